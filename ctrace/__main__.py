@@ -1,0 +1,5 @@
+"""``python -m ctrace``."""
+
+from ctrace.cli import main
+
+main()

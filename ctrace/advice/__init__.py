@@ -1,0 +1,1 @@
+"""Hazards, rules, predictions; apply and undo."""

@@ -1,0 +1,158 @@
+"""What a source yields: the same for live capture, netlink and a recorded file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.record import Events, empty
+
+Counts = npt.NDArray[np.uint64]
+"""Exact cumulative counters of one namespace since attaching, indexed by Reason."""
+
+
+@dataclass(frozen=True)
+class HookInfo:
+    """The hook family in use and what it can and cannot see."""
+
+    family: str
+    """``fentry``, ``kprobe``, ``netfilter`` or ``netlink``."""
+    attached: tuple[str, ...] = ()
+    blind: tuple[str, ...] = ()
+    """One plain sentence per thing that this family, here, cannot show."""
+    drop_tuples: bool = True
+    """Whether a refused packet's own tuple is seen."""
+    evictions: bool = True
+    """Whether early_drop's evictions are told from other deletions."""
+    owners: bool = True
+    """Whether the process that opened a local flow is captured."""
+
+
+@dataclass(frozen=True)
+class TableReading:
+    """One namespace's table as the kernel itself counts it, at one instant."""
+
+    netns: int
+    count: int
+    max: int
+    """``nf_conntrack_max``; 0 means unlimited before 7.2."""
+    buckets: int
+    stats: Mapping[str, int] = field(default_factory=dict)
+    """/proc/net/stat/nf_conntrack (``conntrack -S``) summed over CPUs, cumulative:
+    found, invalid, insert, insert_failed, drop, early_drop, icmp_error,
+    search_restart, clash_resolve, chaintoolong; absent where it can't be read."""
+
+
+@dataclass(frozen=True)
+class Netns:
+    """A network namespace by its inode number, with what is known of it."""
+
+    inum: int
+    name: str
+    """``init``, an ``ip netns`` name, a container, or ``netns:<inum>``."""
+    addresses: tuple[str, ...] = ()
+    """Local addresses, in text form, to tell served from called from forwarded."""
+    active: bool = True
+    """Whether conntrack's hooks are known to be on there."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that opened a flow, as captured in the kernel at its first packet."""
+
+    key: int
+    """``owner`` of the record: pid << 32 | low 32 bits of start time in ms."""
+    comm: str
+    cgroup: int = 0
+    unit: str = ""
+    """Container or systemd unit, from the cgroup's path; empty when unknown."""
+    cmdline: str = ""
+
+    @property
+    def pid(self) -> int:
+        """Process id in the init pid namespace."""
+        return self.key >> 32
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names learned since the previous batch."""
+
+    netns: Mapping[int, Netns] = field(default_factory=dict)
+    owners: Mapping[int, Owner] = field(default_factory=dict)
+    cgroups: Mapping[int, str] = field(default_factory=dict)
+    """cgroup id to container or unit."""
+    listeners: Mapping[tuple[int, int, int], Owner] = field(default_factory=dict)
+    """(netns, protocol number, port) to the process that listens there."""
+
+
+@dataclass(frozen=True)
+class SelfCost:
+    """What ctrace itself costs the host."""
+
+    cpu: float = 0.0
+    """Cores, user and system time over the last interval (0.02 is 2 % of one core)."""
+    rss: int = 0
+    """Resident memory, bytes."""
+    kernel: float = 0.0
+    """Cores spent inside the BPF programs, where the kernel measures it, else 0."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Events in time order, and the kernel's own numbers at the end of them."""
+
+    events: Events
+    until: int
+    """Boot clock, ns: every event of this batch happened at or before it."""
+    lost: int = 0
+    """Records lost since the previous batch (ring full, or netlink overrun)."""
+    counts: Mapping[int, Counts] = field(default_factory=dict)
+    """Per namespace; cumulative since attaching, exact also when records are lost."""
+    tables: tuple[TableReading, ...] = ()
+    """Read about once a second; empty in batches between."""
+    names: Names = field(default_factory=Names)
+    cost: SelfCost = field(default_factory=SelfCost)
+
+    @classmethod
+    def idle(cls, until: int) -> Batch:
+        """A batch in which nothing happened."""
+        return cls(empty(), until)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How boot-clock times map to wall-clock times, fixed at attach."""
+
+    offset: int
+    """CLOCK_REALTIME minus CLOCK_BOOTTIME, ns, when the source was opened."""
+
+    def utc(self, boot: int) -> int:
+        """Nanoseconds since the epoch for a boot-clock time."""
+        return boot + self.offset
+
+
+class Source(Protocol):
+    """Anything that yields batches. Closing it leaves nothing behind."""
+
+    @property
+    def hooks(self) -> HookInfo:
+        """The hook family that made (or, for a file, had made) the records."""
+
+    @property
+    def clock(self) -> Clock:
+        """Boot clock to UTC."""
+
+    @property
+    def started(self) -> int:
+        """Boot clock, ns, at which all hooks were in place."""
+
+    def batches(self, interval: float) -> Iterator[Batch]:
+        """Yield a batch every ``interval`` seconds until closed or exhausted."""
+
+    def close(self) -> None:
+        """Detach; safe to call twice and from a signal handler's exception."""

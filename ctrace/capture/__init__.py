@@ -1,0 +1,1 @@
+"""Sources of batches: BPF in three hook families, and netlink."""

@@ -1,0 +1,86 @@
+"""The command line: one file a verb, loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Optional
+
+import click
+
+from ctrace import __version__
+from ctrace.errors import CtraceError
+
+VERBS = {
+    "top": "Live screen: what fills the table, who is refused, and why",
+    "trace": "One line per conntrack event, as it happens",
+    "record": "Record per-flow events to a file; also as a flight recorder",
+    "replay": "The live screen over a recording, with time travel",
+    "report": "What happened, from a recording: text, JSON, one HTML page",
+    "diff": "Two recordings compared, key by key",
+    "merge": "Several hosts' recordings as one",
+    "export": "A recording as Parquet, CSV, JSON lines or OpenMetrics",
+    "advise": "Which ports to NOTRACK, why it is safe or not, and what else helps",
+    "whatif": "A recording through a model of the table, with other settings",
+    "apply": "Apply a plan from advise; it reverts by itself unless confirmed",
+    "confirm": "Keep what apply put in place",
+    "undo": "Remove everything that ctrace ever applied",
+    "applied": "List what ctrace has applied",
+    "perf": "What connection tracking costs on this host, and where",
+    "metrics": "OpenMetrics endpoint for Prometheus",
+    "doctor": "What this host can do, what it can't, and why conntrack is on",
+    "demo": "The incident of the README, in private namespaces",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports ``ctrace.cli.<verb>`` when the verb is used: a fast start matters."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Every verb that this version has, in the order of use."""
+        here = os.path.dirname(__file__)
+        return [verb for verb in VERBS if os.path.exists(os.path.join(here, f"{verb}.py"))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        """The click command called ``command`` in the verb's module."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"ctrace.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in ``ctrace --help``, without importing any verb."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, VERBS[verb]) for verb in self.list_commands(ctx)])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: sudo ctrace top",
+)
+@click.version_option(__version__, prog_name="ctrace")
+def cli() -> None:
+    """Find what fills the connection tracking table, and fix it safely."""
+
+
+def main() -> None:
+    """Entry point: every error is one line and an exit status, never a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except CtraceError as error:
+        click.echo(f"ctrace: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone (``| head``): what it wanted, it got.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The machine's own numbers and names: namespaces, tables, sysctls, rulesets, processes."""

@@ -1,0 +1,1 @@
+"""Arithmetic on batches, giving snapshots, in bounded memory."""

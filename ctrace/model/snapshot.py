@@ -1,0 +1,305 @@
+"""Everything that a view may show, as frozen dataclasses.
+
+Times are seconds, rates are per second, shares are 0..1, memory is bytes, unless
+a name says otherwise. ``None`` means unknown, and views show it as ``-``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from ctrace.batch import HookInfo, SelfCost
+
+GROUPS = ("src", "dst", "service", "pair", "process", "container", "netns")
+"""What culprits can be grouped by; ``pair`` is source to service."""
+
+SORTS = ("held", "new", "life", "residence", "drops")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Exact event counts by what happened."""
+
+    insert: int = 0
+    destroy: int = 0
+    drop: int = 0
+    insert_failed: int = 0
+    early_drop: int = 0
+    """Entries evicted to make room (part of ``destroy``)."""
+    expired: int = 0
+    deleted: int = 0
+    clash_resolved: int = 0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The same as :class:`Counted` per second, over the last interval."""
+
+    insert: float = 0.0
+    destroy: float = 0.0
+    drop: float = 0.0
+    insert_failed: float = 0.0
+    early_drop: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """Our counts against the kernel's own, since attaching. All zero when all agree."""
+
+    count: int = 0
+    """(inserts - destroys) minus the change of ``conntrack -C``; the kernel's count also
+    holds entries that are not yet confirmed, so a few are normal under load."""
+    drop: int = 0
+    early_drop: int = 0
+    insert_failed: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """One namespace's table."""
+
+    netns: int
+    name: str
+    count: int
+    max: int
+    buckets: int
+    active: bool = True
+    pinned: Optional[float] = None
+    """Share of entries that are ASSURED, which early_drop never evicts."""
+    totals: Counted = Counted()
+    rates: Rates = Rates()
+    seconds_to_full: Optional[float] = None
+    seconds_to_full_error: Optional[float] = None
+    full_since: Optional[float] = None
+    """UTC seconds since when it has been refusing or evicting; None when it does not."""
+    off_by: Reconciliation = Reconciliation()
+
+    @property
+    def fill(self) -> float:
+        """count / max; 0 when there is no limit."""
+        return self.count / self.max if self.max else 0.0
+
+    @property
+    def load(self) -> float:
+        """Expected hash chain length: each entry is hashed twice, once per direction."""
+        return 2 * self.count / self.buckets if self.buckets else 0.0
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """p50, p90, p99 in seconds, from a histogram; None where nothing was measured."""
+
+    p50: Optional[float] = None
+    p90: Optional[float] = None
+    p99: Optional[float] = None
+    n: int = 0
+    """How many were measured."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between log-spaced edges (seconds); len(edges) == len(counts) + 1."""
+
+    edges: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tuple5:
+    """One flow, original direction, with its reply tuple as text when known."""
+
+    proto: str
+    src: str
+    dst: str
+    sport: int
+    dport: int
+    reply_src: str = ""
+    reply_dst: str = ""
+    reply_sport: int = 0
+    reply_dport: int = 0
+    status: int = 0
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How this key's entries ended, since the start."""
+
+    expired: int = 0
+    evicted: int = 0
+    deleted: int = 0
+    other: int = 0
+
+
+@dataclass(frozen=True)
+class OwnerView:
+    """A process as a view shows it."""
+
+    pid: int
+    comm: str
+    unit: str = ""
+    cmdline: str = ""
+    role: str = ""
+    """``opened`` (captured in the kernel at the first packet) or ``listens``."""
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """One key's part of the table."""
+
+    key: str
+    """As shown: ``10.0.0.7``, ``tcp/8063``, ``10.0.0.7 -> tcp/8063``, ``nginx[812]``..."""
+    proto: str = ""
+    port: Optional[int] = None
+    src: str = ""
+    dst: str = ""
+    netns: int = 0
+    netns_name: str = ""
+    direction: str = ""
+    """``in``, ``out``, ``forward``, ``loopback``, ``mixed`` or empty."""
+    held: int = 0
+    """Entries in the table now."""
+    share: float = 0.0
+    """Its part of all entries held now, over the tables shown."""
+    table_seconds: float = 0.0
+    """Integral of ``held`` over the time observed."""
+    inserts: int = 0
+    new_per_s: float = 0.0
+    destroys: int = 0
+    drops: int = 0
+    drop_per_s: float = 0.0
+    error: int = 0
+    """Upper bound of what ``inserts`` may lack: 0 when exact."""
+    older: int = 0
+    """Of ``held``, entries that were there before ctrace (age unknown)."""
+    life: Percentiles = Percentiles()
+    """First to last packet that renewed the entry, or to the close."""
+    residence: Percentiles = Percentiles()
+    """From insert to destroy."""
+    ends: Ends = Ends()
+    nat: str = ""
+    """``src``, ``dst``, ``src,dst`` when seen on its entries; ``no`` otherwise."""
+    assured: Optional[float] = None
+    """Share of its ended (and, at the start, existing) entries that were ASSURED."""
+    unreplied: Optional[float] = None
+    """Share of its ended entries that never saw a reply."""
+    closed: Optional[float] = None
+    """Share of its ended TCP entries that died in TIME_WAIT or CLOSE."""
+    distinct_src: Optional[int] = None
+    """Estimated number of distinct sources (3 % standard error)."""
+    owner: Optional[OwnerView] = None
+    trend: tuple[float, ...] = ()
+    """``held`` over the last minute, oldest first, one value per interval."""
+    first_seen: Optional[float] = None
+    """UTC seconds."""
+    life_histogram: Histogram = Histogram()
+    residence_histogram: Histogram = Histogram()
+    states: tuple[tuple[str, int], ...] = ()
+    """TCP state at the end, with counts, most frequent first."""
+    samples: tuple[Tuple5, ...] = ()
+
+
+@dataclass(frozen=True)
+class Victim:
+    """Who was refused, or whose entries were evicted."""
+
+    key: str
+    """``udp 10.0.0.2 -> 10.0.0.1:53``."""
+    proto: str
+    src: str
+    dst: str
+    port: int
+    netns: int
+    netns_name: str = ""
+    drops: int = 0
+    """New flows refused because the table was full."""
+    drop_per_s: float = 0.0
+    share_of_new: Optional[float] = None
+    """Refused over tried (refused + inserted), since the start."""
+    evicted: int = 0
+    """Its entries that early_drop removed."""
+    failed: int = 0
+    """Its entries that lost an insertion race."""
+    error: int = 0
+    owner: Optional[OwnerView] = None
+    """The local process that got EPERM; None for packets received or forwarded."""
+    sample: Optional[Tuple5] = None
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One recognised shape, with what it was recognised by."""
+
+    id: str
+    """``no-keepalive``, ``one-way-udp``, ``dns-storm``, ``tunnel``, ``loopback-probes``,
+    ``syn-flood``, ``clash``, ``idle-established``, ``other-netns``, ``too-small``, ``unknown``."""
+    text: str
+    """The WHY line."""
+    evidence: tuple[str, ...] = ()
+    share: float = 0.0
+    """Part of the table that it explains."""
+    proto: str = ""
+    port: Optional[int] = None
+    netns: int = 0
+    remedy: str = ""
+    """One line: what usually helps."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The last minutes, one point per interval, oldest first; all tuples equally long."""
+
+    ts: tuple[float, ...] = ()
+    """UTC seconds."""
+    count: tuple[int, ...] = ()
+    """Entries, summed over the tables shown."""
+    insert: tuple[float, ...] = ()
+    destroy: tuple[float, ...] = ()
+    drop: tuple[float, ...] = ()
+    early_drop: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the model holds, against its fixed limit."""
+
+    used: int = 0
+    limit: int = 0
+    tracked_keys: int = 0
+    pruned: int = 0
+    """Keys given up to stay within the limit; what they held is the stated error."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole answer at one instant."""
+
+    ts: int
+    """UTC, nanoseconds."""
+    host: str
+    interval_s: float
+    uptime_s: float
+    """Seconds observed so far."""
+    hooks: HookInfo
+    group: str
+    sort: str
+    lost: int = 0
+    """Events lost since the start; totals stay exact, per-key numbers may lack these."""
+    tables: tuple[Table, ...] = ()
+    totals: Counted = Counted()
+    rates: Rates = Rates()
+    culprits: tuple[Culprit, ...] = ()
+    culprits_total: int = 0
+    """How many keys there are, shown or not (estimated beyond the memory limit)."""
+    top: dict[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
+    """For ``src``, ``dst``, ``service`` and ``pair``: the first keys by inserts per second."""
+    victims: tuple[Victim, ...] = ()
+    why: tuple[Cause, ...] = ()
+    """Best first; never empty once something was observed."""
+    history: History = History()
+    memory: Memory = Memory()
+    cost: SelfCost = field(default_factory=SelfCost)
+    """What ctrace costs; ``self`` in JSON."""
+    filter: str = ""
+    """The filter as the user gave it; empty for none."""

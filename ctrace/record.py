@@ -1,0 +1,197 @@
+"""The record: one numpy dtype for ``struct ctrace_record`` in bpf/record.h.
+
+Everything after a source is arithmetic on arrays of this dtype. Sixteen-byte
+addresses hold IPv4 as ``::ffff:a.b.c.d``; ports are in host order; times are
+nanoseconds of CLOCK_BOOTTIME.
+"""
+
+from __future__ import annotations
+
+import socket
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Events = npt.NDArray[np.void]
+"""A one-dimensional array of :data:`RECORD`."""
+
+
+class Kind(IntEnum):
+    """What happened to an entry (``enum ctrace_kind``)."""
+
+    INSERT = 1
+    DESTROY = 2
+    DROP = 3
+    INSERT_FAILED = 4
+    EXISTING = 5
+
+
+class Reason(IntEnum):
+    """Why it happened (``enum ctrace_reason``); also the index of its exact counter."""
+
+    NONE = 0
+    NEW = 1
+    USER = 2
+    NAT_CLASH = 3
+    EXPIRED = 4
+    EVICTED = 5
+    GC_PRESSURE = 6
+    DELETED = 7
+    GONE = 8
+    TABLE_FULL = 9
+    NO_MEMORY = 10
+    CLASH = 11
+    CHAIN_TOO_LONG = 12
+    FAILED = 13
+    CLASH_RESOLVED = 14
+    RING_FULL = 15
+
+
+N_REASONS: Final = 16
+
+KIND_OF: Final[dict[Reason, Kind]] = {
+    Reason.NEW: Kind.INSERT,
+    Reason.USER: Kind.INSERT,
+    Reason.NAT_CLASH: Kind.INSERT,
+    Reason.EXPIRED: Kind.DESTROY,
+    Reason.EVICTED: Kind.DESTROY,
+    Reason.GC_PRESSURE: Kind.DESTROY,
+    Reason.DELETED: Kind.DESTROY,
+    Reason.GONE: Kind.DESTROY,
+    Reason.TABLE_FULL: Kind.DROP,
+    Reason.NO_MEMORY: Kind.DROP,
+    Reason.CLASH: Kind.INSERT_FAILED,
+    Reason.CHAIN_TOO_LONG: Kind.INSERT_FAILED,
+    Reason.FAILED: Kind.INSERT_FAILED,
+}
+
+
+class Direction(IntEnum):
+    """Which way the packet went that made, or was refused, the entry."""
+
+    UNKNOWN = 0
+    IN = 1
+    OUT = 2
+    FORWARD = 3
+
+
+class Status(IntFlag):
+    """``enum ip_conntrack_status``, the same bits from 4.x to 7.2.
+
+    ``SRC_NAT`` and ``DST_NAT`` mean that the tuple really was rewritten; the
+    ``*_DONE`` bits are set on every entry once NAT hooks are loaded.
+    """
+
+    EXPECTED = 1 << 0
+    SEEN_REPLY = 1 << 1
+    ASSURED = 1 << 2
+    CONFIRMED = 1 << 3
+    SRC_NAT = 1 << 4
+    DST_NAT = 1 << 5
+    SEQ_ADJUST = 1 << 6
+    SRC_NAT_DONE = 1 << 7
+    DST_NAT_DONE = 1 << 8
+    DYING = 1 << 9
+    FIXED_TIMEOUT = 1 << 10
+    TEMPLATE = 1 << 11
+    NAT_CLASH = 1 << 12
+    HELPER = 1 << 13
+    OFFLOAD = 1 << 14
+    HW_OFFLOAD = 1 << 15
+
+
+TCP_STATES: Final = (
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
+"""``enum tcp_conntrack``, in the kernel's order and conntrack(8)'s spelling."""
+
+STATE_UNKNOWN: Final = 255
+
+RECORD: Final[np.dtype[np.void]] = np.dtype(
+    {
+        "names": [
+            "ts", "ct", "src", "dst", "reply_src", "reply_dst",
+            "sport", "dport", "reply_sport", "reply_dport",
+            "netns", "status", "kind", "reason", "proto", "family",
+            "zone", "direction", "state",
+            "owner", "cgroup",
+            "idle_ms", "overdue_ms", "timeout_ms", "mark",
+        ],
+        "formats": [
+            "<u8", "<u8", ("u1", 16), ("u1", 16), ("u1", 16), ("u1", 16),
+            "<u2", "<u2", "<u2", "<u2",
+            "<u4", "<u4", "u1", "u1", "u1", "u1",
+            "<u2", "u1", "u1",
+            "<u8", "<u8",
+            "<i4", "<i4", "<u4", "<u4",
+        ],
+        "offsets": [
+            0, 8, 16, 32, 48, 64,
+            80, 82, 84, 86,
+            88, 92, 96, 97, 98, 99,
+            100, 102, 103,
+            104, 112,
+            104, 108, 112, 116,
+        ],
+        "itemsize": 120,
+    }
+)  # fmt: skip
+"""``struct ctrace_record``. ``owner``/``cgroup`` (insert, drop, insert_failed) and
+``idle_ms``/``overdue_ms``/``timeout_ms``/``mark`` (destroy) share their bytes, as
+in C: read the ones that the row's kind has."""
+
+WORDS: Final = 15
+"""A record seen as 64-bit words: 2-3 src, 4-5 dst, 6-7 and 8-9 the reply's, 10 ports."""
+
+PROTO_NAMES: Final[dict[int, str]] = {
+    1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 33: "dccp", 41: "ipv6",
+    47: "gre", 50: "esp", 51: "ah", 58: "icmpv6", 132: "sctp", 136: "udplite",
+}  # fmt: skip
+PROTO_NUMBERS: Final[dict[str, int]] = {name: number for number, name in PROTO_NAMES.items()}
+
+MAPPED_PREFIX: Final = bytes(10) + b"\xff\xff"
+
+
+def empty(n: int = 0) -> Events:
+    """An array of ``n`` zeroed records."""
+    return np.zeros(n, RECORD)
+
+
+def words(events: Events) -> npt.NDArray[np.uint64]:
+    """The records as an (n, 15) array of 64-bit words, without a copy if contiguous."""
+    return np.ascontiguousarray(events).view(np.uint64).reshape(-1, WORDS)
+
+
+def proto_name(number: int) -> str:
+    """``tcp`` for 6; a protocol without a name stays a number, as in conntrack(8)."""
+    return PROTO_NAMES.get(number, str(number))
+
+
+def address_bytes(text: str) -> bytes:
+    """The 16 bytes that a record holds for an address in text form.
+
+    Raises ValueError when the text is no IPv4 or IPv6 address.
+    """
+    if ":" in text:
+        return socket.inet_pton(socket.AF_INET6, str(IPv6Address(text)))
+    return MAPPED_PREFIX + IPv4Address(text).packed
+
+
+def address_text(raw: Any) -> str:
+    """The text form of a record's 16 address bytes (bytes or a u1 array)."""
+    data = bytes(raw)
+    if data[:12] == MAPPED_PREFIX:
+        return socket.inet_ntop(socket.AF_INET, data[12:])
+    return socket.inet_ntop(socket.AF_INET6, data)

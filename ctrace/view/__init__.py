@@ -1,0 +1,1 @@
+"""Screens, reports and exports: they render a Snapshot and never fetch."""
