@@ -1,0 +1,107 @@
+"""Where a screen gets its snapshots: the same protocol for live capture and replay.
+
+A feed works in its own thread. The screen asks for the newest snapshot when it is
+about to paint, so a slow terminal costs frames and never events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Protocol, runtime_checkable
+
+from ctrace.model.snapshot import Snapshot
+
+PHASES = ("attaching", "live", "replay", "ended", "failed")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a feed is doing, for the header and for the screen before the first snapshot."""
+
+    name: str = "attaching"
+    """One of :data:`PHASES`."""
+    text: str = ""
+    """One line for a person: what is being done, what is missing, why it failed."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a replay stands. Times are UTC seconds."""
+
+    now: float
+    start: float
+    end: float
+    speed: float = 1.0
+    paused: bool = False
+    drops: tuple[float, ...] = ()
+    """Times of the first drop of each burst, to jump to and to mark on the time line."""
+
+    @property
+    def share(self) -> float:
+        """How far through the recording, 0..1."""
+        length = self.end - self.start
+        return min(1.0, max(0.0, (self.now - self.start) / length)) if length > 0 else 1.0
+
+
+class Feed(Protocol):
+    """Snapshots for a screen. No method blocks, except ``close`` for a moment."""
+
+    @property
+    def phase(self) -> Phase:
+        """What the feed is doing."""
+
+    def latest(self) -> Optional[Snapshot]:
+        """The newest snapshot; None before the first one. The same object until a newer one."""
+
+    def set_view(self, group: str, sort: str, filter_text: str) -> None:
+        """How the next snapshots shall be grouped, sorted and filtered.
+
+        ``group`` is one of ``snapshot.GROUPS``, ``sort`` of ``snapshot.SORTS``; the
+        filter is the text that the person typed. A new snapshot with the new view
+        should follow at once, not after the interval.
+        """
+
+    def close(self) -> None:
+        """Stop the thread and let go of everything; safe to call twice."""
+
+
+@runtime_checkable
+class Travels(Protocol):
+    """A feed over a recording: the screen shows the time line and the keys of travel."""
+
+    @property
+    def position(self) -> Position:
+        """Where the replay stands."""
+
+    def pause(self, paused: bool) -> None:
+        """Stop or go on playing."""
+
+    def step(self, intervals: int) -> None:
+        """Go that many intervals forward, or back when negative; pauses."""
+
+    def seek(self, utc: float) -> None:
+        """Go to that time (UTC seconds), clamped to the recording."""
+
+    def set_speed(self, speed: float) -> None:
+        """Play that many times as fast as it happened."""
+
+    def next_drop(self) -> bool:
+        """Go to the next burst of drops; False when there is none."""
+
+    def prev_drop(self) -> bool:
+        """Go to the burst of drops before this moment; False when there is none."""
+
+
+@runtime_checkable
+class Records(Protocol):
+    """A feed whose events can be written to a file from now on."""
+
+    @property
+    def recording(self) -> str:
+        """The file being written; empty when none is."""
+
+    def record(self, path: str) -> None:
+        """Start writing to ``path``. Raises CtraceError when that is impossible."""
+
+    def stop_recording(self) -> str:
+        """Finish the file and return its path; empty when none was being written."""
