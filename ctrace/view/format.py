@@ -1,0 +1,322 @@
+"""Numbers and names as a person reads them: a unit everywhere, one precision, no surprises.
+
+Everything is composed in Unicode, one character per cell wherever possible, and
+:func:`ascii_only` turns a finished line into ASCII of the same width. Thousands are
+set apart by a narrow no-break space, units by a plain space.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Final, Optional
+
+from rich.cells import cell_len, set_cell_size
+
+THIN: Final = "\u202f"
+UNKNOWN: Final = "-"
+ELLIPSIS: Final = "…"
+ARROW: Final = "→"
+RAMP: Final = "▁▂▃▄▅▆▇█"
+
+ASCII: Final[dict[int, str]] = str.maketrans(
+    dict(zip(RAMP, "_.-:=+*#", strict=True))
+    | {
+        THIN: ",", "\u00a0": " ", ELLIPSIS: "~", ARROW: ">", "←": "<", "↑": "^", "↓": "v",
+        "▒": "=", "░": ".", "▌": "|", "▐": "|", "│": "|", "─": "-", "┄": "-", "━": "=", "┃": "|",
+        "┌": "+", "┐": "+", "└": "+", "┘": "+", "├": "+", "┤": "+", "┬": "+", "┴": "+", "┼": "+",
+        "·": ".", "•": "*", "●": "*", "○": "o", "▶": ">", "▸": ">", "‖": "=", "✓": "+", "✗": "x",
+        "µ": "u", "≥": ">", "≤": "<", "\u00d7": "x", "±": "~", "\u2013": "-", "—": "-",
+        "\u2019": "'", "“": '"', "”": '"', "▲": "^", "▼": "v", "◆": "*", "⚠": "!",
+    }
+)  # fmt: skip
+"""One ASCII character for each of ours, so that a line keeps its columns."""
+
+_HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Me"))
+_RIGHT_TO_LEFT: Final = frozenset(("R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI"))
+_MARKS_IN_A_ROW: Final = 2
+_DURATIONS: Final = (
+    (999.5, 1e-6, "µs"),
+    (999.5, 1e-3, "ms"),
+    (599.5, 1, "s"),
+    (119.5, 60, "min"),
+    (47.5, 3600, "h"),
+)
+"""Up to how many of which unit: a time-out of 120 s stays 120 s."""
+
+
+def wants_ascii(environ: Optional[Mapping[str, str]] = None) -> bool:
+    """Whether this terminal should get ASCII only.
+
+    ``CTRACE_ASCII`` decides when it is set (``0`` asks for Unicode). Else a locale that
+    is not UTF-8 does, and the Linux console, whose font lacks most of our characters.
+    Python itself turns ``LANG=C`` into ``LC_CTYPE=C.UTF-8`` (PEP 538): seen through here.
+    """
+    environ = os.environ if environ is None else environ
+    asked = environ.get("CTRACE_ASCII", "")
+    if asked:
+        return asked != "0"
+    if environ.get("TERM") == "linux":
+        return True
+    overall, ctype, lang = (environ.get(name, "") for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    if not overall and lang in ("", "C", "POSIX") and ctype in ("C.UTF-8", "C.utf8", "UTF-8"):
+        return True
+    locale = (overall or ctype or lang).lower().replace("-", "")
+    return not locale.endswith("utf8")
+
+
+def ascii_only(text: str) -> str:
+    """The same text in ASCII, cell for cell; what has no likeness becomes ``?``."""
+    if text.isascii():
+        return text
+    text = text.translate(ASCII)
+    return text if text.isascii() else "".join(map(_ascii_char, text))
+
+
+def _ascii_char(char: str) -> str:
+    return char if char.isascii() else "?" * cell_len(char)
+
+
+def count(number: float) -> str:
+    """``262 144``, with narrow no-break spaces."""
+    return f"{round(number):,}".replace(",", THIN)
+
+
+def short(number: float) -> str:
+    """At most five cells: ``812``, ``9 812``, ``98.1k``, ``981k``, ``1.2M``."""
+    if abs(number) < 9999.5:
+        return count(number)
+    for unit in ("k", "M", "G", "T"):
+        number /= 1000
+        if abs(number) < 99.95:
+            return f"{number:.1f}{unit}"
+        if abs(number) < 999.5:
+            return f"{number:.0f}{unit}"
+    return f"{number:.0e}"
+
+
+def rate(per_second: Optional[float]) -> str:
+    """A rate without its unit (the column's head has it): ``0``, ``0.4``, ``1 820``."""
+    if per_second is None:
+        return UNKNOWN
+    if per_second == 0:
+        return "0"
+    if abs(per_second) < 0.05:
+        return "<0.1"
+    if abs(per_second) < 9.95:
+        return f"{per_second:.1f}"
+    return count(per_second)
+
+
+def per_second(value: Optional[float]) -> str:
+    """``1 820/s``."""
+    return UNKNOWN if value is None else rate(value) + "/s"
+
+
+def share(part: Optional[float]) -> str:
+    """``83 %``, ``2.7 %``, ``<0.1 %``; never ``100 %`` for less than all."""
+    if part is None:
+        return UNKNOWN
+    percent = part * 100
+    if percent <= 0:
+        return "0 %"
+    if percent < 0.05:
+        return "<0.1 %"
+    if percent < 9.95:
+        return f"{percent:.1f} %"
+    if 99.5 <= percent < 100:
+        return ">99 %"
+    return f"{percent:.0f} %"
+
+
+def duration(seconds: Optional[float]) -> str:
+    """``350 µs``, ``4 ms``, ``1.5 s``, ``120 s``, ``12 min``, ``3 h``, ``4 d``."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    if seconds < 0:
+        return "-" + duration(-seconds)
+    if seconds == 0:
+        return "0 s"
+    for below, unit, name in _DURATIONS:
+        if seconds < below * unit:
+            return f"{_figures(seconds / unit)} {name}"
+    return f"{count(seconds / 86400)} d"
+
+
+def _figures(number: float) -> str:
+    """One decimal below ten unless it is zero, none above."""
+    text = f"{number:.1f}" if number < 9.95 else f"{number:.0f}"
+    return text[:-2] if text.endswith(".0") else text
+
+
+def span(seconds: float) -> str:
+    """An elapsed time in two units: ``45 s``, ``2 min 10 s``, ``3 h 05 min``, ``2 d 4 h``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def size(octets: int) -> str:
+    """Memory in binary units: ``812 B``, ``46 MiB``, ``1.5 GiB``."""
+    number = float(octets)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(number) < 999.5:
+            return f"{_figures(number)} {unit}"
+        number /= 1024
+    return f"{_figures(number)} TiB"
+
+
+def clock(utc: float) -> str:
+    """The time of day of a UTC time in seconds: ``14:03:27``."""
+    return datetime.fromtimestamp(utc, timezone.utc).strftime("%H:%M:%S")
+
+
+def clean(text: str) -> str:
+    """A name that can do no harm on a screen.
+
+    Control characters, invisible and bidirectional formatting, right-to-left letters
+    (which make a terminal reorder the numbers beside them) and piles of combining marks
+    become visible escapes such as ``\\x1b`` or ``\\u202e``.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    out: list[str] = []
+    marks = 0
+    for char in text:
+        category = unicodedata.category(char)
+        marks = marks + 1 if category in ("Mn", "Mc") else 0
+        if (
+            category in _HIDDEN
+            or marks > _MARKS_IN_A_ROW
+            or (marks and not out)
+            or unicodedata.bidirectional(char) in _RIGHT_TO_LEFT
+        ):
+            out.append(_escape(char))
+        else:
+            out.append(char)
+    return "".join(out)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def cut(text: str, width: int) -> str:
+    """At most ``width`` cells, losing the middle: both ends of a name tell most."""
+    if width <= 0:
+        return ""
+    if cell_len(text) <= width:
+        return text
+    if width == 1:
+        return ELLIPSIS
+    tail = (width - 1) // 2
+    head = width - 1 - tail
+    return _head(text, head) + ELLIPSIS + _tail(text, tail)
+
+
+def _head(text: str, width: int) -> str:
+    used, end = 0, 0
+    for index, char in enumerate(text):
+        used += cell_len(char)
+        if used > width:
+            break
+        end = index + 1
+    return text[:end]
+
+
+def _tail(text: str, width: int) -> str:
+    used, start = 0, len(text)
+    for index in range(len(text) - 1, -1, -1):
+        used += cell_len(text[index])
+        if used > width:
+            break
+        start = index
+    return text[start:]
+
+
+def address(text: str, width: int) -> str:
+    """An address in at most ``width`` cells: IPv6 loses whole groups from its middle."""
+    if len(text) <= width or text.count(":") < 2:
+        return cut(text, width)
+    groups = text.split(":")
+    for dropped in range(1, len(groups) - 1):
+        keep = len(groups) - dropped
+        head = (keep + 1) // 2
+        fitted = (
+            f"{':'.join(groups[:head])}{ELLIPSIS}{':'.join(groups[len(groups) - keep + head :])}"
+        )
+        if len(fitted) <= width:
+            return fitted
+    return cut(text, width)
+
+
+def key(text: str, width: int) -> str:
+    """A culprit's or victim's key: the service stays whole as long as it can."""
+    text = clean(text).replace(" -> ", f" {ARROW} ")
+    if cell_len(text) <= width:
+        return text
+    left, arrow, right = text.partition(f" {ARROW} ")
+    room = width - 3 - cell_len(right)
+    if not arrow or room < 7:
+        return cut(text, width)
+    return address(left, room) + f" {ARROW} " + right
+
+
+def fit(text: str, width: int, right: bool = False) -> str:
+    """Exactly ``width`` cells: cut or padded."""
+    text = cut(text, width)
+    pad = width - cell_len(text)
+    if pad <= 0:
+        return set_cell_size(text, width)
+    return " " * pad + text if right else text + " " * pad
+
+
+def sparkline(values: Sequence[float], width: int, top: Optional[float] = None) -> str:
+    """The last ``width`` values as bars; ``top`` is the value of a full bar.
+
+    A value that is not zero never looks like zero: zero is the lowest bar alone.
+    """
+    shown = values[-width:] if width > 0 else ()
+    highest = max(shown, default=0.0) if top is None else top
+    bars = []
+    for value in shown:
+        if value <= 0 or highest <= 0:
+            bars.append(RAMP[0])
+        else:
+            bars.append(RAMP[min(7, 1 + int(value / highest * 6.999))])
+    return "".join(bars).rjust(width) if width > 0 else ""
+
+
+def bar(parts: Sequence[float], width: int) -> tuple[int, ...]:
+    """How many of ``width`` cells each part (a share of the whole) gets.
+
+    A part that is not zero gets a cell if there is one left; the sum never exceeds
+    ``width``, and reaches it only when the parts reach 1.
+    """
+    cells: list[int] = []
+    used, reached = 0, 0.0
+    for part in parts:
+        reached = min(1.0, reached + max(0.0, part))
+        upto = int(reached * width + 1e-9)
+        if part > 0:
+            upto = max(upto, used + 1)
+        upto = min(width, upto)
+        cells.append(max(0, upto - used))
+        used = max(used, upto)
+    return tuple(cells)
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """``1 namespace``, ``3 namespaces``."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"

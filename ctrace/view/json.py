@@ -1,0 +1,245 @@
+"""A snapshot as JSON: the schema of docs/snapshot.md, stable within a major version.
+
+Names end in their unit where it is not plain: ``_s`` seconds, ``_per_s`` per second.
+What is unknown is ``null``, never zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import math
+from datetime import datetime, timezone
+from typing import Any, Optional
+
+from ctrace.model.snapshot import (
+    Cause,
+    Culprit,
+    Histogram,
+    OwnerView,
+    Percentiles,
+    Snapshot,
+    Table,
+    Tuple5,
+    Victim,
+)
+from ctrace.record import Status
+
+SCHEMA = 1
+"""Rises when a field changes its meaning or goes; not when one is added."""
+
+
+def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
+    """The snapshot as an object that ``json.dumps`` takes as it is."""
+    return {
+        "schema": SCHEMA,
+        "ts": utc(snapshot.ts),
+        "host": snapshot.host,
+        "hooks": _hooks(snapshot),
+        "lost": snapshot.lost,
+        "exact": snapshot.lost == 0 and not snapshot.memory.pruned,
+        "interval_s": _round(snapshot.interval_s),
+        "uptime_s": _round(snapshot.uptime_s),
+        "group": snapshot.group,
+        "sort": snapshot.sort,
+        "filter": snapshot.filter,
+        "tables": [_table(table) for table in snapshot.tables],
+        "totals": dataclasses.asdict(snapshot.totals),
+        "rates_per_s": _rounded(dataclasses.asdict(snapshot.rates)),
+        "culprits": [_culprit(culprit) for culprit in snapshot.culprits],
+        "culprits_total": snapshot.culprits_total,
+        "top": {
+            group: [{"key": key, "new_per_s": _round(value)} for key, value in keys]
+            for group, keys in snapshot.top.items()
+        },
+        "victims": [_victim(victim) for victim in snapshot.victims],
+        "why": [_cause(cause) for cause in snapshot.why],
+        "history": _rounded(dataclasses.asdict(snapshot.history)),
+        "memory": dataclasses.asdict(snapshot.memory),
+        "self": _rounded(dataclasses.asdict(snapshot.cost)),
+    }
+
+
+def utc(nanoseconds: int) -> str:
+    """``2026-11-22T19:48:49.000000000Z``: RFC 3339 with all nine digits."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
+def utc_seconds(seconds: Optional[float]) -> Optional[str]:
+    """A UTC time in seconds the same way, to the millisecond; None stays None."""
+    if seconds is None:
+        return None
+    moment = datetime.fromtimestamp(round(seconds, 3), timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _hooks(snapshot: Snapshot) -> dict[str, Any]:
+    hooks = snapshot.hooks
+    return {
+        "family": hooks.family,
+        "attached": list(hooks.attached),
+        "blind": list(hooks.blind),
+        "drop_tuples": hooks.drop_tuples,
+        "evictions": hooks.evictions,
+        "owners": hooks.owners,
+    }
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {
+        "netns": table.netns,
+        "name": table.name,
+        "count": table.count,
+        "max": table.max,
+        "buckets": table.buckets,
+        "fill": _round(table.fill),
+        "load": _round(table.load),
+        "active": table.active,
+        "pinned": _round(table.pinned),
+        "full_since": utc_seconds(table.full_since),
+        "seconds_to_full": _round(table.seconds_to_full),
+        "seconds_to_full_error": _round(table.seconds_to_full_error),
+        "totals": dataclasses.asdict(table.totals),
+        "rates_per_s": _rounded(dataclasses.asdict(table.rates)),
+        "off_by": dataclasses.asdict(table.off_by),
+    }
+
+
+def _culprit(culprit: Culprit) -> dict[str, Any]:
+    return {
+        "key": culprit.key,
+        "proto": culprit.proto,
+        "port": culprit.port,
+        "src": culprit.src,
+        "dst": culprit.dst,
+        "netns": culprit.netns,
+        "netns_name": culprit.netns_name,
+        "direction": culprit.direction,
+        "held": culprit.held,
+        "share": _round(culprit.share),
+        "table_seconds": _round(culprit.table_seconds),
+        "inserts": culprit.inserts,
+        "new_per_s": _round(culprit.new_per_s),
+        "destroys": culprit.destroys,
+        "drops": culprit.drops,
+        "drop_per_s": _round(culprit.drop_per_s),
+        "error": culprit.error,
+        "older": culprit.older,
+        **_percentiles("life", culprit.life),
+        **_percentiles("residence", culprit.residence),
+        "ends": dataclasses.asdict(culprit.ends),
+        "nat": culprit.nat,
+        "assured": _round(culprit.assured),
+        "unreplied": _round(culprit.unreplied),
+        "closed": _round(culprit.closed),
+        "distinct_src": culprit.distinct_src,
+        "owner": _owner(culprit.owner),
+        "trend": _rounded(list(culprit.trend)),
+        "first_seen": utc_seconds(culprit.first_seen),
+        "life_histogram": _histogram(culprit.life_histogram),
+        "residence_histogram": _histogram(culprit.residence_histogram),
+        "states": dict(culprit.states),
+        "samples": [_tuple(sample) for sample in culprit.samples],
+    }
+
+
+def _victim(victim: Victim) -> dict[str, Any]:
+    return {
+        "key": victim.key,
+        "proto": victim.proto,
+        "src": victim.src,
+        "dst": victim.dst,
+        "port": victim.port,
+        "netns": victim.netns,
+        "netns_name": victim.netns_name,
+        "drops": victim.drops,
+        "drop_per_s": _round(victim.drop_per_s),
+        "share_of_new": _round(victim.share_of_new),
+        "evicted": victim.evicted,
+        "failed": victim.failed,
+        "error": victim.error,
+        "owner": _owner(victim.owner),
+        "sample": _tuple(victim.sample) if victim.sample else None,
+    }
+
+
+def _cause(cause: Cause) -> dict[str, Any]:
+    return {
+        "id": cause.id,
+        "text": cause.text,
+        "evidence": list(cause.evidence),
+        "share": _round(cause.share),
+        "proto": cause.proto,
+        "port": cause.port,
+        "netns": cause.netns,
+        "remedy": cause.remedy,
+    }
+
+
+def _tuple(flow: Tuple5) -> dict[str, Any]:
+    """A sample with conntrack's addresses in canonical text and its status as names."""
+    return {
+        "proto": flow.proto,
+        "src": canonical(flow.src),
+        "dst": canonical(flow.dst),
+        "sport": flow.sport,
+        "dport": flow.dport,
+        "reply": {
+            "src": canonical(flow.reply_src),
+            "dst": canonical(flow.reply_dst),
+            "sport": flow.reply_sport,
+            "dport": flow.reply_dport,
+        }
+        if flow.reply_src
+        else None,
+        "status": status_names(flow.status),
+        "state": flow.state,
+    }
+
+
+def status_names(bits: int) -> list[str]:
+    """``["SEEN_REPLY", "ASSURED"]``: the IPS_* bits that are set, lowest first."""
+    return [flag.name for flag in Status if flag & bits and flag.name]
+
+
+def canonical(text: str) -> str:
+    """An address in RFC 5952 form; anything else as it is."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return text
+
+
+def _owner(owner: Optional[OwnerView]) -> Optional[dict[str, Any]]:
+    return dataclasses.asdict(owner) if owner else None
+
+
+def _percentiles(name: str, values: Percentiles) -> dict[str, Any]:
+    return {
+        f"{name}_p50_s": _round(values.p50),
+        f"{name}_p90_s": _round(values.p90),
+        f"{name}_p99_s": _round(values.p99),
+        f"{name}_n": values.n,
+    }
+
+
+def _histogram(histogram: Histogram) -> dict[str, Any]:
+    return {"edges_s": _rounded(list(histogram.edges)), "counts": list(histogram.counts)}
+
+
+def _rounded(value: Any) -> Any:
+    """Floats at six digits after the point, however deep."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return _round(value) if isinstance(value, float) else value
+
+
+def _round(value: Optional[float]) -> Optional[float]:
+    """Microseconds and millionths are the finest that we measure; JSON has no infinity."""
+    if value is None or not math.isfinite(value):
+        return None
+    return round(float(value), 6)
