@@ -1,0 +1,81 @@
+"""``ctrace metrics``: an OpenMetrics endpoint for Prometheus."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from typing import Any
+
+import click
+
+from ctrace.errors import CtraceError
+
+LISTEN = "127.0.0.1:9632"
+
+
+@click.command()
+@click.option("--listen", default=LISTEN, show_default=True, metavar="HOST:PORT")
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 60))
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 1000),
+    help="Distinct culprits and victims ever named; later ones share the label 'other'.",
+)  # fmt: skip
+@click.option("--addresses", is_flag=True, help="Add source addresses as labels (off: none leave).")
+@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@click.option("--once", is_flag=True, help="Print one exposition after one interval, and stop.")
+def command(
+    listen: str, interval: float, limit: int, addresses: bool, hooks: str | None, once: bool
+) -> None:
+    """Serve fill, rates, culprits and victims to Prometheus.
+
+    Listens on loopback unless told otherwise. The answer is made once an interval,
+    so scraping costs nothing and cannot hold up capture.
+    """
+    try:
+        from ctrace.view.openmetrics import CONTENT_TYPE_LATEST, Exposition
+    except ImportError:
+        raise CtraceError(
+            "prometheus_client is missing: install the extra with pip install 'ctrace[metrics]'"
+        ) from None
+    from ctrace.capture import open_live
+    from ctrace.model import Model
+    from ctrace.view.scrape import Scrapes, parse_listen
+
+    address = parse_listen(listen)
+    exposition = Exposition(limit=limit, addresses=addresses)
+    group = "pair" if addresses else "service"
+    signal.signal(signal.SIGTERM, _stop)
+    server = None if once else Scrapes(address, CONTENT_TYPE_LATEST)
+    try:
+        source = open_live(hooks=hooks)
+        try:
+            model = Model(source.hooks, source.clock, source.started, host=socket.gethostname())
+            if server is not None:
+                host, port = server.server_address[:2]
+                click.echo(
+                    f"ctrace: serving http://{_host(host)}:{port}/metrics "
+                    f"({source.hooks.family} hooks)",
+                    err=True,
+                )
+            for batch in source.batches(interval):
+                model.update(batch)
+                text = exposition.text(model.snapshot(group=group, sort="held", limit=limit))
+                if server is None:
+                    click.echo(text.decode(), nl=False)
+                    return
+                server.text = text
+        finally:
+            source.close()
+    finally:
+        if server is not None:
+            server.close()
+
+
+def _host(host: Any) -> str:
+    text = str(host)
+    return f"[{text}]" if ":" in text else text
+
+
+def _stop(*_: object) -> None:
+    sys.exit(0)

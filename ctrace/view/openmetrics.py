@@ -1,0 +1,216 @@
+"""A Snapshot as OpenMetrics, with a bounded number of label values.
+
+Addresses never become labels unless asked for: what leaves the host by default is
+the protocol, the port, the reason and the namespace's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
+
+__all__ = ["CONTENT_TYPE_LATEST", "Exposition", "LabelBudget"]
+
+OTHER = "other"
+
+
+class LabelBudget:
+    """At most ``limit`` values of a label over the life of the process.
+
+    A monitoring system pays for every value that it ever saw, so the first ones to
+    matter keep their names and all later ones share ``other``.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        """The value itself, or ``other`` when the budget is spent."""
+        if value in self._known:
+            return value
+        if len(self._known) < self.limit:
+            self._known.add(value)
+            return value
+        return OTHER
+
+
+class _Registry:
+    """The part of prometheus_client's registry that its exposition calls."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+class Exposition:
+    """Turns snapshots (grouped by ``service``) into the text of one scrape.
+
+    ``limit`` bounds the distinct culprits, victims and namespaces each; ``addresses``
+    adds the sources of the largest source→service pairs when the snapshot is
+    grouped by ``pair``.
+    """
+
+    def __init__(self, *, limit: int = 50, addresses: bool = False) -> None:
+        self.addresses = addresses
+        self._culprit = LabelBudget(limit)
+        self._victim = LabelBudget(limit)
+        self._netns = LabelBudget(limit)
+
+    def text(self, snapshot: Snapshot) -> bytes:
+        """The exposition, UTF-8, ending in ``# EOF``."""
+        registry: Any = _Registry(list(self.metrics(snapshot)))
+        body: bytes = generate_latest(registry)
+        return body
+
+    def metrics(self, snapshot: Snapshot) -> Iterator[Metric]:
+        """Metric families for one snapshot."""
+        yield from self._tables(snapshot.tables)
+        yield from self._culprits(snapshot.culprits)
+        yield from self._victims(snapshot.victims)
+        yield from _itself(snapshot)
+
+    def _tables(self, tables: tuple[Table, ...]) -> Iterator[Metric]:
+        entries = GaugeMetricFamily(
+            "ctrace_table_entries", "Entries in the conntrack table.", labels=["netns"]
+        )
+        limit = GaugeMetricFamily(
+            "ctrace_table_max", "nf_conntrack_max; 0 means no limit.", labels=["netns"]
+        )
+        buckets = GaugeMetricFamily(
+            "ctrace_table_buckets", "Hash buckets, shared by all namespaces.", labels=["netns"]
+        )
+        pinned = GaugeMetricFamily(
+            "ctrace_table_pinned_ratio",
+            "Share of entries that are ASSURED, which early_drop never evicts.",
+            labels=["netns"],
+        )
+        to_full = GaugeMetricFamily(
+            "ctrace_table_seconds_to_full",
+            "Forecast at the present trend; absent when it is not filling.",
+            labels=["netns"],
+        )
+        inserts = CounterMetricFamily(
+            "ctrace_inserts", "Entries inserted since ctrace attached.", labels=["netns"]
+        )
+        destroys = CounterMetricFamily(
+            "ctrace_destroys", "Entries that ended, by reason.", labels=["netns", "reason"]
+        )
+        drops = CounterMetricFamily(
+            "ctrace_drops", "Packets refused because the table was full.", labels=["netns"]
+        )
+        failed = CounterMetricFamily(
+            "ctrace_insert_failed", "Entries that lost an insertion race.", labels=["netns"]
+        )
+        gauges: tuple[tuple[GaugeMetricFamily, str], ...] = (
+            (entries, "count"),
+            (limit, "max"),
+            (buckets, "buckets"),
+            (pinned, "pinned"),
+            (to_full, "seconds_to_full"),
+        )
+        seen: set[str] = set()
+        for table in tables:
+            name = self._netns(table.name)
+            if name in seen:  # a sum over unrelated tables would say nothing
+                continue
+            seen.add(name)
+            for family, field in gauges:
+                value: Optional[float] = getattr(table, field)
+                if value is not None:
+                    family.add_metric([name], value)
+            done = table.totals
+            inserts.add_metric([name], done.insert)
+            drops.add_metric([name], done.drop)
+            failed.add_metric([name], done.insert_failed)
+            other = done.destroy - done.expired - done.early_drop - done.deleted
+            for reason, count in (
+                ("expired", done.expired),
+                ("evicted", done.early_drop),
+                ("deleted", done.deleted),
+                ("other", max(0, other)),
+            ):
+                destroys.add_metric([name, reason], count)
+        yield from (entries, limit, buckets, pinned, to_full, inserts, destroys, drops, failed)
+
+    def _culprits(self, culprits: tuple[Culprit, ...]) -> Iterator[Metric]:
+        labels = ["service", "src"] if self.addresses else ["service"]
+        held = GaugeMetricFamily(
+            "ctrace_culprit_entries", "Entries held now, by service.", labels=labels
+        )
+        new = GaugeMetricFamily(
+            "ctrace_culprit_inserts_per_second", "New entries per second.", labels=labels
+        )
+        share = GaugeMetricFamily(
+            "ctrace_culprit_share_ratio", "Part of all entries held now.", labels=labels
+        )
+        rows: dict[tuple[str, ...], list[float]] = {}
+        for culprit in culprits:
+            service = _service(culprit.proto, culprit.port)
+            key: tuple[str, ...] = (service, culprit.src) if self.addresses else (service,)
+            if self._culprit("\0".join(key)) == OTHER:
+                key = (OTHER,) * len(key)
+            row = rows.setdefault(key, [0.0, 0.0, 0.0])
+            row[0] += culprit.held
+            row[1] += culprit.new_per_s
+            row[2] += culprit.share
+        for key, row in rows.items():
+            for family, value in zip((held, new, share), row, strict=True):
+                family.add_metric(key, value)
+        yield from (held, new, share)
+
+    def _victims(self, victims: tuple[Victim, ...]) -> Iterator[Metric]:
+        refused = GaugeMetricFamily(
+            "ctrace_victim_refused_per_second",
+            "New flows refused per second because the table was full, by service.",
+            labels=["service"],
+        )
+        rows: dict[str, float] = {}
+        for victim in victims:
+            name = self._victim(_service(victim.proto, victim.port))
+            rows[name] = rows.get(name, 0.0) + victim.drop_per_s
+        for name, rate in rows.items():
+            refused.add_metric([name], rate)
+        yield refused
+
+
+def _service(proto: str, port: Optional[int]) -> str:
+    return proto or "any" if not port else f"{proto}/{port}"
+
+
+def _itself(snapshot: Snapshot) -> Iterator[Metric]:
+    yield CounterMetricFamily(
+        "ctrace_lost_events",
+        "Events that the stream lost; per-table totals stay exact without them.",
+        value=snapshot.lost,
+    )
+    yield InfoMetricFamily(
+        "ctrace_hooks", "How events are captured.", value={"family": snapshot.hooks.family}
+    )
+    yield GaugeMetricFamily(
+        "ctrace_self_cpu_cores", "CPU that ctrace uses, in cores.", value=snapshot.cost.cpu
+    )
+    yield GaugeMetricFamily(
+        "ctrace_self_resident_bytes", "Memory that ctrace uses.", value=snapshot.cost.rss
+    )
+    off = sum(
+        abs(table.off_by.drop) + abs(table.off_by.early_drop) + abs(table.off_by.insert_failed)
+        for table in snapshot.tables
+    )
+    yield GaugeMetricFamily(
+        "ctrace_off_by_events",
+        "Difference between ctrace's counts and the kernel's own; 0 when they agree.",
+        value=off,
+    )

@@ -1,0 +1,230 @@
+"""What Prometheus gets, checked with Prometheus itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from ctrace.batch import HookInfo, SelfCost
+from ctrace.errors import CtraceError, UsageError
+from ctrace.lab import Lab
+from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.model.snapshot import Counted, Culprit, Snapshot, Table, Victim
+from ctrace.view.openmetrics import CONTENT_TYPE_LATEST, Exposition
+from ctrace.view.scrape import CONNECTIONS, Scrapes, parse_listen
+
+SHARE = Path(__file__).parents[2] / "ctrace" / "share" / "prometheus"
+
+
+def snapshot(culprits: int = 3) -> Snapshot:
+    return Snapshot(
+        ts=0,
+        host="h",
+        interval_s=1.0,
+        uptime_s=60.0,
+        hooks=HookInfo("netfilter"),
+        group="service",
+        sort="held",
+        lost=7,
+        tables=(
+            Table(
+                netns=1,
+                name="init",
+                count=900,
+                max=1000,
+                buckets=512,
+                totals=Counted(insert=100, destroy=50, drop=4, early_drop=10, expired=30),
+                seconds_to_full=12.5,
+            ),
+        ),
+        culprits=tuple(
+            Culprit(key=f"tcp/{port}", proto="tcp", port=port, src="192.0.2.9", held=10, share=0.1)
+            for port in range(8000, 8000 + culprits)
+        ),
+        victims=(
+            Victim("v", "udp", "192.0.2.1", "192.0.2.2", 53, 1, drops=4, drop_per_s=2.0),
+            Victim("w", "udp", "192.0.2.3", "192.0.2.2", 53, 1, drops=4, drop_per_s=1.0),
+        ),
+        cost=SelfCost(0.02, 40 << 20),
+    )
+
+
+def values(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_numbers_are_the_snapshots() -> None:
+    got = values(Exposition().text(snapshot()))
+    assert got["ctrace_table_entries", (("netns", "init"),)] == 900
+    assert got["ctrace_table_seconds_to_full", (("netns", "init"),)] == 12.5
+    assert got["ctrace_drops_total", (("netns", "init"),)] == 4
+    ends = {
+        dict(key[1])["reason"]: n for key, n in got.items() if key[0] == "ctrace_destroys_total"
+    }
+    assert ends == {"expired": 30, "evicted": 10, "deleted": 0, "other": 10}
+    assert got["ctrace_victim_refused_per_second", (("service", "udp/53"),)] == 3.0
+    assert got["ctrace_lost_events_total", ()] == 7
+    assert ("ctrace_table_pinned_ratio", (("netns", "init"),)) not in got  # unknown stays absent
+
+
+def test_addresses_leave_only_when_asked_for() -> None:
+    assert b"192.0.2." not in Exposition().text(snapshot())
+    assert b"192.0.2.9" in Exposition(addresses=True).text(snapshot())
+
+
+def test_label_values_are_bounded_for_ever() -> None:
+    exposition = Exposition(limit=20)
+    seen = set()
+    for first in range(0, 3000, 100):
+        shot = snapshot()
+        shot = Snapshot(
+            **{
+                **shot.__dict__,
+                "culprits": tuple(
+                    Culprit(key=str(p), proto="tcp", port=p + 1, held=1)
+                    for p in range(first, first + 100)
+                ),
+            }
+        )
+        got = values(exposition.text(shot))
+        held = {k: v for k, v in got.items() if k[0] == "ctrace_culprit_entries"}
+        assert sum(held.values()) == 100  # what loses its name is still counted
+        seen |= set(held)
+    assert len(seen) == 21
+
+
+@pytest.mark.parametrize("text", ["", "9632", "host:", "host:x", "host:70000", "host:-1"])
+def test_a_wrong_address_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        parse_listen(text)
+
+
+def test_listening_defaults_to_loopback() -> None:
+    assert parse_listen(":9632") == ("127.0.0.1", 9632)
+    assert parse_listen("[::1]:1") == ("::1", 1)
+
+
+@pytest.fixture
+def served() -> Iterator[Scrapes]:
+    server = Scrapes(("127.0.0.1", 0), CONTENT_TYPE_LATEST)
+    yield server
+    server.close()
+
+
+def fetch(server: Scrapes, path: str = "/metrics") -> bytes:
+    port = server.server_address[1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        body: bytes = answer.read()
+    return body
+
+
+def test_a_port_in_use_is_one_clear_line(served: Scrapes) -> None:
+    with pytest.raises(CtraceError, match="--listen"):
+        Scrapes(("127.0.0.1", served.server_address[1]), CONTENT_TYPE_LATEST)
+
+
+def test_hanging_scrapers_are_bounded_and_time_out(served: Scrapes) -> None:
+    served.text = Exposition().text(snapshot(1000))
+    hung = [socket.create_connection(served.server_address[:2]) for _ in range(3 * CONNECTIONS)]  # type: ignore[arg-type]
+    try:
+        # What is over the limit is closed at once; the rest when its time is up.
+        refused = 0
+        for connection in hung[CONNECTIONS:]:
+            connection.settimeout(10)
+            refused += connection.recv(1) == b""
+        assert refused == 2 * CONNECTIONS
+        for connection in hung[:CONNECTIONS]:
+            connection.settimeout(20)
+            assert connection.recv(1) == b""
+        assert values(fetch(served))
+    finally:
+        for connection in hung:
+            connection.close()
+
+
+def test_rules_and_dashboard_name_only_metrics_that_exist() -> None:
+    names = {key[0] for key in values(Exposition().text(snapshot()))}
+    names.add("ctrace_table_pinned_ratio")
+    dashboard = json.loads((SHARE / "grafana-dashboard.json").read_text())
+    expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
+    text = " ".join(expressions) + (SHARE / "alerts.yml").read_text()
+    used = set(re.findall(r"\bctrace_\w+", text))
+    assert used
+    assert used <= names
+    subprocess.run(["promtool", "check", "rules", SHARE / "alerts.yml"], check=True)
+
+
+@pytest.mark.kernel
+def test_prometheus_scrapes_real_traffic(tmp_path: Path) -> None:
+    assert shutil.which("prometheus"), "install Debian's prometheus package"
+    with Lab() as lab:
+        server, client = lab.namespace("server", track=True), lab.namespace("client")
+        lab.link(client, server)
+        exporter = subprocess.Popen(
+            [sys.executable, "-m", "ctrace", "metrics", "--listen", "127.0.0.1:0"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert exporter.stderr is not None
+        line = exporter.stderr.readline()
+        found = re.search(r"http://(\S+)/metrics", line)
+        assert found, line
+        config = tmp_path / "prometheus.yml"
+        config.write_text(
+            "global: {scrape_interval: 1s}\n"
+            f"rule_files: ['{SHARE / 'alerts.yml'}']\n"
+            "scrape_configs:\n"
+            f"- {{job_name: ctrace, static_configs: [{{targets: ['{found[1]}']}}]}}\n"
+        )
+        subprocess.run(["promtool", "check", "config", config], check=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        prometheus = subprocess.Popen(
+            ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'db'}",
+             f"--web.listen-address=127.0.0.1:{port}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            with tcp_server(server, 8063):
+                done = tcp_connections(client, (server.addresses["client"][0], 8063), 100)
+            assert len(done.flows) == 100
+            name = f"netns:{server.inum}"
+            deadline, inserted = time.monotonic() + 60, 0.0
+            while inserted < 100 and time.monotonic() < deadline:
+                time.sleep(0.5)
+                inserted = query(port, f'ctrace_inserts_total{{netns="{name}"}}')
+            assert inserted == 100
+            assert query(port, 'ctrace_culprit_entries{service="tcp/8063"}') >= 100
+        finally:
+            prometheus.kill()
+            prometheus.wait()
+            exporter.send_signal(signal.SIGTERM)
+            assert exporter.wait(timeout=20) == 0
+
+
+def query(port: int, expression: str) -> float:
+    url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.request.quote(expression)}"  # type: ignore[attr-defined]
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    except OSError:
+        return 0.0
+    return float(result[0]["value"][1]) if result else 0.0
