@@ -31,6 +31,8 @@ VERBS = {
     "metrics": "OpenMetrics endpoint for Prometheus",
     "doctor": "What this host can do, what it can't, and why conntrack is on",
     "demo": "The incident of the README, in private namespaces",
+    "completion": "Print the completion script for a shell",
+    "man": "Print the manual page",
 }
 
 

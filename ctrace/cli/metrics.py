@@ -15,8 +15,16 @@ LISTEN = "127.0.0.1:9632"
 
 
 @click.command()
-@click.option("--listen", default=LISTEN, show_default=True, metavar="HOST:PORT")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 60))
+@click.option(
+    "--listen", default=LISTEN, show_default=True, metavar="HOST:PORT", help="Where to serve."
+)
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 60),
+    help="Seconds between two answers.",
+)
 @click.option(
     "--limit", default=50, show_default=True, type=click.IntRange(1, 1000),
     help="Distinct culprits and victims ever named; later ones share the label 'other'.",
