@@ -63,8 +63,8 @@ class Accept:
 
     The rule matches untracked packets of its lever's port only. ``position`` is
     a 0-based rule index in ``chain`` that does not count ctrace's own rules: the
-    new rule goes before that one, or to the end when ``position`` equals the
-    number of rules. It is valid as long as the plan's fingerprint is.
+    new rule goes before that one; -1 means at the end. It is valid as long as the
+    plan's fingerprint is.
     """
 
     tool: str
@@ -266,7 +266,7 @@ def _accept(where: str, document: Any) -> Accept:
         family=fields.choice("family", FAMILIES),
         table=fields.match("table", _NAME),
         chain=fields.match("chain", _NAME),
-        position=fields.integer("position", 0, 1 << 20),
+        position=fields.integer("position", -1, 1 << 20),
         hook=fields.choice("hook", HOOKS),
         role=fields.choice("role", ROLES),
         flow=fields.choice("flow", FLOWS),
