@@ -1,0 +1,116 @@
+"""Cgroup paths to the names that people use: containers and systemd units.
+
+No runtime's API is asked. A container runtime writes the container's id into the
+cgroup's path, and Docker's and Kubernetes' own files, where they can be read,
+turn the id into a name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import lru_cache
+from glob import escape, glob
+
+_ID = r"[0-9a-f]{64}"
+_SCOPE = re.compile(rf"^(docker|libpod|cri-containerd|crio|containerd|nerdctl)-({_ID})\.scope$")
+_NAMED_SCOPE = re.compile(
+    r"^(?:machine-(.+)\.scope|lxc\.payload\.(.+)|systemd-nspawn@(.+)\.service)$"
+)
+_BARE_ID = re.compile(rf"^(?:crio-)?({_ID})$")
+_UNIT = re.compile(r"^[^/]+\.(service|scope|socket|mount|slice)$")
+_HEX = re.compile(r"\\x([0-9a-f]{2})")
+
+_RUNTIMES = {
+    "docker": "docker",
+    "libpod": "podman",
+    "cri-containerd": "containerd",
+    "crio": "cri-o",
+    "containerd": "containerd",
+    "nerdctl": "containerd",
+}
+_PARENTS = {"docker": "docker", "libpod_parent": "podman", "lxc": "lxc", "ecs": "ecs"}
+
+
+def container(path: str) -> str:
+    """The container that a cgroup path belongs to, as ``runtime:name``; empty for none.
+
+    ``path`` is relative to a hierarchy's root, as in /proc/PID/cgroup. The name is
+    the runtime's where its files tell it, else the id's first twelve digits.
+    """
+    parts = [part for part in path.split("/") if part]
+    pod = any(part.startswith("kubepods") for part in parts)
+    # The innermost match wins: a container may itself run containers.
+    for at in range(len(parts) - 1, -1, -1):
+        part = parts[at]
+        if scope := _SCOPE.match(part):
+            return _called("k8s" if pod else _RUNTIMES[scope[1]], scope[2])
+        if bare := _BARE_ID.match(part):
+            parent = parts[at - 1] if at else ""
+            return _called("k8s" if pod else _PARENTS.get(parent, "container"), bare[1])
+        if named := _NAMED_SCOPE.match(part):
+            return "machine:" + _unescape(next(name for name in named.groups() if name))
+        if at and parts[at - 1] == "lxc":
+            return f"lxc:{part}"
+    return ""
+
+
+def unit(path: str) -> str:
+    """The systemd unit of a cgroup path (``nginx.service``), innermost service first.
+
+    Empty when the path holds none. Slices are grouping, not programs: never returned.
+    """
+    parts = [part for part in path.split("/") if _UNIT.match(part)]
+    for suffix in (".service", ".scope", ".socket", ".mount"):
+        for part in reversed(parts):
+            if part.endswith(suffix):
+                return _unescape(part)
+    return ""
+
+
+def label(path: str) -> str:
+    """What to call a cgroup: its container, else its unit, else the path itself."""
+    return container(path) or unit(path) or ("" if path in ("", "/") else path)
+
+
+def of_pid(pid: int) -> str:
+    """A process's cgroup path: the v2 one, or where v1 still rules systemd's own.
+
+    Empty when the process has gone.
+    """
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    found = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        found[controllers] = path
+    paths = [found.get(name, "") for name in ("", "name=systemd", "memory", "pids")]
+    return next((path for path in paths if path not in ("", "/")), "/" if found else "")
+
+
+def _unescape(name: str) -> str:
+    return _HEX.sub(lambda match: chr(int(match[1], 16)), name)
+
+
+def _called(runtime: str, ident: str) -> str:
+    return f"{runtime}:{_name(runtime, ident) or ident[:12]}"
+
+
+@lru_cache(maxsize=4096)
+def _name(runtime: str, ident: str) -> str:
+    if runtime == "docker":
+        try:
+            with open(f"/var/lib/docker/containers/{ident}/config.v2.json") as file:
+                return str(json.load(file)["Name"]).lstrip("/")
+        except (OSError, ValueError, KeyError):
+            return ""
+    if runtime == "k8s":
+        # The kubelet's links: POD_NAMESPACE_CONTAINER-ID.log
+        for link in glob(f"/var/log/containers/*-{escape(ident)}.log"):
+            pod, _, rest = os.path.basename(link).partition("_")
+            return f"{rest.partition('_')[0]}/{pod}"
+    return ""

@@ -1,0 +1,166 @@
+"""How full each namespace's table is, and what the kernel itself counted there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.batch import TableReading
+from ctrace.errors import CtraceError
+from ctrace.host.netns import Namespace, enter
+
+SETTINGS: Final = "/proc/sys/net/netfilter/nf_conntrack_"
+COLUMNS: Final = {
+    "found": "found",
+    "invalid": "invalid",
+    "insert": "insert",
+    "insert_failed": "insert_failed",
+    "drop": "drop",
+    "early_drop": "early_drop",
+    "icmp_error": "icmp_error",
+    "search_restart": "search_restart",
+    "clashres": "clash_resolve",
+    "chainlength": "chaintoolong",
+}
+"""Names in /proc/net/stat/nf_conntrack to ``conntrack -S`` names. The columns that the
+kernel no longer fills (searched, new, ignore, delete, ...) are left out."""
+
+_Counters = npt.NDArray[np.uint64]
+
+
+@dataclass
+class _Table:
+    """What is kept of one namespace between two readings."""
+
+    count: int
+    """File descriptor of its nf_conntrack_count, opened inside. It reads that
+    namespace's number from anywhere and does not keep the namespace alive."""
+    path: str
+    raw: Optional[_Counters] = None
+    wrapped: _Counters = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+
+class TableReader:
+    """Reads tables once a second without setns, sockets or subprocesses.
+
+    The count costs about 0.5 us for each namespace and the counters about 20 us:
+    they are opened anew each time, because an open /proc/net file pins its namespace.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[int, _Table] = {}
+        self._limits: dict[str, int] = {}
+
+    def __enter__(self) -> TableReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every kept file."""
+        for table in self._tables.values():
+            os.close(table.count)
+        for fd in self._limits.values():
+            os.close(fd)
+        self._tables.clear()
+        self._limits.clear()
+
+    def read(
+        self, namespaces: Sequence[Namespace], *, stats: bool = True
+    ) -> tuple[TableReading, ...]:
+        """One reading for each namespace that still exists.
+
+        Empty where nf_conntrack is not loaded. ``stats=False`` reads the fill only.
+        """
+        here = {space.inum for space in namespaces}
+        for inum in [inum for inum in self._tables if inum not in here]:
+            self._forget(inum)
+        limit, buckets = self._limit("max"), self._limit("buckets")
+        if limit is None:
+            return ()
+        readings = []
+        for space in namespaces:
+            table = self._tables.get(space.inum) or self._open(space)
+            if table is None:
+                continue
+            try:
+                count = int(os.pread(table.count, 32, 0))
+            except OSError:  # ENOENT: the namespace has gone
+                self._forget(space.inum)
+                continue
+            table.path = space.path
+            counted = self._stats(table) if stats else {}
+            readings.append(TableReading(space.inum, count, limit, buckets or 0, counted))
+        return tuple(readings)
+
+    def _limit(self, name: str) -> Optional[int]:
+        """nf_conntrack_max and _buckets are one number for all namespaces."""
+        try:
+            if name not in self._limits:
+                self._limits[name] = os.open(SETTINGS + name, os.O_RDONLY | os.O_CLOEXEC)
+            return int(os.pread(self._limits[name], 32, 0))
+        except OSError:
+            if name in self._limits:
+                os.close(self._limits.pop(name))
+            return None
+
+    def _open(self, space: Namespace) -> Optional[_Table]:
+        try:
+            with enter(space.path):
+                # The path may by now open another namespace: processes come and go.
+                if os.readlink("/proc/thread-self/ns/net") != f"net:[{space.inum}]":
+                    return None
+                fd = os.open(SETTINGS + "count", os.O_RDONLY | os.O_CLOEXEC)
+        except (OSError, CtraceError):
+            return None
+        table = self._tables[space.inum] = _Table(fd, space.path)
+        return table
+
+    def _forget(self, inum: int) -> None:
+        os.close(self._tables.pop(inum).count)
+
+    def _stats(self, table: _Table) -> Mapping[str, int]:
+        try:
+            text = _stat_file(table.path)
+        except (OSError, CtraceError):
+            return {}
+        names, rows = parse_stats(text)
+        if table.raw is None or table.raw.shape != rows.shape:
+            table.wrapped = np.zeros_like(rows)
+        else:
+            # Each CPU's counter is an unsigned int that wraps on its own.
+            table.wrapped += (rows < table.raw).astype(np.uint64) << np.uint64(32)
+        table.raw = rows
+        total = (rows + table.wrapped).sum(axis=0)
+        return {
+            COLUMNS[name]: int(n) for name, n in zip(names, total, strict=True) if name in COLUMNS
+        }
+
+
+def parse_stats(text: str) -> tuple[list[str], _Counters]:
+    """/proc/net/stat/nf_conntrack as (column names, one row of counters per CPU).
+
+    The header names the columns; their set and order differ between kernels.
+    """
+    header, *lines = text.splitlines()
+    names = header.split()
+    rows = [[int(word, 16) for word in line.split()] for line in lines]
+    return names, np.array(rows, np.uint64).reshape(len(rows), -1)[:, : len(names)]
+
+
+def _stat_file(path: str) -> str:
+    """The text of a namespace's /proc/net/stat/nf_conntrack."""
+    if path.startswith("/proc/") and path.endswith("/ns/net"):
+        try:
+            with open(path[: -len("ns/net")] + "net/stat/nf_conntrack") as file:
+                return file.read()
+        except OSError:
+            pass
+    with enter(path), open("/proc/thread-self/net/stat/nf_conntrack") as file:
+        return file.read()
