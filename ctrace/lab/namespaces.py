@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Optional
 
 from ctrace.errors import CtraceError
-
-CLONE_NEWNET = 0x40000000
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _setns(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-
-
-@contextmanager
-def entered(path: str) -> Iterator[None]:
-    """Run the block with this thread, and only it, inside the namespace at ``path``."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _setns(there)
-        finally:
-            os.close(there)
-        try:
-            yield
-        finally:
-            _setns(home)
-    finally:
-        os.close(home)
+from ctrace.host.netns import enter
 
 
 @dataclass
@@ -62,7 +34,7 @@ class Node:
 
     def enter(self) -> AbstractContextManager[None]:
         """Context manager: this thread inside the namespace."""
-        return entered(self.path)
+        return enter(self.path)
 
     def run(self, argv: Sequence[str], *, check: bool = True, stdin: Optional[str] = None) -> str:
         """Run a command inside; its standard output. Raises CtraceError if it fails."""
@@ -86,13 +58,13 @@ class Node:
 
     def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
         """A socket that belongs to the namespace, usable from anywhere."""
-        with entered(self.path):
+        with enter(self.path):
             return socket.socket(family, kind, proto)
 
     def sysctl(self, name: str, value: Optional[object] = None) -> str:
         """Read (or set) a ``net.*`` setting as this namespace sees it."""
         file = "/proc/sys/" + name.replace(".", "/")
-        with entered(self.path):
+        with enter(self.path):
             if value is not None:
                 with open(file, "w") as out:
                     out.write(str(value))
@@ -117,7 +89,7 @@ class Node:
 
     def stats(self) -> dict[str, int]:
         """``conntrack -S`` of this namespace, summed over CPUs."""
-        with entered(self.path), open("/proc/thread-self/net/stat/nf_conntrack") as file:
+        with enter(self.path), open("/proc/thread-self/net/stat/nf_conntrack") as file:
             names, *rows = [line.split() for line in file]
         total = dict.fromkeys(names, 0)
         for row in rows:
