@@ -1,0 +1,413 @@
+"""The parts of the screen above and beside its tables, as lines of text.
+
+Each function takes a snapshot and a width and returns finished lines. The live screen
+and the plain frame are both stacked from them, so they can never disagree.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Final, Optional
+
+from rich.cells import cell_len
+from rich.style import Style
+from rich.text import Text
+
+from ctrace.model.snapshot import Snapshot, Table
+from ctrace.view import format as fmt
+from ctrace.view.feed import Phase, Position
+from ctrace.view.palette import Palette
+from ctrace.view.tables import fullest, state_word
+
+Piece = tuple[str, Style]
+LABEL: Final = 8
+"""Cells of the label column at the left: TABLE, RATES, WHY, HELPS."""
+RACES: Final = 64
+"""Unconfirmed entries that the kernel counts and we don't yet: normal under load."""
+
+
+def blank(width: int) -> Text:
+    """An empty line."""
+    return Text(" " * width, no_wrap=True, end="")
+
+
+def line(pieces: Sequence[Piece], width: int, right: Sequence[Piece] = ()) -> Text:
+    """Pieces from the left, others up against the right edge; the left is cut first."""
+    tail = Text.assemble(*right, no_wrap=True, end="")
+    text = Text.assemble(" ", *pieces, no_wrap=True, end="")
+    text.truncate(max(0, width - tail.cell_len - (1 if right else 0)), pad=True)
+    if right:
+        text.append_text(tail)
+        text.truncate(width, pad=True)
+    return text
+
+
+def joined(groups: Sequence[Sequence[Piece]], width: int, gap: str = "   ") -> list[Piece]:
+    """As many groups, in their order, as fit into the width: never half a group."""
+    out: list[Piece] = []
+    used = 1
+    for group in groups:
+        need = sum(cell_len(text) for text, _ in group) + (len(gap) if out else 0)
+        if used + need > width:
+            continue
+        if out:
+            out.append((gap, Style()))
+        out.extend(group)
+        used += need
+    return out
+
+
+def header(
+    snapshot: Snapshot, width: int, palette: Palette, note: Sequence[Piece] = (), mode: str = ""
+) -> Text:
+    """Host and time at the left; how far the numbers can be trusted, and our cost, right."""
+    p = palette
+    cost = snapshot.cost
+    own = f"self {fmt.share(cost.cpu + cost.kernel)} {fmt.size(cost.rss)}" if cost.rss else ""
+    trust: list[list[Piece]] = [
+        list(_trust(snapshot, p)),
+        [(snapshot.hooks.family, p.text)],
+        [(own, p.dim)] if own else [],
+        [(f"lost {fmt.count(snapshot.lost)}", p.warn if snapshot.lost else p.dim)],
+    ]
+    right = joined([one for one in trust if one], width * 2 // 3, "  ")
+    room = width - sum(cell_len(text) for text, _ in right) - 2
+    left: list[list[Piece]] = [
+        [("ctrace", p.accent), (f" {mode}" if mode else "", p.accent)],
+        [(fmt.cut(fmt.clean(snapshot.host), 24), p.text)],
+        [(fmt.clock(snapshot.ts / 1e9), p.text)],
+        list(note),
+        [(f"for {fmt.span(snapshot.uptime_s)}", p.dim)],
+        [(f"each {fmt.duration(snapshot.interval_s)}", p.dim)],
+        [(f"filter {fmt.clean(snapshot.filter)}", p.warn)] if snapshot.filter else [],
+    ]
+    if note or snapshot.filter:  # what the person did goes before the details
+        left = left[:3] + left[6:] + left[3:6]
+    return line(joined([one for one in left if one], room, "  "), width, [*right, (" ", p.text)])
+
+
+def _trust(snapshot: Snapshot, palette: Palette) -> list[Piece]:
+    off = sum(abs(table.off_by.count) for table in snapshot.tables)
+    entries = sum(table.count for table in snapshot.tables)
+    missed = sum(
+        abs(t.off_by.drop) + abs(t.off_by.early_drop) + abs(t.off_by.insert_failed)
+        for t in snapshot.tables
+    )
+    if off > max(RACES, entries // 200) or missed:
+        return [(f"off by {fmt.count(max(off, missed))}", palette.warn)]
+    if snapshot.memory.pruned:
+        return [("totals exact, keys bounded", palette.warn)]
+    if snapshot.lost:
+        return [("totals exact", palette.warn)]
+    return [("exact", palette.good)]
+
+
+def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
+    """The gauge of the table in trouble (or the fullest), and its state in words."""
+    p = palette
+    table = fullest(snapshot)
+    if table is None:
+        return [
+            line([("TABLE   ", p.dim), ("no conntrack table has been read yet", p.warn)], width),
+            blank(width),
+        ]
+    numbers: list[Piece] = [
+        (fmt.count(table.count), p.strong),
+        (f" of {fmt.count(table.max)}" if table.max else " entries, no limit", p.text),
+        (f"  {fmt.share(table.fill):>5} " if table.max else " ", _fill_style(table, p)),
+    ]
+    label = fmt.fit("TABLE" if len(snapshot.tables) < 2 else fmt.clean(table.name), LABEL - 1)
+    room = width - LABEL - 3 - sum(cell_len(text) for text, _ in numbers)
+    gauge = _gauge(table, max(8, room), p)
+    return [
+        line([(label + " ", p.accent), *gauge], width, numbers),
+        line(
+            [
+                (" " * LABEL, p.dim),
+                *joined(_state(snapshot, table, width, p), width - LABEL, "   "),
+            ],
+            width,
+        ),
+    ]
+
+
+def _fill_style(table: Table, palette: Palette) -> Style:
+    return palette.fill(table.fill, table.full_since is not None) + Style(bold=True)
+
+
+def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
+    fill = min(1.0, table.fill)
+    pinned = fill if table.pinned is None else fill * table.pinned
+    solid, soft = fmt.bar((pinned, fill - pinned), width)
+    return [
+        ("█" * solid, palette.fill(table.fill, table.full_since is not None)),
+        ("▒" * soft, palette.evictable),
+        ("░" * (width - solid - soft), palette.faint),
+    ]
+
+
+def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> list[list[Piece]]:
+    p = palette
+    groups: list[list[Piece]] = [state(snapshot, table, p)]
+    if table.pinned is not None:
+        groups.append(
+            [("█ ", _fill_style(table, p)), (f"pinned {fmt.share(table.pinned)}", p.text)]
+        )
+        groups.append([("▒ ", p.evictable), (f"evictable {fmt.share(1 - table.pinned)}", p.text)])
+    others = len(snapshot.tables) - 1
+    if others:
+        refusing = sum(t.full_since is not None for t in snapshot.tables if t is not table)
+        words = f"+{fmt.plural(others, 'namespace')}"
+        if refusing:
+            groups.insert(1, [(f"{words}, {refusing} of them full", p.bad)])
+        else:
+            groups.append([(words, p.dim)])
+    groups.append(
+        [(f"{fmt.count(table.buckets)} buckets", p.dim), (f", chains {table.load:.1f}", p.dim)]
+    )
+    if width >= 100 and table.totals.insert_failed:
+        groups.append([(f"{fmt.count(table.totals.insert_failed)} lost insert races", p.warn)])
+    return groups
+
+
+def state(snapshot: Snapshot, table: Table, palette: Palette) -> list[Piece]:
+    """A table's state: the word, and since when or until when."""
+    p = palette
+    word = state_word(table)
+    if table.full_since is not None:
+        ago = fmt.span(max(0.0, snapshot.ts / 1e9 - table.full_since))
+        return [
+            (f" {word} ", p.alarm),
+            (f" since {fmt.clock(table.full_since)}", p.bad),
+            (f" ({ago})", p.text),
+        ]
+    if table.seconds_to_full is not None:
+        style = p.bad if table.seconds_to_full < 120 else p.warn
+        error = table.seconds_to_full_error
+        give = f" ± {fmt.duration(error)}" if error else ""
+        return [
+            ("filling", style),
+            (f": full in {fmt.duration(table.seconds_to_full)}{give}", style),
+        ]
+    return [(word, p.good if word == "steady" else p.text)]
+
+
+def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
+    """New, gone, EVICTED and DROPPED per second, each with its last minutes."""
+    p = palette
+    rates, past = snapshot.rates, snapshot.history
+    rows = (
+        ("new ", rates.insert, past.insert, p.text, p.dim),
+        ("gone ", rates.destroy, past.destroy, p.text, p.dim),
+        ("EVICTED ", rates.early_drop, past.early_drop, p.warn, p.warn),
+        ("DROPPED ", rates.drop, past.drop, p.bad, p.bad),
+    )
+    words = sum(len(name) + len(fmt.per_second(value)) for name, value, *_ in rows)
+    # Narrow screens give the curves up before any of the four numbers.
+    spark = min(24, (width - LABEL - 2 - words - 3 * 2) // 4 - 1)
+    spark = spark if spark >= 3 else 0
+    groups: list[list[Piece]] = []
+    for name, value, series, style, spark_style in rows:
+        quiet = not value and not any(series[-spark or len(series) :])
+        bars = " " + fmt.sparkline(series, spark) if spark else ""
+        groups.append(
+            [
+                (name, p.dim if quiet else style),
+                (fmt.per_second(value), p.dim if quiet else style + Style(bold=True)),
+                (bars, p.faint if quiet else spark_style),
+            ]
+        )
+    if not snapshot.hooks.evictions:
+        groups[2] = [("evictions not seen", p.dim)]
+    return line([(fmt.fit("RATES", LABEL), p.accent), *joined(groups, width - LABEL, "  ")], width)
+
+
+def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -> list[Text]:
+    """The cause in one sentence, what usually helps, and further causes if there is room."""
+    p = palette
+    if not snapshot.why:
+        return [line([(fmt.fit("WHY", LABEL), p.accent), ("observing", p.dim)], width)]
+    out: list[Text] = []
+    first = snapshot.why[0]
+    calm = first.id == "unknown"
+    body = wrapped(fmt.clean(first.text), width - LABEL - 2, 2)
+    for index, words in enumerate(body):
+        label = fmt.fit("WHY" if index == 0 else "", LABEL)
+        out.append(line([(label, p.accent), (words, p.text if calm else p.strong)], width))
+    if first.remedy and len(out) < most:
+        key = "  press a" if width >= 100 else ""
+        remedy = fmt.cut(fmt.clean(first.remedy), width - LABEL - 2 - len(key))
+        out.append(
+            line([(fmt.fit("HELPS", LABEL), p.accent), (remedy, p.text), (key, p.dim)], width)
+        )
+    for cause in snapshot.why[1:]:
+        if len(out) >= most:
+            break
+        words = fmt.cut(fmt.clean(cause.text), width - LABEL - 2)
+        out.append(line([(fmt.fit("ALSO", LABEL), p.dim), (words, p.text)], width))
+    return out
+
+
+def wrapped(text: str, width: int, most: int) -> list[str]:
+    """Words in at most ``most`` lines; what is beyond them is cut."""
+    lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False) or [""]
+    if len(lines) > most:
+        lines[most - 1] = fmt.cut(" ".join(lines[most - 1 :]), width)
+    return [fmt.cut(one, width) for one in lines[:most]]
+
+
+def blind_lines(snapshot: Snapshot, width: int, palette: Palette, most: int) -> list[Text]:
+    """What this hook family cannot show here."""
+    out = []
+    for sentence in snapshot.hooks.blind[:most]:
+        words = fmt.cut(fmt.clean(sentence), width - LABEL - 2)
+        out.append(line([(fmt.fit("UNSEEN", LABEL), palette.dim), (words, palette.dim)], width))
+    return out
+
+
+def chart(values: Sequence[float], width: int, height: int, top: float) -> list[tuple[str, float]]:
+    """A filled curve, highest row first: each row's text, and the share that it begins at."""
+    shown = list(values[-width:])
+    steps = [min(height * 8, round(value / top * height * 8)) if top else 0 for value in shown]
+    rows = []
+    for level in range(height - 1, -1, -1):
+        chars = []
+        for value, step in zip(shown, steps, strict=True):
+            over = step - level * 8
+            if over >= 8:
+                chars.append("█")
+            elif over > 0:
+                chars.append(fmt.RAMP[over - 1])
+            else:
+                chars.append(fmt.RAMP[0] if level == 0 and value > 0 else " ")
+        rows.append(("".join(chars).rjust(width), level / height))
+    return rows
+
+
+def chart_lines(snapshot: Snapshot, width: int, height: int, palette: Palette) -> list[Text]:
+    """Entries over the last minutes, under the limit, and where packets were dropped."""
+    p = palette
+    past = snapshot.history
+    if len(past.count) < 2 or height < 3:
+        return []
+    limit = max((t.max for t in snapshot.tables), default=0)
+    peak = max(past.count)
+    top = float(limit if limit and peak > limit / 8 else peak * 1.25 or 1)
+    scale = max(len(fmt.short(top)), 5)
+    plot = width - LABEL - scale - 3
+    stretched = _stretch(past.count, plot)
+    out = []
+    for index, (bars, share) in enumerate(chart(stretched, plot, height - 1, top)):
+        mark = fmt.short(top) if index == 0 else "0" if index == height - 2 else ""
+        label = "ENTRIES" if index == 0 else ""
+        style = p.bad if top == limit and share >= 0.95 else p.dim
+        out.append(
+            line(
+                [(fmt.fit(label, LABEL), p.accent), (f"{mark:>{scale}} ", p.dim), (bars, style)],
+                width,
+            )
+        )
+    drops = _stretch(past.drop, plot)
+    marks = "".join("▲" if value else "─" for value in drops).rjust(plot, "─")
+    axis = Text(no_wrap=True, end="")
+    axis.append(" " * (LABEL + scale + 2))
+    for char in marks:
+        axis.append(char, p.bad if char == "▲" else p.faint)
+    spanned = fmt.span(past.ts[-1] - past.ts[0]) if len(past.ts) > 1 else ""
+    note = f" {spanned} ago "
+    start = LABEL + scale + 2
+    axis_text = Text.assemble(
+        axis[:start], (note, p.dim), axis[start + len(note) :], no_wrap=True, end=""
+    )
+    if any(past.drop):
+        legend = " ▲ dropped "
+        cutoff = max(start, width - len(legend) - 6)
+        axis_text = Text.assemble(
+            axis_text[:cutoff], (legend, p.bad), axis_text[cutoff + len(legend) :], end=""
+        )
+    axis_text.no_wrap = True
+    axis_text.truncate(width, pad=True)
+    return [*out, axis_text]
+
+
+def _stretch(values: Sequence[float], width: int) -> list[float]:
+    """The series over exactly ``width`` columns: the highest of what falls into each."""
+    n = len(values)
+    if n >= width:
+        edges = [index * n // width for index in range(width + 1)]
+        return [max(values[edges[i] : max(edges[i] + 1, edges[i + 1])]) for i in range(width)]
+    return [values[index * n // width] for index in range(width)]
+
+
+def top_lines(
+    snapshot: Snapshot, group: str, title: str, width: int, rows: int, palette: Palette
+) -> list[Text]:
+    """The first keys of another grouping, by new entries per second."""
+    p = palette
+    keys = snapshot.top.get(group, ())[: rows - 1]
+    first = Text.assemble((fmt.fit(title, max(1, width - 7)), p.accent), (" NEW/s ", ""), end="")
+    first.style = p.band
+    first.no_wrap = True
+    first.truncate(width, pad=True)
+    out = [first]
+    for key, value in keys:
+        number = fmt.rate(value)
+        name = fmt.key(key, width - 9)
+        out.append(
+            Text.assemble(
+                (fmt.fit(name, width - 8), p.text),
+                (f"{number:>7} ", p.text),
+                no_wrap=True,
+                end="",
+            )
+        )
+    return out
+
+
+def timeline(position: Position, width: int, palette: Palette) -> Text:
+    """Where a replay stands, with the drops marked on it."""
+    p = palette
+    head = f" {fmt.clock(position.start)} "
+    word = "paused" if position.paused else f"{position.speed:g} times as fast"
+    tail = f" {fmt.clock(position.end)}  {word} "
+    room = max(4, width - len(head) - len(tail))
+    here = min(room - 1, int(position.share * room))
+    length = position.end - position.start
+    drops = {
+        min(room - 1, int((when - position.start) / length * room))
+        for when in position.drops
+        if length > 0
+    }
+    text = Text(head, p.dim, no_wrap=True, end="")
+    for index in range(room):
+        if index == here:
+            text.append("●", p.strong)
+        elif index in drops:
+            text.append("▲", p.bad)
+        else:
+            text.append("━" if index < here else "─", p.accent if index < here else p.faint)
+    text.append(tail, p.dim)
+    text.truncate(width, pad=True)
+    return text
+
+
+def waiting(phase: Phase, width: int, height: int, palette: Palette) -> list[Text]:
+    """The screen before the first snapshot."""
+    p = palette
+    word = {"failed": "cannot start", "ended": "ended"}.get(phase.name, "attaching")
+    text = fmt.clean(phase.text) or "preparing the hooks"
+    body = wrapped(text, min(72, width - 4), 6)
+    lines = [
+        line([("ctrace", p.accent), ("  ", p.text), (word, p.warn)], width),
+        blank(width),
+        *(line([(words, p.text)], width) for words in body),
+    ]
+    return lines[:height]
+
+
+def pad(lines: list[Text], width: int, height: Optional[int]) -> list[Text]:
+    """Exactly ``height`` lines."""
+    if height is None:
+        return lines
+    return lines[:height] + [blank(width)] * (height - len(lines))
