@@ -190,7 +190,13 @@ def _digest(listings: _Listings) -> str:
     text = json.dumps(
         {
             "nft": _stable_nft(listings.nft),
-            "saves": [(tool, family, _stable_save(t)) for tool, family, t in listings.saves],
+            # One that says nothing is as good as one that was not asked: our own rules,
+            # left out here, are what may have caused it to be asked.
+            "saves": [
+                (tool, family, lines)
+                for tool, family, t in listings.saves
+                if (lines := _stable_save(t))
+            ],
             "ipvs": sorted(_ipvs(listings.ipvs)),
         },
         sort_keys=True,
