@@ -1,0 +1,547 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * From a struct nf_conn, or from the tuple of a packet that got none, to a record
+ * in this CPU's ring and an exact count. Every hook family calls these handlers;
+ * none of them knows which family it serves.
+ *
+ * Offsets (CT_*, NET_*, TASK_*, ...) are the running kernel's, from
+ * ctrace/capture/layout.py; filters (F_*) from ctrace/capture/objects.py.
+ */
+#ifndef CTRACE_CT_H
+#define CTRACE_CT_H
+
+#include <linux/types.h>
+#include "record.h"
+#include "helpers.h"
+#include "maps.h"
+
+#define IPS_SEEN_REPLY (1 << 1)
+#define IPS_ASSURED (1 << 2)
+#define IPS_CONFIRMED (1 << 3)
+#define IPS_DYING (1 << 9)
+#define IPS_FIXED_TIMEOUT (1 << 10)
+#define IPS_OFFLOAD (1 << 14)
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_GRE 47
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_SCTP 132
+#define IPPROTO_UDPLITE 136
+
+#define STATE_UNKNOWN 255
+
+/* skb->_nfct: a struct nf_conn pointer with enum ip_conntrack_info in its low bits. */
+#define NFCT_INFO 7ULL
+#define NFCT_PTR (~NFCT_INFO)
+#define CTINFO_UNTRACKED 7
+
+/* One bulk read serves every field: up to the end of what we use of nf_conn.proto. */
+#define CT_BYTES (CT_PROTO + 64)
+
+#define ORIGINAL (CT_TUPLEHASH + HASH_TUPLE)
+#define REPLY (CT_TUPLEHASH + TUPLEHASH_SIZE + HASH_TUPLE)
+
+struct entry {
+	u64 words[(CT_BYTES + 7) / 8];
+};
+
+#define AT(entry, type, offset) (*(type *)((u8 *)(entry)->words + (offset)))
+
+INLINE void read_entry(struct entry *e, u64 ct)
+{
+	if (probe_read(e->words, CT_BYTES, (void *)ct))
+		__builtin_memset(e->words, 0, CT_BYTES);
+}
+
+INLINE u32 netns_of(u64 net)
+{
+	return read32(net + NET_INUM);
+}
+
+/*
+ * Whether the entry was ever in the table. Up to 5.18 entries outside it sit on
+ * per-CPU lists through the same node, and IPS_CONFIRMED is set on success only;
+ * from 5.19 on the node is untouched until __nf_conntrack_hash_insert, while
+ * IPS_CONFIRMED may be set on losers too (before commit 2d72afb34065).
+ */
+INLINE bool was_inserted(const struct entry *e)
+{
+#if CT_LISTS
+	return AT(e, u32, CT_STATUS) & IPS_CONFIRMED;
+#else
+	return AT(e, u64, CT_TUPLEHASH + HASH_PPREV) != 0;
+#endif
+}
+
+/* -- exact counts, whatever the filter says -------------------------------------- */
+
+INLINE void count(u32 netns, u32 reason, u64 n)
+{
+	u64 *counts = map_lookup(COUNTS, &netns);
+
+	if (!counts) {
+		u64 zero[CTRACE_REASONS] = {};
+
+		map_update(COUNTS, &netns, zero, BPF_NOEXIST);
+		counts = map_lookup(COUNTS, &netns);
+		if (!counts) {
+			u32 rest = 0;	/* the map is full: namespace 0 takes the rest */
+
+			counts = map_lookup(COUNTS, &rest);
+			if (!counts)
+				return;
+		}
+	}
+	/* atomic: a softirq may interrupt the same counter on the same CPU */
+	if (reason < CTRACE_REASONS)
+		__sync_fetch_and_add(&counts[reason], n);
+}
+
+/* -- whose packet ------------------------------------------------------------------ */
+
+#define PF_KTHREAD 0x00200000
+/* preempt_count: bit 8 serving a softirq, 16-19 hardirq, 20-23 NMI */
+#define INTERRUPT_BITS 0x00ff0100
+
+/* Whether the current task is the one on whose behalf we run. */
+INLINE bool in_task(void)
+{
+#if defined(VAR_PREEMPT_COUNT)
+	u32 *preempt = THIS_CPU(VAR_PREEMPT_COUNT);
+
+	return !(*preempt & INTERRUPT_BITS);
+#elif defined(VAR_PCPU_HOT) && defined(PCPU_HOT_PREEMPT)
+	u8 *hot = THIS_CPU(VAR_PCPU_HOT);
+
+	return !(*(u32 *)(hot + PCPU_HOT_PREEMPT) & INTERRUPT_BITS);
+#elif defined(THREAD_INFO_PREEMPT) && !defined(__TARGET_ARCH_x86)
+	return !(read32(current_task() + THREAD_INFO_PREEMPT) & INTERRUPT_BITS);
+#else
+	return false;
+#endif
+}
+
+#ifdef TASK_START
+#define START_OFFSET TASK_START
+#elif defined(TASK_REAL_START)
+#define START_OFFSET TASK_REAL_START
+#endif
+
+/*
+ * The owner key of the current process, 0 when it is none of its doing (interrupt,
+ * kernel thread); its name and cgroup go to OWNERS once.
+ */
+INLINE u64 current_owner(u64 *cgroup)
+{
+	struct owner fresh = {}, *known;
+	u64 task, leader, key;
+
+	*cgroup = 0;
+	if (!in_task())
+		return 0;
+	task = current_task();
+	if (read32(task + TASK_FLAGS) & PF_KTHREAD)
+		return 0;
+	leader = read64(task + TASK_LEADER);
+	key = (u64)read32(task + TASK_TGID) << 32;
+	key |= (u32)(read64(leader + START_OFFSET) / 1000000);
+	known = map_lookup(OWNERS, &key);
+	if (known) {
+		*cgroup = known->cgroup;
+		return key;
+	}
+	probe_read(fresh.comm, sizeof(fresh.comm), (void *)(leader + TASK_COMM));
+#if defined(CSS_SET_CGROUP) && defined(CGROUP_KN) && defined(KN_ID)
+	{
+		u64 set = read64(task + TASK_CGROUPS);
+
+		fresh.cgroup = read64(read64(read64(set + CSS_SET_CGROUP) + CGROUP_KN) + KN_ID);
+	}
+#endif
+	map_update(OWNERS, &key, &fresh, 0);
+	*cgroup = fresh.cgroup;
+	return key;
+}
+
+/* -- filters: constants, so an unused one costs nothing ---------------------------- */
+
+/* words[4] of an address as in the record, given as F_<side>_VALUE0..3 and _MASK0..3 */
+#define ADDRESS_MATCHES(e, offset, side) \
+	(!((AT(e, u32, (offset)) ^ side##_VALUE0) & side##_MASK0) && \
+	 !((AT(e, u32, (offset) + 4) ^ side##_VALUE1) & side##_MASK1) && \
+	 !((AT(e, u32, (offset) + 8) ^ side##_VALUE2) & side##_MASK2) && \
+	 !((AT(e, u32, (offset) + 12) ^ side##_VALUE3) & side##_MASK3))
+
+INLINE bool flow_wanted(const struct entry *e, u32 netns)
+{
+#ifdef F_NETNS
+	if (netns != F_NETNS)
+		return false;
+#endif
+#ifdef F_PROTO
+	if (AT(e, u8, ORIGINAL + TUPLE_PROTO) != F_PROTO)
+		return false;
+#endif
+#ifdef F_FAMILY
+	if (AT(e, u16, ORIGINAL + TUPLE_L3NUM) != F_FAMILY)
+		return false;
+#endif
+#ifdef F_SPORT
+	if (host16(AT(e, u16, ORIGINAL + TUPLE_SPORT)) != F_SPORT)
+		return false;
+#endif
+#ifdef F_DPORT
+	if (host16(AT(e, u16, ORIGINAL + TUPLE_DPORT)) != F_DPORT)
+		return false;
+#endif
+#if defined(F_ZONE) && defined(CT_ZONE)
+	if (AT(e, u16, CT_ZONE) != F_ZONE)
+		return false;
+#endif
+#ifdef F_SRC_VALUE0
+	if (!ADDRESS_MATCHES(e, ORIGINAL + TUPLE_SRC, F_SRC))
+		return false;
+#endif
+#ifdef F_DST_VALUE0
+	if (!ADDRESS_MATCHES(e, ORIGINAL + TUPLE_DST, F_DST))
+		return false;
+#endif
+	return true;
+}
+
+INLINE bool record_wanted(const struct entry *e, u32 netns, u8 kind)
+{
+#ifdef F_KINDS
+	if (!(F_KINDS >> kind & 1))
+		return false;
+#endif
+#ifdef F_STATUS
+	if ((AT(e, u32, CT_STATUS) & F_STATUS) != F_STATUS)
+		return false;
+#endif
+#ifdef F_UNREPLIED
+	if (AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY)
+		return false;
+#endif
+	return flow_wanted(e, netns);
+}
+
+/* -- the record -------------------------------------------------------------------- */
+
+INLINE void put_address(u8 *to, const u8 *from, u16 family)
+{
+	u32 *out = (u32 *)to;
+	const u32 *in = (const u32 *)from;
+
+	if (family == AF_INET) {	/* as ::ffff:a.b.c.d */
+		*(u64 *)to = 0;
+		to[8] = 0;
+		to[9] = 0;
+		to[10] = 0xff;
+		to[11] = 0xff;
+		out[3] = in[0];
+	} else {
+		out[0] = in[0];
+		out[1] = in[1];
+		out[2] = in[2];
+		out[3] = in[3];
+	}
+}
+
+INLINE u8 state_of(const struct entry *e)
+{
+	u8 proto = AT(e, u8, ORIGINAL + TUPLE_PROTO);
+
+#ifdef TCP_STATE
+	if (proto == IPPROTO_TCP)
+		return AT(e, u8, CT_PROTO + TCP_STATE);
+#endif
+	return STATE_UNKNOWN;
+}
+
+/* A slot in this CPU's ring with the common part filled in; NULL when it is full. */
+INLINE struct ctrace_record *new_record(const struct entry *e, u64 ct, u32 netns)
+{
+	u16 family = AT(e, u16, ORIGINAL + TUPLE_L3NUM);
+	struct ctrace_record *r;
+	u32 cpu = this_cpu();
+	void *ring = map_lookup(RINGS, &cpu);
+
+	if (!ring)
+		return NULL;
+	r = ring_reserve(ring, sizeof(*r), 0);
+	if (!r) {
+		count(netns, CTRACE_R_RING_FULL, 1);
+		return NULL;
+	}
+	r->ts = boot_ns();
+	r->ct = ct;
+	put_address(r->src, &AT(e, u8, ORIGINAL + TUPLE_SRC), family);
+	put_address(r->dst, &AT(e, u8, ORIGINAL + TUPLE_DST), family);
+	put_address(r->reply_src, &AT(e, u8, REPLY + TUPLE_SRC), family);
+	put_address(r->reply_dst, &AT(e, u8, REPLY + TUPLE_DST), family);
+	r->sport = host16(AT(e, u16, ORIGINAL + TUPLE_SPORT));
+	r->dport = host16(AT(e, u16, ORIGINAL + TUPLE_DPORT));
+	r->reply_sport = host16(AT(e, u16, REPLY + TUPLE_SPORT));
+	r->reply_dport = host16(AT(e, u16, REPLY + TUPLE_DPORT));
+	r->netns = netns;
+	r->status = AT(e, u32, CT_STATUS);
+	r->proto = AT(e, u8, ORIGINAL + TUPLE_PROTO);
+	r->family = family;
+#ifdef CT_ZONE
+	r->zone = AT(e, u16, CT_ZONE);
+#else
+	r->zone = 0;
+#endif
+	return r;
+}
+
+/* insert, drop and insert_failed: what happened on behalf of a packet */
+INLINE void emit_packet_event(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason,
+			      u8 direction)
+{
+	struct ctrace_record *r;
+	u64 owner = 0, cgroup = 0;
+
+	if (!record_wanted(e, netns, kind))
+		return;
+	/* whoever runs while a packet arrives or passes through is not its owner */
+	if (direction == CTRACE_D_OUT || direction == CTRACE_D_UNKNOWN)
+		owner = current_owner(&cgroup);
+	r = new_record(e, ct, netns);
+	if (!r)
+		return;
+	r->kind = kind;
+	r->reason = reason;
+	r->direction = direction;
+	r->state = state_of(e);
+	r->owner = owner;
+	r->cgroup = cgroup;
+	ring_submit(r, BPF_RB_NO_WAKEUP);
+}
+
+/* -- the life of a dying entry ------------------------------------------------------ */
+
+#define MS(ticks) ((s32)((s64)(ticks) * 1000 / HZ))
+
+/* nf_conntrack_tcp_packet()'s own choice of timeout, made again from what it left. */
+INLINE u32 tcp_timeout(const struct entry *e, u64 net)
+{
+#if defined(NET_TCP_TIMEOUTS) && defined(TCP_STATE)
+	u64 table = net + NET_TCP_TIMEOUTS;
+	u32 state = AT(e, u8, CT_PROTO + TCP_STATE);
+	u32 retrans = AT(e, u8, CT_PROTO + TCP_RETRANS);
+	u32 chosen, other;
+
+	if (state > 13)
+		return 0;
+	chosen = read32(table + 4 * state);
+	if (retrans && retrans >= read8(net + NET_TCP_MAX_RETRANS) &&
+	    chosen > (other = read32(table + 4 * 12))) {		/* RETRANS */
+		chosen = other;
+	} else if (AT(e, u8, CT_PROTO + TCP_LAST_INDEX) == 4) {		/* TCP_RST_SET */
+		chosen = read32(table + 4 * 8);				/* CLOSE */
+	} else if ((AT(e, u8, CT_PROTO + TCP_FLAGS0) | AT(e, u8, CT_PROTO + TCP_FLAGS1)) & 0x10 &&
+		   chosen > (other = read32(table + 4 * 13))) {		/* UNACKNOWLEDGED */
+		chosen = other;
+	} else if (!AT(e, u16, CT_PROTO + TCP_LAST_WIN) &&
+		   chosen > (other = read32(table + 4 * 12))) {
+		chosen = other;
+	}
+	if (state == 3 && !(AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY) &&
+	    chosen > (other = read32(table + 4 * 13)))
+		chosen = other;
+	return chosen;
+#else
+	return 0;
+#endif
+}
+
+INLINE u32 udp_timeout(const struct entry *e, u64 net)
+{
+#if defined(NET_UDP_TIMEOUTS) && defined(UDP_STREAM_TS)
+	u64 table = net + NET_UDP_TIMEOUTS;
+	u32 stream;
+
+	if (!(AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY))
+		return read32(table);
+	stream = read32(table + 4);
+	/* refreshed with the stream timeout only once the flow is older than 2 s */
+	if ((s32)(AT(e, u32, CT_TIMEOUT) - stream - AT(e, u32, CT_PROTO + UDP_STREAM_TS)) > 0)
+		return stream;
+	return read32(table);
+#else
+	return 0;
+#endif
+}
+
+/* The timeout, in jiffies, with which the entry was last renewed; 0: unknown. */
+INLINE u32 last_timeout(const struct entry *e, u64 net)
+{
+	u8 proto = AT(e, u8, ORIGINAL + TUPLE_PROTO);
+
+	if (AT(e, u32, CT_STATUS) & (IPS_OFFLOAD | IPS_FIXED_TIMEOUT))
+		return 0;
+	if (proto == IPPROTO_TCP)
+		return tcp_timeout(e, net);
+	if (proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE)
+		return udp_timeout(e, net);
+#ifdef NET_ICMP_TIMEOUT
+	if (proto == IPPROTO_ICMP)
+		return read32(net + NET_ICMP_TIMEOUT);
+#endif
+#ifdef NET_ICMPV6_TIMEOUT
+	if (proto == IPPROTO_ICMPV6)
+		return read32(net + NET_ICMPV6_TIMEOUT);
+#endif
+#if defined(NET_SCTP_TIMEOUTS) && defined(SCTP_STATE)
+	if (proto == IPPROTO_SCTP)
+		return read32(net + NET_SCTP_TIMEOUTS +
+			      4 * (AT(e, u8, CT_PROTO + SCTP_STATE) & 15));
+#endif
+#ifdef NET_GRE_TIMEOUTS
+	if (proto == IPPROTO_GRE)
+		return read32(net + NET_GRE_TIMEOUTS +
+			      (AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY ? 4 : 0));
+#endif
+#ifdef NET_GENERIC_TIMEOUT
+	return read32(net + NET_GENERIC_TIMEOUT);
+#else
+	return 0;
+#endif
+}
+
+INLINE bool is_expired(const struct entry *e)
+{
+	return (s32)(AT(e, u32, CT_TIMEOUT) - (u32)jiffies64()) <= 0;
+}
+
+/* Whether a cttimeout policy chose the timeout; only while ct->ext is alive. */
+INLINE bool has_timeout_policy(const struct entry *e)
+{
+#if defined(CT_EXT) && defined(EXT_TIMEOUT)
+	u64 ext = AT(e, u64, CT_EXT);
+
+	return ext && read8(ext + EXT_TIMEOUT) != 0;
+#else
+	return false;
+#endif
+}
+
+/* -- what the hooks call ------------------------------------------------------------- */
+
+/* The entry went into the table. IPS_CONFIRMED is set a moment later: said already. */
+INLINE void emit_insert(u64 ct, u8 reason, u8 direction)
+{
+	struct entry e;
+	u32 netns;
+
+	read_entry(&e, ct);
+	AT(&e, u32, CT_STATUS) |= IPS_CONFIRMED;
+	netns = netns_of(AT(&e, u64, CT_NET));
+	count(netns, reason, 1);
+	emit_packet_event(&e, ct, netns, CTRACE_INSERT, reason, direction);
+}
+
+/* The entry was refused by the table: another has its tuple, or the chain is too long. */
+INLINE void emit_insert_failed_read(const struct entry *e, u64 ct, u8 reason, u8 direction)
+{
+	u32 netns = netns_of(AT(e, u64, CT_NET));
+
+	count(netns, reason, 1);
+	emit_packet_event(e, ct, netns, CTRACE_INSERT_FAILED, reason, direction);
+}
+
+INLINE void emit_insert_failed(u64 ct, u8 reason, u8 direction)
+{
+	struct entry e;
+
+	read_entry(&e, ct);
+	emit_insert_failed_read(&e, ct, reason, direction);
+}
+
+/*
+ * An entry that was in the table is being freed. `unexpired` is the reason when its
+ * timeout had not passed: who freed it is the hook's business. `ext_alive`: ct->ext
+ * may still be read (not so in kmem_cache_free).
+ */
+INLINE void emit_destroy_read(const struct entry *e, u64 ct, u8 unexpired, bool ext_alive)
+{
+	u64 net = AT(e, u64, CT_NET);
+	u32 netns = netns_of(net);
+	u32 timeout, now = jiffies64();
+	s32 overdue = now - AT(e, u32, CT_TIMEOUT), idle;
+	u8 reason = overdue >= 0 ? CTRACE_R_EXPIRED : unexpired;
+	struct ctrace_record *r;
+
+	count(netns, reason, 1);
+	if (!record_wanted(e, netns, CTRACE_DESTROY))
+		return;
+	timeout = last_timeout(e, net);
+	if (ext_alive && has_timeout_policy(e))
+		timeout = 0;
+	idle = overdue + (s32)timeout;
+	r = new_record(e, ct, netns);
+	if (!r)
+		return;
+	r->kind = CTRACE_DESTROY;
+	r->reason = reason;
+	r->direction = CTRACE_D_UNKNOWN;
+	r->state = state_of(e);
+	if (timeout && idle >= 0) {
+		r->idle_ms = MS(idle);
+		r->timeout_ms = (u32)((u64)timeout * 1000 / HZ);
+	} else {
+		r->idle_ms = -1;
+		r->timeout_ms = 0;
+	}
+	r->overdue_ms = MS(overdue);
+#ifdef CT_MARK
+	r->mark = AT(e, u32, CT_MARK);
+#else
+	r->mark = 0;
+#endif
+	ring_submit(r, BPF_RB_NO_WAKEUP);
+}
+
+/* The same from the pointer; an entry that was never in the table is no deletion. */
+INLINE void emit_destroy(u64 ct, u8 unexpired, bool ext_alive)
+{
+	struct entry e;
+
+	read_entry(&e, ct);
+	if (was_inserted(&e))
+		emit_destroy_read(&e, ct, unexpired, ext_alive);
+}
+
+/*
+ * A packet was refused before it had an entry. `e` holds its two tuples (and zone)
+ * where an entry would; everything else in it is zero.
+ */
+INLINE void emit_drop_read(const struct entry *e, u64 net, u8 reason, u8 direction)
+{
+	u32 netns = netns_of(net);
+
+	count(netns, reason, 1);
+	emit_packet_event(e, 0, netns, CTRACE_DROP, reason, direction);
+}
+
+/* The same from kernel pointers to struct nf_conntrack_tuple, as __nf_conntrack_alloc has. */
+INLINE void emit_drop(u64 net, u64 orig, u64 reply, u16 zone, u8 reason, u8 direction)
+{
+	struct entry e = {};
+
+	/* dst.dir ends the tuple, just after the protocol */
+	probe_read(&AT(&e, u8, ORIGINAL), TUPLE_PROTO + 1, (void *)orig);
+	probe_read(&AT(&e, u8, REPLY), TUPLE_PROTO + 1, (void *)reply);
+#ifdef CT_ZONE
+	AT(&e, u16, CT_ZONE) = zone;
+#endif
+	emit_drop_read(&e, net, reason, direction);
+}
+
+#endif

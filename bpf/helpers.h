@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The kernel's BPF helpers that we call, by number (include/uapi/linux/bpf.h). */
+#ifndef CTRACE_HELPERS_H
+#define CTRACE_HELPERS_H
+
+#define INLINE static inline __attribute__((always_inline))
+
+static void *(*map_lookup)(u64 map, const void *key) = (void *)1;
+static long (*map_update)(u64 map, const void *key, const void *value, u64 flags) = (void *)2;
+static long (*map_delete)(u64 map, const void *key) = (void *)3;
+static u32 (*this_cpu)(void) = (void *)8;
+static u64 (*current_task)(void) = (void *)35;
+static long (*get_stack)(void *ctx, void *buf, u32 size, u64 flags) = (void *)67;
+static long (*probe_read)(void *to, u32 size, const void *from) = (void *)113;
+static u64 (*jiffies64)(void) = (void *)118;		/* 5.5 */
+static u64 (*boot_ns)(void) = (void *)125;		/* 5.7 */
+static void *(*ring_reserve)(void *ring, u64 size, u64 flags) = (void *)131;	/* 5.8 */
+static void (*ring_submit)(void *data, u64 flags) = (void *)132;
+static void *(*this_cpu_ptr)(u64 percpu) = (void *)154;	/* 5.10 */
+
+#define BPF_RB_NO_WAKEUP 1
+#define BPF_NOEXIST 1
+
+/* A per-CPU kernel variable on this CPU, from its BTF id (BPF_PSEUDO_BTF_ID). */
+#define THIS_CPU(btf_id) this_cpu_ptr(bpf_pseudo_fd(3, btf_id))
+
+INLINE u64 read64(u64 from)
+{
+	u64 value = 0;
+
+	probe_read(&value, sizeof(value), (void *)from);
+	return value;
+}
+
+INLINE u32 read32(u64 from)
+{
+	u32 value = 0;
+
+	probe_read(&value, sizeof(value), (void *)from);
+	return value;
+}
+
+INLINE u16 read16(u64 from)
+{
+	u16 value = 0;
+
+	probe_read(&value, sizeof(value), (void *)from);
+	return value;
+}
+
+INLINE u8 read8(u64 from)
+{
+	u8 value = 0;
+
+	probe_read(&value, sizeof(value), (void *)from);
+	return value;
+}
+
+/* Network order to the CPU's. */
+INLINE u16 host16(u16 value)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return __builtin_bswap16(value);
+#else
+	return value;
+#endif
+}
+
+#endif

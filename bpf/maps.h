@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The maps, by position: user space makes them (ctrace/capture/objects.py holds the
+ * same list) and replaces the fake descriptors in the compiled instructions.
+ */
+#ifndef CTRACE_MAPS_H
+#define CTRACE_MAPS_H
+
+#define MAP(position) bpf_pseudo_fd(1, 1000001 + (position))
+
+#define RINGS MAP(0)	/* array of one ring buffer per CPU */
+#define COUNTS MAP(1)	/* per-CPU hash: netns -> u64[CTRACE_REASONS] */
+#define OWNERS MAP(2)	/* LRU hash: owner key -> struct owner */
+#define SCRATCH MAP(3)	/* LRU hash: u64 -> u64[4], what an entry hook leaves for its exit */
+#define RECENT MAP(4)	/* array of bytes: which entries were candidates of late */
+#define BASELINE MAP(5)	/* per-CPU hash: netns -> the kernel's own counters when last seen */
+#define SETTINGS MAP(6)	/* array of u64: what is learned after loading */
+
+struct owner {
+	u8 comm[16];
+	u64 cgroup;
+};
+
+#endif

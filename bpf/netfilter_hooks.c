@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The hook family without function hooks (6.4, CONFIG_NETFILTER_BPF_LINK): netfilter
+ * links just before conntrack's own confirm hook, and two tracepoints.
+ *
+ *   nf_confirm       LOCAL_IN and POST_ROUTING at INT_MAX-2: a candidate for the table
+ *   nf_free          kmem_cache_free: the end of an entry, or of a candidate that lost
+ *   nf_drop          kfree_skb: a packet that conntrack refused
+ *   nf_baseline      run once per namespace and CPU: the kernel's counters from here on
+ *
+ * A candidate is recorded at once and *retracted* (CTRACE_RETRACT) when it turns out
+ * that it never entered the table; user space drops the pair. Refusals are told from
+ * rules' drops by the kernel's own per-CPU counters, which it raises just before it
+ * frees the packet: no hook per packet is needed for them.
+ */
+#include <linux/types.h>
+#include "ct.h"
+
+#define CTRACE_RETRACT 0	/* never leaves ctrace/capture/netfilter.py */
+
+/* SETTINGS */
+#define FREE_START 0	/* nf_conntrack_free: where kmem_cache_free is called from */
+#define FREE_SIZE 1
+#define EVICT_START 2	/* early_drop */
+#define EVICT_SIZE 3
+#define GC_START 4	/* gc_worker */
+#define GC_SIZE 5
+#define LEARNED_NET 6	/* struct net of the task that ran nf_baseline */
+#define SETTING(i) (((volatile u64 *)bpf_pseudo_fd(2, 1000001 + 6))[i])
+
+#define NF_ACCEPT 1
+#define LOCAL_IN 1
+
+struct hook_context {
+	u64 state;
+	u64 skb;
+};
+
+struct tracepoint {
+	u64 args[3];
+};
+
+/* A load through a pointer that the verifier knows by type: no helper call. */
+#define LOAD64(to, from, offset) \
+	asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(to) : "r"(from), "i"(offset))
+
+/* -- what this context (a task, or a CPU's softirq) did last ------------------------- */
+
+struct slot {
+	u64 ct;
+	u64 skb;
+	u64 failed;
+	u64 unused;
+};
+
+INLINE u64 context_key(void)
+{
+	return in_task() ? current_task() : (u64)this_cpu() << 1 | 1;
+}
+
+/* -- confirm ---------------------------------------------------------------------------- */
+
+int nf_confirm(struct hook_context *ctx)
+{
+	struct slot *slot;
+	u64 nfct, state, skb, ct, key;
+	u8 direction;
+
+	LOAD64(skb, ctx, BPF_NF_SKB);
+	LOAD64(nfct, skb, SKB_NFCT);
+	/* only IP_CT_RELATED (1) and IP_CT_NEW (2) can be on their way into the table */
+	if (((nfct & NFCT_INFO) - 1) > 1)
+		return NF_ACCEPT;
+	ct = nfct & NFCT_PTR;
+	if (!ct || read64(ct + CT_TUPLEHASH + HASH_PPREV))
+		return NF_ACCEPT;
+
+	key = context_key();
+	slot = map_lookup(SCRATCH, &key);
+	if (slot) {
+		if (slot->ct == ct && slot->skb == skb)
+			return NF_ACCEPT;	/* a second POST_ROUTING, as with VRF */
+		slot->ct = ct;
+		slot->skb = skb;
+		slot->failed = 0;
+	} else {
+		struct slot fresh = { .ct = ct, .skb = skb };
+
+		map_update(SCRATCH, &key, &fresh, 0);
+	}
+	LOAD64(state, ctx, BPF_NF_STATE);
+	if (read8(state + STATE_HOOK) == LOCAL_IN)
+		direction = CTRACE_D_IN;
+	else
+		direction = read32(skb + SKB_IIF) ? CTRACE_D_FORWARD : CTRACE_D_OUT;
+	emit_insert(ct, CTRACE_R_NEW, direction);
+	return NF_ACCEPT;
+}
+
+/* -- free ---------------------------------------------------------------------------------- */
+
+#define FRAMES 12
+
+/* Who frees an entry before its time is told by the call stack: a rare question. */
+INLINE u8 why_unexpired(void *ctx)
+{
+	u64 frames[FRAMES] = {};
+	u64 evict = SETTING(EVICT_START), evict_size = SETTING(EVICT_SIZE);
+	u64 gc = SETTING(GC_START), gc_size = SETTING(GC_SIZE);
+	int i;
+
+	get_stack(ctx, frames, sizeof(frames), 0);
+#pragma unroll
+	for (i = 0; i < FRAMES; i++) {
+		if (frames[i] - evict < evict_size)
+			return CTRACE_R_EVICTED;
+		if (frames[i] - gc < gc_size)
+			return CTRACE_R_GC_PRESSURE;
+	}
+	return CTRACE_R_DELETED;
+}
+
+INLINE void retract(const struct entry *e, u64 ct)
+{
+	u64 key = context_key();
+	struct slot *slot = map_lookup(SCRATCH, &key);
+	u32 netns;
+	struct ctrace_record *r;
+
+	if (!slot || slot->ct != ct)
+		return;
+	slot->ct = 0;
+	netns = netns_of(AT(e, u64, CT_NET));
+	count(netns, CTRACE_R_NONE, 1);
+	if (!slot->failed)
+		count(netns, CTRACE_R_CLASH_RESOLVED, 1);
+	if (!flow_wanted(e, netns))
+		return;
+	r = new_record(e, ct, netns);
+	if (!r)
+		return;
+	r->kind = CTRACE_RETRACT;
+	r->reason = CTRACE_R_NONE;
+	ring_submit(r, BPF_RB_NO_WAKEUP);
+}
+
+int nf_free(struct tracepoint *ctx)
+{
+	struct entry e;
+	u64 ct;
+
+	if (ctx->args[0] - SETTING(FREE_START) >= SETTING(FREE_SIZE))
+		return 0;
+	ct = ctx->args[1];
+	read_entry(&e, ct);
+	if (!was_inserted(&e)) {
+		retract(&e, ct);
+		return 0;
+	}
+	/* early_drop and gc_worker spare ASSURED entries */
+	emit_destroy_read(&e, ct,
+			  is_expired(&e) || AT(&e, u32, CT_STATUS) & IPS_ASSURED ?
+				  CTRACE_R_DELETED :
+				  why_unexpired(ctx),
+			  false);
+	return 0;
+}
+
+/* -- drop ---------------------------------------------------------------------------------- */
+
+struct baseline {
+	u32 valid;
+	u32 drop;
+	u32 insert_failed;
+	u32 chain;
+};
+
+INLINE u64 counters_of(u64 net)
+{
+	return read64(net + NET_STAT) + *(u64 *)THIS_CPU(VAR_THIS_CPU_OFF);
+}
+
+INLINE void read_counters(struct baseline *to, u64 net)
+{
+	u64 stat = counters_of(net);
+
+	to->valid = 1;
+	to->drop = read32(stat + STAT_DROP);
+	to->insert_failed = read32(stat + STAT_INSERT_FAILED);
+	to->chain = read32(stat + STAT_CHAIN);
+}
+
+/* The network namespace of a packet, wherever it stands. */
+INLINE u64 net_of(u64 skb, u64 sk)
+{
+	u64 from;
+
+	if (sk)
+		return read64(sk + SOCK_NET);
+	from = read64(skb + SKB_DEV);
+	if (!from)
+		from = read64((read64(skb + SKB_DST) & ~1ULL) + DST_DEV);
+	return from ? read64(from + DEV_NET) : 0;
+}
+
+/* ICMP queries only: conntrack tracks no other ICMP packet as new. */
+INLINE u8 inverse_icmp(u8 type, u16 family)
+{
+	if (family == AF_INET6) {
+		if (type == 128 || type == 129)
+			return type ^ 1;
+		return type == 139 ? 140 : type == 140 ? 139 : type;
+	}
+	switch (type) {
+	case 8:
+		return 0;
+	case 0:
+		return 8;
+	case 13:
+		return 14;
+	case 14:
+		return 13;
+	case 15:
+		return 16;
+	case 16:
+		return 15;
+	case 17:
+		return 18;
+	case 18:
+		return 17;
+	}
+	return type;
+}
+
+/* The tuples that the packet would have had, as nf_ct_get_tuple() and its inverse. */
+INLINE bool packet_tuples(struct entry *e, u64 skb)
+{
+	u64 head = read64(skb + SKB_HEAD), packet = head + read16(skb + SKB_NETWORK);
+	u8 version = read8(packet) >> 4, proto;
+	u16 family, sport = 0, dport = 0, reply_sport, reply_dport;
+	u64 transport;
+	int i;
+
+	if (version == 4) {
+		family = AF_INET;
+		proto = read8(packet + 9);
+		transport = packet + (read8(packet) & 15) * 4;
+		AT(e, u32, ORIGINAL + TUPLE_SRC) = read32(packet + 12);
+		AT(e, u32, ORIGINAL + TUPLE_DST) = read32(packet + 16);
+		AT(e, u32, REPLY + TUPLE_SRC) = AT(e, u32, ORIGINAL + TUPLE_DST);
+		AT(e, u32, REPLY + TUPLE_DST) = AT(e, u32, ORIGINAL + TUPLE_SRC);
+	} else if (version == 6) {
+		family = AF_INET6;
+		proto = read8(packet + 6);
+		transport = packet + 40;
+#pragma unroll
+		for (i = 0; i < 4; i++) {	/* hop-by-hop, routing, destination options */
+			if (proto != 0 && proto != 43 && proto != 60)
+				break;
+			proto = read8(transport);
+			transport += (read8(transport + 1) + 1) * 8;
+		}
+		probe_read(&AT(e, u8, ORIGINAL + TUPLE_SRC), 16, (void *)(packet + 8));
+		probe_read(&AT(e, u8, ORIGINAL + TUPLE_DST), 16, (void *)(packet + 24));
+		probe_read(&AT(e, u8, REPLY + TUPLE_SRC), 16, (void *)(packet + 24));
+		probe_read(&AT(e, u8, REPLY + TUPLE_DST), 16, (void *)(packet + 8));
+	} else {
+		return false;
+	}
+	if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6) {
+		u8 type = read8(transport), code = read8(transport + 1);
+
+		sport = read16(transport + 4);
+		dport = host16((u16)type << 8 | code);
+		reply_sport = sport;
+		reply_dport = host16((u16)inverse_icmp(type, family) << 8 | code);
+	} else {
+		if (proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE ||
+		    proto == IPPROTO_SCTP) {
+			sport = read16(transport);
+			dport = read16(transport + 2);
+		}
+		reply_sport = dport;
+		reply_dport = sport;
+	}
+	AT(e, u16, ORIGINAL + TUPLE_SPORT) = sport;
+	AT(e, u16, ORIGINAL + TUPLE_DPORT) = dport;
+	AT(e, u16, REPLY + TUPLE_SPORT) = reply_sport;
+	AT(e, u16, REPLY + TUPLE_DPORT) = reply_dport;
+	AT(e, u16, ORIGINAL + TUPLE_L3NUM) = family;
+	AT(e, u8, ORIGINAL + TUPLE_PROTO) = proto;
+	return true;
+}
+
+int nf_drop(struct tracepoint *ctx)
+{
+	struct baseline *before, now = {};
+	struct entry e = {};
+	u64 skb, sk, nfct, ct, net;
+	u32 netns;
+
+	if ((u32)ctx->args[2] != DROP_REASON)
+		return 0;
+	skb = ctx->args[0];
+	nfct = read64(skb + SKB_NFCT);
+	ct = nfct & NFCT_PTR;
+	if ((nfct & NFCT_INFO) == CTINFO_UNTRACKED)
+		return 0;
+	if (ct && read64(ct + CT_TUPLEHASH + HASH_PPREV))
+		return 0;	/* a rule dropped a packet of an entry in the table */
+	sk = read64(skb + SKB_SK);
+	net = ct ? read64(ct + CT_NET) : net_of(skb, sk);
+	if (!net)
+		return 0;
+	netns = netns_of(net);
+	before = map_lookup(BASELINE, &netns);
+	if (!before || !before->valid)
+		return 0;
+	read_counters(&now, net);
+	if (now.insert_failed != before->insert_failed && ct) {
+		u64 key = context_key();
+		struct slot *slot = map_lookup(SCRATCH, &key);
+		u8 reason = now.chain != before->chain ? CTRACE_R_CHAIN_TOO_LONG :
+			    now.drop != before->drop   ? CTRACE_R_CLASH :
+							 CTRACE_R_FAILED;
+
+		*before = now;
+		if (slot && slot->ct == ct)
+			slot->failed = 1;
+		read_entry(&e, ct);
+		emit_insert_failed_read(&e, ct, reason, CTRACE_D_UNKNOWN);
+	} else if (now.drop != before->drop && !ct) {
+		u32 several = now.drop - before->drop;
+
+		*before = now;
+		/* more than one: packets whose own tuple went by unseen */
+		if (several > 1)
+			count(netns, CTRACE_R_TABLE_FULL, several - 1);
+		packet_tuples(&e, skb);
+		emit_drop_read(&e, net, CTRACE_R_TABLE_FULL,
+			       sk ? CTRACE_D_OUT : CTRACE_D_UNKNOWN);
+	}
+	return 0;
+}
+
+/* args[0]: the namespace, or 0 for the one of the task that runs this. */
+int nf_baseline(struct tracepoint *ctx)
+{
+	struct baseline now = {};
+	u64 net = ctx->args[0];
+	u32 netns;
+
+	if (!net)
+		net = read64(read64(current_task() + TASK_NSPROXY) + NSPROXY_NET);
+	SETTING(LEARNED_NET) = net;
+	netns = netns_of(net);
+	read_counters(&now, net);
+	map_update(BASELINE, &netns, &now, 0);
+	return 0;
+}

@@ -1,0 +1,190 @@
+"""C to BPF instructions, with BCC as a compiler and nothing else.
+
+BCC (LLVM) lives in a short child process; what it made is kept on disk, keyed by
+everything it depends on, so a second start needs no compiler at all and this
+process stays small. Maps and programs are created by us (:mod:`ctrace.capture.sys`):
+the C code names map *i* by the fake descriptor ``MAP_BASE + i``, which
+:func:`link` replaces by the real one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, Optional
+
+import numpy as np
+
+from ctrace.errors import CtraceError
+
+MAP_BASE: Final = 1_000_001
+"""The first fake map descriptor in C (bpf/maps.h)."""
+
+_LD_IMM64: Final = 0x18
+_PSEUDO_MAP_FD: Final = 1
+
+Instructions = Mapping[str, bytes]
+"""Program name to its unlinked instructions."""
+
+
+@cache
+def source_dir() -> Path:
+    """Where the C sources are: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for place in (package / "bpf", package.parent / "bpf"):
+        if (place / "record.h").exists():
+            return place
+    raise CtraceError("the BPF sources are missing from this installation: install ctrace again")
+
+
+def compile_programs(
+    source: str, programs: Sequence[str], defines: Mapping[str, int | str]
+) -> Instructions:
+    """Compile ``bpf/<source>`` with ``-D`` defines and return the named programs' instructions.
+
+    Raises CtraceError with the compiler's first error, or when BCC is missing.
+    """
+    cflags = [f"-I{source_dir()}"] + [f"-D{name}={value}" for name, value in defines.items()]
+    path = _cache_path(source, programs, cflags)
+    cached = _load(path) if path else None
+    if cached is not None:
+        return cached
+    made = _compile(source, programs, cflags)
+    if path:
+        _store(path, made)
+    return made
+
+
+def link(instructions: bytes, maps: Sequence[int]) -> bytes:
+    """The instructions with fake map descriptors replaced by ``maps``, by position."""
+    code = np.frombuffer(bytearray(instructions), np.uint8).reshape(-1, 8)
+    immediates = code.view(np.int32)[:, 1]
+    loads = (code[:, 0] == _LD_IMM64) & (code[:, 1] >> 4 == _PSEUDO_MAP_FD)
+    for row in np.flatnonzero(loads):
+        immediates[row] = maps[int(immediates[row]) - MAP_BASE]
+    return code.tobytes()
+
+
+# -- the child ---------------------------------------------------------------------------
+
+
+def _compile(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Instructions:
+    request = json.dumps({"source": source, "programs": list(programs), "cflags": list(cflags)})
+    environment = dict(os.environ, BCC_KERNEL_SOURCE=str(source_dir()), BCC_PROBE_TYPE="none")
+    package_root = str(Path(__file__).resolve().parent.parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        part for part in (package_root, os.environ.get("PYTHONPATH", "")) if part
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ctrace.capture.compiler"],
+        input=request,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        raise CtraceError(_reason(done.stderr))
+    return {name: base64.b64decode(code) for name, code in json.loads(done.stdout).items()}
+
+
+def _reason(stderr: str) -> str:
+    if "No module named 'bcc'" in stderr:
+        return (
+            "BCC is not installed: install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
+            "(Fedora, RHEL), or use --hooks netlink"
+        )
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    first = next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
+    return f"BCC cannot compile the hooks: {first.strip()}"
+
+
+def _child() -> None:
+    """Read a request on standard input, answer with the instructions as JSON."""
+    from bcc import BPF  # noqa: PLC0415 - heavy: only ever imported in this process
+
+    request = json.load(sys.stdin)
+    text = (source_dir() / request["source"]).read_text()
+    built = BPF(text=text, cflags=request["cflags"])
+    code = {
+        name: base64.b64encode(built.dump_func(name.encode())).decode()
+        for name in request["programs"]
+    }
+    json.dump(code, sys.stdout)
+
+
+# -- the cache ---------------------------------------------------------------------------
+
+
+def _cache_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/cache/ctrace")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "ctrace"
+
+
+def _cache_path(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Optional[Path]:
+    """Where this compilation is kept; None when no directory is safe to trust."""
+    directory = _cache_dir()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+    except OSError:
+        return None
+    # Whoever can write here can choose what the kernel runs: only the owner may.
+    if not os.path.isdir(directory) or directory.is_symlink():
+        return None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        return None
+    digest = hashlib.sha256()
+    for part in (*cflags, *programs, source, _compiler_identity()):
+        digest.update(part.encode() + b"\0")
+    for file in sorted(source_dir().rglob("*.[ch]")):
+        digest.update(file.read_bytes())
+    return directory / f"{Path(source).stem}-{digest.hexdigest()[:32]}.json"
+
+
+def _compiler_identity() -> str:
+    """BCC's version as its installation says it, without importing it."""
+    for root in sys.path:
+        version = Path(root) / "bcc" / "version.py"
+        if version.exists():
+            found = re.search(r"__version__ = '([^']*)'", version.read_text())
+            return found.group(1) if found else str(version.stat().st_mtime_ns)
+    return "none"
+
+
+def _load(path: Path) -> Optional[Instructions]:
+    try:
+        with path.open(encoding="ascii") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            found = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return {name: base64.b64decode(code) for name, code in found.items()}
+
+
+def _store(path: Path, made: Instructions) -> None:
+    """Atomic, so a reader never sees half a file; a full disk only costs the next start."""
+    text = json.dumps({name: base64.b64encode(code).decode() for name, code in made.items()})
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    _child()

@@ -1,0 +1,264 @@
+"""Where the running kernel keeps what the hooks read: BTF turned into ``-D`` defines.
+
+One table of fields. A field that a kernel lacks simply has no define, and the C
+code tests for that (``#ifdef CT_MARK``); only a handful are indispensable. Where
+behaviour changed between versions, the presence of a field that came or went with
+the change decides, never a version number.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, Optional
+
+from ctrace.capture import btf
+from ctrace.errors import CtraceError
+
+# define: (struct, member path). Names say the struct first.
+_REQUIRED: Final = {
+    "SKB_NFCT": ("sk_buff", "_nfct"),
+    "SKB_HEAD": ("sk_buff", "head"),
+    "SKB_NETWORK": ("sk_buff", "network_header"),
+    "SKB_DEV": ("sk_buff", "dev"),
+    "SKB_SK": ("sk_buff", "sk"),
+    "CT_TIMEOUT": ("nf_conn", "timeout"),
+    "CT_TUPLEHASH": ("nf_conn", "tuplehash"),
+    "CT_STATUS": ("nf_conn", "status"),
+    "CT_NET": ("nf_conn", "ct_net"),
+    "CT_PROTO": ("nf_conn", "proto"),
+    "HASH_TUPLE": ("nf_conntrack_tuple_hash", "tuple"),
+    "HASH_PPREV": ("nf_conntrack_tuple_hash", "hnnode.pprev"),
+    "TUPLE_SRC": ("nf_conntrack_tuple", "src.u3"),
+    "TUPLE_SPORT": ("nf_conntrack_tuple", "src.u"),
+    "TUPLE_L3NUM": ("nf_conntrack_tuple", "src.l3num"),
+    "TUPLE_DST": ("nf_conntrack_tuple", "dst.u3"),
+    "TUPLE_DPORT": ("nf_conntrack_tuple", "dst.u"),
+    "TUPLE_PROTO": ("nf_conntrack_tuple", "dst.protonum"),
+    "NET_INUM": ("net", "ns.inum"),
+}
+
+_OPTIONAL: Final = {
+    "CT_ZONE": ("nf_conn", "zone.id"),
+    "CT_MARK": ("nf_conn", "mark"),
+    "CT_EXT": ("nf_conn", "ext"),
+    "SKB_IIF": ("sk_buff", "skb_iif"),
+    "SKB_TRANSPORT": ("sk_buff", "transport_header"),
+    "SKB_DST": ("sk_buff", "_skb_refdst"),
+    "DST_DEV": ("dst_entry", "dev"),
+    "DEV_NET": ("net_device", "nd_net.net"),
+    "SOCK_NET": ("sock", "__sk_common.skc_net.net"),
+    "SOCK_CGROUP": ("sock", "sk_cgrp_data.cgroup"),
+    # nf_conn.proto, for the lifetime of a dying entry
+    "TCP_STATE": ("ip_ct_tcp", "state"),
+    "TCP_RETRANS": ("ip_ct_tcp", "retrans"),
+    "TCP_LAST_INDEX": ("ip_ct_tcp", "last_index"),
+    "TCP_LAST_WIN": ("ip_ct_tcp", "last_win"),
+    "TCP_FLAGS0": ("ip_ct_tcp", "seen[0].flags"),
+    "TCP_FLAGS1": ("ip_ct_tcp", "seen[1].flags"),
+    "UDP_STREAM_TS": ("nf_ct_udp", "stream_ts"),
+    "SCTP_STATE": ("ip_ct_sctp", "state"),
+    # the namespace's timeouts, in jiffies
+    "NET_TCP_TIMEOUTS": ("net", "ct.nf_ct_proto.tcp.timeouts"),
+    "NET_TCP_MAX_RETRANS": ("net", "ct.nf_ct_proto.tcp.tcp_max_retrans"),
+    "NET_UDP_TIMEOUTS": ("net", "ct.nf_ct_proto.udp.timeouts"),
+    "NET_ICMP_TIMEOUT": ("net", "ct.nf_ct_proto.icmp.timeout"),
+    "NET_ICMPV6_TIMEOUT": ("net", "ct.nf_ct_proto.icmpv6.timeout"),
+    "NET_GENERIC_TIMEOUT": ("net", "ct.nf_ct_proto.generic.timeout"),
+    "NET_SCTP_TIMEOUTS": ("net", "ct.nf_ct_proto.sctp.timeouts"),
+    "NET_GRE_TIMEOUTS": ("net", "ct.nf_ct_proto.gre.gre_timeouts"),
+    # conntrack -S, per CPU
+    "NET_STAT": ("net", "ct.stat"),
+    "STAT_DROP": ("ip_conntrack_stat", "drop"),
+    "STAT_INSERT_FAILED": ("ip_conntrack_stat", "insert_failed"),
+    "STAT_CHAIN": ("ip_conntrack_stat", "chaintoolong"),
+    "STAT_RESOLVED": ("ip_conntrack_stat", "clash_resolve"),
+    # the hook's context
+    "BPF_NF_STATE": ("bpf_nf_ctx", "state"),
+    "BPF_NF_SKB": ("bpf_nf_ctx", "skb"),
+    "STATE_HOOK": ("nf_hook_state", "hook"),
+    "STATE_PF": ("nf_hook_state", "pf"),
+    "STATE_IN": ("nf_hook_state", "in"),
+    "STATE_NET": ("nf_hook_state", "net"),
+    # who
+    "TASK_FLAGS": ("task_struct", "flags"),
+    "TASK_TGID": ("task_struct", "tgid"),
+    "TASK_LEADER": ("task_struct", "group_leader"),
+    "TASK_START": ("task_struct", "start_boottime"),  # 5.5; real_start_time before
+    "TASK_REAL_START": ("task_struct", "real_start_time"),
+    "TASK_COMM": ("task_struct", "comm"),
+    "TASK_CGROUPS": ("task_struct", "cgroups"),
+    "TASK_NSPROXY": ("task_struct", "nsproxy"),
+    "NSPROXY_NET": ("nsproxy", "net_ns"),
+    "CSS_SET_CGROUP": ("css_set", "dfl_cgrp"),
+    "CGROUP_KN": ("cgroup", "kn"),
+    "KN_ID": ("kernfs_node", "id"),
+    "CACHE_NAME": ("kmem_cache", "name"),
+    # 6.2 to 6.14: x86 keeps preempt_count in pcpu_hot
+    "PCPU_HOT_PREEMPT": ("pcpu_hot", "preempt_count"),
+    "THREAD_INFO_PREEMPT": ("thread_info", "preempt_count"),
+}
+
+_SIZES: Final = {"CT_SIZE": "nf_conn", "TUPLEHASH_SIZE": "nf_conntrack_tuple_hash"}
+
+_ENUMS: Final = {
+    "DROP_REASON": ("SKB_DROP_REASON_NETFILTER_DROP", "skb_drop_reason"),
+    "EXT_TIMEOUT": ("NF_CT_EXT_TIMEOUT", "nf_ct_ext_id"),
+}
+
+# Per-CPU variables, by BTF id, for BPF_PSEUDO_BTF_ID.
+_VARS: Final = {
+    "VAR_PREEMPT_COUNT": "__preempt_count",
+    "VAR_PCPU_HOT": "pcpu_hot",
+    "VAR_THIS_CPU_OFF": "this_cpu_off",
+}
+
+
+_STACK_FUNCTIONS: Final = ("early_drop", "gc_worker", "nf_conntrack_free")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets, sizes, enum values and BTF ids of the running kernel."""
+
+    defines: Mapping[str, int]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.defines
+
+    def __getitem__(self, name: str) -> int:
+        return self.defines[name]
+
+
+@cache
+def running() -> Layout:
+    """The running kernel's layout.
+
+    Raises CtraceError when it has no BTF, or no conntrack in it.
+    """
+    kernel = btf.kernel()
+    if kernel is None:
+        raise CtraceError(
+            "this kernel has no BTF (/sys/kernel/btf/vmlinux), which the BPF hooks need: "
+            "use --hooks netlink, or a kernel built with CONFIG_DEBUG_INFO_BTF"
+        )
+    return from_btf(kernel, btf.kernel("nf_conntrack"), hz=ticks_per_second())
+
+
+def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250) -> Layout:
+    """A layout from BTF; ``module`` is nf_conntrack's, where it is a module with BTF.
+
+    Raises CtraceError when an indispensable field is missing.
+    """
+    found: dict[str, int] = {"HZ": hz}
+    sources = [kernel] if module is None else [kernel, module]
+    for table in (_REQUIRED, _OPTIONAL):
+        for define, (struct, path) in table.items():
+            offset = next((o for s in sources if (o := s.offset(struct, path)) is not None), None)
+            if offset is not None:
+                found[define] = offset
+            elif table is _REQUIRED:
+                raise CtraceError(
+                    f"this kernel's BTF has no {struct}.{path}: nf_conntrack is not built in "
+                    "and its types are unknown; load it (modprobe nf_conntrack) and try again"
+                )
+    for define, struct in _SIZES.items():
+        size = next((o for s in sources if (o := s.size_of(struct)) is not None), None)
+        if size is not None:
+            found[define] = size
+    for define, (name, enum) in _ENUMS.items():
+        value = next((o for s in sources if (o := s.enum_value(name, enum)) is not None), None)
+        if value is not None:
+            found[define] = value
+    for define, variable in _VARS.items():
+        type_id = kernel.var(variable)
+        if type_id is not None:
+            found[define] = type_id
+    found["CT_LISTS"] = int(_has_unconfirmed_lists(sources))
+    return Layout(found)
+
+
+def _has_unconfirmed_lists(sources: list[btf.Btf]) -> bool:
+    """Whether entries outside the table sit on per-CPU lists (up to 5.18).
+
+    Then ``pprev`` says nothing, and IPS_CONFIRMED is set exactly for entries that were
+    ever in the table; from 5.19 on it is the other way round (commit 8a75a2c17410).
+    """
+    return any(
+        s.find(btf.STRUCT, "ct_pcpu") is not None and s.offset("ct_pcpu", "unconfirmed") is not None
+        for s in sources
+    )
+
+
+@cache
+def ticks_per_second() -> int:
+    """CONFIG_HZ: from the kernel's configuration, else from its timer list.
+
+    Raises CtraceError when neither can be read.
+    """
+    release = os.uname().release
+    for path in (f"/boot/config-{release}", f"/lib/modules/{release}/config", "/proc/config.gz"):
+        try:
+            data = Path(path).read_bytes()
+        except OSError:
+            continue
+        text = gzip.decompress(data) if path.endswith(".gz") else data
+        found = re.search(rb"^CONFIG_HZ=(\d+)", text, re.M)
+        if found:
+            return int(found.group(1))
+    return _measured_ticks()
+
+
+def _measured_ticks() -> int:
+    """jiffies starts at 2^32 - 300 s on 64 bits (INITIAL_JIFFIES), so one reading tells HZ."""
+    try:
+        text = Path("/proc/timer_list").read_text()
+    except OSError:
+        text = ""
+    now = re.search(r"now at (\d+) nsecs", text)
+    jiffies = re.search(r"^jiffies: (\d+)", text, re.M)
+    if not now or not jiffies:
+        raise CtraceError("cannot tell the kernel's CONFIG_HZ: /proc/timer_list is unreadable")
+    seconds = int(now.group(1)) / 1e9 - 300
+    rate = (int(jiffies.group(1)) - (1 << 32)) / seconds if abs(seconds) > 1 else 250.0
+    return min((100, 250, 300, 1000), key=lambda hz: abs(hz - rate))
+
+
+def function_range(name: str) -> Optional[tuple[int, int]]:
+    """Start and end of a kernel function from /proc/kallsyms, compiler suffixes included.
+
+    None when it is not there or addresses are hidden (kptr_restrict).
+    """
+    return _functions().get(name)
+
+
+@cache
+def _functions() -> dict[str, tuple[int, int]]:
+    """The few functions whose place in a call stack is looked for.
+
+    kallsyms lists the core kernel by address, so the next line with a higher address
+    is a function's end; modules need not be sorted, so the nearest of a few is taken.
+    """
+    text = Path("/proc/kallsyms").read_bytes()
+    result: dict[str, tuple[int, int]] = {}
+    for name in _STACK_FUNCTIONS:
+        pattern = rb"([0-9a-f]+) [tT] %s(?:\.(?!cold)\w+)*(?=[\t\n])" % name.encode()
+        at = text.find(f" {name}".encode())
+        while at >= 0 and name not in result:
+            line = text.rfind(b"\n", 0, at) + 1
+            found = re.compile(pattern).match(text, line, line + 200)
+            if found and (start := int(found.group(1), 16)):
+                result[name] = (start, _next_symbol(text, line, start))
+            at = text.find(f" {name}".encode(), at + 1)
+    return result
+
+
+def _next_symbol(text: bytes, line: int, start: int) -> int:
+    around = text[line : line + 4096].split(b"\n")[:-1]
+    later = (int(row.split(b" ", 1)[0], 16) for row in around if row)
+    return min((address for address in later if address > start), default=start + 1024)
