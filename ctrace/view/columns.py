@@ -53,6 +53,9 @@ def place(
     """The columns that fit into ``width`` cells, with the room shared out."""
     wanted = [one for one in columns if one.when is None or any(map(one.when, rows))]
     need = {one.name: _need(one, rows) for one in wanted}
+    for one in wanted:  # the key comes before any column that is only nice to have
+        if one.rank == 0 and one.most and width > 100:
+            need[one.name] = max(one.least, min(_longest(one, rows, one.most), width * 3 // 10))
     chosen = sorted(wanted, key=lambda one: one.rank)
     while len(chosen) > 1 and _total(chosen, need) > width - indent:
         if chosen[-1].rank == 0:
@@ -61,8 +64,8 @@ def place(
     spare = width - indent - _total(chosen, need)
     for one in chosen:  # the most important grow first
         if one.most > need[one.name] and spare > 0:
-            longest = max((cell_len(one.cell(row, one.most)) for row in rows), default=0)
-            extra = min(spare, max(0, min(one.most, longest) - need[one.name]))
+            longest = min(one.most, _longest(one, rows, one.most))
+            extra = min(spare, max(0, longest - need[one.name]))
             need[one.name] += extra
             spare -= extra
     kept = {one.name for one in chosen}
@@ -82,8 +85,12 @@ def place(
 def _need(column: Column[Row], rows: Sequence[Row]) -> int:
     if column.most:
         return column.least
-    longest = max((cell_len(column.cell(row, 40)) for row in rows), default=0)
+    longest = _longest(column, rows, 40)
     return max(column.least, cell_len(column.head) + bool(column.sort), longest)
+
+
+def _longest(column: Column[Row], rows: Sequence[Row], width: int) -> int:
+    return max((cell_len(column.cell(row, width)) for row in rows), default=0)
 
 
 def _total(columns: Sequence[Column[Row]], need: dict[str, int]) -> int:

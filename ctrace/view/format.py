@@ -21,12 +21,13 @@ UNKNOWN: Final = "-"
 ELLIPSIS: Final = "…"
 ARROW: Final = "→"
 RAMP: Final = "▁▂▃▄▅▆▇█"
+EIGHTHS: Final = "▏▎▍▌▋▊▉"
 
 ASCII: Final[dict[int, str]] = str.maketrans(
-    dict(zip(RAMP, "_.-:=+*#", strict=True))
+    dict(zip(RAMP + EIGHTHS, "_.-:=+*#" + "..--===", strict=True))
     | {
         THIN: ",", "\u00a0": " ", ELLIPSIS: "~", ARROW: ">", "←": "<", "↑": "^", "↓": "v",
-        "▒": "=", "░": ".", "▌": "|", "▐": "|", "│": "|", "─": "-", "┄": "-", "━": "=", "┃": "|",
+        "▒": "=", "░": ".", "▐": "|", "│": "|", "─": "-", "┄": "-", "━": "=", "┃": "|",
         "┌": "+", "┐": "+", "└": "+", "┘": "+", "├": "+", "┤": "+", "┬": "+", "┴": "+", "┼": "+",
         "·": ".", "•": "*", "●": "*", "○": "o", "▶": ">", "▸": ">", "‖": "=", "✓": "+", "✗": "x",
         "µ": "u", "≥": ">", "≤": "<", "\u00d7": "x", "±": "~", "\u2013": "-", "—": "-",
@@ -285,10 +286,13 @@ def fit(text: str, width: int, right: bool = False) -> str:
 def sparkline(values: Sequence[float], width: int, top: Optional[float] = None) -> str:
     """The last ``width`` values as bars; ``top`` is the value of a full bar.
 
-    A value that is not zero never looks like zero: zero is the lowest bar alone.
+    A steady series runs at half height, so that a rise or a burst stands out. A value
+    that is not zero never looks like zero: zero is the lowest bar alone.
     """
     shown = values[-width:] if width > 0 else ()
     highest = max(shown, default=0.0) if top is None else top
+    if top is None and shown:
+        highest = max(highest, 2 * sum(shown) / len(shown))
     bars = []
     for value in shown:
         if value <= 0 or highest <= 0:
@@ -315,6 +319,15 @@ def bar(parts: Sequence[float], width: int) -> tuple[int, ...]:
         cells.append(max(0, upto - used))
         used = max(used, upto)
     return tuple(cells)
+
+
+def hbar(part: float, width: int) -> str:
+    """A bar of eighths of a cell for a share: a thousandth still leaves a trace."""
+    eighths = min(width * 8, round(max(0.0, part) * width * 8))
+    if part > 0 and not eighths:
+        eighths = 1
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (EIGHTHS[rest - 1] if rest else "")
 
 
 def plural(number: int, one: str, many: str = "") -> str:

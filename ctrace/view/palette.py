@@ -38,6 +38,17 @@ class Palette:
     """The one word that must be seen from across the room."""
     evictable: Style
     """The part of a gauge that early_drop may evict."""
+    area: Style
+    """Large areas are calmer than words: curves and bars."""
+    area_good: Style
+    area_warn: Style
+    area_bad: Style
+
+    def gauge(self, share: float, trouble: bool) -> Style:
+        """The same as :meth:`fill` for a whole bar."""
+        if trouble or share >= 0.95:
+            return self.area_bad
+        return self.area_warn if share >= 0.75 else self.area_good
 
     def fill(self, share: float, trouble: bool) -> Style:
         """How a table's fill is painted: by the word that stands beside it."""
@@ -60,7 +71,11 @@ DARK: Final = Palette(
     warn=Style(color="#e5b654"),
     bad=Style(color="#f47c7c"),
     alarm=Style(color="#ffffff", bgcolor="#b02a37", bold=True),
-    evictable=Style(color="#7f6a8f"),
+    evictable=Style(color="#8a74a0"),
+    area=Style(color="#466a86"),
+    area_good=Style(color="#5b8b53"),
+    area_warn=Style(color="#b88c35"),
+    area_bad=Style(color="#c2525b"),
 )
 
 LIGHT: Final = Palette(
@@ -78,6 +93,10 @@ LIGHT: Final = Palette(
     bad=Style(color="#b8212a"),
     alarm=Style(color="#ffffff", bgcolor="#b8212a", bold=True),
     evictable=Style(color="#8d7a9c"),
+    area=Style(color="#8fb0c8"),
+    area_good=Style(color="#7fb37a"),
+    area_warn=Style(color="#d3a94e"),
+    area_bad=Style(color="#d0606a"),
 )
 
 TERMINAL: Final = Palette(
@@ -95,6 +114,10 @@ TERMINAL: Final = Palette(
     bad=Style(color="red", bold=True),
     alarm=Style(color="red", bold=True, reverse=True),
     evictable=Style(color="magenta"),
+    area=Style(color="blue"),
+    area_good=Style(color="green"),
+    area_warn=Style(color="yellow"),
+    area_bad=Style(color="red"),
 )
 
 PALETTES: Final[dict[str, Palette]] = {one.name: one for one in (DARK, LIGHT, TERMINAL)}

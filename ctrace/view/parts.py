@@ -6,6 +6,7 @@ and the plain frame are both stacked from them, so they can never disagree.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import Final, Optional
@@ -141,7 +142,7 @@ def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
     pinned = fill if table.pinned is None else fill * table.pinned
     solid, soft = fmt.bar((pinned, fill - pinned), width)
     return [
-        ("█" * solid, palette.fill(table.fill, table.full_since is not None)),
+        ("█" * solid, palette.gauge(table.fill, table.full_since is not None)),
         ("▒" * soft, palette.evictable),
         ("░" * (width - solid - soft), palette.faint),
     ]
@@ -163,9 +164,7 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
             groups.insert(1, [(f"{words}, {refusing} of them full", p.bad)])
         else:
             groups.append([(words, p.dim)])
-    groups.append(
-        [(f"{fmt.count(table.buckets)} buckets", p.dim), (f", chains {table.load:.1f}", p.dim)]
-    )
+    groups.append([(f"{fmt.count(table.buckets)} buckets, chains {table.load:.1f}", p.dim)])
     if width >= 100 and table.totals.insert_failed:
         groups.append([(f"{fmt.count(table.totals.insert_failed)} lost insert races", p.warn)])
     return groups
@@ -198,8 +197,8 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
     p = palette
     rates, past = snapshot.rates, snapshot.history
     rows = (
-        ("new ", rates.insert, past.insert, p.text, p.dim),
-        ("gone ", rates.destroy, past.destroy, p.text, p.dim),
+        ("new ", rates.insert, past.insert, p.text, p.area),
+        ("gone ", rates.destroy, past.destroy, p.text, p.area),
         ("EVICTED ", rates.early_drop, past.early_drop, p.warn, p.warn),
         ("DROPPED ", rates.drop, past.drop, p.bad, p.bad),
     )
@@ -298,37 +297,24 @@ def chart_lines(snapshot: Snapshot, width: int, height: int, palette: Palette) -
     plot = width - LABEL - scale - 3
     stretched = _stretch(past.count, plot)
     out = []
-    for index, (bars, share) in enumerate(chart(stretched, plot, height - 1, top)):
+    for index, (bars, _) in enumerate(chart(stretched, plot, height - 1, top)):
         mark = fmt.short(top) if index == 0 else "0" if index == height - 2 else ""
         label = "ENTRIES" if index == 0 else ""
-        style = p.bad if top == limit and share >= 0.95 else p.dim
         out.append(
             line(
-                [(fmt.fit(label, LABEL), p.accent), (f"{mark:>{scale}} ", p.dim), (bars, style)],
+                [(fmt.fit(label, LABEL), p.accent), (f"{mark:>{scale}} ", p.dim), (bars, p.area)],
                 width,
             )
         )
+    note = f"{fmt.span(past.ts[-1] - past.ts[0])} ago " if len(past.ts) > 1 else ""
+    axis: list[Piece] = [(" " * (LABEL + scale + 1), p.dim), (note, p.dim)]
     drops = _stretch(past.drop, plot)
-    marks = "".join("▲" if value else "─" for value in drops).rjust(plot, "─")
-    axis = Text(no_wrap=True, end="")
-    axis.append(" " * (LABEL + scale + 2))
-    for char in marks:
-        axis.append(char, p.bad if char == "▲" else p.faint)
-    spanned = fmt.span(past.ts[-1] - past.ts[0]) if len(past.ts) > 1 else ""
-    note = f" {spanned} ago "
-    start = LABEL + scale + 2
-    axis_text = Text.assemble(
-        axis[:start], (note, p.dim), axis[start + len(note) :], no_wrap=True, end=""
-    )
-    if any(past.drop):
-        legend = " ▲ dropped "
-        cutoff = max(start, width - len(legend) - 6)
-        axis_text = Text.assemble(
-            axis_text[:cutoff], (legend, p.bad), axis_text[cutoff + len(legend) :], end=""
-        )
-    axis_text.no_wrap = True
-    axis_text.truncate(width, pad=True)
-    return [*out, axis_text]
+    if any(drops):
+        axis.append(("▲ dropped ", p.bad))
+    taken = sum(len(text) for text, _ in axis) - LABEL - scale - 1
+    for dropped, run in itertools.groupby(drops[taken:], key=bool):
+        axis.append((("▲" if dropped else "─") * len(list(run)), p.bad if dropped else p.faint))
+    return [*out, line(axis, width)]
 
 
 def _stretch(values: Sequence[float], width: int) -> list[float]:

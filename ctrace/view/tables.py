@@ -54,14 +54,18 @@ def _drop_style(number: float, palette: Palette) -> Style:
     return palette.bad if number else palette.dim
 
 
-def _share_style(culprit: Culprit, palette: Palette) -> Style:
-    if culprit.share >= 0.5:
-        return palette.bad
-    return palette.warn if culprit.share >= 0.2 else palette.text
+def culprit_columns(
+    group: str, many_namespaces: bool, trouble: bool = True
+) -> tuple[Column[Culprit], ...]:
+    """The culprits' table: where it goes, how much it holds, why that is so much.
 
+    Without ``trouble`` a large share is nothing to alarm anyone.
+    """
 
-def culprit_columns(group: str, many_namespaces: bool) -> tuple[Column[Culprit], ...]:
-    """The culprits' table: where it goes, how much it holds, why that is so much."""
+    def share_style(culprit: Culprit, palette: Palette) -> Style:
+        if not trouble or culprit.share < 0.2:
+            return palette.text
+        return palette.bad if culprit.share >= 0.5 else palette.warn
 
     def dim(_: Culprit, palette: Palette) -> Style:
         return palette.dim
@@ -86,11 +90,11 @@ def culprit_columns(group: str, many_namespaces: bool) -> tuple[Column[Culprit],
                sort="residence"),
         Column("held", "HELD", lambda c, _: fmt.count(c.held), 0, 6, sort="held",
                style=lambda c, p: p.strong if c.share >= 0.2 else p.text),
-        Column("share", "SHARE", lambda c, _: fmt.share(c.share), 0, 6, style=_share_style),
-        Column("bar", "OF TABLE", lambda c, w: "█" * fmt.bar((c.share,), w)[0], 7, 10, 0, False,
-               _share_style),
-        Column("trend", "1 MINUTE", lambda c, w: fmt.sparkline(c.trend, min(w, 12)), 6, 12, 0,
-               False, dim),
+        Column("share", "SHARE", lambda c, _: fmt.share(c.share), 0, 6, style=share_style),
+        Column("bar", "OF TABLE", lambda c, w: fmt.hbar(c.share, w), 7, 10, 10, False,
+               lambda c, p: p.area_bad if trouble and c.share >= 0.5 else p.area),
+        Column("trend", "1 MINUTE", lambda c, w: fmt.sparkline(c.trend, min(w, 12)), 6, 12, 12,
+               False, lambda _, p: p.area),
         Column("drops", "DROP/s", lambda c, _: fmt.rate(c.drop_per_s), 4, 6, sort="drops",
                style=lambda c, p: _drop_style(c.drops, p), when=lambda c: c.drops > 0),
         Column("nat", "NAT", lambda c, _: c.nat or fmt.UNKNOWN, 5, 3, 0, False,
@@ -121,7 +125,7 @@ def victim_columns(many_namespaces: bool) -> tuple[Column[Victim], ...]:
 
     columns: tuple[Column[Victim], ...] = (
         Column("key", "refused or evicted", lambda v, w: fmt.key(v.key, w), 0, 30, 64, False),
-        Column("who", "GOT EPERM", _eperm, 1, 10, 30, False,
+        Column("who", "GOT EPERM", _eperm, 1, 14, 30, False,
                lambda v, p: p.text if v.owner else p.dim),
         Column("netns", "NETNS", lambda v, w: fmt.cut(fmt.clean(v.netns_name), w), 6, 8, 16, False,
                dim, when=lambda _: many_namespaces),
@@ -143,7 +147,10 @@ def _eperm(victim: Victim, width: int) -> str:
     if owner is None:
         return fmt.UNKNOWN
     pid = f"[{owner.pid}]" if owner.pid else ""
-    return who(owner, max(4, width - len(pid))) + pid
+    room = width - len(pid)
+    if room < len(fmt.clean(owner.comm)):
+        return who(owner, width)
+    return who(owner, room) + pid
 
 
 def namespace_columns() -> tuple[Column[Table], ...]:
@@ -158,8 +165,8 @@ def namespace_columns() -> tuple[Column[Table], ...]:
                lambda t, p: p.bad if t.full_since else p.text),
         Column("fill", "FILL", lambda t, _: fmt.share(t.fill) if t.max else "no limit", 0, 6,
                style=lambda t, p: p.fill(t.fill, t.full_since is not None)),
-        Column("bar", "", lambda t, w: "█" * fmt.bar((t.fill,), w)[0], 5, 16, 0, False,
-               lambda t, p: p.fill(t.fill, t.full_since is not None)),
+        Column("bar", "", lambda t, w: fmt.hbar(t.fill, w), 5, 16, 16, False,
+               lambda t, p: p.gauge(t.fill, t.full_since is not None)),
         Column("count", "ENTRIES", lambda t, _: fmt.count(t.count), 0, 7),
         Column("max", "LIMIT", lambda t, _: fmt.count(t.max) if t.max else "none", 3, 7, style=dim),
         Column("new", "NEW/s", lambda t, _: fmt.rate(t.rates.insert), 1, 6),
@@ -186,6 +193,11 @@ def state_word(table: Table) -> str:
     if table.seconds_to_full is not None:
         return "filling"
     return "steady" if table.rates.insert <= table.rates.destroy * 1.02 + 1 else "growing"
+
+
+def in_trouble(snapshot: Snapshot) -> bool:
+    """Whether some table is close to its limit, or beyond."""
+    return any(t.full_since is not None or t.fill >= 0.75 for t in snapshot.tables)
 
 
 def fullest(snapshot: Snapshot) -> Optional[Table]:

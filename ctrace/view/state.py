@@ -1,0 +1,69 @@
+"""What the person at the screen has chosen. The screen is a function of this and a snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ctrace.model.snapshot import GROUPS, SORTS
+
+MODES: Final = ("top", "victims", "namespaces", "detail", "advice", "help")
+PANES: Final = ("culprits", "victims")
+
+
+@dataclass(frozen=True)
+class State:
+    """One moment of the screen's own state."""
+
+    mode: str = "top"
+    group: str = "pair"
+    sort: str = "held"
+    reverse: bool = False
+    filter: str = ""
+    pane: str = "culprits"
+    """Which table the cursor is in, in mode ``top``."""
+    cursor: int = 0
+    """Row of the cursor in the table that has it."""
+    held: tuple[str, int] = ("", 0)
+    """Key and namespace of the row that the cursor stays with; empty: the first row."""
+    scroll: int = 0
+    """First line shown of a page (detail, advice, help)."""
+    subject: tuple[str, int] = ("", 0)
+    """Key and namespace of the culprit that the detail page is about."""
+    back: str = "top"
+    """The mode that Backspace returns to."""
+
+    def next_group(self, step: int = 1) -> State:
+        """The next way to group; the cursor goes back to the first row."""
+        group = GROUPS[(GROUPS.index(self.group) + step) % len(GROUPS)]
+        return replace(self, group=group, cursor=0, held=("", 0))
+
+    def sorted_by(self, sort: str) -> State:
+        """Sort by a column; the same column again turns the order round."""
+        if sort == self.sort:
+            return replace(self, reverse=not self.reverse)
+        return replace(self, sort=sort, reverse=False, cursor=0, held=("", 0))
+
+    def next_sort(self, step: int = 1) -> State:
+        """The next column to sort by."""
+        return self.sorted_by(SORTS[(SORTS.index(self.sort) + step) % len(SORTS)])
+
+    def to(self, mode: str) -> State:
+        """Another mode, from its beginning; the same mode again leads back."""
+        if mode == self.mode:
+            return self.up()
+        back = self.mode if self.mode not in ("help", "advice") else self.back
+        return replace(self, mode=mode, back=back, scroll=0, cursor=0, held=("", 0))
+
+    def up(self) -> State:
+        """One step back."""
+        if self.mode == "top":
+            return self
+        # From help over a drill-down back into it, and from there to the top.
+        target = self.back if self.back != self.mode else "top"
+        return replace(self, mode=target, back="top", scroll=0, cursor=0, held=("", 0))
+
+    @property
+    def is_page(self) -> bool:
+        """Whether lines are scrolled instead of rows selected."""
+        return self.mode in ("detail", "advice", "help")
