@@ -8,6 +8,7 @@ nanoseconds of CLOCK_BOOTTIME.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
@@ -172,6 +173,18 @@ def empty(n: int = 0) -> Events:
 def words(events: Events) -> npt.NDArray[np.uint64]:
     """The records as an (n, 15) array of 64-bit words, without a copy if contiguous."""
     return np.ascontiguousarray(events).view(np.uint64).reshape(-1, WORDS)
+
+
+def join(parts: Sequence[Events]) -> Events:
+    """Arrays of records one after another.
+
+    Never ``np.concatenate`` records themselves: it packs the fields anew, one after
+    another, and the result is no :data:`RECORD` any more.
+    """
+    if not parts:
+        return empty()
+    whole: Events = np.concatenate([words(part) for part in parts]).view(RECORD).reshape(-1)
+    return whole
 
 
 def proto_name(number: int) -> str:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ctrace.errors import CtraceError
 from ctrace.host.ctmessage import U8, U32, Decoded, Decoder
 from ctrace.host.netns import enter
-from ctrace.record import RECORD, Events, Kind, Status
+from ctrace.record import Events, Kind, Status, join
 
 NETLINK_NETFILTER: Final = 12
 CTNETLINK: Final = 1 << 8
@@ -67,23 +67,16 @@ def read_table(path: str) -> Table:
     with _socket(path) as (sock, inum):
         for data, starts, lengths in _dump(sock, GET):
             parts.append(decoder.decode(data, starts, lengths))
-    if not parts:
-        return Table(
-            np.zeros(0, RECORD),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.uint32),
-            np.zeros(0, np.uint64),
-        )
-    whole = np.concatenate([part.events.view(np.uint64).reshape(-1, 15) for part in parts])
-    events = whole.view(RECORD).reshape(-1)
+    events = join([part.events for part in parts])
     events["ts"] = now
     events["kind"] = Kind.EXISTING
     events["netns"] = inum
-    left, mark, start = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("left", "mark", "start")
+    return Table(
+        events,
+        np.concatenate([np.zeros(0, np.int32), *(part.left for part in parts)]),
+        np.concatenate([np.zeros(0, np.uint32), *(part.mark for part in parts)]),
+        np.concatenate([np.zeros(0, np.uint64), *(part.start for part in parts)]),
     )
-    return Table(events, left, mark, start)
 
 
 def statistics(path: str) -> dict[str, int]:
