@@ -14,6 +14,7 @@
 #include "record.h"
 #include "helpers.h"
 #include "maps.h"
+#include "percpu.h"
 
 #define IPS_SEEN_REPLY (1 << 1)
 #define IPS_ASSURED (1 << 2)
@@ -104,26 +105,6 @@ INLINE void count(u32 netns, u32 reason, u64 n)
 /* -- whose packet ------------------------------------------------------------------ */
 
 #define PF_KTHREAD 0x00200000
-/* preempt_count: bit 8 serving a softirq, 16-19 hardirq, 20-23 NMI */
-#define INTERRUPT_BITS 0x00ff0100
-
-/* Whether the current task is the one on whose behalf we run. */
-INLINE bool in_task(void)
-{
-#if defined(VAR_PREEMPT_COUNT)
-	u32 *preempt = THIS_CPU(VAR_PREEMPT_COUNT);
-
-	return !(*preempt & INTERRUPT_BITS);
-#elif defined(VAR_PCPU_HOT) && defined(PCPU_HOT_PREEMPT)
-	u8 *hot = THIS_CPU(VAR_PCPU_HOT);
-
-	return !(*(u32 *)(hot + PCPU_HOT_PREEMPT) & INTERRUPT_BITS);
-#elif defined(THREAD_INFO_PREEMPT) && !defined(__TARGET_ARCH_x86)
-	return !(read32(current_task() + THREAD_INFO_PREEMPT) & INTERRUPT_BITS);
-#else
-	return false;
-#endif
-}
 
 #ifdef TASK_START
 #define START_OFFSET TASK_START

@@ -16,13 +16,9 @@ static u64 (*jiffies64)(void) = (void *)118;		/* 5.5 */
 static u64 (*boot_ns)(void) = (void *)125;		/* 5.7 */
 static void *(*ring_reserve)(void *ring, u64 size, u64 flags) = (void *)131;	/* 5.8 */
 static void (*ring_submit)(void *data, u64 flags) = (void *)132;
-static void *(*this_cpu_ptr)(u64 percpu) = (void *)154;	/* 5.10 */
 
 #define BPF_RB_NO_WAKEUP 1
 #define BPF_NOEXIST 1
-
-/* A per-CPU kernel variable on this CPU, from its BTF id (BPF_PSEUDO_BTF_ID). */
-#define THIS_CPU(btf_id) this_cpu_ptr(bpf_pseudo_fd(3, btf_id))
 
 INLINE u64 read64(u64 from)
 {

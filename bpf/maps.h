@@ -12,9 +12,10 @@
 #define COUNTS MAP(1)	/* per-CPU hash: netns -> u64[CTRACE_REASONS] */
 #define OWNERS MAP(2)	/* LRU hash: owner key -> struct owner */
 #define SCRATCH MAP(3)	/* LRU hash: u64 -> u64[4], what an entry hook leaves for its exit */
-#define RECENT MAP(4)	/* array of bytes: which entries were candidates of late */
-#define BASELINE MAP(5)	/* per-CPU hash: netns -> the kernel's own counters when last seen */
-#define SETTINGS MAP(6)	/* array of u64: what is learned after loading */
+#define BASELINE MAP(4)	/* per-CPU hash: netns -> the kernel's own counters when last seen */
+#define SETTINGS MAP(5)	/* array of u64: what is learned after loading */
+
+#define CPUS MAP(6)	/* array: where each CPU's per-CPU section is (bpf/percpu.h) */
 
 struct owner {
 	u8 comm[16];

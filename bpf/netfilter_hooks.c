@@ -26,7 +26,7 @@
 #define GC_START 4	/* gc_worker */
 #define GC_SIZE 5
 #define LEARNED_NET 6	/* struct net of the task that ran nf_baseline */
-#define SETTING(i) (((volatile u64 *)bpf_pseudo_fd(2, 1000001 + 6))[i])
+#define SETTING(i) (((volatile u64 *)bpf_pseudo_fd(2, 1000001 + 5))[i])
 
 #define NF_ACCEPT 1
 #define LOCAL_IN 1
@@ -175,16 +175,12 @@ struct baseline {
 	u32 chain;
 };
 
-INLINE u64 counters_of(u64 net)
-{
-	return read64(net + NET_STAT) + *(u64 *)THIS_CPU(VAR_THIS_CPU_OFF);
-}
-
 INLINE void read_counters(struct baseline *to, u64 net)
 {
-	u64 stat = counters_of(net);
+	u64 section = percpu_section();
+	u64 stat = read64(net + NET_STAT) + read64(section + PERCPU_OFFSET);
 
-	to->valid = 1;
+	to->valid = section != 0;
 	to->drop = read32(stat + STAT_DROP);
 	to->insert_failed = read32(stat + STAT_INSERT_FAILED);
 	to->chain = read32(stat + STAT_CHAIN);

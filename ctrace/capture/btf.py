@@ -23,7 +23,7 @@ KERNEL: Final = Path("/sys/kernel/btf")
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF = 1, 2, 3, 4, 5, 6, 8
 VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR = 9, 10, 11, 12, 13, 14
-TYPE_TAG, ENUM64 = 18, 19
+DATASEC, TYPE_TAG, ENUM64 = 15, 18, 19
 
 _MODIFIERS: Final = frozenset({TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG})
 
@@ -32,7 +32,7 @@ _FIXED: Final = [0] * 32
 _EACH: Final = [0] * 32
 for _kind, _words in {INT: 1, ARRAY: 3, VAR: 1, 17: 1}.items():
     _FIXED[_kind] = _words
-for _kind, _words in {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, 15: 3, ENUM64: 3}.items():
+for _kind, _words in {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}.items():
     _EACH[_kind] = _words
 
 
@@ -142,9 +142,14 @@ class Btf:
                 return value
         return None
 
-    def var(self, name: str) -> Optional[int]:
-        """The id of a (per-CPU) variable, for BPF_PSEUDO_BTF_ID."""
-        return self.find(VAR, name)
+    def percpu_offset(self, name: str) -> Optional[int]:
+        """Where a per-CPU variable lies in the kernel's per-CPU section."""
+        section, variable = self.find(DATASEC, ".data..percpu"), self.find(VAR, name)
+        if section is None or variable is None:
+            return None
+        row = self._row(section)
+        entries = zip(row[3::3], row[4::3], strict=True)
+        return next((offset for type_id, offset in entries if type_id == variable), None)
 
     # -- types ---------------------------------------------------------------------------
 

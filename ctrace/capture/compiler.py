@@ -31,6 +31,7 @@ MAP_BASE: Final = 1_000_001
 
 _LD_IMM64: Final = 0x18
 _PSEUDO_MAP_FD: Final = 1
+_PSEUDO_MAP_VALUE: Final = 2
 
 Instructions = Mapping[str, bytes]
 """Program name to its unlinked instructions."""
@@ -68,7 +69,9 @@ def link(instructions: bytes, maps: Sequence[int]) -> bytes:
     """The instructions with fake map descriptors replaced by ``maps``, by position."""
     code = np.frombuffer(bytearray(instructions), np.uint8).reshape(-1, 8)
     immediates = code.view(np.int32)[:, 1]
-    loads = (code[:, 0] == _LD_IMM64) & (code[:, 1] >> 4 == _PSEUDO_MAP_FD)
+    loads = (code[:, 0] == _LD_IMM64) & np.isin(
+        code[:, 1] >> 4, (_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE)
+    )
     for row in np.flatnonzero(loads):
         immediates[row] = maps[int(immediates[row]) - MAP_BASE]
     return code.tobytes()
@@ -110,7 +113,7 @@ def _reason(stderr: str) -> str:
 
 def _child() -> None:
     """Read a request on standard input, answer with the instructions as JSON."""
-    from bcc import BPF  # noqa: PLC0415 - heavy: only ever imported in this process
+    from bcc import BPF  # heavy: only ever imported in this process
 
     request = json.load(sys.stdin)
     text = (source_dir() / request["source"]).read_text()

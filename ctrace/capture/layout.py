@@ -99,9 +99,9 @@ _OPTIONAL: Final = {
     "CGROUP_KN": ("cgroup", "kn"),
     "KN_ID": ("kernfs_node", "id"),
     "CACHE_NAME": ("kmem_cache", "name"),
-    # 6.2 to 6.14: x86 keeps preempt_count in pcpu_hot
-    "PCPU_HOT_PREEMPT": ("pcpu_hot", "preempt_count"),
-    "THREAD_INFO_PREEMPT": ("thread_info", "preempt_count"),
+    "TASK_PREEMPT": ("task_struct", "thread_info.preempt_count"),  # not on x86
+    "TASK_CFS": ("task_struct", "se.cfs_rq"),
+    "CFS_RQ": ("cfs_rq", "rq"),
 }
 
 _SIZES: Final = {"CT_SIZE": "nf_conn", "TUPLEHASH_SIZE": "nf_conntrack_tuple_hash"}
@@ -111,12 +111,15 @@ _ENUMS: Final = {
     "EXT_TIMEOUT": ("NF_CT_EXT_TIMEOUT", "nf_ct_ext_id"),
 }
 
-# Per-CPU variables, by BTF id, for BPF_PSEUDO_BTF_ID.
-_VARS: Final = {
-    "VAR_PREEMPT_COUNT": "__preempt_count",
-    "VAR_PCPU_HOT": "pcpu_hot",
-    "VAR_THIS_CPU_OFF": "this_cpu_off",
+# Offsets in the per-CPU section (ctrace/capture/percpu.py says how it is found).
+_PERCPU: Final = {
+    "PERCPU_RUNQUEUES": "runqueues",
+    "PERCPU_OFFSET": "this_cpu_off",
+    "PERCPU_PREEMPT": "__preempt_count",
+    "PERCPU_CURRENT": "current_task",
 }
+# 6.2 to 6.14, x86: both in pcpu_hot
+_PERCPU_HOT: Final = {"PERCPU_PREEMPT": "preempt_count", "PERCPU_CURRENT": "current_task"}
 
 
 _STACK_FUNCTIONS: Final = ("early_drop", "gc_worker", "nf_conntrack_free")
@@ -175,10 +178,16 @@ def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250
         value = next((o for s in sources if (o := s.enum_value(name, enum)) is not None), None)
         if value is not None:
             found[define] = value
-    for define, variable in _VARS.items():
-        type_id = kernel.var(variable)
-        if type_id is not None:
-            found[define] = type_id
+    for define, variable in _PERCPU.items():
+        place = kernel.percpu_offset(variable)
+        if place is not None:
+            found[define] = place
+    hot = kernel.percpu_offset("pcpu_hot")
+    if hot is not None:
+        for define, member in _PERCPU_HOT.items():
+            inner = kernel.offset("pcpu_hot", member)
+            if inner is not None:
+                found[define] = hot + inner
     found["CT_LISTS"] = int(_has_unconfirmed_lists(sources))
     return Layout(found)
 

@@ -64,6 +64,7 @@ class MapType(IntEnum):
     ARRAY = 2
     PERCPU_HASH = 5
     PERCPU_ARRAY = 6
+    STACK_TRACE = 7
     LRU_HASH = 9
     ARRAY_OF_MAPS = 12
     RINGBUF = 27
@@ -73,6 +74,7 @@ class ProgType(IntEnum):
     """``enum bpf_prog_type``: those in use."""
 
     KPROBE = 2
+    PERF_EVENT = 7
     RAW_TRACEPOINT = 17
     TRACING = 26
     NETFILTER = 32

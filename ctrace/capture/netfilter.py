@@ -1,0 +1,219 @@
+"""The ``netfilter`` hook family: no function hooks, links around conntrack's own.
+
+For kernels (6.4 and later) that offer neither fentry nor kprobes. Links belong to a
+network namespace and keep it alive, so they are made as namespaces appear and let
+go when nobody but us holds one. See bpf/netfilter_hooks.c for what each hook sees.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+
+from ctrace.batch import Counts, HookInfo
+from ctrace.capture import compiler, layout, percpu, sys
+from ctrace.capture.objects import BASELINE, Objects, filter_defines
+from ctrace.errors import CtraceError
+from ctrace.filters import Filter
+from ctrace.host import netns
+from ctrace.host.netns import Namespace
+from ctrace.record import Events, Kind, Reason, empty
+
+# IPv6 confirms on LOCAL_IN at INT_MAX - 1 (NF_IP6_PRI_LAST - 1), everything else at
+# INT_MAX: the last place before all of them. Below it, room for other tracers.
+PRIORITIES: Final = range(2**31 - 1 - 2, 2**31 - 1 - 66, -1)
+HOOKS: Final = tuple((family, hook) for family in (2, 10) for hook in (1, 4))
+
+RETRACT: Final = 0
+"""Record kind: the candidate with this ``ct`` never entered the table."""
+
+HOLD: Final = 0.012
+"""Seconds by which records wait for a possible retraction. One follows within
+microseconds, unless its task is preempted between two neighbouring hooks."""
+
+_FUNCTIONS: Final = ("nf_conntrack_free", "early_drop", "gc_worker")
+_LEARNED_NET: Final = 6
+_PROGRAMS: Final = {
+    "nf_confirm": (sys.ProgType.NETFILTER, sys.AttachType.NETFILTER),
+    "nf_free": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
+    "nf_drop": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
+    "nf_baseline": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
+}
+
+
+class NetfilterCapture:
+    """Implements :class:`ctrace.capture.family.Capture`."""
+
+    def __init__(self, wanted: Filter = Filter(), *, ring_bytes: int = 1 << 20) -> None:
+        """Load and attach what is global; :meth:`follow` attaches the namespaces.
+
+        Raises CtraceError (BpfError) when this kernel cannot.
+        """
+        where = layout.running()
+        if "BPF_NF_STATE" not in where:
+            raise CtraceError("this kernel has no BPF netfilter links (6.4 and later have)")
+        ranges = [layout.function_range(name) for name in _FUNCTIONS]
+        if ranges[0] is None:
+            raise CtraceError(
+                "nf_conntrack_free is not in /proc/kallsyms: load nf_conntrack "
+                "(modprobe nf_conntrack), and see that kernel.kptr_restrict is not 2"
+            )
+        code = compiler.compile_programs(
+            "netfilter_hooks.c",
+            tuple(_PROGRAMS),
+            {**where.defines, **filter_defines(wanted)},
+        )
+        self.info = HookInfo(
+            family="netfilter",
+            attached=("netfilter confirm links", "kmem_cache_free", "kfree_skb"),
+            blind=_blind(ranges[1] is not None),
+            evictions=ranges[1] is not None,
+        )
+        self._links: dict[int, list[int]] = {}
+        self._objects = Objects(ring_bytes)
+        try:
+            for name, (kind, attach_type) in _PROGRAMS.items():
+                self._objects.load(name, code[name], kind, attach_type=attach_type)
+            if not percpu.locate(self._objects):
+                raise CtraceError(
+                    "the kernel's BTF does not tell where its per-CPU variables are, which "
+                    "--hooks netfilter needs: use another hook family"
+                )
+            settings: list[int] = []
+            for found in ranges:
+                start, end = found or (0, 0)
+                settings += [start, end - start]
+            self._objects.set(settings)
+            for program, tracepoint in (("nf_free", "kmem_cache_free"), ("nf_drop", "kfree_skb")):
+                fd = sys.raw_tracepoint_open(self._objects.programs[program], tracepoint)
+                self._objects.keep(fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def poll(self) -> tuple[Events, int]:
+        """New records in time order, candidates that lost taken out, and how many were lost."""
+        events, lost = self._objects.poll(HOLD)
+        return without_retracted(events), lost
+
+    def counts(self) -> dict[int, Counts]:
+        """Exact counters; candidates that never entered the table are taken off."""
+        found = self._objects.counts()
+        for counts in found.values():
+            # NONE counts the retractions
+            counts[Reason.NEW] -= counts[Reason.NONE]
+            counts[Reason.NONE] = 0
+        return found
+
+    def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
+        """Owner key to (comm, cgroup id)."""
+        return self._objects.owner_comms(keys)
+
+    def run_time(self) -> int:
+        """Nanoseconds spent in our programs, where the kernel measures it."""
+        return self._objects.run_time()
+
+    # -- namespaces ------------------------------------------------------------------------
+
+    def follow(self, namespaces: Sequence[Namespace]) -> None:
+        """Attach to namespaces not seen before; let go of those that are gone.
+
+        ``namespaces`` must not list one that only our links keep alive: found through
+        processes and mounts, none is.
+        """
+        current = {namespace.inum: namespace for namespace in namespaces}
+        for inum in self._links.keys() - current.keys():
+            self._detach(inum)
+        for inum in current.keys() - self._links.keys():
+            self._attach(current[inum])
+
+    def _attach(self, namespace: Namespace) -> None:
+        try:
+            with netns.enter(namespace.path):
+                self._baseline()
+                self._links[namespace.inum] = self._link_hooks(namespace)
+        except OSError as error:
+            # gone between listing and entering: the next listing says so
+            if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
+                raise CtraceError(f"cannot enter {namespace.name}: {error.strerror}") from error
+
+    def _link_hooks(self, namespace: Namespace) -> list[int]:
+        program = self._objects.programs["nf_confirm"]
+        links: list[int] = []
+        for family, hook in HOOKS:
+            for priority in PRIORITIES:
+                try:
+                    links.append(sys.link_netfilter(program, family, hook, priority))
+                    break
+                except sys.BpfError as error:
+                    if error.errno != errno.EBUSY:
+                        self._close_links(links)
+                        raise
+            else:
+                self._close_links(links)
+                raise CtraceError(
+                    f"other tracers hold every netfilter priority from {PRIORITIES[0]} down to "
+                    f"{PRIORITIES[-1]} in {namespace.name}: stop one of them"
+                )
+        return links
+
+    def _baseline(self) -> None:
+        """Take the kernel's own counters of the entered namespace as zero, CPU by CPU."""
+        program = self._objects.programs["nf_baseline"]
+        sys.prog_run(program, (0,))
+        net = self._objects.setting(_LEARNED_NET)
+        for cpu in percpu.online_cpus():
+            sys.prog_run(program, (net,), cpu=cpu)
+
+    def _detach(self, inum: int) -> None:
+        self._close_links(self._links.pop(inum))
+        sys.map_delete(self._objects.maps[BASELINE], inum.to_bytes(4, "little"))
+
+    @staticmethod
+    def _close_links(links: Iterable[int]) -> None:
+        for fd in links:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Detach everything; safe to call twice."""
+        links, self._links = self._links, {}
+        for fds in links.values():
+            self._close_links(fds)
+        self._objects.close()
+
+
+def without_retracted(events: Events) -> Events:
+    """Drop each candidate that the next record of its entry retracts, and the retractions.
+
+    An entry's records come as INSERT, then DESTROY; or INSERT (INSERT_FAILED) RETRACT
+    when the table refused it or the packet went on with another entry.
+    """
+    kinds = events["kind"]
+    retractions = kinds == RETRACT
+    if not retractions.any():
+        return events
+    related = np.flatnonzero(np.isin(events["ct"], events["ct"][retractions]))
+    order = related[np.argsort(events["ct"][related], kind="stable")]
+    entry, kind = events["ct"][order], kinds[order]
+    followed = np.zeros(len(order), bool)
+    followed[:-1] = (entry[1:] == entry[:-1]) & np.isin(
+        kind[1:], (RETRACT, int(Kind.INSERT_FAILED))
+    )
+    keep = ~retractions
+    keep[order[followed & (kind == int(Kind.INSERT))]] = False
+    return events[keep] if keep.any() else empty()
+
+
+def _blind(evictions: bool) -> tuple[str, ...]:
+    """What this family cannot see, in plain sentences."""
+    blind = [
+        "inserts by conntrack -I, act_ct, Open vSwitch or a BPF program: seen only when they end",
+        "a refused packet's direction, when it came in: received and forwarded look alike",
+    ]
+    if not evictions:
+        blind.append("evictions by early_drop look like other deletions: no symbol early_drop")
+    return tuple(blind)

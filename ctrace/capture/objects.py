@@ -1,0 +1,201 @@
+"""The kernel objects of a BPF family: its maps, rings, programs and attachments.
+
+Everything lives in file descriptors of this process and nothing is pinned, so all
+of it goes away with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ctrace.batch import Counts
+from ctrace.capture import compiler, sys
+from ctrace.capture.rings import Rings
+from ctrace.filters import Filter, network_words
+from ctrace.record import N_REASONS, Events, Reason, Status
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """A map to create; no entries: one per possible CPU."""
+
+    name: str
+    kind: sys.MapType
+    key: int
+    value: int
+    entries: int
+
+
+NAMESPACES: Final = 4096
+"""How many namespaces are counted apart; the rest is counted together under 0."""
+
+# In the order of bpf/maps.h, after the rings. Hashes are preallocated: a hook must
+# never allocate. SCRATCH is a plain LRU: an entry is needed for microseconds.
+MAPS: Final = (
+    MapSpec("counts", sys.MapType.PERCPU_HASH, 4, 8 * N_REASONS, NAMESPACES),
+    MapSpec("owners", sys.MapType.LRU_HASH, 8, 24, 16384),
+    MapSpec("scratch", sys.MapType.LRU_HASH, 8, 32, 16384),
+    MapSpec("baseline", sys.MapType.PERCPU_HASH, 4, 16, NAMESPACES),
+    MapSpec("settings", sys.MapType.ARRAY, 4, 16 * 8, 1),
+    MapSpec("cpus", sys.MapType.ARRAY, 4, 8, 0),
+)
+COUNTS, OWNERS, SCRATCH, BASELINE, SETTINGS, CPUS = range(1, 7)
+SETTING_WORDS: Final = 16
+
+
+class Objects:
+    """Maps, rings, programs and attachments, closed together."""
+
+    def __init__(self, ring_bytes: int) -> None:
+        """Create the maps. Raises BpfError (without CAP_BPF: EPERM)."""
+        self._fds: list[int] = []
+        self.programs: dict[str, int] = {}
+        self._lost = 0
+        self.rings = Rings(ring_bytes)
+        self.maps = [self.rings.map]
+        try:
+            for spec in MAPS:
+                self.maps.append(
+                    self.keep(
+                        sys.map_create(
+                            spec.kind,
+                            spec.key,
+                            spec.value,
+                            spec.entries or sys.possible_cpus(),
+                            name=spec.name,
+                        )
+                    )
+                )
+            # the rest: bpf/ct.h counts here when the map is full
+            zeros = bytes(8 * N_REASONS * sys.possible_cpus())
+            sys.map_update(self.maps[COUNTS], struct.pack("<I", 0), zeros)
+        except BaseException:
+            self.close()
+            raise
+
+    def keep(self, fd: int) -> int:
+        """Close this descriptor with the rest."""
+        self._fds.append(fd)
+        return fd
+
+    def release(self, fd: int) -> None:
+        """Close this descriptor now."""
+        self._fds.remove(fd)
+        os.close(fd)
+
+    def load(
+        self,
+        name: str,
+        instructions: bytes,
+        kind: sys.ProgType,
+        *,
+        attach_type: sys.AttachType = sys.AttachType.NONE,
+        attach_btf_id: int = 0,
+        attach_btf_fd: int = 0,
+    ) -> int:
+        """Link and load one program. Raises BpfError."""
+        fd = sys.prog_load(
+            compiler.link(instructions, self.maps),
+            kind,
+            name,
+            attach_type=attach_type,
+            attach_btf_id=attach_btf_id,
+            attach_btf_fd=attach_btf_fd,
+        )
+        self.programs[name] = self.keep(fd)
+        return fd
+
+    def set(self, values: Sequence[int]) -> None:
+        """Fill SETTINGS from the start."""
+        words = [*values, *([0] * (SETTING_WORDS - len(values)))]
+        sys.map_update(
+            self.maps[SETTINGS], struct.pack("<I", 0), struct.pack(f"<{SETTING_WORDS}Q", *words)
+        )
+
+    def setting(self, index: int) -> int:
+        """One word of SETTINGS."""
+        value = sys.map_lookup(self.maps[SETTINGS], struct.pack("<I", 0), 8 * SETTING_WORDS)
+        return int(struct.unpack_from("<Q", value or bytes(8 * SETTING_WORDS), 8 * index)[0])
+
+    # -- what every family answers alike ---------------------------------------------------
+
+    def poll(self, hold: float = 0.002) -> tuple[Events, int]:
+        """New records by time (all older than ``hold`` seconds), and how many were lost."""
+        events = self.rings.poll(hold)
+        lost = self.total(Reason.RING_FULL)
+        fresh, self._lost = lost - self._lost, lost
+        return events, fresh
+
+    def total(self, reason: Reason) -> int:
+        """One reason's exact count over all namespaces."""
+        return int(sum(int(counts[reason]) for counts in self.counts().values()))
+
+    def counts(self) -> dict[int, Counts]:
+        """Exact cumulative counters per namespace, summed over CPUs."""
+        keys, values = sys.map_items(
+            self.maps[COUNTS], 4, 8 * N_REASONS * sys.possible_cpus(), NAMESPACES
+        )
+        sums = values.view(np.uint64).reshape(len(keys), -1, N_REASONS).sum(axis=1)
+        found = dict(zip(keys.view(np.uint32)[:, 0].tolist(), sums, strict=True))
+        if 0 in found and not found[0].any():
+            del found[0]
+        return found
+
+    def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
+        """Owner key to (comm, cgroup id), for those still in the map."""
+        found = {}
+        for key in keys:
+            value = sys.map_lookup(self.maps[OWNERS], struct.pack("<Q", key), 24)
+            if value is not None:
+                comm = value[:16].split(b"\0")[0].decode(errors="replace")
+                found[key] = (comm, int(struct.unpack_from("<Q", value, 16)[0]))
+        return found
+
+    def run_time(self) -> int:
+        """Nanoseconds spent in the programs, where the kernel measures it."""
+        return sum(sys.prog_info(fd).run_time_ns for fd in self.programs.values())
+
+    def close(self) -> None:
+        """Detach and free everything; safe to call twice."""
+        fds, self._fds = self._fds, []
+        for fd in reversed(fds):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.rings.close()
+
+
+def filter_defines(wanted: Filter) -> Mapping[str, int | str]:
+    """The filter as constants for bpf/ct.h: what is not asked for is not compiled."""
+    defines: dict[str, int | str] = {}
+    for name in ("proto", "sport", "dport", "zone", "family", "netns"):
+        value = getattr(wanted, name)
+        if value is not None:
+            defines[f"F_{name.upper()}"] = value
+    status = int(wanted.status)
+    status |= Status.SRC_NAT if wanted.src_nat else 0
+    status |= Status.DST_NAT if wanted.dst_nat else 0
+    if status:
+        defines["F_STATUS"] = int(status)
+    if wanted.unreplied:
+        defines["F_UNREPLIED"] = 1
+    if wanted.kinds:
+        defines["F_KINDS"] = sum(1 << int(kind) for kind in wanted.kinds)
+    for side, network in (("SRC", wanted.src), ("DST", wanted.dst)):
+        if network is None:
+            continue
+        defines.setdefault("F_FAMILY", 2 if network.version == 4 else 10)
+        value_words, mask_words = (w.view(np.uint32).tolist() for w in network_words(network))
+        if network.version == 4:  # in the kernel's union an IPv4 address comes first
+            value_words = [value_words[3], 0, 0, 0]
+            mask_words = [mask_words[3], 0, 0, 0]
+        for i in range(4):
+            defines[f"F_{side}_VALUE{i}"] = f"{value_words[i] & mask_words[i]}U"
+            defines[f"F_{side}_MASK{i}"] = f"{mask_words[i]}U"
+    return defines
