@@ -283,7 +283,7 @@ def _explain_here(namespace: Place) -> NamespaceActivation:
             saved |= {(native, table) for table in re.findall(r"^\*(\S+)$", text, re.M)}
     text, problem = _output(["nft", "-j", "-a", "list", "ruleset"])
     if problem == "missing":
-        if not os.path.exists("/proc/net/ip_tables_names"):
+        if not os.path.exists("/proc/thread-self/net/ip_tables_names"):
             unread.append("nft is not installed: install nftables to see its rules")
     elif problem:
         unread.append(f"nft: {problem}")

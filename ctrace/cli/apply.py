@@ -1,0 +1,121 @@
+"""``ctrace apply``: put a plan in place, watched, reverting by itself unless confirmed."""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from ctrace.errors import CtraceError, UsageError
+
+
+def seconds(_context: object, _option: object, text: str) -> int:
+    """A duration: ``120``, ``120s`` or ``2m``. Raises UsageError."""
+    unit = {"s": 1, "m": 60}.get(text[-1:], 0)
+    number = text[:-1] if unit else text
+    if not (number.isascii() and number.isdecimal()) or len(number) > 6:
+        raise UsageError(f"{text[:20]!r} is not a time: give seconds, like 120s or 2m")
+    return int(number) * (unit or 1)
+
+
+@click.command()
+@click.argument("plan", type=click.Path(dir_okay=False), metavar="PLAN")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask; keep it later with ctrace confirm.")
+@click.option(
+    "--confirm-within", callback=seconds, default="120s", show_default=True, metavar="TIME",
+    help="Revert by itself after this time unless confirmed.",
+)  # fmt: skip
+@click.option("--flush", is_flag=True, help="Once confirmed, delete the services' old entries.")
+@click.option("--dry-run", is_flag=True, help="Check and show everything; change nothing.")
+def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: bool) -> None:
+    """Apply a PLAN made by ``ctrace advise``.
+
+    It is shown in full first. The kernel itself takes the change back after the
+    time to confirm, also when ctrace or the connection to this host dies; a change
+    that makes things worse is taken back within two seconds.
+    """
+    from ctrace.advice import apply
+    from ctrace.advice.plan import from_json
+
+    try:
+        with open(plan, encoding="utf-8") if plan != "-" else sys.stdin as file:
+            text = file.read((1 << 20) + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {plan}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{plan} is not a plan: it is not text") from None
+    wanted = from_json(text)
+    prepared = apply.prepare(wanted)
+    click.echo(apply.describe(wanted, confirm_within))
+    for warning in prepared.warnings:
+        click.echo(f"Warning: {warning}.", err=True)
+    if prepared.present == "permanent":
+        click.echo("This plan is applied and confirmed already: nothing to do.")
+        return
+    if dry_run:
+        click.echo("Checked: the kernel would take it. Nothing was changed.")
+        return
+    if not yes and not click.confirm("Apply it?", default=False):
+        raise CtraceError("nothing was changed")
+    trial = apply.start(prepared, confirm_within, flush=flush)
+    settled = False
+    try:
+        _checked(trial)
+        if yes:
+            settled = True
+            _pending(plan, trial.seconds_left)
+            return
+        settled = _ask(trial)
+    finally:
+        if not settled:
+            apply.revert(trial)
+            click.echo("Taken back: the rules are as they were.", err=True)
+    if settled:
+        _, flushed = apply.confirm(wanted.netns)
+        click.echo("\n".join(["Confirmed: it stays until ctrace undo or a reboot.", *flushed]))
+
+
+def _checked(trial: object) -> None:
+    """One check, told. Raises CtraceError when something got worse."""
+    from ctrace.advice import apply
+
+    assert isinstance(trial, apply.Trial)
+    verdict = apply.check(trial)
+    for line in verdict.seen:
+        click.echo(f"  {line}")
+    if verdict.worse:
+        raise CtraceError("it made things worse: " + "; ".join(verdict.worse))
+    if not verdict.proven:
+        click.echo("  No complete traffic of the services passed yet: not proven, still watching.")
+
+
+def _ask(trial: object) -> bool:
+    """Ask whether to keep it, watching every second meanwhile."""
+    from ctrace.advice import apply
+
+    assert isinstance(trial, apply.Trial)
+    click.echo(
+        f"Keep it? Type yes within {trial.seconds_left:.0f} s; anything else takes it back: ",
+        nl=False,
+    )
+    while trial.seconds_left > 1:
+        ready, _, _ = select.select([sys.stdin], [], [], 0.0)
+        if ready:
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
+        verdict = apply.check(trial)
+        if verdict.worse:
+            click.echo("")
+            raise CtraceError("it made things worse: " + "; ".join(verdict.worse))
+    click.echo("")
+    return False
+
+
+def _pending(plan: str, left: float) -> None:
+    at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+    click.echo(
+        f"In place, and nothing got worse. It reverts by itself at {at} unless you run: "
+        f"ctrace confirm {Path(plan).name}"
+    )
