@@ -79,14 +79,15 @@ INLINE void observe(u32 point, u32 protocol, u64 ns)
 }
 
 /*
- * A slot for each packet under way on this CPU: what interrupts it takes another one,
- * or overwrites it, and the exit then finds a stranger's key and measures nothing.
+ * One slot for each timer on this CPU. What interrupts or preempts between entry and
+ * exit takes the slot over: the exit then finds another packet's key and measures
+ * nothing, which is rare and falls on no kind of packet in particular.
  */
-INLINE struct slot *slot_for(u64 key)
-{
-	u32 index = (key >> 8 ^ key >> 12 ^ key >> 16) & 15;
+enum slot_group { SLOT_IN, SLOT_CONFIRM, SLOT_EARLY_DROP };
 
-	return map_lookup(SLOTS, &index);
+INLINE struct slot *slot_of(u32 group)
+{
+	return map_lookup(SLOTS, &group);
 }
 
 INLINE u32 protocol_index(u8 proto)
@@ -137,7 +138,7 @@ INLINE u64 packet_of(u64 *ctx)
 int netfilter_first(u64 *ctx)	/* -203 */
 {
 	u64 skb = packet_of(ctx);
-	struct slot *slot = slot_for(skb);
+	struct slot *slot = slot_of(SLOT_IN);
 
 	if (slot) {
 		slot->key = skb;
@@ -149,7 +150,7 @@ int netfilter_first(u64 *ctx)	/* -203 */
 int netfilter_before(u64 *ctx)	/* -202: nothing ran since -203, so this is our own cost */
 {
 	u64 skb = packet_of(ctx), now = boot_ns();
-	struct slot *slot = slot_for(skb);
+	struct slot *slot = slot_of(SLOT_IN);
 
 	if (slot && slot->key == skb) {
 		observe(POINT_COST, 2, now - slot->at);
@@ -161,7 +162,7 @@ int netfilter_before(u64 *ctx)	/* -202: nothing ran since -203, so this is our o
 int netfilter_after(u64 *ctx)	/* -199 */
 {
 	u64 now = boot_ns(), skb = packet_of(ctx), ns;
-	struct slot *slot = slot_for(skb);
+	struct slot *slot = slot_of(SLOT_IN);
 
 	if (slot && slot->key == skb) {
 		ns = now - slot->at;
@@ -173,10 +174,10 @@ int netfilter_after(u64 *ctx)	/* -199 */
 
 /* -- entry to exit of the functions themselves ---------------------------------------- */
 
-INLINE void enter(u64 key)
+INLINE void enter(u32 group, u64 key)
 {
-	struct slot *slot = slot_for(key);
 	u64 first = boot_ns();
+	struct slot *slot = slot_of(group);
 
 	if (slot) {
 		slot->key = key;
@@ -185,9 +186,9 @@ INLINE void enter(u64 key)
 	}
 }
 
-INLINE u64 leave(u64 key, u64 now)
+INLINE u64 leave(u32 group, u64 key, u64 now)
 {
-	struct slot *slot = slot_for(key);
+	struct slot *slot = slot_of(group);
 
 	if (!slot || slot->key != key)
 		return 0;
@@ -198,29 +199,29 @@ INLINE u64 leave(u64 key, u64 now)
 
 int fentry_in(u64 *ctx)		/* nf_conntrack_in(skb, state) */
 {
-	enter(ctx[0]);
+	enter(SLOT_IN, ctx[0]);
 	return 0;
 }
 
 int fexit_in(u64 *ctx)
 {
-	u64 now = boot_ns(), ns = leave(ctx[0], now);
+	u64 now = boot_ns(), skb = ctx[0], ns = leave(SLOT_IN, skb, now);
 
 	if (ns)
-		finish_in(read64(ctx[0] + SKB_NFCT), ns);
+		finish_in(read64(skb + SKB_NFCT), ns);
 	return 0;
 }
 
 int fentry_confirm(u64 *ctx)	/* __nf_conntrack_confirm(skb) */
 {
-	enter(ctx[0] + 1);
+	enter(SLOT_CONFIRM, ctx[0]);
 	return 0;
 }
 
 int fexit_confirm(u64 *ctx)
 {
-	u64 now = boot_ns(), ns = leave(ctx[0] + 1, now);
-	u64 ct = read64(ctx[0] + SKB_NFCT) & NFCT_PTR;
+	u64 now = boot_ns(), skb = ctx[0], ns = leave(SLOT_CONFIRM, skb, now);
+	u64 ct = read64(skb + SKB_NFCT) & NFCT_PTR;
 
 	if (ns)
 		observe(POINT_CONFIRM,
@@ -230,13 +231,13 @@ int fexit_confirm(u64 *ctx)
 
 int fentry_early_drop(u64 *ctx)	/* early_drop(net, hash) */
 {
-	enter(ctx[0] ^ ctx[1] << 8);
+	enter(SLOT_EARLY_DROP, ctx[0]);
 	return 0;
 }
 
 int fexit_early_drop(u64 *ctx)
 {
-	u64 now = boot_ns(), ns = leave(ctx[0] ^ ctx[1] << 8, now);
+	u64 now = boot_ns(), ns = leave(SLOT_EARLY_DROP, ctx[0], now);
 
 	if (ns)
 		observe(POINT_EARLY_DROP, 2, ns);
@@ -271,7 +272,7 @@ int on_kfree_skb(u64 *ctx)
 
 	if ((u32)ctx[2] != DROP_REASON)
 		return 0;
-	slot = slot_for(skb);
+	slot = slot_of(SLOT_IN);
 	if (slot && slot->key == skb) {	/* before -202, but -199 never came */
 		slot->key = 0;
 		sample(ctx);

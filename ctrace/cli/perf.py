@@ -1,0 +1,57 @@
+"""``ctrace perf``: what connection tracking costs on this host, and where."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from ctrace.errors import CtraceError
+
+
+@click.command()
+@click.option(
+    "--duration", default=10.0, show_default=True, type=click.FloatRange(0.5, 3600),
+    help="Seconds to measure.",
+)  # fmt: skip
+@click.option(
+    "--hertz", default=199, show_default=True, type=click.IntRange(1, 5000),
+    help="Samples a second on each CPU.",
+)  # fmt: skip
+@click.option("--folded", type=click.Path(dir_okay=False), help="Write stacks for flame graphs.")
+@click.option(
+    "--stacks", type=click.Choice(["drop"]), help="Sample the stacks of refusals, not the clock."
+)
+@click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="Format.")
+def command(
+    *, duration: float, hertz: int, folded: Optional[str], stacks: Optional[str], output: str
+) -> None:
+    """Measure time in conntrack's hooks, CPU share, hash table and collection lag.
+
+    Attaches timers and a sampler for the given time, then prints one report.
+    """
+    from ctrace.host import symbols
+    from ctrace.perf import measure
+    from ctrace.view.perf_text import perf_json, render
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    names = symbols.kernel()
+    click.echo(f"ctrace: measuring for {duration:g} s", err=True)
+    perf, lines = measure(duration, hertz, names, drops=stacks == "drop", pause=time.sleep)
+    if folded:
+        try:
+            Path(folded).write_text("\n".join(lines) + "\n")
+        except OSError as error:
+            raise CtraceError(f"cannot write {folded}: {error.strerror}") from None
+    if output == "json":
+        import json
+
+        click.echo(json.dumps(perf_json(perf), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(render(perf))

@@ -1,0 +1,254 @@
+"""What connection tracking costs: arithmetic on histograms, samples and counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+POINTS: Final = ("cost", "in new", "in established", "in other", "confirm", "early_drop")
+"""``enum point`` in bpf/perf.c."""
+PROTOCOLS: Final = ("tcp", "udp", "other")
+BINS: Final = 128
+"""Four to each power of two of nanoseconds; see :func:`edges`."""
+
+QUANTILES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999)
+RELATIVE_ERROR: Final = 0.125
+"""Half a bin's width over its middle: what a percentile may be off by."""
+
+IDLE: Final = (
+    "default_idle", "pv_native_safe_halt", "native_safe_halt", "acpi_safe_halt", "mwait_idle",
+    "intel_idle", "acpi_idle_do_entry", "poll_idle", "arch_cpu_idle", "default_idle_call",
+    "cpuidle_enter_state", "do_idle", "haltpoll_enter_idle", "cpu_idle_poll",
+)  # fmt: skip
+"""Innermost functions of a CPU that has nothing to do."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Cumulative histograms as read from the kernel."""
+
+    bins: npt.NDArray[np.uint64]
+    """(points, protocols, bins)."""
+    services: npt.NDArray[np.uint32]
+    """protocol << 16 | port, one per service."""
+    totals: npt.NDArray[np.uint64]
+    """(services, 2): packets, nanoseconds."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One kernel stack, innermost address first, and how often it was seen."""
+
+    frames: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time that packets spent at one point, nanoseconds, measuring cost subtracted."""
+
+    point: str
+    proto: str
+    packets: int
+    mean: float
+    percentiles: tuple[float, ...]
+    """p50, p90, p99, p99.9, p99.99, each right to 12.5 %."""
+
+
+@dataclass(frozen=True)
+class ServiceCost:
+    """What one service's packets cost in conntrack's hook."""
+
+    proto: str
+    port: int
+    packets_per_s: float
+    ns_per_packet: float
+    cores: float
+    """CPU seconds a second that NOTRACK on it would save in the hook."""
+
+
+@dataclass(frozen=True)
+class Hot:
+    """One function by samples."""
+
+    function: str
+    share: float
+    """Of all CPU time, idle included."""
+
+
+@dataclass(frozen=True)
+class HashTable:
+    """The hash table and what looking things up in it met, over the time measured."""
+
+    netns: str
+    count: int
+    buckets: int
+    load: float
+    """Expected chain length: two nodes an entry over buckets."""
+    chain_p99: int
+    """99th percentile of chain length if hashing is even (Poisson)."""
+    search_restart: int
+    chaintoolong: int
+    clash_resolve: int
+
+
+@dataclass(frozen=True)
+class Perf:
+    """The whole answer of ``ctrace perf``."""
+
+    duration_s: float
+    family: str
+    cost_ns: Optional[float]
+    """Median of what the two clock readings themselves take; already subtracted."""
+    latencies: tuple[Latency, ...]
+    services: tuple[ServiceCost, ...]
+    cpu_share: Optional[float]
+    """Samples with a conntrack function anywhere in the stack, over all samples."""
+    samples: int
+    busy_share: Optional[float]
+    hot: tuple[Hot, ...]
+    tables: tuple[HashTable, ...]
+    gc_lag: tuple[float, ...]
+    """Seconds from timeout to removal of expired entries: p50, p90, p99; empty: none seen."""
+    expired: int
+    drop_stacks: tuple[tuple[str, int], ...]
+    """Refusals by stack, outermost first, joined by ``;``."""
+    blind: tuple[str, ...]
+    """What could not be measured here, and why."""
+
+
+def edges() -> npt.NDArray[np.float64]:
+    """Lower edges of the bins in nanoseconds, and the upper edge of the last: 129 values."""
+    exponent, part = np.divmod(np.arange(BINS), 4)
+    lower = np.exp2(exponent) * (1 + part / 4)
+    # Below 4 ns a power of two has no quarters: its first bin takes all of it.
+    lower[:8] = (0, 2, 2, 2, 2, 4, 4, 4)
+    return np.append(lower, 2.0**32)
+
+
+def quantile(counts: npt.NDArray[np.uint64], q: float) -> float:
+    """The q-quantile in nanoseconds: the middle of its bin. 0 for an empty histogram."""
+    total = int(counts.sum())
+    if not total:
+        return 0.0
+    at = int(np.searchsorted(np.cumsum(counts), q * total, side="left"))
+    bounds = edges()
+    return float((bounds[at] + bounds[min(at + 1, BINS)]) / 2)
+
+
+def mean(counts: npt.NDArray[np.uint64]) -> float:
+    """The mean in nanoseconds, each observation at the middle of its bin."""
+    bounds = edges()
+    middles = (bounds[:-1] + bounds[1:]) / 2
+    total = int(counts.sum())
+    return float((counts * middles).sum() / total) if total else 0.0
+
+
+def latencies(times: Times) -> tuple[Optional[float], tuple[Latency, ...]]:
+    """The median measuring cost, and a Latency for each point and protocol with packets."""
+    cost_bins = times.bins[0].sum(axis=0)
+    cost = quantile(cost_bins, 0.5) if cost_bins.any() else None
+    spent = cost or 0.0
+    found = []
+    for point, by_proto in zip(POINTS[1:], times.bins[1:], strict=True):
+        for proto, counts in zip(PROTOCOLS, by_proto, strict=True):
+            if not counts.any():
+                continue
+            found.append(
+                Latency(
+                    point,
+                    proto,
+                    int(counts.sum()),
+                    max(0.0, mean(counts) - spent),
+                    tuple(max(0.0, quantile(counts, q) - spent) for q in QUANTILES),
+                )
+            )
+    return cost, tuple(found)
+
+
+def service_costs(
+    times: Times, cost: Optional[float], duration: float, name: Callable[[int], str]
+) -> tuple[ServiceCost, ...]:
+    """The dearest services first."""
+    found = []
+    for key, (packets, ns) in zip(times.services.tolist(), times.totals.tolist(), strict=True):
+        each = max(0.0, ns / packets - (cost or 0.0)) if packets else 0.0
+        rate = packets / duration
+        found.append(ServiceCost(name(key >> 16), key & 0xFFFF, rate, each, each * rate / 1e9))
+    return tuple(sorted(found, key=lambda service: -service.cores)[:20])
+
+
+def cpu(
+    stacks: Iterable[Stack], name: Callable[[int], str], is_conntrack: Callable[[int], bool]
+) -> tuple[int, Optional[float], Optional[float], tuple[Hot, ...]]:
+    """(samples, conntrack's share, busy share, its functions by samples)."""
+    total = ours = idle = 0
+    functions: dict[str, int] = {}
+    for stack in stacks:
+        total += stack.count
+        if stack.frames and name(stack.frames[0]) in IDLE:
+            idle += stack.count
+        inside = [address for address in stack.frames if is_conntrack(address)]
+        if inside:
+            ours += stack.count
+            innermost = name(inside[0])
+            functions[innermost] = functions.get(innermost, 0) + stack.count
+    if not total:
+        return 0, None, None, ()
+    hot = sorted(functions.items(), key=lambda item: -item[1])[:12]
+    return (
+        total,
+        ours / total,
+        1 - idle / total,
+        tuple(Hot(function, count / total) for function, count in hot),
+    )
+
+
+def folded(stacks: Iterable[Stack], name: Callable[[int], str]) -> list[str]:
+    """Lines for flame-graph viewers: outermost;...;innermost count."""
+    lines: dict[str, int] = {}
+    for stack in stacks:
+        text = ";".join(name(address) for address in reversed(stack.frames)) or "[user]"
+        lines[text] = lines.get(text, 0) + stack.count
+    return [f"{text} {count}" for text, count in sorted(lines.items())]
+
+
+def hash_table(netns: str, count: int, buckets: int, stats: Mapping[str, int]) -> HashTable:
+    """The table's load, with the Poisson chain length that even hashing would give."""
+    load = 2 * count / buckets if buckets else 0.0
+    p99, term = 0, float(np.exp(-load))
+    total = term
+    while total < 0.99 and p99 < 1000:
+        p99 += 1
+        term *= load / p99
+        total += term
+    return HashTable(
+        netns,
+        count,
+        buckets,
+        load,
+        p99,
+        stats.get("search_restart", 0),
+        stats.get("chaintoolong", 0),
+        stats.get("clash_resolve", 0),
+    )
+
+
+def gc_lag(overdue_ms: npt.NDArray[np.int32]) -> tuple[float, ...]:
+    """p50, p90, p99 of seconds between an entry's timeout and its removal."""
+    if not len(overdue_ms):
+        return ()
+    return tuple(float(q) / 1000 for q in np.quantile(overdue_ms, (0.5, 0.9, 0.99)))
+
+
+def drop_stacks(stacks: Sequence[Stack], name: Callable[[int], str]) -> tuple[tuple[str, int], ...]:
+    """The most frequent stacks of refused packets."""
+    best = sorted(stacks, key=lambda stack: -stack.count)[:10]
+    return tuple(
+        (";".join(name(address) for address in reversed(stack.frames)), stack.count)
+        for stack in best
+    )
