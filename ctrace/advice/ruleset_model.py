@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address, ip_network
-from typing import Final, Optional, Union
+from typing import Any, Final, Optional
 
 Span = tuple[int, int]
 """Inclusive range of ports, protocol numbers or ICMP types."""
@@ -17,7 +17,8 @@ AddressSpan = tuple[int, int, int]
 """IP version, lowest and highest address as integers."""
 Bits = tuple[int, int]
 """(mask, value): true when ``field & mask == value``."""
-Value = Union[str, Span, AddressSpan, Bits]
+Value = Any
+"""A word, Span, AddressSpan or Bits: which one follows from the match's key."""
 
 SPANS: Final = ("proto", "sport", "dport", "icmp", "icmp6")
 ADDRESSES: Final = ("saddr", "daddr")
@@ -27,6 +28,8 @@ WORDS: Final = ("family", "iif", "oif", "ct.state", "ct.dir", "ct.status", "sadd
 CT_OTHER: Final = "ct.other"
 """Anything else of an entry: unknown when tracked, false when untracked (nft_ct_get_eval
 and xt_conntrack give up without an entry)."""
+QUOTED: Final = "quoted"
+"""In ctrace's own rules: (protocol, ``sport`` or ``dport``, port) inside an ICMP error."""
 CT_EXTRA: Final = "ct.extra"
 """In iptables, beside ``--ctstate`` of the same match: ignored when untracked."""
 

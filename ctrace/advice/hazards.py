@@ -1,0 +1,390 @@
+"""The verdict on taking one service out of tracking under one ruleset.
+
+Everything that can go wrong is looked for; what is found decides: ``unsafe``,
+``warn``, ``safe-with-rules`` (accepts are needed in other tables) or ``safe``.
+What cannot be read or understood never ends as safe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Optional
+
+from ctrace.advice.evaluate import Met, Outcome, TooComplex, evaluate, explore
+from ctrace.advice.lever_model import applied
+from ctrace.advice.plan import MAX_ADDRESSES, Accept, Notrack, name_ok
+from ctrace.advice.probes import Flow, Probe, Subject, flows, gateway
+from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
+
+VERDICTS: Final = ("safe", "safe-with-rules", "warn", "unsafe")
+LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn", "unsafe": "unsafe"}
+ROUNDS: Final = 12
+NAT: Final = ("dnat", "snat", "masquerade", "redirect")
+MAX_CLIENT_PEERS: Final = 64
+
+_STATEFUL: Final = {
+    "synproxy": ("unsafe", "SYNPROXY answers its handshakes, which needs tracking"),
+    "connlimit": ("unsafe", "a connection limit counts tracked connections: untracked ones "
+                            "would pass unlimited"),
+    "helper": ("unsafe", "a conntrack helper follows it: its data connections would be refused"),
+    "ct-mark": ("warn", "its packets are marked from their entries: without entries they would "
+                        "take another route"),
+    "ct-set": ("warn", "a mark or label is kept in its entries"),
+    "flow": ("warn", "a flowtable speeds it up, which needs tracking: it would work, but slower"),
+    "timeout": ("warn", "somebody has set a timeout policy for it, which would have no effect"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason for or against."""
+
+    level: str
+    """``info``, ``rules``, ``warn`` or ``unsafe``."""
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What may be done with a service, and why."""
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    lever: Notrack
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Texts, the gravest first."""
+        order = list(LEVELS)[::-1]
+        ranked = sorted(self.findings, key=lambda f: order.index(f.level))
+        return tuple(dict.fromkeys(finding.text for finding in ranked))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A probe whose fate the lever changes."""
+
+    probe: Probe
+    before: Outcome
+    after: Outcome
+
+    @property
+    def breaks(self) -> bool:
+        return self.before.verdict == "accept" and self.after.verdict != "accept"
+
+    @property
+    def opens(self) -> bool:
+        return self.before.verdict != "accept" and self.after.verdict == "accept"
+
+
+def judge(subject: Subject, ruleset: Optional[Ruleset]) -> Judgement:
+    """The verdict on NOTRACK for ``subject``; None for a ruleset that is not at hand."""
+    lever = _lever(subject)
+    findings = [*_evidence(subject)]
+    if ruleset is None:
+        findings.append(
+            Finding("warn", "no-ruleset", "the ruleset is not part of a recording: run advise on "
+                    "the host itself before applying anything")
+        )  # fmt: skip
+        return _sum(findings, lever)
+    findings += [Finding("warn", "unread", f"{gap}: its rules could not be judged")
+                 for gap in ruleset.gaps]  # fmt: skip
+    findings += _static(subject, lever, ruleset)
+    try:
+        judged, lever = _differential(subject, lever, ruleset)
+        findings += judged
+    except TooComplex:
+        findings.append(
+            Finding("warn", "too-complex", "the ruleset has too many conditions that depend on "
+                    "more than the packet: it could not be judged")
+        )  # fmt: skip
+    return _sum(findings, lever)
+
+
+def _sum(findings: list[Finding], lever: Notrack) -> Judgement:
+    unique = tuple(dict.fromkeys(findings))
+    levels = [VERDICTS.index(LEVELS[finding.level]) for finding in unique]
+    return Judgement(VERDICTS[max(levels, default=0)], unique, lever)
+
+
+def _lever(subject: Subject) -> Notrack:
+    peers: tuple[str, ...] = ()
+    if subject.proto == "udp" and "client" in subject.roles:
+        # Without a handshake only the address tells an answer from a stranger's packet.
+        peers = subject.peers[:MAX_CLIENT_PEERS]
+    return Notrack(
+        proto=subject.proto,
+        port=subject.port,
+        roles=subject.roles,
+        ephemeral=subject.ephemeral,
+        peers=peers,
+        addresses=subject.local[:MAX_ADDRESSES],
+    )
+
+
+# ---- what the entries and the ruleset say by themselves --------------------------
+
+
+def _evidence(subject: Subject) -> Iterator[Finding]:
+    if subject.nat not in ("", "no"):
+        yield Finding("unsafe", "nat", f"its entries are translated ({subject.nat} NAT): without "
+                      "tracking nothing would translate them")  # fmt: skip
+    elif not subject.nat:
+        yield Finding("warn", "nat-unknown", "no entry of it was seen closely enough to rule out "
+                      "NAT")  # fmt: skip
+    if subject.port in subject.reply_ports and {"server", "forward"} & set(subject.roles):
+        yield Finding("unsafe", "nat-backend", f"translated connections end at port {subject.port}:"
+                      " their replies would leave untranslated")  # fmt: skip
+    low, high = subject.ephemeral
+    if "server" in subject.roles and low <= subject.port <= high:
+        yield Finding("warn", "ephemeral", f"port {subject.port} lies in the ephemeral range "
+                      f"{low}-{high}: connections that this host opens from it would be caught "
+                      "too; reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip
+    if subject.proto == "udp" and "client" in subject.roles:
+        if not subject.peers or len(subject.peers) > MAX_CLIENT_PEERS:
+            yield Finding("unsafe", "udp-client", "answers to UDP requests can only be told from "
+                          "strangers by address, and the servers are too many or not "
+                          "known")  # fmt: skip
+        else:
+            yield Finding("info", "udp-peers", f"covers only the {len(subject.peers)} servers "
+                          "seen")  # fmt: skip
+    if not subject.roles:
+        yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
+                      "forwards it")  # fmt: skip
+
+
+def _static(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
+    for proto, port in ruleset.ipvs:
+        if (proto, port) == (subject.proto, subject.port):
+            yield Finding("unsafe", "ipvs", "it is an IPVS virtual service")
+        elif not port and "server" not in subject.roles:
+            yield Finding("warn", "ipvs", "IPVS balances connections by firewall mark here")
+    local = set(subject.local)
+    for chain in ruleset.chains:
+        for rule in chain.rules:
+            for use in rule.uses:
+                if use.kind in ("dnat", "redirect") and _lands_on(use, rule, subject, local):
+                    yield Finding("unsafe", "nat-backend", "connections are translated to port "
+                                  f"{subject.port} by {_name(chain, rule)}: their replies would "
+                                  "leave untranslated")  # fmt: skip
+    if {"client", "forward"} & set(subject.roles) and subject.forwarding:
+        yield from _gateway(subject, lever, ruleset)
+
+
+def _lands_on(use: Use, rule: Rule, subject: Subject, local: set[str]) -> bool:
+    """Whether translated packets have the service's port as their new destination port."""
+    ports = [match for match in rule.matches if match.key == "dport"]
+    same = use.port == subject.port or (
+        use.port is None
+        and all(
+            any(low <= subject.port <= high for low, high in match.values) != match.negate
+            for match in ports
+        )
+    )
+    protos = [match for match in rule.matches if match.key == "proto" and not match.negate]
+    number = {"tcp": 6, "udp": 17}[subject.proto]
+    if protos and not any(low <= number <= high for m in protos for low, high in m.values):
+        return False
+    if not same:
+        return False
+    if use.kind == "redirect":
+        return "server" in subject.roles and use.port is not None
+    if "forward" in subject.roles:
+        return True
+    here = {*local, "127.0.0.1", "::1"} & set(
+        re.findall(r"[0-9a-fA-F.:]*[.:][0-9a-fA-F]+", _bare(use))
+    )
+    return "server" in subject.roles and bool(here)
+
+
+def _bare(use: Use) -> str:
+    return re.sub(r"\]?:\d+\b(?!:)", " ", use.text.replace("[", " ")) + " " + use.text
+
+
+def _gateway(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
+    for packet in gateway(subject, lever):
+        for outcome in explore(lambda chosen, p=packet: evaluate(ruleset, p, chosen)):  # type: ignore[misc]
+            for met in outcome.met:
+                if met.use.kind in ("snat", "masquerade") and outcome.verdict == "accept":
+                    yield Finding("unsafe", "gateway", "other hosts' connections to port "
+                                  f"{subject.port} may be translated here by "
+                                  f"{_name(met.chain, met.rule)}: their replies would be caught "
+                                  "too")  # fmt: skip
+                    return
+
+
+# ---- differential evaluation -------------------------------------------------------
+
+
+def _differential(
+    subject: Subject, lever: Notrack, ruleset: Ruleset
+) -> tuple[list[Finding], Notrack]:
+    findings: list[Finding] = []
+    if _closes_path_mtu(subject, lever, ruleset):
+        findings.append(
+            Finding("info", "path-mtu", "the firewall drops ICMP errors about untracked flows "
+                    "(they are INVALID): the rules untrack exactly those of this port, so that "
+                    "path MTU discovery keeps working")
+        )  # fmt: skip
+    for _ in range(ROUNDS):
+        changes, found = _compare(subject, lever, ruleset)
+        holes = [change for change in changes if change.opens]
+        breaks = [change for change in changes if change.breaks]
+        if holes:
+            findings += found
+            findings += [_hole(change, lever) for change in holes[:3]]
+            return findings, replace(lever, accepts=())
+        if not breaks:
+            return findings + found, lever
+        accept, why = _accept_for(breaks[0], lever)
+        if accept is None:
+            findings += [*found, why]
+            return findings, replace(lever, accepts=())
+        lever = replace(lever, accepts=(*lever.accepts, accept))
+        findings.append(why)
+    findings.append(
+        Finding("unsafe", "breaks", "the firewall refuses it in too many places to mend with a "
+                "few accepts")
+    )  # fmt: skip
+    return findings, replace(lever, accepts=())
+
+
+def _closes_path_mtu(subject: Subject, lever: Notrack, ruleset: Ruleset) -> bool:
+    plain = replace(lever, icmp=False)
+    changes, _ = _compare(subject, plain, ruleset)
+    return any(change.breaks and change.probe.flow == "icmp" for change in changes)
+
+
+def _compare(
+    subject: Subject, lever: Notrack, ruleset: Ruleset
+) -> tuple[list[_Change], list[Finding]]:
+    """Every probe without and with the lever: what changes, and what stands in the way."""
+    then = applied(ruleset, lever)
+    changes: list[_Change] = []
+    findings: dict[Finding, None] = {}
+    for flow in flows(subject, lever, ruleset):
+        for result in explore(lambda chosen, f=flow: _run(f, ruleset, then, chosen)):  # type: ignore[misc]
+            for found in _flow_findings(subject, result):
+                findings[found] = None
+            changes += [c for c in result if c.breaks or c.opens]
+    return changes, list(findings)
+
+
+def _run(flow: Flow, now: Ruleset, then: Ruleset, chosen: Mapping[str, bool]) -> list[_Change]:
+    """One connection: packets that could never follow a refused first one are left out."""
+    first = _Change(
+        flow[0],
+        evaluate(now, flow[0].packet, chosen),
+        evaluate(then, flow[0].packet, chosen, flow_tracked=False),
+    )
+    if first.before.verdict != "accept":
+        return [first]
+    return [
+        first,
+        *(
+            _Change(
+                probe,
+                evaluate(now, probe.packet, chosen),
+                evaluate(then, probe.packet, chosen, flow_tracked=False),
+            )
+            for probe in flow[1:]
+        ),
+    ]
+
+
+def _flow_findings(subject: Subject, result: list[_Change]) -> Iterator[Finding]:
+    service = [change for change in result if change.probe.service]
+    tracked = [c for c in service if c.probe.flow != "icmp"]
+    for change in service:
+        for met in change.before.met:
+            yield from _met(subject, change, met)
+        for outcome in (change.before, change.after):
+            if outcome.verdict == "unknown" and outcome.chain is not None:
+                yield Finding("warn", "unknown", f"{_name(outcome.chain, outcome.rule)} decides in "
+                              "a way that is not understood")  # fmt: skip
+    if any(not change.after.untracked for change in tracked):
+        late = next(change for change in tracked if not change.after.untracked)
+        blocker = next(
+            (met for met in late.after.met if met.use.kind not in ("notrack", "mark", *NAT)), None
+        )
+        by = f" by {_name(blocker.chain, blocker.rule)}" if blocker else ""
+        yield Finding("unsafe", "ineffective", f"NOTRACK would have no effect on its "
+                      f"{late.probe.packet.name}: tracking is forced{by}")  # fmt: skip
+    already = [change.before.untracked for change in tracked]
+    if all(already) and already:
+        yield Finding("info", "already", "it is already untracked in all directions")
+    elif any(already):
+        rule = next(
+            met for change in tracked for met in change.before.met if met.use.kind == "notrack"
+        )
+        yield Finding("info", "half", f"{_name(rule.chain, rule.rule)} untracks only one "
+                      "direction, which frees nothing: entries of the other direction stay as "
+                      "long")  # fmt: skip
+
+
+def _met(subject: Subject, change: _Change, met: Met) -> Iterator[Finding]:
+    kind, where = met.use.kind, _name(met.chain, met.rule)
+    if kind in NAT:
+        outgoing = kind == "masquerade" and change.probe.packet.local_src
+        if outgoing and subject.nat == "no":
+            yield Finding("info", "nat-noop", f"{where} changes nothing about it: its entries "
+                          "show no translation")  # fmt: skip
+        elif met.sure or subject.nat != "no":
+            yield Finding("unsafe", "nat", f"{where} translates its addresses or ports")
+        else:
+            yield Finding("warn", "nat", f"{where} may translate its addresses or ports")
+    elif kind in _STATEFUL and not (kind in ("helper", "timeout") and change.before.untracked):
+        level, text = _STATEFUL[kind]
+        yield Finding(level, kind, f"{text} ({where})")
+
+
+def _hole(change: _Change, lever: Notrack) -> Finding:
+    packet = change.probe.packet
+    if change.probe.service and change.probe.role == "server":
+        text = (f"{packet.saddr or 'some source'} may not connect to port {lever.port} now, and "
+                "could if it were untracked")  # fmt: skip
+    else:
+        text = (f"{packet.name} from source port {packet.sport} would reach port {packet.dport}, "
+                "which the firewall keeps closed")  # fmt: skip
+    return Finding("unsafe", "hole", text)
+
+
+def _accept_for(change: _Change, lever: Notrack) -> tuple[Optional[Accept], Finding]:
+    """The narrow accept that mends a break, just before what would drop."""
+    outcome, probe = change.after, change.probe
+    chain, rule = outcome.chain, outcome.rule
+    if outcome.verdict != "drop" or chain is None:
+        return None, Finding("unsafe", "breaks", f"its {probe.packet.name} would be lost")
+    for caller, jump in reversed(outcome.calls):
+        if rule is None or rule.matches:
+            break
+        chain, rule = caller, jump  # a chain that only drops: decide before going there
+    accept = Accept(
+        tool=chain.tool,
+        family=chain.family,
+        table=chain.table,
+        chain=chain.name,
+        position=-1 if rule is None else rule.position,
+        hook=_hook(outcome, chain, probe),
+        role=probe.role,
+        flow=probe.flow,
+    )
+    dropped = f"{_name(chain, rule)} would drop its {probe.packet.name}"
+    if accept in lever.accepts or not name_ok(chain.table) or not name_ok(chain.name):
+        return None, Finding("unsafe", "breaks", f"{dropped}, and no accept can mend that")
+    return accept, Finding("rules", "accept", f"{dropped} once untracked: an accept is added "
+                           "before it")  # fmt: skip
+
+
+def _hook(outcome: Outcome, chain: Chain, probe: Probe) -> str:
+    base = outcome.calls[0][0] if outcome.calls else chain
+    return base.hook or probe.packet.hooks[-1]
+
+
+def _name(chain: Chain, rule: Optional[Rule]) -> str:
+    if rule is None:
+        return f"the policy of {chain.where}"
+    return f'"{rule.text}" in {chain.where}'

@@ -1,0 +1,136 @@
+"""A NOTRACK lever as rules of the ruleset model: the same rules that rules.py writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from ctrace.advice.plan import Accept, Notrack
+from ctrace.advice.rules import PRIORITY, TABLE, TAG
+from ctrace.advice.ruleset_model import (
+    QUOTED,
+    Chain,
+    Match,
+    Rule,
+    Ruleset,
+    Use,
+    Verdict,
+    address_span,
+)
+from ctrace.record import PROTO_NUMBERS
+
+SYN_ACK: Final = 0x12
+SYN: Final = 0x02
+_UNTRACKED: Final = Match("ct.state", ("untracked",), text="ct state untracked")
+_NOTRACK: Final = (Use("notrack", "notrack"),)
+
+
+def applied(ruleset: Ruleset, lever: Notrack) -> Ruleset:
+    """The ruleset as it would be with the lever's own table and its accepts in place."""
+    chains = [_with_accepts(chain, lever) for chain in ruleset.chains]
+    # Ours come last among equals: the order that would hurt is the one to judge.
+    return replace(ruleset, chains=(*chains, *own_chains(lever)))
+
+
+def own_chains(lever: Notrack) -> tuple[Chain, ...]:
+    """The chains of ``table inet ctrace`` for one lever."""
+    pre: list[Rule] = []
+    out: list[Rule] = []
+    to, back = _port(lever, "dport"), _port(lever, "sport")
+    near, away = _local(False), _local(True)
+    lo = Match("oif", ("lo",), text='oifname "lo"')
+    for role in lever.roles:
+        sent, got = _peers(lever, role, "daddr"), _peers(lever, role, "saddr")
+        if role == "server":
+            pre.append(_rule(*to, near))
+            out += [_rule(*back), _rule(lo, *to)]
+        elif role == "client":
+            pre.append(_rule(*got, *back, _ephemeral(lever, "dport"), near))
+            out.append(_rule(*sent, *to, _ephemeral(lever, "sport")))
+        elif role == "forward":
+            pre += [_rule(*sent, *to, away), _rule(*got, *back, away)]
+        else:
+            out += [_rule(lo, *to), _rule(lo, *back)]
+        if lever.icmp:
+            pre += [_rule(*match) for match in _icmp(lever, role)]
+            if role == "forward":
+                out += [_rule(*match) for match in _icmp(lever, role)]
+    return tuple(
+        Chain("nft", "inet", TABLE, name, tuple(rules), hook, PRIORITY)
+        for name, hook, rules in (("pre", "prerouting", pre), ("out", "output", out))
+    )
+
+
+def accept_rules(lever: Notrack, accept: Accept) -> list[Rule]:
+    """An accept as rules of the model."""
+    text = f"{TAG}{accept.role}:{lever.proto}:{lever.port}:{accept.flow}"
+    if accept.flow == "icmp":
+        return [
+            Rule((_UNTRACKED, *match), Verdict("accept"), (), text, accept.position)
+            for match in _icmp(lever, accept.role)
+        ]
+    toward = accept.flow == "to"
+    matches = [_UNTRACKED, *_port(lever, "dport" if toward else "sport")]
+    if accept.role == "client":
+        matches.append(_ephemeral(lever, "sport" if toward else "dport"))
+    if accept.role in ("client", "forward") and not toward and lever.proto == "tcp":
+        matches.append(Match("flags", ((SYN_ACK, SYN),), True, "tcp flags & (syn|ack) != syn"))
+    if accept.role == "loopback" and accept.hook in ("input", "output"):
+        device = "iif" if accept.hook == "input" else "oif"
+        matches.append(Match(device, ("lo",), text=f'{device}name "lo"'))
+    matches += _peers(lever, accept.role, "daddr" if toward else "saddr")
+    return [Rule(tuple(matches), Verdict("accept"), (), text, accept.position)]
+
+
+def _with_accepts(chain: Chain, lever: Notrack) -> Chain:
+    mine = [
+        accept
+        for accept in lever.accepts
+        if (accept.tool, accept.family, accept.table, accept.chain) == chain.key
+    ]
+    if not mine:
+        return chain
+    rules: list[Rule] = []
+    for rule in chain.rules:
+        for accept in [a for a in mine if a.position == rule.position]:
+            rules += accept_rules(lever, accept)
+            mine.remove(accept)
+        rules.append(rule)
+    for accept in mine:
+        rules += accept_rules(lever, accept)
+    return replace(chain, rules=tuple(rules))
+
+
+def _rule(*matches: Match) -> Rule:
+    return Rule(matches, None, _NOTRACK, "notrack")
+
+
+def _port(lever: Notrack, side: str) -> list[Match]:
+    number = PROTO_NUMBERS[lever.proto]
+    return [
+        Match("proto", ((number, number),), text=f"meta l4proto {lever.proto}"),
+        Match(side, ((lever.port, lever.port),), text=f"{lever.proto} {side} {lever.port}"),
+    ]
+
+
+def _ephemeral(lever: Notrack, side: str) -> Match:
+    return Match(side, (lever.ephemeral,), text=f"{side} in the ephemeral range")
+
+
+def _local(negate: bool) -> Match:
+    return Match("daddr.type", ("local",), negate, "fib daddr type local")
+
+
+def _peers(lever: Notrack, role: str, side: str) -> list[Match]:
+    if role not in ("client", "forward") or not lever.peers:
+        return []
+    return [Match(side, tuple(address_span(p) for p in lever.peers), text=f"ip {side} of a peer")]
+
+
+def _icmp(lever: Notrack, role: str) -> list[list[Match]]:
+    number = PROTO_NUMBERS[lever.proto]
+    sides = {"server": ("sport",), "client": ("dport",), "forward": ("sport", "dport")}
+    return [
+        [Match(QUOTED, ((number, side, lever.port),), text=f"ICMP error about {side}")]
+        for side in sides.get(role, ())
+    ]
