@@ -44,6 +44,11 @@ class Palette:
     area_warn: Style
     area_bad: Style
 
+    @property
+    def behind(self) -> Style:
+        """The background."""
+        return Style(bgcolor=self.background)
+
     def gauge(self, share: float, trouble: bool) -> Style:
         """The same as :meth:`fill` for a whole bar."""
         if trouble or share >= 0.95:

@@ -1,0 +1,202 @@
+"""The keys: one list for the bindings, the footer, the help page and the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from ctrace.view import format as fmt
+from ctrace.view.palette import Palette
+from ctrace.view.parts import blank, line
+
+
+@dataclass(frozen=True)
+class Key:
+    """One thing that a key does."""
+
+    keys: tuple[str, ...]
+    """As the terminal library names them; the first is the one that is shown."""
+    action: str
+    """Method ``action_<name>`` of the application."""
+    short: str
+    """In the footer; empty for keys that only the help page shows."""
+    text: str
+    """On the help page."""
+    shown: str = ""
+    """How the key is written, where its name is not what is printed on it."""
+    modes: tuple[str, ...] = ()
+    """Where the footer shows it; empty: in ``top``, ``victims`` and ``namespaces``."""
+    travel: bool = False
+    """Only in a replay."""
+
+    @property
+    def label(self) -> str:
+        """The key as a person reads it."""
+        return self.shown or self.keys[0]
+
+
+PAGES: Final = ("detail", "advice", "help")
+ROWS: Final = ("top", "victims", "namespaces")
+ALL: Final = ROWS + PAGES
+
+KEYS: Final = (
+    Key(("q", "ctrl+c"), "quit", "quit", "quit", modes=ALL),
+    Key(("question_mark", "h", "f1"), "help", "help", "this page", "?", ALL),
+    Key(
+        ("escape", "backspace"),
+        "up",
+        "back",
+        "one step back",
+        "Esc",
+        ("victims", "namespaces", *PAGES),
+    ),
+    Key(
+        ("space",),
+        "pause",
+        "pause",
+        "stand still, or go on: nothing is lost meanwhile",
+        "space",
+        ALL,
+    ),
+    Key(("enter",), "drill", "detail", "everything about the row under the cursor", "Enter"),
+    Key(
+        ("a",),
+        "advice",
+        "advice",
+        "what helps, with rules, hazards and undo",
+        modes=("top", "victims", "namespaces", "detail"),
+    ),
+    Key(
+        ("g",),
+        "group",
+        "group",
+        "group by source, destination, service, pair, process, container, namespace",
+    ),
+    Key(("G",), "group_back", "", "the same, backwards"),
+    Key(
+        ("slash",),
+        "filter",
+        "filter",
+        "show only some flows: dport=53, src=10.0.0.0/8, proto=udp, or any text",
+        "/",
+    ),
+    Key(("ctrl+l",), "no_filter", "", "no filter", "Ctrl-L"),
+    Key(("s", "greater_than_sign"), "sort", "sort", "sort by the next column"),
+    Key(("less_than_sign",), "sort_back", "", "sort by the column before", "<"),
+    Key(("S",), "reverse", "", "turn the order round"),
+    Key(("1", "2", "3", "4", "5"), "sort_digit", "", "sort by held, new, life, stay, drops", "1-5"),
+    Key(
+        ("v",), "victims", "victims", "all who were refused or evicted", modes=("top", "namespaces")
+    ),
+    Key(
+        ("n",),
+        "namespaces",
+        "netns",
+        "every namespace's table; Enter shows one alone",
+        modes=("top", "victims"),
+    ),
+    Key(("tab",), "pane", "", "the other table", "Tab"),
+    Key(("r",), "record", "record", "record from here to a file, or stop", modes=("top", "detail")),
+    Key(
+        ("y",),
+        "copy",
+        "copy",
+        "copy the key, or the rules on the advice page",
+        modes=("detail", "advice"),
+    ),
+    Key(("p",), "apply", "apply", "apply a plan: asks for a typed confirmation", modes=("advice",)),
+    Key(("T",), "step_back", "", "one step back in time", travel=True),
+    Key(("t",), "step", "step", "one step forward in time", travel=True, modes=ALL),
+    Key(("j",), "jump", "jump", "jump: 10:03:07, +30, -2m or 50%", travel=True, modes=ALL),
+    Key(
+        ("right_square_bracket",),
+        "next_drop",
+        "next drop",
+        "to the next burst of drops",
+        "]",
+        travel=True,
+        modes=ALL,
+    ),
+    Key(
+        ("left_square_bracket",), "prev_drop", "", "to the burst of drops before", "[", travel=True
+    ),
+    Key(("plus", "equals_sign"), "faster", "", "play twice as fast", "+", travel=True),
+    Key(("minus",), "slower", "", "play half as fast", "-", travel=True),
+    Key(("down", "up"), "move", "", "the next row, the row before", "↓ ↑"),
+    Key(("pagedown", "pageup"), "page", "", "a screenful", "PgDn PgUp"),
+    Key(("home", "end"), "edge", "", "the first row, the last", "Home End"),
+    Key(("l",), "light", "", "dark, light, or the terminal's own colours"),
+    Key(("colon", "ctrl+p"), "command_palette", "", "all of this by name", ":"),
+)
+
+
+def footer_keys(mode: str, travels: bool) -> list[Key]:
+    """What the footer offers here, most wanted first."""
+    return [
+        key
+        for key in KEYS
+        if key.short and mode in (key.modes or ROWS) and (travels or not key.travel)
+    ]
+
+
+def footer(
+    mode: str, width: int, palette: Palette, travels: bool
+) -> tuple[Text, list[tuple[int, int, str]]]:
+    """The footer, and which action a click on which cells means."""
+    text = Text(" ", no_wrap=True, end="")
+    spots: list[tuple[int, int, str]] = []
+    gap = 2 if width >= 100 else 1
+    for key in footer_keys(mode, travels):
+        start = cell_len(text.plain)
+        if start + len(key.label) + 1 + len(key.short) + 1 > width:
+            break
+        text.append(key.label, palette.accent)
+        text.append(" " + key.short, palette.band)
+        spots.append((start, cell_len(text.plain), key.action))
+        text.append(" " * gap)
+    text.truncate(width, pad=True)
+    text.style = palette.band
+    return text, spots
+
+
+COLUMNS: Final = (
+    ("NEW/s", "entries made per second over the last interval"),
+    ("LIFE", "median real life of a connection: first to last packet"),
+    ("STAYS", "median stay of its entry in the table: what fills it"),
+    ("HELD", "entries in the table now; ranked by this unless sorted otherwise"),
+    ("SHARE", "its part of all entries that are held"),
+    ("NAT", "whether its addresses are rewritten: NOTRACK would break that"),
+    ("DROPPED", "new flows refused because the table was full; the sender gets EPERM"),
+    ("EVICTED", "entries thrown out early to make room for others"),
+    ("pinned", "entries that are ASSURED: never evicted, so a table full of them refuses"),
+    ("exact", "our counts agree with the kernel's own (conntrack -C and -S)"),
+    ("MISSED ≤", "bound of what the number may lack, after losses"),
+)
+
+
+def help_lines(width: int, palette: Palette, travels: bool) -> Sequence[Text]:
+    """The help page."""
+    p = palette
+
+    def section(title: str) -> Text:
+        text = line([(title, p.accent)], width)
+        text.style = p.band
+        return text
+
+    out = [section("KEYS")]
+    for key in KEYS:
+        if key.travel and not travels:
+            continue
+        words = fmt.cut(key.text, max(1, width - 14))
+        out.append(line([(f"{key.label:>9}  ", p.accent), (words, p.text)], width))
+    out += [blank(width), section("WORDS")]
+    for word, meaning in COLUMNS:
+        words = fmt.cut(meaning, max(1, width - 14))
+        out.append(line([(f"{word:>9}  ", p.strong), (words, p.text)], width))
+    out.append(blank(width))
+    out.append(line([("Nothing here changes the system unless you type so.", p.dim)], width))
+    return out
