@@ -178,18 +178,20 @@ def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250
         value = next((o for s in sources if (o := s.enum_value(name, enum)) is not None), None)
         if value is not None:
             found[define] = value
-    for define, variable in _PERCPU.items():
-        place = kernel.percpu_offset(variable)
-        if place is not None:
-            found[define] = place
-    hot = kernel.percpu_offset("pcpu_hot")
-    if hot is not None:
-        for define, member in _PERCPU_HOT.items():
-            inner = kernel.offset("pcpu_hot", member)
-            if inner is not None:
-                found[define] = hot + inner
+    found.update(_percpu(kernel))
     found["CT_LISTS"] = int(_has_unconfirmed_lists(sources))
     return Layout(found)
+
+
+def _percpu(kernel: btf.Btf) -> dict[str, int]:
+    """Where the wanted per-CPU variables lie in their section."""
+    places = {define: kernel.percpu_offset(name) for define, name in _PERCPU.items()}
+    hot = kernel.percpu_offset("pcpu_hot")
+    for define, member in _PERCPU_HOT.items():
+        inner = kernel.offset("pcpu_hot", member)
+        if hot is not None and inner is not None:
+            places[define] = hot + inner
+    return {define: place for define, place in places.items() if place is not None}
 
 
 def _has_unconfirmed_lists(sources: list[btf.Btf]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -48,7 +49,9 @@ _PROGRAMS: Final = {
 class NetfilterCapture:
     """Implements :class:`ctrace.capture.family.Capture`."""
 
-    def __init__(self, wanted: Filter = Filter(), *, ring_bytes: int = 1 << 20) -> None:
+    hold = HOLD
+
+    def __init__(self, wanted: Filter, *, ring_bytes: int = 1 << 20) -> None:
         """Load and attach what is global; :meth:`follow` attaches the namespaces.
 
         Raises CtraceError (BpfError) when this kernel cannot.
@@ -67,10 +70,12 @@ class NetfilterCapture:
             tuple(_PROGRAMS),
             {**where.defines, **filter_defines(wanted)},
         )
+        self._blind = _blind(ranges[1] is not None)
+        self._refused: dict[int, str] = {}
         self.info = HookInfo(
             family="netfilter",
             attached=("netfilter confirm links", "kmem_cache_free", "kfree_skb"),
-            blind=_blind(ranges[1] is not None),
+            blind=self._blind,
             evictions=ranges[1] is not None,
         )
         self._links: dict[int, list[int]] = {}
@@ -123,23 +128,33 @@ class NetfilterCapture:
         """Attach to namespaces not seen before; let go of those that are gone.
 
         ``namespaces`` must not list one that only our links keep alive: found through
-        processes and mounts, none is.
+        processes and mounts, none is. Raises CtraceError when the first attachment
+        fails; later failures are told in ``info.blind``.
         """
         current = {namespace.inum: namespace for namespace in namespaces}
         for inum in self._links.keys() - current.keys():
             self._detach(inum)
-        for inum in current.keys() - self._links.keys():
-            self._attach(current[inum])
+        for inum in self._refused.keys() - current.keys():
+            del self._refused[inum]
+        for inum in current.keys() - self._links.keys() - self._refused.keys():
+            try:
+                self._attach(current[inum])
+            except CtraceError as error:
+                if not os.path.exists(current[inum].path):
+                    continue  # gone between listing and entering
+                if not self._links:
+                    raise
+                self._refused[inum] = f"nothing of {current[inum].name} is seen: {error}"
+        blind = (*self._blind, *self._refused.values())
+        if blind != self.info.blind:
+            self.info = replace(self.info, blind=blind)
 
     def _attach(self, namespace: Namespace) -> None:
-        try:
-            with netns.enter(namespace.path):
+        with netns.enter(namespace.path):
+            # the path may by now open another namespace: processes come and go
+            if os.stat("/proc/thread-self/ns/net").st_ino == namespace.inum:
                 self._baseline()
                 self._links[namespace.inum] = self._link_hooks(namespace)
-        except OSError as error:
-            # gone between listing and entering: the next listing says so
-            if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
-                raise CtraceError(f"cannot enter {namespace.name}: {error.strerror}") from error
 
     def _link_hooks(self, namespace: Namespace) -> list[int]:
         program = self._objects.programs["nf_confirm"]

@@ -129,6 +129,8 @@ class Objects:
     def poll(self, hold: float = 0.002) -> tuple[Events, int]:
         """New records by time (all older than ``hold`` seconds), and how many were lost."""
         events = self.rings.poll(hold)
+        if not self.rings.take_was_full():
+            return events, 0
         lost = self.total(Reason.RING_FULL)
         fresh, self._lost = lost - self._lost, lost
         return events, fresh

@@ -25,7 +25,7 @@ def locate(objects: Objects) -> bool:
         objects.load("locate_cpu", code["locate_cpu"], sys.ProgType.RAW_TRACEPOINT)
     program = objects.programs["locate_cpu"]
     try:
-        return all([sys.prog_run(program, (), cpu=cpu) == 1 for cpu in online_cpus()])
+        return all(sys.prog_run(program, (), cpu=cpu) == 1 for cpu in online_cpus())
     except sys.BpfError:
         return False
 

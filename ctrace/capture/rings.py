@@ -62,12 +62,16 @@ class Ring:
         self._slots = np.frombuffer(self._readable, np.uint64, offset=PAGE).reshape(-1, SLOT_WORDS)
         self._headers = np.frombuffer(self._readable, np.uint32, offset=PAGE)[:: SLOT_WORDS * 2]
         self._at = int(self._consumer[0])
+        self.was_full = False
+        """Whether some reading since this was last cleared found no room for one more."""
 
     def read(self) -> npt.NDArray[np.uint64]:
         """Committed records, copied out and released: (n, 15) words."""
         pending = (int(self._producer[0]) - self._at) // SLOT
         if pending <= 0:
             return np.empty((0, WORDS), np.uint64)
+        # bpf_ringbuf_reserve() refuses what would make it larger than size - 1
+        self.was_full |= (pending + 1) * SLOT > self.size - 1
         self._fence()
         first = (self._at & (self.size - 1)) // SLOT
         headers = self._headers[first : first + pending].copy()
@@ -129,6 +133,13 @@ class Rings:
         # a copy: a view would keep the whole batch alive for a few rows
         self._held = events[cut:].copy()
         return events[:cut]
+
+    def take_was_full(self) -> bool:
+        """Whether a ring was full since the last call: only then can records be missing."""
+        found = any(ring.was_full for ring in self.rings)
+        for ring in self.rings:
+            ring.was_full = False
+        return found
 
     def close(self) -> None:
         """Unmap and close everything."""

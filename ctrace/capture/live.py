@@ -1,0 +1,342 @@
+"""The live source: one attached hook family, joined with what the host says of itself."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Optional, Protocol
+
+import numpy as np
+
+from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner, SelfCost
+from ctrace.capture.family import Capture
+from ctrace.capture.seed import seed as seed_rows
+from ctrace.errors import CtraceError, UsageError
+from ctrace.filters import Filter
+from ctrace.host import ctnetlink, netns, process
+from ctrace.host.netns import Namespace
+from ctrace.host.tables import TableReader
+from ctrace.record import Events, Kind, empty, join
+
+POLL: Final = 0.01
+"""Seconds between two looks at the rings: 1 MiB per CPU lasts for 0.8 M events/s."""
+LOOK: Final = 1.0
+"""Seconds between two looks at namespaces, tables and listeners."""
+ADDRESSES: Final = 30.0
+"""Seconds between two looks at a namespace's addresses."""
+OWNERS_KNOWN: Final = 65536
+
+NO_FILTER: Final = Filter()
+
+
+class _Opener(Protocol):
+    def __call__(self, wanted: Filter, ring_bytes: int) -> Capture: ...
+
+
+def _fentry(wanted: Filter, ring_bytes: int) -> Capture:
+    from ctrace.capture.fentry import FentryCapture
+
+    return FentryCapture(wanted, ring_bytes=ring_bytes)
+
+
+def _kprobe(wanted: Filter, ring_bytes: int) -> Capture:
+    from ctrace.capture.kprobe import KprobeCapture
+
+    return KprobeCapture(wanted, ring_bytes=ring_bytes)
+
+
+def _netfilter(wanted: Filter, ring_bytes: int) -> Capture:
+    from ctrace.capture.netfilter import NetfilterCapture
+
+    return NetfilterCapture(wanted, ring_bytes=ring_bytes)
+
+
+def _netlink(wanted: Filter, ring_bytes: int) -> Capture:  # noqa: ARG001
+    from ctrace.capture.netlink import NetlinkCapture
+
+    return NetlinkCapture()
+
+
+FAMILIES: Final[dict[str, _Opener]] = {
+    "fentry": _fentry,
+    "kprobe": _kprobe,
+    "netfilter": _netfilter,
+    "netlink": _netlink,
+}
+"""The ladder, from the top."""
+
+
+def open_capture(wanted: Filter, hooks: Optional[str], ring_bytes: int) -> Capture:
+    """The first family of the ladder that holds, or the one asked for.
+
+    Raises UsageError for an unknown name, CtraceError when nothing holds.
+    """
+    if hooks is not None and hooks not in FAMILIES:
+        raise UsageError(f"unknown hook family {hooks!r}: one of {', '.join(FAMILIES)}")
+    reasons = []
+    for name in [hooks] if hooks else FAMILIES:
+        try:
+            return FAMILIES[name](wanted, ring_bytes)
+        except (CtraceError, ImportError) as error:
+            if hooks:
+                raise CtraceError(f"--hooks {name} does not work here: {error}") from error
+            reasons.append(f"{name}: {error}")
+    if os.geteuid() != 0:
+        raise CtraceError("tracing needs root: run it with sudo")
+    raise CtraceError("no hook family works here: " + "; ".join(reasons))
+
+
+def open_live(
+    wanted: Filter = NO_FILTER,
+    *,
+    hooks: Optional[str] = None,
+    ring_bytes: int = 1 << 20,
+    seed: bool = True,
+) -> LiveSource:
+    """Attach to the running kernel.
+
+    ``hooks`` forces a family; ``seed`` starts with the entries that are already there.
+    Raises CtraceError (UsageError for an unknown family).
+    """
+    capture = open_capture(wanted, hooks, ring_bytes)
+    try:
+        return LiveSource(capture, wanted, seed=seed)
+    except BaseException:
+        capture.close()
+        raise
+
+
+class LiveSource:
+    """Implements :class:`ctrace.batch.Source` over a :class:`Capture`."""
+
+    def __init__(self, capture: Capture, wanted: Filter = NO_FILTER, *, seed: bool = True) -> None:
+        self._capture = capture
+        self._wanted = wanted
+        # with only some kinds the window between attaching and the dump tells too little
+        self._seed = seed and not wanted.kinds
+        self._hold: float = getattr(capture, "hold", 0.0)
+        self._tables = TableReader()
+        self._names = _NameBook(capture)
+        self._namespaces: dict[int, Namespace] = {}
+        self._closed = False
+        self._cost = _CostMeter(getattr(capture, "run_time", None))
+        self.clock = Clock(time.time_ns() - _boot())
+        self._follow()
+        self._unseeded = list(self._namespaces.values()) if self._seed else []
+        self.started = _boot()
+
+    @property
+    def hooks(self) -> HookInfo:
+        """The family in use; its blind spots may grow as namespaces appear."""
+        return self._capture.info
+
+    def batches(self, interval: float) -> Iterator[Batch]:
+        """A batch every ``interval`` seconds; the first brings the entries already there."""
+        due = time.monotonic() + interval
+        looked = -LOOK
+        window, lost = self._window() if self._unseeded else (empty(), 0)
+        parts = [window]
+        while not self._closed:
+            time.sleep(max(0.0, min(POLL, due - time.monotonic())))
+            if self._closed:
+                return
+            until = _boot() - int(self._hold * 1e9)
+            events, missed = self._capture.poll()
+            lost += missed
+            if len(events):
+                parts.append(events)
+            if time.monotonic() < due:
+                continue
+            look = time.monotonic() - looked >= LOOK
+            if look:
+                looked = time.monotonic()
+                parts += self._newcomers()
+            events = self._matching(join(parts))
+            tables = self._tables.read(list(self._namespaces.values())) if look else ()
+            names = self._names.learn(events, list(self._namespaces.values()), look)
+            yield Batch(
+                events=events,
+                until=max(until, int(events["ts"][-1]) if len(events) else 0),
+                lost=lost,
+                counts=self._capture.counts(),
+                tables=tables,
+                names=names,
+                cost=self._cost.read(),
+            )
+            parts, lost = [], 0
+            now = time.monotonic()
+            due = max(due + interval, now) if due + interval > now else now + interval
+
+    def close(self) -> None:
+        """Detach; safe to call twice."""
+        self._closed = True
+        self._capture.close()
+        self._tables.close()
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _follow(self) -> list[Namespace]:
+        """Look which namespaces exist; those that are new."""
+        found = {space.inum: space for space in netns.find()}
+        fresh = [space for inum, space in found.items() if inum not in self._namespaces]
+        self._namespaces = found
+        self._capture.follow(list(found.values()))
+        return fresh
+
+    def _matching(self, events: Events) -> Events:
+        """Only netlink leaves filtering to us; an existing entry always needs it."""
+        if self._wanted.is_empty:
+            return events
+        return events[self._wanted.mask(events)]
+
+    def _window(self) -> tuple[Events, int]:
+        """The entries older than the hooks, then everything since, up to after the dump."""
+        spaces, self._unseeded = self._unseeded, []
+        parts, lost = [], 0
+        with ThreadPoolExecutor(1) as pool:
+            dumping = pool.submit(_dump, spaces)
+            while not dumping.done():
+                events, missed = self._capture.poll()
+                parts.append(events)
+                lost += missed
+                time.sleep(POLL / 2)
+            existing = dumping.result()
+        time.sleep(self._hold)
+        events, missed = self._capture.poll()
+        window = join([*parts, events])
+        return join([seed_rows(existing, window, self.started), window]), lost + missed
+
+    def _newcomers(self) -> list[Events]:
+        """Follow the namespaces; what was in the tables of new ones before we came."""
+        at = _boot()
+        fresh = self._follow()
+        global_hooks = self._capture.info.family in ("fentry", "kprobe")
+        if not fresh or not self._seed or global_hooks:
+            return []
+        existing = _dump(fresh)
+        if not len(existing):
+            return []
+        time.sleep(self._hold)
+        events, _ = self._capture.poll()
+        inside = np.isin(events["netns"], [space.inum for space in fresh])
+        rows = seed_rows(existing, events[inside & (events["ts"] >= at)], at)
+        return [rows, events]
+
+
+class _NameBook:
+    """Which names the batches have told already, and the new ones."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self._listeners = process.Listeners()
+        self._owners: OrderedDict[int, None] = OrderedDict()
+        self._netns: dict[int, Netns] = {}
+        self._addresses_at: dict[int, float] = {}
+
+    def learn(self, events: Events, spaces: Sequence[Namespace], look: bool) -> Names:
+        """Names not told before; namespaces and listeners only when ``look``."""
+        owners = self._new_owners(events)
+        if not look:
+            return Names(owners=owners, cgroups=_units(owners))
+        return Names(
+            netns=self._new_netns(spaces),
+            owners=owners,
+            cgroups=_units(owners),
+            listeners=self._listeners.look(spaces),
+        )
+
+    def _new_owners(self, events: Events) -> dict[int, Owner]:
+        kinds = events["kind"]
+        packets = (kinds != int(Kind.DESTROY)) & (kinds != int(Kind.EXISTING))
+        keys = np.unique(events["owner"][packets])
+        fresh = [key for key in keys.tolist() if key and key not in self._owners]
+        found = {}
+        for key, (comm, cgroup) in self._capture.owner_comms(fresh).items():
+            found[key] = process.owner(key, comm, cgroup)
+            self._owners[key] = None
+        while len(self._owners) > OWNERS_KNOWN:
+            self._owners.popitem(last=False)
+        return found
+
+    def _new_netns(self, spaces: Sequence[Namespace]) -> dict[int, Netns]:
+        now = time.monotonic()
+        fresh = {}
+        for space in spaces:
+            if now - self._addresses_at.get(space.inum, -ADDRESSES) < ADDRESSES:
+                continue
+            self._addresses_at[space.inum] = now
+            try:
+                addresses = netns.local_addresses(space.path)
+            except (OSError, CtraceError):
+                addresses = ()
+            known = Netns(space.inum, space.name, addresses)
+            if self._netns.get(space.inum) != known:
+                fresh[space.inum] = self._netns[space.inum] = known
+        gone = self._addresses_at.keys() - {space.inum for space in spaces}
+        for inum in gone:
+            del self._addresses_at[inum]
+            self._netns.pop(inum, None)
+        return fresh
+
+
+class _CostMeter:
+    """What this process, and its programs in the kernel, used since the last reading."""
+
+    def __init__(self, run_time: Optional[Callable[[], int]]) -> None:
+        self._run_time = run_time if _measures_programs() else None
+        self._at, self._cpu = time.monotonic(), _cpu_seconds()
+        self._kernel = self._run_time() if self._run_time else 0
+
+    def read(self) -> SelfCost:
+        """Since the previous call."""
+        at, cpu = time.monotonic(), _cpu_seconds()
+        kernel = self._run_time() if self._run_time else 0
+        seconds = max(at - self._at, 1e-6)
+        cost = SelfCost(
+            cpu=(cpu - self._cpu) / seconds,
+            rss=_rss(),
+            kernel=(kernel - self._kernel) / 1e9 / seconds,
+        )
+        self._at, self._cpu, self._kernel = at, cpu, kernel
+        return cost
+
+
+def _dump(spaces: Sequence[Namespace]) -> Events:
+    parts = []
+    for space in spaces:
+        try:
+            parts.append(ctnetlink.dump(space.path))
+        except (CtraceError, OSError):
+            continue  # gone meanwhile, or conntrack is not loaded
+    return join(parts)
+
+
+def _units(owners: dict[int, Owner]) -> dict[int, str]:
+    return {owner.cgroup: owner.unit for owner in owners.values() if owner.cgroup and owner.unit}
+
+
+def _boot() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _rss() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _measures_programs() -> bool:
+    """kernel.bpf_stats_enabled: we leave it as it is, for it costs every program time."""
+    try:
+        with open("/proc/sys/kernel/bpf_stats_enabled", encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:
+        return False
