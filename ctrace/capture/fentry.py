@@ -1,0 +1,99 @@
+"""The ``fentry`` hook family: BPF trampolines at conntrack's functions.
+
+The cheapest one. Works by the kernel's BTF, also when nf_conntrack is a module (its
+BTF exists since 5.11); where the kernel was built without it, or refuses tracing
+programs, the first program that is loaded says so.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar, Final, NamedTuple, Optional
+
+from ctrace.capture import btf, sys
+from ctrace.capture.functions import MODULE, FunctionCapture, Hook, fits, type_information
+from ctrace.errors import CtraceError
+
+_RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
+
+
+class Function(NamedTuple):
+    """A function by its BTF id, in the module's BTF or the kernel's own."""
+
+    btf_id: int
+    in_module: bool
+
+
+class FentryCapture(FunctionCapture[Function]):
+    """Implements :class:`ctrace.capture.family.Capture` with fentry and fexit programs."""
+
+    family: ClassVar[str] = "fentry"
+
+    def find(self, hook: Hook) -> Optional[Function]:
+        """The function's BTF id, when it takes the arguments that we know."""
+        return _find(hook.function) if fits(hook) else None
+
+    def programs(self, hook: Hook) -> list[tuple[str, bool]]:
+        """As ever, without entries that only serve return probes."""
+        found = super().programs(hook)
+        return [part for part in found if part[1] or not hook.enter_for_return]
+
+    def attach(self, name: str, code: bytes, target: Function, *, exit_: bool) -> int:
+        """Load for the function, to which a TRACING program is bound, and attach."""
+        with _ModuleBtf(target) as module:
+            program = self._objects.load(
+                name,
+                code,
+                sys.ProgType.TRACING,
+                attach_type=sys.AttachType.TRACE_FEXIT if exit_ else sys.AttachType.TRACE_FENTRY,
+                attach_btf_id=target.btf_id,
+                attach_btf_fd=module,
+            )
+        return sys.raw_tracepoint_open(program)
+
+
+class _ModuleBtf:
+    """The descriptor of the module's BTF while a program is loaded; 0 for the kernel's."""
+
+    def __init__(self, target: Function) -> None:
+        self._fd = sys.btf_open(MODULE) if target.in_module else None
+        if target.in_module and self._fd is None:
+            raise CtraceError(f"{MODULE} was unloaded: load it again (modprobe {MODULE})")
+
+    def __enter__(self) -> int:
+        return self._fd or 0
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def _find(function: str) -> Optional[Function]:
+    types = type_information()
+    found = types.func(function) if types is not None else None
+    return None if found is None else Function(found, types is not btf.kernel())
+
+
+def probe() -> None:
+    """Load and attach a program that does nothing. Raises CtraceError saying why not."""
+    if btf.kernel() is None:
+        raise CtraceError("the kernel has no BTF (/sys/kernel/btf/vmlinux)")
+    target = _find("nf_conntrack_free")
+    if target is None:
+        raise CtraceError(
+            "no BTF describes nf_conntrack's functions: it is not loaded (modprobe nf_conntrack), "
+            "or is a module of a kernel before 5.11"
+        )
+    with _ModuleBtf(target) as module:
+        program = sys.prog_load(
+            _RETURN_ZERO,
+            sys.ProgType.TRACING,
+            "ctrace_probe",
+            attach_type=sys.AttachType.TRACE_FENTRY,
+            attach_btf_id=target.btf_id,
+            attach_btf_fd=module,
+        )
+    try:
+        os.close(sys.raw_tracepoint_open(program))
+    finally:
+        os.close(program)
