@@ -7,6 +7,9 @@ second, repaints only lines that changed, and never waits for it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -138,6 +141,7 @@ class TopApp(App[None]):
         advice: Optional[AdvicePane] = None,
         record_to: str = "ctrace.data",
         names: Optional[Callable[[Snapshot], Snapshot]] = None,
+        count: Optional[int] = None,
     ) -> None:
         super().__init__(ansi_color=palette.background == "default")
         self.feed = feed
@@ -146,6 +150,8 @@ class TopApp(App[None]):
         self.advice = advice or AdvicePane()
         self.record_to = record_to
         self.names = names
+        self.left = count
+        """Snapshots until the screen closes itself; None: never."""
         self._ascii = AsciiFilter(enabled=ascii_only)
         self.painted = Painted([])
         self.snapshot: Optional[Snapshot] = None
@@ -174,6 +180,9 @@ class TopApp(App[None]):
             self.register_theme(theme)
         self._wear(self.palette)
         self._stage.focus()
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            for name in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(name, self.exit)
         self.set_interval(LOOK, self.look)
         self.look()
 
@@ -201,6 +210,13 @@ class TopApp(App[None]):
         if changed and snapshot is not None:
             self._seen = snapshot
             self.snapshot = self.names(snapshot) if self.names else snapshot
+            if self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    self.exit()
+        if self.snapshot is None and self.feed.phase.name == "failed":
+            self.exit()  # whoever opened the feed says why, on a terminal that is sane again
+            return
         if self.advice.arrived() or changed or self.snapshot is None or self._expired():
             self.paint()
 

@@ -51,6 +51,7 @@ def place(
     columns: Sequence[Column[Row]], rows: Sequence[Row], width: int, indent: int = 1
 ) -> tuple[Placed[Row], ...]:
     """The columns that fit into ``width`` cells, with the room shared out."""
+    width -= 1  # the last cell stays free, as the first does
     wanted = [one for one in columns if one.when is None or any(map(one.when, rows))]
     need = {one.name: _need(one, rows) for one in wanted}
     for one in wanted:  # the key comes before any column that is only nice to have

@@ -211,11 +211,12 @@ def _histogram(
     if not values.n:
         head: list[Piece] = [(f"{what}: none measured yet", p.dim)]
         return [_labelled(label, head, width, p)]
-    head = []
-    for name, value in (("p50", values.p50), ("p90", values.p90), ("p99", values.p99)):
-        head += [(f"{name} ", p.dim), (f"{fmt.duration(value)}  ", p.strong)]
-    head.append((what, p.dim))
-    out = [_labelled(label, head, width, p)]
+    groups: list[list[Piece]] = [
+        [(f"{name} ", p.dim), (fmt.duration(value), p.strong)]
+        for name, value in (("p50", values.p50), ("p90", values.p90), ("p99", values.p99))
+    ]
+    groups.append([(what, p.dim)])
+    out = [_labelled(label, joined(groups, width - LABEL - 1, "  "), width, p)]
     highest = max(histogram.counts, default=0)
     edges = histogram.edges
     first, last = _populated(histogram.counts)

@@ -62,7 +62,7 @@ KEYS: Final = (
         "space",
         ALL,
     ),
-    Key(("enter",), "drill", "detail", "everything about the row under the cursor", "Enter"),
+    Key(("enter",), "drill", "drill", "everything about the row under the cursor", "Enter"),
     Key(
         ("a",),
         "advice",
@@ -134,13 +134,21 @@ KEYS: Final = (
 )
 
 
+WANTED: Final = (
+    "quit", "help", "up", "step", "jump", "next_drop", "apply", "copy", "advice", "drill", "group",
+    "filter", "sort", "victims", "namespaces", "record", "pause",
+)  # fmt: skip
+"""The footer's order, where not all keys may have room: none is needed to leave or to learn."""
+
+
 def footer_keys(mode: str, travels: bool) -> list[Key]:
     """What the footer offers here, most wanted first."""
-    return [
+    offered = [
         key
         for key in KEYS
         if key.short and mode in (key.modes or ROWS) and (travels or not key.travel)
     ]
+    return sorted(offered, key=lambda key: WANTED.index(key.action))
 
 
 def footer(
@@ -149,7 +157,7 @@ def footer(
     """The footer, and which action a click on which cells means."""
     text = Text(" ", no_wrap=True, end="")
     spots: list[tuple[int, int, str]] = []
-    gap = 2 if width >= 100 else 1
+    gap = 2 if width >= 110 else 1
     for key in footer_keys(mode, travels):
         start = cell_len(text.plain)
         if start + len(key.label) + 1 + len(key.short) + 1 > width:

@@ -12,13 +12,13 @@ from ctrace.view.columns import Column
 from ctrace.view.palette import Palette
 
 GROUP_HEADS: Final = {
-    "src": "by source",
-    "dst": "by destination",
-    "service": "by service",
-    "pair": f"by source {fmt.ARROW} service",
-    "process": "by process",
-    "container": "by container",
-    "netns": "by namespace",
+    "src": "sources",
+    "dst": "destinations",
+    "service": "services",
+    "pair": f"source {fmt.ARROW} service",
+    "process": "processes",
+    "container": "containers",
+    "netns": "namespaces",
 }
 
 

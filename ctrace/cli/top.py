@@ -1,0 +1,258 @@
+"""``ctrace top``: what fills the table, who is refused, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+from ctrace.cli.options import filter_options, make_filter
+from ctrace.errors import CtraceError, UsageError
+from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
+
+if TYPE_CHECKING:
+    from ctrace.feed import LiveFeed
+
+PLAIN_SIZE = (100, 40)
+"""Columns and lines of a plain frame where nobody says how large the terminal is."""
+FIRST = 30.0
+"""Seconds that attaching and the first interval may take beyond the interval itself."""
+
+
+@click.command()
+@click.argument("interval", type=click.FloatRange(0.1, 86400), default=1.0)
+@click.argument("count", type=click.IntRange(1), required=False)
+@filter_options
+@click.option(
+    "--group", type=click.Choice(GROUPS), default="pair", show_default=True, help="What to rank."
+)
+@click.option(
+    "--sort", type=click.Choice(SORTS), default="held", show_default=True, help="What to rank by."
+)
+@click.option("--once", is_flag=True, help="Observe one interval, print one answer, leave.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="With json, one object a line; with --once, one object.",
+)
+@click.option("--plain", is_flag=True, help="Frames of text, no screen (as without a terminal).")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10000),
+    default=200,
+    show_default=True,
+    help="Culprits at most.",
+)
+@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@click.option(
+    "--memory",
+    default="32M",
+    show_default=True,
+    metavar="SIZE",
+    help="What the statistics may hold; beyond it small keys are bounded, not exact.",
+)
+@click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
+@click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only, also in a UTF-8 locale.")
+@click.option(
+    "--resolve",
+    is_flag=True,
+    help="Show names for addresses. The look-ups are flows, too: never in a DNS incident.",
+)
+def command(
+    *,
+    interval: float,
+    count: Optional[int],
+    group: str,
+    sort: str,
+    once: bool,
+    output: str,
+    plain: bool,
+    limit: int,
+    hooks: Optional[str],
+    memory: str,
+    theme: Optional[str],
+    ascii_only: bool,
+    resolve: bool,
+    **filters: Any,
+) -> None:
+    """Live: what fills the connection tracking table, who is refused, and why.
+
+    INTERVAL is in seconds, COUNT is how many to observe before leaving.
+
+    \b
+    Examples:
+      ctrace top                               the screen
+      ctrace top 5 12                          a minute, in steps of five seconds
+      ctrace top -p udp --dport 53 --group src who asks for names
+      ctrace top 12 --once -o json             one answer after twelve seconds
+    """  # fmt: skip
+    from ctrace.capture import open_live
+    from ctrace.feed import LiveFeed
+    from ctrace.view import format as fmt
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    shown = shown_filter(filters)
+    if filters.get("netns"):
+        from ctrace.host.netns import resolve as inode_of
+
+        filters["netns"] = inode_of(filters["netns"])
+    wanted = make_filter(**filters)
+    limit_bytes = parse_size(memory)
+    as_screen = not (once or plain or output == "json" or not has_screen())
+    feed = LiveFeed(
+        lambda: open_live(wanted, hooks=hooks),
+        interval=interval,
+        group=group,
+        sort=sort,
+        memory=limit_bytes,
+        limit=limit,
+        early=as_screen,
+        shown_filter=shown,
+    )
+    try:
+        if as_screen:
+            run_screen(feed, group, sort, count, theme or "", ascii_only, resolve)
+        else:
+            run_plain(
+                feed,
+                interval,
+                1 if once else count,
+                json_lines=output == "json",
+                indent=2 if once else None,
+                ascii_only=ascii_only or fmt.wants_ascii(),
+                theme=theme or "",
+            )
+    finally:
+        feed.close()
+    if isinstance(feed.error, CtraceError):
+        raise feed.error
+    if feed.error is not None:
+        text = f"{type(feed.error).__name__}: {feed.error}"
+        raise CtraceError(f"{text}; this is a defect: please report it with `ctrace doctor`")
+
+
+def has_screen() -> bool:
+    """Whether there is a terminal that can be drawn on."""
+    return (
+        sys.stdout.isatty()
+        and sys.stdin.isatty()
+        and os.environ.get("TERM", "") not in ("", "dumb")
+    )
+
+
+def run_screen(
+    feed: LiveFeed,
+    group: str,
+    sort: str,
+    count: Optional[int],
+    theme: str,
+    ascii_only: bool,
+    resolve: bool,
+) -> None:
+    """The live screen, until it is left."""
+    from ctrace.view import format as fmt
+    from ctrace.view.app import TopApp
+    from ctrace.view.app_advice import AdvicePane
+    from ctrace.view.palette import choose
+    from ctrace.view.state import State
+
+    names = None
+    if resolve:
+        from ctrace.resolve import Resolver
+
+        names = Resolver().named
+    app = TopApp(
+        feed,
+        palette=choose(theme),
+        ascii_only=ascii_only or fmt.wants_ascii(),
+        state=State(group=group, sort=sort),
+        advice=AdvicePane(live_adviser()),
+        names=names,
+        count=count,
+    )
+    app.run()
+
+
+def live_adviser() -> Any:
+    """What the advice page needs; None in a version without advice."""
+    return None
+
+
+def run_plain(
+    feed: LiveFeed,
+    interval: float,
+    count: Optional[int],
+    *,
+    json_lines: bool,
+    indent: Optional[int],
+    ascii_only: bool,
+    theme: str,
+) -> None:
+    """Frames or JSON on standard output, until the count is reached or the reader goes."""
+    seen: Optional[Snapshot] = None
+    shown = 0
+    while count is None or shown < count:
+        snapshot = feed.wait(seen, interval + FIRST)
+        if snapshot is None:
+            return
+        seen = snapshot
+        if json_lines:
+            import json
+
+            from ctrace.view.json import snapshot_json
+
+            click.echo(json.dumps(snapshot_json(snapshot), indent=indent))
+        else:
+            print_frame(snapshot, ascii_only=ascii_only, theme=theme)
+        shown += 1
+
+
+def print_frame(snapshot: Snapshot, *, ascii_only: bool, theme: str) -> None:
+    """One plain frame; colours only where the output is a terminal that has them."""
+    import shutil
+
+    from rich.console import Console
+
+    from ctrace.view.frame import frame
+    from ctrace.view.palette import PALETTES, TERMINAL
+
+    columns, rows = shutil.get_terminal_size(PLAIN_SIZE)
+    console = Console(width=max(40, columns), highlight=False, legacy_windows=False)
+    height = max(12, rows - 1) if sys.stdout.isatty() else None
+    palette = PALETTES.get(theme, TERMINAL)
+    console.print(
+        frame(snapshot, max(40, columns), height, palette=palette, ascii_only=ascii_only),
+        end="\n",
+    )
+    with contextlib.suppress(ValueError):
+        sys.stdout.flush()
+
+
+def shown_filter(filters: dict[str, Any]) -> str:
+    """The filter options in words: ``proto=udp dport=53``."""
+    words = []
+    for name, value in filters.items():
+        if value is True:
+            words.append(name.replace("_", "-"))
+        elif value not in (None, False):
+            words.append(f"{name.replace('_', '-')}={value}")
+    return " ".join(words)
+
+
+def parse_size(text: str) -> int:
+    """``32M`` as bytes. Raises UsageError."""
+    match = re.fullmatch(r"(\d+)([kmg]?)(i?b)?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{text!r} is not a size: give one like 32M or 1G")
+    size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+    if size < 1 << 20:
+        raise UsageError("--memory is at least 1M")
+    return size

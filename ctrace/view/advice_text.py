@@ -1,0 +1,148 @@
+"""Advice as text: what to do first, why, the rules, and what else helps."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ctrace.advice.advise import Advice, Candidate, TableAdvice, rule_texts
+from ctrace.advice.alternatives import Alternative
+from ctrace.advice.plan import CtTimeout, Lever
+from ctrace.view import format as fmt
+
+STYLE = {"safe": "green", "safe-with-rules": "green", "warn": "yellow", "unsafe": "red"}
+SHOWN = 8
+"""Candidates shown; JSON has all."""
+
+
+def advice_text(advice: Advice, width: int = 100, *, full: bool = False) -> str:
+    """The advice in plain words, for a width. ``full`` prints the rules of every candidate."""
+    console = Console(width=width, no_color=True, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(render(advice, full=full))
+    return capture.get()
+
+
+def rules_text(advice: Advice) -> str:
+    """The rules of the chosen levers (or of the best safe candidate), to copy."""
+    levers: list[Lever] = [lever for table in advice.tables for lever in table.levers]
+    if not levers:
+        good = [c for c in advice.candidates if c.verdict in ("safe", "safe-with-rules")]
+        levers = [good[0].lever] if good else []
+    parts = [text for lever in levers for text in rule_texts(lever).values() if text]
+    return "\n".join(parts)
+
+
+def render(advice: Advice, *, full: bool = False) -> RenderableType:
+    """The advice as a rich renderable."""
+    parts: list[RenderableType] = []
+    for table in advice.tables:
+        parts += [_table(table, advice.target), Text("")]
+    if not advice.tables:
+        parts += [Text("No service holds entries here: there is nothing to advise."), Text("")]
+    shown = advice.candidates[:SHOWN]
+    if shown:
+        parts += [Text("NOTRACK, by entries freed", style="bold"), _candidates(shown), Text("")]
+    for candidate in shown:
+        parts += _reasons(candidate)
+        if candidate.chosen or full:
+            parts += _rules(candidate)
+    if advice.alternatives:
+        parts += [Text("What else helps", style="bold")]
+        for alternative in advice.alternatives:
+            parts += _alternative(alternative)
+        parts.append(Text(""))
+    parts += [Text(f"Note: {note}", style="dim") for note in advice.notes]
+    if advice.plans:
+        parts.append(
+            Text("Apply it, watched, reverting by itself unless confirmed: "
+                 "ctrace advise --plan plan.json; sudo ctrace apply plan.json")
+        )  # fmt: skip
+    return Group(*parts)
+
+
+def _table(table: TableAdvice, target: float) -> Text:
+    name = fmt.clean(table.name or f"netns:{table.netns}")
+    text = Text(f"{name}: {fmt.count(table.count)} of {fmt.count(table.max)} entries ", "bold")
+    text.append(f"({fmt.share(table.fill)})")
+    if table.drops:
+        text.append(f", {fmt.count(table.drops)} new flows refused", "red")
+    if not table.needed and not table.levers:
+        text.append(f"; below the target of {fmt.share(target)}")
+        return text
+    text.append(f"; {fmt.count(table.needed)} too many for {fmt.share(target)}\n")
+    if table.levers:
+        what = ", ".join(_lever(lever) for lever in table.levers)
+        text.append(f"-> {what}: fill falls to {_range(table.fill_after)}", "green")
+    if not table.reached:
+        text.append("\n   that is not enough by itself: see what else helps", "yellow")
+    elif not table.levers:
+        text.append("-> no safe lever: see what else helps", "yellow")
+    return text
+
+
+def _lever(lever: Lever) -> str:
+    if isinstance(lever, CtTimeout):
+        return f"shorter timeouts for {lever.proto}/{lever.port}"
+    return f"NOTRACK {lever.proto}/{lever.port} ({', '.join(lever.roles)})"
+
+
+def _candidates(candidates: tuple[Candidate, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("SERVICE", "ROLE", "VERDICT", "FREES", "OF TABLE", "FILL AFTER", "NAMESPACE"):
+        right = column in ("FREES", "OF TABLE", "FILL AFTER")
+        table.add_column(column, justify="right" if right else "left")
+    for c in candidates:
+        table.add_row(
+            f"{c.proto}/{c.port}",
+            ", ".join(c.role) or "?",
+            Text(c.verdict, STYLE[c.verdict]),
+            fmt.count(c.frees),
+            fmt.share(c.share),
+            _range(c.fill_after),
+            fmt.clean(c.netns_name or str(c.netns)),
+        )
+    return table
+
+
+def _reasons(candidate: Candidate) -> list[RenderableType]:
+    title = Text(f"{candidate.proto}/{candidate.port} is ")
+    title.append(candidate.verdict, STYLE[candidate.verdict])
+    if not candidate.reasons:
+        title.append(": no rule treats its packets differently once they are untracked")
+    lines: list[RenderableType] = [title]
+    lines += [Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2)) for reason in candidate.reasons]
+    return lines
+
+
+def _rules(candidate: Candidate) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for name, text in rule_texts(candidate.lever).items():
+        if text:
+            lines.append(Padding(Text(f"{name}:", "dim"), (0, 0, 0, 2)))
+            lines.append(Padding(Text(text.rstrip().expandtabs(2)), (0, 0, 0, 4)))
+    return [*lines, Text("")]
+
+
+def _alternative(alternative: Alternative) -> list[RenderableType]:
+    text = Text(f"- {fmt.clean(alternative.text)}")
+    if alternative.frees:
+        low, high = alternative.frees
+        amount = fmt.count(high) if low == high else f"{fmt.count(low)} to {fmt.count(high)}"
+        text.append(f"; frees {amount}")
+    if alternative.fill_after:
+        text.append(f", fill {_range(alternative.fill_after)}")
+    lines: list[RenderableType] = [text]
+    lines += [Padding(Text(command, "dim"), (0, 0, 0, 4)) for command in alternative.commands]
+    return lines
+
+
+def _range(fill: Optional[tuple[float, float]]) -> str:
+    if fill is None:
+        return "-"
+    low, high = (fmt.share(value) for value in fill)
+    return low if low == high else f"{low} to {high}"
