@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from ctrace.advice import ruleset_nft, ruleset_xt
@@ -26,7 +26,7 @@ XT_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 XT_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 TIMEOUT: Final = 20.0
 
-__all__ = ["Ruleset", "fingerprint", "read"]
+__all__ = ["Ruleset", "dump", "fingerprint", "load", "read"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,21 @@ def fingerprint(netns_path: str) -> str:
     if listings.gaps:
         raise CtraceError(f"the ruleset cannot be read: {listings.gaps[0]}")
     return _digest(listings)
+
+
+def dump(netns_path: str) -> dict[str, Any]:
+    """The ruleset as the tools print it, JSON-ready: :func:`load` reads it back."""
+    return asdict(_collect(netns_path))
+
+
+def load(document: Any) -> Ruleset:
+    """The ruleset of a :func:`dump`. Raises CtraceError when it is none."""
+    try:
+        saves = [(str(tool), str(family), str(text)) for tool, family, text in document["saves"]]
+        gaps = tuple(str(gap) for gap in document["gaps"])
+        return build(_Listings(str(document["nft"]), tuple(saves), str(document["ipvs"]), gaps))
+    except (KeyError, TypeError, ValueError):
+        raise CtraceError("the recorded ruleset cannot be read: it is damaged") from None
 
 
 def build(listings: _Listings) -> Ruleset:

@@ -1,0 +1,351 @@
+"""From what was seen to what to do: the fewest levers that bring each table below a target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Optional, Union
+
+from ctrace.advice import alternatives as other
+from ctrace.advice import rules
+from ctrace.advice.alternatives import Alternative
+from ctrace.advice.facts import Facts
+from ctrace.advice.hazards import judge
+from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, clean_text
+from ctrace.advice.predict import Range
+from ctrace.advice.roles import Seen, half_tracked, subject, translated
+from ctrace.errors import CtraceError
+from ctrace.model.snapshot import Culprit, Snapshot, Table
+
+TARGET: Final = 0.6
+POINTLESS: Final = 0.02
+"""A service below this part of the maximum is not worth a rule."""
+MOST: Final = 20
+"""Services that are judged, by entries held."""
+GOOD: Final = ("safe", "safe-with-rules")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """NOTRACK for one service in one namespace."""
+
+    netns: int
+    netns_name: str
+    proto: str
+    port: int
+    role: tuple[str, ...]
+    verdict: str
+    reasons: tuple[str, ...]
+    frees: int
+    """Entries that it holds now."""
+    share: float
+    """Of all entries in its table."""
+    fill_after: Optional[tuple[float, float]]
+    lever: Notrack
+    chosen: bool = False
+    """Part of the smallest set that reaches the target."""
+
+
+@dataclass(frozen=True)
+class TableAdvice:
+    """One namespace: where it stands and where the chosen levers bring it."""
+
+    netns: int
+    name: str
+    count: int
+    max: int
+    fill: float
+    drops: int
+    needed: int
+    """Entries above the target; 0 when there are none."""
+    levers: tuple[Lever, ...]
+    fill_after: Optional[tuple[float, float]]
+    reached: bool
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The whole answer."""
+
+    host: str
+    created: int
+    target: float
+    tables: tuple[TableAdvice, ...]
+    candidates: tuple[Candidate, ...]
+    alternatives: tuple[Alternative, ...]
+    notes: tuple[str, ...]
+    plans: tuple[Plan, ...] = ()
+    """One for each namespace with levers to apply and a known ruleset."""
+
+    def plan(self, netns: Optional[int] = None) -> Plan:
+        """The plan for a namespace (or the only one). Raises CtraceError when there is none."""
+        found = [plan for plan in self.plans if netns in (None, plan.netns)]
+        if not found:
+            raise CtraceError(
+                "there is nothing to apply: no table is above the target, or no lever is safe"
+            )
+        if len(found) > 1:
+            names = ", ".join(plan.netns_name or str(plan.netns) for plan in found)
+            raise CtraceError(f"several namespaces need a plan: choose one with --netns ({names})")
+        return found[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready: candidates with the rules as text, alternatives, tables, notes."""
+        return {
+            "host": self.host,
+            "created": self.created,
+            "target": self.target,
+            "tables": [
+                {**asdict(table), "levers": [_lever_json(lever) for lever in table.levers]}
+                for table in self.tables
+            ],
+            "candidates": [candidate_json(candidate) for candidate in self.candidates],
+            "alternatives": [asdict(item) for item in self.alternatives],
+            "notes": list(self.notes),
+        }
+
+
+def advise(
+    services: Snapshot,
+    pairs: Optional[Snapshot] = None,
+    facts: Optional[Mapping[int, Facts]] = None,
+    *,
+    target: float = TARGET,
+    every: bool = True,
+) -> Advice:
+    """Advice from a snapshot grouped by service (and one by pair, for sources).
+
+    ``facts`` are by namespace; a namespace without any is judged on its entries
+    alone, and nothing in it is called safe. ``every`` lists candidates also for
+    tables below the target.
+    """
+    known = facts or {}
+    tables: list[TableAdvice] = []
+    candidates: list[Candidate] = []
+    others: list[Alternative] = []
+    plans: list[Plan] = []
+    notes = _notes(services)
+    for table in services.tables:
+        about = known.get(table.netns, Facts())
+        seen = _seen(services, pairs, table)
+        full = table.fill > target or table.totals.drop > 0
+        if not seen or not (full or every):
+            continue
+        judged = [_candidate(table, item, seen, about) for item in seen if item.culprit.port]
+        policies = [
+            (policy, other.frees_by_policy(item.culprit, about), item.culprit)
+            for item, candidate in zip([i for i in seen if i.culprit.port], judged, strict=True)
+            if (policy := other.ct_timeout(item, candidate.role, about)) is not None
+        ]
+        chosen, after = _choose(table, judged, policies, target) if full else ((), None)
+        judged = [replace(c, chosen=c.lever in chosen) for c in judged]
+        reached = after is None or after[1] <= target
+        candidates += judged
+        offered = {lever for lever in chosen if isinstance(lever, Notrack)}
+        for policy, freed, _ in policies:
+            if not any((o.proto, o.port) == (policy.proto, policy.port) for o in offered):
+                others.append(other.policy_alternative(table, policy, freed))
+        others += other.alternatives(table, seen, about, target)
+        tables.append(
+            TableAdvice(
+                table.netns,
+                table.name,
+                table.count,
+                table.max,
+                round(table.fill, 4),
+                table.totals.drop,
+                max(0, round(table.count - target * table.max)),
+                chosen,
+                after,
+                reached,
+            )
+        )
+        if chosen and about.ruleset is not None:
+            plans.append(_plan(services, table, chosen, about))
+    candidates.sort(key=lambda c: -c.frees)
+    return Advice(
+        services.host,
+        services.ts // 10**9 or int(time.time()),
+        target,
+        tuple(tables),
+        tuple(candidates),
+        tuple(others),
+        tuple(notes),
+        tuple(plans),
+    )
+
+
+def _notes(snapshot: Snapshot) -> list[str]:
+    notes = []
+    if snapshot.lost:
+        notes.append(f"{snapshot.lost} events were lost: the numbers of each service may lack them")
+    if snapshot.uptime_s < 30:
+        notes.append(
+            f"only {snapshot.uptime_s:.0f} s were observed: residences are longer than that, so "
+            "rates and predictions are rough; watch longer with --duration, or use a recording"
+        )
+    return notes
+
+
+def _seen(services: Snapshot, pairs: Optional[Snapshot], table: Table) -> list[Seen]:
+    parts: dict[tuple[str, Optional[int]], list[Culprit]] = {}
+    for part in pairs.culprits if pairs else ():
+        if part.netns == table.netns:
+            parts.setdefault((part.proto, part.port), []).append(part)
+    mine = [c for c in services.culprits if c.netns == table.netns and c.held]
+    mine.sort(key=lambda culprit: -culprit.held)
+    return [Seen(c, tuple(parts.get((c.proto, c.port), ()))) for c in mine[:MOST]]
+
+
+def _candidate(table: Table, item: Seen, everything: list[Seen], about: Facts) -> Candidate:
+    culprit = item.culprit
+    reply_ports = tuple(
+        {
+            sample.reply_sport
+            for seen in everything
+            for sample in seen.samples
+            if translated(sample) and sample.proto == culprit.proto
+        }
+    )
+    if culprit.proto not in ("tcp", "udp"):
+        lever = Notrack("tcp", culprit.port or 1, ())
+        reason = f"NOTRACK by port is for TCP and UDP, not {culprit.proto}"
+        return _made(table, culprit, (), "unsafe", (reason,), lever)
+    who = subject(item, about.addresses, about.ephemeral, about.forwarding, reply_ports)
+    judgement = judge(who, about.ruleset)
+    verdict, reasons = judgement.verdict, list(judgement.reasons)
+    if half_tracked(item, about.addresses):
+        reasons.append("its entries are the wrong way round: one direction is already untracked")
+    if culprit.held < POINTLESS * table.max:
+        reasons.append(f"pointless: it holds {culprit.held} of {table.max} entries")
+        verdict = "warn" if verdict in GOOD else verdict
+    elif culprit.proto == "tcp" and (culprit.closed or 1.0) < 0.2 and culprit.new_per_s < 1:
+        reasons.append("mostly long-lived connections: existing ones would keep their entries")
+        verdict = "warn" if verdict in GOOD else verdict
+    return _made(table, culprit, who.roles, verdict, tuple(reasons), judgement.lever)
+
+
+def _made(
+    table: Table,
+    culprit: Culprit,
+    role: tuple[str, ...],
+    verdict: str,
+    reasons: tuple[str, ...],
+    lever: Notrack,
+) -> Candidate:
+    slack = culprit.new_per_s * 30
+    freed = Range(max(0.0, culprit.held - slack), float(culprit.held))
+    return Candidate(
+        table.netns,
+        table.name,
+        culprit.proto,
+        culprit.port or 0,
+        role,
+        verdict,
+        reasons,
+        culprit.held,
+        culprit.held / table.count if table.count else 0.0,
+        other.fill_after(table, freed),
+        lever,
+    )
+
+
+def _choose(
+    table: Table,
+    candidates: list[Candidate],
+    policies: list[tuple[CtTimeout, Range, Culprit]],
+    target: float,
+) -> tuple[tuple[Lever, ...], Optional[tuple[float, float]]]:
+    """Largest first, so that no smaller number of levers reaches the target."""
+    options: list[tuple[Union[Notrack, CtTimeout], Range]] = [
+        (c.lever, Range(float(c.frees), float(c.frees))) for c in candidates if c.verdict in GOOD
+    ]
+    safe = {(c.proto, c.port) for c in candidates if c.verdict in GOOD}
+    options += [
+        (policy, freed)
+        for policy, freed, culprit in policies
+        if (policy.proto, policy.port) not in safe and culprit.held >= POINTLESS * table.max
+    ]
+    options.sort(key=lambda option: -option[1].low)
+    chosen: list[Lever] = []
+    freed = Range(0.0, 0.0)
+    for lever, gain in options:
+        after = other.fill_after(table, freed)
+        if after is not None and after[1] <= target:
+            break
+        chosen.append(lever)
+        freed += gain
+    return tuple(chosen), other.fill_after(table, freed)
+
+
+def _plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:
+    assert about.ruleset is not None
+    backend = "nft" if about.has_nft else _xt_backend(about)
+    return Plan(
+        created=int(time.time()),
+        host=clean_text(services.host),
+        netns=table.netns,
+        netns_name=clean_text(table.name),
+        fingerprint=about.ruleset.fingerprint,
+        backend=backend,
+        levers=levers,
+    )
+
+
+def _xt_backend(about: Facts) -> str:
+    tools = {chain.tool for chain in about.ruleset.chains} if about.ruleset else set()
+    return "iptables-nft" if "iptables-nft" in tools else "iptables-legacy"
+
+
+# ---- JSON -----------------------------------------------------------------------
+
+
+def candidate_json(candidate: Candidate) -> dict[str, Any]:
+    """One candidate with its rules as text, and what removes them."""
+    texts: dict[str, Any] = {"nft": "", "iptables": "", "ip6tables": ""}
+    flush: list[str] = []
+    undo = ""
+    if candidate.role and candidate.verdict != "unsafe":
+        texts = rule_texts(candidate.lever)
+        plan = _alone(candidate.lever)
+        flush = [" ".join(command) for command in rules.flush_commands(plan)]
+        undo = rules.undo_line(plan)
+    return {
+        "service": {"proto": candidate.proto, "port": candidate.port},
+        "netns": candidate.netns,
+        "netns_name": candidate.netns_name,
+        "role": list(candidate.role),
+        "verdict": candidate.verdict,
+        "reasons": list(candidate.reasons),
+        "frees": candidate.frees,
+        "share": round(candidate.share, 4),
+        "fill_after": candidate.fill_after,
+        "rules": texts,
+        "undo": undo,
+        "flush": flush,
+        "chosen": candidate.chosen,
+    }
+
+
+def rule_texts(lever: Lever) -> dict[str, str]:
+    """The rules of one lever: ``nft``, ``iptables`` and ``ip6tables`` restore input.
+
+    The accepts in other tables follow in the form of the tool that owns the table.
+    """
+    plan = _alone(lever)
+    texts = {"nft": rules.nft_script(plan, None), "iptables": "", "ip6tables": ""}
+    if isinstance(lever, Notrack):
+        for name, family in (("iptables", "ip"), ("ip6tables", "ip6")):
+            texts[name] = rules.iptables_restore(plan, family)
+            for tool in ("iptables-nft", "iptables-legacy"):
+                texts[name] += rules.iptables_accepts(plan, tool, family)
+    return texts
+
+
+def _alone(lever: Lever) -> Plan:
+    return Plan(0, "", 0, "", "0" * 64, "nft", (lever,))
+
+
+def _lever_json(lever: Lever) -> dict[str, Any]:
+    return {"kind": lever.kind, **asdict(lever)}

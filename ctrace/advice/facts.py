@@ -1,0 +1,154 @@
+"""What advice needs to know of a host and a namespace beyond its entries."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import Any, Final, Optional
+
+from ctrace.advice.ruleset import dump, load
+from ctrace.advice.ruleset_model import Ruleset
+from ctrace.errors import CtraceError
+from ctrace.host.netns import enter, find, local_addresses
+
+TIMEOUTS: Final[dict[str, int]] = {
+    "tcp_timeout_syn_sent": 120,
+    "tcp_timeout_syn_recv": 60,
+    "tcp_timeout_established": 432000,
+    "tcp_timeout_fin_wait": 120,
+    "tcp_timeout_close_wait": 60,
+    "tcp_timeout_last_ack": 30,
+    "tcp_timeout_time_wait": 120,
+    "tcp_timeout_close": 10,
+    "udp_timeout": 30,
+    "udp_timeout_stream": 120,
+    "icmp_timeout": 30,
+}
+"""``net.netfilter.nf_conntrack_*`` and the kernel's defaults (since 4.x)."""
+EPHEMERAL: Final = (32768, 60999)
+ENTRY_BYTES: Final = (256, 384)
+"""Where slabs cannot be read: nf_conn without and with accounting or timestamps."""
+BUCKET_BYTES: Final = 8
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One namespace, as far as it is known; the defaults are the kernel's."""
+
+    ruleset: Optional[Ruleset] = None
+    addresses: tuple[str, ...] = ()
+    ephemeral: tuple[int, int] = EPHEMERAL
+    forwarding: bool = True
+    timeouts: dict[str, int] = field(default_factory=lambda: dict(TIMEOUTS))
+    entry_bytes: tuple[int, int] = ENTRY_BYTES
+    """Lowest and highest memory of one entry: equal when read from the slab."""
+    has_nft: bool = True
+    initial: bool = False
+    """Whether it is the host's first namespace, which alone can change max and buckets."""
+
+
+def facts(netns_path: str) -> Facts:
+    """Read everything in the namespace at ``netns_path``. Raises CtraceError."""
+    return _build(_collect(netns_path))
+
+
+def to_text(netns_path: str) -> str:
+    """Everything of a namespace as JSON text, for a recording. Raises CtraceError."""
+    return json.dumps(_collect(netns_path))
+
+
+def from_text(text: str) -> Facts:
+    """The facts that :func:`to_text` wrote. Raises CtraceError when they are damaged."""
+    try:
+        return _build(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CtraceError("the recorded ruleset cannot be read: it is damaged") from None
+
+
+def _build(found: dict[str, Any]) -> Facts:
+    low, high = found["ephemeral"]
+    entry_low, entry_high = found["entry_bytes"]
+    return Facts(
+        ruleset=load(found["ruleset"]),
+        addresses=tuple(str(address) for address in found["addresses"]),
+        ephemeral=(int(low), int(high)),
+        forwarding=bool(found["forwarding"]),
+        timeouts={name: int(found["timeouts"].get(name, TIMEOUTS[name])) for name in TIMEOUTS},
+        entry_bytes=(int(entry_low), int(entry_high)),
+        has_nft=bool(found["has_nft"]),
+        initial=bool(found["initial"]),
+    )
+
+
+def _collect(netns_path: str) -> dict[str, Any]:
+    with enter(netns_path):
+        low, _, high = _sys("net/ipv4/ip_local_port_range", "32768\t60999").partition("\t")
+        forwarding = any(
+            _sys(name, "0") != "0"
+            for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+        )
+        timeouts = {
+            name: int(_sys(f"net/netfilter/nf_conntrack_{name}", str(default)))
+            for name, default in TIMEOUTS.items()
+        }
+        here = os.stat("/proc/thread-self/ns/net").st_ino
+    return {
+        "ruleset": dump(netns_path),
+        "addresses": local_addresses(netns_path),
+        "ephemeral": [int(low), int(high)],
+        "forwarding": forwarding,
+        "timeouts": timeouts,
+        "entry_bytes": entry_bytes(),
+        "has_nft": shutil.which("nft") is not None,
+        "initial": _is_initial(here),
+    }
+
+
+def entry_bytes() -> tuple[int, int]:
+    """Bytes of one entry on this kernel, from /proc/slabinfo (root); else a range.
+
+    The object holds the extensions for NAT and accounting in an allocation of its
+    own: 128 bytes when timestamps, accounting or labels are on (measured).
+    """
+    try:
+        with open("/proc/slabinfo") as file:
+            for line in file:
+                words = line.split()
+                if words and words[0] == "nf_conntrack":
+                    size = int(words[3])
+                    extra = any(
+                        _sys(f"net/netfilter/nf_conntrack_{name}", "0") != "0"
+                        for name in ("acct", "timestamp")
+                    )
+                    return (size + 128, size + 128) if extra else (size, size + 128)
+    except OSError:
+        pass
+    return ENTRY_BYTES
+
+
+def _is_initial(inode: int) -> bool:
+    try:
+        return os.stat("/proc/1/ns/net").st_ino == inode
+    except OSError:
+        return False
+
+
+def _sys(name: str, default: str) -> str:
+    try:
+        with open(f"/proc/sys/{name}") as file:
+            return file.read().strip()
+    except OSError:
+        return default
+
+
+def facts_of(inum: int) -> Optional[Facts]:
+    """The facts of a namespace by its inode number; None when it is gone or unreadable."""
+    for space in find():
+        if space.inum == inum:
+            try:
+                return facts(space.path)
+            except CtraceError:
+                return None
+    return None

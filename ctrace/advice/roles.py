@@ -1,0 +1,136 @@
+"""Which way round a service is used here: the role decides which two rules it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Optional
+
+from ctrace.advice.plan import ROLES
+from ctrace.advice.probes import Subject
+from ctrace.model.snapshot import Culprit, Tuple5
+
+_OF_DIRECTION: Final = {
+    "in": "server",
+    "out": "client",
+    "forward": "forward",
+    "loopback": "loopback",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the entries of a service show, put together from several groups."""
+
+    culprit: Culprit
+    parts: tuple[Culprit, ...] = ()
+    """The same service by source."""
+
+    @property
+    def samples(self) -> tuple[Tuple5, ...]:
+        """All sample tuples."""
+        return self.culprit.samples + tuple(s for part in self.parts for s in part.samples)
+
+    @property
+    def nat(self) -> str:
+        """NAT seen on any of its entries; ``no`` if entries were seen without; else empty."""
+        found = {word for c in (self.culprit, *self.parts) for word in c.nat.split(",")} - {
+            "",
+            "no",
+        }
+        if any(translated(sample) for sample in self.samples):
+            found.add("src,dst")
+        if found:
+            return ",".join(sorted({word for item in found for word in item.split(",")}))
+        return "no" if self.culprit.nat == "no" or self.samples else ""
+
+
+def translated(sample: Tuple5) -> bool:
+    """Whether the reply tuple is not the original one inverted, or a NAT bit is set."""
+    if sample.status & 0x30:  # IPS_SRC_NAT | IPS_DST_NAT
+        return True
+    if not sample.reply_src:
+        return False
+    return (sample.reply_src, sample.reply_dst, sample.reply_sport, sample.reply_dport) != (
+        sample.dst,
+        sample.src,
+        sample.dport,
+        sample.sport,
+    )
+
+
+def roles(seen: Seen, local: Iterable[str]) -> tuple[str, ...]:
+    """The roles of a service in one namespace, in a fixed order; empty when not known.
+
+    Sample tuples are held against the namespace's addresses; where those are not
+    known, the direction of the packets that made the entries decides.
+    """
+    mine = set(local)
+    found: set[str] = set()
+    for culprit in (seen.culprit, *seen.parts):
+        role = _OF_DIRECTION.get(culprit.direction)
+        if role:
+            found.add(role)
+    if mine:
+        found |= {role for sample in seen.samples if (role := _role(sample, mine))}
+        # "in" and "out" are how packets over loopback look to some hook families.
+        if found - {"loopback"} <= {"server", "client"} and all(
+            _role(sample, mine) == "loopback" for sample in seen.samples
+        ):
+            found = {"loopback"} if seen.samples else found
+    return tuple(role for role in ROLES if role in found)
+
+
+def _role(sample: Tuple5, mine: set[str]) -> Optional[str]:
+    here, there = _is_mine(sample.src, mine), _is_mine(sample.dst, mine)
+    if here and there:
+        return "loopback"
+    if there:
+        return "server"
+    return "client" if here else "forward"
+
+
+def _is_mine(address: str, mine: set[str]) -> bool:
+    return address in mine or address.startswith("127.") or address == "::1"
+
+
+def half_tracked(seen: Seen, local: Iterable[str]) -> bool:
+    """Whether entries look as if one direction were untracked: the tuple is the wrong way round.
+
+    With half a pair of NOTRACK rules the replies make the entries: UNREPLIED, from
+    a local service port to the client's.
+    """
+    mine, port = set(local), seen.culprit.port
+    return any(
+        sample.sport == port and sample.src in mine and sample.dport != port
+        for sample in seen.samples
+    )
+
+
+def subject(
+    seen: Seen,
+    local: tuple[str, ...],
+    ephemeral: tuple[int, int],
+    forwarding: bool,
+    reply_ports: tuple[int, ...],
+) -> Subject:
+    """What :func:`ctrace.advice.hazards.judge` needs to know of a service."""
+    found = roles(seen, local)
+    mine = set(local)
+    sources = dict.fromkeys(s.src for s in seen.samples if s.src and s.src not in mine)
+    targets = dict.fromkeys(s.dst for s in seen.samples if s.dst and s.dst not in mine)
+    peers = sources if found == ("server",) else targets if "server" not in found else {
+        **sources, **targets
+    }  # fmt: skip
+    return Subject(
+        proto=seen.culprit.proto,
+        port=seen.culprit.port or 0,
+        roles=found,
+        local=local,
+        peers=tuple(peers),
+        clients=tuple(sources) if "forward" in found else (),
+        nat=seen.nat,
+        reply_ports=reply_ports,
+        ephemeral=ephemeral,
+        forwarding=forwarding,
+    )

@@ -1,0 +1,145 @@
+"""``ctrace advise``: which ports to NOTRACK, why it is safe or not, and what else helps."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Optional
+
+import click
+
+from ctrace.cli.options import filter_options
+from ctrace.errors import CtraceError, UsageError
+
+if TYPE_CHECKING:
+    from ctrace.advice.advise import Advice
+    from ctrace.advice.facts import Facts
+    from ctrace.batch import Source
+    from ctrace.filters import Filter
+
+
+def percent(_context: object, _option: object, text: str) -> float:
+    """``60%``, ``60`` or ``0.6`` as a share."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    value = float(match[1]) if match else 0.0
+    if match and (match[2] or value > 1):
+        value /= 100
+    if not 0 < value <= 1:
+        raise UsageError(f"{text!r} is not a share of the table: give one like 60%")
+    return value
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path())
+@click.option(
+    "--duration", default=10.0, show_default=True, type=click.FloatRange(1, 86400),
+    help="Seconds to watch when live.",
+)  # fmt: skip
+@click.option(
+    "--target", default="60%", show_default=True, callback=percent, help="Fill to come below."
+)
+@click.option("--plan", metavar="PLAN", type=click.Path(), help="Write a plan for ctrace apply.")
+@click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")
+@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@filter_options
+def command(
+    file: Optional[str],
+    duration: float,
+    target: float,
+    plan: Optional[str],
+    full: bool,
+    hooks: Optional[str],
+    output: str,
+    **filters: object,
+) -> None:
+    """Which services to take out of connection tracking, and what else helps.
+
+    Watches the host for a while, or reads a recording; holds each service against
+    the live ruleset; and prints the fewest changes that bring each full table below
+    the target. Nothing is changed: --plan writes a file that ctrace apply takes.
+    """
+    from ctrace.cli.options import make_filter
+
+    netns = filters.pop("netns")
+    if isinstance(netns, str):
+        from ctrace.host.netns import resolve
+
+        filters["netns"] = resolve(netns)
+    wanted = make_filter(**filters)  # type: ignore[arg-type]
+    advice = _recorded(file, wanted, target) if file else _live(duration, wanted, hooks, target)
+    if plan:
+        _write(advice, plan, wanted.netns)
+    if output == "json":
+        click.echo(json.dumps(advice.to_json(), indent=2))
+        return
+    from rich.console import Console
+
+    from ctrace.view.advice_text import render
+
+    Console(highlight=False, markup=False).print(render(advice, full=full))
+
+
+def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) -> Advice:
+    from ctrace.advice.facts import facts_of
+    from ctrace.capture import open_live
+
+    source = open_live(wanted, hooks=hooks)
+    try:
+        return _advise(source, wanted, target, duration, facts_of)
+    finally:
+        source.close()
+
+
+def _recorded(path: str, wanted: Filter, target: float) -> Advice:
+    import ctrace
+    from ctrace.advice.facts import from_text
+
+    with ctrace.open(path) as recording:
+        known = {netns: from_text(text) for netns, text in recording.rulesets()}
+        return _advise(recording, wanted, target, None, known.get)
+
+
+def _advise(
+    source: Source,
+    wanted: Filter,
+    target: float,
+    duration: Optional[float],
+    facts_of: object,
+) -> Advice:
+    """Drain a source into a model, then advise from what it holds."""
+    import socket
+    from dataclasses import replace
+
+    from ctrace.advice.advise import advise
+    from ctrace.advice.facts import Facts
+    from ctrace.model import Model
+
+    model = Model(source.hooks, source.clock, source.started, host=socket.gethostname())
+    addresses: dict[int, tuple[str, ...]] = {}
+    for batch in source.batches(min(1.0, duration or 1.0)):
+        if not wanted.is_empty:
+            batch = replace(batch, events=batch.events[wanted.mask(batch.events)])  # noqa: PLW2901
+        model.update(batch)
+        addresses |= {inum: netns.addresses for inum, netns in batch.names.netns.items()}
+        if duration is not None and batch.until - source.started >= duration * 1e9:
+            break
+    services = model.snapshot(group="service", sort="held", limit=100)
+    pairs = model.snapshot(group="pair", sort="held", limit=500)
+    known: dict[int, Facts] = {}
+    for table in services.tables:
+        found = facts_of(table.netns)  # type: ignore[operator]
+        known[table.netns] = found or Facts(addresses=addresses.get(table.netns, ()))
+    return advise(services, pairs, known, target=target)
+
+
+def _write(advice: Advice, path: str, netns: Optional[int]) -> None:
+    from ctrace.advice.plan import to_json
+
+    text = to_json(advice.plan(netns))
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError as error:
+        raise CtraceError(f"cannot write {path}: {error.strerror}") from error
+    click.echo(f"ctrace: plan written to {path}; sudo ctrace apply {path}", err=True)
