@@ -1,0 +1,455 @@
+"""Sums over the tables for any grouping, and the culprits that views show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.batch import Clock, Owner
+from ctrace.model import histogram
+from ctrace.model.heavy import COUNTERS
+from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, has_port, key_hash
+from ctrace.model.levels import Level, Levels
+from ctrace.model.rich import TREND, distinct
+from ctrace.model.snapshot import Culprit, Ends, OwnerView, Percentiles, Tuple5
+from ctrace.model.victims import owner_view, tuple5
+from ctrace.record import TCP_STATES, Direction, Status, address_text, proto_name
+
+CANDIDATES: Final = 512
+"""How many of the heaviest keys are looked at when sorting by a percentile."""
+
+_ALL: Final = ~np.uint64(0)
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table's contribution to a group: which words of its keys make the group's key."""
+
+    level: Level
+    address: bool
+    meta: np.uint64
+    owned: Optional[bool] = None
+    """Only rows of flows that a local process opened (True) or did not (False)."""
+
+
+@dataclass
+class Context:
+    """What names keys."""
+
+    owners: Mapping[int, Owner]
+    cgroups: Mapping[int, str]
+    listeners: Mapping[tuple[int, int, int], Owner]
+    netns_name: Callable[[int], str]
+    clock: Clock
+
+
+class Group:
+    """All keys of one grouping, with their sums. Arrays are aligned by key."""
+
+    def __init__(self, name: str, levels: Levels, context: Context, now_us: int) -> None:
+        self.name = name
+        self._context = context
+        self._parts = _parts(name, levels)
+        keys, level_of, row_of = self._collect()
+        self._labels: dict[int, str] = {}
+        h = key_hash(keys[:, 0], keys[:, 1], keys[:, 2])
+        _, first, inverse = np.unique(h, return_index=True, return_inverse=True)
+        self.key = keys[first]
+        self.n = len(first)
+        inverse = inverse.ravel()
+        order = np.argsort(inverse, kind="stable")
+        self._members = order
+        self._bounds = np.searchsorted(inverse[order], np.arange(self.n + 1))
+        self._level_of, self._row_of = level_of, row_of
+        self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}
+        self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)
+        self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
+        net = self._gather("net")
+        self.held = np.maximum(np.bincount(inverse, net, self.n), 0).astype(np.int64)
+        seconds = (net * now_us - self._gather("births")) / 1e6
+        self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
+        self.total_held = int(self.held.sum())
+        coarse = self._parts[-1].level if len(self._parts) > 1 else self._parts[0].level
+        self.floor = coarse.table.floor
+        self.lost_keys = coarse.distinct_lost()
+
+    # -- collecting -----------------------------------------------------------
+
+    def _collect(self) -> tuple[npt.NDArray[np.uint64], Rows, Rows]:
+        keys, levels, rows = [], [], []
+        for number, part in enumerate(self._parts):
+            table = part.level.table
+            table.drain()
+            chosen = np.arange(1, table.used + 1)
+            if part.owned is not None:
+                owned = (table.key[chosen, 2] & OWNED) != 0
+                chosen = chosen[owned == part.owned]
+            key = table.key[chosen].copy()
+            if not part.address:
+                key[:, :2] = 0
+            key[:, 2] &= part.meta
+            if self.name == "process":
+                key = self._by_process(key, part)
+            if self.name == "container":
+                key = self._by_container(key, part)
+            keys.append(key)
+            levels.append(np.full(len(chosen), number))
+            rows.append(chosen)
+        return np.concatenate(keys), np.concatenate(levels), np.concatenate(rows)
+
+    def _listener(self, meta: int) -> Optional[Owner]:
+        return self._context.listeners.get((meta >> 32, meta >> 16 & 0xFF, meta & 0xFFFF))
+
+    def _by_process(self, key: npt.NDArray[np.uint64], part: Part) -> npt.NDArray[np.uint64]:
+        """Keys (process, opened or listens, namespace)."""
+        if part.address:  # the process table: (owner, cgroup, namespace)
+            key[:, 1] = 0
+            return key
+        services, inverse = np.unique(key[:, 2], return_inverse=True)
+        owner = np.zeros(len(services), np.uint64)
+        for at, service in enumerate(services):
+            found = self._listener(int(service))
+            owner[at] = found.key if found else 0
+        key[:, 0] = owner[inverse.ravel()]
+        key[:, 1] = 1
+        key[:, 2] &= NETNS_MASK
+        return key
+
+    def _by_container(self, key: npt.NDArray[np.uint64], part: Part) -> npt.NDArray[np.uint64]:
+        """Keys (number of a container's or unit's name, 0, 0)."""
+        numbers: dict[str, int] = {name: at for at, name in self._names.items()}
+
+        def number(name: str) -> int:
+            at = numbers.setdefault(name, len(numbers) + 1)
+            self._names[at] = name
+            return at
+
+        column = 1 if part.address else 2
+        values, inverse = np.unique(key[:, column], return_inverse=True)
+        found = np.zeros(len(values), np.uint64)
+        for at, value in enumerate(values):
+            if part.address:
+                found[at] = number(self._cgroup(int(value)))
+                continue
+            listener = self._listener(int(value))
+            unit = (listener.unit or self._context.cgroups.get(listener.cgroup, "")
+                    if listener else "")  # fmt: skip
+            found[at] = number(unit or self._context.netns_name(int(value) >> 32))
+        key[:] = 0
+        key[:, 0] = found[inverse.ravel()]
+        return key
+
+    @property
+    def _names(self) -> dict[int, str]:
+        if not hasattr(self, "_label_of"):
+            self._label_of: dict[int, str] = {}
+        return self._label_of
+
+    def _cgroup(self, cgroup: int) -> str:
+        name = self._context.cgroups.get(cgroup, "")
+        if not name:
+            for owner in self._context.owners.values():
+                if owner.cgroup == cgroup and owner.unit:
+                    return owner.unit
+        return name or (f"cgroup:{cgroup}" if cgroup else "(no cgroup)")
+
+    def _gather(self, field: str) -> npt.NDArray[Any]:
+        values = []
+        for number, part in enumerate(self._parts):
+            table = part.level.table
+            c = table.counters
+            if field == "net":
+                column: npt.NDArray[Any] = c["inserts"] + c["existing"] - c["destroys"]
+            elif field.startswith("rate:"):
+                column = table.rate[field[5:]]
+            else:
+                column = c[field]
+            values.append(column[self._row_of[self._level_of == number]])
+        return np.concatenate(values)
+
+    # -- ranking --------------------------------------------------------------
+
+    def order(self, sort: str, limit: int) -> Rows:
+        """The first ``limit`` keys by a sort of :data:`~ctrace.model.snapshot.SORTS`."""
+        weight: tuple[npt.NDArray[Any], ...] = (self.held, self.table_seconds, self.rate)
+        if sort == "new":
+            weight = (self.rate, self.sums["inserts"], self.held)
+        elif sort == "drops":
+            weight = (self.sums["drops"], self.drop_rate, self.held)
+        ranked = np.lexsort(tuple(-part for part in reversed(weight)))
+        if sort in ("life", "residence"):
+            some = ranked[:CANDIDATES]
+            part = 0 if sort == "life" else 1
+            median = [histogram.quantile(self._detail(int(at))[part], 0.5) for at in some]
+            if sort == "life":  # the shortest-lived first
+                value = np.array([np.inf if m is None else m for m in median])
+            else:
+                value = np.array([np.inf if m is None else -m for m in median])
+            ranked = some[np.argsort(value, kind="stable")]
+        return ranked[:limit]
+
+    def members(self, at: int) -> list[tuple[Level, int]]:
+        """(table, row) of everything summed up in a key."""
+        chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
+        return [(self._parts[int(self._level_of[i])].level, int(self._row_of[i])) for i in chosen]
+
+    def _rich(self, at: int) -> list[tuple[Level, Rows]]:
+        """Slots of detail of a key, by table."""
+        chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
+        found = []
+        for number, part in enumerate(self._parts):
+            rows = self._row_of[chosen[self._level_of[chosen] == number]]
+            slots = part.level.table.rich[rows].astype(np.intp)
+            slots = slots[slots != 0]
+            if slots.size:
+                found.append((part.level, slots))
+        return found
+
+    def _detail(self, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        life = np.zeros(histogram.BINS, np.int64)
+        residence = life.copy()
+        for level, slots in self._rich(at):
+            life += level.rich.life[slots].sum(axis=0, dtype=np.int64)
+            residence += level.rich.residence[slots].sum(axis=0, dtype=np.int64)
+        return life, residence
+
+    # -- showing --------------------------------------------------------------
+
+    def percentiles(self, at: int) -> tuple[Percentiles, Percentiles]:
+        """Life and residence of a key."""
+        life, residence = self._detail(at)
+        return histogram.percentiles(life), histogram.percentiles(residence)
+
+    def states(self, at: int) -> tuple[tuple[str, int], ...]:
+        """TCP states at the end, most frequent first."""
+        counts = np.zeros(16, np.int64)
+        for level, slots in self._rich(at):
+            counts += level.rich.states[slots].sum(axis=0, dtype=np.int64)
+        named = [(TCP_STATES[s], int(counts[s])) for s in range(len(TCP_STATES)) if counts[s]]
+        return tuple(sorted(named, key=lambda item: -item[1]))
+
+    def sources(self, at: int) -> Optional[int]:
+        """Estimated distinct sources; None where they aren't counted."""
+        if self.name in ("src", "pair"):
+            return 1
+        registers = None
+        for level, slots in self._rich(at):
+            if level.rich.sources is not None:
+                part = level.rich.sources[slots].max(axis=0)
+                registers = part if registers is None else np.maximum(registers, part)
+        if registers is None or not registers.any():
+            return None
+        return distinct(registers)
+
+    def _trend(self, at: int, ticks: int) -> tuple[float, ...]:
+        """``held`` per interval; empty if most of it is in rows without detail."""
+        total = np.zeros(TREND)
+        seen = np.zeros(TREND, bool)
+        now = 0
+        for level, slots in self._rich(at):
+            trend = level.rich.trend[slots]
+            seen |= ~np.isnan(trend).all(axis=0)
+            total += np.nansum(trend, axis=0)
+            rows = np.flatnonzero(np.isin(level.table.rich, slots))
+            now += int(level.table.held()[rows].sum())
+        if not seen.any() or now < 0.9 * self.held[at]:
+            return ()
+        order = (np.arange(TREND) + ticks + 1) % TREND
+        values, known = total[order], seen[order]
+        return tuple(float(v) for v in values[int(np.argmax(known)) :])
+
+    def culprit(self, at: int, total_held: int, ticks: int) -> Culprit:
+        """One key as views show it."""
+        s = {name: int(column[at]) for name, column in self.sums.items()}
+        key = self.key[at]
+        meta = int(key[2])
+        netns = meta >> 32
+        members = self._members[self._bounds[at] : self._bounds[at + 1]]
+        flags, error, first, owner = self._marks(members)
+        life, residence = self._detail(at)
+        ended = s["destroys"]
+        held = int(self.held[at])
+        shown = self._show(at, flags)
+        samples = self._samples(at)
+        destroyed_other = max(0, ended - s["expired"] - s["evicted"] - s["deleted"])
+        known = ended + s["existing"]
+        process = shown.pop("owner", None) or self._owner(owner, meta)
+        return Culprit(
+            **shown,
+            netns=netns,
+            netns_name=self._context.netns_name(netns) if netns else "",
+            held=held,
+            share=held / total_held if total_held else 0.0,
+            table_seconds=float(self.table_seconds[at]),
+            inserts=s["inserts"],
+            new_per_s=float(self.rate[at]),
+            destroys=ended,
+            drops=s["drops"],
+            drop_per_s=float(self.drop_rate[at]),
+            error=error,
+            older=min(max(s["older"], 0), held),
+            life=histogram.percentiles(life),
+            residence=histogram.percentiles(residence),
+            ends=Ends(s["expired"], s["evicted"], s["deleted"], destroyed_other),
+            nat=",".join(
+                name
+                for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
+                if flags & int(bit)
+            ) or "no",
+            assured=(s["assured"] + s["existing_assured"]) / known if known else None,
+            unreplied=s["unreplied"] / ended if ended else None,
+            closed=s["closed"] / ended if ended and shown.get("proto", "tcp") == "tcp" else None,
+            distinct_src=self.sources(at),
+            owner=process,
+            trend=self._trend(at, ticks),
+            first_seen=self._context.clock.utc(first) / 1e9 if first else None,
+            life_histogram=histogram.view(life),
+            residence_histogram=histogram.view(residence),
+            states=self.states(at),
+            samples=samples,
+        )  # fmt: skip
+
+    def _marks(self, members: Rows) -> tuple[int, int, int, int]:
+        """Flags seen, error bound, first event's time, latest owner."""
+        flags = owner = 0
+        first: Optional[int] = None
+        error = 0 if len(self._parts) == 1 else self.floor
+        for number, part in enumerate(self._parts):
+            rows = self._row_of[members[self._level_of[members] == number]]
+            if not rows.size:
+                continue
+            table = part.level.table
+            flags |= int(np.bitwise_or.reduce(table.flags[rows]))
+            times = table.first[rows]
+            times = times[times > 0]
+            if times.size:
+                first = int(times.min()) if first is None else min(first, int(times.min()))
+            owners = table.owner[rows]
+            owners = owners[owners != 0]
+            if owners.size:
+                owner = int(owners[0])
+            if number == len(self._parts) - 1 and self.name not in ("netns", "container"):
+                error = int(table.error[rows].max())
+        return flags, error, first or 0, owner
+
+    def _owner(self, owner: int, meta: int) -> Optional[OwnerView]:
+        if self.name in ("netns", "container", "dst", "src"):
+            return None
+        found = owner_view(owner, self._context.owners, "opened")
+        if found is None and self.name in ("service", "pair"):
+            listener = self._listener(meta)
+            if listener:
+                return OwnerView(
+                    listener.pid, listener.comm, listener.unit, listener.cmdline, "listens"
+                )
+        return found
+
+    def _samples(self, at: int) -> tuple[Tuple5, ...]:
+        found = []
+        for level, slots in self._rich(at):
+            for slot in slots[:3]:
+                records = level.rich.samples[slot]
+                found += [tuple5(record) for record in records if record["kind"]]
+        return tuple(found[:3])
+
+    def label(self, at: int) -> str:
+        """The key as shown."""
+        return str(self._show(at, 0)["key"])
+
+    def service(self, at: int) -> tuple[int, Optional[int]]:
+        """Protocol number and port of a key."""
+        meta = int(self.key[at, 2])
+        proto = meta >> 16 & 0xFF
+        return proto, (meta & 0xFFFF) if has_port(proto) else None
+
+    def address(self, at: int) -> str:
+        """The address of a key, in text form."""
+        return address_text(self.key[at, :2].tobytes())
+
+    def _show(self, at: int, flags: int) -> dict[str, Any]:
+        name, key = self.name, self.key[at]
+        if name == "netns":
+            return {"key": self._context.netns_name(int(key[2]) >> 32), "direction": _way(flags)}
+        if name == "container":
+            return {"key": self._names[int(key[0])], "direction": _way(flags)}
+        if name == "process":
+            return self._show_process(at, flags)
+        proto, port = self.service(at)
+        service = f"{proto_name(proto)}/{port}" if port is not None else proto_name(proto)
+        address = self.address(at) if name != "service" else ""
+        direction = "loopback" if address and is_loopback(address) else _way(flags)
+        if name == "service":
+            found = self._one_target(at)
+            if found and is_loopback(found):
+                direction = "loopback"
+            return {"key": service, "proto": proto_name(proto), "port": port, "dst": found,
+                    "direction": direction}  # fmt: skip
+        if name == "pair":
+            return {"key": f"{address} -> {service}", "proto": proto_name(proto), "port": port,
+                    "src": address, "direction": direction}  # fmt: skip
+        return {"key": address, name: address, "direction": direction}
+
+    def _one_target(self, at: int) -> str:
+        """The service's address when it has just one."""
+        members = self.members(at)
+        if len(members) > 2:
+            return ""
+        found = {address_text(level.table.key[row, :2].tobytes())
+                 for level, row in members if level.table.key[row, :2].any()}  # fmt: skip
+        return found.pop() if len(found) == 1 else ""
+
+    def _show_process(self, at: int, flags: int) -> dict[str, Any]:
+        key = self.key[at]
+        owner, netns = int(key[0]), int(key[2]) >> 32
+        role = "listens" if key[1] else "opened"
+        shown = owner_view(owner, self._context.owners, role)
+        if shown is not None and role == "listens":
+            listener = next((known for known in self._context.listeners.values()
+                             if known.key == owner), None)  # fmt: skip
+            if listener:
+                shown = OwnerView(
+                    listener.pid, listener.comm, listener.unit, listener.cmdline, role
+                )
+        if shown is None:
+            way = _way(flags)
+            text = "forwarded" if way == "forward" else "no local process"
+            return {"key": f"({text} in {self._context.netns_name(netns)})", "direction": way}
+        name = shown.comm or "?"
+        return {"key": f"{name}[{shown.pid}]", "owner": shown, "direction": _way(flags)}
+
+
+def _way(flags: int) -> str:
+    names = {Direction.IN: "in", Direction.OUT: "out", Direction.FORWARD: "forward"}
+    seen = [name for bit, name in names.items() if flags & (1 << bit)]
+    return seen[0] if len(seen) == 1 else ("mixed" if seen else "")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address in text form is a loopback address."""
+    return ip_address(address).is_loopback
+
+
+def _parts(name: str, levels: Levels) -> tuple[Part, ...]:
+    if name == "pair":
+        return (Part(levels.pair, True, _ALL),)
+    if name == "src":
+        return (Part(levels.pair, True, NETNS_MASK), Part(levels.source, True, NETNS_MASK))
+    if name == "dst":
+        return (Part(levels.target, True, NETNS_MASK), Part(levels.destination, True, NETNS_MASK))
+    if name == "service":
+        return (
+            Part(levels.target, False, SERVICE_MASK), Part(levels.service, False, SERVICE_MASK),
+        )  # fmt: skip
+    if name == "netns":
+        return (Part(levels.target, False, NETNS_MASK), Part(levels.service, False, NETNS_MASK))
+    return (
+        Part(levels.process, True, NETNS_MASK),
+        Part(levels.target, False, SERVICE_MASK, owned=False),
+        Part(levels.service, False, SERVICE_MASK, owned=False),
+    )

@@ -1,0 +1,363 @@
+"""The tables of keys that every group is made of, and how a window is counted into them.
+
+Two fine tables see every event: *pair* (source, service) and *target* (destination,
+service). Where a key has no row there, its event goes to a coarser one: *source*,
+or *service* and *destination*. Detail (lifetimes and the like) of rows too light for a
+slot goes the same way. A group is then a sum over a fine table and a coarse one,
+and stays whole however many keys there are. *process* counts what local
+processes opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model import histogram
+from ctrace.model.heavy import HeavyTable, Keys
+from ctrace.model.keys import I64, NETNS_MASK, OWNED, U64, Window, key_hash, service_hash
+from ctrace.model.pairing import EXISTING
+from ctrace.model.rich import SAMPLES, RichPool, distinct, note, registers_of
+from ctrace.model.scatter import Rows, add_at
+from ctrace.record import Kind, Reason, Status
+
+_DIRECTION_SAMPLE: Final = 1024
+_SWAPS: Final = 32
+_GLOBAL_BITS: Final = 12
+
+
+@dataclass
+class Details:
+    """What a window says beyond its packed counters; ``at`` are indices of events."""
+
+    adds: list[tuple[str, Rows]] = field(default_factory=list)
+    """One more in a counter, for each event at these indices."""
+    unpaired: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
+    """Ends of entries whose birth was never seen."""
+    nat: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
+    owned: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
+    born: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
+    state: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
+    """Per end."""
+    residence: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
+    """Which ends have a known residence; ``residence_bin`` is aligned with it."""
+    residence_bin: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    life: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
+    life_bin: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    register: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    rank: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """Aligned with ``born``: HyperLogLog of the sources."""
+
+
+def details(w: Window, age: I64, owned: Rows) -> Details:
+    """Look once at what all tables need. ``age`` is ns since birth, -1 if unknown."""
+    ends_age = age.take(w.ends)
+    residence = np.flatnonzero(ends_age >= 0)
+    milliseconds = ends_age.take(residence).astype(np.float32)
+    milliseconds *= np.float32(1e-6)
+    idle = w.owner.take(w.ends.take(residence)).astype(np.uint32).view(np.int32)
+    told = np.flatnonzero(idle >= 0)
+    life = milliseconds.take(told) - idle.take(told).astype(np.float32)
+    np.maximum(life, np.float32(0), out=life)
+    born = w.where(Kind.INSERT)
+    register, rank = registers_of(w.src_only(born))
+    adds = [
+        (name, at)
+        for name, at in (
+            ("drops", w.where(Kind.DROP)),
+            ("failed", w.where(Kind.INSERT_FAILED)),
+            ("existing", w.where(Kind.EXISTING)),
+            ("deleted", np.flatnonzero(w.reason == Reason.DELETED)),
+            (
+                "evicted",
+                np.flatnonzero((w.reason == Reason.EVICTED) | (w.reason == Reason.GC_PRESSURE)),
+            ),
+        )
+        if at.size
+    ]
+    for name, at in list(adds):
+        if name == "existing":
+            adds.append(("older", at))
+            assured = (w.status[at] >> np.uint64(32)) & np.uint64(int(Status.ASSURED)) != 0
+            adds.append(("existing_assured", at[assured]))
+    return Details(
+        adds=adds,
+        unpaired=w.ends[np.flatnonzero(ends_age < 0)],
+        nat=w.nat(),
+        owned=owned,
+        born=born,
+        state=np.minimum(w.state.take(w.ends), np.uint8(15)).astype(np.intp),
+        residence=residence,
+        residence_bin=histogram.bins(milliseconds),
+        life=residence.take(told),
+        life_bin=histogram.bins(life),
+        register=register,
+        rank=rank,
+    )
+
+
+class Level:
+    """A table of keys with the detail of its heavier rows, and what it overflows into."""
+
+    def __init__(self, rows: int, rich: int, distinct: bool = False) -> None:
+        self.table = HeavyTable(rows)
+        self.rich = RichPool(rich, distinct)
+        self._lost = np.zeros(1 << _GLOBAL_BITS, np.uint8)
+        self.parents: list[tuple[Level, np.uint64, bool]] = []
+        """(coarser level, mask of the meta word, whether it keeps the address)."""
+
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.table.nbytes() + self.rich.nbytes() + self._lost.nbytes
+
+    def locate(self, w: Window, at: Optional[Rows], h: U64, comes: npt.NDArray[np.bool_],
+               keys: Keys) -> Rows:  # fmt: skip
+        """Rows for the events at ``at`` (all, if None); new keys get theirs here."""
+        used = self.table.used
+        rows, dropped = self.table.locate(h, comes, keys)
+        if dropped.size:
+            self._fold()
+            self._note_lost(self.table.dropped_hash)
+            used = 0
+        if self.table.pruned:
+            self._note_lost(h[np.flatnonzero(comes & (rows == 0))])
+        if self.table.used > used:
+            self._welcome(w, at)
+        return rows
+
+    def _note_lost(self, h: U64) -> None:
+        if h.size:
+            register, rank = registers_of(h, _GLOBAL_BITS)
+            note(self._lost, register, rank)
+
+    def distinct_lost(self) -> int:
+        """Estimated number of keys that have no row (1.6 % standard error)."""
+        return distinct(self._lost) if self.table.pruned else 0
+
+    def _welcome(self, w: Window, at: Optional[Rows]) -> None:
+        """Set what new rows start with, from one of the events that brought them."""
+        table = self.table
+        given, which = table.given, table.given_at
+        events = which if at is None else at[which]
+        table.first[given] = w.ts[events].view(np.int64)
+        directions = w.events["direction"][events] & np.uint8(3)
+        table.flags[given] |= np.uint8(1) << directions
+        slots = self.rich.take(len(given))
+        if slots:
+            chosen = given[: len(slots)]
+            table.rich[chosen] = slots
+            self.rich.samples[slots, 0] = w.events[events[: len(slots)]]
+
+    def _fold(self) -> None:
+        """Hand what pruned rows had counted to the coarser levels."""
+        table = self.table
+        key, slots = table.dropped_key, table.dropped_rich
+        held = np.flatnonzero(slots)
+        for parent, mask, keeps_address in self.parents:
+            coarse = key.copy()
+            coarse[:, 2] &= mask
+            if not keeps_address:
+                coarse[:, :2] = 0
+            rows = parent.table.absorb(coarse, table.dropped)
+            parent.table.flags[rows[rows > 0]] |= np.uint8(0)
+            for flag in (1, 2, 4, 8, 16, 32):
+                which = rows[(table.dropped_flags & flag) != 0]
+                parent.table.flags[which] |= np.uint8(flag)
+            for at in held:
+                into = int(parent.table.rich[rows[at]])
+                if into:
+                    parent.rich.merge(into, self.rich, int(slots[at]))
+        self.rich.give(slots.astype(np.intp))
+
+    def count(self, w: Window, d: Details, rows: Rows, slots: Rows) -> None:
+        """Count a window: a row (or 0) and a slot of detail (or 0) per event."""
+        table = self.table
+        table.count(rows, w, rows.take(w.ends))
+        for name, at in d.adds:
+            add_at(table.counters[name], rows.take(at), 1)
+        if d.unpaired.size:
+            add_at(table.counters["older"], rows.take(d.unpaired), -1)
+        if d.nat.size:
+            bits = (w.status.take(d.nat) >> np.uint64(32)).astype(np.uint8)
+            for flag in (Status.SRC_NAT, Status.DST_NAT):
+                at = d.nat[(bits & np.uint8(int(flag))) != 0]
+                table.flags[rows[at]] |= np.uint8(int(flag))
+        if d.owned.size:
+            table.owner[rows[d.owned]] = w.owner[d.owned]
+        end_slots = slots.take(w.ends)
+        if end_slots.any():
+            self.rich.count_ends(
+                end_slots, d.state, d.residence, d.residence_bin, d.life, d.life_bin
+            )
+            self._sample(w, slots)
+        if self.rich.sources is not None and d.born.size:
+            born_slots = slots.take(d.born)
+            if born_slots.any():
+                self.rich.count_sources(born_slots, d.register, d.rank)
+
+    def _sample(self, w: Window, slots: Rows) -> None:
+        """Keep a few of the latest ends as samples, and note which way flows went."""
+        latest = w.ends[-8:]
+        self.rich.samples[slots[latest], 1 + np.arange(len(latest)) % (SAMPLES - 1)] = w.events[
+            latest
+        ]
+
+    def look_directions(self, w: Window, rows: Rows, born: Rows) -> None:
+        """Note the directions of some of the inserts; rows seldom have two."""
+        some = born[:: max(1, born.size // _DIRECTION_SAMPLE)]
+        directions = w.events["direction"][some] & np.uint8(3)
+        for direction in range(4):
+            which = rows[some[directions == direction]]
+            self.table.flags[which] |= np.uint8(1 << direction)
+
+    def tick(self, number: int, seconds: float) -> None:
+        """Close an interval: rates, the trend, and detail for those who earned it."""
+        table = self.table
+        table.tick(seconds)
+        self._promote()
+        rich = np.flatnonzero(table.rich)
+        column = number % self.rich.trend.shape[1]
+        self.rich.trend[:, column] = np.nan
+        self.rich.trend[table.rich[rich], column] = table.held()[rich]
+
+    def _promote(self) -> None:
+        """Move slots from light rows to the heaviest that have none."""
+        table, slots = self.table, self.rich.slots
+        if self.rich.free or table.used <= slots:
+            return
+        weight = table.weight()[: table.used + 1]
+        weight[0] = -1
+        heaviest = np.argpartition(weight, len(weight) - slots)[-slots:]
+        needy = heaviest[table.rich[heaviest] == 0]
+        if not needy.size:
+            return
+        needy = needy[np.argsort(-weight[needy])][:_SWAPS]
+        holders = np.flatnonzero(table.rich[: table.used + 1])
+        lightest = holders[np.argsort(weight[holders], kind="stable")][: len(needy)]
+        for poor, holder in zip(needy, lightest, strict=False):
+            if weight[poor] < 2 * weight[holder] + 2:
+                break
+            slot = int(table.rich[holder])
+            for parent, mask, keeps_address in self.parents:
+                key = table.key[holder : holder + 1].copy()
+                key[:, 2] &= mask
+                if not keeps_address:
+                    key[:, :2] = 0
+                row = int(parent.table.find(key_hash(key[:, 0], key[:, 1], key[:, 2]))[0])
+                if parent.table.rich[row]:
+                    parent.rich.merge(int(parent.table.rich[row]), self.rich, slot)
+            table.rich[holder] = 0
+            self.rich.give(np.array([slot]))
+            table.rich[poor] = self.rich.take(1)[0]
+
+
+class Levels:
+    """All tables, sized for a part of the memory limit."""
+
+    def __init__(self, scale: float) -> None:
+        def rows(n: int) -> int:
+            return min(max(64, int(n * scale)), 100_000)
+
+        def rich(n: int) -> int:
+            return min(max(8, int(n * scale)), 60_000)
+
+        self.pair = Level(rows(28_000), rich(384))
+        self.target = Level(rows(14_000), rich(384), distinct=True)
+        self.source = Level(rows(8_000), rich(96))
+        self.service = Level(rows(7_000), rich(96), distinct=True)
+        self.destination = Level(rows(7_000), rich(96), distinct=True)
+        self.process = Level(min(rows(4_000), EXISTING - 1), rich(128))
+        self.pair.parents = [(self.source, NETNS_MASK, True)]
+        self.target.parents = [
+            (self.service, ~np.uint64(0), False),
+            (self.destination, NETNS_MASK, True),
+        ]
+
+    def all(self) -> tuple[Level, ...]:
+        """Every level."""
+        return (
+            self.pair, self.target, self.source, self.service, self.destination, self.process,
+        )  # fmt: skip
+
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(level.nbytes() for level in self.all())
+
+    def owners(self, w: Window) -> tuple[Rows, npt.NDArray[np.uint16], Rows | None]:
+        """Rows of the processes that opened this window's entries.
+
+        Returns (indices of owned inserts, the ``extra`` of each event for pairing,
+        how rows moved if some were given up).
+        """
+        extra = np.zeros(w.n, np.uint16)
+        existing = w.where(Kind.EXISTING)
+        extra[existing] = EXISTING
+        born = w.where(Kind.INSERT)
+        owned = born[w.owner.take(born) != 0]
+        if not owned.size:
+            return owned, extra, None
+        cgroup = w.events["cgroup"][owned]
+        owner, netns = w.owner[owned], w.netns[owned]
+        level = self.process
+        used = level.table.used
+        rows = level.locate(
+            w, owned, key_hash(owner, cgroup, netns), np.ones(len(owned), bool),
+            Keys(owner, cgroup, netns),
+        )  # fmt: skip
+        extra[owned] = rows
+        moved = None
+        if level.table.gave_up:
+            moved = np.zeros(used + 1, np.intp)
+            kept = level.table.moved_from
+            moved[kept] = np.arange(1, len(kept) + 1)
+        return owned, extra, moved
+
+    def feed(self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows) -> None:
+        """Count a window. ``age`` and ``extra`` are what pairing told of each event."""
+        d = details(w, age, owned)
+        opener = extra & np.uint16(EXISTING - 1)
+        meta = w.meta
+        if opener.any():
+            meta = w.meta | np.where(opener != 0, OWNED, np.uint64(0))
+            rows = opener.astype(np.intp)
+            self.process.count(w, d, rows, self.process.table.rich[rows].astype(np.intp))
+        rows, poor = self._fine(self.pair, w, d, w.pair_hash(), Keys(w.src[0], w.src[1], w.meta))
+        if poor.size:
+            self._coarse(self.source, w, d, poor, rows, w.src_only(poor),
+                         Keys(w.src[0], w.src[1], w.netns))  # fmt: skip
+        rows, poor = self._fine(
+            self.target, w, d, w.target_hash(meta), Keys(w.dst[0], w.dst[1], meta)
+        )
+        if poor.size:
+            self._coarse(self.service, w, d, poor, rows, service_hash(meta[poor]),
+                         Keys(None, None, meta))  # fmt: skip
+            self._coarse(self.destination, w, d, poor, rows, w.dst_only(poor),
+                         Keys(w.dst[0], w.dst[1], w.netns))  # fmt: skip
+
+    def _fine(self, level: Level, w: Window, d: Details, h: U64, keys: Keys) -> tuple[Rows, Rows]:
+        """Count into a fine level: the row of each event, and which its parents should see."""
+        rows = level.locate(w, None, h, w.comes, keys)
+        slots = level.table.rich.take(rows).astype(np.intp)
+        level.count(w, d, rows, slots)
+        level.look_directions(w, rows, d.born)
+        return rows, np.flatnonzero(slots == 0)
+
+    def _coarse(
+        self, level: Level, w: Window, d: Details, poor: Rows, fine: Rows, h: U64, keys: Keys
+    ) -> None:
+        missing = fine.take(poor) == 0
+        worth = (w.comes.take(poor) & missing) | np.bool_(level.rich.free > 0)
+        found = level.locate(w, poor, h, worth, keys.at(poor))
+        rows = np.zeros(w.n, np.intp)
+        rows[poor] = np.where(missing, found, 0)
+        slots = np.zeros(w.n, np.intp)
+        slots[poor] = level.table.rich.take(found)
+        level.count(w, d, rows, slots)
+
+    def tick(self, number: int, seconds: float) -> None:
+        """Close an interval in every table."""
+        for level in self.all():
+            level.tick(number, seconds)

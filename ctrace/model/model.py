@@ -1,0 +1,289 @@
+"""The model: batches in, snapshots out, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import Final, Optional
+
+import numpy as np
+
+from ctrace.batch import Batch, Clock, HookInfo, Owner, SelfCost
+from ctrace.errors import UsageError
+from ctrace.model import causes
+from ctrace.model.groups import Context, Group
+from ctrace.model.history import Points
+from ctrace.model.keys import I64, WINDOW, Window, key_hash, window
+from ctrace.model.levels import Levels
+from ctrace.model.pairing import Births, identity
+from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
+from ctrace.model.tables import Tables, counted, per_second
+from ctrace.model.victims import Victims
+from ctrace.record import N_REASONS, Events, Kind, Status
+
+TICK_NS: Final = 950_000_000
+"""An interval is about a second, whatever the pace of batches."""
+
+NAMES_LIMIT: Final = 65_536
+VICTIMS_SHOWN: Final = 50
+TOP: Final = 10
+
+_KEY_BYTES: Final = 15 << 20
+"""What the tables of keys take at scale 1."""
+
+
+class Model:
+    """Who fills the table, who is refused, and why.
+
+    ``memory`` is a fixed limit in bytes for everything that grows with traffic; half of
+    it holds birth times of entries, half the tables of keys. Raises UsageError
+    when it is below 4 MiB.
+    """
+
+    def __init__(
+        self,
+        hooks: HookInfo,
+        clock: Clock,
+        started: int,
+        *,
+        host: str = "",
+        memory: int = 32 << 20,
+    ) -> None:
+        if memory < 4 << 20:
+            raise UsageError(f"a memory limit of {memory} bytes is too small: give at least 4 MiB")
+        self._hooks, self._clock, self._started, self._host = hooks, clock, started, host
+        self._limit = memory
+        slots = 1 << 10
+        while slots * 2 * 10 <= memory * 0.4:
+            slots *= 2
+        self._births = Births(slots)
+        self._levels = Levels((memory - self._births.nbytes() - memory // 10) / (18 << 20))
+        self._victims = Victims(max(256, min(4096, memory // 8192)))
+        self._tables = Tables(clock)
+        self._points = Points()
+        self._until = started
+        self._tick_at = started
+        self._ticks = 0
+        self._interval = 0.0
+        self._lost = 0
+        self._cost = SelfCost()
+        self._events = np.zeros((16, N_REASONS), np.int64)
+        """Events seen, by kind and reason."""
+        self._totals_at_tick = Counted()
+        self._events_at_tick = Counted()
+        self._rates = Rates()
+        self._event_rates = Rates()
+        self._owners: dict[int, Owner] = {}
+        self._cgroups: dict[int, str] = {}
+        self._listeners: dict[tuple[int, int, int], Owner] = {}
+        self._groups: dict[str, Group] = {}
+
+    # -- in -------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> None:
+        """Take a batch."""
+        self._groups.clear()
+        self._name(batch)
+        events = in_order(batch.events)
+        for at in range(0, len(events), WINDOW):
+            self._window(window(events[at : at + WINDOW]))
+        self._lost += batch.lost
+        if batch.cost != SelfCost():
+            self._cost = batch.cost
+        self._until = max(self._until, batch.until)
+        self._tables.update(self._until, batch.counts, batch.tables, batch.names.netns)
+        if self._until - self._tick_at >= TICK_NS:
+            self._tick()
+
+    def _name(self, batch: Batch) -> None:
+        for known, new in (
+            (self._owners, batch.names.owners),
+            (self._cgroups, batch.names.cgroups),
+            (self._listeners, batch.names.listeners),
+        ):
+            known.update(new)  # type: ignore[arg-type]
+            while len(known) > NAMES_LIMIT:
+                known.pop(next(iter(known)))  # type: ignore[call-overload]
+
+    def _window(self, w: Window) -> None:
+        owned, extra, moved = self._levels.owners(w)
+        if moved is not None:
+            self._births.remap(moved.astype(np.uint16))
+        age = self._pair(w, extra)
+        self._levels.feed(w, age, extra, owned)
+        self._victims.feed(w)
+        self._events += np.bincount(w.code, minlength=256).reshape(N_REASONS, 16).T
+        self._note_pinned(w, age)
+
+    def _pair(self, w: Window, extra: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> I64:
+        """Ages of the ended, in place of -1; ``extra`` becomes what their birth had."""
+        lives = (w.sign != 0) & (w.ct != 0)
+        ident = identity(w.ct, w.netns)
+        if lives.all():
+            age, found = self._births.step(ident, w.ts, w.kind == Kind.DESTROY, extra)
+            extra[:] = found
+            return age
+        age = np.full(w.n, -1, np.int64)
+        at = np.flatnonzero(lives)
+        age[at], extra[at] = self._births.step(
+            ident[at], w.ts[at], w.kind[at] == Kind.DESTROY, extra[at]
+        )
+        return age
+
+    def _note_pinned(self, w: Window, age: I64) -> None:
+        """What the window tells about which entries were ASSURED, per namespace."""
+        told = np.flatnonzero((w.kind == Kind.DESTROY) | (w.kind == Kind.EXISTING))
+        if not told.size:
+            return
+        netns = w.netns[told]
+        for one in np.unique(netns) if (netns != netns[0]).any() else netns[:1]:
+            at = told[netns == one]
+            estimate = self._tables.pinned(int(one) >> 32)
+            assured = (w.status[at] >> np.uint64(32)) & np.uint64(int(Status.ASSURED)) != 0
+            existing = w.kind[at] == Kind.EXISTING
+            ages = age[at]
+            old = ~existing & (ages < 0)
+            estimate.old = max(0, estimate.old + int(existing.sum()) - int(old.sum()))
+            estimate.old_assured = max(
+                0,
+                estimate.old_assured + int((existing & assured).sum()) - int((old & assured).sum()),
+            )
+            known = ages >= 0
+            estimate.time += float(ages[known].sum()) / 1e9
+            estimate.time_assured += float(ages[known & assured].sum()) / 1e9
+            estimate.ended += int(known.sum())
+
+    def _tick(self) -> None:
+        seconds = (self._until - self._tick_at) / 1e9
+        self._levels.tick(self._ticks, seconds)
+        self._victims.tick(seconds)
+        self._tables.tick(self._until, seconds)
+        totals, seen = self._tables.totals(), self._seen()
+        self._rates = per_second(totals, self._totals_at_tick, seconds)
+        self._event_rates = per_second(seen, self._events_at_tick, seconds)
+        self._totals_at_tick, self._events_at_tick = totals, seen
+        self._interval, self._tick_at = seconds, self._until
+        self._ticks += 1
+        rates = self._rates if self._tables.counted() else self._event_rates
+        entries = self._tables.entries()
+        if entries is None:
+            entries = seen.insert - seen.destroy + int(self._events[Kind.EXISTING].sum())
+        self._points.add(self._clock.utc(self._until) / 1e9, entries, rates)
+
+    def _seen(self) -> Counted:
+        return counted(self._events[1:5].sum(axis=0))
+
+    # -- out ------------------------------------------------------------------
+
+    def snapshot(
+        self, group: str = "pair", sort: str = "held", limit: int = 50, filter_text: str = ""
+    ) -> Snapshot:
+        """The answer at this moment, for any group and sort. Raises UsageError."""
+        if group not in GROUPS:
+            raise UsageError(f"unknown group {group!r}: use one of {', '.join(GROUPS)}")
+        if sort not in SORTS:
+            raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
+        chosen = self._group(group)
+        tables = self._tables.view(self._by_netns())
+        held = chosen.total_held
+        culprits = tuple(
+            chosen.culprit(int(at), held, self._ticks - 1) for at in chosen.order(sort, limit)
+        )
+        counted_here = self._tables.counted()
+        totals = self._tables.totals() if counted_here and not filter_text else self._seen()
+        rates = self._rates if counted_here and not filter_text else self._event_rates
+        victims = self._victims.view(VICTIMS_SHOWN, self._owners, self._tables.name, self._tried)
+        return Snapshot(
+            ts=self._clock.utc(self._until),
+            host=self._host,
+            interval_s=self._interval,
+            uptime_s=(self._until - self._started) / 1e9,
+            hooks=self._hooks,
+            group=group,
+            sort=sort,
+            lost=self._lost,
+            tables=tables,
+            totals=totals,
+            rates=rates,
+            culprits=culprits,
+            culprits_total=chosen.n + chosen.lost_keys,
+            top={name: self._top(name) for name in ("src", "dst", "service", "pair")},
+            victims=victims,
+            why=causes.explain(self._facts(tables, totals, rates)),
+            history=self._points.view(),
+            memory=self._memory(),
+            cost=self._cost,
+            filter=filter_text,
+        )
+
+    def _group(self, name: str) -> Group:
+        if name not in self._groups:
+            context = Context(
+                self._owners, self._cgroups, self._listeners, self._tables.name, self._clock
+            )
+            self._groups[name] = Group(name, self._levels, context, self._until // 1000)
+        return self._groups[name]
+
+    def _top(self, name: str) -> tuple[tuple[str, float], ...]:
+        group = self._group(name)
+        return tuple(
+            (group.label(int(at)), float(group.rate[at]))
+            for at in group.order("new", TOP)
+            if group.rate[at] > 0
+        )
+
+    def _by_netns(self) -> dict[int, tuple[int, Counted, Rates]]:
+        group = self._group("netns")
+        found = {}
+        for at in range(group.n):
+            s = {name: int(column[at]) for name, column in group.sums.items()}
+            found[int(group.key[at, 2]) >> 32] = (
+                int(group.held[at]),
+                Counted(
+                    insert=s["inserts"], destroy=s["destroys"], drop=s["drops"],
+                    insert_failed=s["failed"], early_drop=s["evicted"], expired=s["expired"],
+                    deleted=s["deleted"],
+                ),
+                Rates(insert=float(group.rate[at]), drop=float(group.drop_rate[at])),
+            )  # fmt: skip
+        return found
+
+    def _tried(self, key: bytes) -> Optional[int]:
+        """Entries that a victim's source opened to the same service."""
+        words = np.frombuffer(key, np.uint64)
+        table = self._levels.pair.table
+        table.drain()
+        row = int(table.find(key_hash(words[0:1], words[1:2], words[4:5]))[0])
+        if not row:
+            return None if table.floor else 0
+        return int(table.counters["inserts"][row])
+
+    def _facts(self, tables: tuple[Table, ...], totals: Counted, rates: Rates
+               ) -> causes.Facts:  # fmt: skip
+        return causes.Facts(
+            tables=tables,
+            totals=totals,
+            rates=rates,
+            uptime=(self._until - self._started) / 1e9,
+            service=self._group("service"),
+            pair=self._group("pair"),
+            src=self._group("src"),
+            failed_dns=self._victims.failed(53),
+            failed=self._victims.failed(),
+            ticks=self._ticks - 1,
+        )
+
+    def _memory(self) -> Memory:
+        levels = self._levels
+        return Memory(
+            used=levels.nbytes() + self._births.nbytes() + self._victims.nbytes(),
+            limit=self._limit,
+            tracked_keys=sum(level.table.used for level in levels.all()),
+            pruned=sum(level.table.pruned for level in levels.all()) + self._victims.pruned,
+        )
+
+
+def in_order(events: Events) -> Events:
+    """Events by time; sources promise it, CPUs that are polled in turn may break it."""
+    ts = events["ts"]
+    if len(ts) > 1 and (ts[1:] < ts[:-1]).any():
+        return events[np.argsort(ts, kind="stable")]
+    return events

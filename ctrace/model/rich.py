@@ -1,0 +1,119 @@
+"""What only the heavier rows of a table have: lifetimes, states, sources, trend, samples.
+
+A row refers to a slot of this pool; slot 0 is everybody else's and is never shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model.histogram import BINS
+from ctrace.model.keys import I64, U64
+from ctrace.model.scatter import Rows, Scatter
+from ctrace.record import RECORD
+
+TREND: Final = 60
+STATES: Final = 16
+SAMPLES: Final = 3
+_HLL_BITS: Final = 10
+REGISTERS: Final = 1 << _HLL_BITS
+"""Standard error of a distinct count: 1.04 / sqrt(1024) = 3.3 %."""
+
+
+class RichPool:
+    """``slots`` slots of detail, one for each of a table's heavier rows."""
+
+    def __init__(self, slots: int, distinct: bool) -> None:
+        self.slots = slots
+        n = slots + 1
+        self.life = np.zeros((n, BINS), np.uint32)
+        self.residence = np.zeros((n, BINS), np.uint32)
+        self.states = np.zeros((n, STATES), np.uint32)
+        self.trend = np.full((n, TREND), np.nan, np.float32)
+        self.samples = np.zeros((n, SAMPLES), RECORD)
+        self.sources = np.zeros((n, REGISTERS), np.uint8) if distinct else None
+        self._free = list(range(slots, 0, -1))
+
+    def take(self, n: int) -> list[int]:
+        """Up to ``n`` free slots."""
+        return [self._free.pop() for _ in range(min(n, len(self._free)))]
+
+    def give(self, slots: Rows) -> None:
+        """Take slots back, emptied."""
+        slots = slots[slots != 0]
+        if not slots.size:
+            return
+        for part in self.parts():
+            part[slots] = np.zeros((), part.dtype)
+        self.trend[slots] = np.nan
+        self._free.extend(int(slot) for slot in slots)
+
+    @property
+    def free(self) -> int:
+        """How many slots are free."""
+        return len(self._free)
+
+    def parts(self) -> list[npt.NDArray[Any]]:
+        """Every array."""
+        parts: list[npt.NDArray[Any]] = [
+            self.life, self.residence, self.states, self.trend, self.samples,
+        ]  # fmt: skip
+        return [*parts, self.sources] if self.sources is not None else parts
+
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(part.nbytes for part in self.parts())
+
+    def merge(self, mine: int, other: RichPool, theirs: int) -> None:
+        """Add what a slot of another pool has counted."""
+        self.life[mine] += other.life[theirs]
+        self.residence[mine] += other.residence[theirs]
+        self.states[mine] += other.states[theirs]
+        if self.sources is not None and other.sources is not None:
+            np.maximum(self.sources[mine], other.sources[theirs], out=self.sources[mine])
+
+    def count_ends(
+        self, slots: Rows, state: Rows, residence: Rows, residence_bin: I64, life: Rows,
+        life_bin: I64,
+    ) -> None:  # fmt: skip
+        """Count ends: a slot and state each; ``residence`` and ``life`` index the known."""
+        Scatter(slots * STATES + state).add(self.states.reshape(-1), np.uint32(1))
+        Scatter(slots.take(residence) * BINS + residence_bin).add(
+            self.residence.reshape(-1), np.uint32(1)
+        )
+        Scatter(slots.take(life) * BINS + life_bin).add(self.life.reshape(-1), np.uint32(1))
+
+    def count_sources(self, slots: Rows, register: I64, rank: npt.NDArray[np.uint8]) -> None:
+        """Note sources, by HyperLogLog register and rank."""
+        assert self.sources is not None
+        note(self.sources.reshape(-1), slots * REGISTERS + register, rank)
+
+
+def note(registers: npt.NDArray[np.uint8], at: Rows, rank: npt.NDArray[np.uint8]) -> None:
+    """Raise registers to a rank; few do once warm, so the others are left out first."""
+    higher = np.flatnonzero(rank > registers.take(at))
+    if higher.size:
+        np.maximum.at(registers, at[higher], rank[higher])
+
+
+def registers_of(h: U64, bits: int = _HLL_BITS) -> tuple[I64, npt.NDArray[np.uint8]]:
+    """HyperLogLog's register and rank for hashes."""
+    register = (h >> np.uint64(64 - bits)).view(np.int64)
+    rest = (h << np.uint64(bits)) >> np.uint64(12)
+    # The exponent of a float is the place of the highest bit: 52 bits remain.
+    exponent = (rest.astype(np.float64).view(np.int64) >> 52) - 1023
+    rank = np.clip(52 - exponent, 1, 53).astype(np.uint8)
+    return register, rank
+
+
+def distinct(registers: npt.NDArray[np.uint8]) -> int:
+    """HyperLogLog's estimate, with linear counting while registers are empty."""
+    m = len(registers)
+    raw = 0.7213 / (1 + 1.079 / m) * m * m / float(np.exp2(-registers.astype(float)).sum())
+    empty = int(np.count_nonzero(registers == 0))
+    if raw <= 2.5 * m and empty:
+        return round(m * float(np.log(m / empty)))
+    return round(raw)

@@ -1,0 +1,335 @@
+"""Each namespace's table: fill, rates, forecast, and our counts against the kernel's."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.batch import Clock, Counts, Netns, TableReading
+from ctrace.model.snapshot import Counted, Rates, Reconciliation, Table
+from ctrace.record import KIND_OF, N_REASONS, Kind, Reason
+
+READINGS: Final = 60
+"""Readings that the forecast fits a line through."""
+FORECAST_NS: Final = 60_000_000_000
+_HORIZON: Final = 7 * 86400.0
+"""A table that would be full later than this is not filling."""
+FULL_NS: Final = 5_000_000_000
+"""How long after the last refusal or eviction a table still counts as full."""
+_DECAY: Final = 0.98
+_WRAP: Final = 1 << 32
+
+_REASONS_OF = {
+    kind: [int(reason) for reason, its in KIND_OF.items() if its == kind]
+    for kind in (Kind.INSERT, Kind.DESTROY, Kind.DROP, Kind.INSERT_FAILED)
+}
+_EVICTED: Final = [int(Reason.EVICTED), int(Reason.GC_PRESSURE)]
+
+
+def counted(counts: npt.NDArray[np.generic]) -> Counted:
+    """Counters indexed by Reason, summed up as views show them."""
+
+    def total(reasons: list[int]) -> int:
+        return int(sum(int(counts[reason]) for reason in reasons))
+
+    return Counted(
+        insert=total(_REASONS_OF[Kind.INSERT]),
+        destroy=total(_REASONS_OF[Kind.DESTROY]),
+        drop=total(_REASONS_OF[Kind.DROP]),
+        insert_failed=total(_REASONS_OF[Kind.INSERT_FAILED]),
+        early_drop=total(_EVICTED),
+        expired=int(counts[Reason.EXPIRED]),
+        deleted=int(counts[Reason.DELETED]),
+        clash_resolved=int(counts[Reason.CLASH_RESOLVED]),
+    )
+
+
+def add(one: Counted, other: Counted) -> Counted:
+    """The sum of two."""
+    return Counted(*(a + b for a, b in zip(_values(one), _values(other), strict=True)))
+
+
+def per_second(now: Counted, before: Counted, seconds: float) -> Rates:
+    """What was added between two readings, per second."""
+    if seconds <= 0:
+        return Rates()
+    return Rates(
+        *(
+            (getattr(now, name) - getattr(before, name)) / seconds
+            for name in ("insert", "destroy", "drop", "insert_failed", "early_drop")
+        )
+    )
+
+
+def _values(c: Counted) -> tuple[int, ...]:
+    return (c.insert, c.destroy, c.drop, c.insert_failed, c.early_drop, c.expired, c.deleted,
+            c.clash_resolved)  # fmt: skip
+
+
+@dataclass
+class Rising:
+    """A counter that may wrap at 32 bits or start again, as a sum of its steps.
+
+    A step down of more than half the range is a wrap of a 32-bit kernel counter;
+    any other step down is a counter that started again.
+    """
+
+    total: int = 0
+    last: Optional[int] = None
+
+    def see(self, value: int) -> None:
+        """The counter now reads ``value``."""
+        if self.last is not None:
+            step = value - self.last
+            if step < 0:
+                step = step + _WRAP if -step > _WRAP // 2 else value
+            self.total += step
+        self.last = value
+
+
+@dataclass
+class PinnedEstimate:
+    """The share of entries that are ASSURED, from what is known of old and ended ones.
+
+    An insert can't show it: ASSURED is set later. Entries of the first dump tell
+    their own; for younger ones the time spent in the table by ended entries that were
+    ASSURED, over all time spent by ended ones, is the share in a steady state.
+    """
+
+    old: int = 0
+    old_assured: int = 0
+    time: float = 0.0
+    time_assured: float = 0.0
+    ended: float = 0.0
+
+    def share(self, count: int) -> Optional[float]:
+        """The estimate; None while too little is known."""
+        old = min(self.old, count)
+        if count <= 0:
+            return None
+        young = count - old
+        if self.ended >= 50 and self.time > 0:
+            rate = self.time_assured / self.time
+        elif young <= 0.05 * count:
+            rate = 0.0
+        else:
+            return None
+        assured_old = old * (self.old_assured / self.old if self.old else 0.0)
+        return min(1.0, (assured_old + young * rate) / count)
+
+    def fade(self) -> None:
+        """Let what ended long ago count less."""
+        self.time *= _DECAY
+        self.time_assured *= _DECAY
+        self.ended *= _DECAY
+
+
+@dataclass
+class _State:
+    reading: Optional[TableReading] = None
+    readings: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=READINGS))
+    counts: Counts = field(default_factory=lambda: np.zeros(N_REASONS, np.uint64))
+    base: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(N_REASONS, np.int64))
+    at_first: Optional[npt.NDArray[np.int64]] = None
+    at_last: Optional[npt.NDArray[np.int64]] = None
+    first_count: int = 0
+    stats: dict[str, Rising] = field(default_factory=dict)
+    tick: Counted = field(default_factory=Counted)
+    rates: Rates = field(default_factory=Rates)
+    full_since: Optional[int] = None
+    full_last: int = 0
+    pinned: PinnedEstimate = field(default_factory=PinnedEstimate)
+
+    def totals(self) -> npt.NDArray[np.int64]:
+        return self.base + self.counts.astype(np.int64)
+
+
+class Tables:
+    """Every namespace seen."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._states: dict[int, _State] = {}
+        self._names: dict[int, Netns] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def name(self, netns: int) -> str:
+        """A namespace's name, ``netns:<inum>`` while unknown."""
+        known = self._names.get(netns)
+        return known.name if known else f"netns:{netns}"
+
+    def pinned(self, netns: int) -> PinnedEstimate:
+        """The estimator of a namespace's pinned share."""
+        return self._state(netns).pinned
+
+    def _state(self, netns: int) -> _State:
+        return self._states.setdefault(netns, _State())
+
+    def update(
+        self,
+        until: int,
+        counts: Mapping[int, Counts],
+        readings: tuple[TableReading, ...],
+        names: Mapping[int, Netns],
+    ) -> None:
+        """Take a batch's counters, readings and names."""
+        self._names.update(names)
+        for netns in names:
+            if names[netns].active:
+                self._state(netns)
+        for netns, new in counts.items():
+            state = self._state(netns)
+            if (new < state.counts).any():  # attached anew: it counts from zero again
+                state.base += state.counts.astype(np.int64)
+            state.counts = np.array(new, np.uint64)
+        for reading in readings:
+            self._read(until, reading)
+
+    def _read(self, until: int, reading: TableReading) -> None:
+        state = self._state(reading.netns)
+        state.reading = reading
+        state.readings.append((until, reading.count))
+        for name, value in reading.stats.items():
+            state.stats.setdefault(name, Rising()).see(value)
+        if state.at_first is None:
+            state.at_first, state.first_count = state.totals(), reading.count
+        state.at_last = state.totals()
+
+    def tick(self, until: int, seconds: float) -> None:
+        """Close an interval."""
+        for state in self._states.values():
+            now = counted(state.totals())
+            state.rates = per_second(now, state.tick, seconds)
+            refused = now.drop > state.tick.drop or now.early_drop > state.tick.early_drop
+            state.tick = now
+            if refused:
+                state.full_last = until
+                if state.full_since is None:
+                    state.full_since = until - round(seconds * 1e9)
+            elif until - state.full_last > FULL_NS:
+                state.full_since = None
+            state.pinned.fade()
+
+    def totals(self) -> Counted:
+        """Summed over namespaces, from the kernel's exact counters."""
+        total = Counted()
+        for state in self._states.values():
+            total = add(total, counted(state.totals()))
+        return total
+
+    def entries(self) -> Optional[int]:
+        """Entries as the kernel counts them, over all namespaces; None before a reading."""
+        known = [state.reading.count for state in self._states.values() if state.reading]
+        return sum(known) if known else None
+
+    def counted(self) -> bool:
+        """Whether any namespace has exact counters."""
+        return any(state.totals().any() for state in self._states.values())
+
+    def view(self, events: Mapping[int, tuple[int, Counted, Rates]]) -> tuple[Table, ...]:
+        """All tables, fullest first.
+
+        ``events`` holds (held, totals, rates) per namespace as events tell them, for
+        sources that give no counters or readings.
+        """
+        views = [self._view(netns, state, events.get(netns))
+                 for netns, state in self._states.items()]  # fmt: skip
+        return tuple(sorted(views, key=lambda t: (-t.fill, -t.count, t.netns)))
+
+    def _view(
+        self, netns: int, state: _State, events: Optional[tuple[int, Counted, Rates]]
+    ) -> Table:
+        reading, known = state.reading, self._names.get(netns)
+        totals, rates = counted(state.totals()), state.rates
+        if events and not state.totals().any():
+            totals, rates = events[1], events[2]
+        count = reading.count if reading else (events[0] if events else 0)
+        limit = reading.max if reading else 0
+        seconds, error = forecast(list(state.readings), limit)
+        full = state.full_since
+        return Table(
+            netns=netns,
+            name=self.name(netns),
+            count=count,
+            max=limit,
+            buckets=reading.buckets if reading else 0,
+            active=known.active if known else True,
+            pinned=state.pinned.share(count),
+            totals=totals,
+            rates=rates,
+            seconds_to_full=seconds,
+            seconds_to_full_error=error,
+            full_since=None if full is None else self._clock.utc(full) / 1e9,
+            off_by=self._off_by(state),
+        )
+
+    @staticmethod
+    def _off_by(state: _State) -> Reconciliation:
+        if state.at_first is None or state.at_last is None or state.reading is None:
+            return Reconciliation()
+        step = state.at_last - state.at_first
+        if not state.at_last.any():
+            return Reconciliation()  # no counters of ours to compare
+
+        def ours(*reasons: Reason) -> int:
+            return int(sum(int(step[reason]) for reason in reasons))
+
+        def off(name: str, mine: int) -> int:
+            rising = state.stats.get(name)
+            return mine - rising.total if rising else 0
+
+        change = counted(step)
+        return Reconciliation(
+            count=change.insert - change.destroy - (state.reading.count - state.first_count),
+            # An unresolved clash counts in the kernel's drop and insert_failed both.
+            drop=off("drop", ours(Reason.TABLE_FULL, Reason.NO_MEMORY, Reason.CLASH)),
+            early_drop=off("early_drop", ours(Reason.EVICTED)),
+            insert_failed=off(
+                "insert_failed", ours(Reason.CLASH, Reason.CHAIN_TOO_LONG, Reason.FAILED)
+            ),
+        )
+
+
+def forecast(  # noqa: PLR0911 - each way of not knowing by itself
+    readings: list[tuple[int, int]], limit: int
+) -> tuple[Optional[float], Optional[float]]:
+    """Seconds until ``limit`` at the present growth, with its standard error.
+
+    A least-squares line through the readings of the last minute, (boot ns, count)
+    each. Unknown when there is no limit, when there are fewer than four readings, or
+    when the growth is not at least twice its own error.
+    """
+    if not limit or not readings:
+        return None, None
+    last, count = readings[-1]
+    if count >= limit:
+        return 0.0, 0.0
+    points = [(at, n) for at, n in readings if last - at <= FORECAST_NS]
+    if len(points) < 4:
+        return None, None
+    t = np.array([at - last for at, _ in points], float) / 1e9
+    y = np.array([n for _, n in points], float)
+    spread = t - t.mean()
+    square = float((spread**2).sum())
+    if square <= 0:
+        return None, None
+    slope = float((spread * (y - y.mean())).sum() / square)
+    level = float(y.mean() - slope * t.mean())
+    residual = float(((y - level - slope * t) ** 2).sum()) / (len(t) - 2)
+    slope_error = math.sqrt(residual / square)
+    if slope <= 0 or slope < 2 * slope_error:
+        return None, None
+    seconds = max(0.0, (limit - level) / slope)
+    if seconds > _HORIZON:
+        return None, None
+    now_error = math.sqrt(residual * (1 / len(t) + float(t.mean()) ** 2 / square))
+    error = math.hypot(seconds * slope_error, now_error) / slope
+    return seconds, error

@@ -1,0 +1,214 @@
+"""Who was refused, who was evicted, who lost an insertion race."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.batch import Owner
+from ctrace.model.keys import PORTED, Window
+from ctrace.model.snapshot import OwnerView, Tuple5, Victim
+from ctrace.record import (
+    RECORD,
+    TCP_STATES,
+    Direction,
+    Events,
+    Kind,
+    Reason,
+    address_text,
+    proto_name,
+)
+
+KEYS: Final = 4096
+_FIELDS: Final = ("src", "dst", "netns", "proto", "dport")
+Who = Callable[[str, str, int, int, int], Optional[float]]
+
+
+class Victims:
+    """The flows that table pressure hurt, keyed by (source, destination, service, namespace).
+
+    Space-saving: when all ``limit`` keys are taken, the lightest quarter goes, and
+    newcomers carry the heaviest weight that went as their error.
+    """
+
+    def __init__(self, limit: int = KEYS) -> None:
+        self._limit = limit
+        self._rows: dict[bytes, list[Any]] = {}
+        self._floor = 0
+        self.pruned = 0
+        self._rates: dict[bytes, float] = {}
+        self._at_tick: dict[bytes, int] = {}
+
+    def nbytes(self) -> int:
+        """Memory held, by what a row takes in CPython (about 600 bytes with its sample)."""
+        return 600 * len(self._rows)
+
+    def feed(self, w: Window) -> None:
+        """Count a window's refusals, evictions and failed inserts."""
+        hurt = (w.kind == Kind.DROP) | (w.kind == Kind.INSERT_FAILED)
+        hurt |= (w.reason == Reason.EVICTED) | (w.reason == Reason.GC_PRESSURE)
+        at = np.flatnonzero(hurt)
+        if not at.size:
+            return
+        keys = np.empty((len(at), 5), np.uint64)
+        for column, part in enumerate((w.src[0], w.src[1], w.dst[0], w.dst[1], w.meta)):
+            keys[:, column] = part[at]
+        unique, first, inverse = np.unique(
+            keys.view("V40").ravel(), return_index=True, return_inverse=True
+        )
+        kinds = w.kind[at]
+        inverse = inverse.ravel()
+        counts = np.zeros((len(unique), 3), np.int64)
+        for column, kind in enumerate((Kind.DROP, Kind.DESTROY, Kind.INSERT_FAILED)):
+            counts[:, column] = np.bincount(inverse[kinds == kind], minlength=len(unique))
+        heavy = np.argsort(-counts.sum(axis=1), kind="stable")
+        if len(heavy) > self._limit // 4:
+            turned = int(counts[heavy[self._limit // 4]].sum())
+            self._count(unique, first, counts, heavy[: self._limit // 4], w.events, at)
+            self._floor += turned
+            self.pruned += len(heavy) - self._limit // 4
+        else:
+            self._count(unique, first, counts, heavy, w.events, at)
+
+    def _count(
+        self,
+        unique: npt.NDArray[Any],
+        first: npt.NDArray[np.intp],
+        counts: npt.NDArray[np.int64],
+        chosen: npt.NDArray[np.intp],
+        events: Events,
+        at: npt.NDArray[np.intp],
+    ) -> None:
+        for number in chosen:
+            key = unique[number].tobytes()
+            row = self._rows.get(key)
+            if row is None:
+                if len(self._rows) >= self._limit:
+                    self._prune()
+                row = self._rows[key] = [0, 0, 0, self._floor, 0, None]
+            for column in range(3):
+                row[column] += int(counts[number, column])
+            record = events[at[first[number]]]
+            if record["kind"] != Kind.DESTROY and record["owner"]:
+                row[4] = int(record["owner"])
+            row[5] = record.tobytes()
+
+    def _prune(self) -> None:
+        rows = sorted(self._rows.items(), key=lambda item: sum(item[1][:4]))
+        for key, row in rows[: self._limit // 4]:
+            self._floor = max(self._floor, sum(row[:4]))
+            del self._rows[key]
+            self._at_tick.pop(key, None)
+        self.pruned += self._limit // 4
+
+    def tick(self, seconds: float) -> None:
+        """Close an interval: refusals per second."""
+        now = {key: row[0] for key, row in self._rows.items() if row[0]}
+        self._rates = {
+            key: (drops - self._at_tick.get(key, 0)) / seconds
+            for key, drops in now.items()
+            if drops > self._at_tick.get(key, 0)
+        }
+        self._at_tick = now
+
+    def failed(self, port: Optional[int] = None) -> int:
+        """Insertion races lost, by flows to a port or all."""
+        return sum(
+            row[2]
+            for row in self._rows.values()
+            if row[2] and (port is None or int(np.frombuffer(row[5], RECORD)["dport"][0]) == port)
+        )
+
+    def view(
+        self,
+        limit: int,
+        owners: Mapping[int, Owner],
+        netns_name: Callable[[int], str],
+        tried: Callable[[bytes], Optional[int]],
+    ) -> tuple[Victim, ...]:
+        """The worst first: by refusals, then evictions, then failures.
+
+        ``tried`` tells how many entries the source opened to the service.
+        """
+        rows = sorted(
+            self._rows.items(), key=lambda item: (-item[1][0], -item[1][1], -item[1][2], item[0])
+        )
+        return tuple(self._victim(key, row, owners, netns_name, tried) for key, row in rows[:limit])
+
+    def _victim(
+        self,
+        key: bytes,
+        row: list[Any],
+        owners: Mapping[int, Owner],
+        netns_name: Callable[[int], str],
+        tried: Callable[[bytes], Optional[int]],
+    ) -> Victim:
+        drops, evicted, failed, error, owner, raw = row
+        record = np.frombuffer(raw, RECORD)[0]
+        proto, netns = int(record["proto"]), int(record["netns"])
+        src, dst = address_text(record["src"]), address_text(record["dst"])
+        port = int(record["dport"]) if proto in PORTED else 0
+        name = proto_name(proto)
+        inserts = tried(key)
+        share = drops / (drops + inserts) if inserts is not None and drops + inserts else None
+        where = f"{bracket(dst)}:{port}" if proto in PORTED else dst
+        return Victim(
+            key=f"{name} {src} -> {where}",
+            proto=name,
+            src=src,
+            dst=dst,
+            port=port,
+            netns=netns,
+            netns_name=netns_name(netns),
+            drops=drops,
+            drop_per_s=self._rates.get(key, 0.0),
+            share_of_new=share,
+            evicted=evicted,
+            failed=failed,
+            error=error,
+            owner=owner_view(owner, owners, "opened"),
+            sample=tuple5(record),
+        )
+
+
+def bracket(address: str) -> str:
+    """An IPv6 address in brackets, as before a port."""
+    return f"[{address}]" if ":" in address else address
+
+
+def owner_view(key: int, owners: Mapping[int, Owner], role: str) -> Optional[OwnerView]:
+    """A process as views show it; None for key 0."""
+    if not key:
+        return None
+    known = owners.get(key)
+    if known is None:
+        return OwnerView(pid=key >> 32, comm="", role=role)
+    return OwnerView(known.pid, known.comm, known.unit, known.cmdline, role)
+
+
+def tuple5(record: Any) -> Tuple5:
+    """One record's flow as text."""
+    proto, state = int(record["proto"]), int(record["state"])
+    return Tuple5(
+        proto=proto_name(proto),
+        src=address_text(record["src"]),
+        dst=address_text(record["dst"]),
+        sport=int(record["sport"]),
+        dport=int(record["dport"]),
+        reply_src=address_text(record["reply_src"]),
+        reply_dst=address_text(record["reply_dst"]),
+        reply_sport=int(record["reply_sport"]),
+        reply_dport=int(record["reply_dport"]),
+        status=int(record["status"]),
+        state=TCP_STATES[state] if proto == 6 and state < len(TCP_STATES) else "",
+    )
+
+
+DIRECTION_NAMES: Final = {
+    Direction.IN: "in",
+    Direction.OUT: "out",
+    Direction.FORWARD: "forward",
+}
