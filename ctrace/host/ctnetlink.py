@@ -65,7 +65,9 @@ def read_table(path: str) -> Table:
     decoder = Decoder()
     parts: list[Decoded] = []
     with _socket(path) as (sock, inum):
-        for data, starts, lengths in _dump(sock, GET):
+        # The kernel walks one hash table for all namespaces, and would so for an empty one.
+        pieces = _dump(sock, GET) if _any_entry(path) else ()
+        for data, starts, lengths in pieces:
             parts.append(decoder.decode(data, starts, lengths))
     events = join([part.events for part in parts])
     events["ts"] = now
@@ -119,6 +121,31 @@ def flush(path: str) -> None:
     with _socket(path) as (sock, _):
         sock.send(_header(20, DELETE, REQUEST | ACK, 1))
         _check(struct.unpack_from("=i", sock.recv(DATAGRAM), 16)[0], "flush the table")
+
+
+def delete(path: str, entry: np.void) -> None:
+    """Delete one entry, given as a record. Raises CtraceError when it is not there."""
+    v6 = entry["family"] == socket.AF_INET6
+    first = 0 if v6 else 12
+    addresses = b"".join(
+        _attr((3 if v6 else 1) + i, bytes(entry[name])[first:])
+        for i, name in enumerate(("src", "dst"))
+    )
+    proto, sport, dport = (int(entry[name]) for name in ("proto", "sport", "dport"))
+    ports = _attr(1, bytes([proto]))
+    if proto in (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6):
+        base = 4 if proto == socket.IPPROTO_ICMP else 7
+        ports += _attr(base, struct.pack(">H", sport))
+        ports += _attr(base + 1, bytes([dport >> 8])) + _attr(base + 2, bytes([dport & 0xFF]))
+    else:
+        ports += _attr(2, struct.pack(">H", sport)) + _attr(3, struct.pack(">H", dport))
+    body = _nest(1, _nest(1, addresses) + _nest(2, ports))
+    if entry["zone"]:
+        body += _attr(18, struct.pack(">H", int(entry["zone"])))
+    family = int(entry["family"])
+    with _socket(path) as (sock, _):
+        sock.send(_header(20 + len(body), DELETE, REQUEST | ACK, 1, family) + body)
+        _check(struct.unpack_from("=i", sock.recv(DATAGRAM), 16)[0], "delete the entry")
 
 
 def fill(
@@ -239,6 +266,15 @@ def open_socket(path: str, groups: int = 0) -> tuple[socket.socket, int]:
             f"cannot listen to ctnetlink: {error.strerror} (CAP_NET_ADMIN?)"
         ) from error
     return sock, inum
+
+
+def _any_entry(path: str) -> bool:
+    """Whether the table holds anything; True where that cannot be read."""
+    try:
+        with enter(path), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
+            return int(file.read()) > 0
+    except OSError:
+        return True
 
 
 def _dump(

@@ -1,0 +1,282 @@
+"""``ctrace doctor``: what this host can do, what it can't, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+import click
+
+from ctrace.batch import TableReading
+from ctrace.host import kernel, netns, tables
+
+GOOD, WARN, BAD = "ok", "note", "no"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    subject: str
+    level: str
+    """``ok``, ``note`` (works, with less) or ``no``."""
+    text: str
+    remedy: str = ""
+
+
+@click.command()
+@click.option("--self-test", is_flag=True, help="Prove every decoded field with real traffic.")
+@click.option("--why", is_flag=True, help="Name the rules that keep conntrack active.")
+@click.option(
+    "--hooks",
+    type=click.Choice(["fentry", "kprobe", "netfilter", "netlink"]),
+    help="Self-test this hook family.",
+)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def command(self_test: bool, why: bool, hooks: Optional[str], output: str) -> None:
+    """Say what this host can do, what it can't, and what to do about it.
+
+    The exit status is 0 when ctrace can trace here (with --self-test: when every check
+    passed), else 1. Nothing is changed; --self-test works in namespaces of its own.
+    """
+    if hooks and not self_test:
+        raise click.UsageError("--hooks goes with --self-test")
+    if self_test:
+        sys.exit(_self_test(hooks, output))
+    if why:
+        sys.exit(_why(output))
+    report, findings = examine()
+    if output == "json":
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print(report, findings)
+    sys.exit(0 if report["can_trace"] else 1)
+
+
+def examine() -> tuple[dict[str, Any], list[Finding]]:
+    """Everything that can be read without attaching anything for longer than a moment."""
+    here = kernel.read()
+    held = kernel.capabilities()
+    compiler = kernel.bcc()
+    families = _families()
+    spaces = netns.find()
+    with tables.TableReader() as reader:
+        readings = reader.read(spaces)
+    chosen = next((one["family"] for one in families if one["holds"]), None)
+    findings = [
+        *_about_kernel(here),
+        _about_capabilities(held),
+        _about_bcc(compiler, chosen),
+        *(_about_family(one, chosen) for one in families),
+        *_about_tables(here, readings),
+    ]
+    limit, buckets = kernel.limits()
+    names = {space.inum: space.name for space in spaces}
+    report = {
+        "can_trace": chosen is not None,
+        "hooks": chosen,
+        "kernel": asdict(here),
+        "capabilities": held,
+        "bcc": asdict(compiler),
+        "families": families,
+        "conntrack": {
+            "loaded": here.conntrack != "not loaded",
+            "max": limit,
+            "buckets": buckets,
+            "settings": kernel.tunables(),
+        },
+        "namespaces": [_namespace(reading, names[reading.netns]) for reading in readings],
+        "terminal": _terminal(),
+        "findings": [asdict(finding) for finding in findings],
+    }
+    return report, findings
+
+
+def _families() -> list[dict[str, Any]]:
+    """Every hook family, best first, by the ladder's own trial."""
+    from ctrace.capture.ladder import probe
+
+    return [{"family": one.family, "holds": one.holds, "why": one.why} for one in probe()]
+
+
+def _namespace(reading: TableReading, name: str) -> dict[str, Any]:
+    return {
+        "netns": reading.netns,
+        "name": name,
+        "count": reading.count,
+        "max": reading.max,
+        "buckets": reading.buckets,
+        "fill": reading.count / reading.max if reading.max else 0.0,
+        "active": _active(reading),
+        "stats": dict(reading.stats),
+    }
+
+
+def _active(reading: TableReading) -> Optional[bool]:
+    """Entries or counters prove tracking; their absence proves nothing: ``--why`` looks."""
+    busy = ("found", "invalid", "insert", "insert_failed", "drop")
+    return True if reading.count or any(reading.stats.get(name) for name in busy) else None
+
+
+def _terminal() -> dict[str, Any]:
+    try:
+        columns, lines = os.get_terminal_size()
+    except OSError:
+        columns = lines = 0
+    return {
+        "tty": sys.stdout.isatty(),
+        "columns": columns,
+        "lines": lines,
+        "term": os.environ.get("TERM", ""),
+        "encoding": (sys.stdout.encoding or "").lower(),
+    }
+
+
+def _about_kernel(here: kernel.Kernel) -> list[Finding]:
+    findings = [Finding("kernel", GOOD, f"{here.release} on {here.machine}")]
+    if here.btf:
+        findings.append(Finding("BTF", GOOD, "types of the running kernel: no headers needed"))
+    else:
+        findings.append(
+            Finding(
+                "BTF",
+                WARN,
+                "none: offsets must come from kernel headers",
+                f"install the headers of {here.release}, or a kernel with CONFIG_DEBUG_INFO_BTF",
+            )
+        )
+    if here.lockdown == "confidentiality":
+        findings.append(
+            Finding(
+                "lockdown",
+                BAD,
+                "confidentiality: BPF may not read kernel memory",
+                "boot with lockdown=integrity; until then only the netlink family works",
+            )
+        )
+    else:
+        findings.append(Finding("lockdown", GOOD, here.lockdown))
+    if here.jit is False:
+        findings.append(
+            Finding("BPF JIT", WARN, "off: programs are interpreted", "net.core.bpf_jit_enable=1")
+        )
+    return findings
+
+
+def _about_capabilities(held: dict[str, bool]) -> Finding:
+    missing = [name for name, has in held.items() if not has]
+    if not missing:
+        return Finding("capabilities", GOOD, "all that are used")
+    uses = "; ".join(f"{name} for {kernel.CAPABILITIES[name][1]}" for name in missing)
+    return Finding("capabilities", WARN, f"missing {uses}", "run it with sudo")
+
+
+def _about_bcc(compiler: kernel.Bcc, chosen: Optional[str]) -> Finding:
+    if compiler.problem:
+        text, _, remedy = compiler.problem.partition(": ")
+        return Finding("bcc", WARN if chosen else BAD, text, remedy)
+    return Finding("bcc", GOOD, f"{compiler.version} in {compiler.path}")
+
+
+def _about_family(one: dict[str, Any], chosen: Optional[str]) -> Finding:
+    text = one["why"] or "holds"
+    if one["family"] == chosen:
+        text = f"in use: {text}"
+    level = GOOD if one["holds"] else BAD if chosen is None else WARN
+    return Finding(f"hooks {one['family']}", level, text)
+
+
+def _about_tables(here: kernel.Kernel, readings: Sequence[TableReading]) -> list[Finding]:
+    if here.conntrack == "not loaded":
+        return [Finding("conntrack", WARN, "not loaded: nothing on this host is tracked")]
+    active = [reading for reading in readings if _active(reading)]
+    text = f"{here.conntrack}; "
+    if not active:
+        return [
+            Finding(
+                "conntrack",
+                WARN,
+                text + "no entry and no counter in any namespace",
+                "packets are tracked once a rule needs it; ctrace doctor --why names such rules",
+            )
+        ]
+    most = f"namespace{'s' * (len(active) != 1)}"
+    findings = [Finding("conntrack", GOOD, text + f"used in {len(active)} {most}")]
+    limit, buckets = kernel.limits()
+    if limit and buckets and limit > 4 * buckets:
+        findings.append(
+            Finding(
+                "hash table",
+                WARN,
+                f"{buckets} buckets for {limit} entries: "
+                f"chains of {2 * limit / buckets:.0f} when full",
+                f"nf_conntrack_buckets={limit // 2}",
+            )
+        )
+    mode = kernel.tunables().get("events")
+    if mode == 0:
+        findings.append(
+            Finding("events", WARN, "nf_conntrack_events=0: the netlink family sees nothing here")
+        )
+    return findings
+
+
+def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    colour = {GOOD: "green", WARN: "yellow", BAD: "red"}
+    grid = Table.grid(padding=(0, 2))
+    for finding in findings:
+        said = Text(finding.text)
+        if finding.remedy:
+            said.append(f"\n{finding.remedy}", style="bold")
+        level = Text(finding.level, style=colour[finding.level])
+        grid.add_row(level, Text(finding.subject), said)
+    console.print(grid)
+    spaces = sorted(report["namespaces"], key=lambda one: -one["count"])
+    if spaces:
+        console.print()
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in ("namespace", "netns", "count", "max", "full", "drop", "early_drop"):
+            table.add_column(column, justify="left" if column == "namespace" else "right")
+        for one in spaces[:20]:
+            stats = one["stats"]
+            row = (one["netns"], one["count"], one["max"], f"{one['fill']:.1%}")
+            counted = (stats.get("drop", "-"), stats.get("early_drop", "-"))
+            table.add_row(Text(one["name"]), *map(str, (*row, *counted)))
+        console.print(table)
+        if len(spaces) > 20:
+            console.print(f"and {len(spaces) - 20} more, less full")
+
+
+def _why(output: str) -> int:
+    from ctrace.advice.activation import explain
+
+    activation = explain(netns.find())
+    if output == "json":
+        click.echo(json.dumps(activation.to_json(), indent=2))
+    else:
+        click.echo(activation.render(), nl=False)
+    return 0
+
+
+def _self_test(hooks: Optional[str], output: str) -> int:
+    from ctrace.capture import selftest
+
+    def show(check: selftest.Check) -> None:
+        if output == "text":
+            click.echo(f"{check.result:8} {check.name}{': ' + check.text if check.text else ''}")
+
+    report = selftest.run(hooks, show)
+    if output == "json":
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        click.echo(report.summary())
+    return 0 if report.passed else 1

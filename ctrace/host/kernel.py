@@ -1,0 +1,140 @@
+"""What this kernel and this process may do: read, never tried."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from typing import Final, Optional
+
+SETTINGS: Final = "/proc/sys/net/netfilter/nf_conntrack_"
+CAPABILITIES: Final = {
+    "CAP_NET_ADMIN": (12, "ctnetlink, netfilter links, rules"),
+    "CAP_SYS_ADMIN": (21, "entering other network namespaces; BPF before 5.8"),
+    "CAP_SYS_PTRACE": (19, "seeing other users' namespaces and sockets"),
+    "CAP_PERFMON": (38, "tracing programs, from 5.8"),
+    "CAP_BPF": (39, "BPF programs and maps, from 5.8"),
+}
+"""Name to (bit, what it is for)."""
+TUNABLES: Final = (
+    "events",
+    "acct",
+    "timestamp",
+    "tcp_loose",
+    "tcp_be_liberal",
+    "tcp_timeout_established",
+    "tcp_timeout_time_wait",
+    "udp_timeout",
+    "udp_timeout_stream",
+    "generic_timeout",
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The running kernel."""
+
+    release: str
+    machine: str
+    btf: bool
+    """/sys/kernel/btf/vmlinux is there."""
+    conntrack: str
+    """``built in``, ``module`` or ``not loaded``."""
+    conntrack_btf: bool
+    """The module has type information of its own (5.11 and later); needed for fentry."""
+    lockdown: str
+    """``none``, ``integrity``, ``confidentiality``, or ``unknown`` without securityfs."""
+    jit: Optional[bool]
+    bpf_stats: bool
+    """kernel.bpf_stats_enabled: the cost of BPF programs is being measured."""
+
+
+def read() -> Kernel:
+    """What is running here."""
+    name = os.uname()
+    loaded = os.path.exists(SETTINGS + "max")
+    module = os.path.exists("/sys/module/nf_conntrack/refcnt")
+    jit = _number("/proc/sys/net/core/bpf_jit_enable")
+    return Kernel(
+        name.release,
+        name.machine,
+        os.path.exists("/sys/kernel/btf/vmlinux"),
+        "module" if module else "built in" if loaded else "not loaded",
+        os.path.exists("/sys/kernel/btf/nf_conntrack"),
+        _lockdown(),
+        None if jit is None else jit > 0,
+        _number("/proc/sys/kernel/bpf_stats_enabled") == 1,
+    )
+
+
+def capabilities() -> dict[str, bool]:
+    """Which of :data:`CAPABILITIES` this process has in effect."""
+    effective = 0
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                effective = int(line.split()[1], 16)
+    return {name: bool(effective >> bit & 1) for name, (bit, _) in CAPABILITIES.items()}
+
+
+def tunables() -> dict[str, int]:
+    """conntrack's settings in the namespace that this thread is in; absent ones left out."""
+    values = {name: _number(SETTINGS + name) for name in TUNABLES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def limits() -> tuple[Optional[int], Optional[int]]:
+    """(nf_conntrack_max, nf_conntrack_buckets); None where conntrack is not loaded."""
+    return _number(SETTINGS + "max"), _number(SETTINGS + "buckets")
+
+
+@dataclass(frozen=True)
+class Bcc:
+    """The BPF compiler as Python finds it."""
+
+    version: str = ""
+    path: str = ""
+    problem: str = ""
+    """Why it can't be used, and what to do; empty when it can."""
+
+
+def bcc() -> Bcc:
+    """Whether BCC's Python module is here. On PyPI ``bcc`` is an unrelated package."""
+    install = "install python3-bpfcc (Debian, Ubuntu) or python3-bcc (Fedora, RHEL)"
+    try:
+        spec = importlib.util.find_spec("bcc")
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        return Bcc(problem=f"Python's bcc module is missing: {install}")
+    folder = os.path.dirname(spec.origin)
+    if not os.path.exists(os.path.join(folder, "libbcc.py")):
+        return Bcc(path=folder, problem=f"bcc at {folder} is another package: {install}")
+    return Bcc(_bcc_version(folder), folder)
+
+
+def _bcc_version(folder: str) -> str:
+    try:
+        with open(os.path.join(folder, "version.py")) as file:
+            found = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", file.read())
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def _lockdown() -> str:
+    try:
+        with open("/sys/kernel/security/lockdown") as file:
+            chosen = re.search(r"\[(\w+)\]", file.read())
+    except OSError:
+        return "unknown"
+    return chosen[1] if chosen else "unknown"
+
+
+def _number(path: str) -> Optional[int]:
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
