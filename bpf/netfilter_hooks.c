@@ -44,26 +44,44 @@ struct tracepoint {
 #define LOAD64(to, from, offset) \
 	asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(to) : "r"(from), "i"(offset))
 
-/* -- what this context (a task, or a CPU's softirq) did last ------------------------- */
+/* -- what this context (a task, or a CPU's softirq) put forward last ------------------ */
 
 struct slot {
 	u64 ct;
-	u64 skb;
-	u64 failed;
-	u64 unused;
+	u64 skb;	/* 0 once the packet was refused */
+	u64 hash;	/* of the tuple: tells two lives of one address apart */
+	u64 when;
 };
+
+#define A_SECOND 1000000000ULL
 
 INLINE u64 context_key(void)
 {
 	return in_task() ? current_task() : (u64)this_cpu() << 1 | 1;
 }
 
+/* __nf_conntrack_alloc() leaves the hash in the reply's unused node until the insert. */
+INLINE u64 saved_hash(u64 ct)
+{
+	return read64(ct + CT_TUPLEHASH + TUPLEHASH_SIZE + HASH_PPREV);
+}
+
 /* -- confirm ---------------------------------------------------------------------------- */
+
+/* The first of VRF's two POST_ROUTING rounds, where nf_confirm() does nothing. */
+INLINE bool in_vrf_round(u64 state)
+{
+#if defined(STATE_OUT) && defined(DEV_PRIV_FLAGS) && defined(L3MDEV_MASTER)
+	return read32(read64(state + STATE_OUT) + DEV_PRIV_FLAGS) & L3MDEV_MASTER;
+#else
+	return false;
+#endif
+}
 
 int nf_confirm(struct hook_context *ctx)
 {
-	struct slot *slot;
 	u64 nfct, state, skb, ct, key;
+	struct slot slot = {};
 	u8 direction;
 
 	LOAD64(skb, ctx, BPF_NF_SKB);
@@ -75,24 +93,19 @@ int nf_confirm(struct hook_context *ctx)
 	if (!ct || read64(ct + CT_TUPLEHASH + HASH_PPREV))
 		return NF_ACCEPT;
 
-	key = context_key();
-	slot = map_lookup(SCRATCH, &key);
-	if (slot) {
-		if (slot->ct == ct && slot->skb == skb)
-			return NF_ACCEPT;	/* a second POST_ROUTING, as with VRF */
-		slot->ct = ct;
-		slot->skb = skb;
-		slot->failed = 0;
-	} else {
-		struct slot fresh = { .ct = ct, .skb = skb };
-
-		map_update(SCRATCH, &key, &fresh, 0);
-	}
 	LOAD64(state, ctx, BPF_NF_STATE);
 	if (read8(state + STATE_HOOK) == LOCAL_IN)
 		direction = CTRACE_D_IN;
+	else if (in_vrf_round(state))
+		return NF_ACCEPT;
 	else
 		direction = read32(skb + SKB_IIF) ? CTRACE_D_FORWARD : CTRACE_D_OUT;
+	slot.ct = ct;
+	slot.skb = skb;
+	slot.hash = saved_hash(ct);
+	slot.when = boot_ns();
+	key = context_key();
+	map_update(SCRATCH, &key, &slot, 0);
 	emit_insert(ct, CTRACE_R_NEW, direction);
 	return NF_ACCEPT;
 }
@@ -127,12 +140,13 @@ INLINE void retract(const struct entry *e, u64 ct)
 	u32 netns;
 	struct ctrace_record *r;
 
-	if (!slot || slot->ct != ct)
+	if (!slot || slot->ct != ct || slot->hash != saved_hash(ct) ||
+	    boot_ns() - slot->when > A_SECOND)
 		return;
 	slot->ct = 0;
 	netns = netns_of(AT(e, u64, CT_NET));
 	count(netns, CTRACE_R_NONE, 1);
-	if (!slot->failed)
+	if (slot->skb)
 		count(netns, CTRACE_R_CLASH_RESOLVED, 1);
 	if (!flow_wanted(e, netns))
 		return;
@@ -322,7 +336,7 @@ int nf_drop(struct tracepoint *ctx)
 
 		*before = now;
 		if (slot && slot->ct == ct)
-			slot->failed = 1;
+			slot->skb = 0;
 		read_entry(&e, ct);
 		emit_insert_failed_read(&e, ct, reason, CTRACE_D_UNKNOWN);
 	} else if (now.drop != before->drop && !ct) {

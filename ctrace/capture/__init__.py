@@ -16,7 +16,7 @@ def open_live(
     filter: Filter = _EVERYTHING,
     *,
     hooks: Optional[str] = None,
-    ring_bytes: int = 1 << 20,
+    ring_bytes: int = 1 << 21,
     seed: bool = True,
 ) -> LiveSource:
     """Attach to the running kernel with the best hook family that works here.

@@ -33,6 +33,9 @@ _LD_IMM64: Final = 0x18
 _PSEUDO_MAP_FD: Final = 1
 _PSEUDO_MAP_VALUE: Final = 2
 
+KEPT: Final = 32
+"""Compilations of one source that are kept: filters and kernels make new ones."""
+
 Instructions = Mapping[str, bytes]
 """Program name to its unlinked instructions."""
 
@@ -151,7 +154,7 @@ def _cache_path(source: str, programs: Sequence[str], cflags: Sequence[str]) -> 
     digest = hashlib.sha256()
     for part in (*cflags, *programs, source, _compiler_identity()):
         digest.update(part.encode() + b"\0")
-    for file in sorted(source_dir().rglob("*.[ch]")):
+    for file in (source_dir() / source, *sorted(source_dir().rglob("*.h"))):
         digest.update(file.read_bytes())
     return directory / f"{Path(source).stem}-{digest.hexdigest()[:32]}.json"
 
@@ -185,8 +188,15 @@ def _store(path: Path, made: Instructions) -> None:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(text)
         os.replace(temporary, path)
+        same = sorted(path.parent.glob(f"{path.stem.split('-')[0]}-*.json"), key=_age)
+        for old in same[:-KEPT]:
+            old.unlink(missing_ok=True)
     except OSError:
         return
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ _OPTIONAL: Final = {
     "STATE_HOOK": ("nf_hook_state", "hook"),
     "STATE_PF": ("nf_hook_state", "pf"),
     "STATE_IN": ("nf_hook_state", "in"),
+    "STATE_OUT": ("nf_hook_state", "out"),
     "STATE_NET": ("nf_hook_state", "net"),
+    "DEV_PRIV_FLAGS": ("net_device", "priv_flags"),
     # who
     "TASK_FLAGS": ("task_struct", "flags"),
     "TASK_TGID": ("task_struct", "tgid"),
@@ -108,6 +110,7 @@ _SIZES: Final = {"CT_SIZE": "nf_conn", "TUPLEHASH_SIZE": "nf_conntrack_tuple_has
 
 _ENUMS: Final = {
     "DROP_REASON": ("SKB_DROP_REASON_NETFILTER_DROP", "skb_drop_reason"),
+    "L3MDEV_MASTER": ("IFF_L3MDEV_MASTER", "netdev_priv_flags"),
     "EXT_TIMEOUT": ("NF_CT_EXT_TIMEOUT", "nf_ct_ext_id"),
 }
 

@@ -22,8 +22,8 @@ from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
 from ctrace.record import Events, Kind, empty, join
 
-POLL: Final = 0.01
-"""Seconds between two looks at the rings: 1 MiB per CPU lasts for 0.8 M events/s."""
+POLL: Final = 0.02
+"""Seconds between two looks at the rings: 2 MiB per CPU last for 0.8 M events/s."""
 LOOK: Final = 1.0
 """Seconds between two looks at namespaces, tables and listeners."""
 ADDRESSES: Final = 30.0
@@ -94,7 +94,7 @@ def open_live(
     wanted: Filter = NO_FILTER,
     *,
     hooks: Optional[str] = None,
-    ring_bytes: int = 1 << 20,
+    ring_bytes: int = 1 << 21,
     seed: bool = True,
 ) -> LiveSource:
     """Attach to the running kernel.

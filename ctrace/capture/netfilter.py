@@ -51,7 +51,7 @@ class NetfilterCapture:
 
     hold = HOLD
 
-    def __init__(self, wanted: Filter, *, ring_bytes: int = 1 << 20) -> None:
+    def __init__(self, wanted: Filter, *, ring_bytes: int = 1 << 21) -> None:
         """Load and attach what is global; :meth:`follow` attaches the namespaces.
 
         Raises CtraceError (BpfError) when this kernel cannot.
@@ -207,6 +207,8 @@ def without_retracted(events: Events) -> Events:
     An entry's records come as INSERT, then DESTROY; or INSERT (INSERT_FAILED) RETRACT
     when the table refused it or the packet went on with another entry.
     """
+    if not len(events):
+        return events
     kinds = events["kind"]
     retractions = kinds == RETRACT
     if not retractions.any():

@@ -144,7 +144,7 @@ class Objects:
         keys, values = sys.map_items(
             self.maps[COUNTS], 4, 8 * N_REASONS * sys.possible_cpus(), NAMESPACES
         )
-        sums = values.view(np.uint64).reshape(len(keys), -1, N_REASONS).sum(axis=1)
+        sums = values.view(np.uint64).reshape(len(keys), sys.possible_cpus(), N_REASONS).sum(axis=1)
         found = dict(zip(keys.view(np.uint32)[:, 0].tolist(), sums, strict=True))
         if 0 in found and not found[0].any():
             del found[0]
