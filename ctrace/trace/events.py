@@ -27,6 +27,7 @@ IMAGE: Final = 11
 _LOW32 = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 _WRAP = WINDOW - 1
+_NONE = -(1 << 62)
 _MAPPED = np.uint64(0xFFFF0000)
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 _INDEX_BITS = 20
@@ -242,7 +243,7 @@ class Ring:
     def __init__(self, dtype: npt.DTypeLike, width: int = 1) -> None:
         self._width = width
         self._data: npt.NDArray[Any] = np.empty((1 << 12, width), dtype)
-        self._number = np.full(1 << 12, -1, np.int64)
+        self._number = np.full(1 << 12, _NONE, np.int64)
         self._first = self._end = -1
         self._whole = True
 
@@ -257,8 +258,8 @@ class Ring:
             size *= 2
         if size != len(self._data):
             data = np.empty((size, self._width), self._data.dtype)
-            number = np.full(size, -1, np.int64)
-            filled = np.flatnonzero(self._number >= 0)
+            number = np.full(size, _NONE, np.int64)
+            filled = np.flatnonzero(self._number != _NONE)
             place = self._number[filled] & (size - 1)
             data[place], number[place] = self._data[filled], self._number[filled]
             self._data, self._number = data, number

@@ -245,7 +245,6 @@ class Recording:
         """Look for blocks written since; True when there are new ones."""
         self._file.size = os.fstat(self._fd).st_size
         known = len(self._places)
-        self.missing.truncated = False
         while self._next < self._file.size:
             try:
                 block = read_block(self._file, self._next)
@@ -260,6 +259,7 @@ class Recording:
             if block.head.kind == BlockKind.FOOT:
                 self._read_foot(self._places[-1])
                 self._next = self._file.size
+        self.missing.truncated = self.ended is None and not self.writing
         return len(self._places) > known
 
     @property
@@ -341,7 +341,6 @@ class Recording:
             self.missing.add(f"{what} at byte {self._next:,}", found - self._next)
             self._next = found
             return True
-        self.missing.truncated = True
         return False
 
     def _find(self, place: int) -> Optional[int]:
