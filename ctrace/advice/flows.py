@@ -34,6 +34,9 @@ SLIM: Final = np.dtype(
     ]
 )  # fmt: skip
 
+SAME_PASS_S: Final = 0.3
+"""gc_worker takes at most 10 ms, then goes on in the next jiffy: one pass is one burst."""
+
 RETRY_S: Final = 130.0
 """A SYN is retried for 127 s (tcp_syn_retries 6): a refused packet and a later insert of
 the same tuple within this time are one flow."""
@@ -108,8 +111,8 @@ class Recorded:
     """Per namespace, when packets were refused."""
     lag_s: float
     """Mean time between an entry's timeout and its collection, as recorded; NaN: none seen."""
-    first_collection: float
-    """When the first expired entry was collected; NaN: none."""
+    collections: F64
+    """When gc_worker passed: the ends of bursts of expired entries going."""
     lost: int
     cut: int
     """Events at the beginning that were left out."""
@@ -161,7 +164,7 @@ def gather(batches: Iterable[Batch]) -> Recorded:
             for inum in np.unique(events["netns"][refused])
         },
         lag_s=float(lag.mean()) if len(lag) >= 20 else float("nan"),
-        first_collection=float(at[expired][0]) if expired.any() else float("nan"),
+        collections=_bursts(at[expired]),
         lost=lost,
         cut=cut,
         names=names,
@@ -177,6 +180,19 @@ def default_timeout(proto: U8, state: U8, assured: Bool) -> F64:
         result[proto == number] = seconds
     result[(proto == 17) & assured] = UDP_STREAM
     return result
+
+
+def _bursts(at: F64) -> F64:
+    """Ends of clusters of times, without those that are small beside the largest.
+
+    Single expired entries also go when a lookup meets them.
+    """
+    if not len(at):
+        return at
+    last = np.flatnonzero(np.append(np.diff(at) > SAME_PASS_S, True))
+    sizes = np.diff(np.append(-1, last))
+    ends: F64 = at[last[sizes >= 0.2 * sizes.max()]]
+    return ends
 
 
 def _slim(events: Events) -> npt.NDArray[Any]:
@@ -345,8 +361,8 @@ def _completed(flows: Flows, seconds: float) -> Flows:
             usual = like & (flows.state == codes[np.argmax(counts)])
             timeout[mine] = np.median(flows.timeout[usual])
             expire[mine] = flows.arrive[mine] + np.median(life[usual])
-            refused = mine & np.isnan(flows.expire)
-            assured[refused] = np.mean(flows.assured[like]) > 0.5
+            # At its first packet no entry is ASSURED yet: what most of them became counts.
+            assured[mine] |= np.mean(flows.assured[like]) > 0.5
             found |= mine
     inside = np.isinf(flows.expire)
     # It was still there at the end: its timeout can't have passed long before.

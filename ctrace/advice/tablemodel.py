@@ -90,7 +90,7 @@ def run(
     measured: bool,
     lag: float = 0.0,
     calibration: float = 1.0,
-    first_collection: Optional[float] = None,
+    passes: Optional[F64] = None,
     extra: Optional[dict[int, int]] = None,
     netns: Optional[tuple[int, ...]] = None,
 ) -> Course:
@@ -98,10 +98,12 @@ def run(
 
     ``measured``: entries leave when they were really seen to (evicted and refused
     ones: their timeout plus ``lag``); otherwise collection is modelled, with its
-    interval scaled by ``calibration``. ``extra`` entries a namespace are always there.
+    interval scaled by ``calibration``. ``passes`` says when gc_worker ran: all of them
+    if ``measured``, else only the first counts. ``extra`` entries a namespace are always
+    there.
     """
     return _Run(
-        flows, seconds, setting, measured, lag, calibration, first_collection, extra or {}, netns
+        flows, seconds, setting, measured, lag, calibration, passes, extra or {}, netns
     ).course()
 
 
@@ -116,7 +118,7 @@ class _Run:
         measured: bool,
         lag: float,
         calibration: float,
-        first: Optional[float],
+        passes: Optional[F64],
         extra: dict[int, int],
         netns: Optional[tuple[int, ...]],
     ) -> None:
@@ -146,7 +148,9 @@ class _Run:
         self.loose = self.loose[np.argsort(flows.arrive[self.loose], kind="stable")]
         self.trimmed = 0
         self.pressed = False
-        self.next_pass = first if first is not None else next_interval(np.zeros(0))
+        known = [] if passes is None else [float(at) for at in passes]
+        self.next_pass = known[0] if known else next_interval(np.zeros(0))
+        self.given = known[1:] if measured else []
         self.passes: list[float] = []
 
     def course(self) -> Course:
@@ -268,7 +272,7 @@ class _Run:
         self.passes.append(now)
         pause = next_interval(self._remaining(living, now)) * self.calibration
         pause = min(max(pause, GC_SCAN_INTERVAL_MIN), GC_SCAN_INTERVAL_MAX)
-        self.next_pass = now + pause
+        self.next_pass = self.given.pop(0) if self.given else now + pause
 
     def _press(self, living: I64, now: float, evictions: F64) -> None:
         """Above 95 %: unassured and closing TCP entries go until it is below."""

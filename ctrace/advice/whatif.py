@@ -17,7 +17,7 @@ from typing import Any, Final, Optional
 import numpy as np
 
 from ctrace.advice import tablemodel
-from ctrace.advice.flows import Flows, Recorded, gather
+from ctrace.advice.flows import F64, Flows, Recorded, gather
 from ctrace.advice.levers import Levers
 from ctrace.advice.tablemodel import Course, Setting
 from ctrace.batch import Source
@@ -148,9 +148,7 @@ def of_recording(
         "lag": lag,
         "extra": extra,
         "netns": places,
-        "first_collection": recorded.first_collection
-        if math.isfinite(recorded.first_collection)
-        else None,
+        "passes": recorded.collections,
     }
     if levers.timeouts and lag:
         trial = tablemodel.run(flows, recorded.seconds, setting, **options)
@@ -161,6 +159,10 @@ def of_recording(
         setting.limit if levers.limit is None else levers.limit,
         setting.buckets if levers.buckets is None else levers.buckets,
     )
+    if levers.timeouts:
+        # Collection would have run at its own pace before the recording, too.
+        free = tablemodel.run(altered, recorded.seconds, Setting(0, target.buckets), **options)
+        options["passes"] = options["passes"] * min(1.0, free.interval / as_was.interval)
     would_be = tablemodel.run(altered, recorded.seconds, target, **options)
     if not levers.timeouts and lag:
         would_be = replace(would_be, interval=2 * lag)
@@ -168,7 +170,7 @@ def of_recording(
     for i, inum in enumerate(places):
         answer.append(
             _place(i, inum, recorded.names.get(inum, f"netns:{inum}"), recorded, setting, target,
-                   as_was, would_be, offset)
+                   as_was, would_be, offset, bool(levers.timeouts))
         )  # fmt: skip
     answer.sort(key=lambda place: -place.recorded.peak)
     return WhatIf(
@@ -244,15 +246,14 @@ def _place(
     as_was: Course,
     would_be: Course,
     offset: int,
+    lazy: bool,
 ) -> Place:
     readings = recorded.readings
     mine = readings.netns == inum
     real = readings.count[mine].astype(float)
     at = readings.ts[mine]
-    model = np.interp(at, as_was.ts, as_was.count[i]) if len(at) else real
-    error = None
-    if len(real) and real.mean() > 0:
-        error = float(np.abs(model - real).mean() / real.mean())
+    # When collections fall is chance; what they leave on average over one interval is not.
+    error = _distance(at, real, as_was.ts, as_was.count[i], as_was.interval if lazy else 0.0)
     tries = max(1, int(np.count_nonzero(recorded.flows.netns[recorded.flows.attempt_of] == inum)))
     drops = recorded.drops.get(inum, 0)
     limit = setting.limit or math.inf
@@ -279,6 +280,20 @@ def _place(
         _series(base, as_was.ts, as_was.count[i]),
         _series(base, would_be.ts, would_be.count[i]),
     )
+
+
+def _distance(at: F64, real: F64, ts: F64, count: F64, window: float) -> Optional[float]:
+    """Mean distance of two courses, relative to the real one's mean, over a moving window."""
+    if not len(at) or real.mean() <= 0:
+        return None
+    inside = (ts >= at[0]) & (ts <= at[-1])
+    if np.count_nonzero(inside) < 2:
+        return None
+    model, truth = count[inside], np.interp(ts[inside], at, real)
+    n = min(max(1, round(window / ts[0])), len(model))
+    smooth = np.ones(n) / n
+    difference = np.convolve(model - truth, smooth, "valid")
+    return float(np.abs(difference).mean() / truth.mean())
 
 
 def _outcome(course: Course, i: int, setting: Setting) -> Outcome:
