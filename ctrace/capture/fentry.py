@@ -7,6 +7,7 @@ programs, the first program that is loaded says so.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import ClassVar, Final, NamedTuple, Optional
 
@@ -85,14 +86,22 @@ def probe() -> None:
             "or is a module of a kernel before 5.11"
         )
     with _ModuleBtf(target) as module:
-        program = sys.prog_load(
-            _RETURN_ZERO,
-            sys.ProgType.TRACING,
-            "ctrace_probe",
-            attach_type=sys.AttachType.TRACE_FENTRY,
-            attach_btf_id=target.btf_id,
-            attach_btf_fd=module,
-        )
+        try:
+            program = sys.prog_load(
+                _RETURN_ZERO,
+                sys.ProgType.TRACING,
+                "ctrace_probe",
+                attach_type=sys.AttachType.TRACE_FENTRY,
+                attach_btf_id=target.btf_id,
+                attach_btf_fd=module,
+            )
+        except sys.BpfError as error:
+            if error.errno != errno.EPERM:
+                raise
+            raise CtraceError(
+                "the kernel refuses programs that trace functions (EPERM): it is hardened, "
+                "locked down, or CAP_PERFMON is missing"
+            ) from error
     try:
         os.close(sys.raw_tracepoint_open(program))
     finally:

@@ -1,0 +1,132 @@
+"""Which hook families hold on this host, found out by trying each one for real.
+
+A kernel may describe a facility and still refuse it (a hardened build, lockdown, a
+missing capability), so nothing is deduced from versions or configuration: the
+smallest program of each family is loaded, attached and let go.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Final
+
+from ctrace.capture import fentry, kprobe, layout, sys
+from ctrace.errors import CtraceError
+
+_RETURN_ACCEPT: Final = bytes.fromhex("b700000001000000 9500000000000000")
+_CLONE_NEWNET: Final = 0x40000000
+
+
+@dataclass(frozen=True)
+class FamilyStatus:
+    """One family of the ladder."""
+
+    family: str
+    holds: bool
+    why: str
+    """What it sees when it holds; what stands against it when not."""
+
+
+_HOLDS: Final = {
+    "fentry": "trampolines at conntrack's functions; costs per connection",
+    "kprobe": "probes at conntrack's functions; costs per connection",
+    "netfilter": "links around conntrack's hooks, one set per namespace; costs per packet",
+    "netlink": "ctnetlink events and kernel counters; no tuple of a refused packet, no owner",
+}
+
+
+def probe() -> list[FamilyStatus]:
+    """Every family, the preferred one first. Changes nothing that outlasts the call."""
+    return [_status(family, trial) for family, trial in _TRIALS.items()]
+
+
+def _status(family: str, trial: Callable[[], None]) -> FamilyStatus:
+    try:
+        trial()
+    except (CtraceError, OSError) as error:
+        return FamilyStatus(family, False, str(error))
+    return FamilyStatus(family, True, _HOLDS[family])
+
+
+def _bpf_basics() -> None:
+    """What all three BPF families need beside their hooks. Raises CtraceError."""
+    if os.geteuid() != 0:
+        raise CtraceError("BPF needs root: run it with sudo")
+    layout.running()
+    if find_spec("bcc") is None:
+        raise CtraceError(
+            "BCC is not installed: install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
+            "(Fedora, RHEL)"
+        )
+    try:
+        os.close(sys.map_create(sys.MapType.RINGBUF, 0, 0, os.sysconf("SC_PAGE_SIZE")))
+    except sys.BpfError as error:
+        raise CtraceError(f"no BPF ring buffers (5.8 and later have them): {error}") from error
+
+
+def _fentry() -> None:
+    _bpf_basics()
+    fentry.probe()
+
+
+def _kprobe() -> None:
+    _bpf_basics()
+    kprobe.probe()
+
+
+def _netfilter() -> None:
+    _bpf_basics()
+    if "BPF_NF_STATE" not in layout.running():
+        raise CtraceError("this kernel has no BPF netfilter links (6.4 and later have)")
+    program = sys.prog_load(
+        _RETURN_ACCEPT,
+        sys.ProgType.NETFILTER,
+        "ctrace_probe",
+        attach_type=sys.AttachType.NETFILTER,
+    )
+    try:
+        _elsewhere(lambda: os.close(sys.link_netfilter(program, 2, 1, 2**31 - 3)))
+    finally:
+        os.close(program)
+
+
+def _elsewhere(action: Callable[[], None]) -> None:
+    """Run in a network namespace that lives as long as this call, and no packet visits.
+
+    A thread of its own enters it; namespaces belong to threads.
+    """
+    failure: list[Exception] = []
+
+    def run() -> None:
+        try:
+            if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            action()
+        except (CtraceError, OSError) as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _netlink() -> None:
+    from ctrace.capture.netlink import NetlinkCapture
+
+    NetlinkCapture().close()
+
+
+_TRIALS: Final[dict[str, Callable[[], None]]] = {
+    "fentry": _fentry,
+    "kprobe": _kprobe,
+    "netfilter": _netfilter,
+    "netlink": _netlink,
+}
