@@ -150,14 +150,22 @@ def run(hooks: Optional[str] = None, show: Callable[[Check], None] = lambda _: N
 
     if os.geteuid() != 0:
         raise CtraceError("the self-test makes network namespaces: run it with sudo")
-    with ExitStack() as stack:
-        wanted = Filter(dport=PORT)
-        capture = open_capture(wanted, hooks, 1 << 20)
-        stack.callback(capture.close)
-        lab = stack.enter_context(Lab())
+    wanted = Filter(dport=PORT)
+    capture = open_capture(wanted, hooks, 1 << 20)
+    try:
+        return prove(capture, wanted, show)
+    finally:
+        capture.close()
+
+
+def prove(
+    capture: Capture, wanted: Filter, show: Callable[[Check], None] = lambda _: None
+) -> Report:
+    """The same with a capture that is already open, of ``wanted`` (which must let PORT pass)."""
+    with Lab() as lab:
         test = _SelfTest(capture, wanted, lab, show)
         test.run()
-        return Report(capture.info.family, tuple(test.checks))
+    return Report(capture.info.family, tuple(test.checks))
 
 
 @dataclass

@@ -10,9 +10,11 @@ import os
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EEXIST, ENOMEM
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -164,9 +166,10 @@ def fill(
 ) -> int:
     """Insert ``n`` IPv4 entries into the namespace's table; returns how many it took.
 
-    It stops early when the table is full. Entry ``i`` (counted from ``first``) has
-    source address ``source + i // 60000`` and source port ``1024 + i % 60000``. They
-    are ASSURED, so early_drop never evicts them, and TCP in ``state`` (ESTABLISHED).
+    It stops early when the table is full; entries that are there already are no
+    error. Entry ``i`` (counted from ``first``) has source address ``source + i //
+    60000`` and source port ``1024 + i % 60000``. They are ASSURED, so early_drop
+    never evicts them, and TCP in ``state`` (3 is ESTABLISHED).
     About 2 us each. Raises CtraceError.
     """
     message = _entry(proto, target, dport, timeout, status, state)
@@ -189,12 +192,12 @@ def fill(
             for at in ports:
                 block[:, at : at + 2] = port_of
             sock.send(block.data)
-            refused, error = _errors(sock)
-            taken += len(index) - refused
-            if error and error != -12:  # ENOMEM: the table is full
-                _check(error, "insert entries")
-            if refused:
+            refused = _errors(sock)
+            taken += len(index) - sum(refused.values())
+            if ENOMEM in refused:  # the table is full
                 break
+            for error in refused.keys() - {EEXIST}:
+                raise CtraceError(f"cannot insert entries through ctnetlink: {os.strerror(error)}")
     return taken
 
 
@@ -336,17 +339,17 @@ def _chain(data: U8) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     return np.array(starts, np.int64), np.array(lengths, np.int64)
 
 
-def _errors(sock: socket.socket) -> tuple[int, int]:
-    """Error answers waiting on a socket: how many, and the last one's negative errno."""
-    count, last = 0, 0
+def _errors(sock: socket.socket) -> Counter[int]:
+    """Error answers waiting on a socket, by errno."""
+    found: Counter[int] = Counter()
     while True:
         try:
             answer = sock.recv(DATAGRAM, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return count, last
-        if struct.unpack_from("=IH", answer)[1] == NLMSG_ERROR:
-            (last,) = struct.unpack_from("=i", answer, 16)
-            count += last != 0
+            return found
+        kind, error = struct.unpack_from("=4xH10xi", answer)
+        if kind == NLMSG_ERROR and error:
+            found[-error] += 1
 
 
 def _check(error: int, what: str) -> None:

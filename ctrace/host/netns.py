@@ -6,6 +6,7 @@ A namespace is known by its inode number, as in ``readlink /proc/PID/ns/net``.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from ctrace.errors import CtraceError, UsageError
 from ctrace.host import cgroup
 
 CLONE_NEWNET: Final = 0x40000000
+NS_GET_NSTYPE: Final = 0xB703
 LOWEST_INODE: Final = 0xEFFFFFF0
 """Namespace inodes lie at and above PROC_DYNAMIC_FIRST (include/linux/proc_ns.h)."""
 TURNS: Final = 8
@@ -147,7 +149,7 @@ def resolve(text: str) -> int:
         raise UsageError(f"{text} is not a network namespace: give one like /run/netns/NAME")
     spaces = find()
     for space in spaces:
-        if text in (space.name, space.name.partition(":")[2]):
+        if text and text in (space.name, space.name.partition(":")[2]):
             return space.inum
     some = ", ".join(space.name for space in spaces[:8])
     raise UsageError(
@@ -235,7 +237,10 @@ def _nsfs(path: str) -> Optional[int]:
     except OSError:
         return None
     try:
-        return _inode(f"/proc/self/fd/{fd}")
+        # On a mounted namespace the link in /proc/self/fd is the mount point's path.
+        return os.fstat(fd).st_ino if fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET else None
+    except OSError:
+        return None
     finally:
         os.close(fd)
 

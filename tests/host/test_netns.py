@@ -1,0 +1,139 @@
+"""Namespaces found, named, entered and let go of."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ctrace.errors import CtraceError, UsageError
+from ctrace.host import netns
+from ctrace.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+
+def test_a_namespace_is_found_while_it_exists() -> None:
+    finder = netns.Finder()
+    with Lab() as lab:
+        before = {space.inum for space in finder.find()}
+        node = lab.namespace("one")
+        found = {space.inum: space for space in finder.find()}
+        assert node.inum not in before
+        assert found[node.inum].name == f"netns:{node.inum}"
+        assert os.stat(found[node.inum].path).st_ino == node.inum
+        assert finder.find()[0].name == "init"
+    assert node.inum not in {space.inum for space in finder.find()}
+
+
+def test_a_process_that_moves_later_is_noticed() -> None:
+    finder = netns.Finder()
+    code = (
+        "import ctypes, sys\nsys.stdin.readline()\n"
+        "ctypes.CDLL(None).unshare(0x40000000)\nprint('moved', flush=True)\nsys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin
+        assert child.stdout
+        before = {space.inum for space in finder.find()}
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "moved\n"
+        inum = os.stat(f"/proc/{child.pid}/ns/net").st_ino
+        assert inum not in before
+        found = [finder.find() for _ in range(netns.TURNS)]
+        assert inum in {space.inum for space in found[-1]}
+        child.stdin.close()
+
+
+def test_another_process_vouches_when_the_first_has_gone() -> None:
+    finder = netns.Finder()
+    with Lab() as lab:
+        node = lab.namespace("two")
+        first = {space.inum: space for space in finder.find()}[node.inum]
+        other = node.start(["sleep", "60"])
+        try:
+            while os.readlink(f"/proc/{other.pid}/ns/net") != f"net:[{node.inum}]":
+                pass
+            finder.find()
+            assert first.path == node.path
+            node.close()
+            second = {space.inum: space for space in finder.find()}[node.inum]
+            assert os.stat(second.path).st_ino == node.inum
+            assert second.path != first.path
+        finally:
+            other.kill()
+            other.wait()
+
+
+def test_names_of_ip_netns_in_a_mount_namespace_of_its_own() -> None:
+    script = (
+        "mount --make-rprivate / && mount -t tmpfs none /run && ip netns add shop && "
+        f"exec {sys.executable} -c '"
+        "from ctrace.host import netns\n"
+        "found = {s.name: s for s in netns.find()}\n"
+        'print(found["shop"].path, netns.resolve("shop") == found["shop"].inum,'
+        ' netns.resolve("/run/netns/shop") == found["shop"].inum)\''
+    )
+    said = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.split() == ["/run/netns/shop", "True", "True"]
+
+
+def test_resolve() -> None:
+    own = os.stat("/proc/self/ns/net").st_ino
+    with Lab() as lab:
+        node = lab.namespace("three")
+        for text in (
+            str(node.inum),
+            f"netns:{node.inum}",
+            f"net:[{node.inum}]",
+            node.path,
+            str(node.holder.pid),
+        ):
+            assert netns.resolve(text) == node.inum
+    assert netns.resolve("init") == netns.find()[0].inum
+    assert netns.resolve(str(os.getpid())) == own
+    for wrong in (
+        "nowhere",
+        "4194999999",
+        "/etc/passwd",
+        "/no/such",
+        "999999999",
+        "",
+    ):
+        with pytest.raises(UsageError):
+            netns.resolve(wrong)
+
+
+def test_enter_and_return() -> None:
+    own = os.readlink("/proc/thread-self/ns/net")
+    with Lab() as lab:
+        node = lab.namespace("four")
+        with netns.enter(node.path):
+            assert os.readlink("/proc/thread-self/ns/net") == f"net:[{node.inum}]"
+        assert os.readlink("/proc/thread-self/ns/net") == own
+        with pytest.raises(ZeroDivisionError), netns.enter(node.path):
+            raise ZeroDivisionError
+        assert os.readlink("/proc/thread-self/ns/net") == own
+    for path in (node.path, "/etc/passwd"):
+        with pytest.raises(CtraceError), netns.enter(path):
+            pass
+
+
+def test_local_addresses() -> None:
+    with Lab() as lab:
+        a, b = lab.namespace("a"), lab.namespace("b")
+        lab.link(a, b)
+        mine = set(netns.local_addresses(a.path))
+        assert {"127.0.0.1", "::1", *a.addresses["b"]} <= mine
+        assert not mine & set(b.addresses["a"])
+        for address in mine:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            assert socket.inet_ntop(family, socket.inet_pton(family, address)) == address
