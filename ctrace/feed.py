@@ -18,6 +18,7 @@ from ctrace.batch import Batch, Counts, Source
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Snapshot
 from ctrace.view.feed import Phase
+from ctrace.view.filtering import filtered
 
 if TYPE_CHECKING:
     from ctrace.model.model import Model
@@ -27,6 +28,10 @@ EARLY = 0.2
 """Seconds until the first snapshot."""
 LIMIT = 200
 """Culprits in a snapshot: more than any screen shows without scrolling far."""
+
+
+SEARCHED = 5000
+"""Culprits that a filter is applied to."""
 
 
 class LiveFeed:
@@ -217,10 +222,23 @@ class LiveFeed:
     def _snapshot(self) -> Snapshot:
         assert self._model is not None
         group, sort, text = self._view
-        snapshot = self._model.snapshot(group=group, sort=sort, limit=self._limit, filter_text=text)
+        if not text:
+            snapshot = self._model.snapshot(group=group, sort=sort, limit=self._limit)
+        else:
+            # Looked for among many more than are shown, for what is wanted may be small.
+            many = self._model.snapshot(group=group, sort=sort, limit=SEARCHED, filter_text=text)
+            snapshot = filtered(many, text)
+            snapshot = replace(snapshot, culprits=snapshot.culprits[: self._limit])
         if not self._shown_filter:
             return snapshot
         return replace(snapshot, filter=f"{self._shown_filter} {snapshot.filter}".strip())
+
+    def at(self, group: str, limit: int) -> Snapshot:
+        """This moment by another grouping, for advice. Raises CtraceError before the first."""
+        with self._lock:
+            if self._model is None:
+                raise CtraceError("nothing has been observed yet")
+            return self._model.snapshot(group=group, sort="held", limit=limit)
 
     def _publish(self, snapshot: Snapshot) -> None:
         with self._news:

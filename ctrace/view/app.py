@@ -35,6 +35,7 @@ from ctrace.view.app_advice import AdvicePane
 from ctrace.view.app_travel import parse_jump
 from ctrace.view.detail import detail_lines
 from ctrace.view.feed import Feed, Records, Travels
+from ctrace.view.filtering import filtered, parse
 from ctrace.view.frame import Painted, Spot, compose, culprits_of, identity, tables_of
 from ctrace.view.keys import KEYS, footer, help_lines
 from ctrace.view.palette import PALETTES, Palette
@@ -209,7 +210,8 @@ class TopApp(App[None]):
         changed = snapshot is not None and snapshot is not self._seen
         if changed and snapshot is not None:
             self._seen = snapshot
-            self.snapshot = self.names(snapshot) if self.names else snapshot
+            snapshot = self.names(snapshot) if self.names else snapshot
+            self.snapshot = filtered(snapshot, self.state.filter)
             if self.left is not None:
                 self.left -= 1
                 if self.left < 0:
@@ -307,6 +309,8 @@ class TopApp(App[None]):
         old, self.state = self.state, state
         if (old.group, old.sort, old.filter) != (state.group, state.sort, state.filter):
             self.feed.set_view(state.group, state.sort, state.filter)
+            if self._seen is not None and old.filter != state.filter:
+                self.snapshot = filtered(self._seen, state.filter)
         self.paint()
 
     def _wear(self, palette: Palette) -> None:
@@ -476,6 +480,7 @@ class TopApp(App[None]):
                  self.state.filter, self._filtered)  # fmt: skip
 
     def _filtered(self, text: str) -> None:
+        parse(text)  # raises what is then shown to the person
         back = (
             self.state if self.state.mode in ("top", "victims") else replace(self.state, mode="top")
         )

@@ -151,6 +151,8 @@ def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
 def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> list[list[Piece]]:
     p = palette
     groups: list[list[Piece]] = [state(snapshot, table, p)]
+    if len(snapshot.tables) > 1 and cell_len(fmt.clean(table.name)) >= LABEL:
+        groups.append([(f"in {fmt.cut(fmt.clean(table.name), 32)}", p.text)])
     if table.pinned is not None:
         groups.append(
             [("█ ", _fill_style(table, p)), (f"pinned {fmt.share(table.pinned)}", p.text)]
