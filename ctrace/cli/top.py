@@ -164,6 +164,9 @@ def run_screen(
     from ctrace.view.palette import choose
     from ctrace.view.state import State
 
+    from ctrace.adviser import LiveAdviser
+
+    adviser = LiveAdviser(feed)
     names = None
     if resolve:
         from ctrace.resolve import Resolver
@@ -174,16 +177,14 @@ def run_screen(
         palette=choose(theme),
         ascii_only=ascii_only or fmt.wants_ascii(),
         state=State(group=group, sort=sort),
-        advice=AdvicePane(live_adviser()),
+        advice=AdvicePane(adviser),
         names=names,
         count=count,
     )
-    app.run()
-
-
-def live_adviser() -> Any:
-    """What the advice page needs; None in a version without advice."""
-    return None
+    try:
+        app.run()
+    finally:
+        adviser.close()
 
 
 def run_plain(

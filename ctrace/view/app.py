@@ -219,7 +219,9 @@ class TopApp(App[None]):
         if self.snapshot is None and self.feed.phase.name == "failed":
             self.exit()  # whoever opened the feed says why, on a terminal that is sane again
             return
-        if self.advice.arrived() or changed or self.snapshot is None or self._expired():
+        if (news := self.advice.arrived()) and self.advice.said:
+            self._message = (self.advice.said, time.monotonic() + TOAST)
+        if news or changed or self.snapshot is None or self._expired():
             self.paint()
 
     _seen: Optional[Snapshot] = None
@@ -373,7 +375,7 @@ class TopApp(App[None]):
         """The advice page; asks for advice in the background."""
         state = self.state.to("advice")
         if state.mode == "advice" and self.snapshot is not None:
-            self.advice.ask(self.snapshot, self.state.subject if self._subject else ("", 0))
+            self.advice.ask(self.snapshot)
         self.change(state)
 
     def action_group(self) -> None:
@@ -506,18 +508,23 @@ class TopApp(App[None]):
             self.say(f"recording to {path}; r ends it")
 
     def action_apply(self) -> None:
-        """Apply the plan of the advice page, after a typed confirmation."""
+        """Apply, keep or take back, after a typed confirmation."""
         if self.state.mode != "advice":
             return
-        word = self.advice.confirmation()
-        if not word:
-            self.say(self.advice.why_not())
+        try:
+            question, words = self.advice.offer()
+        except CtraceError as error:
+            self.say(str(error))
             return
-        self.ask(f"this changes the host's rules: type {word} to apply, anything else to leave it",
-                 "", lambda text: self._apply(text, word))  # fmt: skip
+        self.ask(f"{question}; anything else changes nothing", "",
+                 lambda text: self._confirmed(text, words))  # fmt: skip
 
-    def _apply(self, text: str, word: str) -> None:
-        self.say(self.advice.apply() if text == word else "nothing was changed")
+    def _confirmed(self, text: str, words: tuple[str, ...]) -> None:
+        if text in words:
+            self.advice.act(text)
+            self.say("working")
+        else:
+            self.say("nothing was changed")
 
     # -- travel ------------------------------------------------------------------------
 

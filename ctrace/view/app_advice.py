@@ -1,11 +1,10 @@
-"""The advice page: asked for in the background, shown when it comes, applied only by name."""
+"""The advice page: made in the background, shown when it comes, applied only by typed words."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 from rich.text import Text
 
@@ -16,21 +15,26 @@ from ctrace.view.palette import Palette
 from ctrace.view.parts import blank, line, wrapped
 
 
-@dataclass(frozen=True)
-class Adviser:
+class Adviser(Protocol):
     """What the page needs of the advice: handed in, so that the view fetches nothing."""
 
-    advise: Callable[[Snapshot], Any]
-    """Makes the advice; may take seconds (it reads the ruleset)."""
-    text: Callable[[Any, int], str]
-    """The advice in words, for a width."""
-    rules: Callable[[Any], str]
-    """The commands or rules to copy."""
-    apply: Optional[Callable[[Any], str]] = None
-    """Applies the plan and says what was done; None where nothing can be applied."""
-    why_not: str = "apply it with: ctrace advise --plan plan.json, then: ctrace apply plan.json"
-    word: str = "apply"
-    """What has to be typed."""
+    def advise(self, snapshot: Snapshot) -> Any:
+        """Makes the advice; may take seconds (it reads rulesets). Raises CtraceError."""
+
+    def text(self, advice: Any, width: int) -> str:
+        """The advice in words, for a width."""
+
+    def rules(self, advice: Any) -> str:
+        """The rules to copy."""
+
+    def status(self) -> str:
+        """What has been applied and may still revert; empty when nothing."""
+
+    def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
+        """A question and the words that answer it. Raises CtraceError: why there is none."""
+
+    def act(self, advice: Any, word: str) -> str:
+        """Do what was typed, and say what was done. Raises CtraceError."""
 
 
 class AdvicePane:
@@ -38,24 +42,46 @@ class AdvicePane:
 
     def __init__(self, adviser: Optional[Adviser] = None) -> None:
         self.adviser = adviser
+        self.said = ""
+        """What came of the last typed word."""
         self._advice: Any = None
         self._error = ""
-        self._asked_at: float = 0.0
+        self._asked_at = 0.0
         self._thread: Optional[threading.Thread] = None
         self._news = False
+        self._text: tuple[Any, int, str] = (None, 0, "")
 
-    def ask(self, snapshot: Snapshot, subject: tuple[str, int]) -> None:  # noqa: ARG002
-        """Begin to make advice from this snapshot, unless it is being made."""
-        if self.adviser is None or (self._thread is not None and self._thread.is_alive()):
+    def ask(self, snapshot: Snapshot) -> None:
+        """Begin to make advice from this snapshot, unless something is under way."""
+        if self.adviser is None or self._busy():
             return
+        adviser = self.adviser
         self._asked_at = snapshot.ts / 1e9
-        self._thread = threading.Thread(target=self._work, args=(snapshot,), daemon=True)
+
+        def make() -> str:
+            self._advice = adviser.advise(snapshot)
+            return ""
+
+        self._begin(make)
+
+    def act(self, word: str) -> None:
+        """Do what was typed, in the background; :attr:`said` tells the outcome."""
+        if self.adviser is None or self._busy():
+            self.said = "busy: try again in a moment"
+            return
+        adviser, advice = self.adviser, self._advice
+        self._begin(lambda: adviser.act(advice, word))
+
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _begin(self, work: Callable[[], str]) -> None:
+        self._thread = threading.Thread(target=self._work, args=(work,), daemon=True)
         self._thread.start()
 
-    def _work(self, snapshot: Snapshot) -> None:
-        assert self.adviser is not None
+    def _work(self, work: Callable[[], str]) -> None:
         try:
-            self._advice, self._error = self.adviser.advise(snapshot), ""
+            self.said, self._error = work(), ""
         except CtraceError as error:
             self._error = str(error)
         except Exception as error:  # a screen must survive what its page could not make
@@ -70,30 +96,31 @@ class AdvicePane:
     def lines(self, width: int, palette: Palette) -> Sequence[Text]:
         """The page."""
         p = palette
-        when = f"  from {fmt.clock(self._asked_at)}" if self._advice is not None else ""
-        head = line([("ADVICE", p.accent), (when, p.dim)], width)
-        head.style = p.band
+        made = self._advice is not None
+        when = f"  from {fmt.clock(self._asked_at)}" if made else ""
+        out = [line([("ADVICE", p.accent), (when, p.dim)], width)]
+        out[0].style = p.band
         if self.adviser is None:
-            return [head, line([("no advice can be given here", p.dim)], width)]
-        if self._error:
-            words = wrapped(fmt.clean(self._error), width - 4, 4)
-            return [head, *(line([(one, p.warn)], width) for one in words)]
-        if self._advice is None:
-            reading = "reading the ruleset and weighing the flows"
-            return [head, blank(width), line([(reading, p.dim)], width)]
-        return [head, *self._body(self.adviser.text(self._advice, width - 2), width, p)]
+            return [*out, line([("no advice can be given here", p.dim)], width)]
+        for text, style in ((self.adviser.status(), p.warn), (self._error, p.bad)):
+            if text:
+                words = wrapped(fmt.clean(text), width - 3, 4)
+                out += [line([(one, style)], width) for one in words]
+        if made:
+            return [*out, *self._body(width, p)]
+        if not self._error:
+            reading = "reading the rulesets and weighing the flows"
+            out += [blank(width), line([(reading, p.dim)], width)]
+        return out
 
-    @staticmethod
-    def _body(text: str, width: int, palette: Palette) -> list[Text]:
+    def _body(self, width: int, palette: Palette) -> list[Text]:
+        assert self.adviser is not None
+        if self._text[:2] != (self._advice, width):
+            self._text = (self._advice, width, self.adviser.text(self._advice, width - 2))
         out = []
-        for raw in text.splitlines():
-            # A line in capitals is a title, one that is set in is a rule or its evidence.
+        for raw in self._text[2].splitlines():
             words = fmt.clean(raw.rstrip())
-            title = words[:1].isalpha() and words.split(" ")[0].isupper()
-            style = (
-                palette.accent if title else palette.dim if words[:4] == "    " else palette.text
-            )
-            out.append(line([(words, style)], width))
+            out.append(line([(words, _style(words, palette))], width))
         return out
 
     def copyable(self) -> str:
@@ -102,20 +129,25 @@ class AdvicePane:
             return ""
         return self.adviser.rules(self._advice)
 
-    def confirmation(self) -> str:
-        """The word that has to be typed; empty when nothing can be applied."""
-        if self.adviser is None or self._advice is None or self.adviser.apply is None:
-            return ""
-        return self.adviser.word
-
-    def why_not(self) -> str:
-        """Why nothing can be applied from here, and what to do."""
+    def offer(self) -> tuple[str, tuple[str, ...]]:
+        """The question to ask before anything is done. Raises CtraceError: why there is none."""
         if self.adviser is None:
-            return "no advice can be given here"
-        return "no advice yet" if self._advice is None else self.adviser.why_not
+            raise CtraceError("no advice can be given here")
+        if self._advice is None:
+            raise CtraceError("no advice yet")
+        return self.adviser.offer(self._advice)
 
-    def apply(self) -> str:
-        """Apply, and say what was done."""
-        if self.adviser is None or self.adviser.apply is None or self._advice is None:
-            return self.why_not()
-        return self.adviser.apply(self._advice)
+
+def _style(words: str, palette: Palette) -> Any:
+    """What a line of the advice is, from its shape: verdicts, arrows, rules and notes."""
+    if words.startswith("-> "):
+        return palette.good
+    if words.startswith("    ") or words.startswith("Note:"):
+        return palette.dim
+    if " is unsafe" in words:
+        return palette.bad
+    if " is safe" in words or " is warn" in words:
+        return palette.strong
+    if words and not words.startswith((" ", "-")):
+        return palette.strong
+    return palette.text
