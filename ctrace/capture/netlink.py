@@ -120,8 +120,9 @@ class _Listener:
 class NetlinkCapture:
     """ctnetlink's NEW and DESTROY events of many namespaces as records.
 
-    ``ts`` is the time of receipt, but for an INSERT the kernel's own where
-    nf_conntrack_timestamp is on. ``ct`` is CTA_ID. An open socket keeps its namespace
+    ``ts`` is the time of receipt: with nf_conntrack_timestamp the kernel would tell when
+    an entry went, but not when a new one came, and the two must stay in order. ``ct`` is
+    CTA_ID. An open socket keeps its namespace
     alive until :meth:`follow` no longer lists it.
     """
 
@@ -137,7 +138,6 @@ class NetlinkCapture:
         self._reader = TableReader()
         self._tells_left = _release() >= TELLS_TIME_LEFT
         self._lost = 0
-        self._last = 0
         try:
             self._listen(Namespace(_own(), "self", "/proc/thread-self/ns/net"))
         except CtraceError:
@@ -179,8 +179,6 @@ class NetlinkCapture:
         events = join(parts)
         if (events["ts"][1:] < events["ts"][:-1]).any():
             events = events[np.argsort(events["ts"], kind="stable")]
-        if len(events):
-            self._last = int(events["ts"][-1])
         if lost:
             self._lost += lost
             self._describe()
@@ -268,12 +266,6 @@ class NetlinkCapture:
         events["kind"][new], events["kind"][gone] = Kind.INSERT, Kind.DESTROY
         events["reason"][new] = np.where(said.portid[new] == 0, Reason.NEW, Reason.USER)
         self._ended(events, gone, said.left, said.portid, said.mark)
-        stamp = np.where(new, said.start, said.stop)
-        stamped = stamp != 0
-        if stamped.any():
-            offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            boot = stamp[stamped].astype(np.int64) - offset
-            events["ts"][stamped] = np.clip(boot, self._last, now)
         events = events[new | gone]
         listener.received += np.bincount(events["reason"], minlength=N_REASONS).astype(np.uint64)
         return events, len(lengths) == MESSAGES, int((~whole).sum())

@@ -159,7 +159,8 @@ def _about_kernel(here: kernel.Kernel) -> list[Finding]:
             )
         )
     else:
-        findings.append(Finding("lockdown", GOOD, here.lockdown))
+        text = {"unknown": "not told (securityfs is not mounted)"}.get(here.lockdown, here.lockdown)
+        findings.append(Finding("lockdown", GOOD, text))
     if here.jit is False:
         findings.append(
             Finding("BPF JIT", WARN, "off: programs are interpreted", "net.core.bpf_jit_enable=1")

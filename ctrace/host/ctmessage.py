@@ -51,7 +51,6 @@ class Decoded:
     mark: U32
     start: npt.NDArray[np.uint64]
     """CTA_TIMESTAMP_START, ns since the epoch; 0 unless nf_conntrack_timestamp is on."""
-    stop: npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ class Decoder:
             np.zeros(n, np.uint32),
             np.full(n, -1, np.int32),
             np.zeros(n, np.uint32),
-            np.zeros(n, np.uint64),
             np.zeros(n, np.uint64),
         )
         stream = data.view(np.uint32)
@@ -170,7 +168,6 @@ def _fill(layout: _Layout, rows: I64, block: U32, out: Decoded) -> None:
         ((TIMEOUT,), out.left, columns.be32),
         ((MARK,), out.mark, columns.be32),
         ((TIMESTAMP, 1), out.start, columns.be64),
-        ((TIMESTAMP, 2), out.stop, columns.be64),
     ):
         if path in layout.at:
             column[rows] = wide(layout.at[path])
