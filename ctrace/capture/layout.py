@@ -189,12 +189,33 @@ def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250
 def _percpu(kernel: btf.Btf) -> dict[str, int]:
     """Where the wanted per-CPU variables lie in their section."""
     places = {define: kernel.percpu_offset(name) for define, name in _PERCPU.items()}
+    if not any(place is not None for place in places.values()):
+        return _percpu_symbols()
     hot = kernel.percpu_offset("pcpu_hot")
     for define, member in _PERCPU_HOT.items():
         inner = kernel.offset("pcpu_hot", member)
         if hot is not None and inner is not None:
             places[define] = hot + inner
     return {define: place for define, place in places.items() if place is not None}
+
+
+def _percpu_symbols() -> dict[str, int]:
+    """The same from /proc/kallsyms, for BTF made before it described variables.
+
+    Only x86-64 keeps these symbols as offsets in the section (KALLSYMS_ABSOLUTE_PERCPU),
+    and only KALLSYMS_ALL lists them.
+    """
+    if os.uname().machine != "x86_64":
+        return {}
+    text = Path("/proc/kallsyms").read_text(encoding="ascii", errors="replace")
+    names = "|".join(_PERCPU.values())
+    places = {
+        name: int(place, 16)
+        for place, name in re.findall(rf"^([0-9a-f]+) \w ({names})$", text, re.M)
+    }
+    found = {define: places[name] for define, name in _PERCPU.items() if name in places}
+    # hidden addresses read as zero, and no section is as large as this
+    return found if all(0 < place < 1 << 24 for place in found.values()) else {}
 
 
 def _has_unconfirmed_lists(sources: list[btf.Btf]) -> bool:
