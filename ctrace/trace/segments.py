@@ -1,12 +1,398 @@
-"""Recordings in segments: a directory of files that reads as one."""
+"""The flight recorder: segments on disk within a limit, and a directory that reads as one.
+
+Each segment is a whole recording: it begins with the entries alive at that moment (as
+EXISTING), and its header has the counters so far. So any segment can be read alone, and
+old ones can go without hurting the rest.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional, cast
 
+import numpy as np
+
+from ctrace.batch import Batch, Counts, Names
+from ctrace.errors import CtraceError, UsageError
+from ctrace.record import Events, Kind, Reason, empty, join, words
+from ctrace.trace.format import FormatError
+from ctrace.trace.meta import Header
 from ctrace.trace.reader import Recording
+from ctrace.trace.writer import Writer
+
+SUFFIX = ".ctrace"
+KEPT = ".kept" + SUFFIX
+SESSION, NUMBER = "segment.session", "segment.number"
+"""Facts in a segment's header: which run of the recorder, and which segment of it."""
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """Something worth keeping."""
+
+    name: str
+    """``drop``, ``evict``, ``fill`` or ``inserts``."""
+    value: float = 0.0
+    """Share of the table, or inserts per second."""
+
+
+def parse_trigger(text: str) -> Trigger:
+    """``drop``, ``evict``, ``fill=90`` or ``inserts=20000/s``. Raises UsageError."""
+    text = text.strip().lower()
+    if text in ("drop", "evict"):
+        return Trigger(text)
+    match = re.fullmatch(r"fill[=>]+(\d+(?:\.\d+)?)%?", text)
+    if match and 0 < float(match[1]) <= 100:
+        return Trigger("fill", float(match[1]) / 100)
+    match = re.fullmatch(r"inserts[=>]+(\d+)(?:/s)?", text)
+    if match:
+        return Trigger("inserts", float(match[1]))
+    raise UsageError(f"{text!r} is no trigger: use drop, evict, fill=90 or inserts=20000/s")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What a flight recorder keeps."""
+
+    size: Optional[int] = 1 << 30
+    """Bytes on disk, for everything in the directory."""
+    seconds: Optional[float] = None
+    triggers: tuple[Trigger, ...] = ()
+    """With any, only what surrounds them is kept."""
+    before: float = 120.0
+    after: float = 120.0
+
+    @property
+    def segment_size(self) -> int:
+        """A segment ends at this size."""
+        return max(1 << 20, min(256 << 20, (self.size or 4 << 30) // 16))
+
+    @property
+    def segment_seconds(self) -> float:
+        """And after this time: what is thrown away goes a segment at a time."""
+        if self.triggers:
+            return max(1.0, min(60.0, self.before / 4))
+        return max(1.0, min(600.0, (self.seconds or 86400.0) / 12))
+
+
+class Living:
+    """The entries alive now, from the events alone."""
+
+    def __init__(self) -> None:
+        self._alive = empty()
+        self._news: list[Events] = []
+        self._size = 0
+
+    def take(self, events: Events) -> None:
+        """Follow these events."""
+        tracked = events[(events["ct"] != 0) & np.isin(events["kind"], _LIVES)]
+        if len(tracked):
+            self._news.append(tracked)
+            self._size += len(tracked)
+        if self._size > max(1 << 16, len(self._alive)):
+            self.rows(0)
+
+    def rows(self, now: int) -> Events:
+        """The living as EXISTING at ``now``."""
+        whole = join([self._alive, *self._news])
+        self._news, self._size = [], 0
+        if len(whole):
+            key = whole["ct"] ^ (whole["netns"].astype(np.uint64) << np.uint64(32))
+            order = np.argsort(key, kind="stable")
+            last = np.append(np.diff(key[order]) != 0, True)
+            chosen = np.sort(order[last])
+            whole = whole[chosen[whole["kind"][chosen] != Kind.DESTROY]]
+        self._alive = whole
+        out = words(whole).copy().view(whole.dtype).reshape(-1)
+        out["kind"], out["reason"], out["ts"] = Kind.EXISTING, Reason.NONE, now
+        # A destroy has no owner; an entry that existed keeps none either.
+        out["owner"], out["cgroup"] = 0, 0
+        return out
+
+
+_LIVES = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY))
+
+
+class FlightRecorder:
+    """Writes segments into a directory and never more than it may. A sink."""
+
+    def __init__(self, directory: str, header: Header, retention: Retention) -> None:
+        """Raises CtraceError when the directory cannot be used."""
+        self._directory = Path(directory)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise CtraceError(f"cannot create {directory}: {error.strerror}") from None
+        self.path = directory
+        self.events = 0
+        self.lost = 0
+        self._header = header
+        self._retention = retention
+        self._session = os.urandom(8).hex()
+        self._number = 0
+        self._living = Living()
+        self._known = replace(Batch.idle(header.started), names=Names({}, {}, {}, {}))
+        self._rules: dict[int, str] = {}
+        self._spans: list[tuple[Path, int, int]] = []
+        """Finished segments that nothing has asked to keep: path, from, until."""
+        self._fired: Optional[int] = None
+        self._rate = (header.started, 0)
+        self._counts: dict[int, Counts] = {}
+        self._writer = self._open(header.started)
+        self._began = header.started
+
+    @property
+    def stored(self) -> int:
+        """Bytes in the directory now."""
+        return sum(size for _, size in self._files())
+
+    def write(self, batch: Batch) -> None:
+        """Take a batch. Raises CtraceError when the disk refuses."""
+        fired = bool(self._retention.triggers) and self._fires(batch)
+        self._writer.write(batch)
+        self._living.take(batch.events)
+        self._learn(batch)
+        self.events += len(batch.events)
+        self.lost += batch.lost
+        if fired:
+            self._fired = batch.until
+        age = (batch.until - self._began) / 1e9
+        if (
+            self._writer.size >= self._retention.segment_size
+            or age >= self._retention.segment_seconds
+        ):
+            self._roll(batch.until)
+
+    def ruleset(self, netns: int, text: str) -> None:
+        """Rules go into every segment."""
+        self._rules[netns] = text
+        self._writer.ruleset(netns, text)
+
+    def close(self, reason: str = "") -> None:
+        """End the last segment; with triggers, drop what none has asked for."""
+        self._writer.close(reason)
+        self._finish(self._known.until)
+        if self._retention.triggers:
+            for path, _, _ in self._spans:
+                path.unlink(missing_ok=True)
+            self._spans = []
+
+    # -- inside -----------------------------------------------------------------------
+
+    def _open(self, now: int) -> Writer:
+        utc = self._header.clock.utc(now)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(utc / 1e9))
+        path = self._directory / f"{stamp}.{utc // 1_000_000 % 1000:03d}Z-{self._session}{SUFFIX}"
+        header = replace(
+            self._header,
+            started=now,
+            base=dict(self._counts),
+            facts={
+                **self._header.facts,
+                SESSION: self._session,
+                NUMBER: str(self._number),
+            },
+        )
+        writer = Writer(str(path), header)
+        for netns, text in self._rules.items():
+            writer.ruleset(netns, text)
+        return writer
+
+    def _roll(self, now: int) -> None:
+        self._writer.close()
+        self._finish(now)
+        self._number += 1
+        self._began = now
+        self._writer = self._open(now)
+        # Where the segment begins: who is alive, how the tables stand, all names.
+        self._writer.write(replace(self._known, events=self._living.rows(now), until=now))
+        self._prune(now)
+
+    def _finish(self, now: int) -> None:
+        path = Path(self._writer.path)
+        self._spans.append((path, self._began, now))
+        if not self._retention.triggers or self._fired is None:
+            return
+        low = self._fired - int(self._retention.before * 1e9)
+        high = self._fired + int(self._retention.after * 1e9)
+        rest = []
+        for span in self._spans:
+            if span[1] <= high and span[2] >= low:
+                with contextlib.suppress(OSError):
+                    os.replace(span[0], str(span[0]).removesuffix(SUFFIX) + KEPT)
+            else:
+                rest.append(span)
+        self._spans = rest
+        if now > high:
+            self._fired = None
+
+    def _prune(self, now: int) -> None:
+        """Throw away what is out of time, then the oldest of what is too much."""
+        if self._retention.triggers:
+            horizon = now - int(self._retention.before * 1e9)
+            while self._spans and self._spans[0][2] < horizon:
+                self._spans.pop(0)[0].unlink(missing_ok=True)
+        files = [file for file in self._files() if str(file[0]) != self._writer.path]
+        if self._retention.seconds is not None:
+            old = time.time() - self._retention.seconds
+            for path, _ in list(files):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime < old:
+                        path.unlink()
+                        files = [file for file in files if file[0] != path]
+        if self._retention.size is None:
+            return
+        # Room for the segment being written, too: the limit holds at every moment.
+        allowed = self._retention.size - self._retention.segment_size
+        total = sum(size for _, size in files)
+        for path, size in files:
+            if total <= allowed:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+    def _files(self) -> list[tuple[Path, int]]:
+        """Every segment in the directory with its size, oldest first."""
+        out = []
+        for path in sorted(self._directory.glob("*" + SUFFIX)):
+            with contextlib.suppress(OSError):
+                out.append((path, path.stat().st_size))
+        return out
+
+    def _learn(self, batch: Batch) -> None:
+        names = self._known.names
+        for old, new in (
+            (names.netns, batch.names.netns),
+            (names.owners, batch.names.owners),
+            (names.cgroups, batch.names.cgroups),
+            (names.listeners, batch.names.listeners),
+        ):
+            known = cast("dict[Any, Any]", old)
+            known.update(new)
+            while len(known) > _NAMES:
+                del known[next(iter(known))]
+        self._counts = dict(batch.counts) or self._counts
+        self._known = replace(
+            self._known,
+            until=batch.until,
+            counts=self._counts,
+            tables=batch.tables or self._known.tables,
+        )
+
+    def _fires(self, batch: Batch) -> bool:
+        now = {reason: sum(int(c[reason]) for c in batch.counts.values()) for reason in Reason}
+        before = {reason: sum(int(c[reason]) for c in self._counts.values()) for reason in Reason}
+        new = {reason: now[reason] - before[reason] for reason in Reason} if batch.counts else {}
+        inserts = sum(new.get(r, 0) for r in (Reason.NEW, Reason.USER, Reason.NAT_CLASH))
+        since, seen = self._rate
+        seconds = (batch.until - since) / 1e9
+        rate = (seen + inserts) / seconds if seconds > 0 else 0.0
+        self._rate = (batch.until, 0) if seconds >= 1 else (since, seen + inserts)
+        for trigger in self._retention.triggers:
+            fired = {
+                "drop": new.get(Reason.TABLE_FULL, 0) > 0 or self._kernel("drop", batch),
+                "evict": new.get(Reason.EVICTED, 0) > 0 or self._kernel("early_drop", batch),
+                "fill": any(t.max and t.count >= trigger.value * t.max for t in batch.tables),
+                "inserts": seconds >= 1 and rate >= trigger.value,
+            }[trigger.name]
+            if fired:
+                return True
+        return False
+
+    def _kernel(self, name: str, batch: Batch) -> bool:
+        """Whether the kernel's own counter rose: hooks may not see every kind of drop."""
+        before = {table.netns: table.stats.get(name) for table in self._known.tables}
+        return any(
+            table.stats.get(name, 0) > (before.get(table.netns) or 0)
+            for table in batch.tables
+            if before.get(table.netns) is not None
+        )
+
+
+_NAMES = 65_536
+
+
+class Series(Recording):
+    """Consecutive segments of one run as one recording.
+
+    What concerns one file alone (``columns``, ``tables``, ``rulesets`` ...) goes through
+    all of them; the entries that each later segment repeats are left out.
+    """
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths[0])
+        self._rest: list[Recording] = []
+        try:
+            for path in paths[1:]:
+                self._rest.append(Recording(path))
+        except CtraceError:
+            self.close()
+            raise
+        for one in self._rest:
+            one.header = replace(one.header, base=self.header.base)
+            one.missing = self.missing
+        if self._rest:
+            self.ended = self._rest[-1].ended
+
+    @property
+    def until(self) -> int:
+        """Boot clock, ns, of the last batch."""
+        return self._rest[-1].until if self._rest else super().until
+
+    def batches(self, interval: float = 0.0) -> Iterator[Batch]:
+        """The batches of all segments, each once."""
+        yield from super().batches(interval)
+        for one in self._rest:
+            one._from = self._from
+            for batch in one.batches(interval):
+                if batch.until > one.started:
+                    yield batch
+
+    def close(self) -> None:
+        """Let go of every file."""
+        super().close()
+        for one in self._rest:
+            one.close()
+
+
+def runs(directory: str) -> list[list[str]]:
+    """The segments in a directory as runs of consecutive ones, oldest run first."""
+    found: list[list[str]] = []
+    last: Optional[tuple[str, int]] = None
+    for path in sorted(Path(directory).glob("*" + SUFFIX)):
+        try:
+            with Recording(str(path)) as recording:
+                facts = recording.header.facts
+        except FormatError:
+            continue
+        here = (facts.get(SESSION, str(path)), _number(facts.get(NUMBER, "0")))
+        if last is not None and here == (last[0], last[1] + 1):
+            found[-1].append(str(path))
+        else:
+            found.append([str(path)])
+        last = here
+    return found
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def open_recording(path: str) -> Recording:
-    """The recording at ``path``. Raises CtraceError."""
-    return Recording(os.fspath(path))
+    """The recording at ``path``; of a flight recorder's directory, its last run.
+
+    Raises CtraceError.
+    """
+    path = os.fspath(path)
+    if not os.path.isdir(path):
+        return Recording(path)
+    found = runs(path)
+    if not found:
+        raise FormatError(f"{path} is a directory without recordings")
+    return Series(found[-1]) if len(found[-1]) > 1 else Recording(found[-1][0])

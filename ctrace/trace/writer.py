@@ -76,6 +76,11 @@ class Writer:
             self.abandon()
             raise
 
+    @property
+    def stored(self) -> int:
+        """Bytes in the file now."""
+        return self.size
+
     def write(self, batch: Batch) -> None:
         """Take a batch; about once a second everything taken goes to the file.
 
@@ -288,6 +293,11 @@ def _create(path: str) -> int:
         raise CtraceError(f"{path} exists: give another name with -o, or remove it") from None
     except OSError as error:
         raise CtraceError(f"cannot create {path}: {error.strerror}") from None
+    # Under sudo the file is for the person who asked, not for root.
+    user, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    if os.geteuid() == 0 and user.isdigit() and group.isdigit():
+        with contextlib.suppress(OSError):
+            os.fchown(fd, int(user), int(group))
     # Advisory, for readers. Where the file system has no locks a recording in
     # progress merely looks like one that was cut off.
     with contextlib.suppress(OSError):

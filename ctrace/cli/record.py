@@ -1,0 +1,169 @@
+"""``ctrace record``: per-flow events to a file, also as a flight recorder."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+from ctrace.cli.options import filter_options, make_filter
+from ctrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from ctrace.trace.recorder import Progress, Sink
+
+DEFAULT = "ctrace.data"
+DEFAULT_RING = "ctrace.d"
+
+
+@click.command()
+@click.option(
+    "-o", "--output", metavar="FILE",
+    help=f"Where to write [default: {DEFAULT}; for a flight recorder, {DEFAULT_RING}/].",
+)  # fmt: skip
+@click.option("--duration", metavar="TIME", help="Stop after this long: 30, 5m, 2h.")
+@click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N events.")
+@click.option("--cmd", metavar="COMMAND", help="Record as long as this shell command runs.")
+@click.option("--ring", metavar="SIZE", help="Flight recorder: use at most this much disk.")
+@click.option("--keep", metavar="TIME", help="Flight recorder: keep this long.")
+@click.option(
+    "--trigger", multiple=True, metavar="WHAT",
+    help="Flight recorder: keep only what surrounds drop, evict, fill=90 or inserts=20000/s.",
+)  # fmt: skip
+@click.option("--before", default="2m", show_default=True, help="Time kept before a trigger.")
+@click.option("--after", default="2m", show_default=True, help="Time kept after a trigger.")
+@click.option(
+    "--interval", default=0.25, show_default=True, type=click.FloatRange(0.05, 10),
+    help="Seconds between two batches: how finely a replay can step.",
+)  # fmt: skip
+@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@filter_options
+def command(
+    *,
+    output: Optional[str],
+    duration: Optional[str],
+    stop_after: Optional[int],
+    cmd: Optional[str],
+    ring: Optional[str],
+    keep: Optional[str],
+    trigger: tuple[str, ...],
+    before: str,
+    after: str,
+    interval: float,
+    hooks: Optional[str],
+    quiet: bool,
+    **filters: Any,
+) -> None:
+    """Record every conntrack event for the postmortem.
+
+    Ctrl-C ends it cleanly; after a crash everything but the last second is there.
+
+    \b
+    Examples:
+      ctrace record                            to ctrace.data, until Ctrl-C
+      ctrace record --cmd './loadtest'         as long as the test runs
+      ctrace record --keep 2h --ring 1G        the last two hours, for ever
+      ctrace record --trigger drop             the minutes around each drop, for ever
+    """  # fmt: skip
+    from ctrace.capture import open_live
+    from ctrace.cli.top import shown_filter
+    from ctrace.trace import facts
+    from ctrace.trace.recorder import Until, make_way, record
+    from ctrace.trace.segments import FlightRecorder, Retention, parse_trigger
+    from ctrace.trace.writer import Writer
+
+    until = Until(parse_time(duration) if duration else None, stop_after, cmd)
+    in_ring = bool(ring or keep or trigger)
+    retention = Retention(
+        size=parse_bytes(ring) if ring else (None if keep else 1 << 30),
+        seconds=parse_time(keep) if keep else None,
+        triggers=tuple(parse_trigger(text) for text in trigger),
+        before=parse_time(before),
+        after=parse_time(after),
+    )
+    shown = shown_filter(filters)
+    if filters.get("netns"):
+        from ctrace.host.netns import resolve
+
+        filters["netns"] = resolve(filters["netns"])
+    wanted = make_filter(**filters)
+    path = output or (DEFAULT_RING if in_ring else DEFAULT)
+    source = open_live(wanted, hooks=hooks)
+    try:
+        header = facts.header(source, shown)
+        sink: Sink
+        if in_ring:
+            sink = FlightRecorder(path, header, retention)
+        else:
+            old = make_way(path)
+            if old and not quiet:
+                click.echo(f"ctrace: the earlier {path} is now {old}", err=True)
+            sink = Writer(path, header)
+        if not quiet:
+            what = "until " + (f"{cmd!r} ends" if cmd else "Ctrl-C")
+            click.echo(f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}",
+                       err=True)  # fmt: skip
+        line = ProgressLine(quiet or not sys.stderr.isatty())
+        reason = record(source, sink, until, interval, line.show)
+        line.end()
+        if not quiet:
+            click.echo(f"ctrace: {path}: {line.text} ({reason})", err=True)
+    finally:
+        source.close()
+
+
+class ProgressLine:
+    """One line on a terminal, written anew a few times a second."""
+
+    def __init__(self, silent: bool) -> None:
+        self.text = "nothing recorded"
+        self._silent = silent
+        self._next = 0.0
+        self._width = 0
+
+    def show(self, progress: Progress) -> None:
+        """Tell how it stands."""
+        from ctrace.view import format as fmt
+
+        events = max(1, progress.events)
+        self.text = (
+            f"{fmt.span(progress.seconds)}, {fmt.count(progress.events)} events, "
+            f"{fmt.size(progress.size)} ({progress.size / events:.1f} B each), "
+            f"{fmt.count(progress.lost)} lost"
+        )
+        now = time.monotonic()
+        if self._silent or now < self._next:
+            return
+        self._next = now + 0.5
+        sys.stderr.write("\r" + self.text.ljust(self._width))
+        sys.stderr.flush()
+        self._width = len(self.text)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+
+
+def parse_time(text: str) -> float:
+    """``90``, ``30s``, ``5m``, ``2h``, ``1d`` as seconds. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"{text!r} is not a time: give one like 30s, 5m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2] or "s"]
+
+
+def parse_bytes(text: str) -> int:
+    """``500M``, ``1G`` as bytes, at least 8 MiB. Raises UsageError."""
+    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not match:
+        raise UsageError(f"{text!r} is not a size: give one like 500M or 1G")
+    size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2]]
+    if size < 8 << 20:
+        raise UsageError("--ring is at least 8M")
+    return size
