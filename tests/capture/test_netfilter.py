@@ -436,6 +436,27 @@ def test_a_full_table_refuses_with_the_packets_own_tuple(
     trace.take()
 
 
+def test_evictions_by_early_drop_are_told_from_deletions(
+    pair: tuple[Node, Node], trace: Trace
+) -> None:
+    """A table full of entries that are not ASSURED makes room by evicting some."""
+    a, b = pair
+    limit = int(a.sysctl("net.netfilter.nf_conntrack_max"))
+    ctnetlink.fill(a.path, limit, status=Status.SEEN_REPLY, proto=socket.IPPROTO_UDP)
+    before = a.stats()
+    sent = traffic.udp_flows(a, (b.addresses["a"][0], 9), 400)
+    events, after = trace.take(0.3), a.stats()
+    evicted = after["early_drop"] - before["early_drop"]
+    ended = of(events, Kind.DESTROY, a)
+    assert evicted > 0
+    assert int((ended["reason"] == int(Reason.EVICTED)).sum()) == evicted
+    assert trace.total(a, Reason.EVICTED) == evicted
+    assert after["drop"] - before["drop"] == len(of(events, Kind.DROP, a)) == len(sent.refused)
+    assert len(of(events, Kind.INSERT, a)) == len(sent.flows)
+    ctnetlink.flush(a.path)
+    trace.take()
+
+
 # -- clashes --------------------------------------------------------------
 
 

@@ -1,0 +1,143 @@
+"""``ctrace trace``: one line per conntrack event, as it happens."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+from ctrace.cli.options import filter_options, make_filter
+from ctrace.errors import CtraceError, UsageError
+from ctrace.record import Kind
+
+if TYPE_CHECKING:
+    from ctrace.batch import Source
+
+INTERVAL = 0.1
+KINDS = {kind.name.lower(): kind for kind in Kind if kind is not Kind.EXISTING}
+
+
+@click.command()
+@filter_options
+@click.option(
+    "-e", "--kinds", metavar="LIST", help=f"Only these, with commas between: {', '.join(KINDS)}."
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="Leave after N events.")
+@click.option(
+    "--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Leave then."
+)
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    help="json: one object a line.",
+)  # fmt: skip
+@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+def command(
+    *,
+    kinds: Optional[str],
+    count: Optional[int],
+    duration: Optional[float],
+    output: str,
+    hooks: Optional[str],
+    **filters: Any,
+) -> None:
+    """One line per conntrack event, as it happens: inserts, deletions, refusals.
+
+    Says on standard error when it listens, and at the end how many events were lost.
+
+    \b
+    Examples:
+      ctrace trace -p tcp --dport 8063         one service's connections
+      ctrace trace -e drop,insert_failed       only who is refused
+      ctrace trace -o json --duration 10       ten seconds as JSON lines
+    """  # fmt: skip
+    from dataclasses import replace
+
+    from ctrace.capture import open_live
+
+    if filters.get("netns"):
+        from ctrace.host.netns import resolve
+
+        filters["netns"] = resolve(filters["netns"])
+    wanted = make_filter(**filters)
+    if kinds:
+        wanted = replace(wanted, kinds=frozenset(map(parse_kind, kinds.split(","))))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    shown = lost = 0
+    source: Optional[Source] = None
+    try:
+        source = open_live(wanted, hooks=hooks, seed=False)
+        tell(f"listening with {source.hooks.family} hooks")
+        for blind in source.hooks.blind:
+            tell(f"not seen: {blind}")
+        for printed, missed in print_events(source, count, duration, as_json=output == "json"):
+            shown += printed
+            lost += missed
+    except KeyboardInterrupt:
+        pass  # the usual way to end it
+    finally:
+        if source is not None:
+            source.close()
+            tell(f"{shown} events, {lost} lost")
+
+
+def print_events(
+    source: Source, count: Optional[int], duration: Optional[float], *, as_json: bool
+) -> Iterator[tuple[int, int]]:
+    """Print batches; yield (printed, lost) for each."""
+    from ctrace.view.events import HEADER, EventLines
+
+    lines = EventLines(source.clock)
+    out = sys.stdout
+    ends = time.monotonic() + duration if duration else float("inf")
+    left = count if count is not None else sys.maxsize
+    if not as_json:
+        print(HEADER, file=out, flush=True)
+    for batch in source.batches(min(INTERVAL, duration or INTERVAL)):
+        lines.learn(batch.names)
+        events = batch.events[batch.events["kind"] != int(Kind.EXISTING)][:left]
+        if len(events):
+            left -= len(events)
+            made = lines.json(events) if as_json else lines.columns(events)
+            out.write("\n".join(made) + "\n")
+            out.flush()
+        yield len(events), batch.lost
+        if left <= 0 or time.monotonic() >= ends:
+            return
+        if nobody_reads():
+            raise BrokenPipeError
+
+
+def nobody_reads() -> bool:
+    """Whether the other end of standard output has gone, without writing to it."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
+def parse_kind(text: str) -> Kind:
+    """A kind by name. Raises UsageError."""
+    kind = KINDS.get(text.strip().lower())
+    if kind is None:
+        raise UsageError(f"unknown kind {text!r}: use {', '.join(KINDS)}")
+    return kind
+
+
+def tell(text: str) -> None:
+    """A line for people, apart from the events."""
+    try:
+        print(f"ctrace: {text}", file=sys.stderr, flush=True)
+    except OSError as error:
+        raise CtraceError(os.strerror(error.errno or 0)) from error
