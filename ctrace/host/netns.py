@@ -50,7 +50,7 @@ class Finder:
     """
 
     def __init__(self) -> None:
-        self._of: dict[str, int] = {}  # pid -> inode
+        self._of: dict[str, Optional[int]] = {}  # pid -> inode; None: not to be read
         self._pids: dict[int, str] = {}  # inode -> the process that we know it by
         self._names: dict[int, tuple[str, str]] = {}  # inode -> (path when named, name)
         self._turn = 0
@@ -61,7 +61,7 @@ class Finder:
         paths = {inum: f"/proc/{pid}/ns/net" for inum, pid in self._pids.items()}
         mounts = _mounts()
         paths.update(mounts)
-        init = self._of.get("1", self._of.get("2") if _kthreadd() else None)
+        init = self._of.get("1") or (self._of.get("2") if _kthreadd() else None)
         self._names = {
             inum: named for inum, named in self._names.items() if paths.get(inum) == named[0]
         }
@@ -80,27 +80,23 @@ class Finder:
 
     def _look(self) -> None:
         """Bring the process map up to date."""
-        pids = [name for name in os.listdir("/proc") if name.isdecimal()]
+        of = self._of
+        pids = {name for name in os.listdir("/proc") if name.isdecimal()}
+        for pid in of.keys() - pids:
+            del of[pid]
         self._turn = (self._turn + 1) % TURNS
-        known, of = self._of, {}
-        vouching = set(self._pids.values())
-        for pid in pids:
-            inum = known.get(pid)
-            if inum is None or pid in vouching or int(pid) % TURNS == self._turn:
-                inum = _inode(f"/proc/{pid}/ns/net")
-            if inum is not None:
-                of[pid] = inum
-        self._of = of
+        again = set(list(of)[self._turn :: TURNS]).union(self._pids.values()) & pids
+        for pid in again | (pids - of.keys()):
+            of[pid] = _inode(f"/proc/{pid}/ns/net")
         # One process vouches for each namespace: the same as before if it still can.
         vouched = {inum: pid for inum, pid in self._pids.items() if of.get(pid) == inum}
-        for pid, inum in of.items():
-            if inum in vouched:
-                continue
-            if pid not in vouching and known.get(pid) == inum:
-                checked = _inode(f"/proc/{pid}/ns/net")
-                if checked != inum:
+        if set(of.values()) - vouched.keys():
+            for pid, inum in of.items():
+                if inum is None or inum in vouched:
                     continue
-            vouched[inum] = pid
+                of[pid] = _inode(f"/proc/{pid}/ns/net")
+                if of[pid] == inum:
+                    vouched[inum] = pid
         self._pids = vouched
 
     def _name(self, inum: int, mounted: Optional[str]) -> str:

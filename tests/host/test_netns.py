@@ -46,8 +46,9 @@ def test_a_process_that_moves_later_is_noticed() -> None:
         assert child.stdout.readline() == "moved\n"
         inum = os.stat(f"/proc/{child.pid}/ns/net").st_ino
         assert inum not in before
-        found = [finder.find() for _ in range(netns.TURNS)]
-        assert inum in {space.inum for space in found[-1]}
+        # Each time an eighth of the known processes; which, shifts as others come and go.
+        turns = (finder.find() for _ in range(10 * netns.TURNS))
+        assert any(inum in {space.inum for space in found} for found in turns)
         child.stdin.close()
 
 
