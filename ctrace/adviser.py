@@ -49,9 +49,17 @@ class LiveAdviser:
 
     def text(self, advice: Any, width: int) -> str:
         """The advice in words."""
-        from ctrace.view.advice_text import advice_text
+        import io
 
-        return advice_text(advice, width)
+        from rich.console import Console
+
+        from ctrace.view.advice_text import render
+
+        page = io.StringIO()
+        Console(file=page, width=width, color_system=None, highlight=False, markup=False).print(
+            render(advice)
+        )
+        return page.getvalue()
 
     def rules(self, advice: Any) -> str:
         """The rules to copy."""

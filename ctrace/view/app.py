@@ -143,6 +143,7 @@ class TopApp(App[None]):
         record_to: str = "ctrace.data",
         names: Optional[Callable[[Snapshot], Snapshot]] = None,
         count: Optional[int] = None,
+        caption: Optional[Callable[[], str]] = None,
     ) -> None:
         super().__init__(ansi_color=palette.background == "default")
         self.feed = feed
@@ -151,6 +152,9 @@ class TopApp(App[None]):
         self.advice = advice or AdvicePane()
         self.record_to = record_to
         self.names = names
+        self.caption = caption
+        """A sentence above the footer: what is being shown."""
+        self._captioned = ""
         self.left = count
         """Snapshots until the screen closes itself; None: never."""
         self._ascii = AsciiFilter(enabled=ascii_only)
@@ -221,7 +225,9 @@ class TopApp(App[None]):
             return
         if (news := self.advice.arrived()) and self.advice.said:
             self._message = (self.advice.said, time.monotonic() + TOAST)
-        if news or changed or self.snapshot is None or self._expired():
+        told = self.caption() if self.caption else ""
+        captioned, self._captioned = told != self._captioned, told
+        if news or changed or captioned or self.snapshot is None or self._expired():
             self.paint()
 
     _seen: Optional[Snapshot] = None
@@ -269,9 +275,14 @@ class TopApp(App[None]):
             text.style = self.palette.band
         else:
             spots += [Spot(height - 1, start, end, "key", name) for start, end, name in keys]
+        above = []
+        if self._captioned and height > 6:
+            for words in parts.wrapped(self._captioned, width - 4, 2):
+                above.append(parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)],
+                                        width))  # fmt: skip
         if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:
-            return [parts.timeline(self.feed.position, width, self.palette), text]
-        return [text]
+            above.append(parts.timeline(self.feed.position, width, self.palette))
+        return [*above, text]
 
     def _note(self) -> list[parts.Piece]:
         p = self.palette

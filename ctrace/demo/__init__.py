@@ -1,0 +1,1 @@
+"""The incident of the README, with real traffic in private network namespaces."""
