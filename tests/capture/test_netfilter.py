@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from nfqueue import Queue
 
 from ctrace.capture.netfilter import NetfilterCapture, without_retracted
 from ctrace.filters import Filter, parse_network
@@ -32,7 +33,6 @@ from ctrace.record import (
     join,
     words,
 )
-from tests.capture.nfqueue import Queue
 
 pytestmark = [
     pytest.mark.kernel,

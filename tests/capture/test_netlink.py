@@ -188,6 +188,39 @@ def test_refusals_are_the_kernels_count() -> None:
             assert all("n" in line for line in late)
 
 
+def test_the_end_of_older_entries_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctrace.capture.older.SOONEST", 0.2)
+    with Lab() as lab:
+        node = lab.namespace("n", track=True)
+        if node.sysctl("net.netfilter.nf_conntrack_events") != "2":
+            pytest.skip("this kernel reports the end of every entry")
+        udp_flows(node, ("127.0.0.1", 9), 100)
+        with capturing(node) as capture:
+            udp_flows(node, ("127.0.0.1", 9), 50, first_port=30000)
+            for port in (20005, 20006, 30005):
+                node.run(["conntrack", "-D", "-p", "udp", "--orig-port-src", str(port)])
+            parts: list[Events] = []
+            until = time.monotonic() + 20
+            while time.monotonic() < until and len(of(join(parts), node, Kind.DESTROY)) < 3:
+                time.sleep(0.05)
+                parts.append(drain(capture)[0])
+            node.run(["conntrack", "-F"])
+            while time.monotonic() < until and len(of(join(parts), node, Kind.DESTROY)) < 150:
+                time.sleep(0.05)
+                parts.append(drain(capture)[0])
+            time.sleep(0.5)  # a second look finds nothing more
+            parts.append(drain(capture)[0])
+            gone = of(join(parts), node, Kind.DESTROY)
+            assert Counter(gone["sport"].tolist()) == Counter(
+                [*range(20000, 20100), *range(30000, 30050)]
+            )
+            older = gone["sport"] < 30000
+            assert (gone["reason"][older] == Reason.GONE).all()
+            assert (gone["reason"][~older] == Reason.DELETED).all()
+            counts = capture.counts()[node.inum]
+            assert (counts[Reason.GONE], counts[Reason.DELETED]) == (100, 50)
+
+
 def test_a_namespace_without_events_is_named() -> None:
     with Lab() as lab:
         node = lab.namespace("quiet", track=True)
