@@ -161,7 +161,11 @@ def _may_have_nf_tables() -> bool:
 
 
 def _wants_save(nft: str, family: str) -> bool:
-    """Whether nft's own listing of a family's iptables tables lacks arguments."""
+    """Whether the family has iptables' tables, of which nft's listing lacks arguments.
+
+    Also when no rule has any yet: ours would add the first, and the listing that the
+    fingerprint is made of must not depend on that.
+    """
     if not nft:
         return False
     try:
@@ -169,10 +173,7 @@ def _wants_save(nft: str, family: str) -> bool:
     except (ValueError, KeyError):
         return False
     return any(
-        "rule" in item
-        and item["rule"]["family"] == family
-        and item["rule"]["table"] in XT_TABLES
-        and any(isinstance(part, dict) and "xt" in part for part in item["rule"]["expr"])
+        "table" in item and item["table"]["family"] == family and item["table"]["name"] in XT_TABLES
         for item in objects
     )
 
@@ -204,7 +205,7 @@ def _ipvs(text: str) -> tuple[tuple[str, int], ...]:
 def _digest(listings: _Listings) -> str:
     text = json.dumps(
         {
-            "nft": _stable_nft(listings.nft),
+            "nft": _stable_nft(listings.nft, _saved_tables(listings)),
             # One that says nothing is as good as one that was not asked: our own rules,
             # left out here, are what may have caused it to be asked.
             "saves": [
@@ -219,7 +220,17 @@ def _digest(listings: _Listings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stable_nft(text: str) -> list[Any]:
+def _saved_tables(listings: _Listings) -> set[tuple[str, str]]:
+    """iptables-nft's tables that a save command printed: nft's view of them says less."""
+    return {
+        (family, name)
+        for tool, family, text in listings.saves
+        if tool == "iptables-nft"
+        for name in re.findall(r"(?m)^\*(\w+)", text)
+    }
+
+
+def _stable_nft(text: str, saved: set[tuple[str, str]]) -> list[Any]:
     try:
         objects = json.loads(text)["nftables"] if text else []
     except (ValueError, KeyError):
@@ -228,7 +239,8 @@ def _stable_nft(text: str) -> list[Any]:
     for item in objects:
         kind, body = next(iter(item.items()))
         table = body.get("name") if kind == "table" else body.get("table")
-        if kind == "metainfo" or (body.get("family"), table) == ("inet", TABLE):
+        place = (body.get("family"), table)
+        if kind == "metainfo" or place == ("inet", TABLE) or place in saved:
             continue
         if str(body.get("comment", "")).startswith(TAG) or body.get("name") in CHAINS:
             continue
