@@ -1,0 +1,136 @@
+"""``ctrace replay``: the live screen over a recording, with time travel."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from datetime import datetime, timezone
+from typing import Optional
+
+import click
+
+from ctrace.cli.record import parse_time
+from ctrace.errors import CtraceError, UsageError
+from ctrace.model.snapshot import GROUPS, SORTS
+from ctrace.view.feed import Position
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("--at", metavar="TIME", help="Begin there: 14:03:20, -5m from the end, +30, 50%.")
+@click.option("--speed", type=click.FloatRange(1 / 64, 1024), default=1.0, show_default=True)
+@click.option("--paused", is_flag=True, help="Begin paused.")
+@click.option("--group", type=click.Choice(GROUPS), default="pair", show_default=True)
+@click.option("--sort", type=click.Choice(SORTS), default="held", show_default=True)
+@click.option("--once", is_flag=True, help="Print the moment (--at, else the end) and leave.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@click.option("--step", default="1s", show_default=True, metavar="TIME", help="Between frames.")
+@click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
+@click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only.")
+def command(
+    *,
+    files: tuple[str, ...],
+    at: Optional[str],
+    speed: float,
+    paused: bool,
+    group: str,
+    sort: str,
+    once: bool,
+    output: str,
+    step: str,
+    theme: Optional[str],
+    ascii_only: bool,
+) -> None:
+    """Show a recording (default ctrace.data) on the live screen, at any moment of it.
+
+    Space pauses, t and T step, j jumps to a time, ? shows the other keys. Without a
+    terminal, and with -o json, frames are printed one after the other, --step apart.
+    """
+    from ctrace.cli.top import has_screen
+    from ctrace.trace.merge import open_several
+    from ctrace.trace.replay import ReplayFeed
+    from ctrace.view import format as fmt
+
+    apart = parse_time(step)
+    source = open_several(files or ("ctrace.data",))
+    with contextlib.closing(source):
+        start, end = (source.clock.utc(t) / 1e9 for t in (source.started, source.until))
+        moment = parse_moment(at, start, end) if at else None
+        plain = once or output == "json" or not has_screen()
+        feed = ReplayFeed(
+            source, group=group, sort=sort, speed=speed, paused=paused or plain, start=moment
+        )
+        try:
+            if plain:
+                _print(feed, end if once and moment is None else moment, once, output, apart,
+                       ascii_only or fmt.wants_ascii(), theme or "")  # fmt: skip
+            else:
+                _screen(feed, group, sort, ascii_only or fmt.wants_ascii(), theme or "")
+        finally:
+            feed.close()
+        if feed.error is not None:
+            raise (
+                feed.error if isinstance(feed.error, CtraceError) else CtraceError(str(feed.error))
+            )
+
+
+def parse_moment(text: str, start: float, end: float) -> float:
+    """``14:03:20``, a whole date and time, ``-5m`` from the end, ``+30``, ``50%``.
+
+    UTC seconds. Raises UsageError.
+    """
+    from ctrace.view.app_travel import parse_jump
+
+    if re.match(r"\d{4}-", text):
+        try:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError:
+            raise UsageError(f"{text!r} is no time: give one like 2019-07-03T11:02:00Z") from None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    base = end if text.startswith("-") else start
+    return parse_jump(text, Position(base, start, end))
+
+
+def _screen(feed: object, group: str, sort: str, ascii_only: bool, theme: str) -> None:
+    from ctrace.view.app import TopApp
+    from ctrace.view.palette import choose
+    from ctrace.view.state import State
+
+    TopApp(
+        feed,  # type: ignore[arg-type]
+        palette=choose(theme),
+        ascii_only=ascii_only,
+        state=State(group=group, sort=sort),
+    ).run()
+
+
+def _print(
+    feed: object,
+    moment: Optional[float],
+    once: bool,
+    output: str,
+    apart: float,
+    ascii_only: bool,
+    theme: str,
+) -> None:
+    """One frame, or one per step up to the end."""
+    import json
+
+    from ctrace.cli.top import print_frame
+    from ctrace.trace.replay import ReplayFeed
+    from ctrace.view.json import snapshot_json
+
+    assert isinstance(feed, ReplayFeed)
+    here = feed.position.start + (0 if once else apart) if moment is None else moment
+    while True:
+        feed.seek(here)
+        if not feed.settle(3600):
+            return
+        snapshot = feed.latest()
+        if snapshot is not None and output == "json":
+            click.echo(json.dumps(snapshot_json(snapshot), indent=2 if once else None))
+        elif snapshot is not None:
+            print_frame(snapshot, ascii_only=ascii_only, theme=theme)
+        if once or here >= feed.position.end:
+            return
+        here = min(here + apart, feed.position.end)

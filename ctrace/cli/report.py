@@ -1,0 +1,87 @@
+"""``ctrace report``: what happened, from a recording."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Optional
+
+import click
+
+from ctrace.errors import CtraceError
+from ctrace.model.snapshot import GROUPS
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option(
+    "--group", type=click.Choice(GROUPS), default="pair", show_default=True, help="What to rank."
+)
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@click.option("--html", metavar="OUT", help="Write one self-contained page instead.")
+@click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+def command(
+    files: tuple[str, ...], group: str, limit: int, output: str, html: Optional[str], redact: bool
+) -> None:
+    """Say what happened: what filled the table, who was refused, when and why.
+
+    FILE is a recording (default ctrace.data), or a flight recorder's directory. Several
+    recordings, of several hosts, are reported as one.
+    """
+    from ctrace.trace.merge import open_several
+    from ctrace.trace.review import review
+
+    source = open_several(files or ("ctrace.data",))
+    if redact:
+        from ctrace.trace.redact import Redacted
+
+        source = Redacted(source)
+    with contextlib.closing(source):
+        found = review(source, group=group, show=progress("reading"))
+        if html:
+            from ctrace.view.report_html import report_html
+
+            write_new(html, report_html(found))
+            click.echo(f"ctrace: {html}: {os.path.getsize(html) >> 10:,} KiB", err=True)
+        elif output == "json":
+            from ctrace.view.report_json import report_json
+
+            click.echo(json.dumps(report_json(found, limit), indent=2))
+        else:
+            from rich.console import Console
+
+            from ctrace.view.report_text import report_text
+
+            wide = None if sys.stdout.isatty() else 140
+            Console(highlight=False, width=wide, markup=False).print(report_text(found, limit))
+
+
+def progress(what: str) -> Callable[[float], None]:
+    """A line on a terminal's standard error, from the second second on."""
+    begun = time.monotonic()
+    shown = [0.0]
+
+    def show(done: float) -> None:
+        now = time.monotonic()
+        if not sys.stderr.isatty() or now - begun < 2 or now - shown[0] < 0.2:
+            return
+        shown[0] = now
+        end = "\r\033[K" if done >= 1 else ""
+        sys.stderr.write(f"\r{what}: {done:4.0%} {end}")
+        sys.stderr.flush()
+
+    return show
+
+
+def write_new(path: str, text: str) -> None:
+    """Write a report, for its owner alone. Raises CtraceError."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise CtraceError(f"cannot write {path}: {error.strerror}") from None
