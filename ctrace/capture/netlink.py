@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
@@ -20,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Counts, HookInfo
+from ctrace.capture.older import OlderEntries
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.ctmessage import Decoder
 from ctrace.host.netns import Namespace, enter
 from ctrace.host.tables import TableReader
-from ctrace.record import N_REASONS, Events, Kind, Reason, Status, join
+from ctrace.record import N_REASONS, Events, Kind, Reason, Status, empty, join
 
 GROUPS: Final = (1, 3)
 """NFNLGRP_CONNTRACK_NEW and _DESTROY."""
@@ -109,8 +111,10 @@ class _Listener:
     """The kernel's counters when listening began."""
     silent: bool = False
     """nf_conntrack_events is 0: the kernel makes no events."""
-    late: bool = False
-    """It is 2 and there were entries: their end will not be told."""
+    older: Optional[OlderEntries] = None
+    """It is 2 and there were entries: their end will not be reported."""
+    missing: Optional[Future[Events]] = None
+    """Which of them have ended, being looked at."""
     dropped: int = 0
     """The socket's own count of lost messages, as last read."""
     received: Counts = field(default_factory=lambda: np.zeros(N_REASONS, np.uint64))
@@ -137,6 +141,7 @@ class NetlinkCapture:
         self._decoder = Decoder()
         self._reader = TableReader()
         self._tells_left = _release() >= TELLS_TIME_LEFT
+        self._looking = ThreadPoolExecutor(1)
         self._lost = 0
         try:
             self._listen(Namespace(_own(), "self", "/proc/thread-self/ns/net"))
@@ -165,6 +170,9 @@ class NetlinkCapture:
         """What has arrived, in order of arrival, and how many events were lost."""
         parts: list[Events] = []
         lost = 0
+        # What was found missing before this poll is told at its end: a DESTROY message that
+        # waits comes first.
+        looked = [one for one in self._listeners.values() if one.missing and one.missing.done()]
         for fd, _ in self._ready.poll(0):
             listener = self._by_fd[fd]
             for _ in range(ROUNDS):
@@ -174,8 +182,13 @@ class NetlinkCapture:
                     parts.append(events)
                 if not more:
                     break
+        for listener in looked:
+            parts.append(self._missing(listener))
         for listener in self._listeners.values():
             lost += self._newly_dropped(listener)
+            older = listener.older
+            if older is not None and listener.missing is None and older.due:
+                listener.missing = self._looking.submit(older.look)
         events = join(parts)
         if (events["ts"][1:] < events["ts"][:-1]).any():
             events = events[np.argsort(events["ts"], kind="stable")]
@@ -203,6 +216,7 @@ class NetlinkCapture:
         """Close every socket; safe to call twice."""
         for inum in list(self._listeners):
             self._drop(inum)
+        self._looking.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
         if not self._ready.closed:
             self._ready.close()
@@ -225,7 +239,8 @@ class NetlinkCapture:
                 readings = reader.read([space])
             base = dict(readings[0].stats) if readings else {}
             late = mode == "2" and bool(readings) and readings[0].count > 0
-            listener = _Listener(space, sock, base, silent=mode == "0", late=late)
+            older = OlderEntries(space.path) if late else None
+            listener = _Listener(space, sock, base, silent=mode == "0", older=older)
         except OSError as error:
             sock.close()
             raise CtraceError(
@@ -238,6 +253,15 @@ class NetlinkCapture:
         self._listeners[inum] = listener
         self._by_fd[sock.fileno()] = listener
         self._ready.register(sock.fileno(), select.EPOLLIN)
+
+    def _missing(self, listener: _Listener) -> Events:
+        """The older entries that have ended, as far as no message has told of them."""
+        if listener.older is None or listener.missing is None:
+            return empty()
+        rows = listener.older.take(listener.missing.result())
+        listener.missing = None
+        listener.received[Reason.GONE] += np.uint64(len(rows))
+        return rows
 
     def _drop(self, inum: int) -> None:
         listener = self._listeners.pop(inum)
@@ -252,9 +276,9 @@ class NetlinkCapture:
         try:
             lengths = receiver.receive(listener.sock.fileno())
         except BlockingIOError:
-            return join([]), False, 0
+            return empty(), False, 0
         except OSError:  # ENOBUFS
-            return join([]), True, 0 if _drops(listener.sock) is not None else 1
+            return empty(), True, 0 if _drops(listener.sock) is not None else 1
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         starts = np.arange(len(lengths), dtype=np.int64) * receiver.slot
         whole = lengths <= receiver.slot
@@ -267,6 +291,8 @@ class NetlinkCapture:
         events["reason"][new] = np.where(said.portid[new] == 0, Reason.NEW, Reason.USER)
         self._ended(events, gone, said.left, said.portid, said.mark)
         events = events[new | gone]
+        if listener.older is not None:
+            listener.older.ended(events)
         listener.received += np.bincount(events["reason"], minlength=N_REASONS).astype(np.uint64)
         return events, len(lengths) == MESSAGES, int((~whole).sum())
 
@@ -313,12 +339,12 @@ class NetlinkCapture:
             "evictions by early_drop are counted, not told from other deletions",
             "which process opened a flow is not known",
         ]
-        late = [one.space.name for one in self._listeners.values() if one.late]
+        late = [one.space.name for one in self._listeners.values() if one.older is not None]
         silent = [one.space.name for one in self._listeners.values() if one.silent]
         if late:
             blind.append(
-                "with nf_conntrack_events=2 the kernel never reports the end of entries older "
-                "than ctrace: " + _some(late)
+                "with nf_conntrack_events=2 the kernel does not report the end of entries older "
+                "than ctrace; the table is read every few seconds to find it: " + _some(late)
             )
         if silent:
             blind.append("nf_conntrack_events=0, so no events at all: " + _some(silent))
