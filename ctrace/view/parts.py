@@ -69,10 +69,10 @@ def header(
     trust: list[list[Piece]] = [
         list(_trust(snapshot, p)),
         [(snapshot.hooks.family, p.text)],
-        [(own, p.dim)] if own else [],
         [(f"lost {fmt.count(snapshot.lost)}", p.warn if snapshot.lost else p.dim)],
+        [(own, p.dim)] if own else [],
     ]
-    right = joined([one for one in trust if one], width * 2 // 3, "  ")
+    right = joined([one for one in trust if one], width * 3 // 4, "  ")
     room = width - sum(cell_len(text) for text, _ in right) - 2
     left: list[list[Piece]] = [
         [("ctrace", p.accent), (f" {mode}" if mode else "", p.accent)],
@@ -80,7 +80,7 @@ def header(
         [(fmt.clock(snapshot.ts / 1e9), p.text)],
         list(note),
         [(f"for {fmt.span(snapshot.uptime_s)}", p.dim)],
-        [(f"each {fmt.duration(snapshot.interval_s)}", p.dim)],
+        [(f"each {fmt.duration(round(snapshot.interval_s, 1))}", p.dim)],
         [(f"filter {fmt.clean(snapshot.filter)}", p.warn)] if snapshot.filter else [],
     ]
     if note or snapshot.filter:  # what the person did goes before the details
@@ -151,21 +151,21 @@ def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
 def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> list[list[Piece]]:
     p = palette
     groups: list[list[Piece]] = [state(snapshot, table, p)]
-    if len(snapshot.tables) > 1 and cell_len(fmt.clean(table.name)) >= LABEL:
-        groups.append([(f"in {fmt.cut(fmt.clean(table.name), 32)}", p.text)])
+    others = len(snapshot.tables) - 1
+    name = fmt.clean(table.name)
+    more = f"+{fmt.plural(others, 'namespace')}"
+    if others and cell_len(name) >= LABEL:
+        groups.append([(f"in {fmt.cut(name, 26)}", p.text), (f" {more}", p.dim)])
     if table.pinned is not None:
         groups.append(
             [("█ ", _fill_style(table, p)), (f"pinned {fmt.share(table.pinned)}", p.text)]
         )
         groups.append([("▒ ", p.evictable), (f"evictable {fmt.share(1 - table.pinned)}", p.text)])
-    others = len(snapshot.tables) - 1
-    if others:
-        refusing = sum(t.full_since is not None for t in snapshot.tables if t is not table)
-        words = f"+{fmt.plural(others, 'namespace')}"
-        if refusing:
-            groups.insert(1, [(f"{words}, {refusing} of them full", p.bad)])
-        else:
-            groups.append([(words, p.dim)])
+    refusing = sum(t.full_since is not None for t in snapshot.tables if t is not table)
+    if refusing:
+        groups.insert(1, [(f"{fmt.plural(refusing, 'other')} full", p.bad)])
+    if others and cell_len(name) < LABEL:
+        groups.append([(more, p.dim)])
     groups.append([(f"{fmt.count(table.buckets)} buckets, chains {table.load:.1f}", p.dim)])
     if width >= 100 and table.totals.insert_failed:
         groups.append([(f"{fmt.count(table.totals.insert_failed)} lost insert races", p.warn)])

@@ -1,0 +1,195 @@
+"""What happens when, and the sentences that tell it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Optional
+
+from ctrace.adviser import LiveAdviser
+from ctrace.demo.scene import Scene
+from ctrace.errors import CtraceError
+from ctrace.feed import LiveFeed
+from ctrace.model.snapshot import Snapshot
+from ctrace.view import format as fmt
+
+RATE: Final = 400.0
+"""Connections a second once the traffic is switched over."""
+CALM, FULL, SHOWN, ADVISED, EMPTIED = 7.0, 40.0, 11.0, 12.0, 45.0
+"""Seconds: of calm; at most until full; to look at it; at the advice; at most to recover."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A moment of the play."""
+
+    name: str
+    """``calm``, ``switched``, ``full``, ``advice``, ``applied``, ``recovered`` or ``end``."""
+    text: str
+    """What is told."""
+
+
+class Director:
+    """Runs the scene in a thread; the screen shows :attr:`text`.
+
+    With ``auto`` it plays the whole incident through; otherwise it lets the table fill
+    and leaves the rest to the person at the keys.
+    """
+
+    def __init__(self, scene: Scene, feed: LiveFeed, adviser: LiveAdviser, *, auto: bool) -> None:
+        self.scene = scene
+        self.feed = feed
+        self.adviser = adviser
+        self.auto = auto
+        self.text = "building the scene"
+        self.on_beat: Callable[[Beat], None] = lambda beat: None
+        self.failed = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop at the next breath."""
+        self._stop.set()
+        self._thread.join(10)
+
+    @property
+    def over(self) -> bool:
+        """Whether the play has ended."""
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            for beat in self._play():
+                self.text = beat.text
+                self.on_beat(beat)
+                if self._stop.is_set():
+                    return
+        except CtraceError as error:
+            self.failed = str(error)
+            self.text = f"the demo had to stop: {error}"
+
+    def _play(self) -> Iterator[Beat]:
+        scene = self.scene
+        yield Beat("calm",
+                   f"A new host: connection tracking on, {scene.room} places in its table, metrics "
+                   f"and look-ups going out. ({scene.what()})")  # fmt: skip
+        self._breathe(CALM)
+        scene.traffic(RATE)
+        yield Beat("switched",
+                   f"Traffic is switched over: {RATE:.0f} connections a second to port 8063, each "
+                   "a few milliseconds long. Watch ENTRIES.")  # fmt: skip
+        self._until(lambda seen: seen.totals.drop > 5, FULL)
+        yield Beat("full", self._refusals())
+        self._breathe(SHOWN / 2)
+        yield Beat("full", self._refusals())
+        if not self.auto:
+            yield from self._leave_it()
+            return
+        self._breathe(SHOWN / 2)
+        yield Beat("advice",
+                   "What helps? ctrace reads this host's rules, finds that no rule and no NAT "
+                   "depends on these flows, and writes rules for this one port.")  # fmt: skip
+        advice = self.adviser.advise(self._newest())
+        self._breathe(ADVISED)
+        said = self.adviser.act(advice, "apply")
+        yield Beat("applied",
+                   f"Applied in the demo's namespace ({said.split(';')[0].split(':')[0]}): new "
+                   f"connections are no longer tracked, old entries go within {_time_wait()} s.")  # fmt: skip
+        self._until(lambda seen: seen.rates.drop == 0 and _fill(seen) < 0.3, EMPTIED)
+        self._breathe(3)
+        yield Beat("recovered", self._recovery())
+        self._breathe(8)
+        yield Beat("end", "Everything of this demo is gone when it ends: no rule, no namespace, no "
+                          "setting stays. On a real host: sudo ctrace top")  # fmt: skip
+        self._breathe(5)
+
+    def _leave_it(self) -> Iterator[Beat]:
+        while not self._stop.is_set():
+            yield Beat("yours", f"{self._log()} The keys are yours: Enter what holds the table, "
+                                "a what helps, p there to apply it here, q to leave.")  # fmt: skip
+            self._breathe(2)
+
+    def _refusals(self) -> str:
+        return (f"The table is full. {self._log()} Nothing there points at port 8063: "
+                "the WHY line and the first culprit do.")  # fmt: skip
+
+    def _log(self) -> str:
+        did = self.scene.api.last
+        refused = did["metrics EPERM"], did["lookups EPERM"]
+        if not any(refused):
+            return f"shop-api's log: no errors, {did['served']} requests served last second."
+        return (
+            f"shop-api's log: {refused[0]}x 'sendto: operation not permitted' (metrics), "
+            f"{refused[1]}x the same (DNS) last second."
+        )
+
+    def _recovery(self) -> str:
+        did, front = self.scene.api.last, self.scene.front.last
+        errors = did["metrics EPERM"] + did["lookups EPERM"]
+        seen = self._newest()
+        return (
+            f"Fill {fmt.share(_fill(seen))}, {errors} refusals last second, "
+            f"{front['answered']} connections a second answered, none of them in the table."
+        )
+
+    def _newest(self) -> Snapshot:
+        snapshot = self.feed.latest()
+        if snapshot is None:
+            raise CtraceError("nothing was observed")
+        return snapshot
+
+    def _breathe(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+
+    def _until(self, enough: Callable[[Snapshot], bool], most: float) -> None:
+        deadline = time.monotonic() + most
+        while not self._stop.wait(0.2) and time.monotonic() < deadline:
+            if self.feed.error is not None:
+                raise CtraceError(f"capture ended: {self.feed.error}")
+            snapshot = self.feed.latest()
+            if snapshot is not None and enough(snapshot):
+                return
+
+
+def _time_wait() -> int:
+    from ctrace.demo.scene import TIME_WAIT
+
+    return TIME_WAIT
+
+
+def _fill(snapshot: Snapshot) -> float:
+    return max((table.fill for table in snapshot.tables), default=0.0)
+
+
+def play(
+    scene: Scene,
+    hooks: Optional[str],
+    *,
+    auto: bool,
+    show: Callable[[LiveFeed, LiveAdviser, Director], Any],
+) -> None:
+    """Wire scene, capture, model and director together, and let ``show`` show it."""
+    from ctrace.capture import open_live
+    from ctrace.demo.scene import SmallTable
+    from ctrace.filters import Filter
+
+    wanted = Filter(netns=scene.host.inum)
+    feed = LiveFeed(lambda: SmallTable(open_live(wanted, hooks=hooks, seed=False), scene))
+    adviser = LiveAdviser(feed)
+    director = Director(scene, feed, adviser, auto=auto)
+    try:
+        show(feed, adviser, director)
+    finally:
+        director.close()
+        try:
+            adviser.close()
+        finally:
+            feed.close()
+    if feed.error is not None:
+        raise feed.error if isinstance(feed.error, CtraceError) else CtraceError(str(feed.error))

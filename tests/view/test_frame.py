@@ -1,0 +1,178 @@
+"""Whole frames: exact size, everything important at 80x24, nothing that disturbs."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
+from ctrace.view.frame import compose, frame
+from ctrace.view.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
+from ctrace.view.state import MODES, State
+
+EXPECTED = Path(__file__).parent / "expected"
+SCENES: dict[str, Callable[[], Snapshot]] = {
+    "incident": samples.incident,
+    "filling": samples.filling,
+    "calm": samples.calm,
+    "netlink": samples.netlink,
+    "namespaces": samples.namespaces,
+    "hostile": samples.hostile,
+}
+SIZES = ((80, 24), (120, 40), (200, 60))
+
+
+def printed(
+    snapshot: Snapshot, width: int, height: int, palette: Palette, *, ascii_only: bool = False,
+    colour: bool = False,
+) -> str:  # fmt: skip
+    out = io.StringIO()
+    console = Console(
+        file=out, width=width, height=height, force_terminal=colour, legacy_windows=False,
+        color_system="truecolor" if colour else None,
+    )  # fmt: skip
+    console.print(frame(snapshot, width, height, palette=palette, ascii_only=ascii_only), end="")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("name", SCENES)
+def test_frames_are_as_they_were_reviewed(name: str, size: tuple[int, int]) -> None:
+    """To renew them: scripts/pictures --expected, then look at every one that changed."""
+    text = printed(SCENES[name](), *size, DARK)
+    file = EXPECTED / f"{name}-{size[0]}x{size[1]}.txt"
+    assert text == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("palette", PALETTES.values(), ids=PALETTES)
+@pytest.mark.parametrize("name", SCENES)
+def test_without_colour_every_word_is_still_there(name: str, palette: Palette) -> None:
+    snapshot = SCENES[name]()
+    plain = printed(snapshot, 120, 40, palette)
+    assert plain == printed(snapshot, 120, 40, TERMINAL)
+    assert "\x1b" not in plain
+    coloured = printed(snapshot, 120, 40, palette, colour=True)
+    assert "\x1b[" in coloured
+
+
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("size", SIZES)
+def test_ascii_frames_are_ascii_and_keep_their_columns(name: str, size: tuple[int, int]) -> None:
+    snapshot = SCENES[name]()
+    plain = printed(snapshot, *size, TERMINAL, ascii_only=True)
+    assert plain.isascii()
+    widths = [cell_len(line) for line in printed(snapshot, *size, TERMINAL).splitlines()]
+    assert [len(line) for line in plain.splitlines()] == widths
+
+
+def test_a_small_screen_answers_everything() -> None:
+    text = printed(samples.incident(), 80, 24, DARK)
+    for wanted in (
+        "65\u202f536 of 65\u202f536", "100 %", "FULL", "since 10:01:55", "pinned 95 %",
+        "new 594/s", "gone 577/s", "EVICTED 16/s", "DROPPED 15/s", "WHY", "tcp/8063", "TIME_WAIT",
+        "HELPS", "php-fpm", "10.42.3.17 → tcp/8063", "54\u202f600", "83 %", "4.2 ms", "120 s",
+        "10.96.0.10:53", "app[1001]", "exact", "netfilter", "lost 0", "self 1.8 %", "46 MiB",
+    ):  # fmt: skip
+        assert wanted in text, wanted
+
+
+def test_what_a_family_cannot_see_is_said() -> None:
+    text = printed(samples.netlink(), 80, 24, TERMINAL)
+    assert "evictions not seen" in text
+    assert "netlink cannot see whose" in text
+    assert "UNSEEN" in text
+    assert "lost 18\u202f204" in text
+    assert "off by 18\u202f190" in text
+
+
+def test_time_to_full_is_told_with_its_error() -> None:
+    assert "full in 71 s ± 6 s" in printed(samples.filling(), 80, 24, TERMINAL)
+
+
+def test_the_table_in_trouble_is_the_one_shown() -> None:
+    text = printed(samples.namespaces(), 120, 40, TERMINAL)
+    assert "in pod-08" in text
+    assert "+39 namespaces" in text
+
+
+@pytest.mark.parametrize("mode", ["top", "victims", "namespaces"])
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+def test_no_name_reaches_the_terminal_raw(mode: str, size: tuple[int, int]) -> None:
+    lines = compose(samples.hostile(), *size, DARK, State(mode=mode)).lines
+    for line in lines:
+        for char in line.plain:
+            assert unicodedata.category(char) not in ("Cc", "Cf", "Cs")
+            assert unicodedata.bidirectional(char) not in ("R", "AL", "RLO")
+        assert cell_len(line.plain) == size[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(sorted(SCENES)),
+    st.integers(1, 260),
+    st.integers(1, 90),
+    st.sampled_from(MODES),
+    st.sampled_from(GROUPS),
+    st.sampled_from(SORTS),
+    st.booleans(),
+    st.integers(0, 10**6),
+    st.sampled_from(["culprits", "victims"]),
+)
+def test_every_size_is_filled_exactly(
+    name: str, width: int, height: int, mode: str, group: str, sort: str, reverse: bool,
+    cursor: int, pane: str,
+) -> None:  # fmt: skip
+    snapshot = replace(SCENES[name](), group=group, sort=sort)
+    state = State(mode, group, sort, reverse, pane=pane, cursor=cursor, scroll=cursor)
+    painted = compose(snapshot, width, height, DARK, state, page=lambda _: [])
+    assert len(painted.lines) == height
+    assert {cell_len(line.plain) for line in painted.lines} == {width}
+
+
+@pytest.mark.parametrize("palette", [DARK, LIGHT], ids=["dark", "light"])
+def test_colours_can_be_read(palette: Palette) -> None:
+    """WCAG's contrast for text of normal size."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, two: str) -> float:
+        light, dark = sorted((luminance(one), luminance(two)), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    for name in ("text", "strong", "dim", "accent", "good", "warn", "bad", "band", "alarm"):
+        style = getattr(palette, name)
+        front = style.color.name
+        for back in {
+            style.bgcolor.name if style.bgcolor else palette.background,
+            palette.background if name not in ("band", "alarm") else style.bgcolor.name,
+            palette.cursor.bgcolor.name if name in ("text", "strong") else palette.background,
+        } - ({palette.background} if name in ("band", "alarm") else set()):
+            assert contrast(front, back) >= 4.5, (name, front, back)
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"TERM": "xterm-256color"}, "dark"),
+        ({"TERM": "xterm"}, "terminal"),
+        ({"TERM": "xterm", "COLORTERM": "truecolor"}, "dark"),
+        ({"TERM": "xterm-256color", "COLORFGBG": "0;15"}, "light"),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, "terminal"),
+        ({"TERM": "xterm-256color", "CTRACE_THEME": "light"}, "light"),
+    ],
+)
+def test_which_colours_a_terminal_gets(environ: dict[str, str], name: str) -> None:
+    assert choose("", environ).name == name
