@@ -149,8 +149,8 @@ def _evidence(subject: Subject) -> Iterator[Finding]:
                           "strangers by address, and the servers are too many or not "
                           "known")  # fmt: skip
         else:
-            yield Finding("info", "udp-peers", f"covers only the {len(subject.peers)} servers "
-                          "seen")  # fmt: skip
+            yield Finding("info", "udp-peers", f"covers only the {len(subject.peers)} servers seen,"
+                          " which could then send to any port of the ephemeral range")  # fmt: skip
     if not subject.roles:
         yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
                       "forwards it")  # fmt: skip

@@ -78,7 +78,11 @@ def flows(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Flow]:
                 yield from (_server(lever, family, me, far) for me in here for far in sources)
             elif role == "client":
                 yield from (_client(lever, family, me, far) for me in here[:2] for far in servers)
-                yield from _strangers(lever, family, here[0], ruleset, sources)
+                # A UDP server that is called may reach this host from its port: no handshake
+                # could tell. For TCP even a known server gets nowhere with a SYN.
+                known = lever.peers if lever.proto == "udp" else ()
+                others = [far for far in sources if far not in known]
+                yield from _strangers(lever, family, here[0], ruleset, others)
             elif role == "forward":
                 pairs = [(source, far) for far in servers for source in clients if source != far]
                 for source, far in pairs:
@@ -159,7 +163,7 @@ def _forward(lever: Notrack, family: str, client: str, server: str) -> Flow:
 def _scans(lever: Notrack, family: str, inside: str) -> Iterator[Flow]:
     """A scanner's packet from the service's port, which must open nothing behind the router."""
     for port in (22, _middle(lever)):
-        scan = _packet(lever, family, "a stranger's SYN", THROUGH, STRANGER[family], inside,
+        scan = _packet(lever, family, _first(lever), THROUGH, STRANGER[family], inside,
                        sport=lever.port, dport=port, flags=SYN, iif=UNKNOWN_DEVICE,
                        oif=UNKNOWN_DEVICE)  # fmt: skip
         yield (Probe(scan, "forward", "from", service=False),)
@@ -173,10 +177,14 @@ def _strangers(
     named = [port for port in _named_ports(ruleset) if low <= port <= high]
     for far in sources:
         for port in [_middle(lever), low, *named[:MOST]]:
-            scan = _packet(lever, family, "a stranger's SYN", IN, far, here, sport=lever.port,
+            scan = _packet(lever, family, _first(lever), IN, far, here, sport=lever.port,
                            dport=port, flags=SYN, iif=UNKNOWN_DEVICE,
                            local_dst=True)  # fmt: skip
             yield (Probe(scan, "client", "from", service=False),)
+
+
+def _first(lever: Notrack) -> str:
+    return f"a stranger's {'SYN' if lever.proto == 'tcp' else 'datagram'}"
 
 
 def _loopback(lever: Notrack, family: str, role: str) -> Flow:

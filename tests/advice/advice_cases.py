@@ -1,0 +1,444 @@
+"""Rulesets, each with what NOTRACK for port 8063 would meet there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).with_name("rulesets")
+SAFE, RULES, WARN, UNSAFE = "safe", "safe-with-rules", "warn", "unsafe"
+PING = "icmp type { echo-request, destination-unreachable, time-exceeded } accept\n"
+PING += "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, "
+PING += "nd-router-advert, packet-too-big, destination-unreachable, echo-request } accept\n"
+ND = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n"
+EST = "ct state established,related accept\n"
+LO = 'iif "lo" accept\n'
+
+Setup = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A ruleset and what is expected of the verdict and of reality."""
+
+    name: str
+    role: str
+    setup: Setup
+    verdict: str
+    breaks: bool
+    """Whether NOTRACK without the tool's accepts and ICMP rules really does harm."""
+    proto: str = "tcp"
+    reason: str = ""
+    """A word that the reasons must have."""
+
+
+def nft(body: str) -> Setup:
+    return (("nft", body),)
+
+
+def chain(hook: str, rules: str, policy: str = "accept", priority: str = "0") -> str:
+    return (
+        f"chain {hook} {{ type filter hook {hook} priority {priority}; policy {policy};\n"
+        f"{rules}\n}}\n"
+    )
+
+
+def fw(*chains: str, extra: str = "") -> Setup:
+    return nft(f"table inet fw {{\n{extra}{''.join(chains)}}}\n")
+
+
+def xt(variant: str, v4: str, v6: str | None = None) -> Setup:
+    """The same rules for both families, through nft or legacy iptables."""
+    return (
+        (f"iptables-{variant}-restore", v4),
+        (f"ip6tables-{variant}-restore", v4 if v6 is None else v6),
+    )
+
+
+def xt_filter(rules: str, inp: str = "DROP", out: str = "ACCEPT", fwd: str = "ACCEPT") -> str:
+    return f"*filter\n:INPUT {inp}\n:FORWARD {fwd}\n:OUTPUT {out}\n{rules}COMMIT\n"
+
+
+def ufw(name: str, variant: str = "nft") -> Setup:
+    return xt(variant, *((HERE / f"ufw-{name}.{v}").read_text() for v in ("v4", "v6")))
+
+
+def firewalld(name: str) -> Setup:
+    return nft((HERE / f"firewalld-{name}.nft").read_text())
+
+
+XT_EST = "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+XT_LO = "-A INPUT -i lo -j ACCEPT\n"
+XT_ICMP = "-A INPUT -p icmp --icmp-type 3 -j ACCEPT\n-A INPUT -p icmp --icmp-type 8 -j ACCEPT\n"
+XT_ICMP6 = "-A INPUT -p ipv6-icmp -j ACCEPT\n"
+
+
+def xt_both(variant: str, head: str, tail: str = "", tail6: str = "", **policies: str) -> Setup:
+    return xt(
+        variant,
+        xt_filter(head + XT_ICMP + tail, **policies),
+        xt_filter(head + XT_ICMP6 + tail + tail6, **policies),
+    )
+
+
+def iptables_cases(variant: str) -> tuple[Case, ...]:
+    """The same through iptables-nft and iptables-legacy, IPv4 and IPv6."""
+    v = variant
+    accept = "-A INPUT -p tcp --dport 8063 -j ACCEPT\n"
+    new = "-A INPUT -p tcp --dport 8063 -m conntrack --ctstate NEW -j ACCEPT\n"
+    web = (
+        "-N web\n-A INPUT -p tcp -m multiport --dports 80,8063 -j web\n"
+        "-A web -m state --state NEW -j ACCEPT\n-A INPUT -j DROP\n"
+    )
+    out = (
+        "-A OUTPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n"
+        "-A OUTPUT -o lo -j ACCEPT\n"
+    )
+    out6 = "-A OUTPUT -p ipv6-icmp -j ACCEPT\n"
+    limit = "-A INPUT -p tcp --syn --dport 8063 -m connlimit --connlimit-above 100 -j REJECT\n"
+    mark = "-A PREROUTING -j CONNMARK --restore-mark\n-A OUTPUT -j CONNMARK --restore-mark\n"
+    half = (
+        "*raw\n-A OUTPUT -p tcp --sport 8063 -j CT --notrack\nCOMMIT\n"
+        "*filter\n-A INPUT -m conntrack --ctstate INVALID\nCOMMIT\n"
+    )
+    base = XT_EST + XT_LO
+    found = (
+        ("stateless accept", xt_both(v, base, accept), SAFE, False, ""),
+        ("new only", xt_both(v, base, new), RULES, True, ""),
+        ("multiport, user chain", xt_both(v, base, web, inp="ACCEPT"), RULES, True, ""),
+        ("established output", xt_both(v, base, accept + out, out6, out="DROP"), RULES, True, ""),
+        ("connlimit", xt_both(v, limit, inp="ACCEPT"), UNSAFE, False, "limit"),
+        ("connmark", xt(v, f"*mangle\n{mark}COMMIT\n"), WARN, False, "mark"),
+        ("half a pair already", xt(v, half), SAFE, False, "one direction"),
+    )
+    return tuple(
+        Case(f"iptables-{v}: {name}", "server", setup, verdict, breaks, reason=reason)
+        for name, setup, verdict, breaks, reason in found
+    )
+
+
+# Docker's published form (20.10, iptables): one container port published on 8063.
+DOCKER = """*nat
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+:DOCKER -
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s {net} ! -o {bridge} -j MASQUERADE
+-A POSTROUTING -s {to}/32 -d {to}/32 -p tcp -m tcp --dport {inner} -j MASQUERADE
+-A DOCKER -i {bridge} -j RETURN
+-A DOCKER ! -i {bridge} -p tcp -m tcp --dport {outer} -j DNAT --to-destination {to}:{inner}
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:DOCKER -
+:DOCKER-ISOLATION-STAGE-1 -
+:DOCKER-ISOLATION-STAGE-2 -
+:DOCKER-USER -
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o {bridge} -j DOCKER
+-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT
+-A FORWARD -i {bridge} -o {bridge} -j ACCEPT
+-A DOCKER -d {to}/32 ! -i {bridge} -o {bridge} -p tcp -m tcp --dport {inner} -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i {bridge} ! -o {bridge} -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o {bridge} -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+"""
+
+
+def docker(outer: int, inner: int, variant: str = "nft") -> Setup:
+    text = DOCKER.format(
+        net="10.77.4.0/24", bridge="to-s", to="10.77.4.2", outer=outer, inner=inner
+    )
+    return ((f"iptables-{variant}-restore", text),)
+
+
+# kube-proxy's iptables mode, as it renders one NodePort service with one endpoint.
+KUBE = """*nat
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+:KUBE-SERVICES -
+:KUBE-NODEPORTS -
+:KUBE-POSTROUTING -
+:KUBE-MARK-MASQ -
+:KUBE-SVC-TESTAAAAAAAAAAAA -
+:KUBE-EXT-TESTAAAAAAAAAAAA -
+:KUBE-SEP-TESTAAAAAAAAAAAA -
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-SERVICES -d {vip}/32 -p tcp -m comment --comment "default/web cluster IP" \
+-m tcp --dport {port} -j KUBE-SVC-TESTAAAAAAAAAAAA
+-A KUBE-SERVICES -m comment --comment "node ports; this must be last" -m addrtype \
+--dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-NODEPORTS -p tcp -m comment --comment "default/web" -m tcp --dport {node} \
+-j KUBE-EXT-TESTAAAAAAAAAAAA
+-A KUBE-EXT-TESTAAAAAAAAAAAA -j KUBE-MARK-MASQ
+-A KUBE-EXT-TESTAAAAAAAAAAAA -j KUBE-SVC-TESTAAAAAAAAAAAA
+-A KUBE-SVC-TESTAAAAAAAAAAAA -m statistic --mode random --probability 0.50000000000 \
+-j KUBE-SEP-TESTAAAAAAAAAAAA
+-A KUBE-SVC-TESTAAAAAAAAAAAA -j KUBE-SEP-TESTAAAAAAAAAAAA
+-A KUBE-SEP-TESTAAAAAAAAAAAA -s {to}/32 -j KUBE-MARK-MASQ
+-A KUBE-SEP-TESTAAAAAAAAAAAA -p tcp -m tcp -j DNAT --to-destination {to}:{inner}
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:KUBE-FIREWALL -
+:KUBE-FORWARD -
+-A INPUT -j KUBE-FIREWALL
+-A OUTPUT -j KUBE-FIREWALL
+-A FORWARD -j KUBE-FORWARD
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate \
+RELATED,ESTABLISHED,DNAT -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+"""
+
+
+def kube(node: int, port: int = 8063, inner: int = 8063, vip: str = "10.96.0.10") -> Setup:
+    text = KUBE.format(vip=vip, port=port, node=node, to="10.77.4.2", inner=inner)
+    return (("iptables-nft-restore", text),)
+
+
+NAT_DROP_IN = fw(chain("input", EST + LO + PING + "tcp dport 8063 accept", "drop"))
+
+CASES: tuple[Case, ...] = (
+    # ---- server, nftables -------------------------------------------------------
+    Case("nft: no decision", "server", fw(chain("input", "ct state invalid counter")), SAFE, False),
+    Case("nft: stateless accept", "server", NAT_DROP_IN, SAFE, False),
+    Case("nft: new only", "server",
+         fw(chain("input", EST + LO + PING + "ct state new tcp dport 8063 accept", "drop")),
+         RULES, True),
+    Case("nft: reject at the end", "server",
+         fw(chain("input", EST + LO + PING + "ct state new tcp dport 8063 accept\nreject")),
+         RULES, True),
+    Case("nft: new, untracked", "server",
+         fw(chain("input", EST + LO + PING + "ct state { new, untracked } tcp dport 8063 accept",
+                  "drop")),
+         SAFE, False),
+    Case("nft: anything but est, rel, new drops", "server",
+         fw(chain("input", "ct state != { established, related, new } drop\n" + EST + LO + PING
+                  + "tcp dport 8063 accept", "drop")),
+         RULES, True),
+    Case("nft: SYN only", "server",
+         fw(chain("input", EST + LO + PING
+                  + "tcp flags & (fin|syn|rst|ack) == syn tcp dport 8063 accept", "drop")),
+         RULES, True),
+    Case("nft: vmap", "server",
+         fw(chain("input", "ct state vmap { established : accept, related : accept, "
+                  "invalid : drop }\n" + LO + PING + "tcp dport 8063 accept", "drop")),
+         SAFE, True, reason="path MTU"),
+    Case("nft: invalid drop, then icmp", "server",
+         fw(chain("input", EST + LO + "ct state invalid drop\n" + PING + "tcp dport 8063 accept",
+                  "drop")),
+         SAFE, True, reason="path MTU"),
+    Case("nft: related only, no icmp accept", "server",
+         fw(chain("input", EST + LO + ND + "tcp dport 8063 accept", "drop")), RULES, True),
+    Case("nft: established output", "server",
+         fw(chain("input", EST + LO + PING + "tcp dport 8063 accept", "drop"),
+            chain("output", EST + 'oif "lo" accept\n' + PING, "drop")),
+         RULES, True),
+    Case("nft: jump to a services chain", "server",
+         fw(chain("input", "jump base\njump services\nreject"), extra=(
+             f"chain base {{ {EST}{LO}ct state invalid drop\n{PING} }}\n"
+             "chain services { ct state new tcp dport { 22, 8063 } jump allow\n }\n"
+             "chain allow { counter accept\n }\n")),
+         RULES, True),
+    Case("nft: named port set", "server",
+         fw(chain("input", EST + LO + PING + "ct state new tcp dport @open accept", "drop"),
+            extra="set open { type inet_service; flags interval; "
+                  "elements = { 8000-8099 } }\n"),
+         RULES, True),
+    Case("nft: two tables, both decide", "server",
+         nft("table inet a { chain input { type filter hook input priority -10; policy drop;\n"
+             + EST + LO + PING + "ct state new tcp dport 8063 accept\n}\n}\n"
+             "table inet b { chain input { type filter hook input priority 10; policy drop;\n"
+             + EST + LO + PING + "ct state new tcp dport 8063 accept\n}\n}\n"),
+         RULES, True),
+    Case("nft: v4 open, v6 new only", "server",
+         nft("table ip fw { chain input { type filter hook input priority 0; "
+             "ct state invalid counter\n}\n}\n"
+             "table ip6 fw { chain input { type filter hook input priority 0; policy drop;\n"
+             + EST + LO + PING.split("\n")[1] + "\nct state new tcp dport 8063 accept\n}\n}\n"),
+         RULES, True),
+    Case("nft: drop in prerouting", "server",
+         fw(chain("prerouting", EST + PING + "ct state new tcp dport { 8063 } accept\n" + LO,
+                  "drop", "mangle"),
+            chain("output", "ct state invalid counter")),
+         RULES, True),
+    Case("nft: one source only", "server",
+         fw(chain("input", EST + LO + PING + "ct state new ip saddr 10.77.1.1 tcp dport 8063 "
+                  "accept\nct state new ip6 saddr fd77:1::1 tcp dport 8063 accept", "drop")),
+         UNSAFE, True, reason="may not connect"),
+    Case("nft: all untracked accepted, one source", "server",
+         fw(chain("input", EST + LO + PING + "ct state untracked accept\nct state new ip saddr "
+                  "10.77.1.1 tcp dport 8063 accept\nip6 saddr fd77:1::1 tcp dport 8063 accept",
+                  "drop")),
+         UNSAFE, True, reason="may not connect"),
+    Case("nft: stateless, one source", "server",
+         fw(chain("input", EST + LO + PING + "ip saddr 10.77.1.1 tcp dport 8063 accept\n"
+                  "ip6 saddr fd77:1::1 tcp dport 8063 accept", "drop")),
+         SAFE, False),
+    Case("nft: rate limit on new", "server",
+         fw(chain("input", EST + LO + PING + "ct state new tcp dport 8063 limit rate 100/second "
+                  "burst 50 packets accept", "drop")),
+         UNSAFE, True),
+    Case("nft: connection limit", "server",
+         fw(chain("input", "tcp dport 8063 ct state new add @many { ip saddr ct count over 100 } "
+                  "reject\ntcp dport 8063 ct state new add @many6 { ip6 saddr ct count over 100 } "
+                  "reject"),
+            extra="set many { type ipv4_addr; flags dynamic; }\n"
+                  "set many6 { type ipv6_addr; flags dynamic; }\n"),
+         UNSAFE, False, reason="limit"),
+    Case("nft: mark kept in entries", "server",
+         fw(chain("prerouting", "ct mark set 7", priority="mangle"),
+            chain("output", "meta mark set ct mark", priority="mangle").replace(
+                "type filter", "type route")),
+         WARN, False, reason="mark"),
+    Case("nft: zone forced", "server",
+         fw(chain("prerouting", "ct zone set 3", priority="raw"),
+            chain("output", "ct zone set 3", priority="raw"),
+            chain("input", "ct state invalid counter")),
+         UNSAFE, False, reason="no effect"),
+    Case("nft: half a pair already", "server",
+         fw(chain("prerouting", "tcp dport 8063 notrack", priority="raw"),
+            chain("input", "ct state invalid counter"),
+            chain("output", "ct state invalid counter")),
+         SAFE, False, reason="one direction"),
+    Case("nft: redirect to another port", "server",
+         nft("table inet n { chain pre { type nat hook prerouting priority -100;\n"
+             "tcp dport 8063 redirect to :9063\n}\n}\n"),
+         UNSAFE, True, reason="translate"),
+    Case("nft: redirected to it", "server",
+         nft("table inet n { chain pre { type nat hook prerouting priority -100;\n"
+             "tcp dport 7063 redirect to :8063\n}\n}\n"),
+         UNSAFE, False, reason="translated"),
+    Case("nft: dnat away", "server",
+         nft("table inet n { chain pre { type nat hook prerouting priority -100;\n"
+             "tcp dport 8063 dnat ip to 10.77.4.2:8063\n}\n"
+             "chain post { type nat hook postrouting priority 100;\n"
+             "ip daddr 10.77.4.2 masquerade\n}\n}\n"),
+         UNSAFE, True, reason="translate"),
+    Case("nft: interface and new", "server",
+         fw(chain("input", EST + LO + PING
+                  + 'iifname "to-r2" ct state new tcp dport 8063 accept', "drop")),
+         UNSAFE, True),
+    Case("nft: local checks, output by state", "server",
+         fw(chain("input", EST + PING + "tcp dport 8063 accept\nct state new iif lo accept",
+                  "drop")),
+         RULES, True),
+    # ---- server, iptables -------------------------------------------------------
+    *iptables_cases("nft"),
+    *iptables_cases("legacy"),
+    # ---- server, as the tools themselves generate it -----------------------------
+    Case("ufw: allow (iptables-nft)", "server", ufw("allow"), SAFE, True, reason="path MTU"),
+    Case("ufw: allow (legacy)", "server", ufw("allow", "legacy"), SAFE, True, reason="path MTU"),
+    Case("ufw: allow from one source", "server", ufw("allow-from"), SAFE, True,
+         reason="path MTU"),
+    Case("ufw: limit", "server", ufw("limit"), UNSAFE, True),
+    Case("ufw: deny outgoing", "server", ufw("deny-out"), RULES, True),
+    Case("firewalld: open port", "server", firewalld("port"), SAFE, True, reason="path MTU"),
+    Case("firewalld: rich rule, one source", "server", firewalld("rich"), SAFE, True),
+    Case("firewalld: forward port", "server", firewalld("forward-port"), UNSAFE, True,
+         reason="translate"),
+    Case("docker: published on the port", "server", docker(8063, 8063), UNSAFE, True,
+         reason="translate"),
+    Case("docker: published on another", "server", docker(7063, 80), SAFE, False),
+    Case("kube-proxy: node port", "server", kube(8063), UNSAFE, True, reason="translate"),
+    Case("kube-proxy: other node port", "server", kube(30063, 80, 8080), SAFE, False),
+    # ---- client ------------------------------------------------------------------
+    Case("client: no decision", "client",
+         fw(chain("input", "ct state invalid counter"), chain("output", "")), SAFE, False),
+    Case("client: established only (nft)", "client",
+         fw(chain("input", EST + LO + PING, "drop")), RULES, True),
+    Case("client: established only, invalid drop", "client",
+         fw(chain("input", "ct state invalid drop\n" + EST + LO + PING, "drop")), RULES, True),
+    *(
+        Case(f"client: established only (iptables-{v})", "client",
+             xt_both(v, XT_EST + XT_LO), RULES, True)
+        for v in ("nft", "legacy")
+    ),
+    Case("client: output by state", "client",
+         fw(chain("input", EST + LO + PING, "drop"),
+            chain("output", EST + PING + "oif lo accept\nct state new tcp dport 8063 accept",
+                  "drop")),
+         RULES, True),
+    Case("client: sport accept has a hole", "client",
+         fw(chain("input", EST + LO + PING + "ct state untracked tcp sport 8063 accept", "drop")),
+         UNSAFE, True, reason="source port"),
+    Case("client: masquerading gateway", "client",
+         nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
+             'ip saddr 10.77.4.0/24 oifname "to-r2" masquerade\n}\n}\n'),
+         UNSAFE, False, reason="other hosts"),
+    Case("client: ufw", "client", ufw("plain"), RULES, True),
+    Case("client: ufw (legacy)", "client", ufw("plain", "legacy"), RULES, True),
+    Case("client: firewalld", "client", firewalld("plain"), RULES, True),
+    Case("client: output DNAT", "client",
+         nft("table ip n { chain out { type nat hook output priority -100;\n"
+             "ip daddr 10.96.0.10 tcp dport 8063 dnat to 10.77.1.1:8063\n}\n}\n"
+             "table ip6 n { chain out { type nat hook output priority -100;\n"
+             "tcp dport 8063 dnat to [fd77:1::1]:8063\n}\n}\n"),
+         UNSAFE, False, reason="translate"),
+    # ---- forwarded ---------------------------------------------------------------
+    Case("forward: no decision", "forward",
+         fw(chain("forward", "ct state invalid counter")), SAFE, False),
+    Case("forward: new only", "forward",
+         fw(chain("forward", EST + PING + "ct state new tcp dport 8063 accept", "drop")),
+         RULES, True),
+    Case("forward: invalid drop", "forward",
+         fw(chain("forward", "ct state invalid drop\n" + EST + PING + "tcp dport 8063 accept\n"
+                  "tcp sport 8063 tcp flags & (syn|ack) != syn accept", "drop")),
+         SAFE, True, reason="path MTU"),
+    Case("forward: established back (iptables)", "forward",
+         xt("nft", xt_filter("-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+                             "-A FORWARD -p tcp --dport 8063 -j ACCEPT\n", inp="ACCEPT",
+                             fwd="DROP")),
+         RULES, True),
+    Case("forward: ufw routed", "forward", ufw("routed"), RULES, True),
+    Case("forward: masquerade", "forward",
+         nft("table inet n { chain post { type nat hook postrouting priority 100;\n"
+             'oifname "to-s" masquerade\n}\n}\n'),
+         UNSAFE, False, reason="translate"),
+    Case("forward: backend of a DNAT", "forward", docker(7063, 8063), UNSAFE, False,
+         reason="translate"),
+    # ---- loopback ----------------------------------------------------------------
+    Case("loopback: no decision", "loopback",
+         fw(chain("input", "ct state invalid counter"), chain("output", "")), SAFE, False),
+    Case("loopback: by state", "loopback",
+         fw(chain("input", EST + PING + "ct state new tcp dport 8063 accept", "drop")),
+         RULES, True),
+    Case("loopback: output by state", "loopback",
+         fw(chain("input", EST + PING + "iif lo accept", "drop"),
+            chain("output", EST + PING + "ct state new tcp dport 8063 accept", "drop")),
+         RULES, True),
+    Case("loopback: ufw", "loopback", ufw("plain"), SAFE, False),
+    # ---- UDP ---------------------------------------------------------------------
+    Case("udp server: stateless", "server",
+         fw(chain("input", EST + LO + PING + "udp dport 8063 accept", "drop")), SAFE, False,
+         "udp"),
+    Case("udp server: new only", "server",
+         fw(chain("input", EST + LO + PING + "ct state new udp dport 8063 accept", "drop")),
+         RULES, True, "udp"),
+    Case("udp client: established only", "client",
+         fw(chain("input", EST + LO + PING, "drop")), RULES, True, "udp"),
+    Case("udp client: ufw", "client", ufw("plain"), RULES, True, "udp"),
+)  # fmt: skip
