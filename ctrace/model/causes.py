@@ -436,7 +436,7 @@ def services(facts: Facts) -> Iterator[Service]:
             top = pair.address(int(mine[best]))
             top_share = float(parts[best]) / max(1.0, float(weight[at]))
         estimate = culprit.distinct_src
-        if pair.lost_keys and estimate is not None:
+        if pair.floor and estimate is not None:
             sources = max(sources, estimate)
         where = f" in {table.name}" if table and len(facts.tables) > 1 else ""
         yield Service(

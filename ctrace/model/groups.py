@@ -13,12 +13,14 @@ import numpy.typing as npt
 from ctrace.batch import Clock, Owner
 from ctrace.model import histogram
 from ctrace.model.heavy import COUNTERS
-from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, has_port, key_hash
+from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TIME_SHIFT, has_port, key_hash
 from ctrace.model.levels import Level, Levels
 from ctrace.model.rich import TREND, distinct
 from ctrace.model.snapshot import Culprit, Ends, OwnerView, Percentiles, Tuple5
 from ctrace.model.victims import owner_view, tuple5
 from ctrace.record import TCP_STATES, Direction, Status, address_text, proto_name
+
+TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9
 
 CANDIDATES: Final = 512
 """How many of the heaviest keys are looked at when sorting by a percentile."""
@@ -52,7 +54,7 @@ class Context:
 class Group:
     """All keys of one grouping, with their sums. Arrays are aligned by key."""
 
-    def __init__(self, name: str, levels: Levels, context: Context, now_us: int) -> None:
+    def __init__(self, name: str, levels: Levels, context: Context, now: int) -> None:
         self.name = name
         self._context = context
         self._parts = _parts(name, levels)
@@ -72,12 +74,13 @@ class Group:
         self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
         net = self._gather("net")
         self.held = np.maximum(np.bincount(inverse, net, self.n), 0).astype(np.int64)
-        seconds = (net * now_us - self._gather("births")) / 1e6
+        seconds = (net * now - self._gather("births")) * TIME_UNIT
         self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
         self.total_held = int(self.held.sum())
         coarse = self._parts[-1].level if len(self._parts) > 1 else self._parts[0].level
         self.floor = coarse.table.floor
-        self.lost_keys = coarse.distinct_lost()
+        self.distinct = max(self.n, coarse.table.distinct() if self.floor else 0)
+        """Keys ever seen, shown or not: estimated once any were turned away."""
 
     # -- collecting -----------------------------------------------------------
 

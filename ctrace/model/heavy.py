@@ -1,10 +1,10 @@
 """A table of the heaviest keys: exact while they fit, with a stated error beyond.
 
-While every key has a row, every number is exact. When rows run out, keys whose
-weight (entries that came, and refusals) is lowest give up theirs, and newcomers
-get a row only with a weight above a threshold. ``floor`` bounds what any key
-without a row may have had; a key that gets a row later carries the floor of that
-moment as its ``error``. So for every key ever seen::
+While every key has a row, every number is exact. When rows run out, a key's
+weight (entries that came, and refusals) is first summed in a cell of a sketch, which
+it may share with others: an upper bound. A key gets a row once that bound is above
+``floor``, and carries what it may lack as its ``error``; the lightest rows give
+theirs up, and their weight goes to the sketch. So for every key ever seen::
 
     weight <= true weight <= weight + error        (with a row)
     true weight <= floor                           (without one)
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.keys import PACKED_BITS, PACKED_MAX, U64, Window, key_hash
-from ctrace.model.scatter import Rows, Scatter
+from ctrace.model.scatter import Rows, Scatter, add_at
 
 COUNTERS: Final = {
     "inserts": np.int64,
@@ -39,11 +39,15 @@ COUNTERS: Final = {
     "existing_assured": np.int32,
     "older": np.int64,
 }
-"""What adds up. ``births`` is the sum of (sign x time in us): with ``held`` it gives the
+"""What adds up. ``births`` is the sum of (sign x time in 1024 ns): with ``held`` it gives the
 integral of ``held`` over time, ``held * now - births``."""
 
 _ROW_BITS: Final = 17
 _ROW_MASK: Final = np.uint64((1 << _ROW_BITS) - 1)
+SKETCHED: Final = np.uint8(0x40)
+"""Bit of ``flags``: the key was in the sketch before it had a row."""
+
+CELLS_PER_ROW: Final = 8
 _FIELD: Final = np.uint64(PACKED_MAX)
 
 
@@ -55,8 +59,11 @@ class HeavyTable:
         self.used = 0
         self.floor = 0
         self.pruned = 0
-        self._lightest = 0
-        bits = max(4, (2 * rows).bit_length())
+        self.turned = 0
+        """Events that came for keys without a row."""
+        self._cells = 1 << (CELLS_PER_ROW * rows - 1).bit_length()
+        self._sketch: npt.NDArray[np.uint32] | None = None
+        bits = max(4, (4 * rows).bit_length())
         self._shift = np.uint64(64 - bits)
         self._last = np.uint64((1 << bits) - 1)
         self._index = np.zeros(1 << bits, np.uint64)
@@ -84,53 +91,109 @@ class HeavyTable:
         """The row of each hash; 0 for those without."""
         at = h >> self._shift
         entry = self._index.take(at.view(np.int64))
-        miss = (entry ^ h) > _ROW_MASK
-        rows = (entry & _ROW_MASK).view(np.int64)
-        rows[miss] = 0
-        pending = np.flatnonzero(miss & (entry != 0))
+        rows: Rows = (entry & _ROW_MASK).view(np.int64)  # an empty place is row 0
+        np.bitwise_xor(entry, h, out=at)
+        other = np.flatnonzero(at > _ROW_MASK)
+        if not other.size:
+            return rows
+        pending = other[np.flatnonzero(entry.take(other))]
+        rows[pending] = 0
+        at = h.take(pending) >> self._shift
         while pending.size:
-            at = (at.take(pending) if at.size != pending.size else at) + np.uint64(1) & self._last
-            hashes = h.take(pending)
+            at = (at + np.uint64(1)) & self._last
             entry = self._index.take(at.view(np.int64))
-            hit = (entry ^ hashes) <= _ROW_MASK
+            hit = (entry ^ h.take(pending)) <= _ROW_MASK
             rows[pending[hit]] = (entry[hit] & _ROW_MASK).view(np.int64)
             more = np.flatnonzero(~hit & (entry != 0))
             pending, at = pending[more], at[more]
         return rows
 
-    def locate(self, h: U64, comes: npt.NDArray[np.bool_], keys: Keys) -> tuple[Rows, Rows]:
-        """The row of each event, after giving rows to new keys.
+    def locate(self, h: U64, comes: npt.NDArray[np.bool_], keys: Keys) -> Rows:
+        """The row of each event, 0 without, after giving rows to new keys.
 
-        ``comes`` marks the events that are worth a row; ``keys(indices)`` gives the
-        (n, 3) key words of events. Also returns the rows given up meanwhile, whose
-        content the ``dropped*`` attributes keep until the next call. ``given`` are the
-        new rows and ``given_at`` an event of each.
+        ``comes`` marks the events that add weight; ``keys(indices)`` gives the (n, 3)
+        key words of events. Afterwards ``given`` are the new rows and ``given_at`` an
+        event of each; if ``gave_up``, the ``dropped*`` attributes hold what pruned
+        rows had.
         """
         self.gave_up = False
+        self.given = _NONE
+        if self._sketch is not None and self._is_tight():
+            self._prune()
         rows = self.find(h)
-        missing = np.flatnonzero(rows == 0)
-        if not missing.size:
-            return rows, _NONE
-        new = missing[comes[missing]]
+        new = np.flatnonzero(comes & (rows == 0))
         if not new.size:
-            return rows, _NONE
-        hashes, weight, order, starts = grouped(h.take(new))
-        dropped = _NONE
-        if self.rows - self.used < max(1, self.rows // 16) and self._can_prune(int(weight.max())):
-            dropped = self._prune()
-            rows = self.find(h)
-        chosen = self._choose(weight)
-        if not chosen.size:
-            return rows, dropped
-        self.given_at = new[order[starts[chosen]]]
-        given = self.given = self._admit(hashes[chosen], keys(self.given_at))
-        row_of = np.zeros(len(hashes), np.intp)
-        row_of[chosen] = given
-        rows[new[order]] = np.repeat(row_of, weight)
-        others = missing[~comes[missing]]
+            return rows
+        if self._sketch is None:
+            hashes, weight, order, starts = grouped(h.take(new))
+            if len(hashes) <= self.rows - self.used:
+                self.given_at = new[order[starts]]
+                self.given = self._admit(hashes, keys(self.given_at), 0)
+                rows[new[order]] = np.repeat(self.given, weight)
+                return self._find_others(rows, h, comes)
+            self._sketch = np.zeros(self._cells, np.uint32)
+            if self._is_tight():
+                self._prune()
+                rows = self.find(h)
+                new = np.flatnonzero(comes & (rows == 0))
+        return self._locate_heavy(rows, new, h, keys)
+
+    def _cell(self, h: U64) -> Rows:
+        """The sketch's cell of each hash, from bits that the index uses least."""
+        return ((h >> np.uint64(_ROW_BITS)) & np.uint64(self._cells - 1)).view(np.int64)
+
+    def _is_tight(self) -> bool:
+        return self.rows - self.used < max(1, self.rows // 16)
+
+    def _find_others(self, rows: Rows, h: U64, comes: npt.NDArray[np.bool_]) -> Rows:
+        """Let the ends of keys that just got a row count there too."""
+        others = np.flatnonzero((rows == 0) & ~comes)
         if others.size:
             rows[others] = self.find(h.take(others))
-        return rows, dropped
+        return rows
+
+    def _locate_heavy(self, rows: Rows, new: Rows, h: U64, keys: Keys) -> Rows:
+        """Give rows to newcomers that may be heavier than the floor, by the sketch.
+
+        They count from the next window on, so that what they did in this one, births
+        and ends alike, stays together in the coarser table.
+        """
+        assert self._sketch is not None
+        cell = self._cell(h.take(new))
+        add_at(self._sketch, cell, 1)
+        weight = self._sketch.take(cell)
+        heavy = np.flatnonzero(weight > self.floor)
+        quota = max(1, (self.rows - self.used) // 8)
+        if heavy.size > quota:
+            bound = int(np.partition(weight[heavy], heavy.size - quota)[heavy.size - quota])
+            self.floor = max(self.floor, bound)
+            heavy = heavy[weight[heavy] > self.floor]
+        self.turned += new.size
+        if heavy.size:
+            mine = new[heavy]
+            hashes, _, order, starts = grouped(h.take(mine))
+            first = order[starts]
+            self.given_at = mine[first]
+            error = weight[heavy[first]].astype(np.int64)
+            self.given = self._admit(hashes, keys(self.given_at), error)
+            self.flags[self.given] |= SKETCHED
+        return rows
+
+    def distinct(self) -> int:
+        """Keys ever seen: exact while all have rows, else estimated from the sketch.
+
+        The estimate counts empty cells: about 1 % standard error up to twice as many keys as
+        there are cells (262,144 at the default size), and at most twelve times as many.
+        """
+        if self._sketch is None:
+            return self.used
+        empty = max(1, int(np.count_nonzero(self._sketch == 0)))
+        never = int(np.count_nonzero((self.flags[1 : self.used + 1] & SKETCHED) == 0))
+        return never + round(self._cells * float(np.log(self._cells / empty)))
+
+    def given_up(self) -> int:
+        """Keys without a row."""
+        return max(0, self.distinct() - self.used)
 
     def absorb(self, keys: npt.NDArray[np.uint64], counters: dict[str, npt.NDArray[Any]]) -> Rows:
         """Add counters that a finer table gave up; returns the row of each, 0 if turned away."""
@@ -140,14 +203,24 @@ class HeavyTable:
         new = np.flatnonzero(rows == 0)
         weight = counters["inserts"] + counters["existing"] + counters["drops"]
         if new.size > self.rows - self.used:
+            if self._sketch is None:
+                self._sketch = np.zeros(self._cells, np.uint32)
             sums = np.add.reduceat(weight[order], starts)[new]
             new = new[np.argsort(-sums, kind="stable")]
             room = self.rows - self.used
-            self.floor += int(np.sort(sums)[::-1][room])
-            self.pruned += new.size - room
+            turned = new[room:]
+            self.pruned += turned.size
+            cell = self._cell(hashes[turned])
+            add_at(self._sketch, cell, np.sort(sums)[::-1][room:].astype(np.uint32))
+            self.floor = max(self.floor, int(self._sketch[cell].max()))
             new = new[:room]
         if new.size:
-            rows[new] = self._admit(hashes[new], keys[order[starts[new]]])
+            error: npt.NDArray[np.int64] | int = 0
+            if self._sketch is not None:
+                error = self._sketch[self._cell(hashes[new])].astype(np.int64)
+            rows[new] = self._admit(hashes[new], keys[order[starts[new]]], error)
+            if self._sketch is not None:
+                self.flags[rows[new]] |= SKETCHED
         spread = np.empty(len(h), np.intp)
         spread[order] = np.repeat(rows, np.diff(starts, append=len(h)))
         scatter = Scatter(spread)
@@ -155,29 +228,14 @@ class HeavyTable:
             scatter.add(self.counters[name], values)
         return spread
 
-    def _choose(self, weight: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Which of the new keys get a row, by their weight in this window.
-
-        Once keys had to be turned away, newcomers share a quarter of what is free, so
-        that there is always room for a heavy one.
-        """
-        free = self.rows - self.used
-        quota = free if not self.pruned else free // 4
-        if len(weight) <= quota:
-            return np.arange(len(weight))
-        at = len(weight) - quota - 1
-        limit = int(np.partition(weight, at)[at])
-        chosen = np.flatnonzero(weight > limit)
-        self.floor += limit
-        self.pruned += len(weight) - chosen.size
-        return chosen
-
-    def _admit(self, hashes: U64, keys: npt.NDArray[np.uint64]) -> Rows:
+    def _admit(
+        self, hashes: U64, keys: npt.NDArray[np.uint64], error: npt.NDArray[np.int64] | int
+    ) -> Rows:
         given = np.arange(self.used + 1, self.used + 1 + len(hashes))
         self.used += len(hashes)
         self.hash[given] = hashes
         self.key[given] = keys
-        self.error[given] = self.floor
+        self.error[given] = error
         self._enter(hashes, given)
         return given
 
@@ -200,29 +258,19 @@ class HeavyTable:
         total: npt.NDArray[np.int64] = c["inserts"] + c["existing"] + c["drops"]
         return total
 
-    def _can_prune(self, heaviest: int) -> bool:
-        """Whether enough rows are no heavier than a newcomer might be.
-
-        Looks at all rows, but only when the answer may have changed: weights only grow.
-        """
-        if self.floor + heaviest < self._lightest:
-            return False
-        bound = (self.weight() + self.error)[1 : self.used + 1]
-        part = max(1, self.used // 4)
-        self._lightest = int(np.partition(bound, part - 1)[part - 1])
-        return self._lightest <= self.floor + heaviest
-
-    def _prune(self) -> Rows:
+    def _prune(self) -> None:
         """Give up a quarter of the rows, the lightest, and those that tell nothing."""
         bound = (self.weight() + self.error)[1 : self.used + 1]
         part = max(1, self.used // 4)
-        order = np.argpartition(bound, part - 1)
+        order = np.argsort(bound)
         self.floor = max(self.floor, int(bound[order[part - 1]]))
         # Rows at or below the floor say no more than having none.
         gone = np.flatnonzero(bound <= self.floor)
         if gone.size > self.used // 2:
             gone = order[:part]
-        self._lightest = self.floor
+        if self._sketch is not None:
+            cell = self._cell(self.hash[gone + 1])
+            np.maximum.at(self._sketch, cell, bound[gone].astype(np.uint32))
         self.pruned += gone.size
         dropped = gone + 1
         self.gave_up = True
@@ -234,7 +282,6 @@ class HeavyTable:
         keep = np.ones(self.used, bool)
         keep[gone] = False
         self._compact(np.flatnonzero(keep) + 1)
-        return dropped
 
     def columns(self) -> list[npt.NDArray[Any]]:
         """Every per-row array."""
@@ -256,14 +303,23 @@ class HeavyTable:
 
     # -- counting -------------------------------------------------------------
 
-    def count(self, rows: Rows, window: Window, end_rows: Rows) -> Scatter:
-        """Add a window's events to their rows (row 0 takes those without)."""
+    def count(self, rows: Rows, window: Window) -> None:
+        """Add a window's events to their rows; those in row 0 have none."""
+        found = int(np.count_nonzero(rows))
+        if not found:
+            return
         self.make_room(window.n)
+        flow, births, end = window.flow, window.births, window.end
+        ends = rows.take(window.ends)
+        if found < window.n // 2:
+            hits = np.flatnonzero(rows)
+            rows, flow, births = rows.take(hits), flow.take(hits), births.take(hits)
+            ending = np.flatnonzero(ends)
+            ends, end = ends.take(ending), end.take(ending)
         scatter = Scatter(rows)
-        scatter.add(self._flow, window.flow)
-        scatter.add(self.counters["births"], window.births)
-        Scatter(end_rows).add(self._end, window.end)
-        return scatter
+        scatter.add(self._flow, flow)
+        scatter.add(self.counters["births"], births)
+        Scatter(ends).add(self._end, end)
 
     def make_room(self, events: int) -> None:
         """Drain the packed counters if so many more events might overflow one."""
@@ -302,26 +358,35 @@ class HeavyTable:
 
     def nbytes(self) -> int:
         """Memory held."""
-        return self._index.nbytes + sum(column.nbytes for column in self.columns())
+        sketch = 4 * self._cells  # taken once keys are turned away, counted from the start
+        return sketch + self._index.nbytes + sum(column.nbytes for column in self.columns())
 
 
 class Keys:
-    """Key words of some of a window's events."""
+    """Key words of some of a window's events, gathered only for those asked for."""
 
-    def __init__(self, high: U64 | None, low: U64 | None, meta: U64 | None) -> None:
-        self.parts = (high, low, meta)
+    def __init__(
+        self,
+        high: U64 | None,
+        low: U64 | None,
+        meta: U64,
+        chosen: npt.NDArray[np.intp] | None = None,
+    ) -> None:
+        self._parts, self._chosen = (high, low, meta), chosen
 
     def __call__(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
         """The (n, 3) key words of the events at these indices."""
+        if self._chosen is not None:
+            at = self._chosen[at]
         out = np.zeros((len(at), 3), np.uint64)
-        for column, part in enumerate(self.parts):
-            if part is not None:
+        for column, part in enumerate(self._parts):
+            if part is not None and part.size:
                 out[:, column] = part[at]
         return out
 
     def at(self, chosen: npt.NDArray[np.intp]) -> Keys:
         """The same for indices into ``chosen``."""
-        return Keys(*(None if part is None else part[chosen] for part in self.parts))
+        return Keys(*self._parts, chosen)
 
 
 _NONE: Final[Rows] = np.zeros(0, np.intp)

@@ -73,6 +73,12 @@ PACKED_BITS: Final = 21
 PACKED_MAX: Final = (1 << PACKED_BITS) - 1
 """Events that a packed counter takes before it must be drained."""
 
+TCP: Final = 6
+UDP: Final = 17
+AF_INET: Final = 2
+TIME_SHIFT: Final = 10
+_EMPTY: Final = np.zeros(0, np.uint64)
+_ASSURED = np.uint64(int(Status.ASSURED) << 32)
 _NAT = np.uint64((int(Status.SRC_NAT) | int(Status.DST_NAT)) << 32)
 
 
@@ -85,10 +91,14 @@ def finish(h: U64) -> U64:
 
 
 def address_hash(high: U64, low: U64) -> U64:
-    """A partial hash of addresses, to be added to a meta word's and finished."""
-    h = low ^ (low >> _S32)
+    """A partial hash of addresses, to be added to a meta word's and finished.
+
+    An empty ``high`` stands for zeros, as every IPv4 address has.
+    """
+    h = low >> _S32
+    h ^= low
     h *= _C1
-    if high.any():
+    if high.size:
         h += (high ^ (high >> _S32)) * _C0
     return h
 
@@ -122,7 +132,7 @@ class Window:
     sign: I64
     flow: U64
     births: I64
-    """``sign`` times the event's time in microseconds."""
+    """``sign`` times the event's time in units of 1024 ns."""
     ends: npt.NDArray[np.intp]
     """Indices of the destroys."""
     comes: npt.NDArray[np.bool_]
@@ -148,13 +158,24 @@ class Window:
         """Hash of (destination, service)."""
         return finish(self.dst_hash + meta * _C2)
 
+    def assured(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Whether the entries at these indices are ASSURED."""
+        found: npt.NDArray[np.bool_] = self.status.take(at) & _ASSURED != 0
+        return found
+
+    def sources(self, at: npt.NDArray[np.intp]) -> U64:
+        """Hash of the source's address, for the events at ``at``."""
+        return finish(self.src_hash.take(at))
+
     def src_only(self, at: npt.NDArray[np.intp]) -> U64:
         """Hash of the source alone, for the events at ``at``."""
-        return finish(self.src_hash[at] + self.netns[at] * _C2)
+        if at.size == self.n:
+            return finish(self.src_hash + self.netns * _C2)
+        return finish(self.src_hash.take(at) + self.netns.take(at) * _C2)
 
     def dst_only(self, at: npt.NDArray[np.intp]) -> U64:
         """Hash of the destination alone, for the events at ``at``."""
-        return finish(self.dst_hash[at] + self.netns[at] * _C2)
+        return finish(self.dst_hash.take(at) + self.netns.take(at) * _C2)
 
 
 def service_hash(meta: U64) -> U64:
@@ -166,20 +187,28 @@ def window(events: Events) -> Window:
     """The columns of a slice of events, in one pass over its memory."""
     table = words(events)
     n = len(table)
-    columns = np.empty((10, n), np.uint64)
+    columns = np.empty((8, n), np.uint64)
     for at in range(0, n, _SLAB):
         part = table[at : at + _SLAB]
-        for row, column in enumerate((0, 1, 2, 3, 4, 5, 10, 11, 12, 13)):
+        for row, column in enumerate((0, 1, 3, 5, 10, 11, 12, 13)):
             columns[row, at : at + _SLAB] = part[:, column]
-    ts, ct, src0, src1, dst0, dst1, ports, place, what, owner = columns
-
+    ts, ct, src1, dst1, ports, place, what, owner = columns
     low = what.astype(np.uint32).view(np.uint8)
+    if (low[3::4] == AF_INET).all():  # the upper words of all addresses are zero
+        src0 = dst0 = _EMPTY
+    else:
+        src0, dst0 = table[:, 2].copy(), table[:, 4].copy()
+
     kind, reason, proto = low[0::4].copy(), low[1::4].copy(), low[2::4].copy()
     state = (what >> np.uint64(56)).astype(np.uint8)
     code = (kind | (reason << np.uint8(4))).astype(np.intp)
     netns = place << _S32
-    meta = (ports >> np.uint64(16)) & _PORT_MASK.take(proto)
-    meta |= proto.astype(np.uint64) << np.uint64(16)
+    meta = ports >> np.uint64(16)
+    if ((proto == TCP) | (proto == UDP)).all():
+        meta &= np.uint64(0xFFFF)
+    else:
+        meta &= _PORT_MASK.take(proto)
+    meta |= what & np.uint64(0xFF0000)  # the protocol has the same place there
     meta |= netns
 
     sign = _SIGN.take(code)
@@ -204,7 +233,7 @@ def window(events: Events) -> Window:
         state=state,
         sign=sign,
         flow=_FLOW.take(code),
-        births=sign * (ts // np.uint64(1000)).view(np.int64),
+        births=sign * (ts >> np.uint64(TIME_SHIFT)).view(np.int64),
         ends=ends,
         comes=comes,
         end=_END.take(bits),

@@ -10,7 +10,7 @@ processes opened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Optional
 
 import numpy as np
@@ -20,56 +20,50 @@ from ctrace.model import histogram
 from ctrace.model.heavy import HeavyTable, Keys
 from ctrace.model.keys import I64, NETNS_MASK, OWNED, U64, Window, key_hash, service_hash
 from ctrace.model.pairing import EXISTING
-from ctrace.model.rich import SAMPLES, RichPool, distinct, note, registers_of
+from ctrace.model.rich import SAMPLES, RichPool, registers_of
 from ctrace.model.scatter import Rows, add_at
 from ctrace.record import Kind, Reason, Status
 
 _DIRECTION_SAMPLE: Final = 1024
 _SWAPS: Final = 32
-_GLOBAL_BITS: Final = 12
+SAMPLED: Final = 8
+ENDS_MEASURED: Final = 8192
+"""Lifetimes measured in a window (of 65,536 events); ``n`` of percentiles counts these."""
 
 
 @dataclass
 class Details:
-    """What a window says beyond its packed counters; ``at`` are indices of events."""
+    """What a window says beyond its packed counters; all arrays are indices of events."""
 
-    adds: list[tuple[str, Rows]] = field(default_factory=list)
-    """One more in a counter, for each event at these indices."""
-    unpaired: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
-    """Ends of entries whose birth was never seen."""
-    nat: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
-    owned: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
-    born: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
-    state: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
-    """Per end."""
-    residence: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
-    """Which ends have a known residence; ``residence_bin`` is aligned with it."""
-    residence_bin: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    life: Rows = field(default_factory=lambda: np.zeros(0, np.intp))
-    life_bin: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    register: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    rank: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
-    """Aligned with ``born``: HyperLogLog of the sources."""
+    adds: list[tuple[str, Rows, int]]
+    """Counters to change by so much, once for each event at these indices."""
+    nat: Rows
+    owned: Rows
+    born: Rows
+    ends: Rows
+    """Ends whose lifetimes are looked at: all, or an even sample of a large window."""
+    state: Rows
+    """Aligned with ``ends``, as are the next two."""
+    age: I64
+    """Nanoseconds since the birth, -1 where unknown."""
+    residence: Rows
+    """Which of ``ends`` have a known residence; ``residence_bin`` is aligned with it."""
+    residence_bin: I64
+    life: Rows
+    life_bin: I64
+    register: I64
+    rest: U64
+    """Aligned with ``born``: HyperLogLog's register and remaining bits of the source."""
 
 
 def details(w: Window, age: I64, owned: Rows) -> Details:
     """Look once at what all tables need. ``age`` is ns since birth, -1 if unknown."""
     ends_age = age.take(w.ends)
-    residence = np.flatnonzero(ends_age >= 0)
-    milliseconds = ends_age.take(residence).astype(np.float32)
-    milliseconds *= np.float32(1e-6)
-    idle = w.owner.take(w.ends.take(residence)).astype(np.uint32).view(np.int32)
-    told = np.flatnonzero(idle >= 0)
-    life = milliseconds.take(told) - idle.take(told).astype(np.float32)
-    np.maximum(life, np.float32(0), out=life)
-    born = w.where(Kind.INSERT)
-    register, rank = registers_of(w.src_only(born))
     adds = [
-        (name, at)
+        (name, at, 1)
         for name, at in (
             ("drops", w.where(Kind.DROP)),
             ("failed", w.where(Kind.INSERT_FAILED)),
-            ("existing", w.where(Kind.EXISTING)),
             ("deleted", np.flatnonzero(w.reason == Reason.DELETED)),
             (
                 "evicted",
@@ -78,24 +72,39 @@ def details(w: Window, age: I64, owned: Rows) -> Details:
         )
         if at.size
     ]
-    for name, at in list(adds):
-        if name == "existing":
-            adds.append(("older", at))
-            assured = (w.status[at] >> np.uint64(32)) & np.uint64(int(Status.ASSURED)) != 0
-            adds.append(("existing_assured", at[assured]))
+    existing = w.where(Kind.EXISTING)
+    if existing.size:
+        adds += [("existing", existing, 1), ("older", existing, 1)]
+        adds.append(("existing_assured", existing[w.assured(existing)], 1))
+    unpaired = np.flatnonzero(ends_age < 0)
+    if unpaired.size:
+        adds.append(("older", w.ends[unpaired], -1))
+
+    some = slice(0, None, max(1, -(-len(w.ends) // ENDS_MEASURED)))
+    ends, ends_age = w.ends[some], ends_age[some]
+    residence = np.flatnonzero(ends_age >= 0)
+    milliseconds = ends_age.take(residence).astype(np.float32)
+    milliseconds *= np.float32(1e-6)
+    idle = w.owner.take(ends.take(residence)).astype(np.uint32).view(np.int32)
+    told = np.flatnonzero(idle >= 0)
+    life = milliseconds.take(told) - idle.take(told).astype(np.float32)
+    np.maximum(life, np.float32(0), out=life)
+    born = w.where(Kind.INSERT)
+    register, rest = registers_of(w.sources(born))
     return Details(
         adds=adds,
-        unpaired=w.ends[np.flatnonzero(ends_age < 0)],
         nat=w.nat(),
         owned=owned,
         born=born,
-        state=np.minimum(w.state.take(w.ends), np.uint8(15)).astype(np.intp),
+        ends=ends,
+        state=np.minimum(w.state.take(ends), np.uint8(15)).astype(np.intp),
+        age=ends_age,
         residence=residence,
         residence_bin=histogram.bins(milliseconds),
         life=residence.take(told),
         life_bin=histogram.bins(life),
         register=register,
-        rank=rank,
+        rest=rest,
     )
 
 
@@ -105,37 +114,23 @@ class Level:
     def __init__(self, rows: int, rich: int, distinct: bool = False) -> None:
         self.table = HeavyTable(rows)
         self.rich = RichPool(rich, distinct)
-        self._lost = np.zeros(1 << _GLOBAL_BITS, np.uint8)
         self.parents: list[tuple[Level, np.uint64, bool]] = []
         """(coarser level, mask of the meta word, whether it keeps the address)."""
 
     def nbytes(self) -> int:
         """Memory held."""
-        return self.table.nbytes() + self.rich.nbytes() + self._lost.nbytes
+        return self.table.nbytes() + self.rich.nbytes()
 
-    def locate(self, w: Window, at: Optional[Rows], h: U64, comes: npt.NDArray[np.bool_],
-               keys: Keys) -> Rows:  # fmt: skip
+    def locate(
+        self, w: Window, at: Optional[Rows], h: U64, comes: npt.NDArray[np.bool_], keys: Keys
+    ) -> Rows:
         """Rows for the events at ``at`` (all, if None); new keys get theirs here."""
-        used = self.table.used
-        rows, dropped = self.table.locate(h, comes, keys)
-        if dropped.size:
+        rows = self.table.locate(h, comes, keys)
+        if self.table.gave_up:
             self._fold()
-            self._note_lost(self.table.dropped_hash)
-            used = 0
-        if self.table.pruned:
-            self._note_lost(h[np.flatnonzero(comes & (rows == 0))])
-        if self.table.used > used:
+        if self.table.given.size:
             self._welcome(w, at)
         return rows
-
-    def _note_lost(self, h: U64) -> None:
-        if h.size:
-            register, rank = registers_of(h, _GLOBAL_BITS)
-            note(self._lost, register, rank)
-
-    def distinct_lost(self) -> int:
-        """Estimated number of keys that have no row (1.6 % standard error)."""
-        return distinct(self._lost) if self.table.pruned else 0
 
     def _welcome(self, w: Window, at: Optional[Rows]) -> None:
         """Set what new rows start with, from one of the events that brought them."""
@@ -172,14 +167,12 @@ class Level:
                     parent.rich.merge(into, self.rich, int(slots[at]))
         self.rich.give(slots.astype(np.intp))
 
-    def count(self, w: Window, d: Details, rows: Rows, slots: Rows) -> None:
-        """Count a window: a row (or 0) and a slot of detail (or 0) per event."""
+    def count(self, w: Window, d: Details, rows: Rows) -> None:
+        """Count a window: a row per event, 0 for none."""
         table = self.table
-        table.count(rows, w, rows.take(w.ends))
-        for name, at in d.adds:
-            add_at(table.counters[name], rows.take(at), 1)
-        if d.unpaired.size:
-            add_at(table.counters["older"], rows.take(d.unpaired), -1)
+        table.count(rows, w)
+        for name, at, step in d.adds:
+            add_at(table.counters[name], rows.take(at), step)
         if d.nat.size:
             bits = (w.status.take(d.nat) >> np.uint64(32)).astype(np.uint8)
             for flag in (Status.SRC_NAT, Status.DST_NAT):
@@ -187,23 +180,18 @@ class Level:
                 table.flags[rows[at]] |= np.uint8(int(flag))
         if d.owned.size:
             table.owner[rows[d.owned]] = w.owner[d.owned]
-        end_slots = slots.take(w.ends)
-        if end_slots.any():
-            self.rich.count_ends(
-                end_slots, d.state, d.residence, d.residence_bin, d.life, d.life_bin
-            )
-            self._sample(w, slots)
         if self.rich.sources is not None and d.born.size:
-            born_slots = slots.take(d.born)
-            if born_slots.any():
-                self.rich.count_sources(born_slots, d.register, d.rank)
+            slots = table.rich.take(rows.take(d.born)).astype(np.intp)
+            self.rich.count_sources(slots, d.register, d.rest)
 
-    def _sample(self, w: Window, slots: Rows) -> None:
-        """Keep a few of the latest ends as samples, and note which way flows went."""
-        latest = w.ends[-8:]
-        self.rich.samples[slots[latest], 1 + np.arange(len(latest)) % (SAMPLES - 1)] = w.events[
-            latest
-        ]
+    def measure(self, w: Window, d: Details, slots: Rows) -> None:
+        """Count lifetimes and states: a slot of detail (or 0) for each of ``d.ends``."""
+        if not slots.any():
+            return
+        self.rich.count_ends(slots, d.state, d.residence, d.residence_bin, d.life, d.life_bin)
+        latest = w.events[d.ends[-SAMPLED:]]
+        spread = 1 + np.arange(len(latest)) % (SAMPLES - 1)
+        self.rich.samples[slots[-SAMPLED:], spread] = latest
 
     def look_directions(self, w: Window, rows: Rows, born: Rows) -> None:
         """Note the directions of some of the inserts; rows seldom have two."""
@@ -230,7 +218,7 @@ class Level:
             return
         weight = table.weight()[: table.used + 1]
         weight[0] = -1
-        heaviest = np.argpartition(weight, len(weight) - slots)[-slots:]
+        heaviest = np.argsort(weight)[-slots:]
         needy = heaviest[table.rich[heaviest] == 0]
         if not needy.size:
             return
@@ -315,7 +303,7 @@ class Levels:
             moved[kept] = np.arange(1, len(kept) + 1)
         return owned, extra, moved
 
-    def feed(self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows) -> None:
+    def feed(self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows) -> Details:
         """Count a window. ``age`` and ``extra`` are what pairing told of each event."""
         d = details(w, age, owned)
         opener = extra & np.uint16(EXISTING - 1)
@@ -323,39 +311,61 @@ class Levels:
         if opener.any():
             meta = w.meta | np.where(opener != 0, OWNED, np.uint64(0))
             rows = opener.astype(np.intp)
-            self.process.count(w, d, rows, self.process.table.rich[rows].astype(np.intp))
-        rows, poor = self._fine(self.pair, w, d, w.pair_hash(), Keys(w.src[0], w.src[1], w.meta))
-        if poor.size:
-            self._coarse(self.source, w, d, poor, rows, w.src_only(poor),
-                         Keys(w.src[0], w.src[1], w.netns))  # fmt: skip
-        rows, poor = self._fine(
-            self.target, w, d, w.target_hash(meta), Keys(w.dst[0], w.dst[1], meta)
-        )
-        if poor.size:
-            self._coarse(self.service, w, d, poor, rows, service_hash(meta[poor]),
-                         Keys(None, None, meta))  # fmt: skip
-            self._coarse(self.destination, w, d, poor, rows, w.dst_only(poor),
-                         Keys(w.dst[0], w.dst[1], w.netns))  # fmt: skip
+            self.process.count(w, d, rows)
+            slots = self.process.table.rich.take(rows.take(d.ends)).astype(np.intp)
+            self.process.measure(w, d, slots)
 
-    def _fine(self, level: Level, w: Window, d: Details, h: U64, keys: Keys) -> tuple[Rows, Rows]:
-        """Count into a fine level: the row of each event, and which its parents should see."""
+        rows, poor = self._fine(self.pair, w, d, w.pair_hash(), Keys(*w.src, w.meta))
+        if poor.size:
+            keys = Keys(*w.src, w.netns)
+            self._coarse(self.source, w, d, rows, poor, w.src_only(poor), keys)
+
+        rows, poor = self._fine(self.target, w, d, w.target_hash(meta), Keys(*w.dst, meta))
+        if poor.size:
+            keys = Keys(None, None, meta)
+            self._coarse(self.service, w, d, rows, poor, service_hash(meta[poor]), keys)
+            keys = Keys(*w.dst, w.netns)
+            self._coarse(self.destination, w, d, rows, poor, w.dst_only(poor), keys)
+        return d
+
+    @staticmethod
+    def _fine(level: Level, w: Window, d: Details, h: U64, keys: Keys) -> tuple[Rows, Rows]:
+        """Count into a fine level: the row of each event, and which its parents should see.
+
+        Those are the events without a row, and the measured ends without detail.
+        """
         rows = level.locate(w, None, h, w.comes, keys)
-        slots = level.table.rich.take(rows).astype(np.intp)
-        level.count(w, d, rows, slots)
+        level.count(w, d, rows)
         level.look_directions(w, rows, d.born)
-        return rows, np.flatnonzero(slots == 0)
+        slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
+        level.measure(w, d, slots)
+        without = rows == 0
+        light = np.flatnonzero(slots == 0)
+        if light.size:
+            without[d.ends[light]] = True
+        return rows, np.flatnonzero(without)
 
+    @staticmethod
     def _coarse(
-        self, level: Level, w: Window, d: Details, poor: Rows, fine: Rows, h: U64, keys: Keys
+        level: Level, w: Window, d: Details, fine: Rows, poor: Rows, h: U64, keys: Keys
     ) -> None:
-        missing = fine.take(poor) == 0
-        worth = (w.comes.take(poor) & missing) | np.bool_(level.rich.free > 0)
-        found = level.locate(w, poor, h, worth, keys.at(poor))
-        rows = np.zeros(w.n, np.intp)
-        rows[poor] = np.where(missing, found, 0)
-        slots = np.zeros(w.n, np.intp)
-        slots[poor] = level.table.rich.take(found)
-        level.count(w, d, rows, slots)
+        """Count what a fine level has no row for, and measure what it has no detail for."""
+        whole = poor.size == w.n
+        without = fine if whole else fine.take(poor)
+        missing = without == 0
+        worth = w.comes if whole else w.comes.take(poor)
+        if not missing.all():
+            worth = (worth | np.bool_(level.rich.free > 0)) & (missing | (level.rich.free > 0))
+        found = level.locate(w, poor, h, worth, keys if whole else keys.at(poor))
+        rows = found
+        if not whole:
+            rows = np.zeros(w.n, np.intp)
+            rows[poor] = found
+        slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
+        level.measure(w, d, slots)
+        if not missing.all():
+            rows[poor] = found * missing
+        level.count(w, d, rows)
 
     def tick(self, number: int, seconds: float) -> None:
         """Close an interval in every table."""

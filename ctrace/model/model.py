@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Optional
 
 import numpy as np
@@ -11,13 +12,14 @@ from ctrace.errors import UsageError
 from ctrace.model import causes
 from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
-from ctrace.model.keys import I64, WINDOW, Window, key_hash, window
-from ctrace.model.levels import Levels
+from ctrace.model.keys import I64, TIME_SHIFT, WINDOW, Window, key_hash, window
+from ctrace.model.levels import Details, Levels
 from ctrace.model.pairing import Births, identity
+from ctrace.model.scatter import Rows
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import Tables, counted, per_second
 from ctrace.model.victims import Victims
-from ctrace.record import N_REASONS, Events, Kind, Status
+from ctrace.record import N_REASONS, Events, Kind
 
 TICK_NS: Final = 950_000_000
 """An interval is about a second, whatever the pace of batches."""
@@ -26,8 +28,8 @@ NAMES_LIMIT: Final = 65_536
 VICTIMS_SHOWN: Final = 50
 TOP: Final = 10
 
-_KEY_BYTES: Final = 15 << 20
-"""What the tables of keys take at scale 1."""
+_KEY_BYTES: Final = 22 << 20
+"""About what the tables of keys take at scale 1."""
 
 
 class Model:
@@ -55,7 +57,11 @@ class Model:
         while slots * 2 * 10 <= memory * 0.4:
             slots *= 2
         self._births = Births(slots)
-        self._levels = Levels((memory - self._births.nbytes() - memory // 10) / (18 << 20))
+        scale = (memory - self._births.nbytes()) / _KEY_BYTES
+        self._levels = Levels(scale)
+        while self._levels.nbytes() + self._births.nbytes() > 0.97 * memory:
+            scale *= 0.95
+            self._levels = Levels(scale)
         self._victims = Victims(max(256, min(4096, memory // 8192)))
         self._tables = Tables(clock)
         self._points = Points()
@@ -82,9 +88,14 @@ class Model:
         """Take a batch."""
         self._groups.clear()
         self._name(batch)
-        events = in_order(batch.events)
+        events, latest = batch.events, 0
         for at in range(0, len(events), WINDOW):
-            self._window(window(events[at : at + WINDOW]))
+            w = window(events[at : at + WINDOW])
+            if int(w.ts[0]) < latest or (w.ts[1:] < w.ts[:-1]).any():
+                events = sorted_from(events, at)
+                w = window(events[at : at + WINDOW])
+            latest = int(w.ts[-1])
+            self._window(w)
         self._lost += batch.lost
         if batch.cost != SelfCost():
             self._cost = batch.cost
@@ -108,10 +119,10 @@ class Model:
         if moved is not None:
             self._births.remap(moved.astype(np.uint16))
         age = self._pair(w, extra)
-        self._levels.feed(w, age, extra, owned)
+        d = self._levels.feed(w, age, extra, owned)
         self._victims.feed(w)
         self._events += np.bincount(w.code, minlength=256).reshape(N_REASONS, 16).T
-        self._note_pinned(w, age)
+        self._note_pinned(w, d)
 
     def _pair(self, w: Window, extra: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> I64:
         """Ages of the ended, in place of -1; ``extra`` becomes what their birth had."""
@@ -119,7 +130,8 @@ class Model:
         ident = identity(w.ct, w.netns)
         if lives.all():
             age, found = self._births.step(ident, w.ts, w.kind == Kind.DESTROY, extra)
-            extra[:] = found
+            if found is not extra:
+                extra[:] = found
             return age
         age = np.full(w.n, -1, np.int64)
         at = np.flatnonzero(lives)
@@ -128,28 +140,14 @@ class Model:
         )
         return age
 
-    def _note_pinned(self, w: Window, age: I64) -> None:
+    def _note_pinned(self, w: Window, d: Details) -> None:
         """What the window tells about which entries were ASSURED, per namespace."""
-        told = np.flatnonzero((w.kind == Kind.DESTROY) | (w.kind == Kind.EXISTING))
-        if not told.size:
-            return
-        netns = w.netns[told]
-        for one in np.unique(netns) if (netns != netns[0]).any() else netns[:1]:
-            at = told[netns == one]
-            estimate = self._tables.pinned(int(one) >> 32)
-            assured = (w.status[at] >> np.uint64(32)) & np.uint64(int(Status.ASSURED)) != 0
-            existing = w.kind[at] == Kind.EXISTING
-            ages = age[at]
-            old = ~existing & (ages < 0)
-            estimate.old = max(0, estimate.old + int(existing.sum()) - int(old.sum()))
-            estimate.old_assured = max(
-                0,
-                estimate.old_assured + int((existing & assured).sum()) - int((old & assured).sum()),
-            )
-            known = ages >= 0
-            estimate.time += float(ages[known].sum()) / 1e9
-            estimate.time_assured += float(ages[known & assured].sum()) / 1e9
-            estimate.ended += int(known.sum())
+        existing = w.where(Kind.EXISTING)
+        for netns, at, _ in by_netns(w, existing):
+            self._tables.pinned(netns).came(len(at), int(w.assured(at).sum()))
+        each = len(w.ends) / max(1, len(d.ends))
+        for netns, at, which in by_netns(w, d.ends):
+            self._tables.pinned(netns).ended_with(d.age[which] / 1e9, w.assured(at), each)
 
     def _tick(self) -> None:
         seconds = (self._until - self._tick_at) / 1e9
@@ -204,7 +202,7 @@ class Model:
             totals=totals,
             rates=rates,
             culprits=culprits,
-            culprits_total=chosen.n + chosen.lost_keys,
+            culprits_total=chosen.distinct,
             top={name: self._top(name) for name in ("src", "dst", "service", "pair")},
             victims=victims,
             why=causes.explain(self._facts(tables, totals, rates)),
@@ -219,7 +217,7 @@ class Model:
             context = Context(
                 self._owners, self._cgroups, self._listeners, self._tables.name, self._clock
             )
-            self._groups[name] = Group(name, self._levels, context, self._until // 1000)
+            self._groups[name] = Group(name, self._levels, context, self._until >> TIME_SHIFT)
         return self._groups[name]
 
     def _top(self, name: str) -> tuple[tuple[str, float], ...]:
@@ -277,13 +275,29 @@ class Model:
             used=levels.nbytes() + self._births.nbytes() + self._victims.nbytes(),
             limit=self._limit,
             tracked_keys=sum(level.table.used for level in levels.all()),
-            pruned=sum(level.table.pruned for level in levels.all()) + self._victims.pruned,
+            pruned=sum(level.table.given_up() for level in levels.all()) + self._victims.pruned,
         )
 
 
-def in_order(events: Events) -> Events:
-    """Events by time; sources promise it, CPUs that are polled in turn may break it."""
-    ts = events["ts"]
-    if len(ts) > 1 and (ts[1:] < ts[:-1]).any():
-        return events[np.argsort(ts, kind="stable")]
+def by_netns(w: Window, at: Rows) -> Iterator[tuple[int, Rows, Rows]]:
+    """Split the events at ``at``: (namespace, its events, their places in ``at``)."""
+    if not at.size:
+        return
+    netns = w.netns.take(at)
+    if (netns == netns[0]).all():
+        yield int(netns[0]) >> 32, at, np.arange(len(at))
+        return
+    for one in np.unique(netns):
+        which = np.flatnonzero(netns == one)
+        yield int(one) >> 32, at[which], which
+
+
+def sorted_from(events: Events, at: int) -> Events:
+    """The events with those from ``at`` on in time order.
+
+    Sources promise order; CPUs that are polled in turn may break it.
+    """
+    order = np.argsort(events["ts"][at:], kind="stable")
+    events = events.copy()
+    events[at:] = events[at:][order]
     return events

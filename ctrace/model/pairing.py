@@ -26,6 +26,9 @@ _TIME_MASK: Final = np.uint64((1 << _TIME_BITS) - 1)
 _HALF: Final = np.uint64(1 << (_TIME_BITS - 1))
 _NETNS_MIX: Final = np.uint64(0x9FB21C651E98DF25)
 _IDENTITY_MIX: Final = np.uint64(0xE7037ED1A0B428DB)
+_UNITS: Final = np.uint64(UNIT_SHIFT)
+_NONE: Final[Rows] = np.zeros(0, np.intp)
+_NO_ID: Final[U64] = np.zeros(0, np.uint64)
 EXISTING: Final = 0x8000
 """Bit of ``extra``: the entry was there before the tracer, its birth is unknown."""
 
@@ -39,6 +42,14 @@ def identity(ct: U64, netns: U64) -> U64:
     return finish((ct * _IDENTITY_MIX) ^ (netns * _NETNS_MIX))
 
 
+def _way(first: U64, way: int) -> Rows:
+    """The n-th slot to try: around the bucket from where the identity starts."""
+    if not way:
+        return first.view(np.int64)
+    seven = np.uint64(WAYS - 1)
+    return ((first & ~seven) | ((first + np.uint64(way)) & seven)).view(np.int64)
+
+
 class Births:
     """Birth times of the entries alive, for at most ``slots`` of them (a power of two)."""
 
@@ -46,11 +57,10 @@ class Births:
         bits = max(4, (slots - 1).bit_length())
         self._slot = np.zeros(1 << bits, np.uint64)
         self._extra = np.zeros(1 << bits, np.uint16)
-        self._bucket_shift = np.uint64(64 - bits + 3)
         self._start_shift = np.uint64(64 - bits)
         self._tag_shift = np.uint64(64 - bits - 24)
-        self._late_id = np.zeros(0, np.uint64)
-        self._late_ts = np.zeros(0, np.uint64)
+        self._late_id = self._late_ts = _NO_ID
+        self._extras = False
         self.forgotten = 0
         """Births that a full bucket pushed out: these entries' residence stays unknown."""
         self.late = 0
@@ -66,114 +76,132 @@ class Births:
         """Handle births and ends in time order.
 
         Per event, what is known of an end: nanoseconds since its birth, or -1, and
-        the ``extra`` given at the birth. Births get -1 and their own.
+        the ``extra`` given at the birth. Births get -1 and their own. At most 2**17 events.
         """
         n = len(ident)
         age = np.full(n, -1, np.int64)
-        found = extra.copy()
+        found = extra
         if not n:
             return age, found
-        bits = np.uint64(max(1, (n - 1).bit_length()))
-        mask = (np.uint64(1) << bits) - np.uint64(1)
-        packed = (ident & ~mask) | np.arange(n, dtype=np.uint64)
+        some = bool(extra.any())
+        self._extras |= some
+        if self._extras:
+            found = extra.copy()
+
+        # Sort by identity, then time: the index and the kind are packed into low bits.
+        bits = np.uint64(max(1, (n - 1).bit_length()) + 1)
+        low = (np.uint64(1) << bits) - np.uint64(1)
+        packed = ident & ~low
+        packed |= np.arange(0, 2 * n, 2, dtype=np.uint64)
+        packed |= ends.astype(np.uint64)
         packed.sort()
-        order = (packed & mask).view(np.int64)
+        order = ((packed & low) >> np.uint64(1)).view(np.int64)
+        end = (packed & np.uint64(1)).astype(bool)
         run = packed >> bits
-        same = run[1:] == run[:-1]
-        end = ends.take(order)
+        same = np.empty(n + 1, bool)
+        same[0] = same[n] = False
+        np.equal(run[1:], run[:-1], out=same[1:n])
 
         # A birth directly followed by an end of the same identity.
-        inside = np.flatnonzero(same & end[1:] & ~end[:-1])
+        inside = np.flatnonzero(same[1:n] & end[1:] & ~end[:-1])
         if inside.size:
             born, died = order[inside], order[inside + 1]
             age[died] = (ts[died] - ts[born]).view(np.int64)
             found[died] = extra[born]
 
-        first = np.empty(n, bool)
-        first[0] = True
-        np.logical_not(same, out=first[1:])
-        wanted = order[np.flatnonzero(end & first)]
+        unmatched = _NONE
+        wanted = np.flatnonzero(end & ~same[:n])
         if wanted.size:
-            self._take(ident.take(wanted), ts.take(wanted), wanted, age, found)
-
-        last = np.empty(n, bool)
-        last[-1] = True
-        np.logical_not(same, out=last[:-1])
-        kept = order[np.flatnonzero(last & ~end)]
+            at = order.take(wanted)
+            self._take(packed.take(wanted), ts.take(at), at, age, found)
+            unmatched = at[np.flatnonzero(age.take(at) < 0)]
+        stays = ~(end | same[1:])
+        if self._late_id.size:
+            self._drop_late(stays, packed, int(bits), ts.take(order))
+        kept = np.flatnonzero(stays)
         if kept.size:
-            kept = self._drop_late(kept, ident, ts)
-            self._put(ident.take(kept), ts.take(kept), extra.take(kept))
-        unmatched = wanted[age[wanted] < 0]
+            at = order.take(kept)
+            self._put(packed.take(kept), ts.take(at), extra.take(at))
         self._remember_late(unmatched, ident, ts)
-        exists = (found & EXISTING) != 0
-        if exists.any():
-            age[exists] = -1
+        if self._extras:
+            exists = (found & EXISTING) != 0
+            if exists.any():
+                age[exists] = -1
         return age, found
 
-    def _place(self, ident: U64) -> tuple[U64, U64, U64]:
-        base = (ident >> self._bucket_shift) << np.uint64(3)
-        start = (ident >> self._start_shift) & np.uint64(7)
+    def _tag(self, ident: U64) -> U64:
         tag = (ident >> self._tag_shift) << np.uint64(_TIME_BITS)
         tag |= np.uint64(1 << _TIME_BITS)  # a slot in use is never zero
-        return base, start, tag
+        return tag
 
     def _take(self, ident: U64, ts: U64, at: Rows, age: I64, found: npt.NDArray[np.uint16]) -> None:
-        base, start, tag = self._place(ident)
-        now = ts >> np.uint64(UNIT_SHIFT)
-        left = None
+        first, tag, now = ident >> self._start_shift, self._tag(ident), ts >> _UNITS
         for way in range(WAYS):
-            place = (base | ((start + np.uint64(way)) & np.uint64(7))).view(np.int64)
+            place = _way(first, way)
             slot = self._slot.take(place)
-            match = ((slot ^ tag) <= _TIME_MASK) & (slot != 0)
+            match = (slot ^ tag) <= _TIME_MASK
             hit = np.flatnonzero(match)
             if hit.size:
-                spot, who = place[hit], at[hit]
-                units = (now[hit] - slot[hit]) & _TIME_MASK
-                units[units >= _HALF] = 0  # reported by CPUs whose order is not certain
-                age[who] = (units << np.uint64(UNIT_SHIFT)).view(np.int64)
-                found[who] = self._extra[spot]
+                spot, who = place, at
+                if hit.size < at.size:
+                    spot, who, slot = place.take(hit), at.take(hit), slot.take(hit)
+                units = (now if hit.size == at.size else now.take(hit)) - slot
+                units &= _TIME_MASK
+                if units.max() >= _HALF:  # reported by CPUs whose order is not certain
+                    units[units >= _HALF] = 0
+                age[who] = (units << _UNITS).view(np.int64)
                 self._slot[spot] = 0
+                if self._extras:
+                    found[who] = self._extra.take(spot)
+                if hit.size == at.size:
+                    return
             left = np.flatnonzero(~match)
-            if not left.size:
-                return
-            base, start, tag, now, at = base[left], start[left], tag[left], now[left], at[left]
+            first, tag, now, at = first.take(left), tag.take(left), now.take(left), at.take(left)
 
     def _put(self, ident: U64, ts: U64, extra: npt.NDArray[np.uint16]) -> None:
-        base, start, tag = self._place(ident)
-        value = tag | ((ts >> np.uint64(UNIT_SHIFT)) & _TIME_MASK)
+        first, tag = ident >> self._start_shift, self._tag(ident)
+        value = tag | ((ts >> _UNITS) & _TIME_MASK)
         for way in range(WAYS):
-            place = (base | ((start + np.uint64(way)) & np.uint64(7))).view(np.int64)
+            place = _way(first, way)
             slot = self._slot.take(place)
             ok = np.flatnonzero((slot == 0) | ((slot ^ tag) <= _TIME_MASK))
-            spot = place[ok]
-            self._slot[spot] = value[ok]
-            self._extra[spot] = extra[ok]
+            spot = place.take(ok)
+            self._slot[spot] = value.take(ok)
+            if self._extras:
+                self._extra[spot] = extra.take(ok)
             left = np.flatnonzero(self._slot.take(place) != value)
             if not left.size:
                 return
-            base, start, tag, value = base[left], start[left], tag[left], value[left]
-            extra = extra[left]
-        bucket = base[:, None].view(np.int64) + np.arange(WAYS)
-        oldest = ((value[:, None] - self._slot[bucket]) & _TIME_MASK).argmax(axis=1)
-        place = bucket[np.arange(len(bucket)), oldest]
-        self._slot[place], self._extra[place] = value, extra
-        self.forgotten += len(place)
+            first, tag, value = first.take(left), tag.take(left), value.take(left)
+            extra = extra.take(left)
+        self.forgotten += len(first)
+        for _ in range(WAYS):
+            bucket = (first & ~np.uint64(WAYS - 1))[:, None].view(np.int64) + np.arange(WAYS)
+            older_by = (value[:, None] - self._slot[bucket]) & _TIME_MASK
+            older_by[older_by >= _HALF] = 0
+            place = bucket[np.arange(len(bucket)), older_by.argmax(axis=1)]
+            self._slot[place], self._extra[place] = value, extra
+            left = np.flatnonzero(self._slot.take(place) != value)  # two chose the same
+            if not left.size:
+                return
+            first, value, extra = first[left], value[left], extra[left]
 
     def _remember_late(self, unmatched: Rows, ident: U64, ts: U64) -> None:
+        if not unmatched.size:
+            self._late_id = self._late_ts = _NO_ID
+            return
         recent = unmatched[ts[unmatched] + np.uint64(LATE_NS) >= ts[-1]][-_LATE_MAX:]
         self._late_id, self._late_ts = ident[recent], ts[recent]
 
-    def _drop_late(self, kept: Rows, ident: U64, ts: U64) -> Rows:
-        """Leave out births whose end came in the previous window."""
-        if not self._late_id.size:
-            return kept
-        order = np.argsort(self._late_id)
-        ids = self._late_id[order]
-        at = np.minimum(np.searchsorted(ids, ident[kept]), len(ids) - 1)
-        late = (ids[at] == ident[kept]) & (self._late_ts[order][at] >= ts[kept])
+    def _drop_late(self, kept: npt.NDArray[np.bool_], packed: U64, bits: int, ts: U64) -> None:
+        """Leave out births whose end came in the previous window; all in sorted order."""
+        low = np.uint64((1 << bits) - 1)
+        at = np.searchsorted(packed, self._late_id & ~low)
+        inside = at < len(packed)
+        at, late_id, late_ts = at[inside], self._late_id[inside], self._late_ts[inside]
+        late = kept[at] & ((packed[at] ^ late_id) <= low) & (ts[at] <= late_ts)
+        kept[at[late]] = False
         self.late += int(late.sum())
-        on_time: Rows = kept[~late]
-        return on_time
 
     def remap(self, moved: npt.NDArray[np.uint16]) -> None:
         """Renumber the ``extra`` of every birth: ``moved[old]`` is the new number."""

@@ -86,27 +86,29 @@ class RichPool:
         )
         Scatter(slots.take(life) * BINS + life_bin).add(self.life.reshape(-1), np.uint32(1))
 
-    def count_sources(self, slots: Rows, register: I64, rank: npt.NDArray[np.uint8]) -> None:
-        """Note sources, by HyperLogLog register and rank."""
+    def count_sources(self, slots: Rows, register: I64, rest: U64) -> None:
+        """Note sources, by HyperLogLog's register and remaining bits."""
         assert self.sources is not None
-        note(self.sources.reshape(-1), slots * REGISTERS + register, rank)
+        registers = self.sources.reshape(-1)
+        at = slots * REGISTERS
+        at += register
+        # The rank is higher than the register's when this many leading bits are zero.
+        higher = np.flatnonzero(rest < _BELOW.take(registers.take(at)))
+        if higher.size:
+            # The exponent of a float is the place of its highest bit.
+            exponent = (rest[higher].astype(np.float64).view(np.int64) >> 52) - 1023
+            rank = np.clip(_REST_BITS - exponent, 1, _REST_BITS + 1).astype(np.uint8)
+            np.maximum.at(registers, at[higher], rank)
 
 
-def note(registers: npt.NDArray[np.uint8], at: Rows, rank: npt.NDArray[np.uint8]) -> None:
-    """Raise registers to a rank; few do once warm, so the others are left out first."""
-    higher = np.flatnonzero(rank > registers.take(at))
-    if higher.size:
-        np.maximum.at(registers, at[higher], rank[higher])
+_REST_BITS: Final = 52
+_BELOW: Final = np.array([1 << max(0, _REST_BITS - rank) for rank in range(64)], np.uint64)
 
 
-def registers_of(h: U64, bits: int = _HLL_BITS) -> tuple[I64, npt.NDArray[np.uint8]]:
-    """HyperLogLog's register and rank for hashes."""
-    register = (h >> np.uint64(64 - bits)).view(np.int64)
-    rest = (h << np.uint64(bits)) >> np.uint64(12)
-    # The exponent of a float is the place of the highest bit: 52 bits remain.
-    exponent = (rest.astype(np.float64).view(np.int64) >> 52) - 1023
-    rank = np.clip(52 - exponent, 1, 53).astype(np.uint8)
-    return register, rank
+def registers_of(h: U64) -> tuple[I64, U64]:
+    """HyperLogLog's register and the 52 bits that its rank is taken from."""
+    register = (h >> np.uint64(64 - _HLL_BITS)).view(np.int64)
+    return register, (h << np.uint64(_HLL_BITS)) >> np.uint64(64 - _REST_BITS)
 
 
 def distinct(registers: npt.NDArray[np.uint8]) -> int:

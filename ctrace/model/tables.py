@@ -102,8 +102,8 @@ class PinnedEstimate:
     ASSURED, over all time spent by ended ones, is the share in a steady state.
     """
 
-    old: int = 0
-    old_assured: int = 0
+    old: float = 0.0
+    old_assured: float = 0.0
     time: float = 0.0
     time_assured: float = 0.0
     ended: float = 0.0
@@ -122,6 +122,28 @@ class PinnedEstimate:
             return None
         assured_old = old * (self.old_assured / self.old if self.old else 0.0)
         return min(1.0, (assured_old + young * rate) / count)
+
+    def came(self, n: int, assured: int) -> None:
+        """Entries of the first dump."""
+        self.old += n
+        self.old_assured += assured
+
+    def ended_with(
+        self, seconds: npt.NDArray[np.float64], assured: npt.NDArray[np.bool_], each: float
+    ) -> None:
+        """Ends, with their residence; negative: of entries older than the tracer.
+
+        Each stands for ``each`` ends.
+        """
+        old = seconds < 0
+        gone = int(np.count_nonzero(old))
+        if gone:
+            self.old = max(0.0, self.old - each * gone)
+            assured_gone = each * int(np.count_nonzero(old & assured))
+            self.old_assured = max(0.0, self.old_assured - assured_gone)
+        self.time += float(seconds[~old].sum())
+        self.time_assured += float(seconds[~old & assured].sum())
+        self.ended += len(seconds) - gone
 
     def fade(self) -> None:
         """Let what ended long ago count less."""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Owner
-from ctrace.model.keys import PORTED, Window
+from ctrace.model.heavy import grouped
+from ctrace.model.keys import PORTED, Window, key_hash
 from ctrace.model.snapshot import OwnerView, Tuple5, Victim
 from ctrace.record import (
     RECORD,
@@ -53,17 +54,18 @@ class Victims:
         at = np.flatnonzero(hurt)
         if not at.size:
             return
-        keys = np.empty((len(at), 5), np.uint64)
-        for column, part in enumerate((w.src[0], w.src[1], w.dst[0], w.dst[1], w.meta)):
-            keys[:, column] = part[at]
-        unique, first, inverse = np.unique(
-            keys.view("V40").ravel(), return_index=True, return_inverse=True
-        )
-        kinds = w.kind[at]
-        inverse = inverse.ravel()
+        words = np.zeros((len(at), 5), np.uint64)
+        for column, part in enumerate((*w.src, *w.dst, w.meta)):
+            if part.size:  # the upper words of IPv4 addresses are left out
+                words[:, column] = part[at]
+        h = key_hash(words[:, 0], words[:, 1], words[:, 4])
+        _, _, order, starts = grouped(h + key_hash(words[:, 2], words[:, 3], words[:, 4]))
+        first = order[starts]
+        unique = words[first].view("V40").ravel()
+        kinds = w.kind[at[order]]
         counts = np.zeros((len(unique), 3), np.int64)
         for column, kind in enumerate((Kind.DROP, Kind.DESTROY, Kind.INSERT_FAILED)):
-            counts[:, column] = np.bincount(inverse[kinds == kind], minlength=len(unique))
+            counts[:, column] = np.add.reduceat((kinds == kind).astype(np.int64), starts)
         heavy = np.argsort(-counts.sum(axis=1), kind="stable")
         if len(heavy) > self._limit // 4:
             turned = int(counts[heavy[self._limit // 4]].sum())

@@ -145,12 +145,11 @@ def cut(
     batches = []
     counts: dict[int, Counts] = {}
     held: dict[int, int] = {int(n): 0 for n in np.unique(rows["netns"])} or {NETNS: 0}
-    old = rows["kind"] == Kind.EXISTING
     edges = np.arange(0.0, until, step)
     times = START + ((edges + step) * SECOND).astype(np.int64)
     at = np.searchsorted(rows["ts"], times.astype(np.uint64), side="right")
     before = 0
-    for time, stop in zip(times, at):
+    for time, stop in zip(times, at, strict=True):
         part = rows[before:stop]
         for netns in held:
             mine = part[part["netns"] == netns]
@@ -167,7 +166,6 @@ def cut(
         )
         batches.append(Batch(part, int(time), counts=dict(counts), tables=tables))
         before = stop
-    del old
     return batches
 
 

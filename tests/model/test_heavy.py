@@ -1,0 +1,128 @@
+"""The bounded table: exact while keys fit, and never off by more than it says."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapes import START, Trace
+
+from ctrace.model.heavy import HeavyTable, Keys, grouped
+from ctrace.model.keys import key_hash, window
+from ctrace.model.scatter import Scatter
+from ctrace.record import RECORD, Events, Kind
+
+
+def inserts(keys: list[int]) -> Events:
+    rows = np.zeros(len(keys), RECORD)
+    rows["ts"], rows["kind"], rows["reason"] = START, int(Kind.INSERT), 1
+    rows["dport"], rows["proto"], rows["family"] = 1, 6, 2
+    rows["netns"] = keys
+    return rows
+
+
+def feed(table: HeavyTable, keys: list[int]) -> None:
+    w = window(inserts(keys))
+    h = key_hash(np.zeros(0, np.uint64), np.zeros(w.n, np.uint64), w.netns)
+    rows = table.locate(h, w.comes, Keys(None, None, w.netns))
+    table.count(rows, w)
+
+
+def rows_of(table: HeavyTable) -> dict[int, tuple[int, int]]:
+    table.drain()
+    return {
+        int(table.key[row, 2]) >> 32: (int(table.counters["inserts"][row]), int(table.error[row]))
+        for row in range(1, table.used + 1)
+    }
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 400), min_size=1, max_size=200), max_size=12))
+def test_bounds_hold_for_every_key(windows: list[list[int]]) -> None:
+    table = HeavyTable(64)
+    truth: Counter[int] = Counter()
+    for keys in windows:
+        feed(table, keys)
+        truth.update(keys)
+    shown = rows_of(table)
+    assert table.used <= 64
+    for key, count in truth.items():
+        if key in shown:
+            mine, error = shown[key]
+            assert mine <= count <= mine + error
+        else:
+            assert count <= table.floor
+    if len(truth) <= 64:
+        assert shown == {key: (count, 0) for key, count in truth.items()}
+        assert table.distinct() == len(truth)
+
+
+def test_a_heavy_key_among_a_million_light_ones() -> None:
+    rng = np.random.default_rng(5)
+    table = HeavyTable(2000)
+    total = 0
+    for _ in range(20):
+        light = rng.integers(1000, 4_000_000_000, 20_000)
+        feed(table, [*light.tolist(), *([7] * 200)])
+        total += 200
+    shown = rows_of(table)
+    mine, error = shown[7]
+    assert mine <= total <= mine + error
+    # The sketch has 16,384 cells for 400,000 light keys: about 24 in each.
+    assert error < total
+    assert table.floor < 200
+
+
+def test_distinct_keys_beyond_the_rows() -> None:
+    table = HeavyTable(500)
+    feed(table, list(range(1, 401)))
+    assert table.distinct() == 400
+    feed(table, list(range(1, 6001)))
+    assert table.distinct() == pytest.approx(6000, rel=0.05)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=300))
+def test_grouping_finds_each_value_once(values: list[int]) -> None:
+    h = np.array(values, np.uint64)
+    distinct, count, order, starts = grouped(h)
+    assert sorted(order.tolist()) == list(range(len(h)))
+    total: Counter[int] = Counter()
+    for value, n in zip(distinct.tolist(), count.tolist(), strict=True):
+        total[value] += n
+    assert total == Counter(values)
+    assert h[order[starts]].tolist() == distinct.tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1000)), max_size=60))
+def test_both_ways_of_adding_agree(pairs: list[tuple[int, int]]) -> None:
+    rows = np.array([row for row, _ in pairs], np.intp)
+    values = np.array([value for _, value in pairs], np.int64)
+    fast, slow = np.zeros(10, np.int64), np.zeros(10, np.int64)
+    Scatter(rows, fast=True).add(fast, values)
+    Scatter(rows, fast=False).add(slow, values)
+    assert fast.tolist() == slow.tolist()
+    ones_fast, ones_slow = np.zeros(10, np.uint32), np.zeros(10, np.uint32)
+    Scatter(rows, fast=True).add(ones_fast, 1)
+    Scatter(rows, fast=False).add(ones_slow, 1)
+    assert ones_fast.tolist() == ones_slow.tolist()
+
+
+def test_memory_is_fixed_at_any_cardinality() -> None:
+    table = HeavyTable(1000)
+    before = table.nbytes()
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        feed(table, rng.integers(1, 4_000_000_000, 20_000).tolist())
+    assert table.nbytes() == before
+
+
+def test_trace_helper_makes_what_it_says() -> None:
+    trace = Trace()
+    trace.flows(np.array([1.0]), 0.5, 1.5)
+    rows = trace.events()
+    assert rows["kind"].tolist() == [1, 2]
+    assert int(rows["ts"][1] - rows["ts"][0]) == 2_000_000_000
+    assert int(rows["idle_ms"][1]) == 1500

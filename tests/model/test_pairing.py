@@ -1,0 +1,139 @@
+"""From births to ends: address reuse, losses, late reports, unknown births."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrace.model.pairing import EXISTING, Births, identity
+
+U64 = npt.NDArray[np.uint64]
+MS = 1_000_000
+UNIT = 1 << 14
+
+
+def step(
+    births: Births, rows: list[tuple[int, int, bool]], extra: list[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """Rows of (ct, ms, ends)."""
+    ct = np.array([row[0] for row in rows], np.uint64)
+    ts = np.array([row[1] * MS for row in rows], np.uint64)
+    ends = np.array([row[2] for row in rows], bool)
+    tags = np.array(extra or [0] * len(rows), np.uint16)
+    age, found = births.step(identity(ct, np.full(len(ct), 7, np.uint64)), ts, ends, tags)
+    return age.tolist(), found.tolist()
+
+
+def test_pairs_within_and_across_windows() -> None:
+    births = Births(1 << 10)
+    age, _ = step(births, [(1, 10, False), (2, 11, False), (1, 15, True)])
+    assert age == [-1, -1, 5 * MS]
+    age, _ = step(births, [(2, 511, True)])
+    assert abs(age[0] - 500 * MS) <= UNIT
+
+
+def test_an_address_reused_in_one_window_starts_anew() -> None:
+    births = Births(1 << 10)
+    step(births, [(1, 0, False)])
+    age, _ = step(births, [(1, 100, True), (1, 100, False), (1, 130, True), (1, 131, False)])
+    assert abs(age[0] - 100 * MS) <= UNIT
+    assert age[2] == 30 * MS
+    age, _ = step(births, [(1, 231, True)])
+    assert abs(age[0] - 100 * MS) <= UNIT
+
+
+def test_a_lost_end_does_not_lengthen_the_next_entry() -> None:
+    births = Births(1 << 10)
+    step(births, [(1, 0, False)])
+    step(births, [(1, 5000, False)])  # the first one's end was lost
+    age, _ = step(births, [(1, 6000, True)])
+    assert abs(age[0] - 1000 * MS) <= UNIT
+    age, _ = step(births, [(1, 7000, True)])  # and a birth was lost
+    assert age == [-1]
+
+
+def test_an_end_reported_before_its_birth_leaves_nothing_behind() -> None:
+    births = Births(1 << 10)
+    step(births, [(1, 100, True)])
+    step(births, [(1, 99, False)])
+    assert births.late == 1
+    age, _ = step(births, [(1, 900, True)])
+    assert age == [-1]
+
+
+def test_a_birth_after_an_unmatched_end_is_kept() -> None:
+    births = Births(1 << 10)
+    step(births, [(1, 100, True)])
+    step(births, [(1, 101, False)])
+    age, _ = step(births, [(1, 900, True)])
+    assert abs(age[0] - 799 * MS) <= UNIT
+
+
+def test_entries_older_than_the_tracer_have_no_age() -> None:
+    births = Births(1 << 10)
+    step(births, [(1, 0, False)], [EXISTING])
+    age, found = step(births, [(1, 900, True)])
+    assert age == [-1]
+    assert found == [EXISTING]
+
+
+def test_the_opener_comes_back_with_the_end() -> None:
+    births = Births(1 << 10)
+    _, found = step(births, [(1, 0, False), (2, 1, False), (1, 2, True)], [5, 6, 0])
+    assert found == [5, 6, 5]
+    _, found = step(births, [(2, 3, True)])
+    assert found == [6]
+
+
+def test_uptime_beyond_the_time_field_wraps_cleanly() -> None:
+    births = Births(1 << 10)
+    wrap_ms = (1 << 40) * UNIT // MS
+    step(births, [(1, wrap_ms - 5, False)])
+    age, _ = step(births, [(1, wrap_ms + 995, True)])
+    assert abs(age[0] - 1000 * MS) <= UNIT
+
+
+def test_memory_stays_fixed_and_the_young_survive() -> None:
+    births = Births(1 << 10)
+    before = births.nbytes()
+    rng = np.random.default_rng(2)
+    cts = rng.integers(1, 2**48, 20_000)
+    for at in range(0, len(cts), 1000):
+        step(births, [(int(ct), at + i, False) for i, ct in enumerate(cts[at : at + 1000])])
+    assert births.nbytes() == before
+    assert births.alive() <= 1 << 10
+    assert births.forgotten > 10_000
+    last = [(int(ct), 30_000, True) for ct in cts[-100:]]
+    age, _ = step(births, last)
+    assert sum(a >= 0 for a in age) > 70  # buckets fill unevenly
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.booleans(), st.integers(0, 500)), max_size=120),
+    st.lists(st.integers(0, 120), max_size=5),
+)
+def test_agrees_with_a_dictionary(moves: list[tuple[int, bool, int]], cuts: list[int]) -> None:
+    """Any sequence of births and ends, lost ones included, cut anywhere."""
+    births, alive = Births(1 << 12), dict[int, int]()
+    now, rows, expected = 0, [], []
+    for ct, ends, pause in moves:
+        now += pause + 200  # farther apart than a late report can be
+        rows.append((ct, now, ends))
+        if ends:
+            born = alive.pop(ct, None)
+            expected.append(-1 if born is None else (now - born) * MS)
+        else:
+            alive[ct] = now
+            expected.append(-1)
+    shown: list[int] = []
+    edges = sorted({min(c, len(rows)) for c in cuts} | {0, len(rows)})
+    for a, b in pairwise(edges):
+        shown += step(births, rows[a:b])[0]
+    for mine, right in zip(shown, expected, strict=True):
+        assert (mine < 0) == (right < 0)
+        assert abs(mine - right) <= UNIT
