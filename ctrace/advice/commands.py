@@ -18,7 +18,9 @@ def have(tool: str) -> bool:
     return shutil.which(tool, path=_path()) is not None
 
 
-def output(argv: Sequence[str], stdin: str = "") -> tuple[int, str, str]:
+def output(
+    argv: Sequence[str], stdin: str = "", timeout: float = TIMEOUT_S
+) -> tuple[int, str, str]:
     """Exit status, standard output and the first line of standard error.
 
     Raises CtraceError when the command is not there or does not come back.
@@ -33,12 +35,12 @@ def output(argv: Sequence[str], stdin: str = "") -> tuple[int, str, str]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout,
             check=False,
             env={**os.environ, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
-        raise CtraceError(f"{argv[0]} did not come back within {TIMEOUT_S} s") from None
+        raise CtraceError(f"{argv[0]} did not come back within {timeout:.0f} s") from None
     said = [line for line in done.stderr.splitlines() if line.strip()]
     return done.returncode, done.stdout, said[0].strip() if said else ""
 
