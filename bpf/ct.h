@@ -413,6 +413,43 @@ INLINE bool has_timeout_policy(const struct entry *e)
 #endif
 }
 
+/* A record of an entry's life so far: its state, and for how long nothing renewed it. */
+INLINE void emit_life(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason,
+		      bool ext_alive)
+{
+	s32 overdue = (u32)jiffies64() - AT(e, u32, CT_TIMEOUT), idle;
+	struct ctrace_record *r;
+	u32 timeout;
+
+	if (!record_wanted(e, netns, kind))
+		return;
+	timeout = last_timeout(e, AT(e, u64, CT_NET));
+	if (ext_alive && has_timeout_policy(e))
+		timeout = 0;
+	idle = overdue + (s32)timeout;
+	r = new_record(e, ct, netns);
+	if (!r)
+		return;
+	r->kind = kind;
+	r->reason = reason;
+	r->direction = CTRACE_D_UNKNOWN;
+	r->state = state_of(e);
+	if (timeout && idle >= 0) {
+		r->idle_ms = MS(idle);
+		r->timeout_ms = (u32)((u64)timeout * 1000 / HZ);
+	} else {
+		r->idle_ms = -1;
+		r->timeout_ms = 0;
+	}
+	r->overdue_ms = MS(overdue);
+#ifdef CT_MARK
+	r->mark = AT(e, u32, CT_MARK);
+#else
+	r->mark = 0;
+#endif
+	ring_submit(r, BPF_RB_NO_WAKEUP);
+}
+
 /* -- what the hooks call ------------------------------------------------------------- */
 
 /* The entry went into the table. IPS_CONFIRMED is set a moment later: said already. */
@@ -452,41 +489,11 @@ INLINE void emit_insert_failed(u64 ct, u8 reason, u8 direction)
  */
 INLINE void emit_destroy_read(const struct entry *e, u64 ct, u8 unexpired, bool ext_alive)
 {
-	u64 net = AT(e, u64, CT_NET);
-	u32 netns = netns_of(net);
-	u32 timeout, now = jiffies64();
-	s32 overdue = now - AT(e, u32, CT_TIMEOUT), idle;
-	u8 reason = overdue >= 0 ? CTRACE_R_EXPIRED : unexpired;
-	struct ctrace_record *r;
+	u32 netns = netns_of(AT(e, u64, CT_NET));
+	u8 reason = is_expired(e) ? CTRACE_R_EXPIRED : unexpired;
 
 	count(netns, reason, 1);
-	if (!record_wanted(e, netns, CTRACE_DESTROY))
-		return;
-	timeout = last_timeout(e, net);
-	if (ext_alive && has_timeout_policy(e))
-		timeout = 0;
-	idle = overdue + (s32)timeout;
-	r = new_record(e, ct, netns);
-	if (!r)
-		return;
-	r->kind = CTRACE_DESTROY;
-	r->reason = reason;
-	r->direction = CTRACE_D_UNKNOWN;
-	r->state = state_of(e);
-	if (timeout && idle >= 0) {
-		r->idle_ms = MS(idle);
-		r->timeout_ms = (u32)((u64)timeout * 1000 / HZ);
-	} else {
-		r->idle_ms = -1;
-		r->timeout_ms = 0;
-	}
-	r->overdue_ms = MS(overdue);
-#ifdef CT_MARK
-	r->mark = AT(e, u32, CT_MARK);
-#else
-	r->mark = 0;
-#endif
-	ring_submit(r, BPF_RB_NO_WAKEUP);
+	emit_life(e, ct, netns, CTRACE_DESTROY, reason, ext_alive);
 }
 
 /* The same from the pointer; an entry that was never in the table is no deletion. */

@@ -15,6 +15,7 @@
  */
 #include <linux/types.h>
 #include "ct.h"
+#include "look.h"
 
 /* Ours, behind those of bpf/maps.h; ctrace/capture/functions.py holds the same list. */
 #define CALLS MAP(OWN_MAPS)		/* hash: struct call_key -> struct call */
@@ -407,4 +408,10 @@ int on_free(struct context *ctx)
 		emit_destroy_read(&e, ct, is_expired(&e) ? CTRACE_R_EXPIRED : why_unexpired(&e),
 				  true);
 	return 0;
+}
+
+/* args[0]: the entry to look at */
+int look(u64 *args)
+{
+	return look_at(args[0]);
 }

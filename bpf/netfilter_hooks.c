@@ -15,6 +15,7 @@
  */
 #include <linux/types.h>
 #include "ct.h"
+#include "look.h"
 
 #define CTRACE_RETRACT 0	/* never leaves ctrace/capture/netfilter.py */
 
@@ -367,4 +368,10 @@ int nf_baseline(struct tracepoint *ctx)
 	read_counters(&now, net);
 	map_update(BASELINE, &netns, &now, 0);
 	return 0;
+}
+
+/* args[0]: the entry to look at */
+int look(u64 *args)
+{
+	return look_at(args[0]);
 }

@@ -28,6 +28,8 @@ class Kind(IntEnum):
     DROP = 3
     INSERT_FAILED = 4
     EXISTING = 5
+    SAMPLED = 6
+    """Nothing happened: what a look at a young entry found (its state, status, idle time)."""
 
 
 class Reason(IntEnum):
@@ -150,7 +152,7 @@ RECORD: Final[np.dtype[np.void]] = np.dtype(
     }
 )  # fmt: skip
 """``struct ctrace_record``. ``owner``/``cgroup`` (insert, drop, insert_failed) and
-``idle_ms``/``overdue_ms``/``timeout_ms``/``mark`` (destroy) share their bytes, as
+``idle_ms``/``overdue_ms``/``timeout_ms``/``mark`` (destroy, sampled) share their bytes, as
 in C: read the ones that the row's kind has."""
 
 WORDS: Final = 15

@@ -187,7 +187,7 @@ class FunctionCapture(ABC, Generic[Target]):
         clash = known_args("nf_ct_resolve_clash")
         code = compiler.compile_programs(
             SOURCE,
-            names,
+            [*names, "look"],
             {
                 **where.defines,
                 **filter_defines(wanted),
@@ -203,6 +203,7 @@ class FunctionCapture(ABC, Generic[Target]):
             objects.keep(sys.map_create(sys.MapType.PERCPU_ARRAY, 4, _CPU_STATE, 1, name="cpu")),
         ]
         self._located = percpu.locate(objects)
+        objects.load("look", code["look"], sys.ProgType.RAW_TRACEPOINT)
         for hook, target in targets.items():
             for name, exit_ in self.programs(hook):
                 try:
@@ -235,6 +236,10 @@ class FunctionCapture(ABC, Generic[Target]):
 
     def follow(self, namespaces: Sequence[Namespace]) -> None:
         """Nothing to do: a function serves every namespace."""
+
+    def look(self, entries: Iterable[int]) -> None:
+        """Have SAMPLED records made of these entries (``ct``), where they still live."""
+        self._objects.look(entries)
 
     def run_time(self) -> int:
         """Nanoseconds spent in our programs, where the kernel measures it."""

@@ -8,12 +8,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Optional, Protocol
+from typing import Final, Optional, Protocol, cast
 
 import numpy as np
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner, SelfCost
 from ctrace.capture.family import Capture
+from ctrace.capture.look import Looks, Sampler
 from ctrace.capture.seed import seed as seed_rows
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
@@ -23,7 +24,7 @@ from ctrace.host.tables import TableReader
 from ctrace.record import Events, Kind, empty, join
 
 POLL: Final = 0.02
-"""Seconds between two looks at the rings: 2 MiB per CPU last for 0.8 M events/s."""
+"""Seconds between two looks at the rings: 2 MiB of one last for 0.8 M events/s."""
 LOOK: Final = 1.0
 """Seconds between two looks at namespaces, tables and listeners."""
 ADDRESSES: Final = 30.0
@@ -38,15 +39,17 @@ class _Opener(Protocol):
 
 
 def _fentry(wanted: Filter, ring_bytes: int) -> Capture:
-    from ctrace.capture.fentry import FentryCapture
+    from ctrace.capture import fentry
 
-    return FentryCapture(wanted, ring_bytes=ring_bytes)
+    fentry.probe()  # nothing need be compiled to learn that it does not hold
+    return fentry.FentryCapture(wanted, ring_bytes=ring_bytes)
 
 
 def _kprobe(wanted: Filter, ring_bytes: int) -> Capture:
-    from ctrace.capture.kprobe import KprobeCapture
+    from ctrace.capture import kprobe
 
-    return KprobeCapture(wanted, ring_bytes=ring_bytes)
+    kprobe.probe()
+    return kprobe.KprobeCapture(wanted, ring_bytes=ring_bytes)
 
 
 def _netfilter(wanted: Filter, ring_bytes: int) -> Capture:
@@ -94,17 +97,19 @@ def open_live(
     wanted: Filter = NO_FILTER,
     *,
     hooks: Optional[str] = None,
-    ring_bytes: int = 1 << 21,
+    ring_bytes: Optional[int] = None,
     seed: bool = True,
+    sample: bool = False,
 ) -> LiveSource:
     """Attach to the running kernel.
 
-    ``hooks`` forces a family; ``seed`` starts with the entries that are already there.
+    ``hooks`` forces a family; ``seed`` starts with the entries that are already there;
+    ``sample`` adds SAMPLED records of a few young entries each second.
     Raises CtraceError (UsageError for an unknown family).
     """
-    capture = open_capture(wanted, hooks, ring_bytes)
+    capture = open_capture(wanted, hooks, ring_bytes or _ring_bytes())
     try:
-        return LiveSource(capture, wanted, seed=seed)
+        return LiveSource(capture, wanted, seed=seed, sample=sample)
     except BaseException:
         capture.close()
         raise
@@ -113,12 +118,21 @@ def open_live(
 class LiveSource:
     """Implements :class:`ctrace.batch.Source` over a :class:`Capture`."""
 
-    def __init__(self, capture: Capture, wanted: Filter = NO_FILTER, *, seed: bool = True) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        wanted: Filter = NO_FILTER,
+        *,
+        seed: bool = True,
+        sample: bool = False,
+    ) -> None:
         self._capture = capture
+        looks = sample and not wanted.kinds and hasattr(capture, "look")
+        self._sampler = Sampler(cast("Looks", capture)) if looks else None
         self._wanted = wanted
         # with only some kinds the window between attaching and the dump tells too little
         self._seed = seed and not wanted.kinds
-        self._hold: float = getattr(capture, "hold", 0.0)
+        self._hold: float = getattr(capture, "hold", 0.002)
         self._tables = TableReader()
         self._names = _NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
@@ -156,6 +170,10 @@ class LiveSource:
                 looked = time.monotonic()
                 parts += self._newcomers()
             events = self._matching(join(parts))
+            if self._sampler:
+                events = self._sampler.take(events)
+                if look:
+                    self._sampler.look(_boot())
             tables = self._tables.read(list(self._namespaces.values())) if look else ()
             names = self._names.learn(events, list(self._namespaces.values()), look)
             yield Batch(
@@ -317,6 +335,11 @@ def _dump(spaces: Sequence[Namespace]) -> Events:
 
 def _units(owners: dict[int, Owner]) -> dict[int, str]:
     return {owner.cgroup: owner.unit for owner in owners.values() if owner.cgroup and owner.unit}
+
+
+def _ring_bytes() -> int:
+    """Few CPUs share a burst, so each needs more room: 32 MiB over all, 1 to 8 MiB each."""
+    return max(1 << 20, min(1 << 23, (1 << 25) // (os.cpu_count() or 1)))
 
 
 def _boot() -> int:

@@ -43,6 +43,7 @@ _PROGRAMS: Final = {
     "nf_free": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
     "nf_drop": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
     "nf_baseline": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
+    "look": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
 }
 
 
@@ -117,6 +118,10 @@ class NetfilterCapture:
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id)."""
         return self._objects.owner_comms(keys)
+
+    def look(self, entries: Iterable[int]) -> None:
+        """Have SAMPLED records made of these entries (``ct``), where they still live."""
+        self._objects.look(entries)
 
     def run_time(self) -> int:
         """Nanoseconds spent in our programs, where the kernel measures it."""

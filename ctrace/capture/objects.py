@@ -160,6 +160,11 @@ class Objects:
                 found[key] = (comm, int(struct.unpack_from("<Q", value, 16)[0]))
         return found
 
+    def look(self, entries: Iterable[int]) -> None:
+        """Run bpf/look.h on each entry; its records come with the next poll. Raises BpfError."""
+        for entry in entries:
+            sys.prog_run(self.programs["look"], (entry,))
+
     def run_time(self) -> int:
         """Nanoseconds spent in the programs, where the kernel measures it."""
         return sum(sys.prog_info(fd).run_time_ns for fd in self.programs.values())
