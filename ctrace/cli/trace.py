@@ -84,6 +84,9 @@ def command(
             lost += missed
     except KeyboardInterrupt:
         pass  # the usual way to end it
+    except BrokenPipeError:
+        # the reader (``| head``) has what it wanted; click would call this a failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         if source is not None:
             source.close()

@@ -77,12 +77,8 @@ def test_the_enums_are_the_same(tmp_path: Path) -> None:
 
 def pahole(struct: str) -> dict[str, int]:
     """Member name to offset, of the plain top-level members, as pahole prints them."""
-    said = subprocess.run(
-        ["pahole", "-C", struct, "/sys/kernel/btf/vmlinux"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
+    command = ["pahole", "-C", struct, "/sys/kernel/btf/vmlinux"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     found = {}
     for line in said.splitlines():
         member = re.match(r"\t\S.*?\b(\w+)(?:\[\d+\])*;\s+/\*\s+(\d+)\s+\d+ \*/", line)

@@ -102,7 +102,8 @@ def trace(pair: tuple[Node, Node]) -> Iterator[Trace]:
 
 
 def of(events: Events, kind: Kind, node: Node) -> Events:
-    return events[(events["kind"] == kind) & (events["netns"] == node.inum)]
+    chosen: Events = events[(events["kind"] == kind) & (events["netns"] == node.inum)]
+    return chosen
 
 
 def flows(events: Events) -> Counter[tuple[int, str, int, str, int]]:
@@ -375,7 +376,7 @@ def _udp_packet(src: str, dst: str, sport: int, dport: int) -> bytes:
 
 def _tcp_packet(src: str, dst: str, sport: int, dport: int, flags: int) -> bytes:
     def checksum(data: bytes) -> int:
-        total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+        total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
         total = (total >> 16) + (total & 0xFFFF)
         return ~(total + (total >> 16)) & 0xFFFF
 

@@ -1,0 +1,282 @@
+"""The live source, and ``ctrace trace`` on top of it, with real traffic."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import numpy as np
+import pytest
+
+from ctrace.batch import Batch, Clock, Names, Netns, Owner
+from ctrace.capture import open_live
+from ctrace.capture.live import LiveSource
+from ctrace.errors import CtraceError, UsageError
+from ctrace.host import ctnetlink
+from ctrace.lab import Lab, Node, traffic
+from ctrace.record import Events, Kind, Reason, Status, address_bytes, empty, join, words
+from ctrace.view.events import HEADER, EventLines
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
+
+
+def pair(lab: Lab) -> tuple[Node, Node]:
+    a, b = lab.namespace("a", track=True), lab.namespace("b", track=True)
+    lab.link(a, b)
+    return a, b
+
+
+def batches(source: LiveSource, seconds: float) -> list[Batch]:
+    found, until = [], time.monotonic() + seconds
+    for batch in source.batches(0.1):
+        found.append(batch)
+        if time.monotonic() >= until:
+            break
+    return found
+
+
+def of(events: Events, node: Node, *kinds: Kind) -> Events:
+    chosen: Events = events[(events["netns"] == node.inum) & np.isin(events["kind"], kinds)]
+    return chosen
+
+
+def identity(events: Events) -> Counter[bytes]:
+    return Counter(
+        bytes(row[2:11]) + bytes(event["proto"])
+        for row, event in zip(words(events), events, strict=True)
+    )
+
+
+@root
+@pytest.mark.kernel
+def test_what_was_there_before_and_what_came_since_is_the_table(lab: Lab) -> None:
+    a, b = pair(lab)
+    target = b.addresses["a"][0]
+    traffic.udp_flows(a, (target, 9), 80)
+    source = open_live()
+    try:
+        traffic.udp_flows(a, (target, 9), 40, first_port=30000)
+        a.run(["conntrack", "-D", "-p", "udp", "--sport", "20005"])
+        found = batches(source, 1.5)
+        table = ctnetlink.dump(a.path)
+    finally:
+        source.close()
+    events = join([batch.events for batch in found])
+    before = of(events, a, Kind.EXISTING)
+    assert len(before) == 80
+    assert set(before["ts"].tolist()) == {source.started}
+    born = identity(join([before, of(events, a, Kind.INSERT)]))
+    born.subtract(identity(of(events, a, Kind.DESTROY)))
+    assert +born == identity(table)
+    assert not -born
+    times = events["ts"].astype(np.int64)
+    assert (np.diff(times) >= 0).all()
+    for batch in found:
+        assert not len(batch.events) or int(batch.events["ts"][-1]) <= batch.until
+    readings = [r for batch in found for r in batch.tables if r.netns == a.inum]
+    assert readings[-1].count == len(table)
+    assert readings[-1].max > 0
+    names = {i: n for batch in found for i, n in batch.names.netns.items()}
+    assert set(a.addresses["b"]) <= set(names[a.inum].addresses)
+    if source.hooks.owners:
+        owners = {k: o for batch in found for k, o in batch.names.owners.items()}
+        assert os.getpid() in {owner.pid for owner in owners.values()}
+    assert sum(batch.lost for batch in found) == 0
+    assert found[-1].cost.rss > 0
+
+
+@root
+@pytest.mark.kernel
+def test_a_namespace_that_appears_is_followed_and_seeded(lab: Lab) -> None:
+    source = open_live()
+    try:
+        first = batches(source, 0.2)
+        a, b = pair(lab)
+        traffic.udp_flows(a, (b.addresses["a"][0], 9), 30)
+        events = join([batch.events for batch in (*first, *batches(source, 2.5))])
+        seen = identity(of(events, a, Kind.EXISTING, Kind.INSERT))
+        assert seen == identity(ctnetlink.dump(a.path))
+        traffic.udp_flows(a, (b.addresses["a"][0], 9), 30, first_port=30000)
+        later = join([batch.events for batch in batches(source, 0.5)])
+        assert len(of(later, a, Kind.INSERT)) == 30
+    finally:
+        source.close()
+        source.close()
+
+
+@root
+def test_unknown_families_are_refused() -> None:
+    with pytest.raises(UsageError, match="unknown hook family"):
+        open_live(hooks="magic")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs an ordinary user")
+def test_without_root_one_line_says_what_to_do() -> None:
+    with pytest.raises(CtraceError, match="sudo"):
+        open_live()
+
+
+# -- lines ---------------------------------------------------------------------------------
+
+
+def sample() -> Events:
+    events = empty(3)
+    events["ts"] = [1_000_000_001, 2_000_000_002, 3_000_000_003]
+    events["kind"] = [Kind.INSERT, Kind.DESTROY, Kind.DROP]
+    events["reason"] = [Reason.NEW, Reason.EXPIRED, Reason.TABLE_FULL]
+    events["proto"] = [6, 17, 58]
+    events["family"] = [2, 2, 10]
+    for i, (src, dst) in enumerate([("10.0.0.1", "10.0.0.2")] * 2 + [("fd00::1", "fd00::2")]):
+        for name, text in (("src", src), ("dst", dst), ("reply_src", dst), ("reply_dst", src)):
+            events[name][i] = np.frombuffer(address_bytes(text), np.uint8)
+    events["sport"], events["dport"] = [40000, 53, 7], [80, 53, 0x8000]
+    events["reply_sport"], events["reply_dport"] = [80, 53, 7], [40000, 53, 0x8100]
+    events["netns"] = 4026531840
+    events["status"] = [Status.CONFIRMED, Status.SEEN_REPLY | Status.ASSURED, 0]
+    events["state"] = [1, 255, 255]
+    events["direction"] = [2, 0, 1]
+    events["owner"][0] = 123 << 32 | 5
+    events["cgroup"][0] = 42
+    events["idle_ms"][1], events["overdue_ms"][1], events["timeout_ms"][1] = -1, -500, 0
+    return events
+
+
+def lines() -> EventLines:
+    made = EventLines(Clock(offset=1_700_000_000_000_000_000))
+    made.learn(
+        Names(
+            netns={4026531840: Netns(4026531840, "init")},
+            owners={123 << 32 | 5: Owner(123 << 32 | 5, 'we"ird', 42, "nginx.service")},
+        )
+    )
+    return made
+
+
+def test_json_lines() -> None:
+    insert, destroy, drop = (json.loads(line) for line in lines().json(sample()))
+    assert insert["ts"] == "2023-11-14T22:13:21.000000001Z"
+    assert (insert["kind"], insert["reason"], insert["proto"]) == ("insert", "new", "tcp")
+    assert (insert["src"], insert["sport"]) == ("10.0.0.1", 40000)
+    assert (insert["dst"], insert["dport"]) == ("10.0.0.2", 80)
+    assert insert["reply"] == {
+        "src": "10.0.0.2", "dst": "10.0.0.1", "sport": 80, "dport": 40000,
+    }  # fmt: skip
+    assert (insert["netns"], insert["netns_name"]) == (4026531840, "init")
+    assert insert["status"] == ["CONFIRMED"]
+    assert (insert["state"], insert["direction"]) == ("SYN_SENT", "out")
+    assert insert["owner"] == {"pid": 123, "comm": 'we"ird', "unit": "nginx.service"}
+    assert insert["cgroup"] == 42
+    assert (destroy["kind"], destroy["reason"]) == ("destroy", "expired")
+    assert (destroy["idle_ms"], destroy["overdue_ms"], destroy["timeout_ms"]) == (None, -500, None)
+    assert destroy["status"] == ["SEEN_REPLY", "ASSURED"]
+    assert destroy["state"] is None
+    assert "owner" not in destroy
+    assert (drop["family"], drop["proto"], drop["src"]) == ("ipv6", "icmpv6", "fd00::1")
+    assert (drop["owner"], drop["cgroup"], drop["direction"]) == (None, None, "in")
+
+
+def test_columns() -> None:
+    insert, destroy, drop = lines().columns(sample())
+    assert insert.split() == [
+        "22:13:21.000000", "insert", "new", "tcp", "10.0.0.1:40000", "10.0.0.2:80", "out",
+        "init", "SYN_SENT", 'we"ird[123]',
+    ]  # fmt: skip
+    assert destroy.split()[1:3] == ["destroy", "expired"]
+    assert "[fd00::1]:7" in drop
+    assert insert.index("tcp") == HEADER.index("PROTO")
+    assert lines().columns(empty()) == lines().json(empty()) == []
+
+
+# -- the command -----------------------------------------------------------------------------
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ctrace", "trace", *args],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    said = child.stderr.readline()
+    assert said.startswith("ctrace: listening with "), said
+    return child
+
+
+@root
+@pytest.mark.kernel
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_trace_prints_what_happens_until_it_is_stopped(lab: Lab, end: signal.Signals) -> None:
+    a, b = pair(lab)
+    child = start("-o", "json", "-p", "udp", "--hooks", "netfilter")
+    began = datetime.now(timezone.utc)
+    sent = traffic.udp_flows(a, (b.addresses["a"][0], 9), 12).flows
+    a.run(["conntrack", "-F"])
+    time.sleep(0.6)
+    child.send_signal(end)
+    out, err = child.communicate(timeout=10)
+    assert child.returncode == 0
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].endswith(" 0 lost")
+    events = [e for e in map(json.loads, out.splitlines()) if e["netns"] == a.inum]
+    for kind in ("insert", "destroy"):
+        told = [(e["src"], e["sport"], e["dst"], e["dport"]) for e in events if e["kind"] == kind]
+        assert sorted(told) == sorted((f.src, f.sport, f.dst, f.dport) for f in sent)
+    for event in events:
+        when = datetime.fromisoformat(event["ts"][:26] + "+00:00")
+        assert -1 < (when - began).total_seconds() < 5
+
+
+@root
+@pytest.mark.kernel
+def test_count_duration_kinds_and_a_closed_pipe(lab: Lab) -> None:
+    a, b = pair(lab)
+    child = start("--count", "3", "-p", "udp", "--hooks", "netfilter")
+    traffic.udp_flows(a, (b.addresses["a"][0], 9), 12)
+    out, err = child.communicate(timeout=10)
+    assert len(out.splitlines()) == 4
+    assert out.splitlines()[0] == HEADER
+    assert "3 events" in err
+    assert child.returncode == 0
+
+    child = start("--duration", "0.5", "-e", "destroy", "--hooks", "netfilter", "-p", "udp")
+    traffic.udp_flows(a, (b.addresses["a"][0], 9), 5, first_port=30000)
+    assert child.communicate(timeout=10)[0].splitlines() == [HEADER]
+    assert child.returncode == 0
+
+    child = start("--hooks", "netfilter")
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.wait(timeout=10) == 0
+    assert child.stderr is not None
+    assert "Traceback" not in child.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "text"),
+    [
+        (("-e", "insert,nonsense"), 2, "unknown kind"),
+        (("--hooks", "magic"), 2, "unknown hook family"),
+        (("-4", "-6"), 2, "both IPv4 and IPv6"),
+        (("--netns", "no-such-namespace"), 2, "no network namespace"),
+    ],
+)
+def test_bad_arguments_get_one_line(args: tuple[str, ...], status: int, text: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ctrace", "trace", *args],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
