@@ -84,7 +84,7 @@ def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) 
     from ctrace.advice.facts import facts_of
     from ctrace.capture import open_live
 
-    source = open_live(wanted, hooks=hooks)
+    source = open_live(wanted, hooks=hooks, sample=True)
     try:
         return _advise(source, wanted, target, duration, facts_of)
     finally:

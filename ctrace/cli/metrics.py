@@ -56,7 +56,7 @@ def command(
     signal.signal(signal.SIGTERM, _stop)
     server = None if once else Scrapes(address, CONTENT_TYPE_LATEST)
     try:
-        source = open_live(hooks=hooks)
+        source = open_live(hooks=hooks, sample=True)
         try:
             model = Model(source.hooks, source.clock, source.started, host=socket.gethostname())
             if server is not None:

@@ -92,7 +92,7 @@ def command(
         filters["netns"] = resolve(filters["netns"])
     wanted = make_filter(**filters)
     path = output or (DEFAULT_RING if in_ring else DEFAULT)
-    source = open_live(wanted, hooks=hooks)
+    source = open_live(wanted, hooks=hooks, sample=True)
     try:
         header = facts.header(source, shown)
         sink: Sink

@@ -108,7 +108,7 @@ def command(
     limit_bytes = parse_size(memory)
     as_screen = not (once or plain or output == "json" or not has_screen())
     feed = LiveFeed(
-        lambda: open_live(wanted, hooks=hooks),
+        lambda: open_live(wanted, hooks=hooks, sample=True),
         interval=interval,
         group=group,
         sort=sort,
@@ -158,13 +158,12 @@ def run_screen(
     resolve: bool,
 ) -> None:
     """The live screen, until it is left."""
+    from ctrace.adviser import LiveAdviser
     from ctrace.view import format as fmt
     from ctrace.view.app import TopApp
     from ctrace.view.app_advice import AdvicePane
     from ctrace.view.palette import choose
     from ctrace.view.state import State
-
-    from ctrace.adviser import LiveAdviser
 
     adviser = LiveAdviser(feed)
     names = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Optional
 
 from ctrace.adviser import LiveAdviser
-from ctrace.demo.scene import Scene
+from ctrace.demo.scene import TIME_WAIT, Scene
 from ctrace.errors import CtraceError
 from ctrace.feed import LiveFeed
 from ctrace.model.snapshot import Snapshot
@@ -44,7 +44,7 @@ class Director:
         self.adviser = adviser
         self.auto = auto
         self.text = "building the scene"
-        self.on_beat: Callable[[Beat], None] = lambda beat: None
+        self.on_beat: Callable[[Beat], None] = lambda _: None
         self.failed = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -98,11 +98,15 @@ class Director:
         advice = self.adviser.advise(self._newest())
         self._breathe(ADVISED)
         said = self.adviser.act(advice, "apply")
-        yield Beat("applied",
-                   f"Applied in the demo's namespace ({said.split(';')[0].split(':')[0]}): new "
-                   f"connections are no longer tracked, old entries go within {_time_wait()} s.")  # fmt: skip
+        yield Beat(
+            "applied",
+            f"Applied in the demo's namespace, {said.split(':')[0]}. New connections are no "
+            f"longer tracked; old entries go within {TIME_WAIT} s.",
+        )
         self._until(lambda seen: seen.rates.drop == 0 and _fill(seen) < 0.3, EMPTIED)
         self._breathe(3)
+        if not self.adviser.on_trial:
+            raise CtraceError(self.adviser.status())
         yield Beat("recovered", self._recovery())
         self._breathe(8)
         yield Beat("end", "Everything of this demo is gone when it ends: no rule, no namespace, no "
@@ -157,12 +161,6 @@ class Director:
                 return
 
 
-def _time_wait() -> int:
-    from ctrace.demo.scene import TIME_WAIT
-
-    return TIME_WAIT
-
-
 def _fill(snapshot: Snapshot) -> float:
     return max((table.fill for table in snapshot.tables), default=0.0)
 
@@ -180,7 +178,9 @@ def play(
     from ctrace.filters import Filter
 
     wanted = Filter(netns=scene.host.inum)
-    feed = LiveFeed(lambda: SmallTable(open_live(wanted, hooks=hooks, seed=False), scene))
+    feed = LiveFeed(
+        lambda: SmallTable(open_live(wanted, hooks=hooks, seed=False, sample=True), scene)
+    )
     adviser = LiveAdviser(feed)
     director = Director(scene, feed, adviser, auto=auto)
     try:
