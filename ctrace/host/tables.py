@@ -30,6 +30,8 @@ COLUMNS: Final = {
 """Names in /proc/net/stat/nf_conntrack to ``conntrack -S`` names. The columns that the
 kernel no longer fills (searched, new, ignore, delete, ...) are left out."""
 
+HALF: Final = np.uint64(1 << 31)
+
 _Counters = npt.NDArray[np.uint64]
 
 
@@ -134,8 +136,10 @@ class TableReader:
         if table.raw is None or table.raw.shape != rows.shape:
             table.wrapped = np.zeros_like(rows)
         else:
-            # Each CPU's counter is an unsigned int that wraps on its own.
-            table.wrapped += (rows < table.raw).astype(np.uint64) << np.uint64(32)
+            # Each CPU's counter is an unsigned int that wraps on its own. One that falls by
+            # less was set back: the module was loaded anew.
+            fell = (rows < table.raw) & (table.raw - rows > HALF)
+            table.wrapped += fell.astype(np.uint64) << np.uint64(32)
         table.raw = rows
         total = (rows + table.wrapped).sum(axis=0)
         return {

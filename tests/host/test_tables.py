@@ -86,11 +86,14 @@ def test_a_counter_that_wraps_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [
         "drop insert\nfffffffe 00000001\n00000005 00000001\n",
         "drop insert\n00000003 00000001\n00000006 00000001\n",
+        "drop insert\n00000004 00000000\n00000006 00000000\n",
     ]
     monkeypatch.setattr("ctrace.host.tables._stat_file", lambda _: texts.pop(0))
     with Lab() as lab, TableReader() as reader:
         spaces = [space(lab.namespace("w"))]
-        first, second = (reader.read(spaces)[0] for _ in range(2))
+        first, second, reset = (reader.read(spaces)[0] for _ in range(3))
     assert isinstance(first, TableReading)
     assert second.stats["drop"] - first.stats["drop"] == 5 + 1
     assert second.stats["insert"] == 2
+    assert reset.stats["drop"] - second.stats["drop"] == 1
+    assert reset.stats["insert"] == 0  # the module was loaded anew
