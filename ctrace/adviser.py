@@ -75,6 +75,11 @@ class LiveAdviser:
         left = f"{trial.seconds_left:.0f} s"
         return f"on trial: reverts by itself in {left}. Press p to keep it or to take it back."
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether a change is in place and not kept yet."""
+        return self._trial is not None
+
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
         """The question and the words that answer it. Raises CtraceError when there is none."""
         if self._trial is not None:

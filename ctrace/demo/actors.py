@@ -22,7 +22,9 @@ from functools import partial
 PR_SET_NAME = 15
 PORT, DNS, METRICS = 8063, 53, 8125
 PATIENCE = 2.0
-"""Seconds until a client gives a connection up."""
+"""Seconds until a client gives up to connect."""
+LINGER = 30.0
+"""Seconds until it gives up on an answer: closing earlier would reset what comes late."""
 REQUEST, ANSWER = b"GET /item\n", b"ok\n"
 
 
@@ -140,6 +142,7 @@ class Front(Actor):
         self.target = (target, PORT)
         self.rate = 0.0
         self.open: dict[socket.socket, float] = {}
+        self.connected: set[socket.socket] = set()
         self.every = [(lambda: self.rate, self._call), (lambda: 4.0, self._give_up)]
 
     def told(self, line: str) -> None:
@@ -161,6 +164,7 @@ class Front(Actor):
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._done(sock, "failed")
             return
+        self.connected.add(sock)
         with contextlib.suppress(OSError):
             sock.send(REQUEST)
         self.selector.modify(sock, selectors.EVENT_READ, lambda _: self._answered(sock))
@@ -175,12 +179,16 @@ class Front(Actor):
     def _done(self, sock: socket.socket, how: str) -> None:
         self.did[how] += 1
         self.open.pop(sock, None)
+        self.connected.discard(sock)
         self.forget(sock)
 
     def _give_up(self) -> None:
-        late = time.monotonic() - PATIENCE
-        for sock in [one for one, began in self.open.items() if began < late]:
-            self._done(sock, "gave up")
+        now = time.monotonic()
+        for sock, began in list(self.open.items()):
+            if now - began > PATIENCE and sock not in self.connected:
+                self._done(sock, "gave up")
+            elif now - began > LINGER:
+                self._done(sock, "late")
 
 
 class Net(Actor):

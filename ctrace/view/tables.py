@@ -27,7 +27,9 @@ def who(owner: Optional[OwnerView], width: int) -> str:
     if owner is None:
         return fmt.UNKNOWN
     comm = fmt.clean(owner.comm)
-    unit = fmt.clean(owner.unit).removeprefix("docker:").removesuffix(".service")
+    # Of a cgroup's path the last part tells most; the detail page has the whole.
+    unit = fmt.clean(owner.unit.rpartition("/")[2]).removeprefix("docker:")
+    unit = unit.removesuffix(".service")
     if unit and unit != comm and width > len(comm) + 5:
         return fmt.cut(unit, width - len(comm) - 1) + "/" + comm
     return fmt.cut(comm, width)
