@@ -230,11 +230,11 @@ def ask(
             return b""
 
 
-def echo(node: Node, target: Address) -> bytes:
+def echo(node: Node, target: Address, *, wait: float = WAIT) -> bytes:
     """One datagram there and back: the answer, if any."""
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     with node.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(WAIT)
+        client.settimeout(wait)
         try:
             client.connect(target)
             client.send(b"hello")
@@ -243,14 +243,18 @@ def echo(node: Node, target: Address) -> bytes:
             return b""
 
 
-def measure(net: Net, role: str, proto: str = "tcp", port: int = PORT) -> Measured:
+def measure(
+    net: Net, role: str, proto: str = "tcp", port: int = PORT, patience: float = 1.0
+) -> Measured:
     """Use the service as its role has it, check the path, and try the doors, all at once."""
     forget_paths(net)
     with ThreadPoolExecutor(12) as pool:
-        uses = {f: pool.submit(_use, net, role, f, proto, port) for f in FAMILIES}
-        checks = {f: pool.submit(_check, net, role, f, proto, port) for f in FAMILIES}
+        uses = {f: pool.submit(_use, net, role, f, proto, port, WAIT * patience) for f in FAMILIES}
+        checks = {
+            f: pool.submit(_check, net, role, f, proto, port, WAIT * patience) for f in FAMILIES
+        }
         tries = {
-            name: pool.submit(ask, net.c, door, source=source, wait=SHORT)
+            name: pool.submit(ask, net.c, door, source=source, wait=SHORT * patience)
             for name, door, source in _doors(net, role, port)
             if proto == "tcp"
         }
@@ -262,7 +266,9 @@ def measure(net: Net, role: str, proto: str = "tcp", port: int = PORT) -> Measur
         )
 
 
-def _use(net: Net, role: str, family: int, proto: str, port: int) -> tuple[bytes, bool]:
+def _use(
+    net: Net, role: str, family: int, proto: str, port: int, wait: float
+) -> tuple[bytes, bool]:
     """Two short connections, then a large transfer: (works, path MTU discovery works)."""
     at = net.addresses
     node, target, big = {
@@ -272,15 +278,15 @@ def _use(net: Net, role: str, family: int, proto: str, port: int) -> tuple[bytes
         "loopback": (net.h, LOCAL[family], b""),
     }[role]
     once = echo if proto == "udp" else ask
-    works = once(node, (target, port)) and once(node, (target, port))
+    works = once(node, (target, port), wait=wait) and once(node, (target, port), wait=wait)
     if not big or proto != "tcp" or not works:
         return works, True
-    return works, bool(ask(node, (target, port), big))
+    return works, bool(ask(node, (target, port), big, wait=wait))
 
 
-def _check(net: Net, role: str, family: int, proto: str, port: int) -> bool:
+def _check(net: Net, role: str, family: int, proto: str, port: int, wait: float) -> bool:
     once = echo if proto == "udp" else ask
-    return role != "server" or bool(once(net.h, (LOCAL[family], port)))
+    return role != "server" or bool(once(net.h, (LOCAL[family], port), wait=wait))
 
 
 def _doors(net: Net, role: str, port: int) -> Iterator[tuple[str, Address, Address]]:

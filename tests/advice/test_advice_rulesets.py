@@ -38,11 +38,21 @@ class Row:
     same_print: bool
     """Whether the ruleset's fingerprint is unchanged under and after ctrace's rules."""
 
+    @property
+    def as_expected(self) -> bool:
+        return self.worked and bool(self.bare) == self.case.breaks and not (self.harm or self.left)
+
 
 def run(net: Net, case: Case) -> Row:
+    """A case, and once more with patience if it surprises: a busy machine is slow, too."""
+    row = attempt(net, case)
+    return row if row.as_expected else attempt(net, case, 8.0)
+
+
+def attempt(net: Net, case: Case, patience: float = 1.0) -> Row:
     reset(net)
     install(net, case.setup)
-    before = measure(net, case.role, case.proto)
+    before = measure(net, case.role, case.proto, patience=patience)
     about = subject(seen(net, case.proto), net.local, (32768, 60999), True, ())
     role_seen = case.role in roles(seen(net, case.proto), net.local)
     if not role_seen:
@@ -50,12 +60,12 @@ def run(net: Net, case: Case) -> Row:
     judgement = judge(about, read(net.h.path))
     prints = {fingerprint(net.h.path)}
     put(net, replace(judgement.lever, accepts=(), icmp=False))
-    bare = measure(net, case.role, case.proto).worse_than(before)
+    bare = measure(net, case.role, case.proto, patience=patience).worse_than(before)
     take_away(net)
     harm, left = None, 0
     if judgement.verdict in GOOD:
         put(net, judgement.lever)
-        harm = measure(net, case.role, case.proto).worse_than(before)
+        harm = measure(net, case.role, case.proto, patience=patience).worse_than(before)
         prints.add(fingerprint(net.h.path))
         left = sum(entry.dport == 8063 or entry.src in net.local
                    for entry in entries(net) if entry.proto == case.proto)  # fmt: skip
