@@ -1,0 +1,60 @@
+"""Runs the same tests once per hook family that holds on this kernel.
+
+What was seen goes to $CTRACE_VM_OUT/<release>.json when that is set: the README's
+table of kernels and families is made of it (scripts/kernels-table).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vm_kit import Net, Seen
+
+from ctrace.capture.family import Capture
+from ctrace.capture.ladder import probe
+from ctrace.capture.live import FAMILIES
+from ctrace.filters import Filter
+from ctrace.host import netns
+from ctrace.lab import Lab
+
+_seen: Seen = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "family" in metafunc.fixturenames:
+        families = [one.family for one in probe() if one.holds] if os.geteuid() == 0 else []
+        metafunc.parametrize("family", families, scope="module")
+
+
+def pytest_sessionfinish() -> None:
+    folder = os.environ.get("CTRACE_VM_OUT")
+    if folder and _seen:
+        release = os.uname().release
+        text = json.dumps({"kernel": release, "families": _seen}, indent=1)
+        (Path(folder) / f"{release}.json").write_text(text + "\n")
+
+
+@pytest.fixture(scope="session")
+def seen() -> Seen:
+    """Family -> what -> how; filled in by a test after its assertions."""
+    return _seen
+
+
+@pytest.fixture(scope="session")
+def net() -> Iterator[Net]:
+    with Lab() as lab:
+        yield Net(lab)
+
+
+@pytest.fixture(scope="module")
+def capture(family: str, net: Net) -> Iterator[Capture]:
+    for node in net.nodes:
+        node.run(["conntrack", "-F"], check=False)
+    made = FAMILIES[family](Filter(), 1 << 20)
+    made.follow(netns.find())
+    yield made
+    made.close()

@@ -1,0 +1,150 @@
+"""Namespaces, a stretch of traffic in them, and the kernel's own account of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from ctrace.capture.family import Capture
+from ctrace.lab import Lab, Node
+from ctrace.record import N_REASONS, Events, Kind, Reason, address_text, empty, join
+
+Flow = tuple[int, str, int, str, int]
+Seen = dict[str, dict[str, str]]
+
+
+class Net:
+    """A client and a server, linked directly and through a router that translates."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.client = lab.namespace("client", track=True)
+        self.server = lab.namespace("server", track=True)
+        self.router = lab.namespace("router", track=True)
+        for a, b in (
+            (self.client, self.server),
+            (self.client, self.router),
+            (self.router, self.server),
+        ):
+            lab.link(a, b)
+        self.router.sysctl("net.ipv4.ip_forward", 1)
+        self.front = self.router.addresses["client"][0]
+        self.back = self.server.addresses["router"][0]
+        self.router.run(
+            ["nft", "-f", "-"],
+            stdin=f"""table ip nat {{
+                chain pre {{ type nat hook prerouting priority -100;
+                    ip daddr {self.front} tcp dport 80 dnat to {self.back}:7000; }}
+                chain post {{ type nat hook postrouting priority 100; masquerade; }}
+            }}""",
+        )
+
+    @property
+    def nodes(self) -> tuple[Node, Node, Node]:
+        return self.client, self.server, self.router
+
+
+class Watch:
+    """Events, counters, ``conntrack -C`` and ``-S`` of some nodes while the block runs."""
+
+    def __init__(self, capture: Capture, nodes: Sequence[Node]) -> None:
+        self.capture = capture
+        self.nodes = nodes
+        self.events = empty()
+        self.lost = 0
+
+    def __enter__(self) -> Watch:
+        self.drain()
+        self._counts = self.capture.counts()
+        self._stats = {node.inum: node.stats() for node in self.nodes}
+        self._sizes = {node.inum: node.count() for node in self.nodes}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.settle()
+
+    def settle(self) -> None:
+        """Take what happened until now, and compare it with the kernel's account."""
+        self.events = join([self.events, self.drain()])
+        assert self.lost == 0
+        after = self.capture.counts()
+        zero = np.zeros(N_REASONS, np.uint64)
+        self.counts = {
+            node.inum: (after.get(node.inum, zero) - self._counts.get(node.inum, zero)).astype(int)
+            for node in self.nodes
+        }
+        self.stats = {
+            node.inum: {
+                name: value - self._stats[node.inum].get(name, 0)
+                for name, value in node.stats().items()
+            }
+            for node in self.nodes
+        }
+        self.growth = {node.inum: node.count() - self._sizes[node.inum] for node in self.nodes}
+
+    def drain(self, quiet: float = 0.3) -> Events:
+        """Poll until nothing has come for ``quiet`` seconds."""
+        parts, until = [], time.monotonic() + quiet
+        while time.monotonic() < until:
+            events, lost = self.capture.poll()
+            self.lost += lost
+            if len(events):
+                parts.append(events)
+                until = time.monotonic() + quiet
+            time.sleep(0.01)
+        return join(parts)
+
+    def of(self, node: Node, kind: Kind, reason: Reason | None = None) -> Events:
+        """The node's events of a kind (and reason)."""
+        events = self.events
+        keep = (events["netns"] == node.inum) & (events["kind"] == kind)
+        if reason is not None:
+            keep &= events["reason"] == reason
+        found: Events = events[keep]
+        return found
+
+    def reasons(self, node: Node) -> Counter[Reason]:
+        """How many records of each reason the node has."""
+        mine = self.events[self.events["netns"] == node.inum]
+        return Counter(Reason(int(reason)) for reason in mine["reason"])
+
+    def reconcile(self) -> None:
+        """The books balance in every namespace, whatever the traffic was."""
+        tuples = self.capture.info.drop_tuples
+        for node in self.nodes:
+            counts, stats = self.counts[node.inum], self.stats[node.inum]
+            inserts, destroys = (len(self.of(node, kind)) for kind in (Kind.INSERT, Kind.DESTROY))
+            assert inserts - destroys == self.growth[node.inum], node.name
+            refused = int(counts[Reason.TABLE_FULL] + counts[Reason.NO_MEMORY])
+            clashes = int(counts[Reason.CLASH])
+            failed = clashes + int(counts[Reason.CHAIN_TOO_LONG] + counts[Reason.FAILED])
+            assert refused + clashes == stats["drop"], node.name
+            assert failed == stats["insert_failed"], node.name
+            assert counts[Reason.EVICTED] == stats["early_drop"], node.name
+            resolved = counts[Reason.CLASH_RESOLVED] + counts[Reason.NAT_CLASH]
+            assert resolved == stats.get("clashres", 0), node.name
+            if tuples:
+                silent = (Reason.CLASH_RESOLVED, Reason.RING_FULL)
+                counted = {r: int(counts[r]) for r in Reason if counts[r] and r not in silent}
+                assert counted == dict(self.reasons(node)), node.name
+
+
+def flows(events: Events) -> Counter[Flow]:
+    """Original tuples as the traffic generators write them."""
+    return Counter(
+        (
+            int(e["proto"]), address_text(e["src"]), int(e["sport"]),
+            address_text(e["dst"]), int(e["dport"]),
+        )
+        for e in events
+    )  # fmt: skip
