@@ -7,7 +7,6 @@ import resource
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Optional, Protocol, cast
 
 import numpy as np
@@ -15,18 +14,15 @@ import numpy as np
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner, SelfCost
 from ctrace.capture.family import Capture
 from ctrace.capture.look import Looks, Sampler
+from ctrace.capture.poller import LOOK, POLL, Poller
 from ctrace.capture.seed import seed as seed_rows
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns, process
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
-from ctrace.record import Events, Kind, empty, join
+from ctrace.record import Events, Kind, join
 
-POLL: Final = 0.02
-"""Seconds between two looks at the rings: 2 MiB of one last for 0.8 M events/s."""
-LOOK: Final = 1.0
-"""Seconds between two looks at namespaces, tables and listeners."""
 ADDRESSES: Final = 30.0
 """Seconds between two looks at a namespace's addresses."""
 OWNERS_KNOWN: Final = 65536
@@ -136,12 +132,12 @@ class LiveSource:
         self._tables = TableReader()
         self._names = _NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
-        self._closed = False
         self._cost = _CostMeter(getattr(capture, "run_time", None))
         self.clock = Clock(time.time_ns() - _boot())
         self._follow()
         self._unseeded = list(self._namespaces.values()) if self._seed else []
         self.started = _boot()
+        self._poller = Poller(capture, self._newcomers)
 
     @property
     def hooks(self) -> HookInfo:
@@ -152,46 +148,37 @@ class LiveSource:
         """A batch every ``interval`` seconds; the first brings the entries already there."""
         due = time.monotonic() + interval
         looked = -LOOK
-        window, lost = self._window() if self._unseeded else (empty(), 0)
-        parts = [window]
-        while not self._closed:
-            time.sleep(max(0.0, min(POLL, due - time.monotonic())))
-            if self._closed:
-                return
-            until = _boot() - int(self._hold * 1e9)
-            events, missed = self._capture.poll()
-            lost += missed
-            if len(events):
-                parts.append(events)
-            if time.monotonic() < due:
-                continue
+        window, lost = self._window() if self._unseeded else ([], 0)
+        while not self._poller.wait(due - time.monotonic()):
             look = time.monotonic() - looked >= LOOK
+            taken = self._poller.take()
+            events = self._matching(in_order([*window, *taken.parts]))
             if look:
                 looked = time.monotonic()
-                parts += self._newcomers()
-            events = self._matching(join(parts))
             if self._sampler:
                 events = self._sampler.take(events)
                 if look:
                     self._sampler.look(_boot())
-            tables = self._tables.read(list(self._namespaces.values())) if look else ()
-            names = self._names.learn(events, list(self._namespaces.values()), look)
+            spaces = list(self._namespaces.values())
+            tables = self._tables.read(spaces) if look else ()
+            with self._poller.lock:
+                names = self._names.learn(events, spaces, look)
+                counts = self._capture.counts()
             yield Batch(
                 events=events,
-                until=max(until, int(events["ts"][-1]) if len(events) else 0),
-                lost=lost,
-                counts=self._capture.counts(),
+                until=max(taken.until, int(events["ts"][-1]) if len(events) else 0),
+                lost=lost + taken.lost,
+                counts=counts,
                 tables=tables,
                 names=names,
                 cost=self._cost.read(),
             )
-            parts, lost = [], 0
-            now = time.monotonic()
-            due = max(due + interval, now) if due + interval > now else now + interval
+            window, lost = [], 0
+            due = max(due + interval, time.monotonic())
 
     def close(self) -> None:
         """Detach; safe to call twice."""
-        self._closed = True
+        self._poller.stop()
         self._capture.close()
         self._tables.close()
 
@@ -211,38 +198,46 @@ class LiveSource:
             return events
         return events[self._wanted.mask(events)]
 
-    def _window(self) -> tuple[Events, int]:
-        """The entries older than the hooks, then everything since, up to after the dump."""
-        spaces, self._unseeded = self._unseeded, []
-        parts, lost = [], 0
-        with ThreadPoolExecutor(1) as pool:
-            dumping = pool.submit(_dump, spaces)
-            while not dumping.done():
-                events, missed = self._capture.poll()
-                parts.append(events)
-                lost += missed
-                time.sleep(POLL / 2)
-            existing = dumping.result()
-        time.sleep(self._hold)
-        events, missed = self._capture.poll()
-        window = join([*parts, events])
-        return join([seed_rows(existing, window, self.started), window]), lost + missed
+    def _window(self) -> tuple[list[Events], int]:
+        """The entries older than the hooks, then everything since, up to after the dump.
 
-    def _newcomers(self) -> list[Events]:
-        """Follow the namespaces; what was in the tables of new ones before we came."""
+        What came while the hooks were still being attached, one after another, is left
+        out: the dump, taken later, has its outcome.
+        """
+        spaces, self._unseeded = self._unseeded, []
+        existing = _dump(spaces)
+        self._poller.wait(self._hold + POLL)
+        taken = self._poller.take()
+        window = in_order(taken.parts)
+        window = window[window["ts"] >= self.started]
+        return [seed_rows(existing, window, self.started), window], taken.lost
+
+    def _newcomers(self) -> tuple[list[Events], int]:
+        """Follow the namespaces; what was in the tables of new ones before we came.
+
+        With what had to be polled to know that, and how many records were lost in it.
+        """
         at = _boot()
         fresh = self._follow()
         global_hooks = self._capture.info.family in ("fentry", "kprobe")
         if not fresh or not self._seed or global_hooks:
-            return []
+            return [], 0
         existing = _dump(fresh)
         if not len(existing):
-            return []
+            return [], 0
         time.sleep(self._hold)
-        events, _ = self._capture.poll()
+        events, lost = self._capture.poll()
         inside = np.isin(events["netns"], [space.inum for space in fresh])
         rows = seed_rows(existing, events[inside & (events["ts"] >= at)], at)
-        return [rows, events]
+        return [rows, events], lost
+
+
+def in_order(parts: Sequence[Events]) -> Events:
+    """The parts as one array by time; existing entries first among equals."""
+    events = join(parts)
+    if (events["ts"][1:] < events["ts"][:-1]).any():
+        events = events[np.argsort(events["ts"], kind="stable")]
+    return events
 
 
 class _NameBook:

@@ -1,0 +1,93 @@
+"""Empties the rings on time, whatever the reader of the batches is busy with.
+
+One thread per source: it polls the hook family and follows the namespaces, so a
+screen that takes a while to draw, or an interval of a minute, neither loses records
+nor holds on to a namespace that its owner deleted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+from ctrace.capture.family import Capture
+from ctrace.record import Events
+
+POLL: Final = 0.02
+"""Seconds between two looks at the rings: 2 MiB per CPU last for 0.8 M events/s."""
+LOOK: Final = 1.0
+"""Seconds between two looks at which namespaces exist."""
+PENDING: Final = 500_000
+"""Records kept for a reader that does not come (60 MB); then the rings overflow, counted."""
+
+
+@dataclass
+class Taken:
+    """What has come since the last :meth:`Poller.take`."""
+
+    parts: list[Events] = field(default_factory=list)
+    lost: int = 0
+    until: int = 0
+    """Boot clock, ns: no later record is earlier than this, except a late straggler."""
+
+
+class Poller:
+    """Polls ``capture`` until stopped; ``lock`` guards every use of it."""
+
+    def __init__(self, capture: Capture, follow: Callable[[], tuple[list[Events], int]]) -> None:
+        """``follow`` looks at the namespaces and may return records, and losses, of its own."""
+        self.lock = threading.RLock()
+        self._capture = capture
+        self._follow = follow
+        self._hold: int = int(getattr(capture, "hold", 0.002) * 1e9)
+        self._taken = Taken()
+        self._rows = 0
+        self._stop = threading.Event()
+        self._error: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run, name="ctrace-poll", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Taken:
+        """Everything since the last call. Raises what stopped the polling."""
+        with self.lock:
+            if self._error is not None:
+                raise self._error
+            self._step()
+            taken, self._taken, self._rows = self._taken, Taken(), 0
+        return taken
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; True as soon as polling was stopped."""
+        return self._stop.wait(max(seconds, 0.0))
+
+    def stop(self) -> None:
+        """End the thread; safe to call twice."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        try:
+            while not self._stop.wait(POLL):
+                with self.lock:
+                    if self._rows < PENDING:
+                        self._step()
+                    if time.monotonic() - looked >= LOOK:
+                        looked = time.monotonic()
+                        parts, lost = self._follow()
+                        self._taken.parts += parts
+                        self._taken.lost += lost
+        except BaseException as error:
+            self._error = error
+
+    def _step(self) -> None:
+        self._taken.until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._hold
+        events, lost = self._capture.poll()
+        self._taken.lost += lost
+        if len(events):
+            self._taken.parts.append(events)
+            self._rows += len(events)
