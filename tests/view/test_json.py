@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ctrace.model.snapshot import Snapshot, Tuple5
 from ctrace.view.json import snapshot_json, status_names, utc
 
-DOC = Path(__file__).parents[2] / "docs" / "snapshot.md"
+DOC = Path(__file__).parents[2] / "ctrace" / "share" / "snapshot.md"
 MAPS = ("top", "states")
 """Objects whose keys are data."""
 SAME = {

@@ -1,0 +1,385 @@
+# ruff: noqa: ARG002
+"""The live screen, driven by keys and mouse."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import samples
+from feeds import FixedFeed, RecordingFeed, TravelFeed
+from textual.pilot import Pilot
+
+from ctrace.errors import CtraceError
+from ctrace.model.snapshot import GROUPS, Snapshot
+from ctrace.view.app import TopApp
+from ctrace.view.app_advice import AdvicePane
+from ctrace.view.keys import KEYS
+from ctrace.view.palette import PALETTES
+
+Drive = Callable[[TopApp, "Pilot[None]"], Awaitable[None]]
+
+
+class Advice:
+    """An adviser that remembers what it was told to do."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def advise(self, snapshot: Snapshot) -> str:
+        return f"advice for {snapshot.host}"
+
+    def text(self, advice: str, width: int) -> str:
+        return f"{advice}\n-> NOTRACK tcp/8063\n    tcp dport 8063 notrack\n" + "more\n" * 80
+
+    def rules(self, advice: str) -> str:
+        return "tcp dport 8063 notrack"
+
+    def status(self) -> str:
+        return "on trial" if self.done else ""
+
+    def offer(self, advice: str) -> tuple[str, tuple[str, ...]]:
+        return "type apply", ("apply",)
+
+    def act(self, advice: str, word: str) -> str:
+        self.done.append(word)
+        return "in place"
+
+
+def drive(
+    what: Drive, feed: Any = None, size: tuple[int, int] = (120, 40), **options: Any
+) -> TopApp:
+    """Run the application over a feed and do something to it."""
+    app = TopApp(feed or FixedFeed([samples.incident()]), **options)
+
+    async def run() -> None:
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause()
+            await what(app, pilot)
+            await pilot.pause()
+
+    asyncio.run(run())
+    return app
+
+
+def shown(app: TopApp) -> str:
+    return "\n".join(line.plain for line in app.painted.lines)
+
+
+def test_before_the_first_snapshot_it_says_what_it_waits_for() -> None:
+    async def look(app: TopApp, pilot: Pilot[None]) -> None:
+        assert "attaching to the kernel: netfilter hooks" in shown(app)
+
+    drive(look, FixedFeed([], "attaching"))
+
+
+def test_a_feed_that_cannot_start_closes_the_screen() -> None:
+    async def look(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.pause(0.3)
+
+    app = drive(look, FixedFeed([], "failed"))
+    assert not app.is_running
+
+
+def test_enter_drills_down_and_backspace_comes_back() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("down", "down", "enter")
+        text = shown(app)
+        assert "127.0.0.1 → tcp/10248" in text
+        assert "kubelet" in text
+        await pilot.press("backspace")
+        assert app.state.mode == "top"
+        await pilot.press("home", "enter")
+        text = shown(app)
+        for wanted in ("php-fpm[18211]", "LIFE", "STAYS", "none seen", "TIME_WAIT", "63518"):
+            assert wanted in text, wanted
+        await pilot.press("escape")
+        assert "CULPRITS" in shown(app)
+
+    drive(keys, size=(120, 50))
+
+
+def test_the_cursor_stays_with_its_row_when_rows_move() -> None:
+    first = samples.churning(20, 0)
+    turned = samples.churning(20, 0)
+    turned = type(turned)(**{**turned.__dict__, "culprits": turned.culprits[::-1]})
+    feed = FixedFeed([first, turned])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("down", "down", "down")
+        feed.at = 1
+        await pilot.pause(0.3)
+        assert app.state.cursor == 16
+        await pilot.press("enter")
+        assert app.state.subject[0] == first.culprits[3].key
+
+    drive(keys, feed)
+
+
+def test_group_and_sort_are_asked_of_the_feed() -> None:
+    feed = FixedFeed([samples.incident()])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("g", "G", "s", "2", "less_than_sign", "5", "5", "S")
+        assert app.state.sort == "drops"
+        assert not app.state.reverse
+
+    drive(keys, feed)
+    assert [view[0] for view in feed.views[:2]] == ["process", "pair"]
+    assert [view[1] for view in feed.views[2:]] == ["new", "held", "drops"]
+
+
+def test_a_filter_is_typed_and_taken_away() -> None:
+    feed = FixedFeed([samples.incident()])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("slash", *"dport=53", "enter")
+        text = shown(app)
+        assert "10.42.3.17 → udp/53" in text
+        assert "udp/8125" not in text.split("CULPRITS")[1].split("NAMESPACES")[0]
+        assert "filter dport=53" in text
+        await pilot.press("slash", "ctrl+u", *"bogus=1", "enter")
+        assert "unknown filter" in shown(app)
+        await pilot.press("slash", "escape", "ctrl+l")
+        assert "tcp/10248" in shown(app)
+
+    drive(keys, feed)
+    assert feed.views[0][2] == "dport=53"
+    assert feed.views[-1][2] == ""
+
+
+def test_a_paused_screen_stands_still() -> None:
+    feed = FixedFeed([samples.calm(), samples.incident()])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("space")
+        feed.at = 1
+        await pilot.pause(0.3)
+        assert "PAUSED" in shown(app)
+        assert "FULL" not in shown(app)
+        await pilot.press("space")
+        await pilot.pause(0.3)
+        assert "FULL" in shown(app)
+
+    drive(keys, feed)
+
+
+def test_namespaces_victims_and_panes() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("n")
+        assert "pod-39-checkout" in shown(app) or "pod-08-checkout" in shown(app)
+        await pilot.press("enter")
+        assert app.state.filter.startswith("netns=pod-08")
+        await pilot.press("ctrl+l", "v")
+        assert "VICTIMS" in shown(app)
+        await pilot.press("v", "tab", "down")
+        assert app.state.pane == "victims"
+        await pilot.press("enter")
+        assert app.state.filter == "udp/8125"
+
+    drive(keys, FixedFeed([samples.namespaces()]))
+
+
+def test_advice_is_shown_and_applied_only_when_typed() -> None:
+    adviser = Advice()
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("p")
+        assert not app._prompt.display
+        await pilot.press("a")
+        await pilot.pause(0.4)
+        assert "advice for node-17" in shown(app)
+        await pilot.press("p", "enter")
+        await pilot.press("p", *"yes", "enter")
+        await pilot.press("p", "escape")
+        assert adviser.done == []
+        assert "nothing was changed" in shown(app)
+        await pilot.press("p", *"apply", "enter")
+        await pilot.pause(0.4)
+        assert adviser.done == ["apply"]
+        assert "in place" in shown(app)
+        await pilot.press("pagedown", "end", "home", "a")
+        assert app.state.mode == "top"
+
+    drive(keys, advice=AdvicePane(adviser))
+
+
+def test_advice_that_fails_is_a_line_not_a_crash() -> None:
+    class Failing(Advice):
+        def advise(self, snapshot: Snapshot) -> str:
+            raise CtraceError("the ruleset cannot be read: install nftables")
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("a")
+        await pilot.pause(0.4)
+        assert "the ruleset cannot be read" in shown(app)
+        await pilot.press("p")
+        assert "no advice yet" in shown(app)
+
+    drive(keys, advice=AdvicePane(Failing()))
+
+
+def test_recording_starts_and_ends() -> None:
+    feed = RecordingFeed([samples.incident()])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("r", "enter")
+        assert feed.recording == "ctrace.data"
+        assert "recording" in shown(app)
+        await pilot.press("r")
+        assert feed.recording == ""
+        assert "recorded to ctrace.data" in shown(app)
+
+    drive(keys, feed)
+
+
+def test_a_replay_travels() -> None:
+    feed = TravelFeed([samples.churning(5, tick) for tick in range(10)])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("t", "t", "t")
+        assert feed.at == 3
+        await pilot.press("T")
+        assert feed.at == 2
+        await pilot.press("left_square_bracket")
+        assert "no drops before this" in shown(app)
+        await pilot.press("j", *"50%", "enter")
+        assert feed.at in (4, 5)
+        await pilot.press("j", *"+3", "enter", "j", *"nonsense", "enter")
+        assert "is no time" in shown(app)
+        await pilot.press("plus", "plus", "minus")
+        assert feed.speed == 2.0
+        await pilot.press("left_square_bracket", "space", "home")
+        assert feed.at == 2
+        await pilot.pause(0.2)
+        assert "10:03:07" in shown(app)
+        assert "paused" in shown(app) or not feed.paused
+        await pilot.click(offset=(60, 38))
+        assert feed.at in (4, 5)
+
+    drive(keys, feed)
+
+
+def test_a_live_screen_does_not_travel() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("t", "T", "j", "right_square_bracket", "plus")
+        assert "only a replay can travel in time" in shown(app)
+
+    drive(keys)
+
+
+def test_the_mouse_selects_sorts_opens_and_presses_keys() -> None:
+    async def mouse(app: TopApp, pilot: Pilot[None]) -> None:
+        heads = [spot for spot in app.painted.spots if spot.action == "sort"]
+        new = next(spot for spot in heads if spot.value == "new")
+        await pilot.click(offset=(new.start + 1, new.y))
+        assert app.state.sort == "new"
+        row = next(spot for spot in app.painted.spots if spot.value == "culprits:2")
+        await pilot.click(offset=(5, row.y))
+        assert app.state.cursor == 2
+        await pilot.click(offset=(5, row.y), times=2)
+        assert app.state.mode == "detail"
+        await pilot.press("escape")
+        key = next(spot for spot in app.painted.spots if spot.value == "help")
+        await pilot.click(offset=(key.start, key.y))
+        assert app.state.mode == "help"
+
+    drive(mouse)
+
+
+def test_help_names_every_key_and_every_key_does_something() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("question_mark")
+        text = shown(app)
+        for key in KEYS:
+            assert hasattr(app, f"action_{key.action}"), key
+            if not key.travel:
+                assert key.label in text, key
+        assert "STAYS" in text
+
+    drive(keys, size=(120, 60))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_the_footer_is_within_reach_of_the_mouse_and_the_eye(size: tuple[int, int]) -> None:
+    async def look(app: TopApp, pilot: Pilot[None]) -> None:
+        footer = app.painted.lines[-1].plain
+        for words in ("q quit", "? help", "a advice", "g group", "/ filter", "s sort", "n netns"):
+            assert words in footer
+
+    drive(look, size=size)
+
+
+def test_the_command_palette_opens_and_runs_a_command() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("ctrl+p")
+        await pilot.pause(0.2)
+        await pilot.press(*"victims")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await pilot.pause(0.3)
+        if app.state.mode != "victims":  # the first enter may only choose
+            await pilot.press("enter")
+            await pilot.pause(0.3)
+        assert app.state.mode == "victims"
+
+    drive(keys)
+
+
+def test_every_palette_shows_the_same_words() -> None:
+    texts = []
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        for _ in PALETTES:
+            texts.append(shown(app).splitlines()[1:-1])
+            await pilot.press("l")
+
+    drive(keys)
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_in_ascii_nothing_else_leaves_for_the_terminal() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        for key in ("enter", "escape", "question_mark", "escape", "n", "escape", "ctrl+p"):
+            await pilot.press(key)
+            await pilot.pause(0.1)
+            for strip in app.screen._compositor.render_strips():
+                filtered = strip.apply_filter(app._ascii, app.screen.background_colors[1])
+                assert filtered.text.isascii()
+
+    drive(keys, FixedFeed([samples.hostile()]), ascii_only=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_keys_and_no_size_can_upset_it(seed: int) -> None:
+    """Random keys, mouse and resizes over every kind of snapshot and feed."""
+    dice = random.Random(seed)
+    scenes = [
+        samples.incident(), samples.calm(), samples.netlink(), samples.hostile(),
+        samples.namespaces(), Snapshot(0, "", 1.0, 0.0, samples.NETFILTER, "pair", "held"),
+    ]  # fmt: skip
+    feed: Any = (FixedFeed, RecordingFeed, TravelFeed)[seed % 3](scenes)
+    keys = [name for key in KEYS for name in key.keys if name not in ("q", "ctrl+c", "ctrl+p",
+                                                                      "colon")]  # fmt: skip
+    keys += ["enter", "escape", "x", "7", "backspace", "left", "\u20ac"]
+
+    async def fuzz(app: TopApp, pilot: Pilot[None]) -> None:
+        for _ in range(45):
+            roll = dice.random()
+            if roll < 0.12:
+                await pilot.resize_terminal(dice.randint(1, 220), dice.randint(1, 70))
+            elif roll < 0.2:
+                feed.at = dice.randrange(len(scenes))
+                app.look()
+            elif roll < 0.3:
+                x, y = dice.randrange(app.size.width), dice.randrange(app.size.height)
+                await pilot.click(offset=(x, y))
+            else:
+                await pilot.press(dice.choice(keys))
+            assert app.is_running
+            assert app.state.group in GROUPS
+
+    drive(fuzz, feed, advice=AdvicePane(Advice()))
