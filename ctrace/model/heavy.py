@@ -111,7 +111,9 @@ class HeavyTable:
     def locate(self, h: U64, comes: npt.NDArray[np.bool_], keys: Keys) -> Rows:
         """The row of each event, 0 without, after giving rows to new keys.
 
-        ``comes`` marks the events that add weight; ``keys(indices)`` gives the (n, 3)
+        ``comes`` marks the events that add weight, and so earn a row once rows are
+        scarce; before, every event does: an end may be reported ahead of its birth,
+        or its birth be lost. ``keys(indices)`` gives the (n, 3)
         key words of events. Afterwards ``given`` are the new rows and ``given_at`` an
         event of each; if ``gave_up``, the ``dropped*`` attributes hold what pruned
         rows had.
@@ -121,22 +123,22 @@ class HeavyTable:
         if self._sketch is not None and self._is_tight():
             self._prune()
         rows = self.find(h)
-        new = np.flatnonzero(comes & (rows == 0))
-        if not new.size:
-            return rows
         if self._sketch is None:
-            hashes, weight, order, starts = grouped(h.take(new))
+            new = np.flatnonzero(rows == 0)
+            if not new.size:
+                return rows
+            hashes, size, order, starts = grouped(h.take(new))
             if len(hashes) <= self.rows - self.used:
                 self.given_at = new[order[starts]]
                 self.given = self._admit(hashes, keys(self.given_at), 0)
-                rows[new[order]] = np.repeat(self.given, weight)
-                return self._find_others(rows, h, comes)
+                rows[new[order]] = np.repeat(self.given, size)
+                return rows
             self._sketch = np.zeros(self._cells, np.uint32)
             if self._is_tight():
                 self._prune()
                 rows = self.find(h)
-                new = np.flatnonzero(comes & (rows == 0))
-        return self._locate_heavy(rows, new, h, keys)
+        new = np.flatnonzero(comes & (rows == 0))
+        return self._locate_heavy(rows, new, h, keys) if new.size else rows
 
     def _cell(self, h: U64) -> Rows:
         """The sketch's cell of each hash, from bits that the index uses least."""

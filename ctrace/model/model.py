@@ -58,11 +58,12 @@ class Model:
             slots *= 2
         self._births = Births(slots)
         scale = (memory - self._births.nbytes()) / _KEY_BYTES
+        self._victims = Victims(max(256, min(4096, memory // 8192)))
+        room = memory - self._births.nbytes() - self._victims.most_bytes()
         self._levels = Levels(scale)
-        while self._levels.nbytes() + self._births.nbytes() > 0.97 * memory:
+        while self._levels.nbytes() > room:
             scale *= 0.95
             self._levels = Levels(scale)
-        self._victims = Victims(max(256, min(4096, memory // 8192)))
         self._tables = Tables(clock)
         self._points = Points()
         self._until = started

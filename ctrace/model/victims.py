@@ -24,8 +24,8 @@ from ctrace.record import (
 )
 
 KEYS: Final = 4096
-_FIELDS: Final = ("src", "dst", "netns", "proto", "dport")
-Who = Callable[[str, str, int, int, int], Optional[float]]
+ROW_BYTES: Final = 600
+"""What a row takes in CPython, with its sample."""
 
 
 class Victims:
@@ -44,8 +44,12 @@ class Victims:
         self._at_tick: dict[bytes, int] = {}
 
     def nbytes(self) -> int:
-        """Memory held, by what a row takes in CPython (about 600 bytes with its sample)."""
-        return 600 * len(self._rows)
+        """Memory held."""
+        return ROW_BYTES * len(self._rows)
+
+    def most_bytes(self) -> int:
+        """Memory held when full."""
+        return ROW_BYTES * self._limit
 
     def feed(self, w: Window) -> None:
         """Count a window's refusals, evictions and failed inserts."""

@@ -82,7 +82,8 @@ class Trace:
         born["sport"] = self.rng.integers(32768, 60999, n)
         born["dport"] = dport
         born["reply_sport"], born["reply_dport"] = born["dport"], born["sport"]
-        born["netns"], born["proto"], born["family"] = netns, proto, 2
+        born["netns"], born["proto"] = netns, proto
+        born["family"] = 10 if isinstance(src, str) and ":" in src else 2
         born["direction"], born["state"] = direction, 1 if proto == 6 else 255
         born["kind"], born["reason"] = int(Kind.INSERT), int(Reason.NEW)
         dies = born.copy()

@@ -25,7 +25,7 @@ GROUP_KEYS = {
 }
 
 
-def model(memory: int = 32 << 20) -> Model:
+def model(memory: int = 4 << 20) -> Model:
     return Model(HOOKS, Clock(0), START, memory=memory)
 
 
@@ -97,7 +97,7 @@ def streams(draw: st.DrawFn) -> Events:
     return rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(streams(), st.lists(st.integers(0, 120), max_size=4))
 def test_every_group_agrees_with_a_dictionary(events: Events, cuts: list[int]) -> None:
     until = int(events["ts"][-1]) + SECOND

@@ -1,0 +1,417 @@
+"""What a snapshot says: groups, owners, victims, and the events that go wrong."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from shapes import NETNS, SECOND, START, Trace, joined, steady
+
+from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
+from ctrace.errors import UsageError
+from ctrace.model import snapshot as contract
+from ctrace.model.model import Model
+from ctrace.model.snapshot import GROUPS, SORTS, Culprit
+from ctrace.model.snapshot_schema import markdown, schema
+from ctrace.record import RECORD, Events, Kind, Reason, Status, empty
+
+OFFSET = 1_700_000_000 * SECOND
+PID = 4242 << 32 | 77
+DAEMON = 812 << 32 | 5
+
+
+def model(**options: Any) -> Model:
+    return Model(HookInfo("fentry"), Clock(OFFSET), START, **options)
+
+
+def feed(m: Model, trace: Trace, until: float, step: float = 1.0) -> Model:
+    for batch in trace.batches(until, step=step):
+        m.update(batch)
+    return m
+
+
+def only(m: Model, group: str = "pair") -> Culprit:
+    culprits = m.snapshot(group).culprits
+    assert len(culprits) == 1, culprits
+    return culprits[0]
+
+
+# -- groups and owners ---------------------------------------------------------
+
+
+def test_keys_as_shown() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.1]), 1, 1, proto=6, dport=8063)
+    trace.flows(np.array([0.2]), 1, 1, proto=1, dport=0x0800, src="10.0.0.8")
+    m = feed(model(), trace, 1)
+    shown = {group: {c.key for c in m.snapshot(group).culprits} for group in GROUPS}
+    assert shown["pair"] == {"10.0.0.7 -> tcp/8063", "10.0.0.8 -> icmp"}
+    assert shown["service"] == {"tcp/8063", "icmp"}
+    assert shown["src"] == {"10.0.0.7", "10.0.0.8"}
+    assert shown["dst"] == {"10.0.0.9"}
+    icmp = next(c for c in m.snapshot("service").culprits if c.proto == "icmp")
+    assert icmp.port is None
+
+
+def test_ipv6_and_ipv4_side_by_side() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.1, 0.2]), 1, 1)
+    trace.flows(np.array([0.3]), 1, 1, src="fd00::1", dst="fd00::2")
+    trace.drops(np.array([0.4]), src="fd00::1", dst="fd00::2", dport=53, proto=17)
+    m = feed(model(), trace, 1)
+    assert {c.src: c.held for c in m.snapshot("src").culprits} == {"10.0.0.7": 2, "fd00::1": 1}
+    assert m.snapshot().victims[0].key == "udp fd00::1 -> [fd00::2]:53"
+
+
+def test_same_address_in_two_namespaces_is_two_keys() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.1, 0.2]), 1, 1)
+    trace.flows(np.array([0.3]), 1, 1, netns=77)
+    m = feed(model(), trace, 1)
+    assert sorted((c.netns, c.held) for c in m.snapshot("src").culprits) == [(77, 1), (NETNS, 2)]
+    assert {c.key: c.held for c in m.snapshot("netns").culprits} == {
+        f"netns:{NETNS}": 2, "netns:77": 1,
+    }  # fmt: skip
+
+
+def test_processes_that_opened_and_those_that_listen() -> None:
+    trace = Trace()
+    trace.flows(np.linspace(0, 0.5, 10), 0.1, 60, direction=2, owner=PID, cgroup=9)
+    trace.flows(np.linspace(0, 0.5, 4), 0.1, 60, direction=1, dport=80, src="10.0.0.50")
+    trace.flows(np.linspace(0, 0.5, 2), 0.1, 60, direction=3, dport=22, src="10.0.0.60")
+    m = model()
+    names = Names(
+        owners={PID: Owner(PID, "php-fpm", 9, "shop/php-fpm", "php-fpm: pool www")},
+        cgroups={9: "shop/php-fpm"},
+        listeners={(NETNS, 6, 80): Owner(DAEMON, "nginx", 12, "nginx.service")},
+        netns={NETNS: Netns(NETNS, "init")},
+    )
+    m.update(Batch(empty(), START, names=names))
+    feed(m, trace, 1)
+    by_process = {c.key: c for c in m.snapshot("process").culprits}
+    assert {key: c.held for key, c in by_process.items()} == {
+        "php-fpm[4242]": 10, "nginx[812]": 4, "(forwarded in init)": 2,
+    }  # fmt: skip
+    opener = by_process["php-fpm[4242]"].owner
+    assert opener is not None
+    assert (opener.pid, opener.role, opener.unit) == (4242, "opened", "shop/php-fpm")
+    listener = by_process["nginx[812]"].owner
+    assert listener is not None
+    assert listener.role == "listens"
+    containers = {c.key: c.held for c in m.snapshot("container").culprits}
+    assert containers == {"shop/php-fpm": 10, "nginx.service": 4, "init": 2}
+    pair = next(c for c in m.snapshot("pair").culprits if c.port == 8063)
+    assert pair.owner is not None
+    assert pair.owner.comm == "php-fpm"
+
+
+def test_ended_entries_leave_their_opener_too() -> None:
+    """A destroy carries no process: pairing brings it back."""
+    trace = Trace()
+    trace.flows(np.linspace(0, 2, 100), 0.1, 1.0, direction=2, owner=PID)
+    m = feed(model(), trace, 6)
+    c = only(m, "process")
+    assert (c.inserts, c.destroys, c.held) == (100, 100, 0)
+    assert c.life.p50 == pytest.approx(0.1, rel=0.125)
+
+
+def test_directions_and_loopback() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.1, 0.2]), 1, 1, src="127.0.0.1", dst="127.0.0.1", direction=2)
+    assert only(feed(model(), trace, 1)).direction == "loopback"
+    trace = Trace()
+    trace.flows(np.array([0.1, 0.2]), 1, 1, direction=1)
+    trace.flows(np.array([0.3, 0.4]), 1, 1, direction=2)
+    assert only(feed(model(), trace, 1)).direction == "mixed"
+
+
+def test_nat_is_never_missed() -> None:
+    trace = Trace()
+    trace.flows(np.linspace(0, 1, 5000), 0.01, 0.5)
+    rows = trace.events()
+    assert only(feed_events(model(), rows, 3)).nat == "no"
+    one = np.flatnonzero(rows["kind"] == Kind.INSERT)[3333]
+    rows["status"][one] |= int(Status.DST_NAT)
+    assert only(feed_events(model(), rows, 3)).nat == "dst"
+    rows["status"][one] |= int(Status.SRC_NAT)
+    assert only(feed_events(model(), rows, 3)).nat == "src,dst"
+
+
+def feed_events(m: Model, rows: Events, until: float) -> Model:
+    m.update(Batch(rows, START + int(until * SECOND)))
+    return m
+
+
+def test_ends_and_states() -> None:
+    trace = Trace()
+    for n, reason in ((5, Reason.EXPIRED), (4, Reason.EVICTED), (3, Reason.DELETED),
+                      (2, Reason.GC_PRESSURE), (1, Reason.GONE)):  # fmt: skip
+        trace.flows(np.linspace(0, 1, n), 0.1, 0.5, reason=reason)
+    c = only(feed(model(), trace, 3))
+    assert (c.ends.expired, c.ends.evicted, c.ends.deleted, c.ends.other) == (5, 6, 3, 1)
+    assert c.states == (("TIME_WAIT", 15),)
+    assert c.closed == 1.0
+    assert c.samples
+
+
+def test_sorts() -> None:
+    trace = Trace()
+    trace.flows(steady(20, 10, trace.rng), 2.0, 300, dport=1)  # long life, held
+    trace.flows(steady(60, 10, trace.rng), 0.01, 0.5, dport=2)  # many, short
+    trace.flows(steady(5, 10, trace.rng), 1.0, 6.0, dport=3)
+    trace.drops(steady(5, 10, trace.rng), dport=4)
+    m = feed(model(), trace, 10)
+    first = {sort: m.snapshot("service", sort).culprits[0].port for sort in SORTS}
+    assert first == {"held": 1, "new": 2, "life": 2, "residence": 3, "drops": 4}
+
+
+def test_distinct_sources_are_estimated() -> None:
+    trace = Trace()
+    n = 20_000
+    trace.flows(steady(2000, 10, trace.rng), 0, 5.0, src=0x0B000000 + np.arange(n))
+    m = feed(model(), trace, 10)
+    assert m.snapshot("service").culprits[0].distinct_src == pytest.approx(n, rel=0.12)
+    assert m.snapshot("dst").culprits[0].distinct_src == pytest.approx(n, rel=0.12)
+
+
+def test_history_and_trend() -> None:
+    trace = Trace()
+    trace.flows(np.arange(0.5, 10, 1.0), 0, 600)
+    m = feed(model(), trace, 8)
+    s = m.snapshot()
+    assert s.history.count == tuple(range(1, 9))
+    assert s.history.ts[-1] == pytest.approx((OFFSET + START) / 1e9 + 8)
+    assert s.culprits[0].trend == tuple(float(n) for n in range(1, 9))
+    assert s.culprits[0].new_per_s == pytest.approx(1.0)
+    name, rate = s.top["service"][0]
+    assert name == "tcp/8063"
+    assert rate == pytest.approx(1.0)
+
+
+# -- victims -------------------------------------------------------------------
+
+
+def test_victims_and_their_share() -> None:
+    trace = Trace()
+    trace.flows(np.linspace(0, 1, 75), 0.1, 60)
+    trace.drops(np.linspace(0, 1, 25), direction=2, owner=PID)
+    trace.failures(np.array([0.5]), proto=17, dport=53)
+    m = model()
+    m.update(Batch(empty(), START, names=Names(owners={PID: Owner(PID, "curl")})))
+    feed(m, trace, 1)
+    first, second = m.snapshot().victims
+    assert first.key == "tcp 10.0.0.7 -> 10.0.0.9:8063"
+    assert first.drops == 25
+    assert first.drop_per_s == pytest.approx(25, rel=0.1)
+    assert first.share_of_new == pytest.approx(0.25)
+    assert first.owner is not None
+    assert first.owner.comm == "curl"
+    assert (second.failed, second.drops) == (1, 0)
+    culprit = next(c for c in m.snapshot().culprits if c.port == 8063)
+    assert culprit.drops == 25
+    assert culprit.held == 75
+
+
+def test_a_storm_of_victims_stays_bounded() -> None:
+    trace = Trace()
+    n = 60_000
+    trace.drops(steady(10_000, 6, trace.rng), src=0x0B000000 + np.arange(n))
+    trace.drops(steady(100, 6, trace.rng), src="10.0.0.7")
+    m = feed(model(), trace, 6, step=0.5)
+    s = m.snapshot()
+    assert s.victims[0].src == "10.0.0.7"
+    assert s.victims[0].drops <= 600 <= s.victims[0].drops + s.victims[0].error
+    assert s.memory.used <= s.memory.limit
+
+
+# -- what goes wrong -----------------------------------------------------------
+
+
+def test_entries_older_than_the_tracer() -> None:
+    trace = Trace()
+    rows = trace.existing(10)
+    gone = rows[:4].copy()
+    gone["kind"], gone["reason"] = int(Kind.DESTROY), int(Reason.EXPIRED)
+    gone["ct"] = np.uint64(0xFFFF888012340000) + np.arange(4, dtype=np.uint64) * np.uint64(320)
+    gone["ts"] = START + 2 * SECOND
+    trace.parts.append(gone)
+    trace.flows(np.array([0.5]), 1, 60)
+    c = only(feed(model(), trace, 4))
+    assert (c.held, c.older, c.inserts, c.destroys) == (7, 6, 1, 4)
+    assert c.residence.n == 0
+
+
+def test_a_lost_insert_does_not_go_below_zero() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.1, 0.2, 0.3]), 0.1, 0.5)
+    rows = trace.events()
+    rows = rows[rows["kind"] == Kind.DESTROY]
+    c = only(feed_events(model(), rows, 3))
+    assert (c.held, c.older, c.destroys) == (0, 0, 3)
+    assert c.table_seconds == 0
+
+
+def test_a_lost_destroy_is_healed_by_reuse() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.0, 10.0]), 0.1, 2.0)
+    rows = trace.events()
+    rows["ct"] = rows["ct"][0]
+    rows = rows[[0, 2, 3]]  # the first entry's end was lost
+    c = only(feed_events(model(), rows, 20))
+    assert c.residence.n == 1
+    assert c.residence.p50 == pytest.approx(2.1, rel=0.125)
+
+
+def test_events_out_of_order_between_cpus() -> None:
+    trace = Trace()
+    trace.flows(steady(100, 10, trace.rng), 0.2, 1.0)
+    rows = trace.events()
+    expected = only(feed_events(model(), rows, 20))
+    shuffled = rows[trace.rng.permutation(len(rows))]
+    assert only(feed_events(model(), shuffled, 20)) == expected
+
+
+def test_an_end_in_an_earlier_batch_than_its_birth() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.99]), 0.005, 0.0)
+    rows = trace.events()
+    m = model()
+    m.update(Batch(rows[1:], START + SECOND))
+    m.update(Batch(rows[:1], START + 2 * SECOND))
+    c = only(m)
+    assert (c.held, c.inserts, c.destroys, c.residence.n) == (0, 1, 1, 0)
+
+
+def test_wall_clock_changes_do_not_matter() -> None:
+    """Only boot-clock times and the offset of the start are used."""
+    trace = Trace()
+    trace.flows(steady(50, 10, trace.rng), 0.2, 1.0)
+    m = feed(model(), trace, 10)
+    assert m.snapshot().ts == OFFSET + START + 10 * SECOND
+    assert m.snapshot().uptime_s == pytest.approx(10)
+
+
+def test_suspend_is_time_like_any_other() -> None:
+    """The boot clock goes on in suspend: entries are held, rates spread over the gap."""
+    trace = Trace()
+    trace.flows(np.linspace(0, 1, 100), 0.1, 3600.0)
+    trace.flows(np.array([3000.5]), 0.1, 3600.0)
+    m = model()
+    m.update(Batch(trace.events(1.0), START + SECOND))
+    rest = trace.events(3001.0)[len(trace.events(1.0)) :]
+    m.update(Batch(rest, START + 3001 * SECOND))
+    s = m.snapshot()
+    assert s.interval_s == pytest.approx(3000)
+    assert s.rates.insert == pytest.approx(1 / 3000)
+    assert s.culprits[0].table_seconds == pytest.approx(100 * 3000, rel=0.01)
+
+
+def test_a_batch_that_ends_before_the_last_one_does_not_turn_time_back() -> None:
+    m = model()
+    m.update(Batch.idle(START + 5 * SECOND))
+    m.update(Batch.idle(START + 4 * SECOND))
+    assert m.snapshot().uptime_s == pytest.approx(5)
+
+
+def test_an_offloaded_or_unknown_life_stays_unknown() -> None:
+    trace = Trace()
+    trace.flows(np.linspace(0, 1, 30), 0.1, 1.0)
+    rows = trace.events()
+    rows["idle_ms"][rows["kind"] == Kind.DESTROY] = -1
+    c = only(feed_events(model(), rows, 5))
+    assert c.life.p50 is None
+    assert c.residence.n == 30
+
+
+def test_junk_does_not_raise() -> None:
+    rng = np.random.default_rng(3)
+    raw = rng.integers(0, 256, 120 * 5000, np.uint8).view("V120").view(RECORD)
+    m = model()
+    m.update(Batch(raw, START + SECOND))
+    for group in GROUPS:
+        for sort in SORTS:
+            m.snapshot(group, sort)
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(UsageError, match="unknown group 'colour'"):
+        model().snapshot("colour")
+    with pytest.raises(UsageError, match="unknown sort"):
+        model().snapshot("src", "size")
+    with pytest.raises(UsageError, match="too small"):
+        model(memory=1 << 20)
+
+
+@pytest.mark.parametrize("memory", [4 << 20, 8 << 20, 32 << 20, 128 << 20])
+def test_memory_limit_is_kept(memory: int) -> None:
+    used = model(memory=memory).snapshot().memory
+    assert used.limit == memory
+    assert 0.5 * memory < used.used <= memory
+
+
+def test_memory_does_not_grow_with_sources() -> None:
+    trace = Trace()
+    n = 200_000
+    src = trace.rng.integers(0x0B000000, 0xDF000000, n)
+    trace.flows(steady(20_000, 10, trace.rng), 0, 2.0, src=src, dport=80)
+    batches = trace.batches(12, step=0.5)
+    m = model(memory=8 << 20)
+    for batch in batches[:8]:
+        m.update(batch)
+    tracemalloc.start()
+    for batch in batches[8:]:
+        m.update(batch)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2 << 20
+    s = m.snapshot("service")
+    assert s.memory.used <= 8 << 20
+    assert s.culprits[0].inserts == n
+
+
+# -- the contract --------------------------------------------------------------
+
+
+def test_every_field_is_documented() -> None:
+    documented = schema()
+    for name in dir(contract):
+        value = getattr(contract, name)
+        if (
+            isinstance(value, type)
+            and is_dataclass(value)
+            and value.__module__ == contract.__name__
+        ):
+            for field in fields(value):
+                assert documented[f"{name}.{field.name}"], f"{name}.{field.name}"
+    assert "| `held` |" in markdown()
+
+
+def test_a_snapshot_holds_plain_values_only() -> None:
+    """Views turn it into JSON: no numpy scalar may leak out."""
+    trace = Trace()
+    trace.flows(steady(50, 5, trace.rng), 0.1, 1.0, owner=PID)
+    trace.drops(np.array([0.5]))
+    m = feed(model(), trace, 5)
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        assert value is None or type(value) in (int, float, str, bool), (type(value), value)
+        return value
+
+    for group in GROUPS:
+        json.dumps(plain(m.snapshot(group)))
+
+
+def test_joined_keeps_the_record_layout() -> None:
+    trace = Trace()
+    trace.flows(np.array([0.1]), 1, 1)
+    assert joined(trace.parts).dtype == RECORD

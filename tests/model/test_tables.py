@@ -1,0 +1,205 @@
+"""Fill, forecast, reconciliation, wraps and the pinned share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import NETNS, SECOND, START, Trace, steady
+
+from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
+from ctrace.model.model import Model
+from ctrace.model.snapshot import Reconciliation, Table
+from ctrace.model.tables import PinnedEstimate, Rising, forecast
+from ctrace.record import N_REASONS, Reason, empty
+
+OFFSET = 1_700_000_000 * SECOND
+
+
+def model() -> Model:
+    return Model(HookInfo("fentry"), Clock(OFFSET), START)
+
+
+def table(m: Model, netns: int = NETNS) -> Table:
+    return next(t for t in m.snapshot().tables if t.netns == netns)
+
+
+def reading(count: int, stats: dict[str, int] | None = None, limit: int = 1000) -> TableReading:
+    return TableReading(NETNS, count, limit, 1024, stats or {})
+
+
+def counts(**by_reason: int) -> dict[int, np.ndarray]:
+    array = np.zeros(N_REASONS, np.uint64)
+    for name, value in by_reason.items():
+        array[Reason[name]] = value
+    return {NETNS: array}
+
+
+def at(second: float) -> int:
+    return START + int(second * SECOND)
+
+
+def test_a_straight_line_is_forecast_exactly() -> None:
+    points = [(at(i), 100 + 10 * i) for i in range(10)]
+    seconds, error = forecast(points, 1000)
+    assert seconds == pytest.approx((1000 - 190) / 10)
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+@given(st.integers(0, 2**32))
+def test_a_noisy_line_is_forecast_within_its_error(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = [(at(i), round(100 + 20 * i + rng.normal(0, 5))) for i in range(40)]
+    seconds, error = forecast(points, 2000)
+    assert seconds is not None
+    assert error is not None
+    assert abs(seconds - (2000 - 880) / 20) < 6 * error + 1
+
+
+@pytest.mark.parametrize(
+    ("points", "limit"),
+    [
+        ([], 1000),
+        ([(at(0), 5), (at(1), 6)], 1000),  # too few readings
+        ([(at(i), 500) for i in range(20)], 1000),  # not growing
+        ([(at(i), 900 - 9 * i) for i in range(20)], 1000),  # shrinking
+        ([(at(i), 10 * i) for i in range(20)], 0),  # no limit
+        ([(at(i), i // 10) for i in range(20)], 10**9),  # years away
+    ],
+)
+def test_no_forecast_where_there_is_none(points: list[tuple[int, int]], limit: int) -> None:
+    assert forecast(points, limit) == (None, None)
+
+
+def test_a_full_table_is_full_now() -> None:
+    assert forecast([(at(0), 1000)], 1000) == (0.0, 0.0)
+
+
+def test_counters_agree_with_the_kernels() -> None:
+    m = model()
+    zero = {"drop": 0, "early_drop": 0, "insert_failed": 0}
+    m.update(Batch(empty(), at(1), counts=counts(NEW=10), tables=(reading(10, zero),)))
+    m.update(
+        Batch(empty(), at(2), counts=counts(NEW=30, EXPIRED=5, CLASH=2, TABLE_FULL=3, EVICTED=1),
+              tables=(reading(24, {"drop": 5, "early_drop": 1, "insert_failed": 2}),))
+    )  # fmt: skip
+    t = table(m)
+    assert t.totals.insert == 30
+    assert t.totals.destroy == 6
+    assert t.off_by == Reconciliation()
+
+
+def test_disagreement_is_shown() -> None:
+    m = model()
+    first = {"drop": 100, "early_drop": 0, "insert_failed": 0}
+    m.update(Batch(empty(), at(1), counts=counts(NEW=10), tables=(reading(10, first),)))
+    second = {"drop": 110, "early_drop": 4, "insert_failed": 0}
+    m.update(
+        Batch(empty(), at(2), counts=counts(NEW=30, TABLE_FULL=7), tables=(reading(25, second),))
+    )
+    off = table(m).off_by
+    assert off.count == 20 - 15
+    assert off.drop == 7 - 10
+    assert off.early_drop == -4
+    assert off.insert_failed == 0
+
+
+def test_kernel_counters_wrap_at_32_bits() -> None:
+    rising = Rising()
+    for value in (2**32 - 10, 2**32 - 1, 5, 15):
+        rising.see(value)
+    assert rising.total == 9 + 6 + 10
+
+
+def test_a_counter_that_starts_again_only_adds() -> None:
+    rising = Rising()
+    for value in (100, 150, 20, 30):
+        rising.see(value)
+    assert rising.total == 50 + 20 + 10
+
+
+def test_attaching_anew_does_not_lose_totals() -> None:
+    m = model()
+    m.update(Batch(empty(), at(1), counts=counts(NEW=100), tables=(reading(100),)))
+    m.update(Batch(empty(), at(2), counts=counts(NEW=4), tables=(reading(104),)))
+    assert table(m).totals.insert == 104
+    assert table(m).off_by.count == 0
+
+
+def test_lost_events_do_not_touch_totals() -> None:
+    m = model()
+    m.update(Batch(empty(), at(1), lost=500, counts=counts(NEW=500), tables=(reading(500),)))
+    s = m.snapshot()
+    assert s.lost == 500
+    assert s.totals.insert == 500
+    assert s.rates.insert == pytest.approx(500)
+    assert s.culprits == ()
+
+
+def test_rates_follow_events_under_a_filter() -> None:
+    trace = Trace()
+    trace.flows(np.linspace(0, 0.9, 50), 0.01, 60.0)
+    m = model()
+    m.update(Batch(trace.events(1.0), at(1), counts=counts(NEW=1000), tables=(reading(1000),)))
+    assert m.snapshot().rates.insert == pytest.approx(1000)
+    filtered = m.snapshot(filter_text="-p tcp")
+    assert filtered.rates.insert == pytest.approx(50)
+    assert filtered.totals.insert == 50
+    assert filtered.tables[0].totals.insert == 1000
+
+
+def test_full_since_and_no_longer() -> None:
+    m = model()
+    for second, refused in ((1, 0), (2, 0), (3, 5), (4, 9)):
+        m.update(Batch(empty(), at(second), counts=counts(NEW=10, TABLE_FULL=refused),
+                       tables=(reading(1000),)))  # fmt: skip
+    assert table(m).full_since == pytest.approx((OFFSET + at(2)) / 1e9)
+    for second in range(5, 12):
+        m.update(Batch(empty(), at(second), counts=counts(NEW=10, TABLE_FULL=9),
+                       tables=(reading(400),)))  # fmt: skip
+    assert table(m).full_since is None
+
+
+def test_pinned_from_existing_entries() -> None:
+    trace = Trace()
+    trace.existing(300)
+    trace.existing(100, status=0, dport=53, proto=17)
+    m = model()
+    m.update(Batch(trace.events(), at(1), tables=(reading(400),)))
+    assert table(m).pinned == pytest.approx(0.75)
+
+
+def test_pinned_is_unknown_while_only_inserts_were_seen() -> None:
+    trace = Trace()
+    trace.flows(np.linspace(0, 0.9, 400), 0.01, 600.0)
+    m = model()
+    m.update(Batch(trace.events(1.0), at(1), tables=(reading(400),)))
+    assert table(m).pinned is None
+
+
+def test_pinned_from_time_held_by_ended_entries() -> None:
+    """90 s ASSURED against 30 s not, at equal rates: three quarters of the table."""
+    trace = Trace()
+    trace.flows(steady(20, 400, trace.rng), 0.01, 90.0)
+    trace.flows(steady(20, 400, trace.rng), 0.0, 30.0, status=0, proto=17, dport=8125)
+    m = model()
+    for batch in trace.batches(350):
+        m.update(batch)
+    assert table(m).pinned == pytest.approx(0.75, abs=0.05)
+
+
+def test_pinned_needs_some_ended() -> None:
+    estimate = PinnedEstimate()
+    estimate.ended_with(np.full(49, 10.0), np.ones(49, bool), 1)
+    assert estimate.share(100) is None
+    estimate.ended_with(np.full(1, 10.0), np.ones(1, bool), 1)
+    assert estimate.share(100) == 1.0
+
+
+def test_names_and_unknown_namespaces() -> None:
+    m = model()
+    names = Names(netns={NETNS: Netns(NETNS, "init"), 77: Netns(77, "web", active=False)})
+    m.update(Batch(empty(), at(1), tables=(reading(5), TableReading(99, 1, 10, 4)), names=names))
+    shown = {t.netns: t.name for t in m.snapshot().tables}
+    assert shown == {NETNS: "init", 99: "netns:99"}
