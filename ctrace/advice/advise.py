@@ -11,7 +11,7 @@ from ctrace.advice import alternatives as other
 from ctrace.advice import rules
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
-from ctrace.advice.hazards import judge
+from ctrace.advice.hazards import half_rules, judge
 from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, clean_text
 from ctrace.advice.predict import Range
 from ctrace.advice.roles import Seen, half_tracked, subject, translated
@@ -128,6 +128,9 @@ def advise(
     notes = _notes(services)
     for table in services.tables:
         about = known.get(table.netns, Facts())
+        if about.ruleset is not None:
+            name = clean_text(table.name or str(table.netns))
+            notes += [f"{name}: {half}" for half in half_rules(about.ruleset, about.addresses)]
         seen = _seen(services, pairs, table)
         full = table.fill > target or table.totals.drop > 0
         if not seen or not (full or every):

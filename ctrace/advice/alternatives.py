@@ -22,6 +22,8 @@ TIME_WAIT: Final = 30
 """Seconds that a shorter nf_conntrack_tcp_timeout_time_wait keeps: half of the usual 2 MSL."""
 ESTABLISHED: Final = 86400
 MOSTLY: Final = 0.5
+LARGEST: Final = 1 << 24
+"""Entries: no larger table is proposed, it would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,14 @@ def _time_wait(table: Table, services: list[Seen], facts: Facts) -> Iterator[Alt
 
 def _established(table: Table, services: list[Seen], facts: Facts) -> Iterator[Alternative]:
     old = facts.timeouts["tcp_timeout_established"]
-    idle = [s.culprit for s in services
-            if s.culprit.proto == "tcp" and s.culprit.older > MOSTLY * max(1, s.culprit.held)
-            and s.culprit.new_per_s < 1]  # fmt: skip
+    idle = [
+        seen.culprit
+        for seen in services
+        if seen.culprit.proto == "tcp"
+        and seen.culprit.older > MOSTLY * max(1, seen.culprit.held)
+        and seen.samples
+        and all(sample.state == "ESTABLISHED" for sample in seen.samples)
+    ]
     count = sum(culprit.held for culprit in idle)
     if old <= ESTABLISHED or count < 0.1 * table.count or count < 100:
         return
@@ -152,6 +159,8 @@ def _larger(
     if not table.max or need <= table.max:
         return
     size = 1 << ceil(log2(need))
+    if size > LARGEST:
+        return
     low, high = (size * each + size * BUCKET_BYTES for each in facts.entry_bytes)
     known = "" if low != high else " (read from this kernel's slab)"
     commands = (

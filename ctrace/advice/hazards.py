@@ -23,6 +23,7 @@ LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn", "un
 ROUNDS: Final = 12
 NAT: Final = ("dnat", "snat", "masquerade", "redirect")
 MAX_CLIENT_PEERS: Final = 64
+MAX_PORTS: Final = 16
 
 _STATEFUL: Final = {
     "synproxy": ("unsafe", "SYNPROXY answers its handshakes, which needs tracking"),
@@ -108,6 +109,52 @@ def _sum(findings: list[Finding], lever: Notrack) -> Judgement:
     unique = tuple(dict.fromkeys(findings))
     levels = [VERDICTS.index(LEVELS[finding.level]) for finding in unique]
     return Judgement(VERDICTS[max(levels, default=0)], unique, lever)
+
+
+def half_rules(ruleset: Ruleset, local: tuple[str, ...]) -> Iterator[str]:
+    """One sentence for each port that the ruleset itself untracks in one direction only.
+
+    Such a port's entries are made by the other direction, the wrong way round: they
+    appear under the clients' ports, and no service shows that it has them.
+    """
+    for proto, port in _untracked_ports(ruleset):
+        halves: list[str] = []
+        for role in ("server", "client", "forward"):
+            subject = Subject(proto, port, (role,), local, nat="no")
+            lever = Notrack(proto, port, (role,))
+            first = next(iter(flows(subject, lever, ruleset)), ())
+            packets = [p.packet for p in first if p.flow != "icmp"]
+            try:
+                marks = [next(explore(lambda c, p=p: evaluate(ruleset, p, c))).untracked  # type: ignore[misc]
+                         for p in packets]  # fmt: skip
+            except TooComplex:
+                continue
+            if marks and all(marks):
+                halves = []
+                break
+            if any(marks):
+                halves.append(role)
+        if halves:
+            yield (
+                f"the ruleset untracks {proto}/{port} in one direction only (as {halves[0]}): that "
+                "frees nothing, the other direction's packets make entries just as long-lived"
+            )
+
+
+def _untracked_ports(ruleset: Ruleset) -> list[tuple[str, int]]:
+    found: dict[tuple[str, int], None] = {}
+    for chain in ruleset.chains:
+        for rule in chain.rules:
+            if not any(use.kind == "notrack" for use in rule.uses):
+                continue
+            protos = [m.values[0][0] for m in rule.matches if m.key == "proto" and not m.negate]
+            for match in rule.matches:
+                if match.key in ("sport", "dport") and not match.negate:
+                    for low, high in match.values:
+                        for number, proto in ((6, "tcp"), (17, "udp")):
+                            if low == high and number in (protos or [number]):
+                                found[proto, low] = None
+    return list(found)[:MAX_PORTS]
 
 
 def _lever(subject: Subject) -> Notrack:

@@ -77,7 +77,7 @@ def command(
 
     from ctrace.view.advice_text import render
 
-    Console(highlight=False, markup=False).print(render(advice, full=full))
+    Console(highlight=False, markup=False).print(render(advice, full=full), crop=False)
 
 
 def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) -> Advice:

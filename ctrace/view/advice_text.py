@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import Optional
 
 from rich.console import Console, Group, RenderableType
@@ -23,7 +24,7 @@ def advice_text(advice: Advice, width: int = 100, *, full: bool = False) -> str:
     """The advice in plain words, for a width. ``full`` prints the rules of every candidate."""
     console = Console(width=width, no_color=True, highlight=False, markup=False)
     with console.capture() as capture:
-        console.print(render(advice, full=full))
+        console.print(render(advice, full=full), crop=False)
     return capture.get()
 
 
@@ -50,7 +51,7 @@ def render(advice: Advice, *, full: bool = False) -> RenderableType:
     for candidate in shown:
         parts += _reasons(candidate)
         if candidate.chosen or full:
-            parts += _rules(candidate)
+            parts += _rules(candidate, full)
     if advice.alternatives:
         parts += [Text("What else helps", style="bold")]
         for alternative in advice.alternatives:
@@ -93,17 +94,19 @@ def _lever(lever: Lever) -> str:
 
 def _candidates(candidates: tuple[Candidate, ...]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("SERVICE", "ROLE", "VERDICT", "FREES", "OF TABLE", "FILL AFTER", "NAMESPACE"):
+    for column in ("SERVICE", "VERDICT", "FREES", "OF TABLE", "FILL AFTER", "ROLE", "NAMESPACE"):
         right = column in ("FREES", "OF TABLE", "FILL AFTER")
-        table.add_column(column, justify="right" if right else "left")
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=column != "NAMESPACE"
+        )
     for c in candidates:
         table.add_row(
             f"{c.proto}/{c.port}",
-            ", ".join(c.role) or "?",
             Text(c.verdict, STYLE[c.verdict]),
             fmt.count(c.frees),
             fmt.share(c.share),
             _range(c.fill_after),
+            ", ".join(c.role) or "?",
             fmt.clean(c.netns_name or str(c.netns)),
         )
     return table
@@ -119,12 +122,17 @@ def _reasons(candidate: Candidate) -> list[RenderableType]:
     return lines
 
 
-def _rules(candidate: Candidate) -> list[RenderableType]:
+def _rules(candidate: Candidate, full: bool) -> list[RenderableType]:
+    """Rules to copy, never wrapped; nftables' form, and with ``full`` iptables' too."""
     lines: list[RenderableType] = []
     for name, text in rule_texts(candidate.lever).items():
-        if text:
-            lines.append(Padding(Text(f"{name}:", "dim"), (0, 0, 0, 2)))
-            lines.append(Padding(Text(text.rstrip().expandtabs(2)), (0, 0, 0, 4)))
+        foreign = name != "nft" and any(a.tool != "nft" for a in candidate.lever.accepts)
+        if text and (name == "nft" or full or foreign):
+            lines.append(Text(f"  {name}:", "dim"))
+            body = indent(text.rstrip().expandtabs(2), "    ")
+            lines.append(Text(body, no_wrap=True, overflow="ignore"))
+    if not full:
+        lines.append(Text("  (--rules prints them for iptables and ip6tables, too)", "dim"))
     return [*lines, Text("")]
 
 
@@ -137,7 +145,10 @@ def _alternative(alternative: Alternative) -> list[RenderableType]:
     if alternative.fill_after:
         text.append(f", fill {_range(alternative.fill_after)}")
     lines: list[RenderableType] = [text]
-    lines += [Padding(Text(command, "dim"), (0, 0, 0, 4)) for command in alternative.commands]
+    lines += [
+        Text(f"    {command}", "dim", no_wrap=True, overflow="ignore")
+        for command in alternative.commands
+    ]
     return lines
 
 
