@@ -1,4 +1,4 @@
-"""A snapshot as JSON: the schema of docs/snapshot.md, stable within a major version.
+"""A snapshot as JSON: the schema of ctrace/share/snapshot.md, stable within a major version.
 
 Names end in their unit where it is not plain: ``_s`` seconds, ``_per_s`` per second.
 What is unknown is ``null``, never zero.
