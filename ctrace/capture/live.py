@@ -44,6 +44,8 @@ def _fentry(wanted: Filter, ring_bytes: int) -> Capture:
 def _kprobe(wanted: Filter, ring_bytes: int) -> Capture:
     from ctrace.capture import kprobe
 
+    if not kprobe.PMU.exists():
+        raise CtraceError("this kernel has no kprobes (CONFIG_KPROBE_EVENTS)")
     kprobe.probe()
     return kprobe.KprobeCapture(wanted, ring_bytes=ring_bytes)
 
