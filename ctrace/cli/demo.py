@@ -120,6 +120,6 @@ def in_words(feed: LiveFeed, director: Director, theme: str, ascii_only: bool) -
     director.on_beat = tell
     director.start()
     while not director.over:
-        director._thread.join(0.2)
+        director.wait(0.2)
     if director.failed:
         raise CtraceError(director.failed)

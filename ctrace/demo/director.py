@@ -63,6 +63,10 @@ class Director:
         """Whether the play has ended."""
         return not self._thread.is_alive()
 
+    def wait(self, seconds: float) -> None:
+        """Until the end of the play, or for so long."""
+        self._thread.join(seconds)
+
     def _run(self) -> None:
         try:
             for beat in self._play():
