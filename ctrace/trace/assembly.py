@@ -30,11 +30,23 @@ class Missing:
     damage: list[str] = field(default_factory=list)
     """What was found broken, the first few."""
 
-    def add(self, what: str, size: int) -> None:
-        """Count a stretch of the file that cannot be used."""
+    seen: set[tuple[str, int]] = field(default_factory=set, repr=False, compare=False)
+    """What has been counted: reading twice finds the same again."""
+
+    def add(self, what: str, size: int, at: tuple[str, int]) -> None:
+        """Count a stretch of a file that cannot be used; ``at`` says which."""
+        if at in self.seen:
+            return
+        self.seen.add(at)
         self.bytes += size
         if len(self.damage) < 20:
             self.damage.append(what)
+
+    def lose(self, events: int, at: tuple[str, int]) -> None:
+        """Count events of a file that are missing before its row ``at``."""
+        if events and at not in self.seen:
+            self.seen.add(at)
+            self.events += events
 
     def __bool__(self) -> bool:
         return bool(self.bytes or self.events or self.truncated)
@@ -98,8 +110,8 @@ class Assembly:
     come out of :meth:`rest`.
     """
 
-    def __init__(self, header: meta.Header, missing: Missing) -> None:
-        self._missing = missing
+    def __init__(self, header: meta.Header, missing: Missing, path: str) -> None:
+        self._missing, self._path = missing, path
         self._window = Ring(np.uint64, IMAGE)
         self._tally = Tally(header)
         self._row: Optional[int] = 0
@@ -137,12 +149,12 @@ class Assembly:
             good = plausible(events) if known is None else plausible(events) & known
         # From here on the block is sound.
         if self._row is not None:
-            self._count_lost(head.first_row - self._row)
+            self._count_lost(head.first_row - self._row, "gap", self._row)
         self._row = head.first_row + head.rows
         done = 0
         for i, end in enumerate(told.ends.tolist()):
             row, _, until, lost, cpu, rss, kernel = end
-            self._add(events[done:row], good[done:row])
+            self._add(events[done:row], good[done:row], head.first_row + done)
             done, self._until = row, until
             batch = Batch(
                 self._take(),
@@ -162,7 +174,7 @@ class Assembly:
                 _learn(self._names, batch.names)
                 batch, self._names = replace(batch, names=self._names), None
             yield batch
-        self._add(events[done:], good[done:])
+        self._add(events[done:], good[done:], head.first_row + done)
 
     def rest(self) -> Optional[Batch]:
         """Events whose batch was cut off, up to the last of them; None without any."""
@@ -172,12 +184,12 @@ class Assembly:
         lost, self._lost = self._lost, 0
         return Batch(events, max(self._until, int(events["ts"].max())), lost)
 
-    def _add(self, events: Events, good: npt.NDArray[np.bool_]) -> None:
+    def _add(self, events: Events, good: npt.NDArray[np.bool_], row: int) -> None:
         if not good.all():
-            self._count_lost(len(events) - int(good.sum()))
+            self._count_lost(len(events) - int(good.sum()), "bad", row)
             events = events[good]
         if self._size + len(events) > LIMIT_BATCH:
-            self._count_lost(len(events))
+            self._count_lost(len(events), "long", row)
         elif len(events):
             self._pending.append(events)
             self._size += len(events)
@@ -186,9 +198,9 @@ class Assembly:
         pending, self._pending, self._size = self._pending, [], 0
         return pending[0] if len(pending) == 1 else join(pending)
 
-    def _count_lost(self, n: int) -> None:
+    def _count_lost(self, n: int, why: str, row: int) -> None:
         self._lost += n
-        self._missing.events += n
+        self._missing.lose(n, (f"{why} {self._path}", row))
 
 
 def plausible(events: Events) -> npt.NDArray[np.bool_]:

@@ -125,7 +125,7 @@ class Recording:
         The boundaries are the recorder's, whatever ``interval`` says. A batch's ``lost``
         includes recorded events that damage made unreadable.
         """
-        assembly = Assembly(self.header, self.missing)
+        assembly = Assembly(self.header, self.missing, self.path)
         skip = self._warm_up(assembly) if self._from > self.started else 0
         for i, place in enumerate(self._of_kind(BlockKind.BATCHES)):
             if i < skip:
@@ -136,9 +136,9 @@ class Recording:
                 yield from assembly.block(columns, self._from)
             except Damaged as error:
                 what = f"{error}, in the block at byte {place.offset:,}"
-                self.missing.add(what, place.length)
+                self.missing.add(what, place.length, (self.path, place.offset))
         if self.missing.truncated and self.unread and not self.writing:
-            self.missing.add("the end is cut off", self.unread)
+            self.missing.add("the end is cut off", self.unread, (self.path, -1))
         rest = assembly.rest()
         if rest:
             yield rest
@@ -183,7 +183,7 @@ class Recording:
                 if block.head.rows:
                     yield scan.block(Rows(Columns(self._file.read, block, self._expand)))
             except Damaged as error:
-                self.missing.add(str(error), 0)
+                self.missing.add(str(error), place.length, (self.path, place.offset))
 
     def tables(self) -> Iterator[tuple[int, tuple[TableReading, ...]]]:
         """(boot clock ns, readings of every namespace's table), about one a second."""
@@ -236,7 +236,7 @@ class Recording:
                     columns = Columns(self._file.read, block, self._expand)
                     assembly.warm_up(columns, i >= first)
                 except Damaged as error:
-                    self.missing.add(str(error), 0)
+                    self.missing.add(str(error), block.length, (self.path, block.offset))
         return skip
 
     # -- the file ---------------------------------------------------------------------
@@ -338,7 +338,8 @@ class Recording:
             except Damaged:
                 place = found + 1
                 continue
-            self.missing.add(f"{what} at byte {self._next:,}", found - self._next)
+            at = (self.path, self._next)
+            self.missing.add(f"{what} at byte {self._next:,}", found - self._next, at)
             self._next = found
             return True
         return False
@@ -368,7 +369,7 @@ class Recording:
                 blob = Columns(self._file.read, block, self._expand).blob(Column.JSON, LIMIT_BLOB)
                 yield meta.loads(blob, object)
             except Damaged as error:
-                self.missing.add(str(error), place.length)
+                self.missing.add(str(error), place.length, (self.path, place.offset))
 
     def _numbers(self) -> Iterator[tuple[int, dict[int, Counts], tuple[TableReading, ...]]]:
         tally = Tally(self.header)
@@ -377,7 +378,7 @@ class Recording:
                 block = read_block(self._file, place.offset)
                 told = Told(Columns(self._file.read, block, self._expand))
             except Damaged as error:
-                self.missing.add(str(error), 0)
+                self.missing.add(str(error), place.length, (self.path, place.offset))
                 continue
             for i, end in enumerate(told.ends):
                 yield int(end["until"]), tally.at(told, i), told.tables.get(i, ())

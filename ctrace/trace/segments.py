@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Optional, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from ctrace.batch import Batch, Counts, Names
+from ctrace.batch import Batch, Counts, Names, TableReading
 from ctrace.errors import CtraceError, UsageError
 from ctrace.record import Events, Kind, Reason, empty, join, words
 from ctrace.trace.format import FormatError
@@ -353,6 +354,28 @@ class Series(Recording):
             for batch in one.batches(interval):
                 if batch.until > one.started:
                     yield batch
+
+    def columns(self, *names: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Fields of every event; entries alive at each segment's start come again."""
+        for one in self._all():
+            yield from Recording.columns(one, *names)
+
+    def tables(self) -> Iterator[tuple[int, tuple[TableReading, ...]]]:
+        """Readings of all segments."""
+        for one in self._all():
+            for until, tables in Recording.tables(one):
+                if one is self or until > one.started:
+                    yield until, tables
+
+    def counts(self) -> Iterator[tuple[int, dict[int, Counts]]]:
+        """Counters of all segments."""
+        for one in self._all():
+            for until, counts in Recording.counts(one):
+                if one is self or until > one.started:
+                    yield until, counts
+
+    def _all(self) -> list[Recording]:
+        return [self, *self._rest]
 
     def close(self) -> None:
         """Let go of every file."""

@@ -100,7 +100,8 @@ def _histogram(histogram: Histogram) -> dict[str, list[float]]:
     if not used:
         return {"x": [], "y": []}
     first, last, total = used[0], used[-1], sum(counts)
-    x = [max(edge, 1e-6) for edge in edges[first : last + 2]]
+    x = list(edges[first : last + 2])
+    x[0] = x[0] or x[1] / 4  # the axis is logarithmic
     y = [counts[i] / total for i in range(first, last + 1)]
     return {"x": [x[0], *x], "y": [0.0, *y, 0.0]}
 

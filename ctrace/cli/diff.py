@@ -1,0 +1,41 @@
+"""``ctrace diff``: before and after a change."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+
+import click
+
+from ctrace.model.snapshot import GROUPS
+
+
+@click.command()
+@click.argument("before", metavar="BEFORE")
+@click.argument("after", metavar="AFTER")
+@click.option("--group", type=click.Choice(GROUPS), default="service", show_default=True)
+@click.option("--limit", type=click.IntRange(1, 5000), default=20, show_default=True)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def command(before: str, after: str, group: str, limit: int, output: str) -> None:
+    """Compare two recordings, key by key: entries held, rates, refusals, lives.
+
+    Everything is per second, so the recordings may differ in length.
+    """
+    from ctrace.trace.compare import compare
+    from ctrace.trace.segments import open_recording
+
+    with (
+        contextlib.closing(open_recording(before)) as first,
+        contextlib.closing(open_recording(after)) as second,
+    ):
+        found = compare(first, second, group)
+    if output == "json":
+        click.echo(json.dumps(found.to_json(limit), indent=2))
+        return
+    from rich.console import Console
+
+    from ctrace.view.diff_text import diff_text
+
+    wide = None if sys.stdout.isatty() else 140
+    Console(highlight=False, width=wide, markup=False).print(diff_text(found, limit))

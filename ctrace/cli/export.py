@@ -1,0 +1,82 @@
+"""``ctrace export``: a recording for other tools."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Optional
+
+import click
+
+from ctrace.errors import CtraceError, UsageError
+
+FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("--to", "kind", type=click.Choice(FORMATS), help="Else as -o's name ends.")
+@click.option("-o", "--output", metavar="OUT", help="Else standard output (not for parquet).")
+@click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+def command(
+    files: tuple[str, ...], kind: Optional[str], output: Optional[str], redact: bool
+) -> None:
+    """Write a recording (default ctrace.data) as Parquet, CSV, JSON lines or OpenMetrics.
+
+    \b
+    Examples:
+      ctrace export ctrace.data -o incident.parquet
+      ctrace export --to jsonl | jq 'select(.kind == "drop") | .src'
+    """  # fmt: skip
+    from ctrace.cli.report import progress
+    from ctrace.trace.merge import open_several
+    from ctrace.view import export_files as to
+
+    kind = kind or _kind(output)
+    if kind == "parquet" and not output:
+        raise UsageError("Parquet needs a file: give one with -o")
+    source = open_several(files or ("ctrace.data",))
+    if redact:
+        from ctrace.trace.redact import Redacted
+
+        source = Redacted(source)
+    show = progress("exporting")
+    with contextlib.closing(source):
+        try:
+            if kind == "parquet":
+                assert output
+                os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+                total = to.to_parquet(source, output, show)
+            else:
+                writer = {"csv": to.to_csv, "jsonl": to.to_jsonl}.get(kind, to.to_openmetrics)
+                total = _text(writer, source, output, show)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CtraceError(f"cannot write {output}: {error.strerror}") from None
+        if output:
+            what = "samples" if kind == "openmetrics" else "events"
+            click.echo(f"ctrace: {output}: {total:,} {what}", err=True)
+        if source.missing:
+            click.echo(f"ctrace: the recording is incomplete: {source.missing}", err=True)
+
+
+def _text(writer: object, source: object, output: Optional[str], show: object) -> int:
+    assert callable(writer)
+    if output:
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(fd, "w", encoding="utf-8", newline="") as file:
+            return int(writer(source, file, show))
+    total = int(writer(source, sys.stdout, show))
+    sys.stdout.flush()
+    return total
+
+
+def _kind(output: Optional[str]) -> str:
+    ending = os.path.splitext(output or "")[1].lstrip(".").lower()
+    known = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl",
+             "ndjson": "jsonl", "om": "openmetrics", "prom": "openmetrics"}  # fmt: skip
+    if ending not in known:
+        raise UsageError(f"say which format with --to: {', '.join(FORMATS)}")
+    return known[ending]

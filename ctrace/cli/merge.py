@@ -1,0 +1,36 @@
+"""``ctrace merge``: several recordings as one file."""
+
+from __future__ import annotations
+
+import contextlib
+
+import click
+
+from ctrace.errors import UsageError
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("-o", "--output", required=True, metavar="OUT", help="The new recording.")
+@click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+def command(files: tuple[str, ...], output: str, redact: bool) -> None:
+    """Write recordings of several hosts as one, with the host in each namespace's name.
+
+    With a single FILE and --redact, a copy that can be shown to others.
+    """
+    from ctrace.cli.report import progress
+    from ctrace.trace.merge import open_several
+    from ctrace.trace.recorded import copy
+
+    if len(files) == 1 and not redact:
+        raise UsageError("one recording needs no merging: give more, or --redact")
+    source = open_several(files)
+    if redact:
+        from ctrace.trace.redact import Redacted
+
+        source = Redacted(source)
+    with contextlib.closing(source):
+        written = copy(source, output, progress("merging"))
+        click.echo(f"ctrace: {output}: {written.events:,} events", err=True)
+        if source.missing:
+            click.echo(f"ctrace: the originals are incomplete: {source.missing}", err=True)
