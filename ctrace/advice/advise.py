@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Optional, Union
 
 from ctrace.advice import alternatives as other
-from ctrace.advice import rules
+from ctrace.advice import persist, rules
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import half_rules, judge
 from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, clean_text
-from ctrace.advice.predict import Range
+from ctrace.advice.predict import GC_MEAN, Range
 from ctrace.advice.roles import Seen, half_tracked, subject, translated
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Culprit, Snapshot, Table
@@ -75,6 +75,8 @@ class Advice:
     candidates: tuple[Candidate, ...]
     alternatives: tuple[Alternative, ...]
     notes: tuple[str, ...]
+    persist: tuple[str, ...] = ()
+    """Where the rules have to stand to survive a reload and a reboot."""
     plans: tuple[Plan, ...] = ()
     """One for each namespace with levers to apply and a known ruleset."""
 
@@ -102,6 +104,7 @@ class Advice:
             ],
             "candidates": [candidate_json(candidate) for candidate in self.candidates],
             "alternatives": [asdict(item) for item in self.alternatives],
+            "persist": list(self.persist),
             "notes": list(self.notes),
         }
 
@@ -175,8 +178,18 @@ def advise(
         tuple(candidates),
         tuple(others),
         tuple(notes),
+        _persist(known, candidates),
         tuple(plans),
     )
+
+
+def _persist(known: Mapping[int, Facts], candidates: list[Candidate]) -> tuple[str, ...]:
+    """Hints for the host's own namespace; others are rebuilt by whatever made them."""
+    for netns, about in known.items():
+        if about.initial and any(c.netns == netns and c.verdict in GOOD for c in candidates):
+            found = persist.managers(about.ruleset)
+            return tuple(persist.hint(manager) for manager in found or [""])
+    return ()
 
 
 def _notes(snapshot: Snapshot) -> list[str]:
@@ -237,8 +250,9 @@ def _made(
     reasons: tuple[str, ...],
     lever: Notrack,
 ) -> Candidate:
-    slack = culprit.new_per_s * 30
-    freed = Range(max(0.0, culprit.held - slack), float(culprit.held))
+    # What remains may be collected sooner or later than now, when this is gone.
+    others = max(0.0, table.rates.insert - culprit.new_per_s) * GC_MEAN
+    freed = Range(max(0.0, culprit.held - others), culprit.held + others)
     return Candidate(
         table.netns,
         table.name,

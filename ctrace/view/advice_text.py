@@ -57,6 +57,10 @@ def render(advice: Advice, *, full: bool = False) -> RenderableType:
         for alternative in advice.alternatives:
             parts += _alternative(alternative)
         parts.append(Text(""))
+    if advice.persist:
+        parts.append(Text("To keep the rules over reloads and reboots", style="bold"))
+        parts += [Text(f"- {fmt.clean(hint)}") for hint in advice.persist]
+        parts.append(Text(""))
     parts += [Text(f"Note: {note}", style="dim") for note in advice.notes]
     if advice.plans:
         parts.append(

@@ -1,0 +1,187 @@
+"""Plans: they survive the trip through JSON, and nothing but their fields gets through."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrace.advice import rules
+from ctrace.advice.plan import (
+    FLOWS,
+    HOOKS,
+    POLICY_STATES,
+    ROLES,
+    Accept,
+    CtTimeout,
+    Lever,
+    Notrack,
+    Plan,
+    from_json,
+    to_json,
+)
+from ctrace.errors import UsageError
+
+ports = st.integers(1, 65535)
+names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(
+    lambda name: name != "ctrace"
+)
+some_roles = st.lists(st.sampled_from(ROLES), min_size=1, max_size=4, unique=True).map(tuple)
+addresses = st.lists(
+    st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str).filter(lambda a: "%" not in a),
+    max_size=4,
+).map(tuple)
+
+
+@st.composite
+def accepts(draw: st.DrawFn, among: tuple[str, ...]) -> Accept:
+    tool, family = draw(
+        st.sampled_from(
+            [("nft", "ip"), ("nft", "ip6"), ("nft", "inet"), ("iptables-nft", "ip"),
+             ("iptables-nft", "ip6"), ("iptables-legacy", "ip"), ("iptables-legacy", "ip6")]
+        )
+    )  # fmt: skip
+    return Accept(
+        tool, family, draw(names), draw(names), draw(st.integers(-1, 5000)),
+        draw(st.sampled_from(HOOKS)), draw(st.sampled_from(among)), draw(st.sampled_from(FLOWS)),
+    )  # fmt: skip
+
+
+@st.composite
+def levers(draw: st.DrawFn) -> Lever:
+    proto, port, roles = draw(st.sampled_from(["tcp", "udp"])), draw(ports), draw(some_roles)
+    if draw(st.booleans()):
+        states = draw(st.lists(st.sampled_from(POLICY_STATES[proto]), min_size=1, unique=True))
+        policy = tuple((state, draw(st.integers(1, 432000))) for state in states)
+        return CtTimeout(proto, port, roles, policy)
+    low = draw(ports)
+    return Notrack(
+        proto, port, roles, (low, draw(st.integers(low, 65535))), draw(st.booleans()),
+        draw(addresses), draw(addresses), tuple(draw(st.lists(accepts(roles), max_size=3))),
+    )  # fmt: skip
+
+
+def plan_of(found: list[Lever]) -> Plan:
+    return Plan(1795380000, "host-1", 4026531840, "init", "ab" * 32, "nft", tuple(found))
+
+
+plans = st.lists(
+    levers(), min_size=1, max_size=3, unique_by=lambda lever: (lever.kind, lever.proto, lever.port)
+).map(plan_of)
+
+
+@settings(deadline=None)
+@given(plans)
+def test_a_plan_survives_json(plan: Plan) -> None:
+    assert from_json(to_json(plan)) == plan
+
+
+@settings(deadline=None)
+@given(plans)
+def test_rules_are_made_of_known_words_only(plan: Plan) -> None:
+    script = rules.nft_script(plan, 60)
+    assert script.count("table inet ctrace {") == 1
+    assert not any(word in script for word in ("$", "`", "'", "\\", "\x1b", "include"))
+    for command in rules.flush_commands(plan):
+        assert command[:2] == ("conntrack", "-D")
+        assert not any(set(word) & set(" ;$`'\"\n|&<>") for word in command)
+
+
+BASE: dict[str, Any] = json.loads(
+    to_json(
+        plan_of(
+            [
+                Notrack(
+                    "tcp", 8063, ("server",), peers=("10.0.0.1",),
+                    accepts=(Accept("nft", "inet", "fw", "in", 3, "input", "server", "to"),),
+                ),
+                CtTimeout("tcp", 8063, ("server",), (("time_wait", 5),)),
+            ]
+        )
+    )
+)  # fmt: skip
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in a document."""
+    found = [path] if path else []
+    if isinstance(node, dict):
+        for key, value in node.items():
+            found += places(value, (*path, key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            found += places(value, (*path, i))
+    return found
+
+
+def changed(path: tuple[Any, ...], value: Any) -> str:
+    document = json.loads(json.dumps(BASE))
+    node = document
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return json.dumps(document)
+
+
+HOSTILE: tuple[Any, ...] = (
+    "80; drop", "$(reboot)", "`id`", "in\n}\ntable inet x {", "a b", "../../etc/passwd",
+    '" accept comment "', "x" * 300, "\x1b[2J", "ip saddr 0.0.0.0/0", 0, -2, 65536, 1 << 70,
+    1.5, float("nan"), None, True, [], {}, [[]], ["server", "server"], [[1, 2, 3]],
+    {"$ref": "x"}, "fe80::1%eth0; reboot",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", places(BASE), ids=str)
+def test_hostile_values_are_refused_or_harmless(path: tuple[Any, ...]) -> None:
+    for value in HOSTILE:
+        said, plan = "", None
+        try:
+            plan = from_json(changed(path, value))
+        except UsageError as error:
+            said = str(error)
+        assert "\n" not in said
+        assert "\x1b" not in said
+        assert len(said) < 300
+        shown = path in (("host",), ("netns_name",))
+        if plan is not None and isinstance(value, str) and len(value) > 3 and not shown:
+            assert value not in rules.nft_script(plan, None)
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(), st.binary().map(lambda raw: raw.decode("latin-1"))))
+def test_any_text_is_a_plan_or_one_line(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+))  # fmt: skip
+def test_any_json_is_a_plan_or_one_line(document: Any) -> None:
+    with pytest.raises(UsageError):
+        from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"version": 1, "version": 1}',
+        "[" * 100_000,
+        " " * (2 << 20),
+        json.dumps({**BASE, "extra": 1}),
+        json.dumps({**BASE, "levers": []}),
+        json.dumps({**BASE, "levers": [BASE["levers"][0]] * 2}),
+        json.dumps({**BASE, "levers": BASE["levers"] * 40}),
+        json.dumps({**BASE, "version": 2}),
+    ],
+    ids=["duplicate key", "deep", "large", "extra", "none", "twice", "many", "newer"],
+)
+def test_what_is_not_a_plan(text: str) -> None:
+    with pytest.raises(UsageError):
+        from_json(text)
