@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -58,6 +59,7 @@ class Objects:
         self._fds: list[int] = []
         self.programs: dict[str, int] = {}
         self._lost = 0
+        self._checked = time.monotonic()
         self.rings = Rings(ring_bytes)
         self.maps = [self.rings.map]
         try:
@@ -129,8 +131,12 @@ class Objects:
     def poll(self, hold: float = 0.002) -> tuple[Events, int]:
         """New records by time (all older than ``hold`` seconds), and how many were lost."""
         events = self.rings.poll(hold)
-        if not self.rings.take_was_full():
+        # Counting is 0.2 ms, so only when a ring was full; and once a second, because a
+        # processor may look at the producer before its own store to the consumer is seen.
+        now = time.monotonic()
+        if not self.rings.take_was_full() and now - self._checked < 1:
             return events, 0
+        self._checked = now
         lost = self.total(Reason.RING_FULL)
         fresh, self._lost = lost - self._lost, lost
         return events, fresh

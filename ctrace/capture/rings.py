@@ -63,7 +63,7 @@ class Ring:
         self._headers = np.frombuffer(self._readable, np.uint32, offset=PAGE)[:: SLOT_WORDS * 2]
         self._at = int(self._consumer[0])
         self.was_full = False
-        """Whether some reading since this was last cleared found no room for one more."""
+        """Whether there was no room for one more at some time since this was last cleared."""
 
     @property
     def pending(self) -> bool:
@@ -75,8 +75,6 @@ class Ring:
         pending = (int(self._producer[0]) - self._at) // SLOT
         if pending <= 0:
             return np.empty((0, WORDS), np.uint64)
-        # bpf_ringbuf_reserve() refuses what would make it larger than size - 1
-        self.was_full |= (pending + 1) * SLOT > self.size - 1
         self._fence()
         first = (self._at & (self.size - 1)) // SLOT
         headers = self._headers[first : first + pending].copy()
@@ -85,8 +83,13 @@ class Ring:
         self._fence()
         records = self._slots[first : first + count, 1:].copy()
         self._fence()
+        before = self._at
         self._at += count * SLOT
         self._consumer[0] = self._at
+        # bpf_ringbuf_reserve() refuses what would make it larger than size - 1. Asked
+        # after the release, so that what was refused during the copy is not missed.
+        self._fence()
+        self.was_full |= int(self._producer[0]) - before + SLOT > self.size - 1
         discarded = headers[:count] & _DISCARD
         return records[discarded == 0] if discarded.any() else records
 
