@@ -66,6 +66,29 @@ class Service:
     """The source that holds most of it."""
     top_share: float
     sources: int
+    young: int
+    """Looks at young entries, which stand in while hardly any entry has ended."""
+    stays: Optional[float]
+    """Seconds that a closed entry stays, by the kernel's own timeout."""
+
+    @property
+    def judged(self) -> int:
+        """How many entries the shares of replies and states rest on."""
+        return max(self.c.destroys, self.young)
+
+    @property
+    def basis(self) -> str:
+        """``1,200 ended`` or ``128 looked at``."""
+        if self.young >= ENDED > self.c.destroys:
+            return f"{self.young:,} looked at"
+        return f"{self.c.destroys:,} ended"
+
+    @property
+    def held_for(self) -> str:
+        """How long entries stay: measured, or by the timeout while none has ended."""
+        if self.c.residence.p50 is None and self.stays is not None:
+            return duration((self.c.life.p50 or 0.0) + self.stays)
+        return duration(self.c.residence.p50)
 
     @property
     def of(self) -> str:
@@ -142,7 +165,7 @@ def tunnel(s: Service, facts: Facts) -> Optional[Cause]:
     one_way = s.c.unreplied is not None and s.c.unreplied >= 0.5
     evidence = [f"{s.c.key} is {name}", _held(s)]
     if s.c.unreplied is not None:
-        evidence.append(f"{percent(s.c.unreplied)} of the ended entries never saw a reply")
+        evidence.append(f"{percent(s.c.unreplied)} of {s.basis} never saw a reply")
     how = ", one-way" if one_way else ""
     return _cause(
         s, "tunnel",
@@ -157,12 +180,12 @@ def loopback_probes(s: Service, facts: Facts) -> Optional[Cause]:
     """Short connections that never leave the host."""
     del facts
     short = s.c.life.p50 is not None and s.c.life.p50 < 1.0
-    if s.c.direction != "loopback" or s.c.proto != "tcp" or not short or s.c.destroys < ENDED:
+    if s.c.direction != "loopback" or s.c.proto != "tcp" or not short or s.judged < ENDED:
         return None
     return _cause(
         s, "loopback-probes",
         f"{s.of}: {percent(s.share)} of the table is loopback connections "
-        f"(life p50 {duration(s.c.life.p50)}, held {duration(s.c.residence.p50)})",
+        f"(life p50 {duration(s.c.life.p50)}, held {s.held_for})",
         (_held(s), f"to {s.c.dst or 'loopback addresses'}, direction loopback", _ends(s)),
         "do not track the loopback interface, or probe over one kept connection",
     )  # fmt: skip
@@ -178,7 +201,7 @@ def dns_storm(s: Service, facts: Facts) -> Optional[Cause]:
         f"{s.of}: {percent(s.share)} of the table is DNS look-ups "
         f"({s.c.new_per_s:,.0f}/s, life p50 {duration(s.c.life.p50)}, "
         f"held {duration(s.c.residence.p50)})",
-        (_held(s), _ends(s), f"{percent(s.c.unreplied)} of the ended never saw a reply"),
+        (_held(s), _ends(s), f"{percent(s.c.unreplied)} of {s.basis} never saw a reply"),
         "a caching resolver on the host, fewer search domains, or NOTRACK for port 53",
     )  # fmt: skip
 
@@ -186,15 +209,15 @@ def dns_storm(s: Service, facts: Facts) -> Optional[Cause]:
 def one_way_udp(s: Service, facts: Facts) -> Optional[Cause]:
     """Datagrams that nobody answers: metrics, logs, telemetry."""
     del facts
-    if s.c.proto not in ("udp", "udplite") or s.c.destroys < ENDED:
+    if s.c.proto not in ("udp", "udplite") or s.judged < ENDED:
         return None
     if s.c.unreplied is None or s.c.unreplied < 0.9:
         return None
     return _cause(
         s, "one-way-udp",
         f"{s.of}: {percent(s.share)} of the table is one-way UDP "
-        f"(no reply to {percent(s.c.unreplied)}, held {duration(s.c.residence.p50)})",
-        (_held(s), f"{percent(s.c.unreplied)} of {s.c.destroys:,} ended never saw a reply",
+        f"(no reply to {percent(s.c.unreplied)}, held {s.held_for})",
+        (_held(s), f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
          _ends(s)),
         "NOTRACK this port: there is no reply to match; or send from one fixed source port",
     )  # fmt: skip
@@ -205,15 +228,15 @@ def syn_flood(s: Service, facts: Facts) -> Optional[Cause]:
     del facts
     if s.c.proto != "tcp" or s.c.inserts < 500:
         return None
-    half_open = s.c.destroys >= ENDED and (s.c.unreplied or 0) >= 0.8
+    half_open = s.judged >= ENDED and (s.c.unreplied or 0) >= 0.8
     per_source = s.c.inserts / max(1, s.sources)
-    fresh = s.c.destroys < ENDED and s.sources >= 5000 and per_source < 1.3
+    fresh = s.judged < ENDED and s.sources >= 5000 and per_source < 1.3
     if not (half_open or fresh):
         return None
     if s.sources < 100 and not half_open:
         return None
     if half_open:
-        seen = f"{percent(s.c.unreplied)} of {s.c.destroys:,} ended entries never saw a reply"
+        seen = f"{percent(s.c.unreplied)} of {s.basis} never saw a reply"
     else:
         seen = f"{per_source:.2f} connections per source, and none of {s.c.inserts:,} has ended yet"
     what = "SYN flood" if s.sources >= 100 else "scan or unanswered SYNs"
@@ -230,16 +253,17 @@ def no_keepalive(s: Service, facts: Facts) -> Optional[Cause]:
     """Short TCP connections whose closed entries wait out TIME_WAIT."""
     del facts
     c = s.c
-    if c.proto != "tcp" or c.destroys < ENDED or c.closed is None or c.closed < 0.6:
+    if c.proto != "tcp" or s.judged < ENDED or c.closed is None or c.closed < 0.6:
         return None
-    life, residence = c.life.p50, c.residence.p50
+    life = c.life.p50
+    residence = c.residence.p50 if c.residence.p50 is not None else s.stays
     if life is None or residence is None or life > SHORT_LIFE or residence < 4 * life:
         return None
     return _cause(
         s, "no-keepalive",
         f"{s.of}: {percent(s.share)} of the table is closed connections waiting out TIME_WAIT "
-        f"(life p50 {duration(life)}, held {duration(residence)})",
-        (_held(s), f"{percent(c.closed)} of {c.destroys:,} ended died in TIME_WAIT or CLOSE",
+        f"(life p50 {duration(life)}, held {s.held_for})",
+        (_held(s), f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
          f"life p50 {duration(life)}, p99 {duration(c.life.p99)}; "
          f"residence p50 {duration(residence)}, p99 {duration(c.residence.p99)}"),
         "keep connections open (keep-alive, pooling), or shorten "
@@ -438,10 +462,11 @@ def services(facts: Facts) -> Iterator[Service]:
         estimate = culprit.distinct_src
         if pair.floor and estimate is not None:
             sources = max(sources, estimate)
+        looks, stays = group.looks(int(at))
         where = f" in {table.name}" if table and len(facts.tables) > 1 else ""
         yield Service(
             culprit, table, float(weight[at]) / whole if whole else 0.0, where, top, top_share,
-            int(sources),
+            int(sources), looks["young"], stays,
         )  # fmt: skip
 
 

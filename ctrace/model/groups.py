@@ -13,14 +13,17 @@ import numpy.typing as npt
 from ctrace.batch import Clock, Owner
 from ctrace.model import histogram
 from ctrace.model.heavy import COUNTERS
-from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TIME_SHIFT, has_port, key_hash
+from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TCP, TIME_SHIFT, has_port, key_hash
 from ctrace.model.levels import Level, Levels
-from ctrace.model.rich import TREND, distinct
+from ctrace.model.rich import LOOKS, TREND, distinct
 from ctrace.model.snapshot import Culprit, Ends, OwnerView, Percentiles, Tuple5
 from ctrace.model.victims import owner_view, tuple5
 from ctrace.record import TCP_STATES, Direction, Status, address_text, proto_name
 
 TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9
+
+ENOUGH: Final = 20
+"""Entries of which shares mean something."""
 
 CANDIDATES: Final = 512
 """How many of the heaviest keys are looked at when sorting by a percentile."""
@@ -237,6 +240,15 @@ class Group:
         named = [(TCP_STATES[s], int(counts[s])) for s in range(len(TCP_STATES)) if counts[s]]
         return tuple(sorted(named, key=lambda item: -item[1]))
 
+    def looks(self, at: int) -> tuple[dict[str, int], Optional[float]]:
+        """Looks at living entries, as in LOOKS, and seconds that a closed one stays."""
+        counts, timeout = np.zeros(len(LOOKS), np.int64), 0
+        for level, slots in self._rich(at):
+            counts += level.rich.looks[slots].sum(axis=0, dtype=np.int64)
+            timeout = max(timeout, int(level.rich.timeout[slots].max()))
+        found = dict(zip(LOOKS, counts.tolist(), strict=True))
+        return found, timeout / 1000 if timeout else None
+
     def sources(self, at: int) -> Optional[int]:
         """Estimated distinct sources; None where they aren't counted."""
         if self.name in ("src", "pair"):
@@ -278,8 +290,10 @@ class Group:
         life, residence = self._detail(at)
         ended = s["destroys"]
         held = int(self.held[at])
+        tcp = not self.service(at)[0] or self.service(at)[0] == TCP
         shown = self._show(at, flags)
         samples = self._samples(at)
+        looks, _ = self.looks(at)
         destroyed_other = max(0, ended - s["expired"] - s["evicted"] - s["deleted"])
         known = ended + s["existing"]
         process = shown.pop("owner", None) or self._owner(owner, meta)
@@ -305,9 +319,9 @@ class Group:
                 for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
                 if flags & int(bit)
             ) or "no",
-            assured=(s["assured"] + s["existing_assured"]) / known if known else None,
-            unreplied=s["unreplied"] / ended if ended else None,
-            closed=s["closed"] / ended if ended and shown.get("proto", "tcp") == "tcp" else None,
+            assured=share(s["assured"] + s["existing_assured"], known, looks, "assured"),
+            unreplied=share(s["unreplied"], ended, looks, "unreplied"),
+            closed=share(s["closed"], ended, looks, "closed") if tcp else None,
             distinct_src=self.sources(at),
             owner=process,
             trend=self._trend(at, ticks),
@@ -425,6 +439,14 @@ class Group:
             return {"key": f"({text} in {self._context.netns_name(netns)})", "direction": way}
         name = shown.comm or "?"
         return {"key": f"{name}[{shown.pid}]", "owner": shown, "direction": _way(flags)}
+
+
+def share(part: int, ended: int, looks: Mapping[str, int], name: str) -> Optional[float]:
+    """A share of the ended; of young entries looked at, while hardly any has ended."""
+    young = looks["young"]
+    if young >= ENOUGH > ended:
+        return min(1.0, looks[name] / young)
+    return part / ended if ended else None
 
 
 def _way(flags: int) -> str:

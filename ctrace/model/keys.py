@@ -158,6 +158,10 @@ class Window:
         """Hash of (destination, service)."""
         return finish(self.dst_hash + meta * _C2)
 
+    def proto(self, at: npt.NDArray[np.intp]) -> U64:
+        """Protocol numbers of the events at these indices."""
+        return (self.meta[at] >> np.uint64(16)) & np.uint64(0xFF)
+
     def assured(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Whether the entries at these indices are ASSURED."""
         found: npt.NDArray[np.bool_] = self.status.take(at) & _ASSURED != 0

@@ -18,9 +18,20 @@ import numpy.typing as npt
 
 from ctrace.model import histogram
 from ctrace.model.heavy import HeavyTable, Keys
-from ctrace.model.keys import I64, NETNS_MASK, OWNED, U64, Window, key_hash, service_hash
+from ctrace.model.keys import (
+    CLOSE,
+    I64,
+    NETNS_MASK,
+    OWNED,
+    TCP,
+    TIME_WAIT,
+    U64,
+    Window,
+    key_hash,
+    service_hash,
+)
 from ctrace.model.pairing import EXISTING
-from ctrace.model.rich import SAMPLES, RichPool, registers_of
+from ctrace.model.rich import SAMPLES, YOUNG_NS, RichPool, registers_of
 from ctrace.model.scatter import Rows, add_at
 from ctrace.record import Kind, Reason, Status
 
@@ -327,6 +338,32 @@ class Levels:
             keys = Keys(*w.dst, w.netns)
             self._coarse(self.destination, w, d, rows, poor, w.dst_only(poor), keys)
         return d
+
+    def look(self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16]) -> None:
+        """Count looks at living entries, for rows with detail. ``age`` in ns, -1: unknown."""
+        idle = w.owner[at].astype(np.uint32).view(np.int32).astype(np.int64)
+        timeout = w.events["timeout_ms"][at]
+        known = (age >= 0) & (idle >= 0)
+        at, age, idle = at[known], age[known], idle[known]
+        timeout, extra = timeout[known], extra[known]
+        young = age < YOUNG_NS
+        closed = np.isin(w.state[at], (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
+        unreplied = young & ((w.status[at] >> np.uint64(32)) & np.uint64(2) == 0)
+        assured = young & w.assured(at)
+        seen = [young, closed, unreplied, assured]
+        life = np.maximum(age / 1e6 - idle, 0).astype(np.float32)
+        life_bin = histogram.bins(life)
+        opener = (extra & np.uint16(EXISTING - 1)).astype(np.intp)
+        meta = w.meta[at] | np.where(opener != 0, OWNED, np.uint64(0))
+        found = [(self.process, opener)]
+        for level, addresses, service in (
+            (self.pair, w.src, w.meta[at]), (self.target, w.dst, meta),
+        ):  # fmt: skip
+            high, low = (part[at] if part.size else part for part in addresses)
+            found.append((level, level.table.find(key_hash(high, low, service))))
+        for level, rows in found:
+            slots = level.table.rich[rows].astype(np.intp)
+            level.rich.count_looks(slots, seen, timeout, life_bin)
 
     @staticmethod
     def _fine(level: Level, w: Window, d: Details, h: U64, keys: Keys) -> tuple[Rows, Rows]:

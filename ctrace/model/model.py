@@ -121,6 +121,7 @@ class Model:
             self._births.remap(moved.astype(np.uint16))
         age = self._pair(w, extra)
         d = self._levels.feed(w, age, extra, owned)
+        self._look(w)
         self._victims.feed(w)
         self._events += np.bincount(w.code, minlength=256).reshape(N_REASONS, 16).T
         self._note_pinned(w, d)
@@ -140,6 +141,14 @@ class Model:
             ident[at], w.ts[at], w.kind[at] == Kind.DESTROY, extra[at]
         )
         return age
+
+    def _look(self, w: Window) -> None:
+        """What looks at living entries told: lives that are over before their entries are."""
+        at = w.where(Kind.SAMPLED)
+        if not at.size:
+            return
+        age, extra = self._births.peek(identity(w.ct[at], w.netns[at]), w.ts[at])
+        self._levels.look(w, at, age, extra)
 
     def _note_pinned(self, w: Window, d: Details) -> None:
         """What the window tells about which entries were ASSURED, per namespace."""

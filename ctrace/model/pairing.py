@@ -129,6 +129,21 @@ class Births:
                 age[exists] = -1
         return age, found
 
+    def peek(self, ident: U64, ts: U64) -> tuple[I64, npt.NDArray[np.uint16]]:
+        """Age at ``ts`` and ``extra`` of entries that live on; -1 where the birth is unknown."""
+        age, found = np.full(len(ident), -1, np.int64), np.zeros(len(ident), np.uint16)
+        first, tag, now = ident >> self._start_shift, self._tag(ident), ts >> _UNITS
+        for way in range(WAYS):
+            place = _way(first, way)
+            slot = self._slot.take(place)
+            units = (now - slot) & _TIME_MASK
+            extra = self._extra.take(place)
+            match = ((slot ^ tag) <= _TIME_MASK) & (units < _HALF)
+            found[match] = extra[match]
+            match &= (extra & EXISTING) == 0
+            age[match] = (units[match] << _UNITS).view(np.int64)
+        return age, found
+
     def _tag(self, ident: U64) -> U64:
         tag = (ident >> self._tag_shift) << np.uint64(_TIME_BITS)
         tag |= np.uint64(1 << _TIME_BITS)  # a slot in use is never zero

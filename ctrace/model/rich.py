@@ -12,12 +12,18 @@ import numpy.typing as npt
 
 from ctrace.model.histogram import BINS
 from ctrace.model.keys import I64, U64
-from ctrace.model.scatter import Rows, Scatter
+from ctrace.model.scatter import Rows, Scatter, add_at
 from ctrace.record import RECORD
+
+U32 = npt.NDArray[np.uint32]
 
 TREND: Final = 60
 STATES: Final = 16
 SAMPLES: Final = 3
+LOOKS: Final = ("young", "closed", "unreplied", "assured")
+"""Looks at living entries: at young ones (whatever else they are), and found closed; and
+of the young, without a reply and ASSURED."""
+YOUNG_NS: Final = 3_000_000_000
 _HLL_BITS: Final = 10
 REGISTERS: Final = 1 << _HLL_BITS
 """Standard error of a distinct count: 1.04 / sqrt(1024) = 3.3 %."""
@@ -32,6 +38,9 @@ class RichPool:
         self.life = np.zeros((n, BINS), np.uint32)
         self.residence = np.zeros((n, BINS), np.uint32)
         self.states = np.zeros((n, STATES), np.uint32)
+        self.looks = np.zeros((n, len(LOOKS)), np.uint32)
+        self.timeout = np.zeros(n, np.uint32)
+        """Of the latest entry that was found closed, ms."""
         self.trend = np.full((n, TREND), np.nan, np.float32)
         self.samples = np.zeros((n, SAMPLES), RECORD)
         self.sources = np.zeros((n, REGISTERS), np.uint8) if distinct else None
@@ -59,7 +68,8 @@ class RichPool:
     def parts(self) -> list[npt.NDArray[Any]]:
         """Every array."""
         parts: list[npt.NDArray[Any]] = [
-            self.life, self.residence, self.states, self.trend, self.samples,
+            self.life, self.residence, self.states, self.looks, self.timeout,
+            self.trend, self.samples,
         ]  # fmt: skip
         return [*parts, self.sources] if self.sources is not None else parts
 
@@ -72,6 +82,7 @@ class RichPool:
         self.life[mine] += other.life[theirs]
         self.residence[mine] += other.residence[theirs]
         self.states[mine] += other.states[theirs]
+        self.looks[mine] += other.looks[theirs]
         if self.sources is not None and other.sources is not None:
             np.maximum(self.sources[mine], other.sources[theirs], out=self.sources[mine])
 
@@ -85,6 +96,16 @@ class RichPool:
             self.residence.reshape(-1), np.uint32(1)
         )
         Scatter(slots.take(life) * BINS + life_bin).add(self.life.reshape(-1), np.uint32(1))
+
+    def count_looks(
+        self, slots: Rows, seen: list[npt.NDArray[np.bool_]], timeout: U32, life_bin: I64
+    ) -> None:
+        """Count looks: ``seen`` as in :data:`LOOKS`; a closed one's life is known for good."""
+        for column, which in enumerate(seen):
+            add_at(self.looks[:, column], slots[which], 1)
+        closed = slots[seen[1]]
+        self.timeout[closed] = timeout[seen[1]]
+        add_at(self.life.reshape(-1), closed * BINS + life_bin[seen[1]], 1)
 
     def count_sources(self, slots: Rows, register: I64, rest: U64) -> None:
         """Note sources, by HyperLogLog's register and remaining bits."""

@@ -174,7 +174,8 @@ class Culprit:
     older: int = 0
     """Of ``held``, entries that were there before ctrace (age unknown)."""
     life: Percentiles = Percentiles()
-    """First to last packet that renewed the entry, or to the close."""
+    """First to last packet that renewed the entry, or to the close; of ended entries, and of
+    closed ones that were looked at before they end."""
     residence: Percentiles = Percentiles()
     """From insert to destroy."""
     ends: Ends = Ends()
@@ -185,7 +186,8 @@ class Culprit:
     unreplied: Optional[float] = None
     """Share of its ended entries that never saw a reply."""
     closed: Optional[float] = None
-    """Share of its ended TCP entries that died in TIME_WAIT or CLOSE."""
+    """Share of its ended TCP entries that died in TIME_WAIT or CLOSE (while fewer than 20 ended:
+    of young ones looked at, as for ``assured`` and ``unreplied``)."""
     distinct_src: Optional[int] = None
     """Estimated number of distinct sources (3 % standard error)."""
     owner: Optional[OwnerView] = None

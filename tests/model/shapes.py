@@ -97,6 +97,27 @@ class Trace:
         self.parts += [born, dies]
         return dies
 
+    def looks(self, ages: tuple[float, ...] = (1.0,)) -> None:
+        """Looks at every living entry so long after its insert, as a live source takes."""
+        rows = self.events()
+        born = rows[rows["kind"] == Kind.INSERT]
+        died = rows[rows["kind"] == Kind.DESTROY]
+        died = died[np.argsort(died["ct"])]
+        died = died[np.searchsorted(died["ct"], born["ct"])]
+        for age in ages:
+            at = born["ts"] + np.uint64(age * SECOND)
+            living = (at < died["ts"]) & (died["idle_ms"] >= 0)
+            seen, end = died[living].copy(), died[living]
+            last = end["ts"].astype(np.int64) - end["idle_ms"].astype(np.int64) * 1_000_000
+            idle = at[living].astype(np.int64) - last
+            over = idle >= 0
+            seen["ts"] = at[living]
+            seen["kind"], seen["reason"] = int(Kind.SAMPLED), 0
+            seen["state"] = np.where(over, end["state"], ESTABLISHED)
+            seen["idle_ms"] = np.where(over, idle // 1_000_000, 0)
+            seen["timeout_ms"] = end["idle_ms"]
+            self.parts.append(seen)
+
     def drops(self, at: npt.NDArray[Any], **fields: Any) -> Events:
         """Refusals at ``at`` seconds."""
         dies = self.flows(at, 0, 0, **fields)

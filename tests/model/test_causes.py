@@ -177,6 +177,29 @@ def test_the_why_line() -> None:
     )
 
 
+def test_looks_name_the_cause_before_any_entry_ends() -> None:
+    """Twelve seconds are enough, though TIME_WAIT keeps every entry for 120."""
+    trace = Trace(seed=7)
+    trace.flows(steady(20, 12, trace.rng), 0.004, 120.0)
+    trace.looks()
+    snapshot = run(trace, 12)
+    assert snapshot.culprits[0].destroys == 0
+    assert snapshot.culprits[0].closed == 1.0
+    assert snapshot.culprits[0].life.p50 == pytest.approx(0.004, rel=0.125, abs=0.001)
+    assert snapshot.why[0].id == "no-keepalive"
+    assert "held 120 s" in snapshot.why[0].text
+
+
+def test_looks_at_living_connections_name_nothing() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(20, 12, trace.rng), 60.0, 120.0)
+    trace.looks((1.0, 4.0))
+    snapshot = run(trace, 12)
+    assert [c.id for c in snapshot.why] == ["unknown"]
+    assert snapshot.culprits[0].life.n == 0
+    assert snapshot.culprits[0].held == snapshot.culprits[0].inserts
+
+
 def test_a_scan_by_one_source() -> None:
     trace = Trace(seed=7)
     n = 200 * 40
