@@ -96,7 +96,12 @@ def _recorded(path: str, wanted: Filter, target: float) -> Advice:
     from ctrace.advice.facts import from_text
 
     with ctrace.open(path) as recording:
-        known = {netns: from_text(text) for netns, text in recording.rulesets()}
+        known = {}
+        for netns, text in recording.rulesets():
+            try:
+                known[netns] = from_text(text)
+            except CtraceError as error:
+                click.echo(f"ctrace: {error}", err=True)
         return _advise(recording, wanted, target, None, known.get)
 
 
