@@ -1,0 +1,80 @@
+"""The model over real traffic, against conntrack's own listing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from ctrace.batch import Batch
+from ctrace.capture import open_live
+from ctrace.lab import Lab, Node
+from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows
+from ctrace.model import Model
+
+pytestmark = pytest.mark.kernel
+
+
+def listed(node: Node) -> Counter[str]:
+    """Entries per source and service, as ``conntrack -L`` shows them."""
+    found: Counter[str] = Counter()
+    for line in node.run(["conntrack", "-L"]).splitlines():
+        words = line.split()
+        if words and words[0] in ("tcp", "udp"):
+            first = dict(word.split("=", 1) for word in reversed(words) if "=" in word)
+            found[f"{first['src']} -> {words[0]}/{first['dport']}"] += 1
+    return found
+
+
+def held(model: Model, node: Node) -> dict[str, int]:
+    culprits = model.snapshot("pair", limit=1000).culprits
+    return {c.key: c.held for c in culprits if c.netns == node.inum and c.held}
+
+
+def settle(model: Model, batches: Iterator[Batch], seconds: float = 1.0) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        model.update(next(batches))
+
+
+def test_held_agrees_with_conntrack_at_several_moments() -> None:
+    with Lab() as lab:
+        client, server = lab.namespace("client"), lab.namespace("server", track=True)
+        _, address = lab.link(client, server)
+        udp_flows(client, (address, 7000), 20)  # older than the tracer
+        with (
+            tcp_server(server, 8080),
+            tcp_server(server, 8081),
+            closing(open_live(sample=True)) as source,
+        ):
+            model = Model(source.hooks, source.clock, source.started)
+            batches = source.batches(0.1)
+            settle(model, batches)
+            for flows in (50, 150):
+                tcp_connections(client, (address, 8080), flows)
+                tcp_connections(client, (address, 8081), 20, reset=True)
+                udp_flows(client, (address, 8125), flows, first_port=30000 + flows * 10)
+                settle(model, batches, 1.5)
+                # Collected entries may go between the listing and the last poll.
+                for _ in range(5):
+                    before, mine = listed(server), held(model, server)
+                    if before == mine:
+                        break
+                    settle(model, batches, 0.5)
+                assert mine == dict(before)
+            server.run(["conntrack", "-F"])
+            settle(model, batches, 1.5)
+            assert held(model, server) == dict(listed(server))
+            service = {
+                c.key: c for c in model.snapshot("service").culprits if c.netns == server.inum
+            }
+            tcp = service["tcp/8080"]
+            assert tcp.inserts == tcp.destroys == 200
+            assert tcp.ends.deleted + tcp.ends.other == 200
+            assert tcp.life.p50 is not None
+            assert tcp.life.p50 < 0.5
+            table = next(t for t in model.snapshot().tables if t.netns == server.inum)
+            assert table.off_by.count == 0
