@@ -291,7 +291,8 @@ INLINE void emit_packet_event(const struct entry *e, u64 ct, u32 netns, u8 kind,
 	if (!record_wanted(e, netns, kind))
 		return;
 	/* whoever runs while a packet arrives or passes through is not its owner */
-	if (direction == CTRACE_D_OUT || direction == CTRACE_D_UNKNOWN)
+	if (direction == CTRACE_D_OUT ||
+	    (direction == CTRACE_D_UNKNOWN && kind == CTRACE_INSERT))
 		owner = current_owner(&cgroup);
 	r = new_record(e, ct, netns);
 	if (!r)

@@ -312,6 +312,26 @@ int clash_leave(struct context *ctx)
 
 /* -- refused before there was an entry --------------------------------------------------- */
 
+/*
+ * Whether a process is sending this packet: receiving runs in a softirq or, for a
+ * packet that a process writes to a tap device, with softirqs off.
+ */
+#define SOFTIRQ_OFF 0xfe00
+
+INLINE bool is_sending(void)
+{
+#if defined(PERCPU_PREEMPT)
+	u64 section = percpu_section();
+
+	return section &&
+	       !(read32(section + PERCPU_PREEMPT) & (INTERRUPT_BITS | SOFTIRQ_OFF));
+#elif defined(TASK_PREEMPT) && !defined(__x86_64__)
+	return !(read32(current_task() + TASK_PREEMPT) & (INTERRUPT_BITS | SOFTIRQ_OFF));
+#else
+	return false;
+#endif
+}
+
 int alloc_enter(struct context *ctx)
 {
 	/* a hash of 0 is nf_conntrack_alloc()'s, for ctnetlink and BPF: no packet waits */
@@ -342,7 +362,8 @@ int alloc_leave(struct context *ctx)
 	u8 reason = CTRACE_R_TABLE_FULL;
 #endif
 	if (args[1] >> 16)
-		emit_drop(args[0], args[2], args[3], (u16)args[1], reason, CTRACE_D_UNKNOWN);
+		emit_drop(args[0], args[2], args[3], (u16)args[1], reason,
+			  is_sending() ? CTRACE_D_OUT : CTRACE_D_UNKNOWN);
 	return 0;
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -148,3 +150,19 @@ def flows(events: Events) -> Counter[Flow]:
         )
         for e in events
     )  # fmt: skip
+
+
+def first_packet(proto: str, src: str, dst: str, sport: int, dport: int) -> bytes:
+    """An IPv4 packet that begins a flow: a datagram of no data, or a SYN."""
+    source, target = socket.inet_aton(src), socket.inet_aton(dst)
+    if proto == "udp":
+        number, data = socket.IPPROTO_UDP, struct.pack("!HHHH", sport, dport, 8, 0)
+    else:
+        number = socket.IPPROTO_TCP
+        data = struct.pack("!HHIIBBHHH", sport, dport, 1, 0, 0x50, 2, 1024, 0, 0)
+        total = sum(struct.unpack("!16H", source + target + struct.pack("!HH", 6, 20) + data))
+        total = (total >> 16) + (total & 0xFFFF)
+        checksum = ~(total + (total >> 16)) & 0xFFFF
+        data = data[:16] + struct.pack("!H", checksum) + data[18:]
+    size = 20 + len(data)
+    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, size, 0, 0, 64, number, 0, source, target) + data
