@@ -14,7 +14,7 @@ import pytest
 from ctrace.batch import Batch, Clock, HookInfo, TableReading
 from ctrace.errors import CtraceError
 from ctrace.feed import LiveFeed
-from ctrace.record import Events, Kind, Reason, address_bytes, empty
+from ctrace.record import Events, Kind, Reason, address_bytes, empty, join
 from ctrace.view.feed import Feed, Records
 
 
@@ -45,14 +45,14 @@ class Script:
         self.made = 0
         self.closed = threading.Event()
 
-    def batches(self, interval: float) -> Iterator[Batch]:
+    def batches(self, interval: float) -> Iterator[Batch]:  # noqa: ARG002
         while self.made < self.n and not self.closed.is_set():
             self.made += 1
             if self.pace:
                 self.closed.wait(self.pace)
             at = self.started + self.made * 10**9
             table = TableReading(1, self.made * 10, 1000, 1024)
-            both = np.concatenate([flows(5, at - 100), flows(5, at - 50, port=53, proto=17)])
+            both = join([flows(5, at - 100), flows(5, at - 50, port=53, proto=17)])
             yield Batch(both, until=at, tables=(table,))
         if self.fail:
             raise CtraceError(self.fail)
@@ -150,7 +150,7 @@ def test_what_is_recorded_can_be_opened(tmp_path: Path) -> None:
     assert feed.recording == ""
     feed.close()
     with ctrace.open(path) as recording:
-        events = np.concatenate([batch.events for batch in recording.batches(1.0)])
+        events = join([batch.events for batch in recording.batches(1.0)])
     assert len(events) >= 80
     assert set(events["dport"].tolist()) == {53, 80}
 

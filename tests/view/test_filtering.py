@@ -70,6 +70,7 @@ def test_jumps(text: str, where: float) -> None:
 @given(st.text(max_size=12))
 def test_any_text_is_a_jump_or_is_refused(text: str) -> None:
     try:
-        assert isinstance(parse_jump(text, Position(10.0, 0.0, 100.0)), float)
-    except UsageError as error:
-        assert "give 10:03:07" in str(error)
+        where = parse_jump(text, Position(10.0, 0.0, 100.0))
+    except UsageError:
+        return
+    assert isinstance(where, float)

@@ -154,6 +154,7 @@ def test_colours_can_be_read(palette: Palette) -> None:
 
     for name in ("text", "strong", "dim", "accent", "good", "warn", "bad", "band", "alarm"):
         style = getattr(palette, name)
+        assert style.color is not None
         front = style.color.name
         for back in {
             style.bgcolor.name if style.bgcolor else palette.background,

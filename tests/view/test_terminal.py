@@ -1,0 +1,291 @@
+"""``ctrace top`` and the demo in real terminals, pipes and under real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ctrace.lab import Lab
+from ctrace.lab.traffic import udp_flows
+
+pytestmark = pytest.mark.kernel
+CTRACE = [sys.executable, "-m", "ctrace"]
+UTF8 = {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+LIMIT = "/proc/sys/net/netfilter/nf_conntrack_max"
+
+
+def environment(**changed: str) -> dict[str, str]:
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CTRACE_ASCII", "LC_CTYPE")
+    }
+    return {**kept, **UTF8, **changed}
+
+
+class Terminal:
+    """A command on a pseudo-terminal."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], size: tuple[int, int]) -> None:
+        self.master, slave = pty.openpty()
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.process = subprocess.Popen(
+            argv, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
+        )
+        self.said = b""
+
+    def until(self, wanted: bytes, timeout: float = 40.0) -> None:
+        deadline = time.monotonic() + timeout
+        while wanted not in self.said:
+            assert time.monotonic() < deadline, self.said[-2000:]
+            self.read(0.1)
+
+    def read(self, timeout: float) -> None:
+        if select.select([self.master], [], [], timeout)[0]:
+            self.said += os.read(self.master, 1 << 16)
+
+    def end(self, timeout: float = 30.0) -> int:
+        deadline = time.monotonic() + timeout
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, "it did not end"
+            self.read(0.1)
+        self.read(0.1)
+        return self.process.returncode
+
+    def settings(self) -> list[object]:
+        import termios
+
+        return list(termios.tcgetattr(self.slave))
+
+
+@contextmanager
+def terminal(*arguments: str, size: tuple[int, int] = (100, 30), **env: str) -> Iterator[Terminal]:
+    one = Terminal([*CTRACE, *arguments], environment(**env), size)
+    try:
+        yield one
+    finally:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        os.close(one.master)
+        os.close(one.slave)
+
+
+@pytest.mark.parametrize("how", ["q", "ctrl-c", "SIGTERM"])
+def test_however_it_ends_the_terminal_is_sane(how: str) -> None:
+    with terminal("top") as one:
+        one.until(b"CULPRITS")
+        if how == "q":
+            os.write(one.master, b"q")
+        elif how == "ctrl-c":
+            os.write(one.master, b"\x03")
+        else:
+            one.process.send_signal(getattr(signal, how))
+        assert one.end() in (0, 143)
+        assert one.settings() == one.before
+        assert b"\x1b[?1049h" in one.said
+        assert one.said.rindex(b"\x1b[?1049l") > one.said.rindex(b"\x1b[?1049h")
+        assert b"Traceback" not in one.said
+
+
+def test_a_screen_of_a_terminal_without_colours_or_unicode() -> None:
+    with terminal("top", LANG="C", LC_ALL="C", NO_COLOR="1") as one:
+        one.until(b"CULPRITS")
+        one.read(1.0)
+        os.write(one.master, b"q")
+        one.end()
+        shown = one.said.decode("ascii")
+        colours = re.findall(r"\x1b\[[0-9;]*m", shown)
+        assert colours
+        numbers = {part for code in colours for part in code[2:-1].split(";") if part}
+        # Bold, dim, underline, reverse and the terminal's own (39, 49): no colour at all.
+        assert not {n for n in numbers if 30 <= int(n) <= 38 or 40 <= int(n) <= 48 or int(n) >= 90}
+
+
+def test_a_dumb_terminal_gets_plain_frames() -> None:
+    with terminal("top", "0.3", "2", TERM="dumb") as one:
+        assert one.end(60) == 0
+        assert one.said.count(b"CULPRITS") == 2
+        assert b"\x1b" not in one.said
+
+
+def test_one_answer_as_json() -> None:
+    with Lab() as lab:
+        here, there = lab.namespace("here", track=True), lab.namespace("there")
+        _, target = lab.link(here, there)
+        top = subprocess.Popen(
+            [*CTRACE, "top", "4", "--group", "service", "--once", "-o", "json", "-p", "udp",
+             "--netns", str(here.inum)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        while top.poll() is None:
+            udp_flows(here, (target, 8125), 20, first_port=20_000 + int(time.time() * 20) % 30_000)
+            time.sleep(0.2)
+        out, error = top.communicate()
+        assert top.returncode == 0, error
+        shown = json.loads(out)
+    assert shown["hooks"]["family"]
+    assert shown["interval_s"] == pytest.approx(4, abs=1)
+    assert shown["filter"] == f"proto=udp netns={here.inum}"
+    busy = [one for one in shown["culprits"] if one["key"] == "udp/8125"]
+    assert busy
+    assert busy[0]["inserts"] >= 20
+    assert {one["proto"] for one in shown["culprits"]} == {"udp"}
+
+
+def test_a_reader_that_stalls_costs_frames_not_events() -> None:
+    with Lab() as lab:
+        here, there = lab.namespace("here", track=True), lab.namespace("there")
+        _, target = lab.link(here, there)
+        top = subprocess.Popen(
+            [*CTRACE, "top", "0.1", "-o", "json", "-p", "udp", "--netns", str(here.inum)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        assert top.stdout is not None
+        first = json.loads(top.stdout.readline())
+        for turn in range(20):  # nobody reads: the pipe is full long before the end
+            udp_flows(here, (target, 8125), 500, first_port=10_000 + turn * 500)
+            time.sleep(0.3)
+        frames, shown = 0, first
+        while shown["totals"]["insert"] < 10_000 and frames < 200:
+            shown = json.loads(top.stdout.readline())
+            frames += 1
+        top.terminate()
+        top.communicate()
+    assert shown["lost"] == 0
+    assert sum(one["inserts"] for one in shown["culprits"]) >= 10_000
+    assert frames < (shown["uptime_s"] - first["uptime_s"]) / 0.1
+
+
+def test_a_closed_pipe_ends_it_quietly() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{' '.join(CTRACE)} top 0.2 | head -1"],
+        capture_output=True, env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert b"ctrace top" in done.stdout
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "status"),
+    [
+        (["top", "--group", "nonsense"], b"nonsense", 2),
+        (["top", "-p", "nonsense"], b"unknown protocol", 2),
+        (["top", "-4", "-6"], b"no flow can match both", 2),
+        (["top", "--netns", "nowhere-at-all"], b"nowhere-at-all", 2),
+        (["top", "--memory", "lots"], b"is not a size", 2),
+        (["top", "--hooks", "magic"], b"unknown hook family", 2),
+        (["top", "0"], b"0", 2),
+        (["demo", "--lower-max", "1"], b"at least 512", 2),
+        (["demo", "--lower-max", "99999999"], b"not below", 2),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments: list[str], said: bytes, status: int) -> None:
+    done = subprocess.run(
+        [*CTRACE, *arguments], capture_output=True, env=environment(), timeout=60, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_without_root_one_line_says_so() -> None:
+    done = subprocess.run(
+        ["setpriv", "--reuid", "65534", "--clear-groups", "--inh-caps=-all",
+         *CTRACE, "top", "--once"],
+        capture_output=True, env=environment(HOME="/"), timeout=60, check=False,
+    )  # fmt: skip
+    if b"No module named" in done.stderr or b"Permission denied" in done.stderr:
+        pytest.skip("another user cannot read this checkout")
+    assert done.returncode == 1
+    assert b"root" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_lowered_limit_is_put_back_also_after_sigkill(tmp_path: Path) -> None:
+    """On a file in the limit's place: the host's own stays as it is."""
+    file = tmp_path / "max"
+    file.write_text("262144\n")
+    lower = (
+        "import os, signal, sys, ctrace.demo.limit as limit\n"
+        "limit.FILE, limit.find = sys.argv[1], list\n"
+        "kept = limit.LoweredLimit(8192)\n"
+        "print(open(sys.argv[1]).read(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lower, str(file)], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout.strip() == b"8192"
+    deadline = time.monotonic() + 20
+    while file.read_text().strip() != "262144":
+        assert time.monotonic() < deadline, "the limit was not put back"
+        time.sleep(0.05)
+
+
+def test_a_killed_demo_leaves_nothing() -> None:
+    """SIGKILL while it runs: its namespaces, processes and rules vanish by themselves."""
+    with open(LIMIT) as file:
+        limit = file.read()
+    demo = subprocess.Popen(
+        [*CTRACE, "demo", "--auto", "--plain"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(),
+    )  # fmt: skip
+    assert demo.stdout is not None
+    told = b""
+    while b"Traffic is switched over" not in told:
+        line = demo.stdout.readline()
+        assert line, told
+        told += line
+    children = descendants(demo.pid)
+    assert len(children) >= 6
+    demo.kill()
+    demo.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in children):
+        assert time.monotonic() < deadline, "processes of the demo are left"
+        time.sleep(0.1)
+    with open(LIMIT) as file:
+        assert file.read() == limit
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for task in tasks:
+        try:
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                children = [int(word) for word in file.read().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *descendants(child)]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
