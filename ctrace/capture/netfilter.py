@@ -103,8 +103,7 @@ class NetfilterCapture:
 
     def poll(self) -> tuple[Events, int]:
         """New records in time order, candidates that lost taken out, and how many were lost."""
-        events, lost = self._objects.poll(HOLD)
-        return without_retracted(events), lost
+        return self._objects.poll(HOLD, without_retracted)
 
     def counts(self) -> dict[int, Counts]:
         """Exact counters; candidates that never entered the table are taken off."""

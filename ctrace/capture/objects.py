@@ -10,9 +10,9 @@ import contextlib
 import os
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Optional
 
 import numpy as np
 
@@ -128,9 +128,14 @@ class Objects:
 
     # -- what every family answers alike ---------------------------------------------------
 
-    def poll(self, hold: float = 0.002) -> tuple[Events, int]:
-        """New records by time (all older than ``hold`` seconds), and how many were lost."""
-        events = self.rings.poll(hold)
+    def poll(
+        self, hold: float = 0.002, settle: Optional[Callable[[Events], Events]] = None
+    ) -> tuple[Events, int]:
+        """New records by time (all older than ``hold`` seconds), and how many were lost.
+
+        ``settle`` may take out records, also those that are still held back.
+        """
+        events = self.rings.poll(hold, settle)
         # Counting is 0.2 ms, so only when a ring was full; and once a second, because a
         # processor may look at the producer before its own store to the consumer is seen.
         now = time.monotonic()

@@ -16,7 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -128,17 +128,22 @@ class Rings:
             self.close()
             raise
 
-    def poll(self, hold: float = 0.002) -> Events:
+    def poll(
+        self, hold: float = 0.002, settle: Optional[Callable[[Events], Events]] = None
+    ) -> Events:
         """New records of all CPUs by time, except those younger than ``hold`` seconds.
 
         What is held back comes with the next call, so that records of successive
         calls are in time order although CPUs commit theirs at slightly different times.
+        ``settle`` sees all of them, also the held ones, before that.
         """
         if not len(self._held) and not any(ring.pending for ring in self.rings):
             return self._held  # idle costs a glance at each ring
         limit = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(hold * 1e9)
         parts = [part for ring in self.rings if len(part := ring.read())]
         events = merge(self._held, parts)
+        if settle is not None:
+            events = settle(events)
         cut = int(np.searchsorted(events["ts"], limit, side="right"))
         # a copy: a view would keep the whole batch alive for a few rows
         self._held = events[cut:].copy()

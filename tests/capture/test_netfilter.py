@@ -58,13 +58,16 @@ class Trace:
         """Everything since the last call, of our nodes."""
         parts, until = [], time.monotonic() + quiet
         inums = [node.inum for node in self.nodes]
-        while time.monotonic() < until:
+        last = False
+        while not last:
+            # on a busy machine the time may pass between two polls: one more settles it
+            last = time.monotonic() >= until
             events, lost = self.capture.poll()
             self.lost += lost
             if np.isin(events["netns"], inums).any():
                 parts.append(events)
-                until = time.monotonic() + quiet
-            time.sleep(0.005)
+                until, last = time.monotonic() + quiet, False
+            time.sleep(0.013)
         events = join(parts)
         fresh = events[np.isin(events["netns"], inums)]
         self.seen = join([self.seen, fresh])

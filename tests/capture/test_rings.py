@@ -102,6 +102,25 @@ def test_young_records_wait(objects: Objects) -> None:
     assert (np.diff(events["ts"].astype(np.int64)) >= 0).all()
 
 
+@pytest.mark.kernel
+def test_what_is_held_back_is_settled_too(objects: Objects) -> None:
+    """A record may be taken out by one that comes with, or after, the end of the wait."""
+    program = objects.programs["produce"]
+    sys.prog_run(program, (0, 1), cpu=0)
+    seen: list[int] = []
+
+    def settle(events: Events) -> Events:
+        seen.append(len(events))
+        return events[events["ct"] >= 16]
+
+    assert not len(objects.poll(3600, settle)[0])
+    sys.prog_run(program, (32, 1), cpu=0)
+    events, _ = objects.poll(0, settle)
+    assert seen == [30, 15 + 30]
+    assert int(events["ct"].min()) == 16
+    assert len(events) == 45
+
+
 def test_merging_is_sorting_by_time() -> None:
     held = empty(2)
     held["ts"] = [1, 9]
