@@ -277,7 +277,7 @@ class TopApp(App[None]):
             spots += [Spot(height - 1, start, end, "key", name) for start, end, name in keys]
         above = []
         if self._captioned and height > 6:
-            for words in parts.wrapped(self._captioned, width - 4, 2):
+            for words in parts.sentence(self._captioned, width - 4, 2):
                 above.append(parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)],
                                         width))  # fmt: skip
         if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:

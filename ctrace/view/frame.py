@@ -64,8 +64,8 @@ def layout(snapshot: Snapshot, width: int, height: int) -> Layout:
     tall = height - 24
     others = len(snapshot.tables) > 1
     return Layout(
-        why=3 if tall < 8 else 4,
-        chart=0 if tall < 10 else min(10, 5 + tall // 8),
+        why=3 if tall < 6 else 5,
+        chart=0 if tall < 2 else min(10, 5 + tall // 8),
         blind=0
         if snapshot.hooks.drop_tuples
         else min(len(snapshot.hooks.blind), 1 + tall // 4)
@@ -77,7 +77,9 @@ def layout(snapshot: Snapshot, width: int, height: int) -> Layout:
     )
 
 
-def top_part(snapshot: Snapshot, width: int, plan: Layout, palette: Palette) -> list[Text]:
+def top_part(
+    snapshot: Snapshot, width: int, height: int, plan: Layout, palette: Palette
+) -> list[Text]:
     """Gauge, rates, cause and chart: everything between the header and the tables."""
     lines = [
         *parts.table_lines(snapshot, width, palette),
@@ -87,7 +89,8 @@ def top_part(snapshot: Snapshot, width: int, plan: Layout, palette: Palette) -> 
     ]
     chart = parts.chart_lines(snapshot, width, plan.chart, palette) if plan.chart else []
     if chart:
-        lines += [parts.blank(width), *chart, parts.blank(width)]
+        apart = [parts.blank(width)] if height >= 34 else []
+        lines += [*apart, *chart, *apart]
     return lines
 
 
@@ -224,7 +227,7 @@ def top_body(screen: Screen) -> None:
     """Culprits, and below them namespaces and victims."""
     snapshot, width, palette = screen.snapshot, screen.width, screen.palette
     plan = layout(snapshot, width, screen.height)
-    screen.add(top_part(snapshot, width, plan, palette))
+    screen.add(top_part(snapshot, width, screen.height, plan, palette))
     many = len(snapshot.tables) > 1
     below = (plan.namespaces + 1 if plan.namespaces else 0) + 1
     spare = screen.room - below - 1 - len(snapshot.culprits) - plan.victims

@@ -232,22 +232,32 @@ def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -
     out: list[Text] = []
     first = snapshot.why[0]
     calm = first.id == "unknown"
-    body = wrapped(fmt.clean(first.text), width - LABEL - 2, 2)
+    body = sentence(first.text, width - LABEL - 2, 2)
     for index, words in enumerate(body):
         label = fmt.fit("WHY" if index == 0 else "", LABEL)
         out.append(line([(label, p.accent), (words, p.text if calm else p.strong)], width))
     if first.remedy and len(out) < most:
-        key = "  press a" if width >= 100 else ""
-        remedy = fmt.cut(fmt.clean(first.remedy), width - LABEL - 2 - len(key))
-        out.append(
-            line([(fmt.fit("HELPS", LABEL), p.accent), (remedy, p.text), (key, p.dim)], width)
+        room = width - LABEL - 2
+        helps = sentence(
+            first.remedy + ("; press a" if width >= 100 else ""), room, most - len(out)
         )
+        for index, words in enumerate(helps):
+            label = fmt.fit("" if index else "HELPS", LABEL)
+            out.append(line([(label, p.accent), (words, p.text)], width))
     for cause in snapshot.why[1:]:
         if len(out) >= most:
             break
-        words = fmt.cut(fmt.clean(cause.text), width - LABEL - 2)
+        words = sentence(cause.text, width - LABEL - 2, 1)[0]
         out.append(line([(fmt.fit("ALSO", LABEL), p.dim), (words, p.text)], width))
     return out
+
+
+def sentence(text: str, width: int, most: int) -> list[str]:
+    """A sentence in at most ``most`` lines; it loses its end, where a name loses its middle."""
+    text = fmt.clean(text)
+    lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False, max_lines=max(1, most),
+                          placeholder=f" {fmt.ELLIPSIS}") or [""]  # fmt: skip
+    return [fmt.cut(one, width) for one in lines]
 
 
 def wrapped(text: str, width: int, most: int) -> list[str]:
@@ -261,8 +271,8 @@ def wrapped(text: str, width: int, most: int) -> list[str]:
 def blind_lines(snapshot: Snapshot, width: int, palette: Palette, most: int) -> list[Text]:
     """What this hook family cannot show here."""
     out = []
-    for sentence in snapshot.hooks.blind[:most]:
-        words = fmt.cut(fmt.clean(sentence), width - LABEL - 2)
+    for text in snapshot.hooks.blind[:most]:
+        words = sentence(text, width - LABEL - 2, 1)[0]
         out.append(line([(fmt.fit("UNSEEN", LABEL), palette.dim), (words, palette.dim)], width))
     return out
 

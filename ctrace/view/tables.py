@@ -77,7 +77,7 @@ def culprit_columns(
 
     columns: tuple[Column[Culprit], ...] = (
         Column(
-            "key", GROUP_HEADS[group], lambda c, w: fmt.key(c.key, w), 0, 24, 60, False,
+            "key", GROUP_HEADS[group], lambda c, w: fmt.key(c.key, w), 0, 27, 60, False,
             lambda c, p: p.strong if c.share >= 0.2 else p.text,
         ),
         Column("who", "WHO", lambda c, w: who(c.owner, w), 3, 8, 28, False,
@@ -98,7 +98,7 @@ def culprit_columns(
         Column("trend", "1 MINUTE", lambda c, w: fmt.sparkline(c.trend, min(w, 12)), 6, 12, 12,
                False, lambda _, p: p.area),
         Column("drops", "DROP/s", lambda c, _: fmt.rate(c.drop_per_s), 4, 6, sort="drops",
-               style=lambda c, p: _drop_style(c.drops, p), when=lambda c: c.drops > 0),
+               style=lambda c, p: _drop_style(c.drop_per_s, p), when=lambda c: c.drops > 0),
         Column("nat", "NAT", lambda c, _: c.nat or fmt.UNKNOWN, 5, 3, 0, False,
                lambda c, p: p.dim if c.nat in ("", "no") else p.warn),
         Column("ends", "HOW THEY END", lambda c, w: how_they_end(c.ends, w), 9, 14, 26, False, dim),
