@@ -26,6 +26,9 @@ CHECKPOINTS = 6
 BURST_NS = 5_000_000_000
 STEP_NS = 1_000_000_000
 
+_ROUNDING = 1000
+"""UTC seconds as a float are good to a quarter of a microsecond."""
+
 _DROPS = [int(reason) for reason, kind in KIND_OF.items() if kind == Kind.DROP]
 
 
@@ -244,9 +247,9 @@ class ReplayFeed:
         return due
 
     def _travel(self, target: int) -> None:
-        if target < self._now:
+        if target + _ROUNDING < self._now:
             self._rewind(target)
-        while self._next is not None and self._next.until <= target:
+        while self._next is not None and self._next.until <= target + _ROUNDING:
             self._take()
             if self._closing or (self._target is not None and self._target < self._now):
                 return
