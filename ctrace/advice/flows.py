@@ -112,7 +112,8 @@ class Recorded:
     lag_s: float
     """Mean time between an entry's timeout and its collection, as recorded; NaN: none seen."""
     collections: F64
-    """When gc_worker passed: the ends of bursts of expired entries going."""
+    """When gc_worker passed: the ends of bursts of expired entries going, and the first
+    time that one went."""
     lost: int
     cut: int
     """Events at the beginning that were left out."""
@@ -164,7 +165,7 @@ def gather(batches: Iterable[Batch]) -> Recorded:
             for inum in np.unique(events["netns"][refused])
         },
         lag_s=float(lag.mean()) if len(lag) >= 20 else float("nan"),
-        collections=_bursts(at[expired]),
+        collections=np.unique(np.append(at[expired][:1], _bursts(at[expired]))),
         lost=lost,
         cut=cut,
         names=names,

@@ -89,7 +89,6 @@ def run(
     *,
     measured: bool,
     lag: float = 0.0,
-    calibration: float = 1.0,
     passes: Optional[F64] = None,
     extra: Optional[dict[int, int]] = None,
     netns: Optional[tuple[int, ...]] = None,
@@ -97,14 +96,11 @@ def run(
     """Run the flows through a table of this setting.
 
     ``measured``: entries leave when they were really seen to (evicted and refused
-    ones: their timeout plus ``lag``); otherwise collection is modelled, with its
-    interval scaled by ``calibration``. ``passes`` says when gc_worker ran: all of them
-    if ``measured``, else only the first counts. ``extra`` entries a namespace are always
-    there.
+    ones: their timeout plus ``lag``); otherwise collection is modelled. ``passes`` says
+    when gc_worker ran: all of them if ``measured``, else only the first counts.
+    ``extra`` entries a namespace are always there.
     """
-    return _Run(
-        flows, seconds, setting, measured, lag, calibration, passes, extra or {}, netns
-    ).course()
+    return _Run(flows, seconds, setting, measured, lag, passes, extra or {}, netns).course()
 
 
 class _Run:
@@ -117,12 +113,11 @@ class _Run:
         setting: Setting,
         measured: bool,
         lag: float,
-        calibration: float,
         passes: Optional[F64],
         extra: dict[int, int],
         netns: Optional[tuple[int, ...]],
     ) -> None:
-        self.flows, self.setting, self.calibration = flows, setting, calibration
+        self.flows, self.setting = flows, setting
         self.random = np.random.default_rng(1)
         self.netns = netns or tuple(sorted({int(n) for n in np.unique(flows.netns)} | set(extra)))
         index = {inum: i for i, inum in enumerate(self.netns)}
@@ -270,8 +265,7 @@ class _Run:
             self.pressed = False
             living = living[self.alive[living]]
         self.passes.append(now)
-        pause = next_interval(self._remaining(living, now)) * self.calibration
-        pause = min(max(pause, GC_SCAN_INTERVAL_MIN), GC_SCAN_INTERVAL_MAX)
+        pause = next_interval(self._remaining(living, now))
         self.next_pass = self.given.pop(0) if self.given else now + pause
 
     def _press(self, living: I64, now: float, evictions: F64) -> None:

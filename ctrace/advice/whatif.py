@@ -2,9 +2,10 @@
 
 The same model first runs the recording as it was; how far that is from what the
 kernel really counted is the model's error, and is always shown with the answer.
-Without a changed timeout, entries leave the modelled table when they really left;
-with one, their residence changes by the difference of the timeouts, and the
-kernel's lazy collection is modelled, its pace calibrated by the recording.
+Entries leave the modelled table when they really left; under another timeout,
+their residence changes by the difference of the timeouts, and the time that they
+waited for collection in the proportion in which gc_worker's pauses change in the
+model.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ENTRY_BYTES: Final = (256, 384)
 """struct nf_conn's slab object, without and with the optional extensions, x86-64."""
 BUCKET_BYTES: Final = 8
 DEFAULT_LIMIT: Final = 262144
+SKEWS: Final = np.arange(0.0, 2.01, 0.05)
 
 
 @dataclass(frozen=True)
@@ -139,38 +141,39 @@ def of_recording(
     flows = recorded.flows
     if not len(flows) or recorded.seconds <= 0:
         raise CtraceError("the recording has no conntrack events: nothing to model")
+    recorded = aligned(recorded)
     setting = _setting(recorded)
     extra = _unlisted(recorded)
-    places = tuple(sorted({int(n) for n in np.unique(flows.netns)} | set(extra)))
+    # Namespaces without a single event were none of the recording's business.
+    places = tuple(int(n) for n in np.unique(flows.netns))
     lag = recorded.lag_s if math.isfinite(recorded.lag_s) else 0.0
+    seen = math.isfinite(recorded.lag_s)
     options: dict[str, Any] = {
-        "measured": not levers.timeouts,
+        # Without a single expiry in the recording, collection can only be modelled.
+        "measured": seen or not levers.timeouts,
         "lag": lag,
         "extra": extra,
         "netns": places,
         "passes": recorded.collections,
     }
-    if levers.timeouts and lag:
-        trial = tablemodel.run(flows, recorded.seconds, setting, **options)
-        options["calibration"] = min(max(2 * lag / trial.interval, 0.1), 10.0)
     as_was = tablemodel.run(flows, recorded.seconds, setting, **options)
-    altered = change(flows, levers)
+    pace = _pace(recorded, levers, setting) if levers.timeouts else 1.0
+    altered = change(flows, levers, pace)
     target = Setting(
         setting.limit if levers.limit is None else levers.limit,
         setting.buckets if levers.buckets is None else levers.buckets,
     )
-    if levers.timeouts:
-        # Collection would have run at its own pace before the recording, too.
-        free = tablemodel.run(altered, recorded.seconds, Setting(0, target.buckets), **options)
-        options["passes"] = options["passes"] * min(1.0, free.interval / as_was.interval)
+    options["lag"] = lag * pace
     would_be = tablemodel.run(altered, recorded.seconds, target, **options)
-    if not levers.timeouts and lag:
-        would_be = replace(would_be, interval=2 * lag)
+    if seen:
+        # What is not in the recording keeps gc_worker at its pace: the range allows for it.
+        part = _part(recorded)
+        would_be = replace(would_be, interval=2 * lag * (part * pace + (1 - part) * max(1.0, pace)))
     answer = []
     for i, inum in enumerate(places):
         answer.append(
             _place(i, inum, recorded.names.get(inum, f"netns:{inum}"), recorded, setting, target,
-                   as_was, would_be, offset, bool(levers.timeouts))
+                   as_was, would_be, offset, not options["measured"])
         )  # fmt: skip
     answer.sort(key=lambda place: -place.recorded.peak)
     return WhatIf(
@@ -182,17 +185,23 @@ def of_recording(
     )
 
 
-def change(flows: Flows, levers: Levers) -> Flows:
-    """The flows under the levers: without untracked services, and with other timeouts."""
+def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
+    """The flows under the levers: without untracked services, and with other timeouts.
+
+    An expired entry then waits ``pace`` times as long for its collection as it did.
+    """
     keep = np.ones(len(flows), bool)
     for proto, port in levers.notrack:
         keep &= ~flows.of_service(proto, port)
-    expire, timeout, leave = flows.expire.copy(), flows.timeout.copy(), flows.leave.copy()
+    expire, timeout = flows.expire.copy(), flows.timeout.copy()
+    waited = np.maximum(flows.leave - flows.expire, 0.0)
     for lever in levers.timeouts:
         hit = lever.matches(flows)
         expire[hit] += lever.seconds - timeout[hit]
         timeout[hit] = lever.seconds
-        leave[hit] = np.nan
+        waited[hit & np.isinf(flows.leave)] = np.nan
+    over = np.isinf(flows.end) & ~np.isinf(waited)
+    leave = np.where(over, expire + waited * pace, flows.leave)
     # Gone before the recording began, had the setting been there all along.
     keep &= (expire > 0) | (flows.arrive > 0)
     number = np.cumsum(keep) - 1
@@ -203,6 +212,49 @@ def change(flows: Flows, levers: Levers) -> Flows:
         flows.sport[keep], flows.dport[keep], flows.reply_sport[keep], flows.known[keep],
         flows.attempt_at[tries], number[flows.attempt_of[tries]],
     )  # fmt: skip
+
+
+def _pace(recorded: Recorded, levers: Levers, setting: Setting) -> float:
+    """How much longer or shorter gc_worker would pause, in the model, under the levers."""
+    options: dict[str, Any] = {"measured": False, "passes": recorded.collections}
+    roomy = Setting(0, setting.buckets)
+    was, would_be = (
+        tablemodel.run(flows, recorded.seconds, roomy, **options)
+        for flows in (recorded.flows, change(recorded.flows, levers))
+    )
+    return min(max(would_be.interval / was.interval, 0.01), 10.0)
+
+
+def _part(recorded: Recorded) -> float:
+    """Share of all entries on the host that is in namespaces with recorded events."""
+    readings = recorded.readings
+    total = float(readings.count.sum())
+    mine = np.isin(readings.netns, np.unique(recorded.flows.netns))
+    return float(readings.count[mine].sum()) / total if total else 1.0
+
+
+def aligned(recorded: Recorded) -> Recorded:
+    """The table readings moved to when they were really taken.
+
+    A reading is taken a moment after the time that its batch covers: how long, at
+    most a second or two on a loaded host, is where the counts fit the events best.
+    """
+    flows, readings = recorded.flows, recorded.readings
+    best = np.zeros(len(SKEWS))
+    for inum in np.unique(flows.netns):
+        mine = readings.netns == inum
+        here = flows.netns == inum
+        entered = np.sort(flows.arrive[here & ~(np.isnan(flows.leave) & ~flows.known)])
+        left = np.sort(flows.leave[here & np.isfinite(flows.leave)])
+        if np.count_nonzero(mine) < 5:
+            continue
+        for k, skew in enumerate(SKEWS):
+            at = readings.ts[mine] + skew
+            held = np.searchsorted(entered, at, "right") - np.searchsorted(left, at, "right")
+            away = readings.count[mine] - held
+            best[k] += float(np.abs(away - np.median(away)).sum())
+    skew = float(SKEWS[int(np.argmin(best))])
+    return replace(recorded, readings=replace(readings, ts=readings.ts + skew))
 
 
 def memory_of(limit: int, buckets: Optional[int] = None) -> tuple[int, int]:
@@ -222,8 +274,10 @@ def _unlisted(recorded: Recorded) -> dict[int, int]:
     """Entries that the kernel counted at the start and that no event speaks of."""
     flows, readings = recorded.flows, recorded.readings
     extra: dict[int, int] = {}
-    for inum in np.unique(readings.netns):
+    for inum in np.unique(flows.netns):
         mine = np.flatnonzero(readings.netns == inum)
+        if not len(mine):
+            continue
         first = mine[np.argmin(readings.ts[mine])]
         at = readings.ts[first]
         here = flows.netns == inum
@@ -265,7 +319,8 @@ def _place(
         evictions=recorded.evictions.get(inum, 0),
         full_s=float(np.mean(real >= 0.99 * limit) * recorded.seconds) if len(real) else math.nan,
     )
-    modelled = _outcome(as_was, i, setting)
+    span = (float(at.min()), float(at.max())) if len(at) > 1 else (0.0, recorded.seconds)
+    modelled = _outcome(as_was, i, setting, span)
     return Place(
         inum,
         name,
@@ -273,7 +328,7 @@ def _place(
         target.limit,
         was,
         modelled,
-        _outcome(would_be, i, target),
+        _outcome(would_be, i, target, span),
         error,
         (modelled.drops - drops) / tries,
         _series(base, at, real),
@@ -286,19 +341,20 @@ def _distance(at: F64, real: F64, ts: F64, count: F64, window: float) -> Optiona
     """Mean distance of two courses, relative to the real one's mean, over a moving window."""
     if not len(at) or real.mean() <= 0:
         return None
-    inside = (ts >= at[0]) & (ts <= at[-1])
-    if np.count_nonzero(inside) < 2:
-        return None
-    model, truth = count[inside], np.interp(ts[inside], at, real)
-    n = min(max(1, round(window / ts[0])), len(model))
-    smooth = np.ones(n) / n
-    difference = np.convolve(model - truth, smooth, "valid")
-    return float(np.abs(difference).mean() / truth.mean())
+    difference = np.interp(at, ts, count) - real
+    pace = float(np.median(np.diff(at))) if len(at) > 1 else 1.0
+    n = min(max(1, round(window / max(pace, 1e-3))), len(at))
+    smooth = np.convolve(difference, np.ones(n) / n, "valid")
+    return float(np.abs(smooth).mean() / real.mean())
 
 
-def _outcome(course: Course, i: int, setting: Setting) -> Outcome:
-    count = course.count[i]
-    prompt = count - course.expired[i]
+def _outcome(course: Course, i: int, setting: Setting, span: tuple[float, float]) -> Outcome:
+    """Numbers over the time for which the kernel's own count is known, to compare alike."""
+    inside = (course.ts >= span[0]) & (course.ts <= span[1])
+    if not inside.any():
+        inside[:] = True
+    count = course.count[i][inside]
+    prompt = count - course.expired[i][inside]
     # Collected at once, or each only after a whole interval: what really happens is between.
     slack = float(course.expiring[i]) * course.interval
     limit = setting.limit or math.inf
