@@ -140,7 +140,8 @@ class NetlinkCapture:
         self._receiver = Receiver()
         self._decoder = Decoder()
         self._reader = TableReader()
-        self._tells_left = _release() >= TELLS_TIME_LEFT
+        self.tells_left = _release() >= TELLS_TIME_LEFT
+        """Whether DESTROY messages carry the time left and the TCP state (5.11 and later)."""
         self._looking = ThreadPoolExecutor(1)
         self._lost = 0
         try:
@@ -315,7 +316,7 @@ class NetlinkCapture:
         expired = gone & ~time_left & (portid == 0)
         reason = events["reason"]
         reason[gone] = Reason.GONE
-        if self._tells_left:
+        if self.tells_left:
             reason[expired] = Reason.EXPIRED
         reason[deleted] = Reason.DELETED
         events["idle_ms"][gone] = -1
@@ -350,7 +351,7 @@ class NetlinkCapture:
             blind.append("nf_conntrack_events=0, so no events at all: " + _some(silent))
         if self._lost:
             blind.append(f"{self._lost} events were lost: inserts and deletions are lower bounds")
-        if not self._tells_left:
+        if not self.tells_left:
             blind.append("why an entry ended is not told by kernels before 5.11")
         n = len(self._listeners)
         self.info = HookInfo(

@@ -252,12 +252,14 @@ class _SelfTest:
         found = self._await(flow, Kind.DESTROY)
         if found is None:
             return
+        # ctnetlink before 5.11 tells neither the time left nor the TCP state.
+        told = getattr(self.capture, "tells_left", True)
         inserted = self._find(flow, Kind.INSERT)
         expected: dict[str, Any] = {
             **flow.tuple_(),
             "reason": Reason.DELETED,
             "nat": flow.nat,
-            "state": int(row["state"]),
+            "state": int(row["state"]) if told else STATE_UNKNOWN,
             "mark": mark,
         }
         problems = _compare(found, expected)
@@ -275,7 +277,10 @@ class _SelfTest:
             problems.append(f"idle_ms: {idle}, really {soonest + SLACK_MS} to {latest - SLACK_MS}")
         due = -int(found["overdue_ms"])
         since = (deleted[1] - dumped[0]) // 1_000_000
-        if not left * 1000 - since - 1000 - SLACK_MS <= due <= left * 1000 + 1000 + SLACK_MS:
+        if (
+            told
+            and not left * 1000 - since - 1000 - SLACK_MS <= due <= left * 1000 + 1000 + SLACK_MS
+        ):
             problems.append(f"overdue_ms: {-due}, listed with {left} s left")
         if found["timeout_ms"]:
             setting = 1000 * int(node.sysctl(f"net.netfilter.nf_conntrack_{flow.timeout}"))

@@ -113,7 +113,8 @@ def test_inserts_less_destroys_are_the_table() -> None:
             one = gone[gone["sport"] == 20007]
             assert len(one) == 1
             assert one["reason"][0] == Reason.DELETED
-            assert -30_000 <= one["overdue_ms"][0] <= -27_000
+            if capture.tells_left:
+                assert -30_000 <= one["overdue_ms"][0] < 0
             flushed = of(events, b, Kind.DESTROY)
             assert set(flushed["reason"].tolist()) == {Reason.DELETED}
             assert len(flushed) >= 900
@@ -134,7 +135,8 @@ def test_who_made_and_how_it_ended() -> None:
             assert reasons == {int(Reason.USER): 40, int(Reason.NEW): 30}
             assert (made["status"][made["reason"] == Reason.USER] & Status.ASSURED).all()
             assert len(gone) == 30
-            assert (gone["reason"] == Reason.EXPIRED).all()
+            wanted = Reason.EXPIRED if capture.tells_left else Reason.GONE
+            assert (gone["reason"] == wanted).all()
             assert (gone["idle_ms"] == -1).all()
 
 
@@ -194,13 +196,14 @@ def test_the_end_of_older_entries_is_found_once(monkeypatch: pytest.MonkeyPatch)
         node = lab.namespace("n", track=True)
         if node.sysctl("net.netfilter.nf_conntrack_events") != "2":
             pytest.skip("this kernel reports the end of every entry")
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout", 600)
         udp_flows(node, ("127.0.0.1", 9), 100)
         with capturing(node) as capture:
             udp_flows(node, ("127.0.0.1", 9), 50, first_port=30000)
             for port in (20005, 20006, 30005):
                 node.run(["conntrack", "-D", "-p", "udp", "--orig-port-src", str(port)])
             parts: list[Events] = []
-            until = time.monotonic() + 20
+            until = time.monotonic() + 120
             while time.monotonic() < until and len(of(join(parts), node, Kind.DESTROY)) < 3:
                 time.sleep(0.05)
                 parts.append(drain(capture)[0])

@@ -66,6 +66,10 @@ def mixed(lab: Lab) -> Node:
     a, b = lab.namespace("a", track=True), lab.namespace("b", track=True)
     lab.link(a, b)
     b4, b6 = b.addresses["a"]
+    # Nothing is to expire while a slow machine makes the rest.
+    for name in ("udp", "udp_timeout_stream", "icmp", "icmpv6", "tcp_timeout_close"):
+        setting = name if "timeout" in name else f"{name}_timeout"
+        a.sysctl(f"net.netfilter.nf_conntrack_{setting}", 600)
     a.run(
         ["nft", "-f", "-"],
         stdin=(
@@ -115,8 +119,10 @@ def mixed(lab: Lab) -> Node:
 def test_a_dump_is_conntracks_listing_entry_by_entry() -> None:
     with Lab() as lab:
         node = mixed(lab)
+        began = time.monotonic()
         table = ctnetlink.read_table(node.path)
         entries = listed(node)
+        apart = time.monotonic() - began
         assert len(table.events) == len(entries) == node.count()
         assert len(entries) > 3500
         sorts: Counter[str] = Counter()
@@ -141,7 +147,7 @@ def test_a_dump_is_conntracks_listing_entry_by_entry() -> None:
             assert bool(row["status"] & Status.ASSURED) is entry["assured"]
             assert row["zone"] == int(entry.get("zone", entry.get("zone_orig", row["zone"])))
             assert table.mark[i] == int(entry.get("mark", 0))
-            assert 0 <= table.left[i] - entry["left"] <= 2
+            assert 0 <= table.left[i] - entry["left"] <= apart + 1
             source = entry["reply_dst"] != entry["src"] or (
                 entry["proto"] == 17 and entry["reply_dport"] != entry["sport"]
             )
