@@ -23,8 +23,11 @@ from vm_kit import Net, Seen, Watch, first_packet, flows
 
 from ctrace.capture import sys as bpf
 from ctrace.capture.family import Capture
+from ctrace.capture.fentry import FentryCapture
+from ctrace.capture.kprobe import KprobeCapture
 from ctrace.capture.ladder import probe
 from ctrace.capture.live import FAMILIES
+from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.lab import traffic
@@ -449,6 +452,33 @@ def test_evictions_are_told_from_refusals(
         note(seen, family, "evictions", "told apart")
     else:
         note(seen, family, "evictions", "counted")
+
+
+# -- a kernel with less -----------------------------------------------------------------------
+
+
+def test_a_missing_function_narrows_what_is_said(family: str, net: Net, capture: Capture) -> None:
+    if family not in FUNCTIONS:
+        pytest.skip("attaches to no function")
+    opened: type[FentryCapture | KprobeCapture] = (
+        FentryCapture if family == "fentry" else KprobeCapture
+    )
+    with pytest.raises(CtraceError, match="nf_conntrack_free"):
+        opened(without={"nf_conntrack_free"})
+    narrow = opened(without={"early_drop", "__nf_conntrack_confirm"})
+    try:
+        assert not narrow.info.evictions
+        assert len(narrow.info.blind) == len(capture.info.blind) + 2
+        with Watch(narrow, net.nodes) as watch:
+            target = net.server.addresses["client"][0]
+            sent = traffic.udp_flows(net.client, (target, 9), 20, first_port=28000).flows
+            net.client.run(["conntrack", "-F"])
+    finally:
+        narrow.close()
+    watch.reconcile()
+    assert flows(watch.of(net.client, Kind.INSERT)) == Counter(sent)
+    gone = [e for e in watch.of(net.client, Kind.DESTROY) if int(e["sport"]) >= 28000]
+    assert {int(e["reason"]) for e in gone} == {int(Reason.GONE)}  # evicted or deleted: unknown
 
 
 # -- nothing stays ----------------------------------------------------------------------------
