@@ -25,6 +25,8 @@ TICK_NS: Final = 950_000_000
 """An interval is about a second, whatever the pace of batches."""
 
 NAMES_LIMIT: Final = 65_536
+PINNED_SAMPLE: Final = 1024
+"""Ends of a window that the pinned share is estimated from."""
 VICTIMS_SHOWN: Final = 50
 TOP: Final = 10
 
@@ -155,9 +157,11 @@ class Model:
         existing = w.where(Kind.EXISTING)
         for netns, at, _ in by_netns(w, existing):
             self._tables.pinned(netns).came(len(at), int(w.assured(at).sum()))
-        each = len(w.ends) / max(1, len(d.ends))
-        for netns, at, which in by_netns(w, d.ends):
-            self._tables.pinned(netns).ended_with(d.age[which] / 1e9, w.assured(at), each)
+        some = d.ends[:: max(1, len(d.ends) // PINNED_SAMPLE)]
+        ages = d.age[:: max(1, len(d.ends) // PINNED_SAMPLE)]
+        each = len(w.ends) / max(1, len(some))
+        for netns, at, which in by_netns(w, some):
+            self._tables.pinned(netns).ended_with(ages[which] / 1e9, w.assured(at), each)
 
     def _tick(self) -> None:
         seconds = (self._until - self._tick_at) / 1e9
