@@ -9,7 +9,7 @@ condition stands, so that two evaluations can be compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Final, Optional, TypeVar
 
@@ -92,7 +92,8 @@ class Outcome:
     untracked: bool
     chain: Optional[Chain] = None
     rule: Optional[Rule] = None
-    """What dropped it; None with a chain: the chain's policy."""
+    """What dropped it; None with a chain: the chain's policy. When it was accepted: the
+    last rule that did so, if one did."""
     calls: tuple[tuple[Chain, Rule], ...] = ()
     """The jumps that led to ``chain``, outermost first."""
     met: tuple[Met, ...] = ()
@@ -136,6 +137,7 @@ def evaluate(
 ) -> Outcome:
     """One trip. ``chosen`` says how conditions that are not understood turn out."""
     trip = _Trip(packet, chosen, flow_tracked)
+    accepted = Outcome("accept", False)
     for hook in packet.hooks:
         trip.hook = hook
         chains = ruleset.base(hook, packet.family)
@@ -149,6 +151,8 @@ def evaluate(
             if chain.type == "nat" and (trip.state() != "new" or trip.track != "tracked"):
                 continue
             done = _chain(ruleset, chain, trip, (), 0)
+            if done is not None and done.verdict == "accept":
+                accepted = done
             if done is None and chain.policy == "drop":
                 done = Outcome("drop", trip.track == "untracked", chain, None)
             if done is not None and done.verdict != "accept":
@@ -162,7 +166,7 @@ def evaluate(
                 )
         if not looked:
             _look_up(trip)
-    return Outcome("accept", trip.track == "untracked", met=tuple(trip.met))
+    return replace(accepted, untracked=trip.track == "untracked", met=tuple(trip.met))
 
 
 def _look_up(trip: _Trip) -> None:
@@ -252,6 +256,8 @@ def _decide(rule: Rule, trip: _Trip, chain: Chain) -> bool:
         if _match(match, trip, stateful) is None:
             negated = match.text.startswith("! ") or " != " in match.text
             text = match.text.removeprefix("! ").replace(" != ", " ")
+            if match.key in ("iif", "oif"):  # the same interfaces, however they are written
+                negated, text = match.negate, f"{match.key} {','.join(sorted(match.values))}"
             if any(word in text for word in ("limit", "quota", "recent", "{ ", "random")):
                 text += f" in {chain.where} {rule.position}.{i}"  # has a state of its own
             if text not in trip.chosen:

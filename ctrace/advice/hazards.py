@@ -10,11 +10,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    summarize_address_range,
+)
 from typing import Final, Optional
 
 from ctrace.advice.evaluate import Met, Outcome, TooComplex, evaluate, explore
 from ctrace.advice.lever_model import applied
-from ctrace.advice.plan import MAX_ADDRESSES, Accept, Notrack, name_ok
+from ctrace.advice.plan import (
+    MAX_ADDRESSES,
+    MAX_DEVICES,
+    Accept,
+    Notrack,
+    device_ok,
+    name_ok,
+)
 from ctrace.advice.probes import Flow, Probe, Subject, flows, gateway
 from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
 
@@ -419,11 +433,44 @@ def _accept_for(change: _Change, lever: Notrack) -> tuple[Optional[Accept], Find
         role=probe.role,
         flow=probe.flow,
     )
+    if probe.packet.state == "new" and probe.flow == "to" and probe.role in ("server", "forward"):
+        accept = _narrowed(accept, change.before)
     dropped = f"{_name(chain, rule)} would drop its {probe.packet.name}"
     if accept in lever.accepts or not name_ok(chain.table) or not name_ok(chain.name):
         return None, Finding("unsafe", "breaks", f"{dropped}, and no accept can mend that")
     return accept, Finding("rules", "accept", f"{dropped} once untracked: an accept is added "
                            "before it")  # fmt: skip
+
+
+def _narrowed(accept: Accept, before: Outcome) -> Accept:
+    """The accept with the sources and interfaces of the rule that accepts it while tracked."""
+    rules = [jump for _, jump in before.calls] + ([before.rule] if before.rule else [])
+    if before.chain is None or not _same_hook(before, accept):
+        return accept
+    sources: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    for rule in rules:
+        for match in rule.matches:
+            if match.negate:
+                continue
+            if match.key == "saddr":
+                sources = tuple(str(net) for span in match.values for net in _networks(span))
+            elif match.key == "iif" and all(device_ok(name) for name in match.values):
+                devices = match.values
+    if len(sources) > MAX_ADDRESSES or len(devices) > MAX_DEVICES:
+        return accept
+    return replace(accept, sources=sources, devices=devices)
+
+
+def _same_hook(before: Outcome, accept: Accept) -> bool:
+    base = before.calls[0][0] if before.calls else before.chain
+    return base is not None and base.hook == accept.hook
+
+
+def _networks(span: tuple[int, int, int]) -> Iterator[IPv4Network | IPv6Network]:
+    version, low, high = span
+    make = IPv4Address if version == 4 else IPv6Address
+    yield from summarize_address_range(make(low), make(high))
 
 
 def _hook(outcome: Outcome, chain: Chain, probe: Probe) -> str:

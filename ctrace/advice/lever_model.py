@@ -79,6 +79,11 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[Rule]:
         device = "iif" if accept.hook == "input" else "oif"
         matches.append(Match(device, ("lo",), text=f'{device}name "lo"'))
     matches += _peers(lever, accept.role, "daddr" if toward else "saddr")
+    if accept.sources:
+        spans = tuple(address_span(source) for source in accept.sources)
+        matches.append(Match("saddr", spans, text="ip saddr of a source"))
+    if accept.devices:
+        matches.append(Match("iif", accept.devices, text="iifname"))
     return [Rule(tuple(matches), Verdict("accept"), (), text, accept.position)]
 
 

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, Final, NoReturn, TypeVar, Union
 
 from ctrace.errors import UsageError
@@ -22,6 +22,7 @@ MAX_BYTES: Final = 1 << 20
 MAX_LEVERS: Final = 64
 MAX_ACCEPTS: Final = 64
 MAX_ADDRESSES: Final = 256
+MAX_DEVICES: Final = 16
 MAX_TIMEOUT: Final = 5 * 86400
 
 PROTOS: Final = ("tcp", "udp")
@@ -53,6 +54,7 @@ POLICY_STATES: Final = {
 """States that a conntrack timeout policy may set, as nft spells them."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
+_DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,14}\Z")
 _TEXT = re.compile(r"[A-Za-z0-9_.:@/+=\[\] -]{0,128}\Z")
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -76,6 +78,10 @@ class Accept:
     """The hook whose base chain leads to ``chain``."""
     role: str
     flow: str
+    sources: tuple[str, ...] = ()
+    """Only from these prefixes, as the rule that accepts tracked packets has it; empty: any."""
+    devices: tuple[str, ...] = ()
+    """Only arriving on these interfaces; empty: any."""
 
 
 @dataclass(frozen=True)
@@ -270,10 +276,15 @@ def _accept(where: str, document: Any) -> Accept:
         hook=fields.choice("hook", HOOKS),
         role=fields.choice("role", ROLES),
         flow=fields.choice("flow", FLOWS),
+        sources=fields.items("sources", MAX_ADDRESSES, _prefix),
+        devices=fields.items("devices", MAX_DEVICES, _device),
     )
     fields.end()
     if accept.tool != "nft" and accept.family == "inet":
         _bad(where, "has family inet, which iptables does not know")
+    narrow = accept.role in ("server", "forward") and accept.flow == "to"
+    if (accept.sources or accept.devices) and not narrow:
+        _bad(where, "has sources or devices, which only packets to a served port can have")
     if accept.table == "ctrace":
         _bad(where, "names ctrace's own table")
     return accept
@@ -325,6 +336,26 @@ def _address(where: str, item: Any) -> str:
         return str(ip_address(item))
     except ValueError:
         _bad(where, "must be an IPv4 or IPv6 address")
+
+
+def _prefix(where: str, item: Any) -> str:
+    if not isinstance(item, str) or "%" in item:
+        _bad(where, "must be an IPv4 or IPv6 prefix")
+    try:
+        return str(ip_network(item))
+    except ValueError:
+        _bad(where, "must be an IPv4 or IPv6 prefix")
+
+
+def device_ok(name: str) -> bool:
+    """Whether an interface's name can stand in a plan (no wildcards)."""
+    return bool(_DEVICE.match(name))
+
+
+def _device(where: str, item: Any) -> str:
+    if not isinstance(item, str) or not device_ok(item):
+        _bad(where, "must be an interface's name")
+    return item
 
 
 def _some(values: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ themselves. The iptables form uses an end date for the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
 from ctrace.advice.plan import Accept, CtTimeout, Notrack, Plan
@@ -128,6 +129,16 @@ def nft_accept_rules(lever: Notrack, accept: Accept) -> list[str]:
     if accept.role == "loopback":
         match = here + match
     peers = _peers_nft(lever, accept.role, "daddr" if accept.flow == "to" else "saddr")
+    if accept.devices:
+        names = ", ".join(f'"{device}"' for device in accept.devices)
+        match = f"iifname {{ {names} }} {match}"
+    if accept.sources:
+        peers = [
+            source + peer
+            for source in _addresses_nft(accept.sources, "saddr")
+            for peer in peers
+            if not peer or peer.split(" ")[0] == source.split(" ")[0]
+        ]
     if accept.family != "inet":
         peers = [peer for peer in peers if not peer or peer.startswith(f"{accept.family} ")]
     return [f"{peer}ct state untracked {match}{end}" for peer in peers]
@@ -250,11 +261,15 @@ def _peers_nft(lever: Notrack, role: str, side: str) -> list[str]:
     """Address matches, one a family, each with a trailing space; one empty when unrestricted."""
     if role not in ("client", "forward") or not lever.peers:
         return [""]
+    return _addresses_nft(lever.peers, side)
+
+
+def _addresses_nft(addresses: Iterable[str], side: str) -> list[str]:
     found = []
     for version, family in ((4, "ip"), (6, "ip6")):
-        peers = [peer for peer in lever.peers if ip_address(peer).version == version]
-        if peers:
-            found.append(f"{family} {side} {{ {', '.join(peers)} }} ")
+        mine = [address for address in addresses if ip_network(address).version == version]
+        if mine:
+            found.append(f"{family} {side} {{ {', '.join(mine)} }} ")
     return found
 
 
@@ -350,7 +365,19 @@ def iptables_accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...
         lo = {"input": ("-i", "lo"), "output": ("-o", "lo")}.get(accept.hook, ())
         match = (*lo, *match)
     peers = _peers_xt(lever, accept.role, accept.family, "-d" if accept.flow == "to" else "-s")
-    return [(*peer, *match, *state, *comment) for peer in peers]
+    version = 6 if accept.family == "ip6" else 4
+    sources: list[tuple[str, ...]] = [
+        ("-s", source) for source in accept.sources if ip_network(source).version == version
+    ]
+    devices: list[tuple[str, ...]] = [("-i", name) for name in accept.devices]
+    if not accept.sources:
+        sources = [()]
+    return [
+        (*device, *source, *peer, *match, *state, *comment)
+        for device in devices or [()]
+        for source in sources
+        for peer in peers
+    ]
 
 
 _HOOKS_XT: Final = (("PREROUTING", "CTRACE_PRE"), ("OUTPUT", "CTRACE_OUT"))

@@ -102,7 +102,14 @@ def iptables_cases(variant: str) -> tuple[Case, ...]:
         "*filter\n-A INPUT -m conntrack --ctstate INVALID\nCOMMIT\n"
     )
     base = XT_EST + XT_LO
+    lan = "-A INPUT -i to-r2 {} -p tcp --dport 8063 -m conntrack --ctstate NEW -j ACCEPT\n"
+    one = xt(
+        v,
+        xt_filter(base + XT_ICMP + lan.format("-s 10.77.1.1")),
+        xt_filter(base + XT_ICMP6 + lan.format("-s fd77:1::1")),
+    )
     found = (
+        ("one interface, one source", one, RULES, True, ""),
         ("stateless accept", xt_both(v, base, accept), SAFE, False, ""),
         ("new only", xt_both(v, base, new), RULES, True, ""),
         ("multiport, user chain", xt_both(v, base, web, inp="ACCEPT"), RULES, True, ""),
@@ -288,7 +295,13 @@ CASES: tuple[Case, ...] = (
     Case("nft: one source only", "server",
          fw(chain("input", EST + LO + PING + "ct state new ip saddr 10.77.1.1 tcp dport 8063 "
                   "accept\nct state new ip6 saddr fd77:1::1 tcp dport 8063 accept", "drop")),
-         UNSAFE, True, reason="may not connect"),
+         RULES, True),
+    Case("nft: one interface, one source, output by state", "server",
+         fw(chain("input", EST + LO + PING + 'iifname "to-r2" jump lan', "drop"),
+            chain("output", EST + LO.replace("iif", "oif") + PING, "drop"),
+            extra="chain lan { ct state new ip saddr 10.77.1.0/26 tcp dport 8063 accept\n"
+                  "ct state new ip6 saddr fd77:1::1 tcp dport 8063 accept\n }\n"),
+         RULES, True),
     Case("nft: all untracked accepted, one source", "server",
          fw(chain("input", EST + LO + PING + "ct state untracked accept\nct state new ip saddr "
                   "10.77.1.1 tcp dport 8063 accept\nip6 saddr fd77:1::1 tcp dport 8063 accept",
@@ -341,7 +354,7 @@ CASES: tuple[Case, ...] = (
     Case("nft: interface and new", "server",
          fw(chain("input", EST + LO + PING
                   + 'iifname "to-r2" ct state new tcp dport 8063 accept', "drop")),
-         UNSAFE, True),
+         RULES, True),
     Case("nft: local checks, output by state", "server",
          fw(chain("input", EST + PING + "tcp dport 8063 accept\nct state new iif lo accept",
                   "drop")),

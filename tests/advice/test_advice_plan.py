@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -36,6 +37,14 @@ addresses = st.lists(
 ).map(tuple)
 
 
+prefixes = st.lists(
+    st.tuples(st.ip_addresses(v=4), st.integers(0, 32)).map(
+        lambda pair: str(ip_network(f"{pair[0]}/{pair[1]}", strict=False))
+    ),
+    max_size=3,
+).map(tuple)
+
+
 @st.composite
 def accepts(draw: st.DrawFn, among: tuple[str, ...]) -> Accept:
     tool, family = draw(
@@ -44,9 +53,12 @@ def accepts(draw: st.DrawFn, among: tuple[str, ...]) -> Accept:
              ("iptables-nft", "ip6"), ("iptables-legacy", "ip"), ("iptables-legacy", "ip6")]
         )
     )  # fmt: skip
+    role, flow = draw(st.sampled_from(among)), draw(st.sampled_from(FLOWS))
+    narrow = role in ("server", "forward") and flow == "to"
     return Accept(
         tool, family, draw(names), draw(names), draw(st.integers(-1, 5000)),
-        draw(st.sampled_from(HOOKS)), draw(st.sampled_from(among)), draw(st.sampled_from(FLOWS)),
+        draw(st.sampled_from(HOOKS)), role, flow, draw(prefixes) if narrow else (),
+        draw(st.sampled_from([(), ("eth0",), ("br-lan", "wg0.7")])) if narrow else (),
     )  # fmt: skip
 
 
@@ -96,7 +108,8 @@ BASE: dict[str, Any] = json.loads(
             [
                 Notrack(
                     "tcp", 8063, ("server",), peers=("10.0.0.1",),
-                    accepts=(Accept("nft", "inet", "fw", "in", 3, "input", "server", "to"),),
+                    accepts=(Accept("nft", "inet", "fw", "in", 3, "input", "server", "to",
+                                    ("10.0.0.0/8",), ("eth0",)),),
                 ),
                 CtTimeout("tcp", 8063, ("server",), (("time_wait", 5),)),
             ]
@@ -130,7 +143,7 @@ HOSTILE: tuple[Any, ...] = (
     "80; drop", "$(reboot)", "`id`", "in\n}\ntable inet x {", "a b", "../../etc/passwd",
     '" accept comment "', "x" * 300, "\x1b[2J", "ip saddr 0.0.0.0/0", 0, -2, 65536, 1 << 70,
     1.5, float("nan"), None, True, [], {}, [[]], ["server", "server"], [[1, 2, 3]],
-    {"$ref": "x"}, "fe80::1%eth0; reboot",
+    {"$ref": "x"}, "fe80::1%eth0; reboot", "eth*", 'eth0"', "10.0.0.1/99",
 )  # fmt: skip
 
 

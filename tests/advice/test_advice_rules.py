@@ -16,6 +16,10 @@ from ctrace.errors import UsageError
 from ctrace.lab import Lab, Node
 
 PEERS = ("10.0.0.1", "10.0.0.2", "fd00::1")
+NARROWED: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    ((), ()),
+    (("10.0.0.0/8", "fd00::/8"), ("eth0", "br-lan")),
+)
 UNTOUCHED = "table inet fw { chain in { type filter hook input priority 0;\n"
 UNTOUCHED += "tcp dport 1 counter\ntcp dport 2 counter\n}\n}\n"
 
@@ -27,11 +31,13 @@ def plan(*levers: Notrack | CtTimeout, backend: str = "nft") -> Plan:
 def accepts(tool: str, families: tuple[str, ...]) -> tuple[Accept, ...]:
     table, chain = ("fw", "in") if tool == "nft" else ("filter", "INPUT")
     return tuple(
-        Accept(tool, family, table, chain, position, "input", role, flow)
+        Accept(tool, family, table, chain, position, "input", role, flow, sources, devices)
         for family in families
         for position in (-1, 0, 1)
         for role in ROLES
         for flow in FLOWS
+        for sources, devices in NARROWED
+        if not sources or (role in ("server", "forward") and flow == "to")
     )
 
 
