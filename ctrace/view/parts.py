@@ -24,6 +24,8 @@ from ctrace.view.tables import fullest, state_word
 Piece = tuple[str, Style]
 LABEL: Final = 8
 """Cells of the label column at the left: TABLE, RATES, WHY, HELPS."""
+SKEW: Final = 0.2
+"""Seconds that two readings may be apart."""
 RACES: Final = 64
 """Unconfirmed entries that the kernel counts and we don't yet: normal under load."""
 
@@ -95,7 +97,10 @@ def _trust(snapshot: Snapshot, palette: Palette) -> list[Piece]:
         abs(t.off_by.drop) + abs(t.off_by.early_drop) + abs(t.off_by.insert_failed)
         for t in snapshot.tables
     )
-    if off > max(RACES, entries // 200) or missed:
+    # Events and the kernel's own counters are not read at the same instant.
+    rates = snapshot.rates
+    moving = SKEW * (rates.drop + rates.early_drop + rates.insert_failed)
+    if off > max(RACES, entries // 200) or missed > moving:
         return [(f"off by {fmt.count(max(off, missed))}", palette.warn)]
     if snapshot.memory.pruned:
         return [("totals exact, keys bounded", palette.warn)]
