@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
+# The traffic is the one that the tests use.
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests" / "trace")]
 
+# ruff: noqa: E402
 import numpy as np
 import synthetic
 
