@@ -71,8 +71,15 @@ def cli() -> None:
 def main() -> None:
     """Entry point: every error is one line and an exit status, never a traceback."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
+        if "_CTRACE_COMPLETE" in os.environ:
+            cli.main(standalone_mode=False)
+        # Not cli.main: it makes a closed pipe an exit status of 1 before we see it.
+        with cli.make_context("ctrace", sys.argv[1:]) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except (click.exceptions.Abort, EOFError):
         sys.exit(130)
     except click.ClickException as error:
         error.show()

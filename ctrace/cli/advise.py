@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ctrace.cli.options import filter_options
+from ctrace.cli.options import filter_options, output_option
 from ctrace.errors import CtraceError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def percent(_context: object, _option: object, text: str) -> float:
 @click.option("--plan", metavar="PLAN", type=click.Path(), help="Write a plan for ctrace apply.")
 @click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")
 @click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@output_option
 @filter_options
 def command(
     file: Optional[str],

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
+from ctrace.cli.options import output_option
+
 if TYPE_CHECKING:
     from ctrace.advice.undo import Applied
 
 
 @click.command()
 @click.option("--netns", metavar="NAME", help="Only in this namespace: name, path, pid or inode.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@output_option
 def command(netns: Optional[str], output: str) -> None:
     """List what ctrace has applied: where, what, until when, and how much it caught."""
     from ctrace.advice.undo import applied

@@ -8,15 +8,24 @@ import sys
 
 import click
 
+from ctrace.cli.options import output_option
 from ctrace.model.snapshot import GROUPS
 
 
 @click.command()
 @click.argument("before", metavar="BEFORE")
 @click.argument("after", metavar="AFTER")
-@click.option("--group", type=click.Choice(GROUPS), default="service", show_default=True)
-@click.option("--limit", type=click.IntRange(1, 5000), default=20, show_default=True)
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "--group",
+    type=click.Choice(GROUPS),
+    default="service",
+    show_default=True,
+    help="What to compare.",
+)
+@click.option(
+    "--limit", type=click.IntRange(1, 5000), default=20, show_default=True, help="Rows at most."
+)
+@output_option
 def command(before: str, after: str, group: str, limit: int, output: str) -> None:
     """Compare two recordings, key by key: entries held, rates, refusals, lives.
 

@@ -12,6 +12,7 @@ from typing import Any, Optional
 import click
 
 from ctrace.batch import TableReading
+from ctrace.cli.options import output_option
 from ctrace.host import kernel, netns, tables
 
 GOOD, WARN, BAD = "ok", "note", "no"
@@ -36,7 +37,7 @@ class Finding:
     type=click.Choice(["fentry", "kprobe", "netfilter", "netlink"]),
     help="Self-test this hook family.",
 )
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@output_option
 def command(self_test: bool, why: bool, hooks: Optional[str], output: str) -> None:
     """Say what this host can do, what it can't, and what to do about it.
 

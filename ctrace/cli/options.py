@@ -81,3 +81,15 @@ def make_filter(
         family=families.pop() if families else None,
         netns=netns,
     )
+
+
+def output_option(command: F) -> F:
+    """``-o text|json``: what a person reads, or what a program does."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="For a person, or for a program.",
+    )(command)

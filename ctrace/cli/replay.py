@@ -9,6 +9,7 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.options import output_option
 from ctrace.cli.record import parse_time
 from ctrace.errors import CtraceError, UsageError
 from ctrace.model.snapshot import GROUPS, SORTS
@@ -18,12 +19,22 @@ from ctrace.view.feed import Position
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--at", metavar="TIME", help="Begin there: 14:03:20, -5m from the end, +30, 50%.")
-@click.option("--speed", type=click.FloatRange(1 / 64, 1024), default=1.0, show_default=True)
+@click.option(
+    "--speed",
+    type=click.FloatRange(1 / 64, 1024),
+    default=1.0,
+    show_default=True,
+    help="Times as fast as it happened.",
+)
 @click.option("--paused", is_flag=True, help="Begin paused.")
-@click.option("--group", type=click.Choice(GROUPS), default="pair", show_default=True)
-@click.option("--sort", type=click.Choice(SORTS), default="held", show_default=True)
+@click.option(
+    "--group", type=click.Choice(GROUPS), default="pair", show_default=True, help="What to rank."
+)
+@click.option(
+    "--sort", type=click.Choice(SORTS), default="held", show_default=True, help="What to rank by."
+)
 @click.option("--once", is_flag=True, help="Print the moment (--at, else the end) and leave.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@output_option
 @click.option("--step", default="1s", show_default=True, metavar="TIME", help="Between frames.")
 @click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
 @click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only.")

@@ -12,6 +12,7 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.options import output_option
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import GROUPS
 
@@ -21,8 +22,10 @@ from ctrace.model.snapshot import GROUPS
 @click.option(
     "--group", type=click.Choice(GROUPS), default="pair", show_default=True, help="What to rank."
 )
-@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="Rows at most."
+)
+@output_option
 @click.option("--html", metavar="OUT", help="Write one self-contained page instead.")
 @click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
 def command(

@@ -7,6 +7,8 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.options import output_option
+
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False), metavar="FILE")
@@ -17,7 +19,7 @@ import click
 )  # fmt: skip
 @click.option("--max", "limit", type=click.IntRange(0, 1 << 31), help="nf_conntrack_max.")
 @click.option("--buckets", type=click.IntRange(1, 1 << 31), help="nf_conntrack_buckets.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+@output_option
 def command(
     file: str,
     notrack: tuple[str, ...],
