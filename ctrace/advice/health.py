@@ -83,7 +83,8 @@ def compare(
     """Judge two windows of about a second each, one before and one after the change.
 
     Counts are compared as Poisson counts: a change is one of more than four
-    standard deviations and of more than half (a fall) or more than double (a rise).
+    standard deviations and to less than a fifth (a fall) or more than double (a rise):
+    rules that break a service stop it, while a load that only ebbs is none of ours.
     """
     worse: list[str] = []
     seen: list[str] = []
@@ -97,7 +98,7 @@ def compare(
 
     for name, meaning in _good(levers):
         expected, found = change(name)
-        if found < expected / 2 and expected - found > SIGMA * math.sqrt(expected):
+        if found < expected / 5 and expected - found > SIGMA * math.sqrt(expected):
             worse.append(f"{meaning} fell from {expected:.0f} to {found} in {span:.1f} s")
         elif expected or found:
             seen.append(f"{meaning}: {found} in {span:.1f} s, {expected:.0f} before")

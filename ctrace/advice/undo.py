@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ctrace.advice.installed import (
     read_installed,
 )
 from ctrace.advice.rules import CHAINS, TABLE, nft_delete_accepts, restore_argv
+from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
 
@@ -36,8 +38,13 @@ def applied(only: Optional[int] = None) -> list[Applied]:
     for namespace in netns.find():
         if only is not None and namespace.inum != only:
             continue
-        with netns.enter(namespace.path):
-            installed = read_installed(time.time())
+        try:
+            with netns.enter(namespace.path):
+                installed = read_installed(time.time())
+        except CtraceError:
+            if _exists(namespace):
+                raise
+            continue  # it went away while we looked, and its rules with it
         if installed.state != NOTHING:
             found.append(Applied(namespace, installed, state.read(namespace.inum)))
     return found
@@ -54,11 +61,22 @@ def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Appl
         for change in applied(only):
             if expired_only and change.installed.state != "expired":
                 continue
-            with netns.enter(change.namespace.path):
-                remove(change.installed, change.note)
+            try:
+                with netns.enter(change.namespace.path):
+                    remove(change.installed, change.note)
+            except CtraceError:
+                if _exists(change.namespace):
+                    raise
             state.forget(change.namespace.inum)
             done.append(change)
         return done
+
+
+def _exists(namespace: Namespace) -> bool:
+    try:
+        return os.stat(namespace.path).st_ino == namespace.inum
+    except OSError:
+        return False
 
 
 def remove(installed: Installed, note: Optional[state.Note]) -> None:

@@ -212,3 +212,20 @@ def test_rollback_hazards_are_named(lab: Lab) -> None:
     assert len(warnings) == 3
     assert "tcp_loose is 0" in warnings[0]
     assert "without SYN" in warnings[1]
+
+
+@pytest.mark.kernel
+def test_a_namespace_that_vanishes_while_all_are_looked_at(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing and undoing go on with the others."""
+    from ctrace.host import netns
+
+    node = lab.namespace("node", track=True)
+    gone = netns.Namespace(4026539998, "gone", "/proc/4194305/ns/net")
+    here = [space for space in netns.find() if space.inum == node.inum]
+    monkeypatch.setattr(netns, "find", lambda: [gone, *here])
+    apply.start(apply.prepare(make_plan(node)), 30)
+    assert [change.namespace.inum for change in undo.applied()] == [node.inum]
+    assert [change.namespace.inum for change in undo.undo()] == [node.inum]
+    assert not undo.applied()
