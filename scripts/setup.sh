@@ -73,8 +73,8 @@ make_venv() {
 	echo "ctrace: installing Python packages into $VENV" >&2
 	"$SYSTEM_PYTHON" -m venv --system-site-packages "$VENV" ||
 		die "could not make the virtual environment $VENV"
-	"$VENV/bin/pip" install -q --disable-pip-version-check --no-warn-script-location \
-		-e "$ROOT${extra:+[$extra]}" 2>&1 | grep -v '^WARNING' >&2
-	[ "${PIPESTATUS[0]}" = 0 ] || die "pip could not install the packages: see its message above"
+	local said
+	said=$("$VENV/bin/pip" install -q --disable-pip-version-check --no-warn-script-location \
+		-e "$ROOT${extra:+[$extra]}" 2>&1) || { echo "$said" >&2; die "pip could not install the packages"; }
 	echo "$want $extra" >"$stamp"
 }
