@@ -64,7 +64,7 @@ class NetfilterCapture:
         if ranges[0] is None:
             raise CtraceError(
                 "nf_conntrack_free is not in /proc/kallsyms: load nf_conntrack "
-                "(modprobe nf_conntrack), and see that kernel.kptr_restrict is not 2"
+                "(modprobe nf_conntrack), and see that CAP_SYSLOG is held and kptr_restrict not 2"
             )
         code = compiler.compile_programs(
             "netfilter_hooks.c",

@@ -228,3 +228,38 @@ def query(port: int, expression: str) -> float:
     except OSError:
         return 0.0
     return float(result[0]["value"][1]) if result else 0.0
+
+
+UNITS = sorted((SHARE.parent / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
+def test_units_are_hardened_and_their_commands_exist(unit: Path) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    level = float(done.stdout.split("exposure level for")[1].split(":")[1].split()[0])
+    assert level < 5.0
+    words = re.search(r"^ExecStart=/usr/bin/env ctrace (.*)$", unit.read_text(), re.M)
+    assert words
+    verb = words[1].split()[0]
+    helped = subprocess.run(
+        [sys.executable, "-m", "ctrace", verb, "--help"], capture_output=True, text=True, check=True
+    )
+    for option in re.findall(r"--[a-z-]+", words[1]):
+        assert option in helped.stdout
+
+
+@pytest.mark.kernel
+def test_the_units_capabilities_suffice() -> None:
+    found = re.search(r"^CapabilityBoundingSet=(.*)$", UNITS[0].read_text(), re.M)
+    assert found
+    names = ",".join("+" + name.removeprefix("CAP_").lower() for name in found[1].split())
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", f"-all,{names}", "--no-new-privs",
+         sys.executable, "-m", "ctrace", "metrics", "--once"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert 'ctrace_table_entries{netns="init"}' in done.stdout
+    assert 'ctrace_hooks_info{family="netlink"}' not in done.stdout
