@@ -65,7 +65,8 @@ class ReplayFeed:
         self._latest: Optional[Snapshot] = None
         self._error: Optional[BaseException] = None
         self._drops: tuple[int, ...] = ()
-        self._fresh = False
+        self._wanted = self._given = 0
+        """Changes of view asked for, and shown."""
         self._closing = False
         self._wake = threading.Condition()
         self._now = self._start
@@ -97,7 +98,7 @@ class ReplayFeed:
         """Group, sort and filter otherwise; a snapshot follows at once."""
         with self._wake:
             self._view = (group, sort, filter_text)
-            self._fresh = True
+            self._wanted += 1
             self._wake.notify_all()
 
     def at(self, group: str, limit: int) -> Snapshot:
@@ -203,12 +204,11 @@ class ReplayFeed:
             with self._wake:
                 if self._closing:
                     return
-                target, fresh, paused = self._target, self._fresh, self._paused
-                self._fresh = False
+                target, paused = self._target, self._paused
             if target is not None:
                 self._travel(target)
                 due = time.monotonic()
-            elif fresh and self._latest is not None:
+            elif self._fresh and self._latest is not None:
                 self._show()
             elif paused or self._next is None:
                 if self._next is None and not paused:
@@ -297,10 +297,15 @@ class ReplayFeed:
             memory=self._memory,
         )
 
+    @property
+    def _fresh(self) -> bool:
+        """Whether a changed view waits to be shown."""
+        return self._wanted != self._given
+
     def _show(self) -> None:
-        group, sort, text = self._view
         try:
             with self._wake:
+                asked, (group, sort, text) = self._wanted, self._view
                 limit = SEARCHED if text else LIMIT
                 snapshot = self._model.snapshot(
                     group=group, sort=sort, limit=limit, filter_text=text
@@ -309,8 +314,10 @@ class ReplayFeed:
                 snapshot = filtered(snapshot, text)
                 snapshot = replace(snapshot, culprits=snapshot.culprits[:LIMIT])
         except CtraceError:
+            self._given = asked
             return  # a filter that cannot be understood leaves the screen as it is
         self._latest = snapshot
+        self._given = asked
         self._shown = time.monotonic()
 
     def _utc(self, boot: int) -> float:

@@ -21,7 +21,7 @@ SHARES = 120
 """Moments at which the culprits' shares are taken."""
 STACKED = 8
 """Culprits told apart over time; the rest is one."""
-RANKED = 5000
+RANKED = 2000
 """Culprits ranked by table-seconds, of which a report shows the first."""
 BURST_S = 5.0
 """Drops further apart than this are another burst."""

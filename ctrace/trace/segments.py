@@ -145,8 +145,11 @@ class FlightRecorder:
         self._fired: Optional[int] = None
         self._rate = (header.started, 0)
         self._counts: dict[int, Counts] = {}
+        self._others = 0
+        """Bytes of the finished segments."""
         self._writer = self._open(header.started)
         self._began = header.started
+        self._prune(header.started)
 
     @property
     def stored(self) -> int:
@@ -169,6 +172,8 @@ class FlightRecorder:
             or age >= self._retention.segment_seconds
         ):
             self._roll(batch.until)
+        elif self._retention.size is not None and self._over():
+            self._prune(batch.until)
 
     def ruleset(self, netns: int, text: str) -> None:
         """Rules go into every segment."""
@@ -183,6 +188,7 @@ class FlightRecorder:
             for path, _, _ in self._spans:
                 path.unlink(missing_ok=True)
             self._spans = []
+        self._prune(self._known.until)
 
     # -- inside -----------------------------------------------------------------------
 
@@ -249,14 +255,20 @@ class FlightRecorder:
                         files = [file for file in files if file[0] != path]
         if self._retention.size is None:
             return
-        # Room for the segment being written, too: the limit holds at every moment.
-        allowed = self._retention.size - self._retention.segment_size
         total = sum(size for _, size in files)
         for path, size in files:
-            if total <= allowed:
-                return
+            if total + self._room() <= self._retention.size:
+                break
             path.unlink(missing_ok=True)
             total -= size
+        self._others = total
+
+    def _room(self) -> int:
+        """What the segment being written takes, or will take."""
+        return max(self._writer.size, self._retention.segment_size)
+
+    def _over(self) -> bool:
+        return self._others + self._room() > (self._retention.size or 0)
 
     def _files(self) -> list[tuple[Path, int]]:
         """Every segment in the directory with its size, oldest first."""
