@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,15 @@ def net() -> Iterator[Net]:
 def capture(family: str, net: Net) -> Iterator[Capture]:
     for node in net.nodes:
         node.run(["conntrack", "-F"], check=False)
-    made = FAMILIES[family](Filter(), 1 << 20)
+    made = FAMILIES[family](Filter(), 1 << 23)
     made.follow(netns.find())
+    # The kernel empties a namespace some time after its last process: what others left
+    # must be over before anything is counted.
+    quiet = time.monotonic()
+    while time.monotonic() - quiet < 1.0:
+        time.sleep(0.05)
+        events, lost = made.poll()
+        if len(events) or lost:
+            quiet = time.monotonic()
     yield made
     made.close()
