@@ -126,7 +126,7 @@ class LiveSource:
     ) -> None:
         self._capture = capture
         looks = sample and not wanted.kinds and hasattr(capture, "look")
-        self._sampler = Sampler(cast("Looks", capture)) if looks else None
+        sampler = Sampler(cast("Looks", capture)) if looks else None
         self._wanted = wanted
         # with only some kinds the window between attaching and the dump tells too little
         self._seed = seed and not wanted.kinds
@@ -139,7 +139,7 @@ class LiveSource:
         self._follow()
         self._unseeded = list(self._namespaces.values()) if self._seed else []
         self.started = _boot()
-        self._poller = Poller(capture, self._newcomers)
+        self._poller = Poller(capture, self._newcomers, sampler)
 
     @property
     def hooks(self) -> HookInfo:
@@ -157,10 +157,6 @@ class LiveSource:
             events = self._matching(in_order([*window, *taken.parts]))
             if look:
                 looked = time.monotonic()
-            if self._sampler:
-                events = self._sampler.take(events)
-                if look:
-                    self._sampler.look(_boot())
             spaces = list(self._namespaces.values())
             tables = self._tables.read(spaces) if look else ()
             with self._poller.lock:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Optional
 
 from ctrace.capture.family import Capture
+from ctrace.capture.look import Sampler
 from ctrace.record import Events
 
 POLL: Final = 0.02
@@ -37,11 +38,20 @@ class Taken:
 class Poller:
     """Polls ``capture`` until stopped; ``lock`` guards every use of it."""
 
-    def __init__(self, capture: Capture, follow: Callable[[], tuple[list[Events], int]]) -> None:
-        """``follow`` looks at the namespaces and may return records, and losses, of its own."""
+    def __init__(
+        self,
+        capture: Capture,
+        follow: Callable[[], tuple[list[Events], int]],
+        sampler: Optional[Sampler] = None,
+    ) -> None:
+        """``follow`` looks at the namespaces and may return records, and losses, of its own.
+
+        ``sampler`` sees every event once and looks at young entries each second.
+        """
         self.lock = threading.RLock()
         self._capture = capture
         self._follow = follow
+        self._sampler = sampler
         self._hold: int = int(getattr(capture, "hold", 0.002) * 1e9)
         self._taken = Taken()
         self._rows = 0
@@ -81,6 +91,8 @@ class Poller:
                         parts, lost = self._follow()
                         self._taken.parts += parts
                         self._taken.lost += lost
+                        if self._sampler:
+                            self._sampler.look(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         except BaseException as error:
             self._error = error
 
@@ -88,6 +100,8 @@ class Poller:
         self._taken.until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._hold
         events, lost = self._capture.poll()
         self._taken.lost += lost
+        if self._sampler:
+            events = self._sampler.take(events)
         if len(events):
             self._taken.parts.append(events)
             self._rows += len(events)

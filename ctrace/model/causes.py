@@ -276,6 +276,8 @@ def idle_established(s: Service, facts: Facts) -> Optional[Cause]:
     c = s.c
     if c.proto != "tcp" or c.held < 50 or not c.assured or c.assured < 0.6:
         return None
+    if c.closed is not None and c.closed >= 0.5:
+        return None
     leaving = c.destroys / max(1.0, facts.uptime) * 60 / c.held
     if leaving > 0.02:  # more than 2 % of them go per minute: they do end
         return None
@@ -435,7 +437,9 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
                 found.append(cause)
                 break
     found += scans(facts)
-    found.sort(key=lambda cause: -cause.share)
+    fill = {table.netns: table.fill for table in facts.tables}
+    # A share of a nearly empty table explains little: by entries, where limits are alike.
+    found.sort(key=lambda cause: -cause.share * fill.get(cause.netns, 1.0))
     found += too_small(facts, found)
     found = [*other_netns(facts), *clash(facts), *found]
     return tuple(found[:SHOWN]) or (_unknown(facts),)

@@ -365,6 +365,20 @@ class Levels:
             slots = level.table.rich[rows].astype(np.intp)
             level.rich.count_looks(slots, seen, timeout, life_bin)
 
+    def look_existing(self, w: Window, at: Rows) -> None:
+        """Count the entries that were there at the start as looked at; their ages are unknown."""
+        bits = w.status[at] >> np.uint64(32)
+        seen = [
+            np.ones(len(at), bool),
+            np.isin(w.state[at], (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
+            bits & np.uint64(2) == 0,
+            w.assured(at),
+        ]
+        for level, addresses in ((self.pair, w.src), (self.target, w.dst)):
+            high, low = (part[at] if part.size else part for part in addresses)
+            rows = level.table.find(key_hash(high, low, w.meta[at]))
+            level.rich.count_states(level.table.rich[rows].astype(np.intp), seen)
+
     @staticmethod
     def _fine(level: Level, w: Window, d: Details, h: U64, keys: Keys) -> tuple[Rows, Rows]:
         """Count into a fine level: the row of each event, and which its parents should see.

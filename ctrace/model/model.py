@@ -146,6 +146,9 @@ class Model:
 
     def _look(self, w: Window) -> None:
         """What looks at living entries told: lives that are over before their entries are."""
+        at = w.where(Kind.EXISTING)
+        if at.size:
+            self._levels.look_existing(w, at)
         at = w.where(Kind.SAMPLED)
         if not at.size:
             return

@@ -101,11 +101,15 @@ class RichPool:
         self, slots: Rows, seen: list[npt.NDArray[np.bool_]], timeout: U32, life_bin: I64
     ) -> None:
         """Count looks: ``seen`` as in :data:`LOOKS`; a closed one's life is known for good."""
-        for column, which in enumerate(seen):
-            add_at(self.looks[:, column], slots[which], 1)
+        self.count_states(slots, seen)
         closed = slots[seen[1]]
         self.timeout[closed] = timeout[seen[1]]
         add_at(self.life.reshape(-1), closed * BINS + life_bin[seen[1]], 1)
+
+    def count_states(self, slots: Rows, seen: list[npt.NDArray[np.bool_]]) -> None:
+        """Count looks that tell no life."""
+        for column, which in enumerate(seen):
+            add_at(self.looks[:, column], slots[which], 1)
 
     def count_sources(self, slots: Rows, register: I64, rest: U64) -> None:
         """Note sources, by HyperLogLog's register and remaining bits."""
