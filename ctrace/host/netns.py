@@ -97,6 +97,14 @@ class Finder:
                 of[pid] = _inode(f"/proc/{pid}/ns/net")
                 if of[pid] == inum:
                     vouched[inum] = pid
+        if self._pids.keys() - vouched.keys():
+            # A namespace lost its process: another may have moved into it since we looked.
+            of = {pid: _inode(f"/proc/{pid}/ns/net") for pid in pids}
+            vouched = {inum: pid for inum, pid in vouched.items() if of.get(pid) == inum}
+            for pid, inum in of.items():
+                if inum is not None:
+                    vouched.setdefault(inum, pid)
+            self._of = of
         self._pids = vouched
 
     def _name(self, inum: int, mounted: Optional[str]) -> str:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -138,3 +139,34 @@ def test_local_addresses() -> None:
         for address in mine:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             assert socket.inet_ntop(family, socket.inet_pton(family, address)) == address
+
+
+@pytest.mark.kernel
+def test_a_namespace_stays_found_when_a_visitor_leaves_before_its_owner_is_seen() -> None:
+    finder = netns.Finder()
+    code = "import ctypes,sys\nsys.stdin.readline()\nctypes.CDLL(None).unshare(0x40000000)\n"
+    code += "print(1, flush=True)\nsys.stdin.readline()"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    try:
+        finder.find()  # the owner is known, still in our namespace
+        owner.stdin.write("\n")
+        owner.stdin.flush()
+        owner.stdout.readline()
+        path = f"/proc/{owner.pid}/ns/net"
+        inum = os.stat(path).st_ino
+        visitor = subprocess.Popen(["nsenter", f"--net={path}", "sleep", "60"])
+        while os.stat(f"/proc/{visitor.pid}/ns/net").st_ino != inum:
+            time.sleep(0.01)
+        assert inum in {space.inum for space in finder.find()}
+        visitor.kill()
+        visitor.wait()
+        for _ in range(10):
+            assert inum in {space.inum for space in finder.find()}
+    finally:
+        owner.kill()
+        owner.wait()
+    assert inum not in {space.inum for space in finder.find()}
