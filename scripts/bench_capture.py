@@ -15,6 +15,7 @@ import socket
 import statistics
 import subprocess
 import sys as python
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -296,17 +297,15 @@ def _ctrace(node: Node) -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def _conntrack(node: Node) -> Iterator[Callable[[], int]]:
-    log = Path(f"/tmp/ctrace-bench-{os.getpid()}")
-    with log.open("wb") as out:
+    with tempfile.NamedTemporaryFile() as out:
         child = node.start(["conntrack", "-E", "-e", "NEW,DESTROY"], stdout=out,
                            stderr=subprocess.DEVNULL)  # fmt: skip
         time.sleep(0.3)
         try:
-            yield lambda: log.read_bytes().count(b"[NEW]")
+            yield lambda: Path(out.name).read_bytes().count(b"[NEW]")
         finally:
             child.kill()
             child.wait()
-            log.unlink()
 
 
 def flows() -> list[Row]:

@@ -15,6 +15,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.capture import sys
+from ctrace.capture.percpu import online_cpus
 from ctrace.capture.timing import STACK_DEPTH, Objects, addresses
 from ctrace.model.perf import Stack
 
@@ -24,30 +25,18 @@ FREQUENCY: Final = 1 << 10
 """perf_event_attr: sample_period is a frequency."""
 
 
-def online_cpus() -> list[int]:
-    """CPUs that can run something now."""
-    cpus: list[int] = []
-    with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
-        for part in file.read().strip().split(","):
-            first, _, last = part.partition("-")
-            cpus.extend(range(int(first), int(last or first) + 1))
-    return cpus
-
-
 class Sampler:
     """Samples every CPU ``hertz`` times a second until closed. Raises BpfError."""
 
     def __init__(self, objects: Objects, hertz: int) -> None:
         self._objects = objects
-        self.hertz = hertz
-        self.cpus = online_cpus()
         self._events: list[int] = []
         prog = objects.load("on_clock", sys.ProgType.PERF_EVENT)
         # type SOFTWARE, size, config CPU_CLOCK, sample_freq; then flags
         attr = bytearray(128)
         struct.pack_into("<IIQQQQQ", attr, 0, 1, 128, 0, hertz, 0, 0, FREQUENCY)
         try:
-            for cpu in self.cpus:
+            for cpu in online_cpus():
                 event = sys.perf_event_open(bytes(attr), -1, cpu)
                 self._events.append(event)
                 fcntl.ioctl(event, SET_BPF, prog)
