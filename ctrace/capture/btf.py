@@ -8,6 +8,7 @@ type becomes a Python object only when it is asked for. 130 000 types take about
 from __future__ import annotations
 
 import struct
+import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Final, Optional
 
 import numpy as np
 
+from ctrace.capture import kept
 from ctrace.errors import CtraceError
 
 KERNEL: Final = Path("/sys/kernel/btf")
@@ -63,7 +65,7 @@ class Btf:
         self._strings = data[start : start + str_len]
         start = header + type_off
         self._words = np.frombuffer(data, np.uint32, type_len // 4, start)
-        self._place = _walk(data[start : start + type_len])
+        self._place = _places(data[start : start + type_len])
         self._kinds = (self._words[self._place + 1] >> 24) & 31
         self._names = self._words[self._place]
         self.count: int = self._first + len(self._place)
@@ -230,11 +232,21 @@ class Btf:
             at = self._strings.find(needle, at + 1)
 
 
-def _walk(types: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _places(types: bytes) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """Where each type starts, in 32-bit words; kept, for the walk is what takes the time."""
+    name = kept.name("btf", zlib.crc32(types).to_bytes(4, "little"), kept.this_kernel())
+    data = kept.load(name)
+    if data is None:
+        data = _walk(types).tobytes()
+        kept.store(name, data)
+    return np.frombuffer(data, np.int32)
+
+
+def _walk(types: bytes) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     """Where each type starts, in 32-bit words: the one loop over all types."""
     words = memoryview(types).cast("I")
     fixed, each = _FIXED, _EACH
-    places = array("q")
+    places = array("i")
     add = places.append
     at, end = 0, len(words)
     while at < end:
@@ -242,7 +254,7 @@ def _walk(types: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         info = words[at + 1]
         kind = (info >> 24) & 31
         at += 3 + fixed[kind] + each[kind] * (info & 0xFFFF)
-    return np.frombuffer(places, np.int64)
+    return np.frombuffer(places, np.int32)
 
 
 @cache

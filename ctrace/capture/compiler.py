@@ -10,13 +10,11 @@ the C code names map *i* by the fake descriptor ``MAP_BASE + i``, which
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Final, Optional
 
 import numpy as np
 
+from ctrace.capture import kept
 from ctrace.errors import CtraceError
 
 MAP_BASE: Final = 1_000_001
@@ -32,9 +31,6 @@ MAP_BASE: Final = 1_000_001
 _LD_IMM64: Final = 0x18
 _PSEUDO_MAP_FD: Final = 1
 _PSEUDO_MAP_VALUE: Final = 2
-
-KEPT: Final = 32
-"""Compilations of one source that are kept: filters and kernels make new ones."""
 
 Instructions = Mapping[str, bytes]
 """Program name to its unlinked instructions."""
@@ -58,14 +54,26 @@ def compile_programs(
     Raises CtraceError with the compiler's first error, or when BCC is missing.
     """
     cflags = [f"-I{source_dir()}"] + [f"-D{name}={value}" for name, value in defines.items()]
-    path = _cache_path(source, programs, cflags)
-    cached = _load(path) if path else None
+    files = (source_dir() / source, *sorted(source_dir().rglob("*.h")))
+    name = kept.name(
+        Path(source).stem,
+        *(part.encode() for part in (*cflags, *programs, _compiler_identity())),
+        *(file.read_bytes() for file in files),
+    )
+    cached = _decoded(kept.load(name))
     if cached is not None:
         return cached
     made = _compile(source, programs, cflags)
-    if path:
-        _store(path, made)
+    text = json.dumps({name: base64.b64encode(code).decode() for name, code in made.items()})
+    kept.store(name, text.encode())
     return made
+
+
+def _decoded(text: Optional[bytes]) -> Optional[Instructions]:
+    try:
+        return {name: base64.b64decode(code) for name, code in json.loads(text or b"").items()}
+    except ValueError:
+        return None
 
 
 def link(instructions: bytes, maps: Sequence[int]) -> bytes:
@@ -128,37 +136,6 @@ def _child() -> None:
     json.dump(code, sys.stdout)
 
 
-# -- the cache ---------------------------------------------------------------------------
-
-
-def _cache_dir() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/cache/ctrace")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "ctrace"
-
-
-def _cache_path(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Optional[Path]:
-    """Where this compilation is kept; None when no directory is safe to trust."""
-    directory = _cache_dir()
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.lstat()
-    except OSError:
-        return None
-    # Whoever can write here can choose what the kernel runs: only the owner may.
-    if not os.path.isdir(directory) or directory.is_symlink():
-        return None
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        return None
-    digest = hashlib.sha256()
-    for part in (*cflags, *programs, source, _compiler_identity()):
-        digest.update(part.encode() + b"\0")
-    for file in (source_dir() / source, *sorted(source_dir().rglob("*.h"))):
-        digest.update(file.read_bytes())
-    return directory / f"{Path(source).stem}-{digest.hexdigest()[:32]}.json"
-
-
 def _compiler_identity() -> str:
     """BCC's version as its installation says it, without importing it."""
     for root in sys.path:
@@ -167,36 +144,6 @@ def _compiler_identity() -> str:
             found = re.search(r"__version__ = '([^']*)'", version.read_text())
             return found.group(1) if found else str(version.stat().st_mtime_ns)
     return "none"
-
-
-def _load(path: Path) -> Optional[Instructions]:
-    try:
-        with path.open(encoding="ascii") as file:
-            if os.fstat(file.fileno()).st_uid != os.geteuid():
-                return None
-            found = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return {name: base64.b64decode(code) for name, code in found.items()}
-
-
-def _store(path: Path, made: Instructions) -> None:
-    """Atomic, so a reader never sees half a file; a full disk only costs the next start."""
-    text = json.dumps({name: base64.b64encode(code).decode() for name, code in made.items()})
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
-        os.replace(temporary, path)
-        same = sorted(path.parent.glob(f"{path.stem.split('-')[0]}-*.json"), key=_age)
-        for old in same[:-KEPT]:
-            old.unlink(missing_ok=True)
-    except OSError:
-        return
-
-
-def _age(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 if __name__ == "__main__":

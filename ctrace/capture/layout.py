@@ -9,6 +9,7 @@ the change decides, never a version number.
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Optional
 
-from ctrace.capture import btf
+from ctrace.capture import btf, kept
 from ctrace.errors import CtraceError
 
 # define: (struct, member path). Names say the struct first.
@@ -147,13 +148,19 @@ def running() -> Layout:
 
     Raises CtraceError when it has no BTF, or no conntrack in it.
     """
+    name = kept.name("layout", kept.this_kernel(), Path(__file__).read_bytes())
+    known = kept.load(name)
+    if known is not None:
+        return Layout(json.loads(known))
     kernel = btf.kernel()
     if kernel is None:
         raise CtraceError(
             "this kernel has no BTF (/sys/kernel/btf/vmlinux), which the BPF hooks need: "
             "use --hooks netlink, or a kernel built with CONFIG_DEBUG_INFO_BTF"
         )
-    return from_btf(kernel, btf.kernel("nf_conntrack"), hz=ticks_per_second())
+    found = from_btf(kernel, btf.kernel("nf_conntrack"), hz=ticks_per_second())
+    kept.store(name, json.dumps(found.defines).encode())
+    return found
 
 
 def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250) -> Layout:
@@ -279,6 +286,17 @@ def _functions() -> dict[str, tuple[int, int]]:
     kallsyms lists the core kernel by address, so the next line with a higher address
     is a function's end; modules need not be sorted, so the nearest of a few is taken.
     """
+    name = kept.name("functions", kept.this_boot(), Path(__file__).read_bytes())
+    known = kept.load(name)
+    if known is not None:
+        return {name: (start, end) for name, (start, end) in json.loads(known).items()}
+    found = _listed()
+    if found:  # hidden addresses may be shown another time
+        kept.store(name, json.dumps(found).encode())
+    return found
+
+
+def _listed() -> dict[str, tuple[int, int]]:
     text = Path("/proc/kallsyms").read_bytes()
     result: dict[str, tuple[int, int]] = {}
     for name in _STACK_FUNCTIONS:
