@@ -7,6 +7,7 @@ seconds after they began, tells it now: bounded work, about a microsecond each.
 
 from __future__ import annotations
 
+from random import Random
 from typing import Final, Protocol
 
 import numpy as np
@@ -37,7 +38,7 @@ class Sampler:
 
     def __init__(self, capture: Looks, seed: int = 1) -> None:
         self._capture = capture
-        self._random = np.random.default_rng(seed)
+        self._random = Random(seed)  # numpy's would cost the start its import
         self._waiting: list[list[Events]] = [[] for _ in AGES]
         self._asked: Events | None = None
         self._room = SAMPLE
@@ -59,8 +60,8 @@ class Sampler:
         if len(inserts) and self._room > 0 and self._works:
             count = min(self._room, len(inserts))
             self._room -= count
-            chosen = self._random.choice(inserts, count, replace=False)
-            self._waiting[0].append(events[np.sort(chosen)])
+            chosen = sorted(self._random.sample(range(len(inserts)), count))
+            self._waiting[0].append(events[inserts[chosen]])
         return events
 
     def look(self, now: int) -> None:

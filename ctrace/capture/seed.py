@@ -14,6 +14,8 @@ end of the dump.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import numpy.typing as npt
 
@@ -62,5 +64,5 @@ def _identity(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return hashed
 
 
-_ODD = np.random.default_rng().integers(0, 2**63, 10, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_ODD = np.frombuffer(os.urandom(80), np.uint64) | np.uint64(1)
 """Random multipliers: nobody who chooses his own ports can choose collisions."""
