@@ -1,0 +1,377 @@
+"""Recordings of real traffic, held against the kernel's own counters and the live screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ctrace
+from ctrace.capture import open_live
+from ctrace.filters import Filter
+from ctrace.host import ctnetlink
+from ctrace.lab import Lab, Node
+from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
+from ctrace.model.model import Model
+from ctrace.model.snapshot import GROUPS, Snapshot
+from ctrace.record import Kind, join
+from ctrace.trace import facts
+from ctrace.trace.replay import ReplayFeed
+from ctrace.trace.writer import Writer
+
+pytestmark = pytest.mark.kernel
+CTRACE = [sys.executable, "-m", "ctrace"]
+ROOM = 400
+"""Places that the tests leave free in a table."""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
+
+
+def pair(lab: Lab) -> tuple[Node, Node, str]:
+    """Two namespaces, the first of them tracked, and the second's address."""
+    here, there = lab.namespace("here", track=True), lab.namespace("there")
+    _, target = lab.link(here, there)
+    return here, there, target
+
+
+def fill_up(node: Node, room: int) -> None:
+    """Leave this many places in the namespace's table; the host's limit stays as it is."""
+    limit = int(node.sysctl("net.netfilter.nf_conntrack_max"))
+    assert limit, "no limit, so no table can be full"
+    ctnetlink.fill(node.path, limit - room - node.count(), timeout=3600)
+
+
+class Running:
+    """A command, and what it says."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [*CTRACE, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert self.process.stderr is not None
+        assert self.process.stdout is not None
+        self.said = b""
+
+    def until(self, words: bytes, timeout: float = 60.0) -> None:
+        """Wait until it has said this on standard error."""
+        deadline = time.monotonic() + timeout
+        assert self.process.stderr is not None
+        while words not in self.said:
+            assert time.monotonic() < deadline, self.said
+            if select.select([self.process.stderr], [], [], 0.1)[0]:
+                more = os.read(self.process.stderr.fileno(), 1 << 16)
+                assert more, self.said
+                self.said += more
+
+    def frame(self) -> dict[str, Any]:
+        """The next JSON line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()[1]
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def end(self, how: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal; the exit status."""
+        self.process.send_signal(how)
+        self.said += self.process.communicate(timeout=60)[1]
+        return self.process.returncode
+
+
+@contextmanager
+def running(*arguments: object) -> Iterator[Running]:
+    one = Running(*arguments)
+    try:
+        yield one
+    finally:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.communicate()
+
+
+def report(path: Path, *options: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [*CTRACE, "report", str(path), "-o", "json", "--limit", "1000", *options],
+        capture_output=True, check=True, timeout=120,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def kinds(path: Path) -> Counter[int]:
+    """How many records of each kind are in the file."""
+    found: Counter[int] = Counter()
+    with ctrace.open(str(path)) as recording:
+        for batch in recording:
+            found.update(batch.events["kind"].tolist())
+            assert batch.lost == 0
+    return found
+
+
+def by_key(data: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    names = ("inserts", "destroys", "held", "drops")
+    return {one["key"]: tuple(one[name] for name in names) for one in data["culprits"]}
+
+
+def incident(here: Node, there: Node, target: str) -> int:
+    """Connections, look-ups, deletions, then one-way flows until the table refuses them."""
+    with tcp_server(there, 8063), udp_server(there, 53):
+        tcp_connections(here, (target, 8063), 60)
+        udp_flows(here, (target, 53), 80, first_port=30000)
+        here.run(["conntrack", "-D", "-p", "udp", "--dport", "53"])
+        return len(udp_flows(here, (target, 8125), 800, first_port=40000).refused)
+
+
+@pytest.mark.parametrize("hooks", [[], ["--hooks", "netlink"]], ids=["best", "netlink"])
+def test_a_recording_beside_the_screen_says_what_the_kernel_and_the_screen_say(
+    lab: Lab, tmp_path: Path, hooks: list[str]
+) -> None:
+    """A table that fills up and refuses, recorded and watched at the same time."""
+    here, there, target = pair(lab)
+    fill_up(here, ROOM)
+    path, only = tmp_path / "a.data", ["--netns", str(here.inum), *hooks]
+    with (
+        running("record", "-o", path, *only) as record,
+        running("top", "0.5", "-o", "json", "--limit", "1000", *only) as top,
+    ):
+        record.until(b"recording to")
+        top.frame()
+        before, held = here.stats(), here.count()
+        refused = incident(here, there, target)
+        after, kept = here.stats(), here.count()
+        live = top.frame()
+        while live["totals"]["drop"] < refused or live["tables"][0]["count"] != kept:
+            live = top.frame()
+        for _ in range(2):
+            live = top.frame()
+        assert top.end(signal.SIGTERM) == 143
+        assert record.end() == 0
+        assert b"stopped by a signal" in record.said
+    again = report(path)
+    assert refused > 100
+    assert after["drop"] - before["drop"] == refused
+    for data in (live, again):
+        totals = data["totals"]
+        assert data["lost"] == 0
+        assert totals["drop"] == refused
+        assert totals["early_drop"] == after["early_drop"] - before["early_drop"]
+        assert totals["insert"] - totals["destroy"] == kept - held
+        assert totals["deleted"] == 80
+        assert data["tables"][0]["count"] == kept
+    assert again["totals"] == live["totals"]
+    assert by_key(again) == by_key(live)
+    assert again["victims"] == live["victims"] or hooks
+    found = kinds(path)
+    assert found[Kind.INSERT] == live["totals"]["insert"]
+    assert found[Kind.DESTROY] == live["totals"]["destroy"]
+    assert found[Kind.DROP] == (0 if hooks else refused)
+
+
+@pytest.mark.slow
+def test_a_replay_shows_what_the_screen_showed_at_every_moment(lab: Lab, tmp_path: Path) -> None:
+    """Field by field: one source through a model and into a file, and the file replayed."""
+    here, there, target = pair(lab)
+    fill_up(here, ROOM)
+    path = str(tmp_path / "a.data")
+    source = open_live(Filter(netns=here.inum), sample=True)
+    live: list[tuple[int, list[Snapshot]]] = []
+    try:
+        head = facts.header(source)
+        model = Model(head.hooks, head.clock, head.started, host=head.host)
+        traffic = threading.Thread(target=incident, args=(here, there, target))
+        with Writer(path, head) as writer:
+            traffic.start()
+            for batch in source.batches(0.25):
+                writer.write(batch)
+                model.update(batch)
+                live.append((batch.until, [model.snapshot(group=group) for group in GROUPS]))
+                if not traffic.is_alive() and len(live) > 20:
+                    break
+        traffic.join()
+    finally:
+        source.close()
+    assert live[-1][1][0].totals.drop > 100
+    with ctrace.open(path) as recording:
+        again = Model(head.hooks, head.clock, head.started, host=head.host)
+        for (until, shown), batch in zip(live, recording, strict=True):
+            again.update(batch)
+            assert batch.until == until
+            assert [again.snapshot(group=group) for group in GROUPS] == shown
+    with ctrace.open(path) as recording:
+        feed = ReplayFeed(recording, paused=True)
+        pair_at = GROUPS.index("pair")
+        for until, shown in (live[-1], live[3], live[len(live) // 2]):
+            feed.seek(head.clock.utc(until) / 1e9)
+            assert feed.settle()
+            latest = feed.latest()
+            assert latest is not None
+            assert replace(latest, culprits=latest.culprits[:5]) == replace(
+                shown[pair_at], culprits=shown[pair_at].culprits[:5]
+            )
+        feed.close()
+        assert feed.error is None
+
+
+@pytest.mark.slow
+def test_a_flight_recorder_keeps_what_surrounds_a_full_table(lab: Lab, tmp_path: Path) -> None:
+    """Calm, refusals, calm: the calm far from the refusals leaves the disk."""
+    here, _, target = pair(lab)
+    where = tmp_path / "ring"
+    with running(
+        "record", "-o", where, "--netns", here.inum, "--ring", "64M", "--trigger", "drop",
+        "--before", "3s", "--after", "2s",
+    ) as record:  # fmt: skip
+        record.until(b"recording to")
+        begun = time.time()
+        calm = 0
+        while time.time() < begun + 8:
+            calm += len(udp_flows(here, (target, 53), 10, first_port=20000 + calm).flows)
+            time.sleep(0.2)
+        early = sum(path.stat().st_size for path in where.iterdir())
+        fill_up(here, 20)
+        before, first = here.stats()["drop"], time.time()
+        refused = len(udp_flows(here, (target, 8125), 300, first_port=40000).refused)
+        last = time.time()
+        ctnetlink.flush(here.path)
+        while time.time() < last + 8:
+            calm += len(udp_flows(here, (target, 53), 10, first_port=20000 + calm).flows)
+            time.sleep(0.2)
+        assert record.end() == 0
+    assert early < 64 << 20
+    assert refused == here.stats()["drop"] - before > 200
+    kept = sorted(where.iterdir())
+    assert kept
+    assert all(path.name.endswith(".kept.ctrace") for path in kept)
+    data = report(where)
+    assert data["totals"]["drop"] == refused
+    assert len(data["drop_bursts"]) == 1
+    with ctrace.open(str(where)) as recording:
+        start, end = (recording.clock.utc(t) / 1e9 for t in (recording.started, recording.until))
+        ports = Counter[int]()
+        for batch in recording:
+            fresh = batch.events[batch.events["kind"] == Kind.INSERT]
+            ports.update(fresh["dport"].tolist())
+    # All that was asked for, and a segment of a second more at most at either end, and the
+    # time that filling the table and the recorder's own clockwork take.
+    assert begun + 1 < start < first - 2
+    assert last + 1 < end < last + 6
+    assert 0 < ports[53] < calm
+
+
+def test_a_calm_flight_recorder_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    here, _, target = pair(lab)
+    where = tmp_path / "ring"
+    with running(
+        "record", "-o", where, "--netns", here.inum, "--trigger", "fill=90", "--before", "2s"
+    ) as record:
+        record.until(b"recording to")
+        for turn in range(8):
+            udp_flows(here, (target, 53), 10, first_port=20000 + turn * 10)
+            time.sleep(0.5)
+        assert record.end(signal.SIGTERM) == 0
+    assert list(where.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_keep_forgets_what_is_older(lab: Lab, tmp_path: Path) -> None:
+    here, _, target = pair(lab)
+    where = tmp_path / "ring"
+    with running("record", "-o", where, "--netns", here.inum, "--keep", "4s") as record:
+        record.until(b"recording to")
+        begun = time.time()
+        sent = 0
+        while time.time() < begun + 12:
+            sent += len(udp_flows(here, (target, 53), 10, first_port=20000 + sent).flows)
+            time.sleep(0.2)
+        assert record.end() == 0
+    with ctrace.open(str(where)) as recording:
+        assert recording.clock.utc(recording.started) / 1e9 > begun + 4
+        old = [int((batch.events["kind"] == Kind.EXISTING).sum()) for batch in recording]
+    # What was alive when the oldest segment began is told, though its insert is forgotten.
+    assert old[0] > 0
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_however_it_ends_the_file_is_readable_and_nothing_is_left(
+    lab: Lab, tmp_path: Path, how: str
+) -> None:
+    here, _, target = pair(lab)
+    path = tmp_path / "a.data"
+    with running("record", "-o", path, "--netns", here.inum) as record:
+        record.until(b"recording to")
+        sent = len(udp_flows(here, (target, 8125), 500).flows)
+        deadline = time.monotonic() + 60
+        seen = 0
+        while seen < sent:  # also while it is being written
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            with ctrace.open(str(path)) as recording:
+                assert recording.writing
+                seen = sum(int((b.events["kind"] == Kind.INSERT).sum()) for b in recording)
+        udp_flows(here, (target, 8125), 50, first_port=50000)
+        status = record.end(signal.Signals[how])
+    assert status == (-signal.SIGKILL if how == "SIGKILL" else 0)
+    assert b"Traceback" not in record.said
+    with ctrace.open(str(path)) as recording:
+        assert not recording.writing
+        found = join([batch.events for batch in recording])
+        assert recording.ended == (None if how == "SIGKILL" else "stopped by a signal")
+        assert recording.missing.truncated == (how == "SIGKILL")
+        assert not recording.missing.events
+    inserted = int((found["kind"] == Kind.INSERT).sum())
+    assert inserted >= sent if how == "SIGKILL" else inserted == sent + 50
+    assert [one.name for one in tmp_path.iterdir()] == ["a.data"]
+    done = subprocess.run(
+        [*CTRACE, "report", str(path)], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert b"udp/8125" in done.stdout
+
+
+def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
+    """A file system of its own, in a mount namespace of its own."""
+    here, _, target = pair(lab)
+    where, kept = tmp_path / "disk", tmp_path / "kept.data"
+    where.mkdir()
+    command = " ".join([*CTRACE, "record", "-o", f"{where}/a.data", "--netns", str(here.inum)])
+    script = (
+        f"mount -t tmpfs -o size=64k none {where} && {command}; status=$?; "
+        f"cp {where}/a.data {kept}; exit $status"
+    )
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        turn = 0
+        while process.poll() is None and turn < 200:
+            udp_flows(here, (target, 8125), 300, first_port=10_000 + turn % 100 * 300)
+            turn += 1
+        said = process.communicate(timeout=30)[1].decode().splitlines()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1, said
+    line = said[-1]
+    assert "No space left on device; the recording ends here and keeps its" in line
+    assert not any("Traceback" in one for one in said)
+    found = kinds(kept)
+    assert f"keeps its {sum(found.values()):,} events" in line
+    assert found[Kind.INSERT] > 0
+    assert list(where.iterdir()) == []
