@@ -85,6 +85,13 @@ class Group:
         self.distinct = max(self.n, coarse.table.distinct() if self.floor else 0)
         """Keys ever seen, shown or not: estimated once any were turned away."""
 
+    def refused(self, high: np.uint64, low: np.uint64, meta: np.uint64) -> Optional[float]:
+        """Which share of a key's new flows was refused, since the start; None if unknown."""
+        key = self.key
+        at = np.flatnonzero((key[:, 1] == low) & (key[:, 0] == high) & (key[:, 2] == meta))
+        drops, inserts = (float(self.sums[name][at].sum()) for name in ("drops", "inserts"))
+        return drops / (drops + inserts) if drops + inserts else None
+
     # -- collecting -----------------------------------------------------------
 
     def _collect(self) -> tuple[npt.NDArray[np.uint64], Rows, Rows]:

@@ -12,7 +12,7 @@ from ctrace.errors import UsageError
 from ctrace.model import causes
 from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
-from ctrace.model.keys import I64, TIME_SHIFT, WINDOW, Window, key_hash, window
+from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
 from ctrace.model.levels import Details, Levels
 from ctrace.model.pairing import Births, identity
 from ctrace.model.scatter import Rows
@@ -205,7 +205,7 @@ class Model:
         counted_here = self._tables.counted()
         totals = self._tables.totals() if counted_here and not filter_text else self._seen()
         rates = self._rates if counted_here and not filter_text else self._event_rates
-        victims = self._victims.view(VICTIMS_SHOWN, self._owners, self._tables.name, self._tried)
+        victims = self._victims.view(VICTIMS_SHOWN, self._owners, self._tables.name, self._refused)
         return Snapshot(
             ts=self._clock.utc(self._until),
             host=self._host,
@@ -261,15 +261,13 @@ class Model:
             )  # fmt: skip
         return found
 
-    def _tried(self, key: bytes) -> Optional[int]:
-        """Entries that a victim's source opened to the same service."""
-        words = np.frombuffer(key, np.uint64)
-        table = self._levels.pair.table
-        table.drain()
-        row = int(table.find(key_hash(words[0:1], words[1:2], words[4:5]))[0])
-        if not row:
-            return None if table.floor else 0
-        return int(table.counters["inserts"][row])
+    def _refused(self, key: bytes) -> tuple[Optional[float], Optional[float]]:
+        """Which share of a victim's new flows was refused: of all, and of those to the service."""
+        high, low, _, _, meta = np.frombuffer(key, np.uint64)
+        return (
+            self._group("src").refused(high, low, meta & NETNS_MASK),
+            self._group("pair").refused(high, low, meta),
+        )
 
     def _facts(self, tables: tuple[Table, ...], totals: Counted, rates: Rates
                ) -> causes.Facts:  # fmt: skip

@@ -218,7 +218,10 @@ class Victim:
     """New flows refused because the table was full."""
     drop_per_s: float = 0.0
     share_of_new: Optional[float] = None
-    """Refused over tried (refused + inserted), since the start."""
+    """Share of the source's new flows, to any service, that was refused since the start:
+    refused over refused + inserted. A packet sent again counts again."""
+    share_of_service: Optional[float] = None
+    """The same of its new flows to this service."""
     evicted: int = 0
     """Its entries that early_drop removed."""
     failed: int = 0

@@ -133,16 +133,19 @@ class Victims:
         limit: int,
         owners: Mapping[int, Owner],
         netns_name: Callable[[int], str],
-        tried: Callable[[bytes], Optional[int]],
+        refused: Callable[[bytes], tuple[Optional[float], Optional[float]]],
     ) -> tuple[Victim, ...]:
         """The worst first: by refusals, then evictions, then failures.
 
-        ``tried`` tells how many entries the source opened to the service.
+        ``refused`` tells which share of the source's new flows was refused: of all of
+        them, and of those to the service.
         """
         rows = sorted(
             self._rows.items(), key=lambda item: (-item[1][0], -item[1][1], -item[1][2], item[0])
         )
-        return tuple(self._victim(key, row, owners, netns_name, tried) for key, row in rows[:limit])
+        return tuple(
+            self._victim(key, row, owners, netns_name, refused) for key, row in rows[:limit]
+        )
 
     def _victim(
         self,
@@ -150,7 +153,7 @@ class Victims:
         row: list[Any],
         owners: Mapping[int, Owner],
         netns_name: Callable[[int], str],
-        tried: Callable[[bytes], Optional[int]],
+        refused: Callable[[bytes], tuple[Optional[float], Optional[float]]],
     ) -> Victim:
         drops, evicted, failed, error, owner, raw = row
         record = np.frombuffer(raw, RECORD)[0]
@@ -158,8 +161,7 @@ class Victims:
         src, dst = address_text(record["src"]), address_text(record["dst"])
         port = int(record["dport"]) if proto in PORTED else 0
         name = proto_name(proto)
-        inserts = tried(key)
-        share = drops / (drops + inserts) if inserts is not None and drops + inserts else None
+        of_source, of_service = refused(key)
         where = f"{bracket(dst)}:{port}" if proto in PORTED else dst
         return Victim(
             key=f"{name} {src} -> {where}",
@@ -171,7 +173,8 @@ class Victims:
             netns_name=netns_name(netns),
             drops=drops,
             drop_per_s=self._rates.get(key, 0.0),
-            share_of_new=share,
+            share_of_new=of_source,
+            share_of_service=of_service,
             evicted=evicted,
             failed=failed,
             error=error,

@@ -200,6 +200,7 @@ def test_victims_and_their_share() -> None:
     trace.flows(np.linspace(0, 1, 75), 0.1, 60)
     trace.drops(np.linspace(0, 1, 25), direction=2, owner=PID)
     trace.failures(np.array([0.5]), proto=17, dport=53)
+    trace.flows(np.linspace(0, 1, 100), 0.1, 60, dport=443, dst="10.0.0.8")
     m = model()
     m.update(Batch(empty(), START, names=Names(owners={PID: Owner(PID, "curl")})))
     feed(m, trace, 1)
@@ -207,7 +208,8 @@ def test_victims_and_their_share() -> None:
     assert first.key == "tcp 10.0.0.7 -> 10.0.0.9:8063"
     assert first.drops == 25
     assert first.drop_per_s == pytest.approx(25, rel=0.1)
-    assert first.share_of_new == pytest.approx(0.25)
+    assert first.share_of_new == pytest.approx(25 / 200)  # of all that the source tried
+    assert first.share_of_service == pytest.approx(25 / 100)
     assert first.owner is not None
     assert first.owner.comm == "curl"
     assert (second.failed, second.drops) == (1, 0)
