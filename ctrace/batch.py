@@ -30,6 +30,8 @@ class HookInfo:
     """Whether early_drop's evictions are told from other deletions."""
     owners: bool = True
     """Whether the process that opened a local flow is captured."""
+    note: str = ""
+    """What stood against the families above this one; empty when none is, or it was asked for."""
 
 
 @dataclass(frozen=True)

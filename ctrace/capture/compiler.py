@@ -107,16 +107,18 @@ def _compile(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Ins
         check=False,
     )
     if done.returncode:
-        raise CtraceError(_reason(done.stderr))
+        raise CtraceError(_reason(done.stderr, done.returncode))
     return {name: base64.b64decode(code) for name, code in json.loads(done.stdout).items()}
 
 
-def _reason(stderr: str) -> str:
+def _reason(stderr: str, status: int) -> str:
     if "No module named 'bcc'" in stderr:
         return (
             "BCC is not installed: install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
             "(Fedora, RHEL), or use --hooks netlink"
         )
+    if status < 0:
+        return f"BCC was killed by signal {-status} while it compiled the hooks"
     lines = [line for line in stderr.splitlines() if line.strip()]
     first = next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
     return f"BCC cannot compile the hooks: {first.strip()}"

@@ -7,6 +7,7 @@ import resource
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, Optional, Protocol, cast
 
 import numpy as np
@@ -71,24 +72,31 @@ FAMILIES: Final[dict[str, _Opener]] = {
 """The ladder, from the top."""
 
 
-def open_capture(wanted: Filter, hooks: Optional[str], ring_bytes: int) -> Capture:
+def open_capture(wanted: Filter, hooks: Optional[str], ring_bytes: int) -> tuple[Capture, str]:
     """The first family of the ladder that holds, or the one asked for.
 
-    Raises UsageError for an unknown name, CtraceError when nothing holds.
+    With what stood against the families above it, as one sentence; empty when none is
+    better or this one was asked for. Raises UsageError for an unknown name, CtraceError
+    when nothing holds.
     """
     if hooks is not None and hooks not in FAMILIES:
         raise UsageError(f"unknown hook family {hooks!r}: one of {', '.join(FAMILIES)}")
-    reasons = []
+    against: dict[str, list[str]] = {}
     for name in [hooks] if hooks else FAMILIES:
         try:
-            return FAMILIES[name](wanted, ring_bytes)
+            return FAMILIES[name](wanted, ring_bytes), _against(against)
         except (CtraceError, ImportError) as error:
             if hooks:
                 raise CtraceError(f"--hooks {name} does not work here: {error}") from error
-            reasons.append(f"{name}: {error}")
+            against.setdefault(str(error), []).append(name)
     if os.geteuid() != 0:
         raise CtraceError("tracing needs root: run it with sudo")
-    raise CtraceError("no hook family works here: " + "; ".join(reasons))
+    raise CtraceError(f"no hook family works here: {_against(against)}")
+
+
+def _against(reasons: dict[str, list[str]]) -> str:
+    """The reason nearest to the family in use first: it is the one to mend."""
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in reversed(reasons.items()))
 
 
 def open_live(
@@ -105,9 +113,9 @@ def open_live(
     ``sample`` adds SAMPLED records of a few young entries each second.
     Raises CtraceError (UsageError for an unknown family).
     """
-    capture = open_capture(wanted, hooks, ring_bytes or _ring_bytes())
+    capture, note = open_capture(wanted, hooks, ring_bytes or _ring_bytes())
     try:
-        return LiveSource(capture, wanted, seed=seed, sample=sample)
+        return LiveSource(capture, wanted, seed=seed, sample=sample, note=note)
     except BaseException:
         capture.close()
         raise
@@ -123,8 +131,10 @@ class LiveSource:
         *,
         seed: bool = True,
         sample: bool = False,
+        note: str = "",
     ) -> None:
         self._capture = capture
+        self._note = note
         looks = sample and not wanted.kinds and hasattr(capture, "look")
         sampler = Sampler(cast("Looks", capture)) if looks else None
         self._wanted = wanted
@@ -144,7 +154,7 @@ class LiveSource:
     @property
     def hooks(self) -> HookInfo:
         """The family in use; its blind spots may grow as namespaces appear."""
-        return self._capture.info
+        return replace(self._capture.info, note=self._note)
 
     def batches(self, interval: float) -> Iterator[Batch]:
         """A batch every ``interval`` seconds; the first brings the entries already there."""
@@ -208,7 +218,7 @@ class LiveSource:
         taken = self._poller.take()
         window = in_order(taken.parts)
         window = window[window["ts"] >= self.started]
-        return [seed_rows(existing, window, self.started), window], taken.lost
+        return [self._seeded(existing, window, self.started), window], taken.lost
 
     def _newcomers(self) -> tuple[list[Events], int]:
         """Follow the namespaces; what was in the tables of new ones before we came.
@@ -217,7 +227,7 @@ class LiveSource:
         """
         at = _boot()
         fresh = self._follow()
-        global_hooks = self._capture.info.family in ("fentry", "kprobe")
+        global_hooks = self.hooks.family in ("fentry", "kprobe")
         if not fresh or not self._seed or global_hooks:
             return [], 0
         existing = _dump(fresh)
@@ -226,8 +236,12 @@ class LiveSource:
         time.sleep(self._hold)
         events, lost = self._capture.poll()
         inside = np.isin(events["netns"], [space.inum for space in fresh])
-        rows = seed_rows(existing, events[inside & (events["ts"] >= at)], at)
+        rows = self._seeded(existing, events[inside & (events["ts"] >= at)], at)
         return [rows, events], lost
+
+    def _seeded(self, existing: Events, events: Events, at: int) -> Events:
+        """What was there before; ctnetlink's DESTROY carries the identity of its own dump."""
+        return seed_rows(existing, events, at, same_ids=self.hooks.family == "netlink")
 
 
 def in_order(parts: Sequence[Events]) -> Events:

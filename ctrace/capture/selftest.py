@@ -151,7 +151,7 @@ def run(hooks: Optional[str] = None, show: Callable[[Check], None] = lambda _: N
     if os.geteuid() != 0:
         raise CtraceError("the self-test makes network namespaces: run it with sudo")
     wanted = Filter(dport=PORT)
-    capture = open_capture(wanted, hooks, 1 << 20)
+    capture, _ = open_capture(wanted, hooks, 1 << 20)
     try:
         return prove(capture, wanted, show)
     finally:

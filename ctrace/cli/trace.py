@@ -77,6 +77,8 @@ def command(
     try:
         source = open_live(wanted, hooks=hooks, seed=False)
         tell(f"listening with {source.hooks.family} hooks")
+        if source.hooks.note and not source.hooks.drop_tuples:
+            tell(f"no better hooks: {source.hooks.note}")
         for blind in source.hooks.blind:
             tell(f"not seen: {blind}")
         for printed, missed in print_events(source, count, duration, as_json=output == "json"):

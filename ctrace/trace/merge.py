@@ -16,7 +16,7 @@ from ctrace.record import Events, Kind, words
 from ctrace.trace.assembly import Missing
 from ctrace.trace.meta import Header
 from ctrace.trace.reader import Recording
-from ctrace.trace.recorded import Recorded
+from ctrace.trace.recorded import Headed, Recorded
 from ctrace.trace.segments import NUMBER, SESSION, Series, open_recording
 
 HOSTS = 255
@@ -51,7 +51,7 @@ def _consecutive(recordings: Sequence[Recording]) -> bool:
     return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-class Merged:
+class Merged(Headed):
     """Several recordings on one clock, the first booted host's."""
 
     def __init__(self, recordings: Sequence[Recorded]) -> None:
@@ -90,21 +90,6 @@ class Merged:
         return total
 
     @property
-    def hooks(self) -> HookInfo:
-        """The first one's family, and what any of them could not see."""
-        return self.header.hooks
-
-    @property
-    def clock(self) -> Clock:
-        """Boot clock to UTC."""
-        return self.header.clock
-
-    @property
-    def started(self) -> int:
-        """When the first of them began."""
-        return self.header.started
-
-    @property
     def until(self) -> int:
         """When the last of them ended."""
         return max(one.until + s for one, s in zip(self._of, self._shifts, strict=True))
@@ -126,6 +111,14 @@ class Merged:
         for one in self._of:
             one.seek(utc)
 
+    def counts(self) -> Iterator[tuple[int, dict[int, Counts]]]:
+        """Counters by time, each moment with every host's last."""
+        known: dict[int, Counts] = {}
+        streams = [self._counted(i) for i in range(len(self._of))]
+        for until, _, counts in heapq.merge(*streams, key=lambda item: item[:2]):
+            known.update(counts)
+            yield until, dict(known)
+
     def rulesets(self) -> Iterator[tuple[int, str]]:
         """Every host's."""
         for i, one in enumerate(self._of):
@@ -143,12 +136,6 @@ class Merged:
         for one in self._of:
             one.close()
 
-    def __enter__(self) -> Merged:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _mapped(self, i: int, interval: float) -> Iterator[tuple[int, int, Batch]]:
         shift = self._shifts[i]
         for batch in self._of[i].batches(interval):
@@ -161,6 +148,11 @@ class Merged:
                 tables=tuple(replace(t, netns=self._netns.get(i, t.netns)) for t in batch.tables),
                 names=self._names(i, batch.names),
             )  # fmt: skip
+
+    def _counted(self, i: int) -> Iterator[tuple[int, int, dict[int, Counts]]]:
+        for until, counts in self._of[i].counts():
+            mapped = {self._netns.get(i, netns): values for netns, values in counts.items()}
+            yield until + self._shifts[i], i, mapped
 
     def _events(self, i: int, events: Events, shift: int) -> Events:
         events = words(events).copy().view(events.dtype).reshape(-1)
@@ -248,6 +240,7 @@ def _hooks(recordings: Sequence[Recorded], names: Sequence[str]) -> HookInfo:
         all(hooks.drop_tuples for hooks in all_),
         all(hooks.evictions for hooks in all_),
         all(hooks.owners for hooks in all_),
+        "; ".join(f"{host}: {one.note}" for host, one in zip(names, all_, strict=True) if one.note),
     )
 
 

@@ -333,3 +333,8 @@ def hbar(part: float, width: int) -> str:
 def plural(number: int, one: str, many: str = "") -> str:
     """``1 namespace``, ``3 namespaces``."""
     return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def nameless(family: str, refused: int) -> str:
+    """What stands where victims would, under hooks that do not see whose a refused packet was."""
+    return f"{plural(refused, 'packet')} refused; {clean(family)} hooks cannot name who is"

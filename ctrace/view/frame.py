@@ -68,9 +68,8 @@ def layout(snapshot: Snapshot, width: int, height: int) -> Layout:
         chart=0 if tall < 2 else min(10, 5 + tall // 8),
         blind=0
         if snapshot.hooks.drop_tuples
-        else min(len(snapshot.hooks.blind), 1 + tall // 4)
-        if tall >= 0
-        else 0,
+        else bool(snapshot.hooks.note)
+        + (min(len(snapshot.hooks.blind), 1 + tall // 4) if tall >= 0 else 0),
         victims=min(max(1, len(snapshot.victims)), max(1, 4 + tall // 5)),
         namespaces=min(8, tall // 5, len(snapshot.tables)) if tall >= 16 and others else 0,
         beside=width >= 160 and height >= 40,
@@ -215,9 +214,8 @@ def tables_of(snapshot: Snapshot) -> list[Table]:
 
 def victim_note(snapshot: Snapshot) -> str:
     """What stands in the place of victims when there are none to show."""
-    if snapshot.totals.drop and not snapshot.hooks.drop_tuples:
-        many = fmt.plural(snapshot.totals.drop, "packet")
-        return f"{many} dropped; {snapshot.hooks.family} cannot see whose"
+    if not snapshot.hooks.drop_tuples:
+        return fmt.nameless(snapshot.hooks.family, snapshot.totals.drop)
     if snapshot.totals.drop or snapshot.totals.early_drop:
         return "none of the dropped or evicted flows match the filter"
     return "nobody was refused, nothing was evicted"
@@ -356,7 +354,7 @@ def frame(
 ) -> Group:
     """A plain frame as a rich renderable; without a height, as tall as its content needs."""
     if height is None:
-        height = 16 + len(snapshot.culprits) + len(snapshot.victims)
+        height = 16 + len(snapshot.culprits) + len(snapshot.victims) + bool(snapshot.hooks.note)
     state = State(group=snapshot.group, sort=snapshot.sort, pane="")
     body = compose(snapshot, width, height, palette, state).lines
     if ascii_only:

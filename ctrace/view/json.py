@@ -84,6 +84,7 @@ def _hooks(snapshot: Snapshot) -> dict[str, Any]:
         "drop_tuples": hooks.drop_tuples,
         "evictions": hooks.evictions,
         "owners": hooks.owners,
+        "note": hooks.note,
     }
 
 
@@ -157,6 +158,7 @@ def _victim(victim: Victim) -> dict[str, Any]:
         "drops": victim.drops,
         "drop_per_s": _round(victim.drop_per_s),
         "share_of_new": _round(victim.share_of_new),
+        "share_of_service": _round(victim.share_of_service),
         "evicted": victim.evicted,
         "failed": victim.failed,
         "error": victim.error,

@@ -70,7 +70,7 @@ def header(
     own = f"self {fmt.share(cost.cpu + cost.kernel)} {fmt.size(cost.rss)}" if cost.rss else ""
     trust: list[list[Piece]] = [
         list(_trust(snapshot, p)),
-        [(snapshot.hooks.family, p.text)],
+        [(snapshot.hooks.family, p.text if snapshot.hooks.drop_tuples else p.warn)],
         [(f"lost {fmt.count(snapshot.lost)}", p.warn if snapshot.lost else p.dim)],
         [(own, p.dim)] if own else [],
     ]
@@ -274,12 +274,21 @@ def wrapped(text: str, width: int, most: int) -> list[str]:
 
 
 def blind_lines(snapshot: Snapshot, width: int, palette: Palette, most: int) -> list[Text]:
-    """What this hook family cannot show here."""
-    out = []
-    for text in snapshot.hooks.blind[:most]:
-        words = sentence(text, width - LABEL - 2, 1)[0]
-        out.append(line([(fmt.fit("UNSEEN", LABEL), palette.dim), (words, palette.dim)], width))
-    return out
+    """Why no better hook family is in use, and what this one cannot show here."""
+    hooks = snapshot.hooks
+    rows = [("UNSEEN", text, palette.dim) for text in hooks.blind]
+    if hooks.note:  # it can be mended: what is lacking comes first
+        rows.insert(0, ("HOOKS", f"only {hooks.family}, for {hooks.note}", palette.warn))
+    return [
+        line(
+            [
+                (fmt.fit(label, LABEL), palette.dim),
+                (sentence(text, width - LABEL - 2, 1)[0], style),
+            ],
+            width,
+        )
+        for label, text, style in rows[:most]
+    ]
 
 
 def chart(values: Sequence[float], width: int, height: int, top: float) -> list[tuple[str, float]]:

@@ -262,6 +262,9 @@ def _moment(review: Review) -> str:
 
 
 def _victims(snapshot: Snapshot) -> str:
+    if not snapshot.hooks.drop_tuples and not snapshot.victims:
+        said = fmt.nameless(snapshot.hooks.family, snapshot.totals.drop)
+        return f"<section><h2>Who was refused or evicted</h2><p>{_text(said)}</p></section>"
     return _table(
         "Who was refused or evicted",
         ("flow", ">refused", ">of its tries", ">evicted", ">failed", "process that got EPERM"),
@@ -326,6 +329,8 @@ def _about(review: Review) -> str:
         ("complete", _text(str(recording.missing)) if recording.missing else "yes"),
         ("ended", _text(recording.ended or "") if recording.ended is not None else "not cleanly"),
     ]
+    if header.hooks.note and not header.hooks.drop_tuples:
+        lines.append(("no better hooks", _text(header.hooks.note)))
     lines += [("not seen", _text(sentence)) for sentence in header.hooks.blind]
     lines += [("note", _text(note)) for note in recording.notes()]
     facts = "".join(

@@ -32,6 +32,9 @@ def report_text(review: Review, limit: int = 10) -> Group:
         blocks += [_title(title), moment(peak, min(5, limit)), Text()]
     if final.victims:
         blocks += [_title("Who was refused or evicted"), victims(final.victims[:limit]), Text()]
+    elif not final.hooks.drop_tuples:
+        said = fmt.nameless(final.hooks.family, final.totals.drop)
+        blocks += [_title("Who was refused or evicted"), Text(said), Text()]
     blocks += [_title("This recording"), *_about(review)]
     return Group(*blocks)
 
@@ -198,6 +201,8 @@ def _about(review: Review) -> Iterator[Text]:
     ]
     if limits:
         yield Text("Settings: " + ", ".join(limits))
+    if header.hooks.note and not header.hooks.drop_tuples:
+        yield Text("No better hooks: " + fmt.clean(header.hooks.note), style="dim")
     for sentence in header.hooks.blind:
         yield Text("Not seen: " + fmt.clean(sentence), style="dim")
     if recording.missing:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,71 @@ def test_unknown_families_are_refused() -> None:
 def test_without_root_one_line_says_what_to_do() -> None:
     with pytest.raises(CtraceError, match="sudo"):
         open_live()
+
+
+BROKEN = {
+    "missing": (
+        "raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')",
+        "not installed",
+    ),
+    "old": ("def BPF(**_): raise Exception('error: unknown argument')", "BCC cannot compile"),
+    "killed": ("import os; os.kill(os.getpid(), 9)", "BCC was killed by signal 9"),
+}
+
+
+@root
+@pytest.mark.kernel
+@pytest.mark.parametrize("how", BROKEN)
+def test_without_a_compiler_it_says_that_netlink_is_left_and_why(
+    how: str, lab: Lab, tmp_path: Path
+) -> None:
+    a, b = pair(lab)
+    code, why = BROKEN[how]
+    (tmp_path / "bcc").mkdir()
+    (tmp_path / "bcc/__init__.py").write_text(code + "\n")
+    (tmp_path / "bcc/version.py").write_text("__version__ = 'broken'\n")
+    paths = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH", "")) if p)
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ctrace", *args],
+            capture_output=True, text=True, check=True, env=dict(os.environ, PYTHONPATH=paths),
+        )  # fmt: skip
+
+    traffic.udp_flows(a, (b.addresses["a"][0], 9), 5)
+    told = json.loads(run("top", "1", "--once", "-o", "json").stdout)
+    assert told["hooks"]["family"] == "netlink"
+    assert why in told["hooks"]["note"]
+    assert not told["hooks"]["drop_tuples"]
+    screen = run("top", "1", "--once").stdout
+    assert "only netlink, for " in screen
+    assert "netlink hooks cannot name who is" in screen
+    assert why in run("trace", "--duration", "0.2").stderr
+
+
+@root
+@pytest.mark.kernel
+def test_netlink_pairs_the_end_of_an_older_entry_with_its_row(lab: Lab) -> None:
+    a, b = pair(lab)
+    traffic.udp_flows(a, (b.addresses["a"][0], 9), 25)
+    source = open_live(hooks="netlink")
+    try:
+        first = batches(source, 0.5)
+        # the listener's namespace is known: these ends are told, or found missing in 5 s
+        a.run(["conntrack", "-D", "-p", "udp", "--sport", "20007"])
+        a.run(["conntrack", "-F"])
+        ended = empty()
+        deadline = time.monotonic() + 30
+        while len(of(ended, a, Kind.DESTROY)) < 25 and time.monotonic() < deadline:
+            ended = join([ended, *(batch.events for batch in batches(source, 0.5))])
+    finally:
+        source.close()
+    assert source.hooks.note == ""  # asked for
+    rows = of(join([batch.events for batch in first]), a, Kind.EXISTING)
+    gone = of(ended, a, Kind.DESTROY)
+    assert len(rows) == len(gone) == 25
+    assert (rows["ct"] != 0).all()
+    assert sorted(rows["ct"].tolist()) == sorted(gone["ct"].tolist())
 
 
 # -- lines ---------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ NETFILTER = HookInfo(
 NETLINK = HookInfo(
     "netlink",
     attached=("ctnetlink events",),
+    note="netfilter: BCC is not installed: install python3-bpfcc (Debian, Ubuntu)",
     blind=(
         "A refused packet has no tuple: only the kernel's counter tells how many there were.",
         "Evictions look like any other deletion.",

@@ -89,7 +89,8 @@ def test_a_small_screen_answers_everything() -> None:
 def test_what_a_family_cannot_see_is_said() -> None:
     text = printed(samples.netlink(), 80, 24, TERMINAL)
     assert "evictions not seen" in text
-    assert "netlink cannot see whose" in text
+    assert "netlink hooks cannot name who is" in text
+    assert "only netlink, for netfilter: BCC is not installed" in text
     assert "UNSEEN" in text
     assert "lost 18\u202f204" in text
     assert "off by 18\u202f190" in text
