@@ -13,6 +13,7 @@ import numpy as np
 from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, TableReading
 from ctrace.errors import UsageError
 from ctrace.record import Events, Kind, words
+from ctrace.model.perf import Perf
 from ctrace.trace.assembly import Missing
 from ctrace.trace.meta import Header
 from ctrace.trace.reader import Recording
@@ -124,6 +125,12 @@ class Merged(Headed):
         for i, one in enumerate(self._of):
             for netns, text in one.rulesets():
                 yield self._netns.get(i, netns), text
+
+    def measurements(self) -> Iterator[tuple[str, Perf]]:
+        """Every host's."""
+        for host, one in zip(self._hosts, self._of, strict=True):
+            for _, perf in one.measurements():
+                yield host, perf
 
     def notes(self) -> Iterator[str]:
         """Every host's, with its name."""

@@ -12,8 +12,9 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.batch import Batch, Clock, Counts, HookInfo, TableReading
-from ctrace.trace import meta
+from ctrace.batch import Batch, Counts, TableReading
+from ctrace.model.perf import Perf
+from ctrace.trace import measured, meta
 from ctrace.trace.assembly import Assembly, Missing, Tally, Told
 from ctrace.trace.columns import Columns
 from ctrace.trace.events import Rows
@@ -37,6 +38,7 @@ from ctrace.trace.format import (
     FormatError,
     read_block,
 )
+from ctrace.trace.recorded import Headed
 from ctrace.trace.scan import Scan
 
 
@@ -50,7 +52,7 @@ class Place:
     until: int
 
 
-class Recording:
+class Recording(Headed):
     """A recorded file. A :class:`ctrace.batch.Source`, and more.
 
     Iterating yields the batches exactly as they were captured. A file that is cut
@@ -88,21 +90,6 @@ class Recording:
             raise
 
     # -- a source ---------------------------------------------------------------------
-
-    @property
-    def hooks(self) -> HookInfo:
-        """The hook family that made the records, and what it could not see."""
-        return self.header.hooks
-
-    @property
-    def clock(self) -> Clock:
-        """Boot clock to UTC."""
-        return self.header.clock
-
-    @property
-    def started(self) -> int:
-        """Boot clock, ns, at which the recording began."""
-        return self.header.started
 
     @property
     def until(self) -> int:
@@ -159,12 +146,6 @@ class Recording:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # -- by column --------------------------------------------------------------------
 
     def columns(self, *names: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -203,6 +184,20 @@ class Recording:
             if isinstance(data, dict) and isinstance(data.get("text"), str):
                 netns = data.get("netns")
                 yield netns if isinstance(netns, int) else 0, data["text"]
+
+    def measurements(self) -> Iterator[tuple[str, Perf]]:
+        """(host, what conntrack cost there), each over all the time measured until then."""
+        for data in self._json(BlockKind.PERF):
+            try:
+                if not isinstance(data, dict):
+                    raise Damaged("no measurement")
+                host = data.get("host")
+                yield (
+                    host if isinstance(host, str) and host else self.header.host,
+                    measured.from_json(data.get("perf")),
+                )
+            except Damaged as error:
+                self.missing.add(str(error), 0, (self.path, -2))
 
     def notes(self) -> Iterator[str]:
         """Remarks that the recorder left."""

@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Optional, Protocol
+from typing import Optional, Protocol, TypeVar
 
-from ctrace.batch import Batch, Clock, HookInfo
+from ctrace.batch import Batch, Clock, Counts, HookInfo
+from ctrace.model.perf import Perf
 from ctrace.trace.assembly import Missing
 from ctrace.trace.meta import Header
 from ctrace.trace.writer import Writer
+
+_S = TypeVar("_S", bound="Headed")
+
+
+class Headed:
+    """What every recording knows from its header; a context manager that closes it."""
+
+    header: Header
+
+    @property
+    def hooks(self) -> HookInfo:
+        """The hook family that made the records, and what it could not see."""
+        return self.header.hooks
+
+    @property
+    def clock(self) -> Clock:
+        """Boot clock to UTC."""
+        return self.header.clock
+
+    @property
+    def started(self) -> int:
+        """Boot clock, ns, at which the recording began."""
+        return self.header.started
+
+    def close(self) -> None:
+        """Let go of the files; safe to call twice."""
+        raise NotImplementedError
+
+    def __enter__(self: _S) -> _S:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Recorded(Protocol):
@@ -47,8 +81,14 @@ class Recorded(Protocol):
     def seek(self, utc: int) -> None:
         """Where :meth:`batches` begins, UTC ns."""
 
+    def counts(self) -> Iterator[tuple[int, dict[int, Counts]]]:
+        """(boot clock ns, exact counters by namespace since the start), one a batch."""
+
     def rulesets(self) -> Iterator[tuple[int, str]]:
         """(namespace, its rules as text)."""
+
+    def measurements(self) -> Iterator[tuple[str, Perf]]:
+        """(host, what conntrack cost there), the last one of a host over all the time."""
 
     def notes(self) -> Iterator[str]:
         """Remarks of the recorder."""
@@ -67,6 +107,8 @@ def copy(source: Recorded, path: str, show: Callable[[float], None] = lambda _: 
             show((batch.until - source.started) / length)
         for netns, text in source.rulesets():
             writer.ruleset(netns, text)
+        for host, perf in source.measurements():
+            writer.measurement(host, perf)
         for text in source.notes():
             writer.note(text)
         if source.missing:

@@ -18,11 +18,12 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
+from ctrace.batch import Batch, Counts, Names, Netns, Owner
 from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, words
+from ctrace.model.perf import Perf
 from ctrace.trace.assembly import Missing
 from ctrace.trace.meta import Header
-from ctrace.trace.recorded import Recorded
+from ctrace.trace.recorded import Headed, Recorded
 
 Bytes16 = npt.NDArray[np.uint8]
 
@@ -155,7 +156,7 @@ class Labels:
         return self._known[kind, name]
 
 
-class Redacted:
+class Redacted(Headed):
     """A recording with everything that tells whose it is replaced.
 
     Rules and notes are left out, identities of entries (kernel addresses) are mixed.
@@ -186,21 +187,6 @@ class Redacted:
         return self._of.missing
 
     @property
-    def hooks(self) -> HookInfo:
-        """As in the original."""
-        return self._of.hooks
-
-    @property
-    def clock(self) -> Clock:
-        """As in the original."""
-        return self._of.clock
-
-    @property
-    def started(self) -> int:
-        """As in the original."""
-        return self._of.started
-
-    @property
     def until(self) -> int:
         """As in the original."""
         return self._of.until
@@ -214,9 +200,19 @@ class Redacted:
         """As in the original."""
         self._of.seek(utc)
 
+    def counts(self) -> Iterator[tuple[int, dict[int, Counts]]]:
+        """As in the original."""
+        return self._of.counts()
+
     def rulesets(self) -> Iterator[tuple[int, str]]:
         """None: rules are full of names and addresses."""
         yield from ()
+
+    def measurements(self) -> Iterator[tuple[str, Perf]]:
+        """The original's, with other names of hosts and namespaces; stacks name functions."""
+        for host, perf in self._of.measurements():
+            tables = tuple(replace(t, netns=self._space(t.netns)) for t in perf.tables)
+            yield self._labels.get("host", host), replace(perf, tables=tables)
 
     def notes(self) -> Iterator[str]:
         """One, that this is redacted."""
@@ -225,12 +221,6 @@ class Redacted:
     def close(self) -> None:
         """Let go of the original."""
         self._of.close()
-
-    def __enter__(self) -> Redacted:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def events(self, events: Events) -> Events:
         """Events with other addresses and identities."""
@@ -259,10 +249,13 @@ class Redacted:
         host, colon, name = (
             netns.name.rpartition(":") if self.header.hosts else ("", "", netns.name)
         )
-        label = name if name == "init" else self._labels.get("netns", name)
+        label = self._space(name)
         prefix = self._labels.get("host", host) + colon
         mapped: Iterator[Optional[str]] = map(self._addresses.text, netns.addresses)
         return replace(netns, name=prefix + label, addresses=tuple(a for a in mapped if a))
+
+    def _space(self, name: str) -> str:
+        return name if name == "init" else self._labels.get("netns", name)
 
     def _owner(self, owner: Owner) -> Owner:
         return replace(

@@ -64,7 +64,10 @@ class ReplayFeed:
         self._phase = Phase("replay", "reading the recording")
         self._latest: Optional[Snapshot] = None
         self._error: Optional[BaseException] = None
-        self._drops: tuple[int, ...] = ()
+        self._drops: Optional[tuple[int, ...]] = None
+        """Beginnings of bursts; None while they are still being looked for."""
+        self._burst = 0
+        """Bursts to go on or back, asked for before they were known."""
         self._wanted = self._given = 0
         """Changes of view asked for, and shown."""
         self._closing = False
@@ -126,7 +129,7 @@ class ReplayFeed:
             self._utc(self._end),
             self._speed,
             self._paused,
-            tuple(self._utc(drop) for drop in self._drops),
+            tuple(self._utc(drop) for drop in self._drops or ()),
         )
 
     def pause(self, paused: bool) -> None:
@@ -155,28 +158,16 @@ class ReplayFeed:
 
     def next_drop(self) -> bool:
         """Go to the next burst of drops."""
-        with self._wake:
-            here = self._now if self._target is None else self._target
-            at = bisect.bisect_right(self._drops, here)
-            if at == len(self._drops):
-                return False
-            self._go(self._drops[at])
-            return True
+        return self._to_burst(1)
 
     def prev_drop(self) -> bool:
         """Go to the burst of drops before this moment."""
-        with self._wake:
-            here = self._now if self._target is None else self._target
-            at = bisect.bisect_left(self._drops, here)
-            if at == 0:
-                return False
-            self._go(self._drops[at - 1])
-            return True
+        return self._to_burst(-1)
 
     def settle(self, timeout: float = 60.0) -> bool:
         """Wait until a jump has arrived; False when time is up."""
         deadline = time.monotonic() + timeout
-        while self._target is not None or self._fresh or self._latest is None:
+        while self._target is not None or self._burst or self._fresh or self._latest is None:
             if time.monotonic() > deadline or self._phase.name == "failed" or self._closing:
                 return False
             time.sleep(0.01)
@@ -188,10 +179,30 @@ class ReplayFeed:
         self._target = min(max(boot, self._start), self._end)
         self._wake.notify_all()
 
+    def _to_burst(self, step: int) -> bool:
+        """Go to the next burst (1) or the one before (-1); False when there is none."""
+        with self._wake:
+            if self._drops is None:
+                self._burst = step
+                return True
+            here = self._now if self._target is None else self._target
+            if step > 0:
+                at = bisect.bisect_right(self._drops, here)
+            else:
+                at = bisect.bisect_left(self._drops, here) - 1
+            if not 0 <= at < len(self._drops):
+                return False
+            self._go(self._drops[at])
+            return True
+
     def _work(self) -> None:
         try:
-            self._drops = tuple(drop_bursts(self._of))
+            found = tuple(drop_bursts(self._of))
             self._rewind(None)
+            with self._wake:
+                self._drops, step, self._burst = found, self._burst, 0
+                if step:
+                    self._to_burst(step)
             self._play()
         except Exception as error:  # shown on the screen, reported after it
             self._error = error
@@ -331,15 +342,12 @@ class ReplayFeed:
 def drop_bursts(recording: Recorded) -> list[int]:
     """Boot clock, ns, of the end of the batch in which each burst of drops began.
 
-    Counters alone are read, where the recording has them by themselves.
+    Only the counters are read.
     """
-    by_time = getattr(recording, "counts", None)
-    if by_time is None:
-        return []
     bursts: list[int] = []
     before: Optional[int] = None
     last = -BURST_NS
-    for until, counts in by_time():
+    for until, counts in recording.counts():
         now = sum(int(values[reason]) for values in counts.values() for reason in _DROPS)
         if now > (before or 0):
             if until - last > BURST_NS:

@@ -568,14 +568,17 @@ class TopApp(App[None]):
     def action_faster(self) -> None:
         """Twice as fast."""
         if (feed := self._travel()) is not None:
-            feed.set_speed(min(1024.0, feed.position.speed * 2))
-            self.paint()
+            self._at_speed(feed, feed.position.speed * 2)
 
     def action_slower(self) -> None:
         """Half as fast."""
         if (feed := self._travel()) is not None:
-            feed.set_speed(max(1 / 64, feed.position.speed / 2))
-            self.paint()
+            self._at_speed(feed, feed.position.speed / 2)
+
+    def _at_speed(self, feed: Travels, speed: float) -> None:
+        speed = min(1024.0, max(1 / 64, speed))
+        feed.set_speed(speed)
+        self.say(f"{speed:g} times as fast")
 
     def action_jump(self) -> None:
         """Ask where to."""

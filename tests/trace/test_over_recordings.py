@@ -322,6 +322,45 @@ def test_hosts_merge_into_one(tmp_path: Path, truth: list[Batch]) -> None:
     }
 
 
+def later(batches: list[Batch], seconds: int) -> list[Batch]:
+    """The same a while later, as another host's recording might have it."""
+    moved = []
+    for batch in batches:
+        events = batch.events.copy()
+        events["ts"] += np.uint64(seconds * SECOND)
+        moved.append(replace(batch, events=events, until=batch.until + seconds * SECOND))
+    return moved
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_bursts_of_drops_are_found_in_whatever_is_replayed(
+    tmp_path: Path, file: Path, truth: list[Batch], redact: bool
+) -> None:
+    """Of two hosts, the second of which is refused nine seconds later."""
+    other = write(tmp_path / "b", later(truth, 9), host="db1")
+    first = next(b.until for b in truth if (b.events["kind"] == Kind.DROP).any())
+    source = open_several([str(file), str(other)])
+    if redact:
+        source = Redacted(source)
+    clock = source.clock
+    feed = ReplayFeed(source, paused=True)
+    feed.seek(0)
+    for moment, drops in ((first, 0), (first + 9 * SECOND, 200)):
+        assert feed.next_drop()
+        assert feed.settle()
+        latest = feed.latest()
+        assert feed.position.now == clock.utc(moment) / 1e9
+        assert latest is not None
+        assert latest.totals.drop > drops
+    assert not feed.next_drop()
+    assert feed.prev_drop()
+    assert feed.settle()
+    assert feed.position.now == clock.utc(first) / 1e9
+    assert len(feed.position.drops) == 2
+    feed.close()
+    source.close()
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.ip_addresses(), min_size=2, max_size=12))
 def test_redaction_preserves_prefixes_and_nothing_else(addresses: list[object]) -> None:
