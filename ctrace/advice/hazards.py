@@ -31,6 +31,7 @@ from ctrace.advice.plan import (
 )
 from ctrace.advice.probes import Flow, Probe, Subject, flows, gateway
 from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
+from ctrace.record import Status
 
 VERDICTS: Final = ("safe", "safe-with-rules", "warn", "unsafe")
 LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn", "unsafe": "unsafe"}
@@ -212,6 +213,12 @@ def _evidence(subject: Subject) -> Iterator[Finding]:
         else:
             yield Finding("info", "udp-peers", f"covers only the {len(subject.peers)} servers seen,"
                           " which could then send to any port of the ephemeral range")  # fmt: skip
+    if subject.status & (Status.HELPER | Status.EXPECTED):
+        yield Finding("unsafe", "helper", "a conntrack helper follows or expects its connections: "
+                      "without tracking it would not, and what it lets in would be "
+                      "refused")  # fmt: skip
+    if subject.status & Status.OFFLOAD:
+        yield Finding("warn", "flow", _STATEFUL["flow"][1])
     if not subject.roles:
         yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
                       "forwards it")  # fmt: skip
@@ -323,15 +330,27 @@ def _compare(
     subject: Subject, lever: Notrack, ruleset: Ruleset
 ) -> tuple[list[_Change], list[Finding]]:
     """Every probe without and with the lever: what changes, and what stands in the way."""
-    then = applied(ruleset, lever)
     changes: list[_Change] = []
     findings: dict[Finding, None] = {}
-    for flow in flows(subject, lever, ruleset):
-        for result in explore(lambda chosen, f=flow: _run(f, ruleset, then, chosen)):  # type: ignore[misc]
-            for found in _flow_findings(subject, result):
-                findings[found] = None
-            changes += [c for c in result if c.breaks or c.opens]
+    works: set[str] = set()
+    for then in applied(ruleset, lever):
+        for flow in flows(subject, lever, ruleset):
+            for result in explore(lambda chosen, f=flow, t=then: _run(f, ruleset, t, chosen)):  # type: ignore[misc]
+                for found in _flow_findings(subject, result):
+                    findings[found] = None
+                changes += [c for c in result if c.breaks or c.opens]
+                if result[0].before.verdict == "accept" and _from_afar(result[0].probe):
+                    works.add(result[0].probe.role)
+    for role in set(subject.roles) - works:
+        text = (f"the rules, as far as they are understood, refuse all of it ({role}), and yet it "
+                "has entries: something lets it in that was not seen")  # fmt: skip
+        findings[Finding("warn", "refused", text)] = None
     return changes, list(findings)
+
+
+def _from_afar(probe: Probe) -> bool:
+    """Part of the service as its role has it: a server's own checks over lo say little."""
+    return probe.service and (probe.packet.iif != "lo" or probe.role == "loopback")
 
 
 def _run(flow: Flow, now: Ruleset, then: Ruleset, chosen: Mapping[str, bool]) -> list[_Change]:
@@ -369,7 +388,12 @@ def _flow_findings(subject: Subject, result: list[_Change]) -> Iterator[Finding]
     if any(not change.after.untracked for change in tracked):
         late = next(change for change in tracked if not change.after.untracked)
         blocker = next(
-            (met for met in late.after.met if met.use.kind not in ("notrack", "mark", *NAT)), None
+            (
+                met
+                for met in late.after.met
+                if met.use.kind not in ("notrack", "mark", "tproxy", *NAT)
+            ),
+            None,
         )
         by = f" by {_name(blocker.chain, blocker.rule)}" if blocker else ""
         yield Finding("unsafe", "ineffective", f"NOTRACK would have no effect on its "
@@ -397,6 +421,10 @@ def _met(subject: Subject, change: _Change, met: Met) -> Iterator[Finding]:
             yield Finding("unsafe", "nat", f"{where} translates its addresses or ports")
         else:
             yield Finding("warn", "nat", f"{where} may translate its addresses or ports")
+    elif kind == "tproxy" and change.probe.role == "forward":
+        yield Finding("unsafe", kind, "a transparent proxy of this host answers for the server "
+                      f"({where}): its answers are not forwarded, so one direction would stay "
+                      "tracked")  # fmt: skip
     elif kind in _STATEFUL and not (kind in ("helper", "timeout") and change.before.untracked):
         level, text = _STATEFUL[kind]
         yield Finding(level, kind, f"{text} ({where})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -25,11 +26,18 @@ _UNTRACKED: Final = Match("ct.state", ("untracked",), text="ct state untracked")
 _NOTRACK: Final = (Use("notrack", "notrack"),)
 
 
-def applied(ruleset: Ruleset, lever: Notrack) -> Ruleset:
-    """The ruleset as it would be with the lever's own table and its accepts in place."""
+def applied(ruleset: Ruleset, lever: Notrack) -> Iterator[Ruleset]:
+    """The ruleset as it would be with the lever's own table and its accepts in place.
+
+    Two of them where another chain has our priority: which one runs first depends on
+    which was registered last (nf_hook_entries_grow), so after a reboot on luck.
+    """
     chains = [_with_accepts(chain, lever) for chain in ruleset.chains]
-    # Ours come last among equals: the order that would hurt is the one to judge.
-    return replace(ruleset, chains=(*chains, *own_chains(lever)))
+    ours = own_chains(lever)
+    yield replace(ruleset, chains=(*chains, *ours))
+    places = {(chain.hook, chain.priority) for chain in ours}
+    if any((chain.hook, chain.priority) in places for chain in ruleset.chains):
+        yield replace(ruleset, chains=(*ours, *chains))
 
 
 def own_chains(lever: Notrack) -> tuple[Chain, ...]:

@@ -45,6 +45,8 @@ class Subject:
     reply_ports: tuple[int, ...] = ()
     """Ports that translated entries of the namespace answer from."""
     ephemeral: tuple[int, int] = (32768, 60999)
+    status: int = 0
+    """Status bits seen on any of its entries (enum ip_conntrack_status)."""
     forwarding: bool = True
     """Whether the namespace routes (``net.ipv4.ip_forward`` or IPv6's); True if not known."""
 

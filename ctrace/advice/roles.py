@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Final, Optional
 
 from ctrace.advice.plan import ROLES
@@ -132,5 +134,6 @@ def subject(
         nat=seen.nat,
         reply_ports=reply_ports,
         ephemeral=ephemeral,
+        status=reduce(or_, (sample.status for sample in seen.samples), 0),
         forwarding=forwarding,
     )

@@ -52,7 +52,7 @@ class Use:
     kind: str
     """``dnat``, ``snat``, ``masquerade``, ``redirect``, ``notrack``, ``zone``, ``template``,
     ``helper``, ``timeout``, ``synproxy``, ``connlimit``, ``ct-mark``, ``ct-set``, ``flow``,
-    ``mark`` (of the packet; ``bits`` says how)."""
+    ``tproxy``, ``mark`` (of the packet; ``bits`` says how)."""
     text: str = ""
     port: Optional[int] = None
     """The port that a NAT statement changes to, when it is one port."""

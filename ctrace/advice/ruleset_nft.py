@@ -24,7 +24,7 @@ from ctrace.record import PROTO_NUMBERS
 PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50,
                      "srcnat": 100}  # fmt: skip
 VERDICTS: Final = ("accept", "drop", "reject", "return", "jump", "goto", "continue", "queue")
-HARMLESS: Final = ("counter", "log", "comment", "quota", "last", "dup", "secmark", "tproxy")
+HARMLESS: Final = ("counter", "log", "comment", "quota", "last", "dup", "secmark")
 """Statements that neither decide nor depend on tracking (quota is a match: see below)."""
 MAX_ELEMENTS: Final = 8192
 
@@ -393,6 +393,7 @@ def _statement(kind: str, body: Any) -> list[Use]:
         "ct count": "connlimit",
         "ct expectation": "helper",
         "flow": "flow",
+        "tproxy": "tproxy",
     }
     if kind in simple:
         return [Use(simple[kind], kind)]

@@ -267,7 +267,7 @@ class _Words:
         if name == "MARK":
             return None, [Use("mark", text, bits=_set_mark(arguments))]
         if name == "TPROXY":
-            return Verdict("accept"), [Use("mark", text)]
+            return Verdict("accept"), [Use("tproxy", text), Use("mark", text)]
         if name in ("QUEUE", "NFQUEUE"):
             return Verdict("unknown", name), []
         return Verdict("jump", name), []

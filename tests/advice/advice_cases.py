@@ -30,6 +30,8 @@ class Case:
     proto: str = "tcp"
     reason: str = ""
     """A word that the reasons must have."""
+    stays: bool = False
+    """Whether entries are made under NOTRACK all the same."""
 
 
 def nft(body: str) -> Setup:
@@ -67,6 +69,8 @@ def firewalld(name: str) -> Setup:
     return nft((HERE / f"firewalld-{name}.nft").read_text())
 
 
+STRICT = ("sh", "echo 0 >/proc/sys/net/netfilter/nf_conntrack_tcp_loose\n")
+"""What SYNPROXY needs: no entry from a packet in the middle of a connection."""
 XT_EST = "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
 XT_LO = "-A INPUT -i lo -j ACCEPT\n"
 XT_ICMP = "-A INPUT -p icmp --icmp-type 3 -j ACCEPT\n-A INPUT -p icmp --icmp-type 8 -j ACCEPT\n"
@@ -101,6 +105,17 @@ def iptables_cases(variant: str) -> tuple[Case, ...]:
         "*raw\n-A OUTPUT -p tcp --sport 8063 -j CT --notrack\nCOMMIT\n"
         "*filter\n-A INPUT -m conntrack --ctstate INVALID\nCOMMIT\n"
     )
+    zone = (
+        "*raw\n-A PREROUTING -p tcp --dport 8063 -j CT --zone 3\n"
+        "-A OUTPUT -p tcp --sport 8063 -j CT --zone 3\nCOMMIT\n"
+        "*filter\n-A INPUT -m conntrack --ctstate INVALID\nCOMMIT\n"
+    )
+    proxy = (
+        "*raw\n-A PREROUTING -i to-r2 -p tcp --syn --dport 8063 -j CT --notrack\nCOMMIT\n"
+        "*filter\n-A INPUT -i to-r2 -p tcp --dport 8063 -m conntrack --ctstate INVALID,UNTRACKED "
+        "-j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1220\n"
+        "-A INPUT -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"
+    )
     base = XT_EST + XT_LO
     lan = "-A INPUT -i to-r2 {} -p tcp --dport 8063 -m conntrack --ctstate NEW -j ACCEPT\n"
     one = xt(
@@ -117,6 +132,8 @@ def iptables_cases(variant: str) -> tuple[Case, ...]:
         ("connlimit", xt_both(v, limit, inp="ACCEPT"), UNSAFE, False, "limit"),
         ("connmark", xt(v, f"*mangle\n{mark}COMMIT\n"), WARN, False, "mark"),
         ("half a pair already", xt(v, half), SAFE, False, "one direction"),
+        ("zone by template", xt(v, zone), SAFE, False, ""),
+        ("SYNPROXY", (STRICT, *xt(v, proxy)), UNSAFE, True, "SYNPROXY"),
     )
     return tuple(
         Case(f"iptables-{v}: {name}", "server", setup, verdict, breaks, reason=reason)
@@ -327,11 +344,29 @@ CASES: tuple[Case, ...] = (
             chain("output", "meta mark set ct mark", priority="mangle").replace(
                 "type filter", "type route")),
          WARN, False, reason="mark"),
-    Case("nft: zone forced", "server",
-         fw(chain("prerouting", "ct zone set 3", priority="raw"),
-            chain("output", "ct zone set 3", priority="raw"),
+    *(
+        Case(f"nft: zone forced at {priority}", "server",
+             fw(chain("prerouting", "ct zone set 3", priority=priority),
+                chain("output", "ct zone set 3", priority=priority),
+                chain("input", "ct state invalid counter")),
+             UNSAFE, False, reason="no effect", stays=True)
+        for priority in ("-350", "-310", "-300")
+    ),
+    Case("nft: untracked drops, at our priority", "server",
+         fw(chain("prerouting", "ct state untracked tcp dport 8063 drop", priority="-310"),
             chain("input", "ct state invalid counter")),
-         UNSAFE, False, reason="no effect"),
+         RULES, True),
+    Case("nft: untracked drops, just before us", "server",
+         fw(chain("prerouting", "ct state untracked tcp dport 8063 drop", priority="-311"),
+            chain("input", "ct state invalid counter")),
+         RULES, True),
+    Case("nft: SYNPROXY", "server",
+         (STRICT, *fw(
+             chain("prerouting", 'iifname "to-r2" tcp dport 8063 tcp flags syn notrack',
+                   priority="raw"),
+             chain("input", 'iifname "to-r2" tcp dport 8063 ct state invalid,untracked synproxy '
+                   "mss 1220 wscale 7 timestamp sack-perm\nct state invalid drop"))),
+         UNSAFE, True, reason="SYNPROXY"),
     Case("nft: half a pair already", "server",
          fw(chain("prerouting", "tcp dport 8063 notrack", priority="raw"),
             chain("input", "ct state invalid counter"),

@@ -302,11 +302,11 @@ def _doors(net: Net, role: str, port: int) -> Iterator[tuple[str, Address, Addre
             yield f"v{family} h:{port} by a stranger", (at["h"], port), (stranger, 0)
 
 
-def entries(net: Net, port: int = PORT) -> list[Tuple5]:
-    """The entries of a port in the host's table."""
+def entries(net: Net, port: int | None = PORT) -> list[Tuple5]:
+    """The entries of a port (None: of all) in the host's table."""
     found = []
     for event in dump(net.h.path):
-        if port in (event["sport"], event["dport"]):
+        if port in (None, event["sport"], event["dport"]):
             found.append(
                 Tuple5(
                     proto_name(int(event["proto"])),
@@ -364,6 +364,7 @@ def reset(net: Net) -> None:
             script += [f"{tool} -P {chain} ACCEPT" for chain in chains]
     script.append("conntrack -F")
     net.h.run(["sh", "-c", "; ".join(script)], check=False)
+    net.h.sysctl("net.netfilter.nf_conntrack_tcp_loose", 1)
 
 
 def _legacy_tables(net: Net, family: str) -> list[str]:
