@@ -152,7 +152,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             raise CtraceError(f"rules are applied in {namespace.name} already: run ctrace undo")
         old = state.read(namespace.inum)
         remove(installed, old)  # a trial that was left behind
-        baseline = _baseline(plan)
+        baseline = _baseline()
         if fingerprint(namespace.path) != plan.fingerprint:
             raise CtraceError("the rules changed just now: run advise again")
         now = int(time.time())
@@ -173,7 +173,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
         except BaseException:
             _take_back(namespace, note)
             raise
-        first = health.sample(plan.levers, read_installed(time.time()).rules)
+        first = health.sample(read_installed(time.time()).rules)
     return Trial(prepared, note.deadline, baseline, first, health.entries(namespace.path), local)
 
 
@@ -188,7 +188,7 @@ def check(trial: Trial) -> health.Verdict:
     plan, namespace = trial.prepared.plan, trial.prepared.namespace
     with inside(namespace):
         installed = read_installed(time.time())
-        second = health.sample(plan.levers, installed.rules)
+        second = health.sample(installed.rules)
     verdict = health.compare(trial.before, (trial.start, second), plan.levers)
     table = health.entries(namespace.path)
     fresh = health.new_entries(trial.table, table, plan.levers, trial.local)
@@ -303,10 +303,10 @@ def _check(plan: Plan) -> None:
             raise CtraceError(f"the plan can't be applied here: {error}") from None
 
 
-def _baseline(plan: Plan) -> tuple[health.Sample, health.Sample]:
-    first = health.sample(plan.levers)
+def _baseline() -> tuple[health.Sample, health.Sample]:
+    first = health.sample()
     time.sleep(BASELINE_S)
-    return first, health.sample(plan.levers)
+    return first, health.sample()
 
 
 def _take_back(namespace: Namespace, note: Optional[state.Note]) -> None:
