@@ -6,23 +6,24 @@ source is drained in time: a slow terminal costs frames, never events.
 
 from __future__ import annotations
 
-import platform
+import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Optional
 
-from ctrace.batch import Batch, Counts, Source
+from ctrace.batch import Batch, Source
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Snapshot
+from ctrace.trace.known import Known
 from ctrace.view.feed import Phase
 from ctrace.view.filtering import filtered
 
 if TYPE_CHECKING:
     from ctrace.model.model import Model
-    from ctrace.trace.writer import Writer
+    from ctrace.trace.late import LateRecording
 
 EARLY = 0.2
 """Seconds until the first snapshot."""
@@ -64,9 +65,8 @@ class LiveFeed:
         self._error: Optional[BaseException] = None
         self._source: Optional[Source] = None
         self._model: Optional[Model] = None
-        self._writer: Optional[Writer] = None
-        self._counts: Mapping[int, Counts] = {}
-        self._until = 0
+        self._writer: Optional[LateRecording] = None
+        self._known = Known(0)
         self._lock = threading.Lock()
         """Held for the model's arithmetic; the screen never takes it."""
         self._news = threading.Condition()
@@ -136,21 +136,10 @@ class LiveFeed:
         source = self._source
         if source is None:
             raise CtraceError("nothing to record yet: still attaching")
-        from ctrace.trace.meta import Header
-        from ctrace.trace.writer import Writer
+        from ctrace.trace.late import LateRecording
 
         with self._lock:
-            self._writer = Writer(
-                path,
-                Header(
-                    source.hooks,
-                    source.clock,
-                    self._until or source.started,
-                    host=socket.gethostname(),
-                    kernel=platform.release(),
-                    base=dict(self._counts),
-                ),
-            )
+            self._writer = LateRecording(path, source, self._known, self._shown_filter)
 
     def stop_recording(self) -> str:
         """Finish the file."""
@@ -158,7 +147,7 @@ class LiveFeed:
             writer, self._writer = self._writer, None
         if writer is None:
             return ""
-        writer.close()
+        writer.close("ended at the screen")
         return writer.path
 
     # -- threads ------------------------------------------------------------------------
@@ -207,14 +196,15 @@ class LiveFeed:
         with self._lock:
             assert self._model is not None
             self._model.update(batch)
-            self._counts = batch.counts or self._counts
-            self._until = batch.until
+            self._known.learn(batch)
             writer = self._writer
             if writer is not None:
                 try:
                     writer.write(batch)
                 except CtraceError as error:
                     self._writer = None
+                    with contextlib.suppress(CtraceError):
+                        writer.close()
                     self._phase = Phase("live", f"recording stopped: {error}")
             snapshot = self._snapshot()
         self._publish(snapshot)

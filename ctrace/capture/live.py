@@ -184,6 +184,21 @@ class LiveSource:
             window, lost = [], 0
             due = max(due + interval, time.monotonic())
 
+    def existing(self) -> Events:
+        """Every entry that matches, by a dump of all tables; seconds where they are large.
+
+        From any thread, while batches go on being taken.
+        """
+        return self._matching(_dump(list(self._namespaces.values())))
+
+    def seeded(self, existing: Events, events: Events, at: int) -> Events:
+        """Which of a dump's entries were there at ``at`` (boot clock, ns) already.
+
+        ``events`` is everything captured since, up to after the dump. ctnetlink's DESTROY
+        carries the identity of its own dump.
+        """
+        return seed_rows(existing, events, at, same_ids=self.hooks.family == "netlink")
+
     def close(self) -> None:
         """Detach; safe to call twice."""
         self._poller.stop()
@@ -218,7 +233,7 @@ class LiveSource:
         taken = self._poller.take()
         window = in_order(taken.parts)
         window = window[window["ts"] >= self.started]
-        return [self._seeded(existing, window, self.started), window], taken.lost
+        return [self.seeded(existing, window, self.started), window], taken.lost
 
     def _newcomers(self) -> tuple[list[Events], int]:
         """Follow the namespaces; what was in the tables of new ones before we came.
@@ -236,12 +251,8 @@ class LiveSource:
         time.sleep(self._hold)
         events, lost = self._capture.poll()
         inside = np.isin(events["netns"], [space.inum for space in fresh])
-        rows = self._seeded(existing, events[inside & (events["ts"] >= at)], at)
+        rows = self.seeded(existing, events[inside & (events["ts"] >= at)], at)
         return [rows, events], lost
-
-    def _seeded(self, existing: Events, events: Events, at: int) -> Events:
-        """What was there before; ctnetlink's DESTROY carries the identity of its own dump."""
-        return seed_rows(existing, events, at, same_ids=self.hooks.family == "netlink")
 
 
 def in_order(parts: Sequence[Events]) -> Events:

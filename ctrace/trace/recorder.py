@@ -14,6 +14,7 @@ from typing import Optional, Protocol
 
 from ctrace.batch import Batch, Source
 from ctrace.errors import CtraceError
+from ctrace.model.perf import Perf
 from ctrace.trace.format import SIGNATURE
 
 
@@ -33,8 +34,21 @@ class Sink(Protocol):
     def ruleset(self, netns: int, text: str) -> None:
         """Take a namespace's rules."""
 
+    def measurement(self, host: str, perf: Perf) -> None:
+        """Take what conntrack cost until now."""
+
     def close(self, reason: str = "") -> None:
         """End cleanly."""
+
+
+class Beside(Protocol):
+    """Something that goes on while a recording is made, and leaves its part in it."""
+
+    def take(self, batch: Batch, sink: Sink) -> None:
+        """After each batch."""
+
+    def end(self, sink: Sink) -> None:
+        """Before the recording is closed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ def record(
     until: Until,
     interval: float,
     show: Callable[[Progress], None],
+    beside: Optional[Beside] = None,
 ) -> str:
     """Record until a condition holds or SIGINT or SIGTERM comes; why it ended, as text.
 
@@ -73,7 +88,7 @@ def record(
     """
     reason = ""
     child: Optional[subprocess.Popen[bytes]] = None
-    reader = _RulesetReader()
+    reader = RulesetReader()
     try:
         with _stops() as stop:
             first = source.started
@@ -83,6 +98,8 @@ def record(
                 if until.command and child is None:
                     child = subprocess.Popen(until.command, shell=True)
                 sink.write(batch)
+                if beside is not None:
+                    beside.take(batch, sink)
                 for netns, text in reader.done():
                     sink.ruleset(netns, text)
                 seconds = (batch.until - first) / 1e9
@@ -94,6 +111,8 @@ def record(
                 reason = "the source ended"
             for netns, text in reader.done(wait=5.0):
                 sink.ruleset(netns, text)
+            if beside is not None:
+                beside.end(sink)
     finally:
         if child is not None and child.poll() is None:
             child.terminate()
@@ -142,7 +161,7 @@ def _stops() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-class _RulesetReader:
+class RulesetReader:
     """Reads every namespace's rules once, in a thread."""
 
     def __init__(self) -> None:

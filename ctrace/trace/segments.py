@@ -14,15 +14,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.batch import Batch, Counts, Names, TableReading
+from ctrace.batch import Batch, Counts, TableReading
 from ctrace.errors import CtraceError, UsageError
+from ctrace.model.perf import Perf
 from ctrace.record import Events, Kind, Reason, empty, join, words
 from ctrace.trace.format import FormatError
+from ctrace.trace.known import Known
 from ctrace.trace.meta import Header
 from ctrace.trace.reader import Recording
 from ctrace.trace.writer import Writer
@@ -138,13 +140,12 @@ class FlightRecorder:
         self._session = os.urandom(8).hex()
         self._number = 0
         self._living = Living()
-        self._known = replace(Batch.idle(header.started), names=Names({}, {}, {}, {}))
+        self._known = Known(header.started)
         self._rules: dict[int, str] = {}
         self._spans: list[tuple[Path, int, int]] = []
         """Finished segments that nothing has asked to keep: path, from, until."""
         self._fired: Optional[int] = None
         self._rate = (header.started, 0)
-        self._counts: dict[int, Counts] = {}
         self._others = 0
         """Bytes of the finished segments."""
         self._writer = self._open(header.started)
@@ -161,7 +162,7 @@ class FlightRecorder:
         fired = bool(self._retention.triggers) and self._fires(batch)
         self._writer.write(batch)
         self._living.take(batch.events)
-        self._learn(batch)
+        self._known.learn(batch)
         self.events += len(batch.events)
         self.lost += batch.lost
         if fired:
@@ -180,15 +181,19 @@ class FlightRecorder:
         self._rules[netns] = text
         self._writer.ruleset(netns, text)
 
+    def measurement(self, host: str, perf: Perf) -> None:
+        """Into the segment being written: the latest one tells the whole time."""
+        self._writer.measurement(host, perf)
+
     def close(self, reason: str = "") -> None:
         """End the last segment; with triggers, drop what none has asked for."""
         self._writer.close(reason)
-        self._finish(self._known.until)
+        self._finish(self._known.batch.until)
         if self._retention.triggers:
             for path, _, _ in self._spans:
                 path.unlink(missing_ok=True)
             self._spans = []
-        self._prune(self._known.until)
+        self._prune(self._known.batch.until)
 
     # -- inside -----------------------------------------------------------------------
 
@@ -199,7 +204,7 @@ class FlightRecorder:
         header = replace(
             self._header,
             started=now,
-            base=dict(self._counts),
+            base=self._known.counts,
             facts={
                 **self._header.facts,
                 SESSION: self._session,
@@ -218,7 +223,7 @@ class FlightRecorder:
         self._began = now
         self._writer = self._open(now)
         # Where the segment begins: who is alive, how the tables stand, all names.
-        self._writer.write(replace(self._known, events=self._living.rows(now), until=now))
+        self._writer.write(replace(self._known.batch, events=self._living.rows(now), until=now))
         self._prune(now)
 
     def _finish(self, now: int) -> None:
@@ -278,29 +283,11 @@ class FlightRecorder:
                 out.append((path, path.stat().st_size))
         return out
 
-    def _learn(self, batch: Batch) -> None:
-        names = self._known.names
-        for old, new in (
-            (names.netns, batch.names.netns),
-            (names.owners, batch.names.owners),
-            (names.cgroups, batch.names.cgroups),
-            (names.listeners, batch.names.listeners),
-        ):
-            known = cast("dict[Any, Any]", old)
-            known.update(new)
-            while len(known) > _NAMES:
-                del known[next(iter(known))]
-        self._counts = dict(batch.counts) or self._counts
-        self._known = replace(
-            self._known,
-            until=batch.until,
-            counts=self._counts,
-            tables=batch.tables or self._known.tables,
-        )
-
     def _fires(self, batch: Batch) -> bool:
         now = {reason: sum(int(c[reason]) for c in batch.counts.values()) for reason in Reason}
-        before = {reason: sum(int(c[reason]) for c in self._counts.values()) for reason in Reason}
+        before = {
+            reason: sum(int(c[reason]) for c in self._known.counts.values()) for reason in Reason
+        }
         new = {reason: now[reason] - before[reason] for reason in Reason} if batch.counts else {}
         inserts = sum(new.get(r, 0) for r in (Reason.NEW, Reason.USER, Reason.NAT_CLASH))
         since, seen = self._rate
@@ -320,15 +307,12 @@ class FlightRecorder:
 
     def _kernel(self, name: str, batch: Batch) -> bool:
         """Whether the kernel's own counter rose: hooks may not see every kind of drop."""
-        before = {table.netns: table.stats.get(name) for table in self._known.tables}
+        before = {table.netns: table.stats.get(name) for table in self._known.batch.tables}
         return any(
             table.stats.get(name, 0) > (before.get(table.netns) or 0)
             for table in batch.tables
             if before.get(table.netns) is not None
         )
-
-
-_NAMES = 65_536
 
 
 class Series(Recording):
@@ -385,6 +369,11 @@ class Series(Recording):
             for until, counts in Recording.counts(one):
                 if one is self or until > one.started:
                     yield until, counts
+
+    def measurements(self) -> Iterator[tuple[str, Perf]]:
+        """Those of all segments."""
+        for one in self._all():
+            yield from Recording.measurements(one)
 
     def _all(self) -> list[Recording]:
         return [self, *self._rest]

@@ -15,19 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+import numpy as np
 import pytest
 
 import ctrace
 from ctrace.capture import open_live
+from ctrace.feed import LiveFeed
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
-from ctrace.record import Kind, join
+from ctrace.record import Events, Kind, join, words
 from ctrace.trace import facts
 from ctrace.trace.replay import ReplayFeed
 from ctrace.trace.writer import Writer
@@ -343,6 +345,69 @@ def test_however_it_ends_the_file_is_readable_and_nothing_is_left(
     )
     assert done.returncode == 0
     assert b"udp/8125" in done.stdout
+
+
+def identity(events: Events) -> Counter[bytes]:
+    """Entries by what tells them apart: both tuples, the ports and the protocol."""
+    return Counter(
+        bytes(row[2:11]) + bytes(event["proto"])
+        for row, event in zip(words(events), events, strict=True)
+    )
+
+
+@pytest.mark.parametrize("hooks", [None, "netlink"], ids=["best", "netlink"])
+def test_a_recording_begun_at_the_screen_holds_what_record_would(
+    lab: Lab, tmp_path: Path, hooks: Optional[str]
+) -> None:
+    """Facts, rules, names and the entries alive when it began, while traffic goes on."""
+    here, _, target = pair(lab)
+    path = str(tmp_path / "now.data")
+    feed = LiveFeed(lambda: open_live(Filter(netns=here.inum), hooks=hooks), interval=0.3)
+    try:
+        assert feed.wait(None, 60) is not None
+        udp_flows(here, (target, 53), 200)
+        here.run(["conntrack", "-D", "-p", "udp", "--orig-port-src", "20007"])
+        seen = feed.latest()
+        while seen is None or seen.totals.insert < 200:
+            seen = feed.wait(seen, 60)
+        sending = threading.Thread(
+            target=udp_flows, args=(here, (target, 8125), 3000), kwargs={"first_port": 30000}
+        )
+        sending.start()
+        feed.record(path)
+        assert feed.recording == path
+        sending.join()
+        here.run(["conntrack", "-D", "-p", "udp", "--orig-port-src", "20008"])
+        for _ in range(4):
+            seen = feed.wait(seen, 60)
+        assert feed.stop_recording() == path
+        table = ctnetlink.dump(here.path)
+    finally:
+        feed.close()
+    with ctrace.open(path) as recording:
+        assert recording.ended == "ended at the screen"
+        got = list(recording)
+        events = join([batch.events for batch in got])
+        header, rules = recording.header, dict(recording.rulesets())
+        assert list(recording.notes()) == []
+    assert "net.netfilter.nf_conntrack_max" in header.facts
+    assert '\\"prerouting\\"' in rules[here.inum]
+    names = {inum: n for batch in got for inum, n in batch.names.netns.items()}
+    assert set(here.addresses["there"]) <= set(names[here.inum].addresses)
+    if header.hooks.owners:
+        owners = {owner.pid for batch in got for owner in batch.names.owners.values()}
+        assert os.getpid() in owners
+    before = events[events["kind"] == Kind.EXISTING]
+    assert set(before["ts"].tolist()) == {header.started}
+    assert (before["dport"] == 53).sum() == 199
+    live = identity(events[np.isin(events["kind"], (Kind.EXISTING, Kind.INSERT))])
+    live.subtract(identity(events[events["kind"] == Kind.DESTROY]))
+    assert +live == identity(table)
+    assert not -live
+    data = report(Path(path))
+    assert data["tables"][0]["count"] == len(table)
+    assert data["totals"]["insert"] == (events["kind"] == Kind.INSERT).sum()
+    assert data["totals"]["deleted"] == 1
 
 
 def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:

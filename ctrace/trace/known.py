@@ -1,0 +1,45 @@
+"""What a source tells only once: kept for a recording, or a segment, that begins later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from ctrace.batch import Batch, Counts, Names
+
+NAMES: Final = 65_536
+"""Names of a kind that are kept; the oldest go first."""
+
+
+class Known:
+    """What a source has told so far and will not tell again."""
+
+    def __init__(self, started: int) -> None:
+        """``started``: boot clock, ns."""
+        self.batch = replace(Batch.idle(started), names=Names({}, {}, {}, {}))
+        """All names, the last counters and tables, no events."""
+
+    @property
+    def counts(self) -> dict[int, Counts]:
+        """The last counters."""
+        return dict(self.batch.counts)
+
+    def learn(self, batch: Batch) -> None:
+        """Keep what this batch tells."""
+        names = self.batch.names
+        for old, new in (
+            (names.netns, batch.names.netns),
+            (names.owners, batch.names.owners),
+            (names.cgroups, batch.names.cgroups),
+            (names.listeners, batch.names.listeners),
+        ):
+            known = cast("dict[Any, Any]", old)
+            known.update(new)
+            while len(known) > NAMES:
+                del known[next(iter(known))]
+        self.batch = replace(
+            self.batch,
+            until=batch.until,
+            counts=dict(batch.counts) or self.batch.counts,
+            tables=batch.tables or self.batch.tables,
+        )
