@@ -1,124 +1,43 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What connection tracking costs: time around its hook, and samples of where the
- * CPU is. Nothing here counts entries; ctrace/capture/timing.py and sampling.py
- * hold the list of maps.
+ * What connection tracking costs: time in its functions or around its hook, samples of
+ * where the CPU is, and the stacks of what happens to the table. Nothing here counts
+ * entries. Compiled once for each way to attach: KPROBE, or fentry and netfilter links.
  */
-#include "ct.h"
-
-#define STACKS MAP(0)	/* stack traces */
-#define SAMPLES MAP(1)	/* hash: stack id (or -errno) -> u64 */
-#define SLOTS MAP(2)	/* per-CPU array: struct slot */
-#define TIMES MAP(3)	/* per-CPU array: u64, TIMES_* index */
-#define SERVICES MAP(4)	/* LRU hash: protocol << 16 | port -> struct service */
-
-static long (*get_stackid)(void *ctx, u64 map, u64 flags) = (void *)27;
-
-/* Time is kept in quarter octaves: 4 bins for each power of two of nanoseconds. */
-#define BINS 128
-#define PROTOCOLS 3	/* tcp, udp, other */
-
-enum point {
-	POINT_COST,		/* nothing between the two clock readings: our own cost */
-	POINT_IN_NEW,		/* nf_conntrack_in, packet that made an entry */
-	POINT_IN_ESTABLISHED,	/* nf_conntrack_in, packet of an entry that is there */
-	POINT_IN_OTHER,		/* untracked, invalid, refused */
-	POINT_CONFIRM,		/* __nf_conntrack_confirm */
-	POINT_EARLY_DROP,	/* the scan for something to evict */
-	POINTS,
-};
-
-struct slot {
-	u64 key;
-	u64 at;
-	u64 spare;
-};
+#include <linux/types.h>
+#include "perf.h"
 
 struct service {
 	u64 packets;
 	u64 ns;
 };
 
-INLINE u32 bin_of(u64 ns)
-{
-	u32 exponent = 0;
-	u64 rest = ns;
-
-	if (rest >> 32)
-		return BINS - 1;
-	if (rest >> 16) {
-		rest >>= 16;
-		exponent += 16;
-	}
-	if (rest >> 8) {
-		rest >>= 8;
-		exponent += 8;
-	}
-	if (rest >> 4) {
-		rest >>= 4;
-		exponent += 4;
-	}
-	if (rest >> 2) {
-		rest >>= 2;
-		exponent += 2;
-	}
-	if (rest >> 1)
-		exponent += 1;
-	if (exponent < 2)
-		return exponent * 4;
-	return exponent * 4 + (ns >> (exponent - 2) & 3);
-}
-
-INLINE void observe(u32 point, u32 protocol, u64 ns)
-{
-	u32 index = (point * PROTOCOLS + protocol) * BINS + bin_of(ns);
-	u64 *bin = map_lookup(TIMES, &index);
-
-	if (bin)
-		__sync_fetch_and_add(bin, 1);
-}
-
-/*
- * One slot for each timer on this CPU. What interrupts or preempts between entry and
- * exit takes the slot over: the exit then finds another packet's key and measures
- * nothing, which is rare and falls on no kind of packet in particular.
- */
-enum slot_group { SLOT_IN, SLOT_CONFIRM, SLOT_EARLY_DROP };
-
-INLINE struct slot *slot_of(u32 group)
-{
-	return map_lookup(SLOTS, &group);
-}
-
-INLINE u32 protocol_index(u8 proto)
-{
-	return proto == IPPROTO_TCP ? 0 : proto == IPPROTO_UDP ? 1 : 2;
-}
-
 INLINE void finish_in(u64 nfct, u64 ns)
 {
-	u64 ct = nfct & NFCT_PTR;
-	struct nf_tuple_end {
-		u16 port;
-		u8 proto;
-	} end = {};
-	struct service *known, fresh = {1, ns};
+	struct service *known, fresh = { 1, ns };
 	u32 key, point = POINT_IN_OTHER;
-	u64 node = 0;
+	u64 ct = nfct & NFCT_PTR;
+	struct slot *slot;
+	u16 port;
+	u8 proto;
 
 	if (!ct) {
 		observe(point, 2, ns);
 		return;
 	}
-	end.port = read16(ct + ORIGINAL + TUPLE_DPORT);
-	end.proto = read8(ct + ORIGINAL + TUPLE_PROTO);
+	port = host16(read16(ct + ORIGINAL + TUPLE_DPORT));
+	proto = read8(ct + ORIGINAL + TUPLE_PROTO);
 	/* enum ip_conntrack_info: IP_CT_NEW is 2; a new entry is not in the table yet */
-	if ((nfct & NFCT_INFO) == 2 && !(read32(ct + CT_STATUS) & IPS_CONFIRMED))
+	if ((nfct & NFCT_INFO) == 2 && !(read32(ct + CT_STATUS) & IPS_CONFIRMED)) {
 		point = POINT_IN_NEW;
-	else
+	} else {
 		point = POINT_IN_ESTABLISHED;
-	observe(point, protocol_index(end.proto), ns);
-	key = (u32)end.proto << 16 | host16(end.port);
+		slot = slot_of(TIMER_IN);
+		if (slot)
+			slot->ct = ct;
+	}
+	observe(point, protocol_index(proto), ns);
+	key = (u32)proto << 16 | port;
 	known = map_lookup(SERVICES, &key);
 	if (known) {
 		__sync_fetch_and_add(&known->packets, 1);
@@ -128,6 +47,98 @@ INLINE void finish_in(u64 nfct, u64 ns)
 	}
 }
 
+/* -- entry to exit of the functions themselves ---------------------------------------- */
+
+int enter_in(u64 *ctx)		/* nf_conntrack_in(skb, state) */
+{
+	enter(ctx, TIMER_IN, ARG(ctx, 0));
+	return 0;
+}
+
+int leave_in(u64 *ctx)
+{
+	u64 now = boot_ns(), skb = 0, ns = leave(ctx, TIMER_IN, now, &skb);
+
+	if (ns)
+		finish_in(read64(skb + SKB_NFCT), ns);
+	return 0;
+}
+
+int enter_confirm(u64 *ctx)	/* __nf_conntrack_confirm(skb) */
+{
+	enter(ctx, TIMER_CONFIRM, ARG(ctx, 0));
+	return 0;
+}
+
+int leave_confirm(u64 *ctx)
+{
+	u64 now = boot_ns(), skb = 0, ct, ns = leave(ctx, TIMER_CONFIRM, now, &skb);
+
+	if (!ns)
+		return 0;
+	ct = read64(skb + SKB_NFCT) & NFCT_PTR;
+	observe(POINT_CONFIRM, ct ? protocol_index(read8(ct + ORIGINAL + TUPLE_PROTO)) : 2, ns);
+	return 0;
+}
+
+int enter_early_drop(u64 *ctx)	/* early_drop(net, hash) */
+{
+	enter(ctx, TIMER_EARLY_DROP, 0);
+	return 0;
+}
+
+int leave_early_drop(u64 *ctx)
+{
+	u64 now = boot_ns(), none = 0, ns = leave(ctx, TIMER_EARLY_DROP, now, &none);
+
+	if (ns)
+		observe(POINT_EARLY_DROP, 2, ns);
+	return 0;
+}
+
+int enter_cost(u64 *ctx)	/* a function of the kernel that does nothing */
+{
+	enter(ctx, TIMER_COST, 0);
+	return 0;
+}
+
+int leave_cost(u64 *ctx)
+{
+	u64 now = boot_ns(), none = 0, ns = leave(ctx, TIMER_COST, now, &none);
+
+	if (ns)
+		observe(POINT_COST, 2, ns);
+	return 0;
+}
+
+/* -- stacks of inserts, refusals and evictions, at the functions ------------------------ */
+
+int stack_insert(u64 *ctx)	/* __nf_conntrack_hash_insert */
+{
+	sample(ctx, SAMPLED_INSERT);
+	return 0;
+}
+
+/*
+ * A full table is searched for something to evict; finding nothing refuses the packet.
+ * The stack is taken at the entry: at a return, older kernels cannot unwind it.
+ */
+int stack_enter(u64 *ctx)	/* early_drop(net, hash) */
+{
+	enter(ctx, TIMER_STACK, (u32)get_stackid(ctx, STACKS, 0));
+	return 0;
+}
+
+int stack_leave(u64 *ctx)
+{
+	u64 id = 0;
+
+	if (leave(ctx, TIMER_STACK, boot_ns(), &id))
+		sample_stack((u8)RESULT(ctx, 2) ? SAMPLED_EVICT : SAMPLED_DROP, id);
+	return 0;
+}
+
+#ifndef KPROBE
 /* -- around conntrack's hook (priority -200), where functions cannot be traced ------- */
 
 INLINE u64 packet_of(u64 *ctx)
@@ -138,7 +149,7 @@ INLINE u64 packet_of(u64 *ctx)
 int netfilter_first(u64 *ctx)	/* -203 */
 {
 	u64 skb = packet_of(ctx);
-	struct slot *slot = slot_of(SLOT_IN);
+	struct slot *slot = slot_of(TIMER_IN);
 
 	if (slot) {
 		slot->key = skb;
@@ -150,7 +161,7 @@ int netfilter_first(u64 *ctx)	/* -203 */
 int netfilter_before(u64 *ctx)	/* -202: nothing ran since -203, so this is our own cost */
 {
 	u64 skb = packet_of(ctx), now = boot_ns();
-	struct slot *slot = slot_of(SLOT_IN);
+	struct slot *slot = slot_of(TIMER_IN);
 
 	if (slot && slot->key == skb) {
 		observe(POINT_COST, 2, now - slot->at);
@@ -162,7 +173,7 @@ int netfilter_before(u64 *ctx)	/* -202: nothing ran since -203, so this is our o
 int netfilter_after(u64 *ctx)	/* -199 */
 {
 	u64 now = boot_ns(), skb = packet_of(ctx), ns;
-	struct slot *slot = slot_of(SLOT_IN);
+	struct slot *slot = slot_of(TIMER_IN);
 
 	if (slot && slot->key == skb) {
 		ns = now - slot->at;
@@ -172,110 +183,125 @@ int netfilter_after(u64 *ctx)	/* -199 */
 	return 1;
 }
 
-/* -- entry to exit of the functions themselves ---------------------------------------- */
+/* -- stacks, where functions cannot be traced ------------------------------------------- */
 
-INLINE void enter(u32 group, u64 key)
+int alloc_stack(u64 *ctx)	/* kmem:kmem_cache_alloc(call site, ...) */
 {
-	u64 first = boot_ns();
-	struct slot *slot = slot_of(group);
+	struct bounds *known = bounds();
 
-	if (slot) {
-		slot->key = key;
-		slot->spare = first;
-		slot->at = boot_ns();
-	}
+	if (known && within(&known->alloc, ctx[0]))
+		sample(ctx, SAMPLED_INSERT);
+	return 0;
 }
 
-INLINE u64 leave(u32 group, u64 key, u64 now)
+/* kmem:kmem_cache_free(call site, entry, ...): user space keeps those inside early_drop */
+int free_stack(u64 *ctx)
 {
-	struct slot *slot = slot_of(group);
+	struct bounds *known = bounds();
+	struct entry e;
 
-	if (!slot || slot->key != key)
+	if (!known || !within(&known->free, ctx[0]))
 		return 0;
-	slot->key = 0;
-	observe(POINT_COST, 2, slot->at - slot->spare);
-	return now - slot->at;
-}
-
-int fentry_in(u64 *ctx)		/* nf_conntrack_in(skb, state) */
-{
-	enter(SLOT_IN, ctx[0]);
-	return 0;
-}
-
-int fexit_in(u64 *ctx)
-{
-	u64 now = boot_ns(), skb = ctx[0], ns = leave(SLOT_IN, skb, now);
-
-	if (ns)
-		finish_in(read64(skb + SKB_NFCT), ns);
-	return 0;
-}
-
-int fentry_confirm(u64 *ctx)	/* __nf_conntrack_confirm(skb) */
-{
-	enter(SLOT_CONFIRM, ctx[0]);
-	return 0;
-}
-
-int fexit_confirm(u64 *ctx)
-{
-	u64 now = boot_ns(), skb = ctx[0], ns = leave(SLOT_CONFIRM, skb, now);
-	u64 ct = read64(skb + SKB_NFCT) & NFCT_PTR;
-
-	if (ns)
-		observe(POINT_CONFIRM,
-			ct ? protocol_index(read8(ct + ORIGINAL + TUPLE_PROTO)) : 2, ns);
-	return 0;
-}
-
-int fentry_early_drop(u64 *ctx)	/* early_drop(net, hash) */
-{
-	enter(SLOT_EARLY_DROP, ctx[0]);
-	return 0;
-}
-
-int fexit_early_drop(u64 *ctx)
-{
-	u64 now = boot_ns(), ns = leave(SLOT_EARLY_DROP, ctx[0], now);
-
-	if (ns)
-		observe(POINT_EARLY_DROP, 2, ns);
-	return 0;
-}
-
-/* -- where the CPU is ------------------------------------------------------------------ */
-
-INLINE void sample(void *ctx)
-{
-	s32 id = get_stackid(ctx, STACKS, 0);
-	u64 one = 1, *seen = map_lookup(SAMPLES, &id);
-
-	if (seen)
-		__sync_fetch_and_add(seen, 1);
-	else
-		map_update(SAMPLES, &id, &one, BPF_NOEXIST);
-}
-
-int on_clock(u64 *ctx)		/* perf event: the CPU clock */
-{
-	sample(ctx);
+	read_entry(&e, ctx[1]);
+	if (was_inserted(&e) && !is_expired(&e) && !(AT(&e, u32, CT_STATUS) & IPS_ASSURED))
+		sample(ctx, SAMPLED_EVICT);
 	return 0;
 }
 
 #ifdef DROP_REASON
 /* skb:kfree_skb(skb, location, reason): a packet that conntrack's own hook gave up */
-int on_kfree_skb(u64 *ctx)
+int drop_stack(u64 *ctx)
 {
 	u64 skb = ctx[0];
 	struct slot *slot;
 
 	if ((u32)ctx[2] != DROP_REASON)
 		return 0;
-	slot = slot_of(SLOT_IN);
+	slot = slot_of(TIMER_IN);
 	if (slot && slot->key == skb) {	/* before -202, but -199 never came */
 		slot->key = 0;
-		sample(ctx);
+		sample(ctx, SAMPLED_DROP);
+	}
+	return 0;
+}
+#endif
+
+/* -- where the CPU is ------------------------------------------------------------------ */
+
+int on_clock(u64 *ctx)		/* perf event: the CPU clock */
+{
+	sample(ctx, SAMPLED_CLOCK);
+	return 0;
+}
+
+/* -- waiting for conntrack's locks (5.19) ------------------------------------------------ */
+
+enum lock { LOCK_TABLE, LOCK_ALL, LOCK_EXPECT, LOCK_UNKNOWN };
+
+struct waiting {
+	u64 task;
+	u64 lock;
+};
+
+struct wait {
+	u64 at;
+	u64 key;
+};
+
+struct waits {
+	u64 count;
+	u64 ns;
+	u64 longest;
+};
+
+/* lock:contention_begin(lock, flags): 0 for a spin lock, as conntrack's are (8: on RT) */
+int wait_begin(u64 *ctx)
+{
+	struct waiting who = { current_task(), ctx[0] };
+	struct bounds *known = bounds();
+	struct wait wait;
+	u64 lock;
+
+	if (!known || (u32)ctx[1] & ~8U)
+		return 0;
+	if (within(&known->locks, ctx[0]))
+		lock = LOCK_TABLE;
+	else if (within(&known->all_lock, ctx[0]))
+		lock = LOCK_ALL;
+	else if (within(&known->expect, ctx[0]))
+		lock = LOCK_EXPECT;
+	else if (!known->locks.size)
+		lock = LOCK_UNKNOWN;	/* user space keeps what conntrack's code waited for */
+	else
+		return 0;
+	wait.key = lock << 32 | (u32)get_stackid(ctx, STACKS, 0);
+	wait.at = boot_ns();
+	map_update(WAITING, &who, &wait, 0);
+	return 0;
+}
+
+int wait_end(u64 *ctx)		/* lock:contention_end(lock, ret) */
+{
+	struct waiting who = { current_task(), ctx[0] };
+	struct wait *wait = map_lookup(WAITING, &who);
+	struct waits *waits;
+	u64 ns, key;
+
+	if (!wait)
+		return 0;
+	ns = boot_ns() - wait->at;
+	key = wait->key;
+	map_delete(WAITING, &who);
+	waits = map_lookup(WAITS, &key);
+	if (waits) {
+		__sync_fetch_and_add(&waits->count, 1);
+		__sync_fetch_and_add(&waits->ns, ns);
+		if (ns > waits->longest)
+			waits->longest = ns;
+	} else {
+		struct waits fresh = { 1, ns, ns };
+
+		map_update(WAITS, &key, &fresh, BPF_NOEXIST);
 	}
 	return 0;
 }

@@ -1,23 +1,243 @@
-"""One measurement: timers and samples from the kernel, arithmetic, one answer."""
+"""One measurement: timers, samples and counters from the kernel, arithmetic, one answer.
+
+Each part stands alone: what this kernel cannot give is named in the answer, and the
+rest goes on.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Optional, TypeVar
 
 import numpy as np
 
-from ctrace.batch import TableReading
-from ctrace.capture import open_live
-from ctrace.capture.sampling import Sampler, stacks
-from ctrace.capture.timing import Objects, Timing, active
-from ctrace.errors import CtraceError
+from ctrace.batch import Batch, TableReading
+from ctrace.capture import chains, open_live
+from ctrace.capture.contention import Contention
+from ctrace.capture.measuring import Objects
+from ctrace.capture.sampling import Sampler, What, stacks
+from ctrace.capture.timing import Timing, active
+from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import netns
-from ctrace.host.symbols import Symbols
+from ctrace.host.symbols import Symbols, is_tracer
 from ctrace.host.tables import TableReader
 from ctrace.model import perf as model
-from ctrace.record import Kind, Reason, proto_name
+from ctrace.record import Events, Kind, Reason, proto_name
+from ctrace.trace.recorder import Sink
+
+KEPT: Final = 1 << 18
+"""Lags of expired entries that are kept, an even sample of all."""
+
+HERTZ: Final = 199
+"""Samples a second on each CPU: no multiple of a usual tick."""
+FOLLOW_S: Final = 10.0
+ANSWER_S: Final = 60.0
+
+Part = TypeVar("Part")
+
+
+class Measurement:
+    """Measures from its beginning until closed; :meth:`answer` tells what came so far."""
+
+    def __init__(
+        self,
+        names: Symbols,
+        hertz: int = HERTZ,
+        *,
+        stacks_of: str = "",
+        family: Optional[str] = None,
+    ) -> None:
+        """Attach. ``stacks_of`` insert, drop or evict samples those instead of the clock.
+
+        Raises CtraceError when nothing can be measured here.
+        """
+        self._names = names
+        self._stacks_of = stacks_of
+        self._blind: list[str] = []
+        self._overdue: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
+        self._expired, self._every, self._held = 0, 1, 0
+        self._spaces = active(netns.find())
+        self._objects = Objects()
+        self._reader = TableReader()
+        self._timing: Optional[Timing] = None
+        self._sampler: Optional[Sampler] = None
+        try:
+            self._timing = self._part(
+                "time in conntrack", lambda: Timing(self._objects, self._spaces, family)
+            )
+            self._waits = self._part(
+                "waits for conntrack's locks", lambda: Contention(self._objects, names)
+            )
+            if not stacks_of:
+                self._sampler = self._part("CPU share", lambda: Sampler(self._objects, hertz))
+            elif self._timing is not None:
+                timing = self._timing
+                self._part(f"stacks of {stacks_of}s", lambda: timing.stacks_of(stacks_of, names))
+            if self._timing is None and self._sampler is None:
+                raise CtraceError("nothing can be measured: " + "; ".join(self._blind))
+            self._before = {row.netns: row for row in self._reader.read(self._spaces)}
+        except BaseException:
+            self.close()
+            raise
+        self._started = time.monotonic()
+
+    def _part(self, what: str, begin: Callable[[], Part]) -> Optional[Part]:
+        try:
+            return begin()
+        except UsageError:
+            raise
+        except (CtraceError, OSError) as error:
+            self._blind.append(f"{what}: {error}")
+            return None
+
+    def __enter__(self) -> Measurement:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach everything; safe to call twice."""
+        if self._sampler is not None:
+            self._sampler.close()
+        if self._timing is not None:
+            self._timing.close()
+        self._objects.close()
+        self._reader.close()
+
+    def follow(self) -> None:
+        """Time in namespaces that came since, and let go of those that went."""
+        self._spaces = active(netns.find())
+        if self._timing is not None:
+            self._timing.follow(self._spaces)
+
+    def take(self, events: Events) -> None:
+        """Learn from captured events how late expired entries are collected."""
+        expired = events["overdue_ms"][events["reason"] == Reason.EXPIRED]
+        self._expired += len(expired)
+        part = expired[:: self._every]
+        if len(part):
+            self._overdue.append(part)
+            self._held += len(part)
+        if self._held > KEPT:
+            kept = np.concatenate(self._overdue)[::2]
+            self._overdue, self._held, self._every = [kept], len(kept), 2 * self._every
+
+    def unseen(self, sentence: str) -> None:
+        """Another thing that cannot be measured here."""
+        self._blind.append(sentence)
+
+    # -- what was found ---------------------------------------------------------------------
+
+    def answer(self) -> model.Perf:
+        """All of it, over the time until now."""
+        passed = time.monotonic() - self._started
+        self._names.learn_programs()
+        blind = list(self._blind)
+        cost: Optional[float] = None
+        latencies: tuple[model.Latency, ...] = ()
+        services: tuple[model.ServiceCost, ...] = ()
+        if self._timing is not None:
+            times = self._timing.read()
+            cost, latencies = model.latencies(times)
+            services = model.service_costs(times, cost, passed, proto_name)
+            blind += self._timing.blind
+        clock, lost = stacks(self._objects)
+        samples, share, busy, hot = model.cpu(clock, self._names.name, self._names.is_conntrack)
+        readings = self._reader.read(self._spaces)
+        return model.Perf(
+            duration_s=passed,
+            family=self._timing.family if self._timing is not None else "",
+            cost_ns=cost,
+            latencies=latencies,
+            services=services,
+            cpu_share=share,
+            samples=samples,
+            busy_share=busy,
+            hot=hot,
+            tables=self._tables(readings),
+            gc_lag=model.gc_lag(np.concatenate([np.zeros(0, np.int32), *self._overdue])),
+            expired=self._expired,
+            chains=self._chains(readings, blind),
+            waits=self._waits.read() if self._waits is not None else None,
+            stacks_of=self._stacks_of,
+            stacks=model.top_stacks(self._event_stacks(), self._names.name),
+            lost_samples=lost,
+            blind=tuple(dict.fromkeys(blind)),
+        )
+
+    def folded(self) -> list[str]:
+        """Stacks as lines for flame-graph viewers."""
+        found = self._event_stacks() if self._stacks_of else stacks(self._objects)[0]
+        return model.folded(found, self._names.name)
+
+    def _event_stacks(self) -> list[model.Stack]:
+        """Without the frames of the measuring itself."""
+        if not self._stacks_of:
+            return []
+        name = self._names.name
+        found, _ = stacks(self._objects, What[self._stacks_of.upper()])
+        if self._stacks_of == "evict":  # at a tracepoint other early deletions are seen too
+            found = [s for s in found if any(name(at) == "early_drop" for at in s.frames)]
+        return [
+            model.Stack(tuple(at for at in s.frames if not is_tracer(name(at))), s.count)
+            for s in found
+        ]
+
+    def _chains(
+        self, readings: tuple[TableReading, ...], blind: list[str]
+    ) -> Optional[model.Chains]:
+        buckets = max((row.buckets for row in readings), default=0)
+        entries = self._timing.entries() if self._timing is not None else []
+        try:
+            return chains.measure(buckets, self._names.data("nf_conntrack_hash"), entries)
+        except CtraceError as error:
+            blind.append(f"chain lengths: {error}")
+            return None
+
+    def _tables(self, after: tuple[TableReading, ...]) -> tuple[model.HashTable, ...]:
+        names = {space.inum: space.name for space in self._spaces}
+        found = []
+        for row in after:
+            earlier = self._before.get(row.netns)
+            if earlier is None or not (row.count or earlier.count):
+                continue
+            change = {name: value - earlier.stats.get(name, 0) for name, value in row.stats.items()}
+            name = names.get(row.netns, str(row.netns))
+            found.append(model.hash_table(name, row.count, row.buckets, change))
+        return tuple(found)
+
+
+class Beside:
+    """Measures while a recording is made: the answer goes into it each minute and at its end."""
+
+    def __init__(self, measurement: Measurement, host: str) -> None:
+        self._measurement = measurement
+        self._host = host
+        self._followed = self._answered = time.monotonic()
+
+    def take(self, batch: Batch, sink: Sink) -> None:
+        """After each batch."""
+        self._measurement.take(batch.events)
+        now = time.monotonic()
+        if now - self._followed >= FOLLOW_S:
+            self._followed = now
+            self._measurement.follow()
+        if now - self._answered >= ANSWER_S:
+            self._answered = now
+            self.end(sink)
+
+    def end(self, sink: Sink) -> None:
+        """The answer until now."""
+        sink.measurement(self._host, self._measurement.answer())
 
 
 def measure(
@@ -25,111 +245,33 @@ def measure(
     hertz: int,
     names: Symbols,
     *,
-    drops: bool = False,
-    pause: Callable[[float], None] = time.sleep,
+    stacks_of: str = "",
+    family: Optional[str] = None,
 ) -> tuple[model.Perf, list[str]]:
     """Measure for ``duration`` seconds; the answer, and the folded stacks.
 
-    ``drops`` samples the stacks of refused packets instead of the CPU clock.
     Raises CtraceError when nothing can be measured.
     """
-    spaces = active(netns.find())
-    blind: list[str] = []
-    lag, blind_lag = _collector()
-    objects = Objects()
-    try:
-        with Timing(objects, spaces) as timing, TableReader() as reader:
-            if drops:
-                timing.stacks_of_drops()
-                sampler = None
-            else:
-                sampler = _sampler(objects, hertz, blind)
-            before = {row.netns: row for row in reader.read(spaces)}
-            started = time.monotonic()
-            overdue = lag(duration, pause)
-            passed = time.monotonic() - started
-            if sampler is not None:
-                sampler.close()
-            times = timing.read()
-            seen = stacks(objects)
-            tables = _tables(before, reader.read(spaces), {s.inum: s.name for s in spaces})
-            family, unseen = timing.family, timing.blind
-    finally:
-        objects.close()
-    cost, latencies = model.latencies(times)
-    total, share, busy, hot = model.cpu([] if drops else seen, names.name, names.is_conntrack)
-    blind += [*unseen, *blind_lag]
-    if family == "netfilter" and not drops:
-        blind.append("time in early_drop scans: its function cannot be traced here")
-    answer = model.Perf(
-        duration_s=passed,
-        family=family,
-        cost_ns=cost,
-        latencies=latencies,
-        services=model.service_costs(times, cost, passed, proto_name),
-        cpu_share=share,
-        samples=total,
-        busy_share=busy,
-        hot=hot,
-        tables=tables,
-        gc_lag=model.gc_lag(overdue),
-        expired=len(overdue),
-        drop_stacks=model.drop_stacks(seen, names.name) if drops else (),
-        blind=tuple(dict.fromkeys(blind)),
-    )
-    return answer, model.folded(seen, names.name)
+    with Measurement(names, hertz, stacks_of=stacks_of, family=family) as measurement:
+        _wait(measurement, duration)
+        return measurement.answer(), measurement.folded()
 
 
-def _sampler(objects: Objects, hertz: int, blind: list[str]) -> Sampler | None:
-    try:
-        return Sampler(objects, hertz)
-    except (CtraceError, OSError) as error:
-        blind.append(f"CPU share: {error}")
-        return None
-
-
-Overdue = np.ndarray[tuple[int], np.dtype[np.int32]]
-
-
-def _collector() -> tuple[Callable[[float, Callable[[float], None]], Overdue], list[str]]:
-    """Waits out the measurement while reading expired entries' lag, where that is possible."""
+def _wait(measurement: Measurement, duration: float) -> None:
+    """Let the time pass while reading expired entries' lag, where that is possible."""
+    deadline = time.monotonic() + duration
     try:
         source = open_live(Filter(kinds=frozenset({Kind.DESTROY})), seed=False)
     except CtraceError as error:
-
-        def only_wait(duration: float, pause: Callable[[float], None]) -> Overdue:
-            pause(duration)
-            return np.zeros(0, np.int32)
-
-        return only_wait, [f"collection lag: {error}"]
-
-    def watch(duration: float, _pause: Callable[[float], None]) -> Overdue:
-        found = []
-        deadline = time.monotonic() + duration
+        measurement.unseen(f"collection lag: {error}")
+    else:
+        if source.hooks.family == "netlink":
+            measurement.unseen("collection lag: netlink cannot tell")
         try:
             for batch in source.batches(min(0.5, duration)):
-                expired = batch.events["reason"] == Reason.EXPIRED
-                found.append(batch.events["overdue_ms"][expired])
+                measurement.take(batch.events)
                 if time.monotonic() >= deadline:
                     break
         finally:
             source.close()
-        return np.concatenate(found) if found else np.zeros(0, np.int32)
-
-    unseen = [] if source.hooks.family != "netlink" else ["collection lag: netlink cannot tell"]
-    return watch, unseen
-
-
-def _tables(
-    before: dict[int, TableReading], after: tuple[TableReading, ...], names: dict[int, str]
-) -> tuple[model.HashTable, ...]:
-    found = []
-    for row in after:
-        earlier = before.get(row.netns)
-        if earlier is None or not (row.count or earlier.count):
-            continue
-        change = {name: value - earlier.stats.get(name, 0) for name, value in row.stats.items()}
-        found.append(
-            model.hash_table(names.get(row.netns, str(row.netns)), row.count, row.buckets, change)
-        )
-    return tuple(found)
+    time.sleep(max(0.0, deadline - time.monotonic()))

@@ -28,11 +28,12 @@ ENABLE: Final = 0x2400
 _ATTR_SIZE: Final = 112
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
-# Where struct pt_regs has the six arguments and the result, in 64-bit words.
-_REGISTERS: Final[Mapping[str, tuple[tuple[int, ...], int]]] = {
-    "x86_64": ((14, 13, 12, 11, 9, 8), 10),
-    "aarch64": ((0, 1, 2, 3, 4, 5), 0),
-    "riscv64": ((10, 11, 12, 13, 14, 15), 10),
+# Where struct pt_regs has the six arguments, the result and the stack pointer, in
+# 64-bit words.
+_REGISTERS: Final[Mapping[str, tuple[tuple[int, ...], int, int]]] = {
+    "x86_64": ((14, 13, 12, 11, 9, 8), 10, 19),
+    "aarch64": ((0, 1, 2, 3, 4, 5), 0, 31),
+    "riscv64": ((10, 11, 12, 13, 14, 15), 10, 2),
 }
 
 
@@ -54,7 +55,7 @@ class KprobeCapture(FunctionCapture[Symbol]):
 
     def defines(self) -> Mapping[str, int | str]:
         """Where this machine passes arguments."""
-        args, result = _registers()
+        args, result, _ = registers()
         return {"KPROBE": 1, "REG_RESULT": result, **{f"REG_{i}": n for i, n in enumerate(args)}}
 
     def attach(self, name: str, code: bytes, target: Symbol, *, exit_: bool) -> int:
@@ -118,7 +119,11 @@ def symbols() -> Mapping[str, Symbol]:
     return found
 
 
-def _registers() -> tuple[tuple[int, ...], int]:
+def registers() -> tuple[tuple[int, ...], int, int]:
+    """Words of struct pt_regs: the arguments, the result, the stack pointer.
+
+    Raises CtraceError on a machine whose way to pass arguments is not known here.
+    """
     try:
         return _REGISTERS[platform.machine()]
     except KeyError:
@@ -129,7 +134,7 @@ def _registers() -> tuple[tuple[int, ...], int]:
 
 def probe() -> None:
     """Attach a program that does nothing. Raises CtraceError saying why not."""
-    _registers()
+    registers()
     program = sys.prog_load(_RETURN_ZERO, sys.ProgType.KPROBE, "ctrace_probe")
     try:
         symbol = symbols().get("nf_conntrack_free", Symbol("nf_conntrack_free"))

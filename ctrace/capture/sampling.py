@@ -6,17 +6,20 @@ have none.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
+from enum import IntEnum
 from types import TracebackType
 from typing import Final, Optional
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrace.capture import sys
+from ctrace.capture.measuring import STACK_DEPTH, STACKS, Objects
 from ctrace.capture.percpu import online_cpus
-from ctrace.capture.timing import STACK_DEPTH, Objects, addresses
 from ctrace.model.perf import Stack
 
 SET_BPF: Final = 0x40042408
@@ -25,11 +28,19 @@ FREQUENCY: Final = 1 << 10
 """perf_event_attr: sample_period is a frequency."""
 
 
+class What(IntEnum):
+    """``enum sampled`` in bpf/perf.h."""
+
+    CLOCK = 0
+    INSERT = 1
+    DROP = 2
+    EVICT = 3
+
+
 class Sampler:
     """Samples every CPU ``hertz`` times a second until closed. Raises BpfError."""
 
     def __init__(self, objects: Objects, hertz: int) -> None:
-        self._objects = objects
         self._events: list[int] = []
         prog = objects.load("on_clock", sys.ProgType.PERF_EVENT)
         # type SOFTWARE, size, config CPU_CLOCK, sample_freq; then flags
@@ -62,15 +73,31 @@ class Sampler:
             os.close(self._events.pop())
 
 
-def stacks(objects: Objects) -> list[Stack]:
-    """All stacks seen, with how often; an empty stack stands for user mode."""
-    keys, values = sys.map_items(objects.samples, 4, 8, 1 << 14)
+def stacks(objects: Objects, what: What = What.CLOCK) -> tuple[list[Stack], int]:
+    """All stacks seen of one sort, with how often, and how many the kernel had no room for.
+
+    A stack without frames stands for user mode.
+    """
+    keys, values = sys.map_items(objects.maps["samples"], 8, 8, STACKS)
     counts = values.reshape(-1, 8).view(np.uint64).ravel()
-    found = []
-    for number, count in zip(keys.reshape(-1, 4).view(np.int32).ravel(), counts, strict=True):
-        frames: tuple[int, ...] = ()
-        if number >= 0:
-            raw = sys.map_lookup(objects.stacks, int(number).to_bytes(4, "little"), 8 * STACK_DEPTH)
-            frames = tuple(int(address) for address in addresses(raw)) if raw else ()
-        found.append(Stack(frames, int(count)))
-    return found
+    pairs = keys.reshape(-1, 8).view(np.int32).reshape(-1, 2)
+    found, lost = [], 0
+    for (number, sort), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        if sort != what:
+            continue
+        if number < 0 and number != -errno.EFAULT:  # a collision in the map
+            lost += count
+        else:
+            found.append(Stack(frames(objects, number), count))
+    return found, lost
+
+
+def frames(objects: Objects, number: int) -> tuple[int, ...]:
+    """The addresses of one stack, innermost first; none for a negative number."""
+    if number < 0:
+        return ()
+    raw = sys.map_lookup(objects.maps["stacks"], number.to_bytes(4, "little"), 8 * STACK_DEPTH)
+    if raw is None:
+        return ()
+    found: npt.NDArray[np.uint64] = np.frombuffer(raw, np.uint64)
+    return tuple(found[found != 0].tolist())

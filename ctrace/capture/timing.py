@@ -1,114 +1,82 @@
 """How long packets spend in connection tracking, as histograms made in the kernel.
 
 Where functions can be traced it is entry to exit of ``nf_conntrack_in``,
-``__nf_conntrack_confirm`` and ``early_drop``; elsewhere the time between two
-netfilter hooks right before and after conntrack's own (priority -200), which also
-holds the walk from hook to hook. The measuring cost, taken on the same packets, is
-kept apart so that it can be subtracted.
+``__nf_conntrack_confirm`` and ``early_drop``, by fentry and fexit or by probe and
+return probe; elsewhere the time between two netfilter hooks right before and after
+conntrack's own (priority -200), which also holds the walk from hook to hook. What
+measuring itself takes is kept apart so that it can be subtracted: at functions it is
+the same pair of programs around a function that does nothing, at the hooks it is taken
+on the same packets.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Optional
 
 import numpy as np
-import numpy.typing as npt
 
-from ctrace.capture import btf, compiler, layout, sys
-from ctrace.errors import CtraceError
+from ctrace.capture import btf, kprobe, sys
+from ctrace.capture.measuring import NETFILTER, SERVICES, Objects
+from ctrace.errors import CtraceError, UsageError
 from ctrace.host.netns import Namespace, enter
+from ctrace.host.symbols import Symbols
 from ctrace.model.perf import BINS, POINTS, PROTOCOLS, Times
 
-SOURCE: Final = "perf.c"
-NETFILTER: Final = ("netfilter_first", "netfilter_before", "netfilter_after")
+FAMILIES: Final = ("fentry", "kprobe", "netfilter")
 PRIORITIES: Final = (-203, -202, -199)
 FUNCTIONS: Final = (
-    ("nf_conntrack_in", "fentry_in", "fexit_in"),
-    ("__nf_conntrack_confirm", "fentry_confirm", "fexit_confirm"),
-    ("early_drop", "fentry_early_drop", "fexit_early_drop"),
+    ("nf_conntrack_in", "in"),
+    ("__nf_conntrack_confirm", "confirm"),
+    ("early_drop", "early_drop"),
 )
-SAMPLING: Final = ("on_clock",)
-SERVICES: Final = 4096
-STACK_DEPTH: Final = 127
+NOTHING: Final = "bpf_fentry_test1"
+"""A function of the kernel that returns its argument and one; run by BPF_PROG_TEST_RUN."""
+CALIBRATIONS: Final = 400
+INLINED: Final = "early_drop: the compiler inlined it"
 
+_RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
-class Objects:
-    """The maps and programs of bpf/perf.c, shared by timing and sampling."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-        found = layout.running()
-        self.programs: list[str] = [*NETFILTER, *SAMPLING]
-        self.programs += [name for _, *pair in FUNCTIONS for name in pair]
-        if "DROP_REASON" in found:
-            self.programs.append("on_kfree_skb")
-        if "BPF_NF_SKB" not in found:  # before 6.4
-            found = layout.Layout({**found.defines, "BPF_NF_SKB": 8})
-        self.code = compiler.compile_programs(SOURCE, self.programs, found.defines)
-        cpus = sys.possible_cpus()
-        self.stacks = self._map(sys.MapType.STACK_TRACE, 4, 8 * STACK_DEPTH, 1 << 14, "stacks")
-        self.samples = self._map(sys.MapType.HASH, 4, 8, 1 << 14, "samples")
-        self.slots = self._map(sys.MapType.PERCPU_ARRAY, 4, 24, 16, "slots")
-        self.times = self._map(
-            sys.MapType.PERCPU_ARRAY, 4, 8, len(POINTS) * len(PROTOCOLS) * BINS, "times"
-        )
-        self.services = self._map(sys.MapType.LRU_HASH, 4, 16, SERVICES, "services")
-        self.maps = [self.stacks, self.samples, self.slots, self.times, self.services]
-        self.cpus = cpus
-
-    def _map(self, kind: sys.MapType, key: int, value: int, size: int, name: str) -> int:
-        fd = sys.map_create(kind, key, value, size, name=name)
-        self.fds.append(fd)
-        return fd
-
-    def load(
-        self,
-        name: str,
-        kind: sys.ProgType,
-        attach: sys.AttachType = sys.AttachType.NONE,
-        btf_id: int = 0,
-        btf_fd: int = 0,
-    ) -> int:
-        """Load one of the programs; its descriptor is closed with this object."""
-        linked = compiler.link(self.code[name], self.maps)
-        fd = sys.prog_load(
-            linked, kind, name, attach_type=attach, attach_btf_id=btf_id, attach_btf_fd=btf_fd
-        )
-        self.fds.append(fd)
-        return fd
-
-    def close(self) -> None:
-        """Detach and free everything; safe to call twice."""
-        while self.fds:
-            os.close(self.fds.pop())
+TRACEPOINTS: Final = {
+    "insert": ("alloc_stack", "kmem_cache_alloc", "alloc", "__nf_conntrack_alloc"),
+    "drop": ("drop_stack", "kfree_skb", "", ""),
+    "evict": ("free_stack", "kmem_cache_free", "free", "nf_conntrack_free"),
+}
+"""Where functions cannot be traced: program, tracepoint, and whose calls of it count."""
 
 
 class Timing:
     """Attaches the timers; :meth:`read` gives what they measured so far."""
 
-    def __init__(self, objects: Objects, namespaces: Sequence[Namespace]) -> None:
+    def __init__(
+        self, objects: Objects, namespaces: Sequence[Namespace], family: Optional[str] = None
+    ) -> None:
+        """The best family that works, or the one given.
+
+        Raises CtraceError when none does, UsageError for a family that cannot time.
+        """
+        if family is not None and family not in FAMILIES:
+            raise UsageError(f"no timers with {family}: {', '.join(FAMILIES)}")
         self._objects = objects
         self.blind: list[str] = []
         self._links: list[int] = []
-        try:
-            self.family = "fentry"
-            self._functions()
-        except CtraceError as refused:
-            self._detach()
-            self.family = "netfilter"
-            self.blind = [
-                "confirm and early_drop are not timed: this kernel's functions cannot be traced"
-            ]
+        self._spaces: dict[int, list[int]] = {}
+        refusals = []
+        for name in FAMILIES if family is None else (family,):
+            self.family, self.blind = name, []
             try:
-                self._netfilter(namespaces)
-            except CtraceError:
-                self._detach()
-                raise CtraceError(
-                    f"neither functions nor netfilter hooks can be timed here ({refused})"
-                ) from None
+                if name == "netfilter":
+                    self._netfilter(namespaces)
+                else:
+                    self._functions()
+                return
+            except CtraceError as refused:
+                self.close()
+                refusals.append(f"{name}: {refused}")
+        raise CtraceError("packets cannot be timed here: " + "; ".join(refusals))
 
     def __enter__(self) -> Timing:
         return self
@@ -119,75 +87,183 @@ class Timing:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        self._detach()
+        self.close()
 
-    def _detach(self) -> None:
+    def close(self) -> None:
+        """Detach; safe to call twice."""
         while self._links:
             os.close(self._links.pop())
+        for inum in list(self._spaces):
+            self._leave(inum)
+
+    # -- functions -------------------------------------------------------------------------
 
     def _functions(self) -> None:
-        kernel = btf.kernel()
-        module = btf.kernel("nf_conntrack")
-        if kernel is None:
-            raise CtraceError("no BTF")
-        for function, before, after in FUNCTIONS:
-            owner = module if module is not None and module.func(function) else kernel
-            target = owner.func(function)
-            if target is None:
-                if function == "early_drop":
-                    self.blind.append("early_drop is not timed: the compiler inlined it")
-                    continue
-                raise CtraceError(f"no function {function} in BTF")
-            fd = sys.btf_open("nf_conntrack") if owner is module else None
+        for function, name in FUNCTIONS:
             try:
-                for name, attach in (
-                    (before, sys.AttachType.TRACE_FENTRY),
-                    (after, sys.AttachType.TRACE_FEXIT),
-                ):
-                    prog = self._objects.load(
-                        name, sys.ProgType.TRACING, attach, target, fd if fd is not None else 0
-                    )
-                    self._links.append(sys.raw_tracepoint_open(prog))
-            finally:
-                if fd is not None:
-                    os.close(fd)
+                self._pair(function, f"enter_{name}", f"leave_{name}")
+            except CtraceError:
+                if function != "early_drop":
+                    raise
+                self.blind.append(f"time in early_drop scans: {INLINED}")
+        try:
+            self._pair(NOTHING, "enter_cost", "leave_cost")
+            _run_nothing()
+        except CtraceError as refused:
+            self.blind.append(f"what measuring takes, so it is not subtracted: {refused}")
+
+    def _pair(self, function: str, entering: str, leaving: str) -> None:
+        """Attach to entry and exit. The exit first: an exit without its entry is harmless."""
+        self._attach(function, leaving, exit_=True)
+        self._attach(function, entering, exit_=False)
+
+    def _attach(self, function: str, program: str, *, exit_: bool) -> None:
+        if self.family == "kprobe":
+            symbol = kprobe.symbols().get(function, kprobe.Symbol(function))
+            fd = self._objects.load(program, sys.ProgType.KPROBE)
+            self._links.append(kprobe.open_probe(fd, symbol, exit_=exit_))
+            return
+        with function_btf(function) as (target, module):
+            attach = sys.AttachType.TRACE_FEXIT if exit_ else sys.AttachType.TRACE_FENTRY
+            fd = self._objects.load(program, sys.ProgType.TRACING, attach, target, module)
+        self._links.append(sys.raw_tracepoint_open(fd))
+
+    # -- netfilter links -------------------------------------------------------------------
 
     def _netfilter(self, namespaces: Sequence[Namespace]) -> None:
-        progs = [
+        self._programs = [
             self._objects.load(name, sys.ProgType.NETFILTER, sys.AttachType.NETFILTER)
             for name in NETFILTER
         ]
-        for namespace in namespaces:
+        self.blind.append(
+            "confirm and early_drop by themselves: this kernel's functions cannot be traced"
+        )
+        self.follow(namespaces)
+        if not self._spaces:
+            raise CtraceError("no network namespace can be entered")
+
+    def follow(self, namespaces: Sequence[Namespace]) -> None:
+        """Time in these namespaces from now on, and let go of others: a link keeps one alive."""
+        if self.family != "netfilter":
+            return
+        current = {space.inum: space for space in namespaces}
+        for inum in self._spaces.keys() - current.keys():
+            self._leave(inum)
+        for inum in current.keys() - self._spaces.keys():
+            # one that ended meanwhile, or that this process may not enter
+            with contextlib.suppress(CtraceError):
+                self._spaces[inum] = self._links_in(current[inum])
+
+    def _links_in(self, namespace: Namespace) -> list[int]:
+        links: list[int] = []
+        try:
             with enter(namespace.path):
                 for family in (2, 10):
                     for hook in (0, 3):  # PRE_ROUTING, LOCAL_OUT
-                        for prog, priority in zip(progs, PRIORITIES, strict=True):
-                            self._links.append(sys.link_netfilter(prog, family, hook, priority))
+                        for prog, priority in zip(self._programs, PRIORITIES, strict=True):
+                            links.append(sys.link_netfilter(prog, family, hook, priority))
+        except CtraceError:
+            for link in links:
+                os.close(link)
+            raise
+        return links
 
-    def stacks_of_drops(self) -> None:
-        """From now on also sample the stack of packets that conntrack's hook gives up."""
-        if self.family != "netfilter" or "on_kfree_skb" not in self._objects.programs:
-            self.blind.append("stacks of refusals need the netfilter hooks and drop reasons")
-            return
-        prog = self._objects.load("on_kfree_skb", sys.ProgType.RAW_TRACEPOINT)
-        self._links.append(sys.raw_tracepoint_open(prog, "kfree_skb"))
+    def _leave(self, inum: int) -> None:
+        for link in self._spaces.pop(inum):
+            os.close(link)
+
+    # -- stacks of what happens to the table -------------------------------------------------
+
+    def stacks_of(self, event: str, names: Symbols) -> None:
+        """From now on also sample the kernel's stack at each insert, drop or evict.
+
+        Raises CtraceError when this kernel and family cannot.
+        """
+        if self.family == "netfilter":
+            self._stack_at_tracepoint(event, names)
+        elif event == "insert":
+            self._attach("__nf_conntrack_hash_insert", "stack_insert", exit_=False)
+        else:
+            self._pair("early_drop", "stack_enter", "stack_leave")
+
+    def _stack_at_tracepoint(self, event: str, names: Symbols) -> None:
+        program, tracepoint, bound, function = TRACEPOINTS[event]
+        if program not in self._objects.code:
+            raise CtraceError("this kernel gives no reasons for dropped packets (5.17)")
+        if bound:
+            place = names.range(function)
+            if place is None:
+                raise CtraceError(f"/proc/kallsyms has no {function}")
+            self._objects.bound(bound, *place)
+        fd = self._objects.load(program, sys.ProgType.RAW_TRACEPOINT)
+        self._links.append(sys.raw_tracepoint_open(fd, tracepoint))
+
+    # -- what was measured -------------------------------------------------------------------
 
     def read(self) -> Times:
         """Everything measured since attaching."""
-        size = len(POINTS) * len(PROTOCOLS) * BINS
-        bins = np.zeros(size, np.uint64)
-        for index in range(size):
-            raw = sys.map_lookup(
-                self._objects.times, index.to_bytes(4, "little"), 8 * self._objects.cpus
-            )
-            if raw is not None:
-                bins[index] = np.frombuffer(raw, np.uint64).sum()
-        keys, values = sys.map_items(self._objects.services, 4, 16, SERVICES)
-        return Times(
-            bins.reshape(len(POINTS), len(PROTOCOLS), BINS),
-            keys.reshape(-1, 4).view(np.uint32).ravel(),
-            values.reshape(-1, 16).view(np.uint64).reshape(-1, 2),
+        return read_times(self._objects)
+
+    def entries(self) -> list[int]:
+        """Addresses of entries that were lately in the table, at most one for each CPU."""
+        raw = sys.map_lookup(self._objects.maps["slots"], bytes(4), 32 * self._objects.cpus)
+        slots = np.frombuffer(raw or b"", np.uint64).reshape(-1, 4)
+        return [ct for ct in slots[:, 2].tolist() if ct]
+
+
+class function_btf:
+    """A function's BTF id, and the descriptor of its module's BTF while it is needed (or 0)."""
+
+    def __init__(self, function: str) -> None:
+        """Raises CtraceError when no BTF knows the function."""
+        kernel, module = btf.kernel(), btf.kernel("nf_conntrack")
+        in_module = module.func(function) if module is not None else None
+        target = in_module or (kernel.func(function) if kernel is not None else None)
+        if target is None:
+            raise CtraceError(f"no function {function} in BTF")
+        self._target = target
+        self._fd = sys.btf_open("nf_conntrack") if in_module else None
+
+    def __enter__(self) -> tuple[int, int]:
+        return self._target, self._fd or 0
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def _run_nothing() -> None:
+    """Have the kernel call NOTHING some hundred times. Raises BpfError."""
+    with function_btf(NOTHING) as (target, module):
+        program = sys.prog_load(
+            _RETURN_ZERO,
+            sys.ProgType.TRACING,
+            "ctrace_nothing",
+            attach_type=sys.AttachType.TRACE_FENTRY,
+            attach_btf_id=target,
+            attach_btf_fd=module,
         )
+    try:
+        for _ in range(CALIBRATIONS):
+            sys.prog_run(program)
+    finally:
+        os.close(program)
+
+
+def read_times(objects: Objects) -> Times:
+    """The histograms and services as they are now."""
+    size = len(POINTS) * len(PROTOCOLS) * BINS
+    bins = np.zeros(size, np.uint64)
+    for index in range(size):
+        raw = sys.map_lookup(objects.maps["times"], index.to_bytes(4, "little"), 8 * objects.cpus)
+        if raw is not None:
+            bins[index] = np.frombuffer(raw, np.uint64).sum()
+    keys, values = sys.map_items(objects.maps["services"], 4, 16, SERVICES)
+    return Times(
+        bins.reshape(len(POINTS), len(PROTOCOLS), BINS),
+        keys.reshape(-1, 4).view(np.uint32).ravel(),
+        values.reshape(-1, 16).view(np.uint64).reshape(-1, 2),
+    )
 
 
 def active(namespaces: Sequence[Namespace]) -> list[Namespace]:
@@ -200,10 +276,3 @@ def active(namespaces: Sequence[Namespace]) -> list[Namespace]:
         except CtraceError:
             continue
     return found
-
-
-def addresses(raw: bytes) -> npt.NDArray[np.uint64]:
-    """The frames of one stack trace, innermost first."""
-    frames: npt.NDArray[np.uint64] = np.frombuffer(raw, np.uint64)
-    kept: npt.NDArray[np.uint64] = frames[frames != 0]
-    return kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Optional
 
@@ -24,11 +23,19 @@ from ctrace.errors import CtraceError
 )  # fmt: skip
 @click.option("--folded", type=click.Path(dir_okay=False), help="Write stacks for flame graphs.")
 @click.option(
-    "--stacks", type=click.Choice(["drop"]), help="Sample the stacks of refusals, not the clock."
-)
+    "--stacks", type=click.Choice(["insert", "drop", "evict"]),
+    help="Sample the stacks of these events, not the clock.",
+)  # fmt: skip
+@click.option("--hooks", metavar="FAMILY", help="Time with fentry, kprobe or netfilter.")
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="Format.")
 def command(
-    *, duration: float, hertz: int, folded: Optional[str], stacks: Optional[str], output: str
+    *,
+    duration: float,
+    hertz: int,
+    folded: Optional[str],
+    stacks: Optional[str],
+    hooks: Optional[str],
+    output: str,
 ) -> None:
     """Measure time in conntrack's hooks, CPU share, hash table and collection lag.
 
@@ -41,7 +48,7 @@ def command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = symbols.kernel()
     click.echo(f"ctrace: measuring for {duration:g} s", err=True)
-    perf, lines = measure(duration, hertz, names, drops=stacks == "drop", pause=time.sleep)
+    perf, lines = measure(duration, hertz, names, stacks_of=stacks or "", family=hooks)
     if folded:
         try:
             Path(folded).write_text("\n".join(lines) + "\n")

@@ -97,13 +97,44 @@ class HashTable:
 
 
 @dataclass(frozen=True)
+class Chains:
+    """Lengths of the hash table's chains as found; the table serves all namespaces."""
+
+    buckets: int
+    measured: int
+    """Buckets walked, evenly spaced over the table."""
+    disturbed: int
+    """Buckets left out because entries moved while they were walked."""
+    lengths: tuple[int, ...]
+    """Chains by length, from 0; the 256th counts all longer ones too."""
+    mean: float
+    p99: int
+    longest: int
+    expected_p99: int
+    """The same if hashing were even (Poisson), with this mean."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Waiting for one of conntrack's locks, at one place."""
+
+    lock: str
+    count: int
+    total_ns: int
+    longest_ns: int
+    stack: str
+    """Outermost first, joined by ``;``; ends with the function that wants the lock."""
+
+
+@dataclass(frozen=True)
 class Perf:
     """The whole answer of ``ctrace perf``."""
 
     duration_s: float
     family: str
+    """How packets were timed; empty: they were not."""
     cost_ns: Optional[float]
-    """Median of what the two clock readings themselves take; already subtracted."""
+    """Median of what measuring itself takes for one packet; already subtracted."""
     latencies: tuple[Latency, ...]
     services: tuple[ServiceCost, ...]
     cpu_share: Optional[float]
@@ -115,9 +146,16 @@ class Perf:
     gc_lag: tuple[float, ...]
     """Seconds from timeout to removal of expired entries: p50, p90, p99; empty: none seen."""
     expired: int
-    drop_stacks: tuple[tuple[str, int], ...]
-    """Refusals by stack, outermost first, joined by ``;``."""
-    blind: tuple[str, ...]
+    chains: Optional[Chains] = None
+    waits: Optional[tuple[Wait, ...]] = None
+    """Waits for conntrack's locks, the costliest first; None: not measured."""
+    stacks_of: str = ""
+    """insert, drop or evict: what ``stacks`` are of."""
+    stacks: tuple[tuple[str, int], ...] = ()
+    """The most frequent ones, outermost function first, joined by ``;``."""
+    lost_samples: int = 0
+    """Stacks that the kernel had no room for; not in ``samples``."""
+    blind: tuple[str, ...] = ()
     """What could not be measured here, and why."""
 
 
@@ -220,21 +258,38 @@ def folded(stacks: Iterable[Stack], name: Callable[[int], str]) -> list[str]:
 def hash_table(netns: str, count: int, buckets: int, stats: Mapping[str, int]) -> HashTable:
     """The table's load, with the Poisson chain length that even hashing would give."""
     load = 2 * count / buckets if buckets else 0.0
-    p99, term = 0, float(np.exp(-load))
-    total = term
-    while total < 0.99 and p99 < 1000:
-        p99 += 1
-        term *= load / p99
-        total += term
     return HashTable(
         netns,
         count,
         buckets,
         load,
-        p99,
+        poisson(load, 0.99),
         stats.get("search_restart", 0),
         stats.get("chaintoolong", 0),
         stats.get("clash_resolve", 0),
+    )
+
+
+def poisson(mean: float, q: float) -> int:
+    """The q-quantile of a Poisson distribution, up to 1000."""
+    found, term = 0, float(np.exp(-mean))
+    total = term
+    while total < q and found < 1000:
+        found += 1
+        term *= mean / found
+        total += term
+    return found
+
+
+def chains(buckets: int, counts: npt.NDArray[np.int64], disturbed: int) -> Chains:
+    """From how many chains there are of each length."""
+    measured = int(counts.sum())
+    longest = int(np.flatnonzero(counts)[-1]) if measured else 0
+    average = float((counts * np.arange(len(counts))).sum() / measured) if measured else 0.0
+    p99 = int(np.searchsorted(np.cumsum(counts), 0.99 * measured)) if measured else 0
+    lengths = tuple(counts[: longest + 1].tolist())
+    return Chains(
+        buckets, measured, disturbed, lengths, average, p99, longest, poisson(average, 0.99)
     )
 
 
@@ -245,10 +300,10 @@ def gc_lag(overdue_ms: npt.NDArray[np.int32]) -> tuple[float, ...]:
     return tuple(float(q) / 1000 for q in np.quantile(overdue_ms, (0.5, 0.9, 0.99)))
 
 
-def drop_stacks(stacks: Sequence[Stack], name: Callable[[int], str]) -> tuple[tuple[str, int], ...]:
-    """The most frequent stacks of refused packets."""
-    best = sorted(stacks, key=lambda stack: -stack.count)[:10]
-    return tuple(
-        (";".join(name(address) for address in reversed(stack.frames)), stack.count)
-        for stack in best
-    )
+def top_stacks(stacks: Sequence[Stack], name: Callable[[int], str]) -> tuple[tuple[str, int], ...]:
+    """The most frequent stacks by function."""
+    found: dict[str, int] = {}
+    for stack in stacks:
+        text = ";".join(name(address) for address in reversed(stack.frames))
+        found[text] = found.get(text, 0) + stack.count
+    return tuple(sorted(found.items(), key=lambda item: -item[1])[:10])

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ctrace.model.perf import RELATIVE_ERROR, Perf
+from ctrace.model.perf import RELATIVE_ERROR, Chains, Perf, Wait
+from ctrace.view import format as fmt
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9", "p99.99")
 
@@ -24,9 +25,13 @@ def perf_json(perf: Perf) -> dict[str, Any]:
     return document
 
 
+EVENTS = {"insert": "inserts", "drop": "refused packets", "evict": "evictions"}
+"""By what ``ctrace perf --stacks`` is asked for."""
+
+
 def render(perf: Perf) -> RenderableType:
     """The answer as tables, the most important first."""
-    parts: list[RenderableType] = [_headline(perf)]
+    parts: list[RenderableType] = [headline(perf)]
     if perf.latencies:
         parts.append(_latencies(perf))
     if perf.services:
@@ -34,10 +39,12 @@ def render(perf: Perf) -> RenderableType:
     if perf.hot:
         hot = _table("function", "share of CPU")
         for function in perf.hot:
-            hot.add_row(function.function, f"{function.share:.2%}")
+            hot.add_row(fmt.clean(function.function), f"{function.share:.2%}")
         parts += [Text("\nWhere that CPU time goes", style="bold"), hot]
     if perf.tables:
         parts += [Text("\nHash table", style="bold"), _tables(perf)]
+    if perf.chains:
+        parts.append(Text(chains_text(perf.chains)))
     if perf.gc_lag:
         p50, p90, p99 = perf.gc_lag
         parts.append(
@@ -46,23 +53,29 @@ def render(perf: Perf) -> RenderableType:
                 f"past their timeout: {perf.expired:,} seen"
             )
         )
-    if perf.drop_stacks:
-        parts.append(Text("\nStacks of refused packets", style="bold"))
-        for stack, count in perf.drop_stacks:
-            parts.append(Text(f"{count:>8,}  {stack.replace(';', ' > ')}"))
+    if perf.waits:
+        parts += [Text("\nWaiting for conntrack's locks", style="bold"), *_waits(perf.waits)]
+    if perf.stacks_of:
+        parts.append(Text(f"\nStacks of {EVENTS.get(perf.stacks_of, '')}", style="bold"))
+        for stack, count in perf.stacks:
+            parts.append(Text(f"{count:>8,}  {_calls(stack)}"))
+        if not perf.stacks:
+            parts.append(Text("none seen"))
     for sentence in perf.blind:
-        parts.append(Text(f"not measured: {sentence}", style="dim"))
+        parts.append(Text(f"not measured: {fmt.clean(sentence)}", style="dim"))
     return Group(*parts)
 
 
-def _headline(perf: Perf) -> Text:
+def headline(perf: Perf) -> Text:
+    """The share of CPU time, and how it was measured."""
     text = Text()
     if perf.cpu_share is None:
         text.append("CPU share of connection tracking: not sampled", style="bold")
     else:
         text.append(f"Connection tracking takes {perf.cpu_share:.2%} of all CPU time", style="bold")
         text.append(f" ({perf.samples:,} samples, CPUs {perf.busy_share or 0:.0%} busy)")
-    text.append(f"\n{perf.duration_s:.1f} s with {perf.family} timers")
+    timed = f"{perf.family} timers" if perf.family else "no timers"
+    text.append(f"\n{perf.duration_s:.1f} s with {timed}")
     if perf.cost_ns is not None:
         text.append(f"; measuring itself took {perf.cost_ns:.0f} ns a packet, subtracted")
     return text
@@ -79,7 +92,7 @@ def _latencies(perf: Perf) -> RenderableType:
     table = _table("time in conntrack", "packets", "mean ns", *PERCENTILES)
     for row in perf.latencies:
         table.add_row(
-            f"{row.point}, {row.proto}",
+            fmt.clean(f"{row.point}, {row.proto}"),
             f"{row.packets:,}",
             f"{row.mean:,.0f}",
             *(f"{value:,.0f}" for value in row.percentiles),
@@ -92,7 +105,7 @@ def _services(perf: Perf) -> RenderableType:
     for row in perf.services[:10]:
         port = f"/{row.port}" if row.port else ""
         table.add_row(
-            f"{row.proto}{port}",
+            f"{fmt.clean(row.proto)}{port}",
             f"{row.packets_per_s:,.0f}",
             f"{row.ns_per_packet:,.0f}",
             f"{row.cores:.4f}",
@@ -107,8 +120,36 @@ def _tables(perf: Perf) -> Table:
     )  # fmt: skip
     for row in perf.tables:
         table.add_row(
-            row.netns, f"{row.count:,}", f"{row.buckets:,}", f"{row.load:.2f}",
+            fmt.clean(row.netns), f"{row.count:,}", f"{row.buckets:,}", f"{row.load:.2f}",
             f"{row.chain_p99}", f"{row.search_restart:,}", f"{row.chaintoolong:,}",
             f"{row.clash_resolve:,}",
         )  # fmt: skip
     return table
+
+
+def chains_text(chains: Chains) -> str:
+    """The table's chains as found, on one line."""
+    share = chains.measured / chains.buckets if chains.buckets else 0.0
+    return (
+        f"Chains as found in {chains.measured:,} of {chains.buckets:,} buckets ({share:.0%}): "
+        f"mean {chains.mean:.2f}, p99 {chains.p99} (even hashing: {chains.expected_p99}), "
+        f"longest {chains.longest}"
+    )
+
+
+def _waits(waits: tuple[Wait, ...]) -> list[RenderableType]:
+    table = _table("lock", "waits", "total ms", "longest us")
+    stacks: list[RenderableType] = []
+    for row in waits[:5]:
+        table.add_row(
+            f"{fmt.clean(row.lock)} in {fmt.clean(row.stack.rpartition(';')[2])}",
+            f"{row.count:,}",
+            f"{row.total_ns / 1e6:,.2f}",
+            f"{row.longest_ns / 1e3:,.1f}",
+        )
+        stacks.append(Text(f"{row.count:>8,}  {_calls(row.stack)}", style="dim"))
+    return [table, *stacks]
+
+
+def _calls(stack: str) -> str:
+    return fmt.clean(stack.replace(";", " > "))

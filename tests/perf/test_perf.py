@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctrace.capture.measuring import Objects
 from ctrace.capture.sampling import Sampler, stacks
-from ctrace.capture.timing import Objects, Timing, active
-from ctrace.host import netns, symbols
-from ctrace.lab import Lab, Node
+from ctrace.host import symbols
+from ctrace.lab import Lab
 from ctrace.model import perf as model
 from ctrace.model.perf import BINS, POINTS, PROTOCOLS, RELATIVE_ERROR, Stack, Times
 
@@ -75,79 +75,6 @@ def test_nothing_measured_is_no_number() -> None:
     assert model.cpu([], str, bool) == (0, None, None, ())
 
 
-def send(a: Node, b: Node, packets: int) -> None:
-    """``packets`` datagrams of one flow from a to b, port 9."""
-    sink = b.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sink.bind(("", 9))
-    sender = a.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sender.connect((b.addresses[a.name][0], 9))
-    for _ in range(packets):
-        sender.send(b"x")
-    sink.close()
-    sender.close()
-
-
-@pytest.mark.kernel
-def test_every_packet_is_timed_once_at_each_hook() -> None:
-    packets = 5000
-    with Lab() as lab:
-        a, b = lab.namespace("a", track=True), lab.namespace("b", track=True)
-        lab.link(a, b)
-        objects = Objects()
-        try:
-            with Timing(objects, active(netns.find())) as timing:
-                send(a, b, packets)
-                time.sleep(0.1)
-                times = timing.read()
-        finally:
-            objects.close()
-    cost, rows = model.latencies(times)
-    by_point = {(row.point, row.proto): row for row in rows}
-    # One new packet and the rest established, in each of the two namespaces. A packet
-    # that is interrupted inside the hook is not timed.
-    new, established = by_point["in new", "udp"], by_point["in established", "udp"]
-    assert 1 <= new.packets <= 2
-    assert 0.98 * 2 * (packets - 1) <= established.packets <= 2 * (packets - 1)
-    assert cost is not None
-    assert 0 < established.percentiles[0] < established.percentiles[-1]
-    services = model.service_costs(times, cost, 1.0, str)
-    mine = next(row for row in services if (row.proto, row.port) == ("17", 9))
-    assert mine.packets_per_s == pytest.approx(2 * packets, rel=0.02)
-
-
-@pytest.mark.kernel
-def test_notrack_saves_what_was_said() -> None:
-    packets = 2000
-
-    def spent(times: Times) -> tuple[float, float]:
-        rows = model.service_costs(times, 0.0, 1.0, str)
-        mine = [row for row in rows if (row.proto, row.port) == ("17", 9)]
-        return (mine[0].packets_per_s, mine[0].cores) if mine else (0.0, 0.0)
-
-    with Lab() as lab:
-        a, b = lab.namespace("a", track=True), lab.namespace("b")
-        lab.link(a, b)
-        objects = Objects()
-        try:
-            with Timing(objects, active(netns.find())) as timing:
-                send(a, b, packets)
-                tracked = spent(timing.read())
-                rule = (
-                    "add table inet off; add chain inet off out { type filter hook output "
-                    "priority -310; }; add rule inet off out udp dport 9 notrack"
-                )
-                a.run(["nft", rule])
-                send(a, b, packets)
-                untracked = spent(timing.read())
-        finally:
-            objects.close()
-    # Untracked, none of its packets is worked on in the hook any more: all that was
-    # said to go does go.
-    assert tracked[0] == pytest.approx(packets, rel=0.02)
-    assert tracked[1] > 0
-    assert untracked == tracked
-
-
 @pytest.mark.kernel
 def test_cpu_share_agrees_with_perf(tmp_path: Path) -> None:
     # The two do not sample the same instants: on a busy machine one round may differ.
@@ -185,7 +112,7 @@ def shares(tmp_path: Path) -> tuple[float, float]:
                      "-o", data, "sleep", "6"],
                     check=True, capture_output=True,
                 )  # fmt: skip
-            ours = model.cpu(stacks(objects), names.name, names.is_conntrack)
+            ours = model.cpu(stacks(objects)[0], names.name, names.is_conntrack)
         finally:
             for process in load:
                 process.kill()

@@ -1,0 +1,84 @@
+"""Who waits for conntrack's locks, and for how long (tracepoints of Linux 5.19).
+
+With symbols of data (KALLSYMS_ALL) a lock is known by its address. Without, every
+wait for a spin lock is taken, and those kept whose waiting code is conntrack's.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Final
+
+import numpy as np
+
+from ctrace.capture import sys
+from ctrace.capture.measuring import WAITS, Objects
+from ctrace.capture.sampling import frames
+from ctrace.errors import CtraceError
+from ctrace.host.symbols import Symbols
+from ctrace.model.perf import Wait
+
+LOCKS: Final = ("table lock", "all table locks", "expectations lock", "a lock")
+"""``enum lock`` in bpf/perf.c."""
+SPINLOCK: Final = 4
+"""Bytes of a spinlock_t without lock debugging."""
+TABLE_LOCKS: Final = 1024
+"""CONNTRACK_LOCKS in include/net/netfilter/nf_conntrack_core.h."""
+
+BOUNDS: Final = (
+    ("locks", "nf_conntrack_locks", SPINLOCK * TABLE_LOCKS),
+    ("all_lock", "nf_conntrack_locks_all_lock", SPINLOCK),
+    ("expect", "nf_conntrack_expect_lock", SPINLOCK),
+)
+
+_LOCKING: Final = re.compile(
+    r"(__)?(traceiter|probestub|bpf_trace|bpf_prog|pv_|native_queued|queued_spin|_raw_spin|raw_spin"
+    r"|do_raw_spin|rt_spin|rtlock)"
+)
+"""Code between who wants a lock and the tracepoint."""
+
+
+class Contention:
+    """Counts waits from now on, until the objects are closed."""
+
+    def __init__(self, objects: Objects, names: Symbols) -> None:
+        """Raises CtraceError when this kernel has no such tracepoints."""
+        self._objects = objects
+        self._names = names
+        for bound, symbol, size in BOUNDS:
+            if start := names.data(symbol):
+                objects.bound(bound, start, size)
+        try:
+            # the end first: what began before has no beginning and is left out
+            for program, tracepoint in (
+                ("wait_end", "contention_end"),
+                ("wait_begin", "contention_begin"),
+            ):
+                fd = objects.load(program, sys.ProgType.RAW_TRACEPOINT)
+                objects.keep(sys.raw_tracepoint_open(fd, tracepoint))
+        except CtraceError as error:
+            raise CtraceError(
+                "this kernel has no contention tracepoints (5.19 and later have)"
+            ) from error
+
+    def read(self) -> tuple[Wait, ...]:
+        """All waits so far by lock and stack, the longest waited for first."""
+        keys, values = sys.map_items(self._objects.maps["waits"], 8, 24, WAITS)
+        found = []
+        for key, value in zip(keys, values, strict=True):
+            number, lock = struct.unpack("<iI", key.tobytes())
+            count, total, longest = np.frombuffer(value.tobytes(), np.uint64).tolist()
+            stack = self._waiting(frames(self._objects, number))
+            if lock == len(LOCKS) - 1 and not (stack and self._names.is_conntrack(stack[0])):
+                continue
+            told = ";".join(self._names.name(address) for address in reversed(stack))
+            found.append(Wait(LOCKS[lock], count, total, longest, told))
+        return tuple(sorted(found, key=lambda wait: -wait.total_ns))
+
+    def _waiting(self, stack: tuple[int, ...]) -> tuple[int, ...]:
+        """The stack from the code that wants the lock outwards."""
+        for depth, address in enumerate(stack):
+            if not _LOCKING.match(self._names.name(address)):
+                return stack[depth:]
+        return ()

@@ -1,0 +1,110 @@
+"""The maps and programs of bpf/perf.c, shared by all that measures."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Final
+
+from ctrace.capture import compiler, kprobe, layout, sys
+from ctrace.model.perf import BINS, POINTS, PROTOCOLS
+
+SOURCE: Final = "perf.c"
+SERVICES: Final = 4096
+STACK_DEPTH: Final = 127
+STACKS: Final = 1 << 14
+BOUNDS: Final = ("alloc", "free", "locks", "all_lock", "expect")
+"""``struct bounds`` in bpf/perf.h."""
+WAITS: Final = 4096
+
+TIMED: Final = ("in", "confirm", "early_drop", "cost")
+FUNCTION_PROGRAMS: Final = (
+    *(f"{side}_{name}" for name in TIMED for side in ("enter", "leave")),
+    "stack_insert", "stack_enter", "stack_leave",
+)  # fmt: skip
+"""Those that are compiled anew for kprobes."""
+NETFILTER: Final = ("netfilter_first", "netfilter_before", "netfilter_after")
+OTHERS: Final = ("alloc_stack", "free_stack", "on_clock", "wait_begin", "wait_end")
+
+# (kind, key, value, entries), in the order of bpf/perf.h
+_MAPS: Final = (
+    ("stacks", sys.MapType.STACK_TRACE, 4, 8 * STACK_DEPTH, STACKS),
+    ("samples", sys.MapType.HASH, 8, 8, STACKS),
+    ("slots", sys.MapType.PERCPU_ARRAY, 4, 32, 8),
+    ("times", sys.MapType.PERCPU_ARRAY, 4, 8, len(POINTS) * len(PROTOCOLS) * BINS),
+    ("services", sys.MapType.LRU_HASH, 4, 16, SERVICES),
+    ("calls", sys.MapType.LRU_HASH, 16, 56, 8192),
+    ("bounds", sys.MapType.ARRAY, 4, 16 * len(BOUNDS), 1),
+    ("waiting", sys.MapType.LRU_HASH, 16, 16, 4096),
+    ("waits", sys.MapType.HASH, 8, 24, WAITS),
+)
+
+
+class Objects:
+    """Everything lives in descriptors of this process and goes away with it."""
+
+    def __init__(self) -> None:
+        """Compile, and create the maps. Raises CtraceError (BpfError)."""
+        self.fds: list[int] = []
+        self.cpus = sys.possible_cpus()
+        self.maps: dict[str, int] = {}
+        self._bounds: dict[str, tuple[int, int]] = {}
+        self._probes: compiler.Instructions = {}
+        found = layout.running()
+        names = [*FUNCTION_PROGRAMS, *NETFILTER, *OTHERS]
+        if "DROP_REASON" in found:
+            names.append("drop_stack")
+        defines = dict(found.defines)
+        defines.setdefault("BPF_NF_SKB", 8)  # before 6.4 there is nothing to attach it to
+        self._defines = defines
+        self.code = compiler.compile_programs(SOURCE, names, defines)
+        try:
+            for name, kind, key, value, entries in _MAPS:
+                self.maps[name] = self.keep(sys.map_create(kind, key, value, entries, name=name))
+        except BaseException:
+            self.close()
+            raise
+
+    def keep(self, fd: int) -> int:
+        """Close this descriptor with the rest."""
+        self.fds.append(fd)
+        return fd
+
+    def load(
+        self,
+        name: str,
+        kind: sys.ProgType,
+        attach: sys.AttachType = sys.AttachType.NONE,
+        btf_id: int = 0,
+        btf_fd: int = 0,
+    ) -> int:
+        """Load one of the programs. Raises BpfError."""
+        code = self._kprobes() if kind == sys.ProgType.KPROBE else self.code
+        linked = compiler.link(code[name], list(self.maps.values()))
+        return self.keep(
+            sys.prog_load(
+                linked, kind, name, attach_type=attach, attach_btf_id=btf_id, attach_btf_fd=btf_fd
+            )
+        )
+
+    def _kprobes(self) -> compiler.Instructions:
+        if not self._probes:
+            args, result, stack = kprobe.registers()
+            registers = {f"REG_{i}": n for i, n in enumerate(args)}
+            self._probes = compiler.compile_programs(
+                SOURCE,
+                FUNCTION_PROGRAMS,
+                {**self._defines, "KPROBE": 1, "REG_RESULT": result, "REG_SP": stack, **registers},
+            )
+        return self._probes
+
+    def bound(self, name: str, start: int, size: int) -> None:
+        """Tell the programs where something lies; ``name`` is one of BOUNDS."""
+        self._bounds[name] = (start, size)
+        words = [word for each in BOUNDS for word in self._bounds.get(each, (0, 0))]
+        sys.map_update(self.maps["bounds"], bytes(4), struct.pack(f"<{len(words)}Q", *words))
+
+    def close(self) -> None:
+        """Detach and free everything; safe to call twice."""
+        while self.fds:
+            os.close(self.fds.pop())

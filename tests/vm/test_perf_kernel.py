@@ -1,0 +1,322 @@
+"""What ``ctrace perf`` reads from the kernel, against known packets and other clocks.
+
+Runs natively and in the emulated machines. What changes the whole machine (a small
+table, another number of buckets) only runs in those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys as python
+import time
+from collections.abc import Iterator
+
+import pytest
+from perf_kit import Ballast, open_flows, pair, send, totals
+
+from ctrace.capture import chains, sys
+from ctrace.capture.contention import Contention
+from ctrace.capture.ladder import probe
+from ctrace.capture.measuring import Objects
+from ctrace.capture.timing import FAMILIES, Timing, active
+from ctrace.errors import CtraceError
+from ctrace.host import netns, symbols
+from ctrace.host.tables import TableReader
+from ctrace.lab import Node
+from ctrace.model import perf as model
+from ctrace.model.perf import RELATIVE_ERROR
+from ctrace.perf import Measurement
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+KERNEL = os.environ.get("CTRACE_VM", "")
+alone = pytest.mark.skipif(not KERNEL, reason="changes the whole machine: in scripts/vm only")
+PACKETS = 2000
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "timers" in metafunc.fixturenames:
+        holding = {one.family for one in probe() if one.holds} if os.geteuid() == 0 else set()
+        metafunc.parametrize("timers", [name for name in FAMILIES if name in holding])
+
+
+@contextlib.contextmanager
+def timing(family: str) -> Iterator[Timing]:
+    objects = Objects()
+    try:
+        with Timing(objects, active(netns.find()), family) as timers:
+            yield timers
+    finally:
+        objects.close()
+
+
+# -- time ------------------------------------------------------------------------------------
+
+
+def test_every_packet_is_timed_once_at_each_hook(timers: str) -> None:
+    with pair() as (a, b), timing(timers) as timer:
+        send(a, b, PACKETS)
+        time.sleep(0.1)
+        times = timer.read()
+    cost, rows = model.latencies(times)
+    by_point = {(row.point, row.proto): row for row in rows}
+    # One new packet and the rest established, in each of the two namespaces. A packet
+    # that is interrupted inside the hook is not timed.
+    new, established = by_point["in new", "udp"], by_point["in established", "udp"]
+    assert 1 <= new.packets <= 2
+    assert 0.98 * 2 * (PACKETS - 1) <= established.packets <= 2 * (PACKETS - 1)
+    assert 0 < established.percentiles[0] < established.percentiles[-1]
+    assert cost is not None
+    assert cost > 0
+    if timers != "netfilter":
+        assert 1 <= by_point["confirm", "udp"].packets <= 2
+    assert totals(times)[0] == pytest.approx(2 * PACKETS, rel=0.02)
+
+
+def test_the_timers_agree_with_the_kernels_clock_of_bpf_programs(timers: str) -> None:
+    """A program of known run time inside the timed stretch makes it longer by just that."""
+
+    def mean(a: Node, b: Node) -> tuple[float, float]:
+        """Nanoseconds a packet: exact, and from the histogram."""
+        with timing(timers) as timer:
+            send(a, b, PACKETS)
+            times = timer.read()
+        packets, ns = totals(times)
+        cost, rows = model.latencies(times)
+        row = next(r for r in rows if (r.point, r.proto) == ("in established", "udp"))
+        return ns / packets, row.mean + (cost or 0.0)
+
+    with pair(track_server=False) as (a, b):
+        send(a, b, 10)
+        without = mean(a, b)
+        ballast = Ballast(timers, a)
+        try:
+            with_it = mean(a, b)
+            runs, ns = ballast.ran()
+        finally:
+            ballast.close()
+    assert runs == pytest.approx(PACKETS, rel=0.02)
+    added = ns / runs
+    # What is left is the way to the program and back, and what the machine did meanwhile.
+    assert with_it[0] - without[0] == pytest.approx(added, rel=0.15)
+    assert with_it[1] == pytest.approx(with_it[0], rel=RELATIVE_ERROR)
+
+
+def test_a_pair_of_function_hooks_and_the_bracket_agree() -> None:
+    holding = {one.family for one in probe() if one.holds}
+    if not {"fentry", "netfilter"} <= holding:
+        pytest.skip("this kernel cannot time both ways")
+    with pair(track_server=False) as (a, b):
+        send(a, b, 10)
+        ballast = Ballast("fentry", a)
+        try:
+            with timing("netfilter") as outer, timing("fentry") as inner:
+                send(a, b, PACKETS)
+                around, inside = totals(outer.read()), totals(inner.read())
+        finally:
+            ballast.close()
+    assert around[0] == pytest.approx(inside[0], rel=0.02)
+    whole, part = around[1] / around[0], inside[1] / inside[0]
+    # The bracket also holds the walk from hook to hook, and here the pair's own programs.
+    assert part < whole < 1.25 * part
+
+
+def test_notrack_saves_what_was_said(timers: str) -> None:
+    with pair(track_server=False) as (a, b), timing(timers) as timer:
+        send(a, b, PACKETS)
+        tracked = totals(timer.read())
+        rule = (
+            "add table inet off; add chain inet off out { type filter hook output "
+            "priority -310; }; add rule inet off out udp dport 9 notrack"
+        )
+        a.run(["nft", rule])
+        send(a, b, PACKETS)
+        untracked = totals(timer.read())
+    # Untracked, none of its packets is worked on in the hook any more: all that was
+    # said to go does go.
+    assert tracked[0] == pytest.approx(PACKETS, rel=0.02)
+    assert tracked[1] > 0
+    assert untracked == tracked
+
+
+def test_namespaces_that_come_later_are_timed_and_none_is_kept(timers: str) -> None:
+    with timing(timers) as timer:
+        with pair(track_server=False) as (a, b):
+            timer.follow(active(netns.find()))
+            send(a, b, 100)
+            assert totals(timer.read())[0] == pytest.approx(100, rel=0.02)
+            gone = a.inum
+        timer.follow(active(netns.find()))
+        assert gone not in timer._spaces
+
+
+# -- the hash table ----------------------------------------------------------------------------
+
+
+def entries() -> tuple[int, int]:
+    """Entries in all namespaces, and buckets."""
+    with TableReader() as reader:
+        rows = reader.read(netns.find())
+    return sum(row.count for row in rows), max(row.buckets for row in rows)
+
+
+def measured(timer: Timing, symbol: int) -> model.Chains:
+    """Chains of the whole table at a moment when as many entries were there before as after."""
+    for _ in range(50):
+        before, buckets = entries()
+        found = chains.measure(buckets, symbol, timer.entries(), sample=buckets)
+        if before == entries()[0] and not found.disturbed:
+            nodes = sum(length * n for length, n in enumerate(found.lengths))
+            if nodes == 2 * before:  # else an entry was not yet, or no longer, in the table
+                return found
+        time.sleep(0.1)
+    pytest.fail(f"{nodes} nodes in the chains of {before} entries")
+
+
+def test_all_entries_are_found_in_the_chains(timers: str) -> None:
+    flows = 1000
+    with pair() as (a, b), timing(timers) as timer:
+        open_flows(a, b, flows)
+        send(a, b, 20)
+        by_entry = measured(timer, 0)
+        assert by_entry.measured == by_entry.buckets
+        assert sum(length * n for length, n in enumerate(by_entry.lengths)) >= 4 * flows
+        symbol = symbols.kernel().data("nf_conntrack_hash")
+        if symbol:
+            by_symbol = measured(timer, symbol)
+            assert by_symbol.mean == pytest.approx(by_entry.mean, rel=0.1)
+        part = chains.measure(by_entry.buckets, symbol, timer.entries(), sample=1 << 14)
+    assert part.measured + part.disturbed == min(by_entry.buckets, 1 << 14)
+
+
+@alone
+def test_full_buckets_make_chains_as_long_as_even_hashing_says(timers: str) -> None:
+    with open("/proc/sys/net/netfilter/nf_conntrack_buckets", "r+") as file:
+        kept = file.read()
+        file.write("1024")
+    try:
+        with pair() as (a, b), timing(timers) as timer:
+            open_flows(a, b, 1500)
+            send(a, b, 20)
+            found = measured(timer, symbols.kernel().data("nf_conntrack_hash"))
+    finally:
+        with open("/proc/sys/net/netfilter/nf_conntrack_buckets", "w") as file:
+            file.write(kept)
+    assert found.buckets == found.measured == 1024
+    assert found.mean >= 4 * 1500 / 1024
+    assert abs(found.p99 - found.expected_p99) <= 3
+    assert found.longest >= found.p99
+
+
+def test_what_is_no_table_is_refused() -> None:
+    with pytest.raises(CtraceError, match="not found"):
+        chains.measure(65536, 0, [symbols.kernel().range("nf_conntrack_free")[0]])  # type: ignore[index]
+    with pytest.raises(CtraceError, match="not found"):
+        chains.measure(65536, 0, [])
+
+
+# -- stacks --------------------------------------------------------------------------------------
+
+
+def test_every_insert_has_its_stack(timers: str) -> None:
+    flows = 200
+    names = symbols.kernel()
+    with (
+        pair(track_server=False) as (a, b),
+        Measurement(names, stacks_of="insert", family=timers) as measurement,
+    ):
+        open_flows(a, b, flows)
+        answer = measurement.answer()
+    mine = [(stack, n) for stack, n in answer.stacks if "udp_sendmsg" in stack]
+    assert sum(n for _, n in mine) >= flows
+    where = "__nf_conntrack_alloc" if timers == "netfilter" else "__nf_conntrack_confirm"
+    assert all(where in stack.split(";") for stack, _ in mine)
+    assert "bpf_prog" not in mine[0][0]
+
+
+@alone
+@pytest.mark.parametrize("event", ["drop", "evict"])
+def test_every_refusal_and_eviction_has_its_stack(timers: str, event: str) -> None:
+    names = symbols.kernel()
+    limits = {"max": "100", "buckets": "1024" if event == "drop" else "128"}
+    kept = {}
+    for name in limits:
+        with open(f"/proc/sys/net/netfilter/nf_conntrack_{name}") as file:
+            kept[name] = file.read()
+    try:
+        with pair(track_server=False) as (a, b):
+            for name, value in limits.items():
+                with open(f"/proc/sys/net/netfilter/nf_conntrack_{name}", "w") as file:
+                    file.write(value)
+            with Measurement(names, stacks_of=event, family=timers) as measurement:
+                before = a.stats()
+                open_flows(a, b, 400)
+                time.sleep(0.5)
+                answer = measurement.answer()
+                after = a.stats()
+    finally:
+        for name, value in kept.items():
+            with open(f"/proc/sys/net/netfilter/nf_conntrack_{name}", "w") as file:
+                file.write(value)
+    column = "early_drop" if event == "evict" else "drop"
+    expected = after[column] - before[column]
+    assert expected > 20
+    assert sum(n for _, n in answer.stacks) == expected
+    calls = answer.stacks[0][0].split(";")
+    assert "udp_sendmsg" in calls
+    # at the tracepoint the refused packet has left conntrack's code
+    assert (timers == "netfilter" and event == "drop") or "early_drop" in calls
+
+
+# -- locks -----------------------------------------------------------------------------------------
+
+
+def test_waits_for_locks_are_counted_or_said_not_to_be() -> None:
+    objects = Objects()
+    try:
+        if sys.kernel_version() < (5, 19):
+            with pytest.raises(CtraceError, match="no contention tracepoints"):
+                Contention(objects, symbols.kernel())
+        else:
+            assert isinstance(Contention(objects, symbols.kernel()).read(), tuple)
+    finally:
+        objects.close()
+
+
+@alone
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 3 or sys.kernel_version() < (5, 19),
+    reason="a spin lock's first waiter is not traced: scripts/vm 6.12 --cpus 4",
+)
+def test_waits_for_the_lock_of_all_are_seen_with_their_stack() -> None:
+    code = (
+        "import socket, sys\n"
+        "while True:\n"
+        " s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        " s.connect((sys.argv[1], 9)); s.send(b'x'); s.close()\n"
+    )
+    with pair() as (a, b), Measurement(symbols.kernel()) as measurement:
+        load = [
+            a.start([python.executable, "-c", code, b.addresses["a"][0]], stderr=subprocess.DEVNULL)
+            for _ in range(3)
+        ]
+        deadline = time.monotonic() + 60
+        try:
+            while time.monotonic() < deadline and not measurement.answer().waits:
+                for _ in range(20):
+                    for buckets in ("65536", "131072"):
+                        with open("/proc/sys/net/netfilter/nf_conntrack_buckets", "w") as file:
+                            file.write(buckets)
+        finally:
+            for process in load:
+                process.kill()
+                process.wait()
+        waits = measurement.answer().waits
+    assert waits
+    assert all(wait.lock.endswith("lock") or wait.lock.endswith("locks") for wait in waits)
+    assert all(0 < wait.longest_ns <= wait.total_ns for wait in waits)
+    assert any("nf_conntrack" in wait.stack.rpartition(";")[2] for wait in waits)
