@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -40,6 +41,7 @@ DEFAULT_RING = "ctrace.d"
     help="Seconds between two batches: how finely a replay can step.",
 )  # fmt: skip
 @click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@click.option("--perf", is_flag=True, help="Also measure what conntrack costs, for the report.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @filter_options
 def command(
@@ -55,6 +57,7 @@ def command(
     after: str,
     interval: float,
     hooks: Optional[str],
+    perf: bool,
     quiet: bool,
     **filters: Any,
 ) -> None:
@@ -108,7 +111,15 @@ def command(
             click.echo(f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}",
                        err=True)  # fmt: skip
         line = ProgressLine(quiet or not sys.stderr.isatty())
-        reason = record(source, sink, until, interval, line.show)
+        with contextlib.ExitStack() as beside:
+            costs = None
+            if perf:
+                from ctrace.host import symbols
+                from ctrace.perf import Beside, Measurement
+
+                measurement = beside.enter_context(Measurement(symbols.kernel()))
+                costs = Beside(measurement, header.host)
+            reason = record(source, sink, until, interval, line.show, costs)
         line.end()
         if not quiet:
             click.echo(f"ctrace: {path}: {line.text} ({reason})", err=True)

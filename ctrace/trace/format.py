@@ -96,7 +96,7 @@ class BlockKind(IntEnum):
     RULESET = 3
     NOTE = 4
     PERF = 5
-    """Reserved for samples of what conntrack costs."""
+    """What conntrack cost on a host, up to this moment of the recording."""
     FOOT = 6
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, TableReading
 from ctrace.errors import UsageError
-from ctrace.record import Events, Kind, words
 from ctrace.model.perf import Perf
+from ctrace.record import Events, Kind, words
 from ctrace.trace.assembly import Missing
 from ctrace.trace.meta import Header
 from ctrace.trace.reader import Recording

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Batch, Counts, Names, Netns, Owner
-from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, words
 from ctrace.model.perf import Perf
+from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, words
 from ctrace.trace.assembly import Missing
 from ctrace.trace.meta import Header
 from ctrace.trace.recorded import Headed, Recorded

@@ -11,6 +11,7 @@ import numpy as np
 from ctrace.batch import Batch, Counts
 from ctrace.errors import CtraceError
 from ctrace.model.model import Model
+from ctrace.model.perf import Perf
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.record import KIND_OF, Kind, Reason
 from ctrace.trace.recorded import Recorded
@@ -88,6 +89,8 @@ class Review:
     first_drop: Optional[float] = None
     drops: list[float] = field(default_factory=list)
     """UTC seconds of the first drop of each burst."""
+    measured: dict[str, Perf] = field(default_factory=dict)
+    """By host: what conntrack cost there, where that was measured beside the recording."""
 
 
 def review(
@@ -135,6 +138,7 @@ def review(
         pass_.before_drop,
         pass_.drops[0] if pass_.drops else None,
         pass_.drops,
+        dict(recording.measurements()),  # the last one of a host tells the whole time
     )
 
 

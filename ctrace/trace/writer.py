@@ -14,7 +14,8 @@ import numpy as np
 
 from ctrace.batch import Batch, Counts
 from ctrace.errors import CtraceError
-from ctrace.trace import meta
+from ctrace.model.perf import Perf
+from ctrace.trace import measured, meta
 from ctrace.trace.columns import encode_blob
 from ctrace.trace.events import U64, TupleIndex, encode_events, transposed
 from ctrace.trace.format import (
@@ -123,6 +124,12 @@ class Writer:
         self.flush()
         blob = meta.dumps({"netns": netns, "text": text[: LIMIT_BLOB // 8]})
         self._block(BlockHead(BlockKind.RULESET, until=self.until), Column.JSON, blob)
+
+    def measurement(self, host: str, perf: Perf) -> None:
+        """What conntrack cost on a host, from the start of its measuring to this moment."""
+        self.flush()
+        blob = meta.dumps({"host": host, "perf": measured.to_json(perf)})
+        self._block(BlockHead(BlockKind.PERF, until=self.until), Column.JSON, blob)
 
     def close(self, reason: str = "") -> None:
         """End the recording cleanly, with an index. Safe to call twice.

@@ -6,6 +6,7 @@ from typing import Any
 
 from ctrace.trace.review import Review
 from ctrace.view.json import snapshot_json, utc_seconds
+from ctrace.view.perf_text import perf_json
 
 
 def report_json(review: Review, limit: int) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def report_json(review: Review, limit: int) -> dict[str, Any]:
         },
         "notes": list(recording.notes()),
     }
+    out["perf"] = {host: perf_json(perf) for host, perf in review.measured.items()}
     out["peak"] = _moment(review.peak, limit, fill=review.peak_fill)
     out["before_first_drop"] = _moment(review.before_drop, limit)
     out["drop_bursts"] = [utc_seconds(moment) for moment in review.drops]

@@ -13,6 +13,7 @@ from rich.text import Text
 from ctrace.model.snapshot import Culprit, Snapshot, Victim
 from ctrace.trace.review import Review, total_seconds
 from ctrace.view import format as fmt
+from ctrace.view import perf_text
 
 SPARK = 60
 
@@ -35,6 +36,9 @@ def report_text(review: Review, limit: int = 10) -> Group:
     elif not final.hooks.drop_tuples:
         said = fmt.nameless(final.hooks.family, final.totals.drop)
         blocks += [_title("Who was refused or evicted"), Text(said), Text()]
+    for host, perf in review.measured.items():
+        title = "What conntrack cost" + (f" on {fmt.clean(host)}" if host else "")
+        blocks += [_title(title), perf_text.render(perf), Text()]
     blocks += [_title("This recording"), *_about(review)]
     return Group(*blocks)
 
