@@ -17,6 +17,7 @@ from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Cause, Culprit, Histogram, Snapshot
 from ctrace.trace.review import Review, total_seconds
 from ctrace.view import format as fmt
+from ctrace.view.perf_html import perf_html
 
 ROWS = 25
 LIVES = 6
@@ -131,6 +132,7 @@ def _body(review: Review) -> str:
             _victims(review.final),
             _tables(review),
             _causes(review),
+            *(perf_html(host, perf, _table) for host, perf in review.measured.items()),
             _about(review),
         )
     )  # fmt: skip
