@@ -194,7 +194,8 @@ def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
     for proto, port in levers.notrack:
         keep &= ~flows.of_service(proto, port)
     expire, timeout = flows.expire.copy(), flows.timeout.copy()
-    waited = np.maximum(flows.leave - flows.expire, 0.0)
+    with np.errstate(invalid="ignore"):  # neither seen: it stays, whatever is changed
+        waited = np.maximum(flows.leave - flows.expire, 0.0)
     for lever in levers.timeouts:
         hit = lever.matches(flows)
         expire[hit] += lever.seconds - timeout[hit]
@@ -397,6 +398,12 @@ def _notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterato
             f"{sum(extra.values())} entries were there before the recording and never ended in it: "
             "taken to stay, whatever is changed."
         )
+    for lever in levers.timeouts:
+        if not lever.matches(flows).any():
+            yield (
+                f"--timeout {lever}: no entry was seen to end in that state, so the answer can't "
+                "show what it changes; record for longer than the table's timeouts."
+            )
     if levers.timeouts:
         yield "a shorter timeout can also make entries anew after a pause: that is not modelled."
     if levers.buckets is not None:
@@ -428,12 +435,13 @@ def _render(answer: WhatIf) -> Iterator[str]:
         if place.new_limit != place.limit:
             least, most = memory_of(place.new_limit, answer.levers.buckets)
             yield f"  a full table of {place.new_limit} takes {least >> 20} to {most >> 20} MiB"
-        yield f"  {_trust(place)}"
+        yield f"  {trust_text(place)}"
     for note in answer.notes:
         yield f"Note: {note}"
 
 
-def _trust(place: Place) -> str:
+def trust_text(place: Place) -> str:
+    """How far the model was from the recording as it was, in words."""
     if place.error is None:
         return "the model could not be checked against this recording: do not trust it"
     text = (

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Optional
+import os
+from typing import TYPE_CHECKING, Optional
 
 import click
 
 from ctrace.cli.options import output_option
 
+if TYPE_CHECKING:
+    from ctrace.advice.whatif import WhatIf
+
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False), metavar="FILE")
+@click.argument("file", type=click.Path(), metavar="FILE")
 @click.option("--notrack", multiple=True, metavar="PROTO/PORT", help="Untrack a service: tcp/8063.")
 @click.option(
     "--timeout", multiple=True, metavar="NAME=S",
@@ -20,6 +24,7 @@ from ctrace.cli.options import output_option
 @click.option("--max", "limit", type=click.IntRange(0, 1 << 31), help="nf_conntrack_max.")
 @click.option("--buckets", type=click.IntRange(1, 1 << 31), help="nf_conntrack_buckets.")
 @output_option
+@click.option("--html", metavar="OUT", help="Write a report's page with the answer in it instead.")
 def command(
     file: str,
     notrack: tuple[str, ...],
@@ -27,8 +32,11 @@ def command(
     limit: Optional[int],
     buckets: Optional[int],
     output: str,
+    html: Optional[str],
 ) -> None:
     """Say what the table in FILE would have done with other settings.
+
+    FILE is a recording, or a flight recorder's directory.
 
     The model's error on the recording as it really was is always printed; above
     5 % it is not to be trusted.
@@ -42,7 +50,23 @@ def command(
     levers = parse_levers(notrack, timeout, limit, buckets)
     with closing(ctrace.open(file)) as source:
         answer = whatif(source, levers)
-    if output == "json":
+    if html:
+        _page(file, html, answer)
+    elif output == "json":
         click.echo(json.dumps(answer.to_json(), indent=2))
     else:
         click.echo(answer.render(), nl=False)
+
+
+def _page(file: str, out: str, answer: WhatIf) -> None:
+    """The report on the recording, with the answer in it."""
+    from contextlib import closing
+
+    import ctrace
+    from ctrace.cli.report import progress, write_new
+    from ctrace.trace.review import review
+    from ctrace.view.report_html import report_html
+
+    with closing(ctrace.open(file)) as source:
+        write_new(out, report_html(review(source, show=progress("reading")), answer))
+    click.echo(f"ctrace: {out}: {os.path.getsize(out) >> 10:,} KiB", err=True)

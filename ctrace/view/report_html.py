@@ -11,21 +11,23 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+from ctrace.advice.whatif import WhatIf
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Cause, Culprit, Histogram, Snapshot
 from ctrace.trace.review import Review, total_seconds
 from ctrace.view import format as fmt
 from ctrace.view.perf_html import perf_html
+from ctrace.view.whatif_html import whatif_html
 
 ROWS = 25
 LIVES = 6
 FILLS = 8
 
 
-def report_html(review: Review) -> str:
-    """The page. Raises CtraceError when the chart library is not installed."""
+def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
+    """The page, with a what-if's answer in it. Raises CtraceError when the chart library is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
@@ -36,7 +38,7 @@ def report_html(review: Review) -> str:
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
         "@TITLE@": f"{_text(review.recording.header.host or 'ctrace')} {start:%Y-%m-%d %H:%M} UTC",
-        "@BODY@": _body(review),
+        "@BODY@": _body(review, answer),
         "@DATA@": _json(_data(review)),
         "@PLOTLY@": get_plotlyjs(),
     }
@@ -107,11 +109,12 @@ def _histogram(histogram: Histogram) -> dict[str, list[float]]:
     return {"x": [x[0], *x], "y": [0.0, *y, 0.0]}
 
 
-def _body(review: Review) -> str:
+def _body(review: Review, answer: Optional[WhatIf]) -> str:
     return "\n".join(
         (
             _head(review),
             _why(review),
+            whatif_html(answer, _table) if answer else "",
             _tiles(review),
             _chart(
                 "Fill, rates, refusals", "timeline",

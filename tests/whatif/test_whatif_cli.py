@@ -1,0 +1,92 @@
+"""``ctrace whatif`` over a flight recorder's directory, and its answer in the report's page."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ctrace.lab import Lab
+from ctrace.lab.traffic import tcp_connections, tcp_server
+
+
+def ctrace(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ctrace", *map(str, words)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a flight recorder leaves of ten seconds of connections: several files."""
+    where = tmp_path_factory.mktemp("whatif") / "ring"
+    with Lab() as lab:
+        node = lab.namespace("a", track=True)
+        node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", 3)
+        words = ["record", "-o", str(where), "--netns", str(node.inum), "--keep", "60s"]
+        with (
+            tcp_server(node, 8063),
+            subprocess.Popen([sys.executable, "-m", "ctrace", *words], stderr=subprocess.PIPE) as p,
+        ):
+            assert p.stderr is not None
+            while b"recording to" not in p.stderr.readline():
+                assert p.poll() is None
+            until = time.monotonic() + 12
+            while time.monotonic() < until:
+                tcp_connections(node, ("127.0.0.1", 8063), 5)
+                time.sleep(0.1)
+            p.send_signal(signal.SIGINT)
+            p.communicate()
+            assert p.returncode == 0
+    return where
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_a_flight_recorders_directory_is_read(ring: Path) -> None:
+    assert len(list(ring.iterdir())) > 1
+    done = ctrace("whatif", ring, "--notrack", "tcp/8063", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    (place,) = json.loads(done.stdout)["namespaces"]
+    assert place["recorded"]["peak"] > 50
+    assert place["changed"]["peak"] == 0
+    assert place["trusted"]
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_the_answer_is_in_the_reports_page(ring: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.html"
+    done = ctrace("whatif", ring, "--notrack", "tcp/8063", "--html", out)
+    assert done.returncode == 0, done.stderr
+    page = out.read_text()
+    section = page[page.index("What if: --notrack tcp/8063") :]
+    lines = re.findall(r'<polyline [^>]*points="([^"]+)"', section)
+    assert len(lines) == 3
+    counted, _, changed = ([float(p.split(",")[1]) for p in line.split()] for line in lines)
+    assert min(changed) > min(counted), "the lower line is drawn further down"
+    assert "the model&#x27;s error on this recording" in section
+    assert "Who held the table" in page
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_a_timeout_that_nothing_reached_is_told(ring: Path) -> None:
+    """There was no ICMP: that the answer is the same as before proves nothing."""
+    done = ctrace("whatif", ring, "--timeout", "icmp=5")
+    assert done.returncode == 0
+    assert "icmp=5: no entry was seen to end in that state" in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_a_directory_without_recordings_is_one_line(tmp_path: Path) -> None:
+    done = ctrace("whatif", tmp_path, "--max", "1000")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
