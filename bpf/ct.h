@@ -28,12 +28,14 @@
 #define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_DCCP 33
 #define IPPROTO_GRE 47
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_SCTP 132
 #define IPPROTO_UDPLITE 136
 
 #define STATE_UNKNOWN 255
+#define TCP_FIN_WAIT 4	/* enum tcp_conntrack: from here on a connection is closing */
 
 /* skb->_nfct: a struct nf_conn pointer with enum ip_conntrack_info in its low bits. */
 #define NFCT_INFO 7ULL

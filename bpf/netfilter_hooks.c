@@ -26,7 +26,9 @@
 #define EVICT_SIZE 3
 #define GC_START 4	/* gc_worker */
 #define GC_SIZE 5
-#define LEARNED_NET 6	/* struct net of the task that ran nf_baseline */
+#define LEARNED_NET 6	/* struct net of the task that ran nf_baseline, */
+#define LEARNED_COUNT 7	/* and where its table's size and the limit are */
+#define LEARNED_MAX 8
 #define SETTING(i) (((volatile u64 *)bpf_pseudo_fd(2, 1000001 + 5))[i])
 
 #define NF_ACCEPT 1
@@ -111,11 +113,51 @@ int nf_confirm(struct hook_context *ctx)
 	return NF_ACCEPT;
 }
 
+/* -- the kernel's own numbers, per namespace ------------------------------------------------ */
+
+struct baseline {
+	u32 valid;
+	u32 drop;
+	u32 insert_failed;
+	u32 chain;
+	u64 count;	/* address of the table's size; 0: unknown */
+	u64 max;	/* and of the limit */
+};
+
+/*
+ * Whether a refusal just now was for a full table, or for lack of memory. Other CPUs may
+ * have freed some entries since.
+ */
+INLINE bool is_full(const struct baseline *table)
+{
+	u64 max;
+
+	if (!table->count || !table->max)
+		return true;	/* not known: said in info.blind */
+	max = read32(table->max);
+	return read32(table->count) + max / 64 + 64 >= max;
+}
+
+/*
+ * Whether nothing is being evicted: early_drop() runs at the limit only, gc_worker()
+ * gives up entries above 95 % of it (nf_conntrack_max95). The distance allows for what
+ * other CPUs free between that look at the table and ours.
+ */
+INLINE bool has_room(u32 netns)
+{
+	struct baseline *table = map_lookup(BASELINE, &netns);
+	u64 max;
+
+	if (!table || !table->count || !table->max)
+		return false;
+	max = read32(table->max);
+	return read32(table->count) + max / 8 + 1024 < max;
+}
+
 /* -- free ---------------------------------------------------------------------------------- */
 
 #define FRAMES 12
-
-/* Who frees an entry before its time is told by the call stack: a rare question. */
+/* Who frees an entry before its time is told by the call stack, which costs microseconds. */
 INLINE u8 why_unexpired(void *ctx)
 {
 	u64 frames[FRAMES] = {};
@@ -132,6 +174,24 @@ INLINE u8 why_unexpired(void *ctx)
 			return CTRACE_R_GC_PRESSURE;
 	}
 	return CTRACE_R_DELETED;
+}
+
+/*
+ * What neither early_drop nor gc_worker takes before its time: early_drop spares ASSURED
+ * entries, gc_worker those of them that no protocol gives up (tcp_can_early_drop: TCP that
+ * is closing; SCTP and DCCP likewise).
+ */
+INLINE bool is_spared(const struct entry *e)
+{
+	u8 proto = AT(e, u8, ORIGINAL + TUPLE_PROTO);
+
+	if (!(AT(e, u32, CT_STATUS) & IPS_ASSURED))
+		return false;
+#ifdef TCP_STATE
+	if (proto == IPPROTO_TCP)
+		return AT(e, u8, CT_PROTO + TCP_STATE) < TCP_FIN_WAIT;
+#endif
+	return proto != IPPROTO_TCP && proto != IPPROTO_SCTP && proto != IPPROTO_DCCP;
 }
 
 INLINE void retract(const struct entry *e, u64 ct)
@@ -162,6 +222,7 @@ INLINE void retract(const struct entry *e, u64 ct)
 int nf_free(struct tracepoint *ctx)
 {
 	struct entry e;
+	u8 unexpired = CTRACE_R_DELETED;
 	u64 ct;
 
 	if (ctx->args[0] - SETTING(FREE_START) >= SETTING(FREE_SIZE))
@@ -172,23 +233,13 @@ int nf_free(struct tracepoint *ctx)
 		retract(&e, ct);
 		return 0;
 	}
-	/* early_drop and gc_worker spare ASSURED entries */
-	emit_destroy_read(&e, ct,
-			  is_expired(&e) || AT(&e, u32, CT_STATUS) & IPS_ASSURED ?
-				  CTRACE_R_DELETED :
-				  why_unexpired(ctx),
-			  false);
+	if (!is_expired(&e) && !is_spared(&e) && !has_room(netns_of(AT(&e, u64, CT_NET))))
+		unexpired = why_unexpired(ctx);
+	emit_destroy_read(&e, ct, unexpired, false);
 	return 0;
 }
 
 /* -- drop ---------------------------------------------------------------------------------- */
-
-struct baseline {
-	u32 valid;
-	u32 drop;
-	u32 insert_failed;
-	u32 chain;
-};
 
 INLINE void read_counters(struct baseline *to, u64 net)
 {
@@ -328,6 +379,8 @@ int nf_drop(struct tracepoint *ctx)
 	if (!before || !before->valid)
 		return 0;
 	read_counters(&now, net);
+	now.count = before->count;
+	now.max = before->max;
 	if (now.insert_failed != before->insert_failed && ct) {
 		u64 key = context_key();
 		struct slot *slot = map_lookup(SCRATCH, &key);
@@ -342,28 +395,53 @@ int nf_drop(struct tracepoint *ctx)
 		emit_insert_failed_read(&e, ct, reason, CTRACE_D_UNKNOWN);
 	} else if (now.drop != before->drop && !ct) {
 		u32 several = now.drop - before->drop;
+		u8 reason = is_full(before) ? CTRACE_R_TABLE_FULL : CTRACE_R_NO_MEMORY;
 
 		*before = now;
 		/* more than one: packets whose own tuple went by unseen */
 		if (several > 1)
-			count(netns, CTRACE_R_TABLE_FULL, several - 1);
+			count(netns, reason, several - 1);
 		packet_tuples(&e, skb);
-		emit_drop_read(&e, net, CTRACE_R_TABLE_FULL,
+		emit_drop_read(&e, net, reason,
 			       sk ? CTRACE_D_OUT : CTRACE_D_UNKNOWN);
 	}
 	return 0;
 }
 
-/* args[0]: the namespace, or 0 for the one of the task that runs this. */
+/* Where the number behind an open /proc/sys/net file of the current task is. */
+INLINE u64 sysctl_address(u64 fd)
+{
+#ifdef PROC_SYSCTL_ENTRY
+	u64 files = read64(current_task() + TASK_FILES);
+	u64 file = read64(read64(read64(files + FILES_FDT) + FDT_FD) + 8 * fd);
+	u64 inode = read64(file + FILE_INODE);
+
+	return read64(read64(inode - PROC_VFS_INODE + PROC_SYSCTL_ENTRY) + CTL_DATA);
+#else
+	return 0;
+#endif
+}
+
+/*
+ * args[0]: the namespace; args[1], args[2]: where its table's size and the limit are. Or 0
+ * for the namespace of the task that runs this, and descriptors of the two sysctl files.
+ */
 int nf_baseline(struct tracepoint *ctx)
 {
 	struct baseline now = {};
 	u64 net = ctx->args[0];
 	u32 netns;
 
-	if (!net)
+	now.count = ctx->args[1];
+	now.max = ctx->args[2];
+	if (!net) {
 		net = read64(read64(current_task() + TASK_NSPROXY) + NSPROXY_NET);
+		now.count = sysctl_address(now.count);
+		now.max = sysctl_address(now.max);
+	}
 	SETTING(LEARNED_NET) = net;
+	SETTING(LEARNED_COUNT) = now.count;
+	SETTING(LEARNED_MAX) = now.max;
 	netns = netns_of(net);
 	read_counters(&now, net);
 	map_update(BASELINE, &netns, &now, 0);

@@ -76,7 +76,8 @@ HOOKS: Final = (
     ),
     Hook(
         "early_drop", ("net", "hash"), "early_drop_enter", "early_drop_leave",
-        blind="evictions by early_drop look like other deletions",
+        blind="evictions by early_drop look like other deletions, and a packet refused for lack "
+        "of memory like one refused by a full table",
     ),
     Hook(
         "gc_worker", ("work",), "gc_enter", "gc_leave",

@@ -37,7 +37,9 @@ HOLD: Final = 0.012
 microseconds, unless its task is preempted between two neighbouring hooks."""
 
 _FUNCTIONS: Final = ("nf_conntrack_free", "early_drop", "gc_worker")
-_LEARNED_NET: Final = 6
+_LEARNED: Final = (6, 7, 8)
+"""Settings: struct net, and where the size of its table and the limit are."""
+_TABLE: Final = tuple(f"/proc/sys/net/netfilter/nf_conntrack_{name}" for name in ("count", "max"))
 _PROGRAMS: Final = {
     "nf_confirm": (sys.ProgType.NETFILTER, sys.AttachType.NETFILTER),
     "nf_free": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
@@ -183,10 +185,15 @@ class NetfilterCapture:
     def _baseline(self) -> None:
         """Take the kernel's own counters of the entered namespace as zero, CPU by CPU."""
         program = self._objects.programs["nf_baseline"]
-        sys.prog_run(program, (0,))
-        net = self._objects.setting(_LEARNED_NET)
+        files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _TABLE]
+        try:
+            sys.prog_run(program, (0, *files))
+        finally:
+            for fd in files:
+                os.close(fd)
+        learned = tuple(self._objects.setting(index) for index in _LEARNED)
         for cpu in percpu.online_cpus():
-            sys.prog_run(program, (net,), cpu=cpu)
+            sys.prog_run(program, learned, cpu=cpu)
 
     def _detach(self, inum: int) -> None:
         self._close_links(self._links.pop(inum))
@@ -234,7 +241,10 @@ def _blind(evictions: bool) -> tuple[str, ...]:
     blind = [
         "inserts by conntrack -I, act_ct, Open vSwitch or a BPF program: seen only when they end",
         "a refused packet's direction, when it came in: received and forwarded look alike",
+        "entries inserted beside a clashing one (NAT) look like any other insert",
     ]
+    if "PROC_SYSCTL_ENTRY" not in layout.running():
+        blind.append("a packet refused for lack of memory looks like one refused by a full table")
     if not evictions:
         blind.append("evictions by early_drop look like other deletions: no symbol early_drop")
     return tuple(blind)

@@ -27,7 +27,18 @@ from ctrace.host import ctnetlink
 from ctrace.host.ctmessage import Decoder
 from ctrace.host.netns import Namespace, enter
 from ctrace.host.tables import TableReader
-from ctrace.record import N_REASONS, Events, Kind, Reason, Status, empty, join
+from ctrace.record import (
+    N_REASONS,
+    RECORD,
+    TCP_STATES,
+    Events,
+    Kind,
+    Reason,
+    Status,
+    empty,
+    join,
+    words,
+)
 
 GROUPS: Final = (1, 3)
 """NFNLGRP_CONNTRACK_NEW and _DESTROY."""
@@ -42,6 +53,9 @@ SO_RCVBUFFORCE, SO_MEMINFO = 33, 55
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_NO_ENOBUFS = 270, 1, 5
 DROPS: Final = slice(32, 36)
 """SK_MEMINFO_DROPS of the nine words of SO_MEMINFO: messages that the queue had no room for."""
+CLOSING: Final = (6, 33, 132)
+"""TCP, DCCP and SCTP: what gc_worker may take of them though ASSURED, once they are closing."""
+FIN_WAIT: Final = TCP_STATES.index("FIN_WAIT")
 TELLS_TIME_LEFT: Final = (5, 11)
 """First release whose DESTROY messages carry the time left (ctnetlink_conntrack_event)."""
 
@@ -291,7 +305,7 @@ class NetlinkCapture:
         events["kind"][new], events["kind"][gone] = Kind.INSERT, Kind.DESTROY
         events["reason"][new] = np.where(said.portid[new] == 0, Reason.NEW, Reason.USER)
         self._ended(events, gone, said.left, said.portid, said.mark)
-        events = events[new | gone]
+        events = _with_untold_births(events[new | gone])
         if listener.older is not None:
             listener.older.ended(events)
         listener.received += np.bincount(events["reason"], minlength=N_REASONS).astype(np.uint64)
@@ -308,11 +322,14 @@ class NetlinkCapture:
         """Why entries went, as far as a DESTROY message lets one conclude.
 
         A user's deletion names the user's port. Time left means that it did not expire;
-        then an ASSURED entry was deleted, for nothing else takes those, while another
-        may as well have been evicted. No time left means under a second of it.
+        then an ASSURED entry was deleted, for nothing else takes those unless they are
+        closing (gc_worker near the limit), while another may as well have been evicted.
+        No time left means under a second of it.
         """
         time_left = left > 0
-        deleted = gone & ((portid != 0) | (time_left & ((events["status"] & Status.ASSURED) != 0)))
+        closing = np.isin(events["proto"], CLOSING) & (events["state"] >= FIN_WAIT)
+        kept = ((events["status"] & Status.ASSURED) != 0) & ~closing
+        deleted = gone & ((portid != 0) | (time_left & kept))
         expired = gone & ~time_left & (portid == 0)
         reason = events["reason"]
         reason[gone] = Reason.GONE
@@ -339,6 +356,7 @@ class NetlinkCapture:
             "refused packets are counted from the kernel's statistics, without their tuples",
             "evictions by early_drop are counted, not told from other deletions",
             "which process opened a flow is not known",
+            "entries inserted beside a clashing one (NAT) are told when they end, a second later",
         ]
         late = [one.space.name for one in self._listeners.values() if one.older is not None]
         silent = [one.space.name for one in self._listeners.values() if one.silent]
@@ -392,6 +410,22 @@ def _merge(counts: Counts, received: Counts, since: dict[str, int]) -> None:
     fresh[Reason.EVICTED] = evicted
     fresh[Reason.GONE] -= evicted
     np.maximum(counts, np.maximum(fresh, 0).astype(np.uint64), out=counts)
+
+
+def _with_untold_births(events: Events) -> Events:
+    """An entry that clashed and went in beside the winner (NAT) has no NEW message.
+
+    It lives for a second; its insert is told just before its end.
+    """
+    end = (events["kind"] == Kind.DESTROY) & ((events["status"] & Status.NAT_CLASH) != 0)
+    if not end.any():
+        return events
+    repeats = np.where(end, 2, 1)
+    told: Events = np.repeat(words(events), repeats, axis=0).view(RECORD).reshape(-1)
+    births = (np.cumsum(repeats) - 2)[end]
+    told["kind"][births], told["reason"][births] = Kind.INSERT, Reason.NAT_CLASH
+    told["owner"][births] = told["cgroup"][births] = 0
+    return told
 
 
 def _some(names: list[str]) -> str:

@@ -43,7 +43,7 @@ MAPS: Final = (
     MapSpec("counts", sys.MapType.PERCPU_HASH, 4, 8 * N_REASONS, NAMESPACES),
     MapSpec("owners", sys.MapType.LRU_HASH, 8, 24, 16384),
     MapSpec("scratch", sys.MapType.LRU_HASH, 8, 32, 16384),
-    MapSpec("baseline", sys.MapType.PERCPU_HASH, 4, 16, NAMESPACES),
+    MapSpec("baseline", sys.MapType.PERCPU_HASH, 4, 32, NAMESPACES),
     MapSpec("settings", sys.MapType.ARRAY, 4, 16 * 8, 1),
     MapSpec("cpus", sys.MapType.ARRAY, 4, 8, 0),
 )
