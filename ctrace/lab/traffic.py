@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 
 from ctrace.lab.namespaces import Node
 
-TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+TCP, UDP, SCTP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 
 
 class Flow(NamedTuple):
@@ -156,6 +156,76 @@ def udp_flows(
                     else:
                         sent.failed += 1
     return sent
+
+
+def pings(node: Node, target: str, n: int, *, first_id: int = 1) -> Sent:
+    """Send ``n`` echo requests with ids of their own, and await each answer.
+
+    As conntrack has it, a flow's source port is the id, its destination port type << 8 | code.
+    """
+    sent = Sent()
+    v6 = family_of(target) == socket.AF_INET6
+    proto, kind = (socket.IPPROTO_ICMPV6, 128) if v6 else (socket.IPPROTO_ICMP, 8)
+    with node.socket(family_of(target), socket.SOCK_RAW, proto) as raw:
+        raw.settimeout(10)
+        raw.connect((target, 0))
+        src = raw.getsockname()[0]
+        for number in range(first_id, first_id + n):
+            packet = struct.pack("!BBHHH", kind, 0, 0, number, 1)
+            total = (kind << 8) + number + 1  # no carry: ids stay small
+            if not v6:  # in ICMPv6 the kernel fills in the checksum
+                packet = struct.pack("!BBHHH", kind, 0, ~total & 0xFFFF, number, 1)
+            try:
+                raw.send(packet)
+                sent.flows.append(Flow(proto, src, number, target, kind << 8))
+                while _echo(raw.recv(256), v6) != number:
+                    pass  # neighbour discovery, our own request on loopback
+            except OSError as error:
+                if error.errno == EPERM:
+                    sent.refused.append(Flow(proto, src, number, target, kind << 8))
+                else:
+                    sent.failed += 1
+    return sent
+
+
+def _echo(packet: bytes, v6: bool) -> int:
+    """The id of an echo reply; -1 for anything else."""
+    body = packet if v6 else packet[(packet[0] & 15) * 4 :]
+    return struct.unpack_from("!H", body, 4)[0] if body[0] == (129 if v6 else 0) else -1
+
+
+def sctp_flows(node: Node, peer: Node, target: str, n: int, *, first_port: int = 20000) -> Sent:
+    """Begin ``n`` SCTP associations from ``node`` to port 2905: INIT and, from ``peer``, INIT ACK.
+
+    By hand: the kernel need not know SCTP, only its conntrack.
+    """
+    sent = Sent()
+    family = family_of(target)
+    with (
+        node.socket(family, socket.SOCK_RAW, SCTP) as here,
+        peer.socket(family, socket.SOCK_RAW, SCTP) as there,
+    ):
+        there.settimeout(10)
+        here.connect((target, 0))
+        src = here.getsockname()[0]
+        for port in range(first_port, first_port + n):
+            here.send(_sctp(port, 2905, 0, 1, 7))
+            sent.flows.append(Flow(SCTP, src, port, target, 2905))
+            there.recv(256)
+            there.sendto(_sctp(2905, port, 7, 2, 9), (src, 0))
+    return sent
+
+
+def _sctp(sport: int, dport: int, tag: int, chunk: int, init_tag: int) -> bytes:
+    """An INIT (1) or INIT ACK (2), RFC 9260 3.3.2, with its checksum (CRC-32C)."""
+    body = struct.pack("!BBHIIHHI", chunk, 0, 20, init_tag, 1500, 1, 1, 1)
+    head = struct.pack("!HHI", sport, dport, tag)
+    crc = 0xFFFFFFFF
+    for byte in head + bytes(4) + body:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return head + struct.pack("<I", crc ^ 0xFFFFFFFF) + body
 
 
 @contextmanager

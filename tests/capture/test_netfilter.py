@@ -15,13 +15,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from nfqueue import Queue
 
 from ctrace.capture.netfilter import NetfilterCapture, without_retracted
 from ctrace.filters import Filter, parse_network
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node, traffic
+from ctrace.lab.nfqueue import Queue
 from ctrace.record import (
     Direction,
     Events,

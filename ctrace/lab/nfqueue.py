@@ -19,7 +19,7 @@ class Queue:
     def __init__(self, node: Node, number: int) -> None:
         self.number = number
         self.socket = node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-        self.socket.settimeout(5)
+        self.socket.settimeout(20)
         self._send(CONFIG, 1, struct.pack("!BBH", 1, 0, 0), ack=True)  # bind
         self._send(CONFIG, 2, struct.pack("!IB", 0, 1), ack=True)  # copy only the header
 

@@ -1,0 +1,444 @@
+"""What is rare or looks alike, for every hook family: other protocols, packets that make
+no entry, clashes, and a table under pressure. Each is counted under its own reason.
+
+As test_families.py: nothing here knows which kernel it runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vm_kit import Net, Seen, Watch, first_packet, flows, listed
+
+from ctrace.capture import netfilter
+from ctrace.capture.family import Capture
+from ctrace.capture.ladder import probe
+from ctrace.capture.live import FAMILIES
+from ctrace.errors import CtraceError
+from ctrace.filters import Filter
+from ctrace.host import ctnetlink, netns
+from ctrace.lab import Node, traffic
+from ctrace.lab.nfqueue import Queue
+from ctrace.record import Kind, Reason, Status
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+KERNEL = os.environ.get("CTRACE_VM", "")
+alone = pytest.mark.skipif(not KERNEL, reason="changes the whole machine: in scripts/vm only")
+SETTINGS = Path("/proc/sys/net/netfilter")
+CLASHES = range(27000, 27010)
+
+
+def note(seen: Seen, family: str, what: str, how: str = "exact") -> None:
+    seen.setdefault(family, {})[what] = how
+
+
+@contextlib.contextmanager
+def rules(node: Node, text: str) -> Iterator[None]:
+    """A table ip t of the node for as long as the block runs."""
+    node.run(["nft", "-f", "-"], stdin=text)
+    try:
+        yield
+    finally:
+        node.run(["nft", "delete", "table", "ip", "t"])
+
+
+@contextlib.contextmanager
+def rule(node: Node, *words: str) -> Iterator[None]:
+    """A rule of iptables for as long as the block runs."""
+    node.run(["iptables", "-A", *words])
+    try:
+        yield
+    finally:
+        node.run(["iptables", "-D", *words])
+
+
+# -- other protocols ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proto", ["icmp", "sctp"])
+def test_flows_without_tcp_or_udp(
+    proto: str, family: str, net: Net, capture: Capture, seen: Seen
+) -> None:
+    client, server = net.client, net.server
+    for node in (client, server):
+        node.sysctl("net.netfilter.nf_conntrack_sctp_timeout_cookie_wait", 100)
+        node.run(["conntrack", "-F"])
+    sent: list[traffic.Flow] = []
+    with Watch(capture, net.nodes) as watch:
+        for address in server.addresses["client"]:
+            if proto == "icmp":
+                sent += traffic.pings(client, address, 40).flows
+            else:
+                sent += traffic.sctp_flows(client, server, address, 40).flows
+    watch.reconcile()
+    assert len(sent) == 80
+    for node in (client, server):
+        inserts = watch.of(node, Kind.INSERT)
+        assert flows(inserts) == listed(node) == Counter(sent)
+        # the reply tuple: addresses and ports change places, an echo becomes its reply
+        assert (inserts["reply_src"] == inserts["dst"]).all()
+        assert (inserts["reply_dst"] == inserts["src"]).all()
+        if proto == "sctp":
+            assert (inserts["reply_sport"] == inserts["dport"]).all()
+            assert (inserts["reply_dport"] == inserts["sport"]).all()
+        else:
+            answer = np.where(inserts["family"] == 2, 0 << 8, 129 << 8)
+            assert (inserts["reply_dport"] == answer).all()
+            assert (inserts["reply_sport"] == inserts["sport"]).all()
+    with Watch(capture, net.nodes) as watch:
+        for node in (client, server):
+            node.run(["conntrack", "-F"])
+    watch.reconcile()
+    for node in (client, server):
+        gone = watch.of(node, Kind.DESTROY)
+        assert flows(gone) == Counter(sent)
+        assert (gone["status"] & int(Status.SEEN_REPLY)).all()
+    note(seen, family, proto)
+
+
+# -- what is no event -----------------------------------------------------------------------
+
+
+def test_invalid_packets_are_no_events(family: str, net: Net, capture: Capture) -> None:
+    """TCP in the middle of nothing, and with flags that exclude each other."""
+    client, server = net.client, net.server
+    source, target = client.addresses["server"][0], server.addresses["client"][0]
+    for node in (client, server):
+        node.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
+    with (
+        rules(server, "table ip t { chain c { type filter hook input priority 0;"
+              " ct state invalid drop; }; }"),
+        Watch(capture, net.nodes) as watch,
+        client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):  # fmt: skip
+        for port in range(29000, 29020):
+            for flags in (0x10, 0x3F):  # ACK; all at once
+                packet = first_packet("tcp", source, target, port, 5555, flags=flags)
+                raw.sendto(packet, (target, 0))
+    for node in (client, server):
+        node.sysctl("net.netfilter.nf_conntrack_tcp_loose", 1)
+    watch.reconcile()
+    for node in (client, server):
+        assert watch.stats[node.inum]["invalid"] >= 40
+        for kind in (Kind.INSERT, Kind.DROP, Kind.INSERT_FAILED):
+            assert not len(watch.of(node, kind))
+        assert not any(watch.counts[node.inum][int(r)] for r in (Reason.NEW, Reason.TABLE_FULL))
+
+
+# -- clashes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+def test_two_packets_of_one_tuple(
+    proto: str, family: str, net: Net, capture: Capture, seen: Seen
+) -> None:
+    """The second is merged into the first's entry (UDP) or dropped (TCP).
+
+    Before 6.8 nothing is left to clash: the queue itself gives it the first's entry.
+    """
+    client, server = net.client, net.server
+    source, target = client.addresses["server"][0], server.addresses["client"][0]
+    to = ["-p", proto, "--dport", "4444", "-j"]
+    with (
+        rule(client, "OUTPUT", *to, "NFQUEUE", "--queue-num", "7"),
+        # an answer would end the first entry before the second packet comes
+        rule(server, "INPUT", *to, "DROP"),
+        Watch(capture, net.nodes) as watch,
+        Queue(client, 7) as queue,
+        client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):
+        for port in CLASHES:
+            for _ in range(2):
+                raw.sendto(first_packet(proto, source, target, port, 4444), (target, 0))
+            queue.accept(queue.wait(2))
+    watch.reconcile()
+    inserts = watch.of(client, Kind.INSERT)
+    assert sorted(inserts["sport"].tolist()) == list(CLASHES)
+    counts, stats = watch.counts[client.inum], watch.stats[client.inum]
+    failed = stats["insert_failed"]
+    assert failed == counts[Reason.CLASH] == (len(CLASHES) if failed else 0)
+    assert stats["clashres"] == counts[Reason.CLASH_RESOLVED]
+    if KERNEL not in ("5.10", "6.1"):
+        assert failed + stats["clashres"] == len(CLASHES)
+        assert bool(failed) == (proto == "tcp")
+    if failed and capture.info.drop_tuples:
+        losers = watch.of(client, Kind.INSERT_FAILED, Reason.CLASH)
+        assert sorted(losers["sport"].tolist()) == list(CLASHES)
+    assert not len(watch.of(client, Kind.DROP))
+    if stats["clashres"]:
+        note(seen, family, "merged", "counted")
+
+
+@pytest.mark.parametrize("proto", ["udp", "tcp"])
+def test_two_flows_that_masquerade_as_one(
+    proto: str, family: str, net: Net, capture: Capture, seen: Seen
+) -> None:
+    """Both get one translated tuple while neither is in the table: the second is dropped."""
+    client, server = net.client, net.server
+    source, target = client.addresses["server"][0], server.addresses["client"][0]
+    queued = (
+        f"chain c {{ type filter hook postrouting priority 300; {proto} dport 4444 queue num 7; }}"
+    )
+    if not KERNEL:
+        try:
+            with rules(client, f"table ip t {{ {queued}; }}"):
+                pass
+        except CtraceError:
+            pytest.skip("this kernel has no nft_queue to hold packets after translation")
+    with (
+        rules(client, f"table ip t {{ {queued};"
+              " chain post { type nat hook postrouting priority 100;"
+              f" {proto} dport 4444 snat to {source}; }}; }}"),
+        rule(server, "INPUT", "-p", proto, "--dport", "4444", "-j", "DROP"),
+        Watch(capture, net.nodes) as watch,
+        Queue(client, 7) as queue,
+        client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):  # fmt: skip
+        for port in CLASHES:
+            for address in (source, "10.99.0.1"):
+                raw.sendto(first_packet(proto, address, target, port, 4444), (target, 0))
+            queue.accept(queue.wait(2))
+    watch.reconcile()
+    inserts = watch.of(client, Kind.INSERT)
+    number = socket.IPPROTO_UDP if proto == "udp" else socket.IPPROTO_TCP
+    assert flows(inserts) == {(number, source, port, target, 4444): 1 for port in CLASHES}
+    assert watch.stats[client.inum]["insert_failed"] == len(CLASHES)
+    assert watch.counts[client.inum][Reason.CLASH] == len(CLASHES)
+    assert watch.counts[client.inum][Reason.TABLE_FULL] == 0
+    assert not len(watch.of(client, Kind.DROP))
+    if capture.info.drop_tuples:
+        losers = watch.of(client, Kind.INSERT_FAILED, Reason.CLASH)
+        assert flows(losers) == {(number, "10.99.0.1", port, target, 4444): 1 for port in CLASHES}
+    note(seen, family, "clashes", "tuple" if capture.info.drop_tuples else "counted")
+
+
+def test_a_clash_that_enters_beside_the_winner(
+    family: str, net: Net, capture: Capture, seen: Seen
+) -> None:
+    """One tuple, translated to two destinations: both entries stay, one of them for a second."""
+    client, server = net.client, net.server
+    source, target = client.addresses["server"][0], server.addresses["client"][0]
+
+    def dnat(port: int) -> str:
+        return f"flush chain ip t n; add rule ip t n udp dport 4445 dnat to {target}:{port}"
+
+    to = ["-p", "udp", "--dport", "5000:5001", "-j"]
+    with Watch(capture, net.nodes) as watch:
+        with (
+            # it stays: a hook that goes takes every queued packet with it
+            rules(client, "table ip t { chain n { type nat hook output priority -100; }; }"),
+            rule(client, "OUTPUT", *to, "NFQUEUE", "--queue-num", "7"),
+            rule(server, "INPUT", *to, "DROP"),
+            Queue(client, 7) as queue,
+            client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+        ):
+            held: list[int] = []
+            for port in (5000, 5001):
+                client.run(["nft", dnat(port)])
+                for sport in CLASHES:
+                    raw.sendto(first_packet("udp", source, target, sport, 4445), (target, 0))
+                held += queue.wait(len(CLASHES))
+            queue.accept(held)
+        watch.settle()
+        beside = watch.stats[client.inum]["clashres"]
+        assert watch.growth[client.inum] == len(CLASHES) + beside
+        time.sleep(1.5)
+        client.run(["conntrack", "-L"])  # collects what has expired
+        client.run(["conntrack", "-F"])
+    if KERNEL not in ("5.10", "6.1"):  # there the queue lets the second join the first
+        assert beside == len(CLASHES)
+    watch.reconcile()
+    inserts, gone = (watch.of(client, kind) for kind in (Kind.INSERT, Kind.DESTROY))
+    wanted = {(socket.IPPROTO_UDP, source, port, target, 4445): 1 for port in CLASHES}
+    assert flows(inserts) == flows(gone)
+    assert flows(inserts) == Counter(wanted) + (Counter(wanted) if beside else Counter())
+    double = gone["status"] & int(Status.NAT_CLASH) != 0
+    assert int(double.sum()) == beside
+    if beside:
+        named = int((inserts["reason"] == int(Reason.NAT_CLASH)).sum())
+        told = any("beside a clashing" in sentence for sentence in capture.info.blind)
+        assert named == (0 if family == "netfilter" else beside)
+        assert told == (family in ("netfilter", "netlink"))
+        how = {"netfilter": "as an insert", "netlink": "its end only"}.get(family, "exact")
+        note(seen, family, "beside", how)
+
+
+_RACER = """
+import mmap, os, socket, sys
+target, first, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+shared = mmap.mmap(-1, 4096)
+child = os.fork()
+me = 1 if child == 0 else 0
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as _:
+    pass
+sockets = []
+for turn in range(rounds):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind((sys.argv[4], first + turn))
+    s.connect((target, 4444))
+    shared[me] = (turn + 1) & 255
+    while shared[1 - me] != (turn + 1) & 255 and shared[1 - me] != (turn + 2) & 255:
+        pass
+    s.send(b"x")
+    sockets.append(s)
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_two_senders_race_for_one_tuple(
+    family: str, net: Net, capture: Capture, seen: Seen
+) -> None:
+    """Whoever wins, how often ever they meet: the books balance, and no flow counts twice."""
+    import sys
+
+    client, server = net.client, net.server
+    source, target = client.addresses["server"][0], server.addresses["client"][0]
+    silent = ["INPUT", "-p", "udp", "--dport", "4444", "-j", "DROP"]
+    server.run(["iptables", "-A", *silent])
+    rounds = 200
+    try:
+        with Watch(capture, net.nodes) as watch:
+            argv = [sys.executable, "-c", _RACER, target, "40000", str(rounds), source]
+            client.run(argv)
+    finally:
+        server.run(["iptables", "-D", *silent])
+    watch.reconcile()
+    inserts = watch.of(client, Kind.INSERT)
+    wanted = {(socket.IPPROTO_UDP, source, 40000 + i, target, 4444): 1 for i in range(rounds)}
+    assert flows(inserts) == wanted
+    resolved = watch.counts[client.inum][Reason.CLASH_RESOLVED]
+    assert resolved == watch.stats[client.inum]["clashres"]
+    if resolved:
+        note(seen, family, "merged", "counted")
+
+
+# -- a table under pressure -----------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(net: Net) -> Iterator[Path]:
+    """The machine's limits, put back afterwards."""
+    kept = {
+        name: (SETTINGS / name).read_text() for name in ("nf_conntrack_buckets", "nf_conntrack_max")
+    }
+    for node in net.nodes:
+        node.run(["conntrack", "-F"])
+    yield SETTINGS
+    for name, value in kept.items():
+        (SETTINGS / name).write_text(value)
+    for node in net.nodes:
+        node.run(["conntrack", "-F"])
+
+
+@alone
+def test_a_chain_too_long_is_no_clash(
+    family: str, net: Net, capture: Capture, machine: Path, seen: Seen
+) -> None:
+    """In the smallest hash table chains hold 50 to 80 entries, chosen anew each time (5.15)."""
+    client = net.client
+    (machine / "nf_conntrack_buckets").write_text("512")
+    assert (machine / "nf_conntrack_buckets").read_text().strip() == "512"
+    with contextlib.suppress(CtraceError):  # it ends with the first chain that is too long
+        for first in range(0, 20_000, 500):
+            ctnetlink.fill(client.path, 500, first=first, batch=500)
+    assert client.count() > 3000
+    with Watch(capture, net.nodes) as watch:
+        target = net.server.addresses["client"][0]
+        sent = traffic.udp_flows(client, (target, 9), 1500, first_port=30000)
+    watch.reconcile()
+    counts, stats = watch.counts[client.inum], watch.stats[client.inum]
+    too_long = int(counts[Reason.CHAIN_TOO_LONG])
+    assert too_long == stats["insert_failed"]
+    assert counts[Reason.CLASH] == counts[Reason.TABLE_FULL] == stats["drop"] == 0
+    assert len(sent.refused) == too_long  # EPERM
+    if KERNEL == "5.10":
+        assert too_long == 0  # chains have no limit there
+        return
+    assert too_long > 0
+    if capture.info.drop_tuples:
+        assert flows(watch.of(client, Kind.INSERT_FAILED)) == Counter(sent.refused)
+    note(seen, family, "chain", "tuple" if capture.info.drop_tuples else "counted")
+
+
+@alone
+def test_a_refusal_below_the_limit_is_none_of_a_full_table(
+    family: str, net: Net, capture: Capture, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The netfilter hooks compare with the limit; here they are shown a larger one."""
+    if family != "netfilter":
+        pytest.skip("tells the two by another way")
+    path = "/proc/sys/net/netfilter/nf_conntrack_"
+    monkeypatch.setattr(netfilter, "_TABLE", (path + "count", path + "buckets"))
+    (machine / "nf_conntrack_buckets").write_text("65536")
+    misled = netfilter.NetfilterCapture(Filter())
+    try:
+        misled.follow(netns.find())
+        ctnetlink.fill(net.client.path, 100)
+        (machine / "nf_conntrack_max").write_text("100")
+        with Watch(misled, net.nodes) as watch:
+            target = net.server.addresses["client"][0]
+            refused = traffic.udp_flows(net.client, (target, 9), 10, first_port=30000).refused
+    finally:
+        (machine / "nf_conntrack_max").write_text("262144")
+        misled.close()
+    assert len(refused) == 10
+    drops = watch.of(net.client, Kind.DROP)
+    assert flows(drops) == Counter(refused)
+    assert set(drops["reason"].tolist()) == {int(Reason.NO_MEMORY)}
+
+
+@alone
+def test_the_collector_near_the_limit_is_told_from_deletions(
+    net: Net, machine: Path, seen: Seen
+) -> None:
+    """gc_worker takes closing connections, though they are ASSURED, above 95 % of the limit.
+
+    It runs once a minute or less, so all families watch the same run.
+    """
+    client, server = net.client, net.server
+    made = {one.family: FAMILIES[one.family](Filter(), 1 << 20) for one in probe() if one.holds}
+    try:
+        for capture in made.values():
+            capture.follow(netns.find())
+        watches = {family: Watch(capture, net.nodes) for family, capture in made.items()}
+        target = server.addresses["client"][0]
+        with contextlib.ExitStack() as stack:
+            for watch in watches.values():
+                stack.enter_context(watch)
+            with traffic.tcp_server(server, 8063):
+                sent = traffic.tcp_connections(client, (target, 8063), 200).flows
+            assert client.count() >= 200
+            (machine / "nf_conntrack_max").write_text(str(client.count()))
+            deadline = time.monotonic() + 240
+            size = client.count()
+            # an unsuccessful search of a few buckets calls the collector for its next run
+            while client.count() > size * 0.96 and time.monotonic() < deadline:
+                traffic.udp_flows(client, (target, 9), 3, first_port=31000)
+                time.sleep(1)
+            (machine / "nf_conntrack_max").write_text("262144")
+    finally:
+        for capture in made.values():
+            capture.close()
+    for family, watch in watches.items():
+        watch.reconcile()
+        taken = [e for e in watch.of(client, Kind.DESTROY) if int(e["proto"]) == 6]
+        assert len(taken) >= 8, family
+        told = family in ("fentry", "kprobe", "netfilter")
+        reason = Reason.GC_PRESSURE if told else Reason.GONE
+        assert {int(e["reason"]) for e in taken} == {int(reason)}, family
+        assert all(int(e["status"]) & int(Status.ASSURED) for e in taken)
+        assert {int(e["sport"]) for e in taken} <= {flow.sport for flow in sent}
+        note(seen, family, "collector", "told apart" if told else "as gone")
