@@ -81,6 +81,8 @@ def main() -> None:
         sys.exit(done.exit_code)
     except (click.exceptions.Abort, EOFError):
         sys.exit(130)
+    except click.UsageError as error:
+        sys.exit(_wrong(error))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -93,3 +95,14 @@ def main() -> None:
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _wrong(error: click.UsageError) -> int:
+    """One line on wrong arguments, and where help is; without any, the help itself."""
+    words = " ".join(error.format_message().split())
+    if len(sys.argv) == 1:
+        error.show()
+    else:
+        path = error.ctx.command_path if error.ctx is not None else "ctrace"
+        click.echo(f"ctrace: {words} See {path} --help", err=True)
+    return error.exit_code

@@ -9,9 +9,23 @@ from pathlib import Path
 import click
 import pytest
 
+from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cli import VERBS, cli
+from ctrace.trace.meta import Header
+from ctrace.trace.writer import Writer
 
 ROOT = Path(__file__).parents[2]
+RECORDING = "<a recording>"
+"""Stands for the path of one."""
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of nothing much."""
+    path = tmp_path_factory.mktemp("recording") / "a.data"
+    with Writer(str(path), Header(HookInfo("netlink"), Clock(0), 1)) as writer:
+        writer.write(Batch.idle(2))
+    return path
 
 
 def ctrace(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,13 +60,53 @@ def test_help_explains_every_option(verb: str) -> None:
         (["trace", "--dport", "70000"], "0<=x<=65535"),
         (["trace", "--netns", "no-such-namespace"], "no-such-namespace"),
         (["trace", "--hooks", "magic"], "magic"),
+        (["replay", RECORDING, "--at", "bad"], "'bad' is no time: give 10:03:07, +30, -2m or 50%"),
+        (["replay", RECORDING, "--at", "2019-99-01"], "give one like 2019-07-03T11:02:00Z"),
+        (["replay", RECORDING, "--speed", "0"], "'--speed'"),
+        (["replay", RECORDING, "--step", "x"], "'x' is not a time"),
+        (["export", RECORDING], "say which format with --to: parquet, csv, jsonl, openmetrics"),
+        (["export", RECORDING, "--to", "xml"], "is not one of 'parquet', 'csv'"),
+        (["export", RECORDING, "--to", "parquet"], "Parquet needs a file: give one with -o"),
+        (["report", RECORDING, "--group", "colour"], "'--group'"),
+        (["diff", RECORDING], "Missing argument 'AFTER'"),
+        (["merge", RECORDING, "-o", "x"], "one recording needs no merging"),
+        (["merge", RECORDING, RECORDING], "Missing option '-o'"),
+        (["record", "--trigger", "x"], "is no trigger: use drop, evict, fill=90"),
+        (["record", "--ring", "5"], "--ring is at least 8M"),
+        (["record", "--keep", "never"], "'never' is not a time"),
+        (["record", "--stop-after", "0"], "'--stop-after'"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_exit_2(arguments: list[str], says: str) -> None:
-    done = ctrace(*arguments)
+def test_wrong_arguments_are_one_line_and_exit_2(
+    arguments: list[str], says: str, recording: Path
+) -> None:
+    done = ctrace(*(str(recording) if word == RECORDING else word for word in arguments))
     assert done.returncode == 2
     assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("ctrace: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["replay", "nothing.data"], "cannot open nothing.data: No such file or directory"),
+        (["report", __file__], "is not a ctrace recording"),
+        (["report", RECORDING, "--html", "/nowhere/x.html"], "cannot write /nowhere/x.html"),
+        (["export", RECORDING, "-o", "/nowhere/x.csv"], "cannot write /nowhere/x.csv"),
+        (["diff", RECORDING, "nothing.data"], "cannot open nothing.data"),
+        (["merge", RECORDING, "nothing.data", "-o", "x"], "cannot open nothing.data"),
+        (["merge", RECORDING, "--redact", "-o", RECORDING], "exists"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_1(
+    arguments: list[str], says: str, recording: Path
+) -> None:
+    done = ctrace(*(str(recording) if word == RECORDING else word for word in arguments))
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("ctrace: ")
 
 
 def test_completion_is_a_script_that_the_shell_accepts() -> None:
