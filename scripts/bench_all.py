@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SUITES = ("capture", "model", "trace", "view")
+SUITES = ("capture", "model", "trace", "view", "perf")
 
 
 def table(suite: str, rows: list[dict[str, Any]]) -> Table:

@@ -1,11 +1,12 @@
 """The HTTP side of ``ctrace metrics``: it serves a text made elsewhere, and nothing else.
 
-A scraper that hangs holds one of a few connections until its timeout; it never
-reaches the thread that captures.
+A scraper that hangs, or sends and reads a byte at a time, holds one of a few
+connections until its time is up; it never reaches the thread that captures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,9 @@ from ctrace.errors import CtraceError, UsageError
 
 CONNECTIONS = 8
 TIMEOUT = 5.0
+"""Seconds without a byte."""
+LIFETIME = 10.0
+"""Seconds in all."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -42,6 +46,7 @@ class Scrapes(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = CONNECTIONS
+    lifetime = LIFETIME
 
     def __init__(self, address: tuple[str, int], content_type: str) -> None:
         self.text = b""
@@ -72,9 +77,13 @@ class Scrapes(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer one connection, then give its place back."""
+        end = threading.Timer(self.lifetime, _cut, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -84,6 +93,12 @@ class Scrapes(ThreadingHTTPServer):
         """Stop listening."""
         self.shutdown()
         self.server_close()
+
+
+def _cut(request: socket.socket) -> None:
+    """End a connection under the hands of the thread that serves it."""
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -159,6 +159,70 @@ def test_hanging_scrapers_are_bounded_and_time_out(served: Scrapes) -> None:
             connection.close()
 
 
+def test_a_scraper_that_sends_a_byte_at_a_time_is_cut_off(served: Scrapes) -> None:
+    served.text = Exposition().text(snapshot(1000))
+    served.lifetime = 1.0
+    with socket.create_connection(("127.0.0.1", served.server_address[1])) as slow:
+        slow.settimeout(0.1)
+        ended = False
+        for byte in b"GET /metrics HTTP/1.0\r\n" + b"X: y\r\n" * 1000:
+            try:
+                slow.send(bytes([byte]))
+                ended = slow.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                ended = True
+            if ended:
+                break
+        assert ended
+    assert values(fetch(served))
+
+
+@pytest.mark.kernel
+def test_hung_scrapers_do_not_stall_capture() -> None:
+    with Lab() as lab:
+        server, client = lab.namespace("server", track=True), lab.namespace("client")
+        lab.link(client, server)
+        exporter = subprocess.Popen(
+            [sys.executable, "-m", "ctrace", "metrics", "--listen", "127.0.0.1:0"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert exporter.stderr is not None
+        try:
+            found = re.search(r"http://127.0.0.1:(\d+)/metrics", exporter.stderr.readline())
+            assert found
+            address = ("127.0.0.1", int(found[1]))
+            hung = []
+            for _ in range(CONNECTIONS - 2):
+                # a whole request, and an answer that is never read
+                one = socket.socket()
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+                one.connect(address)
+                one.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+                hung.append(one)
+            with tcp_server(server, 8063):
+                done = tcp_connections(client, (server.addresses["client"][0], 8063), 100)
+            assert len(done.flows) == 100
+            key = ("ctrace_inserts_total", (("netns", f"netns:{server.inum}"),))
+            deadline, inserted, lost = time.monotonic() + 30, 0.0, -1.0
+            while inserted < 100 and time.monotonic() < deadline:
+                time.sleep(0.5)
+                try:
+                    with urllib.request.urlopen(f"http://{found[0][7:]}", timeout=5) as answer:
+                        got = values(answer.read())
+                except OSError:  # before the first answer is made
+                    continue
+                inserted, lost = got.get(key, 0.0), got[("ctrace_lost_events_total", ())]
+            assert (inserted, lost) == (100, 0)
+            for one in hung:
+                one.close()
+        finally:
+            exporter.send_signal(signal.SIGTERM)
+            assert exporter.wait(timeout=20) == 0
+
+
 def test_rules_and_dashboard_name_only_metrics_that_exist() -> None:
     names = {key[0] for key in values(Exposition().text(snapshot()))}
     names.add("ctrace_table_pinned_ratio")
