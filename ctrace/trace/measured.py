@@ -21,6 +21,13 @@ def to_json(perf: Perf) -> dict[str, Any]:
     return asdict(perf)
 
 
+def parse(block: Any) -> tuple[str, Perf]:
+    """The host (empty: not told) and the measurement of a block. Raises Damaged."""
+    if not isinstance(block, dict):
+        raise Damaged("a measurement that is none")
+    return _made(block.get("host", ""), str), from_json(block.get("perf"))
+
+
 def from_json(data: Any) -> Perf:
     """The measurement, every value checked. Raises Damaged."""
     found: Perf = _made(data, Perf)

@@ -187,17 +187,14 @@ class Recording(Headed):
 
     def measurements(self) -> Iterator[tuple[str, Perf]]:
         """(host, what conntrack cost there), each over all the time measured until then."""
-        for data in self._json(BlockKind.PERF):
-            try:
-                if not isinstance(data, dict):
-                    raise Damaged("no measurement")
-                host = data.get("host")
-                yield (
-                    host if isinstance(host, str) and host else self.header.host,
-                    measured.from_json(data.get("perf")),
-                )
-            except Damaged as error:
-                self.missing.add(str(error), 0, (self.path, -2))
+        for place in self._of_kind(BlockKind.PERF):
+            for data in self._json(BlockKind.PERF, [place]):
+                try:
+                    host, perf = measured.parse(data)
+                except Damaged as error:
+                    self.missing.add(str(error), place.length, (self.path, place.offset))
+                else:
+                    yield host or self.header.host, perf
 
     def notes(self) -> Iterator[str]:
         """Remarks that the recorder left."""
