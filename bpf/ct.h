@@ -114,6 +114,28 @@ INLINE void count(u32 netns, u32 reason, u64 n)
 #define START_OFFSET TASK_REAL_START
 #endif
 
+/* Once for each cgroup: what user space might come too late to look up. */
+INLINE void remember_cgroup(u64 node, u64 id)
+{
+#if defined(KN_NAME) && defined(KN_PARENT)
+	struct cgroup_names *names = map_lookup(CGROUPS, &id);
+	u32 zero = 0;
+
+	if (names)
+		return;
+	names = map_lookup(BLANK, &zero);
+	if (!names)
+		return;
+	map_update(CGROUPS, &id, names, BPF_NOEXIST);
+	names = map_lookup(CGROUPS, &id);
+	if (!names)
+		return;
+	probe_read_str(names->parent, sizeof(names->parent),
+		       (void *)read64(read64(node + KN_PARENT) + KN_NAME));
+	probe_read_str(names->name, sizeof(names->name), (void *)read64(node + KN_NAME));
+#endif
+}
+
 /*
  * The owner key of the current process, 0 when it is none of its doing (interrupt,
  * kernel thread); its name and cgroup go to OWNERS once.
@@ -121,28 +143,46 @@ INLINE void count(u32 netns, u32 reason, u64 n)
 INLINE u64 current_owner(u64 *cgroup)
 {
 	struct owner fresh = {}, *known;
-	u64 task, leader, key;
+	u64 task, flags, leader, tgid, start, key;
 
 	*cgroup = 0;
 	if (!in_task())
 		return 0;
+#ifdef TASK_BTF
+	{
+		void *typed = current_task_btf(), *first;
+
+		LOAD(flags, u32, typed, TASK_FLAGS);
+		LOAD(first, u64, typed, TASK_LEADER);
+		LOAD(tgid, u32, typed, TASK_TGID);
+		LOAD(start, u64, first, START_OFFSET);
+	}
+#else
 	task = current_task();
-	if (read32(task + TASK_FLAGS) & PF_KTHREAD)
-		return 0;
+	flags = read32(task + TASK_FLAGS);
 	leader = read64(task + TASK_LEADER);
-	key = (u64)read32(task + TASK_TGID) << 32;
-	key |= (u32)(read64(leader + START_OFFSET) / 1000000);
+	tgid = read32(task + TASK_TGID);
+	start = read64(leader + START_OFFSET);
+#endif
+	if (flags & PF_KTHREAD)
+		return 0;
+	key = tgid << 32 | (u32)(start / 1000000);
 	known = map_lookup(OWNERS, &key);
 	if (known) {
 		*cgroup = known->cgroup;
 		return key;
 	}
+	task = current_task();
+	leader = read64(task + TASK_LEADER);
 	probe_read(fresh.comm, sizeof(fresh.comm), (void *)(leader + TASK_COMM));
 #if defined(CSS_SET_CGROUP) && defined(CGROUP_KN) && defined(KN_ID)
 	{
 		u64 set = read64(task + TASK_CGROUPS);
 
-		fresh.cgroup = read64(read64(read64(set + CSS_SET_CGROUP) + CGROUP_KN) + KN_ID);
+		u64 node = read64(read64(set + CSS_SET_CGROUP) + CGROUP_KN);
+
+		fresh.cgroup = read64(node + KN_ID);
+		remember_cgroup(node, fresh.cgroup);
 	}
 #endif
 	map_update(OWNERS, &key, &fresh, 0);
@@ -456,16 +496,21 @@ INLINE void emit_life(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reas
 /* -- what the hooks call ------------------------------------------------------------- */
 
 /* The entry went into the table. IPS_CONFIRMED is set a moment later: said already. */
+INLINE void emit_insert_read(struct entry *e, u64 ct, u8 reason, u8 direction)
+{
+	u32 netns = netns_of(AT(e, u64, CT_NET));
+
+	AT(e, u32, CT_STATUS) |= IPS_CONFIRMED;
+	count(netns, reason, 1);
+	emit_packet_event(e, ct, netns, CTRACE_INSERT, reason, direction);
+}
+
 INLINE void emit_insert(u64 ct, u8 reason, u8 direction)
 {
 	struct entry e;
-	u32 netns;
 
 	read_entry(&e, ct);
-	AT(&e, u32, CT_STATUS) |= IPS_CONFIRMED;
-	netns = netns_of(AT(&e, u64, CT_NET));
-	count(netns, reason, 1);
-	emit_packet_event(&e, ct, netns, CTRACE_INSERT, reason, direction);
+	emit_insert_read(&e, ct, reason, direction);
 }
 
 /* The entry was refused by the table: another has its tuple, or the chain is too long. */

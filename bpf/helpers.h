@@ -12,10 +12,17 @@ static u32 (*this_cpu)(void) = (void *)8;
 static u64 (*current_task)(void) = (void *)35;
 static long (*get_stack)(void *ctx, void *buf, u32 size, u64 flags) = (void *)67;
 static long (*probe_read)(void *to, u32 size, const void *from) = (void *)113;
+static long (*probe_read_str)(void *to, u32 size, const void *from) = (void *)115;
 static u64 (*jiffies64)(void) = (void *)118;		/* 5.5 */
 static u64 (*boot_ns)(void) = (void *)125;		/* 5.7 */
 static void *(*ring_reserve)(void *ring, u64 size, u64 flags) = (void *)131;	/* 5.8 */
 static void (*ring_submit)(void *data, u64 flags) = (void *)132;
+
+static void *(*current_task_btf)(void) = (void *)158;	/* 5.11 */
+
+/* A load through a pointer that the verifier knows by type: no helper call. */
+#define LOAD(to, type, from, offset) \
+	asm volatile("%0 = *(" #type " *)(%1 + %2)" : "=r"(to) : "r"(from), "i"(offset))
 
 #define BPF_RB_NO_WAKEUP 1
 #define BPF_NOEXIST 1

@@ -43,10 +43,6 @@ struct tracepoint {
 	u64 args[3];
 };
 
-/* A load through a pointer that the verifier knows by type: no helper call. */
-#define LOAD64(to, from, offset) \
-	asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(to) : "r"(from), "i"(offset))
-
 /* -- what this context (a task, or a CPU's softirq) put forward last ------------------ */
 
 struct slot {
@@ -64,31 +60,57 @@ INLINE u64 context_key(void)
 }
 
 /* __nf_conntrack_alloc() leaves the hash in the reply's unused node until the insert. */
-INLINE u64 saved_hash(u64 ct)
+INLINE u64 saved_hash(const struct entry *e)
 {
-	return read64(ct + CT_TUPLEHASH + TUPLEHASH_SIZE + HASH_PPREV);
+	return AT(e, u64, CT_TUPLEHASH + TUPLEHASH_SIZE + HASH_PPREV);
 }
 
 /* -- confirm ---------------------------------------------------------------------------- */
 
 /* The first of VRF's two POST_ROUTING rounds, where nf_confirm() does nothing. */
-INLINE bool in_vrf_round(u64 state)
+INLINE bool in_vrf_round(void *state)
 {
 #if defined(STATE_OUT) && defined(DEV_PRIV_FLAGS) && defined(L3MDEV_MASTER)
-	return read32(read64(state + STATE_OUT) + DEV_PRIV_FLAGS) & L3MDEV_MASTER;
+	void *device;
+	u64 flags;
+
+	LOAD(device, u64, state, STATE_OUT);
+	if (!device)
+		return false;
+	LOAD(flags, u32, device, DEV_PRIV_FLAGS);
+	return flags & L3MDEV_MASTER;
 #else
 	return false;
 #endif
 }
 
+/* What nf_free and nf_drop may have to take back. */
+INLINE void put_forward(const struct entry *e, u64 ct, u64 skb)
+{
+	u64 key = context_key();
+	struct slot *slot = map_lookup(SCRATCH, &key), fresh = {};
+
+	if (!slot) {
+		map_update(SCRATCH, &key, &fresh, 0);
+		slot = map_lookup(SCRATCH, &key);
+		if (!slot)
+			return;
+	}
+	slot->ct = ct;
+	slot->skb = skb;
+	slot->hash = saved_hash(e);
+	slot->when = boot_ns();
+}
+
 int nf_confirm(struct hook_context *ctx)
 {
-	u64 nfct, state, skb, ct, key;
-	struct slot slot = {};
+	void *skb, *state;
+	u64 nfct, hook, arrived, ct;
+	struct entry e;
 	u8 direction;
 
-	LOAD64(skb, ctx, BPF_NF_SKB);
-	LOAD64(nfct, skb, SKB_NFCT);
+	LOAD(skb, u64, ctx, BPF_NF_SKB);
+	LOAD(nfct, u64, skb, SKB_NFCT);
 	/* only IP_CT_RELATED (1) and IP_CT_NEW (2) can be on their way into the table */
 	if (((nfct & NFCT_INFO) - 1) > 1)
 		return NF_ACCEPT;
@@ -96,20 +118,18 @@ int nf_confirm(struct hook_context *ctx)
 	if (!ct || read64(ct + CT_TUPLEHASH + HASH_PPREV))
 		return NF_ACCEPT;
 
-	LOAD64(state, ctx, BPF_NF_STATE);
-	if (read8(state + STATE_HOOK) == LOCAL_IN)
+	LOAD(state, u64, ctx, BPF_NF_STATE);
+	LOAD(hook, u8, state, STATE_HOOK);
+	LOAD(arrived, u32, skb, SKB_IIF);
+	if (hook == LOCAL_IN)
 		direction = CTRACE_D_IN;
 	else if (in_vrf_round(state))
 		return NF_ACCEPT;
 	else
-		direction = read32(skb + SKB_IIF) ? CTRACE_D_FORWARD : CTRACE_D_OUT;
-	slot.ct = ct;
-	slot.skb = skb;
-	slot.hash = saved_hash(ct);
-	slot.when = boot_ns();
-	key = context_key();
-	map_update(SCRATCH, &key, &slot, 0);
-	emit_insert(ct, CTRACE_R_NEW, direction);
+		direction = arrived ? CTRACE_D_FORWARD : CTRACE_D_OUT;
+	read_entry(&e, ct);
+	put_forward(&e, ct, (u64)skb);
+	emit_insert_read(&e, ct, CTRACE_R_NEW, direction);
 	return NF_ACCEPT;
 }
 
@@ -201,7 +221,7 @@ INLINE void retract(const struct entry *e, u64 ct)
 	u32 netns;
 	struct ctrace_record *r;
 
-	if (!slot || slot->ct != ct || slot->hash != saved_hash(ct) ||
+	if (!slot || slot->ct != ct || slot->hash != saved_hash(e) ||
 	    boot_ns() - slot->when > A_SECOND)
 		return;
 	slot->ct = 0;
@@ -241,28 +261,31 @@ int nf_free(struct tracepoint *ctx)
 
 /* -- drop ---------------------------------------------------------------------------------- */
 
+#define COUNTER(counters, stat, offset) \
+	((offset) < sizeof(counters) ? (counters)[(offset) / 4] : read32((stat) + (offset)))
+
 INLINE void read_counters(struct baseline *to, u64 net)
 {
 	u64 section = percpu_section();
 	u64 stat = read64(net + NET_STAT) + read64(section + PERCPU_OFFSET);
 
+	u32 counters[16] = {};
+
+	probe_read(counters, sizeof(counters), (void *)stat);
 	to->valid = section != 0;
-	to->drop = read32(stat + STAT_DROP);
-	to->insert_failed = read32(stat + STAT_INSERT_FAILED);
-	to->chain = read32(stat + STAT_CHAIN);
+	to->drop = COUNTER(counters, stat, STAT_DROP);
+	to->insert_failed = COUNTER(counters, stat, STAT_INSERT_FAILED);
+	to->chain = COUNTER(counters, stat, STAT_CHAIN);
 }
 
 /* The network namespace of a packet, wherever it stands. */
-INLINE u64 net_of(u64 skb, u64 sk)
+INLINE u64 net_of(u64 sk, u64 device, u64 dst)
 {
-	u64 from;
-
 	if (sk)
 		return read64(sk + SOCK_NET);
-	from = read64(skb + SKB_DEV);
-	if (!from)
-		from = read64((read64(skb + SKB_DST) & ~1ULL) + DST_DEV);
-	return from ? read64(from + DEV_NET) : 0;
+	if (!device)
+		device = read64((dst & ~1ULL) + DST_DEV);
+	return device ? read64(device + DEV_NET) : 0;
 }
 
 /* ICMP queries only: conntrack tracks no other ICMP packet as new. */
@@ -354,24 +377,34 @@ INLINE bool packet_tuples(struct entry *e, u64 skb)
 	return true;
 }
 
+#define SKB_START 128
+#define SKB_WORD(skb, offset) \
+	((offset) + 8 <= SKB_START ? AT(&e, u64, offset) : read64((skb) + (offset)))
+
 int nf_drop(struct tracepoint *ctx)
 {
 	struct baseline *before, now = {};
-	struct entry e = {};
-	u64 skb, sk, nfct, ct, net;
+	struct entry e;
+	u64 skb, sk, device, dst, nfct, ct, net;
 	u32 netns;
 
 	if ((u32)ctx->args[2] != DROP_REASON)
 		return 0;
 	skb = ctx->args[0];
-	nfct = read64(skb + SKB_NFCT);
+	/* once for all: this hook sees every dropped packet; `e` has the room */
+	if (probe_read(e.words, SKB_START, (void *)skb))
+		return 0;
+	nfct = SKB_WORD(skb, SKB_NFCT);
+	sk = SKB_WORD(skb, SKB_SK);
+	device = SKB_WORD(skb, SKB_DEV);
+	dst = SKB_WORD(skb, SKB_DST);
+	__builtin_memset(&e, 0, sizeof(e));
 	ct = nfct & NFCT_PTR;
 	if ((nfct & NFCT_INFO) == CTINFO_UNTRACKED)
 		return 0;
 	if (ct && read64(ct + CT_TUPLEHASH + HASH_PPREV))
 		return 0;	/* a rule dropped a packet of an entry in the table */
-	sk = read64(skb + SKB_SK);
-	net = ct ? read64(ct + CT_NET) : net_of(skb, sk);
+	net = ct ? read64(ct + CT_NET) : net_of(sk, device, dst);
 	if (!net)
 		return 0;
 	netns = netns_of(net);

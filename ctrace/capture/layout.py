@@ -109,6 +109,9 @@ _OPTIONAL: Final = {
     "CSS_SET_CGROUP": ("css_set", "dfl_cgrp"),
     "CGROUP_KN": ("cgroup", "kn"),
     "KN_ID": ("kernfs_node", "id"),
+    "KN_NAME": ("kernfs_node", "name"),
+    "KN_PARENT": ("kernfs_node", "parent"),
+    "KN_PARENT_RCU": ("kernfs_node", "__parent"),  # its name from 6.15 on
     "CACHE_NAME": ("kmem_cache", "name"),
     "TASK_PREEMPT": ("task_struct", "thread_info.preempt_count"),  # not on x86
     "TASK_CFS": ("task_struct", "se.cfs_rq"),
@@ -197,6 +200,10 @@ def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250
         if value is not None:
             found[define] = value
     found.update(_percpu(kernel))
+    if kernel.func("bpf_get_current_task_btf"):  # a helper of 5.11
+        found["TASK_BTF"] = 1
+    if "KN_PARENT_RCU" in found:
+        found["KN_PARENT"] = found["KN_PARENT_RCU"]
     found["CT_LISTS"] = int(_has_unconfirmed_lists(sources))
     return Layout(found)
 
