@@ -228,7 +228,9 @@ def syn_flood(s: Service, facts: Facts) -> Optional[Cause]:
     del facts
     if s.c.proto != "tcp" or s.c.inserts < 500:
         return None
-    half_open = s.judged >= ENDED and (s.c.unreplied or 0) >= 0.8
+    # A listening port answers a forged SYN too; only the handshake's last packet makes ASSURED.
+    unfinished = 1 - s.c.assured if s.c.assured is not None else 0.0
+    half_open = s.judged >= ENDED and max(s.c.unreplied or 0.0, unfinished) >= 0.8
     per_source = s.c.inserts / max(1, s.sources)
     fresh = s.judged < ENDED and s.sources >= 5000 and per_source < 1.3
     if not (half_open or fresh):
@@ -236,7 +238,8 @@ def syn_flood(s: Service, facts: Facts) -> Optional[Cause]:
     if s.sources < 100 and not half_open:
         return None
     if half_open:
-        seen = f"{percent(s.c.unreplied)} of {s.basis} never saw a reply"
+        seen = f"{percent(unfinished)} of {s.basis} never completed the handshake, "
+        seen += f"{percent(s.c.unreplied)} never saw a reply"
     else:
         seen = f"{per_source:.2f} connections per source, and none of {s.c.inserts:,} has ended yet"
     what = "SYN flood" if s.sources >= 100 else "scan or unanswered SYNs"

@@ -1,0 +1,292 @@
+"""Each cause made for real in namespaces, recorded by the live source, named by the model.
+
+All loads run at once, each in namespaces of its own, and one live source sees them all; a
+model is then shown one load's namespaces at a time, as on a host that has no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from ctrace.batch import Batch
+from ctrace.capture import open_live
+from ctrace.capture.live import LiveSource
+from ctrace.errors import CtraceError
+from ctrace.host import ctnetlink
+from ctrace.lab import Lab, Node, traffic
+from ctrace.lab.nfqueue import Queue
+from ctrace.model import Model
+from ctrace.model.snapshot import Cause
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+SECONDS = 9.0
+LIMIT = 262_144
+
+
+@dataclass
+class Load:
+    """One load: where it shows, and what it does before and while the source listens."""
+
+    cause: str
+    nodes: tuple[Node, ...]
+    """Namespaces that the model is shown."""
+    run: Callable[[], None]
+    text: str = ""
+    """Words that the sentence must hold."""
+
+
+def pair(lab: Lab, name: str) -> tuple[Node, Node, str]:
+    """A client without conntrack, a server with it, and the server's address."""
+    a, b = lab.namespace(f"{name}-c"), lab.namespace(name, track=True)
+    return a, b, lab.link(a, b)[1]
+
+
+def until_stopped(step: Callable[[int], None], stop: threading.Event, pause: float) -> None:
+    """Repeat a portion of traffic, with its number, until the source has seen enough."""
+    turn = 0
+    while not stop.is_set():
+        step(turn)
+        turn += 1
+        stop.wait(pause)
+
+
+# -- the loads --------------------------------------------------------------------------------
+
+
+def no_keepalive(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    a, b, target = pair(lab, "short")
+    stack.enter_context(traffic.tcp_server(b, 8063))
+
+    def run(turn: int) -> None:
+        traffic.tcp_connections(a, (target, 8063), 20)
+
+    return Load("no-keepalive", (b,), lambda: until_stopped(run, stop, 0.5), "tcp/8063")
+
+
+def one_way_udp(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    a, b, target = pair(lab, "statsd")
+    stack.enter_context(traffic.udp_server(b, 8125, reply=False))
+
+    def run(turn: int) -> None:
+        traffic.udp_flows(a, (target, 8125), 40, first_port=20000 + 40 * turn)
+
+    return Load("one-way-udp", (b,), lambda: until_stopped(run, stop, 0.5), "udp/8125")
+
+
+def dns_storm(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    a, b, target = pair(lab, "dns")
+    stack.enter_context(traffic.udp_server(b, 53))
+
+    def run(turn: int) -> None:
+        traffic.udp_flows(a, (target, 53), 40, first_port=20000 + 40 * turn)
+
+    return Load("dns-storm", (b,), lambda: until_stopped(run, stop, 0.5), "DNS")
+
+
+def tunnel(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    """VXLAN between two hosts' pods; the outer source port follows each inner flow."""
+    hosts = a, b = lab.namespace("host-a"), lab.namespace("host-b", track=True)
+    pods = [lab.namespace(name) for name in ("pod-a", "pod-b")]
+    outer = lab.link(a, b)
+    for at, (host, pod) in enumerate(zip(hosts, pods, strict=True)):
+        device = f"to-{hosts[1 - at].name}"
+        try:
+            host.run(["ip", "link", "add", "vx0", "type", "vxlan", "id", "9", "remote",
+                      outer[1 - at], "dstport", "4789", "dev", device])  # fmt: skip
+        except CtraceError:  # this kernel has no VXLAN: the same outer packets, made by hand
+            stack.enter_context(traffic.udp_server(b, 4789, reply=False))
+            pods, target = [a], (outer[1], 4789)
+            break
+        host.run(["ip", "link", "set", "vx0", "netns", str(pod.holder.pid)])
+        pod.run(["ip", "addr", "add", f"10.66.0.{at + 1}/24", "dev", "vx0"])
+        pod.run(["ip", "link", "set", "vx0", "up"])
+        target = ("10.66.0.2", 7777)
+
+    def run(turn: int) -> None:
+        traffic.udp_flows(pods[0], target, 40, first_port=20000 + 40 * turn)
+
+    return Load("tunnel", (b,), lambda: until_stopped(run, stop, 0.5), "VXLAN")
+
+
+def loopback_probes(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    node = lab.namespace("kubelet", track=True)
+    stack.enter_context(traffic.tcp_server(node, 10248))
+
+    def run(turn: int) -> None:
+        traffic.tcp_connections(node, ("127.0.0.1", 10248), 30)
+
+    return Load("loopback-probes", (node,), lambda: until_stopped(run, stop, 0.5), "loopback")
+
+
+def syn_flood(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    """Forged sources at a listening port, which answers them all."""
+    a, b, target = pair(lab, "flood")
+    stack.enter_context(traffic.tcp_server(b, 80))
+    b.run(["ip", "route", "add", "10.200.0.0/16", "via", a.addresses["flood"][0]])
+    raw = stack.enter_context(a.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+    draw = random.Random(1)
+
+    def run(turn: int) -> None:
+        for _ in range(60):
+            source = f"10.200.{draw.randrange(256)}.{draw.randrange(1, 255)}"
+            raw.sendto(_syn(source, target, draw.randrange(1024, 60000), 80), (target, 0))
+
+    return Load("syn-flood", (b,), lambda: until_stopped(run, stop, 0.3), "half-open")
+
+
+def _syn(src: str, dst: str, sport: int, dport: int) -> bytes:
+    ends = socket.inet_aton(src) + socket.inet_aton(dst)
+    tcp = struct.pack("!HHIIBBHHH", sport, dport, 1, 0, 0x50, 2, 1024, 0, 0)
+    total = sum(struct.unpack("!16H", ends + struct.pack("!HH", 6, 20) + tcp))
+    total = (total >> 16) + (total & 0xFFFF)
+    tcp = tcp[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + tcp[18:]
+    return struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0) + ends + tcp
+
+
+def clash(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    """Two packets of each flow meet in a queue, so the second finds its place taken."""
+    a, b = lab.namespace("race", track=True), lab.namespace("race-s")
+    source, target = lab.link(a, b)
+    dns = ["OUTPUT", "-p", "tcp", "--dport", "53"]
+    a.run(["iptables", "-A", *dns, "-j", "NFQUEUE", "--queue-num", "7"])
+    # an answer would end the first entry before the second packet comes
+    b.run(["iptables", "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "53", "-j", "DROP"])
+    queue = stack.enter_context(Queue(a, 7))
+    raw = stack.enter_context(a.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+
+    def run() -> None:
+        for port in range(30000, 30020):
+            for _ in range(2):
+                raw.sendto(_syn(source, target, port, 53), (target, 0))
+            queue.accept(queue.wait(2))
+
+    return Load("clash", (a,), run, "lost a race")
+
+
+def idle_established(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    """Connections opened before the tracer came, and used no more."""
+    a, b, target = pair(lab, "pool")
+    held: list[socket.socket] = []
+
+    def keep(connection: socket.socket) -> None:
+        connection.recv(8)
+        connection.sendall(b"ok")
+        held.append(connection.dup())
+
+    stack.enter_context(traffic.tcp_server(b, 5432, handle=keep))
+    for _ in range(80):
+        one = stack.enter_context(a.socket(socket.AF_INET, socket.SOCK_STREAM))
+        one.connect((target, 5432))
+        one.sendall(b"hi")
+        one.recv(8)
+
+    def let_go() -> None:
+        for one in held:
+            one.close()
+
+    stack.callback(let_go)
+    return Load("idle-established", (b,), lambda: None, "ESTABLISHED")
+
+
+def other_netns(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    """A namespace filled to the host's maximum, beside one with room."""
+    a, b, target = pair(lab, "full")
+    assert ctnetlink.fill(b.path, LIMIT) == LIMIT
+    stack.callback(lambda: ctnetlink.flush(b.path))
+    roomy = lab.namespace("roomy", track=True)
+
+    def run(turn: int) -> None:
+        traffic.udp_flows(a, (target, 9), 20, first_port=20000 + 20 * turn)
+        traffic.udp_flows(roomy, ("127.0.0.1", 9), 1, first_port=20000 + turn)
+
+    return Load("other-netns", (b, roomy), lambda: until_stopped(run, stop, 0.5), "is full")
+
+
+def too_small(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
+    """Many services of one namespace, none of them odd, more than 90 % of the limit."""
+    a, b, target = pair(lab, "busy")
+    b.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", 1)
+    for service in range(24):
+        ctnetlink.fill(b.path, 10_000, dport=9000 + service, timeout=6000, first=10_000 * service)
+    stack.callback(lambda: ctnetlink.flush(b.path))
+    stack.enter_context(traffic.tcp_server(b, 9000))
+
+    def run(turn: int) -> None:
+        traffic.tcp_connections(a, (target, 9000), 10)
+        b.run(["conntrack", "-L", "-p", "tcp", "--dport", "1"])  # walks, and so collects, the table
+
+    return Load("too-small", (b,), lambda: until_stopped(run, stop, 1.5), "too few")
+
+
+LOADS = (
+    no_keepalive, one_way_udp, dns_storm, tunnel, loopback_probes, syn_flood, clash,
+    idle_established, other_netns, too_small,
+)  # fmt: skip
+
+
+# -- watching ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def played() -> Iterator[tuple[LiveSource, list[Load], list[Batch]]]:
+    stop = threading.Event()
+    with Lab() as lab, ExitStack() as stack:
+        loads = [make(lab, stack, stop) for make in LOADS]
+        source = stack.enter_context(contextlib.closing(open_live(sample=True)))
+        threads = [threading.Thread(target=load.run) for load in loads]
+        try:
+            for thread in threads:
+                thread.start()
+            batches, ends = [], time.monotonic() + SECONDS
+            for batch in source.batches(0.25):
+                batches.append(batch)
+                if time.monotonic() >= ends:
+                    break
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        yield source, loads, batches
+
+
+def shown(source: LiveSource, batches: list[Batch], nodes: tuple[Node, ...]) -> Model:
+    """A model that sees these namespaces, the host's own, and no other."""
+    model = Model(source.hooks, source.clock, source.started)
+    inums = [os.stat("/proc/self/ns/net").st_ino, *(node.inum for node in nodes)]
+    for batch in batches:
+        model.update(
+            replace(
+                batch,
+                events=batch.events[np.isin(batch.events["netns"], inums)],
+                counts={inum: n for inum, n in batch.counts.items() if inum in inums},
+                tables=tuple(table for table in batch.tables if table.netns in inums),
+            )
+        )
+    return model
+
+
+@pytest.mark.parametrize("number", range(len(LOADS)), ids=[make.__name__ for make in LOADS])
+def test_a_real_load_is_named(
+    number: int, played: tuple[LiveSource, list[Load], list[Batch]]
+) -> None:
+    source, loads, batches = played
+    load = loads[number]
+    why: tuple[Cause, ...] = shown(source, batches, load.nodes).snapshot("service").why
+    assert why[0].id == load.cause, why
+    assert load.text in why[0].text
+    assert why[0].evidence
