@@ -17,9 +17,18 @@
 
 #define CPUS MAP(6)	/* array: where each CPU's per-CPU section is (bpf/percpu.h) */
 
+#define CGROUPS MAP(7)	/* LRU hash: cgroup id -> struct cgroup_names */
+#define BLANK MAP(8)	/* array: one struct cgroup_names of zeros, too large for the stack */
+
 struct owner {
 	u8 comm[16];
 	u64 cgroup;
+};
+
+/* The last two parts of a cgroup's path: it may go together with its process. */
+struct cgroup_names {
+	u8 name[96];
+	u8 parent[96];
 };
 
 #endif

@@ -30,6 +30,12 @@ class Capture(Protocol):
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id), for those still known."""
 
+    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:
+        """cgroup id to the last two parts of its path, for those still known.
+
+        As they were when a process of it first sent: the cgroup may have gone since.
+        """
+
     def follow(self, namespaces: Sequence[Namespace]) -> None:
         """The namespaces that exist now: attach to new ones, let go of gone ones."""
 

@@ -235,6 +235,10 @@ class FunctionCapture(ABC, Generic[Target]):
         """Owner key to (comm, cgroup id)."""
         return self._objects.owner_comms(keys)
 
+    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:
+        """cgroup id to the end of its path."""
+        return self._objects.cgroup_names(ids)
+
     def follow(self, namespaces: Sequence[Namespace]) -> None:
         """Nothing to do: a function serves every namespace."""
 

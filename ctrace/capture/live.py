@@ -291,8 +291,10 @@ class _NameBook:
         keys = np.unique(events["owner"][packets])
         fresh = [key for key in keys.tolist() if key and key not in self._owners]
         found = {}
-        for key, (comm, cgroup) in self._capture.owner_comms(fresh).items():
-            found[key] = process.owner(key, comm, cgroup)
+        captured = self._capture.owner_comms(fresh)
+        paths = self._capture.cgroup_names({cgroup for _, cgroup in captured.values()})
+        for key, (comm, cgroup) in captured.items():
+            found[key] = process.owner(key, comm, cgroup, paths.get(cgroup, ""))
             self._owners[key] = None
         while len(self._owners) > OWNERS_KNOWN:
             self._owners.popitem(last=False)

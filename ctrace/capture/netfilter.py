@@ -120,6 +120,10 @@ class NetfilterCapture:
         """Owner key to (comm, cgroup id)."""
         return self._objects.owner_comms(keys)
 
+    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:
+        """cgroup id to the end of its path."""
+        return self._objects.cgroup_names(ids)
+
     def look(self, entries: Iterable[int]) -> None:
         """Have SAMPLED records made of these entries (``ct``), where they still live."""
         self._objects.look(entries)

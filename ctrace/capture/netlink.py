@@ -227,6 +227,10 @@ class NetlinkCapture:
         """Empty: netlink does not tell who opened a flow."""
         return {}
 
+    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:  # noqa: ARG002
+        """Empty, for the same reason."""
+        return {}
+
     def close(self) -> None:
         """Close every socket; safe to call twice."""
         for inum in list(self._listeners):

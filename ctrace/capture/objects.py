@@ -46,8 +46,10 @@ MAPS: Final = (
     MapSpec("baseline", sys.MapType.PERCPU_HASH, 4, 32, NAMESPACES),
     MapSpec("settings", sys.MapType.ARRAY, 4, 16 * 8, 1),
     MapSpec("cpus", sys.MapType.ARRAY, 4, 8, 0),
+    MapSpec("cgroups", sys.MapType.LRU_HASH, 8, 2 * 96, 2048),
+    MapSpec("blank", sys.MapType.ARRAY, 4, 2 * 96, 1),
 )
-COUNTS, OWNERS, SCRATCH, BASELINE, SETTINGS, CPUS = range(1, 7)
+COUNTS, OWNERS, SCRATCH, BASELINE, SETTINGS, CPUS, CGROUPS = range(1, 8)
 SETTING_WORDS: Final = 16
 
 
@@ -169,6 +171,17 @@ class Objects:
             if value is not None:
                 comm = value[:16].split(b"\0")[0].decode(errors="replace")
                 found[key] = (comm, int(struct.unpack_from("<Q", value, 16)[0]))
+        return found
+
+    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:
+        """cgroup id to the last two parts of its path, as they were at the first packet."""
+        found = {}
+        for number in ids:
+            value = sys.map_lookup(self.maps[CGROUPS], struct.pack("<Q", number), 192)
+            if value is not None:
+                parts = (value[at : at + 96].split(b"\0")[0].decode(errors="replace")
+                         for at in (96, 0))  # fmt: skip
+                found[number] = "/" + "/".join(part for part in parts if part)
         return found
 
     def look(self, entries: Iterable[int]) -> None:

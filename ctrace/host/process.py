@@ -32,17 +32,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
-def owner(key: int, comm: str, cgroup_id: int) -> Owner:
+def owner(key: int, comm: str, cgroup_id: int, path: str = "") -> Owner:
     """What is known of the process behind a record's ``owner`` key.
 
-    ``comm`` and ``cgroup_id`` are as captured in the kernel. Control characters, which
-    a process may put into its own name to disturb a terminal, are replaced.
+    ``comm``, ``cgroup_id`` and the end of the cgroup's ``path`` are as captured in the
+    kernel; the path serves when the cgroup has gone, as a container's does. Control
+    characters, which a process may put into its own name to disturb a terminal, are replaced.
     """
     pid = key >> 32
     alive = key != 0 and _is(pid, key)
     unit = cgroup_label(cgroup_id)
     if alive and not unit:
         unit = cgroup.label(cgroup.of_pid(pid))
+    unit = unit or plain(cgroup.label(path))
     return Owner(key, plain(comm), cgroup_id, unit, cmdline(pid) if alive else "")
 
 
