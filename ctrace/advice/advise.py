@@ -11,7 +11,8 @@ from ctrace.advice import alternatives as other
 from ctrace.advice import persist, rules
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
-from ctrace.advice.hazards import half_rules, judge
+from ctrace.advice.hazards import judge
+from ctrace.advice.in_place import OURS, InPlace, in_place
 from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, clean_text
 from ctrace.advice.predict import GC_MEAN, Range
 from ctrace.advice.roles import Seen, half_tracked, subject, translated
@@ -45,6 +46,8 @@ class Candidate:
     lever: Notrack
     chosen: bool = False
     """Part of the smallest set that reaches the target."""
+    in_place: bool = False
+    """Such rules are there already: what it holds is from before, or not theirs to prevent."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Advice:
     notes: tuple[str, ...]
     persist: tuple[str, ...] = ()
     """Where the rules have to stand to survive a reload and a reboot."""
+    in_place: tuple[tuple[int, InPlace], ...] = ()
+    """(namespace, what is there already)."""
     plans: tuple[Plan, ...] = ()
     """One for each namespace with levers to apply and a known ruleset."""
 
@@ -104,6 +109,7 @@ class Advice:
             ],
             "candidates": [candidate_json(candidate) for candidate in self.candidates],
             "alternatives": [asdict(item) for item in self.alternatives],
+            "in_place": [{"netns": netns, **asdict(done)} for netns, done in self.in_place],
             "persist": list(self.persist),
             "notes": list(self.notes),
         }
@@ -129,20 +135,24 @@ def advise(
     others: list[Alternative] = []
     plans: list[Plan] = []
     notes = _notes(services)
+    there: list[tuple[int, InPlace]] = []
     for table in services.tables:
         about = known.get(table.netns, Facts())
-        if about.ruleset is not None:
-            name = clean_text(table.name or str(table.netns))
-            notes += [f"{name}: {half}" for half in half_rules(about.ruleset, about.addresses)]
+        done = list(in_place(about.ruleset, about.addresses)) if about.ruleset else []
+        there += [(table.netns, one) for one in done]
         seen = _seen(services, pairs, table)
         full = table.fill > target or table.totals.drop > 0
         if not seen or not (full or every):
             continue
-        judged = [_candidate(table, item, seen, about) for item in seen if item.culprit.port]
+        judged = [_candidate(table, item, seen, about, done) for item in seen if item.culprit.port]
         policies = [
             (policy, other.frees_by_policy(item.culprit, about), item.culprit)
             for item, candidate in zip([i for i in seen if i.culprit.port], judged, strict=True)
             if (policy := other.ct_timeout(item, candidate.role, about)) is not None
+            and not any(
+                one.covers(policy.proto, policy.port, ()) for one in done if one.kind == "timeout"
+            )
+            and not candidate.in_place
         ]
         chosen, after = _choose(table, judged, policies, target) if full else ((), None)
         judged = [replace(c, chosen=c.lever in chosen) for c in judged]
@@ -169,6 +179,9 @@ def advise(
         )
         if chosen and about.ruleset is not None:
             plans.append(_plan(services, table, chosen, about))
+            if any(one.by == OURS for one in done):
+                name = clean_text(table.name or str(table.netns))
+                notes.append(_once_undone(name, about))
     candidates.sort(key=lambda c: -c.frees)
     return Advice(
         services.host,
@@ -179,7 +192,21 @@ def advise(
         tuple(others),
         tuple(notes),
         _persist(known, candidates),
+        tuple(there),
         tuple(plans),
+    )
+
+
+def _once_undone(name: str, about: Facts) -> str:
+    """What to do with what ctrace has applied there, before another plan."""
+    if about.applied:
+        return (
+            f"{name}: the plan includes what ctrace has applied there already: run ctrace undo, "
+            "then apply the plan"
+        )
+    return (
+        f"{name}: ctrace has rules there whose plan is not known any more, so the new one is "
+        "without them: keep their services in mind before you run ctrace undo and apply it"
     )
 
 
@@ -214,7 +241,9 @@ def _seen(services: Snapshot, pairs: Optional[Snapshot], table: Table) -> list[S
     return [Seen(c, tuple(parts.get((c.proto, c.port), ()))) for c in mine[:MOST]]
 
 
-def _candidate(table: Table, item: Seen, everything: list[Seen], about: Facts) -> Candidate:
+def _candidate(
+    table: Table, item: Seen, everything: list[Seen], about: Facts, done: list[InPlace]
+) -> Candidate:
     culprit = item.culprit
     reply_ports = tuple(
         {
@@ -239,7 +268,17 @@ def _candidate(table: Table, item: Seen, everything: list[Seen], about: Facts) -
     elif culprit.proto == "tcp" and (culprit.closed or 1.0) < 0.2 and culprit.new_per_s < 1:
         reasons.append("mostly long-lived connections: existing ones would keep their entries")
         verdict = "warn" if verdict in GOOD else verdict
-    return _made(table, culprit, who.roles, verdict, tuple(reasons), judgement.lever)
+    made = [
+        one
+        for one in done
+        if one.kind == "notrack" and who.roles and one.covers(who.proto, who.port, who.roles)
+    ]
+    for one in made[:1]:
+        reasons.insert(0, f"{one}: the {culprit.held} entries that it holds are from before")
+    lever = judgement.lever
+    return replace(
+        _made(table, culprit, who.roles, verdict, tuple(reasons), lever), in_place=bool(made)
+    )
 
 
 def _made(
@@ -276,7 +315,9 @@ def _choose(
 ) -> tuple[tuple[Lever, ...], Optional[tuple[float, float]]]:
     """Largest first, so that no smaller number of levers reaches the target."""
     options: list[tuple[Union[Notrack, CtTimeout], Range]] = [
-        (c.lever, Range(float(c.frees), float(c.frees))) for c in candidates if c.verdict in GOOD
+        (c.lever, Range(float(c.frees), float(c.frees)))
+        for c in candidates
+        if c.verdict in GOOD and not c.in_place
     ]
     safe = {(c.proto, c.port) for c in candidates if c.verdict in GOOD}
     options += [
@@ -306,8 +347,15 @@ def _plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Fa
         netns_name=clean_text(table.name),
         fingerprint=about.ruleset.fingerprint,
         backend=backend,
-        levers=levers,
+        levers=_with_applied(levers, about.applied),
     )
+
+
+def _with_applied(levers: tuple[Lever, ...], applied: tuple[Lever, ...]) -> tuple[Lever, ...]:
+    """A plan replaces the one before it: it has to do what that does, too."""
+    new = {(lever.kind, lever.proto, lever.port) for lever in levers}
+    kept = (one for one in applied if (one.kind, one.proto, one.port) not in new)
+    return (*levers, *kept)
 
 
 def _xt_backend(about: Facts) -> str:
@@ -342,6 +390,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "undo": undo,
         "flush": flush,
         "chosen": candidate.chosen,
+        "in_place": candidate.in_place,
     }
 
 

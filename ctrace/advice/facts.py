@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
+from ctrace.advice import plan as plans
+from ctrace.advice import state
+from ctrace.advice.plan import Lever
 from ctrace.advice.ruleset import dump, load
 from ctrace.advice.ruleset_model import Ruleset
 from ctrace.errors import CtraceError
@@ -45,13 +48,20 @@ class Facts:
     entry_bytes: tuple[int, int] = ENTRY_BYTES
     """Lowest and highest memory of one entry: equal when read from the slab."""
     has_nft: bool = True
+    applied: tuple[Lever, ...] = ()
+    """What ctrace apply has in place there, as far as its note tells (live only)."""
     initial: bool = False
     """Whether it is the host's first namespace, which alone can change max and buckets."""
 
 
 def facts(netns_path: str) -> Facts:
     """Read everything in the namespace at ``netns_path``. Raises CtraceError."""
-    return _build(_collect(netns_path))
+    found = _build(_collect(netns_path))
+    if found.ruleset is None or not found.ruleset.ours:
+        return found
+    with enter(netns_path):
+        note = state.read(os.stat("/proc/thread-self/ns/net").st_ino)
+    return replace(found, applied=plans.from_json(note.plan).levers) if note else found
 
 
 def to_text(netns_path: str) -> str:

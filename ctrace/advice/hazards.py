@@ -38,7 +38,6 @@ LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn", "un
 ROUNDS: Final = 12
 NAT: Final = ("dnat", "snat", "masquerade", "redirect")
 MAX_CLIENT_PEERS: Final = 64
-MAX_PORTS: Final = 16
 
 _STATEFUL: Final = {
     "synproxy": ("unsafe", "SYNPROXY answers its handshakes, which needs tracking"),
@@ -126,52 +125,6 @@ def _sum(findings: list[Finding], lever: Notrack) -> Judgement:
     return Judgement(VERDICTS[max(levels, default=0)], unique, lever)
 
 
-def half_rules(ruleset: Ruleset, local: tuple[str, ...]) -> Iterator[str]:
-    """One sentence for each port that the ruleset itself untracks in one direction only.
-
-    Such a port's entries are made by the other direction, the wrong way round: they
-    appear under the clients' ports, and no service shows that it has them.
-    """
-    for proto, port in _untracked_ports(ruleset):
-        halves: list[str] = []
-        for role in ("server", "client", "forward"):
-            subject = Subject(proto, port, (role,), local, nat="no")
-            lever = Notrack(proto, port, (role,))
-            first = next(iter(flows(subject, lever, ruleset)), ())
-            packets = [p.packet for p in first if p.flow != "icmp"]
-            try:
-                marks = [next(explore(lambda c, p=p: evaluate(ruleset, p, c))).untracked  # type: ignore[misc]
-                         for p in packets]  # fmt: skip
-            except TooComplex:
-                continue
-            if marks and all(marks):
-                halves = []
-                break
-            if any(marks):
-                halves.append(role)
-        if halves:
-            yield (
-                f"the ruleset untracks {proto}/{port} in one direction only (as {halves[0]}): that "
-                "frees nothing, the other direction's packets make entries just as long-lived"
-            )
-
-
-def _untracked_ports(ruleset: Ruleset) -> list[tuple[str, int]]:
-    found: dict[tuple[str, int], None] = {}
-    for chain in ruleset.chains:
-        for rule in chain.rules:
-            if not any(use.kind == "notrack" for use in rule.uses):
-                continue
-            protos = [m.values[0][0] for m in rule.matches if m.key == "proto" and not m.negate]
-            for match in rule.matches:
-                if match.key in ("sport", "dport") and not match.negate:
-                    for low, high in match.values:
-                        for number, proto in ((6, "tcp"), (17, "udp")):
-                            if low == high and number in (protos or [number]):
-                                found[proto, low] = None
-    return list(found)[:MAX_PORTS]
-
-
 def _lever(subject: Subject) -> Notrack:
     peers: tuple[str, ...] = ()
     if subject.proto == "udp" and "client" in subject.roles:
@@ -230,6 +183,13 @@ def _static(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Find
             yield Finding("unsafe", "ipvs", "it is an IPVS virtual service")
         elif not port and "server" not in subject.roles:
             yield Finding("warn", "ipvs", "IPVS balances connections by firewall mark here")
+    for device, what in ruleset.planes:
+        # Packets over lo never leave it: what works at another device is none of their business.
+        near = subject.roles == ("loopback",) and device != "lo"
+        there = " there" if near else ""
+        text = (f"{what} at {device} sees packets before these rules; what it does is not known, "
+                f"so neither is whether NOTRACK takes effect{there}")  # fmt: skip
+        yield Finding("info" if near else "warn", "plane", text)
     local = set(subject.local)
     for chain in ruleset.chains:
         for rule in chain.rules:

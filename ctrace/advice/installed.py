@@ -103,13 +103,13 @@ def read_installed(now: float) -> Installed:
             text = saved_rules(tool, family)
             if tool == "iptables-nft":
                 saved |= {(family, name) for name in re.findall(r"^\*(\S+)$", text, re.M)}
-            found = list(_tagged_lines(text, tool, family))
+            found = list(tagged_lines(text, tool, family))
             rules += found
             chains += [(tool, family, name) for name in CHAINS if f"\n:{name} " in text]
     table, left, native = False, None, []
     if commands.have("nft"):
         ruleset = nft_ruleset()
-        native = list(_tagged_rules(ruleset, saved))
+        native = list(tagged_rules(ruleset, saved))
         table, left = _own_table(ruleset)
     ends = [rule.until for rule in rules if rule.until is not None]
     if ends:
@@ -145,12 +145,13 @@ def listing() -> str:
         parts.append(text if status == 0 else "")
     for tool in XT_TOOLS:
         for family in ("ip", "ip6"):
-            lines = [rule.text for rule in _tagged_lines(saved_rules(tool, family), tool, family)]
+            lines = [rule.text for rule in tagged_lines(saved_rules(tool, family), tool, family)]
             parts.append("\n".join(lines))
     return "\n".join(parts)
 
 
-def _tagged_rules(ruleset: dict[str, Any], skip: set[tuple[str, str]]) -> Iterator[Rule]:
+def tagged_rules(ruleset: dict[str, Any], skip: set[tuple[str, str]]) -> Iterator[Rule]:
+    """Ours in nft's JSON, but for the (family, table) pairs in ``skip``."""
     for item in ruleset.get("nftables", ()):
         body = item.get("rule")
         if not isinstance(body, dict) or (body["family"], body["table"]) in skip:
@@ -164,7 +165,7 @@ def _tagged_rules(ruleset: dict[str, Any], skip: set[tuple[str, str]]) -> Iterat
             ]
             yield Rule(
                 "nft", body["family"], body["table"], body["chain"], tag,
-                handle=body["handle"], packets=sum(counters) if counters else None,
+                handle=body.get("handle"), packets=sum(counters) if counters else None,
             )  # fmt: skip
 
 
@@ -189,7 +190,8 @@ def _own_table(ruleset: dict[str, Any]) -> tuple[bool, Optional[float]]:
     return table, min(timed) if timed else None
 
 
-def _tagged_lines(text: str, tool: str, family: str) -> Iterator[Rule]:
+def tagged_lines(text: str, tool: str, family: str) -> Iterator[Rule]:
+    """Ours in the text of ``iptables-save -c``."""
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):

@@ -8,15 +8,19 @@ for only when the kernel already has some.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from ctrace.advice import ruleset_nft, ruleset_xt
+from ctrace.advice.installed import Rule, tagged_lines, tagged_rules
+from ctrace.advice.planes import Plane, planes
 from ctrace.advice.rules import CHAINS, TABLE, TAG
 from ctrace.advice.ruleset_model import Chain, Ruleset
 from ctrace.errors import CtraceError
@@ -38,6 +42,7 @@ class _Listings:
     """(tool, family, text)."""
     ipvs: str = ""
     gaps: tuple[str, ...] = ()
+    planes: tuple[Plane, ...] = ()
 
 
 def read(netns_path: str) -> Ruleset:
@@ -68,8 +73,11 @@ def load(document: Any) -> Ruleset:
     try:
         saves = [(str(tool), str(family), str(text)) for tool, family, text in document["saves"]]
         gaps = tuple(str(gap) for gap in document["gaps"])
-        return build(_Listings(str(document["nft"]), tuple(saves), str(document["ipvs"]), gaps))
-    except (KeyError, TypeError, ValueError):
+        beside = tuple((str(device), str(what)) for device, what in document.get("planes", ()))
+        return build(
+            _Listings(str(document["nft"]), tuple(saves), str(document["ipvs"]), gaps, beside)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise CtraceError("the recorded ruleset cannot be read: it is damaged") from None
 
 
@@ -99,7 +107,23 @@ def build(listings: _Listings) -> Ruleset:
             if (chain.family, chain.table) not in covered:
                 xt = (chain.family, chain.table) in made
                 chains.append(replace(chain, tool="iptables-nft") if xt else chain)
-    return Ruleset(tuple(chains), _digest(listings), _ipvs(listings.ipvs), tuple(gaps))
+    return Ruleset(
+        tuple(chains),
+        _digest(listings),
+        _ipvs(listings.ipvs),
+        tuple(_ours(listings)),
+        listings.planes,
+        tuple(gaps),
+    )
+
+
+def _ours(listings: _Listings) -> Iterator[Rule]:
+    # What is damaged has been told as a gap.
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        yield from tagged_rules(json.loads(listings.nft or "{}"), _saved_tables(listings))
+    for tool, family, text in listings.saves:
+        with contextlib.suppress(ValueError):
+            yield from tagged_lines(text, tool, family)
 
 
 def _collect(netns_path: str) -> _Listings:
@@ -116,20 +140,22 @@ def _collect(netns_path: str) -> _Listings:
             command = f"{family}tables-nft-save"
             if not has_nft or _wants_save(nft, family):
                 if shutil.which(command):
-                    saves.append(("iptables-nft", family, _compatible(_run([command], gaps))))
+                    saves.append(("iptables-nft", family, _compatible(_run([command, "-c"], gaps))))
                 elif has_nft:
                     gaps.append(f"{command} is missing, and iptables-nft rules are in use")
             names = _proc(f"/proc/thread-self/net/{family}_tables_names").split()
             if names:
                 command = f"{family}tables-legacy-save"
                 if shutil.which(command):
-                    saves.append(("iptables-legacy", family, _run([command], gaps)))
+                    saves.append(("iptables-legacy", family, _run([command, "-c"], gaps)))
                 elif shutil.which(f"{family}tables-save"):
-                    saves.append(("iptables-legacy", family, _run([f"{family}tables-save"], gaps)))
+                    plain = f"{family}tables-save"
+                    saves.append(("iptables-legacy", family, _run([plain, "-c"], gaps)))
                 else:
                     gaps.append(f"{command} is missing, and legacy iptables tables are in use")
         ipvs = _proc("/proc/thread-self/net/ip_vs")
-    return _Listings(nft, tuple(saves), ipvs, tuple(gaps))
+        beside = planes(gaps)
+    return _Listings(nft, tuple(saves), ipvs, tuple(gaps), tuple(beside))
 
 
 def _run(argv: list[str], gaps: list[str]) -> str:

@@ -11,6 +11,8 @@ from functools import cached_property
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, Optional
 
+from ctrace.advice.installed import Rule as OurRule
+
 Span = tuple[int, int]
 """Inclusive range of ports, protocol numbers or ICMP types."""
 AddressSpan = tuple[int, int, int]
@@ -78,6 +80,8 @@ class Rule:
     text: str = ""
     position: int = 0
     """0-based, not counting ctrace's own rules; parts of one verdict map share it."""
+    packets: Optional[int] = None
+    """Packets that met it so far; None when it does not count."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ class Ruleset:
     fingerprint: str = ""
     ipvs: tuple[tuple[str, int], ...] = ()
     """(protocol, port) of IPVS virtual services; port 0: by firewall mark."""
+    ours: tuple[OurRule, ...] = ()
+    """ctrace's own rules, which are none of ``chains``."""
+    planes: tuple[tuple[str, str], ...] = ()
+    """(device, what works there): what sees packets before these rules, unread."""
     gaps: tuple[str, ...] = ()
     """What could not be read or understood at all, one sentence each."""
 

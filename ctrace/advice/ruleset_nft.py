@@ -81,8 +81,19 @@ def parse(text: str) -> list[Chain]:
                 continue
             place = places[key] = places.get(key, -1) + 1
             parts = tables.rules(rule["family"], rule["table"], rule["expr"])
-            rules.setdefault(key, []).extend(replace(part, position=place) for part in parts)
+            packets = _packets(rule["expr"])
+            rules.setdefault(key, []).extend(
+                replace(part, position=place, packets=packets) for part in parts
+            )
     return [replace(chain, rules=tuple(rules.get(key, ()))) for key, chain in chains.items()]
+
+
+def _packets(expr: list[Any]) -> Optional[int]:
+    """Of the rule's first counter; named counters count for others, too."""
+    for part in expr:
+        if isinstance(part, dict) and isinstance(part.get("counter"), dict):
+            return int(part["counter"].get("packets", 0))
+    return None
 
 
 def _priority(value: Any) -> int:

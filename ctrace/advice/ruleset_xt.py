@@ -80,7 +80,7 @@ def parse(text: str, tool: str, family: str) -> tuple[list[Chain], list[str]]:
                 type="nat" if table == "nat" else "filter",
             )
         elif line.startswith(("-A", "[")):
-            body = line.split("] ", 1)[1] if line.startswith("[") else line
+            counted, _, body = line.partition("] ") if line.startswith("[") else ("", "", line)
             words = _split(body)
             if words is None or len(words) < 2:
                 gaps.append(f"a rule of {tool} {table} could not be read: {body[:80]}")
@@ -89,7 +89,9 @@ def parse(text: str, tool: str, family: str) -> tuple[list[Chain], list[str]]:
             if any(word.startswith(TAG) for word in words) or chain in CHAINS:
                 continue
             here = rules.setdefault((table, chain), [])
-            here.append(replace(_Words(words[2:], family).rule(), position=len(here)))
+            packets = int(counted[1:].partition(":")[0]) if counted else None
+            rule = _Words(words[2:], family).rule()
+            here.append(replace(rule, position=len(here), packets=packets))
     return [replace(c, rules=tuple(rules.get(key, ()))) for key, c in chains.items()], gaps
 
 

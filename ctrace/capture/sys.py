@@ -50,6 +50,7 @@ class Cmd(IntEnum):
     PROG_TEST_RUN = 10
     PROG_GET_NEXT_ID = 11
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     RAW_TRACEPOINT_OPEN = 17
     BTF_GET_FD_BY_ID = 19
     BTF_GET_NEXT_ID = 23

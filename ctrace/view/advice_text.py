@@ -10,10 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ctrace.advice.advise import Advice, Candidate, TableAdvice, rule_texts
+from ctrace.advice.advise import GOOD, Advice, Candidate, TableAdvice, rule_texts
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.plan import CtTimeout, Lever
 from ctrace.view import format as fmt
+from ctrace.view.app_advice import Remedy
 
 STYLE = {"safe": "green", "safe-with-rules": "green", "warn": "yellow", "unsafe": "red"}
 SHOWN = 8
@@ -38,6 +39,26 @@ def rules_text(advice: Advice) -> str:
     return "\n".join(parts)
 
 
+def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy]:
+    """What the advice says of one service in one namespace; None when it was not judged."""
+    here = (proto, port, netns)
+    found = next((c for c in advice.candidates if (c.proto, c.port, c.netns) == here), None)
+    if found is None:
+        return None
+    text = f"NOTRACK {proto}/{port} is {found.verdict}: it frees {fmt.count(found.frees)} entries"
+    if found.fill_after:
+        text += f", fill falls to {_range(found.fill_after)}"
+    good = found.verdict in GOOD
+    texts = rule_texts(found.lever) if found.verdict != "unsafe" else {}
+    accepts = any(accept.tool != "nft" for accept in found.lever.accepts)
+    rules = [text for name, text in texts.items() if text and (name == "nft" or accepts)]
+    others = []
+    for other in advice.alternatives:
+        if other.netns == netns and other.service == f"{proto}/{port}":
+            others += [f"- {other.text}", *(f"    {command}" for command in other.commands)]
+    return Remedy(text, good, found.reasons, "\n".join(rules), tuple(others))
+
+
 def render(advice: Advice, *, full: bool = False) -> RenderableType:
     """The advice as a rich renderable."""
     parts: list[RenderableType] = []
@@ -52,6 +73,13 @@ def render(advice: Advice, *, full: bool = False) -> RenderableType:
         parts += _reasons(candidate)
         if candidate.chosen or full:
             parts += _rules(candidate, full)
+    if advice.in_place:
+        parts.append(Text("In place already", style="bold"))
+        names = {table.netns: table.name for table in advice.tables}
+        for netns, done in advice.in_place:
+            where = names.get(netns) or f"netns:{netns}"
+            parts.append(Text(f"- {fmt.clean(where)}: {fmt.clean(str(done))}"))
+        parts.append(Text(""))
     if advice.alternatives:
         parts += [Text("What else helps", style="bold")]
         for alternative in advice.alternatives:

@@ -27,7 +27,10 @@ FILLS = 8
 
 
 def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
-    """The page, with a what-if's answer in it. Raises CtraceError when the chart library is not installed."""
+    """The page, with a what-if's answer in it when there is one.
+
+    Raises CtraceError when the chart library is not installed.
+    """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:

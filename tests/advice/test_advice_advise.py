@@ -9,7 +9,8 @@ import pytest
 
 from ctrace.advice.advise import Advice, advise
 from ctrace.advice.facts import Facts
-from ctrace.advice.hazards import half_rules, judge
+from ctrace.advice.hazards import judge
+from ctrace.advice.in_place import in_place
 from ctrace.advice.plan import CtTimeout, Notrack, from_json, to_json
 from ctrace.advice.predict import load, peak
 from ctrace.advice.probes import Subject
@@ -192,11 +193,11 @@ def test_half_a_pair_is_found_in_the_ruleset_alone() -> None:
     def said(text: str) -> list[str]:
         saves = [["iptables-legacy", family, save.format(text)] for family in ("ip", "ip6")]
         found = load_ruleset({"nft": "", "saves": saves, "ipvs": "", "gaps": []})
-        return list(half_rules(found, LOCAL))
+        return [str(one) for one in in_place(found, LOCAL)]
 
-    assert "tcp/8063" in said(pre)[0]
-    assert "tcp/8063" in said(out)[0]
-    assert said(pre + out) == []
+    assert "tcp/8063 in one direction only (as server" in said(pre)[0]
+    assert "tcp/8063 in one direction only (as server" in said(out)[0]
+    assert "tcp/8063 (server) is in place already" in said(pre + out)[0]
     assert said("") == []
 
 
