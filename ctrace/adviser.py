@@ -1,4 +1,4 @@
-"""Advice for a live screen: made from the feed's model, tried out and kept by typed words.
+"""Advice for a screen: made from the feed's model; live, tried out and kept by typed words.
 
 A change made from the screen is the same trial as that of ``ctrace apply``: the kernel
 takes it back by itself unless it is kept, it is watched every second meanwhile, and
@@ -8,7 +8,8 @@ leaving the screen before it was kept takes it back at once.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final, Optional
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Optional, Protocol
 
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Snapshot
@@ -16,7 +17,9 @@ from ctrace.model.snapshot import Snapshot
 if TYPE_CHECKING:
     from ctrace.advice.advise import Advice
     from ctrace.advice.apply import Trial
+    from ctrace.advice.facts import Facts
     from ctrace.feed import LiveFeed
+    from ctrace.view.app_advice import Remedy
 
 TRIAL_S: Final = 120
 """Seconds until a trial that is not kept reverts by itself."""
@@ -24,48 +27,79 @@ SERVICES, PAIRS = 100, 500
 """Culprits that advice is made from."""
 
 
-class LiveAdviser:
-    """What the advice page asks; see :class:`ctrace.view.app_advice.Adviser`."""
+class Moments(Protocol):
+    """A feed that can group its moment otherwise, live or replayed."""
 
-    def __init__(self, feed: LiveFeed) -> None:
+    def at(self, group: str, limit: int) -> Snapshot:
+        """This moment by another grouping."""
+
+
+class FeedAdviser:
+    """What the advice page asks; see :class:`ctrace.view.app_advice.Adviser`.
+
+    By itself it only advises, as over a recording: there is nothing to apply.
+    """
+
+    def __init__(self, feed: Moments, facts_of: Callable[[int], Optional[Facts]]) -> None:
+        """``facts_of`` a namespace: its rules and settings; None where they are not known."""
         self._feed = feed
-        self._trial: Optional[Trial] = None
-        self._told = ""
-        self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._facts_of = facts_of
 
     def advise(self, snapshot: Snapshot) -> Advice:
-        """Advice on everything held now, with each namespace's live ruleset."""
+        """Advice on everything held now, with each namespace's ruleset."""
         from ctrace.advice.advise import advise
-        from ctrace.advice.facts import Facts, facts_of
+        from ctrace.advice.facts import Facts
 
         services = self._feed.at("service", SERVICES)
         pairs = self._feed.at("pair", PAIRS)
         facts = {}
         for table in snapshot.tables:
             if table.count:
-                facts[table.netns] = facts_of(table.netns) or Facts()
+                facts[table.netns] = self._facts_of(table.netns) or Facts()
         return advise(services, pairs, facts)
 
     def text(self, advice: Any, width: int) -> str:
         """The advice in words."""
-        import io
+        from ctrace.view.advice_text import advice_text
 
-        from rich.console import Console
-
-        from ctrace.view.advice_text import render
-
-        page = io.StringIO()
-        Console(file=page, width=width, color_system=None, highlight=False, markup=False).print(
-            render(advice)
-        )
-        return page.getvalue()
+        return advice_text(advice, width)
 
     def rules(self, advice: Any) -> str:
         """The rules to copy."""
         from ctrace.view.advice_text import rules_text
 
         return rules_text(advice)
+
+    def about(self, advice: Any, proto: str, port: int, netns: int) -> Optional[Remedy]:
+        """What it says of one service; None when it was not judged."""
+        from ctrace.view.advice_text import remedy
+
+        return remedy(advice, proto, port, netns)
+
+    def status(self) -> str:
+        """Nothing is ever applied."""
+        return ""
+
+    def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:  # noqa: ARG002
+        """Raises CtraceError: what has been recorded is over."""
+        raise CtraceError(
+            "only looked at, not changed: ctrace advise --plan makes a plan"
+        )
+
+    def act(self, advice: Any, word: str) -> str:  # noqa: ARG002
+        """Raises CtraceError."""
+        raise CtraceError("nothing can be applied over a recording")
+
+
+class LiveAdviser(FeedAdviser):
+    """Advice on a running host, which can be tried out."""
+
+    def __init__(self, feed: LiveFeed) -> None:
+        super().__init__(feed, _live_facts)
+        self._trial: Optional[Trial] = None
+        self._told = ""
+        self._lock = threading.Lock()
+        self._over = threading.Event()
 
     def status(self) -> str:
         """What is on trial now; empty when nothing is."""
@@ -135,3 +169,9 @@ class LiveAdviser:
         """Take back what was not kept."""
         if self._trial is not None:
             self.act(None, "undo")
+
+
+def _live_facts(netns: int) -> Optional[Facts]:
+    from ctrace.advice.facts import facts_of
+
+    return facts_of(netns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from datetime import datetime, timezone
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import click
 
@@ -14,6 +14,9 @@ from ctrace.cli.record import parse_time
 from ctrace.errors import CtraceError, UsageError
 from ctrace.model.snapshot import GROUPS, SORTS
 from ctrace.view.feed import Position
+
+if TYPE_CHECKING:
+    from ctrace.trace.replay import ReplayFeed
 
 
 @click.command()
@@ -67,6 +70,7 @@ def command(
     with contextlib.closing(source):
         start, end = (source.clock.utc(t) / 1e9 for t in (source.started, source.until))
         moment = parse_moment(at, start, end) if at else None
+        rules = dict(source.rulesets())  # before the feed's thread reads the same file
         plain = once or output == "json" or not has_screen()
         feed = ReplayFeed(
             source, group=group, sort=sort, speed=speed, paused=paused or plain, start=moment
@@ -76,7 +80,7 @@ def command(
                 _print(feed, end if once and moment is None else moment, once, output, apart,
                        ascii_only or fmt.wants_ascii(), theme or "")  # fmt: skip
             else:
-                _screen(feed, group, sort, ascii_only or fmt.wants_ascii(), theme or "")
+                _screen(feed, rules, group, sort, ascii_only or fmt.wants_ascii(), theme or "")
         finally:
             feed.close()
         if feed.error is not None:
@@ -90,7 +94,7 @@ def parse_moment(text: str, start: float, end: float) -> float:
 
     UTC seconds. Raises UsageError.
     """
-    from ctrace.view.app_travel import parse_jump
+    from ctrace.view.jump import parse_jump
 
     if re.match(r"\d{4}-", text):
         try:
@@ -102,13 +106,24 @@ def parse_moment(text: str, start: float, end: float) -> float:
     return parse_jump(text, Position(base, start, end))
 
 
-def _screen(feed: object, group: str, sort: str, ascii_only: bool, theme: str) -> None:
+def _screen(
+    feed: ReplayFeed, rules: dict[int, str], group: str, sort: str, ascii_only: bool, theme: str
+) -> None:
+    from ctrace.advice.facts import Facts, from_text
+    from ctrace.adviser import FeedAdviser
     from ctrace.view.app import TopApp
+    from ctrace.view.app_advice import AdvicePane
     from ctrace.view.palette import choose
     from ctrace.view.state import State
 
+    def facts_of(netns: int) -> Optional[Facts]:
+        with contextlib.suppress(CtraceError):
+            return from_text(rules[netns]) if netns in rules else None
+        return None  # what a later version wrote
+
     TopApp(
-        feed,  # type: ignore[arg-type]
+        feed,
+        advice=AdvicePane(FeedAdviser(feed, facts_of)),
         palette=choose(theme),
         ascii_only=ascii_only,
         state=State(group=group, sort=sort),
@@ -116,7 +131,7 @@ def _screen(feed: object, group: str, sort: str, ascii_only: bool, theme: str) -
 
 
 def _print(
-    feed: object,
+    feed: ReplayFeed,
     moment: Optional[float],
     once: bool,
     output: str,
@@ -128,10 +143,8 @@ def _print(
     import json
 
     from ctrace.cli.top import print_frame
-    from ctrace.trace.replay import ReplayFeed
     from ctrace.view.json import snapshot_json
 
-    assert isinstance(feed, ReplayFeed)
     here = feed.position.start + (0 if once else apart) if moment is None else moment
     while True:
         feed.seek(here)

@@ -189,7 +189,11 @@ class Group:
     # -- ranking --------------------------------------------------------------
 
     def order(self, sort: str, limit: int) -> Rows:
-        """The first ``limit`` keys by a sort of :data:`~ctrace.model.snapshot.SORTS`."""
+        """The first ``limit`` keys by a sort of :data:`~ctrace.model.snapshot.SORTS`.
+
+        With a leading ``-``, the last ones, last first.
+        """
+        turned, sort = sort.startswith("-"), sort.removeprefix("-")
         weight: tuple[npt.NDArray[Any], ...] = (self.held, self.table_seconds, self.rate)
         if sort == "new":
             weight = (self.rate, self.sums["inserts"], self.held)
@@ -205,7 +209,7 @@ class Group:
             else:
                 value = np.array([np.inf if m is None else -m for m in median])
             ranked = some[np.argsort(value, kind="stable")]
-        return ranked[:limit]
+        return ranked[::-1][:limit] if turned else ranked[:limit]
 
     def members(self, at: int) -> list[tuple[Level, int]]:
         """(table, row) of everything summed up in a key."""

@@ -191,10 +191,13 @@ class Model:
     def snapshot(
         self, group: str = "pair", sort: str = "held", limit: int = 50, filter_text: str = ""
     ) -> Snapshot:
-        """The answer at this moment, for any group and sort. Raises UsageError."""
+        """The answer at this moment, for any group and sort. Raises UsageError.
+
+        A sort with a leading ``-`` turns the order round, over all keys.
+        """
         if group not in GROUPS:
             raise UsageError(f"unknown group {group!r}: use one of {', '.join(GROUPS)}")
-        if sort not in SORTS:
+        if sort.removeprefix("-") not in SORTS:
             raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
         chosen = self._group(group)
         tables = self._tables.view(self._by_netns())

@@ -108,7 +108,7 @@ _PLAIN: Final[Mapping[str, str]] = {
     "Snapshot.interval_s": "Length of the last interval, seconds.",
     "Snapshot.hooks": "The hook family in use and what it can't see.",
     "Snapshot.group": "What culprits are grouped by.",
-    "Snapshot.sort": "What culprits are sorted by.",
+    "Snapshot.sort": "What culprits are sorted by; with a leading `-`, the other way round.",
     "Snapshot.tables": "One per namespace, fullest first.",
     "Snapshot.totals": "Event counts summed over the tables; under a filter, of what passed it.",
     "Snapshot.rates": "The same per second, over the last interval.",

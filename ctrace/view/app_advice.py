@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Optional, Protocol
 
 from rich.text import Text
 
 from ctrace.errors import CtraceError
-from ctrace.model.snapshot import Snapshot
+from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.view import format as fmt
 from ctrace.view.palette import Palette
 from ctrace.view.parts import blank, line, wrapped
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What the advice says of one service in one namespace."""
+
+    text: str
+    """The verdict and what it frees, in a sentence."""
+    good: bool = False
+    """Whether the rules are safe to apply."""
+    reasons: tuple[str, ...] = ()
+    rules: str = ""
+    """To copy; empty where there is nothing that could be advised."""
+    others: tuple[str, ...] = ()
+    """What else helps, with the commands."""
 
 
 class Adviser(Protocol):
@@ -26,6 +42,9 @@ class Adviser(Protocol):
 
     def rules(self, advice: Any) -> str:
         """The rules to copy."""
+
+    def about(self, advice: Any, proto: str, port: int, netns: int) -> Optional[Remedy]:
+        """What it says of a service; None when it was not judged."""
 
     def status(self) -> str:
         """What has been applied and may still revert; empty when nothing."""
@@ -51,9 +70,14 @@ class AdvicePane:
         self._news = False
         self._text: tuple[Any, int, str] = (None, 0, "")
 
-    def ask(self, snapshot: Snapshot) -> None:
-        """Begin to make advice from this snapshot, unless something is under way."""
+    def ask(self, snapshot: Snapshot, *, old: float = 0.0) -> None:
+        """Begin to make advice from this snapshot, unless something is under way.
+
+        Advice that is at most ``old`` seconds older than the snapshot is good enough.
+        """
         if self.adviser is None or self._busy():
+            return
+        if self._advice is not None and 0 <= snapshot.ts / 1e9 - self._asked_at < old:
             return
         adviser = self.adviser
         self._asked_at = snapshot.ts / 1e9
@@ -123,6 +147,29 @@ class AdvicePane:
             out.append(line([(words, _style(words, palette))], width))
         return out
 
+    def about(self, culprit: Culprit) -> Optional[Remedy]:
+        """What to do about one culprit; None when it is unknown (yet)."""
+        if self.adviser is None or self._advice is None or culprit.port is None:
+            return None
+        return self.adviser.about(self._advice, culprit.proto, culprit.port, culprit.netns)
+
+    def section(self, culprit: Culprit, width: int, palette: Palette) -> list[Text]:
+        """The same as lines of the page about that culprit."""
+        remedy = self.about(culprit)
+        if remedy is not None:
+            return remedy_lines(remedy, width, palette)
+        said = line([(self._silence(culprit), palette.dim)], width)
+        return [_head(width, palette), said, blank(width)]
+
+    def _silence(self, culprit: Culprit) -> str:
+        if self.adviser is None:
+            return "no advice can be given here"
+        if culprit.port is None:
+            return "given by service: press g until rows have a port, or a for all of it"
+        if self._advice is None:
+            return self._error or "reading the rulesets and weighing the flows"
+        return "none: it holds too little of the table for a rule of its own"
+
     def copyable(self) -> str:
         """The rules as text."""
         if self.adviser is None or self._advice is None:
@@ -136,6 +183,30 @@ class AdvicePane:
         if self._advice is None:
             raise CtraceError("no advice yet")
         return self.adviser.offer(self._advice)
+
+
+def remedy_lines(remedy: Remedy, width: int, palette: Palette) -> list[Text]:
+    """What to do about one service, with its rules to copy."""
+    p = palette
+    style = p.good if remedy.good else p.warn
+    out = [_head(width, p)]
+    out += [line([(words, style)], width) for words in wrapped(remedy.text, width - 2, 3)]
+    for reason in remedy.reasons:
+        words = wrapped(f"- {fmt.clean(reason)}", width - 2, 4)
+        out += [line([(one, p.text)], width) for one in words]
+    if remedy.rules:
+        out.append(line([("y copies these rules:", p.dim)], width))
+        for raw in remedy.rules.rstrip().expandtabs(2).splitlines():
+            out.append(line([("  " + fmt.clean(raw), p.strong)], width))
+    for other in remedy.others:
+        out += [line([(one, p.dim)], width) for one in wrapped(fmt.clean(other), width - 2, 3)]
+    return [*out, blank(width)]
+
+
+def _head(width: int, palette: Palette) -> Text:
+    text = line([("ADVICE", palette.accent)], width)
+    text.style = palette.band
+    return text
 
 
 def _style(words: str, palette: Palette) -> Any:

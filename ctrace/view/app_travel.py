@@ -1,37 +1,63 @@
-"""Where in a recording a person wants to go, from a few typed characters."""
+"""The keys that travel in a recording."""
 
 from __future__ import annotations
 
-import re
-from datetime import datetime, timedelta, timezone
+from typing import Optional
 
-from ctrace.errors import UsageError
-from ctrace.view.feed import Position
-
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\Z")
-_STRETCH = re.compile(r"([+-])(\d+(?:\.\d+)?)([smhd]?)\Z")
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)%\Z")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+from ctrace.view.app_shell import Shell
+from ctrace.view.feed import Travels
+from ctrace.view.jump import parse_jump
 
 
-def parse_jump(text: str, position: Position) -> float:
-    """The UTC second meant by ``10:03:07``, ``+30``, ``-2m`` or ``50%``.
+class TravelKeys(Shell):
+    """Step, jump, faster and slower, from burst to burst of drops."""
 
-    A time of day means its first occurrence in the recording. Raises UsageError.
-    """
-    text = text.strip()
-    if (share := _SHARE.match(text)) is not None:
-        part = min(100.0, float(share[1])) / 100
-        return position.start + part * (position.end - position.start)
-    if (stretch := _STRETCH.match(text)) is not None:
-        length = float(stretch[2]) * _UNITS[stretch[3]]
-        return position.now + (length if stretch[1] == "+" else -length)
-    if (clock := _CLOCK.match(text)) is not None:
-        hour, minute, second = (int(part or 0) for part in clock.groups())
-        if hour < 24 and minute < 60 and second < 60:
-            start = datetime.fromtimestamp(position.start, timezone.utc)
-            when = start.replace(hour=hour, minute=minute, second=second, microsecond=0)
-            if when < start.replace(microsecond=0):
-                when += timedelta(days=1)
-            return when.timestamp()
-    raise UsageError(f"{text!r} is no time: give 10:03:07, +30, -2m or 50%")
+    def _travel(self) -> Optional[Travels]:
+        if isinstance(self.feed, Travels):
+            return self.feed
+        self.say("only a replay can travel in time")
+        return None
+
+    def action_step(self) -> None:
+        """One step on."""
+        if (feed := self._travel()) is not None:
+            feed.step(1)
+
+    def action_step_back(self) -> None:
+        """One step back in time."""
+        if (feed := self._travel()) is not None:
+            feed.step(-1)
+
+    def action_next_drop(self) -> None:
+        """To the next burst of drops."""
+        if (feed := self._travel()) is not None and not feed.next_drop():
+            self.say("no drops after this")
+
+    def action_prev_drop(self) -> None:
+        """To the burst of drops before."""
+        if (feed := self._travel()) is not None and not feed.prev_drop():
+            self.say("no drops before this")
+
+    def action_faster(self) -> None:
+        """Twice as fast."""
+        if (feed := self._travel()) is not None:
+            self._at_speed(feed, feed.position.speed * 2)
+
+    def action_slower(self) -> None:
+        """Half as fast."""
+        if (feed := self._travel()) is not None:
+            self._at_speed(feed, feed.position.speed / 2)
+
+    def _at_speed(self, feed: Travels, speed: float) -> None:
+        speed = min(1024.0, max(1 / 64, speed))
+        feed.set_speed(speed)
+        self.say(f"{speed:g} times as fast")
+
+    def action_jump(self) -> None:
+        """Ask where to."""
+        if self._travel() is not None:
+            self.ask("jump to 10:03:07, by +30 or -2m, or to 50%", "", self._jump)
+
+    def _jump(self, text: str) -> None:
+        if text and (feed := self._travel()) is not None:
+            feed.seek(parse_jump(text, feed.position))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Optional
 
 from rich.style import Style
 from rich.text import Text
@@ -16,6 +17,7 @@ from ctrace.view.parts import Piece, blank, joined, line, wrapped
 LABEL = 10
 BARS = 24
 """Longest bar of a histogram, in cells."""
+PEERS = 12
 
 
 def detail_lines(
@@ -25,15 +27,21 @@ def detail_lines(
     palette: Palette,
     *,
     stale: str = "",
+    rates: Sequence[float] = (),
     advice: Sequence[Text] = (),
 ) -> list[Text]:
-    """The page as lines. ``stale`` says why its numbers are not of this moment."""
+    """The page as lines. ``stale`` says why its numbers are not of this moment.
+
+    ``rates`` are its new entries per second, oldest first, as far as they were seen.
+    """
     p = palette
     out = [_title(culprit, width, p)]
     if stale:
         out.append(_labelled("", [(stale, p.warn)], width, p))
     out.append(_labelled("HOLDS", _holds(culprit, p), width, p))
     out.append(_labelled("RATE", _rate(culprit, width, p), width, p))
+    if curves := _curves(culprit, rates, width, p):
+        out.append(_labelled("", curves, width, p))
     out += _owner(culprit, width, p)
     out.append(_labelled("NAT", _nat(culprit, p), width, p))
     out.append(_labelled("SHAPE", _shape(culprit, width, p), width, p))
@@ -85,10 +93,22 @@ def _rate(culprit: Culprit, width: int, palette: Palette) -> list[Piece]:
         [(f"{fmt.count(culprit.inserts)} made{exact}, {fmt.count(culprit.destroys)} gone", p.text)],
         [(f"{fmt.per_second(culprit.drop_per_s)} dropped", p.bad),
          (f", {fmt.count(culprit.drops)} in all", p.bad)] if culprit.drops else [],
-        [("held ", p.dim), (fmt.sparkline(culprit.trend, min(60, width // 3)), p.area),
-         (" 1 min", p.dim)] if culprit.trend else [],
     ]  # fmt: skip
     return joined([one for one in groups if one], width - LABEL)
+
+
+def _curves(culprit: Culprit, rates: Sequence[float], width: int, palette: Palette) -> list[Piece]:
+    """Its rate, and what it holds, over time."""
+    p = palette
+    room = min(60, (width - LABEL) // 2 - 18)
+    groups: list[list[Piece]] = []
+    if len(rates) > 1 and room > 4:
+        most = f" up to {fmt.per_second(max(rates))}"
+        groups.append([("new ", p.dim), (fmt.sparkline(rates, room), p.area), (most, p.dim)])
+    if culprit.trend and room > 4:
+        curve = fmt.sparkline(culprit.trend, room)
+        groups.append([("held ", p.dim), (curve, p.area), (" 1 min", p.dim)])
+    return joined(groups, width - LABEL)
 
 
 def _owner(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
@@ -302,28 +322,50 @@ def _status(bits: int) -> str:
 
 
 def _peers(snapshot: Snapshot, culprit: Culprit, width: int, palette: Palette) -> list[Text]:
+    """Others that share its source or its service: who it talks to, and who else does."""
     p = palette
-    service = f"{culprit.proto}/{culprit.port}" if culprit.port is not None else ""
-    pairs = [
-        (key, value)
-        for key, value in snapshot.top.get("pair", ())
-        if (culprit.src and key.startswith(culprit.src + " "))
-        or (service and key.endswith(service))
-    ]
-    if not pairs:
+    found = _others(snapshot, culprit)
+    if not found:
         return []
-    out = [_section("PEERS  the busiest that share its source or service", width, p)]
-    for key, value in pairs:
+    out = [_section(f"PEERS  {fmt.plural(len(found), 'row')} with its source or service", width, p)]
+    room = max(10, width - 30)
+    longest = min(room, max(len(key) for key, _, _ in found) + 1)
+    for key, rate, held in found:
+        stays = f"{fmt.count(held)} held" if held is not None else ""
         out.append(
             line(
                 [
-                    (fmt.fit(fmt.key(key, min(60, width - 12)), min(60, width - 12)), p.text),
-                    (f"{fmt.per_second(value):>9}", p.dim),
+                    (fmt.fit(fmt.key(key, longest), longest), p.text),
+                    (f"{fmt.per_second(rate):>10} new", p.dim),
+                    (f"{stays:>16}", p.dim),
                 ],
                 width,
             )
         )
-    return out
+    return [*out, blank(width)]
+
+
+def _others(snapshot: Snapshot, culprit: Culprit) -> list[tuple[str, float, Optional[int]]]:
+    """(key, new per second, held if known), the busiest first."""
+    service = f"{culprit.proto}/{culprit.port}" if culprit.port is not None else ""
+
+    def shares(key: str) -> bool:
+        src, _, target = key.partition(" -> ")
+        return bool(culprit.src and src == culprit.src) or bool(service and target == service)
+
+    found: dict[str, tuple[float, Optional[int]]] = {}
+    if snapshot.group == "pair":
+        found = {
+            one.key: (one.new_per_s, one.held)
+            for one in snapshot.culprits
+            if shares(f"{one.src} -> {one.proto}/{one.port}")
+        }
+    for key, rate in snapshot.top.get("pair", ()):
+        if shares(key):
+            found.setdefault(key, (rate, None))
+    found.pop(culprit.key, None)
+    ranked = sorted(found.items(), key=lambda item: -item[1][0])[:PEERS]
+    return [(key, rate, held) for key, (rate, held) in ranked]
 
 
 def _section(title: str, width: int, palette: Palette) -> Text:

@@ -56,9 +56,9 @@ class Feed(Protocol):
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
         """How the next snapshots shall be grouped, sorted and filtered.
 
-        ``group`` is one of ``snapshot.GROUPS``, ``sort`` of ``snapshot.SORTS``; the
-        filter is the text that the person typed. A new snapshot with the new view
-        should follow at once, not after the interval.
+        ``group`` is one of ``snapshot.GROUPS``, ``sort`` of ``snapshot.SORTS``, with a
+        leading ``-`` for the other end first; the filter is the text that was typed. A
+        new snapshot with the new view should follow at once, not after the interval.
         """
 
     def close(self) -> None:

@@ -204,7 +204,8 @@ def identity(item: object) -> tuple[str, int]:
 
 def culprits_of(snapshot: Snapshot, state: State) -> tuple[Culprit, ...]:
     """The culprits in the order that the person asked for."""
-    return snapshot.culprits[::-1] if state.reverse else snapshot.culprits
+    turned = snapshot.sort.startswith("-")
+    return snapshot.culprits if turned == state.reverse else snapshot.culprits[::-1]
 
 
 def tables_of(snapshot: Snapshot) -> list[Table]:
@@ -239,7 +240,7 @@ def top_body(screen: Screen) -> None:
         screen.room - below - victims,
         "CULPRITS",
         pane="culprits",
-        sort=snapshot.sort,
+        sort=snapshot.sort.removeprefix("-"),
         empty="no flow matches the filter" if snapshot.filter else "no flow has been seen yet",
     )
     if plan.namespaces:

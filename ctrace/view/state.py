@@ -64,6 +64,11 @@ class State:
         return replace(self, mode=target, back="top", scroll=0, cursor=0, held=("", 0))
 
     @property
+    def order(self) -> str:
+        """What is asked of the feed: the sort, with a ``-`` where it is turned round."""
+        return f"-{self.sort}" if self.reverse else self.sort
+
+    @property
     def is_page(self) -> bool:
         """Whether lines are scrolled instead of rows selected."""
         return self.mode in ("detail", "advice", "help")

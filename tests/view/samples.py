@@ -27,6 +27,8 @@ from ctrace.model.snapshot import (
     Tuple5,
     Victim,
 )
+from ctrace.view import format as fmt
+from ctrace.view.app_advice import Remedy
 
 NOW = 1_562_752_987.0
 """10 July 2019, 10:03:07 UTC."""
@@ -414,4 +416,27 @@ def churning(keys: int, tick: int) -> Snapshot:
         culprits=culprits,
         culprits_total=keys,
         tables=(table, *full.tables[1:]),
+    )
+
+
+def remedy() -> Remedy:
+    """What is advised against the incident's first culprit."""
+    return Remedy(
+        f"NOTRACK tcp/8063 is safe-with-rules: it frees {fmt.count(54_600)} entries, "
+        "fill falls to 12 % to 17 %",
+        good=True,
+        reasons=(
+            "inet filter input accepts its answers only as ct state established: "
+            "untracked they would be dropped, so one accept rule is added there",
+        ),
+        rules=(
+            "table inet ctrace {\n"
+            "\tset client_tcp { type inet_service; elements = { 8063 }; }\n"
+            "\tchain prerouting {\n\t\ttype filter hook prerouting priority raw;\n"
+            "\t\ttcp sport @client_tcp notrack\n\t}\n"
+            "\tchain output {\n\t\ttype filter hook output priority raw;\n"
+            "\t\ttcp dport @client_tcp notrack\n\t}\n}\n"
+            "insert rule inet filter input tcp sport 8063 ct state untracked accept\n"
+        ),
+        others=("- a keep-alive in the client: one connection instead of 455 a second",),
     )

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Optional
 
 import pytest
 import samples
@@ -16,7 +17,8 @@ from textual.pilot import Pilot
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import GROUPS, Snapshot
 from ctrace.view.app import TopApp
-from ctrace.view.app_advice import AdvicePane
+from ctrace.view.app_advice import AdvicePane, Remedy
+from ctrace.view.feed import Phase
 from ctrace.view.keys import KEYS
 from ctrace.view.palette import PALETTES
 
@@ -37,6 +39,9 @@ class Advice:
 
     def rules(self, advice: str) -> str:
         return "tcp dport 8063 notrack"
+
+    def about(self, advice: str, proto: str, port: int, netns: int) -> Optional[Remedy]:
+        return samples.remedy() if (proto, port) == ("tcp", 8063) else None
 
     def status(self) -> str:
         return "on trial" if self.done else ""
@@ -102,6 +107,74 @@ def test_enter_drills_down_and_backspace_comes_back() -> None:
     drive(keys, size=(120, 50))
 
 
+def test_the_page_about_one_culprit_tells_everything() -> None:
+    """Histograms, ends, states, owner, NAT, samples, peers, curves, advice with its rules."""
+    scenes = [samples.incident()]
+    first, second, *rest = scenes[0].culprits
+    second = replace(second, key="10.42.3.18 -> tcp/8063", proto="tcp", port=8063, src="10.42.3.18")
+    scenes[0] = replace(scenes[0], culprits=(first, second, *rest))
+    for tick in range(1, 6):
+        rates = replace(scenes[0].culprits[0], new_per_s=455.0 + 40 * tick)
+        moment = replace(scenes[0], ts=scenes[0].ts + tick * 10**9)
+        scenes.append(replace(moment, culprits=(rates, *scenes[0].culprits[1:])))
+    feed = FixedFeed(scenes)
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        for at in range(6):
+            feed.at = at
+            app.look()
+        await pilot.press("enter")
+        while "reading the rulesets" in shown(app):
+            await pilot.pause(0.1)
+        text = shown(app)
+        for wanted in (
+            "first seen", "455", "up to 655/s", "1 min", "php-fpm[18211]", "opened these flows",
+            "docker:shop-php-7c9", "php-fpm: pool www --nodaemonize", "none seen on",
+            "pinned (ASSURED)", "expired", "TIME_WAIT", "first to last packet",
+            "from insert to destroy", "SAMPLES", "PEERS", "10.42.3.18 → tcp/8063", "10.42.3.17:",
+            "ADVICE",
+            "safe-with-rules", "inet filter input accepts its answers", "tcp dport @client_tcp notrack", "keep-alive",
+        ):  # fmt: skip
+            assert wanted in text, wanted
+        await pilot.press("y")
+        assert app.clipboard == samples.remedy().rules
+        await pilot.press("escape", "down", "down", "enter")
+        assert "none: it holds too little of the table for a rule of its own" in shown(app)
+        await pilot.press("y")
+        assert app.clipboard == app.state.subject[0]
+
+    drive(keys, feed, size=(140, 90), advice=AdvicePane(Advice()))
+
+
+def test_the_order_is_turned_round_over_all_rows() -> None:
+    first = samples.churning(20, 0)
+    whole = samples.churning(40, 0)
+    feed = FixedFeed([first, replace(first, sort="-held", culprits=whole.culprits[:-21:-1])])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("S")
+        assert feed.views[-1][1] == "-held"
+        feed.at = 1  # what a feed answers: the other end of all there is
+        app.look()
+        rows = [spot for spot in app.painted.spots if spot.value == "culprits:0"]
+        assert whole.culprits[-1].key.split(" ")[0] in app.painted.lines[rows[0].y].plain
+        await pilot.press("S")
+        assert feed.views[-1][1] == "held"
+
+    drive(keys, feed)
+
+
+def test_what_a_feed_has_to_say_is_shown() -> None:
+    feed = FixedFeed([samples.calm()])
+
+    async def look(app: TopApp, pilot: Pilot[None]) -> None:
+        feed.phase = Phase("live", "recording stopped: no space left on device")
+        await pilot.pause(0.3)
+        assert "recording stopped: no space left on device" in shown(app)
+
+    drive(look, feed)
+
+
 def test_the_cursor_stays_with_its_row_when_rows_move() -> None:
     first = samples.churning(20, 0)
     turned = samples.churning(20, 0)
@@ -129,7 +202,9 @@ def test_group_and_sort_are_asked_of_the_feed() -> None:
 
     drive(keys, feed)
     assert [view[0] for view in feed.views[:2]] == ["process", "pair"]
-    assert [view[1] for view in feed.views[2:]] == ["new", "held", "drops"]
+    assert [view[1] for view in feed.views[2:]] == [
+        "new", "-new", "held", "drops", "-drops", "drops",
+    ]  # fmt: skip
 
 
 def test_a_filter_is_typed_and_taken_away() -> None:
