@@ -1,0 +1,190 @@
+"""However and whenever ctrace is killed, nothing of it stays: in the kernel, on the disk's
+mounts, among namespaces, rules and processes.
+
+Natively the objects that it held are looked for by their ids, since others may trace too; an
+emulated machine is ours alone, and must look as before.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ctrace.capture import sys as bpf
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(
+        os.environ.get("CTRACE_VM", "6.12") != "6.12", reason="one emulated kernel is enough"
+    ),
+]
+KERNEL = os.environ.get("CTRACE_VM", "")
+SLOW = 20 if KERNEL else 1
+"""How much slower an emulated machine is, about."""
+LIMIT = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+NEXT_ID = {
+    "prog": bpf.Cmd.PROG_GET_NEXT_ID,
+    "map": bpf.Cmd.MAP_GET_NEXT_ID,
+    "link": bpf.Cmd.LINK_GET_NEXT_ID,
+}
+VERBS = {
+    "top": (("top", "1"), "CULPRITS"),
+    "trace": (("trace",), "listening with"),
+    "record": (("record",), "recording to"),
+    "demo": (("demo", "--auto", "--plain"), "\n"),
+}
+Objects = set[tuple[str, int]]
+
+
+def objects() -> Objects:
+    """Every BPF program, map and link of the machine."""
+    found = set()
+    for sort, command in NEXT_ID.items():
+        last = 0
+        while True:
+            result, after = bpf.bpf(command, last.to_bytes(4, "little") + bytes(8))
+            if result < 0:
+                break
+            last = int.from_bytes(after[4:8], "little")
+            found.add((sort, last))
+    return found
+
+
+def held(pids: list[int]) -> Objects:
+    """Those that these processes hold."""
+    found = set()
+    for pid in pids:
+        for info in Path(f"/proc/{pid}/fdinfo").glob("*"):
+            try:
+                text = info.read_text()
+            except OSError:
+                continue
+            found |= {
+                (s, int(n)) for s, n in re.findall(r"^(prog|map|link)_id:\t(\d+)", text, re.M)
+            }
+    return found
+
+
+def surroundings() -> dict[str, object]:
+    """What else a tracer could leave behind."""
+    spaces = set()
+    for link in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            spaces.add(os.readlink(link))
+        except OSError:
+            continue
+    run = subprocess.run
+    return {
+        "namespaces": spaces if KERNEL else None,
+        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "rules": run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout,
+        "links": run(["ip", "-o", "link"], capture_output=True, check=True).stdout.count(b"\n"),
+        "limit": LIMIT.read_text(),
+        "pinned": sorted(Path("/sys/fs/bpf").rglob("*")) if KERNEL else None,
+    }
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = (task / "children").read_text().split()
+        except OSError:
+            continue
+        for child in children:
+            found += family(int(child))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def running(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
+    """It does what it is for."""
+    wait(lambda: VERBS[verb][1] in said.read_text(), said.read_text(), 20 * (1 + SLOW))
+    assert verb == "demo" or held([child.pid])
+
+
+def starting(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
+    """Somewhere on the way: it has made its first object in the kernel."""
+    wait(lambda: bool(held(family(child.pid))), said.read_text(), 20 * (1 + SLOW))
+
+
+def compiling(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
+    """While the compiler's own process works."""
+
+    def compiler() -> bool:
+        for pid in family(child.pid)[1:]:
+            try:
+                if b"ctrace.capture.compiler" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return True
+            except OSError:
+                continue
+        return False
+
+    wait(compiler, said.read_text(), 20 * (1 + SLOW))
+
+
+CASES = [
+    *((verb, running, how) for verb in VERBS for how in (signal.SIGTERM, signal.SIGKILL)),
+    *((verb, when, signal.SIGKILL) for verb in ("top", "trace") for when in (starting, compiling)),
+    ("trace", starting, signal.SIGTERM),
+    ("trace", compiling, signal.SIGTERM),
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "when", "how"), CASES, ids=[f"{v}-{w.__name__}-{h.name}" for v, w, h in CASES]
+)
+def test_nothing_stays(
+    verb: str,
+    when: Callable[[str, subprocess.Popen[bytes], Path], None],
+    how: signal.Signals,
+    tmp_path: Path,
+) -> None:
+    before, around = objects(), surroundings()
+    argv = [sys.executable, "-m", "ctrace", *VERBS[verb][0]]
+    if verb == "record":
+        argv += ["-o", str(tmp_path / "a.data")]
+    if when is compiling:  # a filter that nobody asked for before
+        argv += ["-p", "tcp", "--dport", str(random.randrange(1, 65536)),
+                 "--sport", str(random.randrange(1, 65536))]  # fmt: skip
+    said = tmp_path / "said"
+    with said.open("wb") as out:
+        child = subprocess.Popen(argv, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                 env=dict(os.environ, PYTHONUNBUFFERED="1"))  # fmt: skip
+    try:
+        when(verb, child, said)
+        pids = family(child.pid)
+        mine = held(pids)
+    finally:
+        child.send_signal(how)
+        status = child.wait(timeout=60 * SLOW)
+    assert "Traceback" not in said.read_text()
+    assert status == -signal.SIGKILL if how == signal.SIGKILL else status in (0, 143, -15)
+    wait(lambda: not any(alive(pid) for pid in pids), "processes stay")
+    gone = (lambda: objects() == before) if KERNEL else (lambda: not (objects() & mine))
+    wait(gone, "programs, maps or links stay")
+    wait(lambda: surroundings() == around, "something else stays")
