@@ -140,6 +140,7 @@ def test_invalid_packets_are_no_events(family: str, net: Net, capture: Capture) 
 
 
 @pytest.mark.parametrize("proto", ["udp", "tcp"])
+@pytest.mark.usefixtures("empty")
 def test_two_packets_of_one_tuple(
     proto: str, family: str, net: Net, capture: Capture, seen: Seen
 ) -> None:
@@ -181,6 +182,7 @@ def test_two_packets_of_one_tuple(
 
 
 @pytest.mark.parametrize("proto", ["udp", "tcp"])
+@pytest.mark.usefixtures("empty")
 def test_two_flows_that_masquerade_as_one(
     proto: str, family: str, net: Net, capture: Capture, seen: Seen
 ) -> None:
@@ -223,6 +225,7 @@ def test_two_flows_that_masquerade_as_one(
     note(seen, family, "clashes", "tuple" if capture.info.drop_tuples else "counted")
 
 
+@pytest.mark.usefixtures("empty")
 def test_a_clash_that_enters_beside_the_winner(
     family: str, net: Net, capture: Capture, seen: Seen
 ) -> None:
@@ -298,6 +301,7 @@ if child:
 """
 
 
+@pytest.mark.usefixtures("empty")
 def test_two_senders_race_for_one_tuple(
     family: str, net: Net, capture: Capture, seen: Seen
 ) -> None:
@@ -326,6 +330,13 @@ def test_two_senders_race_for_one_tuple(
 
 
 # -- a table under pressure -----------------------------------------------------------------
+
+
+@pytest.fixture
+def empty(net: Net) -> None:
+    """Tables without what earlier tests left: a clash is about who came first."""
+    for node in net.nodes:
+        node.run(["conntrack", "-F"])
 
 
 @pytest.fixture
