@@ -1,12 +1,16 @@
-"""Names for addresses, looked up in the background: the screen never waits for one."""
+"""Names for addresses, looked up in the background: nothing ever waits for one.
+
+Not the screen, and not the end of the program either: a look-up in a dead DNS takes
+many seconds, so its threads are left to themselves.
+"""
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
@@ -16,6 +20,7 @@ KNOWN: Final = 4096
 """Names kept; the ones not used for longest go first."""
 WAITING: Final = 64
 """Look-ups under way at most: an incident with a million sources asks for few of them."""
+THREADS: Final = 4
 SHOWN: Final = 50
 """Rows whose addresses are asked for."""
 
@@ -37,7 +42,9 @@ class Resolver:
         self._names: OrderedDict[str, str] = OrderedDict()
         self._waiting: set[str] = set()
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="ctrace-names")
+        self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for _ in range(THREADS):
+            threading.Thread(target=self._work, name="ctrace-names", daemon=True).start()
 
     def name(self, address: str) -> str:
         """The name if it is known by now, else the address; asks for it meanwhile."""
@@ -47,16 +54,18 @@ class Resolver:
                 return self._names[address] or address
             if address and address not in self._waiting and len(self._waiting) < WAITING:
                 self._waiting.add(address)
-                self._pool.submit(self._fetch, address)
+                self._wanted.put(address)
         return address
 
-    def _fetch(self, address: str) -> None:
-        name = self._ask(address)
-        with self._lock:
-            self._waiting.discard(address)
-            self._names[address] = name
-            while len(self._names) > KNOWN:
-                self._names.popitem(last=False)
+    def _work(self) -> None:
+        while True:
+            address = self._wanted.get()
+            name = self._ask(address)
+            with self._lock:
+                self._waiting.discard(address)
+                self._names[address] = name
+                while len(self._names) > KNOWN:
+                    self._names.popitem(last=False)
 
     def named(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with names in its keys, as far as they are known by now."""
@@ -78,7 +87,3 @@ class Resolver:
             if address and address in key:
                 key = key.replace(address, self.name(address))
         return key
-
-    def close(self) -> None:
-        """Ask for nothing more; names under way are forgotten."""
-        self._pool.shutdown(wait=False, cancel_futures=True)

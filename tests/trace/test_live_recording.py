@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -440,3 +441,73 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     assert f"keeps its {sum(found.values()):,} events" in line
     assert found[Kind.INSERT] > 0
     assert list(where.iterdir()) == []
+
+
+UNIT = Path(ctrace.__file__).parent / "share" / "systemd" / "ctrace-recorder.service"
+SANDBOX = """
+set -e
+mount --make-rprivate /
+mount --bind "$1" "$1"
+for kept in /proc/sys /sys/fs/cgroup /sys / ; do
+    mountpoint -q $kept || mount --bind $kept $kept
+    mount -o remount,bind,ro $kept
+done
+umask 077
+shift
+exec "$@"
+"""
+"""ProtectSystem=strict, ProtectKernelTunables, ProtectControlGroups and UMask, as systemd makes
+them: everything is read-only but the unit's own directory."""
+
+
+def test_the_recorders_unit_records_within_its_limits(lab: Lab, tmp_path: Path) -> None:
+    """Its own command, with its capabilities only, on a read-only system; and its end."""
+    here, _, target = pair(lab)
+    unit = UNIT.read_text()
+    command = re.search(
+        r"^ExecStart=/usr/bin/env ctrace (.*) -o /var/lib/ctrace/recorder$", unit, re.M
+    )
+    capabilities = re.search(r"^CapabilityBoundingSet=(.*)$", unit, re.M)
+    ending = re.search(r"^KillSignal=(.*)$", unit, re.M)
+    assert command
+    assert capabilities
+    assert ending
+    names = ",".join("+" + n.removeprefix("CAP_").lower() for n in capabilities[1].split())
+    where = tmp_path / "state" / "recorder"
+    where.parent.mkdir(mode=0o700)
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", SANDBOX, "sh", str(where.parent),
+         "setpriv", "--bounding-set", f"-all,{names}", "--no-new-privs",
+         *CTRACE, *command[1].split(), "-o", str(where)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not list(where.glob("*.ctrace")):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        sent, seen = 0, 0
+        while seen < 100:
+            assert time.monotonic() < deadline
+            sent += len(udp_flows(here, (target, 8125), 50, first_port=20000 + sent).flows)
+            time.sleep(0.3)
+            with ctrace.open(str(where)) as recording:
+                parts = [b.events[b.events["netns"] == here.inum] for b in recording]
+            seen = sum(int((part["kind"] == Kind.INSERT).sum()) for part in parts)
+        process.send_signal(signal.Signals[ending[1]])
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, said
+    assert said == b""
+    with ctrace.open(str(where)) as recording:
+        assert recording.ended == "stopped by a signal"
+        assert recording.hooks.family != "netlink"
+        names_of = {i: n.name for batch in recording for i, n in batch.names.netns.items()}
+        assert here.inum in dict(recording.rulesets())
+    assert here.inum in names_of
+    (file,) = where.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert where.stat().st_mode & 0o777 == 0o700

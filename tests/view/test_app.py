@@ -133,7 +133,8 @@ def test_the_page_about_one_culprit_tells_everything() -> None:
             "pinned (ASSURED)", "expired", "TIME_WAIT", "first to last packet",
             "from insert to destroy", "SAMPLES", "PEERS", "10.42.3.18 → tcp/8063", "10.42.3.17:",
             "ADVICE",
-            "safe-with-rules", "inet filter input accepts its answers", "tcp dport @client_tcp notrack", "keep-alive",
+            "safe-with-rules", "inet filter input accepts its answers",
+            "tcp dport @client_tcp notrack", "keep-alive",
         ):  # fmt: skip
             assert wanted in text, wanted
         await pilot.press("y")
