@@ -111,7 +111,7 @@ int leave_cost(u64 *ctx)
 	return 0;
 }
 
-/* -- stacks of inserts, refusals and evictions, at the functions ------------------------ */
+/* -- stacks of inserts and refusals, at the functions ------------------------------------- */
 
 int stack_insert(u64 *ctx)	/* __nf_conntrack_hash_insert */
 {
@@ -133,8 +133,8 @@ int stack_leave(u64 *ctx)
 {
 	u64 id = 0;
 
-	if (leave(ctx, TIMER_STACK, boot_ns(), &id))
-		sample_stack((u8)RESULT(ctx, 2) ? SAMPLED_EVICT : SAMPLED_DROP, id);
+	if (leave(ctx, TIMER_STACK, boot_ns(), &id) && !(u8)RESULT(ctx, 2))
+		sample_stack(SAMPLED_DROP, id);
 	return 0;
 }
 
@@ -183,7 +183,7 @@ int netfilter_after(u64 *ctx)	/* -199 */
 	return 1;
 }
 
-/* -- stacks, where functions cannot be traced ------------------------------------------- */
+/* -- stacks at tracepoints: of evictions, and of all where functions cannot be traced ------ */
 
 int alloc_stack(u64 *ctx)	/* kmem:kmem_cache_alloc(call site, ...) */
 {
@@ -194,7 +194,10 @@ int alloc_stack(u64 *ctx)	/* kmem:kmem_cache_alloc(call site, ...) */
 	return 0;
 }
 
-/* kmem:kmem_cache_free(call site, entry, ...): user space keeps those inside early_drop */
+/*
+ * kmem:kmem_cache_free(call site, entry, ...): user space keeps those inside early_drop,
+ * one call of which may evict several entries.
+ */
 int free_stack(u64 *ctx)
 {
 	struct bounds *known = bounds();

@@ -195,6 +195,7 @@ INLINE void enter(u64 *ctx, u64 timer, u64 key)
 		depth = 0;	/* returns were missed: begin anew */
 	/* the depth first: a softirq that comes now uses the frame above */
 	*(volatile u64 *)&call->depth = depth + 1;
+	asm volatile("" : "+r"(depth));	/* the mask is for the verifier: it must stay */
 	frame = &call->frames[depth & (DEPTH - 1)];
 	frame->key = key;
 	frame->sp = ctx[REG_SP];
@@ -207,14 +208,16 @@ INLINE u64 leave(u64 *ctx, u64 timer, u64 now, u64 *key)
 	struct call_key where = { current_task(), timer };
 	struct call *call = map_lookup(CALLS, &where);
 	struct frame *frame;
-	u64 depth, ns;
+	u64 depth, at, ns;
 
 	if (!call)
 		return 0;
 	depth = call->depth;
 	if (depth == 0 || depth > DEPTH)
 		return 0;
-	frame = &call->frames[(depth - 1) & (DEPTH - 1)];
+	at = depth - 1;
+	asm volatile("" : "+r"(at));	/* the mask is for the verifier: it must stay */
+	frame = &call->frames[at & (DEPTH - 1)];
 	if (ctx[REG_SP] - frame->sp + NEAR > 2 * NEAR)
 		return 0;
 	*key = frame->key;

@@ -45,7 +45,7 @@ TRACEPOINTS: Final = {
     "drop": ("drop_stack", "kfree_skb", "", ""),
     "evict": ("free_stack", "kmem_cache_free", "free", "nf_conntrack_free"),
 }
-"""Where functions cannot be traced: program, tracepoint, and whose calls of it count."""
+"""Program, tracepoint, and whose calls of it count."""
 
 
 class Timing:
@@ -179,7 +179,7 @@ class Timing:
 
         Raises CtraceError when this kernel and family cannot.
         """
-        if self.family == "netfilter":
+        if event == "evict" or self.family == "netfilter":
             self._stack_at_tracepoint(event, names)
         elif event == "insert":
             self._attach("__nf_conntrack_hash_insert", "stack_insert", exit_=False)

@@ -26,6 +26,10 @@ from ctrace.errors import CtraceError
     "--stacks", type=click.Choice(["insert", "drop", "evict"]),
     help="Sample the stacks of these events, not the clock.",
 )  # fmt: skip
+@click.option(
+    "--against", type=click.Path(dir_okay=False), metavar="FILE",
+    help="Compare with an earlier answer (-o json) from before a change.",
+)  # fmt: skip
 @click.option("--hooks", metavar="FAMILY", help="Time with fentry, kprobe or netfilter.")
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="Format.")
 def command(
@@ -34,6 +38,7 @@ def command(
     hertz: int,
     folded: Optional[str],
     stacks: Optional[str],
+    against: Optional[str],
     hooks: Optional[str],
     output: str,
 ) -> None:
@@ -43,9 +48,11 @@ def command(
     """
     from ctrace.host import symbols
     from ctrace.perf import measure
+    from ctrace.view.perf_change import changes_json, load, render_changes
     from ctrace.view.perf_text import perf_json, render
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = load(against) if against else None
     names = symbols.kernel()
     click.echo(f"ctrace: measuring for {duration:g} s", err=True)
     perf, lines = measure(duration, hertz, names, stacks_of=stacks or "", family=hooks)
@@ -57,8 +64,13 @@ def command(
     if output == "json":
         import json
 
-        click.echo(json.dumps(perf_json(perf), indent=2))
+        document = perf_json(perf)
+        if before is not None:
+            document["changes"] = changes_json(before, perf)
+        click.echo(json.dumps(document, indent=2))
     else:
         from rich.console import Console
 
         Console().print(render(perf))
+        if before is not None:
+            Console().print(render_changes(before, perf))

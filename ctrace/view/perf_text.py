@@ -37,7 +37,7 @@ def render(perf: Perf) -> RenderableType:
     if perf.services:
         parts.append(_services(perf))
     if perf.hot:
-        hot = _table("function", "share of CPU")
+        hot = grid("function", "share of CPU")
         for function in perf.hot:
             hot.add_row(fmt.clean(function.function), f"{function.share:.2%}")
         parts += [Text("\nWhere that CPU time goes", style="bold"), hot]
@@ -81,7 +81,8 @@ def headline(perf: Perf) -> Text:
     return text
 
 
-def _table(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
@@ -89,7 +90,7 @@ def _table(*columns: str) -> Table:
 
 
 def _latencies(perf: Perf) -> RenderableType:
-    table = _table("time in conntrack", "packets", "mean ns", *PERCENTILES)
+    table = grid("time in conntrack", "packets", "mean ns", *PERCENTILES)
     for row in perf.latencies:
         table.add_row(
             fmt.clean(f"{row.point}, {row.proto}"),
@@ -101,7 +102,7 @@ def _latencies(perf: Perf) -> RenderableType:
 
 
 def _services(perf: Perf) -> RenderableType:
-    table = _table("what NOTRACK would save", "packets/s", "ns/packet", "cores")
+    table = grid("what NOTRACK would save", "packets/s", "ns/packet", "cores")
     for row in perf.services[:10]:
         port = f"/{row.port}" if row.port else ""
         table.add_row(
@@ -114,7 +115,7 @@ def _services(perf: Perf) -> RenderableType:
 
 
 def _tables(perf: Perf) -> Table:
-    table = _table(
+    table = grid(
         "namespace", "entries", "buckets", "mean chain", "p99 chain", "restarts", "too long",
         "clashes",
     )  # fmt: skip
@@ -138,7 +139,7 @@ def chains_text(chains: Chains) -> str:
 
 
 def _waits(waits: tuple[Wait, ...]) -> list[RenderableType]:
-    table = _table("lock", "waits", "total ms", "longest us")
+    table = grid("lock", "waits", "total ms", "longest us")
     stacks: list[RenderableType] = []
     for row in waits[:5]:
         table.add_row(

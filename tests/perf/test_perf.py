@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 from ctrace.capture.measuring import Objects
 from ctrace.capture.sampling import Sampler, stacks
+from ctrace.errors import CtraceError
 from ctrace.host import symbols
 from ctrace.lab import Lab
 from ctrace.model import perf as model
 from ctrace.model.perf import BINS, POINTS, PROTOCOLS, RELATIVE_ERROR, Stack, Times
+from ctrace.view.perf_change import load
 
 
 def bin_of(ns: int) -> int:
@@ -150,3 +152,33 @@ def test_the_command_prints_one_object_and_flame_graph_lines(tmp_path: Path) -> 
     lines = folded.read_text().splitlines()
     assert lines
     assert all(re.fullmatch(r"\S.* \d+", line) for line in lines)
+
+
+@pytest.mark.kernel
+def test_a_change_is_told_against_an_earlier_answer(tmp_path: Path) -> None:
+    earlier = tmp_path / "before.json"
+    perf = [sys.executable, "-m", "ctrace", "perf", "--duration", "1"]
+    earlier.write_text(subprocess.run([*perf, "-o", "json"], check=True, capture_output=True,
+                                      text=True).stdout)  # fmt: skip
+    done = subprocess.run(
+        [*perf, "-o", "json", "--against", earlier], capture_output=True, text=True, check=True
+    )
+    answer, before = json.loads(done.stdout), json.loads(earlier.read_text())
+    share = answer["changes"][0]
+    assert share["what"] == "conntrack's share of CPU time"
+    assert share["before"] == pytest.approx(100 * before["cpu_share"])
+    assert share["after"] == pytest.approx(100 * answer["cpu_share"])
+    text = subprocess.run([*perf, "--against", earlier], capture_output=True, text=True, check=True)
+    assert "Before and after" in text.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"latencies": [1]}', '{"latencies": []}', "[" * 9999]
+)
+def test_what_is_no_earlier_answer_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x"
+    path.write_text(text)
+    with pytest.raises(CtraceError, match="is no measurement"):
+        load(str(path))
+    with pytest.raises(CtraceError, match="cannot read"):
+        load(str(tmp_path / "none"))

@@ -195,8 +195,9 @@ def test_all_entries_are_found_in_the_chains(timers: str) -> None:
 
 @alone
 def test_full_buckets_make_chains_as_long_as_even_hashing_says(timers: str) -> None:
-    with open("/proc/sys/net/netfilter/nf_conntrack_buckets", "r+") as file:
+    with open("/proc/sys/net/netfilter/nf_conntrack_buckets") as file:
         kept = file.read()
+    with open("/proc/sys/net/netfilter/nf_conntrack_buckets", "w") as file:
         file.write("1024")
     try:
         with pair() as (a, b), timing(timers) as timer:
