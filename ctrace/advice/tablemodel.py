@@ -70,6 +70,8 @@ def refusal(count: float, unassured: float, buckets: int) -> tuple[float, float]
     if count <= 0 or unassured <= 0:
         return 1.0, 0.0
     mean = 2.0 * unassured / max(buckets, 1)
+    if mean < 1e-9:  # in the limit, one
+        return 1.0, 1.0
     chance = math.exp(-NF_CT_EVICTION_RANGE * mean)
     return chance, mean / -math.expm1(-mean)
 

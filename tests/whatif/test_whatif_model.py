@@ -15,6 +15,8 @@ from whatif_kit import NETNS, Kernel
 
 from ctrace.advice.flows import Recorded, gather
 from ctrace.advice.levers import TIMEOUTS, Levers, parse_levers, parse_service, parse_timeout
+from ctrace.advice.plan import CtTimeout, Plan
+from ctrace.advice.rules import nft_script
 from ctrace.advice.tablemodel import next_interval, refusal
 from ctrace.advice.whatif import of_recording
 from ctrace.batch import Batch
@@ -175,13 +177,17 @@ class Sampled:
             time.sleep(max(0.0, due - time.monotonic()))
 
 
+def plan_of(lever: CtTimeout) -> Plan:
+    return Plan(0, "lab", 0, "lab", "0" * 64, "nft", (lever,))
+
+
 @pytest.mark.kernel
 @pytest.mark.slow
 def test_predictions_of_real_tables() -> None:
-    """Three namespaces under the same load: one is recorded, two really have the change."""
+    """Namespaces under the same load: one is recorded, the others really have the change."""
     seconds = 30
     with Lab() as lab:
-        places = {name: Sampled(lab.namespace(name, track=True)) for name in "abc"}
+        places = {name: Sampled(lab.namespace(name, track=True)) for name in "abcd"}
         for place in places.values():
             place.node.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", 9)
             place.node.sysctl("net.netfilter.nf_conntrack_udp_timeout", 6)
@@ -191,6 +197,8 @@ def test_predictions_of_real_tables() -> None:
             stdin="table inet n { chain o { type filter hook output priority raw - 10;\n"
             " tcp dport 8063 notrack; tcp sport 8063 notrack;\n }\n}\n",
         )
+        policy = CtTimeout("tcp", 8063, ("loopback",), (("time_wait", 3),))
+        places["d"].node.run(["nft", "-f", "-"], stdin=nft_script(plan_of(policy), None))
         source = open_live(Filter(netns=places["a"].node.inum))
         batches: list[Batch] = []
         until = time.monotonic() + seconds
@@ -218,6 +226,7 @@ def test_predictions_of_real_tables() -> None:
     for name, levers in (
         ("b", parse_levers(timeout=["tcp_time_wait=3"])),
         ("c", parse_levers(notrack=["tcp/8063"])),
+        ("d", parse_levers(timeout=["tcp/8063:time_wait=3"])),
     ):
         (said,) = of_recording(recorded, levers).places
         assert said.error is not None
