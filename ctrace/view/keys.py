@@ -45,7 +45,7 @@ ALL: Final = ROWS + PAGES
 
 KEYS: Final = (
     Key(("q", "ctrl+c"), "quit", "quit", "quit", modes=ALL),
-    Key(("question_mark", "h", "f1"), "help", "help", "this page", "?", ALL),
+    Key(("question_mark", "h", "f1"), "help", "help", "help: every key and every word", "?", ALL),
     Key(
         ("escape", "backspace"),
         "up",
@@ -105,7 +105,7 @@ KEYS: Final = (
         ("y",),
         "copy",
         "copy",
-        "copy the key, or the rules on the advice page",
+        "copy the rules of the advice; without any, the row's key",
         modes=("detail", "advice"),
     ),
     Key(("p",), "apply", "apply", "apply a plan: asks for a typed confirmation", modes=("advice",)),
@@ -132,6 +132,29 @@ KEYS: Final = (
     Key(("l",), "light", "", "dark, light, or the terminal's own colours"),
     Key(("colon", "ctrl+p"), "command_palette", "", "all of this by name", ":"),
 )
+
+
+PRINTED: Final = {
+    "ctrl+c": "Ctrl-C", "ctrl+p": "Ctrl-P", "ctrl+l": "Ctrl-L", "question_mark": "?", "f1": "F1",
+    "escape": "Esc", "backspace": "Backspace", "enter": "Enter", "tab": "Tab", "slash": "/",
+    "greater_than_sign": ">", "less_than_sign": "<", "right_square_bracket": "]",
+    "left_square_bracket": "[", "plus": "+", "equals_sign": "=", "minus": "-", "colon": ":",
+    "down": "↓", "up": "↑", "pagedown": "PgDn", "pageup": "PgUp", "home": "Home", "end": "End",
+}  # fmt: skip
+"""What stands on the keys, where the terminal library calls them otherwise."""
+
+
+def markdown() -> str:
+    """Every key as the README's table, two keys a row."""
+    cells = []
+    for key in KEYS:
+        names = ", ".join(f"`{PRINTED.get(name, name)}`" for name in key.keys)
+        cells.append(f"{names} | {'in a replay: ' if key.travel else ''}{key.text}")
+    half = -(-len(cells) // 2)
+    left, right = cells[:half], cells[half:]
+    right += [" | "] * (half - len(right))
+    rows = [f"| {one} | {other} |" for one, other in zip(left, right, strict=True)]
+    return "\n".join(["| key | does | key | does |", "|---|---|---|---|", *rows])
 
 
 WANTED: Final = (

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,13 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+from textual.binding import Binding
 
 from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
+from ctrace.view.app_stage import bindings
 from ctrace.view.frame import compose, frame
+from ctrace.view.keys import PRINTED, markdown
 from ctrace.view.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
 from ctrace.view.state import MODES, State
 
 EXPECTED = Path(__file__).parent / "expected"
+ROOT = Path(__file__).parents[2]
 SCENES: dict[str, Callable[[], Snapshot]] = {
     "incident": samples.incident,
     "filling": samples.filling,
@@ -52,6 +59,33 @@ def test_frames_are_as_they_were_reviewed(name: str, size: tuple[int, int]) -> N
     text = printed(SCENES[name](), *size, DARK)
     file = EXPECTED / f"{name}-{size[0]}x{size[1]}.txt"
     assert text == file.read_text(encoding="utf-8")
+
+
+def test_pictures_are_as_they_were_reviewed(tmp_path: Path) -> None:
+    """In colour and without, at three sizes. To renew them: scripts/pictures, then look."""
+    script = ROOT / "scripts" / "pictures"
+    subprocess.run([sys.executable, str(script), "--into", str(tmp_path)], check=True,
+                   capture_output=True)  # fmt: skip
+    made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert {f"{kind}-{w}x{h}.svg" for kind in ("top", "plain") for w, h in SIZES} < set(made)
+    for name, text in made.items():
+        folder = EXPECTED if name.startswith("plain") else ROOT / "ctrace" / "share" / "pictures"
+        assert text == (folder / name).read_text(encoding="utf-8"), name
+        colours = set(re.findall(r"fill: (#[0-9a-f]{6})", text))
+        if name.startswith("plain"):
+            assert all(len({c[1:3], c[3:5], c[5:7]}) == 1 for c in colours), colours
+        else:
+            assert len(colours) > 8
+
+
+def test_the_readme_has_every_key() -> None:
+    """To renew the table: scripts/pictures."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- keys: begin -->\n")[2].partition("\n<!-- keys: end -->")[0]
+    assert table == markdown()
+    told = set(re.findall(r"`([^`]+)`", table))
+    bound = {binding.key for binding in bindings() if isinstance(binding, Binding)}
+    assert told == {PRINTED.get(name, name) for name in bound}
 
 
 @pytest.mark.parametrize("palette", PALETTES.values(), ids=PALETTES)
