@@ -82,8 +82,8 @@ def test_cpu_share_agrees_with_perf(tmp_path: Path) -> None:
     # The two do not sample the same instants: on a busy machine one round may differ.
     for _ in range(3):
         ours, theirs = shares(tmp_path)
-        assert theirs > 0.02  # the load must have made conntrack visible
-        if ours == pytest.approx(theirs, rel=0.10):
+        # The load must have made conntrack visible beside whatever else the machine does.
+        if theirs > 0.01 and ours == pytest.approx(theirs, rel=0.10):
             return
     pytest.fail(f"ctrace says {ours:.3f}, perf {theirs:.3f}")
 
