@@ -31,6 +31,7 @@ _NONE = -(1 << 62)
 _MAPPED = np.uint64(0xFFFF0000)
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 _INDEX_BITS = 20
+_TILE = 1024
 _INDEX_SHIFT = np.uint64(64 - _INDEX_BITS)
 
 # Shape of a tuple: which addresses are IPv4 in IPv6 form, and how the reply is told.
@@ -49,14 +50,16 @@ _REPLY_SIDES = (
 )
 
 
-def transposed(parts: Sequence[Events]) -> U64:
-    """Arrays of records as (15, n) words, in tiles that stay in cache."""
-    out = np.empty((WORDS, sum(map(len, parts))), np.uint64)
+def transposed(parts: Sequence[Events], room: Optional[U64] = None) -> U64:
+    """Arrays of records as (15, n) words, in tiles that stay in cache; in ``room`` if they fit."""
+    n = sum(map(len, parts))
+    fits = room is not None and n <= room.shape[1]
+    out = room[:, :n] if room is not None and fits else np.empty((WORDS, n), np.uint64)
     at = 0
     for part in parts:
         rows = words(part)
-        for i in range(0, len(rows), 2048):
-            tile = rows[i : i + 2048]
+        for i in range(0, len(rows), _TILE):
+            tile = rows[i : i + _TILE]
             out[:, at : at + len(tile)] = tile.T
             at += len(tile)
     return out

@@ -15,6 +15,7 @@ import numpy as np
 from ctrace.batch import Batch, Counts
 from ctrace.errors import CtraceError
 from ctrace.model.perf import Perf
+from ctrace.record import WORDS
 from ctrace.trace import measured, meta
 from ctrace.trace.columns import encode_blob
 from ctrace.trace.events import U64, TupleIndex, encode_events, transposed
@@ -68,6 +69,8 @@ class Writer:
         self._index: list[tuple[int, int, int, int]] = []
         self._failed: Optional[CtraceError] = None
         self._closed = False
+        # kept, for fresh pages would cost more than what is written to them
+        self._room = np.empty((WORDS, 2 * MAX_ROWS), np.uint64)
         self._fd = _create(path)
         self._sync = _Sync(self._fd)
         try:
@@ -102,7 +105,7 @@ class Writer:
         if not pending:
             return
         ends = np.cumsum([len(batch.events) for batch in pending])
-        table = transposed([batch.events for batch in pending])
+        table = transposed([batch.events for batch in pending], self._room)
         rows = table.shape[1]
         blocks = max(1, -(-rows // MAX_ROWS))
         first = 0
