@@ -12,11 +12,14 @@ import hashlib
 import os
 import re
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Final, Optional
 
 KEPT: Final = 32
 """Files of one sort that stay: filters and kernels make new ones."""
+ROOTS: Final = Path("/var/cache/ctrace")
+_CRC: Final = 4
 
 
 def name(sort: str, *parts: bytes) -> str:
@@ -29,7 +32,7 @@ def name(sort: str, *parts: bytes) -> str:
 
 
 def load(file: str) -> Optional[bytes]:
-    """What was stored under this name, or None."""
+    """What was stored under this name, or None; also when the file is damaged or a stranger's."""
     directory = _directory()
     if directory is None:
         return None
@@ -37,9 +40,11 @@ def load(file: str) -> Optional[bytes]:
         with (directory / file).open("rb") as stream:
             if os.fstat(stream.fileno()).st_uid != os.geteuid():
                 return None
-            return stream.read()
+            stored = stream.read()
     except OSError:
         return None
+    data = stored[_CRC:]
+    return data if stored[:_CRC] == _crc(data) else None
 
 
 def store(file: str, data: bytes) -> None:
@@ -50,7 +55,7 @@ def store(file: str, data: bytes) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=directory, prefix=".new-")
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            stream.write(_crc(data) + data)
         os.replace(temporary, directory / file)
         same = sorted(directory.glob(f"{file.rpartition('-')[0]}-*"), key=_age)
         for old in same[:-KEPT]:
@@ -82,7 +87,7 @@ def this_boot() -> bytes:
 def _directory() -> Optional[Path]:
     """Where files are kept; None when no directory is safe to trust."""
     if os.geteuid() == 0:
-        directory = Path("/var/cache/ctrace")
+        directory = ROOTS
     else:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         directory = Path(base) / "ctrace"
@@ -97,6 +102,10 @@ def _directory() -> Optional[Path]:
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         return None
     return directory
+
+
+def _crc(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(_CRC, "little")
 
 
 def _bytes(path: str) -> bytes:
