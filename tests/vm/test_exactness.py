@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from ctrace.capture.ladder import probe
 from ctrace.capture.live import FAMILIES
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
-from ctrace.host import ctnetlink, netns
+from ctrace.host import ctnetlink, netns, process
 from ctrace.lab import Node, traffic
 from ctrace.lab.nfqueue import Queue
 from ctrace.record import Kind, Reason, Status
@@ -105,6 +106,51 @@ def test_flows_without_tcp_or_udp(
         assert flows(gone) == Counter(sent)
         assert (gone["status"] & int(Status.SEEN_REPLY)).all()
     note(seen, family, proto)
+
+
+# -- whose ----------------------------------------------------------------------------------
+
+_INSIDE = """
+import os, socket, sys
+with open(sys.argv[1] + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.bind(("", 32000))
+    s.sendto(b"x", (sys.argv[2], 9))
+"""
+
+
+def test_a_container_that_is_gone_is_still_known(
+    family: str, net: Net, capture: Capture, seen: Seen
+) -> None:
+    """Its cgroup went with its last process, before anybody looked."""
+    if family == "netlink":
+        assert not capture.info.owners
+        return
+    name = f"docker-{'3f' * 32}.scope"
+    parent = Path(process.cgroup_root()) / f"ctrace-{os.getpid()}"
+    group = parent / name
+    group.mkdir(parents=True)
+    try:
+        with Watch(capture, net.nodes) as watch:
+            target = net.server.addresses["client"][0]
+            net.client.run([sys.executable, "-c", _INSIDE, str(group), target])
+            deadline = time.monotonic() + 20
+            while group.exists() and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):  # its process is not reaped yet
+                    group.rmdir()
+    finally:
+        parent.rmdir()
+    (sent,) = [e for e in watch.of(net.client, Kind.INSERT) if int(e["sport"]) == 32000]
+    number = int(sent["cgroup"])
+    assert process.cgroup_label(number) == ""  # too late to ask the kernel
+    path = capture.cgroup_names([number])[number]
+    assert path == f"/{parent.name}/{name}"
+    key = int(sent["owner"])
+    comm, _ = capture.owner_comms([key])[key]
+    found = process.owner(key, comm, number, path)
+    assert (found.comm, found.unit) == (comm, "docker:3f3f3f3f3f3f")
+    note(seen, family, "container", "also when gone")
 
 
 # -- what is no event -----------------------------------------------------------------------
@@ -306,8 +352,6 @@ def test_two_senders_race_for_one_tuple(
     family: str, net: Net, capture: Capture, seen: Seen
 ) -> None:
     """Whoever wins, how often ever they meet: the books balance, and no flow counts twice."""
-    import sys
-
     client, server = net.client, net.server
     source, target = client.addresses["server"][0], server.addresses["client"][0]
     silent = ["INPUT", "-p", "udp", "--dport", "4444", "-j", "DROP"]
