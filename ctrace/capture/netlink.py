@@ -357,7 +357,8 @@ class NetlinkCapture:
 
     def _describe(self) -> None:
         blind = [
-            "refused packets are counted from the kernel's statistics, without their tuples",
+            "refused packets are counted from the kernel's statistics, without their tuples; one "
+            "refused for lack of memory counts as refused by a full table",
             "evictions by early_drop are counted, not told from other deletions",
             "which process opened a flow is not known",
             "entries inserted beside a clashing one (NAT) are told when they end, a second later",
