@@ -240,30 +240,102 @@ def test_a_lowered_limit_is_put_back_also_after_sigkill(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_demo_leaves_nothing() -> None:
-    """SIGKILL while it runs: its namespaces, processes and rules vanish by themselves."""
-    with open(LIMIT) as file:
-        limit = file.read()
-    demo = subprocess.Popen(
-        [*CTRACE, "demo", "--auto", "--plain"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(),
-    )  # fmt: skip
-    assert demo.stdout is not None
-    told = b""
-    while b"Traffic is switched over" not in told:
-        line = demo.stdout.readline()
-        assert line, told
-        told += line
-    children = descendants(demo.pid)
-    assert len(children) >= 6
-    demo.kill()
-    demo.wait()
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """The host's limit and rules are afterwards what they were before."""
+
+    def state() -> tuple[str, str]:
+        with open(LIMIT) as file:
+            limit = file.read()
+        rules = subprocess.run(
+            ["nft", "-s", "list", "ruleset"], capture_output=True, text=True, check=True
+        )
+        return limit, rules.stdout
+
+    before = state()
+    yield
     deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in children):
-        assert time.monotonic() < deadline, "processes of the demo are left"
-        time.sleep(0.1)
-    with open(LIMIT) as file:
-        assert file.read() == limit
+    while (after := state()) != before:
+        assert time.monotonic() < deadline, (before, after)
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT", "SIGTERM"])
+def test_a_demo_that_is_broken_off_leaves_nothing(how: str) -> None:
+    """Its namespaces, processes and rules vanish by themselves, also after SIGKILL."""
+    with nothing_left():
+        demo = subprocess.Popen(
+            [*CTRACE, "demo", "--auto", "--plain"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        assert demo.stdout is not None
+        told = b""
+        while b"Traffic is switched over" not in told:
+            line = demo.stdout.readline()
+            assert line, told
+            told += line
+        children = descendants(demo.pid)
+        assert len(children) >= 6
+        demo.send_signal(signal.Signals[how])
+        said = demo.communicate(timeout=60)[1]
+        assert demo.returncode == {"SIGKILL": -signal.SIGKILL, "SIGINT": 130, "SIGTERM": 143}[how]
+        assert b"Traceback" not in said
+        deadline = time.monotonic() + 20
+        while any(alive(pid) for pid in children):
+            assert time.monotonic() < deadline, "processes of the demo are left"
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_the_demo_plays_itself_through() -> None:
+    """The table fills, ctrace names who, its advice is applied, the fill falls, all recover."""
+    with nothing_left():
+        done = subprocess.run(
+            [*CTRACE, "demo", "--auto", "--plain", "--ascii"],
+            capture_output=True, text=True, env=environment(), timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    turns = [part.split("\n", 1) for part in done.stdout.split("\n== ")[1:]]
+    told = [turn[0] for turn in turns]
+    order = [
+        "A new host", "Traffic is switched over", "The table is full", "What helps?",
+        "Applied in the demo's namespace", "Fill ", "Everything of this demo is gone",
+    ]  # fmt: skip
+    at = [next(i for i, text in enumerate(told) if text.startswith(begin)) for begin in order]
+    assert at == sorted(at)
+    refused = re.search(r"(\d+)x 'sendto: operation not permitted'", done.stdout)
+    assert refused
+    assert int(refused[1]) > 0
+    full = next(turn[1] for turn in turns if turn[0].startswith("The table is full") and turn[1])
+    assert "FULL" in full
+    assert "tcp/8063" in full.split("CULPRITS")[1].splitlines()[1]
+    assert "tcp/8063" in full.split("WHY")[1].splitlines()[0]
+    recovered = re.search(r"Fill (\S+) %, (\d+) refusals last second, (\d+) conn", told[at[5]])
+    assert recovered, told[at[5]]
+    assert float(recovered[1]) < 30
+    assert int(recovered[2]) == 0
+    assert int(recovered[3]) > 50
+
+
+@pytest.mark.slow
+def test_the_demo_turns_the_pages_of_the_screen() -> None:
+    with nothing_left(), terminal("demo", "--auto", size=(120, 40)) as one:
+        one.until(b"Traffic is switched over", 60)
+        one.until(b"FULL", 90)
+        one.until(b"VERDICT", 90)
+        one.until(b"Applied in the demo", 60)
+        one.until(b"refusals last second", 90)
+        assert one.end(60) == 0
+        assert one.settings() == one.before
+        assert b"Traceback" not in one.said
+
+
+def test_what_is_awaited_and_what_is_missing_stands_on_the_screen() -> None:
+    with terminal("top", "--hooks", "netlink", size=(120, 40)) as one:
+        one.until(b"UNSEEN")
+        assert one.said.index(b"\x1b[?1049h") < one.said.index(b"UNSEEN")
+        os.write(one.master, b"q")
+        assert one.end() == 0
 
 
 def descendants(pid: int) -> list[int]:
