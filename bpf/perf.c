@@ -96,6 +96,21 @@ int leave_early_drop(u64 *ctx)
 	return 0;
 }
 
+int enter_gc(u64 *ctx)		/* gc_worker(work) */
+{
+	enter(ctx, TIMER_GC, 0);
+	return 0;
+}
+
+int leave_gc(u64 *ctx)
+{
+	u64 now = boot_ns(), none = 0, ns = leave(ctx, TIMER_GC, now, &none);
+
+	if (ns)
+		observe(POINT_GC, 2, ns);
+	return 0;
+}
+
 int enter_cost(u64 *ctx)	/* a function of the kernel that does nothing */
 {
 	enter(ctx, TIMER_COST, 0);

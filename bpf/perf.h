@@ -87,6 +87,7 @@ enum point {
 	POINT_IN_OTHER,		/* untracked, invalid, refused */
 	POINT_CONFIRM,		/* __nf_conntrack_confirm */
 	POINT_EARLY_DROP,	/* the scan for something to evict */
+	POINT_GC,		/* one run of the collector */
 	POINTS,
 };
 
@@ -136,7 +137,7 @@ INLINE u32 protocol_index(u8 proto)
 
 /* -- calls in progress ------------------------------------------------------------------- */
 
-enum timer { TIMER_IN, TIMER_CONFIRM, TIMER_EARLY_DROP, TIMER_COST, TIMER_STACK };
+enum timer { TIMER_IN, TIMER_CONFIRM, TIMER_EARLY_DROP, TIMER_COST, TIMER_STACK, TIMER_GC };
 
 struct slot {
 	u64 key;	/* what the call is about: a packet */

@@ -33,7 +33,7 @@ KEPT: Final = 1 << 18
 
 HERTZ: Final = 199
 """Samples a second on each CPU: no multiple of a usual tick."""
-FOLLOW_S: Final = 10.0
+FOLLOW_S: Final = 2.0
 ANSWER_S: Final = 60.0
 
 Part = TypeVar("Part")
@@ -60,29 +60,32 @@ class Measurement:
         self._overdue: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
         self._expired, self._every, self._held = 0, 1, 0
         self._spaces = active(netns.find())
-        self._objects = Objects()
         self._reader = TableReader()
         self._timing: Optional[Timing] = None
+        self._waits: Optional[Contention] = None
         self._sampler: Optional[Sampler] = None
+        self._objects = self._part("all but the tables' counters", Objects)
         try:
-            self._timing = self._part(
-                "time in conntrack", lambda: Timing(self._objects, self._spaces, family)
-            )
-            self._waits = self._part(
-                "waits for conntrack's locks", lambda: Contention(self._objects, names)
-            )
-            if not stacks_of:
-                self._sampler = self._part("CPU share", lambda: Sampler(self._objects, hertz))
-            elif self._timing is not None:
-                timing = self._timing
-                self._part(f"stacks of {stacks_of}s", lambda: timing.stacks_of(stacks_of, names))
-            if self._timing is None and self._sampler is None:
-                raise CtraceError("nothing can be measured: " + "; ".join(self._blind))
+            if self._objects is not None:
+                self._attach(self._objects, hertz, family)
             self._before = {row.netns: row for row in self._reader.read(self._spaces)}
+            if not self._before and self._timing is None and self._sampler is None:
+                raise CtraceError("nothing can be measured: " + "; ".join(self._blind))
         except BaseException:
             self.close()
             raise
         self._started = time.monotonic()
+
+    def _attach(self, objects: Objects, hertz: int, family: Optional[str]) -> None:
+        names, event = self._names, self._stacks_of
+        timing = self._timing = self._part(
+            "time in conntrack", lambda: Timing(objects, self._spaces, family)
+        )
+        self._waits = self._part("waits for conntrack's locks", lambda: Contention(objects, names))
+        if not event:
+            self._sampler = self._part("CPU share", lambda: Sampler(objects, hertz))
+        elif timing is not None:
+            self._part(f"stacks of {event}s", lambda: timing.stacks_of(event, names))
 
     def _part(self, what: str, begin: Callable[[], Part]) -> Optional[Part]:
         try:
@@ -110,7 +113,8 @@ class Measurement:
             self._sampler.close()
         if self._timing is not None:
             self._timing.close()
-        self._objects.close()
+        if self._objects is not None:
+            self._objects.close()
         self._reader.close()
 
     def follow(self) -> None:
@@ -150,7 +154,7 @@ class Measurement:
             cost, latencies = model.latencies(times)
             services = model.service_costs(times, cost, passed, proto_name)
             blind += self._timing.blind
-        clock, lost = stacks(self._objects)
+        clock, lost = self._stacks()
         samples, share, busy, hot = model.cpu(clock, self._names.name, self._names.is_conntrack)
         readings = self._reader.read(self._spaces)
         return model.Perf(
@@ -166,6 +170,7 @@ class Measurement:
             tables=self._tables(readings),
             gc_lag=model.gc_lag(np.concatenate([np.zeros(0, np.int32), *self._overdue])),
             expired=self._expired,
+            gc_share=model.share_of(clock, self._names.name, "gc_worker"),
             chains=self._chains(readings, blind),
             waits=self._waits.read() if self._waits is not None else None,
             stacks_of=self._stacks_of,
@@ -176,15 +181,18 @@ class Measurement:
 
     def folded(self) -> list[str]:
         """Stacks as lines for flame-graph viewers."""
-        found = self._event_stacks() if self._stacks_of else stacks(self._objects)[0]
+        found = self._event_stacks() if self._stacks_of else self._stacks()[0]
         return model.folded(found, self._names.name)
+
+    def _stacks(self, what: What = What.CLOCK) -> tuple[list[model.Stack], int]:
+        return stacks(self._objects, what) if self._objects is not None else ([], 0)
 
     def _event_stacks(self) -> list[model.Stack]:
         """Without the frames of the measuring itself."""
         if not self._stacks_of:
             return []
         name = self._names.name
-        found, _ = stacks(self._objects, What[self._stacks_of.upper()])
+        found, _ = self._stacks(What[self._stacks_of.upper()])
         if self._stacks_of == "evict":  # at a tracepoint other early deletions are seen too
             found = [s for s in found if any(name(at) == "early_drop" for at in s.frames)]
         return [
@@ -195,6 +203,8 @@ class Measurement:
     def _chains(
         self, readings: tuple[TableReading, ...], blind: list[str]
     ) -> Optional[model.Chains]:
+        if self._objects is None:
+            return None
         buckets = max((row.buckets for row in readings), default=0)
         entries = self._timing.entries() if self._timing is not None else []
         try:

@@ -17,7 +17,7 @@ BOUNDS: Final = ("alloc", "free", "locks", "all_lock", "expect")
 """``struct bounds`` in bpf/perf.h."""
 WAITS: Final = 4096
 
-TIMED: Final = ("in", "confirm", "early_drop", "cost")
+TIMED: Final = ("in", "confirm", "early_drop", "gc", "cost")
 FUNCTION_PROGRAMS: Final = (
     *(f"{side}_{name}" for name in TIMED for side in ("enter", "leave")),
     "stack_insert", "stack_enter", "stack_leave",

@@ -32,11 +32,13 @@ FUNCTIONS: Final = (
     ("nf_conntrack_in", "in"),
     ("__nf_conntrack_confirm", "confirm"),
     ("early_drop", "early_drop"),
+    ("gc_worker", "gc"),
 )
+OPTIONAL: Final = {"early_drop": "time in early_drop scans", "gc_worker": "time of the collector"}
+"""What is not told without them; compilers may have inlined them."""
 NOTHING: Final = "bpf_fentry_test1"
 """A function of the kernel that returns its argument and one; run by BPF_PROG_TEST_RUN."""
 CALIBRATIONS: Final = 400
-INLINED: Final = "early_drop: the compiler inlined it"
 
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
@@ -102,10 +104,10 @@ class Timing:
         for function, name in FUNCTIONS:
             try:
                 self._pair(function, f"enter_{name}", f"leave_{name}")
-            except CtraceError:
-                if function != "early_drop":
+            except CtraceError as refused:
+                if function not in OPTIONAL:
                     raise
-                self.blind.append(f"time in early_drop scans: {INLINED}")
+                self.blind.append(f"{OPTIONAL[function]}: {refused}")
         try:
             self._pair(NOTHING, "enter_cost", "leave_cost")
             _run_nothing()
@@ -136,7 +138,8 @@ class Timing:
             for name in NETFILTER
         ]
         self.blind.append(
-            "confirm and early_drop by themselves: this kernel's functions cannot be traced"
+            "time in confirm, early_drop scans and the collector by themselves: this kernel's "
+            "functions cannot be traced"
         )
         self.follow(namespaces)
         if not self._spaces:

@@ -95,8 +95,15 @@ def command(
         filters["netns"] = resolve(filters["netns"])
     wanted = make_filter(**filters)
     path = output or (DEFAULT_RING if in_ring else DEFAULT)
-    source = open_live(wanted, hooks=hooks, sample=True)
-    try:
+    with contextlib.ExitStack() as opened:
+        measurement = None
+        if perf:
+            from ctrace.host import symbols
+            from ctrace.perf import Beside, Measurement
+
+            measurement = opened.enter_context(Measurement(symbols.kernel()))
+        source = open_live(wanted, hooks=hooks, sample=True)
+        opened.callback(source.close)
         header = facts.header(source, shown)
         sink: Sink
         if in_ring:
@@ -111,20 +118,11 @@ def command(
             click.echo(f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}",
                        err=True)  # fmt: skip
         line = ProgressLine(quiet or not sys.stderr.isatty())
-        with contextlib.ExitStack() as beside:
-            costs = None
-            if perf:
-                from ctrace.host import symbols
-                from ctrace.perf import Beside, Measurement
-
-                measurement = beside.enter_context(Measurement(symbols.kernel()))
-                costs = Beside(measurement, header.host)
-            reason = record(source, sink, until, interval, line.show, costs)
+        costs = Beside(measurement, header.host) if measurement is not None else None
+        reason = record(source, sink, until, interval, line.show, costs)
         line.end()
         if not quiet:
             click.echo(f"ctrace: {path}: {line.text} ({reason})", err=True)
-    finally:
-        source.close()
 
 
 class ProgressLine:

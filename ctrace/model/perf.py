@@ -9,7 +9,9 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-POINTS: Final = ("cost", "in new", "in established", "in other", "confirm", "early_drop")
+POINTS: Final = (
+    "cost", "in new", "in established", "in other", "confirm", "early_drop", "gc_worker"
+)  # fmt: skip
 """``enum point`` in bpf/perf.c."""
 PROTOCOLS: Final = ("tcp", "udp", "other")
 BINS: Final = 128
@@ -153,6 +155,8 @@ class Perf:
     """insert, drop or evict: what ``stacks`` are of."""
     stacks: tuple[tuple[str, int], ...] = ()
     """The most frequent ones, outermost function first, joined by ``;``."""
+    gc_share: Optional[float] = None
+    """Of all CPU time, in the collector (gc_worker)."""
     lost_samples: int = 0
     """Stacks that the kernel had no room for; not in ``samples``."""
     blind: tuple[str, ...] = ()
@@ -244,6 +248,13 @@ def cpu(
         1 - idle / total,
         tuple(Hot(function, count / total) for function, count in hot),
     )
+
+
+def share_of(stacks: Sequence[Stack], name: Callable[[int], str], function: str) -> Optional[float]:
+    """Of all samples, those with the function in their stack; None without samples."""
+    total = sum(stack.count for stack in stacks)
+    inside = sum(s.count for s in stacks if any(name(at) == function for at in s.frames))
+    return inside / total if total else None
 
 
 def folded(stacks: Iterable[Stack], name: Callable[[int], str]) -> list[str]:

@@ -45,14 +45,7 @@ def render(perf: Perf) -> RenderableType:
         parts += [Text("\nHash table", style="bold"), _tables(perf)]
     if perf.chains:
         parts.append(Text(chains_text(perf.chains)))
-    if perf.gc_lag:
-        p50, p90, p99 = perf.gc_lag
-        parts.append(
-            Text(
-                f"\nExpired entries stayed {p50:.1f} s (p50), {p90:.1f} s (p90), {p99:.1f} s (p99) "
-                f"past their timeout: {perf.expired:,} seen"
-            )
-        )
+    parts += _collector(perf)
     if perf.waits:
         parts += [Text("\nWaiting for conntrack's locks", style="bold"), *_waits(perf.waits)]
     if perf.stacks_of:
@@ -66,6 +59,21 @@ def render(perf: Perf) -> RenderableType:
     return Group(*parts)
 
 
+def _collector(perf: Perf) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    if perf.gc_share is not None:
+        lines.append(Text(f"The collector takes {perf.gc_share:.2%} of all CPU time"))
+    if perf.gc_lag:
+        p50, p90, p99 = perf.gc_lag
+        lines.append(
+            Text(
+                f"Expired entries stayed {p50:.1f} s (p50), {p90:.1f} s (p90), {p99:.1f} s (p99) "
+                f"past their timeout: {perf.expired:,} seen"
+            )
+        )
+    return lines
+
+
 def headline(perf: Perf) -> Text:
     """The share of CPU time, and how it was measured."""
     text = Text()
@@ -73,7 +81,8 @@ def headline(perf: Perf) -> Text:
         text.append("CPU share of connection tracking: not sampled", style="bold")
     else:
         text.append(f"Connection tracking takes {perf.cpu_share:.2%} of all CPU time", style="bold")
-        text.append(f" ({perf.samples:,} samples, CPUs {perf.busy_share or 0:.0%} busy)")
+        lost = f", {perf.lost_samples:,} more left out" if perf.lost_samples else ""
+        text.append(f" ({perf.samples:,} samples{lost}, CPUs {perf.busy_share or 0:.0%} busy)")
     timed = f"{perf.family} timers" if perf.family else "no timers"
     text.append(f"\n{perf.duration_s:.1f} s with {timed}")
     if perf.cost_ns is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -182,3 +183,22 @@ def test_what_is_no_earlier_answer_is_one_clear_line(tmp_path: Path, text: str) 
         load(str(path))
     with pytest.raises(CtraceError, match="cannot read"):
         load(str(tmp_path / "none"))
+
+
+@pytest.mark.kernel
+def test_without_type_information_the_tables_are_told_and_the_rest_is_named() -> None:
+    command = shlex.join([sys.executable, "-m", "ctrace", "perf", "--duration", "1", "-o", "json"])
+    with Lab() as lab:
+        a = lab.namespace("a", track=True)
+        with a.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", ("127.0.0.1", 9))
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-ec",
+             f"mount -t tmpfs none /sys/kernel/btf; exec {command}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        name = f"netns:{a.inum}"
+    answer = json.loads(done.stdout)
+    assert any("no BTF" in sentence for sentence in answer["blind"])
+    assert (answer["family"], answer["cpu_share"], answer["latencies"]) == ("", None, [])
+    assert [row["count"] for row in answer["tables"] if row["netns"] == name] == [1]
