@@ -8,7 +8,7 @@ hash with a probability of 3e-8.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -78,6 +78,7 @@ UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
 _EMPTY: Final = np.zeros(0, np.uint64)
+_NOWHERE: Final = np.zeros(0, np.intp)
 _ASSURED = np.uint64(int(Status.ASSURED) << 32)
 _NAT = np.uint64((int(Status.SRC_NAT) | int(Status.DST_NAT)) << 32)
 
@@ -127,7 +128,8 @@ class Window:
     """Only where the kind has an owner."""
     kind: U8
     reason: U8
-    code: npt.NDArray[np.intp]
+    counts: npt.NDArray[np.intp]
+    """Events by (reason, kind), 16 each."""
     state: U8
     sign: I64
     flow: U64
@@ -141,10 +143,26 @@ class Window:
     """Packed counters of the destroys, aligned with ``ends``."""
     src_hash: U64
     dst_hash: U64
+    _found: dict[Kind, npt.NDArray[np.intp]] = field(default_factory=dict)
 
     def where(self, kind: Kind) -> npt.NDArray[np.intp]:
         """Indices of the events of a kind."""
-        return np.flatnonzero(self.kind == kind)
+        if kind == Kind.DESTROY:
+            return self.ends
+        if kind not in self._found:
+            some = self.counts[:, kind].any()
+            self._found[kind] = np.flatnonzero(self.kind == kind) if some else _NOWHERE
+        return self._found[kind]
+
+    def because(self, *reasons: Reason) -> npt.NDArray[np.intp]:
+        """Indices of the events with one of these reasons."""
+        some = [reason for reason in reasons if self.counts[reason].any()]
+        if not some:
+            return _NOWHERE
+        found = self.reason == some[0]
+        for reason in some[1:]:
+            found |= self.reason == reason
+        return np.flatnonzero(found)
 
     def nat(self) -> npt.NDArray[np.intp]:
         """Indices of the events whose tuple was rewritten."""
@@ -233,7 +251,7 @@ def window(events: Events) -> Window:
         owner=owner,
         kind=kind,
         reason=reason,
-        code=code,
+        counts=np.bincount(code, minlength=256).reshape(16, 16),
         state=state,
         sign=sign,
         flow=_FLOW.take(code),

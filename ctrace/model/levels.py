@@ -75,10 +75,10 @@ def details(w: Window, age: I64, owned: Rows) -> Details:
         for name, at in (
             ("drops", w.where(Kind.DROP)),
             ("failed", w.where(Kind.INSERT_FAILED)),
-            ("deleted", np.flatnonzero(w.reason == Reason.DELETED)),
+            ("deleted", w.because(Reason.DELETED)),
             (
                 "evicted",
-                np.flatnonzero((w.reason == Reason.EVICTED) | (w.reason == Reason.GC_PRESSURE)),
+                w.because(Reason.EVICTED, Reason.GC_PRESSURE),
             ),
         )
         if at.size

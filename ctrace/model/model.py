@@ -125,7 +125,7 @@ class Model:
         d = self._levels.feed(w, age, extra, owned)
         self._look(w)
         self._victims.feed(w)
-        self._events += np.bincount(w.code, minlength=256).reshape(N_REASONS, 16).T
+        self._events += w.counts.T
         self._note_pinned(w, d)
 
     def _pair(self, w: Window, extra: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> I64:

@@ -53,9 +53,9 @@ class Victims:
 
     def feed(self, w: Window) -> None:
         """Count a window's refusals, evictions and failed inserts."""
-        hurt = (w.kind == Kind.DROP) | (w.kind == Kind.INSERT_FAILED)
-        hurt |= (w.reason == Reason.EVICTED) | (w.reason == Reason.GC_PRESSURE)
-        at = np.flatnonzero(hurt)
+        evicted = w.because(Reason.EVICTED, Reason.GC_PRESSURE)
+        at = np.concatenate((w.where(Kind.DROP), w.where(Kind.INSERT_FAILED), evicted))
+        at.sort()
         if not at.size:
             return
         words = np.zeros((len(at), 5), np.uint64)
