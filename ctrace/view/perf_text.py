@@ -45,7 +45,7 @@ def render(perf: Perf) -> RenderableType:
         parts += [Text("\nHash table", style="bold"), _tables(perf)]
     if perf.chains:
         parts.append(Text(chains_text(perf.chains)))
-    parts += _collector(perf)
+    parts += map(Text, collector_lines(perf))
     if perf.waits:
         parts += [Text("\nWaiting for conntrack's locks", style="bold"), *_waits(perf.waits)]
     if perf.stacks_of:
@@ -59,17 +59,16 @@ def render(perf: Perf) -> RenderableType:
     return Group(*parts)
 
 
-def _collector(perf: Perf) -> list[RenderableType]:
-    lines: list[RenderableType] = []
+def collector_lines(perf: Perf) -> list[str]:
+    """What the collector of expired entries takes, and how late it comes."""
+    lines = []
     if perf.gc_share is not None:
-        lines.append(Text(f"The collector takes {perf.gc_share:.2%} of all CPU time"))
+        lines.append(f"The collector takes {perf.gc_share:.2%} of all CPU time")
     if perf.gc_lag:
         p50, p90, p99 = perf.gc_lag
         lines.append(
-            Text(
-                f"Expired entries stayed {p50:.1f} s (p50), {p90:.1f} s (p90), {p99:.1f} s (p99) "
-                f"past their timeout: {perf.expired:,} seen"
-            )
+            f"Expired entries stayed {p50:.1f} s (p50), {p90:.1f} s (p90), {p99:.1f} s (p99) "
+            f"past their timeout: {perf.expired:,} seen"
         )
     return lines
 
