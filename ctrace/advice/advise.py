@@ -14,7 +14,7 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
 from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, clean_text
-from ctrace.advice.predict import GC_MEAN, Range
+from ctrace.advice.predict import Outlook, Part, Range, Service
 from ctrace.advice.roles import Seen, half_tracked, subject, translated
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Culprit, Snapshot, Table
@@ -144,7 +144,12 @@ def advise(
         full = table.fill > target or table.totals.drop > 0
         if not seen or not (full or every):
             continue
-        judged = [_candidate(table, item, seen, about, done) for item in seen if item.culprit.port]
+        outlook = Outlook(table, [item.culprit for item in seen], about.timeouts)
+        judged = [
+            _candidate(table, item, seen, about, done, outlook)
+            for item in seen
+            if item.culprit.port
+        ]
         policies = [
             (policy, other.frees_by_policy(item.culprit, about), item.culprit)
             for item, candidate in zip([i for i in seen if i.culprit.port], judged, strict=True)
@@ -154,15 +159,16 @@ def advise(
             )
             and not candidate.in_place
         ]
-        chosen, after = _choose(table, judged, policies, target) if full else ((), None)
+        chosen, after, reached = (
+            _choose(table, judged, policies, target, outlook) if full else ((), None, True)
+        )
         judged = [replace(c, chosen=c.lever in chosen) for c in judged]
-        reached = after is None or after[1] <= target
         candidates += judged
         offered = {lever for lever in chosen if isinstance(lever, Notrack)}
         for policy, freed, _ in policies:
             if not any((o.proto, o.port) == (policy.proto, policy.port) for o in offered):
-                others.append(other.policy_alternative(table, policy, freed))
-        others += other.alternatives(table, seen, about, target)
+                others.append(other.policy_alternative(table, policy, freed, outlook))
+        others += other.alternatives(table, seen, about, target, outlook)
         tables.append(
             TableAdvice(
                 table.netns,
@@ -242,7 +248,12 @@ def _seen(services: Snapshot, pairs: Optional[Snapshot], table: Table) -> list[S
 
 
 def _candidate(
-    table: Table, item: Seen, everything: list[Seen], about: Facts, done: list[InPlace]
+    table: Table,
+    item: Seen,
+    everything: list[Seen],
+    about: Facts,
+    done: list[InPlace],
+    outlook: Outlook,
 ) -> Candidate:
     culprit = item.culprit
     reply_ports = tuple(
@@ -256,7 +267,7 @@ def _candidate(
     if culprit.proto not in ("tcp", "udp"):
         lever = Notrack("tcp", culprit.port or 1, ())
         reason = f"NOTRACK by port is for TCP and UDP, not {culprit.proto}"
-        return _made(table, culprit, (), "unsafe", (reason,), lever)
+        return _made(table, culprit, (), "unsafe", (reason,), lever, outlook)
     who = subject(item, about.addresses, about.ephemeral, about.forwarding, reply_ports)
     judgement = judge(who, about.ruleset)
     verdict, reasons = judgement.verdict, list(judgement.reasons)
@@ -277,7 +288,8 @@ def _candidate(
         reasons.insert(0, f"{one}: the {culprit.held} entries that it holds are from before")
     lever = judgement.lever
     return replace(
-        _made(table, culprit, who.roles, verdict, tuple(reasons), lever), in_place=bool(made)
+        _made(table, culprit, who.roles, verdict, tuple(reasons), lever, outlook),
+        in_place=bool(made),
     )
 
 
@@ -288,10 +300,8 @@ def _made(
     verdict: str,
     reasons: tuple[str, ...],
     lever: Notrack,
+    outlook: Outlook,
 ) -> Candidate:
-    # What remains may be collected sooner or later than now, when this is gone.
-    others = max(0.0, table.rates.insert - culprit.new_per_s) * GC_MEAN
-    freed = Range(max(0.0, culprit.held - others), culprit.held + others)
     return Candidate(
         table.netns,
         table.name,
@@ -302,7 +312,7 @@ def _made(
         reasons,
         culprit.held,
         culprit.held / table.count if table.count else 0.0,
-        other.fill_after(table, freed),
+        outlook.fill([(culprit.proto, culprit.port or 0)]),
         lever,
     )
 
@@ -312,29 +322,34 @@ def _choose(
     candidates: list[Candidate],
     policies: list[tuple[CtTimeout, Range, Culprit]],
     target: float,
-) -> tuple[tuple[Lever, ...], Optional[tuple[float, float]]]:
-    """Largest first, so that no smaller number of levers reaches the target."""
-    options: list[tuple[Union[Notrack, CtTimeout], Range]] = [
-        (c.lever, Range(float(c.frees), float(c.frees)))
-        for c in candidates
-        if c.verdict in GOOD and not c.in_place
+    outlook: Outlook,
+) -> tuple[tuple[Lever, ...], Optional[tuple[float, float]], bool]:
+    """(levers, fill with them, whether that is below the target).
+
+    Largest first, so that no smaller number of levers reaches the target.
+    """
+    options: list[tuple[Union[Notrack, CtTimeout], float]] = [
+        (c.lever, float(c.frees)) for c in candidates if c.verdict in GOOD and not c.in_place
     ]
     safe = {(c.proto, c.port) for c in candidates if c.verdict in GOOD}
     options += [
-        (policy, freed)
+        (policy, freed.low)
         for policy, freed, culprit in policies
         if (policy.proto, policy.port) not in safe and culprit.held >= POINTLESS * table.max
     ]
-    options.sort(key=lambda option: -option[1].low)
+    options.sort(key=lambda option: -option[1])
     chosen: list[Lever] = []
-    freed = Range(0.0, 0.0)
-    for lever, gain in options:
-        after = other.fill_after(table, freed)
-        if after is not None and after[1] <= target:
+    gone: list[Service] = []
+    short: dict[Part, float] = {}
+    for lever, _ in options:
+        if outlook.expected(gone, short) <= target:
             break
         chosen.append(lever)
-        freed += gain
-    return tuple(chosen), other.fill_after(table, freed)
+        if isinstance(lever, Notrack):
+            gone.append((lever.proto, lever.port))
+        else:
+            short.update(other.shorter(lever))
+    return tuple(chosen), outlook.fill(gone, short), outlook.expected(gone, short) <= target
 
 
 def _plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:

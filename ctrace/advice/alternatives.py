@@ -9,7 +9,7 @@ from typing import Final, Optional
 
 from ctrace.advice.facts import BUCKET_BYTES, Facts
 from ctrace.advice.plan import CtTimeout
-from ctrace.advice.predict import GC_MAX, Range, shortened
+from ctrace.advice.predict import Outlook, Part, Range, shortened
 from ctrace.advice.roles import Seen
 from ctrace.model.snapshot import Culprit, Table
 
@@ -67,15 +67,26 @@ def frees_by_policy(culprit: Culprit, facts: Facts) -> Range:
     return Range(0.0, 0.0)
 
 
+def shorter(policy: CtTimeout) -> dict[Part, float]:
+    """The policy's timeouts, as :class:`ctrace.advice.predict.Outlook` takes them."""
+    names = dict(policy.policy)
+    first, other = {"tcp": ("time_wait", ""), "udp": ("unreplied", "replied")}[policy.proto]
+    return {
+        (policy.proto, policy.port, closed): float(names[name])
+        for closed, name in ((True, first), (False, other))
+        if name in names
+    }
+
+
 def alternatives(
-    table: Table, seen: Iterable[Seen], facts: Facts, target: float
+    table: Table, seen: Iterable[Seen], facts: Facts, target: float, outlook: Outlook
 ) -> Iterator[Alternative]:
     """Everything else that helps one namespace's table, the most freeing first."""
     services = list(seen)
     found = [
-        *_time_wait(table, services, facts),
+        *_time_wait(table, services, facts, outlook),
         *_established(table, services, facts),
-        *_larger(table, services, facts, target),
+        *_larger(table, facts, target, outlook),
         *_keep_alive(table, services),
         *_floods(table, services),
     ]
@@ -90,22 +101,26 @@ def fill_after(table: Table, freed: Range) -> Optional[tuple[float, float]]:
     return round(low, 4), round(high, 4)
 
 
-def policy_alternative(table: Table, policy: CtTimeout, freed: Range) -> Alternative:
+def policy_alternative(
+    table: Table, policy: CtTimeout, freed: Range, outlook: Outlook
+) -> Alternative:
     """A ct timeout lever as an alternative."""
     states = ", ".join(f"{state} {seconds} s" for state, seconds in policy.policy)
     return Alternative(
         "ct-timeout",
         table.netns,
         f"shorter timeouts for {policy.proto}/{policy.port} only ({states}): tracking, NAT and "
-        "stateful rules keep working",
+        "stateful rules keep working; connections from before never take them",
         f"{policy.proto}/{policy.port}",
         (round(freed.low), round(freed.high)),
-        fill_after(table, freed),
+        outlook.fill(shorter=shorter(policy)),
         ("sudo ctrace advise --plan FILE; sudo ctrace apply FILE",),
     )
 
 
-def _time_wait(table: Table, services: list[Seen], facts: Facts) -> Iterator[Alternative]:
+def _time_wait(
+    table: Table, services: list[Seen], facts: Facts, outlook: Outlook
+) -> Iterator[Alternative]:
     old = facts.timeouts["tcp_timeout_time_wait"]
     freed = Range(0.0, 0.0)
     for seen in services:
@@ -120,7 +135,13 @@ def _time_wait(table: Table, services: list[Seen], facts: Facts) -> Iterator[Alt
         "that exist keep their old timeout",
         "",
         (round(freed.low), round(freed.high)),
-        fill_after(table, freed),
+        outlook.fill(
+            shorter={
+                ("tcp", seen.culprit.port or 0, True): float(TIME_WAIT)
+                for seen in services
+                if seen.culprit.proto == "tcp"
+            }
+        ),
         (f"sysctl -w net.netfilter.nf_conntrack_tcp_timeout_time_wait={TIME_WAIT}",),
     )
 
@@ -147,14 +168,8 @@ def _established(table: Table, services: list[Seen], facts: Facts) -> Iterator[A
     )
 
 
-def _larger(
-    table: Table, services: list[Seen], facts: Facts, target: float
-) -> Iterator[Alternative]:
-    growth = sum(
-        seen.culprit.new_per_s * ((seen.culprit.residence.p50 or 0.0) + GC_MAX)
-        for seen in services
-        if seen.culprit.residence.n
-    )
+def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iterator[Alternative]:
+    growth = outlook.most
     need = max(table.count, growth) / target
     if not table.max or need <= table.max:
         return

@@ -76,12 +76,27 @@ def refusal(count: float, unassured: float, buckets: int) -> tuple[float, float]
     return chance, mean / -math.expm1(-mean)
 
 
-def next_interval(remaining: F64) -> float:
-    """Seconds until gc_worker runs again, from the living entries' remaining timeouts."""
+def next_interval(remaining: F64, weights: Optional[F64] = None) -> float:
+    """Seconds until gc_worker runs again, from the living entries' remaining timeouts.
+
+    ``weights``: how many entries each stands for; 1 by default.
+    """
     clamped = np.clip(remaining, GC_SCAN_INTERVAL_MIN, GC_SCAN_INTERVAL_CLAMP)
-    total = GC_SCAN_INITIAL_COUNT * GC_SCAN_INTERVAL_MAX + float(clamped.sum())
-    mean = total / (GC_SCAN_INITIAL_COUNT + len(remaining))
+    many = np.ones(len(remaining)) if weights is None else weights
+    total = GC_SCAN_INITIAL_COUNT * GC_SCAN_INTERVAL_MAX + float((clamped * many).sum())
+    mean = total / (GC_SCAN_INITIAL_COUNT + float(many.sum()))
     return min(max(mean, GC_SCAN_INTERVAL_MIN), GC_SCAN_INTERVAL_MAX)
+
+
+def collected(
+    prompt: float, expiring: float, interval: float, limit: float = math.inf
+) -> tuple[float, float]:
+    """Entries held when ``prompt`` of them have not expired and ``expiring`` a second do.
+
+    Lowest: each is collected at once; highest: only a whole ``interval`` later. What
+    really happens is between.
+    """
+    return min(prompt, limit), min(prompt + expiring * interval, limit)
 
 
 def run(

@@ -5,7 +5,7 @@ kernel really counted is the model's error, and is always shown with the answer.
 Entries leave the modelled table when they really left; under another timeout,
 their residence changes by the difference of the timeouts, and the time that they
 waited for collection in the proportion in which gc_worker's pauses change in the
-model.
+model. In a table of another size collection is modelled altogether.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ def of_recording(
         "netns": places,
         "passes": recorded.collections,
     }
+    lazy = not options["measured"]
     as_was = tablemodel.run(flows, recorded.seconds, setting, **options)
     pace = _pace(recorded, levers, setting) if levers.timeouts else 1.0
     altered = change(flows, levers, pace)
@@ -164,8 +165,13 @@ def of_recording(
         setting.buckets if levers.buckets is None else levers.buckets,
     )
     options["lag"] = lag * pace
+    # Lookups collect expired entries that they meet, and meet more in a small, full table:
+    # how long they stayed in it says little about another one, where gc_worker is alone.
+    resized = target != setting
+    if resized:
+        options["measured"] = False
     would_be = tablemodel.run(altered, recorded.seconds, target, **options)
-    if seen:
+    if seen and not resized:
         # What is not in the recording keeps gc_worker at its pace: the range allows for it.
         part = _part(recorded)
         would_be = replace(would_be, interval=2 * lag * (part * pace + (1 - part) * max(1.0, pace)))
@@ -173,7 +179,7 @@ def of_recording(
     for i, inum in enumerate(places):
         answer.append(
             _place(i, inum, recorded.names.get(inum, f"netns:{inum}"), recorded, setting, target,
-                   as_was, would_be, offset, not options["measured"])
+                   as_was, would_be, offset, lazy)
         )  # fmt: skip
     answer.sort(key=lambda place: -place.recorded.peak)
     return WhatIf(
@@ -356,9 +362,8 @@ def _outcome(course: Course, i: int, setting: Setting, span: tuple[float, float]
         inside[:] = True
     count = course.count[i][inside]
     prompt = count - course.expired[i][inside]
-    # Collected at once, or each only after a whole interval: what really happens is between.
-    slack = float(course.expiring[i]) * course.interval
     limit = setting.limit or math.inf
+    pace = (float(course.expiring[i]), course.interval, limit)
     step = course.ts[0]
     return Outcome(
         mean=float(count.mean()),
@@ -366,8 +371,8 @@ def _outcome(course: Course, i: int, setting: Setting, span: tuple[float, float]
         drops=int(course.drops[i].sum()),
         evictions=int(course.evictions[i].sum()),
         full_s=float(np.count_nonzero(count >= 0.99 * limit) * step),
-        mean_range=(float(prompt.mean()), min(float(prompt.mean()) + slack, limit)),
-        peak_range=(float(prompt.max()), min(float(prompt.max()) + slack, limit)),
+        mean_range=tablemodel.collected(float(prompt.mean()), *pace),
+        peak_range=tablemodel.collected(float(prompt.max()), *pace),
     )
 
 

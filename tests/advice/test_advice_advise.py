@@ -12,7 +12,7 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
 from ctrace.advice.in_place import in_place
 from ctrace.advice.plan import CtTimeout, Notrack, from_json, to_json
-from ctrace.advice.predict import load, peak
+from ctrace.advice.predict import load
 from ctrace.advice.probes import Subject
 from ctrace.advice.roles import Seen, roles
 from ctrace.advice.ruleset import load as load_ruleset
@@ -31,9 +31,10 @@ def flow(src: str, dst: str, port: int, reply_src: str = "", reply_sport: int = 
 
 
 def service(port: int, held: int, *samples: Tuple5, proto: str = "tcp", **other: object) -> Culprit:
+    """Entries that wait 120 s in TIME_WAIT and then 30 s, on average, for their collection."""
     made = Culprit(
         key=f"{proto}/{port}", proto=proto, port=port, netns=1, held=held, share=held / 1000,
-        new_per_s=held / 120, closed=1.0, unreplied=0.0, nat="no", direction="in",
+        new_per_s=held / 150, closed=1.0, unreplied=0.0, nat="no", direction="in",
         life=Percentiles(0.004, 0.01, 0.02, 100), residence=Percentiles(120.0, 121.0, 130.0, 100),
         samples=samples or (flow("198.51.100.7", "192.0.2.10", port),),
     )  # fmt: skip
@@ -71,7 +72,9 @@ def test_the_fewest_levers_reach_the_target() -> None:
     found = ask(service(8063, 500), service(80, 300), service(81, 150))
     assert [(lever.port, type(lever)) for lever in found.tables[0].levers] == [(8063, Notrack)]
     assert found.tables[0].reached
-    assert found.tables[0].fill_after == (0.5, 0.5)
+    low, high = found.tables[0].fill_after or (1.0, 0.0)
+    assert low < 0.5 < high
+    assert (low + high) / 2 == pytest.approx(0.5, abs=0.02)
     two = ask(service(8063, 500), service(80, 300), service(81, 150), target=0.3)
     assert [lever.port for lever in two.tables[0].levers] == [8063, 80]
 
@@ -211,8 +214,18 @@ def test_small_or_idle_services_are_pointless() -> None:
 def test_a_larger_table_has_its_price() -> None:
     found = ask(service(8063, 900), about=facts(entry_bytes=(256, 256), initial=True))
     (larger,) = [a for a in found.alternatives if a.id == "larger-table"]
-    assert larger.memory == (4096 * (256 + 8),) * 2
-    assert "nf_conntrack_max=4096" in larger.commands[0]
+    assert larger.memory == (2048 * (256 + 8),) * 2
+    assert "nf_conntrack_max=2048" in larger.commands[0]
+
+
+def test_who_was_refused_comes_in_when_there_is_room() -> None:
+    waiting = service(53, 100, proto="udp", unreplied=1.0, new_per_s=2.0, drop_per_s=20.0)
+    calm = replace(waiting, drop_per_s=0.0)
+    (a, b) = (ask(service(8063, 900), other).tables[0].fill_after for other in (waiting, calm))
+    assert a
+    assert b
+    assert a[1] >= b[1] + 20 * 30 / 1000
+    assert a[0] == b[0]
 
 
 def test_the_naive_product_is_only_the_lower_end() -> None:
@@ -222,7 +235,7 @@ def test_the_naive_product_is_only_the_lower_end() -> None:
                                       (200, 10, 2922, 3879)):  # fmt: skip
         expected = load(rate, timeout)
         assert expected.low <= mean <= expected.high
-        assert most <= peak(rate, timeout)
+        assert most <= expected.high
 
 
 def test_text_names_the_lever_and_keeps_rules_whole() -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -113,3 +113,26 @@ def load(source: Node, address: str, port: int = PORT, parallel: int = 2) -> Ite
             thread.join()
         for one in loads:
             assert not one.errors, one.errors
+
+
+@contextmanager
+def in_background(work: Callable[[], object]) -> Iterator[None]:
+    """``work()`` again and again until the block is over."""
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed

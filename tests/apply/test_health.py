@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-from apply_kit import PORT, TRACKED, load, make_plan
+from apply_kit import PORT, TRACKED, in_background, load, make_plan
 
 from ctrace.advice import apply, undo
 from ctrace.host import ctnetlink
@@ -43,30 +41,6 @@ def connected(
             far.append(end)
             near.append(listener.accept()[0])
     return near, far
-
-
-@contextlib.contextmanager
-def in_background(work: object) -> Iterator[None]:
-    """``work()`` again and again until the block is over."""
-    assert callable(work)
-    stop = threading.Event()
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            while not stop.is_set():
-                work()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    assert not failed
 
 
 @pytest.mark.parametrize("others", ["quiet", "still refused"])

@@ -105,12 +105,12 @@ def modules(*names: str) -> None:
 
 def test_a_flowtable_is_left_aside(three: Three) -> None:
     """Untracked packets take the slow way: it works, so the verdict is a warning."""
-    modules("nf_flow_table", "nft_flow_offload")
+    modules("nf_flow_table", "nf_flow_table_inet", "nft_flow_offload")
     three.s.run(["ip", "route", "add", "default", "via", three.h.addresses["s"][0]])
     three.h.run(
         ["nft", "-f", "-"],
         stdin="table inet f {\n"
-        " flowtable ft { hook ingress priority 0; devices = { to-c, to-s }; }\n"
+        ' flowtable ft { hook ingress priority 0; devices = { "to-c", "to-s" }; }\n'
         " chain fwd { type filter hook forward priority 0;\n"
         f"  tcp dport {PORT} ct state established flow add @ft\n }}\n}}\n",
     )
