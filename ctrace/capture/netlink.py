@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Counts, HookInfo
+from ctrace.capture import meaning
 from ctrace.capture.older import OlderEntries
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
@@ -29,15 +30,11 @@ from ctrace.host.netns import Namespace, enter
 from ctrace.host.tables import TableReader
 from ctrace.record import (
     N_REASONS,
-    RECORD,
-    TCP_STATES,
     Events,
     Kind,
     Reason,
-    Status,
     empty,
     join,
-    words,
 )
 
 GROUPS: Final = (1, 3)
@@ -53,9 +50,6 @@ SO_RCVBUFFORCE, SO_MEMINFO = 33, 55
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_NO_ENOBUFS = 270, 1, 5
 DROPS: Final = slice(32, 36)
 """SK_MEMINFO_DROPS of the nine words of SO_MEMINFO: messages that the queue had no room for."""
-CLOSING: Final = (6, 33, 132)
-"""TCP, DCCP and SCTP: what gc_worker may take of them though ASSURED, once they are closing."""
-FIN_WAIT: Final = TCP_STATES.index("FIN_WAIT")
 TELLS_TIME_LEFT: Final = (5, 11)
 """First release whose DESTROY messages carry the time left (ctnetlink_conntrack_event)."""
 
@@ -220,7 +214,7 @@ class NetlinkCapture:
             since = {
                 name: max(n - listener.base.get(name, 0), 0) for name, n in reading.stats.items()
             }
-            _merge(listener.counts, listener.received, since)
+            meaning.merge(listener.counts, listener.received, since)
         return {inum: listener.counts.copy() for inum, listener in self._listeners.items()}
 
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:  # noqa: ARG002
@@ -308,43 +302,13 @@ class NetlinkCapture:
         new, gone = said.kind == 0, said.kind == 2
         events["kind"][new], events["kind"][gone] = Kind.INSERT, Kind.DESTROY
         events["reason"][new] = np.where(said.portid[new] == 0, Reason.NEW, Reason.USER)
-        self._ended(events, gone, said.left, said.portid, said.mark)
-        events = _with_untold_births(events[new | gone])
+        ends = gone, said.left, said.portid, said.mark
+        meaning.why_ended(events, *ends, tells_left=self.tells_left)
+        events = meaning.with_untold_births(events[new | gone])
         if listener.older is not None:
             listener.older.ended(events)
         listener.received += np.bincount(events["reason"], minlength=N_REASONS).astype(np.uint64)
         return events, len(lengths) == MESSAGES, int((~whole).sum())
-
-    def _ended(
-        self,
-        events: Events,
-        gone: npt.NDArray[np.bool_],
-        left: npt.NDArray[np.int32],
-        portid: npt.NDArray[np.uint32],
-        mark: npt.NDArray[np.uint32],
-    ) -> None:
-        """Why entries went, as far as a DESTROY message lets one conclude.
-
-        A user's deletion names the user's port. Time left means that it did not expire;
-        then an ASSURED entry was deleted, for nothing else takes those unless they are
-        closing (gc_worker near the limit), while another may as well have been evicted.
-        No time left means under a second of it.
-        """
-        time_left = left > 0
-        closing = np.isin(events["proto"], CLOSING) & (events["state"] >= FIN_WAIT)
-        kept = ((events["status"] & Status.ASSURED) != 0) & ~closing
-        deleted = gone & ((portid != 0) | (time_left & kept))
-        expired = gone & ~time_left & (portid == 0)
-        reason = events["reason"]
-        reason[gone] = Reason.GONE
-        if self.tells_left:
-            reason[expired] = Reason.EXPIRED
-        reason[deleted] = Reason.DELETED
-        events["idle_ms"][gone] = -1
-        events["overdue_ms"][gone & time_left] = -1000 * np.minimum(
-            left[gone & time_left], 2_000_000
-        )
-        events["mark"][gone] = mark[gone]
 
     def _newly_dropped(self, listener: _Listener) -> int:
         total = _drops(listener.sock)
@@ -394,43 +358,6 @@ def _drops(sock: socket.socket) -> Optional[int]:
     except OSError:
         return None
     return int(struct.unpack("=I", info[DROPS])[0]) if len(info) == DROPS.stop else None
-
-
-def _merge(counts: Counts, received: Counts, since: dict[str, int]) -> None:
-    """Bring cumulative ``counts`` up to date: events received, and the kernel's counters
-    ``since`` attaching for what has no event of its own.
-
-    nf_conntrack counts a lost clash as ``drop`` and ``insert_failed``, a chain too long
-    as ``insert_failed`` alone; so a table-full refusal is a drop that is no clash. An
-    evicted entry's DESTROY came too, as one whose reason is not told.
-    """
-    too_long = since.get("chaintoolong", 0)
-    clash = max(since.get("insert_failed", 0) - too_long, 0)
-    evicted = since.get("early_drop", 0)
-    fresh = received.astype(np.int64)
-    fresh[Reason.CHAIN_TOO_LONG] = too_long
-    fresh[Reason.CLASH] = clash
-    fresh[Reason.TABLE_FULL] = since.get("drop", 0) - clash
-    fresh[Reason.CLASH_RESOLVED] = since.get("clash_resolve", 0)
-    fresh[Reason.EVICTED] = evicted
-    fresh[Reason.GONE] -= evicted
-    np.maximum(counts, np.maximum(fresh, 0).astype(np.uint64), out=counts)
-
-
-def _with_untold_births(events: Events) -> Events:
-    """An entry that clashed and went in beside the winner (NAT) has no NEW message.
-
-    It lives for a second; its insert is told just before its end.
-    """
-    end = (events["kind"] == Kind.DESTROY) & ((events["status"] & Status.NAT_CLASH) != 0)
-    if not end.any():
-        return events
-    repeats = np.where(end, 2, 1)
-    told: Events = np.repeat(words(events), repeats, axis=0).view(RECORD).reshape(-1)
-    births = (np.cumsum(repeats) - 2)[end]
-    told["kind"][births], told["reason"][births] = Kind.INSERT, Reason.NAT_CLASH
-    told["owner"][births] = told["cgroup"][births] = 0
-    return told
 
 
 def _some(names: list[str]) -> str:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from ctrace.capture.netlink import NetlinkCapture, Receiver, _merge
+from ctrace.capture.meaning import merge
+from ctrace.capture.netlink import NetlinkCapture, Receiver
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node
@@ -267,7 +268,7 @@ def test_counters_tell_clashes_from_refusals() -> None:
     counts, received = np.zeros(N_REASONS, np.uint64), np.zeros(N_REASONS, np.uint64)
     received[Reason.GONE], received[Reason.NEW] = 12, 90
     since = {"drop": 9, "insert_failed": 7, "chaintoolong": 3, "early_drop": 5, "clash_resolve": 2}
-    _merge(counts, received, since)
+    merge(counts, received, since)
     assert {Reason(i): int(n) for i, n in enumerate(counts) if n} == {
         Reason.NEW: 90,
         Reason.EVICTED: 5,
@@ -278,5 +279,5 @@ def test_counters_tell_clashes_from_refusals() -> None:
         Reason.CLASH_RESOLVED: 2,
     }
     # A counter read early must not make a cumulative number go back.
-    _merge(counts, received, since | {"early_drop": 8})
+    merge(counts, received, since | {"early_drop": 8})
     assert counts[Reason.GONE] == 7
