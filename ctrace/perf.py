@@ -173,6 +173,7 @@ class Measurement:
             gc_share=model.share_of(clock, self._names.name, "gc_worker"),
             chains=self._chains(readings, blind),
             waits=self._waits.read() if self._waits is not None else None,
+            waiting_share=model.waiting_share(clock, self._names.name, self._names.is_conntrack),
             stacks_of=self._stacks_of,
             stacks=model.top_stacks(self._event_stacks(), self._names.name),
             lost_samples=lost,

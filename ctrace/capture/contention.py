@@ -6,7 +6,7 @@ wait for a spin lock is taken, and those kept whose waiting code is conntrack's.
 
 from __future__ import annotations
 
-import re
+import errno
 import struct
 from typing import Final
 
@@ -17,7 +17,7 @@ from ctrace.capture.measuring import WAITS, Objects
 from ctrace.capture.sampling import frames
 from ctrace.errors import CtraceError
 from ctrace.host.symbols import Symbols
-from ctrace.model.perf import Wait
+from ctrace.model.perf import Wait, who_waits
 
 LOCKS: Final = ("table lock", "all table locks", "expectations lock", "a lock")
 """``enum lock`` in bpf/perf.c."""
@@ -31,12 +31,6 @@ BOUNDS: Final = (
     ("all_lock", "nf_conntrack_locks_all_lock", SPINLOCK),
     ("expect", "nf_conntrack_expect_lock", SPINLOCK),
 )
-
-_LOCKING: Final = re.compile(
-    r"(__)?(traceiter|probestub|bpf_trace|bpf_prog|pv_|native_queued|queued_spin|_raw_spin|raw_spin"
-    r"|do_raw_spin|rt_spin|rtlock)"
-)
-"""Code between who wants a lock and the tracepoint."""
 
 
 class Contention:
@@ -57,7 +51,9 @@ class Contention:
             ):
                 fd = objects.load(program, sys.ProgType.RAW_TRACEPOINT)
                 objects.keep(sys.raw_tracepoint_open(fd, tracepoint))
-        except CtraceError as error:
+        except sys.BpfError as error:
+            if error.errno != errno.ENOENT:
+                raise
             raise CtraceError(
                 "this kernel has no contention tracepoints (5.19 and later have)"
             ) from error
@@ -69,16 +65,9 @@ class Contention:
         for key, value in zip(keys, values, strict=True):
             number, lock = struct.unpack("<iI", key.tobytes())
             count, total, longest = np.frombuffer(value.tobytes(), np.uint64).tolist()
-            stack = self._waiting(frames(self._objects, number))
+            stack = who_waits(frames(self._objects, number), self._names.name)
             if lock == len(LOCKS) - 1 and not (stack and self._names.is_conntrack(stack[0])):
                 continue
             told = ";".join(self._names.name(address) for address in reversed(stack))
             found.append(Wait(LOCKS[lock], count, total, longest, told))
         return tuple(sorted(found, key=lambda wait: -wait.total_ns))
-
-    def _waiting(self, stack: tuple[int, ...]) -> tuple[int, ...]:
-        """The stack from the code that wants the lock outwards."""
-        for depth, address in enumerate(stack):
-            if not _LOCKING.match(self._names.name(address)):
-                return stack[depth:]
-        return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Optional
@@ -27,6 +28,15 @@ IDLE: Final = (
     "cpuidle_enter_state", "do_idle", "haltpoll_enter_idle", "cpu_idle_poll",
 )  # fmt: skip
 """Innermost functions of a CPU that has nothing to do."""
+
+
+LOCKING: Final = re.compile(
+    r"(__)?(traceiter|probestub|bpf_trace|bpf_prog|pv_|native_queued|queued_spin|_raw_spin|raw_spin"
+    r"|do_raw_spin|rt_spin|rtlock)"
+)
+"""Code between who wants a lock and the tracepoint."""
+SPINNING: Final = "queued_spin_lock_slowpath"
+"""The end of the names of functions that wait for a spin lock."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,8 @@ class Perf:
     """The most frequent ones, outermost function first, joined by ``;``."""
     gc_share: Optional[float] = None
     """Of all CPU time, in the collector (gc_worker)."""
+    waiting_share: Optional[float] = None
+    """Of all CPU time, spinning for conntrack's locks; tracepoints miss a lock's first waiter."""
     lost_samples: int = 0
     """Stacks that the kernel had no room for; not in ``samples``."""
     blind: tuple[str, ...] = ()
@@ -255,6 +267,27 @@ def share_of(stacks: Sequence[Stack], name: Callable[[int], str], function: str)
     total = sum(stack.count for stack in stacks)
     inside = sum(s.count for s in stacks if any(name(at) == function for at in s.frames))
     return inside / total if total else None
+
+
+def who_waits(frames: tuple[int, ...], name: Callable[[int], str]) -> tuple[int, ...]:
+    """A stack from the code that wants a lock outwards."""
+    for depth, address in enumerate(frames):
+        if not LOCKING.match(name(address)):
+            return frames[depth:]
+    return ()
+
+
+def waiting_share(
+    stacks: Sequence[Stack], name: Callable[[int], str], is_conntrack: Callable[[int], bool]
+) -> Optional[float]:
+    """Of all samples, those that spin for a lock that conntrack's code wants."""
+    total = sum(stack.count for stack in stacks)
+    found = 0
+    for stack in stacks:
+        if stack.frames and name(stack.frames[0]).endswith(SPINNING):
+            wanted = who_waits(stack.frames, name)
+            found += stack.count if wanted and is_conntrack(wanted[0]) else 0
+    return found / total if total else None
 
 
 def folded(stacks: Iterable[Stack], name: Callable[[int], str]) -> list[str]:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from ctrace.model.perf import RELATIVE_ERROR, Chains, Perf
 from ctrace.view import format as fmt
-from ctrace.view.perf_text import PERCENTILES, chains_text, collector_lines, headline
+from ctrace.view.perf_text import PERCENTILES, chains_text, headline, other_lines
 
 
 def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
     """The sections; ``table`` makes one of a title, columns, rows of HTML cells and a note."""
-    told = [*headline(perf).plain.splitlines(), *collector_lines(perf)]
+    told = [*headline(perf).plain.splitlines(), *other_lines(perf)]
     lines = "<br>".join(_text(line) for line in told)
     return (
         f"<section><h2>What conntrack cost on {_text(host) or 'this host'}</h2><p>{lines}</p>"

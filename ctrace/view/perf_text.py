@@ -45,7 +45,7 @@ def render(perf: Perf) -> RenderableType:
         parts += [Text("\nHash table", style="bold"), _tables(perf)]
     if perf.chains:
         parts.append(Text(chains_text(perf.chains)))
-    parts += map(Text, collector_lines(perf))
+    parts += map(Text, other_lines(perf))
     if perf.waits:
         parts += [Text("\nWaiting for conntrack's locks", style="bold"), *_waits(perf.waits)]
     if perf.stacks_of:
@@ -59,9 +59,13 @@ def render(perf: Perf) -> RenderableType:
     return Group(*parts)
 
 
-def collector_lines(perf: Perf) -> list[str]:
-    """What the collector of expired entries takes, and how late it comes."""
+def other_lines(perf: Perf) -> list[str]:
+    """What waiting and the collector of expired entries take, and how late that comes."""
     lines = []
+    if perf.waiting_share is not None:
+        lines.append(
+            f"Spinning for conntrack's locks takes {perf.waiting_share:.2%} of all CPU time"
+        )
     if perf.gc_share is not None:
         lines.append(f"The collector takes {perf.gc_share:.2%} of all CPU time")
     if perf.gc_lag:

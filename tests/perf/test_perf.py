@@ -60,6 +60,14 @@ def test_shares_count_each_sample_once() -> None:
     assert model.folded(seen, names.__getitem__)[-1] == "nf_hook_slow;nf_conntrack_in;early_drop 5"
 
 
+def test_spinning_counts_for_whose_lock_it_is() -> None:
+    names = {1: "native_queued_spin_lock_slowpath", 2: "_raw_spin_lock_bh", 3: "nf_conntrack_lock",
+             4: "__dev_queue_xmit"}  # fmt: skip
+    seen = [Stack((1, 2, 3), 30), Stack((1, 2, 4, 3), 40), Stack((2, 3), 20), Stack((1,), 10)]
+    assert model.waiting_share(seen, names.__getitem__, lambda at: at == 3) == 0.3
+    assert model.who_waits((1, 2, 4, 3), names.__getitem__) == (4, 3)
+
+
 def test_even_hashing_gives_poisson_chains() -> None:
     rng = np.random.default_rng(1)
     lengths = np.bincount(rng.integers(0, 1000, 4000), minlength=1000)

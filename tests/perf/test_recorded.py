@@ -45,6 +45,7 @@ PERF = Perf(
     stacks_of="drop",
     stacks=(("a;b", 4),),
     gc_share=0.01,
+    waiting_share=0.02,
     lost_samples=1,
     blind=("nothing",),
 )
