@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -24,7 +26,8 @@ from ctrace.advice.plan import (
     from_json,
     to_json,
 )
-from ctrace.errors import UsageError
+from ctrace.errors import CtraceError, UsageError
+from ctrace.lab import Lab
 
 ports = st.integers(1, 65535)
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(
@@ -198,3 +201,99 @@ def test_any_json_is_a_plan_or_one_line(document: Any) -> None:
 def test_what_is_not_a_plan(text: str) -> None:
     with pytest.raises(UsageError):
         from_json(text)
+
+
+# ---- fuzzed: shell, nft and iptables syntax in every text of a plan --------------------
+
+JUNK = st.text(alphabet=";{}()|&<>$`'\"\\#*!%@,=+~^? \t\n\r\0\x1b\u2028\u0660abA019.:/_-",
+               min_size=1, max_size=24)  # fmt: skip
+
+
+def value_at(path: tuple[Any, ...]) -> Any:
+    node: Any = BASE
+    for key in path:
+        node = node[key]
+    return node
+
+
+TEXTS = [path for path in places(BASE) if isinstance(value_at(path), str)]
+PLAIN = re.compile(r"[A-Za-z0-9_.:/-]+")
+"""What a word of a rule may be made of: no white space, no quotes, nothing that ends a word."""
+LINE = re.compile(r'[A-Za-z0-9_.:/@&=,<>()|!*{}";\[\] \t-]*')
+"""All that the rules that ctrace writes are made of."""
+
+
+@st.composite
+def tampered(draw: st.DrawFn) -> tuple[tuple[Any, ...], str]:
+    """A text of the plan with junk before, after, inside, or instead of it."""
+    path, junk = draw(st.sampled_from(TEXTS)), draw(JUNK)
+    old = value_at(path)
+    at = draw(st.integers(0, len(old)))
+    return path, draw(st.sampled_from([junk, old + junk, junk + old, old[:at] + junk + old[at:]]))
+
+
+@settings(deadline=None, max_examples=600)
+@given(tampered())
+def test_junk_in_a_text_is_refused_or_plain(case: tuple[tuple[Any, ...], str]) -> None:
+    path, value = case
+    said, plan = "", None
+    try:
+        plan = from_json(changed(path, value))
+    except UsageError as error:
+        said = str(error)
+    if plan is None:
+        assert len(said.splitlines()) == 1
+        assert said.isprintable()
+        return
+    if path in (("host",), ("netns_name",)):  # shown, and never part of a command
+        assert value.isprintable()
+    else:
+        assert PLAIN.fullmatch(value)
+    only = replace(plan, levers=tuple(x for x in plan.levers if isinstance(x, Notrack)))
+    texts = [rules.nft_script(plan, 60), rules.undo_line(plan)]
+    for family in ("ip", "ip6"):
+        texts += [rules.iptables_restore(only, family)]
+        texts += [rules.iptables_accepts(only, tool, family)
+                  for tool in ("iptables-nft", "iptables-legacy")]  # fmt: skip
+    for text in texts:
+        assert all(LINE.fullmatch(line) for line in text.split("\n"))
+        assert text.count('"') % 2 == 0
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_no_plan_file_reaches_beyond_its_own_rules() -> None:
+    """What survives the reader is loaded for real: nothing of others is changed or gone."""
+    fw = "table inet fw {\n\tchain in {\n\t\ttype filter hook input priority 0; policy accept;\n"
+    fw += '\t\tiifname "lo" accept\n'
+    fw += "".join(f"\t\ttcp dport {port} drop\n" for port in (22, 23, 24)) + "\t}\n}\n"
+    with Lab() as lab:
+        node = lab.namespace("fuzzed")
+        node.run(["nft", "-f", "-"], stdin=fw)
+        before = node.run(["nft", "list", "ruleset"])
+        loaded = 0
+
+        @settings(deadline=None, max_examples=150)
+        @given(tampered())
+        def load(case: tuple[tuple[Any, ...], str]) -> None:
+            nonlocal loaded
+            try:
+                plan = from_json(changed(*case))
+            except UsageError:
+                return
+            script = rules.nft_script(plan, 60)
+            try:
+                node.run(["nft", "-f", "-"], stdin=script)
+            except CtraceError:  # a table, chain or rule that is not there
+                assert node.run(["nft", "list", "ruleset"]) == before
+                return
+            loaded += 1
+            after = node.run(["nft", "list", "ruleset"])
+            node.run(["nft", "delete", "table", "inet", "ctrace"])
+            ours = re.compile(r'^\t\t[^\n]* accept comment "ctrace:server:tcp:8063:to"\n', re.M)
+            others = re.sub(r"table inet ctrace \{\n.*?^\}\n", "", after, flags=re.M | re.S)
+            assert ours.sub("", others) == before
+            node.run(["nft", "-f", "-"], stdin="flush ruleset\n" + fw)
+
+        load()
+        assert loaded, "not one plan was loaded: this proves nothing"
