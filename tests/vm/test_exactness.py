@@ -223,6 +223,8 @@ def test_two_packets_of_one_tuple(
         losers = watch.of(client, Kind.INSERT_FAILED, Reason.CLASH)
         assert sorted(losers["sport"].tolist()) == list(CLASHES)
     assert not len(watch.of(client, Kind.DROP))
+    if failed:
+        note(seen, family, "clashes", "tuple" if capture.info.drop_tuples else "counted")
     if stats["clashres"]:
         note(seen, family, "merged", "counted")
 
