@@ -93,10 +93,9 @@ class HeavyTable:
         entry = self._index.take(at.view(np.int64))
         rows: Rows = (entry & _ROW_MASK).view(np.int64)  # an empty place is row 0
         np.bitwise_xor(entry, h, out=at)
-        other = np.flatnonzero(at > _ROW_MASK)
-        if not other.size:
+        pending = np.flatnonzero((at > _ROW_MASK) & (entry != 0))
+        if not pending.size:
             return rows
-        pending = other[np.flatnonzero(entry.take(other))]
         rows[pending] = 0
         at = h.take(pending) >> self._shift
         while pending.size:
@@ -167,8 +166,7 @@ class HeavyTable:
         heavy = np.flatnonzero(weight > self.floor)
         quota = max(1, (self.rows - self.used) // 8)
         if heavy.size > quota:
-            bound = int(np.partition(weight[heavy], heavy.size - quota)[heavy.size - quota])
-            self.floor = max(self.floor, bound)
+            self.floor = max(self.floor, _value_at(weight[heavy], heavy.size - quota))
             heavy = heavy[weight[heavy] > self.floor]
         self.turned += new.size
         if heavy.size:
@@ -392,6 +390,14 @@ class Keys:
 
 
 _NONE: Final[Rows] = np.zeros(0, np.intp)
+_SMALL: Final = 4096
+
+
+def _value_at(values: npt.NDArray[np.uint32], rank: int) -> int:
+    """The value that stands at ``rank`` in order; counted, for nearly all are small."""
+    below = np.cumsum(np.bincount(np.minimum(values, _SMALL)))
+    found = int(np.searchsorted(below, rank, "right"))
+    return found if found < _SMALL else int(np.partition(values, rank)[rank])
 
 
 def grouped(h: U64) -> tuple[U64, npt.NDArray[np.intp], Rows, Rows]:

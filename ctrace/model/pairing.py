@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import I64, U64, finish
+from ctrace.model.keys import I64, U64
 from ctrace.model.scatter import Rows
 
 WAYS: Final = 8
@@ -39,7 +39,10 @@ _LATE_MAX: Final = 1024
 
 def identity(ct: U64, netns: U64) -> U64:
     """A 64-bit identity: the address, and for ctnetlink's 32-bit ids the namespace."""
-    return finish((ct * _IDENTITY_MIX) ^ (netns * _NETNS_MIX))
+    ident = netns * _NETNS_MIX
+    ident ^= ct
+    ident *= _IDENTITY_MIX  # the high bits, which everything is taken from, depend on all
+    return ident
 
 
 def _way(first: U64, way: int) -> Rows:
@@ -113,11 +116,10 @@ class Births:
         wanted = np.flatnonzero(end & ~same[:n])
         if wanted.size:
             at = order.take(wanted)
-            self._take(packed.take(wanted), ts.take(at), at, age, found)
-            unmatched = at[np.flatnonzero(age.take(at) < 0)]
+            unmatched = self._take(packed.take(wanted), ts.take(at), at, age, found)
         stays = ~(end | same[1:])
         if self._late_id.size:
-            self._drop_late(stays, packed, int(bits), ts.take(order))
+            self._drop_late(stays, packed, int(bits), ts, order)
         kept = np.flatnonzero(stays)
         if kept.size:
             at = order.take(kept)
@@ -149,7 +151,8 @@ class Births:
         tag |= np.uint64(1 << _TIME_BITS)  # a slot in use is never zero
         return tag
 
-    def _take(self, ident: U64, ts: U64, at: Rows, age: I64, found: npt.NDArray[np.uint16]) -> None:
+    def _take(self, ident: U64, ts: U64, at: Rows, age: I64, found: npt.NDArray[np.uint16]) -> Rows:
+        """Fill in ``age`` and ``found`` of the ends at ``at``; returns those without a birth."""
         first, tag, now = ident >> self._start_shift, self._tag(ident), ts >> _UNITS
         for way in range(WAYS):
             place = _way(first, way)
@@ -169,9 +172,10 @@ class Births:
                 if self._extras:
                     found[who] = self._extra.take(spot)
                 if hit.size == at.size:
-                    return
+                    return _NONE
             left = np.flatnonzero(~match)
             first, tag, now, at = first.take(left), tag.take(left), now.take(left), at.take(left)
+        return at
 
     def _put(self, ident: U64, ts: U64, extra: npt.NDArray[np.uint16]) -> None:
         first, tag = ident >> self._start_shift, self._tag(ident)
@@ -208,13 +212,15 @@ class Births:
         recent = unmatched[ts[unmatched] + np.uint64(LATE_NS) >= ts[-1]][-_LATE_MAX:]
         self._late_id, self._late_ts = ident[recent], ts[recent]
 
-    def _drop_late(self, kept: npt.NDArray[np.bool_], packed: U64, bits: int, ts: U64) -> None:
-        """Leave out births whose end came in the previous window; all in sorted order."""
+    def _drop_late(
+        self, kept: npt.NDArray[np.bool_], packed: U64, bits: int, ts: U64, order: Rows
+    ) -> None:
+        """Leave out births whose end came in the previous window; all but ``ts`` in ``order``."""
         low = np.uint64((1 << bits) - 1)
         at = np.searchsorted(packed, self._late_id & ~low)
         inside = at < len(packed)
         at, late_id, late_ts = at[inside], self._late_id[inside], self._late_ts[inside]
-        late = kept[at] & ((packed[at] ^ late_id) <= low) & (ts[at] <= late_ts)
+        late = kept[at] & ((packed[at] ^ late_id) <= low) & (ts[order[at]] <= late_ts)
         kept[at[late]] = False
         self.late += int(late.sum())
 

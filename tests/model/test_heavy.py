@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import START, Trace
 
-from ctrace.model.heavy import HeavyTable, Keys, grouped
+from ctrace.model.heavy import HeavyTable, Keys, _value_at, grouped
 from ctrace.model.keys import key_hash, window
 from ctrace.model.scatter import Scatter
 from ctrace.record import RECORD, Events, Kind
@@ -126,3 +126,11 @@ def test_trace_helper_makes_what_it_says() -> None:
     assert rows["kind"].tolist() == [1, 2]
     assert int(rows["ts"][1] - rows["ts"][0]) == 2_000_000_000
     assert int(rows["idle_ms"][1]) == 1500
+
+
+@given(st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 9), min_size=1), st.data())
+def test_the_value_at_a_rank_is_that_of_the_sorted_values(
+    values: list[int], data: st.DataObject
+) -> None:
+    rank = data.draw(st.integers(0, len(values) - 1))
+    assert _value_at(np.array(values, np.uint32), rank) == sorted(values)[rank]
