@@ -17,7 +17,6 @@ INLINE void finish_in(u64 nfct, u64 ns)
 	struct service *known, fresh = { 1, ns };
 	u32 key, point = POINT_IN_OTHER;
 	u64 ct = nfct & NFCT_PTR;
-	struct slot *slot;
 	u16 port;
 	u8 proto;
 
@@ -28,14 +27,11 @@ INLINE void finish_in(u64 nfct, u64 ns)
 	port = host16(read16(ct + ORIGINAL + TUPLE_DPORT));
 	proto = read8(ct + ORIGINAL + TUPLE_PROTO);
 	/* enum ip_conntrack_info: IP_CT_NEW is 2; a new entry is not in the table yet */
-	if ((nfct & NFCT_INFO) == 2 && !(read32(ct + CT_STATUS) & IPS_CONFIRMED)) {
+	if ((nfct & NFCT_INFO) == 2 && !(read32(ct + CT_STATUS) & IPS_CONFIRMED))
 		point = POINT_IN_NEW;
-	} else {
+	else
 		point = POINT_IN_ESTABLISHED;
-		slot = slot_of(TIMER_IN);
-		if (slot)
-			slot->ct = ct;
-	}
+	remember(ct);
 	observe(point, protocol_index(proto), ns);
 	key = (u32)proto << 16 | port;
 	known = map_lookup(SERVICES, &key);

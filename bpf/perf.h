@@ -17,6 +17,7 @@
 #define BOUNDS MAP(6)	/* array of one struct bounds: addresses learned at start */
 #define WAITING MAP(7)	/* LRU hash: struct waiting -> struct wait */
 #define WAITS MAP(8)	/* hash: enum lock << 32 | stack id -> struct waits */
+#define RECENT MAP(9)	/* per-CPU array: addresses of entries */
 
 static long (*get_stackid)(void *ctx, u64 map, u64 flags) = (void *)27;
 
@@ -142,9 +143,20 @@ enum timer { TIMER_IN, TIMER_CONFIRM, TIMER_EARLY_DROP, TIMER_COST, TIMER_STACK,
 struct slot {
 	u64 key;	/* what the call is about: a packet */
 	u64 at;
-	u64 ct;		/* an entry that was lately in the table: where chains are found from */
 	u64 spare;
 };
+
+/* Some entries of which packets came lately: the table's chains are found from them. */
+#define RECENT_BITS 6
+
+INLINE void remember(u64 ct)
+{
+	u32 index = ct * 0x9e3779b97f4a7c15ULL >> (64 - RECENT_BITS);
+	u64 *recent = map_lookup(RECENT, &index);
+
+	if (recent)
+		*recent = ct;
+}
 
 INLINE struct slot *slot_of(u32 timer)
 {

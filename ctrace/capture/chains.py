@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,6 +25,7 @@ RUNS: Final = 1 << 14
 LENGTHS: Final = 256
 CURSOR: Final = 48
 """Bytes of ``struct cursor``."""
+CANDIDATES: Final = 4
 DISTURBED: Final = 0.05
 """A table of which more buckets than this end elsewhere is not the table."""
 
@@ -63,18 +65,17 @@ def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = 
 
 
 def _bases(cursor: int, programs: dict[str, int], symbol: int, entries: Sequence[int]) -> list[int]:
-    """Where the table may be."""
-    found = []
+    """Where the table may be: what most entries say first, they may have gone since."""
+    votes: Counter[int] = Counter()
     wanted = [("find_by_symbol", symbol)] if symbol else []
-    for program, address in [*wanted, *(("find_by_entry", entry) for entry in entries)]:
+    for program, address in wanted or [("find_by_entry", entry) for entry in entries]:
         sys.map_update(cursor, bytes(4), bytes(CURSOR))
         sys.prog_run(programs[program], (address,))
-        (base,) = struct.unpack_from(
-            "<Q", sys.map_lookup(cursor, bytes(4), CURSOR) or bytes(CURSOR)
-        )
-        if base and base not in found:
-            found.append(base)
-    return found
+        raw = sys.map_lookup(cursor, bytes(4), CURSOR) or bytes(CURSOR)
+        (base,) = struct.unpack_from("<Q", raw)
+        if base:
+            votes[base] += 1
+    return [base for base, _ in votes.most_common(CANDIDATES)]
 
 
 def _walk(maps: Sequence[int], program: int, base: int, buckets: int, sample: int) -> Chains | None:

@@ -16,6 +16,7 @@ STACKS: Final = 1 << 14
 BOUNDS: Final = ("alloc", "free", "locks", "all_lock", "expect")
 """``struct bounds`` in bpf/perf.h."""
 WAITS: Final = 4096
+RECENT: Final = 64
 
 TIMED: Final = ("in", "confirm", "early_drop", "gc", "cost")
 FUNCTION_PROGRAMS: Final = (
@@ -30,13 +31,14 @@ OTHERS: Final = ("alloc_stack", "free_stack", "on_clock", "wait_begin", "wait_en
 _MAPS: Final = (
     ("stacks", sys.MapType.STACK_TRACE, 4, 8 * STACK_DEPTH, STACKS),
     ("samples", sys.MapType.HASH, 8, 8, STACKS),
-    ("slots", sys.MapType.PERCPU_ARRAY, 4, 32, 8),
+    ("slots", sys.MapType.PERCPU_ARRAY, 4, 24, 8),
     ("times", sys.MapType.PERCPU_ARRAY, 4, 8, len(POINTS) * len(PROTOCOLS) * BINS),
     ("services", sys.MapType.LRU_HASH, 4, 16, SERVICES),
     ("calls", sys.MapType.LRU_HASH, 16, 56, 8192),
     ("bounds", sys.MapType.ARRAY, 4, 16 * len(BOUNDS), 1),
     ("waiting", sys.MapType.LRU_HASH, 16, 16, 4096),
     ("waits", sys.MapType.HASH, 8, 24, WAITS),
+    ("recent", sys.MapType.PERCPU_ARRAY, 4, 8, RECENT),
 )
 
 

@@ -20,7 +20,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.capture import btf, kprobe, sys
-from ctrace.capture.measuring import NETFILTER, SERVICES, Objects
+from ctrace.capture.measuring import NETFILTER, RECENT, SERVICES, Objects
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host.netns import Namespace, enter
 from ctrace.host.symbols import Symbols
@@ -208,10 +208,12 @@ class Timing:
         return read_times(self._objects)
 
     def entries(self) -> list[int]:
-        """Addresses of entries that were lately in the table, at most one for each CPU."""
-        raw = sys.map_lookup(self._objects.maps["slots"], bytes(4), 32 * self._objects.cpus)
-        slots = np.frombuffer(raw or b"", np.uint64).reshape(-1, 4)
-        return [ct for ct in slots[:, 2].tolist() if ct]
+        """Addresses of some entries that packets belonged to lately; they may have gone since."""
+        size, recent = 8 * self._objects.cpus, self._objects.maps["recent"]
+        found = (sys.map_lookup(recent, n.to_bytes(4, "little"), size) for n in range(RECENT))
+        addresses = np.frombuffer(b"".join(raw for raw in found if raw), np.uint64)
+        entries: list[int] = np.unique(addresses[addresses != 0]).tolist()
+        return entries
 
 
 class function_btf:
