@@ -8,7 +8,7 @@ leaving the screen before it was kept takes it back at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Optional, Protocol
 
 from ctrace.errors import CtraceError
@@ -82,9 +82,7 @@ class FeedAdviser:
 
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:  # noqa: ARG002
         """Raises CtraceError: what has been recorded is over."""
-        raise CtraceError(
-            "only looked at, not changed: ctrace advise --plan makes a plan"
-        )
+        raise CtraceError("only looked at, not changed: ctrace advise --plan makes a plan")
 
     def act(self, advice: Any, word: str) -> str:  # noqa: ARG002
         """Raises CtraceError."""
@@ -169,6 +167,20 @@ class LiveAdviser(FeedAdviser):
         """Take back what was not kept."""
         if self._trial is not None:
             self.act(None, "undo")
+
+
+def recorded_facts(rules: Mapping[int, str]) -> Callable[[int], Optional[Facts]]:
+    """What a recording knows of each namespace, from its :meth:`rulesets`."""
+
+    def facts_of(netns: int) -> Optional[Facts]:
+        from ctrace.advice.facts import from_text
+
+        try:
+            return from_text(rules[netns]) if netns in rules else None
+        except CtraceError:  # as a later version wrote it
+            return None
+
+    return facts_of
 
 
 def _live_facts(netns: int) -> Optional[Facts]:

@@ -109,21 +109,15 @@ def parse_moment(text: str, start: float, end: float) -> float:
 def _screen(
     feed: ReplayFeed, rules: dict[int, str], group: str, sort: str, ascii_only: bool, theme: str
 ) -> None:
-    from ctrace.advice.facts import Facts, from_text
-    from ctrace.adviser import FeedAdviser
+    from ctrace.adviser import FeedAdviser, recorded_facts
     from ctrace.view.app import TopApp
     from ctrace.view.app_advice import AdvicePane
     from ctrace.view.palette import choose
     from ctrace.view.state import State
 
-    def facts_of(netns: int) -> Optional[Facts]:
-        with contextlib.suppress(CtraceError):
-            return from_text(rules[netns]) if netns in rules else None
-        return None  # what a later version wrote
-
     TopApp(
         feed,
-        advice=AdvicePane(FeedAdviser(feed, facts_of)),
+        advice=AdvicePane(FeedAdviser(feed, recorded_facts(rules))),
         palette=choose(theme),
         ascii_only=ascii_only,
         state=State(group=group, sort=sort),

@@ -22,7 +22,10 @@ import numpy as np
 import pytest
 
 import ctrace
+from ctrace.advice.facts import facts_of
+from ctrace.adviser import FeedAdviser, recorded_facts
 from ctrace.capture import open_live
+from ctrace.errors import CtraceError
 from ctrace.feed import LiveFeed
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink
@@ -409,6 +412,46 @@ def test_a_recording_begun_at_the_screen_holds_what_record_would(
     assert data["tables"][0]["count"] == len(table)
     assert data["totals"]["insert"] == (events["kind"] == Kind.INSERT).sum()
     assert data["totals"]["deleted"] == 1
+
+
+def test_a_recording_is_advised_on_by_the_rules_that_were_there(lab: Lab, tmp_path: Path) -> None:
+    """As the replay's page does: a chain that accepts by state alone needs an accept rule."""
+    here, there, target = pair(lab)
+    here.run(
+        ["nft", "-f", "-"],
+        stdin="table inet guard { chain in { type filter hook input priority 0; policy drop; "
+        "ct state established,related accept; icmpv6 type 133-137 accept; }; }",
+    )
+    path = tmp_path / "a.data"
+    with running("record", "-o", path, "--netns", here.inum) as record:
+        record.until(b"recording to")
+        with tcp_server(there, 8063):
+            assert len(tcp_connections(here, (target, 8063), 300).flows) == 300
+        time.sleep(2)
+        assert record.end() == 0
+    then = facts_of(here.inum)
+    here.run(["nft", "delete", "table", "inet", "guard"])
+    with ctrace.open(str(path)) as recording:
+        rules = dict(recording.rulesets())
+        feed = ReplayFeed(recording, paused=True)
+        feed.seek(feed.position.end)
+        assert feed.settle()
+        snapshot = feed.latest()
+        assert snapshot is not None
+        adviser = FeedAdviser(feed, recorded_facts(rules))
+        advice = adviser.advise(snapshot)
+        remedy = adviser.about(advice, "tcp", 8063, here.inum)
+        live = FeedAdviser(feed, lambda _: then)
+        assert live.about(live.advise(snapshot), "tcp", 8063, here.inum) == remedy
+        feed.close()
+    assert remedy is not None
+    assert remedy.text.startswith("NOTRACK tcp/8063 is ")
+    assert "unsafe" not in remedy.text
+    assert "notrack" in remedy.rules
+    assert "guard" in remedy.rules
+    assert adviser.about(advice, "tcp", 8063, 1) is None
+    with pytest.raises(CtraceError, match="not changed"):
+        adviser.offer(advice)
 
 
 def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
