@@ -14,7 +14,7 @@ from ctrace.host.netns import enter
 from ctrace.lab import Lab, Node
 from ctrace.model.perf import Times
 
-PORT = 9
+PORT = 4611
 REFRESH = "__nf_ct_refresh_acct"
 """Called within nf_conntrack_in, once for each packet of an established UDP flow."""
 
