@@ -8,7 +8,7 @@ What cannot be read or understood never ends as safe.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
@@ -19,7 +19,7 @@ from ipaddress import (
 )
 from typing import Final, Optional
 
-from ctrace.advice.evaluate import Met, Outcome, TooComplex, evaluate, explore
+from ctrace.advice.evaluate import Met, Outcome, Packet, TooComplex, evaluate, explore
 from ctrace.advice.lever_model import applied
 from ctrace.advice.plan import (
     MAX_ADDRESSES,
@@ -29,7 +29,7 @@ from ctrace.advice.plan import (
     device_ok,
     name_ok,
 )
-from ctrace.advice.probes import Flow, Probe, Subject, flows, gateway
+from ctrace.advice.probes import Flow, Probe, Subject, flows, gateway, neighbours
 from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
 from ctrace.record import Status
 
@@ -200,6 +200,8 @@ def _static(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Find
                                   "leave untranslated")  # fmt: skip
     if {"client", "forward"} & set(subject.roles) and subject.forwarding:
         yield from _gateway(subject, lever, ruleset)
+    if "server" in subject.roles and subject.forwarding:
+        yield from _shared_port(subject, lever, ruleset)
 
 
 def _lands_on(use: Use, rule: Rule, subject: Subject, local: set[str]) -> bool:
@@ -233,15 +235,34 @@ def _bare(use: Use) -> str:
 
 
 def _gateway(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
-    for packet in gateway(subject, lever):
+    met = _masqueraded(gateway(subject, lever), ruleset)
+    if met:
+        yield Finding("unsafe", "gateway", "other hosts' connections to port "
+                      f"{subject.port} may be translated here by "
+                      f"{_name(met.chain, met.rule)}: their replies would be caught "
+                      "too")  # fmt: skip
+
+
+def _shared_port(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
+    """A masqueraded connection keeps its source port, or gets any above 1023 at random."""
+    met = _masqueraded(neighbours(subject, lever), ruleset)
+    if met:
+        # TCP clients take theirs from the ephemeral range unless they are told to; UDP's
+        # resolvers from everywhere, and NTP, IKE and the like from the service's own port.
+        rare = subject.proto == "tcp" and "random" not in met.use.text
+        text = (f"a connection of another host that {_name(met.chain, met.rule)} translates would "
+                f"lose its replies if its source port is {subject.port}")  # fmt: skip
+        yield Finding("info" if rare else "warn", "shared-port", text)
+
+
+def _masqueraded(packets: Iterable[Packet], ruleset: Ruleset) -> Optional[Met]:
+    """The first statement that translates the source of one of these packets."""
+    for packet in packets:
         for outcome in explore(lambda chosen, p=packet: evaluate(ruleset, p, chosen)):  # type: ignore[misc]
-            for met in outcome.met:
-                if met.use.kind in ("snat", "masquerade") and outcome.verdict == "accept":
-                    yield Finding("unsafe", "gateway", "other hosts' connections to port "
-                                  f"{subject.port} may be translated here by "
-                                  f"{_name(met.chain, met.rule)}: their replies would be caught "
-                                  "too")  # fmt: skip
-                    return
+            for met in outcome.met if outcome.verdict == "accept" else ():
+                if met.use.kind in ("snat", "masquerade"):
+                    return met
+    return None
 
 
 # ---- differential evaluation -------------------------------------------------------

@@ -122,6 +122,19 @@ def families(subject: Subject) -> list[str]:
     return found or ["ip", "ip6"]
 
 
+def neighbours(subject: Subject, lever: Notrack) -> Iterator[Packet]:
+    """Connections that others make through this host, from the port as their source port.
+
+    Where they are masqueraded, their replies come to this host's own address and to
+    that port: a server's rules would catch them.
+    """
+    for family in families(subject):
+        yield _packet(
+            lever, family, "a forwarded connection", THROUGH, None, STRANGER[family],
+            dport=443, sport=lever.port, flags=SYN, iif=UNKNOWN_DEVICE, oif=UNKNOWN_DEVICE,
+        )  # fmt: skip
+
+
 def _server(lever: Notrack, family: str, here: str, far: str) -> Flow:
     sport = _middle(lever)
     inward = _packet(lever, family, "", IN, far, here, sport=sport, dport=lever.port,

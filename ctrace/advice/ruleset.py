@@ -95,6 +95,7 @@ def build(listings: _Listings) -> Ruleset:
     if listings.nft:
         try:
             native = ruleset_nft.parse(listings.nft)
+            gaps += ruleset_nft.bridged(listings.nft)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             gaps.append(f"nft's listing could not be understood ({type(error).__name__})")
             native = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, Optional
 
@@ -86,6 +86,17 @@ def parse(text: str) -> list[Chain]:
                 replace(part, position=place, packets=packets) for part in parts
             )
     return [replace(chain, rules=tuple(rules.get(key, ()))) for key, chain in chains.items()]
+
+
+def bridged(text: str) -> Iterator[str]:
+    """A sentence for each ``table bridge`` that tracks: what it tracks, our rules don't see.
+
+    Raises ValueError.
+    """
+    rules = (item["rule"] for item in json.loads(text)["nftables"] if "rule" in item)
+    tables = {r["table"] for r in rules if r["family"] == "bridge" and _mentions(r["expr"], "ct")}
+    for table in sorted(tables):
+        yield f"table bridge {table} tracks bridged packets by itself (nf_conntrack_bridge)"
 
 
 def _packets(expr: list[Any]) -> Optional[int]:
@@ -410,7 +421,10 @@ def _statement(kind: str, body: Any) -> list[Use]:
         return [Use(simple[kind], kind)]
     if kind in ("dnat", "snat", "masquerade", "redirect"):
         port = body.get("port") if isinstance(body, dict) else None
-        return [Use(kind, _text([{kind: body}]), port if isinstance(port, int) else None)]
+        flags = body.get("flags", ()) if isinstance(body, dict) else ()
+        words = [flags] if isinstance(flags, str) else [str(flag) for flag in flags]
+        text = " ".join([_text([{kind: body}]), *words])
+        return [Use(kind, text, port if isinstance(port, int) else None)]
     return []
 
 

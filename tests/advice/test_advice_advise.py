@@ -151,10 +151,14 @@ def test_a_recording_without_ruleset_is_never_safe() -> None:
         (load_ruleset({"nft": rules_json(*([[{"match": {"op": "==", "left": {"meta": {
             "key": f"odd{i}"}}, "right": i}}, {"drop": None}] for i in range(2100)])),
             "saves": [], "ipvs": "", "gaps": []}), "too many"),
+        (load_ruleset({"nft": json.dumps({"nftables": [{"rule": {"family": "bridge", "table": "b",
+                       "chain": "f", "expr": [{"match": {"op": "in", "left": {"ct": {"key":
+                       "state"}}, "right": "established"}}, {"accept": None}]}}]}),
+                       "saves": [], "ipvs": "", "gaps": []}), "table bridge b"),
         (load_ruleset({"nft": "", "saves": [], "gaps": [],
                        "ipvs": "TCP  C000020A:1F7F rr\n"}), "IPVS"),
     ],
-    ids=["gap", "damaged", "xt", "queue", "target", "quote", "complex", "ipvs"],
+    ids=["gap", "damaged", "xt", "queue", "target", "quote", "complex", "bridge", "ipvs"],
 )  # fmt: skip
 def test_what_is_not_understood_is_never_safe(broken: Ruleset, word: str) -> None:
     about = Subject("tcp", 8063, ("server",), LOCAL, ("198.51.100.7",), nat="no")
