@@ -32,6 +32,6 @@ def open(path: str) -> Recording:
     Raises ctrace.errors.CtraceError when it is none, damaged at its beginning, or
     of a version that this one cannot read.
     """
-    from ctrace.trace.segments import open_recording
+    from ctrace.trace.series import open_recording
 
     return open_recording(path)

@@ -32,7 +32,7 @@ def command(before: str, after: str, group: str, limit: int, output: str) -> Non
     Everything is per second, so the recordings may differ in length.
     """
     from ctrace.trace.compare import compare
-    from ctrace.trace.segments import open_recording
+    from ctrace.trace.series import open_recording
 
     with (
         contextlib.closing(open_recording(before)) as first,

@@ -18,7 +18,7 @@ from ctrace.trace.assembly import Missing
 from ctrace.trace.meta import Header
 from ctrace.trace.reader import Recording
 from ctrace.trace.recorded import Headed, Recorded
-from ctrace.trace.segments import NUMBER, SESSION, Series, open_recording
+from ctrace.trace.series import NUMBER, SESSION, Series, open_recording
 
 HOSTS = 255
 

@@ -27,7 +27,8 @@ from ctrace.trace.merge import open_several
 from ctrace.trace.redact import Addresses, Redacted
 from ctrace.trace.replay import ReplayFeed
 from ctrace.trace.review import review
-from ctrace.trace.segments import FlightRecorder, Retention, parse_trigger, runs
+from ctrace.trace.segments import FlightRecorder, Retention, parse_trigger
+from ctrace.trace.series import runs
 from ctrace.trace.writer import Writer
 
 SECOND = synthetic.SECOND

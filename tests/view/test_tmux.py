@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_feed import flows
 
+from ctrace.batch import Batch, Clock, HookInfo, TableReading
 from ctrace.lab import Lab
-from ctrace.record import Kind
+from ctrace.record import N_REASONS, Kind, Reason
+from ctrace.trace.meta import Header
+from ctrace.trace.writer import Writer
 from ctrace.view import format as fmt
 
 pytestmark = pytest.mark.kernel
@@ -121,28 +126,39 @@ def test_keys_resizing_and_a_hostile_name() -> None:
             sender.wait()
 
 
-def test_a_replay_travels(tmp_path: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "trace"))
-    from synthetic import header
-    from test_over_recordings import incident, write
+def recorded(path: Path) -> list[int]:
+    """Twenty seconds, refusals in the middle; the ends of the batches, boot clock ns."""
+    second = 10**9
+    header = Header(HookInfo("fentry"), Clock(1_562_752_987 * second), second, host="web1")
+    ends, counts = [], np.zeros(N_REASONS, np.uint64)
+    with Writer(str(path), header) as writer:
+        for at in range(2, 22):
+            events = flows(50, at * second - 500, port=8063)
+            if at == 11:
+                events["kind"], events["reason"] = Kind.DROP, Reason.TABLE_FULL
+                events["ct"] = 0
+            counts[int(events["reason"][0])] += np.uint64(len(events))
+            table = TableReading(1, at * 40, 1000, 1024)
+            ends.append(at * second)
+            writer.write(Batch(events, ends[-1], 0, {1: counts.copy()}, (table,)))
+    return [header.clock.utc(end) for end in ends]
 
-    truth = incident()
-    first = next(b.until for b in truth if (b.events["kind"] == Kind.DROP).any())
-    start, burst, end = (
-        fmt.clock(header().clock.utc(at) / 1e9) for at in (truth[0].until, first, truth[-1].until)
-    )
-    assert len({start, burst, end}) == 3
-    path = write(tmp_path / "a.data", truth)
+
+def test_a_replay_travels(tmp_path: Path) -> None:
+    path = tmp_path / "a.data"
+    clocks = [fmt.clock(end / 1e9) for end in recorded(path)]
     with tmux(f"{CTRACE} replay --paused {path}", (120, 40)) as pane:
-        pane.until(f"web1  {start}", "CULPRITS", "PAUSED")
+        pane.until("CULPRITS", "PAUSED")
         pane.keys("]")
-        pane.until(f"web1  {burst}", "tcp/8063")
+        pane.until(f"web1  {clocks[9]}", "tcp/8063")
         pane.keys("j")
         pane.keys("-l", "100%")
         pane.keys("Enter")
-        pane.until(f"web1  {end}")
+        pane.until(f"web1  {clocks[-1]}")
         pane.keys("[")
-        pane.until(f"web1  {burst}")
+        pane.until(f"web1  {clocks[9]}")
+        pane.keys("t")
+        pane.until(f"web1  {clocks[10]}")
         pane.keys("Enter")
         pane.until("LIFE", "ADVICE")
         pane.keys("q")
