@@ -7,8 +7,7 @@ What cannot be read or understood never ends as safe.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
@@ -19,7 +18,16 @@ from ipaddress import (
 )
 from typing import Final, Optional
 
-from ctrace.advice.evaluate import Met, Outcome, Packet, TooComplex, evaluate, explore
+from ctrace.advice.evaluate import Met, Outcome, TooComplex, evaluate, explore
+from ctrace.advice.evidence import (
+    MAX_CLIENT_PEERS,
+    NAT,
+    STATEFUL,
+    Finding,
+    evidence,
+    named,
+    static,
+)
 from ctrace.advice.lever_model import applied
 from ctrace.advice.plan import (
     MAX_ADDRESSES,
@@ -29,37 +37,12 @@ from ctrace.advice.plan import (
     device_ok,
     name_ok,
 )
-from ctrace.advice.probes import Flow, Probe, Subject, flows, gateway, neighbours
-from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
-from ctrace.record import Status
+from ctrace.advice.probes import Flow, Probe, Subject, flows
+from ctrace.advice.ruleset_model import Chain, Ruleset
 
 VERDICTS: Final = ("safe", "safe-with-rules", "warn", "unsafe")
 LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn", "unsafe": "unsafe"}
 ROUNDS: Final = 12
-NAT: Final = ("dnat", "snat", "masquerade", "redirect")
-MAX_CLIENT_PEERS: Final = 64
-
-_STATEFUL: Final = {
-    "synproxy": ("unsafe", "SYNPROXY answers its handshakes, which needs tracking"),
-    "connlimit": ("unsafe", "a connection limit counts tracked connections: untracked ones "
-                            "would pass unlimited"),
-    "helper": ("unsafe", "a conntrack helper follows it: its data connections would be refused"),
-    "ct-mark": ("warn", "its packets are marked from their entries: without entries they would "
-                        "take another route"),
-    "ct-set": ("warn", "a mark or label is kept in its entries"),
-    "flow": ("warn", "a flowtable speeds it up, which needs tracking: it would work, but slower"),
-    "timeout": ("warn", "somebody has set a timeout policy for it, which would have no effect"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One reason for or against."""
-
-    level: str
-    """``info``, ``rules``, ``warn`` or ``unsafe``."""
-    id: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -98,7 +81,7 @@ class _Change:
 def judge(subject: Subject, ruleset: Optional[Ruleset]) -> Judgement:
     """The verdict on NOTRACK for ``subject``; None for a ruleset that is not at hand."""
     lever = _lever(subject)
-    findings = [*_evidence(subject)]
+    findings = [*evidence(subject)]
     if ruleset is None:
         findings.append(
             Finding("warn", "no-ruleset", "the ruleset is not part of a recording: run advise on "
@@ -107,8 +90,8 @@ def judge(subject: Subject, ruleset: Optional[Ruleset]) -> Judgement:
         return _sum(findings, lever)
     findings += [Finding("warn", "unread", f"{gap}: its rules could not be judged")
                  for gap in ruleset.gaps]  # fmt: skip
-    findings += _static(subject, lever, ruleset)
     try:
+        findings += static(subject, lever, ruleset)
         judged, lever = _differential(subject, lever, ruleset)
         findings += judged
     except TooComplex:
@@ -138,131 +121,6 @@ def _lever(subject: Subject) -> Notrack:
         peers=peers,
         addresses=subject.local[:MAX_ADDRESSES],
     )
-
-
-# ---- what the entries and the ruleset say by themselves --------------------------
-
-
-def _evidence(subject: Subject) -> Iterator[Finding]:
-    if subject.nat not in ("", "no"):
-        yield Finding("unsafe", "nat", f"its entries are translated ({subject.nat} NAT): without "
-                      "tracking nothing would translate them")  # fmt: skip
-    elif not subject.nat:
-        yield Finding("warn", "nat-unknown", "no entry of it was seen closely enough to rule out "
-                      "NAT")  # fmt: skip
-    if subject.port in subject.reply_ports and {"server", "forward"} & set(subject.roles):
-        yield Finding("unsafe", "nat-backend", f"translated connections end at port {subject.port}:"
-                      " their replies would leave untranslated")  # fmt: skip
-    low, high = subject.ephemeral
-    if "server" in subject.roles and low <= subject.port <= high:
-        yield Finding("warn", "ephemeral", f"port {subject.port} lies in the ephemeral range "
-                      f"{low}-{high}: connections that this host opens from it would be caught "
-                      "too; reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip
-    if subject.proto == "udp" and "client" in subject.roles:
-        if not subject.peers or len(subject.peers) > MAX_CLIENT_PEERS:
-            yield Finding("unsafe", "udp-client", "answers to UDP requests can only be told from "
-                          "strangers by address, and the servers are too many or not "
-                          "known")  # fmt: skip
-        else:
-            yield Finding("info", "udp-peers", f"covers only the {len(subject.peers)} servers seen,"
-                          " which could then send to any port of the ephemeral range")  # fmt: skip
-    if subject.status & (Status.HELPER | Status.EXPECTED):
-        yield Finding("unsafe", "helper", "a conntrack helper follows or expects its connections: "
-                      "without tracking it would not, and what it lets in would be "
-                      "refused")  # fmt: skip
-    if subject.status & Status.OFFLOAD:
-        yield Finding("warn", "flow", _STATEFUL["flow"][1])
-    if not subject.roles:
-        yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
-                      "forwards it")  # fmt: skip
-
-
-def _static(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
-    for proto, port in ruleset.ipvs:
-        if (proto, port) == (subject.proto, subject.port):
-            yield Finding("unsafe", "ipvs", "it is an IPVS virtual service")
-        elif not port and "server" not in subject.roles:
-            yield Finding("warn", "ipvs", "IPVS balances connections by firewall mark here")
-    for device, what in ruleset.planes:
-        # Packets over lo never leave it: what works at another device is none of their business.
-        near = subject.roles == ("loopback",) and device != "lo"
-        there = " there" if near else ""
-        text = (f"{what} at {device} sees packets before these rules; what it does is not known, "
-                f"so neither is whether NOTRACK takes effect{there}")  # fmt: skip
-        yield Finding("info" if near else "warn", "plane", text)
-    local = set(subject.local)
-    for chain in ruleset.chains:
-        for rule in chain.rules:
-            for use in rule.uses:
-                if use.kind in ("dnat", "redirect") and _lands_on(use, rule, subject, local):
-                    yield Finding("unsafe", "nat-backend", "connections are translated to port "
-                                  f"{subject.port} by {_name(chain, rule)}: their replies would "
-                                  "leave untranslated")  # fmt: skip
-    if {"client", "forward"} & set(subject.roles) and subject.forwarding:
-        yield from _gateway(subject, lever, ruleset)
-    if "server" in subject.roles and subject.forwarding:
-        yield from _shared_port(subject, lever, ruleset)
-
-
-def _lands_on(use: Use, rule: Rule, subject: Subject, local: set[str]) -> bool:
-    """Whether translated packets have the service's port as their new destination port."""
-    ports = [match for match in rule.matches if match.key == "dport"]
-    same = use.port == subject.port or (
-        use.port is None
-        and all(
-            any(low <= subject.port <= high for low, high in match.values) != match.negate
-            for match in ports
-        )
-    )
-    protos = [match for match in rule.matches if match.key == "proto" and not match.negate]
-    number = {"tcp": 6, "udp": 17}[subject.proto]
-    if protos and not any(low <= number <= high for m in protos for low, high in m.values):
-        return False
-    if not same:
-        return False
-    if use.kind == "redirect":
-        return "server" in subject.roles and use.port is not None
-    if "forward" in subject.roles:
-        return True
-    here = {*local, "127.0.0.1", "::1"} & set(
-        re.findall(r"[0-9a-fA-F.:]*[.:][0-9a-fA-F]+", _bare(use))
-    )
-    return "server" in subject.roles and bool(here)
-
-
-def _bare(use: Use) -> str:
-    return re.sub(r"\]?:\d+\b(?!:)", " ", use.text.replace("[", " ")) + " " + use.text
-
-
-def _gateway(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
-    met = _masqueraded(gateway(subject, lever), ruleset)
-    if met:
-        yield Finding("unsafe", "gateway", "other hosts' connections to port "
-                      f"{subject.port} may be translated here by "
-                      f"{_name(met.chain, met.rule)}: their replies would be caught "
-                      "too")  # fmt: skip
-
-
-def _shared_port(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
-    """A masqueraded connection keeps its source port, or gets any above 1023 at random."""
-    met = _masqueraded(neighbours(subject, lever), ruleset)
-    if met:
-        # TCP clients take theirs from the ephemeral range unless they are told to; UDP's
-        # resolvers from everywhere, and NTP, IKE and the like from the service's own port.
-        rare = subject.proto == "tcp" and "random" not in met.use.text
-        text = (f"a connection of another host that {_name(met.chain, met.rule)} translates would "
-                f"lose its replies if its source port is {subject.port}")  # fmt: skip
-        yield Finding("info" if rare else "warn", "shared-port", text)
-
-
-def _masqueraded(packets: Iterable[Packet], ruleset: Ruleset) -> Optional[Met]:
-    """The first statement that translates the source of one of these packets."""
-    for packet in packets:
-        for outcome in explore(lambda chosen, p=packet: evaluate(ruleset, p, chosen)):  # type: ignore[misc]
-            for met in outcome.met if outcome.verdict == "accept" else ():
-                if met.use.kind in ("snat", "masquerade"):
-                    return met
-    return None
 
 
 # ---- differential evaluation -------------------------------------------------------
@@ -364,7 +222,7 @@ def _flow_findings(subject: Subject, result: list[_Change]) -> Iterator[Finding]
             yield from _met(subject, change, met)
         for outcome in (change.before, change.after):
             if outcome.verdict == "unknown" and outcome.chain is not None:
-                yield Finding("warn", "unknown", f"{_name(outcome.chain, outcome.rule)} decides in "
+                yield Finding("warn", "unknown", f"{named(outcome.chain, outcome.rule)} decides in "
                               "a way that is not understood")  # fmt: skip
     if any(not change.after.untracked for change in tracked):
         late = next(change for change in tracked if not change.after.untracked)
@@ -376,7 +234,7 @@ def _flow_findings(subject: Subject, result: list[_Change]) -> Iterator[Finding]
             ),
             None,
         )
-        by = f" by {_name(blocker.chain, blocker.rule)}" if blocker else ""
+        by = f" by {named(blocker.chain, blocker.rule)}" if blocker else ""
         yield Finding("unsafe", "ineffective", f"NOTRACK would have no effect on its "
                       f"{late.probe.packet.name}: tracking is forced{by}")  # fmt: skip
     already = [change.before.untracked for change in tracked]
@@ -386,13 +244,13 @@ def _flow_findings(subject: Subject, result: list[_Change]) -> Iterator[Finding]
         rule = next(
             met for change in tracked for met in change.before.met if met.use.kind == "notrack"
         )
-        yield Finding("info", "half", f"{_name(rule.chain, rule.rule)} untracks only one "
+        yield Finding("info", "half", f"{named(rule.chain, rule.rule)} untracks only one "
                       "direction, which frees nothing: entries of the other direction stay as "
                       "long")  # fmt: skip
 
 
 def _met(subject: Subject, change: _Change, met: Met) -> Iterator[Finding]:
-    kind, where = met.use.kind, _name(met.chain, met.rule)
+    kind, where = met.use.kind, named(met.chain, met.rule)
     if kind in NAT:
         outgoing = kind == "masquerade" and change.probe.packet.local_src
         if outgoing and subject.nat == "no":
@@ -406,8 +264,8 @@ def _met(subject: Subject, change: _Change, met: Met) -> Iterator[Finding]:
         yield Finding("unsafe", kind, "a transparent proxy of this host answers for the server "
                       f"({where}): its answers are not forwarded, so one direction would stay "
                       "tracked")  # fmt: skip
-    elif kind in _STATEFUL and not (kind in ("helper", "timeout") and change.before.untracked):
-        level, text = _STATEFUL[kind]
+    elif kind in STATEFUL and not (kind in ("helper", "timeout") and change.before.untracked):
+        level, text = STATEFUL[kind]
         yield Finding(level, kind, f"{text} ({where})")
 
 
@@ -444,7 +302,7 @@ def _accept_for(change: _Change, lever: Notrack) -> tuple[Optional[Accept], Find
     )
     if probe.packet.state == "new" and probe.flow == "to" and probe.role in ("server", "forward"):
         accept = _narrowed(accept, change.before)
-    dropped = f"{_name(chain, rule)} would drop its {probe.packet.name}"
+    dropped = f"{named(chain, rule)} would drop its {probe.packet.name}"
     if accept in lever.accepts or not name_ok(chain.table) or not name_ok(chain.name):
         return None, Finding("unsafe", "breaks", f"{dropped}, and no accept can mend that")
     return accept, Finding("rules", "accept", f"{dropped} once untracked: an accept is added "
@@ -485,9 +343,3 @@ def _networks(span: tuple[int, int, int]) -> Iterator[IPv4Network | IPv6Network]
 def _hook(outcome: Outcome, chain: Chain, probe: Probe) -> str:
     base = outcome.calls[0][0] if outcome.calls else chain
     return base.hook or probe.packet.hooks[-1]
-
-
-def _name(chain: Chain, rule: Optional[Rule]) -> str:
-    if rule is None:
-        return f"the policy of {chain.where}"
-    return f'"{rule.text}" in {chain.where}'

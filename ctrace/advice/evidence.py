@@ -1,0 +1,170 @@
+"""What a service's entries and a ruleset say about NOTRACK by themselves, packets aside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Optional
+
+from ctrace.advice.evaluate import Met, Packet, evaluate, explore
+from ctrace.advice.plan import Notrack
+from ctrace.advice.probes import Subject, gateway, neighbours
+from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
+from ctrace.record import Status
+
+NAT: Final = ("dnat", "snat", "masquerade", "redirect")
+MAX_CLIENT_PEERS: Final = 64
+
+STATEFUL: Final = {
+    "synproxy": ("unsafe", "SYNPROXY answers its handshakes, which needs tracking"),
+    "connlimit": ("unsafe", "a connection limit counts tracked connections: untracked ones "
+                            "would pass unlimited"),
+    "helper": ("unsafe", "a conntrack helper follows it: its data connections would be refused"),
+    "ct-mark": ("warn", "its packets are marked from their entries: without entries they would "
+                        "take another route"),
+    "ct-set": ("warn", "a mark or label is kept in its entries"),
+    "flow": ("warn", "a flowtable speeds it up, which needs tracking: it would work, but slower"),
+    "timeout": ("warn", "somebody has set a timeout policy for it, which would have no effect"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason for or against."""
+
+    level: str
+    """``info``, ``rules``, ``warn`` or ``unsafe``."""
+    id: str
+    text: str
+
+
+def evidence(subject: Subject) -> Iterator[Finding]:
+    """From the service's entries."""
+    if subject.nat not in ("", "no"):
+        yield Finding("unsafe", "nat", f"its entries are translated ({subject.nat} NAT): without "
+                      "tracking nothing would translate them")  # fmt: skip
+    elif not subject.nat:
+        yield Finding("warn", "nat-unknown", "no entry of it was seen closely enough to rule out "
+                      "NAT")  # fmt: skip
+    if subject.port in subject.reply_ports and {"server", "forward"} & set(subject.roles):
+        yield Finding("unsafe", "nat-backend", f"translated connections end at port {subject.port}:"
+                      " their replies would leave untranslated")  # fmt: skip
+    low, high = subject.ephemeral
+    if "server" in subject.roles and low <= subject.port <= high:
+        yield Finding("warn", "ephemeral", f"port {subject.port} lies in the ephemeral range "
+                      f"{low}-{high}: connections that this host opens from it would be caught "
+                      "too; reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip
+    if subject.proto == "udp" and "client" in subject.roles:
+        if not subject.peers or len(subject.peers) > MAX_CLIENT_PEERS:
+            yield Finding("unsafe", "udp-client", "answers to UDP requests can only be told from "
+                          "strangers by address, and the servers are too many or not "
+                          "known")  # fmt: skip
+        else:
+            yield Finding("info", "udp-peers", f"covers only the {len(subject.peers)} servers seen,"
+                          " which could then send to any port of the ephemeral range")  # fmt: skip
+    if subject.status & (Status.HELPER | Status.EXPECTED):
+        yield Finding("unsafe", "helper", "a conntrack helper follows or expects its connections: "
+                      "without tracking it would not, and what it lets in would be "
+                      "refused")  # fmt: skip
+    if subject.status & Status.OFFLOAD:
+        yield Finding("warn", "flow", STATEFUL["flow"][1])
+    if not subject.roles:
+        yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
+                      "forwards it")  # fmt: skip
+
+
+def static(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
+    """From the ruleset as a whole. Raises TooComplex."""
+    for proto, port in ruleset.ipvs:
+        if (proto, port) == (subject.proto, subject.port):
+            yield Finding("unsafe", "ipvs", "it is an IPVS virtual service")
+        elif not port and "server" not in subject.roles:
+            yield Finding("warn", "ipvs", "IPVS balances connections by firewall mark here")
+    for device, what in ruleset.planes:
+        # Packets over lo never leave it: what works at another device is none of their business.
+        near = subject.roles == ("loopback",) and device != "lo"
+        there = " there" if near else ""
+        text = (f"{what} at {device} sees packets before these rules; what it does is not known, "
+                f"so neither is whether NOTRACK takes effect{there}")  # fmt: skip
+        yield Finding("info" if near else "warn", "plane", text)
+    local = set(subject.local)
+    for chain in ruleset.chains:
+        for rule in chain.rules:
+            for use in rule.uses:
+                if use.kind in ("dnat", "redirect") and _lands_on(use, rule, subject, local):
+                    yield Finding("unsafe", "nat-backend", "connections are translated to port "
+                                  f"{subject.port} by {named(chain, rule)}: their replies would "
+                                  "leave untranslated")  # fmt: skip
+    if {"client", "forward"} & set(subject.roles) and subject.forwarding:
+        yield from _gateway(subject, lever, ruleset)
+    if "server" in subject.roles and subject.forwarding:
+        yield from _shared_port(subject, lever, ruleset)
+
+
+def _lands_on(use: Use, rule: Rule, subject: Subject, local: set[str]) -> bool:
+    """Whether translated packets have the service's port as their new destination port."""
+    ports = [match for match in rule.matches if match.key == "dport"]
+    same = use.port == subject.port or (
+        use.port is None
+        and all(
+            any(low <= subject.port <= high for low, high in match.values) != match.negate
+            for match in ports
+        )
+    )
+    protos = [match for match in rule.matches if match.key == "proto" and not match.negate]
+    number = {"tcp": 6, "udp": 17}[subject.proto]
+    if protos and not any(low <= number <= high for m in protos for low, high in m.values):
+        return False
+    if not same:
+        return False
+    if use.kind == "redirect":
+        return "server" in subject.roles and use.port is not None
+    if "forward" in subject.roles:
+        return True
+    here = {*local, "127.0.0.1", "::1"} & set(
+        re.findall(r"[0-9a-fA-F.:]*[.:][0-9a-fA-F]+", _bare(use))
+    )
+    return "server" in subject.roles and bool(here)
+
+
+def _bare(use: Use) -> str:
+    return re.sub(r"\]?:\d+\b(?!:)", " ", use.text.replace("[", " ")) + " " + use.text
+
+
+def _gateway(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
+    met = _masqueraded(gateway(subject, lever), ruleset)
+    if met:
+        yield Finding("unsafe", "gateway", "other hosts' connections to port "
+                      f"{subject.port} may be translated here by "
+                      f"{named(met.chain, met.rule)}: their replies would be caught "
+                      "too")  # fmt: skip
+
+
+def _shared_port(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
+    """A masqueraded connection keeps its source port, or gets any above 1023 at random."""
+    met = _masqueraded(neighbours(subject, lever), ruleset)
+    if met:
+        # TCP clients take theirs from the ephemeral range unless they are told to; UDP's
+        # resolvers from everywhere, and NTP, IKE and the like from the service's own port.
+        rare = subject.proto == "tcp" and "random" not in met.use.text
+        text = (f"a connection of another host that {named(met.chain, met.rule)} translates would "
+                f"lose its replies if its source port is {subject.port}")  # fmt: skip
+        yield Finding("info" if rare else "warn", "shared-port", text)
+
+
+def _masqueraded(packets: Iterable[Packet], ruleset: Ruleset) -> Optional[Met]:
+    """The first statement that translates the source of one of these packets."""
+    for packet in packets:
+        for outcome in explore(lambda chosen, p=packet: evaluate(ruleset, p, chosen)):  # type: ignore[misc]
+            for met in outcome.met if outcome.verdict == "accept" else ():
+                if met.use.kind in ("snat", "masquerade"):
+                    return met
+    return None
+
+
+def named(chain: Chain, rule: Optional[Rule]) -> str:
+    """A rule, or a chain's policy, in words."""
+    if rule is None:
+        return f"the policy of {chain.where}"
+    return f'"{rule.text}" in {chain.where}'
