@@ -33,6 +33,7 @@ KEPT: Final = 1 << 18
 
 HERTZ: Final = 199
 """Samples a second on each CPU: no multiple of a usual tick."""
+SHOWN_STACKS: Final = 30
 FOLLOW_S: Final = 2.0
 ANSWER_S: Final = 60.0
 
@@ -170,6 +171,11 @@ class Measurement:
             tables=self._tables(readings),
             gc_lag=model.gc_lag(np.concatenate([np.zeros(0, np.int32), *self._overdue])),
             expired=self._expired,
+            sampled_stacks=model.top_stacks(
+                (s for s in clock if any(map(self._names.is_conntrack, s.frames))),
+                self._names.name,
+                SHOWN_STACKS,
+            ),
             gc_share=model.share_of(clock, self._names.name, "gc_worker"),
             chains=self._chains(readings, blind),
             waits=self._waits.read() if self._waits is not None else None,

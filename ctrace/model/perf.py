@@ -165,6 +165,8 @@ class Perf:
     """insert, drop or evict: what ``stacks`` are of."""
     stacks: tuple[tuple[str, int], ...] = ()
     """The most frequent ones, outermost function first, joined by ``;``."""
+    sampled_stacks: tuple[tuple[str, int], ...] = ()
+    """The most frequent ones by the CPU clock that pass through conntrack, as ``stacks``."""
     gc_share: Optional[float] = None
     """Of all CPU time, in the collector (gc_worker)."""
     waiting_share: Optional[float] = None
@@ -344,10 +346,12 @@ def gc_lag(overdue_ms: npt.NDArray[np.int32]) -> tuple[float, ...]:
     return tuple(float(q) / 1000 for q in np.quantile(overdue_ms, (0.5, 0.9, 0.99)))
 
 
-def top_stacks(stacks: Sequence[Stack], name: Callable[[int], str]) -> tuple[tuple[str, int], ...]:
+def top_stacks(
+    stacks: Iterable[Stack], name: Callable[[int], str], limit: int = 10
+) -> tuple[tuple[str, int], ...]:
     """The most frequent stacks by function."""
     found: dict[str, int] = {}
     for stack in stacks:
         text = ";".join(name(address) for address in reversed(stack.frames))
         found[text] = found.get(text, 0) + stack.count
-    return tuple(sorted(found.items(), key=lambda item: -item[1])[:10])
+    return tuple(sorted(found.items(), key=lambda item: -item[1])[:limit])

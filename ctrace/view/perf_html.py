@@ -42,6 +42,12 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             ([_text(row.function), f"{row.share:.2%}"] for row in perf.hot),
         )
         + table(
+            "Kernel stacks through conntrack",
+            (">samples", "outermost function first"),
+            ([f"{count:,}", _text(" → ".join(stack.split(";")))]
+             for stack, count in perf.sampled_stacks),
+        )
+        + table(
             "Hash table",
             ("namespace", ">entries", ">buckets", ">mean chain", ">restarts", ">chains too long",
              ">clashes resolved"),

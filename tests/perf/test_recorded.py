@@ -44,6 +44,7 @@ PERF = Perf(
     waits=(Wait("table lock", 3, 9000, 5000, "do_syscall_64;nf_conntrack_lock"),),
     stacks_of="drop",
     stacks=(("a;b", 4),),
+    sampled_stacks=(("do_syscall_64;nf_conntrack_in", 12),),
     gc_share=0.01,
     waiting_share=0.02,
     lost_samples=1,
