@@ -25,7 +25,7 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
                  *(f"{value:,.0f}" for value in row.percentiles)]
                 for row in perf.latencies
             ),
-            f"Percentiles ±{RELATIVE_ERROR:.0%}.",
+            f"Percentiles ±{RELATIVE_ERROR:.1%}.",
         )
         + table(
             "What NOTRACK would save",

@@ -110,7 +110,7 @@ def _latencies(perf: Perf) -> RenderableType:
             f"{row.mean:,.0f}",
             *(f"{value:,.0f}" for value in row.percentiles),
         )
-    return Group(Text(""), table, Text(f"percentiles ±{RELATIVE_ERROR:.0%}", style="dim"))
+    return Group(Text(""), table, Text(f"percentiles ±{RELATIVE_ERROR:.1%}", style="dim"))
 
 
 def _services(perf: Perf) -> RenderableType:
