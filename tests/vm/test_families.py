@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vm_kit import Net, Seen, Watch, flows, listed
+from vm_kit import Net, Seen, Watch, flows, listed, note
 
 from ctrace.capture import sys as bpf
 from ctrace.capture.family import Capture
@@ -43,10 +43,6 @@ KERNEL = os.environ.get("CTRACE_VM", "")
 alone = pytest.mark.skipif(not KERNEL, reason="changes the whole machine: in scripts/vm only")
 
 FUNCTIONS = ("fentry", "kprobe")
-
-
-def note(seen: Seen, family: str, what: str, how: str = "exact") -> None:
-    seen.setdefault(family, {})[what] = how
 
 
 @pytest.mark.skipif(not KERNEL, reason="what a stock Debian kernel offers")

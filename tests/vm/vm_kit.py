@@ -192,3 +192,8 @@ def first_packet(
         data = data[:16] + struct.pack("!H", checksum) + data[18:]
     size = 20 + len(data)
     return struct.pack("!BBHHHBBH4s4s", 0x45, 0, size, 0, 0, 64, number, 0, source, target) + data
+
+
+def note(seen: Seen, family: str, what: str, how: str = "exact") -> None:
+    """For the README's table: how this family sees it here."""
+    seen.setdefault(family, {})[what] = how
