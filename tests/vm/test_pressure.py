@@ -71,6 +71,7 @@ def test_a_chain_too_long_is_no_clash(
     assert len(sent.refused) == too_long  # EPERM
     if KERNEL == "5.10":
         assert too_long == 0  # chains have no limit there
+        note(seen, family, "chain", "no limit")
         return
     assert too_long > 0
     if capture.info.drop_tuples:
