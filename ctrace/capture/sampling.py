@@ -11,8 +11,7 @@ import fcntl
 import os
 import struct
 from enum import IntEnum
-from types import TracebackType
-from typing import Final, Optional
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -59,12 +58,7 @@ class Sampler:
     def __enter__(self) -> Sampler:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
