@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Optional
 
 import numpy as np
@@ -61,7 +61,6 @@ class Header:
 
 def header_json(header: Header) -> bytes:
     """The HEAD block's blob."""
-    hooks = header.hooks
     return dumps(
         {
             "format": [MAJOR, MINOR],
@@ -69,15 +68,7 @@ def header_json(header: Header) -> bytes:
             "version": header.version,
             "host": header.host,
             "kernel": header.kernel,
-            "hooks": {
-                "family": hooks.family,
-                "attached": list(hooks.attached),
-                "blind": list(hooks.blind),
-                "drop_tuples": hooks.drop_tuples,
-                "evictions": hooks.evictions,
-                "owners": hooks.owners,
-                "note": hooks.note,
-            },
+            "hooks": asdict(header.hooks),
             "clock_offset": header.clock.offset,
             "started": header.started,
             "filter": header.filter,

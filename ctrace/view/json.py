@@ -35,7 +35,7 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "schema": SCHEMA,
         "ts": utc(snapshot.ts),
         "host": snapshot.host,
-        "hooks": _hooks(snapshot),
+        "hooks": dataclasses.asdict(snapshot.hooks),
         "lost": snapshot.lost,
         "exact": snapshot.lost == 0 and not snapshot.memory.pruned,
         "interval_s": _round(snapshot.interval_s),
@@ -73,19 +73,6 @@ def utc_seconds(seconds: Optional[float]) -> Optional[str]:
         return None
     moment = datetime.fromtimestamp(round(seconds, 3), timezone.utc)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _hooks(snapshot: Snapshot) -> dict[str, Any]:
-    hooks = snapshot.hooks
-    return {
-        "family": hooks.family,
-        "attached": list(hooks.attached),
-        "blind": list(hooks.blind),
-        "drop_tuples": hooks.drop_tuples,
-        "evictions": hooks.evictions,
-        "owners": hooks.owners,
-        "note": hooks.note,
-    }
 
 
 def _table(table: Table) -> dict[str, Any]:
