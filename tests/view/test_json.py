@@ -44,7 +44,7 @@ def paths(value: Any, at: str = "") -> Iterator[str]:
         for name, inner in value.items():
             step = "*" if at.rpartition(".")[2] in MAPS else name
             yield from paths(inner, f"{at}.{step}" if at else step)
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         if not value:
             yield f"{at}[]"
         for inner in value:
