@@ -166,7 +166,7 @@ class Window:
 
     def nat(self) -> npt.NDArray[np.intp]:
         """Indices of the events whose tuple was rewritten."""
-        return np.flatnonzero(self.status & _NAT)
+        return np.flatnonzero((self.status & _NAT) != 0)
 
     def pair_hash(self) -> U64:
         """Hash of (source, service)."""
