@@ -23,6 +23,10 @@ ADVICE_OLD = 30.0
 class TopApp(TravelKeys):
     """``ctrace top`` and ``ctrace replay`` over any feed of snapshots."""
 
+    def action_leave(self) -> None:
+        """Leave, also from a question."""
+        self.exit()
+
     def action_quit(self) -> None:  # type: ignore[override]
         """Leave; the feed is closed by whoever opened it."""
         self.exit()
@@ -111,8 +115,6 @@ class TopApp(TravelKeys):
 
     def action_pane(self) -> None:
         """The cursor into the other table."""
-        if self._prompt.display:
-            return
         pane = "victims" if self.state.pane == "culprits" else "culprits"
         self.change(replace(self.state, mode="top", pane=pane, cursor=0, held=("", 0)))
 

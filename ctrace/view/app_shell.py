@@ -40,6 +40,7 @@ from ctrace.view.theme import NAMES, themes
 
 LOOK: float = 0.1
 """Seconds between two looks at the feed; a look that finds nothing new costs microseconds."""
+OURS = frozenset(key.action for key in KEYS)
 TOAST = 6.0
 """Seconds that a message stays in place of the footer."""
 
@@ -285,13 +286,19 @@ class Shell(App[None]):
         self._prompt.value = value
         self._prompt.cursor_position = len(value)
         self._prompt.display = True
-        self._prompt.focus()
+        # At once, not when the library gets to it: what is typed next belongs to the answer.
+        self.screen.set_focus(self._prompt)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:  # noqa: ARG002
+        """While something is asked, or the palette is open, letters are letters."""
+        asked = self._prompt.display or len(self.screen_stack) > 1
+        return not (asked and action in OURS)
 
     def action_cancel(self) -> None:
         """Put the question away."""
         self._asking = None
         self._prompt.display = False
-        self._stage.focus()
+        self.screen.set_focus(self._stage)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """An answer."""

@@ -73,7 +73,11 @@ class Prompt(Input):
 
 
 def bindings() -> list[BindingType]:
-    """The keys as the library wants them."""
+    """The keys as the library wants them.
+
+    All before the focused widget sees them, so that a key which opens the prompt has done
+    so when the next one is looked at, however fast they come.
+    """
     out: list[BindingType] = []
     for key in KEYS:
         for name in key.keys:
@@ -82,6 +86,7 @@ def bindings() -> list[BindingType]:
                 action = f"sort_digit({name})"
             elif action in ("move", "page", "edge"):
                 action = f"{action}({1 if name in ('down', 'pagedown', 'end') else -1})"
-            priority = name in ("tab", "ctrl+c")
-            out.append(Binding(name, action, key.text, show=False, priority=priority))
+            elif name == "ctrl+c":
+                action = "leave"
+            out.append(Binding(name, action, key.text, show=False, priority=True))
     return out

@@ -330,6 +330,21 @@ def test_the_demo_turns_the_pages_of_the_screen() -> None:
         assert b"Traceback" not in one.said
 
 
+def test_what_is_typed_at_once_goes_where_it_was_meant(tmp_path: Path) -> None:
+    """A pasted filter is a filter: not one letter of it is a command."""
+    with terminal("top", "--hooks", "netlink", "--group", "service", size=(120, 40)) as one:
+        one.until(b"CULPRITS")
+        before = os.listdir()
+        os.write(one.master, b"/dport=53130\r")
+        one.until(b"filter dport=53130")
+        os.write(one.master, b"/quarrel")
+        one.read(1.0)
+        os.write(one.master, b"\x03")
+        assert one.end() == 0
+        assert "recording" not in one.said.decode()
+        assert os.listdir() == before
+
+
 def test_what_is_awaited_and_what_is_missing_stands_on_the_screen() -> None:
     with terminal("top", "--hooks", "netlink", size=(120, 40)) as one:
         one.until(b"UNSEEN")
