@@ -79,7 +79,8 @@ class Measurement:
     def _attach(self, objects: Objects, hertz: int, family: Optional[str]) -> None:
         names, event = self._names, self._stacks_of
         timing = self._timing = self._part(
-            "time in conntrack", lambda: Timing(objects, self._spaces, family)
+            "time in conntrack",
+            lambda: Timing(objects, self._spaces, family, for_stacks=bool(event)),
         )
         self._waits = self._part("waits for conntrack's locks", lambda: Contention(objects, names))
         if not event:
@@ -129,6 +130,11 @@ class Measurement:
         if self._held > KEPT:
             kept = np.concatenate(self._overdue)[::2]
             self._overdue, self._held, self._every = [kept], len(kept), 2 * self._every
+
+    @property
+    def hands_off(self) -> bool:
+        """Whether other hooks would spoil what is measured."""
+        return self._timing is not None and self._timing.hands_off
 
     def unseen(self, sentence: str) -> None:
         """Another thing that cannot be measured here."""
@@ -271,6 +277,10 @@ def measure(
 def _wait(measurement: Measurement, duration: float) -> None:
     """Let the time pass while reading expired entries' lag, where that is possible."""
     deadline = time.monotonic() + duration
+    if measurement.hands_off:
+        measurement.unseen("collection lag: return probes would cut off the stacks")
+        time.sleep(duration)
+        return
     try:
         source = open_live(Filter(kinds=frozenset({Kind.DESTROY})), seed=False)
     except CtraceError as error:

@@ -53,9 +53,17 @@ class Timing:
     """Attaches the timers; :meth:`read` gives what they measured so far."""
 
     def __init__(
-        self, objects: Objects, namespaces: Sequence[Namespace], family: Optional[str] = None
+        self,
+        objects: Objects,
+        namespaces: Sequence[Namespace],
+        family: Optional[str] = None,
+        *,
+        for_stacks: bool = False,
     ) -> None:
         """The best family that works, or the one given.
+
+        ``for_stacks``: whole stacks matter more than times. Older kernels cannot unwind a
+        stack beyond a function with a return probe, so with kprobes nothing is timed then.
 
         Raises CtraceError when none does, UsageError for a family that cannot time.
         """
@@ -65,11 +73,15 @@ class Timing:
         self.blind: list[str] = []
         self._links: list[int] = []
         self._spaces: dict[int, list[int]] = {}
+        self._for_stacks = for_stacks
         refusals = []
         for name in FAMILIES if family is None else (family,):
             self.family, self.blind = name, []
             try:
-                if name == "netfilter":
+                if name == "kprobe" and for_stacks:
+                    kprobe.probe()
+                    self.blind.append("time in conntrack: return probes would cut off the stacks")
+                elif name == "netfilter":
                     self._netfilter(namespaces)
                 else:
                     self._functions()
@@ -78,6 +90,11 @@ class Timing:
                 self.close()
                 refusals.append(f"{name}: {refused}")
         raise CtraceError("packets cannot be timed here: " + "; ".join(refusals))
+
+    @property
+    def hands_off(self) -> bool:
+        """Whether nobody should set return probes now: they would cut off the stacks."""
+        return self.family == "kprobe" and self._for_stacks
 
     def __enter__(self) -> Timing:
         return self

@@ -73,7 +73,9 @@ def test_every_packet_is_timed_once_at_each_hook(timers: str) -> None:
     new, established = by_point["in new", "udp"], by_point["in established", "udp"]
     assert 1 <= new.packets <= 2
     assert 0.98 * 2 * (PACKETS - 1) <= established.packets <= 2 * (PACKETS - 1)
-    assert 0 < established.percentiles[0] < established.percentiles[-1]
+    # In an emulated machine a probe may take longer than what it measures.
+    assert 0 <= established.percentiles[0] < established.percentiles[-1]
+    assert KERNEL or established.percentiles[0] > 0
     assert cost is not None
     assert cost > 0
     if timers != "netfilter":
@@ -106,7 +108,7 @@ def test_the_timers_agree_with_the_kernels_clock_of_bpf_programs(timers: str) ->
     assert runs == pytest.approx(PACKETS, rel=0.02)
     added = ns / runs
     # What is left is the way to the program and back, and what the machine did meanwhile.
-    assert with_it[0] - without[0] == pytest.approx(added, rel=0.15)
+    assert with_it[0] - without[0] == pytest.approx(added, rel=0.3 if KERNEL else 0.15)
     assert with_it[1] == pytest.approx(with_it[0], rel=RELATIVE_ERROR)
 
 
