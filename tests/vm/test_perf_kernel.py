@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys as python
 import time
 from collections.abc import Iterator
 
@@ -293,38 +291,3 @@ def test_waits_for_locks_are_counted_or_said_not_to_be() -> None:
             assert isinstance(Contention(objects, symbols.kernel()).read(), tuple)
     finally:
         objects.close()
-
-
-@alone
-@pytest.mark.skipif(
-    len(os.sched_getaffinity(0)) < 3 or sys.kernel_version() < (5, 19),
-    reason="a spin lock's first waiter is not traced: scripts/vm 6.12 --cpus 4",
-)
-def test_waits_for_the_lock_of_all_are_seen_with_their_stack() -> None:
-    code = (
-        "import socket, sys\n"
-        "while True:\n"
-        " s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
-        " s.connect((sys.argv[1], 4611)); s.send(b'x'); s.close()\n"
-    )
-    with pair() as (a, b), Measurement(symbols.kernel()) as measurement:
-        load = [
-            a.start([python.executable, "-c", code, b.addresses["a"][0]], stderr=subprocess.DEVNULL)
-            for _ in range(3)
-        ]
-        deadline = time.monotonic() + 60
-        try:
-            while time.monotonic() < deadline and not measurement.answer().waits:
-                for _ in range(20):
-                    for buckets in ("65536", "131072"):
-                        with open("/proc/sys/net/netfilter/nf_conntrack_buckets", "w") as file:
-                            file.write(buckets)
-        finally:
-            for process in load:
-                process.kill()
-                process.wait()
-        waits = measurement.answer().waits
-    assert waits
-    assert all(wait.lock.endswith("lock") or wait.lock.endswith("locks") for wait in waits)
-    assert all(0 < wait.longest_ns <= wait.total_ns for wait in waits)
-    assert any("nf_conntrack" in wait.stack.rpartition(";")[2] for wait in waits)
