@@ -50,9 +50,11 @@ class LiveFeed:
         limit: int = LIMIT,
         early: bool = True,
         shown_filter: str = "",
+        flows_filtered: bool = False,
     ) -> None:
         """``early`` asks for a first snapshot before the interval is over; ``shown_filter``
-        is what was filtered in the kernel, in the user's words."""
+        is what was filtered in the kernel, in the user's words; with ``flows_filtered`` that
+        chose among a table's flows, so that its counters tell more than what was asked for."""
         self._open = open_source
         self._interval = interval
         self._view = (group, sort, filter_text)
@@ -60,6 +62,7 @@ class LiveFeed:
         self._limit = limit
         self._early = early
         self._shown_filter = shown_filter
+        self._flow_filter = shown_filter if flows_filtered else ""
         self._phase = Phase("attaching", "attaching to the kernel")
         self._latest: Optional[Snapshot] = None
         self._error: Optional[BaseException] = None
@@ -212,16 +215,15 @@ class LiveFeed:
     def _snapshot(self) -> Snapshot:
         assert self._model is not None
         group, sort, text = self._view
-        if not text:
-            snapshot = self._model.snapshot(group=group, sort=sort, limit=self._limit)
-        else:
-            # Looked for among many more than are shown, for what is wanted may be small.
-            many = self._model.snapshot(group=group, sort=sort, limit=SEARCHED, filter_text=text)
-            snapshot = filtered(many, text)
+        # Looked for among many more than are shown, for what is wanted may be small.
+        limit = SEARCHED if text else self._limit
+        snapshot = self._model.snapshot(
+            group=group, sort=sort, limit=limit, filter_text=self._flow_filter
+        )
+        if text:
+            snapshot = filtered(snapshot, text)
             snapshot = replace(snapshot, culprits=snapshot.culprits[: self._limit])
-        if not self._shown_filter:
-            return snapshot
-        return replace(snapshot, filter=f"{self._shown_filter} {snapshot.filter}".strip())
+        return replace(snapshot, filter=f"{self._shown_filter} {text}".strip())
 
     def at(self, group: str, limit: int) -> Snapshot:
         """This moment by another grouping, for advice. Raises CtraceError before the first."""

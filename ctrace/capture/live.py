@@ -6,13 +6,13 @@ import os
 import resource
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Optional, Protocol, cast
 
 import numpy as np
 
-from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner, SelfCost
+from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, Netns, Owner, SelfCost
 from ctrace.capture.family import Capture
 from ctrace.capture.look import Looks, Sampler
 from ctrace.capture.poller import LOOK, POLL, Poller
@@ -171,7 +171,7 @@ class LiveSource:
             tables = self._tables.read(spaces) if look else ()
             with self._poller.lock:
                 names = self._names.learn(events, spaces, look)
-                counts = self._capture.counts()
+                counts = self._counts()
             yield Batch(
                 events=events,
                 until=max(taken.until, int(events["ts"][-1]) if len(events) else 0),
@@ -208,12 +208,18 @@ class LiveSource:
     # -- inside ------------------------------------------------------------------------------
 
     def _follow(self) -> list[Namespace]:
-        """Look which namespaces exist; those that are new."""
-        found = {space.inum: space for space in netns.find()}
+        """Look which of the namespaces asked for exist; those that are new."""
+        only = self._wanted.netns
+        found = {space.inum: space for space in netns.find() if only is None or space.inum == only}
         fresh = [space for inum, space in found.items() if inum not in self._namespaces]
         self._namespaces = found
         self._capture.follow(list(found.values()))
         return fresh
+
+    def _counts(self) -> Mapping[int, Counts]:
+        """Exact counters of the namespaces asked for; hooks count the others', too."""
+        only, counts = self._wanted.netns, self._capture.counts()
+        return counts if only is None else {at: c for at, c in counts.items() if at == only}
 
     def _matching(self, events: Events) -> Events:
         """Only netlink leaves filtering to us; an existing entry always needs it."""

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -116,6 +117,7 @@ def command(
         limit=limit,
         early=as_screen,
         shown_filter=shown,
+        flows_filtered=not replace(wanted, netns=None).is_empty,
     )
     try:
         if as_screen:

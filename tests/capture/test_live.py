@@ -354,3 +354,28 @@ def test_bad_arguments_get_one_line(args: tuple[str, ...], status: int, text: st
     assert done.returncode == status
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@root
+@pytest.mark.kernel
+@pytest.mark.parametrize("more", [(), ("-p", "udp", "--dport", "53")], ids=["all", "some flows"])
+def test_totals_are_of_the_namespace_and_the_flows_asked_for(
+    lab: Lab, more: tuple[str, ...]
+) -> None:
+    a, b = pair(lab)
+    there, back = b.addresses["a"][0], a.addresses["b"][0]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ctrace", "top", "4", "--once", "-o", "json",
+         "--netns", str(a.inum), *more],
+        stdout=subprocess.PIPE, text=True,
+    ) as top:  # fmt: skip
+        time.sleep(2.5)
+        traffic.udp_flows(a, (there, 53), 30)
+        traffic.udp_flows(a, (there, 9), 70, first_port=30000)
+        traffic.udp_flows(b, (back, 53), 500, first_port=40000)
+        assert top.stdout is not None
+        seen = json.loads(top.stdout.read())
+    assert [table["netns"] for table in seen["tables"]] == [a.inum]
+    # what b sends arrives, and is tracked, at a, too
+    assert seen["totals"]["insert"] == (530 if more else 600)
+    assert sum(culprit["inserts"] for culprit in seen["culprits"]) == seen["totals"]["insert"]
