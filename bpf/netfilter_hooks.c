@@ -388,7 +388,8 @@ int nf_drop(struct tracepoint *ctx)
 	u64 skb, sk, device, dst, nfct, ct, net;
 	u32 netns;
 
-	if ((u32)ctx->args[2] != DROP_REASON)
+	/* a packet that comes back from a queue is freed without a reason (nf_reinject) */
+	if ((u32)ctx->args[2] != DROP_REASON && (u32)ctx->args[2] != NO_REASON)
 		return 0;
 	skb = ctx->args[0];
 	/* once for all: this hook sees every dropped packet; `e` has the room */

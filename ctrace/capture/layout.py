@@ -122,6 +122,7 @@ _SIZES: Final = {"CT_SIZE": "nf_conn", "TUPLEHASH_SIZE": "nf_conntrack_tuple_has
 
 _ENUMS: Final = {
     "DROP_REASON": ("SKB_DROP_REASON_NETFILTER_DROP", "skb_drop_reason"),
+    "NO_REASON": ("SKB_DROP_REASON_NOT_SPECIFIED", "skb_drop_reason"),
     "L3MDEV_MASTER": ("IFF_L3MDEV_MASTER", "netdev_priv_flags"),
     "EXT_TIMEOUT": ("NF_CT_EXT_TIMEOUT", "nf_ct_ext_id"),
 }

@@ -183,9 +183,10 @@ def empty(net: Net) -> None:
 
 
 @pytest.mark.parametrize("proto", ["udp", "tcp"])
+@pytest.mark.parametrize("where", ["filter OUTPUT", "mangle POSTROUTING"])
 @pytest.mark.usefixtures("empty")
 def test_two_packets_of_one_tuple(
-    proto: str, family: str, net: Net, capture: Capture, seen: Seen
+    where: str, proto: str, family: str, net: Net, capture: Capture, seen: Seen
 ) -> None:
     """The second is merged into the first's entry (UDP) or dropped (TCP).
 
@@ -194,8 +195,9 @@ def test_two_packets_of_one_tuple(
     client, server = net.client, net.server
     source, target = client.addresses["server"][0], server.addresses["client"][0]
     to = ["-p", proto, "--dport", "4444", "-j"]
+    table, chain = where.split()
     with (
-        rule(client, "OUTPUT", *to, "NFQUEUE", "--queue-num", "7"),
+        rule(client, chain, "-t", table, *to, "NFQUEUE", "--queue-num", "7"),
         # an answer would end the first entry before the second packet comes
         rule(server, "INPUT", *to, "DROP"),
         Watch(capture, net.nodes) as watch,
