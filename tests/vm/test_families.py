@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,9 +26,7 @@ from ctrace.capture.family import Capture
 from ctrace.capture.fentry import FentryCapture
 from ctrace.capture.kprobe import KprobeCapture
 from ctrace.capture.ladder import probe
-from ctrace.capture.live import FAMILIES
 from ctrace.errors import CtraceError
-from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.lab import traffic
 from ctrace.record import Direction, Kind, Reason, Status, address_text
@@ -446,27 +444,30 @@ def _programs() -> set[int]:
         found.add(last)
 
 
+_HOLD = """
+import signal, sys
+from ctrace.capture.live import FAMILIES
+from ctrace.filters import Filter
+from ctrace.host import netns
+made = FAMILIES[sys.argv[1]](Filter(), 1 << 16)
+made.follow(netns.find())
+print("ready", flush=True)
+signal.pause()
+"""
+
+
 @alone
 def test_kill_9_leaves_nothing(family: str, net: Net, capture: Capture) -> None:
     before = _programs()
-    ready, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, family], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
         try:
-            made = FAMILIES[family](Filter(), 1 << 16)
-            made.follow(netns.find())
-            os.write(tell, b"1")
-            signal.pause()
+            assert child.stdout.readline() == "ready\n"
+            during = _programs()
         finally:
-            os._exit(1)
-    try:
-        assert os.read(ready, 1) == b"1"
-        during = _programs()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(ready)
-        os.close(tell)
+            child.kill()
     assert family == "netlink" or during > before
     deadline = time.monotonic() + 20
     while _programs() != before and time.monotonic() < deadline:
