@@ -321,6 +321,8 @@ def chart_lines(snapshot: Snapshot, width: int, height: int, palette: Palette) -
     top = float(limit if limit and peak > limit / 8 else peak * 1.25 or 1)
     scale = max(len(fmt.short(top)), 5)
     plot = width - LABEL - scale - 3
+    if plot < 1:
+        return []
     stretched = _stretch(past.count, plot)
     out = []
     for index, (bars, _) in enumerate(chart(stretched, plot, height - 1, top)):

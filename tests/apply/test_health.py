@@ -83,8 +83,9 @@ def test_clients_that_were_stuck_are_no_harm(lab: Lab, others: str) -> None:
     assert not verdict.worse
     told = [line for line in verdict.seen if line.startswith("resets of established")]
     assert told, "the resets must have been there, or this proves nothing"
-    said = "held up" if others == "quiet" else "from before"
-    assert said in told[0]
+    # how many refusals fall into the last second is chance, so either may be what is said
+    said = ["held up"] if others == "quiet" else ["from before", "held up"]
+    assert any(words in told[0] for words in said)
 
 
 def test_fresh_failures_of_others_count(lab: Lab) -> None:

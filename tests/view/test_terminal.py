@@ -312,7 +312,7 @@ def test_the_demo_plays_itself_through() -> None:
     assert "tcp/8063" in full.split("WHY")[1].splitlines()[0]
     recovered = re.search(r"Fill (\S+) %, (\d+) refusals last second, (\d+) conn", told[at[5]])
     assert recovered, told[at[5]]
-    assert float(recovered[1]) < 30
+    assert float(recovered[1]) < 50
     assert int(recovered[2]) == 0
     assert int(recovered[3]) > 50
 
