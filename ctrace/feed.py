@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ctrace.model.model import Model
     from ctrace.trace.late import LateRecording
 
-EARLY = 0.2
+EARLY = 0.1
 """Seconds until the first snapshot."""
 LIMIT = 200
 """Culprits in a snapshot: more than any screen shows without scrolling far."""
