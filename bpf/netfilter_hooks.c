@@ -399,7 +399,6 @@ int nf_drop(struct tracepoint *ctx)
 	sk = SKB_WORD(skb, SKB_SK);
 	device = SKB_WORD(skb, SKB_DEV);
 	dst = SKB_WORD(skb, SKB_DST);
-	__builtin_memset(&e, 0, sizeof(e));
 	ct = nfct & NFCT_PTR;
 	if ((nfct & NFCT_INFO) == CTINFO_UNTRACKED)
 		return 0;
@@ -435,6 +434,7 @@ int nf_drop(struct tracepoint *ctx)
 		/* more than one: packets whose own tuple went by unseen */
 		if (several > 1)
 			count(netns, reason, several - 1);
+		__builtin_memset(&e, 0, sizeof(e));
 		packet_tuples(&e, skb);
 		emit_drop_read(&e, net, reason,
 			       sk ? CTRACE_D_OUT : CTRACE_D_UNKNOWN);
