@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +23,7 @@ from ctrace.record import (
     join,
 )
 from ctrace.trace.meta import Header
+from ctrace.trace.writer import Writer
 
 NETNS = 4026531840
 SECOND = 1_000_000_000
@@ -182,3 +186,28 @@ def _mapped(four: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     out[:, :12] = np.frombuffer(MAPPED_PREFIX, np.uint8)
     out[:, 12:] = four
     return out
+
+
+def incident() -> list[Batch]:
+    """Twenty seconds with refusals in the middle."""
+    events = traffic(20_000, rate=1000)
+    inserts = np.flatnonzero(events["kind"] == Kind.INSERT)
+    refused = inserts[len(inserts) // 2 : len(inserts) // 2 + 1400 : 7]
+    gone = np.isin(events["ct"], []) | False
+    for row in refused:  # its destroy never comes
+        same = np.flatnonzero(
+            (events["ct"] == events["ct"][row]) & (events["kind"] == Kind.DESTROY)
+        )
+        after = same[same > row]
+        gone[after[:1]] = True
+    events["kind"][refused], events["reason"][refused] = Kind.DROP, Reason.TABLE_FULL
+    events["ct"][refused] = 0
+    return batches(events[~gone])
+
+
+def write(path: Path, batches: list[Batch], host: str = "web1") -> Path:
+    """A recording of these batches."""
+    with Writer(str(path), replace(header(), host=host)) as writer:
+        for batch in batches:
+            writer.write(batch)
+    return path

@@ -16,6 +16,7 @@ from browser import CHROMIUM, Browser
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import incident, write
 
 import ctrace
 from ctrace.batch import Batch, Names, Owner
@@ -29,44 +30,9 @@ from ctrace.trace.replay import ReplayFeed
 from ctrace.trace.review import review
 from ctrace.trace.segments import FlightRecorder, Retention, parse_trigger
 from ctrace.trace.series import runs
-from ctrace.trace.writer import Writer
 
 SECOND = synthetic.SECOND
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202egnp"
-
-
-def incident() -> list[Batch]:
-    """Twenty seconds with refusals in the middle."""
-    events = synthetic.traffic(20_000, rate=1000)
-    inserts = np.flatnonzero(events["kind"] == Kind.INSERT)
-    refused = inserts[len(inserts) // 2 : len(inserts) // 2 + 1400 : 7]
-    gone = np.isin(events["ct"], []) | False
-    for row in refused:  # its destroy never comes
-        same = np.flatnonzero(
-            (events["ct"] == events["ct"][row]) & (events["kind"] == Kind.DESTROY)
-        )
-        after = same[same > row]
-        gone[after[:1]] = True
-    events["kind"][refused], events["reason"][refused] = Kind.DROP, Reason.TABLE_FULL
-    events["ct"][refused] = 0
-    return synthetic.batches(events[~gone])
-
-
-def write(path: Path, batches: list[Batch], host: str = "web1") -> Path:
-    with Writer(str(path), replace(synthetic.header(), host=host)) as writer:
-        for batch in batches:
-            writer.write(batch)
-    return path
-
-
-@pytest.fixture(scope="module")
-def truth() -> list[Batch]:
-    return incident()
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, truth: list[Batch]) -> Path:
-    return write(tmp_path_factory.mktemp("recording") / "a.data", truth)
 
 
 def model() -> Model:

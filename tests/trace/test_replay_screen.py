@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from test_over_recordings import at, incident, write
+from test_over_recordings import at
 from textual.pilot import Pilot
 
 import ctrace
@@ -17,16 +17,6 @@ from ctrace.trace.replay import ReplayFeed
 from ctrace.view.app import TopApp
 
 Drive = Callable[[TopApp, "Pilot[None]", ReplayFeed], Awaitable[None]]
-
-
-@pytest.fixture(scope="module")
-def truth() -> list[Batch]:
-    return incident()
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, truth: list[Batch]) -> Path:
-    return write(tmp_path_factory.mktemp("recording") / "a.data", truth)
 
 
 def drive(file: Path, what: Drive, *, paused: bool = True) -> None:
