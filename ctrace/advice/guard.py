@@ -11,8 +11,10 @@ import sys
 import time
 
 from ctrace.advice import state
-from ctrace.advice.undo import undo
+from ctrace.advice.installed import PERMANENT, TRIAL, listing
+from ctrace.advice.undo import applied, undo
 from ctrace.errors import CtraceError
+from ctrace.host import netns
 
 POLL_S = 0.5
 GRACE_S = 1.0
@@ -31,11 +33,31 @@ def watch(inum: int) -> None:
         time.sleep(POLL_S)
     for _ in range(TRIES):
         try:
-            undo(inum, expired_only=True)
-            state.forget(inum)
-            return
+            if _tidied(inum, note):
+                return
         except CtraceError:
-            time.sleep(POLL_S)
+            pass  # another ctrace is changing rules: look again
+        time.sleep(POLL_S)
+
+
+def _tidied(inum: int, note: state.Note) -> bool:
+    """Remove a trial that is over; False while the kernel still counts down.
+
+    The kernel's clock starts with the transaction, on a busy host seconds after ours.
+    """
+    undo(inum, expired_only=True)
+    left = {change.installed.state: change.namespace for change in applied(inum)}
+    if TRIAL in left:
+        return False
+    with state.locked():
+        if state.read(inum) != note:
+            return True  # removed, confirmed, or another plan's by now
+        if PERMANENT in left:  # killed between confirming and writing it down
+            with netns.enter(left[PERMANENT].path):
+                state.write(note.confirmed(listing()))
+        else:
+            state.forget(inum)
+    return True
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from ctrace.lab.traffic import tcp_connections, tcp_server
 pytestmark = pytest.mark.kernel
 
 TRIAL_S = 6
+LATE_S = 4
+"""A host so busy that the transaction, and the kernel's clock with it, starts this late."""
 ACCEPT = Accept("nft", "inet", "fw", "in", 3, "input", "server", "to")
 
 SHIM = """#!/bin/sh
@@ -35,6 +37,7 @@ grep -q guard /proc/$PPID/cmdline && exec {nft} "$@"
 n=$(( $(cat {count} 2>/dev/null || echo 0) + 1 ))
 echo $n > {count}
 if [ "$n" = {at} ] && [ {when} = before ]; then kill -9 $PPID; exit 1; fi
+if [ "$n" = {at} ] && [ {when} = late ]; then sleep {late}; fi
 {nft} "$@"
 status=$?
 if [ "$n" = {at} ]; then kill -9 $PPID; fi
@@ -63,7 +66,11 @@ class Victim:
         shim = self.folder / "nft"
         shim.write_text(
             SHIM.format(
-                count=self.folder / "count", at=self.at, when=self.when, nft=shutil.which("nft")
+                count=self.folder / "count",
+                at=self.at,
+                when=self.when,
+                late=LATE_S,
+                nft=shutil.which("nft"),
             )
         )
         shim.chmod(0o755)
@@ -86,7 +93,7 @@ def test_killed_at_every_run_of_nft(lab: Lab, tmp_path: Path) -> None:
     """Each time the guard brings the old rules back, byte for byte, and then ends."""
     victims = [
         Victim(lab.namespace(f"{when}{at}"), tmp_path / f"{when}{at}", at, when)
-        for when, runs in (("after", range(1, 10)), ("before", (7, 8, 9)))
+        for when, runs in (("after", range(1, 10)), ("before", (7, 8, 9)), ("late", (7,)))
         for at in runs
     ]
     with ThreadPoolExecutor(8) as pool:
