@@ -155,6 +155,11 @@ RECORD: Final[np.dtype[np.void]] = np.dtype(
 ``idle_ms``/``overdue_ms``/``timeout_ms``/``mark`` (destroy, sampled) share their bytes, as
 in C: read the ones that the row's kind has."""
 
+ROW: Final = np.dtype((np.void, RECORD.itemsize))
+"""A record as mere bytes: numpy copies these in half the time that fields or words take."""
+Rows = npt.NDArray[np.void]
+"""A one-dimensional array of :data:`ROW`."""
+
 WORDS: Final = 15
 """A record seen as 64-bit words: 2-3 src, 4-5 dst, 6-7 and 8-9 the reply's, 10 ports."""
 
@@ -187,6 +192,14 @@ def join(parts: Sequence[Events]) -> Events:
         return empty()
     whole: Events = np.concatenate([words(part) for part in parts]).view(RECORD).reshape(-1)
     return whole
+
+
+def by_time(events: Events) -> Events:
+    """The records sorted by time, equal ones as they stand; the same array when they are."""
+    times = events["ts"]
+    if (times[1:] < times[:-1]).any():
+        events = events.view(ROW)[np.argsort(times, kind="stable")].view(RECORD)
+    return events
 
 
 def proto_name(number: int) -> str:

@@ -181,7 +181,7 @@ def paced(producer: Producer, rate: int, seconds: float = 3.0) -> Row:
         taken = 0
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not stop.is_set():
-            time.sleep(0.01)
+            time.sleep(producer.rings.interval)
             taken += producer.drain(ours)
         used = (time.thread_time() - cpu) / seconds
         os.waitpid(pid, 0)

@@ -231,6 +231,11 @@ class FunctionCapture(ABC, Generic[Target]):
         self._note_missed()
         return self._objects.counts()
 
+    @property
+    def interval(self) -> float:
+        """Seconds that may pass until the next poll."""
+        return self._objects.rings.interval
+
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id)."""
         return self._objects.owner_comms(keys)

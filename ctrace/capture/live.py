@@ -22,7 +22,7 @@ from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns, process
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
-from ctrace.record import Events, Kind, join
+from ctrace.record import Events, Kind, by_time, join
 
 ADDRESSES: Final = 30.0
 """Seconds between two looks at a namespace's addresses."""
@@ -263,10 +263,7 @@ class LiveSource:
 
 def in_order(parts: Sequence[Events]) -> Events:
     """The parts as one array by time; existing entries first among equals."""
-    events = join(parts)
-    if (events["ts"][1:] < events["ts"][:-1]).any():
-        events = events[np.argsort(events["ts"], kind="stable")]
-    return events
+    return by_time(join(parts))
 
 
 class _NameBook:

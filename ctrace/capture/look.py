@@ -56,8 +56,10 @@ class Sampler:
             keep = ~sampled
             keep[good] = True
             events = events[keep]
+        if self._room <= 0 or not self._works:
+            return events
         inserts = np.flatnonzero(events["kind"] == int(Kind.INSERT))
-        if len(inserts) and self._room > 0 and self._works:
+        if len(inserts):
             count = min(self._room, len(inserts))
             self._room -= count
             chosen = sorted(self._random.sample(range(len(inserts)), count))

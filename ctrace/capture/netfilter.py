@@ -116,6 +116,11 @@ class NetfilterCapture:
             counts[Reason.NONE] = 0
         return found
 
+    @property
+    def interval(self) -> float:
+        """Seconds that may pass until the next poll."""
+        return self._objects.rings.interval
+
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id)."""
         return self._objects.owner_comms(keys)

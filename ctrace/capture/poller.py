@@ -18,7 +18,7 @@ from ctrace.capture.look import Sampler
 from ctrace.record import Events
 
 POLL: Final = 0.02
-"""Seconds between two looks at the rings: 2 MiB per CPU last for 0.8 M events/s."""
+"""Seconds between two looks at a source that has no ``interval`` of its own."""
 LOOK: Final = 1.0
 """Seconds between two looks at which namespaces exist."""
 PENDING: Final = 500_000
@@ -82,7 +82,7 @@ class Poller:
     def _run(self) -> None:
         looked = time.monotonic()
         try:
-            while not self._stop.wait(POLL):
+            while not self._stop.wait(getattr(self._capture, "interval", POLL)):
                 with self.lock:
                     if self._rows < PENDING:
                         self._step()

@@ -15,19 +15,31 @@ import mmap
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable
 from typing import Final, Optional
 
 import numpy as np
-import numpy.typing as npt
 
 from ctrace.capture import sys
 from ctrace.errors import CtraceError
-from ctrace.record import RECORD, WORDS, Events, empty
+from ctrace.record import RECORD, ROW, Events, Rows, by_time, empty
 
 PAGE: Final = mmap.PAGESIZE
-SLOT_WORDS: Final = WORDS + 1
-SLOT: Final = SLOT_WORDS * 8
+SLOT: Final = 8 + RECORD.itemsize
+
+CHUNK: Final = 4096
+"""Slots (512 KiB) read at a time: their payload is copied while still in the cache to
+which looking at their headers brought them."""
+BURST: Final = 800_000
+"""Records a second on one CPU that a ring must have room for between two readings: a
+flush deletes half a million entries a second, nothing makes as many."""
+QUICK: Final = 0.02
+SLOW: Final = 0.05
+"""Seconds between two readings while much, and while little comes: each reading costs
+the same for few records, and many are better read before they leave the cache."""
+MUCH: Final = 8192
+"""Records of one reading, 1 MiB in the rings."""
 
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
@@ -59,39 +71,53 @@ class Ring:
         )
         self._consumer = np.frombuffer(self._writable, np.uint64, 1)
         self._producer = np.frombuffer(self._readable, np.uint64, 1)
-        self._slots = np.frombuffer(self._readable, np.uint64, offset=PAGE).reshape(-1, SLOT_WORDS)
-        self._headers = np.frombuffer(self._readable, np.uint32, offset=PAGE)[:: SLOT_WORDS * 2]
+        self._slots: Rows = np.ndarray(
+            2 * size // SLOT, ROW, self._readable, PAGE + SLOT - RECORD.itemsize, (SLOT,)
+        )
+        self._headers = np.frombuffer(self._readable, np.uint32, offset=PAGE)[:: SLOT // 4]
         self._at = int(self._consumer[0])
         self.was_full = False
         """Whether there was no room for one more at some time since this was last cleared."""
 
     @property
-    def pending(self) -> bool:
-        """Whether something was written since the last reading."""
-        return int(self._producer[0]) != self._at
+    def pending(self) -> int:
+        """How many records were begun since the last reading."""
+        return (int(self._producer[0]) - self._at) // SLOT
 
-    def read(self) -> npt.NDArray[np.uint64]:
-        """Committed records, copied out and released: (n, 15) words."""
-        pending = (int(self._producer[0]) - self._at) // SLOT
-        if pending <= 0:
-            return np.empty((0, WORDS), np.uint64)
-        self._fence()
-        first = (self._at & (self.size - 1)) // SLOT
-        headers = self._headers[first : first + pending].copy()
-        busy = np.flatnonzero(headers & _BUSY)
-        count = int(busy[0]) if len(busy) else pending
-        self._fence()
-        records = self._slots[first : first + count, 1:].copy()
+    def read(self, into: Rows) -> int:
+        """Copy out and release at most as many records as ``into`` has room for, which
+        must be pending; how many there were before the first that is not written yet."""
+        left, stored = len(into), 0
+        while left:
+            slots = min(left, CHUNK)
+            left -= slots
+            first = (self._at & (self.size - 1)) // SLOT
+            self._fence()
+            headers, good = self._headers[first : first + slots], None
+            if int(headers.max()) >= _DISCARD:
+                headers = headers.copy()
+                busy = np.flatnonzero(headers & _BUSY)
+                if len(busy):
+                    slots, left = int(busy[0]), 0
+                good = np.flatnonzero(headers[:slots] & _DISCARD == 0)
+            self._fence()
+            rows = self._slots[first : first + slots]
+            if good is not None:
+                rows = rows[good]
+            into[stored : stored + len(rows)] = rows
+            stored += len(rows)
+            self._release(slots)
+        return stored
+
+    def _release(self, slots: int) -> None:
         self._fence()
         before = self._at
-        self._at += count * SLOT
+        self._at += slots * SLOT
         self._consumer[0] = self._at
         # bpf_ringbuf_reserve() refuses what would make it larger than size - 1. Asked
         # after the release, so that what was refused during the copy is not missed.
         self._fence()
         self.was_full |= int(self._producer[0]) - before + SLOT > self.size - 1
-        discarded = headers[:count] & _DISCARD
-        return records[discarded == 0] if discarded.any() else records
 
     def close(self) -> None:
         """Unmap."""
@@ -106,10 +132,13 @@ class Rings:
     def __init__(self, size: int) -> None:
         """``size`` bytes each, rounded up to a power of two. Raises BpfError."""
         self.size = max(PAGE, 1 << (size - 1).bit_length())
+        self._slow = min(max(self.size // SLOT / BURST, QUICK), SLOW)
+        self.interval = self._slow
+        """Seconds that may pass until the next reading."""
         cpus = sys.possible_cpus()
         self._fds: list[int] = []
         self.rings: list[Ring] = []
-        self._held = empty()
+        self._held: Rows = np.empty(0, ROW)
         self.map = -1
         try:
             for cpu in range(cpus):
@@ -137,16 +166,25 @@ class Rings:
         calls are in time order although CPUs commit theirs at slightly different times.
         ``settle`` sees all of them, also the held ones, before that.
         """
-        if not len(self._held) and not any(ring.pending for ring in self.rings):
-            return self._held  # idle costs a glance at each ring
         limit = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(hold * 1e9)
-        parts = [part for ring in self.rings if len(part := ring.read())]
-        events = merge(self._held, parts)
+        pending = [ring.pending for ring in self.rings]
+        self.interval = QUICK if sum(pending) > MUCH else self._slow
+        count = len(self._held)
+        if not count and not any(pending):
+            return empty()  # idle costs a glance at each ring
+        rows = np.empty(count + sum(pending), ROW)
+        rows[:count] = self._held
+        for ring, slots in zip(self.rings, pending, strict=True):
+            count += ring.read(rows[count : count + slots])
+        events = by_time(rows[:count].view(RECORD))
         if settle is not None:
             events = settle(events)
-        cut = int(np.searchsorted(events["ts"], limit, side="right"))
+        times = events["ts"]
+        cut = len(times)
+        if cut and times[-1] > limit:
+            cut = bisect_right(times, limit)  # numpy's would copy the column first
         # a copy: a view would keep the whole batch alive for a few rows
-        self._held = events[cut:].copy()
+        self._held = events[cut:].view(ROW).copy()
         return events[:cut]
 
     def take_was_full(self) -> bool:
@@ -164,16 +202,3 @@ class Rings:
             if fd >= 0:
                 os.close(fd)
         self.rings, self._fds, self.map = [], [], -1
-
-
-def merge(held: Events, parts: Sequence[npt.NDArray[np.uint64]]) -> Events:
-    """Arrays of (n, 15) words and already sorted records as one array sorted by time."""
-    arrays = [held.view(np.uint64).reshape(-1, WORDS)] if len(held) else []
-    arrays.extend(parts)
-    if not arrays:
-        return empty()
-    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    times = joined[:, 0]
-    if len(times) > 1 and (times[1:] < times[:-1]).any():
-        joined = joined[np.argsort(times, kind="stable")]
-    return joined.reshape(-1).view(RECORD)

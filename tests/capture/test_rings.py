@@ -13,8 +13,8 @@ import pytest
 from ctrace.capture import btf, compiler, layout, sys
 from ctrace.capture.objects import Objects
 from ctrace.capture.percpu import online_cpus
-from ctrace.capture.rings import SLOT, merge
-from ctrace.record import RECORD, WORDS, Events, Reason, empty, join
+from ctrace.capture.rings import SLOT
+from ctrace.record import RECORD, Events, Reason, by_time, empty, join
 
 ROUNDS = 3000
 PER_RUN = 32
@@ -121,14 +121,14 @@ def test_what_is_held_back_is_settled_too(objects: Objects) -> None:
     assert len(events) == 45
 
 
-def test_merging_is_sorting_by_time() -> None:
-    held = empty(2)
-    held["ts"] = [1, 9]
-    one = np.zeros((3, WORDS), np.uint64)
-    one[:, 0] = [3, 5, 11]
-    two = np.zeros((2, WORDS), np.uint64)
-    two[:, 0] = [2, 10]
-    merged = merge(held, [one, two])
-    assert merged.dtype == RECORD
-    assert merged["ts"].tolist() == [1, 2, 3, 5, 9, 10, 11]
-    assert len(merge(empty(), [])) == 0
+def test_sorting_by_time_keeps_records_whole() -> None:
+    mixed = empty(7)
+    mixed["ts"] = [1, 9, 3, 5, 9, 2, 10]
+    mixed["ct"] = [1, 9, 3, 5, 8, 2, 10]
+    mixed["sport"] = mixed["ct"]
+    ordered = by_time(mixed)
+    assert ordered.dtype == RECORD
+    assert ordered["ts"].tolist() == [1, 2, 3, 5, 9, 9, 10]
+    assert ordered["ct"].tolist() == ordered["sport"].tolist() == [1, 2, 3, 5, 9, 8, 10]
+    assert by_time(ordered) is ordered
+    assert len(by_time(empty())) == 0
