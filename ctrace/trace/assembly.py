@@ -13,8 +13,9 @@ from ctrace.batch import Batch, Counts, Names, SelfCost, TableReading
 from ctrace.record import N_REASONS, Events, Kind, empty, join
 from ctrace.trace import meta
 from ctrace.trace.columns import Columns
-from ctrace.trace.events import IMAGE, Ring, Rows
+from ctrace.trace.events import Rows
 from ctrace.trace.format import LIMIT_BATCH, LIMIT_BLOB, LIMIT_TIME, Column, Damaged
+from ctrace.trace.window import IMAGE, Ring
 
 
 @dataclass

@@ -28,8 +28,7 @@ CONSTANT = 0xFF
 """Plane number of a column whose values are all the base."""
 
 _HASH_BITS = 15
-_HASH = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(64 - _HASH_BITS)
+_HASH = 0x9E3779B97F4A7C15
 
 
 def encode(column: int, values: Unsigned, compress: Compressor) -> list[Section]:
@@ -72,34 +71,37 @@ def dictionary(values: Unsigned) -> Optional[tuple[Unsigned, Unsigned]]:
     few = _few(values)
     if few is not None:
         return few
-    wide = values.astype(np.uint64, copy=False)
-    place = ((wide * _HASH) >> _SHIFT).astype(np.intp)
-    slots = np.zeros(1 << _HASH_BITS, np.uint64)
+    # As wide as need be: the product of 32-bit numbers takes half as long.
+    wide = values if values.itemsize == 8 else values.astype(np.uint32, copy=False)
+    bits = min(_HASH_BITS, n.bit_length())
+    hashed = wide * wide.dtype.type(_HASH >> 8 * (8 - wide.itemsize))
+    hashed >>= wide.dtype.type(8 * wide.itemsize - bits)
+    place = hashed.astype(np.intp)
+    slots = np.zeros(1 << bits, wide.dtype)
     slots[place] = wide
-    missed = np.flatnonzero(slots[place] != wide)
+    missed = np.flatnonzero(slots.take(place) != wide)
     if len(missed) > n // 4:
         return None
-    others = np.empty(0, np.uint64)
+    others = np.empty(0, wide.dtype)
     if len(missed):
-        others, inverse = np.unique(wide[missed], return_inverse=True)
-        place[missed] = (1 << _HASH_BITS) + inverse
+        others, inverse = np.unique(wide.take(missed), return_inverse=True)
+        place[missed] = len(slots) + inverse
     counts = np.bincount(place, minlength=len(slots) + len(others))
-    used = np.flatnonzero(counts)
+    used = np.flatnonzero(counts != 0)
     if len(used) > n // 4 or len(used) > 1 << 16:
         return None
     used = used[np.argsort(-counts[used], kind="stable")]
     rank = np.empty(len(counts), np.uint16 if len(used) > 256 else np.uint8)
     rank[used] = np.arange(len(used))
     table = np.concatenate((slots, others))[used].astype(values.dtype)
-    return table, rank[place]
+    return table, rank.take(place)
 
 
 def _few(values: Unsigned) -> Optional[tuple[Unsigned, Unsigned]]:
     """The same where a handful of values, all among the first ones, make up the column."""
-    table, counts = np.unique(values[:512], return_counts=True)
+    table = np.unique(values[:512])
     if len(table) > 6:
         return None
-    table = table[np.argsort(-counts, kind="stable")]
     codes = np.zeros(len(values), np.uint8)
     found = int(np.count_nonzero(values == table[0]))
     for code, value in enumerate(table[1:], 1):

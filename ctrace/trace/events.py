@@ -7,7 +7,6 @@ bytes; of times only the steps are kept; and columns are compressed apart.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Final, Optional
 
@@ -17,22 +16,12 @@ import numpy.typing as npt
 from ctrace.record import RECORD, WORDS, Events, Kind, words
 from ctrace.trace.columns import Columns, Unsigned, encode, encode_dictionary
 from ctrace.trace.format import WINDOW, BlockHead, Column, Compressor, Damaged, Section
-
-U64 = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.intp]
-
-IMAGE: Final = 11
-"""Words of a tuple's image: ct, four addresses, ports, and netns | proto | family | zone."""
+from ctrace.trace.window import IMAGE, U64, Image, Ring, TupleIndex
 
 _LOW32 = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
-_WRAP = WINDOW - 1
-_NONE = -(1 << 62)
 _MAPPED = np.uint64(0xFFFF0000)
-_HASH = np.uint64(0x9E3779B97F4A7C15)
-_INDEX_BITS = 20
 _TILE = 1024
-_INDEX_SHIFT = np.uint64(64 - _INDEX_BITS)
 
 # Shape of a tuple: which addresses are IPv4 in IPv6 form, and how the reply is told.
 SRC4, DST4, REPLY_SRC4, REPLY_DST4 = 1, 2, 64, 128
@@ -65,73 +54,18 @@ def transposed(parts: Sequence[Events], room: Optional[U64] = None) -> U64:
     return out
 
 
-class TupleIndex:
-    """Finds the stored tuple that a destroy can refer to: the last WINDOW of them.
+def tuple_words(table: U64) -> list[Optional[U64]]:
+    """The tuples of a :func:`transposed` table as :data:`ctrace.trace.window.Image`.
 
-    A direct-mapped table by identity gives one candidate per destroy. It counts when
-    identity and tuple are equal by a 64-bit hash under a key that no sender of packets
-    knows. A candidate lost to a collision in the table costs bytes only.
+    Of the reply's addresses it has what differs from the original's turned round, which
+    is nothing but where NAT was.
     """
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._key = np.zeros(WINDOW, np.uint64)
-        self._index = np.zeros(1 << _INDEX_BITS, np.uint32)
-        self._secrets = np.frombuffer(os.urandom(8 * IMAGE), np.uint64) | np.uint64(1)
-
-    def place(
-        self, image: Sequence[U64], makers: Indices, destroys: Indices
-    ) -> tuple[Indices, npt.NDArray[np.bool_], npt.NDArray[np.uint32]]:
-        """Decide for each row where its tuple stands.
-
-        ``image`` is eleven columns; ``destroys`` are the rows of destroys, ``makers`` the
-        others. Returns the rows that store theirs (in stored order), for each destroy
-        whether it refers, and the distances of those that do.
-        """
-        n = len(image[0])
-        key = self._hash(image)
-        slot = (image[0] * _HASH) >> _INDEX_SHIFT
-        key_d, slot_d = key[destroys], slot[destroys]
-
-        # Entries of earlier blocks, before this one's tuples take the oldest places.
-        place = self._index[slot_d].astype(np.int64)
-        refers = self._key[place] == key_d
-        refers &= ((self.total - 1 - place) & _WRAP) + n + 1 <= (WINDOW if self.total else 0)
-
-        count = self.total + len(makers)
-        self._store(self.total, key[makers])
-        self._index[slot[makers]] = np.arange(self.total, count) & _WRAP
-        rest = np.flatnonzero(~refers)
-        if len(rest):
-            new = self._index[slot_d[rest]].astype(np.int64)
-            found = self._key[new] == key_d[rest]
-            # A candidate of an earlier block may come here too: keep it inside the window.
-            newest = (count - 1 - new) & _WRAP
-            found &= (newest < count) & (newest + 1 + len(rest) <= WINDOW)
-            place[rest], refers[rest] = new, found
-
-        alone = destroys[~refers]
-        self.total = count + len(alone)
-        self._store(count, key[alone])
-        distance = ((self.total - 1 - place[refers]) & _WRAP) + 1
-        return np.concatenate((makers, alone)), refers, distance.astype(np.uint32)
-
-    def _store(self, first: int, keys: U64) -> None:
-        at = first & _WRAP
-        fits = min(len(keys), WINDOW - at)
-        self._key[at : at + fits] = keys[:fits]
-        self._key[: len(keys) - fits] = keys[fits:]
-
-    def _hash(self, image: Sequence[U64]) -> U64:
-        total = np.zeros(len(image[0]), np.uint64)
-        part = np.empty_like(total)
-        for word, secret in zip(image, self._secrets, strict=True):
-            # Folding brings the bits that differ in addresses, all high ones, down.
-            np.right_shift(word, _32, out=part)
-            part ^= word
-            part *= secret
-            total += part
-        return total
+    rest = table[12] >> np.uint64(16)
+    rest <<= _32
+    rest |= table[11] & _LOW32
+    replies = [table[reply] ^ table[turned] for reply, turned in ((6, 4), (7, 5), (8, 2), (9, 3))]
+    image = [*table[1:6], *replies, table[10], rest]
+    return [word if word.any() else None for word in image]
 
 
 def encode_events(
@@ -143,9 +77,8 @@ def encode_events(
     """
     n = table.shape[1]
     first_tuple = index.total
-    kinds = table[12]
-    kind = kinds.astype(np.uint8)
-    image = [*table[1:11], (table[11] & _LOW32) | ((kinds >> np.uint64(16)) << _32)]
+    kind = _byte(table[12], 0)
+    image = tuple_words(table)
     is_destroy = kind == Kind.DESTROY
     makers, destroys = np.flatnonzero(~is_destroy), np.flatnonzero(is_destroy)
     stored, refers, distance = index.place(image, makers, destroys)
@@ -155,24 +88,24 @@ def encode_events(
     np.subtract(table[0, 1:], table[0, :-1], out=steps[1:])
     sections = encode(Column.TS, steps, compress)
     sections += encode(Column.KIND, kind, compress)
-    for column, shift in ((Column.REASON, 8), (Column.DIRECTION, 48), (Column.STATE, 56)):
-        sections += encode(column, (kinds >> np.uint64(shift)).astype(np.uint8), compress)
-    status = (table[11] >> _32).astype(np.uint32)
-    sections += encode_dictionary(Column.STATUS, status, compress)
+    for column, place in ((Column.REASON, 1), (Column.DIRECTION, 6), (Column.STATE, 7)):
+        sections += encode(column, _byte(table[12], place), compress)
+    sections += encode_dictionary(Column.STATUS, _half(table[11], 1), compress)
     sections += encode_dictionary(Column.OWNER, table[13].take(makers), compress)
     sections += encode_dictionary(Column.CGROUP, table[14].take(makers), compress)
     sections += _encode_ends(table[13].take(destroys), table[14].take(destroys), compress)
     sections += encode(Column.REFERS, refers.view(np.uint8), compress)
     sections += encode(Column.DISTANCE, distance, compress)
-    sections += _encode_tuples([word.take(stored) for word in image], compress)
+    taken = [None if word is None else word.take(stored) for word in image]
+    sections += _encode_tuples(taken, len(stored), compress)
     return sections, BlockHead(
         0, rows=n, tuples=len(stored), first_tuple=first_tuple, ts=int(table[0, 0])
     )
 
 
 def _encode_ends(times: U64, rest: U64, compress: Compressor) -> list[Section]:
-    idle, overdue = _halves(times)
-    timeout, mark = _halves(rest)
+    idle, overdue = _half(times, 0), _half(times, 1)
+    timeout, mark = _half(rest, 0), _half(rest, 1)
     return (
         encode(Column.IDLE, idle - timeout - overdue, compress)
         + encode(Column.OVERDUE, overdue, compress)
@@ -181,110 +114,90 @@ def _encode_ends(times: U64, rest: U64, compress: Compressor) -> list[Section]:
     )
 
 
-def _halves(word: U64) -> tuple[Unsigned, Unsigned]:
-    pair = word.view(np.uint32).reshape(-1, 2)
-    return np.ascontiguousarray(pair[:, 0]), np.ascontiguousarray(pair[:, 1])
+def _half(word: U64, i: int) -> Unsigned:
+    return np.ascontiguousarray(word.view(np.uint32)[i::2])
 
 
-def _mapped(high: U64, low: U64) -> npt.NDArray[np.bool_]:
-    is4: npt.NDArray[np.bool_] = (high == 0) & ((low & _LOW32) == _MAPPED)
+def _byte(word: U64, i: int) -> Unsigned:
+    return np.ascontiguousarray(word.view(np.uint8)[i::8])
+
+
+def _mapped(high: Optional[U64], low: U64) -> npt.NDArray[np.bool_]:
+    is4: npt.NDArray[np.bool_] = (low & _LOW32) == _MAPPED
+    if high is not None:
+        is4 &= high == 0
     return is4
 
 
-def _encode_tuples(image: Sequence[U64], compress: Compressor) -> list[Section]:
-    mirrored = (image[5] == image[3]) & (image[6] == image[4])
-    mirrored &= (image[7] == image[1]) & (image[8] == image[2])
-    zero = (image[5] | image[6] | image[7] | image[8]) == 0
-    addresses = np.where(mirrored, MIRRORED, np.where(zero, ZERO, STORED)).astype(np.uint8)
-    ports = image[9].view(np.uint16).reshape(-1, 4)
-    mirrored = (ports[:, 2] == ports[:, 1]) & (ports[:, 3] == ports[:, 0])
-    zero = (ports[:, 2] | ports[:, 3]) == 0
-    reply_ports = np.where(mirrored, MIRRORED, np.where(zero, ZERO, STORED)).astype(np.uint8)
-    shape = addresses << ADDRESSES | reply_ports << PORTS
-
+def _encode_tuples(image: Image, n: int, compress: Compressor) -> list[Section]:
+    shape = np.zeros(n, np.uint8)
     sections: list[Section] = []
     for word, bit, *columns in _SIDES:
-        is4 = _mapped(image[word], image[word + 1])
+        is4, address = _encode_address(image[word], image[word + 1], n, columns, compress)
         shape |= is4.view(np.uint8) * np.uint8(bit)
-        sections += _encode_address(image[word], image[word + 1], is4, columns, compress)
-    told = np.flatnonzero(addresses == STORED)
-    for word, bit, *columns in _REPLY_SIDES:
-        high, low = image[word].take(told), image[word + 1].take(told)
-        is4 = _mapped(high, low)
-        shape[told] |= is4.view(np.uint8) * np.uint8(bit)
-        sections += _encode_address(high, low, is4, columns, compress)
-    told = np.flatnonzero(reply_ports == STORED)
+        sections += address
+    if any(word is not None for word in image[5:9]):
+        sections += _encode_replies(image, n, shape, compress)
+    identity, words, rest = (_whole(image[i], n) for i in (0, 9, 10))
+    ports = words.view(np.uint16).reshape(-1, 4)
+    mirrored = (ports[:, 2] == ports[:, 1]) & (ports[:, 3] == ports[:, 0])
+    if not mirrored.all():
+        zero = (ports[:, 2] | ports[:, 3]) == 0
+        told = np.where(mirrored, MIRRORED, np.where(zero, ZERO, STORED)).astype(np.uint8)
+        shape |= told << PORTS
+        rows = np.flatnonzero(told == STORED)
+        sections += encode(Column.REPLY_SPORT, ports[rows, 2], compress)
+        sections += encode(Column.REPLY_DPORT, ports[rows, 3], compress)
     return (
         sections
-        + encode(Column.REPLY_SPORT, ports[told, 2], compress)
-        + encode(Column.REPLY_DPORT, ports[told, 3], compress)
         + encode(Column.SHAPE, shape, compress)
-        + encode(Column.CT, image[0], compress)
+        + encode(Column.CT, identity, compress)
         + encode(Column.SPORT, np.ascontiguousarray(ports[:, 0]), compress)
         + encode_dictionary(Column.DPORT, np.ascontiguousarray(ports[:, 1]), compress)
-        + encode_dictionary(Column.NETNS, image[10].astype(np.uint32), compress)
-        + encode(Column.PROTO, (image[10] >> _32).astype(np.uint8), compress)
-        + encode(Column.FAMILY, (image[10] >> np.uint64(40)).astype(np.uint8), compress)
-        + encode(Column.ZONE, (image[10] >> np.uint64(48)).astype(np.uint16), compress)
+        + encode_dictionary(Column.NETNS, _half(rest, 0), compress)
+        + encode(Column.PROTO, _byte(rest, 4), compress)
+        + encode(Column.FAMILY, _byte(rest, 5), compress)
+        + encode(Column.ZONE, np.ascontiguousarray(rest.view(np.uint16)[3::4]), compress)
     )
 
 
-def _encode_address(
-    high: U64, low: U64, is4: npt.NDArray[np.bool_], columns: list[Any], compress: Compressor
+def _whole(word: Optional[U64], n: int) -> U64:
+    return np.zeros(n, np.uint64) if word is None else word
+
+
+def _encode_replies(
+    image: Image, n: int, shape: npt.NDArray[np.uint8], compress: Compressor
 ) -> list[Section]:
+    """The replies' addresses, some of which are no mirror; their codes go into ``shape``."""
+    words = [_whole(word, n) for word in image]
+    differs = (words[5] | words[6] | words[7] | words[8]) != 0
+    reply = {5: words[5] ^ words[3], 6: words[6] ^ words[4],
+             7: words[7] ^ words[1], 8: words[8] ^ words[2]}  # fmt: skip
+    zero = (reply[5] | reply[6] | reply[7] | reply[8]) == 0
+    addresses = np.where(differs, np.where(zero, ZERO, STORED), MIRRORED).astype(np.uint8)
+    shape |= addresses << ADDRESSES
+    told = np.flatnonzero(addresses == STORED)
+    sections: list[Section] = []
+    for word, bit, *columns in _REPLY_SIDES:
+        high, low = reply[word].take(told), reply[word + 1].take(told)
+        is4, address = _encode_address(high, low, len(told), columns, compress)
+        shape[told] |= is4.view(np.uint8) * np.uint8(bit)
+        sections += address
+    return sections
+
+
+def _encode_address(
+    high: Optional[U64], low: Optional[U64], n: int, columns: list[Any], compress: Compressor
+) -> tuple[npt.NDArray[np.bool_], list[Section]]:
+    """Which of these addresses are IPv4, and all of them."""
     four, six_high, six_low = columns
+    low = _whole(low, n)
+    is4 = _mapped(high, low)
     if is4.all():
-        return encode_dictionary(four, (low >> np.uint64(32)).astype(np.uint32), compress)
-    sections = encode_dictionary(four, (low[is4] >> np.uint64(32)).astype(np.uint32), compress)
-    sections += encode_dictionary(six_high, high[~is4], compress)
-    return sections + encode_dictionary(six_low, low[~is4], compress)
-
-
-class Ring:
-    """The last values of a sequence, by number; grows to WINDOW of them and no further."""
-
-    def __init__(self, dtype: npt.DTypeLike, width: int = 1) -> None:
-        self._width = width
-        self._data: npt.NDArray[Any] = np.empty((1 << 12, width), dtype)
-        self._number = np.full(1 << 12, _NONE, np.int64)
-        self._first = self._end = -1
-        self._whole = True
-
-    def append(self, first: int, values: npt.NDArray[Any]) -> None:
-        """Add the values numbered from ``first``; numbers may be left out, not repeated."""
-        if self._first < 0:
-            self._first = self._end = first
-        self._whole &= first == self._end
-        self._end = first + len(values)
-        size = len(self._data)
-        while size < WINDOW and size < self._end - self._first:
-            size *= 2
-        if size != len(self._data):
-            data = np.empty((size, self._width), self._data.dtype)
-            number = np.full(size, _NONE, np.int64)
-            filled = np.flatnonzero(self._number != _NONE)
-            place = self._number[filled] & (size - 1)
-            data[place], number[place] = self._data[filled], self._number[filled]
-            self._data, self._number = data, number
-        values = values.reshape(-1, self._width)
-        done = 0
-        while done < len(values):
-            at = (first + done) & (size - 1)
-            part = values[done : done + size - at]
-            self._data[at : at + len(part)] = part
-            self._number[at : at + len(part)] = first + done + np.arange(len(part))
-            done += len(part)
-
-    def take(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The values numbered so, as (n, width); what the ring has not is arbitrary."""
-        return self._data.take(numbers & (len(self._data) - 1), axis=0)
-
-    def has(self, numbers: npt.NDArray[np.int64]) -> Optional[npt.NDArray[np.bool_]]:
-        """Which of these numbers the ring has; None when it has them all."""
-        if self._whole and (not len(numbers) or int(numbers.min()) >= self._first):
-            return None
-        has: npt.NDArray[np.bool_] = self._number[numbers & (len(self._number) - 1)] == numbers
-        return None if has.all() else has
+        return is4, encode_dictionary(four, _half(low, 1), compress)
+    sections = encode_dictionary(four, _half(low[is4], 1), compress)
+    sections += encode_dictionary(six_high, _whole(high, n)[~is4], compress)
+    return is4, sections + encode_dictionary(six_low, low[~is4], compress)
 
 
 class Rows:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.record import Kind
-from ctrace.trace.events import TUPLE_DTYPES, Ring, Rows
+from ctrace.trace.events import TUPLE_DTYPES, Rows
 from ctrace.trace.format import Column, FormatError
+from ctrace.trace.window import Ring
 
 
 class Scan:

@@ -18,7 +18,7 @@ from ctrace.model.perf import Perf
 from ctrace.record import WORDS
 from ctrace.trace import measured, meta
 from ctrace.trace.columns import encode_blob
-from ctrace.trace.events import U64, TupleIndex, encode_events, transposed
+from ctrace.trace.events import encode_events, transposed
 from ctrace.trace.format import (
     FILE_HEAD,
     LIMIT_BATCH,
@@ -35,6 +35,7 @@ from ctrace.trace.format import (
     Section,
     zstd_available,
 )
+from ctrace.trace.window import U64, TupleIndex
 
 FLUSH_NS = 1_000_000_000
 """A crash costs at most this much time."""
