@@ -256,19 +256,24 @@ def _candidate(
     outlook: Outlook,
 ) -> Candidate:
     culprit = item.culprit
-    reply_ports = tuple(
-        {
-            sample.reply_sport
-            for seen in everything
-            for sample in seen.samples
-            if translated(sample) and sample.proto == culprit.proto
-        }
-    )
+    others = [
+        sample
+        for seen in everything
+        for sample in seen.samples
+        if translated(sample) and sample.proto == culprit.proto
+    ]
     if culprit.proto not in ("tcp", "udp"):
         lever = Notrack("tcp", culprit.port or 1, ())
         reason = f"NOTRACK by port is for TCP and UDP, not {culprit.proto}"
         return _made(table, culprit, (), "unsafe", (reason,), lever, outlook)
-    who = subject(item, about.addresses, about.ephemeral, about.forwarding, reply_ports)
+    who = subject(
+        item,
+        about.addresses,
+        about.ephemeral,
+        about.forwarding,
+        tuple({sample.reply_sport for sample in others}),
+        any(sample.reply_dport == culprit.port for sample in others),
+    )
     judgement = judge(who, about.ruleset)
     verdict, reasons = judgement.verdict, list(judgement.reasons)
     if half_tracked(item, about.addresses):
@@ -278,6 +283,9 @@ def _candidate(
         verdict = "warn" if verdict in GOOD else verdict
     elif culprit.proto == "tcp" and (culprit.closed or 1.0) < 0.2 and culprit.new_per_s < 1:
         reasons.append("mostly long-lived connections: existing ones would keep their entries")
+        verdict = "warn" if verdict in GOOD else verdict
+    if judgement.lever.shared and not about.has_nft:
+        reasons.append("rules that keep translated connections tracked need nftables")
         verdict = "warn" if verdict in GOOD else verdict
     made = [
         one
@@ -418,7 +426,7 @@ def rule_texts(lever: Lever) -> dict[str, str]:
     texts = {"nft": rules.nft_script(plan, None), "iptables": "", "ip6tables": ""}
     if isinstance(lever, Notrack):
         for name, family in (("iptables", "ip"), ("ip6tables", "ip6")):
-            texts[name] = rules.iptables_restore(plan, family)
+            texts[name] = "" if lever.shared else rules.iptables_restore(plan, family)
             for tool in ("iptables-nft", "iptables-legacy"):
                 texts[name] += rules.iptables_accepts(plan, tool, family)
     return texts

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Optional
 
-from ctrace.advice.evaluate import Met, Packet, evaluate, explore
+from ctrace.advice.evaluate import Met, evaluate, explore
 from ctrace.advice.plan import Notrack
-from ctrace.advice.probes import Subject, gateway, neighbours
+from ctrace.advice.probes import Subject, families, gateway, own
 from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
 from ctrace.record import Status
 
 NAT: Final = ("dnat", "snat", "masquerade", "redirect")
+SOURCE_NAT: Final = ("snat", "masquerade")
 MAX_CLIENT_PEERS: Final = 64
 
 STATEFUL: Final = {
@@ -98,8 +99,7 @@ def static(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Findi
                                   "leave untranslated")  # fmt: skip
     if {"client", "forward"} & set(subject.roles) and subject.forwarding:
         yield from _gateway(subject, lever, ruleset)
-    if "server" in subject.roles and subject.forwarding:
-        yield from _shared_port(subject, lever, ruleset)
+    yield from _shared_port(subject, lever, ruleset)
 
 
 def _lands_on(use: Use, rule: Rule, subject: Subject, local: set[str]) -> bool:
@@ -133,32 +133,74 @@ def _bare(use: Use) -> str:
 
 
 def _gateway(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
-    met = _masqueraded(gateway(subject, lever), ruleset)
-    if met:
-        yield Finding("unsafe", "gateway", "other hosts' connections to port "
-                      f"{subject.port} may be translated here by "
-                      f"{named(met.chain, met.rule)}: their replies would be caught "
-                      "too")  # fmt: skip
+    for packet in gateway(subject, lever):
+        for outcome in explore(lambda chosen, p=packet: evaluate(ruleset, p, chosen)):  # type: ignore[misc]
+            for met in outcome.met if outcome.verdict == "accept" else ():
+                if met.use.kind in SOURCE_NAT:
+                    yield Finding("unsafe", "gateway", "other hosts' connections to port "
+                                  f"{subject.port} may be translated here by "
+                                  f"{named(met.chain, met.rule)}: their replies would be caught "
+                                  "too")  # fmt: skip
+                    return
+
+
+def source_nat(subject: Subject, ruleset: Ruleset) -> Optional[tuple[Chain, Rule]]:
+    """A rule that gives forwarded connections of the service's protocol another source.
+
+    Such a connection may get this host's address and, as it keeps its own port or is given
+    one at random, the service's port.
+    """
+    if not subject.forwarding:
+        return None
+    number = {"tcp": 6, "udp": 17}[subject.proto]
+    for chain in ruleset.chains:
+        if chain.family != "inet" and chain.family not in families(subject):
+            continue
+        for rule in chain.rules:
+            if any(use.kind in SOURCE_NAT or "NETMAP" in use.text for use in rule.uses) and all(
+                match.key != "proto"
+                or any(low <= number <= high for low, high in match.values) != match.negate
+                for match in rule.matches
+            ):
+                return chain, rule
+    return None
 
 
 def _shared_port(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Finding]:
-    """A masqueraded connection keeps its source port, or gets any above 1023 at random."""
-    met = _masqueraded(neighbours(subject, lever), ruleset)
+    """Connections that are translated, and have the service's port by chance or by choice."""
+    found = source_nat(subject, ruleset)
+    if found and "forward" in subject.roles:
+        yield Finding("warn", "shared-port", "another host's connection from source port "
+                      f"{subject.port} would leave untranslated, if {named(*found)} is for "
+                      "it")  # fmt: skip
+    if "server" not in subject.roles:
+        return
+    if found:
+        yield Finding("info", "shared-port", f"{named(*found)} may translate other hosts' "
+                      f"connections to port {subject.port}: the rules recognise those as they "
+                      "leave, and keep them tracked")  # fmt: skip
+    if found and subject.shared_now:
+        yield Finding("warn", "shared-now", "another host's translated connection has port "
+                      f"{subject.port} right now: it may end when the rules come; advise again "
+                      "when it is over")  # fmt: skip
+    met = _random_port(subject, lever, ruleset)
     if met:
-        # TCP clients take theirs from the ephemeral range unless they are told to; UDP's
-        # resolvers from everywhere, and NTP, IKE and the like from the service's own port.
-        rare = subject.proto == "tcp" and "random" not in met.use.text
-        text = (f"a connection of another host that {named(met.chain, met.rule)} translates would "
-                f"lose its replies if its source port is {subject.port}")  # fmt: skip
-        yield Finding("info" if rare else "warn", "shared-port", text)
+        yield Finding("warn", "own-port", f"{named(met.chain, met.rule)} gives connections of this "
+                      f"host other ports: one with port {subject.port} would lose its "
+                      "replies")  # fmt: skip
 
 
-def _masqueraded(packets: Iterable[Packet], ruleset: Ruleset) -> Optional[Met]:
-    """The first statement that translates the source of one of these packets."""
-    for packet in packets:
+def _random_port(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Optional[Met]:
+    """A statement that may give this host's own connections the service's port."""
+    for packet in own(subject, lever):
         for outcome in explore(lambda chosen, p=packet: evaluate(ruleset, p, chosen)):  # type: ignore[misc]
             for met in outcome.met if outcome.verdict == "accept" else ():
-                if met.use.kind in ("snat", "masquerade"):
+                if met.use.kind in SOURCE_NAT and (
+                    "random" in met.use.text
+                    or met.use.port == subject.port
+                    or any(int(low) <= subject.port <= int(high)
+                           for low, high in re.findall(r"\b(\d{1,5})-(\d{1,5})\b", met.use.text))
+                ):  # fmt: skip
                     return met
     return None
 

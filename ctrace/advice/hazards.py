@@ -26,6 +26,7 @@ from ctrace.advice.evidence import (
     Finding,
     evidence,
     named,
+    source_nat,
     static,
 )
 from ctrace.advice.lever_model import applied
@@ -90,6 +91,9 @@ def judge(subject: Subject, ruleset: Optional[Ruleset]) -> Judgement:
         return _sum(findings, lever)
     findings += [Finding("warn", "unread", f"{gap}: its rules could not be judged")
                  for gap in ruleset.gaps]  # fmt: skip
+    if "server" in subject.roles and source_nat(subject, ruleset):
+        # ICMP errors don't tell whose flow they quote: no rule of ours may catch them.
+        lever = replace(lever, shared=True, icmp=False)
     try:
         findings += static(subject, lever, ruleset)
         judged, lever = _differential(subject, lever, ruleset)
@@ -130,7 +134,7 @@ def _differential(
     subject: Subject, lever: Notrack, ruleset: Ruleset
 ) -> tuple[list[Finding], Notrack]:
     findings: list[Finding] = []
-    if _closes_path_mtu(subject, lever, ruleset):
+    if lever.icmp and _closes_path_mtu(subject, lever, ruleset):
         findings.append(
             Finding("info", "path-mtu", "the firewall drops ICMP errors about untracked flows "
                     "(they are INVALID): the rules untrack exactly those of this port, so that "
@@ -139,12 +143,14 @@ def _differential(
     for _ in range(ROUNDS):
         changes, found = _compare(subject, lever, ruleset)
         holes = [change for change in changes if change.opens]
-        breaks = [change for change in changes if change.breaks]
+        breaks = [change for change in changes if change.breaks and change.probe.service]
         if holes:
             findings += found
             findings += [_hole(change, lever) for change in holes[:3]]
             return findings, replace(lever, accepts=())
         if not breaks:
+            others = [change for change in changes if not change.probe.service]
+            findings += [_another(change, lever) for change in others[:1]]
             return findings + found, lever
         accept, why = _accept_for(breaks[0], lever)
         if accept is None:
@@ -267,6 +273,13 @@ def _met(subject: Subject, change: _Change, met: Met) -> Iterator[Finding]:
     elif kind in STATEFUL and not (kind in ("helper", "timeout") and change.before.untracked):
         level, text = STATEFUL[kind]
         yield Finding(level, kind, f"{text} ({where})")
+
+
+def _another(change: _Change, lever: Notrack) -> Finding:
+    outcome = change.after
+    by = f" by {named(outcome.chain, outcome.rule)}" if outcome.chain else ""
+    return Finding("warn", "neighbour", "another host's connection from source port "
+                   f"{lever.port} would be refused{by}")  # fmt: skip
 
 
 def _hole(change: _Change, lever: Notrack) -> Finding:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from ctrace.advice.plan import Accept, Notrack
-from ctrace.advice.rules import PRIORITY, TABLE, TAG
+from ctrace.advice.rules import PRIORITY, TABLE, TAG, icmp_state
 from ctrace.advice.ruleset_model import (
     QUOTED,
     Chain,
@@ -22,7 +22,10 @@ from ctrace.record import PROTO_NUMBERS
 
 SYN_ACK: Final = 0x12
 SYN: Final = 0x02
-_UNTRACKED: Final = Match("ct.state", ("untracked",), text="ct state untracked")
+_STATES: Final = {
+    state: Match("ct.state", (state,), text=f"ct state {state}")
+    for state in ("untracked", "invalid")
+}
 _NOTRACK: Final = (Use("notrack", "notrack"),)
 
 
@@ -60,7 +63,8 @@ def own_chains(lever: Notrack) -> tuple[Chain, ...]:
         else:
             out += [_rule(lo, *to), _rule(lo, *back)]
         if lever.icmp:
-            pre += [_rule(*match) for match in _icmp(lever, role)]
+            here = [] if role == "forward" else [near]
+            pre += [_rule(*match, *here) for match in _icmp(lever, role)]
             if role == "forward":
                 out += [_rule(*match) for match in _icmp(lever, role)]
     return tuple(
@@ -74,11 +78,11 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[Rule]:
     text = f"{TAG}{accept.role}:{lever.proto}:{lever.port}:{accept.flow}"
     if accept.flow == "icmp":
         return [
-            Rule((_UNTRACKED, *match), Verdict("accept"), (), text, accept.position)
+            Rule((_STATES[icmp_state(lever)], *match), Verdict("accept"), (), text, accept.position)
             for match in _icmp(lever, accept.role)
         ]
     toward = accept.flow == "to"
-    matches = [_UNTRACKED, *_port(lever, "dport" if toward else "sport")]
+    matches = [_STATES["untracked"], *_port(lever, "dport" if toward else "sport")]
     if accept.role == "client":
         matches.append(_ephemeral(lever, "sport" if toward else "dport"))
     if accept.role in ("client", "forward") and not toward and lever.proto == "tcp":

@@ -100,6 +100,8 @@ class Notrack:
     addresses: tuple[str, ...] = ()
     """Local addresses whose old entries are to be deleted once the rules are in place."""
     accepts: tuple[Accept, ...] = ()
+    shared: bool = False
+    """Others' connections may be translated to this port of ours: leave those tracked."""
 
     kind = "notrack"
 
@@ -253,6 +255,7 @@ def _lever(where: str, document: Any) -> Lever:
             peers=fields.items("peers", MAX_ADDRESSES, _address),
             addresses=fields.items("addresses", MAX_ADDRESSES, _address),
             accepts=fields.items("accepts", MAX_ACCEPTS, _accept),
+            shared=fields.flag("shared") if "shared" in fields.rest else False,
         )
         if any(accept.role not in roles for accept in lever.accepts):
             _bad(f"{where}.accepts", "names a role that the lever does not have")

@@ -47,6 +47,8 @@ class Subject:
     ephemeral: tuple[int, int] = (32768, 60999)
     status: int = 0
     """Status bits seen on any of its entries (enum ip_conntrack_status)."""
+    shared_now: bool = False
+    """Whether a translated connection of another host has the service's port now."""
     forwarding: bool = True
     """Whether the namespace routes (``net.ipv4.ip_forward`` or IPv6's); True if not known."""
 
@@ -90,6 +92,7 @@ def flows(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Flow]:
                 for source, far in pairs:
                     yield _forward(lever, family, source, far)
                     yield from _scans(lever, family, source)
+                yield from (_neighbour(lever, family, far) for far in servers)
             if role in ("server", "loopback"):
                 yield _loopback(lever, family, role)
 
@@ -122,17 +125,14 @@ def families(subject: Subject) -> list[str]:
     return found or ["ip", "ip6"]
 
 
-def neighbours(subject: Subject, lever: Notrack) -> Iterator[Packet]:
-    """Connections that others make through this host, from the port as their source port.
-
-    Where they are masqueraded, their replies come to this host's own address and to
-    that port: a server's rules would catch them.
-    """
+def own(subject: Subject, lever: Notrack) -> Iterator[Packet]:
+    """First packets of connections that this host makes to others."""
     for family in families(subject):
-        yield _packet(
-            lever, family, "a forwarded connection", THROUGH, None, STRANGER[family],
-            dport=443, sport=lever.port, flags=SYN, iif=UNKNOWN_DEVICE, oif=UNKNOWN_DEVICE,
-        )  # fmt: skip
+        for here in _local(subject, family):
+            yield _packet(
+                lever, family, "a connection of this host", OUT, here, STRANGER[family],
+                dport=443, sport=_middle(lever), flags=SYN, oif=UNKNOWN_DEVICE, local_src=True,
+            )  # fmt: skip
 
 
 def _server(lever: Notrack, family: str, here: str, far: str) -> Flow:
@@ -173,6 +173,15 @@ def _forward(lever: Notrack, family: str, client: str, server: str) -> Flow:
         *_pair(lever, "forward", there, back),
         *(Probe(error, "forward", "icmp") for error in errors),
     )
+
+
+def _neighbour(lever: Notrack, family: str, host: str) -> Flow:
+    """A host behind the router calls out, and has the service's port as its source port."""
+    there = _packet(lever, family, "", THROUGH, host, STRANGER[family], sport=lever.port,
+                    dport=443, iif=UNKNOWN_DEVICE, oif=UNKNOWN_DEVICE)  # fmt: skip
+    back = replace(there, saddr=there.daddr, daddr=host, sport=443, dport=lever.port, reply=True)
+    pair = _pair(lever, "forward", there, back)
+    return tuple(replace(probe, service=False) for probe in pair)
 
 
 def _scans(lever: Notrack, family: str, inside: str) -> Iterator[Flow]:

@@ -115,6 +115,7 @@ def subject(
     ephemeral: tuple[int, int],
     forwarding: bool,
     reply_ports: tuple[int, ...],
+    shared_now: bool = False,
 ) -> Subject:
     """What :func:`ctrace.advice.hazards.judge` needs to know of a service."""
     found = roles(seen, local)
@@ -135,5 +136,6 @@ def subject(
         reply_ports=reply_ports,
         ephemeral=ephemeral,
         status=reduce(or_, (sample.status for sample in seen.samples), 0),
+        shared_now=shared_now,
         forwarding=forwarding,
     )

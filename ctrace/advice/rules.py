@@ -40,6 +40,12 @@ _PROTO_NUMBER: Final = {"tcp": 6, "udp": 17}
 _NOT_SYN_NFT: Final = "tcp flags & (syn | ack) != syn"
 _NOT_SYN_XT: Final = ("-m", "tcp", "!", "--tcp-flags", "SYN,ACK", "SYN")
 _GATE: Final = "meta l4proto @armed"
+_OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"))
+OTHERS_PRIORITY: Final = "srcnat + 10"
+"""Translated packets have their new source here."""
+MAX_OTHERS: Final = 65535
+OTHERS_TIMEOUT: Final = {"tcp": 432000, "udp": 180}
+"""Seconds without a packet: as long as conntrack itself keeps an entry by default."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def nft_accept_rules(lever: Notrack, accept: Accept) -> list[str]:
     end = f'counter accept comment "{tag}"'
     if accept.flow == "icmp":
         return [
-            f"ct state untracked {rule} {end}"
+            f"ct state {icmp_state(lever)} {rule} {end}"
             for rule in _icmp_nft(lever, accept.role)
             if accept.family == "inet" or rule.startswith("icmpv6") == (accept.family == "ip6")
         ]
@@ -144,6 +150,11 @@ def nft_accept_rules(lever: Notrack, accept: Accept) -> list[str]:
     return [f"{peer}ct state untracked {match}{end}" for peer in peers]
 
 
+def icmp_state(lever: Notrack) -> str:
+    """What conntrack calls ICMP errors about the lever's flows."""
+    return "untracked" if lever.icmp else "invalid"
+
+
 def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     gate = "" if timeout_s is None else f" timeout {int(timeout_s)}s"
     elements = ", ".join(f"{name}{gate}" for name in ARMED)
@@ -157,6 +168,15 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
         f"\t\telements = {{ {elements} }}",
         "\t}",
     ]
+    shared = [lever for lever in notracks if lever.shared]
+    for _, name, address in _OTHERS if shared else ():
+        lines += [
+            f"\tset {name} {{",
+            f"\t\ttype {address} . inet_proto . inet_service . inet_service",
+            f"\t\tsize {MAX_OTHERS}",
+            "\t\tflags dynamic,timeout",
+            "\t}",
+        ]
     for policy in timeouts:
         states = ", ".join(f"{state} : {seconds}" for state, seconds in policy.policy)
         for l3proto in ("ip", "ip6"):
@@ -168,10 +188,14 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
                 "\t}",
             ]
     if notracks:
-        pre = [rule for lever in notracks for rule in _notrack_nft(lever, "pre")]
-        out = [rule for lever in notracks for rule in _notrack_nft(lever, "out")]
+        pre = [rule for lever in shared for rule in _others_nft(lever, "saddr", "sport", "dport")]
+        out = [rule for lever in shared for rule in _others_nft(lever, "daddr", "dport", "sport")]
+        pre += [rule for lever in notracks for rule in _notrack_nft(lever, "pre")]
+        out += [rule for lever in notracks for rule in _notrack_nft(lever, "out")]
         lines += _chain("pre", "prerouting", "raw - 10", pre)
         lines += _chain("out", "output", "raw - 10", out)
+        learn = [rule for lever in shared for rule in _learn_nft(lever)]
+        lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)
     if timeouts:
         pre = [r for p in timeouts if {"server", "forward"} & set(p.roles) for r in _policy_nft(p)]
         out = [r for p in timeouts if {"client", "loopback"} & set(p.roles) for r in _policy_nft(p)]
@@ -224,8 +248,33 @@ def _notrack_nft(lever: Notrack, chain: str) -> list[str]:
             add(role, "from", f'oifname "lo" {back}')
         # A router makes ICMP errors about forwarded packets itself: those leave through output.
         if lever.icmp and (chain == "pre" or role == "forward"):
-            add(role, "icmp", *_icmp_nft(lever, role))
+            # Errors about this host's own packets are sent to it, and no others are its business.
+            here = "" if role == "forward" else f" {near}"
+            add(role, "icmp", *(rule + here for rule in _icmp_nft(lever, role)))
     return rules
+
+
+def _learn_nft(lever: Notrack) -> list[str]:
+    """Remember the far ends of forwarded packets that leave here from the port.
+
+    They were translated to it: an incoming interface tells them from the service's own
+    answers, which start here (postrouting knows it since 5.7).
+    """
+    return [
+        f"iif != 0 {lever.proto} sport {lever.port} fib saddr type local {_GATE} update @{name} "
+        f"{{ {family} daddr . meta l4proto . th dport . th sport "
+        f'timeout {OTHERS_TIMEOUT[lever.proto]}s }} comment "{_tag(lever, "server", "others")}"'
+        for family, name, _ in _OTHERS
+    ]
+
+
+def _others_nft(lever: Notrack, far: str, there: str, here: str) -> list[str]:
+    """Leave packets of the far ends that were remembered tracked: this chain ends for them."""
+    return [
+        f"{lever.proto} {here} {lever.port} {family} {far} . meta l4proto . th {there} . th {here} "
+        f'@{name} accept comment "{_tag(lever, "server", "others")}"'
+        for family, name, _ in _OTHERS
+    ]
 
 
 def _icmp_nft(lever: Notrack, role: str) -> list[str]:
@@ -292,10 +341,13 @@ def iptables_restore(
     Our chains are flushed and filled, so loading it again changes nothing;
     ``jumps`` adds the two jumps to them and must be False when they are there.
     After ``until`` (UTC) the rules stop matching. Raises UsageError for a timeout
-    policy, which iptables can only refer to.
+    policy, which iptables can only refer to, and for a shared port: it has no chain that
+    sees packets after their translation.
     """
     if any(isinstance(lever, CtTimeout) for lever in plan.levers):
         raise UsageError("timeout policies need nftables: leave them out of an iptables plan")
+    if any(isinstance(lever, Notrack) and lever.shared for lever in plan.levers):
+        raise UsageError("a port that translated connections may use, too, needs nftables")
     lines = ["*raw", *(f":{chain} - [0:0]" for chain in CHAINS)]
     for lever in plan.levers:
         if isinstance(lever, Notrack):
@@ -352,8 +404,9 @@ def iptables_accepts(plan: Plan, tool: str, family: str, *, remove: bool = False
 def iptables_accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...]]:
     """An accept as iptables matches, without chain and target."""
     comment = _comment(_tag(lever, accept.role, accept.flow))
-    state = ("-m", "conntrack", "--ctstate", "UNTRACKED")
-    if accept.flow == "icmp":
+    icmp = accept.flow == "icmp"
+    state = ("-m", "conntrack", "--ctstate", icmp_state(lever).upper() if icmp else "UNTRACKED")
+    if icmp:
         return [(*match, *state, *comment) for match in _icmp_xt(lever, accept.role, accept.family)]
     side, far = ("--dport", "--sport") if accept.flow == "to" else ("--sport", "--dport")
     match: tuple[str, ...] = ("-p", lever.proto, "-m", lever.proto, side, str(lever.port))
@@ -436,7 +489,8 @@ def _notrack_xt(lever: Notrack, family: str, chain: str) -> list[tuple[str, ...]
             add(role, "to", (*lo, *to))
             add(role, "from", (*lo, *back))
         if lever.icmp and (pre or role == "forward"):
-            add(role, "icmp", *_icmp_xt(lever, role, family))
+            here = () if role == "forward" else near
+            add(role, "icmp", *((*match, *here) for match in _icmp_xt(lever, role, family)))
     return rules
 
 

@@ -178,6 +178,7 @@ def _udp(node: Node, port: int) -> socket.socket:
     server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     # Answer from the address that was asked, or a client on another link would not know us.
     server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     server.bind(("::", port))
 
     def serve() -> None:
@@ -230,12 +231,17 @@ def ask(
             return b""
 
 
-def echo(node: Node, target: Address, *, wait: float = WAIT) -> bytes:
+def echo(
+    node: Node, target: Address, *, source: Address | None = None, wait: float = WAIT
+) -> bytes:
     """One datagram there and back: the answer, if any."""
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     with node.socket(family, socket.SOCK_DGRAM) as client:
         client.settimeout(wait)
         try:
+            if source:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                client.bind(source)
             client.connect(target)
             client.send(b"hello")
             return client.recv(64)

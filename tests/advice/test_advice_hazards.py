@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from advice_cases import EST, LO, PING, chain, fw, nft, xt
+from advice_cases import EST, LO, PING, RULES, WARN, Setup, chain, fw, nft, xt
 from advice_net import (
     FAMILIES,
     PORT,
@@ -23,6 +23,7 @@ from advice_net import (
     build,
     echo,
     entries,
+    forget_paths,
     install,
     put,
     reset,
@@ -40,8 +41,9 @@ from ctrace.lab import Node
 
 pytestmark = pytest.mark.kernel
 TRACK = fw(chain("input", "ct state invalid counter"), chain("forward", "ct state invalid counter"))
+TOOLS = ("nft", "iptables-nft", "iptables-legacy")
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
-PROXY = 7064
+PROXY, FAR = 7064, 7065
 
 
 @pytest.fixture(scope="module")
@@ -372,37 +374,183 @@ def test_before_defragmentation_fragments_are_lost(net: Net) -> None:
 
 # ---- a port that masqueraded connections come from, too ---------------------------------
 
-GATEWAY = {
-    "nft": nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
-               'ip saddr 10.77.4.0/24 oifname "to-r2" masquerade\n}\n}\n'),
-    "iptables, random": (("iptables-nft-restore", "*nat\n-A POSTROUTING -s 10.77.4.0/24 -o to-r2 "
-                          "-j MASQUERADE --random-fully\nCOMMIT\n"),),
+INSIDE = {4: "10.77.4.2", 6: "fd77:4::2"}
+FIREWALL = fw(chain("input", "ct state invalid drop\n" + EST + LO + PING
+                    + "meta l4proto { tcp, udp } th dport 8063 accept", "drop"))  # fmt: skip
+
+
+def masquerade(tool: str, proto: str, to: str = "") -> Setup:
+    """Everything from behind ``h`` gets its address; with ``to`` that port, too."""
+    if tool == "nft":
+        return nft("".join(
+            f"table {family} n {{ chain post {{ type nat hook postrouting priority 100;\n"
+            f'{family} saddr {INSIDE[version]} oifname "to-r2" meta l4proto {proto} masquerade'
+            f"{f' to :{to}' if to else ''}\n}}\n}}\n"
+            for family, version in (("ip", 4), ("ip6", 6))
+        ))  # fmt: skip
+    v4, v6 = (
+        f"*nat\n-A POSTROUTING -s {net} -o to-r2 -p {proto} -j MASQUERADE"
+        f"{f' --to-ports {to}' if to else ''}\nCOMMIT\n"
+        for net in INSIDE.values()
+    )
+    return xt(tool.removeprefix("iptables-"), v4, v6)
+
+
+def through(net: Net, proto: str, family: int, port: int, what: bytes = b"s") -> bytes:
+    """Another host's connection through ``h``, which must arrive with ``h``'s address."""
+    far, source = net.addresses["c"][family], (net.addresses["s"][family], port)
+    net.h.run(["conntrack", "-F"], check=False)
+    if proto == "tcp":
+        return ask(net.s, (far, PORT), what, source=source)
+
+    def once(server: socket.socket) -> None:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        asked, info, _, peer = server.recvmsg(64, 256)
+        if not asked:  # it was shut down
+            raise OSError
+        # Only the question is answered: two echo services would go on for ever.
+        if asked == b"hello":
+            server.sendmsg([b"far"], info, 0, peer)
+
+    with serving(net.c, socket.SOCK_DGRAM, FAR, once):
+        return echo(net.s, (far, FAR), source=source)
+
+
+@pytest.mark.parametrize("chosen", ["by the host", "by the rule"])
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_gateways_own_service(net: Net, tool: str, proto: str, chosen: str) -> None:
+    """Another host's connection, translated to the service's port, keeps its replies."""
+    reset(net)
+    by_rule = chosen == "by the rule"
+    install(net, (*masquerade(tool, proto, str(PORT) if by_rule else ""), *FIREWALL))
+    use = ask if proto == "tcp" else echo
+    port = 50_505 if by_rule else PORT
+    assert all(use(net.c, (net.addresses["h"][family], PORT)) for family in FAMILIES)
+    judgement = judged(net, proto)
+    lever = judgement.lever
+    assert judgement.verdict == RULES, judgement.reasons
+    assert any(f"to port {PORT}: the rules recognise" in reason for reason in judgement.reasons)
+
+    def works(what: bytes = b"s") -> list[bool]:
+        found = []
+        for family in FAMILIES:
+            found.append(bool(through(net, proto, family, port, what)))
+            left = [e for e in entries(net, None) if e.src == net.addresses["s"][family]]
+            if found[-1]:
+                assert [(e.reply_dst, e.reply_dport) for e in left] == [
+                    (net.h.addresses["r2"][family == 6], PORT)
+                ]
+        return found
+
+    assert works() == [True, True]
+    put(net, replace(lever, shared=False, icmp=True, accepts=()))
+    assert works() == [False, False]
+    take_away(net)
+    put(net, lever)
+    assert works() == [True, True]
+    if proto == "tcp":
+        # Path MTU errors about either reach whom they are for.
+        forget_paths(net)
+        assert works(b"u") == [True, True]
+        forget_paths(net)
+        hosts = net.addresses["h"]
+        assert all(ask(net.c, (hosts[family], PORT), b"d") for family in FAMILIES)
+    net.h.run(["conntrack", "-F"], check=False)
+    assert all(use(net.c, (net.addresses["h"][family], PORT)) for family in FAMILIES)
+    assert not entries(net)
+    take_away(net)
+
+
+def test_a_gateways_rules_survive_a_reload(net: Net) -> None:
+    """As when somebody saves the ruleset for the next boot."""
+    reset(net)
+    install(net, (*masquerade("nft", "tcp"), *TRACK))
+    assert ask(net.c, (net.addresses["h"][4], PORT))
+    put(net, judged(net).lever)
+    assert through(net, "tcp", 4, PORT)
+    saved = net.h.run(["nft", "list", "ruleset"])
+    assert net.addresses["c"][4] in saved  # the far end is remembered
+    net.h.run(["nft", "-f", "-"], stdin=f"flush ruleset\n{saved}")
+    assert through(net, "tcp", 4, PORT)
+
+
+def test_a_hosts_own_random_port_is_warned_of(net: Net) -> None:
+    reset(net)
+    rule = 'oifname "to-r2" tcp sport 1024-65535 masquerade to :8063'
+    install(net, (*nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
+                       f"{rule}\n}}\n}}\n"), *TRACK))  # fmt: skip
+    assert ask(net.c, (net.addresses["h"][4], PORT))
+    judgement = judged(net)
+    far = (net.addresses["c"][4], PORT)
+    assert ask(net.h, far)
+    put(net, judgement.lever)
+    assert not ask(net.h, far)
+    take_away(net)
+    assert judgement.verdict == "warn"
+    assert "connections of this host other ports" in judgement.reasons[0]
+
+
+def test_a_connection_that_is_translated_to_the_port_now(net: Net) -> None:
+    reset(net)
+    install(net, (*masquerade("nft", "tcp"), *TRACK))
+    assert ask(net.c, (net.addresses["h"][4], PORT))
+    about = subject(seen(net), net.local, (32768, 60999), True, (), shared_now=True)
+    judgement = judge(about, read(net.h.path))
+    assert judgement.verdict == "warn"
+    assert "right now" in judgement.reasons[0]
+
+
+# ---- a host behind the router that calls out from the service's port -------------------
+
+
+CALLS = {
+    "by state": (fw(chain("forward", EST + PING + "tcp dport 8063 accept\n"
+                          'ct state new iifname "to-s" accept', "drop")), WARN, False),
+    "masqueraded": (nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
+                        'oifname "to-r2" tcp dport 22 masquerade\n}\n}\n'), WARN, False),
+    "stateless": ((*TRACK, *nft("table inet f {" + chain(
+        "forward", EST + PING + 'tcp dport 8063 accept\niifname "to-s" accept', "drop"
+    ) + "}")), RULES, True),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("tool", "proto", "level"),
-    [("nft", "tcp", "safe"), ("nft", "udp", "warn"), ("iptables, random", "tcp", "warn")],
-)
-def test_a_gateways_own_service(net: Net, tool: str, proto: str, level: str) -> None:
-    """Another host's connection with the service's port as source port loses its replies."""
+@pytest.mark.parametrize("name", CALLS)
+def test_a_server_behind_the_router_calls_from_its_port(net: Net, name: str) -> None:
+    setup, verdict, works = CALLS[name]
     reset(net)
-    install(net, (*GATEWAY[tool], *TRACK))
-    hosts, far, port = net.addresses["h"], (net.addresses["c"][4], PORT), 0
-    use = ask if proto == "tcp" else echo
-    assert all(use(net.c, (hosts[family], PORT)) for family in FAMILIES)
-    judgement = judged(net, proto)
-    source = (net.addresses["s"][4], PORT)
-    if proto == "tcp":
-        assert ask(net.s, far, source=source)
-        port = next(e.reply_dport for e in entries(net) if e.src == source[0])
+    install(net, setup)
+
+    def who_asks(server: socket.socket) -> None:
+        connection, peer = server.accept()
+        with connection, contextlib.suppress(ConnectionError):
+            connection.sendall(peer[0].removeprefix("::ffff:").encode())
+            connection.recv(1)
+
+    def call() -> str:
+        with net.s.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.settimeout(WAIT)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            client.bind((net.addresses["s"][4], PORT))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            with contextlib.suppress(OSError):
+                client.connect((net.addresses["c"][4], 22))
+                return client.recv(64).decode()
+            return ""
+
+    with serving(net.c, socket.SOCK_STREAM, 22, who_asks):
+        seen_as = net.h.addresses["r2"][0] if name == "masqueraded" else net.addresses["s"][4]
+        assert call() == seen_as
+        net.h.run(["conntrack", "-F"], check=False)
+        assert ask(net.c, (net.addresses["s"][4], PORT))
+        judgement = judged(net)
         put(net, judgement.lever)
-        # Chosen at random it hits the port once in 64 512 times: not to be waited for.
-        assert bool(ask(net.s, far, source=source)) == (tool != "nft")
-        assert (port == PORT) == (tool == "nft")
+        assert (call() == seen_as) == works
+        assert ask(net.c, (net.addresses["s"][4], PORT))
         take_away(net)
-    assert judgement.verdict == level
-    assert any(f"if its source port is {PORT}" in reason for reason in judgement.reasons)
+    assert judgement.lever.roles == ("forward",)
+    assert judgement.verdict == verdict
+    assert works or any("from source port" in reason for reason in judgement.reasons)
 
 
 # ---- data planes beside netfilter -------------------------------------------------------

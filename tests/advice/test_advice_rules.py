@@ -67,7 +67,9 @@ def test_nft_takes_every_role_and_forgets_it(
     before = node.run(["nft", "list", "ruleset"])
     states = {"tcp": (("time_wait", 5), ("close", 2)), "udp": (("replied", 5),)}
     made = plan(
-        Notrack(proto, 8063, ROLES, peers=peers, accepts=accepts("nft", ("inet",))),
+        Notrack(
+            proto, 8063, ROLES, peers=peers, accepts=accepts("nft", ("inet",)), shared=bool(peers)
+        ),
         CtTimeout(proto, 8063, ROLES, states[proto]),
     )
     script = rules.nft_script(made, 60)
