@@ -20,6 +20,7 @@ from ctrace.advice.rules import CHAINS, TABLE, TAG
 from ctrace.errors import CtraceError
 
 XT_TOOLS: Final = ("iptables-nft", "iptables-legacy")
+_LEARNED: Final = re.compile(r"(\tset others[46] \{\n(?:\t\t.*\n)*?)\t\telements = \{[^}]*\}\n")
 PERMANENT, TRIAL, EXPIRED, NOTHING = "permanent", "trial", "expired", "nothing"
 
 
@@ -138,11 +139,12 @@ def nft_ruleset() -> dict[str, Any]:
 
 
 def listing() -> str:
-    """Our rules as text without counters, to tell whether they are still the same."""
+    """Our rules as text without counters and without what the kernel adds to our sets by itself,
+    to tell whether they are still the same."""
     parts = []
     if commands.have("nft"):
         status, text, _ = commands.output(["nft", "-s", "list", "table", "inet", TABLE])
-        parts.append(text if status == 0 else "")
+        parts.append(_LEARNED.sub(r"\1", text) if status == 0 else "")
     for tool in XT_TOOLS:
         for family in ("ip", "ip6"):
             lines = [rule.text for rule in tagged_lines(saved_rules(tool, family), tool, family)]
