@@ -9,7 +9,7 @@ from typing import Final, Optional
 
 from ctrace.advice.evaluate import ICMP, ICMP6, UNKNOWN_DEVICE, Packet
 from ctrace.advice.plan import Notrack
-from ctrace.advice.ruleset_model import Ruleset
+from ctrace.advice.ruleset_model import Rule, Ruleset
 from ctrace.record import PROTO_NUMBERS
 
 SYN, ACK, SYN_ACK = 0x02, 0x10, 0x12
@@ -72,11 +72,13 @@ Flow = tuple[Probe, ...]
 def flows(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Flow]:
     """Every kind of connection and packet that the lever touches."""
     for family in families(subject):
+        here = _local(subject, family)
         named = _named(ruleset, family)
         sources = [*_of(subject.peers, family), STRANGER[family], *named]
         servers = _of(lever.peers or subject.peers, family) or [STRANGER[family]]
+        if not lever.peers:  # the rules are for any address, so also for one that is translated
+            servers += [a for a in _targets(ruleset, family, lever.port) if a not in here]
         clients = [*_of(subject.clients, family), *named] or [STRANGER[family]]
-        here = _local(subject, family)
         for role in lever.roles:
             if role == "server":
                 yield from (_server(lever, family, me, far) for me in here for far in sources)
@@ -287,18 +289,36 @@ def _local(subject: Subject, family: str) -> list[str]:
 
 def _named(ruleset: Ruleset, family: str) -> list[str]:
     """One address of each source prefix that a rule names."""
+    rules = (rule for chain in ruleset.chains for rule in chain.rules)
+    return _addresses(rules, family, "saddr")[:MOST]
+
+
+def _targets(ruleset: Ruleset, family: str, port: int) -> list[str]:
+    """One address of each destination prefix that a rule names for the port."""
+    rules = (
+        rule
+        for chain in ruleset.chains
+        for rule in chain.rules
+        if all(
+            match.key != "dport"
+            or any(low <= port <= high for low, high in match.values) != match.negate
+            for match in rule.matches
+        )
+    )
+    return _addresses(rules, family, "daddr")[:MOST]
+
+
+def _addresses(rules: Iterable[Rule], family: str, side: str) -> list[str]:
     version = 4 if family == "ip" else 6
     found: dict[str, None] = {}
-    for chain in ruleset.chains:
-        for rule in chain.rules:
-            for match in rule.matches:
-                if match.key == "saddr":
-                    for kind, low, high in match.values:
-                        address = ip_address(low + (1 if high > low + 1 else 0))
-                        if kind == version and address.version == version:
-                            found[str(address)] = None
-    usable = [a for a in found if not ip_address(a).is_loopback and not ip_address(a).is_multicast]
-    return usable[:MOST]
+    for rule in rules:
+        for match in rule.matches:
+            if match.key == side:
+                for kind, low, high in match.values:
+                    address = ip_address(low + (1 if high > low + 1 else 0))
+                    if kind == version and address.version == version:
+                        found[str(address)] = None
+    return [a for a in found if not ip_address(a).is_loopback and not ip_address(a).is_multicast]
 
 
 def _named_ports(ruleset: Ruleset) -> list[int]:
