@@ -51,7 +51,7 @@ def encode(column: int, values: Unsigned, compress: Compressor) -> list[Section]
 
 
 def encode_dictionary(column: int, values: Unsigned, compress: Compressor) -> list[Section]:
-    """A column as codes into a table, most frequent value first, if it repeats itself enough."""
+    """A column as codes into a table, if it repeats itself enough."""
     coded = dictionary(values) if len(values) >= 64 else None
     if coded is None:
         return encode(column, values, compress)
@@ -61,6 +61,8 @@ def encode_dictionary(column: int, values: Unsigned, compress: Compressor) -> li
 
 def dictionary(values: Unsigned) -> Optional[tuple[Unsigned, Unsigned]]:
     """(distinct values, codes), or None when more than a quarter are distinct.
+
+    Codes of many values are by frequency, so that their high byte seldom changes.
 
     A direct-mapped hash table finds nearly all repeats in one pass; sorting, several
     times as slow, sees only what collided.
@@ -98,10 +100,15 @@ def dictionary(values: Unsigned) -> Optional[tuple[Unsigned, Unsigned]]:
 
 
 def _few(values: Unsigned) -> Optional[tuple[Unsigned, Unsigned]]:
-    """The same where a handful of values, all among the first ones, make up the column."""
-    table = np.unique(values[:512])
+    """The same where a handful of values, all among the first ones, make up the column.
+
+    In the order of their first appearance: columns that change together get equal codes.
+    """
+    head = values[:512]
+    table = np.unique(head)
     if len(table) > 6:
         return None
+    table = table[np.argsort([(head == value).argmax() for value in table])]
     codes = np.zeros(len(values), np.uint8)
     found = int(np.count_nonzero(values == table[0]))
     for code, value in enumerate(table[1:], 1):
@@ -133,7 +140,10 @@ class Columns:
         table = self._planes(column | TABLE, self.block.columns[column | TABLE][0].values, wanted)
         if len(codes) and int(codes.max()) >= len(table):
             raise Damaged("a code beyond its dictionary")
-        return table[codes]
+        if codes.itemsize == table.itemsize == 1:  # several times as fast as taking them
+            by_code = table.tobytes().ljust(256, b"\0")
+            return np.frombuffer(codes.tobytes().translate(by_code), np.uint8)
+        return table.take(codes)
 
     def _planes(self, column: int, n: int, wanted: Optional[np.dtype[Any]]) -> Unsigned:
         entries: Sequence[Entry] = self.block.columns.get(column, ())

@@ -40,7 +40,11 @@ _REPLY_SIDES = (
 
 
 def transposed(parts: Sequence[Events], room: Optional[U64] = None) -> U64:
-    """Arrays of records as (15, n) words, in tiles that stay in cache; in ``room`` if they fit."""
+    """Arrays of records as (15, n) words, in tiles that stay in cache; in ``room`` if they fit.
+
+    The reply's addresses become what differs from the original's turned round: nothing
+    but where NAT was.
+    """
     n = sum(map(len, parts))
     fits = room is not None and n <= room.shape[1]
     out = room[:, :n] if room is not None and fits else np.empty((WORDS, n), np.uint64)
@@ -49,23 +53,20 @@ def transposed(parts: Sequence[Events], room: Optional[U64] = None) -> U64:
         rows = words(part)
         for i in range(0, len(rows), _TILE):
             tile = rows[i : i + _TILE]
-            out[:, at : at + len(tile)] = tile.T
+            turned = out[:, at : at + len(tile)]
+            turned[:] = tile.T
+            turned[6:8] ^= turned[4:6]
+            turned[8:10] ^= turned[2:4]
             at += len(tile)
     return out
 
 
 def tuple_words(table: U64) -> list[Optional[U64]]:
-    """The tuples of a :func:`transposed` table as :data:`ctrace.trace.window.Image`.
-
-    Of the reply's addresses it has what differs from the original's turned round, which
-    is nothing but where NAT was.
-    """
+    """The tuples of a :func:`transposed` table as :data:`ctrace.trace.window.Image`."""
     rest = table[12] >> np.uint64(16)
     rest <<= _32
     rest |= table[11] & _LOW32
-    replies = [table[reply] ^ table[turned] for reply, turned in ((6, 4), (7, 5), (8, 2), (9, 3))]
-    image = [*table[1:6], *replies, table[10], rest]
-    return [word if word.any() else None for word in image]
+    return [word if word.any() else None for word in (*table[1:11], rest)]
 
 
 def encode_events(
@@ -87,9 +88,11 @@ def encode_events(
     steps[0] = 0
     np.subtract(table[0, 1:], table[0, :-1], out=steps[1:])
     sections = encode(Column.TS, steps, compress)
-    sections += encode(Column.KIND, kind, compress)
-    for column, place in ((Column.REASON, 1), (Column.DIRECTION, 6), (Column.STATE, 7)):
-        sections += encode(column, _byte(table[12], place), compress)
+    # Where reason follows from kind, and status, both have the same codes.
+    sections += encode_dictionary(Column.KIND, kind, compress)
+    sections += encode_dictionary(Column.REASON, _byte(table[12], 1), compress)
+    sections += encode(Column.DIRECTION, _byte(table[12], 6), compress)
+    sections += encode(Column.STATE, _byte(table[12], 7), compress)
     sections += encode_dictionary(Column.STATUS, _half(table[11], 1), compress)
     sections += encode_dictionary(Column.OWNER, table[13].take(makers), compress)
     sections += encode_dictionary(Column.CGROUP, table[14].take(makers), compress)
@@ -155,7 +158,7 @@ def _encode_tuples(image: Image, n: int, compress: Compressor) -> list[Section]:
         + encode(Column.SPORT, np.ascontiguousarray(ports[:, 0]), compress)
         + encode_dictionary(Column.DPORT, np.ascontiguousarray(ports[:, 1]), compress)
         + encode_dictionary(Column.NETNS, _half(rest, 0), compress)
-        + encode(Column.PROTO, _byte(rest, 4), compress)
+        + encode_dictionary(Column.PROTO, _byte(rest, 4), compress)
         + encode(Column.FAMILY, _byte(rest, 5), compress)
         + encode(Column.ZONE, np.ascontiguousarray(rest.view(np.uint16)[3::4]), compress)
     )

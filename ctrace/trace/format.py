@@ -48,10 +48,11 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Union
+from typing import Final, NamedTuple, Union
 
 from ctrace.errors import CtraceError
 
@@ -200,15 +201,25 @@ class Compressor:
         if codec == Codec.ZSTD:
             import zstandard
 
-            self._zstd = zstandard.ZstdCompressor(level=1, write_content_size=True)
+            # Short matches between bytes of a few values take time and save nothing.
+            parameters = zstandard.ZstdCompressionParameters.from_level(
+                1, min_match=7, hash_log=12, write_content_size=True
+            )
+            self._zstd = zstandard.ZstdCompressor(compression_params=parameters)
+        self._last: deque[tuple[bytes, tuple[Codec, bytes]]] = deque(maxlen=8)
 
-    def __call__(self, data: Buffer) -> tuple[Codec, Buffer]:
+    def __call__(self, data: bytes) -> tuple[Codec, bytes]:
         """The codec used and the stored bytes."""
         n = len(data)
         if n < 64 or self.codec == Codec.RAW:
             return Codec.RAW, data
+        for known, result in self._last:
+            if known == data:
+                return result
         stored = self._zstd.compress(data) if self.codec == Codec.ZSTD else zlib.compress(data, 1)
-        return (self.codec, stored) if len(stored) < n - n // 32 else (Codec.RAW, data)
+        result = (self.codec, stored) if len(stored) < n - n // 32 else (Codec.RAW, data)
+        self._last.append((data, result))
+        return result
 
 
 class Decompressor:
@@ -216,6 +227,7 @@ class Decompressor:
 
     def __init__(self) -> None:
         self._zstd = None
+        self._last: tuple[int, Buffer, bytes] = (-1, b"", b"")
         if zstd_available():
             import zstandard
 
@@ -230,7 +242,11 @@ class Decompressor:
         elif codec == Codec.ZLIB:
             data = self._inflate(stored, length)
         elif codec == Codec.ZSTD:
-            data = self._unzstd(stored, length)
+            # Columns that change together are stored alike.
+            stored = bytes(stored)
+            if self._last[:2] != (length, stored):
+                self._last = (length, stored, self._unzstd(stored, length))
+            data = self._last[2]
         else:
             raise Damaged(f"unknown codec {codec}")
         if len(data) != length:
@@ -261,8 +277,7 @@ class Decompressor:
         return data
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """One byte plane, or a blob, as it stands in the file."""
 
     column: int
@@ -321,8 +336,7 @@ class BlockHead:
         return [head + CRC.pack(zlib.crc32(head)), *(s.data for s in sections if len(s.data))]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Where one section stands."""
 
     plane: int
@@ -397,10 +411,9 @@ def read_block(file: File, offset: int) -> Block:
         raise Damaged("a time out of range")
     columns: dict[int, list[Entry]] = {}
     place = offset + end + CRC.size
-    for i in range(sections):
-        column, plane, codec, values, stored, crc, base = ENTRY.unpack_from(
-            data, BLOCK.size + i * ENTRY.size
-        )
+    for column, plane, codec, values, stored, crc, base in ENTRY.iter_unpack(
+        data[BLOCK.size : end]
+    ):
         columns.setdefault(column, []).append(Entry(plane, codec, values, place, stored, crc, base))
         place += stored
     if place != offset + length:

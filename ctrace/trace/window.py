@@ -26,9 +26,7 @@ IMAGE: Final = 11
 _32 = np.uint64(32)
 _WRAP = WINDOW - 1
 _NONE = -(1 << 62)
-_HASH = np.uint64(0x9E3779B97F4A7C15)
 _INDEX_BITS = 20
-_INDEX_SHIFT = np.uint64(64 - _INDEX_BITS)
 
 
 class TupleIndex:
@@ -103,10 +101,11 @@ class TupleIndex:
 
 
 def _slots(identity: Optional[U64], n: int) -> npt.NDArray[np.int64]:
+    """Entries are at least 256 bytes apart; what the kernel made together stays together."""
     if identity is None:
         return np.zeros(n, np.int64)
-    slots = identity * _HASH
-    slots >>= _INDEX_SHIFT
+    slots = identity >> np.uint64(8)
+    slots &= np.uint64((1 << _INDEX_BITS) - 1)
     return slots.view(np.int64)
 
 

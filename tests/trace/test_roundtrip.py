@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import ctrace
 from ctrace.batch import Batch
-from ctrace.record import RECORD, Events, Kind, empty
+from ctrace.record import RECORD, Events, Kind, empty, join
 from ctrace.trace.format import Codec, zstd_available
 from ctrace.trace.reader import Recording
 from ctrace.trace.writer import Writer
@@ -50,6 +51,25 @@ def test_realistic_traffic_is_kept_exactly(tmp_path: Path, codec: Codec) -> None
         assert recording.header == synthetic.header()
     if codec != Codec.RAW:
         assert path.stat().st_size < 10 * 200_000
+
+
+@pytest.mark.parametrize("codec", ["zlib", "zstd"])
+def test_a_recording_of_the_first_version_is_read_as_it_was(codec: str) -> None:
+    path = Path(__file__).parent / "earlier" / f"1.0-{codec}.data"
+    with ctrace.open(str(path)) as recording:
+        events = join([batch.events for batch in recording])
+        assert len(events) == 1856
+        # of the events that were written
+        assert hashlib.sha256(events.tobytes()).hexdigest() == (
+            "e059d5b83e50b475a914e9f8a8ac2a4f1f261d0c090b1b8624cb93c847f16192"
+        )
+        for column in recording.columns("kind", "reason", "reply_dport"):
+            assert len(column["kind"]) == len(column["reason"]) == len(column["reply_dport"]) > 0
+        kinds = np.concatenate([column["kind"] for column in recording.columns("kind")])
+        assert np.array_equal(kinds, events["kind"])
+        assert [reading.max for _, (reading,) in recording.tables()] == [65536] * 3
+        assert list(recording.notes()) == ["made by the first version"]
+        assert not recording.missing
 
 
 @settings(
