@@ -9,6 +9,7 @@ from typing import Final, Optional
 
 from ctrace.advice.evaluate import Met, evaluate, explore
 from ctrace.advice.plan import Notrack
+from ctrace.advice.planes import EVERYWHERE
 from ctrace.advice.probes import Subject, families, gateway, own
 from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
 from ctrace.record import Status
@@ -84,7 +85,7 @@ def static(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Findi
             yield Finding("warn", "ipvs", "IPVS balances connections by firewall mark here")
     for device, what in ruleset.planes:
         # Packets over lo never leave it: what works at another device is none of their business.
-        near = subject.roles == ("loopback",) and device != "lo"
+        near = subject.roles == ("loopback",) and device not in ("lo", EVERYWHERE)
         there = " there" if near else ""
         text = (f"{what} at {device} sees packets before these rules; what it does is not known, "
                 f"so neither is whether NOTRACK takes effect{there}")  # fmt: skip

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from ctrace.advice import ruleset_nft, ruleset_xt
@@ -145,6 +146,9 @@ def _collect(netns_path: str) -> _Listings:
                 elif has_nft:
                     gaps.append(f"{command} is missing, and iptables-nft rules are in use")
             names = _proc(f"/proc/thread-self/net/{family}_tables_names").split()
+            if ("raw" in names or not has_nft) and raw_before_defrag(family, has_nft):
+                gaps.append(f"{family}table_raw has raw_before_defrag, so legacy raw rules see "
+                            "fragments before they are put together")  # fmt: skip
             if names:
                 command = f"{family}tables-legacy-save"
                 if shutil.which(command):
@@ -180,6 +184,25 @@ def _proc(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def raw_before_defrag(family: str, has_nft: bool, root: str = "/") -> bool:
+    """Whether legacy raw tables come before defragmentation (at -450, not -300).
+
+    The module parameter itself can't be read (its mode is 0): the hooks tell, where the
+    kernel lists them (CONFIG_NETFILTER_NETLINK_HOOK), else what asks for it at load.
+    """
+    if has_nft:
+        hooks = _run(["nft", "list", "hooks"], [])
+        if re.search(rf"-0*450 ({family}table_raw|{family}t_do_table)", hooks):
+            return True
+    option = re.compile(rf"^options {family}table_raw .*raw_before_defrag=[1yY]", re.MULTILINE)
+    places = ("etc", "run", "usr/local/lib", "usr/lib", "lib")
+    files = [file for place in places for file in Path(root, place, "modprobe.d").glob("*.conf")]
+    at_boot = re.compile(rf"\b{family}table_raw\.raw_before_defrag(=[1yY]|\s|$)")
+    return bool(at_boot.search(_proc(f"{root}proc/cmdline"))) or any(
+        option.search(_proc(str(file))) for file in files
+    )
 
 
 def _may_have_nf_tables() -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,7 +34,6 @@ from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.plan import Notrack, Plan
 from ctrace.advice.roles import subject
 from ctrace.advice.ruleset import read
-from ctrace.capture import sys
 from ctrace.lab import Node
 
 pytestmark = pytest.mark.kernel
@@ -551,43 +548,3 @@ def test_a_server_behind_the_router_calls_from_its_port(net: Net, name: str) -> 
     assert judgement.lever.roles == ("forward",)
     assert judgement.verdict == verdict
     assert works or any("from source port" in reason for reason in judgement.reasons)
-
-
-# ---- data planes beside netfilter -------------------------------------------------------
-
-PASS = {"an XDP program": (6, 37, b"\xb7\0\0\0\2\0\0\0", 2),
-        "an eBPF program (tcx)": (3, 46, b"\xb7\0\0\0\xff\xff\xff\xff", 0)}  # fmt: skip
-"""Program type, attach type, ``r0 = pass``, link flags (XDP_FLAGS_SKB_MODE)."""
-EXIT = b"\x95\0\0\0\0\0\0\0"
-
-
-@pytest.mark.parametrize("what", PASS)
-def test_an_ebpf_data_plane_is_never_called_safe(net: Net, what: str) -> None:
-    """A program that only lets packets pass: but nobody can tell by looking from outside."""
-    kind, place, verdict, flags = PASS[what]
-    reset(net)
-    install(net, TRACK)
-    for node, target in ((net.c, net.addresses["h"][4]), (net.h, "127.0.0.1")):
-        assert ask(node, (target, PORT))
-    assert judged(net).verdict == "safe"
-    loaded = sys.prog_load(verdict + EXIT, kind, "t_pass")  # type: ignore[arg-type]
-    try:
-        with net.h.enter():
-            index = socket.if_nametoindex("to-r2")
-            attr = struct.pack("<IIII", loaded, index, place, flags)
-            link, _ = sys.bpf(sys.Cmd.LINK_CREATE, attr)
-        assert link >= 0
-        try:
-            assert ask(net.c, (net.addresses["h"][4], PORT))
-            told = judged(net)
-            about = subject(seen(net), net.local, (32768, 60999), True, ())
-            inside = judge(replace(about, roles=("loopback",)), read(net.h.path))
-        finally:
-            os.close(link)
-    finally:
-        os.close(loaded)
-    assert told.verdict == "warn"
-    assert f"{what} at to-r2" in told.reasons[0]
-    assert inside.verdict == "safe"
-    assert any(what in reason for reason in inside.reasons)
-    assert judged(net).verdict == "safe"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from advice_net import Net, ask, build, entries, forget_paths, install, put, reset
 
 from ctrace.advice import rules
 from ctrace.advice.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Notrack, Plan
-from ctrace.advice.ruleset import dump, fingerprint, load, read
+from ctrace.advice.ruleset import dump, fingerprint, load, raw_before_defrag, read
 from ctrace.errors import UsageError
 from ctrace.lab import Lab, Node
 
@@ -121,6 +122,26 @@ _EMPTY_RAW = ("*raw", ":PREROUTING ACCEPT", ":OUTPUT ACCEPT", "COMMIT")
 def _saved(node: Node, command: str) -> list[str]:
     text = node.run([f"{command}-save"])
     return [line.split(" [")[0] for line in text.splitlines() if line and line[0] != "#"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "families"),
+    [
+        ("etc/modprobe.d/x.conf", "# no\noptions iptable_raw raw_before_defrag=1\n", ["ip"]),
+        ("lib/modprobe.d/y.conf", "options ip6table_raw a=2 raw_before_defrag=Y\n", ["ip6"]),
+        ("etc/modprobe.d/z.conf", "#options iptable_raw raw_before_defrag=1\n", []),
+        ("etc/modprobe.d/z.conf", "options iptable_raw raw_before_defrag=0\n", []),
+        ("proc/cmdline", "ro iptable_raw.raw_before_defrag=1 quiet", ["ip"]),
+        ("proc/cmdline", "ro quiet", []),
+    ],
+)
+def test_raw_before_defrag_is_asked_for(
+    tmp_path: Path, file: str, text: str, families: list[str]
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(text)
+    found = [f for f in ("ip", "ip6") if raw_before_defrag(f, False, f"{tmp_path}/")]
+    assert found == families
 
 
 def test_iptables_cannot_hold_a_timeout_policy() -> None:

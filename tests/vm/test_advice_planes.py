@@ -24,7 +24,7 @@ from ctrace.advice.ruleset import read
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_server
+from ctrace.lab.traffic import tcp_server, udp_server
 from ctrace.record import Events, Status
 
 pytestmark = [
@@ -173,3 +173,73 @@ def test_tcs_ct_action_comes_before_notrack(three: Three) -> None:
     three.put(judgement)
     assert three.ask(there) == [b"one", b"two", b"six"]
     assert len(three.entries())
+
+
+def test_legacy_rules_before_defragmentation(three: Three) -> None:
+    """raw_before_defrag: the first fragment is untracked, and the others never join it."""
+    subprocess.run(["modprobe", "-r", "iptable_raw"], check=False)
+    subprocess.run(["modprobe", "iptable_raw", "raw_before_defrag=1"], check=True)
+    three.h.track()
+    here = three.h.addresses["c"][0]
+
+    def answers(size: int) -> int:
+        with three.c.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(3)
+            client.sendto(b"x" * size, (here, PORT))
+            with contextlib.suppress(OSError):
+                return len(client.recv(8192))
+            return 0
+
+    rule = ["-p", "udp", "-j", "CT", "--notrack"]
+    with udp_server(three.h, PORT):
+        assert answers(100)
+        assert answers(4000)
+        before = three.judged("server")
+        for hook in ("PREROUTING", "OUTPUT"):
+            three.h.run(["iptables-legacy", "-t", "raw", "-A", hook, *rule])
+        assert answers(100)
+        assert not answers(4000)
+    judgement = three.judged("server")
+    assert before.verdict == "safe"
+    assert judgement.verdict == "warn"
+    assert "raw_before_defrag" in " ".join(judgement.reasons)
+    three.h.run(["iptables-legacy", "-t", "raw", "-F"])
+
+
+def test_a_bridge_that_tracks_comes_before_notrack(three: Three) -> None:
+    """nf_conntrack_bridge: what a bridge has tracked stays tracked."""
+    modules("bridge", "nf_conntrack_bridge", "nft_ct")
+    h, device, here = three.h, "to-c", three.h.addresses["c"][0]
+    h.track()
+    with tcp_server(h, PORT, handle=echo):
+        h.run(["ip", "link", "add", "br0", "type", "bridge"])
+        h.run(["ip", "addr", "del", f"{here}/24", "dev", device])
+        h.run(["ip", "link", "set", device, "master", "br0"])
+        h.run(["ip", "addr", "add", f"{here}/24", "dev", "br0"])
+        h.run(["ip", "link", "set", "br0", "up"])
+        assert three.ask(here) == [b"one", b"two", b"six"]
+        before = three.judged("server")
+        h.run(
+            ["nft", "-f", "-"],
+            stdin="table bridge b { chain p { type filter hook prerouting priority 0;\n"
+            "ct state established counter\n}\n}\n",
+        )
+        judgement = three.judged("server")
+        three.put(judgement)
+        assert three.ask(here) == [b"one", b"two", b"six"]
+        assert len(three.entries())
+    assert before.verdict == "safe", before.reasons
+    assert judgement.verdict == "warn"
+    assert "table bridge b" in judgement.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("vrf type vrf table 10", "a VRF"), ("nk type netkit", "netkit")]
+)
+def test_devices_of_other_planes(three: Three, kind: str, what: str) -> None:
+    three.h.track()
+    assert three.judged("server").verdict == "safe"
+    three.h.run(["ip", "link", "add", *kind.split()])
+    judgement = three.judged("server")
+    assert judgement.verdict == "warn"
+    assert what in judgement.reasons[0]
