@@ -268,7 +268,10 @@ struct waits {
 	u64 longest;
 };
 
-/* lock:contention_begin(lock, flags): 0 for a spin lock, as conntrack's are (8: on RT) */
+#define LCB_F_SPIN 1U	/* include/trace/events/lock.h */
+#define LCB_F_RT 8U
+
+/* lock:contention_begin(lock, flags): conntrack's are spin locks, on RT mutexes of that sort */
 int wait_begin(u64 *ctx)
 {
 	struct waiting who = { current_task(), ctx[0] };
@@ -276,7 +279,7 @@ int wait_begin(u64 *ctx)
 	struct wait wait;
 	u64 lock;
 
-	if (!known || (u32)ctx[1] & ~8U)
+	if (!known || (u32)ctx[1] & ~(LCB_F_SPIN | LCB_F_RT))
 		return 0;
 	if (within(&known->locks, ctx[0]))
 		lock = LOCK_TABLE;

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 import pytest
 from perf_kit import PORT, Ballast, open_flows, pair, send, totals
 
-from ctrace.capture import chains, sys
-from ctrace.capture.contention import Contention
+from ctrace.capture import chains
 from ctrace.capture.ladder import probe
 from ctrace.capture.measuring import Objects
 from ctrace.capture.timing import FAMILIES, Timing, active
@@ -276,18 +275,3 @@ def test_every_refusal_and_eviction_has_its_stack(timers: str, event: str) -> No
     assert "udp_sendmsg" in calls
     # at the tracepoint the refused packet has left conntrack's code
     assert (timers == "netfilter" and event == "drop") or "early_drop" in calls
-
-
-# -- locks -----------------------------------------------------------------------------------------
-
-
-def test_waits_for_locks_are_counted_or_said_not_to_be() -> None:
-    objects = Objects()
-    try:
-        if sys.kernel_version() < (5, 19):
-            with pytest.raises(CtraceError, match="no contention tracepoints"):
-                Contention(objects, symbols.kernel())
-        else:
-            assert isinstance(Contention(objects, symbols.kernel()).read(), tuple)
-    finally:
-        objects.close()

@@ -1,0 +1,226 @@
+"""Waits for conntrack's locks, against what perf records of the same time.
+
+Several CPUs work on one entry: its timeout is zero, so each packet deletes it and makes
+it anew, under the same two of the table's locks. A lock's second waiter is only traced
+with paravirtual spin locks, the third on every machine: elsewhere this takes four CPUs
+(``scripts/vm KERNEL --cpus 4``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from perf_kit import PORT, pair
+
+from ctrace.capture import contention
+from ctrace.capture.contention import LOCKS, Contention
+from ctrace.capture.measuring import Objects
+from ctrace.capture.sys import kernel_version
+from ctrace.errors import CtraceError
+from ctrace.host import symbols
+from ctrace.lab import Node
+from ctrace.model.perf import Wait
+
+CPUS = sorted(os.sched_getaffinity(0))
+MACHINE = bool(os.environ.get("CTRACE_VM"))
+BUCKETS = Path("/proc/sys/net/netfilter/nf_conntrack_buckets")
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+traced = pytest.mark.skipif(
+    kernel_version() < (5, 19), reason="no contention tracepoints before Linux 5.19"
+)
+enough = pytest.mark.skipif(
+    MACHINE and len(CPUS) < 4, reason="an emulated machine of two CPUs traces no waits"
+)
+
+HAMMER = """
+import os, socket, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+sender.bind(("", 20001))
+sender.connect((sys.argv[2], int(sys.argv[3])))
+sender.setblocking(False)
+while True:
+    try:
+        sender.send(b"x")
+    except OSError:
+        pass
+"""
+
+
+@contextlib.contextmanager
+def hammering(a: Node, b: Node) -> Iterator[None]:
+    """Every CPU sends the same flow from a to b."""
+    a.sysctl("net.netfilter.nf_conntrack_udp_timeout", 0)
+    target = b.addresses[a.name][0]
+    load = [a.start([sys.executable, "-c", HAMMER, str(c), target, str(PORT)]) for c in CPUS]
+    try:
+        yield
+    finally:
+        for process in load:
+            process.kill()
+        for process in load:
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One wait for a spin lock that perf saw."""
+
+    began: float
+    ended: float
+    wanted_by: str
+    """The function that wanted the lock."""
+
+
+class Perf:
+    """``perf record`` of all waits while the block runs, by the monotonic clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "perf.data"
+
+    def __enter__(self) -> Perf:
+        self._process = subprocess.Popen(
+            ["perf", "record", "-q", "-a", "-g", "-m", "4M", "-k", "CLOCK_MONOTONIC",
+             "-e", "lock:contention_begin", "-e", "lock:contention_end", "-o", str(self._data)],
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not self._data.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(5 if MACHINE else 1)  # the file is there a little before the events are
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait()
+
+    def waits(self) -> list[Seen]:
+        """Those that ended, for whichever lock."""
+        text = subprocess.run(
+            ["perf", "script", "-i", str(self._data), "-F", "cpu,time,event,trace,ip,sym"],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        event = re.compile(r"\[(\d+)\]\s+([\d.]+):\s+lock:contention_(begin|end):\s+(\w+)")
+        waiting: dict[tuple[str, str], tuple[float, str]] = {}
+        found = []
+        for block in text.split("\n\n"):
+            match = event.match(block.strip())
+            if match is None:
+                continue
+            cpu, at, which, lock = match.groups()
+            if which == "begin":
+                names = [line.split()[-1] for line in block.strip().splitlines()[1:]]
+                locking = re.compile(r"_*(raw|pv|native|queued|trace|bpf)_.*|_*traceiter.*")
+                wanted_by = next((name for name in names if not locking.match(name)), "")
+                waiting[cpu, lock] = float(at), wanted_by
+            elif (cpu, lock) in waiting:
+                began, wanted_by = waiting.pop((cpu, lock))
+                found.append(Seen(began, float(at), wanted_by))
+        return found
+
+
+def measured(folder: Path, seconds: float) -> tuple[tuple[Wait, ...], list[Seen]]:
+    """What we and what perf saw of the same stretch of time, conntrack's locks only."""
+    names = symbols.kernel()
+    objects = Objects()
+    try:
+        with pair(track_server=False) as (a, b), Perf(folder) as perf, hammering(a, b):
+            ours = Contention(objects, names)
+            began = time.monotonic()
+            time.sleep(seconds)
+            names.learn_programs()
+            ended = time.monotonic()
+            waits = ours.read()
+    finally:
+        objects.close()
+    theirs = [
+        seen
+        for seen in perf.waits()
+        if began <= seen.began and seen.ended <= ended
+        and re.match(r"(__)?nf_(conntrack|ct)_", seen.wanted_by)
+    ]  # fmt: skip
+    return waits, theirs
+
+
+@traced
+@enough
+@pytest.mark.parametrize("known", ["by address", "by code"])
+def test_waits_are_counted_as_perf_counts_them(
+    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_address = bool(symbols.kernel().data("nf_conntrack_locks"))
+    if known == "by code":
+        monkeypatch.setattr(contention, "BOUNDS", ())
+    elif not by_address:
+        pytest.skip("this kernel's symbols tell no addresses of data")
+    waits, theirs = measured(tmp_path, 8 if MACHINE else 3)
+    if not theirs and not MACHINE and len(CPUS) < 4:
+        pytest.skip("this machine traces no second waiter")
+    assert len(theirs) > 50
+    count = sum(wait.count for wait in waits)
+    # Attached to the same two tracepoints a moment later, and read a moment later.
+    assert count == pytest.approx(len(theirs), rel=0.02, abs=2)
+    assert {wait.lock for wait in waits} == {LOCKS[0] if known == "by address" else LOCKS[-1]}
+    # What the load is about: an entry that is made, and its end.
+    stacks = [wait.stack.split(";") for wait in waits]
+    for inner in ("__nf_conntrack_confirm", "nf_ct_gc_expired"):
+        mine = [calls for calls in stacks if inner in calls and "udp_sendmsg" in calls]
+        assert mine, inner
+        assert all(calls[-1].startswith(("nf_conntrack_", "nf_ct_")) for calls in mine)
+    assert not any("bpf" in wait.stack for wait in waits)
+    # Perf's waits also hold what taking the stacks takes; ours begin after that.
+    lengths = [seen.ended - seen.began for seen in theirs]
+    assert 0.1 < sum(wait.total_ns for wait in waits) / 1e9 / sum(lengths) < 1.1
+    assert max(wait.longest_ns for wait in waits) / 1e9 < 1.1 * max(lengths)
+
+
+@traced
+@enough
+@pytest.mark.skipif(not MACHINE, reason="changes the whole machine: in scripts/vm only")
+def test_a_table_that_is_resized_keeps_all_waiting() -> None:
+    """nf_conntrack_hash_resize takes all locks of the table and one that bars the others."""
+    names = symbols.kernel()
+    objects = Objects()
+    kept = BUCKETS.read_text()
+    try:
+        with pair(track_server=False) as (a, b), hammering(a, b):
+            ours = Contention(objects, names)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                for size in ("512", "65536"):
+                    BUCKETS.write_text(size)
+                names.learn_programs()
+                waits = [wait for wait in ours.read() if wait.lock == LOCKS[1]]
+                if waits:
+                    break
+    finally:
+        objects.close()
+        BUCKETS.write_text(kept)
+    assert waits, "nobody waited for the lock of all locks"
+    assert waits[0].stack.split(";")[-1].startswith("nf_conntrack_")
+
+
+def test_an_older_kernel_is_said_to_have_no_such_tracepoints() -> None:
+    objects = Objects()
+    try:
+        if kernel_version() < (5, 19):
+            with pytest.raises(CtraceError, match="no contention tracepoints"):
+                Contention(objects, symbols.kernel())
+        else:
+            assert isinstance(Contention(objects, symbols.kernel()).read(), tuple)
+    finally:
+        objects.close()
