@@ -310,15 +310,19 @@ int wait_end(u64 *ctx)		/* lock:contention_end(lock, ret) */
 	key = wait->key;
 	map_delete(WAITING, &who);
 	waits = map_lookup(WAITS, &key);
+	if (!waits) {
+		struct waits fresh = { 1, ns, ns };
+
+		if (!map_update(WAITS, &key, &fresh, BPF_NOEXIST))
+			return 0;
+		key |= 0xffffffff;	/* no room for another stack: user space made this one */
+		waits = map_lookup(WAITS, &key);
+	}
 	if (waits) {
 		__sync_fetch_and_add(&waits->count, 1);
 		__sync_fetch_and_add(&waits->ns, ns);
 		if (ns > waits->longest)
 			waits->longest = ns;
-	} else {
-		struct waits fresh = { 1, ns, ns };
-
-		map_update(WAITS, &key, &fresh, BPF_NOEXIST);
 	}
 	return 0;
 }

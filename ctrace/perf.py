@@ -158,6 +158,9 @@ class Measurement:
         clock, lost = self._stacks()
         samples, share, busy, hot = model.cpu(clock, self._names.name, self._names.is_conntrack)
         readings = self._reader.read(self._spaces)
+        waits = self._waits.read() if self._waits is not None else None
+        if self._waits is not None and self._waits.unplaced:
+            blind.append(f"{self._waits.unplaced} waits for some lock: no room for their stacks")
         return model.Perf(
             duration_s=passed,
             family=self._timing.family if self._timing is not None else "",
@@ -178,7 +181,7 @@ class Measurement:
             ),
             gc_share=model.share_of(clock, self._names.name, "gc_worker"),
             chains=self._chains(readings, blind),
-            waits=self._waits.read() if self._waits is not None else None,
+            waits=waits,
             waiting_share=model.waiting_share(clock, self._names.name, self._names.is_conntrack),
             stacks_of=self._stacks_of,
             stacks=model.top_stacks(self._event_stacks(), self._names.name),

@@ -19,8 +19,12 @@ from ctrace.errors import CtraceError
 from ctrace.host.symbols import Symbols
 from ctrace.model.perf import Wait, who_waits
 
-LOCKS: Final = ("table lock", "all table locks", "expectations lock", "a lock")
+UNKNOWN: Final = "a lock"
+LOCKS: Final = ("table lock", "all table locks", "expectations lock", UNKNOWN)
 """``enum lock`` in bpf/perf.c."""
+NO_ROOM: Final = -1
+"""Instead of a stack's number: there was no room for another one."""
+NOT_KEPT: Final = "[stack not kept]"
 SPINLOCK: Final = 4
 """Bytes of a spinlock_t without lock debugging."""
 TABLE_LOCKS: Final = 1024
@@ -43,6 +47,10 @@ class Contention:
         for bound, symbol, size in BOUNDS:
             if start := names.data(symbol):
                 objects.bound(bound, start, size)
+        self.unplaced = 0
+        """Waits that may be conntrack's, as of the last :meth:`read`: their stacks had no room."""
+        for lock in range(len(LOCKS)):
+            sys.map_update(objects.maps["waits"], struct.pack("<iI", NO_ROOM, lock), bytes(24))
         try:
             # the end first: what began before has no beginning and is left out
             for program, tracepoint in (
@@ -60,14 +68,23 @@ class Contention:
 
     def read(self) -> tuple[Wait, ...]:
         """All waits so far by lock and stack, the longest waited for first."""
-        keys, values = sys.map_items(self._objects.maps["waits"], 8, 24, WAITS)
-        found = []
-        for key, value in zip(keys, values, strict=True):
+        waits = self._objects.maps["waits"]
+        keys, values = sys.map_items(waits, 8, 24, WAITS)
+        rows: list[list[int]] = values.reshape(-1, 24).view(np.uint64).tolist()
+        found: dict[tuple[str, str], tuple[int, int, int]] = {}
+        unplaced = 0
+        for key, (count, total, longest) in zip(keys, rows, strict=True):
             number, lock = struct.unpack("<iI", key.tobytes())
-            count, total, longest = np.frombuffer(value.tobytes(), np.uint64).tolist()
             stack = who_waits(frames(self._objects, number), self._names.name)
-            if lock == len(LOCKS) - 1 and not (stack and self._names.is_conntrack(stack[0])):
-                continue
-            told = ";".join(self._names.name(address) for address in reversed(stack))
-            found.append(Wait(LOCKS[lock], count, total, longest, told))
-        return tuple(sorted(found, key=lambda wait: -wait.total_ns))
+            if LOCKS[lock] == UNKNOWN and not (stack and self._names.is_conntrack(stack[0])):
+                if stack:
+                    sys.map_delete(waits, key.tobytes())  # makes room for conntrack's
+                else:
+                    unplaced += count
+            elif count:
+                told = ";".join(self._names.name(at) for at in reversed(stack)) or NOT_KEPT
+                others, ns, most = found.get((LOCKS[lock], told), (0, 0, 0))
+                found[LOCKS[lock], told] = others + count, ns + total, max(most, longest)
+        self.unplaced = unplaced
+        made = (Wait(lock, *numbers, told) for (lock, told), numbers in found.items())
+        return tuple(sorted(made, key=lambda wait: -wait.total_ns))
