@@ -95,7 +95,8 @@ def _final(recording: Recorded, group: str) -> Snapshot:
         seen = True
     if not seen:
         raise CtraceError(f"{recording.path}: nothing was recorded; {recording.missing}")
-    return model.snapshot(group=group, sort="held", limit=KEYS)
+    flows = recording.header.flow_filter
+    return model.snapshot(group=group, sort="held", limit=KEYS, filter_text=flows)
 
 
 def _sides(snapshot: Snapshot) -> dict[str, Side]:

@@ -67,14 +67,15 @@ class Merged(Headed):
         clock = Clock(min(one.clock.offset for one in recordings))
         self._shifts = [one.clock.offset - clock.offset for one in recordings]
         self._netns, self._owners, self._cgroups = _Ids(32), _Ids(64), _Ids(64)
-        first = recordings[0].header
         self.header = Header(
             _hooks(recordings, names),
             clock,
             min(one.started + s for one, s in zip(recordings, self._shifts, strict=True)),
             host=", ".join(names) if len(names) < 4 else f"{len(names)} hosts",
             kernel=", ".join(sorted({one.header.kernel for one in recordings})),
-            filter=first.filter,
+            filter=", ".join(
+                dict.fromkeys(one.header.filter for one in recordings if one.header.filter)
+            ),
             facts=_shared([one.header for one in recordings]),
             hosts=tuple(names),
         )

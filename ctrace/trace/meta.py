@@ -58,6 +58,13 @@ class Header:
     version: str = __version__
     """Version of ctrace that wrote it."""
 
+    @property
+    def flow_filter(self) -> str:
+        """The filter where it chose among a namespace's flows: then the counters and readings
+        of tables tell of more than the events. Empty where it chose a namespace at most."""
+        chose = any(not word.startswith("netns=") for word in self.filter.split())
+        return self.filter if chose else ""
+
 
 def header_json(header: Header) -> bytes:
     """The HEAD block's blob."""

@@ -175,7 +175,11 @@ class Redacted(Headed):
             header,
             host=", ".join(hosts) or self._labels.get("host", header.host),
             hosts=hosts,
-            filter="(redacted)" if header.filter else "",
+            filter="(redacted)"
+            if header.flow_filter
+            else "netns=(redacted)"
+            if header.filter
+            else "",
             facts={n: v for n, v in header.facts.items() if n.startswith(FACTS)},
         )
         self.path = self._labels.get("recording", recording.path)

@@ -15,6 +15,7 @@ from ctrace.errors import CtraceError
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
 from ctrace.record import KIND_OF, Kind
+from ctrace.trace.counted import Counted
 from ctrace.trace.recorded import Recorded
 from ctrace.view.feed import Phase, Position
 from ctrace.view.filtering import filtered
@@ -318,12 +319,14 @@ class ReplayFeed:
             with self._wake:
                 asked, (group, sort, text) = self._wanted, self._view
                 limit = SEARCHED if text else LIMIT
+                header = self._of.header
                 snapshot = self._model.snapshot(
-                    group=group, sort=sort, limit=limit, filter_text=text
+                    group=group, sort=sort, limit=limit, filter_text=header.flow_filter
                 )
             if text:
                 snapshot = filtered(snapshot, text)
                 snapshot = replace(snapshot, culprits=snapshot.culprits[:LIMIT])
+            snapshot = replace(snapshot, filter=f"{header.filter} {text}".strip())
         except CtraceError:
             self._given = asked
             return  # a filter that cannot be understood leaves the screen as it is
@@ -342,12 +345,16 @@ class ReplayFeed:
 def drop_bursts(recording: Recorded) -> list[int]:
     """Boot clock, ns, of the end of the batch in which each burst of drops began.
 
-    Only the counters are read.
+    Only the counters are read, but for a recording of some flows of a namespace.
     """
+    told = recording.counts()
+    if recording.header.flow_filter:
+        counted = Counted(recording.header)
+        told = ((batch.until, dict(counted.after(batch))) for batch in recording.batches())
     bursts: list[int] = []
     before: Optional[int] = None
     last = -BURST_NS
-    for until, counts in recording.counts():
+    for until, counts in told:
         now = sum(int(values[reason]) for values in counts.values() for reason in _DROPS)
         if now > (before or 0):
             if until - last > BURST_NS:

@@ -14,6 +14,7 @@ from ctrace.model.model import Model
 from ctrace.model.perf import Perf
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.record import KIND_OF, Kind, Reason
+from ctrace.trace.counted import Counted
 from ctrace.trace.recorded import Recorded
 
 POINTS = 600
@@ -118,9 +119,10 @@ def review(
     if not pass_.until:
         raise CtraceError(f"{recording.path}: nothing was recorded; {recording.missing}")
     pass_.finish()
-    final = ranked(model.snapshot(group=group, sort="held", limit=RANKED))
+    flows = recording.header.flow_filter
+    final = ranked(model.snapshot(group=group, sort="held", limit=RANKED, filter_text=flows))
     others = {
-        name: ranked(model.snapshot(group=name, sort="held", limit=RANKED))
+        name: ranked(model.snapshot(group=name, sort="held", limit=RANKED, filter_text=flows))
         for name in ("service", "src", "process", "container", "netns")
         if name != group
     }
@@ -175,6 +177,8 @@ class _Pass:
         self._due, self._share_due = self._start + self._step, self._start
         self._at = self._start
         self._sums = np.zeros(16, np.int64)
+        self._flows = recording.header.flow_filter
+        self._counted = Counted(recording.header)
         self._counts: dict[int, Counts] = {}
         self._lost = 0
         self._fill: dict[str, float] = {}
@@ -200,7 +204,7 @@ class _Pass:
             self._point()
         if batch.until >= self._share_due:
             self._share_due = batch.until + self._share_step
-            self._latest = self._model.snapshot(group=self._group, sort="held", limit=50)
+            self._latest = self._snapshot()
             self._share(self._latest)
 
     def finish(self) -> None:
@@ -208,18 +212,24 @@ class _Pass:
         if self.until > self._at:
             self._point()
 
+    def _snapshot(self) -> Snapshot:
+        return self._model.snapshot(
+            group=self._group, sort="held", limit=50, filter_text=self._flows
+        )
+
     def _new(self, batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """What happened since the batch before, by reason: from the exact counters if any."""
-        if not batch.counts:
+        told = self._counted.after(batch)
+        if not told:
             if self._counts:
                 return np.zeros(16, np.int64)
             return np.bincount(batch.events["reason"], minlength=16)[:16].astype(np.int64)
         new = np.zeros(16, np.int64)
-        for netns, counts in batch.counts.items():
+        for netns, counts in told.items():
             new += counts.astype(np.int64)
             if netns in self._counts:
                 new -= self._counts[netns].astype(np.int64)
-        self._counts = dict(batch.counts)
+        self._counts = dict(told)
         return np.maximum(new, 0)
 
     def _read_tables(self, batch: Batch) -> None:
@@ -230,7 +240,7 @@ class _Pass:
             self._fill[name] = max(self._fill.get(name, 0.0), fill)
             if fill > self.peak_fill * 1.02 and table.count > 16:
                 self.peak_fill = fill
-                self.peak = self._model.snapshot(group=self._group, sort="held", limit=50)
+                self.peak = self._snapshot()
             self.peak_fill = max(self.peak_fill, fill)
 
     def _point(self) -> None:

@@ -21,6 +21,7 @@ from ctrace.batch import Batch
 from ctrace.errors import CtraceError, UsageError
 from ctrace.model.perf import Perf
 from ctrace.record import Events, Kind, Reason, empty, join, words
+from ctrace.trace.counted import Counted
 from ctrace.trace.known import Known
 from ctrace.trace.meta import Header
 from ctrace.trace.series import NUMBER, SESSION, SUFFIX
@@ -113,6 +114,16 @@ class Living:
         return out
 
 
+def _check(header: Header, triggers: tuple[Trigger, ...]) -> None:
+    seen = {"drop": header.hooks.drop_tuples, "evict": header.hooks.evictions}
+    for trigger in triggers:
+        if header.flow_filter and not seen.get(trigger.name, True):
+            raise UsageError(
+                f"{header.hooks.family} hooks do not see whose packets and entries these are, so "
+                f"--trigger {trigger.name} goes with --netns and with no other filter"
+            )
+
+
 _LIVES = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY))
 
 
@@ -120,7 +131,9 @@ class FlightRecorder:
     """Writes segments into a directory and never more than it may. A sink."""
 
     def __init__(self, directory: str, header: Header, retention: Retention) -> None:
-        """Raises CtraceError when the directory cannot be used."""
+        """Raises CtraceError when the directory cannot be used, UsageError for a trigger that
+        these hooks cannot see under this filter."""
+        _check(header, retention.triggers)
         self._directory = Path(directory)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -135,6 +148,8 @@ class FlightRecorder:
         self._number = 0
         self._living = Living()
         self._known = Known(header.started)
+        self._counted = Counted(header)
+        self._last: dict[Reason, int] = {}
         self._rules: dict[int, str] = {}
         self._spans: list[tuple[Path, int, int]] = []
         """Finished segments that nothing has asked to keep: path, from, until."""
@@ -278,11 +293,10 @@ class FlightRecorder:
         return out
 
     def _fires(self, batch: Batch) -> bool:
-        now = {reason: sum(int(c[reason]) for c in batch.counts.values()) for reason in Reason}
-        before = {
-            reason: sum(int(c[reason]) for c in self._known.counts.values()) for reason in Reason
-        }
-        new = {reason: now[reason] - before[reason] for reason in Reason} if batch.counts else {}
+        told = self._counted.after(batch)
+        now = {reason: sum(int(c[reason]) for c in told.values()) for reason in Reason}
+        new = {reason: now[reason] - self._last.get(reason, 0) for reason in Reason} if told else {}
+        self._last = now if told else self._last
         inserts = sum(new.get(r, 0) for r in (Reason.NEW, Reason.USER, Reason.NAT_CLASH))
         since, seen = self._rate
         seconds = (batch.until - since) / 1e9
@@ -300,7 +314,12 @@ class FlightRecorder:
         return False
 
     def _kernel(self, name: str, batch: Batch) -> bool:
-        """Whether the kernel's own counter rose: hooks may not see every kind of drop."""
+        """Whether the kernel's own counter rose: hooks may not see every kind of drop.
+
+        It tells nothing of the flows that a filter chose among a namespace's.
+        """
+        if self._header.flow_filter:
+            return False
         before = {table.netns: table.stats.get(name) for table in self._known.batch.tables}
         return any(
             table.stats.get(name, 0) > (before.get(table.netns) or 0)

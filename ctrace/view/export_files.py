@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ctrace.errors import CtraceError
+from ctrace.trace.counted import Counted
 from ctrace.trace.recorded import Recorded
 from ctrace.view.export_rows import NUMBERS, OF_DESTROYS, ORDER, TEXTS, Rows
 from ctrace.view.format import clean
@@ -150,10 +151,12 @@ def _samples(recording: Recorded, family: str, show: Show) -> Any:
     host = _label(recording.header.host)
     # Samples of one label set must stand together, in the order of time.
     gathered: dict[str, list[tuple[int, int]]] = {}
+    counted = Counted(recording.header)
     for batch in recording.batches():
         show(_done(recording, batch.until))
         names.update({inum: netns.name for inum, netns in batch.names.netns.items()})
         lost += batch.lost
+        told = counted.after(batch)
         if family.startswith("ctrace_entries"):
             pass  # tables are read about once a second as it is
         elif batch.until < due:
@@ -164,7 +167,7 @@ def _samples(recording: Recorded, family: str, show: Show) -> Any:
         if family == "ctrace_lost":
             found = [(f'host="{host}"', lost)]
         elif family == "ctrace_events":
-            for netns, counts in batch.counts.items():
+            for netns, counts in told.items():
                 where = f'host="{host}",netns="{_label(names.get(netns, str(netns)))}"'
                 for reason in KIND_OF:
                     kind = KIND_OF[reason].name.lower()

@@ -295,6 +295,51 @@ def test_a_flight_recorder_keeps_what_surrounds_a_full_table(lab: Lab, tmp_path:
     assert 0 < ports[53] < calm
 
 
+@pytest.mark.slow
+def test_drops_outside_the_filter_neither_trigger_nor_count(lab: Lab, tmp_path: Path) -> None:
+    """Refusals in another namespace, then to another port, then those that were asked for."""
+    here, _, target = pair(lab)
+    other, beyond = lab.namespace("other", track=True), lab.namespace("beyond")
+    _, elsewhere = lab.link(other, beyond)
+    of_netns, of_flows = tmp_path / "netns", tmp_path / "flows"
+    common = ("--netns", here.inum, "--trigger", "drop", "--before", "5s", "--after", "3s")
+
+    def refuse(node: Node, where: tuple[str, int], n: int) -> int:
+        fill_up(node, 20)
+        before = node.stats()["drop"]
+        refused = len(udp_flows(node, where, n, first_port=40000).refused)
+        assert refused == node.stats()["drop"] - before > n // 2
+        time.sleep(4.0)  # more than the time kept after one
+        return refused
+
+    with (
+        running("record", "-o", of_netns, *common) as first,
+        running("record", "-o", of_flows, *common, "-p", "udp", "--dport", 53) as second,
+    ):
+        first.until(b"recording to")
+        second.until(b"recording to")
+        refuse(other, (elsewhere, 53), 300)
+        ctnetlink.flush(other.path)
+        assert kept(of_netns) == kept(of_flows) == []
+        at = time.time()
+        others = refuse(here, (target, 8125), 300)
+        assert kept(of_netns)
+        assert kept(of_flows) == []
+        wanted = refuse(here, (target, 53), 200)
+        assert first.end() == second.end() == 0
+    assert kept(of_flows)
+    whole, some = report(of_netns), report(of_flows)
+    assert table(whole, here)["totals"]["drop"] == whole["totals"]["drop"] == others + wanted
+    assert some["totals"]["drop"] == wanted == sum(v["drops"] for v in some["victims"])
+    assert len(some["drop_bursts"]) == 1
+    bursts = [datetime.fromisoformat(b.rstrip("Z") + "+00:00") for b in whole["drop_bursts"]]
+    assert min(burst.timestamp() for burst in bursts) > at
+
+
+def kept(where: Path) -> list[str]:
+    return sorted(path.name for path in where.iterdir() if path.name.endswith(".kept.ctrace"))
+
+
 def test_a_calm_flight_recorder_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     here, _, target = pair(lab)
     where = tmp_path / "ring"
