@@ -81,8 +81,8 @@ class Director:
     def _play(self) -> Iterator[Beat]:
         scene = self.scene
         yield Beat("calm",
-                   f"A new host: connection tracking on, {scene.room} places in its table, metrics "
-                   f"and look-ups going out. ({scene.what()})")  # fmt: skip
+                   f"A new host: connection tracking on, {fmt.count(scene.room)} places in its "
+                   f"table, metrics and look-ups going out. {scene.what()}.")  # fmt: skip
         self._breathe(CALM)
         scene.traffic(RATE)
         yield Beat("switched",
@@ -119,8 +119,8 @@ class Director:
 
     def _leave_it(self) -> Iterator[Beat]:
         while not self._stop.is_set():
-            yield Beat("yours", f"{self._log()} The keys are yours: Enter what holds the table, "
-                                "a what helps, p there to apply it here, q to leave.")  # fmt: skip
+            yield Beat("yours", f"{self._log()} The keys are yours: Enter tells all of a row, "
+                                "a what helps, p there applies it here, q leaves.")  # fmt: skip
             self._breathe(2)
 
     def _refusals(self) -> str:

@@ -24,6 +24,7 @@ from ctrace.demo.limit import LoweredLimit
 from ctrace.errors import CtraceError
 from ctrace.lab import Lab, Node
 from ctrace.record import Kind
+from ctrace.view import format as fmt
 
 ROOM: Final = 4096
 """Free places in the demo's table."""
@@ -148,10 +149,11 @@ class Scene:
         """One honest sentence on how the table came to be small."""
         if self._lowered is not None:
             return (
-                f"nf_conntrack_max is {self.room} while the demo runs; it was {self._lowered.old}"
+                f"nf_conntrack_max is {fmt.count(self.room)} while the demo runs; "
+                f"it was {fmt.count(self._lowered.old)}"
             )
         return (
-            f"the table's other {self.ballast} places are taken by entries that stand for idle "
+            f"The table's other {fmt.count(self.ballast)} places hold entries that stand for idle "
             "connections and are left out here"
         )
 

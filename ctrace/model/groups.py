@@ -448,8 +448,9 @@ class Group:
             way = _way(flags)
             text = "forwarded" if way == "forward" else "no local process"
             return {"key": f"({text} in {self._context.netns_name(netns)})", "direction": way}
-        name = shown.comm or "?"
-        return {"key": f"{name}[{shown.pid}]", "owner": shown, "direction": _way(flags)}
+        # What it opened and what it listens for are two rows: their keys differ, too.
+        name = f"{shown.comm or '?'}[{shown.pid}]" + (" listens" if role == "listens" else "")
+        return {"key": name, "owner": shown, "direction": _way(flags)}
 
 
 def share(part: int, ended: int, looks: Mapping[str, int], name: str) -> Optional[float]:

@@ -23,7 +23,8 @@ SHOWN = 8
 
 def advice_text(advice: Advice, width: int = 100, *, full: bool = False) -> str:
     """The advice in plain words, for a width. ``full`` prints the rules of every candidate."""
-    console = Console(width=width, no_color=True, highlight=False, markup=False)
+    # Without a colour system no style leaves an escape sequence, wherever this runs.
+    console = Console(width=width, color_system=None, highlight=False, markup=False)
     with console.capture() as capture:
         console.print(render(advice, full=full), crop=False)
     return capture.get()
@@ -59,8 +60,10 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
     return Remedy(text, good, found.reasons, "\n".join(rules), tuple(others))
 
 
-def render(advice: Advice, *, full: bool = False) -> RenderableType:
-    """The advice as a rich renderable."""
+def render(
+    advice: Advice, *, full: bool = False, how: str = "sudo ctrace advise"
+) -> RenderableType:
+    """The advice as a rich renderable; ``how`` makes a plan of it (empty: one is made)."""
     parts: list[RenderableType] = []
     for table in advice.tables:
         parts += [_table(table, advice.target), Text("")]
@@ -82,25 +85,29 @@ def render(advice: Advice, *, full: bool = False) -> RenderableType:
         parts.append(Text(""))
     if advice.alternatives:
         parts += [Text("What else helps", style="bold")]
+        several = len({alternative.netns for alternative in advice.alternatives}) > 1
+        named = {table.netns: _name(table) for table in advice.tables} if several else {}
         for alternative in advice.alternatives:
-            parts += _alternative(alternative)
+            parts += _alternative(alternative, named.get(alternative.netns, ""), full)
         parts.append(Text(""))
     if advice.persist:
         parts.append(Text("To keep the rules over reloads and reboots", style="bold"))
         parts += [Text(f"- {fmt.clean(hint)}") for hint in advice.persist]
         parts.append(Text(""))
     parts += [Text(f"Note: {note}", style="dim") for note in advice.notes]
-    if advice.plans:
-        parts.append(
-            Text("Apply it, watched, reverting by itself unless confirmed: "
-                 "ctrace advise --plan plan.json; sudo ctrace apply plan.json")
-        )  # fmt: skip
+    if advice.plans and how:
+        parts.append(Text("Apply it, watched, reverting by itself unless confirmed:"))
+        for plan in advice.plans:
+            where = f" --netns {plan.netns}" if len(advice.plans) > 1 else ""
+            command = f"    {how}{where} --plan plan.json && sudo ctrace apply plan.json"
+            parts.append(Text(command, no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 
 def _table(table: TableAdvice, target: float) -> Text:
-    name = fmt.clean(table.name or f"netns:{table.netns}")
-    text = Text(f"{name}: {fmt.count(table.count)} of {fmt.count(table.max)} entries ", "bold")
+    text = Text(no_wrap=True, overflow="ignore")
+    held = f"{fmt.count(table.count)} of {fmt.count(table.max)} entries "
+    text.append(f"{_name(table)}: {held}", "bold")
     text.append(f"({fmt.share(table.fill)})")
     if table.drops:
         text.append(f", {fmt.count(table.drops)} new flows refused", "red")
@@ -111,11 +118,15 @@ def _table(table: TableAdvice, target: float) -> Text:
     if table.levers:
         what = ", ".join(_lever(lever) for lever in table.levers)
         text.append(f"-> {what}: fill falls to {_range(table.fill_after)}", "green")
-    if not table.reached:
-        text.append("\n   that is not enough by itself: see what else helps", "yellow")
-    elif not table.levers:
-        text.append("-> no safe lever: see what else helps", "yellow")
+        if not table.reached:
+            text.append("\n   that is not enough by itself: see what else helps", "yellow")
+    else:
+        text.append("-> nothing here is safe to untrack: see what else helps", "yellow")
     return text
+
+
+def _name(table: TableAdvice) -> str:
+    return fmt.clean(table.name or f"netns:{table.netns}")
 
 
 def _lever(lever: Lever) -> str:
@@ -150,7 +161,10 @@ def _reasons(candidate: Candidate) -> list[RenderableType]:
     if not candidate.reasons:
         title.append(": no rule treats its packets differently once they are untracked")
     lines: list[RenderableType] = [title]
-    lines += [Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2)) for reason in candidate.reasons]
+    lines += [
+        Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2), expand=False)
+        for reason in candidate.reasons
+    ]
     return lines
 
 
@@ -168,18 +182,21 @@ def _rules(candidate: Candidate, full: bool) -> list[RenderableType]:
     return [*lines, Text("")]
 
 
-def _alternative(alternative: Alternative) -> list[RenderableType]:
-    text = Text(f"- {fmt.clean(alternative.text)}")
+def _alternative(alternative: Alternative, where: str, full: bool) -> list[RenderableType]:
+    text = Text(f"- {where}{': ' if where else ''}{fmt.clean(alternative.text)}")
     if alternative.frees:
         low, high = alternative.frees
         amount = fmt.count(high) if low == high else f"{fmt.count(low)} to {fmt.count(high)}"
         text.append(f"; frees {amount}")
     if alternative.fill_after:
         text.append(f", fill {_range(alternative.fill_after)}")
+    commands = alternative.commands
+    if alternative.id == "ct-timeout" and commands and not full:
+        commands = ("(--rules prints its rules)",)
     lines: list[RenderableType] = [text]
     lines += [
-        Text(f"    {command}", "dim", no_wrap=True, overflow="ignore")
-        for command in alternative.commands
+        Text(f"    {command.expandtabs(2)}", "dim", no_wrap=True, overflow="ignore")
+        for command in commands
     ]
     return lines
 

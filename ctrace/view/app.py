@@ -157,7 +157,7 @@ class TopApp(TravelKeys):
 
     def action_filter(self) -> None:
         """Ask for a filter."""
-        self.ask("filter: dport=53, src=10.0.0.0/8, proto=udp, or any text; empty for all",
+        self.ask("filter: dport=53, src=10.0.0.0/8, or any text",
                  self.state.filter, self._filtered)  # fmt: skip
 
     def _filtered(self, text: str) -> None:
@@ -177,9 +177,10 @@ class TopApp(TravelKeys):
         if not isinstance(feed, Records):
             self.say("this is a recording already")
         elif feed.recording:
-            self.say(f"recorded to {feed.stop_recording()}")
+            path = feed.stop_recording()
+            self.say(f"recorded to {path}; ctrace report {path} tells what happened")
         else:
-            self.ask("record to file", self.record_to, self._record)
+            self.ask("record from here to the file", self.record_to, self._record)
 
     def _record(self, path: str) -> None:
         if path and isinstance(self.feed, Records):

@@ -13,7 +13,7 @@ from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.view import format as fmt
 from ctrace.view.palette import Palette
-from ctrace.view.parts import blank, line, wrapped
+from ctrace.view.parts import blank, folded, line, wrapped
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ class AdvicePane:
             self._text = (self._advice, width, self.adviser.text(self._advice, width - 2))
         out = []
         for raw in self._text[2].splitlines():
-            words = fmt.clean(raw.rstrip())
-            out.append(line([(words, _style(words, palette))], width))
+            style = _style(raw, palette)
+            out += [line([(words, style)], width) for words in folded(raw, width - 2)]
         return out
 
     def about(self, culprit: Culprit) -> Optional[Remedy]:
@@ -197,7 +197,7 @@ def remedy_lines(remedy: Remedy, width: int, palette: Palette) -> list[Text]:
     if remedy.rules:
         out.append(line([("y copies these rules:", p.dim)], width))
         for raw in remedy.rules.rstrip().expandtabs(2).splitlines():
-            out.append(line([("  " + fmt.clean(raw), p.strong)], width))
+            out += [line([(words, p.strong)], width) for words in folded("  " + raw, width - 2)]
     for other in remedy.others:
         out += [line([(one, p.dim)], width) for one in wrapped(fmt.clean(other), width - 2, 3)]
     return [*out, blank(width)]

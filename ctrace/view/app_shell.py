@@ -92,6 +92,7 @@ class Shell(App[None]):
         self._subject: Optional[Culprit] = None
         self.rates = Rates()
         self._asking: Optional[Callable[[str], None]] = None
+        self._question = ""
         self._message: tuple[str, float] = ("", 0.0)
         self._stage = Stage()
         self._prompt = Prompt(id="prompt", select_on_focus=False)
@@ -212,11 +213,16 @@ class Shell(App[None]):
             spots += [Spot(height - 1, start, end, "key", name) for start, end, name in keys]
         above = []
         if self._captioned and height > 6:
-            for words in parts.sentence(self._captioned, width - 4, 2):
+            for words in parts.sentence(self._captioned, width - 4, 3):
                 above.append(parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)],
                                         width))  # fmt: skip
         if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:
             above.append(parts.timeline(self.feed.position, width, self.palette))
+        if self._prompt.display and height > 6:
+            hint = [(" Enter: go on   Esc: leave it ", self.palette.dim)]
+            asked = parts.line([(self._question, self.palette.accent)], width, hint)
+            asked.style = self.palette.band
+            above.append(asked)
         return [*above, text]
 
     def _note(self) -> list[parts.Piece]:
@@ -280,14 +286,14 @@ class Shell(App[None]):
     # -- questions ---------------------------------------------------------------------
 
     def ask(self, question: str, value: str, answer: Callable[[str], None]) -> None:
-        """Ask for one line in place of the footer."""
-        self._asking = answer
-        self._prompt.placeholder = question
+        """Ask for one line in place of the footer; the question stands above it."""
+        self._asking, self._question = answer, question
         self._prompt.value = value
         self._prompt.cursor_position = len(value)
         self._prompt.display = True
         # At once, not when the library gets to it: what is typed next belongs to the answer.
         self.screen.set_focus(self._prompt)
+        self.paint()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:  # noqa: ARG002
         """While something is asked, or the palette is open, letters are letters."""
@@ -299,6 +305,7 @@ class Shell(App[None]):
         self._asking = None
         self._prompt.display = False
         self.screen.set_focus(self._stage)
+        self.paint()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """An answer."""

@@ -17,6 +17,8 @@ from ctrace.view.parts import Piece, blank, joined, line, wrapped
 LABEL = 10
 BARS = 24
 """Longest bar of a histogram, in cells."""
+BINS = 12
+"""Rows of a histogram: its shape at a glance, and the page's end within reach."""
 PEERS = 12
 
 
@@ -237,11 +239,9 @@ def _histogram(
     ]
     groups.append([(what, p.dim)])
     out = [_labelled(label, joined(groups, width - LABEL - 1, "  "), width, p)]
-    highest = max(histogram.counts, default=0)
-    edges = histogram.edges
-    first, last = _populated(histogram.counts)
-    for index in range(first, last):
-        number = histogram.counts[index]
+    edges, counts = _coarse(histogram)
+    highest = max(counts, default=0)
+    for index, number in enumerate(counts):
         bar = fmt.hbar(number / highest, min(BARS, width - 32))
         out.append(
             line(
@@ -257,9 +257,16 @@ def _histogram(
     return out
 
 
-def _populated(counts: Sequence[int]) -> tuple[int, int]:
-    filled = [index for index, number in enumerate(counts) if number]
-    return (filled[0], filled[-1] + 1) if filled else (0, 0)
+def _coarse(histogram: Histogram) -> tuple[Sequence[float], Sequence[int]]:
+    """Edges and counts from the first bin with anything in it to the last, in ``BINS`` at most."""
+    filled = [index for index, number in enumerate(histogram.counts) if number]
+    if not filled:
+        return (), ()
+    counts = histogram.counts[filled[0] : filled[-1] + 1]
+    edges = histogram.edges[filled[0] : filled[-1] + 2]
+    step = -(-len(counts) // BINS)
+    summed = [sum(counts[at : at + step]) for at in range(0, len(counts), step)]
+    return (*edges[:-1:step], edges[-1]), summed
 
 
 def _why(snapshot: Snapshot, culprit: Culprit, width: int, palette: Palette) -> list[Text]:

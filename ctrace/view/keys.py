@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from rich.cells import cell_len
+from rich.style import Style
 from rich.text import Text
 
-from ctrace.view import format as fmt
 from ctrace.view.palette import Palette
-from ctrace.view.parts import blank, line
+from ctrace.view.parts import blank, line, wrapped
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class Key:
     """Where the footer shows it; empty: in ``top``, ``victims`` and ``namespaces``."""
     travel: bool = False
     """Only in a replay."""
+
+    @property
+    def names(self) -> str:
+        """All its keys as a person reads them."""
+        digits = self.shown if "-" in self.shown else ""
+        return digits or " ".join(PRINTED.get(name, name) for name in self.keys)
 
     @property
     def label(self) -> str:
@@ -127,7 +133,7 @@ KEYS: Final = (
     Key(("plus", "equals_sign"), "faster", "", "play twice as fast", "+", travel=True),
     Key(("minus",), "slower", "", "play half as fast", "-", travel=True),
     Key(("down", "up"), "move", "", "the next row, the row before", "↓ ↑"),
-    Key(("pagedown", "pageup"), "page", "", "a screenful", "PgDn PgUp"),
+    Key(("pagedown", "pageup"), "page", "more", "a screenful", "PgDn", modes=PAGES),
     Key(("home", "end"), "edge", "", "the first row, the last", "Home End"),
     Key(("l",), "light", "", "dark, light, or the terminal's own colours"),
     Key(("colon", "ctrl+p"), "command_palette", "", "all of this by name", ":"),
@@ -159,7 +165,7 @@ def markdown() -> str:
 
 WANTED: Final = (
     "quit", "help", "up", "step", "jump", "next_drop", "apply", "copy", "advice", "drill", "group",
-    "filter", "sort", "victims", "namespaces", "record", "pause",
+    "filter", "sort", "victims", "namespaces", "page", "record", "pause",
 )  # fmt: skip
 """The footer's order, where not all keys may have room: none is needed to leave or to learn."""
 
@@ -195,17 +201,31 @@ def footer(
 
 
 COLUMNS: Final = (
-    ("NEW/s", "entries made per second over the last interval"),
-    ("LIFE", "median real life of a connection: first to last packet"),
+    ("NEW/s", "entries made per second over the last interval; GONE/s: that went"),
+    ("LIFE", "median real life of a connection: first to last packet; p99: of the longest 1 %"),
     ("STAYS", "median stay of its entry in the table: what fills it"),
     ("HELD", "entries in the table now; ranked by this unless sorted otherwise"),
-    ("SHARE", "its part of all entries that are held"),
+    ("SHARE", "its part of all entries that are held; OF TABLE: the same as a bar"),
+    ("1 MINUTE", "entries held over the last minute"),
+    ("WHO", "the process that opened the flows, or listens for them; its container or unit"),
+    ("WAY", "in: received by this host, out: sent by it, forward: neither"),
     ("NAT", "whether its addresses are rewritten: NOTRACK would break that"),
-    ("DROPPED", "new flows refused because the table was full; the sender gets EPERM"),
-    ("EVICTED", "entries thrown out early to make room for others"),
-    ("pinned", "entries that are ASSURED: never evicted, so a table full of them refuses"),
-    ("exact", "our counts agree with the kernel's own (conntrack -C and -S)"),
+    ("HOW THEY END", "expired, evicted to make room, deleted"),
+    ("PINNED", "part that is ASSURED: never evicted, so a table full of these refuses"),
+    ("ONE-WAY", "part that was never answered"),
+    ("ENTRIES", "all that were made since the start; in the table of namespaces: there now"),
+    ("OLDER", "entries that were there before ctrace: their age is not known"),
+    ("SOURCES", "how many addresses they come from"),
     ("MISSED ≤", "bound of what the number may lack, after losses"),
+    ("DROPPED", "new flows refused because the table was full; DROP/s: per second"),
+    ("GOT EPERM", "the local process whose send or connect failed"),
+    ("OF ITS NEW", "part of its new flows that was refused"),
+    ("EVICTED", "entries thrown out early to make room for others; EVICT/s: per second"),
+    ("LOST RACE", "entries that another one, made at the same moment, won over"),
+    ("exact", "our counts agree with the kernel's own (conntrack -C and -S)"),
+    ("off by", "by how much they do not; OFF BY: of that namespace's entries"),
+    ("STATE", "FULL: refusing; EVICTING: making room; EASING: full a moment ago"),
+    ("NETNS", "network namespace; INODE: its number; FILL: its ENTRIES of the LIMIT"),
 )
 
 
@@ -218,16 +238,20 @@ def help_lines(width: int, palette: Palette, travels: bool) -> Sequence[Text]:
         text.style = p.band
         return text
 
+    def told(name: str, text: str, style: Style) -> list[Text]:
+        rows = wrapped(text, width - 17, 3)
+        return [
+            line([(f"{'' if row else name:>13}  ", style), (words, p.text)], width)
+            for row, words in enumerate(rows)
+        ]
+
     out = [section("KEYS")]
     for key in KEYS:
-        if key.travel and not travels:
-            continue
-        words = fmt.cut(key.text, max(1, width - 14))
-        out.append(line([(f"{key.label:>9}  ", p.accent), (words, p.text)], width))
+        if travels or not key.travel:
+            out += told(key.names, key.text, p.accent)
     out += [blank(width), section("WORDS")]
     for word, meaning in COLUMNS:
-        words = fmt.cut(meaning, max(1, width - 14))
-        out.append(line([(f"{word:>9}  ", p.strong), (words, p.text)], width))
+        out += told(word, meaning, p.strong)
     out.append(blank(width))
     out.append(line([("Nothing here changes the system unless you type so.", p.dim)], width))
     return out

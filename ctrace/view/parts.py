@@ -7,6 +7,7 @@ and the plain frame are both stacked from them, so they can never disagree.
 from __future__ import annotations
 
 import itertools
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Final, Optional
@@ -28,6 +29,8 @@ SKEW: Final = 0.2
 """Seconds that two readings may be apart."""
 RACES: Final = 64
 """Unconfirmed entries that the kernel counts and we don't yet: normal under load."""
+_UNIT: Final = re.compile(r"(?<=\d) (?=(?:%|µs|ms|s|min|h|d)\b|%)")
+"""The space between a number and its unit."""
 
 
 def blank(width: int) -> Text:
@@ -75,7 +78,7 @@ def header(
         [(own, p.dim)] if own else [],
     ]
     right = joined([one for one in trust if one], width * 3 // 4, "  ")
-    room = width - sum(cell_len(text) for text, _ in right) - 2
+    room = width - sum(cell_len(text) for text, _ in right) - 4
     left: list[list[Piece]] = [
         [("ctrace", p.accent), (f" {mode}" if mode else "", p.accent)],
         [(fmt.cut(fmt.clean(snapshot.host), 24), p.text)],
@@ -185,7 +188,8 @@ def state(snapshot: Snapshot, table: Table, palette: Palette) -> list[Piece]:
         ago = fmt.span(max(0.0, snapshot.ts / 1e9 - table.full_since))
         return [
             (f" {word} ", p.alarm),
-            (f" since {fmt.clock(table.full_since)}", p.bad),
+            (" was full from " if word == "EASING" else " since ", p.bad),
+            (fmt.clock(table.full_since), p.bad),
             (f" ({ago})", p.text),
         ]
     if table.seconds_to_full is not None:
@@ -258,11 +262,14 @@ def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -
 
 
 def sentence(text: str, width: int, most: int) -> list[str]:
-    """A sentence in at most ``most`` lines; it loses its end, where a name loses its middle."""
-    text = fmt.clean(text)
+    """A sentence in at most ``most`` lines; it loses its end, where a name loses its middle.
+
+    A number stays with its unit.
+    """
+    text = _UNIT.sub("\u00a0", fmt.clean(text))
     lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False, max_lines=max(1, most),
                           placeholder=f" {fmt.ELLIPSIS}") or [""]  # fmt: skip
-    return [fmt.cut(one, width) for one in lines]
+    return [fmt.cut(one.replace("\u00a0", " "), width) for one in lines]
 
 
 def wrapped(text: str, width: int, most: int) -> list[str]:
@@ -271,6 +278,20 @@ def wrapped(text: str, width: int, most: int) -> list[str]:
     if len(lines) > most:
         lines[most - 1] = fmt.cut(" ".join(lines[most - 1 :]), width)
     return [fmt.cut(one, width) for one in lines[:most]]
+
+
+def folded(text: str, width: int) -> list[str]:
+    """A line of rules or of a list, whole: what is too long goes on below, further in."""
+    text = fmt.clean(text.rstrip())
+    inner = text.lstrip(" ")
+    margin = text[: len(text) - len(inner)]
+    return textwrap.wrap(
+        inner,
+        max(16, width),
+        initial_indent=margin,
+        subsequent_indent=margin + "    ",
+        break_on_hyphens=False,
+    ) or [""]
 
 
 def blind_lines(snapshot: Snapshot, width: int, palette: Palette, most: int) -> list[Text]:

@@ -191,7 +191,9 @@ def state_word(table: Table) -> str:
     if not table.active:
         return "off"
     if table.full_since is not None:
-        return "FULL" if table.rates.drop or table.fill >= 0.999 else "EVICTING"
+        if table.rates.drop or table.fill >= 0.999:
+            return "FULL"
+        return "EVICTING" if table.rates.early_drop else "EASING"
     if table.seconds_to_full is not None:
         return "filling"
     return "steady" if table.rates.insert <= table.rates.destroy * 1.02 + 1 else "growing"

@@ -94,12 +94,12 @@ def test_processes_that_opened_and_those_that_listen() -> None:
     feed(m, trace, 1)
     by_process = {c.key: c for c in m.snapshot("process").culprits}
     assert {key: c.held for key, c in by_process.items()} == {
-        "php-fpm[4242]": 10, "nginx[812]": 4, "(forwarded in init)": 2,
+        "php-fpm[4242]": 10, "nginx[812] listens": 4, "(forwarded in init)": 2,
     }  # fmt: skip
     opener = by_process["php-fpm[4242]"].owner
     assert opener is not None
     assert (opener.pid, opener.role, opener.unit) == (4242, "opened", "shop/php-fpm")
-    listener = by_process["nginx[812]"].owner
+    listener = by_process["nginx[812] listens"].owner
     assert listener is not None
     assert listener.role == "listens"
     containers = {c.key: c.held for c in m.snapshot("container").culprits}

@@ -15,12 +15,14 @@ from feeds import FixedFeed, RecordingFeed, TravelFeed
 from textual.pilot import Pilot
 
 from ctrace.errors import CtraceError
-from ctrace.model.snapshot import GROUPS, Snapshot
+from ctrace.model.snapshot import GROUPS, Histogram, Snapshot
 from ctrace.view.app import TopApp
 from ctrace.view.app_advice import AdvicePane, Remedy
+from ctrace.view.detail import detail_lines
 from ctrace.view.feed import Phase
 from ctrace.view.keys import KEYS
-from ctrace.view.palette import PALETTES
+from ctrace.view.palette import DARK, PALETTES
+from ctrace.view.tables import culprit_columns, namespace_columns, victim_columns
 
 Drive = Callable[[TopApp, "Pilot[None]"], Awaitable[None]]
 
@@ -35,7 +37,8 @@ class Advice:
         return f"advice for {snapshot.host}"
 
     def text(self, advice: str, width: int) -> str:
-        return f"{advice}\n-> NOTRACK tcp/8063\n    tcp dport 8063 notrack\n" + "more\n" * 80
+        rule = "    tcp dport 8063 " + "meta l4proto tcp " * 12 + "counter notrack"
+        return f"{advice}\n-> NOTRACK tcp/8063\n{rule}\n" + "more\n" * 80
 
     def rules(self, advice: str) -> str:
         return "tcp dport 8063 notrack"
@@ -105,6 +108,22 @@ def test_enter_drills_down_and_backspace_comes_back() -> None:
         assert "CULPRITS" in shown(app)
 
     drive(keys, size=(120, 50))
+
+
+def test_a_long_histogram_is_told_in_few_rows() -> None:
+    counts = [0] * 90
+    counts[3], counts[40], counts[80] = 700, 20, 3
+    edges = tuple(0.001 * 1.12**step for step in range(91))
+    incident = samples.incident()
+    first = replace(incident.culprits[0], life_histogram=Histogram(edges, tuple(counts)))
+    lines = [one.plain for one in detail_lines(incident, first, 80, DARK)]
+    start = next(index for index, text in enumerate(lines) if text.startswith(" LIFE"))
+    rows = lines[start + 1 : lines.index(" " * 80, start)]
+    assert len(rows) <= 12
+    numbers = [int(text[22:29].replace("\u202f", "")) for text in rows]
+    assert sum(numbers) == 723
+    assert numbers[0] == 700
+    assert numbers[-1] == 3
 
 
 def test_the_page_about_one_culprit_tells_everything() -> None:
@@ -268,6 +287,7 @@ def test_advice_is_shown_and_applied_only_when_typed() -> None:
         await pilot.press("a")
         await pilot.pause(0.4)
         assert "advice for node-17" in shown(app)
+        assert "counter notrack" in shown(app)  # a rule longer than the screen stands whole
         await pilot.press("p", "enter")
         await pilot.press("p", *"yes", "enter")
         await pilot.press("p", "escape")
@@ -302,12 +322,15 @@ def test_recording_starts_and_ends() -> None:
     feed = RecordingFeed([samples.incident()])
 
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
-        await pilot.press("r", "enter")
+        await pilot.press("r")
+        assert "record from here to the file" in shown(app)
+        await pilot.press("enter")
+        assert "record from here" not in shown(app)
         assert feed.recording == "ctrace.data"
         assert "recording" in shown(app)
         await pilot.press("r")
         assert feed.recording == ""
-        assert "recorded to ctrace.data" in shown(app)
+        assert "recorded to ctrace.data; ctrace report ctrace.data" in shown(app)
 
     drive(keys, feed)
 
@@ -373,10 +396,13 @@ def test_help_names_every_key_and_every_key_does_something() -> None:
         for key in KEYS:
             assert hasattr(app, f"action_{key.action}"), key
             if not key.travel:
-                assert key.label in text, key
-        assert "STAYS" in text
+                assert key.names in text, key
+        words = text.partition("WORDS")[2]
+        for column in (*culprit_columns("pair", True), *victim_columns(True), *namespace_columns()):
+            if column.name != "key":
+                assert column.head in words, column.head
 
-    drive(keys, size=(120, 60))
+    drive(keys, size=(120, 70))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])

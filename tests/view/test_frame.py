@@ -24,6 +24,7 @@ from ctrace.view.app_stage import bindings
 from ctrace.view.frame import compose, frame
 from ctrace.view.keys import PRINTED, markdown
 from ctrace.view.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
+from ctrace.view.parts import sentence
 from ctrace.view.state import MODES, State
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -118,6 +119,30 @@ def test_a_small_screen_answers_everything() -> None:
         "10.96.0.10:53", "app[1001]", "exact", "netfilter", "lost 0", "self 1.8 %", "46 MiB",
     ):  # fmt: skip
         assert wanted in text, wanted
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_two_ends_of_the_header_stand_apart(name: str) -> None:
+    for width in range(60, 200):
+        head = printed(SCENES[name](), width, 24, TERMINAL).splitlines()[0]
+        word = next(word for word in ("totals exact", "exact", "off by") if word in head)
+        before = head[: head.index(word)]
+        assert before.endswith("  "), head
+
+
+def test_a_number_stays_with_its_unit() -> None:
+    for width in range(20, 90):
+        for words in sentence("closed (they live 12 ms, held 20 s): 98 % of the table", width, 9):
+            assert not re.search(r"\d$", words), (width, words)
+
+
+def test_full_is_not_said_of_a_table_that_has_room_and_refuses_nobody() -> None:
+    full = samples.incident()
+    table = replace(full.tables[0], count=40_000, rates=replace(full.rates, drop=0, early_drop=0))
+    text = printed(replace(full, tables=(table,)), 80, 24, TERMINAL)
+    assert "EASING  was full from 10:01:55" in text
+    evicting = replace(table, rates=replace(table.rates, early_drop=3.0))
+    assert "EVICTING  since" in printed(replace(full, tables=(evicting,)), 80, 24, TERMINAL)
 
 
 def test_what_a_family_cannot_see_is_said() -> None:

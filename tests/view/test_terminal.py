@@ -328,6 +328,7 @@ def test_the_demo_turns_the_pages_of_the_screen() -> None:
         assert one.end(60) == 0
         assert one.settings() == one.before
         assert b"Traceback" not in one.said
+        assert b"\\x1b" not in one.said  # an escape sequence shown as letters
 
 
 def test_what_is_typed_at_once_goes_where_it_was_meant(tmp_path: Path) -> None:
