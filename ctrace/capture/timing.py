@@ -11,7 +11,7 @@ on the same packets.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 from collections.abc import Sequence
 from typing import Final, Optional
@@ -26,7 +26,9 @@ from ctrace.host.symbols import Symbols
 from ctrace.model.perf import BINS, POINTS, PROTOCOLS, Times
 
 FAMILIES: Final = ("fentry", "kprobe", "netfilter")
-PRIORITIES: Final = (-203, -202, -199)
+PRIORITIES: Final = tuple((-203 - 2 * n, -202 - 2 * n, -199 + n) for n in range(16))
+"""Right around conntrack's hook; the kernel gives each to one BPF program only."""
+BESIDE_OTHERS: Final = "time in conntrack alone: another ctrace perf is in it with its programs"
 FUNCTIONS: Final = (
     ("nf_conntrack_in", "in"),
     ("__nf_conntrack_confirm", "confirm"),
@@ -74,6 +76,7 @@ class Timing:
         self._links: list[int] = []
         self._spaces: dict[int, list[int]] = {}
         self._for_stacks = for_stacks
+        self._refused = "none was found"
         refusals = []
         for name in FAMILIES if family is None else (family,):
             self.family, self.blind = name, []
@@ -154,7 +157,7 @@ class Timing:
         )
         self.follow(namespaces)
         if not self._spaces:
-            raise CtraceError("no network namespace can be entered")
+            raise CtraceError(f"no network namespace can be timed: {self._refused}")
 
     def follow(self, namespaces: Sequence[Namespace]) -> None:
         """Time in these namespaces from now on, and let go of others: a link keeps one alive."""
@@ -164,23 +167,34 @@ class Timing:
         for inum in self._spaces.keys() - current.keys():
             self._leave(inum)
         for inum in current.keys() - self._spaces.keys():
-            # one that ended meanwhile, or that this process may not enter
-            with contextlib.suppress(CtraceError):
+            try:
                 self._spaces[inum] = self._links_in(current[inum])
+            except CtraceError as refused:
+                # one that ended meanwhile, or that this process may not enter
+                self._refused = str(refused)
 
     def _links_in(self, namespace: Namespace) -> list[int]:
-        links: list[int] = []
-        try:
-            with enter(namespace.path):
-                for family in (2, 10):
-                    for hook in (0, 3):  # PRE_ROUTING, LOCAL_OUT
-                        for prog, priority in zip(self._programs, PRIORITIES, strict=True):
-                            links.append(sys.link_netfilter(prog, family, hook, priority))
-        except CtraceError:
-            for link in links:
-                os.close(link)
-            raise
-        return links
+        for priorities in PRIORITIES:
+            links: list[int] = []
+            try:
+                with enter(namespace.path):
+                    # the path may by now open another one: processes come and go
+                    if os.stat("/proc/thread-self/ns/net").st_ino != namespace.inum:
+                        raise CtraceError(f"{namespace.name} has gone")
+                    for family in (2, 10):
+                        for hook in (0, 3):  # PRE_ROUTING, LOCAL_OUT
+                            for prog, priority in zip(self._programs, priorities, strict=True):
+                                links.append(sys.link_netfilter(prog, family, hook, priority))
+            except CtraceError as refused:
+                for link in links:
+                    os.close(link)
+                if not (isinstance(refused, sys.BpfError) and refused.errno == errno.EBUSY):
+                    raise
+                if BESIDE_OTHERS not in self.blind:
+                    self.blind.append(BESIDE_OTHERS)
+            else:
+                return links
+        raise CtraceError("too many others are measuring here: stop one of them")
 
     def _leave(self, inum: int) -> None:
         for link in self._spaces.pop(inum):

@@ -14,7 +14,7 @@ from ctrace.errors import CtraceError
 from ctrace.model.perf import Perf
 from ctrace.trace.format import Damaged
 from ctrace.trace.measured import from_json
-from ctrace.view.perf_text import PERCENTILES, grid
+from ctrace.view.perf_text import PERCENTILES, grid, latency_name
 
 LIMIT: Final = 16 << 20
 P99: Final = PERCENTILES.index("p99")
@@ -61,7 +61,7 @@ def _numbers(perf: Perf) -> dict[tuple[str, str], float]:
     """By what it is, and its unit."""
     found = {}
     for row in perf.latencies:
-        name = f"{row.point}, {row.proto}"
+        name = latency_name(row)
         found[f"{name}: mean", "ns"] = row.mean
         found[f"{name}: p99", "ns"] = row.percentiles[P99]
         found[f"{name}: packets", "/s"] = row.packets / (perf.duration_s or 1.0)

@@ -5,9 +5,18 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 
-from ctrace.model.perf import RELATIVE_ERROR, Chains, Perf
+from ctrace.model.perf import Perf
 from ctrace.view import format as fmt
-from ctrace.view.perf_text import PERCENTILES, chains_text, headline, other_lines
+from ctrace.view.perf_text import (
+    PERCENTILES,
+    headline,
+    latency_name,
+    other_lines,
+    precision,
+    saving,
+    services,
+    table_lines,
+)
 
 
 def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
@@ -21,20 +30,21 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             "Time in conntrack, nanoseconds",
             ("packets that were", ">packets", ">mean", *(f">{name}" for name in PERCENTILES)),
             (
-                [_text(f"{row.point}, {row.proto}"), f"{row.packets:,}", f"{row.mean:,.0f}",
+                [_text(latency_name(row)), f"{row.packets:,}", f"{row.mean:,.0f}",
                  *(f"{value:,.0f}" for value in row.percentiles)]
                 for row in perf.latencies
             ),
-            f"Percentiles ±{RELATIVE_ERROR:.1%}.",
+            precision(perf).capitalize() + ".",
         )
         + table(
             "What NOTRACK would save",
-            ("service", ">packets/s", ">ns a packet", ">cores"),
+            ("service", ">packets/s", ">ns a packet", ">CPU ms a second"),
             (
-                [_text(f"{row.proto}/{row.port}" if row.port else row.proto),
-                 f"{row.packets_per_s:,.0f}", f"{row.ns_per_packet:,.0f}", f"{row.cores:.4f}"]
-                for row in perf.services
+                [_text(name), f"{row.packets_per_s:,.0f}", f"{row.ns_per_packet:,.0f}",
+                 f"{row.cores * 1e3:,.2f}"]
+                for name, row in services(perf)
             ),
+            saving(perf).capitalize() + ".",
         )
         + table(
             "Where conntrack's CPU time went",
@@ -49,14 +59,13 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
         )
         + table(
             "Hash table",
-            ("namespace", ">entries", ">buckets", ">mean chain", ">restarts", ">chains too long",
-             ">clashes resolved"),
+            ("namespace", ">entries", ">search restarts", ">chains too long", ">clashes resolved"),
             (
-                [_text(row.netns), f"{row.count:,}", f"{row.buckets:,}", f"{row.load:.2f}",
-                 f"{row.search_restart:,}", f"{row.chaintoolong:,}", f"{row.clash_resolve:,}"]
+                [_text(row.netns), f"{row.count:,}", f"{row.search_restart:,}",
+                 f"{row.chaintoolong:,}", f"{row.clash_resolve:,}"]
                 for row in perf.tables
             ),
-            _chains(perf.chains) if perf.chains else "",
+            _text(". ".join(table_lines(perf))),
         )
         + table(
             "Waiting for conntrack's locks",
@@ -68,10 +77,6 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             ),
         )
     )  # fmt: skip
-
-
-def _chains(chains: Chains) -> str:
-    return _text(chains_text(chains))
 
 
 def _missing(perf: Perf) -> str:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ctrace.model.perf import RELATIVE_ERROR, Chains, Perf, Wait
+from ctrace.model.perf import RELATIVE_ERROR, Chains, Latency, Perf, ServiceCost, Wait, poisson
 from ctrace.view import format as fmt
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9", "p99.99")
@@ -25,6 +25,18 @@ def perf_json(perf: Perf) -> dict[str, Any]:
     return document
 
 
+POINTS = {
+    "in new": "new",
+    "in established": "established",
+    "in other": "untracked, refused",
+    "confirm": "confirm",
+    "early_drop": "a scan of early_drop",
+    "gc_worker": "a run of the collector",
+}
+"""For people; packets' protocol is added."""
+NO_PACKET = ("early_drop", "gc_worker")
+WORTH_SHOWING = 0.01
+"""Of what all services' packets take: less is noise of single packets."""
 EVENTS = {"insert": "inserts", "drop": "refused packets", "evict": "evictions"}
 """By what ``ctrace perf --stacks`` is asked for."""
 
@@ -43,8 +55,7 @@ def render(perf: Perf) -> RenderableType:
         parts += [Text("\nWhere that CPU time goes", style="bold"), hot]
     if perf.tables:
         parts += [Text("\nHash table", style="bold"), _tables(perf)]
-    if perf.chains:
-        parts.append(Text(chains_text(perf.chains)))
+    parts += map(Text, table_lines(perf))
     parts += map(Text, other_lines(perf))
     if perf.waits:
         parts += [Text("\nWaiting for conntrack's locks", style="bold"), *_waits(perf.waits)]
@@ -84,7 +95,7 @@ def headline(perf: Perf) -> Text:
         text.append("CPU share of connection tracking: not sampled", style="bold")
     else:
         text.append(f"Connection tracking takes {perf.cpu_share:.2%} of all CPU time", style="bold")
-        lost = f", {perf.lost_samples:,} more left out" if perf.lost_samples else ""
+        lost = f", {perf.lost_samples:,} more had no room" if perf.lost_samples else ""
         text.append(f" ({perf.samples:,} samples{lost}, CPUs {perf.busy_share or 0:.0%} busy)")
     timed = f"{perf.family} timers" if perf.family else "no timers"
     text.append(f"\n{perf.duration_s:.1f} s with {timed}")
@@ -105,48 +116,85 @@ def _latencies(perf: Perf) -> RenderableType:
     table = grid("time in conntrack", "packets", "mean ns", *PERCENTILES)
     for row in perf.latencies:
         table.add_row(
-            fmt.clean(f"{row.point}, {row.proto}"),
+            fmt.clean(latency_name(row)),
             f"{row.packets:,}",
             f"{row.mean:,.0f}",
             *(f"{value:,.0f}" for value in row.percentiles),
         )
-    return Group(Text(""), table, Text(f"percentiles ±{RELATIVE_ERROR:.1%}", style="dim"))
+    return Group(Text(""), table, Text(precision(perf), style="dim"))
+
+
+def latency_name(row: Latency) -> str:
+    """What took the time."""
+    name = POINTS.get(row.point, row.point)
+    return name if row.point in NO_PACKET else f"{name}, {row.proto}"
+
+
+def precision(perf: Perf) -> str:
+    """How right the percentiles are."""
+    of = ", of the time before measuring is subtracted" if perf.cost_ns is not None else ""
+    return f"percentiles ±{RELATIVE_ERROR:.1%}{of}"
+
+
+def services(perf: Perf) -> list[tuple[str, ServiceCost]]:
+    """Named services, the dearest first, without the noise of single packets."""
+    least = WORTH_SHOWING * sum(row.cores for row in perf.services)
+    return [
+        (fmt.clean(f"{row.proto}/{row.port}" if row.port else row.proto), row)
+        for row in perf.services
+        if row.cores > least
+    ]
+
+
+def saving(perf: Perf) -> str:
+    """What the services' numbers hold."""
+    if perf.family == "netfilter":
+        return "in conntrack's hook alone; less work on new connections (confirm) comes on top"
+    return "in nf_conntrack_in alone; confirm, above, comes on top for new connections"
 
 
 def _services(perf: Perf) -> RenderableType:
-    table = grid("what NOTRACK would save", "packets/s", "ns/packet", "cores")
-    for row in perf.services[:10]:
-        port = f"/{row.port}" if row.port else ""
+    table = grid("what NOTRACK would save", "packets/s", "ns a packet", "CPU ms a second")
+    for name, row in services(perf)[:10]:
         table.add_row(
-            f"{fmt.clean(row.proto)}{port}",
+            name,
             f"{row.packets_per_s:,.0f}",
             f"{row.ns_per_packet:,.0f}",
-            f"{row.cores:.4f}",
+            f"{row.cores * 1e3:,.2f}",
         )
-    return Group(Text(""), table)
+    return Group(Text(""), table, Text(saving(perf), style="dim"))
 
 
 def _tables(perf: Perf) -> Table:
-    table = grid(
-        "namespace", "entries", "buckets", "mean chain", "p99 chain", "restarts", "too long",
-        "clashes",
-    )  # fmt: skip
+    table = grid("namespace", "entries", "search restarts", "chain too long", "clash resolved")
     for row in perf.tables:
         table.add_row(
-            fmt.clean(row.netns), f"{row.count:,}", f"{row.buckets:,}", f"{row.load:.2f}",
-            f"{row.chain_p99}", f"{row.search_restart:,}", f"{row.chaintoolong:,}",
-            f"{row.clash_resolve:,}",
+            fmt.clean(row.netns), f"{row.count:,}", f"{row.search_restart:,}",
+            f"{row.chaintoolong:,}", f"{row.clash_resolve:,}",
         )  # fmt: skip
     return table
+
+
+def table_lines(perf: Perf) -> list[str]:
+    """The hash table that all namespaces share: as expected, and as found."""
+    lines = []
+    if perf.tables:
+        buckets = max(row.buckets for row in perf.tables)
+        entries = sum(row.count for row in perf.tables)
+        load = sum(row.load for row in perf.tables)
+        lines.append(
+            f"{entries:,} entries, each in two of {buckets:,} buckets: chains of {load:.2f} "
+            f"expected, p99 {poisson(load, 0.99)}"
+        )
+    return lines + ([chains_text(perf.chains)] if perf.chains else [])
 
 
 def chains_text(chains: Chains) -> str:
     """The table's chains as found, on one line."""
     share = chains.measured / chains.buckets if chains.buckets else 0.0
     return (
-        f"Chains as found in {chains.measured:,} of {chains.buckets:,} buckets ({share:.0%}): "
-        f"mean {chains.mean:.2f}, p99 {chains.p99} (even hashing: {chains.expected_p99}), "
-        f"longest {chains.longest}"
+        f"Found in {chains.measured:,} of them ({share:.0%}): mean {chains.mean:.2f}, p99 "
+        f"{chains.p99} (evenly hashed: {chains.expected_p99}), longest {chains.longest}"
     )
 
 

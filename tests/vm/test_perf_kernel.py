@@ -157,6 +157,17 @@ def test_namespaces_that_come_later_are_timed_and_none_is_kept(timers: str) -> N
         assert gone not in timer._spaces
 
 
+def test_two_may_measure_at_once(timers: str) -> None:
+    with pair(track_server=False) as (a, b), timing(timers, a, b) as one:
+        with timing(timers, a, b) as other:
+            send(a, b, PACKETS)
+            assert totals(other.read())[0] == pytest.approx(PACKETS, rel=0.02)
+            told = any("another ctrace perf" in sentence for sentence in other.blind)
+            assert told == (timers == "netfilter")
+        send(a, b, PACKETS)
+        assert totals(one.read())[0] == pytest.approx(2 * PACKETS, rel=0.02)
+
+
 # -- the hash table ----------------------------------------------------------------------------
 
 
