@@ -82,26 +82,34 @@ INLINE bool was_inserted(const struct entry *e)
 
 /* -- exact counts, whatever the filter says -------------------------------------- */
 
-INLINE void count(u32 netns, u32 reason, u64 n)
+INLINE struct tally *tally_of(u32 netns)
 {
-	u64 *counts = map_lookup(COUNTS, &netns);
+	struct tally *tally = map_lookup(COUNTS, &netns);
 
-	if (!counts) {
-		u64 zero[CTRACE_REASONS] = {};
+	if (!tally) {
+		struct tally none = {};
 
-		map_update(COUNTS, &netns, zero, BPF_NOEXIST);
-		counts = map_lookup(COUNTS, &netns);
-		if (!counts) {
+		map_update(COUNTS, &netns, &none, BPF_NOEXIST);
+		tally = map_lookup(COUNTS, &netns);
+		if (!tally) {
 			u32 rest = 0;	/* the map is full: namespace 0 takes the rest */
 
-			counts = map_lookup(COUNTS, &rest);
-			if (!counts)
-				return;
+			tally = map_lookup(COUNTS, &rest);
 		}
 	}
+	return tally;
+}
+
+INLINE void add(struct tally *tally, u32 reason, u64 n)
+{
 	/* atomic: a softirq may interrupt the same counter on the same CPU */
-	if (reason < CTRACE_REASONS)
-		__sync_fetch_and_add(&counts[reason], n);
+	if (tally && reason < CTRACE_REASONS)
+		__sync_fetch_and_add(&tally->counts[reason], n);
+}
+
+INLINE void count(u32 netns, u32 reason, u64 n)
+{
+	add(tally_of(netns), reason, n);
 }
 
 /* -- whose packet ------------------------------------------------------------------ */
@@ -136,18 +144,11 @@ INLINE void remember_cgroup(u64 node, u64 id)
 #endif
 }
 
-/*
- * The owner key of the current process, 0 when it is none of its doing (interrupt,
- * kernel thread); its name and cgroup go to OWNERS once.
- */
-INLINE u64 current_owner(u64 *cgroup)
+/* The owner key of the current process: 0 for a kernel thread. */
+INLINE u64 current_key(void)
 {
-	struct owner fresh = {}, *known;
-	u64 task, flags, leader, tgid, start, key;
+	u64 task, flags, leader, tgid, start;
 
-	*cgroup = 0;
-	if (!in_task())
-		return 0;
 #ifdef TASK_BTF
 	{
 		void *typed = current_task_btf(), *first;
@@ -166,12 +167,17 @@ INLINE u64 current_owner(u64 *cgroup)
 #endif
 	if (flags & PF_KTHREAD)
 		return 0;
-	key = tgid << 32 | (u32)(start / 1000000);
-	known = map_lookup(OWNERS, &key);
-	if (known) {
-		*cgroup = known->cgroup;
-		return key;
-	}
+	return tgid << 32 | (u32)(start / 1000000);
+}
+
+/* The cgroup of the current process, whose key this is; both go to OWNERS once. */
+INLINE u64 cgroup_of(u64 key)
+{
+	struct owner fresh = {}, *known = map_lookup(OWNERS, &key);
+	u64 task, leader;
+
+	if (known)
+		return known->cgroup;
 	task = current_task();
 	leader = read64(task + TASK_LEADER);
 	probe_read(fresh.comm, sizeof(fresh.comm), (void *)(leader + TASK_COMM));
@@ -186,8 +192,7 @@ INLINE u64 current_owner(u64 *cgroup)
 	}
 #endif
 	map_update(OWNERS, &key, &fresh, 0);
-	*cgroup = fresh.cgroup;
-	return key;
+	return fresh.cgroup;
 }
 
 /* -- filters: constants, so an unused one costs nothing ---------------------------- */
@@ -324,18 +329,11 @@ INLINE struct ctrace_record *new_record(const struct entry *e, u64 ct, u32 netns
 }
 
 /* insert, drop and insert_failed: what happened on behalf of a packet */
-INLINE void emit_packet_event(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason,
-			      u8 direction)
+INLINE void emit_owned(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason, u8 direction,
+		       u64 owner, u64 cgroup)
 {
 	struct ctrace_record *r;
-	u64 owner = 0, cgroup = 0;
 
-	if (!record_wanted(e, netns, kind))
-		return;
-	/* whoever runs while a packet arrives or passes through is not its owner */
-	if (direction == CTRACE_D_OUT ||
-	    (direction == CTRACE_D_UNKNOWN && kind == CTRACE_INSERT))
-		owner = current_owner(&cgroup);
 	r = new_record(e, ct, netns);
 	if (!r)
 		return;
@@ -346,6 +344,21 @@ INLINE void emit_packet_event(const struct entry *e, u64 ct, u32 netns, u8 kind,
 	r->owner = owner;
 	r->cgroup = cgroup;
 	ring_submit(r, BPF_RB_NO_WAKEUP);
+}
+
+INLINE void emit_packet_event(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason,
+			      u8 direction)
+{
+	u64 owner = 0;
+
+	if (!record_wanted(e, netns, kind))
+		return;
+	/* whoever runs while a packet arrives or passes through is not its owner */
+	if ((direction == CTRACE_D_OUT ||
+	     (direction == CTRACE_D_UNKNOWN && kind == CTRACE_INSERT)) &&
+	    in_task())
+		owner = current_key();
+	emit_owned(e, ct, netns, kind, reason, direction, owner, owner ? cgroup_of(owner) : 0);
 }
 
 /* -- the life of a dying entry ------------------------------------------------------ */
@@ -389,15 +402,14 @@ INLINE u32 udp_timeout(const struct entry *e, u64 net)
 {
 #if defined(NET_UDP_TIMEOUTS) && defined(UDP_STREAM_TS)
 	u64 table = net + NET_UDP_TIMEOUTS;
-	u32 stream;
+	u32 timeouts[2] = {};	/* unreplied, replied */
 
-	if (!(AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY))
-		return read32(table);
-	stream = read32(table + 4);
+	probe_read(timeouts, sizeof(timeouts), (void *)table);
 	/* refreshed with the stream timeout only once the flow is older than 2 s */
-	if ((s32)(AT(e, u32, CT_TIMEOUT) - stream - AT(e, u32, CT_PROTO + UDP_STREAM_TS)) > 0)
-		return stream;
-	return read32(table);
+	if (AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY &&
+	    (s32)(AT(e, u32, CT_TIMEOUT) - timeouts[1] - AT(e, u32, CT_PROTO + UDP_STREAM_TS)) > 0)
+		return timeouts[1];
+	return timeouts[0];
 #else
 	return 0;
 #endif
@@ -456,7 +468,10 @@ INLINE bool has_timeout_policy(const struct entry *e)
 #endif
 }
 
-/* A record of an entry's life so far: its state, and for how long nothing renewed it. */
+/*
+ * A record of an entry's life so far: its state, and for how long nothing renewed it.
+ * `ext_alive`: ct->ext may still be read (not so in kmem_cache_free).
+ */
 INLINE void emit_life(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason,
 		      bool ext_alive)
 {
@@ -496,21 +511,16 @@ INLINE void emit_life(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reas
 /* -- what the hooks call ------------------------------------------------------------- */
 
 /* The entry went into the table. IPS_CONFIRMED is set a moment later: said already. */
-INLINE void emit_insert_read(struct entry *e, u64 ct, u8 reason, u8 direction)
-{
-	u32 netns = netns_of(AT(e, u64, CT_NET));
-
-	AT(e, u32, CT_STATUS) |= IPS_CONFIRMED;
-	count(netns, reason, 1);
-	emit_packet_event(e, ct, netns, CTRACE_INSERT, reason, direction);
-}
-
 INLINE void emit_insert(u64 ct, u8 reason, u8 direction)
 {
 	struct entry e;
+	u32 netns;
 
 	read_entry(&e, ct);
-	emit_insert_read(&e, ct, reason, direction);
+	netns = netns_of(AT(&e, u64, CT_NET));
+	AT(&e, u32, CT_STATUS) |= IPS_CONFIRMED;
+	count(netns, reason, 1);
+	emit_packet_event(&e, ct, netns, CTRACE_INSERT, reason, direction);
 }
 
 /* The entry was refused by the table: another has its tuple, or the chain is too long. */
@@ -528,30 +538,6 @@ INLINE void emit_insert_failed(u64 ct, u8 reason, u8 direction)
 
 	read_entry(&e, ct);
 	emit_insert_failed_read(&e, ct, reason, direction);
-}
-
-/*
- * An entry that was in the table is being freed. `unexpired` is the reason when its
- * timeout had not passed: who freed it is the hook's business. `ext_alive`: ct->ext
- * may still be read (not so in kmem_cache_free).
- */
-INLINE void emit_destroy_read(const struct entry *e, u64 ct, u8 unexpired, bool ext_alive)
-{
-	u32 netns = netns_of(AT(e, u64, CT_NET));
-	u8 reason = is_expired(e) ? CTRACE_R_EXPIRED : unexpired;
-
-	count(netns, reason, 1);
-	emit_life(e, ct, netns, CTRACE_DESTROY, reason, ext_alive);
-}
-
-/* The same from the pointer; an entry that was never in the table is no deletion. */
-INLINE void emit_destroy(u64 ct, u8 unexpired, bool ext_alive)
-{
-	struct entry e;
-
-	read_entry(&e, ct);
-	if (was_inserted(&e))
-		emit_destroy_read(&e, ct, unexpired, ext_alive);
 }
 
 /*

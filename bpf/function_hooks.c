@@ -423,11 +423,16 @@ int on_free(struct context *ctx)
 {
 	u64 ct = ARG(ctx, 0);
 	struct entry e;
+	u32 netns;
+	u8 reason;
 
 	read_entry(&e, ct);
-	if (was_inserted(&e))
-		emit_destroy_read(&e, ct, is_expired(&e) ? CTRACE_R_EXPIRED : why_unexpired(&e),
-				  true);
+	if (!was_inserted(&e))
+		return 0;
+	netns = netns_of(AT(&e, u64, CT_NET));
+	reason = is_expired(&e) ? CTRACE_R_EXPIRED : why_unexpired(&e);
+	count(netns, reason, 1);
+	emit_life(&e, ct, netns, CTRACE_DESTROY, reason, true);
 	return 0;
 }
 

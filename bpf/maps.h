@@ -9,9 +9,9 @@
 #define MAP(position) bpf_pseudo_fd(1, 1000001 + (position))
 
 #define RINGS MAP(0)	/* array of one ring buffer per CPU */
-#define COUNTS MAP(1)	/* per-CPU hash: netns -> u64[CTRACE_REASONS] */
+#define COUNTS MAP(1)	/* per-CPU hash: netns -> struct tally */
 #define OWNERS MAP(2)	/* LRU hash: owner key -> struct owner */
-#define SCRATCH MAP(3)	/* LRU hash: u64 -> u64[4], what an entry hook leaves for its exit */
+#define SCRATCH MAP(3)	/* LRU hash: u64 -> u64[6], what one hook leaves for another */
 #define BASELINE MAP(4)	/* per-CPU hash: netns -> the kernel's own counters when last seen */
 #define SETTINGS MAP(5)	/* array of u64: what is learned after loading */
 
@@ -19,6 +19,12 @@
 
 #define CGROUPS MAP(7)	/* LRU hash: cgroup id -> struct cgroup_names */
 #define BLANK MAP(8)	/* array: one struct cgroup_names of zeros, too large for the stack */
+
+struct tally {
+	u64 counts[16];	/* CTRACE_REASONS */
+	u64 size;	/* address of the table's size; 0: unknown */
+	u64 max;	/* and of the limit */
+};
 
 struct owner {
 	u8 comm[16];

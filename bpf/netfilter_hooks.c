@@ -7,6 +7,7 @@
  *   nf_free          kmem_cache_free: the end of an entry, or of a candidate that lost
  *   nf_drop          kfree_skb: a packet that conntrack refused
  *   nf_baseline      run once per namespace and CPU: the kernel's counters from here on
+ *   nf_forget        run likewise when a namespace is let go
  *
  * A candidate is recorded at once and *retracted* (CTRACE_RETRACT) when it turns out
  * that it never entered the table; user space drops the pair. Refusals are told from
@@ -49,14 +50,15 @@ struct slot {
 	u64 ct;
 	u64 skb;	/* 0 once the packet was refused */
 	u64 hash;	/* of the tuple: tells two lives of one address apart */
-	u64 when;
+	u64 owner;	/* the process that sent here last, */
+	u64 cgroup;
+	u32 named;	/* and when OWNERS was last asked for it, */
+	u32 when;	/* and when this was put forward, both in jiffies */
 };
 
-#define A_SECOND 1000000000ULL
-
-INLINE u64 context_key(void)
+INLINE u64 context_key(bool task)
 {
-	return in_task() ? current_task() : (u64)this_cpu() << 1 | 1;
+	return task ? current_task() : (u64)this_cpu() << 1 | 1;
 }
 
 /* __nf_conntrack_alloc() leaves the hash in the reply's unused node until the insert. */
@@ -85,29 +87,49 @@ INLINE bool in_vrf_round(void *state)
 }
 
 /* What nf_free and nf_drop may have to take back. */
-INLINE void put_forward(const struct entry *e, u64 ct, u64 skb)
+INLINE struct slot *put_forward(const struct entry *e, u64 ct, u64 skb, bool task)
 {
-	u64 key = context_key();
-	struct slot *slot = map_lookup(SCRATCH, &key), fresh = {};
+	u64 key = context_key(task);
+	struct slot *slot = map_lookup(SCRATCH, &key);
 
 	if (!slot) {
+		struct slot fresh = {};
+
 		map_update(SCRATCH, &key, &fresh, 0);
 		slot = map_lookup(SCRATCH, &key);
 		if (!slot)
-			return;
+			return NULL;
 	}
 	slot->ct = ct;
 	slot->skb = skb;
 	slot->hash = saved_hash(e);
-	slot->when = boot_ns();
+	slot->when = jiffies64();
+	return slot;
+}
+
+/* As cgroup_of(), which a process that goes on sending asks once a second only. */
+INLINE u64 sender_cgroup(struct slot *slot, u64 owner)
+{
+	u32 now = jiffies64();
+
+	if (!slot)
+		return cgroup_of(owner);
+	if (slot->owner != owner || now - slot->named > HZ) {
+		slot->cgroup = cgroup_of(owner);
+		slot->owner = owner;
+		slot->named = now;
+	}
+	return slot->cgroup;
 }
 
 int nf_confirm(struct hook_context *ctx)
 {
-	void *skb, *state;
-	u64 nfct, hook, arrived, ct;
+	void *skb, *state, *net;
+	u64 nfct, hook, arrived, inum, ct, owner = 0;
+	struct slot *slot;
 	struct entry e;
 	u8 direction;
+	bool task;
 
 	LOAD(skb, u64, ctx, BPF_NF_SKB);
 	LOAD(nfct, u64, skb, SKB_NFCT);
@@ -115,7 +137,10 @@ int nf_confirm(struct hook_context *ctx)
 	if (((nfct & NFCT_INFO) - 1) > 1)
 		return NF_ACCEPT;
 	ct = nfct & NFCT_PTR;
-	if (!ct || read64(ct + CT_TUPLEHASH + HASH_PPREV))
+	if (!ct)
+		return NF_ACCEPT;
+	read_entry(&e, ct);
+	if (AT(&e, u64, CT_TUPLEHASH + HASH_PPREV))
 		return NF_ACCEPT;
 
 	LOAD(state, u64, ctx, BPF_NF_STATE);
@@ -127,9 +152,20 @@ int nf_confirm(struct hook_context *ctx)
 		return NF_ACCEPT;
 	else
 		direction = arrived ? CTRACE_D_FORWARD : CTRACE_D_OUT;
-	read_entry(&e, ct);
-	put_forward(&e, ct, (u64)skb);
-	emit_insert_read(&e, ct, CTRACE_R_NEW, direction);
+	LOAD(net, u64, state, STATE_NET);
+	LOAD(inum, u32, net, NET_INUM);
+	task = in_task();
+	slot = put_forward(&e, ct, (u64)skb, task);
+	count(inum, CTRACE_R_NEW, 1);
+	/* IPS_CONFIRMED is set a moment later: said already */
+	AT(&e, u32, CT_STATUS) |= IPS_CONFIRMED;
+	if (!record_wanted(&e, inum, CTRACE_INSERT))
+		return NF_ACCEPT;
+	/* whoever runs while a packet arrives or passes through is not its owner */
+	if (direction == CTRACE_D_OUT && task)
+		owner = current_key();
+	emit_owned(&e, ct, inum, CTRACE_INSERT, CTRACE_R_NEW, direction, owner,
+		   owner ? sender_cgroup(slot, owner) : 0);
 	return NF_ACCEPT;
 }
 
@@ -140,22 +176,20 @@ struct baseline {
 	u32 drop;
 	u32 insert_failed;
 	u32 chain;
-	u64 count;	/* address of the table's size; 0: unknown */
-	u64 max;	/* and of the limit */
 };
 
 /*
  * Whether a refusal just now was for a full table, or for lack of memory. Other CPUs may
  * have freed some entries since.
  */
-INLINE bool is_full(const struct baseline *table)
+INLINE bool is_full(const struct tally *table)
 {
 	u64 max;
 
-	if (!table->count || !table->max)
+	if (!table || !table->size || !table->max)
 		return true;	/* not known: said in info.blind */
 	max = read32(table->max);
-	return read32(table->count) + max / 64 + 64 >= max;
+	return read32(table->size) + max / 64 + 64 >= max;
 }
 
 /*
@@ -163,15 +197,14 @@ INLINE bool is_full(const struct baseline *table)
  * gives up entries above 95 % of it (nf_conntrack_max95). The distance allows for what
  * other CPUs free between that look at the table and ours.
  */
-INLINE bool has_room(u32 netns)
+INLINE bool has_room(const struct tally *table)
 {
-	struct baseline *table = map_lookup(BASELINE, &netns);
 	u64 max;
 
-	if (!table || !table->count || !table->max)
+	if (!table || !table->size || !table->max)
 		return false;
 	max = read32(table->max);
-	return read32(table->count) + max / 8 + 1024 < max;
+	return read32(table->size) + max / 8 + 1024 < max;
 }
 
 /* -- free ---------------------------------------------------------------------------------- */
@@ -216,13 +249,13 @@ INLINE bool is_spared(const struct entry *e)
 
 INLINE void retract(const struct entry *e, u64 ct)
 {
-	u64 key = context_key();
+	u64 key = context_key(in_task());
 	struct slot *slot = map_lookup(SCRATCH, &key);
 	u32 netns;
 	struct ctrace_record *r;
 
 	if (!slot || slot->ct != ct || slot->hash != saved_hash(e) ||
-	    boot_ns() - slot->when > A_SECOND)
+	    (u32)jiffies64() - slot->when > HZ)
 		return;
 	slot->ct = 0;
 	netns = netns_of(AT(e, u64, CT_NET));
@@ -241,8 +274,10 @@ INLINE void retract(const struct entry *e, u64 ct)
 
 int nf_free(struct tracepoint *ctx)
 {
+	struct tally *tally;
 	struct entry e;
-	u8 unexpired = CTRACE_R_DELETED;
+	u8 reason;
+	u32 netns;
 	u64 ct;
 
 	if (ctx->args[0] - SETTING(FREE_START) >= SETTING(FREE_SIZE))
@@ -253,9 +288,16 @@ int nf_free(struct tracepoint *ctx)
 		retract(&e, ct);
 		return 0;
 	}
-	if (!is_expired(&e) && !is_spared(&e) && !has_room(netns_of(AT(&e, u64, CT_NET))))
-		unexpired = why_unexpired(ctx);
-	emit_destroy_read(&e, ct, unexpired, false);
+	netns = netns_of(AT(&e, u64, CT_NET));
+	tally = tally_of(netns);
+	if (is_expired(&e))
+		reason = CTRACE_R_EXPIRED;
+	else if (is_spared(&e) || has_room(tally))
+		reason = CTRACE_R_DELETED;
+	else
+		reason = why_unexpired(ctx);
+	add(tally, reason, 1);
+	emit_life(&e, ct, netns, CTRACE_DESTROY, reason, false);
 	return 0;
 }
 
@@ -412,10 +454,8 @@ int nf_drop(struct tracepoint *ctx)
 	if (!before || !before->valid)
 		return 0;
 	read_counters(&now, net);
-	now.count = before->count;
-	now.max = before->max;
 	if (now.insert_failed != before->insert_failed && ct) {
-		u64 key = context_key();
+		u64 key = context_key(in_task());
 		struct slot *slot = map_lookup(SCRATCH, &key);
 		u8 reason = now.chain != before->chain ? CTRACE_R_CHAIN_TOO_LONG :
 			    now.drop != before->drop   ? CTRACE_R_CLASH :
@@ -428,12 +468,13 @@ int nf_drop(struct tracepoint *ctx)
 		emit_insert_failed_read(&e, ct, reason, CTRACE_D_UNKNOWN);
 	} else if (now.drop != before->drop && !ct) {
 		u32 several = now.drop - before->drop;
-		u8 reason = is_full(before) ? CTRACE_R_TABLE_FULL : CTRACE_R_NO_MEMORY;
+		struct tally *tally = tally_of(netns);
+		u8 reason = is_full(tally) ? CTRACE_R_TABLE_FULL : CTRACE_R_NO_MEMORY;
 
 		*before = now;
 		/* more than one: packets whose own tuple went by unseen */
 		if (several > 1)
-			count(netns, reason, several - 1);
+			add(tally, reason, several - 1);
 		__builtin_memset(&e, 0, sizeof(e));
 		packet_tuples(&e, skb);
 		emit_drop_read(&e, net, reason,
@@ -463,22 +504,38 @@ INLINE u64 sysctl_address(u64 fd)
 int nf_baseline(struct tracepoint *ctx)
 {
 	struct baseline now = {};
-	u64 net = ctx->args[0];
+	u64 net = ctx->args[0], size = ctx->args[1], max = ctx->args[2];
+	struct tally *tally;
 	u32 netns;
 
-	now.count = ctx->args[1];
-	now.max = ctx->args[2];
 	if (!net) {
 		net = read64(read64(current_task() + TASK_NSPROXY) + NSPROXY_NET);
-		now.count = sysctl_address(now.count);
-		now.max = sysctl_address(now.max);
+		size = sysctl_address(size);
+		max = sysctl_address(max);
 	}
 	SETTING(LEARNED_NET) = net;
-	SETTING(LEARNED_COUNT) = now.count;
-	SETTING(LEARNED_MAX) = now.max;
+	SETTING(LEARNED_COUNT) = size;
+	SETTING(LEARNED_MAX) = max;
 	netns = netns_of(net);
 	read_counters(&now, net);
 	map_update(BASELINE, &netns, &now, 0);
+	tally_of(netns);
+	tally = map_lookup(COUNTS, &netns);	/* not the one of the rest */
+	if (tally) {
+		tally->size = size;
+		tally->max = max;
+	}
+	return 0;
+}
+
+/* args[0]: inode number of a namespace that is let go: its table's size may be freed */
+int nf_forget(struct tracepoint *ctx)
+{
+	u32 netns = ctx->args[0];
+	struct tally *tally = map_lookup(COUNTS, &netns);
+
+	if (tally)
+		tally->size = 0;
 	return 0;
 }
 

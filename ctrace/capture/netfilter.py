@@ -45,6 +45,7 @@ _PROGRAMS: Final = {
     "nf_free": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
     "nf_drop": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
     "nf_baseline": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
+    "nf_forget": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
     "look": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
 }
 
@@ -205,6 +206,8 @@ class NetfilterCapture:
             sys.prog_run(program, learned, cpu=cpu)
 
     def _detach(self, inum: int) -> None:
+        for cpu in percpu.online_cpus():
+            sys.prog_run(self._objects.programs["nf_forget"], (inum,), cpu=cpu)
         self._close_links(self._links.pop(inum))
         sys.map_delete(self._objects.maps[BASELINE], inum.to_bytes(4, "little"))
 

@@ -37,13 +37,16 @@ class MapSpec:
 NAMESPACES: Final = 4096
 """How many namespaces are counted apart; the rest is counted together under 0."""
 
+TALLY_WORDS: Final = N_REASONS + 2
+"""``struct tally``: the counters, and two words for the hooks alone."""
+
 # In the order of bpf/maps.h, after the rings. Hashes are preallocated: a hook must
 # never allocate. SCRATCH is a plain LRU: an entry is needed for microseconds.
 MAPS: Final = (
-    MapSpec("counts", sys.MapType.PERCPU_HASH, 4, 8 * N_REASONS, NAMESPACES),
+    MapSpec("counts", sys.MapType.PERCPU_HASH, 4, 8 * TALLY_WORDS, NAMESPACES),
     MapSpec("owners", sys.MapType.LRU_HASH, 8, 24, 16384),
-    MapSpec("scratch", sys.MapType.LRU_HASH, 8, 32, 16384),
-    MapSpec("baseline", sys.MapType.PERCPU_HASH, 4, 32, NAMESPACES),
+    MapSpec("scratch", sys.MapType.LRU_HASH, 8, 48, 16384),
+    MapSpec("baseline", sys.MapType.PERCPU_HASH, 4, 16, NAMESPACES),
     MapSpec("settings", sys.MapType.ARRAY, 4, 16 * 8, 1),
     MapSpec("cpus", sys.MapType.ARRAY, 4, 8, 0),
     MapSpec("cgroups", sys.MapType.LRU_HASH, 8, 2 * 96, 2048),
@@ -78,7 +81,7 @@ class Objects:
                     )
                 )
             # the rest: bpf/ct.h counts here when the map is full
-            zeros = bytes(8 * N_REASONS * sys.possible_cpus())
+            zeros = bytes(8 * TALLY_WORDS * sys.possible_cpus())
             sys.map_update(self.maps[COUNTS], struct.pack("<I", 0), zeros)
         except BaseException:
             self.close()
@@ -155,13 +158,12 @@ class Objects:
     def counts(self) -> dict[int, Counts]:
         """Exact cumulative counters per namespace, summed over CPUs."""
         keys, values = sys.map_items(
-            self.maps[COUNTS], 4, 8 * N_REASONS * sys.possible_cpus(), NAMESPACES
+            self.maps[COUNTS], 4, 8 * TALLY_WORDS * sys.possible_cpus(), NAMESPACES
         )
-        sums = values.view(np.uint64).reshape(len(keys), sys.possible_cpus(), N_REASONS).sum(axis=1)
-        found = dict(zip(keys.view(np.uint32)[:, 0].tolist(), sums, strict=True))
-        if 0 in found and not found[0].any():
-            del found[0]
-        return found
+        tallies = values.view(np.uint64).reshape(len(keys), sys.possible_cpus(), TALLY_WORDS)
+        sums = tallies[:, :, :N_REASONS].sum(axis=1)
+        found = zip(keys.view(np.uint32)[:, 0].tolist(), sums, strict=True)
+        return {netns: counts for netns, counts in found if counts.any()}
 
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id), for those still in the map."""
