@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -117,12 +118,17 @@ def shares(tmp_path: Path) -> tuple[float, float]:
         data = tmp_path / "perf.data"
         try:
             time.sleep(0.5)
+            recording = subprocess.Popen(
+                [perf, "record", "-q", "-e", "cpu-clock", "-F", "1999", "-a", "-g",
+                 "-k", "CLOCK_MONOTONIC", "-o", data]
+            )  # fmt: skip
+            time.sleep(1.5)
             with Sampler(objects, 1999):
-                subprocess.run(
-                    [str(perf), "record", "-q", "-e", "cpu-clock", "-F", "1999", "-a", "-g",
-                     "-o", data, "sleep", "6"],
-                    check=True, capture_output=True,
-                )  # fmt: skip
+                began = time.monotonic()
+                time.sleep(5)
+                ended = time.monotonic()
+            recording.send_signal(signal.SIGINT)
+            recording.wait()
             ours = model.cpu(stacks(objects)[0], names.name, names.is_conntrack)
         finally:
             for process in load:
@@ -131,17 +137,14 @@ def shares(tmp_path: Path) -> tuple[float, float]:
             objects.close()
             sink.close()
     script = subprocess.run(
-        [str(perf), "script", "-i", data, "-F", "ip,sym"], check=True, capture_output=True,
+        [perf, "script", "-i", data, "-F", "time,ip,sym"], check=True, capture_output=True,
         text=True,
     ).stdout  # fmt: skip
-    samples = [chunk for chunk in script.split("\n\n") if chunk.strip()]
+    samples = [chunk.strip("\n").split("\n") for chunk in script.split("\n\n") if chunk.strip()]
+    samples = [lines for lines in samples if began <= float(lines[0].strip(" :")) <= ended]
     inside = sum(
-        any(
-            symbols.CONNTRACK.match(line.split()[1])
-            for line in chunk.splitlines()
-            if len(line.split()) > 1
-        )
-        for chunk in samples
+        any(symbols.CONNTRACK.match(line.split()[1]) for line in lines[1:] if len(line.split()) > 1)
+        for lines in samples
     )
     assert ours[1] is not None
     return ours[1], inside / len(samples)
