@@ -17,14 +17,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final, Optional
+from typing import TYPE_CHECKING, Final, Optional
 
-from ctrace.batch import Batch, Clock, HookInfo, Netns, Source
+from ctrace.batch import Batch, Clock, HookInfo, Netns
 from ctrace.demo.limit import LoweredLimit
 from ctrace.errors import CtraceError
+from ctrace.filters import Filter, parse_network
 from ctrace.lab import Lab, Node
-from ctrace.record import Kind
+from ctrace.record import Events, Kind
 from ctrace.view import format as fmt
+
+if TYPE_CHECKING:
+    from ctrace.capture.live import LiveSource
 
 ROOM: Final = 4096
 """Free places in the demo's table."""
@@ -36,6 +40,8 @@ ENTRY_BYTES: Final = 320
 """About what one entry takes in the kernel."""
 MOST_BALLAST: Final = 1 << 20
 BALLAST_TIMEOUT: Final = 3600
+BALLAST: Final = Filter(src=parse_network("198.18.0.0/15"))
+"""The entries that :func:`ctrace.host.ctnetlink.fill` made."""
 RULES: Final = """
 table ip nat {
  chain post { type nat hook postrouting priority srcnat; oifname "docker0" masquerade; }
@@ -175,7 +181,7 @@ class Scene:
 class SmallTable:
     """A source that shows the scene's namespace alone, without its ballast."""
 
-    def __init__(self, source: Source, scene: Scene) -> None:
+    def __init__(self, source: LiveSource, scene: Scene) -> None:
         self._source = source
         self._netns = scene.host.inum
         self._name = scene.host.name
@@ -220,6 +226,15 @@ class SmallTable:
             tables=tables,
             names=replace(batch.names, netns=named),
         )
+
+    def existing(self) -> Events:
+        """The entries that are there now, for a recording that begins now."""
+        events = self._source.existing()
+        return events[~BALLAST.mask(events)]
+
+    def seeded(self, existing: Events, events: Events, at: int) -> Events:
+        """Which of them were there at ``at`` already."""
+        return self._source.seeded(existing, events, at)
 
     def close(self) -> None:
         """Detach."""

@@ -66,6 +66,8 @@ class Recording(Headed):
         self.missing = Missing()
         self.ended: Optional[str] = None
         """Why the recording ended; None when it was not ended cleanly (yet)."""
+        self.remark = ""
+        """What there is to say of it that does not stand in it."""
         self._expand = Decompressor()
         self._resyncs = 0
         self._from = 0
@@ -197,7 +199,9 @@ class Recording(Headed):
                     yield host or self.header.host, perf
 
     def notes(self) -> Iterator[str]:
-        """Remarks that the recorder left."""
+        """Remarks that the recorder left, and one on what else stands beside this recording."""
+        if self.remark:
+            yield self.remark
         for data in self._json(BlockKind.NOTE):
             if isinstance(data, str):
                 yield data

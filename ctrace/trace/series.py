@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Optional
 
 import numpy.typing as npt
@@ -93,21 +92,32 @@ class Series(Recording):
 
 
 def runs(directory: str) -> list[list[str]]:
-    """The segments in a directory as runs of consecutive ones, oldest run first."""
+    """The segments in a directory as runs of consecutive ones, oldest run first.
+
+    What cannot be read is left out. Raises FormatError when that is everything.
+    """
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(SUFFIX))
+    except OSError as error:
+        raise FormatError(f"cannot read {directory}: {error.strerror}") from None
     found: list[list[str]] = []
     last: Optional[tuple[str, int]] = None
-    for path in sorted(Path(directory).glob("*" + SUFFIX)):
+    unreadable: Optional[FormatError] = None
+    for path in (os.path.join(directory, name) for name in names):
         try:
-            with Recording(str(path)) as recording:
+            with Recording(path) as recording:
                 facts = recording.header.facts
-        except FormatError:
+        except FormatError as error:
+            unreadable = unreadable or error
             continue
-        here = (facts.get(SESSION, str(path)), _number(facts.get(NUMBER, "0")))
+        here = (facts.get(SESSION, path), _number(facts.get(NUMBER, "0")))
         if last is not None and here == (last[0], last[1] + 1):
-            found[-1].append(str(path))
+            found[-1].append(path)
         else:
-            found.append([str(path)])
+            found.append([path])
         last = here
+    if unreadable is not None and not found:
+        raise unreadable
     return found
 
 
@@ -126,4 +136,12 @@ def open_recording(path: str) -> Recording:
     found = runs(path)
     if not found:
         raise FormatError(f"{path} is a directory without recordings")
-    return Series(found[-1]) if len(found[-1]) > 1 else Recording(found[-1][0])
+    recording = Series(found[-1]) if len(found[-1]) > 1 else Recording(found[-1][0])
+    if len(found) > 1:
+        before = found[-2]
+        rest = f" and the {len(before) - 1} after it" if len(before) > 1 else ""
+        recording.remark = (
+            f"{path} holds {len(found)} recordings with gaps between them, and this is the last; "
+            f"to see the one before, name its files: {before[0]}{rest}"
+        )
+    return recording

@@ -25,10 +25,10 @@ def report_text(review: Review, limit: int = 10) -> Group:
     blocks += [_why(review), Text()]
     blocks += [_tables(review), Text(), _timeline(review), Text()]
     blocks += [_title("What filled the table, by table-seconds"), culprits(final, limit), Text()]
-    if review.before_drop is not None:
+    if review.before_drop is not None and review.before_drop.culprits:
         title = f"Just before the first drop, at {fmt.clock(review.before_drop.ts / 1e9)}"
         blocks += [_title(title), moment(review.before_drop, min(5, limit)), Text()]
-    elif review.peak is not None:
+    elif review.peak is not None and review.peak.culprits:
         title = f"At the peak, {fmt.clock(peak.ts / 1e9)}"
         blocks += [_title(title), moment(peak, min(5, limit)), Text()]
     if final.victims:
@@ -51,6 +51,7 @@ def _head(review: Review) -> Text:
         f"  {start:%Y-%m-%d} {fmt.clock(review.start)} to {fmt.clock(review.end)} UTC"
         f" ({fmt.span(review.end - review.start)}), {fmt.count(review.events)} events, ",
         (f"{fmt.count(review.final.lost)} lost", "bold yellow" if review.final.lost else ""),
+        (", incomplete: see the end" if review.recording.missing else "", "bold yellow"),
     )
 
 
@@ -58,11 +59,18 @@ def _title(text: str) -> Text:
     return Text(text, style="bold")
 
 
+def telling(review: Review) -> Snapshot:
+    """The moment whose causes are told: the worst, as at the end all may look well.
+
+    Where nothing was recognised yet at that moment, the next that knows a cause.
+    """
+    told = [one for one in (review.before_drop, review.peak, review.final) if one is not None]
+    return next((one for one in told if one.why and one.why[0].id != "unknown"), told[-1])
+
+
 def _why(review: Review) -> Group:
-    """The cause at the worst moment; at the end all may look well."""
-    told = review.before_drop or review.peak or review.final
     lines = []
-    for cause in (told.why or review.final.why)[:3]:
+    for cause in telling(review).why[:3]:
         lines.append(Text.assemble(("WHY  ", "bold"), fmt.clean(cause.text)))
         if cause.remedy:
             lines.append(Text("     " + fmt.clean(cause.remedy), style="dim"))

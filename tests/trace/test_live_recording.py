@@ -26,6 +26,7 @@ import ctrace
 from ctrace.advice.facts import facts_of
 from ctrace.adviser import FeedAdviser, recorded_facts
 from ctrace.capture import open_live
+from ctrace.demo.scene import Scene, SmallTable
 from ctrace.errors import CtraceError
 from ctrace.feed import LiveFeed
 from ctrace.filters import Filter
@@ -416,6 +417,40 @@ def identity(events: Events) -> Counter[bytes]:
         bytes(row[2:11]) + bytes(event["proto"])
         for row, event in zip(words(events), events, strict=True)
     )
+
+
+def test_a_recording_begun_in_the_demo_knows_its_table_but_for_the_ballast(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "now.data")
+    with Scene() as scene:
+        assert scene.ballast
+        wanted = Filter(netns=scene.host.inum)
+        feed = LiveFeed(lambda: SmallTable(open_live(wanted, seed=False), scene), interval=0.3)
+        try:
+            assert feed.wait(None, 60) is not None
+            udp_flows(scene.host, (scene.address, 53), 100)
+            seen = feed.wait(feed.latest(), 60)
+            assert feed.wait(seen, 60) is not None  # so the batch that has them is over
+            # What the screen shows is what the kernel counts, but for the ballast.
+            entries = scene.host.count() - scene.ballast
+            feed.record(path)
+            udp_flows(scene.host, (scene.address, 53), 30, first_port=30000)
+            deadline = time.monotonic() + 120
+            while not kinds(Path(path))[int(Kind.EXISTING)]:  # a large table takes a while to read
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            assert feed.stop_recording() == path
+        finally:
+            feed.close()
+        assert feed.error is None
+    with ctrace.open(path) as recording:
+        events = join([batch.events for batch in recording])
+        assert not list(recording.notes())
+    there = events[events["kind"] == Kind.EXISTING]
+    assert 100 <= len(there) <= entries
+    assert set(there["sport"][there["dport"] == 53].tolist()) >= set(range(20000, 20100))
+    assert int(((events["kind"] == Kind.INSERT) & (events["sport"] >= 30000)).sum()) >= 30
 
 
 @pytest.mark.parametrize("hooks", [None, "netlink"], ids=["best", "netlink"])
