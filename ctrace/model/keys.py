@@ -77,6 +77,7 @@ TCP: Final = 6
 UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
+_ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 _EMPTY: Final = np.zeros(0, np.uint64)
 _NOWHERE: Final = np.zeros(0, np.intp)
 _ASSURED = np.uint64(int(Status.ASSURED) << 32)
@@ -130,11 +131,12 @@ class Window:
     reason: U8
     counts: npt.NDArray[np.intp]
     """Events by (reason, kind), 16 each."""
+    what: U64
+    """The raw word that kind, reason, protocol, direction and state are from."""
     state: U8
-    sign: I64
     flow: U64
     births: I64
-    """``sign`` times the event's time in units of 1024 ns."""
+    """Times in units of 1024 ns of the entries that came; negative of those that went."""
     ends: npt.NDArray[np.intp]
     """Indices of the destroys."""
     comes: npt.NDArray[np.bool_]
@@ -151,7 +153,7 @@ class Window:
             return self.ends
         if kind not in self._found:
             some = self.counts[:, kind].any()
-            self._found[kind] = np.flatnonzero(self.kind == kind) if some else _NOWHERE
+            self._found[kind] = np.flatnonzero(self.kind == int(kind)) if some else _NOWHERE
         return self._found[kind]
 
     def because(self, *reasons: Reason) -> npt.NDArray[np.intp]:
@@ -159,13 +161,21 @@ class Window:
         some = [reason for reason in reasons if self.counts[reason].any()]
         if not some:
             return _NOWHERE
-        found = self.reason == some[0]
+        found = self.reason == int(some[0])
         for reason in some[1:]:
-            found |= self.reason == reason
+            found |= self.reason == int(reason)
         return np.flatnonzero(found)
+
+    def entries(self) -> npt.NDArray[np.intp] | None:
+        """Indices of the births and ends of entries with an identity; None for all."""
+        if self.ct.all() and int(self.counts[:, _ENTRY_KINDS].sum()) == self.n:
+            return None
+        return np.flatnonzero(np.isin(self.kind, _ENTRY_KINDS) & (self.ct != 0))
 
     def nat(self) -> npt.NDArray[np.intp]:
         """Indices of the events whose tuple was rewritten."""
+        if not np.bitwise_or.reduce(self.status) & _NAT:
+            return _NOWHERE
         return np.flatnonzero((self.status & _NAT) != 0)
 
     def pair_hash(self) -> U64:
@@ -179,6 +189,10 @@ class Window:
     def proto(self, at: npt.NDArray[np.intp]) -> U64:
         """Protocol numbers of the events at these indices."""
         return (self.meta[at] >> np.uint64(16)) & np.uint64(0xFF)
+
+    def directions(self, at: npt.NDArray[np.intp]) -> U8:
+        """:class:`Direction` of the events at these indices."""
+        return (self.what.take(at) >> np.uint64(48)).astype(np.uint8) & np.uint8(3)
 
     def assured(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Whether the entries at these indices are ASSURED."""
@@ -206,7 +220,10 @@ def service_hash(meta: U64) -> U64:
 
 
 def window(events: Events) -> Window:
-    """The columns of a slice of events, in one pass over its memory."""
+    """The columns of a slice of events, in one pass over its memory.
+
+    (A kind is compared as an int: numpy would widen the column for a member of an enum.)
+    """
     table = words(events)
     n = len(table)
     columns = np.empty((8, n), np.uint64)
@@ -233,11 +250,12 @@ def window(events: Events) -> Window:
     meta |= what & np.uint64(0xFF0000)  # the protocol has the same place there
     meta |= netns
 
-    sign = _SIGN.take(code)
-    ends = np.flatnonzero(kind == Kind.DESTROY)
+    births = (ts >> np.uint64(TIME_SHIFT)).view(np.int64)
+    births *= _SIGN.take(code)
+    ends = np.flatnonzero(kind == int(Kind.DESTROY))
     bits = (place.take(ends) >> np.uint64(33)).astype(np.uint8) & np.uint8(3)
     bits |= np.minimum(state.take(ends), np.uint8(15)) << np.uint8(2)
-    comes = (kind == Kind.INSERT) | (kind == Kind.EXISTING) | (kind == Kind.DROP)
+    comes = (kind == int(Kind.INSERT)) | (kind == int(Kind.EXISTING)) | (kind == int(Kind.DROP))
     return Window(
         n=n,
         events=events,
@@ -252,10 +270,10 @@ def window(events: Events) -> Window:
         kind=kind,
         reason=reason,
         counts=np.bincount(code, minlength=256).reshape(16, 16),
+        what=what,
         state=state,
-        sign=sign,
         flow=_FLOW.take(code),
-        births=sign * (ts >> np.uint64(TIME_SHIFT)).view(np.int64),
+        births=births,
         ends=ends,
         comes=comes,
         end=_END.take(bits),

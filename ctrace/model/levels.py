@@ -31,9 +31,9 @@ from ctrace.model.keys import (
     service_hash,
 )
 from ctrace.model.pairing import EXISTING
-from ctrace.model.rich import SAMPLES, YOUNG_NS, RichPool, registers_of
+from ctrace.model.rich import YOUNG_NS, RichPool, registers_of
 from ctrace.model.scatter import Rows, add_at
-from ctrace.record import Kind, Reason, Status
+from ctrace.record import Kind, Reason, Status, words
 
 _DIRECTION_SAMPLE: Final = 1024
 _SWAPS: Final = 32
@@ -65,6 +65,10 @@ class Details:
     register: I64
     rest: U64
     """Aligned with ``born``: HyperLogLog's register and remaining bits of the source."""
+    directions: list[tuple[int, Rows]]
+    """Each direction that some of the inserts had, with these; keys seldom have two."""
+    latest: U64
+    """The last few of ``ends``, as words of their records."""
 
 
 def details(w: Window, age: I64, owned: Rows) -> Details:
@@ -102,6 +106,8 @@ def details(w: Window, age: I64, owned: Rows) -> Details:
     np.maximum(life, np.float32(0), out=life)
     born = w.where(Kind.INSERT)
     register, rest = registers_of(w.sources(born))
+    looked = born[:: max(1, born.size // _DIRECTION_SAMPLE)]
+    direction = w.directions(looked)
     return Details(
         adds=adds,
         nat=w.nat(),
@@ -116,6 +122,8 @@ def details(w: Window, age: I64, owned: Rows) -> Details:
         life_bin=histogram.bins(life),
         register=register,
         rest=rest,
+        directions=[(one, looked[direction == one]) for one in np.unique(direction).tolist()],
+        latest=words(w.events)[ends[-SAMPLED:]],
     )
 
 
@@ -149,8 +157,7 @@ class Level:
         given, which = table.given, table.given_at
         events = which if at is None else at[which]
         table.first[given] = w.ts[events].view(np.int64)
-        directions = w.events["direction"][events] & np.uint8(3)
-        table.flags[given] |= np.uint8(1) << directions
+        table.flags[given] |= np.uint8(1) << w.directions(events)
         slots = self.rich.take(len(given))
         if slots:
             chosen = given[: len(slots)]
@@ -195,22 +202,12 @@ class Level:
             slots = table.rich.take(rows.take(d.born)).astype(np.intp)
             self.rich.count_sources(slots, d.register, d.rest)
 
-    def measure(self, w: Window, d: Details, slots: Rows) -> None:
+    def measure(self, d: Details, slots: Rows) -> None:
         """Count lifetimes and states: a slot of detail (or 0) for each of ``d.ends``."""
         if not slots.any():
             return
         self.rich.count_ends(slots, d.state, d.residence, d.residence_bin, d.life, d.life_bin)
-        latest = w.events[d.ends[-SAMPLED:]]
-        spread = 1 + np.arange(len(latest)) % (SAMPLES - 1)
-        self.rich.samples[slots[-SAMPLED:], spread] = latest
-
-    def look_directions(self, w: Window, rows: Rows, born: Rows) -> None:
-        """Note the directions of some of the inserts; rows seldom have two."""
-        some = born[:: max(1, born.size // _DIRECTION_SAMPLE)]
-        directions = w.events["direction"][some] & np.uint8(3)
-        for direction in range(4):
-            which = rows[some[directions == direction]]
-            self.table.flags[which] |= np.uint8(1 << direction)
+        self.rich.keep(slots[-SAMPLED:], d.latest)
 
     def tick(self, number: int, seconds: float) -> None:
         """Close an interval: rates, the trend, and detail for those who earned it."""
@@ -324,7 +321,7 @@ class Levels:
             rows = opener.astype(np.intp)
             self.process.count(w, d, rows)
             slots = self.process.table.rich.take(rows.take(d.ends)).astype(np.intp)
-            self.process.measure(w, d, slots)
+            self.process.measure(d, slots)
 
         rows, poor = self._fine(self.pair, w, d, w.pair_hash(), Keys(*w.src, w.meta))
         if poor.size:
@@ -387,9 +384,10 @@ class Levels:
         """
         rows = level.locate(w, None, h, w.comes, keys)
         level.count(w, d, rows)
-        level.look_directions(w, rows, d.born)
+        for direction, at in d.directions:
+            level.table.flags[rows.take(at)] |= np.uint8(1 << direction)
         slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
-        level.measure(w, d, slots)
+        level.measure(d, slots)
         without = rows == 0
         light = np.flatnonzero(slots == 0)
         if light.size:
@@ -413,7 +411,7 @@ class Levels:
             rows = np.zeros(w.n, np.intp)
             rows[poor] = found
         slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
-        level.measure(w, d, slots)
+        level.measure(d, slots)
         if not missing.all():
             rows[poor] = found * missing
         level.count(w, d, rows)

@@ -130,18 +130,15 @@ class Model:
 
     def _pair(self, w: Window, extra: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> I64:
         """Ages of the ended, in place of -1; ``extra`` becomes what their birth had."""
-        lives = (w.sign != 0) & (w.ct != 0)
-        ident = identity(w.ct, w.netns)
-        if lives.all():
-            age, found = self._births.step(ident, w.ts, w.kind == Kind.DESTROY, extra)
+        ident, ends = identity(w.ct, w.netns), w.kind == int(Kind.DESTROY)
+        at = w.entries()
+        if at is None:
+            age, found = self._births.step(ident, w.ts, ends, extra)
             if found is not extra:
                 extra[:] = found
             return age
         age = np.full(w.n, -1, np.int64)
-        at = np.flatnonzero(lives)
-        age[at], extra[at] = self._births.step(
-            ident[at], w.ts[at], w.kind[at] == Kind.DESTROY, extra[at]
-        )
+        age[at], extra[at] = self._births.step(ident[at], w.ts[at], ends[at], extra[at])
         return age
 
     def _look(self, w: Window) -> None:

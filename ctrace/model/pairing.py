@@ -99,7 +99,7 @@ class Births:
         packed |= ends.astype(np.uint64)
         packed.sort()
         order = ((packed & low) >> np.uint64(1)).view(np.int64)
-        end = (packed & np.uint64(1)).astype(bool)
+        end = (packed.astype(np.uint8) & np.uint8(1)).view(bool)
         run = packed >> bits
         same = np.empty(n + 1, bool)
         same[0] = same[n] = False

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ctrace.model.histogram import BINS
 from ctrace.model.keys import I64, U64
 from ctrace.model.scatter import Rows, Scatter, add_at
-from ctrace.record import RECORD
+from ctrace.record import RECORD, WORDS, words
 
 U32 = npt.NDArray[np.uint32]
 
@@ -43,6 +43,7 @@ class RichPool:
         """Of the latest entry that was found closed, ms."""
         self.trend = np.full((n, TREND), np.nan, np.float32)
         self.samples = np.zeros((n, SAMPLES), RECORD)
+        self._samples = words(self.samples.reshape(-1)).reshape(n, SAMPLES, WORDS)
         self.sources = np.zeros((n, REGISTERS), np.uint8) if distinct else None
         self._free = list(range(slots, 0, -1))
 
@@ -96,6 +97,10 @@ class RichPool:
             self.residence.reshape(-1), np.uint32(1)
         )
         Scatter(slots.take(life) * BINS + life_bin).add(self.life.reshape(-1), np.uint32(1))
+
+    def keep(self, slots: Rows, latest: U64) -> None:
+        """Keep records, as words, for samples, in turn after the first of each slot."""
+        self._samples[slots, 1 + np.arange(len(latest)) % (SAMPLES - 1)] = latest
 
     def count_looks(
         self, slots: Rows, seen: list[npt.NDArray[np.bool_]], timeout: U32, life_bin: I64

@@ -32,7 +32,7 @@ class Scatter:
         """``column[rows] += values``, counting repeated rows as often as they occur."""
         if not len(self.rows):
             return
-        if np.ndim(values) == 0:  # a scalar of another type takes numpy's slow path
+        if not isinstance(values, np.ndarray):  # a scalar of another type takes numpy's slow path
             values = column.dtype.type(values)
         if self._order is None:
             np.add.at(column, self.rows, values)
