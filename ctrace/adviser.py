@@ -76,6 +76,11 @@ class FeedAdviser:
 
         return remedy(advice, proto, port, netns)
 
+    @property
+    def on_trial(self) -> bool:
+        """Never: nothing is applied."""
+        return False
+
     def status(self) -> str:
         """Nothing is ever applied."""
         return ""
@@ -105,7 +110,7 @@ class LiveAdviser(FeedAdviser):
         if trial is None:
             return self._told
         left = f"{trial.seconds_left:.0f} s"
-        return f"on trial: reverts by itself in {left}. Press p to keep it or to take it back."
+        return f"on trial: reverts by itself in {left}; p keeps it or takes it back"
 
     @property
     def on_trial(self) -> bool:

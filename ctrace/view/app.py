@@ -189,15 +189,14 @@ class TopApp(TravelKeys):
 
     def action_apply(self) -> None:
         """Apply, keep or take back, after a typed confirmation."""
-        if self.state.mode != "advice":
+        if self.state.mode != "advice" and not self.advice.on_trial:
             return
         try:
             question, words = self.advice.offer()
         except CtraceError as error:
             self.say(str(error))
             return
-        self.ask(f"{question}; anything else changes nothing", "",
-                 lambda text: self._confirmed(text, words))  # fmt: skip
+        self.ask(question, "", lambda text: self._confirmed(text, words))
 
     def _confirmed(self, text: str, words: tuple[str, ...]) -> None:
         if text in words:

@@ -46,8 +46,12 @@ class Adviser(Protocol):
     def about(self, advice: Any, proto: str, port: int, netns: int) -> Optional[Remedy]:
         """What it says of a service; None when it was not judged."""
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether a change is in place that reverts by itself unless it is kept."""
+
     def status(self) -> str:
-        """What has been applied and may still revert; empty when nothing."""
+        """What has been applied, and whether it may still revert; empty when nothing."""
 
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
         """A question and the words that answer it. Raises CtraceError: why there is none."""
@@ -95,6 +99,15 @@ class AdvicePane:
             return
         adviser, advice = self.adviser, self._advice
         self._begin(lambda: adviser.act(advice, word))
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether a change is in place and not kept yet."""
+        return self.adviser is not None and self.adviser.on_trial
+
+    def reminder(self) -> str:
+        """What is on trial, to be told on every page; empty when nothing is."""
+        return self.adviser.status() if self.adviser is not None and self.on_trial else ""
 
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -215,10 +228,8 @@ def _style(words: str, palette: Palette) -> Any:
         return palette.good
     if words.startswith("    ") or words.startswith("Note:"):
         return palette.dim
-    if " is unsafe" in words:
+    if words.endswith(": unsafe"):
         return palette.bad
-    if " is safe" in words or " is warn" in words:
-        return palette.strong
     if words and not words.startswith((" ", "-")):
         return palette.strong
     return palette.text

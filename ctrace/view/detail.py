@@ -51,8 +51,8 @@ def detail_lines(
     if culprit.states:
         out.append(_labelled("STATES", _states(culprit, p), width, p))
     out.append(blank(width))
-    out += _histograms(culprit, width, p)
     out += _why(snapshot, culprit, width, p)
+    out += _histograms(culprit, width, p)
     out += advice
     out += _samples(culprit, width, p)
     out += _peers(snapshot, culprit, width, p)
@@ -195,19 +195,19 @@ def _states(culprit: Culprit, palette: Palette) -> list[Piece]:
 
 def _histograms(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
     p = palette
-    life = _histogram(
-        "LIFE", "first to last packet", culprit.life, culprit.life_histogram, width // 2, p
-    )
+    beside = width >= 96
+    each = width // 2 if beside else width
+    life = _histogram("LIFE", "first to last packet", culprit.life, culprit.life_histogram, each, p)
     stay = _histogram(
         "STAYS",
         "from insert to destroy",
         culprit.residence,
         culprit.residence_histogram,
-        width // 2,
+        each,
         p,
     )
-    if width < 96:
-        return [*_widened(life, width), blank(width), *_widened(stay, width), blank(width)]
+    if not beside:
+        return [*life, blank(width), *stay, blank(width)]
     half = width // 2
     rows = max(len(life), len(stay))
     life += [blank(half)] * (rows - len(life))
@@ -218,12 +218,6 @@ def _histograms(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
         whole.truncate(width, pad=True)
         out.append(whole)
     return [*out, blank(width)]
-
-
-def _widened(lines: list[Text], width: int) -> list[Text]:
-    for one in lines:
-        one.truncate(width, pad=True)
-    return lines
 
 
 def _histogram(

@@ -19,6 +19,7 @@ from ctrace.model.snapshot import Cause, Culprit, Histogram, Snapshot
 from ctrace.trace.review import Review, total_seconds
 from ctrace.view import format as fmt
 from ctrace.view.perf_html import perf_html
+from ctrace.view.report_text import telling
 from ctrace.view.whatif_html import whatif_html
 
 ROWS = 25
@@ -157,11 +158,10 @@ def _head(review: Review) -> str:
 
 
 def _why(review: Review) -> str:
-    worst = review.before_drop or review.peak or review.final
-    causes = (worst.why or review.final.why)[:3]
+    worst = telling(review)
     when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
     lines = [f'<p class="note">{when}</p>']
-    for cause in causes:
+    for cause in worst.why[:3]:
         lines.append(f"<p>{_text(cause.text)}</p>")
         if cause.remedy:
             lines.append(f'<p class="remedy">{_text(cause.remedy)}</p>')

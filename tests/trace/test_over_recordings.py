@@ -150,6 +150,20 @@ def test_report_totals_are_the_counters(file: Path, truth: list[Batch]) -> None:
     assert "First refused at" in text
 
 
+def test_the_cause_is_told_where_refusals_came_before_anything_else(
+    tmp_path: Path, truth: list[Batch]
+) -> None:
+    """Recording begun in the middle of an incident: nothing precedes the first drop."""
+    first = next(i for i, b in enumerate(truth) if (b.events["kind"] == Kind.DROP).any())
+    path = write(tmp_path / "late.data", [replace(truth[first], names=truth[0].names),
+                                          *truth[first + 1 :]])  # fmt: skip
+    text = run("report", str(path))
+    assert "First refused at" in text
+    assert "WHY  " in text
+    assert "nothing tracked yet" not in text
+    assert "Just before the first drop" not in text  # an empty table tells nothing
+
+
 def hostile(path: Path) -> Path:
     first, *rest = incident()
     owner = Owner((4242 << 32) | 99, EVIL, 7331, EVIL, EVIL)

@@ -422,7 +422,7 @@ def churning(keys: int, tick: int) -> Snapshot:
 def remedy() -> Remedy:
     """What is advised against the incident's first culprit."""
     return Remedy(
-        f"NOTRACK tcp/8063 is safe-with-rules: it frees {fmt.count(54_600)} entries, "
+        f"NOTRACK tcp/8063: safe-with-rules; it frees {fmt.count(54_600)} entries, "
         "fill falls to 12 % to 17 %",
         good=True,
         reasons=(
