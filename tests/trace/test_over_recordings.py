@@ -155,8 +155,9 @@ def test_the_cause_is_told_where_refusals_came_before_anything_else(
 ) -> None:
     """Recording begun in the middle of an incident: nothing precedes the first drop."""
     first = next(i for i, b in enumerate(truth) if (b.events["kind"] == Kind.DROP).any())
-    path = write(tmp_path / "late.data", [replace(truth[first], names=truth[0].names),
-                                          *truth[first + 1 :]])  # fmt: skip
+    before = truth[first - 1]
+    empty = replace(before, events=before.events[:0], counts={}, names=truth[0].names)
+    path = write(tmp_path / "late.data", [empty, *truth[first:]])
     text = run("report", str(path))
     assert "First refused at" in text
     assert "WHY  " in text
