@@ -89,9 +89,9 @@ class Advice:
         """The plan for a namespace (or the only one). Raises CtraceError when there is none."""
         found = [plan for plan in self.plans if netns in (None, plan.netns)]
         if not found:
-            raise CtraceError(
-                "there is nothing to apply: no table is above the target, or no lever is safe"
-            )
+            full = any(table.needed for table in self.tables if netns in (None, table.netns))
+            why = "no lever is safe" if full else "no table is above the target"
+            raise CtraceError(f"there is nothing to apply: {why}")
         if len(found) > 1:
             names = ", ".join(plan.netns_name or str(plan.netns) for plan in found)
             raise CtraceError(f"several namespaces need a plan: choose one with --netns ({names})")
@@ -137,6 +137,8 @@ def advise(
     notes = _notes(services)
     there: list[tuple[int, InPlace]] = []
     for table in services.tables:
+        if not table.max:  # it went away before its limit was read
+            continue
         about = known.get(table.netns, Facts())
         done = list(in_place(about.ruleset, about.addresses)) if about.ruleset else []
         there += [(table.netns, one) for one in done]
@@ -164,10 +166,12 @@ def advise(
         )
         judged = [replace(c, chosen=c.lever in chosen) for c in judged]
         candidates += judged
-        offered = {lever for lever in chosen if isinstance(lever, Notrack)}
+        offered = {(o.proto, o.port) for o in chosen if isinstance(o, Notrack)}
         for policy, freed, _ in policies:
-            if not any((o.proto, o.port) == (policy.proto, policy.port) for o in offered):
-                others.append(other.policy_alternative(table, policy, freed, outlook))
+            worth = policy in chosen or freed.high >= POINTLESS * table.max
+            if worth and (policy.proto, policy.port) not in offered:
+                planned = policy in chosen
+                others.append(other.policy_alternative(table, policy, freed, outlook, planned))
         others += other.alternatives(table, seen, about, target, outlook)
         tables.append(
             TableAdvice(
@@ -281,7 +285,7 @@ def _candidate(
     if culprit.held < POINTLESS * table.max:
         reasons.append(f"pointless: it holds {culprit.held} of {table.max} entries")
         verdict = "warn" if verdict in GOOD else verdict
-    elif culprit.proto == "tcp" and (culprit.closed or 1.0) < 0.2 and culprit.new_per_s < 1:
+    elif culprit.proto == "tcp" and (culprit.closed or 0.0) < 0.2 and culprit.new_per_s < 1:
         reasons.append("mostly long-lived connections: existing ones would keep their entries")
         verdict = "warn" if verdict in GOOD else verdict
     if judgement.lever.shared and not about.has_nft:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Final, Optional
 
+from ctrace.advice import rules
 from ctrace.advice.facts import BUCKET_BYTES, Facts
-from ctrace.advice.plan import CtTimeout
+from ctrace.advice.plan import CtTimeout, Plan
 from ctrace.advice.predict import Outlook, Part, Range, shortened
 from ctrace.advice.roles import Seen
 from ctrace.model.snapshot import Culprit, Table
@@ -102,9 +103,10 @@ def fill_after(table: Table, freed: Range) -> Optional[tuple[float, float]]:
 
 
 def policy_alternative(
-    table: Table, policy: CtTimeout, freed: Range, outlook: Outlook
+    table: Table, policy: CtTimeout, freed: Range, outlook: Outlook, planned: bool
 ) -> Alternative:
-    """A ct timeout lever as an alternative."""
+    """A ct timeout lever as an alternative; ``planned``: a plan has it already."""
+    script = rules.nft_script(Plan(0, "", 0, "", "0" * 64, "nft", (policy,)), None)
     states = ", ".join(f"{state} {seconds} s" for state, seconds in policy.policy)
     return Alternative(
         "ct-timeout",
@@ -114,7 +116,7 @@ def policy_alternative(
         f"{policy.proto}/{policy.port}",
         (round(freed.low), round(freed.high)),
         outlook.fill(shorter=shorter(policy)),
-        ("sudo ctrace advise --plan FILE; sudo ctrace apply FILE",),
+        () if planned else ("sudo nft -f - <<'EOF'", *script.splitlines(), "EOF"),
     )
 
 
@@ -142,7 +144,7 @@ def _time_wait(
                 if seen.culprit.proto == "tcp"
             }
         ),
-        (f"sysctl -w net.netfilter.nf_conntrack_tcp_timeout_time_wait={TIME_WAIT}",),
+        (f"sudo sysctl -w net.netfilter.nf_conntrack_tcp_timeout_time_wait={TIME_WAIT}",),
     )
 
 
@@ -164,7 +166,9 @@ def _established(table: Table, services: list[Seen], facts: Facts) -> Iterator[A
         table.netns,
         f"nf_conntrack_tcp_timeout_established from {old} s to {ESTABLISHED} s: {count} entries "
         "are old and quiet; keep it above the keep-alive interval of your idle connections",
-        commands=(f"sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established={ESTABLISHED}",),
+        commands=(
+            f"sudo sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established={ESTABLISHED}",
+        ),
     )
 
 
@@ -179,8 +183,8 @@ def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iter
     low, high = (size * each + size * BUCKET_BYTES for each in facts.entry_bytes)
     known = "" if low != high else " (read from this kernel's slab)"
     commands = (
-        f"sysctl -w net.netfilter.nf_conntrack_max={size}",
-        f"sysctl -w net.netfilter.nf_conntrack_buckets={size}",
+        f"sudo sysctl -w net.netfilter.nf_conntrack_max={size}",
+        f"sudo sysctl -w net.netfilter.nf_conntrack_buckets={size}",
     )
     where = "" if facts.initial else "; both are set in the host's first namespace, for all"
     yield Alternative(

@@ -63,8 +63,9 @@ def evidence(subject: Subject) -> Iterator[Finding]:
                           "strangers by address, and the servers are too many or not "
                           "known")  # fmt: skip
         else:
-            yield Finding("info", "udp-peers", f"covers only the {len(subject.peers)} servers seen,"
-                          " which could then send to any port of the ephemeral range")  # fmt: skip
+            who = "server" if len(subject.peers) == 1 else f"{len(subject.peers)} servers"
+            yield Finding("info", "udp-peers", f"covers only the {who} seen, which could then send "
+                          "to any port of the ephemeral range")  # fmt: skip
     if subject.status & (Status.HELPER | Status.EXPECTED):
         yield Finding("unsafe", "helper", "a conntrack helper follows or expects its connections: "
                       "without tracking it would not, and what it lets in would be "

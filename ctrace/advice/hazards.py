@@ -85,8 +85,8 @@ def judge(subject: Subject, ruleset: Optional[Ruleset]) -> Judgement:
     findings = [*evidence(subject)]
     if ruleset is None:
         findings.append(
-            Finding("warn", "no-ruleset", "the ruleset is not part of a recording: run advise on "
-                    "the host itself before applying anything")
+            Finding("warn", "no-ruleset", "its ruleset is not at hand (not in the recording, or "
+                    "its namespace is gone): run advise on the host before applying anything")
         )  # fmt: skip
         return _sum(findings, lever)
     findings += [Finding("warn", "unread", f"{gap}: its rules could not be judged")

@@ -33,8 +33,8 @@ EVERYWHERE: Final = "netfilter's hooks, of this namespace or another,"
 """In place of a device: packets over lo pass there, too."""
 LINK_NETFILTER: Final = 10
 """BPF_LINK_TYPE_NETFILTER (6.4)."""
-OWN_PROGRAMS: Final = ("nf_confirm", "ctrace_probe", *NETFILTER)
-"""ctrace's own at netfilter's hooks, which let every packet pass."""
+OWN_PROGRAMS: Final = ("nf_confirm", "ctrace_probe", *(name[:15] for name in NETFILTER))
+"""ctrace's own at netfilter's hooks, which let every packet pass; the kernel keeps 15 letters."""
 
 Plane = tuple[str, str]
 """(device, what works there)."""

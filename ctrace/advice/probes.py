@@ -80,6 +80,8 @@ def flows(subject: Subject, lever: Notrack, ruleset: Ruleset) -> Iterator[Flow]:
             servers += [a for a in _targets(ruleset, family, lever.port) if a not in here]
         clients = [*_of(subject.clients, family), *named] or [STRANGER[family]]
         for role in lever.roles:
+            if role in ("client", "forward") and lever.peers and not _of(lever.peers, family):
+                continue  # no rule is for this family
             if role == "server":
                 yield from (_server(lever, family, me, far) for me in here for far in sources)
             elif role == "client":

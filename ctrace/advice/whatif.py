@@ -433,11 +433,12 @@ def _render(answer: WhatIf) -> Iterator[str]:
                 f"{outcome.drops:>10}{outcome.evictions:>10}"
             )
         low, high = would.mean_range
-        yield (
-            f"  with the change the mean lies between {_whole(low)} and {_whole(high)}: "
-            f"the kernel collects expired entries about every {answer.interval_s:.0f} s"
-        )
-        if place.new_limit != place.limit:
+        if high >= 1:
+            yield (
+                f"  with the change the mean lies between {_whole(low)} and {_whole(high)}: "
+                f"the kernel collects expired entries about every {answer.interval_s:.0f} s"
+            )
+        if place.new_limit not in (0, place.limit):
             least, most = memory_of(place.new_limit, answer.levers.buckets)
             yield f"  a full table of {place.new_limit} takes {least >> 20} to {most >> 20} MiB"
         yield f"  {trust_text(place)}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 from typing import TYPE_CHECKING, Optional
 
 import click
@@ -68,16 +70,24 @@ def command(
         filters["netns"] = resolve(netns)
     wanted = make_filter(**filters)  # type: ignore[arg-type]
     advice = _recorded(file, wanted, target) if file else _live(duration, wanted, hooks, target)
-    if plan:
-        _write(advice, plan, wanted.netns)
     if output == "json":
         click.echo(json.dumps(advice.to_json(), indent=2))
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    from ctrace.view.advice_text import render
+        from ctrace.view.advice_text import render
 
-    Console(highlight=False, markup=False).print(render(advice, full=full), crop=False)
+        # In a file or a pipe lines may be longer than in a narrow terminal.
+        width = None if sys.stdout.isatty() else 120
+        console = Console(highlight=False, markup=False, width=width)
+        console.print(render(advice, full=full, how="" if plan else _again(file)), crop=False)
+    if plan:
+        _write(advice, plan, wanted.netns)
+
+
+def _again(file: Optional[str]) -> str:
+    """The command that makes a plan of this advice."""
+    return f"ctrace advise {shlex.quote(file)}" if file else "sudo ctrace advise"
 
 
 def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) -> Advice:
@@ -147,4 +157,5 @@ def _write(advice: Advice, path: str, netns: Optional[int]) -> None:
             file.write(text)
     except OSError as error:
         raise CtraceError(f"cannot write {path}: {error.strerror}") from error
-    click.echo(f"ctrace: plan written to {path}; sudo ctrace apply {path}", err=True)
+    command = f"sudo ctrace apply {shlex.quote(path)}"
+    click.echo(f"ctrace: plan written; apply it with: {command}", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from ctrace.cli.options import output_option
+from ctrace.cli.options import need_root, output_option
 
 if TYPE_CHECKING:
     from ctrace.advice.undo import Applied
@@ -21,6 +21,7 @@ def command(netns: Optional[str], output: str) -> None:
     from ctrace.advice.undo import applied
     from ctrace.host.netns import resolve
 
+    need_root("reading every namespace's rules")
     changes = applied(resolve(netns) if netns else None)
     if output == "json":
         click.echo(json.dumps([_json(change) for change in changes], indent=2))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import select
+import shlex
 import sys
 import time
-from pathlib import Path
 
 import click
 
@@ -40,6 +40,10 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
     from ctrace.advice import apply
     from ctrace.advice.plan import from_json
 
+    if not apply.SHORTEST_S <= confirm_within <= apply.LONGEST_S:
+        raise UsageError(
+            f"the time to confirm must be from {apply.SHORTEST_S} to {apply.LONGEST_S} seconds"
+        )
     try:
         with open(plan, encoding="utf-8") if plan != "-" else sys.stdin as file:
             text = file.read((1 << 20) + 1)
@@ -117,5 +121,5 @@ def _pending(plan: str, left: float) -> None:
     at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
     click.echo(
         f"In place, and nothing got worse. It reverts by itself at {at} unless you run: "
-        f"ctrace confirm {Path(plan).name}"
+        f"sudo ctrace confirm{'' if plan == '-' else ' ' + shlex.quote(plan)}"
     )

@@ -6,6 +6,7 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.options import need_root
 from ctrace.errors import CtraceError
 
 
@@ -23,6 +24,7 @@ def command(plan: Optional[str], netns: Optional[str], flush: Optional[bool]) ->
     from ctrace.advice import apply
     from ctrace.advice.undo import applied
 
+    need_root("changing rules")
     if netns is not None:
         from ctrace.host.netns import resolve
 
@@ -48,5 +50,7 @@ def _netns_of(path: str) -> int:
     try:
         with open(path, encoding="utf-8") as file:
             return from_json(file.read((1 << 20) + 1)).netns
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a plan: it is not text") from None

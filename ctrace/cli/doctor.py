@@ -12,7 +12,7 @@ from typing import Any, Optional
 import click
 
 from ctrace.batch import TableReading
-from ctrace.cli.options import output_option
+from ctrace.cli.options import need_root, output_option
 from ctrace.host import kernel, netns, tables
 
 GOOD, WARN, BAD = "ok", "note", "no"
@@ -261,6 +261,7 @@ def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
 def _why(output: str) -> int:
     from ctrace.advice.activation import explain
 
+    need_root("reading every namespace's rules")
     activation = explain(netns.find())
     if output == "json":
         click.echo(json.dumps(activation.to_json(), indent=2))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Optional, TypeVar
 
 import click
 
-from ctrace.errors import UsageError
+from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter, parse_network, parse_proto, parse_status
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,3 +94,9 @@ def output_option(command: F) -> F:
         show_default=True,
         help="For a person, or for a program.",
     )(command)
+
+
+def need_root(doing: str) -> None:
+    """Raise CtraceError unless this is root, before anything else goes wrong for the lack of it."""
+    if os.geteuid() != 0:
+        raise CtraceError(f"{doing} needs root: run it with sudo")

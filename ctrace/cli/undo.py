@@ -6,6 +6,8 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.options import need_root
+
 
 @click.command()
 @click.option("--netns", metavar="NAME", help="Only in this namespace: name, path, pid or inode.")
@@ -18,6 +20,7 @@ def command(netns: Optional[str]) -> None:
     from ctrace.advice.undo import undo
     from ctrace.host.netns import resolve
 
+    need_root("changing rules")
     removed = undo(resolve(netns) if netns else None)
     if not removed:
         click.echo("Nothing of ctrace is applied.")

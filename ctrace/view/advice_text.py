@@ -10,7 +10,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ctrace.advice.advise import GOOD, Advice, Candidate, TableAdvice, rule_texts
+from ctrace.advice.advise import (
+    GOOD,
+    Advice,
+    Candidate,
+    TableAdvice,
+    candidate_json,
+    rule_texts,
+)
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.plan import CtTimeout, Lever
 from ctrace.view import format as fmt
@@ -46,7 +53,7 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
     found = next((c for c in advice.candidates if (c.proto, c.port, c.netns) == here), None)
     if found is None:
         return None
-    text = f"NOTRACK {proto}/{port} is {found.verdict}: it frees {fmt.count(found.frees)} entries"
+    text = f"NOTRACK {proto}/{port}: {found.verdict}; it frees {fmt.count(found.frees)} entries"
     if found.fill_after:
         text += f", fill falls to {_range(found.fill_after)}"
     good = found.verdict in GOOD
@@ -65,8 +72,9 @@ def render(
 ) -> RenderableType:
     """The advice as a rich renderable; ``how`` makes a plan of it (empty: one is made)."""
     parts: list[RenderableType] = []
+    done = {c.netns for c in advice.candidates if c.in_place}
     for table in advice.tables:
-        parts += [_table(table, advice.target), Text("")]
+        parts += [_table(table, advice.target, done), Text("")]
     if not advice.tables:
         parts += [Text("No service holds entries here: there is nothing to advise."), Text("")]
     shown = advice.candidates[:SHOWN]
@@ -76,13 +84,9 @@ def render(
         parts += _reasons(candidate)
         if candidate.chosen or full:
             parts += _rules(candidate, full)
-    if advice.in_place:
-        parts.append(Text("In place already", style="bold"))
-        names = {table.netns: table.name for table in advice.tables}
-        for netns, done in advice.in_place:
-            where = names.get(netns) or f"netns:{netns}"
-            parts.append(Text(f"- {fmt.clean(where)}: {fmt.clean(str(done))}"))
-        parts.append(Text(""))
+        if candidate.chosen or candidate.in_place:
+            parts += _flush(candidate)
+    parts += _in_place(advice)
     if advice.alternatives:
         parts += [Text("What else helps", style="bold")]
         several = len({alternative.netns for alternative in advice.alternatives}) > 1
@@ -92,7 +96,7 @@ def render(
         parts.append(Text(""))
     if advice.persist:
         parts.append(Text("To keep the rules over reloads and reboots", style="bold"))
-        parts += [Text(f"- {fmt.clean(hint)}") for hint in advice.persist]
+        parts += [_item(Text(fmt.clean(hint))) for hint in advice.persist]
         parts.append(Text(""))
     parts += [Text(f"Note: {note}", style="dim") for note in advice.notes]
     if advice.plans and how:
@@ -104,7 +108,17 @@ def render(
     return Group(*parts)
 
 
-def _table(table: TableAdvice, target: float) -> Text:
+def _in_place(advice: Advice) -> list[RenderableType]:
+    if not advice.in_place:
+        return []
+    lines: list[RenderableType] = [Text("In place already", style="bold")]
+    names = {table.netns: _name(table) for table in advice.tables}
+    for netns, done in advice.in_place:
+        lines.append(_item(Text(f"{names.get(netns, f'netns:{netns}')}: {fmt.clean(str(done))}")))
+    return [*lines, Text("")]
+
+
+def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
     held = f"{fmt.count(table.count)} of {fmt.count(table.max)} entries "
     text.append(f"{_name(table)}: {held}", "bold")
@@ -120,6 +134,9 @@ def _table(table: TableAdvice, target: float) -> Text:
         text.append(f"-> {what}: fill falls to {_range(table.fill_after)}", "green")
         if not table.reached:
             text.append("\n   that is not enough by itself: see what else helps", "yellow")
+    elif table.netns in done:
+        text.append("-> NOTRACK is in place: the entries from before go when their time is up, or "
+                    "as told below", "green")  # fmt: skip
     else:
         text.append("-> nothing here is safe to untrack: see what else helps", "yellow")
     return text
@@ -156,10 +173,10 @@ def _candidates(candidates: tuple[Candidate, ...]) -> Table:
 
 
 def _reasons(candidate: Candidate) -> list[RenderableType]:
-    title = Text(f"{candidate.proto}/{candidate.port} is ")
+    title = Text(f"{candidate.proto}/{candidate.port}: ")
     title.append(candidate.verdict, STYLE[candidate.verdict])
     if not candidate.reasons:
-        title.append(": no rule treats its packets differently once they are untracked")
+        title.append(", no rule treats its packets differently once they are untracked")
     lines: list[RenderableType] = [title]
     lines += [
         Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2), expand=False)
@@ -182,8 +199,19 @@ def _rules(candidate: Candidate, full: bool) -> list[RenderableType]:
     return [*lines, Text("")]
 
 
+def _flush(candidate: Candidate) -> list[RenderableType]:
+    """How to delete the entries that stay behind, to copy."""
+    commands = candidate_json(candidate)["flush"]
+    lines: list[RenderableType] = [
+        Text(f"  once these rules are in, its old entries go with{':' if commands else ' time'}",
+             "dim")
+    ]  # fmt: skip
+    lines += [Text(f"    sudo {command}", no_wrap=True, overflow="ignore") for command in commands]
+    return [*lines, Text("")]
+
+
 def _alternative(alternative: Alternative, where: str, full: bool) -> list[RenderableType]:
-    text = Text(f"- {where}{': ' if where else ''}{fmt.clean(alternative.text)}")
+    text = Text(f"{where}{': ' if where else ''}{fmt.clean(alternative.text)}")
     if alternative.frees:
         low, high = alternative.frees
         amount = fmt.count(high) if low == high else f"{fmt.count(low)} to {fmt.count(high)}"
@@ -193,12 +221,19 @@ def _alternative(alternative: Alternative, where: str, full: bool) -> list[Rende
     commands = alternative.commands
     if alternative.id == "ct-timeout" and commands and not full:
         commands = ("(--rules prints its rules)",)
-    lines: list[RenderableType] = [text]
+    lines: list[RenderableType] = [_item(text)]
     lines += [
         Text(f"    {command.expandtabs(2)}", "dim", no_wrap=True, overflow="ignore")
         for command in commands
     ]
     return lines
+
+
+def _item(text: Text, margin: int = 0) -> RenderableType:
+    """A list's item, whose further lines stand below its first."""
+    grid = Table.grid(padding=0)
+    grid.add_row("- ", text)
+    return Padding(grid, (0, 0, 0, margin))
 
 
 def _range(fill: Optional[tuple[float, float]]) -> str:

@@ -213,6 +213,38 @@ def test_small_or_idle_services_are_pointless() -> None:
     verdicts = {c.port: (c.verdict, " ".join(c.reasons)) for c in found.candidates}
     assert verdicts[22][0] == "warn"
     assert "pointless" in verdicts[22][1]
+    assert verdicts[443][0] == "warn"
+    assert "long-lived" in verdicts[443][1]
+    unseen = ask(service(443, 900, closed=None, new_per_s=0.0)).candidates[0]
+    assert "long-lived" in " ".join(unseen.reasons)
+
+
+def test_servers_of_one_family_on_a_host_with_both() -> None:
+    """The rules name the servers seen, so there are none for the other family to judge."""
+    about = Subject("udp", 53, ("client",), (*LOCAL, "2001:db8::9"), ("192.0.2.53",), nat="no")
+    found = judge(about, load_ruleset({"nft": "", "saves": [], "ipvs": "", "gaps": []}))
+    assert found.verdict == "safe", found.reasons
+    assert found.lever.peers == ("192.0.2.53",)
+
+
+def test_what_is_in_place_is_told_with_what_is_left() -> None:
+    rule = {"rule": {"family": "inet", "table": "ctrace", "chain": "pre", "handle": 1, "comment":
+                     "ctrace:server:tcp:8063:to", "expr": [{"notrack": None}]}}  # fmt: skip
+    found = ask(service(8063, 900), about=facts(json.dumps({"nftables": [rule]})))
+    text = advice_text(found, 120)
+    assert "NOTRACK is in place" in text
+    assert "sudo conntrack -D -f ipv4 -p tcp --orig-port-dst 8063 -d 192.0.2.10" in text
+    with pytest.raises(CtraceError, match="no lever is safe"):
+        found.plan()
+
+
+def test_a_policy_that_the_plan_lacks_comes_as_rules() -> None:
+    there = flow("198.51.100.7", "192.0.2.10", 8063, "10.0.0.5", 80)
+    other = flow("198.51.100.7", "192.0.2.10", 8064, "10.0.0.6", 80)
+    found = ask(service(8063, 800, there, nat="dst"), service(8064, 150, other, nat="dst"))
+    commands = {a.service: a.commands for a in found.alternatives if a.id == "ct-timeout"}
+    assert commands["tcp/8063"] == ()
+    assert 'ct timeout set "tcp_8064_ip"' in "\n".join(commands["tcp/8064"])
 
 
 def test_a_larger_table_has_its_price() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,10 @@ def test_help_explains_every_option(verb: str) -> None:
         (["report", RECORDING, "--group", "colour"], "'--group'"),
         (["diff", RECORDING], "Missing argument 'AFTER'"),
         (["merge", RECORDING, "-o", "x"], "one recording needs no merging"),
+        (["apply", "nothing.json"], "cannot read nothing.json: No such file or directory"),
+        (["apply", __file__, "--confirm-within", "1"], "must be from 5 to 3600 seconds"),
+        (["apply", __file__, "--confirm-within", "soon"], "'soon' is not a time"),
+        (["apply", __file__], "is not valid JSON"),
         (["merge", RECORDING, RECORDING], "Missing option '-o'"),
         (["record", "--trigger", "x"], "is no trigger: use drop, evict, fill=90"),
         (["record", "--ring", "5"], "--ring is at least 8M"),
@@ -107,6 +112,27 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("ctrace: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives root's rights up, so it needs them")
+@pytest.mark.parametrize(
+    ("arguments", "doing"),
+    [
+        (["confirm"], "changing rules"),
+        (["undo"], "changing rules"),
+        (["applied"], "reading every namespace's rules"),
+        (["doctor", "--why"], "reading every namespace's rules"),
+        (["advise"], "tracing"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_without_root_is_one_line(arguments: list[str], doing: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ctrace", *arguments],
+        capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[],
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"ctrace: {doing} needs root: run it with sudo\n"
 
 
 def test_completion_is_a_script_that_the_shell_accepts() -> None:
