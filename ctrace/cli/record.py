@@ -117,40 +117,50 @@ def command(
             what = "until " + (f"{cmd!r} ends" if cmd else "Ctrl-C")
             click.echo(f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}",
                        err=True)  # fmt: skip
-        line = ProgressLine(quiet or not sys.stderr.isatty())
+        line = ProgressLine(quiet or not sys.stderr.isatty(), bounded=in_ring)
         costs = Beside(measurement, header.host) if measurement is not None else None
         reason = record(source, sink, until, interval, line.show, costs)
         line.end()
         if not quiet:
-            click.echo(f"ctrace: {path}: {line.text} ({reason})", err=True)
+            kept = "; nothing was kept, as no trigger fired" if trigger and not sink.stored else ""
+            click.echo(f"ctrace: {path}: {line.told(sink.stored)} ({reason}){kept}", err=True)
 
 
 class ProgressLine:
     """One line on a terminal, written anew a few times a second."""
 
-    def __init__(self, silent: bool) -> None:
-        self.text = "nothing recorded"
+    def __init__(self, silent: bool, bounded: bool = False) -> None:
+        """``bounded``: what is on disk is less than what was recorded."""
+        self._last: Optional[Progress] = None
         self._silent = silent
+        self._bounded = bounded
         self._next = 0.0
         self._width = 0
 
     def show(self, progress: Progress) -> None:
         """Tell how it stands."""
-        from ctrace.view import format as fmt
-
-        events = max(1, progress.events)
-        self.text = (
-            f"{fmt.span(progress.seconds)}, {fmt.count(progress.events)} events, "
-            f"{fmt.size(progress.size)} ({progress.size / events:.1f} B each), "
-            f"{fmt.count(progress.lost)} lost"
-        )
+        self._last = progress
         now = time.monotonic()
         if self._silent or now < self._next:
             return
         self._next = now + 0.5
-        sys.stderr.write("\r" + self.text.ljust(self._width))
+        text = self.told(progress.size)
+        sys.stderr.write("\r" + text.ljust(self._width))
         sys.stderr.flush()
-        self._width = len(self.text)
+        self._width = len(text)
+
+    def told(self, size: int) -> str:
+        """The last that it was told, with ``size`` bytes on disk."""
+        from ctrace.view import format as fmt
+
+        if self._last is None:
+            return "nothing recorded"
+        events = max(1, self._last.events)
+        each = "on disk" if self._bounded else f"({size / events:.1f} B each)"
+        return (
+            f"{fmt.span(self._last.seconds)}, {fmt.count(self._last.events)} events, "
+            f"{fmt.size(size)} {each}, {fmt.count(self._last.lost)} lost"
+        )
 
     def end(self) -> None:
         """Leave the line."""

@@ -352,6 +352,7 @@ def test_a_calm_flight_recorder_leaves_nothing(lab: Lab, tmp_path: Path) -> None
             udp_flows(here, (target, 53), 10, first_port=20000 + turn * 10)
             time.sleep(0.5)
         assert record.end(signal.SIGTERM) == 0
+    assert b"nothing was kept, as no trigger fired" in record.said
     assert list(where.iterdir()) == []
 
 
@@ -577,6 +578,7 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     found = kinds(kept)
     assert f"keeps its {sum(found.values()):,} events" in line
     assert found[Kind.INSERT] > 0
+    assert b"nothing was kept, as no trigger fired" in record.said
     assert list(where.iterdir()) == []
 
 
