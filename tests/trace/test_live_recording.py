@@ -562,12 +562,14 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     process = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    assert process.stderr is not None
     try:
+        said = [process.stderr.readline().decode()]  # once the hooks are there
         turn = 0
         while process.poll() is None and turn < 200:
             udp_flows(here, (target, 8125), 300, first_port=10_000 + turn % 100 * 300)
             turn += 1
-        said = process.communicate(timeout=30)[1].decode().splitlines()
+        said += process.communicate(timeout=30)[1].decode().splitlines()
     finally:
         process.kill()
         process.wait()
@@ -578,7 +580,6 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     found = kinds(kept)
     assert f"keeps its {sum(found.values()):,} events" in line
     assert found[Kind.INSERT] > 0
-    assert b"nothing was kept, as no trigger fired" in record.said
     assert list(where.iterdir()) == []
 
 
