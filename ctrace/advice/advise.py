@@ -288,8 +288,8 @@ def _candidate(
     elif culprit.proto == "tcp" and (culprit.closed or 0.0) < 0.2 and culprit.new_per_s < 1:
         reasons.append("mostly long-lived connections: existing ones would keep their entries")
         verdict = "warn" if verdict in GOOD else verdict
-    if judgement.lever.shared and not about.has_nft:
-        reasons.append("rules that keep translated connections tracked need nftables")
+    if judgement.lever.shared and not (about.has_nft and about.sees_forwarded):
+        reasons.append("rules that keep translated connections tracked need nftables and Linux 5.7")
         verdict = "warn" if verdict in GOOD else verdict
     made = [
         one

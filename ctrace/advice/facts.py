@@ -13,6 +13,7 @@ from ctrace.advice import state
 from ctrace.advice.plan import Lever
 from ctrace.advice.ruleset import dump, load
 from ctrace.advice.ruleset_model import Ruleset
+from ctrace.capture.sys import kernel_version
 from ctrace.errors import CtraceError
 from ctrace.host.netns import enter, find, local_addresses
 
@@ -48,6 +49,8 @@ class Facts:
     entry_bytes: tuple[int, int] = ENTRY_BYTES
     """Lowest and highest memory of one entry: equal when read from the slab."""
     has_nft: bool = True
+    sees_forwarded: bool = True
+    """Whether postrouting knows where a forwarded packet came in (5.7)."""
     applied: tuple[Lever, ...] = ()
     """What ctrace apply has in place there, as far as its note tells (live only)."""
     initial: bool = False
@@ -88,6 +91,7 @@ def _build(found: dict[str, Any]) -> Facts:
         timeouts={name: int(found["timeouts"].get(name, TIMEOUTS[name])) for name in TIMEOUTS},
         entry_bytes=(int(entry_low), int(entry_high)),
         has_nft=bool(found["has_nft"]),
+        sees_forwarded=bool(found.get("sees_forwarded", True)),
         initial=bool(found["initial"]),
     )
 
@@ -112,6 +116,7 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "timeouts": timeouts,
         "entry_bytes": entry_bytes(),
         "has_nft": shutil.which("nft") is not None,
+        "sees_forwarded": kernel_version() >= (5, 7),
         "initial": _is_initial(here),
     }
 

@@ -227,6 +227,25 @@ def test_servers_of_one_family_on_a_host_with_both() -> None:
     assert found.lever.peers == ("192.0.2.53",)
 
 
+def test_a_gateway_without_nft_is_warned() -> None:
+    """iptables has no chain that sees packets after their translation."""
+    saves = [["iptables-legacy", "ip", "*nat\n:POSTROUTING ACCEPT\n"
+              "-A POSTROUTING -o wan -j MASQUERADE\nCOMMIT\n"]]  # fmt: skip
+    ruleset = load_ruleset({"nft": "", "saves": saves, "ipvs": "", "gaps": []})
+    gate = facts(ruleset=ruleset, forwarding=True)
+    (with_nft,) = ask(service(8063, 900), about=gate).candidates
+    (without,) = ask(service(8063, 900), about=replace(gate, has_nft=False)).candidates
+    (old,) = ask(service(8063, 900), about=replace(gate, sees_forwarded=False)).candidates
+    (apart,) = ask(service(8063, 900), about=replace(gate, forwarding=False)).candidates
+    assert (with_nft.verdict, with_nft.lever.shared) == ("safe", True)
+    assert without.verdict == old.verdict == "warn"
+    assert "need nftables" in " ".join(without.reasons)
+    assert (apart.verdict, apart.lever.shared) == ("safe", False)
+    texts = ask(service(8063, 900), about=gate).to_json()["candidates"][0]["rules"]
+    assert "@others4" in texts["nft"]
+    assert texts["iptables"] == ""
+
+
 def test_what_is_in_place_is_told_with_what_is_left() -> None:
     rule = {"rule": {"family": "inet", "table": "ctrace", "chain": "pre", "handle": 1, "comment":
                      "ctrace:server:tcp:8063:to", "expr": [{"notrack": None}]}}  # fmt: skip

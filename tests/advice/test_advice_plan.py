@@ -76,6 +76,7 @@ def levers(draw: st.DrawFn) -> Lever:
     return Notrack(
         proto, port, roles, (low, draw(st.integers(low, 65535))), draw(st.booleans()),
         draw(addresses), draw(addresses), tuple(draw(st.lists(accepts(roles), max_size=3))),
+        draw(st.booleans()),
     )  # fmt: skip
 
 
