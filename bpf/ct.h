@@ -85,19 +85,17 @@ INLINE bool was_inserted(const struct entry *e)
 INLINE struct tally *tally_of(u32 netns)
 {
 	struct tally *tally = map_lookup(COUNTS, &netns);
+	u32 zero = 0;
+	void *blank;
 
-	if (!tally) {
-		struct tally none = {};
-
-		map_update(COUNTS, &netns, &none, BPF_NOEXIST);
-		tally = map_lookup(COUNTS, &netns);
-		if (!tally) {
-			u32 rest = 0;	/* the map is full: namespace 0 takes the rest */
-
-			tally = map_lookup(COUNTS, &rest);
-		}
-	}
-	return tally;
+	if (tally)
+		return tally;
+	blank = map_lookup(BLANK, &zero);
+	if (blank)
+		map_update(COUNTS, &netns, blank, BPF_NOEXIST);
+	tally = map_lookup(COUNTS, &netns);
+	/* when the map is full namespace 0 takes the rest */
+	return tally ? tally : map_lookup(COUNTS, &zero);
 }
 
 INLINE void add(struct tally *tally, u32 reason, u64 n)

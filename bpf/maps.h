@@ -18,7 +18,7 @@
 #define CPUS MAP(6)	/* array: where each CPU's per-CPU section is (bpf/percpu.h) */
 
 #define CGROUPS MAP(7)	/* LRU hash: cgroup id -> struct cgroup_names */
-#define BLANK MAP(8)	/* array: one struct cgroup_names of zeros, too large for the stack */
+#define BLANK MAP(8)	/* array: zeros as large as struct cgroup_names, too many for the stack */
 
 struct tally {
 	u64 counts[16];	/* CTRACE_REASONS */
