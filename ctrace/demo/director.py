@@ -111,6 +111,8 @@ class Director:
         self._breathe(3)
         if not self.adviser.on_trial:
             raise CtraceError(self.adviser.status())
+        if self._newest().rates.insert > RATE / 2:
+            raise CtraceError("connections are tracked again: somebody removed the rules")
         yield Beat("recovered", self._recovery())
         self._breathe(8)
         yield Beat("end", "Everything of this demo is gone when it ends: no rule, no namespace, no "

@@ -92,9 +92,11 @@ class Service:
 
     @property
     def of(self) -> str:
-        """``tcp/80 from 10.0.0.7`` or ``... from 214 sources``."""
+        """``tcp/80 from 10.0.0.7`` or ``... from 214 sources``, as far as they are known."""
         if self.top and self.top_share >= 0.6:
             return f"{self.c.key} from {self.top}{self.where}"
+        if not self.sources:
+            return f"{self.c.key}{self.where}"
         return f"{self.c.key} from {self.sources:,} sources{self.where}"
 
     @property
@@ -104,13 +106,14 @@ class Service:
         return bool(t and (t.fill >= NEARLY_FULL or t.full_since is not None))
 
 
+UNKNOWN: Final = "unknown"
 Recogniser = Callable[[Service, Facts], Optional[Cause]]
 
 
 def duration(seconds: Optional[float]) -> str:
     """``4 ms``, ``2.5 s``, ``120 s``, ``41 min``, ``3 h``; ``unknown`` for None."""
     if seconds is None:
-        return "unknown"
+        return UNKNOWN
     if seconds < 1:
         return f"{max(seconds * 1000, 0):.0f} ms"
     if seconds < 10:
@@ -124,7 +127,7 @@ def duration(seconds: Optional[float]) -> str:
 
 def percent(share: Optional[float]) -> str:
     """``83 %``; ``unknown`` for None."""
-    return "unknown" if share is None else f"{100 * share:.0f} %"
+    return UNKNOWN if share is None else f"{100 * share:.0f} %"
 
 
 def _held(s: Service) -> str:
@@ -216,7 +219,8 @@ def one_way_udp(s: Service, facts: Facts) -> Optional[Cause]:
     return _cause(
         s, "one-way-udp",
         f"{s.of}: {percent(s.share)} of the table is one-way UDP "
-        f"(no reply to {percent(s.c.unreplied)}, held {s.held_for})",
+        f"(no reply to {percent(s.c.unreplied)}"
+        f"{'' if s.held_for == UNKNOWN else f', held {s.held_for}'})",
         (_held(s), f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
          _ends(s)),
         "NOTRACK this port: there is no reply to match; or send from one fixed source port",
@@ -483,11 +487,12 @@ def _unknown(facts: Facts) -> Cause:
         return Cause(
             id="unknown", text="nothing tracked yet: no entry has come or gone since the start"
         )
+    times = (("life p50", first.c.life.p50), ("held", first.c.residence.p50))
+    known = [f"{name} {duration(value)}" for name, value in times if value is not None]
     return Cause(
         id="unknown",
         text=f"no known shape fits; most is {first.of}: {percent(first.share)} of the table "
-        f"({first.c.new_per_s:,.0f} new/s, life p50 {duration(first.c.life.p50)}, "
-        f"held {duration(first.c.residence.p50)})",
+        f"({', '.join([f'{first.c.new_per_s:,.0f} new/s', *known])})",
         evidence=(_held(first), _ends(first)),
         share=first.share,
         proto=first.c.proto,

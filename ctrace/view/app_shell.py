@@ -130,7 +130,7 @@ class Shell(App[None]):
         for key in KEYS:
             if key.action in ("command_palette", "move", "page", "edge", "sort_digit"):
                 continue
-            if key.travel and not isinstance(self.feed, Travels):
+            if not key.serves(isinstance(self.feed, Travels)):
                 continue
             title = (key.short or key.action.replace("_", " ")).capitalize()
             callback = getattr(self, f"action_{key.action}")

@@ -40,7 +40,7 @@ def detail_lines(
     out = [_title(culprit, width, p)]
     if stale:
         out.append(_labelled("", [(stale, p.warn)], width, p))
-    out.append(_labelled("HOLDS", _holds(culprit, p), width, p))
+    out.append(_labelled("HOLDS", _holds(culprit, width, p), width, p))
     out.append(_labelled("RATE", _rate(culprit, width, p), width, p))
     if curves := _curves(culprit, rates, width, p):
         out.append(_labelled("", curves, width, p))
@@ -75,16 +75,17 @@ def _title(culprit: Culprit, width: int, palette: Palette) -> Text:
     return text
 
 
-def _holds(culprit: Culprit, palette: Palette) -> list[Piece]:
+def _holds(culprit: Culprit, width: int, palette: Palette) -> list[Piece]:
     p = palette
-    pieces: list[Piece] = [
-        (fmt.count(culprit.held), p.strong),
-        (f" entries now, {fmt.share(culprit.share)} of all", p.text),
-        (f"   {fmt.short(culprit.table_seconds)} table-seconds", p.dim),
+    groups: list[list[Piece]] = [
+        [
+            (fmt.count(culprit.held), p.strong),
+            (f" entries now, {fmt.share(culprit.share)} of all", p.text),
+        ],
+        [(f"{fmt.count(culprit.older)} older than ctrace", p.dim)] if culprit.older else [],
+        [(f"{fmt.short(culprit.table_seconds)} table-seconds", p.dim)],
     ]
-    if culprit.older:
-        pieces.append((f"   {fmt.count(culprit.older)} older than ctrace", p.dim))
-    return pieces
+    return joined([one for one in groups if one], width - LABEL)
 
 
 def _rate(culprit: Culprit, width: int, palette: Palette) -> list[Piece]:
@@ -269,11 +270,11 @@ def _why(snapshot: Snapshot, culprit: Culprit, width: int, palette: Palette) -> 
     for cause in snapshot.why:
         if culprit.port is None or (cause.proto, cause.port) != (culprit.proto, culprit.port):
             continue
-        for index, words in enumerate(wrapped(fmt.clean(cause.text), width - LABEL - 2, 3)):
+        for index, words in enumerate(wrapped(fmt.prose(cause.text), width - LABEL - 2, 3)):
             out.append(_labelled("" if index else "WHY", [(words, p.strong)], width, p))
-        out += [
-            _labelled("", [(f"· {fmt.clean(fact)}", p.dim)], width, p) for fact in cause.evidence
-        ]
+        for fact in cause.evidence:
+            for words in wrapped(f"· {fmt.prose(fact)}", width - LABEL - 2, 2):
+                out.append(_labelled("", [(words, p.dim)], width, p))
         if cause.remedy:
             for index, words in enumerate(wrapped(fmt.clean(cause.remedy), width - LABEL - 2, 2)):
                 out.append(_labelled("" if index else "HELPS", [(words, p.text)], width, p))

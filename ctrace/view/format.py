@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -39,6 +40,8 @@ ASCII: Final[dict[int, str]] = str.maketrans(
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Me"))
 _RIGHT_TO_LEFT: Final = frozenset(("R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI"))
 _MARKS_IN_A_ROW: Final = 2
+_COMMAS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+"""Between thousands, where nothing but three digits follows."""
 _DURATIONS: Final = (
     (999.5, 1e-6, "µs"),
     (999.5, 1e-3, "ms"),
@@ -204,6 +207,11 @@ def clean(text: str) -> str:
         else:
             out.append(char)
     return "".join(out)
+
+
+def prose(text: str) -> str:
+    """A sentence of ours that names may be part of: harmless, its thousands set apart as here."""
+    return _COMMAS.sub(THIN, clean(text))
 
 
 def _escape(char: str) -> str:

@@ -32,6 +32,12 @@ class Key:
     """Where the footer shows it; empty: in ``top``, ``victims`` and ``namespaces``."""
     travel: bool = False
     """Only in a replay."""
+    live: bool = False
+    """Not in a replay."""
+
+    def serves(self, travels: bool) -> bool:
+        """Whether it does something in a replay (``travels``), or on a live host."""
+        return not self.live if travels else not self.travel
 
     @property
     def names(self) -> str:
@@ -106,7 +112,14 @@ KEYS: Final = (
         modes=("top", "victims"),
     ),
     Key(("tab",), "pane", "", "the other table", "Tab"),
-    Key(("r",), "record", "record", "record from here to a file, or stop", modes=("top", "detail")),
+    Key(
+        ("r",),
+        "record",
+        "record",
+        "record from here to a file, or stop",
+        modes=("top", "detail"),
+        live=True,
+    ),
     Key(
         ("y",),
         "copy",
@@ -114,7 +127,14 @@ KEYS: Final = (
         "copy the rules of the advice; without any, the row's key",
         modes=("detail", "advice"),
     ),
-    Key(("p",), "apply", "apply", "apply a plan: asks for a typed confirmation", modes=("advice",)),
+    Key(
+        ("p",),
+        "apply",
+        "apply",
+        "apply a plan: asks for a typed confirmation",
+        modes=("advice",),
+        live=True,
+    ),
     Key(("T",), "step_back", "", "one step back in time", travel=True),
     Key(("t",), "step", "step", "one step forward in time", travel=True, modes=ALL),
     Key(("j",), "jump", "jump", "jump: 10:03:07, +30, -2m or 50%", travel=True, modes=ALL),
@@ -173,9 +193,7 @@ WANTED: Final = (
 def footer_keys(mode: str, travels: bool) -> list[Key]:
     """What the footer offers here, most wanted first."""
     offered = [
-        key
-        for key in KEYS
-        if key.short and mode in (key.modes or ROWS) and (travels or not key.travel)
+        key for key in KEYS if key.short and mode in (key.modes or ROWS) and key.serves(travels)
     ]
     return sorted(offered, key=lambda key: WANTED.index(key.action))
 
@@ -247,7 +265,7 @@ def help_lines(width: int, palette: Palette, travels: bool) -> Sequence[Text]:
 
     out = [section("KEYS")]
     for key in KEYS:
-        if travels or not key.travel:
+        if key.serves(travels):
             out += told(key.names, key.text, p.accent)
     out += [blank(width), section("WORDS")]
     for word, meaning in COLUMNS:

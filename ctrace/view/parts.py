@@ -72,28 +72,31 @@ def header(
     cost = snapshot.cost
     own = f"self {fmt.share(cost.cpu + cost.kernel)} {fmt.size(cost.rss)}" if cost.rss else ""
     trust: list[list[Piece]] = [
-        list(_trust(snapshot, p)),
+        list(_trust(snapshot, width, p)),
         [(snapshot.hooks.family, p.text if snapshot.hooks.drop_tuples else p.warn)],
         [(f"lost {fmt.count(snapshot.lost)}", p.warn if snapshot.lost else p.dim)],
-        [(own, p.dim)] if own else [],
+        [(own, p.dim)] if own and not (snapshot.filter and width < 100) else [],
     ]
     right = joined([one for one in trust if one], width * 3 // 4, "  ")
     room = width - sum(cell_len(text) for text, _ in right) - 4
-    left: list[list[Piece]] = [
+    title, host, clock = (
         [("ctrace", p.accent), (f" {mode}" if mode else "", p.accent)],
         [(fmt.cut(fmt.clean(snapshot.host), 24), p.text)],
         [(fmt.clock(snapshot.ts / 1e9), p.text)],
-        list(note),
+    )
+    details = [
         [(f"for {fmt.span(snapshot.uptime_s)}", p.dim)],
         [(f"each {fmt.duration(round(snapshot.interval_s, 1))}", p.dim)],
-        [(f"filter {fmt.clean(snapshot.filter)}", p.warn)] if snapshot.filter else [],
     ]
-    if note or snapshot.filter:  # what the person did goes before the details
-        left = left[:3] + left[6:] + left[3:6]
+    left: list[list[Piece]] = [title, host, clock, list(note), *details]
+    if snapshot.filter:  # what the person did goes before the host and the details
+        taken = sum(cell_len(text) + 2 for text, _ in (title[0], *note)) + len(mode) + 2
+        words = fmt.cut(f"filter {fmt.clean(snapshot.filter)}", max(16, room - taken))
+        left = [title, list(note), [(words, p.warn)], clock, host, *details]
     return line(joined([one for one in left if one], room, "  "), width, [*right, (" ", p.text)])
 
 
-def _trust(snapshot: Snapshot, palette: Palette) -> list[Piece]:
+def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
     off = sum(abs(table.off_by.count) for table in snapshot.tables)
     entries = sum(table.count for table in snapshot.tables)
     missed = sum(
@@ -106,7 +109,8 @@ def _trust(snapshot: Snapshot, palette: Palette) -> list[Piece]:
     if off > max(RACES, entries // 200) or missed > moving:
         return [(f"off by {fmt.count(max(off, missed))}", palette.warn)]
     if snapshot.memory.pruned:
-        return [("totals exact, keys bounded", palette.warn)]
+        bounded = "keys bounded" if width < 100 else "totals exact, keys bounded"
+        return [(bounded, palette.warn)]
     if snapshot.lost:
         return [("totals exact", palette.warn)]
     return [("exact", palette.good)]
@@ -266,7 +270,7 @@ def sentence(text: str, width: int, most: int) -> list[str]:
 
     A number stays with its unit.
     """
-    text = _UNIT.sub("\u00a0", fmt.clean(text))
+    text = _UNIT.sub("\u00a0", fmt.prose(text))
     lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False, max_lines=max(1, most),
                           placeholder=f" {fmt.ELLIPSIS}") or [""]  # fmt: skip
     return [fmt.cut(one.replace("\u00a0", " "), width) for one in lines]

@@ -162,7 +162,7 @@ def _why(review: Review) -> str:
     when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
     lines = [f'<p class="note">{when}</p>']
     for cause in worst.why[:3]:
-        lines.append(f"<p>{_text(cause.text)}</p>")
+        lines.append(f"<p>{_text(fmt.prose(cause.text))}</p>")
         if cause.remedy:
             lines.append(f'<p class="remedy">{_text(cause.remedy)}</p>')
     return f'<section class="why"><h2>Why</h2>{"".join(lines)}</section>'
@@ -319,7 +319,8 @@ def _causes(review: Review) -> str:
         "Causes and their evidence",
         ("cause", "evidence", ">explains", "what usually helps", "seen"),
         (
-            [_text(cause.text), "<br>".join(map(_text, cause.evidence)), fmt.share(cause.share),
+            [_text(fmt.prose(cause.text)),
+             "<br>".join(_text(fmt.prose(fact)) for fact in cause.evidence), fmt.share(cause.share),
              _text(cause.remedy), name]
             for name, cause in seen.values()
         ),

@@ -71,7 +71,7 @@ def telling(review: Review) -> Snapshot:
 def _why(review: Review) -> Group:
     lines = []
     for cause in telling(review).why[:3]:
-        lines.append(Text.assemble(("WHY  ", "bold"), fmt.clean(cause.text)))
+        lines.append(Text.assemble(("WHY  ", "bold"), fmt.prose(cause.text)))
         if cause.remedy:
             lines.append(Text("     " + fmt.clean(cause.remedy), style="dim"))
     if review.first_drop is not None:

@@ -53,6 +53,13 @@ def test_counts_and_rates() -> None:
     ]  # fmt: skip
 
 
+def test_thousands_in_a_sentence_are_set_apart_as_in_a_table() -> None:
+    assert fmt.prose("4,096 of 262,144, ports 1,2 and 8063,53") == (
+        "4\u202f096 of 262\u202f144, ports 1,2 and 8063,53"
+    )
+    assert fmt.prose("\x1b1,000") == "\\x1b1\u202f000"
+
+
 @given(finite, finite)
 def test_a_longer_time_never_looks_shorter(one: float, two: float) -> None:
     units = {"µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400}

@@ -130,6 +130,18 @@ def test_the_two_ends_of_the_header_stand_apart(name: str) -> None:
         assert before.endswith("  "), head
 
 
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_filter_is_always_told(width: int) -> None:
+    pruned = replace(samples.incident().memory, pruned=9)
+    shown = replace(samples.incident(), filter="netns=netns:4026532388", memory=pruned)
+    note = [(" PAUSED ", TERMINAL.alarm)]
+    head = compose(shown, width, 24, TERMINAL, State(), note=note).lines[0].plain
+    assert " filter n" in head
+    assert "88  " in head
+    assert "PAUSED" in head
+    assert "keys bounded" in head
+
+
 def test_a_number_stays_with_its_unit() -> None:
     for width in range(20, 90):
         for words in sentence("closed (they live 12 ms, held 20 s): 98 % of the table", width, 9):
