@@ -12,34 +12,49 @@ struct service {
 	u64 ns;
 };
 
+/* Ports of TCP, UDP and SCTP, then the other protocols by their number. */
+INLINE u32 service_index(u8 proto, u16 port)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return port;
+	case IPPROTO_UDP:
+		return 1 << 16 | port;
+	case IPPROTO_SCTP:
+		return 2 << 16 | port;
+	}
+	return 3 << 16 | proto;
+}
+
 INLINE void finish_in(u64 nfct, u64 ns)
 {
-	struct service *known, fresh = { 1, ns };
-	u32 key, point = POINT_IN_OTHER;
+	struct service *service;
+	u32 index, point = POINT_IN_OTHER;
 	u64 ct = nfct & NFCT_PTR;
-	u16 port;
-	u8 proto;
+	struct {
+		u16 port;
+		u8 proto;
+		u8 direction;
+	} to;	/* the end of struct nf_conntrack_tuple */
 
+	_Static_assert(TUPLE_PROTO == TUPLE_DPORT + 2, "read as one");
 	if (!ct) {
 		observe(point, 2, ns);
 		return;
 	}
-	port = host16(read16(ct + ORIGINAL + TUPLE_DPORT));
-	proto = read8(ct + ORIGINAL + TUPLE_PROTO);
+	probe_read(&to, sizeof(to), (void *)(ct + ORIGINAL + TUPLE_DPORT));
 	/* enum ip_conntrack_info: IP_CT_NEW is 2; a new entry is not in the table yet */
 	if ((nfct & NFCT_INFO) == 2 && !(read32(ct + CT_STATUS) & IPS_CONFIRMED))
 		point = POINT_IN_NEW;
 	else
 		point = POINT_IN_ESTABLISHED;
 	remember(ct);
-	observe(point, protocol_index(proto), ns);
-	key = (u32)proto << 16 | port;
-	known = map_lookup(SERVICES, &key);
-	if (known) {
-		__sync_fetch_and_add(&known->packets, 1);
-		__sync_fetch_and_add(&known->ns, ns);
-	} else {
-		map_update(SERVICES, &key, &fresh, BPF_NOEXIST);
+	observe(point, protocol_index(to.proto), ns);
+	index = service_index(to.proto, host16(to.port));
+	service = map_lookup(SERVICES, &index);
+	if (service) {
+		__sync_fetch_and_add(&service->packets, 1);
+		__sync_fetch_and_add(&service->ns, ns);
 	}
 }
 
@@ -154,42 +169,54 @@ int stack_leave(u64 *ctx)
 
 INLINE u64 packet_of(u64 *ctx)
 {
-	return ctx[BPF_NF_SKB / 8];
+	u64 skb;
+
+	LOAD(skb, u64, ctx, BPF_NF_SKB);
+	return skb;
 }
 
-int netfilter_first(u64 *ctx)	/* -203 */
+/* What measuring takes is found out on one packet of so many. */
+#define CALIBRATE 16
+
+int netfilter_first(u64 *ctx)	/* the lowest priority */
 {
 	u64 skb = packet_of(ctx);
 	struct slot *slot = slot_of(TIMER_IN);
 
-	if (slot) {
+	if (!slot)
+		return 1;
+	slot->key = 0;
+	if (++slot->spare % CALIBRATE == 0) {
 		slot->key = skb;
 		slot->at = boot_ns();
 	}
 	return 1;
 }
 
-int netfilter_before(u64 *ctx)	/* -202: nothing ran since -203, so this is our own cost */
+int netfilter_before(u64 *ctx)	/* the next: nothing ran since the first, so that is our own cost */
 {
-	u64 skb = packet_of(ctx), now = boot_ns();
+	u64 skb = packet_of(ctx);
 	struct slot *slot = slot_of(TIMER_IN);
 
-	if (slot && slot->key == skb) {
-		observe(POINT_COST, 2, now - slot->at);
-		slot->at = boot_ns();
-	}
+	if (!slot)
+		return 1;
+	if (slot->key == skb)
+		observe(POINT_COST, 2, boot_ns() - slot->at);
+	slot->key = skb;
+	slot->at = boot_ns();
 	return 1;
 }
 
-int netfilter_after(u64 *ctx)	/* -199 */
+int netfilter_after(u64 *ctx)	/* on the way to its clock it does the same as the one before */
 {
-	u64 now = boot_ns(), skb = packet_of(ctx), ns;
+	u64 skb = packet_of(ctx), nfct, ns;
 	struct slot *slot = slot_of(TIMER_IN);
 
 	if (slot && slot->key == skb) {
-		ns = now - slot->at;
+		ns = boot_ns() - slot->at;
 		slot->key = 0;
-		finish_in(read64(skb + SKB_NFCT), ns);
+		LOAD(nfct, u64, skb, SKB_NFCT);
+		finish_in(nfct, ns);
 	}
 	return 1;
 }

@@ -12,7 +12,7 @@
 #define SAMPLES MAP(1)	/* hash: enum sampled << 32 | stack id (or -errno) -> u64 */
 #define SLOTS MAP(2)	/* per-CPU array: struct slot, by enum timer */
 #define TIMES MAP(3)	/* per-CPU array: u64, (point, protocol, bin) */
-#define SERVICES MAP(4)	/* LRU hash: protocol << 16 | port -> struct service */
+#define SERVICES MAP(4)	/* array: struct service, by service_index */
 #define CALLS MAP(5)	/* LRU hash: struct call_key -> struct call */
 #define BOUNDS MAP(6)	/* array of one struct bounds: addresses learned at start */
 #define WAITING MAP(7)	/* LRU hash: struct waiting -> struct wait */

@@ -59,8 +59,12 @@ def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = 
         for fd in fds:
             os.close(fd)
     raise CtraceError(
-        "the table was not found: the kernel lists no nf_conntrack_hash"
-        + ("" if entries else ", and no packet of a tracked connection passed")
+        "the table was not found: the kernel lists no nf_conntrack_hash, and "
+        + (
+            "entries lately seen are gone"
+            if entries
+            else "no packet of a tracked connection passed"
+        )
     )
 
 

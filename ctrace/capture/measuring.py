@@ -10,7 +10,9 @@ from ctrace.capture import compiler, kprobe, layout, sys
 from ctrace.model.perf import BINS, POINTS, PROTOCOLS
 
 SOURCE: Final = "perf.c"
-SERVICES: Final = 4096
+PORTED: Final = (6, 17, 132)
+SERVICES: Final = (len(PORTED) << 16) + 256
+"""Ports of PORTED (TCP, UDP, SCTP), then the other protocols: ``service_index`` in bpf/perf.c."""
 STACK_DEPTH: Final = 127
 STACKS: Final = 1 << 14
 BOUNDS: Final = ("alloc", "free", "locks", "all_lock", "expect")
@@ -33,7 +35,7 @@ _MAPS: Final = (
     ("samples", sys.MapType.HASH, 8, 8, STACKS),
     ("slots", sys.MapType.PERCPU_ARRAY, 4, 24, 8),
     ("times", sys.MapType.PERCPU_ARRAY, 4, 8, len(POINTS) * len(PROTOCOLS) * BINS),
-    ("services", sys.MapType.LRU_HASH, 4, 16, SERVICES),
+    ("services", sys.MapType.ARRAY, 4, 16, SERVICES),
     ("calls", sys.MapType.LRU_HASH, 16, 56, 8192),
     ("bounds", sys.MapType.ARRAY, 4, 16 * len(BOUNDS), 1),
     ("waiting", sys.MapType.LRU_HASH, 16, 16, 4096),

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from typing import Final, Optional
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrace.capture import btf, kprobe, sys
-from ctrace.capture.measuring import NETFILTER, RECENT, SERVICES, Objects
+from ctrace.capture.measuring import NETFILTER, PORTED, RECENT, SERVICES, Objects
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host.netns import Namespace, enter
 from ctrace.host.symbols import Symbols
@@ -289,11 +290,21 @@ def read_times(objects: Objects) -> Times:
         if raw is not None:
             bins[index] = np.frombuffer(raw, np.uint64).sum()
     keys, values = sys.map_items(objects.maps["services"], 4, 16, SERVICES)
+    totals = values.view(np.uint64).reshape(-1, 2)
+    seen = totals[:, 0] > 0
     return Times(
         bins.reshape(len(POINTS), len(PROTOCOLS), BINS),
-        keys.reshape(-1, 4).view(np.uint32).ravel(),
-        values.reshape(-1, 16).view(np.uint64).reshape(-1, 2),
+        _service_keys(keys.view(np.uint32).ravel()[seen]),
+        totals[seen],
     )
+
+
+def _service_keys(indexes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Protocol << 16 | port of services by their number in the map."""
+    sort, rest = indexes >> 16, indexes & 0xFFFF
+    by_port = sort < len(PORTED)
+    proto = np.where(by_port, np.array((*PORTED, 0), np.uint32)[sort], rest)
+    return (proto << 16 | np.where(by_port, rest, 0)).astype(np.uint32)
 
 
 def active(namespaces: Sequence[Namespace]) -> list[Namespace]:
