@@ -93,9 +93,11 @@ class HeavyTable:
         entry = self._index.take(at.view(np.int64))
         rows: Rows = (entry & _ROW_MASK).view(np.int64)  # an empty place is row 0
         np.bitwise_xor(entry, h, out=at)
-        pending = np.flatnonzero((at > _ROW_MASK) & (entry != 0))
-        if not pending.size:
+        other = at > _ROW_MASK
+        if not other.any():
             return rows
+        other &= entry != 0
+        pending = np.flatnonzero(other)
         rows[pending] = 0
         at = h.take(pending) >> self._shift
         while pending.size:

@@ -404,7 +404,7 @@ class Levels:
         missing = without == 0
         worth = w.comes if whole else w.comes.take(poor)
         if not missing.all():
-            worth = (worth | np.bool_(level.rich.free > 0)) & (missing | (level.rich.free > 0))
+            worth = np.ones_like(worth) if level.rich.free else worth & missing
         found = level.locate(w, poor, h, worth, keys if whole else keys.at(poor))
         rows = found
         if not whole:
