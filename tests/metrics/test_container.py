@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "ctrace" / "share" / "container" / "Containerfile"
-UNIT = ROOT / "ctrace" / "share" / "systemd" / "ctrace-metrics.service"
+UNIT = ROOT / "ctrace" / "share" / "systemd" / "ctrace-recorder.service"
 UNTESTED = "the engine's own reading of the file, its layers, and its seccomp profile"
 
 # How this host reaches its package registries; a build has these from its engine.
