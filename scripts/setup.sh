@@ -73,8 +73,21 @@ make_venv() {
 	echo "ctrace: installing Python packages into $VENV" >&2
 	"$SYSTEM_PYTHON" -m venv --system-site-packages "$VENV" ||
 		die "could not make the virtual environment $VENV"
+	pip_install "$extra"
+	echo "$want $extra" >"$stamp"
+}
+
+# pip_install EXTRA: this checkout into the environment, with an extra or none.
+pip_install() {
 	local said
 	said=$("$VENV/bin/pip" install -q --disable-pip-version-check --no-warn-script-location \
-		-e "$ROOT${extra:+[$extra]}" 2>&1) || { echo "$said" >&2; die "pip could not install the packages"; }
-	echo "$want $extra" >"$stamp"
+		-e "$ROOT${1:+[$1]}" 2>&1) || { echo "$said" >&2; die "pip could not install the packages"; }
+}
+
+# want_extra EXTRA MODULE: what a verb needs beyond the rest, when it is first asked for.
+want_extra() {
+	"$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$2') is None)" && return
+	[ -w "$VENV" ] || die "cannot write $VENV: run this once with sudo"
+	echo "ctrace: installing $2 into $VENV" >&2
+	pip_install "$1"
 }

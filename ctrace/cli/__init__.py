@@ -99,7 +99,7 @@ def main() -> None:
 
 def _wrong(error: click.UsageError) -> int:
     """One line on wrong arguments, and where help is; without any, the help itself."""
-    words = " ".join(error.format_message().split())
+    words = " ".join(error.format_message().split()).rstrip(".") + "."
     if len(sys.argv) == 1:
         error.show()
     else:

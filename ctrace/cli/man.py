@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import click
@@ -36,7 +37,7 @@ def page(group: click.Group) -> Iterator[str]:
         yield from (f".SS {name} {_escape(arguments)}", *_prose(verb.help or ""))
         for parameter in verb.get_params(inner):
             record = parameter.get_help_record(inner)
-            if record is not None and "--help" not in record[0]:
+            if record is not None and record[1] and "--help" not in record[0]:
                 yield from (".TP", f".B {_escape(record[0])}", _escape(record[1]))
     yield ".SH EXIT STATUS"
     yield "0: done. 1: something went wrong; one line on standard error says what to do. "
@@ -46,8 +47,11 @@ def page(group: click.Group) -> Iterator[str]:
 
 
 def _prose(text: str) -> Iterator[str]:
-    for paragraph in text.replace("\b\n", "").split("\n\n"):
-        yield _escape(" ".join(paragraph.split()))
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if paragraph.startswith("\b\n"):  # click's mark: lines as they stand
+            yield from (".nf", *map(_escape, paragraph.splitlines()[1:]), ".fi")
+        else:
+            yield _escape(" ".join(paragraph.split()))
         yield ".PP"
 
 

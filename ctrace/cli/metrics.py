@@ -44,7 +44,7 @@ def command(
         from ctrace.view.openmetrics import CONTENT_TYPE_LATEST, Exposition
     except ImportError:
         raise CtraceError(
-            "prometheus_client is missing: install the extra with pip install 'ctrace[metrics]'"
+            "prometheus_client is missing: install it with pip install prometheus-client"
         ) from None
     from ctrace.capture import open_live
     from ctrace.model import Model

@@ -92,7 +92,7 @@ def command(
     finally:
         if source is not None:
             source.close()
-            tell(f"{shown} events, {lost} lost")
+            tell(f"{shown} event{'' if shown == 1 else 's'}, {lost} lost")
 
 
 def print_events(

@@ -25,9 +25,7 @@ def to_parquet(recording: Recorded, path: str, show: Show) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise CtraceError(
-            "pyarrow is missing: install the extra with pip install 'ctrace[parquet]'"
-        ) from None
+        raise CtraceError("pyarrow is missing: install it with pip install pyarrow") from None
     schema = pa.schema([(name, _arrow_type(pa, name)) for name in ORDER])
     total = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:

@@ -35,9 +35,7 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise CtraceError(
-            "plotly is missing: install the extra with pip install 'ctrace[html]'"
-        ) from None
+        raise CtraceError("plotly is missing: install it with pip install plotly") from None
     page = (Path(__file__).parent / "report_page.html").read_text(encoding="utf-8")
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
