@@ -3,7 +3,8 @@
 Several CPUs work on one entry: its timeout is zero, so each packet deletes it and makes
 it anew, under the same two of the table's locks. A lock's second waiter is only traced
 with paravirtual spin locks, the third on every machine: elsewhere this takes four CPUs
-(``scripts/vm KERNEL --cpus 4``).
+(``scripts/vm KERNEL --cpus 4``). There the table is resized over and over as well, which
+takes all locks, so that many wait at once even where the CPUs seldom run at the same time.
 """
 
 from __future__ import annotations
@@ -62,12 +63,24 @@ while True:
 """
 
 
+RESIZE = """
+import sys
+while True:
+    for size in "512", "1024":
+        with open(sys.argv[1], "w") as file:
+            file.write(size)
+"""
+
+
 @contextlib.contextmanager
 def hammering(a: Node, b: Node) -> Iterator[None]:
     """Every CPU sends the same flow from a to b."""
     a.sysctl("net.netfilter.nf_conntrack_udp_timeout", 0)
     target = b.addresses[a.name][0]
     load = [a.start([sys.executable, "-c", HAMMER, str(c), target, str(PORT)]) for c in CPUS]
+    kept = BUCKETS.read_text()
+    if MACHINE:
+        load.append(subprocess.Popen([sys.executable, "-c", RESIZE, str(BUCKETS)]))
     try:
         yield
     finally:
@@ -75,16 +88,16 @@ def hammering(a: Node, b: Node) -> Iterator[None]:
             process.kill()
         for process in load:
             process.wait()
+        if MACHINE:
+            BUCKETS.write_text(kept)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One wait for a spin lock that perf saw."""
+    """One wait for a lock of conntrack's that perf saw."""
 
     began: float
     ended: float
-    wanted_by: str
-    """The function that wanted the lock."""
 
 
 class Perf:
@@ -108,28 +121,28 @@ class Perf:
         self._process.send_signal(signal.SIGINT)
         self._process.wait()
 
-    def waits(self) -> list[Seen]:
-        """Those that ended, for whichever lock."""
+    def waits(self, names: symbols.Symbols) -> list[Seen]:
+        """Those that ended, of what conntrack's code wanted."""
         text = subprocess.run(
-            ["perf", "script", "-i", str(self._data), "-F", "cpu,time,event,trace,ip,sym"],
+            ["perf", "script", "-i", str(self._data), "-F", "cpu,time,event,trace,ip"],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         event = re.compile(r"\[(\d+)\]\s+([\d.]+):\s+lock:contention_(begin|end):\s+(\w+)")
-        waiting: dict[tuple[str, str], tuple[float, str]] = {}
+        locking = re.compile(r"_*(raw|pv|native|queued|trace|bpf)_.*|_*traceiter.*")
+        waiting: dict[tuple[str, str], float] = {}
         found = []
         for block in text.split("\n\n"):
             match = event.match(block.strip())
             if match is None:
                 continue
             cpu, at, which, lock = match.groups()
-            if which == "begin":
-                names = [line.split()[-1] for line in block.strip().splitlines()[1:]]
-                locking = re.compile(r"_*(raw|pv|native|queued|trace|bpf)_.*|_*traceiter.*")
-                wanted_by = next((name for name in names if not locking.match(name)), "")
-                waiting[cpu, lock] = float(at), wanted_by
-            elif (cpu, lock) in waiting:
-                began, wanted_by = waiting.pop((cpu, lock))
-                found.append(Seen(began, float(at), wanted_by))
+            if which == "end" and (cpu, lock) in waiting:
+                found.append(Seen(waiting.pop((cpu, lock)), float(at)))
+            elif which == "begin":
+                calls = [names.name(int(line, 16)) for line in block.strip().splitlines()[1:]]
+                wanted_by = next((name for name in calls if not locking.match(name)), "")
+                if re.match(r"(__)?nf_(conntrack|ct)_", wanted_by):
+                    waiting[cpu, lock] = float(at)
         return found
 
 
@@ -147,15 +160,10 @@ def measured(folder: Path) -> tuple[tuple[Wait, ...], int, list[Seen]]:
             waits = ours.read()
     finally:
         objects.close()
-    theirs = [
-        seen
-        for seen in perf.waits()
-        if began <= seen.began and seen.ended <= ended
-        and re.match(r"(__)?nf_(conntrack|ct)_", seen.wanted_by)
-    ]  # fmt: skip
+    theirs = [seen for seen in perf.waits(names) if began <= seen.began and seen.ended <= ended]
     if not theirs and not MACHINE and len(CPUS) < 4:
         pytest.skip("this machine traces no second waiter")
-    assert len(theirs) > 50
+    assert len(theirs) > 20, (waits, ours.unplaced)
     return waits, ours.unplaced, theirs
 
 
@@ -175,13 +183,13 @@ def test_waits_are_counted_as_perf_counts_them(
     count = sum(wait.count for wait in waits)
     # Attached to the same two tracepoints a moment later, and read a moment later.
     assert count == pytest.approx(len(theirs), rel=0.02, abs=2)
-    assert {wait.lock for wait in waits} == {LOCKS[0] if known == "by address" else LOCKS[-1]}
-    # What the load is about: an entry that is made, and its end.
+    assert {wait.lock for wait in waits} <= set(LOCKS[:2] if known == "by address" else LOCKS[3:])
+    # What the load is about: an entry that is made, or its end.
     stacks = [wait.stack.split(";") for wait in waits]
-    for inner in ("__nf_conntrack_confirm", "nf_ct_gc_expired"):
-        mine = [calls for calls in stacks if inner in calls and "udp_sendmsg" in calls]
-        assert mine, inner
-        assert all(calls[-1].startswith(("nf_conntrack_", "nf_ct_")) for calls in mine)
+    mine = [calls for calls in stacks if "udp_sendmsg" in calls]
+    assert mine
+    assert all({"__nf_conntrack_confirm", "nf_conntrack_in"} & set(calls) for calls in mine)
+    assert all(calls[-1].startswith(("nf_conntrack_", "nf_ct_")) for calls in mine)
     assert not any("bpf" in wait.stack for wait in waits)
     # Perf's waits also hold what taking the stacks takes; ours begin after that.
     lengths = [seen.ended - seen.began for seen in theirs]
