@@ -27,6 +27,9 @@ from ctrace.record import Events, Kind, by_time, join
 ADDRESSES: Final = 30.0
 """Seconds between two looks at a namespace's addresses."""
 OWNERS_KNOWN: Final = 65536
+LATE: Final = 0.1
+"""Seconds until an entry that a dump has is surely told of, also by a sender that a busy
+host interrupted between the entry and its event."""
 
 NO_FILTER: Final = Filter()
 
@@ -254,8 +257,13 @@ class LiveSource:
         existing = _dump(fresh)
         if not len(existing):
             return [], 0
-        time.sleep(self._hold)
-        events, lost = self._capture.poll()
+        parts, lost, until = [], 0, time.monotonic() + max(LATE, self._hold)
+        while time.monotonic() < until:
+            time.sleep(self._hold)
+            events, missed = self._capture.poll()
+            parts.append(events)
+            lost += missed
+        events = join(parts)
         inside = np.isin(events["netns"], [space.inum for space in fresh])
         rows = self.seeded(existing, events[inside & (events["ts"] >= at)], at)
         return [rows, events], lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -356,6 +357,15 @@ def test_bad_arguments_get_one_line(args: tuple[str, ...], status: int, text: st
     assert len(done.stderr.splitlines()) == 1
 
 
+def attached(child: subprocess.Popen[str]) -> bool:
+    """Whether the process holds BPF links, or has ended."""
+    for info in Path(f"/proc/{child.pid}/fdinfo").glob("*"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if "link_id:" in info.read_text():
+                return True
+    return child.poll() is not None
+
+
 @root
 @pytest.mark.kernel
 @pytest.mark.parametrize("more", [(), ("-p", "udp", "--dport", "53")], ids=["all", "some flows"])
@@ -365,11 +375,13 @@ def test_totals_are_of_the_namespace_and_the_flows_asked_for(
     a, b = pair(lab)
     there, back = b.addresses["a"][0], a.addresses["b"][0]
     with subprocess.Popen(
-        [sys.executable, "-m", "ctrace", "top", "4", "--once", "-o", "json",
+        [sys.executable, "-m", "ctrace", "top", "6", "--once", "-o", "json",
          "--netns", str(a.inum), *more],
         stdout=subprocess.PIPE, text=True,
     ) as top:  # fmt: skip
-        time.sleep(2.5)
+        while not attached(top):  # the suite's own time limit ends it otherwise
+            time.sleep(0.1)
+        time.sleep(0.5)
         traffic.udp_flows(a, (there, 53), 30)
         traffic.udp_flows(a, (there, 9), 70, first_port=30000)
         traffic.udp_flows(b, (back, 53), 500, first_port=40000)
