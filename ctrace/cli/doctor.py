@@ -272,8 +272,9 @@ def _why(output: str) -> int:
 
 def _self_test(hooks: Optional[str], output: str) -> int:
     from ctrace.capture import selftest
+    from ctrace.capture.selftest_report import Check
 
-    def show(check: selftest.Check) -> None:
+    def show(check: Check) -> None:
         if output == "text":
             click.echo(f"{check.result:8} {check.name}{': ' + check.text if check.text else ''}")
 

@@ -13,6 +13,8 @@ import pytest
 from ctrace.batch import Counts
 from ctrace.capture import selftest
 from ctrace.capture.netlink import NetlinkCapture
+from ctrace.capture.selftest_report import FAILED
+from ctrace.capture.selftest_traffic import PORT
 from ctrace.filters import Filter
 from ctrace.host import kernel
 from ctrace.record import Events, Kind
@@ -117,7 +119,7 @@ def test_the_self_test_sees_a_wrong_field() -> None:
         pytest.skip("the table is too large to fill")
     capture = Wrong()
     try:
-        report = selftest.prove(capture, Filter(dport=selftest.PORT))
+        report = selftest.prove(capture, Filter(dport=PORT))
     finally:
         capture.close()
     assert not report.passed
@@ -126,7 +128,7 @@ def test_the_self_test_sees_a_wrong_field() -> None:
     full = [check for check in report.checks if check.name.endswith("exact count")]
     assert len(inserts) > 10
     assert len(ends) > 10
-    assert all(check.result == selftest.FAILED for check in inserts + ends + full)
+    assert all(check.result == FAILED for check in inserts + ends + full)
     assert all("zone:" in check.text for check in inserts)
     assert all(("reply_dport:" in check.text) == (" tcp " in check.name) for check in inserts)
     assert all(check.text.startswith("mark:") for check in ends)
