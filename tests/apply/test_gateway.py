@@ -9,6 +9,7 @@ import pytest
 from apply_kit import PORT, load, make_plan, rules_of
 
 from ctrace.advice import apply, undo
+from ctrace.advice.plan import Notrack
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_server
 
@@ -57,7 +58,9 @@ def test_translated_connections_survive_apply_and_undo(lab: Lab) -> None:
         load(far, gate.addresses["far"][0]) as loads,
     ):
         plan = make_plan(gate)
-        plan = replace(plan, levers=(replace(plan.levers[0], shared=True, icmp=False),))  # type: ignore[call-arg]
+        (lever,) = plan.levers
+        assert isinstance(lever, Notrack)
+        plan = replace(plan, levers=(replace(lever, shared=True, icmp=False),))
         with call(inside, there) as old:
             trial = apply.start(apply.prepare(plan), 60)
             assert not apply.check(trial).worse

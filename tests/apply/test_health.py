@@ -75,13 +75,16 @@ def test_clients_that_were_stuck_are_no_harm(lab: Lab, others: str) -> None:
             stack.enter_context(in_background(refused))
         stack.enter_context(in_background(answer))
         time.sleep(1.0)
-        trial = apply.start(apply.prepare(make_plan(server)), 60)
-        verdict = apply.check(trial)
-        apply.revert(trial)
+        for _ in range(5):  # on a busy machine a second may pass without answers
+            trial = apply.start(apply.prepare(make_plan(server)), 60)
+            verdict = apply.check(trial)
+            apply.revert(trial)
+            assert not verdict.worse
+            told = [line for line in verdict.seen if line.startswith("resets of established")]
+            if told:
+                break
     for end in near:
         end.close()
-    assert not verdict.worse
-    told = [line for line in verdict.seen if line.startswith("resets of established")]
     assert told, "the resets must have been there, or this proves nothing"
     # how many refusals fall into the last second is chance, so either may be what is said
     said = ["held up"] if others == "quiet" else ["from before", "held up"]
