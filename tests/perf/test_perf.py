@@ -118,11 +118,15 @@ def shares(tmp_path: Path) -> tuple[float, float]:
         data = tmp_path / "perf.data"
         try:
             time.sleep(0.5)
+            ready = tmp_path / "ready"  # perf starts its command when it samples
+            ready.unlink(missing_ok=True)
             recording = subprocess.Popen(
                 [perf, "record", "-q", "-e", "cpu-clock", "-F", "1999", "-a", "-g",
-                 "-k", "CLOCK_MONOTONIC", "-o", data]
+                 "-k", "CLOCK_MONOTONIC", "-o", data, "sh", "-c", f"touch {ready}; exec sleep 600"]
             )  # fmt: skip
-            time.sleep(1.5)
+            while not ready.exists():
+                assert recording.poll() is None
+                time.sleep(0.1)
             with Sampler(objects, 1999):
                 began = time.monotonic()
                 time.sleep(5)

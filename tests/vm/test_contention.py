@@ -47,6 +47,7 @@ enough = pytest.mark.skipif(
     MACHINE and len(CPUS) < 4, reason="an emulated machine of two CPUs traces no waits"
 )
 
+LOCKS_AT = contention.BOUNDS
 HAMMER = """
 import os, socket, sys
 os.sched_setaffinity(0, {int(sys.argv[1])})
@@ -107,14 +108,17 @@ class Perf:
         self._data = folder / "perf.data"
 
     def __enter__(self) -> Perf:
+        ready = self._data.with_name("ready")
         self._process = subprocess.Popen(
             ["perf", "record", "-q", "-a", "-g", "-m", "4M", "-k", "CLOCK_MONOTONIC",
-             "-e", "lock:contention_begin", "-e", "lock:contention_end", "-o", str(self._data)],
+             "-e", "lock:contention_begin", "-e", "lock:contention_end", "-o", str(self._data),
+             "sh", "-c", f"touch {ready}; exec sleep 600"],
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not self._data.exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not ready.exists():  # perf starts its command when it sees all events
+            assert self._process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.1)
-        time.sleep(5 if MACHINE else 1)  # the file is there a little before the events are
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,9 +132,9 @@ class Perf:
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         event = re.compile(r"\[(\d+)\]\s+([\d.]+):\s+lock:contention_(begin|end):\s+(\w+)")
-        locking = re.compile(r"_*(raw|pv|native|queued|trace|bpf)_.*|_*traceiter.*")
         waiting: dict[tuple[str, str], float] = {}
         found = []
+        self.text = text
         for block in text.split("\n\n"):
             match = event.match(block.strip())
             if match is None:
@@ -139,11 +143,20 @@ class Perf:
             if which == "end" and (cpu, lock) in waiting:
                 found.append(Seen(waiting.pop((cpu, lock)), float(at)))
             elif which == "begin":
-                calls = [names.name(int(line, 16)) for line in block.strip().splitlines()[1:]]
-                wanted_by = next((name for name in calls if not locking.match(name)), "")
-                if re.match(r"(__)?nf_(conntrack|ct)_", wanted_by):
+                calls = [int(line, 16) for line in block.strip().splitlines()[1:]]
+                if is_conntracks(int(lock, 16), calls, names):
                     waiting[cpu, lock] = float(at)
         return found
+
+
+def is_conntracks(lock: int, calls: list[int], names: symbols.Symbols) -> bool:
+    """By the lock's address where the kernel tells that, else by who wants it."""
+    if names.data("nf_conntrack_locks"):
+        bounds = ((names.data(symbol), size) for _, symbol, size in LOCKS_AT)
+        return any(start <= lock < start + size for start, size in bounds)
+    locking = re.compile(r"_*(raw|pv|native|queued|trace|bpf)_.*|_*traceiter.*")
+    wanted_by = next((name for name in map(names.name, calls) if not locking.match(name)), "")
+    return re.match(r"(__)?nf_(conntrack|ct)_", wanted_by) is not None
 
 
 def measured(folder: Path) -> tuple[tuple[Wait, ...], int, list[Seen]]:
@@ -163,7 +176,7 @@ def measured(folder: Path) -> tuple[tuple[Wait, ...], int, list[Seen]]:
     theirs = [seen for seen in perf.waits(names) if began <= seen.began and seen.ended <= ended]
     if not theirs and not MACHINE and len(CPUS) < 4:
         pytest.skip("this machine traces no second waiter")
-    assert len(theirs) > 20, (waits, ours.unplaced)
+    assert len(theirs) > 20, (waits, ours.unplaced, perf.text[:2000], began, ended)
     return waits, ours.unplaced, theirs
 
 
