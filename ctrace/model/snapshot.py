@@ -1,7 +1,8 @@
 """Everything that a view may show, as frozen dataclasses.
 
 Times are seconds, rates are per second, shares are 0..1, memory is bytes, unless
-a name says otherwise. ``None`` means unknown, and views show it as ``-``.
+a name says otherwise. ``None`` means unknown, and views show it as ``-``. What every
+field means, with its unit, stands in share/snapshot.md.
 """
 
 from __future__ import annotations

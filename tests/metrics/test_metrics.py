@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,38 +181,49 @@ def test_a_scraper_that_sends_a_byte_at_a_time_is_cut_off(served: Scrapes) -> No
     assert values(fetch(served))
 
 
+@contextmanager
+def exporter() -> Iterator[int]:
+    """``ctrace metrics`` at a free port; that port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ctrace", "metrics", "--listen", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        found = re.search(r"http://127.0.0.1:(\d+)/metrics", line)
+        assert found, line
+        yield int(found[1])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
 @pytest.mark.kernel
 def test_hung_scrapers_do_not_stall_capture() -> None:
     with Lab() as lab:
         server, client = lab.namespace("server", track=True), lab.namespace("client")
         lab.link(client, server)
-        exporter = subprocess.Popen(
-            [sys.executable, "-m", "ctrace", "metrics", "--listen", "127.0.0.1:0"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert exporter.stderr is not None
-        try:
-            found = re.search(r"http://127.0.0.1:(\d+)/metrics", exporter.stderr.readline())
-            assert found
-            address = ("127.0.0.1", int(found[1]))
+        with exporter() as port:
             hung = []
             for _ in range(CONNECTIONS - 2):
                 # a whole request, and an answer that is never read
                 one = socket.socket()
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-                one.connect(address)
+                one.connect(("127.0.0.1", port))
                 one.send(b"GET /metrics HTTP/1.0\r\n\r\n")
                 hung.append(one)
             with tcp_server(server, 8063):
                 done = tcp_connections(client, (server.addresses["client"][0], 8063), 100)
             assert len(done.flows) == 100
             key = ("ctrace_inserts_total", (("netns", f"netns:{server.inum}"),))
+            url = f"http://127.0.0.1:{port}/metrics"
             deadline, inserted, lost = time.monotonic() + 30, 0.0, -1.0
             while inserted < 100 and time.monotonic() < deadline:
                 time.sleep(0.5)
                 try:
-                    with urllib.request.urlopen(f"http://{found[0][7:]}", timeout=5) as answer:
+                    with urllib.request.urlopen(url, timeout=5) as answer:
                         got = values(answer.read())
                 except OSError:  # before the first answer is made
                     continue
@@ -219,9 +231,6 @@ def test_hung_scrapers_do_not_stall_capture() -> None:
             assert (inserted, lost) == (100, 0)
             for one in hung:
                 one.close()
-        finally:
-            exporter.send_signal(signal.SIGTERM)
-            assert exporter.wait(timeout=20) == 0
 
 
 def test_rules_and_dashboard_name_only_metrics_that_exist() -> None:
@@ -239,24 +248,16 @@ def test_rules_and_dashboard_name_only_metrics_that_exist() -> None:
 @pytest.mark.kernel
 def test_prometheus_scrapes_real_traffic(tmp_path: Path) -> None:
     assert shutil.which("prometheus"), "install Debian's prometheus package"
-    with Lab() as lab:
+    with Lab() as lab, ExitStack() as stack:
         server, client = lab.namespace("server", track=True), lab.namespace("client")
         lab.link(client, server)
-        exporter = subprocess.Popen(
-            [sys.executable, "-m", "ctrace", "metrics", "--listen", "127.0.0.1:0"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert exporter.stderr is not None
-        line = exporter.stderr.readline()
-        found = re.search(r"http://(\S+)/metrics", line)
-        assert found, line
+        exported = stack.enter_context(exporter())
         config = tmp_path / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 1s}\n"
             f"rule_files: ['{SHARE / 'alerts.yml'}']\n"
             "scrape_configs:\n"
-            f"- {{job_name: ctrace, static_configs: [{{targets: ['{found[1]}']}}]}}\n"
+            f"- {{job_name: ctrace, static_configs: [{{targets: ['127.0.0.1:{exported}']}}]}}\n"
         )
         subprocess.run(["promtool", "check", "config", config], check=True)
         with socket.socket() as free:
@@ -281,8 +282,6 @@ def test_prometheus_scrapes_real_traffic(tmp_path: Path) -> None:
         finally:
             prometheus.kill()
             prometheus.wait()
-            exporter.send_signal(signal.SIGTERM)
-            assert exporter.wait(timeout=20) == 0
 
 
 def query(port: int, expression: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import samples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctrace.model.snapshot import Snapshot, Tuple5
+from ctrace.model import snapshot as contract
+from ctrace.model.snapshot import Percentiles, Snapshot, Tuple5
 from ctrace.view.json import snapshot_json, status_names, utc
 
 DOC = Path(__file__).parents[2] / "ctrace" / "share" / "snapshot.md"
@@ -73,6 +74,20 @@ def test_every_field_is_documented_and_every_documented_field_is_there() -> None
         found - {"culprits[].owner", "victims[].owner", "culprits[].samples[]"}
         == documented() - SAME
     )
+
+
+def test_no_field_of_a_snapshot_is_left_out() -> None:
+    """JSON and its page hold every field of every class that a snapshot is made of."""
+    words = {word for path in documented() for word in re.split(r"[^a-z0-9_]+", path)}
+    renamed = {"cost": "self", "rates": "rates_per_s"}
+    for name, kind in vars(contract).items():
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            continue
+        for field in fields(kind):
+            word = renamed.get(field.name, field.name).removeprefix("reply_")
+            if kind is Percentiles:
+                word = f"life_{word}" + ("" if word == "n" else "_s")
+            assert word in words or f"{word}_s" in words or f"{word}_p50_s" in words, (name, word)
 
 
 @pytest.mark.parametrize("snapshot", SNAPSHOTS)
