@@ -192,7 +192,8 @@ def test_waits_are_counted_as_perf_counts_them(
     elif not by_address:
         pytest.skip("this kernel's symbols tell no addresses of data")
     waits, unplaced, theirs = measured(tmp_path)
-    assert unplaced == 0
+    # A stack may collide with another: by code it is then unknown whose lock that was.
+    assert unplaced <= (0 if known == "by address" else 0.02 * len(theirs) + 2)
     count = sum(wait.count for wait in waits)
     # Attached to the same two tracepoints a moment later, and read a moment later.
     assert count == pytest.approx(len(theirs), rel=0.02, abs=2)
