@@ -2,6 +2,9 @@
 
 With symbols of data (KALLSYMS_ALL) a lock is known by its address. Without, every
 wait for a spin lock is taken, and those kept whose waiting code is conntrack's.
+
+A wait is timed from when its stack has been taken, some microseconds after it began:
+what is told is a little less than it was.
 """
 
 from __future__ import annotations
