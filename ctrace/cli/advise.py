@@ -95,6 +95,7 @@ def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) 
     from ctrace.capture import open_live
 
     source = open_live(wanted, hooks=hooks, sample=True)
+    click.echo(f"ctrace: observing for {duration:g} s", err=True)
     try:
         return _advise(source, wanted, target, duration, facts_of)
     finally:

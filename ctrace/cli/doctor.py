@@ -232,6 +232,8 @@ def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ctrace.view import format as fmt
+
     console = Console(highlight=False)
     colour = {GOOD: "green", WARN: "yellow", BAD: "red"}
     grid = Table.grid(padding=(0, 2))
@@ -250,7 +252,12 @@ def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
             table.add_column(column, justify="left" if column == "namespace" else "right")
         for one in spaces[:20]:
             stats = one["stats"]
-            row = (one["netns"], one["count"], one["max"], f"{one['fill']:.1%}")
+            row = (
+                one["netns"],
+                fmt.count(one["count"]),
+                fmt.count(one["max"]),
+                fmt.share(one["fill"]),
+            )
             counted = (stats.get("drop", "-"), stats.get("early_drop", "-"))
             table.add_row(Text(one["name"]), *map(str, (*row, *counted)))
         console.print(table)

@@ -55,7 +55,7 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
         return None
     text = f"NOTRACK {proto}/{port}: {found.verdict}; it frees {fmt.count(found.frees)} entries"
     if found.fill_after:
-        text += f", fill falls to {_range(found.fill_after)}"
+        text += f"; fill then {_range(found.fill_after)}"
     good = found.verdict in GOOD
     texts = rule_texts(found.lever) if found.verdict != "unsafe" else {}
     accepts = any(accept.tool != "nft" for accept in found.lever.accepts)
@@ -131,7 +131,7 @@ def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
     text.append(f"; {fmt.count(table.needed)} too many for {fmt.share(target)}\n")
     if table.levers:
         what = ", ".join(_lever(lever) for lever in table.levers)
-        text.append(f"-> {what}: fill falls to {_range(table.fill_after)}", "green")
+        text.append(f"-> {what}: fill then {_range(table.fill_after)}", "green")
         if not table.reached:
             text.append("\n   that is not enough by itself: see what else helps", "yellow")
     elif table.netns in done:

@@ -205,8 +205,9 @@ def remedy_lines(remedy: Remedy, width: int, palette: Palette) -> list[Text]:
     out = [_head(width, p)]
     out += [line([(words, style)], width) for words in wrapped(remedy.text, width - 2, 3)]
     for reason in remedy.reasons:
-        words = wrapped(f"- {fmt.clean(reason)}", width - 2, 4)
-        out += [line([(one, p.text)], width) for one in words]
+        words = wrapped(fmt.clean(reason), width - 4, 4)
+        out += [line([("  " if row else "- ", p.text), (one, p.text)], width)
+                for row, one in enumerate(words)]  # fmt: skip
     if remedy.rules:
         out.append(line([("y copies these rules:", p.dim)], width))
         for raw in remedy.rules.rstrip().expandtabs(2).splitlines():

@@ -422,8 +422,8 @@ def churning(keys: int, tick: int) -> Snapshot:
 def remedy() -> Remedy:
     """What is advised against the incident's first culprit."""
     return Remedy(
-        f"NOTRACK tcp/8063: safe-with-rules; it frees {fmt.count(54_600)} entries, "
-        "fill falls to 12 % to 17 %",
+        f"NOTRACK tcp/8063: safe-with-rules; it frees {fmt.count(54_600)} entries; "
+        "fill then 12 % to 17 %",
         good=True,
         reasons=(
             "inet filter input accepts its answers only as ct state established: "
