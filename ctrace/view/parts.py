@@ -20,7 +20,7 @@ from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 from ctrace.view.feed import Phase, Position
 from ctrace.view.palette import Palette
-from ctrace.view.tables import fullest, state_word
+from ctrace.view.tables import at_limit, fullest, state_word
 
 Piece = tuple[str, Style]
 LABEL: Final = 8
@@ -146,7 +146,7 @@ def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
 
 
 def _fill_style(table: Table, palette: Palette) -> Style:
-    return palette.fill(table.fill, table.full_since is not None) + Style(bold=True)
+    return palette.fill(table.fill, at_limit(table)) + Style(bold=True)
 
 
 def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
@@ -154,7 +154,7 @@ def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
     pinned = fill if table.pinned is None else fill * table.pinned
     solid, soft = fmt.bar((pinned, fill - pinned), width)
     return [
-        ("█" * solid, palette.gauge(table.fill, table.full_since is not None)),
+        ("█" * solid, palette.gauge(table.fill, at_limit(table))),
         ("▒" * soft, palette.evictable),
         ("░" * (width - solid - soft), palette.faint),
     ]
@@ -173,7 +173,7 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
             [("█ ", _fill_style(table, p)), (f"pinned {fmt.share(table.pinned)}", p.text)]
         )
         groups.append([("▒ ", p.evictable), (f"evictable {fmt.share(1 - table.pinned)}", p.text)])
-    refusing = sum(t.full_since is not None for t in snapshot.tables if t is not table)
+    refusing = sum(at_limit(t) for t in snapshot.tables if t is not table)
     if refusing:
         groups.insert(1, [(f"{fmt.plural(refusing, 'other')} full", p.bad)])
     if others and cell_len(name) < LABEL:
@@ -190,10 +190,11 @@ def state(snapshot: Snapshot, table: Table, palette: Palette) -> list[Piece]:
     word = state_word(table)
     if table.full_since is not None:
         ago = fmt.span(max(0.0, snapshot.ts / 1e9 - table.full_since))
+        style = p.bad if at_limit(table) else p.warn
         return [
-            (f" {word} ", p.alarm),
-            (" was full from " if word == "EASING" else " since ", p.bad),
-            (fmt.clock(table.full_since), p.bad),
+            (f" {word} ", p.alarm if at_limit(table) else p.warn),
+            (" since " if at_limit(table) else " was full from ", style),
+            (fmt.clock(table.full_since), style),
             (f" ({ago})", p.text),
         ]
     if table.seconds_to_full is not None:

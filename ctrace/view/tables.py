@@ -164,11 +164,11 @@ def namespace_columns() -> tuple[Column[Table], ...]:
     columns: tuple[Column[Table], ...] = (
         Column("name", "", lambda t, w: fmt.cut(fmt.clean(t.name), w), 0, 16, 40, False),
         Column("state", "STATE", lambda t, _: state_word(t), 1, 8, 0, False,
-               lambda t, p: p.bad if t.full_since else p.text),
+               lambda t, p: p.bad if at_limit(t) else p.text),
         Column("fill", "FILL", lambda t, _: fmt.share(t.fill) if t.max else "no limit", 0, 6,
-               style=lambda t, p: p.fill(t.fill, t.full_since is not None)),
+               style=lambda t, p: p.fill(t.fill, at_limit(t))),
         Column("bar", "", lambda t, w: fmt.hbar(t.fill, w), 5, 16, 16, False,
-               lambda t, p: p.gauge(t.fill, t.full_since is not None)),
+               lambda t, p: p.gauge(t.fill, at_limit(t))),
         Column("count", "ENTRIES", lambda t, _: fmt.count(t.count), 0, 7),
         Column("max", "LIMIT", lambda t, _: fmt.count(t.max) if t.max else "none", 3, 7, style=dim),
         Column("new", "NEW/s", lambda t, _: fmt.rate(t.rates.insert), 1, 6),
@@ -199,9 +199,14 @@ def state_word(table: Table) -> str:
     return "steady" if table.rates.insert <= table.rates.destroy * 1.02 + 1 else "growing"
 
 
+def at_limit(table: Table) -> bool:
+    """Whether a table refuses or evicts now; one that is easing gives no alarm any more."""
+    return state_word(table) in ("FULL", "EVICTING")
+
+
 def in_trouble(snapshot: Snapshot) -> bool:
     """Whether some table is close to its limit, or beyond."""
-    return any(t.full_since is not None or t.fill >= 0.75 for t in snapshot.tables)
+    return any(at_limit(t) or t.fill >= 0.75 for t in snapshot.tables)
 
 
 def fullest(snapshot: Snapshot) -> Optional[Table]:

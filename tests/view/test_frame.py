@@ -26,6 +26,7 @@ from ctrace.view.keys import PRINTED, markdown
 from ctrace.view.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
 from ctrace.view.parts import sentence
 from ctrace.view.state import MODES, State
+from ctrace.view.tables import in_trouble
 
 EXPECTED = Path(__file__).parent / "expected"
 ROOT = Path(__file__).parents[2]
@@ -153,8 +154,10 @@ def test_full_is_not_said_of_a_table_that_has_room_and_refuses_nobody() -> None:
     table = replace(full.tables[0], count=40_000, rates=replace(full.rates, drop=0, early_drop=0))
     text = printed(replace(full, tables=(table,)), 80, 24, TERMINAL)
     assert "EASING  was full from 10:01:55" in text
+    assert not in_trouble(replace(full, tables=(table,)))
     evicting = replace(table, rates=replace(table.rates, early_drop=3.0))
     assert "EVICTING  since" in printed(replace(full, tables=(evicting,)), 80, 24, TERMINAL)
+    assert in_trouble(replace(full, tables=(evicting,)))
 
 
 def test_what_a_family_cannot_see_is_said() -> None:
