@@ -352,9 +352,10 @@ def other_netns(facts: Facts) -> Iterator[Cause]:
             continue
         if t.full_since is None and t.fill < 0.98:
             continue
+        full = "full" if t.full_since is not None or t.count >= t.max else "nearly full"
         yield Cause(
             id="other-netns",
-            text=f"namespace {t.name} is full ({t.count:,} of {t.max:,}) while {beside.name} "
+            text=f"namespace {t.name} is {full} ({t.count:,} of {t.max:,}) while {beside.name} "
             f"is at {percent(beside.fill)}: the limit holds for each namespace by itself",
             evidence=(
                 f"{t.name}: {t.rates.drop:,.0f} refused/s, {t.rates.early_drop:,.0f} evicted/s",
