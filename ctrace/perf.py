@@ -205,9 +205,20 @@ class Measurement:
         found, _ = self._stacks(What[self._stacks_of.upper()])
         if self._stacks_of == "evict":  # at a tracepoint other early deletions are seen too
             found = [s for s in found if any(name(at) == "early_drop" for at in s.frames)]
-        return [
+        inside = [
             model.Stack(tuple(at for at in s.frames if not is_tracer(name(at))), s.count)
             for s in found
+        ]
+        if self._stacks_of != "drop" or self._timing is None or self._timing.family == "netfilter":
+            return inside
+        # Taken at the entry of early_drop: where a trampoline is jumped to, not called (as on
+        # 7.2), the function itself is not on the stack.
+        place = self._names.range("early_drop")
+        return [
+            s
+            if place is None or any(name(at) == "early_drop" for at in s.frames)
+            else model.Stack((place[0], *s.frames), s.count)
+            for s in inside
         ]
 
     def _chains(
