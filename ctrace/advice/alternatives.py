@@ -236,7 +236,8 @@ def _floods(table: Table, services: list[Seen]) -> Iterator[Alternative]:
         yield Alternative(
             "drop-flood",
             table.netns,
-            f"{whole.proto}/{whole.port}: {unreplied:.0%} of its entries never saw a reply{many}; "
+            f"{whole.proto}/{whole.port}: {100 * unreplied:.0f} % of its entries never saw a "
+            f"reply{many}; "
             "if nobody should send it, drop it before conntrack sees it",
             f"{whole.proto}/{whole.port}",
             (0, whole.held),

@@ -31,6 +31,7 @@ from ctrace.advice import commands, health, rules, state
 from ctrace.advice import plan as plans
 from ctrace.advice.installed import (
     EXPIRED,
+    NOTHING,
     PERMANENT,
     TRIAL,
     XT_TOOLS,
@@ -196,6 +197,9 @@ def check(trial: Trial) -> health.Verdict:
     table = health.entries(namespace.path)
     fresh = health.new_entries(trial.table, table, plan.levers, trial.local)
     trial.start, trial.table = second, table
+    if installed.state == NOTHING:
+        gone = "the rules are gone: something else removed them"
+        return health.Verdict((*verdict.worse, gone), False, verdict.seen)
     if len(fresh) and installed.state != EXPIRED:
         worse = f"{len(fresh)} new entries of the services: the rules do not take"
         return health.Verdict((*verdict.worse, worse), False, verdict.seen)

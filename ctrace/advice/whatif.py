@@ -427,10 +427,14 @@ def _render(answer: WhatIf) -> Iterator[str]:
             ("then, in the model", model, place.limit),
             ("with the change", would, place.new_limit),
         ):
-            fill = f"{outcome.peak / limit:.0%}" if limit and not math.isnan(outcome.peak) else "-"
+            fill = (
+                f"{100 * (outcome.peak / limit):.0f} %"
+                if limit and not math.isnan(outcome.peak)
+                else "-"
+            )
             yield (
                 f"  {label:24}{_whole(outcome.mean):>10}{_whole(outcome.peak):>10}{fill:>9}"
-                f"{outcome.drops:>10}{outcome.evictions:>10}"
+                f"{outcome.drops:>10,}{outcome.evictions:>10,}"
             )
         low, high = would.mean_range
         if high >= 1:
@@ -451,14 +455,14 @@ def trust_text(place: Place) -> str:
     if place.error is None:
         return "the model could not be checked against this recording: do not trust it"
     text = (
-        f"the model's error on this recording as it was: {place.error:.1%} of the count, "
-        f"{place.drop_error:+.1%} of all tries refused"
+        f"the model's error on this recording as it was: {100 * place.error:.1f} % of the count, "
+        f"{100 * place.drop_error:+.1f} % of all tries refused"
     )
-    return text if place.trusted else f"{text}: above {TRUST:.0%}, do not trust it"
+    return text if place.trusted else f"{text}: above {100 * TRUST:.0f} %, do not trust it"
 
 
 def _whole(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.0f}"
+    return "-" if math.isnan(value) else f"{value:,.0f}"
 
 
 def _clean(value: Any) -> Any:

@@ -47,4 +47,4 @@ def _arrow(before: float, after: float) -> str:
         return " new"
     if after < 0.5:
         return " gone"
-    return f" {100 * (after / before - 1):+.0f}%"
+    return f" {100 * (after / before - 1):+.0f} %"

@@ -112,4 +112,4 @@ def _cell(value: Optional[float], unit: str) -> str:
 def _by(row: Change) -> str:
     if row.before is None or row.after is None or not row.before:
         return ""
-    return f"{(row.after - row.before) / row.before:+.0%}"
+    return f"{100 * ((row.after - row.before) / row.before):+.0f} %"

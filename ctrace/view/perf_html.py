@@ -49,7 +49,7 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
         + table(
             "Where conntrack's CPU time went",
             ("function", ">share of all CPU time"),
-            ([_text(row.function), f"{row.share:.2%}"] for row in perf.hot),
+            ([_text(row.function), f"{100 * row.share:.2f} %"] for row in perf.hot),
         )
         + table(
             "Kernel stacks through conntrack",

@@ -51,7 +51,7 @@ def render(perf: Perf) -> RenderableType:
     if perf.hot:
         hot = grid("function", "share of CPU")
         for function in perf.hot:
-            hot.add_row(fmt.clean(function.function), f"{function.share:.2%}")
+            hot.add_row(fmt.clean(function.function), f"{100 * function.share:.2f} %")
         parts += [Text("\nWhere that CPU time goes", style="bold"), hot]
     if perf.tables:
         parts += [Text("\nHash table", style="bold"), _tables(perf)]
@@ -75,10 +75,10 @@ def other_lines(perf: Perf) -> list[str]:
     lines = []
     if perf.waiting_share is not None:
         lines.append(
-            f"Spinning for conntrack's locks takes {perf.waiting_share:.2%} of all CPU time"
+            f"Spinning for conntrack's locks takes {100 * perf.waiting_share:.2f} % of all CPU time"
         )
     if perf.gc_share is not None:
-        lines.append(f"The collector takes {perf.gc_share:.2%} of all CPU time")
+        lines.append(f"The collector takes {100 * perf.gc_share:.2f} % of all CPU time")
     if perf.gc_lag:
         p50, p90, p99 = perf.gc_lag
         lines.append(
@@ -94,9 +94,13 @@ def headline(perf: Perf) -> Text:
     if perf.cpu_share is None:
         text.append("CPU share of connection tracking: not sampled", style="bold")
     else:
-        text.append(f"Connection tracking takes {perf.cpu_share:.2%} of all CPU time", style="bold")
+        text.append(
+            f"Connection tracking takes {100 * perf.cpu_share:.2f} % of all CPU time", style="bold"
+        )
         lost = f", {perf.lost_samples:,} more had no room" if perf.lost_samples else ""
-        text.append(f" ({perf.samples:,} samples{lost}, CPUs {perf.busy_share or 0:.0%} busy)")
+        text.append(
+            f" ({perf.samples:,} samples{lost}, CPUs {100 * (perf.busy_share or 0):.0f} % busy)"
+        )
     timed = f"{perf.family} timers" if perf.family else "no timers"
     text.append(f"\n{perf.duration_s:.1f} s with {timed}")
     if perf.cost_ns is not None:
@@ -133,7 +137,7 @@ def latency_name(row: Latency) -> str:
 def precision(perf: Perf) -> str:
     """How right the percentiles are."""
     of = ", of the time before measuring is subtracted" if perf.cost_ns is not None else ""
-    return f"percentiles ±{RELATIVE_ERROR:.1%}{of}"
+    return f"percentiles ±{100 * RELATIVE_ERROR:.1f} %{of}"
 
 
 def services(perf: Perf) -> list[tuple[str, ServiceCost]]:
@@ -193,7 +197,7 @@ def chains_text(chains: Chains) -> str:
     """The table's chains as found, on one line."""
     share = chains.measured / chains.buckets if chains.buckets else 0.0
     return (
-        f"Found in {chains.measured:,} of them ({share:.0%}): mean {chains.mean:.2f}, p99 "
+        f"Found in {chains.measured:,} of them ({100 * share:.0f} %): mean {chains.mean:.2f}, p99 "
         f"{chains.p99} (evenly hashed: {chains.expected_p99}), longest {chains.longest}"
     )
 

@@ -43,7 +43,9 @@ def whatif_html(answer: WhatIf, table: Callable[..., str]) -> str:
 
 
 def _numbers(outcome: Outcome, limit: int) -> list[str]:
-    fill = f"{outcome.peak / limit:.0%}" if limit and not math.isnan(outcome.peak) else "-"
+    fill = (
+        f"{100 * (outcome.peak / limit):.0f} %" if limit and not math.isnan(outcome.peak) else "-"
+    )
     mean, peak = (
         "-" if math.isnan(value) else f"{value:,.0f}" for value in (outcome.mean, outcome.peak)
     )

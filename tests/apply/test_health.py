@@ -103,3 +103,13 @@ def test_fresh_failures_of_others_count(lab: Lab) -> None:
         apply.revert(trial)
     assert any("failed connection attempts rose" in line for line in verdict.worse)
     assert not undo.applied(server.inum)
+
+
+def test_rules_that_something_else_removed_are_missed(lab: Lab) -> None:
+    server, client, address = pair(lab)
+    with tcp_server(server, PORT), load(client, address):
+        trial = apply.start(apply.prepare(make_plan(server)), 60)
+        server.run(["nft", "delete", "table", "inet", "ctrace"])
+        verdict = apply.check(trial)
+        apply.revert(trial)
+    assert any("the rules are gone" in line for line in verdict.worse)
