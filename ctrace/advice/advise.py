@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Optional, Union
 
+from ctrace.advice import afterwards, persist, rules_nft, rules_xt
 from ctrace.advice import alternatives as other
-from ctrace.advice import persist, rules
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
@@ -401,8 +401,8 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
     if candidate.role and candidate.verdict != "unsafe":
         texts = rule_texts(candidate.lever)
         plan = _alone(candidate.lever)
-        flush = [" ".join(command) for command in rules.flush_commands(plan)]
-        undo = rules.undo_line(plan)
+        flush = [" ".join(command) for command in afterwards.flush_commands(plan)]
+        undo = afterwards.undo_line(plan)
     return {
         "service": {"proto": candidate.proto, "port": candidate.port},
         "netns": candidate.netns,
@@ -427,12 +427,12 @@ def rule_texts(lever: Lever) -> dict[str, str]:
     The accepts in other tables follow in the form of the tool that owns the table.
     """
     plan = _alone(lever)
-    texts = {"nft": rules.nft_script(plan, None), "iptables": "", "ip6tables": ""}
+    texts = {"nft": rules_nft.script(plan, None), "iptables": "", "ip6tables": ""}
     if isinstance(lever, Notrack):
         for name, family in (("iptables", "ip"), ("ip6tables", "ip6")):
-            texts[name] = "" if lever.shared else rules.iptables_restore(plan, family)
+            texts[name] = "" if lever.shared else rules_xt.restore(plan, family)
             for tool in ("iptables-nft", "iptables-legacy"):
-                texts[name] += rules.iptables_accepts(plan, tool, family)
+                texts[name] += rules_xt.accepts(plan, tool, family)
     return texts
 
 

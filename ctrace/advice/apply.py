@@ -27,7 +27,7 @@ from math import ceil
 from pathlib import Path
 from typing import Final, Optional
 
-from ctrace.advice import commands, health, rules, state
+from ctrace.advice import afterwards, commands, health, rules, rules_nft, rules_xt, state
 from ctrace.advice import plan as plans
 from ctrace.advice.installed import (
     EXPIRED,
@@ -129,10 +129,10 @@ def describe(plan: Plan, seconds: Optional[int]) -> str:
     deadline = time.time() + (seconds or 0)
     for step in _steps(plan, seconds, deadline):
         lines += ["", f"# {' '.join(step.argv)}", step.stdin.rstrip()]
-    flush = [" ".join(argv) for argv in rules.flush_commands(plan)]
+    flush = [" ".join(argv) for argv in afterwards.flush_commands(plan)]
     if flush:
         lines += ["", "# old entries, once confirmed and only if asked (--flush)", *flush]
-    lines += ["", f"# undo: ctrace undo, or by hand: {rules.undo_line(plan)}"]
+    lines += ["", f"# undo: ctrace undo, or by hand: {afterwards.undo_line(plan)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -231,11 +231,11 @@ def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]
         if installed.state != TRIAL:
             raise CtraceError("the trial is over and its rules are off: apply the plan again")
         if plan.backend == "nft":
-            commands.run(["nft", "-f", "-"], rules.nft_confirm())
+            commands.run(["nft", "-f", "-"], rules_nft.confirm())
         else:
             for family in _families():
-                text = rules.iptables_restore(plan, family, None, jumps=False)
-                commands.run(rules.restore_argv(plan.backend, family), text)
+                text = rules_xt.restore(plan, family, None, jumps=False)
+                commands.run(rules_xt.restore_argv(plan.backend, family), text)
         if read_installed(time.time()).state != PERMANENT:
             raise CtraceError("the rules did not stay: they expired meanwhile, apply again")
         state.write(note.confirmed(listing()))
@@ -248,7 +248,7 @@ def flush_old(plan: Plan) -> list[str]:
     if not commands.have("conntrack"):
         return ["conntrack is not installed: old entries go as they time out"]
     lines = []
-    for argv in rules.flush_commands(plan):
+    for argv in afterwards.flush_commands(plan):
         # conntrack -D exits with 1 when there was nothing to delete.
         try:
             _, _, said = commands.output(argv, timeout=FLUSH_S)
@@ -283,19 +283,19 @@ def _steps(plan: Plan, seconds: Optional[int], deadline: float) -> list[rules.St
     steps = []
     for tool in XT_TOOLS:
         for family in _families():
-            text = rules.iptables_accepts(plan, tool, family)
+            text = rules_xt.accepts(plan, tool, family)
             if text:
-                steps.append(rules.Step(rules.restore_argv(tool, family), text))
+                steps.append(rules.Step(rules_xt.restore_argv(tool, family), text))
     if plan.backend == "nft":
-        steps.append(rules.Step(("nft", "-f", "-"), rules.nft_script(plan, seconds)))
+        steps.append(rules.Step(("nft", "-f", "-"), rules_nft.script(plan, seconds)))
         return steps
-    accepts = rules.nft_accepts(plan)
+    accepts = rules_nft.accepts(plan)
     if accepts:
         steps.append(rules.Step(("nft", "-f", "-"), "\n".join(accepts) + "\n"))
     until = datetime.fromtimestamp(deadline, timezone.utc)
     for family in _families():
-        text = rules.iptables_restore(plan, family, until)
-        steps.append(rules.Step(rules.restore_argv(plan.backend, family), text))
+        text = rules_xt.restore(plan, family, until)
+        steps.append(rules.Step(rules_xt.restore_argv(plan.backend, family), text))
     return steps
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Optional
 
-from ctrace.advice import commands, state
+from ctrace.advice import commands, rules_nft, rules_xt, state
 from ctrace.advice.installed import (
     NOTHING,
     XT_TOOLS,
@@ -17,7 +17,7 @@ from ctrace.advice.installed import (
     nft_ruleset,
     read_installed,
 )
-from ctrace.advice.rules import CHAINS, TABLE, nft_delete_accepts, restore_argv
+from ctrace.advice.rules import CHAINS, TABLE
 from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
@@ -89,7 +89,7 @@ def remove(installed: Installed, note: Optional[state.Note]) -> None:
     script = ""
     if installed.table:
         script += f"delete table inet {TABLE}\n"
-    script += nft_delete_accepts(
+    script += rules_nft.delete_accepts(
         [
             (rule.family, rule.table, rule.chain, rule.handle)
             for rule in installed.rules
@@ -102,7 +102,7 @@ def remove(installed: Installed, note: Optional[state.Note]) -> None:
         for family in ("ip", "ip6"):
             text = _restore(installed, tool, family)
             if text:
-                commands.run(restore_argv(tool, family), text)
+                commands.run(rules_xt.restore_argv(tool, family), text)
     if note is not None:
         _drop_empty(note.made)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from ctrace.advice import rules
+from ctrace.advice import rules_nft, rules_xt
 from ctrace.advice.plan import Notrack, Plan
 from ctrace.advice.roles import Seen
 from ctrace.host.ctnetlink import dump
@@ -393,13 +393,13 @@ def put(net: Net, lever: Notrack, seconds: int | None = None) -> None:
     plan = Plan(0, "", net.h.inum, "", "0" * 64, "nft", (lever,))
     for tool in ("iptables-nft", "iptables-legacy"):
         for family in ("ip", "ip6"):
-            text = rules.iptables_accepts(plan, tool, family)
+            text = rules_xt.accepts(plan, tool, family)
             if text:
-                net.h.run([*rules.restore_argv(tool, family)], stdin=text)
-    net.h.run(["nft", "-f", "-"], stdin=rules.nft_script(plan, seconds))
+                net.h.run([*rules_xt.restore_argv(tool, family)], stdin=text)
+    net.h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, seconds))
     net.h.run(["conntrack", "-F"], check=False)
 
 
 def take_away(net: Net) -> None:
-    net.h.run(["nft", "-f", "-"], stdin=rules.nft_remove_table())
+    net.h.run(["nft", "-f", "-"], stdin=rules_nft.remove_table())
     net.h.run(["conntrack", "-F"], check=False)

@@ -29,7 +29,7 @@ from advice_net import (
     take_away,
 )
 
-from ctrace.advice import rules
+from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.plan import Notrack, Plan
 from ctrace.advice.roles import subject
@@ -355,7 +355,7 @@ def test_before_defragmentation_fragments_are_lost(net: Net) -> None:
     assert [large(net.c, (hosts[family], PORT)) for family in FAMILIES] == [2048, 2048]
     judgement = judged(net, "udp")
     assert judgement.verdict == "safe"
-    script = rules.nft_script(Plan(0, "", net.h.inum, "", "0" * 64, "nft", (judgement.lever,)), 9)
+    script = rules_nft.script(Plan(0, "", net.h.inum, "", "0" * 64, "nft", (judgement.lever,)), 9)
     early = script.replace("priority raw - 10", "priority -450")
     assert early != script
     net.h.run(["nft", "-f", "-"], stdin=early)

@@ -29,7 +29,7 @@ from advice_net import (
     take_away,
 )
 
-from ctrace.advice import rules
+from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.plan import Notrack, Plan
 from ctrace.advice.roles import subject
@@ -68,7 +68,7 @@ def put_text(net: Net, script: str) -> None:
 
 
 def script(lever: Notrack) -> str:
-    return rules.nft_script(Plan(0, "", 0, "", "0" * 64, "nft", (lever,)), None)
+    return rules_nft.script(Plan(0, "", 0, "", "0" * 64, "nft", (lever,)), None)
 
 
 # ---- translated connections ---------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from advice_cases import SAFE, WARN, chain, fw
 from advice_net import FAMILIES, PORT, Net, ask, build, install, reset, seen
 
-from ctrace.advice import planes, rules
+from ctrace.advice import planes, rules_nft
 from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.plan import Notrack, Plan
 from ctrace.advice.probes import Subject
@@ -177,8 +177,8 @@ def test_a_bridge_that_calls_iptables(family: int, called: bool) -> None:
                 assert bool(len(dump(h.path))) == (called or role == "server")
                 lever: Notrack = judgement.lever
                 plan = Plan(0, "", h.inum, "", "0" * 64, "nft", (lever,))
-                h.run(["nft", "-f", "-"], stdin=rules.nft_script(plan, None))
+                h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, None))
                 h.run(["conntrack", "-F"], check=False)
                 assert len(tcp_connections(a, (address, PORT), 3).flows) == 3
                 assert not len(dump(h.path))
-                h.run(["nft", "-f", "-"], stdin=rules.nft_remove_table())
+                h.run(["nft", "-f", "-"], stdin=rules_nft.remove_table())

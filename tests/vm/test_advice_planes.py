@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ctrace.advice import rules
+from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.plan import Plan
 from ctrace.advice.probes import Subject
@@ -79,7 +79,7 @@ class Three:
     def put(self, judgement: Judgement) -> None:
         """NOTRACK as the lever has it, whatever the verdict; the old entries go."""
         plan = Plan(0, "", self.h.inum, "", "0" * 64, "nft", (judgement.lever,))
-        self.h.run(["nft", "-f", "-"], stdin=rules.nft_script(plan, None))
+        self.h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, None))
         self.h.run(["conntrack", "-F"], check=False)
 
 

@@ -16,7 +16,7 @@ from whatif_kit import NETNS, Kernel
 from ctrace.advice.flows import Recorded, gather
 from ctrace.advice.levers import TIMEOUTS, Levers, parse_levers, parse_service, parse_timeout
 from ctrace.advice.plan import CtTimeout, Plan
-from ctrace.advice.rules import nft_script
+from ctrace.advice.rules_nft import script
 from ctrace.advice.tablemodel import next_interval, refusal
 from ctrace.advice.whatif import of_recording
 from ctrace.batch import Batch
@@ -198,7 +198,7 @@ def test_predictions_of_real_tables() -> None:
             " tcp dport 8063 notrack; tcp sport 8063 notrack;\n }\n}\n",
         )
         policy = CtTimeout("tcp", 8063, ("loopback",), (("time_wait", 3),))
-        places["d"].node.run(["nft", "-f", "-"], stdin=nft_script(plan_of(policy), None))
+        places["d"].node.run(["nft", "-f", "-"], stdin=script(plan_of(policy), None))
         source = open_live(Filter(netns=places["a"].node.inum))
         batches: list[Batch] = []
         until = time.monotonic() + seconds
