@@ -43,7 +43,6 @@ class RichPool:
         """Of the latest entry that was found closed, ms."""
         self.trend = np.full((n, TREND), np.nan, np.float32)
         self.samples = np.zeros((n, SAMPLES), RECORD)
-        self._samples = words(self.samples.reshape(-1)).reshape(n, SAMPLES, WORDS)
         self.sources = np.zeros((n, REGISTERS), np.uint8) if distinct else None
         self._free = list(range(slots, 0, -1))
 
@@ -100,7 +99,9 @@ class RichPool:
 
     def keep(self, slots: Rows, latest: U64) -> None:
         """Keep records, as words, for samples, in turn after the first of each slot."""
-        self._samples[slots, 1 + np.arange(len(latest)) % (SAMPLES - 1)] = latest
+        # Not kept: a copy of the model would get a view's own copy, apart from its array's.
+        rows = words(self.samples.reshape(-1)).reshape(*self.samples.shape, WORDS)
+        rows[slots, 1 + np.arange(len(latest)) % (SAMPLES - 1)] = latest
 
     def count_looks(
         self, slots: Rows, seen: list[npt.NDArray[np.bool_]], timeout: U32, life_bin: I64

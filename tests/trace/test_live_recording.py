@@ -540,7 +540,7 @@ def test_a_recording_is_advised_on_by_the_rules_that_were_there(lab: Lab, tmp_pa
         assert live.about(live.advise(snapshot), "tcp", 8063, here.inum) == remedy
         feed.close()
     assert remedy is not None
-    assert remedy.text.startswith("NOTRACK tcp/8063 is ")
+    assert remedy.text.startswith("NOTRACK tcp/8063: ")
     assert "unsafe" not in remedy.text
     assert "notrack" in remedy.rules
     assert "guard" in remedy.rules
