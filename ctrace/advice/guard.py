@@ -15,6 +15,7 @@ from ctrace.advice.installed import PERMANENT, TRIAL, listing
 from ctrace.advice.undo import applied, undo
 from ctrace.errors import CtraceError
 from ctrace.host import netns
+from ctrace.host.netns import Namespace
 
 POLL_S = 0.5
 GRACE_S = 1.0
@@ -45,19 +46,26 @@ def _tidied(inum: int, note: state.Note) -> bool:
 
     The kernel's clock starts with the transaction, on a busy host seconds after ours.
     """
-    undo(inum, expired_only=True)
-    left = {change.installed.state: change.namespace for change in applied(inum)}
-    if TRIAL in left:
+    if TRIAL in _states(inum):  # without the lock, which a person's confirm needs
         return False
+    undo(inum, expired_only=True)
     with state.locked():
         if state.read(inum) != note:
             return True  # removed, confirmed, or another plan's by now
+        left = _states(inum)
+        if TRIAL in left:
+            return False
         if PERMANENT in left:  # killed between confirming and writing it down
             with netns.enter(left[PERMANENT].path):
                 state.write(note.confirmed(listing()))
         else:
             state.forget(inum)
     return True
+
+
+def _states(inum: int) -> dict[str, Namespace]:
+    """What of ours is in the namespace, by how it is: one at most."""
+    return {change.installed.state: change.namespace for change in applied(inum)}
 
 
 if __name__ == "__main__":
