@@ -13,7 +13,7 @@ from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
-from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, clean_text
+from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
 from ctrace.advice.predict import Outlook, Part, Range, Service
 from ctrace.advice.roles import Seen, half_tracked, subject, translated
 from ctrace.errors import CtraceError
@@ -396,13 +396,10 @@ def _xt_backend(about: Facts) -> str:
 def candidate_json(candidate: Candidate) -> dict[str, Any]:
     """One candidate with its rules as text, and what removes them."""
     texts: dict[str, Any] = {"nft": "", "iptables": "", "ip6tables": ""}
-    flush: list[str] = []
     undo = ""
-    if candidate.role and candidate.verdict != "unsafe":
+    if _has_rules(candidate):
         texts = rule_texts(candidate.lever)
-        plan = _alone(candidate.lever)
-        flush = [" ".join(command) for command in afterwards.flush_commands(plan)]
-        undo = afterwards.undo_line(plan)
+        undo = afterwards.undo_line(alone(candidate.lever))
     return {
         "service": {"proto": candidate.proto, "port": candidate.port},
         "netns": candidate.netns,
@@ -415,10 +412,21 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "fill_after": candidate.fill_after,
         "rules": texts,
         "undo": undo,
-        "flush": flush,
+        "flush": flush_lines(candidate),
         "chosen": candidate.chosen,
         "in_place": candidate.in_place,
     }
+
+
+def flush_lines(candidate: Candidate) -> list[str]:
+    """The commands that delete the entries which stay behind, once its rules are in."""
+    if not _has_rules(candidate):
+        return []
+    return [" ".join(argv) for argv in afterwards.flush_commands(alone(candidate.lever))]
+
+
+def _has_rules(candidate: Candidate) -> bool:
+    return bool(candidate.role) and candidate.verdict != "unsafe"
 
 
 def rule_texts(lever: Lever) -> dict[str, str]:
@@ -426,7 +434,7 @@ def rule_texts(lever: Lever) -> dict[str, str]:
 
     The accepts in other tables follow in the form of the tool that owns the table.
     """
-    plan = _alone(lever)
+    plan = alone(lever)
     texts = {"nft": rules_nft.script(plan, None), "iptables": "", "ip6tables": ""}
     if isinstance(lever, Notrack):
         for name, family in (("iptables", "ip"), ("ip6tables", "ip6")):
@@ -434,10 +442,6 @@ def rule_texts(lever: Lever) -> dict[str, str]:
             for tool in ("iptables-nft", "iptables-legacy"):
                 texts[name] += rules_xt.accepts(plan, tool, family)
     return texts
-
-
-def _alone(lever: Lever) -> Plan:
-    return Plan(0, "", 0, "", "0" * 64, "nft", (lever,))
 
 
 def _lever_json(lever: Lever) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Final, Optional
 
 from ctrace.advice import rules_nft
 from ctrace.advice.facts import BUCKET_BYTES, Facts
-from ctrace.advice.plan import CtTimeout, Plan
+from ctrace.advice.plan import CtTimeout, alone
 from ctrace.advice.predict import Outlook, Part, Range, shortened
 from ctrace.advice.roles import Seen
 from ctrace.model.snapshot import Culprit, Table
@@ -106,7 +106,7 @@ def policy_alternative(
     table: Table, policy: CtTimeout, freed: Range, outlook: Outlook, planned: bool
 ) -> Alternative:
     """A ct timeout lever as an alternative; ``planned``: a plan has it already."""
-    script = rules_nft.script(Plan(0, "", 0, "", "0" * 64, "nft", (policy,)), None)
+    script = rules_nft.script(alone(policy), None)
     states = ", ".join(f"{state} {seconds} s" for state, seconds in policy.policy)
     return Alternative(
         "ct-timeout",

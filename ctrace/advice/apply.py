@@ -198,12 +198,12 @@ def check(trial: Trial) -> health.Verdict:
     fresh = health.new_entries(trial.table, table, plan.levers, trial.local)
     trial.start, trial.table = second, table
     if installed.state == NOTHING:
-        gone = "the rules are gone: something else removed them"
-        return health.Verdict((*verdict.worse, gone), False, verdict.seen)
-    if len(fresh) and installed.state != EXPIRED:
+        worse = "the rules are gone: something else removed them"
+    elif len(fresh) and installed.state != EXPIRED:
         worse = f"{len(fresh)} new entries of the services: the rules do not take"
-        return health.Verdict((*verdict.worse, worse), False, verdict.seen)
-    return verdict
+    else:
+        return verdict
+    return health.Verdict((*verdict.worse, worse), False, verdict.seen)
 
 
 def revert(trial: Trial) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Batch
-from ctrace.record import Events, Kind, Reason, Status, words
+from ctrace.record import Events, Kind, Reason, Status, by_time, words
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -144,7 +144,7 @@ def gather(batches: Iterable[Batch]) -> Recorded:
         if first is None:
             first = int(slim["ts"][0]) if len(slim) else batch.until
     events = np.concatenate(parts) if parts else np.zeros(0, SLIM)
-    events = events[np.argsort(events["ts"], kind="stable")]
+    events = by_time(events)
     start = int(events["ts"][0]) if len(events) else (first or 0)
     readings = _readings(rows, start)
     at = (events["ts"].astype(np.int64) - start) / 1e9

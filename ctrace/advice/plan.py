@@ -140,6 +140,11 @@ class Plan:
     version: int = VERSION
 
 
+def alone(*levers: Lever, backend: str = "nft") -> Plan:
+    """A plan for no host and no namespace: for its levers' rules as text only."""
+    return Plan(0, "", 0, "", "0" * 64, backend, levers)
+
+
 def to_json(plan: Plan) -> str:
     """The plan as JSON text; :func:`from_json` reads it back as an equal plan."""
     document = asdict(plan)

@@ -15,7 +15,7 @@ from ctrace.advice.advise import (
     Advice,
     Candidate,
     TableAdvice,
-    candidate_json,
+    flush_lines,
     rule_texts,
 )
 from ctrace.advice.alternatives import Alternative
@@ -201,7 +201,7 @@ def _rules(candidate: Candidate, full: bool) -> list[RenderableType]:
 
 def _flush(candidate: Candidate) -> list[RenderableType]:
     """How to delete the entries that stay behind, to copy."""
-    commands = candidate_json(candidate)["flush"]
+    commands = flush_lines(candidate)
     lines: list[RenderableType] = [
         Text(f"  once these rules are in, its old entries go with{':' if commands else ' time'}",
              "dim")
@@ -229,11 +229,11 @@ def _alternative(alternative: Alternative, where: str, full: bool) -> list[Rende
     return lines
 
 
-def _item(text: Text, margin: int = 0) -> RenderableType:
+def _item(text: Text) -> RenderableType:
     """A list's item, whose further lines stand below its first."""
     grid = Table.grid(padding=0)
     grid.add_row("- ", text)
-    return Padding(grid, (0, 0, 0, margin))
+    return grid
 
 
 def _range(fill: Optional[tuple[float, float]]) -> str:

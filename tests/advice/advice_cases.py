@@ -61,6 +61,10 @@ def xt_filter(rules: str, inp: str = "DROP", out: str = "ACCEPT", fwd: str = "AC
     return f"*filter\n:INPUT {inp}\n:FORWARD {fwd}\n:OUTPUT {out}\n{rules}COMMIT\n"
 
 
+TRACK = fw(chain("input", "ct state invalid counter"), chain("forward", "ct state invalid counter"))
+"""Tracks, and lets everything pass."""
+
+
 def ufw(name: str, variant: str = "nft") -> Setup:
     return xt(variant, *((HERE / f"ufw-{name}.{v}").read_text() for v in ("v4", "v6")))
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ctrace.advice import rules_nft, rules_xt
-from ctrace.advice.plan import Notrack, Plan
+from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.roles import Seen
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
@@ -390,7 +390,7 @@ def install(net: Net, setup: Iterable[tuple[str, str]]) -> None:
 
 def put(net: Net, lever: Notrack, seconds: int | None = None) -> None:
     """Apply a lever as the tool does: accepts of iptables first, then one nft transaction."""
-    plan = Plan(0, "", net.h.inum, "", "0" * 64, "nft", (lever,))
+    plan = alone(lever)
     for tool in ("iptables-nft", "iptables-legacy"):
         for family in ("ip", "ip6"):
             text = rules_xt.accepts(plan, tool, family)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from advice_cases import EST, LO, PING, RULES, WARN, Setup, chain, fw, nft, xt
+from advice_cases import EST, LO, PING, RULES, TRACK, WARN, Setup, chain, fw, nft, xt
 from advice_net import (
     FAMILIES,
     PORT,
@@ -18,7 +18,6 @@ from advice_net import (
     Address,
     Net,
     ask,
-    build,
     echo,
     entries,
     forget_paths,
@@ -31,23 +30,15 @@ from advice_net import (
 
 from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import Notrack, Plan
+from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.roles import subject
 from ctrace.advice.ruleset import read
 from ctrace.lab import Node
 
 pytestmark = pytest.mark.kernel
-TRACK = fw(chain("input", "ct state invalid counter"), chain("forward", "ct state invalid counter"))
 TOOLS = ("nft", "iptables-nft", "iptables-legacy")
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 PROXY, FAR = 7064, 7065
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    made = build()
-    yield made
-    made.close()
 
 
 def judged(net: Net, proto: str = "tcp", port: int = PORT) -> Judgement:
@@ -355,7 +346,7 @@ def test_before_defragmentation_fragments_are_lost(net: Net) -> None:
     assert [large(net.c, (hosts[family], PORT)) for family in FAMILIES] == [2048, 2048]
     judgement = judged(net, "udp")
     assert judgement.verdict == "safe"
-    script = rules_nft.script(Plan(0, "", net.h.inum, "", "0" * 64, "nft", (judgement.lever,)), 9)
+    script = rules_nft.script(alone(judgement.lever), 9)
     early = script.replace("priority raw - 10", "priority -450")
     assert early != script
     net.h.run(["nft", "-f", "-"], stdin=early)

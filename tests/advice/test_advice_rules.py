@@ -8,10 +8,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from advice_net import Net, ask, build, entries, forget_paths, install, put, reset
+from advice_net import Net, ask, entries, forget_paths, install, put, reset
 
 from ctrace.advice import afterwards, rules_nft, rules_xt
-from ctrace.advice.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Notrack, Plan
+from ctrace.advice.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Notrack, Plan, alone
 from ctrace.advice.ruleset import dump, fingerprint, load, raw_before_defrag, read
 from ctrace.errors import UsageError
 from ctrace.lab import Lab, Node
@@ -26,7 +26,7 @@ UNTOUCHED += "tcp dport 1 counter\ntcp dport 2 counter\n}\n}\n"
 
 
 def plan(*levers: Notrack | CtTimeout, backend: str = "nft") -> Plan:
-    return Plan(0, "", 0, "", "0" * 64, backend, levers)
+    return alone(*levers, backend=backend)
 
 
 def accepts(tool: str, families: tuple[str, ...]) -> tuple[Accept, ...]:
@@ -46,15 +46,6 @@ def accepts(tool: str, families: tuple[str, ...]) -> tuple[Accept, ...]:
 def node() -> Iterator[Node]:
     with Lab() as lab:
         yield lab.namespace("rules")
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    made = build()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.kernel

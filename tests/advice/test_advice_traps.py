@@ -6,11 +6,11 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from advice_cases import EST, LO, PING, Setup, chain, docker, fw, nft
+from advice_cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft
 from advice_net import (
     CLOSED,
     FAMILIES,
@@ -20,7 +20,6 @@ from advice_net import (
     WAIT,
     Net,
     ask,
-    build,
     entries,
     install,
     put,
@@ -31,14 +30,13 @@ from advice_net import (
 
 from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import Notrack, Plan
+from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.roles import subject
 from ctrace.advice.ruleset import read
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
 
 pytestmark = pytest.mark.kernel
-TRACK = fw(chain("input", "ct state invalid counter"), chain("forward", "ct state invalid counter"))
 FOUR = (
     "table inet naive {\n"
     + "".join(
@@ -48,13 +46,6 @@ FOUR = (
     + "}\n"
 )
 """The usual recipe: the port in both directions, in both hooks, and nothing else."""
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    made = build()
-    yield made
-    made.close()
 
 
 def judged(net: Net, port: int = PORT) -> Judgement:
@@ -68,7 +59,7 @@ def put_text(net: Net, script: str) -> None:
 
 
 def script(lever: Notrack) -> str:
-    return rules_nft.script(Plan(0, "", 0, "", "0" * 64, "nft", (lever,)), None)
+    return rules_nft.script(alone(lever), None)
 
 
 # ---- translated connections ---------------------------------------------------------

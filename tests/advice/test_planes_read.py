@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from advice_cases import SAFE, WARN, chain, fw
-from advice_net import FAMILIES, PORT, Net, ask, build, install, reset, seen
+from advice_cases import SAFE, TRACK, WARN
+from advice_net import FAMILIES, PORT, Net, ask, install, reset, seen
 
 from ctrace.advice import planes, rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import Notrack, Plan
+from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.probes import Subject
 from ctrace.advice.roles import subject
 from ctrace.advice.ruleset import read
@@ -27,7 +27,6 @@ from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
 
-TRACK = fw(chain("input", "ct state invalid counter"), chain("forward", "ct state invalid counter"))
 EXIT = b"\x95\0\0\0\0\0\0\0"
 PASS = {
     "an XDP program": (6, b"\xb7\0\0\0\2\0\0\0", 37, struct.pack("<I", 2)),
@@ -36,13 +35,6 @@ PASS = {
 }
 """Program type, ``r0 = pass``, attach type, the rest of the attributes (XDP_FLAGS_SKB_MODE;
 NF_INET_PRE_ROUTING of IPv4, priority -390)."""
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    made = build()
-    yield made
-    made.close()
 
 
 def judged(net: Net) -> Judgement:
@@ -176,7 +168,7 @@ def test_a_bridge_that_calls_iptables(family: int, called: bool) -> None:
                 assert tcp_connections(a, (address, PORT), 3).flows
                 assert bool(len(dump(h.path))) == (called or role == "server")
                 lever: Notrack = judgement.lever
-                plan = Plan(0, "", h.inum, "", "0" * 64, "nft", (lever,))
+                plan = alone(lever)
                 h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, None))
                 h.run(["conntrack", "-F"], check=False)
                 assert len(tcp_connections(a, (address, PORT), 3).flows) == 3

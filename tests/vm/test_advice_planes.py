@@ -18,7 +18,7 @@ import pytest
 
 from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import Plan
+from ctrace.advice.plan import alone
 from ctrace.advice.probes import Subject
 from ctrace.advice.ruleset import read
 from ctrace.host.ctnetlink import dump
@@ -78,7 +78,7 @@ class Three:
 
     def put(self, judgement: Judgement) -> None:
         """NOTRACK as the lever has it, whatever the verdict; the old entries go."""
-        plan = Plan(0, "", self.h.inum, "", "0" * 64, "nft", (judgement.lever,))
+        plan = alone(judgement.lever)
         self.h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, None))
         self.h.run(["conntrack", "-F"], check=False)
 
