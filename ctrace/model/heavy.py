@@ -15,6 +15,7 @@ table, so that sums over a source or a service stay whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -44,6 +45,10 @@ integral of ``held`` over time, ``held * now - births``."""
 
 _ROW_BITS: Final = 17
 _ROW_MASK: Final = np.uint64((1 << _ROW_BITS) - 1)
+_DISPLACED: Final = np.uint64(1 << _ROW_BITS)
+"""Bit of an index entry: a key whose own place this is stands farther on."""
+_LOW: Final = _ROW_MASK | _DISPLACED
+"""What an entry holds beside the key's hash."""
 SKETCHED: Final = np.uint8(0x40)
 """Bit of ``flags``: the key was in the sketch before it had a row."""
 
@@ -90,20 +95,20 @@ class HeavyTable:
     def find(self, h: U64) -> Rows:
         """The row of each hash; 0 for those without."""
         at = h >> self._shift
-        entry = self._index.take(at.view(np.int64))
-        rows: Rows = (entry & _ROW_MASK).view(np.int64)  # an empty place is row 0
+        entry = self._index.take(at.view(np.int64), mode="clip")
         np.bitwise_xor(entry, h, out=at)
-        other = at > _ROW_MASK
-        if not other.any():
+        hit = at <= _LOW
+        rows: Rows = (entry & _ROW_MASK).view(np.int64)  # an empty place is row 0
+        if hit.all():
             return rows
-        other &= entry != 0
-        pending = np.flatnonzero(other)
-        rows[pending] = 0
+        entry &= _DISPLACED
+        rows *= hit
+        pending = np.flatnonzero(entry.astype(bool) & ~hit)
         at = h.take(pending) >> self._shift
         while pending.size:
             at = (at + np.uint64(1)) & self._last
             entry = self._index.take(at.view(np.int64))
-            hit = (entry ^ h.take(pending)) <= _ROW_MASK
+            hit = (entry ^ h.take(pending)) <= _LOW
             rows[pending[hit]] = (entry[hit] & _ROW_MASK).view(np.int64)
             more = np.flatnonzero(~hit & (entry != 0))
             pending, at = pending[more], at[more]
@@ -242,14 +247,18 @@ class HeavyTable:
         return given
 
     def _enter(self, hashes: U64, rows: Rows) -> None:
-        entry = (hashes & ~_ROW_MASK) | rows.astype(np.uint64)
-        at = hashes >> self._shift
+        entry = (hashes & ~_LOW) | rows.astype(np.uint64)
+        home = at = hashes >> self._shift
+        displaced = [_NO_HASH]
         while entry.size:
             places = at.view(np.int64)
             free = self._index[places] == 0
             self._index[places[free]] = entry[free]
-            left = np.flatnonzero(self._index[places] != entry)
+            left = np.flatnonzero((self._index[places] ^ entry) & ~_DISPLACED)
             entry, at = entry[left], (at[left] + np.uint64(1)) & self._last
+            home = home[left]
+            displaced.append(home)
+        self._index[np.concatenate(displaced).view(np.int64)] |= _DISPLACED
 
     # -- giving rows up -------------------------------------------------------
 
@@ -371,27 +380,29 @@ class Keys:
         self,
         high: U64 | None,
         low: U64 | None,
-        meta: U64,
-        chosen: npt.NDArray[np.intp] | None = None,
+        meta: Callable[[Rows], U64],
+        chosen: Rows | None = None,
     ) -> None:
-        self._parts, self._chosen = (high, low, meta), chosen
+        self._high, self._low, self._meta, self._chosen = high, low, meta, chosen
 
-    def __call__(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+    def __call__(self, at: Rows) -> npt.NDArray[np.uint64]:
         """The (n, 3) key words of the events at these indices."""
         if self._chosen is not None:
             at = self._chosen[at]
         out = np.zeros((len(at), 3), np.uint64)
-        for column, part in enumerate(self._parts):
-            if part is not None and part.size:
+        for column, part in enumerate((self._high, self._low)):
+            if part is not None:
                 out[:, column] = part[at]
+        out[:, 2] = self._meta(at)
         return out
 
-    def at(self, chosen: npt.NDArray[np.intp]) -> Keys:
+    def at(self, chosen: Rows) -> Keys:
         """The same for indices into ``chosen``."""
-        return Keys(*self._parts, chosen)
+        return Keys(self._high, self._low, self._meta, chosen)
 
 
 _NONE: Final[Rows] = np.zeros(0, np.intp)
+_NO_HASH: Final[U64] = np.zeros(0, np.uint64)
 _SMALL: Final = 4096
 
 

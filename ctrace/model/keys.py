@@ -22,7 +22,8 @@ U8 = npt.NDArray[np.uint8]
 
 WINDOW: Final = 1 << 16
 """Events handled at once: their columns stay in the second-level cache."""
-_SLAB: Final = 4096  # records whose columns are read while their lines are in cache
+_SLAB: Final = 8192
+"""Records (1 MiB) whose columns are made while they, and these, are in the cache."""
 
 NETNS_MASK: Final = np.uint64(0xFFFFFFFF_00000000)
 OWNED: Final = np.uint64(1 << 24)
@@ -36,8 +37,13 @@ _C0: Final = np.uint64(0x9E3779B97F4A7C15)
 _C1: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _C2: Final = np.uint64(0x165667B19E3779F9)
 _C3: Final = np.uint64(0xD6E8FEB86659FD93)
+_NETNS_MIX: Final = np.uint64(0x9FB21C651E98DF25)
+_IDENTITY_MIX: Final = np.uint64(0xE7037ED1A0B428DB)
 _S32: Final = np.uint64(32)
 _S29: Final = np.uint64(29)
+
+# Places in a record seen as 64-bit words (ctrace.record.WORDS).
+_TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT, _OWNER = 0, 1, 2, 4, 10, 11, 12, 13
 
 _PORT_MASK = np.zeros(256, np.uint64)
 _PORT_MASK[list(PORTED)] = 0xFFFF
@@ -80,7 +86,6 @@ TIME_SHIFT: Final = 10
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 _EMPTY: Final = np.zeros(0, np.uint64)
 _NOWHERE: Final = np.zeros(0, np.intp)
-_ASSURED = np.uint64(int(Status.ASSURED) << 32)
 _NAT = np.uint64((int(Status.SRC_NAT) | int(Status.DST_NAT)) << 32)
 
 
@@ -110,42 +115,86 @@ def key_hash(high: U64, low: U64, meta: U64) -> U64:
     return finish(address_hash(high, low) + meta * _C2)
 
 
+def identity(ct: U64, netns: U64) -> U64:
+    """A 64-bit identity: the address, and for ctnetlink's 32-bit ids the namespace."""
+    ident = netns * _NETNS_MIX
+    ident ^= ct
+    ident *= _IDENTITY_MIX  # the high bits, which everything is taken from, depend on all
+    return ident
+
+
 @dataclass
 class Window:
-    """The columns of up to :data:`WINDOW` events, one array per field."""
+    """The columns of up to :data:`WINDOW` events that every one of them needs.
+
+    What only some are asked for is read from the records then.
+    """
 
     n: int
     events: Events
+    words: U64
+    """The records, (n, 15)."""
     ts: U64
-    ct: U64
-    src: tuple[U64, U64]
-    dst: tuple[U64, U64]
-    netns: U64
-    """Shifted up by 32 bits, as in a meta word."""
-    status: U64
-    """The raw word: IPS_* bits from bit 32."""
+    ordered: bool
+    """Whether the times never step back."""
+    ident: U64
+    """What :func:`identity` makes of the entry's address; ``named`` says whether all have one."""
+    named: bool
     meta: U64
-    owner: U64
-    """Only where the kind has an owner."""
     kind: U8
     reason: U8
     counts: npt.NDArray[np.intp]
     """Events by (reason, kind), 16 each."""
-    what: U64
-    """The raw word that kind, reason, protocol, direction and state are from."""
-    state: U8
     flow: U64
     births: I64
     """Times in units of 1024 ns of the entries that came; negative of those that went."""
     ends: npt.NDArray[np.intp]
     """Indices of the destroys."""
-    comes: npt.NDArray[np.bool_]
-    """Inserts, existing entries and drops: what makes a key worth a row."""
     end: U64
     """Packed counters of the destroys, aligned with ``ends``."""
+    comes: npt.NDArray[np.bool_]
+    """Inserts, existing entries and drops: what makes a key worth a row."""
+    translated: bool
+    """Whether any tuple was rewritten."""
+    owned: npt.NDArray[np.intp]
+    """Indices of the inserts that a local process made."""
     src_hash: U64
     dst_hash: U64
+    pair_hash: U64
+    """Hash of (source, service)."""
+    target_hash: U64
+    """Hash of (destination, service)."""
     _found: dict[Kind, npt.NDArray[np.intp]] = field(default_factory=dict)
+
+    @property
+    def src(self) -> tuple[U64, U64]:
+        """Both words of the source's address, as views of the records."""
+        return self.words[:, 2], self.words[:, 3]
+
+    @property
+    def dst(self) -> tuple[U64, U64]:
+        """Both words of the destination's address, as views of the records."""
+        return self.words[:, 4], self.words[:, 5]
+
+    def netns(self, at: npt.NDArray[np.intp]) -> U64:
+        """Namespaces of the events at these indices, shifted up as in a meta word."""
+        return self.words[at, _PLACE] << _S32
+
+    def owner(self, at: npt.NDArray[np.intp]) -> U64:
+        """The word that is the owner, where the kind has one, of the events at these indices."""
+        return self.words[at, _OWNER]
+
+    def idle_ms(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
+        """How long nothing renewed them, -1 unknown; of destroys and looks at these indices."""
+        return self.owner(at).astype(np.uint32).view(np.int32)
+
+    def status(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
+        """IPS_* bits of the events at these indices."""
+        return (self.words[at, _PLACE] >> _S32).astype(np.uint32)
+
+    def state(self, at: npt.NDArray[np.intp]) -> U8:
+        """Protocol states of the events at these indices."""
+        return (self.words[at, _WHAT] >> np.uint64(56)).astype(np.uint8)
 
     def where(self, kind: Kind) -> npt.NDArray[np.intp]:
         """Indices of the events of a kind."""
@@ -168,23 +217,15 @@ class Window:
 
     def entries(self) -> npt.NDArray[np.intp] | None:
         """Indices of the births and ends of entries with an identity; None for all."""
-        if self.ct.all() and int(self.counts[:, _ENTRY_KINDS].sum()) == self.n:
+        if self.named and int(self.counts[:, _ENTRY_KINDS].sum()) == self.n:
             return None
-        return np.flatnonzero(np.isin(self.kind, _ENTRY_KINDS) & (self.ct != 0))
+        return np.flatnonzero(np.isin(self.kind, _ENTRY_KINDS) & (self.words[:, _CT] != 0))
 
     def nat(self) -> npt.NDArray[np.intp]:
         """Indices of the events whose tuple was rewritten."""
-        if not np.bitwise_or.reduce(self.status) & _NAT:
+        if not self.translated:
             return _NOWHERE
-        return np.flatnonzero((self.status & _NAT) != 0)
-
-    def pair_hash(self) -> U64:
-        """Hash of (source, service)."""
-        return finish(self.src_hash + self.meta * _C2)
-
-    def target_hash(self, meta: U64) -> U64:
-        """Hash of (destination, service)."""
-        return finish(self.dst_hash + meta * _C2)
+        return np.flatnonzero(self.words[:, _PLACE] & _NAT)
 
     def proto(self, at: npt.NDArray[np.intp]) -> U64:
         """Protocol numbers of the events at these indices."""
@@ -192,12 +233,11 @@ class Window:
 
     def directions(self, at: npt.NDArray[np.intp]) -> U8:
         """:class:`Direction` of the events at these indices."""
-        return (self.what.take(at) >> np.uint64(48)).astype(np.uint8) & np.uint8(3)
+        return (self.words[at, _WHAT] >> np.uint64(48)).astype(np.uint8) & np.uint8(3)
 
     def assured(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Whether the entries at these indices are ASSURED."""
-        found: npt.NDArray[np.bool_] = self.status.take(at) & _ASSURED != 0
-        return found
+        return self.status(at) & np.uint32(int(Status.ASSURED)) != 0
 
     def sources(self, at: npt.NDArray[np.intp]) -> U64:
         """Hash of the source's address, for the events at ``at``."""
@@ -205,13 +245,15 @@ class Window:
 
     def src_only(self, at: npt.NDArray[np.intp]) -> U64:
         """Hash of the source alone, for the events at ``at``."""
-        if at.size == self.n:
-            return finish(self.src_hash + self.netns * _C2)
-        return finish(self.src_hash.take(at) + self.netns.take(at) * _C2)
+        return finish(self.src_hash.take(at) + self.netns(at) * _C2)
 
     def dst_only(self, at: npt.NDArray[np.intp]) -> U64:
         """Hash of the destination alone, for the events at ``at``."""
-        return finish(self.dst_hash.take(at) + self.netns.take(at) * _C2)
+        return finish(self.dst_hash.take(at) + self.netns(at) * _C2)
+
+    def target_hash_owned(self, at: npt.NDArray[np.intp]) -> U64:
+        """As ``target_hash`` with :data:`OWNED`, for the events at ``at``."""
+        return finish(self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * _C2)
 
 
 def service_hash(meta: U64) -> U64:
@@ -226,60 +268,95 @@ def window(events: Events) -> Window:
     """
     table = words(events)
     n = len(table)
-    columns = np.empty((8, n), np.uint64)
+    ts, ident, meta, src_hash, dst_hash, pair_hash, target_hash, flow = np.empty((8, n), np.uint64)
+    births = np.empty(n, np.int64)
+    kind, reason, ending = np.empty((3, n), np.uint8)
+    owned = np.empty(n, bool)
+    named, ordered, status = True, True, np.uint64(0)
     for at in range(0, n, _SLAB):
-        part = table[at : at + _SLAB]
-        for row, column in enumerate((0, 1, 3, 5, 10, 11, 12, 13)):
-            columns[row, at : at + _SLAB] = part[:, column]
-    ts, ct, src1, dst1, ports, place, what, owner = columns
-    low = what.astype(np.uint32).view(np.uint8)
-    if (low[3::4] == AF_INET).all():  # the upper words of all addresses are zero
-        src0 = dst0 = _EMPTY
-    else:
-        src0, dst0 = table[:, 2].copy(), table[:, 4].copy()
+        part, here = table[at : at + _SLAB], slice(at, at + _SLAB)
+        time = ts[here]
+        time[:] = part[:, _TS]
+        ordered = ordered and not (time[1:] < time[:-1]).any() and (not at or time[0] >= ts[at - 1])
+        what, place = part[:, _WHAT].copy(), part[:, _PLACE].copy()
+        status |= np.bitwise_or.reduce(place)
 
-    kind, reason, proto = low[0::4].copy(), low[1::4].copy(), low[2::4].copy()
-    state = (what >> np.uint64(56)).astype(np.uint8)
-    code = (kind | (reason << np.uint8(4))).astype(np.intp)
-    netns = place << _S32
-    meta = ports >> np.uint64(16)
-    if ((proto == TCP) | (proto == UDP)).all():
-        meta &= np.uint64(0xFFFF)
-    else:
-        meta &= _PORT_MASK.take(proto)
-    meta |= what & np.uint64(0xFF0000)  # the protocol has the same place there
-    meta |= netns
+        low = what.astype(np.uint32).view(np.uint8)
+        kinds, reasons, protos = kind[here], reason[here], low[2::4]
+        kinds[:], reasons[:] = low[0::4], low[1::4]
+        code = (kinds | (reasons << np.uint8(4))).astype(np.intp)
+        _FLOW.take(code, out=flow[here], mode="clip")
+        born = births[here]
+        np.right_shift(time, np.uint64(TIME_SHIFT), out=born.view(np.uint64))
+        born *= _SIGN.take(code)
+        bits = (place >> np.uint64(33)).astype(np.uint8)
+        bits &= np.uint8(3)
+        states = (what >> np.uint64(56)).astype(np.uint8)
+        np.minimum(states, np.uint8(15), out=states)
+        np.bitwise_or(bits, states << np.uint8(2), out=ending[here])
 
-    births = (ts >> np.uint64(TIME_SHIFT)).view(np.int64)
-    births *= _SIGN.take(code)
+        netns = place << _S32
+        service = np.right_shift(part[:, _PORTS], np.uint64(16), out=meta[here])
+        if ((protos == TCP) | (protos == UDP)).all():
+            service &= np.uint64(0xFFFF)
+        else:
+            service &= _PORT_MASK.take(protos)
+        service |= what & np.uint64(0xFF0000)  # the protocol has the same place there
+        service |= netns
+
+        ct = part[:, _CT].copy()
+        named = named and bool(ct.all())
+        ident[here] = identity(ct, netns)
+        owned[here] = (part[:, _OWNER] != 0) & (kinds == int(Kind.INSERT))
+
+        mixed = service * _C2
+        wide = not (low[3::4] == AF_INET).all()  # else the upper words are zero
+        for column, hashed, with_service in (
+            (_SRC, src_hash[here], pair_hash[here]),
+            (_DST, dst_hash[here], target_hash[here]),
+        ):
+            high = part[:, column].copy() if wide else _EMPTY
+            hashed[:] = address_hash(high, part[:, column + 1].copy())
+            finish(np.add(hashed, mixed, out=with_service))
+
     ends = np.flatnonzero(kind == int(Kind.DESTROY))
-    bits = (place.take(ends) >> np.uint64(33)).astype(np.uint8) & np.uint8(3)
-    bits |= np.minimum(state.take(ends), np.uint8(15)) << np.uint8(2)
-    comes = (kind == int(Kind.INSERT)) | (kind == int(Kind.EXISTING)) | (kind == int(Kind.DROP))
     return Window(
         n=n,
         events=events,
+        words=table,
         ts=ts,
-        ct=ct,
-        src=(src0, src1),
-        dst=(dst0, dst1),
-        netns=netns,
-        status=place,
+        ordered=bool(ordered),
+        ident=ident,
+        named=named,
         meta=meta,
-        owner=owner,
         kind=kind,
         reason=reason,
-        counts=np.bincount(code, minlength=256).reshape(16, 16),
-        what=what,
-        state=state,
-        flow=_FLOW.take(code),
+        counts=_counted(kind, reason),
+        flow=flow,
         births=births,
         ends=ends,
-        comes=comes,
-        end=_END.take(bits),
-        src_hash=address_hash(src0, src1),
-        dst_hash=address_hash(dst0, dst1),
+        end=_END.take(ending.take(ends)),
+        comes=(kind == int(Kind.INSERT)) | (kind == int(Kind.EXISTING)) | (kind == int(Kind.DROP)),
+        translated=bool(status & _NAT),
+        owned=np.flatnonzero(owned),
+        src_hash=src_hash,
+        dst_hash=dst_hash,
+        pair_hash=pair_hash,
+        target_hash=target_hash,
     )
+
+
+def _counted(kind: U8, reason: U8) -> npt.NDArray[np.intp]:
+    """Events by (reason, kind): bytes are compared 64 at a time, binned one by one."""
+    counts = np.zeros((16, 16), np.intp)
+    rest = np.ones(len(kind), bool)
+    for usual, its in ((Reason.NEW, Kind.INSERT), (Reason.EXPIRED, Kind.DESTROY)):
+        these = (reason == int(usual)) & (kind == int(its))
+        counts[usual, its] = np.count_nonzero(these)
+        rest &= ~these
+    code = kind[rest] | (reason[rest] << np.uint8(4))
+    counts += np.bincount(code, minlength=256).reshape(16, 16)
+    return counts
 
 
 def has_port(proto: int) -> bool:

@@ -30,11 +30,12 @@ from ctrace.model.keys import (
     key_hash,
     service_hash,
 )
-from ctrace.model.pairing import EXISTING
+from ctrace.model.pairing import EXISTING, LEFT_OUT, UNKNOWN
 from ctrace.model.rich import YOUNG_NS, RichPool, registers_of
 from ctrace.model.scatter import Rows, add_at
-from ctrace.record import Kind, Reason, Status, words
+from ctrace.record import Kind, Reason, Status
 
+SEEN_REPLY: Final = np.uint32(int(Status.SEEN_REPLY))
 _DIRECTION_SAMPLE: Final = 1024
 _SWAPS: Final = 32
 SAMPLED: Final = 8
@@ -52,11 +53,11 @@ class Details:
     owned: Rows
     born: Rows
     ends: Rows
-    """Ends whose lifetimes are looked at: all, or an even sample of a large window."""
+    """Ends whose lifetimes are looked at: all whose birth was looked for, or an even sample."""
     state: Rows
     """Aligned with ``ends``, as are the next two."""
     age: I64
-    """Nanoseconds since the birth, -1 where unknown."""
+    """Nanoseconds since the birth, UNKNOWN where it isn't known."""
     residence: Rows
     """Which of ``ends`` have a known residence; ``residence_bin`` is aligned with it."""
     residence_bin: I64
@@ -71,8 +72,11 @@ class Details:
     """The last few of ``ends``, as words of their records."""
 
 
-def details(w: Window, age: I64, owned: Rows) -> Details:
-    """Look once at what all tables need. ``age`` is ns since birth, -1 if unknown."""
+def details(w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int) -> Details:
+    """Look once at what all tables need, with what pairing told of each event.
+
+    One end of ``part`` was looked for.
+    """
     ends_age = age.take(w.ends)
     adds = [
         (name, at, 1)
@@ -91,16 +95,19 @@ def details(w: Window, age: I64, owned: Rows) -> Details:
     if existing.size:
         adds += [("existing", existing, 1), ("older", existing, 1)]
         adds.append(("existing_assured", existing[w.assured(existing)], 1))
-    unpaired = np.flatnonzero(ends_age < 0)
+    looked = np.flatnonzero(ends_age != LEFT_OUT)
+    unpaired = w.ends[looked[ends_age.take(looked) == UNKNOWN]]
     if unpaired.size:
-        adds.append(("older", w.ends[unpaired], -1))
+        adds.append(("older", unpaired, -1))
+        if part > 1:  # those of the first dump are all known, others stand for what is left out
+            adds.append(("older", unpaired[extra.take(unpaired) & EXISTING == 0], 1 - part))
 
-    some = slice(0, None, max(1, -(-len(w.ends) // ENDS_MEASURED)))
-    ends, ends_age = w.ends[some], ends_age[some]
+    some = looked[:: max(1, -(-len(looked) // ENDS_MEASURED))]
+    ends, ends_age = w.ends.take(some), ends_age.take(some)
     residence = np.flatnonzero(ends_age >= 0)
     milliseconds = ends_age.take(residence).astype(np.float32)
     milliseconds *= np.float32(1e-6)
-    idle = w.owner.take(ends.take(residence)).astype(np.uint32).view(np.int32)
+    idle = w.idle_ms(ends.take(residence))
     told = np.flatnonzero(idle >= 0)
     life = milliseconds.take(told) - idle.take(told).astype(np.float32)
     np.maximum(life, np.float32(0), out=life)
@@ -114,7 +121,7 @@ def details(w: Window, age: I64, owned: Rows) -> Details:
         owned=owned,
         born=born,
         ends=ends,
-        state=np.minimum(w.state.take(ends), np.uint8(15)).astype(np.intp),
+        state=np.minimum(w.state(ends), np.uint8(15)).astype(np.intp),
         age=ends_age,
         residence=residence,
         residence_bin=histogram.bins(milliseconds),
@@ -123,7 +130,7 @@ def details(w: Window, age: I64, owned: Rows) -> Details:
         register=register,
         rest=rest,
         directions=[(one, looked[direction == one]) for one in np.unique(direction).tolist()],
-        latest=words(w.events)[ends[-SAMPLED:]],
+        latest=w.words[ends[-SAMPLED:]],
     )
 
 
@@ -192,12 +199,12 @@ class Level:
         for name, at, step in d.adds:
             add_at(table.counters[name], rows.take(at), step)
         if d.nat.size:
-            bits = (w.status.take(d.nat) >> np.uint64(32)).astype(np.uint8)
+            bits = w.status(d.nat).astype(np.uint8)
             for flag in (Status.SRC_NAT, Status.DST_NAT):
                 at = d.nat[(bits & np.uint8(int(flag))) != 0]
                 table.flags[rows[at]] |= np.uint8(int(flag))
         if d.owned.size:
-            table.owner[rows[d.owned]] = w.owner[d.owned]
+            table.owner[rows[d.owned]] = w.owner(d.owned)
         if self.rich.sources is not None and d.born.size:
             slots = table.rich.take(rows.take(d.born)).astype(np.intp)
             self.rich.count_sources(slots, d.register, d.rest)
@@ -291,17 +298,16 @@ class Levels:
         extra = np.zeros(w.n, np.uint16)
         existing = w.where(Kind.EXISTING)
         extra[existing] = EXISTING
-        born = w.where(Kind.INSERT)
-        owned = born[w.owner.take(born) != 0]
+        owned = w.owned
         if not owned.size:
             return owned, extra, None
         cgroup = w.events["cgroup"][owned]
-        owner, netns = w.owner[owned], w.netns[owned]
+        owner, netns = w.owner(owned), w.netns(owned)
         level = self.process
         used = level.table.used
         rows = level.locate(
             w, owned, key_hash(owner, cgroup, netns), np.ones(len(owned), bool),
-            Keys(owner, cgroup, netns),
+            Keys(owner, cgroup, netns.take),
         )  # fmt: skip
         extra[owned] = rows
         moved = None
@@ -311,26 +317,34 @@ class Levels:
             moved[kept] = np.arange(1, len(kept) + 1)
         return owned, extra, moved
 
-    def feed(self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows) -> Details:
-        """Count a window. ``age`` and ``extra`` are what pairing told of each event."""
-        d = details(w, age, owned)
+    def feed(
+        self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int = 1
+    ) -> Details:
+        """Count a window. ``age`` and ``extra`` are what pairing told of each event.
+
+        One end of ``part`` was looked for.
+        """
+        d = details(w, age, extra, owned, part)
         opener = extra & np.uint16(EXISTING - 1)
-        meta = w.meta
-        if opener.any():
-            meta = w.meta | np.where(opener != 0, OWNED, np.uint64(0))
+        meta, target = w.meta, w.target_hash
+        opened = np.flatnonzero(opener)
+        if opened.size:
+            meta, target = meta.copy(), target.copy()
+            target[opened] = w.target_hash_owned(opened)
+            meta[opened] |= OWNED
             rows = opener.astype(np.intp)
             self.process.count(w, d, rows)
             slots = self.process.table.rich.take(rows.take(d.ends)).astype(np.intp)
             self.process.measure(d, slots)
 
-        rows, poor = self._fine(self.pair, w, d, w.pair_hash(), Keys(*w.src, w.meta))
+        rows, poor = self._fine(self.pair, w, d, w.pair_hash, Keys(*w.src, w.meta.take))
         if poor.size:
             keys = Keys(*w.src, w.netns)
             self._coarse(self.source, w, d, rows, poor, w.src_only(poor), keys)
 
-        rows, poor = self._fine(self.target, w, d, w.target_hash(meta), Keys(*w.dst, meta))
+        rows, poor = self._fine(self.target, w, d, target, Keys(*w.dst, meta.take))
         if poor.size:
-            keys = Keys(None, None, meta)
+            keys = Keys(None, None, meta.take)
             self._coarse(self.service, w, d, rows, poor, service_hash(meta[poor]), keys)
             keys = Keys(*w.dst, w.netns)
             self._coarse(self.destination, w, d, rows, poor, w.dst_only(poor), keys)
@@ -338,14 +352,14 @@ class Levels:
 
     def look(self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16]) -> None:
         """Count looks at living entries, for rows with detail. ``age`` in ns, -1: unknown."""
-        idle = w.owner[at].astype(np.uint32).view(np.int32).astype(np.int64)
+        idle = w.idle_ms(at).astype(np.int64)
         timeout = w.events["timeout_ms"][at]
         known = (age >= 0) & (idle >= 0)
         at, age, idle = at[known], age[known], idle[known]
         timeout, extra = timeout[known], extra[known]
         young = age < YOUNG_NS
-        closed = np.isin(w.state[at], (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
-        unreplied = young & ((w.status[at] >> np.uint64(32)) & np.uint64(2) == 0)
+        closed = np.isin(w.state(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
+        unreplied = young & (w.status(at) & SEEN_REPLY == 0)
         assured = young & w.assured(at)
         seen = [young, closed, unreplied, assured]
         life = np.maximum(age / 1e6 - idle, 0).astype(np.float32)
@@ -356,7 +370,7 @@ class Levels:
         for level, addresses, service in (
             (self.pair, w.src, w.meta[at]), (self.target, w.dst, meta),
         ):  # fmt: skip
-            high, low = (part[at] if part.size else part for part in addresses)
+            high, low = (part[at] for part in addresses)
             found.append((level, level.table.find(key_hash(high, low, service))))
         for level, rows in found:
             slots = level.table.rich[rows].astype(np.intp)
@@ -364,15 +378,14 @@ class Levels:
 
     def look_existing(self, w: Window, at: Rows) -> None:
         """Count the entries that were there at the start as looked at; their ages are unknown."""
-        bits = w.status[at] >> np.uint64(32)
         seen = [
             np.ones(len(at), bool),
-            np.isin(w.state[at], (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
-            bits & np.uint64(2) == 0,
+            np.isin(w.state(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
+            w.status(at) & SEEN_REPLY == 0,
             w.assured(at),
         ]
         for level, addresses in ((self.pair, w.src), (self.target, w.dst)):
-            high, low = (part[at] if part.size else part for part in addresses)
+            high, low = (part[at] for part in addresses)
             rows = level.table.find(key_hash(high, low, w.meta[at]))
             level.rich.count_states(level.table.rich[rows].astype(np.intp), seen)
 

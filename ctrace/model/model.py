@@ -14,7 +14,7 @@ from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
 from ctrace.model.levels import Details, Levels
-from ctrace.model.pairing import Births, identity
+from ctrace.model.pairing import PART, UNKNOWN, Births
 from ctrace.model.scatter import Rows
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import Tables, counted, per_second
@@ -24,6 +24,9 @@ from ctrace.record import N_REASONS, Events, Kind
 TICK_NS: Final = 950_000_000
 """An interval is about a second, whatever the pace of batches."""
 
+FLOOD: Final = 200_000
+"""Events a second above which one entry of :data:`~ctrace.model.pairing.PART` is timed,
+until there are less than a quarter of it."""
 NAMES_LIMIT: Final = 65_536
 PINNED_SAMPLE: Final = 1024
 """Ends of a window that the pinned share is estimated from."""
@@ -76,6 +79,7 @@ class Model:
         self._cost = SelfCost()
         self._events = np.zeros((16, N_REASONS), np.int64)
         """Events seen, by kind and reason."""
+        self._seen_at_tick = 0
         self._totals_at_tick = Counted()
         self._events_at_tick = Counted()
         self._rates = Rates()
@@ -94,7 +98,7 @@ class Model:
         events, latest = batch.events, 0
         for at in range(0, len(events), WINDOW):
             w = window(events[at : at + WINDOW])
-            if int(w.ts[0]) < latest or (w.ts[1:] < w.ts[:-1]).any():
+            if int(w.ts[0]) < latest or not w.ordered:
                 events = sorted_from(events, at)
                 w = window(events[at : at + WINDOW])
             latest = int(w.ts[-1])
@@ -122,22 +126,22 @@ class Model:
         if moved is not None:
             self._births.remap(moved.astype(np.uint16))
         age = self._pair(w, extra)
-        d = self._levels.feed(w, age, extra, owned)
+        d = self._levels.feed(w, age, extra, owned, PART if self._births.thin else 1)
         self._look(w)
         self._victims.feed(w)
         self._events += w.counts.T
         self._note_pinned(w, d)
 
     def _pair(self, w: Window, extra: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> I64:
-        """Ages of the ended, in place of -1; ``extra`` becomes what their birth had."""
-        ident, ends = identity(w.ct, w.netns), w.kind == int(Kind.DESTROY)
+        """Ages of the ended; ``extra`` becomes what their birth had."""
+        ident, ends = w.ident, w.kind == int(Kind.DESTROY)
         at = w.entries()
         if at is None:
             age, found = self._births.step(ident, w.ts, ends, extra)
             if found is not extra:
                 extra[:] = found
             return age
-        age = np.full(w.n, -1, np.int64)
+        age = np.full(w.n, UNKNOWN, np.int64)
         age[at], extra[at] = self._births.step(ident[at], w.ts[at], ends[at], extra[at])
         return age
 
@@ -149,7 +153,7 @@ class Model:
         at = w.where(Kind.SAMPLED)
         if not at.size:
             return
-        age, extra = self._births.peek(identity(w.ct[at], w.netns[at]), w.ts[at])
+        age, extra = self._births.peek(w.ident[at], w.ts[at])
         self._levels.look(w, at, age, extra)
 
     def _note_pinned(self, w: Window, d: Details) -> None:
@@ -172,6 +176,10 @@ class Model:
         self._rates = per_second(totals, self._totals_at_tick, seconds)
         self._event_rates = per_second(seen, self._events_at_tick, seconds)
         self._totals_at_tick, self._events_at_tick = totals, seen
+        events = int(self._events.sum())
+        rate = (events - self._seen_at_tick) / seconds
+        self._births.thin_out(rate > (FLOOD / 4 if self._births.thin else FLOOD), self._until)
+        self._seen_at_tick = events
         self._interval, self._tick_at = seconds, self._until
         self._ticks += 1
         rates = self._rates if self._tables.counted() else self._event_rates
@@ -298,7 +306,7 @@ def by_netns(w: Window, at: Rows) -> Iterator[tuple[int, Rows, Rows]]:
     """Split the events at ``at``: (namespace, its events, their places in ``at``)."""
     if not at.size:
         return
-    netns = w.netns.take(at)
+    netns = w.netns(at)
     if (netns == netns[0]).all():
         yield int(netns[0]) >> 32, at, np.arange(len(at))
         return

@@ -7,6 +7,11 @@ is freed: a birth replaces whatever the identity held before. Entries whose end
 was lost therefore go away by themselves, by reuse or, in a full bucket, as the
 oldest. A wrong match needs two live entries with the same 43 bits of hash
 (one in five million per lookup).
+
+Under a flood one entry of :data:`PART` is enough to know lifetimes, and pairing all
+would cost more than everything else. :attr:`Births.thin` then leaves out those whose
+identity isn't in the first part of the table, except where the birth has an ``extra``:
+who opened an entry is needed for each.
 """
 
 from __future__ import annotations
@@ -24,25 +29,23 @@ UNIT_SHIFT: Final = 14
 _TIME_BITS: Final = 40
 _TIME_MASK: Final = np.uint64((1 << _TIME_BITS) - 1)
 _HALF: Final = np.uint64(1 << (_TIME_BITS - 1))
-_NETNS_MIX: Final = np.uint64(0x9FB21C651E98DF25)
-_IDENTITY_MIX: Final = np.uint64(0xE7037ED1A0B428DB)
 _UNITS: Final = np.uint64(UNIT_SHIFT)
 _NONE: Final[Rows] = np.zeros(0, np.intp)
 _NO_ID: Final[U64] = np.zeros(0, np.uint64)
+UNKNOWN: Final = -1
+"""Age of an end whose birth is not known."""
+LEFT_OUT: Final = -2
+"""Age of an end that was not looked for."""
+PART: Final = 8
+_PART_SHIFT: Final = np.uint64(64 - 3)
+_MARKED: Final = 16
+"""Bits of an identity that tell whether an entry with an ``extra`` may be meant."""
 EXISTING: Final = 0x8000
 """Bit of ``extra``: the entry was there before the tracer, its birth is unknown."""
 
 LATE_NS: Final = 100_000_000
 """How much later a birth may be reported than its own end, by CPUs polled in turn."""
 _LATE_MAX: Final = 1024
-
-
-def identity(ct: U64, netns: U64) -> U64:
-    """A 64-bit identity: the address, and for ctnetlink's 32-bit ids the namespace."""
-    ident = netns * _NETNS_MIX
-    ident ^= ct
-    ident *= _IDENTITY_MIX  # the high bits, which everything is taken from, depend on all
-    return ident
 
 
 def _way(first: U64, way: int) -> Rows:
@@ -64,6 +67,11 @@ class Births:
         self._tag_shift = np.uint64(64 - bits - 24)
         self._late_id = self._late_ts = _NO_ID
         self._extras = False
+        self._thin = False
+        self._thick_since = -1
+        marked = min(_MARKED, bits - 3)  # a bucket has one
+        self._marks = np.zeros(1 << marked, bool)
+        self._mark_shift = np.uint64(64 - marked)
         self.forgotten = 0
         """Births that a full bucket pushed out: these entries' residence stays unknown."""
         self.late = 0
@@ -71,23 +79,76 @@ class Births:
 
     def nbytes(self) -> int:
         """Memory held."""
-        return self._slot.nbytes + self._extra.nbytes
+        return self._slot.nbytes + self._extra.nbytes + self._marks.nbytes
+
+    @property
+    def thin(self) -> bool:
+        """Whether most entries without an ``extra`` are left out."""
+        return self._thin
+
+    def thin_out(self, thin: bool, now: int) -> None:
+        """Begin or stop to leave most out, at ``now`` (ns); call it once an interval."""
+        if self._thin and not thin:
+            self._thick_since = now
+        self._thin = thin
+        if thin and self._extras:
+            some = (self._extra != 0) & (self._slot != 0)
+            np.any(some.reshape(len(self._marks), -1), axis=1, out=self._marks)
 
     def step(
         self, ident: U64, ts: U64, ends: npt.NDArray[np.bool_], extra: npt.NDArray[np.uint16]
     ) -> tuple[I64, npt.NDArray[np.uint16]]:
         """Handle births and ends in time order.
 
-        Per event, what is known of an end: nanoseconds since its birth, or -1, and
-        the ``extra`` given at the birth. Births get -1 and their own. At most 2**17 events.
+        Per event, what is known of an end: nanoseconds since its birth, :data:`UNKNOWN` or
+        :data:`LEFT_OUT`, and the ``extra`` given at the birth. Births get UNKNOWN and
+        their own. At most 2**17 events.
         """
+        self._extras |= bool(extra.any())
+        if self._thin:
+            return self._step_thin(ident, ts, ends, extra)
+        age, found = self._step(ident, ts, ends, extra)
+        if self._thick_since >= 0:
+            age[ends & self._unsure(ident, ts, age, found)] = LEFT_OUT
+        return age, found
+
+    def _unsure(
+        self, ident: U64, ts: U64, age: I64, found: npt.NDArray[np.uint16]
+    ) -> npt.NDArray[np.bool_]:
+        """What was left out looks as if it were older, or like its address' previous entry."""
+        unsure: npt.NDArray[np.bool_] = (ident >> _PART_SHIFT != 0) & (found == 0)
+        if not self._thin:
+            unsure &= (age < 0) | (ts.view(np.int64) - age < self._thick_since)
+        return unsure
+
+    def _step_thin(
+        self, ident: U64, ts: U64, ends: npt.NDArray[np.bool_], extra: npt.NDArray[np.uint16]
+    ) -> tuple[I64, npt.NDArray[np.uint16]]:
+        looked = ident >> _PART_SHIFT == 0
+        part, mark = looked, None
+        if self._extras:
+            mark = (ident >> self._mark_shift).view(np.int64)
+            self._marks[mark[extra != 0]] = True
+            looked = part | self._marks.take(mark)
+        at = np.flatnonzero(looked)
+        age, found = np.full(len(ident), LEFT_OUT, np.int64), extra
+        ages, extras = self._step(ident.take(at), ts.take(at), ends.take(at), extra.take(at))
+        if mark is not None:
+            found = extra.copy()
+            found[at] = extras
+            # these only looked as if they might have an ``extra``
+            ages[(ages < 0) & ~part.take(at) & (extras == 0)] = LEFT_OUT
+        age[at] = ages
+        return age, found
+
+    def _step(
+        self, ident: U64, ts: U64, ends: npt.NDArray[np.bool_], extra: npt.NDArray[np.uint16]
+    ) -> tuple[I64, npt.NDArray[np.uint16]]:
         n = len(ident)
-        age = np.full(n, -1, np.int64)
+        age = np.full(n, UNKNOWN, np.int64)
         found = extra
         if not n:
             return age, found
-        some = bool(extra.any())
-        self._extras |= some
         if self._extras:
             found = extra.copy()
 
@@ -128,7 +189,7 @@ class Births:
         if self._extras:
             exists = (found & EXISTING) != 0
             if exists.any():
-                age[exists] = -1
+                age[exists] = UNKNOWN
         return age, found
 
     def peek(self, ident: U64, ts: U64) -> tuple[I64, npt.NDArray[np.uint16]]:
@@ -144,6 +205,8 @@ class Births:
             found[match] = extra[match]
             match &= (extra & EXISTING) == 0
             age[match] = (units[match] << _UNITS).view(np.int64)
+        if self._thin or self._thick_since >= 0:
+            age[self._unsure(ident, ts, age, found)] = UNKNOWN
         return age, found
 
     def _tag(self, ident: U64) -> U64:

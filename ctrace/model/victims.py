@@ -60,8 +60,7 @@ class Victims:
             return
         words = np.zeros((len(at), 5), np.uint64)
         for column, part in enumerate((*w.src, *w.dst, w.meta)):
-            if part.size:  # the upper words of IPv4 addresses are left out
-                words[:, column] = part[at]
+            words[:, column] = part[at]
         h = key_hash(words[:, 0], words[:, 1], words[:, 4])
         _, _, order, starts = grouped(h + key_hash(words[:, 2], words[:, 3], words[:, 4]))
         first = order[starts]

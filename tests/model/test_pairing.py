@@ -9,7 +9,8 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.model.pairing import EXISTING, Births, identity
+from ctrace.model.keys import identity
+from ctrace.model.pairing import EXISTING, Births
 
 U64 = npt.NDArray[np.uint64]
 MS = 1_000_000
