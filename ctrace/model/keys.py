@@ -8,13 +8,24 @@ hash with a probability of 3e-8.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.record import STATE_UNKNOWN, Events, Kind, Reason, Status, words
+from ctrace.record import (
+    MAPPED_PREFIX,
+    RECORD,
+    STATE_UNKNOWN,
+    Direction,
+    Events,
+    Kind,
+    Reason,
+    Status,
+    words,
+)
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -22,6 +33,7 @@ U8 = npt.NDArray[np.uint8]
 
 WINDOW: Final = 1 << 16
 """Events handled at once: their columns stay in the second-level cache."""
+_APART: Final = 136
 _SLAB: Final = 8192
 """Records (1 MiB) whose columns are made while they, and these, are in the cache."""
 
@@ -37,15 +49,22 @@ _C0: Final = np.uint64(0x9E3779B97F4A7C15)
 _C1: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _C2: Final = np.uint64(0x165667B19E3779F9)
 _C3: Final = np.uint64(0xD6E8FEB86659FD93)
-_NETNS_MIX: Final = np.uint64(0x9FB21C651E98DF25)
+_C4: Final = np.uint64(0xFF51AFD7ED558CCD)
+_LOW_HALF: Final = np.uint64(0xFFFFFFFF)
+_MAPPED: Final = np.uint64(int.from_bytes(MAPPED_PREFIX[8:], "little"))
 _IDENTITY_MIX: Final = np.uint64(0xE7037ED1A0B428DB)
+_S16: Final = np.uint64(16)
 _S32: Final = np.uint64(32)
-_S29: Final = np.uint64(29)
 
 # Places in a record seen as 64-bit words (ctrace.record.WORDS).
 _TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT, _OWNER = 0, 1, 2, 4, 10, 11, 12, 13
 
-_PORT_MASK = np.zeros(256, np.uint64)
+# Places of single bytes in a record: of the status its lowest byte.
+_LITTLE: Final = 0 if sys.byteorder == "little" else 1
+_STATUS, _STATE, _DIRECTION = (RECORD.fields[name][1] for name in ("status", "state", "direction"))
+_H16, _H24, _PROTO = np.uint32(16), np.uint32(24), np.uint32(0xFF0000)
+
+_PORT_MASK = np.zeros(256, np.uint32)
 _PORT_MASK[list(PORTED)] = 0xFFFF
 
 # One byte, kind | reason << 4, tells what an event adds to its keys.
@@ -84,29 +103,25 @@ UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
-_EMPTY: Final = np.zeros(0, np.uint64)
 _NOWHERE: Final = np.zeros(0, np.intp)
-_NAT = np.uint64((int(Status.SRC_NAT) | int(Status.DST_NAT)) << 32)
+_NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
 
 
 def finish(h: U64) -> U64:
-    """Spread every bit of ``h`` over the whole word, in place."""
+    """Spread every bit of ``h`` over the higher ones, in place; what is different stays so."""
     h ^= h >> _S32
     h *= _C3
-    h ^= h >> _S29
     return h
 
 
 def address_hash(high: U64, low: U64) -> U64:
     """A partial hash of addresses, to be added to a meta word's and finished.
 
-    An empty ``high`` stands for zeros, as every IPv4 address has.
+    Only the last four bytes count for IPv4, whose others are always the same.
     """
-    h = low >> _S32
-    h ^= low
-    h *= _C1
-    if high.size:
-        h += (high ^ (high >> _S32)) * _C0
+    h = (low >> _S32) * _C1
+    h += ((low & _LOW_HALF) - _MAPPED) * _C4
+    h += (high ^ (high >> _S32)) * _C0
     return h
 
 
@@ -116,10 +131,14 @@ def key_hash(high: U64, low: U64, meta: U64) -> U64:
 
 
 def identity(ct: U64, netns: U64) -> U64:
-    """A 64-bit identity: the address, and for ctnetlink's 32-bit ids the namespace."""
-    ident = netns * _NETNS_MIX
+    """A 64-bit identity: the address, and for ctnetlink's 32-bit ids the namespace.
+
+    ``netns`` is shifted up, as in a meta word. The high bits, which everything is taken
+    from, depend on all.
+    """
+    ident = netns << _S16
     ident ^= ct
-    ident *= _IDENTITY_MIX  # the high bits, which everything is taken from, depend on all
+    ident *= _IDENTITY_MIX
     return ident
 
 
@@ -225,7 +244,7 @@ class Window:
         """Indices of the events whose tuple was rewritten."""
         if not self.translated:
             return _NOWHERE
-        return np.flatnonzero(self.words[:, _PLACE] & _NAT)
+        return np.flatnonzero(self.words[:, _PLACE] & np.uint64(_NAT << 32))
 
     def proto(self, at: npt.NDArray[np.intp]) -> U64:
         """Protocol numbers of the events at these indices."""
@@ -268,57 +287,51 @@ def window(events: Events) -> Window:
     """
     table = words(events)
     n = len(table)
-    ts, ident, meta, src_hash, dst_hash, pair_hash, target_hash, flow = np.empty((8, n), np.uint64)
-    births = np.empty(n, np.int64)
-    kind, reason, ending = np.empty((3, n), np.uint8)
-    owned = np.empty(n, bool)
-    named, ordered, status = True, True, np.uint64(0)
+    halves, octets = table.view(np.uint32), table.view(np.uint8)
+    # (rows whose distance is a power of two would share the same few places in a cache)
+    columns = np.empty((7, n + _APART), np.uint64)[:, :n]
+    ts, ident, meta, src_hash, dst_hash, pair_hash, target_hash = columns
+    octet = np.empty((5, n), np.uint8)
+    kind, reason, status, state, direction = octet
+    named, ordered = True, True
     for at in range(0, n, _SLAB):
-        part, here = table[at : at + _SLAB], slice(at, at + _SLAB)
+        here = slice(at, at + _SLAB)
+        part, half = table[here], halves[here]
         time = ts[here]
         time[:] = part[:, _TS]
         ordered = ordered and not (time[1:] < time[:-1]).any() and (not at or time[0] >= ts[at - 1])
-        what, place = part[:, _WHAT].copy(), part[:, _PLACE].copy()
-        status |= np.bitwise_or.reduce(place)
-
-        low = what.astype(np.uint32).view(np.uint8)
-        kinds, reasons, protos = kind[here], reason[here], low[2::4]
-        kinds[:], reasons[:] = low[0::4], low[1::4]
-        code = (kinds | (reasons << np.uint8(4))).astype(np.intp)
-        _FLOW.take(code, out=flow[here], mode="clip")
-        born = births[here]
-        np.right_shift(time, np.uint64(TIME_SHIFT), out=born.view(np.uint64))
-        born *= _SIGN.take(code)
-        bits = (place >> np.uint64(33)).astype(np.uint8)
-        bits &= np.uint8(3)
-        states = (what >> np.uint64(56)).astype(np.uint8)
-        np.minimum(states, np.uint8(15), out=states)
-        np.bitwise_or(bits, states << np.uint8(2), out=ending[here])
-
-        netns = place << _S32
-        service = np.right_shift(part[:, _PORTS], np.uint64(16), out=meta[here])
-        if ((protos == TCP) | (protos == UDP)).all():
-            service &= np.uint64(0xFFFF)
-        else:
-            service &= _PORT_MASK.take(protos)
-        service |= what & np.uint64(0xFF0000)  # the protocol has the same place there
-        service |= netns
-
         ct = part[:, _CT].copy()
         named = named and bool(ct.all())
-        ident[here] = identity(ct, netns)
-        owned[here] = (part[:, _OWNER] != 0) & (kinds == int(Kind.INSERT))
 
-        mixed = service * _C2
-        wide = not (low[3::4] == AF_INET).all()  # else the upper words are zero
+        what = half[:, 2 * _WHAT].copy()  # kind, reason, protocol, family
+        kind[here], reason[here] = what.view(np.uint8)[0::4], what.view(np.uint8)[1::4]
+        for column, offset in ((status, _STATUS), (state, _STATE), (direction, _DIRECTION)):
+            column[here] = octets[here, offset]
+        service = half[:, 2 * _PORTS] >> _H16
+        proto = what & _PROTO
+        if not ((proto == TCP << 16) | (proto == UDP << 16)).all():
+            service &= _PORT_MASK.take(proto >> _H16)
+        service |= proto  # it has the same place in a meta word
+        both = meta[here].view(np.uint32)
+        both[_LITTLE::2], both[1 - _LITTLE :: 2] = service, half[:, 2 * _PLACE + _LITTLE]
+        ident[here] = identity(ct, meta[here] & NETNS_MASK)
+
+        mixed = meta[here] * _C2
+        narrow = (what >> _H24 == AF_INET).all()
         for column, hashed, with_service in (
             (_SRC, src_hash[here], pair_hash[here]),
             (_DST, dst_hash[here], target_hash[here]),
         ):
-            high = part[:, column].copy() if wide else _EMPTY
-            hashed[:] = address_hash(high, part[:, column + 1].copy())
+            if narrow:
+                hashed[:] = half[:, 2 * column + 3]
+                hashed *= _C1
+            else:
+                hashed[:] = address_hash(part[:, column], part[:, column + 1])
             finish(np.add(hashed, mixed, out=with_service))
 
+    code = (kind | (reason << np.uint8(4))).astype(np.intp)
+    births = (ts >> np.uint64(TIME_SHIFT)).view(np.int64)
+    births *= _SIGN.take(code)
     ends = np.flatnonzero(kind == int(Kind.DESTROY))
     return Window(
         n=n,
@@ -332,18 +345,30 @@ def window(events: Events) -> Window:
         kind=kind,
         reason=reason,
         counts=_counted(kind, reason),
-        flow=flow,
+        flow=_FLOW.take(code),
         births=births,
         ends=ends,
-        end=_END.take(ending.take(ends)),
+        end=_END.take(_ending(status.take(ends), state.take(ends))),
         comes=(kind == int(Kind.INSERT)) | (kind == int(Kind.EXISTING)) | (kind == int(Kind.DROP)),
-        translated=bool(status & _NAT),
-        owned=np.flatnonzero(owned),
+        translated=bool(np.bitwise_or.reduce(status) & np.uint8(_NAT)),
+        owned=_owned(table, kind, direction),
         src_hash=src_hash,
         dst_hash=dst_hash,
         pair_hash=pair_hash,
         target_hash=target_hash,
     )
+
+
+def _ending(status: U8, state: U8) -> U8:
+    """Six bits of each destroy, as :data:`_END` takes them."""
+    return (status >> np.uint8(1) & np.uint8(3)) | np.minimum(state, np.uint8(15)) << np.uint8(2)
+
+
+def _owned(table: U64, kind: U8, direction: U8) -> npt.NDArray[np.intp]:
+    """Inserts with an owner: only what this host sends may have one."""
+    sent = (direction != int(Direction.IN)) & (direction != int(Direction.FORWARD))
+    some = np.flatnonzero(sent & (kind == int(Kind.INSERT)))
+    return some[table[some, _OWNER] != 0] if some.size else some
 
 
 def _counted(kind: U8, reason: U8) -> npt.NDArray[np.intp]:
@@ -354,7 +379,8 @@ def _counted(kind: U8, reason: U8) -> npt.NDArray[np.intp]:
         these = (reason == int(usual)) & (kind == int(its))
         counts[usual, its] = np.count_nonzero(these)
         rest &= ~these
-    code = kind[rest] | (reason[rest] << np.uint8(4))
+    others = np.flatnonzero(rest)
+    code = kind.take(others) | (reason.take(others) << np.uint8(4))
     counts += np.bincount(code, minlength=256).reshape(16, 16)
     return counts
 

@@ -26,7 +26,8 @@ def inserts(keys: list[int]) -> Events:
 
 def feed(table: HeavyTable, keys: list[int]) -> None:
     w = window(inserts(keys))
-    h = key_hash(np.zeros(0, np.uint64), np.zeros(w.n, np.uint64), w.netns(np.arange(w.n)))
+    none = np.zeros(w.n, np.uint64)
+    h = key_hash(none, none, w.netns(np.arange(w.n)))
     rows = table.locate(h, w.comes, Keys(None, None, w.netns))
     table.count(rows, w)
 
