@@ -150,6 +150,11 @@ class HeavyTable:
         """The sketch's cell of each hash, from bits that the index uses least."""
         return ((h >> np.uint64(_ROW_BITS)) & np.uint64(self._cells - 1)).view(np.int64)
 
+    @property
+    def scarce(self) -> bool:
+        """Whether keys are turned away, so that a row must be earned."""
+        return self._sketch is not None
+
     def _is_tight(self) -> bool:
         return self.rows - self.used < max(1, self.rows // 16)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -197,7 +197,7 @@ class Window:
 
     def netns(self, at: npt.NDArray[np.intp]) -> U64:
         """Namespaces of the events at these indices, shifted up as in a meta word."""
-        return self.words[at, _PLACE] << _S32
+        return self.meta.take(at) & NETNS_MASK
 
     def owner(self, at: npt.NDArray[np.intp]) -> U64:
         """The word that is the owner, where the kind has one, of the events at these indices."""
@@ -262,17 +262,22 @@ class Window:
         """Hash of the source's address, for the events at ``at``."""
         return finish(self.src_hash.take(at))
 
-    def src_only(self, at: npt.NDArray[np.intp]) -> U64:
-        """Hash of the source alone, for the events at ``at``."""
-        return finish(self.src_hash.take(at) + self.netns(at) * _C2)
+    def src_only(self, at: Optional[npt.NDArray[np.intp]]) -> U64:
+        """Hash of the source alone, for the events at ``at`` or all."""
+        return finish(some(self.src_hash, at) + (some(self.meta, at) & NETNS_MASK) * _C2)
 
-    def dst_only(self, at: npt.NDArray[np.intp]) -> U64:
-        """Hash of the destination alone, for the events at ``at``."""
-        return finish(self.dst_hash.take(at) + self.netns(at) * _C2)
+    def dst_only(self, at: Optional[npt.NDArray[np.intp]]) -> U64:
+        """Hash of the destination alone, for the events at ``at`` or all."""
+        return finish(some(self.dst_hash, at) + (some(self.meta, at) & NETNS_MASK) * _C2)
 
     def target_hash_owned(self, at: npt.NDArray[np.intp]) -> U64:
         """As ``target_hash`` with :data:`OWNED`, for the events at ``at``."""
         return finish(self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * _C2)
+
+
+def some(column: U64, at: Optional[npt.NDArray[np.intp]]) -> U64:
+    """A column's values at these indices, or the column."""
+    return column if at is None else column.take(at)
 
 
 def service_hash(meta: U64) -> U64:

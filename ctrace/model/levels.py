@@ -10,6 +10,7 @@ processes opened.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -29,6 +30,7 @@ from ctrace.model.keys import (
     Window,
     key_hash,
     service_hash,
+    some,
 )
 from ctrace.model.pairing import EXISTING, LEFT_OUT, UNKNOWN
 from ctrace.model.rich import YOUNG_NS, RichPool, registers_of
@@ -233,7 +235,7 @@ class Level:
             return
         weight = table.weight()[: table.used + 1]
         weight[0] = -1
-        heaviest = np.argsort(weight)[-slots:]
+        heaviest = np.argpartition(weight, -slots)[-slots:]
         needy = heaviest[table.rich[heaviest] == 0]
         if not needy.size:
             return
@@ -338,16 +340,16 @@ class Levels:
             self.process.measure(d, slots)
 
         rows, poor = self._fine(self.pair, w, d, w.pair_hash, Keys(*w.src, w.meta.take))
-        if poor.size:
-            keys = Keys(*w.src, w.netns)
-            self._coarse(self.source, w, d, rows, poor, w.src_only(poor), keys)
+        if poor.any():
+            self._coarse(self.source, w, d, rows, poor, w.src_only, Keys(*w.src, w.netns))
 
         rows, poor = self._fine(self.target, w, d, target, Keys(*w.dst, meta.take))
-        if poor.size:
+        if poor.any():
             keys = Keys(None, None, meta.take)
-            self._coarse(self.service, w, d, rows, poor, service_hash(meta[poor]), keys)
-            keys = Keys(*w.dst, w.netns)
-            self._coarse(self.destination, w, d, rows, poor, w.dst_only(poor), keys)
+            self._coarse(
+                self.service, w, d, rows, poor, lambda at: service_hash(some(meta, at)), keys
+            )
+            self._coarse(self.destination, w, d, rows, poor, w.dst_only, Keys(*w.dst, w.netns))
         return d
 
     def look(self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16]) -> None:
@@ -390,7 +392,9 @@ class Levels:
             level.rich.count_states(level.table.rich[rows].astype(np.intp), seen)
 
     @staticmethod
-    def _fine(level: Level, w: Window, d: Details, h: U64, keys: Keys) -> tuple[Rows, Rows]:
+    def _fine(
+        level: Level, w: Window, d: Details, h: U64, keys: Keys
+    ) -> tuple[Rows, npt.NDArray[np.bool_]]:
         """Count into a fine level: the row of each event, and which its parents should see.
 
         Those are the events without a row, and the measured ends without detail.
@@ -401,32 +405,33 @@ class Levels:
             level.table.flags[rows.take(at)] |= np.uint8(1 << direction)
         slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
         level.measure(d, slots)
-        without = rows == 0
+        poor = rows == 0
         light = np.flatnonzero(slots == 0)
         if light.size:
-            without[d.ends[light]] = True
-        return rows, np.flatnonzero(without)
+            poor[d.ends[light]] = True
+        return rows, poor
 
     @staticmethod
     def _coarse(
-        level: Level, w: Window, d: Details, fine: Rows, poor: Rows, h: U64, keys: Keys
-    ) -> None:
+        level: Level, w: Window, d: Details, fine: Rows, poor: npt.NDArray[np.bool_],
+        hashes: Callable[[Optional[Rows]], U64], keys: Keys,
+    ) -> None:  # fmt: skip
         """Count what a fine level has no row for, and measure what it has no detail for."""
-        whole = poor.size == w.n
-        without = fine if whole else fine.take(poor)
-        missing = without == 0
-        worth = w.comes if whole else w.comes.take(poor)
-        if not missing.all():
-            worth = np.ones_like(worth) if level.rich.free else worth & missing
-        found = level.locate(w, poor, h, worth, keys if whole else keys.at(poor))
-        rows = found
-        if not whole:
+        missing = fine == 0
+        number = int(np.count_nonzero(poor))
+        without_detail = number > np.count_nonzero(missing)
+        worth = poor if without_detail and level.rich.free else w.comes & missing
+        if level.table.scarce and 4 * number > 3 * w.n:  # the few others are as soon looked up
+            rows = level.locate(w, None, hashes(None), worth, keys)
+            rows *= poor
+        else:
+            at = np.flatnonzero(poor)
             rows = np.zeros(w.n, np.intp)
-            rows[poor] = found
+            rows[at] = level.locate(w, at, hashes(at), worth.take(at), keys.at(at))
         slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
         level.measure(d, slots)
-        if not missing.all():
-            rows[poor] = found * missing
+        if without_detail:
+            rows *= missing
         level.count(w, d, rows)
 
     def tick(self, number: int, seconds: float) -> None:
