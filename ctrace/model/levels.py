@@ -41,8 +41,8 @@ SEEN_REPLY: Final = np.uint32(int(Status.SEEN_REPLY))
 _DIRECTION_SAMPLE: Final = 1024
 _SWAPS: Final = 32
 SAMPLED: Final = 8
-ENDS_MEASURED: Final = 8192
-"""Lifetimes measured in a window (of 65,536 events); ``n`` of percentiles counts these."""
+ENDS_MEASURED: Final = 16_384
+"""Lifetimes measured in a window (of 131,072 events); ``n`` of percentiles counts these."""
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shapes import NETNS, SECOND, START, Trace, joined, steady
+from shapes import NETNS, SECOND, START, Trace, cut, joined, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.errors import UsageError
-from ctrace.model.model import Model
+from ctrace.model.model import FLOOD, Model
 from ctrace.model.snapshot import GROUPS, SORTS, Culprit
 from ctrace.record import RECORD, Events, Kind, Reason, Status, empty
 
@@ -188,6 +188,45 @@ def test_history_and_trend() -> None:
     name, rate = s.top["service"][0]
     assert name == "tcp/8063"
     assert rate == pytest.approx(1.0)
+
+
+def test_a_flood_is_counted_whole_though_few_of_its_entries_are_timed() -> None:
+    """Beside it: a local process, whose entries are all paired; and what was there before."""
+    trace = Trace()
+    n = 4 * FLOOD
+    at = np.linspace(0, 4, n)
+    trace.existing(2000, dport=22)
+    trace.flows(at, 0.05, 1.0, src=0x0B000000 + np.arange(n) % 5000, dport=80)
+    trace.flows(steady(500, 4, trace.rng), 0.2, 0.5, dport=53, direction=2, owner=PID)
+    rows = trace.events(until=4)
+    gone = (rows["kind"] == Kind.DESTROY) & (rows["dport"] == 80)
+    late = rows["ts"] > START + 2 * SECOND
+    strangers = np.flatnonzero(gone & late)[:8000]  # older entries end under the flood
+    ended = rows[strangers].copy()
+    ended["ct"] += np.uint64(64)
+    ended["dport"] = 22
+    rows = joined([rows, ended[:1000]])
+    rows = rows[np.argsort(rows["ts"], kind="stable")]
+    m = model()
+    for batch in cut(rows, 4):
+        m.update(batch)
+    services = {c.port: c for c in m.snapshot("service").culprits}
+    for port in (80, 53):
+        mine = rows[rows["dport"] == port]
+        inserts, destroys = (int((mine["kind"] == kind).sum()) for kind in (1, 2))
+        c = services[port]
+        assert (c.inserts, c.destroys, c.held) == (inserts, destroys, inserts - destroys)
+        assert c.error == 0
+    flood = services[80]
+    assert flood.residence.n < flood.destroys / 4
+    assert flood.residence.p50 == pytest.approx(1.05, rel=0.125)
+    assert flood.life.p50 == pytest.approx(0.05, rel=0.125, abs=0.002)
+    process = next(c for c in m.snapshot("process").culprits if c.key.startswith("?[4242]"))
+    assert (process.inserts, process.destroys) == (services[53].inserts, services[53].destroys)
+    assert process.life.p50 == pytest.approx(0.2, rel=0.125)
+    ssh = services[22]
+    assert ssh.held == 1000
+    assert ssh.older == pytest.approx(1000, rel=0.2)
 
 
 # -- victims -------------------------------------------------------------------

@@ -6,11 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrace.model.keys import identity
-from ctrace.model.pairing import EXISTING, Births
+from ctrace.model.pairing import EXISTING, LEFT_OUT, PART, UNKNOWN, Births
 
 U64 = npt.NDArray[np.uint64]
 MS = 1_000_000
@@ -138,3 +139,102 @@ def test_agrees_with_a_dictionary(moves: list[tuple[int, bool, int]], cuts: list
     for mine, right in zip(shown, expected, strict=True):
         assert (mine < 0) == (right < 0)
         assert abs(mine - right) <= UNIT
+
+
+def flood(births: Births, cts: range, ms: int, ends: bool, extra: int = 0) -> tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.uint16]
+]:  # fmt: skip
+    """Births or ends of many addresses at one moment."""
+    ct = np.array(cts, np.uint64) * np.uint64(320) + np.uint64(0xFFFF888000000000)
+    ts = np.full(len(ct), ms * MS, np.uint64)
+    kinds = np.full(len(ct), ends)
+    return births.step(
+        identity(ct, np.zeros(len(ct), np.uint64)), ts, kinds, np.full(len(ct), extra, np.uint16)
+    )
+
+
+def test_thin_pairs_an_even_part_and_says_what_it_left_out() -> None:
+    births = Births(1 << 16)
+    births.thin_out(True, 0)
+    flood(births, range(20_000), 10, False)
+    age, _ = flood(births, range(20_000), 510, True)
+    looked = age != LEFT_OUT
+    assert looked.mean() == pytest.approx(1 / PART, rel=0.1)
+    assert (np.abs(age[looked] - 500 * MS) <= UNIT).all()
+    age, _ = flood(births, range(20_000, 40_000), 520, True)  # never born here
+    assert set(age.tolist()) == {UNKNOWN, LEFT_OUT}
+
+
+def test_thin_leaves_out_none_whose_opener_is_known() -> None:
+    births = Births(1 << 16)
+    flood(births, range(1000), 5, False, extra=3)  # before it is thin: still known
+    births.thin_out(True, 6 * MS)
+    flood(births, range(1000, 3000), 10, False, extra=9)
+    flood(births, range(3000, 20_000), 10, False)
+    for cts, ms, extra in ((range(1000), 505, 3), (range(1000, 3000), 510, 9)):
+        age, found = flood(births, cts, ms, True)
+        assert (np.abs(age - 500 * MS) <= UNIT).all()
+        assert (found == extra).all()
+    _, found = flood(births, range(3000, 20_000), 510, True)
+    assert not found.any()
+    births.thin_out(True, 600 * MS)  # the openers' entries have gone: no others need a look
+    flood(births, range(20_000), 610, False)
+    age, _ = flood(births, range(20_000), 1110, True)
+    assert (age != LEFT_OUT).mean() == pytest.approx(1 / PART, rel=0.1)
+
+
+def test_after_a_flood_nothing_is_taken_for_what_was_left_out() -> None:
+    births = Births(1 << 16)
+    flood(births, range(10_000), 0, False)
+    births.thin_out(True, 1 * MS)
+    flood(births, range(10_000), 1000, False)  # the same addresses anew: most are left out
+    births.thin_out(False, 2000 * MS)
+    flood(births, range(10_000, 20_000), 2500, False)
+    age, _ = flood(births, range(10_000), 3000, True)
+    assert set(np.where(age == LEFT_OUT, 0, (age + UNIT) // (2000 * MS)).tolist()) == {0, 1}
+    assert (age == LEFT_OUT).mean() == pytest.approx(1 - 1 / PART, rel=0.05)
+    age, _ = flood(births, range(10_000, 20_000), 3000, True)
+    assert (np.abs(age - 500 * MS) <= UNIT).all()
+    peeked, _ = births.peek(
+        identity(np.arange(20_000, 20_100, dtype=np.uint64), np.zeros(100, np.uint64)),
+        np.full(100, 3000 * MS, np.uint64),
+    )
+    assert (peeked == UNKNOWN).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 40), st.booleans(), st.integers(0, 500), st.sampled_from([0, 0, 5])
+        ),
+        max_size=150,
+    ),
+    st.lists(st.tuples(st.integers(0, 150), st.booleans()), max_size=5),
+)
+def test_thin_is_right_or_silent(
+    moves: list[tuple[int, bool, int, int]], cuts: list[tuple[int, bool]]
+) -> None:
+    """Whenever it begins and ends: an age that is told is the true one, and so is an opener."""
+    births, alive = Births(1 << 12), dict[int, tuple[int, int]]()
+    now, rows, extras, expected = 0, [], [], []
+    for ct, ends, pause, extra in moves:
+        now += pause + 200
+        rows.append((ct * 320, now, ends))
+        extras.append(0 if ends else extra)
+        if ends:
+            born = alive.pop(ct, None)
+            expected.append((-1, 0) if born is None else ((now - born[0]) * MS, born[1]))
+        else:
+            alive[ct] = now, extra
+            expected.append((-1, extra))
+    at, shown = 0, list[tuple[int, int]]()
+    for cut, thin in [*sorted(cuts), (len(rows), False)]:
+        part = rows[at : max(at, cut)]
+        age, found = step(births, part, extras[at : max(at, cut)])
+        shown += zip(age, found, strict=True)
+        at = max(at, cut)
+        births.thin_out(thin, now if not part else part[-1][1] * MS)
+    for (told, opener), (right_age, right_extra) in zip(shown, expected, strict=True):
+        assert opener == right_extra
+        assert told < 0 or abs(told - right_age) <= UNIT
