@@ -84,10 +84,12 @@ class Ring:
         """How many records were begun since the last reading."""
         return (int(self._producer[0]) - self._at) // SLOT
 
-    def read(self, into: Rows) -> int:
+    def read(self, into: Rows) -> tuple[int, bool]:
         """Copy out and release at most as many records as ``into`` has room for, which
-        must be pending; how many there were before the first that is not written yet."""
-        left, stored = len(into), 0
+        must be pending: how many there were before the first that is not written yet, and
+        whether they are in time order, asked while they are in the cache."""
+        left, stored, ordered = len(into), 0, True
+        times = into.view(RECORD)["ts"]
         while left:
             slots = min(left, CHUNK)
             left -= slots
@@ -105,9 +107,12 @@ class Ring:
             if good is not None:
                 rows = rows[good]
             into[stored : stored + len(rows)] = rows
+            if ordered:
+                new = times[max(stored - 1, 0) : stored + len(rows)]
+                ordered = not (new[1:] < new[:-1]).any()
             stored += len(rows)
             self._release(slots)
-        return stored
+        return stored, ordered
 
     def _release(self, slots: int) -> None:
         self._fence()
@@ -174,9 +179,17 @@ class Rings:
             return empty()  # idle costs a glance at each ring
         rows = np.empty(count + sum(pending), ROW)
         rows[:count] = self._held
+        times, ordered = rows.view(RECORD)["ts"], True
         for ring, slots in zip(self.rings, pending, strict=True):
-            count += ring.read(rows[count : count + slots])
-        events = by_time(rows[:count].view(RECORD))
+            if not slots:
+                continue
+            taken, in_order = ring.read(rows[count : count + slots])
+            if taken:
+                ordered &= in_order and not (count and times[count] < times[count - 1])
+            count += taken
+        events = rows[:count].view(RECORD)
+        if not ordered:
+            events = by_time(events)
         if settle is not None:
             events = settle(events)
         times = events["ts"]

@@ -59,7 +59,7 @@ _S32: Final = np.uint64(32)
 _TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT, _OWNER = 0, 1, 2, 4, 10, 11, 12, 13
 
 # Places of single bytes: of the status its lowest, for records are little-endian.
-_FIELDS = RECORD.fields or {}
+_FIELDS: Final = dict(RECORD.fields or {})
 _STATUS, _STATE, _DIRECTION = (_FIELDS[name][1] for name in ("status", "state", "direction"))
 _H16, _H24, _PROTO = np.uint32(16), np.uint32(24), np.uint32(0xFF0000)
 

@@ -103,6 +103,21 @@ def test_young_records_wait(objects: Objects) -> None:
 
 
 @pytest.mark.kernel
+def test_records_of_several_cpus_come_by_time(objects: Objects) -> None:
+    """Whichever CPU's ring is read first, and whatever waits from before."""
+    program = objects.programs["produce"]
+    for at, cpu in enumerate((max(online_cpus()), 0, max(online_cpus()))):
+        sys.prog_run(program, (at * 32, 1), cpu=cpu)
+    assert not len(objects.poll(3600)[0])
+    for at, cpu in enumerate((max(online_cpus()), 0)):
+        sys.prog_run(program, ((3 + at) * 32, 1), cpu=cpu)
+    events, _ = objects.poll(0)
+    assert len(events) == 5 * 30
+    assert (np.diff(events["ts"].astype(np.int64)) >= 0).all()
+    assert (np.diff(events["ct"].astype(np.int64)) > 0).all()
+
+
+@pytest.mark.kernel
 def test_what_is_held_back_is_settled_too(objects: Objects) -> None:
     """A record may be taken out by one that comes with, or after, the end of the wait."""
     program = objects.programs["produce"]
