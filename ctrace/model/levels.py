@@ -98,7 +98,7 @@ def details(w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, par
         adds += [("existing", existing, 1), ("older", existing, 1)]
         adds.append(("existing_assured", existing[w.assured(existing)], 1))
     looked = np.flatnonzero(ends_age != LEFT_OUT)
-    unpaired = w.ends[looked[ends_age.take(looked) == UNKNOWN]]
+    unpaired = w.ends.take(np.flatnonzero(ends_age == UNKNOWN))
     if unpaired.size:
         adds.append(("older", unpaired, -1))
         if part > 1:  # those of the first dump are all known, others stand for what is left out

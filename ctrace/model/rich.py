@@ -124,7 +124,7 @@ class RichPool:
         at = slots * REGISTERS
         at += register
         # The rank is higher than the register's when this many leading bits are zero.
-        higher = np.flatnonzero(rest < _BELOW.take(registers.take(at)))
+        higher = np.flatnonzero(rest < _BELOW.take(registers.take(at).astype(np.intp)))
         if higher.size:
             # The exponent of a float is the place of its highest bit.
             exponent = (rest[higher].astype(np.float64).view(np.int64) >> 52) - 1023
