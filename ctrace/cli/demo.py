@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -72,22 +73,29 @@ def command(
 def on_screen(
     feed: LiveFeed, adviser: LiveAdviser, director: Director, theme: str, ascii_only: bool
 ) -> None:
-    """The live screen with a caption; in a played demo its pages turn by themselves."""
+    """The live screen with a caption; in a played demo its pages turn by themselves.
+
+    What was told of the incident stays in the terminal when the screen has gone.
+    """
     from ctrace.view import format as fmt
     from ctrace.view.app import TopApp
     from ctrace.view.app_advice import AdvicePane
     from ctrace.view.palette import choose
 
+    only_ascii = ascii_only or fmt.wants_ascii()
     app = TopApp(
         feed,
         palette=choose(theme),
-        ascii_only=ascii_only or fmt.wants_ascii(),
+        ascii_only=only_ascii,
         advice=AdvicePane(adviser),
         caption=lambda: director.text,
         record_to="demo.data",
     )
 
+    told: dict[str, str] = {}
+
     def turn(beat: Beat) -> None:
+        told[beat.name] = beat.text
         if beat.name == "advice":
             app.call_from_thread(app.action_advice)
         elif beat.name == "applied":
@@ -98,6 +106,12 @@ def on_screen(
     director.on_beat = turn
     director.start()
     app.run()
+    for name in ("full", "applied", "recovered", "end"):
+        if name in told:
+            text = click.wrap_text(told[name], shutil.get_terminal_size().columns)
+            click.echo(fmt.ascii_only(text) if only_ascii else text)
+    if director.failed:
+        raise CtraceError(director.failed)
 
 
 def in_words(feed: LiveFeed, director: Director, theme: str, ascii_only: bool) -> None:

@@ -329,6 +329,9 @@ def test_the_demo_turns_the_pages_of_the_screen() -> None:
         assert one.settings() == one.before
         assert b"Traceback" not in one.said
         assert b"\\x1b" not in one.said  # an escape sequence shown as letters
+        left = one.said[one.said.rindex(b"\x1b[?1049l") :]  # what is read when the screen has gone
+        for told in (b"The table is full", b"Applied in the demo", b"Fill ", b"Everything of"):
+            assert told in left
 
 
 def test_what_is_typed_at_once_goes_where_it_was_meant(tmp_path: Path) -> None:
