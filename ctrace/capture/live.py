@@ -171,10 +171,11 @@ class LiveSource:
             if look:
                 looked = time.monotonic()
             spaces = list(self._namespaces.values())
-            tables = self._tables.read(spaces) if look else ()
             with self._poller.lock:
-                names = self._names.learn(events, spaces, look)
+                # one right after the other: what happens between them looks like a difference
+                tables = self._tables.read(spaces) if look else ()
                 counts = self._counts()
+                names = self._names.learn(events, spaces, look)
             yield Batch(
                 events=events,
                 until=max(taken.until, int(events["ts"][-1]) if len(events) else 0),
