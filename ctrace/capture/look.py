@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.errors import CtraceError
-from ctrace.record import Events, Kind, join, words
+from ctrace.record import PART, Events, Kind, in_part, join, words
 
 SAMPLE: Final = 128
 """New entries taken into the sample for each second."""
@@ -60,6 +60,8 @@ class Sampler:
             return events
         inserts = np.flatnonzero(events["kind"] == int(Kind.INSERT))
         if len(inserts):
+            if len(inserts) > PART * self._room:  # a flood, of which only these are timed
+                inserts = inserts[in_part(events["ct"][inserts])]
             count = min(self._room, len(inserts))
             self._room -= count
             chosen = sorted(self._random.sample(range(len(inserts)), count))

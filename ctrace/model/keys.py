@@ -52,8 +52,8 @@ _C4: Final = np.uint64(0xFF51AFD7ED558CCD)
 _LOW_HALF: Final = np.uint64(0xFFFFFFFF)
 _MAPPED: Final = np.uint64(int.from_bytes(MAPPED_PREFIX[8:], "little"))
 _IDENTITY_MIX: Final = np.uint64(0xE7037ED1A0B428DB)
-_S16: Final = np.uint64(16)
 _S32: Final = np.uint64(32)
+_S48: Final = np.uint64(48)
 
 # Places in a record seen as 64-bit words (ctrace.record.WORDS).
 _TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT, _OWNER = 0, 1, 2, 4, 10, 11, 12, 13
@@ -129,13 +129,12 @@ def key_hash(high: U64, low: U64, meta: U64) -> U64:
     return finish(address_hash(high, low) + meta * _C2)
 
 
-def identity(ct: U64, netns: U64) -> U64:
+def identity(ct: U64, meta: U64) -> U64:
     """A 64-bit identity: the address, and for ctnetlink's 32-bit ids the namespace.
 
-    ``netns`` is shifted up, as in a meta word. The high bits, which everything is taken
-    from, depend on all.
+    The high bits, which everything is taken from, depend on all.
     """
-    ident = netns << _S16
+    ident = (meta >> _S32) << _S48
     ident ^= ct
     ident *= _IDENTITY_MIX
     return ident
@@ -155,9 +154,9 @@ class Window:
     ts: U64
     ordered: bool
     """Whether the times never step back."""
-    ident: U64
-    """What :func:`identity` makes of the entry's address; ``named`` says whether all have one."""
+    ct: U64
     named: bool
+    """Whether every ``ct`` names an entry."""
     meta: U64
     kind: U8
     reason: U8
@@ -240,7 +239,7 @@ class Window:
         """Indices of the births and ends of entries with an identity; None for all."""
         if self.named and int(self.counts[:, _ENTRY_KINDS].sum()) == self.n:
             return None
-        return np.flatnonzero(np.isin(self.kind, _ENTRY_KINDS) & (self.words[:, _CT] != 0))
+        return np.flatnonzero(np.isin(self.kind, _ENTRY_KINDS) & (self.ct != 0))
 
     def nat(self) -> npt.NDArray[np.intp]:
         """Indices of the events whose tuple was rewritten."""
@@ -300,7 +299,7 @@ def window(events: Events) -> Window:
     halves, octets = table.view(np.uint32), table.view(np.uint8)
     # (rows whose distance is a power of two would share the same few places in a cache)
     columns = np.empty((7, n + _APART), np.uint64)[:, :n]
-    ts, ident, meta, src_hash, dst_hash, pair_hash, target_hash = columns
+    ts, ct, meta, src_hash, dst_hash, pair_hash, target_hash = columns
     kind, reason, status, state, direction = np.empty((5, n), np.uint8)
     named, ordered = True, True
     for at in range(0, n, _SLAB):
@@ -309,8 +308,8 @@ def window(events: Events) -> Window:
         time = ts[here]
         time[:] = part[:, _TS]
         ordered = ordered and not (time[1:] < time[:-1]).any() and (not at or time[0] >= ts[at - 1])
-        ct = part[:, _CT].copy()
-        named = named and int(ct.min()) > 0
+        ct[here] = part[:, _CT]
+        named = named and int(ct[here].min()) > 0
 
         what = half[:, 2 * _WHAT].copy()  # kind, reason, protocol, family
         kind[here], reason[here] = what.view(np.uint8)[0::4], what.view(np.uint8)[1::4]
@@ -323,7 +322,6 @@ def window(events: Events) -> Window:
         service |= proto  # it has the same place in a meta word
         both = meta[here].view(np.uint32)
         both[0::2], both[1::2] = service, half[:, 2 * _PLACE]
-        ident[here] = identity(ct, meta[here] & NETNS_MASK)
 
         mixed = meta[here] * _C2
         narrow = (what >> _H24 == AF_INET).all()
@@ -348,7 +346,7 @@ def window(events: Events) -> Window:
         words=table,
         ts=ts,
         ordered=bool(ordered),
-        ident=ident,
+        ct=ct,
         named=named,
         meta=meta,
         kind=kind,

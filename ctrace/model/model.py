@@ -14,18 +14,18 @@ from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
 from ctrace.model.levels import Details, Levels
-from ctrace.model.pairing import PART, UNKNOWN, Births
+from ctrace.model.pairing import UNKNOWN, Births
 from ctrace.model.scatter import Rows
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import Tables, counted, per_second
 from ctrace.model.victims import Victims
-from ctrace.record import N_REASONS, Events, Kind
+from ctrace.record import N_REASONS, PART, Events, Kind
 
 TICK_NS: Final = 950_000_000
 """An interval is about a second, whatever the pace of batches."""
 
 FLOOD: Final = 200_000
-"""Events a second above which one entry of :data:`~ctrace.model.pairing.PART` is timed,
+"""Events a second above which one entry of :data:`~ctrace.record.PART` is timed,
 until there are less than a quarter of it."""
 NAMES_LIMIT: Final = 65_536
 PINNED_SAMPLE: Final = 1024
@@ -134,15 +134,15 @@ class Model:
 
     def _pair(self, w: Window, extra: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> I64:
         """Ages of the ended; ``extra`` becomes what their birth had."""
-        ident, ends = w.ident, w.kind == int(Kind.DESTROY)
+        ends = w.kind == int(Kind.DESTROY)
         at = w.entries()
         if at is None:
-            age, found = self._births.step(ident, w.ts, ends, extra)
+            age, found = self._births.step(w.ct, w.meta, w.ts, ends, extra)
             if found is not extra:
                 extra[:] = found
             return age
         age = np.full(w.n, UNKNOWN, np.int64)
-        age[at], extra[at] = self._births.step(ident[at], w.ts[at], ends[at], extra[at])
+        age[at], extra[at] = self._births.step(w.ct[at], w.meta[at], w.ts[at], ends[at], extra[at])
         return age
 
     def _look(self, w: Window) -> None:
@@ -153,7 +153,7 @@ class Model:
         at = w.where(Kind.SAMPLED)
         if not at.size:
             return
-        age, extra = self._births.peek(w.ident[at], w.ts[at])
+        age, extra = self._births.peek(w.ct[at], w.meta[at], w.ts[at])
         self._levels.look(w, at, age, extra)
 
     def _note_pinned(self, w: Window, d: Details) -> None:

@@ -8,10 +8,9 @@ was lost therefore go away by themselves, by reuse or, in a full bucket, as the
 oldest. A wrong match needs two live entries with the same 43 bits of hash
 (one in five million per lookup).
 
-Under a flood one entry of :data:`PART` is enough to know lifetimes, and pairing all
-would cost more than everything else. :attr:`Births.thin` then leaves out those whose
-identity isn't in the first part of the table, except where the birth has an ``extra``:
-who opened an entry is needed for each.
+Under a flood one entry of :data:`~ctrace.record.PART` is enough to know lifetimes, and
+pairing all would cost more than everything else. :attr:`Births.thin` then leaves out
+the others, except where the birth has an ``extra``: who opened an entry is needed for each.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import I64, U64
+from ctrace.model.keys import I64, U64, identity
 from ctrace.model.scatter import Rows
+from ctrace.record import in_part
 
 WAYS: Final = 8
 UNIT_SHIFT: Final = 14
@@ -36,8 +36,6 @@ UNKNOWN: Final = -1
 """Age of an end whose birth is not known."""
 LEFT_OUT: Final = -2
 """Age of an end that was not looked for."""
-PART: Final = 8
-_PART_SHIFT: Final = np.uint64(64 - 3)
 _MARKED: Final = 16
 """Bits of an identity that tell whether an entry with an ``extra`` may be meant."""
 EXISTING: Final = 0x8000
@@ -96,48 +94,59 @@ class Births:
             np.any(some.reshape(len(self._marks), -1), axis=1, out=self._marks)
 
     def step(
-        self, ident: U64, ts: U64, ends: npt.NDArray[np.bool_], extra: npt.NDArray[np.uint16]
+        self,
+        ct: U64,
+        meta: U64,
+        ts: U64,
+        ends: npt.NDArray[np.bool_],
+        extra: npt.NDArray[np.uint16],
     ) -> tuple[I64, npt.NDArray[np.uint16]]:
-        """Handle births and ends in time order.
+        """Handle births and ends in time order; of ``meta`` the namespace counts.
 
         Per event, what is known of an end: nanoseconds since its birth, :data:`UNKNOWN` or
-        :data:`LEFT_OUT`, and the ``extra`` given at the birth. Births get UNKNOWN and
-        their own. At most 2**17 events.
+        :data:`LEFT_OUT`, and the ``extra`` given at the birth. Births get UNKNOWN (or
+        LEFT_OUT) and their own. At most 2**17 events.
         """
         self._extras |= bool(extra.any())
         if self._thin:
-            return self._step_thin(ident, ts, ends, extra)
-        age, found = self._step(ident, ts, ends, extra)
+            return self._step_thin(ct, meta, ts, ends, extra)
+        age, found = self._step(identity(ct, meta), ts, ends, extra)
         if self._thick_since >= 0:
-            age[ends & self._unsure(ident, ts, age, found)] = LEFT_OUT
+            age[ends & self._unsure(ct, ts, age, found)] = LEFT_OUT
         return age, found
 
     def _unsure(
-        self, ident: U64, ts: U64, age: I64, found: npt.NDArray[np.uint16]
+        self, ct: U64, ts: U64, age: I64, found: npt.NDArray[np.uint16]
     ) -> npt.NDArray[np.bool_]:
         """What was left out looks as if it were older, or like its address' previous entry."""
-        unsure: npt.NDArray[np.bool_] = (ident >> _PART_SHIFT != 0) & (found == 0)
+        unsure: npt.NDArray[np.bool_] = ~in_part(ct) & (found == 0)
         if not self._thin:
             unsure &= (age < 0) | (ts.view(np.int64) - age < self._thick_since)
         return unsure
 
     def _step_thin(
-        self, ident: U64, ts: U64, ends: npt.NDArray[np.bool_], extra: npt.NDArray[np.uint16]
+        self,
+        ct: U64,
+        meta: U64,
+        ts: U64,
+        ends: npt.NDArray[np.bool_],
+        extra: npt.NDArray[np.uint16],
     ) -> tuple[I64, npt.NDArray[np.uint16]]:
-        looked = ident >> _PART_SHIFT == 0
-        part, mark = looked, None
+        looked = in_part(ct)
         if self._extras:
-            mark = (ident >> self._mark_shift).view(np.int64)
+            mark = (identity(ct, meta) >> self._mark_shift).view(np.int64)
             self._marks[mark[extra != 0]] = True
-            looked = part | self._marks.take(mark)
+            looked |= self._marks.take(mark)
         at = np.flatnonzero(looked)
-        age, found = np.full(len(ident), LEFT_OUT, np.int64), extra
-        ages, extras = self._step(ident.take(at), ts.take(at), ends.take(at), extra.take(at))
-        if mark is not None:
+        some, age, found = ct.take(at), np.full(len(ct), LEFT_OUT, np.int64), extra
+        times = ts.take(at)
+        ages, extras = self._step(
+            identity(some, meta.take(at)), times, ends.take(at), extra.take(at)
+        )
+        if self._extras:  # some only looked as if they might have an ``extra``
             found = extra.copy()
             found[at] = extras
-            # these only looked as if they might have an ``extra``
-            ages[(ages < 0) & ~part.take(at) & (extras == 0)] = LEFT_OUT
+            ages[self._unsure(some, times, ages, extras)] = LEFT_OUT
         age[at] = ages
         return age, found
 
@@ -192,9 +201,10 @@ class Births:
                 age[exists] = UNKNOWN
         return age, found
 
-    def peek(self, ident: U64, ts: U64) -> tuple[I64, npt.NDArray[np.uint16]]:
-        """Age at ``ts`` and ``extra`` of entries that live on; -1 where the birth is unknown."""
-        age, found = np.full(len(ident), -1, np.int64), np.zeros(len(ident), np.uint16)
+    def peek(self, ct: U64, meta: U64, ts: U64) -> tuple[I64, npt.NDArray[np.uint16]]:
+        """Age at ``ts`` and ``extra`` of entries that live on; UNKNOWN without their birth."""
+        ident = identity(ct, meta)
+        age, found = np.full(len(ident), UNKNOWN, np.int64), np.zeros(len(ident), np.uint16)
         first, tag, now = ident >> self._start_shift, self._tag(ident), ts >> _UNITS
         for way in range(WAYS):
             place = _way(first, way)
@@ -206,7 +216,7 @@ class Births:
             match &= (extra & EXISTING) == 0
             age[match] = (units[match] << _UNITS).view(np.int64)
         if self._thin or self._thick_since >= 0:
-            age[self._unsure(ident, ts, age, found)] = UNKNOWN
+            age[self._unsure(ct, ts, age, found)] = UNKNOWN
         return age, found
 
     def _tag(self, ident: U64) -> U64:

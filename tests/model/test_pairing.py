@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.model.keys import identity
-from ctrace.model.pairing import EXISTING, LEFT_OUT, PART, UNKNOWN, Births
+from ctrace.model.pairing import EXISTING, LEFT_OUT, UNKNOWN, Births
+from ctrace.record import PART
 
 U64 = npt.NDArray[np.uint64]
 MS = 1_000_000
@@ -26,7 +26,7 @@ def step(
     ts = np.array([row[1] * MS for row in rows], np.uint64)
     ends = np.array([row[2] for row in rows], bool)
     tags = np.array(extra or [0] * len(rows), np.uint16)
-    age, found = births.step(identity(ct, np.full(len(ct), 7, np.uint64)), ts, ends, tags)
+    age, found = births.step(ct, np.full(len(ct), 7 << 32, np.uint64), ts, ends, tags)
     return age.tolist(), found.tolist()
 
 
@@ -148,9 +148,8 @@ def flood(births: Births, cts: range, ms: int, ends: bool, extra: int = 0) -> tu
     ct = np.array(cts, np.uint64) * np.uint64(320) + np.uint64(0xFFFF888000000000)
     ts = np.full(len(ct), ms * MS, np.uint64)
     kinds = np.full(len(ct), ends)
-    return births.step(
-        identity(ct, np.zeros(len(ct), np.uint64)), ts, kinds, np.full(len(ct), extra, np.uint16)
-    )
+    netns, extras = np.zeros(len(ct), np.uint64), np.full(len(ct), extra, np.uint16)
+    return births.step(ct, netns, ts, kinds, extras)
 
 
 def test_thin_pairs_an_even_part_and_says_what_it_left_out() -> None:
@@ -196,7 +195,8 @@ def test_after_a_flood_nothing_is_taken_for_what_was_left_out() -> None:
     age, _ = flood(births, range(10_000, 20_000), 3000, True)
     assert (np.abs(age - 500 * MS) <= UNIT).all()
     peeked, _ = births.peek(
-        identity(np.arange(20_000, 20_100, dtype=np.uint64), np.zeros(100, np.uint64)),
+        np.arange(20_000, 20_100, dtype=np.uint64),
+        np.zeros(100, np.uint64),
         np.full(100, 3000 * MS, np.uint64),
     )
     assert (peeked == UNKNOWN).all()
