@@ -29,14 +29,14 @@ CLOSED = 22
 HIGH = 40000
 """In the ephemeral range, with a listener that the firewall hides."""
 BACKEND = 9063
-WAIT = 0.4
-SHORT = 0.2
-LONGEST = 8 * WAIT
+WAIT = 1.0
+SHORT = 0.4
+"""Seconds for what ought to be closed: open doors here answer within a millisecond."""
+LONGEST = 4 * WAIT
 """What a second, patient look at a service waits: nothing of a connection outlives it."""
 ABORT = b"\x01\0\0\0\0\0\0\0"
 """As SO_LINGER: close at once, and send nothing again. What went on sending after a failed
 use would be tracked, and counted, under the rules of the next case."""
-"""Seconds for what ought to be closed: open doors here answer within a millisecond."""
 LOCAL = {4: "127.0.0.1", 6: "::1"}
 STRANGER = {4: "10.77.1.100", 6: "fd77:1::100"}
 Address = tuple[str, int]
