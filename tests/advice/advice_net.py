@@ -126,7 +126,7 @@ def build() -> Net:
         net.stop += [_tcp(node, port) for port in ports]
         net.stop.append(_udp(node, PORT))
     net.local = local_addresses(h.path)
-    at, deadline = net.addresses, time.monotonic() + 10
+    at, deadline = net.addresses, time.monotonic() + 60
     # Neighbour discovery and link-local addresses take a moment.
     while not all(ask(c, (at[name][family], PORT)) for name in "hs" for family in (4, 6)):
         assert time.monotonic() < deadline, "the private network does not carry traffic"
