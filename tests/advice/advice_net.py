@@ -29,9 +29,14 @@ CLOSED = 22
 HIGH = 40000
 """In the ephemeral range, with a listener that the firewall hides."""
 BACKEND = 9063
-WAIT = 0.4
-SHORT = 0.2
+WAIT = 1.0
+SHORT = 0.4
 """Seconds for what ought to be closed: open doors here answer within a millisecond."""
+LONGEST = 4 * WAIT
+"""What a second, patient look at a service waits: nothing of a connection outlives it."""
+ABORT = b"\x01\0\0\0\0\0\0\0"
+"""As SO_LINGER: close at once, and send nothing again. What went on sending after a failed
+use would be tracked, and counted, under the rules of the next case."""
 LOCAL = {4: "127.0.0.1", 6: "::1"}
 STRANGER = {4: "10.77.1.100", 6: "fd77:1::100"}
 Address = tuple[str, int]
@@ -121,7 +126,7 @@ def build() -> Net:
         net.stop += [_tcp(node, port) for port in ports]
         net.stop.append(_udp(node, PORT))
     net.local = local_addresses(h.path)
-    at, deadline = net.addresses, time.monotonic() + 10
+    at, deadline = net.addresses, time.monotonic() + 60
     # Neighbour discovery and link-local addresses take a moment.
     while not all(ask(c, (at[name][family], PORT)) for name in "hs" for family in (4, 6)):
         assert time.monotonic() < deadline, "the private network does not carry traffic"
@@ -151,10 +156,21 @@ def _accept(listener: socket.socket, name: str) -> None:
         threading.Thread(target=_talk, args=(connection, name), daemon=True).start()
 
 
+@contextlib.contextmanager
+def aborted(connection: socket.socket) -> Iterator[None]:
+    """A failure in the block is no error, and leaves nothing to send."""
+    try:
+        yield
+    except OSError:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+
+
 def _talk(connection: socket.socket, name: str) -> None:
     """``s``: a short answer; ``d``: a large one; ``u``: take a large one, then answer."""
-    with connection, contextlib.suppress(OSError):
+    user_timeout = int(LONGEST * 1000)
+    with connection, aborted(connection):
         connection.settimeout(5)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout)
         asked = connection.recv(1)
         if asked == b"d":
             connection.sendall(b"x" * BIG)
@@ -213,11 +229,11 @@ def ask(
         client.settimeout(wait)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
+        with aborted(client):
             if source:
                 client.bind(source)
                 # Free the port at once: the next scan uses it again.
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
             client.connect(target)
             client.sendall(what + (b"x" * BIG if what == b"u" else b""))
             got, want = 0, BIG if what == b"d" else 2
@@ -227,8 +243,7 @@ def ask(
                     return b""
                 got += len(data)
             return data[-2:]
-        except OSError:
-            return b""
+        return b""
 
 
 def echo(

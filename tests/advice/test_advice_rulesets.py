@@ -9,7 +9,19 @@ from queue import SimpleQueue
 
 import pytest
 from advice_cases import CASES, RULES, SAFE, Case
-from advice_net import Net, build, entries, install, measure, put, reset, seen, take_away
+from advice_net import (
+    LONGEST,
+    WAIT,
+    Net,
+    build,
+    entries,
+    install,
+    measure,
+    put,
+    reset,
+    seen,
+    take_away,
+)
 
 from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.roles import roles, subject
@@ -49,7 +61,7 @@ class Row:
 def run(net: Net, case: Case) -> Row:
     """A case, and once more with patience if it surprises: a busy machine is slow, too."""
     row = attempt(net, case)
-    return row if row.as_expected else attempt(net, case, 8.0)
+    return row if row.as_expected else attempt(net, case, LONGEST / WAIT)
 
 
 def attempt(net: Net, case: Case, patience: float = 1.0) -> Row:

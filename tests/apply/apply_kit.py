@@ -102,7 +102,7 @@ def load(source: Node, address: str, port: int = PORT, parallel: int = 2) -> Ite
     for thread in threads:
         thread.start()
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not all(one.done for one in loads) and time.monotonic() < deadline:
             time.sleep(0.02)
         yield loads

@@ -319,7 +319,7 @@ def test_count_duration_kinds_and_a_closed_pipe(lab: Lab) -> None:
     a, b = pair(lab)
     child = start("--count", "3", "-p", "udp", "--hooks", "netfilter")
     traffic.udp_flows(a, (b.addresses["a"][0], 9), 12)
-    out, err = child.communicate(timeout=10)
+    out, err = child.communicate(timeout=60)
     assert len(out.splitlines()) == 4
     assert out.splitlines()[0] == HEADER
     assert "3 events" in err
@@ -327,13 +327,13 @@ def test_count_duration_kinds_and_a_closed_pipe(lab: Lab) -> None:
 
     child = start("--duration", "0.5", "-e", "destroy", "--hooks", "netfilter", "-p", "udp")
     traffic.udp_flows(a, (b.addresses["a"][0], 9), 5, first_port=30000)
-    assert child.communicate(timeout=10)[0].splitlines() == [HEADER]
+    assert child.communicate(timeout=60)[0].splitlines() == [HEADER]
     assert child.returncode == 0
 
     child = start("--hooks", "netfilter")
     assert child.stdout is not None
     child.stdout.close()
-    assert child.wait(timeout=10) == 0
+    assert child.wait(timeout=60) == 0
     assert child.stderr is not None
     assert "Traceback" not in child.stderr.read()
 

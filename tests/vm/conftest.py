@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_kit import Net, Seen
+from vm_kit import Net, Seen, families
 
 from ctrace.capture.family import Capture
-from ctrace.capture.ladder import probe
 from ctrace.capture.live import FAMILIES
 from ctrace.filters import Filter
 from ctrace.host import netns
@@ -27,8 +26,7 @@ _seen: Seen = {}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
-        families = [one.family for one in probe() if one.holds] if os.geteuid() == 0 else []
-        metafunc.parametrize("family", families, scope="module")
+        metafunc.parametrize("family", families(), scope="module")
 
 
 def pytest_sessionfinish() -> None:

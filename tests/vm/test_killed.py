@@ -114,7 +114,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait(condition: Callable[[], bool], what: str, seconds: float = 180 if KERNEL else 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what

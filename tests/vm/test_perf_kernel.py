@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 from perf_kit import PORT, Ballast, open_flows, pair, send, totals
+from vm_kit import families
 
 from ctrace.capture import chains
-from ctrace.capture.ladder import probe
 from ctrace.capture.measuring import Objects
 from ctrace.capture.timing import FAMILIES, Timing, active
 from ctrace.errors import CtraceError
@@ -38,8 +38,7 @@ FLOWS = 400 if KERNEL else 1000
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "timers" in metafunc.fixturenames:
-        holding = {one.family for one in probe() if one.holds} if os.geteuid() == 0 else set()
-        metafunc.parametrize("timers", [name for name in FAMILIES if name in holding])
+        metafunc.parametrize("timers", [name for name in FAMILIES if name in families()])
 
 
 @contextlib.contextmanager
@@ -110,8 +109,7 @@ def test_the_timers_agree_with_the_kernels_clock_of_bpf_programs(timers: str) ->
 
 
 def test_a_pair_of_function_hooks_and_the_bracket_agree() -> None:
-    holding = {one.family for one in probe() if one.holds}
-    if not {"fentry", "netfilter"} <= holding:
+    if not {"fentry", "netfilter"} <= set(families()):
         pytest.skip("this kernel cannot time both ways")
     with pair(track_server=False) as (a, b):
         send(a, b, 10)

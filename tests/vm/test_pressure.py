@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_kit import Net, Seen, Watch, flows, note
+from vm_kit import Net, Seen, Watch, families, flows, note
 
 from ctrace.capture import netfilter
 from ctrace.capture.family import Capture
-from ctrace.capture.ladder import probe
 from ctrace.capture.live import FAMILIES
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
@@ -113,7 +112,7 @@ def test_the_collector_near_the_limit_is_told_from_deletions(
     It runs once a minute or less, so all families watch the same run.
     """
     client, server = net.client, net.server
-    made = {one.family: FAMILIES[one.family](Filter(), 1 << 20) for one in probe() if one.holds}
+    made = {family: FAMILIES[family](Filter(), 1 << 20) for family in families()}
     try:
         for capture in made.values():
             capture.follow(netns.find())
