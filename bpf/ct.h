@@ -60,6 +60,16 @@ INLINE void read_entry(struct entry *e, u64 ct)
 		__builtin_memset(e->words, 0, CT_BYTES);
 }
 
+/* What a record of its insert needs. */
+INLINE void read_new_entry(struct entry *e, u64 ct)
+{
+	if (probe_read(e->words, CT_STATUS + 4, (void *)ct))
+		__builtin_memset(e->words, 0, CT_STATUS + 4);
+#ifdef TCP_STATE
+	AT(e, u8, CT_PROTO + TCP_STATE) = read8(ct + CT_PROTO + TCP_STATE);
+#endif
+}
+
 INLINE u32 netns_of(u64 net)
 {
 	return read32(net + NET_INUM);
@@ -82,19 +92,52 @@ INLINE bool was_inserted(const struct entry *e)
 
 /* -- exact counts, whatever the filter says -------------------------------------- */
 
-INLINE struct tally *tally_of(u32 netns)
+/*
+ * A place belongs on this CPU to the first namespace that comes, for good. Of two that come
+ * at the same time, one in a softirq that interrupts the other, the place is neither's: whoever
+ * finds a claim beside its own keeps to COUNTS, as does who comes later. User space adds up.
+ */
+INLINE struct tally *near_tally(u32 netns)
 {
-	struct tally *tally = map_lookup(COUNTS, &netns);
+	u32 zero = 0, place = netns % NEAR_PLACES;
+	struct near *near = map_lookup(NEAR, &zero);
+
+	if (!near)
+		return NULL;
+	if (near->places[place].netns == netns)
+		return &near->places[place].tally;
+	if (near->places[place].claims)
+		return NULL;
+	__sync_fetch_and_add(&near->places[place].claims, 1);
+	if (*(volatile u64 *)&near->places[place].claims != 1)
+		return NULL;
+	near->places[place].netns = netns;
+	return &near->places[place].tally;
+}
+
+/* The namespace's own; NULL where it has none, also when the map is full. */
+INLINE struct tally *own_tally(u32 netns, bool make)
+{
+	struct tally *tally = near_tally(netns);
 	u32 zero = 0;
 	void *blank;
 
-	if (tally)
+	if (!tally)
+		tally = map_lookup(COUNTS, &netns);
+	if (tally || !make)
 		return tally;
 	blank = map_lookup(BLANK, &zero);
 	if (blank)
 		map_update(COUNTS, &netns, blank, BPF_NOEXIST);
-	tally = map_lookup(COUNTS, &netns);
-	/* when the map is full namespace 0 takes the rest */
+	return map_lookup(COUNTS, &netns);
+}
+
+INLINE struct tally *tally_of(u32 netns)
+{
+	struct tally *tally = own_tally(netns, true);
+	u32 zero = 0;
+
+	/* namespace 0 takes the rest */
 	return tally ? tally : map_lookup(COUNTS, &zero);
 }
 
@@ -258,17 +301,20 @@ INLINE bool record_wanted(const struct entry *e, u32 netns, u8 kind)
 
 /* -- the record -------------------------------------------------------------------- */
 
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define MAPPED 0xffff0000	/* bytes 8 to 11 of ::ffff:a.b.c.d */
+#else
+#define MAPPED 0x0000ffff
+#endif
+
 INLINE void put_address(u8 *to, const u8 *from, u16 family)
 {
 	u32 *out = (u32 *)to;
 	const u32 *in = (const u32 *)from;
 
-	if (family == AF_INET) {	/* as ::ffff:a.b.c.d */
+	if (family == AF_INET) {
 		*(u64 *)to = 0;
-		to[8] = 0;
-		to[9] = 0;
-		to[10] = 0xff;
-		to[11] = 0xff;
+		out[2] = MAPPED;
 		out[3] = in[0];
 	} else {
 		out[0] = in[0];
@@ -289,8 +335,12 @@ INLINE u8 state_of(const struct entry *e)
 	return STATE_UNKNOWN;
 }
 
-/* A slot in this CPU's ring with the common part filled in; NULL when it is full. */
-INLINE struct ctrace_record *new_record(const struct entry *e, u64 ct, u32 netns)
+/*
+ * A record in this CPU's ring, or a count of one that it had no room for. `last`: what its
+ * last 16 bytes are for this kind.
+ */
+INLINE void emit(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason, u8 direction,
+		 const u64 last[2])
 {
 	u16 family = AT(e, u16, ORIGINAL + TUPLE_L3NUM);
 	struct ctrace_record *r;
@@ -298,14 +348,17 @@ INLINE struct ctrace_record *new_record(const struct entry *e, u64 ct, u32 netns
 	void *ring = map_lookup(RINGS, &cpu);
 
 	if (!ring)
-		return NULL;
+		return;
 	r = ring_reserve(ring, sizeof(*r), 0);
 	if (!r) {
 		count(netns, CTRACE_R_RING_FULL, 1);
-		return NULL;
+		return;
 	}
-	r->ts = boot_ns();
+	/* both its cache lines are on their way while the clock is read */
 	r->ct = ct;
+	r->owner = last[0];
+	r->cgroup = last[1];
+	r->ts = boot_ns();
 	put_address(r->src, &AT(e, u8, ORIGINAL + TUPLE_SRC), family);
 	put_address(r->dst, &AT(e, u8, ORIGINAL + TUPLE_DST), family);
 	put_address(r->reply_src, &AT(e, u8, REPLY + TUPLE_SRC), family);
@@ -323,31 +376,18 @@ INLINE struct ctrace_record *new_record(const struct entry *e, u64 ct, u32 netns
 #else
 	r->zone = 0;
 #endif
-	return r;
-}
-
-/* insert, drop and insert_failed: what happened on behalf of a packet */
-INLINE void emit_owned(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason, u8 direction,
-		       u64 owner, u64 cgroup)
-{
-	struct ctrace_record *r;
-
-	r = new_record(e, ct, netns);
-	if (!r)
-		return;
 	r->kind = kind;
 	r->reason = reason;
 	r->direction = direction;
 	r->state = state_of(e);
-	r->owner = owner;
-	r->cgroup = cgroup;
 	ring_submit(r, BPF_RB_NO_WAKEUP);
 }
 
+/* insert, drop and insert_failed: what happened on behalf of a packet */
 INLINE void emit_packet_event(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason,
 			      u8 direction)
 {
-	u64 owner = 0;
+	u64 owned[2] = {};
 
 	if (!record_wanted(e, netns, kind))
 		return;
@@ -355,8 +395,10 @@ INLINE void emit_packet_event(const struct entry *e, u64 ct, u32 netns, u8 kind,
 	if ((direction == CTRACE_D_OUT ||
 	     (direction == CTRACE_D_UNKNOWN && kind == CTRACE_INSERT)) &&
 	    in_task())
-		owner = current_key();
-	emit_owned(e, ct, netns, kind, reason, direction, owner, owner ? cgroup_of(owner) : 0);
+		owned[0] = current_key();
+	if (owned[0])
+		owned[1] = cgroup_of(owned[0]);
+	emit(e, ct, netns, kind, reason, direction, owned);
 }
 
 /* -- the life of a dying entry ------------------------------------------------------ */
@@ -399,15 +441,17 @@ INLINE u32 tcp_timeout(const struct entry *e, u64 net)
 INLINE u32 udp_timeout(const struct entry *e, u64 net)
 {
 #if defined(NET_UDP_TIMEOUTS) && defined(UDP_STREAM_TS)
-	u64 table = net + NET_UDP_TIMEOUTS;
-	u32 timeouts[2] = {};	/* unreplied, replied */
+	u64 table = net + NET_UDP_TIMEOUTS;	/* unreplied, replied */
 
-	probe_read(timeouts, sizeof(timeouts), (void *)table);
 	/* refreshed with the stream timeout only once the flow is older than 2 s */
-	if (AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY &&
-	    (s32)(AT(e, u32, CT_TIMEOUT) - timeouts[1] - AT(e, u32, CT_PROTO + UDP_STREAM_TS)) > 0)
-		return timeouts[1];
-	return timeouts[0];
+	if (AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY) {
+		u32 replied = read32(table + 4);
+
+		if ((s32)(AT(e, u32, CT_TIMEOUT) - replied -
+			  AT(e, u32, CT_PROTO + UDP_STREAM_TS)) > 0)
+			return replied;
+	}
+	return read32(table);
 #else
 	return 0;
 #endif
@@ -474,7 +518,13 @@ INLINE void emit_life(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reas
 		      bool ext_alive)
 {
 	s32 overdue = (u32)jiffies64() - AT(e, u32, CT_TIMEOUT), idle;
-	struct ctrace_record *r;
+	union {
+		struct {
+			s32 idle_ms, overdue_ms;
+			u32 timeout_ms, mark;
+		};
+		u64 words[2];
+	} life;
 	u32 timeout;
 
 	if (!record_wanted(e, netns, kind))
@@ -483,27 +533,20 @@ INLINE void emit_life(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reas
 	if (ext_alive && has_timeout_policy(e))
 		timeout = 0;
 	idle = overdue + (s32)timeout;
-	r = new_record(e, ct, netns);
-	if (!r)
-		return;
-	r->kind = kind;
-	r->reason = reason;
-	r->direction = CTRACE_D_UNKNOWN;
-	r->state = state_of(e);
 	if (timeout && idle >= 0) {
-		r->idle_ms = MS(idle);
-		r->timeout_ms = (u32)((u64)timeout * 1000 / HZ);
+		life.idle_ms = MS(idle);
+		life.timeout_ms = (u32)((u64)timeout * 1000 / HZ);
 	} else {
-		r->idle_ms = -1;
-		r->timeout_ms = 0;
+		life.idle_ms = -1;
+		life.timeout_ms = 0;
 	}
-	r->overdue_ms = MS(overdue);
+	life.overdue_ms = MS(overdue);
 #ifdef CT_MARK
-	r->mark = AT(e, u32, CT_MARK);
+	life.mark = AT(e, u32, CT_MARK);
 #else
-	r->mark = 0;
+	life.mark = 0;
 #endif
-	ring_submit(r, BPF_RB_NO_WAKEUP);
+	emit(e, ct, netns, kind, reason, CTRACE_D_UNKNOWN, life.words);
 }
 
 /* -- what the hooks call ------------------------------------------------------------- */

@@ -9,9 +9,9 @@
 #define MAP(position) bpf_pseudo_fd(1, 1000001 + (position))
 
 #define RINGS MAP(0)	/* array of one ring buffer per CPU */
-#define COUNTS MAP(1)	/* per-CPU hash: netns -> struct tally */
+#define COUNTS MAP(1)	/* per-CPU hash: netns -> struct tally, of those that NEAR has not */
 #define OWNERS MAP(2)	/* LRU hash: owner key -> struct owner */
-#define SCRATCH MAP(3)	/* LRU hash: u64 -> u64[6], what one hook leaves for another */
+#define SCRATCH MAP(3)	/* LRU hash: u64 -> u64[7], what one hook leaves for another */
 #define BASELINE MAP(4)	/* per-CPU hash: netns -> the kernel's own counters when last seen */
 #define SETTINGS MAP(5)	/* array of u64: what is learned after loading */
 
@@ -19,12 +19,27 @@
 
 #define CGROUPS MAP(7)	/* LRU hash: cgroup id -> struct cgroup_names */
 #define BLANK MAP(8)	/* array: zeros as large as struct cgroup_names, too many for the stack */
+#define NEAR MAP(9)	/* per-CPU array of one struct near: most namespaces' counts */
+#define SLOTS MAP(10)	/* array of 1 << SLOT_BITS u64[7]: most of what SCRATCH would hold */
 
 struct tally {
 	u64 counts[16];	/* CTRACE_REASONS */
 	u64 size;	/* address of the table's size; 0: unknown */
 	u64 max;	/* and of the limit */
 };
+
+/* Counts at a place that the namespace's number tells: no hashing, no chain to follow. */
+#define NEAR_PLACES 64	/* numbers are given out one after the other */
+
+struct near {
+	struct {
+		u64 netns;
+		u64 claims;
+		struct tally tally;
+	} places[NEAR_PLACES];
+};
+
+#define SLOT_BITS 12
 
 struct owner {
 	u8 comm[16];

@@ -47,6 +47,7 @@ struct tracepoint {
 /* -- what this context (a task, or a CPU's softirq) put forward last ------------------ */
 
 struct slot {
+	u64 context;
 	u64 ct;
 	u64 skb;	/* 0 once the packet was refused */
 	u64 hash;	/* of the tuple: tells two lives of one address apart */
@@ -59,6 +60,42 @@ struct slot {
 INLINE u64 context_key(bool task)
 {
 	return task ? current_task() : (u64)this_cpu() << 1 | 1;
+}
+
+/* The place of a context's slot; another context's may be in it. */
+INLINE struct slot *slot_place(u64 context)
+{
+	u32 place = context * 0x9e3779b97f4a7c15ULL >> (64 - SLOT_BITS);
+
+	return map_lookup(SLOTS, &place);
+}
+
+INLINE struct slot *slot_of(u64 context)
+{
+	struct slot *slot = slot_place(context);
+
+	return slot && slot->context == context ? slot : map_lookup(SCRATCH, &context);
+}
+
+/* The same to write to: the place is free a second after its context used it last. */
+INLINE struct slot *own_slot(u64 context, u32 now)
+{
+	struct slot *slot = slot_place(context);
+
+	if (!slot || slot->context == context)
+		return slot;
+	if (now - slot->when > HZ) {
+		slot->context = context;
+		return slot;
+	}
+	slot = map_lookup(SCRATCH, &context);
+	if (!slot) {
+		struct slot fresh = {};
+
+		map_update(SCRATCH, &context, &fresh, 0);
+		slot = map_lookup(SCRATCH, &context);
+	}
+	return slot;
 }
 
 /* __nf_conntrack_alloc() leaves the hash in the reply's unused node until the insert. */
@@ -89,35 +126,27 @@ INLINE bool in_vrf_round(void *state)
 /* What nf_free and nf_drop may have to take back. */
 INLINE struct slot *put_forward(const struct entry *e, u64 ct, u64 skb, bool task)
 {
-	u64 key = context_key(task);
-	struct slot *slot = map_lookup(SCRATCH, &key);
+	u32 now = jiffies64();
+	struct slot *slot = own_slot(context_key(task), now);
 
-	if (!slot) {
-		struct slot fresh = {};
-
-		map_update(SCRATCH, &key, &fresh, 0);
-		slot = map_lookup(SCRATCH, &key);
-		if (!slot)
-			return NULL;
-	}
+	if (!slot)
+		return NULL;
 	slot->ct = ct;
 	slot->skb = skb;
 	slot->hash = saved_hash(e);
-	slot->when = jiffies64();
+	slot->when = now;
 	return slot;
 }
 
 /* As cgroup_of(), which a process that goes on sending asks once a second only. */
 INLINE u64 sender_cgroup(struct slot *slot, u64 owner)
 {
-	u32 now = jiffies64();
-
 	if (!slot)
 		return cgroup_of(owner);
-	if (slot->owner != owner || now - slot->named > HZ) {
+	if (slot->owner != owner || slot->when - slot->named > HZ) {
 		slot->cgroup = cgroup_of(owner);
 		slot->owner = owner;
-		slot->named = now;
+		slot->named = slot->when;
 	}
 	return slot->cgroup;
 }
@@ -125,7 +154,7 @@ INLINE u64 sender_cgroup(struct slot *slot, u64 owner)
 int nf_confirm(struct hook_context *ctx)
 {
 	void *skb, *state, *net;
-	u64 nfct, hook, arrived, inum, ct, owner = 0;
+	u64 nfct, hook, arrived, inum, ct, owned[2] = {};
 	struct slot *slot;
 	struct entry e;
 	u8 direction;
@@ -139,8 +168,7 @@ int nf_confirm(struct hook_context *ctx)
 	ct = nfct & NFCT_PTR;
 	if (!ct)
 		return NF_ACCEPT;
-	read_entry(&e, ct);
-	if (AT(&e, u64, CT_TUPLEHASH + HASH_PPREV))
+	if (read64(ct + CT_TUPLEHASH + HASH_PPREV))
 		return NF_ACCEPT;
 
 	LOAD(state, u64, ctx, BPF_NF_STATE);
@@ -155,6 +183,7 @@ int nf_confirm(struct hook_context *ctx)
 	LOAD(net, u64, state, STATE_NET);
 	LOAD(inum, u32, net, NET_INUM);
 	task = in_task();
+	read_new_entry(&e, ct);
 	slot = put_forward(&e, ct, (u64)skb, task);
 	count(inum, CTRACE_R_NEW, 1);
 	/* IPS_CONFIRMED is set a moment later: said already */
@@ -163,9 +192,10 @@ int nf_confirm(struct hook_context *ctx)
 		return NF_ACCEPT;
 	/* whoever runs while a packet arrives or passes through is not its owner */
 	if (direction == CTRACE_D_OUT && task)
-		owner = current_key();
-	emit_owned(&e, ct, inum, CTRACE_INSERT, CTRACE_R_NEW, direction, owner,
-		   owner ? sender_cgroup(slot, owner) : 0);
+		owned[0] = current_key();
+	if (owned[0])
+		owned[1] = sender_cgroup(slot, owned[0]);
+	emit(&e, ct, inum, CTRACE_INSERT, CTRACE_R_NEW, direction, owned);
 	return NF_ACCEPT;
 }
 
@@ -249,10 +279,9 @@ INLINE bool is_spared(const struct entry *e)
 
 INLINE void retract(const struct entry *e, u64 ct)
 {
-	u64 key = context_key(in_task());
-	struct slot *slot = map_lookup(SCRATCH, &key);
+	struct slot *slot = slot_of(context_key(in_task()));
+	u64 nothing[2] = {};
 	u32 netns;
-	struct ctrace_record *r;
 
 	if (!slot || slot->ct != ct || slot->hash != saved_hash(e) ||
 	    (u32)jiffies64() - slot->when > HZ)
@@ -264,12 +293,7 @@ INLINE void retract(const struct entry *e, u64 ct)
 		count(netns, CTRACE_R_CLASH_RESOLVED, 1);
 	if (!flow_wanted(e, netns))
 		return;
-	r = new_record(e, ct, netns);
-	if (!r)
-		return;
-	r->kind = CTRACE_RETRACT;
-	r->reason = CTRACE_R_NONE;
-	ring_submit(r, BPF_RB_NO_WAKEUP);
+	emit(e, ct, netns, CTRACE_RETRACT, CTRACE_R_NONE, CTRACE_D_UNKNOWN, nothing);
 }
 
 int nf_free(struct tracepoint *ctx)
@@ -455,8 +479,7 @@ int nf_drop(struct tracepoint *ctx)
 		return 0;
 	read_counters(&now, net);
 	if (now.insert_failed != before->insert_failed && ct) {
-		u64 key = context_key(in_task());
-		struct slot *slot = map_lookup(SCRATCH, &key);
+		struct slot *slot = slot_of(context_key(in_task()));
 		u8 reason = now.chain != before->chain ? CTRACE_R_CHAIN_TOO_LONG :
 			    now.drop != before->drop   ? CTRACE_R_CLASH :
 							 CTRACE_R_FAILED;
@@ -519,8 +542,7 @@ int nf_baseline(struct tracepoint *ctx)
 	netns = netns_of(net);
 	read_counters(&now, net);
 	map_update(BASELINE, &netns, &now, 0);
-	tally_of(netns);
-	tally = map_lookup(COUNTS, &netns);	/* not the one of the rest */
+	tally = own_tally(netns, true);
 	if (tally) {
 		tally->size = size;
 		tally->max = max;
@@ -531,8 +553,7 @@ int nf_baseline(struct tracepoint *ctx)
 /* args[0]: inode number of a namespace that is let go: its table's size may be freed */
 int nf_forget(struct tracepoint *ctx)
 {
-	u32 netns = ctx->args[0];
-	struct tally *tally = map_lookup(COUNTS, &netns);
+	struct tally *tally = own_tally(ctx->args[0], false);
 
 	if (tally)
 		tally->size = 0;

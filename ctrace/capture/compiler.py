@@ -28,7 +28,13 @@ from ctrace.errors import CtraceError
 MAP_BASE: Final = 1_000_001
 """The first fake map descriptor in C (bpf/maps.h)."""
 
+KFUNC_BASE: Final = 1_000_001
+"""What is added in C (bpf/helpers.h) to the BTF id of a kernel function, which tells its
+call from a helper's."""
+
 _LD_IMM64: Final = 0x18
+_CALL: Final = 0x85
+_PSEUDO_KFUNC_CALL: Final = 2
 _PSEUDO_MAP_FD: Final = 1
 _PSEUDO_MAP_VALUE: Final = 2
 
@@ -77,7 +83,8 @@ def _decoded(text: Optional[bytes]) -> Optional[Instructions]:
 
 
 def link(instructions: bytes, maps: Sequence[int]) -> bytes:
-    """The instructions with fake map descriptors replaced by ``maps``, by position."""
+    """The instructions with fake map descriptors replaced by ``maps``, by position, and
+    calls of kernel functions marked as such."""
     code = np.frombuffer(bytearray(instructions), np.uint8).reshape(-1, 8)
     immediates = code.view(np.int32)[:, 1]
     loads = (code[:, 0] == _LD_IMM64) & np.isin(
@@ -85,6 +92,9 @@ def link(instructions: bytes, maps: Sequence[int]) -> bytes:
     )
     for row in np.flatnonzero(loads):
         immediates[row] = maps[int(immediates[row]) - MAP_BASE]
+    calls = (code[:, 0] == _CALL) & (code[:, 1] >> 4 == 0) & (immediates >= KFUNC_BASE)
+    code[calls, 1] |= _PSEUDO_KFUNC_CALL << 4
+    immediates[calls] -= KFUNC_BASE
     return code.tobytes()
 
 

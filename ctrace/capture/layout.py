@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Optional
 
-from ctrace.capture import btf, kept
+from ctrace.capture import btf, kept, sys
 from ctrace.errors import CtraceError
 
 # define: (struct, member path). Names say the struct first.
@@ -163,7 +163,7 @@ def running() -> Layout:
     name = kept.name("layout", kept.this_kernel(), Path(__file__).read_bytes())
     known = kept.load(name)
     if known is not None:
-        return Layout(json.loads(known))
+        return Layout(_loadable(json.loads(known)))
     kernel = btf.kernel()
     if kernel is None:
         raise CtraceError(
@@ -172,7 +172,14 @@ def running() -> Layout:
         )
     found = from_btf(kernel, btf.kernel("nf_conntrack"), hz=ticks_per_second())
     kept.store(name, json.dumps(found.defines).encode())
-    return found
+    return Layout(_loadable(found.defines))
+
+
+def _loadable(defines: Mapping[str, int]) -> Mapping[str, int]:
+    """Without bpf_rdonly_cast where the kernel refuses it (no JIT, or a JIT without it)."""
+    if "RDONLY_CAST" not in defines or sys.can_cast(defines["RDONLY_CAST"], defines["RDONLY_TYPE"]):
+        return defines
+    return {name: value for name, value in defines.items() if not name.startswith("RDONLY_")}
 
 
 def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250) -> Layout:
@@ -203,6 +210,9 @@ def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250
     found.update(_percpu(kernel))
     if kernel.func("bpf_get_current_task_btf"):  # a helper of 5.11
         found["TASK_BTF"] = 1
+    cast, bytes_ = kernel.func("bpf_rdonly_cast"), kernel.find(btf.STRUCT, "in6_addr")
+    if cast and bytes_:
+        found.update(RDONLY_CAST=cast, RDONLY_TYPE=bytes_)
     if "KN_PARENT_RCU" in found:
         found["KN_PARENT"] = found["KN_PARENT_RCU"]
     found["CT_LISTS"] = int(_has_unconfirmed_lists(sources))

@@ -39,20 +39,27 @@ NAMESPACES: Final = 4096
 
 TALLY_WORDS: Final = N_REASONS + 2
 """``struct tally``: the counters, and two words for the hooks alone."""
+NEAR_PLACES: Final = 64
+"""How many of them are counted where their number tells, on each CPU."""
+NEAR_WORDS: Final = 2 + TALLY_WORDS
+"""A place: the namespace, who claimed it, ``struct tally``."""
+_NEAR_BYTES: Final = 8 * NEAR_PLACES * NEAR_WORDS
 
 # In the order of bpf/maps.h, after the rings. Hashes are preallocated: a hook must
 # never allocate. SCRATCH is a plain LRU: an entry is needed for microseconds.
 MAPS: Final = (
     MapSpec("counts", sys.MapType.PERCPU_HASH, 4, 8 * TALLY_WORDS, NAMESPACES),
     MapSpec("owners", sys.MapType.LRU_HASH, 8, 24, 16384),
-    MapSpec("scratch", sys.MapType.LRU_HASH, 8, 48, 16384),
+    MapSpec("scratch", sys.MapType.LRU_HASH, 8, 56, 16384),
     MapSpec("baseline", sys.MapType.PERCPU_HASH, 4, 16, NAMESPACES),
     MapSpec("settings", sys.MapType.ARRAY, 4, 16 * 8, 1),
     MapSpec("cpus", sys.MapType.ARRAY, 4, 8, 0),
     MapSpec("cgroups", sys.MapType.LRU_HASH, 8, 2 * 96, 2048),
     MapSpec("blank", sys.MapType.ARRAY, 4, 2 * 96, 1),
+    MapSpec("near", sys.MapType.PERCPU_ARRAY, 4, _NEAR_BYTES, 1),
+    MapSpec("slots", sys.MapType.ARRAY, 4, 56, 1 << 12),
 )
-COUNTS, OWNERS, SCRATCH, BASELINE, SETTINGS, CPUS, CGROUPS = range(1, 8)
+COUNTS, OWNERS, SCRATCH, BASELINE, SETTINGS, CPUS, CGROUPS, _, NEAR = range(1, 10)
 SETTING_WORDS: Final = 16
 
 
@@ -161,9 +168,19 @@ class Objects:
             self.maps[COUNTS], 4, 8 * TALLY_WORDS * sys.possible_cpus(), NAMESPACES
         )
         tallies = values.view(np.uint64).reshape(len(keys), sys.possible_cpus(), TALLY_WORDS)
-        sums = tallies[:, :, :N_REASONS].sum(axis=1)
-        found = zip(keys.view(np.uint32)[:, 0].tolist(), sums, strict=True)
-        return {netns: counts for netns, counts in found if counts.any()}
+        near = np.frombuffer(
+            sys.map_lookup(self.maps[NEAR], bytes(4), _NEAR_BYTES * sys.possible_cpus()) or b"",
+            np.uint64,
+        ).reshape(-1, NEAR_WORDS)
+        spaces = np.concatenate([keys.view(np.uint32)[:, 0], near[:, 0].astype(np.uint32)])
+        counts = np.concatenate(
+            [tallies[:, :, :N_REASONS].sum(axis=1), near[:, 2 : 2 + N_REASONS]]
+        )
+        counted = counts.any(axis=1)
+        names, which = np.unique(spaces[counted], return_inverse=True)
+        sums = np.zeros((len(names), N_REASONS), np.uint64)
+        np.add.at(sums, which, counts[counted])
+        return dict(zip(names.tolist(), sums, strict=True))
 
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id), for those still in the map."""

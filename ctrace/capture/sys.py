@@ -317,6 +317,24 @@ def prog_load(
     _fail(f"the kernel refuses BPF program {name}", -result, text)
 
 
+def can_cast(function: int, struct_type: int) -> bool:
+    """Whether programs may read any address through bpf_rdonly_cast, given by BTF ids (6.2)."""
+    code = (
+        (0xB7, 1, 0),  # r1 = 0
+        (0xB7, 2, struct_type),  # r2 = struct_type
+        (0x85, 0x20, function),  # r0 = function(r1, r2)
+        (0x79, 0x00, 0),  # r0 = *(u64 *)r0
+        (0xB7, 0, 0),  # r0 = 0
+        (0x95, 0, 0),  # exit
+    )
+    program = b"".join(struct.pack("<BBhi", op, regs, 0, imm) for op, regs, imm in code)
+    try:
+        os.close(prog_load(program, ProgType.RAW_TRACEPOINT, "can_cast"))
+    except BpfError:
+        return False
+    return True
+
+
 def raw_tracepoint_open(prog: int, name: str = "") -> int:
     """Attach to a raw tracepoint, or a TRACING program where it was loaded for (no name)."""
     text = ctypes.create_string_buffer(name.encode())
