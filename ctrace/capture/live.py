@@ -170,8 +170,10 @@ class LiveSource:
             events = self._matching(in_order([*window, *taken.parts]))
             if look:
                 looked = time.monotonic()
-            spaces = list(self._namespaces.values())
             with self._poller.lock:
+                if self._poller.stopped:
+                    return  # closed meanwhile
+                spaces = list(self._namespaces.values())
                 # one right after the other: what happens between them looks like a difference
                 tables = self._tables.read(spaces) if look else ()
                 counts = self._counts()
@@ -204,10 +206,11 @@ class LiveSource:
         return seed_rows(existing, events, at, same_ids=self.hooks.family == "netlink")
 
     def close(self) -> None:
-        """Detach; safe to call twice."""
+        """Detach; safe to call twice, and while another thread waits for a batch."""
         self._poller.stop()
-        self._capture.close()
-        self._tables.close()
+        with self._poller.lock:
+            self._capture.close()
+            self._tables.close()
 
     # -- inside ------------------------------------------------------------------------------
 

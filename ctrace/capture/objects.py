@@ -173,9 +173,7 @@ class Objects:
             np.uint64,
         ).reshape(-1, NEAR_WORDS)
         spaces = np.concatenate([keys.view(np.uint32)[:, 0], near[:, 0].astype(np.uint32)])
-        counts = np.concatenate(
-            [tallies[:, :, :N_REASONS].sum(axis=1), near[:, 2 : 2 + N_REASONS]]
-        )
+        counts = np.concatenate([tallies[:, :, :N_REASONS].sum(axis=1), near[:, 2 : 2 + N_REASONS]])
         counted = counts.any(axis=1)
         names, which = np.unique(spaces[counted], return_inverse=True)
         sums = np.zeros((len(names), N_REASONS), np.uint64)

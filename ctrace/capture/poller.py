@@ -61,13 +61,22 @@ class Poller:
         self._thread.start()
 
     def take(self) -> Taken:
-        """Everything since the last call. Raises what stopped the polling."""
+        """Everything since the last call, up to now or to :meth:`stop`.
+
+        Raises what stopped the polling.
+        """
         with self.lock:
             if self._error is not None:
                 raise self._error
-            self._step()
+            if not self.stopped:
+                self._step()
             taken, self._taken, self._rows = self._taken, Taken(), 0
         return taken
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called; what is polled may be closed then."""
+        return self._stop.is_set()
 
     def wait(self, seconds: float) -> bool:
         """Sleep; True as soon as polling was stopped."""

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -391,3 +393,26 @@ def test_totals_are_of_the_namespace_and_the_flows_asked_for(
     # what b sends arrives, and is tracked, at a, too
     assert seen["totals"]["insert"] == (530 if more else 600)
     assert sum(culprit["inserts"] for culprit in seen["culprits"]) == seen["totals"]["insert"]
+
+
+@root
+@pytest.mark.kernel
+def test_closing_ends_the_batches_that_another_thread_waits_for() -> None:
+    for attempt in range(60):  # without a lock between them one in a dozen failed
+        source = open_live(hooks="netlink")
+        failed: list[BaseException] = []
+
+        def consume(source: LiveSource = source, failed: list[BaseException] = failed) -> None:
+            try:
+                for _ in source.batches(0.0):
+                    pass
+            except BaseException as error:
+                failed.append(error)
+
+        reader = threading.Thread(target=consume)
+        reader.start()
+        time.sleep(0.01 + attempt / 5000)
+        source.close()
+        reader.join(10)
+        assert not reader.is_alive()
+        assert not failed, traceback.format_exception(failed[0])
