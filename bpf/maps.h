@@ -39,7 +39,9 @@ struct near {
 	} places[NEAR_PLACES];
 };
 
+#ifndef SLOT_BITS
 #define SLOT_BITS 12
+#endif
 
 struct owner {
 	u8 comm[16];
