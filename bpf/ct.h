@@ -15,6 +15,7 @@
 #include "helpers.h"
 #include "maps.h"
 #include "percpu.h"
+#include "ring.h"
 
 #define IPS_SEEN_REPLY (1 << 1)
 #define IPS_ASSURED (1 << 2)
@@ -343,22 +344,15 @@ INLINE void emit(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason, u
 		 const u64 last[2])
 {
 	u16 family = AT(e, u16, ORIGINAL + TUPLE_L3NUM);
-	struct ctrace_record *r;
-	u32 cpu = this_cpu();
-	void *ring = map_lookup(RINGS, &cpu);
+	u64 number = 0;
+	struct ctrace_record *r = ring_room(&number);
 
-	if (!ring)
-		return;
-	r = ring_reserve(ring, sizeof(*r), 0);
 	if (!r) {
 		count(netns, CTRACE_R_RING_FULL, 1);
 		return;
 	}
-	/* both its cache lines are on their way while the clock is read */
-	r->ct = ct;
-	r->owner = last[0];
-	r->cgroup = last[1];
 	r->ts = boot_ns();
+	r->ct = ct;
 	put_address(r->src, &AT(e, u8, ORIGINAL + TUPLE_SRC), family);
 	put_address(r->dst, &AT(e, u8, ORIGINAL + TUPLE_DST), family);
 	put_address(r->reply_src, &AT(e, u8, REPLY + TUPLE_SRC), family);
@@ -380,7 +374,9 @@ INLINE void emit(const struct entry *e, u64 ct, u32 netns, u8 kind, u8 reason, u
 	r->reason = reason;
 	r->direction = direction;
 	r->state = state_of(e);
-	ring_submit(r, BPF_RB_NO_WAKEUP);
+	r->owner = last[0];
+	r->cgroup = last[1];
+	ring_done(r, number);
 }
 
 /* insert, drop and insert_failed: what happened on behalf of a packet */

@@ -8,7 +8,7 @@
 
 #define MAP(position) bpf_pseudo_fd(1, 1000001 + (position))
 
-#define RINGS MAP(0)	/* array of one ring buffer per CPU */
+#define RINGS MAP(0)	/* one ring per CPU (bpf/ring.h) */
 #define COUNTS MAP(1)	/* per-CPU hash: netns -> struct tally, of those that NEAR has not */
 #define OWNERS MAP(2)	/* LRU hash: owner key -> struct owner */
 #define SCRATCH MAP(3)	/* LRU hash: u64 -> u64[7], what one hook leaves for another */
@@ -39,7 +39,9 @@ struct near {
 	} places[NEAR_PLACES];
 };
 
+#ifndef SLOT_BITS
 #define SLOT_BITS 12
+#endif
 
 struct owner {
 	u8 comm[16];

@@ -176,10 +176,14 @@ def running() -> Layout:
 
 
 def _loadable(defines: Mapping[str, int]) -> Mapping[str, int]:
-    """Without bpf_rdonly_cast where the kernel refuses it (no JIT, or a JIT without it)."""
-    if "RDONLY_CAST" not in defines or sys.can_cast(defines["RDONLY_CAST"], defines["RDONLY_TYPE"]):
-        return defines
-    return {name: value for name, value in defines.items() if not name.startswith("RDONLY_")}
+    """With what the kernel accepts in programs, found by trying: it depends on its JIT too."""
+    found = dict(defines)
+    if "RDONLY_CAST" in found and not sys.can_cast(found["RDONLY_CAST"], found["RDONLY_TYPE"]):
+        del found["RDONLY_CAST"], found["RDONLY_TYPE"]
+    # for bpf/ring.h, which needs a machine that keeps stores in order
+    if os.uname().machine == "x86_64" and sys.can_fetch_add():
+        found["FETCH_ADD"] = 1
+    return found
 
 
 def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250) -> Layout:

@@ -17,7 +17,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.batch import Counts
-from ctrace.capture import compiler, sys
+from ctrace.capture import compiler, layout, sys
 from ctrace.capture.rings import Rings
 from ctrace.filters import Filter, network_words
 from ctrace.record import N_REASONS, Events, Reason, Status
@@ -72,7 +72,7 @@ class Objects:
         self.programs: dict[str, int] = {}
         self._lost = 0
         self._checked = time.monotonic()
-        self.rings = Rings(ring_bytes)
+        self.rings = Rings(ring_bytes, own="FETCH_ADD" in layout.running())
         self.maps = [self.rings.map]
         try:
             for spec in MAPS:

@@ -1,10 +1,11 @@
-"""The per-CPU ring buffers, memory-mapped: from the kernel's pages to one sorted array.
+"""The per-CPU rings, memory-mapped: from the kernel's pages to one sorted array.
 
-The kernel maps a BPF ring buffer's data twice in a row, so a batch that wraps is
-still one slice; a record with its 8-byte header fills 128 bytes, so a ring is an
-array. Order of accesses (kernel/bpf/ringbuf.c): producer position, headers, payload,
-consumer position. On x86 loads and stores keep their order; elsewhere a fence stands
-between the steps.
+Two sorts, as in bpf/ring.h: arrays of our own and, where the kernel or the machine cannot
+have those, BPF ring buffers. A record with the 8 bytes before it fills 128, so a ring is an
+array; the kernel maps a ring buffer's data twice in a row, so a batch that wraps is still
+one slice. Order of accesses (kernel/bpf/ringbuf.c): producer position, headers, payload,
+consumer position; for our own likewise: next number, numbers of places, records, read. On
+x86 loads and stores keep their order; elsewhere a fence stands between the steps.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import platform
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Final, Optional
+from typing import Final, Optional, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrace.capture import sys
 from ctrace.errors import CtraceError
@@ -57,7 +59,80 @@ def _fence() -> Callable[[], None]:
     return lambda: fence(_SEQ_CST)
 
 
-class Ring:
+class Ring(Protocol):
+    """One CPU's ring."""
+
+    was_full: bool
+    """Whether there was no room for one more at some time since this was last cleared."""
+
+    @property
+    def pending(self) -> int:
+        """How many records were begun since the last reading."""
+
+    def read(self, into: Rows) -> tuple[int, bool]:
+        """Copy out and release at most as many records as ``into`` has room for, which
+        must be pending: how many there were before the first that is not written yet, and
+        whether they are in time order, asked while they are in the cache."""
+
+    def close(self) -> None:
+        """Unmap."""
+
+
+class ArrayRing:
+    """One CPU's places in the array of bpf/ring.h."""
+
+    NEXT, LIMIT, FIRST, MASK, READ = 0, 1, 2, 3, 8
+    """Words of ``struct ring``."""
+    SPARE: Final = 64
+    """Places above the limit: more than there are contexts that interrupt one another
+    between looking for room and taking it."""
+
+    def __init__(self, mapped: mmap.mmap, cpu: int, cpus: int, slots: int) -> None:
+        """Set the ring up. ``mapped``: the whole array."""
+        self._slots = slots
+        self._limit = slots - min(self.SPARE, slots // 2)
+        first = cpus + cpu * slots
+        self._ring = np.frombuffer(mapped, np.uint64, SLOT // 8, SLOT * cpu)
+        self._ring[[self.LIMIT, self.FIRST, self.MASK]] = self._limit, first, slots - 1
+        at = SLOT * first
+        self._rows: Rows = np.ndarray(slots, ROW, mapped, at + SLOT - RECORD.itemsize, (SLOT,))
+        self._ready = np.frombuffer(mapped, np.uint64, slots * SLOT // 8, at)[:: SLOT // 8]
+        self._at = 0
+        self.was_full = False
+
+    @property
+    def pending(self) -> int:
+        """How many records were begun since the last reading."""
+        return int(self._ring[self.NEXT]) - self._at
+
+    def read(self, into: Rows) -> tuple[int, bool]:
+        """As :meth:`Ring.read`."""
+        left, stored, ordered = len(into), 0, True
+        times = into.view(RECORD)["ts"]
+        while left:
+            first = self._at & (self._slots - 1)
+            count = min(left, CHUNK, self._slots - first)
+            left -= count
+            numbers = np.arange(self._at + 1, self._at + 1 + count, dtype=np.uint64)
+            missing = self._ready[first : first + count] != numbers
+            if missing.any():
+                count, left = int(missing.argmax()), 0
+            into[stored : stored + count] = self._rows[first : first + count]
+            ordered = ordered and _in_order(times, stored, stored + count)
+            stored += count
+            before = self._at
+            self._at += count
+            self._ring[self.READ] = self._at
+            # asked after the release, so that what was refused during the copy is not missed
+            self.was_full |= int(self._ring[self.NEXT]) - before >= self._limit
+        return stored, ordered
+
+    def close(self) -> None:
+        """Let go of the array."""
+        del self._ring, self._rows, self._ready
+
+
+class BufferRing:
     """One mapped ring buffer of fixed 128-byte slots."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -77,7 +152,6 @@ class Ring:
         self._headers = np.frombuffer(self._readable, np.uint32, offset=PAGE)[:: SLOT // 4]
         self._at = int(self._consumer[0])
         self.was_full = False
-        """Whether there was no room for one more at some time since this was last cleared."""
 
     @property
     def pending(self) -> int:
@@ -85,9 +159,7 @@ class Ring:
         return (int(self._producer[0]) - self._at) // SLOT
 
     def read(self, into: Rows) -> tuple[int, bool]:
-        """Copy out and release at most as many records as ``into`` has room for, which
-        must be pending: how many there were before the first that is not written yet, and
-        whether they are in time order, asked while they are in the cache."""
+        """As :meth:`Ring.read`."""
         left, stored, ordered = len(into), 0, True
         times = into.view(RECORD)["ts"]
         while left:
@@ -107,9 +179,7 @@ class Ring:
             if good is not None:
                 rows = rows[good]
             into[stored : stored + len(rows)] = rows
-            if ordered:
-                new = times[max(stored - 1, 0) : stored + len(rows)]
-                ordered = not (new[1:] < new[:-1]).any()
+            ordered = ordered and _in_order(times, stored, stored + len(rows))
             stored += len(rows)
             self._release(slots)
         return stored, ordered
@@ -131,36 +201,59 @@ class Ring:
         self._readable.close()
 
 
-class Rings:
-    """One ring per possible CPU, and the array of maps through which programs find theirs."""
+def _in_order(times: npt.NDArray[np.uint64], first: int, end: int) -> bool:
+    """Whether those from ``first`` to ``end`` are, also after the one before."""
+    new = times[max(first - 1, 0) : end]
+    return not (new[1:] < new[:-1]).any()
 
-    def __init__(self, size: int) -> None:
-        """``size`` bytes each, rounded up to a power of two. Raises BpfError."""
+
+class Rings:
+    """One ring per possible CPU, and the map in which programs find theirs."""
+
+    def __init__(self, size: int, *, own: bool = False) -> None:
+        """``size`` bytes each, rounded up to a power of two. Raises BpfError.
+
+        ``own``: arrays, for programs compiled with FETCH_ADD; else ring buffers.
+        """
         self.size = max(PAGE, 1 << (size - 1).bit_length())
         self._slow = min(max(self.size // SLOT / BURST, QUICK), SLOW)
         self.interval = self._slow
         """Seconds that may pass until the next reading."""
-        cpus = sys.possible_cpus()
         self._fds: list[int] = []
         self.rings: list[Ring] = []
         self._held: Rows = np.empty(0, ROW)
         self.map = -1
+        self._mapped: Optional[mmap.mmap] = None
         try:
-            for cpu in range(cpus):
-                self._fds.append(
-                    sys.map_create(sys.MapType.RINGBUF, 0, 0, self.size, name="ctrace_ring")
-                )
-                self.rings.append(Ring(self._fds[-1], self.size))
-                if cpu == 0:
-                    self.map = sys.map_create(
-                        sys.MapType.ARRAY_OF_MAPS, 4, 4, cpus, inner=self._fds[0], name="rings"
-                    )
-                sys.map_update(
-                    self.map, cpu.to_bytes(4, "little"), self._fds[-1].to_bytes(4, "little")
-                )
+            if own:
+                self._make_arrays(sys.possible_cpus())
+            else:
+                self._make_buffers(sys.possible_cpus())
         except BaseException:
             self.close()
             raise
+
+    def _make_arrays(self, cpus: int) -> None:
+        slots = self.size // SLOT
+        count = cpus * (1 + slots)
+        self.map = sys.map_create(
+            sys.MapType.ARRAY, 4, SLOT, count, flags=sys.F_MMAPABLE, name="rings"
+        )
+        self._mapped = mmap.mmap(self.map, -(-count * SLOT // PAGE) * PAGE, mmap.MAP_SHARED)
+        for cpu in range(cpus):
+            self.rings.append(ArrayRing(self._mapped, cpu, cpus, slots))
+
+    def _make_buffers(self, cpus: int) -> None:
+        for cpu in range(cpus):
+            self._fds.append(
+                sys.map_create(sys.MapType.RINGBUF, 0, 0, self.size, name="ctrace_ring")
+            )
+            self.rings.append(BufferRing(self._fds[-1], self.size))
+            if cpu == 0:
+                self.map = sys.map_create(
+                    sys.MapType.ARRAY_OF_MAPS, 4, 4, cpus, inner=self._fds[0], name="rings"
+                )
+            sys.map_update(self.map, cpu.to_bytes(4, "little"), self._fds[-1].to_bytes(4, "little"))
 
     def poll(
         self, hold: float = 0.002, settle: Optional[Callable[[Events], Events]] = None
@@ -211,6 +304,9 @@ class Rings:
         """Unmap and close everything."""
         for ring in self.rings:
             ring.close()
+        if self._mapped is not None:
+            self._mapped.close()
+            self._mapped = None
         for fd in (*self._fds, self.map):
             if fd >= 0:
                 os.close(fd)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Fills the rings with records that check themselves, some of them discarded. */
+/* Fills the rings with records that check themselves; of ring buffers', some discarded. */
 #include <linux/types.h>
 #include "ct.h"
 
@@ -11,17 +11,13 @@ struct run {
 
 int produce(struct run *ctx)
 {
-	u64 first = ctx->args[0], producer = ctx->args[1];
-	u32 cpu = this_cpu();
-	void *ring = map_lookup(RINGS, &cpu);
+	u64 first = ctx->args[0], producer = ctx->args[1], number;
 	struct ctrace_record *r;
 	int i;
 
-	if (!ring)
-		return 0;
 #pragma unroll
 	for (i = 0; i < 32; i++) {
-		r = ring_reserve(ring, sizeof(*r), 0);
+		r = ring_room(&number);
 		if (!r) {
 			count(1, CTRACE_R_RING_FULL, 1);
 			continue;
@@ -31,13 +27,15 @@ int produce(struct run *ctx)
 		r->ct = first + i;
 		r->owner = producer;
 		r->cgroup = (first + i) ^ producer ^ r->ts;
+#ifndef FETCH_ADD
 		if ((i & 15) == 7) {
 			count(1, CTRACE_R_NONE, 1);
 			ring_discard(r, BPF_RB_NO_WAKEUP);
-		} else {
-			count(1, CTRACE_R_NEW, 1);
-			ring_submit(r, BPF_RB_NO_WAKEUP);
+			continue;
 		}
+#endif
+		count(1, CTRACE_R_NEW, 1);
+		ring_done(r, number);
 	}
 	return 1;
 }

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
 
+from ctrace.capture import compiler
 from ctrace.capture.netfilter import NetfilterCapture, without_retracted
+from ctrace.capture.objects import NEAR_PLACES
 from ctrace.filters import Filter, parse_network
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
@@ -514,6 +516,92 @@ def test_two_packets_of_one_tuple_meet_at_confirm(
     assert set(failed["reason"].tolist()) <= {int(Reason.CLASH)}
     assert sorted(failed["sport"].tolist()) == ([] if proto == "udp" else list(range(20000, 20010)))
     assert not len(of(events, Kind.DROP, a))
+
+
+def test_contexts_that_share_a_place_keep_their_candidates_apart(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged packets while others insert without pause, with two places for all of them."""
+    a, b = pair
+    target, source = b.addresses["a"][0], a.addresses["b"][0]
+    compile_programs = compiler.compile_programs
+
+    def crowded(
+        name: str, programs: Sequence[str], defines: Mapping[str, int | str]
+    ) -> compiler.Instructions:
+        return compile_programs(name, programs, {**defines, "SLOT_BITS": 1})
+
+    monkeypatch.setattr(compiler, "compile_programs", crowded)
+    trace = Trace(a, b)
+    try:
+        before = a.stats()
+        match = ["-p", "udp", "--dport", "4444", "-j"]
+        a.run(["iptables", "-A", "OUTPUT", *match, "NFQUEUE", "--queue-num", "7"])
+        b.run(["iptables", "-A", "INPUT", *match, "DROP"])
+        senders = [
+            threading.Thread(
+                target=traffic.udp_flows, args=(a, (target, 9), 2500),
+                kwargs={"first_port": 30000 + 3000 * i},
+            )
+            for i in range(4)
+        ]  # fmt: skip
+        for sender in senders:
+            sender.start()
+        with (
+            Queue(a, 7) as queue,
+            a.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+        ):
+            for port in range(20000, 20040):
+                for _ in range(2):
+                    raw.sendto(_udp_packet(source, target, port, 4444), (target, 0))
+                queue.accept(queue.wait(2))
+        while any(sender.is_alive() for sender in senders):
+            trace.take(0.01)
+        trace.take()
+        resolved = a.stats()["clashres"] - before["clashres"]
+        inserts = of(trace.seen, Kind.INSERT, a)
+        assert trace.lost == 0
+        assert resolved == trace.total(a, Reason.CLASH_RESOLVED) == 40
+        assert len(inserts) == trace.total(a, Reason.NEW)
+        assert len(inserts) == a.count() + len(of(trace.seen, Kind.DESTROY, a)) == 10040
+        owners = inserts["owner"][inserts["dport"] == 9] >> np.uint64(32)
+        assert set(owners.tolist()) == {os.getpid()}
+    finally:
+        trace.capture.close()
+
+
+# -- counts ---------------------------------------------------------------
+
+
+def test_namespaces_that_share_a_place_are_counted_apart(lab: Lab) -> None:
+    """Of those whose numbers tell the same place one is counted there, the other in a hash."""
+    by_place: dict[int, list[Node]] = {}
+    while all(len(sharing) < 2 for sharing in by_place.values()):
+        node = lab.namespace(f"n{len(by_place)}", track=True)
+        by_place.setdefault(node.inum % NEAR_PLACES, []).append(node)
+    sharing = next(nodes for nodes in by_place.values() if len(nodes) == 2)
+    trace = Trace(*sharing)
+    try:
+        sent = [(node, 300 + 100 * i) for i, node in enumerate(sharing)]
+        senders = [
+            threading.Thread(target=traffic.udp_flows, args=(node, ("127.0.0.1", 9), n))
+            for node, n in sent
+        ]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        trace.take()
+        for node, n in sent:
+            assert trace.total(node, Reason.NEW) == node.count() == n
+            assert len(of(trace.seen, Kind.INSERT, node)) == n
+            ctnetlink.flush(node.path)
+        trace.take()
+        for node, n in sent:
+            assert trace.total(node, Reason.DELETED) == n
+            assert node.count() == 0
+    finally:
+        trace.capture.close()
 
 
 # -- filters --------------------------------------------------------------
