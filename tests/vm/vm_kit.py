@@ -152,7 +152,7 @@ class Watch:
             if tuples:
                 silent = (Reason.CLASH_RESOLVED, Reason.RING_FULL)
                 counted = {r: int(counts[r]) for r in Reason if counts[r] and r not in silent}
-                assert counted == dict(self.reasons(node)), node.name
+                assert counted == dict(self.reasons(node)), (node.name, counted, self.reasons(node))
 
 
 def flows(events: Events) -> Counter[Flow]:
