@@ -35,9 +35,6 @@ PER_RUN = 100
 
 PRODUCER = r"""
 #include <linux/types.h>
-#include "maps.h"
-#undef RINGS
-#define RINGS bpf_pseudo_fd(1, OUR_RINGS)
 #include "ring.h"
 struct record { u64 words[15]; };
 INLINE void fill(struct record *r, u64 i)
@@ -57,7 +54,7 @@ int ours(void *ctx)
 			ring_done(r, number);
 		} else {
 			u32 zero = 0;
-			u64 *lost = map_lookup(bpf_pseudo_fd(1, OUR_LOST), &zero);
+			u64 *lost = map_lookup(MAP(1), &zero);
 			if (lost)
 				__sync_fetch_and_add(lost, 1);
 		}
@@ -107,16 +104,15 @@ class Producer:
             cflags=[
                 f"-I{compiler.source_dir()}",
                 f"-DPER_RUN={PER_RUN}",
-                f"-DOUR_RINGS={self.rings.map}",
-                f"-DOUR_LOST={self._lost}",
                 f"-DRING_PAGES={RING // 4096}",
                 "-Wno-everything",
                 *(["-DFETCH_ADD"] if own else []),
             ],
         )
-        kind = 17  # BPF_PROG_TYPE_RAW_TRACEPOINT
-        self.ours = self.bpf.load_func("ours", kind).fd
-        self.theirs = self.bpf.load_func("theirs", kind).fd
+        kind = sys.ProgType.RAW_TRACEPOINT
+        code = compiler.link(self.bpf.dump_func(b"ours"), [self.rings.map, self._lost])
+        self.ours = sys.prog_load(code, kind, "ours")
+        self.theirs = self.bpf.load_func("theirs", int(kind)).fd
         self.seen: dict[int, int] = {}
         self.called = 0
 
