@@ -123,6 +123,7 @@ def _compile(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Ins
         capture_output=True,
         text=True,
         env=environment,
+        cwd=package_root,  # -m imports from the current folder first, whoever owns that
         check=False,
     )
     if done.returncode:
