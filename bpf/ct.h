@@ -61,14 +61,45 @@ INLINE void read_entry(struct entry *e, u64 ct)
 		__builtin_memset(e->words, 0, CT_BYTES);
 }
 
-/* What a record of its insert needs. */
-INLINE void read_new_entry(struct entry *e, u64 ct)
+#define READ_WORD(e, ct, offset) \
+	((e)->words[(offset) / 8] = read64((ct) + (offset) / 8 * 8))
+
+/* The words with what every record has: a few loads cost less than a copy of all. */
+INLINE void read_common(struct entry *e, u64 ct)
 {
-	if (probe_read(e->words, CT_STATUS + 4, (void *)ct))
-		__builtin_memset(e->words, 0, CT_STATUS + 4);
-#ifdef TCP_STATE
-	AT(e, u8, CT_PROTO + TCP_STATE) = read8(ct + CT_PROTO + TCP_STATE);
+#ifdef CT_ZONE
+	READ_WORD(e, ct, CT_ZONE);
 #endif
+	READ_WORD(e, ct, ORIGINAL + TUPLE_SRC);
+	READ_WORD(e, ct, ORIGINAL + TUPLE_SPORT);	/* and the family, and IPv4's destination */
+	READ_WORD(e, ct, ORIGINAL + TUPLE_PROTO);
+	READ_WORD(e, ct, REPLY + TUPLE_SRC);
+	READ_WORD(e, ct, REPLY + TUPLE_SPORT);
+	READ_WORD(e, ct, REPLY + TUPLE_PROTO);
+	READ_WORD(e, ct, CT_STATUS);
+	if (AT(e, u16, ORIGINAL + TUPLE_L3NUM) != AF_INET) {
+		READ_WORD(e, ct, ORIGINAL + TUPLE_SRC + 8);
+		READ_WORD(e, ct, ORIGINAL + TUPLE_DST + 8);
+		READ_WORD(e, ct, REPLY + TUPLE_SRC + 8);
+		READ_WORD(e, ct, REPLY + TUPLE_DST + 8);
+	}
+}
+
+/* What a record of its end needs besides. */
+INLINE void read_life(struct entry *e, u64 ct)
+{
+	int i;
+
+	READ_WORD(e, ct, CT_TIMEOUT);
+	READ_WORD(e, ct, CT_NET);
+#ifdef CT_MARK
+	READ_WORD(e, ct, CT_MARK);
+#endif
+	READ_WORD(e, ct, CT_PROTO);
+	if (AT(e, u8, ORIGINAL + TUPLE_PROTO) != IPPROTO_UDP)
+#pragma unroll
+		for (i = 8; i < 64 + CT_PROTO % 8; i += 8)
+			READ_WORD(e, ct, CT_PROTO + i);
 }
 
 INLINE u32 netns_of(u64 net)

@@ -24,6 +24,19 @@ static void *(*current_task_btf)(void) = (void *)158;	/* 5.11 */
 #define LOAD(to, type, from, offset) \
 	asm volatile("%0 = *(" #type " *)(%1 + %2)" : "=r"(to) : "r"(from), "i"(offset))
 
+/*
+ * Adds to *at and gives what it was (5.12). Compilers before LLVM 12 know no such
+ * instruction: ctrace/capture/compiler.py makes it of an addition with this offset.
+ */
+#define FETCH_OFFSET "0x7000"
+
+INLINE u64 fetch_add(u64 *at, u64 value)
+{
+	asm volatile("lock *(u64 *)(%1 + " FETCH_OFFSET ") += %0"
+		     : "+r"(value) : "r"(at) : "memory");
+	return value;
+}
+
 #define BPF_RB_NO_WAKEUP 1
 #define BPF_NOEXIST 1
 

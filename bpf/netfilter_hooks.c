@@ -99,9 +99,11 @@ INLINE struct slot *own_slot(u64 context, u32 now)
 }
 
 /* __nf_conntrack_alloc() leaves the hash in the reply's unused node until the insert. */
+#define HASH_SAVED (CT_TUPLEHASH + TUPLEHASH_SIZE + HASH_PPREV)
+
 INLINE u64 saved_hash(const struct entry *e)
 {
-	return AT(e, u64, CT_TUPLEHASH + TUPLEHASH_SIZE + HASH_PPREV);
+	return AT(e, u64, HASH_SAVED);
 }
 
 /* -- confirm ---------------------------------------------------------------------------- */
@@ -183,7 +185,11 @@ int nf_confirm(struct hook_context *ctx)
 	LOAD(net, u64, state, STATE_NET);
 	LOAD(inum, u32, net, NET_INUM);
 	task = in_task();
-	read_new_entry(&e, ct);
+	read_common(&e, ct);
+	READ_WORD(&e, ct, HASH_SAVED);
+#ifdef TCP_STATE
+	READ_WORD(&e, ct, CT_PROTO + TCP_STATE);
+#endif
 	slot = put_forward(&e, ct, (u64)skb, task);
 	count(inum, CTRACE_R_NEW, 1);
 	/* IPS_CONFIRMED is set a moment later: said already */
@@ -307,11 +313,13 @@ int nf_free(struct tracepoint *ctx)
 	if (ctx->args[0] - SETTING(FREE_START) >= SETTING(FREE_SIZE))
 		return 0;
 	ct = ctx->args[1];
-	read_entry(&e, ct);
-	if (!was_inserted(&e)) {
+	if (!read64(ct + CT_TUPLEHASH + HASH_PPREV)) {
+		read_entry(&e, ct);
 		retract(&e, ct);
 		return 0;
 	}
+	read_common(&e, ct);
+	read_life(&e, ct);
 	netns = netns_of(AT(&e, u64, CT_NET));
 	tally = tally_of(netns);
 	if (is_expired(&e))

@@ -48,7 +48,7 @@ INLINE struct ctrace_record *ring_room(u64 *number)
 	 */
 	if (ring->next - ring->read >= ring->limit)
 		return NULL;
-	*number = __sync_fetch_and_add(&ring->next, 1);
+	*number = fetch_add(&ring->next, 1);
 	at = ring->first + (*number & ring->mask);
 	place = map_lookup(RINGS, &at);
 	return place ? &place->record : NULL;

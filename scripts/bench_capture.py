@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ctrace.capture import compiler, open_live, sys
+from ctrace.capture import compiler, layout, open_live, sys
 from ctrace.capture.rings import Rings
 from ctrace.filters import Filter
 from ctrace.lab import Lab, Node
@@ -35,7 +35,7 @@ PER_RUN = 100
 
 PRODUCER = r"""
 #include <linux/types.h>
-#include "helpers.h"
+#include "ring.h"
 struct record { u64 words[15]; };
 INLINE void fill(struct record *r, u64 i)
 {
@@ -46,17 +46,15 @@ INLINE void fill(struct record *r, u64 i)
 }
 int ours(void *ctx)
 {
-	u64 i;
+	u64 i, number;
 	for (i = 0; i < PER_RUN; i++) {
-		u32 cpu = this_cpu();
-		void *ring = map_lookup(bpf_pseudo_fd(1, OUR_RINGS), &cpu);
-		struct record *r = ring ? ring_reserve(ring, sizeof(*r), 0) : NULL;
+		struct ctrace_record *r = ring_room(&number);
 		if (r) {
-			fill(r, i);
-			ring_submit(r, BPF_RB_NO_WAKEUP);
+			fill((struct record *)r, i);
+			ring_done(r, number);
 		} else {
 			u32 zero = 0;
-			u64 *lost = map_lookup(bpf_pseudo_fd(1, OUR_LOST), &zero);
+			u64 *lost = map_lookup(MAP(1), &zero);
 			if (lost)
 				__sync_fetch_and_add(lost, 1);
 		}
@@ -98,22 +96,23 @@ class Producer:
         os.environ["BCC_KERNEL_SOURCE"] = str(compiler.source_dir())
         from bcc import BPF
 
-        self.rings = Rings(RING)
+        own = "FETCH_ADD" in layout.running()
+        self.rings = Rings(RING, own=own)
         self._lost = sys.map_create(sys.MapType.ARRAY, 4, 8, 1, name="lost")
         self.bpf = BPF(
             text=PRODUCER,
             cflags=[
                 f"-I{compiler.source_dir()}",
                 f"-DPER_RUN={PER_RUN}",
-                f"-DOUR_RINGS={self.rings.map}",
-                f"-DOUR_LOST={self._lost}",
                 f"-DRING_PAGES={RING // 4096}",
                 "-Wno-everything",
+                *(["-DFETCH_ADD"] if own else []),
             ],
         )
-        kind = 17  # BPF_PROG_TYPE_RAW_TRACEPOINT
-        self.ours = self.bpf.load_func("ours", kind).fd
-        self.theirs = self.bpf.load_func("theirs", kind).fd
+        kind = sys.ProgType.RAW_TRACEPOINT
+        code = compiler.link(self.bpf.dump_func(b"ours"), [self.rings.map, self._lost])
+        self.ours = sys.prog_load(code, kind, "ours")
+        self.theirs = self.bpf.load_func("theirs", int(kind)).fd
         self.seen: dict[int, int] = {}
         self.called = 0
 

@@ -32,8 +32,13 @@ KFUNC_BASE: Final = 1_000_001
 """What is added in C (bpf/helpers.h) to the BTF id of a kernel function, which tells its
 call from a helper's."""
 
+FETCH_OFFSET: Final = 0x7000
+"""What is added in C (bpf/helpers.h) to the offset of an addition that gives the old value."""
+
 _LD_IMM64: Final = 0x18
 _CALL: Final = 0x85
+_ATOMIC: Final = 0xDB
+_ADD_FETCH: Final = 1
 _PSEUDO_KFUNC_CALL: Final = 2
 _PSEUDO_MAP_FD: Final = 1
 _PSEUDO_MAP_VALUE: Final = 2
@@ -84,7 +89,7 @@ def _decoded(text: Optional[bytes]) -> Optional[Instructions]:
 
 def link(instructions: bytes, maps: Sequence[int]) -> bytes:
     """The instructions with fake map descriptors replaced by ``maps``, by position, and
-    calls of kernel functions marked as such."""
+    with what the compiler has no words for: calls of kernel functions, fetching additions."""
     code = np.frombuffer(bytearray(instructions), np.uint8).reshape(-1, 8)
     immediates = code.view(np.int32)[:, 1]
     loads = (code[:, 0] == _LD_IMM64) & np.isin(
@@ -95,6 +100,10 @@ def link(instructions: bytes, maps: Sequence[int]) -> bytes:
     calls = (code[:, 0] == _CALL) & (code[:, 1] >> 4 == 0) & (immediates >= KFUNC_BASE)
     code[calls, 1] |= _PSEUDO_KFUNC_CALL << 4
     immediates[calls] -= KFUNC_BASE
+    offsets = code.view(np.int16)[:, 1]
+    fetching = (code[:, 0] == _ATOMIC) & (offsets >= FETCH_OFFSET)
+    immediates[fetching] = _ADD_FETCH
+    offsets[fetching] -= FETCH_OFFSET
     return code.tobytes()
 
 
@@ -114,6 +123,7 @@ def _compile(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Ins
         capture_output=True,
         text=True,
         env=environment,
+        cwd=package_root,  # -m imports from the current folder first, whoever owns that
         check=False,
     )
     if done.returncode:
