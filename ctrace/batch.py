@@ -47,6 +47,8 @@ class TableReading:
     """/proc/net/stat/nf_conntrack (``conntrack -S``) summed over CPUs, cumulative:
     found, invalid, insert, insert_failed, drop, early_drop, icmp_error,
     search_restart, clash_resolve, chaintoolong; absent where it can't be read."""
+    at: int = 0
+    """Boot clock, ns, at which ``count`` was read; 0 in recordings that do not tell."""
 
 
 @dataclass(frozen=True)

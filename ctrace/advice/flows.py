@@ -57,6 +57,8 @@ class Readings:
     count: I64
     limit: I64
     buckets: I64
+    timed: bool = True
+    """Whether ``ts`` is when each was taken, and not when its batch of events ended."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def gather(batches: Iterable[Batch]) -> Recorded:
     rows: list[tuple[int, int, int, int, int]] = []
     names: dict[int, str] = {}
     size = lost = cut = 0
-    first, last = None, 0
+    first, last, timed = None, 0, True
     for batch in batches:
         slim = _slim(batch.events)
         parts.append(slim)
@@ -140,13 +142,15 @@ def gather(batches: Iterable[Batch]) -> Recorded:
         names.update({inum: space.name for inum, space in batch.names.netns.items()})
         last = max(last, batch.until)
         for table in batch.tables:
-            rows.append((batch.until, table.netns, table.count, table.max, table.buckets))
+            timed &= table.at > 0
+            read_at = table.at or batch.until
+            rows.append((read_at, table.netns, table.count, table.max, table.buckets))
         if first is None:
             first = int(slim["ts"][0]) if len(slim) else batch.until
     events = np.concatenate(parts) if parts else np.zeros(0, SLIM)
     events = by_time(events)
     start = int(events["ts"][0]) if len(events) else (first or 0)
-    readings = _readings(rows, start)
+    readings = _readings(rows, start, timed)
     at = (events["ts"].astype(np.int64) - start) / 1e9
     seconds = max((last - start) / 1e9, float(at[-1]) if len(at) else 0.0)
     expired = events["reason"] == Reason.EXPIRED
@@ -223,9 +227,10 @@ def _keys(events: Events) -> npt.NDArray[np.uint64]:
     return key
 
 
-def _readings(rows: list[tuple[int, int, int, int, int]], start: int) -> Readings:
+def _readings(rows: list[tuple[int, int, int, int, int]], start: int, timed: bool) -> Readings:
     array = np.array(rows, np.int64).reshape(-1, 5)
-    return Readings((array[:, 0] - start) / 1e9, array[:, 1], array[:, 2], array[:, 3], array[:, 4])
+    ts, netns, count, limit, buckets = array.T
+    return Readings((ts - start) / 1e9, netns, count, limit, buckets, timed)
 
 
 def _tally(netns: npt.NDArray[Any]) -> dict[int, int]:

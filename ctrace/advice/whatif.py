@@ -141,7 +141,8 @@ def of_recording(
     flows = recorded.flows
     if not len(flows) or recorded.seconds <= 0:
         raise CtraceError("the recording has no conntrack events: nothing to model")
-    recorded = aligned(recorded)
+    if not recorded.readings.timed:
+        recorded = aligned(recorded)
     setting = _setting(recorded)
     extra = _unlisted(recorded)
     # Namespaces without a single event were none of the recording's business.
@@ -241,9 +242,9 @@ def _part(recorded: Recorded) -> float:
 
 
 def aligned(recorded: Recorded) -> Recorded:
-    """The table readings moved to when they were really taken.
+    """The table readings of a recording that does not tell their times, moved to them.
 
-    A reading is taken a moment after the time that its batch covers: how long, at
+    A reading was taken a moment after the time that its batch covers: how long, at
     most a second or two on a loaded host, is where the counts fit the events best.
     """
     flows, readings = recorded.flows, recorded.readings

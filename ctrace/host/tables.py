@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Optional
@@ -93,12 +94,13 @@ class TableReader:
                 continue
             try:
                 count = int(os.pread(table.count, 32, 0))
+                at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             except OSError:  # ENOENT: the namespace has gone
                 self._forget(space.inum)
                 continue
             table.path = space.path
             counted = self._stats(table) if stats else {}
-            readings.append(TableReading(space.inum, count, limit, buckets or 0, counted))
+            readings.append(TableReading(space.inum, count, limit, buckets or 0, counted, at))
         return tuple(readings)
 
     def _limit(self, name: str) -> Optional[int]:

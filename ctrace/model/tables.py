@@ -218,7 +218,7 @@ class Tables:
     def _read(self, until: int, reading: TableReading) -> None:
         state = self._state(reading.netns)
         state.reading = reading
-        state.readings.append((until, reading.count))
+        state.readings.append((reading.at or until, reading.count))
         for name, value in reading.stats.items():
             state.stats.setdefault(name, Rising()).see(value)
         if state.at_first is None:

@@ -153,7 +153,10 @@ class Merged(Headed):
                 events=self._events(i, batch.events, shift),
                 until=until,
                 counts={self._netns.get(i, n): values for n, values in batch.counts.items()},
-                tables=tuple(replace(t, netns=self._netns.get(i, t.netns)) for t in batch.tables),
+                tables=tuple(
+                    replace(t, netns=self._netns.get(i, t.netns), at=t.at and t.at + shift)
+                    for t in batch.tables
+                ),
                 names=self._names(i, batch.names),
             )  # fmt: skip
 

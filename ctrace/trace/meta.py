@@ -34,6 +34,8 @@ COUNTS: Final = np.dtype([("batch", "<u4"), ("netns", "<u4"), ("counts", "<u8", 
 """Counters of one namespace at the end of one batch (its index in the block)."""
 
 LIMIT_TEXT: Final = 1 << 16
+AT: Final = "read_at"
+"""Beside a table's counters: when it was read."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ def parse_header(blob: bytes) -> Header:
 
 
 def tables_json(tables: Iterable[TableReading]) -> list[Any]:
-    """Readings of one batch."""
-    return [[t.netns, t.count, t.max, t.buckets, dict(t.stats)] for t in tables]
+    """Readings of one batch. When they were taken stands among the counters, where
+    readers of 1.0 look for nothing that they do not know."""
+    return [[t.netns, t.count, t.max, t.buckets, {**t.stats, AT: t.at}] for t in tables]
 
 
 def parse_tables(data: Any) -> tuple[TableReading, ...]:
@@ -131,7 +134,8 @@ def parse_tables(data: Any) -> tuple[TableReading, ...]:
             _uint(count),
             _uint(limit),
             _uint(buckets),
-            {_text(name): _uint(value) for name, value in _typed(stats, dict).items()},
+            {_text(n): _uint(value) for n, value in _typed(stats, dict).items() if n != AT},
+            _uint(stats.get(AT, 0)),
         )
         for netns, count, limit, buckets, stats in _pairs(data, 5)
     )

@@ -161,7 +161,7 @@ def batches(
                 until,
                 0,
                 {NETNS: counts},
-                (TableReading(NETNS, held, 65536, 16384, stats),) if second else (),
+                (TableReading(NETNS, held, 65536, 16384, stats, until),) if second else (),
                 names,
                 SelfCost(0.01 * (len(out) % 7), 50 << 20, 0.003),
             )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from whatif_kit import NETNS, Kernel
+from whatif_kit import NETNS, SECOND, Kernel
 
 from ctrace.advice.flows import Recorded, gather
 from ctrace.advice.levers import TIMEOUTS, Levers, parse_levers, parse_service, parse_timeout
@@ -48,6 +48,28 @@ def test_the_recording_as_it_was(busy: Recorded) -> None:
     assert place.error < 0.01
     assert place.trusted
     assert place.modelled.drops == place.recorded.drops == 0
+
+
+def test_a_reading_counts_for_its_own_time_and_not_for_its_batchs_end() -> None:
+    late = np.random.default_rng(1)
+    batches = [
+        replace(
+            batch,
+            until=batch.until + int(late.uniform(0, 2 * SECOND)),
+            tables=tuple(replace(table, at=batch.until) for table in batch.tables),
+        )
+        for batch in replace(BUSY, counts=[]).run()
+    ]
+    (place,) = of_recording(gather(batches), Levers()).places
+    assert place.error is not None
+    assert place.error < 0.001
+    untold = [
+        replace(batch, tables=tuple(replace(table, at=0) for table in batch.tables))
+        for batch in batches
+    ]
+    (place,) = of_recording(gather(untold), Levers()).places
+    assert place.error is not None
+    assert place.error > 0.01
 
 
 def test_a_full_table_as_it_was(full: tuple[Recorded, Kernel]) -> None:
