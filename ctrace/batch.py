@@ -121,6 +121,9 @@ class Batch:
     """Read about once a second; empty in batches between."""
     names: Names = field(default_factory=Names)
     cost: SelfCost = field(default_factory=SelfCost)
+    more: bool = False
+    """Whether this is but a part of what the interval brings: its tables and cost come with
+    the last part."""
 
     @classmethod
     def idle(cls, until: int) -> Batch:
@@ -156,7 +159,10 @@ class Source(Protocol):
         """Boot clock, ns, at which all hooks were in place."""
 
     def batches(self, interval: float) -> Iterator[Batch]:
-        """Yield a batch every ``interval`` seconds until closed or exhausted."""
+        """Yield a batch every ``interval`` seconds until closed or exhausted.
+
+        A source may give an interval's events in several (``Batch.more``).
+        """
 
     def close(self) -> None:
         """Detach; safe to call twice and from a signal handler's exception."""

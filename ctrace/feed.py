@@ -190,9 +190,10 @@ class LiveFeed:
     def _batches(self, source: Source) -> Iterator[Batch]:
         """A first short batch, so that the screen has something to show, then the interval's."""
         if self._early and self._interval > EARLY:
-            first = next(source.batches(EARLY), None)
-            if first is not None:
-                yield first
+            for batch in source.batches(EARLY):
+                yield batch
+                if not batch.more:
+                    break
         yield from source.batches(self._interval)
 
     def _take(self, batch: Batch) -> None:
@@ -209,6 +210,8 @@ class LiveFeed:
                     with contextlib.suppress(CtraceError):
                         writer.close()
                     self._phase = Phase("live", f"recording stopped: {error}")
+            if batch.more:
+                return
             snapshot = self._snapshot()
         self._publish(snapshot)
 

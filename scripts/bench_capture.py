@@ -20,10 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ctrace.capture import compiler, layout, open_live, sys
-from ctrace.capture.rings import Rings
+from ctrace.capture.family import Capture
+from ctrace.capture.live import in_order
+from ctrace.capture.poller import Poller
+from ctrace.capture.rings import QUICK, Rings
 from ctrace.filters import Filter
 from ctrace.lab import Lab, Node
 
@@ -144,14 +147,15 @@ class Producer:
 def drained(producer: Producer) -> list[Row]:
     """Time to take RECORDS records out of a full ring."""
     times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(5):
+    for measured in (False, *[True] * 7):  # memory is new to the process once
         for ours in (True, False):
             program = producer.ours if ours else producer.theirs
             for _ in range(RECORDS // PER_RUN):
                 sys.prog_run(program)
             started = time.perf_counter()
             taken = producer.drain(ours)
-            times[ours].append((time.perf_counter() - started) / taken)
+            if measured:
+                times[ours].append((time.perf_counter() - started) / taken)
     ours_ns = statistics.median(times[True]) * 1e9
     theirs_ns = statistics.median(times[False]) * 1e9
     return [
@@ -166,24 +170,58 @@ def drained(producer: Producer) -> list[Row]:
     ]
 
 
+class FromRings:
+    """The producer's rings as a hook family's, for the thread that empties those."""
+
+    hold = 0.002
+
+    def __init__(self, producer: Producer) -> None:
+        self.poll = lambda: (producer.rings.poll(self.hold), 0)
+        self.part = producer.rings.part
+        self._rings = producer.rings
+
+    @property
+    def interval(self) -> float:
+        """Seconds that may pass until the next poll."""
+        return self._rings.interval
+
+
+def batches(producer: Producer, until: float) -> Iterator[int]:
+    """Lengths of the batches that a screen of one frame a second gets."""
+    poller = Poller(cast(Capture, FromRings(producer)), lambda: ([], 0))
+    due = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        poller.wait_for_many(min(due, until) - time.monotonic())
+        if time.monotonic() >= due:
+            due += 1.0
+        yield len(in_order(poller.take().parts))
+    poller.stop()
+
+
+def calls(producer: Producer, until: float) -> Iterator[int]:
+    """How many records BCC's callback got each time."""
+    while time.monotonic() < until:
+        time.sleep(QUICK)
+        yield producer.drain(ours=False)
+
+
 def paced(producer: Producer, rate: int, seconds: float = 3.0) -> Row:
-    """CPU of the consuming thread while ``rate`` records a second arrive."""
+    """CPU of this process while ``rate`` records a second arrive, up to the batch."""
     row: Row = {"name": f"CPU at {rate:,} events/s"}
     for ours in (True, False):
         program = producer.ours if ours else producer.theirs
         lost = producer.lost(ours)
-        stop = threading.Event()
-        pid = os.fork()
-        if pid == 0:
-            _produce(program, rate, seconds)
-        cpu = time.thread_time()
-        taken = 0
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not stop.is_set():
-            time.sleep(producer.rings.interval)
-            taken += producer.drain(ours)
-        used = (time.thread_time() - cpu) / seconds
-        os.waitpid(pid, 0)
+        # (a fork would share our memory, which it costs us to have back)
+        child = subprocess.Popen(
+            [python.executable, __file__, str(program), str(rate), str(seconds)],
+            pass_fds=[program], stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdout is not None
+        child.stdout.read(1)  # it has started
+        cpu, until = time.process_time(), time.monotonic() + seconds
+        taken = sum((batches if ours else calls)(producer, until))
+        used = (time.process_time() - cpu) / seconds
+        child.communicate()
         producer.drain(ours)
         gone = producer.lost(ours) - lost
         who = "ctrace" if ours else "bcc_callback"
@@ -193,8 +231,9 @@ def paced(producer: Producer, rate: int, seconds: float = 3.0) -> Row:
     return row
 
 
-def _produce(program: int, rate: int, seconds: float) -> None:
-    """In a child: run the producer at the rate, then exit."""
+def produce(program: int, rate: int, seconds: float) -> None:
+    """In a process of its own: run the producer at the rate."""
+    print(flush=True)
     started = time.monotonic()
     done = 0
     while (passed := time.monotonic() - started) < seconds:
@@ -202,7 +241,6 @@ def _produce(program: int, rate: int, seconds: float) -> None:
             sys.prog_run(program)
             done += PER_RUN
         time.sleep(0.001)
-    os._exit(0)
 
 
 class MsgHdr(ctypes.Structure):
@@ -463,5 +501,8 @@ def run() -> list[Row]:
 
 
 if __name__ == "__main__":
+    if python.argv[1:]:  # what paced() starts
+        produce(int(python.argv[1]), int(python.argv[2]), float(python.argv[3]))
+        python.exit()
     for row in run():
         print(json.dumps(row))

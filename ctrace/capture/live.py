@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Final, Optional, Protocol, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, Netns, Owner, Se
 from ctrace.capture.family import Capture
 from ctrace.capture.look import Looks, Sampler
 from ctrace.capture.poller import LOOK, POLL, Poller
+from ctrace.capture.rings import one_piece
 from ctrace.capture.seed import seed as seed_rows
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
@@ -160,16 +162,22 @@ class LiveSource:
         return replace(self._capture.info, note=self._note)
 
     def batches(self, interval: float) -> Iterator[Batch]:
-        """A batch every ``interval`` seconds; the first brings the entries already there."""
+        """A batch every ``interval`` seconds; the first brings the entries already there.
+
+        In a flood they come earlier: ``Batch.more`` says of each but the last that it is a
+        part of what the interval brings.
+        """
         due = time.monotonic() + interval
         looked = -LOOK
         window, lost = self._window() if self._unseeded else ([], 0)
-        while not self._poller.wait(due - time.monotonic()):
-            look = time.monotonic() - looked >= LOOK
+        while not self._poller.wait_for_many(due - time.monotonic()):
+            now = time.monotonic()
+            more = now < due
+            look = not more and now - looked >= LOOK
             taken = self._poller.take()
             events = self._matching(in_order([*window, *taken.parts]))
             if look:
-                looked = time.monotonic()
+                looked = now
             with self._poller.lock:
                 if self._poller.stopped:
                     return  # closed meanwhile
@@ -185,10 +193,12 @@ class LiveSource:
                 counts=counts,
                 tables=tables,
                 names=names,
-                cost=self._cost.read(),
+                cost=SelfCost() if more else self._cost.read(),
+                more=more,
             )
             window, lost = [], 0
-            due = max(due + interval, time.monotonic())
+            if not more:
+                due = max(due + interval, time.monotonic())
 
     def existing(self) -> Events:
         """Every entry that matches, by a dump of all tables; seconds where they are large.
@@ -275,7 +285,12 @@ class LiveSource:
 
 def in_order(parts: Sequence[Events]) -> Events:
     """The parts as one array by time; existing entries first among equals."""
-    return by_time(join(parts))
+    whole = one_piece(parts)
+    if whole is None:
+        return by_time(join(parts))
+    # each is in order; after one that held back for too long an earlier record may follow
+    met = all(one["ts"][-1] <= other["ts"][0] for one, other in pairwise(parts))
+    return whole if met else by_time(whole)
 
 
 class _NameBook:

@@ -122,6 +122,10 @@ class NetfilterCapture:
         """Seconds that may pass until the next poll."""
         return self._objects.rings.interval
 
+    def part(self) -> None:
+        """What is polled from now on is for another batch."""
+        self._objects.rings.part()
+
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id)."""
         return self._objects.owner_comms(keys)

@@ -21,6 +21,9 @@ POLL: Final = 0.02
 """Seconds between two looks at a source that has no ``interval`` of its own."""
 LOOK: Final = 1.0
 """Seconds between two looks at which namespaces exist."""
+MANY: Final = 100_000
+"""Records for which a reader is woken before its time (12 MB): what it reads is still in the
+processor's cache, and memory stays bounded however much comes in an interval."""
 PENDING: Final = 500_000
 """Records kept for a reader that does not come (60 MB); then the rings overflow, counted."""
 
@@ -56,6 +59,7 @@ class Poller:
         self._taken = Taken()
         self._rows = 0
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._run, name="ctrace-poll", daemon=True)
         self._thread.start()
@@ -70,6 +74,8 @@ class Poller:
                 raise self._error
             if not self.stopped:
                 self._step()
+                self._wake.clear()
+                getattr(self._capture, "part", _nothing)()
             taken, self._taken, self._rows = self._taken, Taken(), 0
         return taken
 
@@ -80,11 +86,18 @@ class Poller:
 
     def wait(self, seconds: float) -> bool:
         """Sleep; True as soon as polling was stopped."""
-        return self._stop.wait(max(seconds, 0.0))
+        return self._stop.wait(seconds)
+
+    def wait_for_many(self, seconds: float) -> bool:
+        """Sleep, less when there are :data:`MANY` records; whether polling was stopped."""
+        self._wake.wait(max(seconds, 0.0))
+        return self.stopped
 
     def stop(self) -> None:
         """End the thread; safe to call twice."""
         self._stop.set()
+        with self.lock:
+            self._wake.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -104,6 +117,7 @@ class Poller:
                             self._sampler.look(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         except BaseException as error:
             self._error = error
+            self._wake.set()
 
     def _step(self) -> None:
         self._taken.until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._hold
@@ -114,3 +128,9 @@ class Poller:
         if len(events):
             self._taken.parts.append(events)
             self._rows += len(events)
+            if self._rows >= MANY:
+                self._wake.set()
+
+
+def _nothing() -> None:
+    """What a capture without rings does when a batch is taken."""

@@ -15,9 +15,10 @@ import ctypes.util
 import mmap
 import os
 import platform
+import sys as python
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Optional, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from ctrace.capture import sys
 from ctrace.errors import CtraceError
-from ctrace.record import RECORD, ROW, Events, Rows, by_time, empty
+from ctrace.record import RECORD, ROW, Events, Rows, empty
 
 PAGE: Final = mmap.PAGESIZE
 SLOT: Final = 8 + RECORD.itemsize
@@ -36,12 +37,17 @@ which looking at their headers brought them."""
 BURST: Final = 800_000
 """Records a second on one CPU that a ring must have room for between two readings: a
 flush deletes half a million entries a second, nothing makes as many."""
-QUICK: Final = 0.02
+LEAST: Final = 0.02
+QUICK: Final = 0.03
 SLOW: Final = 0.05
-"""Seconds between two readings while much, and while little comes: each reading costs
-the same for few records, and many are better read before they leave the cache."""
+"""Seconds between two readings: while much comes, while little does, and the least for a
+small ring. Each reading costs the same for few records, but many leave the cache."""
 MUCH: Final = 8192
 """Records of one reading, 1 MiB in the rings."""
+ROOM: Final = 1 << 17
+"""Records that one batch has room for in one piece, at least (15 MB)."""
+ROOMS: Final = 3
+"""One being filled, one waiting, one being read."""
 
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
@@ -203,8 +209,28 @@ class BufferRing:
 
 def _in_order(times: npt.NDArray[np.uint64], first: int, end: int) -> bool:
     """Whether those from ``first`` to ``end`` are, also after the one before."""
-    new = times[max(first - 1, 0) : end]
+    new = times[max(first - 1, 0) : end].copy()  # side by side, they are compared in no time
     return not (new[1:] < new[:-1]).any()
+
+
+def one_piece(parts: Sequence[Events]) -> Optional[Events]:
+    """What :meth:`Rings.poll` returned in successive calls as one array, without a copy.
+
+    None when it does not lie side by side.
+    """
+    room = parts[0].base if parts else None
+    if not isinstance(room, np.ndarray) or room.dtype != ROW:
+        return None
+    begin = end = (_address(parts[0]) - _address(room)) // ROW.itemsize
+    for part in parts:
+        if part.base is not room or _address(part) != _address(room) + end * ROW.itemsize:
+            return None
+        end += len(part)
+    return room[begin:end].view(RECORD)
+
+
+def _address(array: npt.NDArray[np.void]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 class Rings:
@@ -216,12 +242,19 @@ class Rings:
         ``own``: arrays, for programs compiled with FETCH_ADD; else ring buffers.
         """
         self.size = max(PAGE, 1 << (size - 1).bit_length())
-        self._slow = min(max(self.size // SLOT / BURST, QUICK), SLOW)
+        lasts = max(self.size // SLOT / BURST, LEAST)
+        self._quick, self._slow = min(lasts, QUICK), min(lasts, SLOW)
         self.interval = self._slow
         """Seconds that may pass until the next reading."""
         self._fds: list[int] = []
         self.rings: list[Ring] = []
-        self._held: Rows = np.empty(0, ROW)
+        self._room: Rows = np.empty(0, ROW)
+        self._first = self._end = 0
+        """Where in the room what is held back begins and ends."""
+        self._rooms: list[Rows] = []
+        """Those of the last batches, to be used again: memory new to a process costs it as
+        much as filling that."""
+        self._parted, self._small = False, 0
         self.map = -1
         self._mapped: Optional[mmap.mmap] = None
         try:
@@ -263,35 +296,64 @@ class Rings:
         What is held back comes with the next call, so that records of successive
         calls are in time order although CPUs commit theirs at slightly different times.
         ``settle`` sees all of them, also the held ones, before that.
+
+        What successive calls return lies side by side (see :func:`one_piece`), as long as
+        there is room; one that keeps a few of the rows should copy them.
         """
         limit = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(hold * 1e9)
         pending = [ring.pending for ring in self.rings]
-        self.interval = QUICK if sum(pending) > MUCH else self._slow
-        count = len(self._held)
-        if not count and not any(pending):
+        self.interval = self._quick if sum(pending) > MUCH else self._slow
+        if self._first == self._end and not any(pending):
             return empty()  # idle costs a glance at each ring
-        rows = np.empty(count + sum(pending), ROW)
-        rows[:count] = self._held
-        times, ordered = rows.view(RECORD)["ts"], True
+        self._make_room(sum(pending))
+        room, first, end = self._room, self._first, self._end
+        times, ordered = room.view(RECORD)["ts"], True
         for ring, slots in zip(self.rings, pending, strict=True):
             if not slots:
                 continue
-            taken, in_order = ring.read(rows[count : count + slots])
+            taken, in_order = ring.read(room[end : end + slots])
             if taken:
-                ordered &= in_order and not (count and times[count] < times[count - 1])
-            count += taken
-        events = rows[:count].view(RECORD)
+                ordered &= in_order and not (end > first and times[end] < times[end - 1])
+            end += taken
         if not ordered:
-            events = by_time(events)
+            room[first:end] = room[first:end][np.argsort(times[first:end], kind="stable")]
         if settle is not None:
-            events = settle(events)
-        times = events["ts"]
+            events = room[first:end].view(RECORD)
+            settled = settle(events)
+            if settled is not events:
+                end = first + len(settled)
+                room[first:end] = settled.view(ROW)
+        times = times[first:end]
         cut = len(times)
         if cut and times[-1] > limit:
             cut = bisect_right(times, limit)  # numpy's would copy the column first
-        # a copy: a view would keep the whole batch alive for a few rows
-        self._held = events[cut:].view(ROW).copy()
-        return events[:cut]
+        self._first, self._end = first + cut, end
+        return room[first : first + cut].view(RECORD)
+
+    def part(self) -> None:
+        """What is polled from now on is for another batch: it need not lie beside the rest."""
+        self._parted = self._first > ROOM // 8
+        self._small = 0 if self._parted else self._small + 1
+        if self._small > len(self._rooms):
+            self._rooms.clear()  # the flood is over
+
+    def _make_room(self, count: int) -> None:
+        """For ``count`` records after what is held back, and for a whole batch after a parting."""
+        held = self._room[self._first : self._end]
+        if self._end + count > len(self._room) or self._parted:
+            self._room = self._unused(len(held) + count)
+            self._room[: len(held)] = held
+            self._first, self._end = 0, len(held)
+        self._parted = False
+
+    def _unused(self, count: int) -> Rows:
+        for room in self._rooms:
+            # this list, our name and the call: nobody has rows of it any more
+            if len(room) >= count and python.getrefcount(room) == 3:
+                return room
+        room = np.empty(max(ROOM + ROOM // 4, count), ROW)
+        self._rooms = [*self._rooms[1 - ROOMS :], room]
+        return room
 
     def take_was_full(self) -> bool:
         """Whether a ring was full since the last call: only then can records be missing."""

@@ -68,6 +68,8 @@ def command(
                 )
             for batch in source.batches(interval):
                 model.update(batch)
+                if batch.more:
+                    continue
                 text = exposition.text(model.snapshot(group=group, sort="held", limit=limit))
                 if server is None:
                     click.echo(text.decode(), nl=False)

@@ -23,7 +23,9 @@ import pytest
 from ctrace.batch import Batch, Clock, Names, Netns, Owner
 from ctrace.capture import open_live
 from ctrace.capture.live import LiveSource
+from ctrace.capture.poller import MANY
 from ctrace.errors import UsageError
+from ctrace.filters import Filter
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node, traffic
 from ctrace.record import Events, Kind, Reason, Status, address_bytes, empty, join, words
@@ -108,10 +110,10 @@ def test_what_was_there_before_and_what_came_since_is_the_table(lab: Lab) -> Non
 def test_a_namespace_that_appears_is_followed_and_seeded(lab: Lab) -> None:
     source = open_live()
     try:
-        first = batches(source, 0.2)
+        batches(source, 0.2)  # may tell of one that had the number of the next, and has gone
         a, b = pair(lab)
         traffic.udp_flows(a, (b.addresses["a"][0], 9), 30)
-        events = join([batch.events for batch in (*first, *batches(source, 2.5))])
+        events = join([batch.events for batch in batches(source, 2.5)])
         seen = identity(of(events, a, Kind.EXISTING, Kind.INSERT))
         assert seen == identity(ctnetlink.dump(a.path))
         traffic.udp_flows(a, (b.addresses["a"][0], 9), 30, first_port=30000)
@@ -119,6 +121,33 @@ def test_a_namespace_that_appears_is_followed_and_seeded(lab: Lab) -> None:
         assert len(of(later, a, Kind.INSERT)) == 30
     finally:
         source.close()
+        source.close()
+
+
+@root
+@pytest.mark.kernel
+def test_a_flood_is_read_before_the_interval_is_over(lab: Lab) -> None:
+    """However long that is: what comes in it need not wait, nor be lost."""
+    a, b = pair(lab)
+    source = open_live(Filter(netns=a.inum), seed=False)
+    try:
+        reading = source.batches(600)
+        for port in (9, 10):
+            traffic.udp_flows(a, (b.addresses["a"][0], port), 60_000, first_port=1024)
+        first = next(reading)
+        assert first.more
+        assert len(first.events) >= MANY
+        assert first.tables == ()
+        assert first.events["ts"].max() <= first.until
+        assert first.counts[a.inum][Reason.NEW] >= len(first.events)
+        rest = batches(source, 0.3)
+        assert not rest[-1].more
+        assert any(batch.tables for batch in rest)
+        events = join([batch.events for batch in (first, *rest)])
+        assert np.count_nonzero(events["kind"] == Kind.INSERT) == 120_000
+        assert rest[-1].counts[a.inum][Reason.NEW] == 120_000
+        assert sum(batch.lost for batch in (first, *rest)) == 0
+    finally:
         source.close()
 
 

@@ -13,7 +13,7 @@ import pytest
 from ctrace.capture import btf, compiler, layout, sys
 from ctrace.capture.objects import Objects
 from ctrace.capture.percpu import online_cpus
-from ctrace.capture.rings import SLOT, ArrayRing
+from ctrace.capture.rings import ROOM, ROOMS, SLOT, ArrayRing, one_piece
 from ctrace.record import RECORD, Events, Reason, by_time, empty, join
 
 ROUNDS = 3000
@@ -159,6 +159,58 @@ def test_what_is_held_back_is_settled_too(objects: Objects, own: bool) -> None:
     assert seen == [run, run // 2 + run]
     assert int(events["ct"].min()) == 16
     assert len(events) == run // 2 + run
+
+
+@pytest.mark.kernel
+def test_what_successive_polls_return_is_one_array(objects: Objects, own: bool) -> None:
+    program = objects.programs["produce"]
+    parts = []
+    for turn in range(5):
+        sys.prog_run(program, (turn * PER_RUN, 1), cpu=(0, max(online_cpus()))[turn % 2])
+        parts.append(objects.poll(3600 if turn == 2 else 0)[0])
+    told = [part for part in parts if len(part)]
+    assert [len(part) for part in told] == [n * (PER_RUN - DISCARDED[own]) for n in (1, 1, 2, 1)]
+    whole = one_piece(told)
+    assert whole is not None
+    assert whole.dtype == RECORD
+    assert whole.tobytes() == join(told).tobytes()
+    assert all(np.shares_memory(whole, part) for part in told)
+    assert one_piece([]) is None
+    assert one_piece([told[1], told[0]]) is None
+    assert one_piece([told[0], told[2]]) is None
+    assert one_piece([told[0], told[1].copy()]) is None
+    assert one_piece([told[0].copy()]) is None
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("objects", [1 << 23], indirect=True)
+def test_rows_stay_what_they_are_as_long_as_someone_has_them(objects: Objects) -> None:
+    """Their memory is used again, but not before."""
+    program, numbers = objects.programs["produce"], iter(range(1 << 30))
+    per_batch = ROOM // 8 // PER_RUN + 100
+    kept: list[tuple[Events, bytes]] = []
+    memory = set()
+    for turn in range(12):
+        parts = []
+        for _ in range(2):
+            for _ in range(per_batch // 2):
+                sys.prog_run(program, (next(numbers) * PER_RUN, 1), cpu=0)
+            parts.append(objects.poll(0)[0])
+        batch = one_piece(parts)
+        assert batch is not None, "a batch begins where there is room for all of it"
+        memory.add(batch.__array_interface__["data"][0])
+        if turn in (1, 2):
+            kept.append((batch, batch.tobytes()))
+        del parts, batch
+        objects.rings.part()
+    assert all(rows.tobytes() == before for rows, before in kept)
+    assert len(memory) < 12
+    assert len(objects.rings._rooms) <= ROOMS
+    for turn in range(2 * ROOMS):  # little: what was needed in the flood is let go
+        sys.prog_run(program, (turn, 1), cpu=0)
+        objects.poll(0)
+        objects.rings.part()
+    assert objects.rings._rooms == []
 
 
 def test_sorting_by_time_keeps_records_whole() -> None:

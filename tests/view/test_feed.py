@@ -85,6 +85,32 @@ def test_every_batch_is_counted_however_seldom_anyone_looks() -> None:
     feed.close()
 
 
+class Flood(Script):
+    """Each interval's events come in several batches."""
+
+    def batches(self, interval: float) -> Iterator[Batch]:
+        for batch in super().batches(interval):
+            yield replace(batch, tables=(), more=self.made % 4 != 0)
+            if self.made == self.n - 1:
+                self.closed.wait()
+
+
+def test_a_part_of_an_interval_is_counted_but_not_shown() -> None:
+    source = Flood(7)
+    feed = LiveFeed(lambda: source, interval=5.0)
+    first = feed.wait(None, 20)
+    assert first is not None
+    assert first.totals.insert == 40
+    until(lambda: source.made == 6)
+    assert feed.wait(first, 0.3) is None
+    assert feed.latest() is first
+    feed.set_view("service", "new", "")
+    asked = feed.wait(first, 20)
+    assert asked is not None
+    assert asked.totals.insert == 60
+    feed.close()
+
+
 def test_before_the_first_batch_it_is_attaching() -> None:
     ready = threading.Event()
 
