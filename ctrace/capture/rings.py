@@ -37,13 +37,10 @@ which looking at their headers brought them."""
 BURST: Final = 800_000
 """Records a second on one CPU that a ring must have room for between two readings: a
 flush deletes half a million entries a second, nothing makes as many."""
-LEAST: Final = 0.02
-QUICK: Final = 0.03
-SLOW: Final = 0.05
-"""Seconds between two readings: while much comes, while little does, and the least for a
-small ring. Each reading costs the same for few records, but many leave the cache."""
-MUCH: Final = 8192
-"""Records of one reading, 1 MiB in the rings."""
+OFTEN: Final = 0.02
+SELDOM: Final = 0.05
+"""Seconds between two readings, from a small ring to one with room enough: each reading costs
+the same, and records cost no more after they have left the cache of who wrote them."""
 ROOM: Final = 1 << 17
 """Records that one batch has room for in one piece, at least (15 MB)."""
 ROOMS: Final = 3
@@ -242,9 +239,7 @@ class Rings:
         ``own``: arrays, for programs compiled with FETCH_ADD; else ring buffers.
         """
         self.size = max(PAGE, 1 << (size - 1).bit_length())
-        lasts = max(self.size // SLOT / BURST, LEAST)
-        self._quick, self._slow = min(lasts, QUICK), min(lasts, SLOW)
-        self.interval = self._slow
+        self.interval: Final = min(max(self.size // SLOT / BURST, OFTEN), SELDOM)
         """Seconds that may pass until the next reading."""
         self._fds: list[int] = []
         self.rings: list[Ring] = []
@@ -302,7 +297,6 @@ class Rings:
         """
         limit = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(hold * 1e9)
         pending = [ring.pending for ring in self.rings]
-        self.interval = self._quick if sum(pending) > MUCH else self._slow
         if self._first == self._end and not any(pending):
             return empty()  # idle costs a glance at each ring
         self._make_room(sum(pending))
