@@ -16,7 +16,7 @@ import numpy as np
 from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, Netns, Owner, SelfCost
 from ctrace.capture.family import Capture
 from ctrace.capture.look import Looks, Sampler
-from ctrace.capture.poller import LOOK, POLL, Poller
+from ctrace.capture.poller import LOOK, Poller
 from ctrace.capture.rings import one_piece
 from ctrace.capture.seed import seed as seed_rows
 from ctrace.errors import CtraceError, UsageError
@@ -252,7 +252,7 @@ class LiveSource:
         """
         spaces, self._unseeded = self._unseeded, []
         existing = _dump(spaces)
-        self._poller.wait(self._hold + POLL)
+        self._poller.wait(max(LATE, self._hold))
         taken = self._poller.take()
         window = in_order(taken.parts)
         window = window[window["ts"] >= self.started]

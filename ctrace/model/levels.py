@@ -320,7 +320,7 @@ class Levels:
         return owned, extra, moved
 
     def feed(
-        self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int = 1
+        self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int
     ) -> Details:
         """Count a window. ``age`` and ``extra`` are what pairing told of each event.
 
