@@ -108,7 +108,7 @@ def test_keys_resizing_and_a_hostile_name() -> None:
                 pane.keys("G", "/")
                 pane.keys("-l", "dport=8125")
                 pane.keys("Enter")
-                pane.until("dport=8125", "10.77.")
+                pane.until(f"filter netns={here.inum} dport=8125", "10.77.")
                 pane.keys("Enter")
                 pane.until("STAYS", "OWNER")
                 pane.keys("BSpace", "n")
