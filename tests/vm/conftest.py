@@ -33,8 +33,12 @@ def pytest_sessionfinish() -> None:
     folder = os.environ.get("CTRACE_VM_OUT")
     if folder and _seen:
         release = os.uname().release
-        text = json.dumps({"kernel": release, "families": _seen}, indent=1)
-        (Path(folder) / f"{release}.json").write_text(text + "\n")
+        file = Path(folder) / f"{release}.json"
+        told = json.loads(file.read_text())["families"] if file.exists() else {}
+        for family, what in _seen.items():  # some tests may have been repeated
+            told[family] = {**told.get(family, {}), **what}
+        text = json.dumps({"kernel": release, "families": told}, indent=1)
+        file.write_text(text + "\n")
 
 
 @pytest.fixture(scope="session")
