@@ -34,13 +34,15 @@ SLOT: Final = 8 + RECORD.itemsize
 CHUNK: Final = 4096
 """Slots (512 KiB) read at a time: their payload is copied while still in the cache to
 which looking at their headers brought them."""
-BURST: Final = 800_000
+BURST: Final = 2_000_000
 """Records a second on one CPU that a ring must have room for between two readings: a
-flush deletes half a million entries a second, nothing makes as many."""
+flush deletes a million and a half entries a second, nothing makes as many."""
+BRIEF: Final = 0.005
 OFTEN: Final = 0.02
-SELDOM: Final = 0.05
-"""Seconds between two readings, from a small ring to one with room enough: each reading costs
-the same, and records cost no more after they have left the cache of who wrote them."""
+SELDOM: Final = 0.03
+"""Seconds between two readings: in a flood, and from a small ring and one with room enough in
+quiet times, for a flood comes without a word. Each reading costs the same, and records cost
+no more after they have left the cache of who wrote them."""
 ROOM: Final = 1 << 17
 """Records that one batch has room for in one piece, at least (15 MB)."""
 ROOMS: Final = 3
@@ -239,8 +241,10 @@ class Rings:
         ``own``: arrays, for programs compiled with FETCH_ADD; else ring buffers.
         """
         self.size = max(PAGE, 1 << (size - 1).bit_length())
-        self.interval: Final = min(max(self.size // SLOT / BURST, OFTEN), SELDOM)
+        self._calm: Final = min(max(self.size // SLOT / BURST, OFTEN), SELDOM)
+        self.interval = self._calm
         """Seconds that may pass until the next reading."""
+        self._read_at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._fds: list[int] = []
         self.rings: list[Ring] = []
         self._room: Rows = np.empty(0, ROW)
@@ -295,8 +299,13 @@ class Rings:
         What successive calls return lies side by side (see :func:`one_piece`), as long as
         there is room; one that keeps a few of the rows should copy them.
         """
-        limit = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - int(hold * 1e9)
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        passed, self._read_at = (now - self._read_at) / 1e9, now
+        limit = now - int(hold * 1e9)
         pending = [ring.pending for ring in self.rings]
+        # (from now on, as before, the fullest would be a third full)
+        third = passed * (self.size // SLOT) / 3 / max(1, *pending)
+        self.interval = min(max(third, BRIEF), self._calm)
         if self._first == self._end and not any(pending):
             return empty()  # idle costs a glance at each ring
         self._make_room(sum(pending))

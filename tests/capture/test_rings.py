@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ctrace.capture import btf, compiler, layout, sys
+from ctrace.capture import btf, compiler, layout, rings, sys
 from ctrace.capture.objects import Objects
 from ctrace.capture.percpu import online_cpus
 from ctrace.capture.rings import ROOM, ROOMS, SLOT, ArrayRing, one_piece
@@ -180,6 +181,32 @@ def test_what_successive_polls_return_is_one_array(objects: Objects, own: bool) 
     assert one_piece([told[0], told[2]]) is None
     assert one_piece([told[0], told[1].copy()]) is None
     assert one_piece([told[0].copy()]) is None
+
+
+@pytest.mark.kernel
+def test_the_faster_a_ring_fills_the_sooner_it_is_read(
+    objects: Objects, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, now = objects.programs["produce"], 1 << 40
+
+    def read(after: float) -> float:
+        nonlocal now
+        now += int(after * 1e9)
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _: now)
+        objects.poll(0)
+        return objects.rings.interval
+
+    read(0)
+    calm = read(1)
+    slots = objects.rings.size // SLOT
+    for _ in range(slots // 2 // PER_RUN):
+        sys.prog_run(program, (0, 1), cpu=0)
+    assert read(0.01) == pytest.approx(0.01 / 3 * 2)  # discarded ones take their place, too
+    assert read(0.01) == calm
+    for _ in range(slots // 2 // PER_RUN):
+        sys.prog_run(program, (0, 1), cpu=0)
+    assert read(0.001) == rings.BRIEF
+    assert read(0.001) == calm
 
 
 @pytest.mark.kernel
