@@ -464,6 +464,38 @@ def kernel_cost() -> list[Row]:
     ]
 
 
+def flood() -> list[Row]:
+    """``ctrace top`` beside a table that is filled and flushed over and over."""
+    with Lab() as lab:
+        a, b = lab.namespace("a", track=True), lab.namespace("b")
+        lab.link(a, b)
+        source = Flood(a, b.addresses["a"][0])
+        top = subprocess.Popen(
+            [python.executable, "-m", "ctrace", "top", "10", "--once", "-o", "json",
+             "--netns", str(a.inum)],
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        time.sleep(2)  # it has started
+        flows, until = 0, time.monotonic() + 6
+        while time.monotonic() < until:
+            source.send(2 * Flood.PORTS)
+            flows += 2 * Flood.PORTS
+            a.run(["conntrack", "-F"])
+        said = json.loads(top.communicate()[0])
+    totals, cost = said["totals"], said["self"]
+    return [
+        {
+            "name": "ctrace top in a flood",
+            "events": 2 * flows,
+            "counted": totals["insert"] + totals["destroy"],
+            "lost": said["lost"],
+            "core_over_10_s": round(cost["cpu"], 3),
+            "rss_mib": round(cost["rss"] / (1 << 20), 1),
+            "note": "inserts by one processor, a flush of every 100,000; the interval is 10 s",
+        }
+    ]
+
+
 def start_up() -> list[Row]:
     """From the command to the first snapshot, warm."""
     times, rss, floor = [], 0, []
@@ -503,6 +535,7 @@ def run() -> list[Row]:
     rows += [paced(producer, 100_000), paced(producer, 1_000_000)]
     rows += kernel_cost()
     rows += flows()
+    rows += flood()
     rows += start_up()
     return rows
 

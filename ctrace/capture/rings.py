@@ -232,6 +232,14 @@ def _address(array: npt.NDArray[np.void]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def _references(rooms: list[Rows], at: int) -> int:
+    return python.getrefcount(rooms[at])
+
+
+_UNUSED: Final = _references([np.empty(0, ROW)], 0)
+"""What it counts for one that only the list has; that depends on the interpreter."""
+
+
 class Rings:
     """One ring per possible CPU, and the map in which programs find theirs."""
 
@@ -350,10 +358,9 @@ class Rings:
         self._parted = False
 
     def _unused(self, count: int) -> Rows:
-        for room in self._rooms:
-            # this list, our name and the call: nobody has rows of it any more
-            if len(room) >= count and python.getrefcount(room) == 3:
-                return room
+        for at in range(len(self._rooms)):
+            if _references(self._rooms, at) == _UNUSED and len(self._rooms[at]) >= count:
+                return self._rooms[at]  # nobody has rows of it any more
         room = np.empty(max(ROOM + ROOM // 4, count), ROW)
         self._rooms = [*self._rooms[1 - ROOMS :], room]
         return room
