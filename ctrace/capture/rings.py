@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ctrace.capture import sys
 from ctrace.errors import CtraceError
-from ctrace.record import RECORD, ROW, Events, Rows, empty
+from ctrace.record import RECORD, ROW, Events, Rows, by_time, empty
 
 PAGE: Final = mmap.PAGESIZE
 SLOT: Final = 8 + RECORD.itemsize
@@ -326,14 +326,13 @@ class Rings:
             if taken:
                 ordered &= in_order and not (end > first and times[end] < times[end - 1])
             end += taken
-        if not ordered:
-            room[first:end] = room[first:end][np.argsort(times[first:end], kind="stable")]
+        rows = room[first:end].view(RECORD)
+        events = rows if ordered else by_time(rows)
         if settle is not None:
-            events = room[first:end].view(RECORD)
-            settled = settle(events)
-            if settled is not events:
-                end = first + len(settled)
-                room[first:end] = settled.view(ROW)
+            events = settle(events)
+        if events is not rows:
+            end = first + len(events)
+            room[first:end] = events.view(ROW)
         times = times[first:end]
         cut = len(times)
         if cut and times[-1] > limit:
