@@ -163,14 +163,14 @@ Rows = npt.NDArray[np.void]
 WORDS: Final = 15
 """A record seen as 64-bit words: 2-3 src, 4-5 dst, 6-7 and 8-9 the reply's, 10 ports."""
 
-PART: Final = 8
+PART: Final = 16
 _PART_MASK: Final = np.uint64((PART - 1) << 9)
 
 
 def in_part(ct: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """Which entries are among the one of :data:`PART` that is looked at when all are too many.
 
-    Told by where in a page the entry lies, which has nothing to do with whose it is;
+    Told by where in memory the entry lies, which has nothing to do with whose it is;
     ctnetlink's ids are hashes.
     """
     found: npt.NDArray[np.bool_] = (ct & _PART_MASK) == 0

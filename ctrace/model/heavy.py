@@ -16,12 +16,12 @@ table, so that sums over a source or a service stay whole.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Optional
 
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import PACKED_BITS, PACKED_MAX, U64, Window, key_hash
+from ctrace.model.keys import PACKED_BITS, PACKED_MAX, U64, Window, key_hash, some
 from ctrace.model.scatter import Rows, Scatter, add_at
 
 COUNTERS: Final = {
@@ -49,11 +49,76 @@ _DISPLACED: Final = np.uint64(1 << _ROW_BITS)
 """Bit of an index entry: a key whose own place this is stands farther on."""
 _LOW: Final = _ROW_MASK | _DISPLACED
 """What an entry holds beside the key's hash."""
+_EMPTY: Final = ~_LOW
+"""A place without an entry: what no hash begins with but by chance, one of 2**46."""
 SKETCHED: Final = np.uint8(0x40)
 """Bit of ``flags``: the key was in the sketch before it had a row."""
 
+_MOST: Final = 0.75
+"""Share of events with a row from which on all are handled."""
+
 CELLS_PER_ROW: Final = 8
 _FIELD: Final = np.uint64(PACKED_MAX)
+
+
+class Found:
+    """Which events of a window have a row, and which.
+
+    Most have none in a flood of new keys, and what is asked of them all should be a bit.
+    """
+
+    def __init__(self, entry: U64, hit: npt.NDArray[np.bool_]) -> None:
+        self.hit = hit
+        """Whether an event has a row."""
+        self._entry = entry
+        """The row in the lowest bits, where there is one."""
+        self._all: Optional[Rows] = None
+        """The row of each event, once asked for."""
+
+    @classmethod
+    def of(cls, rows: Rows) -> Found:
+        """From the row of each event, 0 for none."""
+        return cls(rows.view(np.uint64), rows != 0)
+
+    @classmethod
+    def nothing(cls, n: int) -> Found:
+        """No row for any of ``n`` events."""
+        return cls(np.zeros(n, np.uint64), np.zeros(n, bool))
+
+    def rows(self, at: Optional[Rows] = None) -> Rows:
+        """The row of each event at ``at`` (of all, if None), 0 without one."""
+        if self._all is not None:
+            return self._all if at is None else self._all.take(at)
+        entry, hit = some(self._entry, at), some(self.hit, at)
+        rows: Rows = (entry & _ROW_MASK).view(np.int64)
+        if not hit.all():
+            rows *= hit
+        return rows
+
+    def split(self) -> tuple[Optional[Rows], Rows]:
+        """Events to handle (None: all) and their rows; without one (row 0) only among all."""
+        if np.count_nonzero(self.hit) > _MOST * len(self.hit):
+            self._all = self.rows()
+            return None, self._all
+        at = np.flatnonzero(self.hit)
+        return at, (self._entry.take(at) & _ROW_MASK).view(np.int64)
+
+    def put(self, at: Rows, rows: Rows) -> None:
+        """Set rows of the events at ``at``."""
+        self._entry[at] = rows.view(np.uint64)
+        self.hit[at] = rows != 0
+        self._all = None
+
+    def keep(self, events: npt.NDArray[np.bool_]) -> None:
+        """Forget the rows of all but these events."""
+        self.hit &= events
+        self._all = None
+
+    def among(self, n: int, at: Rows) -> Found:
+        """The same seen from a window of ``n`` events, of which these were those at ``at``."""
+        found = Found.nothing(n)
+        found._entry[at], found.hit[at] = self._entry, self.hit
+        return found
 
 
 class HeavyTable:
@@ -71,7 +136,7 @@ class HeavyTable:
         bits = max(4, (4 * rows).bit_length())
         self._shift = np.uint64(64 - bits)
         self._last = np.uint64((1 << bits) - 1)
-        self._index = np.zeros(1 << bits, np.uint64)
+        self._index = np.full(1 << bits, _EMPTY)
         self._pending = 0
         self.given = self.given_at = self.moved_from = _NONE
         self.gave_up = False
@@ -92,30 +157,35 @@ class HeavyTable:
 
     # -- finding and admitting ------------------------------------------------
 
-    def find(self, h: U64) -> Rows:
-        """The row of each hash; 0 for those without."""
+    def find(self, h: U64) -> Found:
+        """The row of each hash."""
         at = h >> self._shift
         entry = self._index.take(at.view(np.int64), mode="clip")
         np.bitwise_xor(entry, h, out=at)
         hit = at <= _LOW
-        rows: Rows = (entry & _ROW_MASK).view(np.int64)  # an empty place is row 0
         if hit.all():
-            return rows
-        entry &= _DISPLACED
-        rows *= hit
-        pending = np.flatnonzero(entry.astype(bool) & ~hit)
+            return Found(entry, hit)
+        np.bitwise_and(entry, _DISPLACED, out=at)
+        farther = at != 0
+        farther &= ~hit
+        pending = np.flatnonzero(farther)
         at = h.take(pending) >> self._shift
         while pending.size:
             at = (at + np.uint64(1)) & self._last
-            entry = self._index.take(at.view(np.int64))
-            hit = (entry ^ h.take(pending)) <= _LOW
-            rows[pending[hit]] = (entry[hit] & _ROW_MASK).view(np.int64)
-            more = np.flatnonzero(~hit & (entry != 0))
+            here = self._index.take(at.view(np.int64))
+            match = (here ^ h.take(pending)) <= _LOW
+            which = pending[match]
+            entry[which], hit[which] = here[match], True
+            more = np.flatnonzero(~match & (here != _EMPTY))
             pending, at = pending[more], at[more]
-        return rows
+        return Found(entry, hit)
 
-    def locate(self, h: U64, comes: npt.NDArray[np.bool_], keys: Keys) -> Rows:
-        """The row of each event, 0 without, after giving rows to new keys.
+    def find_rows(self, h: U64) -> Rows:
+        """The row of each hash; 0 for those without."""
+        return self.find(h).rows()
+
+    def locate(self, h: U64, comes: npt.NDArray[np.bool_], keys: Keys) -> Found:
+        """The row of each event, after giving rows to new keys.
 
         ``comes`` marks the events that add weight, and so earn a row once rows are
         scarce; before, every event does: an end may be reported ahead of its birth,
@@ -128,23 +198,25 @@ class HeavyTable:
         self.given = _NONE
         if self._sketch is not None and self._is_tight():
             self._prune()
-        rows = self.find(h)
+        found = self.find(h)
         if self._sketch is None:
-            new = np.flatnonzero(rows == 0)
+            new = np.flatnonzero(~found.hit)
             if not new.size:
-                return rows
+                return found
             hashes, size, order, starts = grouped(h.take(new))
             if len(hashes) <= self.rows - self.used:
                 self.given_at = new[order[starts]]
                 self.given = self._admit(hashes, keys(self.given_at), 0)
-                rows[new[order]] = np.repeat(self.given, size)
-                return rows
+                found.put(new[order], np.repeat(self.given, size))
+                return found
             self._sketch = np.zeros(self._cells, np.uint32)
             if self._is_tight():
                 self._prune()
-                rows = self.find(h)
-        new = np.flatnonzero(comes & (rows == 0))
-        return self._locate_heavy(rows, new, h, keys) if new.size else rows
+                found = self.find(h)
+        new = np.flatnonzero(comes & ~found.hit)
+        if new.size:
+            self._earn(new, h, keys)
+        return found
 
     def _cell(self, h: U64) -> Rows:
         """The sketch's cell of each hash, from bits that the index uses least."""
@@ -158,14 +230,7 @@ class HeavyTable:
     def _is_tight(self) -> bool:
         return self.rows - self.used < max(1, self.rows // 16)
 
-    def _find_others(self, rows: Rows, h: U64, comes: npt.NDArray[np.bool_]) -> Rows:
-        """Let the ends of keys that just got a row count there too."""
-        others = np.flatnonzero((rows == 0) & ~comes)
-        if others.size:
-            rows[others] = self.find(h.take(others))
-        return rows
-
-    def _locate_heavy(self, rows: Rows, new: Rows, h: U64, keys: Keys) -> Rows:
+    def _earn(self, new: Rows, h: U64, keys: Keys) -> None:
         """Give rows to newcomers that may be heavier than the floor, by the sketch.
 
         They count from the next window on, so that what they did in this one, births
@@ -189,7 +254,6 @@ class HeavyTable:
             error = weight[heavy[first]].astype(np.int64)
             self.given = self._admit(hashes, keys(self.given_at), error)
             self.flags[self.given] |= SKETCHED
-        return rows
 
     def distinct(self) -> int:
         """Keys ever seen: exact while all have rows, else estimated from the sketch.
@@ -211,7 +275,7 @@ class HeavyTable:
         """Add counters that a finer table gave up; returns the row of each, 0 if turned away."""
         h = key_hash(keys[:, 0], keys[:, 1], keys[:, 2])
         hashes, _, order, starts = grouped(h)
-        rows = self.find(hashes)
+        rows = self.find_rows(hashes)
         new = np.flatnonzero(rows == 0)
         weight = counters["inserts"] + counters["existing"] + counters["drops"]
         if new.size > self.rows - self.used:
@@ -257,7 +321,7 @@ class HeavyTable:
         displaced = [_NO_HASH]
         while entry.size:
             places = at.view(np.int64)
-            free = self._index[places] == 0
+            free = self._index[places] == _EMPTY
             self._index[places[free]] = entry[free]
             left = np.flatnonzero((self._index[places] ^ entry) & ~_DISPLACED)
             entry, at = entry[left], (at[left] + np.uint64(1)) & self._last
@@ -314,28 +378,24 @@ class HeavyTable:
             column[1 : m + 1] = column[keep]
             column[m + 1 : self.used + 1] = 0
         self.used = m
-        self._index[:] = 0
+        self._index[:] = _EMPTY
         self._enter(self.hash[1 : m + 1], np.arange(1, m + 1))
 
     # -- counting -------------------------------------------------------------
 
-    def count(self, rows: Rows, window: Window) -> None:
-        """Add a window's events to their rows; those in row 0 have none."""
-        found = int(np.count_nonzero(rows))
-        if not found:
+    def count(self, found: Found, window: Window) -> None:
+        """Add a window's events to their rows."""
+        at, rows = found.split()
+        if not rows.size:
             return
         self.make_room(window.n)
-        flow, births, end = window.flow, window.births, window.end
-        ends = rows.take(window.ends)
-        if found < window.n // 2:
-            hits = np.flatnonzero(rows != 0)  # of booleans: six times as fast
-            rows, flow, births = rows.take(hits), flow.take(hits), births.take(hits)
-            ending = np.flatnonzero(ends != 0)
-            ends, end = ends.take(ending), end.take(ending)
         scatter = Scatter(rows)
-        scatter.add(self._flow, flow)
-        scatter.add(self.counters["births"], births)
-        Scatter(ends).add(self._end, end)
+        scatter.add(self._flow, some(window.flow, at))
+        scatter.add(self.counters["births"], some(window.births, at))
+        if at is None:
+            Scatter(rows.take(window.ends)).add(self._end, window.end.take(window.ends))
+        else:
+            scatter.add(self._end, window.end.take(at))
 
     def make_room(self, events: int) -> None:
         """Drain the packed counters if so many more events might overflow one."""

@@ -9,7 +9,7 @@ hash with a probability of 3e-8.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Optional
+from typing import Any, Final, Optional, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from ctrace.record import (
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
+Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 WINDOW: Final = 1 << 17
 """Events handled at once: twice as many would not be cheaper, half as many dearer."""
@@ -67,30 +68,25 @@ _PORT_MASK = np.zeros(256, np.uint32)
 _PORT_MASK[list(PORTED)] = 0xFFFF
 
 # One byte, kind | reason << 4, tells what an event adds to its keys.
-_SIGN = np.zeros(256, np.int64)
-"""+1 for an entry that came, -1 for one that went."""
 _FLOW = np.zeros(256, np.uint64)
 """Packed counters: inserts | destroys << 21 | expired << 42."""
 for _code in range(256):
     _kind, _reason = _code & 15, _code >> 4
-    if _kind in (Kind.INSERT, Kind.EXISTING):
-        _SIGN[_code] = 1
     if _kind == Kind.INSERT:
         _FLOW[_code] = 1
     if _kind == Kind.DESTROY:
-        _SIGN[_code] = -1
         _FLOW[_code] = (1 << 21) | ((1 << 42) if _reason == Reason.EXPIRED else 0)
 
-# Six bits of a destroy, SEEN_REPLY | ASSURED << 1 | state << 2.
-_END = np.zeros(64, np.uint64)
+# Seven bits: state | SEEN_REPLY << 4 | ASSURED << 5 | whether it is a destroy << 6.
+_END = np.zeros(128, np.uint64)
 """Packed counters: assured | unreplied << 21 | closed << 42."""
 TIME_WAIT: Final = 7
 CLOSE: Final = 8
 for _code in range(64):
-    _END[_code] = (
-        (_code >> 1 & 1)
-        | (0 if _code & 1 else 1 << 21)
-        | ((1 << 42) if _code >> 2 in (TIME_WAIT, CLOSE) else 0)
+    _END[64 | _code] = (
+        (_code >> 5 & 1)
+        | (0 if _code >> 4 & 1 else 1 << 21)
+        | ((1 << 42) if _code & 15 in (TIME_WAIT, CLOSE) else 0)
     )
 
 PACKED_BITS: Final = 21
@@ -101,8 +97,13 @@ TCP: Final = 6
 UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
+_USUAL: Final = [
+    int(kind) | int(reason) << 4
+    for kind, reason in ((Kind.INSERT, Reason.NEW), (Kind.DESTROY, Reason.EXPIRED))
+]
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 _NOWHERE: Final = np.zeros(0, np.intp)
+_REPLIED_ASSURED: Final = np.uint8(int(Status.SEEN_REPLY) | int(Status.ASSURED))
 _NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
 
 
@@ -160,15 +161,21 @@ class Window:
     meta: U64
     kind: U8
     reason: U8
+    status: U8
+    """IPS_* bits, the lowest eight of them."""
+    state: U8
+    direction: U8
     counts: npt.NDArray[np.intp]
     """Events by (reason, kind), 16 each."""
     flow: U64
     births: I64
     """Times in units of 1024 ns of the entries that came; negative of those that went."""
+    ended: npt.NDArray[np.bool_]
+    """The destroys."""
     ends: npt.NDArray[np.intp]
-    """Indices of the destroys."""
+    """Their indices."""
     end: U64
-    """Packed counters of the destroys, aligned with ``ends``."""
+    """Packed counters of the destroys; 0 for all else."""
     comes: npt.NDArray[np.bool_]
     """Inserts, existing entries and drops: what makes a key worth a row."""
     translated: bool
@@ -206,16 +213,6 @@ class Window:
         """How long nothing renewed them, -1 unknown; of destroys and looks at these indices."""
         return self.owner(at).astype(np.uint32).view(np.int32)
 
-    def status(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
-        """IPS_* bits of the events at these indices."""
-        status: npt.NDArray[np.uint32] = (self.words[at, _PLACE] >> _S32).astype(np.uint32)
-        return status
-
-    def state(self, at: npt.NDArray[np.intp]) -> U8:
-        """Protocol states of the events at these indices."""
-        state: U8 = (self.words[at, _WHAT] >> np.uint64(56)).astype(np.uint8)
-        return state
-
     def where(self, kind: Kind) -> npt.NDArray[np.intp]:
         """Indices of the events of a kind."""
         if kind == Kind.DESTROY:
@@ -245,20 +242,15 @@ class Window:
         """Indices of the events whose tuple was rewritten."""
         if not self.translated:
             return _NOWHERE
-        return np.flatnonzero(self.words[:, _PLACE] & np.uint64(_NAT << 32))
+        return np.flatnonzero(self.status & np.uint8(_NAT))
 
     def proto(self, at: npt.NDArray[np.intp]) -> U64:
         """Protocol numbers of the events at these indices."""
         return (self.meta[at] >> np.uint64(16)) & np.uint64(0xFF)
 
-    def directions(self, at: npt.NDArray[np.intp]) -> U8:
-        """:class:`Direction` of the events at these indices."""
-        what: U64 = self.words[at, _WHAT] >> np.uint64(48)
-        return what.astype(np.uint8) & np.uint8(3)
-
     def assured(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Whether the entries at these indices are ASSURED."""
-        found: npt.NDArray[np.bool_] = self.status(at) & np.uint32(int(Status.ASSURED)) != 0
+        found: npt.NDArray[np.bool_] = self.status.take(at) & np.uint8(int(Status.ASSURED)) != 0
         return found
 
     def sources(self, at: npt.NDArray[np.intp]) -> U64:
@@ -278,9 +270,9 @@ class Window:
         return finish(self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * _C2)
 
 
-def some(column: U64, at: Optional[npt.NDArray[np.intp]]) -> U64:
+def some(column: Column, at: Optional[npt.NDArray[np.intp]]) -> Column:
     """A column's values at these indices, or the column."""
-    return column if at is None else column.take(at)
+    return column if at is None else column.take(at)  # type: ignore[return-value]
 
 
 def service_hash(meta: U64) -> U64:
@@ -292,7 +284,8 @@ def window(events: Events) -> Window:
     """The columns of a slice of events, in one pass over its memory.
 
     (A kind is compared as an int: numpy would widen the column for a member of an enum. What
-    is taken from a table is asked for by intp: numpy takes by bytes five times slower.)
+    is taken from a table is asked for by intp: numpy takes by bytes five times slower. Bytes
+    are multiplied: numpy shifts them one by one.)
     """
     table = words(events)
     n = len(table)
@@ -336,10 +329,12 @@ def window(events: Events) -> Window:
                 hashed[:] = address_hash(part[:, first], part[:, first + 1])
             finish(np.add(hashed, mixed, out=with_service))
 
-    code = (kind | (reason << np.uint8(4))).astype(np.intp)
+    code = kind | reason * np.uint8(16)
+    ended, comes = kind == int(Kind.DESTROY), kind == int(Kind.INSERT)
+    comes |= kind == int(Kind.EXISTING)
     births = (ts >> np.uint64(TIME_SHIFT)).view(np.int64)
-    births *= _SIGN.take(code)
-    ends = np.flatnonzero(kind == int(Kind.DESTROY))
+    births *= (comes.view(np.int8) - ended.view(np.int8)).astype(np.int64)
+    comes |= kind == int(Kind.DROP)
     return Window(
         n=n,
         events=events,
@@ -351,12 +346,16 @@ def window(events: Events) -> Window:
         meta=meta,
         kind=kind,
         reason=reason,
-        counts=_counted(kind, reason),
-        flow=_FLOW.take(code),
+        status=status,
+        state=state,
+        direction=direction,
+        counts=_counted(code),
+        flow=_FLOW.take(code.astype(np.intp)),
         births=births,
-        ends=ends,
-        end=_END.take(_ending(status, state).take(ends).astype(np.intp)),
-        comes=(kind == int(Kind.INSERT)) | (kind == int(Kind.EXISTING)) | (kind == int(Kind.DROP)),
+        ended=ended,
+        ends=np.flatnonzero(ended),
+        end=_END.take(_ending(status, state, ended).astype(np.intp)),
+        comes=comes,
         translated=bool(np.bitwise_or.reduce(status) & np.uint8(_NAT)),
         owned=_owned(table, kind, direction),
         src_hash=src_hash,
@@ -366,9 +365,12 @@ def window(events: Events) -> Window:
     )
 
 
-def _ending(status: U8, state: U8) -> U8:
-    """Six bits of each event, as :data:`_END` takes those of destroys."""
-    return (status >> np.uint8(1) & np.uint8(3)) | np.minimum(state, np.uint8(15)) << np.uint8(2)
+def _ending(status: U8, state: U8, ended: npt.NDArray[np.bool_]) -> U8:
+    """Seven bits of each event, as :data:`_END` takes them."""
+    bits = (status & _REPLIED_ASSURED) * np.uint8(8)
+    bits |= state & np.uint8(15)
+    bits |= ended.view(np.uint8) * np.uint8(64)
+    return bits
 
 
 def _owned(table: U64, kind: U8, direction: U8) -> npt.NDArray[np.intp]:
@@ -378,18 +380,16 @@ def _owned(table: U64, kind: U8, direction: U8) -> npt.NDArray[np.intp]:
     return some[table[some, _OWNER] != 0] if some.size else some
 
 
-def _counted(kind: U8, reason: U8) -> npt.NDArray[np.intp]:
+def _counted(code: U8) -> npt.NDArray[np.intp]:
     """Events by (reason, kind): bytes are compared 64 at a time, binned one by one."""
-    counts = np.zeros((16, 16), np.intp)
-    rest = np.ones(len(kind), bool)
-    for usual, its in ((Reason.NEW, Kind.INSERT), (Reason.EXPIRED, Kind.DESTROY)):
-        these = (reason == int(usual)) & (kind == int(its))
-        counts[usual, its] = np.count_nonzero(these)
-        rest &= ~these
-    others = np.flatnonzero(rest)
-    code = kind.take(others) | (reason.take(others) << np.uint8(4))
-    counts += np.bincount(code, minlength=256).reshape(16, 16)
-    return counts
+    counts = np.zeros(256, np.intp)
+    rest = np.ones(len(code), bool)
+    for usual in _USUAL:
+        others = code != usual
+        counts[usual] = len(code) - np.count_nonzero(others)
+        rest &= others
+    counts += np.bincount(code.take(np.flatnonzero(rest)), minlength=256)
+    return counts.reshape(16, 16)
 
 
 def has_port(proto: int) -> bool:

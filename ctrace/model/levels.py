@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model import histogram
-from ctrace.model.heavy import HeavyTable, Keys
+from ctrace.model.heavy import Found, HeavyTable, Keys
 from ctrace.model.keys import (
     CLOSE,
     I64,
@@ -32,13 +32,14 @@ from ctrace.model.keys import (
     service_hash,
     some,
 )
-from ctrace.model.pairing import EXISTING, LEFT_OUT, UNKNOWN
+from ctrace.model.pairing import EXISTING, UNKNOWN
 from ctrace.model.rich import YOUNG_NS, RichPool, registers_of
 from ctrace.model.scatter import Rows, add_at
 from ctrace.record import Kind, Reason, Status
 
-SEEN_REPLY: Final = np.uint32(int(Status.SEEN_REPLY))
+SEEN_REPLY: Final = np.uint8(int(Status.SEEN_REPLY))
 _DIRECTION_SAMPLE: Final = 1024
+_DIRECTIONS: Final = np.uint8(3)
 _SWAPS: Final = 32
 SAMPLED: Final = 8
 ENDS_MEASURED: Final = 16_384
@@ -53,6 +54,8 @@ class Details:
     """Counters to change by so much, once for each event at these indices."""
     nat: Rows
     owned: Rows
+    owner: U64
+    """Aligned with ``owned``."""
     born: Rows
     ends: Rows
     """Ends whose lifetimes are looked at: all whose birth was looked for, or an even sample."""
@@ -74,12 +77,13 @@ class Details:
     """The last few of ``ends``, as words of their records."""
 
 
-def details(w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int) -> Details:
-    """Look once at what all tables need, with what pairing told of each event.
+def details(
+    w: Window, ends: Rows, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int
+) -> Details:
+    """Look once at what all tables need, with what pairing told of ``ends`` and each event.
 
-    One end of ``part`` was looked for.
+    They are one of ``part``.
     """
-    ends_age = age.take(w.ends)
     adds = [
         (name, at, 1)
         for name, at in (
@@ -97,17 +101,16 @@ def details(w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, par
     if existing.size:
         adds += [("existing", existing, 1), ("older", existing, 1)]
         adds.append(("existing_assured", existing[w.assured(existing)], 1))
-    looked = np.flatnonzero(ends_age != LEFT_OUT)
-    unpaired = w.ends.take(np.flatnonzero(ends_age == UNKNOWN))
+    unpaired = ends.take(np.flatnonzero(age == UNKNOWN))
     if unpaired.size:
         adds.append(("older", unpaired, -1))
         if part > 1:  # those of the first dump are all known, others stand for what is left out
             adds.append(("older", unpaired[extra.take(unpaired) & EXISTING == 0], 1 - part))
 
-    some = looked[:: max(1, -(-len(looked) // ENDS_MEASURED))]
-    ends, ends_age = w.ends.take(some), ends_age.take(some)
-    residence = np.flatnonzero(ends_age >= 0)
-    milliseconds = ends_age.take(residence).astype(np.float32)
+    step = max(1, -(-len(ends) // ENDS_MEASURED))
+    ends, age = ends[::step], age[::step]
+    residence = np.flatnonzero(age >= 0)
+    milliseconds = age.take(residence).astype(np.float32)
     milliseconds *= np.float32(1e-6)
     idle = w.idle_ms(ends.take(residence))
     told = np.flatnonzero(idle >= 0)
@@ -116,15 +119,16 @@ def details(w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, par
     born = w.where(Kind.INSERT)
     register, rest = registers_of(w.sources(born))
     looked = born[:: max(1, born.size // _DIRECTION_SAMPLE)]
-    direction = w.directions(looked)
+    direction = w.direction.take(looked) & _DIRECTIONS
     return Details(
         adds=adds,
         nat=w.nat(),
         owned=owned,
+        owner=w.owner(owned),
         born=born,
         ends=ends,
-        state=np.minimum(w.state(ends), np.uint8(15)).astype(np.intp),
-        age=ends_age,
+        state=np.minimum(w.state.take(ends), np.uint8(15)).astype(np.intp),
+        age=age,
         residence=residence,
         residence_bin=histogram.bins(milliseconds),
         life=residence.take(told),
@@ -134,6 +138,20 @@ def details(w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, par
         directions=[(one, looked[direction == one]) for one in np.unique(direction).tolist()],
         latest=w.words[ends[-SAMPLED:]],
     )
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a fine level leaves to its parents."""
+
+    events: npt.NDArray[np.bool_]
+    """Those without a row."""
+    ends: npt.NDArray[np.bool_]
+    """Aligned with :attr:`Details.ends`: those without detail."""
+
+    def any(self) -> bool:
+        """Whether there is something."""
+        return bool(self.events.any() or self.ends.any())
 
 
 class Level:
@@ -151,14 +169,14 @@ class Level:
 
     def locate(
         self, w: Window, at: Optional[Rows], h: U64, comes: npt.NDArray[np.bool_], keys: Keys
-    ) -> Rows:
+    ) -> Found:
         """Rows for the events at ``at`` (all, if None); new keys get theirs here."""
-        rows = self.table.locate(h, comes, keys)
+        found = self.table.locate(h, comes, keys)
         if self.table.gave_up:
             self._fold()
         if self.table.given.size:
             self._welcome(w, at)
-        return rows
+        return found
 
     def _welcome(self, w: Window, at: Optional[Rows]) -> None:
         """Set what new rows start with, from one of the events that brought them."""
@@ -166,7 +184,7 @@ class Level:
         given, which = table.given, table.given_at
         events = which if at is None else at[which]
         table.first[given] = w.ts[events].view(np.int64)
-        table.flags[given] |= np.uint8(1) << w.directions(events)
+        table.flags[given] |= np.uint8(1) << (w.direction.take(events) & _DIRECTIONS)
         slots = self.rich.take(len(given))
         if slots:
             chosen = given[: len(slots)]
@@ -194,22 +212,24 @@ class Level:
                     parent.rich.merge(into, self.rich, int(slots[at]))
         self.rich.give(slots.astype(np.intp))
 
-    def count(self, w: Window, d: Details, rows: Rows) -> None:
-        """Count a window: a row per event, 0 for none."""
+    def count(self, w: Window, d: Details, found: Found) -> None:
+        """Count a window."""
         table = self.table
-        table.count(rows, w)
+        table.count(found, w)
         for name, at, step in d.adds:
-            add_at(table.counters[name], rows.take(at), step)
+            add_at(table.counters[name], found.rows(at), step)
         if d.nat.size:
-            bits = w.status(d.nat).astype(np.uint8)
+            bits, rows = w.status.take(d.nat), found.rows(d.nat)
             for flag in (Status.SRC_NAT, Status.DST_NAT):
-                at = d.nat[(bits & np.uint8(int(flag))) != 0]
-                table.flags[rows[at]] |= np.uint8(int(flag))
+                table.flags[rows[(bits & np.uint8(int(flag))) != 0]] |= np.uint8(int(flag))
         if d.owned.size:
-            table.owner[rows[d.owned]] = w.owner(d.owned)
+            table.owner[found.rows(d.owned)] = d.owner
         if self.rich.sources is not None and d.born.size:
-            slots = table.rich.take(rows.take(d.born)).astype(np.intp)
-            self.rich.count_sources(slots, d.register, d.rest)
+            self.rich.count_sources(self.slots(found, d.born), d.register, d.rest)
+
+    def slots(self, found: Found, at: Rows) -> Rows:
+        """The slot of detail (or 0) of the row of each event at ``at``."""
+        return self.table.rich.take(found.rows(at)).astype(np.intp)
 
     def measure(self, d: Details, slots: Rows) -> None:
         """Count lifetimes and states: a slot of detail (or 0) for each of ``d.ends``."""
@@ -251,7 +271,7 @@ class Level:
                 key[:, 2] &= mask
                 if not keeps_address:
                     key[:, :2] = 0
-                row = int(parent.table.find(key_hash(key[:, 0], key[:, 1], key[:, 2]))[0])
+                row = int(parent.table.find_rows(key_hash(key[:, 0], key[:, 1], key[:, 2]))[0])
                 if parent.table.rich[row]:
                     parent.rich.merge(int(parent.table.rich[row]), self.rich, slot)
             table.rich[holder] = 0
@@ -307,11 +327,11 @@ class Levels:
         owner, netns = w.owner(owned), w.netns(owned)
         level = self.process
         used = level.table.used
-        rows = level.locate(
+        found = level.locate(
             w, owned, key_hash(owner, cgroup, netns), np.ones(len(owned), bool),
             Keys(owner, cgroup, netns.take),
         )  # fmt: skip
-        extra[owned] = rows
+        extra[owned] = found.rows()
         moved = None
         if level.table.gave_up:
             moved = np.zeros(used + 1, np.intp)
@@ -320,13 +340,19 @@ class Levels:
         return owned, extra, moved
 
     def feed(
-        self, w: Window, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int
+        self,
+        w: Window,
+        ends: Rows,
+        age: I64,
+        extra: npt.NDArray[np.uint16],
+        owned: Rows,
+        part: int,
     ) -> Details:
-        """Count a window. ``age`` and ``extra`` are what pairing told of each event.
+        """Count a window. ``age`` is what pairing told of ``ends``, ``extra`` of each event.
 
         One end of ``part`` was looked for.
         """
-        d = details(w, age, extra, owned, part)
+        d = details(w, ends, age, extra, owned, part)
         opener = extra & np.uint16(EXISTING - 1)
         meta, target = w.meta, w.target_hash
         opened = np.flatnonzero(opener)
@@ -334,22 +360,19 @@ class Levels:
             meta, target = meta.copy(), target.copy()
             target[opened] = w.target_hash_owned(opened)
             meta[opened] |= OWNED
-            rows = opener.astype(np.intp)
-            self.process.count(w, d, rows)
-            slots = self.process.table.rich.take(rows.take(d.ends)).astype(np.intp)
-            self.process.measure(d, slots)
+            found = Found.of(opener.astype(np.intp))
+            self.process.count(w, d, found)
+            self.process.measure(d, self.process.slots(found, d.ends))
 
-        rows, poor = self._fine(self.pair, w, d, w.pair_hash, Keys(*w.src, w.meta.take))
-        if poor.any():
-            self._coarse(self.source, w, d, rows, poor, w.src_only, Keys(*w.src, w.netns))
+        fine = self._fine(self.pair, w, d, w.pair_hash, Keys(*w.src, w.meta.take))
+        if fine.any():
+            self._coarse(self.source, w, d, fine, w.src_only, Keys(*w.src, w.netns))
 
-        rows, poor = self._fine(self.target, w, d, target, Keys(*w.dst, meta.take))
-        if poor.any():
+        fine = self._fine(self.target, w, d, target, Keys(*w.dst, meta.take))
+        if fine.any():
             keys = Keys(None, None, meta.take)
-            self._coarse(
-                self.service, w, d, rows, poor, lambda at: service_hash(some(meta, at)), keys
-            )
-            self._coarse(self.destination, w, d, rows, poor, w.dst_only, Keys(*w.dst, w.netns))
+            self._coarse(self.service, w, d, fine, lambda at: service_hash(some(meta, at)), keys)
+            self._coarse(self.destination, w, d, fine, w.dst_only, Keys(*w.dst, w.netns))
         return d
 
     def look(self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16]) -> None:
@@ -360,8 +383,8 @@ class Levels:
         at, age, idle = at[known], age[known], idle[known]
         timeout, extra = timeout[known], extra[known]
         young = age < YOUNG_NS
-        closed = np.isin(w.state(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
-        unreplied = young & (w.status(at) & SEEN_REPLY == 0)
+        closed = np.isin(w.state.take(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
+        unreplied = young & (w.status.take(at) & SEEN_REPLY == 0)
         assured = young & w.assured(at)
         seen = [young, closed, unreplied, assured]
         life = np.maximum(age / 1e6 - idle, 0).astype(np.float32)
@@ -373,7 +396,7 @@ class Levels:
             (self.pair, w.src, w.meta[at]), (self.target, w.dst, meta),
         ):  # fmt: skip
             high, low = (part[at] for part in addresses)
-            found.append((level, level.table.find(key_hash(high, low, service))))
+            found.append((level, level.table.find_rows(key_hash(high, low, service))))
         for level, rows in found:
             slots = level.table.rich[rows].astype(np.intp)
             level.rich.count_looks(slots, seen, timeout, life_bin)
@@ -382,57 +405,46 @@ class Levels:
         """Count the entries that were there at the start as looked at; their ages are unknown."""
         seen = [
             np.ones(len(at), bool),
-            np.isin(w.state(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
-            w.status(at) & SEEN_REPLY == 0,
+            np.isin(w.state.take(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
+            w.status.take(at) & SEEN_REPLY == 0,
             w.assured(at),
         ]
         for level, addresses in ((self.pair, w.src), (self.target, w.dst)):
             high, low = (part[at] for part in addresses)
-            rows = level.table.find(key_hash(high, low, w.meta[at]))
+            rows = level.table.find_rows(key_hash(high, low, w.meta[at]))
             level.rich.count_states(level.table.rich[rows].astype(np.intp), seen)
 
     @staticmethod
-    def _fine(
-        level: Level, w: Window, d: Details, h: U64, keys: Keys
-    ) -> tuple[Rows, npt.NDArray[np.bool_]]:
-        """Count into a fine level: the row of each event, and which its parents should see.
-
-        Those are the events without a row, and the measured ends without detail.
-        """
-        rows = level.locate(w, None, h, w.comes, keys)
-        level.count(w, d, rows)
+    def _fine(level: Level, w: Window, d: Details, h: U64, keys: Keys) -> Left:
+        """Count into a fine level; returns what its parents should see."""
+        found = level.locate(w, None, h, w.comes, keys)
+        level.count(w, d, found)
         for direction, at in d.directions:
-            level.table.flags[rows.take(at)] |= np.uint8(1 << direction)
-        slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
+            level.table.flags[found.rows(at)] |= np.uint8(1 << direction)
+        slots = level.slots(found, d.ends)
         level.measure(d, slots)
-        poor = rows == 0
-        light = np.flatnonzero(slots == 0)
-        if light.size:
-            poor[d.ends[light]] = True
-        return rows, poor
+        return Left(~found.hit, slots == 0)
 
     @staticmethod
     def _coarse(
-        level: Level, w: Window, d: Details, fine: Rows, poor: npt.NDArray[np.bool_],
+        level: Level, w: Window, d: Details, left: Left,
         hashes: Callable[[Optional[Rows]], U64], keys: Keys,
     ) -> None:  # fmt: skip
         """Count what a fine level has no row for, and measure what it has no detail for."""
-        missing = fine == 0
-        number = int(np.count_nonzero(poor))
-        without_detail = number > np.count_nonzero(missing)
-        worth = poor if without_detail and level.rich.free else w.comes & missing
+        wanted = left.events.copy()
+        wanted[d.ends[left.ends]] = True
+        number = int(np.count_nonzero(wanted))
+        without_detail = number > np.count_nonzero(left.events)
+        worth = wanted if without_detail and level.rich.free else w.comes & left.events
         if level.table.scarce and 4 * number > 3 * w.n:  # the few others are as soon looked up
-            rows = level.locate(w, None, hashes(None), worth, keys)
-            rows *= poor
+            found = level.locate(w, None, hashes(None), worth, keys)
         else:
-            at = np.flatnonzero(poor)
-            rows = np.zeros(w.n, np.intp)
-            rows[at] = level.locate(w, at, hashes(at), worth.take(at), keys.at(at))
-        slots = level.table.rich.take(rows.take(d.ends)).astype(np.intp)
-        level.measure(d, slots)
-        if without_detail:
-            rows *= missing
-        level.count(w, d, rows)
+            at = np.flatnonzero(wanted)
+            part = level.locate(w, at, hashes(at), worth.take(at), keys.at(at))
+            found = part.among(w.n, at)
+        level.measure(d, level.slots(found, d.ends) * left.ends)
+        found.keep(left.events)
+        level.count(w, d, found)
 
     def tick(self, number: int, seconds: float) -> None:
         """Close an interval in every table."""

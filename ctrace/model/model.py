@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final, Optional
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrace.batch import Batch, Clock, HookInfo, Owner, SelfCost
 from ctrace.errors import UsageError
@@ -125,25 +126,33 @@ class Model:
         owned, extra, moved = self._levels.owners(w)
         if moved is not None:
             self._births.remap(moved.astype(np.uint16))
-        age = self._pair(w, extra)
-        d = self._levels.feed(w, age, extra, owned, PART if self._births.thin else 1)
+        ends, age = self._pair(w, extra)
+        part = PART if self._births.thin else 1
+        d = self._levels.feed(w, ends, age, extra, owned, part)
         self._look(w)
         self._victims.feed(w)
         self._events += w.counts.T
         self._note_pinned(w, d)
 
-    def _pair(self, w: Window, extra: np.ndarray[tuple[int], np.dtype[np.uint16]]) -> I64:
-        """Ages of the ended; ``extra`` becomes what their birth had."""
-        ends = w.kind == int(Kind.DESTROY)
+    def _pair(self, w: Window, extra: npt.NDArray[np.uint16]) -> tuple[Rows, I64]:
+        """The ends that were looked for and their ages; ``extra`` becomes what their birth had."""
         at = w.entries()
         if at is None:
-            age, found = self._births.step(w.ct, w.meta, w.ts, ends, extra)
+            ends, age, found = self._births.step(w.ct, w.meta, w.ts, w.ended, extra)
             if found is not extra:
                 extra[:] = found
-            return age
-        age = np.full(w.n, UNKNOWN, np.int64)
-        age[at], extra[at] = self._births.step(w.ct[at], w.meta[at], w.ts[at], ends[at], extra[at])
-        return age
+            return ends, age
+        ends, age, extra[at] = self._births.step(
+            w.ct[at], w.meta[at], w.ts[at], w.ended[at], extra[at]
+        )
+        ends = at[ends]
+        nameless = np.flatnonzero(w.ended & (w.ct == 0))
+        if nameless.size:
+            ends = np.concatenate((ends, nameless))
+            age = np.concatenate((age, np.full(nameless.size, UNKNOWN)))
+            order = np.argsort(ends)
+            ends, age = ends[order], age[order]
+        return ends, age
 
     def _look(self, w: Window) -> None:
         """What looks at living entries told: lives that are over before their entries are."""

@@ -5,8 +5,8 @@ time in units of 16 us), in buckets of eight. An entry's slot is found by its
 identity, the kernel address that ``ct`` holds, which is reused as soon as an entry
 is freed: a birth replaces whatever the identity held before. Entries whose end
 was lost therefore go away by themselves, by reuse or, in a full bucket, as the
-oldest. A wrong match needs two live entries with the same 43 bits of hash
-(one in five million per lookup).
+oldest. A wrong match needs two live entries with the same 40 bits of hash
+(one in five million per lookup, with 200,000 entries).
 
 Under a flood one entry of :data:`~ctrace.record.PART` is enough to know lifetimes, and
 pairing all would cost more than everything else. :attr:`Births.thin` then leaves out
@@ -24,7 +24,8 @@ from ctrace.model.keys import I64, U64, identity
 from ctrace.model.scatter import Rows
 from ctrace.record import in_part
 
-WAYS: Final = 8
+_WAY_BITS: Final = 3
+WAYS: Final = 1 << _WAY_BITS
 UNIT_SHIFT: Final = 14
 _TIME_BITS: Final = 40
 _TIME_MASK: Final = np.uint64((1 << _TIME_BITS) - 1)
@@ -34,10 +35,9 @@ _NONE: Final[Rows] = np.zeros(0, np.intp)
 _NO_ID: Final[U64] = np.zeros(0, np.uint64)
 UNKNOWN: Final = -1
 """Age of an end whose birth is not known."""
-LEFT_OUT: Final = -2
-"""Age of an end that was not looked for."""
-_MARKED: Final = 16
-"""Bits of an identity that tell whether an entry with an ``extra`` may be meant."""
+_TAG_BITS: Final = 64 - _TIME_BITS
+_MOST_BITS: Final = 25
+"""Of the slots' number: with more, bits of a tag would be those that a sort packs."""
 EXISTING: Final = 0x8000
 """Bit of ``extra``: the entry was there before the tracer, its birth is unknown."""
 
@@ -55,21 +55,24 @@ def _way(first: U64, way: int) -> Rows:
 
 
 class Births:
-    """Birth times of the entries alive, for at most ``slots`` of them (a power of two)."""
+    """Birth times of the entries alive, for at most ``slots`` (a power of two, up to 2**25)."""
 
     def __init__(self, slots: int) -> None:
-        bits = max(4, (slots - 1).bit_length())
+        bits = min(max(4, (slots - 1).bit_length()), _MOST_BITS)
         self._slot = np.zeros(1 << bits, np.uint64)
         self._extra = np.zeros(1 << bits, np.uint16)
-        self._start_shift = np.uint64(64 - bits)
-        self._tag_shift = np.uint64(64 - bits - 24)
+        # An identity, from its highest bit on: bucket, tag, the way to begin with.
+        at = 64 - (bits - _WAY_BITS)
+        self._bucket_shift = np.uint64(at)
+        self._tag_shift = np.uint64(at - _TAG_BITS)
+        self._way_shift = np.uint64(at - _TAG_BITS - _WAY_BITS)
         self._late_id = self._late_ts = _NO_ID
         self._extras = False
         self._thin = False
         self._thick_since = -1
-        marked = min(_MARKED, bits - 3)  # a bucket has one
-        self._marks = np.zeros(1 << marked, bool)
-        self._mark_shift = np.uint64(64 - marked)
+        self._marks = np.zeros(1 << bits, bool)
+        """Whether an identity that begins with these bits may have an ``extra``."""
+        self._mark_shift = np.uint64(64 - bits)
         self.forgotten = 0
         """Births that a full bucket pushed out: these entries' residence stays unknown."""
         self.late = 0
@@ -90,8 +93,10 @@ class Births:
             self._thick_since = now
         self._thin = thin
         if thin and self._extras:
-            some = (self._extra != 0) & (self._slot != 0)
-            np.any(some.reshape(len(self._marks), -1), axis=1, out=self._marks)
+            some = np.flatnonzero((self._extra != 0) & (self._slot != 0))
+            tag = self._slot.take(some) >> np.uint64(64 - _WAY_BITS)
+            self._marks[:] = False
+            self._marks[(some & -WAYS) | tag.view(np.int64)] = True
 
     def step(
         self,
@@ -100,20 +105,23 @@ class Births:
         ts: U64,
         ends: npt.NDArray[np.bool_],
         extra: npt.NDArray[np.uint16],
-    ) -> tuple[I64, npt.NDArray[np.uint16]]:
+    ) -> tuple[Rows, I64, npt.NDArray[np.uint16]]:
         """Handle births and ends in time order; of ``meta`` the namespace counts.
 
-        Per event, what is known of an end: nanoseconds since its birth, :data:`UNKNOWN` or
-        :data:`LEFT_OUT`, and the ``extra`` given at the birth. Births get UNKNOWN (or
-        LEFT_OUT) and their own. At most 2**17 events.
+        Returns indices of the ends that were looked for, in order, nanoseconds since the birth
+        of each or :data:`UNKNOWN`, and per event the ``extra`` given at its birth. At most
+        2**17 events.
         """
         self._extras |= bool(extra.any())
         if self._thin:
             return self._step_thin(ct, meta, ts, ends, extra)
+        at = np.flatnonzero(ends)
         age, found = self._step(identity(ct, meta), ts, ends, extra)
+        age = age.take(at)
         if self._thick_since >= 0:
-            age[ends & self._unsure(ct, ts, age, found)] = LEFT_OUT
-        return age, found
+            sure = np.flatnonzero(~self._unsure(ct.take(at), ts.take(at), age, found.take(at)))
+            at, age = at.take(sure), age.take(sure)
+        return at, age, found
 
     def _unsure(
         self, ct: U64, ts: U64, age: I64, found: npt.NDArray[np.uint16]
@@ -131,24 +139,22 @@ class Births:
         ts: U64,
         ends: npt.NDArray[np.bool_],
         extra: npt.NDArray[np.uint16],
-    ) -> tuple[I64, npt.NDArray[np.uint16]]:
+    ) -> tuple[Rows, I64, npt.NDArray[np.uint16]]:
         looked = in_part(ct)
         if self._extras:
             mark = (identity(ct, meta) >> self._mark_shift).view(np.int64)
             self._marks[mark[extra != 0]] = True
             looked |= self._marks.take(mark)
         at = np.flatnonzero(looked)
-        some, age, found = ct.take(at), np.full(len(ct), LEFT_OUT, np.int64), extra
-        times = ts.take(at)
-        ages, extras = self._step(
-            identity(some, meta.take(at)), times, ends.take(at), extra.take(at)
-        )
+        some, times, ended = ct.take(at), ts.take(at), ends.take(at)
+        age, extras = self._step(identity(some, meta.take(at)), times, ended, extra.take(at))
+        found = extra
         if self._extras:  # some only looked as if they might have an ``extra``
             found = extra.copy()
             found[at] = extras
-            ages[self._unsure(some, times, ages, extras)] = LEFT_OUT
-        age[at] = ages
-        return age, found
+            ended &= ~self._unsure(some, times, age, extras)
+        which = np.flatnonzero(ended)
+        return at.take(which), age.take(which), found
 
     def _step(
         self, ident: U64, ts: U64, ends: npt.NDArray[np.bool_], extra: npt.NDArray[np.uint16]
@@ -205,7 +211,7 @@ class Births:
         """Age at ``ts`` and ``extra`` of entries that live on; UNKNOWN without their birth."""
         ident = identity(ct, meta)
         age, found = np.full(len(ident), UNKNOWN, np.int64), np.zeros(len(ident), np.uint16)
-        first, tag, now = ident >> self._start_shift, self._tag(ident), ts >> _UNITS
+        first, tag, now = self._first(ident), self._tag(ident), ts >> _UNITS
         for way in range(WAYS):
             place = _way(first, way)
             slot = self._slot.take(place)
@@ -219,6 +225,12 @@ class Births:
             age[self._unsure(ct, ts, age, found)] = UNKNOWN
         return age, found
 
+    def _first(self, ident: U64) -> U64:
+        """The slot to try first."""
+        first = (ident >> self._bucket_shift) << np.uint64(_WAY_BITS)
+        first |= (ident >> self._way_shift) & np.uint64(WAYS - 1)
+        return first
+
     def _tag(self, ident: U64) -> U64:
         tag = (ident >> self._tag_shift) << np.uint64(_TIME_BITS)
         tag |= np.uint64(1 << _TIME_BITS)  # a slot in use is never zero
@@ -226,7 +238,7 @@ class Births:
 
     def _take(self, ident: U64, ts: U64, at: Rows, age: I64, found: npt.NDArray[np.uint16]) -> Rows:
         """Fill in ``age`` and ``found`` of the ends at ``at``; returns those without a birth."""
-        first, tag, now = ident >> self._start_shift, self._tag(ident), ts >> _UNITS
+        first, tag, now = self._first(ident), self._tag(ident), ts >> _UNITS
         for way in range(WAYS):
             place = _way(first, way)
             slot = self._slot.take(place)
@@ -251,7 +263,7 @@ class Births:
         return at
 
     def _put(self, ident: U64, ts: U64, extra: npt.NDArray[np.uint16]) -> None:
-        first, tag = ident >> self._start_shift, self._tag(ident)
+        first, tag = self._first(ident), self._tag(ident)
         value = tag | ((ts >> _UNITS) & _TIME_MASK)
         for way in range(WAYS):
             place = _way(first, way)

@@ -174,10 +174,10 @@ class Culprit:
     """Upper bound of what ``inserts`` may lack: 0 when exact."""
     older: int = 0
     """Of ``held``, entries that were there before ctrace (age unknown); estimated from one end
-    of eight while more than 200,000 events come each second."""
+    of sixteen while more than 200,000 events come each second."""
     life: Percentiles = Percentiles()
     """First to last packet that renewed the entry, or to the close; of ended entries, and of
-    closed ones that were looked at before they end. One entry of eight is timed while more than
+    closed ones that were looked at before they end. One entry of sixteen is timed while more than
     200,000 events come each second."""
     residence: Percentiles = Percentiles()
     """From insert to destroy."""

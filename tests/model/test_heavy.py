@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import START, Trace
 
-from ctrace.model.heavy import HeavyTable, Keys, _value_at, grouped
+from ctrace.model.heavy import Found, HeavyTable, Keys, _value_at, grouped
 from ctrace.model.keys import key_hash, window
 from ctrace.model.scatter import Scatter
 from ctrace.record import RECORD, Events, Kind
@@ -83,6 +83,36 @@ def test_distinct_keys_beyond_the_rows() -> None:
     assert table.distinct() == 400
     feed(table, list(range(1, 6001)))
     assert table.distinct() == pytest.approx(6000, rel=0.05)
+
+
+def test_a_hash_of_zero_is_a_key_like_any_other() -> None:
+    table = HeavyTable(64)
+    h = np.array([0, 0, 5 << 40], np.uint64)
+    assert not table.find(h).hit.any()
+    w = window(inserts([0, 0, 0]))
+    found = table.locate(h, w.comes, Keys(None, None, w.netns))
+    assert found.rows().tolist() == [1, 1, 2]
+    assert table.find(h).rows().tolist() == [1, 1, 2]
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    st.lists(st.booleans(), min_size=60, max_size=60),
+)
+def test_what_was_found_reads_alike_in_every_way(rows: list[int], kept: list[bool]) -> None:
+    given_rows = np.array(rows)
+    found = Found.of(given_rows).among(80, np.arange(5, 5 + len(rows)))
+    assert found.rows().tolist() == [0] * 5 + rows + [0] * (75 - len(rows))
+    found.keep(np.array([True] * 5 + kept + [True] * 15))
+    expected = np.zeros(80, np.intp)
+    expected[5 : 5 + len(rows)] = given_rows * np.array(kept[: len(rows)])
+    for _ in range(2):  # also once all rows were asked for
+        assert found.rows().tolist() == expected.tolist()
+        assert found.rows(np.arange(0, 80, 3)).tolist() == expected[::3].tolist()
+        at, there = found.split()
+        assert (at is None) == (np.count_nonzero(expected) > 60)
+        which = np.arange(80) if at is None else at
+        assert expected[which].tolist() == there.tolist()
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=300))

@@ -10,23 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.model.pairing import EXISTING, LEFT_OUT, UNKNOWN, Births
+from ctrace.model.pairing import EXISTING, UNKNOWN, Births
 from ctrace.record import PART
 
 U64 = npt.NDArray[np.uint64]
 MS = 1_000_000
 UNIT = 1 << 14
+LEFT_OUT = -2
+"""What these tests write for an end that was not looked for."""
 
 
 def step(
     births: Births, rows: list[tuple[int, int, bool]], extra: list[int] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Rows of (ct, ms, ends)."""
+    """Rows of (ct, ms, ends); returns an age for each, UNKNOWN for births, and its ``extra``."""
     ct = np.array([row[0] for row in rows], np.uint64)
     ts = np.array([row[1] * MS for row in rows], np.uint64)
     ends = np.array([row[2] for row in rows], bool)
     tags = np.array(extra or [0] * len(rows), np.uint16)
-    age, found = births.step(ct, np.full(len(ct), 7 << 32, np.uint64), ts, ends, tags)
+    netns = np.full(len(ct), 7 << 32, np.uint64)
+    ended, ages, found = births.step(ct, netns, ts, ends, tags)
+    assert ended.tolist() == np.flatnonzero(ends).tolist()
+    age = np.full(len(ct), UNKNOWN)
+    age[ended] = ages
     return age.tolist(), found.tolist()
 
 
@@ -149,7 +155,10 @@ def flood(births: Births, cts: range, ms: int, ends: bool, extra: int = 0) -> tu
     ts = np.full(len(ct), ms * MS, np.uint64)
     kinds = np.full(len(ct), ends)
     netns, extras = np.zeros(len(ct), np.uint64), np.full(len(ct), extra, np.uint16)
-    return births.step(ct, netns, ts, kinds, extras)
+    ended, ages, found = births.step(ct, netns, ts, kinds, extras)
+    age = np.full(len(ct), LEFT_OUT)
+    age[ended] = ages
+    return age, found
 
 
 def test_thin_pairs_an_even_part_and_says_what_it_left_out() -> None:
