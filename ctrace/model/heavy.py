@@ -57,6 +57,8 @@ SKETCHED: Final = np.uint8(0x40)
 _MOST: Final = 0.75
 """Share of events with a row from which on all are handled."""
 
+_CAUTION: Final = 16
+"""Of this many free rows, one is given away in a window once keys are turned away."""
 CELLS_PER_ROW: Final = 8
 _FIELD: Final = np.uint64(PACKED_MAX)
 
@@ -240,19 +242,23 @@ class HeavyTable:
         cell = self._cell(h.take(new))
         add_at(self._sketch, cell, 1)
         weight = self._sketch.take(cell)
-        heavy = np.flatnonzero(weight > self.floor)
-        quota = max(1, (self.rows - self.used) // 8)
-        if heavy.size > quota:
-            self.floor = max(self.floor, _value_at(weight[heavy], heavy.size - quota))
-            heavy = heavy[weight[heavy] > self.floor]
         self.turned += new.size
-        if heavy.size:
-            mine = new[heavy]
-            hashes, _, order, starts = grouped(h.take(mine))
-            first = order[starts]
-            self.given_at = mine[first]
-            error = weight[heavy[first]].astype(np.int64)
-            self.given = self._admit(hashes, keys(self.given_at), error)
+        heavy = np.flatnonzero(weight > self.floor)
+        if not heavy.size:
+            return
+        # One event of each key from here on: a key must not stand in its own way.
+        mine = new.take(heavy)
+        hashes, _, order, starts = grouped(h.take(mine))
+        first = order[starts]
+        mine, bound = mine[first], weight[heavy[first]]
+        quota = max(1, (self.rows - self.used) // _CAUTION)
+        if len(bound) > quota:
+            self.floor = max(self.floor, int(np.partition(bound, -quota - 1)[-quota - 1]))
+            some = np.flatnonzero(bound > self.floor)
+            hashes, mine, bound = hashes[some], mine[some], bound[some]
+        if mine.size:
+            self.given_at = mine
+            self.given = self._admit(hashes, keys(mine), bound.astype(np.int64))
             self.flags[self.given] |= SKETCHED
 
     def distinct(self) -> int:
@@ -468,14 +474,6 @@ class Keys:
 
 _NONE: Final[Rows] = np.zeros(0, np.intp)
 _NO_HASH: Final[U64] = np.zeros(0, np.uint64)
-_SMALL: Final = 4096
-
-
-def _value_at(values: npt.NDArray[np.uint32], rank: int) -> int:
-    """The value that stands at ``rank`` in order; counted, for nearly all are small."""
-    below = np.cumsum(np.bincount(np.minimum(values, _SMALL)))
-    found = int(np.searchsorted(below, rank, "right"))
-    return found if found < _SMALL else int(np.partition(values, rank)[rank])
 
 
 def grouped(h: U64) -> tuple[U64, npt.NDArray[np.intp], Rows, Rows]:

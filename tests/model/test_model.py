@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shapes import NETNS, SECOND, START, Trace, cut, joined, steady
+from shapes import NETNS, SECOND, START, SYN_SENT, Trace, cut, joined, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.errors import UsageError
@@ -230,6 +230,23 @@ def test_a_flood_is_counted_whole_though_few_of_its_entries_are_timed() -> None:
 
 
 # -- victims -------------------------------------------------------------------
+
+
+def test_a_culprit_that_comes_in_the_midst_of_a_flood_is_named() -> None:
+    """The flood's forged sources have taken every row; the newcomer is busier than one window."""
+    trace = Trace()
+    rng = np.random.default_rng(8)
+    scan = np.sort(rng.random(150_000)) * 6
+    trace.flows(scan, 30, 0, src=rng.integers(1 << 24, 3 << 24, len(scan)), dport=80,
+                status=0, state=SYN_SENT)  # fmt: skip
+    late = 3 + np.sort(rng.random(9_000)) * 3
+    trace.flows(late, 0.01, 60, src="10.9.9.9", dport=8063)
+    m = feed(model(memory=4 << 20), trace, 6)
+    for group, key in (("pair", "10.9.9.9 -> tcp/8063"), ("src", "10.9.9.9")):
+        first = m.snapshot(group).culprits[0]
+        assert first.key == key
+        assert first.held <= 9_000 <= first.held + first.error
+        assert first.held > 5_000
 
 
 def test_victims_and_their_share() -> None:
