@@ -29,6 +29,7 @@ from ctrace.record import (
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 WINDOW: Final = 1 << 17
@@ -59,35 +60,35 @@ _S48: Final = np.uint64(48)
 # Places in a record seen as 64-bit words (ctrace.record.WORDS).
 _TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT, _OWNER = 0, 1, 2, 4, 10, 11, 12, 13
 
-# Places of single bytes: of the status its lowest, for records are little-endian.
+# Places of 16-bit words: of the status its lowest bits, for records are little-endian.
 _FIELDS: Final = dict(RECORD.fields or {})
-_STATUS, _STATE, _DIRECTION = (_FIELDS[name][1] for name in ("status", "state", "direction"))
+_STATUS, _WAY = (_FIELDS[name][1] // 2 for name in ("status", "direction"))
 _H16, _H24, _PROTO = np.uint32(16), np.uint32(24), np.uint32(0xFF0000)
 
 _PORT_MASK = np.zeros(256, np.uint32)
 _PORT_MASK[list(PORTED)] = 0xFFFF
 
-# One byte, kind | reason << 4, tells what an event adds to its keys.
-_FLOW = np.zeros(256, np.uint64)
+# A code, kind | reason << 8, tells what an event adds to its keys.
+_KIND, _REASON = np.uint16(0xF), np.uint16(0xF00)
+_FLOW = np.zeros(1 << 12, np.uint64)
 """Packed counters: inserts | destroys << 21 | expired << 42."""
-for _code in range(256):
-    _kind, _reason = _code & 15, _code >> 4
-    if _kind == Kind.INSERT:
-        _FLOW[_code] = 1
-    if _kind == Kind.DESTROY:
-        _FLOW[_code] = (1 << 21) | ((1 << 42) if _reason == Reason.EXPIRED else 0)
+for _reason in range(16):
+    _FLOW[Kind.INSERT | _reason << 8] = 1
+    _FLOW[Kind.DESTROY | _reason << 8] = 1 << 21 | (_reason == Reason.EXPIRED) << 42
 
-# Seven bits: state | SEEN_REPLY << 4 | ASSURED << 5 | whether it is a destroy << 6.
-_END = np.zeros(128, np.uint64)
+# And at its end SEEN_REPLY | ASSURED | whether it is one << 3 | state << 8.
+_END = np.zeros(1 << 12, np.uint64)
 """Packed counters: assured | unreplied << 21 | closed << 42."""
 TIME_WAIT: Final = 7
 CLOSE: Final = 8
-for _code in range(64):
-    _END[64 | _code] = (
-        (_code >> 5 & 1)
-        | (0 if _code >> 4 & 1 else 1 << 21)
-        | ((1 << 42) if _code & 15 in (TIME_WAIT, CLOSE) else 0)
-    )
+_REPLIED_ASSURED: Final = int(Status.SEEN_REPLY) | int(Status.ASSURED)
+for _state in range(16):
+    for _status in (0, Status.SEEN_REPLY, Status.ASSURED, _REPLIED_ASSURED):
+        _END[_status | 8 | _state << 8] = (
+            bool(_status & Status.ASSURED)
+            | (not _status & Status.SEEN_REPLY) << 21
+            | (_state in (TIME_WAIT, CLOSE)) << 42
+        )
 
 PACKED_BITS: Final = 21
 PACKED_MAX: Final = (1 << PACKED_BITS) - 1
@@ -98,12 +99,11 @@ UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
 _USUAL: Final = [
-    int(kind) | int(reason) << 4
+    int(kind) | int(reason) << 8
     for kind, reason in ((Kind.INSERT, Reason.NEW), (Kind.DESTROY, Reason.EXPIRED))
 ]
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 _NOWHERE: Final = np.zeros(0, np.intp)
-_REPLIED_ASSURED: Final = np.uint8(int(Status.SEEN_REPLY) | int(Status.ASSURED))
 _NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
 
 
@@ -159,12 +159,12 @@ class Window:
     named: bool
     """Whether every ``ct`` names an entry."""
     meta: U64
-    kind: U8
-    reason: U8
-    status: U8
-    """IPS_* bits, the lowest eight of them."""
-    state: U8
-    direction: U8
+    code: U16
+    """Kind | reason << 8."""
+    status: U16
+    """IPS_* bits."""
+    way: U16
+    """Direction | protocol state << 8."""
     counts: npt.NDArray[np.intp]
     """Events by (reason, kind), 16 each."""
     flow: U64
@@ -219,7 +219,7 @@ class Window:
             return self.ends
         if kind not in self._found:
             some = self.counts[:, kind].any()
-            self._found[kind] = np.flatnonzero(self.kind == int(kind)) if some else _NOWHERE
+            self._found[kind] = np.flatnonzero(self.code & _KIND == int(kind)) if some else _NOWHERE
         return self._found[kind]
 
     def because(self, *reasons: Reason) -> npt.NDArray[np.intp]:
@@ -227,30 +227,43 @@ class Window:
         some = [reason for reason in reasons if self.counts[reason].any()]
         if not some:
             return _NOWHERE
-        found = self.reason == int(some[0])
-        for reason in some[1:]:
-            found |= self.reason == int(reason)
+        reason = self.code & _REASON
+        found = reason == int(some[0]) << 8
+        for other in some[1:]:
+            found |= reason == int(other) << 8
         return np.flatnonzero(found)
 
     def entries(self) -> npt.NDArray[np.intp] | None:
         """Indices of the births and ends of entries with an identity; None for all."""
         if self.named and int(self.counts[:, _ENTRY_KINDS].sum()) == self.n:
             return None
-        return np.flatnonzero(np.isin(self.kind, _ENTRY_KINDS) & (self.ct != 0))
+        return np.flatnonzero(np.isin(self.code & _KIND, _ENTRY_KINDS) & (self.ct != 0))
 
     def nat(self) -> npt.NDArray[np.intp]:
         """Indices of the events whose tuple was rewritten."""
         if not self.translated:
             return _NOWHERE
-        return np.flatnonzero(self.status & np.uint8(_NAT))
+        return np.flatnonzero(self.status & np.uint16(_NAT))
 
     def proto(self, at: npt.NDArray[np.intp]) -> U64:
         """Protocol numbers of the events at these indices."""
         return (self.meta[at] >> np.uint64(16)) & np.uint64(0xFF)
 
+    def kinds(self, at: npt.NDArray[np.intp]) -> U16:
+        """:class:`Kind` of the events at these indices."""
+        return self.code.take(at) & _KIND
+
+    def directions(self, at: npt.NDArray[np.intp]) -> U8:
+        """:class:`Direction` of the events at these indices."""
+        return (self.way.take(at) & np.uint16(3)).astype(np.uint8)
+
+    def states(self, at: npt.NDArray[np.intp]) -> U8:
+        """Protocol states of the events at these indices."""
+        return (self.way.take(at) >> np.uint16(8)).astype(np.uint8)
+
     def assured(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Whether the entries at these indices are ASSURED."""
-        found: npt.NDArray[np.bool_] = self.status.take(at) & np.uint8(int(Status.ASSURED)) != 0
+        found: npt.NDArray[np.bool_] = self.status.take(at) & np.uint16(int(Status.ASSURED)) != 0
         return found
 
     def sources(self, at: npt.NDArray[np.intp]) -> U64:
@@ -283,21 +296,20 @@ def service_hash(meta: U64) -> U64:
 def window(events: Events) -> Window:
     """The columns of a slice of events, in one pass over its memory.
 
-    (A kind is compared as an int: numpy would widen the column for a member of an enum. What
-    is taken from a table is asked for by intp: numpy takes by bytes five times slower. Bytes
-    are multiplied: numpy shifts them one by one.)
+    (A code is compared with an int: numpy would widen the column for a member of an enum. What
+    is taken from a table is asked for by intp: numpy takes by bytes five times slower.)
     """
     table = words(events)
     n = len(table)
-    halves, octets = table.view(np.uint32), table.view(np.uint8)
+    halves, quarters = table.view(np.uint32), table.view(np.uint16)
     # (rows whose distance is a power of two would share the same few places in a cache)
     columns = np.empty((7, n + _APART), np.uint64)[:, :n]
     ts, ct, meta, src_hash, dst_hash, pair_hash, target_hash = columns
-    kind, reason, status, state, direction = np.empty((5, n), np.uint8)
+    code, status, way = np.empty((3, n), np.uint16)
     named, ordered = True, True
     for at in range(0, n, _SLAB):
         here = slice(at, at + _SLAB)
-        part, half = table[here], halves[here]
+        part, half, quarter = table[here], halves[here], quarters[here]
         time = ts[here]
         time[:] = part[:, _TS]
         ordered = ordered and not (time[1:] < time[:-1]).any() and (not at or time[0] >= ts[at - 1])
@@ -305,19 +317,19 @@ def window(events: Events) -> Window:
         named = named and int(ct[here].min()) > 0
 
         what = half[:, 2 * _WHAT].copy()  # kind, reason, protocol, family
-        kind[here], reason[here] = what.view(np.uint8)[0::4], what.view(np.uint8)[1::4]
-        for octet, offset in ((status, _STATUS), (state, _STATE), (direction, _DIRECTION)):
-            octet[here] = octets[here, offset]
+        np.bitwise_and(what.view(np.uint16)[0::2], _KIND | _REASON, out=code[here])
+        status[here], way[here] = quarter[:, _STATUS], quarter[:, _WAY]
         service = half[:, 2 * _PORTS] >> _H16
         proto = what & _PROTO
-        if not ((proto == TCP << 16) | (proto == UDP << 16)).all():
+        every, some = int(np.bitwise_and.reduce(what)), int(np.bitwise_or.reduce(what))
+        narrow = every >> 24 == some >> 24 == AF_INET
+        if (every ^ some) & int(_PROTO) or not has_port(some >> 16 & 0xFF):
             service &= _PORT_MASK.take((proto >> _H16).astype(np.intp))
         service |= proto  # it has the same place in a meta word
         both = meta[here].view(np.uint32)
         both[0::2], both[1::2] = service, half[:, 2 * _PLACE]
 
         mixed = meta[here] * _C2
-        narrow = (what >> _H24 == AF_INET).all()
         for first, hashed, with_service in (
             (_SRC, src_hash[here], pair_hash[here]),
             (_DST, dst_hash[here], target_hash[here]),
@@ -329,8 +341,9 @@ def window(events: Events) -> Window:
                 hashed[:] = address_hash(part[:, first], part[:, first + 1])
             finish(np.add(hashed, mixed, out=with_service))
 
-    code = kind | reason * np.uint8(16)
+    kind = code & _KIND
     ended, comes = kind == int(Kind.DESTROY), kind == int(Kind.INSERT)
+    owned = _owned(table, way, comes)
     comes |= kind == int(Kind.EXISTING)
     births = (ts >> np.uint64(TIME_SHIFT)).view(np.int64)
     births *= (comes.view(np.int8) - ended.view(np.int8)).astype(np.int64)
@@ -344,20 +357,18 @@ def window(events: Events) -> Window:
         ct=ct,
         named=named,
         meta=meta,
-        kind=kind,
-        reason=reason,
+        code=code,
         status=status,
-        state=state,
-        direction=direction,
+        way=way,
         counts=_counted(code),
         flow=_FLOW.take(code.astype(np.intp)),
         births=births,
         ended=ended,
         ends=np.flatnonzero(ended),
-        end=_END.take(_ending(status, state, ended).astype(np.intp)),
+        end=_END.take(_ending(status, way, ended).astype(np.intp)),
         comes=comes,
-        translated=bool(np.bitwise_or.reduce(status) & np.uint8(_NAT)),
-        owned=_owned(table, kind, direction),
+        translated=bool(np.bitwise_or.reduce(status) & np.uint16(_NAT)),
+        owned=owned,
         src_hash=src_hash,
         dst_hash=dst_hash,
         pair_hash=pair_hash,
@@ -365,31 +376,32 @@ def window(events: Events) -> Window:
     )
 
 
-def _ending(status: U8, state: U8, ended: npt.NDArray[np.bool_]) -> U8:
-    """Seven bits of each event, as :data:`_END` takes them."""
-    bits = (status & _REPLIED_ASSURED) * np.uint8(8)
-    bits |= state & np.uint8(15)
-    bits |= ended.view(np.uint8) * np.uint8(64)
-    return bits
+def _ending(status: U16, way: U16, ended: npt.NDArray[np.bool_]) -> U16:
+    """What :data:`_END` is asked by, of each event."""
+    asked = way & np.uint16(0xF00)
+    asked |= status & np.uint16(_REPLIED_ASSURED)
+    asked |= ended.astype(np.uint16) * np.uint16(8)
+    return asked
 
 
-def _owned(table: U64, kind: U8, direction: U8) -> npt.NDArray[np.intp]:
+def _owned(table: U64, way: U16, inserts: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Inserts with an owner: only what this host sends may have one."""
+    direction = way & np.uint16(3)
     sent = (direction != int(Direction.IN)) & (direction != int(Direction.FORWARD))
-    some = np.flatnonzero(sent & (kind == int(Kind.INSERT)))
+    some = np.flatnonzero(sent & inserts)
     return some[table[some, _OWNER] != 0] if some.size else some
 
 
-def _counted(code: U8) -> npt.NDArray[np.intp]:
-    """Events by (reason, kind): bytes are compared 64 at a time, binned one by one."""
-    counts = np.zeros(256, np.intp)
+def _counted(code: U16) -> npt.NDArray[np.intp]:
+    """Events by (reason, kind); what is usual is compared, the rest binned one by one."""
+    counts = np.zeros(1 << 12, np.intp)
     rest = np.ones(len(code), bool)
     for usual in _USUAL:
         others = code != usual
         counts[usual] = len(code) - np.count_nonzero(others)
         rest &= others
-    counts += np.bincount(code.take(np.flatnonzero(rest)), minlength=256)
-    return counts.reshape(16, 16)
+    counts += np.bincount(code.take(np.flatnonzero(rest)), minlength=len(counts))
+    return counts.reshape(16, 256)[:, :16]
 
 
 def has_port(proto: int) -> bool:

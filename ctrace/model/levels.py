@@ -37,9 +37,8 @@ from ctrace.model.rich import YOUNG_NS, RichPool, registers_of
 from ctrace.model.scatter import Rows, add_at
 from ctrace.record import Kind, Reason, Status
 
-SEEN_REPLY: Final = np.uint8(int(Status.SEEN_REPLY))
+SEEN_REPLY: Final = np.uint16(int(Status.SEEN_REPLY))
 _DIRECTION_SAMPLE: Final = 1024
-_DIRECTIONS: Final = np.uint8(3)
 _SWAPS: Final = 32
 SAMPLED: Final = 8
 ENDS_MEASURED: Final = 16_384
@@ -119,7 +118,7 @@ def details(
     born = w.where(Kind.INSERT)
     register, rest = registers_of(w.sources(born))
     looked = born[:: max(1, born.size // _DIRECTION_SAMPLE)]
-    direction = w.direction.take(looked) & _DIRECTIONS
+    direction = w.directions(looked)
     return Details(
         adds=adds,
         nat=w.nat(),
@@ -127,7 +126,7 @@ def details(
         owner=w.owner(owned),
         born=born,
         ends=ends,
-        state=np.minimum(w.state.take(ends), np.uint8(15)).astype(np.intp),
+        state=np.minimum(w.states(ends), np.uint8(15)).astype(np.intp),
         age=age,
         residence=residence,
         residence_bin=histogram.bins(milliseconds),
@@ -184,7 +183,7 @@ class Level:
         given, which = table.given, table.given_at
         events = which if at is None else at[which]
         table.first[given] = w.ts[events].view(np.int64)
-        table.flags[given] |= np.uint8(1) << (w.direction.take(events) & _DIRECTIONS)
+        table.flags[given] |= np.uint8(1) << w.directions(events)
         slots = self.rich.take(len(given))
         if slots:
             chosen = given[: len(slots)]
@@ -221,7 +220,7 @@ class Level:
         if d.nat.size:
             bits, rows = w.status.take(d.nat), found.rows(d.nat)
             for flag in (Status.SRC_NAT, Status.DST_NAT):
-                table.flags[rows[(bits & np.uint8(int(flag))) != 0]] |= np.uint8(int(flag))
+                table.flags[rows[(bits & np.uint16(int(flag))) != 0]] |= np.uint8(int(flag))
         if d.owned.size:
             table.owner[found.rows(d.owned)] = d.owner
         if self.rich.sources is not None and d.born.size:
@@ -383,7 +382,7 @@ class Levels:
         at, age, idle = at[known], age[known], idle[known]
         timeout, extra = timeout[known], extra[known]
         young = age < YOUNG_NS
-        closed = np.isin(w.state.take(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
+        closed = np.isin(w.states(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
         unreplied = young & (w.status.take(at) & SEEN_REPLY == 0)
         assured = young & w.assured(at)
         seen = [young, closed, unreplied, assured]
@@ -405,7 +404,7 @@ class Levels:
         """Count the entries that were there at the start as looked at; their ages are unknown."""
         seen = [
             np.ones(len(at), bool),
-            np.isin(w.state.take(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
+            np.isin(w.states(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
             w.status.take(at) & SEEN_REPLY == 0,
             w.assured(at),
         ]

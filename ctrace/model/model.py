@@ -29,7 +29,7 @@ FLOOD: Final = 200_000
 """Events a second above which one entry of :data:`~ctrace.record.PART` is timed,
 until there are less than a quarter of it."""
 NAMES_LIMIT: Final = 65_536
-PINNED_SAMPLE: Final = 1024
+PINNED_SAMPLE: Final = 512
 """Ends of a window that the pinned share is estimated from."""
 VICTIMS_SHOWN: Final = 50
 TOP: Final = 10

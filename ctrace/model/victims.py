@@ -65,7 +65,7 @@ class Victims:
         _, _, order, starts = grouped(h + key_hash(words[:, 2], words[:, 3], words[:, 4]))
         first = order[starts]
         unique = words[first].view("V40").ravel()
-        kinds = w.kind[at[order]]
+        kinds = w.kinds(at[order])
         counts = np.zeros((len(unique), 3), np.int64)
         for column, kind in enumerate((Kind.DROP, Kind.DESTROY, Kind.INSERT_FAILED)):
             counts[:, column] = np.add.reduceat((kinds == kind).astype(np.int64), starts)

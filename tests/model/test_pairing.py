@@ -30,7 +30,7 @@ def step(
     tags = np.array(extra or [0] * len(rows), np.uint16)
     netns = np.full(len(ct), 7 << 32, np.uint64)
     ended, ages, found = births.step(ct, netns, ts, ends, tags)
-    assert ended.tolist() == np.flatnonzero(ends).tolist()
+    assert ends[ended].all()
     age = np.full(len(ct), UNKNOWN)
     age[ended] = ages
     return age.tolist(), found.tolist()
@@ -229,7 +229,7 @@ def test_thin_is_right_or_silent(
     now, rows, extras, expected = 0, [], [], []
     for ct, ends, pause, extra in moves:
         now += pause + 200
-        rows.append((ct * 320, now, ends))
+        rows.append((ct * 100, now, ends))  # five of forty are looked at
         extras.append(0 if ends else extra)
         if ends:
             born = alive.pop(ct, None)
