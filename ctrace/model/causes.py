@@ -47,10 +47,17 @@ class Facts:
     service: Group
     pair: Group
     src: Group
+    space: Group
+    """By namespace: whole, however many keys there are."""
     failed_dns: int
     """Insertion races lost by flows to port 53."""
     failed: int
     ticks: int = 0
+
+    def whole(self, netns: int, held: bool) -> float:
+        """What all of a namespace holds: entries, or table-seconds."""
+        at = np.flatnonzero(self.space.key[:, 2] >> np.uint64(32) == netns)
+        return float((self.space.held if held else self.space.table_seconds)[at].sum())
 
 
 @dataclass(frozen=True)
@@ -371,7 +378,7 @@ def scans(facts: Facts) -> Iterator[Cause]:
     """One source behind half-open connections to many services or hosts."""
     group = facts.src
     for at in group.order("held", 3):
-        c = group.culprit(int(at), group.total_held, facts.ticks)
+        c = group.culprit(int(at), facts.ticks)
         if c.share < SHARE or c.inserts < 500 or c.destroys < ENDED:
             continue
         if (c.unreplied or 0) < 0.8 or c.assured is None or c.assured > 0.1:
@@ -393,6 +400,40 @@ def scans(facts: Facts) -> Iterator[Cause]:
             share=c.share,
             netns=c.netns,
             remedy="drop this source before conntrack, in the raw table or at ingress",
+        )
+
+
+def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
+    """More sources than can be named, each with hardly an entry, to no service above all."""
+    src, space = facts.src, facts.space
+    if not src.floor:
+        return  # every source has a row
+    for at in space.order("held", SHOWN):
+        c = space.culprit(int(at), facts.ticks)
+        if c.inserts < 500 or sum(one.share for one in found if one.netns == c.netns) >= 0.5:
+            continue
+        named = int(src.held[src.key[:, 2] >> np.uint64(32) == c.netns].sum())
+        share = 1 - named / c.held if c.held else 0.0
+        unfinished = 1 - c.assured if c.assured is not None else 0.0
+        half_open = max(c.unreplied or 0.0, unfinished) >= 0.8
+        if share < SHARE or (c.destroys >= ENDED and not half_open):
+            continue
+        seen = f"none of {c.inserts:,} has ended yet"
+        if c.destroys >= ENDED:
+            seen = f"{percent(c.unreplied)} of {c.destroys:,} ended never saw a reply"
+        where = f"{c.netns_name}: " if len(facts.tables) > 1 else ""
+        yield Cause(
+            id="syn-flood",
+            text=f"{where}{percent(share)} of the table belongs to about {src.distinct:,} sources "
+            f"with hardly an entry each, to many services (scan or flood, {c.new_per_s:,.0f}/s)",
+            evidence=(
+                seen,
+                f"about {src.distinct:,} distinct sources (estimated), too many to name",
+                f"{c.held - named:,} of {c.held:,} entries are theirs",
+            ),
+            share=share,
+            netns=c.netns,
+            remedy="drop it before conntrack: raw table or ingress rate limit",
         )
 
 
@@ -427,9 +468,9 @@ def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
 
 
 def _replied(facts: Facts, netns: int) -> tuple[float, int]:
-    mine = facts.service.key[:, 2] >> np.uint64(32) == netns
-    ended = float(facts.service.sums["destroys"][mine].sum())
-    unreplied = float(facts.service.sums["unreplied"][mine].sum())
+    mine = facts.space.key[:, 2] >> np.uint64(32) == netns
+    ended = float(facts.space.sums["destroys"][mine].sum())
+    unreplied = float(facts.space.sums["unreplied"][mine].sum())
     return (1 - unreplied / ended if ended else 0.0), int(ended)
 
 
@@ -445,6 +486,7 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
                 found.append(cause)
                 break
     found += scans(facts)
+    found += scattered(facts, found)
     fill = {table.netns: table.fill for table in facts.tables}
     # A share of a nearly empty table explains little: by entries, where limits are alike.
     found.sort(key=lambda cause: -cause.share * fill.get(cause.netns, 1.0))
@@ -461,8 +503,8 @@ def services(facts: Facts) -> Iterator[Service]:
     weight = group.held.astype(float) if use_held else group.table_seconds
     for at in group.order("held", LOOKED_AT):
         netns = int(netns_of[at])
-        whole = float(weight[netns_of == netns].sum())
-        culprit = group.culprit(int(at), group.total_held, facts.ticks)
+        whole = max(float(weight[netns_of == netns].sum()), facts.whole(netns, use_held))
+        culprit = group.culprit(int(at), facts.ticks)
         table = next((t for t in facts.tables if t.netns == netns), None)
         mine = np.flatnonzero(pair.key[:, 2] == group.key[at, 2])
         top, top_share, sources = "", 0.0, mine.size

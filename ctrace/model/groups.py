@@ -41,6 +41,8 @@ class Part:
     meta: np.uint64
     owned: Optional[bool] = None
     """Only rows of flows that a local process opened (True) or did not (False)."""
+    counted: bool = True
+    """Whether its numbers are summed; otherwise it has only detail."""
 
 
 @dataclass
@@ -79,7 +81,11 @@ class Group:
         self.held = np.maximum(np.bincount(inverse, net, self.n), 0).astype(np.int64)
         seconds = (net * now - self._gather("births")) * TIME_UNIT
         self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
-        self.total_held = int(self.held.sum())
+        space = levels.space.table
+        self.total_held = max(int(self.held.sum()), int(space.held().sum()))
+        """Entries of all keys, shown or not, with a row or not."""
+        whole = float(((space.held() * now - space.counters["births"]) * TIME_UNIT).sum())
+        self.total_seconds = max(float(self.table_seconds.sum()), whole)
         coarse = self._parts[-1].level if len(self._parts) > 1 else self._parts[0].level
         self.floor = coarse.table.floor
         self.distinct = max(self.n, coarse.table.distinct() if self.floor else 0)
@@ -183,7 +189,8 @@ class Group:
                 column = table.rate[field[5:]]
             else:
                 column = c[field]
-            values.append(column[self._row_of[self._level_of == number]])
+            rows = self._row_of[self._level_of == number]
+            values.append(column[rows] if part.counted else np.zeros(len(rows), column.dtype))
         return np.concatenate(values)
 
     # -- ranking --------------------------------------------------------------
@@ -216,11 +223,13 @@ class Group:
         chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
         return [(self._parts[int(self._level_of[i])].level, int(self._row_of[i])) for i in chosen]
 
-    def _rich(self, at: int) -> list[tuple[Level, Rows]]:
-        """Slots of detail of a key, by table."""
+    def _rich(self, at: int, counted: bool = False) -> list[tuple[Level, Rows]]:
+        """Slots of detail of a key, by table; of those that are ``counted`` or of all."""
         chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
         found = []
         for number, part in enumerate(self._parts):
+            if counted and not part.counted:
+                continue
             rows = self._row_of[chosen[self._level_of[chosen] == number]]
             slots = part.level.table.rich[rows].astype(np.intp)
             slots = slots[slots != 0]
@@ -278,7 +287,7 @@ class Group:
         total = np.zeros(TREND)
         seen = np.zeros(TREND, bool)
         now = 0
-        for level, slots in self._rich(at):
+        for level, slots in self._rich(at, counted=True):
             trend = level.rich.trend[slots]
             seen |= ~np.isnan(trend).all(axis=0)
             total += np.nansum(trend, axis=0)
@@ -290,7 +299,7 @@ class Group:
         values, known = total[order], seen[order]
         return tuple(float(v) for v in values[int(np.argmax(known)) :])
 
-    def culprit(self, at: int, total_held: int, ticks: int) -> Culprit:
+    def culprit(self, at: int, ticks: int) -> Culprit:
         """One key as views show it."""
         s = {name: int(column[at]) for name, column in self.sums.items()}
         key = self.key[at]
@@ -313,7 +322,7 @@ class Group:
             netns=netns,
             netns_name=self._context.netns_name(netns) if netns else "",
             held=held,
-            share=held / total_held if total_held else 0.0,
+            share=held / self.total_held if self.total_held else 0.0,
             table_seconds=float(self.table_seconds[at]),
             inserts=s["inserts"],
             new_per_s=float(self.rate[at]),
@@ -484,7 +493,11 @@ def _parts(name: str, levels: Levels) -> tuple[Part, ...]:
             Part(levels.target, False, SERVICE_MASK), Part(levels.service, False, SERVICE_MASK),
         )  # fmt: skip
     if name == "netns":
-        return (Part(levels.target, False, NETNS_MASK), Part(levels.service, False, NETNS_MASK))
+        return (
+            Part(levels.target, False, NETNS_MASK, counted=False),
+            Part(levels.service, False, NETNS_MASK, counted=False),
+            Part(levels.space, False, NETNS_MASK),
+        )
     return (
         Part(levels.process, True, NETNS_MASK),
         Part(levels.target, False, SERVICE_MASK, owned=False),

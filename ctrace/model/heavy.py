@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ctrace.model.keys import PACKED_BITS, PACKED_MAX, U64, Window, key_hash, some
 from ctrace.model.scatter import Rows, Scatter, add_at
+from ctrace.record import Kind, Reason
 
 COUNTERS: Final = {
     "inserts": np.int64,
@@ -42,6 +43,10 @@ COUNTERS: Final = {
 }
 """What adds up. ``births`` is the sum of (sign x time in 1024 ns): with ``held`` it gives the
 integral of ``held`` over time, ``held * now - births``."""
+
+_FLOW_NAMES: Final = ("inserts", "destroys", "expired")
+_END_NAMES: Final = ("assured", "unreplied", "closed")
+"""What a window's packed counters hold, from the lowest bits on."""
 
 _ROW_BITS: Final = 17
 _ROW_MASK: Final = np.uint64((1 << _ROW_BITS) - 1)
@@ -403,6 +408,17 @@ class HeavyTable:
         else:
             scatter.add(self._end, window.end.take(at))
 
+    def count_all(self, row: int, window: Window) -> None:
+        """Add all of a window's events to one row."""
+        c, counts = self.counters, window.counts
+        c["inserts"][row] += counts[:, Kind.INSERT].sum()
+        c["destroys"][row] += counts[:, Kind.DESTROY].sum()
+        c["expired"][row] += counts[Reason.EXPIRED, Kind.DESTROY]
+        c["births"][row] += window.births.sum()
+        end = int(window.end.sum())
+        for at, name in enumerate(_END_NAMES):
+            c[name][row] += end >> (at * PACKED_BITS) & PACKED_MAX
+
     def make_room(self, events: int) -> None:
         """Drain the packed counters if so many more events might overflow one."""
         if self._pending + events > PACKED_MAX:
@@ -415,8 +431,8 @@ class HeavyTable:
             return
         n, c = self.used + 1, self.counters
         for packed, names in (
-            (self._flow[:n], ("inserts", "destroys", "expired")),
-            (self._end[:n], ("assured", "unreplied", "closed")),
+            (self._flow[:n], _FLOW_NAMES),
+            (self._end[:n], _END_NAMES),
         ):
             for at, name in enumerate(names):
                 c[name][:n] += ((packed >> np.uint64(at * PACKED_BITS)) & _FIELD).view(np.int64)

@@ -159,6 +159,8 @@ class Window:
     named: bool
     """Whether every ``ct`` names an entry."""
     meta: U64
+    alone: bool
+    """Whether all are of one namespace."""
     code: U16
     """Kind | reason << 8."""
     status: U16
@@ -270,6 +272,10 @@ class Window:
         """Hash of the source's address, for the events at ``at``."""
         return finish(self.src_hash.take(at))
 
+    def space_only(self, at: Optional[npt.NDArray[np.intp]]) -> U64:
+        """Hash of the namespace, for the events at ``at`` or all."""
+        return service_hash(some(self.meta, at) & NETNS_MASK)
+
     def src_only(self, at: Optional[npt.NDArray[np.intp]]) -> U64:
         """Hash of the source alone, for the events at ``at`` or all."""
         return finish(some(self.src_hash, at) + (some(self.meta, at) & NETNS_MASK) * _C2)
@@ -306,7 +312,7 @@ def window(events: Events) -> Window:
     columns = np.empty((7, n + _APART), np.uint64)[:, :n]
     ts, ct, meta, src_hash, dst_hash, pair_hash, target_hash = columns
     code, status, way = np.empty((3, n), np.uint16)
-    named, ordered = True, True
+    named, ordered, alone = True, True, True
     for at in range(0, n, _SLAB):
         here = slice(at, at + _SLAB)
         part, half, quarter = table[here], halves[here], quarters[here]
@@ -329,7 +335,9 @@ def window(events: Events) -> Window:
         both = meta[here].view(np.uint32)
         both[0::2], both[1::2] = service, half[:, 2 * _PLACE]
 
-        mixed = meta[here] * _C2
+        mixed = meta[here] ^ meta[0]
+        alone = alone and int(np.bitwise_or.reduce(mixed)) >> 32 == 0
+        np.multiply(meta[here], _C2, out=mixed)
         for first, hashed, with_service in (
             (_SRC, src_hash[here], pair_hash[here]),
             (_DST, dst_hash[here], target_hash[here]),
@@ -357,6 +365,7 @@ def window(events: Events) -> Window:
         ct=ct,
         named=named,
         meta=meta,
+        alone=alone,
         code=code,
         status=status,
         way=way,

@@ -3,9 +3,9 @@
 Two fine tables see every event: *pair* (source, service) and *target* (destination,
 service). Where a key has no row there, its event goes to a coarser one: *source*,
 or *service* and *destination*. Detail (lifetimes and the like) of rows too light for a
-slot goes the same way. A group is then a sum over a fine table and a coarse one,
-and stays whole however many keys there are. *process* counts what local
-processes opened.
+slot goes the same way. A group is then a sum over a fine table and a coarse one.
+*process* counts what local processes opened, *space* everything in a namespace: what a
+share is a share of, also when keys are too many for the coarse tables.
 """
 
 from __future__ import annotations
@@ -226,6 +226,13 @@ class Level:
         if self.rich.sources is not None and d.born.size:
             self.rich.count_sources(self.slots(found, d.born), d.register, d.rest)
 
+    def count_all(self, w: Window, d: Details, row: int) -> None:
+        """Count a window of which all is one row's."""
+        table = self.table
+        table.count_all(row, w)
+        for name, at, step in d.adds:
+            table.counters[name][row] += step * len(at)
+
     def slots(self, found: Found, at: Rows) -> Rows:
         """The slot of detail (or 0) of the row of each event at ``at``."""
         return self.table.rich.take(found.rows(at)).astype(np.intp)
@@ -294,6 +301,7 @@ class Levels:
         self.service = Level(rows(7_000), rich(96), distinct=True)
         self.destination = Level(rows(7_000), rich(96), distinct=True)
         self.process = Level(min(rows(4_000), EXISTING - 1), rich(128))
+        self.space = Level(rows(1_000), rich(32))
         self.pair.parents = [(self.source, NETNS_MASK, True)]
         self.target.parents = [
             (self.service, ~np.uint64(0), False),
@@ -304,6 +312,7 @@ class Levels:
         """Every level."""
         return (
             self.pair, self.target, self.source, self.service, self.destination, self.process,
+            self.space,
         )  # fmt: skip
 
     def nbytes(self) -> int:
@@ -363,6 +372,7 @@ class Levels:
             self.process.count(w, d, found)
             self.process.measure(d, self.process.slots(found, d.ends))
 
+        self._space(w, d)
         fine = self._fine(self.pair, w, d, w.pair_hash, Keys(*w.src, w.meta.take))
         if fine.any():
             self._coarse(self.source, w, d, fine, w.src_only, Keys(*w.src, w.netns))
@@ -412,6 +422,16 @@ class Levels:
             high, low = (part[at] for part in addresses)
             rows = level.table.find_rows(key_hash(high, low, w.meta[at]))
             level.rich.count_states(level.table.rich[rows].astype(np.intp), seen)
+
+    def _space(self, w: Window, d: Details) -> None:
+        """Count into the namespaces' table."""
+        level, keys = self.space, Keys(None, None, w.netns)
+        if not w.alone:
+            level.count(w, d, level.locate(w, None, w.space_only(None), w.comes, keys))
+            return
+        first = np.zeros(1, np.intp)
+        row = level.locate(w, first, w.space_only(first), np.ones(1, bool), keys).rows()
+        level.count_all(w, d, int(row[0]))
 
     @staticmethod
     def _fine(level: Level, w: Window, d: Details, h: U64, keys: Keys) -> Left:

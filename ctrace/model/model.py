@@ -215,9 +215,8 @@ class Model:
             raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
         chosen = self._group(group)
         tables = self._tables.view(self._by_netns())
-        held = chosen.total_held
         culprits = tuple(
-            chosen.culprit(int(at), held, self._ticks - 1) for at in chosen.order(sort, limit)
+            chosen.culprit(int(at), self._ticks - 1) for at in chosen.order(sort, limit)
         )
         counted_here = self._tables.counted()
         totals = self._tables.totals() if counted_here and not filter_text else self._seen()
@@ -237,6 +236,8 @@ class Model:
             rates=rates,
             culprits=culprits,
             culprits_total=chosen.distinct,
+            held_total=chosen.total_held,
+            table_seconds_total=chosen.total_seconds,
             top={name: self._top(name) for name in ("src", "dst", "service", "pair")},
             victims=victims,
             why=causes.explain(self._facts(tables, totals, rates)),
@@ -296,6 +297,7 @@ class Model:
             service=self._group("service"),
             pair=self._group("pair"),
             src=self._group("src"),
+            space=self._group("netns"),
             failed_dns=self._victims.failed(53),
             failed=self._victims.failed(),
             ticks=self._ticks - 1,

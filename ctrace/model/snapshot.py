@@ -300,6 +300,10 @@ class Snapshot:
     culprits: tuple[Culprit, ...] = ()
     culprits_total: int = 0
     """How many keys there are, shown or not (estimated beyond the memory limit)."""
+    held_total: int = 0
+    """Entries that all keys hold, shown or not: what ``share`` is a share of."""
+    table_seconds_total: float = 0.0
+    """Table-seconds of all keys, shown or not."""
     top: dict[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """For ``src``, ``dst``, ``service`` and ``pair``: the first keys by inserts per second."""
     victims: tuple[Victim, ...] = ()

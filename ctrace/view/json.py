@@ -48,6 +48,8 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "rates_per_s": _rounded(dataclasses.asdict(snapshot.rates)),
         "culprits": [_culprit(culprit) for culprit in snapshot.culprits],
         "culprits_total": snapshot.culprits_total,
+        "held_total": snapshot.held_total,
+        "table_seconds_total": _round(snapshot.table_seconds_total),
         "top": {
             group: [{"key": key, "new_per_s": _round(value)} for key, value in keys]
             for group, keys in snapshot.top.items()

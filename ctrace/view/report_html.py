@@ -223,7 +223,7 @@ def _table(
 
 
 def _culprits(snapshot: Snapshot) -> str:
-    whole = total_seconds(snapshot.culprits) or 1.0
+    whole = snapshot.table_seconds_total or 1.0
 
     def row(c: Culprit) -> list[str]:
         part = c.table_seconds / whole
@@ -242,12 +242,13 @@ def _culprits(snapshot: Snapshot) -> str:
         ]
 
     rest = snapshot.culprits_total - min(ROWS, len(snapshot.culprits))
+    left = max(0.0, 1 - total_seconds(snapshot.culprits[:ROWS]) / whole)
     return _table(
         "What filled the table, by table-seconds",
         (_text(snapshot.group), ">share", ">inserts", ">life p50", ">stays p50", ">stays p99",
          ">refused", ">evicted", "NAT", "process"),
         map(row, snapshot.culprits[:ROWS]),
-        f"and {fmt.count(rest)} more" if rest > 0 else "",
+        f"and {fmt.count(rest)} more, {fmt.share(left)}" if rest > 0 else "",
     )  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def culprits(snapshot: Snapshot, limit: int) -> Grid:
         snapshot.group, ">share", ">inserts", ">life", ">stays", ">held at end", ">refused",
         "owner", "ends",
     )  # fmt: skip
-    whole = total_seconds(snapshot.culprits) or 1.0
+    whole = snapshot.table_seconds_total or 1.0
     for c in snapshot.culprits[:limit]:
         grid.add_row(
             _key(c, snapshot),
@@ -158,7 +158,8 @@ def culprits(snapshot: Snapshot, limit: int) -> Grid:
         )
     rest = snapshot.culprits_total - min(limit, len(snapshot.culprits))
     if rest > 0:
-        grid.add_row(f"and {fmt.count(rest)} more")
+        left = max(0.0, 1 - total_seconds(snapshot.culprits[:limit]) / whole)
+        grid.add_row(f"and {fmt.count(rest)} more", fmt.share(left))
     return grid
 
 

@@ -249,6 +249,43 @@ def test_a_culprit_that_comes_in_the_midst_of_a_flood_is_named() -> None:
         assert first.held > 5_000
 
 
+def test_what_has_no_row_counts_where_shares_are_taken() -> None:
+    """Sources, destinations and ports at random: no table of keys can hold them."""
+    trace = Trace()
+    rng = np.random.default_rng(9)
+    n = 120_000
+    for netns, flows in ((NETNS, n), (NETNS + 1, n // 4)):
+        trace.flows(np.sort(rng.random(flows)) * 6, rng.choice([0.2, 30], flows), 0,
+                    src=rng.integers(1 << 24, 3 << 24, flows), status=0, state=SYN_SENT,
+                    dst=rng.integers(3 << 24, 4 << 24, flows), netns=netns,
+                    dport=rng.integers(1, 60_000, flows))  # fmt: skip
+    trace.flows(np.linspace(0.1, 5.9, 5_000), 0.01, 60, src="10.9.9.9", dst="10.8.8.8")
+    m = feed(model(memory=4 << 20), trace, 6)
+    events = trace.events(6)
+    steps = np.where(events["kind"] == Kind.INSERT, 1, -1)
+    whole = int(steps.sum())
+    spaces = {c.netns: c for c in m.snapshot("netns").culprits}
+    for netns in (NETNS, NETNS + 1):
+        mine, kind = events["netns"] == netns, events["kind"]
+        assert spaces[netns].held == int(steps[mine].sum())
+        assert spaces[netns].inserts == int((mine & (kind == Kind.INSERT)).sum())
+        assert spaces[netns].ends.expired == int((mine & (kind == Kind.DESTROY)).sum())
+        assert spaces[netns].error == 0
+        assert spaces[netns].trend
+    for group in GROUPS:
+        snapshot = m.snapshot(group)
+        assert snapshot.held_total == whole
+        for c in snapshot.culprits:
+            assert c.share == pytest.approx(c.held / whole)
+    busy = m.snapshot("pair").culprits[0]
+    assert busy.src == "10.9.9.9"
+    assert busy.held <= 5_000 <= busy.held + busy.error
+    why = m.snapshot().why[0]
+    assert why.id == "syn-flood"
+    assert "hardly an entry each" in why.text
+    assert why.share == pytest.approx(1 - 5_000 / whole, abs=0.05)
+
+
 def test_victims_and_their_share() -> None:
     trace = Trace()
     trace.flows(np.linspace(0, 1, 75), 0.1, 60)

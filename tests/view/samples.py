@@ -196,6 +196,8 @@ def incident() -> Snapshot:
         rates=rates,
         culprits=culprits,
         culprits_total=1_204,
+        held_total=total,
+        table_seconds_total=sum(one.table_seconds for one in culprits),
         top={
             "src": (("10.42.3.17", 483.1), ("10.42.3.9", 60.1), ("fd00:10:42:3::9f21", 35.0)),
             "dst": (("10.42.0.5", 455.0), ("10.96.0.10", 88.1), ("fd00:10:42::1", 35.0)),
@@ -300,6 +302,8 @@ def calm() -> Snapshot:
         ),
         culprits=culprits,
         culprits_total=5,
+        held_total=total,
+        table_seconds_total=sum(one.table_seconds for one in culprits),
         victims=(),
         rates=rates,
         totals=Counted(insert=3_402, destroy=3_380, expired=3_380),
@@ -415,6 +419,8 @@ def churning(keys: int, tick: int) -> Snapshot:
         ts=full.ts + tick * 1_000_000_000,
         culprits=culprits,
         culprits_total=keys,
+        held_total=sum(one.held for one in culprits),
+        table_seconds_total=sum(one.table_seconds for one in culprits),
         tables=(table, *full.tables[1:]),
     )
 
