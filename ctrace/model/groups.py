@@ -86,6 +86,9 @@ class Group:
         """Entries of all keys, shown or not, with a row or not."""
         whole = float(((space.held() * now - space.counters["births"]) * TIME_UNIT).sum())
         self.total_seconds = max(float(self.table_seconds.sum()), whole)
+        s = self.sums
+        self._told = s["inserts"] + s["existing"] + s["destroys"] + s["drops"] + s["failed"] > 0
+        """Keys of which something is known: not of one that has just got its row."""
         coarse = self._parts[-1].level if len(self._parts) > 1 else self._parts[0].level
         self.floor = coarse.table.floor
         self.distinct = max(self.n, coarse.table.distinct() if self.floor else 0)
@@ -207,6 +210,7 @@ class Group:
         elif sort == "drops":
             weight = (self.sums["drops"], self.drop_rate, self.held)
         ranked = np.lexsort(tuple(-part for part in reversed(weight)))
+        ranked = ranked[self._told[ranked]]
         if sort in ("life", "residence"):
             some = ranked[:CANDIDATES]
             part = 0 if sort == "life" else 1
