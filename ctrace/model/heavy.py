@@ -64,6 +64,10 @@ _MOST: Final = 0.75
 
 _CAUTION: Final = 16
 """Of this many free rows, one is given away in a window once keys are turned away."""
+_EAGER: Final = 2
+"""The same while none is taken."""
+_BUSY: Final = 16
+"""Events of a new key in one window that are worth counting at once."""
 CELLS_PER_ROW: Final = 8
 _FIELD: Final = np.uint64(PACKED_MAX)
 
@@ -221,8 +225,9 @@ class HeavyTable:
                 self._prune()
                 found = self.find(h)
         new = np.flatnonzero(comes & ~found.hit)
-        if new.size:
-            self._earn(new, h, keys)
+        if new.size and self._earn(new, h, keys):
+            others = np.flatnonzero(~found.hit)
+            found.put(others, self.find_rows(h.take(others)))
         return found
 
     def _cell(self, h: U64) -> Rows:
@@ -237,11 +242,11 @@ class HeavyTable:
     def _is_tight(self) -> bool:
         return self.rows - self.used < max(1, self.rows // 16)
 
-    def _earn(self, new: Rows, h: U64, keys: Keys) -> None:
+    def _earn(self, new: Rows, h: U64, keys: Keys) -> bool:
         """Give rows to newcomers that may be heavier than the floor, by the sketch.
 
-        They count from the next window on, so that what they did in this one, births
-        and ends alike, stays together in the coarser table.
+        Returns whether to count them in this window, too: that costs looking up all the others
+        again. Otherwise they count from the next window on.
         """
         assert self._sketch is not None
         cell = self._cell(h.take(new))
@@ -250,21 +255,24 @@ class HeavyTable:
         self.turned += new.size
         heavy = np.flatnonzero(weight > self.floor)
         if not heavy.size:
-            return
+            return False
         # One event of each key from here on: a key must not stand in its own way.
         mine = new.take(heavy)
-        hashes, _, order, starts = grouped(h.take(mine))
+        hashes, size, order, starts = grouped(h.take(mine))
         first = order[starts]
         mine, bound = mine[first], weight[heavy[first]]
-        quota = max(1, (self.rows - self.used) // _CAUTION)
+        quota = max(1, (self.rows - self.used) // (_CAUTION if self.used else _EAGER))
         if len(bound) > quota:
             self.floor = max(self.floor, int(np.partition(bound, -quota - 1)[-quota - 1]))
             some = np.flatnonzero(bound > self.floor)
-            hashes, mine, bound = hashes[some], mine[some], bound[some]
-        if mine.size:
-            self.given_at = mine
-            self.given = self._admit(hashes, keys(mine), bound.astype(np.int64))
-            self.flags[self.given] |= SKETCHED
+            hashes, size, mine, bound = hashes[some], size[some], mine[some], bound[some]
+        if not mine.size:
+            return False
+        now = int(size.max()) >= max(_BUSY, len(h) >> 11)
+        self.given_at = mine
+        self.given = self._admit(hashes, keys(mine), bound.astype(np.int64) - size * now)
+        self.flags[self.given] |= SKETCHED
+        return now
 
     def distinct(self) -> int:
         """Keys ever seen: exact while all have rows, else estimated from the sketch.

@@ -246,7 +246,7 @@ def test_a_culprit_that_comes_in_the_midst_of_a_flood_is_named() -> None:
         first = m.snapshot(group).culprits[0]
         assert first.key == key
         assert first.held <= 9_000 <= first.held + first.error
-        assert first.held > 5_000
+        assert first.error < 100
 
 
 def test_what_has_no_row_counts_where_shares_are_taken() -> None:
@@ -280,6 +280,7 @@ def test_what_has_no_row_counts_where_shares_are_taken() -> None:
     busy = m.snapshot("pair").culprits[0]
     assert busy.src == "10.9.9.9"
     assert busy.held <= 5_000 <= busy.held + busy.error
+    assert busy.error < 50
     why = m.snapshot().why[0]
     assert why.id == "syn-flood"
     assert "hardly an entry each" in why.text
