@@ -294,9 +294,14 @@ def some(column: Column, at: Optional[npt.NDArray[np.intp]]) -> Column:
     return column if at is None else column.take(at)  # type: ignore[return-value]
 
 
+_NO_ADDRESS: Final = address_hash(np.zeros(1, np.uint64), np.zeros(1, np.uint64))[0]
+
+
 def service_hash(meta: U64) -> U64:
-    """Hash of services."""
-    return finish(meta * _C2)
+    """The hash of keys without an address."""
+    h = meta * _C2
+    h += _NO_ADDRESS
+    return finish(h)
 
 
 def window(events: Events) -> Window:

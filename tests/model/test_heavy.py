@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import START, Trace
+from shapes import NETNS, START, Trace
 
 from ctrace.model.heavy import Found, HeavyTable, Keys, grouped
-from ctrace.model.keys import key_hash, window
+from ctrace.model.keys import key_hash, service_hash, window
 from ctrace.model.scatter import Scatter
 from ctrace.record import RECORD, Events, Kind
 
@@ -98,6 +98,13 @@ def test_distinct_keys_beyond_the_rows() -> None:
     assert table.distinct() == 400
     feed(table, list(range(1, 6001)))
     assert table.distinct() == pytest.approx(6000, rel=0.05)
+
+
+def test_a_key_without_address_has_one_hash() -> None:
+    """By it a coarse table finds what a finer one hands over."""
+    meta = np.array([0, 443 | 6 << 16 | NETNS << 32, 53 | 17 << 16], np.uint64)
+    none = np.zeros(len(meta), np.uint64)
+    assert service_hash(meta).tolist() == key_hash(none, none, meta).tolist()
 
 
 def test_a_hash_of_zero_is_a_key_like_any_other() -> None:
