@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Optional
 
 import numpy as np
@@ -28,17 +29,39 @@ ROW_BYTES: Final = 600
 """What a row takes in CPython, with its sample."""
 
 
+@dataclass(slots=True)
+class _Row:
+    """One victim."""
+
+    drops: int = 0
+    evicted: int = 0
+    failed: int = 0
+    error: int = 0
+    """What was not counted at most, up to when it was counted last."""
+    passed: int = 0
+    """:attr:`Victims._passed` when it was counted last."""
+    owner: int = 0
+    sample: bytes = b""
+
+    def most(self, passed: int) -> int:
+        """An upper bound of what happened to it."""
+        return self.drops + self.evicted + self.failed + self.error + passed - self.passed
+
+
 class Victims:
     """The flows that table pressure hurt, keyed by (source, destination, service, namespace).
 
     Space-saving: when all ``limit`` keys are taken, the lightest quarter goes, and
-    newcomers carry the heaviest weight that went as their error.
+    newcomers carry the heaviest weight that went as their error. Of a window only the
+    heaviest ``limit / 4`` keys are counted; what the next one had is what each other may lack.
     """
 
     def __init__(self, limit: int = KEYS) -> None:
         self._limit = limit
-        self._rows: dict[bytes, list[Any]] = {}
+        self._rows: dict[bytes, _Row] = {}
         self._floor = 0
+        self._passed = 0
+        """What one key may have lacked by not being counted in any window, summed up."""
         self.pruned = 0
         self._rates: dict[bytes, float] = {}
         self._at_tick: dict[bytes, int] = {}
@@ -70,13 +93,14 @@ class Victims:
         for column, kind in enumerate((Kind.DROP, Kind.DESTROY, Kind.INSERT_FAILED)):
             counts[:, column] = np.add.reduceat((kinds == kind).astype(np.int64), starts)
         heavy = np.argsort(-counts.sum(axis=1), kind="stable")
-        if len(heavy) > self._limit // 4:
-            turned = int(counts[heavy[self._limit // 4]].sum())
-            self._count(unique, first, counts, heavy[: self._limit // 4], w.events, at)
-            self._floor += turned
-            self.pruned += len(heavy) - self._limit // 4
-        else:
-            self._count(unique, first, counts, heavy, w.events, at)
+        most = self._limit // 4
+        passed = self._passed
+        if len(heavy) > most:
+            passed += int(counts[heavy[most]].sum())
+            self.pruned += len(heavy) - most
+        self._count(unique, first, counts, heavy[:most], w.events, at, passed)
+        self._floor += passed - self._passed
+        self._passed = passed
 
     def _count(
         self,
@@ -86,6 +110,7 @@ class Victims:
         chosen: npt.NDArray[np.intp],
         events: Events,
         at: npt.NDArray[np.intp],
+        passed: int,
     ) -> None:
         for number in chosen:
             key = unique[number].tobytes()
@@ -93,25 +118,29 @@ class Victims:
             if row is None:
                 if len(self._rows) >= self._limit:
                     self._prune()
-                row = self._rows[key] = [0, 0, 0, self._floor, 0, None]
-            for column in range(3):
-                row[column] += int(counts[number, column])
+                row = self._rows[key] = _Row(error=self._floor, passed=self._passed)
+            row.error += self._passed - row.passed
+            row.passed = passed
+            drops, evicted, failed = counts[number].tolist()
+            row.drops += drops
+            row.evicted += evicted
+            row.failed += failed
             record = events[at[first[number]]]
             if record["kind"] != Kind.DESTROY and record["owner"]:
-                row[4] = int(record["owner"])
-            row[5] = record.tobytes()
+                row.owner = int(record["owner"])
+            row.sample = record.tobytes()
 
     def _prune(self) -> None:
-        rows = sorted(self._rows.items(), key=lambda item: sum(item[1][:4]))
+        rows = sorted(self._rows.items(), key=lambda item: item[1].most(self._passed))
         for key, row in rows[: self._limit // 4]:
-            self._floor = max(self._floor, sum(row[:4]))
+            self._floor = max(self._floor, row.most(self._passed))
             del self._rows[key]
             self._at_tick.pop(key, None)
         self.pruned += self._limit // 4
 
     def tick(self, seconds: float) -> None:
         """Close an interval: refusals per second."""
-        now = {key: row[0] for key, row in self._rows.items() if row[0]}
+        now = {key: row.drops for key, row in self._rows.items() if row.drops}
         self._rates = {
             key: (drops - self._at_tick.get(key, 0)) / seconds
             for key, drops in now.items()
@@ -122,9 +151,10 @@ class Victims:
     def failed(self, port: Optional[int] = None) -> int:
         """Insertion races lost, by flows to a port or all."""
         return sum(
-            row[2]
+            row.failed
             for row in self._rows.values()
-            if row[2] and (port is None or int(np.frombuffer(row[5], RECORD)["dport"][0]) == port)
+            if row.failed
+            and (port is None or int(np.frombuffer(row.sample, RECORD)["dport"][0]) == port)
         )
 
     def view(
@@ -140,7 +170,8 @@ class Victims:
         them, and of those to the service.
         """
         rows = sorted(
-            self._rows.items(), key=lambda item: (-item[1][0], -item[1][1], -item[1][2], item[0])
+            self._rows.items(),
+            key=lambda item: (-item[1].drops, -item[1].evicted, -item[1].failed, item[0]),
         )
         return tuple(
             self._victim(key, row, owners, netns_name, refused) for key, row in rows[:limit]
@@ -149,13 +180,12 @@ class Victims:
     def _victim(
         self,
         key: bytes,
-        row: list[Any],
+        row: _Row,
         owners: Mapping[int, Owner],
         netns_name: Callable[[int], str],
         refused: Callable[[bytes], tuple[Optional[float], Optional[float]]],
     ) -> Victim:
-        drops, evicted, failed, error, owner, raw = row
-        record = np.frombuffer(raw, RECORD)[0]
+        record = np.frombuffer(row.sample, RECORD)[0]
         proto, netns = int(record["proto"]), int(record["netns"])
         src, dst = address_text(record["src"]), address_text(record["dst"])
         port = int(record["dport"]) if proto in PORTED else 0
@@ -170,14 +200,14 @@ class Victims:
             port=port,
             netns=netns,
             netns_name=netns_name(netns),
-            drops=drops,
+            drops=row.drops,
             drop_per_s=self._rates.get(key, 0.0),
             share_of_new=of_source,
             share_of_service=of_service,
-            evicted=evicted,
-            failed=failed,
-            error=error,
-            owner=owner_view(owner, owners, "opened"),
+            evicted=row.evicted,
+            failed=row.failed,
+            error=row.error + self._passed - row.passed,
+            owner=owner_view(row.owner, owners, "opened"),
             sample=tuple5(record),
         )
 

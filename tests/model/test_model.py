@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections import Counter
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.errors import UsageError
 from ctrace.model.model import FLOOD, Model
 from ctrace.model.snapshot import GROUPS, SORTS, Culprit
-from ctrace.record import RECORD, Events, Kind, Reason, Status, empty
+from ctrace.record import RECORD, Events, Kind, Reason, Status, address_text, empty
 
 OFFSET = 1_700_000_000 * SECOND
 PID = 4242 << 32 | 77
@@ -320,6 +321,22 @@ def test_a_storm_of_victims_stays_bounded() -> None:
     assert s.victims[0].src == "10.0.0.7"
     assert s.victims[0].drops <= 600 <= s.victims[0].drops + s.victims[0].error
     assert s.memory.used <= s.memory.limit
+
+
+def test_refusals_stay_within_their_error_when_victims_are_too_many() -> None:
+    trace = Trace()
+    n = 80_000
+    sources = (1 << 24) + trace.rng.zipf(1.2, n) % 30_000
+    trace.drops(steady(n / 20, 20, trace.rng), src=sources)
+    s = feed(model(memory=4 << 20), trace, 20, step=0.5).snapshot()
+    assert s.memory.pruned
+    rows = trace.events()
+    refused = Counter(address_text(src) for src in rows["src"])
+    heaviest = [src for src, _ in refused.most_common(5)]
+    assert [v.src for v in s.victims[:5]] == heaviest
+    for v in s.victims:
+        assert v.drops <= refused[v.src] <= v.drops + v.error
+    assert s.victims[0].error < 100
 
 
 # -- what goes wrong -----------------------------------------------------------
