@@ -56,8 +56,8 @@ class Facts:
 
     def whole(self, netns: int, held: bool) -> float:
         """What all of a namespace holds: entries, or table-seconds."""
-        at = np.flatnonzero(self.space.key[:, 2] >> np.uint64(32) == netns)
-        return float((self.space.held if held else self.space.table_seconds)[at].sum())
+        weight = self.space.held if held else self.space.table_seconds
+        return float(weight[self.space.inside(netns)].sum())
 
 
 @dataclass(frozen=True)
@@ -412,7 +412,7 @@ def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
         c = space.culprit(int(at), facts.ticks)
         if c.inserts < 500 or sum(one.share for one in found if one.netns == c.netns) >= 0.5:
             continue
-        named = int(src.held[src.key[:, 2] >> np.uint64(32) == c.netns].sum())
+        named = int(src.held[src.inside(c.netns)].sum())
         share = 1 - named / c.held if c.held else 0.0
         unfinished = 1 - c.assured if c.assured is not None else 0.0
         half_open = max(c.unreplied or 0.0, unfinished) >= 0.8
@@ -468,7 +468,7 @@ def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
 
 
 def _replied(facts: Facts, netns: int) -> tuple[float, int]:
-    mine = facts.space.key[:, 2] >> np.uint64(32) == netns
+    mine = facts.space.inside(netns)
     ended = float(facts.space.sums["destroys"][mine].sum())
     unreplied = float(facts.space.sums["unreplied"][mine].sum())
     return (1 - unreplied / ended if ended else 0.0), int(ended)
@@ -498,12 +498,11 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
 def services(facts: Facts) -> Iterator[Service]:
     """The services that hold most, each with its part of its own table."""
     group, pair = facts.service, facts.pair
-    netns_of = group.key[:, 2] >> np.uint64(32)
     use_held = group.total_held >= ENDED
     weight = group.held.astype(float) if use_held else group.table_seconds
     for at in group.order("held", LOOKED_AT):
-        netns = int(netns_of[at])
-        whole = max(float(weight[netns_of == netns].sum()), facts.whole(netns, use_held))
+        netns = int(group.key[at, 2]) >> 32
+        whole = max(float(weight[group.inside(netns)].sum()), facts.whole(netns, use_held))
         culprit = group.culprit(int(at), facts.ticks)
         table = next((t for t in facts.tables if t.netns == netns), None)
         mine = np.flatnonzero(pair.key[:, 2] == group.key[at, 2])

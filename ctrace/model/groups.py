@@ -94,6 +94,11 @@ class Group:
         self.distinct = max(self.n, coarse.table.distinct() if self.floor else 0)
         """Keys ever seen, shown or not: estimated once any were turned away."""
 
+    def inside(self, netns: int) -> npt.NDArray[np.bool_]:
+        """Which keys are of a namespace."""
+        mine: npt.NDArray[np.bool_] = self.key[:, 2] >> np.uint64(32) == netns
+        return mine
+
     def refused(self, high: np.uint64, low: np.uint64, meta: np.uint64) -> Optional[float]:
         """Which share of a key's new flows was refused, since the start; None if unknown."""
         key = self.key

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from ctrace.model.keys import PACKED_BITS, PACKED_MAX, U64, Window, key_hash, some
 from ctrace.model.scatter import Rows, Scatter, add_at
-from ctrace.record import Kind, Reason
 
 COUNTERS: Final = {
     "inserts": np.int64,
@@ -418,14 +417,12 @@ class HeavyTable:
 
     def count_all(self, row: int, window: Window) -> None:
         """Add all of a window's events to one row."""
-        c, counts = self.counters, window.counts
-        c["inserts"][row] += counts[:, Kind.INSERT].sum()
-        c["destroys"][row] += counts[:, Kind.DESTROY].sum()
-        c["expired"][row] += counts[Reason.EXPIRED, Kind.DESTROY]
+        c = self.counters
         c["births"][row] += window.births.sum()
-        end = int(window.end.sum())
-        for at, name in enumerate(_END_NAMES):
-            c[name][row] += end >> (at * PACKED_BITS) & PACKED_MAX
+        for packed, names in ((window.flow, _FLOW_NAMES), (window.end, _END_NAMES)):
+            total = int(packed.sum())
+            for at, name in enumerate(names):
+                c[name][row] += total >> (at * PACKED_BITS) & PACKED_MAX
 
     def make_room(self, events: int) -> None:
         """Drain the packed counters if so many more events might overflow one."""

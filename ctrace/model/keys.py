@@ -63,7 +63,7 @@ _TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT, _OWNER = 0, 1, 2, 4, 10, 11, 12, 13
 # Places of 16-bit words: of the status its lowest bits, for records are little-endian.
 _FIELDS: Final = dict(RECORD.fields or {})
 _STATUS, _WAY = (_FIELDS[name][1] // 2 for name in ("status", "direction"))
-_H16, _H24, _PROTO = np.uint32(16), np.uint32(24), np.uint32(0xFF0000)
+_H16, _PROTO = np.uint32(16), np.uint32(0xFF0000)
 
 _PORT_MASK = np.zeros(256, np.uint32)
 _PORT_MASK[list(PORTED)] = 0xFFFF

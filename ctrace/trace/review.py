@@ -12,7 +12,7 @@ from ctrace.batch import Batch, Counts
 from ctrace.errors import CtraceError
 from ctrace.model.model import Model
 from ctrace.model.perf import Perf
-from ctrace.model.snapshot import Culprit, Snapshot
+from ctrace.model.snapshot import Snapshot
 from ctrace.record import KIND_OF, Kind, Reason
 from ctrace.trace.counted import Counted
 from ctrace.trace.recorded import Recorded
@@ -150,9 +150,12 @@ def ranked(snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, culprits=tuple(order))
 
 
-def total_seconds(culprits: tuple[Culprit, ...]) -> float:
-    """The table-seconds of all."""
-    return sum(culprit.table_seconds for culprit in culprits)
+def beyond(snapshot: Snapshot, shown: int) -> tuple[int, float]:
+    """How many keys come after the first ``shown``, and their share of the table-seconds."""
+    first = snapshot.culprits[:shown]
+    whole = snapshot.table_seconds_total or 1.0
+    share = 1 - sum(culprit.table_seconds for culprit in first) / whole
+    return max(0, snapshot.culprits_total - len(first)), max(0.0, share)
 
 
 class _Pass:

@@ -16,7 +16,7 @@ from typing import Any, Optional
 from ctrace.advice.whatif import WhatIf
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Cause, Culprit, Histogram, Snapshot
-from ctrace.trace.review import Review, total_seconds
+from ctrace.trace.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.perf_html import perf_html
 from ctrace.view.report_text import telling
@@ -241,14 +241,13 @@ def _culprits(snapshot: Snapshot) -> str:
             _owner(c),
         ]
 
-    rest = snapshot.culprits_total - min(ROWS, len(snapshot.culprits))
-    left = max(0.0, 1 - total_seconds(snapshot.culprits[:ROWS]) / whole)
+    rest, left = beyond(snapshot, ROWS)
     return _table(
         "What filled the table, by table-seconds",
         (_text(snapshot.group), ">share", ">inserts", ">life p50", ">stays p50", ">stays p99",
          ">refused", ">evicted", "NAT", "process"),
         map(row, snapshot.culprits[:ROWS]),
-        f"and {fmt.count(rest)} more, {fmt.share(left)}" if rest > 0 else "",
+        f"and {fmt.count(rest)} more, {fmt.share(left)}" if rest else "",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from ctrace.model.snapshot import Culprit, Snapshot, Victim
-from ctrace.trace.review import Review, total_seconds
+from ctrace.trace.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view import perf_text
 
@@ -156,9 +156,8 @@ def culprits(snapshot: Snapshot, limit: int) -> Grid:
             _owner(c),
             _ends(c),
         )
-    rest = snapshot.culprits_total - min(limit, len(snapshot.culprits))
-    if rest > 0:
-        left = max(0.0, 1 - total_seconds(snapshot.culprits[:limit]) / whole)
+    rest, left = beyond(snapshot, limit)
+    if rest:
         grid.add_row(f"and {fmt.count(rest)} more", fmt.share(left))
     return grid
 
