@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * How long the hash table's chains are, by walking some of its buckets. Run on request
- * (BPF_PROG_TEST_RUN), STEPS nodes at a time, so no CPU is held for more than some
- * microseconds. Nothing is locked: an entry that moves to another chain meanwhile leads
- * to a wrong end marker, and that bucket is counted as disturbed, not as measured.
+ * What is in the hash table, by walking some of its buckets: how long their chains are, and
+ * how many of their entries are ASSURED, by namespace. Run on request (BPF_PROG_TEST_RUN),
+ * STEPS nodes at a time, so no CPU is held for more than some ten microseconds. Nothing is
+ * locked: an entry that moves to another chain meanwhile leads to a wrong end marker, and
+ * that bucket is counted as disturbed, not as measured.
  *
  * The bounded loop needs no bpf_loop(): verifiers since 5.3 take it.
  */
@@ -12,9 +13,11 @@
 
 #define CURSOR MAP(0)	/* array of one struct cursor */
 #define LENGTHS MAP(1)	/* array: u64 by chain length; the last one is for all longer */
+#define MET MAP(2)	/* hash: netns -> struct met */
 
-#define STEPS 512
+#define STEPS 128
 #define LONGEST 255
+#define ENDLESS 4096	/* longer than any chain: a circle of freed entries */
 #define HASH_NEXT (HASH_PPREV - 8)
 #define PAGE 4096
 #define BACK 64
@@ -26,6 +29,13 @@ struct cursor {
 	u64 end;
 	u64 disturbed;
 	u64 length;	/* so far; kept here, where the verifier does not follow its values */
+	u64 node;	/* where the last run stopped; 0: between two chains */
+	u64 met;	/* entries */
+};
+
+struct met {
+	u64 entries;
+	u64 assured;
 };
 
 INLINE struct cursor *cursor(void)
@@ -41,6 +51,31 @@ INLINE void count_chain(u32 length)
 
 	if (seen)
 		*seen += 1;
+}
+
+/* An entry hangs in two chains, and is counted in that of its original direction. */
+INLINE void meet(struct cursor *c, u64 node)
+{
+#ifdef TUPLE_DIR
+	u64 ct = node - CT_TUPLEHASH;
+	struct met fresh = {}, *met;
+	u32 netns;
+
+	if (read8(node + HASH_TUPLE + TUPLE_DIR))
+		return;
+	netns = netns_of(read64(ct + CT_NET));
+	met = map_lookup(MET, &netns);
+	if (!met) {
+		map_update(MET, &netns, &fresh, BPF_NOEXIST);
+		met = map_lookup(MET, &netns);
+		if (!met)
+			return;
+	}
+	met->entries += 1;
+	if (read32(ct + CT_STATUS) & IPS_ASSURED)
+		met->assured += 1;
+	c->met += 1;
+#endif
 }
 
 /* args[0]: address of the variable nf_conntrack_hash */
@@ -81,37 +116,35 @@ int find_by_entry(u64 *args)
 	return 0;
 }
 
-/* The next buckets; 1: all are done. */
+/* The next nodes. Returns how many entries they were << 1 | whether all buckets are done. */
 int walk(u64 *args)
 {
 	struct cursor *c = cursor();
-	u64 node, length;
+	u64 node, length, met;
 	int i;
 
 	if (!c || c->next >= c->end)
 		return 1;
-	c->length = 0;
-	node = read64(c->base + c->next * 8);
+	met = c->met;
+	node = c->node ? c->node : read64(c->base + c->next * 8);
 	for (i = 0; i < STEPS; i++) {
-		if (node && !(node & 1)) {
+		if (node && !(node & 1) && c->length < ENDLESS) {
 			c->length += 1;
+			meet(c, node);
 			node = read64(node + HASH_NEXT);
 			continue;
 		}
 		length = c->length;
-		if (node && node >> 1 == c->next)
+		if (node & 1 && node >> 1 == c->next)
 			count_chain(length < LONGEST ? length : LONGEST);
 		else
 			c->disturbed += 1;
 		c->length = 0;
 		c->next += c->step;
 		if (c->next >= c->end)
-			return 1;
+			return (c->met - met) << 1 | 1;
 		node = read64(c->base + c->next * 8);
 	}
-	if (c->length >= STEPS - 1) {	/* longer than a run, or a circle of freed entries */
-		count_chain(LONGEST);
-		c->next += c->step;
-	}
-	return 0;
+	c->node = node;
+	return (c->met - met) << 1;
 }

@@ -49,6 +49,10 @@ class TableReading:
     search_restart, clash_resolve, chaintoolong; absent where it can't be read."""
     at: int = 0
     """Boot clock, ns, at which ``count`` was read; 0 in recordings that do not tell."""
+    met: int = 0
+    """Entries met by walks over parts of the table, cumulative: an even sample."""
+    met_assured: int = 0
+    """How many of them were ASSURED then."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The hash table's chains as they are, walked by bpf/chains.c on request.
+"""The hash table as it is, walked by bpf/chains.c on request.
 
 The table is found by its symbol where the kernel lists data (KALLSYMS_ALL), else from
 any entry in it. Either way the walk proves it: each chain ends with its own bucket's
@@ -11,7 +11,8 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Optional
 
 import numpy as np
 
@@ -21,15 +22,127 @@ from ctrace.model.perf import Chains, chains
 
 SAMPLE: Final = 1 << 16
 """Buckets walked at most, evenly spaced: about 10 ms in short steps."""
-RUNS: Final = 1 << 14
+RUNS: Final = 1 << 16
 LENGTHS: Final = 256
-CURSOR: Final = 48
-"""Bytes of ``struct cursor``."""
 CANDIDATES: Final = 4
 DISTURBED: Final = 0.05
 """A table of which more buckets than this end elsewhere is not the table."""
+NAMESPACES: Final = 4096
+"""How many namespaces' entries are told apart; those of others are not counted."""
 
 _PROGRAMS: Final = ("find_by_symbol", "find_by_entry", "walk")
+_CURSOR: Final = struct.Struct("<8Q")
+"""``struct cursor``: base, next, step, end, disturbed, length, node, met."""
+_MAPS: Final = (
+    (sys.MapType.ARRAY, "cursor", _CURSOR.size, 1),
+    (sys.MapType.ARRAY, "lengths", 8, LENGTHS),
+    (sys.MapType.HASH, "met", 16, NAMESPACES),
+)
+
+
+@dataclass(frozen=True)
+class Walked:
+    """Where a walk ended, and whether it was over the table."""
+
+    next: int
+    """The bucket that would follow."""
+    disturbed: int
+    """Buckets whose chain ended elsewhere."""
+
+    def is_table(self, walked: int) -> bool:
+        """Whether so many walked buckets were the table's: few ended elsewhere."""
+        return walked > 0 and self.disturbed <= max(2, DISTURBED * walked)
+
+
+class Walker:
+    """The programs, loaded, with their maps."""
+
+    def __init__(self) -> None:
+        """Raises CtraceError when they cannot be loaded."""
+        code = compiler.compile_programs("chains.c", _PROGRAMS, layout.running().defines)
+        self._fds: list[int] = []
+        self._programs: dict[str, int] = {}
+        try:
+            for kind, name, size, count in _MAPS:
+                self._fds.append(sys.map_create(kind, 4, size, count, name=name))
+            self._cursor, self._lengths, self._met = maps = tuple(self._fds)
+            for name in _PROGRAMS:
+                linked = compiler.link(code[name], maps)
+                fd = sys.prog_load(linked, sys.ProgType.RAW_TRACEPOINT, name)
+                self._programs[name] = fd
+                self._fds.append(fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Walker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything; safe to call twice."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)
+
+    def bases(self, symbol: int, entries: Sequence[int]) -> list[int]:
+        """Where the table may be: what most entries say first, they may have gone since.
+
+        ``symbol``: where nf_conntrack_hash is, or 0; ``entries``: ``ct``s. Raises CtraceError
+        when the kernel runs no program on request (before 5.10).
+        """
+        votes: Counter[int] = Counter()
+        wanted = [("find_by_symbol", symbol)] if symbol else []
+        for program, address in wanted or [("find_by_entry", entry) for entry in entries]:
+            self._set(0, 0, 1, 0)
+            sys.prog_run(self._programs[program], (address,))
+            base = self._read()[0]
+            if base:
+                votes[base] += 1
+        return [base for base, _ in votes.most_common(CANDIDATES)]
+
+    def walk(
+        self, base: int, first: int, step: int, end: int, *, runs: int = RUNS, enough: int = 0
+    ) -> Walked:
+        """Walk every ``step``th bucket from ``first`` on, before ``end``.
+
+        Ends early after so many ``runs``, or ``enough`` entries (0: never).
+        """
+        self._set(base, first, step, end)
+        met = 0
+        for _ in range(runs):
+            told = sys.prog_run(self._programs["walk"], (0,))
+            met += told >> 1
+            if told & 1 or 0 < enough <= met:
+                break
+        _, following, _, _, disturbed, *_ = self._read()
+        return Walked(following, disturbed)
+
+    def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """How many chains of each length were met since :meth:`forget_lengths`."""
+        raw = (sys.map_lookup(self._lengths, _key(n), 8) or bytes(8) for n in range(LENGTHS))
+        return np.array([int.from_bytes(one, "little") for one in raw], np.int64)
+
+    def forget_lengths(self) -> None:
+        """Begin anew."""
+        for length in range(LENGTHS):
+            sys.map_update(self._lengths, _key(length), bytes(8))
+
+    def met(self) -> dict[int, tuple[int, int]]:
+        """Per namespace, entries met since loaded and how many of them were ASSURED."""
+        keys, values = sys.map_items(self._met, 4, 16, NAMESPACES)
+        pairs = values.view(np.uint64).reshape(-1, 2).tolist()
+        found = zip(keys.view(np.uint32)[:, 0].tolist(), pairs, strict=True)
+        return {netns: (entries, assured) for netns, (entries, assured) in found}
+
+    def _set(self, base: int, first: int, step: int, end: int) -> None:
+        sys.map_update(self._cursor, bytes(4), _CURSOR.pack(base, first, step, end, 0, 0, 0, 0))
+
+    def _read(self) -> tuple[int, ...]:
+        raw = sys.map_lookup(self._cursor, bytes(4), _CURSOR.size)
+        return _CURSOR.unpack(raw or bytes(_CURSOR.size))
 
 
 def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = SAMPLE) -> Chains:
@@ -40,24 +153,11 @@ def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = 
     """
     if not buckets:
         raise CtraceError("the table's size is unknown")
-    code = compiler.compile_programs("chains.c", _PROGRAMS, layout.running().defines)
-    fds: list[int] = []
-    try:
-        for name, size, count in (("cursor", CURSOR, 1), ("lengths", 8, LENGTHS)):
-            fds.append(sys.map_create(sys.MapType.ARRAY, 4, size, count, name=name))
-        maps = list(fds)
-        programs = {}
-        for name in _PROGRAMS:
-            linked = compiler.link(code[name], maps)
-            programs[name] = sys.prog_load(linked, sys.ProgType.RAW_TRACEPOINT, name)
-            fds.append(programs[name])
-        for base in _bases(maps[0], programs, symbol, entries):
-            found = _walk(maps, programs["walk"], base, buckets, sample)
+    with Walker() as walker:
+        for base in walker.bases(symbol, entries):
+            found = _measured(walker, base, buckets, sample)
             if found is not None:
                 return found
-    finally:
-        for fd in fds:
-            os.close(fd)
     raise CtraceError(
         "the table was not found: the kernel lists no nf_conntrack_hash, and "
         + (
@@ -68,39 +168,15 @@ def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = 
     )
 
 
-def _bases(cursor: int, programs: dict[str, int], symbol: int, entries: Sequence[int]) -> list[int]:
-    """Where the table may be: what most entries say first, they may have gone since."""
-    votes: Counter[int] = Counter()
-    wanted = [("find_by_symbol", symbol)] if symbol else []
-    for program, address in wanted or [("find_by_entry", entry) for entry in entries]:
-        sys.map_update(cursor, bytes(4), bytes(CURSOR))
-        sys.prog_run(programs[program], (address,))
-        raw = sys.map_lookup(cursor, bytes(4), CURSOR) or bytes(CURSOR)
-        (base,) = struct.unpack_from("<Q", raw)
-        if base:
-            votes[base] += 1
-    return [base for base, _ in votes.most_common(CANDIDATES)]
-
-
-def _walk(maps: Sequence[int], program: int, base: int, buckets: int, sample: int) -> Chains | None:
+def _measured(walker: Walker, base: int, buckets: int, sample: int) -> Optional[Chains]:
     """None when what lies there is not the table."""
-    step = -(-buckets // sample)
-    for length in range(LENGTHS):
-        sys.map_update(maps[1], length.to_bytes(4, "little"), bytes(8))
-    sys.map_update(maps[0], bytes(4), struct.pack("<6Q", base, 0, step, buckets, 0, 0))
-    for _ in range(RUNS):
-        if sys.prog_run(program, (0,)):
-            break
-    raw = sys.map_lookup(maps[0], bytes(4), CURSOR) or bytes(CURSOR)
-    disturbed = int(struct.unpack("<6Q", raw)[4])
-    counts = np.array(
-        [
-            int.from_bytes(sys.map_lookup(maps[1], n.to_bytes(4, "little"), 8) or b"", "little")
-            for n in range(LENGTHS)
-        ],
-        np.int64,
-    )
-    walked = int(counts.sum()) + disturbed
-    if not walked or disturbed > max(2, DISTURBED * walked):
+    walker.forget_lengths()
+    walked = walker.walk(base, 0, -(-buckets // sample), buckets)
+    counts = walker.lengths()
+    if not walked.is_table(int(counts.sum()) + walked.disturbed):
         return None
-    return chains(buckets, counts, disturbed)
+    return chains(buckets, counts, walked.disturbed)
+
+
+def _key(n: int) -> bytes:
+    return n.to_bytes(4, "little")

@@ -45,6 +45,7 @@ _REQUIRED: Final = {
 }
 
 _OPTIONAL: Final = {
+    "TUPLE_DIR": ("nf_conntrack_tuple", "dst.dir"),
     "CT_ZONE": ("nf_conn", "zone.id"),
     "CT_MARK": ("nf_conn", "mark"),
     "CT_EXT": ("nf_conn", "ext"),

@@ -19,6 +19,7 @@ from ctrace.capture.look import Looks, Sampler
 from ctrace.capture.poller import LOOK, Poller
 from ctrace.capture.rings import one_piece
 from ctrace.capture.seed import seed as seed_rows
+from ctrace.capture.survey import Survey
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns, process
@@ -147,6 +148,7 @@ class LiveSource:
         self._seed = seed and not wanted.kinds
         self._hold: float = getattr(capture, "hold", 0.002)
         self._tables = TableReader()
+        self._survey = Survey() if hasattr(capture, "look") else None
         self._names = _NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
         self._cost = _CostMeter(getattr(capture, "run_time", None))
@@ -186,6 +188,8 @@ class LiveSource:
                 tables = self._tables.read(spaces) if look else ()
                 counts = self._counts()
                 names = self._names.learn(events, spaces, look)
+            if tables and self._survey:
+                tables = self._survey.take(tables, events)
             yield Batch(
                 events=events,
                 until=max(taken.until, int(events["ts"][-1]) if len(events) else 0),
@@ -221,6 +225,8 @@ class LiveSource:
         with self._poller.lock:
             self._capture.close()
             self._tables.close()
+            if self._survey:
+                self._survey.close()
 
     # -- inside ------------------------------------------------------------------------------
 

@@ -67,7 +67,9 @@ class Table:
     buckets: int
     active: bool = True
     pinned: Optional[float] = None
-    """Share of entries that are ASSURED, which early_drop never evicts."""
+    """Share of entries that are ASSURED, which early_drop never evicts: estimated."""
+    pinned_error: Optional[float] = None
+    """Standard error of that, where the table itself was sampled."""
     totals: Counted = Counted()
     rates: Rates = Rates()
     seconds_to_full: Optional[float] = None

@@ -23,6 +23,12 @@ _HORIZON: Final = 7 * 86400.0
 FULL_NS: Final = 5_000_000_000
 """How long after the last refusal or eviction a table still counts as full."""
 _DECAY: Final = 0.98
+WALKS: Final = 16
+"""Readings that a share of met entries goes back at most."""
+ENOUGH: Final = 400
+"""Entries met after which it goes back no further: its standard error is below 2.5 %."""
+FEW: Final = 30
+"""Fewer say nothing."""
 _WRAP: Final = 1 << 32
 
 _REASONS_OF = {
@@ -94,8 +100,34 @@ class Rising:
 
 
 @dataclass
+class PinnedSample:
+    """The share of entries that are ASSURED, of those that walks over the table lately met."""
+
+    walks: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WALKS))
+    """Entries met so far, and how many were ASSURED."""
+
+    def see(self, met: int, assured: int) -> None:
+        """The counters now."""
+        if self.walks and met < self.walks[-1][0]:  # of another capture
+            self.walks.clear()
+        self.walks.append((met, assured))
+
+    def share(self) -> Optional[tuple[float, float]]:
+        """The share and its standard error; None where too few were met."""
+        met = assured = 0
+        for earlier in reversed(self.walks):
+            met, assured = (now - was for now, was in zip(self.walks[-1], earlier, strict=True))
+            if met >= ENOUGH:
+                break
+        if met < FEW:
+            return None
+        likely = (assured + 2) / (met + 4)  # all or none of a few is not certainly all or none
+        return assured / met, math.sqrt(likely * (1 - likely) / (met + 4))
+
+
+@dataclass
 class PinnedEstimate:
-    """The share of entries that are ASSURED, from what is known of old and ended ones.
+    """The same from what is known of old and ended entries, where nothing walks the table.
 
     An insert can't show it: ASSURED is set later. Entries of the first dump tell
     their own; for younger ones the time spent in the table by ended entries that were
@@ -107,6 +139,8 @@ class PinnedEstimate:
     time: float = 0.0
     time_assured: float = 0.0
     ended: float = 0.0
+    held: float = 0.0
+    """Time spent in the table by all entries: in a steady state as much as by ended ones."""
 
     def share(self, count: int) -> Optional[float]:
         """The estimate; None while too little is known."""
@@ -114,7 +148,7 @@ class PinnedEstimate:
         if count <= 0:
             return None
         young = count - old
-        if self.ended >= 50 and self.time > 0:
+        if self.ended >= 50 and self.time > 0 and self.time >= 0.5 * self.held:
             rate = self.time_assured / self.time
         elif young <= 0.05 * count:
             rate = 0.0
@@ -141,12 +175,14 @@ class PinnedEstimate:
             self.old = max(0.0, self.old - each * gone)
             assured_gone = each * int(np.count_nonzero(old & assured))
             self.old_assured = max(0.0, self.old_assured - assured_gone)
-        self.time += float(seconds[~old].sum())
-        self.time_assured += float(seconds[~old & assured].sum())
+        self.time += each * float(seconds[~old].sum())
+        self.time_assured += each * float(seconds[~old & assured].sum())
         self.ended += len(seconds) - gone
 
-    def fade(self) -> None:
-        """Let what ended long ago count less."""
+    def tick(self, count: int, seconds: float) -> None:
+        """So many entries were held for so long; what ended long ago counts less."""
+        self.held += max(0.0, count - self.old) * seconds
+        self.held *= _DECAY
         self.time *= _DECAY
         self.time_assured *= _DECAY
         self.ended *= _DECAY
@@ -167,6 +203,7 @@ class _State:
     full_since: Optional[int] = None
     full_last: int = 0
     pinned: PinnedEstimate = field(default_factory=PinnedEstimate)
+    met: PinnedSample = field(default_factory=PinnedSample)
 
     def totals(self) -> npt.NDArray[np.int64]:
         return self.base + self.counts.astype(np.int64)
@@ -219,6 +256,8 @@ class Tables:
         state = self._state(reading.netns)
         state.reading = reading
         state.readings.append((reading.at or until, reading.count))
+        if reading.met:
+            state.met.see(reading.met, reading.met_assured)
         for name, value in reading.stats.items():
             state.stats.setdefault(name, Rising()).see(value)
         if state.at_first is None:
@@ -238,7 +277,7 @@ class Tables:
                     state.full_since = until - round(seconds * 1e9)
             elif until - state.full_last > FULL_NS:
                 state.full_since = None
-            state.pinned.fade()
+            state.pinned.tick(state.reading.count if state.reading else 0, seconds)
 
     def totals(self) -> Counted:
         """Summed over namespaces, from the kernel's exact counters."""
@@ -276,7 +315,7 @@ class Tables:
         count = reading.count if reading else (events[0] if events else 0)
         limit = reading.max if reading else 0
         seconds, error = forecast(list(state.readings), limit)
-        full = state.full_since
+        full, met = state.full_since, state.met.share()
         return Table(
             netns=netns,
             name=self.name(netns),
@@ -284,7 +323,8 @@ class Tables:
             max=limit,
             buckets=reading.buckets if reading else 0,
             active=known.active if known else True,
-            pinned=state.pinned.share(count),
+            pinned=met[0] if met else state.pinned.share(count),
+            pinned_error=met[1] if met else None,
             totals=totals,
             rates=rates,
             seconds_to_full=seconds,

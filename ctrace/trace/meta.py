@@ -36,6 +36,9 @@ COUNTS: Final = np.dtype([("batch", "<u4"), ("netns", "<u4"), ("counts", "<u8", 
 LIMIT_TEXT: Final = 1 << 16
 AT: Final = "read_at"
 """Beside a table's counters: when it was read."""
+MET, MET_ASSURED = "met", "met_assured"
+"""And what walks over it met."""
+_BESIDE: Final = (AT, MET, MET_ASSURED)
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,13 @@ def parse_header(blob: bytes) -> Header:
 
 
 def tables_json(tables: Iterable[TableReading]) -> list[Any]:
-    """Readings of one batch. When they were taken stands among the counters, where
-    readers of 1.0 look for nothing that they do not know."""
-    return [[t.netns, t.count, t.max, t.buckets, {**t.stats, AT: t.at}] for t in tables]
+    """Readings of one batch. When they were taken, and what walks met, stands among the
+    counters, where earlier readers look for nothing that they do not know."""
+    return [
+        [t.netns, t.count, t.max, t.buckets,
+         {**t.stats, AT: t.at, MET: t.met, MET_ASSURED: t.met_assured}]
+        for t in tables
+    ]  # fmt: skip
 
 
 def parse_tables(data: Any) -> tuple[TableReading, ...]:
@@ -134,8 +141,8 @@ def parse_tables(data: Any) -> tuple[TableReading, ...]:
             _uint(count),
             _uint(limit),
             _uint(buckets),
-            {_text(n): _uint(value) for n, value in _typed(stats, dict).items() if n != AT},
-            _uint(stats.get(AT, 0)),
+            {_text(n): _uint(v) for n, v in _typed(stats, dict).items() if n not in _BESIDE},
+            *(_uint(stats.get(name, 0)) for name in _BESIDE),
         )
         for netns, count, limit, buckets, stats in _pairs(data, 5)
     )

@@ -88,6 +88,7 @@ def _table(table: Table) -> dict[str, Any]:
         "load": _round(table.load),
         "active": table.active,
         "pinned": _round(table.pinned),
+        "pinned_error": _round(table.pinned_error),
         "full_since": utc_seconds(table.full_since),
         "seconds_to_full": _round(table.seconds_to_full),
         "seconds_to_full_error": _round(table.seconds_to_full_error),

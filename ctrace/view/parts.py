@@ -169,10 +169,10 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
     if others and cell_len(name) >= LABEL:
         groups.append([(f"in {fmt.cut(name, 26)}", p.text), (f" {more}", p.dim)])
     if table.pinned is not None:
-        groups.append(
-            [("█ ", _fill_style(table, p)), (f"pinned {fmt.share(table.pinned)}", p.text)]
-        )
-        groups.append([("▒ ", p.evictable), (f"evictable {fmt.share(1 - table.pinned)}", p.text)])
+        groups.append([
+            ("█ ", _fill_style(table, p)), (f"{_pinned(table)}   ", p.text),
+            ("▒ ", p.evictable), ("evictable", p.text),
+        ])  # fmt: skip
     refusing = sum(at_limit(t) for t in snapshot.tables if t is not table)
     if refusing:
         groups.insert(1, [(f"{fmt.plural(refusing, 'other')} full", p.bad)])
@@ -182,6 +182,13 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
     if width >= 100 and table.totals.insert_failed:
         groups.append([(f"{fmt.count(table.totals.insert_failed)} lost insert races", p.warn)])
     return groups
+
+
+def _pinned(table: Table) -> str:
+    """``pinned 92 % ± 2 %``; ``pinned about 92 %`` where nothing tells the error."""
+    if table.pinned_error is None:
+        return f"pinned about {fmt.share(table.pinned)}"
+    return f"pinned {fmt.share(table.pinned)} ± {max(1, round(100 * table.pinned_error))} %"
 
 
 def state(snapshot: Snapshot, table: Table, palette: Palette) -> list[Piece]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from shapes import NETNS, SECOND, START, Trace, steady
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Reconciliation, Table
-from ctrace.model.tables import PinnedEstimate, Rising, forecast
+from ctrace.model.tables import ENOUGH, FEW, WALKS, PinnedEstimate, PinnedSample, Rising, forecast
 from ctrace.record import N_REASONS, Reason, empty
 
 OFFSET = 1_700_000_000 * SECOND
@@ -195,6 +197,63 @@ def test_pinned_needs_some_ended() -> None:
     assert estimate.share(100) is None
     estimate.ended_with(np.full(1, 10.0), np.ones(1, bool), 1)
     assert estimate.share(100) == 1.0
+
+
+def test_evicted_entries_say_nothing_of_those_that_stay() -> None:
+    """A table full of ASSURED entries: only the few others ever end."""
+    trace = Trace()
+    trace.flows(np.linspace(0, 5, 900), 0.01, 600.0)
+    trace.flows(steady(40, 60, trace.rng), 0.0, 1.0, status=0, proto=17, dport=8125)
+    m = model()
+    for batch in trace.batches(50):
+        m.update(batch)
+    assert table(m).totals.destroy > 1000
+    assert table(m).pinned is None
+
+
+@given(st.integers(0, 2**32), st.floats(0, 1), st.integers(FEW, 5 * ENOUGH))
+def test_a_sampled_share_is_within_its_error(seed: int, share: float, met: int) -> None:
+    assured = int(np.random.default_rng(seed).binomial(met, share))
+    sample = PinnedSample()
+    sample.see(0, 0)
+    sample.see(met, assured)
+    found = sample.share()
+    assert found is not None
+    assert 0 < found[1] <= 0.5 / met**0.5
+    assert abs(found[0] - share) < 6 * found[1]
+
+
+def test_a_sampled_share_is_of_late_and_needs_some() -> None:
+    sample = PinnedSample()
+    assert sample.share() is None
+    met = assured = 0
+    for _ in range(30):  # all ASSURED
+        met, assured = met + 100, assured + 100
+        sample.see(met, assured)
+    for _ in range(4):  # then none
+        met += 100
+        sample.see(met, assured)
+    assert sample.share() is not None
+    assert sample.share() == (0.0, pytest.approx(0.0035, abs=1e-4))
+    for _ in range(WALKS):  # nothing is met any more
+        sample.see(met, assured)
+    assert sample.share() is None
+    sample.see(10, 10)  # another capture counts from zero
+    sample.see(10 + FEW, 10)
+    assert sample.share() == (0.0, pytest.approx(0.04, abs=0.01))
+
+
+def test_what_walks_met_is_preferred() -> None:
+    trace = Trace()
+    trace.existing(400)
+    m = model()
+    m.update(Batch(trace.events(), at(1), tables=(replace(reading(400), met=50, met_assured=50),)))
+    assert table(m).pinned == pytest.approx(1.0)
+    assert table(m).pinned_error is None
+    later = replace(reading(400), met=450, met_assured=150)
+    m.update(Batch(empty(), at(2), tables=(later,)))
+    assert table(m).pinned == pytest.approx(0.25)
+    assert table(m).pinned_error == pytest.approx((0.25 * 0.75 / 400) ** 0.5, rel=0.02)
 
 
 def test_names_and_unknown_namespaces() -> None:

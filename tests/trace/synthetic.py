@@ -161,7 +161,9 @@ def batches(
                 until,
                 0,
                 {NETNS: counts},
-                (TableReading(NETNS, held, 65536, 16384, stats, until),) if second else (),
+                (TableReading(NETNS, held, 65536, 16384, stats, until, done + 9, done // 2),)
+                if second
+                else (),
                 names,
                 SelfCost(0.01 * (len(out) % 7), 50 << 20, 0.003),
             )

@@ -183,8 +183,8 @@ def incident() -> Snapshot:
         sort="held",
         tables=(
             Table(
-                INIT, "init", total, total, 65_536, pinned=0.953, totals=totals, rates=rates,
-                full_since=NOW - 72, off_by=Reconciliation(count=3),
+                INIT, "init", total, total, 65_536, pinned=0.953, pinned_error=0.009,
+                totals=totals, rates=rates, full_since=NOW - 72, off_by=Reconciliation(count=3),
             ),
             Table(
                 4026532567, "shop-php-7c9", 812, total, 65_536, pinned=0.4,
@@ -296,7 +296,7 @@ def calm() -> Snapshot:
         full,
         tables=(
             Table(
-                INIT, "init", total, 262_144, 65_536, pinned=0.72, rates=rates,
+                INIT, "init", total, 262_144, 65_536, pinned=0.72, pinned_error=0.021, rates=rates,
                 totals=Counted(insert=3_402, destroy=3_380, expired=3_380),
             ),
         ),
@@ -331,7 +331,7 @@ def netlink() -> Snapshot:
         culprits=tuple(replace(one, owner=None, error=212) for one in full.culprits),
         victims=(),
         tables=(
-            replace(full.tables[0], off_by=Reconciliation(count=-18_190)),
+            replace(full.tables[0], pinned_error=None, off_by=Reconciliation(count=-18_190)),
             *full.tables[1:],
         ),
     )
@@ -349,7 +349,12 @@ def namespaces(n: int = 40) -> Snapshot:
         for index in range(1, n)
     ]  # fmt: skip
     shown[7] = replace(
-        shown[7], count=65_536, full_since=NOW - 12, pinned=0.99, rates=Rates(31, 20, 11.0)
+        shown[7],
+        count=65_536,
+        full_since=NOW - 12,
+        pinned=0.99,
+        pinned_error=0.004,
+        rates=Rates(31, 20, 11.0),
     )
     return replace(full, tables=(replace(full.tables[0], count=2_000, full_since=None), *shown))
 

@@ -1,0 +1,96 @@
+"""How much of each table is ASSURED, by walking a part of it each second.
+
+No event tells when an entry becomes ASSURED, and those that end say little of those that
+stay. So a few hundred entries of the table itself are looked at, the next buckets each
+time: which bucket an entry is in depends on nothing that one asks for here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, Optional
+
+from ctrace.batch import TableReading
+from ctrace.capture.chains import Walker
+from ctrace.errors import CtraceError
+from ctrace.record import Events, Kind
+
+ENOUGH: Final = 512
+"""Entries met in a second after which it ends; what a run of 128 nodes has more counts too."""
+RUNS: Final = 128
+"""Runs of a second: at most 16,384 nodes and empty buckets, about 1 ms."""
+ASKED: Final = 8
+"""Entries that are asked for where the table is."""
+
+
+class Survey:
+    """Walks on from where it stopped the last time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._walker: Optional[Walker] = None
+        self._works = True
+        self._recent: list[int] = []
+        self._base = self._buckets = self._next = 0
+        self._seen: dict[int, tuple[int, int]] = {}
+        """What the walker had met at the end of the last walk."""
+        self._met: dict[int, tuple[int, int]] = {}
+        """The same of walks that were surely over the table."""
+
+    def take(self, tables: Sequence[TableReading], events: Events) -> tuple[TableReading, ...]:
+        """The readings, with what was met of each table so far.
+
+        ``events`` may hold inserts, which tell where the table is.
+        """
+        with self._lock:
+            self._step(max((table.buckets for table in tables), default=0), events)
+        none = (0, 0)
+        return tuple(
+            replace(table, met=self._met.get(table.netns, none)[0],
+                    met_assured=self._met.get(table.netns, none)[1])
+            for table in tables
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Free everything; safe to call twice, and while another thread walks."""
+        with self._lock:
+            self._end()
+
+    def _step(self, buckets: int, events: Events) -> None:
+        if self._works and buckets and (self._base or self._recent):
+            try:
+                self._walk(buckets)
+            except CtraceError:
+                # BPF_PROG_TEST_RUN of this kind is refused here: no survey, nothing else is lost
+                self._end()
+        # asked the next time: what is loaded for it shall not hold up the first snapshot
+        inserts = events["ct"][events["kind"] == int(Kind.INSERT)][-ASKED:]
+        self._recent = inserts.tolist() or self._recent
+
+    def _end(self) -> None:
+        self._works = False
+        if self._walker is not None:
+            self._walker.close()
+            self._walker = None
+
+    def _walk(self, buckets: int) -> None:
+        if buckets != self._buckets:  # it was made anew, elsewhere
+            self._base, self._buckets, self._next = 0, buckets, 0
+        if self._walker is None:
+            self._walker = Walker()
+        walker = self._walker
+        for base in [self._base] if self._base else walker.bases(0, self._recent):
+            first = self._next
+            walked = walker.walk(base, first, 1, buckets, runs=RUNS, enough=ENOUGH)
+            before, self._seen = self._seen, walker.met()
+            if not walked.is_table(walked.next - first):
+                self._base = self._next = 0
+                continue
+            self._base = base
+            self._next = walked.next if walked.next < buckets else 0
+            for netns, met in self._seen.items():
+                was, sum_ = before.get(netns, (0, 0)), self._met.get(netns, (0, 0))
+                self._met[netns] = (sum_[0] + met[0] - was[0], sum_[1] + met[1] - was[1])
+            return
