@@ -229,7 +229,7 @@ COLUMNS: Final = (
     ("WAY", "in: received by this host, out: sent by it, forward: neither"),
     ("NAT", "whether its addresses are rewritten: NOTRACK would break that"),
     ("HOW THEY END", "expired, evicted to make room, deleted"),
-    ("PINNED", "part that is ASSURED: never evicted, so a table full of these refuses"),
+    ("PINNED", "part that is ASSURED (sampled): never evicted, so a table full of these refuses"),
     ("ONE-WAY", "part that was never answered"),
     ("ENTRIES", "all that were made since the start; in the table of namespaces: there now"),
     ("OLDER", "entries that were there before ctrace: their age is not known"),

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_kit import Net, Seen, families
+from vm_kit import Net, Seen, Watch, families
 
 from ctrace.capture.family import Capture
 from ctrace.capture.live import FAMILIES
 from ctrace.filters import Filter
 from ctrace.host import netns
-from ctrace.lab import Lab
+from ctrace.lab import Lab, traffic
+from ctrace.record import Events, Kind
 
 _seen: Seen = {}
 
@@ -69,3 +70,19 @@ def capture(family: str, net: Net) -> Iterator[Capture]:
             quiet = time.monotonic()
     yield made
     made.close()
+
+
+@pytest.fixture
+def entries(net: Net, capture: Capture) -> Iterator[Events]:
+    """Some ASSURED entries and some that are not, as their inserts were seen."""
+    if capture.info.family == "netlink":
+        pytest.skip("tells no addresses, and has no programs")
+    for node in net.nodes:
+        node.run(["conntrack", "-F"])
+    target = net.server.addresses["client"][0]
+    with Watch(capture, net.nodes) as watch, traffic.tcp_server(net.server, 8063):
+        traffic.tcp_connections(net.client, (target, 8063), 300)
+        traffic.udp_flows(net.client, (target, 9), 500)
+    yield watch.of(net.client, Kind.INSERT)
+    for node in net.nodes:
+        node.run(["conntrack", "-F"])

@@ -22,14 +22,15 @@ import pytest
 from vm_kit import Net, Seen, Watch, flows, listed, note
 
 from ctrace.capture import sys as bpf
+from ctrace.capture.chains import Walker
 from ctrace.capture.family import Capture
 from ctrace.capture.fentry import FentryCapture
 from ctrace.capture.kprobe import KprobeCapture
 from ctrace.capture.ladder import probe
 from ctrace.errors import CtraceError
-from ctrace.host import netns
+from ctrace.host import ctnetlink, netns
 from ctrace.lab import traffic
-from ctrace.record import Direction, Kind, Reason, Status, address_text
+from ctrace.record import Direction, Events, Kind, Reason, Status, address_text
 
 pytestmark = [
     pytest.mark.kernel,
@@ -54,6 +55,36 @@ def test_the_ladder_finds_what_these_kernels_have() -> None:
     statuses = probe()
     assert {one.family for one in statuses if one.holds} == expected[KERNEL]
     assert all(one.why for one in statuses)
+
+
+# -- what is there ----------------------------------------------------------------------------
+
+
+def test_a_walk_over_all_meets_every_entry_once(net: Net, entries: Events) -> None:
+    buckets = int(Path("/proc/sys/net/netfilter/nf_conntrack_buckets").read_text())
+    for _ in range(20):  # another namespace's entry may come or go while its bucket is walked
+        with Walker() as walker:
+            (base, *_) = walker.bases(0, entries["ct"][:8].tolist())
+            expected = assured(net)
+            walked = walker.walk(base, 0, 1, buckets)
+            met = walker.met()
+        assert walked.next >= buckets
+        found = {inum: met.get(inum, (0, 0)) for inum in expected}
+        if found == expected and not walked.disturbed:
+            break
+        time.sleep(0.2)
+    assert found == expected
+    assert found[net.client.inum] == (800, 300)
+
+
+def assured(net: Net) -> dict[int, tuple[int, int]]:
+    """Entries of each namespace and how many are ASSURED, by a dump."""
+    found = {}
+    for node in net.nodes:
+        rows = ctnetlink.dump(node.path)
+        known = np.count_nonzero(rows["status"] & np.uint32(int(Status.ASSURED)))
+        found[node.inum] = len(rows), int(known)
+    return found
 
 
 # -- inserts --------------------------------------------------------------------------------
@@ -448,7 +479,7 @@ _HOLD = """
 import signal, sys
 from ctrace.capture.live import FAMILIES
 from ctrace.filters import Filter
-from ctrace.host import netns
+from ctrace.host import ctnetlink, netns
 made = FAMILIES[sys.argv[1]](Filter(), 1 << 16)
 made.follow(netns.find())
 print("ready", flush=True)
