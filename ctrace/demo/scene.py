@@ -211,7 +211,12 @@ class SmallTable:
         events = batch.events
         ours = (events["netns"] == self._netns) & (events["kind"] != int(Kind.EXISTING))
         tables = tuple(
-            replace(one, count=max(0, one.count - self._ballast), max=one.max - self._ballast)
+            replace(
+                one,
+                count=max(0, one.count - self._ballast),
+                max=one.max - self._ballast,
+                met=0,  # nearly all of it was ballast
+            )
             for one in batch.tables
             if one.netns == self._netns
         )

@@ -355,7 +355,7 @@ class Levels:
         extra: npt.NDArray[np.uint16],
         owned: Rows,
         part: int,
-    ) -> Details:
+    ) -> None:
         """Count a window. ``age`` is what pairing told of ``ends``, ``extra`` of each event.
 
         One end of ``part`` was looked for.
@@ -382,7 +382,6 @@ class Levels:
             keys = Keys(None, None, meta.take)
             self._coarse(self.service, w, d, fine, lambda at: service_hash(some(meta, at)), keys)
             self._coarse(self.destination, w, d, fine, w.dst_only, Keys(*w.dst, w.netns))
-        return d
 
     def look(self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16]) -> None:
         """Count looks at living entries, for rows with detail. ``age`` in ns, -1: unknown."""

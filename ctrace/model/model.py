@@ -14,8 +14,8 @@ from ctrace.model import causes
 from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
-from ctrace.model.levels import Details, Levels
-from ctrace.model.pairing import UNKNOWN, Births
+from ctrace.model.levels import Levels
+from ctrace.model.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.scatter import Rows
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import Tables, counted, per_second
@@ -29,8 +29,6 @@ FLOOD: Final = 200_000
 """Events a second above which one entry of :data:`~ctrace.record.PART` is timed,
 until there are less than a quarter of it."""
 NAMES_LIMIT: Final = 65_536
-PINNED_SAMPLE: Final = 512
-"""Ends of a window that the pinned share is estimated from."""
 VICTIMS_SHOWN: Final = 50
 TOP: Final = 10
 
@@ -128,11 +126,11 @@ class Model:
             self._births.remap(moved.astype(np.uint16))
         ends, age = self._pair(w, extra)
         part = PART if self._births.thin else 1
-        d = self._levels.feed(w, ends, age, extra, owned, part)
+        self._levels.feed(w, ends, age, extra, owned, part)
         self._look(w)
         self._victims.feed(w)
         self._events += w.counts.T
-        self._note_pinned(w, d)
+        self._note_dumped(w, ends.take(np.flatnonzero(age == UNKNOWN)), extra, part)
 
     def _pair(self, w: Window, extra: npt.NDArray[np.uint16]) -> tuple[Rows, I64]:
         """The ends that were looked for and their ages; ``extra`` becomes what their birth had."""
@@ -165,16 +163,18 @@ class Model:
         age, extra = self._births.peek(w.ct[at], w.meta[at], w.ts[at])
         self._levels.look(w, at, age, extra)
 
-    def _note_pinned(self, w: Window, d: Details) -> None:
-        """What the window tells about which entries were ASSURED, per namespace."""
-        existing = w.where(Kind.EXISTING)
-        for netns, at, _ in by_netns(w, existing):
-            self._tables.pinned(netns).came(len(at), int(w.assured(at).sum()))
-        some = d.ends[:: max(1, len(d.ends) // PINNED_SAMPLE)]
-        ages = d.age[:: max(1, len(d.ends) // PINNED_SAMPLE)]
-        each = len(w.ends) / max(1, len(some))
-        for netns, at, which in by_netns(w, some):
-            self._tables.pinned(netns).ended_with(ages[which] / 1e9, w.assured(at), each)
+    def _note_dumped(
+        self, w: Window, unpaired: Rows, extra: npt.NDArray[np.uint16], part: int
+    ) -> None:
+        """Entries of the first dump, as they come and as they end.
+
+        Those known by their identity are all among ``unpaired``, of the others one of ``part``.
+        """
+        for netns, at in by_netns(w, w.where(Kind.EXISTING)):
+            self._tables.dumped(netns).came(len(at), int(w.assured(at).sum()))
+        for netns, at in by_netns(w, unpaired):
+            weight = np.where(extra.take(at) & EXISTING, 1, part)
+            self._tables.dumped(netns).went(int(weight.sum()), int(weight[w.assured(at)].sum()))
 
     def _tick(self) -> None:
         seconds = (self._until - self._tick_at) / 1e9
@@ -313,17 +313,16 @@ class Model:
         )
 
 
-def by_netns(w: Window, at: Rows) -> Iterator[tuple[int, Rows, Rows]]:
-    """Split the events at ``at``: (namespace, its events, their places in ``at``)."""
+def by_netns(w: Window, at: Rows) -> Iterator[tuple[int, Rows]]:
+    """Split the events at ``at`` by namespace."""
     if not at.size:
         return
     netns = w.netns(at)
     if (netns == netns[0]).all():
-        yield int(netns[0]) >> 32, at, np.arange(len(at))
+        yield int(netns[0]) >> 32, at
         return
     for one in np.unique(netns):
-        which = np.flatnonzero(netns == one)
-        yield int(one) >> 32, at[which], which
+        yield int(one) >> 32, at[netns == one]
 
 
 def sorted_from(events: Events, at: int) -> Events:

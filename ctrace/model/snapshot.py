@@ -67,7 +67,7 @@ class Table:
     buckets: int
     active: bool = True
     pinned: Optional[float] = None
-    """Share of entries that are ASSURED, which early_drop never evicts: estimated."""
+    """Share of entries that are ASSURED, which early_drop never evicts: of a sample."""
     pinned_error: Optional[float] = None
     """Standard error of that, where the table itself was sampled."""
     totals: Counted = Counted()

@@ -22,13 +22,14 @@ _HORIZON: Final = 7 * 86400.0
 """A table that would be full later than this is not filling."""
 FULL_NS: Final = 5_000_000_000
 """How long after the last refusal or eviction a table still counts as full."""
-_DECAY: Final = 0.98
 WALKS: Final = 16
 """Readings that a share of met entries goes back at most."""
 ENOUGH: Final = 400
 """Entries met after which it goes back no further: its standard error is below 2.5 %."""
 FEW: Final = 30
 """Fewer say nothing."""
+YOUNG: Final = 0.05
+"""Share of entries from which on those of the first dump no longer stand for all."""
 _WRAP: Final = 1 << 32
 
 _REASONS_OF = {
@@ -126,66 +127,31 @@ class PinnedSample:
 
 
 @dataclass
-class PinnedEstimate:
-    """The same from what is known of old and ended entries, where nothing walks the table.
+class Dumped:
+    """The same of the entries that were there at the start, while nothing walks the table.
 
-    An insert can't show it: ASSURED is set later. Entries of the first dump tell
-    their own; for younger ones the time spent in the table by ended entries that were
-    ASSURED, over all time spent by ended ones, is the share in a steady state.
+    Of later ones nothing tells: an insert comes before ASSURED, and those that have ended are
+    not like those that stay.
     """
 
-    old: float = 0.0
-    old_assured: float = 0.0
-    time: float = 0.0
-    time_assured: float = 0.0
-    ended: float = 0.0
-    held: float = 0.0
-    """Time spent in the table by all entries: in a steady state as much as by ended ones."""
-
-    def share(self, count: int) -> Optional[float]:
-        """The estimate; None while too little is known."""
-        old = min(self.old, count)
-        if count <= 0:
-            return None
-        young = count - old
-        if self.ended >= 50 and self.time > 0 and self.time >= 0.5 * self.held:
-            rate = self.time_assured / self.time
-        elif young <= 0.05 * count:
-            rate = 0.0
-        else:
-            return None
-        assured_old = old * (self.old_assured / self.old if self.old else 0.0)
-        return min(1.0, (assured_old + young * rate) / count)
+    held: int = 0
+    assured: int = 0
 
     def came(self, n: int, assured: int) -> None:
         """Entries of the first dump."""
-        self.old += n
-        self.old_assured += assured
+        self.held += n
+        self.assured += assured
 
-    def ended_with(
-        self, seconds: npt.NDArray[np.float64], assured: npt.NDArray[np.bool_], each: float
-    ) -> None:
-        """Ends, with their residence; negative: of entries older than the tracer.
+    def went(self, n: int, assured: int) -> None:
+        """Some of them ended, or others whose beginning is unknown."""
+        self.held = max(0, self.held - n)
+        self.assured = max(0, self.assured - assured)  # they may have become so since
 
-        Each stands for ``each`` ends.
-        """
-        old = seconds < 0
-        gone = int(np.count_nonzero(old))
-        if gone:
-            self.old = max(0.0, self.old - each * gone)
-            assured_gone = each * int(np.count_nonzero(old & assured))
-            self.old_assured = max(0.0, self.old_assured - assured_gone)
-        self.time += each * float(seconds[~old].sum())
-        self.time_assured += each * float(seconds[~old & assured].sum())
-        self.ended += len(seconds) - gone
-
-    def tick(self, count: int, seconds: float) -> None:
-        """So many entries were held for so long; what ended long ago counts less."""
-        self.held += max(0.0, count - self.old) * seconds
-        self.held *= _DECAY
-        self.time *= _DECAY
-        self.time_assured *= _DECAY
-        self.ended *= _DECAY
+    def share(self, count: int) -> Optional[float]:
+        """The share while they are nearly all of ``count`` entries, else None."""
+        if self.held <= 0 or self.held < (1 - YOUNG) * count:
+            return None
+        return min(1.0, self.assured / self.held)
 
 
 @dataclass
@@ -202,7 +168,7 @@ class _State:
     rates: Rates = field(default_factory=Rates)
     full_since: Optional[int] = None
     full_last: int = 0
-    pinned: PinnedEstimate = field(default_factory=PinnedEstimate)
+    dumped: Dumped = field(default_factory=Dumped)
     met: PinnedSample = field(default_factory=PinnedSample)
 
     def totals(self) -> npt.NDArray[np.int64]:
@@ -225,9 +191,9 @@ class Tables:
         known = self._names.get(netns)
         return known.name if known else f"netns:{netns}"
 
-    def pinned(self, netns: int) -> PinnedEstimate:
-        """The estimator of a namespace's pinned share."""
-        return self._state(netns).pinned
+    def dumped(self, netns: int) -> Dumped:
+        """What is left of a namespace's first dump."""
+        return self._state(netns).dumped
 
     def _state(self, netns: int) -> _State:
         return self._states.setdefault(netns, _State())
@@ -277,7 +243,6 @@ class Tables:
                     state.full_since = until - round(seconds * 1e9)
             elif until - state.full_last > FULL_NS:
                 state.full_since = None
-            state.pinned.tick(state.reading.count if state.reading else 0, seconds)
 
     def totals(self) -> Counted:
         """Summed over namespaces, from the kernel's exact counters."""
@@ -323,7 +288,7 @@ class Tables:
             max=limit,
             buckets=reading.buckets if reading else 0,
             active=known.active if known else True,
-            pinned=met[0] if met else state.pinned.share(count),
+            pinned=met[0] if met else state.dumped.share(count),
             pinned_error=met[1] if met else None,
             totals=totals,
             rates=rates,

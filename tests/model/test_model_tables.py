@@ -13,7 +13,7 @@ from shapes import NETNS, SECOND, START, Trace, steady
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Reconciliation, Table
-from ctrace.model.tables import ENOUGH, FEW, WALKS, PinnedEstimate, PinnedSample, Rising, forecast
+from ctrace.model.tables import ENOUGH, FEW, WALKS, Dumped, PinnedSample, Rising, forecast
 from ctrace.record import N_REASONS, Reason, empty
 
 OFFSET = 1_700_000_000 * SECOND
@@ -180,23 +180,28 @@ def test_pinned_is_unknown_while_only_inserts_were_seen() -> None:
     assert table(m).pinned is None
 
 
-def test_pinned_from_time_held_by_ended_entries() -> None:
-    """90 s ASSURED against 30 s not, at equal rates: three quarters of the table."""
+def test_pinned_from_what_is_left_of_the_dump() -> None:
+    left = Dumped()
+    assert left.share(0) is None
+    left.came(400, 300)
+    left.went(90, 0)
+    assert left.share(310) == pytest.approx(300 / 310)
+    assert left.share(330) is None  # too many came since
+    left.went(310, 310)
+    assert left.share(0) is None
+    assert left.assured == 0
+
+
+def test_entries_of_the_dump_that_end_are_noticed() -> None:
     trace = Trace()
-    trace.flows(steady(20, 400, trace.rng), 0.01, 90.0)
-    trace.flows(steady(20, 400, trace.rng), 0.0, 30.0, status=0, proto=17, dport=8125)
+    trace.existing(300)
+    trace.existing(100, status=0, dport=53, proto=17)
+    trace.flows(np.linspace(1, 2, 80), 0.0, 0.5, status=0, dport=53, proto=17)
+    trace.parts.pop(-2)  # those are of the dump: only their ends are seen
     m = model()
-    for batch in trace.batches(350):
+    for batch in trace.batches(4):
         m.update(batch)
-    assert table(m).pinned == pytest.approx(0.75, abs=0.05)
-
-
-def test_pinned_needs_some_ended() -> None:
-    estimate = PinnedEstimate()
-    estimate.ended_with(np.full(49, 10.0), np.ones(49, bool), 1)
-    assert estimate.share(100) is None
-    estimate.ended_with(np.full(1, 10.0), np.ones(1, bool), 1)
-    assert estimate.share(100) == 1.0
+    assert table(m).pinned == pytest.approx(300 / 320)
 
 
 def test_evicted_entries_say_nothing_of_those_that_stay() -> None:
