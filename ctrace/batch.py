@@ -126,8 +126,7 @@ class Batch:
     names: Names = field(default_factory=Names)
     cost: SelfCost = field(default_factory=SelfCost)
     more: bool = False
-    """Whether this is but a part of what the interval brings: its tables and cost come with
-    the last part."""
+    """Whether this is but a part of what the interval brings; ``cost`` comes with the last."""
 
     @classmethod
     def idle(cls, until: int) -> Batch:

@@ -170,6 +170,7 @@ class LiveFeed:
                 source.started,
                 host=socket.gethostname(),
                 memory=self._memory,
+                interval=self._interval,
             )
             self._phase = Phase("live", f"listening with {source.hooks.family}")
             for batch in self._batches(source):

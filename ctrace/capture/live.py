@@ -29,6 +29,8 @@ from ctrace.record import Events, Kind, by_time, join
 
 ADDRESSES: Final = 30.0
 """Seconds between two looks at a namespace's addresses."""
+NEAR: Final = 0.05
+"""Seconds by which a look may come early, when a batch is due then."""
 OWNERS_KNOWN: Final = 65536
 LATE: Final = 0.1
 """Seconds until an entry that a dump has is surely told of, also by a sender that a busy
@@ -156,7 +158,7 @@ class LiveSource:
         self._follow()
         self._unseeded = list(self._namespaces.values()) if self._seed else []
         self.started = _boot()
-        self._poller = Poller(capture, self._newcomers, sampler)
+        self._poller = Poller(capture, self._newcomers, sampler, self._survey)
 
     @property
     def hooks(self) -> HookInfo:
@@ -166,20 +168,19 @@ class LiveSource:
     def batches(self, interval: float) -> Iterator[Batch]:
         """A batch every ``interval`` seconds; the first brings the entries already there.
 
-        In a flood they come earlier: ``Batch.more`` says of each but the last that it is a
-        part of what the interval brings.
+        In a flood, and each second for the readings of tables, they come earlier:
+        ``Batch.more`` says of each but the last that it is a part of what the interval brings.
         """
         due = time.monotonic() + interval
-        looked = -LOOK
+        look_due = min(due, time.monotonic() + LOOK)
         window, lost = self._window() if self._unseeded else ([], 0)
-        while not self._poller.wait_for_many(due - time.monotonic()):
+        while not self._poller.wait_for_many(min(due, look_due) - time.monotonic()):
             now = time.monotonic()
-            more = now < due
-            look = not more and now - looked >= LOOK
+            more, look = now < due, now >= look_due - NEAR
             taken = self._poller.take()
             events = self._matching(in_order([*window, *taken.parts]))
             if look:
-                looked = now
+                look_due = max(look_due + LOOK, now)
             with self._poller.lock:
                 if self._poller.stopped:
                     return  # closed meanwhile
@@ -189,7 +190,7 @@ class LiveSource:
                 counts = self._counts()
                 names = self._names.learn(events, spaces, look)
             if tables and self._survey:
-                tables = self._survey.take(tables, events)
+                tables = self._survey.take(tables)
             yield Batch(
                 events=events,
                 until=max(taken.until, int(events["ts"][-1]) if len(events) else 0),

@@ -15,6 +15,7 @@ from typing import Final, Optional
 
 from ctrace.capture.family import Capture
 from ctrace.capture.look import Sampler
+from ctrace.capture.survey import Survey
 from ctrace.record import Events
 
 POLL: Final = 0.02
@@ -46,15 +47,18 @@ class Poller:
         capture: Capture,
         follow: Callable[[], tuple[list[Events], int]],
         sampler: Optional[Sampler] = None,
+        survey: Optional[Survey] = None,
     ) -> None:
         """``follow`` looks at the namespaces and may return records, and losses, of its own.
 
-        ``sampler`` sees every event once and looks at young entries each second.
+        ``sampler`` sees every event once and looks at young entries each second; ``survey``
+        learns from them where the table is.
         """
         self.lock = threading.RLock()
         self._capture = capture
         self._follow = follow
         self._sampler = sampler
+        self._survey = survey
         self._hold: int = int(getattr(capture, "hold", 0.002) * 1e9)
         self._taken = Taken()
         self._rows = 0
@@ -125,6 +129,8 @@ class Poller:
         self._taken.lost += lost
         if self._sampler:
             events = self._sampler.take(events)
+        if self._survey:
+            self._survey.note(events)
         if len(events):
             self._taken.parts.append(events)
             self._rows += len(events)

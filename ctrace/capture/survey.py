@@ -32,6 +32,8 @@ class Survey:
         self._lock = threading.Lock()
         self._walker: Optional[Walker] = None
         self._works = True
+        self._begun = False
+        """Loading takes some 50 ms, which shall not hold up the first snapshot."""
         self._recent: list[int] = []
         self._base = self._buckets = self._next = 0
         self._seen: dict[int, tuple[int, int]] = {}
@@ -39,35 +41,38 @@ class Survey:
         self._met: dict[int, tuple[int, int]] = {}
         """The same of walks that were surely over the table."""
 
-    def take(self, tables: Sequence[TableReading], events: Events) -> tuple[TableReading, ...]:
-        """The readings, with what was met of each table so far.
+    def note(self, events: Events) -> None:
+        """Some that were lately captured: inserts among them tell where the table is."""
+        if self._base or not self._works or not len(events):
+            return
+        inserts = events["ct"][events["kind"] == int(Kind.INSERT)][-ASKED:]
+        self._recent = inserts.tolist() or self._recent
 
-        ``events`` may hold inserts, which tell where the table is.
-        """
+    def take(self, tables: Sequence[TableReading]) -> tuple[TableReading, ...]:
+        """The readings, with what was met of each table so far: nothing in the first ones."""
         with self._lock:
-            self._step(max((table.buckets for table in tables), default=0), events)
+            buckets = max((table.buckets for table in tables), default=0)
+            if self._works and self._begun and buckets and (self._base or self._recent):
+                try:
+                    self._walk(buckets)
+                except CtraceError:
+                    # BPF_PROG_TEST_RUN of this kind is refused here: nothing else is lost
+                    self._end()
+            self._begun = True
         none = (0, 0)
         return tuple(
-            replace(table, met=self._met.get(table.netns, none)[0],
-                    met_assured=self._met.get(table.netns, none)[1])
+            replace(
+                table,
+                met=self._met.get(table.netns, none)[0],
+                met_assured=self._met.get(table.netns, none)[1],
+            )
             for table in tables
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Free everything; safe to call twice, and while another thread walks."""
         with self._lock:
             self._end()
-
-    def _step(self, buckets: int, events: Events) -> None:
-        if self._works and buckets and (self._base or self._recent):
-            try:
-                self._walk(buckets)
-            except CtraceError:
-                # BPF_PROG_TEST_RUN of this kind is refused here: no survey, nothing else is lost
-                self._end()
-        # asked the next time: what is loaded for it shall not hold up the first snapshot
-        inserts = events["ct"][events["kind"] == int(Kind.INSERT)][-ASKED:]
-        self._recent = inserts.tolist() or self._recent
 
     def _end(self) -> None:
         self._works = False

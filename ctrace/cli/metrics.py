@@ -58,7 +58,13 @@ def command(
     try:
         source = open_live(hooks=hooks, sample=True)
         try:
-            model = Model(source.hooks, source.clock, source.started, host=socket.gethostname())
+            model = Model(
+                source.hooks,
+                source.clock,
+                source.started,
+                host=socket.gethostname(),
+                interval=interval,
+            )
             if server is not None:
                 host, port = server.server_address[:2]
                 click.echo(

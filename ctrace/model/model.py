@@ -22,8 +22,10 @@ from ctrace.model.tables import Tables, counted, per_second
 from ctrace.model.victims import Victims
 from ctrace.record import N_REASONS, PART, Events, Kind
 
-TICK_NS: Final = 950_000_000
-"""An interval is about a second, whatever the pace of batches."""
+EARLY_NS: Final = 50_000_000
+"""How much sooner than it is due an interval may end, with a batch."""
+PACE_NS: Final = 950_000_000
+"""About a second: what the pace of events is measured over."""
 
 FLOOD: Final = 200_000
 """Events a second above which one entry of :data:`~ctrace.record.PART` is timed,
@@ -40,8 +42,9 @@ class Model:
     """Who fills the table, who is refused, and why.
 
     ``memory`` is a fixed limit in bytes for everything that grows with traffic; half of
-    it holds birth times of entries, half the tables of keys. Raises UsageError
-    when it is below 4 MiB.
+    it holds birth times of entries, half the tables of keys. Rates are over ``interval``
+    seconds (at least one), whatever the pace of batches. Raises UsageError when the limit
+    is below 4 MiB.
     """
 
     def __init__(
@@ -52,11 +55,13 @@ class Model:
         *,
         host: str = "",
         memory: int = 32 << 20,
+        interval: float = 1.0,
     ) -> None:
         if memory < 4 << 20:
             raise UsageError(f"a memory limit of {memory} bytes is too small: give at least 4 MiB")
         self._hooks, self._clock, self._started, self._host = hooks, clock, started, host
         self._limit = memory
+        self._every = round(max(interval, 1.0) * 1e9) - EARLY_NS
         slots = 1 << 10
         while slots * 2 * 10 <= memory * 0.4:
             slots *= 2
@@ -71,14 +76,14 @@ class Model:
         self._tables = Tables(clock)
         self._points = Points()
         self._until = started
-        self._tick_at = started
+        self._tick_at = self._paced_at = started
         self._ticks = 0
         self._interval = 0.0
         self._lost = 0
         self._cost = SelfCost()
         self._events = np.zeros((16, N_REASONS), np.int64)
         """Events seen, by kind and reason."""
-        self._seen_at_tick = 0
+        self._events_paced = 0
         self._totals_at_tick = Counted()
         self._events_at_tick = Counted()
         self._rates = Rates()
@@ -107,7 +112,9 @@ class Model:
             self._cost = batch.cost
         self._until = max(self._until, batch.until)
         self._tables.update(self._until, batch.counts, batch.tables, batch.names.netns)
-        if self._until - self._tick_at >= TICK_NS:
+        if self._until - self._paced_at >= PACE_NS:
+            self._pace()
+        if self._until - self._tick_at >= self._every:
             self._tick()
 
     def _name(self, batch: Batch) -> None:
@@ -176,6 +183,13 @@ class Model:
             weight = np.where(extra.take(at) & EXISTING, 1, part)
             self._tables.dumped(netns).went(int(weight.sum()), int(weight[w.assured(at)].sum()))
 
+    def _pace(self) -> None:
+        """In a flood fewer entries are timed."""
+        events = int(self._events.sum())
+        rate = (events - self._events_paced) / (self._until - self._paced_at) * 1e9
+        self._births.thin_out(rate > (FLOOD / 4 if self._births.thin else FLOOD), self._until)
+        self._events_paced, self._paced_at = events, self._until
+
     def _tick(self) -> None:
         seconds = (self._until - self._tick_at) / 1e9
         self._levels.tick(self._ticks, seconds)
@@ -185,10 +199,6 @@ class Model:
         self._rates = per_second(totals, self._totals_at_tick, seconds)
         self._event_rates = per_second(seen, self._events_at_tick, seconds)
         self._totals_at_tick, self._events_at_tick = totals, seen
-        events = int(self._events.sum())
-        rate = (events - self._seen_at_tick) / seconds
-        self._births.thin_out(rate > (FLOOD / 4 if self._births.thin else FLOOD), self._until)
-        self._seen_at_tick = events
         self._interval, self._tick_at = seconds, self._until
         self._ticks += 1
         rates = self._rates if self._tables.counted() else self._event_rates

@@ -152,6 +152,30 @@ def test_a_flood_is_read_before_the_interval_is_over(lab: Lab) -> None:
 
 
 @root
+@pytest.mark.kernel
+def test_tables_are_read_each_second_of_a_long_interval(lab: Lab) -> None:
+    a, b = pair(lab)
+    source = open_live(Filter(netns=a.inum))
+    try:
+        parts = []
+        traffic.udp_flows(a, (b.addresses["a"][0], 9), 300)
+        for batch in source.batches(3.5):
+            parts.append(batch)
+            if not batch.more:
+                break
+        assert [batch.more for batch in parts] == [True, True, True, False]
+        assert all(batch.tables for batch in parts[:3])
+        assert [batch.cost.rss > 0 for batch in parts] == [False, False, False, True]
+        (last,) = parts[2].tables
+        assert last.count == 300
+        if hasattr(source._capture, "look"):
+            assert 0 < last.met < 300
+            assert last.met_assured == 0
+    finally:
+        source.close()
+
+
+@root
 def test_unknown_families_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown hook family"):
         open_live(hooks="magic")

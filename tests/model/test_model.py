@@ -512,3 +512,15 @@ def test_joined_keeps_the_record_layout() -> None:
     trace = Trace()
     trace.flows(np.array([0.1]), 1, 1)
     assert joined(trace.parts).dtype == RECORD
+
+
+def test_rates_are_over_the_interval_asked_for_however_many_batches_it_has() -> None:
+    trace = Trace()
+    trace.flows(np.linspace(0.1, 0.9, 600), 0.01, 600.0)
+    m = Model(HookInfo("fentry"), Clock(0), START, interval=6.0)
+    for batch in trace.batches(6, step=0.5):
+        m.update(batch)
+    snapshot = m.snapshot()
+    assert snapshot.interval_s == pytest.approx(6.0)
+    assert snapshot.rates.insert == pytest.approx(100)
+    assert snapshot.culprits[0].new_per_s == pytest.approx(100)

@@ -130,18 +130,22 @@ def test_one_answer_as_json() -> None:
         here, there = lab.namespace("here", track=True), lab.namespace("there")
         _, target = lab.link(here, there)
         top = subprocess.Popen(
-            [*CTRACE, "top", "4", "--group", "service", "--once", "-o", "json", "-p", "udp",
+            [*CTRACE, "top", "6", "--group", "service", "--once", "-o", "json", "-p", "udp",
              "--netns", str(here.inum)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
         )  # fmt: skip
         while top.poll() is None:
-            udp_flows(here, (target, 8125), 20, first_port=20_000 + int(time.time() * 20) % 30_000)
+            udp_flows(here, (target, 8125), 60, first_port=20_000 + int(time.time() * 60) % 30_000)
             time.sleep(0.2)
         out, error = top.communicate()
         assert top.returncode == 0, error
         shown = json.loads(out)
     assert shown["hooks"]["family"]
-    assert shown["interval_s"] == pytest.approx(4, abs=1)
+    assert shown["interval_s"] == pytest.approx(6, abs=1)
+    (table,) = shown["tables"]
+    assert table["seconds_to_full"] > 10 * table["seconds_to_full_error"] > 0
+    if shown["hooks"]["family"] != "netlink":
+        assert (table["pinned"], table["pinned_error"] > 0) == (0, True)
     assert shown["filter"] == f"proto=udp netns={here.inum}"
     busy = [one for one in shown["culprits"] if one["key"] == "udp/8125"]
     assert busy
