@@ -69,6 +69,7 @@ _BUSY: Final = 16
 """Events of a new key in one window that are worth counting at once."""
 CELLS_PER_ROW: Final = 8
 _FIELD: Final = np.uint64(PACKED_MAX)
+_HALF, _ODD = np.uint64(32), np.uint64(1)
 
 
 class Found:
@@ -141,7 +142,8 @@ class HeavyTable:
         self.pruned = 0
         self.turned = 0
         """Events that came for keys without a row."""
-        self._cells = 1 << (CELLS_PER_ROW * rows - 1).bit_length()
+        bits = (CELLS_PER_ROW * rows - 1).bit_length()
+        self._cells, self._cell_shift = 1 << bits, np.uint64(64 - bits)
         self._sketch: npt.NDArray[np.uint32] | None = None
         bits = max(4, (4 * rows).bit_length())
         self._shift = np.uint64(64 - bits)
@@ -230,8 +232,12 @@ class HeavyTable:
         return found
 
     def _cell(self, h: U64) -> Rows:
-        """The sketch's cell of each hash, from bits that the index uses least."""
-        return ((h >> np.uint64(_ROW_BITS)) & np.uint64(self._cells - 1)).view(np.int64)
+        """The sketch's cell of each hash, as by chance also for keys in a row: squares are."""
+        cell = h >> _HALF
+        cell ^= h
+        cell *= cell | _ODD
+        cell >>= self._cell_shift
+        return cell.view(np.int64)
 
     @property
     def scarce(self) -> bool:

@@ -104,18 +104,24 @@ _USUAL: Final = [
 ]
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 _NOWHERE: Final = np.zeros(0, np.intp)
+_RECEIVED: Final = int(Direction.IN) & int(Direction.FORWARD) & ~int(Direction.OUT)
+"""Bit of a direction that is neither OUT nor UNKNOWN."""
 _NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
 
 
-def finish(h: U64) -> U64:
-    """Spread every bit of ``h`` over the higher ones, in place; what is different stays so."""
+def spread(h: U64) -> U64:
+    """Hashes like random ones, in place; what is different stays so.
+
+    A key's is a sum of products: enough to tell it from others, and to find it by its highest
+    bits. But keys in a row lie more evenly in it than chance has it.
+    """
     h ^= h >> _S32
     h *= _C3
     return h
 
 
 def address_hash(high: U64, low: U64) -> U64:
-    """A partial hash of addresses, to be added to a meta word's and finished.
+    """A partial hash of addresses, to be added to a meta word's.
 
     Only the last four bytes count for IPv4, whose others are always the same.
     """
@@ -127,7 +133,7 @@ def address_hash(high: U64, low: U64) -> U64:
 
 def key_hash(high: U64, low: U64, meta: U64) -> U64:
     """The hash of whole keys: what :class:`Window` computes piece by piece."""
-    return finish(address_hash(high, low) + meta * _C2)
+    return address_hash(high, low) + meta * _C2
 
 
 def identity(ct: U64, meta: U64) -> U64:
@@ -270,7 +276,7 @@ class Window:
 
     def sources(self, at: npt.NDArray[np.intp]) -> U64:
         """Hash of the source's address, for the events at ``at``."""
-        return finish(self.src_hash.take(at))
+        return spread(self.src_hash.take(at))
 
     def space_only(self, at: Optional[npt.NDArray[np.intp]]) -> U64:
         """Hash of the namespace, for the events at ``at`` or all."""
@@ -278,15 +284,20 @@ class Window:
 
     def src_only(self, at: Optional[npt.NDArray[np.intp]]) -> U64:
         """Hash of the source alone, for the events at ``at`` or all."""
-        return finish(some(self.src_hash, at) + (some(self.meta, at) & NETNS_MASK) * _C2)
+        return self._with_netns(self.src_hash, at)
 
     def dst_only(self, at: Optional[npt.NDArray[np.intp]]) -> U64:
         """Hash of the destination alone, for the events at ``at`` or all."""
-        return finish(some(self.dst_hash, at) + (some(self.meta, at) & NETNS_MASK) * _C2)
+        return self._with_netns(self.dst_hash, at)
 
     def target_hash_owned(self, at: npt.NDArray[np.intp]) -> U64:
         """As ``target_hash`` with :data:`OWNED`, for the events at ``at``."""
-        return finish(self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * _C2)
+        return self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * _C2
+
+    def _with_netns(self, addresses: U64, at: Optional[npt.NDArray[np.intp]]) -> U64:
+        if self.alone:
+            return some(addresses, at) + (self.meta[:1] & NETNS_MASK) * _C2
+        return some(addresses, at) + (some(self.meta, at) & NETNS_MASK) * _C2
 
 
 def some(column: Column, at: Optional[npt.NDArray[np.intp]]) -> Column:
@@ -301,7 +312,7 @@ def service_hash(meta: U64) -> U64:
     """The hash of keys without an address."""
     h = meta * _C2
     h += _NO_ADDRESS
-    return finish(h)
+    return h
 
 
 def window(events: Events) -> Window:
@@ -352,7 +363,7 @@ def window(events: Events) -> Window:
                 np.multiply(hashed, _C1, out=hashed)
             else:
                 hashed[:] = address_hash(part[:, first], part[:, first + 1])
-            finish(np.add(hashed, mixed, out=with_service))
+            np.add(hashed, mixed, out=with_service)
 
     kind = code & _KIND
     ended, comes = kind == int(Kind.DESTROY), kind == int(Kind.INSERT)
@@ -400,9 +411,9 @@ def _ending(status: U16, way: U16, ended: npt.NDArray[np.bool_]) -> U16:
 
 def _owned(table: U64, way: U16, inserts: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Inserts with an owner: only what this host sends may have one."""
-    direction = way & np.uint16(3)
-    sent = (direction != int(Direction.IN)) & (direction != int(Direction.FORWARD))
-    some = np.flatnonzero(sent & inserts)
+    if int(np.bitwise_and.reduce(way)) & _RECEIVED:
+        return _NOWHERE
+    some = np.flatnonzero((way & np.uint16(_RECEIVED) == 0) & inserts)
     return some[table[some, _OWNER] != 0] if some.size else some
 
 

@@ -44,6 +44,10 @@ class RichPool:
         self.trend = np.full((n, TREND), np.nan, np.float32)
         self.samples = np.zeros((n, SAMPLES), RECORD)
         self.sources = np.zeros((n, REGISTERS), np.uint8) if distinct else None
+        self._above = np.full(n, _BELOW[0])
+        """Sources whose remaining bits are not below this change none of a slot's registers."""
+        self._above[0] = 0
+        self._noted = 0
         self._free = list(range(slots, 0, -1))
 
     def take(self, n: int) -> list[int]:
@@ -58,6 +62,7 @@ class RichPool:
         for part in self.parts():
             part[slots] = np.zeros((), part.dtype)
         self.trend[slots] = np.nan
+        self._above[slots] = _BELOW[0]
         self._free.extend(int(slot) for slot in slots)
 
     @property
@@ -118,11 +123,16 @@ class RichPool:
             add_at(self.looks[:, column], slots[which], 1)
 
     def count_sources(self, slots: Rows, register: I64, rest: U64) -> None:
-        """Note sources, by HyperLogLog's register and remaining bits."""
+        """Note sources, by HyperLogLog's register and remaining bits; in slot 0 none."""
         assert self.sources is not None
+        if self._noted % _LEARN == 0:
+            self._above[1:] = _BELOW.take(self.sources[1:].min(axis=1).astype(np.intp))
+        self._noted += 1
+        some = np.flatnonzero(rest < self._above.take(slots))
+        if not some.size:
+            return
         registers = self.sources.reshape(-1)
-        at = slots * REGISTERS
-        at += register
+        at, rest = slots.take(some) * REGISTERS + register.take(some), rest.take(some)
         # The rank is higher than the register's when this many leading bits are zero.
         higher = np.flatnonzero(rest < _BELOW.take(registers.take(at).astype(np.intp)))
         if higher.size:
@@ -133,6 +143,8 @@ class RichPool:
 
 
 _REST_BITS: Final = 52
+_LEARN: Final = 8
+"""Windows after which the lowest registers are looked for anew: they only rise."""
 _BELOW: Final = np.array([1 << max(0, _REST_BITS - rank) for rank in range(64)], np.uint64)
 
 

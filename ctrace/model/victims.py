@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ctrace.batch import Owner
 from ctrace.model.heavy import grouped
-from ctrace.model.keys import PORTED, Window, key_hash
+from ctrace.model.keys import PORTED, Window, key_hash, spread
 from ctrace.model.snapshot import OwnerView, Tuple5, Victim
 from ctrace.record import (
     RECORD,
@@ -84,8 +84,9 @@ class Victims:
         words = np.zeros((len(at), 5), np.uint64)
         for column, part in enumerate((*w.src, *w.dst, w.meta)):
             words[:, column] = part[at]
-        h = key_hash(words[:, 0], words[:, 1], words[:, 4])
-        _, _, order, starts = grouped(h + key_hash(words[:, 2], words[:, 3], words[:, 4]))
+        h = spread(key_hash(words[:, 0], words[:, 1], words[:, 4]))
+        h += key_hash(words[:, 2], words[:, 3], words[:, 4])  # not the same the other way round
+        _, _, order, starts = grouped(h)
         first = order[starts]
         unique = words[first].view("V40").ravel()
         kinds = w.kinds(at[order])

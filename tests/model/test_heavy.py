@@ -107,6 +107,34 @@ def test_a_key_without_address_has_one_hash() -> None:
     assert service_hash(meta).tolist() == key_hash(none, none, meta).tolist()
 
 
+@pytest.mark.parametrize("step", [1, 2, 256, 65536, 1 << 24])
+@pytest.mark.parametrize("ports", [1, 5, 1000])
+def test_keys_in_a_row_lie_apart(step: int, ports: int) -> None:
+    """Addresses and ports in sequence: none shares a hash, few another's place of the index."""
+    n = 24_000
+    at = np.arange(n, dtype=np.uint64)
+    host = (at // np.uint64(ports) * np.uint64(step)) & np.uint64(0xFFFFFFFF)
+    host += at // np.uint64(ports) * np.uint64(step) >> np.uint64(32)
+    low = host.astype(np.uint32).byteswap().astype(np.uint64) << np.uint64(32) | np.uint64(
+        0xFFFF0000
+    )
+    meta = at % np.uint64(ports) | np.uint64(6 << 16 | NETNS << 32)
+    h = np.unique(key_hash(np.zeros(n, np.uint64), low, meta) >> np.uint64(18))
+    assert len(h) == n
+    home = (h >> np.uint64(64 - 18 - 17)).astype(np.int64)  # of 131,072 places
+    place = np.maximum.accumulate(home - np.arange(n)) + np.arange(n)
+    assert np.mean(place > home) < 0.3
+    assert (place - home).max() <= 8
+
+
+def test_distinct_keys_in_a_row_are_estimated_as_well() -> None:
+    """What counts them must not see how evenly they lie."""
+    table = HeavyTable(1000)
+    for first in range(0, 16_000, 2000):
+        feed(table, list(range(NETNS + first, NETNS + first + 2000)))
+    assert table.distinct() == pytest.approx(16_000, rel=0.04)
+
+
 def test_a_hash_of_zero_is_a_key_like_any_other() -> None:
     table = HeavyTable(64)
     h = np.array([0, 0, 5 << 40], np.uint64)

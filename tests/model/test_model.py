@@ -311,6 +311,17 @@ def test_victims_and_their_share() -> None:
     assert culprit.held == 75
 
 
+def test_victims_of_both_directions_are_two() -> None:
+    trace = Trace()
+    trace.drops(np.linspace(0, 1, 30), src="10.0.0.1", dst="10.0.0.4", proto=17, dport=53)
+    trace.drops(np.linspace(0, 1, 20), src="10.0.0.4", dst="10.0.0.1", proto=17, dport=53)
+    trace.drops(np.linspace(0, 1, 10), src="10.0.0.2", dst="10.0.0.3", proto=17, dport=53)
+    shown = {(v.src, v.dst): v.drops for v in feed(model(), trace, 1).snapshot().victims}
+    assert shown == {
+        ("10.0.0.1", "10.0.0.4"): 30, ("10.0.0.4", "10.0.0.1"): 20, ("10.0.0.2", "10.0.0.3"): 10,
+    }  # fmt: skip
+
+
 def test_a_storm_of_victims_stays_bounded() -> None:
     trace = Trace()
     n = 60_000
