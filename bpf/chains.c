@@ -13,7 +13,7 @@
 
 #define CURSOR MAP(0)	/* array of one struct cursor */
 #define LENGTHS MAP(1)	/* array: u64 by chain length; the last one is for all longer */
-#define MET MAP(2)	/* hash: netns -> struct met */
+#define MET MAP(2)	/* LRU hash: netns -> struct met; they come and go */
 
 #define STEPS 128
 #define LONGEST 255

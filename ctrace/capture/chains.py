@@ -28,7 +28,7 @@ CANDIDATES: Final = 4
 DISTURBED: Final = 0.05
 """A table of which more buckets than this end elsewhere is not the table."""
 NAMESPACES: Final = 4096
-"""How many namespaces' entries are told apart; those of others are not counted."""
+"""How many namespaces' entries are told apart; what was met of more is forgotten."""
 
 _PROGRAMS: Final = ("find_by_symbol", "find_by_entry", "walk")
 _CURSOR: Final = struct.Struct("<8Q")
@@ -36,7 +36,7 @@ _CURSOR: Final = struct.Struct("<8Q")
 _MAPS: Final = (
     (sys.MapType.ARRAY, "cursor", _CURSOR.size, 1),
     (sys.MapType.ARRAY, "lengths", 8, LENGTHS),
-    (sys.MapType.HASH, "met", 16, NAMESPACES),
+    (sys.MapType.LRU_HASH, "met", 16, NAMESPACES),
 )
 
 
@@ -131,7 +131,10 @@ class Walker:
             sys.map_update(self._lengths, _key(length), bytes(8))
 
     def met(self) -> dict[int, tuple[int, int]]:
-        """Per namespace, entries met since loaded and how many of them were ASSURED."""
+        """Per namespace, entries met since loaded and how many of them were ASSURED.
+
+        Less than before where the namespace was forgotten meanwhile.
+        """
         keys, values = sys.map_items(self._met, 4, 16, NAMESPACES)
         pairs = values.view(np.uint64).reshape(-1, 2).tolist()
         found = zip(keys.view(np.uint32)[:, 0].tolist(), pairs, strict=True)

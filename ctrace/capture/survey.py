@@ -23,6 +23,7 @@ RUNS: Final = 128
 """Runs of a second: at most 16,384 nodes and empty buckets, about 1 ms."""
 ASKED: Final = 8
 """Entries that are asked for where the table is."""
+_NOTHING: Final = (0, 0)
 
 
 class Survey:
@@ -59,13 +60,10 @@ class Survey:
                     # BPF_PROG_TEST_RUN of this kind is refused here: nothing else is lost
                     self._end()
             self._begun = True
-        none = (0, 0)
+            here = {table.netns: self._met.get(table.netns, _NOTHING) for table in tables}
+            self._met = {netns: met for netns, met in here.items() if met != _NOTHING}
         return tuple(
-            replace(
-                table,
-                met=self._met.get(table.netns, none)[0],
-                met_assured=self._met.get(table.netns, none)[1],
-            )
+            replace(table, met=here[table.netns][0], met_assured=here[table.netns][1])
             for table in tables
         )
 
@@ -95,7 +93,10 @@ class Survey:
                 continue
             self._base = base
             self._next = walked.next if walked.next < buckets else 0
-            for netns, met in self._seen.items():
-                was, sum_ = before.get(netns, (0, 0)), self._met.get(netns, (0, 0))
-                self._met[netns] = (sum_[0] + met[0] - was[0], sum_[1] + met[1] - was[1])
+            for netns, (entries, assured) in self._seen.items():
+                was = before.get(netns, _NOTHING)
+                if was[0] > entries:  # forgotten meanwhile: this is all since
+                    was = _NOTHING
+                met = self._met.get(netns, _NOTHING)
+                self._met[netns] = met[0] + entries - was[0], met[1] + assured - was[1]
             return
