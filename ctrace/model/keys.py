@@ -295,9 +295,8 @@ class Window:
         return self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * _C2
 
     def _with_netns(self, addresses: U64, at: Optional[npt.NDArray[np.intp]]) -> U64:
-        if self.alone:
-            return some(addresses, at) + (self.meta[:1] & NETNS_MASK) * _C2
-        return some(addresses, at) + (some(self.meta, at) & NETNS_MASK) * _C2
+        meta = self.meta[:1] if self.alone else some(self.meta, at)
+        return some(addresses, at) + (meta & NETNS_MASK) * _C2
 
 
 def some(column: Column, at: Optional[npt.NDArray[np.intp]]) -> Column:
@@ -310,8 +309,7 @@ _NO_ADDRESS: Final = address_hash(np.zeros(1, np.uint64), np.zeros(1, np.uint64)
 
 def service_hash(meta: U64) -> U64:
     """The hash of keys without an address."""
-    h = meta * _C2
-    h += _NO_ADDRESS
+    h: U64 = meta * _C2 + _NO_ADDRESS
     return h
 
 

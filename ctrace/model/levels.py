@@ -59,9 +59,7 @@ class Details:
     ends: Rows
     """Ends whose lifetimes are looked at: all whose birth was looked for, or an even sample."""
     state: Rows
-    """Aligned with ``ends``, as are the next two."""
-    age: I64
-    """Nanoseconds since the birth, UNKNOWN where it isn't known."""
+    """Aligned with ``ends``."""
     residence: Rows
     """Which of ``ends`` have a known residence; ``residence_bin`` is aligned with it."""
     residence_bin: I64
@@ -127,7 +125,6 @@ def details(
         born=born,
         ends=ends,
         state=np.minimum(w.states(ends), np.uint8(15)).astype(np.intp),
-        age=age,
         residence=residence,
         residence_bin=histogram.bins(milliseconds),
         life=residence.take(told),
