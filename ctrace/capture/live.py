@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
@@ -25,7 +26,7 @@ from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns, process
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
-from ctrace.record import Events, Kind, by_time, join
+from ctrace.record import Events, Kind, by_time, empty, join
 
 ADDRESSES: Final = 30.0
 """Seconds between two looks at a namespace's addresses."""
@@ -35,6 +36,9 @@ OWNERS_KNOWN: Final = 65536
 LATE: Final = 0.1
 """Seconds until an entry that a dump has is surely told of, also by a sender that a busy
 host interrupted between the entry and its event."""
+
+DUMPS: Final = 5
+"""Paths by which a namespace's entries are sought."""
 
 NO_FILTER: Final = Filter()
 
@@ -381,13 +385,25 @@ class _CostMeter:
 
 
 def _dump(spaces: Sequence[Namespace]) -> Events:
-    parts = []
-    for space in spaces:
-        try:
-            parts.append(ctnetlink.dump(space.path))
-        except (CtraceError, OSError):
-            continue  # gone meanwhile, or conntrack is not loaded
-    return join(parts)
+    return join([_existing(space) for space in spaces])
+
+
+def _existing(space: Namespace) -> Events:
+    """The entries of one namespace; none where it has gone, or conntrack is not loaded.
+
+    A path through a process leads elsewhere once that ends or enters another namespace,
+    if only for a moment: then through another process.
+    """
+    found: Optional[Namespace] = space
+    for _ in range(DUMPS):
+        if found is None:
+            break
+        with contextlib.suppress(CtraceError, OSError):
+            table = ctnetlink.read_table(found.path)
+            if table.netns == space.inum:
+                return table.events
+        found = next((one for one in netns.find() if one.inum == space.inum), None)
+    return empty()
 
 
 def _units(owners: dict[int, Owner]) -> dict[int, str]:

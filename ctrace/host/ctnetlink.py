@@ -50,6 +50,8 @@ class Table:
     mark: U32
     start: npt.NDArray[np.uint64]
     """When each entry was made, ns since the epoch; 0 without nf_conntrack_timestamp."""
+    netns: int
+    """Inode of the namespace that it was: a process's path may lead to another by then."""
 
 
 def dump(path: str) -> Events:
@@ -68,7 +70,7 @@ def read_table(path: str) -> Table:
     parts: list[Decoded] = []
     with _socket(path) as (sock, inum):
         # The kernel walks one hash table for all namespaces, and would so for an empty one.
-        pieces = _dump(sock, GET) if _any_entry(path) else ()
+        pieces = _dump(sock, GET) if _any_entry(path, inum) else ()
         for data, starts, lengths in pieces:
             parts.append(decoder.decode(data, starts, lengths))
     events = join([part.events for part in parts])
@@ -80,6 +82,7 @@ def read_table(path: str) -> Table:
         np.concatenate([np.zeros(0, np.int32), *(part.left for part in parts)]),
         np.concatenate([np.zeros(0, np.uint32), *(part.mark for part in parts)]),
         np.concatenate([np.zeros(0, np.uint64), *(part.start for part in parts)]),
+        inum,
     )
 
 
@@ -252,7 +255,7 @@ def open_socket(path: str, groups: int = 0) -> tuple[socket.socket, int]:
     kernel has no nfnetlink.
     """
     with enter(path):
-        inum = int(os.readlink("/proc/thread-self/ns/net")[5:-1])
+        inum = _here()
         try:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         except OSError as error:
@@ -271,11 +274,16 @@ def open_socket(path: str, groups: int = 0) -> tuple[socket.socket, int]:
     return sock, inum
 
 
-def _any_entry(path: str) -> bool:
-    """Whether the table holds anything; True where that cannot be read."""
+def _here() -> int:
+    """Inode of the namespace that this thread is in."""
+    return int(os.readlink("/proc/thread-self/ns/net")[5:-1])
+
+
+def _any_entry(path: str, inum: int) -> bool:
+    """Whether the table holds anything; True where that cannot be read, or not at ``path``."""
     try:
         with enter(path), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
-            return int(file.read()) > 0
+            return _here() != inum or int(file.read()) > 0
     except OSError:
         return True
 

@@ -21,12 +21,13 @@ import numpy as np
 import pytest
 
 from ctrace.batch import Batch, Clock, Names, Netns, Owner
-from ctrace.capture import open_live
+from ctrace.capture import live, open_live
 from ctrace.capture.live import LiveSource
 from ctrace.capture.poller import MANY
 from ctrace.errors import UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink
+from ctrace.host.netns import LOWEST_INODE, Namespace
 from ctrace.lab import Lab, Node, traffic
 from ctrace.record import Events, Kind, Reason, Status, address_bytes, empty, join, words
 from ctrace.view.events import HEADER, EventLines
@@ -173,6 +174,19 @@ def test_tables_are_read_each_second_of_a_long_interval(lab: Lab) -> None:
             assert last.met_assured == 0
     finally:
         source.close()
+
+
+@root
+@pytest.mark.kernel
+def test_a_path_that_leads_elsewhere_by_now_costs_no_entries(lab: Lab) -> None:
+    """The process that it leads through ended, or is in another namespace for a moment."""
+    a, b = pair(lab)
+    ctnetlink.fill(a.path, 50)
+    ctnetlink.fill(b.path, 7)
+    for path in (a.path, b.path, "/proc/999999999/ns/net"):
+        rows = live._dump([Namespace(a.inum, "a", path)])
+        assert (len(rows), set(rows["netns"].tolist())) == (50, {a.inum})
+    assert not len(live._dump([Namespace(LOWEST_INODE - 1, "gone", b.path)]))
 
 
 @root
