@@ -5,7 +5,7 @@
  * none of them knows which family it serves.
  *
  * Offsets (CT_*, NET_*, TASK_*, ...) are the running kernel's, from
- * ctrace/capture/layout.py; filters (F_*) from ctrace/capture/objects.py.
+ * ctrace/kernel/layout.py; filters (F_*) from ctrace/kernel/objects.py.
  */
 #ifndef CTRACE_CT_H
 #define CTRACE_CT_H

@@ -26,7 +26,7 @@ static void *(*current_task_btf)(void) = (void *)158;	/* 5.11 */
 
 /*
  * Adds to *at and gives what it was (5.12). Compilers before LLVM 12 know no such
- * instruction: ctrace/capture/compiler.py makes it of an addition with this offset.
+ * instruction: ctrace/kernel/compiler.py makes it of an addition with this offset.
  */
 #define FETCH_OFFSET "0x7000"
 
@@ -42,7 +42,7 @@ INLINE u64 fetch_add(u64 *at, u64 value)
 
 /* What lies at any address of the kernel; 0 where nothing does. */
 #ifdef RDONLY_CAST	/* 6.2: one load, several times faster than a helper */
-/* The kernel function with that BTF id; ctrace/capture/compiler.py makes it a call of it. */
+/* The kernel function with that BTF id; ctrace/kernel/compiler.py makes it a call of it. */
 static void *(*rdonly_cast)(u64 from, u32 type) = (void *)(1000001 + RDONLY_CAST);
 
 /* RDONLY_TYPE is struct in6_addr: 16 bytes that may be read as any integers. */

@@ -2,7 +2,7 @@
 /*
  * A look at one entry on request, for sampling how young connections fare: no hook.
  * The address may by now belong to another entry, or to none: user space compares the
- * tuple with the one that it asked for (ctrace/capture/look.py).
+ * tuple with the one that it asked for (ctrace/capture/young.py).
  */
 #ifndef CTRACE_LOOK_H
 #define CTRACE_LOOK_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The maps, by position: user space makes them (ctrace/capture/objects.py holds the
+ * The maps, by position: user space makes them (ctrace/kernel/objects.py holds the
  * same list) and replaces the fake descriptors in the compiled instructions.
  */
 #ifndef CTRACE_MAPS_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * The one record that every hook fills. ctrace/record.py holds the same layout
- * as a numpy dtype; tests/test_record.py compares the two field by field.
+ * as a numpy dtype; tests/capture/test_layout.py compares the two field by field.
  *
  * 120 bytes: with the ring buffer's 8-byte header a slot is 128 bytes, which
  * divides every ring size, so a ring is an array and no record wraps.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * This CPU's ring of records: ring_room() for a place in it, ring_done() when it is
- * filled. ctrace/capture/rings.py reads it.
+ * filled. ctrace/kernel/rings.py reads it.
  *
  * Where programs can take a number atomically (5.12) and stores stay in order (x86-64),
  * the ring is an array of ours. A place holds its number and one, stored last; so nothing

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ctrace.trace.reader import Recording
+    from ctrace.recording.reader import Recording
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,6 @@ def open(path: str) -> Recording:
     Raises ctrace.errors.CtraceError when it is none, damaged at its beginning, or
     of a version that this one cannot read.
     """
-    from ctrace.trace.series import open_recording
+    from ctrace.recording.series import open_recording
 
     return open_recording(path)

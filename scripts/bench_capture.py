@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from ctrace.capture import compiler, layout, open_live, sys
+from ctrace.capture import open_live
 from ctrace.capture.family import Capture
 from ctrace.capture.live import in_order
 from ctrace.capture.poller import Poller
-from ctrace.capture.rings import Rings
 from ctrace.filters import Filter
+from ctrace.kernel import bpf, compiler, layout
+from ctrace.kernel.rings import Rings
 from ctrace.lab import Lab, Node
 
 Row = dict[str, Any]
@@ -102,7 +103,7 @@ class Producer:
 
         own = "FETCH_ADD" in layout.running()
         self.rings = Rings(RING, own=own)
-        self._lost = sys.map_create(sys.MapType.ARRAY, 4, 8, 1, name="lost")
+        self._lost = bpf.map_create(bpf.MapType.ARRAY, 4, 8, 1, name="lost")
         self.bpf = BPF(
             text=PRODUCER,
             cflags=[
@@ -113,9 +114,9 @@ class Producer:
                 *(["-DFETCH_ADD"] if own else []),
             ],
         )
-        kind = sys.ProgType.RAW_TRACEPOINT
+        kind = bpf.ProgType.RAW_TRACEPOINT
         code = compiler.link(self.bpf.dump_func(b"ours"), [self.rings.map, self._lost])
-        self.ours = sys.prog_load(code, kind, "ours")
+        self.ours = bpf.prog_load(code, kind, "ours")
         self.theirs = self.bpf.load_func("theirs", int(kind)).fd
         self.seen: dict[int, int] = {}
         self.called = 0
@@ -132,7 +133,7 @@ class Producer:
     def lost(self, ours: bool) -> int:
         """Records that found no room so far."""
         if ours:
-            raw = sys.map_lookup(self._lost, bytes(4), 8) or bytes(8)
+            raw = bpf.map_lookup(self._lost, bytes(4), 8) or bytes(8)
             return int.from_bytes(raw, "little")
         return int(self.bpf["lost"][0].value)
 
@@ -152,7 +153,7 @@ def drained(producer: Producer) -> list[Row]:
         for ours in (True, False):
             program = producer.ours if ours else producer.theirs
             for _ in range(RECORDS // PER_RUN):
-                sys.prog_run(program)
+                bpf.prog_run(program)
             started = time.perf_counter()
             taken = producer.drain(ours)
             if measured:
@@ -244,7 +245,7 @@ def produce(program: int, rate: int, seconds: float) -> None:
     done = 0
     while (passed := time.monotonic() - started) < seconds:
         while done < rate * passed:
-            sys.prog_run(program)
+            bpf.prog_run(program)
             done += PER_RUN
         time.sleep(0.001)
 
@@ -441,7 +442,7 @@ def kernel_cost() -> list[Row]:
             source = open_live(seed=False)
             try:
                 traced.append(send(20_000))
-                stats = sys.enable_stats()
+                stats = bpf.enable_stats()
                 capture: Any = source._capture  # type: ignore[attr-defined]
                 before = capture.run_time()
                 send(20_000)

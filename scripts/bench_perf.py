@@ -21,11 +21,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "view")]
 import samples  # noqa: E402
 from bench_capture import FLOWS, Flood  # noqa: E402
 
-from ctrace.host import symbols  # noqa: E402
+from ctrace.cost.measure import Measurement  # noqa: E402
+from ctrace.kernel import symbols  # noqa: E402
 from ctrace.lab import Lab, Node  # noqa: E402
-from ctrace.perf import Measurement  # noqa: E402
-from ctrace.view.openmetrics import CONTENT_TYPE_LATEST, Exposition  # noqa: E402
-from ctrace.view.scrape import CONNECTIONS, Scrapes  # noqa: E402
+from ctrace.view.export.openmetrics import CONTENT_TYPE_LATEST, Exposition  # noqa: E402
+from ctrace.view.export.scrape import CONNECTIONS, Scrapes  # noqa: E402
 
 Row = dict[str, Any]
 CULPRITS = 1000

@@ -22,9 +22,9 @@ import synthetic
 
 from ctrace.batch import Batch
 from ctrace.record import Events
-from ctrace.trace.format import Codec, zstd_available
-from ctrace.trace.reader import Recording
-from ctrace.trace.writer import Writer
+from ctrace.recording.format import Codec, zstd_available
+from ctrace.recording.reader import Recording
+from ctrace.recording.writer import Writer
 
 EVENTS = 1_000_000
 REPEATS = 5

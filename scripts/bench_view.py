@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "view")]
 
 import samples  # noqa: E402
 
+from ctrace.live.protocol import Phase  # noqa: E402
 from ctrace.model.snapshot import Snapshot  # noqa: E402
-from ctrace.view.feed import Phase  # noqa: E402
 
 KEYS = 1000
 SIZE = (120, 40)
@@ -56,9 +56,9 @@ class Churn:
 
 def frames(snapshots: list[Snapshot], width: int, height: int) -> float:
     """Median CPU seconds to compose one frame."""
-    from ctrace.view.frame import compose
-    from ctrace.view.palette import DARK
-    from ctrace.view.state import State
+    from ctrace.view.screen.frame import compose
+    from ctrace.view.screen.palette import DARK
+    from ctrace.view.screen.state import State
 
     times = []
     for snapshot in snapshots * 3:
@@ -103,7 +103,7 @@ def _report(pid: int) -> str:
 def _child(seconds: float, size: tuple[int, int]) -> None:
     os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8",
                    "COLUMNS": str(size[0]), "LINES": str(size[1])}  # fmt: skip
-    from ctrace.view.app import TopApp
+    from ctrace.view.screen.app import TopApp
 
     feed = Churn([samples.churning(KEYS, tick) for tick in range(int(seconds) + 4)])
     app = TopApp(feed)

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Optional, Union
 
-from ctrace.advice import afterwards, persist, rules_nft, rules_xt
 from ctrace.advice import alternatives as other
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
-from ctrace.advice.in_place import OURS, InPlace, in_place
-from ctrace.advice.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
-from ctrace.advice.predict import Outlook, Part, Range, Service
 from ctrace.advice.roles import Seen, half_tracked, subject, translated
+from ctrace.change import persist, shell_lines
+from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Culprit, Snapshot, Table
+from ctrace.ruleset import notrack_iptables, notrack_nft
+from ctrace.ruleset.in_place import OURS, InPlace, in_place
+from ctrace.whatif.predict import Outlook, Part, Range, Service
 
 TARGET: Final = 0.6
 POINTLESS: Final = 0.02
@@ -399,7 +400,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
     undo = ""
     if _has_rules(candidate):
         texts = rule_texts(candidate.lever)
-        undo = afterwards.undo_line(alone(candidate.lever))
+        undo = shell_lines.undo_line(alone(candidate.lever))
     return {
         "service": {"proto": candidate.proto, "port": candidate.port},
         "netns": candidate.netns,
@@ -422,7 +423,7 @@ def flush_lines(candidate: Candidate) -> list[str]:
     """The commands that delete the entries which stay behind, once its rules are in."""
     if not _has_rules(candidate):
         return []
-    return [" ".join(argv) for argv in afterwards.flush_commands(alone(candidate.lever))]
+    return [" ".join(argv) for argv in shell_lines.flush_commands(alone(candidate.lever))]
 
 
 def _has_rules(candidate: Candidate) -> bool:
@@ -435,12 +436,12 @@ def rule_texts(lever: Lever) -> dict[str, str]:
     The accepts in other tables follow in the form of the tool that owns the table.
     """
     plan = alone(lever)
-    texts = {"nft": rules_nft.script(plan, None), "iptables": "", "ip6tables": ""}
+    texts = {"nft": notrack_nft.script(plan, None), "iptables": "", "ip6tables": ""}
     if isinstance(lever, Notrack):
         for name, family in (("iptables", "ip"), ("ip6tables", "ip6")):
-            texts[name] = "" if lever.shared else rules_xt.restore(plan, family)
+            texts[name] = "" if lever.shared else notrack_iptables.restore(plan, family)
             for tool in ("iptables-nft", "iptables-legacy"):
-                texts[name] += rules_xt.accepts(plan, tool, family)
+                texts[name] += notrack_iptables.accepts(plan, tool, family)
     return texts
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Final, Optional
 
-from ctrace.advice import rules_nft
 from ctrace.advice.facts import BUCKET_BYTES, Facts
-from ctrace.advice.plan import CtTimeout, alone
-from ctrace.advice.predict import Outlook, Part, Range, shortened
 from ctrace.advice.roles import Seen
+from ctrace.change.plan import CtTimeout, alone
 from ctrace.model.snapshot import Culprit, Table
+from ctrace.ruleset import notrack_nft
+from ctrace.whatif.predict import Outlook, Part, Range, shortened
 
 POLICY: Final = {
     "tcp": (("fin_wait", 10), ("close_wait", 10), ("last_ack", 5), ("time_wait", 5), ("close", 2)),
@@ -69,7 +69,7 @@ def frees_by_policy(culprit: Culprit, facts: Facts) -> Range:
 
 
 def shorter(policy: CtTimeout) -> dict[Part, float]:
-    """The policy's timeouts, as :class:`ctrace.advice.predict.Outlook` takes them."""
+    """The policy's timeouts, as :class:`ctrace.whatif.predict.Outlook` takes them."""
     names = dict(policy.policy)
     first, other = {"tcp": ("time_wait", ""), "udp": ("unreplied", "replied")}[policy.proto]
     return {
@@ -106,7 +106,7 @@ def policy_alternative(
     table: Table, policy: CtTimeout, freed: Range, outlook: Outlook, planned: bool
 ) -> Alternative:
     """A ct timeout lever as an alternative; ``planned``: a plan has it already."""
-    script = rules_nft.script(alone(policy), None)
+    script = notrack_nft.script(alone(policy), None)
     states = ", ".join(f"{state} {seconds} s" for state, seconds in policy.policy)
     return Alternative(
         "ct-timeout",

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Optional
 
-from ctrace.advice.evaluate import Met, evaluate, explore
-from ctrace.advice.plan import Notrack
-from ctrace.advice.planes import EVERYWHERE
 from ctrace.advice.probes import Subject, families, gateway, own
-from ctrace.advice.ruleset_model import Chain, Rule, Ruleset, Use
+from ctrace.change.plan import Notrack
 from ctrace.record import Status
+from ctrace.ruleset.evaluate import Met, evaluate, explore
+from ctrace.ruleset.model import Chain, Rule, Ruleset, Use
+from ctrace.ruleset.planes import EVERYWHERE
 
 NAT: Final = ("dnat", "snat", "masquerade", "redirect")
 SOURCE_NAT: Final = ("snat", "masquerade")

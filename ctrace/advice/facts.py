@@ -8,14 +8,14 @@ import shutil
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
-from ctrace.advice import plan as plans
-from ctrace.advice import state
-from ctrace.advice.plan import Lever
-from ctrace.advice.ruleset import dump, load
-from ctrace.advice.ruleset_model import Ruleset
-from ctrace.capture.sys import kernel_version
+from ctrace.change import notes
+from ctrace.change import plan as plans
+from ctrace.change.plan import Lever
 from ctrace.errors import CtraceError
 from ctrace.host.netns import enter, find, local_addresses
+from ctrace.kernel.bpf import kernel_version
+from ctrace.ruleset.model import Ruleset
+from ctrace.ruleset.reader import dump, load
 
 TIMEOUTS: Final[dict[str, int]] = {
     "tcp_timeout_syn_sent": 120,
@@ -63,7 +63,7 @@ def facts(netns_path: str) -> Facts:
     if found.ruleset is None or not found.ruleset.ours:
         return found
     with enter(netns_path):
-        note = state.read(os.stat("/proc/thread-self/ns/net").st_ino)
+        note = notes.read(os.stat("/proc/thread-self/ns/net").st_ino)
     return replace(found, applied=plans.from_json(note.plan).levers) if note else found
 
 

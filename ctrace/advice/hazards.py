@@ -18,7 +18,6 @@ from ipaddress import (
 )
 from typing import Final, Optional
 
-from ctrace.advice.evaluate import Met, Outcome, TooComplex, evaluate, explore
 from ctrace.advice.evidence import (
     MAX_CLIENT_PEERS,
     NAT,
@@ -29,8 +28,8 @@ from ctrace.advice.evidence import (
     source_nat,
     static,
 )
-from ctrace.advice.lever_model import applied
-from ctrace.advice.plan import (
+from ctrace.advice.probes import Flow, Probe, Subject, flows
+from ctrace.change.plan import (
     MAX_ADDRESSES,
     MAX_DEVICES,
     Accept,
@@ -38,8 +37,9 @@ from ctrace.advice.plan import (
     device_ok,
     name_ok,
 )
-from ctrace.advice.probes import Flow, Probe, Subject, flows
-from ctrace.advice.ruleset_model import Chain, Ruleset
+from ctrace.ruleset.evaluate import Met, Outcome, TooComplex, evaluate, explore
+from ctrace.ruleset.model import Chain, Ruleset
+from ctrace.ruleset.notrack_model import applied
 
 VERDICTS: Final = ("safe", "safe-with-rules", "warn", "unsafe")
 LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn", "unsafe": "unsafe"}

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Final, Optional
 
-from ctrace.advice.evaluate import ICMP, ICMP6, UNKNOWN_DEVICE, Packet
-from ctrace.advice.plan import Notrack
-from ctrace.advice.ruleset_model import Rule, Ruleset
+from ctrace.change.plan import Notrack
 from ctrace.record import PROTO_NUMBERS
+from ctrace.ruleset.evaluate import ICMP, ICMP6, UNKNOWN_DEVICE, Packet
+from ctrace.ruleset.model import Rule, Ruleset
 
 SYN, ACK, SYN_ACK = 0x02, 0x10, 0x12
 STRANGER: Final = {"ip": "198.51.100.77", "ip6": "2001:db8:77::77"}

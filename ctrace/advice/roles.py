@@ -8,8 +8,8 @@ from functools import reduce
 from operator import or_
 from typing import Final, Optional
 
-from ctrace.advice.plan import ROLES
 from ctrace.advice.probes import Subject
+from ctrace.change.plan import ROLES
 from ctrace.model.snapshot import Culprit, Tuple5
 
 _OF_DIRECTION: Final = {

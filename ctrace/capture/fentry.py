@@ -11,9 +11,9 @@ import errno
 import os
 from typing import ClassVar, Final, NamedTuple, Optional
 
-from ctrace.capture import btf, sys
-from ctrace.capture.functions import MODULE, FunctionCapture, Hook, fits, type_information
+from ctrace.capture.function_hooks import MODULE, FunctionCapture, Hook, fits, type_information
 from ctrace.errors import CtraceError
+from ctrace.kernel import bpf, btf
 
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
@@ -45,19 +45,19 @@ class FentryCapture(FunctionCapture[Function]):
             program = self._objects.load(
                 name,
                 code,
-                sys.ProgType.TRACING,
-                attach_type=sys.AttachType.TRACE_FEXIT if exit_ else sys.AttachType.TRACE_FENTRY,
+                bpf.ProgType.TRACING,
+                attach_type=bpf.AttachType.TRACE_FEXIT if exit_ else bpf.AttachType.TRACE_FENTRY,
                 attach_btf_id=target.btf_id,
                 attach_btf_fd=module,
             )
-        return sys.raw_tracepoint_open(program)
+        return bpf.raw_tracepoint_open(program)
 
 
 class _ModuleBtf:
     """The descriptor of the module's BTF while a program is loaded; 0 for the kernel's."""
 
     def __init__(self, target: Function) -> None:
-        self._fd = sys.btf_open(MODULE) if target.in_module else None
+        self._fd = bpf.btf_open(MODULE) if target.in_module else None
         if target.in_module and self._fd is None:
             raise CtraceError(f"{MODULE} was unloaded: load it again (modprobe {MODULE})")
 
@@ -87,15 +87,15 @@ def probe() -> None:
         )
     with _ModuleBtf(target) as module:
         try:
-            program = sys.prog_load(
+            program = bpf.prog_load(
                 _RETURN_ZERO,
-                sys.ProgType.TRACING,
+                bpf.ProgType.TRACING,
                 "ctrace_probe",
-                attach_type=sys.AttachType.TRACE_FENTRY,
+                attach_type=bpf.AttachType.TRACE_FENTRY,
                 attach_btf_id=target.btf_id,
                 attach_btf_fd=module,
             )
-        except sys.BpfError as error:
+        except bpf.BpfError as error:
             if error.errno != errno.EPERM:
                 raise
             raise CtraceError(
@@ -103,6 +103,6 @@ def probe() -> None:
                 "locked down, or CAP_PERFMON is missing"
             ) from error
     try:
-        os.close(sys.raw_tracepoint_open(program))
+        os.close(bpf.raw_tracepoint_open(program))
     finally:
         os.close(program)

@@ -18,9 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple, Optional
 
-from ctrace.capture import sys
-from ctrace.capture.functions import HOOKS, MODULE, FunctionCapture, Hook, fits
+from ctrace.capture.function_hooks import HOOKS, MODULE, FunctionCapture, Hook, fits
 from ctrace.errors import CtraceError
+from ctrace.kernel import bpf
 
 PMU: Final = Path("/sys/bus/event_source/devices/kprobe")
 SET_BPF: Final = 0x40042408
@@ -60,7 +60,7 @@ class KprobeCapture(FunctionCapture[Symbol]):
 
     def attach(self, name: str, code: bytes, target: Symbol, *, exit_: bool) -> int:
         """Load the program and open the probe that runs it."""
-        program = self._objects.load(name, code, sys.ProgType.KPROBE)
+        program = self._objects.load(name, code, bpf.ProgType.KPROBE)
         return open_probe(program, target, exit_=exit_)
 
 
@@ -82,13 +82,13 @@ def open_probe(program: int, symbol: Symbol, *, exit_: bool) -> int:
     # config1 and config2: the name and an offset in it, or no name and an address
     by_address = bool(symbol.address)
     struct.pack_into("<QQ", attr, 56, 0 if by_address else ctypes.addressof(name), symbol.address)
-    event = sys.perf_event_open(bytes(attr), -1, 0)
+    event = bpf.perf_event_open(bytes(attr), -1, 0)
     try:
         fcntl.ioctl(event, SET_BPF, program)
         fcntl.ioctl(event, ENABLE, 0)
     except OSError as error:
         os.close(event)
-        raise sys.BpfError(f"cannot probe {symbol.name}", error.errno or errno.EIO) from error
+        raise bpf.BpfError(f"cannot probe {symbol.name}", error.errno or errno.EIO) from error
     return event
 
 
@@ -135,13 +135,13 @@ def registers() -> tuple[tuple[int, ...], int, int]:
 def probe() -> None:
     """Attach a program that does nothing. Raises CtraceError saying why not."""
     registers()
-    program = sys.prog_load(_RETURN_ZERO, sys.ProgType.KPROBE, "ctrace_probe")
+    program = bpf.prog_load(_RETURN_ZERO, bpf.ProgType.KPROBE, "ctrace_probe")
     try:
         symbol = symbols().get("nf_conntrack_free", Symbol("nf_conntrack_free"))
         for exit_ in (False, True):
             try:
                 os.close(open_probe(program, symbol, exit_=exit_))
-            except sys.BpfError as error:
+            except bpf.BpfError as error:
                 if error.errno != errno.ENOENT:
                     raise
                 raise CtraceError(

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
-from ctrace.capture import fentry, kprobe, layout, sys
+from ctrace.capture import fentry, kprobe
 from ctrace.errors import CtraceError
+from ctrace.kernel import bpf, layout
 
 _RETURN_ACCEPT: Final = bytes.fromhex("b700000001000000 9500000000000000")
 _CLONE_NEWNET: Final = 0x40000000
@@ -64,8 +65,8 @@ def _bpf_basics() -> None:
             "(Fedora, RHEL)"
         )
     try:
-        os.close(sys.map_create(sys.MapType.RINGBUF, 0, 0, os.sysconf("SC_PAGE_SIZE")))
-    except sys.BpfError as error:
+        os.close(bpf.map_create(bpf.MapType.RINGBUF, 0, 0, os.sysconf("SC_PAGE_SIZE")))
+    except bpf.BpfError as error:
         raise CtraceError(f"no BPF ring buffers (5.8 and later have them): {error}") from error
 
 
@@ -83,14 +84,14 @@ def _netfilter() -> None:
     _bpf_basics()
     if "BPF_NF_STATE" not in layout.running():
         raise CtraceError("this kernel has no BPF netfilter links (6.4 and later have)")
-    program = sys.prog_load(
+    program = bpf.prog_load(
         _RETURN_ACCEPT,
-        sys.ProgType.NETFILTER,
+        bpf.ProgType.NETFILTER,
         "ctrace_probe",
-        attach_type=sys.AttachType.NETFILTER,
+        attach_type=bpf.AttachType.NETFILTER,
     )
     try:
-        _elsewhere(lambda: os.close(sys.link_netfilter(program, 2, 1, 2**31 - 3)))
+        _elsewhere(lambda: os.close(bpf.link_netfilter(program, 2, 1, 2**31 - 3)))
     finally:
         os.close(program)
 

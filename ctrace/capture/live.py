@@ -15,17 +15,17 @@ from typing import Final, Optional, Protocol, cast
 import numpy as np
 
 from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, Netns, Owner, SelfCost
+from ctrace.capture.assured import Survey
 from ctrace.capture.family import Capture
-from ctrace.capture.look import Looks, Sampler
 from ctrace.capture.poller import LOOK, Poller
-from ctrace.capture.rings import one_piece
 from ctrace.capture.seed import seed as seed_rows
-from ctrace.capture.survey import Survey
+from ctrace.capture.young import Looks, Sampler
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns, process
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
+from ctrace.kernel.rings import one_piece
 from ctrace.record import Events, Kind, by_time, empty, join
 
 ADDRESSES: Final = 30.0

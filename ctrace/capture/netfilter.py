@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 
 from ctrace.batch import Counts, HookInfo
-from ctrace.capture import compiler, layout, percpu, sys
-from ctrace.capture.objects import BASELINE, Objects, filter_defines
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
+from ctrace.kernel import bpf, compiler, layout, percpu
+from ctrace.kernel.objects import BASELINE, Objects, filter_defines
 from ctrace.record import Events, Kind, Reason, empty
 
 # IPv6 confirms on LOCAL_IN at INT_MAX - 1 (NF_IP6_PRI_LAST - 1), everything else at
@@ -41,12 +41,12 @@ _LEARNED: Final = (6, 7, 8)
 """Settings: struct net, and where the size of its table and the limit are."""
 _TABLE: Final = tuple(f"/proc/sys/net/netfilter/nf_conntrack_{name}" for name in ("count", "max"))
 _PROGRAMS: Final = {
-    "nf_confirm": (sys.ProgType.NETFILTER, sys.AttachType.NETFILTER),
-    "nf_free": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
-    "nf_drop": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
-    "nf_baseline": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
-    "nf_forget": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
-    "look": (sys.ProgType.RAW_TRACEPOINT, sys.AttachType.NONE),
+    "nf_confirm": (bpf.ProgType.NETFILTER, bpf.AttachType.NETFILTER),
+    "nf_free": (bpf.ProgType.RAW_TRACEPOINT, bpf.AttachType.NONE),
+    "nf_drop": (bpf.ProgType.RAW_TRACEPOINT, bpf.AttachType.NONE),
+    "nf_baseline": (bpf.ProgType.RAW_TRACEPOINT, bpf.AttachType.NONE),
+    "nf_forget": (bpf.ProgType.RAW_TRACEPOINT, bpf.AttachType.NONE),
+    "look": (bpf.ProgType.RAW_TRACEPOINT, bpf.AttachType.NONE),
 }
 
 
@@ -98,7 +98,7 @@ class NetfilterCapture:
                 settings += [start, end - start]
             self._objects.set(settings)
             for program, tracepoint in (("nf_free", "kmem_cache_free"), ("nf_drop", "kfree_skb")):
-                fd = sys.raw_tracepoint_open(self._objects.programs[program], tracepoint)
+                fd = bpf.raw_tracepoint_open(self._objects.programs[program], tracepoint)
                 self._objects.keep(fd)
         except BaseException:
             self.close()
@@ -182,9 +182,9 @@ class NetfilterCapture:
         for family, hook in HOOKS:
             for priority in PRIORITIES:
                 try:
-                    links.append(sys.link_netfilter(program, family, hook, priority))
+                    links.append(bpf.link_netfilter(program, family, hook, priority))
                     break
-                except sys.BpfError as error:
+                except bpf.BpfError as error:
                     if error.errno != errno.EBUSY:
                         self._close_links(links)
                         raise
@@ -201,19 +201,19 @@ class NetfilterCapture:
         program = self._objects.programs["nf_baseline"]
         files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _TABLE]
         try:
-            sys.prog_run(program, (0, *files))
+            bpf.prog_run(program, (0, *files))
         finally:
             for fd in files:
                 os.close(fd)
         learned = tuple(self._objects.setting(index) for index in _LEARNED)
         for cpu in percpu.online_cpus():
-            sys.prog_run(program, learned, cpu=cpu)
+            bpf.prog_run(program, learned, cpu=cpu)
 
     def _detach(self, inum: int) -> None:
         for cpu in percpu.online_cpus():
-            sys.prog_run(self._objects.programs["nf_forget"], (inum,), cpu=cpu)
+            bpf.prog_run(self._objects.programs["nf_forget"], (inum,), cpu=cpu)
         self._close_links(self._links.pop(inum))
-        sys.map_delete(self._objects.maps[BASELINE], inum.to_bytes(4, "little"))
+        bpf.map_delete(self._objects.maps[BASELINE], inum.to_bytes(4, "little"))
 
     @staticmethod
     def _close_links(links: Iterable[int]) -> None:

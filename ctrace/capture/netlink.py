@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Counts, HookInfo
-from ctrace.capture import meaning
-from ctrace.capture.older import OlderEntries
+from ctrace.capture import netlink_reasons
+from ctrace.capture.netlink_ends import OlderEntries
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.ctmessage import Decoder
@@ -214,7 +214,7 @@ class NetlinkCapture:
             since = {
                 name: max(n - listener.base.get(name, 0), 0) for name, n in reading.stats.items()
             }
-            meaning.merge(listener.counts, listener.received, since)
+            netlink_reasons.merge(listener.counts, listener.received, since)
         return {inum: listener.counts.copy() for inum, listener in self._listeners.items()}
 
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:  # noqa: ARG002
@@ -303,8 +303,8 @@ class NetlinkCapture:
         events["kind"][new], events["kind"][gone] = Kind.INSERT, Kind.DESTROY
         events["reason"][new] = np.where(said.portid[new] == 0, Reason.NEW, Reason.USER)
         ends = gone, said.left, said.portid, said.mark
-        meaning.why_ended(events, *ends, tells_left=self.tells_left)
-        events = meaning.with_untold_births(events[new | gone])
+        netlink_reasons.why_ended(events, *ends, tells_left=self.tells_left)
+        events = netlink_reasons.with_untold_births(events[new | gone])
         if listener.older is not None:
             listener.older.ended(events)
         listener.received += np.bincount(events["reason"], minlength=N_REASONS).astype(np.uint64)

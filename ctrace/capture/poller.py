@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
+from ctrace.capture.assured import Survey
 from ctrace.capture.family import Capture
-from ctrace.capture.look import Sampler
-from ctrace.capture.survey import Survey
+from ctrace.capture.young import Sampler
 from ctrace.record import Events
 
 POLL: Final = 0.02

@@ -75,7 +75,7 @@ def command(
     else:
         from rich.console import Console
 
-        from ctrace.view.advice_text import render
+        from ctrace.view.report.advice import render
 
         # In a file or a pipe lines may be longer than in a narrow terminal.
         width = None if sys.stdout.isatty() else 120
@@ -150,7 +150,7 @@ def _advise(
 
 
 def _write(advice: Advice, path: str, netns: Optional[int]) -> None:
-    from ctrace.advice.plan import to_json
+    from ctrace.change.plan import to_json
 
     text = to_json(advice.plan(netns))
     try:

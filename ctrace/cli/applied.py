@@ -10,7 +10,7 @@ import click
 from ctrace.cli.options import need_root, output_option
 
 if TYPE_CHECKING:
-    from ctrace.advice.undo import Applied
+    from ctrace.change.undo import Applied
 
 
 @click.command()
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @output_option
 def command(netns: Optional[str], output: str) -> None:
     """List what ctrace has applied: where, what, until when, and how much it caught."""
-    from ctrace.advice.undo import applied
+    from ctrace.change.undo import applied
     from ctrace.host.netns import resolve
 
     need_root("reading every namespace's rules")

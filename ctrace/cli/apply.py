@@ -37,8 +37,8 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
     time to confirm, also when ctrace or the connection to this host dies; a change
     that makes things worse is taken back within two seconds.
     """
-    from ctrace.advice import apply
-    from ctrace.advice.plan import from_json
+    from ctrace.change import apply
+    from ctrace.change.plan import from_json
 
     if not apply.SHORTEST_S <= confirm_within <= apply.LONGEST_S:
         raise UsageError(
@@ -84,7 +84,7 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
 
 def _checked(trial: object) -> None:
     """One check, told. Raises CtraceError when something got worse."""
-    from ctrace.advice import apply
+    from ctrace.change import apply
 
     assert isinstance(trial, apply.Trial)
     verdict = apply.check(trial)
@@ -98,7 +98,7 @@ def _checked(trial: object) -> None:
 
 def _ask(trial: object) -> bool:
     """Ask whether to keep it, watching every second meanwhile."""
-    from ctrace.advice import apply
+    from ctrace.change import apply
 
     assert isinstance(trial, apply.Trial)
     click.echo(

@@ -21,8 +21,8 @@ def command(plan: Optional[str], netns: Optional[str], flush: Optional[bool]) ->
 
     Without PLAN or --netns it is the only trial that runs.
     """
-    from ctrace.advice import apply
-    from ctrace.advice.undo import applied
+    from ctrace.change import apply
+    from ctrace.change.undo import applied
 
     need_root("changing rules")
     if netns is not None:
@@ -44,7 +44,7 @@ def command(plan: Optional[str], netns: Optional[str], flush: Optional[bool]) ->
 
 
 def _netns_of(path: str) -> int:
-    from ctrace.advice.plan import from_json
+    from ctrace.change.plan import from_json
     from ctrace.errors import UsageError
 
     try:

@@ -14,9 +14,9 @@ import click
 from ctrace.errors import CtraceError
 
 if TYPE_CHECKING:
-    from ctrace.adviser import LiveAdviser
     from ctrace.demo.director import Beat, Director
-    from ctrace.feed import LiveFeed
+    from ctrace.live.adviser import LiveAdviser
+    from ctrace.live.feed import LiveFeed
 
 
 @click.command()
@@ -78,9 +78,9 @@ def on_screen(
     What was told of the incident stays in the terminal when the screen has gone.
     """
     from ctrace.view import format as fmt
-    from ctrace.view.app import TopApp
-    from ctrace.view.app_advice import AdvicePane
-    from ctrace.view.palette import choose
+    from ctrace.view.screen.advice import AdvicePane
+    from ctrace.view.screen.app import TopApp
+    from ctrace.view.screen.palette import choose
 
     only_ascii = ascii_only or fmt.wants_ascii()
     app = TopApp(

@@ -31,8 +31,8 @@ def command(before: str, after: str, group: str, limit: int, output: str) -> Non
 
     Everything is per second, so the recordings may differ in length.
     """
-    from ctrace.trace.compare import compare
-    from ctrace.trace.series import open_recording
+    from ctrace.recording.compare import compare
+    from ctrace.recording.series import open_recording
 
     with (
         contextlib.closing(open_recording(before)) as first,
@@ -44,7 +44,7 @@ def command(before: str, after: str, group: str, limit: int, output: str) -> Non
         return
     from rich.console import Console
 
-    from ctrace.view.diff_text import diff_text
+    from ctrace.view.report.diff import diff_text
 
     wide = None if sys.stdout.isatty() else 140
     Console(highlight=False, width=wide, markup=False).print(diff_text(found, limit))

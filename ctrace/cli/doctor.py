@@ -266,7 +266,7 @@ def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
 
 
 def _why(output: str) -> int:
-    from ctrace.advice.activation import explain
+    from ctrace.ruleset.activation import explain
 
     need_root("reading every namespace's rules")
     activation = explain(netns.find())
@@ -278,14 +278,14 @@ def _why(output: str) -> int:
 
 
 def _self_test(hooks: Optional[str], output: str) -> int:
-    from ctrace.capture import selftest
-    from ctrace.capture.selftest_report import Check
+    from ctrace.selftest.report import Check
+    from ctrace.selftest.run import run
 
     def show(check: Check) -> None:
         if output == "text":
             click.echo(f"{check.result:8} {check.name}{': ' + check.text if check.text else ''}")
 
-    report = selftest.run(hooks, show)
+    report = run(hooks, show)
     if output == "json":
         click.echo(json.dumps(report.to_json(), indent=2))
     else:

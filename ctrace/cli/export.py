@@ -30,15 +30,15 @@ def command(
       ctrace export --to jsonl | jq 'select(.kind == "drop") | .src'
     """  # fmt: skip
     from ctrace.cli.report import progress
-    from ctrace.trace.merge import open_several
-    from ctrace.view import export_files as to
+    from ctrace.recording.merge import open_several
+    from ctrace.view.export import files as to
 
     kind = kind or _kind(output)
     if kind == "parquet" and not output:
         raise UsageError("Parquet needs a file: give one with -o")
     source = open_several(files or ("ctrace.data",))
     if redact:
-        from ctrace.trace.redact import Redacted
+        from ctrace.recording.redact import Redacted
 
         source = Redacted(source)
     show = progress("exporting")

@@ -19,14 +19,14 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
     With a single FILE and --redact, a copy that can be shown to others.
     """
     from ctrace.cli.report import progress
-    from ctrace.trace.merge import open_several
-    from ctrace.trace.recorded import copy
+    from ctrace.recording.derived import copy
+    from ctrace.recording.merge import open_several
 
     if len(files) == 1 and not redact:
         raise UsageError("one recording needs no merging: give more, or --redact")
     source = open_several(files)
     if redact:
-        from ctrace.trace.redact import Redacted
+        from ctrace.recording.redact import Redacted
 
         source = Redacted(source)
     with contextlib.closing(source):

@@ -41,14 +41,14 @@ def command(
     so scraping costs nothing and cannot hold up capture.
     """
     try:
-        from ctrace.view.openmetrics import CONTENT_TYPE_LATEST, Exposition
+        from ctrace.view.export.openmetrics import CONTENT_TYPE_LATEST, Exposition
     except ImportError:
         raise CtraceError(
             "prometheus_client is missing: install it with pip install prometheus-client"
         ) from None
     from ctrace.capture import open_live
     from ctrace.model import Model
-    from ctrace.view.scrape import Scrapes, parse_listen
+    from ctrace.view.export.scrape import Scrapes, parse_listen
 
     address = parse_listen(listen)
     exposition = Exposition(limit=limit, addresses=addresses)

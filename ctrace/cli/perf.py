@@ -56,10 +56,10 @@ def command(
       ctrace perf --against before.json        what became of it
       ctrace perf --stacks drop                who sends what is refused
     """  # fmt: skip
-    from ctrace.host import symbols
-    from ctrace.perf import measure
-    from ctrace.view.perf_change import changes_json, load, render_changes
-    from ctrace.view.perf_text import perf_json, render
+    from ctrace.cost.measure import measure
+    from ctrace.kernel import symbols
+    from ctrace.view.report.cost import perf_json, render
+    from ctrace.view.report.cost_change import changes_json, load, render_changes
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     before = load(against) if against else None

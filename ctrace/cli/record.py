@@ -14,7 +14,7 @@ from ctrace.cli.options import filter_options, make_filter
 from ctrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from ctrace.trace.recorder import Progress, Sink
+    from ctrace.recording.recorder import Progress, Sink
 
 DEFAULT = "ctrace.data"
 DEFAULT_RING = "ctrace.d"
@@ -74,10 +74,10 @@ def command(
     """  # fmt: skip
     from ctrace.capture import open_live
     from ctrace.cli.top import shown_filter
-    from ctrace.trace import facts
-    from ctrace.trace.recorder import Until, make_way, record
-    from ctrace.trace.segments import FlightRecorder, Retention, parse_trigger
-    from ctrace.trace.writer import Writer
+    from ctrace.recording import host_facts
+    from ctrace.recording.recorder import Until, make_way, record
+    from ctrace.recording.segments import FlightRecorder, Retention, parse_trigger
+    from ctrace.recording.writer import Writer
 
     until = Until(parse_time(duration) if duration else None, stop_after, cmd)
     in_ring = bool(ring or keep or trigger)
@@ -98,13 +98,13 @@ def command(
     with contextlib.ExitStack() as opened:
         measurement = None
         if perf:
-            from ctrace.host import symbols
-            from ctrace.perf import Beside, Measurement
+            from ctrace.cost.measure import Beside, Measurement
+            from ctrace.kernel import symbols
 
             measurement = opened.enter_context(Measurement(symbols.kernel()))
         source = open_live(wanted, hooks=hooks, sample=True)
         opened.callback(source.close)
-        header = facts.header(source, shown)
+        header = host_facts.header(source, shown)
         sink: Sink
         if in_ring:
             sink = FlightRecorder(path, header, retention)

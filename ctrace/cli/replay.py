@@ -12,11 +12,11 @@ import click
 from ctrace.cli.options import output_option
 from ctrace.cli.record import parse_time
 from ctrace.errors import CtraceError, UsageError
+from ctrace.live.protocol import Position
 from ctrace.model.snapshot import GROUPS, SORTS
-from ctrace.view.feed import Position
 
 if TYPE_CHECKING:
-    from ctrace.trace.replay import ReplayFeed
+    from ctrace.live.replay import ReplayFeed
 
 
 @click.command()
@@ -61,8 +61,8 @@ def command(
     terminal, and with -o json, frames are printed one after the other, --step apart.
     """
     from ctrace.cli.top import has_screen
-    from ctrace.trace.merge import open_several
-    from ctrace.trace.replay import ReplayFeed
+    from ctrace.live.replay import ReplayFeed
+    from ctrace.recording.merge import open_several
     from ctrace.view import format as fmt
 
     apart = parse_time(step)
@@ -94,7 +94,7 @@ def parse_moment(text: str, start: float, end: float) -> float:
 
     UTC seconds. Raises UsageError.
     """
-    from ctrace.view.jump import parse_jump
+    from ctrace.view.screen.jump import parse_jump
 
     if re.match(r"\d{4}-", text):
         try:
@@ -109,11 +109,11 @@ def parse_moment(text: str, start: float, end: float) -> float:
 def _screen(
     feed: ReplayFeed, rules: dict[int, str], group: str, sort: str, ascii_only: bool, theme: str
 ) -> None:
-    from ctrace.adviser import FeedAdviser, recorded_facts
-    from ctrace.view.app import TopApp
-    from ctrace.view.app_advice import AdvicePane
-    from ctrace.view.palette import choose
-    from ctrace.view.state import State
+    from ctrace.live.adviser import FeedAdviser, recorded_facts
+    from ctrace.view.screen.advice import AdvicePane
+    from ctrace.view.screen.app import TopApp
+    from ctrace.view.screen.palette import choose
+    from ctrace.view.screen.state import State
 
     TopApp(
         feed,
@@ -137,7 +137,7 @@ def _print(
     import json
 
     from ctrace.cli.top import print_frame
-    from ctrace.view.json import snapshot_json
+    from ctrace.view.export.json import snapshot_json
 
     here = feed.position.start + (0 if once else apart) if moment is None else moment
     while True:

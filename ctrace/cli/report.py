@@ -36,29 +36,29 @@ def command(
     FILE is a recording (default ctrace.data), or a flight recorder's directory. Several
     recordings, of several hosts, are reported as one.
     """
-    from ctrace.trace.merge import open_several
-    from ctrace.trace.review import review
+    from ctrace.recording.merge import open_several
+    from ctrace.recording.review import review
 
     source = open_several(files or ("ctrace.data",))
     if redact:
-        from ctrace.trace.redact import Redacted
+        from ctrace.recording.redact import Redacted
 
         source = Redacted(source)
     with contextlib.closing(source):
         found = review(source, group=group, show=progress("reading"))
         if html:
-            from ctrace.view.report_html import report_html
+            from ctrace.view.report.html import report_html
 
             write_new(html, report_html(found))
             click.echo(f"ctrace: {html}: {os.path.getsize(html) >> 10:,} KiB", err=True)
         elif output == "json":
-            from ctrace.view.report_json import report_json
+            from ctrace.view.report.json import report_json
 
             click.echo(json.dumps(report_json(found, limit), indent=2))
         else:
             from rich.console import Console
 
-            from ctrace.view.report_text import report_text
+            from ctrace.view.report.text import report_text
 
             wide = None if sys.stdout.isatty() else 140
             Console(highlight=False, width=wide, markup=False).print(report_text(found, limit))

@@ -17,7 +17,7 @@ from ctrace.errors import CtraceError, UsageError
 from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
 
 if TYPE_CHECKING:
-    from ctrace.feed import LiveFeed
+    from ctrace.live.feed import LiveFeed
 
 PLAIN_SIZE = (100, 40)
 """Columns and lines of a plain frame where nobody says how large the terminal is."""
@@ -96,7 +96,7 @@ def command(
       ctrace top 12 --once -o json             one answer after twelve seconds
     """  # fmt: skip
     from ctrace.capture import open_live
-    from ctrace.feed import LiveFeed
+    from ctrace.live.feed import LiveFeed
     from ctrace.view import format as fmt
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -160,17 +160,17 @@ def run_screen(
     resolve: bool,
 ) -> None:
     """The live screen, until it is left."""
-    from ctrace.adviser import LiveAdviser
+    from ctrace.live.adviser import LiveAdviser
     from ctrace.view import format as fmt
-    from ctrace.view.app import TopApp
-    from ctrace.view.app_advice import AdvicePane
-    from ctrace.view.palette import choose
-    from ctrace.view.state import State
+    from ctrace.view.screen.advice import AdvicePane
+    from ctrace.view.screen.app import TopApp
+    from ctrace.view.screen.palette import choose
+    from ctrace.view.screen.state import State
 
     adviser = LiveAdviser(feed)
     names = None
     if resolve:
-        from ctrace.resolve import Resolver
+        from ctrace.live.resolve import Resolver
 
         names = Resolver().named
     app = TopApp(
@@ -209,7 +209,7 @@ def run_plain(
         if json_lines:
             import json
 
-            from ctrace.view.json import snapshot_json
+            from ctrace.view.export.json import snapshot_json
 
             click.echo(json.dumps(snapshot_json(snapshot), indent=indent))
         else:
@@ -223,8 +223,8 @@ def print_frame(snapshot: Snapshot, *, ascii_only: bool, theme: str) -> None:
 
     from rich.console import Console
 
-    from ctrace.view.frame import frame
-    from ctrace.view.palette import PALETTES, TERMINAL
+    from ctrace.view.screen.frame import frame
+    from ctrace.view.screen.palette import PALETTES, TERMINAL
 
     columns, rows = shutil.get_terminal_size(PLAIN_SIZE)
     console = Console(width=max(40, columns), highlight=False, legacy_windows=False)

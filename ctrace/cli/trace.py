@@ -99,7 +99,7 @@ def print_events(
     source: Source, count: Optional[int], duration: Optional[float], *, as_json: bool
 ) -> Iterator[tuple[int, int]]:
     """Print batches; yield (printed, lost) for each."""
-    from ctrace.view.events import HEADER, EventLines
+    from ctrace.view.export.events import HEADER, EventLines
 
     lines = EventLines(source.clock)
     out = sys.stdout

@@ -17,7 +17,7 @@ def command(netns: Optional[str]) -> None:
     Only the table inet ctrace, the chains CTRACE_* and rules whose comment begins
     with ctrace: are touched. Works from the ruleset itself, also after a crash.
     """
-    from ctrace.advice.undo import undo
+    from ctrace.change.undo import undo
     from ctrace.host.netns import resolve
 
     need_root("changing rules")

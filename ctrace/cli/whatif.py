@@ -11,7 +11,7 @@ import click
 from ctrace.cli.options import output_option
 
 if TYPE_CHECKING:
-    from ctrace.advice.whatif import WhatIf
+    from ctrace.whatif.run import WhatIf
 
 
 @click.command()
@@ -44,8 +44,8 @@ def command(
     from contextlib import closing
 
     import ctrace
-    from ctrace.advice.levers import parse_levers
-    from ctrace.advice.whatif import whatif
+    from ctrace.whatif.run import whatif
+    from ctrace.whatif.settings import parse_levers
 
     levers = parse_levers(notrack, timeout, limit, buckets)
     with closing(ctrace.open(file)) as source:
@@ -64,8 +64,8 @@ def _page(file: str, out: str, answer: WhatIf) -> None:
 
     import ctrace
     from ctrace.cli.report import progress, write_new
-    from ctrace.trace.review import review
-    from ctrace.view.report_html import report_html
+    from ctrace.recording.review import review
+    from ctrace.view.report.html import report_html
 
     with closing(ctrace.open(file)) as source:
         write_new(out, report_html(review(source, show=progress("reading")), answer))

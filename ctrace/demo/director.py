@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Optional
 
-from ctrace.adviser import LiveAdviser
 from ctrace.demo.scene import TIME_WAIT, Scene
 from ctrace.errors import CtraceError
-from ctrace.feed import LiveFeed
+from ctrace.live.adviser import LiveAdviser
+from ctrace.live.feed import LiveFeed
 from ctrace.model.snapshot import Snapshot
 from ctrace.view import format as fmt
 

@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from ctrace.advice import rules_nft, rules_xt
-from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.roles import Seen
+from ctrace.change.plan import Notrack, alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab, Node
 from ctrace.model.snapshot import Culprit, Tuple5
 from ctrace.record import address_text, proto_name
+from ctrace.ruleset import notrack_iptables, notrack_nft
 
 PORT = 8063
 CLOSED = 22
@@ -408,13 +408,13 @@ def put(net: Net, lever: Notrack, seconds: int | None = None) -> None:
     plan = alone(lever)
     for tool in ("iptables-nft", "iptables-legacy"):
         for family in ("ip", "ip6"):
-            text = rules_xt.accepts(plan, tool, family)
+            text = notrack_iptables.accepts(plan, tool, family)
             if text:
-                net.h.run([*rules_xt.restore_argv(tool, family)], stdin=text)
-    net.h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, seconds))
+                net.h.run([*notrack_iptables.restore_argv(tool, family)], stdin=text)
+    net.h.run(["nft", "-f", "-"], stdin=notrack_nft.script(plan, seconds))
     net.h.run(["conntrack", "-F"], check=False)
 
 
 def take_away(net: Net) -> None:
-    net.h.run(["nft", "-f", "-"], stdin=rules_nft.remove_table())
+    net.h.run(["nft", "-f", "-"], stdin=notrack_nft.remove_table())
     net.h.run(["conntrack", "-F"], check=False)

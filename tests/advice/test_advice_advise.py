@@ -10,17 +10,17 @@ import pytest
 from ctrace.advice.advise import Advice, advise
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
-from ctrace.advice.in_place import in_place
-from ctrace.advice.plan import CtTimeout, Notrack, from_json, to_json
-from ctrace.advice.predict import load
 from ctrace.advice.probes import Subject
 from ctrace.advice.roles import Seen, roles
-from ctrace.advice.ruleset import load as load_ruleset
-from ctrace.advice.ruleset_model import Ruleset
 from ctrace.batch import HookInfo
+from ctrace.change.plan import CtTimeout, Notrack, from_json, to_json
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
-from ctrace.view.advice_text import advice_text, rules_text
+from ctrace.ruleset.in_place import in_place
+from ctrace.ruleset.model import Ruleset
+from ctrace.ruleset.reader import load as load_ruleset
+from ctrace.view.report.advice import advice_text, rules_text
+from ctrace.whatif.predict import load
 
 LOCAL = ("127.0.0.1", "192.0.2.10")
 

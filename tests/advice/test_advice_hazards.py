@@ -28,12 +28,12 @@ from advice_net import (
     take_away,
 )
 
-from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.roles import subject
-from ctrace.advice.ruleset import read
+from ctrace.change.plan import Notrack, alone
 from ctrace.lab import Node
+from ctrace.ruleset import notrack_nft
+from ctrace.ruleset.reader import read
 
 pytestmark = pytest.mark.kernel
 TOOLS = ("nft", "iptables-nft", "iptables-legacy")
@@ -346,7 +346,7 @@ def test_before_defragmentation_fragments_are_lost(net: Net) -> None:
     assert [large(net.c, (hosts[family], PORT)) for family in FAMILIES] == [2048, 2048]
     judgement = judged(net, "udp")
     assert judgement.verdict == "safe"
-    script = rules_nft.script(alone(judgement.lever), 9)
+    script = notrack_nft.script(alone(judgement.lever), 9)
     early = script.replace("priority raw - 10", "priority -450")
     assert early != script
     net.h.run(["nft", "-f", "-"], stdin=early)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.advice import afterwards, rules_nft, rules_xt
-from ctrace.advice.plan import (
+from ctrace.change import shell_lines
+from ctrace.change.plan import (
     FLOWS,
     HOOKS,
     POLICY_STATES,
@@ -28,6 +28,7 @@ from ctrace.advice.plan import (
 )
 from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
+from ctrace.ruleset import notrack_iptables, notrack_nft
 
 ports = st.integers(1, 65535)
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(
@@ -98,10 +99,10 @@ def test_a_plan_survives_json(plan: Plan) -> None:
 @settings(deadline=None)
 @given(plans)
 def test_rules_are_made_of_known_words_only(plan: Plan) -> None:
-    script = rules_nft.script(plan, 60)
+    script = notrack_nft.script(plan, 60)
     assert script.count("table inet ctrace {") == 1
     assert not any(word in script for word in ("$", "`", "'", "\\", "\x1b", "include"))
-    for command in afterwards.flush_commands(plan):
+    for command in shell_lines.flush_commands(plan):
         assert command[:2] == ("conntrack", "-D")
         assert not any(set(word) & set(" ;$`'\"\n|&<>") for word in command)
 
@@ -164,7 +165,7 @@ def test_hostile_values_are_refused_or_harmless(path: tuple[Any, ...]) -> None:
         assert len(said) < 300
         shown = path in (("host",), ("netns_name",))
         if plan is not None and isinstance(value, str) and len(value) > 3 and not shown:
-            assert value not in rules_nft.script(plan, None)
+            assert value not in notrack_nft.script(plan, None)
 
 
 @settings(deadline=None)
@@ -251,10 +252,10 @@ def test_junk_in_a_text_is_refused_or_plain(case: tuple[tuple[Any, ...], str]) -
     else:
         assert PLAIN.fullmatch(value)
     only = replace(plan, levers=tuple(x for x in plan.levers if isinstance(x, Notrack)))
-    texts = [rules_nft.script(plan, 60), afterwards.undo_line(plan)]
+    texts = [notrack_nft.script(plan, 60), shell_lines.undo_line(plan)]
     for family in ("ip", "ip6"):
-        texts += [rules_xt.restore(only, family)]
-        texts += [rules_xt.accepts(only, tool, family)
+        texts += [notrack_iptables.restore(only, family)]
+        texts += [notrack_iptables.accepts(only, tool, family)
                   for tool in ("iptables-nft", "iptables-legacy")]  # fmt: skip
     for text in texts:
         assert all(LINE.fullmatch(line) for line in text.split("\n"))
@@ -282,7 +283,7 @@ def test_no_plan_file_reaches_beyond_its_own_rules() -> None:
                 plan = from_json(changed(*case))
             except UsageError:
                 return
-            script = rules_nft.script(plan, 60)
+            script = notrack_nft.script(plan, 60)
             try:
                 node.run(["nft", "-f", "-"], stdin=script)
             except CtraceError:  # a table, chain or rule that is not there

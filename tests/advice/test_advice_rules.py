@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from advice_net import Net, ask, entries, forget_paths, install, put, reset
 
-from ctrace.advice import afterwards, rules_nft, rules_xt
-from ctrace.advice.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Notrack, Plan, alone
-from ctrace.advice.ruleset import dump, fingerprint, load, raw_before_defrag, read
+from ctrace.change import shell_lines
+from ctrace.change.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Notrack, Plan, alone
 from ctrace.errors import UsageError
 from ctrace.lab import Lab, Node
+from ctrace.ruleset import notrack_iptables, notrack_nft
+from ctrace.ruleset.reader import dump, fingerprint, load, raw_before_defrag, read
 
 PEERS = ("10.0.0.1", "10.0.0.2", "fd00::1")
 NARROWED: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -64,19 +65,19 @@ def test_nft_takes_every_role_and_forgets_it(
         ),
         CtTimeout(proto, 8063, ROLES, states[proto]),
     )
-    script = rules_nft.script(made, 60)
+    script = notrack_nft.script(made, 60)
     node.run(["nft", "-c", "-f", "-"], stdin=script)
     node.run(["nft", "-f", "-"], stdin=script)
     once = node.run(["nft", "list", "table", "inet", "ctrace"])
     assert once.count("notrack") == script.count("notrack")
     assert "expires" in once
-    node.run(["nft", "-f", "-"], stdin=rules_nft.confirm())
+    node.run(["nft", "-f", "-"], stdin=notrack_nft.confirm())
     assert "expires" not in node.run(["nft", "list", "table", "inet", "ctrace"])
-    node.run(["nft", "-f", "-"], stdin=rules_nft.remove_table())
+    node.run(["nft", "-f", "-"], stdin=notrack_nft.remove_table())
     node.run(["nft", "flush", "ruleset"])
     node.run(["nft", "-f", "-"], stdin=UNTOUCHED)
-    node.run(["nft", "-f", "-"], stdin=rules_nft.script(plan(made.levers[1]), None))
-    node.run(["nft", "-f", "-"], stdin=rules_nft.remove_table())
+    node.run(["nft", "-f", "-"], stdin=notrack_nft.script(plan(made.levers[1]), None))
+    node.run(["nft", "-f", "-"], stdin=notrack_nft.remove_table())
     assert node.run(["nft", "list", "ruleset"]) == before
 
 
@@ -84,7 +85,7 @@ def test_nft_takes_every_role_and_forgets_it(
 @pytest.mark.parametrize("tool", TOOLS[1:])
 @pytest.mark.parametrize("family", ["ip", "ip6"])
 def test_iptables_takes_every_role_and_forgets_it(node: Node, tool: str, family: str) -> None:
-    restore = rules_xt.restore_argv(tool, family)
+    restore = notrack_iptables.restore_argv(tool, family)
     command = restore[0].removesuffix("-restore")
     for port in ("1", "2"):
         node.run([command, "-A", "INPUT", "-p", "tcp", "--dport", port])
@@ -93,14 +94,14 @@ def test_iptables_takes_every_role_and_forgets_it(node: Node, tool: str, family:
         Notrack("tcp", 8063, ROLES, peers=PEERS, accepts=accepts(tool, (family,))), backend=tool
     )
     until = datetime.now(timezone.utc) + timedelta(minutes=1)
-    node.run(restore, stdin=rules_xt.restore(made, family, until))
+    node.run(restore, stdin=notrack_iptables.restore(made, family, until))
     once = _saved(node, command)
-    node.run(restore, stdin=rules_xt.restore(made, family, until, jumps=False))
+    node.run(restore, stdin=notrack_iptables.restore(made, family, until, jumps=False))
     assert _saved(node, command) == once
-    node.run(restore, stdin=rules_xt.accepts(made, tool, family))
+    node.run(restore, stdin=notrack_iptables.accepts(made, tool, family))
     assert fingerprint(node.path) == print_before
-    node.run(restore, stdin=rules_xt.accepts(made, tool, family, remove=True))
-    node.run(restore, stdin=rules_xt.remove())
+    node.run(restore, stdin=notrack_iptables.accepts(made, tool, family, remove=True))
+    node.run(restore, stdin=notrack_iptables.remove())
     after = [line for line in _saved(node, command) if line not in _EMPTY_RAW]
     assert after == [line for line in before if line not in _EMPTY_RAW]
     assert fingerprint(node.path) == print_before
@@ -137,7 +138,7 @@ def test_raw_before_defrag_is_asked_for(
 
 def test_iptables_cannot_hold_a_timeout_policy() -> None:
     with pytest.raises(UsageError):
-        rules_xt.restore(plan(CtTimeout("tcp", 80, ("server",), (("close", 2),))), "ip")
+        notrack_iptables.restore(plan(CtTimeout("tcp", 80, ("server",), (("close", 2),))), "ip")
 
 
 @pytest.mark.kernel
@@ -163,9 +164,9 @@ def test_iptables_rules_free_the_table_and_keep_path_mtu(net: Net, variant: str)
     tail += "-A INPUT -p tcp --dport 8063 -j ACCEPT\nCOMMIT\n"
     made = plan(Notrack("tcp", 8063, ("server",)), backend=f"iptables-{variant}")
     for family, icmp in (("ip", "icmp"), ("ip6", "ipv6-icmp")):
-        restore = rules_xt.restore_argv(made.backend, family)
+        restore = notrack_iptables.restore_argv(made.backend, family)
         net.h.run(restore, stdin="*filter\n" + tail.format(icmp))
-        net.h.run(restore, stdin=rules_xt.restore(made, family))
+        net.h.run(restore, stdin=notrack_iptables.restore(made, family))
     net.h.run(["conntrack", "-F"], check=False)
     forget_paths(net)
     for version in (4, 6):
@@ -182,7 +183,7 @@ def test_the_exact_flush_leaves_other_entries(net: Net) -> None:
             assert ask(net.c, (net.addresses["h"][family], port), wait=5)
     made = plan(Notrack("tcp", 8063, ("server",), addresses=net.local))
     assert entries(net)
-    for command in afterwards.flush_commands(made):
+    for command in shell_lines.flush_commands(made):
         net.h.run(list(command), check=False)
     assert not entries(net)
     assert len(entries(net, 9063)) == 2

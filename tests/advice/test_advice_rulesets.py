@@ -25,7 +25,7 @@ from advice_net import (
 
 from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.roles import roles, subject
-from ctrace.advice.ruleset import fingerprint, read
+from ctrace.ruleset.reader import fingerprint, read
 
 pytestmark = pytest.mark.kernel
 GOOD = (SAFE, RULES)

@@ -28,13 +28,13 @@ from advice_net import (
     take_away,
 )
 
-from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.roles import subject
-from ctrace.advice.ruleset import read
+from ctrace.change.plan import Notrack, alone
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.ruleset import notrack_nft
+from ctrace.ruleset.reader import read
 
 pytestmark = pytest.mark.kernel
 FOUR = (
@@ -59,7 +59,7 @@ def put_text(net: Net, script: str) -> None:
 
 
 def script(lever: Notrack) -> str:
-    return rules_nft.script(alone(lever), None)
+    return notrack_nft.script(alone(lever), None)
 
 
 # ---- translated connections ---------------------------------------------------------

@@ -14,18 +14,18 @@ import pytest
 from advice_cases import SAFE, TRACK, WARN
 from advice_net import FAMILIES, PORT, Net, ask, install, reset, seen
 
-from ctrace.advice import planes, rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import Notrack, alone
 from ctrace.advice.probes import Subject
 from ctrace.advice.roles import subject
-from ctrace.advice.ruleset import read
-from ctrace.advice.ruleset_model import Ruleset
-from ctrace.capture import sys
+from ctrace.change.plan import Notrack, alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
+from ctrace.kernel import bpf
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.ruleset import notrack_nft, planes
+from ctrace.ruleset.model import Ruleset
+from ctrace.ruleset.reader import read
 
 EXIT = b"\x95\0\0\0\0\0\0\0"
 PASS = {
@@ -46,11 +46,11 @@ def judged(net: Net) -> Judgement:
 def running(net: Net, what: str) -> Iterator[None]:
     """A program that only lets packets pass: but nobody can tell by looking from outside."""
     kind, verdict, place, rest = PASS[what]
-    loaded = sys.prog_load(verdict + EXIT, kind, "t_pass", attach_type=place)  # type: ignore[arg-type]
+    loaded = bpf.prog_load(verdict + EXIT, kind, "t_pass", attach_type=place)  # type: ignore[arg-type]
     try:
         with net.h.enter():
             index = 0 if place == 45 else socket.if_nametoindex("to-r2")
-            link, _ = sys.bpf(sys.Cmd.LINK_CREATE, struct.pack("<III", loaded, index, place) + rest)
+            link, _ = bpf.bpf(bpf.Cmd.LINK_CREATE, struct.pack("<III", loaded, index, place) + rest)
         assert link >= 0, os.strerror(-link)
         try:
             yield
@@ -169,8 +169,8 @@ def test_a_bridge_that_calls_iptables(family: int, called: bool) -> None:
                 assert bool(len(dump(h.path))) == (called or role == "server")
                 lever: Notrack = judgement.lever
                 plan = alone(lever)
-                h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, None))
+                h.run(["nft", "-f", "-"], stdin=notrack_nft.script(plan, None))
                 h.run(["conntrack", "-F"], check=False)
                 assert len(tcp_connections(a, (address, PORT), 3).flows) == 3
                 assert not len(dump(h.path))
-                h.run(["nft", "-f", "-"], stdin=rules_nft.remove_table())
+                h.run(["nft", "-f", "-"], stdin=notrack_nft.remove_table())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ctrace.capture import btf, compiler, layout
 from ctrace.errors import CtraceError
+from ctrace.kernel import btf, compiler, layout
 from ctrace.record import N_REASONS, RECORD, Direction, Kind, Reason
 
 needs_btf = pytest.mark.skipif(btf.kernel() is None, reason="this kernel has no BTF")

@@ -30,7 +30,7 @@ from ctrace.host import ctnetlink
 from ctrace.host.netns import LOWEST_INODE, Namespace
 from ctrace.lab import Lab, Node, traffic
 from ctrace.record import Events, Kind, Reason, Status, address_bytes, empty, join, words
-from ctrace.view.events import HEADER, EventLines
+from ctrace.view.export.events import HEADER, EventLines
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pytest
 
-from ctrace.capture import compiler
 from ctrace.capture.netfilter import NetfilterCapture, without_retracted
-from ctrace.capture.objects import NEAR_PLACES
 from ctrace.filters import Filter, parse_network
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
+from ctrace.kernel import compiler
+from ctrace.kernel.objects import NEAR_PLACES
 from ctrace.lab import Lab, Node, traffic
 from ctrace.lab.nfqueue import Queue
 from ctrace.record import (

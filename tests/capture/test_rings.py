@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctrace.capture import btf, compiler, layout, rings, sys
-from ctrace.capture.objects import Objects
-from ctrace.capture.percpu import online_cpus
-from ctrace.capture.rings import ROOM, ROOMS, SLOT, ArrayRing, one_piece
+from ctrace.kernel import bpf, btf, compiler, layout, rings
+from ctrace.kernel.objects import Objects
+from ctrace.kernel.percpu import online_cpus
+from ctrace.kernel.rings import ROOM, ROOMS, SLOT, ArrayRing, one_piece
 from ctrace.record import RECORD, Events, Reason, by_time, empty, join
 
 ROUNDS = 3000
@@ -43,7 +43,7 @@ def objects(request: pytest.FixtureRequest, own: bool) -> Iterator[Objects]:
     made = Objects(getattr(request, "param", 1 << 16))
     source = str(Path(__file__).resolve().parent / "produce.c")
     code = compiler.compile_programs(source, ("produce",), layout.running().defines)
-    made.load("produce", code["produce"], sys.ProgType.RAW_TRACEPOINT)
+    made.load("produce", code["produce"], bpf.ProgType.RAW_TRACEPOINT)
     yield made
     made.close()
 
@@ -62,7 +62,7 @@ def test_every_record_arrives_once_and_whole(objects: Objects) -> None:
 
         def write(producer: int = producer, cpu: int = cpu) -> None:
             for i in range(ROUNDS):
-                sys.prog_run(program, (producer << 32 | i * PER_RUN, producer), cpu=cpu)
+                bpf.prog_run(program, (producer << 32 | i * PER_RUN, producer), cpu=cpu)
 
         writers.append(threading.Thread(target=write))
     for writer in writers:
@@ -101,7 +101,7 @@ def test_a_full_ring_loses_and_counts(objects: Objects, own: bool) -> None:
     for lap in range(3):  # read, it goes on where it was
         discarded = counted(objects, Reason.NONE)
         for i in range(runs):
-            sys.prog_run(program, ((lap * runs + i) * PER_RUN, 1), cpu=0)
+            bpf.prog_run(program, ((lap * runs + i) * PER_RUN, 1), cpu=0)
         events, lost = objects.poll(0)
         discarded = counted(objects, Reason.NONE) - discarded
         assert len(events) + discarded == room
@@ -110,7 +110,7 @@ def test_a_full_ring_loses_and_counts(objects: Objects, own: bool) -> None:
         assert first <= events["ct"].min()
         assert events["ct"].max() < first + slots
     assert counted(objects, Reason.RING_FULL) == 3 * lost
-    sys.prog_run(program, (0, 1), cpu=0)
+    bpf.prog_run(program, (0, 1), cpu=0)
     events, lost = objects.poll(0)
     assert (len(events), lost) == (PER_RUN - DISCARDED[own], 0)
 
@@ -118,10 +118,10 @@ def test_a_full_ring_loses_and_counts(objects: Objects, own: bool) -> None:
 @pytest.mark.kernel
 def test_young_records_wait(objects: Objects, own: bool) -> None:
     program = objects.programs["produce"]
-    sys.prog_run(program, (0, 1), cpu=0)
+    bpf.prog_run(program, (0, 1), cpu=0)
     events, _ = objects.poll(3600)
     assert not len(events)
-    sys.prog_run(program, (32, 1), cpu=max(online_cpus()))
+    bpf.prog_run(program, (32, 1), cpu=max(online_cpus()))
     events, _ = objects.poll(0)
     assert len(events) == 2 * (PER_RUN - DISCARDED[own])
     assert (np.diff(events["ts"].astype(np.int64)) >= 0).all()
@@ -132,10 +132,10 @@ def test_records_of_several_cpus_come_by_time(objects: Objects, own: bool) -> No
     """Whichever CPU's ring is read first, and whatever waits from before."""
     program = objects.programs["produce"]
     for at, cpu in enumerate((max(online_cpus()), 0, max(online_cpus()))):
-        sys.prog_run(program, (at * 32, 1), cpu=cpu)
+        bpf.prog_run(program, (at * 32, 1), cpu=cpu)
     assert not len(objects.poll(3600)[0])
     for at, cpu in enumerate((max(online_cpus()), 0)):
-        sys.prog_run(program, ((3 + at) * 32, 1), cpu=cpu)
+        bpf.prog_run(program, ((3 + at) * 32, 1), cpu=cpu)
     events, _ = objects.poll(0)
     assert len(events) == 5 * (PER_RUN - DISCARDED[own])
     assert (np.diff(events["ts"].astype(np.int64)) >= 0).all()
@@ -146,7 +146,7 @@ def test_records_of_several_cpus_come_by_time(objects: Objects, own: bool) -> No
 def test_what_is_held_back_is_settled_too(objects: Objects, own: bool) -> None:
     """A record may be taken out by one that comes with, or after, the end of the wait."""
     program = objects.programs["produce"]
-    sys.prog_run(program, (0, 1), cpu=0)
+    bpf.prog_run(program, (0, 1), cpu=0)
     seen: list[int] = []
 
     def settle(events: Events) -> Events:
@@ -154,7 +154,7 @@ def test_what_is_held_back_is_settled_too(objects: Objects, own: bool) -> None:
         return events[events["ct"] >= 16]
 
     assert not len(objects.poll(3600, settle)[0])
-    sys.prog_run(program, (32, 1), cpu=0)
+    bpf.prog_run(program, (32, 1), cpu=0)
     events, _ = objects.poll(0, settle)
     run = PER_RUN - DISCARDED[own]
     assert seen == [run, run // 2 + run]
@@ -167,7 +167,7 @@ def test_what_successive_polls_return_is_one_array(objects: Objects, own: bool) 
     program = objects.programs["produce"]
     parts = []
     for turn in range(5):
-        sys.prog_run(program, (turn * PER_RUN, 1), cpu=(0, max(online_cpus()))[turn % 2])
+        bpf.prog_run(program, (turn * PER_RUN, 1), cpu=(0, max(online_cpus()))[turn % 2])
         parts.append(objects.poll(3600 if turn == 2 else 0)[0])
     told = [part for part in parts if len(part)]
     assert [len(part) for part in told] == [n * (PER_RUN - DISCARDED[own]) for n in (1, 1, 2, 1)]
@@ -200,11 +200,11 @@ def test_the_faster_a_ring_fills_the_sooner_it_is_read(
     calm = read(1)
     slots = objects.rings.size // SLOT
     for _ in range(slots // 2 // PER_RUN):
-        sys.prog_run(program, (0, 1), cpu=0)
+        bpf.prog_run(program, (0, 1), cpu=0)
     assert read(0.01) == pytest.approx(0.01 / 3 * 2)  # discarded ones take their place, too
     assert read(0.01) == calm
     for _ in range(slots // 2 // PER_RUN):
-        sys.prog_run(program, (0, 1), cpu=0)
+        bpf.prog_run(program, (0, 1), cpu=0)
     assert read(0.001) == rings.BRIEF
     assert read(0.001) == calm
 
@@ -221,7 +221,7 @@ def test_rows_stay_what_they_are_as_long_as_someone_has_them(objects: Objects) -
         parts = []
         for _ in range(2):
             for _ in range(per_batch // 2):
-                sys.prog_run(program, (next(numbers) * PER_RUN, 1), cpu=0)
+                bpf.prog_run(program, (next(numbers) * PER_RUN, 1), cpu=0)
             parts.append(objects.poll(0)[0])
         batch = one_piece(parts)
         assert batch is not None, "a batch begins where there is room for all of it"
@@ -234,7 +234,7 @@ def test_rows_stay_what_they_are_as_long_as_someone_has_them(objects: Objects) -
     assert len(memory) < 12
     assert len(objects.rings._rooms) <= ROOMS
     for turn in range(2 * ROOMS):  # little: what was needed in the flood is let go
-        sys.prog_run(program, (turn, 1), cpu=0)
+        bpf.prog_run(program, (turn, 1), cpu=0)
         objects.poll(0)
         objects.rings.part()
     assert objects.rings._rooms == []

@@ -13,8 +13,8 @@ import pytest
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cli import VERBS, cli
-from ctrace.trace.meta import Header
-from ctrace.trace.writer import Writer
+from ctrace.recording.meta import Header
+from ctrace.recording.writer import Writer
 
 ROOT = Path(__file__).parents[2]
 RECORDING = "<a recording>"

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from ctrace.batch import Counts
-from ctrace.capture import selftest
 from ctrace.capture.netlink import NetlinkCapture
-from ctrace.capture.selftest_report import FAILED
-from ctrace.capture.selftest_traffic import PORT
 from ctrace.filters import Filter
 from ctrace.host import kernel
 from ctrace.record import Events, Kind
+from ctrace.selftest import run
+from ctrace.selftest.report import FAILED
+from ctrace.selftest.traffic import PORT
 
 pytestmark = [
     pytest.mark.kernel,
@@ -115,11 +115,11 @@ class Wrong(NetlinkCapture):
 
 @pytest.mark.slow
 def test_the_self_test_sees_a_wrong_field() -> None:
-    if (kernel.limits()[0] or 0) > selftest.FILL_LIMIT:
+    if (kernel.limits()[0] or 0) > run.FILL_LIMIT:
         pytest.skip("the table is too large to fill")
     capture = Wrong()
     try:
-        report = selftest.prove(capture, Filter(dport=PORT))
+        report = run.prove(capture, Filter(dport=PORT))
     finally:
         capture.close()
     assert not report.passed

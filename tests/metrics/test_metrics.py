@@ -25,8 +25,8 @@ from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.model.snapshot import Counted, Culprit, Snapshot, Table, Victim
-from ctrace.view.openmetrics import CONTENT_TYPE_LATEST, Exposition
-from ctrace.view.scrape import CONNECTIONS, Scrapes, parse_listen
+from ctrace.view.export.openmetrics import CONTENT_TYPE_LATEST, Exposition
+from ctrace.view.export.scrape import CONNECTIONS, Scrapes, parse_listen
 
 SHARE = Path(__file__).parents[2] / "ctrace" / "share" / "prometheus"
 

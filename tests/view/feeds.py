@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
+from ctrace.live.protocol import Phase, Position
 from ctrace.model.snapshot import Snapshot
-from ctrace.view.feed import Phase, Position
 
 
 class FixedFeed:

@@ -28,7 +28,7 @@ from ctrace.model.snapshot import (
     Victim,
 )
 from ctrace.view import format as fmt
-from ctrace.view.app_advice import Remedy
+from ctrace.view.screen.advice import Remedy
 
 NOW = 1_562_752_987.0
 """10 July 2019, 10:03:07 UTC."""

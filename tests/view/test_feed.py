@@ -13,9 +13,9 @@ import pytest
 
 from ctrace.batch import Batch, Clock, HookInfo, TableReading
 from ctrace.errors import CtraceError
-from ctrace.feed import LiveFeed
+from ctrace.live.feed import LiveFeed
+from ctrace.live.protocol import Feed, Records
 from ctrace.record import Events, Kind, Reason, address_bytes, empty, join
-from ctrace.view.feed import Feed, Records
 
 
 def flows(n: int, at: int, *, port: int = 80, proto: int = 6) -> Events:

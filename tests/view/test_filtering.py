@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctrace.errors import UsageError
-from ctrace.view.feed import Position
-from ctrace.view.filtering import filtered
-from ctrace.view.jump import parse_jump
+from ctrace.live.filtering import filtered
+from ctrace.live.protocol import Position
+from ctrace.view.screen.jump import parse_jump
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ from rich.console import Console
 from textual.binding import Binding
 
 from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
-from ctrace.view.app_stage import bindings
-from ctrace.view.frame import compose, frame
-from ctrace.view.keys import PRINTED, markdown
-from ctrace.view.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
-from ctrace.view.parts import sentence
-from ctrace.view.state import MODES, State
-from ctrace.view.tables import in_trouble
+from ctrace.view.screen.frame import compose, frame
+from ctrace.view.screen.keys import PRINTED, markdown
+from ctrace.view.screen.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
+from ctrace.view.screen.parts import sentence
+from ctrace.view.screen.stage import bindings
+from ctrace.view.screen.state import MODES, State
+from ctrace.view.screen.tables import in_trouble
 
 EXPECTED = Path(__file__).parent / "expected"
 ROOT = Path(__file__).parents[2]

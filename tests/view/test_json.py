@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ctrace.model import snapshot as contract
 from ctrace.model.snapshot import Percentiles, Snapshot, Tuple5
-from ctrace.view.json import snapshot_json, status_names, utc
+from ctrace.view.export.json import snapshot_json, status_names, utc
 
 DOC = Path(__file__).parents[2] / "ctrace" / "share" / "snapshot.md"
 MAPS = ("top", "states")

@@ -11,8 +11,8 @@ from dataclasses import replace
 import samples
 from feeds import FixedFeed
 
-from ctrace.resolve import KNOWN, WAITING, Resolver
-from ctrace.view.app import TopApp
+from ctrace.live.resolve import KNOWN, WAITING, Resolver
+from ctrace.view.screen.app import TopApp
 
 
 class Dead:
@@ -79,7 +79,7 @@ def test_no_more_is_asked_than_may_be_under_way() -> None:
 def test_a_hanging_resolver_does_not_hold_up_the_end() -> None:
     """As when a screen is left during a DNS incident: no look-up is waited for."""
     code = (
-        "import threading\nfrom ctrace.resolve import Resolver\n"
+        "import threading\nfrom ctrace.live.resolve import Resolver\n"
         "asked = threading.Event()\n"
         "def dead(address):\n asked.set()\n threading.Event().wait()\n"
         "names = Resolver(dead)\n"

@@ -17,8 +17,8 @@ from test_feed import flows
 from ctrace.batch import Batch, Clock, HookInfo, TableReading
 from ctrace.lab import Lab
 from ctrace.record import N_REASONS, Kind, Reason
-from ctrace.trace.meta import Header
-from ctrace.trace.writer import Writer
+from ctrace.recording.meta import Header
+from ctrace.recording.writer import Writer
 from ctrace.view import format as fmt
 
 pytestmark = pytest.mark.kernel

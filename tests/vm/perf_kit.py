@@ -8,11 +8,12 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ctrace.capture import kprobe, sys
-from ctrace.capture.timing import function_btf
+from ctrace.capture import kprobe
+from ctrace.cost.result import Times
+from ctrace.cost.timing import function_btf
 from ctrace.host.netns import enter
+from ctrace.kernel import bpf
 from ctrace.lab import Lab, Node
-from ctrace.model.perf import Times
 
 PORT = 4611
 REFRESH = "__nf_ct_refresh_acct"
@@ -76,31 +77,31 @@ class Ballast:
     """
 
     def __init__(self, family: str, node: Node, turns: int = 20_000) -> None:
-        self._fds = [sys.enable_stats()]
+        self._fds = [bpf.enable_stats()]
         code = _spinning(turns)
         if family == "netfilter":
-            self._program = sys.prog_load(
-                code, sys.ProgType.NETFILTER, "ballast", attach_type=sys.AttachType.NETFILTER
+            self._program = bpf.prog_load(
+                code, bpf.ProgType.NETFILTER, "ballast", attach_type=bpf.AttachType.NETFILTER
             )
             with enter(node.path):
                 # LOCAL_OUT, right before conntrack and after the timers' beginning
-                self._fds.append(sys.link_netfilter(self._program, 2, 3, -201))
+                self._fds.append(bpf.link_netfilter(self._program, 2, 3, -201))
         elif family == "kprobe":
-            self._program = sys.prog_load(code, sys.ProgType.KPROBE, "ballast")
+            self._program = bpf.prog_load(code, bpf.ProgType.KPROBE, "ballast")
             self._fds.append(kprobe.open_probe(self._program, kprobe.Symbol(REFRESH), exit_=False))
         else:
             with function_btf(REFRESH) as (target, module):
-                self._program = sys.prog_load(
-                    code.replace(*_RETURN_ONE), sys.ProgType.TRACING, "ballast",
-                    attach_type=sys.AttachType.TRACE_FENTRY, attach_btf_id=target,
+                self._program = bpf.prog_load(
+                    code.replace(*_RETURN_ONE), bpf.ProgType.TRACING, "ballast",
+                    attach_type=bpf.AttachType.TRACE_FENTRY, attach_btf_id=target,
                     attach_btf_fd=module,
                 )  # fmt: skip
-            self._fds.append(sys.raw_tracepoint_open(self._program))
+            self._fds.append(bpf.raw_tracepoint_open(self._program))
         self._fds.append(self._program)
 
     def ran(self) -> tuple[int, int]:
         """How often it ran, and for how many nanoseconds in all."""
-        info = sys.prog_info(self._program)
+        info = bpf.prog_info(self._program)
         return info.run_count, info.run_time_ns
 
     def close(self) -> None:

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from ctrace.advice import rules_nft
 from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.plan import alone
 from ctrace.advice.probes import Subject
-from ctrace.advice.ruleset import read
+from ctrace.change.plan import alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_server, udp_server
 from ctrace.record import Events, Status
+from ctrace.ruleset import notrack_nft
+from ctrace.ruleset.reader import read
 
 pytestmark = [
     pytest.mark.kernel,
@@ -79,7 +79,7 @@ class Three:
     def put(self, judgement: Judgement) -> None:
         """NOTRACK as the lever has it, whatever the verdict; the old entries go."""
         plan = alone(judgement.lever)
-        self.h.run(["nft", "-f", "-"], stdin=rules_nft.script(plan, None))
+        self.h.run(["nft", "-f", "-"], stdin=notrack_nft.script(plan, None))
         self.h.run(["conntrack", "-F"], check=False)
 
 

@@ -23,14 +23,14 @@ from pathlib import Path
 import pytest
 from perf_kit import PORT, pair
 
-from ctrace.capture import contention, measuring
-from ctrace.capture.contention import LOCKS, NOT_KEPT, Contention
-from ctrace.capture.measuring import Objects
-from ctrace.capture.sys import kernel_version
+from ctrace.cost import contention
+from ctrace.cost.contention import LOCKS, NOT_KEPT, Contention
+from ctrace.cost.result import Wait
 from ctrace.errors import CtraceError
-from ctrace.host import symbols
+from ctrace.kernel import measuring, symbols
+from ctrace.kernel.bpf import kernel_version
+from ctrace.kernel.measuring import Objects
 from ctrace.lab import Node
-from ctrace.model.perf import Wait
 
 CPUS = sorted(os.sched_getaffinity(0))
 MACHINE = bool(os.environ.get("CTRACE_VM"))

@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 from vm_kit import Net, Seen, Watch, flows, listed, note
 
-from ctrace.capture import sys as bpf
-from ctrace.capture.chains import Walker
 from ctrace.capture.family import Capture
 from ctrace.capture.fentry import FentryCapture
 from ctrace.capture.kprobe import KprobeCapture
 from ctrace.capture.ladder import probe
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink, netns
+from ctrace.kernel import bpf
+from ctrace.kernel.chains import Walker
 from ctrace.lab import traffic
 from ctrace.record import Direction, Events, Kind, Reason, Status, address_text
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ctrace.capture import sys as bpf
+from ctrace.kernel import bpf
 
 pytestmark = [
     pytest.mark.kernel,
@@ -138,7 +138,7 @@ def compiling(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
     def compiler() -> bool:
         for pid in family(child.pid)[1:]:
             try:
-                if b"ctrace.capture.compiler" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"ctrace.kernel.compiler" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return True
             except OSError:
                 continue

@@ -15,16 +15,16 @@ import pytest
 from perf_kit import PORT, Ballast, open_flows, pair, send, totals
 from vm_kit import families
 
-from ctrace.capture import chains
-from ctrace.capture.measuring import Objects
-from ctrace.capture.timing import FAMILIES, Timing, active
+from ctrace.cost import result as model
+from ctrace.cost.measure import Measurement
+from ctrace.cost.result import RELATIVE_ERROR
+from ctrace.cost.timing import FAMILIES, Timing, active
 from ctrace.errors import CtraceError
-from ctrace.host import netns, symbols
+from ctrace.host import netns
 from ctrace.host.tables import TableReader
+from ctrace.kernel import chains, symbols
+from ctrace.kernel.measuring import Objects
 from ctrace.lab import Node, traffic
-from ctrace.model import perf as model
-from ctrace.model.perf import RELATIVE_ERROR
-from ctrace.perf import Measurement
 
 pytestmark = [
     pytest.mark.kernel,

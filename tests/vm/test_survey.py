@@ -9,7 +9,7 @@ import pytest
 from vm_kit import Net
 
 from ctrace.batch import TableReading
-from ctrace.capture.survey import ENOUGH, Survey
+from ctrace.capture.assured import ENOUGH, Survey
 from ctrace.record import Events
 
 pytestmark = pytest.mark.kernel

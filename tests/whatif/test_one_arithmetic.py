@@ -8,13 +8,13 @@ from whatif_kit import NETNS, Kernel
 
 from ctrace.advice.advise import Advice, advise
 from ctrace.advice.facts import TIMEOUTS, Facts
-from ctrace.advice.flows import Recorded, gather
-from ctrace.advice.levers import parse_levers
-from ctrace.advice.predict import Outlook
-from ctrace.advice.whatif import of_recording
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import Model
 from ctrace.model.snapshot import Snapshot
+from ctrace.whatif.flows import Recorded, gather
+from ctrace.whatif.predict import Outlook
+from ctrace.whatif.run import of_recording
+from ctrace.whatif.settings import parse_levers
 
 LIMIT = 5000
 LOAD = Kernel(rate=40, time_wait=40, seconds=900, udp_rate=20, udp_timeout=30, limit=LIMIT)

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from whatif_kit import NETNS, SECOND, Kernel
 
-from ctrace.advice.flows import Recorded, gather
-from ctrace.advice.levers import TIMEOUTS, Levers, parse_levers, parse_service, parse_timeout
-from ctrace.advice.plan import CtTimeout, Plan
-from ctrace.advice.rules_nft import script
-from ctrace.advice.tablemodel import next_interval, refusal
-from ctrace.advice.whatif import of_recording
 from ctrace.batch import Batch
 from ctrace.capture import open_live
+from ctrace.change.plan import CtTimeout, Plan
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
+from ctrace.ruleset.notrack_nft import script
+from ctrace.whatif.flows import Recorded, gather
+from ctrace.whatif.run import of_recording
+from ctrace.whatif.settings import TIMEOUTS, Levers, parse_levers, parse_service, parse_timeout
+from ctrace.whatif.table import next_interval, refusal
 
 BUSY = Kernel(rate=100, time_wait=40, seconds=240, udp_rate=10)
 FULL = Kernel(rate=100, time_wait=30, seconds=120, udp_rate=20, limit=3000, buckets=8192)

@@ -1,0 +1,330 @@
+"""What the two families that attach to conntrack's functions share.
+
+The same C (bpf/function_hooks.c) runs behind fentry and behind kprobes; a family
+says how a function is found and how a program is connected to it. A function that
+this kernel lacks narrows what is seen, and :class:`HookInfo` says so; two are
+indispensable.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Optional, TypeVar
+
+import numpy as np
+
+from ctrace.batch import Counts, HookInfo
+from ctrace.errors import CtraceError
+from ctrace.filters import Filter
+from ctrace.kernel import bpf, btf, compiler, layout, percpu
+from ctrace.kernel.objects import MAPS, Objects, filter_defines
+from ctrace.record import Events
+
+if TYPE_CHECKING:
+    from ctrace.host.netns import Namespace
+
+SOURCE: Final = "function_hooks.c"
+MODULE: Final = "nf_conntrack"
+EVERYTHING: Final = Filter()
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A kernel function and the programs for its entry and its return."""
+
+    function: str
+    args: tuple[str, ...]
+    """Names of the arguments that the programs rely on, as in the kernel's BTF."""
+    enter: Optional[str] = None
+    leave: Optional[str] = None
+    blind: str = ""
+    """What cannot be shown without it; empty: there is no family without it."""
+    enter_for_return: bool = False
+    """The entry only keeps arguments for a return probe: an fexit program has them."""
+
+    @property
+    def required(self) -> bool:
+        """Whether nothing is right without it."""
+        return not self.blind
+
+
+HOOKS: Final = (
+    Hook("__nf_conntrack_hash_insert", ("ct",), "on_insert"),
+    Hook("nf_conntrack_free", ("ct",), "on_free"),
+    Hook(
+        "nf_conntrack_hash_check_insert", ("ct",), "user_enter", "user_leave",
+        blind="inserts by conntrack -I look like packets' inserts",
+    ),
+    Hook(
+        "__nf_conntrack_alloc", ("net", "zone", "orig", "repl", "gfp", "hash"),
+        "alloc_enter", "alloc_leave", enter_for_return=True,
+        blind="packets refused because the table is full are not seen one by one",
+    ),
+    Hook(
+        "__nf_conntrack_confirm", ("skb",), "confirm_enter", "confirm_leave",
+        blind="which way a packet went is unknown, and inserts that fail for another "
+        "reason than a clash are not seen",
+    ),
+    Hook(
+        "nf_ct_resolve_clash", ("skb",), "clash_enter", "clash_leave",
+        blind="entries inserted beside a clashing one (NAT) are not seen",
+    ),
+    Hook(
+        "early_drop", ("net", "hash"), "early_drop_enter", "early_drop_leave",
+        blind="evictions by early_drop look like other deletions, and a packet refused for lack "
+        "of memory like one refused by a full table",
+    ),
+    Hook(
+        "gc_worker", ("work",), "gc_enter", "gc_leave",
+        blind="deletions by the garbage collector near the limit look like other deletions",
+    ),
+)  # fmt: skip
+
+_CALL_SLOTS: Final = 8192
+_CALL: Final = 8 + 2 * 40
+_CPU_STATE: Final = 32
+
+
+class Unattachable(CtraceError):
+    """One function cannot be attached to."""
+
+    def __init__(self, hook: Hook, why: str) -> None:
+        self.hook = hook
+        super().__init__(f"cannot attach to {hook.function}: {why}")
+
+
+Target = TypeVar("Target")
+
+
+class FunctionCapture(ABC, Generic[Target]):
+    """Implements :class:`ctrace.capture.family.Capture`."""
+
+    family: ClassVar[str]
+
+    def __init__(
+        self,
+        wanted: Filter = EVERYTHING,
+        *,
+        ring_bytes: int = 1 << 20,
+        without: Collection[str] = (),
+    ) -> None:
+        """Compile, load and attach. Raises CtraceError (BpfError) when this kernel cannot.
+
+        ``without`` leaves functions out, as if this kernel did not have them.
+        """
+        targets = {
+            hook: target
+            for hook in HOOKS
+            if hook.function not in without and (target := self.find(hook)) is not None
+        }
+        self._objects: Objects
+        self._gaps: deque[int] = deque(maxlen=8)
+        while True:
+            missing = [hook for hook in HOOKS if hook not in targets]
+            for hook in missing:
+                if hook.required:
+                    raise CtraceError(_no_function(hook.function))
+            self._objects = Objects(ring_bytes)
+            try:
+                self._attach(wanted, targets)
+                break
+            except Unattachable as refused:
+                self.close()
+                if refused.hook.required:
+                    raise
+                del targets[refused.hook]
+            except BaseException:
+                self.close()
+                raise
+        lacking = {hook.function for hook in missing}
+        self.info = HookInfo(
+            family=self.family,
+            attached=tuple(hook.function for hook in targets),
+            blind=(*(hook.blind for hook in missing), *self._no_owners()),
+            drop_tuples="__nf_conntrack_alloc" not in lacking,
+            evictions="early_drop" not in lacking,
+            owners=self._located,
+        )
+        self._blind = self.info.blind
+
+    # -- what a family does its own way ------------------------------------------------------
+
+    @abstractmethod
+    def find(self, hook: Hook) -> Optional[Target]:
+        """How this kernel names the function; None when it has none such."""
+
+    @abstractmethod
+    def attach(self, name: str, code: bytes, target: Target, *, exit_: bool) -> int:
+        """Load a program and attach it to the function's entry or exit.
+
+        Returns the descriptor that holds it there. Raises BpfError.
+        """
+
+    def defines(self) -> Mapping[str, int | str]:
+        """Constants of the family for the C code."""
+        return {}
+
+    def programs(self, hook: Hook) -> list[tuple[str, bool]]:
+        """Names of a hook's programs, and which of them runs at the exit; that one first.
+
+        An entry without its exit would leave a call open; the reverse is harmless.
+        """
+        found = [(hook.leave, True)] if hook.leave else []
+        if hook.enter:
+            found.append((hook.enter, False))
+        return found
+
+    # -- attaching ---------------------------------------------------------------------------
+
+    def _attach(self, wanted: Filter, targets: Mapping[Hook, Target]) -> None:
+        where = layout.running()
+        objects = self._objects
+        names = [name for hook in targets for name, _ in self.programs(hook)]
+        clash = known_args("nf_ct_resolve_clash")
+        code = compiler.compile_programs(
+            SOURCE,
+            [*names, "look"],
+            {
+                **where.defines,
+                **filter_defines(wanted),
+                **self.defines(),
+                **{f"HAVE_{hook.function}": 1 for hook in targets},
+                **_optional_offsets(),
+                "OWN_MAPS": len(MAPS) + 1,
+                "CLASH_ARGS": len(clash) if clash else 3,
+            },
+        )
+        objects.maps += [
+            objects.keep(bpf.map_create(bpf.MapType.HASH, 16, _CALL, _CALL_SLOTS, name="calls")),
+            objects.keep(bpf.map_create(bpf.MapType.PERCPU_ARRAY, 4, _CPU_STATE, 1, name="cpu")),
+        ]
+        self._located = percpu.locate(objects)
+        objects.load("look", code["look"], bpf.ProgType.RAW_TRACEPOINT)
+        for hook, target in targets.items():
+            for name, exit_ in self.programs(hook):
+                try:
+                    objects.keep(self.attach(name, code[name], target, exit_=exit_))
+                except bpf.BpfError as error:
+                    # no such function after all, or the kernel allows no probe there
+                    if error.errno in (errno.ENOENT, errno.EINVAL, errno.EADDRNOTAVAIL):
+                        raise Unattachable(hook, str(error)) from error
+                    raise
+
+    def _no_owners(self) -> tuple[str, ...]:
+        if self._located:
+            return ()
+        return ("the process that opened a flow: the kernel's BTF has no per-CPU variables",)
+
+    # -- Capture -----------------------------------------------------------------------------
+
+    def poll(self) -> tuple[Events, int]:
+        """New records in time order, and how many were lost."""
+        return self._objects.poll()
+
+    def counts(self) -> dict[int, Counts]:
+        """Exact counters per namespace since attaching."""
+        self._note_missed()
+        return self._objects.counts()
+
+    @property
+    def interval(self) -> float:
+        """Seconds that may pass until the next poll."""
+        return self._objects.rings.interval
+
+    def part(self) -> None:
+        """What is polled from now on is for another batch."""
+        self._objects.rings.part()
+
+    def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
+        """Owner key to (comm, cgroup id)."""
+        return self._objects.owner_comms(keys)
+
+    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:
+        """cgroup id to the end of its path."""
+        return self._objects.cgroup_names(ids)
+
+    def follow(self, namespaces: Sequence[Namespace]) -> None:
+        """Nothing to do: a function serves every namespace."""
+
+    def look(self, entries: Iterable[int]) -> None:
+        """Have SAMPLED records made of these entries (``ct``), where they still live."""
+        self._objects.look(entries)
+
+    def run_time(self) -> int:
+        """Nanoseconds spent in our programs, where the kernel measures it."""
+        return self._objects.run_time()
+
+    def missed(self) -> int:
+        """How many calls went unseen because a program or a return probe could not run.
+
+        Kernels before 5.12 (kprobes: 6.7) do not count programs that they skip
+        because another one of ours runs on the same CPU.
+        """
+        skipped = sum(bpf.prog_info(fd).recursion_misses for fd in self._objects.programs.values())
+        raw = bpf.map_lookup(
+            self._objects.maps[len(MAPS) + 2],
+            struct.pack("<I", 0),
+            _CPU_STATE * bpf.possible_cpus(),
+        )
+        _, entered, left, lost = (
+            np.frombuffer(raw or bytes(_CPU_STATE), np.uint64)
+            .reshape(-1, _CPU_STATE // 8)
+            .sum(axis=0, dtype=np.uint64)
+            .astype(np.int64)
+            .tolist()
+        )
+        # Calls now in progress are open too, for microseconds; what stays open was missed.
+        self._gaps.append(max(0, entered - left))
+        return int(skipped + lost + (min(self._gaps) if len(self._gaps) == 8 else 0))
+
+    def _note_missed(self) -> None:
+        missed = self.missed()
+        blind = self._blind
+        if missed:
+            blind = (*blind, f"{missed} calls that no hook could see: compare with conntrack -S")
+        if blind != self.info.blind:
+            self.info = replace(self.info, blind=blind)
+
+    def close(self) -> None:
+        """Detach everything; safe to call twice."""
+        self._objects.close()
+
+
+def type_information() -> Optional[btf.Btf]:
+    """BTF that knows conntrack's functions: the module's, or the kernel's when built in."""
+    module = btf.kernel(MODULE)
+    if module is not None:
+        return module
+    kernel = btf.kernel()
+    return kernel if kernel is not None and kernel.func("nf_conntrack_free") else None
+
+
+def known_args(function: str) -> Optional[tuple[str, ...]]:
+    """The function's argument names, or None when no BTF tells (a module before 5.11)."""
+    types = type_information()
+    found = types.func(function) if types else None
+    return None if types is None or found is None else types.args(found)
+
+
+def fits(hook: Hook) -> bool:
+    """Whether the function takes the arguments that we read, as far as the kernel tells."""
+    args = known_args(hook.function)
+    return args is None or args[: len(hook.args)] == hook.args
+
+
+def _optional_offsets() -> dict[str, int]:
+    kernel = btf.kernel()
+    ifindex = kernel.offset("net_device", "ifindex") if kernel else None
+    return {} if ifindex is None else {"DEV_IFINDEX": ifindex}
+
+
+def _no_function(function: str) -> str:
+    return (
+        f"no function {function} to attach to: load nf_conntrack (modprobe nf_conntrack), "
+        "or use another hook family"
+    )

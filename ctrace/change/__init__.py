@@ -1,0 +1,1 @@
+"""A plan applied on trial, kept, watched and undone."""

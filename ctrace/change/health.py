@@ -1,0 +1,279 @@
+"""Whether a change made things worse: the namespace's own counters, before and after."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any, Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.change.plan import Lever, Notrack
+from ctrace.host import ctnetlink, sock_diag
+from ctrace.host.sock_diag import Connection
+from ctrace.record import PROTO_NUMBERS, Events, Status, address_bytes, words
+from ctrace.ruleset.installed import Rule
+
+Array = npt.NDArray[Any]
+
+SIGMA: Final = 4.0
+"""How many standard deviations of a Poisson count make a change."""
+
+BAD: Final = {
+    "Tcp.RetransSegs": "TCP retransmissions",
+    "Tcp.EstabResets": "resets of established connections",
+    "Tcp.AttemptFails": "failed connection attempts",
+    "conntrack.drop": "packets refused by conntrack",
+}
+"""Counters that must not rise, by what they mean."""
+REFUSED: Final = "conntrack.drop"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reading of a namespace's counters."""
+
+    at: float
+    """Monotonic seconds."""
+    counters: dict[str, int]
+    connections: dict[bytes, Connection] = field(default_factory=dict)
+    """TCP sockets by the kernel's cookie."""
+    packets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
+    """(role, protocol, port) to packets untracked so far per flow (``to``, ``from``...)."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found."""
+
+    worse: tuple[str, ...] = ()
+    """Empty: nothing got worse."""
+    proven: bool = False
+    """Whether traffic of the services passed untracked in both directions meanwhile."""
+    seen: tuple[str, ...] = ()
+    """What was seen, one sentence each."""
+
+
+def sample(rules: Iterable[Rule] = ()) -> Sample:
+    """Read the counters of the namespace that this thread is in."""
+    counters = {**_table("snmp"), **_table("netstat"), REFUSED: _conntrack_drops()}
+    packets: dict[tuple[str, str, int], dict[str, int]] = {}
+    for rule in rules:
+        if rule.own and rule.packets is not None and rule.service[2]:
+            flows = packets.setdefault(rule.service, {})
+            flows[rule.flow] = flows.get(rule.flow, 0) + rule.packets
+    return Sample(time.monotonic(), counters, sock_diag.connections(), packets)
+
+
+def compare(
+    before: tuple[Sample, Sample], after: tuple[Sample, Sample], levers: Sequence[Lever]
+) -> Verdict:
+    """Judge two windows of about a second each, one before and one after the change.
+
+    Counts are compared as Poisson counts: a change is one of more than four
+    standard deviations and to less than a fifth (a fall) or more than double (a rise):
+    rules that break a service stop it, while a load that only ebbs is none of ours.
+
+    Resets and retransmissions of connections older than the change, or of the plan's
+    own services, are no sign by themselves; and where the table refused packets before
+    and does so less now, they are what the relief sets free: clients that gave up
+    meanwhile, and segments that had been waiting.
+    """
+    worse: list[str] = []
+    seen: list[str] = []
+    span = after[1].at - after[0].at
+    scale = span / max(before[1].at - before[0].at, 1e-3)
+
+    def change(name: str) -> tuple[float, int]:
+        old = before[1].counters.get(name, 0) - before[0].counters.get(name, 0)
+        new = after[1].counters.get(name, 0) - after[0].counters.get(name, 0)
+        return old * scale, new
+
+    for name, meaning in _good(levers):
+        expected, found = change(name)
+        if found < expected / 5 and expected - found > SIGMA * math.sqrt(expected):
+            worse.append(f"{meaning} fell from {expected:.0f} to {found} in {span:.1f} s")
+        elif expected or found:
+            seen.append(f"{meaning}: {found} in {span:.1f} s, {expected:.0f} before")
+    refused, still = change(REFUSED)
+    relieved = refused > 2 * still
+    excused = _excused(before[1], after, levers)
+    for name, meaning in BAD.items():
+        expected, found = change(name)
+        if found <= 2 * expected + 10 or found - expected <= SIGMA * math.sqrt(expected + 1):
+            continue
+        rose = f"{meaning} rose from {expected:.0f} to {found} in {span:.1f} s"
+        if relieved:
+            seen.append(f"{rose}: connections that the full table had held up")
+        elif found - excused.get(name, 0) <= 2 * expected + 10:
+            seen.append(f"{rose}: of connections from before, or of the service itself")
+        else:
+            worse.append(rose)
+    called = {
+        lever.port
+        for lever in levers
+        if lever.proto == "tcp" and {"client", "loopback"} & set(lever.roles)
+    }
+    waited, waiting = (
+        sock_diag.connecting(moment.connections, called) for moment in (before[1], after[1])
+    )
+    if waiting > 2 * waited + 4:
+        worse.append(f"{waiting} connections of this host wait for an answer ({waited} before)")
+    proven = False
+    for service, flows in after[1].packets.items():
+        first = after[0].packets.get(service, {})
+        moved = {flow: n - first.get(flow, 0) for flow, n in flows.items()}
+        name = f"{service[0]} {service[1]}/{service[2]}"
+        to, back = moved.get("to", 0) + moved.get("lo", 0), moved.get("from", 0)
+        if service[1] == "tcp" and to >= 5 and back == 0:
+            worse.append(f"{name}: {to} packets went in untracked, and no answer came back")
+        if to and back:
+            proven = True
+            seen.append(f"{name}: {to} packets to the port and {back} from it passed untracked")
+    return Verdict(tuple(worse), proven, tuple(seen))
+
+
+def _excused(
+    unchanged: Sample, after: tuple[Sample, Sample], levers: Sequence[Lever]
+) -> dict[str, int]:
+    """By counter, how much of a rise old connections and the plan's services account for.
+
+    A reset connection is gone: each old one that is gone may have been one. What
+    lived only between the two moments is seen in neither, and excuses nothing.
+    """
+    ports = {lever.port for lever in levers if lever.proto == "tcp"}
+    then, now = after[0].connections, after[1].connections
+    gone = [
+        one for cookie, one in then.items() if cookie in unchanged.connections and cookie not in now
+    ]
+    resent = 0
+    for cookie, one in now.items():
+        if cookie in unchanged.connections or {one.sport, one.dport} & ports:
+            resent += one.resent - (then[cookie].resent if cookie in then else 0)
+    return {
+        "Tcp.RetransSegs": resent,
+        "Tcp.EstabResets": sum(one.state in sock_diag.OPEN for one in gone),
+        "Tcp.AttemptFails": sum(one.state in sock_diag.OPENING for one in gone),
+    }
+
+
+def _good(levers: Sequence[Lever]) -> list[tuple[str, str]]:
+    """Counters that must not fall, for what the plan touches."""
+    names = []
+    for lever in levers:
+        roles = set(lever.roles)
+        if lever.proto == "tcp" and roles & {"server", "loopback"}:
+            names.append(("Tcp.PassiveOpens", "accepted connections"))
+        if lever.proto == "tcp" and roles & {"client", "loopback"}:
+            names.append(("Tcp.ActiveOpens", "connections opened"))
+        if lever.proto == "udp" and roles & {"server", "client", "loopback"}:
+            names.append(("Udp.InDatagrams", "UDP datagrams received"))
+    return list(dict.fromkeys(names))
+
+
+# ---- the services' entries ---------------------------------------------------
+
+
+def entries(path: str) -> Events:
+    """The table of the namespace at ``path``."""
+    return ctnetlink.dump(path)
+
+
+def new_entries(
+    before: Events, after: Events, levers: Sequence[Lever], local: Iterable[str]
+) -> Events:
+    """Entries of the plan's services in ``after`` that were not in ``before``.
+
+    Both tuple orders: an entry whose *source* port is the service's, and that saw
+    no reply, is what half a pair of rules leaves. Only roles that the plan covers.
+    """
+    if not len(after):
+        return after
+    fresh = ~np.isin(_identity(after), _identity(before))
+    here = np.array([address_bytes(text) for text in local], dtype="V16")
+    wanted = np.zeros(len(after), bool)
+    for lever in levers:
+        if isinstance(lever, Notrack):
+            wanted |= covered(after, lever, here)
+    return after[fresh & wanted]
+
+
+def covered(events: Events, lever: Notrack, here: Array) -> Array:
+    """Which entries the lever's rules should have kept out of the table.
+
+    ``here``: the local addresses, 16 bytes each.
+    """
+    proto = events["proto"] == PROTO_NUMBERS[lever.proto]
+    src = _local(events["src"], here)
+    dst = _local(events["dst"], here)
+    to = proto & (events["dport"] == lever.port)
+    half = (events["status"] & int(Status.SEEN_REPLY)) == 0
+    back = proto & (events["sport"] == lever.port) & half & ~to
+    low, high = lever.ephemeral
+    roles = set(lever.roles)
+    found = np.zeros(len(events), bool)
+    if "server" in roles:
+        found |= to & dst | back & src
+    if "loopback" in roles:
+        found |= (to | back) & src & dst
+    if "client" in roles:
+        far = np.where(to, events["sport"], events["dport"])
+        peer = np.where(to[:, None], events["dst"], events["src"])
+        called = (to & src | back & dst) & (far >= low) & (far <= high)
+        found |= called & _peer(peer, lever.peers)
+    if "forward" in roles:
+        peer = np.where(to[:, None], events["dst"], events["src"])
+        found |= (to | back) & ~src & ~dst & _peer(peer, lever.peers)
+    return found
+
+
+def _identity(events: Events) -> Array:
+    """What tells one entry from another: its id, both addresses and ports."""
+    columns: Array = np.ascontiguousarray(words(events)[:, [1, 2, 3, 4, 5, 10]])
+    keys: Array = columns.view("V48").ravel()
+    return keys
+
+
+def _local(addresses: Array, here: Array) -> Array:
+    raw: Array = np.ascontiguousarray(addresses)
+    loopback = (raw[:, :12] == np.frombuffer(bytes(10) + b"\xff\xff", "u1")).all(axis=1) & (
+        raw[:, 12] == 127
+    )
+    found: Array = loopback | np.isin(raw.view("V16").ravel(), here)
+    return found
+
+
+def _peer(addresses: Array, peers: Sequence[str]) -> Array:
+    if not peers:
+        return np.ones(len(addresses), bool)
+    wanted = np.array([address_bytes(str(ip_address(peer))) for peer in peers], dtype="V16")
+    return np.isin(np.ascontiguousarray(addresses).view("V16").ravel(), wanted)
+
+
+# ---- counters ----------------------------------------------------------------
+
+
+def _table(name: str) -> dict[str, int]:
+    """/proc/net/snmp or netstat of this thread's namespace: ``Tcp.PassiveOpens``..."""
+    found: dict[str, int] = {}
+    with open(f"/proc/thread-self/net/{name}") as file:
+        lines = file.read().splitlines()
+    for names, values in zip(lines[::2], lines[1::2], strict=False):
+        prefix = names.split(":", 1)[0]
+        pairs = zip(names.split()[1:], values.split()[1:], strict=False)
+        found.update({f"{prefix}.{key}": int(value) for key, value in pairs})
+    return found
+
+
+def _conntrack_drops() -> int:
+    try:
+        with open("/proc/thread-self/net/stat/nf_conntrack") as file:
+            head, *rows = file.read().splitlines()
+    except OSError:
+        return 0
+    column: Optional[int] = head.split().index("drop") if "drop" in head.split() else None
+    return 0 if column is None else sum(int(row.split()[column], 16) for row in rows)

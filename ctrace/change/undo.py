@@ -1,0 +1,166 @@
+"""Removing what ctrace applied: exactly that, nothing else, in one transaction per tool."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Optional
+
+from ctrace.change import notes
+from ctrace.errors import CtraceError
+from ctrace.host import commands, netns
+from ctrace.host.netns import Namespace
+from ctrace.ruleset import notrack_iptables, notrack_nft
+from ctrace.ruleset.installed import (
+    NOTHING,
+    XT_TOOLS,
+    Installed,
+    Rule,
+    nft_ruleset,
+    read_installed,
+)
+from ctrace.ruleset.notrack import CHAINS, TABLE
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What is applied in one namespace, with the note that goes with it."""
+
+    namespace: Namespace
+    installed: Installed
+    note: Optional[notes.Note]
+
+
+def applied(only: Optional[int] = None) -> list[Applied]:
+    """What is applied now, in every namespace (or one). Reads only."""
+    found = []
+    for namespace in netns.find():
+        if only is not None and namespace.inum != only:
+            continue
+        try:
+            with netns.enter(namespace.path):
+                installed = read_installed(time.time())
+        except CtraceError:
+            if _exists(namespace):
+                raise
+            continue  # it went away while we looked, and its rules with it
+        if installed.state != NOTHING:
+            found.append(Applied(namespace, installed, notes.read(namespace.inum)))
+    return found
+
+
+def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Applied]:
+    """Remove what ctrace applied, in every namespace (or one); what was removed.
+
+    ``expired_only`` leaves confirmed changes and running trials alone. Connections
+    that were opened while untracked are picked up again as NEW by their next packet.
+    """
+    with notes.locked():
+        done = []
+        for change in applied(only):
+            if expired_only and change.installed.state != "expired":
+                continue
+            try:
+                with netns.enter(change.namespace.path):
+                    remove(change.installed, change.note)
+            except CtraceError:
+                if _exists(change.namespace):
+                    raise
+            notes.forget(change.namespace.inum)
+            done.append(change)
+        return done
+
+
+def _exists(namespace: Namespace) -> bool:
+    try:
+        return os.stat(namespace.path).st_ino == namespace.inum
+    except OSError:
+        return False
+
+
+def remove(installed: Installed, note: Optional[notes.Note]) -> None:
+    """Remove everything of ours from the namespace that this thread is in.
+
+    The untracking rules go first, then the accepts that only untracked packets
+    need. Raises CtraceError when the kernel refuses; nothing of that tool's part
+    has changed then.
+    """
+    script = ""
+    if installed.table:
+        script += f"delete table inet {TABLE}\n"
+    script += notrack_nft.delete_accepts(
+        [
+            (rule.family, rule.table, rule.chain, rule.handle)
+            for rule in installed.rules
+            if rule.tool == "nft" and not rule.own and rule.handle is not None
+        ]
+    )
+    if script:
+        commands.run(["nft", "-f", "-"], script)
+    for tool in XT_TOOLS:
+        for family in ("ip", "ip6"):
+            text = _restore(installed, tool, family)
+            if text:
+                commands.run(notrack_iptables.restore_argv(tool, family), text)
+    if note is not None:
+        _drop_empty(note.made)
+
+
+def nft_objects(family: str, table: str) -> set[str]:
+    """``ip raw`` and ``ip raw PREROUTING``...: a table and its chains, if they are there."""
+    found = set()
+    for item in nft_ruleset().get("nftables", ()):
+        body = item.get("table")
+        if isinstance(body, dict) and (body["family"], body["name"]) == (family, table):
+            found.add(f"{family} {table}")
+        body = item.get("chain")
+        if isinstance(body, dict) and (body["family"], body["table"]) == (family, table):
+            found.add(f"{family} {table} {body['name']}")
+    return found
+
+
+def _restore(installed: Installed, tool: str, family: str) -> str:
+    """What takes our rules out of one iptables variant; empty when there are none."""
+    rules = [rule for rule in installed.rules if (rule.tool, rule.family) == (tool, family)]
+    chains = [chain[2] for chain in installed.chains if chain[:2] == (tool, family)]
+    tables: dict[str, list[str]] = {}
+    for rule in rules:
+        if rule.chain not in CHAINS:
+            tables.setdefault(rule.table, []).append(_delete(rule))
+    if chains:
+        # The jumps, already listed above, must go before the chains that they lead to.
+        lines = tables.setdefault("raw", [])
+        lines += [f"-F {chain}" for chain in chains]
+        lines += [f"-X {chain}" for chain in chains]
+    ordered = sorted(tables.items(), key=lambda pair: pair[0] != "raw")
+    return "".join("\n".join([f"*{name}", *lines, "COMMIT"]) + "\n" for name, lines in ordered)
+
+
+def _delete(rule: Rule) -> str:
+    """A rule's own save line as its deletion, which matches it exactly."""
+    return re.sub(r"^-A ", "-D ", rule.text, count=1)
+
+
+def _drop_empty(made: tuple[str, ...]) -> None:
+    """Remove tables and chains that iptables-nft made for us and that are still empty."""
+    if not made or not commands.have("nft"):
+        return
+    used: set[str] = set()
+    chains: set[str] = set()
+    for item in nft_ruleset().get("nftables", ()):
+        rule, chain = item.get("rule"), item.get("chain")
+        if isinstance(rule, dict):
+            used.add(f"{rule['family']} {rule['table']}")
+            used.add(f"{rule['family']} {rule['table']} {rule['chain']}")
+        if isinstance(chain, dict):
+            chains.add(f"{chain['family']} {chain['table']} {chain['name']}")
+    # A chain that somebody else has made since keeps its table.
+    used |= {" ".join(chain.split()[:2]) for chain in chains - set(made)}
+    # Chains (three words) before their table (two).
+    for name in sorted(made, key=lambda name: -len(name.split())):
+        words = name.split()
+        if name not in used and (len(words) == 2 or name in chains):
+            what = "table" if len(words) == 2 else "chain"
+            commands.output(["nft", "delete", what, *words])

@@ -1,0 +1,1 @@
+"""What connection tracking costs this host: ``ctrace perf``."""

@@ -1,0 +1,1 @@
+"""What is asked of the kernel itself: BPF, BTF, its layout, rings, symbols."""

@@ -1,0 +1,185 @@
+"""The hash table as it is, walked by bpf/chains.c on request.
+
+The table is found by its symbol where the kernel lists data (KALLSYMS_ALL), else from
+any entry in it. Either way the walk proves it: each chain ends with its own bucket's
+number.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Optional
+
+import numpy as np
+
+from ctrace.cost.result import Chains, chains
+from ctrace.errors import CtraceError
+from ctrace.kernel import bpf, compiler, layout
+
+SAMPLE: Final = 1 << 16
+"""Buckets walked at most, evenly spaced: about 10 ms in short steps."""
+RUNS: Final = 1 << 16
+LENGTHS: Final = 256
+CANDIDATES: Final = 4
+DISTURBED: Final = 0.05
+"""A table of which more buckets than this end elsewhere is not the table."""
+NAMESPACES: Final = 4096
+"""How many namespaces' entries are told apart; what was met of more is forgotten."""
+
+_PROGRAMS: Final = ("find_by_symbol", "find_by_entry", "walk")
+_CURSOR: Final = struct.Struct("<8Q")
+"""``struct cursor``: base, next, step, end, disturbed, length, node, met."""
+_MAPS: Final = (
+    (bpf.MapType.ARRAY, "cursor", _CURSOR.size, 1),
+    (bpf.MapType.ARRAY, "lengths", 8, LENGTHS),
+    (bpf.MapType.LRU_HASH, "met", 16, NAMESPACES),
+)
+
+
+@dataclass(frozen=True)
+class Walked:
+    """Where a walk ended, and whether it was over the table."""
+
+    next: int
+    """The bucket that would follow."""
+    disturbed: int
+    """Buckets whose chain ended elsewhere."""
+
+    def is_table(self, walked: int) -> bool:
+        """Whether so many walked buckets were the table's: few ended elsewhere."""
+        return walked > 0 and self.disturbed <= max(2, DISTURBED * walked)
+
+
+class Walker:
+    """The programs, loaded, with their maps."""
+
+    def __init__(self) -> None:
+        """Raises CtraceError when they cannot be loaded."""
+        code = compiler.compile_programs("chains.c", _PROGRAMS, layout.running().defines)
+        self._fds: list[int] = []
+        self._programs: dict[str, int] = {}
+        try:
+            for kind, name, size, count in _MAPS:
+                self._fds.append(bpf.map_create(kind, 4, size, count, name=name))
+            self._cursor, self._lengths, self._met = maps = tuple(self._fds)
+            for name in _PROGRAMS:
+                linked = compiler.link(code[name], maps)
+                fd = bpf.prog_load(linked, bpf.ProgType.RAW_TRACEPOINT, name)
+                self._programs[name] = fd
+                self._fds.append(fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Walker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything; safe to call twice."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)
+
+    def bases(self, symbol: int, entries: Sequence[int]) -> list[int]:
+        """Where the table may be: what most entries say first, they may have gone since.
+
+        ``symbol``: where nf_conntrack_hash is, or 0; ``entries``: ``ct``s. Raises CtraceError
+        when the kernel runs no program on request (before 5.10).
+        """
+        votes: Counter[int] = Counter()
+        wanted = [("find_by_symbol", symbol)] if symbol else []
+        for program, address in wanted or [("find_by_entry", entry) for entry in entries]:
+            self._set(0, 0, 1, 0)
+            bpf.prog_run(self._programs[program], (address,))
+            base = self._read()[0]
+            if base:
+                votes[base] += 1
+        return [base for base, _ in votes.most_common(CANDIDATES)]
+
+    def walk(
+        self, base: int, first: int, step: int, end: int, *, runs: int = RUNS, enough: int = 0
+    ) -> Walked:
+        """Walk every ``step``th bucket from ``first`` on, before ``end``.
+
+        Ends early after so many ``runs``, or ``enough`` entries (0: never).
+        """
+        self._set(base, first, step, end)
+        met = 0
+        for _ in range(runs):
+            told = bpf.prog_run(self._programs["walk"], (0,))
+            met += told >> 1
+            if told & 1 or 0 < enough <= met:
+                break
+        _, following, _, _, disturbed, *_ = self._read()
+        return Walked(following, disturbed)
+
+    def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """How many chains of each length were met since :meth:`forget_lengths`."""
+        raw = (bpf.map_lookup(self._lengths, _key(n), 8) or bytes(8) for n in range(LENGTHS))
+        return np.array([int.from_bytes(one, "little") for one in raw], np.int64)
+
+    def forget_lengths(self) -> None:
+        """Begin anew."""
+        for length in range(LENGTHS):
+            bpf.map_update(self._lengths, _key(length), bytes(8))
+
+    def met(self) -> dict[int, tuple[int, int]]:
+        """Per namespace, entries met since loaded and how many of them were ASSURED.
+
+        Less than before where the namespace was forgotten meanwhile.
+        """
+        keys, values = bpf.map_items(self._met, 4, 16, NAMESPACES)
+        pairs = values.view(np.uint64).reshape(-1, 2).tolist()
+        found = zip(keys.view(np.uint32)[:, 0].tolist(), pairs, strict=True)
+        return {netns: (entries, assured) for netns, (entries, assured) in found}
+
+    def _set(self, base: int, first: int, step: int, end: int) -> None:
+        bpf.map_update(self._cursor, bytes(4), _CURSOR.pack(base, first, step, end, 0, 0, 0, 0))
+
+    def _read(self) -> tuple[int, ...]:
+        raw = bpf.map_lookup(self._cursor, bytes(4), _CURSOR.size)
+        return _CURSOR.unpack(raw or bytes(_CURSOR.size))
+
+
+def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = SAMPLE) -> Chains:
+    """Chain lengths now. ``symbol``: where nf_conntrack_hash is, or 0; ``entries``: ``ct``s.
+
+    Raises CtraceError when the table cannot be found, or the kernel runs no program on
+    request (before 5.10).
+    """
+    if not buckets:
+        raise CtraceError("the table's size is unknown")
+    with Walker() as walker:
+        for base in walker.bases(symbol, entries):
+            found = _measured(walker, base, buckets, sample)
+            if found is not None:
+                return found
+    raise CtraceError(
+        "the table was not found: the kernel lists no nf_conntrack_hash, and "
+        + (
+            "entries lately seen are gone"
+            if entries
+            else "no packet of a tracked connection passed"
+        )
+    )
+
+
+def _measured(walker: Walker, base: int, buckets: int, sample: int) -> Optional[Chains]:
+    """None when what lies there is not the table."""
+    walker.forget_lengths()
+    walked = walker.walk(base, 0, -(-buckets // sample), buckets)
+    counts = walker.lengths()
+    if not walked.is_table(int(counts.sum()) + walked.disturbed):
+        return None
+    return chains(buckets, counts, walked.disturbed)
+
+
+def _key(n: int) -> bytes:
+    return n.to_bytes(4, "little")

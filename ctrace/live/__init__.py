@@ -1,0 +1,1 @@
+"""Feeds for a screen: live capture or replay, through the model."""

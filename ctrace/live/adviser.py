@@ -1,0 +1,194 @@
+"""Advice for a screen: made from the feed's model; live, tried out and kept by typed words.
+
+A change made from the screen is the same trial as that of ``ctrace apply``: the kernel
+takes it back by itself unless it is kept, it is watched every second meanwhile, and
+leaving the screen before it was kept takes it back at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Optional, Protocol
+
+from ctrace.errors import CtraceError
+from ctrace.model.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from ctrace.advice.advise import Advice
+    from ctrace.advice.facts import Facts
+    from ctrace.change.apply import Trial
+    from ctrace.live.feed import LiveFeed
+    from ctrace.view.screen.advice import Remedy
+
+TRIAL_S: Final = 120
+"""Seconds until a trial that is not kept reverts by itself."""
+SERVICES, PAIRS = 100, 500
+"""Culprits that advice is made from."""
+
+
+class Moments(Protocol):
+    """A feed that can group its moment otherwise, live or replayed."""
+
+    def at(self, group: str, limit: int) -> Snapshot:
+        """This moment by another grouping."""
+
+
+class FeedAdviser:
+    """What the advice page asks; see :class:`ctrace.view.screen.advice.Adviser`.
+
+    By itself it only advises, as over a recording: there is nothing to apply.
+    """
+
+    def __init__(self, feed: Moments, facts_of: Callable[[int], Optional[Facts]]) -> None:
+        """``facts_of`` a namespace: its rules and settings; None where they are not known."""
+        self._feed = feed
+        self._facts_of = facts_of
+
+    def advise(self, snapshot: Snapshot) -> Advice:
+        """Advice on everything held now, with each namespace's ruleset."""
+        from ctrace.advice.advise import advise
+        from ctrace.advice.facts import Facts
+
+        services = self._feed.at("service", SERVICES)
+        pairs = self._feed.at("pair", PAIRS)
+        facts = {}
+        for table in snapshot.tables:
+            if table.count:
+                facts[table.netns] = self._facts_of(table.netns) or Facts()
+        return advise(services, pairs, facts)
+
+    def text(self, advice: Any, width: int) -> str:
+        """The advice in words."""
+        from ctrace.view.report.advice import advice_text
+
+        return advice_text(advice, width)
+
+    def rules(self, advice: Any) -> str:
+        """The rules to copy."""
+        from ctrace.view.report.advice import rules_text
+
+        return rules_text(advice)
+
+    def about(self, advice: Any, proto: str, port: int, netns: int) -> Optional[Remedy]:
+        """What it says of one service; None when it was not judged."""
+        from ctrace.view.report.advice import remedy
+
+        return remedy(advice, proto, port, netns)
+
+    @property
+    def on_trial(self) -> bool:
+        """Never: nothing is applied."""
+        return False
+
+    def status(self) -> str:
+        """Nothing is ever applied."""
+        return ""
+
+    def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:  # noqa: ARG002
+        """Raises CtraceError: what has been recorded is over."""
+        raise CtraceError("only looked at, not changed: ctrace advise --plan makes a plan")
+
+    def act(self, advice: Any, word: str) -> str:  # noqa: ARG002
+        """Raises CtraceError."""
+        raise CtraceError("nothing can be applied over a recording")
+
+
+class LiveAdviser(FeedAdviser):
+    """Advice on a running host, which can be tried out."""
+
+    def __init__(self, feed: LiveFeed) -> None:
+        super().__init__(feed, _live_facts)
+        self._trial: Optional[Trial] = None
+        self._told = ""
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    def status(self) -> str:
+        """What is on trial now; empty when nothing is."""
+        trial = self._trial
+        if trial is None:
+            return self._told
+        left = f"{trial.seconds_left:.0f} s"
+        return f"on trial: reverts by itself in {left}; p keeps it or takes it back"
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether a change is in place and not kept yet."""
+        return self._trial is not None
+
+    def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
+        """The question and the words that answer it. Raises CtraceError when there is none."""
+        if self._trial is not None:
+            return "type keep to keep the change, undo to take it back", ("keep", "undo")
+        plan = advice.plan()
+        where = plan.netns_name or str(plan.netns)
+        services = ", ".join(f"{lever.proto}/{lever.port}" for lever in plan.levers)
+        question = f"type apply to change the rules of {where} for {services}, on trial"
+        return question, ("apply",)
+
+    def act(self, advice: Any, word: str) -> str:
+        """Do what was typed, and say what was done. Raises CtraceError; may take seconds."""
+        from ctrace.change import apply
+
+        with self._lock:
+            if word == "apply":
+                trial = apply.start(apply.prepare(advice.plan()), TRIAL_S)
+                self._trial, self._told = trial, ""
+                self._over.clear()
+                threading.Thread(target=self._watch, args=(trial,), daemon=True).start()
+                return f"in place, on trial for {TRIAL_S} s: p keeps it or takes it back"
+            trial_now, self._trial = self._trial, None
+            self._over.set()
+            if trial_now is None:
+                return "nothing is on trial any more"
+            if word == "keep":
+                apply.confirm(trial_now.prepared.plan.netns)
+                self._told = "kept: it stays until ctrace undo or a reboot"
+            else:
+                apply.revert(trial_now)
+                self._told = "taken back: the rules are as they were"
+            return self._told
+
+    def _watch(self, trial: Trial) -> None:
+        """Take the trial back within two seconds of its making anything worse."""
+        from ctrace.change import apply
+
+        while trial is self._trial and not self._over.wait(1.0):
+            if trial.seconds_left <= 0:
+                self._trial, self._told = None, "the trial is over and reverted by itself"
+                return
+            try:
+                verdict = apply.check(trial)
+            except CtraceError:
+                continue
+            with self._lock:
+                if verdict.worse and trial is self._trial:
+                    self._trial = None
+                    apply.revert(trial)
+                    self._told = "taken back, it made things worse: " + "; ".join(verdict.worse)
+
+    def close(self) -> None:
+        """Take back what was not kept."""
+        if self._trial is not None:
+            self.act(None, "undo")
+
+
+def recorded_facts(rules: Mapping[int, str]) -> Callable[[int], Optional[Facts]]:
+    """What a recording knows of each namespace, from its :meth:`rulesets`."""
+
+    def facts_of(netns: int) -> Optional[Facts]:
+        from ctrace.advice.facts import from_text
+
+        try:
+            return from_text(rules[netns]) if netns in rules else None
+        except CtraceError:  # as a later version wrote it
+            return None
+
+    return facts_of
+
+
+def _live_facts(netns: int) -> Optional[Facts]:
+    from ctrace.advice.facts import facts_of
+
+    return facts_of(netns)

@@ -1,0 +1,258 @@
+"""A live source through the model to a screen, in threads of its own.
+
+The screen takes the newest snapshot when it wants one. However slowly it paints, the
+source is drained in time: a slow terminal costs frames, never events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Optional
+
+from ctrace.batch import Batch, Source
+from ctrace.errors import CtraceError
+from ctrace.live.filtering import filtered
+from ctrace.live.protocol import Phase
+from ctrace.model.snapshot import Snapshot
+from ctrace.recording.told_once import Known
+
+if TYPE_CHECKING:
+    from ctrace.model.model import Model
+    from ctrace.recording.late_start import LateRecording
+
+EARLY = 0.1
+"""Seconds until the first snapshot."""
+LIMIT = 200
+"""Culprits in a snapshot: more than any screen shows without scrolling far."""
+
+
+SEARCHED = 5000
+"""Culprits that a filter is applied to."""
+
+
+class LiveFeed:
+    """A :class:`ctrace.live.protocol.Feed` over a source that is opened in the background."""
+
+    def __init__(
+        self,
+        open_source: Callable[[], Source],
+        *,
+        interval: float = 1.0,
+        group: str = "pair",
+        sort: str = "held",
+        filter_text: str = "",
+        memory: int = 32 << 20,
+        limit: int = LIMIT,
+        early: bool = True,
+        shown_filter: str = "",
+        flows_filtered: bool = False,
+    ) -> None:
+        """``early`` asks for a first snapshot before the interval is over; ``shown_filter``
+        is what was filtered in the kernel, in the user's words; with ``flows_filtered`` that
+        chose among a table's flows, so that its counters tell more than what was asked for."""
+        self._open = open_source
+        self._interval = interval
+        self._view = (group, sort, filter_text)
+        self._memory = memory
+        self._limit = limit
+        self._early = early
+        self._shown_filter = shown_filter
+        self._flow_filter = shown_filter if flows_filtered else ""
+        self._phase = Phase("attaching", "attaching to the kernel")
+        self._latest: Optional[Snapshot] = None
+        self._error: Optional[BaseException] = None
+        self._source: Optional[Source] = None
+        self._model: Optional[Model] = None
+        self._writer: Optional[LateRecording] = None
+        self._known = Known(0)
+        self._lock = threading.Lock()
+        """Held for the model's arithmetic; the screen never takes it."""
+        self._news = threading.Condition()
+        self._again = threading.Event()
+        self._closing = threading.Event()
+        self._worker = threading.Thread(target=self._work, name="ctrace-feed", daemon=True)
+        self._viewer = threading.Thread(target=self._review, name="ctrace-view", daemon=True)
+        self._worker.start()
+        self._viewer.start()
+
+    # -- Feed ---------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """What the feed is doing."""
+        return self._phase
+
+    @property
+    def error(self) -> Optional[BaseException]:
+        """Why it failed, for the command line to report after the screen has closed."""
+        return self._error
+
+    def latest(self) -> Optional[Snapshot]:
+        """The newest snapshot, without waiting."""
+        return self._latest
+
+    def wait(self, seen: Optional[Snapshot], timeout: float) -> Optional[Snapshot]:
+        """The newest snapshot once it is another than ``seen``; None when time is up or over."""
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while self._latest is seen or self._latest is None:
+                left = deadline - time.monotonic()
+                if left <= 0 or self._phase.name in ("failed", "ended"):
+                    return None
+                # Short waits: a signal's handler runs only between them.
+                self._news.wait(min(left, 0.2))
+            return self._latest
+
+    def set_view(self, group: str, sort: str, filter_text: str) -> None:
+        """Group, sort and filter otherwise; a snapshot follows at once."""
+        self._view = (group, sort, filter_text)
+        self._again.set()
+
+    def close(self) -> None:
+        """Detach, finish a recording, stop the threads."""
+        self._closing.set()
+        self._again.set()
+        with self._news:
+            self._news.notify_all()
+        source = self._source
+        if source is not None:
+            source.close()
+        if threading.current_thread() is not self._worker:
+            self._worker.join(5.0)
+        self.stop_recording()
+
+    # -- Records ------------------------------------------------------------------------
+
+    @property
+    def recording(self) -> str:
+        """The file being written."""
+        writer = self._writer
+        return writer.path if writer is not None else ""
+
+    def record(self, path: str) -> None:
+        """Write every batch from now on to ``path``. Raises CtraceError."""
+        source = self._source
+        if source is None:
+            raise CtraceError("nothing to record yet: still attaching")
+        from ctrace.recording.late_start import LateRecording
+
+        with self._lock:
+            self._writer = LateRecording(path, source, self._known, self._shown_filter)
+
+    def stop_recording(self) -> str:
+        """Finish the file."""
+        with self._lock:
+            writer, self._writer = self._writer, None
+        if writer is None:
+            return ""
+        writer.close("ended at the screen")
+        return writer.path
+
+    # -- threads ------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            source = self._open()
+            if self._closing.is_set():
+                source.close()
+                return
+            self._source = source
+            from ctrace.model.model import Model
+
+            self._model = Model(
+                source.hooks,
+                source.clock,
+                source.started,
+                host=socket.gethostname(),
+                memory=self._memory,
+                interval=self._interval,
+            )
+            self._phase = Phase("live", f"listening with {source.hooks.family}")
+            for batch in self._batches(source):
+                self._take(batch)
+                if self._closing.is_set():
+                    break
+            self._phase = Phase("ended", "the source has ended")
+        except Exception as error:  # shown on the screen, and by the command line after it
+            self._error = error
+            text = (
+                str(error) if isinstance(error, CtraceError) else f"{type(error).__name__}: {error}"
+            )
+            self._phase = Phase("failed", text)
+        finally:
+            with self._news:
+                self._news.notify_all()
+
+    def _batches(self, source: Source) -> Iterator[Batch]:
+        """A first short batch, so that the screen has something to show, then the interval's."""
+        if self._early and self._interval > EARLY:
+            for batch in source.batches(EARLY):
+                yield batch
+                if not batch.more:
+                    break
+        yield from source.batches(self._interval)
+
+    def _take(self, batch: Batch) -> None:
+        with self._lock:
+            assert self._model is not None
+            self._model.update(batch)
+            self._known.learn(batch)
+            writer = self._writer
+            if writer is not None:
+                try:
+                    writer.write(batch)
+                except CtraceError as error:
+                    self._writer = None
+                    with contextlib.suppress(CtraceError):
+                        writer.close()
+                    self._phase = Phase("live", f"recording stopped: {error}")
+            if batch.more:
+                return
+            snapshot = self._snapshot()
+        self._publish(snapshot)
+
+    def _snapshot(self) -> Snapshot:
+        assert self._model is not None
+        group, sort, text = self._view
+        # Looked for among many more than are shown, for what is wanted may be small.
+        limit = SEARCHED if text else self._limit
+        snapshot = self._model.snapshot(
+            group=group, sort=sort, limit=limit, filter_text=self._flow_filter
+        )
+        if text:
+            snapshot = filtered(snapshot, text)
+            snapshot = replace(snapshot, culprits=snapshot.culprits[: self._limit])
+        return replace(snapshot, filter=f"{self._shown_filter} {text}".strip())
+
+    def at(self, group: str, limit: int) -> Snapshot:
+        """This moment by another grouping, for advice. Raises CtraceError before the first."""
+        with self._lock:
+            if self._model is None:
+                raise CtraceError("nothing has been observed yet")
+            return self._model.snapshot(group=group, sort="held", limit=limit)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        with self._news:
+            self._latest = snapshot
+            self._news.notify_all()
+
+    def _review(self) -> None:
+        """Answer a change of view at once, not at the next batch."""
+        while not self._closing.is_set():
+            self._again.wait()
+            self._again.clear()
+            if self._closing.is_set():
+                return
+            if self._latest is None:
+                continue
+            try:
+                with self._lock:
+                    snapshot = self._snapshot()
+            except CtraceError:
+                continue  # a filter that cannot be understood leaves the screen as it is
+            self._publish(snapshot)

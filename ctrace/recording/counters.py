@@ -1,0 +1,34 @@
+"""The counters of what a recording holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ctrace.batch import Batch, Counts
+from ctrace.record import N_REASONS
+from ctrace.recording.meta import Header
+
+
+class Counted:
+    """Exact cumulative counters of the flows that were asked for, batch after batch.
+
+    Hooks count every flow of a namespace, so under a filter that chooses among flows the
+    events themselves are counted: exact but for those that were lost.
+    """
+
+    def __init__(self, header: Header) -> None:
+        self._own = bool(header.flow_filter)
+        self._counts: dict[int, Counts] = {}
+
+    def after(self, batch: Batch) -> Mapping[int, Counts]:
+        """By namespace and Reason, at the end of ``batch``; to be asked for each in turn."""
+        if not self._own:
+            return batch.counts
+        events = batch.events
+        for netns in np.unique(events["netns"]).tolist():
+            reasons = events["reason"][events["netns"] == netns]
+            new = np.bincount(reasons, minlength=N_REASONS)[:N_REASONS].astype(np.uint64)
+            self._counts[netns] = self._counts.get(netns, np.uint64(0)) + new
+        return dict(self._counts)

@@ -1,0 +1,199 @@
+"""From a source to a file, until someone or something says that it is enough."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Optional, Protocol
+
+from ctrace.batch import Batch, Source
+from ctrace.cost.result import Perf
+from ctrace.errors import CtraceError
+from ctrace.recording.format import SIGNATURE
+
+
+class Sink(Protocol):
+    """What batches are written to: a file, or a flight recorder."""
+
+    events: int
+    lost: int
+
+    @property
+    def stored(self) -> int:
+        """Bytes on disk now."""
+
+    def write(self, batch: Batch) -> None:
+        """Take a batch."""
+
+    def ruleset(self, netns: int, text: str) -> None:
+        """Take a namespace's rules."""
+
+    def measurement(self, host: str, perf: Perf) -> None:
+        """Take what conntrack cost until now."""
+
+    def close(self, reason: str = "") -> None:
+        """End cleanly."""
+
+
+class Beside(Protocol):
+    """Something that goes on while a recording is made, and leaves its part in it."""
+
+    def take(self, batch: Batch, sink: Sink) -> None:
+        """After each batch."""
+
+    def end(self, sink: Sink) -> None:
+        """Before the recording is closed."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """When to stop; unset conditions never do."""
+
+    duration: Optional[float] = None
+    """Seconds."""
+    events: Optional[int] = None
+    command: Optional[str] = None
+    """A shell command: recording lasts as long as it runs."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a recording stands, for whoever shows it."""
+
+    seconds: float
+    events: int
+    size: int
+    lost: int
+
+
+def record(
+    source: Source,
+    sink: Sink,
+    until: Until,
+    interval: float,
+    show: Callable[[Progress], None],
+    beside: Optional[Beside] = None,
+) -> str:
+    """Record until a condition holds or SIGINT or SIGTERM comes; why it ended, as text.
+
+    The rules of the namespaces are read beside it, so that capture is not held up.
+    Raises CtraceError when the file can no longer be written; everything before it is
+    kept. The source is left open, the sink is closed.
+    """
+    reason = ""
+    child: Optional[subprocess.Popen[bytes]] = None
+    reader = RulesetReader()
+    try:
+        with _stops() as stop:
+            first = source.started
+            for batch in source.batches(interval):
+                # Until all hooks were in place and the first batch is here, nothing would
+                # be seen of the command.
+                if until.command and child is None:
+                    child = subprocess.Popen(until.command, shell=True)
+                sink.write(batch)
+                if beside is not None:
+                    beside.take(batch, sink)
+                for netns, text in reader.done():
+                    sink.ruleset(netns, text)
+                seconds = (batch.until - first) / 1e9
+                show(Progress(seconds, sink.events, sink.stored, sink.lost))
+                reason = _reason(until, seconds, sink.events, child, stop)
+                if reason:
+                    break
+            else:
+                reason = "the source ended"
+            for netns, text in reader.done(wait=5.0):
+                sink.ruleset(netns, text)
+            if beside is not None:
+                beside.end(sink)
+    finally:
+        if child is not None and child.poll() is None:
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(5.0)
+        sink.close(reason or "interrupted")
+    return reason
+
+
+def _reason(
+    until: Until,
+    seconds: float,
+    events: int,
+    child: Optional[subprocess.Popen[bytes]],
+    stop: threading.Event,
+) -> str:
+    if stop.is_set():
+        return "stopped by a signal"
+    if until.duration is not None and seconds >= until.duration:
+        return f"after {until.duration:g} s"
+    if until.events is not None and events >= until.events:
+        return f"after {until.events} events"
+    if child is not None and child.poll() is not None:
+        return f"the command ended with status {child.returncode}"
+    return ""
+
+
+@contextlib.contextmanager
+def _stops() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM ask for an end; a second one does not ask."""
+    stop = threading.Event()
+
+    def ask(_number: int, _frame: Optional[FrameType]) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class RulesetReader:
+    """Reads every namespace's rules once, in a thread."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[int, str]] = []
+        self._thread = threading.Thread(target=self._read, name="ctrace-rules", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        from ctrace.host import netns
+        from ctrace.recording.host_facts import rulesets
+
+        with contextlib.suppress(OSError, CtraceError):
+            self._found = rulesets([(space.inum, space.path) for space in netns.find()])
+
+    def done(self, wait: float = 0.0) -> list[tuple[int, str]]:
+        """What was read, once it is all there."""
+        self._thread.join(wait)
+        if self._thread.is_alive():
+            return []
+        found, self._found = self._found, []
+        return found
+
+
+def make_way(path: str) -> str:
+    """Rename an earlier recording at ``path``, as perf does; its new name, or empty.
+
+    Raises CtraceError when what is there is no recording.
+    """
+    if not os.path.lexists(path):
+        return ""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(SIGNATURE)) == SIGNATURE and not os.path.islink(path):
+            os.replace(path, path + ".old")
+            return path + ".old"
+    raise CtraceError(f"{path} exists and is no recording: give another name with -o")

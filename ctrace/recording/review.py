@@ -1,0 +1,271 @@
+"""One pass over a recording: what a report shows, and what only hindsight can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Optional
+
+import numpy as np
+
+from ctrace.batch import Batch, Counts
+from ctrace.cost.result import Perf
+from ctrace.errors import CtraceError
+from ctrace.model.model import Model
+from ctrace.model.snapshot import Snapshot
+from ctrace.record import KIND_OF, Kind, Reason
+from ctrace.recording.counters import Counted
+from ctrace.recording.derived import Recorded
+
+POINTS = 600
+"""Points of the time line, at most."""
+SHARES = 120
+"""Moments at which the culprits' shares are taken."""
+STACKED = 8
+"""Culprits told apart over time; the rest is one."""
+RANKED = 2000
+"""Culprits ranked by table-seconds, of which a report shows the first."""
+BURST_S = 5.0
+"""Drops further apart than this are another burst."""
+
+_INSERTS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.INSERT]
+_DESTROYS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DESTROY]
+_DROPS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DROP]
+
+
+@dataclass
+class Timeline:
+    """Per point: UTC second at its end, rates over it, and the fill it reached."""
+
+    ts: list[float] = field(default_factory=list)
+    insert: list[float] = field(default_factory=list)
+    destroy: list[float] = field(default_factory=list)
+    drop: list[float] = field(default_factory=list)
+    early_drop: list[float] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    fill: dict[str, list[Optional[float]]] = field(default_factory=dict)
+    """By namespace: the highest count / max in the point; None where none was read."""
+
+
+@dataclass
+class Shares:
+    """Entries held by the largest culprits over time."""
+
+    ts: list[float] = field(default_factory=list)
+    held: list[dict[str, int]] = field(default_factory=list)
+    total: list[int] = field(default_factory=list)
+
+    def stacked(self) -> dict[str, list[int]]:
+        """The largest by their sum over time, largest first, then ``others``."""
+        sums: dict[str, int] = {}
+        for moment in self.held:
+            for key, value in moment.items():
+                sums[key] = sums.get(key, 0) + value
+        keys = sorted(sums, key=lambda key: -sums[key])[:STACKED]
+        out = {key: [moment.get(key, 0) for moment in self.held] for key in keys}
+        shown = [sum(moment.get(key, 0) for key in keys) for moment in self.held]
+        out["others"] = [max(0, all_ - part) for all_, part in zip(self.total, shown, strict=True)]
+        return out
+
+
+@dataclass
+class Review:
+    """All that a report shows."""
+
+    recording: Recorded
+    final: Snapshot
+    """At the end, culprits by table-seconds."""
+    groups: dict[str, Snapshot]
+    """The same by other groupings."""
+    timeline: Timeline
+    shares: Shares
+    start: float
+    end: float
+    events: int
+    peak: Optional[Snapshot] = None
+    """When a table was fullest."""
+    peak_fill: float = 0.0
+    before_drop: Optional[Snapshot] = None
+    """Just before the first refused flow."""
+    first_drop: Optional[float] = None
+    drops: list[float] = field(default_factory=list)
+    """UTC seconds of the first drop of each burst."""
+    measured: dict[str, Perf] = field(default_factory=dict)
+    """By host: what conntrack cost there, where that was measured beside the recording."""
+
+
+def review(
+    recording: Recorded,
+    *,
+    group: str = "pair",
+    memory: int = 64 << 20,
+    show: Callable[[float], None] = lambda _: None,
+) -> Review:
+    """Run the recording through a model. ``show`` gets the share done, now and then.
+
+    Raises CtraceError when nothing was recorded.
+    """
+    clock = recording.clock
+    model = Model(
+        recording.hooks, clock, recording.started, host=recording.header.host, memory=memory
+    )
+    pass_ = _Pass(recording, model, group)
+    events = 0
+    for batch in recording.batches():
+        model.update(batch)
+        events += len(batch.events)
+        pass_.take(batch)
+        show(pass_.done)
+    if not pass_.until:
+        raise CtraceError(f"{recording.path}: nothing was recorded; {recording.missing}")
+    pass_.finish()
+    flows = recording.header.flow_filter
+    final = ranked(model.snapshot(group=group, sort="held", limit=RANKED, filter_text=flows))
+    others = {
+        name: ranked(model.snapshot(group=name, sort="held", limit=RANKED, filter_text=flows))
+        for name in ("service", "src", "process", "container", "netns")
+        if name != group
+    }
+    return Review(
+        recording,
+        final,
+        {group: final, **others},
+        pass_.timeline,
+        pass_.shares,
+        clock.utc(recording.started) / 1e9,
+        clock.utc(pass_.until) / 1e9,
+        events,
+        pass_.peak,
+        pass_.peak_fill,
+        pass_.before_drop,
+        pass_.drops[0] if pass_.drops else None,
+        pass_.drops,
+        dict(recording.measurements()),  # the last one of a host tells the whole time
+    )
+
+
+def ranked(snapshot: Snapshot) -> Snapshot:
+    """Culprits by what they cost over the whole time, not by what they hold at its end."""
+    order = sorted(snapshot.culprits, key=lambda c: (-c.table_seconds, -c.inserts, c.key))
+    return replace(snapshot, culprits=tuple(order))
+
+
+def beyond(snapshot: Snapshot, shown: int) -> tuple[int, float]:
+    """How many keys come after the first ``shown``, and their share of the table-seconds."""
+    first = snapshot.culprits[:shown]
+    whole = snapshot.table_seconds_total or 1.0
+    share = 1 - sum(culprit.table_seconds for culprit in first) / whole
+    return max(0, snapshot.culprits_total - len(first)), max(0.0, share)
+
+
+class _Pass:
+    """What is gathered while the batches go by."""
+
+    def __init__(self, recording: Recorded, model: Model, group: str) -> None:
+        self.timeline = Timeline()
+        self.shares = Shares()
+        self.peak: Optional[Snapshot] = None
+        self.peak_fill = 0.0
+        self.before_drop: Optional[Snapshot] = None
+        self.drops: list[float] = []
+        self.until = 0
+        self.done = 0.0
+        self._clock = recording.clock
+        self._model = model
+        self._group = group
+        self._start = recording.started
+        self._length = max(1, recording.until - recording.started)
+        self._step = max(1_000_000_000, self._length // POINTS)
+        self._share_step = max(1_000_000_000, self._length // SHARES)
+        self._due, self._share_due = self._start + self._step, self._start
+        self._at = self._start
+        self._sums = np.zeros(16, np.int64)
+        self._flows = recording.header.flow_filter
+        self._counted = Counted(recording.header)
+        self._counts: dict[int, Counts] = {}
+        self._lost = 0
+        self._fill: dict[str, float] = {}
+        self._last_drop = 0
+        self._latest: Optional[Snapshot] = None
+
+    def take(self, batch: Batch) -> None:
+        """After the model has it."""
+        new = self._new(batch)
+        self._sums += new
+        self._lost += batch.lost
+        drops = int(new[_DROPS].sum())
+        if drops:
+            if not self.drops:
+                self.before_drop = self._latest
+            if batch.until - self._last_drop > BURST_S * 1e9 or not self.drops:
+                self.drops.append(self._clock.utc(batch.until) / 1e9)
+            self._last_drop = batch.until
+        self._read_tables(batch)
+        self.until = max(self.until, batch.until)
+        self.done = min(1.0, (batch.until - self._start) / self._length)
+        if batch.until >= self._due:
+            self._point()
+        if batch.until >= self._share_due:
+            self._share_due = batch.until + self._share_step
+            self._latest = self._snapshot()
+            self._share(self._latest)
+
+    def finish(self) -> None:
+        """The last, shorter point."""
+        if self.until > self._at:
+            self._point()
+
+    def _snapshot(self) -> Snapshot:
+        return self._model.snapshot(
+            group=self._group, sort="held", limit=50, filter_text=self._flows
+        )
+
+    def _new(self, batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """What happened since the batch before, by reason: from the exact counters if any."""
+        told = self._counted.after(batch)
+        if not told:
+            if self._counts:
+                return np.zeros(16, np.int64)
+            return np.bincount(batch.events["reason"], minlength=16)[:16].astype(np.int64)
+        new = np.zeros(16, np.int64)
+        for netns, counts in told.items():
+            new += counts.astype(np.int64)
+            if netns in self._counts:
+                new -= self._counts[netns].astype(np.int64)
+        self._counts = dict(told)
+        return np.maximum(new, 0)
+
+    def _read_tables(self, batch: Batch) -> None:
+        for table in batch.tables:
+            if not table.max:
+                continue
+            name, fill = str(table.netns), table.count / table.max
+            self._fill[name] = max(self._fill.get(name, 0.0), fill)
+            if fill > self.peak_fill * 1.02 and table.count > 16:
+                self.peak_fill = fill
+                self.peak = self._snapshot()
+            self.peak_fill = max(self.peak_fill, fill)
+
+    def _point(self) -> None:
+        line, seconds = self.timeline, (self.until - self._at) / 1e9
+        line.ts.append(self._clock.utc(self.until) / 1e9)
+        line.insert.append(float(self._sums[_INSERTS].sum()) / seconds)
+        line.destroy.append(float(self._sums[_DESTROYS].sum()) / seconds)
+        line.drop.append(float(self._sums[_DROPS].sum()) / seconds)
+        line.early_drop.append(float(self._sums[Reason.EVICTED]) / seconds)
+        line.lost.append(self._lost)
+        for name in self._fill:
+            line.fill.setdefault(name, [None] * (len(line.ts) - 1))
+        for name, values in line.fill.items():
+            values.append(self._fill.get(name))
+        self._fill, self._lost = {}, 0
+        self._sums[:] = 0
+        self._at = self.until
+        self._due = self.until + self._step
+
+    def _share(self, snapshot: Snapshot) -> None:
+        self.shares.ts.append(snapshot.ts / 1e9)
+        held = {culprit.key: culprit.held for culprit in snapshot.culprits if culprit.held > 0}
+        self.shares.held.append(held)
+        counted = sum(table.count for table in snapshot.tables)
+        self.shares.total.append(max(counted, sum(held.values())))

@@ -1,0 +1,328 @@
+"""The flight recorder: segments on disk within a limit.
+
+Each segment is a whole recording: it begins with the entries alive at that moment (as
+EXISTING), and its header has the counters so far. So any segment can be read alone, and
+old ones can go without hurting the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from ctrace.batch import Batch
+from ctrace.cost.result import Perf
+from ctrace.errors import CtraceError, UsageError
+from ctrace.record import Events, Kind, Reason, empty, join, words
+from ctrace.recording.counters import Counted
+from ctrace.recording.meta import Header
+from ctrace.recording.series import NUMBER, SESSION, SUFFIX
+from ctrace.recording.told_once import Known
+from ctrace.recording.writer import Writer
+
+KEPT = ".kept" + SUFFIX
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """Something worth keeping."""
+
+    name: str
+    """``drop``, ``evict``, ``fill`` or ``inserts``."""
+    value: float = 0.0
+    """Share of the table, or inserts per second."""
+
+
+def parse_trigger(text: str) -> Trigger:
+    """``drop``, ``evict``, ``fill=90`` or ``inserts=20000/s``. Raises UsageError."""
+    text = text.strip().lower()
+    if text in ("drop", "evict"):
+        return Trigger(text)
+    match = re.fullmatch(r"fill[=>]+(\d+(?:\.\d+)?)%?", text)
+    if match and 0 < float(match[1]) <= 100:
+        return Trigger("fill", float(match[1]) / 100)
+    match = re.fullmatch(r"inserts[=>]+(\d+)(?:/s)?", text)
+    if match:
+        return Trigger("inserts", float(match[1]))
+    raise UsageError(f"{text!r} is no trigger: use drop, evict, fill=90 or inserts=20000/s")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What a flight recorder keeps."""
+
+    size: Optional[int] = 1 << 30
+    """Bytes on disk, for everything in the directory."""
+    seconds: Optional[float] = None
+    triggers: tuple[Trigger, ...] = ()
+    """With any, only what surrounds them is kept."""
+    before: float = 120.0
+    after: float = 120.0
+
+    @property
+    def segment_size(self) -> int:
+        """A segment ends at this size."""
+        return max(1 << 20, min(256 << 20, (self.size or 4 << 30) // 16))
+
+    @property
+    def segment_seconds(self) -> float:
+        """And after this time: what is thrown away goes a segment at a time."""
+        if self.triggers:
+            return max(1.0, min(60.0, self.before / 4))
+        return max(1.0, min(600.0, (self.seconds or 86400.0) / 12))
+
+
+class Living:
+    """The entries alive now, from the events alone."""
+
+    def __init__(self) -> None:
+        self._alive = empty()
+        self._news: list[Events] = []
+        self._size = 0
+
+    def take(self, events: Events) -> None:
+        """Follow these events."""
+        tracked = events[(events["ct"] != 0) & np.isin(events["kind"], _LIVES)]
+        if len(tracked):
+            self._news.append(tracked)
+            self._size += len(tracked)
+        if self._size > max(1 << 16, len(self._alive)):
+            self.rows(0)
+
+    def rows(self, now: int) -> Events:
+        """The living as EXISTING at ``now``."""
+        whole = join([self._alive, *self._news])
+        self._news, self._size = [], 0
+        if len(whole):
+            key = whole["ct"] ^ (whole["netns"].astype(np.uint64) << np.uint64(32))
+            order = np.argsort(key, kind="stable")
+            last = np.append(np.diff(key[order]) != 0, True)
+            chosen = np.sort(order[last])
+            whole = whole[chosen[whole["kind"][chosen] != Kind.DESTROY]]
+        self._alive = whole
+        out = words(whole).copy().view(whole.dtype).reshape(-1)
+        out["kind"], out["reason"], out["ts"] = Kind.EXISTING, Reason.NONE, now
+        # A destroy has no owner; an entry that existed keeps none either.
+        out["owner"], out["cgroup"] = 0, 0
+        return out
+
+
+def _check(header: Header, triggers: tuple[Trigger, ...]) -> None:
+    seen = {"drop": header.hooks.drop_tuples, "evict": header.hooks.evictions}
+    for trigger in triggers:
+        if header.flow_filter and not seen.get(trigger.name, True):
+            raise UsageError(
+                f"{header.hooks.family} hooks do not see whose packets and entries these are, so "
+                f"--trigger {trigger.name} goes with --netns and with no other filter"
+            )
+
+
+_LIVES = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY))
+
+
+class FlightRecorder:
+    """Writes segments into a directory and never more than it may. A sink."""
+
+    def __init__(self, directory: str, header: Header, retention: Retention) -> None:
+        """Raises CtraceError when the directory cannot be used, UsageError for a trigger that
+        these hooks cannot see under this filter."""
+        _check(header, retention.triggers)
+        self._directory = Path(directory)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise CtraceError(f"cannot create {directory}: {error.strerror}") from None
+        self.path = directory
+        self.events = 0
+        self.lost = 0
+        self._header = header
+        self._retention = retention
+        self._session = os.urandom(8).hex()
+        self._number = 0
+        self._living = Living()
+        self._known = Known(header.started)
+        self._counted = Counted(header)
+        self._last: dict[Reason, int] = {}
+        self._rules: dict[int, str] = {}
+        self._spans: list[tuple[Path, int, int]] = []
+        """Finished segments that nothing has asked to keep: path, from, until."""
+        self._fired: Optional[int] = None
+        self._rate = (header.started, 0)
+        self._others = 0
+        """Bytes of the finished segments."""
+        self._writer = self._open(header.started)
+        self._began = header.started
+        self._prune(header.started)
+
+    @property
+    def stored(self) -> int:
+        """Bytes in the directory now."""
+        return sum(size for _, size in self._files())
+
+    def write(self, batch: Batch) -> None:
+        """Take a batch. Raises CtraceError when the disk refuses."""
+        fired = bool(self._retention.triggers) and self._fires(batch)
+        self._writer.write(batch)
+        self._living.take(batch.events)
+        self._known.learn(batch)
+        self.events += len(batch.events)
+        self.lost += batch.lost
+        if fired:
+            self._fired = batch.until
+        age = (batch.until - self._began) / 1e9
+        if (
+            self._writer.size >= self._retention.segment_size
+            or age >= self._retention.segment_seconds
+        ):
+            self._roll(batch.until)
+        elif self._retention.size is not None and self._over():
+            self._prune(batch.until)
+
+    def ruleset(self, netns: int, text: str) -> None:
+        """Rules go into every segment."""
+        self._rules[netns] = text
+        self._writer.ruleset(netns, text)
+
+    def measurement(self, host: str, perf: Perf) -> None:
+        """Into the segment being written: the latest one tells the whole time."""
+        self._writer.measurement(host, perf)
+
+    def close(self, reason: str = "") -> None:
+        """End the last segment; with triggers, drop what none has asked for."""
+        self._writer.close(reason)
+        self._finish(self._known.batch.until)
+        if self._retention.triggers:
+            for path, _, _ in self._spans:
+                path.unlink(missing_ok=True)
+            self._spans = []
+        self._prune(self._known.batch.until)
+
+    # -- inside -----------------------------------------------------------------------
+
+    def _open(self, now: int) -> Writer:
+        utc = self._header.clock.utc(now)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(utc / 1e9))
+        path = self._directory / f"{stamp}.{utc // 1_000_000 % 1000:03d}Z-{self._session}{SUFFIX}"
+        header = replace(
+            self._header,
+            started=now,
+            base=self._known.counts,
+            facts={
+                **self._header.facts,
+                SESSION: self._session,
+                NUMBER: str(self._number),
+            },
+        )
+        writer = Writer(str(path), header)
+        for netns, text in self._rules.items():
+            writer.ruleset(netns, text)
+        return writer
+
+    def _roll(self, now: int) -> None:
+        self._writer.close()
+        self._finish(now)
+        self._number += 1
+        self._began = now
+        self._writer = self._open(now)
+        # Where the segment begins: who is alive, how the tables stand, all names.
+        self._writer.write(replace(self._known.batch, events=self._living.rows(now), until=now))
+        self._prune(now)
+
+    def _finish(self, now: int) -> None:
+        path = Path(self._writer.path)
+        self._spans.append((path, self._began, now))
+        if not self._retention.triggers or self._fired is None:
+            return
+        low = self._fired - int(self._retention.before * 1e9)
+        high = self._fired + int(self._retention.after * 1e9)
+        rest = []
+        for span in self._spans:
+            if span[1] <= high and span[2] >= low:
+                with contextlib.suppress(OSError):
+                    os.replace(span[0], str(span[0]).removesuffix(SUFFIX) + KEPT)
+            else:
+                rest.append(span)
+        self._spans = rest
+        if now > high:
+            self._fired = None
+
+    def _prune(self, now: int) -> None:
+        """Throw away what is out of time, then the oldest of what is too much."""
+        if self._retention.triggers:
+            horizon = now - int(self._retention.before * 1e9)
+            while self._spans and self._spans[0][2] < horizon:
+                self._spans.pop(0)[0].unlink(missing_ok=True)
+        files = [file for file in self._files() if str(file[0]) != self._writer.path]
+        if self._retention.seconds is not None:
+            old = time.time() - self._retention.seconds
+            for path, _ in list(files):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime < old:
+                        path.unlink()
+                        files = [file for file in files if file[0] != path]
+        if self._retention.size is None:
+            return
+        total = sum(size for _, size in files)
+        for path, size in files:
+            if total + self._room() <= self._retention.size:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+        self._others = total
+
+    def _room(self) -> int:
+        """What the segment being written takes, or will take."""
+        return max(self._writer.size, self._retention.segment_size)
+
+    def _over(self) -> bool:
+        return self._others + self._room() > (self._retention.size or 0)
+
+    def _files(self) -> list[tuple[Path, int]]:
+        """Every segment in the directory with its size, oldest first."""
+        out = []
+        for path in sorted(self._directory.glob("*" + SUFFIX)):
+            with contextlib.suppress(OSError):
+                out.append((path, path.stat().st_size))
+        return out
+
+    def _fires(self, batch: Batch) -> bool:
+        told = self._counted.after(batch)
+        now = {reason: sum(int(c[reason]) for c in told.values()) for reason in Reason}
+        new = {reason: now[reason] - self._last.get(reason, 0) for reason in Reason} if told else {}
+        self._last = now if told else self._last
+        inserts = sum(new.get(r, 0) for r in (Reason.NEW, Reason.USER, Reason.NAT_CLASH))
+        since, seen = self._rate
+        seconds = (batch.until - since) / 1e9
+        rate = (seen + inserts) / seconds if seconds > 0 else 0.0
+        self._rate = (batch.until, 0) if seconds >= 1 else (since, seen + inserts)
+        for trigger in self._retention.triggers:
+            fired = {
+                "drop": new.get(Reason.TABLE_FULL, 0) > 0 or self._kernel("drop", batch),
+                "evict": new.get(Reason.EVICTED, 0) > 0 or self._kernel("early_drop", batch),
+                "fill": any(t.max and t.count >= trigger.value * t.max for t in batch.tables),
+                "inserts": seconds >= 1 and rate >= trigger.value,
+            }[trigger.name]
+            if fired:
+                return True
+        return False
+
+    def _kernel(self, name: str, batch: Batch) -> bool:
+        """Whether the kernel's own counter rose: hooks may not see every kind of drop.
+
+        It tells nothing of the flows that a filter chose among a namespace's.
+        """
+        if self._header.flow_filter:
+            return False
+        before = {table.netns: table.stats.get(name) for table in self._known.batch.tables}
+        return any(
+            table.stats.get(name, 0) > (before.get(table.netns) or 0)
+            for table in batch.tables
+            if before.get(table.netns) is not None
+        )

@@ -1,0 +1,1 @@
+"""The packet filter of a namespace: read, judged, and our own rules written."""

@@ -1,0 +1,138 @@
+"""What is done already: services that a ruleset untracks or gives timeouts of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Optional
+
+from ctrace.advice.probes import Subject, flows
+from ctrace.change.plan import ROLES, Notrack
+from ctrace.ruleset.evaluate import TooComplex, evaluate, explore
+from ctrace.ruleset.installed import Rule as OurRule
+from ctrace.ruleset.model import Rule, Ruleset
+
+MAX_PORTS: Final = 16
+OURS: Final = "ctrace"
+KINDS: Final = ("notrack", "timeout")
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """One service that rules treat already."""
+
+    proto: str
+    port: int
+    roles: tuple[str, ...]
+    """That the rules cover; for a half rule, the one that it is half of."""
+    kind: str
+    """``notrack`` or ``timeout`` (a ct timeout policy)."""
+    by: str
+    """``ctrace``, or the chain that the rules are in."""
+    packets: Optional[int]
+    """That the rules have met so far; None where they don't count."""
+    complete: bool = True
+    """False: only one direction is untracked, which frees nothing."""
+
+    def covers(self, proto: str, port: int, roles: tuple[str, ...]) -> bool:
+        """Whether a service in these roles needs nothing more of this kind."""
+        same = self.complete and (self.proto, self.port) == (proto, port)
+        mine = set(self.roles)
+        if self.by == OURS and "server" in mine:
+            mine.add("loopback")  # the host's own checks: see rules.py
+        return same and set(roles) <= mine
+
+    def __str__(self) -> str:
+        service = f"{self.proto}/{self.port}"
+        carried = "" if self.packets is None else f"; {self.packets} packets so far"
+        if not self.complete:
+            return (
+                f"the ruleset untracks {service} in one direction only (as {self.roles[0]}, in "
+                f"{self.by}): that frees nothing, the other direction's packets make entries just "
+                f"as long-lived{carried}"
+            )
+        what = "NOTRACK" if self.kind == "notrack" else "a timeout policy"
+        roles = f" ({', '.join(self.roles)})" if self.roles else ""
+        return f"{what} for {service}{roles} is in place already, by {self.by}{carried}"
+
+
+def in_place(ruleset: Ruleset, local: tuple[str, ...]) -> Iterator[InPlace]:
+    """ctrace's own rules, then everybody else's."""
+    yield from _ours(ruleset.ours)
+    for (proto, port), found in _named(ruleset, "notrack").items():
+        roles, half = _covered(ruleset, proto, port, local)
+        if roles or half:
+            yield InPlace(
+                proto, port, roles or (half,), "notrack", _where(found), _packets(found),
+                complete=bool(roles),
+            )  # fmt: skip
+    for (proto, port), found in _named(ruleset, "timeout").items():
+        yield InPlace(proto, port, (), "timeout", _where(found), _packets(found))
+
+
+def _ours(rules: tuple[OurRule, ...]) -> Iterator[InPlace]:
+    services: dict[tuple[str, int, str], list[OurRule]] = {}
+    for rule in rules:
+        role, proto, port = rule.service
+        if rule.own and port:
+            kind = "timeout" if role == "timeout" else "notrack"
+            services.setdefault((proto, port, kind), []).append(rule)
+    for (proto, port, kind), found in services.items():
+        roles = {rule.service[0] for rule in found}
+        counts = [rule.packets for rule in found if rule.packets is not None]
+        yield InPlace(
+            proto, port, tuple(role for role in ROLES if role in roles), kind, OURS,
+            sum(counts) if counts else None,
+        )  # fmt: skip
+
+
+def _covered(
+    ruleset: Ruleset, proto: str, port: int, local: tuple[str, ...]
+) -> tuple[tuple[str, ...], str]:
+    """(roles that are untracked both ways, a role that is one way; empty when none)."""
+    whole, half = [], ""
+    for role in ROLES:
+        subject = Subject(proto, port, (role,), local, nat="no")
+        lever = Notrack(proto, port, (role,))
+        first = next(iter(flows(subject, lever, ruleset)), ())
+        packets = [probe.packet for probe in first if probe.flow != "icmp"]
+        try:
+            marks = [next(explore(lambda c, p=packet: evaluate(ruleset, p, c))).untracked  # type: ignore[misc]
+                     for packet in packets]  # fmt: skip
+        except TooComplex:
+            continue
+        if marks and all(marks):
+            whole.append(role)
+        elif any(marks) and not half and role != "loopback":
+            half = role
+    return tuple(whole), half
+
+
+Found = list[tuple[str, Rule]]
+"""(chain, rule)."""
+
+
+def _named(ruleset: Ruleset, kind: str) -> dict[tuple[str, int], Found]:
+    """Services that a rule with such a statement names, with those rules."""
+    found: dict[tuple[str, int], Found] = {}
+    for chain in ruleset.chains:
+        for rule in chain.rules:
+            if not any(use.kind == kind for use in rule.uses):
+                continue
+            protos = [m.values[0][0] for m in rule.matches if m.key == "proto" and not m.negate]
+            for match in rule.matches:
+                if match.key in ("sport", "dport") and not match.negate:
+                    for low, high in match.values:
+                        for number, proto in ((6, "tcp"), (17, "udp")):
+                            if low == high and number in (protos or [number]):
+                                found.setdefault((proto, low), []).append((chain.where, rule))
+    return dict(list(found.items())[:MAX_PORTS])
+
+
+def _where(found: Found) -> str:
+    return ", ".join(dict.fromkeys(where for where, _ in found))
+
+
+def _packets(found: Found) -> Optional[int]:
+    counts = [rule.packets for _, rule in found if rule.packets is not None]
+    return sum(counts) if counts else None

@@ -1,0 +1,220 @@
+"""What ctrace has applied in a namespace, read from the kernel's own ruleset.
+
+Everything of ours is recognisable in the ruleset itself: the table ``inet
+ctrace``, the iptables chains ``CTRACE_*`` and the jumps to them, and rules in
+other tables whose comment begins with ``ctrace:``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Final, Optional
+
+from ctrace.errors import CtraceError
+from ctrace.host import commands
+from ctrace.ruleset.notrack import CHAINS, TABLE, TAG
+
+XT_TOOLS: Final = ("iptables-nft", "iptables-legacy")
+_LEARNED: Final = re.compile(r"(\tset others[46] \{\n(?:\t\t.*\n)*?)\t\telements = \{[^}]*\}\n")
+PERMANENT, TRIAL, EXPIRED, NOTHING = "permanent", "trial", "expired", "nothing"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of ours."""
+
+    tool: str
+    """``nft``, ``iptables-nft`` or ``iptables-legacy``."""
+    family: str
+    table: str
+    chain: str
+    tag: str
+    """Its comment: ``ctrace:ROLE:PROTO:PORT:FLOW``."""
+    handle: Optional[int] = None
+    text: str = ""
+    """As iptables-save prints it; empty for nft."""
+    packets: Optional[int] = None
+    until: Optional[float] = None
+    """UTC seconds at which it stops matching (iptables)."""
+
+    @property
+    def own(self) -> bool:
+        """In a table or chain of ours, rather than an accept in another's."""
+        if self.tool == "nft":
+            return (self.family, self.table) == ("inet", TABLE)
+        return self.chain in CHAINS or self.tag == f"{TAG}jump"
+
+    @property
+    def service(self) -> tuple[str, str, int]:
+        """(role, protocol, port) out of the tag; ("", "", 0) for a jump."""
+        parts = self.tag.removeprefix(TAG).split(":")
+        if len(parts) < 3 or not parts[2].isdecimal():
+            return "", "", 0
+        return parts[0], parts[1], int(parts[2])
+
+    @property
+    def flow(self) -> str:
+        """``to``, ``from``, ``lo``, ``icmp``: the tag's last part."""
+        return self.tag.rsplit(":", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Everything of ours in one namespace."""
+
+    rules: tuple[Rule, ...]
+    table: bool
+    """Whether ``table inet ctrace`` exists (it may be empty)."""
+    chains: tuple[tuple[str, str, str], ...]
+    """(iptables tool, family, name) of our chains."""
+    seconds_left: Optional[float]
+    """Until the kernel disarms the rules; 0 when it has; None when they stay."""
+
+    @property
+    def state(self) -> str:
+        """``nothing``, ``trial``, ``expired`` or ``permanent``."""
+        if not self.rules and not self.table and not self.chains:
+            return NOTHING
+        if self.seconds_left is None:
+            return PERMANENT
+        return TRIAL if self.seconds_left > 0 else EXPIRED
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """``server tcp/80``... of what is applied, each once."""
+        found = dict.fromkeys(rule.service for rule in self.rules)
+        return tuple(f"{role} {proto}/{port}" for role, proto, port in found if port)
+
+
+def read_installed(now: float) -> Installed:
+    """What is ours in the namespace that this thread is in; ``now`` in UTC seconds.
+
+    Raises CtraceError when a ruleset that exists can't be read.
+    """
+    rules: list[Rule] = []
+    chains: list[tuple[str, str, str]] = []
+    saved: set[tuple[str, str]] = set()
+    for tool in XT_TOOLS:
+        for family in ("ip", "ip6"):
+            text = saved_rules(tool, family)
+            if tool == "iptables-nft":
+                saved |= {(family, name) for name in re.findall(r"^\*(\S+)$", text, re.M)}
+            found = list(tagged_lines(text, tool, family))
+            rules += found
+            chains += [(tool, family, name) for name in CHAINS if f"\n:{name} " in text]
+    table, left, native = False, None, []
+    if commands.have("nft"):
+        ruleset = nft_ruleset()
+        native = list(tagged_rules(ruleset, saved))
+        table, left = _own_table(ruleset)
+    ends = [rule.until for rule in rules if rule.until is not None]
+    if ends:
+        left = max(0.0, min(min(ends) - now, float("inf") if left is None else left))
+    return Installed(tuple(native + rules), table, tuple(chains), left)
+
+
+def saved_rules(tool: str, family: str) -> str:
+    """``iptables-save -c`` of one variant and family; empty when it is not installed."""
+    command = tool.replace("iptables", "ip6tables" if family == "ip6" else "iptables") + "-save"
+    if not commands.have(command):
+        return ""
+    status, text, complaint = commands.output([command, "-c"])
+    if status != 0:
+        raise CtraceError(f"{command} failed: {complaint}")
+    return "\n" + text
+
+
+def nft_ruleset() -> dict[str, Any]:
+    """``nft -j list ruleset`` with handles, parsed."""
+    try:
+        document: dict[str, Any] = json.loads(commands.run(["nft", "-j", "-a", "list", "ruleset"]))
+    except ValueError:
+        raise CtraceError("nft -j printed something that is not JSON: update nftables") from None
+    return document
+
+
+def listing() -> str:
+    """Our rules as text without counters and without what the kernel adds to our sets by itself,
+    to tell whether they are still the same."""
+    parts = []
+    if commands.have("nft"):
+        status, text, _ = commands.output(["nft", "-s", "list", "table", "inet", TABLE])
+        parts.append(_LEARNED.sub(r"\1", text) if status == 0 else "")
+    for tool in XT_TOOLS:
+        for family in ("ip", "ip6"):
+            lines = [rule.text for rule in tagged_lines(saved_rules(tool, family), tool, family)]
+            parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def tagged_rules(ruleset: dict[str, Any], skip: set[tuple[str, str]]) -> Iterator[Rule]:
+    """Ours in nft's JSON, but for the (family, table) pairs in ``skip``."""
+    for item in ruleset.get("nftables", ()):
+        body = item.get("rule")
+        if not isinstance(body, dict) or (body["family"], body["table"]) in skip:
+            continue
+        tag = body.get("comment", "")
+        if tag.startswith(TAG):
+            counters = [
+                part["counter"]["packets"]
+                for part in body.get("expr", ())
+                if isinstance(part.get("counter"), dict)
+            ]
+            yield Rule(
+                "nft", body["family"], body["table"], body["chain"], tag,
+                handle=body.get("handle"), packets=sum(counters) if counters else None,
+            )  # fmt: skip
+
+
+def _own_table(ruleset: dict[str, Any]) -> tuple[bool, Optional[float]]:
+    """Whether our table is there, and the seconds until it is disarmed."""
+    table, armed = False, None
+    for item in ruleset.get("nftables", ()):
+        (what, body), *_ = item.items()
+        if not isinstance(body, dict) or body.get("family") != "inet":
+            continue
+        if what == "table" and body.get("name") == TABLE:
+            table = True
+        if what == "set" and (body.get("table"), body.get("name")) == (TABLE, "armed"):
+            armed = body.get("elem", [])
+    if armed is None:
+        return table, None
+    if not armed:
+        return table, 0.0
+    # An element that stays is a plain string; one on trial says when it expires.
+    ends = [part["elem"].get("expires") for part in armed if isinstance(part, dict)]
+    timed = [float(end) for end in ends if end is not None]
+    return table, min(timed) if timed else None
+
+
+def tagged_lines(text: str, tool: str, family: str) -> Iterator[Rule]:
+    """Ours in the text of ``iptables-save -c``."""
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:].strip()
+        found = re.match(r"\[(\d+):\d+\] (-A .*)", line)
+        if not found or TAG not in line:
+            continue
+        words = shlex.split(found[2])
+        tag = _value(words, "--comment")
+        if not tag.startswith(TAG):
+            continue
+        stop = _value(words, "--datestop")
+        until = None
+        if stop:
+            until = datetime.fromisoformat(stop).replace(tzinfo=timezone.utc).timestamp()
+        yield Rule(
+            tool, family, table, words[1], tag,
+            text=found[2], packets=int(found[1]), until=until,
+        )  # fmt: skip
+
+
+def _value(words: list[str], flag: str) -> str:
+    where = words.index(flag) + 1 if flag in words else len(words)
+    return words[where] if where < len(words) else ""

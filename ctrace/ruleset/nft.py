@@ -1,0 +1,501 @@
+"""``nft -j list ruleset`` as chains of the common model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Final, Optional
+
+from ctrace.record import PROTO_NUMBERS
+from ctrace.ruleset.model import (
+    CT_OTHER,
+    Bits,
+    Chain,
+    Match,
+    Rule,
+    Use,
+    Value,
+    Verdict,
+    address_span,
+)
+from ctrace.ruleset.notrack import TABLE, TAG
+
+PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50,
+                     "srcnat": 100}  # fmt: skip
+VERDICTS: Final = ("accept", "drop", "reject", "return", "jump", "goto", "continue", "queue")
+HARMLESS: Final = ("counter", "log", "comment", "quota", "last", "dup", "secmark")
+"""Statements that neither decide nor depend on tracking (quota is a match: see below)."""
+MAX_ELEMENTS: Final = 8192
+
+_FLAG_BITS: Final = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64,
+                     "cwr": 128}  # fmt: skip
+_ICMP: Final = {"echo-reply": 0, "destination-unreachable": 3, "source-quench": 4, "redirect": 5,
+                "echo-request": 8, "router-advertisement": 9, "router-solicitation": 10,
+                "time-exceeded": 11, "parameter-problem": 12, "timestamp-request": 13,
+                "timestamp-reply": 14, "info-request": 15, "info-reply": 16,
+                "address-mask-request": 17, "address-mask-reply": 18}  # fmt: skip
+_ICMP6: Final = {"destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3,
+                 "parameter-problem": 4, "echo-request": 128, "echo-reply": 129,
+                 "mld-listener-query": 130, "mld-listener-report": 131, "mld-listener-done": 132,
+                 "mld-listener-reduction": 132, "nd-router-solicit": 133, "nd-router-advert": 134,
+                 "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136, "nd-redirect": 137,
+                 "router-renumbering": 138, "ind-neighbor-solicit": 141,
+                 "ind-neighbor-advert": 142, "mld2-listener-report": 143}  # fmt: skip
+_WORDS: Final = {"icmp": _ICMP, "icmp6": _ICMP6, "proto": PROTO_NUMBERS | {"ipv6-icmp": 58}}
+_STATE: Final = ("new", "established", "related", "invalid", "untracked")
+
+UNKNOWN: Final = Match("")
+
+
+class _Unclear(Exception):
+    """An expression that the model has no words for."""
+
+
+def parse(text: str) -> list[Chain]:
+    """Chains of all ip, ip6 and inet tables but ctrace's own. Raises ValueError."""
+    objects = json.loads(text)["nftables"]
+    tables = _Tables(objects)
+    chains: dict[tuple[str, str, str], Chain] = {}
+    rules: dict[tuple[str, str, str], list[Rule]] = {}
+    places: dict[tuple[str, str, str], int] = {}
+    for item in objects:
+        if "chain" in item:
+            chain = item["chain"]
+            key = (chain["family"], chain["table"], chain["name"])
+            if key[0] in ("ip", "ip6", "inet") and key[:2] != ("inet", TABLE):
+                chains[key] = Chain(
+                    tool="nft",
+                    family=key[0],
+                    table=key[1],
+                    name=key[2],
+                    hook=chain.get("hook", ""),
+                    priority=_priority(chain.get("prio", 0)),
+                    policy=chain.get("policy", "accept"),
+                    type=chain.get("type", "filter"),
+                )
+        elif "rule" in item:
+            rule = item["rule"]
+            key = (rule["family"], rule["table"], rule["chain"])
+            if str(rule.get("comment", "")).startswith(TAG):
+                continue
+            place = places[key] = places.get(key, -1) + 1
+            parts = tables.rules(rule["family"], rule["table"], rule["expr"])
+            packets = _packets(rule["expr"])
+            rules.setdefault(key, []).extend(
+                replace(part, position=place, packets=packets) for part in parts
+            )
+    return [replace(chain, rules=tuple(rules.get(key, ()))) for key, chain in chains.items()]
+
+
+def bridged(text: str) -> Iterator[str]:
+    """A sentence for each ``table bridge`` that tracks: what it tracks, our rules don't see.
+
+    Raises ValueError.
+    """
+    rules = (item["rule"] for item in json.loads(text)["nftables"] if "rule" in item)
+    tables = {r["table"] for r in rules if r["family"] == "bridge" and _mentions(r["expr"], "ct")}
+    for table in sorted(tables):
+        yield f"table bridge {table} tracks bridged packets by itself (nf_conntrack_bridge)"
+
+
+def _packets(expr: list[Any]) -> Optional[int]:
+    """Of the rule's first counter; named counters count for others, too."""
+    for part in expr:
+        if isinstance(part, dict) and isinstance(part.get("counter"), dict):
+            return int(part["counter"].get("packets", 0))
+    return None
+
+
+def _priority(value: Any) -> int:
+    if isinstance(value, str) and value in PRIORITIES:
+        return PRIORITIES[value]
+    return int(value)
+
+
+class _Tables:
+    """Named sets and maps, and the translation of rules that refer to them."""
+
+    def __init__(self, objects: Iterable[dict[str, Any]]) -> None:
+        self.sets: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for item in objects:
+            for kind in ("set", "map"):
+                if kind in item:
+                    found = item[kind]
+                    self.sets[found["family"], found["table"], found["name"]] = found
+
+    def rules(self, family: str, table: str, expr: list[Any]) -> list[Rule]:  # noqa: PLR0912
+        """One nft rule as one or, with a verdict map, several rules of the model."""
+        matches: list[Match] = []
+        uses: list[Use] = []
+        verdict: Optional[Verdict] = None
+        cases: list[tuple[tuple[Match, ...], Verdict]] = []
+        text = _text(expr)
+        for part in expr:
+            kind: str = next(iter(part)) if isinstance(part, dict) else str(part)
+            body: Any = part[kind] if isinstance(part, dict) else None
+            if kind == "match":
+                matches += self._match(family, table, body)
+            elif kind == "vmap":
+                cases = self._vmap(family, table, body)
+            elif kind in VERDICTS:
+                verdict = _verdict(kind, body)
+            elif kind in ("limit", "quota"):
+                matches.append(Match("", text=_text([part])))
+            elif kind == "set":
+                # Adding to a set fails when it is full, and its statements may be matches.
+                matches.append(Match("", text=_text([part])))
+                for statement in body.get("stmt", ()):
+                    uses += _statement(next(iter(statement)), None)
+            elif kind in ("jhash", "xt"):
+                matches.append(Match("", text=_text([part])))
+                verdict = verdict or Verdict("unknown", "xt")
+            elif kind == "mangle":
+                uses += _mangle(body)
+            elif kind not in HARMLESS:
+                found = _statement(kind, body)
+                uses += found
+                if kind == "ct count":
+                    matches.append(Match("", text=_text([part])))
+                if not found:
+                    verdict = verdict or Verdict("unknown", kind)
+        if cases:
+            made = [
+                Rule((*matches, *extra), then, tuple(uses), text)
+                for extra, then in cases[:MAX_ELEMENTS]
+            ]
+            if len(cases) > MAX_ELEMENTS:
+                made.append(Rule(tuple(matches), Verdict("unknown", "map"), tuple(uses), text))
+            return made
+        return [Rule(tuple(matches), verdict, tuple(uses), text)]
+
+    def _vmap(self, family: str, table: str, body: Any) -> list[tuple[tuple[Match, ...], Verdict]]:
+        elements = self._elements(family, table, body["data"])
+        if elements is None:
+            return [((UNKNOWN,), Verdict("unknown", "map"))]
+        cases: list[tuple[tuple[Match, ...], Verdict]] = []
+        for element in elements:
+            value, then = element[0], element[1]
+            kind = then if isinstance(then, str) else next(iter(then))
+            target = _verdict(kind, None if isinstance(then, str) else then[kind])
+            if target is None:
+                continue
+            if value in ("*", {"*": None}):
+                cases.append(((), target))
+                continue
+            matches = self._match(
+                family, table, {"op": "==", "left": body["key"], "right": {"set": [value]}}
+            )
+            cases.append((tuple(matches), target))
+        return cases
+
+    def _elements(self, family: str, table: str, data: Any) -> Optional[list[Any]]:
+        """Elements of an anonymous or named set; None when they come and go by themselves."""
+        if isinstance(data, dict) and "set" in data:
+            return _plain(data["set"])
+        if isinstance(data, str) and data.startswith("@"):
+            found = self.sets.get((family, table, data[1:]))
+            if found is None or {"dynamic", "timeout"} & set(found.get("flags", ())):
+                return None
+            if "size" in found and "elem" not in found:
+                return None  # filled by rules: old versions do not print the flag
+            return _plain(found.get("elem", []))
+        return None
+
+    def _match(self, family: str, table: str, body: dict[str, Any]) -> list[Match]:
+        text = _text([{"match": body}])
+        implied: list[Match] = []
+        try:
+            left, right, op = body["left"], body["right"], body["op"]
+            if isinstance(left, dict) and "concat" in left:
+                return self._concat(family, table, left["concat"], right, op, text)
+            key, implied, mask = _field(left)
+            if not key:
+                return [*implied, Match("", text=text)]
+            values = self._values(family, table, key, mask, right, op)
+            negate = op == "!="
+            if op in ("<", ">", "<=", ">="):
+                values, negate = _compare(op, values, key), False
+            return [*implied, Match(key, values, negate, text)]
+        except (_Unclear, KeyError, TypeError, ValueError):
+            return [*implied, Match("", text=text)]
+
+    def _concat(
+        self, family: str, table: str, fields: list[Any], right: Any, op: str, text: str
+    ) -> list[Match]:
+        """``a . b == { x . y }``: exact for one element, else each part by itself is needed.
+
+        Several elements become a condition that is looser than the real one, so
+        they are only usable when no part can match; otherwise: not understood.
+        """
+        elements = self._elements(family, table, right)
+        if elements is None and isinstance(right, dict) and "concat" in right:
+            elements = [right]
+        if elements is None or op != "==":
+            return [Match("", text=text)]
+        columns: list[Any] = [[] for _ in fields]
+        for element in elements:
+            for column, value in zip(columns, element["concat"], strict=True):
+                column.append(value)
+        found = []
+        for field, column in zip(fields, columns, strict=True):
+            found += self._match(family, table, {"op": "==", "left": field,
+                                                 "right": {"set": column}})  # fmt: skip
+        if len(elements) > 1:
+            found.append(Match("", text=text))
+        return found
+
+    def _values(
+        self, family: str, table: str, key: str, mask: Optional[int], right: Any, op: str
+    ) -> tuple[Value, ...]:
+        if key == CT_OTHER:
+            return ()
+        elements: Optional[list[Any]]
+        if (isinstance(right, dict) and "set" in right) or (
+            isinstance(right, str) and right.startswith("@")
+        ):
+            elements = self._elements(family, table, right)
+            if elements is None:
+                raise _Unclear
+        elif isinstance(right, list) and op == "in":
+            elements = right
+        else:
+            elements = [right]
+        if key == "flags":
+            return _flags(mask, right, op)
+        if key == "mark":
+            return tuple((0xFFFFFFFF if mask is None else mask, int(e)) for e in elements)
+        if mask is not None:
+            raise _Unclear
+        if key == "ct.state" and isinstance(right, dict) and "|" in right:
+            # Compared as a whole, and a packet has one state: never equal.
+            return ()
+        return tuple(_value(key, element) for element in elements)
+
+
+def _plain(elements: list[Any]) -> list[Any]:
+    """Elements without the wrapping that comments and counters bring."""
+    found = []
+    for element in elements:
+        if isinstance(element, dict) and "elem" in element:
+            element = element["elem"]["val"]  # noqa: PLW2901
+        elif isinstance(element, list) and isinstance(element[0], dict) and "elem" in element[0]:
+            element = [element[0]["elem"]["val"], *element[1:]]  # noqa: PLW2901
+        found.append(element)
+    return found
+
+
+def _field(left: Any) -> tuple[str, list[Match], Optional[int]]:  # noqa: PLR0912
+    """The model's key for a left-hand side, what it implies, and a bit mask."""
+    mask: Optional[int] = None
+    if "&" in left:
+        left, bits = left["&"]
+        mask = bits if isinstance(bits, int) else _flag_bits(bits)
+    implied: list[Match] = []
+    key = ""
+    if "payload" in left:
+        body = left["payload"]
+        proto, field = body.get("protocol", ""), body.get("field", "")
+        if proto in ("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6"):
+            number = PROTO_NUMBERS[proto]
+            implied = [Match("proto", ((number, number),), text=f"meta l4proto {proto}")]
+            if proto in ("icmp", "icmpv6"):
+                key = {"icmp": "icmp", "icmpv6": "icmp6"}[proto] if field == "type" else ""
+            elif field in ("sport", "dport"):
+                key = field
+            elif (proto, field) == ("tcp", "flags"):
+                key = "flags"
+        elif proto == "th" and field in ("sport", "dport"):
+            key = field
+        elif proto in ("ip", "ip6"):
+            implied = [Match("family", (proto,), text=f"meta nfproto {proto}")]
+            key = {"saddr": "saddr", "daddr": "daddr", "protocol": "proto",
+                   "nexthdr": "proto"}.get(field, "")  # fmt: skip
+        elif body.get("base") == "th" and body.get("len") == 16:
+            key = {0: "sport", 16: "dport"}.get(body.get("offset"), "")
+    elif "meta" in left:
+        key = {"l4proto": "proto", "nfproto": "family", "protocol": "family", "iifname": "iif",
+               "oifname": "oif", "iif": "iif", "oif": "oif", "mark": "mark",
+               "pkttype": "pkttype"}.get(left["meta"]["key"], "")  # fmt: skip
+    elif "ct" in left:
+        key = {"state": "ct.state", "direction": "ct.dir", "status": "ct.status"}.get(
+            left["ct"]["key"], CT_OTHER
+        )
+    elif "fib" in left:
+        body = left["fib"]
+        if body.get("result") == "type":
+            flags = body.get("flags")
+            flags = [flags] if isinstance(flags, str) else flags
+            key = {("daddr",): "daddr.type", ("saddr",): "saddr.type"}.get(tuple(flags), "")
+    return key, implied, mask
+
+
+def _value(key: str, element: Any) -> Value:  # noqa: PLR0911
+    if key in ("saddr", "daddr"):
+        if isinstance(element, dict) and "prefix" in element:
+            return address_span("{addr}/{len}".format(**element["prefix"]))
+        if isinstance(element, dict) and "range" in element:
+            return address_span("-".join(element["range"]))
+        return address_span(element)
+    if key in ("sport", "dport", "proto", "icmp", "icmp6"):
+        if isinstance(element, dict) and "range" in element:
+            low, high = (_number(key, end) for end in element["range"])
+            return low, high
+        number = _number(key, element)
+        return number, number
+    if not isinstance(element, str):
+        raise _Unclear
+    if key == "family":
+        return {"ipv4": "ip", "ipv6": "ip6", "ip": "ip", "ip6": "ip6"}.get(element, element)
+    if key == "ct.state" and element not in _STATE:
+        raise _Unclear
+    return element
+
+
+def _number(key: str, element: Any) -> int:
+    if isinstance(element, int):
+        return element
+    return _WORDS[key][element]
+
+
+def _compare(op: str, values: tuple[Value, ...], key: str) -> tuple[Value, ...]:
+    (value,) = values
+    if key not in ("sport", "dport", "proto", "icmp", "icmp6") or not isinstance(value[0], int):
+        raise _Unclear
+    number = value[0]
+    return {
+        "<": ((0, number - 1),),
+        "<=": ((0, number),),
+        ">": ((number + 1, 65535),),
+        ">=": ((number, 65535),),
+    }[op]
+
+
+def _flags(mask: Optional[int], right: Any, op: str) -> tuple[Bits, ...]:
+    if isinstance(right, dict) and "|" in right:
+        value = _flag_bits(right["|"])
+    elif isinstance(right, dict):
+        raise _Unclear
+    else:
+        value = _flag_bits(right if isinstance(right, list) else [right])
+    if op == "in":  # any of these: one (mask, value) a flag
+        return tuple((bit, bit) for bit in _FLAG_BITS.values() if value & bit)
+    return ((0xFF if mask is None else mask, value),)
+
+
+def _flag_bits(names: Any) -> int:
+    if isinstance(names, dict) and "|" in names:
+        names = names["|"]
+    names = [names] if isinstance(names, (str, int)) else names
+    total = 0
+    for name in names:
+        if isinstance(name, dict):
+            total |= _flag_bits(name)
+        else:
+            total |= name if isinstance(name, int) else _FLAG_BITS[name]
+    return total
+
+
+def _verdict(kind: str, body: Any) -> Optional[Verdict]:
+    if kind in ("jump", "goto"):
+        return Verdict(kind, body["target"])
+    if kind in ("drop", "reject"):
+        return Verdict("drop")
+    if kind in ("accept", "return"):
+        return Verdict(kind)
+    return None if kind == "continue" else Verdict("unknown", kind)
+
+
+def _statement(kind: str, body: Any) -> list[Use]:
+    simple = {
+        "notrack": "notrack",
+        "synproxy": "synproxy",
+        "ct helper": "helper",
+        "ct timeout": "timeout",
+        "ct count": "connlimit",
+        "ct expectation": "helper",
+        "flow": "flow",
+        "tproxy": "tproxy",
+    }
+    if kind in simple:
+        return [Use(simple[kind], kind)]
+    if kind in ("dnat", "snat", "masquerade", "redirect"):
+        port = body.get("port") if isinstance(body, dict) else None
+        flags = body.get("flags", ()) if isinstance(body, dict) else ()
+        words = [flags] if isinstance(flags, str) else [str(flag) for flag in flags]
+        text = " ".join([_text([{kind: body}]), *words])
+        return [Use(kind, text, port if isinstance(port, int) else None)]
+    return []
+
+
+def _mangle(body: dict[str, Any]) -> list[Use]:
+    key, value = body.get("key", {}), body.get("value")
+    text = _text([{"mangle": body}])
+    uses = []
+    if "ct" in json.dumps(value, default=str) and _mentions(value, "ct"):
+        uses.append(Use("ct-mark", text))
+    if "ct" in key:
+        name = key["ct"].get("key", "")
+        uses.append(Use({"zone": "zone", "helper": "helper"}.get(name, "ct-set"), text))
+    elif "meta" in key and key["meta"].get("key") == "mark":
+        bits = (0xFFFFFFFF, value) if isinstance(value, int) else None
+        uses.append(Use("mark", text, bits=bits))
+    return uses
+
+
+def _mentions(value: Any, key: str) -> bool:
+    if isinstance(value, dict):
+        return key in value or any(_mentions(inner, key) for inner in value.values())
+    if isinstance(value, list):
+        return any(_mentions(inner, key) for inner in value)
+    return False
+
+
+def _text(expr: list[Any]) -> str:
+    """A rule about as nft prints it: to be recognised by its author, not to be parsed."""
+    return " ".join(_words(part) for part in expr if not _is(part, "counter"))[:200]
+
+
+def _is(part: Any, kind: str) -> bool:
+    return isinstance(part, dict) and kind in part
+
+
+def _words(part: Any) -> str:  # noqa: PLR0911, PLR0912
+    if not isinstance(part, dict):
+        if isinstance(part, list):
+            return ",".join(_words(item) for item in part)
+        return "" if part is None else str(part)
+    kind, body = next(iter(part.items()))
+    if kind == "match":
+        op = "" if body["op"] in ("==", "in") else f"{body['op']} "
+        return f"{_words(body['left'])} {op}{_words(body['right'])}"
+    if kind == "payload":
+        return " ".join(str(body[k]) for k in ("protocol", "field") if k in body) or (
+            f"@{body.get('base')},{body.get('offset')},{body.get('len')}"
+        )
+    if kind in ("meta", "ct") and isinstance(body, dict):
+        key = str(body.get("key", ""))
+        return key if key.startswith(("iif", "oif")) else f"{kind} {key}"
+    if kind == "fib":
+        return "fib " + _words(body.get("flags")) + " " + str(body.get("result"))
+    if kind == "set":
+        items = body if isinstance(body, list) else [body.get("op", ""), body.get("set", "")]
+        return "{ " + ", ".join(_words(item) for item in items[:8]) + " }"
+    if kind == "prefix":
+        return f"{body['addr']}/{body['len']}"
+    if kind == "range":
+        return "-".join(str(end) for end in body)
+    if kind in ("|", "&"):
+        return f" {kind} ".join(_words(item) for item in body)
+    if kind == "concat":
+        return " . ".join(_words(item) for item in body)
+    if kind in ("jump", "goto"):
+        return f"{kind} {body['target']}"
+    if kind == "mangle":
+        return f"{_words(body['key'])} set {_words(body['value'])}"
+    if kind == "vmap":
+        return f"{_words(body['key'])} vmap {_words(body['data'])}"
+    if isinstance(body, dict):
+        inner = " ".join(str(v) for v in body.values() if isinstance(v, (str, int)))
+        return f"{kind} {inner}".strip()
+    return f"{kind} {_words(body)}".strip()

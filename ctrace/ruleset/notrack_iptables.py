@@ -1,0 +1,209 @@
+"""A plan's rules as input of iptables-restore and ip6tables-restore."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from ipaddress import ip_address, ip_network
+from typing import Final, Optional
+
+from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
+from ctrace.errors import UsageError
+from ctrace.ruleset.notrack import CHAINS, PROTO_NUMBER, TAG, icmp_state, tag_of
+
+_NOT_SYN: Final = ("-m", "tcp", "!", "--tcp-flags", "SYN,ACK", "SYN")
+
+
+def restore(
+    plan: Plan, family: str, until: Optional[datetime] = None, *, jumps: bool = True
+) -> str:
+    """Input for ``iptables-restore -n`` (family ``ip``) or ``ip6tables-restore -n`` (``ip6``).
+
+    Our chains are flushed and filled, so loading it again changes nothing;
+    ``jumps`` adds the two jumps to them and must be False when they are there.
+    After ``until`` (UTC) the rules stop matching. Raises UsageError for a timeout
+    policy, which iptables can only refer to, and for a shared port: it has no chain that
+    sees packets after their translation.
+    """
+    if any(isinstance(lever, CtTimeout) for lever in plan.levers):
+        raise UsageError("timeout policies need nftables: leave them out of an iptables plan")
+    if any(isinstance(lever, Notrack) and lever.shared for lever in plan.levers):
+        raise UsageError("a port that translated connections may use, too, needs nftables")
+    lines = ["*raw", *(f":{chain} - [0:0]" for chain in CHAINS)]
+    for lever in plan.levers:
+        if isinstance(lever, Notrack):
+            for chain in CHAINS:
+                for match in _notrack(lever, family, chain):
+                    lines.append(_line("-A", chain, (*match, *_until(until)), "CT --notrack"))
+    if jumps:
+        lines += [f"-I {hook} 1 {jump(chain)}" for hook, chain in HOOKS]
+    return "\n".join([*lines, "COMMIT"]) + "\n"
+
+
+def remove() -> str:
+    """Input for ``iptables-restore -n`` that removes our chains and the jumps to them."""
+    return "\n".join(
+        ["*raw"]
+        + [f"-D {hook} {jump(chain)}" for hook, chain in HOOKS]
+        + [f"-F {chain}" for chain in CHAINS]
+        + [f"-X {chain}" for chain in CHAINS]
+        + ["COMMIT\n"]
+    )
+
+
+def restore_argv(tool: str, family: str) -> tuple[str, ...]:
+    """The restore command for a tool (``iptables-nft``, ``iptables-legacy``) and family."""
+    variant = "nft" if tool == "iptables-nft" else "legacy"
+    command = f"{'ip6' if family == 'ip6' else 'ip'}tables-{variant}-restore"
+    return (command, "-n") if variant == "nft" else (command, "-n", "-w")
+
+
+def accepts(plan: Plan, tool: str, family: str, *, remove: bool = False) -> str:
+    """Input for the restore command that adds (or removes) the accepts in that tool's chains.
+
+    Empty when the plan has none there.
+    """
+    found = [
+        (accept, lever)
+        for lever in plan.levers
+        if isinstance(lever, Notrack)
+        for accept in lever.accepts
+        if (accept.tool, accept.family) == (tool, family)
+    ]
+    found.sort(key=lambda pair: pair[0].position, reverse=True)
+    tables: dict[str, list[str]] = {}
+    for accept, lever in found:
+        verb = "-D" if remove else "-A" if accept.position < 0 else "-I"
+        at = accept.chain if verb != "-I" else f"{accept.chain} {accept.position + 1}"
+        for match in accept_rules(lever, accept):
+            tables.setdefault(accept.table, []).append(_line(verb, at, match, "ACCEPT"))
+    return "".join(
+        "\n".join([f"*{table}", *lines, "COMMIT"]) + "\n" for table, lines in tables.items()
+    )
+
+
+def accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...]]:
+    """An accept as iptables matches, without chain and target."""
+    comment = _comment(tag_of(lever, accept.role, accept.flow))
+    icmp = accept.flow == "icmp"
+    state = ("-m", "conntrack", "--ctstate", icmp_state(lever).upper() if icmp else "UNTRACKED")
+    if icmp:
+        return [(*match, *state, *comment) for match in _icmp(lever, accept.role, accept.family)]
+    side, far = ("--dport", "--sport") if accept.flow == "to" else ("--sport", "--dport")
+    match: tuple[str, ...] = ("-p", lever.proto, "-m", lever.proto, side, str(lever.port))
+    if accept.role == "client":
+        match += (far, _range(lever))
+    if accept.role in ("client", "forward") and accept.flow == "from" and lever.proto == "tcp":
+        match += _NOT_SYN[2:]
+    if accept.role == "loopback":
+        lo = {"input": ("-i", "lo"), "output": ("-o", "lo")}.get(accept.hook, ())
+        match = (*lo, *match)
+    peers = _peers(lever, accept.role, accept.family, "-d" if accept.flow == "to" else "-s")
+    version = 6 if accept.family == "ip6" else 4
+    sources: list[tuple[str, ...]] = [
+        ("-s", source) for source in accept.sources if ip_network(source).version == version
+    ]
+    devices: list[tuple[str, ...]] = [("-i", name) for name in accept.devices]
+    if not accept.sources:
+        sources = [()]
+    return [
+        (*device, *source, *peer, *match, *state, *comment)
+        for device in devices or [()]
+        for source in sources
+        for peer in peers
+    ]
+
+
+HOOKS: Final = (("PREROUTING", "CTRACE_PRE"), ("OUTPUT", "CTRACE_OUT"))
+
+
+def jump(chain: str) -> str:
+    """The jump to a chain of ours."""
+    return f'-m comment --comment "{TAG}jump" -j {chain}'
+
+
+def _line(verb: str, chain: str, match: tuple[str, ...], target: str) -> str:
+    return " ".join((verb, chain, *match, "-j", target))
+
+
+def _comment(text: str) -> tuple[str, ...]:
+    return ("-m", "comment", "--comment", f'"{text}"')
+
+
+def _until(until: Optional[datetime]) -> tuple[str, ...]:
+    if until is None:
+        return ()
+    stop = until.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    return ("-m", "time", "--datestop", stop)
+
+
+def _notrack(lever: Notrack, family: str, chain: str) -> list[tuple[str, ...]]:
+    proto = ("-p", lever.proto, "-m", lever.proto)
+    to = (*proto, "--dport", str(lever.port))
+    back = (*proto, "--sport", str(lever.port))
+    near = ("-m", "addrtype", "--dst-type", "LOCAL")
+    away = ("-m", "addrtype", "!", "--dst-type", "LOCAL")
+    lo = ("-o", "lo")
+    pre = chain == CHAINS[0]
+    rules: list[tuple[str, ...]] = []
+
+    def add(role: str, flow: str, *matches: tuple[str, ...]) -> None:
+        rules.extend((*match, *_comment(tag_of(lever, role, flow))) for match in matches)
+
+    for role in lever.roles:
+        sent, got = (_peers(lever, role, family, side) for side in ("-d", "-s"))
+        if role == "server":
+            if pre:
+                add(role, "to", (*to, *near))
+            else:
+                add(role, "from", back)
+                add(role, "lo", (*lo, *to))
+        elif role == "client":
+            if pre:
+                far = ("--dport", _range(lever))
+                add(role, "from", *((*p, *back, *far, *near) for p in got))
+            else:
+                add(role, "to", *((*p, *to, "--sport", _range(lever)) for p in sent))
+        elif role == "forward" and pre:
+            add(role, "to", *((*p, *to, *away) for p in sent))
+            add(role, "from", *((*p, *back, *away) for p in got))
+        elif role == "loopback" and not pre:
+            add(role, "to", (*lo, *to))
+            add(role, "from", (*lo, *back))
+        if lever.icmp and (pre or role == "forward"):
+            here = () if role == "forward" else near
+            add(role, "icmp", *((*match, *here) for match in _icmp(lever, role, family)))
+    return rules
+
+
+def _icmp(lever: Notrack, role: str, family: str) -> list[tuple[str, ...]]:
+    """As :func:`_icmp_nft`; xt_u32 counts bytes, from the start of the outer IP header."""
+    number = PROTO_NUMBER[lever.proto]
+    sides = {"server": ("sport",), "client": ("dport",), "forward": ("sport", "dport")}.get(role)
+    rules: list[tuple[str, ...]] = []
+    for side in sides or ():
+        port = ">>16" if side == "sport" else "&0xFFFF"
+        if family == "ip6":
+            # 40 bytes of IPv6, 8 of ICMPv6, then the inner header: next header at 54, ports at 88.
+            types = ("destination-unreachable", "packet-too-big", "time-exceeded")
+            match = f'"51&0xFF={number}&&88{port}={lever.port}"'
+            for name in (*types, "parameter-problem"):
+                icmp = ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", name)
+                rules.append((*icmp, "-m", "u32", "--u32", match))
+        else:
+            # 0>>22&0x3C@ skips the outer header: inner protocol at 17, ports at 28.
+            match = f'"0>>22&0x3C@14&0xFF={number}&&0>>22&0x3C@28{port}={lever.port}"'
+            for name in ("destination-unreachable", "time-exceeded", "parameter-problem"):
+                icmp = ("-p", "icmp", "-m", "icmp", "--icmp-type", name)
+                rules.append((*icmp, "-m", "u32", "--u32", match))
+    return rules
+
+
+def _peers(lever: Notrack, role: str, family: str, side: str) -> list[tuple[str, ...]]:
+    if role not in ("client", "forward") or not lever.peers:
+        return [()]
+    version = 6 if family == "ip6" else 4
+    return [(side, peer) for peer in lever.peers if ip_address(peer).version == version]
+
+
+def _range(lever: Notrack) -> str:
+    return f"{lever.ephemeral[0]}:{lever.ephemeral[1]}"

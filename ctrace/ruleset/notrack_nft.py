@@ -1,0 +1,284 @@
+"""A plan's rules as nftables text: our own table, and accepts in other tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_network
+from typing import Final, Optional
+
+from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
+from ctrace.ruleset.notrack import PROTO_NUMBER, TABLE, TAG, icmp_state, tag_of
+
+TIMEOUT_PRIORITY: Final = -190
+"""A ``ct timeout set`` needs the entry, so it must come after conntrack (-200)."""
+ARMED: Final = ("tcp", "udp", "icmp", "ipv6-icmp")
+_NOT_SYN: Final = "tcp flags & (syn | ack) != syn"
+_GATE: Final = "meta l4proto @armed"
+_OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"))
+OTHERS_PRIORITY: Final = "srcnat + 10"
+"""Translated packets have their new source here."""
+MAX_OTHERS: Final = 65535
+OTHERS_TIMEOUT: Final = {"tcp": 432000, "udp": 180}
+"""Seconds without a packet: as long as conntrack itself keeps an entry by default."""
+
+
+def script(plan: Plan, timeout_s: Optional[int]) -> str:
+    """One atomic transaction: ctrace's own table, and the accepts in native nft tables.
+
+    With ``timeout_s`` the rules stop matching after that many seconds; None makes
+    them permanent. Loading the script again replaces our table; accepts that are
+    already there must be deleted first (:func:`delete_accepts`).
+    """
+    lines = [remove_table(), *_table(plan, timeout_s), ""]
+    lines += accepts(plan)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def remove_table() -> str:
+    """Remove our table, whether it is there or not."""
+    return f"table inet {TABLE}\ndelete table inet {TABLE}"
+
+
+def confirm() -> str:
+    """Make a trial permanent, in one transaction. Fails when it has already expired."""
+    elements = ", ".join(ARMED)
+    return (
+        f"delete element inet {TABLE} armed {{ {elements} }}\n"
+        f"add element inet {TABLE} armed {{ {elements} }}\n"
+    )
+
+
+def accepts(plan: Plan) -> list[str]:
+    """The commands that add the plan's accepts to native nft tables, last position first."""
+    found = [
+        (accept, lever)
+        for lever in plan.levers
+        if isinstance(lever, Notrack)
+        for accept in lever.accepts
+        if accept.tool == "nft"
+    ]
+    # From the end backwards, so that one insertion does not move another's index.
+    found.sort(key=lambda pair: pair[0].position, reverse=True)
+    lines = []
+    for accept, lever in found:
+        where = f"{accept.family} {accept.table} {accept.chain}"
+        for rule in accept_rules(lever, accept):
+            if accept.position < 0:
+                lines.append(f"add rule {where} {rule}")
+            else:
+                lines.append(f"insert rule {where} index {accept.position} {rule}")
+    return lines
+
+
+def delete_accepts(handles: list[tuple[str, str, str, int]]) -> str:
+    """Delete rules by (family, table, chain, handle), as found by their comments."""
+    return "".join(
+        f"delete rule {family} {table} {chain} handle {int(handle)}\n"
+        for family, table, chain, handle in handles
+    )
+
+
+def accept_rules(lever: Notrack, accept: Accept) -> list[str]:
+    """An accept as nft rules (one a family when the lever names peers)."""
+    tag = tag_of(lever, accept.role, accept.flow)
+    end = f'counter accept comment "{tag}"'
+    if accept.flow == "icmp":
+        return [
+            f"ct state {icmp_state(lever)} {rule} {end}"
+            for rule in _icmp(lever, accept.role)
+            if accept.family == "inet" or rule.startswith("icmpv6") == (accept.family == "ip6")
+        ]
+    here = {"input": 'iifname "lo" ', "output": 'oifname "lo" '}.get(accept.hook, "")
+    match = f"{lever.proto} {'dport' if accept.flow == 'to' else 'sport'} {lever.port} "
+    if accept.role == "client":
+        far = "sport" if accept.flow == "to" else "dport"
+        match += f"{lever.proto} {far} {_range(lever)} "
+    if accept.role in ("client", "forward") and accept.flow == "from" and lever.proto == "tcp":
+        match += f"{_NOT_SYN} "
+    if accept.role == "loopback":
+        match = here + match
+    peers = _peers(lever, accept.role, "daddr" if accept.flow == "to" else "saddr")
+    if accept.devices:
+        names = ", ".join(f'"{device}"' for device in accept.devices)
+        match = f"iifname {{ {names} }} {match}"
+    if accept.sources:
+        peers = [
+            source + peer
+            for source in _addresses(accept.sources, "saddr")
+            for peer in peers
+            if not peer or peer.split(" ")[0] == source.split(" ")[0]
+        ]
+    if accept.family != "inet":
+        peers = [peer for peer in peers if not peer or peer.startswith(f"{accept.family} ")]
+    return [f"{peer}ct state untracked {match}{end}" for peer in peers]
+
+
+def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
+    gate = "" if timeout_s is None else f" timeout {int(timeout_s)}s"
+    elements = ", ".join(f"{name}{gate}" for name in ARMED)
+    notracks = [lever for lever in plan.levers if isinstance(lever, Notrack)]
+    timeouts = [lever for lever in plan.levers if isinstance(lever, CtTimeout)]
+    lines = [
+        f"table inet {TABLE} {{",
+        "\tset armed {",
+        "\t\ttype inet_proto",
+        "\t\tflags timeout",
+        f"\t\telements = {{ {elements} }}",
+        "\t}",
+    ]
+    shared = [lever for lever in notracks if lever.shared]
+    for _, name, address in _OTHERS if shared else ():
+        lines += [
+            f"\tset {name} {{",
+            f"\t\ttype {address} . inet_proto . inet_service . inet_service",
+            f"\t\tsize {MAX_OTHERS}",
+            "\t\tflags dynamic,timeout",
+            "\t}",
+        ]
+    for policy in timeouts:
+        states = ", ".join(f"{state} : {seconds}" for state, seconds in policy.policy)
+        for l3proto in ("ip", "ip6"):
+            lines += [
+                f"\tct timeout {_policy_name(policy, l3proto)} {{",
+                f"\t\tprotocol {policy.proto}",
+                f"\t\tl3proto {l3proto}",
+                f"\t\tpolicy = {{ {states} }}",
+                "\t}",
+            ]
+    if notracks:
+        pre = [rule for lever in shared for rule in _others(lever, "saddr", "sport", "dport")]
+        out = [rule for lever in shared for rule in _others(lever, "daddr", "dport", "sport")]
+        pre += [rule for lever in notracks for rule in _notrack(lever, "pre")]
+        out += [rule for lever in notracks for rule in _notrack(lever, "out")]
+        lines += _chain("pre", "prerouting", "raw - 10", pre)
+        lines += _chain("out", "output", "raw - 10", out)
+        learn = [rule for lever in shared for rule in _learn(lever)]
+        lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)
+    if timeouts:
+        pre = [r for p in timeouts if {"server", "forward"} & set(p.roles) for r in _policy(p)]
+        out = [r for p in timeouts if {"client", "loopback"} & set(p.roles) for r in _policy(p)]
+        lines += _chain("timeout_pre", "prerouting", str(TIMEOUT_PRIORITY), pre)
+        lines += _chain("timeout_out", "output", str(TIMEOUT_PRIORITY), out)
+    return [*lines, "}"]
+
+
+def _chain(name: str, hook: str, priority: str, rules: list[str]) -> list[str]:
+    if not rules:
+        return []
+    return [
+        f"\tchain {name} {{",
+        f"\t\ttype filter hook {hook} priority {priority}; policy accept;",
+        *(f"\t\t{rule}" for rule in rules),
+        "\t}",
+    ]
+
+
+def _notrack(lever: Notrack, chain: str) -> list[str]:
+    to = f"{lever.proto} dport {lever.port}"
+    back = f"{lever.proto} sport {lever.port}"
+    near, eph = "fib daddr type local", _range(lever)
+    rules: list[str] = []
+
+    def add(role: str, flow: str, *matches: str) -> None:
+        end = f'{_GATE} counter notrack comment "{tag_of(lever, role, flow)}"'
+        rules.extend(" ".join((match, end)) for match in matches)
+
+    for role in lever.roles:
+        sent, got = (_peers(lever, role, side) for side in ("daddr", "saddr"))
+        if role == "server":
+            if chain == "pre":
+                add(role, "to", f"{to} {near}")
+            else:
+                add(role, "from", back)
+                # The host's own health checks would be half tracked otherwise.
+                add(role, "lo", f'oifname "lo" {to}')
+        elif role == "client":
+            if chain == "pre":
+                add(role, "from", *(f"{p}{back} {lever.proto} dport {eph} {near}" for p in got))
+            else:
+                add(role, "to", *(f"{p}{to} {lever.proto} sport {eph}" for p in sent))
+        elif role == "forward" and chain == "pre":
+            away = "fib daddr type != local"
+            add(role, "to", *(f"{p}{to} {away}" for p in sent))
+            add(role, "from", *(f"{p}{back} {away}" for p in got))
+        elif role == "loopback" and chain == "out":
+            add(role, "to", f'oifname "lo" {to}')
+            add(role, "from", f'oifname "lo" {back}')
+        # A router makes ICMP errors about forwarded packets itself: those leave through output.
+        if lever.icmp and (chain == "pre" or role == "forward"):
+            # Errors about this host's own packets are sent to it, and no others are its business.
+            here = "" if role == "forward" else f" {near}"
+            add(role, "icmp", *(rule + here for rule in _icmp(lever, role)))
+    return rules
+
+
+def _learn(lever: Notrack) -> list[str]:
+    """Remember the far ends of forwarded packets that leave here from the port.
+
+    They were translated to it: an incoming interface tells them from the service's own
+    answers, which start here (postrouting knows it since 5.7).
+    """
+    return [
+        f"iif != 0 {lever.proto} sport {lever.port} fib saddr type local {_GATE} update @{name} "
+        f"{{ {family} daddr . meta l4proto . th dport . th sport "
+        f'timeout {OTHERS_TIMEOUT[lever.proto]}s }} comment "{tag_of(lever, "server", "others")}"'
+        for family, name, _ in _OTHERS
+    ]
+
+
+def _others(lever: Notrack, far: str, there: str, here: str) -> list[str]:
+    """Leave packets of the far ends that were remembered tracked: this chain ends for them."""
+    return [
+        f"{lever.proto} {here} {lever.port} {family} {far} . meta l4proto . th {there} . th {here} "
+        f'@{name} accept comment "{tag_of(lever, "server", "others")}"'
+        for family, name, _ in _OTHERS
+    ]
+
+
+def _icmp(lever: Notrack, role: str) -> list[str]:
+    """Errors that quote a packet of ours: bits into the ICMP message, no inner IP options."""
+    number = PROTO_NUMBER[lever.proto]
+    sides = {"server": ("sport",), "client": ("dport",), "forward": ("sport", "dport")}.get(role)
+    v4 = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+    v6 = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+    return [
+        rule
+        for side in sides or ()
+        for rule in (
+            f"{v4} @th,136,8 {number} @th,{224 if side == 'sport' else 240},16 {lever.port}",
+            f"{v6} @th,112,8 {number} @th,{384 if side == 'sport' else 400},16 {lever.port}",
+        )
+    ]
+
+
+def _policy(policy: CtTimeout) -> list[str]:
+    return [
+        f"meta nfproto {nfproto} {policy.proto} dport {policy.port} {_GATE} "
+        f'ct timeout set "{_policy_name(policy, l3proto)}" '
+        f'comment "{TAG}timeout:{policy.proto}:{policy.port}"'
+        for nfproto, l3proto in (("ipv4", "ip"), ("ipv6", "ip6"))
+    ]
+
+
+def _policy_name(policy: CtTimeout, l3proto: str) -> str:
+    return f"{policy.proto}_{policy.port}_{l3proto}"
+
+
+def _peers(lever: Notrack, role: str, side: str) -> list[str]:
+    """Address matches, one a family, each with a trailing space; one empty when unrestricted."""
+    if role not in ("client", "forward") or not lever.peers:
+        return [""]
+    return _addresses(lever.peers, side)
+
+
+def _addresses(addresses: Iterable[str], side: str) -> list[str]:
+    found = []
+    for version, family in ((4, "ip"), (6, "ip6")):
+        mine = [address for address in addresses if ip_network(address).version == version]
+        if mine:
+            found.append(f"{family} {side} {{ {', '.join(mine)} }} ")
+    return found
+
+
+def _range(lever: Notrack) -> str:
+    return f"{lever.ephemeral[0]}-{lever.ephemeral[1]}"

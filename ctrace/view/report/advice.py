@@ -1,0 +1,243 @@
+"""Advice as text: what to do first, why, the rules, and what else helps."""
+
+from __future__ import annotations
+
+from textwrap import indent
+from typing import Optional
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ctrace.advice.advise import (
+    GOOD,
+    Advice,
+    Candidate,
+    TableAdvice,
+    flush_lines,
+    rule_texts,
+)
+from ctrace.advice.alternatives import Alternative
+from ctrace.change.plan import CtTimeout, Lever
+from ctrace.view import format as fmt
+from ctrace.view.screen.advice import Remedy
+
+STYLE = {"safe": "green", "safe-with-rules": "green", "warn": "yellow", "unsafe": "red"}
+SHOWN = 8
+"""Candidates shown; JSON has all."""
+
+
+def advice_text(advice: Advice, width: int = 100, *, full: bool = False) -> str:
+    """The advice in plain words, for a width. ``full`` prints the rules of every candidate."""
+    # Without a colour system no style leaves an escape sequence, wherever this runs.
+    console = Console(width=width, color_system=None, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(render(advice, full=full), crop=False)
+    return capture.get()
+
+
+def rules_text(advice: Advice) -> str:
+    """The rules of the chosen levers (or of the best safe candidate), to copy."""
+    levers: list[Lever] = [lever for table in advice.tables for lever in table.levers]
+    if not levers:
+        good = [c for c in advice.candidates if c.verdict in ("safe", "safe-with-rules")]
+        levers = [good[0].lever] if good else []
+    parts = [text for lever in levers for text in rule_texts(lever).values() if text]
+    return "\n".join(parts)
+
+
+def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy]:
+    """What the advice says of one service in one namespace; None when it was not judged."""
+    here = (proto, port, netns)
+    found = next((c for c in advice.candidates if (c.proto, c.port, c.netns) == here), None)
+    if found is None:
+        return None
+    text = f"NOTRACK {proto}/{port}: {found.verdict}; it frees {fmt.count(found.frees)} entries"
+    if found.fill_after:
+        text += f"; fill then {_range(found.fill_after)}"
+    good = found.verdict in GOOD
+    texts = rule_texts(found.lever) if found.verdict != "unsafe" else {}
+    accepts = any(accept.tool != "nft" for accept in found.lever.accepts)
+    rules = [text for name, text in texts.items() if text and (name == "nft" or accepts)]
+    others = []
+    for other in advice.alternatives:
+        if other.netns == netns and other.service == f"{proto}/{port}":
+            others += [f"- {other.text}", *(f"    {command}" for command in other.commands)]
+    return Remedy(text, good, found.reasons, "\n".join(rules), tuple(others))
+
+
+def render(
+    advice: Advice, *, full: bool = False, how: str = "sudo ctrace advise"
+) -> RenderableType:
+    """The advice as a rich renderable; ``how`` makes a plan of it (empty: one is made)."""
+    parts: list[RenderableType] = []
+    done = {c.netns for c in advice.candidates if c.in_place}
+    for table in advice.tables:
+        parts += [_table(table, advice.target, done), Text("")]
+    if not advice.tables:
+        parts += [Text("No service holds entries here: there is nothing to advise."), Text("")]
+    shown = advice.candidates[:SHOWN]
+    if shown:
+        parts += [Text("NOTRACK, by entries freed", style="bold"), _candidates(shown), Text("")]
+    for candidate in shown:
+        parts += _reasons(candidate)
+        if candidate.chosen or full:
+            parts += _rules(candidate, full)
+        if candidate.chosen or candidate.in_place:
+            parts += _flush(candidate)
+    parts += _in_place(advice)
+    if advice.alternatives:
+        parts += [Text("What else helps", style="bold")]
+        several = len({alternative.netns for alternative in advice.alternatives}) > 1
+        named = {table.netns: _name(table) for table in advice.tables} if several else {}
+        for alternative in advice.alternatives:
+            parts += _alternative(alternative, named.get(alternative.netns, ""), full)
+        parts.append(Text(""))
+    if advice.persist:
+        parts.append(Text("To keep the rules over reloads and reboots", style="bold"))
+        parts += [_item(Text(fmt.clean(hint))) for hint in advice.persist]
+        parts.append(Text(""))
+    parts += [Text(f"Note: {note}", style="dim") for note in advice.notes]
+    if advice.plans and how:
+        parts.append(Text("Apply it, watched, reverting by itself unless confirmed:"))
+        for plan in advice.plans:
+            where = f" --netns {plan.netns}" if len(advice.plans) > 1 else ""
+            command = f"    {how}{where} --plan plan.json && sudo ctrace apply plan.json"
+            parts.append(Text(command, no_wrap=True, overflow="ignore"))
+    return Group(*parts)
+
+
+def _in_place(advice: Advice) -> list[RenderableType]:
+    if not advice.in_place:
+        return []
+    lines: list[RenderableType] = [Text("In place already", style="bold")]
+    names = {table.netns: _name(table) for table in advice.tables}
+    for netns, done in advice.in_place:
+        lines.append(_item(Text(f"{names.get(netns, f'netns:{netns}')}: {fmt.clean(str(done))}")))
+    return [*lines, Text("")]
+
+
+def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
+    text = Text(no_wrap=True, overflow="ignore")
+    held = f"{fmt.count(table.count)} of {fmt.count(table.max)} entries "
+    text.append(f"{_name(table)}: {held}", "bold")
+    text.append(f"({fmt.share(table.fill)})")
+    if table.drops:
+        text.append(f", {fmt.count(table.drops)} new flows refused", "red")
+    if not table.needed and not table.levers:
+        text.append(f"; below the target of {fmt.share(target)}")
+        return text
+    text.append(f"; {fmt.count(table.needed)} too many for {fmt.share(target)}\n")
+    if table.levers:
+        what = ", ".join(_lever(lever) for lever in table.levers)
+        text.append(f"-> {what}: fill then {_range(table.fill_after)}", "green")
+        if not table.reached:
+            text.append("\n   that is not enough by itself: see what else helps", "yellow")
+    elif table.netns in done:
+        text.append("-> NOTRACK is in place: the entries from before go when their time is up, or "
+                    "as told below", "green")  # fmt: skip
+    else:
+        text.append("-> nothing here is safe to untrack: see what else helps", "yellow")
+    return text
+
+
+def _name(table: TableAdvice) -> str:
+    return fmt.clean(table.name or f"netns:{table.netns}")
+
+
+def _lever(lever: Lever) -> str:
+    if isinstance(lever, CtTimeout):
+        return f"shorter timeouts for {lever.proto}/{lever.port}"
+    return f"NOTRACK {lever.proto}/{lever.port} ({', '.join(lever.roles)})"
+
+
+def _candidates(candidates: tuple[Candidate, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("SERVICE", "VERDICT", "FREES", "OF TABLE", "FILL AFTER", "ROLE", "NAMESPACE"):
+        right = column in ("FREES", "OF TABLE", "FILL AFTER")
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=column != "NAMESPACE"
+        )
+    for c in candidates:
+        table.add_row(
+            f"{c.proto}/{c.port}",
+            Text(c.verdict, STYLE[c.verdict]),
+            fmt.count(c.frees),
+            fmt.share(c.share),
+            _range(c.fill_after),
+            ", ".join(c.role) or "?",
+            fmt.clean(c.netns_name or str(c.netns)),
+        )
+    return table
+
+
+def _reasons(candidate: Candidate) -> list[RenderableType]:
+    title = Text(f"{candidate.proto}/{candidate.port}: ")
+    title.append(candidate.verdict, STYLE[candidate.verdict])
+    if not candidate.reasons:
+        title.append(", no rule treats its packets differently once they are untracked")
+    lines: list[RenderableType] = [title]
+    lines += [
+        Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2), expand=False)
+        for reason in candidate.reasons
+    ]
+    return lines
+
+
+def _rules(candidate: Candidate, full: bool) -> list[RenderableType]:
+    """Rules to copy, never wrapped; nftables' form, and with ``full`` iptables' too."""
+    lines: list[RenderableType] = []
+    for name, text in rule_texts(candidate.lever).items():
+        foreign = name != "nft" and any(a.tool != "nft" for a in candidate.lever.accepts)
+        if text and (name == "nft" or full or foreign):
+            lines.append(Text(f"  {name}:", "dim"))
+            body = indent(text.rstrip().expandtabs(2), "    ")
+            lines.append(Text(body, no_wrap=True, overflow="ignore"))
+    if not full:
+        lines.append(Text("  (--rules prints them for iptables and ip6tables, too)", "dim"))
+    return [*lines, Text("")]
+
+
+def _flush(candidate: Candidate) -> list[RenderableType]:
+    """How to delete the entries that stay behind, to copy."""
+    commands = flush_lines(candidate)
+    lines: list[RenderableType] = [
+        Text(f"  once these rules are in, its old entries go with{':' if commands else ' time'}",
+             "dim")
+    ]  # fmt: skip
+    lines += [Text(f"    sudo {command}", no_wrap=True, overflow="ignore") for command in commands]
+    return [*lines, Text("")]
+
+
+def _alternative(alternative: Alternative, where: str, full: bool) -> list[RenderableType]:
+    text = Text(f"{where}{': ' if where else ''}{fmt.clean(alternative.text)}")
+    if alternative.frees:
+        low, high = alternative.frees
+        amount = fmt.count(high) if low == high else f"{fmt.count(low)} to {fmt.count(high)}"
+        text.append(f"; frees {amount}")
+    if alternative.fill_after:
+        text.append(f", fill {_range(alternative.fill_after)}")
+    commands = alternative.commands
+    if alternative.id == "ct-timeout" and commands and not full:
+        commands = ("(--rules prints its rules)",)
+    lines: list[RenderableType] = [_item(text)]
+    lines += [
+        Text(f"    {command.expandtabs(2)}", "dim", no_wrap=True, overflow="ignore")
+        for command in commands
+    ]
+    return lines
+
+
+def _item(text: Text) -> RenderableType:
+    """A list's item, whose further lines stand below its first."""
+    grid = Table.grid(padding=0)
+    grid.add_row("- ", text)
+    return grid
+
+
+def _range(fill: Optional[tuple[float, float]]) -> str:
+    if fill is None:
+        return "-"
+    low, high = (fmt.share(value) for value in fill)
+    return low if low == high else f"{low} to {high}"

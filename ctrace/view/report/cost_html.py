@@ -1,0 +1,90 @@
+"""What conntrack cost, as sections of the report's page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+
+from ctrace.cost.result import Perf
+from ctrace.view import format as fmt
+from ctrace.view.report.cost import (
+    PERCENTILES,
+    headline,
+    latency_name,
+    other_lines,
+    precision,
+    saving,
+    services,
+    table_lines,
+)
+
+
+def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
+    """The sections; ``table`` makes one of a title, columns, rows of HTML cells and a note."""
+    told = [*headline(perf).plain.splitlines(), *other_lines(perf)]
+    lines = "<br>".join(_text(line) for line in told)
+    return (
+        f"<section><h2>What conntrack cost on {_text(host) or 'this host'}</h2><p>{lines}</p>"
+        f"{_missing(perf)}</section>"
+        + table(
+            "Time in conntrack, nanoseconds",
+            ("packets that were", ">packets", ">mean", *(f">{name}" for name in PERCENTILES)),
+            (
+                [_text(latency_name(row)), f"{row.packets:,}", f"{row.mean:,.0f}",
+                 *(f"{value:,.0f}" for value in row.percentiles)]
+                for row in perf.latencies
+            ),
+            precision(perf).capitalize() + ".",
+        )
+        + table(
+            "What NOTRACK would save",
+            ("service", ">packets/s", ">ns a packet", ">CPU ms a second"),
+            (
+                [_text(name), f"{row.packets_per_s:,.0f}", f"{row.ns_per_packet:,.0f}",
+                 f"{row.cores * 1e3:,.2f}"]
+                for name, row in services(perf)
+            ),
+            saving(perf).capitalize() + ".",
+        )
+        + table(
+            "Where conntrack's CPU time went",
+            ("function", ">share of all CPU time"),
+            ([_text(row.function), f"{100 * row.share:.2f} %"] for row in perf.hot),
+        )
+        + table(
+            "Kernel stacks through conntrack",
+            (">samples", "outermost function first"),
+            ([f"{count:,}", _text(" → ".join(stack.split(";")))]
+             for stack, count in perf.sampled_stacks),
+        )
+        + table(
+            "Hash table",
+            ("namespace", ">entries", ">search restarts", ">chains too long", ">clashes resolved"),
+            (
+                [_text(row.netns), f"{row.count:,}", f"{row.search_restart:,}",
+                 f"{row.chaintoolong:,}", f"{row.clash_resolve:,}"]
+                for row in perf.tables
+            ),
+            _text(". ".join(table_lines(perf))),
+        )
+        + table(
+            "Waiting for conntrack's locks",
+            ("lock", ">waits", ">total ms", ">longest us", "kernel stack, innermost first"),
+            (
+                [_text(row.lock), f"{row.count:,}", f"{row.total_ns / 1e6:,.2f}",
+                 f"{row.longest_ns / 1e3:,.1f}", _text(" ← ".join(row.stack.split(";")[::-1][:6]))]
+                for row in perf.waits or ()
+            ),
+        )
+    )  # fmt: skip
+
+
+def _missing(perf: Perf) -> str:
+    if not perf.blind:
+        return ""
+    sentences = "; ".join(_text(sentence) for sentence in perf.blind)
+    return f'<p class="note">Not measured: {sentences}</p>'
+
+
+def _text(text: str) -> str:
+    return html.escape(fmt.clean(text))

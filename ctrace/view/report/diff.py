@@ -1,0 +1,50 @@
+"""A comparison as text for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table as Grid
+from rich.text import Text
+
+from ctrace.recording.compare import Comparison, Side
+from ctrace.view import format as fmt
+
+
+def diff_text(found: Comparison, limit: int) -> Group:
+    """The sums, then the keys that changed the table most."""
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    grid.add_column(found.group)
+    for name in ("held", "", "new/s", "", "refused/s", "", "life", "", "stays", ""):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_row("everything", *_cells(found.before, found.after), style="bold")
+    for change in found.changes[:limit]:
+        grid.add_row(fmt.clean(change.key), *_cells(change.before, change.after))
+    rest = len(found.changes) - limit
+    if rest > 0:
+        grid.add_row(f"and {fmt.count(rest)} more")
+    hosts = [fmt.clean(host) or "unknown host" for host in found.hosts]
+    head = (
+        f"before: {hosts[0]}, {fmt.span(found.seconds[0])}; "
+        f"after: {hosts[1]}, {fmt.span(found.seconds[1])}; each column before, then after"
+    )
+    return Group(Text(head), Text(), grid)
+
+
+def _cells(before: Side, after: Side) -> list[str]:
+    return [
+        fmt.short(before.held), fmt.short(after.held) + _arrow(before.held, after.held),
+        fmt.rate(before.inserts_per_s), fmt.rate(after.inserts_per_s),
+        fmt.rate(before.drops_per_s), fmt.rate(after.drops_per_s),
+        fmt.duration(before.life), fmt.duration(after.life),
+        fmt.duration(before.residence), fmt.duration(after.residence),
+    ]  # fmt: skip
+
+
+def _arrow(before: float, after: float) -> str:
+    if max(before, after) < 0.5 or abs(after - before) < 0.05 * max(before, after):
+        return " ="
+    if before < 0.5:
+        return " new"
+    if after < 0.5:
+        return " gone"
+    return f" {100 * (after / before - 1):+.0f} %"

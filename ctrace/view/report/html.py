@@ -1,0 +1,368 @@
+"""A review as one page that opens offline: charts, tables, and nothing from elsewhere.
+
+A recording may come from a stranger: every name and address is cleaned and escaped, also
+in the charts' labels, and the page's own policy forbids it to load or send anything.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Optional
+
+from ctrace.errors import CtraceError
+from ctrace.model.snapshot import Cause, Culprit, Histogram, Snapshot
+from ctrace.recording.review import Review, beyond
+from ctrace.view import format as fmt
+from ctrace.view.report.cost_html import perf_html
+from ctrace.view.report.text import telling
+from ctrace.view.report.whatif_html import whatif_html
+from ctrace.whatif.run import WhatIf
+
+ROWS = 25
+LIVES = 6
+FILLS = 8
+
+
+def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
+    """The page, with a what-if's answer in it when there is one.
+
+    Raises CtraceError when the chart library is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise CtraceError("plotly is missing: install it with pip install plotly") from None
+    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    start = datetime.fromtimestamp(review.start, timezone.utc)
+    parts = {
+        "@TITLE@": f"{_text(review.recording.header.host or 'ctrace')} {start:%Y-%m-%d %H:%M} UTC",
+        "@BODY@": _body(review, answer),
+        "@DATA@": _json(_data(review)),
+        "@PLOTLY@": get_plotlyjs(),
+    }
+    # One pass: what a part brings in is never looked at again.
+    out, rest = [], page
+    for mark, part in parts.items():
+        before, rest = rest.split(mark, 1)
+        out += [before, part]
+    return "".join([*out, rest])
+
+
+def _json(data: Any) -> str:
+    """JSON that no HTML parser takes for an end of the script."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _text(text: str) -> str:
+    return html.escape(fmt.clean(text))
+
+
+def _data(review: Review) -> dict[str, Any]:
+    """What the charts draw. Labels are escaped: the library reads markup in them."""
+    line = review.timeline
+    names = {str(table.netns): table.name for table in review.final.tables}
+    fullest = sorted(line.fill, key=lambda name: -max((v or 0) for v in line.fill[name]))
+    stack = review.shares.stacked() if review.shares.ts else {}
+    return {
+        "timeline": {
+            "ts": line.ts,
+            "insert": line.insert,
+            "destroy": line.destroy,
+            "drop": line.drop,
+            "early_drop": line.early_drop,
+            "lost": line.lost,
+            "fill": [
+                {"name": "fill " + _text(names.get(name, name)), "values": line.fill[name]}
+                for name in fullest[:FILLS]
+            ],
+        },
+        "drops": review.drops[:200],
+        "shares": {
+            "ts": review.shares.ts,
+            "stack": [{"name": _text(key), "values": values} for key, values in stack.items()],
+        },
+        "lives": [
+            {
+                "name": _text(culprit.key),
+                "life": _histogram(culprit.life_histogram),
+                "residence": _histogram(culprit.residence_histogram),
+            }
+            for culprit in review.final.culprits
+            if sum(culprit.residence_histogram.counts)
+        ][:LIVES],
+    }
+
+
+def _histogram(histogram: Histogram) -> dict[str, list[float]]:
+    """Steps as shares, from the first bin used to the last."""
+    counts, edges = histogram.counts, histogram.edges
+    used = [i for i, n in enumerate(counts) if n]
+    if not used:
+        return {"x": [], "y": []}
+    first, last, total = used[0], used[-1], sum(counts)
+    x = list(edges[first : last + 2])
+    x[0] = x[0] or x[1] / 4  # the axis is logarithmic
+    y = [counts[i] / total for i in range(first, last + 1)]
+    return {"x": [x[0], *x], "y": [0.0, *y, 0.0]}
+
+
+def _body(review: Review, answer: Optional[WhatIf]) -> str:
+    return "\n".join(
+        (
+            _head(review),
+            _why(review),
+            whatif_html(answer, _table) if answer else "",
+            _tiles(review),
+            _chart(
+                "Fill, rates, refusals", "timeline",
+                "Drag to zoom, double-click to reset. Keys: ← → pan, + and - zoom, 0 all, d dark "
+                "or light. Dotted red lines: where drops began.",
+            ),
+            _chart(
+                "Who held the table", "shares",
+                f"Entries held, by {_text(review.final.group)}, the largest over the whole time.",
+            ),
+            _culprits(review.final),
+            _chart(
+                "How long connections live, and how long their entries stay", "lives",
+                "Dotted: from the first to the last packet. Filled: from insert to destroy. "
+                "Click a name to add it.",
+            ),
+            _moment(review),
+            _victims(review.final),
+            _tables(review),
+            _causes(review),
+            *(perf_html(host, perf, _table) for host, perf in review.measured.items()),
+            _about(review),
+        )
+    )  # fmt: skip
+
+
+def _head(review: Review) -> str:
+    header = review.recording.header
+    start = datetime.fromtimestamp(review.start, timezone.utc)
+    return (
+        f"<header><h1>{_text(header.host or 'unknown host')}</h1>"
+        f"<p>{start:%Y-%m-%d} {fmt.clock(review.start)} to {fmt.clock(review.end)} UTC, "
+        f"{fmt.span(review.end - review.start)}; {_text(header.hooks.family)} hooks, "
+        f"Linux {_text(header.kernel)}</p>"
+        '<button id="theme" type="button">dark / light</button></header>'
+    )
+
+
+def _why(review: Review) -> str:
+    worst = telling(review)
+    when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
+    lines = [f'<p class="note">{when}</p>']
+    for cause in worst.why[:3]:
+        lines.append(f"<p>{_text(fmt.prose(cause.text))}</p>")
+        if cause.remedy:
+            lines.append(f'<p class="remedy">{_text(cause.remedy)}</p>')
+    return f'<section class="why"><h2>Why</h2>{"".join(lines)}</section>'
+
+
+def _tiles(review: Review) -> str:
+    totals = review.final.totals
+    tiles = [
+        (fmt.share(review.peak_fill), "fullest", "bad" if review.peak_fill > 0.95 else ""),
+        (fmt.count(totals.insert), "inserted", ""),
+        (fmt.count(totals.drop), "refused", "bad" if totals.drop else "good"),
+        (fmt.count(totals.early_drop), "evicted", "warn" if totals.early_drop else "good"),
+        (fmt.count(totals.insert_failed), "failed to insert", ""),
+        (
+            fmt.clock(review.first_drop) if review.first_drop is not None else "none",
+            "first refusal",
+            "bad" if review.drops else "good",
+        ),
+        (fmt.count(review.final.lost), "events lost", "warn" if review.final.lost else "good"),
+    ]
+    inner = "".join(
+        f'<div class="tile"><b class="{kind}">{value}</b><span>{label}</span></div>'
+        for value, label, kind in tiles
+    )
+    return f'<div class="tiles">{inner}</div>'
+
+
+def _chart(title: str, name: str, note: str) -> str:
+    return (
+        f'<section><h2>{title}</h2><div class="chart" id="{name}" role="img" tabindex="0" '
+        f'aria-label="{title}"></div><p class="note">{note}</p></section>'
+    )
+
+
+def _table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], note: str = ""
+) -> str:
+    """A section with a table; columns that begin with ``>`` hold numbers. Cells are HTML."""
+    names = list(columns)
+    head = "".join(
+        f'<th class="n">{name[1:]}</th>' if name.startswith(">") else f"<th>{name}</th>"
+        for name in names
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="{"n" if name.startswith(">") else "k"}">{cell}</td>'
+            for name, cell in zip(names, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    if not body:
+        return ""
+    after = f'<p class="note">{note}</p>' if note else ""
+    return (
+        f"<section><h2>{title}</h2><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{after}</section>"
+    )
+
+
+def _culprits(snapshot: Snapshot) -> str:
+    whole = snapshot.table_seconds_total or 1.0
+
+    def row(c: Culprit) -> list[str]:
+        part = c.table_seconds / whole
+        return [
+            _key(c, snapshot),
+            f'<span class="bar" style="width:{max(1, round(90 * part))}px"></span>'
+            f"{fmt.share(part)}",
+            fmt.count(c.inserts),
+            fmt.duration(c.life.p50),
+            fmt.duration(c.residence.p50),
+            fmt.duration(c.residence.p99),
+            _number(c.drops, "bad"),
+            fmt.count(c.ends.evicted),
+            _text(c.nat),
+            _owner(c),
+        ]
+
+    rest, left = beyond(snapshot, ROWS)
+    return _table(
+        "What filled the table, by table-seconds",
+        (_text(snapshot.group), ">share", ">inserts", ">life p50", ">stays p50", ">stays p99",
+         ">refused", ">evicted", "NAT", "process"),
+        map(row, snapshot.culprits[:ROWS]),
+        f"and {fmt.count(rest)} more, {fmt.share(left)}" if rest else "",
+    )  # fmt: skip
+
+
+def _moment(review: Review) -> str:
+    moment = review.before_drop or review.peak
+    if moment is None:
+        return ""
+    what = "Just before the first refusal" if review.before_drop else "When it was fullest"
+    return _table(
+        f"{what}, at {fmt.clock(moment.ts / 1e9)}",
+        (_text(moment.group), ">held", ">share", ">new/s", ">refused/s"),
+        (
+            [_key(c, moment), fmt.count(c.held), fmt.share(c.share), fmt.rate(c.new_per_s),
+             fmt.rate(c.drop_per_s)]
+            for c in moment.culprits[:15]
+        ),
+    )  # fmt: skip
+
+
+def _victims(snapshot: Snapshot) -> str:
+    if not snapshot.hooks.drop_tuples and not snapshot.victims:
+        said = fmt.nameless(snapshot.hooks.family, snapshot.totals.drop)
+        return f"<section><h2>Who was refused or evicted</h2><p>{_text(said)}</p></section>"
+    return _table(
+        "Who was refused or evicted",
+        ("flow", ">refused", ">of its tries", ">evicted", ">failed", "process that got EPERM"),
+        (
+            [_text(v.key), _number(v.drops, "bad"), fmt.share(v.share_of_new),
+             fmt.count(v.evicted), fmt.count(v.failed),
+             f"{_text(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
+            for v in snapshot.victims[:ROWS]
+        ),
+    )  # fmt: skip
+
+
+def _tables(review: Review) -> str:
+    peaks = {
+        name: max((value for value in values if value is not None), default=None)
+        for name, values in review.timeline.fill.items()
+    }
+    return _table(
+        "Tables",
+        ("namespace", ">at end", ">max", ">buckets", ">fullest", ">inserted", ">destroyed",
+         ">refused", ">evicted", ">failed", ">off by"),
+        (
+            [_text(t.name), fmt.count(t.count), fmt.count(t.max) if t.max else "no limit",
+             fmt.count(t.buckets), fmt.share(peaks.get(str(t.netns))), fmt.count(t.totals.insert),
+             fmt.count(t.totals.destroy), _number(t.totals.drop, "bad"),
+             fmt.count(t.totals.early_drop), fmt.count(t.totals.insert_failed),
+             fmt.count(t.off_by.count)]
+            for t in sorted(review.final.tables, key=lambda t: -(peaks.get(str(t.netns)) or 0))
+        ),
+        "Off by: our inserts less destroys, against the change of the kernel's own count.",
+    )  # fmt: skip
+
+
+def _causes(review: Review) -> str:
+    seen: dict[str, tuple[str, Cause]] = {}
+    for name, snapshot in (
+        ("before the first refusal", review.before_drop),
+        ("when fullest", review.peak),
+        ("at the end", review.final),
+    ):
+        for cause in snapshot.why if snapshot else ():
+            seen.setdefault(f"{cause.id} {cause.proto} {cause.port} {cause.netns}", (name, cause))
+    return _table(
+        "Causes and their evidence",
+        ("cause", "evidence", ">explains", "what usually helps", "seen"),
+        (
+            [_text(fmt.prose(cause.text)),
+             "<br>".join(_text(fmt.prose(fact)) for fact in cause.evidence), fmt.share(cause.share),
+             _text(cause.remedy), name]
+            for name, cause in seen.values()
+        ),
+    )  # fmt: skip
+
+
+def _about(review: Review) -> str:
+    recording, header = review.recording, review.recording.header
+    lines = [
+        ("recording", _text(recording.path)),
+        ("written by", f"ctrace {_text(header.version)}"),
+        ("hooks", _text(header.hooks.family)),
+        ("filter", _text(header.filter) or "none"),
+        ("events", f"{fmt.count(review.events)}, {fmt.count(review.final.lost)} lost"),
+        ("complete", _text(str(recording.missing)) if recording.missing else "yes"),
+        ("ended", _text(recording.ended or "") if recording.ended is not None else "not cleanly"),
+    ]
+    if header.hooks.note and not header.hooks.drop_tuples:
+        lines.append(("no better hooks", _text(header.hooks.note)))
+    lines += [("not seen", _text(sentence)) for sentence in header.hooks.blind]
+    lines += [("note", _text(note)) for note in recording.notes()]
+    facts = "".join(
+        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in header.facts.items()
+    )
+    told = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines)
+    return (
+        f"<section><h2>This recording</h2><dl>{told}</dl></section>"
+        f"<section><h2>This host</h2><details><summary>{len(header.facts)} settings</summary>"
+        f"<dl>{facts}</dl></details></section>"
+    )
+
+
+def _key(culprit: Culprit, snapshot: Snapshot) -> str:
+    several = len(snapshot.tables) > 1 and snapshot.group != "netns" and culprit.netns_name
+    return _text(culprit.key + (f" in {culprit.netns_name}" if several else ""))
+
+
+def _owner(culprit: Culprit) -> str:
+    owner = culprit.owner
+    if owner is None:
+        return ""
+    unit = f" {_text(owner.unit)}" if owner.unit else ""
+    return f"{_text(owner.comm)}[{owner.pid}]{unit}"
+
+
+def _number(value: int, kind: str) -> str:
+    return f'<span class="{kind}">{fmt.count(value)}</span>' if value else fmt.count(value)

@@ -1,0 +1,262 @@
+"""A review as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from itertools import pairwise
+
+from rich.console import Group, RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
+
+from ctrace.model.snapshot import Culprit, Snapshot, Victim
+from ctrace.recording.review import Review, beyond
+from ctrace.view import format as fmt
+from ctrace.view.report import cost as cost_text
+
+SPARK = 60
+
+
+def report_text(review: Review, limit: int = 10) -> Group:
+    """What happened, most important first."""
+    final, peak = review.final, review.peak or review.final
+    blocks: list[RenderableType] = [_head(review), Text()]
+    blocks += [_why(review), Text()]
+    blocks += [_tables(review), Text(), _timeline(review), Text()]
+    blocks += [_title("What filled the table, by table-seconds"), culprits(final, limit), Text()]
+    if review.before_drop is not None and review.before_drop.culprits:
+        title = f"Just before the first drop, at {fmt.clock(review.before_drop.ts / 1e9)}"
+        blocks += [_title(title), moment(review.before_drop, min(5, limit)), Text()]
+    elif review.peak is not None and review.peak.culprits:
+        title = f"At the peak, {fmt.clock(peak.ts / 1e9)}"
+        blocks += [_title(title), moment(peak, min(5, limit)), Text()]
+    if final.victims:
+        blocks += [_title("Who was refused or evicted"), victims(final.victims[:limit]), Text()]
+    elif not final.hooks.drop_tuples:
+        said = fmt.nameless(final.hooks.family, final.totals.drop)
+        blocks += [_title("Who was refused or evicted"), Text(said), Text()]
+    for host, perf in review.measured.items():
+        title = "What conntrack cost" + (f" on {fmt.clean(host)}" if host else "")
+        blocks += [_title(title), cost_text.render(perf), Text()]
+    blocks += [_title("This recording"), *_about(review)]
+    return Group(*blocks)
+
+
+def _head(review: Review) -> Text:
+    header = review.recording.header
+    start = datetime.fromtimestamp(review.start, timezone.utc)
+    return Text.assemble(
+        (fmt.clean(header.host or "unknown host"), "bold"),
+        f"  {start:%Y-%m-%d} {fmt.clock(review.start)} to {fmt.clock(review.end)} UTC"
+        f" ({fmt.span(review.end - review.start)}), {fmt.count(review.events)} events, ",
+        (f"{fmt.count(review.final.lost)} lost", "bold yellow" if review.final.lost else ""),
+        (", incomplete: see the end" if review.recording.missing else "", "bold yellow"),
+    )
+
+
+def _title(text: str) -> Text:
+    return Text(text, style="bold")
+
+
+def telling(review: Review) -> Snapshot:
+    """The moment whose causes are told: the worst, as at the end all may look well.
+
+    Where nothing was recognised yet at that moment, the next that knows a cause.
+    """
+    told = [one for one in (review.before_drop, review.peak, review.final) if one is not None]
+    return next((one for one in told if one.why and one.why[0].id != "unknown"), told[-1])
+
+
+def _why(review: Review) -> Group:
+    lines = []
+    for cause in telling(review).why[:3]:
+        lines.append(Text.assemble(("WHY  ", "bold"), fmt.prose(cause.text)))
+        if cause.remedy:
+            lines.append(Text("     " + fmt.clean(cause.remedy), style="dim"))
+    if review.first_drop is not None:
+        lines.append(
+            Text(
+                f"First refused at {fmt.clock(review.first_drop)}, in "
+                f"{fmt.plural(len(review.drops), 'burst')} of drops.",
+            )
+        )
+    return Group(*lines)
+
+
+def _tables(review: Review) -> Grid:
+    peaks = {
+        name: max((value for value in values if value is not None), default=None)
+        for name, values in review.timeline.fill.items()
+    }
+    grid = _grid(
+        "table", ">entries at end", ">max", ">fullest", ">inserted", ">destroyed", ">refused",
+        ">evicted", ">failed",
+    )  # fmt: skip
+    shown = sorted(review.final.tables, key=lambda t: -(peaks.get(str(t.netns)) or 0))
+    for table in shown[:12]:
+        totals = table.totals
+        grid.add_row(
+            fmt.clean(table.name),
+            fmt.count(table.count),
+            fmt.count(table.max) if table.max else "no limit",
+            fmt.share(peaks.get(str(table.netns))),
+            fmt.count(totals.insert),
+            fmt.count(totals.destroy),
+            Text(fmt.count(totals.drop), style="bold red" if totals.drop else ""),
+            fmt.count(totals.early_drop),
+            fmt.count(totals.insert_failed),
+        )
+    if len(shown) > 12:
+        grid.add_row(f"and {len(shown) - 12} more")
+    return grid
+
+
+def _timeline(review: Review) -> Grid:
+    line = review.timeline
+    fullest = max(line.fill, key=lambda n: max((v or 0) for v in line.fill[n]), default=None)
+    grid = Grid.grid(padding=(0, 2))
+    rows = [("inserts/s", line.insert), ("refused/s", line.drop), ("evicted/s", line.early_drop)]
+    if fullest is not None:
+        name = next((t.name for t in review.final.tables if str(t.netns) == fullest), fullest)
+        values = [value or 0.0 for value in line.fill[fullest]]
+        grid.add_row(
+            f"fill {fmt.clean(name)}", _spark(values, 1.0), "up to " + fmt.share(max(values))
+        )
+    for label, values in rows:
+        if any(values):
+            grid.add_row(label, _spark(values), f"up to {fmt.count(round(max(values)))}/s")
+    return grid
+
+
+def _spark(values: list[float], top: float | None = None) -> str:
+    """The values in SPARK columns, each the highest of its part."""
+    columns = min(SPARK, len(values))
+    edges = [len(values) * i // columns for i in range(columns + 1)] if columns else []
+    highest = [max(values[a:b]) for a, b in pairwise(edges)]
+    return fmt.sparkline(highest, len(highest), top)
+
+
+def culprits(snapshot: Snapshot, limit: int) -> Grid:
+    """Rows by what they cost in table-seconds."""
+    grid = _grid(
+        snapshot.group, ">share", ">inserts", ">life", ">stays", ">held at end", ">refused",
+        "owner", "ends",
+    )  # fmt: skip
+    whole = snapshot.table_seconds_total or 1.0
+    for c in snapshot.culprits[:limit]:
+        grid.add_row(
+            _key(c, snapshot),
+            fmt.share(c.table_seconds / whole),
+            fmt.count(c.inserts),
+            fmt.duration(c.life.p50),
+            fmt.duration(c.residence.p50),
+            fmt.count(c.held),
+            Text(fmt.count(c.drops), style="red" if c.drops else ""),
+            _owner(c),
+            _ends(c),
+        )
+    rest, left = beyond(snapshot, limit)
+    if rest:
+        grid.add_row(f"and {fmt.count(rest)} more", fmt.share(left))
+    return grid
+
+
+def moment(snapshot: Snapshot, limit: int) -> Grid:
+    """Who held how much of the table at one moment."""
+    grid = _grid(snapshot.group, ">held", ">share", ">new/s", ">refused/s")
+    for c in snapshot.culprits[:limit]:
+        grid.add_row(
+            _key(c, snapshot),
+            fmt.count(c.held),
+            fmt.share(c.share),
+            fmt.rate(c.new_per_s),
+            fmt.rate(c.drop_per_s),
+        )
+    return grid
+
+
+def victims(rows: tuple[Victim, ...]) -> Grid:
+    """Who was refused, with the process that got EPERM."""
+    grid = _grid("flow", ">refused", ">of its tries", ">evicted", "process")
+    for v in rows:
+        owner = f"{fmt.clean(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""
+        grid.add_row(
+            fmt.clean(v.key),
+            Text(fmt.count(v.drops), style="bold red" if v.drops else ""),
+            fmt.share(v.share_of_new),
+            fmt.count(v.evicted),
+            owner,
+        )
+    return grid
+
+
+def _about(review: Review) -> Iterator[Text]:
+    recording = review.recording
+    header = recording.header
+    yield Text(
+        f"{fmt.clean(recording.path)}, by ctrace {fmt.clean(header.version)} with "
+        f"{fmt.clean(header.hooks.family)} hooks on Linux {fmt.clean(header.kernel)}"
+    )
+    if header.filter:
+        yield Text(f"Only what matched: {fmt.clean(header.filter)}")
+    limits = [
+        f"{name.rsplit('.', 1)[1].removeprefix('nf_conntrack_')} {fmt.clean(header.facts[name])}"
+        for name in (
+            "net.netfilter.nf_conntrack_max",
+            "net.netfilter.nf_conntrack_buckets",
+            "net.netfilter.nf_conntrack_tcp_timeout_time_wait",
+            "net.netfilter.nf_conntrack_tcp_timeout_established",
+            "net.netfilter.nf_conntrack_udp_timeout",
+        )
+        if name in header.facts
+    ]
+    if limits:
+        yield Text("Settings: " + ", ".join(limits))
+    if header.hooks.note and not header.hooks.drop_tuples:
+        yield Text("No better hooks: " + fmt.clean(header.hooks.note), style="dim")
+    for sentence in header.hooks.blind:
+        yield Text("Not seen: " + fmt.clean(sentence), style="dim")
+    if recording.missing:
+        yield Text(f"Incomplete: {recording.missing}", style="yellow")
+    elif recording.ended is None:
+        yield Text("It is still being written.", style="yellow")
+    for note in recording.notes():
+        yield Text("Note: " + fmt.clean(note))
+
+
+def _key(culprit: Culprit, snapshot: Snapshot) -> str:
+    """The key, with its namespace where there are several."""
+    where = f" in {culprit.netns_name}" if len(snapshot.tables) > 1 and culprit.netns_name else ""
+    return fmt.clean(culprit.key + ("" if snapshot.group == "netns" else where))
+
+
+def _owner(culprit: Culprit) -> str:
+    owner = culprit.owner
+    if owner is None:
+        return ""
+    return fmt.clean(owner.unit) or f"{fmt.clean(owner.comm)}[{owner.pid}]"
+
+
+def _ends(culprit: Culprit) -> str:
+    ends = culprit.ends
+    total = ends.expired + ends.evicted + ends.deleted + ends.other
+    parts = [
+        f"{fmt.share(n / total)} {word}"
+        for n, word in (
+            (ends.expired, "expired"),
+            (ends.evicted, "evicted"),
+            (ends.deleted, "deleted"),
+        )
+        if n
+    ]
+    return ", ".join(parts)
+
+
+def _grid(*columns: str) -> Grid:
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        right = column.startswith(">")
+        grid.add_column(column.lstrip(">"), justify="right" if right else "left",
+                        no_wrap=right)  # fmt: skip
+    return grid

@@ -1,0 +1,236 @@
+"""The advice page: made in the background, shown when it comes, applied only by typed words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional, Protocol
+
+from rich.text import Text
+
+from ctrace.errors import CtraceError
+from ctrace.model.snapshot import Culprit, Snapshot
+from ctrace.view import format as fmt
+from ctrace.view.screen.palette import Palette
+from ctrace.view.screen.parts import blank, folded, line, wrapped
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What the advice says of one service in one namespace."""
+
+    text: str
+    """The verdict and what it frees, in a sentence."""
+    good: bool = False
+    """Whether the rules are safe to apply."""
+    reasons: tuple[str, ...] = ()
+    rules: str = ""
+    """To copy; empty where there is nothing that could be advised."""
+    others: tuple[str, ...] = ()
+    """What else helps, with the commands."""
+
+
+class Adviser(Protocol):
+    """What the page needs of the advice: handed in, so that the view fetches nothing."""
+
+    def advise(self, snapshot: Snapshot) -> Any:
+        """Makes the advice; may take seconds (it reads rulesets). Raises CtraceError."""
+
+    def text(self, advice: Any, width: int) -> str:
+        """The advice in words, for a width."""
+
+    def rules(self, advice: Any) -> str:
+        """The rules to copy."""
+
+    def about(self, advice: Any, proto: str, port: int, netns: int) -> Optional[Remedy]:
+        """What it says of a service; None when it was not judged."""
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether a change is in place that reverts by itself unless it is kept."""
+
+    def status(self) -> str:
+        """What has been applied, and whether it may still revert; empty when nothing."""
+
+    def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
+        """A question and the words that answer it. Raises CtraceError: why there is none."""
+
+    def act(self, advice: Any, word: str) -> str:
+        """Do what was typed, and say what was done. Raises CtraceError."""
+
+
+class AdvicePane:
+    """The state of the advice page."""
+
+    def __init__(self, adviser: Optional[Adviser] = None) -> None:
+        self.adviser = adviser
+        self.said = ""
+        """What came of the last typed word."""
+        self._advice: Any = None
+        self._error = ""
+        self._asked_at = 0.0
+        self._thread: Optional[threading.Thread] = None
+        self._news = False
+        self._text: tuple[Any, int, str] = (None, 0, "")
+
+    def ask(self, snapshot: Snapshot, *, old: float = 0.0) -> None:
+        """Begin to make advice from this snapshot, unless something is under way.
+
+        Advice that is at most ``old`` seconds older than the snapshot is good enough.
+        """
+        if self.adviser is None or self._busy():
+            return
+        if self._advice is not None and 0 <= snapshot.ts / 1e9 - self._asked_at < old:
+            return
+        adviser = self.adviser
+        self._asked_at = snapshot.ts / 1e9
+
+        def make() -> str:
+            self._advice = adviser.advise(snapshot)
+            return ""
+
+        self._begin(make)
+
+    def act(self, word: str) -> None:
+        """Do what was typed, in the background; :attr:`said` tells the outcome."""
+        if self.adviser is None or self._busy():
+            self.said = "busy: try again in a moment"
+            return
+        adviser, advice = self.adviser, self._advice
+        self._begin(lambda: adviser.act(advice, word))
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether a change is in place and not kept yet."""
+        return self.adviser is not None and self.adviser.on_trial
+
+    def reminder(self) -> str:
+        """What is on trial, to be told on every page; empty when nothing is."""
+        return self.adviser.status() if self.adviser is not None and self.on_trial else ""
+
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _begin(self, work: Callable[[], str]) -> None:
+        self._thread = threading.Thread(target=self._work, args=(work,), daemon=True)
+        self._thread.start()
+
+    def _work(self, work: Callable[[], str]) -> None:
+        try:
+            self.said, self._error = work(), ""
+        except CtraceError as error:
+            self._error = str(error)
+        except Exception as error:  # a screen must survive what its page could not make
+            self._error = f"{type(error).__name__}: {error}"
+        self._news = True
+
+    def arrived(self) -> bool:
+        """Whether something has come since the last call."""
+        news, self._news = self._news, False
+        return news
+
+    def lines(self, width: int, palette: Palette) -> Sequence[Text]:
+        """The page."""
+        p = palette
+        made = self._advice is not None
+        when = f"  from {fmt.clock(self._asked_at)}" if made else ""
+        out = [line([("ADVICE", p.accent), (when, p.dim)], width)]
+        out[0].style = p.band
+        if self.adviser is None:
+            return [*out, line([("no advice can be given here", p.dim)], width)]
+        for text, style in ((self.adviser.status(), p.warn), (self._error, p.bad)):
+            if text:
+                words = wrapped(fmt.clean(text), width - 3, 4)
+                out += [line([(one, style)], width) for one in words]
+        if made:
+            return [*out, *self._body(width, p)]
+        if not self._error:
+            reading = "reading the rulesets and weighing the flows"
+            out += [blank(width), line([(reading, p.dim)], width)]
+        return out
+
+    def _body(self, width: int, palette: Palette) -> list[Text]:
+        assert self.adviser is not None
+        if self._text[:2] != (self._advice, width):
+            self._text = (self._advice, width, self.adviser.text(self._advice, width - 2))
+        out = []
+        for raw in self._text[2].splitlines():
+            style = _style(raw, palette)
+            out += [line([(words, style)], width) for words in folded(raw, width - 2)]
+        return out
+
+    def about(self, culprit: Culprit) -> Optional[Remedy]:
+        """What to do about one culprit; None when it is unknown (yet)."""
+        if self.adviser is None or self._advice is None or culprit.port is None:
+            return None
+        return self.adviser.about(self._advice, culprit.proto, culprit.port, culprit.netns)
+
+    def section(self, culprit: Culprit, width: int, palette: Palette) -> list[Text]:
+        """The same as lines of the page about that culprit."""
+        remedy = self.about(culprit)
+        if remedy is not None:
+            return remedy_lines(remedy, width, palette)
+        said = line([(self._silence(culprit), palette.dim)], width)
+        return [_head(width, palette), said, blank(width)]
+
+    def _silence(self, culprit: Culprit) -> str:
+        if self.adviser is None:
+            return "no advice can be given here"
+        if culprit.port is None:
+            return "given by service: press g until rows have a port, or a for all of it"
+        if self._advice is None:
+            return self._error or "reading the rulesets and weighing the flows"
+        return "none: it holds too little of the table for a rule of its own"
+
+    def copyable(self) -> str:
+        """The rules as text."""
+        if self.adviser is None or self._advice is None:
+            return ""
+        return self.adviser.rules(self._advice)
+
+    def offer(self) -> tuple[str, tuple[str, ...]]:
+        """The question to ask before anything is done. Raises CtraceError: why there is none."""
+        if self.adviser is None:
+            raise CtraceError("no advice can be given here")
+        if self._advice is None:
+            raise CtraceError("no advice yet")
+        return self.adviser.offer(self._advice)
+
+
+def remedy_lines(remedy: Remedy, width: int, palette: Palette) -> list[Text]:
+    """What to do about one service, with its rules to copy."""
+    p = palette
+    style = p.good if remedy.good else p.warn
+    out = [_head(width, p)]
+    out += [line([(words, style)], width) for words in wrapped(remedy.text, width - 2, 3)]
+    for reason in remedy.reasons:
+        words = wrapped(fmt.clean(reason), width - 4, 4)
+        out += [line([("  " if row else "- ", p.text), (one, p.text)], width)
+                for row, one in enumerate(words)]  # fmt: skip
+    if remedy.rules:
+        out.append(line([("y copies these rules:", p.dim)], width))
+        for raw in remedy.rules.rstrip().expandtabs(2).splitlines():
+            out += [line([(words, p.strong)], width) for words in folded("  " + raw, width - 2)]
+    for other in remedy.others:
+        out += [line([(one, p.dim)], width) for one in wrapped(fmt.clean(other), width - 2, 3)]
+    return [*out, blank(width)]
+
+
+def _head(width: int, palette: Palette) -> Text:
+    text = line([("ADVICE", palette.accent)], width)
+    text.style = palette.band
+    return text
+
+
+def _style(words: str, palette: Palette) -> Any:
+    """What a line of the advice is, from its shape: verdicts, arrows, rules and notes."""
+    if words.startswith("-> "):
+        return palette.good
+    if words.startswith("    ") or words.startswith("Note:"):
+        return palette.dim
+    if words.endswith(": unsafe"):
+        return palette.bad
+    if words and not words.startswith((" ", "-")):
+        return palette.strong
+    return palette.text

@@ -1,0 +1,245 @@
+"""The live screen: its keys and its mouse, over the shell that paints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from textual import events
+
+from ctrace.errors import CtraceError
+from ctrace.live.filtering import parse
+from ctrace.live.protocol import Records, Travels
+from ctrace.model.snapshot import SORTS, Culprit, Table
+from ctrace.view.screen.frame import Spot, culprits_of, identity, tables_of
+from ctrace.view.screen.palette import PALETTES
+from ctrace.view.screen.travel import TravelKeys
+
+ADVICE_OLD = 30.0
+"""Seconds for which the page about one culprit is content with the advice that there is."""
+
+
+class TopApp(TravelKeys):
+    """``ctrace top`` and ``ctrace replay`` over any feed of snapshots."""
+
+    def action_leave(self) -> None:
+        """Leave, also from a question."""
+        self.exit()
+
+    def action_quit(self) -> None:  # type: ignore[override]
+        """Leave; the feed is closed by whoever opened it."""
+        self.exit()
+
+    def action_help(self) -> None:
+        """The help page, or back from it."""
+        self.change(self.state.to("help"))
+
+    def action_up(self) -> None:
+        """One step back: from a page, then from a filter."""
+        self.change(self.state.up())
+
+    def action_pause(self) -> None:
+        """Stand still or go on. A live feed goes on counting behind a standing screen."""
+        if isinstance(self.feed, Travels):
+            self.feed.pause(not self.feed.position.paused)
+        else:
+            self._frozen = not self._frozen
+        self.look()
+        self.paint()
+
+    def action_drill(self) -> None:
+        """What Enter means depends on where the cursor is."""
+        snapshot, state = self.snapshot, self.state
+        if snapshot is None or state.is_page:
+            return
+        if state.mode == "namespaces":
+            found = tables_of(snapshot)
+            if found:
+                self._one_namespace(found[min(state.cursor, len(found) - 1)])
+            return
+        rows: Sequence[Any] = culprits_of(snapshot, state)
+        if state.mode == "victims" or state.pane == "victims":
+            rows = snapshot.victims
+        if not rows:
+            return
+        row = rows[min(state.cursor, len(rows) - 1)]
+        if isinstance(row, Culprit):
+            self._subject = row
+            self.advice.ask(snapshot, old=ADVICE_OLD)
+            self.change(replace(state.to("detail"), subject=identity(row)))
+        else:
+            self.change(replace(state.to("top"), mode="top", filter=f"{row.proto}/{row.port}"))
+
+    def _one_namespace(self, table: Table) -> None:
+        self.change(replace(self.state.up(), mode="top", filter=f"netns={table.name}"))
+
+    def action_advice(self) -> None:
+        """The advice page; asks for advice in the background."""
+        state = self.state.to("advice")
+        if state.mode == "advice" and self.snapshot is not None:
+            self.advice.ask(self.snapshot)
+        self.change(state)
+
+    def action_group(self) -> None:
+        """Group by the next thing."""
+        self.change(replace(self.state.next_group(), mode="top"))
+
+    def action_group_back(self) -> None:
+        """Group by the thing before."""
+        self.change(replace(self.state.next_group(-1), mode="top"))
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        self.change(self.state.next_sort())
+
+    def action_sort_back(self) -> None:
+        """Sort by the column before."""
+        self.change(self.state.next_sort(-1))
+
+    def action_sort_digit(self, digit: int) -> None:
+        """Sort by the column of that number."""
+        self.change(self.state.sorted_by(SORTS[digit - 1]))
+
+    def action_reverse(self) -> None:
+        """Turn the order round."""
+        self.change(replace(self.state, reverse=not self.state.reverse))
+
+    def action_victims(self) -> None:
+        """All victims, or back."""
+        self.change(self.state.to("victims"))
+
+    def action_namespaces(self) -> None:
+        """All namespaces, or back."""
+        self.change(self.state.to("namespaces"))
+
+    def action_pane(self) -> None:
+        """The cursor into the other table."""
+        pane = "victims" if self.state.pane == "culprits" else "culprits"
+        self.change(replace(self.state, mode="top", pane=pane, cursor=0, held=("", 0)))
+
+    def action_light(self) -> None:
+        """The next palette."""
+        names = list(PALETTES)
+        self._wear(PALETTES[names[(names.index(self.palette.name) + 1) % len(names)]])
+        self.say(f"colours: {self.palette.name}")
+
+    def action_move(self, step: int) -> None:
+        """The cursor, or the page, one line on."""
+        self._scroll(step)
+
+    def action_page(self, step: int) -> None:
+        """A screenful on."""
+        self._scroll(step * max(1, self.size.height // 2))
+
+    def action_edge(self, step: int) -> None:
+        """To the first or the last."""
+        self._scroll(step * 1_000_000)
+
+    def _scroll(self, step: int) -> None:
+        state = self.state
+        if state.is_page:
+            self.change(replace(state, scroll=max(0, state.scroll + step)))
+        else:
+            self.change(replace(state, cursor=max(0, state.cursor + step), held=("", 0)))
+
+    def action_copy(self) -> None:
+        """Put the key or the rules on the clipboard (OSC 52, through ssh as well)."""
+        if self.state.mode == "advice":
+            text = self.advice.copyable()
+        else:
+            remedy = self.advice.about(self._subject) if self._subject is not None else None
+            text = remedy.rules if remedy is not None else ""
+            text = text or self.state.subject[0]
+        if text:
+            self.copy_to_clipboard(text)
+            self.say("copied, if the terminal allows it")
+
+    def action_filter(self) -> None:
+        """Ask for a filter."""
+        self.ask("filter: dport=53, src=10.0.0.0/8, or any text",
+                 self.state.filter, self._filtered)  # fmt: skip
+
+    def _filtered(self, text: str) -> None:
+        parse(text)  # raises what is then shown to the person
+        back = (
+            self.state if self.state.mode in ("top", "victims") else replace(self.state, mode="top")
+        )
+        self.change(replace(back, filter=text, cursor=0, held=("", 0)))
+
+    def action_no_filter(self) -> None:
+        """Show everything again."""
+        self._filtered("")
+
+    def action_record(self) -> None:
+        """Begin or end a recording."""
+        feed = self.feed
+        if not isinstance(feed, Records):
+            self.say("this is a recording already")
+        elif feed.recording:
+            path = feed.stop_recording()
+            self.say(f"recorded to {path}; ctrace report {path} tells what happened")
+        else:
+            self.ask("record from here to the file", self.record_to, self._record)
+
+    def _record(self, path: str) -> None:
+        if path and isinstance(self.feed, Records):
+            self.feed.record(path)
+            self.say(f"recording to {path}; r ends it")
+
+    def action_apply(self) -> None:
+        """Apply, keep or take back, after a typed confirmation."""
+        if self.state.mode != "advice" and not self.advice.on_trial:
+            return
+        try:
+            question, words = self.advice.offer()
+        except CtraceError as error:
+            self.say(str(error))
+            return
+        self.ask(question, "", lambda text: self._confirmed(text, words))
+
+    def _confirmed(self, text: str, words: tuple[str, ...]) -> None:
+        if text in words:
+            self.advice.act(text)
+            self.say("working")
+        else:
+            self.say("nothing was changed")
+
+    # -- mouse -------------------------------------------------------------------------
+
+    def on_click(self, event: events.Click) -> None:
+        """A click on a row, a column's head, a key, or the time line."""
+        if self._prompt.display and event.y == self.size.height - 1:
+            return
+        if isinstance(self.feed, Travels) and event.screen_y == self.size.height - 2:
+            position = self.feed.position
+            share = event.screen_x / max(1, self.size.width)
+            self.feed.seek(position.start + share * (position.end - position.start))
+            return
+        for spot in self.painted.spots:
+            if spot.y == event.screen_y and spot.start <= event.screen_x < spot.end:
+                self._clicked(spot, event.chain)
+                return
+
+    def _clicked(self, spot: Spot, chain: int) -> None:
+        if spot.action == "sort":
+            self.change(self.state.sorted_by(spot.value))
+        elif spot.action == "key":
+            getattr(self, f"action_{spot.value}")()
+        elif spot.action == "row":
+            pane, _, index = spot.value.partition(":")
+            if self.state.mode == "top":
+                self.state = replace(self.state, pane=pane)
+            self.change(replace(self.state, cursor=int(index), held=("", 0)))
+            if chain >= 2:
+                self.action_drill()
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """The wheel moves as the arrows do, three at a time."""
+        event.stop()
+        self._scroll(3)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """The other way."""
+        event.stop()
+        self._scroll(-3)

@@ -1,0 +1,460 @@
+"""The parts of the screen above and beside its tables, as lines of text.
+
+Each function takes a snapshot and a width and returns finished lines. The live screen
+and the plain frame are both stacked from them, so they can never disagree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Final, Optional
+
+from rich.cells import cell_len
+from rich.style import Style
+from rich.text import Text
+
+from ctrace.live.protocol import Phase, Position
+from ctrace.model.snapshot import Snapshot, Table
+from ctrace.view import format as fmt
+from ctrace.view.screen.palette import Palette
+from ctrace.view.screen.tables import at_limit, fullest, state_word
+
+Piece = tuple[str, Style]
+LABEL: Final = 8
+"""Cells of the label column at the left: TABLE, RATES, WHY, HELPS."""
+SKEW: Final = 0.2
+"""Seconds that two readings may be apart."""
+RACES: Final = 64
+"""Unconfirmed entries that the kernel counts and we don't yet: normal under load."""
+_UNIT: Final = re.compile(r"(?<=\d) (?=(?:%|µs|ms|s|min|h|d)\b|%)")
+"""The space between a number and its unit."""
+
+
+def blank(width: int) -> Text:
+    """An empty line."""
+    return Text(" " * width, no_wrap=True, end="")
+
+
+def line(pieces: Sequence[Piece], width: int, right: Sequence[Piece] = ()) -> Text:
+    """Pieces from the left, others up against the right edge; the left is cut first."""
+    tail = Text.assemble(*right, no_wrap=True, end="")
+    text = Text.assemble(" ", *pieces, no_wrap=True, end="")
+    text.truncate(max(0, width - tail.cell_len - (1 if right else 0)), pad=True)
+    if right:
+        text.append_text(tail)
+        text.truncate(width, pad=True)
+    return text
+
+
+def joined(groups: Sequence[Sequence[Piece]], width: int, gap: str = "   ") -> list[Piece]:
+    """As many groups, in their order, as fit into the width: never half a group."""
+    out: list[Piece] = []
+    used = 1
+    for group in groups:
+        need = sum(cell_len(text) for text, _ in group) + (len(gap) if out else 0)
+        if used + need > width:
+            continue
+        if out:
+            out.append((gap, Style()))
+        out.extend(group)
+        used += need
+    return out
+
+
+def header(
+    snapshot: Snapshot, width: int, palette: Palette, note: Sequence[Piece] = (), mode: str = ""
+) -> Text:
+    """Host and time at the left; how far the numbers can be trusted, and our cost, right."""
+    p = palette
+    cost = snapshot.cost
+    own = f"self {fmt.share(cost.cpu + cost.kernel)} {fmt.size(cost.rss)}" if cost.rss else ""
+    trust: list[list[Piece]] = [
+        list(_trust(snapshot, width, p)),
+        [(snapshot.hooks.family, p.text if snapshot.hooks.drop_tuples else p.warn)],
+        [(f"lost {fmt.count(snapshot.lost)}", p.warn if snapshot.lost else p.dim)],
+        [(own, p.dim)] if own and not (snapshot.filter and width < 100) else [],
+    ]
+    right = joined([one for one in trust if one], width * 3 // 4, "  ")
+    room = width - sum(cell_len(text) for text, _ in right) - 4
+    title, host, clock = (
+        [("ctrace", p.accent), (f" {mode}" if mode else "", p.accent)],
+        [(fmt.cut(fmt.clean(snapshot.host), 24), p.text)],
+        [(fmt.clock(snapshot.ts / 1e9), p.text)],
+    )
+    details = [
+        [(f"for {fmt.span(snapshot.uptime_s)}", p.dim)],
+        [(f"each {fmt.duration(round(snapshot.interval_s, 1))}", p.dim)],
+    ]
+    left: list[list[Piece]] = [title, host, clock, list(note), *details]
+    if snapshot.filter:  # what the person did goes before the host and the details
+        taken = sum(cell_len(text) + 2 for text, _ in (title[0], *note)) + len(mode) + 2
+        words = fmt.cut(f"filter {fmt.clean(snapshot.filter)}", max(16, room - taken))
+        left = [title, list(note), [(words, p.warn)], clock, host, *details]
+    return line(joined([one for one in left if one], room, "  "), width, [*right, (" ", p.text)])
+
+
+def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
+    off = sum(abs(table.off_by.count) for table in snapshot.tables)
+    entries = sum(table.count for table in snapshot.tables)
+    missed = sum(
+        abs(t.off_by.drop) + abs(t.off_by.early_drop) + abs(t.off_by.insert_failed)
+        for t in snapshot.tables
+    )
+    # Events and the kernel's own counters are not read at the same instant.
+    rates = snapshot.rates
+    moving = SKEW * (rates.drop + rates.early_drop + rates.insert_failed)
+    if off > max(RACES, entries // 200) or missed > moving:
+        return [(f"off by {fmt.count(max(off, missed))}", palette.warn)]
+    if snapshot.memory.pruned:
+        bounded = "keys bounded" if width < 100 else "totals exact, keys bounded"
+        return [(bounded, palette.warn)]
+    if snapshot.lost:
+        return [("totals exact", palette.warn)]
+    return [("exact", palette.good)]
+
+
+def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
+    """The gauge of the table in trouble (or the fullest), and its state in words."""
+    p = palette
+    table = fullest(snapshot)
+    if table is None:
+        return [
+            line([("TABLE   ", p.dim), ("no conntrack table has been read yet", p.warn)], width),
+            blank(width),
+        ]
+    numbers: list[Piece] = [
+        (fmt.count(table.count), p.strong),
+        (f" of {fmt.count(table.max)}" if table.max else " entries, no limit", p.text),
+        (f"  {fmt.share(table.fill):>5} " if table.max else " ", _fill_style(table, p)),
+    ]
+    label = fmt.fit("TABLE" if len(snapshot.tables) < 2 else fmt.clean(table.name), LABEL - 1)
+    room = width - LABEL - 3 - sum(cell_len(text) for text, _ in numbers)
+    gauge = _gauge(table, max(8, room), p)
+    return [
+        line([(label + " ", p.accent), *gauge], width, numbers),
+        line(
+            [
+                (" " * LABEL, p.dim),
+                *joined(_state(snapshot, table, width, p), width - LABEL, "   "),
+            ],
+            width,
+        ),
+    ]
+
+
+def _fill_style(table: Table, palette: Palette) -> Style:
+    return palette.fill(table.fill, at_limit(table)) + Style(bold=True)
+
+
+def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
+    fill = min(1.0, table.fill)
+    pinned = fill if table.pinned is None else fill * table.pinned
+    solid, soft = fmt.bar((pinned, fill - pinned), width)
+    return [
+        ("█" * solid, palette.gauge(table.fill, at_limit(table))),
+        ("▒" * soft, palette.evictable),
+        ("░" * (width - solid - soft), palette.faint),
+    ]
+
+
+def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> list[list[Piece]]:
+    p = palette
+    groups: list[list[Piece]] = [state(snapshot, table, p)]
+    others = len(snapshot.tables) - 1
+    name = fmt.clean(table.name)
+    more = f"+{fmt.plural(others, 'namespace')}"
+    if others and cell_len(name) >= LABEL:
+        groups.append([(f"in {fmt.cut(name, 26)}", p.text), (f" {more}", p.dim)])
+    if table.pinned is not None:
+        groups.append([
+            ("█ ", _fill_style(table, p)), (f"{_pinned(table)}   ", p.text),
+            ("▒ ", p.evictable), ("evictable", p.text),
+        ])  # fmt: skip
+    refusing = sum(at_limit(t) for t in snapshot.tables if t is not table)
+    if refusing:
+        groups.insert(1, [(f"{fmt.plural(refusing, 'other')} full", p.bad)])
+    if others and cell_len(name) < LABEL:
+        groups.append([(more, p.dim)])
+    groups.append([(f"{fmt.count(table.buckets)} buckets, chains {table.load:.1f}", p.dim)])
+    if width >= 100 and table.totals.insert_failed:
+        groups.append([(f"{fmt.count(table.totals.insert_failed)} lost insert races", p.warn)])
+    return groups
+
+
+def _pinned(table: Table) -> str:
+    """``pinned 92 % ± 2 %``; ``pinned about 92 %`` where nothing tells the error."""
+    if table.pinned_error is None:
+        return f"pinned about {fmt.share(table.pinned)}"
+    return f"pinned {fmt.share(table.pinned)} ± {max(1, round(100 * table.pinned_error))} %"
+
+
+def state(snapshot: Snapshot, table: Table, palette: Palette) -> list[Piece]:
+    """A table's state: the word, and since when or until when."""
+    p = palette
+    word = state_word(table)
+    if table.full_since is not None:
+        ago = fmt.span(max(0.0, snapshot.ts / 1e9 - table.full_since))
+        style = p.bad if at_limit(table) else p.warn
+        return [
+            (f" {word} ", p.alarm if at_limit(table) else p.warn),
+            (" since " if at_limit(table) else " was full from ", style),
+            (fmt.clock(table.full_since), style),
+            (f" ({ago})", p.text),
+        ]
+    if table.seconds_to_full is not None:
+        style = p.bad if table.seconds_to_full < 120 else p.warn
+        error = table.seconds_to_full_error
+        give = f" ± {fmt.duration(error)}" if error else ""
+        return [
+            ("filling", style),
+            (f": full in {fmt.duration(table.seconds_to_full)}{give}", style),
+        ]
+    return [(word, p.good if word == "steady" else p.text)]
+
+
+def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
+    """New, gone, EVICTED and DROPPED per second, each with its last minutes."""
+    p = palette
+    rates, past = snapshot.rates, snapshot.history
+    rows = (
+        ("new ", rates.insert, past.insert, p.text, p.area),
+        ("gone ", rates.destroy, past.destroy, p.text, p.area),
+        ("EVICTED ", rates.early_drop, past.early_drop, p.warn, p.warn),
+        ("DROPPED ", rates.drop, past.drop, p.bad, p.bad),
+    )
+    words = sum(len(name) + len(fmt.per_second(value)) for name, value, *_ in rows)
+    # Narrow screens give the curves up before any of the four numbers.
+    spark = min(24, (width - LABEL - 2 - words - 3 * 2) // 4 - 1)
+    spark = spark if spark >= 3 else 0
+    groups: list[list[Piece]] = []
+    for name, value, series, style, spark_style in rows:
+        quiet = not value and not any(series[-spark or len(series) :])
+        bars = " " + fmt.sparkline(series, spark) if spark else ""
+        groups.append(
+            [
+                (name, p.dim if quiet else style),
+                (fmt.per_second(value), p.dim if quiet else style + Style(bold=True)),
+                (bars, p.faint if quiet else spark_style),
+            ]
+        )
+    if not snapshot.hooks.evictions:
+        groups[2] = [("evictions not seen", p.dim)]
+    return line([(fmt.fit("RATES", LABEL), p.accent), *joined(groups, width - LABEL, "  ")], width)
+
+
+def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -> list[Text]:
+    """The cause in one sentence, what usually helps, and further causes if there is room."""
+    p = palette
+    if not snapshot.why:
+        return [line([(fmt.fit("WHY", LABEL), p.accent), ("observing", p.dim)], width)]
+    out: list[Text] = []
+    first = snapshot.why[0]
+    calm = first.id == "unknown"
+    body = sentence(first.text, width - LABEL - 2, 2)
+    for index, words in enumerate(body):
+        label = fmt.fit("WHY" if index == 0 else "", LABEL)
+        out.append(line([(label, p.accent), (words, p.text if calm else p.strong)], width))
+    if first.remedy and len(out) < most:
+        room = width - LABEL - 2
+        helps = sentence(
+            first.remedy + ("; press a" if width >= 100 else ""), room, most - len(out)
+        )
+        for index, words in enumerate(helps):
+            label = fmt.fit("" if index else "HELPS", LABEL)
+            out.append(line([(label, p.accent), (words, p.text)], width))
+    for cause in snapshot.why[1:]:
+        if len(out) >= most:
+            break
+        words = sentence(cause.text, width - LABEL - 2, 1)[0]
+        out.append(line([(fmt.fit("ALSO", LABEL), p.dim), (words, p.text)], width))
+    return out
+
+
+def sentence(text: str, width: int, most: int) -> list[str]:
+    """A sentence in at most ``most`` lines; it loses its end, where a name loses its middle.
+
+    A number stays with its unit.
+    """
+    text = _UNIT.sub("\u00a0", fmt.prose(text))
+    lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False, max_lines=max(1, most),
+                          placeholder=f" {fmt.ELLIPSIS}") or [""]  # fmt: skip
+    return [fmt.cut(one.replace("\u00a0", " "), width) for one in lines]
+
+
+def wrapped(text: str, width: int, most: int) -> list[str]:
+    """Words in at most ``most`` lines; what is beyond them is cut."""
+    lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False) or [""]
+    if len(lines) > most:
+        lines[most - 1] = fmt.cut(" ".join(lines[most - 1 :]), width)
+    return [fmt.cut(one, width) for one in lines[:most]]
+
+
+def folded(text: str, width: int) -> list[str]:
+    """A line of rules or of a list, whole: what is too long goes on below, further in."""
+    text = fmt.clean(text.rstrip())
+    inner = text.lstrip(" ")
+    margin = text[: len(text) - len(inner)]
+    return textwrap.wrap(
+        inner,
+        max(16, width),
+        initial_indent=margin,
+        subsequent_indent=margin + "    ",
+        break_on_hyphens=False,
+    ) or [""]
+
+
+def blind_lines(snapshot: Snapshot, width: int, palette: Palette, most: int) -> list[Text]:
+    """Why no better hook family is in use, and what this one cannot show here."""
+    hooks = snapshot.hooks
+    rows = [("UNSEEN", text, palette.dim) for text in hooks.blind]
+    if hooks.note:  # it can be mended: what is lacking comes first
+        rows.insert(0, ("HOOKS", f"only {hooks.family}, for {hooks.note}", palette.warn))
+    return [
+        line(
+            [
+                (fmt.fit(label, LABEL), palette.dim),
+                (sentence(text, width - LABEL - 2, 1)[0], style),
+            ],
+            width,
+        )
+        for label, text, style in rows[:most]
+    ]
+
+
+def chart(values: Sequence[float], width: int, height: int, top: float) -> list[tuple[str, float]]:
+    """A filled curve, highest row first: each row's text, and the share that it begins at."""
+    shown = list(values[-width:])
+    steps = [min(height * 8, round(value / top * height * 8)) if top else 0 for value in shown]
+    rows = []
+    for level in range(height - 1, -1, -1):
+        chars = []
+        for value, step in zip(shown, steps, strict=True):
+            over = step - level * 8
+            if over >= 8:
+                chars.append("█")
+            elif over > 0:
+                chars.append(fmt.RAMP[over - 1])
+            else:
+                chars.append(fmt.RAMP[0] if level == 0 and value > 0 else " ")
+        rows.append(("".join(chars).rjust(width), level / height))
+    return rows
+
+
+def chart_lines(snapshot: Snapshot, width: int, height: int, palette: Palette) -> list[Text]:
+    """Entries over the last minutes, under the limit, and where packets were dropped."""
+    p = palette
+    past = snapshot.history
+    if len(past.count) < 2 or height < 3:
+        return []
+    limit = max((t.max for t in snapshot.tables), default=0)
+    peak = max(past.count)
+    top = float(limit if limit and peak > limit / 8 else peak * 1.25 or 1)
+    scale = max(len(fmt.short(top)), 5)
+    plot = width - LABEL - scale - 3
+    if plot < 1:
+        return []
+    stretched = _stretch(past.count, plot)
+    out = []
+    for index, (bars, _) in enumerate(chart(stretched, plot, height - 1, top)):
+        mark = fmt.short(top) if index == 0 else "0" if index == height - 2 else ""
+        label = "ENTRIES" if index == 0 else ""
+        out.append(
+            line(
+                [(fmt.fit(label, LABEL), p.accent), (f"{mark:>{scale}} ", p.dim), (bars, p.area)],
+                width,
+            )
+        )
+    note = f"{fmt.span(past.ts[-1] - past.ts[0])} ago " if len(past.ts) > 1 else ""
+    axis: list[Piece] = [(" " * (LABEL + scale + 1), p.dim), (note, p.dim)]
+    drops = _stretch(past.drop, plot)
+    if any(drops):
+        axis.append(("▲ dropped ", p.bad))
+    taken = sum(len(text) for text, _ in axis) - LABEL - scale - 1
+    for dropped, run in itertools.groupby(drops[taken:], key=bool):
+        axis.append((("▲" if dropped else "─") * len(list(run)), p.bad if dropped else p.faint))
+    return [*out, line(axis, width)]
+
+
+def _stretch(values: Sequence[float], width: int) -> list[float]:
+    """The series over exactly ``width`` columns: the highest of what falls into each."""
+    n = len(values)
+    if n >= width:
+        edges = [index * n // width for index in range(width + 1)]
+        return [max(values[edges[i] : max(edges[i] + 1, edges[i + 1])]) for i in range(width)]
+    return [values[index * n // width] for index in range(width)]
+
+
+def top_lines(
+    snapshot: Snapshot, group: str, title: str, width: int, rows: int, palette: Palette
+) -> list[Text]:
+    """The first keys of another grouping, by new entries per second."""
+    p = palette
+    keys = snapshot.top.get(group, ())[: rows - 1]
+    first = Text.assemble((fmt.fit(title, max(1, width - 7)), p.accent), (" NEW/s ", ""), end="")
+    first.style = p.band
+    first.no_wrap = True
+    first.truncate(width, pad=True)
+    out = [first]
+    for key, value in keys:
+        number = fmt.rate(value)
+        name = fmt.key(key, width - 9)
+        out.append(
+            Text.assemble(
+                (fmt.fit(name, width - 8), p.text),
+                (f"{number:>7} ", p.text),
+                no_wrap=True,
+                end="",
+            )
+        )
+    return out
+
+
+def timeline(position: Position, width: int, palette: Palette) -> Text:
+    """Where a replay stands, with the drops marked on it."""
+    p = palette
+    head = f" {fmt.clock(position.start)} "
+    word = "paused" if position.paused else f"{position.speed:g} times as fast"
+    tail = f" {fmt.clock(position.end)}  {word} "
+    room = max(4, width - len(head) - len(tail))
+    here = min(room - 1, int(position.share * room))
+    length = position.end - position.start
+    drops = {
+        min(room - 1, int((when - position.start) / length * room))
+        for when in position.drops
+        if length > 0
+    }
+    text = Text(head, p.dim, no_wrap=True, end="")
+    for index in range(room):
+        if index == here:
+            text.append("●", p.strong)
+        elif index in drops:
+            text.append("▲", p.bad)
+        else:
+            text.append("━" if index < here else "─", p.accent if index < here else p.faint)
+    text.append(tail, p.dim)
+    text.truncate(width, pad=True)
+    return text
+
+
+def waiting(phase: Phase, width: int, height: int, palette: Palette) -> list[Text]:
+    """The screen before the first snapshot."""
+    p = palette
+    word = {"failed": "cannot start", "ended": "ended"}.get(phase.name, "attaching")
+    text = fmt.clean(phase.text) or "preparing the hooks"
+    body = wrapped(text, min(72, width - 4), 6)
+    lines = [
+        line([("ctrace", p.accent), ("  ", p.text), (word, p.warn)], width),
+        blank(width),
+        *(line([(words, p.text)], width) for words in body),
+    ]
+    return lines[:height]
+
+
+def pad(lines: list[Text], width: int, height: Optional[int]) -> list[Text]:
+    """Exactly ``height`` lines."""
+    if height is None:
+        return lines
+    return lines[:height] + [blank(width)] * (height - len(lines))

@@ -1,0 +1,322 @@
+"""The live screen without its keys: what it shows, when it looks, how it asks.
+
+Everything on the screen is :func:`ctrace.view.screen.frame.compose` of the feed's newest
+snapshot and a :class:`~ctrace.view.screen.state.State`. The shell asks the feed a few times a
+second, repaints only lines that changed, and never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Optional
+
+from rich.text import Text
+from textual import events
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import BindingType
+from textual.filter import LineFilter
+from textual.screen import Screen
+from textual.widgets import Input
+
+from ctrace.errors import CtraceError
+from ctrace.live.filtering import filtered
+from ctrace.live.protocol import Feed, Phase, Records, Travels
+from ctrace.model.snapshot import Culprit, Snapshot
+from ctrace.view import format as fmt
+from ctrace.view.screen import parts
+from ctrace.view.screen.advice import AdvicePane
+from ctrace.view.screen.detail import detail_lines
+from ctrace.view.screen.frame import Painted, Spot, compose
+from ctrace.view.screen.keys import KEYS, footer, help_lines
+from ctrace.view.screen.palette import PALETTES, Palette
+from ctrace.view.screen.rates import Rates, row_of
+from ctrace.view.screen.stage import AsciiFilter, Prompt, Stage, bindings
+from ctrace.view.screen.state import State
+from ctrace.view.screen.theme import NAMES, themes
+
+LOOK: float = 0.1
+"""Seconds between two looks at the feed; a look that finds nothing new costs microseconds."""
+OURS = frozenset(key.action for key in KEYS)
+TOAST = 6.0
+"""Seconds that a message stays in place of the footer."""
+
+
+class Shell(App[None]):
+    """Looks at a feed, composes what is to be seen, asks for a line; the keys come on top."""
+
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    BINDINGS: ClassVar[list[BindingType]] = bindings()
+    CSS = """
+    Screen { layers: base prompt; overflow: hidden; }
+    Stage { width: 100%; height: 100%; layer: base; }
+    Prompt { dock: bottom; layer: prompt; height: 1; border: none; padding: 0 1; display: none;
+             background: $panel; }
+    Prompt:focus { border: none; }
+    """
+    TITLE = "ctrace"
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        palette: Palette = PALETTES["dark"],
+        ascii_only: bool = False,
+        state: Optional[State] = None,
+        advice: Optional[AdvicePane] = None,
+        record_to: str = "ctrace.data",
+        names: Optional[Callable[[Snapshot], Snapshot]] = None,
+        count: Optional[int] = None,
+        caption: Optional[Callable[[], str]] = None,
+    ) -> None:
+        super().__init__(ansi_color=palette.background == "default")
+        self.feed = feed
+        self.palette = palette
+        self.state = state or State()
+        self.advice = advice or AdvicePane()
+        self.record_to = record_to
+        self.names = names
+        self.caption = caption
+        """A sentence above the footer: what is being shown."""
+        self._captioned = ""
+        self.left = count
+        """Snapshots until the screen closes itself; None: never."""
+        self._ascii = AsciiFilter(enabled=ascii_only)
+        self.painted = Painted([])
+        self.snapshot: Optional[Snapshot] = None
+        self._frozen = False
+        self._subject: Optional[Culprit] = None
+        self.rates = Rates()
+        self._asking: Optional[Callable[[str], None]] = None
+        self._question = ""
+        self._message: tuple[str, float] = ("", 0.0)
+        self._stage = Stage()
+        self._prompt = Prompt(id="prompt", select_on_focus=False)
+
+    # -- the library's hooks ---------------------------------------------------------
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """The library's own filters, then ASCII where the terminal wants it."""
+        filters = super().get_line_filters()
+        return [*filters, self._ascii] if self._ascii.enabled else filters
+
+    def compose(self) -> ComposeResult:
+        """The stage, and the prompt that is hidden until something is asked."""
+        yield self._stage
+        yield self._prompt
+
+    def on_mount(self) -> None:
+        """Start looking at the feed."""
+        for theme in themes():
+            self.register_theme(theme)
+        self._wear(self.palette)
+        self._stage.focus()
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            for name in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(name, self.exit)
+        self.set_interval(LOOK, self.look)
+        self.look()
+
+    def on_resize(self, event: events.Resize) -> None:  # noqa: ARG002
+        """The size decides what is shown, so everything is composed anew."""
+        self.paint()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002
+        """What the palette offers: every key by name."""
+        for key in KEYS:
+            if key.action in ("command_palette", "move", "page", "edge", "sort_digit"):
+                continue
+            if not key.serves(isinstance(self.feed, Travels)):
+                continue
+            title = (key.short or key.action.replace("_", " ")).capitalize()
+            callback = getattr(self, f"action_{key.action}")
+            yield SystemCommand(f"{title}  ({key.label})", key.text, callback)
+
+    # -- painting --------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take the newest snapshot, if there is a newer one."""
+        snapshot = None if self._frozen else self.feed.latest()
+        changed = snapshot is not None and snapshot is not self._seen
+        if changed and snapshot is not None:
+            self._seen = snapshot
+            self.rates.take(snapshot)
+            snapshot = self.names(snapshot) if self.names else snapshot
+            self.snapshot = filtered(snapshot, self.state.filter)
+            if self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    self.exit()
+        if self.snapshot is None and self.feed.phase.name == "failed":
+            self.exit()  # whoever opened the feed says why, on a terminal that is sane again
+            return
+        phase, self._phase = self._phase, self.feed.phase
+        if phase.name == self._phase.name and phase.text != self._phase.text:
+            self._message = (self._phase.text, time.monotonic() + TOAST)
+            changed = True
+        if (news := self.advice.arrived()) and self.advice.said:
+            self._message = (self.advice.said, time.monotonic() + TOAST)
+        told = self.caption() if self.caption else ""
+        captioned, self._captioned = told != self._captioned, told
+        if news or changed or captioned or self.snapshot is None or self._expired():
+            self.paint()
+
+    _seen: Optional[Snapshot] = None
+    _phase = Phase()
+
+    def _expired(self) -> bool:
+        if self._message[0] and time.monotonic() > self._message[1]:
+            self._message = ("", 0.0)
+            return True
+        return False
+
+    def paint(self) -> None:
+        """Compose the screen and show it."""
+        width, height = self.size.width, self.size.height
+        if width < 1 or height < 1:
+            return
+        lines: list[Text] = []
+        spots: list[Spot] = []
+        bottom = self._bottom(width, spots, height)
+        if self.snapshot is None or self.feed.phase.name == "failed":
+            lines = parts.waiting(self.feed.phase, width, height - len(bottom), self.palette)
+        else:
+            self.painted = compose(
+                self.snapshot,
+                width,
+                max(1, height - len(bottom)),
+                self.palette,
+                self.state,
+                note=self._note(),
+                page=self._page,
+            )
+            self.state = self.painted.state
+            lines = self.painted.lines
+            spots = [*self.painted.spots, *spots]
+        self.painted = Painted(
+            [*parts.pad(lines, width, height - len(bottom)), *bottom], spots, self.state
+        )
+        self._stage.show(self.painted.lines)
+
+    def _bottom(self, width: int, spots: list[Spot], height: int) -> list[Text]:
+        travels = isinstance(self.feed, Travels)
+        text, keys = footer(self.state.mode, width, self.palette, travels)
+        if self._message[0]:
+            words = fmt.cut(fmt.clean(self._message[0]), width - 2)
+            text = parts.line([(words, self.palette.strong)], width)
+            text.style = self.palette.band
+        else:
+            spots += [Spot(height - 1, start, end, "key", name) for start, end, name in keys]
+        above = []
+        if self._captioned and height > 6:
+            for words in parts.sentence(self._captioned, width - 4, 3):
+                above.append(parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)],
+                                        width))  # fmt: skip
+        if self.state.mode != "advice" and height > 6 and (told := self.advice.reminder()):
+            above.append(parts.line([(fmt.cut(told, width - 2), self.palette.warn)], width))
+        if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:
+            above.append(parts.timeline(self.feed.position, width, self.palette))
+        if self._prompt.display and height > 6:
+            hint = "  Enter: go on   Esc: leave it "
+            room = len(self._question) + len(hint) < width
+            asked = parts.line([(fmt.cut(self._question, width - 2), self.palette.accent)], width,
+                               [(hint, self.palette.dim)] if room else [])  # fmt: skip
+            asked.style = self.palette.band
+            above.append(asked)
+        return [*above, text]
+
+    def _note(self) -> list[parts.Piece]:
+        p = self.palette
+        if isinstance(self.feed, Records) and self.feed.recording:
+            return [("● recording", p.bad)]
+        if self._frozen or (isinstance(self.feed, Travels) and self.feed.position.paused):
+            return [(" PAUSED ", p.alarm)]
+        if self.feed.phase.name == "ended" and not isinstance(self.feed, Travels):
+            return [(" ENDED ", p.alarm)]
+        return []
+
+    def _page(self, width: int) -> Sequence[Text]:
+        mode, p = self.state.mode, self.palette
+        if mode == "help":
+            return help_lines(width, p, isinstance(self.feed, Travels))
+        if mode == "advice":
+            return self.advice.lines(width, p)
+        snapshot = self.snapshot
+        if snapshot is None or self._subject is None:
+            return []
+        stale = ""
+        for one in snapshot.culprits:
+            if row_of(one) == row_of(self._subject):
+                self._subject = one
+                break
+        else:
+            stale = "not among the first now: these are the last numbers that were shown"
+        return detail_lines(
+            snapshot,
+            self._subject,
+            width,
+            p,
+            stale=stale,
+            rates=self.rates.of(self._subject),
+            advice=self.advice.section(self._subject, width, p),
+        )
+
+    def say(self, text: str) -> None:
+        """Show one line in place of the footer for a few seconds."""
+        self._message = (text, time.monotonic() + TOAST)
+        self.paint()
+
+    def change(self, state: State) -> None:
+        """Take on a new state; the feed is told when its view is another one."""
+        old, self.state = self.state, state
+        if (old.group, old.order, old.filter) != (state.group, state.order, state.filter):
+            self.feed.set_view(state.group, state.order, state.filter)
+            if self._seen is not None and old.filter != state.filter:
+                self.snapshot = filtered(self._seen, state.filter)
+        self.paint()
+
+    def _wear(self, palette: Palette) -> None:
+        self.palette = palette
+        self.ansi_color = palette.background == "default"
+        self.theme = NAMES[palette.name]
+        self._stage.base = palette.text + palette.behind
+        self._stage.refresh()
+        self.paint()
+
+    # -- questions ---------------------------------------------------------------------
+
+    def ask(self, question: str, value: str, answer: Callable[[str], None]) -> None:
+        """Ask for one line in place of the footer; the question stands above it."""
+        self._asking, self._question = answer, question
+        self._prompt.value = value
+        self._prompt.cursor_position = len(value)
+        self._prompt.display = True
+        # At once, not when the library gets to it: what is typed next belongs to the answer.
+        self.screen.set_focus(self._prompt)
+        self.paint()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:  # noqa: ARG002
+        """While something is asked, or the palette is open, letters are letters."""
+        asked = self._prompt.display or len(self.screen_stack) > 1
+        return not (asked and action in OURS)
+
+    def action_cancel(self) -> None:
+        """Put the question away."""
+        self._asking = None
+        self._prompt.display = False
+        self.screen.set_focus(self._stage)
+        self.paint()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """An answer."""
+        answer, self._asking = self._asking, None
+        self.action_cancel()
+        if answer is not None:
+            try:
+                answer(event.value.strip())
+            except CtraceError as error:
+                self.say(str(error))

@@ -1,0 +1,92 @@
+"""The widgets of the live screen: lines that repaint where they changed, and one prompt."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from rich.segment import Segment
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
+from textual.geometry import Region
+from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Input
+
+from ctrace.view import format as fmt
+from ctrace.view.screen.keys import KEYS
+from ctrace.view.screen.palette import PALETTES
+
+
+class AsciiFilter(LineFilter):
+    """Everything that leaves for the terminal, in ASCII: also the library's own parts."""
+
+    def apply(self, segments: list[Segment], background: Any) -> list[Segment]:  # noqa: ARG002
+        """Cell for cell, so nothing moves."""
+        return [
+            segment
+            if segment.text.isascii()
+            else Segment(fmt.ascii_only(segment.text), segment.style, segment.control)
+            for segment in segments
+        ]
+
+
+class Stage(Widget):
+    """The whole screen as lines; repaints the lines that differ from what is shown."""
+
+    can_focus = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[Text] = []
+        self.base = PALETTES["dark"].text
+
+    def show(self, lines: list[Text]) -> None:
+        """Paint these lines."""
+        old, self.lines = self.lines, lines
+        if len(old) != len(lines):
+            self.refresh()
+            return
+        width = self.size.width
+        changed = [
+            Region(0, y, width, 1)
+            for y, (one, two) in enumerate(zip(old, lines, strict=True))
+            if one.plain != two.plain or one.spans != two.spans or one.style != two.style
+        ]
+        if changed:
+            self.refresh(*changed)
+
+    def render_line(self, y: int) -> Strip:
+        """One line, in the screen's own colours where it names none."""
+        width = self.size.width
+        if y >= len(self.lines):
+            return Strip.blank(width, self.base)
+        line = self.lines[y]
+        segments = Segment.apply_style(line.render(self.app.console), self.base)
+        return Strip(segments).adjust_cell_length(width, self.base)
+
+
+class Prompt(Input):
+    """One line of input in place of the footer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "app.cancel", show=False)]
+
+
+def bindings() -> list[BindingType]:
+    """The keys as the library wants them.
+
+    All before the focused widget sees them, so that a key which opens the prompt has done
+    so when the next one is looked at, however fast they come.
+    """
+    out: list[BindingType] = []
+    for key in KEYS:
+        for name in key.keys:
+            action = key.action
+            if action == "sort_digit":
+                action = f"sort_digit({name})"
+            elif action in ("move", "page", "edge"):
+                action = f"{action}({1 if name in ('down', 'pagedown', 'end') else -1})"
+            elif name == "ctrl+c":
+                action = "leave"
+            out.append(Binding(name, action, key.text, show=False, priority=True))
+    return out

@@ -1,0 +1,1 @@
+"""The model of a table, and other settings tried on it."""

@@ -1,0 +1,232 @@
+"""What apply refuses: in one line, with nothing changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apply_kit import PORT, TRACKED, make_plan, rules_of
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrace.change import apply, notes, undo
+from ctrace.change import plan as plans
+from ctrace.change.plan import CtTimeout, Notrack, Plan
+from ctrace.cli.apply import command as apply_command
+from ctrace.cli.apply import seconds
+from ctrace.errors import CtraceError, UsageError
+from ctrace.host import commands
+from ctrace.lab import Lab
+
+GOOD = Plan(
+    created=1,
+    host="host",
+    netns=4026531840,
+    netns_name="init",
+    fingerprint="0" * 64,
+    backend="nft",
+    levers=(
+        Notrack("tcp", PORT, ("server",), addresses=("10.0.0.1",)),
+        CtTimeout("udp", 53, ("client",), (("unreplied", 5),)),
+    ),
+)
+
+HOSTILE = st.one_of(
+    st.sampled_from(
+        [
+            "$(reboot)", "`id`", "; rm -rf /", "80 } ; delete table inet fw", "\n*filter\n-F",
+            '" accept comment "', "@armed", "-j ACCEPT", "../../etc/passwd", "\x00", "ctrace", "",
+        ]
+    ),
+    st.integers(), st.floats(), st.none(), st.booleans(), st.text(max_size=30),
+    st.lists(st.text(max_size=5), max_size=3), st.dictionaries(st.text(max_size=5), st.none()),
+)  # fmt: skip
+
+
+def places(document: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every path to a value in a JSON document."""
+    found = [at] if at else []
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(document, dict):
+        pairs = list(document.items())
+    elif isinstance(document, list):
+        pairs = list(enumerate(document))
+    for key, value in pairs:
+        found += places(value, (*at, key))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_plan_edited_by_hand_stays_within_its_fields(data: st.DataObject) -> None:
+    """Whatever is written into a field: refused in one line, or rules of the same shape."""
+    document = json.loads(plans.to_json(GOOD))
+    *parents, last = data.draw(st.sampled_from(places(document)))
+    value = data.draw(HOSTILE)
+    inner = document
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    try:
+        plan = plans.from_json(json.dumps(document))
+    except UsageError as refusal:
+        assert len(str(refusal).splitlines()) == 1  # noqa: PT017
+        return
+    text = apply.describe(plan, 60)
+    scripts = [line for line in text.splitlines() if not line.startswith(("#", "Plan", "  "))]
+    words = set(" ".join(scripts).split())
+    assert not words & {"$(reboot)", "`id`", "rm", "reboot", "-F"}
+    assert "fw" not in words
+    assert [line for line in scripts if line.startswith("delete")] == ["delete table inet ctrace"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
+def test_any_file_gets_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
+    file.write_bytes(content)
+    result = CliRunner().invoke(apply_command, [str(file), "--yes"])
+    assert isinstance(result.exception, UsageError)
+    assert len(str(result.exception).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "value"), [("120", 120), ("5s", 5), ("2m", 120)])
+def test_times(text: str, value: int) -> None:
+    assert seconds(None, None, text) == value
+
+
+@pytest.mark.parametrize("text", ["", "s", "-5s", "1h", "1e3", "9" * 40, "٣"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(UsageError, match="not a time"):
+        seconds(None, None, text)
+
+
+CHANGES: dict[str, tuple[Callable[[Plan], Plan], str]] = {
+    "another host": (lambda plan: replace(plan, host="elsewhere"), "is for host 'elsewhere'"),
+    "namespace gone": (lambda plan: replace(plan, netns=4026539999), "is gone"),
+    "other rules": (lambda plan: replace(plan, fingerprint="1" * 64), "changed since the plan"),
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_plan_that_does_not_fit(lab: Lab, name: str) -> None:
+    change, message = CHANGES[name]
+    node = lab.namespace("node")
+    node.run(["nft", "-f", "-"], stdin=TRACKED)
+    before = rules_of(node)
+    with pytest.raises(CtraceError, match=message):
+        apply.prepare(change(make_plan(node)))
+    assert rules_of(node) == before
+
+
+@pytest.mark.kernel
+def test_rules_changed_between_advise_and_apply(lab: Lab) -> None:
+    node = lab.namespace("node")
+    node.run(["nft", "-f", "-"], stdin=TRACKED)
+    plan = make_plan(node)
+    prepared = apply.prepare(plan)
+    node.run(["nft", "add", "rule", "inet", "fw", "in", "tcp", "dport", "22", "drop"])
+    before = rules_of(node)
+    with pytest.raises(CtraceError, match="changed since the plan"):
+        apply.prepare(plan)
+    with pytest.raises(CtraceError, match="changed just now"):
+        apply.start(prepared, 30)
+    assert rules_of(node) == before
+    assert notes.read(node.inum) is None
+
+
+@pytest.mark.kernel
+def test_a_namespace_that_goes_away(lab: Lab) -> None:
+    node = lab.namespace("node", track=True)
+    plan = make_plan(node)
+    prepared = apply.prepare(plan)
+    node.close()
+    for attempt in (lambda: apply.prepare(plan), lambda: apply.start(prepared, 30)):
+        with pytest.raises(CtraceError) as caught:
+            attempt()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.kernel
+def test_without_nft(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    node = lab.namespace("node", track=True)
+    plan = make_plan(node)
+    before = rules_of(node)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        patch.setattr(commands, "SBIN", "")
+        with pytest.raises(CtraceError, match="nft"):
+            apply.prepare(plan)
+    assert rules_of(node) == before
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("within", [0, 4, 3601, -1])
+def test_times_to_confirm_out_of_range(lab: Lab, within: int) -> None:
+    node = lab.namespace("node", track=True)
+    prepared = apply.prepare(make_plan(node))
+    before = rules_of(node)
+    with pytest.raises(CtraceError, match="from 5 to 3600"):
+        apply.start(prepared, within)
+    assert rules_of(node) == before
+
+
+@pytest.mark.kernel
+def test_confirming_too_late_or_nothing(lab: Lab) -> None:
+    node = lab.namespace("node", track=True)
+    with pytest.raises(CtraceError, match="no trial"):
+        apply.confirm(node.inum)
+    apply.start(apply.prepare(make_plan(node)), 30)
+    # What the kernel does at the deadline.
+    node.run(["nft", "flush", "set", "inet", "ctrace", "armed"])
+    with pytest.raises(CtraceError, match="trial is over"):
+        apply.confirm(node.inum)
+    undo.undo(node.inum)
+
+
+@pytest.mark.kernel
+def test_a_rule_that_the_kernel_refuses_changes_nothing(lab: Lab) -> None:
+    node = lab.namespace("node", track=True)
+    accept = plans.Accept("nft", "inet", "nosuch", "in", 0, "input", "server", "to")
+    plan = make_plan(node, accepts=(accept,))
+    before = rules_of(node)
+    with pytest.raises(CtraceError, match="can't be applied here"):
+        apply.prepare(plan)
+    assert rules_of(node) == before
+
+
+@pytest.mark.kernel
+def test_rollback_hazards_are_named(lab: Lab) -> None:
+    node = lab.namespace("node", track=True)
+    node.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
+    node.run(
+        ["iptables-nft", "-A", "INPUT", "-p", "tcp", "!", "--syn", "-m", "conntrack",
+         "--ctstate", "NEW", "-j", "DROP"]
+    )  # fmt: skip
+    warnings = apply.prepare(make_plan(node, roles=("client",))).warnings
+    assert len(warnings) == 3
+    assert "tcp_loose is 0" in warnings[0]
+    assert "without SYN" in warnings[1]
+
+
+@pytest.mark.kernel
+def test_a_namespace_that_vanishes_while_all_are_looked_at(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing and undoing go on with the others."""
+    from ctrace.host import netns
+
+    node = lab.namespace("node", track=True)
+    gone = netns.Namespace(4026539998, "gone", "/proc/4194305/ns/net")
+    here = [space for space in netns.find() if space.inum == node.inum]
+    monkeypatch.setattr(netns, "find", lambda: [gone, *here])
+    apply.start(apply.prepare(make_plan(node)), 30)
+    assert [change.namespace.inum for change in undo.applied()] == [node.inum]
+    assert [change.namespace.inum for change in undo.undo()] == [node.inum]
+    assert not undo.applied()

@@ -1,0 +1,104 @@
+"""What a rollback does to connections that were opened during the trial, and what is said of it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from apply_kit import PORT, TRACKED, make_plan
+
+from ctrace.change import apply
+from ctrace.lab import Lab, Node
+from ctrace.lab.traffic import tcp_server
+
+pytestmark = pytest.mark.kernel
+INVALID = """
+table inet fw {
+    chain in { type filter hook input priority 0; ct state invalid drop; }
+    chain out { type filter hook output priority 0; ct state invalid counter; }
+}
+"""
+NO_SYN = """
+table inet fw {
+    chain in {
+        type filter hook input priority 0;
+        tcp flags & (fin | syn | rst | ack) != syn ct state new drop
+    }
+    chain out { type filter hook output priority 0; ct state invalid counter; }
+}
+"""
+STATEFUL = """
+table inet fw {
+    chain in {
+        type filter hook input priority 0; policy drop;
+        ct state established,related accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+        ct state untracked tcp sport 8063 tcp flags & (syn | ack) != syn accept
+    }
+    chain out { type filter hook output priority 0; ct state invalid counter; }
+}
+"""
+CASES = {
+    "loose": (TRACKED, 1, "server", True, ""),
+    "not loose": (INVALID, 0, "server", False, "tcp_loose is 0"),
+    "new without SYN": (NO_SYN, 1, "server", False, "NEW packets without SYN"),
+    "a client that waits": (STATEFUL, 1, "client", False, "wait for the server hang"),
+}
+
+
+def echo(connection: socket.socket) -> None:
+    connection.settimeout(20)
+    while data := connection.recv(64):
+        connection.sendall(data)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_connection_that_began_during_the_trial(lab: Lab, case: str) -> None:
+    rules, loose, role, survives, warning = CASES[case]
+    host, other = lab.namespace("host"), lab.namespace("other")
+    lab.link(host, other)
+    host.run(["nft", "-f", "-"], stdin=rules)
+    host.sysctl("net.netfilter.nf_conntrack_tcp_loose", loose)
+    server, client = (host, other) if role == "server" else (other, host)
+    prepared = apply.prepare(make_plan(host, roles=(role,)))
+    assert any(warning in one for one in prepared.warnings) if warning else not prepared.warnings
+    with tcp_server(server, PORT, handle=pushed if role == "client" else echo):
+        trial = apply.start(prepared, 60)
+        with connected(client, server.addresses[client.name][0]) as connection:
+            connection.sendall(b"x")
+            assert connection.recv(1) == b"x"
+            apply.revert(trial)
+            # A server that speaks next, and a client that does.
+            if role == "server":
+                connection.sendall(b"y")
+            assert heard(connection) == survives
+            if role == "client":
+                connection.sendall(b"z")  # it mends itself with the first packet from here
+                assert heard(connection)
+
+
+def pushed(connection: socket.socket) -> None:
+    """Answer, and a second later speak unasked."""
+    connection.settimeout(20)
+    connection.sendall(connection.recv(1))
+    connection.settimeout(1)
+    try:
+        connection.recv(1)
+    except TimeoutError:
+        connection.sendall(b"later")
+    connection.settimeout(20)
+    connection.recv(1)
+
+
+def connected(node: Node, address: str) -> socket.socket:
+    client = node.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.settimeout(3)
+    client.connect((address, PORT))
+    return client
+
+
+def heard(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(8))
+    except OSError:
+        return False

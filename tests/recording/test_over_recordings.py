@@ -1,0 +1,536 @@
+"""Replay, reports, exports, merging and redaction say what was recorded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from browser import CHROMIUM, Browser
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import incident, write
+
+import ctrace
+from ctrace.batch import Batch, Names, Owner
+from ctrace.cli import cli
+from ctrace.live.replay import ReplayFeed
+from ctrace.model.model import Model
+from ctrace.model.snapshot import GROUPS, Snapshot
+from ctrace.record import Kind, Reason, address_bytes, address_text
+from ctrace.recording.merge import open_several
+from ctrace.recording.redact import Addresses, Redacted
+from ctrace.recording.review import review
+from ctrace.recording.segments import FlightRecorder, Retention, parse_trigger
+from ctrace.recording.series import runs
+
+SECOND = synthetic.SECOND
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202egnp"
+
+
+def model() -> Model:
+    head = synthetic.header()
+    return Model(head.hooks, head.clock, head.started, host=head.host)
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def test_replay_gives_the_snapshots_that_live_gave(file: Path, truth: list[Batch]) -> None:
+    """Field by field, at every batch, in every grouping."""
+    live, again = model(), model()
+    with ctrace.open(str(file)) as recording:
+        for n, (a, b) in enumerate(zip(truth, recording, strict=True)):
+            live.update(a)
+            again.update(b)
+            if n % 16 == 0:
+                for group in GROUPS:
+                    assert live.snapshot(group=group) == again.snapshot(group=group)
+
+
+@pytest.fixture
+def feed(file: Path) -> Iterator[ReplayFeed]:
+    with ctrace.open(str(file)) as recording:
+        feed = ReplayFeed(recording, paused=True)
+        yield feed
+        feed.close()
+        assert feed.error is None
+
+
+def at(truth: list[Batch], until: int) -> Snapshot:
+    live = model()
+    for batch in truth:
+        if batch.until <= until:
+            live.update(batch)
+    return live.snapshot(limit=200)
+
+
+def test_time_travel_shows_what_live_showed_then(feed: ReplayFeed, truth: list[Batch]) -> None:
+    """Forwards, backwards, by steps and by bursts of drops."""
+    clock = synthetic.header().clock
+    for batch in (truth[40], truth[12], truth[60], truth[59], truth[0], truth[-1]):
+        feed.seek(clock.utc(batch.until) / 1e9)
+        assert feed.settle()
+        assert feed.latest() == at(truth, batch.until)
+    feed.seek(clock.utc(truth[20].until) / 1e9)
+    assert feed.settle()
+    feed.step(-1)
+    assert feed.settle()
+    assert feed.latest() == at(truth, truth[20].until - SECOND)
+    first = next(b.until for b in truth if (b.events["kind"] == Kind.DROP).any())
+    feed.seek(0)
+    assert feed.next_drop()
+    assert feed.settle()
+    assert feed.latest() == at(truth, first)
+    assert not feed.next_drop()
+    feed.seek(9e9)
+    assert feed.prev_drop()
+    assert feed.settle()
+    assert feed.position.now == clock.utc(first) / 1e9
+    assert feed.position.drops == (clock.utc(first) / 1e9,)
+
+
+def test_a_view_can_change_while_paused(feed: ReplayFeed) -> None:
+    feed.seek(feed.position.start + 9)
+    assert feed.settle()
+    feed.set_view("service", "new", "dport=53")
+    assert feed.settle()
+    latest = feed.latest()
+    assert latest is not None
+    assert latest.group == "service"
+    assert [culprit.port for culprit in latest.culprits] == [53]
+
+
+def test_playing_at_speed_reaches_the_end(file: Path, truth: list[Batch]) -> None:
+    with ctrace.open(str(file)) as recording:
+        feed = ReplayFeed(recording, speed=1024)
+        deadline = time.monotonic() + 60
+        while feed.phase.name == "replay" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert feed.phase.name == "ended"
+        assert feed.latest() == at(truth, truth[-1].until)
+        feed.close()
+
+
+def test_replay_without_a_terminal_prints_frames(file: Path) -> None:
+    lines = run("replay", str(file), "--step", "5s", "-o", "json").splitlines()
+    assert [json.loads(line)["totals"]["insert"] > 0 for line in lines] == [True] * len(lines)
+    assert len(lines) >= 3
+    assert "tcp/8063" in run("replay", str(file), "--once", "--at", "50%")
+    run("replay", str(file), "--at", "yesterday", code=1)
+
+
+def test_report_totals_are_the_counters(file: Path, truth: list[Batch]) -> None:
+    data = json.loads(run("report", str(file), "-o", "json"))
+    counts = truth[-1].counts[synthetic.NETNS]
+    assert data["totals"]["insert"] == counts[Reason.NEW]
+    assert data["totals"]["drop"] == counts[Reason.TABLE_FULL] == 200
+    assert data["lost"] == 0
+    assert data["recording"]["events"] == sum(len(batch.events) for batch in truth)
+    assert len(data["drop_bursts"]) == 1
+    assert sum(v["drops"] for v in data["victims"]) <= 200
+    first = next(b.until for b in truth if (b.events["kind"] == Kind.DROP).any())
+    assert data["before_first_drop"]["totals"]["drop"] == 0
+    assert data["before_first_drop"]["ts"] < data["drop_bursts"][0]
+    assert data["drop_bursts"][0].startswith(
+        np.datetime64(synthetic.header().clock.utc(first), "ns").astype(str)[:22]
+    )
+    text = run("report", str(file))
+    assert "What filled the table" in text
+    assert "First refused at" in text
+
+
+def test_the_cause_is_told_where_refusals_came_before_anything_else(
+    tmp_path: Path, truth: list[Batch]
+) -> None:
+    """Recording begun in the middle of an incident: nothing precedes the first drop."""
+    first = next(i for i, b in enumerate(truth) if (b.events["kind"] == Kind.DROP).any())
+    before = truth[first - 1]
+    empty = replace(before, events=before.events[:0], counts={}, names=truth[0].names)
+    path = write(tmp_path / "late.data", [empty, *truth[first:]])
+    text = run("report", str(path))
+    assert "First refused at" in text
+    assert "WHY  " in text
+    assert "nothing tracked yet" not in text
+    assert "Just before the first drop" not in text  # an empty table tells nothing
+
+
+def hostile(path: Path) -> Path:
+    first, *rest = incident()
+    owner = Owner((4242 << 32) | 99, EVIL, 7331, EVIL, EVIL)
+    names = Names(
+        {k: replace(v, name=EVIL) for k, v in first.names.netns.items()},
+        {owner.key: owner},
+        {7331: EVIL},
+        {(synthetic.NETNS, 6, 8063): owner},
+    )
+    return write(path, [replace(first, names=names), *rest], host="web1" + EVIL)
+
+
+class Tags(HTMLParser):
+    """Counts elements, and attributes that run code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attrs), (tag, attrs)
+
+
+def test_names_from_a_stranger_do_no_harm(tmp_path: Path) -> None:
+    path = hostile(tmp_path / "evil.data")
+    outputs = [run("report", str(path)), run("report", str(path), "--group", "process")]
+    outputs.append(run("replay", str(path), "--once"))
+    outputs.append(run("export", str(path), "--to", "csv"))
+    outputs.append(run("export", str(path), "--to", "openmetrics"))
+    outputs.append(run("diff", str(path), str(path), "--group", "process"))
+    for text in outputs:
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    run("report", str(path), "--html", str(tmp_path / "evil.html"))
+    page = (tmp_path / "evil.html").read_text()
+    body = page[: page.index('<script type="application/json"')]
+    parser = Tags()
+    parser.feed(body)
+    assert "script" not in parser.tags
+    assert "img" not in parser.tags
+    assert "\x1b" not in body
+    data = page[len(body) : page.index("</script>", len(body))]
+    assert "<img" not in data
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.parametrize("evil", [False, True])
+def test_the_page_opens_in_a_browser(tmp_path: Path, file: Path, evil: bool) -> None:
+    """All charts are drawn, nothing is logged, nothing is asked of the network."""
+    source = hostile(tmp_path / "evil.data") if evil else file
+    page = tmp_path / "page.html"
+    run("report", str(source), "--html", str(page))
+    with Browser(page, tmp_path / "profile") as browser:
+        browser.until("document.querySelectorAll('[data-ready=\"1\"]').length === 3")
+        assert browser.value("document.querySelectorAll('.main-svg').length") >= 3
+        assert browser.value("document.querySelectorAll('main img, main script').length") == 0
+        assert browser.value("document.querySelectorAll('link, [src], [href^=http]').length") == 0
+        asked = [one["request"]["url"] for one in browser.said("Network.requestWillBeSent")]
+        assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
+        for what in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            assert browser.said(what) == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_the_page_is_used_with_keys_and_mouse(tmp_path: Path, file: Path) -> None:
+    """Zoom, pan, hover, reset and theme, as a person does them in a browser."""
+    page = tmp_path / "page.html"
+    run("report", str(file), "--html", str(page))
+    with Browser(page, tmp_path / "profile") as browser:
+        browser.until("document.querySelectorAll('[data-ready=\"1\"]').length === 3")
+
+        def span(name: str = "timeline") -> tuple[float, float]:
+            ends = browser.value(
+                f"document.getElementById('{name}').layout.xaxis.range.map(v => +new Date(v))"
+            )
+            return ends[0], ends[1]
+
+        def settled(true: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 30
+            while not true():
+                assert time.monotonic() < deadline, (span(), span("shares"))
+                time.sleep(0.05)
+
+        def near(one: float, other: float, whole: float) -> bool:
+            return abs(one - other) < whole / 100
+
+        start, end = span()
+        whole = end - start
+        browser.press("+")
+        settled(lambda: near(span()[1] - span()[0], whole / 2, whole))
+        settled(lambda: span("shares") == span())
+        browser.press("ArrowRight")
+        settled(lambda: near(span()[0], start + whole * 0.35, whole))
+        browser.press("ArrowLeft")
+        browser.press("-")
+        settled(lambda: near(span()[0], start, whole) and near(span()[1], end, whole))
+        browser.press("0")
+        settled(lambda: bool(browser.value(
+            "document.getElementById('timeline').layout.xaxis.autorange")))  # fmt: skip
+
+        was = browser.value("document.documentElement.dataset.theme")
+        browser.press("d")
+        browser.until(f"document.documentElement.dataset.theme !== {json.dumps(was)}")
+
+        browser.value("document.getElementById('timeline').scrollIntoView()")
+        box = browser.value(
+            "(() => { const b = document.querySelector('#timeline .nsewdrag')"
+            ".getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
+        )
+        left, top, width, height = box
+        middle = top + height / 2
+        browser.mouse("move", left + width / 2, middle)
+        browser.until("document.querySelectorAll('#timeline .hoverlayer text').length > 0")
+        assert "%" in browser.value("document.querySelector('#timeline .hoverlayer').textContent")
+        browser.drag(left + width * 0.25, middle, left + width * 0.5)
+        settled(lambda: near(span()[1] - span()[0], whole / 4, whole * 3))
+        settled(lambda: near(span("shares")[0], span()[0], whole))
+        assert span()[0] > start + whole * 0.15
+        for clicks in (1, 2):
+            browser.mouse("down", left + width / 2, middle, clicks)
+            browser.mouse("up", left + width / 2, middle, clicks)
+        settled(lambda: near(span()[1] - span()[0], whole, whole * 6))
+        assert browser.said("Runtime.exceptionThrown") == []
+
+
+def test_exports_open_in_the_tools_that_they_are_for(tmp_path: Path, file: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    pandas = pytest.importorskip("pandas")
+    out = tmp_path / "a.parquet"
+    run("export", str(file), "-o", str(out))
+    frame = pandas.read_parquet(out)
+    with ctrace.open(str(file)) as recording:
+        columns = list(recording.columns("ts", "src", "dport", "kind", "idle_ms"))
+        clock = recording.clock
+    ts = np.concatenate([c["ts"] for c in columns]).astype(np.int64) + clock.offset
+    assert str(frame["time"].dtype) == "datetime64[ns, UTC]"
+    assert (frame["time"].astype("int64").to_numpy() == ts).all()
+    src = np.concatenate([c["src"] for c in columns])
+    assert frame["src"].iloc[0] == address_text(src[0])
+    kinds = np.concatenate([c["kind"] for c in columns])
+    idle = np.concatenate([c["idle_ms"] for c in columns])[kinds == Kind.DESTROY]
+    assert (frame["idle_ms"].dropna().to_numpy() == idle).all()
+    rows = duckdb.sql(
+        f"select dport, count(*), max(reply_src) from '{out}' where kind = 'drop' "
+        "group by dport order by 2 desc"
+    ).fetchall()
+    assert sum(row[1] for row in rows) == 200
+    assert {row[0] for row in rows} <= {53, 8063}
+    run("export", str(file), "-o", str(tmp_path / "a.csv"))
+    table = pandas.read_csv(tmp_path / "a.csv")
+    assert len(table) == len(frame)
+    assert list(table["src"]) == list(frame["src"])
+    lines = run("export", str(file), "--to", "jsonl").splitlines()
+    assert len(lines) == len(frame)
+    assert json.loads(lines[7])["sport"] == frame["sport"].iloc[7]
+    run("export", str(file), code=1)
+
+
+def test_openmetrics_can_be_parsed(file: Path, truth: list[Batch]) -> None:
+    parser = pytest.importorskip("prometheus_client.openmetrics.parser")
+    text = run("export", str(file), "--to", "openmetrics")
+    families = {family.name: family for family in parser.text_string_to_metric_families(text)}
+    drops = [s for s in families["ctrace_events"].samples if s.labels["reason"] == "table_full"]
+    assert drops[-1].value == 200
+    entries = families["ctrace_entries"].samples
+    assert [int(s.value) for s in entries] == [b.tables[0].count for b in truth if b.tables]
+
+
+def test_hosts_merge_into_one(tmp_path: Path, truth: list[Batch]) -> None:
+    """Both hosts use the same namespace number, identities and owners."""
+    a = write(tmp_path / "a", truth, host="web1")
+    b = write(tmp_path / "b", truth[:50], host="db1")
+    run("merge", str(a), str(b), "-o", str(tmp_path / "both"))
+    data = json.loads(run("report", str(tmp_path / "both"), "-o", "json", "--limit", "1000"))
+    both = json.loads(run("report", str(a), str(b), "-o", "json", "--limit", "1000"))
+    assert both["totals"] == data["totals"]
+    assert {table["name"] for table in data["tables"]} == {"web1:init", "db1:init"}
+    parts = [json.loads(run("report", str(p), "-o", "json", "--limit", "1000")) for p in (a, b)]
+    for name in ("insert", "destroy", "drop"):
+        assert data["totals"][name] == sum(part["totals"][name] for part in parts)
+    per_host = {table["name"]: table["totals"]["insert"] for table in data["tables"]}
+    assert per_host == {
+        "web1:init": parts[0]["totals"]["insert"],
+        "db1:init": parts[1]["totals"]["insert"],
+    }
+
+
+def later(batches: list[Batch], seconds: int) -> list[Batch]:
+    """The same a while later, as another host's recording might have it."""
+    moved = []
+    for batch in batches:
+        events = batch.events.copy()
+        events["ts"] += np.uint64(seconds * SECOND)
+        moved.append(replace(batch, events=events, until=batch.until + seconds * SECOND))
+    return moved
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_bursts_of_drops_are_found_in_whatever_is_replayed(
+    tmp_path: Path, file: Path, truth: list[Batch], redact: bool
+) -> None:
+    """Of two hosts, the second of which is refused nine seconds later."""
+    other = write(tmp_path / "b", later(truth, 9), host="db1")
+    first = next(b.until for b in truth if (b.events["kind"] == Kind.DROP).any())
+    source = open_several([str(file), str(other)])
+    if redact:
+        source = Redacted(source)
+    clock = source.clock
+    feed = ReplayFeed(source, paused=True)
+    feed.seek(0)
+    for moment, drops in ((first, 0), (first + 9 * SECOND, 200)):
+        assert feed.next_drop()
+        assert feed.settle()
+        latest = feed.latest()
+        assert feed.position.now == clock.utc(moment) / 1e9
+        assert latest is not None
+        assert latest.totals.drop > drops
+    assert not feed.next_drop()
+    assert feed.prev_drop()
+    assert feed.settle()
+    assert feed.position.now == clock.utc(first) / 1e9
+    assert len(feed.position.drops) == 2
+    feed.close()
+    source.close()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.ip_addresses(), min_size=2, max_size=12))
+def test_redaction_preserves_prefixes_and_nothing_else(addresses: list[object]) -> None:
+    mapping = Addresses(b"k" * 32)
+    old = [address_bytes(str(address)) for address in addresses]
+    raw = np.frombuffer(b"".join(old), np.uint8).reshape(-1, 16)
+    new = [value.tobytes() for value in mapping.map(raw)]
+    for i, a in enumerate(old):
+        for j, b in enumerate(old):
+            shared, kept = _shared(a, b), _shared(new[i], new[j])
+            # Within the last 64 bits of IPv6 nothing is told but equality.
+            assert kept == shared if shared < 64 or a[:12] == b[:12] == new[i][:12] else kept >= 64
+            assert (new[i] == new[j]) == (a == b)
+    again = [value.tobytes() for value in Addresses(b"k" * 32).map(raw)]
+    assert again == new
+
+
+def _shared(a: bytes, b: bytes) -> int:
+    difference = int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
+    return 128 - difference.bit_length()
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "::1", "::", "0.0.0.0", "127.3.2.1"])
+def test_addresses_that_mean_the_same_everywhere_stay(text: str) -> None:
+    assert Addresses().text(text) == text
+
+
+def test_private_stays_private_and_global_global() -> None:
+    mapping = Addresses()
+    for text, start in (("10.1.2.3", "10."), ("192.168.9.9", "192.168."), ("fe80::1", "fe"),
+                        ("169.254.1.1", "169.254.")):  # fmt: skip
+        assert mapping.text(text).startswith(start)
+        assert mapping.text(text) != text
+
+
+def test_a_redacted_recording_tells_no_name_and_keeps_every_number(
+    tmp_path: Path, file: Path, truth: list[Batch]
+) -> None:
+    out = tmp_path / "shown"
+    run("merge", str(file), "--redact", "-o", str(out))
+    raw = out.read_bytes()
+    with ctrace.open(str(out)) as shown, ctrace.open(str(file)) as original:
+        everything = repr([batch.names for batch in shown]) + repr(shown.header)
+        for word in ("web1", "nginx", "resolver", "dns.service", "10.9.0.1", "fd00::1"):
+            assert word not in everything
+            assert word.encode() not in raw
+        assert list(shown.rulesets()) == []
+        for a, b in zip(original, shown, strict=True):
+            for name in ("ts", "kind", "reason", "dport", "sport", "status", "netns"):
+                assert (a.events[name] == b.events[name]).all()
+            assert (a.events["src"] != b.events["src"]).any() or not len(a.events)
+        before = review(original)
+        after = review(shown)
+    assert [c.inserts for c in before.final.culprits[:20]] == [
+        c.inserts for c in after.final.culprits[:20]
+    ]
+    assert before.final.totals == after.final.totals
+    with ctrace.open(str(file)) as original, pytest.raises(AttributeError):
+        Redacted(original).columns  # type: ignore[attr-defined]  # noqa: B018
+
+
+def fly(path: Path, batches: list[Batch], retention: Retention) -> FlightRecorder:
+    recorder = FlightRecorder(str(path), synthetic.header(), retention)
+    for batch in batches:
+        recorder.write(batch)
+        if retention.size:
+            assert recorder.stored <= retention.size + (1 << 20)
+    recorder.close()
+    return recorder
+
+
+def test_segments_read_as_one_recording(tmp_path: Path, truth: list[Batch]) -> None:
+    where = tmp_path / "ring"
+    fly(where, truth, Retention(size=None, seconds=36.0))
+    (run_,) = runs(str(where))
+    assert len(run_) >= 5
+    for source in (ctrace.open(str(where)), open_several(run_[::-1])):
+        got = list(source.batches())
+        assert [b.until for b in got] == [b.until for b in truth]
+        assert all(
+            a.events.tobytes() == b.events.tobytes() for a, b in zip(truth, got, strict=True)
+        )
+        assert all(np.array_equal(a.counts[synthetic.NETNS], b.counts[synthetic.NETNS])
+                   for a, b in zip(truth, got, strict=True))  # fmt: skip
+        source.close()
+    assert json.loads(run("report", str(where), "-o", "json"))["totals"]["drop"] == 200
+
+
+def test_one_segment_alone_begins_with_the_living(tmp_path: Path, truth: list[Batch]) -> None:
+    where = tmp_path / "ring"
+    fly(where, truth, Retention(size=None, seconds=36.0))
+    third = runs(str(where))[0][2]
+    with ctrace.open(third) as recording:
+        first, *rest = recording
+        alive: dict[int, int] = {}
+        for batch in truth:
+            if batch.until > recording.started:
+                break
+            for ct, kind in batch.events[["ct", "kind"]].tolist():
+                if ct and kind == Kind.INSERT:
+                    alive[ct] = 1
+                elif kind == Kind.DESTROY:
+                    alive.pop(ct, None)
+        assert set(first.events["ct"].tolist()) == set(alive)
+        assert set(first.events["kind"].tolist()) == {int(Kind.EXISTING)}
+        assert first.names.owners
+        assert int(first.counts[synthetic.NETNS].sum()) == 0
+        seen = sum(len(batch.events) for batch in rest)
+        assert int(rest[-1].counts[synthetic.NETNS].sum()) == seen
+
+
+def test_a_trigger_keeps_what_surrounds_it_and_no_more(tmp_path: Path, truth: list[Batch]) -> None:
+    where = tmp_path / "ring"
+    retention = Retention(triggers=(parse_trigger("drop"),), before=4.0, after=3.0)
+    fly(where, truth, retention)
+    drops = [b.until for b in truth if (b.events["kind"] == Kind.DROP).any()]
+    with ctrace.open(str(where)) as kept:
+        got = list(kept)
+        assert kept.started <= drops[0] - 3 * SECOND
+        assert got[-1].until >= drops[-1] + 2 * SECOND
+        assert sum(int((b.events["kind"] == Kind.DROP).sum()) for b in got) == 200
+        # A segment on each side at most beyond what was asked for.
+        assert kept.started >= drops[0] - 6 * SECOND
+        assert got[-1].until <= drops[-1] + 5 * SECOND
+    calm = tmp_path / "calm"
+    fly(calm, truth[:20], retention)
+    assert list(calm.iterdir()) == []
+
+
+def test_the_ring_never_outgrows_its_limit(tmp_path: Path) -> None:
+    events = synthetic.arbitrary(200_000, 5)
+    events["ts"] = np.sort(events["ts"] % (60 * SECOND)) + 100 * SECOND
+    batches = synthetic.batches(events)
+    recorder = fly(tmp_path / "ring", batches, Retention(size=8 << 20))
+    assert 4 << 20 < recorder.stored <= 8 << 20
+    assert len(runs(str(tmp_path / "ring"))) == 1
+
+
+@pytest.mark.parametrize("text", ["drops", "fill=0", "fill=101", "inserts=many", ""])
+def test_triggers_that_are_none(text: str) -> None:
+    with pytest.raises(ctrace.errors.UsageError, match="is no trigger"):
+        parse_trigger(text)

@@ -1,0 +1,190 @@
+"""What is written comes back, bit by bit, batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ctrace
+from ctrace.batch import Batch
+from ctrace.record import RECORD, Events, Kind, empty, join
+from ctrace.recording.format import Codec, zstd_available
+from ctrace.recording.reader import Recording
+from ctrace.recording.writer import Writer
+
+SECOND = synthetic.SECOND
+
+
+def write(path: Path, batches: list[Batch], **options: Codec) -> Path:
+    with Writer(str(path), synthetic.header(), **options) as writer:
+        for batch in batches:
+            writer.write(batch)
+    return path
+
+
+def cut(events: Events, pieces: list[int], start: int = 1000) -> list[Batch]:
+    """The events in batches of these lengths and one for the rest; ends rise."""
+    out, at = [], 0
+    for i, n in enumerate([*pieces, len(events)]):
+        part = events[at : at + n]
+        at += len(part)
+        out.append(Batch(part, (start + i) * SECOND, lost=i % 3))
+    return out
+
+
+@pytest.mark.parametrize("codec", [Codec.RAW, Codec.ZLIB, Codec.ZSTD])
+def test_realistic_traffic_is_kept_exactly(tmp_path: Path, codec: Codec) -> None:
+    batches = synthetic.batches(synthetic.traffic(200_000))
+    path = write(tmp_path / "a", batches, codec=codec)
+    with ctrace.open(str(path)) as recording:
+        got = list(recording)
+        assert len(got) == len(batches)
+        assert all(synthetic.same(a, b) for a, b in zip(batches, got, strict=True))
+        assert not recording.missing
+        assert recording.ended == ""
+        assert recording.header == synthetic.header()
+    if codec != Codec.RAW:
+        assert path.stat().st_size < 10 * 200_000
+
+
+@pytest.mark.parametrize("codec", ["zlib", "zstd"])
+def test_a_recording_of_the_first_version_is_read_as_it_was(codec: str) -> None:
+    path = Path(__file__).parent / "earlier" / f"1.0-{codec}.data"
+    with ctrace.open(str(path)) as recording:
+        events = join([batch.events for batch in recording])
+        assert len(events) == 1856
+        # of the events that were written
+        assert hashlib.sha256(events.tobytes()).hexdigest() == (
+            "e059d5b83e50b475a914e9f8a8ac2a4f1f261d0c090b1b8624cb93c847f16192"
+        )
+        for column in recording.columns("kind", "reason", "reply_dport"):
+            assert len(column["kind"]) == len(column["reason"]) == len(column["reply_dport"]) > 0
+        kinds = np.concatenate([column["kind"] for column in recording.columns("kind")])
+        assert np.array_equal(kinds, events["kind"])
+        assert [reading.max for _, (reading,) in recording.tables()] == [65536] * 3
+        assert list(recording.notes()) == ["made by the first version"]
+        assert not recording.missing
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    n=st.integers(0, 3000),
+    seed=st.integers(0, 1 << 30),
+    alphabet=st.sampled_from([1, 4, 50]),
+    pieces=st.lists(st.integers(0, 900), max_size=8),
+    codec=st.sampled_from(list(Codec)),
+)
+def test_arbitrary_records_are_kept_exactly(
+    tmp_path: Path, n: int, seed: int, alphabet: int, pieces: list[int], codec: Codec
+) -> None:
+    batches = cut(synthetic.arbitrary(n, seed, alphabet=alphabet), pieces)
+    path = tmp_path / "a"
+    path.unlink(missing_ok=True)
+    with Recording(str(write(path, batches, codec=codec))) as recording:
+        got = list(recording)
+    assert len(got) == len(batches)
+    assert all(synthetic.same(a, b) for a, b in zip(batches, got, strict=True))
+
+
+def test_a_tuple_is_found_again_only_when_every_word_of_it_is_the_same(tmp_path: Path) -> None:
+    """One destroy per word that differs from its insert's: none may borrow the tuple."""
+    base = synthetic.traffic(2)[:1]
+    rows = [base]
+    for name in ("ct", "src", "dst", "reply_src", "reply_dst", "sport", "dport", "reply_sport",
+                 "reply_dport", "netns", "proto", "family", "zone"):  # fmt: skip
+        other = base.copy()
+        other["kind"] = Kind.DESTROY
+        other[name] ^= 1
+        rows.append(other)
+    events = np.concatenate([row.view(np.uint8) for row in rows]).view(RECORD)
+    with Recording(str(write(tmp_path / "a", cut(events, [])))) as recording:
+        assert b"".join(b.events.tobytes() for b in recording) == events.tobytes()
+
+
+def test_references_reach_back_a_whole_window_and_no_further(tmp_path: Path) -> None:
+    """More entries at once than the window holds: the oldest are written out again."""
+    n = (1 << 19) + 100_000
+    made = empty(n)
+    made["ct"] = (np.random.default_rng(3).permutation(n) + 1) * 256
+    made["ts"] = np.arange(n)
+    made["kind"], made["sport"] = 1, np.arange(n) % 65536
+    gone = made.copy()
+    gone["kind"] = 2
+    with Recording(
+        str(write(tmp_path / "a", cut(made, [n // 2]) + cut(gone, [], 2000)))
+    ) as recording:
+        got = b"".join(batch.events.tobytes() for batch in recording)
+    assert got == made.tobytes() + gone.tobytes()
+
+
+def test_columns_equal_the_fields_of_the_events(tmp_path: Path) -> None:
+    events = synthetic.traffic(150_000)
+    is_destroy = events["kind"] == Kind.DESTROY
+    with Recording(str(write(tmp_path / "a", synthetic.batches(events)))) as recording:
+        names = RECORD.names
+        assert names is not None
+        whole = list(recording.columns(*names))
+        for name in names:
+            got = np.concatenate([columns[name] for columns in whole])
+            want = events[name].copy()
+            if name in ("owner", "cgroup"):
+                want[is_destroy] = 0
+            elif name in ("idle_ms", "overdue_ms", "timeout_ms", "mark"):
+                want[~is_destroy] = 0
+            assert got.dtype == want.dtype or name == "kind"
+            assert np.array_equal(got, want), name
+        with pytest.raises(ctrace.errors.CtraceError, match="no column 'port': there are ts"):
+            next(recording.columns("port"))
+
+
+def test_seeking_gives_the_same_batches_and_every_name(tmp_path: Path) -> None:
+    batches = synthetic.batches(synthetic.traffic(300_000, rate=20_000))
+    assert len(batches) > 40
+    with Recording(str(write(tmp_path / "a", batches))) as recording:
+        for want in (0, 1, 17, len(batches) - 1):
+            recording.seek(recording.clock.utc(batches[want].until))
+            got = list(recording)
+            assert len(got) == len(batches) - want
+            assert got[0].names == batches[0].names
+            assert got[0].events.tobytes() == batches[want].events.tobytes()
+            assert all(
+                synthetic.same(a, b) for a, b in zip(batches[want + 1 :], got[1:], strict=True)
+            )
+        recording.seek(recording.clock.utc(batches[-1].until + 1))
+        assert list(recording) == []
+
+
+def test_tables_and_counters_by_time(tmp_path: Path) -> None:
+    batches = synthetic.batches(synthetic.traffic(100_000))
+    with Recording(str(write(tmp_path / "a", batches))) as recording:
+        assert list(recording.tables()) == [(b.until, b.tables) for b in batches if b.tables]
+        counts = list(recording.counts())
+    assert [until for until, _ in counts] == [b.until for b in batches]
+    assert np.array_equal(counts[-1][1][synthetic.NETNS], batches[-1].counts[synthetic.NETNS])
+
+
+def test_zlib_alone_suffices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the zstandard package is not installed."""
+    batches = synthetic.batches(synthetic.traffic(20_000))
+    packed = write(tmp_path / "zstd", batches)
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    assert not zstd_available()
+    with Recording(str(write(tmp_path / "zlib", batches))) as recording:
+        assert all(synthetic.same(a, b) for a, b in zip(batches, recording, strict=True))
+    with pytest.raises(ctrace.errors.CtraceError, match="install the zstandard package"):
+        list(Recording(str(packed)))
+
+
+def test_the_file_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", [])
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ctrace.errors.CtraceError, match="exists: give another name"):
+        Writer(str(path), synthetic.header())
