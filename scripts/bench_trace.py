@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 # The traffic is the one that the tests use.
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests" / "trace")]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
 # ruff: noqa: E402
 import numpy as np
-import synthetic
+from kit import synthetic
 
 from ctrace.batch import Batch
 from ctrace.record import Events

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "view")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import samples  # noqa: E402
+from kit import samples  # noqa: E402
 
 from ctrace.live.protocol import Phase  # noqa: E402
 from ctrace.model.snapshot import Snapshot  # noqa: E402

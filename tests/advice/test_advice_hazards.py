@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from advice_cases import EST, LO, PING, RULES, TRACK, WARN, Setup, chain, fw, nft, xt
-from advice_net import (
+from kit.advice_cases import EST, LO, PING, RULES, TRACK, WARN, Setup, chain, fw, nft, xt
+from kit.advice_net import (
     FAMILIES,
     PORT,
     WAIT,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from advice_cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft
-from advice_net import (
+from kit.advice_cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft
+from kit.advice_net import (
     CLOSED,
     FAMILIES,
     HIGH,

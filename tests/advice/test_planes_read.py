@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from advice_cases import SAFE, TRACK, WARN
-from advice_net import FAMILIES, PORT, Net, ask, install, reset, seen
+from kit.advice_cases import SAFE, TRACK, WARN
+from kit.advice_net import FAMILIES, PORT, Net, ask, install, reset, seen
 
 from ctrace.advice.hazards import Judgement, judge
 from ctrace.advice.probes import Subject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from apply_kit import PORT, STRICT, TRACKED, load, make_plan, rules_of
+from kit.changes import PORT, STRICT, TRACKED, load, make_plan, rules_of
 
 from ctrace.change import apply, undo
 from ctrace.change.plan import Accept

@@ -6,7 +6,7 @@ import socket
 from dataclasses import replace
 
 import pytest
-from apply_kit import PORT, load, make_plan, rules_of
+from kit.changes import PORT, load, make_plan, rules_of
 
 from ctrace.change import apply, undo
 from ctrace.change.plan import Notrack

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from apply_kit import PORT, TRACKED, in_background, load, make_plan
+from kit.changes import PORT, TRACKED, in_background, load, make_plan
 
 from ctrace.change import apply, undo
 from ctrace.host import ctnetlink

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apply_kit import PORT, TRACKED, in_background
+from kit.changes import PORT, TRACKED, in_background
 
 from ctrace.advice.facts import facts
 from ctrace.host import ctnetlink

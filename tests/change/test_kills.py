@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from apply_kit import PORT, STRICT, make_plan, rules_of
+from kit.changes import PORT, STRICT, make_plan, rules_of
 
 from ctrace.change import notes, undo
 from ctrace.change import plan as plans

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from apply_kit import PORT, TRACKED, make_plan
+from kit.changes import PORT, TRACKED, make_plan
 
 from ctrace.advice.alternatives import POLICY
 from ctrace.change import apply, undo

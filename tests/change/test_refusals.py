@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apply_kit import PORT, TRACKED, make_plan, rules_of
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.changes import PORT, TRACKED, make_plan, rules_of
 
 from ctrace.change import apply, notes, undo
 from ctrace.change import plan as plans

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from apply_kit import PORT, TRACKED, make_plan
+from kit.changes import PORT, TRACKED, make_plan
 
 from ctrace.change import apply
 from ctrace.lab import Lab, Node

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from shapes import ESTABLISHED, NETNS, START, SYN_SENT, Trace, steady
+from kit.shapes import ESTABLISHED, NETNS, START, SYN_SENT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
 from ctrace.model.model import Model

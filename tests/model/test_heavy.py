@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import NETNS, START, Trace
+from kit.shapes import NETNS, START, Trace
 
 from ctrace.model.heavy import Found, HeavyTable, Keys, grouped
 from ctrace.model.keys import key_hash, service_hash, window

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import NETNS, SECOND, START, Trace, cut, joined, steady
+from kit.shapes import NETNS, SECOND, START, Trace, cut, joined, steady
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.model import histogram

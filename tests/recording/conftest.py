@@ -1,17 +1,13 @@
-"""Lets the tests of this directory import its synthetic traffic; a recording of it."""
+"""A recording of synthetic traffic, and the batches that it was made of."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from kit.synthetic import incident, write
 
 from ctrace.batch import Batch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from synthetic import incident, write
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
+from kit import synthetic
 
 import ctrace
 from ctrace.batch import Batch
@@ -262,7 +262,7 @@ def test_blocks_of_a_later_minor_version_are_skipped(tmp_path: Path) -> None:
 RECORDER = """
     import sys, time
     sys.path[:0] = [{tests!r}]
-    import synthetic
+    from kit import synthetic
     from ctrace.recording.writer import Writer
     batches = synthetic.batches(synthetic.traffic(40_000, rate=2000))
     with Writer({path!r}, synthetic.header()) as writer:
@@ -274,7 +274,7 @@ RECORDER = """
 
 
 def recorder(path: Path) -> subprocess.Popen[str]:
-    code = RECORDER.format(tests=str(Path(__file__).parent), path=str(path))
+    code = RECORDER.format(tests=str(Path(__file__).parents[1]), path=str(path))
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
     )
@@ -322,7 +322,7 @@ def test_reading_while_it_is_written(tmp_path: Path) -> None:
 FULL = """
     import os, subprocess, sys
     sys.path[:0] = [{tests!r}]
-    import synthetic
+    from kit import synthetic
     from ctrace.errors import CtraceError
     from ctrace.recording.writer import Writer
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "none", {where!r}], check=True)
@@ -346,7 +346,7 @@ FULL = """
 def test_a_full_disk_ends_it_with_one_line_and_keeps_what_is_there(tmp_path: Path) -> None:
     where, kept = tmp_path / "disk", tmp_path / "kept"
     where.mkdir()
-    code = FULL.format(tests=str(Path(__file__).parent), where=str(where), kept=str(kept))
+    code = FULL.format(tests=str(Path(__file__).parents[1]), where=str(where), kept=str(kept))
     done = subprocess.run(
         ["unshare", "--mount", sys.executable, "-c", textwrap.dedent(code)],
         check=True, capture_output=True, text=True, timeout=60,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import batches, header, traffic
+from kit.synthetic import batches, header, traffic
 
 from ctrace.record import Kind, Reason, address_text
 from ctrace.recording.writer import Writer

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
-from browser import CHROMIUM, Browser
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import incident, write
+from kit import synthetic
+from kit.browser import CHROMIUM, Browser
+from kit.synthetic import incident, write
 
 import ctrace
 from ctrace.batch import Batch, Names, Owner

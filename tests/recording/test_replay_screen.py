@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from test_over_recordings import at
+from recording.test_over_recordings import at
 from textual.pilot import Pilot
 
 import ctrace

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kit import synthetic
 
 import ctrace
 from ctrace.batch import Batch

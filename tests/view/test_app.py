@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Optional
 
 import pytest
-import samples
-from feeds import FixedFeed, RecordingFeed, TravelFeed
+from kit import samples
+from kit.feeds import FixedFeed, RecordingFeed, TravelFeed
 from textual.pilot import Pilot
 
 from ctrace.errors import CtraceError

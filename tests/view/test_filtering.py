@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import samples
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import samples
 
 from ctrace.errors import UsageError
 from ctrace.live.filtering import filtered

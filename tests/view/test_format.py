@@ -5,9 +5,9 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-import samples
 from hypothesis import example, given
 from hypothesis import strategies as st
+from kit import samples
 from rich.cells import cell_len
 
 from ctrace.view import format as fmt

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit import samples
 from rich.cells import cell_len
 from rich.console import Console
 from textual.binding import Binding

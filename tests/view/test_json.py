@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import samples
 
 from ctrace.model import snapshot as contract
 from ctrace.model.snapshot import Percentiles, Snapshot, Tuple5

@@ -8,8 +8,8 @@ import sys
 import threading
 from dataclasses import replace
 
-import samples
-from feeds import FixedFeed
+from kit import samples
+from kit.feeds import FixedFeed
 
 from ctrace.live.resolve import KNOWN, WAITING, Resolver
 from ctrace.view.screen.app import TopApp

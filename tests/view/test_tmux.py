@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_feed import flows
+from view.test_feed import flows
 
 from ctrace.batch import Batch, Clock, HookInfo, TableReading
 from ctrace.lab import Lab

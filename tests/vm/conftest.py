@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_kit import Net, Seen, Watch, families
+from kit.machines import Net, Seen, Watch, families
 
 from ctrace.capture.family import Capture
 from ctrace.capture.live import FAMILIES

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from perf_kit import PORT, pair
+from kit.costs import PORT, pair
 
 from ctrace.cost import contention
 from ctrace.cost.contention import LOCKS, NOT_KEPT, Contention

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vm_kit import Net, Seen, Watch, first_packet, flows, listed, note
+from kit.machines import Net, Seen, Watch, first_packet, flows, listed, note
 
 from ctrace.capture.family import Capture
 from ctrace.errors import CtraceError

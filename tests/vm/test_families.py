@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vm_kit import Net, Seen, Watch, flows, listed, note
+from kit.machines import Net, Seen, Watch, flows, listed, note
 
 from ctrace.capture.family import Capture
 from ctrace.capture.fentry import FentryCapture

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from perf_kit import PORT, Ballast, open_flows, pair, send, totals
-from vm_kit import families
+from kit.costs import PORT, Ballast, open_flows, pair, send, totals
+from kit.machines import families
 
 from ctrace.cost import result as model
 from ctrace.cost.measure import Measurement

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_kit import Net, Seen, Watch, families, flows, note
+from kit.machines import Net, Seen, Watch, families, flows, note
 
 from ctrace.capture import netfilter
 from ctrace.capture.family import Capture

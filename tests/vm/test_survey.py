@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vm_kit import Net
+from kit.machines import Net
 
 from ctrace.batch import TableReading
 from ctrace.capture.assured import ENOUGH, Survey

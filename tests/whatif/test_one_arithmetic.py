@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from whatif_kit import NETNS, Kernel
+from kit.whatifs import NETNS, Kernel
 
 from ctrace.advice.advise import Advice, advise
 from ctrace.advice.facts import TIMEOUTS, Facts

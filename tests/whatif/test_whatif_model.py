@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from whatif_kit import NETNS, SECOND, Kernel
+from kit.whatifs import NETNS, SECOND, Kernel
 
 from ctrace.batch import Batch
 from ctrace.capture import open_live

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).with_name("rulesets")
+HERE = Path(__file__).parents[1] / "advice" / "rulesets"
 SAFE, RULES, WARN, UNSAFE = "safe", "safe-with-rules", "warn", "unsafe"
 PING = "icmp type { echo-request, destination-unreachable, time-exceeded } accept\n"
 PING += "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, "

@@ -1,0 +1,1 @@
+"""What several suites share: traffic, made-up recordings and snapshots, machines, a browser."""
