@@ -11,7 +11,8 @@
  *   nf_conntrack_free               every end (nf_ct_delete is split by compilers)
  *   early_drop, gc_worker           brackets: who freed an entry before its time
  *
- * HAVE_<function> is defined for those that this kernel has.
+ * HAVE_<function> is defined for those that this kernel has, ARGS_<function> tells how many
+ * arguments each takes there: an exit finds the result behind them.
  */
 #include <linux/types.h>
 #include "ct.h"
@@ -258,7 +259,7 @@ int confirm_leave(struct context *ctx)
 #else
 	skb = ARG(ctx, 0);
 #endif
-	if ((u32)RESULT(ctx, 1) != NF_DROP)
+	if ((u32)RESULT(ctx, ARGS___nf_conntrack_confirm) != NF_DROP)
 		return 0;
 	ct = ct_of(skb);
 	read_entry(&e, ct);
@@ -294,7 +295,7 @@ int clash_leave(struct context *ctx)
 
 	if (!leave(CALL_CLASH, args))
 		return 0;
-	if ((u32)RESULT(ctx, CLASH_ARGS) == NF_DROP) {
+	if ((u32)RESULT(ctx, ARGS_nf_ct_resolve_clash) == NF_DROP) {
 #ifdef HAVE___nf_conntrack_confirm
 		enter(CALL_CLASH_LOST, 0, 0, 0, 0);
 #else
@@ -347,12 +348,12 @@ int alloc_leave(struct context *ctx)
 #ifdef KPROBE
 	u64 args[4];
 
-	if (!leave(CALL_ALLOC, args) || RESULT(ctx, 6) < -4095ULL)
+	if (!leave(CALL_ALLOC, args) || RESULT(ctx, ARGS___nf_conntrack_alloc) < -4095ULL)
 		return 0;
 #else
 	u64 args[4] = { ARG(ctx, 0), 0, ARG(ctx, 2), ARG(ctx, 3) };
 
-	if (RESULT(ctx, 6) < -4095ULL)
+	if (RESULT(ctx, ARGS___nf_conntrack_alloc) < -4095ULL)
 		return 0;
 	args[1] = read16(ARG(ctx, 1)) | (u64)((u32)ARG(ctx, 5) != 0) << 16;
 #endif
@@ -379,7 +380,7 @@ int early_drop_leave(struct context *ctx)
 {
 	u64 args[4];
 
-	if (leave(CALL_EARLY_DROP, args) && !(u8)RESULT(ctx, 2))
+	if (leave(CALL_EARLY_DROP, args) && !(u8)RESULT(ctx, ARGS_early_drop))
 		enter(CALL_TABLE_FULL, 0, 0, 0, 0);
 	return 0;
 }

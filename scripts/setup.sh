@@ -1,11 +1,7 @@
 # Shared by the scripts beside it (sourced): install what is missing, and say so.
-# Sets ROOT, the checkout, and PYTHON, its virtual environment's interpreter.
+# Sets ROOT, the checkout; VENV, its virtual environment; PYTHON, that one's interpreter.
 
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-VENV=${CTRACE_VENV:-$ROOT/.venv}
-PYTHON=$VENV/bin/python
-# BCC's Python package belongs to the distribution's own interpreter.
-SYSTEM_PYTHON=/usr/bin/python3
 
 die() {
 	echo "ctrace: $*" >&2
@@ -51,43 +47,77 @@ install_packages() {
 		dnf install -y -q "${missing[@]}" >&2 || die "dnf could not install ${missing[*]}"
 		;;
 	none)
-		die "no apt-get or dnf here: install Python 3.10 or later with venv, and BCC's Python package"
+		die "no apt-get or dnf here to install ${debian[*]} with: install what these hold yourself"
 		;;
 	esac
 }
 
+# The first interpreter that is new enough: the distribution's own, then any other.
+find_python() {
+	local python
+	for python in /usr/bin/python3 python3 python3.{14,13,12,11,10,9}; do
+		if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+			command -v "$python"
+			return
+		fi
+	done
+	die "Python 3.9 or later is needed: install it (python3, python3.11 or python39)"
+}
+
+# fits VENV EXTRA: it was made for this checkout as it is, with that extra or for development.
+fits() {
+	local want have
+	want="$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16) $ROOT"
+	have=$(cat "$1/.ctrace-stamp" 2>/dev/null) || return
+	[ "$have" = "$want dev" ] || [ "$have" = "$want $2" ]
+}
+
+# The environment's place: in the checkout or, where that cannot be written (an image, a
+# network mount, another user's), where this user's programs keep what they can make again.
+find_venv() {
+	local venv=$ROOT/.venv cache=/var/cache
+	if [ -n "${CTRACE_VENV:-}" ]; then echo "$CTRACE_VENV"; return; fi
+	if fits "$venv" "" || [ -w "$venv" ] || { ! [ -e "$venv" ] && [ -w "$ROOT" ]; }; then
+		echo "$venv"
+		return
+	fi
+	[ "$(id -u)" = 0 ] || cache=${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}
+	echo "$cache/ctrace/venv-$(echo "$ROOT" | sha256sum | cut -c1-16)"
+}
+
+VENV=$(find_venv)
+PYTHON=$VENV/bin/python
+
 # make_venv EXTRA: the virtual environment, made or refreshed when pyproject.toml changed.
 make_venv() {
-	local extra=${1:-} stamp=$VENV/.ctrace-stamp want
-	want="$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16) $ROOT"
-	if [ -f "$stamp" ]; then
-		local have
-		have=$(cat "$stamp")
-		# An environment with the development extra serves for everything else.
-		[ "$have" = "$want dev" ] && return
-		[ "$have" = "$want $extra" ] && return
-	fi
-	"$SYSTEM_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
-		die "Python 3.10 or later is needed as $SYSTEM_PYTHON"
-	[ -w "$(dirname "$VENV")" ] || die "cannot write $(dirname "$VENV"): run this once with sudo"
+	local extra=${1:-} python
+	! fits "$VENV" "$extra" || return 0
+	python=$(find_python)
+	mkdir -p "$(dirname "$VENV")" 2>/dev/null || true
+	[ -O "$(dirname "$VENV")" ] && [ -w "$(dirname "$VENV")" ] || [ -w "$VENV" ] ||
+		die "cannot write $VENV: name a folder for Python packages with CTRACE_VENV=FOLDER"
+	"$python" -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv -- python3
 	echo "ctrace: installing Python packages into $VENV" >&2
-	"$SYSTEM_PYTHON" -m venv --system-site-packages "$VENV" ||
+	"$python" -m venv --system-site-packages "$VENV" >/dev/null ||
 		die "could not make the virtual environment $VENV"
 	pip_install "$extra"
-	echo "$want $extra" >"$stamp"
+	echo "$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16) $ROOT $extra" >"$VENV/.ctrace-stamp"
 }
 
 # pip_install EXTRA: this checkout into the environment, with an extra or none.
 pip_install() {
-	local said
+	local said why
 	said=$("$VENV/bin/pip" install -q --disable-pip-version-check --no-warn-script-location \
-		-e "$ROOT${1:+[$1]}" 2>&1) || { echo "$said" >&2; die "pip could not install the packages"; }
+		-e "$ROOT${1:+[$1]}" 2>&1) && return
+	why=$(grep -oiE 'no space left|(connection|network|name resolution|no matching distribution).*' \
+		<<<"$said" | tail -n 1) || why=$(grep . <<<"$said" | tail -n 1)
+	die "pip could not install the Python packages into $VENV; is there a network? ($why)"
 }
 
 # want_extra EXTRA MODULE: what a verb needs beyond the rest, when it is first asked for.
 want_extra() {
 	"$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$2') is None)" && return
-	[ -w "$VENV" ] || die "cannot write $VENV: run this once with sudo"
+	[ -w "$VENV" ] || die "$2 is missing and $VENV cannot be written: run this once as its owner"
 	echo "ctrace: installing $2 into $VENV" >&2
 	pip_install "$1"
 }

@@ -13,7 +13,7 @@ from typing import ClassVar, Final, NamedTuple, Optional
 
 from ctrace.capture.function_hooks import MODULE, FunctionCapture, Hook, fits, type_information
 from ctrace.errors import CtraceError
-from ctrace.kernel import bpf, btf
+from ctrace.kernel import bpf, btf, layout
 
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
@@ -77,8 +77,7 @@ def _find(function: str) -> Optional[Function]:
 
 def probe() -> None:
     """Load and attach a program that does nothing. Raises CtraceError saying why not."""
-    if btf.kernel() is None:
-        raise CtraceError("the kernel has no BTF (/sys/kernel/btf/vmlinux)")
+    layout.running()
     target = _find("nf_conntrack_free")
     if target is None:
         raise CtraceError(

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import errno
 import struct
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Optional, TypeVar
 
 import numpy as np
 
 from ctrace.batch import Counts, HookInfo
+from ctrace.capture.family import BpfCapture
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.kernel import bpf, btf, compiler, layout, percpu
 from ctrace.kernel.objects import MAPS, Objects, filter_defines
-from ctrace.record import Events
 
 if TYPE_CHECKING:
     from ctrace.host.netns import Namespace
@@ -101,7 +101,7 @@ class Unattachable(CtraceError):
 Target = TypeVar("Target")
 
 
-class FunctionCapture(ABC, Generic[Target]):
+class FunctionCapture(BpfCapture, Generic[Target]):
     """Implements :class:`ctrace.capture.family.Capture`."""
 
     family: ClassVar[str]
@@ -122,7 +122,6 @@ class FunctionCapture(ABC, Generic[Target]):
             for hook in HOOKS
             if hook.function not in without and (target := self.find(hook)) is not None
         }
-        self._objects: Objects
         self._gaps: deque[int] = deque(maxlen=8)
         while True:
             missing = [hook for hook in HOOKS if hook not in targets]
@@ -185,7 +184,6 @@ class FunctionCapture(ABC, Generic[Target]):
         where = layout.running()
         objects = self._objects
         names = [name for hook in targets for name, _ in self.programs(hook)]
-        clash = known_args("nf_ct_resolve_clash")
         code = compiler.compile_programs(
             SOURCE,
             [*names, "look"],
@@ -194,9 +192,9 @@ class FunctionCapture(ABC, Generic[Target]):
                 **filter_defines(wanted),
                 **self.defines(),
                 **{f"HAVE_{hook.function}": 1 for hook in targets},
+                **{f"ARGS_{hook.function}": arguments(hook) for hook in targets},
                 **_optional_offsets(),
                 "OWN_MAPS": len(MAPS) + 1,
-                "CLASH_ARGS": len(clash) if clash else 3,
             },
         )
         objects.maps += [
@@ -222,42 +220,13 @@ class FunctionCapture(ABC, Generic[Target]):
 
     # -- Capture -----------------------------------------------------------------------------
 
-    def poll(self) -> tuple[Events, int]:
-        """New records in time order, and how many were lost."""
-        return self._objects.poll()
-
     def counts(self) -> dict[int, Counts]:
         """Exact counters per namespace since attaching."""
         self._note_missed()
-        return self._objects.counts()
-
-    @property
-    def interval(self) -> float:
-        """Seconds that may pass until the next poll."""
-        return self._objects.rings.interval
-
-    def part(self) -> None:
-        """What is polled from now on is for another batch."""
-        self._objects.rings.part()
-
-    def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
-        """Owner key to (comm, cgroup id)."""
-        return self._objects.owner_comms(keys)
-
-    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:
-        """cgroup id to the end of its path."""
-        return self._objects.cgroup_names(ids)
+        return super().counts()
 
     def follow(self, namespaces: Sequence[Namespace]) -> None:
         """Nothing to do: a function serves every namespace."""
-
-    def look(self, entries: Iterable[int]) -> None:
-        """Have SAMPLED records made of these entries (``ct``), where they still live."""
-        self._objects.look(entries)
-
-    def run_time(self) -> int:
-        """Nanoseconds spent in our programs, where the kernel measures it."""
-        return self._objects.run_time()
 
     def missed(self) -> int:
         """How many calls went unseen because a program or a return probe could not run.
@@ -290,10 +259,6 @@ class FunctionCapture(ABC, Generic[Target]):
         if blind != self.info.blind:
             self.info = replace(self.info, blind=blind)
 
-    def close(self) -> None:
-        """Detach everything; safe to call twice."""
-        self._objects.close()
-
 
 def type_information() -> Optional[btf.Btf]:
     """BTF that knows conntrack's functions: the module's, or the kernel's when built in."""
@@ -312,9 +277,20 @@ def known_args(function: str) -> Optional[tuple[str, ...]]:
 
 
 def fits(hook: Hook) -> bool:
-    """Whether the function takes the arguments that we read, as far as the kernel tells."""
+    """Whether the function takes the arguments that we read where we read them.
+
+    More may follow: an exit finds the result behind all of them. Only kernels before 5.11
+    tell no module's arguments; none of those will change any more.
+    """
     args = known_args(hook.function)
-    return args is None or args[: len(hook.args)] == hook.args
+    if args is None:
+        return "TASK_BTF" not in layout.running()  # a helper of 5.11
+    return args[: len(hook.args)] == hook.args
+
+
+def arguments(hook: Hook) -> int:
+    """How many arguments the function takes on this kernel."""
+    return len(known_args(hook.function) or hook.args)
 
 
 def _optional_offsets() -> dict[str, int]:

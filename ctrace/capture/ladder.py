@@ -12,11 +12,11 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Final
 
 from ctrace.capture import fentry, kprobe
 from ctrace.errors import CtraceError
+from ctrace.host import kernel
 from ctrace.kernel import bpf, layout
 
 _RETURN_ACCEPT: Final = bytes.fromhex("b700000001000000 9500000000000000")
@@ -59,11 +59,8 @@ def _bpf_basics() -> None:
     if os.geteuid() != 0:
         raise CtraceError("BPF needs root: run it with sudo")
     layout.running()
-    if find_spec("bcc") is None:
-        raise CtraceError(
-            "BCC is not installed: install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
-            "(Fedora, RHEL)"
-        )
+    if kernel.bcc().problem:
+        raise CtraceError(kernel.bcc().problem)
     try:
         os.close(bpf.map_create(bpf.MapType.RINGBUF, 0, 0, os.sysconf("SC_PAGE_SIZE")))
     except bpf.BpfError as error:

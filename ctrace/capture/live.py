@@ -7,10 +7,10 @@ import os
 import resource
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Final, Optional, Protocol, cast
+from typing import Final, Optional, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ctrace.capture.assured import Survey
 from ctrace.capture.family import Capture
 from ctrace.capture.poller import LOOK, Poller
 from ctrace.capture.seed import seed as seed_rows
-from ctrace.capture.young import Looks, Sampler
+from ctrace.capture.young import Sampler
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns, process
@@ -147,17 +147,17 @@ class LiveSource:
     ) -> None:
         self._capture = capture
         self._note = note
-        looks = sample and not wanted.kinds and hasattr(capture, "look")
-        sampler = Sampler(cast("Looks", capture)) if looks else None
+        looks = sample and not wanted.kinds and capture.looks
+        sampler = Sampler(capture) if looks else None
         self._wanted = wanted
         # with only some kinds the window between attaching and the dump tells too little
         self._seed = seed and not wanted.kinds
-        self._hold: float = getattr(capture, "hold", 0.002)
+        self._hold = capture.hold
         self._tables = TableReader()
-        self._survey = Survey() if hasattr(capture, "look") else None
+        self._survey = Survey() if capture.looks else None
         self._names = _NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
-        self._cost = _CostMeter(getattr(capture, "run_time", None))
+        self._cost = _CostMeter(capture)
         self.clock = Clock(time.time_ns() - _boot())
         self._follow()
         self._unseeded = list(self._namespaces.values()) if self._seed else []
@@ -365,15 +365,15 @@ class _NameBook:
 class _CostMeter:
     """What this process, and its programs in the kernel, used since the last reading."""
 
-    def __init__(self, run_time: Optional[Callable[[], int]]) -> None:
-        self._run_time = run_time if _measures_programs() else None
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture if _measures_programs() else None
         self._at, self._cpu = time.monotonic(), _cpu_seconds()
-        self._kernel = self._run_time() if self._run_time else 0
+        self._kernel = self._capture.run_time() if self._capture else 0
 
     def read(self) -> SelfCost:
         """Since the previous call."""
         at, cpu = time.monotonic(), _cpu_seconds()
-        kernel = self._run_time() if self._run_time else 0
+        kernel = self._capture.run_time() if self._capture else 0
         seconds = max(at - self._at, 1e-6)
         cost = SelfCost(
             cpu=(cpu - self._cpu) / seconds,

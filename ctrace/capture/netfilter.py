@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from ctrace.batch import Counts, HookInfo
+from ctrace.capture.family import BpfCapture
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import netns
@@ -50,7 +51,7 @@ _PROGRAMS: Final = {
 }
 
 
-class NetfilterCapture:
+class NetfilterCapture(BpfCapture):
     """Implements :class:`ctrace.capture.family.Capture`."""
 
     hold = HOLD
@@ -106,41 +107,16 @@ class NetfilterCapture:
 
     def poll(self) -> tuple[Events, int]:
         """New records in time order, candidates that lost taken out, and how many were lost."""
-        return self._objects.poll(HOLD, without_retracted)
+        return self._objects.poll(self.hold, without_retracted)
 
     def counts(self) -> dict[int, Counts]:
         """Exact counters; candidates that never entered the table are taken off."""
-        found = self._objects.counts()
+        found = super().counts()
         for counts in found.values():
             # NONE counts the retractions
             counts[Reason.NEW] -= counts[Reason.NONE]
             counts[Reason.NONE] = 0
         return found
-
-    @property
-    def interval(self) -> float:
-        """Seconds that may pass until the next poll."""
-        return self._objects.rings.interval
-
-    def part(self) -> None:
-        """What is polled from now on is for another batch."""
-        self._objects.rings.part()
-
-    def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
-        """Owner key to (comm, cgroup id)."""
-        return self._objects.owner_comms(keys)
-
-    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:
-        """cgroup id to the end of its path."""
-        return self._objects.cgroup_names(ids)
-
-    def look(self, entries: Iterable[int]) -> None:
-        """Have SAMPLED records made of these entries (``ct``), where they still live."""
-        self._objects.look(entries)
-
-    def run_time(self) -> int:
-        """Nanoseconds spent in our programs, where the kernel measures it."""
-        return self._objects.run_time()
 
     # -- namespaces ------------------------------------------------------------------------
 
@@ -225,7 +201,7 @@ class NetfilterCapture:
         links, self._links = self._links, {}
         for fds in links.values():
             self._close_links(fds)
-        self._objects.close()
+        super().close()
 
 
 def without_retracted(events: Events) -> Events:

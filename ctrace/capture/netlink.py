@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Optional
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ctrace.batch import Counts, HookInfo
 from ctrace.capture import netlink_reasons
+from ctrace.capture.family import Capture
 from ctrace.capture.netlink_ends import OlderEntries
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
@@ -129,7 +130,7 @@ class _Listener:
     counts: Counts = field(default_factory=lambda: np.zeros(N_REASONS, np.uint64))
 
 
-class NetlinkCapture:
+class NetlinkCapture(Capture):
     """ctnetlink's NEW and DESTROY events of many namespaces as records.
 
     ``ts`` is the time of receipt: with nf_conntrack_timestamp the kernel would tell when
@@ -216,14 +217,6 @@ class NetlinkCapture:
             }
             netlink_reasons.merge(listener.counts, listener.received, since)
         return {inum: listener.counts.copy() for inum, listener in self._listeners.items()}
-
-    def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:  # noqa: ARG002
-        """Empty: netlink does not tell who opened a flow."""
-        return {}
-
-    def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:  # noqa: ARG002
-        """Empty, for the same reason."""
-        return {}
 
     def close(self) -> None:
         """Close every socket; safe to call twice."""

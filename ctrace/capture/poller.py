@@ -18,8 +18,6 @@ from ctrace.capture.family import Capture
 from ctrace.capture.young import Sampler
 from ctrace.record import Events
 
-POLL: Final = 0.02
-"""Seconds between two looks at a source that has no ``interval`` of its own."""
 LOOK: Final = 1.0
 """Seconds between two looks at which namespaces exist."""
 MANY: Final = 100_000
@@ -59,7 +57,7 @@ class Poller:
         self._follow = follow
         self._sampler = sampler
         self._survey = survey
-        self._hold: int = int(getattr(capture, "hold", 0.002) * 1e9)
+        self._hold: int = int(capture.hold * 1e9)
         self._taken = Taken()
         self._rows = 0
         self._stop = threading.Event()
@@ -79,7 +77,7 @@ class Poller:
             if not self.stopped:
                 self._step()
                 self._wake.clear()
-                getattr(self._capture, "part", _nothing)()
+                self._capture.part()
             taken, self._taken, self._rows = self._taken, Taken(), 0
         return taken
 
@@ -108,7 +106,7 @@ class Poller:
     def _run(self) -> None:
         looked = time.monotonic()
         try:
-            while not self._stop.wait(getattr(self._capture, "interval", POLL)):
+            while not self._stop.wait(self._capture.interval):
                 with self.lock:
                     if self._rows < PENDING:
                         self._step()
@@ -136,7 +134,3 @@ class Poller:
             self._rows += len(events)
             if self._rows >= MANY:
                 self._wake.set()
-
-
-def _nothing() -> None:
-    """What a capture without rings does when a batch is taken."""

@@ -140,14 +140,14 @@ def _terminal() -> dict[str, Any]:
 def _about_kernel(here: kernel.Kernel) -> list[Finding]:
     findings = [Finding("kernel", GOOD, f"{here.release} on {here.machine}")]
     if here.btf:
-        findings.append(Finding("BTF", GOOD, "types of the running kernel: no headers needed"))
+        findings.append(Finding("BTF", GOOD, "types of the running kernel"))
     else:
         findings.append(
             Finding(
                 "BTF",
                 WARN,
-                "none: offsets must come from kernel headers",
-                f"install the headers of {here.release}, or a kernel with CONFIG_DEBUG_INFO_BTF",
+                "none: the BPF hooks need the kernel's types, so only netlink works here",
+                "a kernel built with CONFIG_DEBUG_INFO_BTF",
             )
         )
     if here.lockdown == "confidentiality":
@@ -181,7 +181,10 @@ def _about_bcc(compiler: kernel.Bcc, chosen: Optional[str]) -> Finding:
     if compiler.problem:
         text, _, remedy = compiler.problem.partition(": ")
         return Finding("bcc", WARN if chosen else BAD, text, remedy)
-    return Finding("bcc", GOOD, f"{compiler.version} in {compiler.path}")
+    where = f"{compiler.version} in {compiler.path}"
+    if compiler.elsewhere:
+        where += f", outside this Python environment; {compiler.python} runs it"
+    return Finding("bcc", GOOD, where)
 
 
 def _about_family(one: dict[str, Any], chosen: Optional[str]) -> Finding:

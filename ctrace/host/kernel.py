@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Optional
 
 SETTINGS: Final = "/proc/sys/net/netfilter/nf_conntrack_"
@@ -91,27 +94,51 @@ def limits() -> tuple[Optional[int], Optional[int]]:
 
 @dataclass(frozen=True)
 class Bcc:
-    """The BPF compiler as Python finds it."""
+    """The BPF compiler, wherever a Python of this host finds it."""
 
     version: str = ""
     path: str = ""
+    python: str = ""
+    """The interpreter that can import it: ours, or the distribution's own."""
     problem: str = ""
     """Why it can't be used, and what to do; empty when it can."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it belongs to another Python than the one that runs us."""
+        return bool(self.python) and self.python != sys.executable
 
+
+@cache
 def bcc() -> Bcc:
-    """Whether BCC's Python module is here. On PyPI ``bcc`` is an unrelated package."""
+    """Where BCC's Python module is. On PyPI ``bcc`` is an unrelated package.
+
+    An environment that does not see the system's packages (pipx makes such) leaves it to
+    the distribution's Python, which need not be the one that runs us.
+    """
     install = "install python3-bpfcc (Debian, Ubuntu) or python3-bcc (Fedora, RHEL)"
     try:
         spec = importlib.util.find_spec("bcc")
     except (ImportError, ValueError):
         spec = None
-    if spec is None or spec.origin is None:
-        return Bcc(problem=f"Python's bcc module is missing: {install}")
-    folder = os.path.dirname(spec.origin)
-    if not os.path.exists(os.path.join(folder, "libbcc.py")):
-        return Bcc(path=folder, problem=f"bcc at {folder} is another package: {install}")
-    return Bcc(_bcc_version(folder), folder)
+    ours = os.path.dirname(spec.origin) if spec is not None and spec.origin else ""
+    for folder, python in ((ours, sys.executable), *_system_packages()):
+        if folder and os.path.exists(os.path.join(folder, "libbcc.py")):
+            return Bcc(_bcc_version(folder), folder, python)
+    if ours:
+        return Bcc(path=ours, problem=f"bcc at {ours} is another package: {install}")
+    return Bcc(problem=f"Python's bcc module is missing: {install}")
+
+
+def _system_packages() -> Iterator[tuple[str, str]]:
+    """Where distributions keep BCC, and the interpreter that looks there."""
+    for python in ("/usr/bin/python3", "/usr/libexec/platform-python"):
+        if not os.access(python, os.X_OK):
+            continue
+        name = os.path.basename(os.path.realpath(python)).replace("platform-python", "python")
+        for folder in ("python3/dist-packages", f"{name}/site-packages"):
+            for lib in ("lib", "lib64"):
+                yield f"/usr/{lib}/{folder}/bcc", python
 
 
 def _bcc_version(folder: str) -> str:

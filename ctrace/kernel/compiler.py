@@ -12,9 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.errors import CtraceError
+from ctrace.host import kernel
 from ctrace.kernel import disk_cache
 
 MAP_BASE: Final = 1_000_001
@@ -68,7 +67,7 @@ def compile_programs(
     files = (source_dir() / source, *sorted(source_dir().rglob("*.h")))
     name = disk_cache.name(
         Path(source).stem,
-        *(part.encode() for part in (*cflags, *programs, _compiler_identity())),
+        *(part.encode() for part in (*cflags, *programs, kernel.bcc().version)),
         *(file.read_bytes() for file in files),
     )
     cached = _decoded(disk_cache.load(name))
@@ -111,19 +110,17 @@ def link(instructions: bytes, maps: Sequence[int]) -> bytes:
 
 
 def _compile(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Instructions:
-    request = json.dumps({"source": source, "programs": list(programs), "cflags": list(cflags)})
-    environment = dict(os.environ, BCC_KERNEL_SOURCE=str(source_dir()), BCC_PROBE_TYPE="none")
-    package_root = str(Path(__file__).resolve().parent.parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        part for part in (package_root, os.environ.get("PYTHONPATH", "")) if part
-    )
+    compiler = kernel.bcc()
+    if compiler.problem:
+        raise CtraceError(f"the hooks cannot be compiled: {compiler.problem}")
+    text = (source_dir() / source).read_text()
+    request = {"text": text, "programs": list(programs), "cflags": list(cflags)}
     done = subprocess.run(
-        [sys.executable, "-m", "ctrace.kernel.compiler"],
-        input=request,
+        [compiler.python, str(Path(__file__).with_name("bcc_child.py"))],
+        input=json.dumps(request),
         capture_output=True,
         text=True,
-        env=environment,
-        cwd=package_root,  # -m imports from the current folder first, whoever owns that
+        env=dict(os.environ, BCC_KERNEL_SOURCE=str(source_dir()), BCC_PROBE_TYPE="none"),
         check=False,
     )
     if done.returncode:
@@ -132,41 +129,8 @@ def _compile(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Ins
 
 
 def _reason(stderr: str, status: int) -> str:
-    if "No module named 'bcc'" in stderr:
-        return (
-            "BCC is not installed: install python3-bpfcc (Debian, Ubuntu) or python3-bcc "
-            "(Fedora, RHEL), or use --hooks netlink"
-        )
     if status < 0:
         return f"BCC was killed by signal {-status} while it compiled the hooks"
     lines = [line for line in stderr.splitlines() if line.strip()]
     first = next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
     return f"BCC cannot compile the hooks: {first.strip()}"
-
-
-def _child() -> None:
-    """Read a request on standard input, answer with the instructions as JSON."""
-    from bcc import BPF  # heavy: only ever imported in this process
-
-    request = json.load(sys.stdin)
-    text = (source_dir() / request["source"]).read_text()
-    built = BPF(text=text, cflags=request["cflags"])
-    code = {
-        name: base64.b64encode(built.dump_func(name.encode())).decode()
-        for name in request["programs"]
-    }
-    json.dump(code, sys.stdout)
-
-
-def _compiler_identity() -> str:
-    """BCC's version as its installation says it, without importing it."""
-    for root in sys.path:
-        version = Path(root) / "bcc" / "version.py"
-        if version.exists():
-            found = re.search(r"__version__ = '([^']*)'", version.read_text())
-            return found.group(1) if found else str(version.stat().st_mtime_ns)
-    return "none"
-
-
-if __name__ == "__main__":
-    _child()

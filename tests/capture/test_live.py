@@ -208,7 +208,7 @@ def test_without_root_one_line_says_what_to_do() -> None:
 BROKEN = {
     "missing": (
         "raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')",
-        "not installed",
+        "BCC cannot compile the hooks: ModuleNotFoundError",
     ),
     "old": ("def BPF(**_): raise Exception('error: unknown argument')", "BCC cannot compile"),
     "killed": ("import os; os.kill(os.getpid(), 9)", "BCC was killed by signal 9"),
@@ -225,6 +225,7 @@ def test_without_a_compiler_it_says_that_netlink_is_left_and_why(
     code, why = BROKEN[how]
     (tmp_path / "bcc").mkdir()
     (tmp_path / "bcc/__init__.py").write_text(code + "\n")
+    (tmp_path / "bcc/libbcc.py").touch()
     (tmp_path / "bcc/version.py").write_text("__version__ = 'broken'\n")
     paths = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH", "")) if p)
 

@@ -138,7 +138,7 @@ def compiling(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
     def compiler() -> bool:
         for pid in family(child.pid)[1:]:
             try:
-                if b"ctrace.kernel.compiler" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"bcc_child.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return True
             except OSError:
                 continue

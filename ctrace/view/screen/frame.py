@@ -21,7 +21,6 @@ from ctrace.view.columns import Column
 from ctrace.view.screen import parts, tables
 from ctrace.view.screen.palette import TERMINAL, Palette
 from ctrace.view.screen.state import State
-from ctrace.view.verdict import in_trouble
 
 Row = TypeVar("Row", Culprit, Victim, Table)
 
@@ -85,8 +84,7 @@ def top_part(
     lines = [
         *parts.table_lines(snapshot, width, palette),
         parts.rate_line(snapshot, width, palette),
-        # As many lines whether the cause takes one or all: the rows below keep their place.
-        *parts.pad(parts.why_lines(snapshot, width, palette, plan.why), width, plan.why),
+        *parts.why_lines(snapshot, width, palette, plan.why),
         *parts.blind_lines(snapshot, width, palette, plan.blind),
     ]
     chart = parts.chart_lines(snapshot, width, plan.chart, palette) if plan.chart else []
@@ -238,7 +236,7 @@ def top_body(screen: Screen) -> None:
         victims = max(victims, 7)
     group = screen.snapshot.group
     screen.table(
-        tables.culprit_columns(group, many, in_trouble(snapshot)),
+        tables.culprit_columns(group, many, tables.in_trouble(snapshot)),
         culprits_of(snapshot, screen.state),
         screen.room - below - victims,
         "CULPRITS",
