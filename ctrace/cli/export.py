@@ -32,6 +32,7 @@ def command(
     from ctrace.cli.report import progress
     from ctrace.recording.merge import open_several
     from ctrace.view.export import files as to
+    from ctrace.view.export.backfill import to_openmetrics
 
     kind = kind or _kind(output)
     if kind == "parquet" and not output:
@@ -49,7 +50,7 @@ def command(
                 os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
                 total = to.to_parquet(source, output, show)
             else:
-                writer = {"csv": to.to_csv, "jsonl": to.to_jsonl}.get(kind, to.to_openmetrics)
+                writer = {"csv": to.to_csv, "jsonl": to.to_jsonl}.get(kind, to_openmetrics)
                 total = _text(writer, source, output, show)
         except BrokenPipeError:
             raise

@@ -328,9 +328,8 @@ def test_openmetrics_can_be_parsed(file: Path, truth: list[Batch]) -> None:
     parser = pytest.importorskip("prometheus_client.openmetrics.parser")
     text = run("export", str(file), "--to", "openmetrics")
     families = {family.name: family for family in parser.text_string_to_metric_families(text)}
-    drops = [s for s in families["ctrace_events"].samples if s.labels["reason"] == "table_full"]
-    assert drops[-1].value == 200
-    entries = families["ctrace_entries"].samples
+    assert families["ctrace_drops"].samples[-1].value == 200
+    entries = families["ctrace_table_entries"].samples
     assert [int(s.value) for s in entries] == [b.tables[0].count for b in truth if b.tables]
 
 

@@ -18,6 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
+from ctrace.view.export import measures
 
 __all__ = ["CONTENT_TYPE_LATEST", "Exposition", "LabelBudget"]
 
@@ -83,11 +84,9 @@ class Exposition:
         yield from _itself(snapshot)
 
     def _tables(self, tables: tuple[Table, ...]) -> Iterator[Metric]:
-        entries = GaugeMetricFamily(
-            "ctrace_table_entries", "Entries in the conntrack table.", labels=["netns"]
-        )
-        limit = GaugeMetricFamily(
-            "ctrace_table_max", "nf_conntrack_max; 0 means no limit.", labels=["netns"]
+        entries, limit = (
+            GaugeMetricFamily(one.name, one.text, labels=["netns"])
+            for one in (measures.ENTRIES, measures.LIMIT)
         )
         buckets = GaugeMetricFamily(
             "ctrace_table_buckets", "Hash buckets, shared by all namespaces.", labels=["netns"]
@@ -102,17 +101,12 @@ class Exposition:
             "Forecast at the present trend; absent when it is not filling.",
             labels=["netns"],
         )
-        inserts = CounterMetricFamily(
-            "ctrace_inserts", "Entries inserted since ctrace attached.", labels=["netns"]
-        )
-        destroys = CounterMetricFamily(
-            "ctrace_destroys", "Entries that ended, by reason.", labels=["netns", "reason"]
-        )
-        drops = CounterMetricFamily(
-            "ctrace_drops", "Packets refused because the table was full.", labels=["netns"]
-        )
-        failed = CounterMetricFamily(
-            "ctrace_insert_failed", "Entries that lost an insertion race.", labels=["netns"]
+        counters = {
+            one: CounterMetricFamily(one.name, one.text, labels=["netns"])
+            for one in (measures.INSERTS, measures.DROPS, measures.FAILED)
+        }
+        counters[measures.DESTROYS] = CounterMetricFamily(
+            measures.DESTROYS.name, measures.DESTROYS.text, labels=["netns", "reason"]
         )
         gauges: tuple[tuple[GaugeMetricFamily, str], ...] = (
             (entries, "count"),
@@ -128,22 +122,12 @@ class Exposition:
                 continue
             seen.add(name)
             for family, field in gauges:
-                value: Optional[float] = getattr(table, field)
-                if value is not None:
-                    family.add_metric([name], value)
-            done = table.totals
-            inserts.add_metric([name], done.insert)
-            drops.add_metric([name], done.drop)
-            failed.add_metric([name], done.insert_failed)
-            other = done.destroy - done.expired - done.early_drop - done.deleted
-            for reason, count in (
-                ("expired", done.expired),
-                ("evicted", done.early_drop),
-                ("deleted", done.deleted),
-                ("other", max(0, other)),
-            ):
-                destroys.add_metric([name, reason], count)
-        yield from (entries, limit, buckets, pinned, to_full, inserts, destroys, drops, failed)
+                read: Optional[float] = getattr(table, field)
+                if read is not None:
+                    family.add_metric([name], read)
+            for measure, reason, value in measures.of_counters(table.totals):
+                counters[measure].add_metric([name, *([reason] if reason else [])], value)
+        yield from (entries, limit, buckets, pinned, to_full, *counters.values())
 
     def _culprits(self, culprits: tuple[Culprit, ...]) -> Iterator[Metric]:
         labels = ["service", "src"] if self.addresses else ["service"]
@@ -192,8 +176,8 @@ def _service(proto: str, port: Optional[int]) -> str:
 
 def _itself(snapshot: Snapshot) -> Iterator[Metric]:
     yield CounterMetricFamily(
-        "ctrace_lost_events",
-        "Events that the stream lost; per-table totals stay exact without them.",
+        measures.LOST.name,
+        measures.LOST.text,
         value=snapshot.lost,
     )
     yield InfoMetricFamily(

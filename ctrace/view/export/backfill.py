@@ -1,0 +1,75 @@
+"""A recording as OpenMetrics with times, for backfilling Prometheus.
+
+The families are those of a live scrape (:mod:`ctrace.view.export.measures`), so one query
+serves both.
+"""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from ctrace.model.tables import counted
+from ctrace.recording.counters import Counted
+from ctrace.recording.derived import Recorded
+from ctrace.view.export import measures
+from ctrace.view.export.files import Show, done
+from ctrace.view.export.measures import Measure
+from ctrace.view.format import clean
+
+_SECOND = 1_000_000_000
+_Points = dict[Measure, dict[str, list[tuple[int, int]]]]
+
+
+def to_openmetrics(recording: Recorded, out: TextIO, show: Show) -> int:
+    """Tables and counters once a second; the number of samples.
+
+    The format wants the samples of a family together, and of a label set in the order of
+    time, so they are gathered first: some forty bytes a namespace, measure and second.
+    """
+    total = 0
+    for measure, series in _gathered(recording, show).items():
+        out.write(f"# TYPE {measure.name} {measure.kind}\n# HELP {measure.name} {measure.text}\n")
+        suffix = "_total" if measure.kind == "counter" else ""
+        for labels, points in series.items():
+            for until, value in points:
+                moment = recording.clock.utc(until) / 1e9
+                out.write(f"{measure.name}{suffix}{{{labels}}} {value} {moment:.3f}\n")
+                total += 1
+    out.write("# EOF\n")
+    return total
+
+
+def _gathered(recording: Recorded, show: Show) -> _Points:
+    names: dict[int, str] = {}
+    lost, due = 0, 0
+    host = _label(recording.header.host)
+    points: _Points = {}
+    counters = Counted(recording.header)
+
+    def add(measure: Measure, labels: str, until: int, value: int) -> None:
+        points.setdefault(measure, {}).setdefault(labels, []).append((until, value))
+
+    def where(netns: int) -> str:
+        return f'host="{host}",netns="{_label(names.get(netns, str(netns)))}"'
+
+    for batch in recording.batches():
+        show(done(recording, batch.until))
+        names.update({inum: netns.name for inum, netns in batch.names.netns.items()})
+        lost += batch.lost
+        told = counters.after(batch)
+        for table in batch.tables:
+            add(measures.ENTRIES, where(table.netns), batch.until, table.count)
+            add(measures.LIMIT, where(table.netns), batch.until, table.max)
+        if batch.until < due:
+            continue
+        due = batch.until + _SECOND
+        add(measures.LOST, f'host="{host}"', batch.until, lost)
+        for netns, counts in told.items():
+            for measure, reason, value in measures.of_counters(counted(counts)):
+                labels = f'{where(netns)},reason="{reason}"' if reason else where(netns)
+                add(measure, labels, batch.until, value)
+    return points
+
+
+def _label(text: str) -> str:
+    return clean(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
