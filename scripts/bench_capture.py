@@ -472,7 +472,7 @@ def flood() -> list[Row]:
         lab.link(a, b)
         source = Flood(a, b.addresses["a"][0])
         top = subprocess.Popen(
-            [python.executable, "-m", "ctrace", "top", "10", "--once", "-o", "json",
+            [python.executable, "-I", "-m", "ctrace", "top", "10", "--once", "-o", "json",
              "--netns", str(a.inum)],
             stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -512,7 +512,7 @@ def start_up() -> list[Row]:
         return time.perf_counter() - started, done.stdout
 
     for _ in range(7):
-        seconds, output = timed("-m", "ctrace", "top", "0.1", "--once", "-o", "json")
+        seconds, output = timed("-I", "-m", "ctrace", "top", "0.1", "--once", "-o", "json")
         times.append(seconds - 0.1)
         rss = json.loads(output)["self"]["rss"]
         floor.append(timed("-c", "import numpy, click")[0])

@@ -1,6 +1,7 @@
 # Shared by the scripts beside it (sourced): install what is missing, and say so.
 # Sets ROOT, the checkout; VENV, its virtual environment; PYTHON, that one's interpreter.
 
+unset "${!PYTHON@}" # what Python runs is not for variables to say; pip's own children heed them
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
 die() {
@@ -56,7 +57,7 @@ install_packages() {
 find_python() {
 	local python
 	for python in /usr/bin/python3 python3 python3.{14,13,12,11,10,9}; do
-		if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+		if "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
 			command -v "$python"
 			return
 		fi
@@ -76,7 +77,8 @@ fits() {
 # network mount, another user's), where this user's programs keep what they can make again.
 find_venv() {
 	local venv=$ROOT/.venv cache=/var/cache
-	if [ -n "${CTRACE_VENV:-}" ]; then echo "$CTRACE_VENV"; return; fi
+	# what root runs is not for a variable to say
+	if [ -n "${CTRACE_VENV:-}" ] && [ "$(id -u)" != 0 ]; then echo "$CTRACE_VENV"; return; fi
 	if fits "$venv" "" || [ -w "$venv" ] || { ! [ -e "$venv" ] && [ -w "$ROOT" ]; }; then
 		echo "$venv"
 		return
@@ -85,7 +87,27 @@ find_venv() {
 	echo "$cache/ctrace/venv-$(echo "$ROOT" | sha256sum | cut -c1-16)"
 }
 
+# trusted FOLDER: what root runs from there, nobody else may write. Everyone's is refused,
+# another user's is named (a container often sees its host's). Who called sudo may be root anyway.
+trusted() {
+	[ "$(id -u)" = 0 ] || return 0
+	local mine=(-uid 0) found place=$1
+	[[ ! ${SUDO_UID:-} =~ ^[0-9]+$ ]] || mine+=(-o -uid "$SUDO_UID")
+	found=$(find "$1" -path "$1/.git" -prune -o ! -type l -perm -o+w -print -quit 2>/dev/null) || true
+	# A folder above that everyone may write is one in which this one can be replaced, unless
+	# its sticky bit says that only owners may.
+	while [ -z "$found" ] && [ "$place" != / ]; do
+		place=$(dirname "$place")
+		found=$(find "$place" -maxdepth 0 -perm -o+w ! -perm -1000 2>/dev/null) || true
+	done
+	[ -z "$found" ] || die "every user of this host may write $found, so root does not run it: chmod -R o-w $found"
+	found=$(find "$1" -path "$1/.git" -prune -o ! -type l ! \( "${mine[@]}" \) -print -quit 2>/dev/null) || true
+	[ -z "$found" ] || echo "ctrace: root runs what user $(stat -c %U "$found") may change: $found" >&2
+}
+
+trusted "$ROOT"
 VENV=$(find_venv)
+case $VENV in "$ROOT"/*) ;; *) [ ! -e "$VENV" ] || trusted "$VENV" ;; esac
 PYTHON=$VENV/bin/python
 
 # make_venv EXTRA: the virtual environment, made or refreshed when pyproject.toml changed.
@@ -95,10 +117,11 @@ make_venv() {
 	python=$(find_python)
 	mkdir -p "$(dirname "$VENV")" 2>/dev/null || true
 	[ -O "$(dirname "$VENV")" ] && [ -w "$(dirname "$VENV")" ] || [ -w "$VENV" ] ||
-		die "cannot write $VENV: name a folder for Python packages with CTRACE_VENV=FOLDER"
-	"$python" -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv -- python3
+		die "cannot write $VENV, and Python packages need a folder$([ "$(id -u)" = 0 ] ||
+			echo ': name one with CTRACE_VENV=FOLDER')"
+	"$python" -I -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv -- python3
 	echo "ctrace: installing Python packages into $VENV" >&2
-	"$python" -m venv --system-site-packages "$VENV" >/dev/null ||
+	"$python" -I -m venv --system-site-packages "$VENV" >/dev/null ||
 		die "could not make the virtual environment $VENV"
 	pip_install "$extra"
 	echo "$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16) $ROOT $extra" >"$VENV/.ctrace-stamp"
@@ -116,7 +139,7 @@ pip_install() {
 
 # want_extra EXTRA MODULE: what a verb needs beyond the rest, when it is first asked for.
 want_extra() {
-	"$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$2') is None)" && return
+	"$PYTHON" -I -c "import importlib.util as u, sys; sys.exit(u.find_spec('$2') is None)" && return
 	[ -w "$VENV" ] || die "$2 is missing and $VENV cannot be written: run this once as its owner"
 	echo "ctrace: installing $2 into $VENV" >&2
 	pip_install "$1"

@@ -17,16 +17,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import ceil
-from pathlib import Path
 from typing import Final, Optional
 
+from ctrace import interpreter
 from ctrace.change import health, notes, shell_lines
 from ctrace.change import plan as plans
 from ctrace.change.plan import CtTimeout, Notrack, Plan
@@ -341,15 +340,12 @@ def _to_be_made(plan: Plan) -> set[str]:
 
 def _start_guard(inum: int) -> None:
     """A process of its own that tidies up at the deadline if nobody else has."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     subprocess.Popen(
-        [sys.executable, "-m", "ctrace.change.guard", str(inum)],
+        interpreter.module("ctrace.change.guard", str(inum)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,
     )
 

@@ -1,8 +1,8 @@
 """The guard: waits for a trial's deadline, and removes its rules if nobody confirmed.
 
 The kernel has disarmed them by then; this only tidies the ruleset's text, also
-when the ctrace that applied them was killed. Started by apply as
-``python -m ctrace.change.guard NETNS``; it ends as soon as the trial is over.
+when the ctrace that applied them was killed. Started by apply
+as a process of its own; it ends as soon as the trial is over.
 """
 
 from __future__ import annotations

@@ -70,6 +70,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: every error is one line and an exit status, never a traceback."""
+    # Tools are never looked for where the caller happens to stand, which "." and "" would mean.
+    places = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(filter(os.path.isabs, places))
     try:
         if "_CTRACE_COMPLETE" in os.environ:
             cli.main(standalone_mode=False)

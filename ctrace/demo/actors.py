@@ -1,4 +1,4 @@
-"""The processes of the scene: ``python -m ctrace.demo.actors ROLE ...``, inside a namespace.
+"""The processes of the scene, inside a namespace; the arguments are the role and its values.
 
 Each says on standard output, once a second and as one JSON object a line, what it did.
 They end when their standard input does, and with their parent.

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Optional
 
+from ctrace import interpreter
 from ctrace.batch import Batch, Clock, HookInfo, Netns
 from ctrace.demo.limit import LoweredLimit
 from ctrace.errors import CtraceError
@@ -63,7 +63,7 @@ class Actor:
 
     def __init__(self, node: Node, *role: str) -> None:
         self.process: subprocess.Popen[bytes] = node.start(
-            [sys.executable, "-m", "ctrace.demo.actors", *role],
+            interpreter.module("ctrace.demo.actors", *role),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,20 +1,16 @@
 """The process that compiles: BCC (LLVM) is heavy, and only ever loaded in here.
 
-Run by its path, with whichever Python has BCC: nothing of ctrace is imported. It reads
+Run by its path, isolated, with whichever Python has BCC: nothing of ctrace is imported. It reads
 a request (JSON) on standard input and answers with the instructions as JSON.
 """
 
 import base64
 import json
-import os
 import sys
 
 
 def main() -> None:
     """Compile ``text`` with ``cflags``; the answer has each of ``programs`` in base64."""
-    # BCC shall not find modules of this folder by chance
-    here = os.path.dirname(os.path.realpath(__file__))
-    sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder) != here]
     from bcc import BPF
 
     request = json.load(sys.stdin)

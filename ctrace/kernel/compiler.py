@@ -116,11 +116,13 @@ def _compile(source: str, programs: Sequence[str], cflags: Sequence[str]) -> Ins
     text = (source_dir() / source).read_text()
     request = {"text": text, "programs": list(programs), "cflags": list(cflags)}
     done = subprocess.run(
-        [compiler.python, str(Path(__file__).with_name("bcc_child.py"))],
+        # -I: no variable and no current folder says what it imports
+        [compiler.python, "-I", str(Path(__file__).with_name("bcc_child.py"))],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         env=dict(os.environ, BCC_KERNEL_SOURCE=str(source_dir()), BCC_PROBE_TYPE="none"),
+        cwd="/",
         check=False,
     )
     if done.returncode:

@@ -1,0 +1,24 @@
+"""Our own Python code in a process of its own, with nothing of a stranger's folder in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+_START: Final = (
+    "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); import ctrace; sys.path.pop(0); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+"""Finds this very ctrace first, whichever else is installed, then leaves the search path as it
+was: a folder that is put in front of the standard library could replace parts of it."""
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """The command that runs a module of this ctrace as ``python -m`` would, but isolated.
+
+    ``-I`` ignores PYTHON* variables, the user's own packages and the current folder, from
+    which ``-m`` alone imports first. For ``subprocess``; root may run it anywhere.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    return [sys.executable, "-I", "-c", _START, root, name, *arguments]

@@ -1,0 +1,167 @@
+"""Root may start ctrace anywhere: nothing of a stranger's folder or variable runs as root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctrace import interpreter
+from ctrace.cli import VERBS
+
+ROOT = Path(__file__).parents[2]
+TRAPPED = (
+    "bcc", "click", "ctrace", "importlib.util", "json", "numpy", "pip", "re", "rich", "runpy",
+    "sitecustomize", "socket", "subprocess", "textual", "typing", "usercustomize", "venv", "zlib",
+)  # fmt: skip
+"""Modules that ctrace, its scripts or its interpreter import."""
+
+
+@pytest.fixture
+def traps(tmp_path: Path) -> Path:
+    """A folder in which each import leaves a mark."""
+    folder = tmp_path / "stranger"
+    code = f"open({str(tmp_path / 'ran')!r}, 'a').write(__file__ + '\\n')\nraise SystemExit(42)\n"
+    for name in TRAPPED:
+        place = folder / name.replace(".", "/")
+        place.mkdir(parents=True)
+        for file in {place, *(p for p in place.parents if folder in p.parents)}:
+            (file / "__init__.py").write_text(code)
+            (file / "__main__.py").write_text(code)
+    for tool in ("nft", "conntrack", "iptables-save", "ip"):
+        (folder / tool).write_text(f"#!/bin/sh\necho {tool} >>{tmp_path / 'ran'}\n")
+        (folder / tool).chmod(0o755)
+    return folder
+
+
+def ran(traps: Path) -> str:
+    mark = traps.parent / "ran"
+    return mark.read_text() if mark.exists() else ""
+
+
+def start(traps: Path, *argv: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """In the folder of traps, with every variable that points Python or a shell there."""
+    hostile = {
+        "PYTHONPATH": str(traps),
+        "PYTHONSTARTUP": str(traps / "click/__init__.py"),
+        "PYTHONUSERBASE": str(traps),
+        "CTRACE_VENV": str(traps),
+        "PATH": f":.:{os.environ['PATH']}",
+        **variables,
+    }
+    return subprocess.run(
+        list(map(str, argv)), cwd=traps, env={**os.environ, **hostile}, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_the_traps_are_real(traps: Path) -> None:
+    start(traps, sys.executable, "-c", "import rich")
+    assert "stranger" in ran(traps)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb(traps: Path, verb: str) -> None:
+    done = start(traps, ROOT / "scripts/ctrace", verb, "--help")
+    assert (done.returncode, ran(traps)) == (0, ""), done.stderr
+    assert "Usage: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv", [["doctor", "--why"], ["applied"], ["advise", "--duration", "1"], ["man"]]
+)
+def test_verbs_that_run_tools(traps: Path, argv: list[str]) -> None:
+    done = start(traps, ROOT / "scripts/ctrace", *argv)
+    assert (done.returncode, ran(traps)) == (0, ""), done.stderr
+
+
+def test_the_module_asked_for_by_name(traps: Path) -> None:
+    """``python -m ctrace`` puts the current folder first; the package itself is the user's word."""
+    shutil.rmtree(traps / "ctrace")
+    for name in ("importlib", "typing", "re", "json", "runpy", "zlib"):
+        shutil.rmtree(traps / name)  # before any of our code, the interpreter's own
+    argv = [sys.executable, "-m", "ctrace", "doctor"]
+    done = subprocess.run(argv, cwd=traps, capture_output=True, text=True, check=False)
+    assert (done.returncode, ran(traps)) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("script", ["bench", "test", "kernels", "vm", "predictions", "pictures"])
+def test_every_script(traps: Path, script: str) -> None:
+    start(traps, ROOT / "scripts" / script, "--help")
+    assert ran(traps) == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("ctrace.change.guard", ["1"]),
+        ("ctrace.demo.actors", ["net"]),
+    ],
+)
+def test_every_child(traps: Path, module: str, arguments: list[str]) -> None:
+    """Each is started as ctrace starts it. What it then makes of its work is its own matter."""
+    argv = interpreter.module(module, *arguments)
+    environment = {**os.environ, "PYTHONPATH": str(traps)}
+    done = subprocess.run(
+        argv, cwd=traps, env=environment, input="", capture_output=True, text=True, check=False
+    )
+    assert ran(traps) == ""
+    assert "No module named" not in done.stderr
+
+
+def test_no_other_way_to_start_a_child() -> None:
+    """An interpreter is started isolated, wherever the product does it."""
+    for file in (ROOT / "ctrace").rglob("*.py"):
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if re.search(r"\[(sys\.executable|compiler\.python)", line):
+                assert '"-I"' in line, f"{file}:{number}: {line.strip()}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is protected")
+class TestCheckout:
+    """A checkout that others may write."""
+
+    @pytest.fixture
+    def checkout(self, tmp_path: Path) -> Path:
+        """Its scripts, and a stranger's interpreter that would tell that it ran."""
+        place = tmp_path / "checkout"
+        shutil.copytree(ROOT / "scripts", place / "scripts")
+        shutil.copy(ROOT / "pyproject.toml", place)
+        fake = place / ".venv/bin/python"
+        fake.parent.mkdir(parents=True)
+        fake.write_text("#!/bin/sh\necho RAN\n")
+        fake.chmod(0o755)
+        (place / ".venv/.ctrace-stamp").write_text("")
+        return place
+
+    @pytest.mark.parametrize("where", [".venv/bin/python", "scripts", "pyproject.toml", "."])
+    def test_everyone_may_write_it(self, checkout: Path, where: str) -> None:
+        (checkout / where).chmod(0o777)
+        self.refused(checkout, checkout / where)
+
+    def test_everyone_may_write_the_folder_above(self, checkout: Path) -> None:
+        checkout.parent.chmod(0o777)
+        self.refused(checkout, checkout.parent)
+
+    def refused(self, checkout: Path, named: Path) -> None:
+        argv = [str(checkout / "scripts/ctrace"), "--version"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "RAN" not in done.stdout
+        assert str(named.resolve()) in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    def test_another_users_is_named(self, checkout: Path) -> None:
+        os.chown(checkout / "scripts", 65534, 65534)
+        script = f". {checkout}/scripts/setup.sh"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert f"may change: {checkout / 'scripts'}" in done.stderr
+        caller = {**os.environ, "SUDO_UID": "65534"}
+        done = subprocess.run(["bash", "-c", script], env=caller, capture_output=True, text=True,
+                              check=False)  # fmt: skip
+        assert done.stderr == ""

@@ -1,1 +1,0 @@
-"""Marks this package as BCC, as the real one does by its binding of that name."""
