@@ -11,12 +11,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Optional
 
 from ctrace.batch import Batch, Source
 from ctrace.errors import CtraceError
-from ctrace.live.filtering import filtered
+from ctrace.live.filtering import check, view
 from ctrace.live.protocol import Phase
 from ctrace.model.snapshot import Snapshot
 from ctrace.recording.told_once import Known
@@ -29,10 +28,6 @@ EARLY = 0.1
 """Seconds until the first snapshot."""
 LIMIT = 200
 """Culprits in a snapshot: more than any screen shows without scrolling far."""
-
-
-SEARCHED = 5000
-"""Culprits that a filter is applied to."""
 
 
 class LiveFeed:
@@ -109,7 +104,8 @@ class LiveFeed:
             return self._latest
 
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
-        """Group, sort and filter otherwise; a snapshot follows at once."""
+        """Group, sort and filter otherwise; a snapshot follows at once. Raises UsageError."""
+        check(group, filter_text)
         self._view = (group, sort, filter_text)
         self._again.set()
 
@@ -218,16 +214,7 @@ class LiveFeed:
 
     def _snapshot(self) -> Snapshot:
         assert self._model is not None
-        group, sort, text = self._view
-        # Looked for among many more than are shown, for what is wanted may be small.
-        limit = SEARCHED if text else self._limit
-        snapshot = self._model.snapshot(
-            group=group, sort=sort, limit=limit, filter_text=self._flow_filter
-        )
-        if text:
-            snapshot = filtered(snapshot, text)
-            snapshot = replace(snapshot, culprits=snapshot.culprits[: self._limit])
-        return replace(snapshot, filter=f"{self._shown_filter} {text}".strip())
+        return view(self._model, self._view, self._limit, self._flow_filter, self._shown_filter)
 
     def at(self, group: str, limit: int) -> Snapshot:
         """This moment by another grouping, for advice. Raises CtraceError before the first."""

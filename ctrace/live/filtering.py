@@ -1,16 +1,27 @@
-"""The filter that a person types on the screen, applied to rows that are there already."""
+"""The filter that a person types on the screen: which flows, and which rows of them.
+
+Fields of flows (namespace, service, addresses) choose flows in the model, whatever rows are
+grouped by; text, NAT and owner choose among the rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Union
+from typing import TYPE_CHECKING, Any, Union
 
 from ctrace.errors import UsageError
 from ctrace.filters import Network, parse_network, parse_proto
+from ctrace.model.scope import Scope
 from ctrace.model.snapshot import Culprit, Snapshot, Victim
-from ctrace.record import proto_name
+from ctrace.record import PROTO_NUMBERS, proto_name
+
+if TYPE_CHECKING:
+    from ctrace.model.model import Model
+
+SEARCHED = 5000
+"""Culprits that a filter of rows is applied to: what is wanted may be small."""
 
 Row = Union[Culprit, Victim]
 Test = Callable[[Row], bool]
@@ -26,26 +37,96 @@ FIELDS = {
     "owner": "part of a process's, unit's or container's name",
 }
 
+FLOWS = ("netns", "proto", "port", "dport", "src", "dst")
+"""Fields that choose flows, in the model."""
+_SERVICE = ("netns", "proto", "port", "dport")
+TOLD = {
+    "pair": (*_SERVICE, "src"), "service": _SERVICE, "src": ("netns", "src"),
+    "dst": ("netns", "dst"), "netns": ("netns",), "process": ("netns",),
+}  # fmt: skip
+"""Those of them that rows of a grouping still have."""
 
-def parse(text: str) -> list[Test]:
-    """The tests that a row must pass: ``dport=53 proto=udp nginx``, joined by AND.
+
+def parse(text: str) -> list[tuple[str, Test]]:
+    """The tests that a row must pass, each with its field: ``dport=53 proto=udp nginx``.
 
     A word without ``=`` is looked for in the key, the owner and the namespace; ``udp/53``
-    is such a word. Raises UsageError.
+    is ``proto=udp dport=53``. Raises UsageError.
     """
-    return [_test(word) for word in text.replace(",", " ").split()]
+    return [_test(word) for word in _words_of(text)]
 
 
-def _test(word: str) -> Test:
+def _words_of(text: str) -> list[str]:
+    found = []
+    for word in text.replace(",", " ").split():
+        proto, slash, port = word.partition("/")
+        if slash and port.isascii() and port.isdecimal() and proto.lower() in PROTO_NUMBERS:
+            found += [f"proto={proto}", f"dport={port}"]
+        else:
+            found.append(word)
+    return found
+
+
+def scope_of(text: str, netns: Callable[[str], int] = lambda _: 0) -> Scope:
+    """The flows that a filter chooses; ``netns`` numbers a namespace. Raises UsageError."""
+    parse(text)
+    chosen: dict[str, Any] = {}
+    for word in _words_of(text):
+        name, _, value = word.partition("=")
+        name = name.lower().lstrip("-")
+        if name in ("src", "dst"):
+            chosen[name] = (*chosen.get(name, ()), parse_network(value))
+            continue
+        if name not in ("netns", "proto", "port", "dport") or "=" not in word:
+            continue
+        field = "port" if name == "dport" else name
+        one = (
+            netns(value)
+            if field == "netns"
+            else (parse_proto(value) if field == "proto" else int(value))
+        )
+        if chosen.setdefault(field, one) != one:
+            raise UsageError(f"no flow has two of {field}: give one")
+    return Scope(**chosen)
+
+
+def check(group: str, text: str) -> None:
+    """Raises UsageError, with what to do, when a grouping's rows can't be narrowed so."""
+    if refusal := scope_of(text).refusal(group):
+        raise UsageError(refusal)
+
+
+def view(
+    model: Model, asked: tuple[str, str, str], limit: int, flow_filter: str = "", whole: str = ""
+) -> Snapshot:
+    """What a screen asked for, (group, sort, filter), of what was captured as ``whole`` says.
+
+    ``flow_filter`` is that part of it that chose among a table's flows. Raises UsageError.
+    """
+    group, sort, text = asked
+    snapshot = model.snapshot(
+        group=group,
+        sort=sort,
+        limit=SEARCHED if text else limit,
+        filter_text=flow_filter,
+        scope=scope_of(text, model.netns),
+    )
+    if text:
+        snapshot = filtered(snapshot, text)
+        snapshot = replace(snapshot, culprits=snapshot.culprits[:limit])
+    return replace(snapshot, filter=f"{whole} {text}".strip())
+
+
+def _test(word: str) -> tuple[str, Test]:
     name, equals, value = word.partition("=")
     if not equals:
         wanted = word.lower()
-        return lambda row: wanted in _words(row)
+        return "", lambda row: wanted in _words(row)
     name = name.lower().lstrip("-")
     make = _TESTS.get(name)
     if make is None:
         raise UsageError(f"unknown filter {name!r}: use {', '.join(FIELDS)}, or any text")
-    return make(name, value)
+    return name, make(name, value)
 
 
 def _proto(_: str, value: str) -> Test:
@@ -70,7 +151,7 @@ def _netns(_: str, value: str) -> Test:
 
 
 def _nat(_: str, value: str) -> Test:
-    return lambda row: getattr(row, "nat", "") == value
+    return lambda row: value in getattr(row, "nat", "").split(",")
 
 
 def _owned(_: str, value: str) -> Test:
@@ -108,13 +189,18 @@ def _words(row: Row) -> str:
 
 
 def filtered(snapshot: Snapshot, text: str) -> Snapshot:
-    """The snapshot with only the rows that pass. Raises UsageError."""
+    """The snapshot with only the rows that pass. Raises UsageError.
+
+    Where rows are grouped so that they have no such field, the flows were chosen before.
+    """
     tests = parse(text)
     if not tests:
         return snapshot
+    told = TOLD.get(snapshot.group, ())
+    of_rows = [test for name, test in tests if name in told or name not in FLOWS]
     return replace(
         snapshot,
-        culprits=tuple(row for row in snapshot.culprits if all(test(row) for test in tests)),
-        victims=tuple(row for row in snapshot.victims if all(test(row) for test in tests)),
+        culprits=tuple(row for row in snapshot.culprits if all(test(row) for test in of_rows)),
+        victims=tuple(row for row in snapshot.victims if all(test(row) for _, test in tests)),
         filter=snapshot.filter if text in snapshot.filter else f"{snapshot.filter} {text}".strip(),
     )

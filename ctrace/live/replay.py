@@ -7,12 +7,11 @@ import copy
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Optional
 
 from ctrace.batch import Batch
 from ctrace.errors import CtraceError
-from ctrace.live.filtering import filtered
+from ctrace.live.filtering import check, view
 from ctrace.live.protocol import Phase, Position
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
@@ -21,7 +20,6 @@ from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
 
 LIMIT = 200
-SEARCHED = 5000
 CHECKPOINTS = 6
 """Copies of the model kept along the way, so that going back is not from the start."""
 BURST_NS = 5_000_000_000
@@ -99,7 +97,8 @@ class ReplayFeed:
         return self._latest
 
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
-        """Group, sort and filter otherwise; a snapshot follows at once."""
+        """Group, sort and filter otherwise; a snapshot follows at once. Raises UsageError."""
+        check(group, filter_text)
         with self._wake:
             self._view = (group, sort, filter_text)
             self._wanted += 1
@@ -317,16 +316,9 @@ class ReplayFeed:
     def _show(self) -> None:
         try:
             with self._wake:
-                asked, (group, sort, text) = self._wanted, self._view
-                limit = SEARCHED if text else LIMIT
+                asked, wanted = self._wanted, self._view
                 header = self._of.header
-                snapshot = self._model.snapshot(
-                    group=group, sort=sort, limit=limit, filter_text=header.flow_filter
-                )
-            if text:
-                snapshot = filtered(snapshot, text)
-                snapshot = replace(snapshot, culprits=snapshot.culprits[:LIMIT])
-            snapshot = replace(snapshot, filter=f"{header.filter} {text}".strip())
+                snapshot = view(self._model, wanted, LIMIT, header.flow_filter, header.filter)
         except CtraceError:
             self._given = asked
             return  # a filter that cannot be understood leaves the screen as it is

@@ -16,6 +16,7 @@ from ctrace.model.heavy import COUNTERS
 from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TCP, TIME_SHIFT, has_port, key_hash
 from ctrace.model.levels import Level, Levels
 from ctrace.model.rich import LOOKS, TREND, distinct
+from ctrace.model.scope import Scope
 from ctrace.model.snapshot import Culprit, Ends, OwnerView, Percentiles, Tuple5
 from ctrace.model.victims import owner_view, tuple5
 from ctrace.record import TCP_STATES, Direction, Status, address_text, proto_name
@@ -29,6 +30,7 @@ CANDIDATES: Final = 512
 """How many of the heaviest keys are looked at when sorting by a percentile."""
 
 _ALL: Final = ~np.uint64(0)
+_EVERYTHING: Final = Scope()
 Rows = npt.NDArray[np.intp]
 
 
@@ -59,10 +61,16 @@ class Context:
 class Group:
     """All keys of one grouping, with their sums. Arrays are aligned by key."""
 
-    def __init__(self, name: str, levels: Levels, context: Context, now: int) -> None:
+    def __init__(
+        self, name: str, levels: Levels, context: Context, now: int, scope: Scope = _EVERYTHING
+    ) -> None:
+        """``scope`` is one that the grouping can tell: :meth:`~Scope.refusal` is empty."""
         self.name = name
         self._context = context
-        self._parts = _parts(name, levels)
+        self._scope = scope
+        narrow = _narrow(name, levels, scope)
+        self._parts = (narrow,) if narrow else _parts(name, levels)
+        self._beyond = _beyond(self._parts, levels, scope)
         keys, level_of, row_of = self._collect()
         self._labels: dict[int, str] = {}
         h = key_hash(keys[:, 0], keys[:, 1], keys[:, 2])
@@ -82,16 +90,19 @@ class Group:
         seconds = (net * now - self._gather("births")) * TIME_UNIT
         self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
         space = levels.space.table
-        self.total_held = max(int(self.held.sum()), int(space.held().sum()))
-        """Entries of all keys, shown or not, with a row or not."""
-        whole = float(((space.held() * now - space.counters["births"]) * TIME_UNIT).sum())
+        mine = scope.of_namespace.rows(space.key)
+        self.total_held = max(int(self.held.sum()), int(space.held()[mine].sum()))
+        """Entries of all keys of the namespaces looked at, shown or not, with a row or not."""
+        stood = (space.held() * now - space.counters["births"]) * TIME_UNIT
+        whole = float(stood[mine].sum())
         self.total_seconds = max(float(self.table_seconds.sum()), whole)
         s = self.sums
         self._told = s["inserts"] + s["existing"] + s["destroys"] + s["drops"] + s["failed"] > 0
         """Keys of which something is known: not of one that has just got its row."""
         coarse = self._parts[-1].level if len(self._parts) > 1 else self._parts[0].level
         self.floor = coarse.table.floor
-        self.distinct = max(self.n, coarse.table.distinct() if self.floor else 0)
+        whole_group = scope == _EVERYTHING
+        self.distinct = max(self.n, coarse.table.distinct() if self.floor and whole_group else 0)
         """Keys ever seen, shown or not: estimated once any were turned away."""
 
     def inside(self, netns: int) -> npt.NDArray[np.bool_]:
@@ -117,6 +128,8 @@ class Group:
             if part.owned is not None:
                 owned = (table.key[chosen, 2] & OWNED) != 0
                 chosen = chosen[owned == part.owned]
+            scope = self._scope
+            chosen = chosen[scope.rows(table.key[chosen])]
             key = table.key[chosen].copy()
             if not part.address:
                 key[:, :2] = 0
@@ -382,6 +395,9 @@ class Group:
                 owner = int(owners[0])
             if number == len(self._parts) - 1 and self.name not in ("netns", "container"):
                 error = int(table.error[rows].max())
+        if self._beyond is not None:
+            missed = self._parts[0].level.table.error[self._row_of[members]]
+            error = self._beyond + int(missed.sum())
         return flags, error, first or 0, owner
 
     def _owner(self, owner: int, meta: int) -> Optional[OwnerView]:
@@ -488,6 +504,28 @@ def _way(flags: int) -> str:
 def is_loopback(address: str) -> bool:
     """Whether an address in text form is a loopback address."""
     return ip_address(address).is_loopback
+
+
+def _narrow(name: str, levels: Levels, scope: Scope) -> Optional[Part]:
+    """The one table that can tell a scope's flows by this grouping; None: the usual ones can."""
+    masks = {"src": NETNS_MASK, "dst": NETNS_MASK, "pair": _ALL, "netns": NETNS_MASK}
+    mask = masks.get(name, SERVICE_MASK)
+    if scope.src or (scope.by_service and name == "src"):
+        return Part(levels.pair, name in ("src", "pair"), mask)
+    if scope.dst or (scope.by_service and name == "dst"):
+        return Part(levels.target, name == "dst", mask)
+    return None
+
+
+def _beyond(parts: tuple[Part, ...], levels: Levels, scope: Scope) -> Optional[int]:
+    """For a narrowed group: flows that have no row in its table, so may be any key's."""
+    rest = {id(levels.pair): levels.source, id(levels.target): levels.destination}
+    if len(parts) > 1 or not (scope.src or scope.dst or scope.by_service):
+        return None
+    coarse = rest[id(parts[0].level)].table
+    coarse.drain()
+    mine = scope.of_namespace.rows(coarse.key)
+    return int((coarse.counters["inserts"] + coarse.counters["existing"])[mine].sum())
 
 
 def _parts(name: str, levels: Levels) -> tuple[Part, ...]:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from typing import Final
 
 from ctrace.model.snapshot import History, Rates
 
 POINTS: Final = 600
+_WIDTH: Final = 6
+"""Numbers of a point: UTC seconds, entries, and four rates."""
 
 
 class Points:
-    """A bounded series of what the whole machine did in each interval."""
+    """A bounded series of what a namespace, or the whole machine, did in each interval."""
 
     def __init__(self, points: int = POINTS) -> None:
-        self._rows: deque[tuple[float, int, float, float, float, float]] = deque(maxlen=points)
+        self._most = points * _WIDTH
+        self._flat = array("d")
 
     def add(self, utc: float, count: int, rates: Rates) -> None:
         """One interval."""
-        self._rows.append((utc, count, rates.insert, rates.destroy, rates.drop, rates.early_drop))
+        if len(self._flat) >= 2 * self._most:
+            del self._flat[: -self._most]
+        self._flat.extend((utc, count, rates.insert, rates.destroy, rates.drop, rates.early_drop))
 
     def view(self) -> History:
         """Oldest first."""
-        if not self._rows:
-            return History()
-        ts, count, insert, destroy, drop, early = zip(*self._rows, strict=True)
-        return History(ts, count, insert, destroy, drop, early)
+        flat = self._flat[-self._most :]
+        ts, count, insert, destroy, drop, early = (tuple(flat[at::_WIDTH]) for at in range(_WIDTH))
+        return History(ts, tuple(int(n) for n in count), insert, destroy, drop, early)

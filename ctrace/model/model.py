@@ -17,6 +17,7 @@ from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, windo
 from ctrace.model.levels import Levels
 from ctrace.model.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.scatter import Rows
+from ctrace.model.scope import Scope
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import Tables, counted, per_second
 from ctrace.model.victims import Victims
@@ -31,6 +32,7 @@ FLOOD: Final = 200_000
 """Events a second above which one entry of :data:`~ctrace.record.PART` is timed,
 until there are less than a quarter of it."""
 NAMES_LIMIT: Final = 65_536
+EVERYTHING: Final = Scope()
 VICTIMS_SHOWN: Final = 50
 TOP: Final = 10
 
@@ -91,7 +93,7 @@ class Model:
         self._owners: dict[int, Owner] = {}
         self._cgroups: dict[int, str] = {}
         self._listeners: dict[tuple[int, int, int], Owner] = {}
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[tuple[str, Scope], Group] = {}
 
     # -- in -------------------------------------------------------------------
 
@@ -212,26 +214,41 @@ class Model:
 
     # -- out ------------------------------------------------------------------
 
+    def netns(self, name: str) -> int:
+        """The number of a namespace known by name or number; 0, which none has, if unknown."""
+        return self._tables.find(name)
+
     def snapshot(
-        self, group: str = "pair", sort: str = "held", limit: int = 50, filter_text: str = ""
+        self,
+        group: str = "pair",
+        sort: str = "held",
+        limit: int = 50,
+        filter_text: str = "",
+        scope: Scope = EVERYTHING,
     ) -> Snapshot:
         """The answer at this moment, for any group and sort. Raises UsageError.
 
-        A sort with a leading ``-`` turns the order round, over all keys.
+        A sort with a leading ``-`` turns the order round, over all keys. Of ``scope`` the
+        culprits are those of its flows; everything else is that of its namespace.
         """
         if group not in GROUPS:
             raise UsageError(f"unknown group {group!r}: use one of {', '.join(GROUPS)}")
         if sort.removeprefix("-") not in SORTS:
             raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
-        chosen = self._group(group)
-        tables = self._tables.view(self._by_netns())
+        if refusal := scope.refusal(group):
+            raise UsageError(refusal)
+        chosen, here = self._group(group, scope), scope.of_namespace
+        told = self._by_netns()
+        tables = tuple(
+            table for table in self._tables.view(told) if scope.netns in (None, table.netns)
+        )
         culprits = tuple(
             chosen.culprit(int(at), self._ticks - 1) for at in chosen.order(sort, limit)
         )
-        counted_here = self._tables.counted()
-        totals = self._tables.totals() if counted_here and not filter_text else self._seen()
-        rates = self._rates if counted_here and not filter_text else self._event_rates
-        victims = self._victims.view(VICTIMS_SHOWN, self._owners, self._tables.name, self._refused)
+        totals, rates = self._sums(scope.netns, tables, told, bool(filter_text))
+        victims = self._victims.view(
+            VICTIMS_SHOWN, self._owners, self._tables.name, self._refused, scope.netns
+        )
         return Snapshot(
             ts=self._clock.utc(self._until),
             host=self._host,
@@ -248,25 +265,46 @@ class Model:
             culprits_total=chosen.distinct,
             held_total=chosen.total_held,
             table_seconds_total=chosen.total_seconds,
-            top={name: self._top(name) for name in ("src", "dst", "service", "pair")},
+            top={name: self._top(name, here) for name in ("src", "dst", "service", "pair")},
             victims=victims,
-            why=causes.explain(self._facts(tables, totals, rates)),
-            history=self._points.view(),
+            why=causes.explain(self._facts(tables, totals, rates, here)),
+            history=(
+                self._points if scope.netns is None else self._tables.points(scope.netns)
+            ).view(),
             memory=self._memory(),
             cost=self._cost,
             filter=filter_text,
         )
 
-    def _group(self, name: str) -> Group:
-        if name not in self._groups:
+    def _sums(
+        self,
+        netns: Optional[int],
+        tables: tuple[Table, ...],
+        told: dict[int, tuple[int, Counted, Rates]],
+        some_flows: bool,
+    ) -> tuple[Counted, Rates]:
+        """Totals and rates of all, or of one namespace: of what was asked for, if of some flows."""
+        counted_here = self._tables.counted() and not some_flows
+        if netns is None:
+            if counted_here:
+                return self._tables.totals(), self._rates
+            return self._seen(), self._event_rates
+        if counted_here and tables:
+            return tables[0].totals, tables[0].rates
+        _, totals, rates = told.get(netns, (0, Counted(), Rates()))
+        return totals, rates
+
+    def _group(self, name: str, scope: Scope = EVERYTHING) -> Group:
+        if (name, scope) not in self._groups:
             context = Context(
                 self._owners, self._cgroups, self._listeners, self._tables.name, self._clock
             )
-            self._groups[name] = Group(name, self._levels, context, self._until >> TIME_SHIFT)
-        return self._groups[name]
+            now = self._until >> TIME_SHIFT
+            self._groups[name, scope] = Group(name, self._levels, context, now, scope)
+        return self._groups[name, scope]
 
-    def _top(self, name: str) -> tuple[tuple[str, float], ...]:
-        group = self._group(name)
+    def _top(self, name: str, scope: Scope) -> tuple[tuple[str, float], ...]:
+        group = self._group(name, scope)
         return tuple(
             (group.label(int(at)), float(group.rate[at]))
             for at in group.order("new", TOP)
@@ -297,19 +335,19 @@ class Model:
             self._group("pair").refused(high, low, meta),
         )
 
-    def _facts(self, tables: tuple[Table, ...], totals: Counted, rates: Rates
+    def _facts(self, tables: tuple[Table, ...], totals: Counted, rates: Rates, scope: Scope
                ) -> causes.Facts:  # fmt: skip
         return causes.Facts(
             tables=tables,
             totals=totals,
             rates=rates,
             uptime=(self._until - self._started) / 1e9,
-            service=self._group("service"),
-            pair=self._group("pair"),
-            src=self._group("src"),
-            space=self._group("netns"),
-            failed_dns=self._victims.failed(53),
-            failed=self._victims.failed(),
+            service=self._group("service", scope),
+            pair=self._group("pair", scope),
+            src=self._group("src", scope),
+            space=self._group("netns", scope),
+            failed_dns=self._victims.failed(53, scope.netns),
+            failed=self._victims.failed(None, scope.netns),
             ticks=self._ticks - 1,
         )
 

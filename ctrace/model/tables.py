@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Clock, Counts, Netns, TableReading
+from ctrace.model.history import Points
 from ctrace.model.snapshot import Counted, Rates, Reconciliation, Table
 from ctrace.record import KIND_OF, N_REASONS, Kind, Reason
 
@@ -31,6 +32,8 @@ FEW: Final = 30
 YOUNG: Final = 0.05
 """Share of entries from which on those of the first dump no longer stand for all."""
 _WRAP: Final = 1 << 32
+CHART: Final = 240
+"""Intervals that the chart of one namespace goes back: as many as a wide screen shows."""
 
 _REASONS_OF = {
     kind: [int(reason) for reason, its in KIND_OF.items() if its == kind]
@@ -170,6 +173,7 @@ class _State:
     full_last: int = 0
     dumped: Dumped = field(default_factory=Dumped)
     met: PinnedSample = field(default_factory=PinnedSample)
+    points: Points = field(default_factory=lambda: Points(CHART))
 
     def totals(self) -> npt.NDArray[np.int64]:
         return self.base + self.counts.astype(np.int64)
@@ -190,6 +194,16 @@ class Tables:
         """A namespace's name, ``netns:<inum>`` while unknown."""
         known = self._names.get(netns)
         return known.name if known else f"netns:{netns}"
+
+    def find(self, text: str) -> int:
+        """The number of the namespace with that name or number; 0, which none has, if unknown."""
+        named = (n for n in sorted(self._states) if text in (self.name(n), str(n)))
+        return next(named, 0)
+
+    def points(self, netns: int) -> Points:
+        """The last intervals of one namespace."""
+        state = self._states.get(netns)
+        return state.points if state else Points()
 
     def dumped(self, netns: int) -> Dumped:
         """What is left of a namespace's first dump."""
@@ -243,6 +257,9 @@ class Tables:
                     state.full_since = until - round(seconds * 1e9)
             elif until - state.full_last > FULL_NS:
                 state.full_since = None
+            if state.reading is not None:
+                utc = self._clock.utc(until) / 1e9
+                state.points.add(utc, state.reading.count, state.rates)
 
     def totals(self) -> Counted:
         """Summed over namespaces, from the kernel's exact counters."""

@@ -149,13 +149,14 @@ class Victims:
         }
         self._at_tick = now
 
-    def failed(self, port: Optional[int] = None) -> int:
-        """Insertion races lost, by flows to a port or all."""
+    def failed(self, port: Optional[int] = None, netns: Optional[int] = None) -> int:
+        """Insertion races lost, by flows to a port or all, in a namespace or all."""
         return sum(
             row.failed
-            for row in self._rows.values()
+            for key, row in self._rows.items()
             if row.failed
             and (port is None or int(np.frombuffer(row.sample, RECORD)["dport"][0]) == port)
+            and netns in (None, _netns(key))
         )
 
     def view(
@@ -164,14 +165,15 @@ class Victims:
         owners: Mapping[int, Owner],
         netns_name: Callable[[int], str],
         refused: Callable[[bytes], tuple[Optional[float], Optional[float]]],
+        netns: Optional[int] = None,
     ) -> tuple[Victim, ...]:
-        """The worst first: by refusals, then evictions, then failures.
+        """The worst first, of all or of a namespace: by refusals, then evictions, then failures.
 
         ``refused`` tells which share of the source's new flows was refused: of all of
         them, and of those to the service.
         """
         rows = sorted(
-            self._rows.items(),
+            (item for item in self._rows.items() if netns in (None, _netns(item[0]))),
             key=lambda item: (-item[1].drops, -item[1].evicted, -item[1].failed, item[0]),
         )
         return tuple(
@@ -211,6 +213,11 @@ class Victims:
             owner=owner_view(row.owner, owners, "opened"),
             sample=tuple5(record),
         )
+
+
+def _netns(key: bytes) -> int:
+    """The namespace of a victim's key."""
+    return int.from_bytes(key[32:40], "little") >> 32
 
 
 def bracket(address: str) -> str:

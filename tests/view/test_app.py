@@ -282,6 +282,46 @@ def test_namespaces_victims_and_panes() -> None:
     drive(keys, FixedFeed([samples.namespaces()]))
 
 
+def test_escape_walks_back_through_what_was_narrowed() -> None:
+    feed = FixedFeed([samples.namespaces()])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("slash", *"proto=udp", "enter", "n")
+        assert (app.state.mode, app.state.filter) == ("namespaces", "proto=udp")
+        await pilot.press("enter")
+        first = app.state.filter
+        assert first.startswith("proto=udp netns=pod-08")
+        assert "Esc back" in shown(app)
+        await pilot.press("n", "down", "enter")  # another one, in place of the first
+        assert app.state.filter.startswith("proto=udp netns=pod-")
+        assert app.state.filter != first
+        steps = []
+        for _ in range(5):
+            await pilot.press("escape")
+            steps.append((app.state.mode, app.state.filter))
+        assert steps == [
+            ("namespaces", "proto=udp"), ("top", first), ("namespaces", "proto=udp"),
+            ("top", "proto=udp"), ("top", ""),
+        ]  # fmt: skip
+
+    drive(keys, feed)
+    assert [one[2] for one in feed.views][-1] == ""
+
+
+def test_groupings_that_cannot_be_filtered_so_are_passed_over_and_said() -> None:
+    feed = FixedFeed([samples.incident()])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("slash", *"src=10.0.0.0/8", "enter", "g")
+        assert app.state.group == "netns"
+        assert "rows by processes can't be filtered by src" in shown(app)
+        await pilot.press("slash", "ctrl+u", *"dst=10.0.0.1 src=10.0.0.2", "enter")
+        assert "src and dst together can't be told" in shown(app)
+
+    drive(keys, feed)
+    assert {one[0] for one in feed.views} == {"pair", "netns"}
+
+
 def test_advice_is_shown_and_applied_only_when_typed() -> None:
     adviser = Advice()
 

@@ -9,7 +9,7 @@ from typing import Any
 from textual import events
 
 from ctrace.errors import CtraceError
-from ctrace.live.filtering import parse
+from ctrace.live.filtering import check, scope_of
 from ctrace.live.protocol import Records, Travels
 from ctrace.model.snapshot import SORTS, Culprit, Table
 from ctrace.view.screen.frame import Spot, culprits_of, identity, tables_of
@@ -36,7 +36,7 @@ class TopApp(TravelKeys):
         self.change(self.state.to("help"))
 
     def action_up(self) -> None:
-        """One step back: from a page, then from a filter."""
+        """One step back: from a page to its list, from some flows to those before."""
         self.change(self.state.up())
 
     def action_pause(self) -> None:
@@ -69,10 +69,17 @@ class TopApp(TravelKeys):
             self.advice.ask(snapshot, old=ADVICE_OLD)
             self.change(replace(state.to("detail"), subject=identity(row)))
         else:
-            self.change(replace(state.to("top"), mode="top", filter=f"{row.proto}/{row.port}"))
+            self._narrow(f"{row.proto}/{row.port}" if row.port else f"proto={row.proto}")
+
+    def _narrow(self, *words: str) -> None:
+        """Show flows that pass these words, too; Esc leads back."""
+        kept = [word for word in self.state.filter.split() if word not in words]
+        self.change(replace(self.state.narrowed(" ".join([*kept, *words])), mode="top"))
 
     def _one_namespace(self, table: Table) -> None:
-        self.change(replace(self.state.up(), mode="top", filter=f"netns={table.name}"))
+        tables = self.snapshot.tables if self.snapshot else ()
+        alone = sum(other.name == table.name for other in tables) == 1
+        self._narrow(f"netns={table.name if alone else table.netns}")
 
     def action_advice(self) -> None:
         """The advice page; asks for advice in the background."""
@@ -83,11 +90,22 @@ class TopApp(TravelKeys):
 
     def action_group(self) -> None:
         """Group by the next thing."""
-        self.change(replace(self.state.next_group(), mode="top"))
+        self._grouped(1)
 
     def action_group_back(self) -> None:
         """Group by the thing before."""
-        self.change(replace(self.state.next_group(-1), mode="top"))
+        self._grouped(-1)
+
+    def _grouped(self, step: int) -> None:
+        """Group otherwise; ways by which the filter can't be told are passed over, and said."""
+        state, said = self.state.next_group(step), ""
+        while (refusal := scope_of(state.filter).refusal(state.group)) and (
+            state.group != self.state.group
+        ):
+            state, said = state.next_group(step), said or refusal
+        self.change(replace(state, mode="top"))
+        if said:
+            self.say(said.partition(":")[0])
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -161,15 +179,12 @@ class TopApp(TravelKeys):
                  self.state.filter, self._filtered)  # fmt: skip
 
     def _filtered(self, text: str) -> None:
-        parse(text)  # raises what is then shown to the person
-        back = (
-            self.state if self.state.mode in ("top", "victims") else replace(self.state, mode="top")
-        )
-        self.change(replace(back, filter=text, cursor=0, held=("", 0)))
+        check(self.state.group, text)  # raises what is then shown to the person
+        self.change(self.state.narrowed(text))
 
     def action_no_filter(self) -> None:
         """Show everything again."""
-        self._filtered("")
+        self.change(replace(self.state.narrowed(""), trail=()))
 
     def action_record(self) -> None:
         """Begin or end a recording."""

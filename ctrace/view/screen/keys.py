@@ -53,7 +53,9 @@ class Key:
 
 PAGES: Final = ("detail", "advice", "help")
 ROWS: Final = ("top", "victims", "namespaces")
-ALL: Final = ROWS + PAGES
+NARROWED: Final = "narrowed"
+"""The mode ``top`` with a filter."""
+ALL: Final = (*ROWS, NARROWED, *PAGES)
 
 KEYS: Final = (
     Key(("q", "ctrl+c"), "quit", "quit", "quit", modes=ALL),
@@ -62,9 +64,9 @@ KEYS: Final = (
         ("escape", "backspace"),
         "up",
         "back",
-        "one step back",
+        "one step back; from some flows to those before",
         "Esc",
-        ("victims", "namespaces", *PAGES),
+        ("victims", "namespaces", NARROWED, *PAGES),
     ),
     Key(
         ("space",),
@@ -192,8 +194,9 @@ WANTED: Final = (
 
 def footer_keys(mode: str, travels: bool) -> list[Key]:
     """What the footer offers here, most wanted first."""
+    modes = {mode, "top" if mode == NARROWED else mode}
     offered = [
-        key for key in KEYS if key.short and mode in (key.modes or ROWS) and key.serves(travels)
+        key for key in KEYS if key.short and modes & set(key.modes or ROWS) and key.serves(travels)
     ]
     return sorted(offered, key=lambda key: WANTED.index(key.action))
 

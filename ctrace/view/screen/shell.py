@@ -31,7 +31,7 @@ from ctrace.view.screen import parts
 from ctrace.view.screen.advice import AdvicePane
 from ctrace.view.screen.detail import detail_lines
 from ctrace.view.screen.frame import Painted, Spot, compose
-from ctrace.view.screen.keys import KEYS, footer, help_lines
+from ctrace.view.screen.keys import KEYS, NARROWED, footer, help_lines
 from ctrace.view.screen.palette import PALETTES, Palette
 from ctrace.view.screen.rates import Rates, row_of
 from ctrace.view.screen.stage import AsciiFilter, Prompt, Stage, bindings
@@ -204,7 +204,9 @@ class Shell(App[None]):
 
     def _bottom(self, width: int, spots: list[Spot], height: int) -> list[Text]:
         travels = isinstance(self.feed, Travels)
-        text, keys = footer(self.state.mode, width, self.palette, travels)
+        narrowed = self.state.mode == "top" and self.state.filter
+        mode = NARROWED if narrowed else self.state.mode
+        text, keys = footer(mode, width, self.palette, travels)
         if self._message[0]:
             words = fmt.cut(fmt.clean(self._message[0]), width - 2)
             text = parts.line([(words, self.palette.strong)], width)

@@ -9,6 +9,13 @@ from ctrace.model.snapshot import GROUPS, SORTS
 
 MODES: Final = ("top", "victims", "namespaces", "detail", "advice", "help")
 PANES: Final = ("culprits", "victims")
+TRAIL: Final = 16
+"""Steps that are remembered."""
+
+
+def without_namespace(text: str) -> str:
+    """A filter for all namespaces."""
+    return " ".join(word for word in text.split() if not word.startswith("netns="))
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class State:
     """Key and namespace of the culprit that the detail page is about."""
     back: str = "top"
     """The mode that Backspace returns to."""
+    trail: tuple[tuple[str, str], ...] = ()
+    """Mode and filter of each step that narrowed what is shown: Esc walks back along it."""
 
     def next_group(self, step: int = 1) -> State:
         """The next way to group; the cursor goes back to the first row."""
@@ -52,13 +61,29 @@ class State:
         """Another mode, from its beginning; the same mode again leads back."""
         if mode == self.mode:
             return self.up()
+        if mode == "namespaces":  # of all: which one is shown alone is chosen here
+            text = without_namespace(self.filter)
+            return replace(self._step(), mode=mode, filter=text)
         back = self.mode if self.mode not in ("help", "advice") else self.back
         return replace(self, mode=mode, back=back, scroll=0, cursor=0, held=("", 0))
 
+    def narrowed(self, text: str) -> State:
+        """The first screen of other flows; Esc leads back to these."""
+        mode = "victims" if self.mode == "victims" else "top"
+        return self if text == self.filter else replace(self._step(), mode=mode, filter=text)
+
+    def _step(self) -> State:
+        trail = (*self.trail, (self.mode, self.filter))[-TRAIL:]
+        return replace(self, trail=trail, back="top", cursor=0, held=("", 0), scroll=0)
+
     def up(self) -> State:
-        """One step back."""
-        if self.mode == "top":
-            return self
+        """One step back: from a page to its list, from some flows to those before."""
+        if self.mode in ("top", "namespaces"):
+            mode, text = self.trail[-1] if self.trail else ("top", "")
+            return replace(
+                self, mode=mode, filter=text, back="top", trail=self.trail[:-1], cursor=0,
+                held=("", 0), scroll=0,
+            )  # fmt: skip
         # From help over a drill-down back into it, and from there to the top.
         target = self.back if self.back != self.mode else "top"
         return replace(self, mode=target, back="top", scroll=0, cursor=0, held=("", 0))
