@@ -93,9 +93,9 @@ def test_which_source_over_all_hosts(fleet: tuple[Path, Truth]) -> None:
     assert max(row["hosts"] for row in rows) > 1
 
 
-def test_the_readmes_query_does_what_it_says(fleet: tuple[Path, Truth]) -> None:
+def test_the_pages_query_does_what_it_says(fleet: tuple[Path, Truth]) -> None:
     folder, truth = fleet
-    (query,) = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (query,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "fleet.md").read_text(), re.S)
     rows = asked(folder, query)
     for row in rows:
         key = row["src"], row["dport"]

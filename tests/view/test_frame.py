@@ -82,8 +82,8 @@ def test_pictures_are_as_they_were_reviewed(tmp_path: Path) -> None:
 
 def test_the_readme_has_every_key() -> None:
     """To renew the table: scripts/pictures."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("<!-- keys: begin -->\n")[2].partition("\n<!-- keys: end -->")[0]
+    page = (ROOT / "docs" / "screen.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- keys: begin -->\n")[2].partition("\n<!-- keys: end -->")[0]
     assert table == markdown()
     told = set(re.findall(r"`([^`]+)`", table))
     bound = {binding.key for binding in bindings() if isinstance(binding, Binding)}

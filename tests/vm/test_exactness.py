@@ -320,7 +320,7 @@ def test_a_clash_that_enters_beside_the_winner(
         told = any("beside a clashing" in sentence for sentence in capture.info.blind)
         assert named == (0 if family == "netfilter" else beside)
         assert told == (family in ("netfilter", "netlink"))
-        how = {"netfilter": "as an insert", "netlink": "at its end"}.get(family, "exact")
+        how = {"netfilter": "as an insert", "netlink": "only when destroyed"}.get(family, "exact")
         note(seen, family, "beside", how)
 
 

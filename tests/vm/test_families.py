@@ -172,7 +172,7 @@ def test_owners_are_the_sending_process_and_never_the_interrupted_one(
 def test_an_insert_by_hand(family: str, net: Net, capture: Capture, seen: Seen) -> None:
     if family == "netfilter":
         assert any("conntrack -I" in sentence for sentence in capture.info.blind)
-        note(seen, family, "conntrack -I", "its end only")
+        note(seen, family, "conntrack -I", "only when destroyed")
         return
     with Watch(capture, net.nodes) as watch:
         net.client.run(
@@ -429,7 +429,7 @@ def test_evictions_are_told_from_refusals(
         assert len(evicted) == watch.stats[client.inum]["early_drop"]
         assert set(flows(evicted)) <= set(sent.flows)
         assert flows(watch.of(client, Kind.DROP)) == Counter(sent.refused)
-        note(seen, family, "evictions", "told apart")
+        note(seen, family, "evictions", "distinguished")
     else:
         note(seen, family, "evictions", "counted")
 

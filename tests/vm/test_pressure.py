@@ -144,4 +144,4 @@ def test_the_collector_near_the_limit_is_told_from_deletions(
         assert {int(e["reason"]) for e in taken} == {int(reason)}, family
         assert all(int(e["status"]) & int(Status.ASSURED) for e in taken)
         assert {int(e["sport"]) for e in taken} <= {flow.sport for flow in sent}
-        note(seen, family, "collector", "told apart" if told else "as gone")
+        note(seen, family, "collector", "distinguished" if told else "as plain deletions")

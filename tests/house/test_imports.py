@@ -1,0 +1,74 @@
+"""The house: which room may import which, and that what is pointed to exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ARROWS = {
+    "advice": "change host kernel model ruleset whatif",
+    "capture": "host kernel",
+    "change": "host ruleset",
+    "cost": "capture host kernel recording",
+    "demo": "capture host lab live model view",
+    "host": "",
+    "kernel": "capture cost host",
+    "lab": "host",
+    "live": "advice change model recording view",
+    "model": "",
+    "recording": "advice cost host model",
+    "ruleset": "advice change host kernel",
+    "selftest": "capture host lab",
+    "view": "advice change cost live model recording whatif",
+    "whatif": "model",
+}
+"""Room: what it may import beside the contract (record, batch, filters, errors)."""
+ANY = {"cli"}
+"""Verbs bring everything together."""
+FOUNDATION = {"__version__", "open"} | {file.stem for file in (ROOT / "ctrace").glob("*.py")}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Rooms that a file imports from, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "ctrace":
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ctrace."):
+            yield str(node.module).split(".")[1]
+
+
+@pytest.mark.parametrize("room", sorted(ARROWS))
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    allowed = {room, *ARROWS[room].split()} | FOUNDATION
+    for file in (ROOT / "ctrace" / room).rglob("*.py"):
+        assert set(imported(file)) <= allowed, file
+
+
+def test_every_room_has_its_rule() -> None:
+    rooms = {path.parent.name for path in (ROOT / "ctrace").glob("*/__init__.py")}
+    assert rooms == set(ARROWS) | ANY
+
+
+def test_what_is_pointed_to_exists() -> None:
+    """Paths in comments, docstrings and pages."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    have, lost = set(listed), []
+    for name in listed:
+        if not re.search(r"\.(py|c|h|md|sh|toml)$|^scripts/", name):
+            continue
+        text = (ROOT / name).read_text(encoding="utf-8", errors="replace")
+        for path in re.findall(
+            r"(?<![\w/])((?:bpf|ctrace|docs|tests|scripts)/[\w/.-]+\.\w+)", text
+        ):
+            if path.endswith((".py", ".c", ".h", ".md", ".sql", ".sh")) and path not in have:
+                lost.append(f"{name}: {path}")
+    assert not lost
