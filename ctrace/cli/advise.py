@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ctrace.cli.kinds import Time
 from ctrace.cli.options import filter_options, output_option
 from ctrace.errors import CtraceError, UsageError
 
@@ -34,11 +35,16 @@ def percent(_context: object, _option: object, text: str) -> float:
 @click.command()
 @click.argument("file", required=False, type=click.Path())
 @click.option(
-    "--duration", default=10.0, show_default=True, type=click.FloatRange(1, 86400),
-    help="Seconds to watch when live.",
+    "--duration", default="10s", show_default=True, type=Time(1, 86400),
+    help="How long to watch when live.",
 )  # fmt: skip
 @click.option(
-    "--target", default="60%", show_default=True, callback=percent, help="Fill to come below."
+    "--target",
+    default="60%",
+    show_default=True,
+    callback=percent,
+    metavar="SHARE",
+    help="Bring each table below this fill.",
 )
 @click.option("--plan", metavar="PLAN", type=click.Path(), help="Write a plan for ctrace apply.")
 @click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")

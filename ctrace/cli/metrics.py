@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ctrace.cli.kinds import Time
 from ctrace.errors import CtraceError
 
 LISTEN = "127.0.0.1:9632"
@@ -20,10 +21,10 @@ LISTEN = "127.0.0.1:9632"
 )
 @click.option(
     "--interval",
-    default=1.0,
+    default="1s",
     show_default=True,
-    type=click.FloatRange(0.1, 60),
-    help="Seconds between two answers.",
+    type=Time(0.1, 60),
+    help="Time between two answers.",
 )
 @click.option(
     "--limit", default=50, show_default=True, type=click.IntRange(1, 1000),

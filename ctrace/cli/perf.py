@@ -9,13 +9,14 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.kinds import Time
 from ctrace.errors import CtraceError
 
 
 @click.command()
 @click.option(
-    "--duration", default=10.0, show_default=True, type=click.FloatRange(0.5, 3600),
-    help="Seconds to measure.",
+    "--duration", default="10s", show_default=True, type=Time(0.5, 3600),
+    help="How long to measure.",
 )  # fmt: skip
 @click.option(
     "--hertz", default=199, show_default=True, type=click.IntRange(1, 5000),
@@ -53,8 +54,8 @@ def command(
       ctrace perf                              ten seconds, as tables
       ctrace perf --folded out.folded          stacks for a flame-graph viewer
       ctrace perf -o json > before.json        and after the change:
-      ctrace perf --against before.json        what became of it
-      ctrace perf --stacks drop                who sends what is refused
+      ctrace perf --against before.json        compare with the earlier measurement
+      ctrace perf --stacks drop                who sends the refused packets
     """  # fmt: skip
     from ctrace.cost.measure import measure
     from ctrace.kernel import symbols

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
+from ctrace.cli.kinds import Size, Time
 from ctrace.cli.options import filter_options, make_filter
-from ctrace.errors import UsageError
 
 if TYPE_CHECKING:
     from ctrace.recording.recorder import Progress, Sink
@@ -25,20 +24,22 @@ DEFAULT_RING = "ctrace.d"
     "-o", "--output", metavar="FILE",
     help=f"Where to write [default: {DEFAULT}; for a flight recorder, {DEFAULT_RING}/].",
 )  # fmt: skip
-@click.option("--duration", metavar="TIME", help="Stop after this long: 30, 5m, 2h.")
+@click.option("--duration", type=Time(), help="Stop after this long: 30, 5m, 2h.")
 @click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N events.")
 @click.option("--cmd", metavar="COMMAND", help="Record as long as this shell command runs.")
-@click.option("--ring", metavar="SIZE", help="Flight recorder: use at most this much disk.")
-@click.option("--keep", metavar="TIME", help="Flight recorder: keep this long.")
+@click.option("--ring", type=Size(8 << 20), help="Flight recorder: use at most this much disk.")
+@click.option("--keep", type=Time(), help="Flight recorder: keep this long.")
 @click.option(
     "--trigger", multiple=True, metavar="WHAT",
     help="Flight recorder: keep only what surrounds drop, evict, fill=90 or inserts=20000/s.",
 )  # fmt: skip
-@click.option("--before", default="2m", show_default=True, help="Time kept before a trigger.")
-@click.option("--after", default="2m", show_default=True, help="Time kept after a trigger.")
 @click.option(
-    "--interval", default=0.25, show_default=True, type=click.FloatRange(0.05, 10),
-    help="Seconds between two batches: how finely a replay can step.",
+    "--before", type=Time(), default="2m", show_default=True, help="Kept before a trigger."
+)
+@click.option("--after", type=Time(), default="2m", show_default=True, help="Kept after a trigger.")
+@click.option(
+    "--interval", default="250ms", show_default=True, type=Time(0.05, 10),
+    help="Between two batches: how finely a replay can step.",
 )  # fmt: skip
 @click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
 @click.option("--perf", is_flag=True, help="Also measure what conntrack costs, for the report.")
@@ -47,14 +48,14 @@ DEFAULT_RING = "ctrace.d"
 def command(
     *,
     output: Optional[str],
-    duration: Optional[str],
+    duration: Optional[float],
     stop_after: Optional[int],
     cmd: Optional[str],
-    ring: Optional[str],
-    keep: Optional[str],
+    ring: Optional[int],
+    keep: Optional[float],
     trigger: tuple[str, ...],
-    before: str,
-    after: str,
+    before: float,
+    after: float,
     interval: float,
     hooks: Optional[str],
     perf: bool,
@@ -79,14 +80,14 @@ def command(
     from ctrace.recording.segments import FlightRecorder, Retention, parse_trigger
     from ctrace.recording.writer import Writer
 
-    until = Until(parse_time(duration) if duration else None, stop_after, cmd)
+    until = Until(duration, stop_after, cmd)
     in_ring = bool(ring or keep or trigger)
     retention = Retention(
-        size=parse_bytes(ring) if ring else (None if keep else 1 << 30),
-        seconds=parse_time(keep) if keep else None,
+        size=ring if ring else (None if keep else 1 << 30),
+        seconds=keep,
         triggers=tuple(parse_trigger(text) for text in trigger),
-        before=parse_time(before),
-        after=parse_time(after),
+        before=before,
+        after=after,
     )
     shown = shown_filter(filters)
     if filters.get("netns"):
@@ -167,22 +168,3 @@ class ProgressLine:
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
-
-
-def parse_time(text: str) -> float:
-    """``90``, ``30s``, ``5m``, ``2h``, ``1d`` as seconds. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?", text.strip().lower())
-    if not match or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is not a time: give one like 30s, 5m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2] or "s"]
-
-
-def parse_bytes(text: str) -> int:
-    """``500M``, ``1G`` as bytes, at least 8 MiB. Raises UsageError."""
-    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not match:
-        raise UsageError(f"{text!r} is not a size: give one like 500M or 1G")
-    size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2]]
-    if size < 8 << 20:
-        raise UsageError("--ring is at least 8M")
-    return size

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ctrace.cli.kinds import Time
 from ctrace.cli.options import output_option
-from ctrace.cli.record import parse_time
 from ctrace.errors import CtraceError, UsageError
 from ctrace.live.protocol import Position
 from ctrace.model.snapshot import GROUPS, SORTS
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--once", is_flag=True, help="Print the moment (--at, else the end) and leave.")
 @output_option
-@click.option("--step", default="1s", show_default=True, metavar="TIME", help="Between frames.")
+@click.option("--step", default="1s", show_default=True, type=Time(), help="Between frames.")
 @click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
 @click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only.")
 def command(
@@ -51,7 +51,7 @@ def command(
     sort: str,
     once: bool,
     output: str,
-    step: str,
+    step: float,
     theme: Optional[str],
     ascii_only: bool,
 ) -> None:
@@ -65,7 +65,6 @@ def command(
     from ctrace.recording.merge import open_several
     from ctrace.view import format as fmt
 
-    apart = parse_time(step)
     source = open_several(files or ("ctrace.data",))
     with contextlib.closing(source):
         start, end = (source.clock.utc(t) / 1e9 for t in (source.started, source.until))
@@ -77,7 +76,7 @@ def command(
         )
         try:
             if plain:
-                _print(feed, end if once and moment is None else moment, once, output, apart,
+                _print(feed, end if once and moment is None else moment, once, output, step,
                        ascii_only or fmt.wants_ascii(), theme or "")  # fmt: skip
             else:
                 _screen(feed, rules, group, sort, ascii_only or fmt.wants_ascii(), theme or "")
@@ -129,7 +128,7 @@ def _print(
     moment: Optional[float],
     once: bool,
     output: str,
-    apart: float,
+    step: float,
     ascii_only: bool,
     theme: str,
 ) -> None:
@@ -139,7 +138,7 @@ def _print(
     from ctrace.cli.top import print_frame
     from ctrace.view.export.json import snapshot_json
 
-    here = feed.position.start + (0 if once else apart) if moment is None else moment
+    here = feed.position.start + (0 if once else step) if moment is None else moment
     while True:
         feed.seek(here)
         if not feed.settle(3600):
@@ -151,4 +150,4 @@ def _print(
             print_frame(snapshot, ascii_only=ascii_only, theme=theme)
         if once or here >= feed.position.end:
             return
-        here = min(here + apart, feed.position.end)
+        here = min(here + step, feed.position.end)

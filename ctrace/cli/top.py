@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import sys
 from dataclasses import replace
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
+from ctrace.cli.kinds import Size, Time
 from ctrace.cli.options import filter_options, make_filter
-from ctrace.errors import CtraceError, UsageError
+from ctrace.errors import CtraceError
 from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FIRST = 30.0
 
 
 @click.command()
-@click.argument("interval", type=click.FloatRange(0.1, 86400), default=1.0)
+@click.argument("interval", type=Time(0.1, 86400), default="1", metavar="[INTERVAL]")
 @click.argument("count", type=click.IntRange(1), required=False)
 @filter_options
 @click.option(
@@ -50,15 +50,16 @@ FIRST = 30.0
     type=click.IntRange(1, 10000),
     default=200,
     show_default=True,
-    help="Culprits at most.",
+    metavar="N",
+    help="Show at most N culprits.",
 )
 @click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
 @click.option(
     "--memory",
     default="32M",
     show_default=True,
-    metavar="SIZE",
-    help="What the statistics may hold; beyond it small keys are bounded, not exact.",
+    type=Size(1 << 20),
+    help="Memory limit; beyond it, counts of small keys become upper bounds.",
 )
 @click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
 @click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only, also in a UTF-8 locale.")
@@ -78,7 +79,7 @@ def command(
     plain: bool,
     limit: int,
     hooks: Optional[str],
-    memory: str,
+    memory: int,
     theme: Optional[str],
     ascii_only: bool,
     resolve: bool,
@@ -86,7 +87,7 @@ def command(
 ) -> None:
     """Live: what fills the connection tracking table, who is refused, and why.
 
-    INTERVAL is in seconds, COUNT is how many to observe before leaving.
+    INTERVAL is a time like 1, 5s or 2m; COUNT is how many to observe before leaving.
 
     \b
     Examples:
@@ -106,14 +107,13 @@ def command(
 
         filters["netns"] = inode_of(filters["netns"])
     wanted = make_filter(**filters)
-    limit_bytes = parse_size(memory)
     as_screen = not (once or plain or output == "json" or not has_screen())
     feed = LiveFeed(
         lambda: open_live(wanted, hooks=hooks, sample=True),
         interval=interval,
         group=group,
         sort=sort,
-        memory=limit_bytes,
+        memory=memory,
         limit=limit,
         early=as_screen,
         shown_filter=shown,
@@ -247,14 +247,3 @@ def shown_filter(filters: dict[str, Any]) -> str:
         elif value not in (None, False):
             words.append(f"{name.replace('_', '-')}={value}")
     return " ".join(words)
-
-
-def parse_size(text: str) -> int:
-    """``32M`` as bytes. Raises UsageError."""
-    match = re.fullmatch(r"(\d+)([kmg]?)(i?b)?", text.strip().lower())
-    if match is None:
-        raise UsageError(f"{text!r} is not a size: give one like 32M or 1G")
-    size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
-    if size < 1 << 20:
-        raise UsageError("--memory is at least 1M")
-    return size

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
+from ctrace.cli.kinds import Time
 from ctrace.cli.options import filter_options, make_filter
 from ctrace.errors import CtraceError, UsageError
 from ctrace.record import Kind
@@ -29,9 +30,7 @@ KINDS = {kind.name.lower(): kind for kind in Kind if kind is not Kind.EXISTING}
     "-e", "--kinds", metavar="LIST", help=f"Only these, with commas between: {', '.join(KINDS)}."
 )
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Leave after N events.")
-@click.option(
-    "--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Leave then."
-)
+@click.option("--duration", type=Time(), help="Leave after this long.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
     help="json: one object a line.",
