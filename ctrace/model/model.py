@@ -16,6 +16,7 @@ from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
 from ctrace.model.levels import Levels
 from ctrace.model.pairing import EXISTING, UNKNOWN, Births
+from ctrace.model.ports import SourcePorts
 from ctrace.model.scatter import Rows
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
@@ -75,6 +76,7 @@ class Model:
         while self._levels.nbytes() > room:
             scale *= 0.95
             self._levels = Levels(scale)
+        self._ports = SourcePorts()
         self._tables = Tables(clock)
         self._points = Points()
         self._until = started
@@ -138,6 +140,7 @@ class Model:
         self._levels.feed(w, ends, age, extra, owned, part)
         self._look(w)
         self._victims.feed(w)
+        self._ports.feed(w)
         self._events += w.counts.T
         self._note_dumped(w, ends.take(np.flatnonzero(age == UNKNOWN)), extra, part)
 
@@ -345,9 +348,11 @@ class Model:
             service=self._group("service", scope),
             pair=self._group("pair", scope),
             src=self._group("src", scope),
+            dst=self._group("dst", scope),
             space=self._group("netns", scope),
             failed_dns=self._victims.failed(53, scope.netns),
             failed=self._victims.failed(None, scope.netns),
+            portless=self._ports.view(scope.netns),
             ticks=self._ticks - 1,
         )
 

@@ -77,6 +77,12 @@ class Table:
     full_since: Optional[float] = None
     """UTC seconds since when it has been refusing or evicting; None when it does not."""
     off_by: Reconciliation = Reconciliation()
+    chain_too_long: int = 0
+    """Inserts that failed since attaching because a hash chain was too long (since Linux 5.15)."""
+    invalid: int = 0
+    """Packets that the kernel called INVALID since attaching; 0 where it does not tell."""
+    hashed: int = 0
+    """Entries of all namespaces that are known: the hash table is one for all."""
 
     @property
     def fill(self) -> float:
@@ -85,8 +91,11 @@ class Table:
 
     @property
     def load(self) -> float:
-        """Expected hash chain length: each entry is hashed twice, once per direction."""
-        return 2 * self.count / self.buckets if self.buckets else 0.0
+        """Expected hash chain length: each entry is hashed twice, once per direction.
+
+        The buckets are shared by all namespaces (one nf_conntrack_hash since Linux 4.7).
+        """
+        return 2 * max(self.hashed, self.count) / self.buckets if self.buckets else 0.0
 
 
 @dataclass(frozen=True)
@@ -238,12 +247,42 @@ class Victim:
 
 
 @dataclass(frozen=True)
+class Remedy:
+    """One thing to do, with when it applies, what it frees, and what to type for it."""
+
+    id: str
+    """``notrack``, ``keep-alive``, ``sysctl-timeout``, ``ct-timeout``, ``delete``, ``limit``,
+    ``drop-source``, ``syn-proxy``, ``larger-table``, ``buckets``, ``ports``, ``look``, ``change``
+    (of the program or set-up that makes the traffic)."""
+    text: str
+    """A clause for one line: what to do."""
+    netns: int = 0
+    """Where its commands have to run."""
+    service: str = ""
+    """``tcp/8063`` where it is for one service."""
+    detail: str = ""
+    """What it rests on, and what it costs."""
+    now: int = 0
+    """Entries that it frees at once."""
+    frees: Optional[tuple[int, int]] = None
+    """Entries that it frees in time, lowest and highest; None where that is not known."""
+    fill_after: Optional[tuple[float, float]] = None
+    commands: tuple[str, ...] = ()
+    """Shell lines, to be run as root inside the namespace."""
+    undo: tuple[str, ...] = ()
+    """What takes them back, likewise; empty where they change no setting."""
+    memory: Optional[tuple[int, int]] = None
+    """Bytes that it takes when the table is full."""
+    initial: bool = False
+    """Whether its commands have to run in the host's first namespace, wherever it helps."""
+
+
+@dataclass(frozen=True)
 class Cause:
     """One recognised shape, with what it was recognised by."""
 
     id: str
-    """``no-keepalive``, ``one-way-udp``, ``dns-storm``, ``tunnel``, ``loopback-probes``,
-    ``syn-flood``, ``clash``, ``idle-established``, ``other-netns``, ``too-small``, ``unknown``."""
+    """As in share/snapshot.md; ``unknown`` where no shape fits."""
     text: str
     """The WHY line."""
     evidence: tuple[str, ...] = ()
@@ -252,8 +291,13 @@ class Cause:
     proto: str = ""
     port: Optional[int] = None
     netns: int = 0
-    remedy: str = ""
-    """One line: what usually helps."""
+    remedies: tuple[Remedy, ...] = ()
+    """What helps, best first; empty where nothing is wrong."""
+
+    @property
+    def remedy(self) -> str:
+        """What helps, in one line; empty where nothing needs help."""
+        return ", or ".join(one.text for one in self.remedies[:3])
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,8 @@ class Tables:
         limit = reading.max if reading else 0
         seconds, error = forecast(list(state.readings), limit)
         full, met = state.full_since, state.met.share()
+        chains = state.stats.get("chaintoolong", Rising()).total
+        everywhere = [other.reading.count for other in self._states.values() if other.reading]
         return Table(
             netns=netns,
             name=self.name(netns),
@@ -313,6 +315,9 @@ class Tables:
             seconds_to_full_error=error,
             full_since=None if full is None else self._clock.utc(full) / 1e9,
             off_by=self._off_by(state),
+            chain_too_long=max(chains, int(state.totals()[Reason.CHAIN_TOO_LONG])),
+            invalid=state.stats.get("invalid", Rising()).total,
+            hashed=sum(everywhere),
         )
 
     @staticmethod

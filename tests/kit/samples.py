@@ -10,6 +10,8 @@ import math
 from dataclasses import replace
 
 from ctrace.batch import HookInfo, SelfCost
+from ctrace.model.causes import datagrams, tcp, whole
+from ctrace.model.causes.facts import Service
 from ctrace.model.snapshot import (
     Cause,
     Counted,
@@ -27,6 +29,7 @@ from ctrace.model.snapshot import (
     Tuple5,
     Victim,
 )
+from ctrace.model.snapshot import Remedy as Help
 from ctrace.view import format as fmt
 from ctrace.view.screen.advice import Remedy
 
@@ -227,24 +230,30 @@ def incident() -> Snapshot:
                 "fd00:10:42::1", 4_789, INIT, "init", 0, 0.0, 0.0, evicted=360, failed=2,
             ),
         ),
-        why=(
-            Cause(
-                "no-keepalive",
-                "tcp/8063 from php-fpm: 83 % of the table is closed connections waiting out "
-                "TIME_WAIT (they live 4 ms, their entries stay 120 s)",
-                ("99.8 % of ended entries in TIME_WAIT or CLOSE", "455 new/s from one source"),
-                0.83, "tcp", 8_063, INIT,
-                "keep connections alive, or NOTRACK tcp/8063 (no NAT seen on it)",
-            ),
-            Cause(
-                "one-way-udp", "udp/8125: one-way metrics, never answered, 30 s each",
-                ("100 % unreplied",), 0.018, "udp", 8_125, INIT, "NOTRACK udp/8125",
-            ),
-        ),
+        why=_why(culprits, total),
         history=_history(total),
         memory=Memory(used=3_100_000, limit=32 << 20, tracked_keys=1_204),
         cost=SelfCost(cpu=0.018, rss=46 << 20),
     )  # fmt: skip
+
+
+def _why(culprits: tuple[Culprit, ...], total: int) -> tuple[Cause, ...]:
+    """What the product says of these services."""
+    table = Table(INIT, "init", total, total, 65_536)
+    found = (
+        tcp.no_keepalive(_service(culprits[0], table)),
+        datagrams.one_way_udp(_service(culprits[3], table)),
+    )
+    return tuple(one for one in found if one is not None)
+
+
+def _service(pair: Culprit, table: Table) -> Service:
+    """A source's part of a service, as the service that is called by that source alone."""
+    owner = pair.owner.comm if pair.owner and pair.owner.role == "opened" else ""
+    whole = replace(pair, key=pair.key.rpartition(" ")[2], src="")
+    share = pair.held / max(1, table.count)
+    return Service(whole, table, share, "", pair.src or "10.42.3.9", 1.0, owner, 1, pair.nat, 0,
+                   None, 130.0)  # fmt: skip
 
 
 def _history(limit: int, length: int = 120) -> History:
@@ -282,6 +291,11 @@ def filling() -> Snapshot:
     )
 
 
+def _shapeless(first: Culprit, total: int) -> Cause:
+    service = _service(first, Table(INIT, "init", total, 262_144, 65_536))
+    return whole.shapeless(service, f"{service.of}: {service.part}")
+
+
 def calm() -> Snapshot:
     """A host without trouble."""
     full = incident()
@@ -307,7 +321,7 @@ def calm() -> Snapshot:
         victims=(),
         rates=rates,
         totals=Counted(insert=3_402, destroy=3_380, expired=3_380),
-        why=(Cause("unknown", "1.2 % full: no trouble to explain", remedy=""),),
+        why=(_shapeless(culprits[0], total),),
         history=replace(
             full.history,
             count=(3_100,) * 60,
@@ -398,7 +412,8 @@ def hostile() -> Snapshot:
             )
             for index, name in enumerate(HOSTILE)
         ),
-        why=(Cause("no-keepalive", f"{''.join(HOSTILE[:3])} did it", remedy=HOSTILE[3]),),
+        why=(Cause("no-keepalive", f"{''.join(HOSTILE[:3])} did it",
+                   remedies=(Help("change", HOSTILE[3]),)),),
         tables=tuple(replace(full.tables[0], name=name) for name in HOSTILE),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from ctrace.model.snapshot import (
     Histogram,
     OwnerView,
     Percentiles,
+    Remedy,
     Snapshot,
     Table,
     Tuple5,
@@ -95,6 +96,9 @@ def _table(table: Table) -> dict[str, Any]:
         "totals": dataclasses.asdict(table.totals),
         "rates_per_s": _rounded(dataclasses.asdict(table.rates)),
         "off_by": dataclasses.asdict(table.off_by),
+        "chain_too_long": table.chain_too_long,
+        "invalid": table.invalid,
+        "hashed": table.hashed,
     }
 
 
@@ -167,6 +171,24 @@ def _cause(cause: Cause) -> dict[str, Any]:
         "port": cause.port,
         "netns": cause.netns,
         "remedy": cause.remedy,
+        "remedies": [_remedy(one) for one in cause.remedies],
+    }
+
+
+def _remedy(one: Remedy) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "text": one.text,
+        "detail": one.detail,
+        "service": one.service,
+        "netns": one.netns,
+        "now": one.now,
+        "frees": one.frees,
+        "fill_after": one.fill_after,
+        "commands": list(one.commands),
+        "undo": list(one.undo),
+        "memory": one.memory,
+        "initial": one.initial,
     }
 
 

@@ -1,0 +1,123 @@
+"""Causes that are not TCP's: tunnels, look-ups, one-way and answered UDP, pings."""
+
+from __future__ import annotations
+
+from typing import Final, Optional
+
+from ctrace.model import remedies
+from ctrace.model.causes.facts import ENDED, Service
+from ctrace.model.causes.tcp import MOSTLY, SHORT_LIFE, notrack
+from ctrace.model.causes.words import percent
+from ctrace.model.snapshot import Cause, Remedy
+
+TUNNELS: Final = {
+    4789: "VXLAN", 8472: "VXLAN (Linux's old port)", 4790: "VXLAN-GPE", 6081: "Geneve",
+    4754: "GRE in UDP", 6635: "MPLS in UDP", 51820: "WireGuard",
+}  # fmt: skip
+TUNNEL_PROTOS: Final = ("ipip", "ipv6", "gre", "esp", "ah")
+UDP: Final = ("udp", "udplite")
+PINGS: Final = {"icmp": "icmp_timeout", "icmpv6": "icmpv6_timeout"}
+
+
+def tunnel(s: Service) -> Optional[Cause]:
+    """An overlay's outer packets: their inner flows are what is worth tracking."""
+    name = TUNNELS.get(s.c.port or 0) if s.c.proto == "udp" else None
+    if name is None and s.c.proto in TUNNEL_PROTOS:
+        name = s.c.proto.upper()
+    if name is None:
+        return None
+    one_way = s.c.unreplied is not None and s.c.unreplied >= 0.5
+    evidence = [f"{s.c.key} is {name}", s.held_line]
+    if s.c.unreplied is not None:
+        evidence.append(f"{percent(s.c.unreplied)} of {s.basis} never saw a reply")
+    how = ", one-way" if one_way else ""
+    return s.cause(
+        "tunnel",
+        f"{s.of}: {s.part} are {name} tunnel underlay{how}; the flows inside are tracked on "
+        "their own",
+        tuple(evidence),
+        notrack(s),
+        _shorter(s, "udp_timeout"),
+    )
+
+
+def dns_storm(s: Service) -> Optional[Cause]:
+    """Look-ups: every query is a flow that stays for the UDP timeout."""
+    if s.c.port != 53 or s.c.proto != "udp" or (s.c.new_per_s <= 0 and s.c.inserts < 100):
+        return None
+    return s.cause(
+        "dns-storm",
+        f"{s.of}: {s.part} are DNS look-ups, {s.c.new_per_s:,.0f} a second{s.they}",
+        (s.held_line, s.ends_line, f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
+         _nat(s)),
+        remedies.change("a caching resolver on the host", s.c.netns, s.c.key),
+        remedies.change("fewer search domains", s.c.netns, s.c.key),
+        notrack(s) or _shorter(s, "udp_timeout"),
+    )  # fmt: skip
+
+
+def one_way_udp(s: Service) -> Optional[Cause]:
+    """Datagrams that nobody answers: metrics, logs, telemetry."""
+    if s.c.proto not in UDP or s.judged < ENDED:
+        return None
+    if s.c.unreplied is None or s.c.unreplied < 0.9:
+        return None
+    return s.cause(
+        "one-way-udp",
+        f"{s.of}: {s.part} are one-way UDP, no reply to {percent(s.c.unreplied)}{s.they}",
+        (s.held_line, f"{percent(s.c.unreplied)} of {s.basis} never saw a reply", s.ends_line,
+         _nat(s)),
+        notrack(s),
+        remedies.change("send from one fixed source port", s.c.netns, s.c.key),
+        _shorter(s, "udp_timeout"),
+    )  # fmt: skip
+
+
+def answered_udp(s: Service) -> Optional[Cause]:
+    """Short exchanges, or streams, that stay for their timeout after the last datagram."""
+    c = s.c
+    if c.proto not in UDP or s.judged < 5 * ENDED or c.unreplied is None or c.unreplied > 0.3:
+        return None
+    stays, lives = c.residence.p50 if c.residence.p50 is not None else s.stays, c.life.p50
+    if stays is None or lives is None:
+        return None
+    streams = (c.assured or 0.0) >= MOSTLY and lives > SHORT_LIFE
+    if not streams and (lives > SHORT_LIFE or stays < 4 * lives):
+        return None
+    name = "udp_timeout_stream" if (c.assured or 0.0) >= MOSTLY else "udp_timeout"
+    quic = ", as QUIC has" if c.port == 443 else ""
+    what = f"UDP streams of both ways{quic}" if streams else "answered UDP requests"
+    return s.cause(
+        "udp-streams" if streams else "answered-udp",
+        f"{s.of}: {s.part} are {what}{s.they}",
+        (s.held_line, f"{percent(c.unreplied)} of {s.basis} never saw a reply", s.ends_line,
+         _nat(s)),
+        _shorter(s, name),
+        notrack(s),
+    )  # fmt: skip
+
+
+def pings(s: Service) -> Optional[Cause]:
+    """ICMP echo: every id is an entry of its own, and neighbours that don't answer keep it."""
+    name = PINGS.get(s.c.proto)
+    if name is None or (s.c.new_per_s <= 0 and s.c.inserts < 100):
+        return None
+    silent = s.c.unreplied is not None and s.judged >= ENDED
+    answers = f", {percent(s.c.unreplied)} unanswered" if silent else ""
+    kind = "ICMPv6" if s.c.proto == "icmpv6" else "ICMP"
+    return s.cause(
+        "pings",
+        f"{s.of}: {s.part} are pings ({kind} echo), {s.c.new_per_s:,.0f} new ids a second"
+        f"{answers}{s.they}",
+        (s.held_line, s.ends_line, "every id and target is an entry of its own"),
+        _shorter(s, name),
+        remedies.change("ping less often, or with one id for each target", s.c.netns, s.c.key),
+    )
+
+
+def _shorter(s: Service, name: str) -> Optional[Remedy]:
+    return remedies.timeout(name, s.c.netns, old=s.timeout_of(name))
+
+
+def _nat(s: Service) -> str:
+    return "no NAT seen on it" if s.nat == "no" else f"{s.nat} NAT seen on it"

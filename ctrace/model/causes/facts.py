@@ -1,0 +1,239 @@
+"""What recognisers look at: the tables, the groups of keys, and one service's part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Optional
+
+import numpy as np
+
+from ctrace.model.causes.words import UNKNOWN, duration, percent
+from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
+
+if TYPE_CHECKING:
+    from ctrace.model.groups import Group
+
+LOOKED_AT: Final = 12
+"""Services looked at in each namespace, by entries held."""
+SHARE: Final = 0.10
+"""A cause that explains less of its table than this is not worth a line."""
+ENDED: Final = 20
+"""Entries below which shares of them mean nothing."""
+NEARLY_FULL: Final = 0.90
+LOW_FILL: Final = 0.50
+CALM: Final = 0.002
+"""Part of the limit below which a table that refuses nothing needs no help."""
+OWNED: Final = 0.6
+"""A source, or a process, that has this part of a service stands for it."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Inserts that failed towards one service, without another packet of the same flow."""
+
+    proto: str
+    dst: str
+    port: int
+    netns: int
+    failed: int
+    translated: tuple[str, ...]
+    """Addresses that source NAT gave these connections."""
+
+
+@dataclass
+class Facts:
+    """What recognisers look at."""
+
+    tables: tuple[Table, ...]
+    totals: Counted
+    rates: Rates
+    uptime: float
+    service: Group
+    pair: Group
+    src: Group
+    dst: Group
+    space: Group
+    """By namespace: whole, however many keys there are."""
+    failed_dns: int
+    """Insertion races lost by flows to port 53."""
+    failed: int
+    portless: tuple[Failure, ...] = ()
+    """Translated connections that found no free source port."""
+    ticks: int = 0
+    verdicts: Mapping[tuple[int, str, int], str] = field(default_factory=dict)
+    """What advice last said of NOTRACK, by namespace, protocol and port."""
+
+    def whole(self, netns: int, held: bool) -> float:
+        """What all of a namespace holds: entries, or table-seconds."""
+        weight = self.space.held if held else self.space.table_seconds
+        return float(weight[self.space.inside(netns)].sum())
+
+    def table(self, netns: int) -> Optional[Table]:
+        """A namespace's table."""
+        return next((t for t in self.tables if t.netns == netns), None)
+
+    def where(self, netns: int) -> str:
+        """Suffix naming the namespace, where there are several."""
+        table = self.table(netns)
+        return f" in {table.name}" if table and len(self.tables) > 1 else ""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service in one namespace, with its part of that namespace's table."""
+
+    c: Culprit
+    table: Optional[Table]
+    share: float
+    where: str
+    """Suffix naming the namespace, where there are several."""
+    top: str
+    """The source that holds most of it."""
+    top_share: float
+    owner: str
+    """The process that opened what that source holds."""
+    sources: int
+    nat: str
+    """As :attr:`Culprit.nat`, of the service's entries from every source."""
+    young: int
+    """Looks at living entries, which stand in while hardly any entry has ended."""
+    stays: Optional[float]
+    """Seconds that a closed entry stays, by the kernel's own timeout."""
+    uptime: float = 0.0
+    """Seconds observed."""
+    verdict: str = ""
+    """What advice said of NOTRACK for it; empty while it was not asked."""
+
+    @property
+    def judged(self) -> int:
+        """How many entries the shares of replies and states rest on."""
+        return max(self.c.destroys, self.young)
+
+    @property
+    def basis(self) -> str:
+        """``1,200 ended`` or ``128 looked at``."""
+        if self.young >= ENDED > self.c.destroys:
+            return f"{self.young:,} looked at"
+        return f"{self.c.destroys:,} ended"
+
+    @property
+    def stay(self) -> str:
+        """How long entries stay: measured, or by the timeout while none has ended."""
+        if self.c.residence.p50 is None and self.stays is not None:
+            return duration((self.c.life.p50 or 0.0) + self.stays)
+        return duration(self.c.residence.p50)
+
+    @property
+    def they(self) -> str:
+        """``(they live 4 ms, their entries stay 120 s)``, as far as it is known."""
+        known = [
+            f"{what} {value}"
+            for what, value in (
+                ("they live", duration(self.c.life.p50)),
+                ("their entries stay", self.stay),
+            )
+            if value != UNKNOWN
+        ]
+        return f" ({', '.join(known)})" if known else ""
+
+    @property
+    def of(self) -> str:
+        """``tcp/80 from php-fpm``, ``... from 10.0.0.7`` or ``... from 214 sources``."""
+        if self.top and self.top_share >= OWNED:
+            return f"{self.c.key} from {self.owner or self.top}{self.where}"
+        if not self.sources:
+            return f"{self.c.key}{self.where}"
+        return f"{self.c.key} from {self.sources:,} sources{self.where}"
+
+    @property
+    def alone(self) -> str:
+        """The source that nearly all of it is from; empty where it has several."""
+        return self.top if self.top_share >= 0.95 else ""
+
+    def timeout_of(self, state: str) -> Optional[float]:
+        """Seconds that the kernel gives an entry in a TCP state, where some were looked at."""
+        return round(self.stays) if state == "TIME_WAIT" and self.stays else None
+
+    @property
+    def part(self) -> str:
+        """``83 % of 65,536 entries``: of what is held, however full the table is."""
+        held = self.table.count if self.table and self.table.count else self.c.held
+        return f"{percent(self.share)} of {held:,} entries"
+
+    @property
+    def held_line(self) -> str:
+        """How much it holds, as evidence."""
+        return f"holds {self.c.held:,} entries, {self.part}, {self.c.new_per_s:,.0f} new/s"
+
+    @property
+    def ends_line(self) -> str:
+        """How its entries ended, as evidence."""
+        e = self.c.ends
+        ways = f"{e.expired:,} expired, {e.evicted:,} evicted, {e.deleted:,} deleted"
+        return f"{self.c.destroys:,} ended: {ways}"
+
+    def cause(
+        self, id: str, text: str, evidence: tuple[str, ...], *remedies: Optional[Remedy]
+    ) -> Cause:
+        """A cause that is this service's."""
+        return Cause(
+            id=id,
+            text=text,
+            evidence=evidence,
+            share=self.share,
+            proto=self.c.proto,
+            port=self.c.port,
+            netns=self.c.netns,
+            remedies=tuple(one for one in remedies if one is not None),
+        )
+
+
+def services(facts: Facts) -> Iterator[Service]:
+    """The services that hold most of each namespace, with their part of its table."""
+    group = facts.service
+    use_held = group.total_held >= ENDED
+    taken: dict[int, int] = {}
+    for at in group.order("held", LOOKED_AT * max(1, len(facts.tables))):
+        netns = int(group.key[at, 2]) >> 32
+        taken[netns] = taken.get(netns, 0) + 1
+        if taken[netns] <= LOOKED_AT:
+            yield _service(facts, int(at), netns, use_held)
+
+
+def _service(facts: Facts, at: int, netns: int, use_held: bool) -> Service:
+    group, pair = facts.service, facts.pair
+    weight = group.held.astype(float) if use_held else group.table_seconds
+    whole = max(float(weight[group.inside(netns)].sum()), facts.whole(netns, use_held))
+    culprit = group.culprit(at, facts.ticks)
+    mine = np.flatnonzero(pair.key[:, 2] == group.key[at, 2])
+    top, top_share, sources, owner, nat = "", 0.0, mine.size, "", {culprit.nat}
+    if mine.size:
+        parts = pair.held[mine].astype(float) if use_held else pair.table_seconds[mine]
+        best = int(mine[int(parts.argmax())])
+        top = pair.address(best)
+        top_share = float(parts.max()) / max(1.0, float(weight[at]))
+        first = pair.culprit(best, facts.ticks)
+        nat.add(first.nat)
+        if first.owner and first.owner.role == "opened":
+            owner = first.owner.comm
+    estimate = culprit.distinct_src
+    if pair.floor and estimate is not None:
+        sources = max(sources, estimate)
+    looks, stays = group.looks(at)
+    seen = {word for one in nat for word in one.split(",")} - {"", "no"}
+    return Service(
+        c=culprit,
+        table=facts.table(netns),
+        share=float(weight[at]) / whole if whole else 0.0,
+        where=facts.where(netns),
+        top=top,
+        top_share=top_share,
+        owner=owner,
+        sources=int(sources),
+        nat=",".join(sorted(seen)) or "no",
+        young=looks["young"],
+        stays=stays,
+        uptime=facts.uptime,
+        verdict=facts.verdicts.get((netns, culprit.proto, culprit.port or 0), ""),
+    )

@@ -1,0 +1,163 @@
+"""Floods and scans: connections that nobody finishes, from many sources or from one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model import remedies
+from ctrace.model.causes.facts import ENDED, OWNED, SHARE, Facts, Service
+from ctrace.model.causes.words import percent, plural
+from ctrace.model.keys import TCP
+from ctrace.model.snapshot import Cause, Culprit
+
+SOME: Final = 500
+"""Connections below which nothing is called a flood or a scan."""
+MANY: Final = 100
+"""Sources from which on a flood is of many."""
+FRESH: Final = 5000
+"""Sources with one connection each from which on it is a flood before any entry has ended."""
+SPREAD: Final = 50
+"""Services, or hosts, that one source tries before it is said to scan."""
+SHOWN: Final = 5
+_S32: Final = np.uint64(32)
+
+
+def half_open(c: Culprit, judged: int) -> bool:
+    """Whether hardly one of its connections was finished.
+
+    A listening port answers a forged SYN too; only the handshake's last packet makes ASSURED.
+    """
+    unfinished = 1 - c.assured if c.assured is not None else 0.0
+    return judged >= ENDED and max(c.unreplied or 0.0, unfinished) >= 0.8
+
+
+def syn_flood(s: Service) -> Optional[Cause]:
+    """Many half-open connections to one service: forged sources, or somebody who knocks."""
+    c = s.c
+    if c.proto != "tcp" or max(c.inserts, c.held) < SOME:
+        return None
+    open_ = half_open(c, s.judged)
+    per_source = c.inserts / max(1, s.sources)
+    fresh = s.judged < ENDED and s.sources >= FRESH and per_source < 1.3
+    if not (open_ or fresh):
+        return None
+    if open_:
+        unfinished = 1 - c.assured if c.assured is not None else 0.0
+        seen = f"{percent(unfinished)} of {s.basis} never completed the handshake, "
+        seen += f"{percent(c.unreplied)} never saw a reply"
+    else:
+        seen = f"{per_source:.2f} connections per source, and none of {c.inserts:,} has ended yet"
+    many = s.sources >= MANY
+    who = f"about {plural(s.sources, 'source')}" if many else s.top or plural(s.sources, "source")
+    what = "SYN flood" if many else "scan or unanswered SYNs"
+    received = c.direction in ("in", "forward", "mixed")
+    answered = (c.unreplied or 0.0) < 0.5
+    return s.cause(
+        "syn-flood",
+        f"{c.key}{s.where}: {s.part} are half-open connections from {who} "
+        f"({what}, {c.new_per_s:,.0f}/s)",
+        (seen, f"about {s.sources:,} distinct sources (estimated)", s.held_line),
+        remedies.syn_proxy(c) if many and received and s.nat == "no" else None,
+        remedies.limit(c, c.held) if received else None,
+        remedies.timeout("tcp_timeout_syn_recv" if answered else "tcp_timeout_syn_sent", c.netns),
+        remedies.drop_source(s.top, c.netns, c.held)
+        if received and s.top and s.top_share >= OWNED else None,
+    )  # fmt: skip
+
+
+def scans(facts: Facts) -> Iterator[tuple[Cause, str]]:
+    """One source behind half-open connections to many services or hosts, with its address."""
+    group = facts.src
+    for at in group.order("held", 3):
+        c = group.culprit(int(at), facts.ticks)
+        if c.share < SHARE or max(c.inserts, c.held) < SOME:
+            continue
+        looks, _ = group.looks(int(at))
+        judged = max(c.destroys, looks["young"])
+        if not half_open(c, judged) or (c.unreplied or 0.0) < 0.8:
+            continue
+        whole = facts.whole(c.netns, held=True)
+        services, asked = _asked(facts, group.key[int(at)])
+        if asked < 0.8 * c.held:  # pings are no connections
+            continue
+        hosts = int(np.count_nonzero(facts.dst.inside(c.netns))) if c.held >= 0.8 * whole else 0
+        if max(services, hosts) < SPREAD:
+            continue
+        table = facts.table(c.netns)
+        share = c.held / whole if whole else c.share
+        held = table.count if table and table.count else c.held
+        to = [plural(services, "service")] + ([f"{hosts:,} hosts or more"] if hosts else [])
+        yield (
+            Cause(
+                id="scan",
+                text=f"{c.src}{facts.where(c.netns)}: {percent(share)} of {held:,} entries are its "
+                f"unanswered connections to {' of '.join(to)} (a scan, {c.new_per_s:,.0f}/s)",
+                evidence=(
+                    f"{percent(c.unreplied)} of {judged:,} looked at or ended never saw a reply",
+                    f"holds {c.held:,} entries of {held:,}",
+                ),
+                share=share,
+                netns=c.netns,
+                remedies=tuple(
+                    one
+                    for one in (
+                        remedies.drop_source(c.src, c.netns, c.held),
+                        remedies.timeout("tcp_timeout_syn_sent", c.netns),
+                    )
+                    if one is not None
+                ),
+            ),
+            c.src,
+        )
+
+
+def _asked(facts: Facts, src: npt.NDArray[np.uint64]) -> tuple[int, int]:
+    """To how many TCP services a source has entries, and how many entries."""
+    key = facts.pair.key
+    mine = (key[:, :2] == src[:2]).all(axis=1) & (key[:, 2] >> _S32 == src[2] >> _S32)
+    mine &= key[:, 2] >> np.uint64(16) & np.uint64(0xFF) == np.uint64(TCP)
+    return int(np.count_nonzero(mine)), int(facts.pair.held[mine].sum())
+
+
+def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
+    """More sources than can be named, each with hardly an entry, to no service above all."""
+    src, space = facts.src, facts.space
+    if not src.floor:
+        return  # every source has a row
+    for at in space.order("held", SHOWN):
+        c = space.culprit(int(at), facts.ticks)
+        if c.inserts < SOME or sum(one.share for one in found if one.netns == c.netns) >= 0.5:
+            continue
+        named = int(src.held[src.inside(c.netns)].sum())
+        share = 1 - named / c.held if c.held else 0.0
+        if share < SHARE or (c.destroys >= ENDED and not half_open(c, c.destroys)):
+            continue
+        seen = f"none of {c.inserts:,} has ended yet"
+        if c.destroys >= ENDED:
+            seen = f"{percent(c.unreplied)} of {c.destroys:,} ended never saw a reply"
+        where = f"{c.netns_name}: " if len(facts.tables) > 1 else ""
+        yield Cause(
+            id="syn-flood",
+            text=f"{where}{percent(share)} of {c.held:,} entries belong to about "
+            f"{src.distinct:,} sources with hardly an entry each, to many services "
+            f"(scan or flood, {c.new_per_s:,.0f}/s)",
+            evidence=(
+                seen,
+                f"about {src.distinct:,} distinct sources (estimated), too many to name",
+                f"{c.held - named:,} of {c.held:,} entries are theirs",
+            ),
+            share=share,
+            netns=c.netns,
+            remedies=tuple(
+                one
+                for one in (
+                    remedies.change("drop what nobody should send before conntrack", c.netns),
+                    remedies.timeout("tcp_timeout_syn_sent", c.netns),
+                )
+                if one is not None
+            ),
+        )

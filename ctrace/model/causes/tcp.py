@@ -1,0 +1,159 @@
+"""Causes that a TCP service's entries show by their states and lives."""
+
+from __future__ import annotations
+
+from typing import Final, Optional
+
+from ctrace.model import remedies
+from ctrace.model.causes.facts import ENDED, Service
+from ctrace.model.causes.words import duration, percent
+from ctrace.model.snapshot import Cause, Remedy
+
+SHORT_LIFE: Final = 5.0
+"""Seconds: a connection that was this short is one request."""
+MOSTLY: Final = 0.6
+FEW: Final = 50
+"""Connections below which nothing is told of how they stay open."""
+GROWS: Final = 30.0
+"""Seconds that connections have to be watched before they are said to only grow."""
+STATES: Final[dict[str, tuple[str, str]]] = {
+    "SYN_SENT": ("SYNs that nobody answers", "tcp_timeout_syn_sent"),
+    "SYN_SENT2": ("SYNs of both sides at once", "tcp_timeout_syn_sent"),
+    "SYN_RECV": ("handshakes that were answered and never finished", "tcp_timeout_syn_recv"),
+    "FIN_WAIT": ("connections that one side closed", "tcp_timeout_fin_wait"),
+    "CLOSE_WAIT": ("half-closed: one side closed them, the other never did",
+                   "tcp_timeout_close_wait"),
+    "LAST_ACK": ("closed by both sides, with the last ACK missing", "tcp_timeout_last_ack"),
+    "CLOSE": ("connections that were reset", "tcp_timeout_close"),
+}  # fmt: skip
+"""What a state that lasts means, and the timeout that ends it (nf_conntrack_proto_tcp.c)."""
+
+
+def loopback_probes(s: Service) -> Optional[Cause]:
+    """Short connections that never leave the host."""
+    short = s.c.life.p50 is not None and s.c.life.p50 < 1.0
+    if s.c.direction != "loopback" or s.c.proto != "tcp" or not short or s.judged < ENDED:
+        return None
+    return s.cause(
+        "loopback-probes",
+        f"{s.of}: {s.part} are loopback connections{s.they}",
+        (s.held_line, f"to {s.c.dst or 'loopback addresses'}, direction loopback", s.ends_line),
+        remedies.keep_alive(s.c, "probe over one kept connection"),
+        notrack(s),
+        time_wait(s),
+    )
+
+
+def no_keepalive(s: Service) -> Optional[Cause]:
+    """Short TCP connections whose closed entries wait out TIME_WAIT."""
+    c = s.c
+    if c.proto != "tcp" or s.judged < ENDED or c.closed is None or c.closed < MOSTLY:
+        return None
+    life = c.life.p50
+    residence = c.residence.p50 if c.residence.p50 is not None else s.stays
+    if life is None or residence is None or life > SHORT_LIFE or residence < 4 * life:
+        return None
+    return s.cause(
+        "no-keepalive",
+        f"{s.of}: {s.part} are closed connections waiting out TIME_WAIT{s.they}",
+        (s.held_line, f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
+         f"life p50 {duration(life)}, p99 {duration(c.life.p99)}; "
+         f"residence p50 {duration(residence)}, p99 {duration(c.residence.p99)}"),
+        remedies.keep_alive(c),
+        notrack(s) or time_wait(s),
+    )  # fmt: skip
+
+
+def lasting_state(s: Service) -> Optional[Cause]:
+    """Entries that sit in a state which should pass."""
+    state, count, share = most_held_state(s)
+    if state not in STATES or count < FEW or share < MOSTLY:
+        return None
+    words, name = STATES[state]
+    return s.cause(
+        "half-closed" if state in ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK") else "lasting-state",
+        f"{s.of}: {s.part} are {words} ({state}, about {count:,} of its {s.c.held:,})",
+        (s.held_line, f"{percent(share)} of its entries are in {state}", s.ends_line),
+        remedies.change("find out who does not close them", s.c.netns, s.c.key)
+        if state == "CLOSE_WAIT" else None,
+        remedies.timeout(name, s.c.netns, old=s.timeout_of(state)),
+        remedies.delete(s.c, count, state=state, src=s.alone),
+    )  # fmt: skip
+
+
+def leak(s: Service) -> Optional[Cause]:
+    """Open connections that only grow: they are opened, and none is closed."""
+    c = s.c
+    opened = c.inserts - c.destroys
+    if c.proto != "tcp" or s.uptime < GROWS or opened < 5 * FEW or c.new_per_s <= 0:
+        return None
+    state, _, share = most_held_state(s)
+    if state != "ESTABLISHED" or share < 0.9 or c.destroys > 0.05 * c.inserts:
+        return None
+    if (c.closed or 0.0) > 0.1 or opened < 0.5 * c.held:
+        return None
+    return s.cause(
+        "leak",
+        f"{s.of}: {s.part} are open connections that only grow: {c.new_per_s:,.0f} come a "
+        f"second, and {c.destroys:,} of {c.inserts:,} have ended in {duration(s.uptime)}",
+        (s.held_line, f"{percent(share)} of its entries are ESTABLISHED", s.ends_line),
+        remedies.change("find out who does not close them", c.netns, c.key),
+        remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
+    )
+
+
+def idle_established(s: Service) -> Optional[Cause]:
+    """Connections that nobody closed, or whose other end has gone: they stay for days."""
+    c = s.c
+    if c.proto != "tcp" or c.held < FEW or not c.assured or c.assured < MOSTLY:
+        return None
+    if c.closed is not None and c.closed >= 0.5:
+        return None
+    state, count, share = most_held_state(s)
+    if state and (state != "ESTABLISHED" or share < MOSTLY):
+        return None
+    leaving = c.destroys / max(1.0, s.uptime) * 60 / c.held
+    if leaving > 0.02:  # more than 2 % of them go per minute: they do end
+        return None
+    old = c.older >= 0.5 * c.held
+    expired_open = sum(n for state, n in c.states if state == "ESTABLISHED")
+    if not old and expired_open < max(5, 0.5 * c.destroys):
+        return None
+    return s.cause(
+        "idle-established",
+        f"{s.of}: {s.part} are long-lived ESTABLISHED connections "
+        f"({c.held:,} held, {100 * leaving:.2f} % of them end per minute)",
+        (s.held_line, f"{percent(c.assured)} ASSURED: early_drop can't evict them",
+         f"{c.older:,} are older than ctrace" if c.older else s.ends_line,
+         "whether their ends are still there is not known: an entry does not tell"),
+        remedies.change("close idle connections, TCP keep-alive below the timeout", c.netns,
+                        c.key),
+        remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
+        remedies.delete(c, count or c.held, state="ESTABLISHED", src=s.alone,
+                        why=", also of connections that still live"),
+    )  # fmt: skip
+
+
+def most_held_state(s: Service) -> tuple[str, int, float]:
+    """The TCP state that most of the service's entries are in: its name, how many, which share.
+
+    Empty where it is not known.
+    """
+    states = [one.state for one in s.c.samples if one.state]
+    if not states or s.c.proto != "tcp" or not s.c.older:
+        return "", 0, 0.0
+    first = max(set(states), key=states.count)
+    share = states.count(first) / len(states)
+    return first, round(share * s.c.held), share
+
+
+def notrack(s: Service) -> Optional[Remedy]:
+    """NOTRACK of the service, where advice would not refuse it."""
+    if not remedies.untrackable(s.c, s.nat, s.table, s.verdict):
+        return None
+    return remedies.notrack(s.c, s.verdict)
+
+
+def time_wait(s: Service) -> Optional[Remedy]:
+    """A shorter TIME_WAIT, as far as the present one is known."""
+    return remedies.timeout("tcp_timeout_time_wait", s.c.netns, old=s.timeout_of("TIME_WAIT"))

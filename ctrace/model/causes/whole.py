@@ -1,0 +1,170 @@
+"""Causes that are a whole table's: full ones, too small ones, INVALID packets, the unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from ctrace.model import remedies
+from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
+from ctrace.model.causes.words import UNKNOWN, duration, percent, plural
+from ctrace.model.snapshot import Cause, Remedy, Table
+
+INVALID: Final = 100
+"""INVALID packets below which nothing is said."""
+INVALID_PART: Final = 0.05
+"""INVALID packets for each insert from which on they are worth a line."""
+
+
+def other_netns(facts: Facts) -> Iterator[Cause]:
+    """Some namespaces are full while the host's own table has room."""
+    if len(facts.tables) < 2:
+        return
+    roomy = [t for t in facts.tables if t.max and t.fill < LOW_FILL and t.full_since is None]
+    host = next((t for t in facts.tables if t.name == "init"), None)
+    if not roomy or (host is not None and host not in roomy):
+        return
+    beside = host or roomy[-1]
+    full = [
+        t
+        for t in facts.tables
+        if t is not beside and t.max and (t.full_since is not None or t.fill >= 0.98)
+    ]
+    if not full:
+        return
+    names = ", ".join(t.name for t in full[:3]) + (", ..." if len(full) > 3 else "")
+    first = full[0]
+    state = "full" if any(_is_full(t) for t in full) else "nearly full"
+    subject = f"namespace {names} is" if len(full) == 1 else f"{len(full)} namespaces ({names}) are"
+    yield Cause(
+        id="other-netns",
+        text=f"{subject} {state} ({first.count:,} of {first.max:,}) while {beside.name} "
+        f"is at {percent(beside.fill)}: the limit holds for each namespace by itself",
+        evidence=(
+            *(
+                f"{t.name}: {t.count:,} of {t.max:,}, {t.rates.drop:,.0f} refused/s, "
+                f"{t.rates.early_drop:,.0f} evicted/s"
+                for t in full
+            ),
+            f"{beside.name}: {beside.count:,} of {beside.max:,}",
+        ),
+        share=1.0,
+        netns=first.netns if len(full) == 1 else 0,
+        remedies=(
+            Remedy(
+                "look",
+                "look at that namespace's culprits; nf_conntrack_max is set once, in init",
+                first.netns,
+            ),
+        ),
+    )
+
+
+def _is_full(t: Table) -> bool:
+    return t.full_since is not None or t.count >= t.max
+
+
+def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
+    """A full table whose load looks like honest work."""
+    for t in facts.tables:
+        if not t.max or (t.fill < NEARLY_FULL and t.full_since is None):
+            continue
+        explained = sum(c.share for c in found if c.netns == t.netns)
+        if explained >= 0.5:
+            continue
+        replied, ended = _replied(facts, t.netns)
+        if ended < ENDED or replied < 0.7:
+            continue
+        stay = t.count / t.rates.destroy if t.rates.destroy else None
+        text = f"{t.name}: {t.max:,} entries are too few for this load"
+        needed = 2.0 * t.max
+        if stay and t.rates.insert:
+            needed = t.rates.insert * stay
+            text += f": {t.rates.insert:,.0f} new/s, each held {duration(stay)}, need {needed:,.0f}"
+        helps = remedies.larger(t, max(needed, 1.5 * t.max))
+        yield Cause(
+            id="too-small",
+            text=text,
+            evidence=(
+                f"{t.count:,} of {t.max:,} entries ({percent(t.fill)})",
+                f"{percent(replied)} of {ended:,} ended entries had replies",
+                f"no single shape explains more than {percent(explained)}",
+            ),
+            share=1.0 - explained,
+            netns=t.netns,
+            remedies=(helps,) if helps else (),
+        )
+
+
+def _replied(facts: Facts, netns: int) -> tuple[float, int]:
+    mine = facts.space.inside(netns)
+    ended = float(facts.space.sums["destroys"][mine].sum())
+    unreplied = float(facts.space.sums["unreplied"][mine].sum())
+    return (1 - unreplied / ended if ended else 0.0), int(ended)
+
+
+def invalid(facts: Facts) -> Iterator[Cause]:
+    """Packets that belong to no entry: whose they are only the kernel's log tells."""
+    for t in facts.tables:
+        if t.invalid < INVALID or t.invalid < INVALID_PART * t.totals.insert:
+            continue
+        setting = "net.netfilter.nf_conntrack_log_invalid"
+        yield Cause(
+            id="invalid",
+            text=f"{t.name}: {plural(t.invalid, 'packet')} were INVALID, against "
+            f"{t.totals.insert:,} new entries; whose they are and why is not known here, and a "
+            "rule may drop them",
+            evidence=(
+                f"invalid rose by {t.invalid:,} in conntrack -S",
+                "no entry, out of the window, a bad checksum, or one direction untracked",
+            ),
+            netns=t.netns,
+            remedies=(
+                Remedy(
+                    "look",
+                    "let the kernel log them (nf_conntrack_log_invalid)",
+                    t.netns,
+                    commands=(f"sysctl -w {setting}=255",),
+                    undo=(f"sysctl -w {setting}=0",),
+                ),
+            ),
+        )
+
+
+def unknown(facts: Facts) -> Cause:
+    """What is there, where no shape fits: never a guess."""
+    first = next(services(facts), None)
+    if first is None:
+        return Cause(
+            id="unknown", text="nothing tracked yet: no entry has come or gone since the start"
+        )
+    if first.share >= SHARE:
+        return shapeless(first, f"{first.of}: {first.part}")
+    return shapeless(first, _protocol(facts, first.c.netns))
+
+
+def shapeless(s: Service, most: str) -> Cause:
+    """That no known shape fits, with what ``most`` of the table is, and its largest service."""
+    times = (("life p50", s.c.life.p50), ("stay p50", s.c.residence.p50))
+    known = [f"{name} {duration(value)}" for name, value in times if value is not None]
+    rate = ", ".join([f"{s.c.new_per_s:,.0f} new/s", *known])
+    return s.cause(
+        "unknown",
+        f"no known shape fits; most is {most} ({rate})",
+        (s.held_line, s.ends_line),
+    )
+
+
+def _protocol(facts: Facts, netns: int) -> str:
+    """``41 % udp to 12,000 ports``: of a table in which no service stands out."""
+    group = facts.service
+    held: dict[str, list[int]] = {}
+    for at in range(group.n):
+        if int(group.key[at, 2]) >> 32 == netns and group.held[at]:
+            held.setdefault(group.label(at).partition("/")[0], []).append(int(group.held[at]))
+    whole = max(1.0, facts.whole(netns, held=True))
+    if not held:
+        return UNKNOWN
+    name = max(held, key=lambda proto: sum(held[proto]))
+    ports = f" to {plural(len(held[name]), 'port')}" if name in ("tcp", "udp") else ""
+    return f"{percent(sum(held[name]) / whole)} {name}{ports}{facts.where(netns)}"

@@ -1,0 +1,33 @@
+"""Numbers as causes and remedies say them."""
+
+from __future__ import annotations
+
+from typing import Final, Optional
+
+UNKNOWN: Final = "unknown"
+
+
+def duration(seconds: Optional[float]) -> str:
+    """``4 ms``, ``2.5 s``, ``120 s``, ``41 min``, ``3 h``, ``5 days``; ``unknown`` for None."""
+    if seconds is None:
+        return UNKNOWN
+    for limit, step, unit in (
+        (1, 0.001, "ms"),
+        (600, 1, "s"),
+        (7200, 60, "min"),
+        (172800, 3600, "h"),
+    ):
+        if seconds < limit:
+            digits = 1 if 1 <= seconds < 10 and seconds % 1 > 0.05 else 0
+            return f"{max(seconds / step, 0):.{digits}f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def percent(share: Optional[float]) -> str:
+    """``83 %``; ``unknown`` for None."""
+    return UNKNOWN if share is None else f"{100 * share:.0f} %"
+
+
+def plural(n: int, noun: str) -> str:
+    """``1 source``, ``76,000 sources``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,289 @@
+"""What helps, as objects: screens, reports, metrics and advice take their remedies from here.
+
+Commands are shell lines for root inside the namespace that the remedy is for; who prints them
+adds how to get there. A command that changes a setting comes with one that takes it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, log2
+from typing import Final, Optional
+
+from ctrace.model.snapshot import Culprit, Remedy, Table
+
+POINTLESS: Final = 0.02
+"""A service below this part of the maximum is not worth a rule."""
+BUCKET_BYTES: Final = 8
+"""One pointer: struct hlist_nulls_head of nf_conntrack_hash (nf_conntrack_core.c)."""
+ENTRY_BYTES: Final = (256, 384)
+"""Where slabs cannot be read: nf_conn without and with accounting or timestamps."""
+LARGEST: Final = 1 << 24
+"""Entries: no larger table is proposed, it would take gigabytes."""
+TIMEOUTS: Final[dict[str, int]] = {
+    "tcp_timeout_syn_sent": 120,
+    "tcp_timeout_syn_recv": 60,
+    "tcp_timeout_established": 432000,
+    "tcp_timeout_fin_wait": 120,
+    "tcp_timeout_close_wait": 60,
+    "tcp_timeout_last_ack": 30,
+    "tcp_timeout_time_wait": 120,
+    "tcp_timeout_close": 10,
+    "udp_timeout": 30,
+    "udp_timeout_stream": 120,
+    "icmp_timeout": 30,
+}
+"""``net.netfilter.nf_conntrack_*`` and the kernel's defaults in seconds (since Linux 4.x)."""
+SHORTER: Final[dict[str, int]] = {
+    "tcp_timeout_syn_sent": 20,
+    "tcp_timeout_syn_recv": 15,
+    "tcp_timeout_established": 86400,
+    "tcp_timeout_fin_wait": 30,
+    "tcp_timeout_close_wait": 60,
+    "tcp_timeout_last_ack": 15,
+    "tcp_timeout_time_wait": 30,
+    "tcp_timeout_close": 5,
+    "udp_timeout": 10,
+    "udp_timeout_stream": 30,
+    "icmp_timeout": 5,
+    "icmpv6_timeout": 5,
+}
+"""What is proposed instead, in seconds: below what answers and retransmissions take nowhere."""
+KEEP: Final = "entries that exist keep their timeout"
+FAMILY: Final = {True: "ipv6", False: "ipv4"}
+
+
+def untrackable(culprit: Culprit, nat: str, table: Optional[Table], verdict: str = "") -> bool:
+    """Whether NOTRACK may be named for a service: advice would not refuse it.
+
+    ``nat`` is what was seen on its entries from any source, ``verdict`` what advice said of
+    it, where it was asked.
+    """
+    if culprit.proto not in ("tcp", "udp") or not culprit.port or nat != "no":
+        return False
+    if verdict:
+        return verdict in ("safe", "safe-with-rules")
+    if not culprit.direction or (
+        culprit.proto == "udp" and culprit.direction in ("out", "mixed") and not culprit.dst
+    ):
+        return False  # a role, or the servers called, that advice would not know either
+    return table is None or not table.max or culprit.held >= POINTLESS * table.max
+
+
+def notrack(culprit: Culprit, verdict: str = "") -> Remedy:
+    """Take a service out of tracking; only where :func:`untrackable`."""
+    known = f"advise: {verdict}" if verdict else "no NAT seen on it"
+    return Remedy(
+        "notrack",
+        f"NOTRACK {culprit.proto}/{culprit.port} ({known})",
+        culprit.netns,
+        f"{culprit.proto}/{culprit.port}",
+        f"new ones get no entry; {KEEP}",
+        frees=(culprit.held, culprit.held),
+    )
+
+
+def keep_alive(culprit: Culprit, text: str = "keep connections alive", detail: str = "") -> Remedy:
+    """Few long connections instead of many short ones."""
+    return Remedy(
+        "keep-alive",
+        text,
+        culprit.netns,
+        f"{culprit.proto}/{culprit.port}",
+        detail,
+        frees=(round(0.8 * culprit.held), culprit.held),
+    )
+
+
+def timeout(
+    name: str,
+    netns: int,
+    *,
+    old: Optional[float] = None,
+    frees: Optional[tuple[int, int]] = None,
+    fill_after: Optional[tuple[float, float]] = None,
+    detail: str = "",
+) -> Optional[Remedy]:
+    """A shorter timeout of every connection in a state; None where it is short already.
+
+    ``name`` is as in :data:`SHORTER`; ``old`` what it is now, the kernel's default if unknown.
+    """
+    new = SHORTER[name]
+    before = TIMEOUTS.get(name, 30) if old is None else round(old)
+    if before <= new:
+        return None
+    setting = f"net.netfilter.nf_conntrack_{name}"
+    known = "" if old is None else f" from {before} s"
+    return Remedy(
+        "sysctl-timeout",
+        f"shorten nf_conntrack_{name}{known} to {new} s",
+        netns,
+        detail=f"{detail}{'; ' if detail else ''}for every port; {KEEP}",
+        frees=frees,
+        fill_after=fill_after,
+        commands=(f"sysctl -w {setting}={new}",),
+        undo=(f"sysctl -w {setting}={before}",),
+    )
+
+
+def delete(
+    culprit: Culprit, count: int, *, state: str = "", src: str = "", why: str = ""
+) -> Optional[Remedy]:
+    """Delete the entries that are there: what alone frees them now."""
+    if count <= 0 or culprit.proto not in ("tcp", "udp") or not culprit.port:
+        return None
+    words = ["conntrack", "-D", "-p", culprit.proto]
+    if state:
+        words += ["--state", state]
+    words += ["--orig-port-dst", str(culprit.port)]
+    if src:
+        families = [FAMILY[":" in src]]
+        words += ["-s", src]
+    else:
+        seen = {":" in one.src for one in culprit.samples} or {False, True}
+        families = [FAMILY[six] for six in sorted(seen)]
+    whose = f" from {src}" if src else ""
+    return Remedy(
+        "delete",
+        f"delete them (conntrack -D: {count:,} now)",
+        culprit.netns,
+        f"{culprit.proto}/{culprit.port}",
+        f"deletes about {count:,} {state or 'of its'} entries{whose} at once{why}; a connection "
+        "that still lives is taken up again at its next packet, unless NAT changed it or a rule "
+        "drops it as not new",
+        now=count,
+        frees=(count, count),
+        commands=tuple(" ".join([*words[:2], "-f", family, *words[2:]]) for family in families),
+    )
+
+
+def limit(culprit: Culprit, frees: int, *, per_second: int = 50) -> Remedy:
+    """Drop what comes too fast from one source before it gets an entry."""
+    table = f"ctrace_limit_{culprit.proto}_{culprit.port}"
+    syn = "tcp flags & (syn | ack) == syn " if culprit.proto == "tcp" else ""
+    sets = "".join(
+        f"add set inet {table} {name} {{ type {kind}; flags dynamic,timeout; size 65535; "
+        "timeout 60s; }; "
+        for name, kind in (("v4", "ipv4_addr"), ("v6", "ipv6_addr"))
+    )
+    rules = "; ".join(
+        f"add rule inet {table} pre {syn}{culprit.proto} dport {culprit.port} "
+        f"update @{name} {{ {source} saddr limit rate over {per_second}/second }} drop"
+        for name, source in (("v4", "ip"), ("v6", "ip6"))
+    )
+    chain = f"add chain inet {table} pre {{ type filter hook prerouting priority raw; }}"
+    return Remedy(
+        "limit",
+        f"limit each source to {per_second} a second before conntrack",
+        culprit.netns,
+        f"{culprit.proto}/{culprit.port}",
+        f"of no use against sources that come once; {KEEP}",
+        frees=(0, frees),
+        commands=(f"nft 'add table inet {table}; {sets}{chain}; {rules}'",),
+        undo=(f"nft delete table inet {table}",),
+    )
+
+
+def drop_source(src: str, netns: int, held: int) -> Remedy:
+    """Drop one source before it gets an entry."""
+    family = "ip6" if ":" in src else "ip"
+    table = "ctrace_drop_" + src.replace(".", "_").replace(":", "_")
+    chain = f"add chain inet {table} pre {{ type filter hook prerouting priority raw; }}"
+    return Remedy(
+        "drop-source",
+        f"stop or slow down {src}, or drop it before conntrack",
+        netns,
+        detail=f"everything from it, also what is wanted; {KEEP}",
+        frees=(0, held),
+        commands=(
+            f"nft 'add table inet {table}; {chain}; "
+            f"add rule inet {table} pre {family} saddr {src} drop'",
+        ),
+        undo=(f"nft delete table inet {table}",),
+    )
+
+
+def syn_proxy(culprit: Culprit) -> Remedy:
+    """Let the kernel answer handshakes: an entry is made only for a finished one."""
+    table = f"ctrace_synproxy_{culprit.port}"
+    hook = "forward" if culprit.direction == "forward" else "input"
+    port = f"tcp dport {culprit.port}"
+    return Remedy(
+        "syn-proxy",
+        "a SYN proxy (entries only for finished handshakes)",
+        culprit.netns,
+        f"tcp/{culprit.port}",
+        "needs nf_synproxy; mss and wscale have to be those of the server; nobody else may rely "
+        "on loose pick-up of connections meanwhile",
+        frees=(0, culprit.held),
+        commands=(
+            f"nft 'add table inet {table}; "
+            f"add chain inet {table} pre {{ type filter hook prerouting priority raw; }}; "
+            f"add rule inet {table} pre {port} tcp flags syn notrack; "
+            f"add chain inet {table} proxy {{ type filter hook {hook} priority filter; }}; "
+            f"add rule inet {table} proxy {port} ct state invalid,untracked synproxy mss 1460 "
+            f"wscale 7 timestamp sack-perm; "
+            f"add rule inet {table} proxy {port} ct state invalid drop'",
+            "sysctl -w net.netfilter.nf_conntrack_tcp_loose=0",
+        ),
+        undo=(
+            f"nft delete table inet {table}",
+            "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
+        ),
+    )
+
+
+def larger(
+    table: Table, need: float, entry_bytes: tuple[int, int] = ENTRY_BYTES, detail: str = ""
+) -> Optional[Remedy]:
+    """A larger limit with as many buckets; None where it is large enough, or too large."""
+    if not table.max or need <= table.max:
+        return None
+    size = 1 << ceil(log2(need))
+    if size > LARGEST:
+        return None
+    low, high = (size * each + size * BUCKET_BYTES for each in entry_bytes)
+    return Remedy(
+        "larger-table",
+        f"raise nf_conntrack_max and nf_conntrack_buckets to {size}",
+        table.netns,
+        detail=f"at most {mib(low, high)} when full{detail}",
+        commands=_sizes({"max": size, "buckets": size}),
+        undo=_sizes({"max": table.max, "buckets": table.buckets or table.max}),
+        memory=(low, high),
+        initial=True,
+    )
+
+
+def buckets(table: Table) -> Remedy:
+    """More hash buckets: shorter chains for every namespace."""
+    size = 1 << max(10, ceil(log2(max(table.hashed, table.count, 1) * 2)))
+    size = max(size, 1 << ceil(log2(max(2 * table.buckets, 1))))
+    memory = size * BUCKET_BYTES
+    return Remedy(
+        "buckets",
+        f"raise nf_conntrack_buckets to {size:,} ({mib(memory, memory)})",
+        table.netns,
+        detail="for all namespaces; the kernel moves every entry once, in some milliseconds",
+        commands=_sizes({"buckets": size}),
+        undo=_sizes({"buckets": table.buckets}),
+        memory=(memory, memory),
+        initial=True,
+    )
+
+
+def _sizes(values: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"sysctl -w net.netfilter.nf_conntrack_{name}={n}" for name, n in values.items())
+
+
+def change(text: str, netns: int = 0, service: str = "") -> Remedy:
+    """Something that the program or set-up has to do otherwise."""
+    return Remedy("change", text, netns, service)
+
+
+def mib(low: int, high: int) -> str:
+    """``12 MiB``, ``12 to 16 MiB``, ``512 KiB``."""
+    if high < 1 << 20:
+        return f"{round(high / 1024)} KiB"
+    first, last = (round(value / (1 << 20)) for value in (low, high))
+    return f"{last} MiB" if first == last else f"{first} to {last} MiB"
