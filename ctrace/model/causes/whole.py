@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Optional
 
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
@@ -12,6 +12,8 @@ from ctrace.model.snapshot import Cause, Remedy, Table
 
 INVALID: Final = 100
 """INVALID packets below which nothing is said."""
+LITTLE: Final = 0.1
+"""Fill below which a table that refuses nothing needs no explanation."""
 INVALID_PART: Final = 0.05
 """INVALID packets for each insert from which on they are worth a line."""
 
@@ -150,9 +152,15 @@ def shapeless(s: Service, most: str) -> Cause:
     rate = ", ".join([f"{s.c.new_per_s:,.0f} new/s", *known])
     return s.cause(
         "unknown",
-        f"no known shape fits; most is {most} ({rate})",
+        f"{_verdict(s.table)}; most is {most} ({rate})",
         (s.held_line, s.ends_line),
     )
+
+
+def _verdict(table: Optional[Table]) -> str:
+    if table is None or not table.max or table.fill >= LITTLE or table.totals.drop:
+        return "no known shape fits"
+    return f"nothing to explain at {100 * table.fill:.1f} % fill"
 
 
 def _protocol(facts: Facts, netns: int) -> str:

@@ -183,11 +183,11 @@ def _remedy(one: Remedy) -> dict[str, Any]:
         "service": one.service,
         "netns": one.netns,
         "now": one.now,
-        "frees": one.frees,
-        "fill_after": one.fill_after,
+        "frees": list(one.frees or ()),
+        "fill_after": list(one.fill_after or ()),
         "commands": list(one.commands),
         "undo": list(one.undo),
-        "memory": one.memory,
+        "memory": list(one.memory or ()),
         "initial": one.initial,
     }
 
