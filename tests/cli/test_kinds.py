@@ -46,7 +46,14 @@ def test_every_option_that_is_a_time_takes_the_same_ones() -> None:
         if command is None:
             continue
         for option in command.params:
-            if option.name in ("duration", "interval", "keep", "before", "after", "step"):
+            if isinstance(option, click.Option) and option.name in (
+                "duration",
+                "interval",
+                "keep",
+                "before",
+                "after",
+                "step",
+            ):
                 assert isinstance(option.type, Time), (verb, option.name)
 
 
