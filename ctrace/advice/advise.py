@@ -11,10 +11,11 @@ from ctrace.advice import alternatives as other
 from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
-from ctrace.advice.roles import Seen, half_tracked, subject, translated
+from ctrace.advice.roles import Seen, half_tracked, subject, translated, within
 from ctrace.change import persist, shell_lines
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
 from ctrace.errors import CtraceError
+from ctrace.host import commands_in
 from ctrace.model.snapshot import Culprit, Snapshot, Table
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.in_place import OURS, InPlace, in_place
@@ -25,6 +26,8 @@ POINTLESS: Final = 0.02
 """A service below this part of the maximum is not worth a rule."""
 MOST: Final = 20
 """Services that are judged, by entries held."""
+WHOLE: Final = 0.95
+"""Where less than this part of a client's calls is matched, the rules free less than they say."""
 GOOD: Final = ("safe", "safe-with-rules")
 
 
@@ -49,6 +52,8 @@ class Candidate:
     """Part of the smallest set that reaches the target."""
     in_place: bool = False
     """Such rules are there already: what it holds is from before, or not theirs to prevent."""
+    enter: tuple[str, ...] = ()
+    """What a command begins with to run in its namespace."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +283,7 @@ def _candidate(
         about.forwarding,
         tuple({sample.reply_sport for sample in others}),
         any(sample.reply_dport == culprit.port for sample in others),
+        picked=about.picks(culprit.proto, culprit.port or 0),
     )
     judgement = judge(who, about.ruleset)
     verdict, reasons = judgement.verdict, list(judgement.reasons)
@@ -288,6 +294,16 @@ def _candidate(
         verdict = "warn" if verdict in GOOD else verdict
     elif culprit.proto == "tcp" and (culprit.closed or 0.0) < 0.2 and culprit.new_per_s < 1:
         reasons.append("mostly long-lived connections: existing ones would keep their entries")
+        verdict = "warn" if verdict in GOOD else verdict
+    inside = within(item, about.addresses, about.ephemeral) if "client" in who.roles else None
+    if inside is not None and inside < WHOLE:
+        low, high = about.ephemeral
+        part = "all" if not inside else f"{1 - inside:.0%}"
+        reasons.append(
+            f"{part} of its calls that were seen come from ports outside {low}-{high}, which the "
+            f"client's rules do not match: {'nothing is' if not inside else 'only the rest is'} "
+            "freed"
+        )
         verdict = "warn" if verdict in GOOD else verdict
     if judgement.lever.shared and not (about.has_nft and about.sees_forwarded):
         reasons.append("rules that keep translated connections tracked need nftables and Linux 5.7")
@@ -300,10 +316,11 @@ def _candidate(
     for one in made[:1]:
         reasons.insert(0, f"{one}: the {culprit.held} entries that it holds are from before")
     lever = judgement.lever
-    return replace(
-        _made(table, culprit, who.roles, verdict, tuple(reasons), lever, outlook),
-        in_place=bool(made),
-    )
+    candidate = _made(table, culprit, who.roles, verdict, tuple(reasons), lever, outlook)
+    if inside is not None and inside < WHOLE:
+        freed = round(culprit.held * inside)
+        candidate = replace(candidate, frees=freed, fill_after=None)
+    return replace(candidate, in_place=bool(made), enter=about.enter)
 
 
 def _made(
@@ -400,7 +417,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
     undo = ""
     if _has_rules(candidate):
         texts = rule_texts(candidate.lever)
-        undo = shell_lines.undo_line(alone(candidate.lever))
+        undo = commands_in.inside(candidate.enter, shell_lines.undo_line(alone(candidate.lever)))
     return {
         "service": {"proto": candidate.proto, "port": candidate.port},
         "netns": candidate.netns,
@@ -423,7 +440,8 @@ def flush_lines(candidate: Candidate) -> list[str]:
     """The commands that delete the entries which stay behind, once its rules are in."""
     if not _has_rules(candidate):
         return []
-    return [" ".join(argv) for argv in shell_lines.flush_commands(alone(candidate.lever))]
+    commands = shell_lines.flush_commands(alone(candidate.lever))
+    return [commands_in.inside(candidate.enter, " ".join(argv)) for argv in commands]
 
 
 def _has_rules(candidate: Candidate) -> bool:

@@ -53,7 +53,7 @@ def evidence(subject: Subject) -> Iterator[Finding]:
         yield Finding("unsafe", "nat-backend", f"translated connections end at port {subject.port}:"
                       " their replies would leave untranslated")  # fmt: skip
     low, high = subject.ephemeral
-    if "server" in subject.roles and low <= subject.port <= high:
+    if "server" in subject.roles and subject.picked and low <= subject.port <= high:
         yield Finding("warn", "ephemeral", f"port {subject.port} lies in the ephemeral range "
                       f"{low}-{high}: connections that this host opens from it would be caught "
                       "too; reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip

@@ -12,7 +12,8 @@ from ctrace.change import notes
 from ctrace.change import plan as plans
 from ctrace.change.plan import Lever
 from ctrace.errors import CtraceError
-from ctrace.host.netns import enter, find, local_addresses
+from ctrace.host import commands_in, sock_diag
+from ctrace.host.netns import Namespace, enter, find, local_addresses
 from ctrace.kernel.bpf import kernel_version
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import dump, load
@@ -53,8 +54,23 @@ class Facts:
     """Whether postrouting knows where a forwarded packet came in (5.7)."""
     applied: tuple[Lever, ...] = ()
     """What ctrace apply has in place there, as far as its note tells (live only)."""
+    enter: tuple[str, ...] = ()
+    """What a command begins with to run there (:func:`ctrace.host.commands_in.prefix`)."""
+    reserved: tuple[tuple[int, int], ...] = ()
+    """``ip_local_reserved_ports``: ranges that the kernel never picks a source port from."""
+    listening: frozenset[tuple[str, int]] = frozenset()
+    """(protocol, port) that a socket there holds for itself."""
     initial: bool = False
     """Whether it is the host's first namespace, which alone can change max and buckets."""
+
+    def picks(self, proto: str, port: int) -> bool:
+        """Whether the kernel may give ``port`` to a connection that begins here."""
+        low, high = self.ephemeral
+        return (
+            low <= port <= high
+            and (proto, port) not in self.listening
+            and not any(first <= port <= last for first, last in self.reserved)
+        )
 
 
 def facts(netns_path: str) -> Facts:
@@ -92,8 +108,17 @@ def _build(found: dict[str, Any]) -> Facts:
         entry_bytes=(int(entry_low), int(entry_high)),
         has_nft=bool(found["has_nft"]),
         sees_forwarded=bool(found.get("sees_forwarded", True)),
+        enter=tuple(str(word) for word in found.get("enter", ())),
+        reserved=_ranges(str(found.get("reserved", ""))),
+        listening=frozenset((str(proto), int(port)) for proto, port in found.get("listening", ())),
         initial=bool(found["initial"]),
     )
+
+
+def _ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """``8063,9000-9010`` as pairs, as the kernel prints a port bitmap (proc_do_large_bitmap)."""
+    pairs = (part.partition("-") for part in text.split(",") if part)
+    return tuple((int(low), int(high or low)) for low, _, high in pairs)
 
 
 def _collect(netns_path: str) -> dict[str, Any]:
@@ -108,6 +133,11 @@ def _collect(netns_path: str) -> dict[str, Any]:
             for name, default in TIMEOUTS.items()
         }
         here = os.stat("/proc/thread-self/ns/net").st_ino
+        reserved = _sys("net/ipv4/ip_local_reserved_ports", "")
+        try:
+            listening = sock_diag.listening()
+        except OSError:  # inet_diag is a module that may be missing: then none is known
+            listening = frozenset()
     return {
         "ruleset": dump(netns_path),
         "addresses": local_addresses(netns_path),
@@ -117,6 +147,9 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "entry_bytes": entry_bytes(),
         "has_nft": shutil.which("nft") is not None,
         "sees_forwarded": kernel_version() >= (5, 7),
+        "enter": list(commands_in.prefix(Namespace(here, "", netns_path))),
+        "reserved": reserved,
+        "listening": sorted(listening),
         "initial": _is_initial(here),
     }
 

@@ -45,6 +45,8 @@ class Subject:
     reply_ports: tuple[int, ...] = ()
     """Ports that translated entries of the namespace answer from."""
     ephemeral: tuple[int, int] = (32768, 60999)
+    picked: bool = True
+    """Whether the kernel may pick ``port`` as a source port: neither reserved nor listened on."""
     status: int = 0
     """Status bits seen on any of its entries (enum ip_conntrack_status)."""
     shared_now: bool = False

@@ -96,6 +96,23 @@ def _is_mine(address: str, mine: set[str]) -> bool:
     return address in mine or address.startswith("127.") or address == "::1"
 
 
+def within(seen: Seen, local: Iterable[str], ephemeral: tuple[int, int]) -> Optional[float]:
+    """The share of the service's own calls that come from the ephemeral range; None: none seen.
+
+    The client role's rules match that range only: programs that bind a port of their
+    own (NFS mounts below 1024, NTP from 123) stay tracked.
+    """
+    mine, (low, high) = set(local), ephemeral
+    ports = [
+        sample.sport
+        for sample in seen.samples
+        if sample.dport == seen.culprit.port
+        and _is_mine(sample.src, mine)
+        and not _is_mine(sample.dst, mine)
+    ]
+    return sum(low <= port <= high for port in ports) / len(ports) if ports else None
+
+
 def half_tracked(seen: Seen, local: Iterable[str]) -> bool:
     """Whether entries look as if one direction were untracked: the tuple is the wrong way round.
 
@@ -116,6 +133,8 @@ def subject(
     forwarding: bool,
     reply_ports: tuple[int, ...],
     shared_now: bool = False,
+    *,
+    picked: bool = True,
 ) -> Subject:
     """What :func:`ctrace.advice.hazards.judge` needs to know of a service."""
     found = roles(seen, local)
@@ -135,6 +154,7 @@ def subject(
         nat=seen.nat,
         reply_ports=reply_ports,
         ephemeral=ephemeral,
+        picked=picked,
         status=reduce(or_, (sample.status for sample in seen.samples), 0),
         shared_now=shared_now,
         forwarding=forwarding,

@@ -18,7 +18,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -32,6 +32,8 @@ from ctrace.change.plan import CtTimeout, Notrack, Plan
 from ctrace.change.undo import nft_objects, remove
 from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
+from ctrace.host.commands_in import inside as inside_of
+from ctrace.host.commands_in import prefix
 from ctrace.host.netns import Namespace
 from ctrace.record import Events
 from ctrace.ruleset import notrack, notrack_iptables, notrack_nft
@@ -65,6 +67,11 @@ class Prepared:
     warnings: tuple[str, ...]
     present: str
     """What of ours is there already: ``nothing``, ``trial``, ``expired`` or ``permanent``."""
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """What a command begins with to run in the namespace."""
+        return prefix(self.namespace)
 
 
 @dataclass
@@ -118,8 +125,11 @@ def prepare(plan: Plan) -> Prepared:
     return Prepared(plan, namespace, warnings, present)
 
 
-def describe(plan: Plan, seconds: Optional[int]) -> str:
-    """The whole plan as text: what it is for, everything that is run, and how to undo it."""
+def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> str:
+    """The whole plan as text: what it is for, everything that is run, and how to undo it.
+
+    ``enter`` begins a command that has to run in the plan's namespace.
+    """
     lines = [f"Plan for network namespace {plan.netns_name} (netns:{plan.netns}):"]
     for lever in plan.levers:
         what = "take out of connection tracking"
@@ -129,10 +139,13 @@ def describe(plan: Plan, seconds: Optional[int]) -> str:
     deadline = time.time() + (seconds or 0)
     for step in _steps(plan, seconds, deadline):
         lines += ["", f"# {' '.join(step.argv)}", step.stdin.rstrip()]
-    flush = [" ".join(argv) for argv in shell_lines.flush_commands(plan)]
+    flush = [inside_of(enter, " ".join(argv)) for argv in shell_lines.flush_commands(plan)]
     if flush:
         lines += ["", "# old entries, once confirmed and only if asked (--flush)", *flush]
-    lines += ["", f"# undo: ctrace undo, or by hand: {shell_lines.undo_line(plan)}"]
+    lines += [
+        "",
+        f"# undo: ctrace undo, or by hand: {inside_of(enter, shell_lines.undo_line(plan))}",
+    ]
     return "\n".join(lines) + "\n"
 
 

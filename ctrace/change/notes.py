@@ -12,8 +12,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,10 +45,12 @@ class Note:
     """Tables that did not exist before: ``iptables-nft ip raw``."""
     listing: str = ""
     """Our rules as the kernel listed them when they were confirmed, without counters."""
+    said: str = ""
+    """What happened to the change since, in one sentence; empty: nothing."""
 
     def confirmed(self, listing: str) -> Note:
         """The note of a change that stays."""
-        return replace(self, deadline=0, listing=listing)
+        return replace(self, deadline=0, listing=listing, said="")
 
 
 def directory() -> Path:
@@ -91,6 +94,24 @@ def read(netns: int) -> Optional[Note]:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return note if note.boot == boot_id() and note.netns == netns else None
+
+
+def every() -> list[Note]:
+    """All notes of this boot, by namespace. Raises CtraceError."""
+    found = (read(inum) for inum in sorted(_noted()))
+    return [note for note in found if note is not None]
+
+
+def sweep(alive: Collection[int]) -> None:
+    """Remove the notes of namespaces that are gone, and of earlier boots."""
+    for inum in _noted():
+        if inum not in alive or read(inum) is None:
+            forget(inum)
+
+
+def _noted() -> list[int]:
+    names = (re.fullmatch(r"netns-(\d+)\.json", name) for name in os.listdir(directory()))
+    return [int(name[1]) for name in names if name]
 
 
 def write(note: Note) -> None:

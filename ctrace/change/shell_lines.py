@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from ctrace.change.plan import Notrack, Plan
 from ctrace.ruleset import notrack_iptables
-from ctrace.ruleset.notrack import TABLE
+from ctrace.ruleset.notrack import CHAINS, TABLE, TAG
 
 
 def flush_commands(plan: Plan) -> list[tuple[str, ...]]:
@@ -32,14 +32,46 @@ def flush_commands(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def undo_line(plan: Plan) -> str:
-    """What a person types to remove ctrace's own rules of this plan without ctrace."""
+    """What a person types to remove all of this plan's rules without ctrace: one shell line.
+
+    Accepts in other tables are found by their comments and deleted as the tool itself
+    prints them, so the line also fits after rules of others came and went.
+    """
+    steps = []
     if plan.backend == "nft":
-        return f"nft delete table inet {TABLE}"
-    return "; ".join(
-        f"{argv[0]} -t raw -D {hook} {notrack_iptables.jump(chain)}"
-        for argv in (_tables_argv(plan.backend, family) for family in ("ip", "ip6"))
-        for hook, chain in notrack_iptables.HOOKS
-    )
+        steps.append(f"nft delete table inet {TABLE}")
+    else:
+        steps += [
+            f"{argv[0]} -t raw -D {hook} {notrack_iptables.jump(chain)}"
+            for argv in (_tables_argv(plan.backend, family) for family in ("ip", "ip6"))
+            for hook, chain in notrack_iptables.HOOKS
+        ]
+        steps += [
+            f"{_tables_argv(plan.backend, family)[0]} -t raw -{verb} {chain}"
+            for family in ("ip", "ip6")
+            for chain in CHAINS
+            for verb in ("F", "X")
+        ]
+    accepts = [
+        accept for lever in plan.levers if isinstance(lever, Notrack) for accept in lever.accepts
+    ]
+    places = dict.fromkeys((a.tool, a.family, a.table, a.chain) for a in accepts)
+    steps += [
+        f'nft -a list chain {family} {table} {chain} | sed -n "s/.* comment .{TAG}.* # handle '
+        f'\\([0-9]*\\)$/delete rule {family} {table} {chain} handle \\1/p" | nft -f -'
+        for tool, family, table, chain in places
+        if tool == "nft"
+    ]
+    for tool, family, table in dict.fromkeys(place[:3] for place in places):
+        if tool != "nft":
+            command, *flags = notrack_iptables.restore_argv(tool, family)
+            save = command.replace("-restore", "-save")
+            found = f'sed -n "/--comment .\\{{0,1\\}}{TAG}/s/^-A /-D /p"'
+            steps.append(
+                f'{{ echo "*{table}"; {save} -t {table} | {found}; echo COMMIT; }} | '
+                f"{' '.join((command, *flags))}"
+            )
+    return "; ".join(steps)
 
 
 def _tables_argv(tool: str, family: str) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Appl
                     raise
             notes.forget(change.namespace.inum)
             done.append(change)
+        notes.sweep({namespace.inum for namespace in netns.find()})
         return done
 
 

@@ -9,6 +9,7 @@ import time
 
 import click
 
+from ctrace.cli.options import say
 from ctrace.errors import CtraceError, UsageError
 
 
@@ -37,30 +38,22 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
     time to confirm, also when ctrace or the connection to this host dies; a change
     that makes things worse is taken back within two seconds.
     """
-    from ctrace.change import apply
-    from ctrace.change.plan import from_json
+    from ctrace.change import apply, plan_file
 
     if not apply.SHORTEST_S <= confirm_within <= apply.LONGEST_S:
         raise UsageError(
             f"the time to confirm must be from {apply.SHORTEST_S} to {apply.LONGEST_S} seconds"
         )
-    try:
-        with open(plan, encoding="utf-8") if plan != "-" else sys.stdin as file:
-            text = file.read((1 << 20) + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {plan}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{plan} is not a plan: it is not text") from None
-    wanted = from_json(text)
+    wanted = plan_file.read(plan, unasked=yes and not dry_run)
     prepared = apply.prepare(wanted)
-    click.echo(apply.describe(wanted, confirm_within))
+    say(apply.describe(prepared.plan, confirm_within, prepared.enter))
     for warning in prepared.warnings:
-        click.echo(f"Warning: {warning}.", err=True)
+        say(f"Warning: {warning}.", err=True)
     if prepared.present == "permanent":
-        click.echo("This plan is applied and confirmed already: nothing to do.")
+        say("This plan is applied and confirmed already: nothing to do.")
         return
     if dry_run:
-        click.echo("Checked: the kernel would take it. Nothing was changed.")
+        say("Checked: the kernel would take it. Nothing was changed.")
         return
     if not yes and not click.confirm("Apply it?", default=False):
         raise CtraceError("nothing was changed")
@@ -76,10 +69,10 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
     finally:
         if not settled:
             apply.revert(trial)
-            click.echo("Taken back: the rules are as they were.", err=True)
+            say("Taken back: the rules are as they were.", err=True)
     if settled:
         _, flushed = apply.confirm(wanted.netns)
-        click.echo("\n".join(["Confirmed: it stays until ctrace undo or a reboot.", *flushed]))
+        say("\n".join(["Confirmed: it stays until ctrace undo or a reboot.", *flushed]))
 
 
 def _checked(trial: object) -> None:
@@ -89,11 +82,11 @@ def _checked(trial: object) -> None:
     assert isinstance(trial, apply.Trial)
     verdict = apply.check(trial)
     for line in verdict.seen:
-        click.echo(f"  {line}")
+        say(f"  {line}")
     if verdict.worse:
         raise CtraceError("it made things worse: " + "; ".join(verdict.worse))
     if not verdict.proven:
-        click.echo("  No complete traffic of the services passed yet: not proven, still watching.")
+        say("  No complete traffic of the services passed yet: not proven, still watching.")
 
 
 def _ask(trial: object) -> bool:
@@ -111,15 +104,15 @@ def _ask(trial: object) -> bool:
             return sys.stdin.readline().strip().lower() in ("y", "yes")
         verdict = apply.check(trial)
         if verdict.worse:
-            click.echo("")
+            say("")
             raise CtraceError("it made things worse: " + "; ".join(verdict.worse))
-    click.echo("")
+    say("")
     return False
 
 
 def _pending(plan: str, left: float) -> None:
     at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-    click.echo(
+    say(
         f"In place, and nothing got worse. It reverts by itself at {at} unless you run: "
         f"sudo ctrace confirm{'' if plan == '-' else ' ' + shlex.quote(plan)}"
     )

@@ -2,55 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Optional
+import sys
+from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ctrace.cli.options import need_root
+from ctrace.cli.options import need_root, say
 from ctrace.errors import CtraceError
+
+if TYPE_CHECKING:
+    from ctrace.change.undo import Applied
 
 
 @click.command()
 @click.argument("plan", required=False, type=click.Path(dir_okay=False), metavar="[PLAN]")
 @click.option("--netns", metavar="NAME", help="Which namespace's trial: name, path, pid or inode.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option(
     "--flush/--no-flush", default=None, help="Delete the services' old entries (as apply was told)."
 )
-def command(plan: Optional[str], netns: Optional[str], flush: Optional[bool]) -> None:
+def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optional[bool]) -> None:
     """Keep the change that is on trial.
 
-    Without PLAN or --netns it is the only trial that runs.
+    It says what it keeps and where, and asks first on a terminal. Without PLAN or
+    --netns it is the only trial that runs, and elsewhere than on a terminal it needs -y.
     """
     from ctrace.change import apply
     from ctrace.change.undo import applied
 
     need_root("changing rules")
+    inum = None
     if netns is not None:
         from ctrace.host.netns import resolve
 
         inum = resolve(netns)
     elif plan is not None:
-        inum = _netns_of(plan)
-    else:
-        trials = [change for change in applied() if change.installed.state == "trial"]
+        from ctrace.change import plan_file
+
+        inum = plan_file.read(plan).netns
+    trials = [change for change in applied(inum) if change.installed.state == "trial"]
+    if inum is None:
         if not trials:
             raise CtraceError("no trial is running: ctrace applied lists what is there")
         if len(trials) > 1:
-            names = ", ".join(change.namespace.name for change in trials)
-            raise CtraceError(f"several trials are running: name one with --netns ({names})")
+            raise CtraceError(several("trials are running", trials))
         inum = trials[0].namespace.inum
-    _, flushed = apply.confirm(inum, flush=flush)
-    click.echo("\n".join(["Confirmed: it stays until ctrace undo or a reboot.", *flushed]))
+        if not yes and not sys.stdin.isatty():
+            raise CtraceError(
+                f"one trial is running ({what(trials[0])}): name it with --netns, or add -y"
+            )
+    for trial in trials:
+        say(f"Keep {what(trial)}.")
+    if trials and not yes and sys.stdin.isatty() and not click.confirm("Keep it?", default=False):
+        raise CtraceError("nothing was confirmed: it still reverts by itself")
+    _, said = apply.confirm(inum, flush=flush)
+    say("\n".join(["Confirmed: it stays until ctrace undo or a reboot.", *said]))
 
 
-def _netns_of(path: str) -> int:
-    from ctrace.change.plan import from_json
-    from ctrace.errors import UsageError
+def what(change: Applied) -> str:
+    """``NOTRACK server tcp/80 in web (3 rules)``: a change in words."""
+    services = ", ".join(change.installed.services) or "nothing but an empty table or chains"
+    return f"{services} in {change.namespace.name} ({len(change.installed.rules)} rules)"
 
-    try:
-        with open(path, encoding="utf-8") as file:
-            return from_json(file.read((1 << 20) + 1)).netns
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a plan: it is not text") from None
+
+def several(are: str, changes: list[Applied]) -> str:
+    """The refusal when none of several was named."""
+    names = "; ".join(what(change) for change in changes)
+    return f"several {are}: name one with --netns ({names})"

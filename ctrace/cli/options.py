@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Optional, TypeVar
 
 import click
@@ -94,6 +95,20 @@ def output_option(command: F) -> F:
         show_default=True,
         help="For a person, or for a program.",
     )(command)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, and go on when nobody reads it any more.
+
+    For verbs that change something: what they do must not depend on who reads.
+    """
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        with suppress(OSError):
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 2 if err else 1)
+            os.close(sink)
 
 
 def need_root(doing: str) -> None:

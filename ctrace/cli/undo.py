@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Optional
 
 import click
 
-from ctrace.cli.options import need_root
+from ctrace.cli.confirm import several, what
+from ctrace.cli.options import need_root, say
+from ctrace.errors import CtraceError
 
 
 @click.command()
 @click.option("--netns", metavar="NAME", help="Only in this namespace: name, path, pid or inode.")
-def command(netns: Optional[str]) -> None:
-    """Remove everything that ctrace ever applied, and nothing else.
+@click.option("--all", "every", is_flag=True, help="In every namespace where there is something.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def command(netns: Optional[str], every: bool, yes: bool) -> None:
+    """Remove what ctrace applied, and nothing else.
 
-    Only the table inet ctrace, the chains CTRACE_* and rules whose comment begins
-    with ctrace: are touched. Works from the ruleset itself, also after a crash.
+    It says what it removes and where, and asks first on a terminal. Where something is
+    applied in several namespaces, name one or give --all. Only the table inet ctrace,
+    the chains CTRACE_* and rules whose comment begins with ctrace: are touched. Works
+    from the ruleset itself, also after a crash. TCP connections of this host that
+    were opened untracked go on: their entries are made for them.
     """
-    from ctrace.change.undo import undo
+    from ctrace.change.undo import applied, undo
     from ctrace.host.netns import resolve
 
     need_root("changing rules")
-    removed = undo(resolve(netns) if netns else None)
+    only = resolve(netns) if netns else None
+    there = applied(only)
+    if len(there) > 1 and not every:
+        raise CtraceError(several("changes are applied", there) + ", or give --all")
+    for change in there:
+        say(f"Remove {what(change)}.")
+    if there and not yes and sys.stdin.isatty() and not click.confirm("Remove?", default=True):
+        raise CtraceError("nothing was changed")
+    removed = undo(there[0].namespace.inum if len(there) == 1 else only)
     if not removed:
-        click.echo("Nothing of ctrace is applied.")
+        say("Nothing of ctrace is applied.")
     for change in removed:
-        what = ", ".join(change.installed.services) or "empty table or chains"
-        click.echo(f"{change.namespace.name}: removed {what} ({len(change.installed.rules)} rules)")
+        services = ", ".join(change.installed.services) or "empty table or chains"
+        rules = len(change.installed.rules)
+        say(f"{change.namespace.name}: removed {services} ({rules} rules)")

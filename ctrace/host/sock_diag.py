@@ -31,6 +31,9 @@ class Connection:
     dport: int
     resent: int
     """Segments sent again in its life."""
+    here: bytes = b""
+    there: bytes = b""
+    """Its addresses, 4 or 16 bytes."""
 
 
 def connections() -> dict[bytes, Connection]:
@@ -53,12 +56,44 @@ def connections() -> dict[bytes, Connection]:
     return found
 
 
+def listening() -> frozenset[tuple[str, int]]:
+    """(``tcp`` or ``udp``, port) that the kernel picks for no other socket of this namespace.
+
+    A TCP listener takes its port for all addresses (inet_csk_find_open_port and
+    __inet_hash_connect pass over a port that bind has given to somebody); a UDP socket
+    only where it is bound to every address, so others don't count. Raises OSError.
+    """
+    found: set[tuple[str, int]] = set()
+    for name, proto, state in (("tcp", socket.IPPROTO_TCP, 10), ("udp", socket.IPPROTO_UDP, 7)):
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diag:
+                diag.settimeout(2)
+                body = struct.pack("=BBBxI48x", family, proto, 0, 1 << state)
+                head = (16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 1, 0)
+                diag.sendto(struct.pack("=IHHII", *head) + body, (0, 0))
+                for one in _messages(diag):
+                    (port,) = struct.unpack_from("!H", one, 4)
+                    if port and (name == "tcp" or not any(one[8:24])):
+                        found.add((name, port))
+    return frozenset(found)
+
+
 def connecting(there: dict[bytes, Connection], ports: Collection[int]) -> int:
     """Sockets that wait for the first answer from one of these ports."""
     return sum(one.state == SYN_SENT and one.dport in ports for one in there.values())
 
 
 def _answers(diag: socket.socket) -> Iterator[tuple[bytes, Connection]]:
+    for one in _messages(diag):
+        # struct inet_diag_msg: state at 1, ports at 4, addresses at 8 and 24, the cookie at 44
+        sport, dport = struct.unpack_from("!HH", one, 4)
+        size = 4 if one[0] == socket.AF_INET else 16
+        here, there = one[8 : 8 + size], one[24 : 24 + size]
+        yield one[44:52], Connection(one[1], sport, dport, _resent(one), here, there)
+
+
+def _messages(diag: socket.socket) -> Iterator[bytes]:
+    """Each struct inet_diag_msg of a dump with its attributes."""
     while True:
         data = diag.recv(1 << 17)
         at = 0
@@ -66,14 +101,12 @@ def _answers(diag: socket.socket) -> Iterator[tuple[bytes, Connection]]:
             size, kind = struct.unpack_from("=IH", data, at)
             if kind in (NLMSG_ERROR, NLMSG_DONE) or size < 88:
                 return
-            # struct inet_diag_msg: state at 1, ports at 4, the cookie at 44
-            sport, dport = struct.unpack_from("!HH", data, at + 20)
-            resent = _resent(data, at + 88, at + size)
-            yield data[at + 60 : at + 68], Connection(data[at + 17], sport, dport, resent)
+            yield data[at + 16 : at + size]
             at += (size + 3) & ~3
 
 
-def _resent(data: bytes, at: int, end: int) -> int:
+def _resent(data: bytes) -> int:
+    at, end = 72, len(data)
     while at + 4 <= end:
         size, kind = struct.unpack_from("=HH", data, at)
         if kind == INET_DIAG_INFO and size >= 4 + TOTAL_RETRANS + 4:
