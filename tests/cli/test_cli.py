@@ -78,7 +78,7 @@ def test_help_explains_every_option(verb: str) -> None:
         (["apply", __file__], "is not valid JSON"),
         (["merge", RECORDING, RECORDING], "Missing option '-o'"),
         (["record", "--trigger", "x"], "is no trigger: use drop, evict, fill=90"),
-        (["record", "--ring", "5"], "--ring is at least 8M"),
+        (["record", "--ring", "5"], "--ring': 5 is too little: at least 8M"),
         (["record", "--keep", "never"], "'never' is not a time"),
         (["record", "--stop-after", "0"], "'--stop-after'"),
     ],
