@@ -8,22 +8,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Optional, Union
 
 from ctrace.advice import alternatives as other
-from ctrace.advice.alternatives import Alternative
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import judge
-from ctrace.advice.roles import Seen, half_tracked, subject, translated, within
+from ctrace.advice.roles import Seen, half_tracked, subject, translated, translations, within
 from ctrace.change import persist, shell_lines
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in
-from ctrace.model.snapshot import Culprit, Snapshot, Table
+from ctrace.model.remedies import POINTLESS
+from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.in_place import OURS, InPlace, in_place
 from ctrace.whatif.predict import Outlook, Part, Range, Service
 
 TARGET: Final = 0.6
-POINTLESS: Final = 0.02
-"""A service below this part of the maximum is not worth a rule."""
 MOST: Final = 20
 """Services that are judged, by entries held."""
 WHOLE: Final = 0.95
@@ -43,7 +41,7 @@ class Candidate:
     verdict: str
     reasons: tuple[str, ...]
     frees: int
-    """Entries that it holds now."""
+    """Entries that it holds now and that go with time; none where open connections keep them."""
     share: float
     """Of all entries in its table."""
     fill_after: Optional[tuple[float, float]]
@@ -82,7 +80,7 @@ class Advice:
     target: float
     tables: tuple[TableAdvice, ...]
     candidates: tuple[Candidate, ...]
-    alternatives: tuple[Alternative, ...]
+    alternatives: tuple[Remedy, ...]
     notes: tuple[str, ...]
     persist: tuple[str, ...] = ()
     """Where the rules have to stand to survive a reload and a reboot."""
@@ -138,7 +136,7 @@ def advise(
     known = facts or {}
     tables: list[TableAdvice] = []
     candidates: list[Candidate] = []
-    others: list[Alternative] = []
+    others: list[Remedy] = []
     plans: list[Plan] = []
     notes = _notes(services)
     there: list[tuple[int, InPlace]] = []
@@ -157,6 +155,10 @@ def advise(
             _candidate(table, item, seen, about, done, outlook)
             for item in seen
             if item.culprit.port
+        ]
+        judged = [
+            _as_it_frees(_of_a_flood(one, services.why), item.culprit, table)
+            for one, item in zip(judged, [i for i in seen if i.culprit.port], strict=True)
         ]
         policies = [
             (policy, other.frees_by_policy(item.culprit, about), item.culprit)
@@ -177,8 +179,10 @@ def advise(
             worth = policy in chosen or freed.high >= POINTLESS * table.max
             if worth and (policy.proto, policy.port) not in offered:
                 planned = policy in chosen
-                others.append(other.policy_alternative(table, policy, freed, outlook, planned))
-        others += other.alternatives(table, seen, about, target, outlook)
+                others.append(
+                    other.policy_alternative(table, policy, freed, outlook, about, planned)
+                )
+        others += other.alternatives(table, seen, about, target, outlook, services.why)
         tables.append(
             TableAdvice(
                 table.netns,
@@ -281,8 +285,10 @@ def _candidate(
         about.addresses,
         about.ephemeral,
         about.forwarding,
-        tuple({sample.reply_sport for sample in others}),
-        any(sample.reply_dport == culprit.port for sample in others),
+        tuple({sample.reply_sport for sample in others if "dst" in translations(sample)}),
+        any(
+            sample.reply_dport == culprit.port for sample in others if "src" in translations(sample)
+        ),
         picked=about.picks(culprit.proto, culprit.port or 0),
     )
     judgement = judge(who, about.ruleset)
@@ -292,7 +298,7 @@ def _candidate(
     if culprit.held < POINTLESS * table.max:
         reasons.append(f"pointless: it holds {culprit.held} of {table.max} entries")
         verdict = "warn" if verdict in GOOD else verdict
-    elif culprit.proto == "tcp" and (culprit.closed or 0.0) < 0.2 and culprit.new_per_s < 1:
+    elif _lasting(culprit):
         reasons.append("mostly long-lived connections: existing ones would keep their entries")
         verdict = "warn" if verdict in GOOD else verdict
     inside = within(item, about.addresses, about.ephemeral) if "client" in who.roles else None
@@ -321,6 +327,28 @@ def _candidate(
         freed = round(culprit.held * inside)
         candidate = replace(candidate, frees=freed, fill_after=None)
     return replace(candidate, in_place=bool(made), enter=about.enter)
+
+
+def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
+    """NOTRACK lets a flood through to the service, without an entry: it comes after the rest."""
+    here = (candidate.netns, candidate.proto, candidate.port)
+    if not any(c.id == "syn-flood" and (c.netns, c.proto, c.port) == here for c in why):
+        return candidate
+    reason = "its entries are a flood's: without tracking all of it reaches the service; see below"
+    verdict = "warn" if candidate.verdict in GOOD else candidate.verdict
+    return replace(candidate, verdict=verdict, reasons=(reason, *candidate.reasons))
+
+
+def _lasting(culprit: Culprit) -> bool:
+    """Whether its entries are open connections, which keep them whatever rules come."""
+    return culprit.proto == "tcp" and (culprit.closed or 0.0) < 0.2 and culprit.new_per_s < 1
+
+
+def _as_it_frees(candidate: Candidate, culprit: Culprit, table: Table) -> Candidate:
+    """The candidate with what stays: entries of open connections go by ``conntrack -D`` only."""
+    if not _lasting(culprit):
+        return candidate
+    return replace(candidate, frees=0, fill_after=other.fill_after(table, Range(0.0, 0.0)))
 
 
 def _made(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from math import ceil, log2
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, Optional
 
-from ctrace.advice.facts import BUCKET_BYTES, Facts
+from ctrace.advice.facts import Facts
 from ctrace.advice.roles import Seen
 from ctrace.change.plan import CtTimeout, alone
-from ctrace.model.snapshot import Culprit, Table
+from ctrace.model import remedies
+from ctrace.model.snapshot import Cause, Culprit, Remedy, Table
 from ctrace.ruleset import notrack_nft
+from ctrace.ruleset.notrack import TABLE
 from ctrace.whatif.predict import Outlook, Part, Range, shortened
 
 POLICY: Final = {
@@ -19,29 +20,8 @@ POLICY: Final = {
     "udp": (("unreplied", 5), ("replied", 15)),
 }
 """A per-port timeout policy: closed connections and answered requests go after seconds."""
-TIME_WAIT: Final = 30
-"""Seconds that a shorter nf_conntrack_tcp_timeout_time_wait keeps: half of the usual 2 MSL."""
-ESTABLISHED: Final = 86400
 MOSTLY: Final = 0.5
-LARGEST: Final = 1 << 24
-"""Entries: no larger table is proposed, it would take gigabytes."""
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """One other thing to do."""
-
-    id: str
-    """``ct-timeout``, ``sysctl-timeout``, ``larger-table``, ``keep-alive``, ``drop-flood``."""
-    netns: int
-    text: str
-    service: str = ""
-    frees: Optional[tuple[int, int]] = None
-    """Entries, lowest and highest; None where it frees none or that is not known."""
-    fill_after: Optional[tuple[float, float]] = None
-    commands: tuple[str, ...] = ()
-    memory: Optional[tuple[int, int]] = None
-    """Bytes that it takes when the table is full."""
+_SETTING: Final = "net.netfilter.nf_conntrack_"
 
 
 def ct_timeout(seen: Seen, roles: tuple[str, ...], facts: Facts) -> Optional[CtTimeout]:
@@ -80,18 +60,66 @@ def shorter(policy: CtTimeout) -> dict[Part, float]:
 
 
 def alternatives(
-    table: Table, seen: Iterable[Seen], facts: Facts, target: float, outlook: Outlook
-) -> Iterator[Alternative]:
-    """Everything else that helps one namespace's table, the most freeing first."""
+    table: Table,
+    seen: Iterable[Seen],
+    facts: Facts,
+    target: float,
+    outlook: Outlook,
+    causes: Sequence[Cause] = (),
+) -> Iterator[Remedy]:
+    """Everything else that helps one namespace's table, the most freeing first.
+
+    ``causes`` are those of all tables, whose remedies these are; NOTRACK is not among them, as
+    it has a verdict of its own.
+    """
     services = list(seen)
-    found = [
-        *_time_wait(table, services, facts, outlook),
-        *_established(table, services, facts),
-        *_larger(table, facts, target, outlook),
-        *_keep_alive(table, services),
-        *_floods(table, services),
-    ]
-    yield from sorted(found, key=lambda a: -(a.frees[1] if a.frees else 0))
+    found = [*_time_wait(table, services, facts, outlook), *_larger(table, facts, target, outlook)]
+    taken = {_same(one) for one in found}
+    for remedy in (one for cause in causes for one in cause.remedies):
+        if remedy.netns not in (0, table.netns) or remedy.id == "notrack":
+            continue
+        here = _as_it_is(remedy, facts)
+        if here is not None and _same(here) not in taken:
+            taken.add(_same(here))
+            found.append(_with_fill(here, table))
+    found.sort(key=lambda one: (-one.now, -(one.frees[1] if one.frees else 0)))
+    yield from (placed(one, facts) for one in found)
+
+
+def _same(remedy: Remedy) -> tuple[str, ...]:
+    return (remedy.id, *(remedy.commands or (remedy.text,)))
+
+
+def _as_it_is(remedy: Remedy, facts: Facts) -> Optional[Remedy]:
+    """A remedy with the timeout that holds in the namespace now; None where that is short."""
+    if remedy.id == "larger-table":
+        return None  # its size is told by the target
+    if remedy.id != "sysctl-timeout":
+        return remedy
+    name = remedy.commands[0].partition(_SETTING)[2].partition("=")[0]
+    made = remedies.timeout(name, remedy.netns, old=facts.timeouts.get(name), frees=remedy.frees)
+    return replace(made, service=remedy.service) if made else None
+
+
+def _with_fill(remedy: Remedy, table: Table) -> Remedy:
+    if remedy.frees is None or remedy.fill_after is not None:
+        return remedy
+    low, high = remedy.frees
+    return replace(remedy, fill_after=fill_after(table, Range(low, high)))
+
+
+def placed(remedy: Remedy, facts: Facts) -> Remedy:
+    """The remedy with commands as they are typed, wherever the shell is."""
+    enter = () if remedy.initial else facts.enter
+
+    def typed(commands: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(" ".join(("sudo", *enter, one)) for one in commands)
+
+    if remedy.id == "ct-timeout":  # a script behind its first line
+        first, *rest = remedy.commands or ("",)
+        commands = (*typed((first,)), *rest) if first else ()
+        return replace(remedy, commands=commands, undo=typed(remedy.undo))
+    return replace(remedy, commands=typed(remedy.commands), undo=typed(remedy.undo))
 
 
 def fill_after(table: Table, freed: Range) -> Optional[tuple[float, float]]:
@@ -103,156 +131,60 @@ def fill_after(table: Table, freed: Range) -> Optional[tuple[float, float]]:
 
 
 def policy_alternative(
-    table: Table, policy: CtTimeout, freed: Range, outlook: Outlook, planned: bool
-) -> Alternative:
-    """A ct timeout lever as an alternative; ``planned``: a plan has it already."""
+    table: Table, policy: CtTimeout, freed: Range, outlook: Outlook, facts: Facts, planned: bool
+) -> Remedy:
+    """A ct timeout lever as a remedy; ``planned``: a plan has it already."""
     script = notrack_nft.script(alone(policy), None)
     states = ", ".join(f"{state} {seconds} s" for state, seconds in policy.policy)
-    return Alternative(
+    made = Remedy(
         "ct-timeout",
+        f"shorter timeouts for {policy.proto}/{policy.port} only ({states})",
         table.netns,
-        f"shorter timeouts for {policy.proto}/{policy.port} only ({states}): tracking, NAT and "
-        "stateful rules keep working; connections from before never take them",
         f"{policy.proto}/{policy.port}",
-        (round(freed.low), round(freed.high)),
-        outlook.fill(shorter=shorter(policy)),
-        () if planned else ("sudo nft -f - <<'EOF'", *script.splitlines(), "EOF"),
+        "tracking, NAT and stateful rules keep working; connections from before never take them",
+        frees=(round(freed.low), round(freed.high)),
+        fill_after=outlook.fill(shorter=shorter(policy)),
+        commands=() if planned else ("nft -f - <<'EOF'", *script.splitlines(), "EOF"),
+        undo=() if planned else (f"nft delete table inet {TABLE}",),
     )
+    return placed(made, facts)
 
 
 def _time_wait(
     table: Table, services: list[Seen], facts: Facts, outlook: Outlook
-) -> Iterator[Alternative]:
-    old = facts.timeouts["tcp_timeout_time_wait"]
+) -> Iterator[Remedy]:
+    name = "tcp_timeout_time_wait"
+    old, new = facts.timeouts[name], remedies.SHORTER[name]
+    mine = [seen.culprit for seen in services if seen.culprit.proto == "tcp"]
     freed = Range(0.0, 0.0)
-    for seen in services:
-        if seen.culprit.proto == "tcp":
-            freed += shortened(seen.culprit, seen.culprit.closed or 0.0, old, TIME_WAIT)
+    for culprit in mine:
+        freed += shortened(culprit, culprit.closed or 0.0, old, new)
     if freed.high < 0.05 * table.count or freed.high < 1:
         return
-    yield Alternative(
-        "sysctl-timeout",
+    made = remedies.timeout(
+        name,
         table.netns,
-        f"nf_conntrack_tcp_timeout_time_wait from {old} to {TIME_WAIT} s, for every port; entries "
-        "that exist keep their old timeout",
-        "",
-        (round(freed.low), round(freed.high)),
-        outlook.fill(
-            shorter={
-                ("tcp", seen.culprit.port or 0, True): float(TIME_WAIT)
-                for seen in services
-                if seen.culprit.proto == "tcp"
-            }
-        ),
-        (f"sudo sysctl -w net.netfilter.nf_conntrack_tcp_timeout_time_wait={TIME_WAIT}",),
-    )
-
-
-def _established(table: Table, services: list[Seen], facts: Facts) -> Iterator[Alternative]:
-    old = facts.timeouts["tcp_timeout_established"]
-    idle = [
-        seen.culprit
-        for seen in services
-        if seen.culprit.proto == "tcp"
-        and seen.culprit.older > MOSTLY * max(1, seen.culprit.held)
-        and seen.samples
-        and all(sample.state == "ESTABLISHED" for sample in seen.samples)
-    ]
-    count = sum(culprit.held for culprit in idle)
-    if old <= ESTABLISHED or count < 0.1 * table.count or count < 100:
-        return
-    yield Alternative(
-        "sysctl-timeout",
-        table.netns,
-        f"nf_conntrack_tcp_timeout_established from {old} s to {ESTABLISHED} s: {count} entries "
-        "are old and quiet; keep it above the keep-alive interval of your idle connections",
-        commands=(
-            f"sudo sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established={ESTABLISHED}",
+        old=old,
+        frees=(round(freed.low), round(freed.high)),
+        fill_after=outlook.fill(
+            shorter={("tcp", culprit.port or 0, True): float(new) for culprit in mine}
         ),
     )
+    if made is not None:
+        yield made
 
 
-def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iterator[Alternative]:
+def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iterator[Remedy]:
     growth = outlook.most
     need = max(table.count, growth) / target
-    if not table.max or need <= table.max:
-        return
-    size = 1 << ceil(log2(need))
-    if size > LARGEST:
-        return
-    low, high = (size * each + size * BUCKET_BYTES for each in facts.entry_bytes)
+    low, high = facts.entry_bytes
     known = "" if low != high else " (read from this kernel's slab)"
-    commands = (
-        f"sudo sysctl -w net.netfilter.nf_conntrack_max={size}",
-        f"sudo sysctl -w net.netfilter.nf_conntrack_buckets={size}",
-    )
     where = "" if facts.initial else "; both are set in the host's first namespace, for all"
-    yield Alternative(
-        "larger-table",
-        table.netns,
-        f"nf_conntrack_max and nf_conntrack_buckets to {size}: at most {_mib(low, high)} when "
-        f"full{known}{where}",
+    made = remedies.larger(table, need, facts.entry_bytes, known + where)
+    if made is None:
+        return
+    size = made.memory[0] // (facts.entry_bytes[0] + remedies.BUCKET_BYTES) if made.memory else 1
+    yield replace(
+        made,
         fill_after=(round(table.count / size, 4), round(max(table.count, growth) / size, 4)),
-        commands=commands,
-        memory=(low, high),
     )
-
-
-def _keep_alive(table: Table, services: list[Seen]) -> Iterator[Alternative]:
-    for seen in services:
-        whole = seen.culprit
-        if whole.proto != "tcp" or (whole.closed or 0.0) < MOSTLY or whole.held < 0.1 * table.count:
-            continue
-        life, stay = whole.life.p50, whole.residence.p50
-        if life is None or stay is None or life > 1.0:
-            continue
-        named = sorted(seen.parts, key=lambda part: -part.held)[:1]
-        who = named[0].src if named and named[0].held >= MOSTLY * whole.held else "its clients"
-        if named and named[0].owner and named[0].owner.role == "opened":
-            who = f"{named[0].owner.comm}[{named[0].owner.pid}]"
-        freed = Range(0.8 * whole.held, 1.0 * whole.held)
-        yield Alternative(
-            "keep-alive",
-            table.netns,
-            f"keep-alive or pooling at {who}: {whole.new_per_s:.0f} connections a second to "
-            f"tcp/{whole.port} live {_time(life)} each and hold an entry for {_time(stay)}",
-            f"tcp/{whole.port}",
-            (round(freed.low), round(freed.high)),
-            fill_after(table, freed),
-        )
-
-
-def _floods(table: Table, services: list[Seen]) -> Iterator[Alternative]:
-    for seen in services:
-        whole = seen.culprit
-        unreplied = whole.unreplied or 0.0
-        if unreplied < 0.9 or whole.held < 0.1 * table.count or whole.direction == "out":
-            continue
-        sources = whole.distinct_src
-        many = f" from about {sources} sources" if sources else ""
-        chain = "type filter hook prerouting priority raw"
-        limit = "meter flood { ip saddr limit rate over 50/second } drop"
-        syn = "tcp flags & (syn | ack) == syn " if whole.proto == "tcp" else ""
-        yield Alternative(
-            "drop-flood",
-            table.netns,
-            f"{whole.proto}/{whole.port}: {100 * unreplied:.0f} % of its entries never saw a "
-            f"reply{many}; "
-            "if nobody should send it, drop it before conntrack sees it",
-            f"{whole.proto}/{whole.port}",
-            (0, whole.held),
-            fill_after(table, Range(0.0, float(whole.held))),
-            (
-                f"nft 'add table inet flood; add chain inet flood pre {{ {chain}; }}; "
-                f"add rule inet flood pre {syn}{whole.proto} dport {whole.port} {limit}'",
-            ),
-        )
-
-
-def _mib(low: int, high: int) -> str:
-    first, last = (round(value / (1 << 20)) for value in (low, high))
-    return f"{last} MiB" if first == last else f"{first} to {last} MiB"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.0f} s"

@@ -44,7 +44,9 @@ class Finding:
 def evidence(subject: Subject) -> Iterator[Finding]:
     """From the service's entries."""
     if subject.nat not in ("", "no"):
-        yield Finding("unsafe", "nat", f"its entries are translated ({subject.nat} NAT): without "
+        ends = {"src": "source", "dst": "destination"}
+        kind = " and ".join(ends.get(word, word) for word in subject.nat.split(","))
+        yield Finding("unsafe", "nat", f"its entries are translated ({kind} NAT): without "
                       "tracking nothing would translate them")  # fmt: skip
     elif not subject.nat:
         yield Finding("warn", "nat-unknown", "no entry of it was seen closely enough to rule out "

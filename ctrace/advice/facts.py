@@ -15,27 +15,11 @@ from ctrace.errors import CtraceError
 from ctrace.host import commands_in, sock_diag
 from ctrace.host.netns import Namespace, enter, find, local_addresses
 from ctrace.kernel.bpf import kernel_version
+from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import dump, load
 
-TIMEOUTS: Final[dict[str, int]] = {
-    "tcp_timeout_syn_sent": 120,
-    "tcp_timeout_syn_recv": 60,
-    "tcp_timeout_established": 432000,
-    "tcp_timeout_fin_wait": 120,
-    "tcp_timeout_close_wait": 60,
-    "tcp_timeout_last_ack": 30,
-    "tcp_timeout_time_wait": 120,
-    "tcp_timeout_close": 10,
-    "udp_timeout": 30,
-    "udp_timeout_stream": 120,
-    "icmp_timeout": 30,
-}
-"""``net.netfilter.nf_conntrack_*`` and the kernel's defaults (since 4.x)."""
 EPHEMERAL: Final = (32768, 60999)
-ENTRY_BYTES: Final = (256, 384)
-"""Where slabs cannot be read: nf_conn without and with accounting or timestamps."""
-BUCKET_BYTES: Final = 8
 
 
 @dataclass(frozen=True)

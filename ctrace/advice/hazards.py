@@ -178,15 +178,20 @@ def _compare(
     changes: list[_Change] = []
     findings: dict[Finding, None] = {}
     works: set[str] = set()
+    tried: set[str] = set()
     for then in applied(ruleset, lever):
         for flow in flows(subject, lever, ruleset):
             for result in explore(lambda chosen, f=flow, t=then: _run(f, ruleset, t, chosen)):  # type: ignore[misc]
                 for found in _flow_findings(subject, result):
                     findings[found] = None
                 changes += [c for c in result if c.breaks or c.opens]
+                tried.add(result[0].probe.role)
                 if result[0].before.verdict == "accept" and _from_afar(result[0].probe):
                     works.add(result[0].probe.role)
-    for role in set(subject.roles) - works:
+    for role in sorted(set(subject.roles) - tried):
+        text = f"no packet of it could be tried ({role}): who uses it is not known well enough"
+        findings[Finding("warn", "untried", text)] = None
+    for role in sorted((set(subject.roles) & tried) - works):
         text = (f"the rules, as far as they are understood, refuse all of it ({role}), and yet it "
                 "has entries: something lets it in that was not seen")  # fmt: skip
         findings[Finding("warn", "refused", text)] = None

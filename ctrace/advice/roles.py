@@ -11,6 +11,7 @@ from typing import Final, Optional
 from ctrace.advice.probes import Subject
 from ctrace.change.plan import ROLES
 from ctrace.model.snapshot import Culprit, Tuple5
+from ctrace.record import Status
 
 _OF_DIRECTION: Final = {
     "in": "server",
@@ -40,25 +41,28 @@ class Seen:
             "",
             "no",
         }
-        if any(translated(sample) for sample in self.samples):
-            found.add("src,dst")
+        for sample in self.samples:
+            found |= translations(sample)
         if found:
             return ",".join(sorted({word for item in found for word in item.split(",")}))
         return "no" if self.culprit.nat == "no" or self.samples else ""
 
 
 def translated(sample: Tuple5) -> bool:
-    """Whether the reply tuple is not the original one inverted, or a NAT bit is set."""
-    if sample.status & 0x30:  # IPS_SRC_NAT | IPS_DST_NAT
-        return True
-    if not sample.reply_src:
-        return False
-    return (sample.reply_src, sample.reply_dst, sample.reply_sport, sample.reply_dport) != (
-        sample.dst,
-        sample.src,
-        sample.dport,
-        sample.sport,
-    )
+    """Whether NAT changed the flow."""
+    return bool(translations(sample))
+
+
+def translations(sample: Tuple5) -> set[str]:
+    """Which ends NAT changed, ``src`` and ``dst``: by its bits, or the reply's tuple."""
+    found = {name for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
+             if sample.status & bit}  # fmt: skip
+    if sample.reply_src:
+        if (sample.reply_src, sample.reply_sport) != (sample.dst, sample.dport):
+            found.add("dst")
+        if (sample.reply_dst, sample.reply_dport) != (sample.src, sample.sport):
+            found.add("src")
+    return found
 
 
 def roles(seen: Seen, local: Iterable[str]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ TIMEOUTS: Final[dict[str, int]] = {
     "udp_timeout": 30,
     "udp_timeout_stream": 120,
     "icmp_timeout": 30,
+    "icmpv6_timeout": 30,
 }
 """``net.netfilter.nf_conntrack_*`` and the kernel's defaults in seconds (since Linux 4.x)."""
 SHORTER: Final[dict[str, int]] = {

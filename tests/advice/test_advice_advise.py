@@ -15,7 +15,8 @@ from ctrace.advice.roles import Seen, roles
 from ctrace.batch import HookInfo
 from ctrace.change.plan import CtTimeout, Notrack, from_json, to_json
 from ctrace.errors import CtraceError
-from ctrace.model.snapshot import Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
+from ctrace.model.remedies import keep_alive
+from ctrace.model.snapshot import Cause, Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
 from ctrace.ruleset.in_place import in_place
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import load as load_ruleset
@@ -101,7 +102,10 @@ def test_a_table_below_the_target_needs_nothing() -> None:
 
 
 def test_json_has_what_a_program_needs() -> None:
-    document = json.loads(json.dumps(ask(service(8063, 900)).to_json()))
+    calls = service(8063, 900)
+    cause = Cause("no-keepalive", "short calls", netns=1, remedies=(keep_alive(calls),))
+    found = advise(replace(snapshot(calls), why=(cause,)), None, {1: facts()})
+    document = json.loads(json.dumps(found.to_json()))
     (candidate,) = document["candidates"]
     assert candidate["service"] == {"proto": "tcp", "port": 8063}
     assert candidate["role"] == ["server"]

@@ -7,9 +7,10 @@ import pytest
 from kit.whatifs import NETNS, Kernel
 
 from ctrace.advice.advise import Advice, advise
-from ctrace.advice.facts import TIMEOUTS, Facts
+from ctrace.advice.facts import Facts
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import Model
+from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Snapshot
 from ctrace.whatif.flows import Recorded, gather
 from ctrace.whatif.predict import Outlook

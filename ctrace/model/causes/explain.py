@@ -31,15 +31,12 @@ PER_SERVICE: Final[tuple[Recogniser, ...]] = (
 
 def explain(facts: Facts) -> tuple[Cause, ...]:
     """Every cause that fits, the one that explains most first; never empty."""
-    scans = list(floods.scans(facts))
-    found = [cause for cause, _ in scans]
-    scanners = {(cause.netns, src) for cause, src in scans}
+    found = list(floods.scans(facts))
     for s in services(facts):
         if s.share < SHARE:
             continue
         cause = next((one for make in PER_SERVICE if (one := make(s))), None)
-        theirs = (s.c.netns, s.top) in scanners and s.top_share >= 0.6
-        if cause and not (cause.id in ("syn-flood", "lasting-state") and theirs):
+        if cause:
             found.append(cause)
     found += floods.scattered(facts, found)
     fill = {table.netns: table.fill for table in facts.tables}

@@ -69,8 +69,8 @@ def syn_flood(s: Service) -> Optional[Cause]:
     )  # fmt: skip
 
 
-def scans(facts: Facts) -> Iterator[tuple[Cause, str]]:
-    """One source behind half-open connections to many services or hosts, with its address."""
+def scans(facts: Facts) -> Iterator[Cause]:
+    """One source behind half-open connections to many services or hosts."""
     group = facts.src
     for at in group.order("held", 3):
         c = group.culprit(int(at), facts.ticks)
@@ -91,27 +91,21 @@ def scans(facts: Facts) -> Iterator[tuple[Cause, str]]:
         share = c.held / whole if whole else c.share
         held = table.count if table and table.count else c.held
         to = [plural(services, "service")] + ([f"{hosts:,} hosts or more"] if hosts else [])
-        yield (
-            Cause(
-                id="scan",
-                text=f"{c.src}{facts.where(c.netns)}: {percent(share)} of {held:,} entries are its "
-                f"unanswered connections to {' of '.join(to)} (a scan, {c.new_per_s:,.0f}/s)",
-                evidence=(
-                    f"{percent(c.unreplied)} of {judged:,} looked at or ended never saw a reply",
-                    f"holds {c.held:,} entries of {held:,}",
-                ),
-                share=share,
-                netns=c.netns,
-                remedies=tuple(
-                    one
-                    for one in (
-                        remedies.drop_source(c.src, c.netns, c.held),
-                        remedies.timeout("tcp_timeout_syn_sent", c.netns),
-                    )
-                    if one is not None
-                ),
+        helps = (
+            remedies.drop_source(c.src, c.netns, c.held),
+            remedies.timeout("tcp_timeout_syn_sent", c.netns),
+        )
+        yield Cause(
+            id="scan",
+            text=f"{c.src}{facts.where(c.netns)}: {percent(share)} of {held:,} entries are its "
+            f"unanswered connections to {' of '.join(to)} (a scan, {c.new_per_s:,.0f}/s)",
+            evidence=(
+                f"{percent(c.unreplied)} of {judged:,} looked at or ended never saw a reply",
+                f"holds {c.held:,} entries of {held:,}",
             ),
-            c.src,
+            share=share,
+            netns=c.netns,
+            remedies=tuple(one for one in helps if one is not None),
         )
 
 

@@ -18,8 +18,8 @@ from ctrace.advice.advise import (
     flush_lines,
     rule_texts,
 )
-from ctrace.advice.alternatives import Alternative
 from ctrace.change.plan import CtTimeout, Lever
+from ctrace.model.snapshot import Remedy as Helps
 from ctrace.view import format as fmt
 from ctrace.view.screen.advice import Remedy
 
@@ -210,9 +210,11 @@ def _flush(candidate: Candidate) -> list[RenderableType]:
     return [*lines, Text("")]
 
 
-def _alternative(alternative: Alternative, where: str, full: bool) -> list[RenderableType]:
+def _alternative(alternative: Helps, where: str, full: bool) -> list[RenderableType]:
     text = Text(f"{where}{': ' if where else ''}{fmt.clean(alternative.text)}")
-    if alternative.frees:
+    if alternative.detail:
+        text.append(f": {fmt.clean(alternative.detail)}")
+    if alternative.frees and alternative.frees[1] and not alternative.now:
         low, high = alternative.frees
         amount = fmt.count(high) if low == high else f"{fmt.count(low)} to {fmt.count(high)}"
         text.append(f"; frees {amount}")
@@ -226,6 +228,11 @@ def _alternative(alternative: Alternative, where: str, full: bool) -> list[Rende
         Text(f"    {command.expandtabs(2)}", "dim", no_wrap=True, overflow="ignore")
         for command in commands
     ]
+    if alternative.undo and (full or alternative.id != "ct-timeout"):
+        lines += [
+            Text(f"    undo: {command}", "dim", no_wrap=True, overflow="ignore")
+            for command in alternative.undo
+        ]
     return lines
 
 
