@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,31 @@ class HookInfo:
     """What stood against the families above this one; empty when none is, or it was asked for."""
 
 
+LOWEST_INODE: Final = 0xEFFFFFF0
+"""PROC_IPC_INIT_INO: the lowest inode number of a namespace (include/linux/proc_ns.h)."""
+_DYNAMIC: Final = 0xF0000000
+"""PROC_DYNAMIC_FIRST: below it are those of the boot, which never go."""
+_LIVES: Final = 14
+"""Lives of one number that are told apart; the 15th goes by the name of the second."""
+
+
+def life(inode: int, number: int) -> int:
+    """What a namespace goes by in records whose number ``number`` others had before it.
+
+    The first goes by its inode number; later ones by numbers that no inode has.
+    """
+    if not number or inode < _DYNAMIC:
+        return inode
+    return (1 + (number - 1) % (_LIVES - 1)) << 28 | inode & 0xFFFFFFF
+
+
+def inode_of(netns: int) -> int:
+    """The inode number of a namespace that goes by ``netns``."""
+    if netns >= LOWEST_INODE or netns < 1 << 28:
+        return netns
+    return _DYNAMIC | netns & 0xFFFFFFF
+
+
 @dataclass(frozen=True)
 class TableReading:
     """One namespace's table as the kernel itself counts it, at one instant."""
@@ -53,13 +78,16 @@ class TableReading:
     """Entries met by walks over parts of the table, cumulative: an even sample."""
     met_assured: int = 0
     """How many of them were ASSURED then."""
+    gone: bool = False
+    """The last reading of a namespace that is no more; ``count`` is 0."""
 
 
 @dataclass(frozen=True)
 class Netns:
-    """A network namespace by its inode number, with what is known of it."""
+    """A network namespace, with what is known of it."""
 
     inum: int
+    """Its inode number; of a later one with the same number, :func:`life`."""
     name: str
     """``init``, an ``ip netns`` name, a container, or ``netns:<inum>``."""
     addresses: tuple[str, ...] = ()

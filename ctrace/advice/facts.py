@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
+from ctrace.batch import inode_of
 from ctrace.change import notes
 from ctrace.change import plan as plans
 from ctrace.change.plan import Lever
@@ -176,9 +177,9 @@ def _sys(name: str, default: str) -> str:
 
 
 def facts_of(inum: int) -> Optional[Facts]:
-    """The facts of a namespace by its inode number; None when it is gone or unreadable."""
+    """The facts of a namespace as records name it; None when it is gone or unreadable."""
     for space in find():
-        if space.inum == inum:
+        if space.inum == inode_of(inum):
             try:
                 return facts(space.path)
             except CtraceError:

@@ -14,9 +14,20 @@ from typing import Final, Optional, Protocol
 
 import numpy as np
 
-from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, Netns, Owner, SelfCost
+from ctrace.batch import (
+    Batch,
+    Clock,
+    Counts,
+    HookInfo,
+    Names,
+    Netns,
+    Owner,
+    SelfCost,
+    TableReading,
+)
 from ctrace.capture.assured import Survey
 from ctrace.capture.family import Capture
+from ctrace.capture.lives import Lives
 from ctrace.capture.poller import LOOK, Poller
 from ctrace.capture.seed import seed as seed_rows
 from ctrace.capture.young import Sampler
@@ -157,6 +168,9 @@ class LiveSource:
         self._survey = Survey() if capture.looks else None
         self._names = _NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
+        self._lives = Lives()
+        self._ended: list[int] = []
+        """Lives that have ended, not told yet."""
         self._cost = _CostMeter(capture)
         self.clock = Clock(time.time_ns() - _boot())
         self._follow()
@@ -182,7 +196,7 @@ class LiveSource:
             now = time.monotonic()
             more, look = now < due, now >= look_due - NEAR
             taken = self._poller.take()
-            events = self._matching(in_order([*window, *taken.parts]))
+            events = in_order([*window, *taken.parts])
             if look:
                 look_due = max(look_due + LOOK, now)
             with self._poller.lock:
@@ -191,10 +205,14 @@ class LiveSource:
                 spaces = list(self._namespaces.values())
                 # one right after the other: what happens between them looks like a difference
                 tables = self._tables.read(spaces) if look else ()
-                counts = self._counts()
-                names = self._names.learn(events, spaces, look)
-            if tables and self._survey:
-                tables = self._survey.take(tables)
+                counts = self._lives.counts(self._counts())
+                names = self._lives.names(self._names.learn(events, spaces, look))
+                if tables and self._survey:
+                    tables = self._survey.take(tables)
+                tables = self._lives.tables(tables)
+                if look:
+                    tables += self._last_readings()
+                events = self._lives.events(self._matching(events))
             yield Batch(
                 events=events,
                 until=max(taken.until, int(events["ts"][-1]) if len(events) else 0),
@@ -214,7 +232,7 @@ class LiveSource:
 
         From any thread, while batches go on being taken.
         """
-        return self._matching(_dump(list(self._namespaces.values())))
+        return self._lives.dumped(self._matching(_dump(list(self._namespaces.values()))))
 
     def seeded(self, existing: Events, events: Events, at: int) -> Events:
         """Which of a dump's entries were there at ``at`` (boot clock, ns) already.
@@ -240,9 +258,25 @@ class LiveSource:
         only = self._wanted.netns
         found = {space.inum: space for space in netns.find() if only is None or space.inum == only}
         fresh = [space for inum, space in found.items() if inum not in self._namespaces]
+        gone = self._namespaces.keys() - found.keys()
+        self._ended += self._lives.left(gone, _boot())
+        self._lives.came(fresh, self._capture.counts() if self._namespaces else {})
         self._namespaces = found
         self._capture.follow(list(found.values()))
         return fresh
+
+    def _last_readings(self) -> tuple[TableReading, ...]:
+        """A last reading of each life that has ended.
+
+        One whose table went is looked for anew: its number may be another's by now.
+        """
+        died = self._tables.died & self._namespaces.keys()
+        self._tables.died.clear()
+        self._ended += self._lives.left(died, _boot())
+        for inum in died:
+            del self._namespaces[inum]
+        ended, self._ended = self._ended, []
+        return tuple(TableReading(one, 0, 0, 0, at=_boot(), gone=True) for one in ended)
 
     def _counts(self) -> Mapping[int, Counts]:
         """Exact counters of the namespaces asked for; hooks count the others', too."""
@@ -352,8 +386,11 @@ class _NameBook:
                 addresses = netns.local_addresses(space.path)
             except (OSError, CtraceError):
                 addresses = ()
-            known = Netns(space.inum, space.name, addresses)
-            if self._netns.get(space.inum) != known:
+            told, name = self._netns.get(space.inum), space.name
+            if told and name == f"netns:{space.inum}":
+                name = told.name  # it lost its mount, not its name
+            known = Netns(space.inum, name, addresses)
+            if told != known:
                 fresh[space.inum] = self._netns[space.inum] = known
         gone = self._addresses_at.keys() - {space.inum for space in spaces}
         for inum in gone:

@@ -16,6 +16,7 @@ from typing import Final, Optional
 from ctrace.capture.assured import Survey
 from ctrace.capture.family import Capture
 from ctrace.capture.young import Sampler
+from ctrace.host.netns import Mounts
 from ctrace.record import Events
 
 LOOK: Final = 1.0
@@ -23,6 +24,8 @@ LOOK: Final = 1.0
 MANY: Final = 100_000
 """Records for which a reader is woken before its time (12 MB): what it reads is still in the
 processor's cache, and memory stays bounded however much comes in an interval."""
+SOON: Final = 0.05
+"""Seconds between two looks at them when what is mounted changes: a named one is new then."""
 PENDING: Final = 500_000
 """Records kept for a reader that does not come (60 MB); then the rings overflow, counted."""
 
@@ -104,22 +107,29 @@ class Poller:
             self._thread.join()
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        looked = followed = time.monotonic()
+        mounts, pending = Mounts(), False
         try:
             while not self._stop.wait(self._capture.interval):
                 with self.lock:
                     if self._rows < PENDING:
                         self._step()
-                    if time.monotonic() - looked >= LOOK:
-                        looked = time.monotonic()
+                    now = time.monotonic()
+                    pending |= mounts.changed()
+                    if now - looked >= LOOK or (pending and now - followed >= SOON):
+                        pending, followed = False, now
                         parts, lost = self._follow()
                         self._taken.parts += parts
                         self._taken.lost += lost
+                    if now - looked >= LOOK:
+                        looked = now
                         if self._sampler:
                             self._sampler.look(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         except BaseException as error:
             self._error = error
             self._wake.set()
+        finally:
+            mounts.close()
 
     def _step(self) -> None:
         self._taken.until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._hold

@@ -9,20 +9,22 @@ import ctypes
 import fcntl
 import os
 import re
+import select
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Optional
 
+from ctrace.batch import LOWEST_INODE
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import cgroup
 
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703
-LOWEST_INODE: Final = 0xEFFFFFF0
-"""Namespace inodes lie at and above PROC_DYNAMIC_FIRST (include/linux/proc_ns.h)."""
+SO_NETNS_COOKIE: Final = 71
 TURNS: Final = 8
 """A process already seen is looked at again every eighth time: setns is rare."""
 
@@ -126,6 +128,26 @@ class Finder:
         return name or given or f"netns:{inum}"
 
 
+class Mounts:
+    """Tells at once that something was mounted or unmounted: a named namespace may be new.
+
+    poll(2) on mountinfo reports each change once (mounts_poll, fs/proc_namespace.c, 6.18).
+    """
+
+    def __init__(self) -> None:
+        self._file = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLPRI)
+
+    def changed(self) -> bool:
+        """Whether anything changed since the last call; a microsecond."""
+        return bool(self._poll.poll(0))
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
 _finder = Finder()
 
 
@@ -183,6 +205,18 @@ def enter(path: str) -> Iterator[None]:
             _setns(home, "of this process")
     finally:
         os.close(home)
+
+
+def cookie(space: Namespace) -> int:
+    """What no other namespace of this boot has (SO_NETNS_COOKIE, 5.14); 0 where not known."""
+    try:
+        with enter(space.path), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            if os.readlink("/proc/thread-self/ns/net") != f"net:[{space.inum}]":
+                return 0  # the path leads elsewhere by now
+            raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+            return int.from_bytes(raw, sys.byteorder)
+    except (OSError, CtraceError):
+        return 0
 
 
 def local_addresses(path: str) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ class TableReader:
     def __init__(self) -> None:
         self._tables: dict[int, _Table] = {}
         self._limits: dict[str, int] = {}
+        self.died: set[int] = set()
+        """Namespaces that went since they were opened; whoever looks takes them out."""
 
     def __enter__(self) -> TableReader:
         return self
@@ -95,8 +97,9 @@ class TableReader:
             try:
                 count = int(os.pread(table.count, 32, 0))
                 at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            except OSError:  # ENOENT: the namespace has gone
+            except OSError:  # ENOENT: the namespace has gone; another may have its number
                 self._forget(space.inum)
+                self.died.add(space.inum)
                 continue
             table.path = space.path
             counted = self._stats(table) if stats else {}

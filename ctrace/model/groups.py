@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final, Optional
 
@@ -56,6 +56,8 @@ class Context:
     listeners: Mapping[tuple[int, int, int], Owner]
     netns_name: Callable[[int], str]
     clock: Clock
+    gone: Mapping[int, int] = field(default_factory=dict)
+    """Namespaces that are no more, and when they went (boot clock >> TIME_SHIFT)."""
 
 
 class Group:
@@ -86,14 +88,18 @@ class Group:
         self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)
         self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
         net = self._gather("net")
-        self.held = np.maximum(np.bincount(inverse, net, self.n), 0).astype(np.int64)
-        seconds = (net * now - self._gather("births")) * TIME_UNIT
+        until = self._until(self._gather("netns"), now)
+        self.held = np.maximum(np.bincount(inverse, net * (until == now), self.n), 0).astype(
+            np.int64
+        )
+        seconds = (net * until - self._gather("births")) * TIME_UNIT
         self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
         space = levels.space.table
         mine = scope.of_namespace.rows(space.key)
-        self.total_held = max(int(self.held.sum()), int(space.held()[mine].sum()))
+        until, held = self._until(space.key[:, 2] >> np.uint64(32), now), space.held()
+        self.total_held = max(int(self.held.sum()), int(held[mine & (until == now)].sum()))
         """Entries of all keys of the namespaces looked at, shown or not, with a row or not."""
-        stood = (space.held() * now - space.counters["births"]) * TIME_UNIT
+        stood = (held * until - space.counters["births"]) * TIME_UNIT
         whole = float(stood[mine].sum())
         self.total_seconds = max(float(self.table_seconds.sum()), whole)
         s = self.sums
@@ -104,6 +110,13 @@ class Group:
         whole_group = scope == _EVERYTHING
         self.distinct = max(self.n, coarse.table.distinct() if self.floor and whole_group else 0)
         """Keys ever seen, shown or not: estimated once any were turned away."""
+
+    def _until(self, netns: npt.NDArray[Any], now: int) -> npt.NDArray[np.int64]:
+        """Up to when each row's entries were held: until now, or their namespace went."""
+        until = np.full(len(netns), now, np.int64)
+        for one, at in self._context.gone.items():
+            until[netns == one] = min(at, now - 1)
+        return until
 
     def inside(self, netns: int) -> npt.NDArray[np.bool_]:
         """Which keys are of a namespace."""
@@ -206,12 +219,15 @@ class Group:
             c = table.counters
             if field == "net":
                 column: npt.NDArray[Any] = c["inserts"] + c["existing"] - c["destroys"]
+            elif field == "netns":
+                column = table.key[:, 2] >> np.uint64(32)
             elif field.startswith("rate:"):
                 column = table.rate[field[5:]]
             else:
                 column = c[field]
             rows = self._row_of[self._level_of == number]
-            values.append(column[rows] if part.counted else np.zeros(len(rows), column.dtype))
+            counted = part.counted or field == "netns"
+            values.append(column[rows] if counted else np.zeros(len(rows), column.dtype))
         return np.concatenate(values)
 
     # -- ranking --------------------------------------------------------------

@@ -299,8 +299,9 @@ class Model:
 
     def _group(self, name: str, scope: Scope = EVERYTHING) -> Group:
         if (name, scope) not in self._groups:
+            gone = {netns: at >> TIME_SHIFT for netns, at in self._tables.gone().items()}
             context = Context(
-                self._owners, self._cgroups, self._listeners, self._tables.name, self._clock
+                self._owners, self._cgroups, self._listeners, self._tables.name, self._clock, gone
             )
             now = self._until >> TIME_SHIFT
             self._groups[name, scope] = Group(name, self._levels, context, now, scope)
@@ -354,6 +355,7 @@ class Model:
             failed=self._victims.failed(None, scope.netns),
             portless=self._ports.view(scope.netns),
             ticks=self._ticks - 1,
+            gone=self._tables.gone(),
         )
 
     def _memory(self) -> Memory:

@@ -174,6 +174,8 @@ class _State:
     dumped: Dumped = field(default_factory=Dumped)
     met: PinnedSample = field(default_factory=PinnedSample)
     points: Points = field(default_factory=lambda: Points(CHART))
+    gone_at: int = 0
+    """Boot clock, ns, at which its namespace was seen to have gone; 0: it is there."""
 
     def totals(self) -> npt.NDArray[np.int64]:
         return self.base + self.counts.astype(np.int64)
@@ -192,12 +194,18 @@ class Tables:
 
     def name(self, netns: int) -> str:
         """A namespace's name, ``netns:<inum>`` while unknown."""
-        known = self._names.get(netns)
-        return known.name if known else f"netns:{netns}"
+        known, state = self._names.get(netns), self._states.get(netns)
+        name = known.name if known else f"netns:{netns}"
+        return f"{name} (gone)" if state and state.gone_at else name
+
+    def gone(self) -> dict[int, int]:
+        """Namespaces that are no more, and when that was seen (boot clock, ns)."""
+        return {netns: one.gone_at for netns, one in self._states.items() if one.gone_at}
 
     def find(self, text: str) -> int:
         """The number of the namespace with that name or number; 0, which none has, if unknown."""
-        named = (n for n in sorted(self._states) if text in (self.name(n), str(n)))
+        names = {n: known.name for n, known in self._names.items()}
+        named = (n for n in sorted(self._states) if text in (self.name(n), names.get(n), str(n)))
         return next(named, 0)
 
     def points(self, netns: int) -> Points:
@@ -234,6 +242,11 @@ class Tables:
 
     def _read(self, until: int, reading: TableReading) -> None:
         state = self._state(reading.netns)
+        state.gone_at = (reading.at or until) if reading.gone else 0
+        if reading.gone:
+            state.reading, state.full_since, state.points = None, None, Points(CHART)
+            state.readings.clear()
+            return
         state.reading = reading
         state.readings.append((reading.at or until, reading.count))
         if reading.met:
@@ -284,7 +297,7 @@ class Tables:
         sources that give no counters or readings.
         """
         views = [self._view(netns, state, events.get(netns))
-                 for netns, state in self._states.items()]  # fmt: skip
+                 for netns, state in self._states.items() if not state.gone_at]  # fmt: skip
         return tuple(sorted(views, key=lambda t: (-t.fill, -t.count, t.netns)))
 
     def _view(

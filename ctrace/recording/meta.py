@@ -38,7 +38,9 @@ AT: Final = "read_at"
 """Beside a table's counters: when it was read."""
 MET, MET_ASSURED = "met", "met_assured"
 """And what walks over it met."""
-_BESIDE: Final = (AT, MET, MET_ASSURED)
+GONE: Final = "gone"
+"""And whether its namespace is no more."""
+_BESIDE: Final = (AT, MET, MET_ASSURED, GONE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def tables_json(tables: Iterable[TableReading]) -> list[Any]:
     counters, where earlier readers look for nothing that they do not know."""
     return [
         [t.netns, t.count, t.max, t.buckets,
-         {**t.stats, AT: t.at, MET: t.met, MET_ASSURED: t.met_assured}]
+         {**t.stats, AT: t.at, MET: t.met, MET_ASSURED: t.met_assured,
+          **({GONE: 1} if t.gone else {})}]
         for t in tables
     ]  # fmt: skip
 
@@ -142,7 +145,10 @@ def parse_tables(data: Any) -> tuple[TableReading, ...]:
             _uint(limit),
             _uint(buckets),
             {_text(n): _uint(v) for n, v in _typed(stats, dict).items() if n not in _BESIDE},
-            *(_uint(stats.get(name, 0)) for name in _BESIDE),
+            _uint(stats.get(AT, 0)),
+            _uint(stats.get(MET, 0)),
+            _uint(stats.get(MET_ASSURED, 0)),
+            bool(stats.get(GONE)),
         )
         for netns, count, limit, buckets, stats in _pairs(data, 5)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, cast
 
-from ctrace.batch import Batch, Counts, Names
+from ctrace.batch import Batch, Counts, Names, TableReading
 
 NAMES: Final = 65_536
 """Names of a kind that are kept; the oldest go first."""
@@ -41,5 +41,13 @@ class Known:
             self.batch,
             until=batch.until,
             counts=dict(batch.counts) or self.batch.counts,
-            tables=batch.tables or self.batch.tables,
+            tables=self._tables(batch.tables),
         )
+
+    def _tables(self, new: tuple[TableReading, ...]) -> tuple[TableReading, ...]:
+        """The last readings, with those of namespaces that have gone: they come but once."""
+        if not new:
+            return self.batch.tables
+        here = {one.netns for one in new}
+        gone = [one for one in self.batch.tables if one.gone and one.netns not in here]
+        return (*gone[-NAMES:], *new)

@@ -142,6 +142,8 @@ def gather(batches: Iterable[Batch]) -> Recorded:
         names.update({inum: space.name for inum, space in batch.names.netns.items()})
         last = max(last, batch.until)
         for table in batch.tables:
+            if table.gone:
+                continue
             timed &= table.at > 0
             read_at = table.at or batch.until
             rows.append((read_at, table.netns, table.count, table.max, table.buckets))

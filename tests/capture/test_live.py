@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctrace.batch import Batch, Clock, Names, Netns, Owner
+from ctrace.batch import LOWEST_INODE, Batch, Clock, Names, Netns, Owner, inode_of
 from ctrace.capture import live, open_live
 from ctrace.capture.live import LiveSource
 from ctrace.capture.poller import MANY
 from ctrace.errors import UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink
-from ctrace.host.netns import LOWEST_INODE, Namespace
+from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node, traffic
 from ctrace.record import Events, Kind, Reason, Status, address_bytes, empty, join, words
 from ctrace.view.export.events import HEADER, EventLines
@@ -57,7 +57,8 @@ def batches(source: LiveSource, seconds: float) -> list[Batch]:
 
 
 def of(events: Events, node: Node, *kinds: Kind) -> Events:
-    chosen: Events = events[(events["netns"] == node.inum) & np.isin(events["kind"], kinds)]
+    inodes = np.array([inode_of(int(netns)) for netns in events["netns"]], np.uint32)
+    chosen: Events = events[(inodes == node.inum) & np.isin(events["kind"], kinds)]
     return chosen
 
 

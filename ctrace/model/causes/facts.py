@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Optional
 
@@ -63,6 +63,8 @@ class Facts:
     ticks: int = 0
     verdicts: Mapping[tuple[int, str, int], str] = field(default_factory=dict)
     """What advice last said of NOTRACK, by namespace, protocol and port."""
+    gone: Collection[int] = ()
+    """Namespaces that are no more: what they held fills nothing."""
 
     def whole(self, netns: int, held: bool) -> float:
         """What all of a namespace holds: entries, or table-seconds."""
@@ -197,7 +199,7 @@ def services(facts: Facts) -> Iterator[Service]:
     for at in group.order("held", LOOKED_AT * max(1, len(facts.tables))):
         netns = int(group.key[at, 2]) >> 32
         taken[netns] = taken.get(netns, 0) + 1
-        if taken[netns] <= LOOKED_AT:
+        if taken[netns] <= LOOKED_AT and netns not in facts.gone:
             yield _service(facts, int(at), netns, use_held)
 
 

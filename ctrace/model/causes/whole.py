@@ -136,6 +136,9 @@ def invalid(facts: Facts) -> Iterator[Cause]:
 def unknown(facts: Facts) -> Cause:
     """What is there, where no shape fits: never a guess."""
     first = next(services(facts), None)
+    if first is None and facts.gone:
+        went = "namespace has" if len(facts.gone) == 1 else f"{len(facts.gone)} namespaces have"
+        return Cause(id="unknown", text=f"nothing is held: the {went} gone with all entries")
     if first is None:
         return Cause(
             id="unknown", text="nothing tracked yet: no entry has come or gone since the start"

@@ -6,6 +6,7 @@ from typing import Final, Optional
 
 from rich.style import Style
 
+from ctrace.batch import inode_of
 from ctrace.model.snapshot import Culprit, Ends, OwnerView, Snapshot, Table, Victim
 from ctrace.view import format as fmt
 from ctrace.view.columns import Column
@@ -181,7 +182,7 @@ def namespace_columns() -> tuple[Column[Table], ...]:
                style=lambda t, p: _drop_style(t.totals.drop, p)),
         Column("pinned", "PINNED", lambda t, _: fmt.share(t.pinned), 6, 6, style=dim),
         Column("off", "OFF BY", lambda t, _: fmt.count(t.off_by.count), 7, 6, style=dim),
-        Column("netns", "INODE", lambda t, _: str(t.netns), 8, 10, style=dim),
+        Column("netns", "INODE", lambda t, _: str(inode_of(t.netns)), 8, 10, style=dim),
     )  # fmt: skip
     return columns
 

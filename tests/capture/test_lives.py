@@ -1,0 +1,206 @@
+"""Namespaces that come, go and get a number that another had: real ones, and made-up numbers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.shapes import START
+
+from ctrace.batch import LOWEST_INODE, Batch, TableReading, inode_of, life
+from ctrace.capture import open_live
+from ctrace.capture.lives import Lives
+from ctrace.filters import Filter
+from ctrace.host import netns
+from ctrace.host.netns import Namespace
+from ctrace.model.model import Model
+from ctrace.record import N_REASONS, Events, Kind, Reason, empty
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+TRACKS = (
+    "table inet t { chain o { type filter hook output priority 0; ct state invalid counter; }\n}\n"
+)
+
+
+@contextmanager
+def mounted(name: str) -> Iterator[Namespace]:
+    """A tracked namespace with a name, as ``ip netns add`` makes it."""
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    path = f"/run/netns/{name}"
+    try:
+        with netns.enter(path):
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            subprocess.run(["nft", "-f", "-"], input=TRACKS.encode(), check=True)
+        yield Namespace(os.stat(path).st_ino, name, path)
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def send(space: Namespace, n: int, first: int = 20_000) -> None:
+    with netns.enter(space.path):
+        sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(n)]
+    for at, one in enumerate(sockets):
+        with one:
+            one.bind(("127.0.0.1", first + at))
+            one.sendto(b"x", ("127.0.0.1", 9))
+
+
+def counted(space: Namespace) -> int:
+    """Entries as the kernel counts them."""
+    with (
+        netns.enter(space.path),
+        open("/proc/sys/net/netfilter/nf_conntrack_count") as file,
+    ):
+        return int(file.read())
+
+
+@root
+@pytest.mark.kernel
+def test_a_named_namespace_is_watched_from_its_first_entry() -> None:
+    """On a busy machine the tracer itself may come late: then all is listed as there before."""
+    source = open_live()
+    made: list[int] = []
+    try:
+        stream = source.batches(0.2)
+        next(stream)
+        while len(made) < 3 and 60 not in made:
+            with mounted(f"ct-young-{os.getpid()}-{len(made)}") as space:
+                send(space, 60)
+                until = time.monotonic() + 20
+                seen: Counter[int] = Counter()
+                while sum(seen.values()) < 60:
+                    assert time.monotonic() < until, seen
+                    events = next(stream).events
+                    seen.update(events["kind"][inodes(events) == space.inum].tolist())
+                assert sum(seen.values()) == counted(space) == 60
+            made.append(seen[Kind.INSERT])
+    finally:
+        source.close()
+    assert 60 in made
+
+
+def inodes(events: Events) -> npt.NDArray[np.int64]:
+    return np.array([inode_of(int(one)) for one in events["netns"]], np.int64)
+
+
+@root
+@pytest.mark.kernel
+def test_one_that_has_gone_leaves_the_table_and_is_told_as_gone() -> None:
+    with mounted(f"ct-gone-{os.getpid()}") as space:
+        source = open_live(Filter(netns=space.inum))
+        model = Model(source.hooks, source.clock, source.started)
+        try:
+            stream = source.batches(0.2)
+            send(space, 120)
+            until = time.monotonic() + 20
+            shown = model.snapshot("service")
+            while not (shown.tables and shown.held_total == 120):
+                assert time.monotonic() < until
+                model.update(next(stream))
+                shown = model.snapshot("service")
+            assert [table.count for table in shown.tables] == [120]
+            subprocess.run(["ip", "netns", "del", space.name], check=True)
+            while shown.tables or shown.held_total:
+                assert time.monotonic() < until
+                model.update(next(stream))
+                shown = model.snapshot("service")
+        finally:
+            source.close()
+    assert shown.totals.insert == 120
+    assert "gone" in shown.why[0].text
+    assert "%" not in shown.why[0].text
+    (row,) = shown.culprits
+    assert row.netns_name == f"{space.name} (gone)"
+    assert (row.held, row.share) == (0, 0.0)
+
+
+@root
+@pytest.mark.kernel
+def test_no_two_namespaces_have_one_cookie() -> None:
+    name = f"ct-cookie-{os.getpid()}"
+    with mounted(name) as one, mounted(f"{name}-2") as other:
+        found = {netns.cookie(one), netns.cookie(other)}
+        assert len(found) == 2 or found == {0}
+        assert netns.cookie(one) in found
+        # a path that leads to another namespace is not that of this number
+        assert netns.cookie(Namespace(other.inum, "x", one.path)) == 0
+
+
+def made(inum: int, times: list[int]) -> Events:
+    events = empty(len(times))
+    events["ts"], events["netns"], events["kind"] = times, inum, int(Kind.INSERT)
+    return events
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.booleans())
+def test_each_life_keeps_its_events_and_counters(sizes: list[int], cookies_known: bool) -> None:
+    inum, lives = 0xF0000000 + 500, Lives()
+    space = Namespace(inum, "pod", "/nowhere")
+    total = np.zeros(N_REASONS, np.uint64)
+    told: dict[int, int] = {}
+    now = START
+    for number, size in enumerate(sizes):
+        with pytest.MonkeyPatch.context() as patch:
+            cookie = 100 + number if cookies_known else 0
+            patch.setattr(netns, "cookie", lambda _, cookie=cookie: cookie)
+            lives.came([space], {inum: total})
+        events = made(inum, list(range(now + 10, now + 10 + size)))
+        mine = life(inum, number)
+        assert lives.id_of(inum) == mine
+        assert set(lives.events(events)["netns"].tolist()) == {mine}
+        total = total.copy()
+        total[Reason.NEW] += np.uint64(size)
+        told[mine] = size
+        now += 1000
+        assert lives.left([inum], now) == [mine]
+    counts = lives.counts({inum: total})
+    assert {one: int(c[Reason.NEW]) for one, c in counts.items()} == told
+
+
+def test_one_that_comes_back_is_the_same_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netns, "cookie", lambda _: 77)
+    inum, lives = 0xF0000000 + 9, Lives()
+    lives.came([Namespace(inum, "a", "/a")], {})
+    lives.left([inum], START)
+    lives.came([Namespace(inum, "b", "/b")], {})
+    assert lives.id_of(inum) == inum
+
+
+@given(st.integers(0xF0000000, (1 << 32) - 1), st.integers(0, 13))
+def test_a_life_tells_its_inode(inode: int, number: int) -> None:
+    assert inode_of(life(inode, number)) == inode
+    assert (life(inode, number) < LOWEST_INODE) == (number > 0)
+
+
+def test_what_events_missed_is_not_held_by_one_that_has_gone() -> None:
+    """Its entries went with it, also when no event told of each."""
+    from ctrace.batch import Clock, HookInfo
+
+    model = Model(HookInfo("netlink"), Clock(0), START)
+    events = made(7, [START + 1] * 50)
+    events["ct"] = np.arange(1, 51)
+    events["proto"], events["dport"] = 17, 53
+    second = 1_000_000_000
+    reading = TableReading(7, 50, 1000, 1024)
+    model.update(Batch(events, START + second, tables=(reading,)))
+    before = model.snapshot("service")
+    assert (before.held_total, len(before.tables)) == (50, 1)
+    gone = TableReading(7, 0, 0, 0, at=START + 2 * second, gone=True)
+    model.update(Batch(empty(), START + 3 * second, tables=(gone,)))
+    model.update(Batch.idle(START + 60 * second))
+    after = model.snapshot("service")
+    assert (after.held_total, after.tables, after.culprits[0].held) == (0, (), 0)
+    assert after.culprits[0].table_seconds == pytest.approx(50 * 2, rel=0.05)
+    back = TableReading(7, 3, 1000, 1024)
+    model.update(Batch(empty(), START + 61 * second, tables=(back,)))
+    assert model.snapshot("service").tables[0].count == 3
