@@ -30,6 +30,10 @@ class HookInfo:
     """Whether early_drop's evictions are told from other deletions."""
     owners: bool = True
     """Whether the process that opened a local flow is captured."""
+    changes: bool = True
+    """Whether entries are seen to come and go at all: not in a single dump."""
+    refusals: bool = True
+    """Whether refused flows are counted at all: not in dumps of the table."""
     note: str = ""
     """What stood against the families above this one; empty when none is, or it was asked for."""
 

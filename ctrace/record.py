@@ -7,6 +7,7 @@ nanoseconds of CLOCK_BOOTTIME.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
@@ -206,6 +207,27 @@ def join(parts: Sequence[Events]) -> Events:
         return empty()
     whole: Events = np.concatenate([words(part) for part in parts]).view(RECORD).reshape(-1)
     return whole
+
+
+def identity(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of what tells entries apart; two of a million collide once in 10^7 runs.
+
+    ``rows`` are :func:`words`: both tuples, protocol, zone and namespace count. Another
+    in each run.
+    """
+    zone_mask = np.uint64(0xFFFF)
+    proto = (rows[:, 12] >> np.uint64(16)) & np.uint64(0xFF)
+    where = (rows[:, 11] << np.uint64(32)) | (proto << np.uint64(16))
+    where |= (rows[:, 12] >> np.uint64(32)) & zone_mask
+    mixed = where * _ODD[0]
+    for column in range(2, 11):
+        mixed = (mixed ^ (mixed >> np.uint64(29)) ^ rows[:, column]) * _ODD[column - 1]
+    hashed: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(32))
+    return hashed
+
+
+_ODD = np.frombuffer(os.urandom(80), np.uint64) | np.uint64(1)
+"""Random multipliers: nobody who chooses his own ports can choose collisions."""
 
 
 def by_time(events: Events) -> Events:

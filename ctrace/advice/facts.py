@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
@@ -85,7 +87,7 @@ def _build(found: dict[str, Any]) -> Facts:
     low, high = found["ephemeral"]
     entry_low, entry_high = found["entry_bytes"]
     return Facts(
-        ruleset=load(found["ruleset"]),
+        ruleset=load(found["ruleset"]) if found["ruleset"] is not None else None,
         addresses=tuple(str(address) for address in found["addresses"]),
         ephemeral=(int(low), int(high)),
         forwarding=bool(found["forwarding"]),
@@ -137,6 +139,38 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "listening": sorted(listening),
         "initial": _is_initial(here),
     }
+
+
+def written(
+    *,
+    ruleset: Optional[dict[str, Any]],
+    addresses: Sequence[str],
+    ephemeral: Optional[tuple[int, int]],
+    forwarding: Optional[bool],
+    timeouts: Mapping[str, int],
+    entry_bytes: Optional[int],
+    kernel: str,
+    initial: bool,
+) -> str:
+    """The text of :func:`to_text` for a host that is known from what others wrote down.
+
+    ``ruleset`` is as ctrace.ruleset.reader.dump gives it; None, as everywhere here, where
+    it was not told: then the defaults of :class:`Facts` stand for it.
+    """
+    release = tuple(int(part) for part in re.findall(r"\d{1,4}", kernel)[:2])
+    return json.dumps(
+        {
+            "ruleset": ruleset,
+            "addresses": list(addresses),
+            "ephemeral": list(ephemeral or EPHEMERAL),
+            "forwarding": forwarding is not False,
+            "timeouts": dict(timeouts),
+            "entry_bytes": [entry_bytes, entry_bytes + 128] if entry_bytes else ENTRY_BYTES,
+            "has_nft": bool(ruleset and ruleset["nft"]),
+            "sees_forwarded": release >= (5, 7),
+            "initial": initial,
+        }
+    )
 
 
 def entry_bytes() -> tuple[int, int]:

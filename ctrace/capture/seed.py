@@ -14,12 +14,9 @@ end of the dump.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
-import numpy.typing as npt
 
-from ctrace.record import RECORD, Events, Kind, Reason, words
+from ctrace.record import RECORD, Events, Kind, Reason, identity, words
 
 
 def seed(existing: Events, events: Events, at: int, *, same_ids: bool = False) -> Events:
@@ -36,7 +33,7 @@ def seed(existing: Events, events: Events, at: int, *, same_ids: bool = False) -
     ends = (events["kind"] == Kind.INSERT) | (events["kind"] == Kind.DESTROY)
     told = words(events)[ends]
     rows = np.concatenate([told, words(existing)])
-    _, first = np.unique(_identity(rows), return_index=True)
+    _, first = np.unique(identity(rows), return_index=True)
     first.sort()
     out: Events = rows[first].view(RECORD).reshape(-1)
     out = out[out["kind"] != Kind.INSERT]  # a copy
@@ -49,20 +46,3 @@ def seed(existing: Events, events: Events, at: int, *, same_ids: bool = False) -
     out["owner"] = 0
     out["cgroup"] = 0
     return out
-
-
-def _identity(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of what tells entries apart; two of a million collide once in 10^7 runs."""
-    zone_mask = np.uint64(0xFFFF)
-    proto = (rows[:, 12] >> np.uint64(16)) & np.uint64(0xFF)
-    where = (rows[:, 11] << np.uint64(32)) | (proto << np.uint64(16))
-    where |= (rows[:, 12] >> np.uint64(32)) & zone_mask
-    mixed = where * _ODD[0]
-    for column, odd in zip(range(2, 11), _ODD[1:], strict=True):
-        mixed = (mixed ^ (mixed >> np.uint64(29)) ^ rows[:, column]) * odd
-    hashed: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(32))
-    return hashed
-
-
-_ODD = np.frombuffer(os.urandom(80), np.uint64) | np.uint64(1)
-"""Random multipliers: nobody who chooses his own ports can choose collisions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import os
 import sys
 from typing import Optional
@@ -18,6 +19,8 @@ VERBS = {
     "trace": "One line per conntrack event, as it happens",
     "record": "Record per-flow events to a file; also as a flight recorder",
     "replay": "The live screen over a recording, with time travel",
+    "import": "Text dumps, logs and support bundles as a recording",
+    "collect": "A shell script that gathers these on a host without ctrace",
     "report": "What happened, from a recording: text, JSON, one HTML page",
     "diff": "Two recordings compared, key by key",
     "merge": "Several hosts' recordings as one",
@@ -37,19 +40,24 @@ VERBS = {
 }
 
 
+def _module(verb: str) -> str:
+    """The file of a verb: ``import`` is a word of Python's own."""
+    return f"{verb}_" if keyword.iskeyword(verb) else verb
+
+
 class LazyGroup(click.Group):
     """Imports ``ctrace.cli.<verb>`` when the verb is used: a fast start matters."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Every verb that this version has, in the order of use."""
         here = os.path.dirname(__file__)
-        return [verb for verb in VERBS if os.path.exists(os.path.join(here, f"{verb}.py"))]
+        return [verb for verb in VERBS if os.path.exists(os.path.join(here, f"{_module(verb)}.py"))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         """The click command called ``command`` in the verb's module."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"ctrace.cli.{cmd_name}")
+        module = importlib.import_module(f"ctrace.cli.{_module(cmd_name)}")
         command: click.Command = module.command
         return command
 

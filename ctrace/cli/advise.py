@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Optional
 
 import click
@@ -109,10 +110,10 @@ def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) 
 
 
 def _recorded(path: str, wanted: Filter, target: float) -> Advice:
-    import ctrace
     from ctrace.advice.facts import from_text
+    from ctrace.dumps.make import open_any
 
-    with ctrace.open(path) as recording:
+    with closing(open_any([path])) as recording:
         known = {}
         for netns, text in recording.rulesets():
             try:

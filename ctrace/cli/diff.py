@@ -31,12 +31,12 @@ def command(before: str, after: str, group: str, limit: int, output: str) -> Non
 
     Everything is per second, so the recordings may differ in length.
     """
+    from ctrace.dumps.make import open_any
     from ctrace.recording.compare import compare
-    from ctrace.recording.series import open_recording
 
     with (
-        contextlib.closing(open_recording(before)) as first,
-        contextlib.closing(open_recording(after)) as second,
+        contextlib.closing(open_any([before])) as first,
+        contextlib.closing(open_any([after])) as second,
     ):
         found = compare(first, second, group)
     if output == "json":

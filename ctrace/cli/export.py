@@ -30,14 +30,14 @@ def command(
       ctrace export --to jsonl | jq 'select(.kind == "drop") | .src'
     """  # fmt: skip
     from ctrace.cli.report import progress
-    from ctrace.recording.merge import open_several
+    from ctrace.dumps.make import open_any
     from ctrace.view.export import files as to
     from ctrace.view.export.backfill import to_openmetrics
 
     kind = kind or _kind(output)
     if kind == "parquet" and not output:
         raise UsageError("Parquet needs a file: give one with -o")
-    source = open_several(files or ("ctrace.data",))
+    source = open_any(files or ("ctrace.data",))
     if redact:
         from ctrace.recording.redact import Redacted
 

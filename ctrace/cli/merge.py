@@ -19,12 +19,12 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
     With a single FILE and --redact, a copy that can be shown to others.
     """
     from ctrace.cli.report import progress
+    from ctrace.dumps.make import open_any
     from ctrace.recording.derived import copy
-    from ctrace.recording.merge import open_several
 
     if len(files) == 1 and not redact:
         raise UsageError("one recording needs no merging: give more, or --redact")
-    source = open_several(files)
+    source = open_any(files)
     if redact:
         from ctrace.recording.redact import Redacted
 

@@ -61,11 +61,11 @@ def command(
     terminal, and with -o json, frames are printed one after the other, --step apart.
     """
     from ctrace.cli.top import has_screen
+    from ctrace.dumps.make import open_any
     from ctrace.live.replay import ReplayFeed
-    from ctrace.recording.merge import open_several
     from ctrace.view import format as fmt
 
-    source = open_several(files or ("ctrace.data",))
+    source = open_any(files or ("ctrace.data",))
     with contextlib.closing(source):
         start, end = (source.clock.utc(t) / 1e9 for t in (source.started, source.until))
         moment = parse_moment(at, start, end) if at else None

@@ -36,10 +36,10 @@ def command(
     FILE is a recording (default ctrace.data), or a flight recorder's directory. Several
     recordings, of several hosts, are reported as one.
     """
-    from ctrace.recording.merge import open_several
+    from ctrace.dumps.make import open_any
     from ctrace.recording.review import review
 
-    source = open_several(files or ("ctrace.data",))
+    source = open_any(files or ("ctrace.data",))
     if redact:
         from ctrace.recording.redact import Redacted
 

@@ -43,12 +43,12 @@ def command(
     """
     from contextlib import closing
 
-    import ctrace
+    from ctrace.dumps.make import open_any
     from ctrace.whatif.run import whatif
     from ctrace.whatif.settings import parse_levers
 
     levers = parse_levers(notrack, timeout, limit, buckets)
-    with closing(ctrace.open(file)) as source:
+    with closing(open_any([file])) as source:
         answer = whatif(source, levers)
     if html:
         _page(file, html, answer)
@@ -62,11 +62,11 @@ def _page(file: str, out: str, answer: WhatIf) -> None:
     """The report on the recording, with the answer in it."""
     from contextlib import closing
 
-    import ctrace
     from ctrace.cli.report import progress, write_new
+    from ctrace.dumps.make import open_any
     from ctrace.recording.review import review
     from ctrace.view.report.html import report_html
 
-    with closing(ctrace.open(file)) as source:
+    with closing(open_any([file])) as source:
         write_new(out, report_html(review(source, show=progress("reading")), answer))
     click.echo(f"ctrace: {out}: {os.path.getsize(out) >> 10:,} KiB", err=True)

@@ -66,6 +66,9 @@ class Table:
     max: int
     buckets: int
     active: bool = True
+    read: bool = True
+    """Whether its count and limit were read; else ``count`` is what events tell, and ``max``
+    and ``buckets`` are unknown."""
     pinned: Optional[float] = None
     """Share of entries that are ASSURED, which early_drop never evicts: of a sample."""
     pinned_error: Optional[float] = None

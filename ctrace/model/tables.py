@@ -320,6 +320,7 @@ class Tables:
             max=limit,
             buckets=reading.buckets if reading else 0,
             active=known.active if known else True,
+            read=reading is not None,
             pinned=met[0] if met else state.dumped.share(count),
             pinned_error=met[1] if met else None,
             totals=totals,

@@ -251,6 +251,8 @@ def _hooks(recordings: Sequence[Recorded], names: Sequence[str]) -> HookInfo:
         all(hooks.drop_tuples for hooks in all_),
         all(hooks.evictions for hooks in all_),
         all(hooks.owners for hooks in all_),
+        all(hooks.changes for hooks in all_),
+        all(hooks.refusals for hooks in all_),
         "; ".join(f"{host}: {one.note}" for host, one in zip(names, all_, strict=True) if one.note),
     )
 

@@ -111,6 +111,8 @@ def parse_header(blob: bytes) -> Header:
             drop_tuples=bool(hooks.get("drop_tuples", True)),
             evictions=bool(hooks.get("evictions", True)),
             owners=bool(hooks.get("owners", True)),
+            changes=bool(hooks.get("changes", True)),
+            refusals=bool(hooks.get("refusals", True)),
             note=_text(hooks.get("note", "")),
         ),
         Clock(_time(data.get("clock_offset", 0))),

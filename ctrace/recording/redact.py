@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ctrace.batch import Batch, Counts, Names, Netns, Owner
 from ctrace.cost.result import Perf
 from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, words
+from ctrace.recording import evidence
 from ctrace.recording.assembly import Missing
 from ctrace.recording.derived import Headed, Recorded
 from ctrace.recording.meta import Header
@@ -180,7 +181,10 @@ class Redacted(Headed):
             else "netns=(redacted)"
             if header.filter
             else "",
-            facts={n: v for n, v in header.facts.items() if n.startswith(FACTS)},
+            facts={
+                **{n: v for n, v in header.facts.items() if n.startswith(FACTS)},
+                **evidence.redacted(header.facts),
+            },
         )
         self.path = self._labels.get("recording", recording.path)
         self.ended = recording.ended

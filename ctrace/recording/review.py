@@ -146,7 +146,7 @@ def review(
 
 def ranked(snapshot: Snapshot) -> Snapshot:
     """Culprits by what they cost over the whole time, not by what they hold at its end."""
-    order = sorted(snapshot.culprits, key=lambda c: (-c.table_seconds, -c.inserts, c.key))
+    order = sorted(snapshot.culprits, key=lambda c: (-c.table_seconds, -c.held, -c.inserts, c.key))
     return replace(snapshot, culprits=tuple(order))
 
 

@@ -17,6 +17,7 @@ ARROWS = {
     "change": "host ruleset",
     "cost": "capture host kernel recording",
     "demo": "capture host lab live model view",
+    "dumps": "advice host model recording",
     "host": "",
     "kernel": "capture cost host",
     "lab": "host",

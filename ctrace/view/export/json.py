@@ -25,6 +25,7 @@ from ctrace.model.snapshot import (
     Victim,
 )
 from ctrace.record import Status
+from ctrace.view.unseen import told, unseen
 
 SCHEMA = 1
 """Rises when a field changes its meaning or goes; not when one is added."""
@@ -32,6 +33,7 @@ SCHEMA = 1
 
 def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
     """The snapshot as an object that ``json.dumps`` takes as it is."""
+    absent = unseen(snapshot.hooks)
     return {
         "schema": SCHEMA,
         "ts": utc(snapshot.ts),
@@ -44,10 +46,10 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "group": snapshot.group,
         "sort": snapshot.sort,
         "filter": snapshot.filter,
-        "tables": [_table(table) for table in snapshot.tables],
-        "totals": dataclasses.asdict(snapshot.totals),
-        "rates_per_s": _rounded(dataclasses.asdict(snapshot.rates)),
-        "culprits": [_culprit(culprit) for culprit in snapshot.culprits],
+        "tables": [_table(table, absent) for table in snapshot.tables],
+        "totals": told(dataclasses.asdict(snapshot.totals), absent),
+        "rates_per_s": told(_rounded(dataclasses.asdict(snapshot.rates)), absent),
+        "culprits": [told(_culprit(culprit), absent) for culprit in snapshot.culprits],
         "culprits_total": snapshot.culprits_total,
         "held_total": snapshot.held_total,
         "table_seconds_total": _round(snapshot.table_seconds_total),
@@ -78,28 +80,30 @@ def utc_seconds(seconds: Optional[float]) -> Optional[str]:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _table(table: Table) -> dict[str, Any]:
-    return {
+def _table(table: Table, absent: frozenset[str]) -> dict[str, Any]:
+    data = {
         "netns": table.netns,
         "name": table.name,
         "count": table.count,
-        "max": table.max,
+        "max": table.max if table.read else None,
         "buckets": table.buckets,
-        "fill": _round(table.fill),
-        "load": _round(table.load),
+        "fill": _round(table.fill) if table.read else None,
+        "load": _round(table.load) if table.buckets else None,
         "active": table.active,
+        "read": table.read,
         "pinned": _round(table.pinned),
         "pinned_error": _round(table.pinned_error),
         "full_since": utc_seconds(table.full_since),
         "seconds_to_full": _round(table.seconds_to_full),
         "seconds_to_full_error": _round(table.seconds_to_full_error),
-        "totals": dataclasses.asdict(table.totals),
-        "rates_per_s": _rounded(dataclasses.asdict(table.rates)),
+        "totals": told(dataclasses.asdict(table.totals), absent),
+        "rates_per_s": told(_rounded(dataclasses.asdict(table.rates)), absent),
         "off_by": dataclasses.asdict(table.off_by),
         "chain_too_long": table.chain_too_long,
         "invalid": table.invalid,
         "hashed": table.hashed,
     }
+    return told(data, absent)
 
 
 def _culprit(culprit: Culprit) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from ctrace.model.snapshot import Cause, Culprit, Histogram, Snapshot
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report.cost_html import perf_html
-from ctrace.view.report.text import telling
+from ctrace.view.report.text import limit, telling
 from ctrace.view.report.whatif_html import whatif_html
+from ctrace.view.unseen import nobody, number
 from ctrace.whatif.run import WhatIf
 
 ROWS = 25
@@ -167,13 +168,18 @@ def _why(review: Review) -> str:
 
 
 def _tiles(review: Review) -> str:
-    totals = review.final.totals
+    totals, hooks = review.final.totals, review.final.hooks
+    good = "good" if hooks.refusals else ""
     tiles = [
         (fmt.share(review.peak_fill), "fullest", "bad" if review.peak_fill > 0.95 else ""),
-        (fmt.count(totals.insert), "inserted", ""),
-        (fmt.count(totals.drop), "refused", "bad" if totals.drop else "good"),
-        (fmt.count(totals.early_drop), "evicted", "warn" if totals.early_drop else "good"),
-        (fmt.count(totals.insert_failed), "failed to insert", ""),
+        (number(hooks, "insert", totals.insert), "inserted", ""),
+        (number(hooks, "drop", totals.drop), "refused", "bad" if totals.drop else good),
+        (
+            number(hooks, "early_drop", totals.early_drop),
+            "evicted",
+            "warn" if totals.early_drop else good,
+        ),
+        (number(hooks, "insert_failed", totals.insert_failed), "failed to insert", ""),
         (
             fmt.clock(review.first_drop) if review.first_drop is not None else "none",
             "first refusal",
@@ -269,7 +275,7 @@ def _moment(review: Review) -> str:
 
 def _victims(snapshot: Snapshot) -> str:
     if not snapshot.hooks.drop_tuples and not snapshot.victims:
-        said = fmt.nameless(snapshot.hooks.family, snapshot.totals.drop)
+        said = nobody(snapshot.hooks, snapshot.totals.drop)
         return f"<section><h2>Who was refused or evicted</h2><p>{_text(said)}</p></section>"
     return _table(
         "Who was refused or evicted",
@@ -284,6 +290,7 @@ def _victims(snapshot: Snapshot) -> str:
 
 
 def _tables(review: Review) -> str:
+    hooks = review.final.hooks
     peaks = {
         name: max((value for value in values if value is not None), default=None)
         for name, values in review.timeline.fill.items()
@@ -293,10 +300,13 @@ def _tables(review: Review) -> str:
         ("namespace", ">at end", ">max", ">buckets", ">fullest", ">inserted", ">destroyed",
          ">refused", ">evicted", ">failed", ">off by"),
         (
-            [_text(t.name), fmt.count(t.count), fmt.count(t.max) if t.max else "no limit",
-             fmt.count(t.buckets), fmt.share(peaks.get(str(t.netns))), fmt.count(t.totals.insert),
-             fmt.count(t.totals.destroy), _number(t.totals.drop, "bad"),
-             fmt.count(t.totals.early_drop), fmt.count(t.totals.insert_failed),
+            [_text(t.name), fmt.count(t.count), limit(t),
+             fmt.count(t.buckets), fmt.share(peaks.get(str(t.netns))),
+             number(hooks, "insert", t.totals.insert),
+             number(hooks, "destroy", t.totals.destroy),
+             _number(t.totals.drop, "bad") if hooks.refusals else fmt.UNKNOWN,
+             number(hooks, "early_drop", t.totals.early_drop),
+             number(hooks, "insert_failed", t.totals.insert_failed),
              fmt.count(t.off_by.count)]
             for t in sorted(review.final.tables, key=lambda t: -(peaks.get(str(t.netns)) or 0))
         ),

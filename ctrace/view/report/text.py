@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from itertools import pairwise
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from ctrace.model.snapshot import Culprit, Snapshot, Victim
+from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
+from ctrace.recording.evidence import parse
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text
+from ctrace.view.report.evidence import sentences
+from ctrace.view.unseen import nobody, number
 
 SPARK = 60
 
@@ -22,19 +26,26 @@ def report_text(review: Review, limit: int = 10) -> Group:
     """What happened, most important first."""
     final, peak = review.final, review.peak or review.final
     blocks: list[RenderableType] = [_head(review), Text()]
+    texts = parse(review.recording.header.facts)
+    if texts is not None:
+        blocks += [_title("What the texts say"), _said(texts), Text()]
     blocks += [_why(review), Text()]
     blocks += [_tables(review), Text(), _timeline(review), Text()]
-    blocks += [_title("What filled the table, by table-seconds"), culprits(final, limit), Text()]
+    if final.hooks.changes:
+        blocks += [_title("What filled the table, by table-seconds"), culprits(final, limit)]
+    else:
+        blocks += [_title("What the table held"), moment(final, limit)]
+    blocks.append(Text())
     if review.before_drop is not None and review.before_drop.culprits:
         title = f"Just before the first drop, at {fmt.clock(review.before_drop.ts / 1e9)}"
         blocks += [_title(title), moment(review.before_drop, min(5, limit)), Text()]
-    elif review.peak is not None and review.peak.culprits:
+    elif review.peak is not None and review.peak.culprits and final.hooks.changes:
         title = f"At the peak, {fmt.clock(peak.ts / 1e9)}"
         blocks += [_title(title), moment(peak, min(5, limit)), Text()]
     if final.victims:
         blocks += [_title("Who was refused or evicted"), victims(final.victims[:limit]), Text()]
     elif not final.hooks.drop_tuples:
-        said = fmt.nameless(final.hooks.family, final.totals.drop)
+        said = nobody(final.hooks, final.totals.drop)
         blocks += [_title("Who was refused or evicted"), Text(said), Text()]
     for host, perf in review.measured.items():
         title = "What conntrack cost" + (f" on {fmt.clean(host)}" if host else "")
@@ -53,6 +64,14 @@ def _head(review: Review) -> Text:
         (f"{fmt.count(review.final.lost)} lost", "bold yellow" if review.final.lost else ""),
         (", incomplete: see the end" if review.recording.missing else "", "bold yellow"),
     )
+
+
+def _said(data: dict[str, Any]) -> Grid:
+    """What dumps and logs told beside entries."""
+    grid = Grid.grid(padding=(0, 2))
+    for head, text in sentences(data):
+        grid.add_row(Text(head, style="dim"), Text(text))
+    return grid
 
 
 def _title(text: str) -> Text:
@@ -95,21 +114,28 @@ def _tables(review: Review) -> Grid:
     )  # fmt: skip
     shown = sorted(review.final.tables, key=lambda t: -(peaks.get(str(t.netns)) or 0))
     for table in shown[:12]:
-        totals = table.totals
+        totals, hooks = table.totals, review.final.hooks
         grid.add_row(
             fmt.clean(table.name),
             fmt.count(table.count),
-            fmt.count(table.max) if table.max else "no limit",
+            limit(table),
             fmt.share(peaks.get(str(table.netns))),
-            fmt.count(totals.insert),
-            fmt.count(totals.destroy),
-            Text(fmt.count(totals.drop), style="bold red" if totals.drop else ""),
-            fmt.count(totals.early_drop),
-            fmt.count(totals.insert_failed),
+            number(hooks, "insert", totals.insert),
+            number(hooks, "destroy", totals.destroy),
+            Text(number(hooks, "drop", totals.drop), style="bold red" if totals.drop else ""),
+            number(hooks, "early_drop", totals.early_drop),
+            number(hooks, "insert_failed", totals.insert_failed),
         )
     if len(shown) > 12:
         grid.add_row(f"and {len(shown) - 12} more")
     return grid
+
+
+def limit(table: Table) -> str:
+    """The most that a table may hold, as far as it is known."""
+    if not table.read:
+        return fmt.UNKNOWN
+    return fmt.count(table.max) if table.max else "no limit"
 
 
 def _timeline(review: Review) -> Grid:
@@ -152,7 +178,7 @@ def culprits(snapshot: Snapshot, limit: int) -> Grid:
             fmt.duration(c.life.p50),
             fmt.duration(c.residence.p50),
             fmt.count(c.held),
-            Text(fmt.count(c.drops), style="red" if c.drops else ""),
+            Text(number(snapshot.hooks, "drops", c.drops), style="red" if c.drops else ""),
             _owner(c),
             _ends(c),
         )
@@ -170,8 +196,8 @@ def moment(snapshot: Snapshot, limit: int) -> Grid:
             _key(c, snapshot),
             fmt.count(c.held),
             fmt.share(c.share),
-            fmt.rate(c.new_per_s),
-            fmt.rate(c.drop_per_s),
+            fmt.rate(c.new_per_s) if snapshot.hooks.changes else fmt.UNKNOWN,
+            fmt.rate(c.drop_per_s) if snapshot.hooks.refusals else fmt.UNKNOWN,
         )
     return grid
 

@@ -21,6 +21,7 @@ from ctrace.view.columns import Column
 from ctrace.view.screen import parts, tables
 from ctrace.view.screen.palette import TERMINAL, Palette
 from ctrace.view.screen.state import State
+from ctrace.view.unseen import nobody
 
 Row = TypeVar("Row", Culprit, Victim, Table)
 
@@ -217,7 +218,7 @@ def tables_of(snapshot: Snapshot) -> list[Table]:
 def victim_note(snapshot: Snapshot) -> str:
     """What stands in the place of victims when there are none to show."""
     if not snapshot.hooks.drop_tuples:
-        return fmt.nameless(snapshot.hooks.family, snapshot.totals.drop)
+        return nobody(snapshot.hooks, snapshot.totals.drop)
     if snapshot.totals.drop or snapshot.totals.early_drop:
         return "none of the dropped or evicted flows match the filter"
     return "nobody was refused, nothing was evicted"
@@ -236,7 +237,11 @@ def top_body(screen: Screen) -> None:
         victims = max(victims, 7)
     group = screen.snapshot.group
     screen.table(
-        tables.culprit_columns(group, many, tables.in_trouble(snapshot)),
+        [
+            one
+            for one in tables.culprit_columns(group, many, tables.in_trouble(snapshot))
+            if snapshot.hooks.changes or one.name not in tables.OF_CHANGES
+        ],
         culprits_of(snapshot, screen.state),
         screen.room - below - victims,
         "CULPRITS",

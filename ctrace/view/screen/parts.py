@@ -20,7 +20,7 @@ from ctrace.live.protocol import Phase, Position
 from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 from ctrace.view.screen.palette import Palette
-from ctrace.view.screen.tables import at_limit, fullest, state_word
+from ctrace.view.screen.tables import at_limit, fullest, no_limit, state_word
 
 Piece = tuple[str, Style]
 LABEL: Final = 8
@@ -127,7 +127,7 @@ def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
         ]
     numbers: list[Piece] = [
         (fmt.count(table.count), p.strong),
-        (f" of {fmt.count(table.max)}" if table.max else " entries, no limit", p.text),
+        (f" of {fmt.count(table.max)}" if table.max else f" entries, {no_limit(table)}", p.text),
         (f"  {fmt.share(table.fill):>5} " if table.max else " ", _fill_style(table, p)),
     ]
     label = fmt.fit("TABLE" if len(snapshot.tables) < 2 else fmt.clean(table.name), LABEL - 1)
@@ -178,7 +178,8 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
         groups.insert(1, [(f"{fmt.plural(refusing, 'other')} full", p.bad)])
     if others and cell_len(name) < LABEL:
         groups.append([(more, p.dim)])
-    groups.append([(f"{fmt.count(table.buckets)} buckets, chains {table.load:.1f}", p.dim)])
+    if table.buckets:
+        groups.append([(f"{fmt.count(table.buckets)} buckets, chains {table.load:.1f}", p.dim)])
     if width >= 100 and table.totals.insert_failed:
         groups.append([(f"{fmt.count(table.totals.insert_failed)} lost insert races", p.warn)])
     return groups
@@ -194,7 +195,7 @@ def _pinned(table: Table) -> str:
 def state(snapshot: Snapshot, table: Table, palette: Palette) -> list[Piece]:
     """A table's state: the word, and since when or until when."""
     p = palette
-    word = state_word(table)
+    word = state_word(table) if snapshot.hooks.changes else "as it was read"
     if table.full_since is not None:
         ago = fmt.span(max(0.0, snapshot.ts / 1e9 - table.full_since))
         style = p.bad if at_limit(table) else p.warn
@@ -240,7 +241,11 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
                 (bars, p.faint if quiet else spark_style),
             ]
         )
-    if not snapshot.hooks.evictions:
+    if not snapshot.hooks.changes:
+        groups[:2] = [[("what came and went is not in the dump", p.dim)]]
+    if not snapshot.hooks.refusals:
+        groups[-2:] = [[("nor who was refused", p.dim)]]
+    elif not snapshot.hooks.evictions:
         groups[2] = [("evictions not seen", p.dim)]
     return line([(fmt.fit("RATES", LABEL), p.accent), *joined(groups, width - LABEL, "  ")], width)
 

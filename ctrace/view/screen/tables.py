@@ -166,12 +166,13 @@ def namespace_columns() -> tuple[Column[Table], ...]:
         Column("name", "", lambda t, w: fmt.cut(fmt.clean(t.name), w), 0, 16, 40, False),
         Column("state", "STATE", lambda t, _: state_word(t), 1, 8, 0, False,
                lambda t, p: p.bad if at_limit(t) else p.text),
-        Column("fill", "FILL", lambda t, _: fmt.share(t.fill) if t.max else "no limit", 0, 6,
+        Column("fill", "FILL", lambda t, _: fmt.share(t.fill) if t.max else no_limit(t), 0, 6,
                style=lambda t, p: p.fill(t.fill, at_limit(t))),
         Column("bar", "", lambda t, w: fmt.hbar(t.fill, w), 5, 16, 16, False,
                lambda t, p: p.gauge(t.fill, at_limit(t))),
         Column("count", "ENTRIES", lambda t, _: fmt.count(t.count), 0, 7),
-        Column("max", "LIMIT", lambda t, _: fmt.count(t.max) if t.max else "none", 3, 7, style=dim),
+        Column("max", "LIMIT", lambda t, _: fmt.count(t.max) if t.max else no_limit(t), 3, 7,
+               style=dim),
         Column("new", "NEW/s", lambda t, _: fmt.rate(t.rates.insert), 1, 6),
         Column("gone", "GONE/s", lambda t, _: fmt.rate(t.rates.destroy), 4, 6),
         Column("evicted", "EVICT/s", lambda t, _: fmt.rate(t.rates.early_drop), 2, 6,
@@ -185,6 +186,15 @@ def namespace_columns() -> tuple[Column[Table], ...]:
         Column("netns", "INODE", lambda t, _: str(inode_of(t.netns)), 8, 10, style=dim),
     )  # fmt: skip
     return columns
+
+
+OF_CHANGES: Final = frozenset(("new", "life", "life99", "stays", "ends", "inserts", "older"))
+"""Columns that say nothing where entries are not seen to come and go."""
+
+
+def no_limit(table: Table) -> str:
+    """What stands for the limit of a table without one, or with one that was not read."""
+    return "no limit" if table.read else "limit unknown"
 
 
 def state_word(table: Table) -> str:

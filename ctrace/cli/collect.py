@@ -1,0 +1,46 @@
+"""``ctrace collect``: a shell script that gathers evidence on a host without ctrace."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from ctrace.errors import CtraceError
+
+SCRIPT = Path(__file__).parents[1] / "share" / "collect.sh"
+WAIT = 120.0
+"""Seconds: the script ends by itself before."""
+
+
+@click.command()
+@click.option("--print", "printed", is_flag=True, help="Print the script, to be run elsewhere.")
+@click.option("-o", "--output", default="evidence.tar.gz", show_default=True, metavar="OUT",
+              help="Where what it gathers on this host goes.")  # fmt: skip
+def command(printed: bool, output: Optional[str]) -> None:
+    """Gather what a host can tell of connection tracking, with nothing but its shell.
+
+    The script needs no ctrace, Python or compiler, works on old kernels and routers, is
+    bounded in time and size, changes nothing and leaves nothing behind.
+
+    \b
+    Examples:
+      ctrace collect --print | ssh root@HOST sh > evidence.tar.gz
+      ctrace report evidence.tar.gz
+    """
+    if printed:
+        click.echo(SCRIPT.read_text(encoding="utf-8"), nl=False)
+        return
+    assert output is not None
+    try:
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CtraceError(f"cannot create {output}: {error.strerror}") from None
+    with os.fdopen(fd, "wb") as file:
+        done = subprocess.run(["/bin/sh", str(SCRIPT)], stdout=file, timeout=WAIT, check=False)
+    if done.returncode:
+        raise CtraceError(f"the script ended with status {done.returncode}; see {output}")
+    click.echo(f"ctrace: {output}: {os.path.getsize(output) >> 10:,} KiB", err=True)

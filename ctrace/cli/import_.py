@@ -1,0 +1,50 @@
+"""``ctrace import``: text dumps, logs and support bundles as a recording."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("-o", "--output", default="imported.data", show_default=True, metavar="OUT",
+              help="The new recording.")  # fmt: skip
+@click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+def command(files: tuple[str, ...], output: str, redact: bool) -> None:
+    """Make a recording of what people have: dumps of the table, logs, settings, rules.
+
+    FILE is text, plain or packed (gzip, xz, bzip2, zstd), a directory or a tar of such
+    (a support bundle, or what ctrace collect prints), or - for standard input. What
+    each line is, its content tells: /proc/net/nf_conntrack, conntrack -L, -E and -S in any
+    of their forms, dmesg, journalctl, sysctl -a, lsmod, iptables-save, nft -j list ruleset,
+    ss and netstat. Lines that are not understood are counted and shown with their number.
+
+    \b
+    Examples:
+      ssh HOST cat /proc/net/nf_conntrack | ctrace import - -o incident.data
+      ctrace import sosreport-web1.tar.xz -o web1.data
+      ctrace report dump.txt            reads it directly; so do advise and replay
+    """
+    from ctrace.dumps.make import make
+    from ctrace.recording.recorder import make_way
+    from ctrace.recording.redact import Redacted
+    from ctrace.view.report.evidence import imported
+
+    make_way(output)
+    if redact:
+        import contextlib
+        import os
+        import tempfile
+
+        from ctrace.recording.derived import copy
+        from ctrace.recording.reader import Recording
+
+        with tempfile.TemporaryDirectory(prefix="ctrace-") as folder:
+            whole = os.path.join(folder, "imported")
+            _, told = make(files, whole)
+            with contextlib.closing(Redacted(Recording(whole))) as source:
+                writer = copy(source, output)
+    else:
+        writer, told = make(files, output)
+    for line in imported(told.said, output, writer.events):
+        click.echo(f"ctrace: {line}", err=True)

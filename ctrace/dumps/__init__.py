@@ -1,0 +1,1 @@
+"""Text dumps, logs and support bundles, read as evidence and made into a recording."""

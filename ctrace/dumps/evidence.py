@@ -1,0 +1,236 @@
+"""What the texts say beside events: kept with the recording, and shown by its report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, Optional
+
+import numpy as np
+
+from ctrace.dumps.found import Space
+from ctrace.dumps.kernel_log import Message
+from ctrace.dumps.source import Told, last_entries
+from ctrace.record import TCP_STATES, Kind, Status, proto_name
+from ctrace.recording.meta import LIMIT_TEXT
+
+TOP: Final = 12
+MODULES: Final = ("nf_conntrack", "ip_conntrack", "nf_conntrack_ipv4", "nf_conntrack_ipv6")
+COUNTED: Final = ("insert", "insert_failed", "drop", "early_drop", "chaintoolong", "clash_resolve",
+                  "invalid", "search_restart")  # fmt: skip
+
+
+def evidence(told: Told) -> dict[str, Any]:
+    """JSON-ready; what the texts do not tell is None or left out."""
+    found = told.found
+    out: dict[str, Any] = {
+        "files": found.files[:50],
+        "passed_over": found.passed,
+        "lines": found.lines,
+        "not_understood": found.unread.count,
+        "unread": [list(one) for one in found.unread.first],
+        "dumps": [
+            {"source": look.dump.source, "at": round(look.at, 3), "known_by": look.known_by,
+             "entries": len(look.rows), "said": look.dump.said,
+             "apart": None if look.apart is None else round(look.apart, 3)}
+            for look in told.looks[-50:]
+        ],
+        "left_out": told.left_out,
+        "dying": sum(len(one) for one in found.dumps if one.list == "dying"),
+        "unconfirmed": sum(len(one) for one in found.dumps if one.list == "unconfirmed"),
+        "losses_told": any(one.lost for one in found.dumps),
+        "log": _log(told),
+        "full_seen": bool(found.log.full),
+        "refused_at_least": found.log.refused or None,
+        "modules": _modules(found.modules),
+        "held_by": _held_by(found.modules),
+        "rules": {name or "": one.has_rules for name, one in found.spaces.items()},
+        "max": told.limit(next(iter(told.netns))),
+        "count": next((one.counts[-1] for one in found.spaces.values() if one.counts), None),
+        "kernel_counted": _kernel(found.spaces),
+    }  # fmt: skip
+    out.update(_events(told))
+    out.update(_entries(told))
+    return out
+
+
+def to_text(data: dict[str, Any]) -> str:
+    """As the fact is stored: within what a header holds."""
+    for name in ("unread", "dumps", "modules", "files"):
+        text = json.dumps(data, separators=(",", ":"))
+        if len(text) <= LIMIT_TEXT // 2:
+            return text
+        data[name] = data[name][:5] if isinstance(data[name], list) else {}
+    return json.dumps(data, separators=(",", ":"))[: LIMIT_TEXT // 2]
+
+
+# -- entries --------------------------------------------------------------------------
+
+
+def _entries(told: Told) -> dict[str, Any]:
+    """The last look at each table, counted."""
+    by: Counter[str] = Counter()
+    services: Counter[tuple[int, int, int]] = Counter()
+    status: Counter[str] = Counter()
+    left: dict[tuple[int, int], list[Any]] = {}
+    total = 0
+    for rows in last_entries(told):
+        total += len(rows)
+        for (proto, state), n in _pairs(rows["proto"], rows["state"]).items():
+            by[_kind(proto, state)] += n
+        for (proto, state), n in _pairs(rows["proto"], rows["dport"]).items():
+            for at in np.unique(rows["state"][(rows["proto"] == proto) & (rows["dport"] == state)]):
+                mine = (rows["proto"] == proto) & (rows["dport"] == state) & (rows["state"] == at)
+                services[proto, state, int(at)] += int(mine.sum())
+            del n
+        for name, bit, there in _STATUS:
+            status[name] += int((((rows["status"] & bit) != 0) == there).sum())
+        for proto, state in _pairs(rows["proto"], rows["state"]):
+            mine = (rows["proto"] == proto) & (rows["state"] == state) & (rows["overdue_ms"] <= 0)
+            left.setdefault((proto, state), []).append(-rows["overdue_ms"][mine] // 1000)
+    if not total:
+        return {"entries": 0}
+    first = services.most_common(1)[0][0]
+    return {
+        "entries": total,
+        "by": dict(by.most_common(40)),
+        "service": _service(first[0], first[1]),
+        "services": [
+            [_service(proto, port), "" if proto != 6 else _state(state), n]
+            for (proto, port, state), n in services.most_common(TOP)
+        ],
+        **{name: status[name] for name, _, _ in _STATUS},
+        "remaining": _remaining(told, left),
+    }
+
+
+_STATUS: Final = (
+    ("unreplied", int(Status.SEEN_REPLY), False),
+    ("assured", int(Status.ASSURED), True),
+    ("src_nat", int(Status.SRC_NAT), True),
+    ("dst_nat", int(Status.DST_NAT), True),
+    ("offloaded", int(Status.OFFLOAD | Status.HW_OFFLOAD), True),
+    ("helped", int(Status.HELPER), True),
+)
+
+
+def _pairs(one: Any, other: Any) -> Counter[tuple[int, int]]:
+    keys, counts = np.unique(
+        one.astype(np.int64) << 16 | other.astype(np.int64), return_counts=True
+    )
+    pairs = ((int(key) >> 16, int(key) & 0xFFFF) for key in keys)
+    return Counter(dict(zip(pairs, counts.tolist())))  # noqa: B905
+
+
+def _state(state: int) -> str:
+    return TCP_STATES[state] if state < len(TCP_STATES) else ""
+
+
+def _kind(proto: int, state: int) -> str:
+    """``tcp TIME_WAIT``, ``udp``, ``89``."""
+    word = _state(state) if proto == 6 else ""
+    return f"{proto_name(proto)} {word}".strip()
+
+
+def _service(proto: int, port: int) -> str:
+    return f"{proto_name(proto)}/{port}" if proto in (6, 17, 33, 132, 136) else proto_name(proto)
+
+
+def _remaining(told: Told, left: Mapping[tuple[int, int], list[Any]]) -> list[dict[str, Any]]:
+    """Seconds until entries expire, by state: and since their last packet, where the timeout
+    was given."""
+    out = []
+    for (proto, state), parts in left.items():
+        values = np.concatenate(parts)
+        if not len(values):
+            continue
+        row: dict[str, Any] = {
+            "kind": _kind(proto, state),
+            "entries": len(values),
+            "left": [int(values.min()), int(np.median(values)), int(values.max())],
+        }
+        whole = _timeout(told, proto, state)
+        if whole is not None and int(values.max()) <= whole:
+            row["timeout"] = whole
+            row["idle"] = [whole - one for one in reversed(row["left"])]
+        out.append(row)
+    return sorted(out, key=lambda row: -row["entries"])[:TOP]
+
+
+def _timeout(told: Told, proto: int, state: int) -> Optional[int]:
+    """The timeout of a TCP state as the texts give it; never the kernel's default."""
+    if proto != 6 or not _state(state):
+        return None
+    name = f"net.netfilter.nf_conntrack_tcp_timeout_{_state(state).lower()}"
+    for space in told.found.spaces.values():
+        text = space.sysctls.get(name, "")
+        if text.isdigit() and len(text) < 10:
+            return int(text)
+    return None
+
+
+def _events(told: Told) -> dict[str, Any]:
+    """What event streams have."""
+    if not told.streams:
+        return {}
+    kinds: Counter[int] = Counter()
+    for dump in told.streams:
+        for _, rows in told.found.spool.parts(dump.start, dump.stop):
+            kinds.update(dict(enumerate(np.bincount(rows["kind"]).tolist())))
+    return {
+        "inserts": kinds[Kind.INSERT],
+        "updates": kinds[Kind.SAMPLED],
+        "destroys": kinds[Kind.DESTROY],
+    }
+
+
+# -- the host -------------------------------------------------------------------------
+
+
+def _log(told: Told) -> Optional[dict[str, Any]]:
+    log = told.found.log
+    if not log.full and not log.suppressed:
+        return None
+    full = [one for one in log.messages if not one.suppressed]
+    return {
+        "full": log.full,
+        "suppressed": log.suppressed,
+        "first": _moment(told, full[0]) if full else None,
+        "last": _moment(told, full[-1]) if full else None,
+        "messages": [
+            [_moment(told, one), one.suppressed, one.netns] for one in log.messages[:100]
+        ],
+    }  # fmt: skip
+
+
+def _moment(told: Told, message: Message) -> dict[str, Any]:
+    """The time as it stands in the log, and in UTC where that is known."""
+    utc = message.utc
+    if utc is None and message.boot is not None and told.boot_known:
+        utc = told.boot + message.boot
+    return {"text": message.when, "boot": message.boot, "utc": utc and round(utc, 3)}
+
+
+def _modules(modules: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, list[str]]:
+    """Modules of connection tracking that are loaded, each with those that use it."""
+    return {
+        name: list(users) for name, (_, users) in modules.items()
+        if "conntrack" in name or "nf_nat" in name or users
+    }  # fmt: skip
+
+
+def _held_by(modules: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[str]:
+    """What keeps nf_conntrack from being removed."""
+    users = (user for name in MODULES if name in modules for user in modules[name][1])
+    return sorted(dict.fromkeys(users))
+
+
+def _kernel(spaces: Mapping[str, Space]) -> dict[str, int]:
+    """The kernel's own counters, as last read: since it started."""
+    out: dict[str, int] = {}
+    for space in spaces.values():
+        for name in COUNTED:
+            if space.counters and name in space.counters[-1]:
+                out[name] = out.get(name, 0) + space.counters[-1][name]
+    return out

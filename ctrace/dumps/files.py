@@ -1,0 +1,272 @@
+"""What was given as files: plain or compressed, directories, archives; as bounded streams."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import select
+import stat
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Final, Optional, Protocol, cast
+
+from ctrace.errors import CtraceError
+
+UNFOLDED: Final = 16 << 30
+"""Bytes read from all files together, unpacked, at most."""
+RATIO: Final = 250
+"""A compressed file that unfolds to more than this many times its size is no text dump: one of
+1 M alike entries comes to 60."""
+FREE: Final = 64 << 20
+"""Bytes that any file may unfold to, whatever its ratio."""
+MEMBERS: Final = 50_000
+"""Files of a directory or archive that are looked at."""
+XZ_MEMORY: Final = 256 << 20
+WAIT: Final = 10_000
+"""Milliseconds to wait for somebody to write into a named pipe."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One file's text."""
+
+    name: str
+    """As given, or its path inside an archive or directory."""
+    modified: Optional[float]
+    """UTC seconds, by the file system or archive; None where there is no such time."""
+    stream: IO[bytes]
+    asked: bool = True
+    """Whether the user named it; others may be of no interest."""
+
+
+class _Budget:
+    """What may still be unfolded."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def take(self, name: str, n: int) -> None:
+        self.read += n
+        if self.read > UNFOLDED:
+            raise CtraceError(f"{name}: more than {UNFOLDED >> 30} GiB of text: give fewer files")
+
+
+class _Tells(Protocol):
+    """Anything that knows how far it has been read."""
+
+    def tell(self) -> int: ...
+
+
+class _Counted(io.RawIOBase):
+    """A stream that counts what it gives, and stops a bomb."""
+
+    def __init__(self, name: str, inner: IO[bytes], budget: _Budget, packed: Optional[_Tells]
+                 ) -> None:  # fmt: skip
+        self._name, self._inner, self._budget, self._packed = name, inner, budget, packed
+        self._given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        data = _safely(self._name, self._inner, len(view))
+        n = len(data)
+        view[:n] = data
+        self._given += n
+        self._budget.take(self._name, n)
+        if self._packed is not None and self._given > FREE:
+            stored = max(1, self._packed.tell())
+            if self._given > RATIO * stored:
+                raise CtraceError(
+                    f"{self._name} unfolds to more than {RATIO} times its size: no text dump does"
+                )
+        return n
+
+
+def _safely(name: str, stream: IO[bytes], n: int) -> bytes:
+    """Read; what is damaged or cut off ends with one line."""
+    try:
+        return stream.read(n)
+    except (OSError, EOFError, lzma.LZMAError, MemoryError, tarfile.TarError) as error:
+        what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise CtraceError(f"cannot read {name}: {what}") from None
+    except Exception as error:  # zlib's and zstandard's own
+        if type(error).__module__ not in ("zlib", "zstd", "zstandard"):
+            raise
+        raise CtraceError(f"cannot read {name}: {error}") from None
+
+
+def texts(paths: Sequence[str]) -> Iterator[Text]:
+    """Every text of the files, directories and archives at ``paths``; ``-`` is standard input.
+
+    A text is to be read before the next is asked for. Raises CtraceError.
+    """
+    budget = _Budget()
+    for path in paths:
+        if path == "-":
+            yield from _unfold("standard input", None, sys.stdin.buffer, budget, 0, True)
+        elif os.path.isdir(path):
+            yield from _directory(path, budget)
+        else:
+            with _open(path) as file:
+                modified = os.fstat(file.fileno())
+                when = modified.st_mtime if stat.S_ISREG(modified.st_mode) else None
+                yield from _unfold(path, when, file, budget, 0, True)
+
+
+def _open(path: str) -> IO[bytes]:
+    """A regular file or a pipe. Raises CtraceError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise CtraceError(f"cannot open {path}: {error.strerror}") from None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(WAIT):
+            os.close(fd)
+            raise CtraceError(f"{path} is a pipe that nothing came through in {WAIT // 1000} s")
+        os.set_blocking(fd, True)
+    elif not stat.S_ISREG(mode):
+        os.close(fd)
+        raise CtraceError(f"{path} is no file, directory or pipe")
+    return os.fdopen(fd, "rb")
+
+
+def _directory(path: str, budget: _Budget) -> Iterator[Text]:
+    seen = 0
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            full = os.path.join(folder, name)
+            seen += 1
+            if seen > MEMBERS:
+                raise CtraceError(f"{path} holds more than {MEMBERS:,} files: name the ones meant")
+            if not os.path.isfile(full) or os.path.islink(full):
+                continue
+            with _open(full) as file:
+                when = os.fstat(file.fileno()).st_mtime
+                yield from _unfold(os.path.relpath(full, path), when, file, budget, 0, False)
+
+
+def _unfold(
+    name: str, modified: Optional[float], raw: IO[bytes], budget: _Budget, depth: int, asked: bool
+) -> Iterator[Text]:
+    """The texts in a stream, by what it begins with."""
+    stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16)
+    try:
+        head = stream.peek(512)
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        raise CtraceError(f"cannot read {name}: {error}") from None
+    opened = _unpacker(name, head, stream)
+    if opened is not None:
+        if depth >= 2:
+            raise CtraceError(f"{name} is packed more than twice")
+        counted = _Counted(name, opened, budget, stream if stream.seekable() else _Told(stream))
+        yield from _unfold(name, modified, cast(IO[bytes], counted), budget, depth + 1, asked)
+    elif head[257:262] == b"ustar":
+        yield from _members(name, stream, budget, depth)
+    else:
+        plain = stream if depth else io.BufferedReader(
+            _Counted(name, stream, budget, None), 1 << 18
+        )  # fmt: skip
+        yield Text(name, modified, plain, asked)
+
+
+class _Told:
+    """The position in a stream that cannot tell it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._read = 0
+        inner = stream.read
+
+        def read(n: int = -1) -> bytes:
+            data = inner(n)
+            self._read += len(data)
+            return data
+
+        stream.read = read  # type: ignore[method-assign]
+
+    def tell(self) -> int:
+        return self._read
+
+
+def _unpacker(name: str, head: bytes, stream: IO[bytes]) -> Optional[IO[bytes]]:
+    if head.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+    if head.startswith(b"\xfd7zXZ\0"):
+        return cast(IO[bytes], _Xz(stream))
+    if head.startswith(b"BZh"):
+        return cast(IO[bytes], bz2.BZ2File(stream))
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            import zstandard
+        except ImportError:
+            raise CtraceError(
+                f"{name} is packed with zstd: install the zstandard package, or unpack it"
+            ) from None
+        unpack = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        reader: IO[bytes] = unpack.stream_reader(stream, read_across_frames=True)
+        return reader
+    return None
+
+
+class _Xz:
+    """lzma.LZMAFile with a limit on memory."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._engine: Optional[lzma.LZMADecompressor] = None
+
+    def read(self, n: int) -> bytes:
+        while True:
+            if self._engine is None or (self._engine.eof and not self._more()):
+                if self._engine is not None:
+                    return b""
+                self._engine = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+            packed = self._rest if self._engine.needs_input else b""
+            if self._engine.needs_input and not packed:
+                packed = self._stream.read(1 << 16)
+                if not packed:
+                    raise EOFError("it is cut off")
+            self._rest = b""
+            data = self._engine.decompress(packed, n)
+            if data:
+                return data
+
+    _rest = b""
+
+    def _more(self) -> bool:
+        """Whether another packed stream follows."""
+        assert self._engine is not None
+        self._rest = (self._engine.unused_data or self._stream.read(1 << 16)).lstrip(b"\0")
+        if not self._rest:
+            return False
+        self._engine = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+        return True
+
+
+def _members(name: str, stream: IO[bytes], budget: _Budget, depth: int) -> Iterator[Text]:
+    """The files in an archive, whatever else it says of owners, links and devices."""
+    seen = 0
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                seen += 1
+                if seen > MEMBERS:
+                    raise CtraceError(f"{name} holds more than {MEMBERS:,} files")
+                inner = archive.extractfile(member) if member.isreg() else None
+                if inner is not None:
+                    yield from _unfold(
+                        member.name, float(member.mtime), inner, budget,
+                        max(depth, 1), False,
+                    )  # fmt: skip
+    except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError) as error:
+        raise CtraceError(f"cannot read {name}: {error}") from None

@@ -1,0 +1,219 @@
+"""Everything that was understood of the texts given, before it is told as one story."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.batch import Owner
+from ctrace.dumps.entries import TAGS, Entries
+from ctrace.dumps.kernel_log import Log
+from ctrace.errors import CtraceError
+from ctrace.record import RECORD, ROW, Events, Kind
+
+MOST: Final = 20_000_000
+"""Entries of all dumps together: 2.4 GB of temporary file."""
+SHOWN: Final = 20
+"""Lines not understood that are shown with their number."""
+KIND_OF: Final = np.array([Kind.EXISTING, Kind.INSERT, Kind.SAMPLED, Kind.DESTROY], np.uint8)
+NOT_TOLD: Final = 1
+"""``overdue_ms`` of an entry whose line has no timeout."""
+TEXT_LIMIT: Final = 4 << 20
+"""Characters kept of rules."""
+
+
+def plain(raw: bytes, limit: int = 200) -> str:
+    """Text from outside that can do no harm wherever it is shown: printable ASCII."""
+    text = raw[:limit].decode("ascii", "replace")
+    return "".join(one if " " <= one <= "~" else "?" for one in text)
+
+
+class Spool:
+    """Entries as records in a temporary file: memory stays bounded whatever their number.
+
+    In an entry's last bytes stand ``idle_ms``: its age in seconds, -1 unknown;
+    ``overdue_ms``: minus the ms until it expires, :data:`NOT_TOLD` unknown; and its mark.
+    ``ts`` is an event's UTC ns, ``reason`` 1 where a program caused it.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="ctrace-")  # noqa: SIM115
+        self.n = 0
+
+    def add(self, made: Entries) -> None:
+        """Append. Raises CtraceError when there are too many, or the disk is full."""
+        events = made.events
+        events["ts"] = np.maximum(made.time, 0)
+        events["kind"] = KIND_OF[made.tag]
+        events["reason"] = made.user
+        events["idle_ms"] = np.minimum(made.age, (1 << 31) - 1)
+        left = np.minimum(made.left, 2_000_000) * -1000
+        events["overdue_ms"] = np.where(made.left < 0, NOT_TOLD, left)
+        events["mark"] = np.maximum(made.mark, 0)
+        self.n += len(events)
+        if self.n > MOST:
+            raise CtraceError(f"more than {MOST:,} entries: give fewer or shorter files")
+        try:
+            self._file.write(events.view(np.uint8).data)
+        except OSError as error:
+            raise CtraceError(
+                f"cannot write a temporary file: {error.strerror}; set TMPDIR to a place with room"
+            ) from None
+
+    def read(self, start: int, stop: int) -> Events:
+        """Some entries, in memory."""
+        if stop <= start:
+            return np.zeros(0, RECORD)
+        self._file.flush()
+        self._file.seek(start * RECORD.itemsize)
+        data = bytearray(self._file.read((stop - start) * RECORD.itemsize))
+        events: Events = np.frombuffer(data, RECORD)
+        return events
+
+    def parts(self, start: int, stop: int, size: int = 1 << 17) -> Iterator[tuple[int, Events]]:
+        """(first, entries) of a range, piece by piece."""
+        for at in range(start, stop, size):
+            yield at, self.read(at, min(stop, at + size))
+
+    def some(self, start: int, rows: npt.NDArray[np.intp]) -> Events:
+        """Single entries of the range from ``start``, mapped rather than read."""
+        if not len(rows):
+            return np.zeros(0, RECORD)
+        self._file.flush()
+        mapped = np.memmap(self._file, ROW, "r", start * RECORD.itemsize, (int(rows.max()) + 1,))
+        events: Events = np.array(mapped[rows]).view(RECORD)
+        return events
+
+    def close(self) -> None:
+        """The file goes."""
+        self._file.close()
+
+
+@dataclass
+class Dump:
+    """A stretch of entries that stood together: a table at one moment, or events."""
+
+    start: int
+    """Number of its first entry in the spool."""
+    source: str
+    """The file, and the command where one is shown."""
+    series: str
+    """Dumps that were made alike, and so can be compared, have the same."""
+    netns: str
+    events: bool
+    """Whether it is what ``conntrack -E`` printed."""
+    list: str = ""
+    """``dying`` or ``unconfirmed`` where it is one of these lists; else the table."""
+    at: Optional[float] = None
+    """UTC seconds, as far as the text tells."""
+    file_time: Optional[float] = None
+    """UTC seconds of the file, which may be much later."""
+    stop: int = 0
+    said: Optional[int] = None
+    """How many entries conntrack said it had shown."""
+    lost: int = 0
+    """Times that conntrack said it had lost events."""
+    states: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """Entries by protocol and state's word."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass
+class Unread:
+    """Lines that were not understood."""
+
+    count: int = 0
+    first: list[tuple[str, int, str]] = field(default_factory=list)
+    """(file, line, reason), the first few."""
+
+    def add(self, file: str, line: int, reason: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append((plain(file.encode("utf-8", "replace")), line, reason))
+
+
+@dataclass
+class Space:
+    """What is known of one network namespace."""
+
+    sysctls: dict[str, str] = field(default_factory=dict)
+    addresses: list[str] = field(default_factory=list)
+    listeners: dict[tuple[int, int], Owner] = field(default_factory=dict)
+    """(protocol, port) to who listens there."""
+    nft: str = ""
+    """``nft -j list ruleset``."""
+    nft_text: str = ""
+    """``nft list ruleset``, as people print it."""
+    saves: list[tuple[str, str, str]] = field(default_factory=list)
+    """(tool, family, text) of iptables-save."""
+    counters: list[dict[str, int]] = field(default_factory=list)
+    """``conntrack -S`` summed over CPUs, one reading after the other."""
+    counts: list[int] = field(default_factory=list)
+    """``nf_conntrack_count``, one reading after the other."""
+    expectations: int = 0
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether any rules were given."""
+        return bool(self.nft or self.nft_text or self.saves)
+
+
+@dataclass
+class Found:
+    """All of it."""
+
+    spool: Spool = field(default_factory=Spool)
+    dumps: list[Dump] = field(default_factory=list)
+    spaces: dict[str, Space] = field(default_factory=dict)
+    log: Log = field(default_factory=Log)
+    modules: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    """Name to (uses, modules that use it)."""
+    slab: Optional[int] = None
+    """Bytes of one entry, by /proc/slabinfo."""
+    host: str = ""
+    kernel: str = ""
+    uptime: Optional[tuple[float, Optional[float]]] = None
+    """(seconds since boot, UTC seconds at which that was so)."""
+    date: Optional[float] = None
+    """UTC seconds, by the last ``date``."""
+    lines: int = 0
+    files: list[str] = field(default_factory=list)
+    """Those that something was found in."""
+    passed: int = 0
+    """Files of a bundle that held nothing of interest."""
+    unread: Unread = field(default_factory=Unread)
+    whole: bool = False
+    """Whether ``ctrace collect`` made it: its first namespace is the host's."""
+
+    def space(self, name: str = "") -> Space:
+        """The namespace of this name; empty for the one where the commands were typed."""
+        return self.spaces.setdefault(name, Space())
+
+    def add(self, dump: Dump, made: Entries) -> None:
+        """Entries of the dump that is being read."""
+        self.spool.add(made)
+        dump.stop = self.spool.n
+        if not dump.events:
+            seen = Counter(map(_pair, made.events["proto"].tolist(), made.state))
+            for (proto, state), n in seen.items():
+                dump.states[proto, plain(state, 20)] += n
+
+    def close(self) -> None:
+        """Let go of the temporary file."""
+        self.spool.close()
+
+
+def _pair(proto: int, state: bytes) -> tuple[int, bytes]:
+    return proto, state
+
+
+__all__ = ["TAGS", "Dump", "Found", "Space", "Spool", "Unread", "plain"]

@@ -1,0 +1,231 @@
+"""Which line is what: entries are told by themselves, the rest also by what it follows.
+
+A text may be one file, a pasted terminal, or the output of a loop; so each line is
+looked at by itself, and a prompt, a file's name or a heading only says what a bare
+number or a table without a head belongs to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import IO, Final, Optional
+
+from ctrace.dumps import entries, host, xml
+from ctrace.dumps.files import Text
+from ctrace.dumps.found import Dump, Found, plain
+from ctrace.dumps.host import BLOCKS, Context
+from ctrace.dumps.words import Bad
+
+CHUNK: Final = 1 << 20
+LINE: Final = 1 << 16
+"""Bytes of a line; what is longer is none that any tool prints."""
+ROWS: Final = 8192
+"""Entries that become columns together."""
+SNIFF: Final = 200
+"""Lines of a bundle's file of which one must be known, or the file is passed over."""
+
+_PROMPT: Final = re.compile(rb"^(?:\+ |\[?[\w.-]+@[\w.-]+[^#$%>]{0,80}[#$%>] ?|[#$] )(\S.*)$")
+_BANNER: Final = re.compile(rb"^[=>#*_\-+ ]{2,}\s*(/?[\w./ :@=|-]{3,200}?)\s*[=<#*_\-+ ]{2,}$")
+_SHOWN: Final = re.compile(
+    rb"conntrack v[\d.]+ \(conntrack-tools\): (\d{1,12}) (?:flow |dying |unconfirmed )?"
+    rb"(entries|events)"
+)
+_LOST: Final = b"We have hit ENOBUFS"
+
+
+class Reader:
+    """Reads texts into what was found."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+        self._rows: list[entries.Row] = []
+        self._lines: list[int] = []
+        self._dump: Optional[Dump] = None
+        self._last: Optional[Dump] = None
+        self._text: Text
+        self._context = Context()
+        self._block: Optional[host.Block] = None
+        self._at: Optional[float] = None
+        self._xml: Optional[bytes] = None
+        self._known = 0
+
+    def read(self, text: Text) -> None:
+        """One text to its end. Raises CtraceError when it cannot be read."""
+        self._text, self._block, self._xml, self._at = text, None, None, None
+        self._last, self._known = None, 0
+        self._context = host.context(text.name, Context(), named=True)
+        unread = self._found.unread.count, len(self._found.unread.first)
+        number = 0
+        for number, line in _lines(text.stream):
+            row = entries.row(line) if self._xml is None else None
+            if row is not None:
+                self._take(row, number)
+            else:
+                self._other(line, number)
+            if number == SNIFF and not (self._known or self._rows or text.asked):
+                break
+        self._end()
+        unread_now = self._found.unread
+        if not self._known and not text.asked:  # a bundle's file about something else
+            unread_now.count = unread[0]
+            del unread_now.first[unread[1] :]
+            self._found.passed += 1
+        else:
+            self._found.lines += number
+            self._found.files.append(plain(text.name.encode("utf-8", "replace")))
+
+    # -- entries ----------------------------------------------------------------------
+
+    def _take(self, row: entries.Row, line: int) -> None:
+        events = row[1] is not None
+        if self._dump is None or self._dump.events != events:
+            self._begin(events)
+        self._rows.append(row)
+        self._lines.append(line)
+        if len(self._rows) >= ROWS:
+            self._flush()
+
+    def _begin(self, events: bool) -> None:
+        self._flush()
+        context, text = self._context, self._text
+        command = context.command or text.name
+        self._dump = Dump(
+            self._found.spool.n, plain(f"{text.name}: {context.command}".encode("utf-8", "replace"))
+            if context.command else plain(text.name.encode("utf-8", "replace")),
+            re.sub(r"\d+", "#", command), context.netns, events, context.list, self._at,
+            text.modified, self._found.spool.n,
+        )  # fmt: skip
+
+    def _flush(self) -> None:
+        if not self._rows or self._dump is None:
+            return
+        made, bad = entries.entries(self._rows)
+        for at, reason in sorted(bad.items()):
+            self._found.unread.add(self._text.name, self._lines[at], reason)
+        self._known += len(made)
+        self._found.add(self._dump, made)
+        self._rows, self._lines = [], []
+
+    def _end(self) -> None:
+        """What stood together ends here."""
+        self._flush()
+        if self._dump is not None and len(self._dump):
+            self._found.dumps.append(self._dump)
+            self._last = self._dump
+        self._dump = None
+        if self._block is not None:
+            self._block.end(self._found.space(self._context.netns))
+            self._block = None
+
+    # -- everything else --------------------------------------------------------------
+
+    def _other(self, line: bytes, number: int) -> None:
+        stripped = line.strip()
+        if not stripped:
+            return
+        if len(line) >= LINE:
+            self._found.unread.add(self._text.name, number, "a line of more than 64 KiB")
+        elif self._xml is not None or b"<flow" in line or b"<conntrack>" in line:
+            self._from_xml(line, number)
+        elif self._block is not None and self._block.take(line):
+            self._known += 1
+        elif entries.looks_like_entry(line):
+            self._slow(line, number)
+        elif self._about_entries(stripped) or self._moves(stripped) or self._about_host(stripped):
+            self._known += 1
+        elif not self._context.ignored:
+            self._found.unread.add(self._text.name, number, "not a line that is known")
+
+    def _slow(self, line: bytes, number: int) -> None:
+        try:
+            row = entries.slow_row(line)
+        except Bad as error:
+            if not self._log(line):
+                self._found.unread.add(self._text.name, number, str(error))
+            return
+        self._take(row, number)
+
+    def _from_xml(self, line: bytes, number: int) -> None:
+        """``conntrack -o xml``: an element may stand on one line or on many."""
+        self._xml = (self._xml or b"") + line
+        while self._xml is not None:
+            element, self._xml = xml.next_flow(self._xml)
+            if element is None:
+                break
+            try:
+                self._take(xml.row(element), number)
+            except Bad as error:
+                self._found.unread.add(self._text.name, number, str(error))
+        if self._xml is not None and len(self._xml) > LINE:
+            self._found.unread.add(self._text.name, number, "an XML element without its end")
+            self._xml = None
+
+    def _about_entries(self, line: bytes) -> bool:
+        """What conntrack itself says of what it has shown."""
+        shown = _SHOWN.search(line)
+        if shown:
+            self._flush()
+            dump = self._dump or self._last
+            if dump is not None and shown[2] == b"entries":
+                dump.said = int(shown[1])
+            self._end()
+            return True
+        if _LOST in line:
+            self._flush()
+            dump = self._dump or self._last
+            if dump is not None:
+                dump.lost += 1
+            return True
+        return False
+
+    def _moves(self, line: bytes) -> bool:
+        """A prompt, heading or time: what follows is something else, or later."""
+        typed = _PROMPT.match(line) or _BANNER.match(line)
+        if typed:
+            self._end()
+            self._context = host.context(plain(typed[1], 400), self._context)
+            return True
+        moment = host.moment(plain(line), self._context)
+        if moment is not None:
+            self._end()
+            self._at = self._found.date = moment
+            return True
+        return False
+
+    def _about_host(self, line: bytes) -> bool:
+        return self._log(line) or self._starts_block(line) or host.fact(
+            plain(line, LINE), self._context, self._found, self._at or self._text.modified
+        )  # fmt: skip
+
+    def _starts_block(self, line: bytes) -> bool:
+        for kind in BLOCKS:
+            block = kind.starting(line, self._context)
+            if block is not None:
+                self._end()
+                self._block = block
+                return True
+        return False
+
+    def _log(self, line: bytes) -> bool:
+        return self._found.log.take(plain(line, 2000))
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of a stream, in bounded memory."""
+    number, rest, skipping = 0, b"", False
+    while True:
+        data = stream.read(CHUNK)
+        if not data:
+            break
+        parts = (rest + data).split(b"\n")
+        rest = parts.pop()
+        for line in parts:
+            number += 1
+            if skipping:
+                skipping, line = False, b"x" * LINE  # noqa: PLW2901
+            yield number, line
+        if len(rest) > LINE:
+            rest, skipping = b"", True
+    if rest or skipping:
+        yield number + 1, b"x" * LINE if skipping else rest

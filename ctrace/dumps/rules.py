@@ -1,0 +1,62 @@
+"""Rules and settings as texts give them, in the form that advice reads from a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from ctrace.advice import facts
+from ctrace.dumps.found import Space
+from ctrace.dumps.source import Told
+from ctrace.model.remedies import TIMEOUTS
+
+
+def rulesets(told: Told) -> Iterator[tuple[int, str]]:
+    """(namespace, its facts as text): with rules where they were given, else without."""
+    for name, number in told.netns.items():
+        space = told.found.space(name)
+        timeouts = {
+            known: int(text)
+            for known in TIMEOUTS
+            if (text := space.sysctls.get(f"net.netfilter.nf_conntrack_{known}", "")).isdigit()
+            and len(text) < 10
+        }
+        yield (
+            number,
+            facts.written(
+                ruleset=_listings(space),
+                addresses=space.addresses,
+                ephemeral=_range(space.sysctls.get("net.ipv4.ip_local_port_range", "")),
+                forwarding=_forwarding(space),
+                timeouts=timeouts,
+                entry_bytes=told.found.slab,
+                kernel=told.found.kernel,
+                initial=told.found.whole and not name,
+            ),
+        )
+
+
+def _listings(space: Space) -> Optional[dict[str, Any]]:
+    """As ctrace.ruleset.reader.load takes them; None where no rules were given."""
+    if not space.has_rules:
+        return None
+    gaps = []
+    if space.nft_text and not space.nft:
+        gaps.append("nft's rules were given as text, which is not read: give nft -j list ruleset")
+    if not space.nft and not space.nft_text and any(t == "iptables-nft" for t, _, _ in space.saves):
+        gaps.append("nft's own tables were not given: give nft -j list ruleset too")
+    return {"nft": space.nft, "saves": space.saves, "ipvs": "", "gaps": gaps, "planes": []}
+
+
+def _range(text: str) -> Optional[tuple[int, int]]:
+    low, _, high = text.partition(" ")
+    return (int(low), int(high)) if low.isdigit() and high.isdigit() else None
+
+
+def _forwarding(space: Space) -> Optional[bool]:
+    said = [
+        space.sysctls[name] != "0"
+        for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+        if name in space.sysctls
+    ]
+    return any(said) if said else None

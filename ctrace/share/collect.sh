@@ -1,0 +1,149 @@
+#!/bin/sh
+# Gathers what this host can tell of its connection tracking, and prints it as a tar.gz:
+#
+#     ctrace collect --print | ssh HOST sh > evidence.tar.gz      then: ctrace report evidence.tar.gz
+#
+# It needs a shell and nothing else: what is not there is left out. It changes nothing, loads no
+# module, and leaves nothing behind. As root it sees more. It takes about 10 seconds, 90 at most.
+
+set -u
+umask 077
+LC_ALL=C TZ=UTC PATH=${PATH:-/bin}:/usr/bin:/bin:/usr/sbin:/sbin
+export LC_ALL TZ PATH
+
+[ -t 1 ] && {
+    echo "collect: this prints a tar.gz: send it to a file" >&2
+    exit 2
+}
+d=${TMPDIR:-/tmp}/ctrace-collect.$$
+mkdir "$d" || exit 1
+child=
+trap '[ -z "$child" ] || kill "$child" 2>/dev/null; rm -rf "$d"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
+
+now() { date +%s 2>/dev/null || echo 0; }
+began=$(now)
+
+# A quarter of what is free there, for on a router that is memory; at most 256 MiB a file.
+set -- $(df -Pk "$d" 2>/dev/null | tail -n 1)
+room=$((${4:-65536} / 4))
+[ "$room" -gt 262144 ] && room=262144
+
+# keep FILE SECONDS COMMAND...: its output in FILE, cut off after so long or so much.
+keep() {
+    file=$d/$1 limit=$2
+    shift 2
+    command -v "$1" >/dev/null 2>&1 || return 0
+    [ $(($(now) - began)) -lt 60 ] || return 0
+    mkdir -p "${file%/*}"
+    (
+        ulimit -f "$room" 2>/dev/null
+        exec "$@" >"$file" 2>/dev/null </dev/null
+    ) &
+    child=$!
+    (
+        trap 'kill "$s" 2>/dev/null; exit' TERM
+        sleep "$limit" &
+        s=$!
+        wait "$s"
+        kill "$child" 2>/dev/null
+    ) >/dev/null 2>&1 &
+    guard=$!
+    wait "$child" 2>/dev/null
+    child=
+    kill "$guard" 2>/dev/null
+    wait "$guard" 2>/dev/null
+    [ -s "$file" ] || rm -f "$file"
+}
+
+loaded() { # built in, or loaded already: asking it then loads nothing
+    grep -q "^$1 " /proc/modules 2>/dev/null ||
+        grep -q "/$1.ko" "/lib/modules/$(uname -r)/modules.builtin" 2>/dev/null
+}
+
+# table FOLDER COMMAND...: the entries as they are now, how many, and the kernel's counters.
+table() {
+    folder=$1
+    shift
+    keep "$folder/proc/sys/net/netfilter/nf_conntrack_count" 5 "$@" \
+        cat /proc/sys/net/netfilter/nf_conntrack_count
+    if [ -r /proc/net/nf_conntrack ]; then
+        keep "$folder/proc/net/nf_conntrack" 20 "$@" cat /proc/net/nf_conntrack
+    elif [ -r /proc/net/ip_conntrack ]; then
+        keep "$folder/proc/net/ip_conntrack" 20 "$@" cat /proc/net/ip_conntrack
+    elif loaded nf_conntrack_netlink; then
+        keep "$folder/conntrack_-L" 20 "$@" conntrack -L -o extended
+    fi
+    keep "$folder/proc/net/stat/nf_conntrack" 5 "$@" cat /proc/net/stat/nf_conntrack
+}
+
+# about FOLDER COMMAND...: what does not change from one moment to the next.
+about() {
+    folder=$1
+    shift
+    keep "$folder/sysctl_-a" 10 "$@" sh -c '
+        for f in /proc/sys/net/netfilter/nf_conntrack_* /proc/sys/net/ipv4/netfilter/ip_conntrack_* \
+            /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/ip_local_port_range \
+            /proc/sys/net/ipv4/ip_local_reserved_ports /proc/sys/net/ipv4/tcp_fin_timeout \
+            /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv6/conf/all/forwarding; do
+            [ -r "$f" ] && echo "$f = $(cat "$f" 2>/dev/null)"
+        done'
+    keep "$folder/ip_addr" 5 "$@" ip addr
+    if loaded nf_tables; then
+        keep "$folder/nft_-j_list_ruleset" 10 "$@" nft -j list ruleset
+    fi
+    for family in ip ip6; do
+        [ -s "/proc/net/${family}_tables_names" ] || loaded nf_tables || continue
+        keep "$folder/${family}tables-save" 10 "$@" "${family}tables-save" -c
+    done
+    if loaded tcp_diag; then
+        keep "$folder/ss_-lntup" 10 "$@" ss -lntup
+    else
+        keep "$folder/netstat_-lntup" 10 "$@" netstat -lntup
+    fi
+}
+
+each_namespace() { # each_namespace FUNCTION FOLDER
+    n=0
+    for space in /var/run/netns/* /run/netns/*; do
+        name=${space##*/}
+        case $name in *[!A-Za-z0-9_.:-]* | '') continue ;; esac
+        [ -e "$space" ] && [ ! -e "$d/seen/$2/$name" ] && [ "$n" -lt 32 ] || continue
+        mkdir -p "$d/seen/$2/$name"
+        n=$((n + 1))
+        "$1" "$2/netns/$name" ip netns exec "$name"
+    done
+}
+
+echo "made by ctrace collect" >"$d/README"
+keep epoch 5 date +%s
+keep proc/uptime 5 cat /proc/uptime
+keep uname 5 uname -a
+table dump1
+each_namespace table dump1
+first=$(now)
+about host
+each_namespace about host
+keep proc/modules 5 cat /proc/modules
+keep slabinfo 5 grep nf_conntrack /proc/slabinfo
+keep dmesg 10 sh -c 'dmesg | grep -E "conntrack|suppressed" | tail -n 20000'
+[ -s "$d/dmesg" ] ||
+    keep journalctl 10 sh -c 'journalctl -k -o short-iso -n 200000 --no-pager |
+        grep -E "conntrack|suppressed" | tail -n 20000'
+while [ $(($(now) - first)) -lt 5 ] && [ "$first" -gt 0 ]; do sleep 1; done
+table dump2
+each_namespace table dump2
+rm -rf "$d/seen"
+
+if command -v tar >/dev/null 2>&1; then
+    if command -v gzip >/dev/null 2>&1; then
+        tar -cf - -C "$d" . | gzip -c
+    else
+        tar -cf - -C "$d" .
+    fi
+else # one text that says what each part is
+    find "$d" -type f | while read -r file; do
+        echo "==> ${file#"$d"/} <=="
+        cat "$file"
+    done
+fi

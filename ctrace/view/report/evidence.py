@@ -1,0 +1,221 @@
+"""What text dumps said, in sentences: each with how it is known, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any, Optional
+
+from ctrace.view import format as fmt
+
+KNOWN_BY = {
+    "told": "as the text says",
+    "file": "by the file's date",
+    "now": "when it was imported",
+    "countdown": "by how far timeouts went down",
+}
+RULES = "nft -j list ruleset, iptables-save -c, ip addr"
+
+
+def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """(heading, text) of all that the texts tell, most telling first."""
+    found: list[tuple[str, Optional[str]]] = [
+        ("Full", _full(data)),
+        ("Kernel", _kernel(data)),
+        ("Table", _table(data)),
+        ("Read", _when(data)),
+        ("Holds", _holds(data)),
+        ("States", _states(data)),
+        *(("Time left", text) for text in _left(data)),
+        ("NAT", _nat(data)),
+        ("Events", _events(data)),
+        ("Modules", _modules(data)),
+        ("Rules", _rules(data)),
+        ("Not read", _unread(data)),
+    ]
+    return [(head, fmt.clean(text)) for head, text in found if text]
+
+
+def imported(data: dict[str, Any], path: str, events: int) -> Iterator[str]:
+    """What ``ctrace import`` says when it is done."""
+    what = [f"{fmt.count(data.get('entries', 0))} entries in the last dump"]
+    if data.get("inserts") is not None:
+        what = [f"{fmt.count(data['inserts'])} inserts, {fmt.count(data['destroys'])} ends"]
+    yield fmt.clean(
+        f"{path}: {fmt.count(data.get('lines', 0))} lines, {', '.join(what)}, "
+        f"{fmt.count(events)} records"
+    )
+    unread = _unread(data)
+    if unread:
+        yield fmt.clean(unread)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{fmt.count(part)} ({fmt.share(part / whole)})" if whole else fmt.count(part)
+
+
+def _full(data: dict[str, Any]) -> Optional[str]:
+    log = data.get("log")
+    if not log or not log.get("full"):
+        return None
+    text = f"the kernel logged {fmt.plural(log['full'], 'time')} that the table was full, "
+    first, last = (_moment(log[name]) for name in ("first", "last"))
+    text += f"at {first}" if first == last else f"from {first} to {last}"
+    if log.get("suppressed"):
+        text += f", and kept {fmt.count(log['suppressed'])} messages back"
+    text += f": at least {fmt.count(data['refused_at_least'])} packets were refused"
+    if log.get("suppressed"):
+        text += " (its limit, net_ratelimit, counts all of networking's warnings)"
+    return text
+
+
+def _moment(said: dict[str, Any]) -> str:
+    if said.get("utc") is not None:
+        return f"{_utc(said['utc'])} UTC"
+    if said.get("boot") is not None:
+        return f"{said['boot']} s after boot"
+    return said.get("text") or "a time that the log does not show"
+
+
+def _utc(seconds: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
+
+
+def _kernel(data: dict[str, Any]) -> Optional[str]:
+    counted = {name: n for name, n in (data.get("kernel_counted") or {}).items() if n}
+    if not counted:
+        return None
+    parts = ", ".join(f"{name} {fmt.count(n)}" for name, n in counted.items())
+    return f"since the module was loaded it counted {parts}"
+
+
+def _table(data: dict[str, Any]) -> Optional[str]:
+    entries, count, limit = (data.get(name) for name in ("entries", "count", "max"))
+    if count is None and limit is None:
+        if not entries:
+            return None
+        return (
+            f"{fmt.count(entries)} entries; the maximum is not in the texts, so neither is the fill"
+        )
+    text = f"{fmt.count(count if count is not None else entries or 0)} entries"
+    if limit:
+        text += f" of {fmt.count(limit)} ({fmt.share((count or entries or 0) / limit)})"
+    else:
+        text += "; the maximum is not in the texts"
+    if count and entries is not None and entries < 0.9 * count:
+        text += f"; the dump shows {fmt.count(entries)} of them"
+    return text
+
+
+def _when(data: dict[str, Any]) -> Optional[str]:
+    dumps = data.get("dumps") or []
+    if not dumps:
+        return None
+    last = dumps[-1]
+    text = f"{fmt.plural(len(dumps), 'dump')}, "
+    text += f"the last of {_utc(last['at'])} UTC, {KNOWN_BY.get(last['known_by'], '')}"
+    apart = [one["apart"] for one in dumps if one.get("apart")]
+    if apart:
+        low, high = min(apart), max(apart)
+        text += f"; {low:g} s apart" if low == high else f"; {low:g} to {high:g} s apart"
+    said = last.get("said")
+    if said is not None and said != last["entries"]:
+        text += (
+            f"; conntrack showed {fmt.count(said)} entries, {fmt.count(last['entries'])} are here"
+        )
+    if data.get("left_out"):
+        text += f"; {fmt.plural(data['left_out'], 'dump')} left out, as nothing tells when"
+    return text
+
+
+def _holds(data: dict[str, Any]) -> Optional[str]:
+    total = data.get("entries") or 0
+    services = data.get("services") or []
+    if not services:
+        return None
+    shown = [f"{name} {state}".strip() + f" {_share(n, total)}" for name, state, n in services[:6]]
+    return ", ".join(shown)
+
+
+def _states(data: dict[str, Any]) -> Optional[str]:
+    total = data.get("entries") or 0
+    by = data.get("by") or {}
+    if not by:
+        return None
+    text = ", ".join(f"{kind} {_share(n, total)}" for kind, n in list(by.items())[:10])
+    for name, what in (("dying", "dying"), ("unconfirmed", "unconfirmed")):
+        if data.get(name):
+            text += f"; beside the table {fmt.count(data[name])} {what}"
+    return text
+
+
+def _left(data: dict[str, Any]) -> Iterator[str]:
+    for row in (data.get("remaining") or [])[:5]:
+        low, middle, high = row["left"]
+        text = f"{row['kind']}: {low} to {high} s until they expire, half within {middle} s"
+        if "idle" in row:
+            text += (
+                f"; so {row['idle'][0]} to {row['idle'][2]} s since the last packet "
+                f"(timeout {row['timeout']} s)"
+            )
+        else:
+            text += "; since when is not known without the timeout"
+        yield text
+
+
+def _nat(data: dict[str, Any]) -> Optional[str]:
+    total = data.get("entries") or 0
+    if not total:
+        return None
+    parts = [
+        f"{what} {_share(data.get(name, 0), total)}"
+        for name, what in (
+            ("src_nat", "source translated"), ("dst_nat", "destination translated"),
+            ("unreplied", "without a reply"), ("assured", "ASSURED (never evicted)"),
+            ("offloaded", "offloaded"), ("helped", "with a helper"),
+        )
+        if data.get(name) or name in ("unreplied", "assured")
+    ]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _events(data: dict[str, Any]) -> Optional[str]:
+    if data.get("inserts") is None:
+        return None
+    text = f"{fmt.count(data['inserts'])} inserts, {fmt.count(data['destroys'])} ends"
+    if data.get("losses_told"):
+        text += "; conntrack said that it lost events, so these are lower bounds"
+    return text
+
+
+def _modules(data: dict[str, Any]) -> Optional[str]:
+    held = data.get("held_by") or []
+    if not held:
+        return None
+    return (
+        f"nf_conntrack is held by {', '.join(held)}. None of them has to be removed: NOTRACK "
+        "keeps flows out of the table while they stay loaded"
+    )
+
+
+def _rules(data: dict[str, Any]) -> Optional[str]:
+    rules = data.get("rules") or {}
+    if not (data.get("entries") or data.get("inserts")) or any(rules.values()):
+        return None
+    return (
+        "not in the texts. Whether packets fare the same without tracking can only be tried with "
+        f"them: add the output of {RULES}"
+    )
+
+
+def _unread(data: dict[str, Any]) -> Optional[str]:
+    n = data.get("not_understood") or 0
+    if not n:
+        return None
+    shown = "; ".join(
+        f"{file} line {line}: {why}" for file, line, why in (data.get("unread") or [])[:5]
+    )
+    return f"{fmt.plural(n, 'line')} not understood" + (f": {shown}" if shown else "")

@@ -1,0 +1,205 @@
+"""Lines of entries: every form that tools print, by both ways of reading, and broken ones."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Optional
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrace.dumps import entries, xml
+from ctrace.dumps.words import Bad
+from ctrace.record import TCP_STATES, Status, address_text
+
+NAMES = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 89: "unknown",
+         132: "sctp"}  # fmt: skip
+ports = st.integers(0, 65535)
+
+
+@st.composite
+def made(draw: st.DrawFn) -> dict[str, Any]:
+    """An entry as the kernel may hold it."""
+    v6 = draw(st.booleans())
+    proto = draw(st.sampled_from([p for p in NAMES if p != (1 if v6 else 58)]))
+    address = (st.integers(0, (1 << (128 if v6 else 32)) - 1)).map(
+        IPv6Address if v6 else IPv4Address
+    )
+    one: dict[str, Any] = {
+        "v6": v6,
+        "proto": proto,
+        "addresses": [draw(address) for _ in range(4)],
+        "ports": [draw(ports) for _ in range(4)] if proto not in (89,) else None,
+        "left": draw(st.integers(0, 432000)),
+        "state": draw(st.sampled_from(TCP_STATES[1:9])) if proto == 6 else None,
+        "unreplied": draw(st.booleans()),
+        "assured": draw(st.booleans()),
+        "mark": draw(st.one_of(st.none(), st.integers(0, (1 << 32) - 1))),
+        "zone": draw(st.one_of(st.none(), st.integers(0, 65535))),
+        "age": draw(st.one_of(st.none(), st.integers(0, 10**6))),
+    }
+    if proto in (1, 58):
+        ident = one["ports"][0]
+        one["ports"] = [ident, 8 << 8, ident, 0]
+    return one
+
+
+def flow(one: dict[str, Any], at: int, form: str) -> str:
+    def text(address: Any) -> str:
+        return address.exploded if form == "proc" and one["v6"] else str(address)
+
+    src, dst = (text(a) for a in one["addresses"][at : at + 2])
+    out = f"src={src} dst={dst} "
+    if one["ports"] is None:
+        return out
+    sport, dport = one["ports"][at : at + 2]
+    if one["proto"] in (1, 58):
+        return out + f"type={dport >> 8} code={dport & 255} id={sport} "
+    if one["proto"] == 47:
+        return out + f"srckey=0x{sport:x} dstkey=0x{dport:x} "
+    return out + f"sport={sport} dport={dport} "
+
+
+def line(one: dict[str, Any], form: str, counters: bool, extra: str) -> bytes:
+    """As ct_seq_show (proc) or conntrack(8) (list) prints it."""
+    name = NAMES[one["proto"]]
+    out = ""
+    if form == "proc":
+        out = f"ipv{6 if one['v6'] else 4}     {10 if one['v6'] else 2} "
+    out += f"{name:<8} {one['proto']} {one['left']} "
+    out += f"{one['state']} " if one["state"] else ""
+    if form == "proc" and one["proto"] == 47:
+        out += "timeout=30, stream_timeout=180 "
+    count = "packets=3 bytes=180 " if counters else ""
+    out += flow(one, 0, form) + count + ("[UNREPLIED] " if one["unreplied"] else "")
+    out += flow(one, 2, form) + count + ("[ASSURED] " if one["assured"] else "")
+    out += extra
+    for word, name in (("mark", "mark"), ("zone", "zone"), ("age", "delta-time")):
+        if one[word] is not None:
+            out += f"{name}={one[word]} "
+    return (out + "use=2").encode()
+
+
+def expect(one: dict[str, Any], found: entries.Entries, at: int) -> None:
+    row = found.events[at]
+    got = [address_text(row[n]) for n in ("src", "dst", "reply_src", "reply_dst")]
+    want = [str(a) for a in one["addresses"]]
+    assert [str(IPv6Address(a)) if one["v6"] else a for a in got] == want
+    assert [row[n] for n in ("sport", "dport", "reply_sport", "reply_dport")] == (
+        one["ports"] or [0] * 4
+    )
+    assert row["proto"] == one["proto"]
+    assert row["zone"] == (one["zone"] or 0)
+    assert bool(row["status"] & Status.SEEN_REPLY) != one["unreplied"]
+    assert bool(row["status"] & Status.ASSURED) == one["assured"]
+    assert row["state"] == (TCP_STATES.index(one["state"]) if one["state"] else 255)
+    assert found.left[at] == one["left"]
+    assert found.mark[at] == (-1 if one["mark"] is None else one["mark"])
+    assert found.age[at] == (-1 if one["age"] is None else one["age"])
+
+
+def in_family(one: dict[str, Any]) -> bool:
+    """IPv4 in the form of IPv6 is IPv4 in a record."""
+    return not (one["v6"] and any(a.ipv4_mapped for a in one["addresses"]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(made().filter(in_family), min_size=1, max_size=20),
+    st.sampled_from(["proc", "list"]),
+    st.booleans(),
+    st.sampled_from(["", "[FASTNAT] [RTCACHE o33/r37] ifw=37 mac=00:00:5e:00:53:01 ",
+                     "secctx=system_u:object_r:unlabeled_t:s0 ", "helper=ftp [OFFLOAD] "]),
+)  # fmt: skip
+def test_what_is_printed_is_read_back(
+    table: list[dict[str, Any]], form: str, counters: bool, extra: str
+) -> None:
+    lines = [line(one, form, counters, extra) for one in table]
+    slow, bad = entries.entries([entries.slow_row(text) for text in lines])
+    assert not bad
+    rows = [entries.row(text) or entries.slow_row(text) for text in lines]
+    fast, bad = entries.entries(rows)
+    assert not bad
+    assert np.array_equal(fast.events, slow.events)
+    for at, one in enumerate(table):
+        expect(one, fast, at)
+
+
+@settings(max_examples=60, deadline=None)
+@given(made().filter(in_family))
+def test_xml_is_read_back(one: dict[str, Any]) -> None:
+    def meta(at: int, direction: str) -> str:
+        src, dst = one["addresses"][at : at + 2]
+        layer3 = f'<layer3 protonum="{10 if one["v6"] else 2}" protoname="x">'
+        out = f'<meta direction="{direction}">{layer3}<src>{src}</src><dst>{dst}</dst></layer3>'
+        out += f'<layer4 protonum="{one["proto"]}" protoname="x">'
+        if one["ports"] is not None and one["proto"] not in (1, 58):
+            first, second = one["ports"][at : at + 2]
+            if one["proto"] == 47:
+                out += f"<srckey>0x{first:x}</srckey><dstkey>0x{second:x}</dstkey>"
+            else:
+                out += f"<sport>{first}</sport><dport>{second}</dport>"
+        return out + "</layer4></meta>"
+
+    own = f"<timeout>{one['left']}</timeout>"
+    own += f"<state>{one['state']}</state>" if one["state"] else ""
+    own += f"<mark>{one['mark']}</mark>" if one["mark"] is not None else ""
+    own += f"<zone>{one['zone']}</zone>" if one["zone"] is not None else ""
+    own += "<assured/>" if one["assured"] else ""
+    own += "<unreplied/>" if one["unreplied"] else ""
+    text = f'<flow>{meta(0, "original")}{meta(2, "reply")}<meta direction="independent">{own}'
+    element, rest = xml.next_flow((text + "</meta></flow>\n").encode())
+    assert element is not None
+    assert rest == b"\n"
+    found, bad = entries.entries([xml.row(element)])
+    assert not bad
+    no_ids = one["proto"] in (1, 58)  # conntrack's XML has no type, code or id
+    expect({**one, "age": None, "ports": None if no_ids else one["ports"]}, found, 0)
+
+
+def test_a_prefix_and_a_reordered_line_are_read() -> None:
+    text = b"Jul 29 11:02:03 gw probe[7]: ipv4 2 tcp 6 28 TIME_WAIT dst=192.0.2.1 src=192.0.2.9"
+    assert entries.row(text) is None
+    with pytest.raises(Bad):
+        entries.slow_row(text)
+    whole = text[: text.index(b"dst=")] + (
+        b"src=192.0.2.9 dst=192.0.2.1 sport=1 dport=2 "
+        b"src=192.0.2.1 dst=192.0.2.9 sport=2 dport=1 [ASSURED]"
+    )
+    found, bad = entries.entries([entries.slow_row(whole)])
+    assert (len(found), bad, found.left[0]) == (1, {}, 28)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ((b"198.51.100.7 ", b"198.51.100.777 "), "address"),
+        ((b"sport=63518 ", b"sport=93518 "), "port"),
+        ((b"tcp      6 ", b"tcp      266 "), "protocol"),
+        ((b"mark=0", b"mark=99999999999"), "mark"),
+        ((b"ipv4 ", b"ipv6 "), "family"),
+        ((b"src=192.0.2.10 dst=198.51.100.7 sport=8063 dport=63518 ", b""), "cut off"),
+    ],
+)
+def test_a_wrong_line_says_why_and_the_others_stay(
+    change: tuple[bytes, bytes], reason: str
+) -> None:
+    good = (
+        b"ipv4     2 tcp      6 28 TIME_WAIT src=198.51.100.7 dst=192.0.2.10 sport=63518 "
+        b"dport=8063 src=192.0.2.10 dst=198.51.100.7 sport=8063 dport=63518 [ASSURED] mark=0 use=2"
+    )
+    wrong = good.replace(*change, 1)
+    assert wrong != good
+    said: Optional[str] = None
+    rows = [entries.slow_row(good), entries.slow_row(good)]
+    try:
+        rows.insert(1, entries.slow_row(wrong))
+        found, bad = entries.entries(rows)
+        said = bad[1]
+    except Bad as error:
+        said = str(error)
+        found, _ = entries.entries(rows)
+    assert reason in (said or "")
+    assert len(found) == 2
