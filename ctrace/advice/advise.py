@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Optional, Union
 
 from ctrace.advice import alternatives as other
 from ctrace.advice.facts import Facts
-from ctrace.advice.hazards import judge
+from ctrace.advice.hazards import WHEN_THEY_GO, Judge
+from ctrace.advice.in_place import OURS, InPlace, in_place
 from ctrace.advice.roles import Seen, half_tracked, subject, translated, translations, within
 from ctrace.change import persist, shell_lines
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
@@ -18,7 +19,6 @@ from ctrace.host import commands_in
 from ctrace.model.remedies import POINTLESS
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
 from ctrace.ruleset import notrack_iptables, notrack_nft
-from ctrace.ruleset.in_place import OURS, InPlace, in_place
 from ctrace.whatif.predict import Outlook, Part, Range, Service
 
 TARGET: Final = 0.6
@@ -52,6 +52,8 @@ class Candidate:
     """Such rules are there already: what it holds is from before, or not theirs to prevent."""
     enter: tuple[str, ...] = ()
     """What a command begins with to run in its namespace."""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """Of the rehearsal: what was tried, what differed, what could not be copied."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def advise(
         if not table.max:  # it went away before its limit was read
             continue
         about = known.get(table.netns, Facts())
-        done = list(in_place(about.ruleset, about.addresses)) if about.ruleset else []
+        judge = Judge(about.ruleset, about.snapshot, _backend(about))
+        done = list(in_place(about.ruleset, judge.room)) if about.ruleset else []
         there += [(table.netns, one) for one in done]
         seen = _seen(services, pairs, table)
         full = table.fill > target or table.totals.drop > 0
@@ -152,7 +155,7 @@ def advise(
             continue
         outlook = Outlook(table, [item.culprit for item in seen], about.timeouts)
         judged = [
-            _candidate(table, item, seen, about, done, outlook)
+            _candidate(table, item, seen, about, judge, done, outlook)
             for item in seen
             if item.culprit.port
         ]
@@ -197,6 +200,8 @@ def advise(
                 reached,
             )
         )
+        notes += [f"{c.proto}/{c.port}: {reason}" for c in judged if c.chosen
+                  for reason in c.reasons if reason.startswith(WHEN_THEY_GO)]  # fmt: skip
         if chosen and about.ruleset is not None:
             plans.append(_plan(services, table, chosen, about))
             if any(one.by == OURS for one in done):
@@ -266,6 +271,7 @@ def _candidate(
     item: Seen,
     everything: list[Seen],
     about: Facts,
+    judge: Judge,
     done: list[InPlace],
     outlook: Outlook,
 ) -> Candidate:
@@ -290,8 +296,9 @@ def _candidate(
             sample.reply_dport == culprit.port for sample in others if "src" in translations(sample)
         ),
         picked=about.picks(culprit.proto, culprit.port or 0),
+        entries=about.entries,
     )
-    judgement = judge(who, about.ruleset)
+    judgement = judge.judge(who)
     verdict, reasons = judgement.verdict, list(judgement.reasons)
     if half_tracked(item, about.addresses):
         reasons.append("its entries are the wrong way round: one direction is already untracked")
@@ -326,7 +333,7 @@ def _candidate(
     if inside is not None and inside < WHOLE:
         freed = round(culprit.held * inside)
         candidate = replace(candidate, frees=freed, fill_after=None)
-    return replace(candidate, in_place=bool(made), enter=about.enter)
+    return replace(candidate, in_place=bool(made), enter=about.enter, evidence=judgement.evidence)
 
 
 def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
@@ -412,14 +419,13 @@ def _choose(
 
 def _plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:
     assert about.ruleset is not None
-    backend = "nft" if about.has_nft else _xt_backend(about)
     return Plan(
         created=int(time.time()),
         host=clean_text(services.host),
         netns=table.netns,
         netns_name=clean_text(table.name),
         fingerprint=about.ruleset.fingerprint,
-        backend=backend,
+        backend=_backend(about),
         levers=_with_applied(levers, about.applied),
     )
 
@@ -431,7 +437,9 @@ def _with_applied(levers: tuple[Lever, ...], applied: tuple[Lever, ...]) -> tupl
     return (*levers, *kept)
 
 
-def _xt_backend(about: Facts) -> str:
+def _backend(about: Facts) -> str:
+    if about.has_nft:
+        return "nft"
     tools = {chain.tool for chain in about.ruleset.chains} if about.ruleset else set()
     return "iptables-nft" if "iptables-nft" in tools else "iptables-legacy"
 
@@ -461,6 +469,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "flush": flush_lines(candidate),
         "chosen": candidate.chosen,
         "in_place": candidate.in_place,
+        "evidence": candidate.evidence,
     }
 
 
@@ -473,7 +482,7 @@ def flush_lines(candidate: Candidate) -> list[str]:
 
 
 def _has_rules(candidate: Candidate) -> bool:
-    return bool(candidate.role) and candidate.verdict != "unsafe"
+    return bool(candidate.role) and candidate.verdict not in ("unsafe", "cannot-say")
 
 
 def rule_texts(lever: Lever) -> dict[str, str]:

@@ -16,9 +16,14 @@ from ctrace.change import plan as plans
 from ctrace.change.plan import Lever
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in, sock_diag
+from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.netns import Namespace, enter, find, local_addresses
 from ctrace.kernel.bpf import kernel_version
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
+from ctrace.record import Events
+from ctrace.rehearsal.snapshot import Snapshot, take
+from ctrace.rehearsal.snapshot import from_text as from_line
+from ctrace.rehearsal.snapshot import to_text as to_line
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import dump, load
 
@@ -49,6 +54,10 @@ class Facts:
     """(protocol, port) that a socket there holds for itself."""
     initial: bool = False
     """Whether it is the host's first namespace, which alone can change max and buckets."""
+    snapshot: Optional[Snapshot] = None
+    """What a rehearsal is made from; None: it was not recorded, or not to be read."""
+    entries: Optional[Events] = None
+    """The table as it is (live only)."""
 
     def picks(self, proto: str, port: int) -> bool:
         """Whether the kernel may give ``port`` to a connection that begins here."""
@@ -62,7 +71,7 @@ class Facts:
 
 def facts(netns_path: str) -> Facts:
     """Read everything in the namespace at ``netns_path``. Raises CtraceError."""
-    found = _build(_collect(netns_path))
+    found = replace(_build(_collect(netns_path)), entries=dump_entries(netns_path))
     if found.ruleset is None or not found.ruleset.ours:
         return found
     with enter(netns_path):
@@ -99,6 +108,7 @@ def _build(found: dict[str, Any]) -> Facts:
         reserved=_ranges(str(found.get("reserved", ""))),
         listening=frozenset((str(proto), int(port)) for proto, port in found.get("listening", ())),
         initial=bool(found["initial"]),
+        snapshot=from_line(found["snapshot"]) if found.get("snapshot") else None,
     )
 
 
@@ -138,6 +148,7 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "reserved": reserved,
         "listening": sorted(listening),
         "initial": _is_initial(here),
+        "snapshot": _snapshot(netns_path),
     }
 
 
@@ -171,6 +182,13 @@ def written(
             "initial": initial,
         }
     )
+
+
+def _snapshot(netns_path: str) -> str:
+    try:
+        return to_line(take(netns_path))
+    except CtraceError:
+        return ""
 
 
 def entry_bytes() -> tuple[int, int]:

@@ -1,49 +1,45 @@
-"""The verdict on taking one service out of tracking under one ruleset.
+"""The verdict on taking one service out of tracking: from its entries, and from a rehearsal.
 
-Everything that can go wrong is looked for; what is found decides: ``unsafe``,
-``warn``, ``safe-with-rules`` (accepts are needed in other tables) or ``safe``.
-What cannot be read or understood never ends as safe.
+The kernel judges: the service's conversations are played through a copy of the namespace's
+firewall, tracked and untracked, and compared packet by packet. What can't be copied or tried
+never ends as safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    summarize_address_range,
-)
-from typing import Final, Optional
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Final, Optional
 
-from ctrace.advice.evidence import (
-    MAX_CLIENT_PEERS,
-    NAT,
-    STATEFUL,
-    Finding,
-    evidence,
-    named,
-    source_nat,
-    static,
-)
-from ctrace.advice.probes import Flow, Probe, Subject, flows
-from ctrace.change.plan import (
-    MAX_ADDRESSES,
-    MAX_DEVICES,
-    Accept,
-    Notrack,
-    device_ok,
-    name_ok,
-)
-from ctrace.ruleset.evaluate import Met, Outcome, TooComplex, evaluate, explore
-from ctrace.ruleset.model import Chain, Ruleset
-from ctrace.ruleset.notrack_model import applied
+from ctrace.advice.subject import Subject
+from ctrace.change.plan import MAX_ADDRESSES, Notrack
+from ctrace.errors import CtraceError
+from ctrace.record import Status
+from ctrace.rehearsal.compare import BREAKS, HARMLESS, MARKS, OPENS, Difference
+from ctrace.rehearsal.mend import Mender, Settled
+from ctrace.rehearsal.play import Stray, Talk
+from ctrace.rehearsal.rehearse import Room, Service
+from ctrace.rehearsal.snapshot import Snapshot
+from ctrace.ruleset.model import Ruleset
+from ctrace.ruleset.planes import EVERYWHERE
 
-VERDICTS: Final = ("safe", "safe-with-rules", "warn", "unsafe")
-LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn", "unsafe": "unsafe"}
-ROUNDS: Final = 12
+LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn",
+                 "unknown": "cannot-say", "unsafe": "unsafe"}  # fmt: skip
+VERDICTS: Final = tuple(LEVELS.values())
+MAX_CLIENT_PEERS: Final = 64
+WHEN_THEY_GO: Final = "when the rules go again"
+"""How a reason begins that is about the end of a trial."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason for or against."""
+
+    level: str
+    """A key of :data:`LEVELS`."""
+    id: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,8 @@ class Judgement:
     verdict: str
     findings: tuple[Finding, ...]
     lever: Notrack
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """What was tried, what differed, what could not be copied; JSON-ready."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -62,54 +60,56 @@ class Judgement:
         return tuple(dict.fromkeys(finding.text for finding in ranked))
 
 
-@dataclass(frozen=True)
-class _Change:
-    """A probe whose fate the lever changes."""
+class Judge:
+    """Of one namespace: its snapshot is prepared once for all services."""
 
-    probe: Probe
-    before: Outcome
-    after: Outcome
+    def __init__(
+        self, ruleset: Optional[Ruleset], snapshot: Optional[Snapshot], backend: str = "nft"
+    ) -> None:
+        """``backend``: where ctrace's own rules would go. None: not at hand."""
+        self._ruleset, self._backend = ruleset, backend
+        self.room: Optional[Room] = None
+        self._why_not = ""
+        if ruleset is None or snapshot is None:
+            self._why_not = (
+                "its ruleset is not at hand (not in the recording, or its namespace is gone): run "
+                "advise on the host before applying anything"
+            )
+            return
+        try:
+            self.room = Room(snapshot, ruleset)
+        except (CtraceError, OSError) as error:
+            self._why_not = f"it could not be rehearsed: {error}"
 
-    @property
-    def breaks(self) -> bool:
-        return self.before.verdict == "accept" and self.after.verdict != "accept"
-
-    @property
-    def opens(self) -> bool:
-        return self.before.verdict != "accept" and self.after.verdict == "accept"
-
-
-def judge(subject: Subject, ruleset: Optional[Ruleset]) -> Judgement:
-    """The verdict on NOTRACK for ``subject``; None for a ruleset that is not at hand."""
-    lever = _lever(subject)
-    findings = [*evidence(subject)]
-    if ruleset is None:
-        findings.append(
-            Finding("warn", "no-ruleset", "its ruleset is not at hand (not in the recording, or "
-                    "its namespace is gone): run advise on the host before applying anything")
-        )  # fmt: skip
-        return _sum(findings, lever)
-    findings += [Finding("warn", "unread", f"{gap}: its rules could not be judged")
-                 for gap in ruleset.gaps]  # fmt: skip
-    if "server" in subject.roles and source_nat(subject, ruleset):
-        # ICMP errors don't tell whose flow they quote: no rule of ours may catch them.
-        lever = replace(lever, shared=True, icmp=False)
-    try:
-        findings += static(subject, lever, ruleset)
-        judged, lever = _differential(subject, lever, ruleset)
-        findings += judged
-    except TooComplex:
-        findings.append(
-            Finding("warn", "too-complex", "the ruleset has too many conditions that depend on "
-                    "more than the packet: it could not be judged")
-        )  # fmt: skip
-    return _sum(findings, lever)
+    def judge(self, subject: Subject) -> Judgement:
+        """The verdict on NOTRACK for a service."""
+        lever = _lever(subject)
+        findings = [*seen(subject)]
+        evidence: dict[str, Any] = {}
+        if self._ruleset is not None:
+            findings += around(subject, self._ruleset)
+        if self.room is None:
+            findings.append(Finding("unknown", "no-rehearsal", self._why_not))
+        elif subject.roles:
+            findings += [Finding("unknown", "gap", f"{gap}: that could not be copied for a "
+                                 "rehearsal") for gap in self.room.gaps]  # fmt: skip
+            try:
+                service = Service(self.room, subject.proto, subject.port, subject.ephemeral,
+                                  subject.flows)  # fmt: skip
+                settled = Mender(service, self._ruleset, self._backend).settle(lever)
+                lever = settled.lever
+                evidence = _evidence(service, settled, self.room)
+                findings += _rehearsed(subject, service, settled)
+            except (CtraceError, OSError) as error:
+                findings.append(Finding("unknown", "no-rehearsal", f"it could not be rehearsed: "
+                                        f"{error}"))  # fmt: skip
+        return _sum(findings, lever, evidence)
 
 
-def _sum(findings: list[Finding], lever: Notrack) -> Judgement:
+def _sum(findings: list[Finding], lever: Notrack, evidence: dict[str, Any]) -> Judgement:
     unique = tuple(dict.fromkeys(findings))
     levels = [VERDICTS.index(LEVELS[finding.level]) for finding in unique]
-    return Judgement(VERDICTS[max(levels, default=0)], unique, lever)
+    return Judgement(VERDICTS[max(levels, default=0)], unique, lever, evidence)
 
 
 def _lever(subject: Subject) -> Notrack:
@@ -127,237 +127,223 @@ def _lever(subject: Subject) -> Notrack:
     )
 
 
-# ---- differential evaluation -------------------------------------------------------
+# ---- without a rehearsal ---------------------------------------------------------------
 
 
-def _differential(
-    subject: Subject, lever: Notrack, ruleset: Ruleset
-) -> tuple[list[Finding], Notrack]:
-    findings: list[Finding] = []
-    if lever.icmp and _closes_path_mtu(subject, lever, ruleset):
-        findings.append(
-            Finding("info", "path-mtu", "the firewall drops ICMP errors about untracked flows "
-                    "(they are INVALID): the rules untrack exactly those of this port, so that "
-                    "path MTU discovery keeps working")
-        )  # fmt: skip
-    for _ in range(ROUNDS):
-        changes, found = _compare(subject, lever, ruleset)
-        holes = [change for change in changes if change.opens]
-        breaks = [change for change in changes if change.breaks and change.probe.service]
-        if holes:
-            findings += found
-            findings += [_hole(change, lever) for change in holes[:3]]
-            return findings, replace(lever, accepts=())
-        if not breaks:
-            others = [change for change in changes if not change.probe.service]
-            findings += [_another(change, lever) for change in others[:1]]
-            return findings + found, lever
-        accept, why = _accept_for(breaks[0], lever)
-        if accept is None:
-            findings += [*found, why]
-            return findings, replace(lever, accepts=())
-        lever = replace(lever, accepts=(*lever.accepts, accept))
-        findings.append(why)
-    findings.append(
-        Finding("unsafe", "breaks", "the firewall refuses it in too many places to mend with a "
-                "few accepts")
-    )  # fmt: skip
-    return findings, replace(lever, accepts=())
-
-
-def _closes_path_mtu(subject: Subject, lever: Notrack, ruleset: Ruleset) -> bool:
-    plain = replace(lever, icmp=False)
-    changes, _ = _compare(subject, plain, ruleset)
-    return any(change.breaks and change.probe.flow == "icmp" for change in changes)
-
-
-def _compare(
-    subject: Subject, lever: Notrack, ruleset: Ruleset
-) -> tuple[list[_Change], list[Finding]]:
-    """Every probe without and with the lever: what changes, and what stands in the way."""
-    changes: list[_Change] = []
-    findings: dict[Finding, None] = {}
-    works: set[str] = set()
-    tried: set[str] = set()
-    for then in applied(ruleset, lever):
-        for flow in flows(subject, lever, ruleset):
-            for result in explore(lambda chosen, f=flow, t=then: _run(f, ruleset, t, chosen)):  # type: ignore[misc]
-                for found in _flow_findings(subject, result):
-                    findings[found] = None
-                changes += [c for c in result if c.breaks or c.opens]
-                tried.add(result[0].probe.role)
-                if result[0].before.verdict == "accept" and _from_afar(result[0].probe):
-                    works.add(result[0].probe.role)
-    for role in sorted(set(subject.roles) - tried):
-        text = f"no packet of it could be tried ({role}): who uses it is not known well enough"
-        findings[Finding("warn", "untried", text)] = None
-    for role in sorted((set(subject.roles) & tried) - works):
-        text = (f"the rules, as far as they are understood, refuse all of it ({role}), and yet it "
-                "has entries: something lets it in that was not seen")  # fmt: skip
-        findings[Finding("warn", "refused", text)] = None
-    return changes, list(findings)
-
-
-def _from_afar(probe: Probe) -> bool:
-    """Part of the service as its role has it: a server's own checks over lo say little."""
-    return probe.service and (probe.packet.iif != "lo" or probe.role == "loopback")
-
-
-def _run(flow: Flow, now: Ruleset, then: Ruleset, chosen: Mapping[str, bool]) -> list[_Change]:
-    """One connection: packets that could never follow a refused first one are left out."""
-    first = _Change(
-        flow[0],
-        evaluate(now, flow[0].packet, chosen),
-        evaluate(then, flow[0].packet, chosen, flow_tracked=False),
-    )
-    if first.before.verdict != "accept":
-        return [first]
-    return [
-        first,
-        *(
-            _Change(
-                probe,
-                evaluate(now, probe.packet, chosen),
-                evaluate(then, probe.packet, chosen, flow_tracked=False),
-            )
-            for probe in flow[1:]
-        ),
-    ]
-
-
-def _flow_findings(subject: Subject, result: list[_Change]) -> Iterator[Finding]:
-    service = [change for change in result if change.probe.service]
-    tracked = [c for c in service if c.probe.flow != "icmp"]
-    for change in service:
-        for met in change.before.met:
-            yield from _met(subject, change, met)
-        for outcome in (change.before, change.after):
-            if outcome.verdict == "unknown" and outcome.chain is not None:
-                yield Finding("warn", "unknown", f"{named(outcome.chain, outcome.rule)} decides in "
-                              "a way that is not understood")  # fmt: skip
-    if any(not change.after.untracked for change in tracked):
-        late = next(change for change in tracked if not change.after.untracked)
-        blocker = next(
-            (
-                met
-                for met in late.after.met
-                if met.use.kind not in ("notrack", "mark", "tproxy", *NAT)
-            ),
-            None,
-        )
-        by = f" by {named(blocker.chain, blocker.rule)}" if blocker else ""
-        yield Finding("unsafe", "ineffective", f"NOTRACK would have no effect on its "
-                      f"{late.probe.packet.name}: tracking is forced{by}")  # fmt: skip
-    already = [change.before.untracked for change in tracked]
-    if all(already) and already:
-        yield Finding("info", "already", "it is already untracked in all directions")
-    elif any(already):
-        rule = next(
-            met for change in tracked for met in change.before.met if met.use.kind == "notrack"
-        )
-        yield Finding("info", "half", f"{named(rule.chain, rule.rule)} untracks only one "
-                      "direction, which frees nothing: entries of the other direction stay as "
-                      "long")  # fmt: skip
-
-
-def _met(subject: Subject, change: _Change, met: Met) -> Iterator[Finding]:
-    kind, where = met.use.kind, named(met.chain, met.rule)
-    if kind in NAT:
-        outgoing = kind == "masquerade" and change.probe.packet.local_src
-        if outgoing and subject.nat == "no":
-            yield Finding("info", "nat-noop", f"{where} changes nothing about it: its entries "
-                          "show no translation")  # fmt: skip
-        elif met.sure or subject.nat != "no":
-            yield Finding("unsafe", "nat", f"{where} translates its addresses or ports")
+def seen(subject: Subject) -> Iterator[Finding]:
+    """From the service's entries."""
+    low, high = subject.ephemeral
+    if "server" in subject.roles and subject.picked and low <= subject.port <= high:
+        yield Finding("warn", "ephemeral", f"port {subject.port} lies in the ephemeral range "
+                      f"{low}-{high}: connections that this host opens from it would be caught "
+                      "too; reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip
+    if subject.proto == "udp" and "client" in subject.roles:
+        if not subject.peers or len(subject.peers) > MAX_CLIENT_PEERS:
+            yield Finding("unsafe", "udp-client", "answers to UDP requests can only be told from "
+                          "strangers by address, and the servers are too many or not "
+                          "known")  # fmt: skip
         else:
-            yield Finding("warn", "nat", f"{where} may translate its addresses or ports")
-    elif kind == "tproxy" and change.probe.role == "forward":
-        yield Finding("unsafe", kind, "a transparent proxy of this host answers for the server "
-                      f"({where}): its answers are not forwarded, so one direction would stay "
-                      "tracked")  # fmt: skip
-    elif kind in STATEFUL and not (kind in ("helper", "timeout") and change.before.untracked):
-        level, text = STATEFUL[kind]
-        yield Finding(level, kind, f"{text} ({where})")
+            who = "server" if len(subject.peers) == 1 else f"{len(subject.peers)} servers"
+            yield Finding("info", "udp-peers", f"covers only the {who} seen, which could then send "
+                          "to any port of the ephemeral range")  # fmt: skip
+    if subject.status & (Status.HELPER | Status.EXPECTED):
+        yield Finding("unsafe", "helper", "a conntrack helper follows or expects its connections: "
+                      "without tracking it would not, and what it lets in would be "
+                      "refused")  # fmt: skip
+    if subject.status & Status.OFFLOAD:
+        yield Finding("info", "flow", "a flowtable speeds it up, which needs tracking: it would "
+                      "work, but slower")  # fmt: skip
+    if not subject.roles:
+        yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
+                      "forwards it")  # fmt: skip
 
 
-def _another(change: _Change, lever: Notrack) -> Finding:
-    outcome = change.after
-    by = f" by {named(outcome.chain, outcome.rule)}" if outcome.chain else ""
-    return Finding("warn", "neighbour", "another host's connection from source port "
-                   f"{lever.port} would be refused{by}")  # fmt: skip
+def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
+    """What lies around the rules and is not in a copy, where it can matter to this service."""
+    for gap in ruleset.gaps:
+        yield Finding("unknown", "unread", f"{gap}: that could not be rehearsed")
+    for proto, port in ruleset.ipvs:
+        if (proto, port) == (subject.proto, subject.port):
+            yield Finding("unsafe", "ipvs", "it is an IPVS virtual service")
+        elif not port and "server" not in subject.roles:
+            yield Finding("unknown", "ipvs", "IPVS balances connections by firewall mark here")
+    for device, what in ruleset.planes:
+        # Packets over lo never leave it: what works at another device is none of their business.
+        near = subject.roles == ("loopback",) and device not in ("lo", EVERYWHERE)
+        there = " there" if near else ""
+        text = (f"{what} at {device} sees packets before these rules; what it does is not known, "
+                f"so neither is whether NOTRACK takes effect{there}")  # fmt: skip
+        yield Finding("info" if near else "unknown", "plane", text)
+    if "synproxy" in ruleset.uses() and _meets(subject, ruleset, "synproxy"):
+        yield Finding("unsafe", "synproxy", "SYNPROXY answers its handshakes, which needs "
+                      "tracking")  # fmt: skip
+    if "forward" in subject.roles and "tproxy" in ruleset.uses():
+        yield Finding("unknown", "tproxy", "rules hand connections to a transparent proxy of this "
+                      "host: a rehearsal has no proxy, so it cannot be told whose answers go "
+                      "where")  # fmt: skip
 
 
-def _hole(change: _Change, lever: Notrack) -> Finding:
-    packet = change.probe.packet
-    if change.probe.service and change.probe.role == "server":
-        text = (f"{packet.saddr or 'some source'} may not connect to port {lever.port} now, and "
-                "could if it were untracked")  # fmt: skip
-    else:
-        text = (f"{packet.name} from source port {packet.sport} would reach port {packet.dport}, "
-                "which the firewall keeps closed")  # fmt: skip
-    return Finding("unsafe", "hole", text)
-
-
-def _accept_for(change: _Change, lever: Notrack) -> tuple[Optional[Accept], Finding]:
-    """The narrow accept that mends a break, just before what would drop."""
-    outcome, probe = change.after, change.probe
-    chain, rule = outcome.chain, outcome.rule
-    if outcome.verdict != "drop" or chain is None:
-        return None, Finding("unsafe", "breaks", f"its {probe.packet.name} would be lost")
-    for caller, jump in reversed(outcome.calls):
-        if rule is None or rule.matches:
-            break
-        chain, rule = caller, jump  # a chain that only drops: decide before going there
-    accept = Accept(
-        tool=chain.tool,
-        family=chain.family,
-        table=chain.table,
-        chain=chain.name,
-        position=-1 if rule is None else rule.position,
-        hook=_hook(outcome, chain, probe),
-        role=probe.role,
-        flow=probe.flow,
+def _meets(subject: Subject, ruleset: Ruleset, kind: str) -> bool:
+    """Whether a rule with such a statement names the service's port, or none."""
+    return any(
+        use.kind == kind
+        and all(
+            match.negate or any(low <= subject.port <= high for low, high in match.values)
+            for match in rule.matches
+            if match.key == "dport"
+        )
+        for chain in ruleset.chains
+        for rule in chain.rules
+        for use in rule.uses
     )
-    if probe.packet.state == "new" and probe.flow == "to" and probe.role in ("server", "forward"):
-        accept = _narrowed(accept, change.before)
-    dropped = f"{named(chain, rule)} would drop its {probe.packet.name}"
-    if accept in lever.accepts or not name_ok(chain.table) or not name_ok(chain.name):
-        return None, Finding("unsafe", "breaks", f"{dropped}, and no accept can mend that")
-    return accept, Finding("rules", "accept", f"{dropped} once untracked: an accept is added "
-                           "before it")  # fmt: skip
 
 
-def _narrowed(accept: Accept, before: Outcome) -> Accept:
-    """The accept with the sources and interfaces of the rule that accepts it while tracked."""
-    rules = [jump for _, jump in before.calls] + ([before.rule] if before.rule else [])
-    if before.chain is None or not _same_hook(before, accept):
-        return accept
-    sources: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    for rule in rules:
-        for match in rule.matches:
-            if match.negate:
-                continue
-            if match.key == "saddr":
-                sources = tuple(str(net) for span in match.values for net in _networks(span))
-            elif match.key == "iif" and all(device_ok(name) for name in match.values):
-                devices = match.values
-    if len(sources) > MAX_ADDRESSES or len(devices) > MAX_DEVICES:
-        return accept
-    return replace(accept, sources=sources, devices=devices)
+# ---- the rehearsal in words ---------------------------------------------------------------
 
 
-def _same_hook(before: Outcome, accept: Accept) -> bool:
-    base = before.calls[0][0] if before.calls else before.chain
-    return base is not None and base.hook == accept.hook
+def _rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
+    found, lever = settled.found, settled.lever
+    every = [service.tracked(setting).runs for setting in service.room.settings()]
+    runs = every[0]
+    refused = [ways[0].talk for ways in zip_longest(*every)
+               if ways[0].talk.known and not any(run.first for run in ways)]  # fmt: skip
+    if refused:
+        yield Finding("unknown", "refused", f"its table has {refused[0]}, which the rehearsal "
+                      "refuses without any rules of ours: something lets it in that the "
+                      "rehearsal lacks")  # fmt: skip
+    yield from _differences(settled)
+    tracked, untracked = found.entries
+    if tracked and untracked >= 0.9 * tracked:
+        yield Finding("warn", "ineffective", "pointless: NOTRACK would have no effect, its "
+                      f"conversations made {tracked} entries in a rehearsal, and {untracked} with "
+                      "the rules")  # fmt: skip
+    if not tracked and runs:
+        yield Finding("info", "already", "its conversations made no entry in a rehearsal: they "
+                      "are untracked already")  # fmt: skip
+    translated = subject.nat not in ("", "no")
+    if translated and not found.of(BREAKS) and not lever.shared:
+        yield Finding("unknown", "nat", f"its entries are translated ({subject.nat} NAT), and in "
+                      "the rehearsal nothing translates it")  # fmt: skip
+    if service.helped:
+        yield Finding("unsafe", "helper", "a conntrack helper is set on its connections: without "
+                      "tracking their data connections would be refused")  # fmt: skip
+    if not found.of(BREAKS) and not found.of(OPENS):
+        yield from _unharmed(subject, service, settled)
 
 
-def _networks(span: tuple[int, int, int]) -> Iterator[IPv4Network | IPv6Network]:
-    version, low, high = span
-    make = IPv4Address if version == 4 else IPv6Address
-    yield from summarize_address_range(make(low), make(high))
+def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
+    """What to know of a lever that breaks and opens nothing."""
+    found, lever = settled.found, settled.lever
+    if "half" in {service.entries_by_role().get(role) for role in subject.roles}:
+        yield Finding("info", "half", "rules there untrack one direction of it only, which frees "
+                      "nothing: entries of the other direction stay as long")  # fmt: skip
+    if "server" in subject.roles and service.own_ports():
+        yield Finding("warn", "own-port", "a translation gives connections of this host other "
+                      f"ports by lot: one with port {subject.port} would lose its "
+                      "replies")  # fmt: skip
+    if settled.path_mtu:
+        yield Finding("info", "path-mtu", "the firewall drops ICMP errors about untracked flows "
+                      "(they are INVALID): the rules untrack exactly those of this port, so that "
+                      "path MTU discovery keeps working")  # fmt: skip
+    for place, packet in settled.reasons.items():
+        yield Finding("rules", "accept", f"{place} would drop its {packet} once untracked: an "
+                      "accept is added")  # fmt: skip
+    if lever.shared:
+        yield Finding("info", "shared-port", "other hosts' connections may be translated to port "
+                      f"{subject.port}: the rules recognise those as they leave, and keep them "
+                      "tracked")  # fmt: skip
+        if subject.shared_now:
+            yield Finding("warn", "shared-now", "another host's translated connection has port "
+                          f"{subject.port} right now: it may end when the rules come; advise again "
+                          "when it is over")  # fmt: skip
+    if found.cut:
+        yield Finding("unsafe", "cut", f"open connections such as {found.cut[0]} would not survive "
+                      "the moment when the rules come")  # fmt: skip
+    if found.resets:
+        yield Finding("info", "resets", resets(settled))
+    told = _told(service)
+    yield Finding("info", "rehearsed", f"{told} fared the same in a rehearsal of its firewall")
 
 
-def _hook(outcome: Outcome, chain: Chain, probe: Probe) -> str:
-    base = outcome.calls[0][0] if outcome.calls else chain
-    return base.hook or probe.packet.hooks[-1]
+def resets(settled: Settled) -> str:
+    """What the end of the rules does to connections that were opened under them."""
+    many = len(dict.fromkeys(settled.found.resets))
+    return (
+        f"{WHEN_THEY_GO} (a trial that ends, undo), connections opened meanwhile may be cut "
+        f"or stall: {many} of the kinds rehearsed lost their next packet"
+    )
+
+
+def _told(service: Service) -> str:
+    known = [t for t in service.talks if t.known]
+    flows = sum(1 + t.kin for t in known)
+    others = len(service.talks) - len(known)
+    parts = [f"{flows:,} flows of the table" if flows else "",
+             f"{others:,} conversations", f"{len(service.strays):,} single packets"]  # fmt: skip
+    parts = [part for part in parts if part]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
+def _differences(settled: Settled) -> Iterator[Finding]:
+    found = settled.found
+    for one, rule in settled.deciders:
+        many = sum(d.kind == one.kind and d.how == one.how and d.name == one.name
+                   for d in found.differences)  # fmt: skip
+        yield Finding("unsafe", one.kind, _sentence(one, rule, many))
+    marks = found.of(MARKS)
+    if marks:
+        one = marks[0]
+        assert one.before is not None
+        assert one.after is not None
+        yield Finding("warn", "mark", f"the {one.name} of {_what(one)} ends with "
+                      f"{_marks(one.after)} instead of {_marks(one.before)}: whatever routes, "
+                      "filters or shapes by that sees it otherwise")  # fmt: skip
+
+
+def _marks(outcome: Any) -> str:
+    return f"mark {outcome.mark:#x} and TOS {outcome.tos:#x}"
+
+
+def _sentence(one: Difference, rule: str, many: int) -> str:
+    by = f": {rule}" if rule else ""
+    more = f" ({many} such)" if many > 1 else ""
+    what = f"the {one.name} of {_what(one)}"
+    if one.how == "lost":
+        return f"{what} is lost once untracked{f'; {rule} drops it' if rule else ''}{more}"
+    if one.how == "let in":
+        stopped = f"; today {rule} stops it" if rule else ""
+        return f"{what} gets through once untracked{stopped}{more}"
+    if one.how == "translated":
+        return (f"{what} is translated today{f' by {rule}' if rule else ''}, and would not be once "
+                f"untracked{more}")  # fmt: skip
+    return f"{what} would take another way once untracked{by}{more}"
+
+
+def _what(one: Difference) -> str:
+    what = one.what
+    if isinstance(what, Stray):
+        return f"a stranger's packet {what}"
+    user = f" (user {what.uid})" if what.uid else ""
+    return f"{what}{user}"
+
+
+def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
+    talks = service.talks
+    found = settled.found
+    return {
+        "conversations": len(talks),
+        "flows_of_table": sum(1 + t.kin for t in talks if t.known),
+        "single_packets": len(service.strays),
+        "roles": sorted({t.role for t in talks}),
+        "families": sorted({(len(t.client) == 16 and "ip6") or "ip" for t in talks}),
+        "settings": len(room.settings()),
+        "addresses_by_class_only": service.cast.left_out,
+        "entries": {"tracked": found.entries[0], "untracked": found.entries[1]},
+        "differed": [
+            {"kind": d.kind, "how": d.how, "packet": d.name, "of": str(d.what),
+             "role": d.what.role if isinstance(d.what, Talk) else "stranger"}
+            for d in found.differences if d.kind != HARMLESS
+        ][:100],
+        "lost_when_the_rules_go": [str(t) for t in dict.fromkeys(found.resets)][:20],
+        "not_copied": list(room.gaps),
+    }  # fmt: skip

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from ipaddress import ip_address
 from operator import or_
 from typing import Final, Optional
 
-from ctrace.advice.probes import Subject
+from ctrace.advice.subject import Flow, Subject
 from ctrace.change.plan import ROLES
 from ctrace.model.snapshot import Culprit, Tuple5
-from ctrace.record import Status
+from ctrace.record import PROTO_NUMBERS, Events, Status, address_text
 
+MOST_FLOWS: Final = 20_000
 _OF_DIRECTION: Final = {
     "in": "server",
     "out": "client",
@@ -139,8 +141,9 @@ def subject(
     shared_now: bool = False,
     *,
     picked: bool = True,
+    entries: Optional[Events] = None,
 ) -> Subject:
-    """What :func:`ctrace.advice.hazards.judge` needs to know of a service."""
+    """What :class:`ctrace.advice.hazards.Judge` needs to know of a service."""
     found = roles(seen, local)
     mine = set(local)
     sources = dict.fromkeys(s.src for s in seen.samples if s.src and s.src not in mine)
@@ -162,4 +165,26 @@ def subject(
         status=reduce(or_, (sample.status for sample in seen.samples), 0),
         shared_now=shared_now,
         forwarding=forwarding,
+        flows=_flows(seen, mine, entries),
     )
+
+
+def _flows(seen: Seen, mine: set[str], entries: Optional[Events]) -> tuple[Flow, ...]:
+    """Flows to the service's port: of the table where it is at hand, else those sampled."""
+    port, proto = seen.culprit.port, seen.culprit.proto
+    if entries is None:
+        ends = {(s.src, s.sport, s.dst, s.dport) for s in seen.samples
+                if s.proto == proto and port in (s.dport, s.reply_sport)}  # fmt: skip
+    else:
+        here = entries[(entries["proto"] == PROTO_NUMBERS[proto]) & (
+            (entries["dport"] == port) | (entries["reply_sport"] == port))]  # fmt: skip
+        ends = {
+            (address_text(e["src"]), int(e["sport"]), address_text(e["dst"]), int(e["dport"]))
+            for e in here[:: max(1, len(here) // MOST_FLOWS)]
+        }
+    found = []
+    for src, sport, dst, dport in sorted(ends):
+        a, b = _is_mine(src, mine), _is_mine(dst, mine)
+        role = "loopback" if a and b else "server" if b else "client" if a else "forward"
+        found.append((role, ip_address(src).packed, sport, ip_address(dst).packed, dport))
+    return tuple(found)

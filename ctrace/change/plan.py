@@ -12,9 +12,10 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any, Final, NoReturn, TypeVar, Union
 
+from ctrace.change.terms import FIELDS, MAX_TERMS, MAX_VALUES, Term
 from ctrace.errors import UsageError
 
 VERSION: Final = 1
@@ -22,7 +23,6 @@ MAX_BYTES: Final = 1 << 20
 MAX_LEVERS: Final = 64
 MAX_ACCEPTS: Final = 64
 MAX_ADDRESSES: Final = 256
-MAX_DEVICES: Final = 16
 MAX_TIMEOUT: Final = 5 * 86400
 
 PROTOS: Final = ("tcp", "udp")
@@ -54,7 +54,6 @@ POLICY_STATES: Final = {
 """States that a conntrack timeout policy may set, as nft spells them."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
-_DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,14}\Z")
 _TEXT = re.compile(r"[A-Za-z0-9_.:@/+=\[\] -]{0,128}\Z")
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -78,10 +77,8 @@ class Accept:
     """The hook whose base chain leads to ``chain``."""
     role: str
     flow: str
-    sources: tuple[str, ...] = ()
-    """Only from these prefixes, as the rule that accepts tracked packets has it; empty: any."""
-    devices: tuple[str, ...] = ()
-    """Only arriving on these interfaces; empty: any."""
+    terms: tuple[Term, ...] = ()
+    """The conditions of the rule that accepts the tracked packets, but for their state."""
 
 
 @dataclass(frozen=True)
@@ -284,15 +281,11 @@ def _accept(where: str, document: Any) -> Accept:
         hook=fields.choice("hook", HOOKS),
         role=fields.choice("role", ROLES),
         flow=fields.choice("flow", FLOWS),
-        sources=fields.items("sources", MAX_ADDRESSES, _prefix),
-        devices=fields.items("devices", MAX_DEVICES, _device),
+        terms=fields.items("terms", MAX_TERMS, _term),
     )
     fields.end()
     if accept.tool != "nft" and accept.family == "inet":
         _bad(where, "has family inet, which iptables does not know")
-    narrow = accept.role in ("server", "forward") and accept.flow == "to"
-    if (accept.sources or accept.devices) and not narrow:
-        _bad(where, "has sources or devices, which only packets to a served port can have")
     if accept.table == "ctrace":
         _bad(where, "names ctrace's own table")
     return accept
@@ -346,23 +339,23 @@ def _address(where: str, item: Any) -> str:
         _bad(where, "must be an IPv4 or IPv6 address")
 
 
-def _prefix(where: str, item: Any) -> str:
-    if not isinstance(item, str) or "%" in item:
-        _bad(where, "must be an IPv4 or IPv6 prefix")
-    try:
-        return str(ip_network(item))
-    except ValueError:
-        _bad(where, "must be an IPv4 or IPv6 prefix")
+def _term(where: str, document: Any) -> Term:
+    fields = _Fields(where, document)
+    term = Term(
+        field=fields.choice("field", FIELDS),
+        values=fields.items("values", MAX_VALUES, _word),
+        negate=fields.flag("negate"),
+    )
+    fields.end()
+    problem = term.problem()
+    if problem:
+        _bad(where, problem)
+    return term
 
 
-def device_ok(name: str) -> bool:
-    """Whether an interface's name can stand in a plan (no wildcards)."""
-    return bool(_DEVICE.match(name))
-
-
-def _device(where: str, item: Any) -> str:
-    if not isinstance(item, str) or not device_ok(item):
-        _bad(where, "must be an interface's name")
+def _word(where: str, item: Any) -> str:
+    if not isinstance(item, str):
+        _bad(where, "must be a text")
     return item
 
 

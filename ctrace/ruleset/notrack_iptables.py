@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
 from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
+from ctrace.change.terms import Term
 from ctrace.errors import UsageError
 from ctrace.ruleset.notrack import CHAINS, PROTO_NUMBER, TAG, icmp_state, tag_of
 
@@ -92,25 +94,61 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...]]:
     match: tuple[str, ...] = ("-p", lever.proto, "-m", lever.proto, side, str(lever.port))
     if accept.role == "client":
         match += (far, _range(lever))
-    if accept.role in ("client", "forward") and accept.flow == "from" and lever.proto == "tcp":
+    if accept.flow == "from" and lever.proto == "tcp":
         match += _NOT_SYN[2:]
-    if accept.role == "loopback":
-        lo = {"input": ("-i", "lo"), "output": ("-o", "lo")}.get(accept.hook, ())
-        match = (*lo, *match)
     peers = _peers(lever, accept.role, accept.family, "-d" if accept.flow == "to" else "-s")
-    version = 6 if accept.family == "ip6" else 4
-    sources: list[tuple[str, ...]] = [
-        ("-s", source) for source in accept.sources if ip_network(source).version == version
-    ]
-    devices: list[tuple[str, ...]] = [("-i", name) for name in accept.devices]
-    if not accept.sources:
-        sources = [()]
     return [
-        (*device, *source, *peer, *match, *state, *comment)
-        for device in devices or [()]
-        for source in sources
+        (*peer, *match, *terms, *state, *comment)
         for peer in peers
+        for terms in _terms(accept.terms, accept.family, peer[:1])
     ]
+
+
+def _terms(
+    terms: Iterable[Term], family: str, taken: tuple[str, ...] = ()
+) -> list[tuple[str, ...]]:
+    """The conditions, as often as one of several values needs a rule of its own.
+
+    ``taken``: an option that a rule has already, and can have only once.
+    """
+    found: list[tuple[str, ...]] = [()]
+    for term in terms:
+        word = ("!",) if term.negate else ()
+        values = term.values
+        choices: list[tuple[str, ...]]
+        if term.field in ("saddr", "daddr"):
+            version = 6 if family == "ip6" else 4
+            mine = [v for v in values if ip_network(v).version == version]
+            option = "-s" if term.field == "saddr" else "-d"
+            choices = [(*word, option, v) for v in mine]
+            if option in taken:
+                choices = [("-m", "iprange", *word, *_span(option, v)) for v in mine]
+            if not mine and term.negate:
+                choices = [()]
+        elif term.field in ("iif", "oif"):
+            option = "-i" if term.field == "iif" else "-o"
+            choices = [(*word, option, v.replace("*", "+")) for v in values]
+        elif term.field in ("saddr-set", "daddr-set"):
+            side = "src" if term.field == "saddr-set" else "dst"
+            choices = [("-m", "set", *word, "--match-set", values[0].split(" ")[1], side)]
+        elif term.field == "family":
+            choices = [()] if (values[0] == family) != term.negate else []
+        elif term.field == "type":
+            side = "--src-type" if values[0].startswith("saddr") else "--dst-type"
+            choices = [("-m", "addrtype", *word, side, "LOCAL")]
+        elif term.field == "mark":
+            choices = [("-m", "mark", *word, "--mark", values[0])]
+        elif term.field == "uid":
+            choices = [("-m", "owner", *word, "--uid-owner", values[0])]
+        else:
+            choices = [("-m", "multiport", *word, f"--{term.field}s", values[0].replace("-", ":"))]
+        found = [(*one, *more) for one in found for more in choices]
+    return found
+
+
+def _span(option: str, prefix: str) -> tuple[str, str]:
+    net = ip_network(prefix)
+    return f"--{'src' if option == '-s' else 'dst'}-range", f"{net[0]}-{net[-1]}"
 
 
 HOOKS: Final = (("PREROUTING", "CTRACE_PRE"), ("OUTPUT", "CTRACE_OUT"))

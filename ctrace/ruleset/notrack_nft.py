@@ -7,6 +7,7 @@ from ipaddress import ip_network
 from typing import Final, Optional
 
 from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
+from ctrace.change.terms import Term
 from ctrace.ruleset.notrack import PROTO_NUMBER, TABLE, TAG, icmp_state, tag_of
 
 TIMEOUT_PRIORITY: Final = -190
@@ -88,29 +89,69 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[str]:
             for rule in _icmp(lever, accept.role)
             if accept.family == "inet" or rule.startswith("icmpv6") == (accept.family == "ip6")
         ]
-    here = {"input": 'iifname "lo" ', "output": 'oifname "lo" '}.get(accept.hook, "")
     match = f"{lever.proto} {'dport' if accept.flow == 'to' else 'sport'} {lever.port} "
     if accept.role == "client":
         far = "sport" if accept.flow == "to" else "dport"
         match += f"{lever.proto} {far} {_range(lever)} "
-    if accept.role in ("client", "forward") and accept.flow == "from" and lever.proto == "tcp":
+    if accept.flow == "from" and lever.proto == "tcp":
         match += f"{_NOT_SYN} "
-    if accept.role == "loopback":
-        match = here + match
     peers = _peers(lever, accept.role, "daddr" if accept.flow == "to" else "saddr")
-    if accept.devices:
-        names = ", ".join(f'"{device}"' for device in accept.devices)
-        match = f"iifname {{ {names} }} {match}"
-    if accept.sources:
-        peers = [
-            source + peer
-            for source in _addresses(accept.sources, "saddr")
-            for peer in peers
-            if not peer or peer.split(" ")[0] == source.split(" ")[0]
-        ]
-    if accept.family != "inet":
-        peers = [peer for peer in peers if not peer or peer.startswith(f"{accept.family} ")]
-    return [f"{peer}ct state untracked {match}{end}" for peer in peers]
+    rules = []
+    for family in ("ip", "ip6"):
+        terms = _terms(accept.terms, family, lever.proto)
+        if terms is None or accept.family not in ("inet", family):
+            continue
+        for peer in peers:
+            if not peer or peer.startswith(f"{family} "):
+                anchor = _anchor(accept, family, peer + terms)
+                rules.append(f"{anchor}{terms}{peer}ct state untracked {match}{end}")
+    return list(dict.fromkeys(rules))
+
+
+def _anchor(accept: Accept, family: str, match: str) -> str:
+    """Holds a rule of an inet table to one family, where its terms are of one but don't say so."""
+    bound = any(t.field in ("saddr", "daddr", "saddr-set", "daddr-set", "family")
+                for t in accept.terms)  # fmt: skip
+    if accept.family != "inet" or not bound or f"{family} " in match:
+        return ""
+    return f"meta nfproto {'ipv4' if family == 'ip' else 'ipv6'} "
+
+
+def _terms(terms: Iterable[Term], family: str, proto: str) -> Optional[str]:  # noqa: PLR0912
+    """The conditions for packets of a family; None when such a packet never meets them."""
+    out = ""
+    for term in terms:
+        unequal = "!= " if term.negate else ""
+        values = term.values
+        if term.field in ("saddr", "daddr"):
+            version = 4 if family == "ip" else 6
+            values = tuple(v for v in values if ip_network(v).version == version)
+            if not values and not term.negate:
+                return None
+            if values:
+                out += f"{family} {term.field} {unequal}{{ {', '.join(values)} }} "
+        elif term.field in ("saddr-set", "daddr-set"):
+            kind, name = values[0].split(" ")
+            if kind != family and not term.negate:
+                return None
+            if kind == family:
+                out += f"{family} {term.field[:5]} {unequal}@{name} "
+        elif term.field in ("iif", "oif"):
+            names = ", ".join(f'"{name}"' for name in values)
+            out += f"{term.field}name {unequal}{names if len(values) == 1 else f'{{ {names} }}'} "
+        elif term.field == "family":
+            if (values[0] == family) == term.negate:
+                return None
+        elif term.field == "type":
+            out += f"fib {values[0].split(' ')[0]} type {unequal}local "
+        elif term.field == "mark":
+            value, mask = values[0].split("/")
+            out += f"meta mark & {mask} {'!=' if term.negate else '=='} {value} "
+        elif term.field == "uid":
+            out += f"meta skuid {unequal}{values[0]} "
+        else:
+            out += f"{proto} {term.field} {unequal}{values[0]} "
+    return out
 
 
 def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:

@@ -86,13 +86,13 @@ def build(listings: _Listings) -> Ruleset:
     """The model of the listings."""
     gaps = list(listings.gaps)
     chains: list[Chain] = []
-    covered: set[tuple[str, str]] = set()  # iptables-nft tables that a save command printed
+    covered: set[tuple[str, str, str]] = set()  # iptables-nft chains that a save command printed
     for tool, family, text in listings.saves:
         found, unclear = iptables.parse(text, tool, family)
         chains += found
         gaps += unclear
         if tool == "iptables-nft":
-            covered |= {(family, chain.table) for chain in found}
+            covered |= {(family, chain.table, chain.name) for chain in found}
     if listings.nft:
         try:
             native = nft.parse(listings.nft)
@@ -106,7 +106,7 @@ def build(listings: _Listings) -> Ruleset:
             if chain.family != "inet" and chain.table in XT_TABLES and chain.name in XT_HOOKS
         }  # by iptables-nft: additions must go through it, or it no longer reads them
         for chain in native:
-            if (chain.family, chain.table) not in covered:
+            if (chain.family, chain.table, chain.name) not in covered:
                 xt = (chain.family, chain.table) in made
                 chains.append(replace(chain, tool="iptables-nft") if xt else chain)
     return Ruleset(

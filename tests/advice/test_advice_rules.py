@@ -12,15 +12,22 @@ from kit.advice_net import Net, ask, entries, forget_paths, install, put, reset
 
 from ctrace.change import shell_lines
 from ctrace.change.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Notrack, Plan, alone
+from ctrace.change.terms import Term
 from ctrace.errors import UsageError
 from ctrace.lab import Lab, Node
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.reader import dump, fingerprint, load, raw_before_defrag, read
 
 PEERS = ("10.0.0.1", "10.0.0.2", "fd00::1")
-NARROWED: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    ((), ()),
-    (("10.0.0.0/8", "fd00::/8"), ("eth0", "br-lan")),
+NARROWED: tuple[tuple[Term, ...], ...] = (
+    (),
+    (Term("saddr", ("10.0.0.0/8", "fd00::/8")), Term("iif", ("eth0", "br-lan"))),
+    (
+        Term("daddr", ("10.0.0.1/32",), negate=True),
+        Term("mark", ("0x1/0xff",)),
+        Term("iif", ("v*",)),
+    ),
+    (Term("type", ("daddr local",)), Term("sport", ("1024-65535",)), Term("family", ("ip",))),
 )
 UNTOUCHED = "table inet fw { chain in { type filter hook input priority 0;\n"
 UNTOUCHED += "tcp dport 1 counter\ntcp dport 2 counter\n}\n}\n"
@@ -33,13 +40,12 @@ def plan(*levers: Notrack | CtTimeout, backend: str = "nft") -> Plan:
 def accepts(tool: str, families: tuple[str, ...]) -> tuple[Accept, ...]:
     table, chain = ("fw", "in") if tool == "nft" else ("filter", "INPUT")
     return tuple(
-        Accept(tool, family, table, chain, position, "input", role, flow, sources, devices)
+        Accept(tool, family, table, chain, position, "input", role, flow, terms)
         for family in families
         for position in (-1, 0, 1)
         for role in ROLES
         for flow in FLOWS
-        for sources, devices in NARROWED
-        if not sources or (role in ("server", "forward") and flow == "to")
+        for terms in NARROWED
     )
 
 

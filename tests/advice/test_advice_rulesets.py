@@ -21,11 +21,12 @@ from kit.advice_net import (
     reset,
     seen,
     take_away,
+    verdict_on,
 )
 
-from ctrace.advice.hazards import Judgement, judge
+from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import roles, subject
-from ctrace.ruleset.reader import fingerprint, read
+from ctrace.ruleset.reader import fingerprint
 
 pytestmark = pytest.mark.kernel
 GOOD = (SAFE, RULES)
@@ -72,7 +73,7 @@ def attempt(net: Net, case: Case, patience: float = 1.0) -> Row:
     role_seen = case.role in roles(seen(net, case.proto), net.local)
     if not role_seen:
         about = replace(about, roles=(case.role,))
-    judgement = judge(about, read(net.h.path))
+    judgement = verdict_on(about, net.h.path)
     prints = {fingerprint(net.h.path)}
     put(net, replace(judgement.lever, accepts=(), icmp=False))
     bare = measure(net, case.role, case.proto, patience=patience).worse_than(before)

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kit.advice_cases import SAFE, TRACK, WARN
-from kit.advice_net import FAMILIES, PORT, Net, ask, install, reset, seen
+from kit.advice_cases import SAFE, TRACK
+from kit.advice_net import FAMILIES, PORT, Net, ask, install, reset, seen, verdict_on
 
-from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.probes import Subject
+from ctrace.advice.hazards import Judge, Judgement
 from ctrace.advice.roles import subject
+from ctrace.advice.subject import Subject
 from ctrace.change.plan import Notrack, alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
@@ -25,9 +25,9 @@ from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.ruleset import notrack_nft, planes
 from ctrace.ruleset.model import Ruleset
-from ctrace.ruleset.reader import read
 
 EXIT = b"\x95\0\0\0\0\0\0\0"
+UNKNOWN = "cannot-say"
 PASS = {
     "an XDP program": (6, b"\xb7\0\0\0\2\0\0\0", 37, struct.pack("<I", 2)),
     "an eBPF program (tcx)": (3, b"\xb7\0\0\0\xff\xff\xff\xff", 46, b""),
@@ -39,7 +39,7 @@ NF_INET_PRE_ROUTING of IPv4, priority -390)."""
 
 def judged(net: Net) -> Judgement:
     about = subject(seen(net), net.local, (32768, 60999), True, ())
-    return judge(about, read(net.h.path))
+    return verdict_on(about, net.h.path)
 
 
 @contextmanager
@@ -72,11 +72,11 @@ def test_an_ebpf_program_is_never_called_safe(net: Net, what: str) -> None:
         assert ask(net.c, (net.addresses["h"][4], PORT))
         told = judged(net)
         about = subject(seen(net), net.local, (32768, 60999), True, ())
-        inside = judge(replace(about, roles=("loopback",)), read(net.h.path))
-    assert told.verdict == WARN
+        inside = verdict_on(replace(about, roles=("loopback",)), net.h.path)
+    assert told.verdict == UNKNOWN
     assert f"{what} at " in told.reasons[0]
     # What works at a device has no business with packets over lo.
-    assert inside.verdict == (WARN if "netfilter" in told.reasons[0] else SAFE)
+    assert inside.verdict == (UNKNOWN if "netfilter" in told.reasons[0] else SAFE)
     assert any(what in reason for reason in inside.reasons)
     assert judged(net).verdict == SAFE
 
@@ -96,8 +96,8 @@ def test_devices_of_other_planes(name: str) -> None:
     what = name.split(",", maxsplit=1)[0]
     assert list(planes._of_link({"ifname": "x0", "linkinfo": LINKS[name]})) == [what]
     about = Subject("tcp", PORT, ("server",), ("192.0.2.1",), ("198.51.100.7",), nat="no")
-    told = judge(about, Ruleset(planes=(("x0", what),)))
-    assert told.verdict == WARN
+    told = Judge(Ruleset(planes=(("x0", what),)), None).judge(about)
+    assert told.verdict == UNKNOWN
     assert f"{what} at x0" in told.reasons[0]
 
 
@@ -161,7 +161,7 @@ def test_a_bridge_that_calls_iptables(family: int, called: bool) -> None:
         here = local_addresses(h.path)
         for node, address, role in ((h, mine, "server"), (b, other, "forward")):
             about = Subject("tcp", PORT, (role,), here, (address,), nat="no")
-            judgement = judge(about, read(h.path))
+            judgement = verdict_on(about, h.path)
             assert judgement.verdict == SAFE, judgement.reasons
             with tcp_server(node, PORT):
                 h.run(["conntrack", "-F"], check=False)

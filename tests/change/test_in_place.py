@@ -13,10 +13,11 @@ import pytest
 from kit.changes import PORT, TRACKED, in_background
 
 from ctrace.advice.facts import facts
+from ctrace.advice.in_place import InPlace, in_place
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
-from ctrace.ruleset.in_place import InPlace, in_place
+from ctrace.rehearsal.rehearse import Room
 
 pytestmark = pytest.mark.kernel
 OTHER = 9000
@@ -139,4 +140,5 @@ def test_rules_by_hand_are_seen_with_what_they_carry(lab: Lab, tool: str) -> Non
 def seen(node: Node) -> list[InPlace]:
     about = facts(node.path)
     assert about.ruleset is not None
-    return list(in_place(about.ruleset, about.addresses))
+    assert about.snapshot is not None
+    return list(in_place(about.ruleset, Room(about.snapshot, about.ruleset)))

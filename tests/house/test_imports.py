@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ARROWS = {
-    "advice": "change host kernel model ruleset whatif",
+    "advice": "change host kernel model rehearsal ruleset whatif",
     "capture": "host kernel",
     "change": "host ruleset",
     "cost": "capture host kernel recording",
@@ -23,6 +23,7 @@ ARROWS = {
     "lab": "host",
     "live": "advice change model recording view",
     "model": "",
+    "rehearsal": "change host ruleset",
     "recording": "advice cost host model",
     "ruleset": "advice change host kernel",
     "selftest": "capture host lab",

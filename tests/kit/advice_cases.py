@@ -134,7 +134,7 @@ def iptables_cases(variant: str) -> tuple[Case, ...]:
         ("multiport, user chain", xt_both(v, base, web, inp="ACCEPT"), RULES, True, ""),
         ("established output", xt_both(v, base, accept + out, out6, out="DROP"), RULES, True, ""),
         ("connlimit", xt_both(v, limit, inp="ACCEPT"), UNSAFE, False, "limit"),
-        ("connmark", xt(v, f"*mangle\n{mark}COMMIT\n"), WARN, False, "mark"),
+        ("connmark", xt(v, f"*mangle\n{mark}COMMIT\n"), SAFE, False, ""),
         ("half a pair already", xt(v, half), SAFE, False, "one direction"),
         ("zone by template", xt(v, zone), SAFE, False, ""),
         ("SYNPROXY", (STRICT, *xt(v, proxy)), UNSAFE, True, "SYNPROXY"),
@@ -327,7 +327,7 @@ CASES: tuple[Case, ...] = (
          fw(chain("input", EST + LO + PING + "ct state untracked accept\nct state new ip saddr "
                   "10.77.1.1 tcp dport 8063 accept\nip6 saddr fd77:1::1 tcp dport 8063 accept",
                   "drop")),
-         UNSAFE, True, reason="may not connect"),
+         UNSAFE, True, reason="gets through"),
     Case("nft: stateless, one source", "server",
          fw(chain("input", EST + LO + PING + "ip saddr 10.77.1.1 tcp dport 8063 accept\n"
                   "ip6 saddr fd77:1::1 tcp dport 8063 accept", "drop")),
@@ -342,7 +342,7 @@ CASES: tuple[Case, ...] = (
                   "reject"),
             extra="set many { type ipv4_addr; flags dynamic; }\n"
                   "set many6 { type ipv6_addr; flags dynamic; }\n"),
-         UNSAFE, False, reason="limit"),
+         UNSAFE, False, reason="many"),
     Case("nft: mark kept in entries", "server",
          fw(chain("prerouting", "ct mark set 7", priority="mangle"),
             chain("output", "meta mark set ct mark", priority="mangle").replace(
@@ -353,7 +353,7 @@ CASES: tuple[Case, ...] = (
              fw(chain("prerouting", "ct zone set 3", priority=priority),
                 chain("output", "ct zone set 3", priority=priority),
                 chain("input", "ct state invalid counter")),
-             UNSAFE, False, reason="no effect", stays=True)
+             WARN, False, reason="no effect", stays=True)
         for priority in ("-350", "-310", "-300")
     ),
     Case("nft: untracked drops, at our priority", "server",
@@ -408,7 +408,7 @@ CASES: tuple[Case, ...] = (
          reason="path MTU"),
     Case("ufw: limit", "server", ufw("limit"), UNSAFE, True),
     Case("ufw: deny outgoing", "server", ufw("deny-out"), RULES, True),
-    Case("firewalld: open port", "server", firewalld("port"), SAFE, True, reason="path MTU"),
+    Case("firewalld: open port", "server", firewalld("port"), RULES, True, reason="path MTU"),
     Case("firewalld: rich rule, one source", "server", firewalld("rich"), SAFE, True),
     Case("firewalld: forward port", "server", firewalld("forward-port"), UNSAFE, True,
          reason="translate"),
@@ -436,11 +436,11 @@ CASES: tuple[Case, ...] = (
          RULES, True),
     Case("client: sport accept has a hole", "client",
          fw(chain("input", EST + LO + PING + "ct state untracked tcp sport 8063 accept", "drop")),
-         UNSAFE, True, reason="source port"),
+         UNSAFE, True, reason="stranger"),
     Case("client: masquerading gateway", "client",
          nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
              'ip saddr 10.77.4.0/24 oifname "to-r2" masquerade\n}\n}\n'),
-         UNSAFE, False, reason="other hosts"),
+         UNSAFE, False, reason="masquerade"),
     Case("client: ufw", "client", ufw("plain"), RULES, True),
     Case("client: ufw (legacy)", "client", ufw("plain", "legacy"), RULES, True),
     Case("client: firewalld", "client", firewalld("plain"), RULES, True),

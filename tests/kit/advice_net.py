@@ -15,14 +15,18 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from ctrace.advice.hazards import Judge, Judgement
 from ctrace.advice.roles import Seen
+from ctrace.advice.subject import Subject
 from ctrace.change.plan import Notrack, alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab, Node
 from ctrace.model.snapshot import Culprit, Tuple5
 from ctrace.record import address_text, proto_name
+from ctrace.rehearsal.snapshot import take
 from ctrace.ruleset import notrack_iptables, notrack_nft
+from ctrace.ruleset.reader import read
 
 PORT = 8063
 CLOSED = 22
@@ -418,3 +422,8 @@ def put(net: Net, lever: Notrack, seconds: int | None = None) -> None:
 def take_away(net: Net) -> None:
     net.h.run(["nft", "-f", "-"], stdin=notrack_nft.remove_table())
     net.h.run(["conntrack", "-F"], check=False)
+
+
+def verdict_on(about: Subject, path: str) -> Judgement:
+    """The verdict on a service in the namespace at ``path``, as its rules are now."""
+    return Judge(read(path), take(path)).judge(about)

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from kit.advice_net import verdict_on
 
-from ctrace.advice.hazards import Judgement, judge
-from ctrace.advice.probes import Subject
+from ctrace.advice.hazards import Judgement
+from ctrace.advice.subject import Subject
 from ctrace.change.plan import alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
@@ -25,7 +26,6 @@ from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_server, udp_server
 from ctrace.record import Events, Status
 from ctrace.ruleset import notrack_nft
-from ctrace.ruleset.reader import read
 
 pytestmark = [
     pytest.mark.kernel,
@@ -74,7 +74,7 @@ class Three:
             nat="src,dst" if status & (Status.SRC_NAT | Status.DST_NAT) else "no",
             status=status,
         )  # fmt: skip
-        return judge(about, read(self.h.path))
+        return verdict_on(about, self.h.path)
 
     def put(self, judgement: Judgement) -> None:
         """NOTRACK as the lever has it, whatever the verdict; the old entries go."""

@@ -23,7 +23,8 @@ from ctrace.model.snapshot import Remedy as Helps
 from ctrace.view import format as fmt
 from ctrace.view.screen.advice import Remedy
 
-STYLE = {"safe": "green", "safe-with-rules": "green", "warn": "yellow", "unsafe": "red"}
+STYLE = {"safe": "green", "safe-with-rules": "green", "warn": "yellow",
+         "cannot-say": "yellow", "unsafe": "red"}  # fmt: skip
 SHOWN = 8
 """Candidates shown; JSON has all."""
 

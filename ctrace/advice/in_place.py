@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Optional
 
-from ctrace.advice.probes import Subject, flows
-from ctrace.change.plan import ROLES, Notrack
-from ctrace.ruleset.evaluate import TooComplex, evaluate, explore
+from ctrace.change.plan import ROLES
+from ctrace.errors import CtraceError
+from ctrace.rehearsal.rehearse import Room, Service
 from ctrace.ruleset.installed import Rule as OurRule
 from ctrace.ruleset.model import Rule, Ruleset
 
@@ -56,11 +56,11 @@ class InPlace:
         return f"{what} for {service}{roles} is in place already, by {self.by}{carried}"
 
 
-def in_place(ruleset: Ruleset, local: tuple[str, ...]) -> Iterator[InPlace]:
-    """ctrace's own rules, then everybody else's."""
+def in_place(ruleset: Ruleset, room: Optional[Room]) -> Iterator[InPlace]:
+    """ctrace's own rules, then everybody else's, as far as a rehearsal in ``room`` shows them."""
     yield from _ours(ruleset.ours)
-    for (proto, port), found in _named(ruleset, "notrack").items():
-        roles, half = _covered(ruleset, proto, port, local)
+    for (proto, port), found in _named(ruleset, "notrack").items() if room else ():
+        roles, half = _covered(room, proto, port) if room else ((), "")
         if roles or half:
             yield InPlace(
                 proto, port, roles or (half,), "notrack", _where(found), _packets(found),
@@ -86,26 +86,15 @@ def _ours(rules: tuple[OurRule, ...]) -> Iterator[InPlace]:
         )  # fmt: skip
 
 
-def _covered(
-    ruleset: Ruleset, proto: str, port: int, local: tuple[str, ...]
-) -> tuple[tuple[str, ...], str]:
+def _covered(room: Room, proto: str, port: int) -> tuple[tuple[str, ...], str]:
     """(roles that are untracked both ways, a role that is one way; empty when none)."""
-    whole, half = [], ""
-    for role in ROLES:
-        subject = Subject(proto, port, (role,), local, nat="no")
-        lever = Notrack(proto, port, (role,))
-        first = next(iter(flows(subject, lever, ruleset)), ())
-        packets = [probe.packet for probe in first if probe.flow != "icmp"]
-        try:
-            marks = [next(explore(lambda c, p=packet: evaluate(ruleset, p, c))).untracked  # type: ignore[misc]
-                     for packet in packets]  # fmt: skip
-        except TooComplex:
-            continue
-        if marks and all(marks):
-            whole.append(role)
-        elif any(marks) and not half and role != "loopback":
-            half = role
-    return tuple(whole), half
+    try:
+        entries = Service(room, proto, port, (32768, 60999), ()).entries_by_role()
+    except (CtraceError, OSError):
+        return (), ""
+    whole = tuple(role for role in ROLES if entries.get(role) == "none")
+    half = next((role for role in ROLES if entries.get(role) == "half"), "")
+    return whole, half
 
 
 Found = list[tuple[str, Rule]]

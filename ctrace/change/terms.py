@@ -1,0 +1,69 @@
+"""Conditions that an accept takes over from the rule that it stands for, as checked fields."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Final
+
+MAX_VALUES: Final = 256
+MAX_TERMS: Final = 16
+
+_PATTERNS: Final = {
+    "saddr": re.compile(r"[0-9a-f.:]{2,45}(/\d{1,3})?\Z"),
+    "daddr": re.compile(r"[0-9a-f.:]{2,45}(/\d{1,3})?\Z"),
+    "iif": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}\*?\Z"),
+    "oif": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}\*?\Z"),
+    "saddr-set": re.compile(r"(ip|ip6) [A-Za-z_][A-Za-z0-9_.-]{0,30}\Z"),
+    "daddr-set": re.compile(r"(ip|ip6) [A-Za-z_][A-Za-z0-9_.-]{0,30}\Z"),
+    "uid": re.compile(r"\d{1,10}\Z"),
+    "mark": re.compile(r"0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}\Z"),
+    "sport": re.compile(r"\d{1,5}-\d{1,5}\Z"),
+    "dport": re.compile(r"\d{1,5}-\d{1,5}\Z"),
+    "type": re.compile(r"(saddr|daddr) local\Z"),
+    "family": re.compile(r"(ip|ip6)\Z"),
+}
+FIELDS: Final = tuple(_PATTERNS)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One condition: ``field`` is one of ``values`` (or none of them)."""
+
+    field: str
+    """``saddr``, ``daddr`` (prefixes); ``iif``, ``oif`` (names, ``*`` at the end for any rest);
+    ``saddr-set``, ``daddr-set`` (``ip NAME`` or ``ip6 NAME``); ``uid``; ``mark``
+    (``0xVALUE/0xMASK``); ``sport``, ``dport`` (``LOW-HIGH``); ``type`` (``daddr local``);
+    ``family``."""
+    values: tuple[str, ...]
+    negate: bool = False
+
+    def problem(self) -> str:  # noqa: PLR0911
+        """What is wrong with it, for a plan's reader; empty when it is good."""
+        pattern = _PATTERNS.get(self.field)
+        if pattern is None:
+            return "is of an unknown field"
+        if not 1 <= len(self.values) <= MAX_VALUES:
+            return f"must have from 1 to {MAX_VALUES} values"
+        if self.field not in ("saddr", "daddr", "iif", "oif") and len(self.values) != 1:
+            return "can have one value only"
+        for value in self.values:
+            if not pattern.match(value):
+                return "has a value that is not acceptable"
+            if self.field in ("saddr", "daddr"):
+                try:
+                    ip_network(value)
+                except ValueError:
+                    return "has a value that is no address or prefix"
+            if self.field in ("sport", "dport"):
+                low, high = (int(part) for part in value.split("-"))
+                if not low <= high <= 65535:
+                    return "has a range of ports that is none"
+            if value.endswith("*") and len(self.values) > 1:
+                return "can have a wildcard by itself only"
+        if self.field == "uid" and int(self.values[0]) > 0xFFFFFFFF:
+            return "has a user that there can't be"
+        if self.negate and len(self.values) > 1:
+            return "can exclude one value only"
+        return ""

@@ -1,0 +1,1 @@
+"""A rehearsal: packets of a service through a copy of the host's firewall, without and with us."""

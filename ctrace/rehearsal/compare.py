@@ -1,0 +1,152 @@
+"""The same packets on two stages: what fares otherwise, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Final, Optional, Union
+
+from ctrace.rehearsal.packets import UDP
+from ctrace.rehearsal.play import Run, Stray, Talk
+from ctrace.rehearsal.stage import Outcome
+
+BREAKS, OPENS, MARKS = "breaks", "opens", "marks"
+HARMLESS: Final = "harmless"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One packet that fares otherwise once the service is untracked."""
+
+    kind: str
+    """``breaks``: what arrived is lost, or arrives as another or elsewhere; ``opens``: what was
+    refused gets in; ``marks``: it only has another mark or TOS; ``harmless``."""
+    what: Union[Talk, Stray]
+    step: int
+    """Of a conversation."""
+    name: str
+    """Which packet."""
+    before: Optional[Outcome]
+    after: Optional[Outcome]
+
+    @property
+    def how(self) -> str:
+        """``lost``, ``translated``, ``elsewhere``, ``let in`` or ``marked``."""
+        if self.after is None:
+            return "translated" if self._moved else "lost"
+        if self.before is None:
+            return "let in"
+        if _place(self.before) != _place(self.after):
+            return (
+                "translated" if _place(self.before)[2:] != _place(self.after)[2:] else "elsewhere"
+            )
+        return "marked"
+
+    @property
+    def _moved(self) -> bool:
+        """Whether a conversation's first packet arrived at another end than it was sent to."""
+        what, end = self.what, self.before
+        return (
+            isinstance(what, Talk)
+            and not self.step
+            and end is not None
+            and (end.dst, end.dport) != (what.server, what.dport)
+        )
+
+
+def runs(
+    before: Sequence[Run], after: Sequence[Run], again: Sequence[Run] = ()
+) -> list[Difference]:
+    """By conversation the gravest difference, of its packets the first.
+
+    ``again``: a second run without the rules. What differs between the two is drawn by lot and
+    is not compared.
+    """
+    found = []
+    for one, other, twin in zip_longest(before, after, again or before):
+        difference = _run(one, other, twin)
+        if difference is not None:
+            found.append(difference)
+    return found
+
+
+def _run(one: Run, other: Run, twin: Run) -> Optional[Difference]:
+    marked = None
+    for number, step in enumerate(one.steps):
+        x, z = one.outcomes[number], _at(twin, number)
+        y = _at(other, number)
+        if isinstance(x, str) or isinstance(y, str):
+            continue
+        lots = _lots(x, z)
+        if x is None and y is None:
+            break
+        if x is None or y is None:
+            error = step.who in "CS"
+            kind = BREAKS if y is None else HARMLESS if error else OPENS
+            if x is None and number >= len(other.steps):
+                break
+            return Difference(kind, one.talk, number, step.name, x, y)
+        if _differ(_place(x), _place(y), lots) and not _within(one.talk, x, y):
+            return Difference(BREAKS, one.talk, number, step.name, x, y)
+        if (x.mark, x.tos) != (y.mark, y.tos) and marked is None:
+            marked = Difference(MARKS, one.talk, number, step.name, x, y)
+    return marked
+
+
+def _within(talk: Talk, x: Outcome, y: Outcome) -> bool:
+    """Whether only the source differs of what this host sends to itself: its answer finds it."""
+    return talk.role == "loopback" and x[0:2] == y[0:2] and (x.dst, x.dport) == (y.dst, y.dport)
+
+
+def _at(run: Run, number: int) -> Union[Outcome, str, None]:
+    return run.outcomes[number] if number < len(run.outcomes) else None
+
+
+def _place(outcome: Outcome) -> tuple[object, ...]:
+    return (outcome.way, outcome.device, outcome.src, outcome.dst, outcome.sport, outcome.dport)
+
+
+def _lots(x: Optional[Outcome], z: Union[Outcome, str, None]) -> set[int]:
+    if x is None or not isinstance(z, Outcome):
+        return set()
+    return {i for i, (a, b) in enumerate(zip_longest(_place(x), _place(z))) if a != b}
+
+
+def _differ(x: tuple[object, ...], y: tuple[object, ...], lots: set[int]) -> bool:
+    return any(a != b for i, (a, b) in enumerate(zip_longest(x, y)) if i not in lots)
+
+
+def strays(
+    packets: Sequence[Stray],
+    before: Sequence[Optional[Outcome]],
+    after: Sequence[Optional[Outcome]],
+    welcome: Iterable[tuple[bytes, bytes, int]],
+    trusted: Iterable[tuple[bytes, int]] = (),
+) -> list[Difference]:
+    """Packets of strangers. ``welcome``: (source, destination, port) that may connect anyway;
+    ``trusted``: (source, port) whose datagrams are let in knowingly.
+
+    What cannot open a connection is harmless where its sender may open one, or where only an
+    answer to it is spared.
+    """
+    known, sure = set(welcome), set(trusted)
+    found = []
+    for packet, x, y in zip_longest(packets, before, after):
+        if (x is None) == (y is None):
+            continue
+        kind = HARMLESS
+        if packet.opening and y is None:
+            kind = BREAKS
+        elif packet.proto == UDP and (packet.src, packet.sport) in sure:
+            kind = HARMLESS
+        elif packet.opening and (packet.src, packet.dst, packet.dport) not in known:
+            kind = OPENS
+        found.append(Difference(kind, packet, 0, _name(packet), x, y))
+    return found
+
+
+def _name(packet: Stray) -> str:
+    if packet.proto != 6:
+        return "datagram"
+    return {2: "SYN", 16: "ACK", 18: "SYN-ACK", 4: "RST", 17: "FIN"}[packet.flags]

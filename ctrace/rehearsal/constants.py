@@ -1,0 +1,222 @@
+"""What a rule set names: addresses, ports, users. Only that: what rules do with it is for the
+kernel to say.
+
+Addresses are put into classes: those of one set, and those of rules that are the same but for
+them. Where a rule set names thousands, some of each class are tried.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Final, Optional
+
+from ctrace.rehearsal.netlink import number, split
+from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expressions
+from ctrace.rehearsal.snapshot import Snapshot
+from ctrace.ruleset.model import Ruleset
+
+_IPV4, _IPV6, _SERVICE, _UID, _GID = 7, 8, 13, 30, 31
+"""Data types as nft numbers them (include/datatype.h)."""
+_WIDTH: Final = {_IPV4: 4, _IPV6: 16, _SERVICE: 2, _UID: 4, _GID: 4}
+_ADDRESS: Final = re.compile(
+    r"(?<![\w.:])(?:\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:]+)(?:/\d+)?(?![\w.])"
+)
+_PORT: Final = re.compile(r"(?<![\w.:/x])(\d{1,5})(?![\w./x])|(?<=[\d\]]:)(\d{1,5})(?![\w.])")
+_USER: Final = re.compile(r"--[ug]id-owner (\d+)")
+
+
+@dataclass
+class Named:
+    """What was found."""
+
+    classes: dict[object, dict[bytes, None]] = field(default_factory=lambda: defaultdict(dict))
+    """Addresses by class."""
+    ports: set[int] = field(default_factory=set)
+    uids: set[int] = field(default_factory=set)
+    nat: bool = False
+    """Whether anything is translated."""
+
+    def addresses(self, most: int) -> tuple[list[bytes], int]:
+        """(addresses of all classes, how many are not among them).
+
+        All of them up to ``most``; beyond that some of each class, evenly.
+        """
+        every = {address for found in self.classes.values() for address in found}
+        if len(every) <= most:
+            return sorted(every), 0
+        each = max(4, most // max(1, len(self.classes)))
+        chosen: dict[bytes, None] = {}
+        for found in self.classes.values():
+            listed = sorted(found)
+            step = max(1, len(listed) // each)
+            chosen.update(dict.fromkeys(listed[::step][:each]))
+        return sorted(chosen), len(every) - len(chosen)
+
+    def _net(self, text: str, kind: object) -> None:
+        try:
+            net = ip_network(text, strict=False)
+        except ValueError:
+            return
+        self.take(net.network_address.packed, net.prefixlen, kind)
+
+    def take(self, address: bytes, length: int, kind: object) -> None:
+        """An address, or the first hosts of a network."""
+        first = ip_address(address)
+        if first.is_multicast or (first.is_unspecified and length == first.max_prefixlen):
+            return
+        if length in (0, first.max_prefixlen):
+            hosts = [address] if length else []
+        else:
+            hosts = (
+                [(first + 1).packed, (first + 2).packed]
+                if int(first) + 2 < 1 << len(address) * 8
+                else []
+            )
+        self.classes[kind].update(dict.fromkeys(hosts))
+
+    def text(self, line: str, place: str) -> None:
+        """A rule of iptables, or a line about an ipset."""
+        kind = place, re.sub(r"\b[A-Z0-9]{16}\b", "*", _ADDRESS.sub("*", line))
+        for found in _ADDRESS.finditer(line):
+            self._net(found[0], kind)
+        bare = _ADDRESS.sub(lambda m: ":" if ":" in m[0] and "." not in m[0] else "", line)
+        for found in _PORT.finditer(bare):
+            value = int(found[1] or found[2])
+            if 0 < value < 65536:
+                self.ports.add(value)
+        self.uids |= {int(found[1]) for found in _USER.finditer(line)}
+        self.nat = self.nat or bool(re.search("DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP", line))
+
+
+def named(snapshot: Snapshot, ruleset: Optional[Ruleset]) -> Named:
+    """Of all rules, sets and maps."""
+    found = Named()
+    types = {}
+    for kind, family, body in snapshot.nft:
+        of = dict(split(body))
+        if kind == SET:
+            flags = number(of.get(3, b""))
+            fields = _types(number(of.get(4, b""))), _types(number(of.get(6, b"")))
+            types[family, of[1], of[2]] = (*fields, bool(flags & 4))
+        elif kind == ELEMENT:
+            about = types.get((family, of[1], of[2]))
+            if about:
+                for value, parts, interval in _elements(of[3], about):
+                    _values(found, value, parts, interval, (family, of[1], of[2]))
+        elif kind == RULE and 4 in of:
+            _rule(found, expressions(of[4]), (family, of[1], of[2]))
+    for chain in ruleset.chains if ruleset else ():
+        if chain.tool != "nft":
+            for rule in chain.rules:
+                place = f"{chain.family} {chain.table} {re.sub('[A-Z0-9]{16}', '*', chain.name)}"
+                found.text(rule.text, place)
+    for line in snapshot.ipsets:
+        if line.startswith("add "):
+            found.text(line.replace(",", " "), line.split()[1])
+    return found
+
+
+def _types(packed: int) -> tuple[int, ...]:
+    """A set's key type: six bits for each part of it."""
+    out = []
+    while packed:
+        out.append(packed & 63)
+        packed >>= 6
+    return tuple(reversed(out))
+
+
+_About = tuple[tuple[int, ...], tuple[int, ...], bool]
+
+
+def _elements(data: bytes, about: _About) -> Iterator[tuple[bytes, tuple[int, ...], bool]]:
+    for _, element in split(data):
+        of = dict(split(element))
+        for key, fields in ((1, about[0]), (10, about[0]), (2, about[1])):
+            if key in of:
+                value = dict(split(of[key])).get(1)
+                if value:
+                    yield value, fields, about[2] and key == 1
+
+
+def _values(
+    found: Named, value: bytes, fields: tuple[int, ...], interval: bool, kind: object
+) -> None:
+    at = 0
+    for one in fields:
+        width = _WIDTH.get(one, 4)
+        part = value[at : at + width]
+        at += (width + 3) & ~3
+        if len(part) < width:
+            return
+        if one in (_IPV4, _IPV6):
+            found.take(part, width * 8, kind)
+            if interval and any(part) and part != b"\xff" * width:
+                found.take((ip_address(part) + 1).packed, width * 8, kind)
+        elif one == _SERVICE:
+            found.ports.add(struct.unpack(">H", part)[0])
+        elif one in (_UID, _GID):
+            found.uids.add(struct.unpack("=I", part)[0])
+        elif one not in _WIDTH:
+            return  # of a width that is not known here: what follows can't be told
+
+
+def _rule(found: Named, rule: list[Expression], place: object) -> None:
+    has_nat = any(name in ("nat", "masq", "redir", "tproxy") for name, _ in rule)
+    found.nat = found.nat or has_nat
+    kind = place, tuple(
+        (name, b"" if name in ("cmp", "immediate", "lookup", "bitwise", "counter")
+         else repr(of)) for name, of in rule
+    )  # fmt: skip
+    loads: dict[bytes, tuple[str, int]] = {}
+    masks: dict[bytes, int] = {}
+    for name, attributes in rule:
+        of = dict(attributes)
+        if name in ("payload", "meta") and 1 in of:
+            loads[of[1]] = _loaded(name, of)
+            masks.pop(of[1], None)
+        elif name == "bitwise" and 4 in of and of.get(1) in loads:
+            loads[of[2]] = loads[of[1]]
+            mask = dict(split(of[4])).get(1, b"")
+            masks[of[2]] = bin(int.from_bytes(mask, "big")).count("1")
+        elif name == "cmp" and of.get(1) in loads:
+            what, width = loads[of[1]]
+            value = dict(split(of[3])).get(1, b"")
+            _compared(found, what, width, value, masks.get(of[1]), kind)
+        elif name == "range" and of.get(1) in loads:
+            for key in (3, 4):
+                value = dict(split(of[key])).get(1, b"")
+                _compared(found, *loads[of[1]], value, None, kind)
+        elif name == "immediate" and has_nat and 2 in of:
+            value = dict(split(of[2])).get(1, b"")
+            if len(value) in (4, 16):
+                found.take(value, len(value) * 8, kind)
+            elif len(value) == 2:
+                found.ports.add(struct.unpack(">H", value)[0])
+
+
+def _loaded(name: str, of: dict[int, bytes]) -> tuple[str, int]:
+    if name == "meta":
+        return {10: ("uid", 4), 11: ("uid", 4)}.get(number(of.get(2, b"")), ("", 0))
+    base, offset = number(of[2]), number(of[3])
+    if base == 1:
+        return {12: ("address", 4), 16: ("address", 4), 8: ("address", 16),
+                24: ("address", 16)}.get(offset, ("", 0))  # fmt: skip
+    return ("port", 2) if base == 2 and offset in (0, 2) else ("", 0)
+
+
+def _compared(
+    found: Named, what: str, width: int, value: bytes, mask: Optional[int], kind: object
+) -> None:
+    if what == "address" and len(value) <= width:
+        # Networks of whole bytes are compared by those bytes alone.
+        length = mask if mask is not None else len(value) * 8
+        found.take(value + bytes(width - len(value)), length, kind)
+    elif what == "port" and len(value) == 2:
+        found.ports.add(struct.unpack(">H", value)[0])
+    elif what == "uid" and len(value) == 4:
+        found.uids.add(struct.unpack("=I", value)[0])

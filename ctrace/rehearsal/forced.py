@@ -1,0 +1,266 @@
+"""What a copy can't decide as the host would: said yes to, and said no to.
+
+Limits, quotas and meters depend on what happened before; sockets, control groups, times of day
+and fields of a packet that are not varied depend on what is not here. Two rehearsals tell
+whether that matters: in one all of them are true, in the other none is. Lots are drawn in the
+first, and come out the other way in the second.
+Constants: include/uapi/linux/netfilter/nf_tables.h and x_tables' structs.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Final, Optional
+
+from ctrace.rehearsal.netlink import attr, be32, nested, number, split, text, word
+from ctrace.rehearsal.nft_copy import RULE as _RULE
+from ctrace.rehearsal.nft_copy import Change, Expression, Thing, expressions
+
+_BREAK: Final[Expression] = (
+    "immediate", [(1, be32(0)), (2, nested(2, attr(1, struct.pack(">i", -2))))]
+)  # fmt: skip
+_COUNTER: Final = text(1, "counter") + nested(2)
+_COUNTS: Final = {7: _COUNTER, 10: nested(1, _COUNTER)}
+"""A dynset's expression, and its list of them."""
+_LOTS: Final = {"numgen", "hash", "statistic"}
+_KNOWN: Final = {
+    "payload", "cmp", "bitwise", "byteorder", "range", "lookup", "immediate", "counter", "log",
+    "meta", "ct", "nat", "masq", "redir", "notrack", "reject", "rt", "fib", "objref", "queue",
+    "dynset", "exthdr", "tproxy", "dup", "fwd", "synproxy", "match", "target", "connlimit",
+    "flow_offload", "limit", "quota", "socket", "osf", "xfrm", "numgen", "hash", "last",
+}  # fmt: skip
+_META_VARIED: Final = {1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 19, 21, 22}
+"""protocol, mark, iif, oif and their names and types, uid, gid, trace, families, packet type,
+groups."""
+_CT_DEPENDS: Final = {13, 14, 15}
+"""Packets, bytes, average: of an entry's counters."""
+_XT_PLAIN: Final = {
+    "conntrack", "state", "tcp", "udp", "icmp", "icmp6", "multiport", "comment", "set", "mark",
+    "connmark", "addrtype", "iprange", "owner", "pkttype", "mac", "devgroup", "rpfilter", "helper",
+    "connlabel", "sctp", "standard", "cluster", "rt", "frag", "hbh", "dst", "ah", "esp",
+    "ipv6header", "mh",
+}  # fmt: skip
+_XT_TARGETS: Final = {
+    "LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP",
+    "REJECT", "TCPMSS", "CT", "NOTRACK", "SET", "TOS", "DSCP", "TTL", "HL", "CLASSIFY", "CHECKSUM",
+    "TPROXY", "TEE", "TRACE", "SYNPROXY", "CONNSECMARK", "SECMARK", "NFQUEUE", "AUDIT", "ECN",
+    "TCPOPTSTRIP", "ERROR", "HMARK", "RATEEST", "DNPT", "SNPT",
+}  # fmt: skip
+_SHARED: Final = {"IDLETIMER", "LED"}
+"""Targets whose state is the whole machine's: never loaded."""
+_FLAGS: Final = {"masq": 1, "redir": 3, "nat": 7}
+"""The attribute with NF_NAT_RANGE_*."""
+_RANDOM: Final = 0x04 | 0x10
+"""NF_NAT_RANGE_PROTO_RANDOM, _FULLY."""
+
+
+def change(answer: Optional[bool], *, untracked: bool, draw: bool = True) -> Change:
+    """A stage's change of rules: every condition that depends says ``answer`` (None: as it is).
+
+    ``untracked``: where the service is, so that a limit on tracked connections counts none of
+    it. ``draw``: False keeps source ports where a translation would draw them by lot.
+    """
+
+    def apply(rule: list[Expression]) -> Optional[list[Expression]]:
+        tainted: set[int] = set()
+        out: list[Expression] = []
+        for name, attributes in rule:
+            out += _one(name, attributes, tainted, answer, untracked=untracked, draw=draw)
+        return out if out != rule else None
+
+    return apply
+
+
+def depends(things: tuple[Thing, ...]) -> bool:
+    """Whether any rule has a condition that can only be forced."""
+    one = change(True, untracked=False)
+    nothing = change(False, untracked=False)
+    for kind, _, body in things:
+        if kind == _RULE:
+            blob = dict(split(body)).get(4, b"")
+            found = expressions(blob)
+            if one(found) != nothing(found):
+                return True
+    return False
+
+
+def draws(things: tuple[Thing, ...]) -> bool:
+    """Whether a translation draws ports by lot, or takes them from a range."""
+    lot, kept = change(None, untracked=False), change(None, untracked=False, draw=False)
+    return any(
+        lot(found) != kept(found)
+        for kind, _, body in things
+        if kind == _RULE
+        for found in [expressions(dict(split(body)).get(4, b""))]
+    )
+
+
+def _one(  # noqa: PLR0911
+    name: str,
+    attributes: list[tuple[int, bytes]],
+    tainted: set[int],
+    answer: Optional[bool],
+    *,
+    untracked: bool,
+    draw: bool,
+) -> list[Expression]:
+    of = dict(attributes)
+    same: list[Expression] = [(name, attributes)]
+    if name in ("match", "target"):
+        return _xt(name, attributes, answer, untracked=untracked, draw=draw)
+    if name == "connlimit":
+        over = bool(number(of.get(2, b"")) & 1)  # NFT_CONNLIMIT_F_INV: more than so many
+        if untracked:
+            return [_BREAK, *same] if over else []
+        return same if answer is None else [] if answer else [_BREAK, *same]
+    if name == "flow_offload":
+        return []  # a short cut past our ends; packets without it go the whole way
+    if name == "queue":  # without a listener: as with its bypass flag
+        return [(name, [(k, d) for k, d in attributes if k != 3] + [(3, struct.pack(">H", 1))])]
+    if not draw and name in _FLAGS:
+        return [(name, [(k, _quiet(d) if k == _FLAGS[name] else d) for k, d in attributes])]
+    if answer is None:
+        return same
+    if name == "dynset" and (7 in of or 10 in of):
+        inner = _inside(of)
+        if inner & {"limit", "quota", "connlimit"}:
+            if not answer or (untracked and inner == {"connlimit"}):
+                return [_BREAK, *same]
+            # Elements still come into the set; they count instead of measuring.
+            return [(name, [(k, _COUNTS.get(k, d)) for k, d in attributes])]
+    if name in ("limit", "quota", "last"):
+        return [] if answer else [_BREAK, *same]
+    return _loading(name, of, tainted, same, answer)
+
+
+def _quiet(flags: bytes) -> bytes:
+    return be32(number(flags) & ~_RANDOM)
+
+
+def _inside(of: dict[int, bytes]) -> set[str]:
+    found = {word(dict(split(of[7]))[1])} if 7 in of else set()
+    for _, data in split(of.get(10, b"")):
+        found.add(word(dict(split(data))[1]))
+    return found
+
+
+def _loading(
+    name: str, of: dict[int, bytes], tainted: set[int], same: list[Expression], answer: bool
+) -> list[Expression]:
+    """Registers that hold what depends, and the conditions on them."""
+    target = _register(of.get(1 if name != "bitwise" else 2, b""))
+    if _foreign(name, of) or (name in _LOTS and not answer):
+        tainted.add(target)
+        return same
+    if name in ("bitwise", "byteorder") and _register(of.get(1, b"")) in tainted:
+        tainted.add(_register(of.get(2, b"")))
+        return same
+    source = _register(of.get(2 if name == "lookup" else 1, b""))
+    if name in ("cmp", "range", "lookup") and any(source <= one < source + 4 for one in tainted):
+        if name != "lookup" and source not in tainted:
+            return same
+        return [] if answer else [_BREAK, *same]
+    if name not in _KNOWN:
+        return [] if answer else [_BREAK, *same]
+    if name in ("payload", "meta", "ct", "fib", "rt", "exthdr") and 1 in of:
+        tainted.discard(target)
+    return same
+
+
+def _register(data: bytes) -> int:
+    """By words of 32 bits: the four wide registers lie over the narrow ones."""
+    value = number(data)
+    return value - 8 if value >= 8 else value * 4 - 4
+
+
+def _foreign(name: str, of: dict[int, bytes]) -> bool:  # noqa: PLR0911
+    """Whether it loads what is not here, or not varied by the packets that are sent."""
+    if name in ("socket", "osf", "xfrm"):
+        return True
+    if name == "meta":
+        return 1 in of and number(of.get(2, b"")) not in _META_VARIED
+    if name == "ct":
+        return 1 in of and number(of.get(2, b"")) in _CT_DEPENDS
+    if name == "exthdr":
+        return 1 in of
+    if name == "payload" and 1 in of:
+        base, offset = number(of[2]), number(of[3])
+        if base == 0:  # link layer: the MAC addresses
+            return True
+        if base == 1:
+            return offset not in (9, 6, 12, 16, 8, 24, 13, 14, 15, 17, 18, 19)
+        return offset not in (0, 2, 13, 1, 17, 30, 28, 14, 50, 48, 4, 12)
+    return False
+
+
+def _xt(  # noqa: PLR0911
+    name: str, attributes: list[tuple[int, bytes]], answer: Optional[bool],
+    *, untracked: bool, draw: bool,
+) -> list[Expression]:  # fmt: skip
+    of = dict(attributes)
+    what = word(of[1])
+    same: list[Expression] = [(name, attributes)]
+    if name == "target":
+        if what in _SHARED:
+            return []
+        if what == "NFQUEUE" and len(of.get(3, b"")) >= 6:
+            info = of[3][:4] + struct.pack("=H", 1) + of[3][6:]
+            return [(name, [(k, info if k == 3 else d) for k, d in attributes])]
+        if not draw and what in ("MASQUERADE", "SNAT", "REDIRECT"):
+            return [(name, [(k, _kept(d) if k == 3 else d) for k, d in attributes])]
+        if answer is not None and what not in _XT_TARGETS:
+            return [] if answer else [_BREAK, *same]
+        return same
+    if what == "connlimit":
+        inverted = bool(struct.unpack_from("=I", of[3], 20)[0] & 1)  # XT_CONNLIMIT_INVERT: at most
+        if untracked:
+            return [] if inverted else [_BREAK, *same]
+        return same if answer is None else [] if answer else [_BREAK, *same]
+    if answer is None or what in _XT_PLAIN or (answer and what in _LOTS):
+        return same
+    return [] if answer else [_BREAK, *same]
+
+
+def _kept(info: bytes) -> bytes:
+    """A translation's arguments without its random flags."""
+    at = 0 if len(info) >= 36 else 4  # nf_nat_range(2): flags first; the old form: a count first
+    flags = struct.unpack_from("=I", info, at)[0] & ~_RANDOM
+    return info[:at] + struct.pack("=I", flags) + info[at + 4 :]
+
+
+def legacy(text: str, answer: bool, *, untracked: bool = False, draw: bool = True) -> str:
+    """The same for what iptables-legacy-save prints: a match is taken out, or its rule is."""
+    out = []
+    for line in text.splitlines():
+        if " -A " not in line and not line.startswith("-A "):
+            out.append(line)
+            continue
+        changed = _line(line, answer, untracked=untracked, draw=draw)
+        if changed is not None:
+            out.append(changed)
+    return "\n".join(out) + "\n"
+
+
+_MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
+
+
+def _line(line: str, answer: bool, *, untracked: bool, draw: bool) -> Optional[str]:
+    for match in _MATCH.finditer(line):
+        module, options = match[1], match[2]
+        if module in _XT_PLAIN or (answer and module in _LOTS):
+            continue
+        said = answer
+        if module == "connlimit" and untracked:
+            said = "--connlimit-upto" in options
+        if not said:
+            return None
+        line = line.replace(match[0], "", 1)
+    target = re.search(r" -j (\S+)", line)
+    if target and target[1] in _SHARED:
+        return None
+    if target and target[1] == "NFQUEUE" and "--queue-bypass" not in line:
+        line += " --queue-bypass"
+    if not draw:
+        line = re.sub(r" --random(-fully)?", "", line)
+    return line

@@ -1,0 +1,230 @@
+"""From a lever that breaks something to one that does not: accepts, one more role, others' ports.
+
+Every attempt is rehearsed; what the kernel does not confirm is not proposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Final, Optional
+
+from ctrace.change.plan import MAX_ACCEPTS, Notrack
+from ctrace.errors import CtraceError
+from ctrace.rehearsal import legacy_way
+from ctrace.rehearsal.compare import BREAKS, OPENS, Difference
+from ctrace.rehearsal.place import Map, Need, Place, candidates, of_stage
+from ctrace.rehearsal.play import Run, Talk, play, throw
+from ctrace.rehearsal.rehearse import Found, Service, Setting, scripts
+from ctrace.rehearsal.stage import Hit, Script, on_one_processor
+from ctrace.ruleset.model import Ruleset
+
+ROUNDS: Final = 8
+Ways = Sequence[Sequence[Hit]]
+"""By step."""
+AT_ONCE: Final = 6
+"""Differences that are looked at closely in one round."""
+
+
+@dataclass
+class Settled:
+    """The best lever found, and what is left of differences with it."""
+
+    lever: Notrack
+    found: Found
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By accept's place: what would drop the packet that it lets in."""
+    path_mtu: bool = False
+    """Whether path MTU discovery lives by the rules about ICMP errors alone."""
+    deciders: list[tuple[Difference, str]] = field(default_factory=list)
+    """For what is left: the rule that decides, in words."""
+
+
+class Mender:
+    """Works on one service's lever."""
+
+    def __init__(self, service: Service, ruleset: Optional[Ruleset], backend: str) -> None:
+        self._service, self._ruleset, self._backend = service, ruleset, backend
+        self._reasons: dict[str, str] = {}
+
+    def settle(self, lever: Notrack) -> Settled:
+        """Mend until nothing breaks, something opens, or nothing helps. Raises CtraceError."""
+        found = self._service.with_lever(lever, self._backend)
+        best = lever, found
+        for _ in range(ROUNDS):
+            if found.of(OPENS) or not _talks(found, BREAKS):
+                break
+            better = self._wider(lever, found) or self._accepting(lever, found)
+            if better is None or len(better.accepts) > MAX_ACCEPTS:
+                break
+            lever, found = better, self._service.with_lever(better, self._backend)
+            best = lever, found
+        lever, found = best
+        if not found.of(OPENS) and not found.of(BREAKS):
+            self._service.coming_and_going(lever, self._backend, found)
+        deciders = self._deciders(lever, found)
+        return Settled(lever, found, self._reasons, self._needs_icmp(lever), deciders)
+
+    def _needs_icmp(self, lever: Notrack) -> bool:
+        if not lever.icmp:
+            return False
+        bare = replace(lever, icmp=False)
+        found = self._service.with_lever(bare, self._backend, [Setting()])
+        return any(one.name == "path MTU error" for one in found.of(BREAKS))
+
+    def _wider(self, lever: Notrack, found: Found) -> Optional[Notrack]:
+        """For what no accept could mend: half of somebody's conversation is untracked."""
+        broken = _talks(found, BREAKS)
+        port = self._service.port
+        if self._backend == "nft" and not lever.shared and "server" in lever.roles and any(
+            talk.role == "forward" and (talk.sport == port or talk.dport != port)
+            for talk in broken
+        ):  # fmt: skip
+            # ICMP errors don't tell whose flow they quote: no rule of ours may catch them.
+            return replace(lever, shared=True, icmp=False)
+        local = any(talk.role == "loopback" and talk.dport == port for talk in broken)
+        if local and not {"server", "loopback"} & set(lever.roles):
+            return replace(lever, roles=(*lever.roles, "loopback"))
+        return None
+
+    def _accepting(self, lever: Notrack, found: Found) -> Optional[Notrack]:
+        """The lever with more accepts; None when none helps."""
+        kinds: dict[tuple[object, ...], Difference] = {}
+        for one in found.of(BREAKS):
+            if isinstance(one.what, Talk) and one.how == "lost":
+                key = (
+                    one.what.role,
+                    one.name,
+                    len(one.what.client),
+                    one.what.client_at,
+                    one.what.server_at,
+                    one.what.uid,
+                    found.settings[id(one)],
+                )
+                kinds.setdefault(key, one)
+        better = lever
+        for one in list(kinds.values())[:AT_ONCE]:
+            setting = found.settings[id(one)]
+            assert isinstance(one.what, Talk)
+            more = self._accept_for(better, one.what, setting)
+            if more is not None:
+                better = more
+        return better if better != lever else None
+
+    def _accept_for(self, lever: Notrack, talk: Talk, setting: Setting) -> Optional[Notrack]:
+        role = talk.role if talk.role in lever.roles else (
+            "server" if talk.role == "loopback" and "server" in lever.roles else "")  # fmt: skip
+        if not role or self._service.port not in (talk.dport,):
+            return None
+        with on_one_processor():
+            before, tracked = self._looked(setting, (), talk)
+            after, untracked = self._looked(setting, scripts(lever, self._backend), talk)
+            at = _lost(before, after)
+            if at is None:
+                return None
+            for (known, ways), (there, lost) in zip_longest(tracked, untracked):
+                need = _need(before, at, role, self._service, ways, lost)
+                for accept in candidates(need, known, there):
+                    better = replace(lever, accepts=(*lever.accepts, accept))
+                    dropped = there.passages(need.untracked)[-1].hits[-1]
+                    if accept not in lever.accepts and self._helps(
+                        better, talk, setting, at, there.place(dropped)
+                    ):
+                        where = there.where(dropped, self._service.port)
+                        self._reasons.setdefault(where, before.steps[at].name)
+                        return better
+        return None
+
+    def _looked(
+        self, setting: Setting, texts: Sequence[Script], talk: Talk
+    ) -> tuple[Run, list[tuple[Map, Ways]]]:
+        """A conversation, and its ways through nf_tables and legacy tables."""
+        with self._service.room.stage(setting, texts, untracked=bool(texts), traced=True) as stage:
+            if not self._service.room.snapshot.legacy:
+                run = play(stage, [talk])[0]
+                return run, [(of_stage(stage, self._ruleset), run.ways)]
+            run, ways, tables = legacy_way.ways(stage, talk)
+            return run, [
+                (of_stage(stage, self._ruleset), run.ways),
+                (legacy_way.known(tables, self._ruleset), ways),
+            ]
+
+    def _helps(self, lever: Notrack, talk: Talk, setting: Setting, at: int, dropped: Place) -> bool:
+        """Whether the packet passes now, or comes as far as another chain that drops it."""
+        try:
+            run, looked = self._looked(setting, scripts(lever, self._backend), talk)
+        except CtraceError:  # a rule that the tool does not take
+            return False
+        if len(run.outcomes) > at and run.outcomes[at] is not None:
+            return True
+        ends = [p.place for known, ways in looked if len(ways) > at
+                for p in known.passages(ways[at]) if p.verdict == 0]  # fmt: skip
+        return bool(ends) and ends[-1] != dropped
+
+    def _deciders(self, lever: Notrack, found: Found) -> list[tuple[Difference, str]]:
+        """The rule that decides each of the gravest differences, one of a kind."""
+        kinds: dict[tuple[object, ...], Difference] = {}
+        for kind in (OPENS, BREAKS):
+            for one in found.of(kind):
+                role = one.what.role if isinstance(one.what, Talk) else "stray"
+                kinds.setdefault((kind, role, one.how, one.name), one)
+        out = []
+        for one in list(kinds.values())[:4]:
+            setting = found.settings[id(one)]
+            out.append((one, self._decider(lever, one, setting)))
+        return out
+
+    def _decider(self, lever: Notrack, one: Difference, setting: Setting) -> str:
+        """In words: what drops, stops or translates it; empty when the trace does not tell."""
+        texts = scripts(lever, self._backend) if one.how == "lost" else []
+        port = self._service.port
+        with on_one_processor():
+            if isinstance(one.what, Talk):
+                _, looked = self._looked(setting, texts, one.what)
+            else:
+                with self._service.room.stage(
+                    setting, texts, untracked=bool(texts), traced=True
+                ) as stage:
+                    looked = [(of_stage(stage, self._ruleset), [throw(stage, [one.what])[0][1]])]
+        for known, ways in looked:
+            if one.how == "translated":
+                every = [hit for way in ways[: one.step + 1] for hit in way]
+                nat = [p for p in known.passages(every)
+                       if "nat" in self._type(p.place) and p.hits[-1].kind == 3]  # fmt: skip
+                if nat:
+                    return known.where(nat[-1].hits[-1], port)
+            elif one.step < len(ways):
+                dropped = [p for p in known.passages(ways[one.step]) if p.verdict in (0, 2)]
+                if dropped:
+                    return known.where(dropped[-1].hits[-1], port)
+        return ""
+
+    def _type(self, place: tuple[str, str, str]) -> str:
+        for chain in self._ruleset.chains if self._ruleset else ():
+            if (chain.family, chain.table, chain.name) == place:
+                return chain.type + chain.table
+        return ""
+
+
+def _talks(found: Found, kind: str) -> list[Talk]:
+    return [one.what for one in found.of(kind) if isinstance(one.what, Talk)]
+
+
+def _lost(before: Run, after: Run) -> Optional[int]:
+    for at, step in enumerate(before.steps):
+        del step
+        x = before.outcomes[at]
+        y = after.outcomes[at] if at < len(after.outcomes) else "-"
+        if y is None and x is not None and x != "-":
+            return at
+    return None
+
+
+def _need(
+    before: Run, at: int, role: str, service: Service, tracked: Ways, untracked: Ways
+) -> Need:
+    step = before.steps[at]
+    flow = "icmp" if step.who in "CS" else "to" if step.who == "c" else "from"
+    opening = tracked[0] if flow == "to" and at else ()
+    return Need(tracked[at], opening, untracked[at], role, flow, service.proto, service.port)

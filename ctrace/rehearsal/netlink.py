@@ -1,0 +1,190 @@
+"""Namespaces without a name, and raw netlink to read and fill them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from errno import EINVAL, EOPNOTSUPP, EPROTONOSUPPORT
+from typing import Final
+
+from ctrace.errors import CtraceError
+from ctrace.host import commands, netns
+
+REQUEST, ACK, DUMP, CREATE, APPEND, EXCL = 1, 4, 0x300, 0x400, 0x800, 0x200
+ROUTE, NETFILTER = 0, 12
+NESTED: Final = 0x8000
+DUMP_INTR: Final = 0x10
+ERROR, DONE = 2, 3
+SOL_NETLINK: Final = 270
+BUFFER: Final = 512 << 20
+
+Attributes = list[tuple[int, bytes]]
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Interrupted(Exception):
+    """What was read changed meanwhile."""
+
+
+class Space:
+    """A namespace of ours: gone with the last file that is open on it."""
+
+    def __init__(self) -> None:
+        """Raises CtraceError without CAP_SYS_ADMIN."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _libc.unshare(netns.CLONE_NEWNET) != 0:
+                reason = os.strerror(ctypes.get_errno())
+                raise CtraceError(f"cannot make a network namespace: {reason} (CAP_SYS_ADMIN?)")
+            self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            _libc.setns(home, netns.CLONE_NEWNET)
+        finally:
+            os.close(home)
+        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread, and only it, in the namespace."""
+        with netns.enter(self.path):
+            yield
+
+    def run(self, argv: Sequence[str], stdin: str = "") -> str:
+        """Output of a command inside. Raises CtraceError."""
+        with self.inside():
+            return commands.run(argv, stdin)
+
+    def close(self) -> None:
+        """Let it go."""
+        os.close(self.fd)
+
+
+def attr(kind: int, data: bytes) -> bytes:
+    """One attribute, padded."""
+    return struct.pack("=HH", len(data) + 4, kind) + data + b"\0" * (-len(data) % 4)
+
+
+def text(kind: int, word: str) -> bytes:
+    """A string attribute."""
+    return attr(kind, word.encode() + b"\0")
+
+
+def nested(kind: int, *parts: bytes) -> bytes:
+    """An attribute made of attributes."""
+    return attr(kind | NESTED, b"".join(parts))
+
+
+def be32(value: int) -> bytes:
+    """A number as nfnetlink has it."""
+    return struct.pack(">I", value)
+
+
+def word(data: bytes) -> str:
+    """A string attribute's value."""
+    return data.rstrip(b"\0").decode(errors="replace")
+
+
+def number(data: bytes) -> int:
+    """A number of nfnetlink."""
+    return int.from_bytes(data, "big")
+
+
+def split(data: bytes, at: int = 0) -> Attributes:
+    """The attributes of a message or nest, in order: (type without flags, value)."""
+    found = []
+    while at + 4 <= len(data):
+        size, kind = struct.unpack_from("=HH", data, at)
+        if size < 4:
+            break
+        found.append((kind & 0x3FFF, data[at + 4 : at + size]))
+        at += (size + 3) & ~3
+    return found
+
+
+class Link:
+    """A netlink socket that stays bound to the namespace in which it was opened."""
+
+    def __init__(self, path: str, proto: int) -> None:
+        """Of the namespace at ``path``. Raises CtraceError."""
+        with netns.enter(path):
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+            self.sock = socket.socket(socket.AF_NETLINK, kind, proto)
+        self.sock.bind((0, 0))
+        for option in (32, 33):  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
+            with suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        self.sock.setsockopt(SOL_NETLINK, 10, 1)  # NETLINK_CAP_ACK: errors don't repeat requests
+        with suppress(OSError):
+            self.sock.setsockopt(SOL_NETLINK, 12, 1)  # NETLINK_GET_STRICT_CHK
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """Bodies of all answers; none where the kernel does not know the question.
+
+        Raises Interrupted, OSError.
+        """
+        self.sock.send(message(kind, DUMP, body))
+        found: list[bytes] = []
+        interrupted = False
+        while True:
+            data, at = self.sock.recv(1 << 18), 0
+            while at < len(data):
+                size, got, flags = struct.unpack_from("=IHH", data, at)
+                interrupted |= bool(flags & DUMP_INTR)
+                if got == DONE:
+                    if interrupted:
+                        raise Interrupted
+                    return found
+                if got == ERROR:
+                    code = -struct.unpack_from("=i", data, at + 16)[0]
+                    if code in (EOPNOTSUPP, EINVAL, EPROTONOSUPPORT):
+                        return []
+                    raise OSError(code, os.strerror(code))
+                found.append(data[at + 16 : at + size])
+                at += (size + 3) & ~3
+
+    def ask(self, kind: int, body: bytes) -> bytes:
+        """The body of the one answer. Raises OSError."""
+        self.sock.send(message(kind, 0, body))
+        data = self.sock.recv(1 << 18)
+        if struct.unpack_from("=H", data, 4)[0] == ERROR:
+            code = -struct.unpack_from("=i", data, 16)[0]
+            raise OSError(code, os.strerror(code))
+        return data[16 : struct.unpack_from("=I", data)[0]]
+
+    def send(self, messages: list[bytes], *, acks: int = -1, ok: Sequence[int] = ()) -> Failed:
+        """Send in one piece: (sequence number, errno) of what was refused.
+
+        ``acks``: how many messages ask for an answer (by default: all do).
+        """
+        if not messages:
+            return []
+        self.sock.send(b"".join(messages))
+        waiting, failed = len(messages) if acks < 0 else acks, []
+        while waiting > 0:
+            data, at = self.sock.recv(1 << 18), 0
+            while at < len(data):
+                size, kind, _, seq = struct.unpack_from("=IHHI", data, at)
+                if kind == ERROR:
+                    code = -struct.unpack_from("=i", data, at + 16)[0]
+                    waiting -= 1
+                    if code and code not in ok:
+                        failed.append((seq, code))
+                at += (size + 3) & ~3
+        return failed
+
+
+Failed = list[tuple[int, int]]
+
+
+def message(kind: int, flags: int, body: bytes, seq: int = 1) -> bytes:
+    """A request."""
+    return struct.pack("=IHHII", len(body) + 16, kind, flags | REQUEST, seq, 0) + body

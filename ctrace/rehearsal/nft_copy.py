@@ -1,0 +1,249 @@
+"""All nftables objects of a namespace, expressions verbatim, read and loaded into another.
+
+The kernel's own form is the only one that comes back the same: texts and JSON of nft lose
+iptables' extensions and some flags. What a dump says that can't be said back is repaired here.
+Attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final, Optional
+
+from ctrace.rehearsal.netlink import (
+    ACK,
+    APPEND,
+    CREATE,
+    NESTED,
+    NETFILTER,
+    Attributes,
+    Interrupted,
+    Link,
+    attr,
+    be32,
+    message,
+    nested,
+    number,
+    split,
+    text,
+    word,
+)
+
+NFT: Final = 10 << 8
+TABLE, CHAIN, RULE, SET, ELEMENT, OBJECT, FLOWTABLE = 0, 3, 6, 9, 12, 18, 22
+GET_GENERATION: Final = 16
+_ORDER: Final = (TABLE, CHAIN, SET, OBJECT, FLOWTABLE, RULE)
+_LEFT_OUT: Final = {  # use counts, handles, positions, padding
+    TABLE: (3, 4, 5, 7),
+    CHAIN: (2, 6, 9),
+    RULE: (3, 6, 8),
+    SET: (10, 14, 16, 19, 20),
+    ELEMENT: (),
+    OBJECT: (5, 6, 7),
+    FLOWTABLE: (4, 5, 6),
+}
+_NESTS: Final = {
+    TABLE: (), CHAIN: (4, 8), RULE: (4,), SET: (9, 17, 18), ELEMENT: (3,), OBJECT: (4,),
+    FLOWTABLE: (3,),
+}  # fmt: skip
+_BINDING: Final = 4
+_OWNED: Final = 2 | 4
+"""The table goes when its socket does; persistent."""
+
+Thing = tuple[int, int, bytes]
+"""(kind, family, attributes)."""
+Expression = tuple[str, Attributes]
+Change = Callable[[list[Expression]], Optional[list[Expression]]]
+"""A rule's expressions otherwise; None: as they are."""
+
+
+def read(path: str, tries: int = 5) -> tuple[Thing, ...]:
+    """Everything in the namespace at ``path``, in an order in which it can be made again.
+
+    Of one generation of the ruleset. Raises Interrupted when it changes all the time.
+    """
+    with Link(path, NETFILTER) as link:
+        for _ in range(tries):
+            try:
+                before = _generation(link)
+                found = _read(link)
+                if _generation(link) == before:
+                    return found
+            except Interrupted:
+                continue
+    raise Interrupted
+
+
+def _generation(link: Link) -> bytes:
+    try:
+        return dict(split(link.ask(NFT | GET_GENERATION, _head(0)), 4)).get(1, b"")
+    except OSError:
+        return b""
+
+
+def _read(link: Link) -> tuple[Thing, ...]:
+    found: dict[int, list[Thing]] = {}
+    for kind in _ORDER:
+        found[kind] = [(kind, body[0], body[4:]) for body in link.dump(NFT | kind + 1, _head(0))]
+    elements = []
+    for _, family, body in found[SET]:
+        of = dict(split(body))
+        which = _head(family) + attr(1, of[1]) + attr(2, of[2])
+        elements += [
+            (ELEMENT, piece[0], piece[4:])
+            for piece in link.dump(NFT | ELEMENT + 1, which)
+            if any(kind == 3 for kind, _ in split(piece, 4))
+        ]
+    return (
+        *found[TABLE], *found[CHAIN], *found[OBJECT], *found[SET], *elements,
+        *found[FLOWTABLE], *_bound_first(found[CHAIN], found[RULE]),
+    )  # fmt: skip
+
+
+def _head(family: int, resource: int = 0) -> bytes:
+    return struct.pack(">BBH", family, 0, resource)
+
+
+def _bound_first(chains: list[Thing], rules: list[Thing]) -> list[Thing]:
+    """Rules of a chain without a name have to be there before the rule that jumps to it."""
+    bound = set()
+    for _, family, body in chains:
+        of = dict(split(body))
+        if number(of.get(10, b"")) & _BINDING:
+            bound.add((family, of[1], of[3]))
+    if not bound:
+        return rules
+    by_chain: dict[tuple[int, bytes, bytes], list[Thing]] = {}
+    for rule in rules:
+        of = dict(split(rule[2]))
+        by_chain.setdefault((rule[1], of[1], of[2]), []).append(rule)
+    done: set[tuple[int, bytes, bytes]] = set()
+    out: list[Thing] = []
+
+    def put(key: tuple[int, bytes, bytes]) -> None:
+        if key in done:
+            return
+        done.add(key)
+        for rule in by_chain.get(key, ()):
+            for other in bound:
+                if other[:2] == key[:2] and other[2] in rule[2]:
+                    put(other)
+        out.extend(by_chain.get(key, ()))
+
+    for key in by_chain:
+        if key not in bound:
+            put(key)
+    return out
+
+
+def write(path: str, things: Iterable[Thing], change: Optional[Change] = None) -> list[str]:
+    """Load all of it into the empty namespace at ``path``, in one transaction.
+
+    Returns what was refused, in words; then nothing is there.
+    """
+    todo = list(things)
+    if not todo:
+        return []
+    out = [message(0x10, 0, _head(0, 10))]
+    ids: dict[tuple[int, bytes, bytes], int] = {}
+    for seq, (kind, family, attributes) in enumerate(todo, 2):
+        body = _head(family) + _again(kind, family, attributes, change)
+        if kind == SET:
+            of = dict(split(attributes))
+            body += attr(10, be32(ids.setdefault((family, of[1], of[2]), len(ids) + 1)))
+        flags = CREATE | (APPEND if kind == RULE else 0)
+        out.append(message(NFT | kind, flags | (ACK if seq == len(todo) + 1 else 0), body, seq))
+    out.append(message(0x11, 0, _head(0, 10)))
+    with Link(path, NETFILTER) as link:
+        # Errors come unasked; one acknowledgement, for the last, says that all were looked at.
+        failed = link.send(out, acks=1)
+    return [f"{_described(todo, seq)}: {os.strerror(code)}" for seq, code in failed]
+
+
+def _described(todo: list[Thing], seq: int) -> str:
+    if not 2 <= seq < len(todo) + 2:
+        return "the transaction"
+    kind, _, body = todo[seq - 2]
+    keys = (1, 2, 3) if kind < RULE else (1, 2)
+    names = [word(data) for key, data in split(body) if key in keys and data.endswith(b"\0")]
+    what = {TABLE: "table", CHAIN: "chain", RULE: "a rule of", SET: "set", ELEMENT: "elements of",
+            OBJECT: "object", FLOWTABLE: "flowtable"}[kind]  # fmt: skip
+    return f"{what} {' '.join(names)}"
+
+
+def _again(kind: int, family: int, attributes: bytes, change: Optional[Change]) -> bytes:
+    out = b""
+    for key, data in split(attributes):
+        if key in _LEFT_OUT[kind]:
+            continue
+        if kind == TABLE and key == 2:
+            data = be32(number(data) & ~_OWNED)  # noqa: PLW2901
+        if kind == RULE and key == 4:
+            data, more = _rule(family, data, change)  # noqa: PLW2901
+            out += more
+        out += attr(key | (NESTED if key in _NESTS[kind] else 0), data)
+    return out
+
+
+def _rule(family: int, blob: bytes, change: Optional[Change]) -> tuple[bytes, bytes]:
+    """A rule's expressions, and what iptables' extensions want to know beside them."""
+    odd = any(name in blob for name in (b"dynset", b"exthdr", b"osf"))
+    xt = b"match\0" in blob or b"target\0" in blob
+    if not (odd or xt or change):
+        return blob, b""
+    found = expressions(blob)
+    more = _compat(family, found) if xt else b""
+    if odd:
+        _repair(found)
+    changed = change(found) if change else None
+    return (packed(changed if changed is not None else found) if odd or changed is not None
+            else blob), more  # fmt: skip
+
+
+def expressions(blob: bytes) -> list[Expression]:
+    """(name, attributes) of each expression of a rule."""
+    found = []
+    for _, data in split(blob):
+        of = dict(split(data))
+        found.append((word(of[1]), split(of.get(2, b""))))
+    return found
+
+
+def packed(found: list[Expression]) -> bytes:
+    """The reverse."""
+    return b"".join(
+        nested(1, text(1, name), nested(2, *(attr(key, data) for key, data in of)))
+        for name, of in found
+    )
+
+
+def _repair(found: list[Expression]) -> None:
+    """A dump says 0 for what is not set, and then that can't be set: a dynset's timeout, the
+    flags of osf and of an expression that writes a TCP option, the offset of one that strips it."""
+    for name, of in found:
+        has = {key for key, _ in of}
+        zero: tuple[int, ...] = {"dynset": (6,), "osf": (3,)}.get(name, ())
+        if name == "exthdr" and 1 not in has:  # no destination register
+            zero = (5,) if 7 in has else (3, 4, 5)
+        of[:] = [(key, data) for key, data in of if key not in zero or any(data)]
+
+
+def _compat(family: int, found: list[Expression]) -> bytes:
+    """NFTA_RULE_COMPAT, which no dump tells: the protocol, from the rule's own first compare."""
+    register, proto, inverted = b"", 0, 0
+    for name, attributes in found:
+        of = dict(attributes)
+        header = be32(9 if family == 2 else 6)
+        if (name == "meta" and of.get(2) == be32(16)) or (  # NFT_META_L4PROTO
+            name == "payload" and of.get(2) == of.get(4) == be32(1) and of.get(3) == header
+        ):
+            register = of.get(1, b"")
+        elif name == "cmp" and register and of.get(1) == register:
+            proto = dict(split(of[3]))[1][0]
+            inverted = 2 if of.get(2) == be32(1) else 0
+            break
+        else:
+            register = b""
+    return nested(5, attr(1, be32(proto)), attr(2, be32(inverted)))

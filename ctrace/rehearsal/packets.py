@@ -1,0 +1,61 @@
+"""Packets as bytes, each with a number that survives translation and forwarding."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
+MSS: Final = struct.pack(">BBHBBBBII", 2, 4, 1460, 1, 1, 8, 10, 1, 0)
+"""A SYN's options as Linux has them: MSS, timestamps."""
+NUMBERS: Final = 65000
+"""IPv4's identification has 16 bits; 0 is replaced by the kernel."""
+
+
+def _sum(data: bytes) -> int:
+    if len(data) & 1:
+        data += b"\0"
+    total: int = sum(struct.unpack(f">{len(data) >> 1}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+def _ip(number: int, src: bytes, dst: bytes, proto: int, payload: bytes) -> bytes:
+    if len(src) == 4:
+        size = 20 + len(payload)
+        head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, size, number, 0x4000, 64, proto, 0, src, dst)
+        return head[:10] + struct.pack(">H", _sum(head)) + head[12:] + payload
+    head = struct.pack(">IHBB", 0x60000000 | number, len(payload), proto, 64)
+    return head + src + dst + payload
+
+
+def _summed(src: bytes, dst: bytes, proto: int, payload: bytes, at: int) -> bytes:
+    check = _sum(src + dst + struct.pack(">II", len(payload), proto) + payload)
+    return payload[:at] + struct.pack(">H", check) + payload[at + 2 :]
+
+
+def tcp(
+    number: int, src: bytes, dst: bytes, ports: tuple[int, int], flags: int,
+    order: tuple[int, int] = (7, 9), data: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A segment; ``order``: sequence and acknowledgement number."""
+    options = MSS if flags & SYN else b""
+    head = struct.pack(">HHIIBBHHH", *ports, *order, (20 + len(options)) << 2, flags, 65000, 0, 0)
+    return _ip(number, src, dst, TCP, _summed(src, dst, TCP, head + options + data, 16))
+
+
+def udp(number: int, src: bytes, dst: bytes, ports: tuple[int, int]) -> bytes:
+    """A datagram."""
+    payload = struct.pack(">HHHH", *ports, 13, 0) + b"hello"
+    return _ip(number, src, dst, UDP, _summed(src, dst, UDP, payload, 6))
+
+
+def too_big(number: int, router: bytes, dst: bytes, quoted: bytes) -> bytes:
+    """From a router: a packet of ``dst``'s did not fit."""
+    if len(dst) == 4:
+        payload = struct.pack(">BBHHH", 3, 4, 0, 0, 1300) + quoted[:64]
+        payload = payload[:2] + struct.pack(">H", _sum(payload)) + payload[4:]
+        return _ip(number, router, dst, ICMP, payload)
+    payload = struct.pack(">BBHI", 2, 0, 0, 1300) + quoted[:64]
+    return _ip(number, router, dst, ICMP6, _summed(router, dst, ICMP6, payload, 2))

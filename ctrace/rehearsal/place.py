@@ -1,0 +1,293 @@
+"""Where an accept belongs: next to the rule that accepted the packet while it was tracked.
+
+The kernel's trace tells which rule that was, and which base chain drops the packet now. The
+accept takes over that rule's own conditions but for its state: it is never wider.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, summarize_address_range
+from typing import Final, Optional
+
+from ctrace.change.plan import Accept, name_ok
+from ctrace.change.terms import MAX_TERMS, Term
+from ctrace.rehearsal.netlink import number, split, word
+from ctrace.rehearsal.nft_copy import CHAIN, RULE, read
+from ctrace.rehearsal.stage import ENDS, Hit, Stage
+from ctrace.ruleset.model import Chain, Match, Rule, Ruleset
+from ctrace.ruleset.notrack import TAG
+
+NF_DROP, NF_ACCEPT = 0, 1
+HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
+_FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
+_SET: Final = re.compile(r"(ip6?) ([sd]addr) (?:!= )?@([\w.-]+)\Z")
+_IPSET: Final = re.compile(r"(?:! )?--match-set ([\w.-]+) (src|dst)\Z")
+_UID: Final = re.compile(r"(?:meta skuid|(?:! )?--uid-owner) (?:!= )?(\d+)\Z")
+_STATES: Final = ("ct.state", "ct.dir")
+Place = tuple[str, str, str]
+"""(family, table, chain)."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A packet's way through one base chain."""
+
+    place: Place
+    hook: str
+    hits: tuple[Hit, ...]
+
+    @property
+    def verdict(self) -> int:
+        """What it ended with."""
+        return self.hits[-1].verdict
+
+
+class Map:
+    """The rules of a stage by handle: where each stands, not counting ours."""
+
+    def __init__(
+        self,
+        at: dict[tuple[Place, int], int],
+        base: dict[Place, str],
+        model: dict[Place, Chain],
+        tool: str = "nft",
+    ) -> None:
+        """``at``: index by (chain, handle), -1 for ours; ``base``: the hook of base chains."""
+        self._at, self._base, self._model, self._tool = at, base, model, tool
+        self._chains: dict[tuple[str, str], set[str]] = {}
+        for family, table, chain in (*base, *(place for place, _ in at)):
+            self._chains.setdefault((table, chain), set()).add(family)
+
+    def place(self, hit: Hit) -> Place:
+        """A hit's chain: the trace tells the packet's family, not the table's."""
+        families = sorted(self._chains.get((hit.table, hit.chain), ()))
+        own = _FAMILIES.get(hit.family, "ip")
+        usable = [f for f in families if f in (own, "inet")] or ["inet"]
+        for family in usable:
+            place = family, hit.table, hit.chain
+            if not hit.handle or (place, hit.handle) in self._at:
+                return place
+        return usable[0], hit.table, hit.chain
+
+    def passages(self, hits: Sequence[Hit]) -> list[Passage]:
+        """A way, by base chains."""
+        found: list[tuple[Place, list[Hit]]] = []
+        over = True
+        for hit in hits:
+            if hit.table == ENDS:
+                continue
+            place = self.place(hit)
+            if place in self._base and (over or found[-1][0] != place):
+                found.append((place, []))
+            if found:
+                found[-1][1].append(hit)
+            over = hit.kind == 1 or (hit.kind == 3 and hit.verdict in (NF_DROP, NF_ACCEPT))
+        return [Passage(place, self._base[place], tuple(hits)) for place, hits in found if hits]
+
+    def position(self, hit: Hit) -> Optional[int]:
+        """A rule's index in its chain; -1: the end; None: it is one of ours."""
+        if hit.kind != 3:
+            return -1
+        at = self._at.get((self.place(hit), hit.handle))
+        return None if at is None or at < 0 else at
+
+    def path(self, passage: Passage) -> list[Hit]:
+        """The deciding hit and the jumps that led to it, innermost first."""
+        path = [passage.hits[-1]]
+        for hit in reversed(passage.hits[:-1]):
+            if hit.verdict in (-3, -4) and hit.target == path[-1].chain:
+                path.append(hit)
+        return path
+
+    def rule(self, hit: Hit, port: int) -> Optional[Rule]:
+        """The rule as it was read; None where it can't be told. Of a map the part for the port."""
+        chain = self._model.get(self.place(hit))
+        at = self.position(hit)
+        if chain is None or at is None or at < 0:
+            return None
+        parts = [rule for rule in chain.rules if rule.position == at]
+        if len(parts) > 1:
+            wanted = [
+                part
+                for part in parts
+                if part.verdict and part.verdict.target == hit.target and _of_port(part, port)
+                if hit.target or part.verdict.kind == "accept"
+            ]
+            return wanted[0] if wanted else None
+        return parts[0] if parts else None
+
+    def where(self, hit: Hit, port: int) -> str:
+        """A rule or a policy, for people: its text and place."""
+        place = self.place(hit)
+        chain = self._model.get(place)
+        name = chain.where if chain else " ".join(place)
+        if hit.kind != 3:
+            return f"the policy of {name}"
+        rule = self.rule(hit, port)
+        at = self.position(hit)
+        order = "" if at is None else f", rule {at + 1}"
+        return f'"{rule.text}" in {name}{order}' if rule else f"a rule of {name}{order}"
+
+    def tool(self, place: Place) -> str:
+        """What owns a chain."""
+        chain = self._model.get(place)
+        return chain.tool if chain else self._tool
+
+
+def of_stage(stage: Stage, ruleset: Optional[Ruleset]) -> Map:
+    """Of nf_tables on a stage."""
+    at: dict[tuple[Place, int], int] = {}
+    base: dict[Place, str] = {}
+    places: dict[Place, int] = {}
+    for kind, family, body in read(stage.space.path):
+        of = dict(split(body))
+        name = _FAMILIES.get(family, "")
+        if kind == CHAIN and name and 4 in of:
+            base[name, word(of[1]), word(of[3])] = HOOKS[number(dict(split(of[4]))[1])]
+        elif kind == RULE and name:
+            place = name, word(of[1]), word(of[2])
+            ours = TAG.encode() in body
+            at[place, number(of[3])] = -1 if ours else places.get(place, 0)
+            places[place] = places.get(place, 0) + (not ours)
+    model = {
+        (chain.family, chain.table, chain.name): chain
+        for chain in (ruleset.chains if ruleset else ())
+        if chain.tool != "iptables-legacy"
+    }
+    return Map(at, base, model)
+
+
+def _of_port(rule: Rule, port: int) -> bool:
+    return all(
+        match.negate or any(low <= port <= high for low, high in match.values)
+        for match in rule.matches
+        if match.key == "dport"
+    )
+
+
+@dataclass(frozen=True)
+class Need:
+    """A packet that is lost: its ways tracked and untracked, and what it is."""
+
+    tracked: Sequence[Hit]
+    opening: Sequence[Hit]
+    """The way of its conversation's first packet, tracked; empty when that went the other way."""
+    untracked: Sequence[Hit]
+    role: str
+    flow: str
+    proto: str
+    port: int
+
+
+def candidates(need: Need, before: Map, after: Map) -> Iterator[Accept]:
+    """Accepts that may mend it, the narrowest place first."""
+    lost = [p for p in after.passages(need.untracked) if p.verdict == NF_DROP]
+    if not lost:
+        return
+    drop = lost[-1]
+    ways = [before.passages(hits) for hits in (need.opening, need.tracked) if hits]
+    for passages in ways:
+        same = [p for p in passages if p.place == drop.place]
+        if not same:
+            continue
+        terms: list[Term] = []
+        for hit in before.path(same[-1]):
+            at = before.position(hit)
+            if hit.kind == 3 and at is not None and need.flow != "icmp":
+                more = carried(before.rule(hit, need.port), need)
+                if more is None:
+                    break
+                terms += [t for t in more if t not in terms]
+            if hit.kind == 3 and at is not None and len(terms) <= MAX_TERMS:
+                yield from _accept(need, before, hit, at, drop.hook, tuple(terms))
+        else:
+            # Before what drops it, in the order from the outermost chain inwards.
+            for hit in reversed(after.path(drop)):
+                at = after.position(hit)
+                if at is not None:
+                    yield from _accept(need, after, hit, at, drop.hook, tuple(terms))
+
+
+def _accept(
+    need: Need, known: Map, hit: Hit, at: int, hook: str, terms: tuple[Term, ...]
+) -> Iterator[Accept]:
+    place = known.place(hit)
+    if need.role == "loopback" and hook in ("input", "output"):
+        lo = Term("iif" if hook == "input" else "oif", ("lo",))
+        terms = terms if lo in terms else (lo, *terms)
+    if not (name_ok(place[1]) and name_ok(place[2])):
+        return
+    terms = tuple(t for t in terms if _sees(t, hook))
+    accept = Accept(
+        known.tool(place), *place, position=at, hook=hook, role=need.role, flow=need.flow,
+        terms=terms,
+    )  # fmt: skip
+    if not any(term.problem() for term in terms):
+        yield accept
+
+
+def _sees(term: Term, hook: str) -> bool:
+    blind = {"oif": ("prerouting", "input"), "iif": ("output", "postrouting")}
+    return hook not in blind.get(term.field, ())
+
+
+def carried(rule: Optional[Rule], need: Need) -> Optional[list[Term]]:
+    """A rule's conditions but for its state; None when one can't be taken over."""
+    if rule is None:
+        return None
+    found = []
+    for match in rule.matches:
+        if match.key in _STATES or match.key in ("proto", "flags"):
+            continue
+        if match.key == "ct.status" and match.negate:
+            continue
+        mine = "dport" if need.flow == "to" else "sport"
+        if match.key == mine and not match.negate and any(
+            low <= need.port <= high for low, high in match.values
+        ):  # fmt: skip
+            continue
+        term = _term(match)
+        if term is None:
+            return None
+        found.append(term)
+    return found
+
+
+def _term(match: Match) -> Optional[Term]:  # noqa: PLR0911
+    text = match.text
+    for pattern in (_SET, _IPSET, _UID):
+        hit = pattern.search(text)
+        if hit and pattern is _SET:
+            return Term(f"{hit[2]}-set", (f"{hit[1]} {hit[3]}",), "!=" in text)
+        if hit and pattern is _IPSET:
+            side = "saddr-set" if hit[2] == "src" else "daddr-set"
+            return Term(side, (f"ip {hit[1]}",), text.startswith("!"))
+        if hit:
+            return Term("uid", (hit[1],), "!" in text)
+    values = match.values
+    if match.key in ("saddr", "daddr"):
+        nets = tuple(str(net) for span in values for net in _networks(span))
+        return Term(match.key, nets, match.negate)
+    if match.key in ("iif", "oif"):
+        return Term(match.key, tuple(str(v) for v in values), match.negate)
+    if match.key in ("sport", "dport") and len(values) == 1:
+        return Term(match.key, (f"{values[0][0]}-{values[0][1]}",), match.negate)
+    if match.key == "mark" and len(values) == 1:
+        mask, value = values[0]
+        return Term("mark", (f"{value:#x}/{mask:#x}",), match.negate)
+    if match.key in ("saddr.type", "daddr.type") and tuple(values) == ("local",):
+        return Term("type", (f"{match.key[:5]} local",), match.negate)
+    if match.key == "family" and len(values) == 1:
+        return Term("family", (str(values[0]),), match.negate)
+    return None
+
+
+def _networks(span: tuple[int, int, int]) -> Iterator[object]:
+    version, low, high = span
+    if version == 4:
+        yield from summarize_address_range(IPv4Address(low), IPv4Address(high))
+    else:
+        yield from summarize_address_range(IPv6Address(low), IPv6Address(high))

@@ -1,0 +1,287 @@
+"""Conversations on a stage: each end answers what it saw, so translations are re-enacted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from typing import Final, NamedTuple, Optional, Union
+
+from ctrace.rehearsal.packets import (
+    ACK,
+    FIN,
+    ICMP,
+    ICMP6,
+    NUMBERS,
+    PSH,
+    SYN,
+    TCP,
+    UDP,
+    tcp,
+    too_big,
+    udp,
+)
+from ctrace.rehearsal.stage import Hit, Outcome, Stage
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One conversation."""
+
+    role: str
+    """Of this host in it: ``server``, ``client``, ``forward``, ``loopback``."""
+    proto: int
+    client: bytes
+    sport: int
+    server: bytes
+    dport: int
+    client_at: int = 0
+    """The interface that it comes from; 0: this host."""
+    server_at: int = 0
+    uid: int = 0
+    """Of the process that calls."""
+    known: bool = False
+    """The host's own table has it: it works."""
+    kin: int = 0
+    """How many more flows of the table it stands for."""
+
+    def __str__(self) -> str:
+        name = {TCP: "tcp", UDP: "udp"}[self.proto]
+        return f"{name} {_end(self.client, self.sport)} -> {_end(self.server, self.dport)}"
+
+
+def _end(address: bytes, port: int) -> str:
+    text = str(ip_address(address))
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
+class Step(NamedTuple):
+    """Who sends what."""
+
+    who: str
+    """``c`` or ``s``; ``C``, ``S``: a router on the way says that a packet of theirs was big."""
+    flags: int = 0
+    seq: int = 0
+    ack: int = 0
+    data: bytes = b""
+    name: str = ""
+
+
+OPENING: Final = {
+    TCP: (
+        Step("c", SYN, 100, 0, name="SYN"),
+        Step("s", SYN | ACK, 500, 101, name="SYN-ACK"),
+        Step("c", ACK, 101, 501, name="ACK"),
+    ),
+    UDP: (Step("c", name="first datagram"),),
+}
+REST: Final = {
+    TCP: (
+        Step("c", PSH | ACK, 101, 501, b"question", "data"),
+        Step("s", PSH | ACK, 501, 109, b"answer", "answer"),
+        Step("S", name="path MTU error"),
+        Step("C", name="path MTU error"),
+        Step("s", FIN | ACK, 507, 109, name="FIN"),
+        Step("c", FIN | ACK, 109, 508, name="FIN"),
+    ),
+    UDP: (
+        Step("s", name="answer"),
+        Step("c", name="later datagram"),
+        Step("s", name="later answer"),
+        Step("S", name="path MTU error"),
+        Step("C", name="path MTU error"),
+    ),
+}
+SERVER_NEXT: Final = {
+    TCP: (REST[TCP][1]._replace(ack=101), REST[TCP][0]._replace(ack=507)),
+    UDP: REST[UDP][:2],
+}
+"""The server speaks next: what a change in mid-conversation must survive, too."""
+View = tuple[int, bytes, int, bytes, int]
+"""An end's own: (where, own address, own port, other address, other port)."""
+
+
+class Run:
+    """One conversation on one stage."""
+
+    def __init__(self, talk: Talk) -> None:
+        self.talk, self.alive = talk, True
+        self.steps: list[Step] = []
+        self.outcomes: list[Union[Outcome, str, None]] = []
+        """By step: where it came to an end; None: it did not; a text: it was not sent."""
+        self.ways: list[Sequence[Hit]] = []
+        self.first: Optional[Outcome] = None
+        self._ends: dict[str, View] = {
+            "c": (talk.client_at, talk.client, talk.sport, talk.server, talk.dport)
+        }
+        self._sent: dict[str, bytes] = {}
+
+    def packet(self, step: Step, number: int) -> Optional[tuple[int, int, bytes]]:
+        """(interface, user, packet) of a step; None when it cannot be sent."""
+        talk = self.talk
+        if step.who in "CS":
+            about = step.who.lower()
+            other = self._ends.get("s" if about == "c" else "c")
+            # No router lies between, when the other end is this host.
+            if other is None or not other[0] or about not in self._sent:
+                return None
+            return other[0], 0, too_big(number, other[1], other[3], self._sent[about])
+        end = self._ends.get(step.who)
+        if end is None:
+            return None
+        where, own, port, far, far_port = end
+        if talk.proto == TCP:
+            made = tcp(number, own, far, (port, far_port), step.flags, step[2:4], step.data)
+        else:
+            made = udp(number, own, far, (port, far_port))
+        return where, talk.uid if step.who == "c" else 0, made
+
+    def got(self, step: Step, outcomes: Sequence[Outcome], way: Sequence[Hit]) -> None:
+        """What became of it."""
+        six = len(self.talk.client) == 16
+        error = step.who in "CS"
+        proto = (ICMP6 if six else ICMP) if error else self.talk.proto
+        ends = [o for o in outcomes if o.proto == proto and (o.way, o.device) != ("out", 1)]
+        end = ends[-1] if ends else None
+        self._note(step, end, way)
+        if error:
+            return
+        if end is None:
+            self.alive = False
+            return
+        self.first = self.first or end
+        other = "s" if step.who == "c" else "c"
+        view = (0 if end.way == "in" else end.device, end.dst, end.dport, end.src, end.sport)
+        if other not in self._ends:
+            self._ends[other] = view
+        elif self._ends[other][1:] != view[1:]:
+            self.alive = False  # not what that end waits for
+        ports = end.sport, end.dport
+        # What a router beyond would quote is the packet as the far end sees it.
+        self._sent[step.who] = (
+            tcp(1, end.src, end.dst, ports, ACK, (1, 1))
+            if proto == TCP
+            else udp(1, end.src, end.dst, ports)
+        )
+
+    def _note(self, step: Step, end: Union[Outcome, str, None], way: Sequence[Hit]) -> None:
+        self.steps.append(step)
+        self.outcomes.append(end)
+        self.ways.append(way)
+
+    def skipped(self, step: Step) -> None:
+        """It could not be sent."""
+        self._note(step, "-", ())
+
+
+Steps = dict[int, tuple[Step, ...]]
+WHOLE: Final[Steps] = {proto: (*OPENING[proto], *REST[proto]) for proto in (TCP, UDP)}
+
+
+def play(
+    stage: Stage,
+    talks: Sequence[Talk],
+    steps: Optional[Steps] = None,
+    between: Optional[Callable[[], None]] = None,
+) -> list[Run]:
+    """All conversations, step by step together. ``between``: called after their opening.
+
+    Raises CtraceError.
+    """
+    runs = [Run(talk) for talk in talks]
+    todo: Steps = WHOLE if steps is None else steps
+    if between is None:
+        _steps(stage, runs, todo)
+        return runs
+    _steps(stage, runs, dict(OPENING))
+    between()
+    _steps(stage, runs, todo)
+    return runs
+
+
+def _steps(stage: Stage, runs: Sequence[Run], todo: Steps) -> None:
+    for proto, steps in todo.items():
+        mine = [run for run in runs if run.talk.proto == proto]
+        for step in steps:
+            waiting = [run for run in mine if run.alive]
+            for at in range(0, len(waiting), NUMBERS):
+                advance(stage, waiting[at : at + NUMBERS], step)
+
+
+def advance(stage: Stage, runs: Sequence[Run], step: Step) -> None:
+    """One step of conversations that are alive. Raises CtraceError."""
+    sent = {}
+    for number, run in enumerate(runs, 1):
+        made = run.packet(step, number)
+        if made is None:
+            run.skipped(step)
+            continue
+        sent[number] = run
+        where, uid, packet = made
+        if where:
+            stage.receive(where, packet)
+        else:
+            stage.send(packet, uid)
+    if sent:
+        found = stage.seen()
+        for number, run in sent.items():
+            run.got(step, found.get(number, ()), stage.ways.get(number, ()))
+
+
+class Stray(NamedTuple):
+    """A packet that belongs to nothing."""
+
+    where: int
+    proto: int
+    src: bytes
+    sport: int
+    dst: bytes
+    dport: int
+    flags: int
+
+    def __str__(self) -> str:
+        return str(Talk("", self.proto, self.src, self.sport, self.dst, self.dport))
+
+    @property
+    def opening(self) -> bool:
+        """Whether it could begin a conversation."""
+        return self.proto == UDP or self.flags == SYN
+
+
+def throw(stage: Stage, strays: Sequence[Stray]) -> list[tuple[Optional[Outcome], Sequence[Hit]]]:
+    """Where each came to an end (None: nowhere), and its way. Raises CtraceError."""
+    found: list[tuple[Optional[Outcome], Sequence[Hit]]] = []
+    for at in range(0, len(strays), NUMBERS):
+        part = strays[at : at + NUMBERS]
+        for number, stray in enumerate(part, 1):
+            ports = stray.sport, stray.dport
+            made = (
+                tcp(number, stray.src, stray.dst, ports, stray.flags)
+                if stray.proto == TCP
+                else udp(number, stray.src, stray.dst, ports)
+            )
+            stage.receive(stray.where, made)
+        seen = stage.seen()
+        for number, stray in enumerate(part, 1):
+            ends = [o for o in seen.get(number, ()) if o.proto == stray.proto]
+            found.append((ends[-1] if ends else None, stage.ways.get(number, ())))
+    return found
+
+
+def renumbered(talks: Sequence[Talk], ephemeral: tuple[int, int]) -> list[Talk]:
+    """The same from source ports of their own (0: an ephemeral one, 1: one below 1024).
+
+    Or one would find another's entry, or its translation taken.
+    """
+    low, high = 600, max(ephemeral[0], 1024)
+    out = []
+    for talk in talks:
+        if talk.sport == 0:
+            high = high + 1 if high < ephemeral[1] else max(ephemeral[0], 1024)
+            out.append(replace(talk, sport=high))
+        elif talk.sport == 1:
+            low = low + 1 if low < 1023 else 600
+            out.append(replace(talk, sport=low))
+        else:
+            out.append(talk)
+    return out

@@ -1,0 +1,350 @@
+"""A copy of a namespace in which packets are sent, and it is seen what became of them.
+
+What arrives or would leave is dropped in chains of ours, which come last and tell what they
+saw through nf_tables' own trace: no further module is needed, nothing is written to a log, and
+nobody answers. The whole of it hangs on file descriptors and is gone with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, Optional
+
+from ctrace.errors import CtraceError
+from ctrace.rehearsal import nft_copy, surroundings
+from ctrace.rehearsal.netlink import (
+    NETFILTER,
+    Link,
+    Space,
+    attr,
+    be32,
+    nested,
+    number,
+    split,
+    text,
+    word,
+)
+from ctrace.rehearsal.nft_copy import CHAIN, RULE, TABLE, Change, Expression, Thing
+from ctrace.rehearsal.snapshot import Snapshot
+
+ENDS: Final = "rehearsal-ends"
+INET, LO = 1, 1
+PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
+FIRST, LAST = -(1 << 31) + 1, (1 << 31) - 1
+MARKER: Final = 253
+"""A protocol number for experiments (RFC 3692)."""
+PATIENCE_S: Final = 2.0
+_META_OIF, _META_NFTRACE, _META_L4PROTO = 5, 12, 16
+_DROP, _ACCEPT = 0, 1
+_TRACE: Final = 10 << 8 | 17
+_NFTRACE_GROUP: Final = 9
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Outcome(NamedTuple):
+    """Where a packet came to an end, and as what."""
+
+    way: str
+    """``in``: to this host; ``out``: it would have left."""
+    device: int
+    mark: int
+    tos: int
+    proto: int
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    extra: bytes
+    """TCP flags, or an ICMP message's type and code."""
+
+
+class Hit(NamedTuple):
+    """A step of a packet's way, as the kernel traced it."""
+
+    family: int
+    table: str
+    chain: str
+    handle: int
+    """Of the rule; 0: the chain's policy, or its end."""
+    verdict: int
+    """NF_DROP 0, NF_ACCEPT 1, or negative: NFT_JUMP -3, NFT_GOTO -4, NFT_CONTINUE -1 ..."""
+    kind: int
+    """1: policy, 2: return, 3: rule."""
+    target: str = ""
+    """Of a jump."""
+
+
+Script = tuple[tuple[str, ...], str]
+"""A command and its standard input."""
+
+
+class Stage:
+    """One copy."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        scripts: Sequence[Script] = (),
+        change: Optional[Change] = None,
+        known: Optional[surroundings.Settings] = None,
+        *,
+        traced: bool = False,
+    ) -> None:
+        """Make it, and run ``scripts`` in it. Raises CtraceError; ``gaps`` says what is missing.
+
+        ``traced``: also tell each step of a packet's way (:attr:`ways`).
+        """
+        self.gaps: list[str] = []
+        self._raw: dict[tuple[bytes, int], socket.socket] = {}
+        self._files: surroundings.Files = {}
+        self._scope = {a: index for a, index in snapshot.local if a[:2] == b"\xfe\x80"}
+        self.space = Space()
+        try:
+            self._build(snapshot, scripts, change, [] if known is None else known, traced)
+        except BaseException:
+            self.space.close()
+            raise
+
+    def _build(
+        self,
+        snapshot: Snapshot,
+        scripts: Sequence[Script],
+        change: Optional[Change],
+        known: surroundings.Settings,
+        traced: bool,
+    ) -> None:
+        space = self.space
+        self._files, self.gaps = surroundings.interfaces(snapshot, space)
+        self.gaps += surroundings.addresses(snapshot, space)
+        self.gaps += surroundings.sysctls(snapshot, space, known)
+        self.gaps += surroundings.routes(snapshot, space)
+        # First of all: of chains with one priority the latest is first, and conntrack has to
+        # confirm its entries, at the same priority, before we drop.
+        refused = nft_copy.write(space.path, list(_ends(traced)))
+        if refused:
+            raise CtraceError(f"a rehearsal is not possible here: {refused[0]}")
+        surroundings.ipsets(snapshot, space)
+        refused = nft_copy.write(space.path, snapshot.nft, change)
+        if refused:
+            raise CtraceError(f"its rules cannot be copied: {refused[0]}")
+        surroundings.legacy(snapshot, space)
+        for argv, stdin in scripts:
+            space.run(argv, stdin)
+        surroundings.wait(snapshot, space)
+        self._listen = Link(space.path, NETFILTER)
+        self._listen.sock.setsockopt(270, 1, _NFTRACE_GROUP)  # NETLINK_ADD_MEMBERSHIP
+        with space.inside():
+            self._lo = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._lo.bind(("lo", 0x0800))
+        self.ways: dict[int, list[Hit]] = {}
+
+    def close(self) -> None:
+        """Take it down, beside: the kernel waits for all its processors in each close."""
+        threading.Thread(target=self._close).start()
+
+    def _close(self) -> None:
+        for file, _ in self._files.values():
+            os.close(file)
+        for sock in (*self._raw.values(), self._lo, self._listen.sock):
+            sock.close()
+        self.space.close()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def devices(self) -> Sequence[int]:
+        """Indexes of the interfaces that packets can come from."""
+        return tuple(self._files)
+
+    def receive(self, index: int, packet: bytes) -> None:
+        """As if it had come in by an interface."""
+        file, header = self._files[index]
+        six = packet[0] >> 4 == 6
+        kind = b"\x86\xdd" if six else b"\x08\0"
+        with contextlib.suppress(OSError):  # the interface is down
+            os.write(file, header + kind + packet if header else packet)
+
+    def send(self, packet: bytes, uid: int = 0) -> None:
+        """As if the host itself had sent it, in a process of this user."""
+        six = packet[0] >> 4 == 6
+        src, dst = (packet[8:24], packet[24:40]) if six else (packet[12:16], packet[16:20])
+        family = socket.AF_INET6 if six else socket.AF_INET
+        scope = self._scope.get(src, 0)
+        sock = self._raw.get((src, uid))
+        with contextlib.suppress(OSError):  # dropped by a rule, or there is no route
+            if sock is None:
+                sock = self._raw[src, uid] = self._open(family, src, scope, uid)
+            name = socket.inet_ntop(family, dst)
+            sock.sendto(packet, (name, 0, 0, scope) if six else (name, 0))
+
+    def _open(self, family: int, src: bytes, scope: int, uid: int) -> socket.socket:
+        with self.space.inside():
+            if uid:
+                _libc.setfsuid(uid)
+            try:
+                sock = socket.socket(family, socket.SOCK_RAW, 255)
+            finally:
+                if uid:
+                    _libc.setfsuid(0)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        name = socket.inet_ntop(family, src)
+        if family == socket.AF_INET6:
+            sock.setsockopt(41, 78, 1)  # IPV6_FREEBIND
+            sock.bind((name, 0, 0, scope))
+        else:
+            sock.setsockopt(0, 15, 1)  # IP_FREEBIND
+            sock.bind((name, 0))
+        return sock
+
+    def seen(self) -> dict[int, list[Outcome]]:
+        """What came to an end since the last call, by the packets' numbers.
+
+        All is over when a marker that was sent last comes through lo: its queue is of this
+        processor alone (see :func:`on_one_processor`). Raises CtraceError when it never comes.
+        """
+        self._lo.send(_MARK)
+        found: dict[int, list[Outcome]] = defaultdict(list)
+        self.ways = defaultdict(list)
+        numbers: dict[bytes, int] = {}
+        until = time.monotonic() + PATIENCE_S
+        self._listen.sock.settimeout(PATIENCE_S)
+        while time.monotonic() < until:
+            try:
+                data, at = self._listen.sock.recv(1 << 18), 0
+            except OSError:
+                break
+            while at < len(data):
+                size, kind = struct.unpack_from("=IH", data, at)
+                body = data[at + 20 : at + size]
+                at += (size + 3) & ~3
+                if kind == _TRACE and self._told(body, numbers, found):
+                    return found
+        raise CtraceError("the rehearsal came to a stop: the kernel did not answer in time")
+
+    def _told(
+        self, body: bytes, numbers: dict[bytes, int], found: dict[int, list[Outcome]]
+    ) -> bool:
+        """One trace message; True when it is the marker's."""
+        of = dict(split(body))
+        key, head = of[6], of.get(8)
+        if head:
+            if head[0] >> 4 == 4 and head[9] == MARKER:
+                return True
+            numbers[key] = _number(head)
+        mine = numbers.get(key, 0)
+        chain = word(of[2])
+        if word(of[1]) != ENDS:
+            verdict = dict(split(of.get(5, b"")))
+            code = of.get(1) and verdict.get(1)
+            if 16 in of:
+                code = of[16]
+            self.ways[mine].append(Hit(
+                number(of[15]) if 15 in of else 0, word(of[1]), chain, number(of.get(3, b"")),
+                struct.unpack(">i", code)[0] if code else -1, number(of[4]),
+                word(verdict.get(2, b"")),
+            ))  # fmt: skip
+        elif head and chain in ("in", "out"):
+            found[mine].append(_outcome(chain, of, head))
+        return False
+
+
+def _number(head: bytes) -> int:
+    """IPv4's identification or IPv6's flow label: it survives translation and forwarding."""
+    if head[0] >> 4 == 4:
+        return int(struct.unpack_from(">H", head, 4)[0])
+    return int(struct.unpack_from(">I", head)[0] & 0xFFFFF)
+
+
+def _outcome(chain: str, of: dict[int, bytes], head: bytes) -> Outcome:
+    if head[0] >> 4 == 4:
+        tos, proto, src, dst = head[1], head[9], head[12:16], head[16:20]
+    else:
+        tos = struct.unpack_from(">H", head)[0] >> 4 & 255
+        proto, src, dst = head[6], head[8:24], head[24:40]
+    rest = of.get(9, b"")
+    ports = struct.unpack_from(">HH", rest) if proto in (6, 17) and len(rest) >= 4 else (0, 0)
+    extra = rest[13:14] if proto == 6 else rest[:2] if proto in (1, 58) else b""
+    device = number(of.get(10 if chain == "in" else 12, b""))
+    mark = number(of.get(14, b""))
+    return Outcome(chain, device, mark, tos, proto, src, dst, ports[0], ports[1], extra)
+
+
+_IP: Final = struct.pack(
+    ">BBHHHBBH4s4s", 0x45, 0, 20, 1, 0, 1, MARKER, 0, b"\x7f\0\0\1", b"\x7f\0\0\1"
+)
+
+
+def _summed(head: bytes) -> bytes:
+    total = sum(struct.unpack(">10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    return head[:10] + struct.pack(">H", ~total & 0xFFFF) + head[12:]
+
+
+_MARK: Final = bytes(12) + b"\x08\0" + _summed(_IP)
+
+
+def _ends(traced: bool) -> Iterator[Thing]:
+    """The table that sees what comes to an end, in nf_tables' own form."""
+    yield TABLE, INET, text(1, ENDS)
+    chains = [("in", INPUT, LAST), ("out", POSTROUTING, LAST), ("mark", PREROUTING, FIRST)]
+    if traced:
+        chains += [("pre", PREROUTING, FIRST + 1), ("send", OUTPUT, FIRST)]
+    for name, hook, priority in chains:
+        where = nested(4, attr(1, be32(hook)), attr(2, struct.pack(">i", priority)))
+        yield (
+            CHAIN,
+            INET,
+            text(1, ENDS) + text(3, name) + where + attr(5, be32(_ACCEPT)) + text(7, "filter"),
+        )
+    rules: list[tuple[str, list[Expression]]] = [
+        ("in", [*_trace(), _verdict(_DROP)]),
+        ("out", [*_equal(_META_OIF, struct.pack("=I", LO)), _verdict(_ACCEPT)]),
+        ("out", [*_trace(), _verdict(_DROP)]),
+        ("mark", [*_equal(_META_L4PROTO, bytes([MARKER])), *_trace(), _verdict(_DROP)]),
+    ]
+    if traced:
+        rules += [("pre", _trace()), ("send", _trace())]
+    for name, found in rules:
+        body = text(1, ENDS) + text(2, name) + attr(4, nft_copy.packed(found))
+        yield RULE, INET, body
+
+
+def _trace() -> list[Expression]:
+    one = nested(2, attr(1, b"\1"))
+    return [("immediate", [(1, be32(1)), (2, one[4:])]),
+            ("meta", [(2, be32(_META_NFTRACE)), (3, be32(1))])]  # fmt: skip
+
+
+def _equal(key: int, value: bytes) -> list[Expression]:
+    return [("meta", [(1, be32(1)), (2, be32(key))]),
+            ("cmp", [(1, be32(1)), (2, be32(0)), (3, attr(1, value))])]  # fmt: skip
+
+
+def _verdict(code: int) -> Expression:
+    return "immediate", [(1, be32(0)), (2, nested(2, attr(1, be32(code))))]
+
+
+@contextlib.contextmanager
+def on_one_processor() -> Iterator[None]:
+    """This thread on the processor that it is on: what it sends over lo stays in order."""
+    before = os.sched_getaffinity(0)
+    try:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {min(before)})
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, before)

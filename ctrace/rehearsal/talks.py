@@ -1,0 +1,269 @@
+"""Which conversations to try: in every role, with whoever a rule, a set or a route names."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from typing import Final, NamedTuple, Optional
+
+from ctrace.rehearsal.constants import Named
+from ctrace.rehearsal.netlink import ROUTE, Link, attr, split
+from ctrace.rehearsal.packets import ACK, FIN, RST, SYN, TCP
+from ctrace.rehearsal.play import Stray, Talk, renumbered
+from ctrace.rehearsal.snapshot import LOOPBACK, Snapshot
+from ctrace.rehearsal.stage import Stage
+
+MOST_ADDRESSES: Final = 600
+MOST_PAIRS: Final = 1500
+MOST_PORTS: Final = 256
+STRANGERS: Final = tuple(
+    ip_address(text).packed for text in ("203.0.113.250", "2001:db8:ffff::250")
+)
+"""Addresses that no rule names: of documentation prefixes."""
+CLOSED: Final = (22, 1)
+_GETROUTE: Final = 26
+_UNICAST: Final = 1
+
+
+class Far(NamedTuple):
+    """Another host, and the way to it."""
+
+    address: bytes
+    device: int
+    source: bytes
+    """Of this host's addresses, what it would use by itself; empty: none."""
+
+
+@dataclass
+class Cast:
+    """Who takes part."""
+
+    local: tuple[tuple[bytes, int], ...]
+    """(address, interface)."""
+    far: dict[bytes, Far] = field(default_factory=dict)
+    near: list[Far] = field(default_factory=list)
+    """Neighbours and strangers: one or two a way."""
+    uids: tuple[int, ...] = (0,)
+    left_out: int = 0
+    """Addresses of whose class others are tried."""
+
+
+def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes]) -> Cast:
+    """Local addresses, and every far one with its route on ``stage``."""
+    local = tuple((a, i) for a, i in snapshot.local)
+    mine = {address for address, _ in local}
+    found, left_out = names.addresses(MOST_ADDRESSES)
+    # A user whom no rule names, too: what is for one user only must not open to others.
+    other = next(uid for uid in range(64_000, 64_999) if uid not in names.uids)
+    uids = (0, *sorted(names.uids - {0})[:16], other) if names.uids else (0,)
+    made = Cast(local, uids=uids, left_out=left_out)
+    neighbours = [address for address in _neighbours(snapshot) if address not in mine]
+    with Link(stage.space.path, ROUTE) as link:
+        for address in dict.fromkeys([*seen, *found, *neighbours, *STRANGERS]):
+            if address in mine or address[:2] == b"\xfe\x80" or ip_address(address).is_loopback:
+                continue
+            way = _route(link, address)
+            if way is not None:
+                made.far[address] = way
+                if address in neighbours or address in STRANGERS:
+                    made.near.append(way)
+    for address, index in local:
+        if address[:2] == b"\xfe\x80" and len(address) == 16:
+            other_end = address[:15] + bytes([address[15] ^ 1])
+            made.far[other_end] = Far(other_end, index, address)
+    return made
+
+
+def _neighbours(snapshot: Snapshot) -> Iterator[bytes]:
+    for body in snapshot.addresses:
+        of = dict(split(body, 8))
+        raw = of.get(2) or of.get(1) or b""
+        if len(raw) not in (4, 16) or ip_address(raw).is_loopback or raw[:2] == b"\xfe\x80":
+            continue
+        peer = of.get(1, raw)
+        if peer != raw:
+            yield peer
+        net = ip_network((raw, body[1]), strict=False)
+        first = int(net.network_address)
+        for step in (1, 2, 100):
+            if net.num_addresses > step + 1:
+                yield (first + step).to_bytes(len(raw), "big")
+
+
+def _route(link: Link, address: bytes) -> Optional[Far]:
+    family = 2 if len(address) == 4 else 10
+    ask = struct.pack("=BBBBBBBBI", family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0)
+    try:
+        body = link.ask(_GETROUTE, ask + attr(1, address))
+    except OSError:
+        return None
+    of = dict(split(body, 12))
+    if body[7] != _UNICAST or 4 not in of:
+        return None
+    return Far(address, int(struct.unpack("=I", of[4])[0]), of.get(7, b""))
+
+
+class Plot:
+    """The conversations and strays of one service."""
+
+    def __init__(
+        self, snapshot: Snapshot, who: Cast, proto: int, port: int, ephemeral: tuple[int, int]
+    ) -> None:
+        self._snapshot, self._who = snapshot, who
+        self._proto, self._port, self._ephemeral = proto, port, ephemeral
+        self._lo = next((d.index for d in snapshot.devices if d.kind == LOOPBACK), 1)
+
+    def talks(self, names: Named, flows: Sequence[Talk]) -> list[Talk]:
+        """All of them, each from a port of its own."""
+        found = [
+            *flows,
+            *self._server(self._port),
+            *self._client(self._port),
+            *self._loopback(self._port),
+            *self._through(self._port),
+            *self._from_port(names),
+            *self._elsewhere(names),
+        ]
+        return renumbered(list(dict.fromkeys(found)), self._ephemeral)
+
+    def _server(self, port: int, near: bool = False) -> Iterator[Talk]:
+        """Others call this host."""
+        far = self._who.near if near else list(self._who.far.values())
+        mine = [(a, i) for a, i in self._who.local if i != self._lo]
+        few = len(far) * len(mine) <= MOST_PAIRS
+        for number, other in enumerate(far):
+            same = [(a, i) for a, i in mine if _fits(a, i, other)]
+            first = [(a, i) for a, i in same if a == other.source] or same[:1]
+            every = same if few or other in self._who.near or number % 64 == 0 else first
+            for address, _ in every:
+                for sport in (0,) if near else (0, 1):
+                    yield Talk("server", self._proto, other.address, sport, address, port,
+                               other.device, 0)  # fmt: skip
+        for address, _ in mine:  # from an interface that no route leads to
+            for device in self._snapshot.devices if not near else ():
+                if device.index not in (self._lo, 0) and address[:2] != b"\xfe\x80":
+                    stranger = STRANGERS[len(address) == 16]
+                    yield Talk("server", self._proto, stranger, 0, address, port, device.index, 0)
+
+    def _client(self, port: int, near: bool = False) -> Iterator[Talk]:
+        """This host calls others."""
+        for other in self._who.near if near else self._who.far.values():
+            for uid in self._who.uids if other.source else ():
+                for sport in (0,) if near else (0, 1):
+                    yield Talk("client", self._proto, other.source, sport, other.address, port,
+                               0, other.device, uid)  # fmt: skip
+
+    def _loopback(self, port: int) -> Iterator[Talk]:
+        """This host calls itself, by each of its addresses."""
+        for address, _ in self._who.local:
+            if address[:2] != b"\xfe\x80":
+                for uid in self._who.uids:
+                    yield Talk("loopback", self._proto, address, 0, address, port, 0, 0, uid)
+
+    def _through(self, port: int) -> Iterator[Talk]:
+        """Others call others by way of this host."""
+        if not self._snapshot.forwards:
+            return
+        far = [f for f in self._who.far.values() if f.address[:2] != b"\xfe\x80"]
+        pairs = [(a, b) for a in far for b in far if _apart(a, b)]
+        if len(pairs) > MOST_PAIRS:
+            near = set(self._who.near)
+            pairs = [(a, b) for a, b in pairs if a in near or b in near]
+            pairs = pairs[:: max(1, len(pairs) // MOST_PAIRS)]
+        for a, b in pairs:
+            yield Talk("forward", self._proto, a.address, 0, b.address, port, a.device, b.device)
+
+    def _from_port(self, names: Named) -> Iterator[Talk]:
+        """Others call from the service's port, by way of this host: their source is kept."""
+        if not self._snapshot.forwards:
+            return
+        near = [f for f in self._who.near if f.address[:2] != b"\xfe\x80"]
+        for dport in self._others(names, 32):
+            for a in near:
+                for b in near:
+                    if _apart(a, b):
+                        yield Talk("forward", self._proto, a.address, self._port, b.address, dport,
+                                   a.device, b.device)  # fmt: skip
+
+    def _others(self, names: Named, most: int) -> list[int]:
+        """Other ports: one that hardly any rule names first, then those that rules name."""
+        return list(dict.fromkeys([443, *sorted(names.ports - {self._port, 443})]))[:most]
+
+    def _elsewhere(self, names: Named) -> Iterator[Talk]:
+        """Ports that a rule names, which may be translated to the service's."""
+        if not names.nat:
+            return
+        for port in self._others(names, MOST_PORTS):
+            yield from self._server(port, near=True)
+            yield from self._client(port, near=True)
+            yield from self._loopback(port)
+            for target in self._who.far.values():
+                for a in self._who.near:
+                    if self._snapshot.forwards and _apart(a, target):
+                        yield Talk("forward", self._proto, a.address, 0, target.address, port,
+                                   a.device, target.device)  # fmt: skip
+                        break
+
+    def strays(self) -> list[Stray]:
+        """Single packets of strangers: to the service's port, and from it to others."""
+        low, high = self._ephemeral
+        flags = (SYN, ACK, SYN | ACK, RST, FIN | ACK) if self._proto == TCP else (0,)
+        near = set(self._who.near)
+        out = []
+        for other in self._who.far.values():
+            targets = [(a, i) for a, i in self._who.local if i != self._lo and _fits(a, i, other)]
+            for address, _ in targets if other in near else targets[:1]:
+                ports = [(self._port, q) for q in (*CLOSED, low + 7, high - 2)]
+                for sport, dport in (*ports, (low + 11, self._port)):
+                    for flag in flags:
+                        out.append(Stray(other.device, self._proto, other.address, sport,
+                                         address, dport, flag))  # fmt: skip
+        if self._snapshot.forwards:
+            out += [
+                Stray(a.device, self._proto, a.address, self._port, b.address, dport, flag)
+                for a in near
+                for b in near
+                if _apart(a, b) and a.address[:2] != b"\xfe\x80" != b.address[:2]
+                for dport in (*CLOSED, low + 7)
+                for flag in flags
+            ]
+        return out
+
+
+def _fits(address: bytes, index: int, other: Far) -> bool:
+    """Whether a host and an address of ours can speak: one family, one link where it counts."""
+    if len(address) != len(other.address):
+        return False
+    links = address[:2] == b"\xfe\x80", other.address[:2] == b"\xfe\x80"
+    return links[0] == links[1] and (not links[0] or index == other.device)
+
+
+def _apart(a: Far, b: Far) -> bool:
+    return a.device != b.device and len(a.address) == len(b.address)
+
+
+def of_table(
+    flows: Iterable[tuple[str, bytes, int, bytes, int]], proto: int, who: Cast
+) -> list[Talk]:
+    """Flows of the host's table, as (role, source, port, destination, port), one of a kind each."""
+    kinds: dict[tuple[str, bytes, bytes, int, bool], int] = {}
+    for role, src, sport, dst, dport in flows:
+        key = role, src, dst, dport, sport < 1024
+        kinds[key] = kinds.get(key, 0) + 1
+    found = []
+    mine = {address for address, _ in who.local}
+    for (role, src, dst, dport, low), many in kinds.items():
+        a, b = who.far.get(src), who.far.get(dst)
+        here = (
+            src in mine or ip_address(src).is_loopback,
+            dst in mine or ip_address(dst).is_loopback,
+        )
+        if (not here[0] and a is None) or (not here[1] and b is None):
+            continue
+        found.append(Talk(
+            role, proto, src, int(low), dst, dport, 0 if here[0] or a is None else a.device,
+            0 if here[1] or b is None else b.device, known=True, kin=many - 1,
+        ))  # fmt: skip
+    return found
