@@ -27,6 +27,8 @@ from ctrace.rehearsal.snapshot import to_text as to_line
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import dump, load
 
+BIGGEST: Final = 4 << 20
+"""Bytes of a snapshot, as text, that a recording takes: tens of thousands of rules."""
 EPHEMERAL: Final = (32768, 60999)
 
 
@@ -81,7 +83,10 @@ def facts(netns_path: str) -> Facts:
 
 def to_text(netns_path: str) -> str:
     """Everything of a namespace as JSON text, for a recording. Raises CtraceError."""
-    return json.dumps(_collect(netns_path))
+    found = _collect(netns_path)
+    if len(found["snapshot"]) > BIGGEST:
+        found["snapshot"] = ""
+    return json.dumps(found)
 
 
 def from_text(text: str) -> Facts:
