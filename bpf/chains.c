@@ -14,9 +14,11 @@
 #define CURSOR MAP(0)	/* array of one struct cursor */
 #define LENGTHS MAP(1)	/* array: u64 by chain length; the last one is for all longer */
 #define MET MAP(2)	/* LRU hash: netns -> struct met; they come and go */
+#define FOUND MAP(3)	/* array: u64, the entries that a walk met, the latest of many */
 
 #define STEPS 128
 #define LONGEST 255
+#define FOUND_MOST 1024	/* a power of two */
 #define ENDLESS 4096	/* longer than any chain: a circle of freed entries */
 #define HASH_NEXT (HASH_PPREV - 8)
 #define PAGE 4096
@@ -31,6 +33,7 @@ struct cursor {
 	u64 length;	/* so far; kept here, where the verifier does not follow its values */
 	u64 node;	/* where the last run stopped; 0: between two chains */
 	u64 met;	/* entries */
+	u64 only;	/* the one namespace whose entries count; 0: all */
 };
 
 struct met {
@@ -59,11 +62,14 @@ INLINE void meet(struct cursor *c, u64 node)
 #ifdef TUPLE_DIR
 	u64 ct = node - CT_TUPLEHASH;
 	struct met fresh = {}, *met;
-	u32 netns;
+	u32 netns, place;
+	u64 *found;
 
 	if (read8(node + HASH_TUPLE + TUPLE_DIR))
 		return;
 	netns = netns_of(read64(ct + CT_NET));
+	if (c->only && c->only != netns)
+		return;
 	met = map_lookup(MET, &netns);
 	if (!met) {
 		map_update(MET, &netns, &fresh, BPF_NOEXIST);
@@ -74,6 +80,10 @@ INLINE void meet(struct cursor *c, u64 node)
 	met->entries += 1;
 	if (read32(ct + CT_STATUS) & IPS_ASSURED)
 		met->assured += 1;
+	place = c->met % FOUND_MOST;
+	found = map_lookup(FOUND, &place);
+	if (found)
+		*found = ct;
 	c->met += 1;
 #endif
 }

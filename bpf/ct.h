@@ -495,24 +495,35 @@ INLINE u32 last_timeout(const struct entry *e, u64 net)
 		return tcp_timeout(e, net);
 	if (proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE)
 		return udp_timeout(e, net);
-#ifdef NET_ICMP_TIMEOUT
+	/* A protocol with timeouts of its own never has the generic one, found or not. */
 	if (proto == IPPROTO_ICMP)
+#ifdef NET_ICMP_TIMEOUT
 		return read32(net + NET_ICMP_TIMEOUT);
+#else
+		return 0;
 #endif
-#ifdef NET_ICMPV6_TIMEOUT
 	if (proto == IPPROTO_ICMPV6)
+#ifdef NET_ICMPV6_TIMEOUT
 		return read32(net + NET_ICMPV6_TIMEOUT);
+#else
+		return 0;
 #endif
-#if defined(NET_SCTP_TIMEOUTS) && defined(SCTP_STATE)
 	if (proto == IPPROTO_SCTP)
+#if defined(NET_SCTP_TIMEOUTS) && defined(SCTP_STATE)
 		return read32(net + NET_SCTP_TIMEOUTS +
 			      4 * (AT(e, u8, CT_PROTO + SCTP_STATE) & 15));
+#else
+		return 0;
 #endif
-#ifdef NET_GRE_TIMEOUTS
 	if (proto == IPPROTO_GRE)
+#ifdef NET_GRE_TIMEOUTS
 		return read32(net + NET_GRE_TIMEOUTS +
 			      (AT(e, u32, CT_STATUS) & IPS_SEEN_REPLY ? 4 : 0));
+#else
+		return 0;
 #endif
+	if (proto == IPPROTO_DCCP)	/* up to 6.16 it had its own; not read here */
+		return 0;
 #ifdef NET_GENERIC_TIMEOUT
 	return read32(net + NET_GENERIC_TIMEOUT);
 #else

@@ -16,6 +16,7 @@ enum ctrace_kind {
 	CTRACE_INSERT_FAILED = 4,
 	CTRACE_EXISTING = 5,	/* in the table before the tracer; made in user space */
 	CTRACE_SAMPLED = 6,	/* nothing happened: what a look at a young entry found */
+	CTRACE_MET = 7,		/* nothing happened: an entry that a walk over the table met */
 };
 
 /* A reason belongs to exactly one kind. It also indexes the exact counters. */
@@ -72,7 +73,7 @@ struct ctrace_record {
 			__u64 owner;	/* pid << 32 | low 32 bits of start time in ms; 0: unknown */
 			__u64 cgroup;	/* cgroup v2 id; 0: unknown */
 		};
-		struct {	/* destroy, sampled */
+		struct {	/* destroy, sampled, met */
 			__s32 idle_ms;		/* since the last packet that renewed it; -1: unknown */
 			__s32 overdue_ms;	/* since its timeout passed; negative: time it had left */
 			__u32 timeout_ms;	/* of the state that it died in; 0: unknown */

@@ -31,6 +31,8 @@ class Kind(IntEnum):
     EXISTING = 5
     SAMPLED = 6
     """Nothing happened: what a look at a young entry found (its state, status, idle time)."""
+    MET = 7
+    """Nothing happened: the same of an entry that a walk over the table met, an even sample."""
 
 
 class Reason(IntEnum):

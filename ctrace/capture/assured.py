@@ -1,8 +1,8 @@
-"""How much of each table is ASSURED, by walking a part of it each second.
+"""What is in each table, by walking a part of it each second.
 
-No event tells when an entry becomes ASSURED, and those that end say little of those that
-stay. So a few hundred entries of the table itself are looked at, the next buckets each
-time: which bucket an entry is in depends on nothing that one asks for here.
+No event tells when an entry becomes ASSURED or changes its state, and those that end say
+little of those that stay. So a few hundred entries of the table itself are looked at, the
+next buckets each time: which bucket an entry is in depends on nothing that one asks for here.
 """
 
 from __future__ import annotations
@@ -19,17 +19,30 @@ from ctrace.record import Events, Kind
 
 ENOUGH: Final = 512
 """Entries met in a second after which it ends; what a run of 128 nodes has more counts too."""
-RUNS: Final = 128
-"""Runs of a second: at most 16,384 nodes and empty buckets, about 1 ms."""
+RUNS: Final = 256
+"""Runs of a second: at most 32,768 nodes and empty buckets, about 2 ms."""
+FIRST_RUNS: Final = 1024
+"""The same until it has been once round the table, so that something is known soon."""
+LOOKED_AT: Final = 256
+"""Entries that were met and are looked at more closely in a second: about 1 ms."""
 ASKED: Final = 8
 """Entries that are asked for where the table is."""
+LOOK_MET: Final = 1
+"""Bit of an entry's address with which a look is one of these (bpf/look.h)."""
 _NOTHING: Final = (0, 0)
 
 
 class Survey:
-    """Walks on from where it stopped the last time."""
+    """Walks on from where it stopped the last time.
 
-    def __init__(self) -> None:
+    ``only``: the namespace whose entries count, or 0.
+    """
+
+    def __init__(self, only: int = 0) -> None:
+        self._only = only
+        self._found: list[int] = []
+        self._round = False
+        """Whether it has been once round the table."""
         self._lock = threading.Lock()
         self._walker: Optional[Walker] = None
         self._works = True
@@ -67,6 +80,12 @@ class Survey:
             for table in tables
         )
 
+    def found(self) -> list[int]:
+        """Entries (``ct``) that the last :meth:`take` met, an even part of them; once."""
+        with self._lock:
+            found, self._found = self._found, []
+        return found
+
     def close(self) -> None:
         """Free everything; safe to call twice, and while another thread walks."""
         with self._lock:
@@ -80,19 +99,23 @@ class Survey:
 
     def _walk(self, buckets: int) -> None:
         if buckets != self._buckets:  # it was made anew, elsewhere
-            self._base, self._buckets, self._next = 0, buckets, 0
+            self._base, self._buckets, self._next, self._round = 0, buckets, 0, False
         if self._walker is None:
             self._walker = Walker()
         walker = self._walker
         for base in [self._base] if self._base else walker.bases(0, self._recent):
             first = self._next
-            walked = walker.walk(base, first, 1, buckets, runs=RUNS, enough=ENOUGH)
+            runs = RUNS if self._round else FIRST_RUNS
+            walked = walker.walk(base, first, 1, buckets, runs=runs, enough=ENOUGH, only=self._only)
             before, self._seen = self._seen, walker.met()
             if not walked.is_table(walked.next - first):
                 self._base = self._next = 0
                 continue
             self._base = base
             self._next = walked.next if walked.next < buckets else 0
+            self._round = self._round or not self._next
+            found = walker.found()
+            self._found = found[:: max(1, -(-len(found) // LOOKED_AT))]
             for netns, (entries, assured) in self._seen.items():
                 was = before.get(netns, _NOTHING)
                 if was[0] > entries:  # forgotten meanwhile: this is all since

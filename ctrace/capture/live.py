@@ -25,7 +25,8 @@ from ctrace.batch import (
     SelfCost,
     TableReading,
 )
-from ctrace.capture.assured import Survey
+from ctrace.capture.assured import LOOK_MET, Survey
+from ctrace.capture.dumps import Dumps
 from ctrace.capture.family import Capture
 from ctrace.capture.lives import Lives
 from ctrace.capture.poller import LOOK, Poller
@@ -165,7 +166,9 @@ class LiveSource:
         self._seed = seed and not wanted.kinds
         self._hold = capture.hold
         self._tables = TableReader()
-        self._survey = Survey() if capture.looks else None
+        self._samples = bool(looks)
+        self._survey = Survey(wanted.netns or 0) if capture.looks else None
+        self._dumps = Dumps() if sample and not wanted.kinds and not self._survey else None
         self._names = _NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
         self._lives = Lives()
@@ -209,6 +212,9 @@ class LiveSource:
                 names = self._lives.names(self._names.learn(events, spaces, look))
                 if tables and self._survey:
                     tables = self._survey.take(tables)
+                    self._look(self._survey.found())
+                if tables and self._dumps:
+                    events = join([events, self._dumps.take(spaces, taken.until)])
                 tables = self._lives.tables(tables)
                 if look:
                     tables += self._last_readings()
@@ -252,6 +258,15 @@ class LiveSource:
                 self._survey.close()
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _look(self, entries: Sequence[int]) -> None:
+        """Have MET records made of what a walk over the table met: they come with a later poll."""
+        if not self._samples:
+            return
+        try:
+            self._capture.look([entry | LOOK_MET for entry in entries])
+        except CtraceError:
+            self._samples = False  # refused here: nothing else is lost
 
     def _follow(self) -> list[Namespace]:
         """Look which of the namespaces asked for exist; those that are new."""

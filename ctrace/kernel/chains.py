@@ -31,12 +31,15 @@ NAMESPACES: Final = 4096
 """How many namespaces' entries are told apart; what was met of more is forgotten."""
 
 _PROGRAMS: Final = ("find_by_symbol", "find_by_entry", "walk")
-_CURSOR: Final = struct.Struct("<8Q")
-"""``struct cursor``: base, next, step, end, disturbed, length, node, met."""
+FOUND: Final = 1024
+"""Entries of a walk that can be told: the latest."""
+_CURSOR: Final = struct.Struct("<9Q")
+"""``struct cursor``: base, next, step, end, disturbed, length, node, met, only."""
 _MAPS: Final = (
     (bpf.MapType.ARRAY, "cursor", _CURSOR.size, 1),
     (bpf.MapType.ARRAY, "lengths", 8, LENGTHS),
     (bpf.MapType.LRU_HASH, "met", 16, NAMESPACES),
+    (bpf.MapType.ARRAY, "found", 8, FOUND),
 )
 
 
@@ -65,7 +68,7 @@ class Walker:
         try:
             for kind, name, size, count in _MAPS:
                 self._fds.append(bpf.map_create(kind, 4, size, count, name=name))
-            self._cursor, self._lengths, self._met = maps = tuple(self._fds)
+            self._cursor, self._lengths, self._met, self._found = maps = tuple(self._fds)
             for name in _PROGRAMS:
                 linked = compiler.link(code[name], maps)
                 fd = bpf.prog_load(linked, bpf.ProgType.RAW_TRACEPOINT, name)
@@ -104,13 +107,15 @@ class Walker:
         return [base for base, _ in votes.most_common(CANDIDATES)]
 
     def walk(
-        self, base: int, first: int, step: int, end: int, *, runs: int = RUNS, enough: int = 0
-    ) -> Walked:
+        self, base: int, first: int, step: int, end: int, *,
+        runs: int = RUNS, enough: int = 0, only: int = 0,
+    ) -> Walked:  # fmt: skip
         """Walk every ``step``th bucket from ``first`` on, before ``end``.
 
-        Ends early after so many ``runs``, or ``enough`` entries (0: never).
+        Ends early after so many ``runs``, or ``enough`` entries (0: never). ``only``: the
+        namespace whose entries count (0: all).
         """
-        self._set(base, first, step, end)
+        self._set(base, first, step, end, only)
         met = 0
         for _ in range(runs):
             told = bpf.prog_run(self._programs["walk"], (0,))
@@ -140,8 +145,16 @@ class Walker:
         found = zip(keys.view(np.uint32)[:, 0].tolist(), pairs, strict=True)
         return {netns: (entries, assured) for netns, (entries, assured) in found}
 
-    def _set(self, base: int, first: int, step: int, end: int) -> None:
-        bpf.map_update(self._cursor, bytes(4), _CURSOR.pack(base, first, step, end, 0, 0, 0, 0))
+    def found(self) -> list[int]:
+        """The entries (``ct``) that the last walk met, at most :data:`FOUND` of them."""
+        met = min(self._read()[7], FOUND)
+        _, values = bpf.map_items(self._found, 4, 8, FOUND)
+        entries: list[int] = values.view(np.uint64)[:met, 0].tolist()
+        return entries
+
+    def _set(self, base: int, first: int, step: int, end: int, only: int = 0) -> None:
+        cursor = _CURSOR.pack(base, first, step, end, 0, 0, 0, 0, only)
+        bpf.map_update(self._cursor, bytes(4), cursor)
 
     def _read(self) -> tuple[int, ...]:
         raw = bpf.map_lookup(self._cursor, bytes(4), _CURSOR.size)

@@ -73,7 +73,7 @@ _OPTIONAL: Final = {
     "NET_ICMPV6_TIMEOUT": ("net", "ct.nf_ct_proto.icmpv6.timeout"),
     "NET_GENERIC_TIMEOUT": ("net", "ct.nf_ct_proto.generic.timeout"),
     "NET_SCTP_TIMEOUTS": ("net", "ct.nf_ct_proto.sctp.timeouts"),
-    "NET_GRE_TIMEOUTS": ("net", "ct.nf_ct_proto.gre.gre_timeouts"),
+    "NET_GRE_TIMEOUTS": ("net", "ct.nf_ct_proto.gre.timeouts"),
     # conntrack -S, per CPU
     "NET_STAT": ("net", "ct.stat"),
     "STAT_DROP": ("ip_conntrack_stat", "drop"),

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Clock, Owner
-from ctrace.model import histogram
+from ctrace.model import histogram, stays
+from ctrace.model.composition import Looks, compose
 from ctrace.model.heavy import COUNTERS
 from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TCP, TIME_SHIFT, has_port, key_hash
 from ctrace.model.levels import Level, Levels
 from ctrace.model.rich import LOOKS, TREND, distinct
 from ctrace.model.scope import Scope
-from ctrace.model.snapshot import Culprit, Ends, OwnerView, Percentiles, Tuple5
+from ctrace.model.snapshot import Composition, Culprit, Ends, OwnerView, Percentiles, Tuple5
 from ctrace.model.victims import owner_view, tuple5
 from ctrace.record import TCP_STATES, Direction, Status, address_text, proto_name
 
@@ -25,6 +26,8 @@ TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9
 
 ENOUGH: Final = 20
 """Entries of which shares mean something."""
+
+_SPREAD: Final = 64
 
 CANDIDATES: Final = 512
 """How many of the heaviest keys are looked at when sorting by a percentile."""
@@ -41,6 +44,8 @@ class Part:
     level: Level
     address: bool
     meta: np.uint64
+    hash: str
+    """The field of a look that finds its row in ``level``."""
     owned: Optional[bool] = None
     """Only rows of flows that a local process opened (True) or did not (False)."""
     counted: bool = True
@@ -56,6 +61,12 @@ class Context:
     listeners: Mapping[tuple[int, int, int], Owner]
     netns_name: Callable[[int], str]
     clock: Clock
+    until: int
+    """Boot clock, ns."""
+    uptime: float
+    """Seconds observed until then."""
+    looks: Looks
+    """What the latest looks at living entries found, newest first."""
     gone: Mapping[int, int] = field(default_factory=dict)
     """Namespaces that are no more, and when they went (boot clock >> TIME_SHIFT)."""
 
@@ -84,6 +95,8 @@ class Group:
         self._members = order
         self._bounds = np.searchsorted(inverse[order], np.arange(self.n + 1))
         self._level_of, self._row_of = level_of, row_of
+        self._inverse = inverse
+        self._looks: Optional[tuple[Looks, npt.NDArray[np.intp]]] = None
         self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}
         self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)
         self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
@@ -248,13 +261,18 @@ class Group:
         if sort in ("life", "residence"):
             some = ranked[:CANDIDATES]
             part = 0 if sort == "life" else 1
-            median = [histogram.quantile(self._detail(int(at))[part], 0.5) for at in some]
+            median = [self._median(int(at), part) for at in some]
             if sort == "life":  # the shortest-lived first
                 value = np.array([np.inf if m is None else m for m in median])
             else:
                 value = np.array([np.inf if m is None else -m for m in median])
             ranked = some[np.argsort(value, kind="stable")]
         return ranked[::-1][:limit] if turned else ranked[:limit]
+
+    def _median(self, at: int, part: int) -> Optional[float]:
+        """Of a key's lives (0) or residences (1); at least so much."""
+        one = self.percentiles(at)[part]
+        return one.p50 if one.p50 is not None else one.at_least
 
     def members(self, at: int) -> list[tuple[Level, int]]:
         """(table, row) of everything summed up in a key."""
@@ -285,10 +303,58 @@ class Group:
 
     # -- showing --------------------------------------------------------------
 
+    def looks_at(self, at: int) -> Looks:
+        """The latest looks at living entries of a key, newest first."""
+        if self._looks is None:
+            looks = self._context.looks
+            key = self._key_of(looks)
+            order = np.argsort(key, kind="stable")
+            self._looks = looks[order], np.searchsorted(key[order], np.arange(self.n + 1))
+        found, bounds = self._looks
+        return found[bounds[at] : bounds[at + 1]]
+
+    def _key_of(self, looks: Looks) -> Rows:
+        """Which key each look is of; -1 where it has no row."""
+        key = np.full(len(looks), -1)
+        for number, part in enumerate(self._parts):
+            if not part.counted:
+                continue
+            mine = self._level_of == number
+            key_of_row = np.full(part.level.table.used + 1, -1)
+            key_of_row[self._row_of[mine]] = self._inverse[mine]
+            if part.hash == "opener":
+                rows = looks["opener"].astype(np.intp)
+            else:
+                rows = part.level.table.find_rows(np.ascontiguousarray(looks[part.hash]))
+            key = np.where(key < 0, key_of_row[np.minimum(rows, len(key_of_row) - 1)], key)
+        return key
+
+    def composition(self, at: int) -> Composition:
+        """What a key's entries are like that are held now."""
+        return compose(self.looks_at(at), int(self.held[at]), int(self.sums["older"][at]))
+
+    def stays(self, at: int) -> stays.Survival:
+        """How long a key's entries stay, with the living counted."""
+        held, older = int(self.held[at]), int(self.sums["older"][at])
+        older = min(max(older, 0), held)
+        born = held - older
+        looks = self.looks_at(at)
+        looks = looks[~np.isnan(looks["now"])]
+        ages, young, late = looks["now"].astype(float), 0.0, 0.0
+        if len(looks):
+            late = (self._context.until - float(looks["ts"].mean())) / 1e9
+            young = min(late * float(self.rate[at]), born / 2)
+        elif born > 0 and self._context.looks["older"].all():
+            ages = self._even_ages(at, born)
+        _, residence = self._detail(at)
+        ended = int(self.sums["inserts"][at]) - born
+        living = stays.Living(ages, born - young, young, late / 2)
+        return stays.survival(residence, ended, living)
+
     def percentiles(self, at: int) -> tuple[Percentiles, Percentiles]:
         """Life and residence of a key."""
-        life, residence = self._detail(at)
-        return histogram.percentiles(life), histogram.percentiles(residence)
+        life, _ = self._detail(at)
+        return histogram.percentiles(life), stays.told(self.stays(at), self.looks_at(at))
 
     def states(self, at: int) -> tuple[tuple[str, int], ...]:
         """TCP states at the end, most frequent first."""
@@ -348,12 +414,13 @@ class Group:
         life, residence = self._detail(at)
         ended = s["destroys"]
         held = int(self.held[at])
+        found = self.looks_at(at)
+        made_of = self.composition(at)
+        assured, unreplied, closed = self._shares(at, made_of)
         tcp = not self.service(at)[0] or self.service(at)[0] == TCP
         shown = self._show(at, flags)
         samples = self._samples(at)
-        looks, _ = self.looks(at)
         destroyed_other = max(0, ended - s["expired"] - s["evicted"] - s["deleted"])
-        known = ended + s["existing"]
         process = shown.pop("owner", None) or self._owner(owner, meta)
         return Culprit(
             **shown,
@@ -370,25 +437,59 @@ class Group:
             error=error,
             older=min(max(s["older"], 0), held),
             life=histogram.percentiles(life),
-            residence=histogram.percentiles(residence),
+            residence=stays.told(self.stays(at), found),
             ends=Ends(s["expired"], s["evicted"], s["deleted"], destroyed_other),
             nat=",".join(
                 name
                 for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
                 if flags & int(bit)
             ) or "no",
-            assured=share(s["assured"] + s["existing_assured"], known, looks, "assured"),
-            unreplied=share(s["unreplied"], ended, looks, "unreplied"),
-            closed=share(s["closed"], ended, looks, "closed") if tcp else None,
+            composition=made_of,
+            assured=assured,
+            unreplied=unreplied,
+            closed=closed if tcp else None,
             distinct_src=self.sources(at),
             owner=process,
             trend=self._trend(at, ticks),
             first_seen=self._context.clock.utc(first) / 1e9 if first else None,
             life_histogram=histogram.view(life),
             residence_histogram=histogram.view(residence),
-            states=self.states(at),
+            states=made_of.states,
+            ended_states=self.states(at),
             samples=samples,
         )  # fmt: skip
+
+    def _shares(self, at: int, made_of: Composition) -> tuple[Optional[float], ...]:
+        """ASSURED, unreplied and closed ones of what a key holds.
+
+        Where nothing looks into the table: of what ended, if that is most of what there was.
+        """
+        if made_of.n or not self._context.looks["older"].all():
+            return made_of.assured, made_of.unreplied, made_of.closed
+        s = {name: int(column[at]) for name, column in self.sums.items()}
+        ended, existing = s["destroys"], s["existing"]
+        looks, _ = self.looks(at)
+        known = ended if ended >= int(self.held[at]) else 0
+        assured = s["assured"] + s["existing_assured"]
+        return (
+            share(assured, known + existing if known else 0, looks, "assured"),
+            share(s["unreplied"], known, looks, "unreplied"),
+            share(s["closed"], known, looks, "closed"),
+        )
+
+    def _even_ages(self, at: int, born: int) -> npt.NDArray[np.float64]:
+        """Ages of living entries of which only the sum is known: spread as evenly as may be."""
+        _, residence = self._detail(at)
+        n, uptime = int(residence.sum()), self._context.uptime
+        middle = (histogram.EDGES[:-1] + histogram.EDGES[1:]) / 2
+        gone = float((residence * middle).sum()) / n if n else 0.0
+        ended = int(self.sums["inserts"][at]) - born
+        seconds = float(self.table_seconds[at]) - ended * gone
+        seconds -= max(int(self.sums["older"][at]), 0) * uptime
+        mean = min(max(seconds / born, 0.0), uptime)
+        low, high = max(0.0, 2 * mean - uptime), min(2 * mean, uptime)
+        spread_evenly: npt.NDArray[np.float64] = np.linspace(low, high, _SPREAD)
+        return spread_evenly
 
     def _marks(self, members: Rows) -> tuple[int, int, int, int]:
         """Flags seen, error bound, first event's time, latest owner."""
@@ -527,9 +628,9 @@ def _narrow(name: str, levels: Levels, scope: Scope) -> Optional[Part]:
     masks = {"src": NETNS_MASK, "dst": NETNS_MASK, "pair": _ALL, "netns": NETNS_MASK}
     mask = masks.get(name, SERVICE_MASK)
     if scope.src or (scope.by_service and name == "src"):
-        return Part(levels.pair, name in ("src", "pair"), mask)
+        return Part(levels.pair, name in ("src", "pair"), mask, "pair")
     if scope.dst or (scope.by_service and name == "dst"):
-        return Part(levels.target, name == "dst", mask)
+        return Part(levels.target, name == "dst", mask, "target")
     return None
 
 
@@ -546,23 +647,30 @@ def _beyond(parts: tuple[Part, ...], levels: Levels, scope: Scope) -> Optional[i
 
 def _parts(name: str, levels: Levels) -> tuple[Part, ...]:
     if name == "pair":
-        return (Part(levels.pair, True, _ALL),)
+        return (Part(levels.pair, True, _ALL, "pair"),)
     if name == "src":
-        return (Part(levels.pair, True, NETNS_MASK), Part(levels.source, True, NETNS_MASK))
+        return (
+            Part(levels.pair, True, NETNS_MASK, "pair"),
+            Part(levels.source, True, NETNS_MASK, "src"),
+        )
     if name == "dst":
-        return (Part(levels.target, True, NETNS_MASK), Part(levels.destination, True, NETNS_MASK))
+        return (
+            Part(levels.target, True, NETNS_MASK, "target"),
+            Part(levels.destination, True, NETNS_MASK, "dst"),
+        )
     if name == "service":
         return (
-            Part(levels.target, False, SERVICE_MASK), Part(levels.service, False, SERVICE_MASK),
-        )  # fmt: skip
+            Part(levels.target, False, SERVICE_MASK, "target"),
+            Part(levels.service, False, SERVICE_MASK, "service"),
+        )
     if name == "netns":
         return (
-            Part(levels.target, False, NETNS_MASK, counted=False),
-            Part(levels.service, False, NETNS_MASK, counted=False),
-            Part(levels.space, False, NETNS_MASK),
+            Part(levels.target, False, NETNS_MASK, "target", counted=False),
+            Part(levels.service, False, NETNS_MASK, "service", counted=False),
+            Part(levels.space, False, NETNS_MASK, "space"),
         )
     return (
-        Part(levels.process, True, NETNS_MASK),
-        Part(levels.target, False, SERVICE_MASK, owned=False),
-        Part(levels.service, False, SERVICE_MASK, owned=False),
+        Part(levels.process, True, NETNS_MASK, "opener"),
+        Part(levels.target, False, SERVICE_MASK, "target", owned=False),
+        Part(levels.service, False, SERVICE_MASK, "service", owned=False),
     )

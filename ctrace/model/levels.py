@@ -406,19 +406,6 @@ class Levels:
             slots = level.table.rich[rows].astype(np.intp)
             level.rich.count_looks(slots, seen, timeout, life_bin)
 
-    def look_existing(self, w: Window, at: Rows) -> None:
-        """Count the entries that were there at the start as looked at; their ages are unknown."""
-        seen = [
-            np.ones(len(at), bool),
-            np.isin(w.states(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP),
-            w.status.take(at) & SEEN_REPLY == 0,
-            w.assured(at),
-        ]
-        for level, addresses in ((self.pair, w.src), (self.target, w.dst)):
-            high, low = (part[at] for part in addresses)
-            rows = level.table.find_rows(key_hash(high, low, w.meta[at]))
-            level.rich.count_states(level.table.rich[rows].astype(np.intp), seen)
-
     def _space(self, w: Window, d: Details) -> None:
         """Count into the namespaces' table."""
         level, keys = self.space, Keys(None, None, w.netns)

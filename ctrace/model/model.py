@@ -11,16 +11,18 @@ import numpy.typing as npt
 from ctrace.batch import Batch, Clock, HookInfo, Owner, SelfCost
 from ctrace.errors import UsageError
 from ctrace.model import causes
+from ctrace.model.composition import Looks
 from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
 from ctrace.model.levels import Levels
 from ctrace.model.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.ports import SourcePorts
+from ctrace.model.sample import ROWS, Sample
 from ctrace.model.scatter import Rows
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
-from ctrace.model.tables import Tables, counted, per_second
+from ctrace.model.tables import NOTHING, Known, Tables, counted, per_second
 from ctrace.model.victims import Victims
 from ctrace.record import N_REASONS, PART, Events, Kind
 
@@ -70,8 +72,10 @@ class Model:
             slots *= 2
         self._births = Births(slots)
         scale = (memory - self._births.nbytes()) / _KEY_BYTES
+        self._sample = Sample(min(max(512, memory >> 12), ROWS))
         self._victims = Victims(max(256, min(4096, memory // 8192)))
         room = memory - self._births.nbytes() - self._victims.most_bytes()
+        room -= self._sample.nbytes()
         self._levels = Levels(scale)
         while self._levels.nbytes() > room:
             scale *= 0.95
@@ -96,12 +100,14 @@ class Model:
         self._cgroups: dict[int, str] = {}
         self._listeners: dict[tuple[int, int, int], Owner] = {}
         self._groups: dict[tuple[str, Scope], Group] = {}
+        self._looks: Optional[Looks] = None
 
     # -- in -------------------------------------------------------------------
 
     def update(self, batch: Batch) -> None:
         """Take a batch."""
         self._groups.clear()
+        self._looks = None
         self._name(batch)
         events, latest = batch.events, 0
         for at in range(0, len(events), WINDOW):
@@ -135,6 +141,7 @@ class Model:
         owned, extra, moved = self._levels.owners(w)
         if moved is not None:
             self._births.remap(moved.astype(np.uint16))
+            self._sample.remap(moved.astype(np.uint16))
         ends, age = self._pair(w, extra)
         part = PART if self._births.thin else 1
         self._levels.feed(w, ends, age, extra, owned, part)
@@ -168,7 +175,10 @@ class Model:
         """What looks at living entries told: lives that are over before their entries are."""
         at = w.where(Kind.EXISTING)
         if at.size:
-            self._levels.look_existing(w, at)
+            self._sample.dumped(w, at)
+        at = w.where(Kind.MET)
+        if at.size:
+            self._sample.met(w, at, *self._births.peek(w.ct[at], w.meta[at], w.ts[at]))
         at = w.where(Kind.SAMPLED)
         if not at.size:
             return
@@ -283,7 +293,7 @@ class Model:
         self,
         netns: Optional[int],
         tables: tuple[Table, ...],
-        told: dict[int, tuple[int, Counted, Rates]],
+        told: dict[int, Known],
         some_flows: bool,
     ) -> tuple[Counted, Rates]:
         """Totals and rates of all, or of one namespace: of what was asked for, if of some flows."""
@@ -294,15 +304,19 @@ class Model:
             return self._seen(), self._event_rates
         if counted_here and tables:
             return tables[0].totals, tables[0].rates
-        _, totals, rates = told.get(netns, (0, Counted(), Rates()))
+        _, totals, rates, _ = told.get(netns, NOTHING)
         return totals, rates
 
     def _group(self, name: str, scope: Scope = EVERYTHING) -> Group:
         if (name, scope) not in self._groups:
             gone = {netns: at >> TIME_SHIFT for netns, at in self._tables.gone().items()}
+            uptime = (self._until - self._started) / 1e9
+            if self._looks is None:
+                self._looks = self._sample.latest(self._births, self._until)
             context = Context(
-                self._owners, self._cgroups, self._listeners, self._tables.name, self._clock, gone
-            )
+                self._owners, self._cgroups, self._listeners, self._tables.name, self._clock,
+                self._until, uptime, self._looks, gone,
+            )  # fmt: skip
             now = self._until >> TIME_SHIFT
             self._groups[name, scope] = Group(name, self._levels, context, now, scope)
         return self._groups[name, scope]
@@ -315,7 +329,7 @@ class Model:
             if group.rate[at] > 0
         )
 
-    def _by_netns(self) -> dict[int, tuple[int, Counted, Rates]]:
+    def _by_netns(self) -> dict[int, Known]:
         group = self._group("netns")
         found = {}
         for at in range(group.n):
@@ -328,6 +342,7 @@ class Model:
                     deleted=s["deleted"],
                 ),
                 Rates(insert=float(group.rate[at]), drop=float(group.drop_rate[at])),
+                group.composition(at),
             )  # fmt: skip
         return found
 
@@ -361,7 +376,10 @@ class Model:
     def _memory(self) -> Memory:
         levels = self._levels
         return Memory(
-            used=levels.nbytes() + self._births.nbytes() + self._victims.nbytes(),
+            used=levels.nbytes()
+            + self._births.nbytes()
+            + self._victims.nbytes()
+            + self._sample.nbytes(),
             limit=self._limit,
             tracked_keys=sum(level.table.used for level in levels.all()),
             pruned=sum(level.table.given_up() for level in levels.all()) + self._victims.pruned,

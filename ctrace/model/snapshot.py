@@ -57,6 +57,51 @@ class Reconciliation:
 
 
 @dataclass(frozen=True)
+class Percentiles:
+    """p50, p90, p99 in seconds, from a histogram; None where nothing was measured."""
+
+    p50: Optional[float] = None
+    p90: Optional[float] = None
+    p99: Optional[float] = None
+    n: int = 0
+    """How many were measured."""
+    living: int = 0
+    """Of a residence: living entries whose age counted, too."""
+    at_least: Optional[float] = None
+    """Of a residence whose median is not known yet: half of the entries stay at least so long."""
+    by: str = ""
+    """Of a residence: ``ends`` (measured, the living counted) or ``timeout`` (what closed
+    connections have left of their timeout, before enough have ended)."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What is held now is made of, by looks at an even sample of it: never by what has ended.
+
+    Shares are None where too few were looked at; each ``_error`` is two standard errors.
+    """
+
+    n: int = 0
+    """Entries looked at; 0: nothing is known."""
+    assured: Optional[float] = None
+    assured_error: Optional[float] = None
+    unreplied: Optional[float] = None
+    unreplied_error: Optional[float] = None
+    closed: Optional[float] = None
+    """Share of the TCP entries that wait out TIME_WAIT or CLOSE."""
+    closed_error: Optional[float] = None
+    states: tuple[tuple[str, int], ...] = ()
+    """TCP states with how many of the entries looked at were in each, most frequent first."""
+    left: Percentiles = Percentiles()
+    """Seconds until they expire if nothing renews them."""
+
+    def state(self, *names: str) -> Optional[float]:
+        """The share of TCP entries in any of these states; None while unknown."""
+        total = sum(count for _, count in self.states)
+        return sum(count for name, count in self.states if name in names) / total if total else None
+
+
+@dataclass(frozen=True)
 class Table:
     """One namespace's table."""
 
@@ -77,6 +122,8 @@ class Table:
     rates: Rates = Rates()
     seconds_to_full: Optional[float] = None
     seconds_to_full_error: Optional[float] = None
+    composition: Composition = Composition()
+    """What the table is made of."""
     full_since: Optional[float] = None
     """UTC seconds since when it has been refusing or evicting; None when it does not."""
     off_by: Reconciliation = Reconciliation()
@@ -99,17 +146,6 @@ class Table:
         The buckets are shared by all namespaces (one nf_conntrack_hash since Linux 4.7).
         """
         return 2 * max(self.hashed, self.count) / self.buckets if self.buckets else 0.0
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """p50, p90, p99 in seconds, from a histogram; None where nothing was measured."""
-
-    p50: Optional[float] = None
-    p90: Optional[float] = None
-    p99: Optional[float] = None
-    n: int = 0
-    """How many were measured."""
 
 
 @dataclass(frozen=True)
@@ -194,17 +230,20 @@ class Culprit:
     closed ones that were looked at before they end. One entry of sixteen is timed while more than
     200,000 events come each second."""
     residence: Percentiles = Percentiles()
-    """From insert to destroy."""
+    """From insert to destroy, of ended and living entries whose insert was seen."""
     ends: Ends = Ends()
     nat: str = ""
     """``src``, ``dst``, ``src,dst`` when seen on its entries; ``no`` otherwise."""
+    composition: Composition = Composition()
+    """What it holds now is made of; ``assured``, ``unreplied``, ``closed`` and ``states`` are its.
+    Where nothing can look into the table (a recording of an earlier version), those are of what
+    ended, once that is more than what is held; ``composition.n`` is 0 then."""
     assured: Optional[float] = None
-    """Share of its ended (and, at the start, existing) entries that were ASSURED."""
+    """Share of the entries held that are ASSURED."""
     unreplied: Optional[float] = None
-    """Share of its ended entries that never saw a reply."""
+    """Share of the entries held that never saw a reply."""
     closed: Optional[float] = None
-    """Share of its ended TCP entries that died in TIME_WAIT or CLOSE (while fewer than 20 ended:
-    of young ones looked at, as for ``assured`` and ``unreplied``)."""
+    """Share of the TCP entries held that wait out TIME_WAIT or CLOSE."""
     distinct_src: Optional[int] = None
     """Estimated number of distinct sources (3 % standard error)."""
     owner: Optional[OwnerView] = None
@@ -215,6 +254,9 @@ class Culprit:
     life_histogram: Histogram = Histogram()
     residence_histogram: Histogram = Histogram()
     states: tuple[tuple[str, int], ...] = ()
+    """TCP states of the entries held, with how many of those looked at had each, most frequent
+    first."""
+    ended_states: tuple[tuple[str, int], ...] = ()
     """TCP state at the end, with counts, most frequent first."""
     samples: tuple[Tuple5, ...] = ()
 

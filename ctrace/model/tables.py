@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ctrace.batch import Clock, Counts, Netns, TableReading
 from ctrace.model.history import Points
-from ctrace.model.snapshot import Counted, Rates, Reconciliation, Table
+from ctrace.model.snapshot import Composition, Counted, Rates, Reconciliation, Table
 from ctrace.record import KIND_OF, N_REASONS, Kind, Reason
 
 READINGS: Final = 60
@@ -40,6 +40,11 @@ _REASONS_OF = {
     for kind in (Kind.INSERT, Kind.DESTROY, Kind.DROP, Kind.INSERT_FAILED)
 }
 _EVICTED: Final = [int(Reason.EVICTED), int(Reason.GC_PRESSURE)]
+
+
+Known = tuple[int, Counted, Rates, Composition]
+"""What events and looks tell of a namespace: entries held, totals, rates, composition."""
+NOTHING: Final[Known] = (0, Counted(), Rates(), Composition())
 
 
 def counted(counts: npt.NDArray[np.generic]) -> Counted:
@@ -290,19 +295,17 @@ class Tables:
         """Whether any namespace has exact counters."""
         return any(state.totals().any() for state in self._states.values())
 
-    def view(self, events: Mapping[int, tuple[int, Counted, Rates]]) -> tuple[Table, ...]:
+    def view(self, events: Mapping[int, Known]) -> tuple[Table, ...]:
         """All tables, fullest first.
 
-        ``events`` holds (held, totals, rates) per namespace as events tell them, for
-        sources that give no counters or readings.
+        ``events`` per namespace: its first three stand in for sources that give no counters
+        or readings.
         """
         views = [self._view(netns, state, events.get(netns))
                  for netns, state in self._states.items() if not state.gone_at]  # fmt: skip
         return tuple(sorted(views, key=lambda t: (-t.fill, -t.count, t.netns)))
 
-    def _view(
-        self, netns: int, state: _State, events: Optional[tuple[int, Counted, Rates]]
-    ) -> Table:
+    def _view(self, netns: int, state: _State, events: Optional[Known]) -> Table:
         reading, known = state.reading, self._names.get(netns)
         totals, rates = counted(state.totals()), state.rates
         if events and not state.totals().any():
@@ -328,6 +331,7 @@ class Tables:
             seconds_to_full=seconds,
             seconds_to_full_error=error,
             full_since=None if full is None else self._clock.utc(full) / 1e9,
+            composition=events[3] if events else Composition(),
             off_by=self._off_by(state),
             chain_too_long=max(chains, int(state.totals()[Reason.CHAIN_TOO_LONG])),
             invalid=state.stats.get("invalid", Rising()).total,

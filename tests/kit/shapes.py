@@ -99,24 +99,34 @@ class Trace:
 
     def looks(self, ages: tuple[float, ...] = (1.0,)) -> None:
         """Looks at every living entry so long after its insert, as a live source takes."""
+        born, died = self._lives()
+        for age in ages:
+            at = born["ts"] + np.uint64(age * SECOND)
+            living = (at < died["ts"]) & (died["idle_ms"] >= 0)
+            self.parts.append(_seen(died[living], at[living], Kind.SAMPLED))
+
+    def walks(self, until: float, n: int = 256) -> None:
+        """Looks at some of all living entries in each second, as a live source's walk meets."""
+        born, died = self._lives()
+        rows = self.events()
+        older = rows[rows["kind"] == Kind.EXISTING]
+        for second in range(1, int(until)):
+            at = START + second * SECOND
+            living = np.flatnonzero((born["ts"] <= at) & (at < died["ts"]))
+            chosen = self.rng.permutation(len(living) + len(older))[:n]
+            known = died[living[chosen[chosen < len(living)]]]
+            self.parts.append(_seen(known, np.full(len(known), at, np.uint64), Kind.MET))
+            old = older[chosen[chosen >= len(living)] - len(living)].copy()
+            old["kind"], old["ts"], old["idle_ms"] = int(Kind.MET), at, -1
+            self.parts.append(old)
+
+    def _lives(self) -> tuple[Events, Events]:
+        """Every insert, and the end of each."""
         rows = self.events()
         born = rows[rows["kind"] == Kind.INSERT]
         died = rows[rows["kind"] == Kind.DESTROY]
         died = died[np.argsort(died["ct"])]
-        died = died[np.searchsorted(died["ct"], born["ct"])]
-        for age in ages:
-            at = born["ts"] + np.uint64(age * SECOND)
-            living = (at < died["ts"]) & (died["idle_ms"] >= 0)
-            seen, end = died[living].copy(), died[living]
-            last = end["ts"].astype(np.int64) - end["idle_ms"].astype(np.int64) * 1_000_000
-            idle = at[living].astype(np.int64) - last
-            over = idle >= 0
-            seen["ts"] = at[living]
-            seen["kind"], seen["reason"] = int(Kind.SAMPLED), 0
-            seen["state"] = np.where(over, end["state"], ESTABLISHED)
-            seen["idle_ms"] = np.where(over, idle // 1_000_000, 0)
-            seen["timeout_ms"] = end["idle_ms"]
-            self.parts.append(seen)
+        return born, died[np.searchsorted(died["ct"], born["ct"])]
 
     def drops(self, at: npt.NDArray[Any], **fields: Any) -> Events:
         """Refusals at ``at`` seconds."""
@@ -157,6 +167,22 @@ class Trace:
         """Batches of ``step`` seconds with exact counters and table readings."""
         return list(cut(self.events(until), until, limit=limit, step=step, buckets=buckets,
                         stats=stats))  # fmt: skip
+
+
+def _seen(end: Events, at: npt.NDArray[Any], kind: Kind) -> Events:
+    """What looks ``at`` these times find of entries that end so."""
+    seen = end.copy()
+    last = end["ts"].astype(np.int64) - end["idle_ms"].astype(np.int64) * 1_000_000
+    idle = at.astype(np.int64) - last
+    over = idle >= 0
+    seen["ts"] = at
+    seen["kind"], seen["reason"] = int(kind), 0
+    open_state = np.where(end["state"] == 255, 255, ESTABLISHED)
+    seen["state"] = np.where(over, end["state"], open_state)
+    seen["idle_ms"] = np.where(over, idle // 1_000_000, 0)
+    seen["timeout_ms"] = end["idle_ms"]
+    seen["overdue_ms"] = seen["idle_ms"] - seen["timeout_ms"]
+    return seen
 
 
 def cut(

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from kit import samples
 
 from ctrace.model import snapshot as contract
-from ctrace.model.snapshot import Percentiles, Snapshot, Tuple5
+from ctrace.model.snapshot import Composition, Percentiles, Snapshot, Tuple5
 from ctrace.view.export.json import snapshot_json, status_names, utc
 
 DOC = Path(__file__).parents[2] / "ctrace" / "share" / "snapshot.md"
-MAPS = ("top", "states")
+MAPS = ("top", "states", "ended_states")
 """Objects whose keys are data."""
 SAME = {
     "tables[].totals.*",
@@ -62,6 +62,15 @@ def whole() -> Snapshot:
     """A snapshot in which every optional thing is there."""
     full = samples.incident()
     flow = Tuple5("tcp", "10.0.0.1", "10.0.0.2", 1, 2, "10.0.0.2", "10.0.0.1", 2, 1, 6, "CLOSE")
+    made_of = Composition(400, 0.9, 0.03, 0.0, 0.01, 1.0, 0.01, (("CLOSE", 400),))
+    full = replace(
+        full,
+        tables=tuple(replace(one, composition=made_of) for one in full.tables),
+        culprits=tuple(
+            replace(one, composition=made_of, ended_states=(("TIME_WAIT", 1),))
+            for one in full.culprits
+        ),
+    )
     return replace(full, victims=tuple(replace(one, sample=flow) for one in full.victims))
 
 
@@ -86,7 +95,7 @@ def test_no_field_of_a_snapshot_is_left_out() -> None:
         for field in fields(kind):
             word = renamed.get(field.name, field.name).removeprefix("reply_")
             if kind is Percentiles:
-                word = f"life_{word}" + ("" if word == "n" else "_s")
+                word = f"residence_{word}"
             assert word in words or f"{word}_s" in words or f"{word}_p50_s" in words, (name, word)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 from ctrace.model.snapshot import (
     Cause,
+    Composition,
     Culprit,
     Histogram,
     OwnerView,
@@ -93,6 +94,7 @@ def _table(table: Table, absent: frozenset[str]) -> dict[str, Any]:
         "read": table.read,
         "pinned": _round(table.pinned),
         "pinned_error": _round(table.pinned_error),
+        "composition": _composition(table.composition),
         "full_since": utc_seconds(table.full_since),
         "seconds_to_full": _round(table.seconds_to_full),
         "seconds_to_full_error": _round(table.seconds_to_full_error),
@@ -104,6 +106,20 @@ def _table(table: Table, absent: frozenset[str]) -> dict[str, Any]:
         "hashed": table.hashed,
     }
     return told(data, absent)
+
+
+def _composition(made_of: Composition) -> dict[str, Any]:
+    return {
+        "n": made_of.n,
+        "assured": _round(made_of.assured),
+        "assured_error": _round(made_of.assured_error),
+        "unreplied": _round(made_of.unreplied),
+        "unreplied_error": _round(made_of.unreplied_error),
+        "closed": _round(made_of.closed),
+        "closed_error": _round(made_of.closed_error),
+        "states": dict(made_of.states),
+        **_percentiles("left", made_of.left),
+    }
 
 
 def _culprit(culprit: Culprit) -> dict[str, Any]:
@@ -128,8 +144,12 @@ def _culprit(culprit: Culprit) -> dict[str, Any]:
         "older": culprit.older,
         **_percentiles("life", culprit.life),
         **_percentiles("residence", culprit.residence),
+        "residence_living": culprit.residence.living,
+        "residence_at_least_s": _round(culprit.residence.at_least),
+        "residence_by": culprit.residence.by,
         "ends": dataclasses.asdict(culprit.ends),
         "nat": culprit.nat,
+        "composition": _composition(culprit.composition),
         "assured": _round(culprit.assured),
         "unreplied": _round(culprit.unreplied),
         "closed": _round(culprit.closed),
@@ -140,6 +160,7 @@ def _culprit(culprit: Culprit) -> dict[str, Any]:
         "life_histogram": _histogram(culprit.life_histogram),
         "residence_histogram": _histogram(culprit.residence_histogram),
         "states": dict(culprit.states),
+        "ended_states": dict(culprit.ended_states),
         "samples": [_tuple(sample) for sample in culprit.samples],
     }
 

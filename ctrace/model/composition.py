@@ -1,0 +1,74 @@
+"""What is held is made of: shares of a sample of it, with their error."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model.keys import CLOSE, TCP, TIME_WAIT
+from ctrace.model.snapshot import Composition, Percentiles
+from ctrace.record import TCP_STATES, Status
+
+FEW: Final = 10
+"""Entries looked at below which shares are not told."""
+ENOUGH: Final = 400
+"""Entries after which older looks add less than they are late."""
+
+Looks = npt.NDArray[np.void]
+"""Rows of :data:`ctrace.model.sample.ROW`, newest first."""
+
+
+def error(share: float, n: int) -> float:
+    """Two standard errors of a share of ``n``: all or none of a few is not surely all or none."""
+    likely = (share * n + 2) / (n + 4)
+    return 2 * math.sqrt(likely * (1 - likely) / (n + 4))
+
+
+def compose(looks: Looks, held: int, older: int) -> Composition:
+    """Of a key that holds so many entries, ``older`` of them from before the start.
+
+    Entries of the dump at the start tell of what is held while nearly all of it is so old.
+    """
+    if older < 0.9 * held:
+        looks = looks[~looks["older"]]
+    looks = looks[:ENOUGH]
+    n = len(looks)
+    if not held or n < min(FEW, held):
+        return Composition()
+    tcp = looks["proto"] == TCP
+    ended = closed(looks)
+    assured = looks["status"] & np.uint16(int(Status.ASSURED)) != 0
+    unreplied = looks["status"] & np.uint16(int(Status.SEEN_REPLY)) == 0
+    shares = [_share(which, n) for which in (assured, unreplied)]
+    shares.append(_share(ended[tcp], int(tcp.sum())) if tcp.any() else (None, None))
+    names, counts = np.unique(looks["state"][tcp], return_counts=True)
+    states = [
+        (TCP_STATES[name], count)
+        for name, count in zip(names.tolist(), counts.tolist(), strict=True)
+        if name < len(TCP_STATES)
+    ]
+    left = looks["left"][~np.isnan(looks["left"])]
+    p50, p90, p99 = np.quantile(left, (0.5, 0.9, 0.99)).tolist() if left.size else (None,) * 3
+    return Composition(
+        n=n,
+        assured=shares[0][0], assured_error=shares[0][1],
+        unreplied=shares[1][0], unreplied_error=shares[1][1],
+        closed=shares[2][0], closed_error=shares[2][1],
+        states=tuple(sorted(states, key=lambda item: -item[1])),
+        left=Percentiles(p50, p90, p99, int(left.size)),
+    )  # fmt: skip
+
+
+def closed(looks: Looks) -> npt.NDArray[np.bool_]:
+    """Which are TCP connections that wait out TIME_WAIT or CLOSE."""
+    found: npt.NDArray[np.bool_] = np.isin(looks["state"], (TIME_WAIT, CLOSE))
+    found &= looks["proto"] == TCP
+    return found
+
+
+def _share(which: npt.NDArray[np.bool_], n: int) -> tuple[Optional[float], Optional[float]]:
+    share = float(np.count_nonzero(which)) / n
+    return share, error(share, n)

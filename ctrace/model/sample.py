@@ -1,0 +1,157 @@
+"""An even sample of the entries in the tables, as looks at them found them.
+
+What has ended is no witness for what is held: while entries outlive the time observed, those
+that ended are the odd ones. So shares of what is held, the ages of the living and the time that
+they have left come from here: from entries that a walk over the hash table met
+(:data:`~ctrace.record.Kind.MET`), and from those of the dump at the start.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model.keys import I64, OWNED, U64, Window, service_hash, spread
+from ctrace.model.pairing import EXISTING, UNKNOWN, Births
+from ctrace.model.scatter import Rows
+
+ROW: Final = np.dtype(
+    [
+        *((name, np.uint64) for name in
+          ("ident", "pair", "target", "src", "dst", "service", "space", "ct", "meta")),
+        ("ts", np.int64),
+        *((name, np.float32) for name in ("age", "now", "left", "idle", "timeout")),
+        ("walk", np.uint32), ("opener", np.uint16), ("status", np.uint16),
+        ("state", np.uint8), ("proto", np.uint8), ("older", np.bool_),
+    ]
+)  # fmt: skip
+"""``age``, ``left``, ``idle`` and ``timeout`` are seconds, NaN: unknown; ``now``: the age of what
+still lives, at the time that one asks. ``older``: of the dump at the start. The hashes are those
+of the levels' keys."""
+
+ROWS: Final = 8192
+GAP_NS: Final = 300_000_000
+"""A walk's looks come within milliseconds; the next walk is a second later."""
+WALKS: Final = 16
+"""Walks that a share goes back at most."""
+RECENT_NS: Final = 20_000_000_000
+"""What was seen longer ago than this before the latest look says nothing of now."""
+AGAIN: Final = 0.5
+"""A walk of which so much was met again since is of an earlier round over the table."""
+DUMPED: Final = 1024
+"""Entries of a dump's window that are kept."""
+
+
+class Sample:
+    """The latest looks, at most ``rows`` of them."""
+
+    def __init__(self, rows: int = ROWS) -> None:
+        self._rows = np.zeros(rows, ROW)
+        self._at = self._walk = 0
+        self._last = -GAP_NS
+        self._step = 1
+        self._dumped_at = -GAP_NS
+
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self._rows.nbytes
+
+    def met(self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16]) -> None:
+        """Take looks at living entries; ``age`` in ns, and ``extra``, as their births tell."""
+        rows = _rows(w, at, extra)
+        ts = rows["ts"]
+        known = age != UNKNOWN
+        rows["age"][known] = age[known] / 1e9
+        idle = w.idle_ms(at)
+        rows["idle"][idle >= 0] = idle[idle >= 0] / 1e3
+        over = w.events["overdue_ms"][at]
+        rows["left"][over < 0] = -over[over < 0] / 1e3
+        timeout = w.events["timeout_ms"][at]
+        rows["timeout"][timeout > 0] = timeout[timeout > 0] / 1e3
+        starts = np.diff(ts, prepend=self._last) > GAP_NS
+        rows["walk"] = self._walk + np.cumsum(starts)
+        self._walk, self._last = int(rows["walk"][-1]), int(ts[-1])
+        self._put(rows)
+
+    def dumped(self, w: Window, at: Rows) -> None:
+        """Take some of the entries that were there at the start, evenly."""
+        now = int(w.ts[at[0]])
+        if now - self._dumped_at > GAP_NS:
+            self._step = max(1, -(-at.size // DUMPED))
+        self._dumped_at = now
+        at = at[:: self._step]
+        rows = _rows(w, at, np.zeros(at.size, np.uint16))
+        rows["older"] = True
+        rows["walk"] = self._walk
+        self._put(rows)
+
+    def remap(self, moved: npt.NDArray[np.uint16]) -> None:
+        """Renumber the openers: ``moved[old]`` is the new number."""
+        self._rows["opener"] = moved[self._rows["opener"]]
+
+    def latest(self, births: Births, until: int) -> npt.NDArray[np.void]:
+        """What tells of ``until`` (ns), newest first: at most one round over the table, each
+        entry once."""
+        n = min(self._at, len(self._rows))
+        order = (self._at - 1 - np.arange(n)) % len(self._rows)
+        rows = self._rows[order]
+        rows = rows[(rows["ts"] >= int(rows["ts"].max(initial=0)) - RECENT_NS) | rows["older"]]
+        _, first = np.unique(rows["ident"], return_index=True)
+        fresh = np.zeros(len(rows), bool)
+        fresh[first] = True
+        keep = np.ones(len(rows), bool)
+        for walk in np.unique(rows["walk"])[::-1].tolist():
+            mine = rows["walk"] == walk
+            stale = np.count_nonzero(mine & ~fresh) > AGAIN * np.count_nonzero(mine)
+            if stale or walk <= self._walk - WALKS:
+                keep &= (rows["walk"] > walk) | rows["older"]
+                break
+        chosen: npt.NDArray[np.void] = rows[keep & fresh]
+        _grow(chosen, births, until)
+        return chosen
+
+    def _put(self, rows: npt.NDArray[np.void]) -> None:
+        rows = rows[-len(self._rows) :]
+        at = (self._at + np.arange(len(rows))) % len(self._rows)
+        self._rows[at] = rows
+        self._at += len(rows)
+
+
+def _grow(rows: npt.NDArray[np.void], births: Births, until: int) -> None:
+    """Set how old those are by now that still live."""
+    ct, meta = (np.ascontiguousarray(rows[name]) for name in ("ct", "meta"))
+    age, _ = births.peek(ct, meta, np.full(len(rows), until, np.uint64))
+    grown = rows["age"] + (until - rows["ts"]) / 1e9
+    same = (age != UNKNOWN) & (np.abs(age / 1e9 - grown) < _SAME)
+    rows["now"] = np.where(same, grown, np.nan)
+
+
+def _rows(w: Window, at: Rows, extra: npt.NDArray[np.uint16]) -> npt.NDArray[np.void]:
+    """Everything but times."""
+    rows = np.zeros(at.size, ROW)
+    opener = extra & np.uint16(EXISTING - 1)
+    owned = np.flatnonzero(opener)
+    meta, target = w.meta.take(at), w.target_hash.take(at)
+    target[owned] = w.target_hash_owned(at[owned])
+    owned_meta: U64 = meta.copy()
+    owned_meta[owned] |= OWNED
+    rows["pair"], rows["target"] = w.pair_hash.take(at), target
+    rows["src"], rows["dst"] = w.src_only(at), w.dst_only(at)
+    rows["service"], rows["space"] = service_hash(owned_meta), w.space_only(at)
+    rows["ident"] = spread(rows["pair"] + w.dst_hash.take(at) + w.words[at, _PORTS])
+    rows["ts"] = w.ts.take(at).view(np.int64)
+    rows["ct"], rows["meta"] = w.ct.take(at), meta
+    for name in ("age", "now", "left", "idle", "timeout"):
+        rows[name] = np.nan
+    rows["opener"] = opener
+    rows["status"], rows["state"] = w.status.take(at), w.states(at)
+    rows["proto"] = w.proto(at)
+    return rows
+
+
+_SAME: Final = 0.01
+"""Seconds: another entry at the same address has another birth."""
+_PORTS: Final = 10
+"""The word of a record that holds both ports of the original direction, and of the reply's."""
