@@ -27,8 +27,8 @@ from ctrace.rehearsal.snapshot import to_text as to_line
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import dump, load
 
-BIGGEST: Final = 4 << 20
-"""Bytes of a snapshot, as text, that a recording takes: tens of thousands of rules."""
+BIGGEST: Final = 3 << 19
+"""Bytes of a snapshot, as text, that a recording takes: some thousands of rules."""
 EPHEMERAL: Final = (32768, 60999)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Final, Optional
+from typing import Final, NamedTuple, Optional
 
 from ctrace.rehearsal.netlink import attr, be32, nested, number, split, text, word
 from ctrace.rehearsal.nft_copy import RULE as _RULE
@@ -72,28 +72,45 @@ def change(answer: Optional[bool], *, untracked: bool, draw: bool = True) -> Cha
     return apply
 
 
-def depends(things: tuple[Thing, ...]) -> bool:
-    """Whether any rule has a condition that can only be forced."""
-    one = change(True, untracked=False)
-    nothing = change(False, untracked=False)
+class Needs(NamedTuple):
+    """What of a rule set a copy can't decide as it stands."""
+
+    changes: bool
+    """Any of it: else rules are loaded as they are."""
+    depends: bool
+    """A condition that can only be forced."""
+    draws: bool
+    """A translation that draws ports by lot."""
+    counts: bool
+    """A limit on tracked connections."""
+
+
+def needs(things: tuple[Thing, ...]) -> Needs:
+    """Of nftables' rules, each looked at once."""
+    yes, no = change(True, untracked=False), change(False, untracked=False)
+    kept, apart = change(True, untracked=False, draw=False), change(True, untracked=True)
+    out = [False] * 4
     for kind, _, body in things:
-        if kind == _RULE:
-            blob = dict(split(body)).get(4, b"")
-            found = expressions(blob)
-            if one(found) != nothing(found):
-                return True
-    return False
+        if kind != _RULE:
+            continue
+        found = expressions(dict(split(body)).get(4, b""))
+        if not any(_odd(name, of) for name, of in found):
+            continue
+        said = yes(found)
+        out[0] |= said is not None
+        out[1] |= said != no(found)
+        out[2] |= said != kept(found)
+        out[3] |= said != apart(found)
+    return Needs(out[0] or any(out), *out[1:])
 
 
-def draws(things: tuple[Thing, ...]) -> bool:
-    """Whether a translation draws ports by lot, or takes them from a range."""
-    lot, kept = change(None, untracked=False), change(None, untracked=False, draw=False)
-    return any(
-        lot(found) != kept(found)
-        for kind, _, body in things
-        if kind == _RULE
-        for found in [expressions(dict(split(body)).get(4, b""))]
-    )
+def _odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+    """Whether an expression may be changed at all."""
+    if name in ("cmp", "immediate", "counter", "bitwise", "lookup", "log", "reject", "range"):
+        return False
+    if name in ("payload", "meta", "ct"):
+        return _foreign(name, dict(attributes))
+    return True
 
 
 def _one(  # noqa: PLR0911

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Optional
 
 from ctrace.rehearsal.netlink import (
@@ -138,14 +139,17 @@ def _bound_first(chains: list[Thing], rules: list[Thing]) -> list[Thing]:
     return out
 
 
-def write(path: str, things: Iterable[Thing], change: Optional[Change] = None) -> list[str]:
-    """Load all of it into the empty namespace at ``path``, in one transaction.
+@dataclass(frozen=True)
+class Batch:
+    """One transaction that makes everything, ready to be sent."""
 
-    Returns what was refused, in words; then nothing is there.
-    """
-    todo = list(things)
-    if not todo:
-        return []
+    things: tuple[Thing, ...]
+    messages: tuple[bytes, ...]
+
+
+def batch(things: Iterable[Thing], change: Optional[Change] = None) -> Batch:
+    """All of it as messages, with rules as ``change`` makes them."""
+    todo = tuple(things)
     out = [message(0x10, 0, _head(0, 10))]
     ids: dict[tuple[int, bytes, bytes], int] = {}
     for seq, (kind, family, attributes) in enumerate(todo, 2):
@@ -156,13 +160,23 @@ def write(path: str, things: Iterable[Thing], change: Optional[Change] = None) -
         flags = CREATE | (APPEND if kind == RULE else 0)
         out.append(message(NFT | kind, flags | (ACK if seq == len(todo) + 1 else 0), body, seq))
     out.append(message(0x11, 0, _head(0, 10)))
+    return Batch(todo, tuple(out))
+
+
+def write(path: str, made: Batch) -> list[str]:
+    """Load it into the empty namespace at ``path``.
+
+    Returns what was refused, in words; then nothing is there.
+    """
+    if not made.things:
+        return []
     with Link(path, NETFILTER) as link:
         # Errors come unasked; one acknowledgement, for the last, says that all were looked at.
-        failed = link.send(out, acks=1)
-    return [f"{_described(todo, seq)}: {os.strerror(code)}" for seq, code in failed]
+        failed = link.send(list(made.messages), acks=1)
+    return [f"{_described(made.things, seq)}: {os.strerror(code)}" for seq, code in failed]
 
 
-def _described(todo: list[Thing], seq: int) -> str:
+def _described(todo: Sequence[Thing], seq: int) -> str:
     if not 2 <= seq < len(todo) + 2:
         return "the transaction"
     kind, _, body = todo[seq - 2]

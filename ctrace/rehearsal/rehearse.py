@@ -11,7 +11,7 @@ from typing import Final, Optional
 from ctrace.change.plan import Notrack, alone
 from ctrace.host import ctnetlink
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
-from ctrace.rehearsal import compare, constants, forced, talks
+from ctrace.rehearsal import compare, constants, forced, nft_copy, talks
 from ctrace.rehearsal.compare import Difference
 from ctrace.rehearsal.netlink import split
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
@@ -79,17 +79,18 @@ class Room:
                                 legacy=_legacy_without_ours(snapshot.legacy))  # fmt: skip
         self.names = constants.named(self.snapshot, ruleset)
         self._known: list[tuple[str, str]] = []
-        with Stage(self.snapshot, known=self._known) as stage:
-            self.gaps = [*snapshot.gaps, *stage.gaps]
-        self._depends = forced.depends(self.snapshot.nft) or any(
-            forced.legacy(text, True) != forced.legacy(text, False)
-            for _, text in self.snapshot.legacy
+        self._needs = forced.needs(self.snapshot.nft)
+        self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
+        old = [text for _, text in self.snapshot.legacy]
+        self._depends = self._needs.depends or any(
+            forced.legacy(text, True) != forced.legacy(text, False) for text in old
         )
-        self._draws = forced.draws(self.snapshot.nft) or any(
-            forced.legacy(text, True) != forced.legacy(text, True, draw=False)
-            for _, text in self.snapshot.legacy
+        self._draws = self._needs.draws or any(
+            forced.legacy(text, True) != forced.legacy(text, True, draw=False) for text in old
         )
         self._orders = _equal_priorities(self.snapshot)
+        with self.stage(Setting()) as stage:
+            self.gaps = [*snapshot.gaps, *stage.gaps]
 
     def settings(self) -> list[Setting]:
         """Under which everything is rehearsed."""
@@ -107,15 +108,26 @@ class Room:
         traced: bool = False,
     ) -> Stage:  # fmt: skip
         """A stage. Raises CtraceError."""
-        change = forced.change(setting.answer, untracked=untracked, draw=setting.draw)
         legacy = tuple(
             (family, forced.legacy(text, setting.answer, untracked=untracked, draw=setting.draw))
             for family, text in self.snapshot.legacy
         )
         snapshot = replace(self.snapshot, legacy=legacy)
-        if setting.late_first:
-            snapshot = replace(snapshot, nft=_late_first(snapshot.nft))
-        return Stage(snapshot, scripts, change, self._known, traced=traced)
+        rules = self._rules(setting, untracked)
+        return Stage(snapshot, scripts, rules, self._known, traced=traced)
+
+    def _rules(self, setting: Setting, untracked: bool) -> nft_copy.Batch:
+        """nftables as a setting wants it, prepared once."""
+        apart = untracked and self._needs.counts
+        key = (setting.late_first, self._needs.changes and (setting.answer, setting.draw, apart))
+        if key not in self._batches:
+            change = None
+            if self._needs.changes:
+                change = forced.change(setting.answer, untracked=apart, draw=setting.draw)
+            things = self.snapshot.nft
+            made = nft_copy.batch(_late_first(things) if setting.late_first else things, change)
+            self._batches[key] = made
+        return self._batches[key]
 
 
 class Service:

@@ -253,8 +253,8 @@ def from_text(line: str) -> Snapshot:
             gaps=tuple(str(x) for x in found["gaps"]),
             **bodies,
         )
-    except (zlib.error, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from None
+    except (zlib.error, KeyError, TypeError, ValueError) as error:
+        raise ValueError("the snapshot is damaged") from error
 
 
 BIGGEST: Final = 256 << 20

@@ -32,7 +32,7 @@ from ctrace.rehearsal.netlink import (
     text,
     word,
 )
-from ctrace.rehearsal.nft_copy import CHAIN, RULE, TABLE, Change, Expression, Thing
+from ctrace.rehearsal.nft_copy import CHAIN, RULE, TABLE, Batch, Expression, Thing
 from ctrace.rehearsal.snapshot import Snapshot
 
 ENDS: Final = "rehearsal-ends"
@@ -93,14 +93,15 @@ class Stage:
         self,
         snapshot: Snapshot,
         scripts: Sequence[Script] = (),
-        change: Optional[Change] = None,
+        rules: Optional[Batch] = None,
         known: Optional[surroundings.Settings] = None,
         *,
         traced: bool = False,
     ) -> None:
         """Make it, and run ``scripts`` in it. Raises CtraceError; ``gaps`` says what is missing.
 
-        ``traced``: also tell each step of a packet's way (:attr:`ways`).
+        ``rules``: nftables as prepared from the snapshot; ``traced``: also tell each step of a
+        packet's way (:attr:`ways`).
         """
         self.gaps: list[str] = []
         self._raw: dict[tuple[bytes, int], socket.socket] = {}
@@ -108,7 +109,7 @@ class Stage:
         self._scope = {a: index for a, index in snapshot.local if a[:2] == b"\xfe\x80"}
         self.space = Space()
         try:
-            self._build(snapshot, scripts, change, [] if known is None else known, traced)
+            self._build(snapshot, scripts, rules, [] if known is None else known, traced)
         except BaseException:
             self.space.close()
             raise
@@ -117,7 +118,7 @@ class Stage:
         self,
         snapshot: Snapshot,
         scripts: Sequence[Script],
-        change: Optional[Change],
+        rules: Optional[Batch],
         known: surroundings.Settings,
         traced: bool,
     ) -> None:
@@ -128,11 +129,11 @@ class Stage:
         self.gaps += surroundings.routes(snapshot, space)
         # First of all: of chains with one priority the latest is first, and conntrack has to
         # confirm its entries, at the same priority, before we drop.
-        refused = nft_copy.write(space.path, list(_ends(traced)))
+        refused = nft_copy.write(space.path, nft_copy.batch(_ends(traced)))
         if refused:
             raise CtraceError(f"a rehearsal is not possible here: {refused[0]}")
         surroundings.ipsets(snapshot, space)
-        refused = nft_copy.write(space.path, snapshot.nft, change)
+        refused = nft_copy.write(space.path, rules or nft_copy.batch(snapshot.nft))
         if refused:
             raise CtraceError(f"its rules cannot be copied: {refused[0]}")
         surroundings.legacy(snapshot, space)

@@ -1,0 +1,138 @@
+"""A copy of a namespace is the same, and packets fare in it as there."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from ctrace.errors import CtraceError
+from ctrace.host import commands, netns
+from ctrace.lab import Lab, Node
+from ctrace.rehearsal import nft_copy, surroundings
+from ctrace.rehearsal.netlink import NETFILTER, Link, attr, number, split, text
+from ctrace.rehearsal.packets import SYN, tcp
+from ctrace.rehearsal.snapshot import from_text, take, to_text
+from ctrace.rehearsal.stage import ENDS, Stage, on_one_processor
+
+pytestmark = pytest.mark.kernel
+RULES = """
+table inet fw {
+ set friends { type ipv4_addr; flags interval; elements = { 10.77.1.0/25, 192.0.2.7 }; }
+ map to { type inet_service : verdict; elements = { 22 : drop, 8063 : accept }; }
+ set seen { type ipv4_addr; flags dynamic,timeout; timeout 1h; }
+ chain other { ip saddr @friends counter return; log prefix "x" limit rate 3/second; }
+ chain in { type filter hook input priority 0; policy drop;
+  ct state vmap { established : accept, related : accept, invalid : drop }
+  update @seen { ip saddr timeout 10m }
+  iif lo accept
+  jump other
+  tcp dport vmap @to
+  tcp option maxseg size set 1300
+  meta skuid 1000 meta mark set ct mark
+ }
+}
+table ip n {
+ chain post { type nat hook postrouting priority 100; oifname "to-x*" masquerade random; }
+}
+"""
+XT = (
+    "*filter\n-A INPUT -p tcp -m multiport --dports 80,443 -m comment --comment web -j ACCEPT\n"
+    "-A INPUT -m set --match-set third src -j DROP\n-A INPUT -m limit --limit 3/min -j LOG\n"
+    "-A FORWARD -p udp -m hashlimit --hashlimit-name h --hashlimit-upto 5/sec -j ACCEPT\nCOMMIT\n"
+)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Node]:
+    with Lab() as lab:
+        node, peer = lab.namespace("h"), lab.namespace("c")
+        lab.link(node, peer)
+        node.run(["ip", "route", "add", "default", "via", "10.77.1.2"])
+        node.run(["ip", "rule", "add", "fwmark", "7", "table", "77"])
+        node.run(["nft", "-f", "-"], stdin=RULES)
+        for name in ("first", "second", "third"):
+            node.run(["ipset", "create", name, "hash:ip"])
+        node.run(["ipset", "add", "third", "192.0.2.66"])
+        node.run(["ipset", "destroy", "second"])  # a gap: rules know a set by its number
+        node.run(["iptables-nft-restore"], stdin=XT)
+        yield node
+
+
+def listing(path: str) -> list[str]:
+    with netns.enter(path):
+        found = commands.run(["nft", "-s", "list", "ruleset"])
+    found = re.sub(rf"table inet {ENDS} \{{.*?\n\}}\n", "", found, flags=re.DOTALL)
+    return sorted(re.sub(r"expires \S+", "expires", found).split("\n"))
+
+
+def ipset_number(path: str, name: str) -> int:
+    with Link(path, NETFILTER) as link:
+        body = struct.pack(">BBH", 2, 0, 0) + attr(1, b"\7") + text(2, name)
+        return number(dict(split(link.ask(6 << 8 | 14, body), 4))[11])
+
+
+def lines(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("-A")]
+
+
+def test_the_rules_are_the_same(host: Node) -> None:
+    with Stage(take(host.path)) as stage:
+        assert listing(stage.space.path) == listing(host.path)
+        assert ipset_number(stage.space.path, "third") == ipset_number(host.path, "third")
+        saved = lines(stage.space.run(["iptables-nft-save"]))
+        assert saved == lines(host.run(["iptables-nft-save"]))
+        assert len(saved) == 4
+        assert stage.gaps == []
+
+
+def test_what_surrounds_them_is_the_same(host: Node) -> None:
+    with Stage(take(host.path)) as stage:
+        for words in (["ip", "rule"], ["ip", "-6", "rule"], ["ip", "-4", "route"]):
+            there = host.run(words)
+            assert stage.space.run(words) == there
+        for key in ("net.ipv4.ip_forward", "net.ipv4.conf.to-c.rp_filter"):
+            words = ["sysctl", "-n", key]
+            assert stage.space.run(words) == host.run(words)
+
+
+def test_a_snapshot_as_text_is_the_same(host: Node) -> None:
+    found = take(host.path)
+    assert from_text(to_text(found)) == found
+    with pytest.raises(ValueError, match="damaged"):
+        from_text("no snapshot")
+
+
+def test_packets_are_seen_where_they_end(host: Node) -> None:
+    found = take(host.path)
+    device = next(d.index for d in found.devices if d.name == "to-c")
+    far, here = ip_address("10.77.1.2").packed, ip_address("10.77.1.1").packed
+    with Stage(found) as stage, on_one_processor():
+        stage.receive(device, tcp(1, far, here, (40000, 8063), SYN))
+        stage.receive(device, tcp(2, far, here, (40000, 22), SYN))
+        stage.send(tcp(3, here, far, (40000, 9), SYN))
+        seen = stage.seen()
+    assert [(o.way, o.dport) for o in seen[1]] == [("in", 8063)]
+    assert 2 not in seen
+    assert [(o.way, o.device, o.dport) for o in seen[3]] == [("out", device, 9)]
+
+
+def test_rules_that_change_all_the_time_are_told(
+    host: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = iter(range(200))
+    monkeypatch.setattr(nft_copy, "_generation", lambda _: bytes([next(turn)]))
+    with pytest.raises(CtraceError, match="changed again and again"):
+        take(host.path)
+
+
+def test_without_a_device_it_says_what_it_needs(
+    host: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = take(host.path)
+    monkeypatch.setattr(surroundings, "can", lambda: "the tun module is not loaded")
+    with pytest.raises(CtraceError, match="tun module"):
+        Stage(found)
