@@ -24,6 +24,7 @@ from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
 from ctrace.model.model import Model
+from ctrace.model.snapshot import Snapshot
 from ctrace.record import N_REASONS, Events, Kind, Reason, empty
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -82,8 +83,9 @@ def test_a_named_namespace_is_watched_once_it_is_mounted(
             while sum(seen.values()) < 60:
                 assert time.monotonic() < until, seen
                 events = next(stream).events
-                seen.update(events["kind"][inodes(events) == space.inum].tolist())
-            assert sum(seen.values()) == counted(space) == 60
+                mine = (inodes(events) == space.inum) & (events["dport"] == 9)
+                seen.update(events["kind"][mine].tolist())
+            assert counted(space) >= sum(seen.values()) == 60
     finally:
         source.close()
     assert seen.keys() <= {int(Kind.INSERT), int(Kind.EXISTING)}
@@ -97,6 +99,11 @@ def test_a_mount_is_told() -> None:
             assert mounts.changed()
     finally:
         mounts.close()
+
+
+def held(snapshot: Snapshot) -> int:
+    """By flows that were sent: the kernel sends some of its own."""
+    return sum(one.held for one in snapshot.culprits if one.key == "udp/9")
 
 
 def inodes(events: Events) -> npt.NDArray[np.int64]:
@@ -114,22 +121,22 @@ def test_one_that_has_gone_leaves_the_table_and_is_told_as_gone() -> None:
             send(space, 120)
             until = time.monotonic() + 20
             shown = model.snapshot("service")
-            while not (shown.tables and shown.held_total == 120):
-                assert time.monotonic() < until
+            while not (shown.tables and held(shown) == 120):
+                assert time.monotonic() < until, (shown.tables, shown.held_total)
                 model.update(next(stream))
                 shown = model.snapshot("service")
-            assert [table.count for table in shown.tables] == [120]
+            assert [table.count >= 120 for table in shown.tables] == [True]
             subprocess.run(["ip", "netns", "del", space.name], check=True)
             while shown.tables or shown.held_total:
-                assert time.monotonic() < until
+                assert time.monotonic() < until, (shown.tables, shown.held_total)
                 model.update(next(stream))
                 shown = model.snapshot("service")
         finally:
             source.close()
-    assert shown.totals.insert == 120
+    assert shown.totals.insert >= 120
     assert "gone" in shown.why[0].text
     assert "%" not in shown.why[0].text
-    (row,) = shown.culprits
+    (row,) = (one for one in shown.culprits if one.key == "udp/9")
     assert row.netns_name == f"{space.name} (gone)"
     assert (row.held, row.share) == (0, 0.0)
 
