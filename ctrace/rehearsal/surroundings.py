@@ -2,7 +2,9 @@
 
 Every interface but lo becomes a TAP (a TUN where it has no link header) with the name, index,
 type, address and MTU of the original. A packet written to its file has been received, and the
-kernel is done with it when write() returns. NOARP: no neighbour is ever asked for.
+kernel is done with it when write() returns. Where the tun module is not loaded a veth pair takes
+its place, whose other end lies in one more namespace; packets wait there in the processor's own
+queue, as over lo. NOARP: no neighbour is ever asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 import struct
 import time
 from errno import EEXIST
@@ -26,7 +29,9 @@ from ctrace.rehearsal.netlink import (
     Space,
     attr,
     message,
+    nested,
     split,
+    text,
 )
 from ctrace.rehearsal.snapshot import (
     ETHER,
@@ -44,6 +49,8 @@ TUN, TAP, NO_PI = 1, 2, 0x1000
 NOARP: Final = 0x80
 PATIENCE_S: Final = 2.0
 NEWLINK, NEWADDR, NEWROUTE, NEWRULE, DELRULE, NEWNEXTHOP = 16, 20, 24, 32, 33, 104
+_FAR: Final = b"\x02\0\0\0\0\x01"
+"""The link address of whoever sends."""
 NONE: Final = 65534
 """ARPHRD_NONE: what a TUN is by itself."""
 _FALLBACK: Final = ("sit", "gre", "gretap", "erspan", "ipip", "ip6tnl", "vti", "vti6", "ip6gre")
@@ -54,9 +61,13 @@ Files = dict[int, tuple[int, bytes]]
 
 def can() -> str:
     """Why there can't be interfaces here; empty when there can. Loads no module."""
-    if os.path.exists("/sys/class/misc/tun") and os.path.exists("/dev/net/tun"):
+    if _has_tun() or os.path.exists("/sys/module/veth") or not os.path.exists("/proc/modules"):
         return ""
-    return "the kernel's tun module is not loaded, and nothing is loaded unasked: modprobe tun"
+    return "neither the tun nor the veth module is loaded, and none is unasked: modprobe tun"
+
+
+def _has_tun() -> bool:
+    return os.path.exists("/sys/class/misc/tun") and os.path.exists("/dev/net/tun")
 
 
 def interfaces(snapshot: Snapshot, space: Space) -> tuple[Files, list[str]]:
@@ -65,13 +76,18 @@ def interfaces(snapshot: Snapshot, space: Space) -> tuple[Files, list[str]]:
     why = can()
     if why:
         raise CtraceError(why)
+    wanted = [
+        device
+        for device in snapshot.devices
+        if device.kind != LOOPBACK and (device.up or device.what not in _FALLBACK)
+    ]
     with space.inside():
         _quiet()
-        for device in snapshot.devices:
-            if device.kind == LOOPBACK or (device.what in _FALLBACK and not device.up):
-                continue
-            header = device.mac + b"\x02\0\0\0\0\x01" if device.kind == ETHER else b""
+        for device in wanted if _has_tun() else ():
+            header = device.mac + _FAR if device.kind == ETHER else b""
             files[device.index] = _tap(device), header
+    if not _has_tun():
+        files = _pairs(wanted, space)
     messages = [
         _up(device)
         for device in snapshot.devices
@@ -103,6 +119,46 @@ def _tap(device: Device) -> int:
     except OSError as error:
         raise CtraceError(f"cannot make interface {device.name}: {error.strerror}") from None
     return file
+
+
+def _pairs(wanted: list[Device], space: Space) -> Files:
+    """veth pairs instead: their far ends in a namespace that goes when their sockets do."""
+    far = Space()
+    try:
+        with far.inside(), contextlib.suppress(OSError):
+            for name in ("all", "default"):
+                with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as file:
+                    file.write("1")
+        with Link(space.path, ROUTE) as link:
+            failed = link.send([_pair(device, far.fd) for device in wanted])
+        if failed:
+            raise CtraceError(f"cannot make a veth pair: {os.strerror(failed[0][1])}")
+        with Link(far.path, ROUTE) as link:
+            up = struct.pack("=BxHiII", 0, 0, 0, UP, UP)
+            link.send([message(NEWLINK, ACK, up + text(3, f"p{d.index}"), d.index) for d in wanted])
+        files: Files = {}
+        with far.inside():
+            for device in wanted:
+                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                sock.bind((f"p{device.index}", 0x0800))
+                files[device.index] = sock.detach(), _mac(device) + _FAR
+        return files
+    finally:
+        far.close()
+
+
+def _pair(device: Device, far: int) -> bytes:
+    peer = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + text(3, f"p{device.index}")
+    peer += attr(1, _FAR) + attr(28, struct.pack("=I", far))  # IFLA_NET_NS_FD
+    info = nested(18, text(1, "veth"), nested(2, attr(1, peer)))  # VETH_INFO_PEER
+    head = struct.pack("=BxHiII", 0, 0, device.index, 0, 0)
+    body = head + text(3, device.name) + attr(1, _mac(device)) + info
+    return message(NEWLINK, ACK | CREATE | EXCL, body, device.index)
+
+
+def _mac(device: Device) -> bytes:
+    good = device.kind == ETHER and any(device.mac) and not device.mac[0] & 1
+    return device.mac if good else b"\x02\0\0\0\0\x02"
 
 
 def _up(device: Device) -> bytes:

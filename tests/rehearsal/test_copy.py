@@ -79,7 +79,9 @@ def lines(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("-A")]
 
 
-def test_the_rules_are_the_same(host: Node) -> None:
+@pytest.mark.parametrize("tun", [True, False], ids=["tun", "veth"])
+def test_the_rules_are_the_same(host: Node, tun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "_has_tun", lambda: tun)
     with Stage(take(host.path)) as stage:
         assert listing(stage.space.path) == listing(host.path)
         assert ipset_number(stage.space.path, "third") == ipset_number(host.path, "third")
@@ -106,8 +108,12 @@ def test_a_snapshot_as_text_is_the_same(host: Node) -> None:
         from_text("no snapshot")
 
 
-def test_packets_are_seen_where_they_end(host: Node) -> None:
+@pytest.mark.parametrize("tun", [True, False], ids=["tun", "veth"])
+def test_packets_are_seen_where_they_end(
+    host: Node, tun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = take(host.path)
+    monkeypatch.setattr(surroundings, "_has_tun", lambda: tun)
     device = next(d.index for d in found.devices if d.name == "to-c")
     far, here = ip_address("10.77.1.2").packed, ip_address("10.77.1.1").packed
     with Stage(found) as stage, on_one_processor():
