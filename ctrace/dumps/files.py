@@ -165,11 +165,12 @@ def _unfold(
         head = stream.peek(512)
     except (OSError, lzma.LZMAError, EOFError) as error:
         raise CtraceError(f"cannot read {name}: {error}") from None
-    opened = _unpacker(name, head, stream)
+    packed = _Told(stream)
+    opened = _unpacker(name, head, cast(IO[bytes], packed))
     if opened is not None:
         if depth >= 2:
             raise CtraceError(f"{name} is packed more than twice")
-        counted = _Counted(name, opened, budget, stream if stream.seekable() else _Told(stream))
+        counted = _Counted(name, opened, budget, packed)
         yield from _unfold(name, modified, cast(IO[bytes], counted), budget, depth + 1, asked)
     elif head[257:262] == b"ustar":
         yield from _members(name, stream, budget, depth)
@@ -180,19 +181,20 @@ def _unfold(
         yield Text(name, modified, plain, asked)
 
 
-class _Told:
-    """The position in a stream that cannot tell it."""
+class _Told(io.RawIOBase):
+    """A stream that tells how much was read of it, whatever it is read from."""
 
     def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
         self._read = 0
-        inner = stream.read
 
-        def read(n: int = -1) -> bytes:
-            data = inner(n)
-            self._read += len(data)
-            return data
+    def readable(self) -> bool:
+        return True
 
-        stream.read = read  # type: ignore[method-assign]
+    def read(self, n: int = -1) -> bytes:
+        data = self._stream.read(n)
+        self._read += len(data)
+        return data
 
     def tell(self) -> int:
         return self._read

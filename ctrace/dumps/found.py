@@ -30,7 +30,7 @@ TEXT_LIMIT: Final = 4 << 20
 
 def plain(raw: bytes, limit: int = 200) -> str:
     """Text from outside that can do no harm wherever it is shown: printable ASCII."""
-    text = raw[:limit].decode("ascii", "replace")
+    text = raw[:limit].replace(b"\t", b" ").decode("ascii", "replace")
     return "".join(one if " " <= one <= "~" else "?" for one in text)
 
 

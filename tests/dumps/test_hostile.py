@@ -1,0 +1,218 @@
+"""Files from strangers: broken, mutated, packed to burst, or meant for the terminal."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ctrace.cli import cli
+from ctrace.dumps import files
+from ctrace.dumps.make import open_any
+from ctrace.errors import CtraceError
+from ctrace.record import Kind
+from ctrace.recording.evidence import parse
+
+ENTRY = (
+    b"ipv4     2 tcp      6 28 TIME_WAIT src=198.51.100.7 dst=192.0.2.10 sport=63518 dport=8063 "
+    b"src=192.0.2.10 dst=198.51.100.7 sport=8063 dport=63518 [ASSURED] mark=0 zone=0 use=2\n"
+)
+SEED = (
+    b"[root@gw ~]# dmesg | tail\n"
+    b"[  100.752270] nf_conntrack: table full, dropping packet\n"
+    b"[  105.728802] net_ratelimit: 1367 callbacks suppressed\n"
+    b"[root@gw ~]# cat /proc/net/nf_conntrack\n" + ENTRY +
+    b"ipv6     10 icmpv6   58 0 src=2001:db8::1 dst=2001:db8::e0 type=128 code=0 id=56516 "
+    b"[UNREPLIED] src=2001:db8::e0 dst=2001:db8::1 type=129 code=0 id=56516 mark=0 use=2\n"
+    b"[1753786144.112233]\t    [NEW] udp      17 30 src=192.0.2.10 dst=203.0.113.53 sport=42381 "
+    b"dport=53 [UNREPLIED] src=203.0.113.53 dst=192.0.2.10 sport=53 dport=42381\n"
+    b"[1753786164.112233]\t[DESTROY] udp      17 src=192.0.2.10 dst=203.0.113.53 sport=42381 "
+    b"dport=53 [UNREPLIED] src=203.0.113.53 dst=192.0.2.10 sport=53 dport=42381\n"
+    b'<flow type="new"><meta direction="original"><layer3 protonum="2" protoname="ipv4">'
+    b"<src>1.1.1.1</src><dst>2.2.2.2</dst></layer3><layer4 protonum=\"6\" protoname=\"tcp\">"
+    b"<sport>10</sport><dport>20</dport></layer4></meta></flow>\n"
+    b"cpu=0  \tfound=0 invalid=4 insert=0 insert_failed=0 drop=7 early_drop=3 error=0\n"
+    b"net.netfilter.nf_conntrack_max = 65536\nnet.netfilter.nf_conntrack_count = 3\n"
+    b"nf_conntrack          105702  6 xt_CT,nf_nat,nf_nat_ipv4\n"
+    b"2019-07-29T11:02:03+0200 gw kernel: nf_conntrack: table full, dropping packet\n"
+    b"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp --dport 80 -j CT --notrack\nCOMMIT\n"
+    b"table inet f {\n\tchain c {\n\t\taccept\n\t}\n}\n"
+    b"conntrack v1.4.7 (conntrack-tools): 2 flow entries have been shown.\n"
+    b"tcp LISTEN 0 128 0.0.0.0:8063 0.0.0.0:* users:((\"nginx\",pid=812,fd=6))\n"
+)  # fmt: skip
+MUTANTS = int(os.environ.get("DUMP_MUTANTS", "300"))
+
+
+ODD = [b"9" * 40, b"=", b"src=", b"[", b"]", b"\n", b"\x00", b"-1", b"\xff\xfe", b"99999999999",
+       b"<flow", b"</flow>", b"{"]  # fmt: skip
+
+
+def mutated(text: bytes, rng: random.Random) -> bytes:
+    """A few changes of the kinds that make parsers stumble."""
+    data = bytearray(text)
+    for _ in range(rng.randint(1, 12)):
+        at = rng.randrange(len(data) + 1)
+        what = rng.randrange(7)
+        if what == 0 and data:
+            data[min(at, len(data) - 1)] = rng.randrange(256)
+        elif what == 1:
+            del data[at : at + rng.randint(1, 200)]
+        elif what == 2:
+            other = rng.randrange(len(text))
+            data[at:at] = text[other : other + rng.randint(1, 400)]
+        elif what == 3:
+            data[at:at] = rng.choice(ODD)
+        elif what == 4:
+            data[at:at] = rng.choice([b"\x1b]0;owned\x07", b"\xe2\x80\xae", b"\x1b[31m"])
+        elif what == 5:
+            data = data[:at]
+        else:
+            data += data[at : at + 500]
+    return bytes(data)
+
+
+def test_mutants_end_with_a_report_or_one_line(tmp_path: Path) -> None:
+    rng = random.Random(18)
+    path = tmp_path / "mutant.txt"
+    for i in range(MUTANTS):
+        path.write_bytes(mutated(SEED, rng))
+        try:
+            with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+                events = sum(len(batch.events) for batch in recording.batches())
+                said = parse(recording.header.facts)
+                assert not recording.missing
+        except CtraceError as error:
+            said, events = {"error": str(error)}, 0
+        assert said is not None, i
+        assert events <= 100
+        assert "\x1b" not in str(said)
+
+
+def test_what_the_seed_tells(tmp_path: Path) -> None:
+    """The mutants above begin as something that is understood from its first line to its last."""
+    path = tmp_path / "seed.txt"
+    path.write_bytes(SEED)
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+        rules = [text for _, text in recording.rulesets()]
+    assert said is not None
+    assert [line for _, line, _ in said["unread"]] == [9]
+    assert (said["refused_at_least"], said["max"], said["count"]) == (1369, 65536, 3)
+    assert said["kernel_counted"]["drop"] == 7
+    assert "--notrack" in rules[0]
+
+
+def test_reports_let_no_control_byte_through(tmp_path: Path) -> None:
+    name = tmp_path / "evil\x1b]0;owned\x07.txt"
+    name.write_bytes(
+        SEED
+        + b"\x1b[31mevil line \xe2\x80\xae\n"
+        + b"Linux gw\x1b[31m 3.10.0\x07 #1 SMP\n"
+        + b"nf_conntrack 1 1 evil\x1b[31m\n"
+    )
+    for verb in (["report"], ["replay", "--once"], ["advise"], ["export", "--to", "jsonl"]):
+        done = CliRunner().invoke(cli, [*verb, str(name)])
+        assert done.exit_code == 0, (verb, done.output, done.exception)
+        assert not any(c in done.output for c in "\x1b\x07\u202e"), verb
+
+
+def bomb(kind: str) -> bytes:
+    zeros = bytes(1 << 20)
+    if kind == "gzip":
+        out = io.BytesIO()
+        with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=9) as file:
+            for _ in range(300):
+                file.write(zeros)
+        return out.getvalue()
+    pack = lzma.LZMACompressor() if kind == "xz" else bz2.BZ2Compressor()
+    return b"".join(pack.compress(zeros) for _ in range(300)) + pack.flush()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
+def test_a_bomb_is_refused_before_it_has_unfolded(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb"
+    path.write_bytes(bomb(kind))
+    taken = [0]
+    take = files._Budget.take
+
+    def counting(self: files._Budget, name: str, n: int) -> None:
+        taken[0] += n
+        take(self, name, n)
+
+    monkeypatch.setattr(files._Budget, "take", counting)
+    with pytest.raises(CtraceError, match="times its size"):
+        open_any([str(path)])
+    assert taken[0] < 200 << 20
+
+
+def test_a_bomb_in_an_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.tar"
+    inner = bomb("gzip")
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("proc/net/nf_conntrack.gz")
+        member.size = len(inner)
+        archive.addfile(member, io.BytesIO(inner))
+    with pytest.raises(CtraceError, match="times its size"):
+        open_any([str(path)])
+
+
+def test_packed_as_people_pack(tmp_path: Path) -> None:
+    for name, pack in (("a.gz", gzip.compress), ("a.xz", lzma.compress), ("a.bz2", bz2.compress)):
+        path = tmp_path / name
+        path.write_bytes(pack(ENTRY) + pack(ENTRY.replace(b"63518", b"63519")))
+        with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+            kinds = [int(k) for batch in recording.batches() for k in batch.events["kind"]]
+        assert kinds.count(Kind.EXISTING) == 2, name
+
+
+def test_a_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
+    for name, pack in (("a.gz", gzip.compress), ("a.xz", lzma.compress), ("a.bz2", bz2.compress)):
+        path = tmp_path / name
+        path.write_bytes(pack(b"".join(os.urandom(4000) + ENTRY for _ in range(9)))[:-2000])
+        with pytest.raises(CtraceError, match=r"cannot read .*"):
+            open_any([str(path)])
+
+
+def test_links_and_devices_of_an_archive_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, kind in (("a", tarfile.SYMTYPE), ("b", tarfile.LNKTYPE), ("c", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(f"../../{name}")
+            member.type, member.linkname = kind, "/etc/shadow"
+            archive.addfile(member)
+        member = tarfile.TarInfo("../../proc/net/nf_conntrack")
+        member.size = len(ENTRY)
+        archive.addfile(member, io.BytesIO(ENTRY))
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        assert sum(len(batch.events) for batch in recording.batches()) >= 1
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_long_line_costs_no_memory_and_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_bytes(ENTRY + b"a" * (8 << 20) + b"\n" + ENTRY.replace(b"63518", b"63519"))
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+    assert said is not None
+    assert (said["entries"], said["not_understood"]) == (2, 1)
+    assert said["unread"][0][1] == 2
+
+
+def test_a_pipe_that_nobody_feeds_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "WAIT", 50)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(CtraceError, match="nothing came through"):
+        open_any([str(path)])

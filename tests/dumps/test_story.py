@@ -1,0 +1,118 @@
+"""What one host's lines tell, and that the script which gathers them needs only a shell."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ctrace.cli import cli
+from ctrace.cli.collect import SCRIPT
+
+LINES = "\n".join(
+    [
+        "[root@web ~]# dmesg | tail",
+        "[5000.752270] nf_conntrack: table full, dropping packet",
+        "[5005.728802] net_ratelimit: 912 callbacks suppressed",
+        "[5005.728809] nf_conntrack: table full, dropping packet",
+        "[root@web ~]# cat /proc/net/nf_conntrack",
+        *(
+            f"ipv4     2 tcp      6 {left} TIME_WAIT src=198.51.100.{left} dst=192.0.2.10 "
+            f"sport={4000 + left} dport=8443 src=192.0.2.10 dst=198.51.100.{left} sport=8443 "
+            f"dport={4000 + left} [ASSURED] mark=0 zone=0 use=2"
+            for left in range(10, 110)
+        ),
+        "[root@web ~]# sysctl -a | grep conntrack",
+        "net.netfilter.nf_conntrack_count = 5200",
+        "net.netfilter.nf_conntrack_max = 65536",
+        "net.netfilter.nf_conntrack_tcp_timeout_time_wait = 120",
+        "[root@web ~]# lsmod | grep conntrack",
+        "xt_conntrack           12760  1",
+        "nf_conntrack          105702  2 xt_CT,xt_conntrack",
+    ]
+)
+
+
+def run(*argv: str, text: str = LINES) -> str:
+    done = CliRunner().invoke(cli, list(argv), input=text)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+def test_the_report_tells_what_the_lines_do() -> None:
+    said = run("report", "-")
+    for part in (
+        "tcp/8443 TIME_WAIT 100",
+        "at least 914 packets",
+        "5005.728809 s after boot",
+        "5 200 entries of 65 536",
+        "held by xt_CT, xt_conntrack",
+        "11 to 110 s since the last packet",  # 120 s less what is left
+    ):
+        assert part in " ".join(said.split()), part
+
+
+def test_what_a_dump_cannot_tell_is_null_and_never_zero() -> None:
+    data = json.loads(run("report", "-", "-o", "json"))
+    assert data["hooks"]["family"] == "dump"
+    for name in ("insert", "destroy", "drop", "early_drop", "insert_failed"):
+        assert data["totals"][name] is None
+    assert data["rates_per_s"]["insert"] is None
+    assert data["tables"][0]["count"] == 5200
+    assert data["culprits"][0]["inserts"] is None
+    bare = json.loads(run("report", "-", "-o", "json", text=LINES.splitlines()[5] + "\n"))
+    assert (bare["tables"][0]["max"], bare["tables"][0]["fill"]) == (None, None)
+
+
+def test_import_makes_a_recording_that_others_read(tmp_path: Path) -> None:
+    out = tmp_path / "web.data"
+    run("import", "-", "-o", str(out))
+    direct = json.loads(run("report", "-", "-o", "json"))
+    stored = json.loads(run("report", str(out), "-o", "json"))
+    for name in ("totals", "held_total"):
+        assert stored[name] == direct[name]
+    assert stored["held_total"] == 100
+
+
+def shells() -> list[list[str]]:
+    return [
+        [shutil.which(argv[0]) or argv[0], *argv[1:]]
+        for argv in (["dash"], ["busybox", "ash"])
+        if shutil.which(argv[0])
+    ]
+
+
+@pytest.mark.parametrize("shell", shells(), ids=lambda argv: Path(argv[-1]).name)
+def test_collect_needs_a_shell_alone_and_leaves_nothing(tmp_path: Path, shell: list[str]) -> None:
+    done = subprocess.run(
+        [*shell, str(SCRIPT)], capture_output=True, timeout=110, check=True,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stderr == b""
+    assert list(tmp_path.iterdir()) == []
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        names = archive.getnames()
+    assert "./uname" in names
+    bundle = tmp_path / "evidence.tar.gz"
+    bundle.write_bytes(done.stdout)
+    said = json.loads(run("report", str(bundle), "-o", "json"))
+    assert said["recording"]["kernel"] == os.uname().release
+
+
+def test_collect_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        ["sh", str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    while not list(tmp_path.iterdir()):
+        assert running.poll() is None
+    running.terminate()
+    running.communicate(timeout=60)
+    assert list(tmp_path.iterdir()) == []
