@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from kit.shapes import START
 
 from ctrace.batch import LOWEST_INODE, Batch, TableReading, inode_of, life
-from ctrace.capture import open_live, poller
+from ctrace.capture import poller
+from ctrace.capture.live import open_live
 from ctrace.capture.lives import Lives
 from ctrace.filters import Filter
 from ctrace.host import netns
