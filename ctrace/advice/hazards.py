@@ -7,6 +7,7 @@ never ends as safe.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -28,6 +29,8 @@ LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn",
                  "unknown": "cannot-say", "unsafe": "unsafe"}  # fmt: skip
 VERDICTS: Final = tuple(LEVELS.values())
 MAX_CLIENT_PEERS: Final = 64
+BUDGET_S: Final = 120
+"""Seconds for all rehearsals of one namespace."""
 WHEN_THEY_GO: Final = "when the rules go again"
 """How a reason begins that is about the end of a trial."""
 
@@ -70,6 +73,7 @@ class Judge:
         self._ruleset, self._backend = ruleset, backend
         self.room: Optional[Room] = None
         self._why_not = ""
+        self._until = time.monotonic() + BUDGET_S
         if ruleset is None or snapshot is None:
             self._why_not = (
                 "its ruleset is not at hand (not in the recording, or its namespace is gone): run "
@@ -90,6 +94,9 @@ class Judge:
             findings += around(subject, self._ruleset)
         if self.room is None:
             findings.append(Finding("unknown", "no-rehearsal", self._why_not))
+        elif time.monotonic() > self._until:
+            findings.append(Finding("unknown", "no-time", "the rehearsals of this namespace took "
+                                    f"{BUDGET_S} s already: advise on it alone"))  # fmt: skip
         elif subject.roles:
             findings += [Finding("unknown", "gap", f"{gap}: that could not be copied for a "
                                  "rehearsal") for gap in self.room.gaps]  # fmt: skip
@@ -261,8 +268,15 @@ def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[
                       "the moment when the rules come")  # fmt: skip
     if found.resets:
         yield Finding("info", "resets", resets(settled))
-    told = _told(service)
-    yield Finding("info", "rehearsed", f"{told} fared the same in a rehearsal of its firewall")
+    told, (addresses, ports) = _told(service), service.left_out
+    rest = ""
+    if addresses or ports:
+        rest = (
+            f"; for {addresses:,} addresses and {ports:,} ports that rules name others stood, of "
+        )
+        rest += "the same kinds of rules"
+    text = f"{told} fared the same in a rehearsal of its firewall{rest}"
+    yield Finding("info", "rehearsed", text)
 
 
 def resets(settled: Settled) -> str:
@@ -337,7 +351,7 @@ def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
         "roles": sorted({t.role for t in talks}),
         "families": sorted({(len(t.client) == 16 and "ip6") or "ip" for t in talks}),
         "settings": len(room.settings()),
-        "addresses_by_class_only": service.cast.left_out,
+        "stood_for_by_others": {"addresses": service.left_out[0], "ports": service.left_out[1]},
         "entries": {"tracked": found.entries[0], "untracked": found.entries[1]},
         "differed": [
             {"kind": d.kind, "how": d.how, "packet": d.name, "of": str(d.what),

@@ -146,6 +146,8 @@ class Service:
         plot = talks.Plot(room.snapshot, self.cast, number, port, ephemeral)
         self.talks = plot.talks(room.names, talks.of_table(flows, number, self.cast))
         self.strays = plot.strays()
+        self.left_out = self.cast.left_out, plot.ports_left_out
+        """Addresses and ports that rules name, for which others of their kind stand."""
         self._tracked: dict[Setting, Tracked] = {}
         self.helped = False
         """Whether a rule gives its connections a conntrack helper."""

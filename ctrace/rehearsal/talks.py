@@ -18,6 +18,7 @@ from ctrace.rehearsal.stage import Stage
 MOST_ADDRESSES: Final = 600
 MOST_PAIRS: Final = 1500
 MOST_PORTS: Final = 256
+FEW_USERS: Final = 4
 STRANGERS: Final = tuple(
     ip_address(text).packed for text in ("203.0.113.250", "2001:db8:ffff::250")
 )
@@ -57,7 +58,7 @@ def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes]) 
     found, left_out = names.addresses(MOST_ADDRESSES)
     # A user whom no rule names, too: what is for one user only must not open to others.
     other = next(uid for uid in range(64_000, 64_999) if uid not in names.uids)
-    uids = (0, *sorted(names.uids - {0})[:16], other) if names.uids else (0,)
+    uids = (0, *sorted(names.uids - {0}), other) if names.uids else (0,)
     made = Cast(local, uids=uids, left_out=left_out)
     neighbours = [address for address in _neighbours(snapshot) if address not in mine]
     with Link(stage.space.path, ROUTE) as link:
@@ -113,6 +114,8 @@ class Plot:
     ) -> None:
         self._snapshot, self._who = snapshot, who
         self._proto, self._port, self._ephemeral = proto, port, ephemeral
+        self.ports_left_out = 0
+        """Ports that rules name, and others stand for."""
         self._lo = next((d.index for d in snapshot.devices if d.kind == LOOPBACK), 1)
 
     def talks(self, names: Named, flows: Sequence[Talk]) -> list[Talk]:
@@ -150,7 +153,9 @@ class Plot:
     def _client(self, port: int, near: bool = False) -> Iterator[Talk]:
         """This host calls others."""
         for other in self._who.near if near else self._who.far.values():
-            for uid in self._who.uids if other.source else ():
+            # Where many users are named each calls the hosts nearby, and a few call all.
+            uids = self._who.uids if other in self._who.near else self._who.uids[:FEW_USERS]
+            for uid in uids if other.source else ():
                 for sport in (0,) if near else (0, 1):
                     yield Talk("client", self._proto, other.source, sport, other.address, port,
                                0, other.device, uid)  # fmt: skip
@@ -189,7 +194,9 @@ class Plot:
 
     def _others(self, names: Named, most: int) -> list[int]:
         """Other ports: one that hardly any rule names first, then those that rules name."""
-        return list(dict.fromkeys([443, *sorted(names.ports - {self._port, 443})]))[:most]
+        found = sorted(names.ports - {self._port, 443})
+        self.ports_left_out = max(self.ports_left_out, len(found) - MOST_PORTS)
+        return [443, *found[:: max(1, -(-len(found) // most))]]
 
     def _elsewhere(self, names: Named) -> Iterator[Talk]:
         """Ports that a rule names, which may be translated to the service's."""

@@ -7,7 +7,6 @@ understood has an empty key and may be either true or false.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, Optional
 
@@ -22,16 +21,9 @@ Bits = tuple[int, int]
 Value = Any
 """A word, Span, AddressSpan or Bits: which one follows from the match's key."""
 
-SPANS: Final = ("proto", "sport", "dport", "icmp", "icmp6")
-ADDRESSES: Final = ("saddr", "daddr")
-BITS: Final = ("flags", "mark")
-WORDS: Final = ("family", "iif", "oif", "ct.state", "ct.dir", "ct.status", "saddr.type",
-                "daddr.type")  # fmt: skip
 CT_OTHER: Final = "ct.other"
 """Anything else of an entry: unknown when tracked, false when untracked (nft_ct_get_eval
 and xt_conntrack give up without an entry)."""
-QUOTED: Final = "quoted"
-"""In ctrace's own rules: (protocol, ``sport`` or ``dport``, port) inside an ICMP error."""
 CT_EXTRA: Final = "ct.extra"
 """In iptables, beside ``--ctstate`` of the same match: ignored when untracked."""
 
@@ -41,7 +33,9 @@ class Match:
     """One condition of a rule: the packet's ``key`` is one of ``values``."""
 
     key: str
-    """A field from the lists above; empty: not understood, may be true or false."""
+    """``proto``, ``sport``, ``dport``, ``icmp``, ``icmp6`` (spans); ``saddr``, ``daddr``;
+    ``flags``, ``mark`` (bits); ``family``, ``iif``, ``oif``, ``ct.state``, ``ct.dir``, ``ct.status``,
+    ``saddr.type``, ``daddr.type`` (words), or one of the above; empty: not understood."""
     values: tuple[Value, ...] = ()
     negate: bool = False
     text: str = ""
@@ -128,19 +122,6 @@ class Ruleset:
     """(device, what works there): what sees packets before these rules, unread."""
     gaps: tuple[str, ...] = ()
     """What could not be read or understood at all, one sentence each."""
-
-    def base(self, hook: str, family: str) -> list[Chain]:
-        """The base chains of a hook that a packet of ``family`` passes, in order."""
-        found = [c for c in self.chains if c.hook == hook and c.family in (family, "inet")]
-        return sorted(found, key=lambda chain: chain.priority)
-
-    def chain(self, like: Chain, name: str) -> Optional[Chain]:
-        """The chain called ``name`` in the table of ``like``."""
-        return self._by_key.get((like.tool, like.family, like.table, name))
-
-    @cached_property
-    def _by_key(self) -> dict[tuple[str, str, str, str], Chain]:
-        return {chain.key: chain for chain in self.chains}
 
     def uses(self) -> set[str]:
         """Kinds of statements anywhere in the ruleset."""

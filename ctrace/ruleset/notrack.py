@@ -6,6 +6,9 @@ mid-stream. ICMP errors that quote an untracked flow are INVALID to conntrack,
 so firewalls that drop INVALID would break path MTU discovery: precise rules
 untrack those errors too.
 
+Their priority is ``raw - 10`` (-310): after defragmentation (-400), before conntrack (-200), and
+before templates at raw (-300), which would make a later notrack a silent no-op.
+
 The nftables form is gated by a set ``armed``: while a plan is on trial its
 elements have a timeout, and when they expire the rules stop matching by
 themselves. The iptables form uses an end date for the same.
@@ -21,10 +24,6 @@ from ctrace.change.plan import Notrack
 TABLE: Final = "ctrace"
 TAG: Final = "ctrace:"
 """How the comment of every rule of ours, in any table, begins."""
-
-PRIORITY: Final = -310
-"""``raw - 10``: after defragmentation (-400), before conntrack (-200), and before
-templates at raw (-300), which would make a later notrack a silent no-op."""
 
 CHAINS: Final = ("CTRACE_PRE", "CTRACE_OUT")
 """Our iptables chains in ``raw``, jumped to from PREROUTING and OUTPUT."""

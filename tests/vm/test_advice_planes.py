@@ -118,7 +118,7 @@ def test_a_flowtable_is_left_aside(three: Three) -> None:
     there = three.s.addresses["h"][0]
     assert three.ask(there) == [b"one", b"two", b"six"]
     judgement = three.judged("forward")
-    assert judgement.verdict == "warn"
+    assert judgement.verdict == "cannot-say"
     assert "flowtable" in judgement.reasons[0]
     three.put(judgement)
     assert three.ask(there) == [b"one", b"two", b"six"]
@@ -168,7 +168,7 @@ def test_tcs_ct_action_comes_before_notrack(three: Three) -> None:
                      "action", "ct", "commit", "pipe"])  # fmt: skip
     assert three.ask(there) == [b"one", b"two", b"six"]
     judgement = three.judged("forward")
-    assert judgement.verdict == "warn"
+    assert judgement.verdict == "cannot-say"
     assert "tc's ct action at to-c" in " ".join(judgement.reasons)
     three.put(judgement)
     assert three.ask(there) == [b"one", b"two", b"six"]
@@ -203,7 +203,7 @@ def test_legacy_rules_before_defragmentation(three: Three) -> None:
         assert not answers(4000)
     judgement = three.judged("server")
     assert before.verdict == "safe"
-    assert judgement.verdict == "warn"
+    assert judgement.verdict == "cannot-say"
     assert "raw_before_defrag" in " ".join(judgement.reasons)
     three.h.run(["iptables-legacy", "-t", "raw", "-F"])
 
@@ -231,7 +231,7 @@ def test_a_bridge_that_tracks_comes_before_notrack(three: Three) -> None:
         assert three.ask(here) == [b"one", b"two", b"six"]
         assert len(three.entries())
     assert before.verdict == "safe", before.reasons
-    assert judgement.verdict == "warn"
+    assert judgement.verdict == "cannot-say"
     assert "table bridge b" in judgement.reasons[0]
 
 
@@ -243,5 +243,5 @@ def test_devices_of_other_planes(three: Three, kind: str, what: str) -> None:
     assert three.judged("server").verdict == "safe"
     three.h.run(["ip", "link", "add", *kind.split()])
     judgement = three.judged("server")
-    assert judgement.verdict == "warn"
+    assert judgement.verdict == "cannot-say"
     assert what in judgement.reasons[0]
