@@ -35,7 +35,8 @@ class Match:
     key: str
     """``proto``, ``sport``, ``dport``, ``icmp``, ``icmp6`` (spans); ``saddr``, ``daddr``;
     ``flags``, ``mark`` (bits); ``family``, ``iif``, ``oif``, ``ct.state``, ``ct.dir``,
-    ``ct.status``, ``saddr.type``, ``daddr.type`` (words), or one of the above; empty: not understood."""
+    ``ct.status``, ``saddr.type``, ``daddr.type`` (words), or one of the above;
+    empty: not understood."""
     values: tuple[Value, ...] = ()
     negate: bool = False
     text: str = ""
