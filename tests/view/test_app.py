@@ -106,7 +106,7 @@ def test_enter_drills_down_and_backspace_comes_back() -> None:
         assert app.state.mode == "top"
         await pilot.press("home", "enter")
         text = shown(app)
-        for wanted in ("php-fpm[18211]", "LIFE", "STAYS", "none seen", "TIME_WAIT", "63518"):
+        for wanted in ("php-fpm[18211]", "LIFE", "IN TABLE", "none seen", "TIME_WAIT", "63518"):
             assert wanted in text, wanted
         await pilot.press("escape")
         assert "CULPRITS" in shown(app)
@@ -408,6 +408,19 @@ def test_a_replay_travels() -> None:
         assert feed.at in (4, 5)
 
     drive(keys, feed)
+
+
+@pytest.mark.parametrize("key", ["p", "y", "enter", "t", "j", "right_square_bracket"])
+def test_a_key_that_has_nothing_to_do_says_why(key: str) -> None:
+    calm = replace(samples.calm(), culprits=(), victims=())
+
+    async def act(app: TopApp, pilot: Pilot[None]) -> None:
+        before = shown(app).splitlines()
+        await pilot.press(key)
+        assert app._message[0]
+        assert shown(app).splitlines()[-1] != before[-1]
+
+    drive(act, FixedFeed([calm]))
 
 
 def test_a_live_screen_does_not_travel() -> None:

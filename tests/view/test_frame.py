@@ -26,7 +26,7 @@ from ctrace.view.screen.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette,
 from ctrace.view.screen.parts import sentence
 from ctrace.view.screen.stage import bindings
 from ctrace.view.screen.state import MODES, State
-from ctrace.view.screen.tables import in_trouble
+from ctrace.view.verdict import in_trouble
 
 EXPECTED = Path(__file__).parent / "expected"
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,8 @@ def test_ascii_frames_are_ascii_and_keep_their_columns(name: str, size: tuple[in
 def test_a_small_screen_answers_everything() -> None:
     text = printed(samples.incident(), 80, 24, DARK)
     for wanted in (
-        "65\u202f536 of 65\u202f536", "100 %", "FULL", "since 10:01:55", "pinned 95 %",
+        "65\u202f536 of 65\u202f536", "100 %", "FULL", "for 1 min 12 s", "since 10:00:57",
+        "pinned 95 %",
         "new 594/s", "gone 577/s", "EVICTED 16/s", "DROPPED 15/s", "WHY", "tcp/8063", "TIME_WAIT",
         "HELPS", "php-fpm", "10.42.3.17 → tcp/8063", "54\u202f600", "83 %", "4.2 ms", "120 s",
         "10.96.0.10:53", "app[1001]", "exact", "netfilter", "lost 0", "self 1.8 %", "46 MiB",
@@ -126,7 +127,7 @@ def test_a_small_screen_answers_everything() -> None:
 def test_the_two_ends_of_the_header_stand_apart(name: str) -> None:
     for width in range(60, 200):
         head = printed(SCENES[name](), width, 24, TERMINAL).splitlines()[0]
-        word = next(word for word in ("totals exact", "exact", "off by") if word in head)
+        word = next(word for word in ("totals exact", "exact", "differs") if word in head)
         before = head[: head.index(word)]
         assert before.endswith("  "), head
 
@@ -153,11 +154,20 @@ def test_full_is_not_said_of_a_table_that_has_room_and_refuses_nobody() -> None:
     full = samples.incident()
     table = replace(full.tables[0], count=40_000, rates=replace(full.rates, drop=0, early_drop=0))
     text = printed(replace(full, tables=(table,)), 80, 24, TERMINAL)
-    assert "EASING  was full from 10:01:55" in text
+    assert "EASING  61 % full; it reached its limit at 10:01:55" in text
     assert not in_trouble(replace(full, tables=(table,)))
     evicting = replace(table, rates=replace(table.rates, early_drop=3.0))
-    assert "EVICTING  since" in printed(replace(full, tables=(evicting,)), 80, 24, TERMINAL)
+    assert "EVICTS  for 1 min 12 s: 3.0/s evicted to make room" in printed(
+        replace(full, tables=(evicting,)), 80, 24, TERMINAL
+    )
     assert in_trouble(replace(full, tables=(evicting,)))
+
+
+@pytest.mark.parametrize("width", [40, 50, 64, 80])
+@pytest.mark.parametrize("name", SCENES)
+def test_a_gauge_and_its_number_never_touch(name: str, width: int) -> None:
+    gauge = printed(getattr(samples, name)(), width, 20, TERMINAL).splitlines()[2]
+    assert re.search(r"[█▒░] +\d", gauge), gauge
 
 
 def test_what_a_family_cannot_see_is_said() -> None:
@@ -167,11 +177,15 @@ def test_what_a_family_cannot_see_is_said() -> None:
     assert "only netlink, for netfilter: BCC is not installed" in text
     assert "UNSEEN" in text
     assert "lost 18\u202f204" in text
-    assert "off by 18\u202f190" in text
+    assert "differs by 18\u202f190" in text
+    wide = printed(samples.netlink(), 120, 40, TERMINAL)
+    assert "differs from kernel by 18\u202f190" in wide
 
 
 def test_time_to_full_is_told_with_its_error() -> None:
-    assert "full in 71 s ± 6 s" in printed(samples.filling(), 80, 24, TERMINAL)
+    assert "FILLING 63 % full, at its limit in 65 to 77 s" in printed(
+        samples.filling(), 80, 24, TERMINAL
+    )
 
 
 def test_the_table_in_trouble_is_the_one_shown() -> None:

@@ -110,7 +110,7 @@ def test_keys_resizing_and_a_hostile_name() -> None:
                 pane.keys("Enter")
                 pane.until(f"filter netns={here.inum} dport=8125", "10.77.")
                 pane.keys("Enter")
-                pane.until("STAYS", "OWNER")
+                pane.until("IN TABLE", "OWNER")
                 pane.keys("BSpace", "n")
                 pane.until("NAMESPACES")
                 pane.do("resize-window", "-x", "40", "-y", "10")

@@ -12,6 +12,7 @@ from ctrace.errors import CtraceError
 from ctrace.live.filtering import check, scope_of
 from ctrace.live.protocol import Records, Travels
 from ctrace.model.snapshot import SORTS, Culprit, Table
+from ctrace.view import format as fmt
 from ctrace.view.screen.frame import Spot, culprits_of, identity, tables_of
 from ctrace.view.screen.palette import PALETTES
 from ctrace.view.screen.travel import TravelKeys
@@ -53,18 +54,14 @@ class TopApp(TravelKeys):
         snapshot, state = self.snapshot, self.state
         if snapshot is None or state.is_page:
             return
-        if state.mode == "namespaces":
-            found = tables_of(snapshot)
-            if found:
-                self._one_namespace(found[min(state.cursor, len(found) - 1)])
-            return
-        rows: Sequence[Any] = culprits_of(snapshot, state)
-        if state.mode == "victims" or state.pane == "victims":
-            rows = snapshot.victims
+        rows = self._rows()
         if not rows:
+            self.say("no row to open here")
             return
         row = rows[min(state.cursor, len(rows) - 1)]
-        if isinstance(row, Culprit):
+        if isinstance(row, Table):
+            self._one_namespace(row)
+        elif isinstance(row, Culprit):
             self._subject = row
             self.advice.ask(snapshot, old=ADVICE_OLD)
             self.change(replace(state.to("detail"), subject=identity(row)))
@@ -165,13 +162,33 @@ class TopApp(TravelKeys):
         """Put the key or the rules on the clipboard (OSC 52, through ssh as well)."""
         if self.state.mode == "advice":
             text = self.advice.copyable()
-        else:
+        elif self.state.mode == "detail":
             remedy = self.advice.about(self._subject) if self._subject is not None else None
             text = remedy.rules if remedy is not None else ""
             text = text or self.state.subject[0]
-        if text:
-            self.copy_to_clipboard(text)
-            self.say("copied, if the terminal allows it")
+        else:
+            text = self._under_cursor()
+        if not text:
+            self.say("nothing to copy here: no rules and no row under the cursor")
+            return
+        self.copy_to_clipboard(text)
+        first = fmt.cut(fmt.clean(text.splitlines()[0]), 40)
+        self.say(f"copied {first}, if the terminal allows it")
+
+    def _rows(self) -> Sequence[Any]:
+        """What the cursor moves over."""
+        snapshot, state = self.snapshot, self.state
+        if snapshot is None or state.is_page:
+            return ()
+        if state.mode == "namespaces":
+            return tables_of(snapshot)
+        if state.mode == "victims" or state.pane == "victims":
+            return snapshot.victims
+        return culprits_of(snapshot, state)
+
+    def _under_cursor(self) -> str:
+        rows = self._rows()
+        return identity(rows[min(self.state.cursor, len(rows) - 1)])[0] if rows else ""
 
     def action_filter(self) -> None:
         """Ask for a filter."""
@@ -205,6 +222,7 @@ class TopApp(TravelKeys):
     def action_apply(self) -> None:
         """Apply, keep or take back, after a typed confirmation."""
         if self.state.mode != "advice" and not self.advice.on_trial:
+            self.say("nothing to apply here: a asks for advice, p on its page applies it on trial")
             return
         try:
             question, words = self.advice.offer()

@@ -200,7 +200,7 @@ def _histograms(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
     each = width // 2 if beside else width
     life = _histogram("LIFE", "first to last packet", culprit.life, culprit.life_histogram, each, p)
     stay = _histogram(
-        "STAYS",
+        "IN TABLE",
         "from insert to destroy",
         culprit.residence,
         culprit.residence_histogram,

@@ -22,6 +22,7 @@ from ctrace.view.screen import parts, tables
 from ctrace.view.screen.palette import TERMINAL, Palette
 from ctrace.view.screen.state import State
 from ctrace.view.unseen import nobody
+from ctrace.view.verdict import in_trouble
 
 Row = TypeVar("Row", Culprit, Victim, Table)
 
@@ -85,7 +86,8 @@ def top_part(
     lines = [
         *parts.table_lines(snapshot, width, palette),
         parts.rate_line(snapshot, width, palette),
-        *parts.why_lines(snapshot, width, palette, plan.why),
+        # As many lines whether the cause takes one or all: the rows below keep their place.
+        *parts.pad(parts.why_lines(snapshot, width, palette, plan.why), width, plan.why),
         *parts.blind_lines(snapshot, width, palette, plan.blind),
     ]
     chart = parts.chart_lines(snapshot, width, plan.chart, palette) if plan.chart else []
@@ -239,7 +241,7 @@ def top_body(screen: Screen) -> None:
     screen.table(
         [
             one
-            for one in tables.culprit_columns(group, many, tables.in_trouble(snapshot))
+            for one in tables.culprit_columns(group, many, in_trouble(snapshot))
             if snapshot.hooks.changes or one.name not in tables.OF_CHANGES
         ],
         culprits_of(snapshot, screen.state),

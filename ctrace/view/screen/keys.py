@@ -102,7 +102,13 @@ KEYS: Final = (
     Key(("s", "greater_than_sign"), "sort", "sort", "sort by the next column"),
     Key(("less_than_sign",), "sort_back", "", "sort by the column before", "<"),
     Key(("S",), "reverse", "", "turn the order round"),
-    Key(("1", "2", "3", "4", "5"), "sort_digit", "", "sort by held, new, life, stay, drops", "1-5"),
+    Key(
+        ("1", "2", "3", "4", "5"),
+        "sort_digit",
+        "",
+        "sort by held, new, life, time in the table, drops",
+        "1-5",
+    ),
     Key(
         ("v",), "victims", "victims", "all who were refused or evicted", modes=("top", "namespaces")
     ),
@@ -224,7 +230,7 @@ def footer(
 COLUMNS: Final = (
     ("NEW/s", "entries made per second over the last interval; GONE/s: that went"),
     ("LIFE", "median real life of a connection: first to last packet; p99: of the longest 1 %"),
-    ("STAYS", "median stay of its entry in the table: what fills it"),
+    ("IN TABLE", "how long its entry stays in the table (median): what fills it"),
     ("HELD", "entries in the table now; ranked by this unless sorted otherwise"),
     ("SHARE", "its part of all entries that are held; OF TABLE: the same as a bar"),
     ("1 MINUTE", "entries held over the last minute"),
@@ -237,14 +243,19 @@ COLUMNS: Final = (
     ("ENTRIES", "all that were made since the start; in the table of namespaces: there now"),
     ("OLDER", "entries that were there before ctrace: their age is not known"),
     ("SOURCES", "how many addresses they come from"),
-    ("MISSED ≤", "bound of what the number may lack, after losses"),
+    ("±", "upper bound on events missing from this row"),
     ("DROPPED", "new flows refused because the table was full; DROP/s: per second"),
     ("GOT EPERM", "the local process whose send or connect failed"),
-    ("OF ITS NEW", "part of its new flows that was refused"),
+    ("REFUSED %", "share of its new flows that was refused"),
     ("EVICTED", "entries thrown out early to make room for others; EVICT/s: per second"),
-    ("LOST RACE", "entries that another one, made at the same moment, won over"),
+    ("LOST RACE", "inserts that failed: an entry with the same tuple was inserted first (clash)"),
+    (
+        "HEALTHY",
+        "far from the limit, nothing refused; HIGH: above 75 %; FILLING: it will be full; "
+        "FULL: refusing; EVICTS: making room; EASING: full a moment ago; LOSING: new entries fail",
+    ),
     ("exact", "our counts agree with the kernel's own (conntrack -C and -S)"),
-    ("off by", "by how much they do not; OFF BY: of that namespace's entries"),
+    ("differs", "by how much they do not; DIFFERS: of that namespace's entries"),
     ("STATE", "FULL: refusing; EVICTING: making room; EASING: full a moment ago"),
     ("NETNS", "network namespace; INODE: its number; FILL: its ENTRIES of the LIMIT"),
 )

@@ -20,7 +20,8 @@ from ctrace.live.protocol import Phase, Position
 from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 from ctrace.view.screen.palette import Palette
-from ctrace.view.screen.tables import at_limit, fullest, no_limit, state_word
+from ctrace.view.screen.tables import no_limit
+from ctrace.view.verdict import at_limit, fullest, verdict
 
 Piece = tuple[str, Style]
 LABEL: Final = 8
@@ -107,7 +108,8 @@ def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
     rates = snapshot.rates
     moving = SKEW * (rates.drop + rates.early_drop + rates.insert_failed)
     if off > max(RACES, entries // 200) or missed > moving:
-        return [(f"off by {fmt.count(max(off, missed))}", palette.warn)]
+        words = "differs by" if width < 100 else "differs from kernel by"
+        return [(f"{words} {fmt.count(max(off, missed))}", palette.warn)]
     if snapshot.memory.pruned:
         bounded = "keys bounded" if width < 100 else "totals exact, keys bounded"
         return [(bounded, palette.warn)]
@@ -117,31 +119,24 @@ def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
 
 
 def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
-    """The gauge of the table in trouble (or the fullest), and its state in words."""
+    """The verdict on the table in trouble (or the fullest), and its gauge."""
     p = palette
     table = fullest(snapshot)
     if table is None:
-        return [
-            line([("TABLE   ", p.dim), ("no conntrack table has been read yet", p.warn)], width),
-            blank(width),
-        ]
+        said = verdict(snapshot)
+        return [line([(fmt.fit(said.word, LABEL), p.dim), (said.text, p.warn)], width),
+                blank(width)]  # fmt: skip
     numbers: list[Piece] = [
-        (fmt.count(table.count), p.strong),
+        (f" {fmt.count(table.count)}", p.strong),
         (f" of {fmt.count(table.max)}" if table.max else f" entries, {no_limit(table)}", p.text),
         (f"  {fmt.share(table.fill):>5} " if table.max else " ", _fill_style(table, p)),
     ]
     label = fmt.fit("TABLE" if len(snapshot.tables) < 2 else fmt.clean(table.name), LABEL - 1)
-    room = width - LABEL - 3 - sum(cell_len(text) for text, _ in numbers)
-    gauge = _gauge(table, max(8, room), p)
+    room = width - LABEL - 2 - sum(cell_len(text) for text, _ in numbers)
+    gauge = _gauge(table, max(3, room), p)
     return [
+        line(_state(snapshot, table, width, p), width),
         line([(label + " ", p.accent), *gauge], width, numbers),
-        line(
-            [
-                (" " * LABEL, p.dim),
-                *joined(_state(snapshot, table, width, p), width - LABEL, "   "),
-            ],
-            width,
-        ),
     ]
 
 
@@ -160,29 +155,33 @@ def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
     ]
 
 
-def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> list[list[Piece]]:
+def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> list[Piece]:
+    """The verdict, then what else fits on its line."""
     p = palette
-    groups: list[list[Piece]] = [state(snapshot, table, p)]
+    said = verdict(snapshot, table)
+    style = {"good": p.good, "plain": p.text, "warn": p.warn, "bad": p.bad}[said.level]
+    word = p.alarm if said.level == "bad" and at_limit(table) else style + Style(bold=True)
+    pad = " " * (LABEL - len(said.word))
+    first = [(said.word, word), (pad, p.text), (fmt.cut(said.text, width - LABEL - 2), style)]
+    groups: list[list[Piece]] = [first]
     others = len(snapshot.tables) - 1
     name = fmt.clean(table.name)
     more = f"+{fmt.plural(others, 'namespace')}"
+    refusing = sum(at_limit(t) for t in snapshot.tables if t is not table)
+    if refusing:
+        groups.append([(f"{fmt.plural(refusing, 'other')} full", p.bad)])
     if others and cell_len(name) >= LABEL:
         groups.append([(f"in {fmt.cut(name, 26)}", p.text), (f" {more}", p.dim)])
     if table.pinned is not None:
-        groups.append([
-            ("█ ", _fill_style(table, p)), (f"{_pinned(table)}   ", p.text),
-            ("▒ ", p.evictable), ("evictable", p.text),
-        ])  # fmt: skip
-    refusing = sum(at_limit(t) for t in snapshot.tables if t is not table)
-    if refusing:
-        groups.insert(1, [(f"{fmt.plural(refusing, 'other')} full", p.bad)])
+        long = [("█ ", _fill_style(table, p)), (f"{_pinned(table)}   ", p.text),
+                ("▒ ", p.evictable), ("evictable", p.text)]  # fmt: skip
+        brief = [("█ ", _fill_style(table, p)), (f"pinned {fmt.share(table.pinned)}", p.text)]
+        groups.append(long if joined([*groups, long], width)[-1:] == long[-1:] else brief)
     if others and cell_len(name) < LABEL:
         groups.append([(more, p.dim)])
     if table.buckets:
         groups.append([(f"{fmt.count(table.buckets)} buckets, chains {table.load:.1f}", p.dim)])
-    if width >= 100 and table.totals.insert_failed:
-        groups.append([(f"{fmt.count(table.totals.insert_failed)} lost insert races", p.warn)])
-    return groups
+    return joined(groups, width, "   ")
 
 
 def _pinned(table: Table) -> str:
@@ -190,30 +189,6 @@ def _pinned(table: Table) -> str:
     if table.pinned_error is None:
         return f"pinned about {fmt.share(table.pinned)}"
     return f"pinned {fmt.share(table.pinned)} ± {max(1, round(100 * table.pinned_error))} %"
-
-
-def state(snapshot: Snapshot, table: Table, palette: Palette) -> list[Piece]:
-    """A table's state: the word, and since when or until when."""
-    p = palette
-    word = state_word(table) if snapshot.hooks.changes else "as it was read"
-    if table.full_since is not None:
-        ago = fmt.span(max(0.0, snapshot.ts / 1e9 - table.full_since))
-        style = p.bad if at_limit(table) else p.warn
-        return [
-            (f" {word} ", p.alarm if at_limit(table) else p.warn),
-            (" since " if at_limit(table) else " was full from ", style),
-            (fmt.clock(table.full_since), style),
-            (f" ({ago})", p.text),
-        ]
-    if table.seconds_to_full is not None:
-        style = p.bad if table.seconds_to_full < 120 else p.warn
-        error = table.seconds_to_full_error
-        give = f" ± {fmt.duration(error)}" if error else ""
-        return [
-            ("filling", style),
-            (f": full in {fmt.duration(table.seconds_to_full)}{give}", style),
-        ]
-    return [(word, p.good if word == "steady" else p.text)]
 
 
 def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
@@ -247,7 +222,14 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
         groups[-2:] = [[("nor who was refused", p.dim)]]
     elif not snapshot.hooks.evictions:
         groups[2] = [("evictions not seen", p.dim)]
-    return line([(fmt.fit("RATES", LABEL), p.accent), *joined(groups, width - LABEL, "  ")], width)
+    # A narrow screen keeps the refused, then the new ones, in the usual order.
+    kept: list[int] = []
+    for index in (len(groups) - 1, *range(len(groups) - 1)):
+        cells = sum(cell_len(t) for at in (*kept, index) for t, _ in groups[at]) + 2 * len(kept)
+        if cells < width - LABEL:
+            kept.append(index)
+    shown = [groups[index] for index in sorted(kept)]
+    return line([(fmt.fit("RATES", LABEL), p.accent), *joined(shown, width - LABEL, "  ")], width)
 
 
 def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -> list[Text]:

@@ -7,10 +7,11 @@ from typing import Final, Optional
 from rich.style import Style
 
 from ctrace.batch import inode_of
-from ctrace.model.snapshot import Culprit, Ends, OwnerView, Snapshot, Table, Victim
+from ctrace.model.snapshot import Culprit, Ends, OwnerView, Table, Victim
 from ctrace.view import format as fmt
 from ctrace.view.columns import Column
 from ctrace.view.screen.palette import Palette
+from ctrace.view.verdict import at_limit, state_word
 
 GROUP_HEADS: Final = {
     "src": "sources",
@@ -89,7 +90,7 @@ def culprit_columns(
         Column("new", "NEW/s", lambda c, _: fmt.rate(c.new_per_s), 1, 6, sort="new"),
         Column("life", "LIFE", lambda c, _: fmt.duration(c.life.p50), 2, 6, sort="life"),
         Column("life99", "p99", lambda c, _: fmt.duration(c.life.p99), 12, 6, style=dim),
-        Column("stays", "STAYS", lambda c, _: fmt.duration(c.residence.p50), 2, 6,
+        Column("stays", "IN TABLE", lambda c, _: fmt.duration(c.residence.p50), 2, 6,
                sort="residence"),
         Column("held", "HELD", lambda c, _: fmt.count(c.held), 0, 6, sort="held",
                style=lambda c, p: p.strong if c.share >= 0.2 else p.text),
@@ -106,7 +107,7 @@ def culprit_columns(
         Column("assured", "PINNED", lambda c, _: fmt.share(c.assured), 11, 6, style=dim),
         Column("unreplied", "ONE-WAY", lambda c, _: fmt.share(c.unreplied), 13, 6, style=dim),
         Column("inserts", "ENTRIES", lambda c, _: fmt.count(c.inserts), 14, 7, style=dim),
-        Column("error", "MISSED ≤", lambda c, _: fmt.count(c.error), 4, 6,
+        Column("error", "±", lambda c, _: fmt.count(c.error), 4, 6,
                style=lambda _, p: p.warn, when=lambda c: c.error > 0),
         Column("older", "OLDER", lambda c, _: fmt.count(c.older), 15, 6, style=dim,
                when=lambda c: c.older > 0),
@@ -136,7 +137,7 @@ def victim_columns(many_namespaces: bool) -> tuple[Column[Victim], ...]:
                style=lambda v, p: _drop_style(v.drop_per_s, p)),
         Column("drops", "DROPPED", lambda v, _: fmt.count(v.drops), 0, 7,
                style=lambda v, p: _drop_style(v.drops, p)),
-        Column("of", "OF ITS NEW", lambda v, _: fmt.share(v.share_of_new), 3, 6, style=dim),
+        Column("of", "REFUSED %", lambda v, _: fmt.share(v.share_of_new), 3, 6, style=dim),
         Column("evicted", "EVICTED", lambda v, _: fmt.count(v.evicted), 2, 7,
                style=lambda v, p: p.warn if v.evicted else p.dim),
         Column("failed", "LOST RACE", lambda v, _: fmt.count(v.failed), 5, 6, style=dim,
@@ -182,7 +183,7 @@ def namespace_columns() -> tuple[Column[Table], ...]:
         Column("dropped", "DROPPED", lambda t, _: fmt.count(t.totals.drop), 3, 7,
                style=lambda t, p: _drop_style(t.totals.drop, p)),
         Column("pinned", "PINNED", lambda t, _: fmt.share(t.pinned), 6, 6, style=dim),
-        Column("off", "OFF BY", lambda t, _: fmt.count(t.off_by.count), 7, 6, style=dim),
+        Column("off", "DIFFERS", lambda t, _: fmt.count(t.off_by.count), 7, 6, style=dim),
         Column("netns", "INODE", lambda t, _: str(inode_of(t.netns)), 8, 10, style=dim),
     )  # fmt: skip
     return columns
@@ -195,34 +196,3 @@ OF_CHANGES: Final = frozenset(("new", "life", "life99", "stays", "ends", "insert
 def no_limit(table: Table) -> str:
     """What stands for the limit of a table without one, or with one that was not read."""
     return "no limit" if table.read else "limit unknown"
-
-
-def state_word(table: Table) -> str:
-    """One word for a table's state, so that colour is never needed."""
-    if not table.active:
-        return "off"
-    if table.full_since is not None:
-        if table.rates.drop or table.fill >= 0.999:
-            return "FULL"
-        return "EVICTING" if table.rates.early_drop else "EASING"
-    if table.seconds_to_full is not None:
-        return "filling"
-    return "steady" if table.rates.insert <= table.rates.destroy * 1.02 + 1 else "growing"
-
-
-def at_limit(table: Table) -> bool:
-    """Whether a table refuses or evicts now; one that is easing gives no alarm any more."""
-    return state_word(table) in ("FULL", "EVICTING")
-
-
-def in_trouble(snapshot: Snapshot) -> bool:
-    """Whether some table is close to its limit, or beyond."""
-    return any(at_limit(t) or t.fill >= 0.75 for t in snapshot.tables)
-
-
-def fullest(snapshot: Snapshot) -> Optional[Table]:
-    """The table in trouble, else the fullest."""
-    active = snapshot.tables
-    if not active:
-        return None
-    return max(active, key=lambda t: (t.full_since is not None, t.rates.drop, t.fill, t.count))

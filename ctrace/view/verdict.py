@@ -1,0 +1,125 @@
+"""The first thing that anybody is told: how each table fares, in a word and half a sentence.
+
+Screen, plain frame and reports take it from here, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from ctrace.model.snapshot import Snapshot, Table
+from ctrace.view import format as fmt
+
+HIGH = 0.75
+"""Share of the limit from which a table that is not refusing is called HIGH: one burst away."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One table's state, or that of the whole host."""
+
+    word: str
+    """At most seven capital letters, so that colour is never needed."""
+    text: str
+    """What follows the word: ``3 % full, nothing refused``."""
+    level: str
+    """``good``, ``plain``, ``warn`` or ``bad``."""
+
+    def __str__(self) -> str:
+        return f"{self.word} {self.text}"
+
+
+def state_word(table: Table) -> str:
+    """One word for a table's state, so that colour is never needed."""
+    if not table.active:
+        return "off"
+    if table.full_since is not None:
+        if table.rates.drop or table.fill >= 0.999:
+            return "FULL"
+        return "EVICTING" if table.rates.early_drop else "EASING"
+    if table.seconds_to_full is not None:
+        return "filling"
+    return "steady" if table.rates.insert <= table.rates.destroy * 1.02 + 1 else "growing"
+
+
+def at_limit(table: Table) -> bool:
+    """Whether a table refuses or evicts now; one that is easing gives no alarm any more."""
+    return state_word(table) in ("FULL", "EVICTING")
+
+
+def in_trouble(snapshot: Snapshot) -> bool:
+    """Whether some table is close to its limit, or beyond."""
+    return any(at_limit(t) or t.fill >= HIGH for t in snapshot.tables)
+
+
+def fullest(snapshot: Snapshot) -> Optional[Table]:
+    """The table in trouble, else the fullest."""
+    active = snapshot.tables
+    if not active:
+        return None
+    return max(active, key=lambda t: (t.full_since is not None, t.rates.drop, t.fill, t.count))
+
+
+def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
+    """The verdict on one table; without one, on the table in trouble or the fullest."""
+    table = table or fullest(snapshot)
+    if table is None:
+        return Verdict("NONE", "no connection tracking table has been read yet", "warn")
+    if table.full_since is not None:
+        return _limited(snapshot, table)
+    fill = f"{fmt.share(table.fill)} full" if table.max else f"{fmt.count(table.count)} entries"
+    if not snapshot.hooks.changes:
+        more = "" if snapshot.hooks.refusals else "; it does not say who was refused"
+        return Verdict("READ", f"{fill}, as it was read{more}", "plain")
+    if table.rates.drop or table.rates.insert_failed:
+        lost = table.rates.drop + table.rates.insert_failed
+        return Verdict("LOSING", f"{fmt.per_second(lost)} new entries fail at {fill}", "bad")
+    if table.seconds_to_full is not None:
+        when = until(table.seconds_to_full, table.seconds_to_full_error)
+        level = "bad" if table.seconds_to_full < 120 else "warn"
+        return Verdict("FILLING", f"{fill}, at its limit in {when}", level)
+    return _with_room(table, fill, _refused(snapshot, table))
+
+
+def _with_room(table: Table, fill: str, refused: str) -> Verdict:
+    if table.max and table.fill >= HIGH:
+        return Verdict("HIGH", f"{fill}, {refused}", "warn")
+    return Verdict("HEALTHY", f"{fill}, {refused}", "plain" if table.totals.drop else "good")
+
+
+def _limited(snapshot: Snapshot, table: Table) -> Verdict:
+    since = table.full_since or 0.0
+    word = state_word(table)
+    ago = fmt.span(max(0.0, snapshot.ts / 1e9 - since))
+    if word == "EASING":
+        text = f"{fmt.share(table.fill)} full; it reached its limit at {fmt.clock(since)}"
+        return Verdict(word, f"{text}, {_refused(snapshot, table)}", "warn")
+    what = (
+        f"{fmt.per_second(table.rates.drop)} refused"
+        if table.rates.drop or not table.rates.early_drop
+        else f"{fmt.per_second(table.rates.early_drop)} evicted to make room"
+    )
+    word = {"EVICTING": "EVICTS"}.get(word, word)
+    if table.totals.drop or not table.rates.drop:
+        what += f", {_refused(snapshot, table)}"
+    return Verdict(word, f"for {ago}: {what}", "bad")
+
+
+def _refused(snapshot: Snapshot, table: Table) -> str:
+    """How many were refused since the start; a watcher who came late cannot say more."""
+    if not table.totals.drop:
+        return "nothing refused"
+    start = snapshot.ts / 1e9 - snapshot.uptime_s
+    return f"{fmt.count(table.totals.drop)} since {fmt.clock(start)}"
+
+
+def until(seconds: float, error: Optional[float]) -> str:
+    """``4 to 6 min``: when a table is full, with what that may be off by."""
+    if not error:
+        return fmt.duration(seconds)
+    low, high = fmt.duration(max(0.0, seconds - error)), fmt.duration(seconds + error)
+    if low == high:
+        return low
+    number, _, unit = low.rpartition(" ")
+    return f"{number} to {high}" if number and high.endswith(f" {unit}") else f"{low} to {high}"
