@@ -68,14 +68,14 @@ def command(
     the live ruleset; and prints the fewest changes that bring each full table below
     the target. Nothing is changed: --plan writes a file that ctrace apply takes.
     """
-    from ctrace.cli.options import make_filter
+    from ctrace.cli.options import held_filter
 
     netns = filters.pop("netns")
     if isinstance(netns, str):
         from ctrace.host.netns import resolve
 
         filters["netns"] = resolve(netns)
-    wanted = make_filter(**filters)  # type: ignore[arg-type]
+    wanted = held_filter(**filters)
     advice = _recorded(file, wanted, target) if file else _live(duration, wanted, hooks, target)
     if output == "json":
         click.echo(json.dumps(advice.to_json(), indent=2))

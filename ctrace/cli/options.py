@@ -85,6 +85,20 @@ def make_filter(
     )
 
 
+def held_filter(**filters: Any) -> Filter:
+    """The same for what counts entries held: a status that comes and goes can't choose these.
+
+    Entries are tested when they are made; ASSURED, say, comes later. Raises UsageError.
+    """
+    wanted = make_filter(**filters)
+    if wanted.status or wanted.unreplied:
+        raise UsageError(
+            "-u can't choose what is held: an entry's status changes while it lives; see PINNED "
+            "and ONE-WAY for the parts, conntrack -L -u for the entries, ctrace trace -u for events"
+        )
+    return wanted
+
+
 def output_option(command: F) -> F:
     """``-o text|json``: what a person reads, or what a program does."""
     return click.option(

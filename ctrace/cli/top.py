@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import click
 
 from ctrace.cli.kinds import Size, Time
-from ctrace.cli.options import filter_options, make_filter
+from ctrace.cli.options import filter_options, held_filter
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
 
@@ -106,7 +106,7 @@ def command(
         from ctrace.host.netns import resolve as inode_of
 
         filters["netns"] = inode_of(filters["netns"])
-    wanted = make_filter(**filters)
+    wanted = held_filter(**filters)
     as_screen = not (once or plain or output == "json" or not has_screen())
     feed = LiveFeed(
         lambda: open_live(wanted, hooks=hooks, sample=True),

@@ -345,10 +345,11 @@ def _attempts(events: npt.NDArray[Any], at: F64, begin: I64, existed: Bool) -> t
 
 
 def _completed(flows: Flows, seconds: float) -> Flows:
-    """Fill in what a flow's end would have told, from the median of flows like it.
+    """Fill in what a flow's end would have told, from flows like it that lived longer than it has.
 
-    Like it: same namespace, protocol and port, else same protocol. Flows with
-    nothing like them that ended keep an unknown end (inf).
+    Like it: same namespace, protocol and port, else same protocol. Those that ended are the
+    short-lived ones first: each stands for as many as began too late to be seen ending.
+    Flows that outlived all that ended keep an unknown end (inf).
     """
     missing = ~flows.known
     if not missing.any():
@@ -357,21 +358,25 @@ def _completed(flows: Flows, seconds: float) -> Flows:
     assured = flows.assured.copy()
     life = np.where(flows.known, np.minimum(flows.expire, flows.end) - flows.arrive, np.nan)
     found = np.zeros(len(flows), bool)
+    seen_for = np.where(np.isnan(flows.expire), 0.0, seconds - flows.arrive)
+    random = np.random.default_rng(1)
     for group in (_groups(flows, True), _groups(flows, False)):
         todo = missing & ~found
         for number in np.unique(group[todo]):
             like = flows.known & (group == number) & (flows.arrive > 0)
             if np.count_nonzero(like) < 5:
                 continue
-            mine = todo & (group == number)
-            codes, counts = np.unique(flows.state[like], return_counts=True)
-            state[mine] = codes[np.argmax(counts)]
-            usual = like & (flows.state == codes[np.argmax(counts)])
-            timeout[mine] = np.median(flows.timeout[usual])
-            expire[mine] = flows.arrive[mine] + np.median(life[usual])
-            # At its first packet no entry is ASSURED yet: what most of them became counts.
-            assured[mine] |= np.mean(flows.assured[like]) > 0.5
-            found |= mine
+            stayed = np.where(np.isnan(flows.leave), flows.expire, flows.leave) - flows.arrive
+            mine = np.flatnonzero(todo & (group == number))
+            donors = np.flatnonzero(like)
+            chance = seconds - flows.arrive[(group == number) & (flows.arrive > 0)]
+            of = _like(stayed[donors], chance, seen_for[mine], random)
+            mine, donor = mine[of >= 0], donors[of[of >= 0]]
+            state[mine], timeout[mine] = flows.state[donor], flows.timeout[donor]
+            expire[mine] = flows.arrive[mine] + life[donor]
+            # At its first packet no entry is ASSURED yet: what others became counts.
+            assured[mine] |= flows.assured[donor]
+            found[mine] = True
     inside = np.isinf(flows.expire)
     # It was still there at the end: its timeout can't have passed long before.
     expire = np.where(inside & found, np.maximum(expire, seconds), expire)
@@ -380,6 +385,23 @@ def _completed(flows: Flows, seconds: float) -> Flows:
     fallback = default_timeout(state, np.minimum(state, 9).astype(np.uint8), assured)
     timeout = np.where(np.isnan(timeout), fallback, timeout)
     return _replace(flows, expire=expire, timeout=timeout, state=state, assured=assured)
+
+
+def _like(stayed: F64, chance: F64, age: F64, random: np.random.Generator) -> I64:
+    """For each age, one of those that stayed longer, drawn at random; -1 where none did.
+
+    One that stayed long was seen to end only if it began early: it weighs the inverse of the
+    part of all that were watched for so long (``chance``), as in Kaplan and Meier's estimate.
+    """
+    order = np.argsort(stayed, kind="stable")
+    watched = len(chance) - np.searchsorted(np.sort(chance), stayed[order], "left")
+    weight = np.cumsum(len(chance) / np.maximum(watched, 1))
+    first = np.searchsorted(stayed[order], age, "right")
+    below = np.concatenate([[0.0], weight])[first]
+    drawn = below + random.random(len(age)) * (weight[-1] - below)
+    at = np.searchsorted(weight, drawn, "right").clip(first, len(order) - 1)
+    chosen: I64 = np.where(first < len(order), order[at], -1).astype(np.int64)
+    return chosen
 
 
 def _groups(flows: Flows, by_port: bool) -> I64:

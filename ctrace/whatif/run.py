@@ -397,7 +397,13 @@ def _notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterato
     if unseen and levers.timeouts:
         yield (
             f"{unseen} of {len(flows)} flows did not end in the recording: under another timeout "
-            "they are taken to live as the median of flows to the same port."
+            "each is taken to end as a flow to the same port did that had lived longer."
+        )
+    forever = int(np.count_nonzero(~flows.known & np.isinf(flows.expire)))
+    if forever:
+        yield (
+            f"{forever} of {len(flows)} flows outlived all like them that ended: the recording is "
+            "too short to tell when they end; they are taken to stay, and more may come."
         )
     if extra:
         yield (

@@ -58,6 +58,8 @@ def test_help_explains_every_option(verb: str) -> None:
         (["trace", "-p", "bogus"], "unknown protocol 'bogus'"),
         (["trace", "-s", "not-an-address"], "is not an address or prefix"),
         (["trace", "-s", "10.0.0.1", "-6"], "no flow can match both"),
+        (["top", "-u", "ASSURED"], "-u can't choose what is held"),
+        (["advise", "-u", "unreplied"], "-u can't choose what is held"),
         (["trace", "-u", "SLEEPY"], "unknown status 'SLEEPY'"),
         (["trace", "--dport", "70000"], "0<=x<=65535"),
         (["trace", "--netns", "no-such-namespace"], "no-such-namespace"),
