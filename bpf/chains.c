@@ -20,7 +20,7 @@
 #define LONGEST 255
 #define FOUND_MOST 1024	/* a power of two */
 #define ENDLESS 4096	/* longer than any chain: a circle of freed entries */
-#define HASH_NEXT (HASH_PPREV - 8)
+#define HASH_NEXT (VALUE(HASH_PPREV) - 8)	/* struct hlist_nulls_node */
 #define PAGE 4096
 #define BACK 64
 
@@ -59,15 +59,14 @@ INLINE void count_chain(u32 length)
 /* An entry hangs in two chains, and is counted in that of its original direction. */
 INLINE void meet(struct cursor *c, u64 node)
 {
-#ifdef TUPLE_DIR
-	u64 ct = node - CT_TUPLEHASH;
+	u64 ct = node - VALUE(CT_TUPLEHASH);
 	struct met fresh = {}, *met;
 	u32 netns, place;
 	u64 *found;
 
-	if (read8(node + HASH_TUPLE + TUPLE_DIR))
+	if (!HAS(HASH_DIR) || read8(node + VALUE(HASH_DIR)))
 		return;
-	netns = netns_of(read64(ct + CT_NET));
+	netns = netns_of(read64(ct + VALUE(CT_NET)));
 	if (c->only && c->only != netns)
 		return;
 	met = map_lookup(MET, &netns);
@@ -78,14 +77,13 @@ INLINE void meet(struct cursor *c, u64 node)
 			return;
 	}
 	met->entries += 1;
-	if (read32(ct + CT_STATUS) & IPS_ASSURED)
+	if (read32(ct + VALUE(CT_STATUS)) & IPS_ASSURED)
 		met->assured += 1;
 	place = c->met % FOUND_MOST;
 	found = map_lookup(FOUND, &place);
 	if (found)
 		*found = ct;
 	c->met += 1;
-#endif
 }
 
 /* args[0]: address of the variable nf_conntrack_hash */
@@ -104,7 +102,7 @@ int find_by_symbol(u64 *args)
  */
 int find_by_entry(u64 *args)
 {
-	u64 node = args[0] + CT_TUPLEHASH, at = node, bucket, head;
+	u64 node = args[0] + VALUE(CT_TUPLEHASH), at = node, bucket, head;
 	struct cursor *c = cursor();
 	int i;
 
@@ -116,7 +114,7 @@ int find_by_entry(u64 *args)
 		return 0;
 	bucket = at >> 1;
 	for (i = 0; i < BACK; i++) {
-		head = read64(node + HASH_PPREV);
+		head = read64(node + VALUE(HASH_PPREV));
 		if (!((head - bucket * 8) % PAGE)) {
 			c->base = head - bucket * 8;
 			return 1;

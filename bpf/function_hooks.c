@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The hook families that attach to conntrack's functions: fentry/fexit, or kprobes and
- * return probes (KPROBE). They cost per connection, never per packet.
+ * return probes. They cost per connection, never per packet.
  *
  *   __nf_conntrack_hash_insert      every insert, but for one sort of clash
  *   nf_conntrack_hash_check_insert  bracket: an insert by ctnetlink or a BPF program
@@ -11,8 +11,9 @@
  *   nf_conntrack_free               every end (nf_ct_delete is split by compilers)
  *   early_drop, gc_worker           brackets: who freed an entry before its time
  *
- * HAVE_<function> is defined for those that this kernel has, ARGS_<function> tells how many
- * arguments each takes there: an exit finds the result behind them.
+ * HAVE_<function> tells those that are attached to, RESULT_<function> where an exit finds
+ * its result: fexit programs behind the arguments, however many this kernel's function has
+ * (ARGS_<function>), return probes in a register.
  */
 #include <linux/types.h>
 #include "ct.h"
@@ -26,18 +27,21 @@
 #define NF_ACCEPT 1
 #define IPS_NAT_CLASH (1 << 12)
 
-struct context {
-	u64 args[22];
-};
+/* What a program is given: the arguments, or with kprobes struct pt_regs. */
+struct context;
 
-#ifdef KPROBE
-/* args is struct pt_regs; REG_* are indexes in it, by machine. */
-#define ARG(ctx, n) ((ctx)->args[REG_##n])
-#define RESULT(ctx, arguments) ((ctx)->args[REG_RESULT])
-#else
-#define ARG(ctx, n) ((ctx)->args[n])
-#define RESULT(ctx, arguments) ((ctx)->args[arguments])
-#endif
+#define ARG(ctx, n) \
+	({ \
+		u64 argument_; \
+		LOAD(argument_, u64, ctx, ARG_##n); \
+		argument_; \
+	})
+#define RESULT(ctx, function) \
+	({ \
+		u64 result_; \
+		LOAD(result_, u64, ctx, RESULT_##function); \
+		result_; \
+	})
 
 /* -- calls in progress ---------------------------------------------------------------- */
 
@@ -174,32 +178,31 @@ INLINE bool inside(u64 function, u32 seconds)
 	struct call *call;
 	struct frame *frame = innermost(&key, &call);
 
-	return frame && (u32)jiffies64() - frame->at < seconds * HZ;
+	return frame && (u32)jiffies64() - frame->at < seconds * VALUE(HZ);
 }
 
 /* -- insert --------------------------------------------------------------------------- */
 
 INLINE u64 ct_of(u64 skb)
 {
-	return read64(skb + SKB_NFCT) & NFCT_PTR;
+	return read64(skb + VALUE(SKB_NFCT)) & NFCT_PTR;
 }
 
 /* Where the packet that is being confirmed goes: LOCAL_IN and POST_ROUTING set these. */
 INLINE u8 direction_of(u64 skb)
 {
-#if defined(SKB_IIF) && defined(DEV_IFINDEX)
-	u32 received = read32(skb + SKB_IIF);
+	u32 received;
 	u64 dev;
 
+	if (!HAS(SKB_IIF) || !HAS(DEV_IFINDEX))
+		return CTRACE_D_UNKNOWN;
+	received = read32(skb + VALUE(SKB_IIF));
 	if (!received)
 		return CTRACE_D_OUT;
-	dev = read64(skb + SKB_DEV);
+	dev = read64(skb + VALUE(SKB_DEV));
 	if (!dev)
 		return CTRACE_D_UNKNOWN;
-	return read32(dev + DEV_IFINDEX) == received ? CTRACE_D_IN : CTRACE_D_FORWARD;
-#else
-	return CTRACE_D_UNKNOWN;
-#endif
+	return read32(dev + VALUE(DEV_IFINDEX)) == received ? CTRACE_D_IN : CTRACE_D_FORWARD;
 }
 
 int on_insert(struct context *ctx)
@@ -240,9 +243,8 @@ int confirm_enter(struct context *ctx)
 
 	if (state)
 		state->skb = skb;
-#ifdef KPROBE
-	enter(CALL_CONFIRM, skb, 0, 0, 0);
-#endif
+	if (IS(KPROBE))
+		enter(CALL_CONFIRM, skb, 0, 0, 0);
 	return 0;
 }
 
@@ -252,14 +254,14 @@ int confirm_leave(struct context *ctx)
 	struct entry e;
 	u8 reason;
 
-#ifdef KPROBE
-	if (!leave(CALL_CONFIRM, args))
-		return 0;
-	skb = args[0];
-#else
-	skb = ARG(ctx, 0);
-#endif
-	if ((u32)RESULT(ctx, ARGS___nf_conntrack_confirm) != NF_DROP)
+	if (IS(KPROBE)) {
+		if (!leave(CALL_CONFIRM, args))
+			return 0;
+		skb = args[0];
+	} else {
+		skb = ARG(ctx, 0);
+	}
+	if ((u32)RESULT(ctx, __nf_conntrack_confirm) != NF_DROP)
 		return 0;
 	ct = ct_of(skb);
 	read_entry(&e, ct);
@@ -267,14 +269,12 @@ int confirm_leave(struct context *ctx)
 		reason = CTRACE_R_CLASH;
 	else if (was_inserted(&e))
 		return 0;	/* a clone of a packet whose entry is in already */
-#ifdef STAT_CHAIN
 	/*
 	 * The only other refusals are a dying entry and, when a module that extends
 	 * entries was just unloaded, one with extensions of old.
 	 */
-	else if (!(AT(&e, u32, CT_STATUS) & IPS_DYING))
+	else if (HAS(STAT_CHAIN) && !(GET(&e, u32, CT_STATUS) & IPS_DYING))
 		reason = CTRACE_R_CHAIN_TOO_LONG;
-#endif
 	else
 		reason = CTRACE_R_FAILED;
 	emit_insert_failed_read(&e, ct, reason, direction_of(skb));
@@ -295,19 +295,18 @@ int clash_leave(struct context *ctx)
 
 	if (!leave(CALL_CLASH, args))
 		return 0;
-	if ((u32)RESULT(ctx, ARGS_nf_ct_resolve_clash) == NF_DROP) {
-#ifdef HAVE___nf_conntrack_confirm
-		enter(CALL_CLASH_LOST, 0, 0, 0, 0);
-#else
-		emit_insert_failed(args[1], CTRACE_R_CLASH, direction_of(args[0]));
-#endif
+	if ((u32)RESULT(ctx, nf_ct_resolve_clash) == NF_DROP) {
+		if (IS(HAVE___nf_conntrack_confirm))
+			enter(CALL_CLASH_LOST, 0, 0, 0, 0);
+		else
+			emit_insert_failed(args[1], CTRACE_R_CLASH, direction_of(args[0]));
 		return 0;
 	}
 	ct = ct_of(args[0]);
 	if (ct == args[1])	/* its own entry still: inserted for the reply direction */
 		emit_insert(ct, CTRACE_R_NAT_CLASH, direction_of(args[0]));
 	else
-		count(netns_of(read64(ct + CT_NET)), CTRACE_R_CLASH_RESOLVED, 1);
+		count(netns_of(read64(ct + VALUE(CT_NET))), CTRACE_R_CLASH_RESOLVED, 1);
 	return 0;
 }
 
@@ -321,16 +320,7 @@ int clash_leave(struct context *ctx)
 
 INLINE bool is_sending(void)
 {
-#if defined(PERCPU_PREEMPT)
-	u64 section = percpu_section();
-
-	return section &&
-	       !(read32(section + PERCPU_PREEMPT) & (INTERRUPT_BITS | SOFTIRQ_OFF));
-#elif defined(TASK_PREEMPT) && !defined(__x86_64__)
-	return !(read32(current_task() + TASK_PREEMPT) & (INTERRUPT_BITS | SOFTIRQ_OFF));
-#else
-	return false;
-#endif
+	return !(interrupts() & (INTERRUPT_BITS | SOFTIRQ_OFF));
 }
 
 int alloc_enter(struct context *ctx)
@@ -344,24 +334,21 @@ int alloc_enter(struct context *ctx)
 
 int alloc_leave(struct context *ctx)
 {
-	u64 full[4];
-#ifdef KPROBE
-	u64 args[4];
-
-	if (!leave(CALL_ALLOC, args) || RESULT(ctx, ARGS___nf_conntrack_alloc) < -4095ULL)
-		return 0;
-#else
-	u64 args[4] = { ARG(ctx, 0), 0, ARG(ctx, 2), ARG(ctx, 3) };
-
-	if (RESULT(ctx, ARGS___nf_conntrack_alloc) < -4095ULL)
-		return 0;
-	args[1] = read16(ARG(ctx, 1)) | (u64)((u32)ARG(ctx, 5) != 0) << 16;
-#endif
-#ifdef HAVE_early_drop
-	u8 reason = leave(CALL_TABLE_FULL, full) ? CTRACE_R_TABLE_FULL : CTRACE_R_NO_MEMORY;
-#else
+	u64 args[4], full[4];
 	u8 reason = CTRACE_R_TABLE_FULL;
-#endif
+
+	if (IS(KPROBE) && !leave(CALL_ALLOC, args))
+		return 0;
+	if (RESULT(ctx, __nf_conntrack_alloc) < -4095ULL)
+		return 0;
+	if (!IS(KPROBE)) {
+		args[0] = ARG(ctx, 0);
+		args[1] = read16(ARG(ctx, 1)) | (u64)((u32)ARG(ctx, 5) != 0) << 16;
+		args[2] = ARG(ctx, 2);
+		args[3] = ARG(ctx, 3);
+	}
+	if (IS(HAVE_early_drop) && !leave(CALL_TABLE_FULL, full))
+		reason = CTRACE_R_NO_MEMORY;
 	if (args[1] >> 16)
 		emit_drop(args[0], args[2], args[3], (u16)args[1], reason,
 			  is_sending() ? CTRACE_D_OUT : CTRACE_D_UNKNOWN);
@@ -380,7 +367,7 @@ int early_drop_leave(struct context *ctx)
 {
 	u64 args[4];
 
-	if (leave(CALL_EARLY_DROP, args) && !(u8)RESULT(ctx, ARGS_early_drop))
+	if (leave(CALL_EARLY_DROP, args) && !(u8)RESULT(ctx, early_drop))
 		enter(CALL_TABLE_FULL, 0, 0, 0, 0);
 	return 0;
 }
@@ -405,19 +392,14 @@ int gc_leave(struct context *ctx)
 /* Who frees an entry before its time: early_drop spares ASSURED ones, gc_worker not all. */
 INLINE u8 why_unexpired(const struct entry *e)
 {
-#ifdef HAVE_gc_worker
-	if (inside(CALL_GC, 60))
+	if (IS(HAVE_gc_worker) && inside(CALL_GC, 60))
 		return CTRACE_R_GC_PRESSURE;
-#endif
-#ifdef HAVE_early_drop
-	if (!(AT(e, u32, CT_STATUS) & IPS_ASSURED) && inside(CALL_EARLY_DROP, 1))
+	if (IS(HAVE_early_drop) && !(GET(e, u32, CT_STATUS) & IPS_ASSURED) &&
+	    inside(CALL_EARLY_DROP, 1))
 		return CTRACE_R_EVICTED;
-#endif
-#if defined(HAVE_gc_worker) && defined(HAVE_early_drop)
-	return CTRACE_R_DELETED;
-#else
+	if (IS(HAVE_gc_worker) && IS(HAVE_early_drop))
+		return CTRACE_R_DELETED;
 	return CTRACE_R_GONE;
-#endif
 }
 
 int on_free(struct context *ctx)
@@ -430,7 +412,7 @@ int on_free(struct context *ctx)
 	read_entry(&e, ct);
 	if (!was_inserted(&e))
 		return 0;
-	netns = netns_of(AT(&e, u64, CT_NET));
+	netns = netns_of(GET(&e, u64, CT_NET));
 	reason = is_expired(&e) ? CTRACE_R_EXPIRED : why_unexpired(&e);
 	count(netns, reason, 1);
 	emit_life(&e, ct, netns, CTRACE_DESTROY, reason, true);

@@ -3,6 +3,8 @@
 #ifndef CTRACE_HELPERS_H
 #define CTRACE_HELPERS_H
 
+#include "constants.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
 static void *(*map_lookup)(u64 map, const void *key) = (void *)1;
@@ -20,13 +22,9 @@ static void (*ring_submit)(void *data, u64 flags) = (void *)132;
 
 static void *(*current_task_btf)(void) = (void *)158;	/* 5.11 */
 
-/* A load through a pointer that the verifier knows by type: no helper call. */
-#define LOAD(to, type, from, offset) \
-	asm volatile("%0 = *(" #type " *)(%1 + %2)" : "=r"(to) : "r"(from), "i"(offset))
-
 /*
  * Adds to *at and gives what it was (5.12). Compilers before LLVM 12 know no such
- * instruction: ctrace/kernel/compiler.py makes it of an addition with this offset.
+ * instruction: ctrace/kernel/programs.py makes it of an addition with this offset.
  */
 #define FETCH_OFFSET "0x7000"
 
@@ -40,15 +38,19 @@ INLINE u64 fetch_add(u64 *at, u64 value)
 #define BPF_RB_NO_WAKEUP 1
 #define BPF_NOEXIST 1
 
-/* What lies at any address of the kernel; 0 where nothing does. */
-#ifdef RDONLY_CAST	/* 6.2: one load, several times faster than a helper */
-/* The kernel function with that BTF id; ctrace/kernel/compiler.py makes it a call of it. */
-static void *(*rdonly_cast)(u64 from, u32 type) = (void *)(1000001 + RDONLY_CAST);
+/*
+ * What lies at any address of the kernel; 0 where nothing does. This alone is compiled
+ * twice: where programs may cast numbers to pointers (bpf_rdonly_cast, 6.2) a read is one
+ * load, several times faster than a helper.
+ */
+#ifdef CAST
+static void *(*rdonly_cast)(u64 from, u32 type) = (void *)(KFUNC_BASE + K_RDONLY_CAST);
 
 /* RDONLY_TYPE is struct in6_addr: 16 bytes that may be read as any integers. */
 #define READ(type) \
 	u64 value; \
-	LOAD(value, type, rdonly_cast(from, RDONLY_TYPE), 0); \
+	asm volatile("%0 = *(" #type " *)(%1 + 0)" \
+		     : "=r"(value) : "r"(rdonly_cast(from, VALUE(RDONLY_TYPE)))); \
 	return value
 #else
 #define READ(type) \

@@ -18,8 +18,8 @@ INLINE int look_at(u64 what)
 	struct entry e;
 
 	read_entry(&e, ct);
-	if (was_inserted(&e) && !(AT(&e, u32, CT_STATUS) & IPS_DYING))
-		emit_life(&e, ct, netns_of(AT(&e, u64, CT_NET)),
+	if (was_inserted(&e) && !(GET(&e, u32, CT_STATUS) & IPS_DYING))
+		emit_life(&e, ct, netns_of(GET(&e, u64, CT_NET)),
 			  what & LOOK_MET ? CTRACE_MET : CTRACE_SAMPLED, CTRACE_R_NONE, true);
 	return 0;
 }

@@ -15,12 +15,13 @@
 #define BASELINE MAP(4)	/* per-CPU hash: netns -> the kernel's own counters when last seen */
 #define SETTINGS MAP(5)	/* array of u64: what is learned after loading */
 
-#define CPUS MAP(6)	/* array: where each CPU's per-CPU section is (bpf/percpu.h) */
+#define CPUS MAP(6)	/* array: struct cpu_place (bpf/percpu.h), by CPU */
 
 #define CGROUPS MAP(7)	/* LRU hash: cgroup id -> struct cgroup_names */
 #define BLANK MAP(8)	/* array: zeros as large as struct cgroup_names, too many for the stack */
 #define NEAR MAP(9)	/* per-CPU array of one struct near: most namespaces' counts */
-#define SLOTS MAP(10)	/* array of 1 << SLOT_BITS u64[7]: most of what SCRATCH would hold */
+#define SLOTS MAP(10)	/* array of 1 << 12 u64[7], of which 1 << SLOT_BITS are used: most of what SCRATCH would hold */
+#define OWN_MAPS 11	/* how many these are; a source has its own behind them */
 
 struct tally {
 	u64 counts[16];	/* CTRACE_REASONS */
@@ -38,10 +39,6 @@ struct near {
 		struct tally tally;
 	} places[NEAR_PLACES];
 };
-
-#ifndef SLOT_BITS
-#define SLOT_BITS 12
-#endif
 
 struct owner {
 	u8 comm[16];

@@ -65,7 +65,7 @@ INLINE u64 context_key(bool task)
 /* The place of a context's slot; another context's may be in it. */
 INLINE struct slot *slot_place(u64 context)
 {
-	u32 place = context * 0x9e3779b97f4a7c15ULL >> (64 - SLOT_BITS);
+	u32 place = context * 0x9e3779b97f4a7c15ULL >> (64 - VALUE(SLOT_BITS));
 
 	return map_lookup(SLOTS, &place);
 }
@@ -84,7 +84,7 @@ INLINE struct slot *own_slot(u64 context, u32 now)
 
 	if (!slot || slot->context == context)
 		return slot;
-	if (now - slot->when > HZ) {
+	if (now - slot->when > VALUE(HZ)) {
 		slot->context = context;
 		return slot;
 	}
@@ -98,12 +98,9 @@ INLINE struct slot *own_slot(u64 context, u32 now)
 	return slot;
 }
 
-/* __nf_conntrack_alloc() leaves the hash in the reply's unused node until the insert. */
-#define HASH_SAVED (CT_TUPLEHASH + TUPLEHASH_SIZE + HASH_PPREV)
-
 INLINE u64 saved_hash(const struct entry *e)
 {
-	return AT(e, u64, HASH_SAVED);
+	return GET(e, u64, CT_HASH_SAVED);
 }
 
 /* -- confirm ---------------------------------------------------------------------------- */
@@ -111,18 +108,16 @@ INLINE u64 saved_hash(const struct entry *e)
 /* The first of VRF's two POST_ROUTING rounds, where nf_confirm() does nothing. */
 INLINE bool in_vrf_round(void *state)
 {
-#if defined(STATE_OUT) && defined(DEV_PRIV_FLAGS) && defined(L3MDEV_MASTER)
 	void *device;
 	u64 flags;
 
+	if (!HAS(STATE_OUT) || !HAS(DEV_PRIV_FLAGS) || !HAS(L3MDEV_MASTER))
+		return false;
 	LOAD(device, u64, state, STATE_OUT);
 	if (!device)
 		return false;
 	LOAD(flags, u32, device, DEV_PRIV_FLAGS);
-	return flags & L3MDEV_MASTER;
-#else
-	return false;
-#endif
+	return flags & VALUE(L3MDEV_MASTER);
 }
 
 /* What nf_free and nf_drop may have to take back. */
@@ -145,7 +140,7 @@ INLINE u64 sender_cgroup(struct slot *slot, u64 owner)
 {
 	if (!slot)
 		return cgroup_of(owner);
-	if (slot->owner != owner || slot->when - slot->named > HZ) {
+	if (slot->owner != owner || slot->when - slot->named > VALUE(HZ)) {
 		slot->cgroup = cgroup_of(owner);
 		slot->owner = owner;
 		slot->named = slot->when;
@@ -170,7 +165,7 @@ int nf_confirm(struct hook_context *ctx)
 	ct = nfct & NFCT_PTR;
 	if (!ct)
 		return NF_ACCEPT;
-	if (read64(ct + CT_TUPLEHASH + HASH_PPREV))
+	if (read64(ct + VALUE(CT_PPREV)))
 		return NF_ACCEPT;
 
 	LOAD(state, u64, ctx, BPF_NF_STATE);
@@ -186,14 +181,13 @@ int nf_confirm(struct hook_context *ctx)
 	LOAD(inum, u32, net, NET_INUM);
 	task = in_task();
 	read_common(&e, ct);
-	READ_WORD(&e, ct, HASH_SAVED);
-#ifdef TCP_STATE
-	READ_WORD(&e, ct, CT_PROTO + TCP_STATE);
-#endif
+	READ_WORD(&e, ct, CT_HASH_SAVED);
+	if (HAS(CT_TCP_STATE))
+		READ_WORD(&e, ct, CT_TCP_STATE);
 	slot = put_forward(&e, ct, (u64)skb, task);
 	count(inum, CTRACE_R_NEW, 1);
 	/* IPS_CONFIRMED is set a moment later: said already */
-	AT(&e, u32, CT_STATUS) |= IPS_CONFIRMED;
+	PUT(&e, u32, CT_STATUS, GET(&e, u32, CT_STATUS) | IPS_CONFIRMED);
 	if (!record_wanted(&e, inum, CTRACE_INSERT))
 		return NF_ACCEPT;
 	/* whoever runs while a packet arrives or passes through is not its owner */
@@ -272,14 +266,12 @@ INLINE u8 why_unexpired(void *ctx)
  */
 INLINE bool is_spared(const struct entry *e)
 {
-	u8 proto = AT(e, u8, ORIGINAL + TUPLE_PROTO);
+	u8 proto = GET(e, u8, ORIG_PROTO);
 
-	if (!(AT(e, u32, CT_STATUS) & IPS_ASSURED))
+	if (!(GET(e, u32, CT_STATUS) & IPS_ASSURED))
 		return false;
-#ifdef TCP_STATE
-	if (proto == IPPROTO_TCP)
-		return AT(e, u8, CT_PROTO + TCP_STATE) < TCP_FIN_WAIT;
-#endif
+	if (HAS(CT_TCP_STATE) && proto == IPPROTO_TCP)
+		return GET(e, u8, CT_TCP_STATE) < TCP_FIN_WAIT;
 	return proto != IPPROTO_TCP && proto != IPPROTO_SCTP && proto != IPPROTO_DCCP;
 }
 
@@ -290,10 +282,10 @@ INLINE void retract(const struct entry *e, u64 ct)
 	u32 netns;
 
 	if (!slot || slot->ct != ct || slot->hash != saved_hash(e) ||
-	    (u32)jiffies64() - slot->when > HZ)
+	    (u32)jiffies64() - slot->when > VALUE(HZ))
 		return;
 	slot->ct = 0;
-	netns = netns_of(AT(e, u64, CT_NET));
+	netns = netns_of(GET(e, u64, CT_NET));
 	count(netns, CTRACE_R_NONE, 1);
 	if (slot->skb)
 		count(netns, CTRACE_R_CLASH_RESOLVED, 1);
@@ -313,14 +305,14 @@ int nf_free(struct tracepoint *ctx)
 	if (ctx->args[0] - SETTING(FREE_START) >= SETTING(FREE_SIZE))
 		return 0;
 	ct = ctx->args[1];
-	if (!read64(ct + CT_TUPLEHASH + HASH_PPREV)) {
+	if (!read64(ct + VALUE(CT_PPREV))) {
 		read_entry(&e, ct);
 		retract(&e, ct);
 		return 0;
 	}
 	read_common(&e, ct);
 	read_life(&e, ct);
-	netns = netns_of(AT(&e, u64, CT_NET));
+	netns = netns_of(GET(&e, u64, CT_NET));
 	tally = tally_of(netns);
 	if (is_expired(&e))
 		reason = CTRACE_R_EXPIRED;
@@ -335,31 +327,39 @@ int nf_free(struct tracepoint *ctx)
 
 /* -- drop ---------------------------------------------------------------------------------- */
 
-#define COUNTER(counters, stat, offset) \
-	((offset) < sizeof(counters) ? (counters)[(offset) / 4] : read32((stat) + (offset)))
+#define COUNTERS 16
+
+/* The counters that the array below holds; others, by themselves. */
+INLINE u32 counter(const u32 *counters, u64 stat, u64 offset)
+{
+	if (offset < COUNTERS * sizeof(u32))
+		return *(u32 *)((u8 *)counters + offset);
+	return read32(stat + offset);
+}
 
 INLINE void read_counters(struct baseline *to, u64 net)
 {
-	u64 section = percpu_section();
-	u64 stat = read64(net + NET_STAT) + read64(section + PERCPU_OFFSET);
+	struct cpu_place *place = cpu_place();
+	u64 distance = place ? place->distance : 0;
+	u64 stat = read64(net + VALUE(NET_STAT)) + distance;
 
-	u32 counters[16] = {};
+	u32 counters[COUNTERS] = {};
 
 	probe_read(counters, sizeof(counters), (void *)stat);
-	to->valid = section != 0;
-	to->drop = COUNTER(counters, stat, STAT_DROP);
-	to->insert_failed = COUNTER(counters, stat, STAT_INSERT_FAILED);
-	to->chain = COUNTER(counters, stat, STAT_CHAIN);
+	to->valid = distance != 0;
+	to->drop = counter(counters, stat, VALUE(STAT_DROP));
+	to->insert_failed = counter(counters, stat, VALUE(STAT_INSERT_FAILED));
+	to->chain = counter(counters, stat, VALUE(STAT_CHAIN));
 }
 
 /* The network namespace of a packet, wherever it stands. */
 INLINE u64 net_of(u64 sk, u64 device, u64 dst)
 {
 	if (sk)
-		return read64(sk + SOCK_NET);
+		return read64(sk + VALUE(SOCK_NET));
 	if (!device)
-		device = read64((dst & ~1ULL) + DST_DEV);
-	return device ? read64(device + DEV_NET) : 0;
+		device = read64((dst & ~1ULL) + VALUE(DST_DEV));
+	return device ? read64(device + VALUE(DEV_NET)) : 0;
 }
 
 /* ICMP queries only: conntrack tracks no other ICMP packet as new. */
@@ -394,7 +394,7 @@ INLINE u8 inverse_icmp(u8 type, u16 family)
 /* The tuples that the packet would have had, as nf_ct_get_tuple() and its inverse. */
 INLINE bool packet_tuples(struct entry *e, u64 skb)
 {
-	u64 head = read64(skb + SKB_HEAD), packet = head + read16(skb + SKB_NETWORK);
+	u64 head = read64(skb + VALUE(SKB_HEAD)), packet = head + read16(skb + VALUE(SKB_NETWORK));
 	u8 version = read8(packet) >> 4, proto;
 	u16 family, sport = 0, dport = 0, reply_sport, reply_dport;
 	u64 transport;
@@ -404,10 +404,10 @@ INLINE bool packet_tuples(struct entry *e, u64 skb)
 		family = AF_INET;
 		proto = read8(packet + 9);
 		transport = packet + (read8(packet) & 15) * 4;
-		AT(e, u32, ORIGINAL + TUPLE_SRC) = read32(packet + 12);
-		AT(e, u32, ORIGINAL + TUPLE_DST) = read32(packet + 16);
-		AT(e, u32, REPLY + TUPLE_SRC) = AT(e, u32, ORIGINAL + TUPLE_DST);
-		AT(e, u32, REPLY + TUPLE_DST) = AT(e, u32, ORIGINAL + TUPLE_SRC);
+		PUT(e, u32, ORIG_SRC, read32(packet + 12));
+		PUT(e, u32, ORIG_DST, read32(packet + 16));
+		PUT(e, u32, REPLY_SRC, GET(e, u32, ORIG_DST));
+		PUT(e, u32, REPLY_DST, GET(e, u32, ORIG_SRC));
 	} else if (version == 6) {
 		family = AF_INET6;
 		proto = read8(packet + 6);
@@ -419,10 +419,10 @@ INLINE bool packet_tuples(struct entry *e, u64 skb)
 			proto = read8(transport);
 			transport += (read8(transport + 1) + 1) * 8;
 		}
-		probe_read(&AT(e, u8, ORIGINAL + TUPLE_SRC), 16, (void *)(packet + 8));
-		probe_read(&AT(e, u8, ORIGINAL + TUPLE_DST), 16, (void *)(packet + 24));
-		probe_read(&AT(e, u8, REPLY + TUPLE_SRC), 16, (void *)(packet + 24));
-		probe_read(&AT(e, u8, REPLY + TUPLE_DST), 16, (void *)(packet + 8));
+		probe_read(FIELD(e, ORIG_SRC), 16, (void *)(packet + 8));
+		probe_read(FIELD(e, ORIG_DST), 16, (void *)(packet + 24));
+		probe_read(FIELD(e, REPLY_SRC), 16, (void *)(packet + 24));
+		probe_read(FIELD(e, REPLY_DST), 16, (void *)(packet + 8));
 	} else {
 		return false;
 	}
@@ -442,18 +442,24 @@ INLINE bool packet_tuples(struct entry *e, u64 skb)
 		reply_sport = dport;
 		reply_dport = sport;
 	}
-	AT(e, u16, ORIGINAL + TUPLE_SPORT) = sport;
-	AT(e, u16, ORIGINAL + TUPLE_DPORT) = dport;
-	AT(e, u16, REPLY + TUPLE_SPORT) = reply_sport;
-	AT(e, u16, REPLY + TUPLE_DPORT) = reply_dport;
-	AT(e, u16, ORIGINAL + TUPLE_L3NUM) = family;
-	AT(e, u8, ORIGINAL + TUPLE_PROTO) = proto;
+	PUT(e, u16, ORIG_SPORT, sport);
+	PUT(e, u16, ORIG_DPORT, dport);
+	PUT(e, u16, REPLY_SPORT, reply_sport);
+	PUT(e, u16, REPLY_DPORT, reply_dport);
+	PUT(e, u16, ORIG_L3NUM, family);
+	PUT(e, u8, ORIG_PROTO, proto);
 	return true;
 }
 
 #define SKB_START 128
-#define SKB_WORD(skb, offset) \
-	((offset) + 8 <= SKB_START ? AT(&e, u64, offset) : read64((skb) + (offset)))
+
+/* A word of the packet's description, of which `start` is the start. */
+INLINE u64 skb_word(const struct entry *start, u64 skb, u64 offset)
+{
+	if (offset + 8 <= SKB_START)
+		return *(u64 *)((u8 *)start->words + offset);
+	return read64(skb + offset);
+}
 
 int nf_drop(struct tracepoint *ctx)
 {
@@ -463,22 +469,22 @@ int nf_drop(struct tracepoint *ctx)
 	u32 netns;
 
 	/* a packet that comes back from a queue is freed without a reason (nf_reinject) */
-	if ((u32)ctx->args[2] != DROP_REASON && (u32)ctx->args[2] != NO_REASON)
+	if ((u32)ctx->args[2] != VALUE(DROP_REASON) && (u32)ctx->args[2] != VALUE(NO_REASON))
 		return 0;
 	skb = ctx->args[0];
 	/* once for all: this hook sees every dropped packet; `e` has the room */
 	if (probe_read(e.words, SKB_START, (void *)skb))
 		return 0;
-	nfct = SKB_WORD(skb, SKB_NFCT);
-	sk = SKB_WORD(skb, SKB_SK);
-	device = SKB_WORD(skb, SKB_DEV);
-	dst = SKB_WORD(skb, SKB_DST);
+	nfct = skb_word(&e, skb, VALUE(SKB_NFCT));
+	sk = skb_word(&e, skb, VALUE(SKB_SK));
+	device = skb_word(&e, skb, VALUE(SKB_DEV));
+	dst = skb_word(&e, skb, VALUE(SKB_DST));
 	ct = nfct & NFCT_PTR;
 	if ((nfct & NFCT_INFO) == CTINFO_UNTRACKED)
 		return 0;
-	if (ct && read64(ct + CT_TUPLEHASH + HASH_PPREV))
+	if (ct && read64(ct + VALUE(CT_PPREV)))
 		return 0;	/* a rule dropped a packet of an entry in the table */
-	net = ct ? read64(ct + CT_NET) : net_of(sk, device, dst);
+	net = ct ? read64(ct + VALUE(CT_NET)) : net_of(sk, device, dst);
 	if (!net)
 		return 0;
 	netns = netns_of(net);
@@ -517,15 +523,15 @@ int nf_drop(struct tracepoint *ctx)
 /* Where the number behind an open /proc/sys/net file of the current task is. */
 INLINE u64 sysctl_address(u64 fd)
 {
-#ifdef PROC_SYSCTL_ENTRY
-	u64 files = read64(current_task() + TASK_FILES);
-	u64 file = read64(read64(read64(files + FILES_FDT) + FDT_FD) + 8 * fd);
-	u64 inode = read64(file + FILE_INODE);
+	u64 files, file, inode;
 
-	return read64(read64(inode - PROC_VFS_INODE + PROC_SYSCTL_ENTRY) + CTL_DATA);
-#else
-	return 0;
-#endif
+	if (!HAS(PROC_SYSCTL_ENTRY))
+		return 0;
+	files = read64(current_task() + VALUE(TASK_FILES));
+	file = read64(read64(read64(files + VALUE(FILES_FDT)) + VALUE(FDT_FD)) + 8 * fd);
+	inode = read64(file + VALUE(FILE_INODE));
+	return read64(read64(inode - VALUE(PROC_VFS_INODE) + VALUE(PROC_SYSCTL_ENTRY)) +
+		      VALUE(CTL_DATA));
 }
 
 /*
@@ -540,7 +546,7 @@ int nf_baseline(struct tracepoint *ctx)
 	u32 netns;
 
 	if (!net) {
-		net = read64(read64(current_task() + TASK_NSPROXY) + NSPROXY_NET);
+		net = read64(read64(current_task() + VALUE(TASK_NSPROXY)) + VALUE(NSPROXY_NET));
 		size = sysctl_address(size);
 		max = sysctl_address(max);
 	}

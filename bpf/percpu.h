@@ -10,30 +10,46 @@
 #include "helpers.h"
 #include "maps.h"
 
+struct cpu_place {
+	u64 section;	/* where this CPU's per-CPU section starts */
+	u64 distance;	/* from a per-CPU pointer to what it means on this CPU; 0: unknown */
+};
+
+INLINE struct cpu_place *cpu_place(void)
+{
+	u32 cpu = this_cpu();
+
+	return map_lookup(CPUS, &cpu);
+}
+
 /* Start of this CPU's per-CPU section; 0: unknown. */
 INLINE u64 percpu_section(void)
 {
-	u32 cpu = this_cpu();
-	u64 *section = map_lookup(CPUS, &cpu);
+	struct cpu_place *place = cpu_place();
 
-	return section ? *section : 0;
+	return place ? place->section : 0;
 }
 
 /* preempt_count: bit 8 serving a softirq, 16-19 hardirq, 20-23 NMI */
 #define INTERRUPT_BITS 0x00ff0100
 
+/* preempt_count's bits from 8 on; all of them when it is not known. */
+INLINE u32 interrupts(void)
+{
+	if (HAS(PERCPU_PREEMPT)) {
+		u64 section = percpu_section();
+
+		return section ? read32(section + VALUE(PERCPU_PREEMPT)) : ~0U;
+	}
+	if (HAS(TASK_PREEMPT))
+		return read32(current_task() + VALUE(TASK_PREEMPT));
+	return ~0U;
+}
+
 /* Whether the current task is the one on whose behalf we run; false when unknown. */
 INLINE bool in_task(void)
 {
-#if defined(PERCPU_PREEMPT)
-	u64 section = percpu_section();
-
-	return section && !(read32(section + PERCPU_PREEMPT) & INTERRUPT_BITS);
-#elif defined(TASK_PREEMPT) && !defined(__x86_64__)
-	return !(read32(current_task() + TASK_PREEMPT) & INTERRUPT_BITS);
-#else
-	return false;
-#endif
+	return !(interrupts() & INTERRUPT_BITS);
 }
 
 #endif

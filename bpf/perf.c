@@ -2,7 +2,7 @@
 /*
  * What connection tracking costs: time in its functions or around its hook, samples of
  * where the CPU is, and the stacks of what happens to the table. Nothing here counts
- * entries. Compiled once for each way to attach: KPROBE, or fentry and netfilter links.
+ * entries.
  */
 #include <linux/types.h>
 #include "perf.h"
@@ -37,14 +37,13 @@ INLINE void finish_in(u64 nfct, u64 ns)
 		u8 direction;
 	} to;	/* the end of struct nf_conntrack_tuple */
 
-	_Static_assert(TUPLE_PROTO == TUPLE_DPORT + 2, "read as one");
 	if (!ct) {
 		observe(point, 2, ns);
 		return;
 	}
-	probe_read(&to, sizeof(to), (void *)(ct + ORIGINAL + TUPLE_DPORT));
+	probe_read(&to, sizeof(to), (void *)(ct + VALUE(ORIG_DPORT)));
 	/* enum ip_conntrack_info: IP_CT_NEW is 2; a new entry is not in the table yet */
-	if ((nfct & NFCT_INFO) == 2 && !(read32(ct + CT_STATUS) & IPS_CONFIRMED))
+	if ((nfct & NFCT_INFO) == 2 && !(read32(ct + VALUE(CT_STATUS)) & IPS_CONFIRMED))
 		point = POINT_IN_NEW;
 	else
 		point = POINT_IN_ESTABLISHED;
@@ -71,7 +70,7 @@ int leave_in(u64 *ctx)
 	u64 now = boot_ns(), skb = 0, ns = leave(ctx, TIMER_IN, now, &skb);
 
 	if (ns)
-		finish_in(read64(skb + SKB_NFCT), ns);
+		finish_in(read64(skb + VALUE(SKB_NFCT)), ns);
 	return 0;
 }
 
@@ -87,8 +86,8 @@ int leave_confirm(u64 *ctx)
 
 	if (!ns)
 		return 0;
-	ct = read64(skb + SKB_NFCT) & NFCT_PTR;
-	observe(POINT_CONFIRM, ct ? protocol_index(read8(ct + ORIGINAL + TUPLE_PROTO)) : 2, ns);
+	ct = read64(skb + VALUE(SKB_NFCT)) & NFCT_PTR;
+	observe(POINT_CONFIRM, ct ? protocol_index(read8(ct + VALUE(ORIG_PROTO))) : 2, ns);
 	return 0;
 }
 
@@ -159,12 +158,11 @@ int stack_leave(u64 *ctx)
 {
 	u64 id = 0;
 
-	if (leave(ctx, TIMER_STACK, boot_ns(), &id) && !(u8)RESULT(ctx, 2))
+	if (leave(ctx, TIMER_STACK, boot_ns(), &id) && !(u8)RESULT(ctx, early_drop))
 		sample_stack(SAMPLED_DROP, id);
 	return 0;
 }
 
-#ifndef KPROBE
 /* -- around conntrack's hook (priority -200), where functions cannot be traced ------- */
 
 INLINE u64 packet_of(u64 *ctx)
@@ -244,19 +242,18 @@ int free_stack(u64 *ctx)
 	if (!known || !within(&known->free, ctx[0]))
 		return 0;
 	read_entry(&e, ctx[1]);
-	if (was_inserted(&e) && !is_expired(&e) && !(AT(&e, u32, CT_STATUS) & IPS_ASSURED))
+	if (was_inserted(&e) && !is_expired(&e) && !(GET(&e, u32, CT_STATUS) & IPS_ASSURED))
 		sample(ctx, SAMPLED_EVICT);
 	return 0;
 }
 
-#ifdef DROP_REASON
 /* skb:kfree_skb(skb, location, reason): a packet that conntrack's own hook gave up */
 int drop_stack(u64 *ctx)
 {
 	u64 skb = ctx[0];
 	struct slot *slot;
 
-	if ((u32)ctx[2] != DROP_REASON)
+	if ((u32)ctx[2] != VALUE(DROP_REASON))
 		return 0;
 	slot = slot_of(TIMER_IN);
 	if (slot && slot->key == skb) {	/* before -202, but -199 never came */
@@ -265,7 +262,6 @@ int drop_stack(u64 *ctx)
 	}
 	return 0;
 }
-#endif
 
 /* -- where the CPU is ------------------------------------------------------------------ */
 
@@ -353,4 +349,3 @@ int wait_end(u64 *ctx)		/* lock:contention_end(lock, ret) */
 	}
 	return 0;
 }
-#endif

@@ -21,14 +21,19 @@
 
 static long (*get_stackid)(void *ctx, u64 map, u64 flags) = (void *)27;
 
-#ifdef KPROBE
-/* ctx is struct pt_regs; REG_* are indexes in it, by machine. */
-#define ARG(ctx, n) ((ctx)[REG_##n])
-#define RESULT(ctx, arguments) ((ctx)[REG_RESULT])
-#else
-#define ARG(ctx, n) ((ctx)[n])
-#define RESULT(ctx, arguments) ((ctx)[arguments])
-#endif
+/* ctx: the arguments, or with kprobes struct pt_regs. */
+#define ARG(ctx, n) \
+	({ \
+		u64 argument_; \
+		LOAD(argument_, u64, ctx, ARG_##n); \
+		argument_; \
+	})
+#define RESULT(ctx, function) \
+	({ \
+		u64 result_; \
+		LOAD(result_, u64, ctx, RESULT_##function); \
+		result_; \
+	})
 
 /* -- stacks -------------------------------------------------------------------------- */
 
@@ -163,14 +168,13 @@ INLINE struct slot *slot_of(u32 timer)
 	return map_lookup(SLOTS, &timer);
 }
 
-#ifdef KPROBE
 /*
  * A return probe does not know its call's arguments: a call is found again by task and
  * depth. The stack pointer, the same on both sides but for the return address, tells
  * when one of the two went unseen.
  */
 #define DEPTH 2		/* a process and a softirq that interrupts it */
-#define NEAR 64
+#define STACK_SLACK 64
 
 struct call_key {
 	u64 task;
@@ -188,7 +192,15 @@ struct call {
 	struct frame frames[DEPTH];
 };
 
-INLINE void enter(u64 *ctx, u64 timer, u64 key)
+INLINE u64 stack_pointer(void *ctx)
+{
+	u64 sp;
+
+	LOAD(sp, u64, ctx, STACK_POINTER);
+	return sp;
+}
+
+INLINE void enter_probe(void *ctx, u64 timer, u64 key)
 {
 	struct call_key where = { current_task(), timer };
 	struct call *call = map_lookup(CALLS, &where);
@@ -211,12 +223,11 @@ INLINE void enter(u64 *ctx, u64 timer, u64 key)
 	asm volatile("" : "+r"(depth));	/* the mask is for the verifier: it must stay */
 	frame = &call->frames[depth & (DEPTH - 1)];
 	frame->key = key;
-	frame->sp = ctx[REG_SP];
+	frame->sp = stack_pointer(ctx);
 	frame->at = boot_ns();
 }
 
-/* How long the innermost call took, and what it was about; 0: its entry was not seen. */
-INLINE u64 leave(u64 *ctx, u64 timer, u64 now, u64 *key)
+INLINE u64 leave_probe(void *ctx, u64 timer, u64 now, u64 *key)
 {
 	struct call_key where = { current_task(), timer };
 	struct call *call = map_lookup(CALLS, &where);
@@ -231,40 +242,49 @@ INLINE u64 leave(u64 *ctx, u64 timer, u64 now, u64 *key)
 	at = depth - 1;
 	asm volatile("" : "+r"(at));	/* the mask is for the verifier: it must stay */
 	frame = &call->frames[at & (DEPTH - 1)];
-	if (ctx[REG_SP] - frame->sp + NEAR > 2 * NEAR)
+	if (stack_pointer(ctx) - frame->sp + STACK_SLACK > 2 * STACK_SLACK)
 		return 0;
 	*key = frame->key;
 	ns = now - frame->at;
 	*(volatile u64 *)&call->depth = depth - 1;
 	return ns;
 }
-#else
-/*
- * One slot for each timer on this CPU. What interrupts or preempts between entry and
- * exit takes the slot over: the exit then finds another packet's key and measures
- * nothing, which is rare and falls on no kind of packet in particular.
- */
-INLINE void enter(u64 *ctx, u32 timer, u64 key)
-{
-	struct slot *slot = slot_of(timer);
 
+/*
+ * Elsewhere an exit has its call's arguments, and one slot for each timer on this CPU will
+ * do. What interrupts or preempts between entry and exit takes the slot over: the exit then
+ * finds another packet's key and measures nothing, which is rare and falls on no kind of
+ * packet in particular.
+ */
+INLINE void enter(void *ctx, u32 timer, u64 key)
+{
+	struct slot *slot;
+
+	if (IS(KPROBE)) {
+		enter_probe(ctx, timer, key);
+		return;
+	}
+	slot = slot_of(timer);
 	if (slot) {
-		slot->key = ctx[0];
+		slot->key = ARG(ctx, 0);
 		slot->spare = key;
 		slot->at = boot_ns();
 	}
 }
 
-INLINE u64 leave(u64 *ctx, u32 timer, u64 now, u64 *key)
+/* How long the innermost call took, and what it was about; 0: its entry was not seen. */
+INLINE u64 leave(void *ctx, u32 timer, u64 now, u64 *key)
 {
-	struct slot *slot = slot_of(timer);
+	struct slot *slot;
 
-	if (!slot || slot->key != ctx[0])
+	if (IS(KPROBE))
+		return leave_probe(ctx, timer, now, key);
+	slot = slot_of(timer);
+	if (!slot || slot->key != ARG(ctx, 0))
 		return 0;
 	slot->key = 0;
 	*key = slot->spare;
 	return now - slot->at;
 }
-#endif
 
 #endif

@@ -15,8 +15,6 @@
 #include "helpers.h"
 #include "maps.h"
 
-#ifdef FETCH_ADD
-
 /* The first elements of RINGS, one per CPU; its places follow. */
 struct ring {
 	u64 next;	/* number of the record to come */
@@ -42,6 +40,8 @@ INLINE struct ctrace_record *ring_room(u64 *number)
 
 	if (!ring)
 		return NULL;
+	if (!IS(FETCH_ADD))
+		return ring_reserve(ring, sizeof(struct ctrace_record), 0);
 	/*
 	 * Who interrupts us here takes a place unseen; the limit leaves room for more of
 	 * those than can be.
@@ -56,24 +56,12 @@ INLINE struct ctrace_record *ring_room(u64 *number)
 
 INLINE void ring_done(struct ctrace_record *r, u64 number)
 {
+	if (!IS(FETCH_ADD)) {
+		ring_submit(r, BPF_RB_NO_WAKEUP);
+		return;
+	}
 	asm volatile("" ::: "memory");
 	((volatile u64 *)r)[-1] = number + 1;
 }
 
-#else
-
-INLINE struct ctrace_record *ring_room(u64 *number)
-{
-	u32 cpu = this_cpu();
-	void *ring = map_lookup(RINGS, &cpu);
-
-	return ring ? ring_reserve(ring, sizeof(struct ctrace_record), 0) : NULL;
-}
-
-INLINE void ring_done(struct ctrace_record *r, u64 number)
-{
-	ring_submit(r, BPF_RB_NO_WAKEUP);
-}
-
-#endif
 #endif

@@ -28,7 +28,7 @@ from ctrace.capture.family import Capture
 from ctrace.capture.live import in_order
 from ctrace.capture.poller import Poller
 from ctrace.filters import Filter
-from ctrace.kernel import bpf, compiler, layout
+from ctrace.kernel import bpf, compiler, layout, programs
 from ctrace.kernel.rings import Rings
 from ctrace.lab import Lab, Node
 
@@ -111,11 +111,12 @@ class Producer:
                 f"-DPER_RUN={PER_RUN}",
                 f"-DRING_PAGES={RING // 4096}",
                 "-Wno-everything",
-                *(["-DFETCH_ADD"] if own else []),
             ],
         )
         kind = bpf.ProgType.RAW_TRACEPOINT
-        code = compiler.link(self.bpf.dump_func(b"ours"), [self.rings.map, self._lost])
+        names, constants = programs.constant_names(), {"FETCH_ADD": 1} if own else {}
+        made = programs.settle(self.bpf.dump_func(b"ours"), names, constants)
+        code = programs.link(made, [self.rings.map, self._lost], fetch_add=own)
         self.ours = bpf.prog_load(code, kind, "ours")
         self.theirs = self.bpf.load_func("theirs", int(kind)).fd
         self.seen: dict[int, int] = {}

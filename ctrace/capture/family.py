@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 POLL: Final = 0.02
 """Seconds between two polls of a family that does not say for itself."""
 
+NO_OWNERS: Final = (
+    "the process that opened a flow: the kernel does not tell whether a packet is sent or comes in"
+)
+
 
 class Capture(ABC):
     """One attached hook family. :mod:`ctrace.capture.live` makes a Source of it."""

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final, NamedTuple, Optional
 
-from ctrace.capture.function_hooks import MODULE, FunctionCapture, Hook, fits, type_information
+from ctrace.capture.function_hooks import (
+    MODULE,
+    FunctionCapture,
+    Hook,
+    arguments,
+    fits,
+    type_information,
+)
 from ctrace.errors import CtraceError
 from ctrace.kernel import bpf, btf, layout
 
@@ -34,6 +42,10 @@ class FentryCapture(FunctionCapture[Function]):
         """The function's BTF id, when it takes the arguments that we know."""
         return _find(hook.function) if fits(hook) else None
 
+    def arguments(self, hooks: Iterable[Hook]) -> Mapping[str, int]:
+        """One after the other, and behind them the result."""
+        return context_constants({hook.function: arguments(hook) for hook in hooks})
+
     def programs(self, hook: Hook) -> list[tuple[str, bool]]:
         """As ever, without entries that only serve return probes."""
         found = super().programs(hook)
@@ -51,6 +63,14 @@ class FentryCapture(FunctionCapture[Function]):
                 attach_btf_fd=module,
             )
         return bpf.raw_tracepoint_open(program)
+
+
+def context_constants(counts: Mapping[str, int]) -> dict[str, int]:
+    """Where a program finds arguments, and the results of functions with so many of them."""
+    return {
+        **{f"ARG_{n}": 8 * n for n in range(6)},
+        **{f"RESULT_{function}": 8 * count for function, count in counts.items()},
+    }
 
 
 class _ModuleBtf:

@@ -12,18 +12,18 @@ import errno
 import struct
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, Optional, TypeVar
 
 import numpy as np
 
 from ctrace.batch import Counts, HookInfo
-from ctrace.capture.family import BpfCapture
+from ctrace.capture.family import NO_OWNERS, BpfCapture
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
-from ctrace.kernel import bpf, btf, compiler, layout, percpu
-from ctrace.kernel.objects import MAPS, Objects, filter_defines
+from ctrace.kernel import bpf, btf, layout, percpu, programs
+from ctrace.kernel.objects import MAPS, Objects, filter_constants
 
 if TYPE_CHECKING:
     from ctrace.host.netns import Namespace
@@ -147,7 +147,7 @@ class FunctionCapture(BpfCapture, Generic[Target]):
             blind=(*(hook.blind for hook in missing), *self._no_owners()),
             drop_tuples="__nf_conntrack_alloc" not in lacking,
             evictions="early_drop" not in lacking,
-            owners=self._located,
+            owners=self._owners,
         )
         self._blind = self.info.blind
 
@@ -164,9 +164,9 @@ class FunctionCapture(BpfCapture, Generic[Target]):
         Returns the descriptor that holds it there. Raises BpfError.
         """
 
-    def defines(self) -> Mapping[str, int | str]:
-        """Constants of the family for the C code."""
-        return {}
+    @abstractmethod
+    def arguments(self, hooks: Iterable[Hook]) -> Mapping[str, int]:
+        """The constants ARG_* and RESULT_*: where in its context a program finds them."""
 
     def programs(self, hook: Hook) -> list[tuple[str, bool]]:
         """Names of a hook's programs, and which of them runs at the exit; that one first.
@@ -184,24 +184,21 @@ class FunctionCapture(BpfCapture, Generic[Target]):
         where = layout.running()
         objects = self._objects
         names = [name for hook in targets for name, _ in self.programs(hook)]
-        code = compiler.compile_programs(
+        code = programs.instructions(
             SOURCE,
             [*names, "look"],
             {
-                **where.defines,
-                **filter_defines(wanted),
-                **self.defines(),
+                **where.constants,
+                **filter_constants(wanted),
+                **self.arguments(targets),
                 **{f"HAVE_{hook.function}": 1 for hook in targets},
-                **{f"ARGS_{hook.function}": arguments(hook) for hook in targets},
-                **_optional_offsets(),
-                "OWN_MAPS": len(MAPS) + 1,
             },
         )
         objects.maps += [
             objects.keep(bpf.map_create(bpf.MapType.HASH, 16, _CALL, _CALL_SLOTS, name="calls")),
             objects.keep(bpf.map_create(bpf.MapType.PERCPU_ARRAY, 4, _CPU_STATE, 1, name="cpu")),
         ]
-        self._located = percpu.locate(objects)
+        self._owners = percpu.locate(objects).tasks
         objects.load("look", code["look"], bpf.ProgType.RAW_TRACEPOINT)
         for hook, target in targets.items():
             for name, exit_ in self.programs(hook):
@@ -214,9 +211,7 @@ class FunctionCapture(BpfCapture, Generic[Target]):
                     raise
 
     def _no_owners(self) -> tuple[str, ...]:
-        if self._located:
-            return ()
-        return ("the process that opened a flow: the kernel's BTF has no per-CPU variables",)
+        return () if self._owners else (NO_OWNERS,)
 
     # -- Capture -----------------------------------------------------------------------------
 
@@ -291,12 +286,6 @@ def fits(hook: Hook) -> bool:
 def arguments(hook: Hook) -> int:
     """How many arguments the function takes on this kernel."""
     return len(known_args(hook.function) or hook.args)
-
-
-def _optional_offsets() -> dict[str, int]:
-    kernel = btf.kernel()
-    ifindex = kernel.offset("net_device", "ifindex") if kernel else None
-    return {} if ifindex is None else {"DEV_IFINDEX": ifindex}
 
 
 def _no_function(function: str) -> str:

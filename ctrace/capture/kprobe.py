@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple, Optional
@@ -53,10 +53,9 @@ class KprobeCapture(FunctionCapture[Symbol]):
         """The function's symbol, when it takes the arguments that we know."""
         return symbols().get(hook.function) if fits(hook) else None
 
-    def defines(self) -> Mapping[str, int | str]:
-        """Where this machine passes arguments."""
-        args, result, _ = registers()
-        return {"KPROBE": 1, "REG_RESULT": result, **{f"REG_{i}": n for i, n in enumerate(args)}}
+    def arguments(self, hooks: Iterable[Hook]) -> Mapping[str, int]:
+        """In registers, where this machine passes them."""
+        return register_constants(hook.function for hook in hooks)
 
     def attach(self, name: str, code: bytes, target: Symbol, *, exit_: bool) -> int:
         """Load the program and open the probe that runs it."""
@@ -117,6 +116,20 @@ def symbols() -> Mapping[str, Symbol]:
         if len(ours) == 1:
             found[name] = Symbol(name, ours[0])
     return found
+
+
+def register_constants(functions: Iterable[str]) -> dict[str, int]:
+    """Where a probe finds the arguments of these functions, and a return probe the result.
+
+    Raises CtraceError on a machine whose way to pass arguments is not known here.
+    """
+    args, result, stack = registers()
+    return {
+        "KPROBE": 1,
+        "STACK_POINTER": 8 * stack,
+        **{f"ARG_{n}": 8 * word for n, word in enumerate(args)},
+        **{f"RESULT_{function}": 8 * result for function in functions},
+    }
 
 
 def registers() -> tuple[tuple[int, ...], int, int]:

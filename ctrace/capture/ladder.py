@@ -16,8 +16,7 @@ from typing import Final
 
 from ctrace.capture import fentry, kprobe
 from ctrace.errors import CtraceError
-from ctrace.host import kernel
-from ctrace.kernel import bpf, layout
+from ctrace.kernel import bpf, layout, programs
 
 _RETURN_ACCEPT: Final = bytes.fromhex("b700000001000000 9500000000000000")
 _CLONE_NEWNET: Final = 0x40000000
@@ -59,8 +58,7 @@ def _bpf_basics() -> None:
     if os.geteuid() != 0:
         raise CtraceError("BPF needs root: run it with sudo")
     layout.running()
-    if kernel.bcc().problem:
-        raise CtraceError(kernel.bcc().problem)
+    programs.check()
     try:
         os.close(bpf.map_create(bpf.MapType.RINGBUF, 0, 0, os.sysconf("SC_PAGE_SIZE")))
     except bpf.BpfError as error:

@@ -16,13 +16,13 @@ from typing import Final
 import numpy as np
 
 from ctrace.batch import Counts, HookInfo
-from ctrace.capture.family import BpfCapture
+from ctrace.capture.family import NO_OWNERS, BpfCapture
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
-from ctrace.kernel import bpf, compiler, layout, percpu
-from ctrace.kernel.objects import BASELINE, Objects, filter_defines
+from ctrace.kernel import bpf, layout, percpu, programs
+from ctrace.kernel.objects import BASELINE, Objects, filter_constants
 from ctrace.record import Events, Kind, Reason, empty
 
 # IPv6 confirms on LOCAL_IN at INT_MAX - 1 (NF_IP6_PRI_LAST - 1), everything else at
@@ -70,10 +70,10 @@ class NetfilterCapture(BpfCapture):
                 "nf_conntrack_free is not in /proc/kallsyms: load nf_conntrack "
                 "(modprobe nf_conntrack), and see that CAP_SYSLOG is held and kptr_restrict not 2"
             )
-        code = compiler.compile_programs(
+        code = programs.instructions(
             "netfilter_hooks.c",
             tuple(_PROGRAMS),
-            {**where.defines, **filter_defines(wanted)},
+            {**where.constants, **filter_constants(wanted), "SLOT_BITS": programs.SLOT_BITS},
         )
         self._blind = _blind(ranges[1] is not None)
         self._refused: dict[int, str] = {}
@@ -88,11 +88,15 @@ class NetfilterCapture(BpfCapture):
         try:
             for name, (kind, attach_type) in _PROGRAMS.items():
                 self._objects.load(name, code[name], kind, attach_type=attach_type)
-            if not percpu.locate(self._objects):
+            located = percpu.locate(self._objects)
+            if not located.counters:
                 raise CtraceError(
-                    "the kernel's BTF does not tell where its per-CPU variables are, which "
+                    "the kernel does not tell where its per-CPU counters are, which "
                     "--hooks netfilter needs: use another hook family"
                 )
+            if not located.tasks:
+                self._blind = (*self._blind, NO_OWNERS)
+                self.info = replace(self.info, owners=False, blind=self._blind)
             settings: list[int] = []
             for found in ranges:
                 start, end = found or (0, 0)

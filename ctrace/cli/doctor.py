@@ -13,6 +13,7 @@ import click
 
 from ctrace.batch import TableReading
 from ctrace.cli.options import need_root, output_option
+from ctrace.errors import CtraceError
 from ctrace.host import kernel, netns, tables
 
 GOOD, WARN, BAD = "ok", "note", "no"
@@ -71,7 +72,7 @@ def examine() -> tuple[dict[str, Any], list[Finding]]:
     findings = [
         *_about_kernel(here),
         _about_capabilities(held),
-        _about_bcc(compiler, chosen),
+        _about_programs(compiler, chosen),
         *(_about_family(one, chosen) for one in families),
         *_about_tables(here, readings),
     ]
@@ -177,14 +178,24 @@ def _about_capabilities(held: dict[str, bool]) -> Finding:
     return Finding("capabilities", WARN, f"missing {uses}", "run it with sudo")
 
 
-def _about_bcc(compiler: kernel.Bcc, chosen: Optional[str]) -> Finding:
-    if compiler.problem:
-        text, _, remedy = compiler.problem.partition(": ")
-        return Finding("bcc", WARN if chosen else BAD, text, remedy)
-    where = f"{compiler.version} in {compiler.path}"
+def _about_programs(compiler: kernel.Bcc, chosen: Optional[str]) -> Finding:
+    """The compiler matters to who changes the programs; all others have them made."""
+    from ctrace.kernel import programs
+
+    where = f"BCC {compiler.version} in {compiler.path}"
     if compiler.elsewhere:
         where += f", outside this Python environment; {compiler.python} runs it"
-    return Finding("bcc", GOOD, where)
+    try:
+        made = all(map(programs.is_made, programs.SOURCES))
+    except CtraceError as error:
+        return Finding("programs", BAD, str(error))
+    if made:
+        also = "no compiler needed" if compiler.problem else f"not needed: {where}"
+        return Finding("programs", GOOD, f"compiled before, for all kernels; {also}")
+    if compiler.problem:
+        text, _, remedy = compiler.problem.partition(": ")
+        return Finding("programs", WARN if chosen else BAD, f"not compiled yet; {text}", remedy)
+    return Finding("programs", GOOD, f"compiled when first used, by {where}")
 
 
 def _about_family(one: dict[str, Any], chosen: Optional[str]) -> Finding:

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.capture import kprobe
+from ctrace.capture.function_hooks import Hook, fits
 from ctrace.cost.result import BINS, POINTS, PROTOCOLS, Times
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host.netns import Namespace, enter
 from ctrace.kernel import bpf, btf
-from ctrace.kernel.measuring import NETFILTER, PORTED, RECENT, SERVICES, Objects
+from ctrace.kernel.measuring import EARLY_DROP, NETFILTER, PORTED, RECENT, SERVICES, Objects
 from ctrace.kernel.symbols import Symbols
 
 FAMILIES: Final = ("fentry", "kprobe", "netfilter")
@@ -32,10 +33,10 @@ PRIORITIES: Final = tuple((-203 - 2 * n, -202 - 2 * n, -199 + n) for n in range(
 """Right around conntrack's hook; the kernel gives each to one BPF program only."""
 BESIDE_OTHERS: Final = "time in conntrack alone: another ctrace perf is in it with its programs"
 FUNCTIONS: Final = (
-    ("nf_conntrack_in", "in"),
-    ("__nf_conntrack_confirm", "confirm"),
-    ("early_drop", "early_drop"),
-    ("gc_worker", "gc"),
+    (Hook("nf_conntrack_in", ("skb", "state")), "in"),
+    (Hook("__nf_conntrack_confirm", ("skb",)), "confirm"),
+    (EARLY_DROP, "early_drop"),
+    (Hook("gc_worker", ("work",)), "gc"),
 )
 OPTIONAL: Final = {"early_drop": "time in early_drop scans", "gc_worker": "time of the collector"}
 """What is not told without them; compilers may have inlined them."""
@@ -117,13 +118,15 @@ class Timing:
     # -- functions -------------------------------------------------------------------------
 
     def _functions(self) -> None:
-        for function, name in FUNCTIONS:
+        for hook, name in FUNCTIONS:
             try:
-                self._pair(function, f"enter_{name}", f"leave_{name}")
+                if not fits(hook):
+                    raise CtraceError(f"{hook.function} takes other arguments than known here")
+                self._pair(hook.function, f"enter_{name}", f"leave_{name}")
             except CtraceError as refused:
-                if function not in OPTIONAL:
+                if hook.function not in OPTIONAL:
                     raise
-                self.blind.append(f"{OPTIONAL[function]}: {refused}")
+                self.blind.append(f"{OPTIONAL[hook.function]}: {refused}")
         try:
             self._pair(NOTHING, "enter_cost", "leave_cost")
             _run_nothing()

@@ -18,7 +18,7 @@ import numpy as np
 
 from ctrace.cost.result import Chains, chains
 from ctrace.errors import CtraceError
-from ctrace.kernel import bpf, compiler, layout
+from ctrace.kernel import bpf, layout, programs
 
 SAMPLE: Final = 1 << 16
 """Buckets walked at most, evenly spaced: about 10 ms in short steps."""
@@ -62,7 +62,8 @@ class Walker:
 
     def __init__(self) -> None:
         """Raises CtraceError when they cannot be loaded."""
-        code = compiler.compile_programs("chains.c", _PROGRAMS, layout.running().defines)
+        where = layout.running()
+        code = programs.instructions("chains.c", _PROGRAMS, where.constants)
         self._fds: list[int] = []
         self._programs: dict[str, int] = {}
         try:
@@ -70,7 +71,7 @@ class Walker:
                 self._fds.append(bpf.map_create(kind, 4, size, count, name=name))
             self._cursor, self._lengths, self._met, self._found = maps = tuple(self._fds)
             for name in _PROGRAMS:
-                linked = compiler.link(code[name], maps)
+                linked = programs.link(code[name], maps, fetch_add="FETCH_ADD" in where)
                 fd = bpf.prog_load(linked, bpf.ProgType.RAW_TRACEPOINT, name)
                 self._programs[name] = fd
                 self._fds.append(fd)

@@ -1,7 +1,7 @@
-"""Where the running kernel keeps what the hooks read: BTF turned into ``-D`` defines.
+"""Where the running kernel keeps what the hooks read: BTF turned into the programs' constants.
 
-One table of fields. A field that a kernel lacks simply has no define, and the C
-code tests for that (``#ifdef CT_MARK``); only a handful are indispensable. Where
+One table of fields. A field that a kernel lacks simply has no value, and the C
+code tests for that (``HAS(CT_MARK)``); only a handful are indispensable. Where
 behaviour changed between versions, the presence of a field that came or went with
 the change decides, never a version number.
 """
@@ -21,7 +21,7 @@ from typing import Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.kernel import bpf, btf, disk_cache
 
-# define: (struct, member path). Names say the struct first.
+# constant: (struct, member path). Names say the struct first.
 _REQUIRED: Final = {
     "SKB_NFCT": ("sk_buff", "_nfct"),
     "SKB_HEAD": ("sk_buff", "head"),
@@ -50,12 +50,11 @@ _OPTIONAL: Final = {
     "CT_MARK": ("nf_conn", "mark"),
     "CT_EXT": ("nf_conn", "ext"),
     "SKB_IIF": ("sk_buff", "skb_iif"),
-    "SKB_TRANSPORT": ("sk_buff", "transport_header"),
     "SKB_DST": ("sk_buff", "_skb_refdst"),
     "DST_DEV": ("dst_entry", "dev"),
     "DEV_NET": ("net_device", "nd_net.net"),
+    "DEV_IFINDEX": ("net_device", "ifindex"),
     "SOCK_NET": ("sock", "__sk_common.skc_net.net"),
-    "SOCK_CGROUP": ("sock", "sk_cgrp_data.cgroup"),
     # nf_conn.proto, for the lifetime of a dying entry
     "TCP_STATE": ("ip_ct_tcp", "state"),
     "TCP_RETRANS": ("ip_ct_tcp", "retrans"),
@@ -79,13 +78,10 @@ _OPTIONAL: Final = {
     "STAT_DROP": ("ip_conntrack_stat", "drop"),
     "STAT_INSERT_FAILED": ("ip_conntrack_stat", "insert_failed"),
     "STAT_CHAIN": ("ip_conntrack_stat", "chaintoolong"),
-    "STAT_RESOLVED": ("ip_conntrack_stat", "clash_resolve"),
     # the hook's context
     "BPF_NF_STATE": ("bpf_nf_ctx", "state"),
     "BPF_NF_SKB": ("bpf_nf_ctx", "skb"),
     "STATE_HOOK": ("nf_hook_state", "hook"),
-    "STATE_PF": ("nf_hook_state", "pf"),
-    "STATE_IN": ("nf_hook_state", "in"),
     "STATE_OUT": ("nf_hook_state", "out"),
     "STATE_NET": ("nf_hook_state", "net"),
     "DEV_PRIV_FLAGS": ("net_device", "priv_flags"),
@@ -93,7 +89,7 @@ _OPTIONAL: Final = {
     "TASK_FLAGS": ("task_struct", "flags"),
     "TASK_TGID": ("task_struct", "tgid"),
     "TASK_LEADER": ("task_struct", "group_leader"),
-    "TASK_START": ("task_struct", "start_boottime"),  # 5.5; real_start_time before
+    "TASK_STARTED": ("task_struct", "start_boottime"),  # 5.5; real_start_time before
     "TASK_REAL_START": ("task_struct", "real_start_time"),
     "TASK_COMM": ("task_struct", "comm"),
     "TASK_CGROUPS": ("task_struct", "cgroups"),
@@ -113,13 +109,13 @@ _OPTIONAL: Final = {
     "KN_NAME": ("kernfs_node", "name"),
     "KN_PARENT": ("kernfs_node", "parent"),
     "KN_PARENT_RCU": ("kernfs_node", "__parent"),  # its name from 6.15 on
-    "CACHE_NAME": ("kmem_cache", "name"),
     "TASK_PREEMPT": ("task_struct", "thread_info.preempt_count"),  # not on x86
     "TASK_CFS": ("task_struct", "se.cfs_rq"),
     "CFS_RQ": ("cfs_rq", "rq"),
+    "RQ_CURR": ("rq", "curr"),
 }
 
-_SIZES: Final = {"CT_SIZE": "nf_conn", "TUPLEHASH_SIZE": "nf_conntrack_tuple_hash"}
+_SIZES: Final = {"TUPLEHASH_SIZE": "nf_conntrack_tuple_hash"}
 
 _ENUMS: Final = {
     "DROP_REASON": ("SKB_DROP_REASON_NETFILTER_DROP", "skb_drop_reason"),
@@ -139,20 +135,42 @@ _PERCPU: Final = {
 _PERCPU_HOT: Final = {"PERCPU_PREEMPT": "preempt_count", "PERCPU_CURRENT": "current_task"}
 
 
+# What is found by trying.
+_TRIED: Final = ("RDONLY_CAST", "RDONLY_TYPE", "FETCH_ADD")
+
 _STACK_FUNCTIONS: Final = ("early_drop", "gc_worker", "nf_conntrack_free")
+
+
+# Names that a field has had: now, and before or, in the second case, after.
+_RENAMED: Final = {"TASK_STARTED": "TASK_REAL_START", "KN_PARENT": "KN_PARENT_RCU"}
+
+# Fields of nf_conn.proto.
+_PROTO: Final = (
+    "TCP_STATE",
+    "TCP_RETRANS",
+    "TCP_LAST_INDEX",
+    "TCP_LAST_WIN",
+    "TCP_FLAGS0",
+    "TCP_FLAGS1",
+    "UDP_STREAM_TS",
+    "SCTP_STATE",
+)
+
+ENTRY_BYTES: Final = 8 * 33
+"""``struct entry`` in bpf/ct.h: what the programs have room for."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Offsets, sizes, enum values and BTF ids of the running kernel."""
 
-    defines: Mapping[str, int]
+    constants: Mapping[str, int]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.defines
+        return name in self.constants
 
     def __getitem__(self, name: str) -> int:
-        return self.defines[name]
+        return self.constants[name]
 
 
 @cache
@@ -172,13 +190,20 @@ def running() -> Layout:
             "use --hooks netlink, or a kernel built with CONFIG_DEBUG_INFO_BTF"
         )
     found = from_btf(kernel, btf.kernel("nf_conntrack"), hz=ticks_per_second())
-    disk_cache.store(name, json.dumps(found.defines).encode())
-    return Layout(_loadable(found.defines))
+    disk_cache.store(name, json.dumps(found.constants).encode())
+    return Layout(_loadable(found.constants))
 
 
-def _loadable(defines: Mapping[str, int]) -> Mapping[str, int]:
+def names() -> set[str]:
+    """The names of everything that may be found."""
+    tables = (_REQUIRED, _OPTIONAL, _SIZES, _ENUMS, _PERCPU)
+    every = {name: 8 for table in tables for name in table}
+    return {*every, *_places_in_entry(every), *_TRIED, "HZ", "CT_LISTS", "TASK_BTF"}
+
+
+def _loadable(constants: Mapping[str, int]) -> Mapping[str, int]:
     """With what the kernel accepts in programs, found by trying: it depends on its JIT too."""
-    found = dict(defines)
+    found = dict(constants)
     if "RDONLY_CAST" in found and not bpf.can_cast(found["RDONLY_CAST"], found["RDONLY_TYPE"]):
         del found["RDONLY_CAST"], found["RDONLY_TYPE"]
     # for bpf/ring.h, which needs a machine that keeps stores in order
@@ -206,8 +231,9 @@ def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250
                 )
     for define, struct in _SIZES.items():
         size = next((o for s in sources if (o := s.size_of(struct)) is not None), None)
-        if size is not None:
-            found[define] = size
+        if size is None:
+            raise CtraceError(f"this kernel's BTF has no struct {struct}")
+        found[define] = size
     for define, (name, enum) in _ENUMS.items():
         value = next((o for s in sources if (o := s.enum_value(name, enum)) is not None), None)
         if value is not None:
@@ -218,10 +244,37 @@ def from_btf(kernel: btf.Btf, module: Optional[btf.Btf] = None, *, hz: int = 250
     cast, bytes_ = kernel.func("bpf_rdonly_cast"), kernel.find(btf.STRUCT, "in6_addr")
     if cast and bytes_:
         found.update(RDONLY_CAST=cast, RDONLY_TYPE=bytes_)
-    if "KN_PARENT_RCU" in found:
-        found["KN_PARENT"] = found["KN_PARENT_RCU"]
+    for now, then in _RENAMED.items():
+        if then in found:
+            found.setdefault(now, found[then])
     found["CT_LISTS"] = int(_has_unconfirmed_lists(sources))
-    return Layout(found)
+    return Layout({**found, **_places_in_entry(found)})
+
+
+def _places_in_entry(found: Mapping[str, int]) -> dict[str, int]:
+    """The fields of an entry's two tuples, and of its protocol, from the entry's start."""
+    tuples = {
+        "ORIG": found["CT_TUPLEHASH"] + found["HASH_TUPLE"],
+        "REPLY": found["CT_TUPLEHASH"] + found["TUPLEHASH_SIZE"] + found["HASH_TUPLE"],
+    }
+    places = dict(tuples)
+    for side, start in tuples.items():
+        for name in ("SRC", "SPORT", "L3NUM", "DST", "DPORT", "PROTO"):
+            places[f"{side}_{name}"] = start + found[f"TUPLE_{name}"]
+        for name in ("SRC", "DST"):  # the second half of an IPv6 address
+            places[f"{side}_{name}8"] = start + found[f"TUPLE_{name}"] + 8
+    for name in _PROTO:
+        if name in found:
+            places[f"CT_{name}"] = found["CT_PROTO"] + found[name]
+    places["CT_PPREV"] = found["CT_TUPLEHASH"] + found["HASH_PPREV"]
+    # the reply's unused node, until the insert: __nf_conntrack_alloc()
+    places["CT_HASH_SAVED"] = places["CT_PPREV"] + found["TUPLEHASH_SIZE"]
+    places["CT_BYTES"] = found["CT_PROTO"] + 64
+    if places["CT_BYTES"] + 8 > ENTRY_BYTES:
+        raise CtraceError(f"struct nf_conn is larger than known here: CT_PROTO {found['CT_PROTO']}")
+    if "TUPLE_DIR" in found:
+        places["HASH_DIR"] = found["HASH_TUPLE"] + found["TUPLE_DIR"]
+    return places
 
 
 def _percpu(kernel: btf.Btf) -> dict[str, int]:
@@ -308,6 +361,16 @@ def function_range(name: str) -> Optional[tuple[int, int]]:
     None when it is not there or addresses are hidden (kptr_restrict).
     """
     return _functions().get(name)
+
+
+def address(symbol: str) -> int:
+    """Where a variable of the core kernel is, by /proc/kallsyms (KALLSYMS_ALL); 0: not told."""
+    try:
+        text = Path("/proc/kallsyms").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    found = re.search(rf"^([0-9a-f]+) \w {re.escape(symbol)}$", text, re.M)
+    return int(found.group(1), 16) if found else 0
 
 
 @cache

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ctrace.capture import kprobe
+from ctrace.capture import fentry, kprobe
+from ctrace.capture.function_hooks import Hook, arguments
 from ctrace.cost.result import BINS, POINTS, PROTOCOLS
-from ctrace.kernel import bpf, compiler, layout
+from ctrace.kernel import bpf, layout, programs
 
 SOURCE: Final = "perf.c"
 PORTED: Final = (6, 17, 132)
@@ -21,12 +23,14 @@ BOUNDS: Final = ("alloc", "free", "locks", "all_lock", "expect")
 WAITS: Final = 4096
 RECENT: Final = 64
 
+EARLY_DROP: Final = Hook("early_drop", ("net", "hash"))
+
 TIMED: Final = ("in", "confirm", "early_drop", "gc", "cost")
 FUNCTION_PROGRAMS: Final = (
     *(f"{side}_{name}" for name in TIMED for side in ("enter", "leave")),
     "stack_insert", "stack_enter", "stack_leave",
 )  # fmt: skip
-"""Those that are compiled anew for kprobes."""
+"""Those that find their arguments elsewhere with kprobes."""
 NETFILTER: Final = ("netfilter_first", "netfilter_before", "netfilter_after")
 OTHERS: Final = ("alloc_stack", "free_stack", "on_clock", "wait_begin", "wait_end")
 
@@ -54,15 +58,14 @@ class Objects:
         self.cpus = bpf.possible_cpus()
         self.maps: dict[str, int] = {}
         self._bounds: dict[str, tuple[int, int]] = {}
-        self._probes: compiler.Instructions = {}
+        self._probes: programs.Instructions = {}
         found = layout.running()
         names = [*FUNCTION_PROGRAMS, *NETFILTER, *OTHERS]
         if "DROP_REASON" in found:
             names.append("drop_stack")
-        defines = dict(found.defines)
-        defines.setdefault("BPF_NF_SKB", 8)  # before 6.4 there is nothing to attach it to
-        self._defines = defines
-        self.code = compiler.compile_programs(SOURCE, names, defines)
+        self.code = self._instructions(
+            names, fentry.context_constants({"early_drop": arguments(EARLY_DROP)})
+        )
         try:
             for name, kind, key, value, entries in _MAPS:
                 self.maps[name] = self.keep(bpf.map_create(kind, key, value, entries, name=name))
@@ -85,23 +88,25 @@ class Objects:
     ) -> int:
         """Load one of the programs. Raises BpfError."""
         code = self._kprobes() if kind == bpf.ProgType.KPROBE else self.code
-        linked = compiler.link(code[name], list(self.maps.values()))
+        linked = programs.link(
+            code[name], list(self.maps.values()), fetch_add="FETCH_ADD" in layout.running()
+        )
         return self.keep(
             bpf.prog_load(
                 linked, kind, name, attach_type=attach, attach_btf_id=btf_id, attach_btf_fd=btf_fd
             )
         )
 
-    def _kprobes(self) -> compiler.Instructions:
+    def _kprobes(self) -> programs.Instructions:
         if not self._probes:
-            args, result, stack = kprobe.registers()
-            registers = {f"REG_{i}": n for i, n in enumerate(args)}
-            self._probes = compiler.compile_programs(
-                SOURCE,
-                FUNCTION_PROGRAMS,
-                {**self._defines, "KPROBE": 1, "REG_RESULT": result, "REG_SP": stack, **registers},
+            self._probes = self._instructions(
+                FUNCTION_PROGRAMS, kprobe.register_constants(["early_drop"])
             )
         return self._probes
+
+    @staticmethod
+    def _instructions(names: Sequence[str], context: Mapping[str, int]) -> programs.Instructions:
+        return programs.instructions(SOURCE, names, {**layout.running().constants, **context})
 
     def bound(self, name: str, start: int, size: int) -> None:
         """Tell the programs where something lies; ``name`` is one of BOUNDS."""

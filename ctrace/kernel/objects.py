@@ -18,7 +18,7 @@ import numpy as np
 
 from ctrace.batch import Counts
 from ctrace.filters import Filter, network_words
-from ctrace.kernel import bpf, compiler, layout
+from ctrace.kernel import bpf, layout, programs
 from ctrace.kernel.rings import Rings
 from ctrace.record import N_REASONS, Events, Reason, Status
 
@@ -53,7 +53,7 @@ MAPS: Final = (
     MapSpec("scratch", bpf.MapType.LRU_HASH, 8, 56, 16384),
     MapSpec("baseline", bpf.MapType.PERCPU_HASH, 4, 16, NAMESPACES),
     MapSpec("settings", bpf.MapType.ARRAY, 4, 16 * 8, 1),
-    MapSpec("cpus", bpf.MapType.ARRAY, 4, 8, 0),
+    MapSpec("cpus", bpf.MapType.ARRAY, 4, 16, 0),
     MapSpec("cgroups", bpf.MapType.LRU_HASH, 8, 2 * 96, 2048),
     MapSpec("blank", bpf.MapType.ARRAY, 4, 2 * 96, 1),
     MapSpec("near", bpf.MapType.PERCPU_ARRAY, 4, _NEAR_BYTES, 1),
@@ -116,7 +116,7 @@ class Objects:
     ) -> int:
         """Link and load one program. Raises BpfError."""
         fd = bpf.prog_load(
-            compiler.link(instructions, self.maps),
+            programs.link(instructions, self.maps, fetch_add="FETCH_ADD" in layout.running()),
             kind,
             name,
             attach_type=attach_type,
@@ -219,31 +219,32 @@ class Objects:
         self.rings.close()
 
 
-def filter_defines(wanted: Filter) -> Mapping[str, int | str]:
-    """The filter as constants for bpf/ct.h: what is not asked for is not compiled."""
-    defines: dict[str, int | str] = {}
+def filter_constants(wanted: Filter) -> Mapping[str, int]:
+    """The filter as constants for bpf/ct.h: what is not asked for is not there."""
+    constants: dict[str, int] = {}
     for name in ("proto", "sport", "dport", "zone", "family", "netns"):
         value = getattr(wanted, name)
         if value is not None:
-            defines[f"F_{name.upper()}"] = value
+            constants[f"F_{name.upper()}"] = value
     status = int(wanted.status)
     status |= Status.SRC_NAT if wanted.src_nat else 0
     status |= Status.DST_NAT if wanted.dst_nat else 0
     if status:
-        defines["F_STATUS"] = int(status)
+        constants["F_STATUS"] = int(status)
     if wanted.unreplied:
-        defines["F_UNREPLIED"] = 1
+        constants["F_UNREPLIED"] = 1
     if wanted.kinds:
-        defines["F_KINDS"] = sum(1 << int(kind) for kind in wanted.kinds)
+        constants["F_KINDS"] = sum(1 << int(kind) for kind in wanted.kinds)
     for side, network in (("SRC", wanted.src), ("DST", wanted.dst)):
         if network is None:
             continue
-        defines.setdefault("F_FAMILY", 2 if network.version == 4 else 10)
+        constants.setdefault("F_FAMILY", 2 if network.version == 4 else 10)
         value_words, mask_words = (w.view(np.uint32).tolist() for w in network_words(network))
         if network.version == 4:  # in the kernel's union an IPv4 address comes first
             value_words = [value_words[3], 0, 0, 0]
             mask_words = [mask_words[3], 0, 0, 0]
+        constants[f"F_{side}"] = 1
         for i in range(4):
-            defines[f"F_{side}_VALUE{i}"] = f"{value_words[i] & mask_words[i]}U"
-            defines[f"F_{side}_MASK{i}"] = f"{mask_words[i]}U"
-    return defines
+            constants[f"F_{side}_VALUE{i}"] = value_words[i] & mask_words[i]
+            constants[f"F_{side}_MASK{i}"] = mask_words[i]
+    return constants

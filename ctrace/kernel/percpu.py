@@ -1,33 +1,50 @@
 """Finds the kernel's per-CPU section of every CPU, for bpf/percpu.h.
 
-Needed to tell a process's own packet from one that an interrupt brought, and for
-conntrack's per-CPU counters. Without it (no per-CPU variables in BTF) owners are
-unknown, and families that need the counters say so.
+Needed to tell a process's own packet from one that an interrupt brought (on machines that
+keep preempt_count there), and for conntrack's per-CPU counters. Without it (no per-CPU
+variables in BTF) owners are unknown, and families that need the counters say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from ctrace.kernel import bpf, compiler, layout
+from ctrace.kernel import bpf, layout, programs
 from ctrace.kernel.objects import Objects
 
-_NEEDED = ("PERCPU_RUNQUEUES", "PERCPU_CURRENT", "PERCPU_PREEMPT", "TASK_CFS", "CFS_RQ")
+_NEEDED = ("PERCPU_RUNQUEUES", "TASK_CFS", "CFS_RQ")
 
 
-def locate(objects: Objects) -> bool:
-    """Fill the CPUS map; whether every online CPU was found. Raises CtraceError."""
+@dataclass(frozen=True)
+class Located:
+    """What can be told on every online CPU."""
+
+    tasks: bool
+    """Whether a program runs for the current task or in an interrupt."""
+    counters: bool
+    """The kernel's own counters of this CPU."""
+
+
+def locate(objects: Objects) -> Located:
+    """Fill the CPUS map. Raises CtraceError."""
     where = layout.running()
-    if any(name not in where for name in _NEEDED):
-        return False
+    level = _level(objects, where) if all(name in where for name in _NEEDED) else 0
+    # x86 keeps preempt_count in the per-CPU section, other machines in the task
+    tasks = level >= 1 if "PERCPU_PREEMPT" in where else "TASK_PREEMPT" in where
+    return Located(tasks, level >= 2)
+
+
+def _level(objects: Objects, where: layout.Layout) -> int:
     if "locate_cpu" not in objects.programs:
-        code = compiler.compile_programs("percpu.c", ("locate_cpu",), where.defines)
+        code = programs.instructions("percpu.c", ("locate_cpu",), where.constants)
         objects.load("locate_cpu", code["locate_cpu"], bpf.ProgType.RAW_TRACEPOINT)
     program = objects.programs["locate_cpu"]
+    image = 0 if "PERCPU_OFFSET" in where else layout.address("__per_cpu_start")
     try:
-        return all(bpf.prog_run(program, (), cpu=cpu) == 1 for cpu in online_cpus())
+        return min(bpf.prog_run(program, (image,), cpu=cpu) for cpu in online_cpus())
     except bpf.BpfError:
-        return False
+        return 0
 
 
 def online_cpus() -> Iterable[int]:

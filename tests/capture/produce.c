@@ -27,13 +27,11 @@ int produce(struct run *ctx)
 		r->ct = first + i;
 		r->owner = producer;
 		r->cgroup = (first + i) ^ producer ^ r->ts;
-#ifndef FETCH_ADD
-		if ((i & 15) == 7) {
+		if (!IS(FETCH_ADD) && (i & 15) == 7) {
 			count(1, CTRACE_R_NONE, 1);
 			ring_discard(r, BPF_RB_NO_WAKEUP);
 			continue;
 		}
-#endif
 		count(1, CTRACE_R_NEW, 1);
 		ring_done(r, number);
 	}

@@ -61,9 +61,9 @@ def test_a_second_start_reads_the_same_layout_and_places(directory: Path) -> Non
             known.cache_clear()
 
     restart()
-    first, places = layout.running().defines, layout.function_range("nf_conntrack_free")
+    first, places = layout.running().constants, layout.function_range("nf_conntrack_free")
     sorts = {path.name.rpartition("-")[0] for path in directory.iterdir()}
     assert {"layout", "btf"} <= sorts
     restart()
-    assert layout.running().defines == first
+    assert layout.running().constants == first
     assert layout.function_range("nf_conntrack_free") == places

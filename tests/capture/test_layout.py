@@ -168,7 +168,7 @@ def test_foreign_byte_order_is_refused() -> None:
 @needs_btf
 def test_the_layout_of_this_kernel_is_complete() -> None:
     found = layout.running()
-    for name in ("CT_ZONE", "CT_MARK", "NET_TCP_TIMEOUTS", "TASK_START", "KN_ID", "HZ"):
+    for name in ("CT_ZONE", "CT_MARK", "NET_TCP_TIMEOUTS", "TASK_STARTED", "KN_ID", "HZ"):
         assert name in found, name
     assert found["TUPLEHASH_SIZE"] == 56
     assert found["TUPLE_DPORT"] == 36

@@ -206,13 +206,23 @@ def test_without_root_one_line_says_what_to_do() -> None:
     assert done.stderr == "ctrace: tracing needs root: run it with sudo\n"
 
 
+CHANGED = (
+    "import sys; from ctrace.host import kernel; from ctrace.kernel import programs; "
+    "python = sys.argv.pop(1); missing = '' if python else 'bcc is missing: install it'; "
+    "kernel.bcc = lambda: kernel.Bcc('1', '/', python, missing); "
+    "programs.digest = lambda source: 'of other sources'; "
+    "from ctrace.cli import main; main()"
+)
+"""ctrace after a change of the programs' sources: they must be compiled, by this interpreter."""
+
 BROKEN = {
-    "missing": (
-        "raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')",
+    "missing": ("", "there is no compiler: bcc is missing"),
+    "another": (
+        "echo \"ModuleNotFoundError: No module named 'bcc'\" >&2; exit 1",
         "BCC cannot compile the hooks: ModuleNotFoundError",
     ),
-    "old": ("def BPF(**_): raise Exception('error: unknown argument')", "BCC cannot compile"),
-    "killed": ("import os; os.kill(os.getpid(), 9)", "BCC was killed by signal 9"),
+    "old": ("echo 'x.c:1: error: unknown argument' >&2; exit 1", "BCC cannot compile"),
+    "killed": ("kill -9 $$", "BCC was killed by signal 9"),
 }
 
 
@@ -224,16 +234,14 @@ def test_without_a_compiler_it_says_that_netlink_is_left_and_why(
 ) -> None:
     a, b = pair(lab)
     code, why = BROKEN[how]
-    (tmp_path / "bcc").mkdir()
-    (tmp_path / "bcc/__init__.py").write_text(code + "\n")
-    (tmp_path / "bcc/libbcc.py").touch()
-    (tmp_path / "bcc/version.py").write_text("__version__ = 'broken'\n")
-    paths = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH", "")) if p)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{code}\n")
+    python.chmod(0o755)
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "ctrace", *args],
-            capture_output=True, text=True, check=True, env=dict(os.environ, PYTHONPATH=paths),
+            [sys.executable, "-c", CHANGED, str(python) if code else "", *args],
+            capture_output=True, text=True, check=True,
         )  # fmt: skip
 
     traffic.udp_flows(a, (b.addresses["a"][0], 9), 5)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from ctrace.capture.netfilter import NetfilterCapture, without_retracted
 from ctrace.filters import Filter, parse_network
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
-from ctrace.kernel import compiler
+from ctrace.kernel import programs
 from ctrace.kernel.objects import NEAR_PLACES
 from ctrace.lab import Lab, Node, traffic
 from ctrace.lab.nfqueue import Queue
@@ -524,14 +524,7 @@ def test_contexts_that_share_a_place_keep_their_candidates_apart(
     """Merged packets while others insert without pause, with two places for all of them."""
     a, b = pair
     target, source = b.addresses["a"][0], a.addresses["b"][0]
-    compile_programs = compiler.compile_programs
-
-    def crowded(
-        name: str, programs: Sequence[str], defines: Mapping[str, int | str]
-    ) -> compiler.Instructions:
-        return compile_programs(name, programs, {**defines, "SLOT_BITS": 1})
-
-    monkeypatch.setattr(compiler, "compile_programs", crowded)
+    monkeypatch.setattr(programs, "SLOT_BITS", 1)
     trace = Trace(a, b)
     try:
         before = a.stats()

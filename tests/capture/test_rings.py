@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctrace.kernel import bpf, btf, compiler, layout, rings
+from ctrace.kernel import bpf, btf, layout, programs, rings
 from ctrace.kernel.objects import Objects
 from ctrace.kernel.percpu import online_cpus
 from ctrace.kernel.rings import ROOM, ROOMS, SLOT, ArrayRing, one_piece
@@ -33,7 +33,7 @@ def own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool
     if wanted and "FETCH_ADD" not in where:
         pytest.skip("this kernel or machine cannot have arrays of ours")
     if not wanted:
-        without = {name: value for name, value in where.defines.items() if name != "FETCH_ADD"}
+        without = {name: value for name, value in where.constants.items() if name != "FETCH_ADD"}
         monkeypatch.setattr(layout, "running", lambda: layout.Layout(without))
     return wanted
 
@@ -42,7 +42,7 @@ def own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool
 def objects(request: pytest.FixtureRequest, own: bool) -> Iterator[Objects]:
     made = Objects(getattr(request, "param", 1 << 16))
     source = str(Path(__file__).resolve().parent / "produce.c")
-    code = compiler.compile_programs(source, ("produce",), layout.running().defines)
+    code = programs.instructions(source, ("produce",), layout.running().constants)
     made.load("produce", code["produce"], bpf.ProgType.RAW_TRACEPOINT)
     yield made
     made.close()
