@@ -161,11 +161,11 @@ def advise(
         ]
         judged = [
             _as_it_frees(_of_a_flood(one, services.why), item.culprit, table)
-            for one, item in zip(judged, [i for i in seen if i.culprit.port], strict=True)
+            for one, item in zip(judged, [i for i in seen if i.culprit.port])
         ]
         policies = [
             (policy, other.frees_by_policy(item.culprit, about), item.culprit)
-            for item, candidate in zip([i for i in seen if i.culprit.port], judged, strict=True)
+            for item, candidate in zip([i for i in seen if i.culprit.port], judged)
             if (policy := other.ct_timeout(item, candidate.role, about)) is not None
             and not any(
                 one.covers(policy.proto, policy.port, ()) for one in done if one.kind == "timeout"

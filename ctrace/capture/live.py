@@ -9,7 +9,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Final, Optional, Protocol
 
 import numpy as np
@@ -349,7 +348,7 @@ def in_order(parts: Sequence[Events]) -> Events:
     if whole is None:
         return by_time(join(parts))
     # each is in order; after one that held back for too long an earlier record may follow
-    met = all(one["ts"][-1] <= other["ts"][0] for one, other in pairwise(parts))
+    met = all(one["ts"][-1] <= other["ts"][0] for one, other in zip(parts, parts[1:]))
     return whole if met else by_time(whole)
 
 

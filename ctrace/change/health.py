@@ -262,9 +262,9 @@ def _table(name: str) -> dict[str, int]:
     found: dict[str, int] = {}
     with open(f"/proc/thread-self/net/{name}") as file:
         lines = file.read().splitlines()
-    for names, values in zip(lines[::2], lines[1::2], strict=False):
+    for names, values in zip(lines[::2], lines[1::2]):
         prefix = names.split(":", 1)[0]
-        pairs = zip(names.split()[1:], values.split()[1:], strict=False)
+        pairs = zip(names.split()[1:], values.split()[1:])
         found.update({f"{prefix}.{key}": int(value) for key, value in pairs})
     return found
 

@@ -76,7 +76,7 @@ class Contention:
         rows: list[list[int]] = values.reshape(-1, 24).view(np.uint64).tolist()
         found: dict[tuple[str, str], tuple[int, int, int]] = {}
         unplaced = 0
-        for key, (count, total, longest) in zip(keys, rows, strict=True):
+        for key, (count, total, longest) in zip(keys, rows):
             number, lock = struct.unpack("<iI", key.tobytes())
             stack = who_waits(frames(self._objects, number), self._names.name)
             if LOCKS[lock] == UNKNOWN and not (stack and self._names.is_conntrack(stack[0])):

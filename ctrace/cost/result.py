@@ -210,8 +210,8 @@ def latencies(times: Times) -> tuple[Optional[float], tuple[Latency, ...]]:
     cost = quantile(cost_bins, 0.5) if cost_bins.any() else None
     spent = cost or 0.0
     found = []
-    for point, by_proto in zip(POINTS[1:], times.bins[1:], strict=True):
-        for proto, counts in zip(PROTOCOLS, by_proto, strict=True):
+    for point, by_proto in zip(POINTS[1:], times.bins[1:]):
+        for proto, counts in zip(PROTOCOLS, by_proto):
             if not counts.any():
                 continue
             found.append(
@@ -231,7 +231,7 @@ def service_costs(
 ) -> tuple[ServiceCost, ...]:
     """The dearest services first."""
     found = []
-    for key, (packets, ns) in zip(times.services.tolist(), times.totals.tolist(), strict=True):
+    for key, (packets, ns) in zip(times.services.tolist(), times.totals.tolist()):
         each = max(0.0, ns / packets - (cost or 0.0)) if packets else 0.0
         rate = packets / duration
         found.append(ServiceCost(name(key >> 16), key & 0xFFFF, rate, each, each * rate / 1e9))

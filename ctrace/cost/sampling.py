@@ -76,7 +76,7 @@ def stacks(objects: Objects, what: What = What.CLOCK) -> tuple[list[Stack], int]
     counts = values.reshape(-1, 8).view(np.uint64).ravel()
     pairs = keys.reshape(-1, 8).view(np.int32).reshape(-1, 2)
     found, lost = [], 0
-    for (number, sort), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+    for (number, sort), count in zip(pairs.tolist(), counts.tolist()):
         if sort != what:
             continue
         if number < 0 and number != -errno.EFAULT:  # a collision in the map

@@ -188,7 +188,7 @@ class Timing:
                         raise CtraceError(f"{namespace.name} has gone")
                     for family in (2, 10):
                         for hook in (0, 3):  # PRE_ROUTING, LOCAL_OUT
-                            for prog, priority in zip(self._programs, priorities, strict=True):
+                            for prog, priority in zip(self._programs, priorities):
                                 links.append(bpf.link_netfilter(prog, family, hook, priority))
             except CtraceError as refused:
                 for link in links:

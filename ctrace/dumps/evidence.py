@@ -120,7 +120,7 @@ def _pairs(one: Any, other: Any) -> Counter[tuple[int, int]]:
         one.astype(np.int64) << 16 | other.astype(np.int64), return_counts=True
     )
     pairs = ((int(key) >> 16, int(key) & 0xFFFF) for key in keys)
-    return Counter(dict(zip(pairs, counts.tolist())))  # noqa: B905
+    return Counter(dict(zip(pairs, counts.tolist())))
 
 
 def _state(state: int) -> str:

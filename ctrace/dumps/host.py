@@ -326,7 +326,7 @@ def _counters(line: str, about: Context, found: Found, space: Space, at: Optiona
         values = [int(word, 16) for word in line.split()]
         first = about.state.get("rows", "") != about.state["stat"]
         about.state["rows"] = about.state["stat"]
-        known = [(COLUMNS[n], v) for n, v in zip(names, values) if n in COLUMNS]  # noqa: B905
+        known = [(COLUMNS[n], v) for n, v in zip(names, values) if n in COLUMNS]
         _count(space, [n for n, _ in known], [v for _, v in known], first)
         return True
     return False
@@ -337,7 +337,7 @@ def _count(space: Space, names: list[str], values: list[int], first: bool) -> No
         space.counters.append({})
         del space.counters[:-1000]
     reading = space.counters[-1]
-    for name, value in zip(names, values):  # noqa: B905
+    for name, value in zip(names, values):
         reading[name] = reading.get(name, 0) + value
 
 

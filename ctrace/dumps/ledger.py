@@ -180,7 +180,7 @@ class Ledger:
             latest = int(times[-1])
             part["netns"] = self.netns
             kinds, cts = part["kind"].tolist(), part["ct"].tolist()
-            for i, (kind, ct, at) in enumerate(zip(kinds, cts, times.tolist())):  # noqa: B905
+            for i, (kind, ct, at) in enumerate(zip(kinds, cts, times.tolist())):
                 out += self._event(part[i : i + 1], first + i, kind, ct, at)
             yield join(out)
 

@@ -74,7 +74,7 @@ def _split(spool: Spool, dump: Dump) -> Iterator[Look]:
         for at in again.tolist():
             if before[at] >= edges[-1] and len(edges) < PIECES:
                 edges.append(at)
-    for start, stop in zip(edges, [*edges[1:], len(ct)]):  # noqa: B905
+    for start, stop in zip(edges, [*edges[1:], len(ct)]):
         rows = start + np.flatnonzero(before[start:stop] < start)
         yield Look(dump, dump.start, rows, ct[rows], left[rows])
 

@@ -94,7 +94,7 @@ def statistics(path: str) -> dict[str, int]:
     total: dict[str, int] = {}
     with _socket(path) as (sock, _):
         for data, starts, lengths in _dump(sock, GET_STATS_CPU):
-            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            for start, length in zip(starts.tolist(), lengths.tolist()):
                 at = start + 20
                 while at + 8 <= start + length:
                     size, kind = struct.unpack_from("=HH", data.data, at)

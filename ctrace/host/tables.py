@@ -147,9 +147,7 @@ class TableReader:
             table.wrapped += fell.astype(np.uint64) << np.uint64(32)
         table.raw = rows
         total = (rows + table.wrapped).sum(axis=0)
-        return {
-            COLUMNS[name]: int(n) for name, n in zip(names, total, strict=True) if name in COLUMNS
-        }
+        return {COLUMNS[name]: int(n) for name, n in zip(names, total) if name in COLUMNS}
 
 
 def parse_stats(text: str) -> tuple[list[str], _Counters]:

@@ -150,7 +150,7 @@ class Btf:
         if section is None or variable is None:
             return None
         row = self._row(section)
-        entries = zip(row[3::3], row[4::3], strict=True)
+        entries = zip(row[3::3], row[4::3])
         return next((offset for type_id, offset in entries if type_id == variable), None)
 
     # -- types ---------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class Btf:
         row = self._row(type_id)
         count = row[1] & 0xFFFF
         values = np.array(row[4 : 4 + 2 * count : 2], np.uint32).view(np.int32).tolist()
-        return dict(zip(map(self.string, row[3 : 3 + 2 * count : 2]), values, strict=True))
+        return dict(zip(map(self.string, row[3 : 3 + 2 * count : 2]), values))
 
     def _all(self, kind: int) -> Iterator[int]:
         for index in np.flatnonzero(self._kinds == kind):

@@ -143,7 +143,7 @@ class Walker:
         """
         keys, values = bpf.map_items(self._met, 4, 16, NAMESPACES)
         pairs = values.view(np.uint64).reshape(-1, 2).tolist()
-        found = zip(keys.view(np.uint32)[:, 0].tolist(), pairs, strict=True)
+        found = zip(keys.view(np.uint32)[:, 0].tolist(), pairs)
         return {netns: (entries, assured) for netns, (entries, assured) in found}
 
     def found(self) -> list[int]:

@@ -178,7 +178,7 @@ class Objects:
         names, which = np.unique(spaces[counted], return_inverse=True)
         sums = np.zeros((len(names), N_REASONS), np.uint64)
         np.add.at(sums, which, counts[counted])
-        return dict(zip(names.tolist(), sums, strict=True))
+        return dict(zip(names.tolist(), sums))
 
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
         """Owner key to (comm, cgroup id), for those still in the map."""

@@ -319,7 +319,7 @@ class Rings:
         self._make_room(sum(pending))
         room, first, end = self._room, self._first, self._end
         times, ordered = room.view(RECORD)["ts"], True
-        for ring, slots in zip(self.rings, pending, strict=True):
+        for ring, slots in zip(self.rings, pending):
             if not slots:
                 continue
             taken, in_order = ring.read(room[end : end + slots])

@@ -92,7 +92,7 @@ class Node:
             names, *rows = [line.split() for line in file]
         total = dict.fromkeys(names, 0)
         for row in rows:
-            for name, value in zip(names, row, strict=False):
+            for name, value in zip(names, row):
                 total[name] += int(value, 16)
         return total
 

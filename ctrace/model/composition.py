@@ -47,7 +47,7 @@ def compose(looks: Looks, held: int, older: int) -> Composition:
     names, counts = np.unique(looks["state"][tcp], return_counts=True)
     states = [
         (TCP_STATES[name], count)
-        for name, count in zip(names.tolist(), counts.tolist(), strict=True)
+        for name, count in zip(names.tolist(), counts.tolist())
         if name < len(TCP_STATES)
     ]
     left = looks["left"][~np.isnan(looks["left"])]

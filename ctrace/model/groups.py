@@ -370,7 +370,7 @@ class Group:
         for level, slots in self._rich(at):
             counts += level.rich.looks[slots].sum(axis=0, dtype=np.int64)
             timeout = max(timeout, int(level.rich.timeout[slots].max()))
-        found = dict(zip(LOOKS, counts.tolist(), strict=True))
+        found = dict(zip(LOOKS, counts.tolist()))
         return found, timeout / 1000 if timeout else None
 
     def sources(self, at: int) -> Optional[int]:

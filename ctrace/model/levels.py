@@ -265,7 +265,7 @@ class Level:
         needy = needy[np.argsort(-weight[needy])][:_SWAPS]
         holders = np.flatnonzero(table.rich[: table.used + 1])
         lightest = holders[np.argsort(weight[holders], kind="stable")][: len(needy)]
-        for poor, holder in zip(needy, lightest, strict=False):
+        for poor, holder in zip(needy, lightest):
             if weight[poor] < 2 * weight[holder] + 2:
                 break
             slot = int(table.rich[holder])

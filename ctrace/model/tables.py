@@ -67,7 +67,7 @@ def counted(counts: npt.NDArray[np.generic]) -> Counted:
 
 def add(one: Counted, other: Counted) -> Counted:
     """The sum of two."""
-    return Counted(*(a + b for a, b in zip(_values(one), _values(other), strict=True)))
+    return Counted(*(a + b for a, b in zip(_values(one), _values(other))))
 
 
 def per_second(now: Counted, before: Counted, seconds: float) -> Rates:
@@ -125,7 +125,7 @@ class PinnedSample:
         """The share and its standard error; None where too few were met."""
         met = assured = 0
         for earlier in reversed(self.walks):
-            met, assured = (now - was for now, was in zip(self.walks[-1], earlier, strict=True))
+            met, assured = (now - was for now, was in zip(self.walks[-1], earlier))
             if met >= ENOUGH:
                 break
         if met < FEW:

@@ -29,7 +29,7 @@ ROW_BYTES: Final = 600
 """What a row takes in CPython, with its sample."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _Row:
     """One victim."""
 

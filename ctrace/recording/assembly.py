@@ -95,7 +95,7 @@ class Tally:
             return {}
         rows = told.counts[told.counts["batch"] == i]
         changed: dict[int, Counts] = {}
-        for netns, values in zip(rows["netns"].tolist(), rows["counts"], strict=True):
+        for netns, values in zip(rows["netns"].tolist(), rows["counts"]):
             base = self._base.get(netns)
             since = values.copy() if base is None else values - np.minimum(base, values)
             since.flags.writeable = False

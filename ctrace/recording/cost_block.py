@@ -71,4 +71,4 @@ def _row(data: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(_made(item, args[0]) for item in data)
     if len(data) != len(args):
         raise Damaged("a measurement with a short row")
-    return tuple(_made(item, kind) for item, kind in zip(data, args, strict=True))
+    return tuple(_made(item, kind) for item, kind in zip(data, args))

@@ -70,7 +70,7 @@ class Merged(Headed):
         self.header = Header(
             _hooks(recordings, names),
             clock,
-            min(one.started + s for one, s in zip(recordings, self._shifts, strict=True)),
+            min(one.started + s for one, s in zip(recordings, self._shifts)),
             host=", ".join(names) if len(names) < 4 else f"{len(names)} hosts",
             kernel=", ".join(sorted({one.header.kernel for one in recordings})),
             filter=", ".join(
@@ -84,7 +84,7 @@ class Merged(Headed):
     def missing(self) -> Missing:
         """What all of them lack together."""
         total = Missing()
-        for host, one in zip(self._hosts, self._of, strict=True):
+        for host, one in zip(self._hosts, self._of):
             total.bytes += one.missing.bytes
             total.events += one.missing.events
             total.truncated |= one.missing.truncated
@@ -94,7 +94,7 @@ class Merged(Headed):
     @property
     def until(self) -> int:
         """When the last of them ended."""
-        return max(one.until + s for one, s in zip(self._of, self._shifts, strict=True))
+        return max(one.until + s for one, s in zip(self._of, self._shifts))
 
     def batches(self, interval: float = 0.0) -> Iterator[Batch]:
         """All batches in the order of their ends, each with every host's last counters."""
@@ -129,13 +129,13 @@ class Merged(Headed):
 
     def measurements(self) -> Iterator[tuple[str, Perf]]:
         """Every host's."""
-        for host, one in zip(self._hosts, self._of, strict=True):
+        for host, one in zip(self._hosts, self._of):
             for _, perf in one.measurements():
                 yield host, perf
 
     def notes(self) -> Iterator[str]:
         """Every host's, with its name."""
-        for host, one in zip(self._hosts, self._of, strict=True):
+        for host, one in zip(self._hosts, self._of):
             for note in one.notes():
                 yield f"{host}: {note}"
 
@@ -238,7 +238,7 @@ def _distinct(names: list[str]) -> list[str]:
 def _hooks(recordings: Sequence[Recorded], names: Sequence[str]) -> HookInfo:
     all_ = [one.hooks for one in recordings]
     blind: dict[str, list[str]] = {}
-    for host, hooks in zip(names, all_, strict=True):
+    for host, hooks in zip(names, all_):
         for sentence in hooks.blind:
             blind.setdefault(sentence, []).append(host)
     return HookInfo(
@@ -253,7 +253,7 @@ def _hooks(recordings: Sequence[Recorded], names: Sequence[str]) -> HookInfo:
         all(hooks.owners for hooks in all_),
         all(hooks.changes for hooks in all_),
         all(hooks.refusals for hooks in all_),
-        "; ".join(f"{host}: {one.note}" for host, one in zip(names, all_, strict=True) if one.note),
+        "; ".join(f"{host}: {one.note}" for host, one in zip(names, all_) if one.note),
     )
 
 

@@ -68,8 +68,8 @@ class Addresses:
             new = raw
         four = [value for value in new if value[:12] == MAPPED_PREFIX]
         six = [value for value in new if value[:12] != MAPPED_PREFIX]
-        self._known.update(zip(four, self._map4(four), strict=True))
-        self._known.update(zip(six, self._map6(six), strict=True))
+        self._known.update(zip(four, self._map4(four)))
+        self._known.update(zip(six, self._map6(six)))
         table = np.frombuffer(b"".join(self._known[value] for value in raw), np.uint8)
         return table.reshape(-1, 16)[inverse.reshape(-1)]
 
@@ -82,7 +82,7 @@ class Addresses:
         high = np.array([int.from_bytes(a[:8], "big") for a in addresses], np.uint64)
         mapped = self._turn(high, 64, 6)
         out = []
-        for address, value in zip(addresses, mapped.tolist(), strict=True):
+        for address, value in zip(addresses, mapped.tolist()):
             if address in (bytes(16), bytes(15) + b"\x01"):
                 out.append(address)
             else:

@@ -64,7 +64,7 @@ class Shares:
         keys = sorted(sums, key=lambda key: -sums[key])[:STACKED]
         out = {key: [moment.get(key, 0) for moment in self.held] for key in keys}
         shown = [sum(moment.get(key, 0) for key in keys) for moment in self.held]
-        out["others"] = [max(0, all_ - part) for all_, part in zip(self.total, shown, strict=True)]
+        out["others"] = [max(0, all_ - part) for all_, part in zip(self.total, shown)]
         return out
 
 

@@ -89,7 +89,7 @@ class TupleIndex:
     def _hash(self, image: Image, n: int) -> U64:
         total = np.zeros(n, np.uint64)
         part = np.empty_like(total)
-        for word, secret in zip(image, self._secrets, strict=True):
+        for word, secret in zip(image, self._secrets):
             if word is None:  # as if it were there: 0 adds nothing
                 continue
             # Folding brings the bits that differ in addresses, all high ones, down.

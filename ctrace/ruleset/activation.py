@@ -11,7 +11,6 @@ the answer, and removing a module is never needed.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -392,7 +391,7 @@ def _nft_uses(node: Any) -> Iterator[str]:
 
 
 def _xt_uses(words: Sequence[str]) -> Iterator[str]:
-    for flag, value in itertools.pairwise(words):
+    for flag, value in zip(words, words[1:]):
         if flag == "-m" and value in XT_MATCHES:
             yield f"-m {value}"
         elif flag == "-j" and value in XT_TARGETS and not (value == "CT" and "--notrack" in words):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from itertools import pairwise
 from typing import Final, Optional
 
 from ctrace.record import PROTO_NUMBERS
@@ -311,7 +310,7 @@ def _set_mark(arguments: list[str]) -> Optional[Bits]:
 
 
 def _nat_port(arguments: list[str]) -> Optional[int]:
-    for option, value in pairwise(arguments):
+    for option, value in zip(arguments, arguments[1:]):
         if option == "--to-ports" and value.isdecimal():
             return int(value)
         if option in ("--to-destination", "--to-source"):

@@ -235,10 +235,10 @@ class _Tables:
             return [Match("", text=text)]
         columns: list[Any] = [[] for _ in fields]
         for element in elements:
-            for column, value in zip(columns, element["concat"], strict=True):
+            for column, value in zip(columns, element["concat"]):
                 column.append(value)
         found = []
-        for field, column in zip(fields, columns, strict=True):
+        for field, column in zip(fields, columns):
             found += self._match(family, table, {"op": "==", "left": field,
                                                  "right": {"set": column}})  # fmt: skip
         if len(elements) > 1:

@@ -25,7 +25,7 @@ RAMP: Final = "▁▂▃▄▅▆▇█"
 EIGHTHS: Final = "▏▎▍▌▋▊▉"
 
 ASCII: Final[dict[int, str]] = str.maketrans(
-    dict(zip(RAMP + EIGHTHS, "_.-:=+*#" + "..--===", strict=True))
+    dict(zip(RAMP + EIGHTHS, "_.-:=+*#" + "..--==="))
     | {
         THIN: ",", "\u00a0": " ", ELLIPSIS: "~", ARROW: ">", "←": "<", "↑": "^", "↓": "v",
         "▒": "=", "░": ".", "▐": "|", "│": "|", "─": "-", "┄": "-", "━": "=", "┃": "|",

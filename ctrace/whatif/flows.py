@@ -237,7 +237,7 @@ def _readings(rows: list[tuple[int, int, int, int, int]], start: int, timed: boo
 
 def _tally(netns: npt.NDArray[Any]) -> dict[int, int]:
     values, counts = np.unique(netns, return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    return {int(value): int(count) for value, count in zip(values, counts)}
 
 
 def _flows(events: npt.NDArray[Any], at: F64, seconds: float) -> Flows:

@@ -95,15 +95,15 @@ def test_thousands_of_random_corruptions(tmp_path: Path) -> None:
     for round_ in range(1600):
         broken = bytearray(data)
         at = chance.randrange(len(data))
-        match round_ % 4:
-            case 0:
-                broken[at] ^= 1 << chance.randrange(8)
-            case 1:
-                broken[at : at + 16] = chance.randbytes(16)
-            case 2:
-                del broken[at : at + chance.randrange(1, 200)]
-            case 3:
-                broken[at:at] = chance.randbytes(chance.randrange(1, 200))
+        how = round_ % 4
+        if how == 0:
+            broken[at] ^= 1 << chance.randrange(8)
+        elif how == 1:
+            broken[at : at + 16] = chance.randbytes(16)
+        elif how == 2:
+            del broken[at : at + chance.randrange(1, 200)]
+        else:
+            broken[at:at] = chance.randbytes(chance.randrange(1, 200))
         part.write_bytes(broken)
         try:
             recording = Recording(str(part))

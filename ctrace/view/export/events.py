@@ -75,7 +75,6 @@ class EventLines:
                 dst,
                 ports[1],
                 *_lists(events, "direction", "netns", "state", "owner", "idle_ms"),
-                strict=True,
             )
         ]
 
@@ -98,7 +97,7 @@ class EventLines:
             for (
                 ts, src, dst, rsrc, rdst, kind, reason, family, proto, sport, dport, rsport,
                 rdport, netns, zone, status, state, way, rest,
-            ) in zip(self._times(events), *addresses, *common, self._rest(events), strict=True)
+            ) in zip(self._times(events), *addresses, *common, self._rest(events))
         ]  # fmt: skip
 
     def _rest(self, events: Events) -> list[str]:
@@ -111,7 +110,7 @@ class EventLines:
             f'"timeout_ms":{timeout or "null"},"mark":{mark}'
             if kind == Kind.DESTROY
             else f'"owner":{self._owner_json(owner)},"cgroup":{cgroup or "null"}'
-            for kind, owner, cgroup, idle, overdue, timeout, mark in zip(*columns, strict=True)
+            for kind, owner, cgroup, idle, overdue, timeout, mark in zip(*columns)
         ]
 
     def _times(self, events: Events) -> list[str]:

@@ -74,7 +74,7 @@ def to_jsonl(recording: Recorded, out: TextIO, show: Show) -> int:
     """One JSON object a line; what is unknown is null."""
 
     def write(rows: list[tuple[Any, ...]]) -> None:
-        out.writelines(json.dumps(dict(zip(ORDER, row, strict=True))) + "\n" for row in rows)
+        out.writelines(json.dumps(dict(zip(ORDER, row))) + "\n" for row in rows)
 
     return _lines(recording, show, write)
 
@@ -83,7 +83,7 @@ def _lines(recording: Recorded, show: Show, write: Callable[[list[tuple[Any, ...
     total = 0
     for batch, columns in Rows(recording).chunks(1 << 14):
         show(done(recording, batch.until))
-        rows = list(zip(*(_values(name, columns[name]) for name in ORDER), strict=True))
+        rows = list(zip(*(_values(name, columns[name]) for name in ORDER)))
         write(rows)
         total += len(rows)
     return total
@@ -98,7 +98,7 @@ def _values(name: str, column: Any) -> list[Any]:
         return [values[code] for code in codes.tolist()]
     if name in OF_DESTROYS:
         values, valid = column
-        return [v if ok else None for v, ok in zip(values.tolist(), valid.tolist(), strict=True)]
+        return [v if ok else None for v, ok in zip(values.tolist(), valid.tolist())]
     listed: list[Any] = column.tolist()
     return listed
 

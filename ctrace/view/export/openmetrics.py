@@ -151,7 +151,7 @@ class Exposition:
             row[1] += culprit.new_per_s
             row[2] += culprit.share
         for key, row in rows.items():
-            for family, value in zip((held, new, share), row, strict=True):
+            for family, value in zip((held, new, share), row):
                 family.add_metric(key, value)
         yield from (held, new, share)
 

@@ -20,7 +20,7 @@ def perf_json(perf: Perf) -> dict[str, Any]:
     document = asdict(perf)
     for latency in document["latencies"]:
         values = latency.pop("percentiles")
-        latency["ns"] = dict(zip(PERCENTILES, values, strict=True))
+        latency["ns"] = dict(zip(PERCENTILES, values))
     document["relative_error"] = RELATIVE_ERROR
     return document
 

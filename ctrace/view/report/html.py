@@ -214,7 +214,7 @@ def _table(
         "<tr>"
         + "".join(
             f'<td class="{"n" if name.startswith(">") else "k"}">{cell}</td>'
-            for name, cell in zip(names, row, strict=True)
+            for name, cell in zip(names, row)
         )
         + "</tr>"
         for row in rows

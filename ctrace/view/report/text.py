@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from itertools import pairwise
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -159,7 +158,7 @@ def _spark(values: list[float], top: float | None = None) -> str:
     """The values in SPARK columns, each the highest of its part."""
     columns = min(SPARK, len(values))
     edges = [len(values) * i // columns for i in range(columns + 1)] if columns else []
-    highest = [max(values[a:b]) for a, b in pairwise(edges)]
+    highest = [max(values[a:b]) for a, b in zip(edges, edges[1:])]
     return fmt.sparkline(highest, len(highest), top)
 
 

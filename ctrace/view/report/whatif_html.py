@@ -34,7 +34,6 @@ def whatif_html(answer: WhatIf, table: Callable[..., str]) -> str:
                     LINES,
                     (place.recorded, place.modelled, place.changed),
                     (place.limit, place.limit, place.new_limit),
-                    strict=True,
                 )
             ),
             f"Expired entries are collected about every {answer.interval_s:.0f} s.",
@@ -80,9 +79,7 @@ def _chart(place: Place) -> str:
         return TOP + (1 - count / top) * (HEIGHT - TOP - BOTTOM)
 
     def line(series: Series, colour: str, dash: str) -> str:
-        points = " ".join(
-            f"{x(t):.1f},{y(n):.1f}" for t, n in zip(series.ts, series.count, strict=True)
-        )
+        points = " ".join(f"{x(t):.1f},{y(n):.1f}" for t, n in zip(series.ts, series.count))
         return (
             f'<polyline fill="none" stroke="{colour}" stroke-width="2" '
             f'stroke-dasharray="{dash}" points="{points}"/>'
@@ -107,9 +104,7 @@ def _chart(place: Place) -> str:
         for label, colour, dash in LINES
     )
     lines = "".join(
-        line(series, colour, dash)
-        for series, (_, colour, dash) in zip(found, LINES, strict=True)
-        if series.ts
+        line(series, colour, dash) for series, (_, colour, dash) in zip(found, LINES) if series.ts
     )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" font-size="13" role="img" '

@@ -214,7 +214,7 @@ def _histograms(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
     life += [blank(half)] * (rows - len(life))
     stay += [blank(half)] * (rows - len(stay))
     out = []
-    for one, two in zip(life, stay, strict=True):
+    for one, two in zip(life, stay):
         whole = Text("", no_wrap=True, end="").join([one, two])
         whole.truncate(width, pad=True)
         out.append(whole)

@@ -6,7 +6,6 @@ order of importance, so a small screen is a large one's most important part.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Optional, TypeVar
@@ -378,8 +377,8 @@ def in_ascii(text: Text) -> Text:
     if text.plain.isascii():
         return text
     out = Text(no_wrap=True, end="", style=text.style)
-    edges = {0, len(text.plain), *(edge for s in text.spans for edge in (s.start, s.end))}
-    for start, end in itertools.pairwise(sorted(edges)):
+    edges = sorted({0, len(text.plain), *(at for s in text.spans for at in (s.start, s.end))})
+    for start, end in zip(edges, edges[1:]):
         piece = text[start:end]
         begin = len(out)
         out.append(fmt.ascii_only(piece.plain))

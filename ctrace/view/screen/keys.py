@@ -187,7 +187,7 @@ def markdown() -> str:
     half = -(-len(cells) // 2)
     left, right = cells[:half], cells[half:]
     right += [" | "] * (half - len(right))
-    rows = [f"| {one} | {other} |" for one, other in zip(left, right, strict=True)]
+    rows = [f"| {one} | {other} |" for one, other in zip(left, right)]
     return "\n".join(["| key | does | key | does |", "|---|---|---|---|", *rows])
 
 

@@ -318,7 +318,7 @@ def chart(values: Sequence[float], width: int, height: int, top: float) -> list[
     rows = []
     for level in range(height - 1, -1, -1):
         chars = []
-        for value, step in zip(shown, steps, strict=True):
+        for value, step in zip(shown, steps):
             over = step - level * 8
             if over >= 8:
                 chars.append("█")

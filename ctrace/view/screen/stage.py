@@ -50,7 +50,7 @@ class Stage(Widget):
         width = self.size.width
         changed = [
             Region(0, y, width, 1)
-            for y, (one, two) in enumerate(zip(old, lines, strict=True))
+            for y, (one, two) in enumerate(zip(old, lines))
             if one.plain != two.plain or one.spans != two.spans or one.style != two.style
         ]
         if changed:
