@@ -176,12 +176,27 @@ def _flows(seen: Seen, mine: set[str], entries: Optional[Events]) -> tuple[Flow,
         ends = {(s.src, s.sport, s.dst, s.dport) for s in seen.samples
                 if s.proto == proto and port in (s.dport, s.reply_sport)}  # fmt: skip
     else:
-        here = entries[(entries["proto"] == PROTO_NUMBERS[proto]) & (
-            (entries["dport"] == port) | (entries["reply_sport"] == port))]  # fmt: skip
-        ends = {
-            (address_text(e["src"]), int(e["sport"]), address_text(e["dst"]), int(e["dport"]))
-            for e in here[:: max(1, len(here) // MOST_FLOWS)]
-        }
+        return flows_of(of_service(entries, proto, port or 0), mine)
+    return _with_roles(ends, mine)
+
+
+def of_service(entries: Events, proto: str, port: int) -> Events:
+    """The entries of a table that are to a service's port, or were translated to it."""
+    found: Events = entries[(entries["proto"] == PROTO_NUMBERS[proto]) & (
+        (entries["dport"] == port) | (entries["reply_sport"] == port))]  # fmt: skip
+    return found
+
+
+def flows_of(here: Events, mine: set[str]) -> tuple[Flow, ...]:
+    """Some of the flows of a service's entries, spread over all of them."""
+    ends = {
+        (address_text(e["src"]), int(e["sport"]), address_text(e["dst"]), int(e["dport"]))
+        for e in here[:: max(1, len(here) // MOST_FLOWS)]
+    }
+    return _with_roles(ends, mine)
+
+
+def _with_roles(ends: set[tuple[str, int, str, int]], mine: set[str]) -> tuple[Flow, ...]:
     found = []
     for src, sport, dst, dport in sorted(ends):
         a, b = _is_mine(src, mine), _is_mine(dst, mine)

@@ -15,47 +15,51 @@ The order of things, so that a crash or kill at any point is harmless:
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final, Optional
 
 from ctrace import interpreter
-from ctrace.change import health, notes, shell_lines
+from ctrace.change import health, notes, shell_lines, steps
 from ctrace.change import plan as plans
-from ctrace.change.plan import CtTimeout, Notrack, Plan
-from ctrace.change.undo import nft_objects, remove
+from ctrace.change.forwarded import cut_off
+from ctrace.change.plan import Plan
+from ctrace.change.steps import LONGEST_S, describe
+from ctrace.change.undo import remove
 from ctrace.errors import CtraceError
-from ctrace.host import commands, netns
-from ctrace.host.commands_in import inside as inside_of
+from ctrace.host import commands, ctnetlink, netns
 from ctrace.host.commands_in import prefix
 from ctrace.host.netns import Namespace
-from ctrace.record import Events
-from ctrace.ruleset import notrack, notrack_iptables, notrack_nft
+from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import (
     EXPIRED,
     NOTHING,
     PERMANENT,
     TRIAL,
-    XT_TOOLS,
     listing,
-    nft_ruleset,
     read_installed,
-    saved_rules,
 )
 from ctrace.ruleset.reader import fingerprint
+
+__all__ = ["LONGEST_S", "describe"]
 
 BASELINE_S: Final = 1.0
 CHECK_S: Final = 1.0
 """The first verdict is reached this long after the change, and a bad one undone at once."""
-SHORTEST_S, LONGEST_S = 5, 3600
+LISTEN_S: Final = 0.2
+"""Shortest time for which new entries are listened to."""
+SHORTEST_S = 5
 FLUSH_S: Final = 600
 """Longest wait for ``conntrack -D``: it deletes some 50 000 entries a second."""
+
+
+Judge = Callable[[Plan, Namespace], Plan]
+"""Judges a plan by the rules as they are now: the plan with what they need. Raises CtraceError
+when it is not safe any more."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Prepared:
     warnings: tuple[str, ...]
     present: str
     """What of ours is there already: ``nothing``, ``trial``, ``expired`` or ``permanent``."""
+    judge: Optional[Judge] = None
 
     @property
     def enter(self) -> tuple[str, ...]:
@@ -83,7 +88,6 @@ class Trial:
     """UTC seconds at which the kernel disarms the rules."""
     before: tuple[health.Sample, health.Sample]
     start: health.Sample
-    table: Events
     local: tuple[str, ...]
 
     @property
@@ -92,12 +96,13 @@ class Trial:
         return max(0.0, self.deadline - time.time())
 
 
-def prepare(plan: Plan) -> Prepared:
+def prepare(plan: Plan, judge: Optional[Judge] = None) -> Prepared:
     """Check everything that can be checked without changing anything.
 
-    Raises CtraceError in one line: another host, a namespace that is gone, a ruleset
-    that changed since the plan was made, a tool that is missing, rules that the
-    kernel refuses, or another plan applied there.
+    Where the rules changed since the plan was made, ``judge`` says whether it still
+    holds; without one that is refused. Raises CtraceError in one line: another host, a
+    namespace that is gone, a plan that is not safe any more, a tool that is missing,
+    rules that the kernel refuses, or another plan applied there.
     """
     if os.geteuid() != 0:
         raise CtraceError("changing rules needs root: run it with sudo")
@@ -109,44 +114,23 @@ def prepare(plan: Plan) -> Prepared:
         installed = read_installed(time.time())
         present = installed.state
         note = notes.read(namespace.inum)
+        wanted = plan
+        plan = _as_rules_are(plan, namespace, judge, "since the plan was made")
         if present == PERMANENT and not (
-            note and note.plan == plans.to_json(plan) and note.listing == listing()
+            note
+            and note.plan in (plans.to_json(plan), plans.to_json(wanted))
+            and note.listing == listing()
         ):
             raise CtraceError(
                 f"ctrace has {', '.join(installed.services) or 'rules'} applied in "
                 f"{namespace.name} already: run ctrace undo first"
             )
-        if fingerprint(namespace.path) != plan.fingerprint:
-            raise CtraceError(
-                f"the rules in {namespace.name} changed since the plan was made: run advise again"
-            )
-        _check(plan)
-        warnings = tuple(_rollback_hazards(plan))
-    return Prepared(plan, namespace, warnings, present)
-
-
-def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> str:
-    """The whole plan as text: what it is for, everything that is run, and how to undo it.
-
-    ``enter`` begins a command that has to run in the plan's namespace.
-    """
-    lines = [f"Plan for network namespace {plan.netns_name} (netns:{plan.netns}):"]
-    for lever in plan.levers:
-        what = "take out of connection tracking"
-        if isinstance(lever, CtTimeout):
-            what = ", ".join(f"{state} {value} s" for state, value in lever.policy)
-        lines.append(f"  {lever.proto}/{lever.port} ({', '.join(lever.roles)}): {what}")
-    deadline = time.time() + (seconds or 0)
-    for step in _steps(plan, seconds, deadline):
-        lines += ["", f"# {' '.join(step.argv)}", step.stdin.rstrip()]
-    flush = [inside_of(enter, " ".join(argv)) for argv in shell_lines.flush_commands(plan)]
-    if flush:
-        lines += ["", "# old entries, once confirmed and only if asked (--flush)", *flush]
-    lines += [
-        "",
-        f"# undo: ctrace undo, or by hand: {inside_of(enter, shell_lines.undo_line(plan))}",
-    ]
-    return "\n".join(lines) + "\n"
+        steps.check(plan)
+        warnings = tuple(cut_off(plan))
+        if plan != wanted:
+            warnings = ("the rules changed since the plan was made, and were judged again: it "
+                        "is as safe with them", *warnings)  # fmt: skip
+    return Prepared(plan, namespace, warnings, present, judge)
 
 
 def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Trial:
@@ -168,8 +152,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
         old = notes.read(namespace.inum)
         remove(installed, old)  # a trial that was left behind
         baseline = _baseline()
-        if fingerprint(namespace.path) != plan.fingerprint:
-            raise CtraceError("the rules changed just now: run advise again")
+        plan = _as_rules_are(plan, namespace, prepared.judge, "just now")
         now = int(time.time())
         note = notes.Note(
             netns=namespace.inum,
@@ -178,20 +161,20 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             applied=now,
             deadline=now + confirm_within,
             flush=flush,
-            made=tuple(sorted(_to_be_made(plan))),
+            made=tuple(sorted(steps.to_be_made(plan))),
         )
         notes.write(note)
         _start_guard(namespace.inum)
         try:
             # What the baseline and the guard's start took is not added to the trial.
             left = max(1, ceil(note.deadline - time.time()))
-            for step in _steps(plan, left, note.deadline):
+            for step in steps.steps(plan, left, note.deadline):
                 commands.run(step.argv, step.stdin)
         except BaseException:
             _take_back(namespace, note)
             raise
         first = health.sample(read_installed(time.time()).rules)
-    return Trial(prepared, note.deadline, baseline, first, health.entries(namespace.path), local)
+    return Trial(replace(prepared, plan=plan), note.deadline, baseline, first, local)
 
 
 def check(trial: Trial) -> health.Verdict:
@@ -199,17 +182,16 @@ def check(trial: Trial) -> health.Verdict:
 
     Called again later it judges the last second.
     """
-    wait = trial.start.at + CHECK_S - time.monotonic()
-    if wait > 0:
-        time.sleep(wait)
     plan, namespace = trial.prepared.plan, trial.prepared.namespace
+    until = trial.start.at + CHECK_S
+    made = ctnetlink.new_entries(namespace.path, max(LISTEN_S, until - time.monotonic()))
+    time.sleep(max(0.0, until - time.monotonic()))
     with inside(namespace):
         installed = read_installed(time.time())
         second = health.sample(installed.rules)
     verdict = health.compare(trial.before, (trial.start, second), plan.levers)
-    table = health.entries(namespace.path)
-    fresh = health.new_entries(trial.table, table, plan.levers, trial.local)
-    trial.start, trial.table = second, table
+    fresh = health.of_services(made, plan.levers, trial.local)
+    trial.start = second
     if installed.state == NOTHING:
         worse = "the rules are gone: something else removed them"
     elif len(fresh) and installed.state != EXPIRED:
@@ -246,7 +228,7 @@ def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]
         if plan.backend == "nft":
             commands.run(["nft", "-f", "-"], notrack_nft.confirm())
         else:
-            for family in _families():
+            for family in steps.families():
                 text = notrack_iptables.restore(plan, family, None, jumps=False)
                 commands.run(notrack_iptables.restore_argv(plan.backend, family), text)
         if read_installed(time.time()).state != PERMANENT:
@@ -271,6 +253,15 @@ def flush_old(plan: Plan) -> list[str]:
     return lines
 
 
+def _as_rules_are(plan: Plan, namespace: Namespace, judge: Optional[Judge], when: str) -> Plan:
+    """The plan, judged again where the rules are others. Raises CtraceError."""
+    if fingerprint(namespace.path) == plan.fingerprint:
+        return plan
+    if judge is None:
+        raise CtraceError(f"the rules in {namespace.name} changed {when}: run advise again")
+    return judge(plan, namespace)
+
+
 def locate(plan: Plan) -> Namespace:
     """The plan's namespace as it is now. Raises CtraceError when it is gone."""
     for namespace in netns.find():
@@ -291,38 +282,6 @@ def inside(namespace: Namespace) -> Iterator[None]:
         yield
 
 
-def _steps(plan: Plan, seconds: Optional[int], deadline: float) -> list[notrack.Step]:
-    """What is run, in order: accepts of other tools first, the untracking rules last."""
-    steps = []
-    for tool in XT_TOOLS:
-        for family in _families():
-            text = notrack_iptables.accepts(plan, tool, family)
-            if text:
-                steps.append(notrack.Step(notrack_iptables.restore_argv(tool, family), text))
-    if plan.backend == "nft":
-        steps.append(notrack.Step(("nft", "-f", "-"), notrack_nft.script(plan, seconds)))
-        return steps
-    accepts = notrack_nft.accepts(plan)
-    if accepts:
-        steps.append(notrack.Step(("nft", "-f", "-"), "\n".join(accepts) + "\n"))
-    until = datetime.fromtimestamp(deadline, timezone.utc)
-    for family in _families():
-        text = notrack_iptables.restore(plan, family, until)
-        steps.append(notrack.Step(notrack_iptables.restore_argv(plan.backend, family), text))
-    return steps
-
-
-def _check(plan: Plan) -> None:
-    """Let the tools themselves say whether the kernel would take it; changes nothing."""
-    for step in _steps(plan, LONGEST_S, time.time() + LONGEST_S):
-        program, *rest = step.argv
-        extra = "-c" if program == "nft" else "--test"
-        try:
-            commands.run((program, extra, *rest), step.stdin)
-        except CtraceError as error:
-            raise CtraceError(f"the plan can't be applied here: {error}") from None
-
-
 def _baseline() -> tuple[health.Sample, health.Sample]:
     first = health.sample()
     time.sleep(BASELINE_S)
@@ -332,23 +291,6 @@ def _baseline() -> tuple[health.Sample, health.Sample]:
 def _take_back(namespace: Namespace, note: Optional[notes.Note]) -> None:
     remove(read_installed(time.time()), note)
     notes.forget(namespace.inum)
-
-
-def _families() -> tuple[str, ...]:
-    """The families that this kernel has (ipv6.disable=1 leaves one)."""
-    return ("ip", "ip6") if os.path.exists("/proc/sys/net/ipv6") else ("ip",)
-
-
-def _to_be_made(plan: Plan) -> set[str]:
-    """nft's names for what iptables-nft will make in ``raw`` and leave behind when emptied."""
-    if plan.backend != "iptables-nft" or not commands.have("nft"):
-        return set()
-    made = set()
-    for family in _families():
-        there = nft_objects(family, "raw")
-        names = (f"{family} raw", f"{family} raw PREROUTING", f"{family} raw OUTPUT")
-        made |= {name for name in names if name not in there}
-    return made
 
 
 def _start_guard(inum: int) -> None:
@@ -361,41 +303,3 @@ def _start_guard(inum: int) -> None:
         cwd="/",
         start_new_session=True,
     )
-
-
-# ---- where taking it back would hurt -----------------------------------------
-
-_XT_NOT_SYN = re.compile(r"! (--syn|--tcp-flags \S+ SYN)\b.*NEW.*-j (DROP|REJECT)"
-                         r"|NEW.*! (--syn|--tcp-flags \S+ SYN)\b.*-j (DROP|REJECT)")  # fmt: skip
-
-
-def _rollback_hazards(plan: Plan) -> Iterator[str]:
-    """Where connections opened during the trial would not survive its end."""
-    tcp = [lever for lever in plan.levers if isinstance(lever, Notrack) and lever.proto == "tcp"]
-    if not tcp:
-        return
-    with open("/proc/sys/net/netfilter/nf_conntrack_tcp_loose") as file:
-        if file.read().strip() == "0":
-            yield (
-                "nf_conntrack_tcp_loose is 0: TCP connections opened during the trial become "
-                "INVALID if it is taken back"
-            )
-    saves = "".join(saved_rules(tool, family) for tool in XT_TOOLS for family in ("ip", "ip6"))
-    if _XT_NOT_SYN.search(saves) or (commands.have("nft") and _nft_drops_new_without_syn()):
-        yield (
-            "a rule drops NEW packets without SYN: TCP connections opened during the trial are "
-            "cut off if it is taken back"
-        )
-    if any("client" in lever.roles for lever in tcp):
-        yield (
-            "client role: if it is taken back, connections opened during the trial that wait "
-            "for the server hang behind a stateful firewall until this host sends something"
-        )
-
-
-def _nft_drops_new_without_syn() -> bool:
-    for item in nft_ruleset().get("nftables", ()):
-        text = str(item.get("rule", {}).get("expr", "")) if isinstance(item, dict) else ""
-        if "'new'" in text and "'flags'" in text and ("'drop'" in text or "'reject'" in text):
-            return True
-    return False

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.change.plan import Lever, Notrack
-from ctrace.host import ctnetlink, sock_diag
+from ctrace.host import sock_diag
 from ctrace.host.sock_diag import Connection
-from ctrace.record import PROTO_NUMBERS, Events, Status, address_bytes, words
+from ctrace.record import PROTO_NUMBERS, Events, Status, address_bytes
 from ctrace.ruleset.installed import Rule
 
 Array = npt.NDArray[Any]
@@ -178,28 +178,18 @@ def _good(levers: Sequence[Lever]) -> list[tuple[str, str]]:
 # ---- the services' entries ---------------------------------------------------
 
 
-def entries(path: str) -> Events:
-    """The table of the namespace at ``path``."""
-    return ctnetlink.dump(path)
-
-
-def new_entries(
-    before: Events, after: Events, levers: Sequence[Lever], local: Iterable[str]
-) -> Events:
-    """Entries of the plan's services in ``after`` that were not in ``before``.
+def of_services(made: Events, levers: Sequence[Lever], local: Iterable[str]) -> Events:
+    """The entries in ``made`` that the plan's rules should have kept out of the table.
 
     Both tuple orders: an entry whose *source* port is the service's, and that saw
     no reply, is what half a pair of rules leaves. Only roles that the plan covers.
     """
-    if not len(after):
-        return after
-    fresh = ~np.isin(_identity(after), _identity(before))
     here = np.array([address_bytes(text) for text in local], dtype="V16")
-    wanted = np.zeros(len(after), bool)
+    wanted = np.zeros(len(made), bool)
     for lever in levers:
-        if isinstance(lever, Notrack):
-            wanted |= covered(after, lever, here)
-    return after[fresh & wanted]
+        if isinstance(lever, Notrack) and len(made):
+            wanted |= covered(made, lever, here)
+    return made[wanted]
 
 
 def covered(events: Events, lever: Notrack, here: Array) -> Array:
@@ -229,13 +219,6 @@ def covered(events: Events, lever: Notrack, here: Array) -> Array:
         peer = np.where(to[:, None], events["dst"], events["src"])
         found |= (to | back) & ~src & ~dst & _peer(peer, lever.peers)
     return found
-
-
-def _identity(events: Events) -> Array:
-    """What tells one entry from another: its id, both addresses and ports."""
-    columns: Array = np.ascontiguousarray(words(events)[:, [1, 2, 3, 4, 5, 10]])
-    keys: Array = columns.view("V48").ravel()
-    return keys
 
 
 def _local(addresses: Array, here: Array) -> Array:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ctrace.change import notes
+from ctrace.change.carry import carry_over
 from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.netns import Namespace
@@ -85,9 +86,12 @@ def remove(installed: Installed, note: Optional[notes.Note]) -> None:
     """Remove everything of ours from the namespace that this thread is in.
 
     The untracking rules go first, then the accepts that only untracked packets
-    need. Raises CtraceError when the kernel refuses; nothing of that tool's part
-    has changed then.
+    need. Open connections of this host get their entries before, and those that
+    were opened meanwhile after. Raises CtraceError when the kernel refuses; nothing
+    of that tool's part has changed then.
     """
+    services = {rule.service for rule in installed.rules if rule.own}
+    carry_over(services)
     script = ""
     if installed.table:
         script += f"delete table inet {TABLE}\n"
@@ -105,6 +109,7 @@ def remove(installed: Installed, note: Optional[notes.Note]) -> None:
             text = _restore(installed, tool, family)
             if text:
                 commands.run(notrack_iptables.restore_argv(tool, family), text)
+    carry_over(services)
     if note is not None:
         _drop_empty(note.made)
 

@@ -38,6 +38,7 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
     time to confirm, also when ctrace or the connection to this host dies; a change
     that makes things worse is taken back within two seconds.
     """
+    from ctrace.advice.again import judge_plan
     from ctrace.change import apply, plan_file
 
     if not apply.SHORTEST_S <= confirm_within <= apply.LONGEST_S:
@@ -45,7 +46,7 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
             f"the time to confirm must be from {apply.SHORTEST_S} to {apply.LONGEST_S} seconds"
         )
     wanted = plan_file.read(plan, unasked=yes and not dry_run)
-    prepared = apply.prepare(wanted)
+    prepared = apply.prepare(wanted, judge_plan)
     say(apply.describe(prepared.plan, confirm_within, prepared.enter))
     for warning in prepared.warnings:
         say(f"Warning: {warning}.", err=True)

@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EEXIST, ENOMEM
@@ -37,6 +37,10 @@ CHUNK: Final = 1 << 20
 DATAGRAM: Final = 1 << 16
 """The kernel builds dumps in pieces of at most 32 KiB."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+NEW_GROUP: Final = 1
+"""NFNLGRP_CONNTRACK_NEW as a mask."""
+HEARD: Final = 1 << 17
+"""Bytes of events that are decoded at most: some 700 new entries."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,32 @@ def read_table(path: str) -> Table:
         np.concatenate([np.zeros(0, np.uint64), *(part.start for part in parts)]),
         inum,
     )
+
+
+def new_entries(path: str, seconds: float) -> Events:
+    """Entries made in the next ``seconds``, as EXISTING records, from the kernel's events.
+
+    At most what :data:`HEARD` bytes of events hold. None where nf_conntrack_events is 0.
+    Raises CtraceError.
+    """
+    until = time.monotonic() + seconds
+    decoder, parts, heard = Decoder(), [], 0
+    sock, _ = open_socket(path, NEW_GROUP)
+    with sock:
+        sock.settimeout(seconds)
+        while heard < HEARD and (left := until - time.monotonic()) > 0:
+            sock.settimeout(left)
+            try:
+                data = np.frombuffer(bytearray(sock.recv(DATAGRAM)), np.uint8)
+            except TimeoutError:
+                break
+            except OSError:  # ENOBUFS: there were more than the socket holds
+                continue
+            heard += len(data)
+            parts.append(decoder.decode(data, *_chain(data)).events)
+    events = join(parts)
+    events["kind"] = Kind.EXISTING
+    return events
 
 
 def statistics(path: str) -> dict[str, int]:
@@ -204,21 +234,75 @@ def fill(
     return taken
 
 
+@dataclass(frozen=True)
+class Flow:
+    """A TCP connection as its first packet had it."""
+
+    src: bytes
+    """4 or 16 bytes."""
+    dst: bytes
+    sport: int
+    dport: int
+
+
+def insert(path: str, flows: Iterable[Flow], timeout: int) -> int:
+    """Make ESTABLISHED entries for TCP connections that go on untracked; how many it took.
+
+    Windows are not checked (BE_LIBERAL), as for a connection that nf_conntrack_tcp_loose
+    picks up (tcp_new in nf_conntrack_proto_tcp.c). One that has an entry already keeps
+    it; what the table has no room for is left out. Raises CtraceError.
+    """
+    taken = 0
+    status = Status.SEEN_REPLY | Status.ASSURED
+    with _socket(path) as (sock, _):
+        for flow in flows:
+            ports = struct.pack(">H", flow.sport), struct.pack(">H", flow.dport)
+            message = _message(
+                _tuple(socket.IPPROTO_TCP, flow.src, flow.dst, *ports),
+                _tuple(socket.IPPROTO_TCP, flow.dst, flow.src, *ports[::-1]),
+                timeout,
+                status,
+                _attr(1, b"\x03") + _attr(4, b"\x0a\x0a") + _attr(5, b"\x0a\x0a"),
+                socket.AF_INET if len(flow.src) == 4 else socket.AF_INET6,
+            )
+            sock.send(message)
+            # Only errors are answered, before send returns: the kernel handles it in the call.
+            refused = _errors(sock)
+            taken += not refused
+            if ENOMEM in refused:
+                break
+    return taken
+
+
 def _entry(proto: int, target: str, dport: int, timeout: int, status: Status, state: int) -> bytes:
     """IPCTNL_MSG_CT_NEW with words in place of the source address and port."""
-    to = IPv4Address(target).packed
-    port = struct.pack(">H", dport)
+    to, port = IPv4Address(target).packed, struct.pack(">H", dport)
+    return _message(
+        _tuple(proto, b"SRC1", to, b"P1", port),
+        _tuple(proto, to, b"SRC2", port, b"P2"),
+        timeout,
+        status,
+        _attr(1, bytes([state])) if proto == socket.IPPROTO_TCP else b"",
+        socket.AF_INET,
+    )
 
-    def flow(src: bytes, dst: bytes, sport: bytes, dport: bytes) -> bytes:
-        ports = _attr(1, bytes([proto])) + _attr(2, sport) + _attr(3, dport)
-        return _nest(1, _attr(1, src) + _attr(2, dst)) + _nest(2, ports)
 
-    body = _nest(1, flow(b"SRC1", to, b"P1", port)) + _nest(2, flow(to, b"SRC2", port, b"P2"))
+def _tuple(proto: int, src: bytes, dst: bytes, sport: bytes, dport: bytes) -> bytes:
+    kind = 1 if len(src) == 4 else 3
+    ports = _attr(1, bytes([proto])) + _attr(2, sport) + _attr(3, dport)
+    return _nest(1, _attr(kind, src) + _attr(kind + 1, dst)) + _nest(2, ports)
+
+
+def _message(
+    original: bytes, reply: bytes, timeout: int, status: Status, tcp: bytes, family: int
+) -> bytes:
+    """IPCTNL_MSG_CT_NEW; ``tcp`` holds the attributes of CTA_PROTOINFO_TCP, if it is TCP."""
+    body = _nest(1, original) + _nest(2, reply)
     body += _attr(3, struct.pack(">I", status | Status.CONFIRMED))
     body += _attr(7, struct.pack(">I", timeout))
-    if proto == socket.IPPROTO_TCP:
-        body += _nest(4, _nest(1, _attr(1, bytes([state]))))
-    return _header(20 + len(body), NEW, REQUEST | CREATE_EXCL, 1, socket.AF_INET) + body
+    if tcp:
+        body += _nest(4, _nest(1, tcp))
+    return _header(20 + len(body), NEW, REQUEST | CREATE_EXCL, 1, family) + body
 
 
 def _header(size: int, kind: int, flags: int, seq: int, family: int = 0) -> bytes:

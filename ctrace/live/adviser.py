@@ -129,11 +129,12 @@ class LiveAdviser(FeedAdviser):
 
     def act(self, advice: Any, word: str) -> str:
         """Do what was typed, and say what was done. Raises CtraceError; may take seconds."""
+        from ctrace.advice.again import judge_plan
         from ctrace.change import apply
 
         with self._lock:
             if word == "apply":
-                trial = apply.start(apply.prepare(advice.plan()), TRIAL_S)
+                trial = apply.start(apply.prepare(advice.plan(), judge_plan), TRIAL_S)
                 self._trial, self._told = trial, ""
                 self._over.clear()
                 threading.Thread(target=self._watch, args=(trial,), daemon=True).start()

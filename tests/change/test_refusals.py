@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.changes import PORT, TRACKED, make_plan, rules_of
 
+from ctrace.advice.again import judge_plan
 from ctrace.change import apply, notes, undo
 from ctrace.change import plan as plans
 from ctrace.change.plan import CtTimeout, Notrack, Plan
@@ -209,10 +210,35 @@ def test_rollback_hazards_are_named(lab: Lab) -> None:
         ["iptables-nft", "-A", "INPUT", "-p", "tcp", "!", "--syn", "-m", "conntrack",
          "--ctstate", "NEW", "-j", "DROP"]
     )  # fmt: skip
-    warnings = apply.prepare(make_plan(node, roles=("client",))).warnings
-    assert len(warnings) == 3
+    assert not apply.prepare(make_plan(node, roles=("client",))).warnings, "these have sockets"
+    warnings = apply.prepare(make_plan(node, roles=("forward",))).warnings
+    assert len(warnings) == 2
     assert "tcp_loose is 0" in warnings[0]
-    assert "without SYN" in warnings[1]
+    assert "without" in warnings[1]
+
+
+@pytest.mark.kernel
+def test_rules_that_changed_are_judged_again(lab: Lab) -> None:
+    """A ban makes no difference; a translation of the port does, and is named."""
+    node, other = lab.namespace("node"), lab.namespace("other")
+    lab.link(node, other)
+    node.run(["nft", "-f", "-"], stdin=TRACKED)
+    plan = make_plan(node)
+    node.run(["nft", "add", "rule", "inet", "fw", "in", "ip", "saddr", "192.0.2.7", "drop"])
+    prepared = apply.prepare(plan, judge_plan)
+    assert "judged again" in prepared.warnings[0]
+    assert prepared.plan.fingerprint != plan.fingerprint
+    node.run(["nft", "add", "rule", "inet", "fw", "in", "ip", "saddr", "192.0.2.8", "drop"])
+    trial = apply.start(prepared, 30)  # once more, between prepare and start
+    assert undo.applied(node.inum)
+    apply.revert(trial)
+    node.run(["nft", "-f", "-"], stdin="table ip nat {\nchain pre {\n"
+             "type nat hook prerouting priority dstnat;\n"
+             f"tcp dport {PORT} redirect to :9\n}}\n}}\n")  # fmt: skip
+    before = rules_of(node)
+    with pytest.raises(CtraceError, match=f"tcp/{PORT} is (unsafe|cannot-say)"):
+        apply.prepare(plan, judge_plan)
+    assert rules_of(node) == before
 
 
 @pytest.mark.kernel

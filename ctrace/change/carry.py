@@ -1,0 +1,64 @@
+"""Connections that began untracked, given entries before they are tracked again.
+
+When NOTRACK ends, a firewall that takes only a SYN as the beginning of a connection
+would drop or reset those that are open, since conntrack sees them in mid-stream: as
+NEW, or as INVALID with nf_conntrack_tcp_loose=0. Every open TCP socket of this host
+says what its entry would be, so it is made; a packet that is not tracked yet does not
+touch it. Forwarded connections have no socket here: for those there is only a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from ctrace.errors import CtraceError
+from ctrace.host import ctnetlink, sock_diag
+from ctrace.host.ctnetlink import Flow
+from ctrace.host.sock_diag import Connection
+
+HERE: Final = "/proc/thread-self/ns/net"
+LONGEST_S: Final = 8000
+"""Timeout of such an entry until its first packet: above two hours, when TCP keep-alive asks."""
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+def carry_over(services: Collection[tuple[str, str, int]]) -> int:
+    """Make the entries of the open connections of (role, protocol, port); how many.
+
+    In the namespace that this thread is in. What cannot be made is left out: it fares as
+    it would have without.
+    """
+    accepted = {port for role, proto, port in services if proto == "tcp" and role != "client"}
+    called = {port for role, proto, port in services if proto == "tcp" and role == "client"}
+    if not accepted and not called:
+        return 0
+    try:
+        flows = list(_flows(sock_diag.connections().values(), accepted, called))
+        return ctnetlink.insert(HERE, flows, min(_established(), LONGEST_S)) if flows else 0
+    except (CtraceError, OSError):
+        return 0
+
+
+def _flows(sockets: Collection[Connection], accepted: set[int], called: set[int]) -> Iterator[Flow]:
+    for one in sockets:
+        if one.state == sock_diag.SYN_SENT:
+            continue  # its SYN is sent again, and is tracked then
+        here, there = _plain(one.here), _plain(one.there)
+        if one.sport in accepted:
+            yield Flow(there, here, one.dport, one.sport)
+        elif one.dport in called:
+            yield Flow(here, there, one.sport, one.dport)
+
+
+def _plain(address: bytes) -> bytes:
+    """An IPv4 address in an IPv6 socket is one of IPv4 on the wire."""
+    return address[12:] if len(address) == 16 and address[:12] == _MAPPED else address
+
+
+def _established() -> int:
+    try:
+        with open("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return LONGEST_S

@@ -1,0 +1,101 @@
+"""What applying a plan runs, in order; also as text, and as a test that changes nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Final, Optional
+
+from ctrace.change import shell_lines
+from ctrace.change.plan import CtTimeout, Plan
+from ctrace.change.undo import nft_objects
+from ctrace.errors import CtraceError
+from ctrace.host import commands, commands_in
+from ctrace.ruleset import notrack, notrack_iptables, notrack_nft
+from ctrace.ruleset.installed import XT_TOOLS
+
+LONGEST_S: Final = 3600
+"""Of a trial."""
+BACKSTOP_S: Final = 3
+"""How long after a trial's end the kernel disarms the rules by itself, if nobody has taken them
+back: time for the guard to do that first, which also makes the open connections' entries."""
+
+
+def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> str:
+    """The whole plan as text: what it is for, everything that is run, and how to undo it.
+
+    ``enter`` begins a command that has to run in the plan's namespace.
+    """
+    lines = [f"Plan for network namespace {plan.netns_name} (netns:{plan.netns}):"]
+    for lever in plan.levers:
+        what = "take out of connection tracking"
+        if isinstance(lever, CtTimeout):
+            what = ", ".join(f"{state} {value} s" for state, value in lever.policy)
+        lines.append(f"  {lever.proto}/{lever.port} ({', '.join(lever.roles)}): {what}")
+    deadline = time.time() + (seconds or 0)
+    for step in steps(plan, seconds, deadline):
+        lines += ["", f"# {' '.join(step.argv)}", step.stdin.rstrip()]
+    flush = [commands_in.inside(enter, " ".join(argv)) for argv in shell_lines.flush_commands(plan)]
+    if flush:
+        lines += ["", "# old entries, once confirmed and only if asked (--flush)", *flush]
+    undo = commands_in.inside(enter, shell_lines.undo_line(plan))
+    lines += ["", f"# undo: ctrace undo, or by hand: {undo}"]
+    return "\n".join(lines) + "\n"
+
+
+def steps(plan: Plan, seconds: Optional[int], deadline: float = 0.0) -> list[notrack.Step]:
+    """What is run, in order: accepts of other tools first, the untracking rules last.
+
+    For ``seconds`` until ``deadline`` (UTC); the kernel disarms them :data:`BACKSTOP_S` later.
+    None: they stay.
+    """
+    late = None if seconds is None else seconds + BACKSTOP_S
+    found = []
+    for tool in XT_TOOLS:
+        for family in families():
+            text = notrack_iptables.accepts(plan, tool, family)
+            if text:
+                found.append(notrack.Step(notrack_iptables.restore_argv(tool, family), text))
+    if plan.backend == "nft":
+        found.append(notrack.Step(("nft", "-f", "-"), notrack_nft.script(plan, late)))
+        return found
+    accepts = notrack_nft.accepts(plan)
+    if accepts:
+        found.append(notrack.Step(("nft", "-f", "-"), "\n".join(accepts) + "\n"))
+    until = None
+    if seconds is not None:
+        until = datetime.fromtimestamp(deadline + BACKSTOP_S, timezone.utc)
+    for family in families():
+        text = notrack_iptables.restore(plan, family, until)
+        found.append(notrack.Step(notrack_iptables.restore_argv(plan.backend, family), text))
+    return found
+
+
+def check(plan: Plan) -> None:
+    """Let the tools themselves say whether the kernel would take it; changes nothing."""
+    for step in steps(plan, LONGEST_S, time.time() + LONGEST_S):
+        program, *rest = step.argv
+        extra = "-c" if program == "nft" else "--test"
+        try:
+            commands.run((program, extra, *rest), step.stdin)
+        except CtraceError as error:
+            raise CtraceError(f"the plan can't be applied here: {error}") from None
+
+
+def families() -> tuple[str, ...]:
+    """The families that this kernel has (ipv6.disable=1 leaves one)."""
+    return ("ip", "ip6") if os.path.exists("/proc/sys/net/ipv6") else ("ip",)
+
+
+def to_be_made(plan: Plan) -> set[str]:
+    """nft's names for what iptables-nft will make in ``raw`` and leave behind when emptied."""
+    if plan.backend != "iptables-nft" or not commands.have("nft"):
+        return set()
+    made = set()
+    for family in families():
+        there = nft_objects(family, "raw")
+        names = (f"{family} raw", f"{family} raw PREROUTING", f"{family} raw OUTPUT")
+        made |= {name for name in names if name not in there}
+    return made
