@@ -15,6 +15,13 @@ HIGH = 0.75
 """Share of the limit from which a table that is not refusing is called HIGH: one burst away."""
 
 
+SOON = 3600.0
+"""Seconds: a table that would be full later than that is not called FILLING while it is
+nearly empty, for no load stays as it is for so long."""
+FILLED = 0.25
+"""Share of the limit from which a forecast of any length is told first."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One table's state, or that of the whole host."""
@@ -75,7 +82,7 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     if table.rates.drop or table.rates.insert_failed:
         lost = table.rates.drop + table.rates.insert_failed
         return Verdict("LOSING", f"{fmt.per_second(lost)} new entries fail at {fill}", "bad")
-    if table.seconds_to_full is not None:
+    if table.seconds_to_full is not None and (table.fill >= FILLED or table.seconds_to_full < SOON):
         when = until(table.seconds_to_full, table.seconds_to_full_error)
         level = "bad" if table.seconds_to_full < 120 else "warn"
         return Verdict("FILLING", f"{fill}, at its limit in {when}", level)

@@ -188,6 +188,15 @@ def test_time_to_full_is_told_with_its_error() -> None:
     )
 
 
+def test_a_table_that_is_nearly_empty_is_healthy_first() -> None:
+    """However long a forecast: 0.1 % full in three hours is no trouble."""
+    calm = samples.calm()
+    table = replace(calm.tables[0], seconds_to_full=9000.0, seconds_to_full_error=2000.0)
+    assert "HEALTHY" in printed(replace(calm, tables=(table,)), 80, 24, TERMINAL)
+    soon = replace(table, seconds_to_full=600.0, seconds_to_full_error=60.0)
+    assert "FILLING" in printed(replace(calm, tables=(soon,)), 80, 24, TERMINAL)
+
+
 def test_the_table_in_trouble_is_the_one_shown() -> None:
     text = printed(samples.namespaces(), 120, 40, TERMINAL)
     assert "in pod-08" in text
