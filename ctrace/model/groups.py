@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ctrace.batch import Clock, Owner
 from ctrace.model import histogram, stays
-from ctrace.model.composition import Looks, compose
+from ctrace.model.composition import Looks, closed, compose
+from ctrace.model.forecast import Staying
 from ctrace.model.heavy import COUNTERS
 from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TCP, TIME_SHIFT, has_port, key_hash
 from ctrace.model.levels import Level, Levels
@@ -295,11 +296,13 @@ class Group:
 
     def _detail(self, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         life = np.zeros(histogram.BINS, np.int64)
-        residence = life.copy()
+        looked, residence = life.copy(), life.copy()
         for level, slots in self._rich(at):
             life += level.rich.life[slots].sum(axis=0, dtype=np.int64)
+            looked += level.rich.looked_life[slots].sum(axis=0, dtype=np.int64)
             residence += level.rich.residence[slots].sum(axis=0, dtype=np.int64)
-        return life, residence
+        # one or the other: together they would count entries twice
+        return looked if looked.sum() > life.sum() else life, residence
 
     # -- showing --------------------------------------------------------------
 
@@ -350,6 +353,20 @@ class Group:
         ended = int(self.sums["inserts"][at]) - born
         living = stays.Living(ages, born - young, young, late / 2)
         return stays.survival(residence, ended, living)
+
+    def staying(self, at: int) -> Optional[Staying]:
+        """What a forecast of a key's entries rests on; None for too few."""
+        if self.held[at] < ENOUGH:
+            return None
+        curve, looks = self.stays(at), self.looks_at(at)
+        ages = looks["now"][~np.isnan(looks["now"])].astype(float)
+        ages = np.quantile(ages, np.linspace(0, 1, _SPREAD)) if ages.size else [curve.until]
+        left = looks["left"][~np.isnan(looks["left"])]
+        waiting = len(looks) > 0 and closed(looks).mean() > 0.95
+        return Staying(
+            curve, np.array(ages), float(np.quantile(left, 0.05)) if left.size else 0.0,
+            bool(waiting),
+        )  # fmt: skip
 
     def percentiles(self, at: int) -> tuple[Percentiles, Percentiles]:
         """Life and residence of a key."""

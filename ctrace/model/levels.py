@@ -35,11 +35,14 @@ from ctrace.model.keys import (
 from ctrace.model.pairing import EXISTING, UNKNOWN
 from ctrace.model.rich import YOUNG_NS, RichPool, registers_of
 from ctrace.model.scatter import Rows, add_at
+from ctrace.model.timeouts import Timeouts
 from ctrace.record import Kind, Reason, Status
 
 SEEN_REPLY: Final = np.uint16(int(Status.SEEN_REPLY))
 _DIRECTION_SAMPLE: Final = 1024
 _SWAPS: Final = 32
+_TICK_MS: Final = np.float32(50)
+"""What a time in ticks, and its reader, may be late by."""
 SAMPLED: Final = 8
 ENDS_MEASURED: Final = 16_384
 """Lifetimes measured in a window (of 131,072 events); ``n`` of percentiles counts these."""
@@ -75,8 +78,9 @@ class Details:
 
 
 def details(
-    w: Window, ends: Rows, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int
-) -> Details:
+    w: Window, ends: Rows, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int,
+    timeouts: Timeouts,
+) -> Details:  # fmt: skip
     """Look once at what all tables need, with what pairing told of ``ends`` and each event.
 
     They are one of ``part``.
@@ -110,7 +114,9 @@ def details(
     milliseconds = age.take(residence).astype(np.float32)
     milliseconds *= np.float32(1e-6)
     idle = w.idle_ms(ends.take(residence))
-    told = np.flatnonzero(idle >= 0)
+    # longer idle than it existed is impossible: that was not the timeout that it had
+    sure = (idle >= 0) & (idle <= milliseconds + _TICK_MS)
+    told = np.flatnonzero(sure & ~timeouts.doubtful(w, ends.take(residence)))
     life = milliseconds.take(told) - idle.take(told).astype(np.float32)
     np.maximum(life, np.float32(0), out=life)
     born = w.where(Kind.INSERT)
@@ -292,6 +298,7 @@ class Levels:
         def rich(n: int) -> int:
             return min(max(8, int(n * scale)), 60_000)
 
+        self.timeouts = Timeouts()
         self.pair = Level(rows(28_000), rich(384))
         self.target = Level(rows(14_000), rich(384), distinct=True)
         self.source = Level(rows(8_000), rich(96))
@@ -357,7 +364,7 @@ class Levels:
 
         One end of ``part`` was looked for.
         """
-        d = details(w, ends, age, extra, owned, part)
+        d = details(w, ends, age, extra, owned, part, self.timeouts)
         opener = extra & np.uint16(EXISTING - 1)
         meta, target = w.meta, w.target_hash
         opened = np.flatnonzero(opener)

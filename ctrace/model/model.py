@@ -178,6 +178,8 @@ class Model:
             self._sample.dumped(w, at)
         at = w.where(Kind.MET)
         if at.size:
+            if self._hooks.family != "netlink":  # which never knows the timeout in force
+                self._levels.timeouts.learn(w, at)
             self._sample.met(w, at, *self._births.peek(w.ct[at], w.meta[at], w.ts[at]))
         at = w.where(Kind.SAMPLED)
         if not at.size:
@@ -304,7 +306,7 @@ class Model:
             return self._seen(), self._event_rates
         if counted_here and tables:
             return tables[0].totals, tables[0].rates
-        _, totals, rates, _ = told.get(netns, NOTHING)
+        _, totals, rates, *_ = told.get(netns, NOTHING)
         return totals, rates
 
     def _group(self, name: str, scope: Scope = EVERYTHING) -> Group:
@@ -343,6 +345,7 @@ class Model:
                 ),
                 Rates(insert=float(group.rate[at]), drop=float(group.drop_rate[at])),
                 group.composition(at),
+                group.staying(at),
             )  # fmt: skip
         return found
 

@@ -36,6 +36,8 @@ class RichPool:
         self.slots = slots
         n = slots + 1
         self.life = np.zeros((n, BINS), np.uint32)
+        self.looked_life = np.zeros((n, BINS), np.uint32)
+        """Of closed entries that were looked at: each of those is in ``life`` again, at its end."""
         self.residence = np.zeros((n, BINS), np.uint32)
         self.states = np.zeros((n, STATES), np.uint32)
         self.looks = np.zeros((n, len(LOOKS)), np.uint32)
@@ -73,7 +75,7 @@ class RichPool:
     def parts(self) -> list[npt.NDArray[Any]]:
         """Every array."""
         parts: list[npt.NDArray[Any]] = [
-            self.life, self.residence, self.states, self.looks, self.timeout,
+            self.life, self.looked_life, self.residence, self.states, self.looks, self.timeout,
             self.trend, self.samples,
         ]  # fmt: skip
         return [*parts, self.sources] if self.sources is not None else parts
@@ -85,6 +87,7 @@ class RichPool:
     def merge(self, mine: int, other: RichPool, theirs: int) -> None:
         """Add what a slot of another pool has counted."""
         self.life[mine] += other.life[theirs]
+        self.looked_life[mine] += other.looked_life[theirs]
         self.residence[mine] += other.residence[theirs]
         self.states[mine] += other.states[theirs]
         self.looks[mine] += other.looks[theirs]
@@ -115,7 +118,7 @@ class RichPool:
         self.count_states(slots, seen)
         closed = slots[seen[1]]
         self.timeout[closed] = timeout[seen[1]]
-        add_at(self.life.reshape(-1), closed * BINS + life_bin[seen[1]], 1)
+        add_at(self.looked_life.reshape(-1), closed * BINS + life_bin[seen[1]], 1)
 
     def count_states(self, slots: Rows, seen: list[npt.NDArray[np.bool_]]) -> None:
         """Count looks that tell no life."""

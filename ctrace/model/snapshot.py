@@ -121,7 +121,13 @@ class Table:
     totals: Counted = Counted()
     rates: Rates = Rates()
     seconds_to_full: Optional[float] = None
+    """Until it is full, from the rate of new entries and how long they stay; None where it does not
+    rise, or may never fill."""
     seconds_to_full_error: Optional[float] = None
+    """What that may be off by, either way."""
+    levels_off: Optional[float] = None
+    """Entries that it levels off at while it rises; None where that is not known."""
+    levels_off_error: Optional[float] = None
     composition: Composition = Composition()
     """What the table is made of."""
     full_since: Optional[float] = None

@@ -12,15 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Clock, Counts, Netns, TableReading
+from ctrace.model.forecast import Reading, Staying, forecast
 from ctrace.model.history import Points
 from ctrace.model.snapshot import Composition, Counted, Rates, Reconciliation, Table
 from ctrace.record import KIND_OF, N_REASONS, Kind, Reason
 
 READINGS: Final = 60
-"""Readings that the forecast fits a line through."""
-FORECAST_NS: Final = 60_000_000_000
-_HORIZON: Final = 7 * 86400.0
-"""A table that would be full later than this is not filling."""
+"""Readings that a forecast goes back at most."""
 FULL_NS: Final = 5_000_000_000
 """How long after the last refusal or eviction a table still counts as full."""
 WALKS: Final = 16
@@ -42,9 +40,9 @@ _REASONS_OF = {
 _EVICTED: Final = [int(Reason.EVICTED), int(Reason.GC_PRESSURE)]
 
 
-Known = tuple[int, Counted, Rates, Composition]
-"""What events and looks tell of a namespace: entries held, totals, rates, composition."""
-NOTHING: Final[Known] = (0, Counted(), Rates(), Composition())
+Known = tuple[int, Counted, Rates, Composition, Optional[Staying]]
+"""What events and looks tell of a namespace: entries held, totals, rates, composition, stay."""
+NOTHING: Final[Known] = (0, Counted(), Rates(), Composition(), None)
 
 
 def counted(counts: npt.NDArray[np.generic]) -> Counted:
@@ -165,7 +163,7 @@ class Dumped:
 @dataclass
 class _State:
     reading: Optional[TableReading] = None
-    readings: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=READINGS))
+    readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=READINGS))
     counts: Counts = field(default_factory=lambda: np.zeros(N_REASONS, np.uint64))
     base: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(N_REASONS, np.int64))
     at_first: Optional[npt.NDArray[np.int64]] = None
@@ -253,7 +251,8 @@ class Tables:
             state.readings.clear()
             return
         state.reading = reading
-        state.readings.append((reading.at or until, reading.count))
+        inserted = counted(state.totals()).insert
+        state.readings.append(Reading((reading.at or until) / 1e9, reading.count, inserted))
         if reading.met:
             state.met.see(reading.met, reading.met_assured)
         for name, value in reading.stats.items():
@@ -312,7 +311,7 @@ class Tables:
             totals, rates = events[1], events[2]
         count = reading.count if reading else (events[0] if events else 0)
         limit = reading.max if reading else 0
-        seconds, error = forecast(list(state.readings), limit)
+        ahead = forecast(list(state.readings), limit, events[4] if events else None)
         full, met = state.full_since, state.met.share()
         chains = state.stats.get("chaintoolong", Rising()).total
         everywhere = [other.reading.count for other in self._states.values() if other.reading]
@@ -328,8 +327,10 @@ class Tables:
             pinned_error=met[1] if met else None,
             totals=totals,
             rates=rates,
-            seconds_to_full=seconds,
-            seconds_to_full_error=error,
+            seconds_to_full=ahead.full,
+            seconds_to_full_error=ahead.full_error,
+            levels_off=ahead.level,
+            levels_off_error=ahead.level_error,
             full_since=None if full is None else self._clock.utc(full) / 1e9,
             composition=events[3] if events else Composition(),
             off_by=self._off_by(state),
@@ -363,40 +364,3 @@ class Tables:
                 "insert_failed", ours(Reason.CLASH, Reason.CHAIN_TOO_LONG, Reason.FAILED)
             ),
         )
-
-
-def forecast(  # noqa: PLR0911 - each way of not knowing by itself
-    readings: list[tuple[int, int]], limit: int
-) -> tuple[Optional[float], Optional[float]]:
-    """Seconds until ``limit`` at the present growth, with its standard error.
-
-    A least-squares line through the readings of the last minute, (boot ns, count)
-    each. Unknown when there is no limit, when there are fewer than four readings, or
-    when the growth is not at least twice its own error.
-    """
-    if not limit or not readings:
-        return None, None
-    last, count = readings[-1]
-    if count >= limit:
-        return 0.0, 0.0
-    points = [(at, n) for at, n in readings if last - at <= FORECAST_NS]
-    if len(points) < 4:
-        return None, None
-    t = np.array([at - last for at, _ in points], float) / 1e9
-    y = np.array([n for _, n in points], float)
-    spread = t - t.mean()
-    square = float((spread**2).sum())
-    if square <= 0:
-        return None, None
-    slope = float((spread * (y - y.mean())).sum() / square)
-    level = float(y.mean() - slope * t.mean())
-    residual = float(((y - level - slope * t) ** 2).sum()) / (len(t) - 2)
-    slope_error = math.sqrt(residual / square)
-    if slope <= 0 or slope < 2 * slope_error:
-        return None, None
-    seconds = max(0.0, (limit - level) / slope)
-    if seconds > _HORIZON:
-        return None, None
-    now_error = math.sqrt(residual * (1 / len(t) + float(t.mean()) ** 2 / square))
-    error = math.hypot(seconds * slope_error, now_error) / slope
-    return seconds, error

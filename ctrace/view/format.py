@@ -17,6 +17,8 @@ from typing import Final, Optional
 
 from rich.cells import cell_len, set_cell_size
 
+from ctrace.model.snapshot import Percentiles
+
 THIN: Final = "\u202f"
 UNKNOWN: Final = "-"
 ELLIPSIS: Final = "…"
@@ -148,6 +150,13 @@ def duration(seconds: Optional[float]) -> str:
         if seconds < below * unit:
             return f"{_figures(seconds / unit)} {name}"
     return f"{count(seconds / 86400)} d"
+
+
+def stays(residence: Percentiles) -> str:
+    """How long entries stay: the median, or ``>15 s`` while only that much is known."""
+    if residence.p50 is None and residence.at_least is not None:
+        return ">" + duration(residence.at_least)
+    return duration(residence.p50)
 
 
 def _figures(number: float) -> str:

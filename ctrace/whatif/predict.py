@@ -13,7 +13,7 @@ from typing import Final, Optional
 
 import numpy as np
 
-from ctrace.model.snapshot import Culprit, Table
+from ctrace.model.snapshot import Culprit, Percentiles, Table
 from ctrace.whatif.table import (
     GC_SCAN_INTERVAL_CLAMP,
     GC_SCAN_INTERVAL_MAX,
@@ -63,7 +63,21 @@ def shortened(culprit: Culprit, share: float, old: float, new: float) -> Range:
     # Without and with the full lag on both sides of the comparison.
     bare = affected * (1 - new / old)
     lagged = affected * (1 - (new + GC_MEAN) / (old + GC_MEAN))
-    return Range(min(bare, lagged), max(bare, lagged))
+    return _by_timeout(culprit.residence, new, Range(min(bare, lagged), max(bare, lagged)))
+
+
+def _by_timeout(stays: Percentiles, new: float, freed: Range) -> Range:
+    """Less, where something else than the timeout ends entries: a port that is used again, an RST.
+
+    Those that go before the new timeout anyway are not freed by it.
+    """
+    if stays.by == "timeout":
+        return freed
+    if stays.p90 is not None and stays.p90 <= new:
+        return Range(0.0, 0.1 * freed.high)
+    if stays.p50 is None or stays.p50 > new:
+        return freed
+    return Range(0.0, freed.high)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from kit.shapes import NETNS, SECOND, START, Trace, steady
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Reconciliation, Table
-from ctrace.model.tables import ENOUGH, FEW, WALKS, Dumped, PinnedSample, Rising, forecast
+from ctrace.model.tables import ENOUGH, FEW, WALKS, Dumped, PinnedSample, Rising
 from ctrace.record import N_REASONS, Reason, empty
 
 OFFSET = 1_700_000_000 * SECOND
@@ -40,42 +40,6 @@ def counts(**by_reason: int) -> dict[int, np.ndarray]:
 
 def at(second: float) -> int:
     return START + int(second * SECOND)
-
-
-def test_a_straight_line_is_forecast_exactly() -> None:
-    points = [(at(i), 100 + 10 * i) for i in range(10)]
-    seconds, error = forecast(points, 1000)
-    assert seconds == pytest.approx((1000 - 190) / 10)
-    assert error == pytest.approx(0, abs=1e-6)
-
-
-@given(st.integers(0, 2**32))
-def test_a_noisy_line_is_forecast_within_its_error(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    points = [(at(i), round(100 + 20 * i + rng.normal(0, 5))) for i in range(40)]
-    seconds, error = forecast(points, 2000)
-    assert seconds is not None
-    assert error is not None
-    assert abs(seconds - (2000 - 880) / 20) < 6 * error + 1
-
-
-@pytest.mark.parametrize(
-    ("points", "limit"),
-    [
-        ([], 1000),
-        ([(at(0), 5), (at(1), 6)], 1000),  # too few readings
-        ([(at(i), 500) for i in range(20)], 1000),  # not growing
-        ([(at(i), 900 - 9 * i) for i in range(20)], 1000),  # shrinking
-        ([(at(i), 10 * i) for i in range(20)], 0),  # no limit
-        ([(at(i), i // 10) for i in range(20)], 10**9),  # years away
-    ],
-)
-def test_no_forecast_where_there_is_none(points: list[tuple[int, int]], limit: int) -> None:
-    assert forecast(points, limit) == (None, None)
-
-
-def test_a_full_table_is_full_now() -> None:
-    assert forecast([(at(0), 1000)], 1000) == (0.0, 0.0)
 
 
 def test_counters_agree_with_the_kernels() -> None:

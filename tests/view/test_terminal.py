@@ -143,7 +143,7 @@ def test_one_answer_as_json() -> None:
     assert shown["hooks"]["family"]
     assert shown["interval_s"] == pytest.approx(6, abs=1)
     (table,) = shown["tables"]
-    assert table["seconds_to_full"] > 10 * table["seconds_to_full_error"] > 0
+    assert table["seconds_to_full"] is None  # its entries stay for 30 s: it never fills
     if shown["hooks"]["family"] != "netlink":
         assert (table["pinned"], table["pinned_error"] > 0) == (0, True)
     assert shown["filter"] == f"proto=udp netns={here.inum}"

@@ -98,6 +98,8 @@ def _table(table: Table, absent: frozenset[str]) -> dict[str, Any]:
         "full_since": utc_seconds(table.full_since),
         "seconds_to_full": _round(table.seconds_to_full),
         "seconds_to_full_error": _round(table.seconds_to_full_error),
+        "levels_off": _round(table.levels_off),
+        "levels_off_error": _round(table.levels_off_error),
         "totals": told(dataclasses.asdict(table.totals), absent),
         "rates_per_s": told(_rounded(dataclasses.asdict(table.rates)), absent),
         "off_by": dataclasses.asdict(table.off_by),

@@ -239,7 +239,7 @@ def _culprits(snapshot: Snapshot) -> str:
             f"{fmt.share(part)}",
             fmt.count(c.inserts),
             fmt.duration(c.life.p50),
-            fmt.duration(c.residence.p50),
+            fmt.stays(c.residence),
             fmt.duration(c.residence.p99),
             _number(c.drops, "bad"),
             fmt.count(c.ends.evicted),

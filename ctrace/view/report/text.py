@@ -175,7 +175,7 @@ def culprits(snapshot: Snapshot, limit: int) -> Grid:
             fmt.share(c.table_seconds / whole),
             fmt.count(c.inserts),
             fmt.duration(c.life.p50),
-            fmt.duration(c.residence.p50),
+            fmt.stays(c.residence),
             fmt.count(c.held),
             Text(number(snapshot.hooks, "drops", c.drops), style="red" if c.drops else ""),
             _owner(c),

@@ -90,7 +90,7 @@ def culprit_columns(
         Column("new", "NEW/s", lambda c, _: fmt.rate(c.new_per_s), 1, 6, sort="new"),
         Column("life", "LIFE", lambda c, _: fmt.duration(c.life.p50), 2, 6, sort="life"),
         Column("life99", "p99", lambda c, _: fmt.duration(c.life.p99), 12, 6, style=dim),
-        Column("stays", "IN TABLE", lambda c, _: fmt.duration(c.residence.p50), 2, 6,
+        Column("stays", "IN TABLE", lambda c, _: fmt.stays(c.residence), 2, 6,
                sort="residence"),
         Column("held", "HELD", lambda c, _: fmt.count(c.held), 0, 6, sort="held",
                style=lambda c, p: p.strong if c.share >= 0.2 else p.text),

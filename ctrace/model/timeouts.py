@@ -1,0 +1,50 @@
+"""Which entries do not have the timeout that the kernel's settings give them now.
+
+How long an entry was idle is told from the timeout in force at its end. That is another one than
+it had where the setting was lowered meanwhile, or a ``ct timeout`` policy chose it; a look at a
+living entry tells both: what it has left is more than the timeout in force, or its policy is seen.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model.keys import SERVICE_MASK, Window
+from ctrace.model.scatter import Rows
+
+LATER_MS: Final = 90_000
+"""Expired entries are collected so much later at most (gc_worker, nf_conntrack_core.c)."""
+MOST: Final = 256
+"""Services that are remembered."""
+
+
+class Timeouts:
+    """Services whose entries' lives are not told from their ends for a while."""
+
+    def __init__(self) -> None:
+        self._until: dict[int, int] = {}
+
+    def learn(self, w: Window, at: Rows) -> None:
+        """Take looks at living entries."""
+        over = w.events["overdue_ms"][at]
+        at = at[(w.idle_ms(at) < 0) & (w.events["timeout_ms"][at] == 0) & (over < 0)]
+        left = -w.events["overdue_ms"][at].astype(np.int64)
+        until = w.ts.take(at).astype(np.int64) + (left + LATER_MS) * 1_000_000
+        for service, end in zip(
+            (w.meta.take(at) & SERVICE_MASK).tolist(), until.tolist(), strict=True
+        ):
+            self._until[service] = max(end, self._until.get(service, 0))
+        while len(self._until) > MOST:
+            self._until.pop(next(iter(self._until)))
+
+    def doubtful(self, w: Window, at: Rows) -> npt.NDArray[np.bool_]:
+        """Which of these ends are of such a service."""
+        if not self._until or not at.size:
+            return np.zeros(at.size, bool)
+        now = int(w.ts[0])
+        services = np.array([one for one, end in self._until.items() if end >= now], np.uint64)
+        found: npt.NDArray[np.bool_] = np.isin(w.meta.take(at) & SERVICE_MASK, services)
+        return found
