@@ -97,6 +97,10 @@ class AttachType(IntEnum):
 
 F_MMAPABLE: Final = 1 << 10
 
+ENOTSUPP: Final = 524
+"""The kernel's own "not supported", which the C library has no words for: so answers a
+machine without trampolines (arm64 before 6.4) to who attaches to a function."""
+
 
 class BpfError(CtraceError):
     """A refused bpf(2) call: ``errno`` and, for programs, the verifier's last words."""
@@ -105,7 +109,8 @@ class BpfError(CtraceError):
         self.errno = number
         self.log = log
         hint = f": {log.strip().splitlines()[-1]}" if log.strip() else ""
-        super().__init__(f"{what}: {os.strerror(number)}{hint}")
+        why = "not supported by this kernel on this machine" if number == ENOTSUPP else None
+        super().__init__(f"{what}: {why or os.strerror(number)}{hint}")
 
 
 def _numbers() -> tuple[int, int]:

@@ -13,7 +13,7 @@ from ctrace.capture.family import Capture
 from ctrace.capture.function_hooks import HOOKS, Hook, arguments, fits
 from ctrace.capture.live import LiveSource
 from ctrace.host.netns import Namespace
-from ctrace.kernel import layout
+from ctrace.kernel import bpf, layout
 from ctrace.record import Events, empty
 
 
@@ -85,3 +85,10 @@ def test_a_signature_that_nothing_tells_is_taken_of_old_kernels_only(
     monkeypatch.setattr(function_hooks, "known_args", lambda _: None)
     monkeypatch.setattr(layout, "running", lambda: layout.Layout(defines))
     assert fits(ALLOC) is taken
+
+
+def test_the_kernels_own_not_supported_has_words() -> None:
+    """524 is no number of the C library: arm64 before 6.4 answers with it."""
+    said = str(bpf.BpfError("cannot attach to function", 524))
+    assert "not supported" in said
+    assert "524" not in said
