@@ -59,10 +59,7 @@ def send(space: Namespace, n: int, first: int = 20_000) -> None:
 
 def counted(space: Namespace) -> int:
     """Entries as the kernel counts them."""
-    with (
-        netns.enter(space.path),
-        open("/proc/sys/net/netfilter/nf_conntrack_count") as file,
-    ):
+    with netns.enter(space.path), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
         return int(file.read())
 
 

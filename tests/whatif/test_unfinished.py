@@ -16,7 +16,7 @@ TIMES = st.floats(0, 100, allow_nan=False)
 def test_nobody_is_given_an_end_that_its_age_excludes(ends: list[float], ages: list[float]) -> None:
     stayed, age = np.array(ends), np.array(ages)
     chosen = _like(stayed, np.append(stayed, age), age, np.random.default_rng(0))
-    for at, old in zip(chosen.tolist(), ages, strict=True):
+    for at, old in zip(chosen.tolist(), ages):
         assert (at == -1) == (old >= max(ends))
         assert at == -1 or ends[at] > old
 
