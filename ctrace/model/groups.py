@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from ipaddress import ip_address
 from typing import Any, Final, Optional
 
@@ -143,6 +144,28 @@ class Group:
         at = np.flatnonzero((key[:, 1] == low) & (key[:, 0] == high) & (key[:, 2] == meta))
         drops, inserts = (float(self.sums[name][at].sum()) for name in ("drops", "inserts"))
         return drops / (drops + inserts) if drops + inserts else None
+
+    def processes(self) -> npt.NDArray[np.uint64]:
+        """Of each pair (process, number of its unit): who opened it, or listens for it; 0: none."""
+        first = self._members[self._bounds[:-1]]
+        table = self._parts[0].level.table
+        found = np.zeros((self.n, 2), np.uint64)
+        found[:, 0] = table.owner[self._row_of[first]]
+        meta = self.key[:, 2] & SERVICE_MASK
+        for (netns, proto, port), owner in self._context.listeners.items():
+            here = meta == np.uint64(netns << 32 | proto << 16 | port)
+            found[here & (found[:, 0] == 0), 0] = owner.key
+        for process in np.unique(found[:, 0]):
+            if process:
+                found[found[:, 0] == process, 1] = unit_number(self.unit_of(int(process)))
+        return found
+
+    def unit_of(self, process: int) -> str:
+        """A process' container or unit; empty if it has none."""
+        known = self._context.owners.get(process) or next(
+            (one for one in self._context.listeners.values() if one.key == process), None
+        )
+        return known.unit if known else ""
 
     # -- collecting -----------------------------------------------------------
 
@@ -627,6 +650,11 @@ def share(part: int, ended: int, looks: Mapping[str, int], name: str) -> Optiona
     if young >= ENOUGH > ended:
         return min(1.0, looks[name] / young)
     return part / ended if ended else None
+
+
+def unit_number(name: str) -> int:
+    """The same number for a name from second to second; 0 for none."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=7).digest(), "little") if name else 0
 
 
 def _way(flags: int) -> str:

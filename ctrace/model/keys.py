@@ -52,7 +52,7 @@ _C2: Final = np.uint64(0x165667B19E3779F9)
 _C3: Final = np.uint64(0xD6E8FEB86659FD93)
 _C4: Final = np.uint64(0xFF51AFD7ED558CCD)
 _LOW_HALF: Final = np.uint64(0xFFFFFFFF)
-_MAPPED: Final = np.uint64(int.from_bytes(MAPPED_PREFIX[8:], "little"))
+MAPPED: Final = np.uint64(int.from_bytes(MAPPED_PREFIX[8:], "little"))
 _IDENTITY_MIX: Final = np.uint64(0xE7037ED1A0B428DB)
 _S32: Final = np.uint64(32)
 _S48: Final = np.uint64(48)
@@ -126,7 +126,7 @@ def address_hash(high: U64, low: U64) -> U64:
     Only the last four bytes count for IPv4, whose others are always the same.
     """
     h = (low >> _S32) * _C1
-    h += ((low & _LOW_HALF) - _MAPPED) * _C4
+    h += ((low & _LOW_HALF) - MAPPED) * _C4
     h += (high ^ (high >> _S32)) * _C0
     return h
 

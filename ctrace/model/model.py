@@ -12,7 +12,7 @@ from ctrace.batch import Batch, Clock, HookInfo, Owner, SelfCost
 from ctrace.errors import UsageError
 from ctrace.model import causes
 from ctrace.model.composition import Looks
-from ctrace.model.groups import Context, Group
+from ctrace.model.groups import Context, Group, unit_number
 from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
 from ctrace.model.levels import Levels
@@ -21,9 +21,10 @@ from ctrace.model.ports import SourcePorts
 from ctrace.model.sample import ROWS, Sample
 from ctrace.model.scatter import Rows
 from ctrace.model.scope import Scope
-from ctrace.model.snapshot import GROUPS, SORTS, Counted, Memory, Rates, Snapshot, Table
+from ctrace.model.snapshot import GROUPS, SORTS, Counted, Holder, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import NOTHING, Known, Tables, counted, per_second
 from ctrace.model.victims import Victims
+from ctrace.model.who import Names, Told, weighed
 from ctrace.record import N_REASONS, PART, Events, Kind
 
 EARLY_NS: Final = 50_000_000
@@ -38,6 +39,8 @@ NAMES_LIMIT: Final = 65_536
 EVERYTHING: Final = Scope()
 VICTIMS_SHOWN: Final = 50
 TOP: Final = 10
+SCOPES: Final = 8
+"""Answers of who that are kept from second to second."""
 
 _KEY_BYTES: Final = 22 << 20
 """About what the tables of keys take at scale 1."""
@@ -81,6 +84,7 @@ class Model:
             scale *= 0.95
             self._levels = Levels(scale)
         self._ports = SourcePorts()
+        self._who: dict[tuple[str, Scope], Told] = {}
         self._tables = Tables(clock)
         self._points = Points()
         self._until = started
@@ -282,6 +286,8 @@ class Model:
             table_seconds_total=chosen.total_seconds,
             top={name: self._top(name, here) for name in ("src", "dst", "service", "pair")},
             victims=victims,
+            who=self._holders("held", tables, here),
+            who_refused=self._holders("drops", tables, here),
             why=causes.explain(self._facts(tables, totals, rates, here)),
             history=(
                 self._points if scope.netns is None else self._tables.points(scope.netns)
@@ -374,6 +380,33 @@ class Model:
             portless=self._ports.view(scope.netns),
             ticks=self._ticks - 1,
             gone=self._tables.gone(),
+        )
+
+    def _holders(self, measure: str, tables: tuple[Table, ...], scope: Scope) -> tuple[Holder, ...]:
+        """Who holds, or was refused, most: looked for once in an interval."""
+        where = (measure, scope)
+        told = self._who.get(where)
+        if told is None or told.at != self._until:
+            while len(self._who) >= SCOPES and where not in self._who:
+                self._who.pop(next(iter(self._who)))
+            told = self._who.setdefault(where, Told())
+            service, pair = self._group("service", scope), self._group("pair", scope)
+            here = weighed(pair, service, self._group("src", scope), measure)
+            names = self._who_names(tables, pair, service)
+            told.at, told.holders = self._until, told.who.look(here, names)
+        return told.holders
+
+    def _who_names(self, tables: tuple[Table, ...], pair: Group, service: Group) -> Names:
+        known = {**{one.key: one for one in self._listeners.values()}, **self._owners}
+        units = {one.unit or pair.unit_of(key) for key, one in known.items()}
+        return Names(
+            netns={table.netns: table.name for table in tables},
+            process={key: f"{one.comm or '?'}[{one.pid}]" for key, one in known.items()},
+            unit={unit_number(unit): unit for unit in units if unit},
+            scattered={
+                int(service.key[at, 2]): service.sources(int(at)) or 0
+                for at in (service.order("held", TOP) if pair.floor else ())
+            },
         )
 
     def _memory(self) -> Memory:

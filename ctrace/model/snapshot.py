@@ -352,6 +352,25 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """One of the few keys, of whatever grouping, that explain most of what is held or refused."""
+
+    kind: str
+    """``pair``, ``process``, ``service``, ``src``, ``unit``, ``ports``, ``prefix``, ``netns``,
+    ``proto`` or ``net``."""
+    text: str
+    """``tcp/8063 from 10.0.0.7``, ``udp/10000-10006 from 76,000 sources``, ``nginx[812]``."""
+    share: float
+    """What it adds to those before it, of all that is held or refused."""
+    held: int = 0
+    """The same as a number of entries, or of refusals."""
+    netns: int = 0
+    """0 where it is not one namespace's."""
+    sources: int = 0
+    """Sources that it has, as far as they have rows of their own."""
+
+
+@dataclass(frozen=True)
 class History:
     """The last minutes, one point per interval, oldest first; all tuples equally long."""
 
@@ -404,6 +423,10 @@ class Snapshot:
     top: dict[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """For ``src``, ``dst``, ``service`` and ``pair``: the first keys by inserts per second."""
     victims: tuple[Victim, ...] = ()
+    who: tuple[Holder, ...] = ()
+    """The fewest keys that explain 80 % of what is held, or the few that explain most."""
+    who_refused: tuple[Holder, ...] = ()
+    """The same of what was refused."""
     why: tuple[Cause, ...] = ()
     """Best first; never empty once something was observed."""
     history: History = History()

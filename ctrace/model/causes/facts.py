@@ -110,11 +110,13 @@ class Service:
     @property
     def judged(self) -> int:
         """How many entries the shares of replies and states rest on."""
-        return max(self.c.destroys, self.young)
+        return max(self.c.destroys, self.young, self.c.composition.n)
 
     @property
     def basis(self) -> str:
         """``1,200 ended`` or ``128 looked at``."""
+        if self.c.composition.n >= ENDED:
+            return f"{self.c.composition.n:,} of its entries looked at"
         if self.young >= ENDED > self.c.destroys:
             return f"{self.young:,} looked at"
         return f"{self.c.destroys:,} ended"

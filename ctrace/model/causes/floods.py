@@ -77,7 +77,7 @@ def scans(facts: Facts) -> Iterator[Cause]:
         if c.share < SHARE or max(c.inserts, c.held) < SOME:
             continue
         looks, _ = group.looks(int(at))
-        judged = max(c.destroys, looks["young"])
+        judged = max(c.destroys, looks["young"], c.composition.n)
         if not half_open(c, judged) or (c.unreplied or 0.0) < 0.8:
             continue
         whole = facts.whole(c.netns, held=True)

@@ -116,7 +116,7 @@ def idle_established(s: Service) -> Optional[Cause]:
     if leaving > 0.02:  # more than 2 % of them go per minute: they do end
         return None
     old = c.older >= 0.5 * c.held
-    expired_open = sum(n for state, n in c.states if state == "ESTABLISHED")
+    expired_open = sum(n for state, n in c.ended_states if state == "ESTABLISHED")
     if not old and expired_open < max(5, 0.5 * c.destroys):
         return None
     return s.cause(
@@ -137,14 +137,13 @@ def idle_established(s: Service) -> Optional[Cause]:
 def most_held_state(s: Service) -> tuple[str, int, float]:
     """The TCP state that most of the service's entries are in: its name, how many, which share.
 
-    Empty where it is not known.
+    By looks at the table itself; empty where nothing could look, or too few were seen.
     """
-    states = [one.state for one in s.c.samples if one.state]
-    if not states or s.c.proto != "tcp" or not s.c.older:
+    states, seen = s.c.composition.states, sum(n for _, n in s.c.composition.states)
+    if s.c.proto != "tcp" or seen < ENDED:
         return "", 0, 0.0
-    first = max(set(states), key=states.count)
-    share = states.count(first) / len(states)
-    return first, round(share * s.c.held), share
+    first, n = states[0]
+    return first, round(n / seen * s.c.held), n / seen
 
 
 def notrack(s: Service) -> Optional[Remedy]:

@@ -59,6 +59,8 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
             for group, keys in snapshot.top.items()
         },
         "victims": [_victim(victim) for victim in snapshot.victims],
+        "who": [dataclasses.asdict(one) for one in snapshot.who],
+        "who_refused": [dataclasses.asdict(one) for one in snapshot.who_refused],
         "why": [_cause(cause) for cause in snapshot.why],
         "history": _rounded(dataclasses.asdict(snapshot.history)),
         "memory": dataclasses.asdict(snapshot.memory),

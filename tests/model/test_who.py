@@ -1,0 +1,197 @@
+"""The fewest keys that explain most: right for each shape, and the same from second to second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.shapes import NETNS, START, SYN_SENT, Trace, steady
+
+from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
+from ctrace.model.model import Model
+from ctrace.model.snapshot import Holder
+from ctrace.model.who import ENOUGH, Lattice, Weighed
+
+OTHER = 4026532500
+SECONDS = 20
+NGINX = Owner((812 << 32) + 1, "nginx", unit="nginx.service")
+CRAWLER = Owner((900 << 32) + 1, "crawler", unit="docker:crawl")
+
+
+def addresses(t: Trace, base: int, many: int, n: int) -> np.ndarray:
+    return base + t.rng.integers(0, many, n)
+
+
+def one_pair(t: Trace) -> None:
+    t.flows(steady(200, SECONDS, t.rng), 0.01, 20)
+
+
+def one_source_many_ports(t: Trace) -> None:
+    n = 200 * SECONDS
+    t.flows(steady(200, SECONDS, t.rng), 0, 20, src="10.6.6.6", status=0, state=SYN_SENT,
+            dport=t.rng.integers(1, 65535, n))  # fmt: skip
+
+
+def one_source_few_ports(t: Trace) -> None:
+    n = 200 * SECONDS
+    t.flows(steady(200, SECONDS, t.rng), 0, 20, src="10.6.6.6", status=0, state=SYN_SENT,
+            dst=addresses(t, 0xC6120000, 65536, n),
+            dport=t.rng.choice([22, 23, 80, 443, 445, 3389, 5900, 8080], n))  # fmt: skip
+
+
+def one_service_many_sources(t: Trace) -> None:
+    n = 1000 * SECONDS
+    t.flows(steady(1000, SECONDS, t.rng), 0, 20, src=addresses(t, 0x0B000000, 1 << 29, n),
+            dport=443, status=0, state=SYN_SENT)  # fmt: skip
+
+
+def scatter_over_a_range(t: Trace) -> None:
+    n = 1000 * SECONDS
+    t.flows(steady(1000, SECONDS, t.rng), 0, 20, proto=17, dport=t.rng.integers(10000, 10007, n),
+            src=addresses(t, 0x0B000000, 1 << 29, n), status=0)  # fmt: skip
+
+
+def two_services(t: Trace) -> None:
+    for port, rate in ((80, 120), (443, 80)):
+        n = rate * SECONDS
+        t.flows(steady(rate, SECONDS, t.rng), 0.1, 20, dport=port,
+                src=addresses(t, 0x0A010000, 4000, n) * 7919 % 0xDF000000)  # fmt: skip
+
+
+def a_prefix(t: Trace) -> None:
+    n = 300 * SECONDS
+    t.flows(steady(300, SECONDS, t.rng), 0.1, 20, src=addresses(t, 0x0A2A0300, 256, n),
+            dport=t.rng.integers(1024, 40000, n))  # fmt: skip
+
+
+def scanner_and_service(t: Trace) -> None:
+    one_source_many_ports(t)
+    n = 250 * SECONDS
+    t.flows(steady(250, SECONDS, t.rng), 0.1, 20, dport=8063,
+            src=addresses(t, 0x0B000000, 1 << 28, n))  # fmt: skip
+
+
+def pings(t: Trace) -> None:
+    n = 200 * SECONDS
+    t.flows(steady(200, SECONDS, t.rng), 0, 20, proto=1, dport=0, src="10.0.0.2", status=0,
+            dst=addresses(t, 0x0A000000, 250, n))  # fmt: skip
+
+
+def a_process(t: Trace) -> None:
+    n = 300 * SECONDS
+    t.flows(steady(300, SECONDS, t.rng), 0.1, 20, src=addresses(t, 0x0A000000, 3, n) << 8,
+            dst=addresses(t, 0x0B000000, 1 << 28, n), direction=2, owner=CRAWLER.key,
+            dport=t.rng.integers(1024, 40000, n))  # fmt: skip
+
+
+def a_listener(t: Trace) -> None:
+    n = 300 * SECONDS
+    t.flows(steady(300, SECONDS, t.rng), 0.1, 20, src=addresses(t, 0x0B000000, 1 << 29, n),
+            dport=t.rng.choice([7001, 7101, 7201, 7301], n))  # fmt: skip
+
+
+def a_namespace(t: Trace) -> None:
+    n = 300 * SECONDS
+    t.flows(steady(300, SECONDS, t.rng), 0.1, 20, src=addresses(t, 0x0B000000, 1 << 29, n),
+            dport=t.rng.integers(1024, 40000, n), netns=OTHER)  # fmt: skip
+    t.flows(steady(5, SECONDS, t.rng), 0.1, 20, dport=22)
+
+
+SHAPES: list[tuple[Callable[[Trace], None], str, str]] = [
+    (one_pair, "pair", "tcp/8063 from 10.0.0.7"),
+    (one_source_many_ports, "src", "10.6.6.6 to "),
+    (one_source_few_ports, "src", "10.6.6.6 to 8 services"),
+    (one_service_many_sources, "service", "tcp/443 from "),
+    (scatter_over_a_range, "ports", "udp/10000-10006 from "),
+    (two_services, "service", "tcp/80 from "),
+    (a_prefix, "prefix", "10.42.3.0/24 (256 sources)"),
+    (scanner_and_service, "service", "tcp/8063 from "),
+    (pings, "pair", "icmp from 10.0.0.2"),
+    (a_process, "process", "crawler[900]"),
+    (a_listener, "process", "nginx[812]"),
+    (a_namespace, "netns", "namespace web"),
+]
+
+
+def answers(make: Callable[[Trace], None]) -> list[tuple[Holder, ...]]:
+    """Who holds most, each second from the fifth on."""
+    trace = Trace(seed=5)
+    make(trace)
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    names = Names(
+        netns={NETNS: Netns(NETNS, "init"), OTHER: Netns(OTHER, "web")}
+        if make is a_namespace else {NETNS: Netns(NETNS, "init")},
+        owners={CRAWLER.key: CRAWLER},
+        listeners={(NETNS, 6, port): NGINX for port in (7001, 7101, 7201, 7301)},
+    )  # fmt: skip
+    model.update(Batch(trace.events(0)[:0], START, names=names))
+    found = []
+    for second, batch in enumerate(trace.batches(SECONDS)):
+        model.update(batch)
+        if second >= 5:
+            found.append(model.snapshot().who)
+    return found
+
+
+@pytest.mark.parametrize(("make", "kind", "text"), SHAPES, ids=[m.__name__ for m, _, _ in SHAPES])
+def test_the_right_key_comes_first_and_stays(
+    make: Callable[[Trace], None], kind: str, text: str
+) -> None:
+    found = answers(make)
+    first = [who[0] for who in found]
+    assert {one.kind for one in first} == {kind}, first[-1]
+    assert all(one.text.startswith(text) for one in first), first
+    assert sum(one.share for one in found[-1]) >= ENOUGH
+    assert len({tuple(one.kind for one in who) for who in found}) == 1
+
+
+def test_two_causes_of_different_kinds_are_both_named() -> None:
+    last = answers(scanner_and_service)[-1]
+    assert [one.kind for one in last] == ["service", "src"]
+    assert last[1].text.startswith("10.6.6.6")
+
+
+def test_what_is_scattered_is_not_explained_by_force() -> None:
+    def scattered(t: Trace) -> None:
+        n = 500 * SECONDS
+        t.flows(steady(500, SECONDS, t.rng), 0.1, 20, dport=t.rng.integers(1024, 65000, n),
+                src=addresses(t, 0x0B000000, 1 << 30, n))  # fmt: skip
+
+    last = answers(scattered)[-1]
+    assert [one.kind for one in last] in ([], ["netns"], ["proto"])
+
+
+def rows(weights: list[int], sources: list[int], ports: list[int]) -> Weighed:
+    n = len(weights)
+    zero = np.zeros(n, np.uint64)
+    meta = np.array([NETNS << 32 | 6 << 16 | port for port in ports], np.uint64)
+    low = np.array(sources, np.uint64) << np.uint64(32) | np.uint64(0xFFFF0000)
+    weight = np.array(weights, float)
+    return Weighed(zero, low, meta, zero, zero, weight, float(weight.sum()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_keys_explain_is_what_their_members_have(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 40))
+    some = st.lists(st.integers(1, 50), min_size=n, max_size=n)
+    lattice = Lattice(rows(data.draw(some), data.draw(some), data.draw(some)))
+    chosen = lattice.choose()
+    inside = np.zeros(n, bool)
+    for key in chosen:
+        inside |= lattice.members(key)
+    assert lattice.covered(chosen) == pytest.approx(
+        float(lattice.w.weight[inside].sum()) / lattice.w.total
+    )
+    assert lattice.covered(chosen[:1]) <= lattice.covered(chosen) <= 1 + 1e-9
+
+
+def test_a_single_heavy_pair_is_found_by_brute_force() -> None:
+    """Against every single key of every grouping, counted row by row."""
+    lattice = Lattice(rows([5, 90, 3, 2], [1, 2, 3, 4], [80, 81, 82, 9000]))
+    (first,) = lattice.choose()
+    assert first.kind == "pair"
+    assert lattice.members(first).tolist() == [False, True, False, False]
