@@ -25,6 +25,7 @@ SAME = {
     "tables[].totals.*",
     "tables[].rates_per_s.*",
     "victims[].owner.*",
+    "who_refused[].*",
     "culprits[].samples[].*",
 }
 """Documented by reference."""

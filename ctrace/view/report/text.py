@@ -88,7 +88,12 @@ def telling(review: Review) -> Snapshot:
 
 def _why(review: Review) -> Group:
     lines = []
-    for cause in telling(review).why[:3]:
+    worst = telling(review)
+    for label, holders in (("WHO  ", worst.who), ("REFUSED  ", worst.who_refused)):
+        if holders:
+            parts = [f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in holders]
+            lines.append(Text.assemble((label, "bold"), "; ".join(parts)))
+    for cause in worst.why[:3]:
         lines.append(Text.assemble(("WHY  ", "bold"), fmt.prose(cause.text)))
         if cause.remedy:
             lines.append(Text("     " + fmt.clean(cause.remedy), style="dim"))
