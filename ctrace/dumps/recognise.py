@@ -20,6 +20,10 @@ from ctrace.dumps.words import Bad
 CHUNK: Final = 1 << 20
 LINE: Final = 1 << 16
 """Bytes of a line; what is longer is none that any tool prints."""
+FACT: Final = 1000
+"""Bytes of a line about anything but entries: no pattern gets more to go back and forth in."""
+ENTRY: Final = 8192
+"""The same of an entry's, in whatever form."""
 ROWS: Final = 8192
 """Entries that become columns together."""
 SNIFF: Final = 200
@@ -139,6 +143,8 @@ class Reader:
 
     def _slow(self, line: bytes, number: int) -> None:
         try:
+            if len(line) > ENTRY:
+                raise Bad(f"an entry of more than {ENTRY} bytes")
             row = entries.slow_row(line)
         except Bad as error:
             if not self._log(line):
@@ -154,6 +160,8 @@ class Reader:
             if element is None:
                 break
             try:
+                if len(element) > ENTRY:
+                    raise Bad(f"an element of more than {ENTRY} bytes")
                 self._take(xml.row(element), number)
             except Bad as error:
                 self._found.unread.add(self._text.name, number, str(error))
@@ -181,7 +189,7 @@ class Reader:
 
     def _moves(self, line: bytes) -> bool:
         """A prompt, heading or time: what follows is something else, or later."""
-        typed = _PROMPT.match(line) or _BANNER.match(line)
+        typed = len(line) < FACT and (_PROMPT.match(line) or _BANNER.match(line))
         if typed:
             self._end()
             self._context = host.context(plain(typed[1], 400), self._context)
@@ -195,7 +203,7 @@ class Reader:
 
     def _about_host(self, line: bytes) -> bool:
         return self._log(line) or self._starts_block(line) or host.fact(
-            plain(line, LINE), self._context, self._found, self._at or self._text.modified
+            plain(line, FACT), self._context, self._found, self._at or self._text.modified
         )  # fmt: skip
 
     def _starts_block(self, line: bytes) -> bool:

@@ -216,3 +216,27 @@ def test_a_pipe_that_nobody_feeds_is_given_up(
     os.mkfifo(path)
     with pytest.raises(CtraceError, match="nothing came through"):
         open_any([str(path)])
+
+
+LONG = {
+    "banner": b"-" * 60_000 + b"x",
+    "counters": b"cpu=0 " + b"a=1" * 20_000 + b"!",
+    "netstat": b"tcp 0 0 0.0.0.0:80 0.0.0.0:* LISTEN " + b" " * 60_000 + b"x",
+    "prompt": b"a@" + b"b" * 60_000,
+    "entry": b"src= dst= " + b"tcp 6 1 " * 7_000,
+    "element": b"<flow>" + b'<meta direction="original">' * 2_000 + b"</flow>",
+    "settings": b"net." + b"a." * 30_000 + b" !",
+    "modules": b"a" * 60_000 + b" 1 1 ",
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.timeout(60)
+def test_no_pattern_loses_itself_in_a_long_line(tmp_path: Path, kind: str) -> None:
+    """A hundred of each: one that goes back and forth over 60 kB would take hours."""
+    path = tmp_path / "long.txt"
+    path.write_bytes(ENTRY + (LONG[kind] + b"\n") * 100)
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+    assert said is not None
+    assert said["entries"] == 1
