@@ -59,7 +59,7 @@ class Named:
 
     def _net(self, text: str, kind: object) -> None:
         try:
-            net = ip_network(text)
+            net = ip_network(text, strict=False)
         except ValueError:
             return
         self.take(net.network_address.packed, net.prefixlen, kind)

@@ -86,7 +86,7 @@ def _neighbours(snapshot: Snapshot) -> Iterator[bytes]:
         peer = of.get(1, raw)
         if peer != raw:
             yield peer
-        net = ip_network((raw, body[1]))
+        net = ip_network((raw, body[1]), strict=False)
         first = int(net.network_address)
         for step in (1, 2, 100):
             if net.num_addresses > step + 1:
