@@ -100,7 +100,7 @@ def parse_proto(text: str) -> int:
 def parse_network(text: str) -> Network:
     """An address or prefix. Raises UsageError."""
     try:
-        return ip_network(text)
+        return ip_network(text, strict=False)
     except ValueError:
         raise UsageError(
             f"{text!r} is not an address or prefix: give one like 10.1.0.0/16 or fd00::/8"

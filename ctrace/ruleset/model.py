@@ -136,5 +136,5 @@ def address_span(text: str) -> AddressSpan:
         if first.version != last.version:
             raise ValueError(text)
         return first.version, int(first), int(last)
-    net = ip_network(text)
+    net = ip_network(text, strict=False)
     return net.version, int(net.network_address), int(net.broadcast_address)
