@@ -12,6 +12,7 @@ from typing import Optional
 import click
 
 from ctrace import __version__
+from ctrace.cli import output
 from ctrace.errors import CtraceError
 
 VERBS = {
@@ -92,31 +93,49 @@ def main() -> None:
     # Tools are never looked for where the caller happens to stand, which "." and "" would mean.
     places = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(filter(os.path.isabs, places))
+    output.prepare()
+    status = _status()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        output.drop()
+        status = status or 1
+    except CtraceError as error:
+        output.drop()
+        if not status:
+            click.echo(f"ctrace: {error}", err=True)
+        status = status or 1
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Run what was asked for; its exit status, with the one line of an error said."""
     try:
         if "_CTRACE_COMPLETE" in os.environ:
             cli.main(standalone_mode=False)
         # Not cli.main: it makes a closed pipe an exit status of 1 before we see it.
         with cli.make_context("ctrace", sys.argv[1:]) as context:
             cli.invoke(context)
-        sys.stdout.flush()
+        status = 0
     except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except (click.exceptions.Abort, EOFError):
-        sys.exit(130)
+        status = done.exit_code
+    except SystemExit as done:
+        status = done.code if isinstance(done.code, int) else int(done.code is not None)
+    except (click.exceptions.Abort, EOFError, KeyboardInterrupt):
+        status = 130
     except click.UsageError as error:
-        sys.exit(_wrong(error))
+        status = _wrong(error)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        status = error.exit_code
     except CtraceError as error:
         click.echo(f"ctrace: {error}", err=True)
-        sys.exit(error.exit_code)
+        status = error.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (``| head``): what it wanted, it got.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        # The reader of our output has gone (``| head``), and knows it: no word of it.
+        output.drop()
+        status = 1
+    return status
 
 
 def _wrong(error: click.UsageError) -> int:

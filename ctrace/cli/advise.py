@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from ctrace.cli.kinds import Time
-from ctrace.cli.options import filter_options, output_option
+from ctrace.cli.options import filter_options, force_option, output_option
 from ctrace.errors import CtraceError, UsageError
+from ctrace.files import check_free, new_text
 
 if TYPE_CHECKING:
     from ctrace.advice.advise import Advice
@@ -51,6 +52,7 @@ def percent(_context: object, _option: object, text: str) -> float:
 @click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")
 @click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
 @output_option
+@force_option
 @filter_options
 def command(
     file: Optional[str],
@@ -60,6 +62,7 @@ def command(
     full: bool,
     hooks: Optional[str],
     output: str,
+    force: bool,
     **filters: object,
 ) -> None:
     """Which services to take out of connection tracking, and what else helps.
@@ -70,6 +73,8 @@ def command(
     """
     from ctrace.cli.options import held_filter
 
+    if plan:
+        check_free(plan, force=force)
     netns = filters.pop("netns")
     if isinstance(netns, str):
         from ctrace.host.netns import resolve
@@ -89,7 +94,7 @@ def command(
         console = Console(highlight=False, markup=False, width=width)
         console.print(render(advice, full=full, how="" if plan else _again(file)), crop=False)
     if plan:
-        _write(advice, plan, wanted.netns)
+        _write(advice, plan, wanted.netns, force)
 
 
 def _again(file: Optional[str]) -> str:
@@ -156,14 +161,11 @@ def _advise(
     return advise(services, pairs, known, target=target)
 
 
-def _write(advice: Advice, path: str, netns: Optional[int]) -> None:
+def _write(advice: Advice, path: str, netns: Optional[int], force: bool) -> None:
     from ctrace.change.plan import to_json
 
     text = to_json(advice.plan(netns))
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(text)
-    except OSError as error:
-        raise CtraceError(f"cannot write {path}: {error.strerror}") from error
+    with new_text(path, force=force) as file:
+        file.write(text)
     command = f"sudo ctrace apply {shlex.quote(path)}"
     click.echo(f"ctrace: plan written; apply it with: {command}", err=True)

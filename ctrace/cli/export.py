@@ -9,7 +9,9 @@ from typing import Optional
 
 import click
 
-from ctrace.errors import CtraceError, UsageError
+from ctrace.cli.options import force_option
+from ctrace.errors import UsageError
+from ctrace.files import check_free, new, new_text
 
 FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
 
@@ -19,8 +21,9 @@ FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
 @click.option("--to", "kind", type=click.Choice(FORMATS), help="Else as -o's name ends.")
 @click.option("-o", "--output", metavar="OUT", help="Else standard output (not for parquet).")
 @click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+@force_option
 def command(
-    files: tuple[str, ...], kind: Optional[str], output: Optional[str], redact: bool
+    files: tuple[str, ...], kind: Optional[str], output: Optional[str], redact: bool, force: bool
 ) -> None:
     """Write a recording (default ctrace.data) as Parquet, CSV, JSON lines or OpenMetrics.
 
@@ -37,6 +40,8 @@ def command(
     kind = kind or _kind(output)
     if kind == "parquet" and not output:
         raise UsageError("Parquet needs a file: give one with -o")
+    if output:
+        check_free(output, force=force)
     source = open_any(files or ("ctrace.data",))
     if redact:
         from ctrace.recording.redact import Redacted
@@ -44,34 +49,21 @@ def command(
         source = Redacted(source)
     show = progress("exporting")
     with contextlib.closing(source):
-        try:
-            if kind == "parquet":
-                assert output
-                os.close(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-                total = to.to_parquet(source, output, show)
-            else:
-                writer = {"csv": to.to_csv, "jsonl": to.to_jsonl}.get(kind, to_openmetrics)
-                total = _text(writer, source, output, show)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise CtraceError(f"cannot write {output}: {error.strerror}") from None
+        writer = {"csv": to.to_csv, "jsonl": to.to_jsonl}.get(kind, to_openmetrics)
+        if kind == "parquet":
+            assert output
+            with new(output, force=force) as file:
+                total = to.to_parquet(source, file, show)
+        elif output:
+            with new_text(output, force=force) as text:
+                total = writer(source, text, show)
+        else:
+            total = writer(source, sys.stdout, show)
         if output:
             what = "samples" if kind == "openmetrics" else "events"
             click.echo(f"ctrace: {output}: {total:,} {what}", err=True)
         if source.missing:
             click.echo(f"ctrace: the recording is incomplete: {source.missing}", err=True)
-
-
-def _text(writer: object, source: object, output: Optional[str], show: object) -> int:
-    assert callable(writer)
-    if output:
-        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(fd, "w", encoding="utf-8", newline="") as file:
-            return int(writer(source, file, show))
-    total = int(writer(source, sys.stdout, show))
-    sys.stdout.flush()
-    return total
 
 
 def _kind(output: Optional[str]) -> str:

@@ -118,11 +118,16 @@ def say(text: str, *, err: bool = False) -> None:
     """
     try:
         click.echo(text, err=err)
-    except OSError:
+    except (OSError, CtraceError):
         with suppress(OSError):
             sink = os.open(os.devnull, os.O_WRONLY)
             os.dup2(sink, 2 if err else 1)
             os.close(sink)
+
+
+def force_option(command: F) -> F:
+    """``--force``: a file that is there may be replaced."""
+    return click.option("--force", is_flag=True, help="Replace the file that is there.")(command)
 
 
 def need_root(doing: str) -> None:

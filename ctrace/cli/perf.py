@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 from typing import Optional
 
 import click
 
 from ctrace.cli.kinds import Time
-from ctrace.errors import CtraceError
+from ctrace.cli.options import force_option
+from ctrace.files import check_free, new_text
 
 
 @click.command()
@@ -33,6 +33,7 @@ from ctrace.errors import CtraceError
 )  # fmt: skip
 @click.option("--hooks", metavar="FAMILY", help="Time with fentry, kprobe or netfilter.")
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="Format.")
+@force_option
 def command(
     *,
     duration: float,
@@ -42,6 +43,7 @@ def command(
     against: Optional[str],
     hooks: Optional[str],
     output: str,
+    force: bool,
 ) -> None:
     """Measure what connection tracking costs here, and where that time goes.
 
@@ -64,14 +66,14 @@ def command(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     before = load(against) if against else None
+    if folded:
+        check_free(folded, force=force)
     names = symbols.kernel()
     click.echo(f"ctrace: measuring for {duration:g} s", err=True)
     perf, lines = measure(duration, hertz, names, stacks_of=stacks or "", family=hooks)
     if folded:
-        try:
-            Path(folded).write_text("\n".join(lines) + "\n")
-        except OSError as error:
-            raise CtraceError(f"cannot write {folded}: {error.strerror}") from None
+        with new_text(folded, force=force) as file:
+            file.write("\n".join(lines) + "\n")
     if output == "json":
         import json
 

@@ -12,8 +12,8 @@ from typing import Optional
 
 import click
 
-from ctrace.cli.options import output_option
-from ctrace.errors import CtraceError
+from ctrace.cli.options import force_option, output_option
+from ctrace.files import check_free, new_text
 from ctrace.model.snapshot import GROUPS
 
 
@@ -28,8 +28,15 @@ from ctrace.model.snapshot import GROUPS
 @output_option
 @click.option("--html", metavar="OUT", help="Write one self-contained page instead.")
 @click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+@force_option
 def command(
-    files: tuple[str, ...], group: str, limit: int, output: str, html: Optional[str], redact: bool
+    files: tuple[str, ...],
+    group: str,
+    limit: int,
+    output: str,
+    html: Optional[str],
+    redact: bool,
+    force: bool,
 ) -> None:
     """Say what happened: what filled the table, who was refused, when and why.
 
@@ -39,6 +46,8 @@ def command(
     from ctrace.dumps.make import open_any
     from ctrace.recording.review import review
 
+    if html:
+        check_free(html, force=force)
     source = open_any(files or ("ctrace.data",))
     if redact:
         from ctrace.recording.redact import Redacted
@@ -49,8 +58,7 @@ def command(
         if html:
             from ctrace.view.report.html import report_html
 
-            write_new(html, report_html(found))
-            click.echo(f"ctrace: {html}: {os.path.getsize(html) >> 10:,} KiB", err=True)
+            write_new(html, report_html(found), force)
         elif output == "json":
             from ctrace.view.report.json import report_json
 
@@ -81,10 +89,8 @@ def progress(what: str) -> Callable[[float], None]:
     return show
 
 
-def write_new(path: str, text: str) -> None:
-    """Write a report, for its owner alone. Raises CtraceError."""
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
-    except OSError as error:
-        raise CtraceError(f"cannot write {path}: {error.strerror}") from None
+def write_new(path: str, text: str, force: bool) -> None:
+    """Write a report and say so. Raises CtraceError."""
+    with new_text(path, force=force) as file:
+        file.write(text)
+    click.echo(f"ctrace: {path}: {os.path.getsize(path) >> 10:,} KiB", err=True)

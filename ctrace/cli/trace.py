@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import sys
@@ -14,7 +13,7 @@ import click
 
 from ctrace.cli.kinds import Time
 from ctrace.cli.options import filter_options, make_filter
-from ctrace.errors import CtraceError, UsageError
+from ctrace.errors import UsageError
 from ctrace.record import Kind
 
 if TYPE_CHECKING:
@@ -85,9 +84,6 @@ def command(
             lost += missed
     except KeyboardInterrupt:
         pass  # the usual way to end it
-    except BrokenPipeError:
-        # the reader (``| head``) has what it wanted; click would call this a failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         if source is not None:
             source.close()
@@ -141,7 +137,4 @@ def parse_kind(text: str) -> Kind:
 
 def tell(text: str) -> None:
     """A line for people, apart from the events."""
-    try:
-        print(f"ctrace: {text}", file=sys.stderr, flush=True)
-    except OSError as error:
-        raise CtraceError(os.strerror(error.errno or 0)) from error
+    print(f"ctrace: {text}", file=sys.stderr, flush=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ctrace.cli.options import output_option
+from ctrace.cli.options import force_option, output_option
+from ctrace.files import check_free
 
 if TYPE_CHECKING:
     from ctrace.whatif.run import WhatIf
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--buckets", type=click.IntRange(1, 1 << 31), help="nf_conntrack_buckets.")
 @output_option
 @click.option("--html", metavar="OUT", help="Write a report's page with the answer in it instead.")
+@force_option
 def command(
     file: str,
     notrack: tuple[str, ...],
@@ -33,6 +34,7 @@ def command(
     buckets: Optional[int],
     output: str,
     html: Optional[str],
+    force: bool,
 ) -> None:
     """Say what the table in FILE would have done with other settings.
 
@@ -47,18 +49,20 @@ def command(
     from ctrace.whatif.run import whatif
     from ctrace.whatif.settings import parse_levers
 
+    if html:
+        check_free(html, force=force)
     levers = parse_levers(notrack, timeout, limit, buckets)
     with closing(open_any([file])) as source:
         answer = whatif(source, levers)
     if html:
-        _page(file, html, answer)
+        _page(file, html, answer, force)
     elif output == "json":
         click.echo(json.dumps(answer.to_json(), indent=2))
     else:
         click.echo(answer.render(), nl=False)
 
 
-def _page(file: str, out: str, answer: WhatIf) -> None:
+def _page(file: str, out: str, answer: WhatIf, force: bool) -> None:
     """The report on the recording, with the answer in it."""
     from contextlib import closing
 
@@ -68,5 +72,4 @@ def _page(file: str, out: str, answer: WhatIf) -> None:
     from ctrace.view.report.html import report_html
 
     with closing(open_any([file])) as source:
-        write_new(out, report_html(review(source, show=progress("reading")), answer))
-    click.echo(f"ctrace: {out}: {os.path.getsize(out) >> 10:,} KiB", err=True)
+        write_new(out, report_html(review(source, show=progress("reading")), answer), force)

@@ -12,6 +12,7 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace import files
 from ctrace.batch import Batch, Counts, TableReading
 from ctrace.cost.result import Perf
 from ctrace.recording import cost_block, meta
@@ -73,7 +74,7 @@ class Recording(Headed):
         self._from = 0
         self._reading: Optional[Iterator[Batch]] = None
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = files.opened(path)
         except OSError as error:
             raise FormatError(f"cannot open {path}: {error.strerror}") from None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Optional, Protocol
 
+from ctrace import files
 from ctrace.batch import Batch, Source
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
@@ -186,14 +188,15 @@ class RulesetReader:
 
 
 def make_way(path: str) -> str:
-    """Rename an earlier recording at ``path``, as perf does; its new name, or empty.
+    """Rename an earlier recording at ``path`` to the first free number; its new name, or empty.
 
-    Raises CtraceError when what is there is no recording.
+    Nothing is ever overwritten. Raises CtraceError when what is there is no recording.
     """
     if not os.path.lexists(path):
         return ""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), open(files.opened(path), "rb") as file:
         if file.read(len(SIGNATURE)) == SIGNATURE and not os.path.islink(path):
-            os.replace(path, path + ".old")
-            return path + ".old"
+            number = next(n for n in itertools.count(1) if not os.path.lexists(f"{path}.{n}"))
+            os.rename(path, f"{path}.{number}")
+            return f"{path}.{number}"
     raise CtraceError(f"{path} exists and is no recording: give another name with -o")

@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from ctrace import files
 from ctrace.batch import Batch, Counts
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
@@ -304,11 +305,7 @@ def _create(path: str) -> int:
         raise CtraceError(f"{path} exists: give another name with -o, or remove it") from None
     except OSError as error:
         raise CtraceError(f"cannot create {path}: {error.strerror}") from None
-    # Under sudo the file is for the person who asked, not for root.
-    user, group = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-    if os.geteuid() == 0 and user.isdigit() and group.isdigit():
-        with contextlib.suppress(OSError):
-            os.fchown(fd, int(user), int(group))
+    files.give_to_caller(fd)
     # Advisory, for readers. Where the file system has no locks a recording in
     # progress merely looks like one that was cut off.
     with contextlib.suppress(OSError):

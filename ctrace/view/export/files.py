@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from ctrace.view.format import clean
 Show = Callable[[float], None]
 
 
-def to_parquet(recording: Recorded, path: str, show: Show) -> int:
-    """A Parquet file; the number of events. Raises CtraceError without pyarrow."""
+def to_parquet(recording: Recorded, out: BinaryIO, show: Show) -> int:
+    """Parquet into an open file; the number of events. Raises CtraceError without pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ def to_parquet(recording: Recorded, path: str, show: Show) -> int:
         raise CtraceError("pyarrow is missing: install it with pip install pyarrow") from None
     schema = pa.schema([(name, _arrow_type(pa, name)) for name in ORDER])
     total = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         pending: list[Any] = []
         rows = 0
         for batch, columns in Rows(recording).chunks():

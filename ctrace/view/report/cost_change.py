@@ -10,6 +10,7 @@ from typing import Any, Final, Optional
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ctrace import files
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.recording.cost_block import from_json
@@ -33,7 +34,7 @@ class Change:
 def load(path: str) -> Perf:
     """What ``ctrace perf -o json`` printed earlier. Raises CtraceError."""
     try:
-        with open(path, "rb") as file:
+        with open(files.opened(path), "rb") as file:
             data = json.loads(file.read(LIMIT))
         for latency in data["latencies"]:
             values = latency.pop("ns")

@@ -1,0 +1,60 @@
+"""Standard output and error as every verb has them: what cannot be written is met in one place."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, Optional, TextIO
+
+from ctrace.errors import CtraceError
+
+
+class _Output(io.FileIO):
+    """Raises CtraceError when the system refuses; that a pipe's reader has gone stays as it is."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CtraceError(f"cannot write to standard output: {error.strerror}") from None
+
+
+class _Remarks(io.FileIO):
+    """For standard error: work does not end because a remark on it has no place."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def prepare() -> None:
+    """Take over both streams. A letter that their encoding lacks is written as ``\\uXXXX``."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # Closed: a file that is opened later would take its place, and be printed into.
+            # Reading only, so that writing to it fails as it should.
+            os.open(os.devnull, os.O_RDONLY)
+    sys.stdout = _stream(_Output(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _stream(_Remarks(2, "w", closefd=False), sys.stderr)
+
+
+def _stream(raw: io.FileIO, before: Optional[TextIO]) -> TextIO:
+    encoding = before.encoding if before is not None else "utf-8"
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=raw.isatty() or raw.fileno() == 2,
+    )
+
+
+def drop() -> None:
+    """Standard output has failed: what is left of it goes nowhere, and not to a last complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,102 @@
+"""Output that can't be written: one line or none, and an exit status that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctrace.cli import VERBS
+
+CTRACE = [sys.executable, "-m", "ctrace"]
+SHORT = [
+    ["--help"], ["--version"], ["applied"], ["doctor"], ["doctor", "-o", "json"], ["man"],
+    ["completion", "bash"], *([verb, "--help"] for verb in VERBS),
+]  # fmt: skip
+LONGER = [
+    ["advise", "--duration", "1"],
+    ["top", "0.2", "1", "--plain"],
+    ["top", "0.2", "1", "-o", "json"],
+    ["trace", "--duration", "1"],
+    ["perf", "--duration", "0.5"],
+]
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def run(words: list[str], out: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit status and standard error of a run whose output goes where a shell says."""
+    line = " ".join([*CTRACE, *words]) + f" {out}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, **(environment or {})},
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def remarks(said: str) -> list[str]:
+    """Lines that are no remark on the work itself."""
+    usual = ("observing", "measuring", "listening", "no better hooks", "not seen", " events, ")
+    return [line for line in said.splitlines() if not any(word in line for word in usual)]
+
+
+@pytest.mark.parametrize("words", SHORT, ids=" ".join)
+@pytest.mark.parametrize("out", ["> /dev/full", ">&-"])
+def test_a_full_or_closed_output(words: list[str], out: str) -> None:
+    status, said = run(words, out)
+    assert status == 1
+    lines = remarks(said)
+    assert len(lines) == 1
+    assert lines[0].startswith("ctrace: cannot write to standard output: ")
+
+
+@root
+@pytest.mark.slow
+@pytest.mark.parametrize("words", LONGER, ids=" ".join)
+def test_a_full_output_of_longer_work(words: list[str]) -> None:
+    status, said = run(words, "> /dev/full")
+    assert status == 1
+    assert [line[:39] for line in remarks(said)] == ["ctrace: cannot write to standard output"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["man"], ["doctor", "-o", "json"]], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_news(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*CTRACE, *words], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("err", ["2>/dev/full", "2>&-"])
+def test_remarks_without_a_place_end_no_work(tmp_path: Path, err: str) -> None:
+    status, _ = run(["report", str(tmp_path / "nothing")], f">/dev/null {err}")
+    assert status == 1
+    status, _ = run(["man"], f">/dev/null {err}")
+    assert status == 0
+
+
+@root
+@pytest.mark.kernel
+def test_letters_that_the_output_lacks_are_written_otherwise() -> None:
+    """The frame's lines are no ASCII."""
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"}
+    status, said = run(["top", "0.2", "1", "--plain"], "| iconv -f ascii", ascii_only)
+    assert (status, said) == (0, "")
+
+
+def test_a_closed_output_is_not_taken_by_a_file(tmp_path: Path) -> None:
+    """The first file that is opened would be descriptor 1, and be printed into."""
+    page = tmp_path / "help"
+    page.write_text(json.dumps({}))
+    status, said = run(["report", str(page)], ">&-")
+    assert status == 1
+    assert "is not a ctrace recording" in said
+    assert page.read_text() == "{}"
