@@ -123,6 +123,9 @@ def command(
         reason = record(source, sink, until, interval, line.show, costs)
         line.end()
         if not quiet:
+            if isinstance(sink, FlightRecorder) and sink.full:
+                told = "the disk was full: older segments went for newer ones"
+                click.echo(f"ctrace: {told}", err=True)
             kept = "; nothing was kept, as no trigger fired" if trigger and not sink.stored else ""
             click.echo(f"ctrace: {path}: {line.told(sink.stored)} ({reason}){kept}", err=True)
 

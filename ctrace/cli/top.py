@@ -203,8 +203,12 @@ def run_plain(
     shown = 0
     while count is None or shown < count:
         snapshot = feed.wait(seen, interval + FIRST)
-        if snapshot is None:
+        if snapshot is None and feed.phase.name == "failed":
             return
+        if snapshot is None and feed.phase.name == "ended":
+            raise CtraceError("the kernel's events have ended by themselves: start ctrace again")
+        if snapshot is None:
+            continue  # a host that stands still is no end: what comes next tells of it
         seen = snapshot
         if json_lines:
             import json

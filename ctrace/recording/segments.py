@@ -28,6 +28,8 @@ from ctrace.recording.told_once import Known
 from ctrace.recording.writer import Writer
 
 KEPT = ".kept" + SUFFIX
+SMALLEST = 64 << 10
+"""Bytes of a segment on a disk that turned out to be small."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,9 @@ class FlightRecorder:
         self._rate = (header.started, 0)
         self._others = 0
         """Bytes of the finished segments."""
+        self._segment_size = retention.segment_size
+        self.full = 0
+        """How often the disk was full, and older segments went for newer ones."""
         self._writer = self._open(header.started)
         self._began = header.started
         self._prune(header.started)
@@ -169,7 +174,7 @@ class FlightRecorder:
     def write(self, batch: Batch) -> None:
         """Take a batch. Raises CtraceError when the disk refuses."""
         fired = bool(self._retention.triggers) and self._fires(batch)
-        self._writer.write(batch)
+        self._put(batch)
         self._living.take(batch.events)
         self._known.learn(batch)
         self.events += len(batch.events)
@@ -177,10 +182,7 @@ class FlightRecorder:
         if fired:
             self._fired = batch.until
         age = (batch.until - self._began) / 1e9
-        if (
-            self._writer.size >= self._retention.segment_size
-            or age >= self._retention.segment_seconds
-        ):
+        if self._writer.size >= self._segment_size or age >= self._retention.segment_seconds:
             self._roll(batch.until)
         elif self._retention.size is not None and self._over():
             self._prune(batch.until)
@@ -196,7 +198,8 @@ class FlightRecorder:
 
     def close(self, reason: str = "") -> None:
         """End the last segment; with triggers, drop what none has asked for."""
-        self._writer.close(reason)
+        self._put(None)
+        self._end(reason)
         self._finish(self._known.batch.until)
         if self._retention.triggers:
             for path, _, _ in self._spans:
@@ -220,19 +223,83 @@ class FlightRecorder:
                 NUMBER: str(self._number),
             },
         )
-        writer = Writer(str(path), header)
+        writer = Writer(str(path), header, make_room=lambda: self._drop_oldest(path))
         for netns, text in self._rules.items():
             writer.ruleset(netns, text)
         return writer
 
-    def _roll(self, now: int) -> None:
-        self._writer.close()
-        self._finish(now)
+    def _put(self, batch: Optional[Batch]) -> None:
+        """Write a batch, whatever has to go for it; None: what was taken so far.
+
+        Raises CtraceError when nothing helps.
+
+        On a disk that is full, and has no older segment any more, the one being written goes:
+        a new one begins with who is alive. Where even that has no room, it begins without
+        them, and the batch's events are counted as lost; the counters stay exact.
+        """
+        try:
+            if batch is None:
+                self._writer.flush()
+            else:
+                self._writer.write(batch)
+            return
+        except CtraceError:
+            if not self._writer.full:
+                raise
+        self.full += 1
+        self._shrink(self._writer.size)
+        now = self._known.batch.until
+        rest = batch or Batch.idle(now)
+        without = replace(rest, events=empty(), lost=rest.lost + len(rest.events))
+        for rows, then in ((self._living.rows(now), rest), (empty(), without)):
+            self._writer.abandon()
+            Path(self._writer.path).unlink(missing_ok=True)
+            self._begin(now, rows)
+            try:
+                self._writer.write(then)
+                self._writer.flush()
+                return
+            except CtraceError as error:
+                if not self._writer.full or then is without:
+                    raise CtraceError(f"{error}; there is nothing left to drop") from None
+
+    def _drop_oldest(self, writing: Path) -> bool:
+        """Free a segment's room on a full disk; False when only the one being written is left."""
+        for path, size in self._files():
+            if path != writing:
+                self.full += 1
+                self._shrink(size)
+                path.unlink(missing_ok=True)
+                return True
+        return False
+
+    def _shrink(self, size: int) -> None:
+        """The disk is smaller than was allowed: several segments are to find room on it."""
+        self._segment_size = max(SMALLEST, min(self._segment_size, size // 4))
+
+    def _begin(self, now: int, living: Events) -> None:
+        """A segment: who is alive, how the tables stand, all names."""
         self._number += 1
         self._began = now
         self._writer = self._open(now)
-        # Where the segment begins: who is alive, how the tables stand, all names.
-        self._writer.write(replace(self._known.batch, events=self._living.rows(now), until=now))
+        self._writer.write(replace(self._known.batch, events=living, until=now))
+
+    def _end(self, reason: str = "") -> None:
+        """End the segment; on a full disk it may lack the block that says so."""
+        try:
+            self._writer.close(reason)
+        except CtraceError:
+            if not self._writer.full:
+                raise
+
+    def _roll(self, now: int) -> None:
+        began = self._began
+        self._put(None)
+        if self._began != began:
+            return  # a full disk has begun another already
+        self._end()
+        self._finish(now)
+        self._begin(now, self._living.rows(now))
         self._prune(now)
 
     def _finish(self, now: int) -> None:
@@ -279,7 +346,7 @@ class FlightRecorder:
 
     def _room(self) -> int:
         """What the segment being written takes, or will take."""
-        return max(self._writer.size, self._retention.segment_size)
+        return max(self._writer.size, self._segment_size)
 
     def _over(self) -> bool:
         return self._others + self._room() > (self._retention.size or 0)

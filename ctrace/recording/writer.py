@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -40,6 +41,7 @@ from ctrace.recording.window import U64, TupleIndex
 
 FLUSH_NS = 1_000_000_000
 """A crash costs at most this much time."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 SYNC_S = 5.0
 """A power cut costs at most about this much more."""
 
@@ -51,10 +53,18 @@ class Writer:
     that a reader can tell a recording in progress from one that was cut off.
     """
 
-    def __init__(self, path: str, header: meta.Header, *, codec: Optional[Codec] = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        header: meta.Header,
+        *,
+        codec: Optional[Codec] = None,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Create ``path``. Raises CtraceError when it exists or cannot be made.
 
-        ``codec`` is zstd where the zstandard package is installed, else zlib.
+        ``codec`` is zstd where the zstandard package is installed, else zlib. ``make_room``
+        is asked when the disk is full: true says that it freed some, and writing goes on.
         """
         self.path = path
         self.events = 0
@@ -70,6 +80,9 @@ class Writer:
         self._counts: Optional[dict[int, Counts]] = None
         self._index: list[tuple[int, int, int, int]] = []
         self._failed: Optional[CtraceError] = None
+        self.full = False
+        """Whether the disk had no room, and so this has failed."""
+        self._make_room = make_room
         self._closed = False
         # kept, for fresh pages would cost more than what is written to them
         self._room = np.empty((WORDS, 2 * MAX_ROWS), np.uint64)
@@ -80,6 +93,8 @@ class Writer:
             self._block(BlockHead(BlockKind.HEAD), Column.JSON, meta.header_json(header))
         except CtraceError:
             self.abandon()
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # of no use to anyone
             raise
 
     @property
@@ -247,14 +262,18 @@ class Writer:
     def _append(self, buffers: list[Buffer]) -> None:
         """All of these or none. Raises CtraceError when the system refuses."""
         total = sum(len(buffer) for buffer in buffers)
+        written, rest = 0, memoryview(b"")
         try:
-            written = os.writev(self._fd, buffers)
-            if written < total:
-                # The disk filled within the block (or a signal came): try the rest.
-                rest = memoryview(b"".join(buffers))[written:]
-                while len(rest):
-                    rest = rest[os.write(self._fd, rest) :]
+            while written < total:
+                try:
+                    # The disk may fill within the block, or a signal come: then the rest.
+                    written += os.write(self._fd, rest) if rest else os.writev(self._fd, buffers)
+                except OSError as error:
+                    if error.errno not in FULL or not self._make_room():
+                        raise
+                rest = memoryview(b"".join(buffers))[written:] if written < total else rest
         except OSError as error:
+            self.full = error.errno in FULL
             self._failed = CtraceError(
                 f"cannot write {self.path}: {error.strerror}; the recording ends here and keeps "
                 f"its {self.events:,} events"

@@ -21,8 +21,8 @@ from ctrace.recording.writer import Writer
 SECOND = synthetic.SECOND
 
 
-def write(path: Path, batches: list[Batch], **options: Codec) -> Path:
-    with Writer(str(path), synthetic.header(), **options) as writer:
+def write(path: Path, batches: list[Batch], codec: Optional[Codec] = None) -> Path:
+    with Writer(str(path), synthetic.header(), codec=codec) as writer:
         for batch in batches:
             writer.write(batch)
     return path

@@ -1,0 +1,199 @@
+"""Files of the user: written whole or not at all, never over others; anything else is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kit import synthetic
+
+import ctrace
+from ctrace import files
+from ctrace.errors import CtraceError
+from ctrace.recording.recorder import make_way
+
+Way = Callable[[Path, Path, bool], "list[str | Path]"]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recording") / "a.data"
+    return synthetic.write(path, synthetic.batches(synthetic.traffic(3000)))
+
+
+def run(*words: str | Path) -> tuple[int, str]:
+    argv = [sys.executable, "-m", "ctrace", *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+def verbs(recording: Path, out: Path) -> list[list[str | Path]]:
+    """Every way of writing a file that needs no kernel."""
+    return [
+        *(["export", recording, "--to", to, "-o", out]
+          for to in ("csv", "jsonl", "openmetrics", "parquet")),
+        ["report", recording, "--html", out],
+        ["whatif", recording, "--notrack", "tcp/8063", "--html", out],
+        ["merge", recording, "--redact", "-o", out],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_every_verb_that_writes_a_file(recording: Path, tmp_path: Path, number: int) -> None:
+    out, target = tmp_path / "out", tmp_path / "another's"
+    words = verbs(recording, out)[number]
+    assert run(*words)[0] == 0
+    assert out.stat().st_mode & 0o777 == 0o600
+    made = out.read_bytes()
+    status, said = run(*words)
+    assert (status, said.count("\n")) == (1, 1)
+    assert f"{out} exists" in said
+    out.unlink()
+    target.write_text("kept")
+    out.symlink_to(target)
+    for force in ([], ["--force"]) if words[0] != "merge" else ([],):
+        status, said = run(*words, *force)
+        assert (status, said.count("\n")) == (1, 1), said
+    assert target.read_text() == "kept"
+    if words[0] != "merge":
+        out.unlink()
+        out.write_text("older")
+        assert run(*words, "--force")[0] == 0
+        assert len(out.read_bytes()) == pytest.approx(len(made), rel=0.01)
+    assert set(os.listdir(tmp_path)) == {"out", "another's"}
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_a_disk_that_fills_leaves_no_half_file(
+    recording: Path, tmp_path: Path, number: int
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for a disk of its own")
+    words = verbs(recording, tmp_path / "out")[number]
+    line = " ".join(map(str, [sys.executable, "-m", "ctrace", *words]))
+    script = f"mount -t tmpfs -o size=4k none {tmp_path}; {line}; echo $?; ls -A {tmp_path}"
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, check=False
+    )
+    if words[0] == "merge":  # a recording keeps what it has
+        assert done.stdout.startswith("1")
+    elif "openmetrics" not in words:  # whose few lines fit
+        assert done.stdout == "1\n"
+        assert "No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["without a name", "with one"])
+def test_what_fails_within_leaves_nothing(
+    tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named:  # a file system that has no files without names
+        real = os.open
+        monkeypatch.setattr(files.os, "open", lambda path, flags, *more, **kinds: (
+            _refuse() if flags & os.O_TMPFILE == os.O_TMPFILE else real(path, flags, *more, **kinds)
+        ))  # fmt: skip
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), files.new(str(out)) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    for text in (b"first", b"second"):
+        with files.new(str(out), force=True) as file:
+            file.write(text)
+    assert out.read_bytes() == b"second"
+    with pytest.raises(CtraceError, match="exists"), files.new(str(tmp_path / "late")) as file:
+        (tmp_path / "late").write_text("came meanwhile")
+    assert (tmp_path / "late").read_text() == "came meanwhile"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "late"}
+
+
+def _refuse() -> int:
+    raise OSError(95, "Operation not supported")
+
+
+def test_a_kill_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from ctrace import files\n"
+        "with files.new(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); print('written', flush=True); time.sleep(60)\n"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["report"], ["replay", "--once"], ["diff"], ["export", "--to",
+                         "csv"], ["whatif"], ["advise"], ["perf", "--against"]])  # fmt: skip
+def test_a_pipe_is_no_file(tmp_path: Path, words: list[str]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    status, said = run(*words, pipe, *([pipe] if words == ["diff"] else []))
+    assert status == 1
+    assert said == f"ctrace: {pipe} is a pipe, not a file\n"
+
+
+def test_what_is_in_the_way_of_a_recording(tmp_path: Path, recording: Path) -> None:
+    place = tmp_path / "ctrace.data"
+    kept = []
+    for turn in range(4):
+        place.write_bytes(recording.read_bytes() + bytes(turn))
+        kept.append(place.read_bytes())
+        assert make_way(str(place)) == f"{place}.{turn + 1}"
+    assert [Path(f"{place}.{n}").read_bytes() for n in range(1, 5)] == kept
+    os.mkfifo(place)
+    with pytest.raises(CtraceError, match="is a pipe, not a file"):
+        make_way(str(place))
+
+
+RING = """
+import sys
+from pathlib import Path
+from kit import synthetic
+from ctrace.recording.segments import FlightRecorder, Retention
+where, count = sys.argv[1], int(sys.argv[2])
+batches = synthetic.batches(synthetic.traffic(count, rate=count / 20))
+ring = FlightRecorder(where + "/ring", synthetic.header(), Retention(size=64 << 20))
+for batch in batches:
+    ring.write(batch)
+ring.close("over")
+print(ring.full)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a disk of its own")
+@pytest.mark.parametrize(("disk", "count"), [("100k", 60_000), ("300k", 100_000), ("1m", 250_000)])
+def test_a_ring_on_a_full_disk_goes_on(tmp_path: Path, disk: str, count: int) -> None:
+    """Its newest time is there, and what it says of that time is what happened then."""
+    small, kept = tmp_path / "small", tmp_path / "kept"
+    small.mkdir()
+    script = f"mount -t tmpfs -o size={disk} none {small}; {sys.executable} -c '{RING}' {small} "
+    script += f"{count} && cp -r {small}/ring {kept}"
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+    batches = synthetic.batches(synthetic.traffic(count, rate=count / 20))
+    truth = {batch.until: batch for batch in batches}
+    with ctrace.open(str(kept)) as recording:
+        assert recording.ended == "over"
+        assert recording.until == batches[-1].until
+        seen, before = 0, recording.header.base
+        for batch in recording.batches():
+            if batch.until <= recording.started:
+                continue
+            whole = truth[batch.until]
+            assert len(batch.events) + batch.lost == len(whole.events)
+            told = {k: (v + before[k]).tolist() for k, v in batch.counts.items()}
+            assert told == {k: v.tolist() for k, v in whole.counts.items()}
+            seen += len(batch.events)
+    assert seen > 0
