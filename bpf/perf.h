@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What the measuring programs share: their maps, histograms of time, and the calls in
- * progress. ctrace/kernel/measuring.py holds the list of maps.
+ * progress. ctrace/cost/objects.py holds the list of maps.
  */
 #ifndef CTRACE_PERF_H
 #define CTRACE_PERF_H

@@ -15,11 +15,11 @@ from typing import Final
 
 import numpy as np
 
+from ctrace.cost.objects import WAITS, Objects
 from ctrace.cost.result import Wait, who_waits
 from ctrace.cost.sampling import frames
 from ctrace.errors import CtraceError
 from ctrace.kernel import bpf
-from ctrace.kernel.measuring import WAITS, Objects
 from ctrace.kernel.symbols import Symbols
 
 UNKNOWN: Final = "a lock"

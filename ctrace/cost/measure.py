@@ -14,16 +14,16 @@ import numpy as np
 
 from ctrace.batch import Batch, TableReading
 from ctrace.capture import open_live
+from ctrace.cost import chains
 from ctrace.cost import result as model
 from ctrace.cost.contention import Contention
+from ctrace.cost.objects import Objects
 from ctrace.cost.sampling import Sampler, What, stacks
 from ctrace.cost.timing import Timing, active
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.host.tables import TableReader
-from ctrace.kernel import chains
-from ctrace.kernel.measuring import Objects
 from ctrace.kernel.symbols import Symbols, is_tracer
 from ctrace.record import Events, Kind, Reason, proto_name
 from ctrace.recording.recorder import Sink

@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.cost.objects import STACK_DEPTH, STACKS, Objects
 from ctrace.cost.result import Stack
 from ctrace.kernel import bpf
-from ctrace.kernel.measuring import STACK_DEPTH, STACKS, Objects
 from ctrace.kernel.percpu import online_cpus
 
 SET_BPF: Final = 0x40042408

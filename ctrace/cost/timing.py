@@ -21,11 +21,11 @@ import numpy.typing as npt
 
 from ctrace.capture import kprobe
 from ctrace.capture.function_hooks import Hook, fits
+from ctrace.cost.objects import EARLY_DROP, NETFILTER, PORTED, RECENT, SERVICES, Objects
 from ctrace.cost.result import BINS, POINTS, PROTOCOLS, Times
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host.netns import Namespace, enter
 from ctrace.kernel import bpf, btf
-from ctrace.kernel.measuring import EARLY_DROP, NETFILTER, PORTED, RECENT, SERVICES, Objects
 from ctrace.kernel.symbols import Symbols
 
 FAMILIES: Final = ("fentry", "kprobe", "netfilter")

@@ -12,16 +12,12 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Optional
+from typing import Final
 
 import numpy as np
 
-from ctrace.cost.result import Chains, chains
-from ctrace.errors import CtraceError
 from ctrace.kernel import bpf, layout, programs
 
-SAMPLE: Final = 1 << 16
-"""Buckets walked at most, evenly spaced: about 10 ms in short steps."""
 RUNS: Final = 1 << 16
 LENGTHS: Final = 256
 CANDIDATES: Final = 4
@@ -160,39 +156,6 @@ class Walker:
     def _read(self) -> tuple[int, ...]:
         raw = bpf.map_lookup(self._cursor, bytes(4), _CURSOR.size)
         return _CURSOR.unpack(raw or bytes(_CURSOR.size))
-
-
-def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = SAMPLE) -> Chains:
-    """Chain lengths now. ``symbol``: where nf_conntrack_hash is, or 0; ``entries``: ``ct``s.
-
-    Raises CtraceError when the table cannot be found, or the kernel runs no program on
-    request (before 5.10).
-    """
-    if not buckets:
-        raise CtraceError("the table's size is unknown")
-    with Walker() as walker:
-        for base in walker.bases(symbol, entries):
-            found = _measured(walker, base, buckets, sample)
-            if found is not None:
-                return found
-    raise CtraceError(
-        "the table was not found: the kernel lists no nf_conntrack_hash, and "
-        + (
-            "entries lately seen are gone"
-            if entries
-            else "no packet of a tracked connection passed"
-        )
-    )
-
-
-def _measured(walker: Walker, base: int, buckets: int, sample: int) -> Optional[Chains]:
-    """None when what lies there is not the table."""
-    walker.forget_lengths()
-    walked = walker.walk(base, 0, -(-buckets // sample), buckets)
-    counts = walker.lengths()
-    if not walked.is_table(int(counts.sum()) + walked.disturbed):
-        return None
-    return chains(buckets, counts, walked.disturbed)
 
 
 def _key(n: int) -> bytes:

@@ -41,6 +41,8 @@ KFUNC_BASE: Final = 1_520_520_000
 FETCH_OFFSET: Final = 0x7000
 """In bpf/helpers.h: added to the offset of an addition that gives the old value (5.12)."""
 
+TIMERS: Final = ("netfilter_first", "netfilter_before", "netfilter_after")
+"""Programs of perf.c at netfilter's hooks, which `doctor` must know for ours."""
 SOURCES: Final = ("function_hooks.c", "netfilter_hooks.c", "percpu.c", "chains.c", "perf.c")
 ABSENT: Final = -1
 SLOT_BITS: Final = 12

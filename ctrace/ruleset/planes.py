@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from ctrace.errors import CtraceError
 from ctrace.kernel.bpf import Cmd, bpf, prog_info
-from ctrace.kernel.measuring import NETFILTER
+from ctrace.kernel.programs import TIMERS
 
 TIMEOUT: Final = 20.0
 ATTACHED: Final = {46: "tcx", 47: "tcx", 54: "netkit", 55: "netkit"}
@@ -33,7 +33,7 @@ EVERYWHERE: Final = "netfilter's hooks, of this namespace or another,"
 """In place of a device: packets over lo pass there, too."""
 LINK_NETFILTER: Final = 10
 """BPF_LINK_TYPE_NETFILTER (6.4)."""
-OWN_PROGRAMS: Final = ("nf_confirm", "ctrace_probe", *(name[:15] for name in NETFILTER))
+OWN_PROGRAMS: Final = ("nf_confirm", "ctrace_probe", *(name[:15] for name in TIMERS))
 """ctrace's own at netfilter's hooks, which let every packet pass; the kernel keeps 15 letters."""
 
 Plane = tuple[str, str]

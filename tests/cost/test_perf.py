@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctrace.cost import result as model
+from ctrace.cost.objects import Objects
 from ctrace.cost.result import BINS, POINTS, PROTOCOLS, RELATIVE_ERROR, Stack, Times
 from ctrace.cost.sampling import Sampler, stacks
 from ctrace.errors import CtraceError
 from ctrace.kernel import symbols
-from ctrace.kernel.measuring import Objects
 from ctrace.lab import Lab
 from ctrace.view.report.cost_change import load
 

@@ -19,7 +19,7 @@ ARROWS = {
     "demo": "capture host lab live model view",
     "dumps": "advice host model recording",
     "host": "",
-    "kernel": "capture cost host",
+    "kernel": "host",
     "lab": "host",
     "live": "advice change model recording view",
     "model": "",

@@ -24,12 +24,13 @@ import pytest
 from kit.costs import PORT, pair
 
 from ctrace.cost import contention
+from ctrace.cost import objects as measuring
 from ctrace.cost.contention import LOCKS, NOT_KEPT, Contention
+from ctrace.cost.objects import Objects
 from ctrace.cost.result import Wait
 from ctrace.errors import CtraceError
-from ctrace.kernel import measuring, symbols
+from ctrace.kernel import symbols
 from ctrace.kernel.bpf import kernel_version
-from ctrace.kernel.measuring import Objects
 from ctrace.lab import Node
 
 CPUS = sorted(os.sched_getaffinity(0))

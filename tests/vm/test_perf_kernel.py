@@ -15,15 +15,16 @@ import pytest
 from kit.costs import PORT, Ballast, open_flows, pair, send, totals
 from kit.machines import families
 
+from ctrace.cost import chains
 from ctrace.cost import result as model
 from ctrace.cost.measure import Measurement
+from ctrace.cost.objects import Objects
 from ctrace.cost.result import RELATIVE_ERROR
 from ctrace.cost.timing import FAMILIES, Timing, active
 from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.tables import TableReader
-from ctrace.kernel import chains, symbols
-from ctrace.kernel.measuring import Objects
+from ctrace.kernel import symbols
 from ctrace.lab import Node, traffic
 
 pytestmark = [

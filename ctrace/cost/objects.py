@@ -31,7 +31,7 @@ FUNCTION_PROGRAMS: Final = (
     "stack_insert", "stack_enter", "stack_leave",
 )  # fmt: skip
 """Those that find their arguments elsewhere with kprobes."""
-NETFILTER: Final = ("netfilter_first", "netfilter_before", "netfilter_after")
+NETFILTER: Final = programs.TIMERS
 OTHERS: Final = ("alloc_stack", "free_stack", "on_clock", "wait_begin", "wait_end")
 
 # (kind, key, value, entries), in the order of bpf/perf.h
