@@ -1,7 +1,8 @@
 """The HTTP side of ``ctrace metrics``: it serves a text made elsewhere, and nothing else.
 
-A scraper that hangs, or sends and reads a byte at a time, holds one of a few
-connections until its time is up; it never reaches the thread that captures.
+There are a few places. A connection that has not asked yet has a place for two seconds,
+and makes room for a new one when all are taken. One that reads its answer slowly is cut
+off too. None of them ever reaches the thread that captures.
 """
 
 from __future__ import annotations
@@ -9,32 +10,57 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Optional
 
 from ctrace.errors import CtraceError, UsageError
 
 CONNECTIONS = 8
-TIMEOUT = 5.0
-"""Seconds without a byte."""
+ASKING = 2.0
+"""Seconds from the connection to the end of its request."""
 LIFETIME = 10.0
 """Seconds in all."""
+GRACE = 0.1
+"""Seconds that a connection has to ask before it must make room for a new one."""
+_WAITING = 128
+"""Connections that wait in the kernel for their turn."""
+
+_PAGE = b"""<!doctype html><html lang="en"><title>ctrace</title>
+<p>ctrace serves its metrics at <a href="/metrics">/metrics</a>.</p></html>
+"""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Scrapes
-    timeout = TIMEOUT
+    timeout = LIFETIME
 
     def do_GET(self) -> None:
-        if self.path.split("?", 1)[0] != "/metrics":
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def _answer(self, body: bool) -> None:
+        self.server.asked(self.connection)
+        path = self.path.split("?", 1)[0]
+        if path == "/metrics":
+            text, kind = self.server.text, self.server.content_type
+        elif path == "/":
+            text, kind = _PAGE, "text/html; charset=utf-8"
+        else:
             self.send_error(404, "only /metrics is served")
             return
-        body = self.server.text
-        self.send_response(200 if body else 503)
-        self.send_header("Content-Type", self.server.content_type)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_response(200 if text else 503)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(body)
+        if body:
+            self.wfile.write(text)
+
+    def version_string(self) -> str:
+        """No version: a stranger need not know it."""
+        return "ctrace"
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: a scrape every few seconds is not news."""
@@ -45,13 +71,18 @@ class Scrapes(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = CONNECTIONS
+    request_queue_size = _WAITING
+    asking = ASKING
     lifetime = LIFETIME
 
     def __init__(self, address: tuple[str, int], content_type: str) -> None:
         self.text = b""
         self.content_type = content_type
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._lock = threading.Lock()
+        self._since: dict[socket.socket, float] = {}
+        """Open connections, oldest first: monotonic seconds of their begin."""
+        self._silent: dict[socket.socket, float] = {}
+        """Those of them that have not asked yet."""
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         try:
@@ -64,27 +95,62 @@ class Scrapes(ThreadingHTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
 
+    def asked(self, request: socket.socket) -> None:
+        """This connection has sent its whole request: it keeps its place."""
+        with self._lock:
+            self._silent.pop(request, None)
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Refuse a connection beyond the limit instead of starting a thread for it."""
-        if not self._room.acquire(blocking=False):
+        """Serve a connection, if need be in the place of the one that is silent longest."""
+        if not self._admit(request):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._room.release()
+            self._forget(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer one connection, then give its place back."""
-        end = threading.Timer(self.lifetime, _cut, (request,))
-        end.daemon = True
-        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
-            end.cancel()
-            self._room.release()
+            self._forget(request)
+
+    def service_actions(self) -> None:
+        """Cut off those whose time is up; called twice a second, and after each connection."""
+        now = time.monotonic()
+        with self._lock:
+            late = [one for one, since in self._silent.items() if now - since > self.asking]
+            late += [one for one, since in self._since.items() if now - since > self.lifetime]
+        for one in late:
+            _cut(one)
+
+    def _admit(self, request: socket.socket) -> bool:
+        """Take a place; False when all are held by connections that asked."""
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                left: Optional[float] = 0.0
+                if len(self._since) >= CONNECTIONS:
+                    oldest = next(iter(self._silent), None)
+                    left = None if oldest is None else self._silent[oldest] + GRACE - now
+                    if oldest is not None and left is not None and left <= 0:
+                        del self._silent[oldest], self._since[oldest]
+                        _cut(oldest)
+                if left is None:
+                    return False
+                if left <= 0:
+                    self._since[request] = self._silent[request] = now
+                    return True
+            # Whoever connects faster than this waits in the kernel.
+            time.sleep(min(left, 0.01))
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._lock:
+            self._since.pop(request, None)
+            self._silent.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A scraper that went away is its own business."""
