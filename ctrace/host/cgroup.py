@@ -2,7 +2,8 @@
 
 No runtime's API is asked. A container runtime writes the container's id into the
 cgroup's path, and Docker's and Kubernetes' own files, where they can be read,
-turn the id into a name.
+turn the id into a name. Who owns a folder below names it as he likes: names come
+back harmless, paths as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import re
 from functools import lru_cache
 from glob import escape, glob
+
+from ctrace.names import clean
 
 _ID = r"[0-9a-f]{64}"
 _SCOPE = re.compile(rf"^(docker|libpod|cri-containerd|crio|containerd|nerdctl)-({_ID})\.scope$")
@@ -50,9 +53,9 @@ def container(path: str) -> str:
             parent = parts[at - 1] if at else ""
             return _called("k8s" if pod else _PARENTS.get(parent, "container"), bare[1])
         if named := _NAMED_SCOPE.match(part):
-            return "machine:" + _unescape(next(name for name in named.groups() if name))
+            return "machine:" + clean(_unescape(next(name for name in named.groups() if name)))
         if at and parts[at - 1] == "lxc":
-            return f"lxc:{part}"
+            return f"lxc:{clean(part)}"
     return ""
 
 
@@ -65,13 +68,13 @@ def unit(path: str) -> str:
     for suffix in (".service", ".scope", ".socket", ".mount"):
         for part in reversed(parts):
             if part.endswith(suffix):
-                return _unescape(part)
+                return clean(_unescape(part))
     return ""
 
 
 def label(path: str) -> str:
     """What to call a cgroup: its container, else its unit, else the path itself."""
-    return container(path) or unit(path) or ("" if path in ("", "/") else path)
+    return container(path) or unit(path) or ("" if path in ("", "/") else clean(path))
 
 
 def of_pid(pid: int) -> str:
@@ -80,12 +83,13 @@ def of_pid(pid: int) -> str:
     Empty when the process has gone.
     """
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            lines = file.read().splitlines()
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            # A folder's name may hold every byte but a slash, a newline and a zero.
+            lines = os.fsdecode(file.read()).rstrip("\n").split("\n")
     except OSError:
         return ""
     found = {}
-    for line in lines:
+    for line in filter(None, lines):
         _, controllers, path = line.split(":", 2)
         found[controllers] = path
     paths = [found.get(name, "") for name in ("", "name=systemd", "memory", "pids")]
@@ -97,7 +101,7 @@ def _unescape(name: str) -> str:
 
 
 def _called(runtime: str, ident: str) -> str:
-    return f"{runtime}:{_name(runtime, ident) or ident[:12]}"
+    return f"{runtime}:{clean(_name(runtime, ident)) or ident[:12]}"
 
 
 @lru_cache(maxsize=4096)

@@ -21,6 +21,7 @@ from typing import Final, Optional
 from ctrace.batch import LOWEST_INODE
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import cgroup
+from ctrace.names import clean
 
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703
@@ -38,7 +39,8 @@ class Namespace:
 
     inum: int
     name: str
-    """``init``, an ``ip netns`` name, a container or service, or ``netns:<inum>``."""
+    """``init``, an ``ip netns`` name, a container or service, or ``netns:<inum>``;
+    harmless to show."""
     path: str
     """Opens it: /proc/PID/ns/net, or where it is mounted."""
 
@@ -118,14 +120,14 @@ class Finder:
                 and "docker" not in folder
                 and not given.startswith("cni-")
             ):
-                return given
+                return clean(given)
         pid = self._pids.get(inum)
         path = cgroup.of_pid(int(pid)) if pid else ""
         name = cgroup.container(path)
         if not name and cgroup.unit(path).endswith(".service"):
             # A service with a network of its own; one shared with init is no name for it.
             name = cgroup.unit(path)
-        return name or given or f"netns:{inum}"
+        return name or clean(given) or f"netns:{inum}"
 
 
 class Mounts:
@@ -173,9 +175,9 @@ def resolve(text: str) -> int:
         if inum is not None:
             return inum
         raise UsageError(f"{text} is not a network namespace: give one like /run/netns/NAME")
-    spaces = find()
+    spaces, shown = find(), clean(text)
     for space in spaces:
-        if text and text in (space.name, space.name.partition(":")[2]):
+        if text and shown in (space.name, space.name.partition(":")[2]):
             return space.inum
     some = ", ".join(space.name for space in spaces[:8])
     raise UsageError(
@@ -298,7 +300,7 @@ def _kthreadd() -> bool:
 def _mounts() -> dict[int, str]:
     """Inode to mount point for every network namespace mounted here."""
     found: dict[int, str] = {}
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as file:
         for line in file:
             if " net:[" not in line:
                 continue

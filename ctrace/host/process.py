@@ -15,12 +15,11 @@ from functools import lru_cache
 from typing import Final, Optional
 
 from ctrace.batch import Owner
-from ctrace.host import cgroup
+from ctrace.host import cgroup, command_line
 from ctrace.host.netns import Namespace
 from ctrace.host.sockets import Bound, Holders, try_bound
+from ctrace.names import clean
 
-CMDLINE: Final = 256
-"""Characters of a command line that are kept."""
 REMEMBERED: Final = 8192
 """cgroup ids whose paths are kept, also after the cgroup has gone."""
 FILEID_KERNFS: Final = 0xFE
@@ -36,16 +35,15 @@ def owner(key: int, comm: str, cgroup_id: int, path: str = "") -> Owner:
     """What is known of the process behind a record's ``owner`` key.
 
     ``comm``, ``cgroup_id`` and the end of the cgroup's ``path`` are as captured in the
-    kernel; the path serves when the cgroup has gone, as a container's does. Control
-    characters, which a process may put into its own name to disturb a terminal, are replaced.
+    kernel; the path serves when the cgroup has gone, as a container's does.
     """
     pid = key >> 32
     alive = key != 0 and _is(pid, key)
     unit = cgroup_label(cgroup_id)
     if alive and not unit:
         unit = cgroup.label(cgroup.of_pid(pid))
-    unit = unit or plain(cgroup.label(path))
-    return Owner(key, plain(comm), cgroup_id, unit, cmdline(pid) if alive else "")
+    unit = unit or cgroup.label(path)
+    return Owner(key, clean(comm), cgroup_id, unit, cmdline(pid) if alive else "")
 
 
 def owner_of_pid(pid: int, cgroup_id: int = 0) -> Optional[Owner]:
@@ -73,18 +71,16 @@ def start_ms(pid: int) -> Optional[int]:
 
 
 def cmdline(pid: int) -> str:
-    """A process's command line on one line; empty for kernel threads and the dead."""
+    """A process's command line on one line, what looks like a secret masked.
+
+    Empty for kernel threads and the dead.
+    """
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            raw = file.read(4 * CMDLINE)
+            raw = file.read(command_line.READ)
     except OSError:
         return ""
-    return plain(raw.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace"))[:CMDLINE]
-
-
-def plain(text: str) -> str:
-    """``text`` with everything that a terminal might obey replaced."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    return command_line.masked(command_line.split(raw))
 
 
 def _is(pid: int, key: int) -> bool:
@@ -129,7 +125,7 @@ def cgroup_path(cgroup_id: int) -> str:
 @lru_cache(maxsize=1)
 def cgroup_root() -> str:
     """Where cgroup v2 is mounted; empty when it is not."""
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as file:
         for line in file:
             before, _, after = line.partition(" - ")
             if after.startswith("cgroup2 "):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ctrace import __version__
 from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, Netns, Owner, TableReading
+from ctrace.names import clean
 from ctrace.record import N_REASONS
 from ctrace.recording.format import LIMIT_TIME, MAJOR, MINOR, Damaged
 
@@ -105,7 +106,7 @@ def parse_header(blob: bytes) -> Header:
         base[_uint(netns, 32)] = np.array([_uint(count) for count in counts], np.uint64)
     return Header(
         HookInfo(
-            family=_text(hooks.get("family", "")),
+            family=_name(hooks.get("family", "")),
             attached=_texts(hooks.get("attached", [])),
             blind=_texts(hooks.get("blind", [])),
             drop_tuples=bool(hooks.get("drop_tuples", True)),
@@ -113,13 +114,13 @@ def parse_header(blob: bytes) -> Header:
             owners=bool(hooks.get("owners", True)),
             changes=bool(hooks.get("changes", True)),
             refusals=bool(hooks.get("refusals", True)),
-            note=_text(hooks.get("note", "")),
+            note=_name(hooks.get("note", "")),
         ),
         Clock(_time(data.get("clock_offset", 0))),
         _time(data.get("started", 0)),
-        host=_text(data.get("host", "")),
-        kernel=_text(data.get("kernel", "")),
-        filter=_text(data.get("filter", "")),
+        host=_name(data.get("host", "")),
+        kernel=_name(data.get("kernel", "")),
+        filter=_name(data.get("filter", "")),
         facts={_text(name): _text(value) for name, value in facts.items()},
         base=base,
         hosts=_texts(data.get("hosts", [])),
@@ -146,7 +147,7 @@ def parse_tables(data: Any) -> tuple[TableReading, ...]:
             _uint(count),
             _uint(limit),
             _uint(buckets),
-            {_text(n): _uint(v) for n, v in _typed(stats, dict).items() if n not in _BESIDE},
+            {_name(n): _uint(v) for n, v in _typed(stats, dict).items() if n not in _BESIDE},
             _uint(stats.get(AT, 0)),
             _uint(stats.get(MET, 0)),
             _uint(stats.get(MET_ASSURED, 0)),
@@ -172,11 +173,11 @@ def parse_names(data: Any) -> Names:
     owners = [_owner(item) for item in _typed(data.get("owners", []), list)]
     return Names(
         netns={
-            _uint(inum, 32): Netns(inum, _text(name), _texts(addresses), bool(active))
+            _uint(inum, 32): Netns(inum, _name(name), _texts(addresses), bool(active))
             for inum, name, addresses, active in _pairs(data.get("netns", []), 4)
         },
         owners={owner.key: owner for owner in owners},
-        cgroups={_uint(key, 64): _text(name) for key, name in _pairs(data.get("cgroups", []), 2)},
+        cgroups={_uint(key, 64): _name(name) for key, name in _pairs(data.get("cgroups", []), 2)},
         listeners={
             (_uint(netns, 32), _uint(proto, 8), _uint(port, 16)): _owner(owner)
             for netns, proto, port, owner in _pairs(data.get("listeners", []), 4)
@@ -196,7 +197,7 @@ def _owner_json(owner: Owner) -> list[Any]:
 
 def _owner(data: Any) -> Owner:
     ((key, comm, cgroup, unit, cmdline),) = _pairs([data], 5)
-    return Owner(_uint(key, 64), _text(comm), _uint(cgroup, 64), _text(unit), _text(cmdline))
+    return Owner(_uint(key, 64), _name(comm), _uint(cgroup, 64), _name(unit), _name(cmdline))
 
 
 def dumps(value: Any) -> bytes:
@@ -259,8 +260,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _name(value: Any) -> str:
+    """A text to be shown: a recording may be a stranger's, so made harmless here."""
+    return clean(_text(value))
+
+
 def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(_text(item) for item in _typed(value, list))
+    return tuple(_name(item) for item in _typed(value, list))
 
 
 def _uint(value: Any, bits: Optional[int] = None) -> int:

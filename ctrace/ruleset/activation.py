@@ -16,12 +16,13 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional, Protocol
 
 from ctrace.errors import CtraceError
 from ctrace.host import commands
 from ctrace.host.netns import enter
+from ctrace.names import clean
 
 IPV4, IPV6 = "ipv4", "ipv6"
 
@@ -294,11 +295,16 @@ def _explain_here(namespace: Place) -> NamespaceActivation:
     return NamespaceActivation(
         namespace.inum,
         namespace.name,
-        tuple(users),
+        tuple(map(_harmless, users)),
         _entries(),
         _hooks(),
-        tuple(unread),
+        tuple(map(clean, unread)),
     )
+
+
+def _harmless(user: User) -> User:
+    """The same with the names that a ruleset's writer chose fit to be shown."""
+    return replace(user, table=clean(user.table), chain=clean(user.chain), rule=clean(user.rule))
 
 
 def users_of_nft(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Final, Optional
@@ -18,6 +17,7 @@ from typing import Final, Optional
 from rich.cells import cell_len, set_cell_size
 
 from ctrace.model.snapshot import Percentiles
+from ctrace.names import clean as clean  # noqa: PLC0414 (views say fmt.clean)
 
 THIN: Final = "\u202f"
 UNKNOWN: Final = "-"
@@ -39,9 +39,6 @@ ASCII: Final[dict[int, str]] = str.maketrans(
 )  # fmt: skip
 """One ASCII character for each of ours, so that a line keeps its columns."""
 
-_HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Me"))
-_RIGHT_TO_LEFT: Final = frozenset(("R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI"))
-_MARKS_IN_A_ROW: Final = 2
 _COMMAS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 """Between thousands, where nothing but three digits follows."""
 _DURATIONS: Final = (
@@ -192,42 +189,9 @@ def clock(utc: float) -> str:
     return datetime.fromtimestamp(utc, timezone.utc).strftime("%H:%M:%S")
 
 
-def clean(text: str) -> str:
-    """A name that can do no harm on a screen.
-
-    Control characters, invisible and bidirectional formatting, right-to-left letters
-    (which make a terminal reorder the numbers beside them) and piles of combining marks
-    become visible escapes such as ``\\x1b`` or ``\\u202e``.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    out: list[str] = []
-    marks = 0
-    for char in text:
-        category = unicodedata.category(char)
-        marks = marks + 1 if category in ("Mn", "Mc") else 0
-        if (
-            category in _HIDDEN
-            or marks > _MARKS_IN_A_ROW
-            or (marks and not out)
-            or unicodedata.bidirectional(char) in _RIGHT_TO_LEFT
-        ):
-            out.append(_escape(char))
-        else:
-            out.append(char)
-    return "".join(out)
-
-
 def prose(text: str) -> str:
     """A sentence of ours that names may be part of: harmless, its thousands set apart as here."""
     return _COMMAS.sub(THIN, clean(text))
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def cut(text: str, width: int) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TextIO
 
 from ctrace.model.tables import counted
+from ctrace.names import clean
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
 from ctrace.view.export import measures
 from ctrace.view.export.files import Show, done
 from ctrace.view.export.measures import Measure
-from ctrace.view.format import clean
 
 _SECOND = 1_000_000_000
 _Points = dict[Measure, dict[str, list[tuple[int, int]]]]

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from ctrace.errors import CtraceError
+from ctrace.names import clean
 from ctrace.recording.derived import Recorded
 from ctrace.view.export.rows import NUMBERS, OF_DESTROYS, ORDER, TEXTS, Rows
-from ctrace.view.format import clean
 
 Show = Callable[[float], None]
 

@@ -1,0 +1,112 @@
+"""Command lines are kept without what looks like a secret."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctrace.host import command_line, process
+
+SECRET = "hunter2"
+FORMS = (
+    ["app", "--db-password=hunter2secret"],
+    ["app", "--password", "hunter2"],
+    ["app", "--password", "-hunter2"],
+    ["app", "--token", "hunter2", "x"],
+    ["app", "--secret=a b hunter2"],
+    ["app", "-Dapi.key=hunter2"],
+    ["app", "--apiKey=hunter2"],
+    ["app", "--client_credential:hunter2"],
+    ["/usr/bin/mysql", "-u", "root", "-phunter2"],
+    ["sshpass", "-p", "hunter2", "ssh", "host"],
+    ["redis-cli", "-a", "hunter2"],
+    ["redis-cli", "config", "set", "requirepass", "hunter2"],
+    ["curl", "-u", "me:hunter2", "http://host/"],
+    ["curl", "-ume:hunter2", "http://host/"],
+    ["curl", "--user=me:hunter2", "http://host/"],
+    ["curl", "-H", "Authorization: Bearer hunter2"],
+    ["curl", "-H", "Cookie: a=hunter2"],
+    ["git", "clone", "https://hunter2@host/x"],
+    ["psql", "postgres://me:hunter2/x@host/db"],
+    ["app", "me:hunter2@tcp(host:3306)/db"],
+    ["env", "PGPASSWORD=hunter2", "psql"],
+    ["sh", "-c", "PGPASSWORD=hunter2 psql"],
+    ["sh", "-c", "mysql -u root -phunter2"],
+    ["sh", "-c", "app --password hunter2"],
+    ["app", '{"password": "hunter2"}'],
+    ["app --password hunter2"],
+    ["app", "https://host/?token=hunter2"],
+)
+
+
+@pytest.mark.parametrize("arguments", FORMS, ids=" ".join)
+def test_known_forms_are_masked(arguments: list[str]) -> None:
+    kept = command_line.masked(arguments)
+    assert SECRET not in kept
+    assert kept.startswith(arguments[0].split()[0])
+    assert command_line.MASK in kept
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/usr/sbin/nginx -g daemon off;",
+        "nginx: worker process",
+        "python3 -u server.py --port 8080 --bind 0.0.0.0:8080",
+        "/usr/sbin/unbound -d",
+        "curl http://host:8080/path",
+        "ssh git@host",
+        "java -Xmx4g -jar /srv/app.jar",
+    ],
+)
+def test_ordinary_command_lines_stay(line: str) -> None:
+    assert command_line.masked(line.split(" ")) == line
+
+
+@given(
+    st.sampled_from(("--password", "--db-token", "--SECRET", "-api_key", "--credentials")),
+    st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x4FFF), min_size=1, max_size=300),
+    st.sampled_from(("=", None)),
+    st.lists(st.text(st.characters(min_codepoint=97, max_codepoint=122)), max_size=3),
+)
+def test_no_value_of_such_an_option_is_kept(
+    option: str, value: str, between: str | None, others: list[str]
+) -> None:
+    given_ = [option + between + value] if between else [option, value]
+    kept = command_line.masked(["app", *others, *given_, "end"])
+    assert not set(value) & set(kept)
+
+
+@given(st.binary(max_size=2 * command_line.READ))
+def test_any_bytes_become_one_short_line(raw: bytes) -> None:
+    kept = command_line.masked(command_line.split(raw[: command_line.READ]))
+    assert len(kept) <= command_line.MOST
+    assert kept.isprintable()
+
+
+@pytest.mark.parametrize("length", range(0, 40, 3))
+def test_a_login_cut_before_its_at_is_not_kept(length: int) -> None:
+    start = b"app\0"
+    url = b"db://" + b"u" * 5 + b":" + SECRET.encode() * 2000
+    raw = (start + b"x" * length + b"\0" + url)[: command_line.READ]
+    assert SECRET not in command_line.masked(command_line.split(raw))
+
+
+@pytest.mark.kernel
+def test_a_living_process() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\ninput()", "--db-password=hunter2"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        try:
+            assert child.stdout
+            child.stdout.readline()
+            kept = process.cmdline(child.pid)
+        finally:
+            child.kill()
+    assert kept.startswith(sys.executable)
+    assert kept.endswith("--db-password=***")
