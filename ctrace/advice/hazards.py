@@ -7,6 +7,7 @@ never ends as safe.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ VERDICTS: Final = tuple(LEVELS.values())
 MAX_CLIENT_PEERS: Final = 64
 BUDGET_S: Final = 120
 """Seconds for all rehearsals of one namespace."""
+FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error)
+"""What a rehearsal may end with on a host that nobody thought of: *cannot say*, not a traceback."""
 WHEN_THEY_GO: Final = "when the rules go again"
 """How a reason begins that is about the end of a trial."""
 
@@ -82,7 +85,7 @@ class Judge:
             return
         try:
             self.room = Room(snapshot, ruleset)
-        except (CtraceError, OSError) as error:
+        except FAILURES as error:
             self._why_not = f"it could not be rehearsed: {error}"
 
     def judge(self, subject: Subject) -> Judgement:
@@ -107,7 +110,7 @@ class Judge:
                 lever = settled.lever
                 evidence = _evidence(service, settled, self.room)
                 findings += _rehearsed(subject, service, settled)
-            except (CtraceError, OSError) as error:
+            except FAILURES as error:
                 findings.append(Finding("unknown", "no-rehearsal", f"it could not be rehearsed: "
                                         f"{error}"))  # fmt: skip
         return _sum(findings, lever, evidence)
