@@ -412,7 +412,7 @@ def test_count_duration_kinds_and_a_closed_pipe(lab: Lab) -> None:
     child = start("--hooks", "netfilter")
     assert child.stdout is not None
     child.stdout.close()
-    assert child.wait(timeout=60) == 0
+    assert child.wait(timeout=60) == 1
     assert child.stderr is not None
     assert "Traceback" not in child.stderr.read()
 

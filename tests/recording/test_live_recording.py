@@ -561,7 +561,7 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     where.mkdir()
     command = " ".join([*CTRACE, "record", "-o", f"{where}/a.data", "--netns", str(here.inum)])
     script = (
-        f"mount -t tmpfs -o size=64k none {where} && {command}; status=$?; "
+        f"mount -t tmpfs -o size=256k none {where} && {command}; status=$?; "
         f"cp {where}/a.data {kept}; exit $status"
     )
     process = subprocess.Popen(

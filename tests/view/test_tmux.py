@@ -160,5 +160,7 @@ def test_a_replay_travels(tmp_path: Path) -> None:
         pane.keys("t")
         pane.until(f"web1  {clocks[10]}")
         pane.keys("Enter")
-        pane.until("LIFE", "ADVICE")
+        pane.until("LIFE", "IN TABLE")
+        pane.keys("PageDown")
+        pane.until("ADVICE")
         pane.keys("q")
