@@ -18,6 +18,9 @@ from ctrace.model.snapshot import GROUPS, SORTS
 if TYPE_CHECKING:
     from ctrace.live.replay import ReplayFeed
 
+QUIET_S = 3600.0
+"""Seconds without a batch: frames that follow one another jump over a longer stretch."""
+
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
@@ -58,7 +61,8 @@ def command(
     """Show a recording (default ctrace.data) on the live screen, at any moment of it.
 
     Space pauses, t and T step, j jumps to a time, ? shows the other keys. Without a
-    terminal, and with -o json, frames are printed one after the other, --step apart.
+    terminal, and with -o json, frames are printed one after the other, --step apart;
+    where nothing was recorded for more than an hour, the next frame is the one after it.
     """
     from ctrace.cli.top import has_screen
     from ctrace.dumps.make import open_any
@@ -82,6 +86,8 @@ def command(
                 _screen(feed, rules, group, sort, ascii_only or fmt.wants_ascii(), theme or "")
         finally:
             feed.close()
+        if plain and source.missing:
+            click.echo(f"ctrace: the recording is incomplete: {source.missing}", err=True)
         if feed.error is not None:
             raise (
                 feed.error if isinstance(feed.error, CtraceError) else CtraceError(str(feed.error))
@@ -132,7 +138,7 @@ def _print(
     ascii_only: bool,
     theme: str,
 ) -> None:
-    """One frame, or one per step up to the end."""
+    """One frame, or one per step up to the end; quiet stretches are jumped over."""
     import json
 
     from ctrace.cli.top import print_frame
@@ -150,4 +156,8 @@ def _print(
             print_frame(snapshot, ascii_only=ascii_only, theme=theme)
         if once or here >= feed.position.end:
             return
-        here = min(here + step, feed.position.end)
+        here += step
+        following = feed.following
+        if following is not None and following - here > max(QUIET_S, step):
+            here = following  # nothing was recorded until then
+        here = min(here, feed.position.end)

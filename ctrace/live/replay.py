@@ -164,6 +164,12 @@ class ReplayFeed:
         """Go to the burst of drops before this moment."""
         return self._to_burst(-1)
 
+    @property
+    def following(self) -> Optional[float]:
+        """UTC second at which the next batch ends; None at the recording's end."""
+        following = self._next
+        return None if following is None else self._utc(following.until)
+
     def settle(self, timeout: float = 60.0) -> bool:
         """Wait until a jump has arrived; False when time is up."""
         deadline = time.monotonic() + timeout

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ctrace.batch import Batch, Counts, Names, SelfCost, TableReading
 from ctrace.record import N_REASONS, Events, Kind, empty, join
 from ctrace.recording import meta
+from ctrace.recording.budget import Budget, Spent, latest
 from ctrace.recording.columns import Columns
 from ctrace.recording.events import Rows
 from ctrace.recording.format import LIMIT_BATCH, LIMIT_BLOB, LIMIT_TIME, Column, Damaged
@@ -28,6 +29,8 @@ class Missing:
     """Known to have been recorded and not readable: each is in some batch's ``lost``."""
     truncated: bool = False
     """The end is cut off: how many events stood there is not known."""
+    spent: list[str] = field(default_factory=list)
+    """Limits of a whole file that were reached, as sentences: what comes after is left out."""
     damage: list[str] = field(default_factory=list)
     """What was found broken, the first few."""
 
@@ -43,6 +46,11 @@ class Missing:
         if len(self.damage) < 20:
             self.damage.append(what)
 
+    def exceed(self, what: str) -> None:
+        """A limit of the whole file was reached."""
+        if what not in self.spent:
+            self.spent.append(what)
+
     def lose(self, events: int, at: tuple[str, int]) -> None:
         """Count events of a file that are missing before its row ``at``."""
         if events and at not in self.seen:
@@ -50,7 +58,7 @@ class Missing:
             self.events += events
 
     def __bool__(self) -> bool:
-        return bool(self.bytes or self.events or self.truncated)
+        return bool(self.bytes or self.events or self.truncated or self.spent)
 
     def __str__(self) -> str:
         if not self:
@@ -60,25 +68,32 @@ class Missing:
             parts.append(f"{self.events:,} recorded events are missing")
         if self.truncated:
             parts.append("the end is cut off")
-        return "; ".join(parts)
+        return "; ".join([*parts, *self.spent])
 
 
 class Told:
     """What a BATCHES block holds beside its events. Raises Damaged."""
 
-    def __init__(self, columns: Columns, names: bool = True) -> None:
+    def __init__(self, columns: Columns, budget: Optional[Budget] = None) -> None:
+        """Without a budget, names are left out."""
         head = columns.block.head
         n = head.batches
         self.ends = meta.ends(columns.blob(Column.BATCHES, LIMIT_BLOB), n, head.rows)
+        if n and int(self.ends["until"][-1]) > head.until:
+            raise Damaged("a batch ends after its block")
         self.counts = meta.counts(columns.blob(Column.COUNTS, LIMIT_BLOB), n)
         self.tables: dict[int, tuple[TableReading, ...]] = {}
         self.names: dict[int, Names] = {}
+        self.spent = ""
+        """Why there are no names although the block has some."""
         blob = columns.blob(Column.TABLES, LIMIT_BLOB)
         for i, data in meta.indexed(blob, n):
             self.tables[i] = meta.parse_tables(data)
-        blob = columns.blob(Column.NAMES, LIMIT_BLOB) if names else b""
-        for i, data in meta.indexed(blob, n):
-            self.names[i] = meta.parse_names(data)
+        if budget is not None:
+            try:
+                self.names = dict(_names(columns, budget))
+            except Spent as error:
+                self.spent = str(error)
 
 
 class Tally:
@@ -111,8 +126,9 @@ class Assembly:
     come out of :meth:`rest`.
     """
 
-    def __init__(self, header: meta.Header, missing: Missing, path: str) -> None:
-        self._missing, self._path = missing, path
+    def __init__(self, header: meta.Header, missing: Missing, path: str, budget: Budget) -> None:
+        self._missing, self._path, self._budget = missing, path, budget
+        self._latest = latest(header.started)
         self._window = Ring(np.uint64, IMAGE)
         self._tally = Tally(header)
         self._row: Optional[int] = 0
@@ -130,16 +146,18 @@ class Assembly:
     def warm_up(self, columns: Columns, tuples: bool) -> None:
         """Learn from a block before the first one wanted. Raises Damaged."""
         assert self._names is not None, "start_late comes first"
-        blob = columns.blob(Column.NAMES, LIMIT_BLOB)
-        for _, data in meta.indexed(blob, columns.block.head.batches):
-            _learn(self._names, meta.parse_names(data))
+        try:
+            for _, names in _names(columns, self._budget):
+                _learn(self._names, names)
+        except Spent as error:
+            self._missing.exceed(str(error))
         if tuples and columns.block.head.tuples:
             self._window.append(columns.block.head.first_tuple, Rows(columns).tuples())
 
     def block(self, columns: Columns, start: int = 0) -> Iterator[Batch]:
         """The batches that end in this block, at ``start`` or later. Raises Damaged."""
         head = columns.block.head
-        told = Told(columns)
+        told = Told(columns, self._budget)
         if len(told.ends) and int(told.ends["until"][0]) < self._until:
             raise Damaged("time goes backwards")
         if self._row is not None and head.first_row < self._row:
@@ -149,6 +167,8 @@ class Assembly:
             events, known = Rows(columns).events(self._window)
             good = plausible(events) if known is None else plausible(events) & known
         # From here on the block is sound.
+        if told.spent:
+            self._missing.exceed(told.spent)
         if self._row is not None:
             self._count_lost(head.first_row - self._row, "gap", self._row)
         self._row = head.first_row + head.rows
@@ -183,7 +203,7 @@ class Assembly:
             return None
         events = self._take()
         lost, self._lost = self._lost, 0
-        return Batch(events, max(self._until, int(events["ts"].max())), lost)
+        return Batch(events, max(self._until, min(self._latest, int(events["ts"].max()))), lost)
 
     def _add(self, events: Events, good: npt.NDArray[np.bool_], row: int) -> None:
         if not good.all():
@@ -209,6 +229,16 @@ def plausible(events: Events) -> npt.NDArray[np.bool_]:
     kind, reason = events["kind"], events["reason"]
     good: npt.NDArray[np.bool_] = (kind >= 1) & (kind <= max(Kind)) & (reason < N_REASONS)
     return good & (events["ts"] <= LIMIT_TIME)
+
+
+def _names(columns: Columns, budget: Budget) -> list[tuple[int, Names]]:
+    """By index of the batch in its block. Raises Damaged, and Spent where they are too many."""
+    block = columns.block
+    budget.names(block)
+    blob = columns.blob(Column.NAMES, LIMIT_BLOB)
+    found = [(i, meta.parse_names(data)) for i, data in meta.indexed(blob, block.head.batches)]
+    budget.learned(block, [names for _, names in found])
+    return found
 
 
 def _learn(names: Names, more: Names) -> None:

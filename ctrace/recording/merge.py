@@ -88,6 +88,7 @@ class Merged(Headed):
             total.bytes += one.missing.bytes
             total.events += one.missing.events
             total.truncated |= one.missing.truncated
+            total.spent += [f"{host}: {what}" for what in one.missing.spent]
             total.damage += [f"{host}: {what}" for what in one.missing.damage]
         return total
 

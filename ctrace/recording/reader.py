@@ -6,10 +6,8 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Optional
 
-import numpy as np
 import numpy.typing as npt
 
 from ctrace import files
@@ -17,6 +15,7 @@ from ctrace.batch import Batch, Counts, TableReading
 from ctrace.cost.result import Perf
 from ctrace.recording import cost_block, meta
 from ctrace.recording.assembly import Assembly, Missing, Tally, Told
+from ctrace.recording.budget import TOO_LONG, Budget, Spent, latest
 from ctrace.recording.columns import Columns
 from ctrace.recording.derived import Headed
 from ctrace.recording.events import Rows
@@ -24,7 +23,6 @@ from ctrace.recording.format import (
     FILE_HEAD,
     LIMIT_BLOB,
     LIMIT_RESYNC,
-    LIMIT_TIME,
     MAGIC,
     MAJOR,
     SIGNATURE,
@@ -40,17 +38,8 @@ from ctrace.recording.format import (
     FormatError,
     read_block,
 )
+from ctrace.recording.places import Place, places
 from ctrace.recording.scan import Scan
-
-
-@dataclass(frozen=True)
-class Place:
-    """A block's place in the file, and what is needed to seek."""
-
-    offset: int
-    length: int
-    kind: int
-    until: int
 
 
 class Recording(Headed):
@@ -70,6 +59,7 @@ class Recording(Headed):
         self.remark = ""
         """What there is to say of it that does not stand in it."""
         self._expand = Decompressor()
+        self._budget = Budget()
         self._resyncs = 0
         self._from = 0
         self._reading: Optional[Iterator[Batch]] = None
@@ -115,13 +105,13 @@ class Recording(Headed):
         The boundaries are the recorder's, whatever ``interval`` says. A batch's ``lost``
         includes recorded events that damage made unreadable.
         """
-        assembly = Assembly(self.header, self.missing, self.path)
+        assembly = Assembly(self.header, self.missing, self.path, self._budget)
         skip = self._warm_up(assembly) if self._from > self.started else 0
         for i, place in enumerate(self._of_kind(BlockKind.BATCHES)):
             if i < skip:
                 continue
             try:
-                block = read_block(self._file, place.offset)
+                block = self._block(place)
                 columns = Columns(self._file.load(block), block, self._expand)
                 yield from assembly.block(columns, self._from)
             except Damaged as error:
@@ -163,7 +153,7 @@ class Recording(Headed):
         scan = Scan(names)
         for place in self._of_kind(BlockKind.BATCHES):
             try:
-                block = read_block(self._file, place.offset)
+                block = self._block(place)
                 if block.head.rows:
                     yield scan.block(Rows(Columns(self._file.read, block, self._expand)))
             except Damaged as error:
@@ -249,10 +239,13 @@ class Recording(Headed):
                 if not self._skip(str(error)):
                     break
                 continue
-            self._places.append(
-                Place(block.offset, block.length, block.head.kind, block.head.until)
-            )
             self._next += block.length
+            place = Place(block.offset, block.length, block.head.kind, block.head.until)
+            if place.until > latest(self.started):
+                self.missing.add(TOO_LONG, place.length, (self.path, place.offset))
+                self.missing.exceed(TOO_LONG)
+                continue
+            self._places.append(place)
             if block.head.kind == BlockKind.FOOT:
                 self._read_foot(self._places[-1])
                 self._next = self._file.size
@@ -308,11 +301,11 @@ class Recording(Headed):
             blob = Columns(self._file.read, foot, self._expand).blob(Column.INDEX, LIMIT_BLOB)
         except Damaged:
             return False
-        places = _places(blob, offset)
-        if places is None:
+        found = places(blob, offset, latest(self.started))
+        if found is None:
             return False
-        self._places = places
-        self._places.append(Place(foot.offset, foot.length, BlockKind.FOOT, foot.head.until))
+        found.append(Place(foot.offset, foot.length, BlockKind.FOOT, foot.head.until))
+        self._places = found
         self._read_foot(self._places[-1])
         self._next = self._file.size
         return True
@@ -363,34 +356,30 @@ class Recording(Headed):
         for place in self._of_kind(kind) if places is None else places:
             try:
                 block = read_block(self._file, place.offset)
+                if kind in (BlockKind.NOTE, BlockKind.RULESET):
+                    self._budget.text(block)
                 blob = Columns(self._file.read, block, self._expand).blob(Column.JSON, LIMIT_BLOB)
                 yield meta.loads(blob, object)
+            except Spent as error:
+                self.missing.exceed(str(error))
             except Damaged as error:
                 self.missing.add(str(error), place.length, (self.path, place.offset))
+
+    def _block(self, place: Place) -> Block:
+        """The block there. Raises Damaged, also where the index told another time of it."""
+        block = read_block(self._file, place.offset)
+        if block.head.until != place.until:
+            raise Damaged("a block and the index differ")
+        return block
 
     def _numbers(self) -> Iterator[tuple[int, dict[int, Counts], tuple[TableReading, ...]]]:
         tally = Tally(self.header)
         for place in self._of_kind(BlockKind.BATCHES):
             try:
-                block = read_block(self._file, place.offset)
+                block = self._block(place)
                 told = Told(Columns(self._file.read, block, self._expand))
             except Damaged as error:
                 self.missing.add(str(error), place.length, (self.path, place.offset))
                 continue
             for i, end in enumerate(told.ends):
                 yield int(end["until"]), tally.at(told, i), told.tables.get(i, ())
-
-
-def _places(blob: bytes, end: int) -> Optional[list[Place]]:
-    """The index of a FOOT block; None unless its blocks lie one after the other up to ``end``."""
-    if not blob or len(blob) % 32:
-        return None
-    index = np.frombuffer(blob, np.uint64).reshape(-1, 4)
-    edges = np.concatenate((index[:, 0], [np.uint64(end)]))
-    sound = (
-        edges[0] == len(FILE_HEAD)
-        and (edges[1:] > edges[:-1]).all()
-        and (index[:, 1] == edges[1:] - edges[:-1]).all()
-        and (index[:, 3] <= LIMIT_TIME).all()
-    )
-    return [Place(*row) for row in index.tolist()] if sound else None

@@ -1,0 +1,74 @@
+"""What one file may unfold to in all: each section has its limit, and so has their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ctrace.batch import Names
+from ctrace.recording.format import LIMIT_TIME, Block, Column, Damaged
+
+LIMIT_NAMES_BYTES: Final = 64 << 20
+LIMIT_TEXTS_BYTES: Final = 64 << 20
+"""Bytes of all names, and of all notes and rules, expanded."""
+LIMIT_NAMES: Final = 1 << 19
+"""Names, with the addresses of namespaces."""
+LIMIT_SPAN: Final = 400 * 86_400 * 1_000_000_000
+"""Nanoseconds from the beginning of a recording to its last batch."""
+
+TOO_LONG: Final = "it claims to last more than 400 days: what comes later is left out"
+
+
+def latest(started: int) -> int:
+    """Boot clock, ns, after which a recording that began at ``started`` holds nothing."""
+    return max(0, min(LIMIT_TIME, started + LIMIT_SPAN))
+
+
+class Spent(Damaged):
+    """The file asks for more than all of it may take."""
+
+
+class Budget:
+    """What is left for one file. A block is paid for once, however often it is read."""
+
+    def __init__(self) -> None:
+        self._names = _Purse(LIMIT_NAMES_BYTES, "bytes of names")
+        self._count = _Purse(LIMIT_NAMES, "names")
+        self._texts = _Purse(LIMIT_TEXTS_BYTES, "bytes of notes and rules")
+
+    def names(self, block: Block) -> None:
+        """Before a block's names are expanded. Raises Spent."""
+        self._names.pay(block.offset, _size(block, Column.NAMES))
+
+    def learned(self, block: Block, found: Sequence[Names]) -> None:
+        """After they were: there may be many small ones. Raises Spent."""
+        n = 0
+        for names in found:
+            n += len(names.netns) + len(names.owners) + len(names.cgroups) + len(names.listeners)
+            n += sum(len(one.addresses) for one in names.netns.values())
+        self._count.pay(block.offset, n)
+
+    def text(self, block: Block) -> None:
+        """Before a note or a ruleset is expanded. Raises Spent."""
+        self._texts.pay(block.offset, _size(block, Column.JSON))
+
+
+def _size(block: Block, column: Column) -> int:
+    entries = block.columns.get(column)
+    return entries[0].values if entries else 0
+
+
+class _Purse:
+    def __init__(self, limit: int, what: str) -> None:
+        self._left = limit
+        self._said = f"it has more than {limit:,} {what}: the rest of them is left out"
+        self._paid: dict[int, bool] = {}
+        """By offset of a block: whether there was enough for it."""
+
+    def pay(self, at: int, amount: int) -> None:
+        if amount and at not in self._paid:
+            # Once a block was too much, nothing after it is taken: what is kept is the beginning.
+            self._paid[at] = 0 <= amount <= self._left
+            self._left = self._left - amount if self._paid[at] else -1
+        if amount and not self._paid[at]:
+            raise Spent(self._said)

@@ -1,0 +1,189 @@
+"""A recording is a stranger's file: each part has a limit, and so has the whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit import synthetic
+
+from ctrace.batch import Batch
+from ctrace.recording import format as fmt
+from ctrace.recording import meta
+from ctrace.recording.format import BlockHead, BlockKind, Column, Section
+from ctrace.recording.reader import Recording
+
+SECOND = synthetic.SECOND
+DAY = 86_400 * SECOND
+
+
+class Crafted:
+    """A sound recording, and blocks after it that a writer of ours would not make."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.truth = synthetic.batches(synthetic.traffic(200, rate=50))
+        synthetic.write(path, self.truth)
+        with Recording(str(path)) as recording:
+            foot = recording._places[-1]
+            self.until = recording.until
+        self._data = [path.read_bytes()[: foot.offset]]
+        self._row = sum(len(batch.events) for batch in self.truth)
+
+    def add(self, kind: BlockKind, sections: list[Section], **head: int) -> None:
+        block = BlockHead(kind, **head).pack(sections)
+        self._data.append(b"".join(bytes(part) for part in block))
+        self.path.write_bytes(b"".join(self._data))
+
+    def batch(self, *ends: int, names: object = None, until: int = 0) -> None:
+        table = np.zeros(len(ends), meta.ENDS)
+        table["until"] = ends
+        sections = [packed(Column.BATCHES, table.tobytes())]
+        if names is not None:
+            sections.append(packed(Column.NAMES, json.dumps([[0, names]]).encode()))
+        self.add(
+            BlockKind.BATCHES, sections, batches=len(ends), first_row=self._row,
+            ts=ends[0], until=until or ends[-1],
+        )  # fmt: skip
+
+    def events(self, got: list[Batch]) -> bool:
+        """Whether every event of the sound part was read."""
+        return b"".join(b.events.tobytes() for b in got) == b"".join(
+            b.events.tobytes() for b in self.truth
+        )
+
+
+def packed(column: Column, raw: bytes) -> Section:
+    return Section(column, 0, fmt.Codec.ZLIB, len(raw), 0, zlib.compress(raw, 9))
+
+
+@pytest.fixture
+def crafted(tmp_path: Path) -> Crafted:
+    return Crafted(tmp_path / "a")
+
+
+def long_names(i: int) -> dict[str, object]:
+    return {"cgroups": [[i * 1000 + j, "a" * 65_000] for j in range(200)]}
+
+
+def many_names(i: int) -> dict[str, object]:
+    return {"cgroups": [[i * 100_000 + j, ""] for j in range(100_000)]}
+
+
+def many_addresses(i: int) -> dict[str, object]:
+    return {"netns": [[i + 1, "n", ["1"] * 100_000, True]]}
+
+
+@pytest.mark.parametrize(
+    ("names", "kept", "told"),
+    [
+        (long_names, 5, "67,108,864 bytes of names"),
+        (many_names, 5, "524,288 names"),
+        (many_addresses, 5, "524,288 names"),
+    ],
+)
+def test_names_have_a_limit_together_and_events_are_kept(
+    crafted: Crafted, names: object, kept: int, told: str
+) -> None:
+    for i in range(12):
+        crafted.batch(crafted.until + i + 1, names=names(i))  # type: ignore[operator]
+    for _ in range(2):  # the limit is for the file, not for what a program reads of it
+        with Recording(str(crafted.path)) as recording:
+            for _ in range(2):
+                named = []
+                got = []
+                for batch in recording.batches():
+                    got.append(batch)
+                    if batch.until > crafted.until:
+                        named.append(bool(batch.names.cgroups or batch.names.netns))
+                assert named == [True] * kept + [False] * (12 - kept)
+                assert crafted.events(got)
+                assert not any(batch.lost for batch in got)
+            assert str(recording.missing).count(told) == 1
+            recording.seek(recording.clock.utc(crafted.until + 12))
+            first = next(recording.batches())
+            assert len(first.names.cgroups) + len(first.names.netns) < 524_288
+            assert str(recording.missing).count(told) == 1
+
+
+def test_notes_and_rules_have_a_limit_together(crafted: Crafted) -> None:
+    for i in range(20):
+        kind, data = BlockKind.NOTE, "A" * (8 << 20)
+        if i % 2:
+            kind, data = BlockKind.RULESET, {"netns": 1, "text": data}  # type: ignore[assignment]
+        crafted.add(kind, [packed(Column.JSON, json.dumps(data).encode())], until=crafted.until)
+    with Recording(str(crafted.path)) as recording:
+        notes = sum(len(note) for note in recording.notes())
+        rules = sum(len(text) for _, text in recording.rulesets())
+        assert 48 << 20 < notes + rules <= 64 << 20
+        assert notes == sum(len(note) for note in recording.notes())
+        assert str(recording.missing).count("notes and rules") == 1
+        assert crafted.events(list(recording.batches()))
+
+
+def test_a_bomb_of_names_stays_small(crafted: Crafted) -> None:
+    for i in range(60):
+        crafted.batch(crafted.until + i + 1, names=long_names(i))
+    assert crafted.path.stat().st_size < 2 << 20
+    kept: list[Batch] = []
+    tracemalloc.start()
+    try:
+        with Recording(str(crafted.path)) as recording:
+            kept.extend(recording.batches())
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("how", ["a later block", "a later batch", "a lie in the header"])
+def test_no_recording_lasts_for_years(crafted: Crafted, how: str) -> None:
+    year = 365 * DAY
+    if how == "a later block":
+        crafted.batch(crafted.until + 50 * year)
+    elif how == "a later batch":
+        crafted.batch(crafted.until + 1, crafted.until + 50 * year)
+    else:
+        crafted.batch(crafted.until + 50 * year, until=crafted.until + 1)
+    with Recording(str(crafted.path)) as recording:
+        assert recording.until <= crafted.until + 1
+        got = list(recording.batches())
+        assert max(batch.until for batch in got) <= crafted.until + 1
+        assert crafted.events(got)
+        assert recording.missing.bytes
+        assert ("400 days" in str(recording.missing)) == (how != "a lie in the header")
+        assert max(until for until, _ in recording.counts()) <= crafted.until + 1
+
+
+def test_a_year_of_standstill_is_kept_and_jumped_over(crafted: Crafted) -> None:
+    crafted.batch(crafted.until + 399 * DAY)
+    with Recording(str(crafted.path)) as recording:
+        assert max(batch.until for batch in recording.batches()) == crafted.until + 399 * DAY
+        assert "400 days" not in str(recording.missing)
+        length = crafted.until - recording.started
+    command = [sys.executable, "-m", "ctrace", "replay", str(crafted.path), "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    said = [json.loads(line)["ts"].replace("Z", "+00:00") for line in done.stdout.splitlines()]
+    moments = [datetime.fromisoformat(text).timestamp() for text in said]
+    assert length / SECOND - 2 < len(moments) < length / SECOND + 4
+    assert moments == sorted(moments)
+    assert moments[-1] - moments[0] > 398 * 86_400
+    assert "incomplete: the end is cut off" in done.stderr
+
+
+def test_what_a_file_spent_is_told_in_one_line(crafted: Crafted) -> None:
+    for i in range(12):
+        crafted.batch(crafted.until + i + 1, names=long_names(i))
+    crafted.batch(crafted.until + 1000 * DAY)
+    command = [sys.executable, "-m", "ctrace", "replay", "--once", str(crafted.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "incomplete" in line
+    assert "bytes of names" in line
+    assert "400 days" in line
