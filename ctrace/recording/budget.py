@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from ctrace.batch import Names
-from ctrace.recording.format import LIMIT_TIME, Block, Column, Damaged
+from ctrace.recording.format import LIMIT_TIME, Block, BlockKind, Column, Damaged
 
 LIMIT_NAMES_BYTES: Final = 64 << 20
-LIMIT_TEXTS_BYTES: Final = 64 << 20
-"""Bytes of all names, and of all notes and rules, expanded."""
+LIMIT_RULES_BYTES: Final = 64 << 20
+LIMIT_NOTES_BYTES: Final = 1 << 20
+"""Bytes of all names, all rules and all notes, expanded. Notes are shown as they are."""
 LIMIT_NAMES: Final = 1 << 19
 """Names, with the addresses of namespaces."""
 LIMIT_SPAN: Final = 400 * 86_400 * 1_000_000_000
@@ -34,7 +35,8 @@ class Budget:
     def __init__(self) -> None:
         self._names = _Purse(LIMIT_NAMES_BYTES, "bytes of names")
         self._count = _Purse(LIMIT_NAMES, "names")
-        self._texts = _Purse(LIMIT_TEXTS_BYTES, "bytes of notes and rules")
+        self._rules = _Purse(LIMIT_RULES_BYTES, "bytes of rules")
+        self._notes = _Purse(LIMIT_NOTES_BYTES, "bytes of notes")
 
     def names(self, block: Block) -> None:
         """Before a block's names are expanded. Raises Spent."""
@@ -49,8 +51,12 @@ class Budget:
         self._count.pay(block.offset, n)
 
     def text(self, block: Block) -> None:
-        """Before a note or a ruleset is expanded. Raises Spent."""
-        self._texts.pay(block.offset, _size(block, Column.JSON))
+        """Before a note or a ruleset is expanded; other blocks are free. Raises Spent."""
+        purse = {BlockKind.NOTE: self._notes, BlockKind.RULESET: self._rules}.get(
+            BlockKind(block.head.kind)
+        )
+        if purse is not None:
+            purse.pay(block.offset, _size(block, Column.JSON))
 
 
 def _size(block: Block, column: Column) -> int:

@@ -356,7 +356,7 @@ class Recording(Headed):
         for place in self._of_kind(kind) if places is None else places:
             try:
                 block = read_block(self._file, place.offset)
-                if kind in (BlockKind.NOTE, BlockKind.RULESET):
+                if block.head.kind == kind:
                     self._budget.text(block)
                 blob = Columns(self._file.read, block, self._expand).blob(Column.JSON, LIMIT_BLOB)
                 yield meta.loads(blob, object)

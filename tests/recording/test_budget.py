@@ -113,18 +113,18 @@ def test_names_have_a_limit_together_and_events_are_kept(
             assert str(recording.missing).count(told) == 1
 
 
-def test_notes_and_rules_have_a_limit_together(crafted: Crafted) -> None:
-    for i in range(20):
-        kind, data = BlockKind.NOTE, "A" * (8 << 20)
-        if i % 2:
-            kind, data = BlockKind.RULESET, {"netns": 1, "text": data}  # type: ignore[assignment]
-        crafted.add(kind, [packed(Column.JSON, json.dumps(data).encode())], until=crafted.until)
+def test_notes_and_rules_have_a_limit_each(crafted: Crafted) -> None:
+    for _ in range(12):
+        note, rules = "A" * (120 << 10), {"netns": 1, "text": "A" * (8 << 20)}
+        for kind, data in ((BlockKind.NOTE, note), (BlockKind.RULESET, rules)):
+            blob = json.dumps(data).encode()
+            crafted.add(kind, [packed(Column.JSON, blob)], until=crafted.until)
     with Recording(str(crafted.path)) as recording:
-        notes = sum(len(note) for note in recording.notes())
-        rules = sum(len(text) for _, text in recording.rulesets())
-        assert 48 << 20 < notes + rules <= 64 << 20
-        assert notes == sum(len(note) for note in recording.notes())
-        assert str(recording.missing).count("notes and rules") == 1
+        for _ in range(2):
+            assert len(list(recording.notes())) == 8
+            assert len(list(recording.rulesets())) == 7
+        assert str(recording.missing).count("1,048,576 bytes of notes") == 1
+        assert str(recording.missing).count("67,108,864 bytes of rules") == 1
         assert crafted.events(list(recording.batches()))
 
 
