@@ -6,7 +6,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from typing import Optional
+from typing import Final, Optional
 
 from ctrace.change import notes
 from ctrace.change.carry import carry_over
@@ -24,6 +24,9 @@ from ctrace.ruleset.installed import (
 )
 from ctrace.ruleset.notrack import CHAINS, TABLE
 
+LOOKS: Final = 3
+"""How often a namespace is looked for whose processes come and go."""
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -40,16 +43,33 @@ def applied(only: Optional[int] = None) -> list[Applied]:
     for namespace in netns.find():
         if only is not None and namespace.inum != only:
             continue
+        read = _read(namespace)
+        if read is None:
+            continue  # it went away while we looked, and its rules with it
+        there, installed = read
+        if installed.state != NOTHING:
+            found.append(Applied(there, installed, notes.read(there.inum)))
+    return found
+
+
+def _read(namespace: Namespace) -> Optional[tuple[Namespace, Installed]]:
+    """What is ours in a namespace, and a path to it; None when it is gone. Raises CtraceError.
+
+    A path by way of a process ends with the process, which may be the last command that
+    was run in there: the namespace is looked for again.
+    """
+    for _ in range(LOOKS):
         try:
             with netns.enter(namespace.path):
-                installed = read_installed(time.time())
+                return namespace, read_installed(time.time())
         except CtraceError:
             if _exists(namespace):
                 raise
-            continue  # it went away while we looked, and its rules with it
-        if installed.state != NOTHING:
-            found.append(Applied(namespace, installed, notes.read(namespace.inum)))
-    return found
+        now = _found(namespace.inum)
+        if now is None:
+            return None
+        namespace = now
+    return None
 
 
 def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Applied]:
@@ -67,12 +87,16 @@ def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Appl
                 with netns.enter(change.namespace.path):
                     remove(change.installed, change.note)
             except CtraceError:
-                if _exists(change.namespace):
+                if _found(change.namespace.inum) is not None:
                     raise
             notes.forget(change.namespace.inum)
             done.append(change)
         notes.sweep({namespace.inum for namespace in netns.find()})
         return done
+
+
+def _found(inum: int) -> Optional[Namespace]:
+    return next((space for space in netns.find() if space.inum == inum), None)
 
 
 def _exists(namespace: Namespace) -> bool:

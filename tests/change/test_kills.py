@@ -27,7 +27,7 @@ from ctrace.lab.traffic import tcp_connections, tcp_server
 
 pytestmark = pytest.mark.kernel
 
-TRIAL_S = 6
+TRIAL_S = 12
 LATE_S = 4
 """A host so busy that the transaction, and the kernel's clock with it, starts this late."""
 ACCEPT = Accept("nft", "inet", "fw", "in", 3, "input", "server", "to")

@@ -256,3 +256,22 @@ def test_a_namespace_that_vanishes_while_all_are_looked_at(
     assert [change.namespace.inum for change in undo.applied()] == [node.inum]
     assert [change.namespace.inum for change in undo.undo()] == [node.inum]
     assert not undo.applied()
+
+
+@pytest.mark.kernel
+def test_a_namespace_known_by_a_process_that_ended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules are found all the same, and taken back."""
+    from ctrace.host import netns
+
+    node = lab.namespace("node", track=True)
+    before = rules_of(node)
+    apply.start(apply.prepare(make_plan(node)), 30)
+    real = next(space for space in netns.find() if space.inum == node.inum)
+    ended = replace(real, path="/proc/4194305/ns/net")
+    answers = iter([[ended], [ended], [real]])
+    monkeypatch.setattr(netns, "find", lambda: next(answers, [real]))
+    assert [change.namespace.inum for change in undo.applied(node.inum)] == [node.inum]
+    assert [change.namespace.inum for change in undo.undo(node.inum)] == [node.inum]
+    assert rules_of(node) == before
