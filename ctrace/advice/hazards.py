@@ -48,6 +48,11 @@ class Finding:
     text: str
 
 
+SLOWER: Final = Finding(
+    "info", "flow", "a flowtable speeds it up, which needs tracking: it would work, but slower"
+)
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What may be done with a service, and why."""
@@ -161,8 +166,7 @@ def seen(subject: Subject) -> Iterator[Finding]:
                       "without tracking it would not, and what it lets in would be "
                       "refused")  # fmt: skip
     if subject.status & Status.OFFLOAD:
-        yield Finding("info", "flow", "a flowtable speeds it up, which needs tracking: it would "
-                      "work, but slower")  # fmt: skip
+        yield SLOWER
     if not subject.roles:
         yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
                       "forwards it")  # fmt: skip
@@ -184,6 +188,8 @@ def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
         text = (f"{what} at {device} sees packets before these rules; what it does is not known, "
                 f"so neither is whether NOTRACK takes effect{there}")  # fmt: skip
         yield Finding("info" if near else "unknown", "plane", text)
+    if "forward" in subject.roles and _meets(subject, ruleset, "flow"):
+        yield SLOWER
     if "synproxy" in ruleset.uses() and _meets(subject, ruleset, "synproxy"):
         yield Finding("unsafe", "synproxy", "SYNPROXY answers its handshakes, which needs "
                       "tracking")  # fmt: skip

@@ -105,7 +105,7 @@ def modules(*names: str) -> None:
 
 
 def test_a_flowtable_is_left_aside(three: Three) -> None:
-    """Untracked packets take the slow way: it works, so the verdict is a warning."""
+    """Untracked packets take the slow way: it works, and what is lost is told."""
     modules("nf_flow_table", "nf_flow_table_inet", "nft_flow_offload")
     three.s.run(["ip", "route", "add", "default", "via", three.h.addresses["s"][0]])
     three.h.run(
@@ -118,8 +118,8 @@ def test_a_flowtable_is_left_aside(three: Three) -> None:
     there = three.s.addresses["h"][0]
     assert three.ask(there) == [b"one", b"two", b"six"]
     judgement = three.judged("forward")
-    assert judgement.verdict == "cannot-say"
-    assert "flowtable" in judgement.reasons[0]
+    assert judgement.verdict == "safe"
+    assert any("flowtable" in reason for reason in judgement.reasons)
     three.put(judgement)
     assert three.ask(there) == [b"one", b"two", b"six"]
     assert not len(three.entries())
