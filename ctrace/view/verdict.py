@@ -100,15 +100,17 @@ def _limited(snapshot: Snapshot, table: Table) -> Verdict:
     word = state_word(table)
     ago = fmt.span(max(0.0, snapshot.ts / 1e9 - since))
     if word == "EASING":
-        text = f"{fmt.share(table.fill)} full; it reached its limit at {fmt.clock(since)}"
+        text = f"{fmt.share(table.fill)} full, was full at {fmt.clock(since)}"
         return Verdict(word, f"{text}, {_refused(snapshot, table)}", "warn")
     what = (
         f"{fmt.per_second(table.rates.drop)} refused"
         if table.rates.drop or not table.rates.early_drop
-        else f"{fmt.per_second(table.rates.early_drop)} evicted to make room"
+        else f"{fmt.per_second(table.rates.early_drop)} evicted"
     )
     word = {"EVICTING": "EVICTS"}.get(word, word)
-    if table.totals.drop or not table.rates.drop:
+    if table.rates.drop and table.totals.drop:
+        what += f", {_refused(snapshot, table).replace(' refused', '')}"
+    elif not table.rates.drop:
         what += f", {_refused(snapshot, table)}"
     return Verdict(word, f"for {ago}: {what}", "bad")
 
@@ -118,7 +120,7 @@ def _refused(snapshot: Snapshot, table: Table) -> str:
     if not table.totals.drop:
         return "nothing refused"
     start = snapshot.ts / 1e9 - snapshot.uptime_s
-    return f"{fmt.count(table.totals.drop)} since {fmt.clock(start)}"
+    return f"{fmt.count(table.totals.drop)} refused since {fmt.clock(start)}"
 
 
 def until(seconds: float, error: Optional[float]) -> str:

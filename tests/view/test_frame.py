@@ -154,10 +154,10 @@ def test_full_is_not_said_of_a_table_that_has_room_and_refuses_nobody() -> None:
     full = samples.incident()
     table = replace(full.tables[0], count=40_000, rates=replace(full.rates, drop=0, early_drop=0))
     text = printed(replace(full, tables=(table,)), 80, 24, TERMINAL)
-    assert "EASING  61 % full; it reached its limit at 10:01:55" in text
+    assert "EASING  61 % full, was full at 10:01:55" in text
     assert not in_trouble(replace(full, tables=(table,)))
     evicting = replace(table, rates=replace(table.rates, early_drop=3.0))
-    assert "EVICTS  for 1 min 12 s: 3.0/s evicted to make room" in printed(
+    assert "EVICTS  for 1 min 12 s: 3.0/s evicted, 2\u202f114 refused since" in printed(
         replace(full, tables=(evicting,)), 80, 24, TERMINAL
     )
     assert in_trouble(replace(full, tables=(evicting,)))
