@@ -128,7 +128,7 @@ class Assembly:
 
     def __init__(self, header: meta.Header, missing: Missing, path: str, budget: Budget) -> None:
         self._missing, self._path, self._budget = missing, path, budget
-        self._latest = latest(header.started)
+        self._latest = latest(header)
         self._window = Ring(np.uint64, IMAGE)
         self._tally = Tally(header)
         self._row: Optional[int] = 0

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ctrace.batch import Names
+from ctrace.recording import evidence
 from ctrace.recording.format import LIMIT_TIME, Block, BlockKind, Column, Damaged
+from ctrace.recording.meta import Header
 
 LIMIT_NAMES_BYTES: Final = 64 << 20
 LIMIT_RULES_BYTES: Final = 64 << 20
@@ -20,9 +22,14 @@ LIMIT_SPAN: Final = 400 * 86_400 * 1_000_000_000
 TOO_LONG: Final = "it claims to last more than 400 days: what comes later is left out"
 
 
-def latest(started: int) -> int:
-    """Boot clock, ns, after which a recording that began at ``started`` holds nothing."""
-    return max(0, min(LIMIT_TIME, started + LIMIT_SPAN))
+def latest(header: Header) -> int:
+    """Boot clock, ns, after which a recording with this header holds nothing.
+
+    What was made of texts may tell of moments that are years apart.
+    """
+    if evidence.FACT in header.facts:
+        return LIMIT_TIME
+    return max(0, min(LIMIT_TIME, header.started + LIMIT_SPAN))
 
 
 class Spent(Damaged):

@@ -241,7 +241,7 @@ class Recording(Headed):
                 continue
             self._next += block.length
             place = Place(block.offset, block.length, block.head.kind, block.head.until)
-            if place.until > latest(self.started):
+            if place.until > latest(self.header):
                 self.missing.add(TOO_LONG, place.length, (self.path, place.offset))
                 self.missing.exceed(TOO_LONG)
                 continue
@@ -301,7 +301,7 @@ class Recording(Headed):
             blob = Columns(self._file.read, foot, self._expand).blob(Column.INDEX, LIMIT_BLOB)
         except Damaged:
             return False
-        found = places(blob, offset, latest(self.started))
+        found = places(blob, offset, latest(self.header))
         if found is None:
             return False
         found.append(Place(foot.offset, foot.length, BlockKind.FOOT, foot.head.until))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import pytest
 from kit import synthetic
 
 from ctrace.batch import Batch
+from ctrace.recording import evidence, meta
 from ctrace.recording import format as fmt
-from ctrace.recording import meta
 from ctrace.recording.format import BlockHead, BlockKind, Column, Section
 from ctrace.recording.reader import Recording
+from ctrace.recording.writer import Writer
 
 SECOND = synthetic.SECOND
 DAY = 86_400 * SECOND
@@ -175,6 +177,22 @@ def test_a_year_of_standstill_is_kept_and_jumped_over(crafted: Crafted) -> None:
     assert moments == sorted(moments)
     assert moments[-1] - moments[0] > 398 * 86_400
     assert "incomplete: the end is cut off" in done.stderr
+
+
+def test_what_was_made_of_texts_may_span_decades_and_still_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    began = 100 * SECOND
+    moments = [began + SECOND, began + 20 * 365 * DAY, began + 50 * 365 * DAY]
+    header = replace(synthetic.header(), facts={evidence.FACT: "{}"})
+    with Writer(str(path), header) as writer:
+        for moment in moments:
+            writer.write(Batch.idle(moment))
+    with Recording(str(path)) as recording:
+        assert [batch.until for batch in recording.batches()] == moments
+        assert not recording.missing
+    command = [sys.executable, "-m", "ctrace", "replay", str(path), "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert 3 <= len(done.stdout.splitlines()) <= 6
 
 
 def test_what_a_file_spent_is_told_in_one_line(crafted: Crafted) -> None:
