@@ -109,18 +109,20 @@ def _limited(snapshot: Snapshot, table: Table) -> Verdict:
     )
     word = {"EVICTING": "EVICTS"}.get(word, word)
     if table.rates.drop and table.totals.drop:
-        what += f", {_refused(snapshot, table).replace(' refused', '')}"
+        what += f", {_so_far(snapshot, table)}"
     elif not table.rates.drop:
         what += f", {_refused(snapshot, table)}"
     return Verdict(word, f"for {ago}: {what}", "bad")
 
 
 def _refused(snapshot: Snapshot, table: Table) -> str:
+    return _so_far(snapshot, table, " refused") if table.totals.drop else "nothing refused"
+
+
+def _so_far(snapshot: Snapshot, table: Table, done: str = "") -> str:
     """How many were refused since the start; a watcher who came late cannot say more."""
-    if not table.totals.drop:
-        return "nothing refused"
     start = snapshot.ts / 1e9 - snapshot.uptime_s
-    return f"{fmt.count(table.totals.drop)} refused since {fmt.clock(start)}"
+    return f"{fmt.count(table.totals.drop)}{done} since {fmt.clock(start)}"
 
 
 def until(seconds: float, error: Optional[float]) -> str:
