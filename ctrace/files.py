@@ -1,8 +1,8 @@
 """Files of the user: how one is opened that may be anything, and how one is written.
 
-A file that is written appears under its name when it is whole, or not at all. It is its
-owner's alone, it never replaces what is there unless that was asked for, and it is never
-written through a link.
+A file that is written appears under its name when it is whole, or not at all (one that takes
+lines for hours: at once). It is its owner's alone, it never replaces what is there unless that
+was asked for, and it is never written through a link.
 """
 
 from __future__ import annotations
@@ -88,6 +88,28 @@ def new_text(path: str, *, force: bool = False) -> Iterator[io.TextIOWrapper]:
         yield text
         text.flush()
         text.detach()
+
+
+@contextlib.contextmanager
+def growing(path: str, *, force: bool = False) -> Iterator[io.TextIOWrapper]:
+    """A file for lines that come one by one: what was written stays, however it ends.
+
+    Raises CtraceError.
+    """
+    check_free(path, force=force)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags | (os.O_TRUNC if force else os.O_EXCL), 0o600)
+    except OSError as error:
+        raise CtraceError(f"cannot write {path}: {error.strerror}") from None
+    give_to_caller(fd)
+    try:
+        with open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
+            yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CtraceError(f"cannot write {path}: {error.strerror}") from None
 
 
 def give_to_caller(fd: int) -> None:

@@ -20,6 +20,10 @@ from ctrace.record import (
 )
 
 Network = Union[IPv4Network, IPv6Network]
+STATUSES = (
+    "ASSURED", "SEEN_REPLY", "UNREPLIED", "SRC_NAT", "DST_NAT", "OFFLOAD", "HELPER", "EXPECTED",
+)  # fmt: skip
+"""What ``-u`` takes."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,6 @@ def parse_status(text: str) -> tuple[int, bool]:
             bits |= Status[word]
         else:
             raise UsageError(
-                f"unknown status {word!r}: use ASSURED, SEEN_REPLY, UNREPLIED, SRC_NAT, DST_NAT, "
-                "OFFLOAD, HELPER or EXPECTED"
+                f"unknown status {word!r}: use {', '.join(STATUSES[:-1])} or {STATUSES[-1]}"
             )
     return bits, unreplied

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from ctrace.change.plan import MAX_BYTES, Plan, from_json
-from ctrace.errors import UsageError
+from ctrace.errors import CtraceError, UsageError
 
 
 def read(path: str, *, unasked: bool = False) -> Plan:
-    """The plan in a file, or on standard input for ``-``. Raises UsageError in one line.
+    """The plan in a file, or on standard input for ``-``. Raises UsageError
+    in one line, CtraceError where there is no such file.
 
     ``unasked``: nobody will look at it before it is applied, so it must not be one
     that another user could have put there (:func:`_theirs`).
@@ -39,7 +40,7 @@ def read(path: str, *, unasked: bool = False) -> Plan:
         finally:
             os.close(fd)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise CtraceError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not a plan: it is not text") from None
 

@@ -22,7 +22,7 @@ VERBS = {
     "replay": "The live screen over a recording, with time travel",
     "import": "Text dumps, logs and support bundles as a recording",
     "collect": "A shell script that gathers these on a host without ctrace",
-    "report": "What happened, from a recording: text, JSON, one HTML page",
+    "report": "What happened, from a recording: text, Markdown, JSON, one HTML page",
     "diff": "Two recordings compared, key by key",
     "merge": "Several hosts' recordings as one",
     "export": "A recording as Parquet, CSV, JSON lines or OpenMetrics",
@@ -39,26 +39,32 @@ VERBS = {
     "completion": "Print the completion script for a shell",
     "man": "Print the manual page",
 }
+FOLDERS = ("watch", "recordings", "changes", "about")
+"""Where the files of verbs are."""
 
 
 def _module(verb: str) -> str:
-    """The file of a verb: ``import`` is a word of Python's own."""
-    return f"{verb}_" if keyword.iskeyword(verb) else verb
+    """The file of a verb, or empty; ``import`` is a word of Python's own."""
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    here = os.path.dirname(__file__)
+    for folder in FOLDERS:
+        if os.path.exists(os.path.join(here, folder, f"{name}.py")):
+            return f"ctrace.cli.{folder}.{name}"
+    return ""
 
 
 class LazyGroup(click.Group):
-    """Imports ``ctrace.cli.<verb>`` when the verb is used: a fast start matters."""
+    """Imports a verb's file when the verb is used: a fast start matters."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Every verb that this version has, in the order of use."""
-        here = os.path.dirname(__file__)
-        return [verb for verb in VERBS if os.path.exists(os.path.join(here, f"{_module(verb)}.py"))]
+        return [verb for verb in VERBS if _module(verb)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         """The click command called ``command`` in the verb's module."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"ctrace.cli.{_module(cmd_name)}")
+        module = importlib.import_module(_module(cmd_name))
         command: click.Command = module.command
         return command
 

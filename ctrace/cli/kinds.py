@@ -1,13 +1,17 @@
-"""What an option's value may be: a time and a size, written alike in every verb."""
+"""What an option's value may be, written and completed alike in every verb."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import click
+from click.shell_completion import CompletionItem
 
-_TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+from ctrace import units
+
 _SIZE_SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -31,11 +35,8 @@ class Time(click.ParamType):  # type: ignore[type-arg]
         """The time in seconds; a usage error in one line else."""
         if isinstance(value, (int, float)):
             return float(value)
-        match = re.fullmatch(
-            r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d|)", str(value).strip().lower()
-        )
-        seconds = float(match[1]) * _TIME_UNITS[match[2]] if match else 0.0
-        if not seconds:
+        seconds = units.seconds(str(value))
+        if seconds is None:
             self.fail(f"{str(value)[:40]!r} is not a time: give one like 30, 5m or 2h", param, ctx)
         if not self.least <= seconds <= self.most:
             self.fail(f"{value} is not between {_shown(self.least)} and {_shown(self.most)}",
@@ -69,6 +70,70 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         if size < self.least:
             self.fail(f"{value} is too little: at least {self.least >> 20}M", param, ctx)
         return size
+
+
+class Percent(click.ParamType):  # type: ignore[type-arg]
+    """``60%``, ``60`` or ``0.6`` as a share (float)."""
+
+    name = "share"
+
+    def convert(
+        self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]
+    ) -> float:
+        """The share; a usage error in one line else."""
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)", str(value).strip())
+        share = float(match[1]) if match else 0.0
+        if match and (match[2] or share > 1):
+            share /= 100
+        if not 0 < share <= 1:
+            self.fail(f"{str(value)[:40]!r} is not a share: give one like 60%", param, ctx)
+        return share
+
+
+class Words(click.ParamType):  # type: ignore[type-arg]
+    """Words with commas between, as they were typed; known ones are completed."""
+
+    name = "list"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        """``known``: what completion offers. Who takes the value judges it."""
+        self.known = known
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The words that the last one may become."""
+        del ctx, param
+        before, comma, last = incomplete.rpartition(",")
+        taken = before.lower().split(",")
+        return [
+            CompletionItem(before + comma + word)
+            for word in self.known
+            if word.lower().startswith(last.lower()) and word.lower() not in taken
+        ]
+
+
+class Namespace(click.ParamType):  # type: ignore[type-arg]
+    """A network namespace as it was typed; the host's are completed."""
+
+    name = "namespace"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The names of the namespaces that are here."""
+        del ctx, param
+        from ctrace.host.netns import find
+
+        with contextlib.suppress(OSError):
+            return [CompletionItem(s.name) for s in find() if s.name.startswith(incomplete)]
+        return []
 
 
 def _shown(seconds: float) -> str:

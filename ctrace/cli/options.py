@@ -1,20 +1,30 @@
-"""Options that several verbs share: conntrack(8)'s filters, under conntrack's names."""
+"""Options that several verbs share: one name, one meaning and one way to write a value.
+
+``-o FILE`` is a file and ``--format FORMAT`` a format, in every verb. What earlier versions
+called otherwise still works, and no help shows it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional, TypeVar, cast
 
 import click
 
+from ctrace.cli.kinds import Namespace, Words
 from ctrace.errors import CtraceError, UsageError
-from ctrace.filters import Filter, parse_network, parse_proto, parse_status
+from ctrace.filters import STATUSES, Filter, parse_network, parse_proto, parse_status
+from ctrace.model.snapshot import GROUPS, SORTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FAMILIES = {"ipv4": 2, "ipv6": 10}
+HOOKS = ("fentry", "kprobe", "netfilter", "netlink")
+THEMES = ("dark", "light", "terminal")
 PORT = click.IntRange(0, 65535)
 
 
@@ -25,18 +35,28 @@ def filter_options(command: F) -> F:
             click.option("-p", "--proto", metavar="PROTO", help="Protocol, by name or number."),
             click.option("-s", "--src", "--orig-src", metavar="NET", help="Original source."),
             click.option("-d", "--dst", "--orig-dst", metavar="NET", help="Original destination."),
-            click.option("--sport", type=PORT, help="Original source port."),
-            click.option("--dport", type=PORT, help="Original destination port."),
+            click.option("--sport", type=PORT, metavar="PORT", help="Original source port."),
+            click.option("--dport", type=PORT, metavar="PORT", help="Original destination port."),
             click.option(
-                "-u", "--status", metavar="STATUS", help="ASSURED, SEEN_REPLY, UNREPLIED, ..."
+                "-u",
+                "--status",
+                metavar="STATUS",
+                type=Words(STATUSES),
+                help="ASSURED, SEEN_REPLY, UNREPLIED, ...",
             ),
             click.option("-n", "--src-nat", is_flag=True, help="Only source-NATed flows."),
             click.option("-g", "--dst-nat", is_flag=True, help="Only destination-NATed flows."),
-            click.option("-w", "--zone", type=click.IntRange(0, 65535), help="Conntrack zone."),
-            click.option("-f", "--family", type=click.Choice(list(FAMILIES)), help="Family."),
+            click.option("-w", "--zone", type=PORT, metavar="ZONE", help="Conntrack zone."),
+            click.option(
+                "-f",
+                "--family",
+                type=click.Choice(list(FAMILIES)),
+                metavar="FAMILY",
+                help="ipv4 or ipv6.",
+            ),
             click.option("-4", "ipv4", is_flag=True, help="IPv4 only."),
             click.option("-6", "ipv6", is_flag=True, help="IPv6 only."),
-            click.option("--netns", metavar="NAME", help="A namespace: name, path, pid or inode."),
+            netns_option("Only this namespace"),
         )
     ):
         command = option(command)
@@ -99,15 +119,155 @@ def held_filter(**filters: Any) -> Filter:
     return wanted
 
 
-def output_option(command: F) -> F:
-    """``-o text|json``: what a person reads, or what a program does."""
+def answer_options(*formats: str, stream: bool = False, forced: bool = False) -> Callable[[F], F]:
+    """``--format FORMAT``, ``-o FILE`` and ``--force``: as what the answer comes, and where to.
+
+    The verb prints its answer on standard output and gets ``format``; a FILE takes that
+    output when it is whole, or line by line with ``stream``. ``forced``: the verb writes
+    more files, and gets ``force``, too.
+    """
+
+    def add(function: F) -> F:
+        @functools.wraps(function)
+        def answer(
+            *arguments: Any, answer_to: Optional[str], format: Optional[str], force: bool,
+            **options: Any,
+        ) -> None:  # fmt: skip
+            if answer_to in ("text", "json"):  # as -o was used by earlier versions
+                format, answer_to = format or answer_to, None
+            if forced:
+                options["force"] = force
+            options["format"] = format or _by_name(answer_to, formats)
+            if answer_to in (None, "-"):
+                function(*arguments, **options)
+            else:
+                _into(str(answer_to), force, stream, lambda: function(*arguments, **options))
+
+        added = force_option(answer)
+        added = click.option(
+            "-o", "--output", "answer_to", metavar="FILE", type=click.Path(),
+            help="Write it to FILE, not to standard output.",
+        )(added)  # fmt: skip
+        added = click.option(
+            "--format", type=click.Choice(formats), metavar="FORMAT",
+            help=f"{', '.join(formats[:-1])} or {formats[-1]} [default: as FILE is called, "
+            f"else {formats[0]}].",
+        )(added)  # fmt: skip
+        return cast(F, added)
+
+    return add
+
+
+_ENDINGS = {"md": "markdown", "htm": "html", "txt": "text", "jsonl": "json"}
+
+
+def _by_name(path: Optional[str], formats: Sequence[str]) -> str:
+    ending = os.path.splitext(path or "")[1].lstrip(".").lower()
+    named = _ENDINGS.get(ending, ending)
+    return named if named in formats else formats[0]
+
+
+def _into(path: str, force: bool, stream: bool, answer: Callable[[], None]) -> None:
+    """Let a file take what is printed. A verb that leaves with 0 or 1 has answered."""
+    from ctrace.files import growing, new_text
+
+    left: Optional[SystemExit] = None
+    taking = growing if stream else new_text
+    with taking(path, force=force) as file, contextlib.redirect_stdout(file):
+        try:
+            answer()
+        except SystemExit as leaving:
+            if leaving.code not in (None, 0, 1):
+                raise
+            left = leaving
+    if not stream:
+        click.echo(f"ctrace: {path}: {os.path.getsize(path) >> 10:,} KiB", err=True)
+    if left is not None:
+        raise left
+
+
+def page_option(command: F) -> F:
+    """``--html FILE`` of earlier versions: ``--format html -o FILE``."""
+
+    @functools.wraps(command)
+    def page(*arguments: Any, html: Optional[str], **options: Any) -> None:
+        if html:
+            options.update(format="html", answer_to=html)
+        command(*arguments, **options)
+
+    hidden = click.option("--html", metavar="FILE", hidden=True, help="As --format html -o FILE.")
+    return cast(F, hidden(page))
+
+
+def file_option(what: str, default: Optional[str] = None, **more: Any) -> Callable[[F], F]:
+    """``-o FILE`` where a verb makes a file of its own kind; the value is ``output``."""
+    if default is not None:
+        more.update(default=default, show_default=True)
+    return click.option("-o", "--output", metavar="FILE", type=click.Path(), help=what, **more)
+
+
+def hooks_option(command: F) -> F:
+    """``--hooks FAMILY``."""
     return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        help="For a person, or for a program.",
+        "--hooks", type=click.Choice(HOOKS), metavar="FAMILY",
+        help=f"Force {', '.join(HOOKS[:-1])} or {HOOKS[-1]}.",
+    )(command)  # fmt: skip
+
+
+def netns_option(what: str) -> Callable[[F], F]:
+    """``--netns NAME``."""
+    return click.option(
+        "--netns", metavar="NAME", type=Namespace(), help=f"{what}: name, path, pid or inode."
+    )
+
+
+def group_option(default: str = "pair", what: str = "What to rank") -> Callable[[F], F]:
+    """``--group KEY``."""
+    return click.option(
+        "--group", type=click.Choice(GROUPS), metavar="KEY", default=default, show_default=True,
+        help=f"{what}: {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.",
+    )  # fmt: skip
+
+
+def sort_option(command: F) -> F:
+    """``--sort COLUMN``."""
+    return click.option(
+        "--sort", type=click.Choice(SORTS), metavar="COLUMN", default="held", show_default=True,
+        help=f"What to rank by: {', '.join(SORTS[:-1])} or {SORTS[-1]}.",
+    )(command)  # fmt: skip
+
+
+def limit_option(default: int, most: int, what: str) -> Callable[[F], F]:
+    """``--limit N``."""
+    return click.option(
+        "--limit", type=click.IntRange(1, most), default=default, show_default=True, metavar="N",
+        help=what,
+    )  # fmt: skip
+
+
+def screen_options(command: F) -> F:
+    """``--theme`` and ``--ascii``."""
+    for option in (
+        click.option("--ascii", "ascii_only", is_flag=True,
+                     help="ASCII only, also in a UTF-8 locale."),
+        click.option("--theme", type=click.Choice(THEMES), metavar="THEME",
+                     help="Colours: dark, light or terminal."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def stop_after_option(command: F) -> F:
+    """``--stop-after N``, exact."""
+    return click.option(
+        "--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N events."
+    )(command)
+
+
+def redact_option(command: F) -> F:
+    """``--redact``."""
+    return click.option(
+        "--redact", is_flag=True, help="Replace addresses and names, consistently."
     )(command)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Optional, TextIO
 
 from ctrace.errors import CtraceError
@@ -58,3 +60,36 @@ def _stream(raw: io.FileIO, before: Optional[TextIO]) -> TextIO:
 def drop() -> None:
     """Standard output has failed: what is left of it goes nowhere, and not to a last complaint."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def number(value: float) -> str:
+    """A count as the views write it, in letters that this terminal has."""
+    from ctrace.view import format as fmt
+
+    text = fmt.count(value)
+    return fmt.ascii_only(text) if fmt.wants_ascii() else text
+
+
+def prose(text: str) -> str:
+    """Lines of ours with their numbers as ``number`` writes them."""
+    from ctrace.view import format as fmt
+
+    lines = "\n".join(map(fmt.prose, text.split("\n")))
+    return fmt.ascii_only(lines) if fmt.wants_ascii() else lines
+
+
+def progress(what: str) -> Callable[[float], None]:
+    """A line on a terminal's standard error, from the second second on."""
+    begun = time.monotonic()
+    shown = [0.0]
+
+    def show(done: float) -> None:
+        now = time.monotonic()
+        if not sys.stderr.isatty() or now - begun < 2 or now - shown[0] < 0.2:
+            return
+        shown[0] = now
+        end = "\r\033[K" if done >= 1 else ""
+        sys.stderr.write(f"\r{what}: {done:4.0%} {end}")
+        sys.stderr.flush()
+
+    return show

@@ -65,6 +65,15 @@ class Until:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How a recording ended."""
+
+    reason: str
+    status: int = 0
+    """The exit status of the command that was recorded, as a shell has it."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """How a recording stands, for whoever shows it."""
 
@@ -81,14 +90,15 @@ def record(
     interval: float,
     show: Callable[[Progress], None],
     beside: Optional[Beside] = None,
-) -> str:
-    """Record until a condition holds or SIGINT or SIGTERM comes; why it ended, as text.
+) -> Ended:
+    """Record until a condition holds or SIGINT or SIGTERM comes; how it ended.
 
     The rules of the namespaces are read beside it, so that capture is not held up.
     Raises CtraceError when the file can no longer be written; everything before it is
     kept. The source is left open, the sink is closed.
     """
     reason = ""
+    taken = 0
     child: Optional[subprocess.Popen[bytes]] = None
     reader = RulesetReader()
     try:
@@ -99,14 +109,17 @@ def record(
                 # be seen of the command.
                 if until.command and child is None:
                     child = subprocess.Popen(until.command, shell=True)
+                if until.events is not None:
+                    batch = _first(batch, until.events - taken)  # noqa: PLW2901
+                taken += len(batch.events)
                 sink.write(batch)
                 if beside is not None:
                     beside.take(batch, sink)
                 for netns, text in reader.done():
                     sink.ruleset(netns, text)
                 seconds = (batch.until - first) / 1e9
-                show(Progress(seconds, sink.events, sink.stored, sink.lost))
-                reason = _reason(until, seconds, sink.events, child, stop)
+                show(Progress(seconds, taken, sink.stored, sink.lost))
+                reason = _reason(until, seconds, taken, child, stop)
                 if reason:
                     break
             else:
@@ -121,7 +134,17 @@ def record(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(5.0)
         sink.close(reason or "interrupted")
-    return reason
+    # One that we ended had no say in it.
+    status = child.returncode if child is not None and "command" in reason else 0
+    return Ended(reason, 128 - status if status < 0 else status)
+
+
+def _first(batch: Batch, events: int) -> Batch:
+    """At most the first events of a batch; what was read after the last of them goes, too."""
+    if len(batch.events) <= events:
+        return batch
+    kept = batch.events[:events]
+    return Batch(kept, int(kept["ts"][-1]), lost=batch.lost, names=batch.names)
 
 
 def _reason(
@@ -136,7 +159,7 @@ def _reason(
     if until.duration is not None and seconds >= until.duration:
         return f"after {until.duration:g} s"
     if until.events is not None and events >= until.events:
-        return f"after {until.events} events"
+        return f"after {until.events:,} events"
     if child is not None and child.poll() is not None:
         return f"the command ended with status {child.returncode}"
     return ""

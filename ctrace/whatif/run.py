@@ -18,7 +18,8 @@ from typing import Any, Final, Optional
 import numpy as np
 
 from ctrace.batch import Source
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, UsageError
+from ctrace.record import proto_name
 from ctrace.whatif import table as tablemodel
 from ctrace.whatif.flows import F64, Flows, Recorded, gather
 from ctrace.whatif.settings import Levers
@@ -128,7 +129,23 @@ def whatif(source: Source, levers: Levers, *, interval: float = 1.0) -> WhatIf:
     Raises CtraceError when there is nothing to model.
     """
     recorded = gather(source.batches(interval))
+    _check_services(recorded.flows, levers)
     return of_recording(recorded, levers, offset=source.clock.offset)
+
+
+def _check_services(flows: Flows, levers: Levers) -> None:
+    """Raise UsageError for a service without a single flow: nothing can be said about it."""
+    asked = [*levers.notrack]
+    asked += [(t.proto, t.port) for t in levers.timeouts if t.proto is not None and t.port]
+    for proto, port in asked:
+        if len(flows) and not flows.of_service(proto, port).any():
+            keys, numbers = np.unique(flows.proto.astype(np.int64) << 16 | flows.dport,
+                                      return_counts=True)  # fmt: skip
+            most = keys[np.argsort(-numbers)][:5].tolist()
+            there = ", ".join(f"{proto_name(key >> 16)}/{key & 0xFFFF}" for key in most)
+            raise UsageError(
+                f"{proto_name(proto)}/{port} is not in the recording; most flows go to {there}"
+            )
 
 
 def of_recording(
@@ -388,27 +405,27 @@ def _series(base: float, ts: Any, count: Any) -> Series:
 def _notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator[str]:
     flows = recorded.flows
     if recorded.lost:
-        yield f"{recorded.lost} events were lost while recording: flows are missing here."
+        yield f"{recorded.lost:,} events were lost while recording: flows are missing here."
     if recorded.cut:
-        yield f"the first {recorded.cut} events were left out: the recording is very long."
+        yield f"the first {recorded.cut:,} events were left out: the recording is very long."
     if not len(recorded.readings.ts):
         yield "the recording has no readings of the table: the model can't be checked against it."
     unseen = int(np.count_nonzero(~flows.known))
     if unseen and levers.timeouts:
         yield (
-            f"{unseen} of {len(flows)} flows did not end in the recording: under another timeout "
-            "each is taken to end as a flow to the same port did that had lived longer."
+            f"{unseen:,} of {len(flows):,} flows did not end in the recording: under another "
+            "timeout each is taken to end as a flow to the same port did that had lived longer."
         )
     forever = int(np.count_nonzero(~flows.known & np.isinf(flows.expire)))
     if forever:
         yield (
-            f"{forever} of {len(flows)} flows outlived all like them that ended: the recording is "
-            "too short to tell when they end; they are taken to stay, and more may come."
+            f"{forever:,} of {len(flows):,} flows outlived all like them that ended: the recording "
+            "is too short to tell when they end; they are taken to stay, and more may come."
         )
     if extra:
         yield (
-            f"{sum(extra.values())} entries were there before the recording and never ended in it: "
-            "taken to stay, whatever is changed."
+            f"{sum(extra.values()):,} entries were there before the recording and never ended in "
+            "it: taken to stay, whatever is changed."
         )
     for lever in levers.timeouts:
         if not lever.matches(flows).any():
@@ -451,7 +468,7 @@ def _render(answer: WhatIf) -> Iterator[str]:
             )
         if place.new_limit not in (0, place.limit):
             least, most = memory_of(place.new_limit, answer.levers.buckets)
-            yield f"  a full table of {place.new_limit} takes {least >> 20} to {most >> 20} MiB"
+            yield f"  a full table of {place.new_limit:,} takes {least >> 20} to {most >> 20} MiB"
         yield f"  {trust_text(place)}"
     for note in answer.notes:
         yield f"Note: {note}"

@@ -9,6 +9,7 @@ from typing import Final, Optional
 
 import numpy as np
 
+from ctrace import units
 from ctrace.errors import UsageError
 from ctrace.filters import parse_proto
 from ctrace.record import TCP_STATES, proto_name
@@ -98,12 +99,12 @@ def parse_service(text: str) -> tuple[int, int]:
 
 
 def parse_timeout(text: str) -> Timeout:
-    """``NAME=SECONDS`` or ``PROTO/PORT:STATE=SECONDS``. Raises UsageError."""
+    """``NAME=TIME`` or ``PROTO/PORT:STATE=TIME``, in whole seconds. Raises UsageError."""
     head, equals, value = text.partition("=")
-    value = value.removesuffix("s")
-    if not equals or not (value.isascii() and value.isdecimal()) or len(value) > 8:
-        raise UsageError(f"{text[:40]!r} is not a timeout: give one like tcp_time_wait=30")
-    seconds = int(value)
+    given = 0.0 if value.strip(" s") == "0" else units.seconds(value)
+    if not equals or given is None or given != int(given):
+        raise UsageError(f"{text[:40]!r} is not a timeout: give one like tcp_time_wait=30s")
+    seconds = int(given)
     if not 1 <= seconds <= MAX_SECONDS:
         raise UsageError(f"a timeout must be from 1 to {MAX_SECONDS} seconds, not {seconds}")
     service, colon, name = head.rpartition(":")

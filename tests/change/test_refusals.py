@@ -18,8 +18,7 @@ from ctrace.advice.again import judge_plan
 from ctrace.change import apply, notes, undo
 from ctrace.change import plan as plans
 from ctrace.change.plan import CtTimeout, Notrack, Plan
-from ctrace.cli.apply import command as apply_command
-from ctrace.cli.apply import seconds
+from ctrace.cli.changes.apply import command as apply_command
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import commands
 from ctrace.lab import Lab
@@ -94,17 +93,6 @@ def test_any_file_gets_one_line(tmp_path_factory: pytest.TempPathFactory, conten
     result = CliRunner().invoke(apply_command, [str(file), "--yes"])
     assert isinstance(result.exception, UsageError)
     assert len(str(result.exception).splitlines()) == 1
-
-
-@pytest.mark.parametrize(("text", "value"), [("120", 120), ("5s", 5), ("2m", 120)])
-def test_times(text: str, value: int) -> None:
-    assert seconds(None, None, text) == value
-
-
-@pytest.mark.parametrize("text", ["", "s", "-5s", "1h", "1e3", "9" * 40, "٣"])
-def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(UsageError, match="not a time"):
-        seconds(None, None, text)
 
 
 CHANGES: dict[str, tuple[Callable[[Plan], Plan], str]] = {

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from ctrace.cli import cli
-from ctrace.cli.collect import SCRIPT
+from ctrace.cli.recordings.collect import SCRIPT
 
 LINES = "\n".join(
     [

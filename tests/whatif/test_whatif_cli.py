@@ -90,3 +90,12 @@ def test_a_directory_without_recordings_is_one_line(tmp_path: Path) -> None:
     done = ctrace("whatif", tmp_path, "--max", "1000")
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+@pytest.mark.parametrize("lever", [["--notrack", "udp/9"], ["--timeout", "tcp/9:time_wait=5s"]])
+def test_a_service_that_is_not_there_is_told(ring: Path, lever: list[str]) -> None:
+    done = ctrace("whatif", ring, *lever)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not in the recording; most flows go to tcp/8063" in done.stderr

@@ -32,7 +32,7 @@ class Change:
 
 
 def load(path: str) -> Perf:
-    """What ``ctrace perf -o json`` printed earlier. Raises CtraceError."""
+    """What ``ctrace perf --format json`` printed earlier. Raises CtraceError."""
     try:
         with open(files.opened(path), "rb") as file:
             data = json.loads(file.read(LIMIT))
@@ -44,7 +44,7 @@ def load(path: str) -> Perf:
         raise CtraceError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError, Damaged):
         raise CtraceError(
-            f"{path} is no measurement: make one with ctrace perf -o json > FILE"
+            f"{path} is no measurement: make one with ctrace perf -o FILE.json"
         ) from None
 
 

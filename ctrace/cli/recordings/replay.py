@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from ctrace.cli.kinds import Time
-from ctrace.cli.options import output_option
+from ctrace.cli.options import answer_options, group_option, screen_options, sort_option
 from ctrace.errors import CtraceError, UsageError
 from ctrace.live.protocol import Position
-from ctrace.model.snapshot import GROUPS, SORTS
 
 if TYPE_CHECKING:
     from ctrace.live.replay import ReplayFeed
@@ -24,26 +23,22 @@ QUIET_S = 3600.0
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("--at", metavar="TIME", help="Begin there: 14:03:20, -5m from the end, +30, 50%.")
+@click.option("--at", metavar="MOMENT", help="Begin there: 14:03:20, -5m from the end, +30, 50%.")
 @click.option(
     "--speed",
     type=click.FloatRange(1 / 64, 1024),
     default=1.0,
     show_default=True,
+    metavar="N",
     help="Times as fast as it happened.",
 )
 @click.option("--paused", is_flag=True, help="Begin paused.")
-@click.option(
-    "--group", type=click.Choice(GROUPS), default="pair", show_default=True, help="What to rank."
-)
-@click.option(
-    "--sort", type=click.Choice(SORTS), default="held", show_default=True, help="What to rank by."
-)
+@group_option()
+@sort_option
 @click.option("--once", is_flag=True, help="Print the moment (--at, else the end) and leave.")
-@output_option
+@answer_options("text", "json", stream=True)
 @click.option("--step", default="1s", show_default=True, type=Time(), help="Between frames.")
-@click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
-@click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only.")
+@screen_options
 def command(
     *,
     files: tuple[str, ...],
@@ -53,7 +48,7 @@ def command(
     group: str,
     sort: str,
     once: bool,
-    output: str,
+    format: str,
     step: float,
     theme: Optional[str],
     ascii_only: bool,
@@ -61,10 +56,10 @@ def command(
     """Show a recording (default ctrace.data) on the live screen, at any moment of it.
 
     Space pauses, t and T step, j jumps to a time, ? shows the other keys. Without a
-    terminal, and with -o json, frames are printed one after the other, --step apart;
+    terminal, and with --format json, frames are printed one after the other, --step apart;
     where nothing was recorded for more than an hour, the next frame is the one after it.
     """
-    from ctrace.cli.top import has_screen
+    from ctrace.cli.watch.top import has_screen
     from ctrace.dumps.make import open_any
     from ctrace.live.replay import ReplayFeed
     from ctrace.view import format as fmt
@@ -74,13 +69,13 @@ def command(
         start, end = (source.clock.utc(t) / 1e9 for t in (source.started, source.until))
         moment = parse_moment(at, start, end) if at else None
         rules = dict(source.rulesets())  # before the feed's thread reads the same file
-        plain = once or output == "json" or not has_screen()
+        plain = once or format == "json" or not has_screen()
         feed = ReplayFeed(
             source, group=group, sort=sort, speed=speed, paused=paused or plain, start=moment
         )
         try:
             if plain:
-                _print(feed, end if once and moment is None else moment, once, output, step,
+                _print(feed, end if once and moment is None else moment, once, format, step,
                        ascii_only or fmt.wants_ascii(), theme or "")  # fmt: skip
             else:
                 _screen(feed, rules, group, sort, ascii_only or fmt.wants_ascii(), theme or "")
@@ -133,7 +128,7 @@ def _print(
     feed: ReplayFeed,
     moment: Optional[float],
     once: bool,
-    output: str,
+    format: str,
     step: float,
     ascii_only: bool,
     theme: str,
@@ -141,7 +136,7 @@ def _print(
     """One frame, or one per step up to the end; quiet stretches are jumped over."""
     import json
 
-    from ctrace.cli.top import print_frame
+    from ctrace.cli.watch.top import print_frame
     from ctrace.view.export.json import snapshot_json
 
     here = feed.position.start + (0 if once else step) if moment is None else moment
@@ -150,7 +145,7 @@ def _print(
         if not feed.settle(3600):
             return
         snapshot = feed.latest()
-        if snapshot is not None and output == "json":
+        if snapshot is not None and format == "json":
             click.echo(json.dumps(snapshot_json(snapshot), indent=2 if once else None))
         elif snapshot is not None:
             print_frame(snapshot, ascii_only=ascii_only, theme=theme)

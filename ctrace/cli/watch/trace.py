@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from ctrace.cli.kinds import Time
-from ctrace.cli.options import filter_options, make_filter
+from ctrace.cli.kinds import Time, Words
+from ctrace.cli.options import (
+    answer_options,
+    filter_options,
+    hooks_option,
+    make_filter,
+    stop_after_option,
+)
+from ctrace.cli.output import number
 from ctrace.errors import UsageError
 from ctrace.record import Kind
 
@@ -26,21 +33,24 @@ KINDS = {kind.name.lower(): kind for kind in Kind if kind is not Kind.EXISTING}
 @click.command()
 @filter_options
 @click.option(
-    "-e", "--kinds", metavar="LIST", help=f"Only these, with commas between: {', '.join(KINDS)}."
+    "-e",
+    "--kinds",
+    metavar="LIST",
+    type=Words(tuple(KINDS)),
+    help=f"Only these, with commas between: {', '.join(KINDS)}.",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="Leave after N events.")
-@click.option("--duration", type=Time(), help="Leave after this long.")
-@click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
-    help="json: one object a line.",
-)  # fmt: skip
-@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@stop_after_option
+@click.option("--count", type=click.IntRange(1), hidden=True, help="As --stop-after.")
+@click.option("--duration", type=Time(), help="Stop after this long: 30, 5m, 2h.")
+@answer_options("text", "json", stream=True)
+@hooks_option
 def command(
     *,
     kinds: Optional[str],
+    stop_after: Optional[int],
     count: Optional[int],
     duration: Optional[float],
-    output: str,
+    format: str,
     hooks: Optional[str],
     **filters: Any,
 ) -> None:
@@ -52,7 +62,7 @@ def command(
     Examples:
       ctrace trace -p tcp --dport 8063         one service's connections
       ctrace trace -e drop,insert_failed       only who is refused
-      ctrace trace -o json --duration 10       ten seconds as JSON lines
+      ctrace trace --format json --duration 5m five minutes as JSON lines
     """  # fmt: skip
     from dataclasses import replace
 
@@ -79,7 +89,9 @@ def command(
             tell(f"no better hooks: {source.hooks.note}")
         for blind in source.hooks.blind:
             tell(f"not seen: {blind}")
-        for printed, missed in print_events(source, count, duration, as_json=output == "json"):
+        for printed, missed in print_events(
+            source, stop_after or count, duration, as_json=format == "json"
+        ):
             shown += printed
             lost += missed
     except KeyboardInterrupt:
@@ -87,7 +99,7 @@ def command(
     finally:
         if source is not None:
             source.close()
-            tell(f"{shown} event{'' if shown == 1 else 's'}, {lost} lost")
+            tell(f"{number(shown)} event{'' if shown == 1 else 's'}, {number(lost)} lost")
 
 
 def print_events(

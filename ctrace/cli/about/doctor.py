@@ -12,7 +12,7 @@ from typing import Any, Optional
 import click
 
 from ctrace.batch import TableReading
-from ctrace.cli.options import need_root, output_option
+from ctrace.cli.options import answer_options, hooks_option, need_root
 from ctrace.errors import CtraceError
 from ctrace.host import kernel, netns, tables
 
@@ -33,13 +33,9 @@ class Finding:
 @click.command()
 @click.option("--self-test", is_flag=True, help="Prove every decoded field with real traffic.")
 @click.option("--why", is_flag=True, help="Name the rules that keep conntrack active.")
-@click.option(
-    "--hooks",
-    type=click.Choice(["fentry", "kprobe", "netfilter", "netlink"]),
-    help="Self-test this hook family.",
-)
-@output_option
-def command(self_test: bool, why: bool, hooks: Optional[str], output: str) -> None:
+@hooks_option
+@answer_options("text", "json")
+def command(self_test: bool, why: bool, hooks: Optional[str], format: str) -> None:
     """Say what this host can do, what it can't, and what to do about it.
 
     The exit status is 0 when ctrace can trace here (with --self-test: when every check
@@ -48,11 +44,11 @@ def command(self_test: bool, why: bool, hooks: Optional[str], output: str) -> No
     if hooks and not self_test:
         raise click.UsageError("--hooks goes with --self-test")
     if self_test:
-        sys.exit(_self_test(hooks, output))
+        sys.exit(_self_test(hooks, format))
     if why:
-        sys.exit(_why(output))
+        sys.exit(_why(format))
     report, findings = examine()
-    if output == "json":
+    if format == "json":
         click.echo(json.dumps(report, indent=2))
     else:
         _print(report, findings)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Optional
 import click
 
 from ctrace.cli.kinds import Size, Time
-from ctrace.cli.options import filter_options, make_filter
+from ctrace.cli.options import (
+    file_option,
+    filter_options,
+    hooks_option,
+    make_filter,
+    stop_after_option,
+)
 
 if TYPE_CHECKING:
     from ctrace.recording.recorder import Progress, Sink
@@ -20,12 +26,9 @@ DEFAULT_RING = "ctrace.d"
 
 
 @click.command()
-@click.option(
-    "-o", "--output", metavar="FILE",
-    help=f"Where to write [default: {DEFAULT}; for a flight recorder, {DEFAULT_RING}/].",
-)  # fmt: skip
+@file_option(f"Where to write [default: {DEFAULT}; for a flight recorder, {DEFAULT_RING}/].")
 @click.option("--duration", type=Time(), help="Stop after this long: 30, 5m, 2h.")
-@click.option("--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N events.")
+@stop_after_option
 @click.option("--cmd", metavar="COMMAND", help="Record as long as this shell command runs.")
 @click.option("--ring", type=Size(8 << 20), help="Flight recorder: use at most this much disk.")
 @click.option("--keep", type=Time(), help="Flight recorder: keep this long.")
@@ -41,7 +44,7 @@ DEFAULT_RING = "ctrace.d"
     "--interval", default="250ms", show_default=True, type=Time(0.05, 10),
     help="Between two batches: how finely a replay can step.",
 )  # fmt: skip
-@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@hooks_option
 @click.option("--perf", is_flag=True, help="Also measure what conntrack costs, for the report.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @filter_options
@@ -64,7 +67,8 @@ def command(
 ) -> None:
     """Record every conntrack event for the postmortem.
 
-    Ctrl-C ends it cleanly; after a crash everything but the last second is there.
+    Ctrl-C ends it cleanly; after a crash everything but the last second is there. With
+    --cmd the exit status is the command's own.
 
     \b
     Examples:
@@ -74,7 +78,7 @@ def command(
       ctrace record --trigger drop             the minutes around each drop, for ever
     """  # fmt: skip
     from ctrace.capture import open_live
-    from ctrace.cli.top import shown_filter
+    from ctrace.cli.watch.top import shown_filter
     from ctrace.recording import host_facts
     from ctrace.recording.recorder import Until, make_way, record
     from ctrace.recording.segments import FlightRecorder, Retention, parse_trigger
@@ -120,14 +124,17 @@ def command(
                        err=True)  # fmt: skip
         line = ProgressLine(quiet or not sys.stderr.isatty(), bounded=in_ring)
         costs = Beside(measurement, header.host) if measurement is not None else None
-        reason = record(source, sink, until, interval, line.show, costs)
+        ended = record(source, sink, until, interval, line.show, costs)
         line.end()
         if not quiet:
             if isinstance(sink, FlightRecorder) and sink.full:
                 told = "the disk was full: older segments went for newer ones"
                 click.echo(f"ctrace: {told}", err=True)
             kept = "; nothing was kept, as no trigger fired" if trigger and not sink.stored else ""
-            click.echo(f"ctrace: {path}: {line.told(sink.stored)} ({reason}){kept}", err=True)
+            click.echo(f"ctrace: {path}: {line.told(sink.stored)} ({ended.reason}){kept}", err=True)
+
+    if ended.status:
+        sys.exit(ended.status)
 
 
 class ProgressLine:

@@ -8,25 +8,16 @@ import sys
 
 import click
 
-from ctrace.cli.options import output_option
-from ctrace.model.snapshot import GROUPS
+from ctrace.cli.options import answer_options, group_option, limit_option
 
 
 @click.command()
 @click.argument("before", metavar="BEFORE")
 @click.argument("after", metavar="AFTER")
-@click.option(
-    "--group",
-    type=click.Choice(GROUPS),
-    default="service",
-    show_default=True,
-    help="What to compare.",
-)
-@click.option(
-    "--limit", type=click.IntRange(1, 5000), default=20, show_default=True, help="Rows at most."
-)
-@output_option
-def command(before: str, after: str, group: str, limit: int, output: str) -> None:
+@group_option("service", "What to compare")
+@limit_option(20, 5000, "Show at most N rows.")
+@answer_options("text", "json")
+def command(before: str, after: str, group: str, limit: int, format: str) -> None:
     """Compare two recordings, key by key: entries held, rates, refusals, lives.
 
     Everything is per second, so the recordings may differ in length.
@@ -39,7 +30,7 @@ def command(before: str, after: str, group: str, limit: int, output: str) -> Non
         contextlib.closing(open_any([after])) as second,
     ):
         found = compare(first, second, group)
-    if output == "json":
+    if format == "json":
         click.echo(json.dumps(found.to_json(limit), indent=2))
         return
     from rich.console import Console

@@ -9,7 +9,7 @@ from typing import Optional
 import click
 
 from ctrace.cli.kinds import Time
-from ctrace.cli.options import force_option
+from ctrace.cli.options import answer_options, hooks_option
 from ctrace.files import check_free, new_text
 
 
@@ -19,21 +19,23 @@ from ctrace.files import check_free, new_text
     help="How long to measure.",
 )  # fmt: skip
 @click.option(
-    "--hertz", default=199, show_default=True, type=click.IntRange(1, 5000),
+    "--hertz", default=199, show_default=True, type=click.IntRange(1, 5000), metavar="N",
     help="Samples a second on each CPU.",
 )  # fmt: skip
-@click.option("--folded", type=click.Path(dir_okay=False), help="Write stacks for flame graphs.")
 @click.option(
-    "--stacks", type=click.Choice(["insert", "drop", "evict"]),
-    help="Sample the stacks of these events, not the clock.",
+    "--folded", type=click.Path(dir_okay=False), metavar="FILE",
+    help="Also write stacks for flame graphs there.",
+)  # fmt: skip
+@click.option(
+    "--stacks", type=click.Choice(["insert", "drop", "evict"]), metavar="EVENT",
+    help="Sample the stacks at each insert, drop or evict, not by the clock.",
 )  # fmt: skip
 @click.option(
     "--against", type=click.Path(dir_okay=False), metavar="FILE",
-    help="Compare with an earlier answer (-o json) from before a change.",
+    help="Compare with an earlier answer (--format json) from before a change.",
 )  # fmt: skip
-@click.option("--hooks", metavar="FAMILY", help="Time with fentry, kprobe or netfilter.")
-@click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="Format.")
-@force_option
+@hooks_option
+@answer_options("text", "json", forced=True)
 def command(
     *,
     duration: float,
@@ -42,7 +44,7 @@ def command(
     stacks: Optional[str],
     against: Optional[str],
     hooks: Optional[str],
-    output: str,
+    format: str,
     force: bool,
 ) -> None:
     """Measure what connection tracking costs here, and where that time goes.
@@ -55,7 +57,7 @@ def command(
     Examples:
       ctrace perf                              ten seconds, as tables
       ctrace perf --folded out.folded          stacks for a flame-graph viewer
-      ctrace perf -o json > before.json        and after the change:
+      ctrace perf -o before.json               as JSON; and after the change:
       ctrace perf --against before.json        compare with the earlier measurement
       ctrace perf --stacks drop                who sends the refused packets
     """  # fmt: skip
@@ -74,7 +76,7 @@ def command(
     if folded:
         with new_text(folded, force=force) as file:
             file.write("\n".join(lines) + "\n")
-    if output == "json":
+    if format == "json":
         import json
 
         document = perf_json(perf)

@@ -7,13 +7,13 @@ from typing import Optional
 
 import click
 
-from ctrace.cli.confirm import several, what
-from ctrace.cli.options import need_root, say
+from ctrace.cli.changes.confirm import several, what
+from ctrace.cli.options import need_root, netns_option, say
 from ctrace.errors import CtraceError
 
 
 @click.command()
-@click.option("--netns", metavar="NAME", help="Only in this namespace: name, path, pid or inode.")
+@netns_option("Only in this namespace")
 @click.option("--all", "every", is_flag=True, help="In every namespace where there is something.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def command(netns: Optional[str], every: bool, yes: bool) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from ctrace.cli.options import file_option, redact_option
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("-o", "--output", default="imported.data", show_default=True, metavar="OUT",
-              help="The new recording.")  # fmt: skip
-@click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+@file_option("The new recording.", "imported.data")
+@redact_option
 def command(files: tuple[str, ...], output: str, redact: bool) -> None:
     """Make a recording of what people have: dumps of the table, logs, settings, rules.
 

@@ -6,19 +6,20 @@ import contextlib
 
 import click
 
+from ctrace.cli.options import file_option, redact_option
 from ctrace.errors import UsageError
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("-o", "--output", required=True, metavar="OUT", help="The new recording.")
-@click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+@file_option("The new recording.", required=True)
+@redact_option
 def command(files: tuple[str, ...], output: str, redact: bool) -> None:
     """Write recordings of several hosts as one, with the host in each namespace's name.
 
     With a single FILE and --redact, a copy that can be shown to others.
     """
-    from ctrace.cli.report import progress
+    from ctrace.cli.output import number, progress
     from ctrace.dumps.make import open_any
     from ctrace.recording.derived import copy
 
@@ -31,6 +32,6 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
         source = Redacted(source)
     with contextlib.closing(source):
         written = copy(source, output, progress("merging"))
-        click.echo(f"ctrace: {output}: {written.events:,} events", err=True)
+        click.echo(f"ctrace: {output}: {number(written.events)} events", err=True)
         if source.missing:
             click.echo(f"ctrace: the originals are incomplete: {source.missing}", err=True)

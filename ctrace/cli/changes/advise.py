@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from contextlib import closing
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ctrace.cli.kinds import Time
-from ctrace.cli.options import filter_options, force_option, output_option
-from ctrace.errors import CtraceError, UsageError
+from ctrace.cli.kinds import Percent, Time
+from ctrace.cli.options import answer_options, filter_options, hooks_option
+from ctrace.errors import CtraceError
 from ctrace.files import check_free, new_text
 
 if TYPE_CHECKING:
@@ -23,19 +22,8 @@ if TYPE_CHECKING:
     from ctrace.filters import Filter
 
 
-def percent(_context: object, _option: object, text: str) -> float:
-    """``60%``, ``60`` or ``0.6`` as a share."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
-    value = float(match[1]) if match else 0.0
-    if match and (match[2] or value > 1):
-        value /= 100
-    if not 0 < value <= 1:
-        raise UsageError(f"{text!r} is not a share of the table: give one like 60%")
-    return value
-
-
 @click.command()
-@click.argument("file", required=False, type=click.Path())
+@click.argument("file", required=False, type=click.Path(), metavar="[FILE]")
 @click.option(
     "--duration", default="10s", show_default=True, type=Time(1, 86400),
     help="How long to watch when live.",
@@ -44,15 +32,14 @@ def percent(_context: object, _option: object, text: str) -> float:
     "--target",
     default="60%",
     show_default=True,
-    callback=percent,
+    type=Percent(),
     metavar="SHARE",
     help="Bring each table below this fill.",
 )
-@click.option("--plan", metavar="PLAN", type=click.Path(), help="Write a plan for ctrace apply.")
+@click.option("--plan", metavar="FILE", type=click.Path(), help="Write a plan for ctrace apply.")
 @click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")
-@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
-@output_option
-@force_option
+@hooks_option
+@answer_options("text", "json", forced=True)
 @filter_options
 def command(
     file: Optional[str],
@@ -61,7 +48,7 @@ def command(
     plan: Optional[str],
     full: bool,
     hooks: Optional[str],
-    output: str,
+    format: str,
     force: bool,
     **filters: object,
 ) -> None:
@@ -82,7 +69,7 @@ def command(
         filters["netns"] = resolve(netns)
     wanted = held_filter(**filters)
     advice = _recorded(file, wanted, target) if file else _live(duration, wanted, hooks, target)
-    if output == "json":
+    if format == "json":
         click.echo(json.dumps(advice.to_json(), indent=2))
     else:
         from rich.console import Console

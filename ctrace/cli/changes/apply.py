@@ -9,29 +9,21 @@ import time
 
 import click
 
+from ctrace.cli.kinds import Time
 from ctrace.cli.options import say
 from ctrace.errors import CtraceError, UsageError
-
-
-def seconds(_context: object, _option: object, text: str) -> int:
-    """A duration: ``120``, ``120s`` or ``2m``. Raises UsageError."""
-    unit = {"s": 1, "m": 60}.get(text[-1:], 0)
-    number = text[:-1] if unit else text
-    if not (number.isascii() and number.isdecimal()) or len(number) > 6:
-        raise UsageError(f"{text[:20]!r} is not a time: give seconds, like 120s or 2m")
-    return int(number) * (unit or 1)
 
 
 @click.command()
 @click.argument("plan", type=click.Path(dir_okay=False), metavar="PLAN")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask; keep it later with ctrace confirm.")
 @click.option(
-    "--confirm-within", callback=seconds, default="120s", show_default=True, metavar="TIME",
+    "--confirm-within", type=Time(), default="2m", show_default=True,
     help="Revert by itself after this time unless confirmed.",
 )  # fmt: skip
 @click.option("--flush", is_flag=True, help="Once confirmed, delete the services' old entries.")
 @click.option("--dry-run", is_flag=True, help="Check and show everything; change nothing.")
-def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: bool) -> None:
+def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: bool) -> None:
     """Apply a PLAN made by ``ctrace advise``.
 
     It is shown in full first. The kernel itself takes the change back after the
@@ -45,9 +37,10 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
         raise UsageError(
             f"the time to confirm must be from {apply.SHORTEST_S} to {apply.LONGEST_S} seconds"
         )
+    within = round(confirm_within)
     wanted = plan_file.read(plan, unasked=yes and not dry_run)
     prepared = apply.prepare(wanted, judge_plan)
-    say(apply.describe(prepared.plan, confirm_within, prepared.enter))
+    say(apply.describe(prepared.plan, within, prepared.enter))
     for warning in prepared.warnings:
         say(f"Warning: {warning}.", err=True)
     if prepared.present == "permanent":
@@ -58,7 +51,7 @@ def command(plan: str, yes: bool, confirm_within: int, flush: bool, dry_run: boo
         return
     if not yes and not click.confirm("Apply it?", default=False):
         raise CtraceError("nothing was changed")
-    trial = apply.start(prepared, confirm_within, flush=flush)
+    trial = apply.start(prepared, within, flush=flush)
     settled = False
     try:
         _checked(trial)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ctrace.cli.options import hooks_option, screen_options
 from ctrace.errors import CtraceError
 
 if TYPE_CHECKING:
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     help="Lower the host's nf_conntrack_max to N meanwhile, instead of filling the "
     "demo's own table. A watchdog puts it back, whatever happens to ctrace.",
 )
-@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
-@click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
-@click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only, also in a UTF-8 locale.")
+@hooks_option
+@screen_options
 def command(
     *,
     auto: bool,
@@ -49,7 +49,7 @@ def command(
     of the same host begin to fail with EPERM. Nothing on the host is changed: the
     traffic runs between network namespaces that vanish with this process.
     """  # fmt: skip
-    from ctrace.cli.top import has_screen
+    from ctrace.cli.watch.top import has_screen
     from ctrace.demo.director import play
     from ctrace.demo.scene import Scene
 
@@ -116,7 +116,7 @@ def on_screen(
 
 def in_words(feed: LiveFeed, director: Director, theme: str, ascii_only: bool) -> None:
     """The same without a screen: every sentence, and a frame at each turn."""
-    from ctrace.cli.top import print_frame
+    from ctrace.cli.watch.top import print_frame
     from ctrace.view import format as fmt
 
     only_ascii = ascii_only or fmt.wants_ascii()

@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from ctrace.cli.options import need_root, output_option
+from ctrace.cli.options import answer_options, need_root, netns_option
+from ctrace.cli.output import number
 
 if TYPE_CHECKING:
     from ctrace.change.undo import Applied
 
 
 @click.command()
-@click.option("--netns", metavar="NAME", help="Only in this namespace: name, path, pid or inode.")
-@output_option
-def command(netns: Optional[str], output: str) -> None:
+@netns_option("Only in this namespace")
+@answer_options("text", "json")
+def command(netns: Optional[str], format: str) -> None:
     """List what ctrace has applied: where, what, until when, and how much it caught."""
     from ctrace.change.undo import applied
     from ctrace.host.netns import resolve
 
     need_root("reading every namespace's rules")
     changes = applied(resolve(netns) if netns else None)
-    if output == "json":
+    if format == "json":
         click.echo(json.dumps([_json(change) for change in changes], indent=2))
         return
     if not changes:
@@ -31,7 +32,7 @@ def command(netns: Optional[str], output: str) -> None:
     for change in changes:
         click.echo(f"{change.namespace.name}: {_state(change)}")
         for rule in change.installed.rules:
-            count = "" if rule.packets is None else f"  {rule.packets} packets"
+            count = "" if rule.packets is None else f"  {number(rule.packets)} packets"
             click.echo(f"  {rule.tool} {rule.family} {rule.table} {rule.chain}  {rule.tag}{count}")
 
 

@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING, Any, Optional
 import click
 
 from ctrace.cli.kinds import Size, Time
-from ctrace.cli.options import filter_options, held_filter
+from ctrace.cli.options import (
+    answer_options,
+    filter_options,
+    group_option,
+    held_filter,
+    hooks_option,
+    limit_option,
+    screen_options,
+    sort_option,
+)
 from ctrace.errors import CtraceError
-from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
+from ctrace.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from ctrace.live.feed import LiveFeed
@@ -29,31 +38,13 @@ FIRST = 30.0
 @click.argument("interval", type=Time(0.1, 86400), default="1", metavar="[INTERVAL]")
 @click.argument("count", type=click.IntRange(1), required=False)
 @filter_options
-@click.option(
-    "--group", type=click.Choice(GROUPS), default="pair", show_default=True, help="What to rank."
-)
-@click.option(
-    "--sort", type=click.Choice(SORTS), default="held", show_default=True, help="What to rank by."
-)
+@group_option()
+@sort_option
 @click.option("--once", is_flag=True, help="Observe one interval, print one answer, leave.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="With json, one object a line; with --once, one object.",
-)
+@answer_options("text", "json", stream=True)
 @click.option("--plain", is_flag=True, help="Frames of text, no screen (as without a terminal).")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 10000),
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Show at most N culprits.",
-)
-@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@limit_option(200, 10000, "Show at most N culprits.")
+@hooks_option
 @click.option(
     "--memory",
     default="32M",
@@ -61,8 +52,7 @@ FIRST = 30.0
     type=Size(1 << 20),
     help="Memory limit; beyond it, counts of small keys become upper bounds.",
 )
-@click.option("--theme", type=click.Choice(["dark", "light", "terminal"]), help="Colours.")
-@click.option("--ascii", "ascii_only", is_flag=True, help="ASCII only, also in a UTF-8 locale.")
+@screen_options
 @click.option(
     "--resolve",
     is_flag=True,
@@ -75,7 +65,7 @@ def command(
     group: str,
     sort: str,
     once: bool,
-    output: str,
+    format: str,
     plain: bool,
     limit: int,
     hooks: Optional[str],
@@ -87,14 +77,15 @@ def command(
 ) -> None:
     """Live: what fills the connection tracking table, who is refused, and why.
 
-    INTERVAL is a time like 1, 5s or 2m; COUNT is how many to observe before leaving.
+    INTERVAL is a TIME like 1, 5s or 2m; COUNT is how many to observe before leaving. JSON
+    is one object a line, with --once one object.
 
     \b
     Examples:
       ctrace top                               the screen
       ctrace top 5 12                          a minute, in steps of five seconds
       ctrace top -p udp --dport 53 --group src who asks for names
-      ctrace top 12 --once -o json             one answer after twelve seconds
+      ctrace top 12 --once --format json       one answer after twelve seconds
     """  # fmt: skip
     from ctrace.capture import open_live
     from ctrace.live.feed import LiveFeed
@@ -107,7 +98,7 @@ def command(
 
         filters["netns"] = inode_of(filters["netns"])
     wanted = held_filter(**filters)
-    as_screen = not (once or plain or output == "json" or not has_screen())
+    as_screen = not (once or plain or format == "json" or not has_screen())
     feed = LiveFeed(
         lambda: open_live(wanted, hooks=hooks, sample=True),
         interval=interval,
@@ -127,7 +118,7 @@ def command(
                 feed,
                 interval,
                 1 if once else count,
-                json_lines=output == "json",
+                json_lines=format == "json",
                 indent=2 if once else None,
                 ascii_only=ascii_only or fmt.wants_ascii(),
                 theme=theme or "",

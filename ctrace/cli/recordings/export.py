@@ -9,7 +9,7 @@ from typing import Optional
 
 import click
 
-from ctrace.cli.options import force_option
+from ctrace.cli.options import file_option, force_option, redact_option
 from ctrace.errors import UsageError
 from ctrace.files import check_free, new, new_text
 
@@ -18,26 +18,36 @@ FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("--to", "kind", type=click.Choice(FORMATS), help="Else as -o's name ends.")
-@click.option("-o", "--output", metavar="OUT", help="Else standard output (not for parquet).")
-@click.option("--redact", is_flag=True, help="Replace addresses and names, consistently.")
+@click.option(
+    "--format", "kind", type=click.Choice(FORMATS), metavar="FORMAT",
+    help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} [default: as FILE is called].",
+)  # fmt: skip
+@click.option("--to", "earlier", type=click.Choice(FORMATS), hidden=True, help="As --format.")
+@file_option("Where to, else standard output (not for parquet).")
+@redact_option
 @force_option
 def command(
-    files: tuple[str, ...], kind: Optional[str], output: Optional[str], redact: bool, force: bool
+    files: tuple[str, ...],
+    kind: Optional[str],
+    earlier: Optional[str],
+    output: Optional[str],
+    redact: bool,
+    force: bool,
 ) -> None:
     """Write a recording (default ctrace.data) as Parquet, CSV, JSON lines or OpenMetrics.
 
     \b
     Examples:
       ctrace export ctrace.data -o incident.parquet
-      ctrace export --to jsonl | jq 'select(.kind == "drop") | .src'
+      ctrace export --format jsonl | jq 'select(.kind == "drop") | .src'
     """  # fmt: skip
-    from ctrace.cli.report import progress
+    from ctrace.cli.output import number, progress
     from ctrace.dumps.make import open_any
     from ctrace.view.export import files as to
     from ctrace.view.export.backfill import to_openmetrics
 
-    kind = kind or _kind(output)
+    output = None if output == "-" else output
+    kind = kind or earlier or _kind(output)
     if kind == "parquet" and not output:
         raise UsageError("Parquet needs a file: give one with -o")
     if output:
@@ -61,7 +71,7 @@ def command(
             total = writer(source, sys.stdout, show)
         if output:
             what = "samples" if kind == "openmetrics" else "events"
-            click.echo(f"ctrace: {output}: {total:,} {what}", err=True)
+            click.echo(f"ctrace: {output}: {number(total)} {what}", err=True)
         if source.missing:
             click.echo(f"ctrace: the recording is incomplete: {source.missing}", err=True)
 
@@ -71,5 +81,5 @@ def _kind(output: Optional[str]) -> str:
     known = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl",
              "ndjson": "jsonl", "om": "openmetrics", "prom": "openmetrics"}  # fmt: skip
     if ending not in known:
-        raise UsageError(f"say which format with --to: {', '.join(FORMATS)}")
+        raise UsageError(f"say which format with --format: {', '.join(FORMATS)}")
     return known[ending]

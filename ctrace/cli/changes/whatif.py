@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ctrace.cli.options import force_option, output_option
-from ctrace.files import check_free
+from ctrace.cli.options import answer_options, page_option
+from ctrace.cli.output import progress, prose
 
 if TYPE_CHECKING:
     from ctrace.whatif.run import WhatIf
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(), metavar="FILE")
 @click.option("--notrack", multiple=True, metavar="PROTO/PORT", help="Untrack a service: tcp/8063.")
 @click.option(
-    "--timeout", multiple=True, metavar="NAME=S",
-    help="Another timeout: tcp_time_wait=30, or for one service tcp/8063:time_wait=5.",
+    "--timeout", multiple=True, metavar="NAME=TIME",
+    help="Another timeout: tcp_time_wait=30s, or for one service tcp/8063:time_wait=5s.",
 )  # fmt: skip
-@click.option("--max", "limit", type=click.IntRange(0, 1 << 31), help="nf_conntrack_max.")
-@click.option("--buckets", type=click.IntRange(1, 1 << 31), help="nf_conntrack_buckets.")
-@output_option
-@click.option("--html", metavar="OUT", help="Write a report's page with the answer in it instead.")
-@force_option
+@click.option(
+    "--max", "limit", type=click.IntRange(0, 1 << 31), metavar="N", help="nf_conntrack_max."
+)
+@click.option(
+    "--buckets", type=click.IntRange(1, 1 << 31), metavar="N", help="nf_conntrack_buckets."
+)
+@page_option
+@answer_options("text", "json", "html")
 def command(
     file: str,
     notrack: tuple[str, ...],
     timeout: tuple[str, ...],
     limit: Optional[int],
     buckets: Optional[int],
-    output: str,
-    html: Optional[str],
-    force: bool,
+    format: str,
 ) -> None:
     """Say what the table in FILE would have done with other settings.
 
@@ -49,27 +50,24 @@ def command(
     from ctrace.whatif.run import whatif
     from ctrace.whatif.settings import parse_levers
 
-    if html:
-        check_free(html, force=force)
     levers = parse_levers(notrack, timeout, limit, buckets)
     with closing(open_any([file])) as source:
         answer = whatif(source, levers)
-    if html:
-        _page(file, html, answer, force)
-    elif output == "json":
+    if format == "html":
+        _page(file, answer)
+    elif format == "json":
         click.echo(json.dumps(answer.to_json(), indent=2))
     else:
-        click.echo(answer.render(), nl=False)
+        click.echo(prose(answer.render()), nl=False)
 
 
-def _page(file: str, out: str, answer: WhatIf, force: bool) -> None:
+def _page(file: str, answer: WhatIf) -> None:
     """The report on the recording, with the answer in it."""
     from contextlib import closing
 
-    from ctrace.cli.report import progress, write_new
     from ctrace.dumps.make import open_any
     from ctrace.recording.review import review
     from ctrace.view.report.html import report_html
 
     with closing(open_any([file])) as source:
-        write_new(out, report_html(review(source, show=progress("reading")), answer), force)
+        click.echo(report_html(review(source, show=progress("reading")), answer))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ctrace.cli.options import need_root, say
+from ctrace.cli.options import need_root, netns_option, say
 from ctrace.errors import CtraceError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("plan", required=False, type=click.Path(dir_okay=False), metavar="[PLAN]")
-@click.option("--netns", metavar="NAME", help="Which namespace's trial: name, path, pid or inode.")
+@netns_option("Which namespace's trial")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option(
     "--flush/--no-flush", default=None, help="Delete the services' old entries (as apply was told)."

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ctrace.cli.kinds import Time
+from ctrace.cli.options import hooks_option
 from ctrace.errors import CtraceError
 
 LISTEN = "127.0.0.1:9632"
@@ -27,11 +28,11 @@ LISTEN = "127.0.0.1:9632"
     help="Time between two answers.",
 )
 @click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(1, 1000),
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N",
     help="Distinct culprits and victims ever named; later ones share the label 'other'.",
 )  # fmt: skip
 @click.option("--addresses", is_flag=True, help="Add source addresses as labels (off: none leave).")
-@click.option("--hooks", metavar="FAMILY", help="Force fentry, kprobe, netfilter or netlink.")
+@hooks_option
 @click.option("--once", is_flag=True, help="Print one exposition after one interval, and stop.")
 def command(
     listen: str, interval: float, limit: int, addresses: bool, hooks: str | None, once: bool

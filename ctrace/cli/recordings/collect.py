@@ -9,17 +9,18 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.options import file_option
+from ctrace.cli.output import number
 from ctrace.errors import CtraceError
 
-SCRIPT = Path(__file__).parents[1] / "share" / "collect.sh"
+SCRIPT = Path(__file__).parents[2] / "share" / "collect.sh"
 WAIT = 120.0
 """Seconds: the script ends by itself before."""
 
 
 @click.command()
 @click.option("--print", "printed", is_flag=True, help="Print the script, to be run elsewhere.")
-@click.option("-o", "--output", default="evidence.tar.gz", show_default=True, metavar="OUT",
-              help="Where what it gathers on this host goes.")  # fmt: skip
+@file_option("Where what it gathers on this host goes.", "evidence.tar.gz")
 def command(printed: bool, output: Optional[str]) -> None:
     """Gather what a host can tell of connection tracking, with nothing but its shell.
 
@@ -43,4 +44,4 @@ def command(printed: bool, output: Optional[str]) -> None:
         done = subprocess.run(["/bin/sh", str(SCRIPT)], stdout=file, timeout=WAIT, check=False)
     if done.returncode:
         raise CtraceError(f"the script ended with status {done.returncode}; see {output}")
-    click.echo(f"ctrace: {output}: {os.path.getsize(output) >> 10:,} KiB", err=True)
+    click.echo(f"ctrace: {output}: {number(os.path.getsize(output) >> 10)} KiB", err=True)

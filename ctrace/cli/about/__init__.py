@@ -1,0 +1,1 @@
+"""Verbs about this host's abilities and about ctrace itself."""

@@ -1,0 +1,1 @@
+"""Verbs that propose a change, put it into force and take it back."""

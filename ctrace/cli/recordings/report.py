@@ -1,0 +1,64 @@
+"""``ctrace report``: what happened, from a recording."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+
+import click
+
+from ctrace.cli.options import (
+    answer_options,
+    group_option,
+    limit_option,
+    page_option,
+    redact_option,
+)
+from ctrace.cli.output import progress
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@group_option()
+@limit_option(10, 1000, "Show at most N rows.")
+@page_option
+@answer_options("text", "json", "html")
+@redact_option
+def command(
+    files: tuple[str, ...],
+    group: str,
+    limit: int,
+    format: str,
+    redact: bool,
+) -> None:
+    """Say what happened: what filled the table, who was refused, when and why.
+
+    FILE is a recording (default ctrace.data), or a flight recorder's directory. Several
+    recordings, of several hosts, are reported as one.
+    """
+    from ctrace.dumps.make import open_any
+    from ctrace.recording.review import review
+
+    source = open_any(files or ("ctrace.data",))
+    if redact:
+        from ctrace.recording.redact import Redacted
+
+        source = Redacted(source)
+    with contextlib.closing(source):
+        found = review(source, group=group, show=progress("reading"))
+        if format == "html":
+            from ctrace.view.report.html import report_html
+
+            click.echo(report_html(found))
+        elif format == "json":
+            from ctrace.view.report.json import report_json
+
+            click.echo(json.dumps(report_json(found, limit), indent=2))
+        else:
+            from rich.console import Console
+
+            from ctrace.view.report.text import report_text
+
+            wide = None if sys.stdout.isatty() else 140
+            Console(highlight=False, width=wide, markup=False).print(report_text(found, limit))
