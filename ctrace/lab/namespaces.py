@@ -16,6 +16,14 @@ from ctrace.errors import CtraceError
 from ctrace.host.netns import enter
 
 
+_DYING = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"'),
+)
+"""With a process's number and a command behind it: the command dies with that process, also
+when that one died before the kernel was asked to see to it."""
+
+
 @dataclass
 class Node:
     """One namespace, and how to act in it."""
@@ -52,7 +60,7 @@ class Node:
     def start(self, argv: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
         """Start a command inside that dies with this process."""
         return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-            ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net={self.path}", *argv], **options
+            [*_DYING, str(os.getpid()), "nsenter", f"--net={self.path}", *argv], **options
         )
 
     def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
@@ -128,7 +136,7 @@ class Lab:
         if os.geteuid() != 0:
             raise CtraceError("making network namespaces needs root: run it with sudo")
         holder = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"],
+            [*_DYING, str(os.getpid()), "unshare", "--net", "sleep", "infinity"],
             stdin=subprocess.DEVNULL,
         )
         ours = os.stat("/proc/self/ns/net").st_ino

@@ -565,18 +565,22 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
         f"cp {where}/a.data {kept}; exit $status"
     )
     process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ["unshare", "--mount", "sh", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     assert process.stderr is not None
     try:
         said = [process.stderr.readline().decode()]  # once the hooks are there
         turn = 0
-        while process.poll() is None and turn < 200:
-            udp_flows(here, (target, 8125), 300, first_port=10_000 + turn % 100 * 300)
+        while process.poll() is None and turn < 1000:
+            udp_flows(here, (target, 8125 + turn), 300)  # all new: none is reopened
             turn += 1
-        said += process.communicate(timeout=30)[1].decode().splitlines()
+        said += process.communicate(timeout=60)[1].decode().splitlines()
     finally:
-        process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert process.returncode == 1, said
     line = said[-1]

@@ -1,8 +1,9 @@
 """However and whenever ctrace is killed, nothing of it stays: in the kernel, on the disk's
 mounts, among namespaces, rules and processes.
 
-Natively the objects that it held are looked for by their ids, since others may trace too; an
-emulated machine is ours alone, and must look as before.
+Natively others may trace and link too: the objects that it held are looked for by their ids,
+and it runs in a network and mount namespace of its own. An emulated machine is ours alone,
+and must look as before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,26 @@ def held(pids: list[int]) -> Objects:
     return found
 
 
-def surroundings() -> dict[str, object]:
+@pytest.fixture
+def inside() -> Iterator[list[str]]:
+    """What a command begins with that is to run where nobody else does."""
+    if KERNEL:
+        yield []
+        return
+    keeper = subprocess.Popen(
+        ["unshare", "--mount", "--net", "sh", "-c", "ip link set lo up; echo; exec sleep infinity"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline()
+        yield ["nsenter", f"--target={keeper.pid}", "--mount", "--net", "--"]
+    finally:
+        keeper.kill()
+        keeper.communicate()
+
+
+def surroundings(inside: list[str]) -> dict[str, object]:
     """What else a tracer could leave behind."""
     spaces = set()
     for link in Path("/proc").glob("[0-9]*/ns/net"):
@@ -82,12 +102,15 @@ def surroundings() -> dict[str, object]:
             spaces.add(os.readlink(link))
         except OSError:
             continue
-    run = subprocess.run
+
+    def told(*command: str) -> bytes:
+        return subprocess.run([*inside, *command], capture_output=True, check=True).stdout
+
     return {
         "namespaces": spaces if KERNEL else None,
-        "mounts": Path("/proc/self/mountinfo").read_text(),
-        "rules": run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout,
-        "links": run(["ip", "-o", "link"], capture_output=True, check=True).stdout.count(b"\n"),
+        "mounts": told("cat", "/proc/self/mountinfo"),
+        "rules": told("nft", "list", "ruleset"),
+        "links": told("ip", "-o", "link").count(b"\n"),
         "limit": LIMIT.read_text(),
         "pinned": sorted(Path("/sys/fs/bpf").rglob("*")) if KERNEL else None,
     }
@@ -167,10 +190,11 @@ def test_nothing_stays(
     verb: str,
     when: Callable[[str, subprocess.Popen[bytes], Path], None],
     how: signal.Signals,
+    inside: list[str],
     tmp_path: Path,
 ) -> None:
-    before, around = objects(), surroundings()
-    argv = [sys.executable, *(["-c", CHANGED] if when is compiling else ["-m", "ctrace"])]
+    before, around = objects(), surroundings(inside)
+    argv = [*inside, sys.executable, *(["-c", CHANGED] if when is compiling else ["-m", "ctrace"])]
     argv += VERBS[verb][0]
     if verb == "record":
         argv += ["-o", str(tmp_path / "a.data")]
@@ -190,4 +214,4 @@ def test_nothing_stays(
     wait(lambda: not any(alive(pid) for pid in pids), "processes stay")
     gone = (lambda: objects() == before) if KERNEL else (lambda: not (objects() & mine))
     wait(gone, "programs, maps or links stay")
-    wait(lambda: surroundings() == around, "something else stays")
+    wait(lambda: surroundings(inside) == around, "something else stays")
