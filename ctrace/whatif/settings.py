@@ -12,7 +12,7 @@ import numpy as np
 from ctrace import units
 from ctrace.errors import UsageError
 from ctrace.filters import parse_proto
-from ctrace.record import TCP_STATES, proto_name
+from ctrace.record import PROTO_NUMBERS, TCP_STATES, proto_name
 from ctrace.whatif.flows import Bool, Flows
 
 MAX_SECONDS: Final = 30 * 86400
@@ -31,23 +31,25 @@ class Timeout:
     proto: Optional[int] = None
     port: Optional[int] = None
 
-    def matches(self, flows: Flows) -> Bool:
-        """Flows whose last state has this timeout."""
-        if self.name.startswith("tcp_"):
-            state = TCP_STATES.index(self.name[4:].upper())
-            found = (flows.proto == 6) & (flows.state == state)
-        elif self.name in ("udp", "udp_stream"):
-            found = (flows.proto == 17) & (flows.assured == (self.name == "udp_stream"))
-        elif self.name == "icmp":
-            found = flows.proto == 1
-        elif self.name == "icmpv6":
-            found = flows.proto == 58
-        else:
+    def could_match(self, flows: Flows) -> Bool:
+        """Flows that have this timeout in some state, whichever their last one is."""
+        number = PROTO_NUMBERS.get(self.name.partition("_")[0])
+        found = flows.proto == number
+        if number is None:
             # Protocols with timeouts of their own are none of the generic one's business.
             found = ~np.isin(flows.proto, [1, 6, 17, 33, 47, 58, 132, 136])
         if self.port is not None and self.proto is not None:
             found = found & flows.of_service(self.proto, self.port)
         return np.asarray(found, bool)
+
+    def matches(self, flows: Flows) -> Bool:
+        """Flows whose last state has this timeout."""
+        found = self.could_match(flows)
+        if self.name.startswith("tcp_"):
+            found &= flows.state == TCP_STATES.index(self.name[4:].upper())
+        elif self.name in ("udp", "udp_stream"):
+            found &= flows.assured == (self.name == "udp_stream")
+        return found
 
     def __str__(self) -> str:
         where = ""

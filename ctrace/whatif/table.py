@@ -57,6 +57,8 @@ class Course:
     evictions: npt.NDArray[np.float64]
     interval: float
     """Mean time between two collections."""
+    longest: float
+    """Longest time between two."""
     expiring: F64
     """Entries that expire per second, mean, per namespace."""
 
@@ -192,6 +194,7 @@ class _Run:
             tried_up_to = tries_at[k]
             count[:, k] = self.count
         self._expired(expired, ends)
+        pauses = np.diff([0.0, *self.passes]) if self.passes else np.array([self.next_pass])
         return Course(
             ends,
             self.netns,
@@ -199,7 +202,8 @@ class _Run:
             np.minimum(expired, count),
             drops,
             evictions,
-            float(np.mean(np.diff([0.0, *self.passes]))) if self.passes else self.next_pass,
+            float(pauses.mean()),
+            float(pauses.max()),
             self._expiring(),
         )
 

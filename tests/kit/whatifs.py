@@ -25,6 +25,8 @@ class Kernel:
     limit: int = 1 << 30
     buckets: int = 65536
     seed: int = 0
+    looks: int = 0
+    """Living entries that are looked at each second."""
     drops: int = 0
     evictions: int = 0
     counts: list[int] = field(default_factory=list)
@@ -57,6 +59,10 @@ class Kernel:
             while next_pass <= now:
                 next_pass = collect(next_pass)
             while len(self.counts) <= now:
+                at = float(len(self.counts))
+                for j in random.choice(list(table), min(self.looks, len(table)), replace=False):
+                    expires, of = table[int(j)]
+                    rows.append((at, Kind.MET, Reason.NONE, of, int(j), at - expires))
                 self.counts.append(len(table))
             if len(table) >= self.limit:
                 loose = [j for j, (_, p) in table.items() if p == 17]
@@ -83,7 +89,7 @@ class Kernel:
             record["src"][12:] = np.frombuffer(np.uint32(i // 60000 + 1).tobytes(), "u1")
             record["sport"], record["dport"] = i % 60000, 8063 if proto == 6 else 53
             record["netns"], record["state"] = NETNS, 255 if proto == 17 else 1
-            if kind == Kind.DESTROY:
+            if kind in (Kind.DESTROY, Kind.MET):
                 record["overdue_ms"] = round(overdue * 1000)
                 seconds = self.time_wait if proto == 6 else self.udp_timeout
                 record["timeout_ms"] = round(seconds * 1000)

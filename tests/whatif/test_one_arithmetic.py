@@ -12,7 +12,8 @@ from ctrace.batch import Clock, HookInfo
 from ctrace.model import Model
 from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Snapshot
-from ctrace.whatif.flows import Recorded, gather
+from ctrace.whatif.flows import Recorded
+from ctrace.whatif.gather import gather
 from ctrace.whatif.predict import Outlook
 from ctrace.whatif.run import of_recording
 from ctrace.whatif.settings import parse_levers

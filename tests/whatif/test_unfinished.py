@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.whatifs import Kernel
 
-from ctrace.whatif.flows import _like
+from ctrace.whatif.answer import Outcome
+from ctrace.whatif.ends import like
+from ctrace.whatif.flows import Basis
+from ctrace.whatif.gather import gather
+from ctrace.whatif.run import of_recording
+from ctrace.whatif.settings import parse_levers
 
 TIMES = st.floats(0, 100, allow_nan=False)
 
@@ -15,7 +23,7 @@ TIMES = st.floats(0, 100, allow_nan=False)
 @given(st.lists(TIMES, min_size=1, max_size=50), st.lists(TIMES, max_size=50))
 def test_nobody_is_given_an_end_that_its_age_excludes(ends: list[float], ages: list[float]) -> None:
     stayed, age = np.array(ends), np.array(ages)
-    chosen = _like(stayed, np.append(stayed, age), age, np.random.default_rng(0))
+    chosen = like(stayed, np.append(stayed, age), age, np.random.default_rng(0))
     for at, old in zip(chosen.tolist(), ages):
         assert (at == -1) == (old >= max(ends))
         assert at == -1 or ends[at] > old
@@ -29,9 +37,49 @@ def test_those_that_ended_are_no_witness_for_the_young(part: float) -> None:
     stays = np.where(random.random(20_000) < part, 40.0, 10.0)
     ended = began + stays <= 50
     age = 50 - began[~ended]
-    chosen = _like(stays[ended], 50 - began, age, random)
+    chosen = like(stays[ended], 50 - began, age, random)
     given_end = stays[ended][chosen]
     young = (age < 10) & (chosen >= 0)
     assert np.mean(stays[ended] == 40) < 0.7 * part
     assert np.mean(given_end[young] == 40) == pytest.approx(part, abs=0.05)
     assert set(given_end[age > 10].tolist()) == {40.0}
+
+
+SHORT = Kernel(rate=60, time_wait=120, seconds=90, udp_rate=20, udp_timeout=5)
+"""Recorded for less than its TIME_WAIT: no connection's entry has ended."""
+
+
+def mean_under(load: Kernel, timeout: int) -> tuple[float, Outcome]:
+    """(the mean that really was, what is foretold) with that TIME_WAIT."""
+    truth = replace(load, counts=[], seed=load.seed + 1, time_wait=timeout, looks=0)
+    truth.run()
+    recorded = gather(replace(load, counts=[]).run())
+    lever = parse_levers(timeout=[f"tcp_time_wait={timeout}"])
+    return float(np.mean(truth.counts)), of_recording(recorded, lever).places[0].changed
+
+
+@pytest.mark.parametrize("timeout", [5, 30])
+def test_a_recording_shorter_than_the_timeout_has_a_range_as_wide_as_what_is_not_known(
+    timeout: int,
+) -> None:
+    truth, told = mean_under(SHORT, timeout)
+    low, high = told.mean_range
+    assert low <= truth <= high
+    assert high - low > 0.5 * truth
+
+
+@pytest.mark.parametrize("timeout", [5, 30])
+def test_looks_at_the_living_tell_what_they_wait_for(timeout: int) -> None:
+    truth, told = mean_under(replace(SHORT, looks=40), timeout)
+    _, blind = mean_under(SHORT, timeout)
+    low, high = told.mean_range
+    assert low <= truth <= high
+    assert abs(told.mean - truth) < 0.4 * abs(blind.mean - truth)
+
+
+def test_each_flow_says_what_its_end_is_known_by() -> None:
+    flows = gather(replace(SHORT, looks=10, time_wait=20, udp_rate=0, counts=[]).run()).flows
+    assert {Basis.SEEN, Basis.LOOKED, Basis.LIKE} == set(np.unique(flows.basis).tolist())
+    waiting = np.isin(flows.basis, [Basis.LOOKED, Basis.LIKE])
+    assert (flows.timeout[waiting] == 20).all()
+    assert np.allclose((flows.expire - flows.arrive)[flows.basis == Basis.LOOKED], 20, atol=0.01)

@@ -57,7 +57,8 @@ def test_a_flight_recorders_directory_is_read(ring: Path) -> None:
     (place,) = json.loads(done.stdout)["namespaces"]
     assert place["recorded"]["peak"] > 50
     assert place["changed"]["peak"] == 0
-    assert place["trusted"]
+    assert place["replay_error"] < 0.05
+    assert 0 <= place["error"] < 0.5, "of half of twelve seconds on a busy machine"
 
 
 @pytest.mark.kernel
@@ -72,7 +73,8 @@ def test_the_answer_is_in_the_reports_page(ring: Path, tmp_path: Path) -> None:
     assert len(lines) == 3
     counted, _, changed = ([float(p.split(",")[1]) for p in line.split()] for line in lines)
     assert min(changed) > min(counted), "the lower line is drawn further down"
-    assert "the model&#x27;s error on this recording" in section
+    assert "foretold from the first, was missed by" in section
+    assert "the peak between" in section
     assert "Who held the table" in page
 
 

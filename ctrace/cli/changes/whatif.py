@@ -11,7 +11,7 @@ from ctrace.cli.options import answer_options, page_option
 from ctrace.cli.output import progress, prose
 
 if TYPE_CHECKING:
-    from ctrace.whatif.run import WhatIf
+    from ctrace.whatif.answer import WhatIf
 
 
 @click.command()
@@ -41,8 +41,8 @@ def command(
 
     FILE is a recording, or a flight recorder's directory.
 
-    The model's error on the recording as it really was is always printed; above
-    5 % it is not to be trusted.
+    The model foretells the second half of the recording from the first, and prints
+    how far off it was: above 15 % it is not to be trusted.
     """
     from contextlib import closing
 
@@ -58,7 +58,9 @@ def command(
     elif format == "json":
         click.echo(json.dumps(answer.to_json(), indent=2))
     else:
-        click.echo(prose(answer.render()), nl=False)
+        from ctrace.view.report.whatif_text import whatif_text
+
+        click.echo(prose(whatif_text(answer)), nl=False)
 
 
 def _page(file: str, answer: WhatIf) -> None:

@@ -21,7 +21,7 @@ from ctrace.view.report.cost_html import perf_html
 from ctrace.view.report.text import limit, telling
 from ctrace.view.report.whatif_html import whatif_html
 from ctrace.view.unseen import nobody, number
-from ctrace.whatif.run import WhatIf
+from ctrace.whatif.answer import WhatIf
 
 ROWS = 25
 LIVES = 6

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from ctrace.view import format as fmt
-from ctrace.whatif.run import Outcome, Place, Series, WhatIf, trust_text
+from ctrace.view.report.whatif_text import rising_text, trust_text
+from ctrace.whatif.answer import Outcome, Place, Series, WhatIf
 
 WIDTH, HEIGHT = 1200, 300
 LEFT, TOP, BOTTOM = 70, 10, 24
@@ -52,11 +53,13 @@ def _numbers(outcome: Outcome, limit: int) -> list[str]:
 
 
 def _place(place: Place) -> str:
-    low, high = place.changed.mean_range
+    (low, high), (least, most) = place.changed.mean_range, place.changed.peak_range
     kind = "note" if place.trusted else "bad"
+    growing = f"; {rising_text(place.rising)}" if place.rising else ""
     return (
         f"<p>{_text(place.name)}: with the change the mean lies between {low:,.0f} and "
-        f'{high:,.0f} entries</p>{_chart(place)}<p class="{kind}">{_text(trust_text(place))}</p>'
+        f"{high:,.0f} entries, the peak between {least:,.0f} and {most:,.0f}{_text(growing)}</p>"
+        f'{_chart(place)}<p class="{kind}">{_text(trust_text(place))}</p>'
     )
 
 

@@ -1,0 +1,126 @@
+"""The answer of a what-if: numbers for each namespace, and how far they can be trusted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Optional
+
+from ctrace.whatif.growth import Rising
+from ctrace.whatif.settings import Levers
+
+TRUST: Final = 0.05
+"""Share: where the events explain the kernel's own counts no better, nothing is foretold well."""
+FORETOLD: Final = 0.15
+"""Share: a second half that is missed by more was not foretold."""
+ENTRY_BYTES: Final = (256, 384)
+"""struct nf_conn's slab object, without and with the optional extensions, x86-64."""
+BUCKET_BYTES: Final = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One course of the table, in numbers. Ranges are (lowest, highest)."""
+
+    mean: float
+    peak: float
+    drops: int
+    """New flows' packets refused."""
+    evictions: int
+    full_s: float
+    """Seconds at 99 % or above."""
+    mean_range: tuple[float, float] = (math.nan, math.nan)
+    peak_range: tuple[float, float] = (math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Entries over time, at most 600 points."""
+
+    ts: tuple[float, ...]
+    """UTC seconds."""
+    count: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One namespace's answer."""
+
+    netns: int
+    name: str
+    limit: int
+    new_limit: int
+    recorded: Outcome
+    """As the kernel counted."""
+    modelled: Outcome
+    """The model, with nothing changed."""
+    changed: Outcome
+    """The model, with the levers."""
+    error: Optional[float]
+    """By how much the second half of the recording is missed when it is foretold from the first:
+    mean distance from the kernel's count, relative; None: it can't be foretold."""
+    drop_error: Optional[float]
+    """Foretold minus real refusals in that half, as a share of all tries."""
+    replay_error: Optional[float]
+    """Mean distance from the kernel's count when every entry leaves as it was seen to: how well the
+    events explain the counts, which proves nothing of other settings. None: without counts."""
+    rising: Optional[Rising]
+    """With the levers, at the end of the recording; None: it does not go on rising."""
+    series_recorded: Series
+    series_modelled: Series
+    series_changed: Series
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the events explain the counts, and the first half foretells the second."""
+        if self.error is None or self.replay_error is None or self.replay_error > TRUST:
+            return False
+        return self.error <= FORETOLD and abs(self.drop_error or 0.0) <= TRUST
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """The whole answer."""
+
+    levers: Levers
+    seconds: float
+    places: tuple[Place, ...]
+    interval_s: float
+    """Mean time between two collections with the levers."""
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; NaN is null."""
+        answer: dict[str, Any] = {
+            "levers": str(self.levers),
+            "seconds": self.seconds,
+            "collection_interval": self.interval_s,
+            "notes": list(self.notes),
+            "namespaces": [
+                {
+                    **asdict(place),
+                    "trusted": place.trusted,
+                    "memory": memory_of(place.new_limit, self.levers.buckets),
+                }
+                for place in self.places
+            ],
+        }
+        cleaned: dict[str, Any] = _clean(answer)
+        return cleaned
+
+
+def memory_of(limit: int, buckets: Optional[int] = None) -> tuple[int, int]:
+    """Bytes that a full table of this size takes, without and with extensions."""
+    table = BUCKET_BYTES * (buckets or limit)
+    return limit * ENTRY_BYTES[0] + table, limit * ENTRY_BYTES[1] + table
+
+
+def _clean(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _clean(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,66 @@
+"""A recording under other settings: which entries there are, and when each leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ctrace.whatif import table as tablemodel
+from ctrace.whatif.flows import Bool, Flows, Recorded
+from ctrace.whatif.settings import Levers
+from ctrace.whatif.table import Setting
+
+
+def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
+    """The flows under the levers: without untracked services, and with other timeouts.
+
+    An expired entry then waits ``pace`` times as long for its collection as it did.
+    """
+    keep = np.ones(len(flows), bool)
+    for proto, port in levers.notrack:
+        keep &= ~flows.of_service(proto, port)
+    expire, timeout = flows.expire.copy(), flows.timeout.copy()
+    with np.errstate(invalid="ignore"):  # neither seen: it stays, whatever is changed
+        waited = np.maximum(flows.leave - flows.expire, 0.0)
+    for lever in levers.timeouts:
+        hit = lever.matches(flows)
+        expire[hit] += lever.seconds - timeout[hit]
+        timeout[hit] = lever.seconds
+        waited[hit & np.isinf(flows.leave)] = np.nan
+    over = np.isinf(flows.end) & ~np.isinf(waited)
+    leave = np.where(over, expire + waited * pace, flows.leave)
+    # Gone before the recording began, had the setting been there all along.
+    keep &= (expire > 0) | (flows.arrive > 0)
+    return replace(flows, expire=expire, leave=leave, timeout=timeout).only(keep)
+
+
+def altered(flows: Flows, levers: Levers) -> Bool:
+    """Flows that stay for another time under the levers."""
+    hit = np.zeros(len(flows), bool)
+    for lever in levers.timeouts:
+        hit |= lever.matches(flows)
+    for proto, port in levers.notrack:
+        hit &= ~flows.of_service(proto, port)
+    return hit
+
+
+def shortens(flows: Flows, levers: Levers) -> bool:
+    """Whether no flow stays longer under the levers: then nor does the table hold more."""
+    return not any(
+        (lever.seconds > flows.timeout[lever.could_match(flows)]).any() for lever in levers.timeouts
+    )
+
+
+def pace_of(recorded: Recorded, levers: Levers, setting: Setting) -> tuple[float, float]:
+    """How much longer or shorter gc_worker would pause, in the model, under the levers; and how
+    much longer than on average its longest pause would be."""
+    options: dict[str, Any] = {"measured": False, "passes": recorded.collections}
+    roomy = Setting(0, setting.buckets)
+    was, would_be = (
+        tablemodel.run(flows, recorded.seconds, roomy, **options)
+        for flows in (recorded.flows, change(recorded.flows, levers))
+    )
+    pace = min(max(would_be.interval / was.interval, 0.01), 10.0)
+    return pace, would_be.longest / would_be.interval

@@ -1,0 +1,137 @@
+"""How much wider a what-if's range is than the kernel's lazy collection makes it.
+
+Four things are not known: how well the model foretells this load (its second half from its first),
+what those became that did not end, what those are that nothing tells of, and that the same load
+would not come twice quite alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Optional
+
+import numpy as np
+
+from ctrace.whatif.answer import Outcome
+from ctrace.whatif.change import altered
+from ctrace.whatif.flows import F64, Basis, Bool, Flows, Recorded
+from ctrace.whatif.holdout import Miss
+from ctrace.whatif.settings import Levers
+from ctrace.whatif.table import Setting
+
+PAUSE: Final = 0.2
+"""Share: gc_worker's longest pause is modelled no closer than this."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Entries, of the mean over the recording, unless it says otherwise."""
+
+    altered: float
+    """Held by flows that the levers give another stay."""
+    drawn: float
+    """What the share of them among flows that did not end may be off by: two standard errors."""
+    unknown: float
+    """Held by flows of which nothing tells, that the levers might give another stay."""
+    unknown_peak: float
+    """The same of the peak, at most."""
+    unlisted: int
+    """Entries that no event speaks of, and that the levers might take away."""
+    stay: float
+    """Seconds that an entry stays, on average."""
+    seconds: float
+    mean: float
+    """By how much the second half's mean was missed, relative; and its peak."""
+    peak: float
+
+
+def doubt_of(
+    recorded: Recorded, levers: Levers, inum: int, extra: int, missed: Optional[Miss]
+) -> Doubt:
+    """What is not known of one namespace's answer; ``extra`` entries are in no event."""
+    flows, seconds = recorded.flows, recorded.seconds
+    here = flows.netns == inum
+    left = np.where(np.isnan(flows.leave), flows.expire, flows.leave)
+    stays = np.clip(np.minimum(left, flows.end), 0.0, seconds) - flows.arrive
+    stays = np.where(here, np.nan_to_num(stays), 0.0)
+    hit = altered(flows, levers) & here
+    drawn = hit & (flows.basis == Basis.LIKE) & np.isinf(flows.leave)
+    maybe = here & (flows.basis == Basis.LIKE) & np.isinf(flows.leave)
+    unknown = here & (flows.basis == Basis.NOTHING) & np.isinf(flows.leave) & _could(flows, levers)
+    many = np.count_nonzero(here & (stays > 0))
+    return Doubt(
+        altered=float(stays[hit].sum()) / seconds,
+        drawn=_share_error(flows, drawn, maybe) * float(stays[maybe].sum()) / seconds,
+        unknown=float(stays[unknown].sum() - _least(flows, levers, unknown, seconds)) / seconds,
+        unknown_peak=float(np.count_nonzero(unknown)),
+        unlisted=extra if levers.timeouts or levers.notrack else 0,
+        stay=float(stays.sum()) / many if many else 0.0,
+        seconds=seconds,
+        mean=abs(missed.mean) if missed else 0.0,
+        peak=abs(missed.peak) if missed else 0.0,
+    )
+
+
+def widened(told: Outcome, doubt: Doubt, target: Setting) -> Outcome:
+    """The outcome with ranges that allow for it."""
+    limit = target.limit or math.inf
+    low, high = told.mean_range
+    # A mean over some stays of one load differs from that of another like it.
+    alike = 2 * math.sqrt(told.mean * min(1.0, 2 * doubt.stay / doubt.seconds))
+    around = math.hypot(doubt.mean * doubt.altered, doubt.drawn, alike)
+    least, most = told.peak_range
+    scale = told.peak / told.mean if told.mean else 1.0
+    above = math.hypot(
+        doubt.peak * doubt.altered * scale,
+        doubt.drawn * scale,
+        2 * math.sqrt(told.peak),
+        PAUSE * (most - least),
+    )
+    return replace(
+        told,
+        mean_range=(
+            max(0.0, low - around - doubt.unknown - doubt.unlisted),
+            min(high + around, limit),
+        ),
+        peak_range=(
+            max(0.0, least - above - doubt.unknown_peak - doubt.unlisted),
+            min(max(most, told.peak) + above, limit),
+        ),
+    )
+
+
+def at_most(told: Outcome, other: Outcome) -> Outcome:
+    """The outcome of levers under which the table never holds more than it did in another."""
+    (low, high), (least, most) = told.mean_range, told.peak_range
+    return replace(
+        told,
+        mean_range=(min(low, other.mean), min(high, other.mean)),
+        peak_range=(min(least, other.peak), min(most, other.peak)),
+    )
+
+
+def _share_error(flows: Flows, drawn: Bool, maybe: Bool) -> float:
+    """Two standard errors of the share of those that are hit."""
+    if not maybe.any():
+        return 0.0
+    n = float(np.median(flows.among[maybe]))
+    likely = (np.count_nonzero(drawn) / np.count_nonzero(maybe) * n + 2) / (n + 4)
+    return 2 * math.sqrt(likely * (1 - likely) / (n + 4))
+
+
+def _could(flows: Flows, levers: Levers) -> Bool:
+    """Flows that may be in a state that a lever is for: their protocol is."""
+    found = np.zeros(len(flows), bool)
+    for lever in levers.timeouts:
+        found |= lever.could_match(flows)
+    for proto, port in levers.notrack:
+        found &= ~flows.of_service(proto, port)
+    return found
+
+
+def _least(flows: Flows, levers: Levers, unknown: Bool, seconds: float) -> float:
+    """Seconds that those stay at least, if each waits for the timeout that is made shortest."""
+    shortest = min((lever.seconds for lever in levers.timeouts), default=0)
+    arrive: F64 = flows.arrive[unknown]
+    return float(np.minimum(seconds - arrive, shortest).sum())

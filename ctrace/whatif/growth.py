@@ -1,0 +1,81 @@
+"""What goes on growing: entries that come, and stay for longer than anybody looks on.
+
+An entry whose timeout is an hour or more doesn't expire while one watches. As many may leave as
+come, or fewer: then the table rises until it is full, and where it stands now is no prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Optional
+
+import numpy as np
+
+from ctrace.whatif.flows import Bool, Flows
+
+LASTING: Final = 3600.0
+"""Seconds: entries with longer timeouts do not expire while anybody looks on."""
+HORIZON: Final = 7 * 86400.0
+"""Seconds: a table that would be full later than this is not filling."""
+TCP: Final = 6
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number of entries that is not known more closely than this."""
+
+    low: float
+    high: float
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True)
+class Rising:
+    """A table that goes on rising."""
+
+    per_s: tuple[float, float]
+    """Entries a second, lowest and highest."""
+    full_s: Optional[tuple[float, float]]
+    """Seconds until it is full, soonest and latest (infinite: perhaps never); None without a
+    limit, or where even the soonest is more than a week away."""
+
+
+def net(came: float, went: float, seconds: float) -> Range:
+    """What ``came`` and ``went`` within some seconds add in one: two standard errors either way."""
+    error = 2 * math.sqrt(came + went + 1) / max(seconds, 1e-9)
+    each = (came - went) / max(seconds, 1e-9)
+    return Range(each - error, each + error)
+
+
+def rising(growth: Range, now: Range, limit: float) -> Optional[Rising]:
+    """None where it may as well not grow; ``now``: entries from which on it does."""
+    if growth.low <= 0:
+        return None
+    per_s = (growth.low, growth.high)
+    if not limit or not math.isfinite(limit):
+        return Rising(per_s, None)
+    soon = max(0.0, limit - now.high) / growth.high
+    late = max(0.0, limit - now.low) / growth.low
+    return Rising(per_s, (soon, late) if soon <= HORIZON else None)
+
+
+def of_flows(flows: Flows, since: float, until: float) -> Range:
+    """Entries a second by which those that last have grown between two times."""
+    begun, over = lasting(flows, since), lasting(flows, until)
+    came, went = np.count_nonzero(over & ~begun), np.count_nonzero(begun & ~over)
+    return net(float(came), float(went), until - since)
+
+
+def lasting(flows: Flows, at: float) -> Bool:
+    """Entries that are in the table at a time, and neither wait for their end nor expire soon."""
+    left = np.where(np.isnan(flows.leave), flows.expire, flows.leave)
+    inside = (flows.arrive <= at) & (np.minimum(left, flows.end) > at)
+    done = np.minimum(flows.expire - np.nan_to_num(flows.timeout), flows.end)
+    # Of an entry that has ended only a connection may have been an open one before.
+    open_then = (flows.proto == TCP) & (done > at)
+    open_still = np.where(np.isinf(left), flows.timeout >= LASTING, open_then)
+    found: Bool = inside & (open_still | np.isinf(flows.expire))
+    return found

@@ -1,0 +1,54 @@
+"""What has to be kept in mind beside a what-if's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ctrace.whatif.flows import Basis, Recorded
+from ctrace.whatif.settings import Levers
+
+
+def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator[str]:
+    """Each as one sentence; ``extra`` entries a namespace are in no event."""
+    flows = recorded.flows
+    if recorded.lost:
+        yield f"{recorded.lost:,} events were lost while recording: flows are missing here."
+    if recorded.cut:
+        yield f"the first {recorded.cut:,} events were left out: the recording is very long."
+    if not len(recorded.readings.ts):
+        yield "the recording has no readings of the table: the model can't be checked against it."
+    inside = np.isinf(flows.leave)
+    if levers.timeouts and inside.any():
+        looked, others = (
+            int(np.count_nonzero(inside & (flows.basis == basis)))
+            for basis in (Basis.LOOKED, Basis.LIKE)
+        )
+        yield (
+            f"{int(np.count_nonzero(inside)):,} of {len(flows):,} flows did not end in the "
+            f"recording: of {looked:,} a look told how they would end, {others:,} are taken to end "
+            "as flows to the same port that were seen at the same age, or ended older."
+        )
+    nothing = int(np.count_nonzero(inside & (flows.basis == Basis.NOTHING)))
+    if nothing:
+        yield (
+            f"{nothing:,} of {len(flows):,} flows outlived all like them that ended: the recording "
+            "is too short to tell when they end; they are taken to stay"
+            + (", and the range is as wide as if they did not." if levers.timeouts else ".")
+        )
+    if extra:
+        yield (
+            f"{sum(extra.values()):,} entries were there before the recording and never ended in "
+            "it: taken to stay, and the range is as wide as if they did not."
+        )
+    for lever in levers.timeouts:
+        if not lever.matches(flows).any():
+            yield (
+                f"--timeout {lever}: no entry was seen to end in that state, so the answer can't "
+                "show what it changes; record for longer than the table's timeouts."
+            )
+    if levers.timeouts:
+        yield "a shorter timeout can also make entries anew after a pause: that is not modelled."
+    if levers.buckets is not None:
+        yield "buckets change what early_drop finds and how long lookups take, not what is held."
