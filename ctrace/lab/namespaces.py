@@ -15,7 +15,6 @@ from typing import Optional
 from ctrace.errors import CtraceError
 from ctrace.host.netns import enter
 
-
 _DYING = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"'),
