@@ -17,6 +17,10 @@ enum ctrace_kind {
 	CTRACE_EXISTING = 5,	/* in the table before the tracer; made in user space */
 	CTRACE_SAMPLED = 6,	/* nothing happened: what a look at a young entry found */
 	CTRACE_MET = 7,		/* nothing happened: an entry that a walk over the table met */
+	/* after losses, made in user space: what the table of a namespace holds, counted anew */
+	CTRACE_RECOUNT = 8,
+	CTRACE_FOUND = 9,
+	CTRACE_RECOUNTED = 10,
 };
 
 /* A reason belongs to exactly one kind. It also indexes the exact counters. */

@@ -33,6 +33,12 @@ class Kind(IntEnum):
     """Nothing happened: what a look at a young entry found (its state, status, idle time)."""
     MET = 7
     """Nothing happened: the same of an entry that a walk over the table met, an even sample."""
+    RECOUNT = 8
+    """From here on what ``netns`` holds is counted anew from its table: events were lost."""
+    FOUND = 9
+    """An entry that was there at the RECOUNT before; once each."""
+    RECOUNTED = 10
+    """Every such entry has been told."""
 
 
 class Reason(IntEnum):

@@ -29,6 +29,7 @@ from ctrace.capture.dumps import Dumps
 from ctrace.capture.family import Capture
 from ctrace.capture.lives import Lives
 from ctrace.capture.poller import LOOK, Poller
+from ctrace.capture.recount import Recount
 from ctrace.capture.seed import seed as seed_rows
 from ctrace.capture.young import Sampler
 from ctrace.errors import CtraceError, UsageError
@@ -168,6 +169,8 @@ class LiveSource:
         self._samples = bool(looks)
         self._survey = Survey(wanted.netns or 0) if capture.looks else None
         self._dumps = Dumps() if sample and not wanted.kinds and not self._survey else None
+        same_ids = capture.info.family == "netlink"
+        self._recount = Recount(wanted, same_ids=same_ids) if sample and self._seed else None
         self._names = _NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
         self._lives = Lives()
@@ -207,7 +210,8 @@ class LiveSource:
                 spaces = list(self._namespaces.values())
                 # one right after the other: what happens between them looks like a difference
                 tables = self._tables.read(spaces) if look else ()
-                counts = self._lives.counts(self._counts())
+                raw = self._counts()
+                counts = self._lives.counts(raw)
                 names = self._lives.names(self._names.learn(events, spaces, look))
                 if tables and self._survey:
                     tables = self._survey.take(tables)
@@ -217,7 +221,11 @@ class LiveSource:
                 tables = self._lives.tables(tables)
                 if look:
                     tables += self._last_readings()
-                events = self._lives.events(self._matching(events))
+                events = self._matching(events)
+                if self._recount:
+                    self._recount.note(lost + taken.lost, raw, self._namespaces.keys())
+                    events = self._recount.take(events, taken.until, spaces, look)
+                events = self._lives.events(events)
             yield Batch(
                 events=events,
                 until=max(taken.until, int(events["ts"][-1]) if len(events) else 0),
@@ -253,6 +261,8 @@ class LiveSource:
         with self._poller.lock:
             self._capture.close()
             self._tables.close()
+            if self._recount:
+                self._recount.close()
             if self._survey:
                 self._survey.close()
 

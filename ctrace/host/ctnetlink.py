@@ -90,6 +90,24 @@ def read_table(path: str) -> Table:
     )
 
 
+def pieces(path: str, inum: int) -> Iterator[Events]:
+    """The table of namespace ``inum`` at ``path``, some thousand EXISTING records at a time.
+
+    The kernel goes on reading only as fast as these are taken. Its socket keeps the namespace
+    alive: close the generator when that should go. Raises CtraceError, also where ``path`` leads
+    to another namespace.
+    """
+    decoder = Decoder()
+    with _socket(path) as (sock, here):
+        if here != inum:
+            raise CtraceError(f"namespace {inum} is no longer at {path}")
+        for data, starts, lengths in _dump(sock, GET) if _any_entry(path, inum) else ():
+            events = decoder.decode(data, starts, lengths).events
+            events["kind"] = Kind.EXISTING
+            events["netns"] = inum
+            yield events
+
+
 def new_entries(path: str, seconds: float) -> Events:
     """Entries made in the next ``seconds``, as EXISTING records, from the kernel's events.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import ip_address
@@ -71,6 +71,10 @@ class Context:
     """What the latest looks at living entries found, newest first."""
     gone: Mapping[int, int] = field(default_factory=dict)
     """Namespaces that are no more, and when they went (boot clock >> TIME_SHIFT)."""
+    missed: Mapping[int, int] = field(default_factory=dict)
+    """Records lost, by namespace."""
+    stale: Collection[int] = ()
+    """Namespaces whose entries were not counted anew since."""
 
 
 class Group:
@@ -451,6 +455,7 @@ class Group:
         netns = meta >> 32
         members = self._members[self._bounds[at] : self._bounds[at + 1]]
         flags, error, first, owner = self._marks(members)
+        missed, stale = self._missed(netns)
         life, residence = self._detail(at)
         ended = s["destroys"]
         held = int(self.held[at])
@@ -474,7 +479,8 @@ class Group:
             destroys=ended,
             drops=s["drops"],
             drop_per_s=float(self.drop_rate[at]),
-            error=error,
+            error=error + missed,
+            stale=stale,
             older=min(max(s["older"], 0), held),
             life=histogram.percentiles(life),
             residence=stays.told(self.stays(at), found),
@@ -498,6 +504,14 @@ class Group:
             ended_states=self.states(at),
             samples=samples,
         )  # fmt: skip
+
+    def _missed(self, netns: int) -> tuple[int, bool]:
+        """Events lost that may have been a key's, and whether what it holds may be off."""
+        missed, stale = self._context.missed, self._context.stale
+        lost = missed.get(netns, 0) if netns else sum(missed.values())
+        if self.name in ("process", "container"):
+            return lost, lost > 0
+        return lost, netns in stale
 
     def _shares(self, at: int, made_of: Composition) -> tuple[Optional[float], ...]:
         """ASSURED, unreplied and closed ones of what a key holds.

@@ -39,9 +39,12 @@ COUNTERS: Final = {
     "existing": np.int64,
     "existing_assured": np.int32,
     "older": np.int64,
+    "begun": np.int32,
+    "found": np.int32,
 }
-"""What adds up. ``births`` is the sum of (sign x time in 1024 ns): with ``held`` it gives the
-integral of ``held`` over time, ``held * now - births``."""
+"""What adds up. ``begun`` was held when a recount began, which ``found`` so many then
+(:mod:`ctrace.model.recount`). ``births`` is the sum of (sign x time in 1024 ns): with ``held`` it
+gives the integral of ``held`` over time, ``held * now - births``."""
 
 _FLOW_NAMES: Final = ("inserts", "destroys", "expired")
 _END_NAMES: Final = ("assured", "unreplied", "closed")

@@ -185,7 +185,7 @@ class Window:
     end: U64
     """Packed counters of the destroys; 0 for all else."""
     comes: npt.NDArray[np.bool_]
-    """Inserts, existing entries and drops: what makes a key worth a row."""
+    """Inserts, existing and found entries, drops: what makes a key worth a row."""
     translated: bool
     """Whether any tuple was rewritten."""
     owned: npt.NDArray[np.intp]
@@ -370,6 +370,9 @@ def window(events: Events) -> Window:
     births = (ts >> np.uint64(TIME_SHIFT)).view(np.int64)
     births *= (comes.view(np.int8) - ended.view(np.int8)).astype(np.int64)
     comes |= kind == int(Kind.DROP)
+    counts = _counted(code)
+    if counts[:, Kind.FOUND].any():
+        comes |= kind == int(Kind.FOUND)
     return Window(
         n=n,
         events=events,
@@ -383,7 +386,7 @@ def window(events: Events) -> Window:
         code=code,
         status=status,
         way=way,
-        counts=_counted(code),
+        counts=counts,
         flow=_FLOW.take(code.astype(np.intp)),
         births=births,
         ended=ended,

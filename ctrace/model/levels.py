@@ -102,6 +102,9 @@ def details(
     if existing.size:
         adds += [("existing", existing, 1), ("older", existing, 1)]
         adds.append(("existing_assured", existing[w.assured(existing)], 1))
+    found = w.where(Kind.FOUND)
+    if found.size:
+        adds.append(("found", found, 1))
     unpaired = ends.take(np.flatnonzero(age == UNKNOWN))
     if unpaired.size:
         adds.append(("older", unpaired, -1))

@@ -18,6 +18,7 @@ from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, windo
 from ctrace.model.levels import Levels
 from ctrace.model.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.ports import SourcePorts
+from ctrace.model.recount import Recounts, between_marks
 from ctrace.model.sample import ROWS, Sample
 from ctrace.model.scatter import Rows
 from ctrace.model.scope import Scope
@@ -84,6 +85,7 @@ class Model:
             scale *= 0.95
             self._levels = Levels(scale)
         self._ports = SourcePorts()
+        self._recounts = Recounts(self._levels)
         self._who: dict[tuple[str, Scope], Told] = {}
         self._tables = Tables(clock)
         self._points = Points()
@@ -113,6 +115,7 @@ class Model:
         self._groups.clear()
         self._looks = None
         self._name(batch)
+        self._recounts.lost(batch, self._tables.known())
         events, latest = batch.events, 0
         for at in range(0, len(events), WINDOW):
             w = window(events[at : at + WINDOW])
@@ -120,7 +123,11 @@ class Model:
                 events = sorted_from(events, at)
                 w = window(events[at : at + WINDOW])
             latest = int(w.ts[-1])
-            self._window(w)
+            for part in between_marks(w):
+                if isinstance(part, Window):
+                    self._window(part)
+                else:
+                    self._recounts.mark(part)
         self._lost += batch.lost
         if batch.cost != SelfCost():
             self._cost = batch.cost
@@ -259,7 +266,9 @@ class Model:
         chosen, here = self._group(group, scope), scope.of_namespace
         told = self._by_netns()
         tables = tuple(
-            table for table in self._tables.view(told) if scope.netns in (None, table.netns)
+            table
+            for table in self._tables.view(told, self._recounts.stale)
+            if scope.netns in (None, table.netns)
         )
         culprits = tuple(
             chosen.culprit(int(at), self._ticks - 1) for at in chosen.order(sort, limit)
@@ -323,7 +332,8 @@ class Model:
                 self._looks = self._sample.latest(self._births, self._until)
             context = Context(
                 self._owners, self._cgroups, self._listeners, self._tables.name, self._clock,
-                self._until, uptime, self._looks, gone,
+                self._until, uptime, self._looks, gone, self._recounts.missed,
+                self._recounts.stale,
             )  # fmt: skip
             now = self._until >> TIME_SHIFT
             self._groups[name, scope] = Group(name, self._levels, context, now, scope)

@@ -137,6 +137,9 @@ class Table:
     """Inserts that failed since attaching because a hash chain was too long (since Linux 5.15)."""
     invalid: int = 0
     """Packets that the kernel called INVALID since attaching; 0 where it does not tell."""
+    stale: bool = False
+    """Events of this namespace were lost, and its entries are still to be counted anew: what
+    its keys hold may be off by more than any error says."""
     hashed: int = 0
     """Entries of all namespaces that are known: the hash table is one for all."""
 
@@ -227,7 +230,11 @@ class Culprit:
     drops: int = 0
     drop_per_s: float = 0.0
     error: int = 0
-    """Upper bound of what ``inserts`` may lack: 0 when exact."""
+    """Upper bound of what ``inserts`` may lack, lost events of its namespace included: 0 when
+    exact."""
+    stale: bool = False
+    """What it holds may be off: events were lost, and the entries are still to be counted anew
+    from the table. Of a process it stays so: who opened an entry is told once."""
     older: int = 0
     """Of ``held``, entries that were there before ctrace (age unknown); estimated from one end
     of sixteen while more than 200,000 events come each second."""

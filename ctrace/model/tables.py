@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Optional
 
 import numpy as np
@@ -201,6 +201,10 @@ class Tables:
         name = known.name if known else f"netns:{netns}"
         return f"{name} (gone)" if state and state.gone_at else name
 
+    def known(self) -> set[int]:
+        """Every namespace seen that is still there."""
+        return {netns for netns, one in self._states.items() if not one.gone_at}
+
     def gone(self) -> dict[int, int]:
         """Namespaces that are no more, and when that was seen (boot clock, ns)."""
         return {netns: one.gone_at for netns, one in self._states.items() if one.gone_at}
@@ -294,13 +298,13 @@ class Tables:
         """Whether any namespace has exact counters."""
         return any(state.totals().any() for state in self._states.values())
 
-    def view(self, events: Mapping[int, Known]) -> tuple[Table, ...]:
-        """All tables, fullest first.
+    def view(self, events: Mapping[int, Known], stale: Collection[int] = ()) -> tuple[Table, ...]:
+        """All tables, fullest first; ``stale`` are those whose keys are to be counted anew.
 
         ``events`` per namespace: its first three stand in for sources that give no counters
         or readings.
         """
-        views = [self._view(netns, state, events.get(netns))
+        views = [replace(self._view(netns, state, events.get(netns)), stale=netns in stale)
                  for netns, state in self._states.items() if not state.gone_at]  # fmt: skip
         return tuple(sorted(views, key=lambda t: (-t.fill, -t.count, t.netns)))
 

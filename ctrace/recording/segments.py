@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-import numpy as np
-
 from ctrace.batch import Batch
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError, UsageError
-from ctrace.record import Events, Kind, Reason, empty, join, words
+from ctrace.record import Events, Reason, empty
 from ctrace.recording.counters import Counted
+from ctrace.recording.living import Living
 from ctrace.recording.meta import Header
 from ctrace.recording.series import NUMBER, SESSION, SUFFIX
 from ctrace.recording.told_once import Known
@@ -81,41 +80,6 @@ class Retention:
         return max(1.0, min(600.0, (self.seconds or 86400.0) / 12))
 
 
-class Living:
-    """The entries alive now, from the events alone."""
-
-    def __init__(self) -> None:
-        self._alive = empty()
-        self._news: list[Events] = []
-        self._size = 0
-
-    def take(self, events: Events) -> None:
-        """Follow these events."""
-        tracked = events[(events["ct"] != 0) & np.isin(events["kind"], _LIVES)]
-        if len(tracked):
-            self._news.append(tracked)
-            self._size += len(tracked)
-        if self._size > max(1 << 16, len(self._alive)):
-            self.rows(0)
-
-    def rows(self, now: int) -> Events:
-        """The living as EXISTING at ``now``."""
-        whole = join([self._alive, *self._news])
-        self._news, self._size = [], 0
-        if len(whole):
-            key = whole["ct"] ^ (whole["netns"].astype(np.uint64) << np.uint64(32))
-            order = np.argsort(key, kind="stable")
-            last = np.append(np.diff(key[order]) != 0, True)
-            chosen = np.sort(order[last])
-            whole = whole[chosen[whole["kind"][chosen] != Kind.DESTROY]]
-        self._alive = whole
-        out = words(whole).copy().view(whole.dtype).reshape(-1)
-        out["kind"], out["reason"], out["ts"] = Kind.EXISTING, Reason.NONE, now
-        # A destroy has no owner; an entry that existed keeps none either.
-        out["owner"], out["cgroup"] = 0, 0
-        return out
-
-
 def _check(header: Header, triggers: tuple[Trigger, ...]) -> None:
     seen = {"drop": header.hooks.drop_tuples, "evict": header.hooks.evictions}
     for trigger in triggers:
@@ -124,9 +88,6 @@ def _check(header: Header, triggers: tuple[Trigger, ...]) -> None:
                 f"{header.hooks.family} hooks do not see whose packets and entries these are, so "
                 f"--trigger {trigger.name} goes with --netns and with no other filter"
             )
-
-
-_LIVES = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY))
 
 
 class FlightRecorder:
@@ -175,7 +136,7 @@ class FlightRecorder:
         """Take a batch. Raises CtraceError when the disk refuses."""
         fired = bool(self._retention.triggers) and self._fires(batch)
         self._put(batch)
-        self._living.take(batch.events)
+        self._living.take(batch)
         self._known.learn(batch)
         self.events += len(batch.events)
         self.lost += batch.lost
@@ -282,7 +243,8 @@ class FlightRecorder:
         self._number += 1
         self._began = now
         self._writer = self._open(now)
-        self._writer.write(replace(self._known.batch, events=living, until=now))
+        first = replace(self._known.batch, events=living, until=now, lost=self._living.lacks)
+        self._writer.write(first)
 
     def _end(self, reason: str = "") -> None:
         """End the segment; on a full disk it may lack the block that says so."""

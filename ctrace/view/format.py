@@ -16,7 +16,7 @@ from typing import Final, Optional
 
 from rich.cells import cell_len, set_cell_size
 
-from ctrace.model.snapshot import Percentiles
+from ctrace.model.snapshot import Culprit, Percentiles
 from ctrace.names import clean as clean  # noqa: PLC0414 (views say fmt.clean)
 
 THIN: Final = "\u202f"
@@ -147,6 +147,11 @@ def duration(seconds: Optional[float]) -> str:
         if seconds < below * unit:
             return f"{_figures(seconds / unit)} {name}"
     return f"{count(seconds / 86400)} d"
+
+
+def held(culprit: Culprit) -> str:
+    """Entries held; ``~`` before them while events that were lost may make them wrong."""
+    return ("~" if culprit.stale else "") + count(culprit.held)
 
 
 def stays(residence: Percentiles) -> str:

@@ -107,6 +107,7 @@ def _table(table: Table, absent: frozenset[str]) -> dict[str, Any]:
         "off_by": dataclasses.asdict(table.off_by),
         "chain_too_long": table.chain_too_long,
         "invalid": table.invalid,
+        "stale": table.stale,
         "hashed": table.hashed,
     }
     return told(data, absent)
@@ -145,6 +146,7 @@ def _culprit(culprit: Culprit) -> dict[str, Any]:
         "drops": culprit.drops,
         "drop_per_s": _round(culprit.drop_per_s),
         "error": culprit.error,
+        "stale": culprit.stale,
         "older": culprit.older,
         **_percentiles("life", culprit.life),
         **_percentiles("residence", culprit.residence),

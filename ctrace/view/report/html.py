@@ -266,7 +266,7 @@ def _moment(review: Review) -> str:
         f"{what}, at {fmt.clock(moment.ts / 1e9)}",
         (_text(moment.group), ">held", ">share", ">new/s", ">refused/s"),
         (
-            [_key(c, moment), fmt.count(c.held), fmt.share(c.share), fmt.rate(c.new_per_s),
+            [_key(c, moment), fmt.held(c), fmt.share(c.share), fmt.rate(c.new_per_s),
              fmt.rate(c.drop_per_s)]
             for c in moment.culprits[:15]
         ),

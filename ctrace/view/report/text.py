@@ -181,7 +181,7 @@ def culprits(snapshot: Snapshot, limit: int) -> Grid:
             fmt.count(c.inserts),
             fmt.duration(c.life.p50),
             fmt.stays(c.residence),
-            fmt.count(c.held),
+            fmt.held(c),
             Text(number(snapshot.hooks, "drops", c.drops), style="red" if c.drops else ""),
             _owner(c),
             _ends(c),
@@ -198,7 +198,7 @@ def moment(snapshot: Snapshot, limit: int) -> Grid:
     for c in snapshot.culprits[:limit]:
         grid.add_row(
             _key(c, snapshot),
-            fmt.count(c.held),
+            fmt.held(c),
             fmt.share(c.share),
             fmt.rate(c.new_per_s) if snapshot.hooks.changes else fmt.UNKNOWN,
             fmt.rate(c.drop_per_s) if snapshot.hooks.refusals else fmt.UNKNOWN,

@@ -77,10 +77,11 @@ def _title(culprit: Culprit, width: int, palette: Palette) -> Text:
 
 def _holds(culprit: Culprit, width: int, palette: Palette) -> list[Piece]:
     p = palette
+    stale = " (stale)" if culprit.stale else ""
     groups: list[list[Piece]] = [
         [
-            (fmt.count(culprit.held), p.strong),
-            (f" entries now, {fmt.share(culprit.share)} of all", p.text),
+            (fmt.held(culprit), p.strong),
+            (f" entries now{stale}, {fmt.share(culprit.share)} of all", p.text),
         ],
         [(f"{fmt.count(culprit.older)} older than ctrace", p.dim)] if culprit.older else [],
         [(f"{fmt.short(culprit.table_seconds)} table-seconds", p.dim)],

@@ -254,6 +254,7 @@ COLUMNS: Final = (
         "far from the limit, nothing refused; HIGH: above 75 %; FILLING: it will be full; "
         "FULL: refusing; EVICTS: making room; EASING: full a moment ago; LOSING: new entries fail",
     ),
+    ("~, stale", "events were lost: what keys hold is being counted anew from the table"),
     ("exact", "our counts agree with the kernel's own (conntrack -C and -S)"),
     ("differs", "by how much they do not; DIFFERS: of that namespace's entries"),
     ("STATE", "FULL: refusing; EVICTING: making room; EASING: full a moment ago"),

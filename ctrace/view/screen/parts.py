@@ -113,6 +113,9 @@ def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
     if snapshot.memory.pruned:
         bounded = "keys bounded" if width < 100 else "totals exact, keys bounded"
         return [(bounded, palette.warn)]
+    if any(table.stale for table in snapshot.tables):
+        words = "keys stale" if width < 100 else "totals exact, keys stale"
+        return [(words, palette.warn)]
     if snapshot.lost:
         return [("totals exact", palette.warn)]
     return [("exact", palette.good)]

@@ -92,7 +92,7 @@ def culprit_columns(
         Column("life99", "p99", lambda c, _: fmt.duration(c.life.p99), 12, 6, style=dim),
         Column("stays", "IN TABLE", lambda c, _: fmt.stays(c.residence), 2, 6,
                sort="residence"),
-        Column("held", "HELD", lambda c, _: fmt.count(c.held), 0, 6, sort="held",
+        Column("held", "HELD", lambda c, _: fmt.held(c), 0, 6, sort="held",
                style=lambda c, p: p.strong if c.share >= 0.2 else p.text),
         Column("share", "SHARE", lambda c, _: fmt.share(c.share), 0, 6, style=share_style),
         Column("bar", "OF TABLE", lambda c, w: fmt.hbar(c.share, w), 7, 10, 10, False,

@@ -1,0 +1,137 @@
+"""Who is alive when a segment begins: against a set, also after losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit import synthetic
+
+from ctrace.batch import Batch, Clock
+from ctrace.model.model import Model
+from ctrace.record import N_REASONS, Events, Kind, Reason, empty, join
+from ctrace.recording.living import Living
+from ctrace.recording.reader import Recording
+from ctrace.recording.segments import FlightRecorder, Retention
+
+NETNS = (4026531840, 4026531999)
+SECOND = 1_000_000_000
+
+
+def record(kind: Kind, flow: int, ct: int = 0, ts: int = 0) -> Events:
+    row = empty(1)
+    row["kind"], row["ct"], row["sport"], row["ts"] = kind, ct, flow, ts
+    row["proto"], row["family"], row["dport"], row["netns"] = 17, 2, 9, NETNS[flow % 2]
+    return row
+
+
+def mark(kind: Kind, netns: int, ts: int = 0) -> Events:
+    row = empty(1)
+    row["kind"], row["netns"], row["ts"] = kind, netns, ts
+    return row
+
+
+class Story:
+    def __init__(self, there: set[int]) -> None:
+        self.living, self.alive = Living(), set(there)
+        self._lost = dict.fromkeys(NETNS, 0)
+        self.send(join([record(Kind.EXISTING, flow) for flow in sorted(there)]))
+
+    def send(self, events: Events, lost: int = 0) -> None:
+        counts = {netns: np.zeros(N_REASONS, np.uint64) for netns in NETNS}
+        for netns, n in self._lost.items():
+            counts[netns][Reason.RING_FULL] = n
+        self.living.take(Batch(events, SECOND, lost, counts))
+
+    def step(self, flows: list[int], *, lose: bool = False) -> None:
+        parts = []
+        for flow in flows:
+            kind = Kind.DESTROY if flow in self.alive else Kind.INSERT
+            self.alive ^= {flow}
+            self._lost[NETNS[flow % 2]] += lose
+            parts.append(record(kind, flow, ct=100 + flow))
+        self.send(empty() if lose else join(parts), len(flows) if lose else 0)
+
+    def recount(self, netns: int, meanwhile: list[int]) -> None:
+        there = [flow for flow in sorted(self.alive) if NETNS[flow % 2] == netns]
+        self.send(mark(Kind.RECOUNT, netns))
+        ends = [flow for flow in dict.fromkeys(meanwhile) if flow in there]
+        self.send(join([record(Kind.FOUND, flow) for flow in ends]))  # ahead of their ends
+        self.step(meanwhile)
+        rest = [record(Kind.FOUND, flow) for flow in there if flow not in meanwhile]
+        self.send(join([*rest, mark(Kind.RECOUNTED, netns)]))
+
+    def told(self) -> set[int]:
+        rows = self.living.rows(2 * SECOND)
+        assert set(rows["kind"].tolist()) <= {int(Kind.EXISTING)}
+        flows: list[int] = rows["sport"].tolist()
+        assert len(flows) == len(set(flows))
+        return set(flows)
+
+
+flows = st.lists(st.integers(0, 19), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sets(st.integers(0, 19)), st.lists(st.tuples(flows, st.booleans()), max_size=4), flows,
+       st.booleans())  # fmt: skip
+def test_the_living_are_those_of_the_table(
+    there: set[int], steps: list[tuple[list[int], bool]], meanwhile: list[int], look: bool
+) -> None:
+    story = Story(there)
+    for changed, lose in steps:
+        story.step(changed, lose=lose)
+        if look:
+            story.told()
+    if not any(lose and changed for changed, lose in steps):
+        assert story.told() == story.alive  # also those that only a dump told of
+        assert story.living.lacks == 0
+    for netns in NETNS:
+        story.recount(netns, meanwhile)
+    assert story.told() == story.alive
+    assert story.living.lacks == 0
+
+
+def test_a_loss_stays_until_it_was_made_good() -> None:
+    story = Story({1, 2, 3, 4})
+    story.step([1, 2, 5], lose=True)
+    assert story.living.lacks == 3
+    story.send(mark(Kind.RECOUNT, NETNS[1]))
+    story.step([7], lose=True)
+    story.send(mark(Kind.RECOUNTED, NETNS[1]))  # of one that was disturbed
+    assert story.living.lacks == 4
+    story.recount(NETNS[1], [])
+    assert story.living.lacks == 1
+    story.recount(NETNS[0], [])
+    assert story.living.lacks == 0
+    assert story.told() == story.alive
+
+
+def test_a_segment_after_many_holds_what_was_there_before_the_recorder(tmp_path: Path) -> None:
+    """Entries of the dump at the start have no address; and a loss is told by each segment."""
+    at = 100 * SECOND
+    recorder = FlightRecorder(str(tmp_path / "ring"), synthetic.header(at), Retention(seconds=12.0))
+    first = join([record(Kind.EXISTING, flow, ts=at) for flow in range(50)])
+    recorder.write(Batch(first, at + 1))
+    for second in range(1, 7):
+        now = at + second * SECOND
+        end = record(Kind.DESTROY, second, ct=900 + second, ts=now)
+        recorder.write(Batch(end, now + 1, lost=7 if second == 3 else 0))
+    recorder.close()
+    paths = sorted((tmp_path / "ring").glob("*.ctrace"))
+    assert len(paths) > 4
+    for path, lost in ((paths[1], 0), (paths[-1], 7)):
+        with Recording(str(path)) as recording:
+            model = Model(recording.hooks, Clock(0), recording.started)
+            batches = list(recording.batches())
+            for batch in batches:
+                model.update(batch)
+        ends = sum(int((b.events["kind"] == Kind.DESTROY).sum()) for b in batches)
+        existing = int((batches[0].events["kind"] == Kind.EXISTING).sum())
+        snapshot = model.snapshot("service")
+        assert snapshot.held_total == existing - ends
+        assert snapshot.lost == lost
+        assert {c.stale for c in snapshot.culprits} == {lost > 0}
+    assert existing == 50 - 6 + ends
