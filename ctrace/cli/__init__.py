@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import keyword
 import os
 import sys
@@ -44,21 +44,19 @@ FOLDERS = ("watch", "recordings", "changes", "about")
 
 
 def _module(verb: str) -> str:
-    """The file of a verb, or empty; ``import`` is a word of Python's own."""
+    """The module of a verb; ``import`` is a word of Python's own."""
     name = f"{verb}_" if keyword.iskeyword(verb) else verb
-    here = os.path.dirname(__file__)
-    for folder in FOLDERS:
-        if os.path.exists(os.path.join(here, folder, f"{name}.py")):
-            return f"ctrace.cli.{folder}.{name}"
-    return ""
+    modules = (f"ctrace.cli.{folder}.{name}" for folder in FOLDERS)
+    # not by its file: where only bytecode was installed there is none with its source
+    return next(filter(importlib.util.find_spec, modules))
 
 
 class LazyGroup(click.Group):
     """Imports a verb's file when the verb is used: a fast start matters."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Every verb that this version has, in the order of use."""
-        return [verb for verb in VERBS if _module(verb)]
+        """Every verb, in the order of use."""
+        return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
         """The click command called ``command`` in the verb's module."""
