@@ -149,6 +149,9 @@ def advise(
         judge = Judge(about.ruleset, about.snapshot, _backend(about))
         done = list(in_place(about.ruleset, judge.room)) if about.ruleset else []
         there += [(table.netns, one) for one in done]
+        if about.condition:
+            name = table.name or str(table.netns)
+            notes.append(f"{name}: what ctrace applied there: {about.condition}")
         seen = _seen(services, pairs, table)
         full = table.fill > target or table.totals.drop > 0
         if not seen or not (full or every):

@@ -1,7 +1,12 @@
-"""A plan judged again, by the rules and the table of its namespace as they are now."""
+"""A plan judged again, by the rules and the table of its namespace as they are now.
+
+As a process of its own (the guard starts it) it puts a confirmed change back whose accepts a
+reload dropped.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
@@ -62,3 +67,12 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
             yield replace(judged.lever, peers=lever.peers or judged.lever.peers)
 
     return replace(plan, fingerprint=about.ruleset.fingerprint, levers=tuple(levers()))
+
+
+if __name__ == "__main__":
+    from ctrace.change.apply import put_back
+
+    try:
+        put_back(int(sys.argv[1]), judge_plan)
+    except CtraceError:
+        sys.exit(1)

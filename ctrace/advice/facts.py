@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
 from ctrace.batch import inode_of
-from ctrace.change import notes
+from ctrace.change import condition, notes
 from ctrace.change import plan as plans
 from ctrace.change.plan import Lever
 from ctrace.errors import CtraceError
@@ -48,6 +48,8 @@ class Facts:
     """Whether postrouting knows where a forwarded packet came in (5.7)."""
     applied: tuple[Lever, ...] = ()
     """What ctrace apply has in place there, as far as its note tells (live only)."""
+    condition: str = ""
+    """What to know of that change: that its accepts are missing, for one (live only)."""
     enter: tuple[str, ...] = ()
     """What a command begins with to run there (:func:`ctrace.host.commands_in.prefix`)."""
     reserved: tuple[tuple[int, int], ...] = ()
@@ -74,11 +76,14 @@ class Facts:
 def facts(netns_path: str) -> Facts:
     """Read everything in the namespace at ``netns_path``. Raises CtraceError."""
     found = replace(_build(_collect(netns_path)), entries=dump_entries(netns_path))
-    if found.ruleset is None or not found.ruleset.ours:
-        return found
     with enter(netns_path):
-        note = notes.read(os.stat("/proc/thread-self/ns/net").st_ino)
-    return replace(found, applied=plans.from_json(note.plan).levers) if note else found
+        here = os.stat("/proc/thread-self/ns/net").st_ino
+    told = condition.of(here, netns_path)
+    found = replace(found, condition=told)
+    note = notes.read(here) if found.ruleset and found.ruleset.ours else None
+    if note is None or note.over:
+        return found
+    return replace(found, applied=plans.from_json(note.plan).levers)
 
 
 def to_text(netns_path: str) -> str:

@@ -24,20 +24,18 @@ from math import ceil
 from typing import Final, Optional
 
 from ctrace import interpreter
-from ctrace.change import health, notes, shell_lines, steps
+from ctrace.change import health, keep, notes, probe, shell_lines, standing, steps
 from ctrace.change import plan as plans
 from ctrace.change.forwarded import cut_off
 from ctrace.change.plan import Plan
 from ctrace.change.steps import LONGEST_S, describe
 from ctrace.change.undo import remove
+from ctrace.change.watch import LISTEN_S, Watch
 from ctrace.errors import CtraceError
-from ctrace.host import commands, ctnetlink, netns
+from ctrace.host import commands, netns
 from ctrace.host.commands_in import prefix
 from ctrace.host.netns import Namespace
-from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import (
-    EXPIRED,
-    NOTHING,
     PERMANENT,
     TRIAL,
     listing,
@@ -50,8 +48,6 @@ __all__ = ["LONGEST_S", "describe"]
 BASELINE_S: Final = 1.0
 CHECK_S: Final = 1.0
 """The first verdict is reached this long after the change, and a bad one undone at once."""
-LISTEN_S: Final = 0.2
-"""Shortest time for which new entries are listened to."""
 SHORTEST_S = 5
 FLUSH_S: Final = 600
 """Longest wait for ``conntrack -D``: it deletes some 50 000 entries a second."""
@@ -81,14 +77,12 @@ class Prepared:
 
 @dataclass
 class Trial:
-    """A change that is in place and not confirmed."""
+    """A change that is in place and not confirmed; its guard watches it."""
 
     prepared: Prepared
     deadline: float
     """UTC seconds at which the kernel disarms the rules."""
-    before: tuple[health.Sample, health.Sample]
-    start: health.Sample
-    local: tuple[str, ...]
+    watch: Watch
 
     @property
     def seconds_left(self) -> float:
@@ -145,13 +139,14 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
         )
     plan, namespace = prepared.plan, prepared.namespace
     local = netns.local_addresses(namespace.path)
-    with notes.locked(), inside(namespace):
+    with notes.locked(), inside(namespace) as home:
         installed = read_installed(time.time())
         if installed.state == PERMANENT:
             raise CtraceError(f"rules are applied in {namespace.name} already: run ctrace undo")
         old = notes.read(namespace.inum)
         remove(installed, old)  # a trial that was left behind
-        baseline = _baseline()
+        before = _baseline(plan)
+        works = probe.answering(probe.targets(plan, local))
         plan = _as_rules_are(plan, namespace, prepared.judge, "just now")
         now = int(time.time())
         note = notes.Note(
@@ -162,43 +157,43 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             deadline=now + confirm_within,
             flush=flush,
             made=tuple(sorted(steps.to_be_made(plan))),
+            before=tuple(before.rates.items()),
+            waiting=before.waiting,
+            probes=tuple(sorted(works)),
         )
         notes.write(note)
-        _start_guard(namespace.inum)
+        with netns.enter(home):  # in the namespace it would keep it alive
+            start_guard(namespace.inum)
         try:
             # What the baseline and the guard's start took is not added to the trial.
             left = max(1, ceil(note.deadline - time.time()))
             for step in steps.steps(plan, left, note.deadline):
                 commands.run(step.argv, step.stdin)
+            watch = Watch(plan, namespace.path, before, local, note.probes)
+            notes.write(replace(note, placed=True))
         except BaseException:
             _take_back(namespace, note)
             raise
-        first = health.sample(read_installed(time.time()).rules)
-    return Trial(replace(prepared, plan=plan), note.deadline, baseline, first, local)
+    return Trial(replace(prepared, plan=plan), note.deadline, watch)
 
 
 def check(trial: Trial) -> health.Verdict:
     """Wait until a second after the change, then say whether anything got worse.
 
-    Called again later it judges the last second.
+    Called again later it judges the last second. The guard does the same by itself.
     """
-    plan, namespace = trial.prepared.plan, trial.prepared.namespace
-    until = trial.start.at + CHECK_S
-    made = ctnetlink.new_entries(namespace.path, max(LISTEN_S, until - time.monotonic()))
-    time.sleep(max(0.0, until - time.monotonic()))
-    with inside(namespace):
-        installed = read_installed(time.time())
-        second = health.sample(installed.rules)
-    verdict = health.compare(trial.before, (trial.start, second), plan.levers)
-    fresh = health.of_services(made, plan.levers, trial.local)
-    trial.start = second
-    if installed.state == NOTHING:
-        worse = "the rules are gone: something else removed them"
-    elif len(fresh) and installed.state != EXPIRED:
-        worse = f"{len(fresh)} new entries of the services: the rules do not take"
-    else:
-        return verdict
-    return health.Verdict((*verdict.worse, worse), False, verdict.seen)
+    until = trial.watch.last.at + CHECK_S
+    verdict = trial.watch.look(max(LISTEN_S, until - time.monotonic()))
+    told = fate(trial)
+    return health.Verdict((told,), False, verdict.seen) if told else verdict
+
+
+def fate(trial: Trial) -> str:
+    """Why the change is not there any more; empty while it is on trial."""
+    note = notes.read(trial.prepared.namespace.inum)
+    if note is None or not note.deadline:
+        return (note and note.said) or "the trial is over: its rules were removed"
+    return ""
 
 
 def revert(trial: Trial) -> None:
@@ -224,18 +219,58 @@ def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]
         if installed.state == PERMANENT and not note.deadline:
             raise CtraceError(f"what is applied in {namespace.name} is confirmed already")
         if installed.state != TRIAL:
-            raise CtraceError("the trial is over and its rules are off: apply the plan again")
-        if plan.backend == "nft":
-            commands.run(["nft", "-f", "-"], notrack_nft.confirm())
-        else:
-            for family in steps.families():
-                text = notrack_iptables.restore(plan, family, None, jumps=False)
-                commands.run(notrack_iptables.restore_argv(plan.backend, family), text)
+            why = f" ({note.said})" if note.said else ""
+            raise CtraceError(f"the trial is over and its rules are off{why}: apply it again")
+        keep.make_lasting(plan)
         if read_installed(time.time()).state != PERMANENT:
             raise CtraceError("the rules did not stay: they expired meanwhile, apply again")
         notes.write(note.confirmed(listing()))
+    if standing.accepts(plan) and not notes.guarded(inum):
+        start_guard(inum)
+    with inside(namespace):
         done = flush_old(plan) if (note.flush if flush is None else flush) else []
     return plan, done
+
+
+def stays(plan: Plan) -> str:
+    """How long a confirmed plan stays, in one sentence."""
+    if standing.accepts(plan):
+        return (
+            "It stays until ctrace undo, a reboot, or a flush of all rules. A reload that drops "
+            "its accepts takes it off until it has been judged again (ctrace applied tells)."
+        )
+    return "It stays until ctrace undo, a reboot, or a flush of all rules."
+
+
+def put_back(inum: int, judge: Judge) -> None:
+    """A confirmed change that is off: judged by the rules as they are, and put in place again.
+
+    Raises CtraceError, and the note says why, when it is not safe now.
+    """
+    note = notes.read(inum)
+    if note is None or not note.off:
+        return
+    plan = plans.from_json(note.plan)
+    try:
+        namespace = locate(plan)
+        plan = judge(plan, namespace)
+        with notes.locked(), inside(namespace):
+            if notes.read(inum) != note:
+                return
+            plan = _as_rules_are(plan, namespace, judge, "just now")
+            remove(read_installed(time.time()), note)
+            for step in steps.steps(plan, int(keep.LEASE_S), time.time() + keep.LEASE_S):
+                commands.run(step.argv, step.stdin)
+            keep.make_lasting(plan)
+            kept = replace(note.confirmed(listing()), plan=plans.to_json(plan))
+            again = f"put back at {time.strftime('%H:%M:%S')}; it was {note.said.split('; ')[0]}"
+            notes.write(replace(kept, said=again))
+    except CtraceError as error:
+        with notes.locked():
+            if notes.read(inum) == note:
+                said = f"{note.said.split('; ')[0]}; it was not put back: {error}"
+                notes.write(replace(note, said=said))
+        raise
 
 
 def flush_old(plan: Plan) -> list[str]:
@@ -274,18 +309,21 @@ def locate(plan: Plan) -> Namespace:
 
 
 @contextmanager
-def inside(namespace: Namespace) -> Iterator[None]:
-    """This thread inside the namespace, and only if the path still leads to it."""
-    with netns.enter(namespace.path):
+def inside(namespace: Namespace) -> Iterator[str]:
+    """This thread inside the namespace, and only if the path still leads to it.
+
+    Yields a path to where it came from.
+    """
+    with netns.enter(namespace.path) as home:
         if os.stat("/proc/thread-self/ns/net").st_ino != namespace.inum:
             raise CtraceError(f"network namespace {namespace.name} is gone: run advise again")
-        yield
+        yield home
 
 
-def _baseline() -> tuple[health.Sample, health.Sample]:
-    first = health.sample()
+def _baseline(plan: Plan) -> health.Before:
+    first = health.sample(plan.levers)
     time.sleep(BASELINE_S)
-    return first, health.sample()
+    return health.usual(first, health.sample(plan.levers), plan.levers)
 
 
 def _take_back(namespace: Namespace, note: Optional[notes.Note]) -> None:
@@ -293,8 +331,8 @@ def _take_back(namespace: Namespace, note: Optional[notes.Note]) -> None:
     notes.forget(namespace.inum)
 
 
-def _start_guard(inum: int) -> None:
-    """A process of its own that tidies up at the deadline if nobody else has."""
+def start_guard(inum: int) -> None:
+    """A process of its own that watches the change (:mod:`ctrace.change.guard`)."""
     subprocess.Popen(
         interpreter.module("ctrace.change.guard", str(inum)),
         stdin=subprocess.DEVNULL,

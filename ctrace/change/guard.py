@@ -1,41 +1,233 @@
-"""The guard: waits for a trial's deadline, and removes its rules if nobody confirmed.
+"""The guard: a process of its own beside a change, for as long as that needs one.
 
-It does so also when the ctrace that applied them was killed; the kernel disarms them
-by itself if it is killed, too. Started by apply
-as a process of its own; it ends as soon as the trial is over.
+On trial it looks every second whether anything got worse, and takes the change back when it
+did, when an accept of it is gone, or when the time is over and nobody confirmed: also when the
+ctrace that applied it was killed. Once confirmed it stays only where the plan has accepts in
+chains of others, and sees that these stand (:mod:`ctrace.change.keep` says why). When they are
+gone the services are tracked again within :data:`POLL_S`, then judged again by the rules as
+they are then, and the rules put back when that is safe; else it is tried again ever more
+rarely. It holds no file of the namespace, so it keeps none alive.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Optional
 
-from ctrace.change import notes
+from ctrace import interpreter
+from ctrace.change import keep, notes
+from ctrace.change import plan as plans
+from ctrace.change.standing import Standing
 from ctrace.change.undo import applied, remove
 from ctrace.errors import CtraceError
 from ctrace.host import netns
-from ctrace.ruleset.installed import PERMANENT, listing
+from ctrace.host.netns import Namespace
+from ctrace.ruleset.installed import PERMANENT, listing, read_installed
 
-POLL_S = 0.5
-TRIES = 60
+POLL_S: Final = 0.25
+TRIES: Final = 60
+PATIENCE_S: Final = 5
+"""For an earlier guard of the namespace to end."""
+QUIET_S: Final = 1.0
+"""A reload comes in several pieces: nothing may have changed for so long."""
+LONGEST_WAIT_S: Final = 600
+SHARE: Final = 20
+"""Judging again takes at most a twentieth of the time."""
+GIVE_UP_S: Final = 300
+"""On one judgement."""
+HEAR_EVERY: Final = 5
+"""Looks between two at which new entries are listened to."""
+_SCORE: Final = "-500"
+"""Of the out-of-memory killer: a process this small frees nothing."""
 
 
 def watch(inum: int) -> None:
-    """Return once the trial in the namespace is confirmed, undone, or removed by us."""
-    while True:
-        note = notes.read(inum)
-        if note is None or not note.deadline:
-            return
-        if time.time() >= note.deadline:
-            break
-        time.sleep(POLL_S)
-    for _ in range(TRIES):
-        try:
-            if _tidied(inum, note):
+    """Return once the change in the namespace needs no guard any more."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(_SCORE)
+    with suppress(OSError, CtraceError):
+        netns.move("/proc/1/ns/net")  # whoever lives in a namespace keeps it alive
+    with notes.guarding(inum, PATIENCE_S) as mine:
+        if mine:
+            Guard(inum).run()
+
+
+class Guard:
+    """Of one namespace."""
+
+    def __init__(self, inum: int) -> None:
+        self._inum = inum
+        self._space: Optional[Namespace] = None
+        self._plan: Optional[tuple[str, plans.Plan, Standing]] = None
+        self._watch: Optional[object] = None
+        self._looks = 0
+        self._due = 0.0
+        self._wait = QUIET_S
+        self._again = 0.0
+
+    def run(self) -> None:
+        """Until there is nothing to guard."""
+        while True:
+            note = notes.read(self._inum)
+            if note is None or note.over:
                 return
-        except CtraceError:
-            pass  # another ctrace is changing rules: look again
-        time.sleep(POLL_S)
+            with suppress(CtraceError, OSError):  # something is changing rules: look again
+                if note.deadline:
+                    if time.time() >= note.deadline:
+                        self._tidy(note)
+                    elif note.placed:
+                        self._on_trial(note)
+                elif not self._standing(note).needs or not self._kept(note):
+                    return
+            time.sleep(POLL_S)
+
+    # ---- on trial ----------------------------------------------------------------
+
+    def _on_trial(self, note: notes.Note) -> None:
+        there, missing = self._standing(note).look(self._path())
+        if not there:
+            time.sleep(2 * QUIET_S)  # whoever does it by hand goes on to the accepts
+            self._take_back(note, "the rules are gone: something else removed them")
+        elif missing:
+            self._take_back(note, f"something removed its accepts ({', '.join(missing)})")
+        elif time.monotonic() >= self._due:
+            self._due = time.monotonic() + 1.0
+            worse = self._look(note)
+            if worse:
+                self._take_back(note, "it made things worse: " + "; ".join(worse))
+
+    def _look(self, note: notes.Note) -> tuple[str, ...]:
+        """Once a second; the first look only begins."""
+        from ctrace.change import health
+        from ctrace.change.watch import LISTEN_S, Watch
+
+        if not isinstance(self._watch, Watch) or self._watch.plan is not self._known(note)[1]:
+            self._watch = Watch(
+                self._known(note)[1],
+                self._path(),
+                health.Before(dict(note.before), note.waiting),
+                netns.local_addresses(self._path()),
+                note.probes,
+            )
+            return ()
+        self._looks += 1
+        self._watch.path = self._path()
+        return self._watch.look(0.0 if self._looks % HEAR_EVERY else LISTEN_S).worse
+
+    def _take_back(self, note: notes.Note, why: str) -> None:
+        with notes.locked():
+            if notes.read(self._inum) != note:
+                return
+            with netns.enter(self._path()):
+                remove(read_installed(time.time()), note)
+            notes.write(note.ended(f"taken back at {_clock()}: {why}"))
+
+    def _tidy(self, note: notes.Note) -> None:
+        for _ in range(TRIES):
+            with suppress(CtraceError):
+                if _tidied(self._inum, note):
+                    return
+            time.sleep(POLL_S)
+
+    # ---- confirmed ---------------------------------------------------------------
+
+    def _kept(self, note: notes.Note) -> bool:
+        """Whether there is anything left to guard."""
+        plan = self._known(note)[1]
+        there, missing = self._standing(note).look(self._path())
+        if note.off:
+            self._put_back()
+        elif not there:
+            return self._gone(note)
+        elif missing:
+            with netns.enter(self._path()):
+                keep.off(plan)
+            self._off(note, f"off since {_clock()}, when something removed its accepts "
+                      f"({', '.join(missing)}): its services are tracked")  # fmt: skip
+        elif time.monotonic() >= self._due:
+            self._due = time.monotonic() + keep.RENEW_S
+            with netns.enter(self._path()):
+                held = keep.renew(plan)
+            if not held:
+                self._off(note, f"off since before {_clock()}, as nothing had looked after its "
+                          "accepts for too long: its services are tracked")  # fmt: skip
+        return True
+
+    def _gone(self, note: notes.Note) -> bool:
+        """The whole of it was removed, by hand or with every other rule: so it is over."""
+        time.sleep(2 * QUIET_S)  # whoever does it by hand goes on to the accepts
+        with notes.locked():
+            if notes.read(self._inum) != note:
+                return True
+            with netns.enter(self._path()):
+                installed = read_installed(time.time())
+                remove(installed, note)
+            notes.write(note.ended(f"something else removed its rules before {_clock()}"))
+        return False
+
+    def _off(self, note: notes.Note, said: str) -> None:
+        """Write down that it is off, and why, unless it is another's note by now."""
+        now = time.monotonic()
+        if now - self._again > LONGEST_WAIT_S:
+            self._wait = QUIET_S
+        self._again, self._due = now + self._wait, 0.0
+        for _ in range(TRIES):
+            with suppress(CtraceError), notes.locked():
+                if notes.read(self._inum) == note:
+                    notes.write(replace(note, said=said, off=True))
+                return
+            time.sleep(POLL_S)
+
+    def _put_back(self) -> None:
+        """Have it judged again, by a process whose memory goes with it."""
+        if time.monotonic() < self._again:
+            return
+        began = time.monotonic()
+        argv = interpreter.module("ctrace.advice.again", str(self._inum))
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, cwd="/", timeout=GIVE_UP_S, check=False,
+            )  # fmt: skip
+        took = time.monotonic() - began
+        self._wait = min(LONGEST_WAIT_S, max(2 * self._wait, SHARE * took))
+        self._again, self._due = time.monotonic() + self._wait, 0.0
+
+    # ---- what it knows ------------------------------------------------------------
+
+    def _known(self, note: notes.Note) -> tuple[str, plans.Plan, Standing]:
+        if self._plan is None or self._plan[0] != note.plan:
+            plan = plans.from_json(note.plan)
+            self._plan = note.plan, plan, Standing(plan)
+        return self._plan
+
+    def _standing(self, note: notes.Note) -> Standing:
+        return self._known(note)[2]
+
+    def _path(self) -> str:
+        """To the namespace. Raises CtraceError; ends the process when it is gone."""
+        if self._space is None or not _leads_to(self._space):
+            found = [space for space in netns.find() if space.inum == self._inum]
+            if not found:
+                sys.exit(0)
+            self._space = found[0]
+        return self._space.path
+
+
+def _leads_to(space: Namespace) -> bool:
+    try:
+        return Path(space.path).stat().st_ino == space.inum
+    except OSError:
+        return False
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
 
 
 def _tidied(inum: int, note: notes.Note) -> bool:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from ctrace.change.plan import Lever, Notrack
 from ctrace.host import sock_diag
-from ctrace.host.sock_diag import Connection
 from ctrace.record import PROTO_NUMBERS, Events, Status, address_bytes
 from ctrace.ruleset.installed import Rule
 
@@ -40,10 +39,19 @@ class Sample:
     at: float
     """Monotonic seconds."""
     counters: dict[str, int]
-    connections: dict[bytes, Connection] = field(default_factory=dict)
-    """TCP sockets by the kernel's cookie."""
+    waiting: int = 0
+    """Connections of this host to the services that wait for a first answer."""
     packets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
     """(role, protocol, port) to packets untracked so far per flow (``to``, ``from``...)."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was usual before the change."""
+
+    rates: dict[str, float]
+    """What counters rose by in a second."""
+    waiting: int
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,60 @@ class Verdict:
     """What was seen, one sentence each."""
 
 
-def sample(rules: Iterable[Rule] = ()) -> Sample:
-    """Read the counters of the namespace that this thread is in."""
+def sample(levers: Sequence[Lever], rules: Iterable[Rule] = ()) -> Sample:
+    """Read the counters of the namespace that this thread is in. Raises OSError."""
     counters = {**_table("snmp"), **_table("netstat"), REFUSED: _conntrack_drops()}
     packets: dict[tuple[str, str, int], dict[str, int]] = {}
     for rule in rules:
         if rule.own and rule.packets is not None and rule.service[2]:
             flows = packets.setdefault(rule.service, {})
             flows[rule.flow] = flows.get(rule.flow, 0) + rule.packets
-    return Sample(time.monotonic(), counters, sock_diag.connections(), packets)
+    return Sample(time.monotonic(), counters, sock_diag.connecting(_called(levers)), packets)
+
+
+def usual(first: Sample, second: Sample, levers: Sequence[Lever]) -> Before:
+    """From two readings before the change."""
+    span = max(second.at - first.at, 1e-3)
+    names = [*BAD, *(name for name, _ in _good(levers))]
+    rates = {n: (second.counters.get(n, 0) - first.counters.get(n, 0)) / span for n in names}
+    return Before(rates, second.waiting)
+
+
+class Connections:
+    """TCP sockets that were open before the change, for what a counter alone can't tell.
+
+    They are listed when this is made, and again only when something rose.
+    """
+
+    def __init__(self) -> None:
+        self._then = sock_diag.connections()
+        self._old = frozenset(self._then)
+
+    def excuse(self, levers: Sequence[Lever]) -> dict[str, int]:
+        """By counter, how much of a rise old connections and the levers' services account for.
+
+        A reset connection is gone: each old one that is gone may have been one. What lived
+        only between two looks is seen in neither, and excuses nothing.
+        """
+        ports = {lever.port for lever in levers if lever.proto == "tcp"}
+        then, now = self._then, sock_diag.connections()
+        self._then = now
+        gone = [one for cookie, one in then.items() if cookie in self._old and cookie not in now]
+        resent = 0
+        for cookie, one in now.items():
+            if cookie in self._old or {one.sport, one.dport} & ports:
+                resent += one.resent - (then[cookie].resent if cookie in then else 0)
+        return {
+            "Tcp.RetransSegs": resent,
+            "Tcp.EstabResets": sum(one.state in sock_diag.OPEN for one in gone),
+            "Tcp.AttemptFails": sum(one.state in sock_diag.OPENING for one in gone),
+        }
 
 
 def compare(
-    before: tuple[Sample, Sample], after: tuple[Sample, Sample], levers: Sequence[Lever]
+    before: Before, after: tuple[Sample, Sample], levers: Sequence[Lever], open_before: Connections
 ) -> Verdict:
-    """Judge two windows of about a second each, one before and one after the change.
+    """Judge a window of about a second after the change by what was usual before.
 
     Counts are compared as Poisson counts: a change is one of more than four
     standard deviations and to less than a fifth (a fall) or more than double (a rise):
@@ -83,46 +130,16 @@ def compare(
     and does so less now, they are what the relief sets free: clients that gave up
     meanwhile, and segments that had been waiting.
     """
-    worse: list[str] = []
-    seen: list[str] = []
-    span = after[1].at - after[0].at
-    scale = span / max(before[1].at - before[0].at, 1e-3)
-
-    def change(name: str) -> tuple[float, int]:
-        old = before[1].counters.get(name, 0) - before[0].counters.get(name, 0)
-        new = after[1].counters.get(name, 0) - after[0].counters.get(name, 0)
-        return old * scale, new
-
-    for name, meaning in _good(levers):
-        expected, found = change(name)
-        if found < expected / 5 and expected - found > SIGMA * math.sqrt(expected):
-            worse.append(f"{meaning} fell from {expected:.0f} to {found} in {span:.1f} s")
-        elif expected or found:
-            seen.append(f"{meaning}: {found} in {span:.1f} s, {expected:.0f} before")
-    refused, still = change(REFUSED)
-    relieved = refused > 2 * still
-    excused = _excused(before[1], after, levers)
-    for name, meaning in BAD.items():
-        expected, found = change(name)
-        if found <= 2 * expected + 10 or found - expected <= SIGMA * math.sqrt(expected + 1):
-            continue
-        rose = f"{meaning} rose from {expected:.0f} to {found} in {span:.1f} s"
-        if relieved:
-            seen.append(f"{rose}: connections that the full table had held up")
-        elif found - excused.get(name, 0) <= 2 * expected + 10:
-            seen.append(f"{rose}: of connections from before, or of the service itself")
-        else:
-            worse.append(rose)
-    called = {
-        lever.port
-        for lever in levers
-        if lever.proto == "tcp" and {"client", "loopback"} & set(lever.roles)
-    }
-    waited, waiting = (
-        sock_diag.connecting(moment.connections, called) for moment in (before[1], after[1])
-    )
-    if waiting > 2 * waited + 4:
-        worse.append(f"{waiting} connections of this host wait for an answer ({waited} before)")
+    window = _Window(before, after)
+    worse, seen = window.falls(levers)
+    rose, explained = window.rises(levers, open_before)
+    worse += rose
+    seen += explained
+    if after[1].waiting > 2 * before.waiting + 4:
+        worse.append(
+            f"{after[1].waiting} connections of this host wait for an answer "
+            f"({before.waiting} before)"
+        )
     proven = False
     for service, flows in after[1].packets.items():
         first = after[0].packets.get(service, {})
@@ -137,27 +154,58 @@ def compare(
     return Verdict(tuple(worse), proven, tuple(seen))
 
 
-def _excused(
-    unchanged: Sample, after: tuple[Sample, Sample], levers: Sequence[Lever]
-) -> dict[str, int]:
-    """By counter, how much of a rise old connections and the plan's services account for.
+class _Window:
+    """What the counters did between two moments after the change."""
 
-    A reset connection is gone: each old one that is gone may have been one. What
-    lived only between the two moments is seen in neither, and excuses nothing.
-    """
-    ports = {lever.port for lever in levers if lever.proto == "tcp"}
-    then, now = after[0].connections, after[1].connections
-    gone = [
-        one for cookie, one in then.items() if cookie in unchanged.connections and cookie not in now
-    ]
-    resent = 0
-    for cookie, one in now.items():
-        if cookie in unchanged.connections or {one.sport, one.dport} & ports:
-            resent += one.resent - (then[cookie].resent if cookie in then else 0)
+    def __init__(self, before: Before, after: tuple[Sample, Sample]) -> None:
+        self._before, self._after = before, after
+        self._span = after[1].at - after[0].at
+
+    def _change(self, name: str) -> tuple[float, int]:
+        new = self._after[1].counters.get(name, 0) - self._after[0].counters.get(name, 0)
+        return self._before.rates.get(name, 0.0) * self._span, new
+
+    def falls(self, levers: Sequence[Lever]) -> tuple[list[str], list[str]]:
+        """(what fell that must not, what was seen beside)."""
+        worse, seen = [], []
+        for name, meaning in _good(levers):
+            expected, found = self._change(name)
+            if found < expected / 5 and expected - found > SIGMA * math.sqrt(expected):
+                worse.append(f"{meaning} fell from {expected:.0f} to {found} in {self._span:.1f} s")
+            elif expected or found:
+                seen.append(f"{meaning}: {found} in {self._span:.1f} s, {expected:.0f} before")
+        return worse, seen
+
+    def rises(
+        self, levers: Sequence[Lever], open_before: Connections
+    ) -> tuple[list[str], list[str]]:
+        """(what rose that must not, what rose and is explained)."""
+        worse, seen = [], []
+        refused, still = self._change(REFUSED)
+        excused: Optional[dict[str, int]] = None
+        for name, meaning in BAD.items():
+            expected, found = self._change(name)
+            if found <= 2 * expected + 10 or found - expected <= SIGMA * math.sqrt(expected + 1):
+                continue
+            rose = f"{meaning} rose from {expected:.0f} to {found} in {self._span:.1f} s"
+            if refused > 2 * still:
+                seen.append(f"{rose}: connections that the full table had held up")
+                continue
+            if excused is None:
+                excused = open_before.excuse(levers)
+            if found - excused.get(name, 0) <= 2 * expected + 10:
+                seen.append(f"{rose}: of connections from before, or of the service itself")
+            else:
+                worse.append(rose)
+        return worse, seen
+
+
+def _called(levers: Sequence[Lever]) -> set[int]:
+    """Ports that this host itself calls, as far as the levers go."""
     return {
-        "Tcp.RetransSegs": resent,
-        "Tcp.EstabResets": sum(one.state in sock_diag.OPEN for one in gone),
-        "Tcp.AttemptFails": sum(one.state in sock_diag.OPENING for one in gone),
+        lever.port
+        for lever in levers
+        if lever.proto == "tcp" and {"client", "loopback"} & set(lever.roles)
     }
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -45,12 +46,28 @@ class Note:
     """Tables that did not exist before: ``iptables-nft ip raw``."""
     listing: str = ""
     """Our rules as the kernel listed them when they were confirmed, without counters."""
+    placed: bool = False
+    """Whether its rules are in: from then on they are watched."""
+    before: tuple[tuple[str, float], ...] = ()
+    """What the namespace's counters rose by in a second before the change."""
+    waiting: int = 0
+    """Connections that waited for a first answer then."""
+    probes: tuple[tuple[str, int], ...] = ()
+    """(address, port) that could be connected to from here then."""
     said: str = ""
     """What happened to the change since, in one sentence; empty: nothing."""
+    off: bool = False
+    """Confirmed, but its services are tracked for now: ``said`` says why."""
+    over: bool = False
+    """Its rules were taken away; the note stays to say why."""
 
     def confirmed(self, listing: str) -> Note:
         """The note of a change that stays."""
-        return replace(self, deadline=0, listing=listing, said="")
+        return replace(self, deadline=0, listing=listing, said="", off=False)
+
+    def ended(self, said: str) -> Note:
+        """The note of a change that something took away."""
+        return replace(self, deadline=0, listing="", said=said, over=True)
 
 
 def directory() -> Path:
@@ -80,6 +97,42 @@ def locked() -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def guarding(netns: int, patience_s: float) -> Iterator[bool]:
+    """Be the one process that guards a namespace's change; False when another is."""
+    fd = os.open(_guard_file(netns), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        until = time.monotonic() + patience_s
+        while not _lock(fd, fcntl.LOCK_EX):
+            if time.monotonic() > until:
+                yield False
+                return
+            time.sleep(0.1)
+        yield True
+    finally:
+        os.close(fd)
+
+
+def guarded(netns: int) -> bool:
+    """Whether a process guards a namespace's change."""
+    try:
+        fd = os.open(_guard_file(netns), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _lock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def boot_id() -> str:
     """This boot's identity."""
     with open("/proc/sys/kernel/random/boot_id") as file:
@@ -89,11 +142,23 @@ def boot_id() -> str:
 def read(netns: int) -> Optional[Note]:
     """The note for a namespace; None when there is none, or it is damaged or of another boot."""
     try:
-        document: dict[str, Any] = json.loads(_path(netns).read_text())
-        note = Note(**{**document, "made": tuple(document["made"])})
+        document: dict[str, Any] = json.loads(path(netns).read_text())
+        note = Note(
+            **{
+                **document,
+                "made": tuple(document["made"]),
+                "before": tuple((str(k), float(v)) for k, v in document.get("before", ())),
+                "probes": tuple((str(a), int(p)) for a, p in document.get("probes", ())),
+            }
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return note if note.boot == boot_id() and note.netns == netns else None
+
+
+def any_yet() -> bool:
+    """Whether there is a state directory to read: looking makes none."""
+    return os.path.isdir(os.environ.get(VARIABLE) or DIRECTORY)
 
 
 def every() -> list[Note]:
@@ -107,6 +172,12 @@ def sweep(alive: Collection[int]) -> None:
     for inum in _noted():
         if inum not in alive or read(inum) is None:
             forget(inum)
+            with suppress(FileNotFoundError):
+                _guard_file(inum).unlink()
+
+
+def _guard_file(netns: int) -> Path:
+    return directory() / f"netns-{int(netns)}.guard"
 
 
 def _noted() -> list[int]:
@@ -116,8 +187,8 @@ def _noted() -> list[int]:
 
 def write(note: Note) -> None:
     """Write the note, whole or not at all."""
-    path = _path(note.netns)
-    draft = path.with_suffix(".new")
+    where = path(note.netns)
+    draft = where.with_suffix(".new")
     with suppress(FileNotFoundError):
         draft.unlink()
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -125,14 +196,15 @@ def write(note: Note) -> None:
         json.dump(asdict(note), file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, path)
+    os.replace(draft, where)
 
 
 def forget(netns: int) -> None:
     """Remove the note."""
     with suppress(FileNotFoundError):
-        _path(netns).unlink()
+        path(netns).unlink()
 
 
-def _path(netns: int) -> Path:
+def path(netns: int) -> Path:
+    """Where the note of a namespace is."""
     return directory() / f"netns-{int(netns)}.json"

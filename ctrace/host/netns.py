@@ -186,10 +186,11 @@ def resolve(text: str) -> int:
 
 
 @contextmanager
-def enter(path: str) -> Iterator[None]:
+def enter(path: str) -> Iterator[str]:
     """Run the block with this thread, and only it, inside the namespace at ``path``.
 
-    Sockets and procfs files opened in it stay bound to it. Raises CtraceError.
+    Sockets and procfs files opened in it stay bound to it. Yields a path to where the
+    thread came from. Raises CtraceError.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -202,11 +203,20 @@ def enter(path: str) -> Iterator[None]:
         finally:
             os.close(there)
         try:
-            yield
+            yield f"/proc/self/fd/{home}"
         finally:
             _setns(home, "of this process")
     finally:
         os.close(home)
+
+
+def move(path: str) -> None:
+    """This thread to the namespace at ``path``, for good. Raises OSError, CtraceError."""
+    there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(there, path)
+    finally:
+        os.close(there)
 
 
 def cookie(space: Namespace) -> int:

@@ -36,15 +36,15 @@ class Connection:
     """Its addresses, 4 or 16 bytes."""
 
 
-def connections() -> dict[bytes, Connection]:
-    """TCP sockets by the kernel's cookie, in the namespace that this thread is in.
+def connections(states: Collection[int] = STATES) -> dict[bytes, Connection]:
+    """TCP sockets in these states by the kernel's cookie, in the namespace of this thread.
 
     Raises OSError when the kernel does not answer.
     """
     found: dict[bytes, Connection] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diag:
         diag.settimeout(2)
-        wanted = sum(1 << state for state in STATES)
+        wanted = sum(1 << state for state in states)
         for family in (socket.AF_INET, socket.AF_INET6):
             # struct inet_diag_req_v2: family, protocol, ext, pad, states, an empty id
             body = struct.pack(
@@ -78,9 +78,11 @@ def listening() -> frozenset[tuple[str, int]]:
     return frozenset(found)
 
 
-def connecting(there: dict[bytes, Connection], ports: Collection[int]) -> int:
-    """Sockets that wait for the first answer from one of these ports."""
-    return sum(one.state == SYN_SENT and one.dport in ports for one in there.values())
+def connecting(ports: Collection[int]) -> int:
+    """Sockets that wait for the first answer from one of these ports. Raises OSError."""
+    if not ports:
+        return 0
+    return sum(one.dport in ports for one in connections((SYN_SENT,)).values())
 
 
 def _answers(diag: socket.socket) -> Iterator[tuple[bytes, Connection]]:

@@ -38,7 +38,7 @@ class Node:
         """A path that opens this namespace while the node lives."""
         return f"/proc/{self.holder.pid}/ns/net"
 
-    def enter(self) -> AbstractContextManager[None]:
+    def enter(self) -> AbstractContextManager[str]:
         """Context manager: this thread inside the namespace."""
         return enter(self.path)
 

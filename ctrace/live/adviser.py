@@ -1,7 +1,7 @@
 """Advice for a screen: made from the feed's model; live, tried out and kept by typed words.
 
 A change made from the screen is the same trial as that of ``ctrace apply``: the kernel
-takes it back by itself unless it is kept, it is watched every second meanwhile, and
+takes it back by itself unless it is kept, its guard watches it every second meanwhile, and
 leaving the screen before it was kept takes it back at once.
 """
 
@@ -144,30 +144,24 @@ class LiveAdviser(FeedAdviser):
             if trial_now is None:
                 return "nothing is on trial any more"
             if word == "keep":
-                apply.confirm(trial_now.prepared.plan.netns)
-                self._told = "kept: it stays until ctrace undo or a reboot"
+                plan, _ = apply.confirm(trial_now.prepared.plan.netns)
+                self._told = f"kept. {apply.stays(plan)}"
             else:
                 apply.revert(trial_now)
                 self._told = "taken back: the rules are as they were"
             return self._told
 
     def _watch(self, trial: Trial) -> None:
-        """Take the trial back within two seconds of its making anything worse."""
+        """Tell when its guard took the trial back, or its time was over."""
         from ctrace.change import apply
 
         while trial is self._trial and not self._over.wait(1.0):
+            told = apply.fate(trial)
             if trial.seconds_left <= 0:
-                self._trial, self._told = None, "the trial is over and reverted by itself"
-                return
-            try:
-                verdict = apply.check(trial)
-            except CtraceError:
-                continue
+                told = "the trial is over and reverted by itself"
             with self._lock:
-                if verdict.worse and trial is self._trial:
-                    self._trial = None
-                    apply.revert(trial)
-                    self._told = "taken back, it made things worse: " + "; ".join(verdict.worse)
+                if told and trial is self._trial:
+                    self._trial, self._told = None, told
 
     def close(self) -> None:
         """Take back what was not kept."""

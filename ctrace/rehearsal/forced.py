@@ -13,7 +13,7 @@ import re
 import struct
 from typing import Final, NamedTuple, Optional
 
-from ctrace.rehearsal.netlink import attr, be32, nested, number, split, text, word
+from ctrace.host.rawlink import attr, be32, nested, number, split, text, word
 from ctrace.rehearsal.nft_copy import RULE as _RULE
 from ctrace.rehearsal.nft_copy import Change, Expression, Thing, expressions
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Optional
 
-from ctrace.rehearsal.netlink import (
+from ctrace.host.rawlink import (
     ACK,
     APPEND,
     CREATE,

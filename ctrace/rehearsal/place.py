@@ -14,7 +14,7 @@ from typing import Final, Optional
 
 from ctrace.change.plan import Accept, name_ok
 from ctrace.change.terms import MAX_TERMS, Term
-from ctrace.rehearsal.netlink import number, split, word
+from ctrace.host.rawlink import number, split, word
 from ctrace.rehearsal.nft_copy import CHAIN, RULE, read
 from ctrace.rehearsal.stage import ENDS, Hit, Stage
 from ctrace.ruleset.model import Chain, Match, Rule, Ruleset

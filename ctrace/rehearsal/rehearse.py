@@ -10,10 +10,10 @@ from typing import Final, Optional
 
 from ctrace.change.plan import Notrack, alone
 from ctrace.host import ctnetlink
+from ctrace.host.rawlink import split
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, constants, forced, nft_copy, talks
 from ctrace.rehearsal.compare import Difference
-from ctrace.rehearsal.netlink import split
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
 from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, play, throw
 from ctrace.rehearsal.snapshot import Snapshot

@@ -17,8 +17,7 @@ from typing import Any, Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.host import commands
 from ctrace.host.netns import enter
-from ctrace.rehearsal import nft_copy
-from ctrace.rehearsal.netlink import (
+from ctrace.host.rawlink import (
     NETFILTER,
     ROUTE,
     Interrupted,
@@ -29,6 +28,7 @@ from ctrace.rehearsal.netlink import (
     text,
     word,
 )
+from ctrace.rehearsal import nft_copy
 
 GETLINK, GETADDR, GETROUTE, GETRULE, GETNEXTHOP = 18, 22, 26, 34, 106
 LOOPBACK: Final = 772

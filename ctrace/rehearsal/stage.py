@@ -19,8 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Optional
 
 from ctrace.errors import CtraceError
-from ctrace.rehearsal import nft_copy, surroundings
-from ctrace.rehearsal.netlink import (
+from ctrace.host.rawlink import (
     NETFILTER,
     Link,
     Space,
@@ -32,6 +31,7 @@ from ctrace.rehearsal.netlink import (
     text,
     word,
 )
+from ctrace.rehearsal import nft_copy, surroundings
 from ctrace.rehearsal.nft_copy import CHAIN, RULE, TABLE, Batch, Expression, Thing
 from ctrace.rehearsal.snapshot import Snapshot
 

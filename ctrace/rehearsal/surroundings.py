@@ -19,7 +19,7 @@ from errno import EEXIST
 from typing import Final
 
 from ctrace.errors import CtraceError
-from ctrace.rehearsal.netlink import (
+from ctrace.host.rawlink import (
     ACK,
     APPEND,
     CREATE,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple, Optional
 
+from ctrace.host.rawlink import ROUTE, Link, attr, split
 from ctrace.rehearsal.constants import Named
-from ctrace.rehearsal.netlink import ROUTE, Link, attr, split
 from ctrace.rehearsal.packets import ACK, FIN, RST, SYN, TCP
 from ctrace.rehearsal.play import Stray, Talk, renumbered
 from ctrace.rehearsal.snapshot import LOOPBACK, Snapshot

@@ -11,7 +11,10 @@ before templates at raw (-300), which would make a later notrack a silent no-op.
 
 The nftables form is gated by a set ``armed``: while a plan is on trial its
 elements have a timeout, and when they expire the rules stop matching by
-themselves. The iptables form uses an end date for the same.
+themselves. Once confirmed they stay; where the plan needs accepts in chains of
+others they have a timeout all the same, which is renewed as long as somebody
+sees that those accepts stand (:mod:`ctrace.change.guard`). The iptables form
+uses an end date for a trial.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ TAG: Final = "ctrace:"
 
 CHAINS: Final = ("CTRACE_PRE", "CTRACE_OUT")
 """Our iptables chains in ``raw``, jumped to from PREROUTING and OUTPUT."""
+
+KEPT: Final = "kept"
+"""Comment of an element of ``armed`` that is renewed."""
 
 PROTO_NUMBER: Final = {"tcp": 6, "udp": 17}
 

@@ -8,7 +8,7 @@ from typing import Final, Optional
 
 from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
 from ctrace.change.terms import Term
-from ctrace.ruleset.notrack import PROTO_NUMBER, TABLE, TAG, icmp_state, tag_of
+from ctrace.ruleset.notrack import KEPT, PROTO_NUMBER, TABLE, TAG, icmp_state, tag_of
 
 TIMEOUT_PRIORITY: Final = -190
 """A ``ct timeout set`` needs the entry, so it must come after conntrack (-200)."""
@@ -40,13 +40,22 @@ def remove_table() -> str:
     return f"table inet {TABLE}\ndelete table inet {TABLE}"
 
 
-def confirm() -> str:
-    """Make a trial permanent, in one transaction. Fails when it has already expired."""
-    elements = ", ".join(ARMED)
+def confirm(lease_s: Optional[int] = None) -> str:
+    """Make a trial permanent, or good for ``lease_s`` seconds more, in one transaction.
+
+    Fails when it has already expired.
+    """
+    for_long = "" if lease_s is None else f' timeout {int(lease_s)}s comment "{KEPT}"'
+    kept = ", ".join(f"{name}{for_long}" for name in ARMED)
     return (
-        f"delete element inet {TABLE} armed {{ {elements} }}\n"
-        f"add element inet {TABLE} armed {{ {elements} }}\n"
+        f"delete element inet {TABLE} armed {{ {', '.join(ARMED)} }}\n"
+        f"add element inet {TABLE} armed {{ {kept} }}\n"
     )
+
+
+def disarm() -> str:
+    """Track everything again, and leave the rules where they are."""
+    return f"flush set inet {TABLE} armed\n"
 
 
 def accepts(plan: Plan) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kit.changes import PORT, STRICT, make_plan, rules_of
+from kit.changes import PORT, STRICT, guards, make_plan, rules_of
 
 from ctrace.change import notes, undo
 from ctrace.change import plan as plans
@@ -136,16 +136,3 @@ def test_the_kernel_alone_reverts(lab: Lab, tmp_path: Path) -> None:
         assert not tcp_connections(client, (address, PORT), 5).failed
     undo.undo(victim.node.inum)
     assert rules_of(victim.node) == victim.before
-
-
-def guards(inums: set[int]) -> list[int]:
-    """Guards of these namespaces that run."""
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"ctrace.change.guard" in words and int(words[-2]) in inums:
-            found.append(int(pid))
-    return found

@@ -61,7 +61,7 @@ CASES = {
 
 
 def echo(connection: socket.socket) -> None:
-    connection.settimeout(20)
+    connection.settimeout(60)
     while data := connection.recv(64):
         connection.sendall(data)
 
@@ -91,20 +91,20 @@ def test_a_connection_that_began_during_the_trial(lab: Lab, case: str) -> None:
 
 def pushed(connection: socket.socket) -> None:
     """Answer, and a second later speak unasked."""
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.sendall(connection.recv(1))
     connection.settimeout(1)
     try:
         connection.recv(1)
     except TimeoutError:
         connection.sendall(b"later")
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.recv(1)
 
 
 def connected(node: Node, address: str) -> socket.socket:
     client = node.socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.settimeout(3)
+    client.settimeout(60)
     client.connect((address, PORT))
     return client
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ctrace.change.plan import Accept, Notrack, Plan, clean_text
 from ctrace.lab import Node
@@ -67,7 +68,7 @@ def rules_of(node: Node) -> str:
             texts.append(node.run([f"{family}tables-{variant}-save"]))
     lines = [line for line in "\n".join(texts).splitlines() if not line.startswith("#")]
     text = "\n".join(lines)
-    text = re.sub(r"packets \d+ bytes \d+", "", text)
+    text = re.sub(r"packets \d+ bytes \d+| expires \w+", "", text)
     return re.sub(r"\[\d+:\d+\]", "", text)
 
 
@@ -136,3 +137,16 @@ def in_background(work: Callable[[], object]) -> Iterator[None]:
         stop.set()
         thread.join()
     assert not failed
+
+
+def guards(inums: set[int]) -> list[int]:
+    """Guards of these namespaces that run."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"ctrace.change.guard" in words and int(words[-2]) in inums:
+            found.append(int(pid))
+    return found

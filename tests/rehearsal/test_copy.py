@@ -11,9 +11,9 @@ import pytest
 
 from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
+from ctrace.host.rawlink import NETFILTER, Link, attr, number, split, text
 from ctrace.lab import Lab, Node
 from ctrace.rehearsal import nft_copy, surroundings
-from ctrace.rehearsal.netlink import NETFILTER, Link, attr, number, split, text
 from ctrace.rehearsal.packets import SYN, tcp
 from ctrace.rehearsal.snapshot import from_text, take, to_text
 from ctrace.rehearsal.stage import ENDS, Stage, on_one_processor

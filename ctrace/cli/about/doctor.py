@@ -71,6 +71,7 @@ def examine() -> tuple[dict[str, Any], list[Finding]]:
         _about_programs(compiler, chosen),
         *(_about_family(one, chosen) for one in families),
         *_about_tables(here, readings),
+        *_about_changes(),
     ]
     limit, buckets = kernel.limits()
     names = {space.inum: space.name for space in spaces}
@@ -235,6 +236,20 @@ def _about_tables(here: kernel.Kernel, readings: Sequence[TableReading]) -> list
             Finding("events", WARN, "nf_conntrack_events=0: the netlink family sees nothing here")
         )
     return findings
+
+
+def _about_changes() -> list[Finding]:
+    """What ctrace apply has in place, where it does not hold."""
+    from ctrace.change.condition import HOLDS, ON_TRIAL, conditions
+
+    return [
+        Finding(
+            "applied",
+            GOOD if one.state in (HOLDS, ON_TRIAL) else WARN,
+            f"{', '.join(one.services)} in {one.name}: {one.told or one.state.replace('-', ' ')}",
+        )
+        for one in conditions()
+    ]
 
 
 def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:

@@ -11,6 +11,7 @@ from ctrace.cli.options import answer_options, need_root, netns_option
 from ctrace.cli.output import number
 
 if TYPE_CHECKING:
+    from ctrace.change.condition import Condition
     from ctrace.change.undo import Applied
 
 
@@ -18,38 +19,57 @@ if TYPE_CHECKING:
 @netns_option("Only in this namespace")
 @answer_options("text", "json")
 def command(netns: Optional[str], format: str) -> None:
-    """List what ctrace has applied: where, what, until when, and how much it caught."""
+    """List what ctrace has applied: where, what, until when, and how much it caught.
+
+    Says when a change does not hold: its accepts are missing, its services are tracked
+    for now, or something else removed it.
+    """
+    from ctrace.change.condition import OVER, conditions
     from ctrace.change.undo import applied
     from ctrace.host.netns import resolve
 
     need_root("reading every namespace's rules")
-    changes = applied(resolve(netns) if netns else None)
+    only = resolve(netns) if netns else None
+    changes = applied(only)
+    known = {one.netns: one for one in conditions() if only in (None, one.netns)}
+    there = {change.namespace.inum for change in changes}
+    over = [one for one in known.values() if one.state == OVER and one.netns not in there]
     if format == "json":
-        click.echo(json.dumps([_json(change) for change in changes], indent=2))
+        found = [_json(change, known.get(change.namespace.inum)) for change in changes]
+        click.echo(json.dumps(found + [_gone(one) for one in over], indent=2))
         return
-    if not changes:
+    if not changes and not over:
         click.echo("Nothing of ctrace is applied.")
     for change in changes:
-        click.echo(f"{change.namespace.name}: {_state(change)}")
+        click.echo(f"{change.namespace.name}: {_state(change, known.get(change.namespace.inum))}")
         for rule in change.installed.rules:
             count = "" if rule.packets is None else f"  {number(rule.packets)} packets"
             click.echo(f"  {rule.tool} {rule.family} {rule.table} {rule.chain}  {rule.tag}{count}")
+    for one in over:
+        click.echo(
+            f"{one.name}: nothing is applied any more ({', '.join(one.services)}): {one.told}"
+        )
 
 
-def _state(change: Applied) -> str:
+def _state(change: Applied, known: Optional[Condition]) -> str:
     left = change.installed.seconds_left
+    told = f"; {known.told}" if known and known.told else ""
     if change.installed.state == "trial":
-        return f"on trial, reverts by itself in {left:.0f} s unless confirmed"
+        return f"on trial, reverts by itself in {left:.0f} s unless confirmed{told}"
+    if known and known.state in ("off", "broken"):
+        return f"confirmed, but {known.told}"
     if change.installed.state == "expired":
         return "a trial that is over: its rules are off, ctrace undo removes them"
-    return "confirmed"
+    return f"confirmed{told}"
 
 
-def _json(change: Applied) -> dict[str, Any]:
+def _json(change: Applied, known: Optional[Condition]) -> dict[str, Any]:
     return {
         "netns": change.namespace.inum,
         "name": change.namespace.name,
         "state": change.installed.state,
+        "condition": known.state if known else None,
+        "told": known.told if known else "",
         "seconds_left": change.installed.seconds_left,
         "services": list(change.installed.services),
         "rules": [
@@ -63,4 +83,17 @@ def _json(change: Applied) -> dict[str, Any]:
             }
             for rule in change.installed.rules
         ],
+    }
+
+
+def _gone(one: Condition) -> dict[str, Any]:
+    return {
+        "netns": one.netns,
+        "name": one.name,
+        "state": "nothing",
+        "condition": one.state,
+        "told": one.told,
+        "seconds_left": None,
+        "services": list(one.services),
+        "rules": [],
     }

@@ -27,8 +27,10 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
     """Apply a PLAN made by ``ctrace advise``.
 
     It is shown in full first. The kernel itself takes the change back after the
-    time to confirm, also when ctrace or the connection to this host dies; a change
-    that makes things worse is taken back within two seconds.
+    time to confirm, also when ctrace or the connection to this host dies. Until then
+    a process of its own watches, also with --yes: by the host's counters and, where
+    there is no load, by connections of its own. A change that makes things worse is
+    taken back within two seconds.
     """
     from ctrace.advice.again import judge_plan
     from ctrace.change import apply, plan_file
@@ -65,8 +67,8 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
             apply.revert(trial)
             say("Taken back: the rules are as they were.", err=True)
     if settled:
-        _, flushed = apply.confirm(wanted.netns)
-        say("\n".join(["Confirmed: it stays until ctrace undo or a reboot.", *flushed]))
+        kept, flushed = apply.confirm(wanted.netns)
+        say("\n".join([f"Confirmed. {apply.stays(kept)}", *flushed]))
 
 
 def _checked(trial: object) -> None:
@@ -84,7 +86,7 @@ def _checked(trial: object) -> None:
 
 
 def _ask(trial: object) -> bool:
-    """Ask whether to keep it, watching every second meanwhile."""
+    """Ask whether to keep it; its guard watches meanwhile."""
     from ctrace.change import apply
 
     assert isinstance(trial, apply.Trial)
@@ -93,13 +95,13 @@ def _ask(trial: object) -> bool:
         nl=False,
     )
     while trial.seconds_left > 1:
-        ready, _, _ = select.select([sys.stdin], [], [], 0.0)
+        ready, _, _ = select.select([sys.stdin], [], [], 0.5)
         if ready:
             return sys.stdin.readline().strip().lower() in ("y", "yes")
-        verdict = apply.check(trial)
-        if verdict.worse:
+        over = apply.fate(trial)
+        if over:
             say("")
-            raise CtraceError("it made things worse: " + "; ".join(verdict.worse))
+            raise CtraceError(over)
     say("")
     return False
 

@@ -55,8 +55,8 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
         say(f"Keep {what(trial)}.")
     if trials and not yes and sys.stdin.isatty() and not click.confirm("Keep it?", default=False):
         raise CtraceError("nothing was confirmed: it still reverts by itself")
-    _, said = apply.confirm(inum, flush=flush)
-    say("\n".join(["Confirmed: it stays until ctrace undo or a reboot.", *said]))
+    plan_kept, said = apply.confirm(inum, flush=flush)
+    say("\n".join([f"Confirmed. {apply.stays(plan_kept)}", *said]))
 
 
 def what(change: Applied) -> str:

@@ -49,6 +49,7 @@ def command(
             "prometheus_client is missing: install it with pip install prometheus-client"
         ) from None
     from ctrace.capture import open_live
+    from ctrace.change.condition import conditions
     from ctrace.model import Model
     from ctrace.view.export.scrape import Scrapes, parse_listen
 
@@ -78,7 +79,8 @@ def command(
                 model.update(batch)
                 if batch.more:
                     continue
-                text = exposition.text(model.snapshot(group=group, sort="held", limit=limit))
+                moment = model.snapshot(group=group, sort="held", limit=limit)
+                text = exposition.text(moment, conditions())
                 if server is None:
                     click.echo(text.decode(), nl=False)
                     return

@@ -6,7 +6,7 @@ the protocol, the port, the reason and the namespace's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 
 from prometheus_client.core import (
@@ -17,6 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from ctrace.change.condition import HOLDS, ON_TRIAL, Condition
 from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
 from ctrace.view.export import measures
 
@@ -70,9 +71,9 @@ class Exposition:
         self._victim = LabelBudget(limit)
         self._netns = LabelBudget(limit)
 
-    def text(self, snapshot: Snapshot) -> bytes:
-        """The exposition, UTF-8, ending in ``# EOF``."""
-        registry: Any = _Registry(list(self.metrics(snapshot)))
+    def text(self, snapshot: Snapshot, changes: Sequence[Condition] = ()) -> bytes:
+        """The exposition, UTF-8, ending in ``# EOF``; ``changes``: what ctrace has applied."""
+        registry: Any = _Registry([*self.metrics(snapshot), *self._changes(changes)])
         body: bytes = generate_latest(registry)
         return body
 
@@ -82,6 +83,18 @@ class Exposition:
         yield from self._culprits(snapshot.culprits)
         yield from self._victims(snapshot.victims)
         yield from _itself(snapshot)
+
+    def _changes(self, changes: Sequence[Condition]) -> Iterator[Metric]:
+        holds = GaugeMetricFamily(
+            "ctrace_change_holds",
+            "1: what ctrace applied there is whole, or on trial; 0: see ctrace applied.",
+            labels=["netns", "state"],
+        )
+        for one in changes:
+            good = one.state in (HOLDS, ON_TRIAL)
+            holds.add_metric([self._netns(one.name), one.state], float(good))
+        if changes:
+            yield holds
 
     def _tables(self, tables: tuple[Table, ...]) -> Iterator[Metric]:
         entries, limit = (

@@ -1,0 +1,96 @@
+"""How a change fares that was applied: what `applied`, `advise`, `doctor` and `metrics` say.
+
+From its note and a few messages to the kernel, so it can be asked at any time.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from ctrace.change import notes
+from ctrace.change import plan as plans
+from ctrace.change.standing import Standing
+from ctrace.errors import CtraceError
+from ctrace.host import netns
+from ctrace.host.netns import Namespace
+
+ON_TRIAL, HOLDS, OFF, BROKEN, OVER = "on-trial", "holds", "off", "broken", "over"
+STATES: Final = (ON_TRIAL, HOLDS, OFF, BROKEN, OVER)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Of one namespace's change."""
+
+    netns: int
+    name: str
+    state: str
+    """``on-trial``; ``holds``: confirmed and whole; ``off``: confirmed, but its services are
+    tracked for now; ``broken``: NOTRACK without its accepts, so its services may be cut off;
+    ``over``: taken away by something else than ctrace undo."""
+    services: tuple[str, ...]
+    """``tcp/80``."""
+    told: str
+    """What to know, in one sentence; empty: nothing."""
+
+
+def conditions() -> list[Condition]:
+    """Of every change that has a note, by namespace. Reads only."""
+    with suppress(CtraceError):
+        noted = notes.every() if notes.any_yet() else []
+        if noted:
+            known = {space.inum: space for space in netns.find()}
+            return [_of(note, known[note.netns]) for note in noted if note.netns in known]
+    return []
+
+
+def of(inum: int, path: str) -> str:
+    """What to know of the change in the namespace at ``path``; empty: nothing."""
+    note = notes.read(inum) if notes.any_yet() else None
+    return "" if note is None else _of(note, Namespace(inum, "", path)).told
+
+
+def _of(note: notes.Note, space: Namespace) -> Condition:
+    plan = plans.from_json(note.plan)
+    services = tuple(f"{lever.proto}/{lever.port}" for lever in plan.levers)
+    state, told = _state(note, plan, space)
+    return Condition(note.netns, space.name, state, services, told)
+
+
+def _state(note: notes.Note, plan: plans.Plan, space: Namespace) -> tuple[str, str]:
+    if note.over:
+        return OVER, note.said
+    standing = Standing(plan)
+    try:
+        there, missing = standing.look(space.path)
+    except CtraceError as error:
+        return BROKEN, f"its rules cannot be read: {error}"
+    if note.deadline and not note.placed:
+        found = ON_TRIAL, ""
+    elif note.off and there:
+        found = OFF, note.said
+    elif not there:
+        found = OVER, "something else removed its rules"
+    elif missing:
+        found = (
+            BROKEN,
+            (
+                f"its accepts are missing ({', '.join(missing)}): its services may be cut off, "
+                "ctrace undo tracks them again"
+            ),
+        )
+    elif note.deadline:
+        found = ON_TRIAL, note.said
+    elif standing.needs and not notes.guarded(note.netns):
+        found = (
+            OFF,
+            (
+                "nothing watches its accepts any more, so its services are tracked again: run "
+                "ctrace undo, then apply the plan"
+            ),
+        )
+    else:
+        found = HOLDS, note.said
+    return found

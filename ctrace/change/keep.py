@@ -1,0 +1,76 @@
+"""What makes a confirmed change stay, and what takes it off in an instant.
+
+NOTRACK may hold only while its accepts do. Nothing in the packet path can see to that: the
+decision falls in ``raw``, hooks before the chains that accept, and a rule there can't refer to
+what lies in a table of others. Putting NOTRACK into their table would make both go together,
+but iptables refuses a table with a chain that it did not make, and most reloads flush chains
+and keep the table. So a small process looks (:mod:`ctrace.change.guard`), and the kernel makes
+sure that it does: where a plan has accepts in chains of others, its confirmed rules have a
+timeout of :data:`LEASE_S` that is renewed only while all accepts stand. A guard that is killed,
+stopped or starved lets the services be tracked again, which costs entries and breaks nothing.
+A plan without such accepts stands in one table of ours, and needs no guard. iptables' own form
+of the rules has no switch: there the guard alone takes them off.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Optional
+
+from ctrace.change import standing, steps
+from ctrace.change.carry import carry_over
+from ctrace.change.plan import Notrack, Plan
+from ctrace.errors import CtraceError
+from ctrace.host import commands
+from ctrace.ruleset import notrack_iptables, notrack_nft
+
+LEASE_S: Final = 30
+"""Seconds: long against a busy second of the guard, short against an outage."""
+RENEW_S: Final = 10
+
+
+def make_lasting(plan: Plan) -> None:
+    """Let a trial's rules stay, or renew them. Raises CtraceError when they are off already.
+
+    This and the other functions act in the namespace that this thread is in.
+    """
+    if plan.backend == "nft":
+        commands.run(["nft", "-f", "-"], notrack_nft.confirm(_lease(plan)))
+        return
+    for family in steps.families():
+        text = notrack_iptables.restore(plan, family, None, jumps=False)
+        commands.run(notrack_iptables.restore_argv(plan.backend, family), text)
+
+
+def renew(plan: Plan) -> bool:
+    """Say that the accepts stand; False when the rules are off already."""
+    if plan.backend != "nft":
+        return True
+    try:
+        make_lasting(plan)
+    except CtraceError:
+        return False
+    return True
+
+
+def off(plan: Plan) -> None:
+    """Track its services again, at once; open connections of this host get their entries."""
+    services = {
+        (role, lever.proto, lever.port)
+        for lever in plan.levers
+        if isinstance(lever, Notrack)
+        for role in lever.roles
+    }
+    carry_over(services)
+    if plan.backend == "nft":
+        commands.output(["nft", "-f", "-"], notrack_nft.disarm())
+    else:
+        for family in steps.families():
+            argv = notrack_iptables.restore_argv(plan.backend, family)
+            # One by one: some of it may be gone already.
+            for line in notrack_iptables.remove().splitlines()[1:-1]:
+                commands.output(argv, f"*raw\n{line}\nCOMMIT\n")
+    carry_over(services)
+
+
+def _lease(plan: Plan) -> Optional[int]:
+    return LEASE_S if standing.accepts(plan) else None

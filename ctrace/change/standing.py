@@ -1,0 +1,108 @@
+"""Whether what belongs together still stands together: NOTRACK, and the accepts that it needs.
+
+Accepts stand in chains of others, and go when those are loaded anew: ufw, firewalld,
+iptables-restore, kube-proxy. NOTRACK in a table of ours would stay, and cut its service off.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Optional
+
+from ctrace.change import steps
+from ctrace.change.plan import Notrack, Plan
+from ctrace.ruleset import notrack_iptables, notrack_nft
+from ctrace.ruleset.notrack import CHAINS, TABLE, TAG, tag_of
+from ctrace.ruleset.tags import Reader
+
+Place = tuple[str, str, str, str]
+"""(tool, family, table, chain); of a legacy table the chain is empty."""
+
+
+def accepts(plan: Plan) -> dict[Place, Counter[str]]:
+    """The comments of a plan's accepts by where they stand."""
+    found: dict[Place, Counter[str]] = defaultdict(Counter)
+    for lever in plan.levers:
+        if not isinstance(lever, Notrack):
+            continue
+        for one in lever.accepts:
+            rules = (
+                len(notrack_nft.accept_rules(lever, one))
+                if one.tool == "nft"
+                else len(notrack_iptables.accept_rules(lever, one))
+            )
+            chain = "" if one.tool == "iptables-legacy" else one.chain
+            tag = tag_of(lever, one.role, one.flow)
+            found[one.tool, one.family, one.table, chain][tag] += rules
+    return dict(found)
+
+
+def own(plan: Plan) -> dict[Place, Counter[str]]:
+    """The comments of its untracking rules, where those are of iptables: there each family's
+    go apart. nftables' stand in one table, which is there or is not."""
+    found: dict[Place, Counter[str]] = {}
+    if plan.backend == "nft":
+        return found
+    for family in steps.families():
+        lines = notrack_iptables.restore(plan, family).splitlines()
+        for chain in CHAINS:
+            hook = next(hook for hook, name in notrack_iptables.HOOKS if name == chain)
+            tags = Counter(
+                line.split(f'"{TAG}')[1].split('"')[0]
+                for line in lines
+                if line.startswith(f"-A {chain} ")
+            )
+            counted = Counter({TAG + tag: n for tag, n in tags.items()})
+            if plan.backend == "iptables-legacy":
+                place = (plan.backend, family, "raw", "")
+                found[place] = found.get(place, Counter()) + counted + Counter([f"{TAG}jump"])
+            else:
+                found[plan.backend, family, "raw", chain] = counted
+                found[plan.backend, family, "raw", hook] = Counter([f"{TAG}jump"])
+    return found
+
+
+class Standing:
+    """Looks at one plan's rules again and again."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._own = own(plan)
+        self._accepts = accepts(plan)
+        self._legacy = any(place[0] == "iptables-legacy" for place in (*self._own, *self._accepts))
+        self._seen: Optional[int] = None
+        self._found: tuple[bool, tuple[str, ...]] = (False, ())
+
+    @property
+    def needs(self) -> bool:
+        """Whether it has accepts in chains of others."""
+        return bool(self._accepts)
+
+    def look(self, path: str) -> tuple[bool, tuple[str, ...]]:
+        """(whether its NOTRACK is there, all of it; where accepts are missing).
+
+        Where the rules are those of the last look nothing is read. Raises CtraceError.
+        """
+        with Reader(path) as reader:
+            now = reader.generation()
+            if self._legacy or not now or now != self._seen:
+                there = bool(self._own) or reader.has_table("inet", TABLE)
+                there = there and not _lacking(reader, self._own)
+                self._found = there, _lacking(reader, self._accepts)
+                self._seen = now
+        return self._found
+
+
+def _lacking(reader: Reader, wanted: dict[Place, Counter[str]]) -> tuple[str, ...]:
+    found = []
+    for place, tags in wanted.items():
+        have = _tags(reader, place, tags)
+        if any(have[tag] < n for tag, n in tags.items()):
+            found.append(" ".join(place[1:]).strip())
+    return tuple(dict.fromkeys(found))
+
+
+def _tags(reader: Reader, place: Place, tags: Counter[str]) -> Counter[str]:
+    tool, family, table, chain = place
+    if tool == "iptables-legacy":
+        return reader.in_legacy(family, table, tags)
+    return reader.in_chain(family, table, chain, tags)

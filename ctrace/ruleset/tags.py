@@ -1,0 +1,102 @@
+"""Which comments of ours stand in a chain, read with as little work as possible.
+
+A few messages of nfnetlink or one getsockopt, nothing started, nothing parsed: what has to be
+looked at several times a second on a host with any number of rules.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Collection
+from typing import Final
+
+from ctrace.errors import CtraceError
+from ctrace.host.netns import enter
+from ctrace.host.rawlink import NETFILTER, Interrupted, Link, number, split, text
+
+FAMILY: Final = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+"""NFPROTO_* by nft's names."""
+_GETTABLE, _GETRULE, _GETGEN = (10 << 8 | kind for kind in (1, 7, 16))
+_GET_INFO, _GET_ENTRIES = 64, 65
+"""IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES (include/uapi/linux/netfilter_ipv4/ip_tables.h)."""
+_INFO: Final = 84
+_ENTRIES: Final = 40
+"""Bytes of struct ipt_getinfo, and of struct ipt_get_entries before its entries."""
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Reader:
+    """Of the namespace at a path, for a moment: an open socket would keep the namespace alive."""
+
+    def __init__(self, path: str) -> None:
+        """Raises CtraceError when it is gone."""
+        self._path = path
+        self._link = Link(path, NETFILTER)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.sock.close()
+
+    def generation(self) -> int:
+        """A number that is another after every change of nftables' rules; 0 without nftables."""
+        try:
+            found = dict(split(self._link.ask(_GETGEN, _head(0)), 4))
+        except OSError:
+            return 0
+        return number(found.get(1, b""))
+
+    def has_table(self, family: str, table: str) -> bool:
+        """Whether nftables has it."""
+        try:
+            self._link.ask(_GETTABLE, _head(FAMILY[family]) + text(1, table))
+        except OSError:
+            return False
+        return True
+
+    def in_chain(self, family: str, table: str, chain: str, tags: Collection[str]) -> Counter[str]:
+        """How many rules of a chain carry each of these comments (iptables-nft's as well)."""
+        ask = _head(FAMILY[family]) + text(1, table) + text(2, chain)
+        wanted = {tag: tag.encode() + b"\0" for tag in tags}
+        try:
+            rules = self._link.dump(_GETRULE, ask)
+        except (Interrupted, OSError):
+            raise CtraceError("the rules changed while they were read") from None
+        return Counter(tag for rule in rules for tag, raw in wanted.items() if raw in rule)
+
+    def in_legacy(self, family: str, table: str, tags: Collection[str]) -> Counter[str]:
+        """The same of a whole table of iptables-legacy, which has no numbers for its changes."""
+        with enter(self._path):
+            entries = _legacy(family, table)
+        return Counter({tag: entries.count(tag.encode() + b"\0") for tag in tags})
+
+
+def _head(family: int) -> bytes:
+    return struct.pack("=BBH", family, 0, 0)
+
+
+def _legacy(family: str, table: str) -> bytes:
+    six = family == "ip6"
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    with socket.socket(
+        socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW
+    ) as sock:
+        info = _getsockopt(sock, level, _GET_INFO, table.encode(), _INFO)
+        (size,) = struct.unpack_from("=I", info, _INFO - 4)
+        head = table.encode().ljust(32, b"\0") + struct.pack("=I", size)
+        return _getsockopt(sock, level, _GET_ENTRIES, head, _ENTRIES + size)
+
+
+def _getsockopt(sock: socket.socket, level: int, name: int, head: bytes, size: int) -> bytes:
+    """getsockopt(2) with something in the buffer, which Python's has not."""
+    buffer = ctypes.create_string_buffer(head, size)
+    length = ctypes.c_uint32(size)
+    if _libc.getsockopt(sock.fileno(), level, name, buffer, ctypes.byref(length)) != 0:
+        code = ctypes.get_errno()
+        raise CtraceError(f"iptables-legacy's rules cannot be read: {os.strerror(code)}")
+    return buffer.raw

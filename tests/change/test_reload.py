@@ -1,0 +1,231 @@
+"""A reload of the firewall drops a confirmed change's accepts: its NOTRACK goes with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from kit.changes import PORT, STRICT, guards, make_plan, rules_of
+
+from ctrace.change import apply, condition, keep, notes, undo
+from ctrace.change import plan as plans
+from ctrace.change.plan import Accept
+from ctrace.errors import CtraceError
+from ctrace.host import ctnetlink
+from ctrace.lab import Lab, Node
+from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.view.export.openmetrics import Exposition
+
+pytestmark = pytest.mark.kernel
+LONG = 120
+FILTER = (
+    "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A INPUT -p icmp -j ACCEPT\n"
+    "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+    f"-A INPUT -p tcp -m conntrack --ctstate NEW -m tcp --dport {PORT} -j ACCEPT\nCOMMIT\n"
+)
+NATIVE = "delete table inet fw\n" + STRICT
+KINDS: dict[str, tuple[list[str], str, str, Accept]] = {
+    "nft": (["nft", "-f", "-"], STRICT, NATIVE,
+            Accept("nft", "inet", "fw", "in", -1, "input", "server", "to")),
+    **{
+        tool: ([f"{tool}-restore"], FILTER, FILTER,
+               Accept(tool, "ip", "filter", "INPUT", -1, "input", "server", "to"))
+        for tool in ("iptables-nft", "iptables-legacy")
+    },
+}  # fmt: skip
+"""Loader, firewall, what a reload loads, the accept that the plan needs."""
+
+
+@contextmanager
+def confirmed(lab: Lab, kind: str, backend: str = "nft") -> Iterator[tuple[Node, Node, str]]:
+    """A server behind such a firewall with a confirmed change, its client, its address."""
+    argv, rules, _, accept = KINDS[kind]
+    server, client = lab.namespace("server"), lab.namespace("client")
+    lab.link(server, client)
+    server.run(argv, stdin=rules)
+    address = server.addresses["client"][0]
+    plan = make_plan(server, accepts=(accept,), backend=backend)
+    with tcp_server(server, PORT):
+        apply.start(apply.prepare(plan), 60)
+        apply.confirm(server.inum)
+        untracked(server, client, address)
+        yield server, client, address
+        undo.undo(server.inum)
+        until(lambda: not notes.guarded(server.inum), "the guard ends with the change")
+
+
+def works(client: Node, address: str) -> bool:
+    return len(tcp_connections(client, (address, PORT), 1, timeout=3).flows) == 1
+
+
+def untracked(server: Node, client: Node, address: str) -> None:
+    ctnetlink.flush(server.path)
+    assert works(client, address)
+    assert not entries(server), "nothing of it is tracked"
+
+
+def entries(server: Node) -> int:
+    found = ctnetlink.dump(server.path)
+    return int(((found["dport"] == PORT) | (found["sport"] == PORT)).sum())
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + LONG
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def state(server: Node) -> str:
+    return next((c.state for c in condition.conditions() if c.netns == server.inum), "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("nft", "nft"), ("iptables-nft", "nft"), ("iptables-legacy", "iptables-legacy")],
+)
+def test_the_service_survives_and_the_change_comes_back(lab: Lab, kind: str, backend: str) -> None:
+    with confirmed(lab, kind, backend) as (server, client, address):
+        server.run(KINDS[kind][0], stdin=KINDS[kind][2])
+        until(lambda: works(client, address), "the service is back")
+        until(lambda: "put back" in note(server), "it was judged again and put back")
+        assert state(server) == condition.HOLDS
+        untracked(server, client, address)
+
+
+def note(server: Node) -> str:
+    found = notes.read(server.inum)
+    return found.said if found else ""
+
+
+def test_what_is_not_safe_any_more_stays_off(lab: Lab) -> None:
+    """The new rules redirect the port, which needs tracking."""
+    with confirmed(lab, "nft") as (server, client, address):
+        redirect = (
+            f"table ip n {{ chain pre {{ type nat hook prerouting priority -100; "
+            f"tcp dport {PORT} redirect to :{PORT + 1}\n }}\n}}\n"
+        )
+        with tcp_server(server, PORT + 1):
+            server.run(["nft", "-f", "-"], stdin=redirect + NATIVE.replace("8063", "8063-8064"))
+            until(lambda: works(client, address), "the service is back")
+            until(lambda: "not put back" in note(server), "it was judged")
+            assert state(server) == condition.OFF
+            ctnetlink.flush(server.path)
+            assert works(client, address)
+            assert entries(server), "it is tracked"
+
+
+def the_guard(server: Node) -> int:
+    """Of two that were started at the same time one ends."""
+    until(lambda: len(guards({server.inum})) == 1, "there is one guard")
+    return guards({server.inum})[0]
+
+
+def test_all_who_are_asked_tell_at_once(lab: Lab) -> None:
+    """With its guard stopped nobody can mend it: what is missing is told all the same."""
+    from ctrace.advice.facts import facts
+    from ctrace.cli.about.doctor import WARN, _about_changes
+
+    with confirmed(lab, "iptables-nft") as (server, _, _address):
+        guard = the_guard(server)
+        os.kill(guard, signal.SIGSTOP)
+        try:
+            server.run(KINDS["iptables-nft"][0], stdin=FILTER)
+            assert state(server) == condition.BROKEN
+            assert "ip filter INPUT" in facts(server.path).condition
+            assert [f.level for f in _about_changes() if str(server.inum) in f.text] == [WARN]
+            told = ctrace("applied", "--netns", str(server.inum))
+            assert "confirmed, but its accepts are missing (ip filter INPUT)" in told
+            shown = list(Exposition()._changes(condition.conditions()))
+            (mine,) = [
+                s
+                for family in shown
+                for s in family.samples
+                if str(server.inum) in s.labels["netns"]
+            ]
+            assert (mine.value, mine.labels["state"]) == (0.0, "broken")
+        finally:
+            os.kill(guard, signal.SIGCONT)
+        until(lambda: state(server) == condition.HOLDS, "it is mended")
+
+
+def ctrace(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "ctrace", *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_without_its_guard_it_ends_by_itself(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keep, "LEASE_S", 6)
+    with confirmed(lab, "nft") as (server, client, address):
+        guard = the_guard(server)
+        os.kill(guard, signal.SIGKILL)
+        until(lambda: not notes.guarded(server.inum), "it is dead")
+        found = notes.read(server.inum)
+        assert found
+        with server.enter():
+            keep.renew(plans.from_json(found.plan))
+        server.run(KINDS["nft"][0], stdin=NATIVE)
+        until(lambda: works(client, address), "the kernel tracks it again")
+        assert state(server) == condition.BROKEN
+        server.run(KINDS["nft"][0], stdin=NATIVE)
+
+
+def test_taken_away_by_hand_it_stays_away(lab: Lab) -> None:
+    with confirmed(lab, "nft") as (server, client, address):
+        server.run(["nft", "delete", "table", "inet", "ctrace"])
+        until(lambda: "ctrace" not in rules_of(server), "its accepts go, too")
+        until(lambda: not notes.guarded(server.inum), "the guard ends")
+        assert state(server) == condition.OVER
+        assert "something else removed its rules" in ctrace("applied")
+        assert works(client, address)
+        undo.undo(server.inum)
+        assert state(server) == ""
+
+
+def test_a_plan_without_accepts_needs_no_guard(lab: Lab) -> None:
+    server, client = lab.namespace("server", track=True), lab.namespace("client")
+    lab.link(server, client)
+    apply.start(apply.prepare(make_plan(server)), 60)
+    apply.confirm(server.inum)
+    until(lambda: not notes.guarded(server.inum), "the guard ends")
+    assert state(server) == condition.HOLDS
+    undo.undo(server.inum)
+
+
+def test_on_trial_a_reload_takes_it_back(lab: Lab) -> None:
+    server, client = lab.namespace("server"), lab.namespace("client")
+    lab.link(server, client)
+    server.run(["nft", "-f", "-"], stdin=STRICT)
+    apply.start(apply.prepare(make_plan(server, accepts=(KINDS["nft"][3],))), LONG)
+    server.run(["nft", "-f", "-"], stdin=NATIVE)
+    until(lambda: not undo.applied(server.inum), "it is taken back")
+    until(lambda: "accepts" in note(server), "and says why")
+    with pytest.raises(CtraceError, match="accepts"):
+        apply.confirm(server.inum)
+    undo.undo(server.inum)
+
+
+def test_the_namespace_is_not_kept_alive(lab: Lab) -> None:
+    server = lab.namespace("server", track=True)
+    server.run(["nft", "-f", "-"], stdin=STRICT)
+    apply.start(apply.prepare(make_plan(server, accepts=(KINDS["nft"][3],))), 60)
+    apply.confirm(server.inum)
+    guard = the_guard(server)
+    server.close()
+    until(lambda: not os.path.exists(f"/proc/{guard}") or dead(guard), "the guard ends")
+
+
+def dead(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] in "ZX"
+    except OSError:
+        return True
