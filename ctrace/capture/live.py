@@ -176,6 +176,9 @@ class LiveSource:
         self._lives = Lives()
         self._ended: list[int] = []
         """Lives that have ended, not told yet."""
+        self.unseen = 0
+        """Entries that were in tables of namespaces when these were found, after the start:
+        nobody saw them made."""
         self._cost = _CostMeter(capture)
         self.clock = Clock(time.time_ns() - _boot())
         self._follow()
@@ -335,7 +338,11 @@ class LiveSource:
         at = _boot()
         fresh = self._follow()
         global_hooks = self.hooks.family in ("fentry", "kprobe")
-        if not fresh or not self._seed or global_hooks:
+        if not fresh or global_hooks:
+            return [], 0
+        if not self._seed:
+            with TableReader() as reader:
+                self.unseen += sum(table.count for table in reader.read(fresh))
             return [], 0
         existing = _dump(fresh)
         if not len(existing):
@@ -349,6 +356,7 @@ class LiveSource:
         events = join(parts)
         inside = np.isin(events["netns"], [space.inum for space in fresh])
         rows = self.seeded(existing, events[inside & (events["ts"] >= at)], at)
+        self.unseen += len(rows)
         return [rows, events], lost
 
 

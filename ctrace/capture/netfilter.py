@@ -238,8 +238,8 @@ def _blind(evictions: bool) -> tuple[str, ...]:
         "inserts by conntrack -I, act_ct, Open vSwitch or a BPF program: seen only when they end",
         "a refused packet's direction, when it came in: received and forwarded look alike",
         "entries inserted beside a clashing one (NAT) look like any other insert",
-        "inserts in the first second of a namespace that only processes hold (not mounted): "
-        "listed when it is found, as there before",
+        "inserts in the first moments of a namespace (a tenth of a second; one that no name is "
+        "mounted for: a second): listed when it is found, as there before",
     ]
     if "PROC_SYSCTL_ENTRY" not in layout.running():
         blind.append("a packet refused for lack of memory looks like one refused by a full table")

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from ctrace.batch import LOWEST_INODE, Batch, TableReading, inode_of, life
 from ctrace.capture import poller
 from ctrace.capture.live import open_live
 from ctrace.capture.lives import Lives
+from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
@@ -219,3 +220,27 @@ def test_what_events_missed_is_not_held_by_one_that_has_gone() -> None:
     back = TableReading(7, 3, 1000, 1024)
     model.update(Batch(empty(), START + 61 * second, tables=(back,)))
     assert model.snapshot("service").tables[0].count == 3
+
+
+@root
+@pytest.mark.kernel
+def test_entries_that_a_new_namespace_had_when_it_was_found_are_counted() -> None:
+    """Whoever lists no older entries tells at least how many nobody saw made."""
+    try:
+        source = open_live(hooks="netfilter", seed=False)
+    except CtraceError as error:
+        pytest.skip(str(error))
+    try:
+        stream = source.batches(0.2)
+        next(stream)
+        with ExitStack() as stack:
+            with source._poller.lock:  # no look meanwhile
+                space = stack.enter_context(mounted(f"ct-late-{os.getpid()}"))
+                send(space, 40)
+            until = time.monotonic() + 60
+            while source.unseen < 40:
+                next(stream)
+                assert time.monotonic() < until
+            assert counted(space) == 40
+    finally:
+        source.close()

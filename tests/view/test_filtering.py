@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import samples
 
+from ctrace.cli.recordings.replay import parse_moment
 from ctrace.errors import UsageError
 from ctrace.live.filtering import filtered
 from ctrace.live.protocol import Position
@@ -65,6 +68,31 @@ def test_any_text_filters_or_is_refused(text: str) -> None:
 def test_jumps(text: str, where: float) -> None:
     # 1 000 000 s after 1970 is 13:46:40 UTC.
     assert parse_jump(text, Position(1_000_100.0, 1_000_000.0, 1_007_200.0)) == where
+
+
+@pytest.mark.parametrize("text", ["13:46:30", "16:00", "23:59:59"])
+def test_a_time_of_day_that_was_not_recorded_is_refused(text: str) -> None:
+    """Not clamped: a local time would lead to an end of it without a word."""
+    with pytest.raises(UsageError, match="from 1970-01-12 13:46:40 to 15:46:40 UTC"):
+        parse_jump(text, Position(1_000_100.0, 1_000_000.0, 1_007_200.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("-5m", 1_006_900.0), ("+30", 1_000_030.0), ("100%", 1_007_200.0), ("14:00", 1_000_800.0),
+        ("1970-01-12T14:00:00Z", 1_000_800.0), ("1970-01-12 16:00:00+02:00", 1_000_800.0),
+        ("1970-01-12T14:00:00", 1_000_800.0),
+        ("-3h", None), ("+3h", None), ("16:00", None), ("1970-01-12T16:00:00Z", None),
+        ("2019-07-03", None), ("1970-01-12T14:00:00+02:00", None),
+    ],
+)  # fmt: skip
+def test_where_a_replay_begins(text: str, where: Optional[float]) -> None:
+    if where is not None:
+        assert parse_moment(text, 1_000_000.0, 1_007_200.0) == where
+        return
+    with pytest.raises(UsageError, match="outside the recording"):
+        parse_moment(text, 1_000_000.0, 1_007_200.0)
 
 
 @given(st.text(max_size=12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Optional
 
@@ -23,7 +24,11 @@ QUIET_S = 3600.0
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option("--at", metavar="MOMENT", help="Begin there: 14:03:20, -5m from the end, +30, 50%.")
+@click.option(
+    "--at",
+    metavar="MOMENT",
+    help="Begin there: 14:03:20 (UTC), -5m from the end, +30, 50%.",
+)
 @click.option(
     "--speed",
     type=click.FloatRange(1 / 64, 1024),
@@ -92,18 +97,21 @@ def command(
 def parse_moment(text: str, start: float, end: float) -> float:
     """``14:03:20``, a whole date and time, ``-5m`` from the end, ``+30``, ``50%``.
 
-    UTC seconds. Raises UsageError.
+    UTC seconds. Raises UsageError, also for a moment that the recording does not have.
     """
-    from ctrace.view.screen.jump import parse_jump
+    from ctrace.view.screen.jump import inside, parse_jump
+
+    whole = Position(start, start, end)
 
     if re.match(r"\d{4}-", text):
         try:
             moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
         except ValueError:
             raise UsageError(f"{text!r} is no time: give one like 2019-07-03T11:02:00Z") from None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return inside(moment.timestamp(), text, whole)
     base = end if text.startswith("-") else start
-    return parse_jump(text, Position(base, start, end))
+    return inside(parse_jump(text, replace(whole, now=base)), text, whole)
 
 
 def _screen(

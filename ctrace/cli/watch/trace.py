@@ -25,9 +25,10 @@ from ctrace.record import Kind
 
 if TYPE_CHECKING:
     from ctrace.batch import Source
+    from ctrace.capture.live import LiveSource
 
 INTERVAL = 0.1
-KINDS = {kind.name.lower(): kind for kind in Kind if kind is not Kind.EXISTING}
+KINDS = {kind.name.lower(): kind for kind in Kind if kind < Kind.EXISTING}
 
 
 @click.command()
@@ -81,7 +82,7 @@ def command(
 
     signal.signal(signal.SIGTERM, stop)
     shown = lost = 0
-    source: Optional[Source] = None
+    source: Optional[LiveSource] = None
     try:
         source = open_live(wanted, hooks=hooks, seed=False)
         tell(f"listening with {source.hooks.family} hooks")
@@ -99,7 +100,10 @@ def command(
     finally:
         if source is not None:
             source.close()
-            tell(f"{number(shown)} event{'' if shown == 1 else 's'}, {number(lost)} lost")
+            tell(
+                f"{number(shown)} event{'' if shown == 1 else 's'}, {number(lost)} lost"
+                f"{_unseen(source.unseen)}"
+            )
 
 
 def print_events(
@@ -127,6 +131,14 @@ def print_events(
             return
         if nobody_reads():
             raise BrokenPipeError
+
+
+def _unseen(entries: int) -> str:
+    """What new namespaces held before they were found."""
+    if not entries:
+        return ""
+    noun = "entry" if entries == 1 else "entries"
+    return f"; {number(entries)} {noun} of new namespaces made before these were found"
 
 
 def nobody_reads() -> bool:

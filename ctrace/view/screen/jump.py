@@ -17,7 +17,8 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 def parse_jump(text: str, position: Position) -> float:
     """The UTC second meant by ``10:03:07``, ``+30``, ``-2m`` or ``50%``.
 
-    A time of day means its first occurrence in the recording. Raises UsageError.
+    A time of day means its first occurrence in the recording. Raises UsageError, also where it
+    has none.
     """
     text = text.strip()
     if (share := _SHARE.match(text)) is not None:
@@ -33,5 +34,19 @@ def parse_jump(text: str, position: Position) -> float:
             when = start.replace(hour=hour, minute=minute, second=second, microsecond=0)
             if when < start.replace(microsecond=0):
                 when += timedelta(days=1)
-            return when.timestamp()
-    raise UsageError(f"{text!r} is no time: give 10:03:07, +30, -2m or 50%")
+            return inside(when.timestamp(), text, position)
+    raise UsageError(f"{text!r} is no time: give 10:03:07 (UTC), +30, -2m or 50%")
+
+
+def inside(moment: float, text: str, position: Position) -> float:
+    """The moment, which the recording has within a second. Raises UsageError when not."""
+    if position.start - 1 <= moment <= position.end + 1:
+        return moment
+    first, last = (
+        datetime.fromtimestamp(at, timezone.utc) for at in (position.start, position.end)
+    )
+    day = "%H:%M:%S" if first.date() == last.date() else "%Y-%m-%d %H:%M:%S"
+    raise UsageError(
+        f"{text} is outside the recording, which goes from {first:%Y-%m-%d %H:%M:%S} "
+        f"to {last.strftime(day)} UTC"
+    )

@@ -83,7 +83,7 @@ def header(
     title, host, clock = (
         [("ctrace", p.accent), (f" {mode}" if mode else "", p.accent)],
         [(fmt.cut(fmt.clean(snapshot.host), 24), p.text)],
-        [(fmt.clock(snapshot.ts / 1e9), p.text)],
+        [(f"{fmt.clock(snapshot.ts / 1e9)}{'Z' if width < 100 else ' UTC'}", p.text)],
     )
     details = [
         [(f"for {fmt.span(snapshot.uptime_s)}", p.dim)],
@@ -405,7 +405,7 @@ def top_lines(
 def timeline(position: Position, width: int, palette: Palette) -> Text:
     """Where a replay stands, with the drops marked on it."""
     p = palette
-    head = f" {fmt.clock(position.start)} "
+    head = f" {fmt.clock(position.start)} UTC "
     word = "paused" if position.paused else f"{position.speed:g} times as fast"
     tail = f" {fmt.clock(position.end)}  {word} "
     room = max(4, width - len(head) - len(tail))
