@@ -17,9 +17,10 @@ from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_tex
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in
 from ctrace.model.remedies import POINTLESS
-from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
+from ctrace.model.snapshot import Cause, Culprit, Remedy, Rising, Snapshot, Table
 from ctrace.ruleset import notrack_iptables, notrack_nft
-from ctrace.whatif.predict import Outlook, Part, Range, Service
+from ctrace.whatif.growth import Range
+from ctrace.whatif.predict import Outlook, Part, Service
 
 TARGET: Final = 0.6
 MOST: Final = 20
@@ -54,6 +55,8 @@ class Candidate:
     """What a command begins with to run in its namespace."""
     evidence: dict[str, Any] = field(default_factory=dict)
     """Of the rehearsal: what was tried, what differed, what could not be copied."""
+    rising: Optional[Rising] = None
+    """What the table does without it, where it goes on rising all the same."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,19 @@ class TableAdvice:
     levers: tuple[Lever, ...]
     fill_after: Optional[tuple[float, float]]
     reached: bool
+    """Whether the table is below the target then, and stays so."""
+    rising: Optional[Rising] = None
+    """With the levers; None: it does not go on rising."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fewest levers for a table, and where they bring it."""
+
+    levers: tuple[Lever, ...] = ()
+    fill_after: Optional[tuple[float, float]] = None
+    reached: bool = True
+    rising: Optional[Rising] = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,8 @@ def advise(
         full = table.fill > target or table.totals.drop > 0
         if not seen or not (full or every):
             continue
-        outlook = Outlook(table, [item.culprit for item in seen], about.timeouts)
+        watched = services.uptime_s
+        outlook = Outlook(table, [item.culprit for item in seen], about.timeouts, watched)
         judged = [
             _candidate(table, item, seen, about, judge, done, outlook)
             for item in seen
@@ -167,17 +184,16 @@ def advise(
             for one, item in zip(judged, [i for i in seen if i.culprit.port])
         ]
         policies = [
-            (policy, other.frees_by_policy(item.culprit, about), item.culprit)
+            (policy, other.frees_by_policy(item.culprit, about, watched), item.culprit)
             for item, candidate in zip([i for i in seen if i.culprit.port], judged)
-            if (policy := other.ct_timeout(item, candidate.role, about)) is not None
+            if (policy := other.ct_timeout(item, candidate.role, about, watched)) is not None
             and not any(
                 one.covers(policy.proto, policy.port, ()) for one in done if one.kind == "timeout"
             )
             and not candidate.in_place
         ]
-        chosen, after, reached = (
-            _choose(table, judged, policies, target, outlook) if full else ((), None, True)
-        )
+        choice = _choose(table, judged, policies, target, outlook) if full else Choice()
+        chosen = choice.levers
         judged = [replace(c, chosen=c.lever in chosen) for c in judged]
         candidates += judged
         offered = {(o.proto, o.port) for o in chosen if isinstance(o, Notrack)}
@@ -199,8 +215,9 @@ def advise(
                 table.totals.drop,
                 max(0, round(table.count - target * table.max)),
                 chosen,
-                after,
-                reached,
+                choice.fill_after,
+                choice.reached,
+                choice.rising,
             )
         )
         notes += [f"{c.proto}/{c.port}: {reason}" for c in judged if c.chosen
@@ -382,6 +399,7 @@ def _made(
         culprit.held / table.count if table.count else 0.0,
         outlook.fill([(culprit.proto, culprit.port or 0)]),
         lever,
+        rising=outlook.rising([(culprit.proto, culprit.port or 0)]),
     )
 
 
@@ -391,11 +409,8 @@ def _choose(
     policies: list[tuple[CtTimeout, Range, Culprit]],
     target: float,
     outlook: Outlook,
-) -> tuple[tuple[Lever, ...], Optional[tuple[float, float]], bool]:
-    """(levers, fill with them, whether that is below the target).
-
-    Largest first, so that no smaller number of levers reaches the target.
-    """
+) -> Choice:
+    """The levers, largest first, so that no smaller number of them reaches the target."""
     options: list[tuple[Union[Notrack, CtTimeout], float]] = [
         (c.lever, float(c.frees)) for c in candidates if c.verdict in GOOD and not c.in_place
     ]
@@ -417,7 +432,9 @@ def _choose(
             gone.append((lever.proto, lever.port))
         else:
             short.update(other.shorter(lever))
-    return tuple(chosen), outlook.fill(gone, short), outlook.expected(gone, short) <= target
+    rising = outlook.rising(gone, short)
+    reached = outlook.expected(gone, short) <= target and (rising is None or not rising.full_s)
+    return Choice(tuple(chosen), outlook.fill(gone, short), reached, rising)
 
 
 def _plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:

@@ -13,7 +13,8 @@ from ctrace.model import remedies
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Table
 from ctrace.ruleset import notrack_nft
 from ctrace.ruleset.notrack import TABLE
-from ctrace.whatif.predict import Outlook, Part, Range, shortened
+from ctrace.whatif.growth import Range
+from ctrace.whatif.predict import Outlook, Part, shortened
 
 POLICY: Final = {
     "tcp": (("fin_wait", 10), ("close_wait", 10), ("last_ack", 5), ("time_wait", 5), ("close", 2)),
@@ -24,26 +25,30 @@ MOSTLY: Final = 0.5
 _SETTING: Final = "net.netfilter.nf_conntrack_"
 
 
-def ct_timeout(seen: Seen, roles: tuple[str, ...], facts: Facts) -> Optional[CtTimeout]:
-    """A timeout policy for the service, if shorter timeouts would free much of it."""
+def ct_timeout(
+    seen: Seen, roles: tuple[str, ...], facts: Facts, seconds: float
+) -> Optional[CtTimeout]:
+    """A timeout policy for the service, if shorter timeouts would free much of it.
+
+    ``seconds`` were observed, as everywhere here.
+    """
     culprit = seen.culprit
     if culprit.proto not in POLICY or not culprit.port or not roles or not facts.has_nft:
         return None
-    if frees_by_policy(culprit, facts).high < MOSTLY * culprit.held:
+    if frees_by_policy(culprit, facts, seconds).high < MOSTLY * culprit.held:
         return None
     return CtTimeout(culprit.proto, culprit.port, roles, POLICY[culprit.proto])
 
 
-def frees_by_policy(culprit: Culprit, facts: Facts) -> Range:
-    """What :data:`POLICY` frees of a service, from how its entries ended."""
+def frees_by_policy(culprit: Culprit, facts: Facts, seconds: float) -> Range:
+    """What :data:`POLICY` frees of a service, from how long its entries have waited."""
     if culprit.proto == "tcp":
         old = facts.timeouts["tcp_timeout_time_wait"]
-        return shortened(culprit, culprit.closed or 0.0, old, dict(POLICY["tcp"])["time_wait"])
+        return shortened(culprit, True, old, dict(POLICY["tcp"])["time_wait"], seconds)
     if culprit.proto == "udp":
-        unreplied = culprit.unreplied or 0.0
-        one_way = shortened(culprit, unreplied, facts.timeouts["udp_timeout"], 5)
+        one_way = shortened(culprit, True, facts.timeouts["udp_timeout"], 5, seconds)
         # Only flows with more than two packets over two seconds reach the longer timeout.
-        both = shortened(culprit, 1 - unreplied, facts.timeouts["udp_timeout"], 15)
+        both = shortened(culprit, False, facts.timeouts["udp_timeout"], 15, seconds)
         return one_way + both
     return Range(0.0, 0.0)
 
@@ -79,11 +84,17 @@ def alternatives(
         if remedy.netns not in (0, table.netns) or remedy.id == "notrack":
             continue
         here = _as_it_is(remedy, facts)
-        if here is not None and _same(here) not in taken:
+        if here is not None and not _judged(here) and _same(here) not in taken:
             taken.add(_same(here))
             found.append(_with_fill(here, table))
     found.sort(key=lambda one: (-one.now, -(one.frees[1] if one.frees else 0)))
     yield from (placed(one, facts) for one in found)
+
+
+def _judged(remedy: Remedy) -> bool:
+    """Whether it was told already, with what it frees, or left out as it frees nothing."""
+    setting = f"{_SETTING}tcp_timeout_time_wait="
+    return remedy.id == "sysctl-timeout" and setting in remedy.commands[0]
 
 
 def _same(remedy: Remedy) -> tuple[str, ...]:
@@ -144,6 +155,7 @@ def policy_alternative(
         "tracking, NAT and stateful rules keep working; connections from before never take them",
         frees=(round(freed.low), round(freed.high)),
         fill_after=outlook.fill(shorter=shorter(policy)),
+        rising=outlook.rising(shorter=shorter(policy)),
         commands=() if planned else ("nft -f - <<'EOF'", *script.splitlines(), "EOF"),
         undo=() if planned else (f"nft delete table inet {TABLE}",),
     )
@@ -158,20 +170,19 @@ def _time_wait(
     mine = [seen.culprit for seen in services if seen.culprit.proto == "tcp"]
     freed = Range(0.0, 0.0)
     for culprit in mine:
-        freed += shortened(culprit, culprit.closed or 0.0, old, new)
+        freed += shortened(culprit, True, old, new, outlook.seconds)
     if freed.high < 0.05 * table.count or freed.high < 1:
         return
+    waits = {("tcp", culprit.port or 0, True): float(new) for culprit in mine}
     made = remedies.timeout(
         name,
         table.netns,
         old=old,
         frees=(round(freed.low), round(freed.high)),
-        fill_after=outlook.fill(
-            shorter={("tcp", culprit.port or 0, True): float(new) for culprit in mine}
-        ),
+        fill_after=outlook.fill(shorter=waits),
     )
     if made is not None:
-        yield made
+        yield replace(made, rising=outlook.rising(shorter=waits))
 
 
 def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iterator[Remedy]:
@@ -187,4 +198,5 @@ def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iter
     yield replace(
         made,
         fill_after=(round(table.count / size, 4), round(max(table.count, growth) / size, 4)),
+        rising=outlook.rising(limit=size),
     )

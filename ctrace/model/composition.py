@@ -16,6 +16,8 @@ FEW: Final = 10
 """Entries looked at below which shares are not told."""
 ENOUGH: Final = 400
 """Entries after which older looks add less than they are late."""
+STEPS: Final = 41
+"""Quantiles that tell how long entries have waited: to 2.5 %."""
 
 Looks = npt.NDArray[np.void]
 """Rows of :data:`ctrace.model.sample.ROW`, newest first."""
@@ -50,6 +52,7 @@ def compose(looks: Looks, held: int, older: int) -> Composition:
         for name, count in zip(names.tolist(), counts.tolist())
         if name < len(TCP_STATES)
     ]
+    first = ended | (unreplied & ~tcp)
     left = looks["left"][~np.isnan(looks["left"])]
     p50, p90, p99 = np.quantile(left, (0.5, 0.9, 0.99)).tolist() if left.size else (None,) * 3
     return Composition(
@@ -59,7 +62,17 @@ def compose(looks: Looks, held: int, older: int) -> Composition:
         closed=shares[2][0], closed_error=shares[2][1],
         states=tuple(sorted(states, key=lambda item: -item[1])),
         left=Percentiles(p50, p90, p99, int(left.size)),
+        waited=_evenly(looks["idle"][first]), idle=_evenly(looks["idle"][~first]),
     )  # fmt: skip
+
+
+def _evenly(seconds: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    """Quantiles at even steps; none of too few."""
+    known = np.sort(seconds[~np.isnan(seconds)])
+    if len(known) < FEW:
+        return ()
+    at = np.linspace(0, len(known) - 1, min(STEPS, len(known))).round().astype(int)
+    return tuple(known[at].tolist())
 
 
 def closed(looks: Looks) -> npt.NDArray[np.bool_]:

@@ -94,6 +94,11 @@ class Composition:
     """TCP states with how many of the entries looked at were in each, most frequent first."""
     left: Percentiles = Percentiles()
     """Seconds until they expire if nothing renews them."""
+    waited: tuple[float, ...] = ()
+    """Seconds since their last packet, of those that are closed (TCP) or saw no reply: quantiles
+    at even steps, from the least to the most; empty where that is not known."""
+    idle: tuple[float, ...] = ()
+    """The same of the others."""
 
     def state(self, *names: str) -> Optional[float]:
         """The share of TCP entries in any of these states; None while unknown."""
@@ -305,6 +310,17 @@ class Victim:
 
 
 @dataclass(frozen=True)
+class Rising:
+    """A table that goes on rising."""
+
+    per_s: tuple[float, float]
+    """Entries a second, lowest and highest."""
+    full_s: Optional[tuple[float, float]]
+    """Seconds until it is full, soonest and latest; None without a limit, or where even the
+    soonest is more than a week away."""
+
+
+@dataclass(frozen=True)
 class Remedy:
     """One thing to do, with when it applies, what it frees, and what to type for it."""
 
@@ -325,6 +341,8 @@ class Remedy:
     frees: Optional[tuple[int, int]] = None
     """Entries that it frees in time, lowest and highest; None where that is not known."""
     fill_after: Optional[tuple[float, float]] = None
+    rising: Optional[Rising] = None
+    """With it, where the table goes on rising; None where it does not, or that is not known."""
     commands: tuple[str, ...] = ()
     """Shell lines, to be run as root inside the namespace."""
     undo: tuple[str, ...] = ()

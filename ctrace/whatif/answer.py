@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Optional
 
-from ctrace.whatif.growth import Rising
+from ctrace.model.snapshot import Rising
 from ctrace.whatif.settings import Levers
 
 TRUST: Final = 0.05

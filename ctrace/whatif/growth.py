@@ -12,6 +12,7 @@ from typing import Final, Optional
 
 import numpy as np
 
+from ctrace.model.snapshot import Rising
 from ctrace.whatif.flows import Bool, Flows
 
 LASTING: Final = 3600.0
@@ -30,17 +31,6 @@ class Range:
 
     def __add__(self, other: Range) -> Range:
         return Range(self.low + other.low, self.high + other.high)
-
-
-@dataclass(frozen=True)
-class Rising:
-    """A table that goes on rising."""
-
-    per_s: tuple[float, float]
-    """Entries a second, lowest and highest."""
-    full_s: Optional[tuple[float, float]]
-    """Seconds until it is full, soonest and latest (infinite: perhaps never); None without a
-    limit, or where even the soonest is more than a week away."""
 
 
 def net(came: float, went: float, seconds: float) -> Range:

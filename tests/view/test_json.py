@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kit import samples
 
 from ctrace.model import snapshot as contract
-from ctrace.model.snapshot import Composition, Percentiles, Snapshot, Tuple5
+from ctrace.model.snapshot import Composition, Percentiles, Rising, Snapshot, Tuple5
 from ctrace.view.export.json import snapshot_json, status_names, utc
 
 DOC = Path(__file__).parents[2] / "ctrace" / "share" / "snapshot.md"
@@ -72,7 +72,11 @@ def whole() -> Snapshot:
             for one in full.culprits
         ),
     )
-    return replace(full, victims=tuple(replace(one, sample=flow) for one in full.victims))
+    first = next(cause for cause in full.why if cause.remedies)
+    rising = replace(first.remedies[0], rising=Rising((1.0, 2.0), (60.0, 120.0)))
+    why = (*full.why, replace(first, remedies=(rising,)))
+    victims = tuple(replace(one, sample=flow) for one in full.victims)
+    return replace(full, victims=victims, why=why)
 
 
 def test_every_field_is_documented_and_every_documented_field_is_there() -> None:

@@ -20,6 +20,7 @@ from ctrace.model.snapshot import (
     OwnerView,
     Percentiles,
     Remedy,
+    Rising,
     Snapshot,
     Table,
     Tuple5,
@@ -124,6 +125,16 @@ def _composition(made_of: Composition) -> dict[str, Any]:
         "closed_error": _round(made_of.closed_error),
         "states": dict(made_of.states),
         **_percentiles("left", made_of.left),
+        **_of_quantiles("waited", made_of.waited),
+        **_of_quantiles("idle", made_of.idle),
+    }
+
+
+def _of_quantiles(name: str, evenly: tuple[float, ...]) -> dict[str, Any]:
+    """Three of quantiles at even steps."""
+    return {
+        f"{name}_{label}_s": _round(evenly[round(q * (len(evenly) - 1))]) if evenly else None
+        for label, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
     }
 
 
@@ -216,11 +227,18 @@ def _remedy(one: Remedy) -> dict[str, Any]:
         "now": one.now,
         "frees": list(one.frees or ()),
         "fill_after": list(one.fill_after or ()),
+        "rising": _rising(one.rising),
         "commands": list(one.commands),
         "undo": list(one.undo),
         "memory": list(one.memory or ()),
         "initial": one.initial,
     }
+
+
+def _rising(one: Optional[Rising]) -> Optional[dict[str, Any]]:
+    if one is None:
+        return None
+    return {"per_s": list(one.per_s), "full_s": list(one.full_s) if one.full_s else None}
 
 
 def _tuple(flow: Tuple5) -> dict[str, Any]:

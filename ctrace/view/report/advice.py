@@ -21,6 +21,7 @@ from ctrace.advice.advise import (
 from ctrace.change.plan import CtTimeout, Lever
 from ctrace.model.snapshot import Remedy as Helps
 from ctrace.view import format as fmt
+from ctrace.view.report.whatif_text import rising_text
 from ctrace.view.screen.advice import Remedy
 
 STYLE = {"safe": "green", "safe-with-rules": "green", "warn": "yellow",
@@ -57,6 +58,8 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
     text = f"NOTRACK {proto}/{port}: {found.verdict}; it frees {fmt.count(found.frees)} entries"
     if found.fill_after:
         text += f"; fill then {_range(found.fill_after)}"
+    if found.rising:
+        text += f", {rising_text(found.rising)}"
     good = found.verdict in GOOD
     texts = rule_texts(found.lever) if found.verdict != "unsafe" else {}
     accepts = any(accept.tool != "nft" for accept in found.lever.accepts)
@@ -133,6 +136,8 @@ def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
     if table.levers:
         what = ", ".join(_lever(lever) for lever in table.levers)
         text.append(f"-> {what}: fill then {_range(table.fill_after)}", "green")
+        if table.rising:
+            text.append(f"\n   {rising_text(table.rising)}", "yellow")
         if not table.reached:
             text.append("\n   that is not enough by itself: see what else helps", "yellow")
     elif table.netns in done:
@@ -179,9 +184,11 @@ def _reasons(candidate: Candidate) -> list[RenderableType]:
     if not candidate.reasons:
         title.append(", no rule treats its packets differently once they are untracked")
     lines: list[RenderableType] = [title]
+    reasons = [*candidate.reasons]
+    if candidate.rising:
+        reasons.append(f"without it the table is {rising_text(candidate.rising)}")
     lines += [
-        Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2), expand=False)
-        for reason in candidate.reasons
+        Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2), expand=False) for reason in reasons
     ]
     return lines
 
@@ -221,6 +228,8 @@ def _alternative(alternative: Helps, where: str, full: bool) -> list[RenderableT
         text.append(f"; frees {amount}")
     if alternative.fill_after:
         text.append(f", fill {_range(alternative.fill_after)}")
+    if alternative.rising:
+        text.append(f", {rising_text(alternative.rising)}")
     commands = alternative.commands
     if alternative.id == "ct-timeout" and commands and not full:
         commands = ("(--rules prints its rules)",)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from ctrace.model.snapshot import Rising
 from ctrace.view import format as fmt
 from ctrace.whatif.answer import FORETOLD, TRUST, Place, WhatIf, memory_of
-from ctrace.whatif.growth import Rising
 
 
 def whatif_text(answer: WhatIf) -> str:
@@ -86,8 +86,6 @@ def rising_text(rising: Rising) -> str:
     if rising.full_s is None:
         return text
     soon, late = rising.full_s
-    if math.isinf(late):
-        return f"{text}; full in {fmt.duration(soon)} at the soonest"
     return f"{text}; full in {_between(fmt.duration(soon), fmt.duration(late))}"
 
 

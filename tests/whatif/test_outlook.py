@@ -1,0 +1,84 @@
+"""What a lever frees is counted in the table; what goes on rising is no level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctrace.model.remedies import TIMEOUTS
+from ctrace.model.snapshot import Composition, Culprit, Table
+from ctrace.whatif.predict import Outlook, shortened
+
+SECONDS = 30.0
+
+
+def service(waited: tuple[float, ...] = (), idle: tuple[float, ...] = (), **of: object) -> Culprit:
+    """One service; of 400 entries looked at so many as it says are closed."""
+    given = {"proto": "tcp", "port": 8063, "held": 1000, "closed": 1.0, "states": (), **of}
+    made_of = Composition(n=400, waited=waited, idle=idle)
+    return Culprit("tcp/8063", composition=made_of, **given)  # type: ignore[arg-type]
+
+
+def evenly(low: float, high: float) -> tuple[float, ...]:
+    return tuple(np.linspace(low, high, 41).tolist())
+
+
+def outlook(*culprits: Culprit, limit: int = 100_000) -> Outlook:
+    table = Table(1, "a", sum(one.held for one in culprits), limit, limit)
+    return Outlook(table, culprits, TIMEOUTS, SECONDS)
+
+
+@given(st.floats(1, 119), st.integers(1, 10**6))
+def test_entries_that_wait_evenly_are_freed_in_proportion(new: float, held: int) -> None:
+    one = service(evenly(0, 120), held=held, new_per_s=held / 120)
+    freed = shortened(one, True, 120, new, SECONDS)
+    assert 0 <= freed.low <= held * (1 - new / 120) <= freed.high <= held
+
+
+def test_ports_that_are_used_again_before_the_timeout_free_nothing() -> None:
+    one = service(evenly(0, 2), held=800, new_per_s=400.0, inserts=12_000, destroys=12_000)
+    freed = shortened(one, True, 120, 30, SECONDS)
+    assert freed.high == 0
+    assert shortened(one, True, 120, 1, SECONDS).low > 100
+    found = outlook(one, limit=1000).fill(shorter={("tcp", 8063, True): 30.0})
+    assert found == pytest.approx((0.8, 0.8), abs=0.01)
+
+
+def test_a_load_that_has_just_begun_frees_what_it_will_hold() -> None:
+    """Nothing has waited for 30 s yet, and all that comes will: between nothing and most."""
+    one = service(evenly(0, 20), held=400, new_per_s=20.0, inserts=400)
+    freed = shortened(one, True, 120, 30, 20.0)
+    assert freed.low == 0
+    assert freed.high >= 300
+
+
+def test_connections_that_stay_rise_until_the_table_is_full() -> None:
+    leak = service(
+        closed=0.0, held=1200, new_per_s=40.0, inserts=1200, states=(("ESTABLISHED", 400),)
+    )
+    told = outlook(leak, limit=10_000)
+    found = told.rising()
+    assert found is not None
+    assert found.per_s[0] <= 40 <= found.per_s[1]
+    assert found.full_s is not None
+    assert found.full_s[0] <= (10_000 - 1200) / 40 <= found.full_s[1]
+    fill = told.fill()
+    assert fill is not None
+    assert fill[1] == 1.0
+    assert told.rising([("tcp", 8063)]) is None, "it goes with the service"
+
+
+@pytest.mark.parametrize(
+    "steady",
+    [
+        service(closed=0.0, new_per_s=40.0, inserts=1200, destroys=1190),
+        service(closed=0.0, new_per_s=0.0, inserts=1200),
+        service(closed=0.5, new_per_s=40.0, inserts=1200),
+        service(closed=0.0, new_per_s=40.0, inserts=1200, states=(("SYN_SENT", 400),)),
+    ],
+    ids=["as many go as come", "none comes any more", "closed ones hide it", "they will expire"],
+)
+def test_what_may_as_well_not_rise_is_not_said_to(steady: Culprit) -> None:
+    assert outlook(steady).rising() is None
