@@ -1,8 +1,34 @@
-"""For every suite: programs under test can be interrupted, also in a run started with ``&``."""
+"""For every suite: programs under test can be interrupted, also in a run started with ``&``;
+and what the whole machine sees is changed by one test at a time, with no kernel test beside it."""
 
 from __future__ import annotations
 
+import fcntl
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_LOCKS = [Path(tempfile.gettempdir()) / f"ctrace-tests-{name}" for name in ("door", "room")]
+
+
+@pytest.fixture(autouse=True)
+def _beside(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernel tests run beside each other, one marked ``machine`` by itself.
+
+    It waits at the door, so that those that come later wait behind it.
+    """
+    alone = request.node.get_closest_marker("machine") is not None
+    if not alone and request.node.get_closest_marker("kernel") is None:
+        yield
+        return
+    with _LOCKS[0].open("w") as door, _LOCKS[1].open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield

@@ -61,6 +61,7 @@ def running(net: Net, what: str) -> Iterator[None]:
 
 
 @pytest.mark.kernel
+@pytest.mark.machine  # a program at netfilter's hooks is seen from every namespace
 @pytest.mark.parametrize("what", PASS)
 def test_an_ebpf_program_is_never_called_safe(net: Net, what: str) -> None:
     reset(net)

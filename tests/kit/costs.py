@@ -73,7 +73,8 @@ class Ballast:
     """A program that takes microseconds within what the timers measure.
 
     The kernel's own statistics of BPF programs tell how long it ran: a clock that has
-    nothing to do with the timers under test.
+    nothing to do with the timers under test. At netfilter's hooks it bears the name of one of
+    ctrace's own, else no rehearsal beside it would vouch for anything.
     """
 
     def __init__(self, family: str, node: Node, turns: int = 20_000) -> None:
@@ -81,7 +82,7 @@ class Ballast:
         code = _spinning(turns)
         if family == "netfilter":
             self._program = bpf.prog_load(
-                code, bpf.ProgType.NETFILTER, "ballast", attach_type=bpf.AttachType.NETFILTER
+                code, bpf.ProgType.NETFILTER, "ctrace_probe", attach_type=bpf.AttachType.NETFILTER
             )
             with enter(node.path):
                 # LOCAL_OUT, right before conntrack and after the timers' beginning
