@@ -8,16 +8,20 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Optional, Protocol
+from typing import Final, Optional, Protocol
 
 from ctrace import files
 from ctrace.batch import Batch, Source
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.recording.format import SIGNATURE
+
+LAST: Final = 5_000_000_000
+"""Nanoseconds: how long, at most, the batch with what came before the end is waited for."""
 
 
 class Sink(Protocol):
@@ -103,7 +107,7 @@ def record(
     reader = RulesetReader()
     try:
         with _stops() as stop:
-            first = source.started
+            first, over = source.started, _Over(until, stop)
             for batch in source.batches(interval):
                 # Until all hooks were in place and the first batch is here, nothing would
                 # be seen of the command.
@@ -119,7 +123,7 @@ def record(
                     sink.ruleset(netns, text)
                 seconds = (batch.until - first) / 1e9
                 show(Progress(seconds, taken, sink.stored, sink.lost))
-                reason = _reason(until, seconds, taken, child, stop)
+                reason = over.reason(batch.until, seconds, taken, child)
                 if reason:
                     break
             else:
@@ -147,22 +151,40 @@ def _first(batch: Batch, events: int) -> Batch:
     return Batch(kept, int(kept["ts"][-1]), lost=batch.lost, names=batch.names)
 
 
-def _reason(
-    until: Until,
-    seconds: float,
-    events: int,
-    child: Optional[subprocess.Popen[bytes]],
-    stop: threading.Event,
-) -> str:
-    if stop.is_set():
-        return "stopped by a signal"
-    if until.duration is not None and seconds >= until.duration:
-        return f"after {until.duration:g} s"
-    if until.events is not None and events >= until.events:
-        return f"after {until.events:,} events"
-    if child is not None and child.poll() is not None:
+class _Over:
+    """When a recording has all that was asked for.
+
+    A signal, and the end of a command, come between two batches: what happened before them
+    comes with the batch after.
+    """
+
+    def __init__(self, until: Until, stop: threading.Event) -> None:
+        self._until = until
+        self._stop = stop
+        self._asked: Optional[int] = None
+        """Boot clock, ns: when the end was first seen."""
+
+    def reason(
+        self, at: int, seconds: float, events: int, child: Optional[subprocess.Popen[bytes]]
+    ) -> str:
+        """Why it is over with a batch that tells of all up to ``at``; empty while it isn't."""
+        until = self._until
+        if until.duration is not None and seconds >= until.duration:
+            return f"after {until.duration:g} s"
+        if until.events is not None and events >= until.events:
+            return f"after {until.events:,} events"
+        ended = child is not None and child.poll() is not None
+        if not ended and not self._stop.is_set():
+            return ""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if self._asked is None:
+            self._asked = now
+        # a source that tells of another time than now is not waited for
+        if at < self._asked and now - self._asked < LAST:
+            return ""
+        if self._stop.is_set() or child is None:
+            return "stopped by a signal"
         return f"the command ended with status {child.returncode}"
-    return ""
 
 
 @contextlib.contextmanager
