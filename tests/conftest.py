@@ -1,5 +1,5 @@
 """For every suite: programs under test can be interrupted, also in a run started with ``&``;
-and what the whole machine sees is changed by one test at a time, with no kernel test beside it."""
+no example is timed; and what the whole machine sees is changed by one test at a time, with no kernel test beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

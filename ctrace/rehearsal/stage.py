@@ -41,7 +41,7 @@ PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 FIRST, LAST = -(1 << 31) + 1, (1 << 31) - 1
 MARKER: Final = 253
 """A protocol number for experiments (RFC 3692)."""
-PATIENCE_S: Final = 2.0
+PATIENCE_S: Final = 10.0
 _META_OIF, _META_NFTRACE, _META_L4PROTO = 5, 12, 16
 _DROP, _ACCEPT = 0, 1
 _TRACE: Final = 10 << 8 | 17
