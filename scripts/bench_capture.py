@@ -191,7 +191,7 @@ class FromRings:
 
 def batches(producer: Producer, until: float) -> Iterator[int]:
     """Lengths of the batches that a screen of one frame a second gets."""
-    poller = Poller(cast(Capture, FromRings(producer)), lambda: ([], 0))
+    poller = Poller(cast(Capture, FromRings(producer)), lambda: False)
     due = time.monotonic() + 1.0
     while time.monotonic() < until:
         poller.wait_for_many(min(due, until) - time.monotonic())

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from ctrace.batch import TableReading
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
@@ -28,20 +29,23 @@ class Dumps:
     def __init__(self) -> None:
         self._due = time.monotonic() + 1.0
 
-    def take(self, spaces: Sequence[Namespace], now: int) -> Events:
-        """MET records as of ``now`` (boot clock, ns): mostly none."""
+    def take(
+        self, spaces: Sequence[Namespace], readings: Sequence[TableReading], now: int
+    ) -> Events:
+        """MET records as of ``now`` (boot clock, ns): mostly none. ``readings`` of the tables."""
         begin = time.monotonic()
         if begin < self._due:
             return empty()
-        tables = []
+        held = sum(reading.count for reading in readings)
+        step = max(1, -(-held // KEPT))
+        parts = []
         for space in spaces:
             with contextlib.suppress(CtraceError, OSError):
-                table = ctnetlink.read_table(space.path)
-                if table.netns == space.inum:
-                    tables.append(table)
-        total = sum(len(table.events) for table in tables)
-        step = max(1, -(-total // KEPT))
-        found = join([_met(table, step) for table in tables])
+                for table in ctnetlink.slices(space.path):
+                    if table.netns != space.inum:
+                        break
+                    parts.append(_met(table, step))
+        found = join(parts)
         found["ts"] = now
         end = time.monotonic()
         self._due = end + max(EVERY, COST * (end - begin))

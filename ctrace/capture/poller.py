@@ -21,13 +21,15 @@ from ctrace.record import Events
 
 LOOK: Final = 1.0
 """Seconds between two looks at which namespaces exist."""
-MANY: Final = 100_000
-"""Records for which a reader is woken before its time (12 MB): what it reads is still in the
+MANY: Final = 25_000
+"""Records for which a reader is woken before its time (3 MB): what it reads is still in the
 processor's cache, and memory stays bounded however much comes in an interval."""
 SOON: Final = 0.05
 """Seconds between two looks at them when what is mounted changes: a named one is new then."""
-PENDING: Final = 500_000
-"""Records kept for a reader that does not come (60 MB); then the rings overflow, counted."""
+AT_ONCE: Final = 32_768
+"""Records that a reader gets together, at most: what it makes of them is many times as large."""
+PENDING: Final = 80_000
+"""Records kept for a reader that does not come (10 MB); then the rings overflow, counted."""
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Taken:
     lost: int = 0
     until: int = 0
     """Boot clock, ns: no later record is earlier than this, except a late straggler."""
+    more: bool = False
+    """Whether there is more than fits; the next :meth:`Poller.take` brings it."""
 
 
 class Poller:
@@ -46,11 +50,11 @@ class Poller:
     def __init__(
         self,
         capture: Capture,
-        follow: Callable[[], tuple[list[Events], int]],
+        follow: Callable[[], bool],
         sampler: Optional[Sampler] = None,
         survey: Optional[Survey] = None,
     ) -> None:
-        """``follow`` looks at the namespaces and may return records, and losses, of its own.
+        """``follow`` looks at the namespaces; whether the reader has something to do for new ones.
 
         ``sampler`` sees every event once and looks at young entries each second; ``survey``
         learns from them where the table is.
@@ -70,19 +74,33 @@ class Poller:
         self._thread.start()
 
     def take(self) -> Taken:
-        """Everything since the last call, up to now or to :meth:`stop`.
+        """What came since the last call, up to now or to :meth:`stop`: the first of it, if much.
 
         Raises what stopped the polling.
         """
         with self.lock:
             if self._error is not None:
                 raise self._error
-            if not self.stopped:
+            if not self.stopped and self._rows < AT_ONCE:
                 self._step()
-                self._wake.clear()
                 self._capture.part()
-            taken, self._taken, self._rows = self._taken, Taken(), 0
+            taken, self._taken = self._split()
+            self._rows = sum(map(len, self._taken.parts))
+            if self._rows < MANY and not self.stopped:
+                self._wake.clear()
         return taken
+
+    def _split(self) -> tuple[Taken, Taken]:
+        """The first records that a reader gets together, and the rest."""
+        taken, room = self._taken, AT_ONCE
+        for i, part in enumerate(taken.parts):
+            if len(part) > room:
+                rest = [part[room:], *taken.parts[i + 1 :]]
+                first = [*taken.parts[:i], part[:room]]
+                until = min(taken.until, int(rest[0]["ts"][0]))
+                return Taken(first, taken.lost, until, True), Taken(rest, 0, taken.until)
+            room -= len(part)
+        return taken, Taken()
 
     @property
     def stopped(self) -> bool:
@@ -94,8 +112,14 @@ class Poller:
         return self._stop.wait(seconds)
 
     def wait_for_many(self, seconds: float) -> bool:
-        """Sleep, less when there are :data:`MANY` records; whether polling was stopped."""
+        """Sleep, less when there are :data:`MANY` records or namespaces that are new.
+
+        Whether polling was stopped.
+        """
         self._wake.wait(max(seconds, 0.0))
+        with self.lock:
+            if self._rows < MANY and self._error is None and not self.stopped:
+                self._wake.clear()
         return self.stopped
 
     def stop(self) -> None:
@@ -118,9 +142,8 @@ class Poller:
                     pending |= mounts.changed()
                     if now - looked >= LOOK or (pending and now - followed >= SOON):
                         pending, followed = False, now
-                        parts, lost = self._follow()
-                        self._taken.parts += parts
-                        self._taken.lost += lost
+                        if self._follow():
+                            self._wake.set()
                     if now - looked >= LOOK:
                         looked = now
                         if self._sampler:

@@ -7,42 +7,113 @@ both. What an entry's *first* event says settles it:
 - DESTROY: it was there before, also when the dump came too late to see it.
 - none: it was there before if the dump has it.
 
-With that, existing + inserts - destroys is the table at the end of ``events``, entry
-by entry, provided that ``events`` holds everything from the hooks' start to after the
-end of the dump.
+With that, existing + inserts - destroys is the table at every later moment, entry by
+entry. A large table is never held whole: the dump comes in slices, and of what is done
+only identities stay, 8 bytes each, until the namespace's dump has ended.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 
-from ctrace.record import RECORD, Events, Kind, Reason, identity, words
+from ctrace.record import RECORD, Events, Kind, Reason, empty, identity, words
+
+U64 = npt.NDArray[np.uint64]
 
 
-def seed(existing: Events, events: Events, at: int, *, same_ids: bool = False) -> Events:
-    """The entries older than the hooks, as EXISTING records with time ``at``.
+@dataclass(frozen=True)
+class Slice:
+    """A part of what is in some namespaces' tables."""
 
-    ``existing`` is a dump (also of several namespaces, one after another), ``events``
-    everything captured since ``at``, in time order. The result's ``ct`` is the one that
-    the entry's DESTROY carries where that was seen; else 0, or the dump's with
-    ``same_ids`` (when events come from ctnetlink too). Owner fields are zero.
+    rows: Events
+    ended: Sequence[int] = ()
+    """Namespaces whose last rows these, or earlier ones, were."""
+
+
+class Seeding:
+    """Finds the entries older than all events, from these and slices of a dump as they come.
+
+    ``open``: the namespaces whose tables will be dumped, one after another. A result's
+    ``ct`` is the one that the entry's DESTROY carries where that came before its slice;
+    else 0, or the dump's with ``same_ids`` (when events come from ctnetlink too). Owner
+    fields are zero.
 
     An entry is known by both its tuples, protocol, zone and namespace: after a NAT
     clash two entries share the original one.
     """
-    ends = (events["kind"] == Kind.INSERT) | (events["kind"] == Kind.DESTROY)
-    told = words(events)[ends]
-    rows = np.concatenate([told, words(existing)])
-    _, first = np.unique(identity(rows), return_index=True)
-    first.sort()
-    out: Events = rows[first].view(RECORD).reshape(-1)
-    out = out[out["kind"] != Kind.INSERT]  # a copy
-    dumped = out["kind"] == Kind.EXISTING
-    if not same_ids:
-        out["ct"][dumped] = 0
-    out["ts"] = at
-    out["kind"] = Kind.EXISTING
-    out["reason"] = Reason.NONE
-    out["owner"] = 0
-    out["cgroup"] = 0
-    return out
+
+    def __init__(self, open: Collection[int], *, same_ids: bool = False) -> None:
+        self._open: set[int] = set(open)
+        self._same_ids = same_ids
+        self._told = _Set()
+        """Entries of open namespaces whose first event has come."""
+        self._given = _Set()
+        """Entries that came out of the dump of the namespace that is being dumped."""
+
+    def first(self, events: Events, at: int) -> Events:
+        """Those of which the next events tell that they were there, at ``at`` (boot clock, ns).
+
+        Give it all events, in time order; ``at`` is before them.
+        """
+        ends = (events["kind"] == Kind.INSERT) | (events["kind"] == Kind.DESTROY)
+        ends &= np.isin(events["netns"], list(self._open))
+        rows = words(events[ends])
+        if not len(rows):
+            return empty()
+        entries, index = np.unique(identity(rows), return_index=True)
+        new = ~(self._told.has(entries) | self._given.has(entries))
+        self._told.add(entries[new])
+        found: Events = rows[np.sort(index[new])].view(RECORD).reshape(-1)
+        return self._older(found[found["kind"] == Kind.DESTROY], at)
+
+    def dumped(self, part: Slice, at: int) -> Events:
+        """Those of a slice that were there; every event up to after its reading must have come."""
+        entries, index = np.unique(identity(words(part.rows)), return_index=True)
+        new = ~(self._told.has(entries) | self._given.has(entries))
+        entries, index = entries[new], index[new]
+        if part.ended:
+            self._open -= set(part.ended)
+            self._given = _Set()
+            going_on = np.isin(part.rows["netns"][index], list(self._open))
+            self._given.add(entries[going_on])
+        else:
+            self._given.add(entries)
+        rows = self._older(part.rows[np.sort(index)], at)
+        if not self._same_ids:
+            rows["ct"] = 0
+        return rows
+
+    def _older(self, rows: Events, at: int) -> Events:
+        """``rows``, a copy, as entries that were there at ``at``."""
+        rows["ts"], rows["kind"], rows["reason"] = at, Kind.EXISTING, Reason.NONE
+        rows["owner"] = rows["cgroup"] = 0
+        return rows
+
+
+class _Set:
+    """A growing set of numbers, in sorted arrays."""
+
+    def __init__(self) -> None:
+        self._piles: list[U64] = []
+
+    def has(self, numbers: U64) -> npt.NDArray[np.bool_]:
+        """Which of them are in it."""
+        found = np.zeros(len(numbers), bool)
+        for pile in self._piles:
+            if len(pile):
+                at = np.searchsorted(pile, numbers)
+                found |= pile[at.clip(max=len(pile) - 1)] == numbers
+        return found
+
+    def add(self, numbers: U64) -> None:
+        """Sorted ones that are not in it yet."""
+        self._piles.append(numbers)
+        # Each is at least twice as large as the next, so there are few and each is seldom copied.
+        while len(self._piles) > 1 and len(self._piles[-2]) < 2 * len(self._piles[-1]):
+            last = self._piles.pop()
+            self._piles[-1] = np.concatenate([self._piles[-1], last])
+            self._piles[-1].sort()

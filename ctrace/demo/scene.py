@@ -24,11 +24,12 @@ from ctrace.demo.limit import LoweredLimit
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter, parse_network
 from ctrace.lab import Lab, Node
-from ctrace.record import Events, Kind
+from ctrace.record import Kind
 from ctrace.view import format as fmt
 
 if TYPE_CHECKING:
     from ctrace.capture.live import LiveSource
+    from ctrace.capture.older import Older
 
 ROOM: Final = 4096
 """Free places in the demo's table."""
@@ -232,14 +233,9 @@ class SmallTable:
             names=replace(batch.names, netns=named),
         )
 
-    def existing(self) -> Events:
-        """The entries that are there now, for a recording that begins now."""
-        events = self._source.existing()
-        return events[~BALLAST.mask(events)]
-
-    def seeded(self, existing: Events, events: Events, at: int) -> Events:
-        """Which of them were there at ``at`` already."""
-        return self._source.seeded(existing, events, at)
+    def older(self) -> Older:
+        """The entries that are older than the next batch, for a recording that begins with it."""
+        return self._source.older(lambda rows: rows[~BALLAST.mask(rows)])
 
     def close(self) -> None:
         """Detach."""

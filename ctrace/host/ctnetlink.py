@@ -34,6 +34,8 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
 CHUNK: Final = 1 << 20
 """Bytes of a dump that are decoded together; all that a dump holds besides its result."""
+SLICE: Final = 1 << 15
+"""Entries of a table that are handed on together (4 MB)."""
 DATAGRAM: Final = 1 << 16
 """The kernel builds dumps in pieces of at most 32 KiB."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
@@ -45,7 +47,7 @@ HEARD: Final = 1 << 17
 
 @dataclass(frozen=True)
 class Table:
-    """A namespace's table at one moment."""
+    """A namespace's table at one moment, or a part of it."""
 
     events: Events
     """One EXISTING record an entry: ``ts`` is when the dump began, ``ct`` is CTA_ID."""
@@ -69,6 +71,21 @@ def dump(path: str) -> Events:
 
 def read_table(path: str) -> Table:
     """The same with what a record has no room for."""
+    parts = list(slices(path))
+    return Table(
+        join([part.events for part in parts]),
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.mark for part in parts]),
+        np.concatenate([part.start for part in parts]),
+        parts[0].netns,
+    )
+
+
+def slices(path: str) -> Iterator[Table]:
+    """The same a part at a time, :data:`SLICE` entries and a few more, at least one part.
+
+    The kernel walks on when the next part is asked for. Raises CtraceError.
+    """
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     decoder = Decoder()
     parts: list[Decoded] = []
@@ -77,6 +94,13 @@ def read_table(path: str) -> Table:
         pieces = _dump(sock, GET) if _any_entry(path, inum) else ()
         for data, starts, lengths in pieces:
             parts.append(decoder.decode(data, starts, lengths))
+            if sum(len(part.events) for part in parts) >= SLICE:
+                yield _table(parts, now, inum)
+                parts = []
+        yield _table(parts, now, inum)
+
+
+def _table(parts: list[Decoded], now: int, inum: int) -> Table:
     events = join([part.events for part in parts])
     events["ts"] = now
     events["kind"] = Kind.EXISTING

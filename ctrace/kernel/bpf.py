@@ -163,6 +163,18 @@ def possible_cpus() -> int:
         return os.cpu_count() or 1
 
 
+def online_cpus() -> frozenset[int]:
+    """The CPUs that run now; all possible ones where that cannot be read."""
+    try:
+        with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
+            spans = [part.split("-") for part in file.read().strip().split(",")]
+            return frozenset(
+                cpu for span in spans for cpu in range(int(span[0]), int(span[-1]) + 1)
+            )
+    except (OSError, ValueError):
+        return frozenset(range(possible_cpus()))
+
+
 @cache
 def unlimited_memlock() -> None:
     """Kernels before 5.11 charge maps to RLIMIT_MEMLOCK, whose default is too small."""

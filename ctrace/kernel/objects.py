@@ -25,7 +25,7 @@ from ctrace.record import N_REASONS, Events, Reason, Status
 
 @dataclass(frozen=True)
 class MapSpec:
-    """A map to create; no entries: one per possible CPU."""
+    """A map to create; no entries: one per possible CPU, or :func:`namespaces`."""
 
     name: str
     kind: bpf.MapType
@@ -34,8 +34,18 @@ class MapSpec:
     entries: int
 
 
-NAMESPACES: Final = 4096
-"""How many namespaces are counted apart; the rest is counted together under 0."""
+NAMESPACES: Final = (1024, 4096)
+"""How many namespaces are counted apart, at least and at most; the rest is counted together
+under 0. Each takes some 200 bytes on each CPU that the machine could have,"""
+COUNTED: Final = 16 << 20
+"""bytes in all."""
+
+
+def namespaces() -> int:
+    """How many namespaces are counted apart on this machine."""
+    least, most = NAMESPACES
+    return max(least, min(most, COUNTED // (200 * bpf.possible_cpus())))
+
 
 TALLY_WORDS: Final = N_REASONS + 2
 """``struct tally``: the counters, and two words for the hooks alone."""
@@ -48,10 +58,10 @@ _NEAR_BYTES: Final = 8 * NEAR_PLACES * NEAR_WORDS
 # In the order of bpf/maps.h, after the rings. Hashes are preallocated: a hook must
 # never allocate. SCRATCH is a plain LRU: an entry is needed for microseconds.
 MAPS: Final = (
-    MapSpec("counts", bpf.MapType.PERCPU_HASH, 4, 8 * TALLY_WORDS, NAMESPACES),
+    MapSpec("counts", bpf.MapType.PERCPU_HASH, 4, 8 * TALLY_WORDS, 0),
     MapSpec("owners", bpf.MapType.LRU_HASH, 8, 24, 16384),
     MapSpec("scratch", bpf.MapType.LRU_HASH, 8, 56, 16384),
-    MapSpec("baseline", bpf.MapType.PERCPU_HASH, 4, 16, NAMESPACES),
+    MapSpec("baseline", bpf.MapType.PERCPU_HASH, 4, 16, 0),
     MapSpec("settings", bpf.MapType.ARRAY, 4, 16 * 8, 1),
     MapSpec("cpus", bpf.MapType.ARRAY, 4, 16, 0),
     MapSpec("cgroups", bpf.MapType.LRU_HASH, 8, 2 * 96, 2048),
@@ -61,6 +71,10 @@ MAPS: Final = (
 )
 COUNTS, OWNERS, SCRATCH, BASELINE, SETTINGS, CPUS, CGROUPS, _, NEAR = range(1, 10)
 SETTING_WORDS: Final = 16
+
+
+def _entries(kind: bpf.MapType) -> int:
+    return namespaces() if kind is bpf.MapType.PERCPU_HASH else bpf.possible_cpus()
 
 
 class Objects:
@@ -82,7 +96,7 @@ class Objects:
                             spec.kind,
                             spec.key,
                             spec.value,
-                            spec.entries or bpf.possible_cpus(),
+                            spec.entries or _entries(spec.kind),
                             name=spec.name,
                         )
                     )
@@ -165,7 +179,7 @@ class Objects:
     def counts(self) -> dict[int, Counts]:
         """Exact cumulative counters per namespace, summed over CPUs."""
         keys, values = bpf.map_items(
-            self.maps[COUNTS], 4, 8 * TALLY_WORDS * bpf.possible_cpus(), NAMESPACES
+            self.maps[COUNTS], 4, 8 * TALLY_WORDS * bpf.possible_cpus(), namespaces()
         )
         tallies = values.view(np.uint64).reshape(len(keys), bpf.possible_cpus(), TALLY_WORDS)
         near = np.frombuffer(

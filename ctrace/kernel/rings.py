@@ -43,8 +43,11 @@ SELDOM: Final = 0.03
 """Seconds between two readings: in a flood, and from a small ring and one with room enough in
 quiet times, for a flood comes without a word. Each reading costs the same, and records cost
 no more after they have left the cache of who wrote them."""
-ROOM: Final = 1 << 17
-"""Records that one batch has room for in one piece, at least (15 MB)."""
+ROOM: Final = 1 << 15
+"""Records that one batch has room for in one piece, at least (4 MB)."""
+SLEEPING: Final = 1 << 16
+"""Bytes at most of a ring whose CPU does not run when the rings are made: a machine that could
+have hundreds of CPUs has few. One that comes later makes do with it."""
 ROOMS: Final = 3
 """One being filled, one waiting, one being read."""
 
@@ -92,11 +95,10 @@ class ArrayRing:
     """Places above the limit: more than there are contexts that interrupt one another
     between looking for room and taking it."""
 
-    def __init__(self, mapped: mmap.mmap, cpu: int, cpus: int, slots: int) -> None:
-        """Set the ring up. ``mapped``: the whole array."""
+    def __init__(self, mapped: mmap.mmap, cpu: int, first: int, slots: int) -> None:
+        """Set the ring up. ``mapped``: the whole array; ``first``: its first place in it."""
         self._slots = slots
         self._limit = slots - min(self.SPARE, slots // 2)
-        first = cpus + cpu * slots
         self._ring = np.frombuffer(mapped, np.uint64, SLOT // 8, SLOT * cpu)
         self._ring[[self.LIMIT, self.FIRST, self.MASK]] = self._limit, first, slots - 1
         at = SLOT * first
@@ -241,10 +243,10 @@ _UNUSED: Final = _references([np.empty(0, ROW)], 0)
 
 
 class Rings:
-    """One ring per possible CPU, and the map in which programs find theirs."""
+    """One ring for each possible CPU, and the map in which programs find theirs."""
 
     def __init__(self, size: int, *, own: bool = False) -> None:
-        """``size`` bytes each, rounded up to a power of two. Raises BpfError.
+        """``size`` bytes for each CPU that runs, rounded up to a power of two. Raises BpfError.
 
         ``own``: arrays, for programs compiled with FETCH_ADD; else ring buffers.
         """
@@ -266,32 +268,40 @@ class Rings:
         self._mapped: Optional[mmap.mmap] = None
         try:
             if own:
-                self._make_arrays(bpf.possible_cpus())
+                self._make_arrays()
             else:
-                self._make_buffers(bpf.possible_cpus())
+                self._make_buffers()
         except BaseException:
             self.close()
             raise
 
-    def _make_arrays(self, cpus: int) -> None:
-        slots = self.size // SLOT
-        count = cpus * (1 + slots)
+    def _sizes(self) -> list[int]:
+        """Bytes of each possible CPU's ring."""
+        running = bpf.online_cpus()
+        small = min(self.size, max(SLEEPING, PAGE))
+        return [self.size if cpu in running else small for cpu in range(bpf.possible_cpus())]
+
+    def _make_arrays(self) -> None:
+        slots = [size // SLOT for size in self._sizes()]
+        cpus = len(slots)
+        count = cpus + sum(slots)
         self.map = bpf.map_create(
             bpf.MapType.ARRAY, 4, SLOT, count, flags=bpf.F_MMAPABLE, name="rings"
         )
         self._mapped = mmap.mmap(self.map, -(-count * SLOT // PAGE) * PAGE, mmap.MAP_SHARED)
+        first = cpus
         for cpu in range(cpus):
-            self.rings.append(ArrayRing(self._mapped, cpu, cpus, slots))
+            self.rings.append(ArrayRing(self._mapped, cpu, first, slots[cpu]))
+            first += slots[cpu]
 
-    def _make_buffers(self, cpus: int) -> None:
-        for cpu in range(cpus):
-            self._fds.append(
-                bpf.map_create(bpf.MapType.RINGBUF, 0, 0, self.size, name="ctrace_ring")
-            )
-            self.rings.append(BufferRing(self._fds[-1], self.size))
+    def _make_buffers(self) -> None:
+        sizes = self._sizes()
+        for cpu, size in enumerate(sizes):
+            self._fds.append(bpf.map_create(bpf.MapType.RINGBUF, 0, 0, size, name="ctrace_ring"))
+            self.rings.append(BufferRing(self._fds[-1], size))
             if cpu == 0:
                 self.map = bpf.map_create(
-                    bpf.MapType.ARRAY_OF_MAPS, 4, 4, cpus, inner=self._fds[0], name="rings"
+                    bpf.MapType.ARRAY_OF_MAPS, 4, 4, len(sizes), inner=self._fds[0], name="rings"
                 )
             bpf.map_update(self.map, cpu.to_bytes(4, "little"), self._fds[-1].to_bytes(4, "little"))
 
@@ -360,8 +370,10 @@ class Rings:
         for at in range(len(self._rooms)):
             if _references(self._rooms, at) == _UNUSED and len(self._rooms[at]) >= count:
                 return self._rooms[at]  # nobody has rows of it any more
-        room = np.empty(max(ROOM + ROOM // 4, count), ROW)
-        self._rooms = [*self._rooms[1 - ROOMS :], room]
+        whole = ROOM + ROOM // 4
+        room = np.empty(max(whole, count), ROW)
+        if count <= whole:  # a larger one goes when its rows do
+            self._rooms = [*self._rooms[1 - ROOMS :], room]
         return room
 
     def take_was_full(self) -> bool:

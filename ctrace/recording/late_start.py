@@ -2,37 +2,60 @@
 
 A source tells each name once, and the entries of the table at its start. A recording
 that begins later gets both from here: the names kept so far, and a dump of the tables,
-brought back to the moment at which the recording began.
+freed of what began later, a part with each batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import replace
-from typing import Optional, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ctrace.batch import Batch, Names, Source
 from ctrace.errors import CtraceError
-from ctrace.record import Events, empty, join
+from ctrace.record import Events, by_time, join
 from ctrace.recording import host_facts
 from ctrace.recording.recorder import RulesetReader
 from ctrace.recording.told_once import Known
 from ctrace.recording.writer import Writer
 
+AHEAD = 4
+"""Parts of the tables that wait for a batch (16 MB)."""
 PATIENCE = 5.0
 """Seconds that the end of a recording waits for what is still being read."""
+
+
+class Older(Protocol):
+    """The entries that were there before a recording began, as they become known."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all have come out."""
+
+    @property
+    def waiting(self) -> int:
+        """Parts that were read and wait for their events."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether there is more to read."""
+
+    def read(self) -> None:
+        """Read a part of the tables. In one thread."""
+
+    def with_events(self, events: Events, taken: float, at: int) -> Events:
+        """Those known by now, as of ``at``, to come before ``events``, which are all that came
+        until ``taken`` (monotonic)."""
 
 
 @runtime_checkable
 class Dumps(Protocol):
     """A source that can say what is in the tables now."""
 
-    def existing(self) -> Events:
-        """Every entry that matches the source's filter; may take seconds."""
-
-    def seeded(self, existing: Events, events: Events, at: int) -> Events:
-        """Which of them were there at ``at`` already, given all ``events`` since."""
+    def older(self) -> Older:
+        """The entries that match the source's filter and are older than the next batch."""
 
 
 class LateRecording:
@@ -40,9 +63,9 @@ class LateRecording:
 
     def __init__(self, path: str, source: Source, known: Known, shown_filter: str = "") -> None:
         """Raises CtraceError when the file exists or cannot be made."""
-        self._at = known.batch.until
+        self._until = at = known.batch.until
         header = replace(
-            host_facts.header(source, shown_filter), started=self._at, base=dict(known.counts)
+            host_facts.header(source, shown_filter), started=at, base=dict(known.counts)
         )
         self._writer = Writer(path, header)
         self.path = path
@@ -50,55 +73,45 @@ class LateRecording:
         copies = Names(
             dict(names.netns), dict(names.owners), dict(names.cgroups), dict(names.listeners)
         )
-        self._first: Optional[Batch] = replace(known.batch, names=copies)
-        """What the file begins with, once the entries of that moment are known."""
-        self._waiting: list[Batch] = []
+        self._writer.write(replace(known.batch, names=copies, until=at))
         self._rules = RulesetReader()
-        self._source = source
-        self._existing: Optional[Events] = None
-        self._dumped = 0
-        """Boot clock, ns, at the dump's end."""
-        self._dump = threading.Thread(target=self._read, name="ctrace-dump", daemon=True)
-        self._dump.start()
+        self._older = source.older() if isinstance(source, Dumps) else None
+        if self._older is None:
+            self._writer.note("the entries that were there at the beginning are not known")
+        self._closing = threading.Event()
+        self._reading = threading.Thread(target=self._read, name="ctrace-dump", daemon=True)
+        self._reading.start()
 
     def _read(self) -> None:
-        if isinstance(self._source, Dumps):
-            try:
-                self._existing = self._source.existing()
-            except (CtraceError, OSError):
-                self._existing = None
-        self._dumped = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        older = self._older
+        with contextlib.suppress(CtraceError, OSError):
+            while older is not None and older.reading and not self._closing.is_set():
+                if older.waiting >= AHEAD:
+                    self._closing.wait(0.02)
+                else:
+                    older.read()
 
     def write(self, batch: Batch) -> None:
         """Take a batch. Raises CtraceError when the disk refuses."""
-        if self._first is None:
-            self._writer.write(batch)
-            for netns, text in self._rules.done():
-                self._writer.ruleset(netns, text)
-            return
-        self._waiting.append(batch)
-        # What changed while the tables were read is in the batches that reach over it.
-        if self._dumped and batch.until >= self._dumped:
-            self._begin(self._existing)
-
-    def _begin(self, existing: Optional[Events]) -> None:
-        assert self._first is not None
-        first, self._first = self._first, None
-        rows = empty()
-        if existing is not None and isinstance(self._source, Dumps):
-            since = join([batch.events for batch in self._waiting])
-            rows = self._source.seeded(existing, since, self._at)
-        self._writer.write(replace(first, events=rows, until=self._at))
-        if existing is None:
-            self._writer.note("the entries that were there at the beginning are not known")
-        waiting, self._waiting = self._waiting, []
-        for batch in waiting:
-            self._writer.write(batch)
+        if self._older is not None:
+            # What it has was captured by its own time, which is boot clock.
+            lag = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - batch.until
+            rows = self._older.with_events(batch.events, time.monotonic() - lag / 1e9, self._until)
+            if len(rows):
+                batch = replace(batch, events=by_time(join([rows, batch.events])))
+            if self._older.done:
+                self._older = None
+        self._until = batch.until
+        self._writer.write(batch)
+        for netns, text in self._rules.done():
+            self._writer.ruleset(netns, text)
 
     def close(self, reason: str = "") -> None:
         """End the file. Raises CtraceError when the last events could not be written."""
-        if self._first is not None:
-            self._begin(None)
+        self._closing.set()
+        self._reading.join()
+        if self._older is not None:
+            self._writer.note("not all entries that were there at the beginning are known")
         for netns, text in self._rules.done(wait=PATIENCE):
             self._writer.ruleset(netns, text)
         self._writer.close(reason)

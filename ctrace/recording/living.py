@@ -1,16 +1,31 @@
-"""The entries alive now, from the events alone: what a segment begins with."""
+"""The entries alive now, from the events alone: what a segment begins with.
+
+They are kept in a fifth of the room that their records would take.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Batch
 from ctrace.losses import Losses
-from ctrace.record import Events, Kind, Reason, empty, identity, join, words
+from ctrace.record import RECORD, WORDS, Events, Kind, Reason, identity, join, words
 
-_LIVES = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY), int(Kind.FOUND))
-_MARKS = (int(Kind.RECOUNT), int(Kind.RECOUNTED))
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+
+CHUNK: Final = 1 << 15
+"""Entries that are unpacked together (4 MB)."""
+OFTEN: Final = 1 << 16
+"""Events, at least, until those that they replaced are thrown away."""
+NETNS: Final = RECORD.fields["netns"][1] // 4 if RECORD.fields else 0
+"""Which half word of a record is the namespace's number."""
+_LIVES: Final = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY), int(Kind.FOUND))
+_MARKS: Final = (int(Kind.RECOUNT), int(Kind.RECOUNTED))
 
 
 class Living:
@@ -20,15 +35,15 @@ class Living:
     """
 
     def __init__(self) -> None:
-        self._alive = empty()
-        self._ids = np.zeros(0, np.uint64)
-        self._old = np.zeros(0, bool)
-        """Of the living, those from before the recount that is under way."""
-        self._news: list[Events] = []
-        self._size = 0
+        self._chunks: list[_Chunk] = []
+        self._touched = 0
         self._begun: set[int] = set()
         self._losses = Losses()
         self._lacks: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """How many are kept; some may have ended."""
+        return sum(len(chunk.key) for chunk in self._chunks)
 
     @property
     def lacks(self) -> int:
@@ -48,50 +63,119 @@ class Living:
             first = at + 1
         self._follow(events[first:])
 
-    def rows(self, now: int) -> Events:
-        """The living as EXISTING at ``now``."""
-        self._settle()
-        out = words(self._alive).copy().view(self._alive.dtype).reshape(-1)
-        out["kind"], out["reason"], out["ts"] = Kind.EXISTING, Reason.NONE, now
-        # A destroy has no owner; an entry that existed keeps none either.
-        out["owner"], out["cgroup"] = 0, 0
-        return out
+    def rows(self, now: int) -> Iterator[Events]:
+        """The living as EXISTING at ``now``, a part at a time."""
+        self._bury()
+        for chunk in self._chunks:
+            rows = chunk.rows()
+            rows["ts"] = now
+            yield rows
 
     def _follow(self, events: Events) -> None:
+        """An entry's last event tells."""
         tracked = events[np.isin(events["kind"], _LIVES)]
-        if len(tracked):
-            self._news.append(tracked)
-            self._size += len(tracked)
-        if self._size > max(1 << 16, len(self._alive)):
-            self._settle()
+        if not len(tracked):
+            return
+        key = identity(words(tracked))
+        order = np.argsort(key, kind="stable")
+        last = order[np.append(np.diff(key[order]) != 0, True)]
+        begun = np.sort(last[tracked["kind"][last] != int(Kind.DESTROY)])
+        self._chunks.append(_Chunk(tracked[begun], key[begun], key[last]))
+        self._touched += len(last)
+        if self._touched > max(OFTEN, len(self) // 2):
+            self._bury()
 
     def _mark(self, kind: int, netns: int) -> None:
         """Where a recount begins, and where it ends."""
-        self._settle()
-        mine = self._alive["netns"] == netns
+        self._bury()
         if kind == int(Kind.RECOUNT):
             self._begun.add(netns)
-            self._old |= mine
+            for chunk in self._chunks:
+                chunk.old |= chunk.of(netns)
         elif netns in self._begun:
             self._begun.discard(netns)
             self._lacks.pop(netns, None)
-            self._keep(~(self._old & mine))
+            for chunk in self._chunks:
+                chunk.keep(~(chunk.old & chunk.of(netns)))
 
-    def _settle(self) -> None:
-        """Take in what is new: an entry's last event tells."""
-        if not self._news:
-            return
-        news = join(self._news)
-        self._news, self._size = [], 0
-        whole = join([self._alive, news])
-        ids = np.concatenate([self._ids, identity(words(news))])
-        order = np.argsort(ids, kind="stable")
-        last = order[np.append(np.diff(ids[order]) != 0, True)]
-        self._old = np.append(self._old, np.zeros(len(news), bool))
-        self._alive, self._ids = whole, ids
-        chosen = np.sort(last)
-        self._keep(chosen[whole["kind"][chosen] != int(Kind.DESTROY)])
+    def _bury(self) -> None:
+        """Throw away those of which a later chunk told."""
+        later: U64 = np.zeros(0, np.uint64)
+        kept: list[_Chunk] = []
+        for chunk in reversed(self._chunks):
+            touched, chunk.touched = chunk.touched, later[:0]
+            if len(later):
+                at = np.searchsorted(later, chunk.key).clip(max=len(later) - 1)
+                chunk.keep(later[at] != chunk.key)
+            if len(touched):
+                later = np.unique(np.concatenate([later, touched]))
+            if len(chunk.key):
+                kept.append(chunk)
+        self._touched = 0
+        self._chunks = []
+        small: list[_Chunk] = []
+        for chunk in reversed(kept):
+            if small and sum(len(one.key) for one in small) + len(chunk.key) > CHUNK:
+                self._chunks.append(_together(small))
+                small = []
+            small.append(chunk)
+        if small:
+            self._chunks.append(_together(small))
 
-    def _keep(self, which: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> None:
-        self._alive, self._ids = self._alive[which], self._ids[which]
-        self._old = self._old[which]
+
+class _Chunk:
+    """Some entries as half words; those that all have in common are kept once."""
+
+    def __init__(self, rows: Events, key: U64, touched: U64) -> None:
+        """``rows``, which become these entries, and their identities. ``touched``, sorted: whose
+        earlier rows these events have replaced."""
+        self.key, self.touched = key, touched
+        self.old = np.zeros(len(rows), bool)
+        """Those from before the recount of their namespace that is under way."""
+        rows["kind"], rows["reason"], rows["ts"] = Kind.EXISTING, Reason.NONE, 0
+        # A destroy has no owner; an entry that existed keeps none either.
+        rows["owner"], rows["cgroup"] = 0, 0
+        halves = _mirrored(words(rows)).view(np.uint32).reshape(-1, 2 * WORDS)
+        self._common: U32 = halves[0].copy() if len(halves) else np.zeros(2 * WORDS, np.uint32)
+        self._at = np.flatnonzero((halves != self._common).any(axis=0))
+        self._own: U32 = halves[:, self._at].copy()
+
+    def keep(self, chosen: npt.NDArray[np.bool_]) -> None:
+        """Only these."""
+        if not chosen.all():
+            self.key, self.old, self._own = self.key[chosen], self.old[chosen], self._own[chosen]
+
+    def of(self, netns: int) -> npt.NDArray[np.bool_]:
+        """Which are in this namespace."""
+        at = np.flatnonzero(self._at == NETNS)
+        column = self._own[:, at[0]] if len(at) else np.full(len(self.key), self._common[NETNS])
+        found: npt.NDArray[np.bool_] = column == netns
+        return found
+
+    def rows(self) -> Events:
+        """As records."""
+        halves = np.tile(self._common, (len(self.key), 1))
+        halves[:, self._at] = self._own
+        out: Events = _mirrored(halves.view(np.uint64)).view(RECORD).reshape(-1)
+        return out
+
+
+def _together(chunks: list[_Chunk]) -> _Chunk:
+    if len(chunks) == 1:
+        return chunks[0]
+    key = np.concatenate([chunk.key for chunk in chunks])
+    whole = _Chunk(join([chunk.rows() for chunk in chunks]), key, key[:0])
+    whole.old = np.concatenate([chunk.old for chunk in chunks])
+    return whole
+
+
+def _mirrored(rows: U64) -> U64:
+    """The reply's tuple as what differs from the original's turned round, and back."""
+    rows[:, 6:8] ^= rows[:, 4:6]
+    rows[:, 8:10] ^= rows[:, 2:4]
+    ports = rows[:, 10]
+    turned = (ports << np.uint64(16) & np.uint64(0xFFFF0000)) | (
+        ports >> np.uint64(16) & np.uint64(0xFFFF)
+    )
+    rows[:, 10] ^= turned << np.uint64(32)
+    return rows

@@ -123,7 +123,9 @@ def record(
                     sink.ruleset(netns, text)
                 seconds = (batch.until - first) / 1e9
                 show(Progress(seconds, taken, sink.stored, sink.lost))
-                reason = over.reason(batch.until, seconds, taken, child)
+                # a part of an interval may lack entries that were there before
+                past = 0 if batch.more else seconds
+                reason = over.reason(batch.until, past, taken, child)
                 if reason:
                     break
             else:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
@@ -212,7 +213,7 @@ class FlightRecorder:
         now = self._known.batch.until
         rest = batch or Batch.idle(now)
         without = replace(rest, events=empty(), lost=rest.lost + len(rest.events))
-        for rows, then in ((self._living.rows(now), rest), (empty(), without)):
+        for rows, then in ((self._living.rows(now), rest), (iter(()), without)):
             self._writer.abandon()
             Path(self._writer.path).unlink(missing_ok=True)
             self._begin(now, rows)
@@ -238,13 +239,19 @@ class FlightRecorder:
         """The disk is smaller than was allowed: several segments are to find room on it."""
         self._segment_size = max(SMALLEST, min(self._segment_size, size // 4))
 
-    def _begin(self, now: int, living: Events) -> None:
+    def _begin(self, now: int, living: Iterator[Events]) -> None:
         """A segment: who is alive, how the tables stand, all names."""
         self._number += 1
         self._began = now
         self._writer = self._open(now)
-        first = replace(self._known.batch, events=living, until=now, lost=self._living.lacks)
-        self._writer.write(first)
+        rows, lacks = next(living, empty()), self._living.lacks
+        try:
+            self._writer.write(replace(self._known.batch, events=rows, until=now, lost=lacks))
+            for rows in living:
+                self._writer.write(Batch(rows, now))
+        except CtraceError:
+            if not self._writer.full:  # else whatever is written next makes room
+                raise
 
     def _end(self, reason: str = "") -> None:
         """End the segment; on a full disk it may lack the block that says so."""

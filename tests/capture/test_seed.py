@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.capture.seed import seed
+from ctrace.capture.seed import Seeding, Slice
 from ctrace.record import Events, Kind, Reason, empty, join
 
 AT = 1_000
@@ -28,65 +28,153 @@ def record(kind: Kind, flow: int, ct: int, ts: int) -> Events:
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("toggle"), st.integers(0, 29)),
-        st.tuples(st.just("dump"), st.integers(0, 29)),
+        st.tuples(st.sampled_from(("toggle", "dump")), st.integers(0, 29)),
         st.tuples(st.just("noise"), st.integers(0, 29)),
+        st.tuples(st.just("batch"), st.just(0)),
+        st.tuples(st.just("slice"), st.just(0)),
     ),
-    max_size=80,
+    max_size=120,
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.sets(st.integers(0, 29)), steps)
-def test_existing_plus_events_is_the_table(before: set[int], steps: list[tuple[str, int]]) -> None:
-    # Flow -> identity of the entry that now has that tuple.
-    table = {flow: 100 + flow for flow in before}
-    at_start = dict(table)
-    events: list[Events] = []
-    dump: list[Events] = []
-    walked: set[int] = set()
-    next_ct = 1000
-    for step, flow in steps:
-        if step == "dump":  # the walk reaches this flow's bucket now, once
-            if flow not in walked and flow in table:
-                dump.append(record(Kind.EXISTING, flow, table[flow], AT))
-            walked.add(flow)
-        elif step == "noise":
-            events.append(record(Kind.DROP, flow, 0, AT + len(events)))
-            events.append(record(Kind.INSERT_FAILED, flow, 5, AT + len(events)))
-        elif flow in table:
-            events.append(record(Kind.DESTROY, flow, table.pop(flow), AT + len(events)))
+class Walk:
+    """A table that is walked while it changes, and what becomes known of it."""
+
+    def __init__(self, before: set[int], same_ids: bool) -> None:
+        self.table = {flow: 100 + flow for flow in before}
+        """Flow to the identity of the entry that now has that tuple."""
+        self.netns = {flow: int(record(Kind.DROP, flow, 0, 0)["netns"][0]) for flow in range(30)}
+        self.order = sorted(set(self.netns.values()))
+        self.seeding = Seeding(self.order, same_ids=same_ids)
+        self.walked: set[int] = set()
+        self.ended: list[int] = []
+        self.rows: list[Events] = []
+        self.news: list[Events] = []
+        self.waiting: list[Slice] = []
+        self.next_ct = 1000
+        self.ts = AT
+        self.out: list[Events] = []
+
+    def event(self, kind: Kind, flow: int, ct: int) -> None:
+        self.ts += 1
+        self.news.append(record(kind, flow, ct, self.ts))
+
+    def toggle(self, flow: int) -> None:
+        if flow in self.table:
+            self.event(Kind.DESTROY, flow, self.table.pop(flow))
         else:
-            table[flow] = next_ct
-            events.append(record(Kind.INSERT, flow, next_ct, AT + len(events)))
-            next_ct += 1
-    for flow in range(30):  # the rest of the walk
-        if flow not in walked and flow in table:
-            dump.append(record(Kind.EXISTING, flow, table[flow], AT))
+            self.table[flow] = self.next_ct
+            self.event(Kind.INSERT, flow, self.next_ct)
+            self.next_ct += 1
 
-    found = seed(join(dump), join(events), AT, same_ids=True)
-    assert sorted(found["ct"].tolist()) == sorted(at_start.values())
-    by_ct = {int(row["ct"]): row for row in found}
-    for flow, ct in at_start.items():
-        wanted = record(Kind.EXISTING, flow, ct, AT)[0]
-        assert by_ct[ct] == wanted
+    def dump(self, flow: int) -> None:
+        """The walk reaches this flow's bucket, once; namespaces come one after another."""
+        if flow in self.walked or not self.order or self.netns[flow] != self.order[0]:
+            return
+        if flow in self.table:
+            self.rows.append(record(Kind.EXISTING, flow, self.table[flow], AT))
+        self.walked.add(flow)
+        if all(flow in self.walked for flow, at in self.netns.items() if at == self.order[0]):
+            self.ended.append(self.order.pop(0))
 
-    told = join(events)
-    unknown = seed(join(dump), join(events), AT)
-    seen_ending = set(told["ct"][told["kind"] == Kind.DESTROY].tolist())
-    assert sorted(unknown["ct"].tolist()) == sorted(
-        ct if ct in seen_ending else 0 for ct in at_start.values()
-    )
+    def slice(self) -> None:
+        self.waiting.append(Slice(join(self.rows), tuple(self.ended)))
+        self.rows, self.ended = [], []
+
+    def batch(self) -> None:
+        """Everything so far has come: the slices that were read before are sure."""
+        events, self.news = join(self.news), []
+        self.out.append(self.seeding.first(events, AT))
+        self.out += [self.seeding.dumped(one, AT) for one in self.waiting]
+        self.waiting = []
+        self.out.append(events)
+
+    def end(self) -> None:
+        for netns in list(self.order):
+            for flow in range(30):
+                if self.netns[flow] == netns:
+                    self.dump(flow)
+        self.slice()
+        self.batch()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sets(st.integers(0, 29)), steps, st.booleans())
+def test_existing_plus_events_is_the_table(
+    before: set[int], steps: list[tuple[str, int]], same_ids: bool
+) -> None:
+    walk = Walk(before, same_ids)
+    at_start = dict(walk.table)
+    for step, flow in steps:
+        if step == "dump":
+            walk.dump(flow)
+        elif step == "noise":
+            walk.event(Kind.DROP, flow, 0)
+            walk.event(Kind.INSERT_FAILED, flow, 5)
+        elif step == "toggle":
+            walk.toggle(flow)
+        else:
+            getattr(walk, step)()
+    walk.end()
+
+    whole = join(walk.out)
+    found = whole[whole["kind"] == Kind.EXISTING]
+    flows = {entry(record(Kind.EXISTING, flow, 0, AT)): flow for flow in range(30)}
+    got = {}
+    for row in (found[i : i + 1] for i in range(len(found))):
+        flow = flows[entry(row)]
+        assert flow not in got
+        got[flow] = int(row["ct"][0])
+        bare = row.copy()
+        bare["ct"] = 0
+        assert bare == record(Kind.EXISTING, flow, 0, AT)
+    assert got.keys() == at_start.keys()
+    if same_ids:
+        assert got == at_start
+    else:
+        assert all(ct in (0, at_start[flow]) for flow, ct in got.items())
+
+    # At every moment the table is what the rows say, in the order in which they came.
+    alive: set[bytes] = set()
+    for row in (whole[i : i + 1] for i in range(len(whole))):
+        if row["kind"][0] in (Kind.EXISTING, Kind.INSERT):
+            assert entry(row) not in alive
+            alive.add(entry(row))
+        elif row["kind"][0] == Kind.DESTROY:
+            alive.remove(entry(row))
+    assert {flows[one] for one in alive} == walk.table.keys()
+
+
+def entry(row: Events) -> bytes:
+    """What one record says of whose it is."""
+    bare = empty(1)
+    for name in ("src", "dst", "reply_src", "reply_dst", "sport", "dport", "reply_sport"):
+        bare[name] = row[name]
+    for name in ("reply_dport", "netns", "proto", "zone"):
+        bare[name] = row[name]
+    return bare.tobytes()
 
 
 def test_an_entry_dumped_twice_counts_once() -> None:
     row = record(Kind.EXISTING, 3, 9, AT)
-    assert len(seed(join([row, row]), empty(), AT)) == 1
+    netns = int(row["netns"][0])
+    seeding = Seeding([netns])
+    assert len(seeding.dumped(Slice(join([row, row])), AT)) == 1
+    assert len(seeding.dumped(Slice(row, (netns,)), AT)) == 0
+
+
+def test_what_is_told_after_the_last_slice_is_the_events_own_business() -> None:
+    netns = int(record(Kind.EXISTING, 3, 9, AT)["netns"][0])
+    seeding = Seeding([netns])
+    assert len(seeding.dumped(Slice(record(Kind.EXISTING, 3, 9, AT), (netns,)), AT)) == 1
+    assert len(seeding.first(record(Kind.DESTROY, 4, 8, AT + 9), AT)) == 0
 
 
 def test_inputs_are_left_alone() -> None:
     dump, events = record(Kind.EXISTING, 3, 9, 5), record(Kind.DESTROY, 4, 8, 6)
     copies = dump.copy(), events.copy()
-    seed(dump, events, AT)
+    seeding = Seeding(events["netns"].tolist())
+    seeding.first(events, AT)
+    seeding.dumped(Slice(dump), AT)
     assert (dump == copies[0]).all()
     assert (events == copies[1]).all()

@@ -64,7 +64,7 @@ class Story:
         self.send(join([*rest, mark(Kind.RECOUNTED, netns)]))
 
     def told(self) -> set[int]:
-        rows = self.living.rows(2 * SECOND)
+        rows = join(list(self.living.rows(2 * SECOND)))
         assert set(rows["kind"].tolist()) <= {int(Kind.EXISTING)}
         flows: list[int] = rows["sport"].tolist()
         assert len(flows) == len(set(flows))

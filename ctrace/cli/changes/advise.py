@@ -137,7 +137,8 @@ def _advise(
             batch = replace(batch, events=batch.events[wanted.mask(batch.events)])  # noqa: PLW2901
         model.update(batch)
         addresses |= {inum: netns.addresses for inum, netns in batch.names.netns.items()}
-        if duration is not None and batch.until - source.started >= duration * 1e9:
+        past = (batch.until - source.started) / 1e9
+        if duration is not None and past >= duration and not batch.more:
             break
     services = model.snapshot(group="service", sort="held", limit=100)
     pairs = model.snapshot(group="pair", sort="held", limit=500)

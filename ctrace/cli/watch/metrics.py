@@ -14,6 +14,8 @@ from ctrace.cli.options import hooks_option
 from ctrace.errors import CtraceError
 
 LISTEN = "127.0.0.1:9632"
+MEMORY = 16 << 20
+"""Bytes for what grows with traffic: a few dozen names are told, and the unit has 256 MiB."""
 
 
 @click.command()
@@ -66,6 +68,7 @@ def command(
                 source.clock,
                 source.started,
                 host=socket.gethostname(),
+                memory=MEMORY,
                 interval=interval,
             )
             if server is not None:

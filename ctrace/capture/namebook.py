@@ -1,0 +1,86 @@
+"""Which names the batches have told already, and the new ones."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from ctrace.batch import Names, Netns, Owner
+from ctrace.capture.family import Capture
+from ctrace.errors import CtraceError
+from ctrace.host import netns, process
+from ctrace.host.netns import Namespace
+from ctrace.record import Events, Kind
+
+ADDRESSES: Final = 30.0
+"""Seconds between two looks at a namespace's addresses."""
+OWNERS_KNOWN: Final = 65536
+
+
+class NameBook:
+    """What a source has told of owners, namespaces and listeners."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self._listeners = process.Listeners()
+        self._owners: OrderedDict[int, None] = OrderedDict()
+        self._netns: dict[int, Netns] = {}
+        self._addresses_at: dict[int, float] = {}
+
+    def learn(self, events: Events, spaces: Sequence[Namespace], look: bool) -> Names:
+        """Names not told before; namespaces and listeners only when ``look``."""
+        owners = self._new_owners(events)
+        if not look:
+            return Names(owners=owners, cgroups=_units(owners))
+        return Names(
+            netns=self._new_netns(spaces),
+            owners=owners,
+            cgroups=_units(owners),
+            listeners=self._listeners.look(spaces),
+        )
+
+    def _new_owners(self, events: Events) -> dict[int, Owner]:
+        kinds = events["kind"]
+        packets = (kinds != int(Kind.DESTROY)) & (kinds != int(Kind.EXISTING))
+        keys = np.unique(events["owner"][packets])
+        fresh = [key for key in keys.tolist() if key and key not in self._owners]
+        found = {}
+        captured = self._capture.owner_comms(fresh)
+        paths = self._capture.cgroup_names({cgroup for _, cgroup in captured.values()})
+        for key, (comm, cgroup) in captured.items():
+            found[key] = process.owner(key, comm, cgroup, paths.get(cgroup, ""))
+            self._owners[key] = None
+        while len(self._owners) > OWNERS_KNOWN:
+            self._owners.popitem(last=False)
+        return found
+
+    def _new_netns(self, spaces: Sequence[Namespace]) -> dict[int, Netns]:
+        now = time.monotonic()
+        fresh = {}
+        for space in spaces:
+            if now - self._addresses_at.get(space.inum, -ADDRESSES) < ADDRESSES:
+                continue
+            self._addresses_at[space.inum] = now
+            try:
+                addresses = netns.local_addresses(space.path)
+            except (OSError, CtraceError):
+                addresses = ()
+            told, name = self._netns.get(space.inum), space.name
+            if told and name == f"netns:{space.inum}":
+                name = told.name  # it lost its mount, not its name
+            known = Netns(space.inum, name, addresses)
+            if told != known:
+                fresh[space.inum] = self._netns[space.inum] = known
+        gone = self._addresses_at.keys() - {space.inum for space in spaces}
+        for inum in gone:
+            del self._addresses_at[inum]
+            self._netns.pop(inum, None)
+        return fresh
+
+
+def _units(owners: dict[int, Owner]) -> dict[int, str]:
+    return {owner.cgroup: owner.unit for owner in owners.values() if owner.cgroup and owner.unit}

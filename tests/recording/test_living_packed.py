@@ -1,0 +1,77 @@
+"""What is kept of the living comes back as it was, and takes little room."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrace.batch import Batch
+from ctrace.record import Events, Kind, Reason, empty, join
+from ctrace.recording import living
+from ctrace.recording.living import Living
+
+NOW = 77
+
+
+def row(kind: Kind, ct: int, netns: int, shape: int) -> Events:
+    """One event of an entry; ``shape``: IPv4, IPv6, with NAT or without."""
+    made = empty(1)
+    made["kind"], made["ct"], made["netns"], made["ts"] = kind, ct, netns, 5
+    made["reason"], made["proto"], made["family"] = Reason.NEW, 6, 10 if shape & 1 else 2
+    made["status"], made["state"], made["zone"] = shape << 3, shape, shape & 2
+    made["src"][0, 12:] = [10, 0, ct % 250, netns % 250]
+    made["dst"][0, 15] = 7
+    if shape & 1:
+        made["src"][0, 0] = made["dst"][0, 3] = 0x20 + ct % 5
+    made["reply_src"], made["reply_dst"] = made["dst"], made["src"]
+    made["sport"], made["dport"] = 1000 + ct, 443
+    made["reply_sport"], made["reply_dport"] = 443, 1000 + ct
+    if shape & 2:
+        made["reply_dst"][0, 15] = 99
+        made["reply_dport"] = ct
+    made["owner"], made["cgroup"] = 3 << 32, 9
+    return made
+
+
+steps = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 2), st.integers(0, 3), st.booleans()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps)
+def test_entries_come_back_as_they_were(steps: list[tuple[int, int, int, bool]]) -> None:
+    kept, wanted = Living(), {}
+    for ct, netns, shape, look in steps:
+        event = row(Kind.INSERT, ct, netns, shape)
+        kept.take(Batch(event.copy(), NOW))
+        event["kind"], event["reason"], event["ts"] = Kind.EXISTING, Reason.NONE, NOW
+        event["owner"] = event["cgroup"] = 0
+        wanted[event.tobytes()] = event
+        if look:
+            list(kept.rows(NOW - 1))
+    whole = join(list(kept.rows(NOW)))
+    assert sorted(whole[i : i + 1].tobytes() for i in range(len(whole))) == sorted(wanted)
+
+
+def test_what_is_kept_is_small_and_comes_in_parts() -> None:
+    kept = Living()
+    for first in range(0, 200_000, 20_000):
+        events = empty(20_000)
+        events["kind"], events["proto"], events["netns"] = Kind.INSERT, 17, 4026531840
+        events["ct"] = np.arange(first, first + 20_000, dtype=np.uint64) * np.uint64(0x140)
+        events["ct"] += np.uint64(0xFFFF8881_00000000)
+        events["src"][:, 10:12] = events["dst"][:, 10:12] = 0xFF
+        events["src"][:, 13], events["src"][:, 14] = np.divmod(
+            np.arange(first, first + 20_000) % 65_536, 256
+        )
+        events["sport"], events["dport"] = np.arange(first, first + 20_000) % 60_000, 53
+        events["reply_src"], events["reply_dst"] = events["dst"], events["src"]
+        events["reply_sport"], events["reply_dport"] = events["dport"], events["sport"]
+        before = events.copy()
+        kept.take(Batch(events, NOW))
+        assert (events == before).all()  # they are others' too
+    parts = [len(rows) for rows in kept.rows(NOW)]
+    assert sum(parts) == len(kept) == 200_000
+    assert max(parts) <= living.CHUNK
+    held = sum(chunk.key.nbytes + chunk._own.nbytes for chunk in kept._chunks)
+    assert held < 200_000 * 32
