@@ -292,8 +292,9 @@ def resets(settled: Settled) -> str:
     """What the end of the rules does to connections that were opened under them."""
     many = len(dict.fromkeys(settled.found.resets))
     return (
-        f"{WHEN_THEY_GO} (a trial that ends, undo), connections opened meanwhile may be cut "
-        f"or stall: {many} of the kinds rehearsed lost their next packet"
+        f"{WHEN_THEY_GO} (a trial that ends, undo), connections opened meanwhile may be cut or "
+        f"stall, although those of this host get entries: {many} of the kinds rehearsed lost "
+        "their next packet"
     )
 
 

@@ -25,6 +25,8 @@ from ctrace.ruleset.notrack import TAG
 
 Flow = tuple[str, bytes, int, bytes, int]
 """Of the table: (role, source, port, destination, port)."""
+CARRIED_S: Final = 600
+"""Timeout of an entry that is made before the rules go: longer than any rehearsal."""
 XT: Final = tuple((tool, family) for tool in ("iptables-nft", "iptables-legacy")
                   for family in ("ip", "ip6"))  # fmt: skip
 
@@ -265,23 +267,34 @@ class Service:
         return found
 
     def coming_and_going(self, lever: Notrack, backend: str, found: Found) -> None:
-        """What the rules do to conversations that are open when they come, and when they go."""
+        """What the rules do to conversations that are open when they come, and when they go.
+
+        Before they go, entries are made for this host's own open connections, as undo does.
+        """
         texts = scripts(lever, backend)
         going = removal(backend)
+        own = [
+            ctnetlink.Flow(t.client, t.server, t.sport, t.dport)
+            for t in self.talks
+            if t.proto == PROTO_NUMBERS["tcp"] and t.dport == self.port and t.role in lever.roles
+            and t.role != "forward"
+        ]  # fmt: skip
         with on_one_processor():
             works = [r.talk for r in self.tracked(Setting()).runs
                      if len(r.outcomes) > 3 and None not in r.outcomes]  # fmt: skip
             for rest in (dict(REST), dict(SERVER_NEXT)):
                 found.cut += self._changed(works, (), texts, rest)
-                found.resets += self._changed(works, texts, going, rest)
+                found.resets += self._changed(works, texts, going, rest, own)
 
     def _changed(
         self, works: Sequence[Talk], first: Sequence[Script], then: Sequence[Script],
-        rest: Steps,
+        rest: Steps, carried: Sequence[ctnetlink.Flow] = (),
     ) -> list[Talk]:  # fmt: skip
         with self.room.stage(Setting(), first, untracked=bool(first)) as stage:
 
             def change() -> None:
+                if carried:
+                    ctnetlink.insert(stage.space.path, carried, CARRIED_S)
                 for argv, stdin in then:
                     stage.space.run(argv, stdin)
 

@@ -121,6 +121,8 @@ def take(path: str) -> Snapshot:
         raise CtraceError(f"its rules cannot be read: {error.strerror}") from None
     legacy = _legacy(path, gaps)
     sets, index = _ipsets(path, gaps)
+    if _by_bridge_port(path, devices, things, legacy):
+        gaps.append("rules that tell a bridge's ports apart (physdev, by br_netfilter)")
     return Snapshot(
         tuple(devices), tuple(addresses), tuple(routes), tuple(nexthops), tuple(rules),
         tuple(read_sysctls(path).items()), things, tuple(sets), tuple(index), tuple(legacy),
@@ -185,6 +187,30 @@ def _legacy(path: str, gaps: list[str]) -> list[tuple[str, str]]:
             except CtraceError as error:
                 gaps.append(str(error))
     return found
+
+
+def _by_bridge_port(
+    path: str, devices: list[Device], things: tuple[nft_copy.Thing, ...],
+    legacy: list[tuple[str, str]],
+) -> bool:  # fmt: skip
+    """Whether bridged packets meet rules that ask for the port: a copy's bridge has none.
+
+    Without such rules a bridged packet fares as one that is routed over the bridge.
+    """
+    if not any(device.what == "bridge" for device in devices):
+        return False
+    for family, kind, name in (("ip", 2, "iptables"), ("ip6", 10, "ip6tables")):
+        try:
+            with enter(path), open(f"/proc/sys/net/bridge/bridge-nf-call-{name}") as file:
+                called = file.read().strip() != "0"
+        except OSError:
+            continue
+        asked = any(" -m physdev " in text for where, text in legacy if where == family)
+        if called and (
+            asked or any(b"physdev\0" in body for _, where, body in things if where == kind)
+        ):
+            return True
+    return False
 
 
 def _ipsets(path: str, gaps: list[str]) -> tuple[list[str], list[tuple[int, str]]]:

@@ -134,6 +134,22 @@ def test_filters(what: str) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("called", [False, True])
+def test_rules_that_ask_for_a_bridges_port(called: bool) -> None:
+    """A copy has no ports to tell apart: nothing is called safe, but where none is asked for."""
+    with Lab() as lab:
+        h = lab.namespace("h", track=True)
+        h.run(["ip", "link", "add", "br0", "type", "bridge"])
+        h.sysctl("net.bridge.bridge-nf-call-iptables", int(called))
+        h.run(["iptables-nft", "-A", "FORWARD", "-m", "physdev", "--physdev-in", "eth7", "-j",
+               "DROP"])  # fmt: skip
+        about = Subject("tcp", PORT, ("server",), ("10.9.0.1",), ("10.9.0.2",), nat="no")
+        judgement = verdict_on(about, h.path)
+        assert any("physdev" in reason for reason in judgement.reasons) == called
+        assert (judgement.verdict == UNKNOWN) == called
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize("called", [False, True], ids=["apart", "through iptables"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bridge_that_calls_iptables(family: int, called: bool) -> None:
