@@ -1,5 +1,8 @@
-"""For every suite: programs under test can be interrupted, also in a run started with ``&``;
-no example is timed; and what the whole machine sees is changed by one test at a time, with no kernel test beside it."""
+"""For every suite: what a run in the background, or beside others, must not change.
+
+Programs under test can be interrupted, no example is timed, and what the whole machine sees
+is changed by one test at a time, with no kernel test beside it.
+"""
 
 from __future__ import annotations
 
