@@ -16,10 +16,16 @@ export LC_ALL TZ PATH
     exit 2
 }
 d=${TMPDIR:-/tmp}/ctrace-collect.$$
-mkdir "$d" || exit 1
-child=
-trap '[ -z "$child" ] || kill "$child" 2>/dev/null; rm -rf "$d"' EXIT
+child= guard= made=
+# Set before the folder is made: no moment is left in which a signal would leave it behind.
+trap 'for p in $child $guard; do kill -9 "$p"; done; [ -z "$made" ] || rm -rf "$d"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
+made=yes
+mkdir "$d" || {
+    made=
+    exit 1
+}
+exec 3>&2 2>/dev/null # bash tells of each job that is ended
 
 now() { date +%s 2>/dev/null || echo 0; }
 began=$(now)
@@ -37,22 +43,23 @@ keep() {
     [ $(($(now) - began)) -lt 60 ] || return 0
     mkdir -p "${file%/*}"
     (
-        ulimit -f "$room" 2>/dev/null
-        exec "$@" >"$file" 2>/dev/null </dev/null
+        ulimit -f "$room"
+        exec "$@" >"$file" </dev/null
     ) &
     child=$!
     (
-        trap 'kill "$s" 2>/dev/null; exit' TERM
-        sleep "$limit" &
-        s=$!
-        wait "$s"
-        kill "$child" 2>/dev/null
-    ) >/dev/null 2>&1 &
+        while [ "$limit" -gt 0 ]; do
+            sleep 1
+            limit=$((limit - 1))
+        done
+        kill -9 "$child"
+    ) >/dev/null &
     guard=$!
-    wait "$child" 2>/dev/null
-    child=
-    kill "$guard" 2>/dev/null
-    wait "$guard" 2>/dev/null
+    wait "$child"
+    child= # and never with TERM: a subshell that has just begun may still have our trap for it
+    kill -9 "$guard"
+    wait "$guard"
+    guard=
     [ -s "$file" ] || rm -f "$file"
 }
 
@@ -137,9 +144,9 @@ rm -rf "$d/seen"
 
 if command -v tar >/dev/null 2>&1; then
     if command -v gzip >/dev/null 2>&1; then
-        tar -cf - -C "$d" . | gzip -c
+        tar -cf - -C "$d" . 2>&3 | gzip -c 2>&3
     else
-        tar -cf - -C "$d" .
+        tar -cf - -C "$d" . 2>&3
     fi
 else # one text that says what each part is
     find "$d" -type f | while read -r file; do

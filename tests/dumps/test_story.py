@@ -84,7 +84,7 @@ def test_import_makes_a_recording_that_others_read(tmp_path: Path) -> None:
 def shells() -> list[list[str]]:
     return [
         [shutil.which(argv[0]) or argv[0], *argv[1:]]
-        for argv in (["dash"], ["busybox", "ash"])
+        for argv in (["dash"], ["bash"], ["busybox", "ash"])
         if shutil.which(argv[0])
     ]
 
@@ -106,13 +106,52 @@ def test_collect_needs_a_shell_alone_and_leaves_nothing(tmp_path: Path, shell: l
     assert said["recording"]["kernel"] == os.uname().release
 
 
-def test_collect_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
-    running = subprocess.Popen(
+@pytest.mark.parametrize(
+    "shell", [one for one in shells() if len(one) == 1], ids=lambda argv: Path(argv[-1]).name
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_collect_that_is_ended_as_it_makes_its_folder_leaves_nothing(
+    tmp_path: Path, shell: list[str], when: str
+) -> None:
+    """The signal comes from mkdir itself, so that it hits that moment each time (busybox' shell
+    has its own)."""
+    tools, place = tmp_path / "tools", tmp_path / "tmp"
+    tools.mkdir(), place.mkdir()
+    steps = ["kill -TERM $PPID", f'{shutil.which("mkdir")} "$@"']
+    if when == "after":
+        steps.reverse()
+    (tools / "mkdir").write_text("\n".join(["#!/bin/sh", *steps, ""]))
+    (tools / "mkdir").chmod(0o755)
+    done = subprocess.run(
+        [*shell, str(SCRIPT)], capture_output=True, timeout=110,
+        check=False, env={"PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(place)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert list(place.iterdir()) == []
+
+
+def test_collect_that_is_ended_at_work_leaves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(
         ["sh", str(SCRIPT)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
-    while not list(tmp_path.iterdir()):
-        assert running.poll() is None
-    running.terminate()
-    running.communicate(timeout=60)
+    ) as running:  # fmt: skip
+        while not list(tmp_path.glob("*/README")):
+            assert running.poll() is None
+        running.terminate()
+        running.communicate(timeout=110)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_collect_touches_no_folder_that_was_there(tmp_path: Path) -> None:
+    tools, place = tmp_path / "tools", tmp_path / "tmp"
+    tools.mkdir(), place.mkdir()
+    mkdir = shutil.which("mkdir")
+    (tools / "mkdir").write_text(f'#!/bin/sh\n{mkdir} "$@"\n: >"$1/kept"\n{mkdir} "$@"\n')
+    (tools / "mkdir").chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(SCRIPT)], capture_output=True, timeout=110,
+        check=False, env={"PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(place)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert [path.name for path in place.glob("*/*")] == ["kept"]
