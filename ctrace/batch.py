@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Optional, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ctrace.record import Events, empty
+
+DUMP: Final = "dump"
+"""``HookInfo.family`` of what was made of text: nothing was hooked."""
 
 Counts = npt.NDArray[np.uint64]
 """Exact cumulative counters of one namespace since attaching, indexed by Reason."""
@@ -20,7 +23,7 @@ class HookInfo:
     """The hook family in use and what it can and cannot see."""
 
     family: str
-    """``fentry``, ``kprobe``, ``netfilter`` or ``netlink``."""
+    """``fentry``, ``kprobe``, ``netfilter``, ``netlink`` or :data:`DUMP`."""
     attached: tuple[str, ...] = ()
     blind: tuple[str, ...] = ()
     """One plain sentence per thing that this family, here, cannot show."""
@@ -36,6 +39,30 @@ class HookInfo:
     """Whether refused flows are counted at all: not in dumps of the table."""
     note: str = ""
     """What stood against the families above this one; empty when none is, or it was asked for."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a log says that something was."""
+
+    utc: Optional[float] = None
+    """UTC seconds; None where the log does not tell the year or the zone."""
+    boot: Optional[float] = None
+    """Seconds since the host's start."""
+    text: str = ""
+    """As it stands in the log."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What a host's own log says of a full table, where a source has that log."""
+
+    full: int
+    """Messages that it was full."""
+    refused: int
+    """Packets refused, at least: one for each message, also for those that were suppressed."""
+    first: Moment = field(default_factory=Moment)
+    last: Moment = field(default_factory=Moment)
 
 
 LOWEST_INODE: Final = 0xEFFFFFF0

@@ -12,10 +12,12 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import WHEN_THEY_GO, Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
 from ctrace.advice.roles import Seen, half_tracked, subject, translated, translations, within
+from ctrace.batch import DUMP
 from ctrace.change import persist, shell_lines
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in
+from ctrace.model.causes.words import when
 from ctrace.model.remedies import POINTLESS
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Rising, Snapshot, Table
 from ctrace.ruleset import notrack_iptables, notrack_nft
@@ -66,10 +68,12 @@ class TableAdvice:
     netns: int
     name: str
     count: int
-    max: int
-    fill: float
-    drops: int
-    needed: int
+    max: Optional[int]
+    """None, as with what follows from it, where it is not known."""
+    fill: Optional[float]
+    drops: Optional[int]
+    """New flows refused; None where nothing could see them."""
+    needed: Optional[int]
     """Entries above the target; 0 when there are none."""
     levers: tuple[Lever, ...]
     fill_after: Optional[tuple[float, float]]
@@ -159,8 +163,8 @@ def advise(
     notes = _notes(services)
     there: list[tuple[int, InPlace]] = []
     for table in services.tables:
-        if not table.max:  # it went away before its limit was read
-            continue
+        if not table.max and (table.read or services.hooks.family != DUMP):
+            continue  # no limit, or it went away before that was read
         about = known.get(table.netns, Facts())
         judge = Judge(about.ruleset, about.snapshot, _backend(about))
         done = list(in_place(about.ruleset, judge.room)) if about.ruleset else []
@@ -173,12 +177,18 @@ def advise(
         if not seen or not (full or every):
             continue
         watched = services.uptime_s
-        outlook = Outlook(table, [item.culprit for item in seen], about.timeouts, watched)
+        outlook = Outlook(
+            table, [item.culprit for item in seen], about.timeouts,
+            watched if services.hooks.changes else None,
+        )  # fmt: skip
         judged = [
             _candidate(table, item, seen, about, judge, done, outlook)
             for item in seen
             if item.culprit.port
         ]
+        shown = sum(item.culprit.held for item in seen)
+        if not services.hooks.changes and shown < WHOLE * table.count:
+            judged = [_of_some(one, shown, table) for one in judged]
         judged = [
             _as_it_frees(_of_a_flood(one, services.why), item.culprit, table)
             for one, item in zip(judged, [i for i in seen if i.culprit.port])
@@ -210,13 +220,13 @@ def advise(
                 table.netns,
                 table.name,
                 table.count,
-                table.max,
-                round(table.fill, 4),
-                table.totals.drop,
-                max(0, round(table.count - target * table.max)),
+                table.max or None,
+                round(table.fill, 4) if table.max else None,
+                table.totals.drop if services.hooks.refusals else None,
+                max(0, round(table.count - target * table.max)) if table.max else None,
                 chosen,
                 choice.fill_after,
-                choice.reached,
+                choice.reached and bool(table.max),
                 choice.rising,
             )
         )
@@ -268,7 +278,16 @@ def _notes(snapshot: Snapshot) -> list[str]:
     notes = []
     if snapshot.lost:
         notes.append(f"{snapshot.lost} events were lost: the numbers of each service may lack them")
-    if snapshot.uptime_s < 30:
+    if snapshot.logged is not None:
+        notes.append(
+            f"the host's own log says that the table was full {when(snapshot.logged)}: it held "
+            "more then than when it was read"
+        )
+    if not snapshot.hooks.changes:
+        notes.append(
+            "one dump shows one moment: rates, stays and what a change would lead to are not known"
+        )
+    elif snapshot.uptime_s < 30:
         notes.append(
             f"only {snapshot.uptime_s:.0f} s were observed: residences are longer than that, so "
             "rates and predictions are rough; watch longer with --duration, or use a recording"
@@ -322,6 +341,8 @@ def _candidate(
     verdict, reasons = judgement.verdict, list(judgement.reasons)
     if half_tracked(item, about.addresses):
         reasons.append("its entries are the wrong way round: one direction is already untracked")
+    if about.untold:
+        reasons.append(f"not in the texts: {', '.join(about.untold)}")
     if culprit.held < POINTLESS * table.max:
         reasons.append(f"pointless: it holds {culprit.held} of {table.max} entries")
         verdict = "warn" if verdict in GOOD else verdict
@@ -364,6 +385,13 @@ def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
     reason = "its entries are a flood's: without tracking all of it reaches the service; see below"
     verdict = "warn" if candidate.verdict in GOOD else candidate.verdict
     return replace(candidate, verdict=verdict, reasons=(reason, *candidate.reasons))
+
+
+def _of_some(candidate: Candidate, shown: int, table: Table) -> Candidate:
+    """The candidate of a dump that shows some of the table: of the rest nothing is known."""
+    reasons = tuple(one for one in candidate.reasons if not one.startswith("pointless: it holds"))
+    part = f"the texts show {shown:,} of its table's {table.count:,} entries: it may free more"
+    return replace(candidate, reasons=(*reasons, part), fill_after=None)
 
 
 def _lasting(culprit: Culprit) -> bool:

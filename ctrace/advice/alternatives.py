@@ -35,20 +35,25 @@ def ct_timeout(
     culprit = seen.culprit
     if culprit.proto not in POLICY or not culprit.port or not roles or not facts.has_nft:
         return None
-    if frees_by_policy(culprit, facts, seconds).high < MOSTLY * culprit.held:
+    freed = frees_by_policy(culprit, facts, seconds)
+    if not freed.high or freed.high < MOSTLY * culprit.held:
         return None
     return CtTimeout(culprit.proto, culprit.port, roles, POLICY[culprit.proto])
 
 
 def frees_by_policy(culprit: Culprit, facts: Facts, seconds: float) -> Range:
-    """What :data:`POLICY` frees of a service, from how long its entries have waited."""
+    """What :data:`POLICY` frees of a service, from how long its entries have waited; nothing for
+    sure where the timeout in force is not known."""
+    name = {"tcp": "tcp_timeout_time_wait", "udp": "udp_timeout"}.get(culprit.proto, "")
+    old = facts.timeouts.get(name)
+    if old is None:
+        return Range(0.0, 0.0)
     if culprit.proto == "tcp":
-        old = facts.timeouts["tcp_timeout_time_wait"]
         return shortened(culprit, True, old, dict(POLICY["tcp"])["time_wait"], seconds)
     if culprit.proto == "udp":
-        one_way = shortened(culprit, True, facts.timeouts["udp_timeout"], 5, seconds)
+        one_way = shortened(culprit, True, old, 5, seconds)
         # Only flows with more than two packets over two seconds reach the longer timeout.
-        both = shortened(culprit, False, facts.timeouts["udp_timeout"], 15, seconds)
+        both = shortened(culprit, False, old, 15, seconds)
         return one_way + both
     return Range(0.0, 0.0)
 
@@ -166,7 +171,9 @@ def _time_wait(
     table: Table, services: list[Seen], facts: Facts, outlook: Outlook
 ) -> Iterator[Remedy]:
     name = "tcp_timeout_time_wait"
-    old, new = facts.timeouts[name], remedies.SHORTER[name]
+    old, new = facts.timeouts.get(name), remedies.SHORTER[name]
+    if old is None:
+        return
     mine = [seen.culprit for seen in services if seen.culprit.proto == "tcp"]
     freed = Range(0.0, 0.0)
     for culprit in mine:
@@ -197,6 +204,8 @@ def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iter
     size = made.memory[0] // (facts.entry_bytes[0] + remedies.BUCKET_BYTES) if made.memory else 1
     yield replace(
         made,
-        fill_after=(round(table.count / size, 4), round(max(table.count, growth) / size, 4)),
+        fill_after=(round(table.count / size, 4), round(max(table.count, growth) / size, 4))
+        if outlook.known
+        else None,
         rising=outlook.rising(limit=size),
     )

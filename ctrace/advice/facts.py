@@ -20,6 +20,7 @@ from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.netns import Namespace, enter, find, local_addresses
 from ctrace.kernel.bpf import kernel_version
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
+from ctrace.names import clean
 from ctrace.record import Events
 from ctrace.rehearsal.snapshot import Snapshot, take
 from ctrace.rehearsal.snapshot import from_text as from_line
@@ -34,13 +35,14 @@ EPHEMERAL: Final = (32768, 60999)
 
 @dataclass(frozen=True)
 class Facts:
-    """One namespace, as far as it is known; the defaults are the kernel's."""
+    """One namespace, as far as it is known."""
 
     ruleset: Optional[Ruleset] = None
     addresses: tuple[str, ...] = ()
     ephemeral: tuple[int, int] = EPHEMERAL
     forwarding: bool = True
-    timeouts: dict[str, int] = field(default_factory=lambda: dict(TIMEOUTS))
+    timeouts: dict[str, int] = field(default_factory=dict)
+    """Those that are known, by their names in :data:`~ctrace.model.remedies.TIMEOUTS`."""
     entry_bytes: tuple[int, int] = ENTRY_BYTES
     """Lowest and highest memory of one entry: equal when read from the slab."""
     has_nft: bool = True
@@ -58,6 +60,8 @@ class Facts:
     """(protocol, port) that a socket there holds for itself."""
     initial: bool = False
     """Whether it is the host's first namespace, which alone can change max and buckets."""
+    untold: tuple[str, ...] = ()
+    """What the texts that it was made from did not tell, and a default stands for."""
     snapshot: Optional[Snapshot] = None
     """What a rehearsal is made from; None: it was not recorded, or not to be read."""
     entries: Optional[Events] = None
@@ -110,7 +114,9 @@ def _build(found: dict[str, Any]) -> Facts:
         addresses=tuple(str(address) for address in found["addresses"]),
         ephemeral=(int(low), int(high)),
         forwarding=bool(found["forwarding"]),
-        timeouts={name: int(found["timeouts"].get(name, TIMEOUTS[name])) for name in TIMEOUTS},
+        timeouts={
+            name: int(value) for name, value in found["timeouts"].items() if name in TIMEOUTS
+        },
         entry_bytes=(int(entry_low), int(entry_high)),
         has_nft=bool(found["has_nft"]),
         sees_forwarded=bool(found.get("sees_forwarded", True)),
@@ -118,6 +124,7 @@ def _build(found: dict[str, Any]) -> Facts:
         reserved=_ranges(str(found.get("reserved", ""))),
         listening=frozenset((str(proto), int(port)) for proto, port in found.get("listening", ())),
         initial=bool(found["initial"]),
+        untold=tuple(clean(str(one)) for one in found.get("untold", ())),
         snapshot=from_line(found["snapshot"]) if found.get("snapshot") else None,
     )
 
@@ -190,8 +197,14 @@ def written(
             "has_nft": bool(ruleset and ruleset["nft"]),
             "sees_forwarded": release >= (5, 7),
             "initial": initial,
+            "untold": [
+                name for name, value in (
+                    ("ip_local_port_range", ephemeral), ("ip_forward", forwarding),
+                    ("the host's addresses", addresses or None),
+                ) if value is None
+            ],
         }
-    )
+    )  # fmt: skip
 
 
 def _snapshot(netns_path: str) -> str:

@@ -82,11 +82,17 @@ class Judge:
         self.room: Optional[Room] = None
         self._why_not = ""
         self._until = time.monotonic() + BUDGET_S
-        if ruleset is None or snapshot is None:
+        if ruleset is not None and snapshot is None:
+            self._why_not = (
+                "its rules are at hand as text or without a copy of the host, which nothing can be "
+                "tried on: run advise on the host before applying anything"
+            )
+        elif ruleset is None:
             self._why_not = (
                 "its ruleset is not at hand (not in the recording, or its namespace is gone): run "
                 "advise on the host before applying anything"
             )
+        if ruleset is None or snapshot is None:
             return
         try:
             self.room = Room(snapshot, ruleset)
@@ -168,7 +174,7 @@ def seen(subject: Subject) -> Iterator[Finding]:
     if subject.status & Status.OFFLOAD:
         yield SLOWER
     if not subject.roles:
-        yield Finding("unsafe", "role", "it is not known whether this host serves, calls or "
+        yield Finding("unknown", "role", "it is not known whether this host serves, calls or "
                       "forwards it")  # fmt: skip
 
 

@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Optional
 
-from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
+from ctrace.batch import DUMP, Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.dumps.found import Dump, Found
 from ctrace.dumps.ledger import Ledger, Timeouts
 from ctrace.dumps.looks import Look, looks
 from ctrace.errors import CtraceError
 from ctrace.record import Events, empty
 
-FAMILY: Final = "dump"
-"""``HookInfo.family`` of a recording that was made of text."""
 DAY: Final = 86400.0
 MAX: Final = "net.netfilter.nf_conntrack_max"
 BUCKETS: Final = "net.netfilter.nf_conntrack_buckets"
@@ -86,7 +84,7 @@ class Told:
         blind.append("refused packets: only the kernel's log and counters tell of them")
         blind.append("which process opened a flow")
         return HookInfo(
-            FAMILY, (f"{len(self.looks)} dumps, {len(self.streams)} streams of events",),
+            DUMP, (f"{len(self.looks)} dumps, {len(self.streams)} streams of events",),
             tuple(blind), drop_tuples=False, evictions=False, owners=False,
             changes=compared or bool(self.streams), refusals=False,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from ctrace.model.snapshot import Snapshot
 from ctrace.record import KIND_OF, Kind
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
+from ctrace.recording.evidence import logged
 
 LIMIT = 200
 CHECKPOINTS = 6
@@ -312,6 +313,7 @@ class ReplayFeed:
             self._start,
             host=self._of.header.host,
             memory=self._memory,
+            logged=logged(self._of.header.facts),
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.batch import Batch, Clock, HookInfo, Owner, SelfCost
+from ctrace.batch import Batch, Clock, HookInfo, Logged, Owner, SelfCost
 from ctrace.errors import UsageError
 from ctrace.model import causes
 from ctrace.model.composition import Looks
@@ -65,11 +65,12 @@ class Model:
         host: str = "",
         memory: int = 32 << 20,
         interval: float = 1.0,
+        logged: Optional[Logged] = None,
     ) -> None:
         if memory < 4 << 20:
             raise UsageError(f"a memory limit of {memory} bytes is too small: give at least 4 MiB")
         self._hooks, self._clock, self._started, self._host = hooks, clock, started, host
-        self._limit = memory
+        self._limit, self._logged = memory, logged
         self._every = round(max(interval, 1.0) * 1e9) - EARLY_NS
         slots = 1 << 10
         while slots * 2 * 10 <= memory * 0.4:
@@ -304,6 +305,7 @@ class Model:
             memory=self._memory(),
             cost=self._cost,
             filter=filter_text,
+            logged=self._logged,
         )
 
     def _sums(
@@ -390,6 +392,8 @@ class Model:
             portless=self._ports.view(scope.netns),
             ticks=self._ticks - 1,
             gone=self._tables.gone(),
+            changes=self._hooks.changes,
+            logged=self._logged,
         )
 
     def _holders(self, measure: str, tables: tuple[Table, ...], scope: Scope) -> tuple[Holder, ...]:

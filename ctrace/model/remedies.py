@@ -107,7 +107,8 @@ def timeout(
 ) -> Optional[Remedy]:
     """A shorter timeout of every connection in a state; None where it is short already.
 
-    ``name`` is as in :data:`SHORTER`; ``old`` what it is now, the kernel's default if unknown.
+    ``name`` is as in :data:`SHORTER`; ``old`` what it is now: where that is not known there is
+    no command that takes it back.
     """
     new = SHORTER[name]
     before = TIMEOUTS.get(name, 30) if old is None else round(old)
@@ -119,11 +120,12 @@ def timeout(
         "sysctl-timeout",
         f"shorten nf_conntrack_{name}{known} to {new} s",
         netns,
-        detail=f"{detail}{'; ' if detail else ''}for every port; {KEEP}",
+        detail=f"{detail}{'; ' if detail else ''}for every port; {KEEP}"
+        + ("; note what it is before" if old is None else ""),
         frees=frees,
         fill_after=fill_after,
         commands=(f"sysctl -w {setting}={new}",),
-        undo=(f"sysctl -w {setting}={before}",),
+        undo=() if old is None else (f"sysctl -w {setting}={before}",),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from ctrace.batch import HookInfo, SelfCost
+from ctrace.batch import HookInfo, Logged, SelfCost
 
 GROUPS = ("src", "dst", "service", "pair", "process", "container", "netns")
 """What culprits can be grouped by; ``pair`` is source to service."""
@@ -460,3 +460,5 @@ class Snapshot:
     """What ctrace costs; ``self`` in JSON."""
     filter: str = ""
     """The filter as the user gave it; empty for none."""
+    logged: Optional[Logged] = None
+    """What the host's own log says of a full table; None where no such log is at hand."""

@@ -9,6 +9,7 @@ from ctrace.errors import CtraceError
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.recording.derived import Recorded
+from ctrace.recording.evidence import logged
 
 KEYS = 5000
 
@@ -17,8 +18,9 @@ KEYS = 5000
 class Side:
     """One key in one recording."""
 
-    inserts_per_s: float = 0.0
-    drops_per_s: float = 0.0
+    inserts_per_s: Optional[float] = 0.0
+    """None, as with drops, where the source cannot tell."""
+    drops_per_s: Optional[float] = 0.0
     held: float = 0.0
     """Entries held on average: table-seconds per second."""
     share: float = 0.0
@@ -87,7 +89,7 @@ def compare(before: Recorded, after: Recorded, group: str) -> Comparison:
 def _final(recording: Recorded, group: str) -> Snapshot:
     model = Model(
         recording.hooks, recording.clock, recording.started, host=recording.header.host,
-        memory=64 << 20,
+        memory=64 << 20, logged=logged(recording.header.facts),
     )  # fmt: skip
     seen = False
     for batch in recording.batches():
@@ -105,23 +107,31 @@ def _sides(snapshot: Snapshot) -> dict[str, Side]:
     several = len({c.netns for c in snapshot.culprits}) > 1 and snapshot.group != "netns"
     for c in snapshot.culprits:
         key = f"{c.key} in {c.netns_name}" if several and c.netns_name else c.key
-        out.setdefault(key, _side(c, snapshot.uptime_s, whole))
+        out.setdefault(key, _side(c, snapshot, whole))
     return out
 
 
-def _side(culprit: Culprit, seconds: float, whole: float) -> Side:
-    seconds = max(seconds, 1e-9)
+def _side(culprit: Culprit, snapshot: Snapshot, whole: float) -> Side:
+    hooks, seconds = snapshot.hooks, max(snapshot.uptime_s, 1e-9)
+    held, share = culprit.table_seconds / seconds, culprit.table_seconds / whole
+    if not hooks.changes:  # a single moment has no average
+        held, share = float(culprit.held), culprit.share
     return Side(
-        culprit.inserts / seconds,
-        culprit.drops / seconds,
-        culprit.table_seconds / seconds,
-        culprit.table_seconds / whole,
+        culprit.inserts / seconds if hooks.changes else None,
+        culprit.drops / seconds if hooks.refusals else None,
+        held,
+        share,
         culprit.life.p50,
         culprit.residence.p50,
     )
 
 
 def _whole(snapshot: Snapshot) -> Side:
-    seconds = max(snapshot.uptime_s, 1e-9)
+    hooks, seconds = snapshot.hooks, max(snapshot.uptime_s, 1e-9)
     held = sum(c.table_seconds for c in snapshot.culprits) / seconds
-    return Side(snapshot.totals.insert / seconds, snapshot.totals.drop / seconds, held, 1.0)
+    return Side(
+        snapshot.totals.insert / seconds if hooks.changes else None,
+        snapshot.totals.drop / seconds if hooks.refusals else None,
+        held if hooks.changes else float(snapshot.held_total),
+        1.0,
+    )

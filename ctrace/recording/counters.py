@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ctrace.batch import Batch, Counts
+from ctrace.batch import DUMP, Batch, Counts
 from ctrace.record import N_REASONS
 from ctrace.recording.meta import Header
 
@@ -19,7 +19,7 @@ class Counted:
     """
 
     def __init__(self, header: Header) -> None:
-        self._own = bool(header.flow_filter)
+        self._own = bool(header.flow_filter) or header.hooks.family == DUMP
         self._counts: dict[int, Counts] = {}
 
     def after(self, batch: Batch) -> Mapping[int, Counts]:

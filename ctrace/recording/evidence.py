@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, Optional
 
+from ctrace.batch import Logged, Moment
+from ctrace.names import clean
+
 FACT: Final = "evidence"
 """The header's fact that holds it, as JSON."""
 _WHOSE: Final = ("files", "unread", "dumps")
@@ -22,6 +25,32 @@ def parse(facts: Mapping[str, str]) -> Optional[dict[str, Any]]:
     except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
+
+
+def logged(facts: Mapping[str, str]) -> Optional[Logged]:
+    """What the log among the evidence says; None where there is none, or it is damaged."""
+    log = (parse(facts) or {}).get("log")
+    if not isinstance(log, dict):
+        return None
+    full, hidden = (_whole(log.get(name)) for name in ("full", "suppressed"))
+    if not full:
+        return None
+    return Logged(full, full + hidden, moment_of(log.get("first")), moment_of(log.get("last")))
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and 0 < value < 1 << 62 else 0
+
+
+def moment_of(said: object) -> Moment:
+    """A time of the log, as the evidence has it; unknown where it is damaged."""
+    if not isinstance(said, dict):
+        return Moment()
+    utc, boot = (
+        float(value) if isinstance(value, (int, float)) and 0 <= value < 1e12 else None
+        for value in (said.get("utc"), said.get("boot"))
+    )
+    return Moment(utc, boot, clean(str(said.get("text") or ""))[:64])
 
 
 def redacted(facts: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from ctrace.model.snapshot import Snapshot
 from ctrace.record import KIND_OF, Kind, Reason
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
+from ctrace.recording.evidence import logged
 
 POINTS = 600
 """Points of the time line, at most."""
@@ -107,8 +108,9 @@ def review(
     """
     clock = recording.clock
     model = Model(
-        recording.hooks, clock, recording.started, host=recording.header.host, memory=memory
-    )
+        recording.hooks, clock, recording.started, host=recording.header.host, memory=memory,
+        logged=logged(recording.header.facts),
+    )  # fmt: skip
     pass_ = _Pass(recording, model, group)
     events = 0
     for batch in recording.batches():
@@ -214,6 +216,8 @@ class _Pass:
         """The last, shorter point."""
         if self.until > self._at:
             self._point()
+        if self.shares.ts and self.shares.ts[-1] < self._clock.utc(self.until) / 1e9:
+            self._share(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
         return self._model.snapshot(

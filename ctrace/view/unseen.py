@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Optional
 
-from ctrace.batch import HookInfo
+from ctrace.batch import DUMP, HookInfo
 from ctrace.view import format as fmt
 
 CHANGES: Final = frozenset(
-    ("insert", "destroy", "expired", "deleted", "inserts", "new_per_s", "destroys", "ends")
-)
+    ("insert", "destroy", "expired", "deleted", "inserts", "new_per_s", "destroys", "ends",
+     "table_seconds", "table_seconds_total", "insert_per_s", "destroy_per_s")
+)  # fmt: skip
 REFUSALS: Final = frozenset(
     ("drop", "early_drop", "insert_failed", "clash_resolved", "drops", "drop_per_s", "off_by",
-     "chain_too_long", "invalid", "evicted")
+     "chain_too_long", "invalid", "evicted", "drop_per_s", "early_drop_per_s")
 )  # fmt: skip
 
 
@@ -30,6 +31,16 @@ def told(data: dict[str, Any], absent: frozenset[str]) -> dict[str, Any]:
 def number(hooks: HookInfo, name: str, value: int) -> str:
     """A count, or what stands for an unknown one."""
     return fmt.UNKNOWN if name in unseen(hooks) else fmt.count(value)
+
+
+def rate(hooks: HookInfo, name: str, value: float) -> str:
+    """The same of a rate."""
+    return fmt.UNKNOWN if name in unseen(hooks) else fmt.rate(value)
+
+
+def trusted(hooks: HookInfo) -> Optional[str]:
+    """What stands for ``exact`` where a source cannot be so: dumps miss what came between."""
+    return "as read" if hooks.family == DUMP else None
 
 
 def nobody(hooks: HookInfo, refused: int) -> str:

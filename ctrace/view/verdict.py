@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
+from ctrace.model.causes.words import moment
 from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 
@@ -77,8 +78,7 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
         return _limited(snapshot, table)
     fill = f"{fmt.share(table.fill)} full" if table.max else f"{fmt.count(table.count)} entries"
     if not snapshot.hooks.changes:
-        more = "" if snapshot.hooks.refusals else "; it does not say who was refused"
-        return Verdict("READ", f"{fill}, as it was read{more}", "plain")
+        return _as_read(snapshot, fill)
     if table.rates.drop or table.rates.insert_failed:
         lost = table.rates.drop + table.rates.insert_failed
         return Verdict("LOSING", f"{fmt.per_second(lost)} new entries fail at {fill}", "bad")
@@ -87,6 +87,17 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
         level = "bad" if table.seconds_to_full < 120 else "warn"
         return Verdict("FILLING", f"{fill}, at its limit in {when}", level)
     return _with_room(table, fill, _refused(snapshot, table))
+
+
+def _as_read(snapshot: Snapshot, fill: str) -> Verdict:
+    """Of a single dump: its moment, and what the log says of others."""
+    log = snapshot.logged
+    if log is not None:
+        refused = f"at least {fmt.plural(log.refused, 'packet')} refused"
+        return Verdict("READ", f"{fill}, as it was read; the log says it was full, "
+                       f"last {moment(log.last)}, {refused}", "warn")  # fmt: skip
+    more = "" if snapshot.hooks.refusals else "; it does not say who was refused"
+    return Verdict("READ", f"{fill}, as it was read{more}", "plain")
 
 
 def _with_room(table: Table, fill: str, refused: str) -> Verdict:

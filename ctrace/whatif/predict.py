@@ -17,6 +17,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model.composition import error
+from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Culprit, Rising, Table
 from ctrace.whatif import growth
 from ctrace.whatif.growth import LASTING, Range
@@ -165,18 +166,23 @@ class _Stream:
 
 
 class Outlook:
-    """One namespace's table if everything goes on as it was seen, with and without levers."""
+    """One namespace's table if everything goes on as it was seen, with and without levers.
+
+    Where rates were not seen, or a timeout that it rests on is not known, it says nothing.
+    """
 
     def __init__(
         self,
         table: Table,
         culprits: Iterable[Culprit],
         timeouts: Mapping[str, int],
-        seconds: float = 0.0,
+        seconds: Optional[float] = 0.0,
     ) -> None:
-        """``seconds`` were observed."""
-        self.max, self.seconds = table.max, seconds
-        self.streams = [s for one in culprits for s in _streams(one, timeouts, seconds)]
+        """``seconds`` were observed; None: a single moment, without rates."""
+        self.max, self.seconds, self._now = table.max, seconds or 0.0, table
+        self.known = seconds is not None and all(name in timeouts for name in TIMEOUTS)
+        parts = culprits if self.known else ()
+        self.streams = [s for one in parts for s in _streams(one, timeouts, self.seconds)]
         self.rest = max(0.0, table.count - sum(stream.held for stream in self.streams))
         """Entries of services that are not among ``culprits``: they stay."""
 
@@ -187,7 +193,7 @@ class Outlook:
 
         Where it goes on rising (:meth:`rising`), up to full.
         """
-        if not self.max:
+        if not self.max or not self.known:
             return None
         after = self._after(set(untrack), shorter or {})
         high = self.max if self.rising(untrack, shorter) else after.high
@@ -209,13 +215,15 @@ class Outlook:
         self, untrack: Iterable[Service] = (), shorter: Optional[Mapping[Part, float]] = None
     ) -> float:
         """The middle of that: expired entries wait half an interval on average."""
+        if not self.known:
+            return self._now.fill
         after = self._after(set(untrack), shorter or {}, growing=False)
         return (after.low + after.high) / 2 / self.max if self.max else 0.0
 
     @property
     def most(self) -> float:
         """Entries that it levels off at if nothing is done, at most; the limit aside."""
-        return self._after(set(), {}, limited=False).high
+        return self._after(set(), {}, limited=False).high if self.known else float(self._now.count)
 
     def _after(
         self,

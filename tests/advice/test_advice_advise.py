@@ -18,7 +18,7 @@ from ctrace.batch import HookInfo
 from ctrace.change.plan import CtTimeout, Notrack, from_json, to_json
 from ctrace.errors import CtraceError
 from ctrace.lab import Lab
-from ctrace.model.remedies import keep_alive
+from ctrace.model.remedies import TIMEOUTS, keep_alive
 from ctrace.model.snapshot import Cause, Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
 from ctrace.rehearsal.rehearse import Room
 from ctrace.rehearsal.snapshot import Snapshot as Copy
@@ -79,7 +79,7 @@ def facts(nft: str = "", **other: object) -> Facts:
     document = {"nft": nft, "saves": [], "ipvs": "", "gaps": []}
     made = Facts(
         ruleset=load_ruleset(document), addresses=LOCAL, forwarding=False,
-        snapshot=namespace(("nft", TRACKS)),
+        snapshot=namespace(("nft", TRACKS)), timeouts=dict(TIMEOUTS),
     )  # fmt: skip
     return replace(made, **other)  # type: ignore[arg-type]
 

@@ -116,7 +116,8 @@ def test_collect_that_is_ended_as_it_makes_its_folder_leaves_nothing(
     """The signal comes from mkdir itself, so that it hits that moment each time (busybox' shell
     has its own)."""
     tools, place = tmp_path / "tools", tmp_path / "tmp"
-    tools.mkdir(), place.mkdir()
+    tools.mkdir()
+    place.mkdir()
     steps = ["kill -TERM $PPID", f'{shutil.which("mkdir")} "$@"']
     if when == "after":
         steps.reverse()
@@ -145,7 +146,8 @@ def test_collect_that_is_ended_at_work_leaves_nothing(tmp_path: Path) -> None:
 
 def test_collect_touches_no_folder_that_was_there(tmp_path: Path) -> None:
     tools, place = tmp_path / "tools", tmp_path / "tmp"
-    tools.mkdir(), place.mkdir()
+    tools.mkdir()
+    place.mkdir()
     mkdir = shutil.which("mkdir")
     (tools / "mkdir").write_text(f'#!/bin/sh\n{mkdir} "$@"\n: >"$1/kept"\n{mkdir} "$@"\n')
     (tools / "mkdir").chmod(0o755)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import samples
 
+from ctrace.batch import Logged, Moment
 from ctrace.model import snapshot as contract
 from ctrace.model.snapshot import Composition, Percentiles, Rising, Snapshot, Tuple5
 from ctrace.view.export.json import snapshot_json, status_names, utc
@@ -66,6 +67,7 @@ def whole() -> Snapshot:
     made_of = Composition(400, 0.9, 0.03, 0.0, 0.01, 1.0, 0.01, (("CLOSE", 400),))
     full = replace(
         full,
+        logged=Logged(3, 1370, Moment(boot=5000.7), Moment(1563966125.0)),
         tables=tuple(replace(one, composition=made_of) for one in full.tables),
         culprits=tuple(
             replace(one, composition=made_of, ended_states=(("TIME_WAIT", 1),))

@@ -18,7 +18,7 @@ from ctrace.files import check_free, new_text
 if TYPE_CHECKING:
     from ctrace.advice.advise import Advice
     from ctrace.advice.facts import Facts
-    from ctrace.batch import Source
+    from ctrace.batch import Logged, Source
     from ctrace.filters import Filter
 
 
@@ -90,13 +90,15 @@ def _again(file: Optional[str]) -> str:
 
 
 def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) -> Advice:
+    import socket
+
     from ctrace.advice.facts import facts_of
     from ctrace.capture import open_live
 
     source = open_live(wanted, hooks=hooks, sample=True)
     click.echo(f"ctrace: observing for {duration:g} s", err=True)
     try:
-        return _advise(source, wanted, target, duration, facts_of)
+        return _advise(source, wanted, target, duration, facts_of, socket.gethostname())
     finally:
         source.close()
 
@@ -104,6 +106,7 @@ def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) 
 def _recorded(path: str, wanted: Filter, target: float) -> Advice:
     from ctrace.advice.facts import from_text
     from ctrace.dumps.make import open_any
+    from ctrace.recording.evidence import logged
 
     with closing(open_any([path])) as recording:
         known = {}
@@ -112,7 +115,10 @@ def _recorded(path: str, wanted: Filter, target: float) -> Advice:
                 known[netns] = from_text(text)
             except CtraceError as error:
                 click.echo(f"ctrace: {error}", err=True)
-        return _advise(recording, wanted, target, None, known.get)
+        return _advise(
+            recording, wanted, target, None, known.get, recording.header.host,
+            logged(recording.header.facts),
+        )  # fmt: skip
 
 
 def _advise(
@@ -121,16 +127,17 @@ def _advise(
     target: float,
     duration: Optional[float],
     facts_of: object,
+    host: str,
+    log: Optional[Logged] = None,
 ) -> Advice:
     """Drain a source into a model, then advise from what it holds."""
-    import socket
     from dataclasses import replace
 
     from ctrace.advice.advise import advise
     from ctrace.advice.facts import Facts
     from ctrace.model import Model
 
-    model = Model(source.hooks, source.clock, source.started, host=socket.gethostname())
+    model = Model(source.hooks, source.clock, source.started, host=host, logged=log)
     addresses: dict[int, tuple[str, ...]] = {}
     for batch in source.batches(min(1.0, duration or 1.0)):
         if not wanted.is_empty:

@@ -21,6 +21,7 @@ PER_SERVICE: Final[tuple[Recogniser, ...]] = (
     datagrams.pings,
     floods.syn_flood,
     tcp.no_keepalive,
+    tcp.waiting,
     tcp.lasting_state,
     tcp.leak,
     tcp.idle_established,
@@ -47,7 +48,8 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
     found = [*failing, *_each_first(found, facts), *whole.invalid(facts)]
     found = [*whole.other_netns(facts), *found]
     shown = found[:SHOWN] or [whole.unknown(facts)]
-    return tuple(one if one in failing else _calm(one, facts) for one in shown)
+    told = [one if one in failing else _calm(one, facts) for one in shown]
+    return (*whole.logged(facts), *told)
 
 
 def _each_first(found: list[Cause], facts: Facts) -> list[Cause]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Optional
 
 import numpy as np
 
+from ctrace.batch import Logged
 from ctrace.model.causes.words import UNKNOWN, duration, percent
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
 
@@ -24,6 +25,8 @@ NEARLY_FULL: Final = 0.90
 LOW_FILL: Final = 0.50
 CALM: Final = 0.002
 """Part of the limit below which a table that refuses nothing needs no help."""
+WHOLE: Final = 0.9
+"""A dump with this part of what its table held shows the table, else some of it."""
 OWNED: Final = 0.6
 """A source, or a process, that has this part of a service stands for it."""
 
@@ -65,6 +68,10 @@ class Facts:
     """What advice last said of NOTRACK, by namespace, protocol and port."""
     gone: Collection[int] = ()
     """Namespaces that are no more: what they held fills nothing."""
+    changes: bool = True
+    """Whether entries were seen to come and go; else nothing is said of rates and ends."""
+    logged: Optional[Logged] = None
+    """What the host's own log says of a full table."""
 
     def whole(self, netns: int, held: bool) -> float:
         """What all of a namespace holds: entries, or table-seconds."""
@@ -106,6 +113,10 @@ class Service:
     """Seconds observed."""
     verdict: str = ""
     """What advice said of NOTRACK for it; empty while it was not asked."""
+    changes: bool = True
+    """Whether entries were seen to come and go."""
+    seen: int = 0
+    """Entries of its table that were seen: of a dump they may be fewer than it had."""
 
     @property
     def judged(self) -> int:
@@ -163,16 +174,24 @@ class Service:
     def part(self) -> str:
         """``83 % of 65,536 entries``: of what is held, however full the table is."""
         held = self.table.count if self.table and self.table.count else self.c.held
+        if not self.changes and self.seen < WHOLE * held:
+            return f"{percent(self.share)} of the {self.seen:,} entries shown"
         return f"{percent(self.share)} of {held:,} entries"
 
     @property
     def held_line(self) -> str:
         """How much it holds, as evidence."""
-        return f"holds {self.c.held:,} entries, {self.part}, {self.c.new_per_s:,.0f} new/s"
+        return ", ".join((f"holds {self.c.held:,} entries", self.part, *self.pace("new/s")))
+
+    def pace(self, of: str) -> tuple[str, ...]:
+        """``("120 new/s",)``; nothing where entries were not seen to come."""
+        return (f"{self.c.new_per_s:,.0f} {of}",) if self.changes else ()
 
     @property
     def ends_line(self) -> str:
-        """How its entries ended, as evidence."""
+        """How its entries ended, as evidence; empty where none was seen to end."""
+        if not self.changes:
+            return ""
         e = self.c.ends
         ways = f"{e.expired:,} expired, {e.evicted:,} evicted, {e.deleted:,} deleted"
         return f"{self.c.destroys:,} ended: {ways}"
@@ -184,7 +203,7 @@ class Service:
         return Cause(
             id=id,
             text=text,
-            evidence=evidence,
+            evidence=tuple(one for one in evidence if one),
             share=self.share,
             proto=self.c.proto,
             port=self.c.port,
@@ -196,7 +215,7 @@ class Service:
 def services(facts: Facts) -> Iterator[Service]:
     """The services that hold most of each namespace, with their part of its table."""
     group = facts.service
-    use_held = group.total_held >= ENDED
+    use_held = group.total_held >= ENDED or not facts.changes
     taken: dict[int, int] = {}
     for at in group.order("held", LOOKED_AT * max(1, len(facts.tables))):
         netns = int(group.key[at, 2]) >> 32
@@ -240,4 +259,6 @@ def _service(facts: Facts, at: int, netns: int, use_held: bool) -> Service:
         stays=stays,
         uptime=facts.uptime,
         verdict=facts.verdicts.get((netns, culprit.proto, culprit.port or 0), ""),
+        changes=facts.changes,
+        seen=round(facts.whole(netns, held=True)),
     )

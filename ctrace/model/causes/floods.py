@@ -42,7 +42,7 @@ def syn_flood(s: Service) -> Optional[Cause]:
         return None
     open_ = half_open(c, s.judged)
     per_source = c.inserts / max(1, s.sources)
-    fresh = s.judged < ENDED and s.sources >= FRESH and per_source < 1.3
+    fresh = s.changes and s.judged < ENDED and s.sources >= FRESH and per_source < 1.3
     if not (open_ or fresh):
         return None
     if open_:
@@ -53,13 +53,13 @@ def syn_flood(s: Service) -> Optional[Cause]:
         seen = f"{per_source:.2f} connections per source, and none of {c.inserts:,} has ended yet"
     many = s.sources >= MANY
     who = f"about {plural(s.sources, 'source')}" if many else s.top or plural(s.sources, "source")
-    what = "SYN flood" if many else "scan or unanswered SYNs"
+    what = ", ".join(("SYN flood" if many else "scan or unanswered SYNs", *s.pace("new/s")))
     received = c.direction in ("in", "forward", "mixed")
     answered = (c.unreplied or 0.0) < 0.5
     return s.cause(
         "syn-flood",
         f"{c.key}{s.where}: {s.part} are half-open connections from {who} "
-        f"({what}, {c.new_per_s:,.0f}/s)",
+        f"({what})",
         (seen, f"about {s.sources:,} distinct sources (estimated)", s.held_line),
         remedies.syn_proxy(c) if many and received and s.nat == "no" else None,
         remedies.limit(c, c.held) if received else None,
@@ -98,7 +98,7 @@ def scans(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             id="scan",
             text=f"{c.src}{facts.where(c.netns)}: {percent(share)} of {held:,} entries are its "
-            f"unanswered connections to {' of '.join(to)} (a scan, {c.new_per_s:,.0f}/s)",
+            f"unanswered connections to {' of '.join(to)} (a scan{_pace(facts, c)})",
             evidence=(
                 f"{percent(c.unreplied)} of {judged:,} looked at or ended never saw a reply",
                 f"holds {c.held:,} entries of {held:,}",
@@ -107,6 +107,10 @@ def scans(facts: Facts) -> Iterator[Cause]:
             netns=c.netns,
             remedies=tuple(one for one in helps if one is not None),
         )
+
+
+def _pace(facts: Facts, c: Culprit) -> str:
+    return f", {c.new_per_s:,.0f} new/s" if facts.changes else ""
 
 
 def _asked(facts: Facts, src: npt.NDArray[np.uint64]) -> tuple[int, int]:
@@ -138,7 +142,7 @@ def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
             id="syn-flood",
             text=f"{where}{percent(share)} of {c.held:,} entries belong to about "
             f"{src.distinct:,} sources with hardly an entry each, to many services "
-            f"(scan or flood, {c.new_per_s:,.0f}/s)",
+            f"(scan or flood{_pace(facts, c)})",
             evidence=(
                 seen,
                 f"about {src.distinct:,} distinct sources (estimated), too many to name",

@@ -64,6 +64,23 @@ def no_keepalive(s: Service) -> Optional[Cause]:
     )  # fmt: skip
 
 
+def waiting(s: Service) -> Optional[Cause]:
+    """Closed connections in a single dump, which does not tell how long they lived."""
+    c = s.c
+    if s.changes or c.proto != "tcp" or c.closed is None or c.closed < MOSTLY or c.held < ENDED:
+        return None
+    stay = s.timeout_of("TIME_WAIT")
+    known = f"the timeout is {duration(stay)}" if stay else "the timeout is not in the texts"
+    return s.cause(
+        "time-wait",
+        f"{s.of}: {s.part} are closed connections waiting out TIME_WAIT; how long they lived one "
+        "dump does not tell",
+        (s.held_line, f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE", known),
+        remedies.keep_alive(c, "keep connections alive, if they are short"),
+        notrack(s) or time_wait(s),
+    )
+
+
 def lasting_state(s: Service) -> Optional[Cause]:
     """Entries that sit in a state which should pass."""
     state, count, share = most_held_state(s)
@@ -107,11 +124,12 @@ def idle_established(s: Service) -> Optional[Cause]:
     c = s.c
     if c.proto != "tcp" or c.held < FEW or not c.assured or c.assured < MOSTLY:
         return None
-    if c.closed is not None and c.closed >= 0.5:
-        return None
     state, count, share = most_held_state(s)
-    if state and (state != "ESTABLISHED" or share < MOSTLY):
+    closed = c.closed is not None and c.closed >= 0.5
+    if closed or (state and (state != "ESTABLISHED" or share < MOSTLY)):
         return None
+    if not s.changes:
+        return _established(s)
     leaving = c.destroys / max(1.0, s.uptime) * 60 / c.held
     if leaving > 0.02:  # more than 2 % of them go per minute: they do end
         return None
@@ -131,6 +149,20 @@ def idle_established(s: Service) -> Optional[Cause]:
         remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
         remedies.delete(c, count or c.held, state="ESTABLISHED", src=s.alone,
                         why=", also of connections that still live"),
+    )  # fmt: skip
+
+
+def _established(s: Service) -> Cause:
+    """The same in a single dump, which does not tell whether they are idle."""
+    c = s.c
+    return s.cause(
+        "established",
+        f"{s.of}: {s.part} are ESTABLISHED connections ({c.held:,} held); whether they are idle "
+        "one dump does not tell",
+        (s.held_line, f"{percent(c.assured)} ASSURED: early_drop can't evict them"),
+        remedies.change("close idle connections, TCP keep-alive below the timeout", c.netns,
+                        c.key),
+        remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
     )  # fmt: skip
 
 

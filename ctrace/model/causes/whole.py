@@ -7,7 +7,7 @@ from typing import Final, Optional
 
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
-from ctrace.model.causes.words import UNKNOWN, duration, percent, plural
+from ctrace.model.causes.words import UNKNOWN, duration, percent, plural, when
 from ctrace.model.snapshot import Cause, Remedy, Table
 
 INVALID: Final = 100
@@ -44,8 +44,12 @@ def other_netns(facts: Facts) -> Iterator[Cause]:
         f"is at {percent(beside.fill)}: the limit holds for each namespace by itself",
         evidence=(
             *(
-                f"{t.name}: {t.count:,} of {t.max:,}, {t.rates.drop:,.0f} refused/s, "
-                f"{t.rates.early_drop:,.0f} evicted/s"
+                f"{t.name}: {t.count:,} of {t.max:,}"
+                + (
+                    f", {t.rates.drop:,.0f} refused/s, {t.rates.early_drop:,.0f} evicted/s"
+                    if facts.changes
+                    else ""
+                )
                 for t in full
             ),
             f"{beside.name}: {beside.count:,} of {beside.max:,}",
@@ -105,6 +109,32 @@ def _replied(facts: Facts, netns: int) -> tuple[float, int]:
     return (1 - unreplied / ended if ended else 0.0), int(ended)
 
 
+def logged(facts: Facts) -> Iterator[Cause]:
+    """The table was full by the host's own log, whatever it holds where it was read."""
+    log = facts.logged
+    if log is None:
+        return
+    text = (
+        f"the table was full {when(log)}, by the host's own log: at least "
+        f"{plural(log.refused, 'packet')} refused"
+    )
+    calm = [t for t in facts.tables if t.max and t.full_since is None and t.fill < NEARLY_FULL]
+    if calm and len(calm) == len(facts.tables):
+        fill = percent(max(t.fill for t in calm))
+        text += f"; what was read since is another moment, at {fill} fill"
+    yield Cause(
+        id="logged-full",
+        text=text,
+        evidence=(
+            f"{plural(log.full, 'message')} that the table was full, dropping packet",
+            f"{log.refused - log.full:,} more were suppressed next to them; that limit counts all "
+            "of networking's warnings" if log.refused > log.full else "none was suppressed",
+            "whose packets they were, a log does not say",
+        ),
+        share=1.0,
+    )  # fmt: skip
+
+
 def invalid(facts: Facts) -> Iterator[Cause]:
     """Packets that belong to no entry: whose they are only the kernel's log tells."""
     for t in facts.tables:
@@ -141,7 +171,10 @@ def unknown(facts: Facts) -> Cause:
         return Cause(id="unknown", text=f"nothing is held: the {went} gone with all entries")
     if first is None:
         return Cause(
-            id="unknown", text="nothing tracked yet: no entry has come or gone since the start"
+            id="unknown",
+            text="nothing tracked yet: no entry has come or gone since the start"
+            if facts.changes
+            else "no entries are in the texts: what held the table is not known",
         )
     if first.share >= SHARE:
         return shapeless(first, f"{first.of}: {first.part}")
@@ -152,17 +185,22 @@ def shapeless(s: Service, most: str) -> Cause:
     """That no known shape fits, with what ``most`` of the table is, and its largest service."""
     times = (("life p50", s.c.life.p50), ("stay p50", s.c.residence.p50))
     known = [f"{name} {duration(value)}" for name, value in times if value is not None]
-    rate = ", ".join([f"{s.c.new_per_s:,.0f} new/s", *known])
+    if not s.changes and s.c.states:
+        (state, n), looked = s.c.states[0], sum(n for _, n in s.c.states)
+        known.append(f"{n:,} of {looked:,} looked at in {state}")
+    rate = ", ".join([*s.pace("new/s"), *known])
     return s.cause(
         "unknown",
-        f"{_verdict(s.table)}; most is {most} ({rate})",
+        f"{_verdict(s.table, s.changes)}; most is {most}" + (f" ({rate})" if rate else ""),
         (s.held_line, s.ends_line),
     )
 
 
-def _verdict(table: Optional[Table]) -> str:
+def _verdict(table: Optional[Table], changes: bool) -> str:
     if table is None or not table.max or table.fill >= LITTLE or table.totals.drop:
         return "no known shape fits"
+    if not changes:
+        return f"{100 * table.fill:.1f} % full when it was read"
     return f"nothing to explain at {100 * table.fill:.1f} % fill"
 
 

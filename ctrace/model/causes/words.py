@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Final, Optional
+
+from ctrace.batch import Logged, Moment
 
 UNKNOWN: Final = "unknown"
 
@@ -31,3 +34,21 @@ def percent(share: Optional[float]) -> str:
 def plural(n: int, noun: str) -> str:
     """``1 source``, ``76,000 sources``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def moment(when: Moment) -> str:
+    """``2019-07-24 11:02:05 UTC``, ``5000.75 s after boot``, or as the log has it."""
+    if when.utc is not None:
+        try:
+            return f"{datetime.fromtimestamp(when.utc, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        except (ValueError, OverflowError, OSError):
+            return "an unknown time"
+    if when.boot is not None:
+        return f"{when.boot} s after boot"
+    return when.text or "a time that the log does not show"
+
+
+def when(log: Logged) -> str:
+    """``at 11:02 UTC`` or ``from ... to ...``, by the log's messages."""
+    first, last = moment(log.first), moment(log.last)
+    return f"at {first}" if first == last else f"from {first} to {last}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from ctrace.batch import DUMP
 from ctrace.model.tables import counted
 from ctrace.names import clean
 from ctrace.recording.counters import Counted
@@ -42,7 +43,7 @@ def to_openmetrics(recording: Recorded, out: TextIO, show: Show) -> int:
 def _gathered(recording: Recorded, show: Show) -> _Points:
     names: dict[int, str] = {}
     lost, due = 0, 0
-    host = _label(recording.header.host)
+    host, hooks = _label(recording.header.host), recording.hooks
     points: _Points = {}
     counters = Counted(recording.header)
 
@@ -63,9 +64,10 @@ def _gathered(recording: Recorded, show: Show) -> _Points:
         if batch.until < due:
             continue
         due = batch.until + _SECOND
-        add(measures.LOST, f'host="{host}"', batch.until, lost)
+        if lost or hooks.family != DUMP:
+            add(measures.LOST, f'host="{host}"', batch.until, lost)
         for netns, counts in told.items():
-            for measure, reason, value in measures.of_counters(counted(counts)):
+            for measure, reason, value in measures.of_counters(counted(counts), hooks):
                 labels = f'{where(netns)},reason="{reason}"' if reason else where(netns)
                 add(measure, labels, batch.until, value)
     return points

@@ -27,7 +27,7 @@ from ctrace.model.snapshot import (
     Victim,
 )
 from ctrace.record import Status
-from ctrace.view.unseen import told, unseen
+from ctrace.view.unseen import told, trusted, unseen
 
 SCHEMA = 1
 """Rises when a field changes its meaning or goes; not when one is added."""
@@ -42,7 +42,7 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "host": snapshot.host,
         "hooks": dataclasses.asdict(snapshot.hooks),
         "lost": snapshot.lost,
-        "exact": snapshot.lost == 0 and not snapshot.memory.pruned,
+        "exact": _exact(snapshot),
         "interval_s": _round(snapshot.interval_s),
         "uptime_s": _round(snapshot.uptime_s),
         "group": snapshot.group,
@@ -54,7 +54,7 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "culprits": [told(_culprit(culprit), absent) for culprit in snapshot.culprits],
         "culprits_total": snapshot.culprits_total,
         "held_total": snapshot.held_total,
-        "table_seconds_total": _round(snapshot.table_seconds_total),
+        "table_seconds_total": _known(absent, "table_seconds_total", snapshot.table_seconds_total),
         "top": {
             group: [{"key": key, "new_per_s": _round(value)} for key, value in keys]
             for group, keys in snapshot.top.items()
@@ -63,10 +63,19 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "who": [dataclasses.asdict(one) for one in snapshot.who],
         "who_refused": [dataclasses.asdict(one) for one in snapshot.who_refused],
         "why": [_cause(cause) for cause in snapshot.why],
-        "history": _rounded(dataclasses.asdict(snapshot.history)),
+        "history": told(_rounded(dataclasses.asdict(snapshot.history)), absent),
         "memory": dataclasses.asdict(snapshot.memory),
         "self": _rounded(dataclasses.asdict(snapshot.cost)),
+        "logged": _rounded(dataclasses.asdict(snapshot.logged)) if snapshot.logged else None,
     }
+
+
+def _exact(snapshot: Snapshot) -> bool:
+    return not snapshot.lost and not snapshot.memory.pruned and trusted(snapshot.hooks) is None
+
+
+def _known(absent: frozenset[str], name: str, value: float) -> Optional[float]:
+    return None if name in absent else _round(value)
 
 
 def utc(nanoseconds: int) -> str:
@@ -90,7 +99,7 @@ def _table(table: Table, absent: frozenset[str]) -> dict[str, Any]:
         "name": table.name,
         "count": table.count,
         "max": table.max if table.read else None,
-        "buckets": table.buckets,
+        "buckets": table.buckets or None,
         "fill": _round(table.fill) if table.read else None,
         "load": _round(table.load) if table.buckets else None,
         "active": table.active,

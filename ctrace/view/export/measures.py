@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from ctrace.batch import DUMP, HookInfo
 from ctrace.model.snapshot import Counted
 
 
@@ -32,13 +33,20 @@ LOST: Final = Measure(
 )
 
 
-def of_counters(done: Counted) -> Iterator[tuple[Measure, str, int]]:
-    """Each counter of a table: its measure, the reason (or empty), and its value."""
-    yield INSERTS, "", done.insert
-    other = done.destroy - done.expired - done.early_drop - done.deleted
-    yield DESTROYS, "expired", done.expired
-    yield DESTROYS, "evicted", done.early_drop
-    yield DESTROYS, "deleted", done.deleted
-    yield DESTROYS, "other", max(0, other)
-    yield DROPS, "", done.drop
-    yield FAILED, "", done.insert_failed
+def of_counters(done: Counted, hooks: HookInfo) -> Iterator[tuple[Measure, str, int]]:
+    """Each counter of a table: its measure, the reason (or empty), and its value.
+
+    What the source cannot see has no sample: a zero would be taken for a count.
+    """
+    if hooks.changes:
+        yield INSERTS, "", done.insert
+        other = done.destroy - done.expired - done.early_drop - done.deleted
+        if hooks.family != DUMP:  # which tells of what was deleted by name alone
+            yield DESTROYS, "expired", done.expired
+        if hooks.evictions:
+            yield DESTROYS, "evicted", done.early_drop
+        yield DESTROYS, "deleted", done.deleted
+        yield DESTROYS, "other", max(0, other)
+    if hooks.refusals:
+        yield DROPS, "", done.drop
+        yield FAILED, "", done.insert_failed

@@ -17,6 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from ctrace.batch import HookInfo
 from ctrace.change.condition import HOLDS, ON_TRIAL, Condition
 from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
 from ctrace.view.export import measures
@@ -79,7 +80,7 @@ class Exposition:
 
     def metrics(self, snapshot: Snapshot) -> Iterator[Metric]:
         """Metric families for one snapshot."""
-        yield from self._tables(snapshot.tables)
+        yield from self._tables(snapshot.tables, snapshot.hooks)
         yield from self._culprits(snapshot.culprits)
         yield from self._victims(snapshot.victims)
         yield from _itself(snapshot)
@@ -96,7 +97,7 @@ class Exposition:
         if changes:
             yield holds
 
-    def _tables(self, tables: tuple[Table, ...]) -> Iterator[Metric]:
+    def _tables(self, tables: tuple[Table, ...], hooks: HookInfo) -> Iterator[Metric]:
         entries, limit = (
             GaugeMetricFamily(one.name, one.text, labels=["netns"])
             for one in (measures.ENTRIES, measures.LIMIT)
@@ -138,7 +139,7 @@ class Exposition:
                 read: Optional[float] = getattr(table, field)
                 if read is not None:
                     family.add_metric([name], read)
-            for measure, reason, value in measures.of_counters(table.totals):
+            for measure, reason, value in measures.of_counters(table.totals, hooks):
                 counters[measure].add_metric([name, *([reason] if reason else [])], value)
         yield from (entries, limit, buckets, pinned, to_full, *counters.values())
 

@@ -124,9 +124,12 @@ def _in_place(advice: Advice) -> list[RenderableType]:
 
 def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
-    held = f"{fmt.count(table.count)} of {fmt.count(table.max)} entries "
-    text.append(f"{_name(table)}: {held}", "bold")
-    text.append(f"({fmt.share(table.fill)})")
+    of = f" of {fmt.count(table.max)}" if table.max else ""
+    text.append(f"{_name(table)}: {fmt.count(table.count)}{of} entries", "bold")
+    if table.fill is None or table.needed is None:
+        text.append("; nf_conntrack_max is not in the texts, so neither is the fill")
+        return text
+    text.append(f" ({fmt.share(table.fill)})")
     if table.drops:
         text.append(f", {fmt.count(table.drops)} new flows refused", "red")
     if not table.needed and not table.levers:

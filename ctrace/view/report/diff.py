@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
@@ -33,11 +35,15 @@ def diff_text(found: Comparison, limit: int) -> Group:
 def _cells(before: Side, after: Side) -> list[str]:
     return [
         fmt.short(before.held), fmt.short(after.held) + _arrow(before.held, after.held),
-        fmt.rate(before.inserts_per_s), fmt.rate(after.inserts_per_s),
-        fmt.rate(before.drops_per_s), fmt.rate(after.drops_per_s),
+        _rate(before.inserts_per_s), _rate(after.inserts_per_s),
+        _rate(before.drops_per_s), _rate(after.drops_per_s),
         fmt.duration(before.life), fmt.duration(after.life),
         fmt.duration(before.residence), fmt.duration(after.residence),
     ]  # fmt: skip
+
+
+def _rate(value: Optional[float]) -> str:
+    return fmt.UNKNOWN if value is None else fmt.rate(value)
 
 
 def _arrow(before: float, after: float) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Optional
 
+from ctrace.model.causes.words import moment
+from ctrace.recording.evidence import moment_of
 from ctrace.view import format as fmt
 
 KNOWN_BY = {
@@ -59,7 +61,7 @@ def _full(data: dict[str, Any]) -> Optional[str]:
     if not log or not log.get("full"):
         return None
     text = f"the kernel logged {fmt.plural(log['full'], 'time')} that the table was full, "
-    first, last = (_moment(log[name]) for name in ("first", "last"))
+    first, last = (moment(moment_of(log.get(name))) for name in ("first", "last"))
     text += f"at {first}" if first == last else f"from {first} to {last}"
     if log.get("suppressed"):
         text += f", and kept {fmt.count(log['suppressed'])} messages back"
@@ -67,14 +69,6 @@ def _full(data: dict[str, Any]) -> Optional[str]:
     if log.get("suppressed"):
         text += " (its limit, net_ratelimit, counts all of networking's warnings)"
     return text
-
-
-def _moment(said: dict[str, Any]) -> str:
-    if said.get("utc") is not None:
-        return f"{_utc(said['utc'])} UTC"
-    if said.get("boot") is not None:
-        return f"{said['boot']} s after boot"
-    return said.get("text") or "a time that the log does not show"
 
 
 def _utc(seconds: float) -> str:

@@ -6,27 +6,26 @@ in the charts' labels, and the page's own policy forbids it to load or send anyt
 
 from __future__ import annotations
 
-import html
 import importlib.util
-import json
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from ctrace.errors import CtraceError
-from ctrace.model.snapshot import Cause, Culprit, Histogram, Snapshot
+from ctrace.model.snapshot import Cause, Culprit, Snapshot
+from ctrace.recording.evidence import FACT, parse
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report.cost_html import perf_html
-from ctrace.view.report.text import limit, telling
+from ctrace.view.report.evidence import sentences
+from ctrace.view.report.html_data import chart_data, escaped, script_json
+from ctrace.view.report.text import limit, made_by, telling
 from ctrace.view.report.whatif_html import whatif_html
-from ctrace.view.unseen import nobody, number
+from ctrace.view.unseen import nobody, number, rate
 from ctrace.whatif.answer import WhatIf
 
 ROWS = 25
-LIVES = 6
-FILLS = 8
 
 
 def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
@@ -38,9 +37,10 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
-        "@TITLE@": f"{_text(review.recording.header.host or 'ctrace')} {start:%Y-%m-%d %H:%M} UTC",
+        "@TITLE@": f"{escaped(review.recording.header.host or 'ctrace')} "
+        f"{start:%Y-%m-%d %H:%M} UTC",
         "@BODY@": _body(review, answer),
-        "@DATA@": _json(_data(review)),
+        "@DATA@": script_json(chart_data(review)),
         "@PLOTLY@": chart_library,
     }
     # One pass: what a part brings in is never looked at again.
@@ -61,70 +61,12 @@ def _plotly() -> str:
     raise CtraceError("plotly is missing: install it with pip install plotly")
 
 
-def _json(data: Any) -> str:
-    """JSON that no HTML parser takes for an end of the script."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _text(text: str) -> str:
-    return html.escape(fmt.clean(text))
-
-
-def _data(review: Review) -> dict[str, Any]:
-    """What the charts draw. Labels are escaped: the library reads markup in them."""
-    line = review.timeline
-    names = {str(table.netns): table.name for table in review.final.tables}
-    fullest = sorted(line.fill, key=lambda name: -max((v or 0) for v in line.fill[name]))
-    stack = review.shares.stacked() if review.shares.ts else {}
-    return {
-        "timeline": {
-            "ts": line.ts,
-            "insert": line.insert,
-            "destroy": line.destroy,
-            "drop": line.drop,
-            "early_drop": line.early_drop,
-            "lost": line.lost,
-            "fill": [
-                {"name": "fill " + _text(names.get(name, name)), "values": line.fill[name]}
-                for name in fullest[:FILLS]
-            ],
-        },
-        "drops": review.drops[:200],
-        "shares": {
-            "ts": review.shares.ts,
-            "stack": [{"name": _text(key), "values": values} for key, values in stack.items()],
-        },
-        "lives": [
-            {
-                "name": _text(culprit.key),
-                "life": _histogram(culprit.life_histogram),
-                "residence": _histogram(culprit.residence_histogram),
-            }
-            for culprit in review.final.culprits
-            if sum(culprit.residence_histogram.counts)
-        ][:LIVES],
-    }
-
-
-def _histogram(histogram: Histogram) -> dict[str, list[float]]:
-    """Steps as shares, from the first bin used to the last."""
-    counts, edges = histogram.counts, histogram.edges
-    used = [i for i, n in enumerate(counts) if n]
-    if not used:
-        return {"x": [], "y": []}
-    first, last, total = used[0], used[-1], sum(counts)
-    x = list(edges[first : last + 2])
-    x[0] = x[0] or x[1] / 4  # the axis is logarithmic
-    y = [counts[i] / total for i in range(first, last + 1)]
-    return {"x": [x[0], *x], "y": [0.0, *y, 0.0]}
-
-
 def _body(review: Review, answer: Optional[WhatIf]) -> str:
     return "\n".join(
         (
             _head(review),
             _why(review),
+            _said(review),
             whatif_html(answer, _table) if answer else "",
             _tiles(review),
             _chart(
@@ -134,15 +76,16 @@ def _body(review: Review, answer: Optional[WhatIf]) -> str:
             ),
             _chart(
                 "Who held the table", "shares",
-                f"Entries held, by {_text(review.final.group)}, the largest over the whole time.",
+                f"Entries held, by {escaped(review.final.group)}, the largest over the whole time.",
             ),
-            _culprits(review.final),
+            _culprits(review.final) if review.final.hooks.changes
+            else _moment(review.final, "What the table held"),
             _chart(
                 "How long connections live, and how long their entries stay", "lives",
                 "Dotted: from the first to the last packet. Filled: from insert to destroy. "
                 "Click a name to add it.",
             ),
-            _moment(review),
+            _worst(review),
             _victims(review.final),
             _tables(review),
             _causes(review),
@@ -156,10 +99,9 @@ def _head(review: Review) -> str:
     header = review.recording.header
     start = datetime.fromtimestamp(review.start, timezone.utc)
     return (
-        f"<header><h1>{_text(header.host or 'unknown host')}</h1>"
+        f"<header><h1>{escaped(header.host or 'unknown host')}</h1>"
         f"<p>{start:%Y-%m-%d} {fmt.clock(review.start)} to {fmt.clock(review.end)} UTC, "
-        f"{fmt.span(review.end - review.start)}; {_text(header.hooks.family)} hooks, "
-        f"Linux {_text(header.kernel)}</p>"
+        f"{fmt.span(review.end - review.start)}; {escaped(made_by(header))}</p>"
         '<button id="theme" type="button">dark / light</button></header>'
     )
 
@@ -169,10 +111,18 @@ def _why(review: Review) -> str:
     when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
     lines = [f'<p class="note">{when}</p>']
     for cause in worst.why[:3]:
-        lines.append(f"<p>{_text(fmt.prose(cause.text))}</p>")
+        lines.append(f"<p>{escaped(fmt.prose(cause.text))}</p>")
         if cause.remedy:
-            lines.append(f'<p class="remedy">{_text(cause.remedy)}</p>')
+            lines.append(f'<p class="remedy">{escaped(cause.remedy)}</p>')
     return f'<section class="why"><h2>Why</h2>{"".join(lines)}</section>'
+
+
+def _said(review: Review) -> str:
+    """What dumps and logs told beside entries."""
+    texts = parse(review.recording.header.facts)
+    rows = sentences(texts) if texts is not None else []
+    return _table("What the texts say", ("about", "said"),
+                  ([escaped(head), escaped(text)] for head, text in rows))  # fmt: skip
 
 
 def _tiles(review: Review) -> str:
@@ -189,9 +139,13 @@ def _tiles(review: Review) -> str:
         ),
         (number(hooks, "insert_failed", totals.insert_failed), "failed to insert", ""),
         (
-            fmt.clock(review.first_drop) if review.first_drop is not None else "none",
+            fmt.clock(review.first_drop)
+            if review.first_drop is not None
+            else "none"
+            if hooks.refusals
+            else fmt.UNKNOWN,
             "first refusal",
-            "bad" if review.drops else "good",
+            "bad" if review.drops else good,
         ),
         (fmt.count(review.final.lost), "events lost", "warn" if review.final.lost else "good"),
     ]
@@ -245,37 +199,42 @@ def _culprits(snapshot: Snapshot) -> str:
             _key(c, snapshot),
             f'<span class="bar" style="width:{max(1, round(90 * part))}px"></span>'
             f"{fmt.share(part)}",
-            fmt.count(c.inserts),
+            number(snapshot.hooks, "inserts", c.inserts),
             fmt.duration(c.life.p50),
             fmt.stays(c.residence),
             fmt.duration(c.residence.p99),
-            _number(c.drops, "bad"),
-            fmt.count(c.ends.evicted),
-            _text(c.nat),
+            _number(c.drops, "bad") if snapshot.hooks.refusals else fmt.UNKNOWN,
+            number(snapshot.hooks, "evicted", c.ends.evicted),
+            escaped(c.nat),
             _owner(c),
         ]
 
     rest, left = beyond(snapshot, ROWS)
     return _table(
         "What filled the table, by table-seconds",
-        (_text(snapshot.group), ">share", ">inserts", ">life p50", ">stays p50", ">stays p99",
+        (escaped(snapshot.group), ">share", ">inserts", ">life p50", ">stays p50", ">stays p99",
          ">refused", ">evicted", "NAT", "process"),
         map(row, snapshot.culprits[:ROWS]),
         f"and {fmt.count(rest)} more, {fmt.share(left)}" if rest else "",
     )  # fmt: skip
 
 
-def _moment(review: Review) -> str:
+def _worst(review: Review) -> str:
     moment = review.before_drop or review.peak
-    if moment is None:
+    if moment is None or not moment.hooks.changes:
         return ""
     what = "Just before the first refusal" if review.before_drop else "When it was fullest"
+    return _moment(moment, f"{what}, at {fmt.clock(moment.ts / 1e9)}")
+
+
+def _moment(moment: Snapshot, title: str) -> str:
     return _table(
-        f"{what}, at {fmt.clock(moment.ts / 1e9)}",
-        (_text(moment.group), ">held", ">share", ">new/s", ">refused/s"),
+        title,
+        (escaped(moment.group), ">held", ">share", ">new/s", ">refused/s"),
         (
-            [_key(c, moment), fmt.held(c), fmt.share(c.share), fmt.rate(c.new_per_s),
-             fmt.rate(c.drop_per_s)]
+            [_key(c, moment), fmt.held(c), fmt.share(c.share),
+             rate(moment.hooks, "new_per_s", c.new_per_s),
+             rate(moment.hooks, "drop_per_s", c.drop_per_s)]
             for c in moment.culprits[:15]
         ),
     )  # fmt: skip
@@ -284,14 +243,14 @@ def _moment(review: Review) -> str:
 def _victims(snapshot: Snapshot) -> str:
     if not snapshot.hooks.drop_tuples and not snapshot.victims:
         said = nobody(snapshot.hooks, snapshot.totals.drop)
-        return f"<section><h2>Who was refused or evicted</h2><p>{_text(said)}</p></section>"
+        return f"<section><h2>Who was refused or evicted</h2><p>{escaped(said)}</p></section>"
     return _table(
         "Who was refused or evicted",
         ("flow", ">refused", ">of its tries", ">evicted", ">failed", "process that got EPERM"),
         (
-            [_text(v.key), _number(v.drops, "bad"), fmt.share(v.share_of_new),
+            [escaped(v.key), _number(v.drops, "bad"), fmt.share(v.share_of_new),
              fmt.count(v.evicted), fmt.count(v.failed),
-             f"{_text(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
+             f"{escaped(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
             for v in snapshot.victims[:ROWS]
         ),
     )  # fmt: skip
@@ -308,14 +267,14 @@ def _tables(review: Review) -> str:
         ("namespace", ">at end", ">max", ">buckets", ">fullest", ">inserted", ">destroyed",
          ">refused", ">evicted", ">failed", ">off by"),
         (
-            [_text(t.name), fmt.count(t.count), limit(t),
-             fmt.count(t.buckets), fmt.share(peaks.get(str(t.netns))),
+            [escaped(t.name), fmt.count(t.count), limit(t),
+             fmt.count(t.buckets) if t.buckets else fmt.UNKNOWN, fmt.share(peaks.get(str(t.netns))),
              number(hooks, "insert", t.totals.insert),
              number(hooks, "destroy", t.totals.destroy),
              _number(t.totals.drop, "bad") if hooks.refusals else fmt.UNKNOWN,
              number(hooks, "early_drop", t.totals.early_drop),
              number(hooks, "insert_failed", t.totals.insert_failed),
-             fmt.count(t.off_by.count)]
+             number(hooks, "off_by", t.off_by.count)]
             for t in sorted(review.final.tables, key=lambda t: -(peaks.get(str(t.netns)) or 0))
         ),
         "Off by: our inserts less destroys, against the change of the kernel's own count.",
@@ -335,9 +294,10 @@ def _causes(review: Review) -> str:
         "Causes and their evidence",
         ("cause", "evidence", ">explains", "what usually helps", "seen"),
         (
-            [_text(fmt.prose(cause.text)),
-             "<br>".join(_text(fmt.prose(fact)) for fact in cause.evidence), fmt.share(cause.share),
-             _text(cause.remedy), name]
+            [escaped(fmt.prose(cause.text)),
+             "<br>".join(escaped(fmt.prose(fact)) for fact in cause.evidence),
+             fmt.share(cause.share),
+             escaped(cause.remedy), name]
             for name, cause in seen.values()
         ),
     )  # fmt: skip
@@ -346,40 +306,43 @@ def _causes(review: Review) -> str:
 def _about(review: Review) -> str:
     recording, header = review.recording, review.recording.header
     lines = [
-        ("recording", _text(recording.path)),
-        ("written by", f"ctrace {_text(header.version)}"),
-        ("hooks", _text(header.hooks.family)),
-        ("filter", _text(header.filter) or "none"),
+        ("recording", escaped(recording.path)),
+        ("written by", f"ctrace {escaped(header.version)}"),
+        ("hooks", escaped(header.hooks.family)),
+        ("filter", escaped(header.filter) or "none"),
         ("events", f"{fmt.count(review.events)}, {fmt.count(review.final.lost)} lost"),
-        ("complete", _text(str(recording.missing)) if recording.missing else "yes"),
-        ("ended", _text(recording.ended or "") if recording.ended is not None else "not cleanly"),
+        ("complete", escaped(str(recording.missing)) if recording.missing else "yes"),
+        ("ended", escaped(recording.ended or "") if recording.ended is not None else "not cleanly"),
     ]
     if header.hooks.note and not header.hooks.drop_tuples:
-        lines.append(("no better hooks", _text(header.hooks.note)))
-    lines += [("not seen", _text(sentence)) for sentence in header.hooks.blind]
-    lines += [("note", _text(note)) for note in recording.notes()]
+        lines.append(("no better hooks", escaped(header.hooks.note)))
+    lines += [("not seen", escaped(sentence)) for sentence in header.hooks.blind]
+    lines += [("note", escaped(note)) for note in recording.notes()]
+    settings = len(set(header.facts) - {FACT})
     facts = "".join(
-        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in header.facts.items()
+        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>"
+        for name, value in header.facts.items()
+        if name != FACT
     )
     told = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines)
     return (
         f"<section><h2>This recording</h2><dl>{told}</dl></section>"
-        f"<section><h2>This host</h2><details><summary>{len(header.facts)} settings</summary>"
+        f"<section><h2>This host</h2><details><summary>{settings} settings</summary>"
         f"<dl>{facts}</dl></details></section>"
     )
 
 
 def _key(culprit: Culprit, snapshot: Snapshot) -> str:
     several = len(snapshot.tables) > 1 and snapshot.group != "netns" and culprit.netns_name
-    return _text(culprit.key + (f" in {culprit.netns_name}" if several else ""))
+    return escaped(culprit.key + (f" in {culprit.netns_name}" if several else ""))
 
 
 def _owner(culprit: Culprit) -> str:
     owner = culprit.owner
     if owner is None:
         return ""
-    unit = f" {_text(owner.unit)}" if owner.unit else ""
-    return f"{_text(owner.comm)}[{owner.pid}]{unit}"
+    unit = f" {escaped(owner.unit)}" if owner.unit else ""
+    return f"{escaped(owner.comm)}[{owner.pid}]{unit}"
 
 
 def _number(value: int, kind: str) -> str:

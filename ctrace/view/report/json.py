@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ctrace.recording.evidence import parse
 from ctrace.recording.review import Review
 from ctrace.view.export.json import snapshot_json, utc_seconds
 from ctrace.view.report.cost import perf_json
+from ctrace.view.unseen import unseen
 
 
 def report_json(review: Review, limit: int) -> dict[str, Any]:
@@ -35,17 +37,23 @@ def report_json(review: Review, limit: int) -> dict[str, Any]:
         },
         "notes": list(recording.notes()),
     }
+    out["evidence"] = parse(header.facts)
     out["perf"] = {host: perf_json(perf) for host, perf in review.measured.items()}
     out["peak"] = _moment(review.peak, limit, fill=review.peak_fill)
     out["before_first_drop"] = _moment(review.before_drop, limit)
     out["drop_bursts"] = [utc_seconds(moment) for moment in review.drops]
-    line = review.timeline
+    line, absent = review.timeline, unseen(review.final.hooks)
     out["timeline"] = {
         "ts": [utc_seconds(ts) for ts in line.ts],
-        "insert_per_s": _rounded(line.insert),
-        "destroy_per_s": _rounded(line.destroy),
-        "drop_per_s": _rounded(line.drop),
-        "early_drop_per_s": _rounded(line.early_drop),
+        **{
+            name: None if name in absent else _rounded(values)
+            for name, values in (
+                ("insert_per_s", line.insert),
+                ("destroy_per_s", line.destroy),
+                ("drop_per_s", line.drop),
+                ("early_drop_per_s", line.early_drop),
+            )
+        },
         "lost": line.lost,
         "fill": {
             name: [None if value is None else round(value, 6) for value in values]

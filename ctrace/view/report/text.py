@@ -10,13 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from ctrace.batch import DUMP
 from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
 from ctrace.recording.evidence import parse
+from ctrace.recording.meta import Header
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
-from ctrace.view.unseen import nobody, number
+from ctrace.view.unseen import nobody, number, rate
 
 SPARK = 60
 
@@ -200,8 +202,8 @@ def moment(snapshot: Snapshot, limit: int) -> Grid:
             _key(c, snapshot),
             fmt.held(c),
             fmt.share(c.share),
-            fmt.rate(c.new_per_s) if snapshot.hooks.changes else fmt.UNKNOWN,
-            fmt.rate(c.drop_per_s) if snapshot.hooks.refusals else fmt.UNKNOWN,
+            rate(snapshot.hooks, "new_per_s", c.new_per_s),
+            rate(snapshot.hooks, "drop_per_s", c.drop_per_s),
         )
     return grid
 
@@ -225,8 +227,8 @@ def _about(review: Review) -> Iterator[Text]:
     recording = review.recording
     header = recording.header
     yield Text(
-        f"{fmt.clean(recording.path)}, by ctrace {fmt.clean(header.version)} with "
-        f"{fmt.clean(header.hooks.family)} hooks on Linux {fmt.clean(header.kernel)}"
+        f"{fmt.clean(recording.path)}, by ctrace {fmt.clean(header.version)} "
+        f"{fmt.clean(made_by(header))}"
     )
     if header.filter:
         yield Text(f"Only what matched: {fmt.clean(header.filter)}")
@@ -253,6 +255,13 @@ def _about(review: Review) -> Iterator[Text]:
         yield Text("It is still being written.", style="yellow")
     for note in recording.notes():
         yield Text("Note: " + fmt.clean(note))
+
+
+def made_by(header: Header) -> str:
+    """``with fentry hooks on Linux 6.1``, or that it was made of text."""
+    family = header.hooks.family
+    how = "from text" if family == DUMP else f"with {family} hooks"
+    return how + (f" on Linux {header.kernel}" if header.kernel else "")
 
 
 def _key(culprit: Culprit, snapshot: Snapshot) -> str:

@@ -8,6 +8,7 @@ from typing import Optional
 from rich.style import Style
 from rich.text import Text
 
+from ctrace.batch import DUMP, HookInfo
 from ctrace.model.snapshot import Culprit, Histogram, Percentiles, Snapshot, Tuple5
 from ctrace.record import Status
 from ctrace.view import format as fmt
@@ -40,19 +41,24 @@ def detail_lines(
     out = [_title(culprit, width, p)]
     if stale:
         out.append(_labelled("", [(stale, p.warn)], width, p))
-    out.append(_labelled("HOLDS", _holds(culprit, width, p), width, p))
-    out.append(_labelled("RATE", _rate(culprit, width, p), width, p))
+    out.append(_labelled("HOLDS", _holds(culprit, snapshot.hooks, width, p), width, p))
+    seen = snapshot.hooks.changes
+    if seen:
+        out.append(_labelled("RATE", _rate(culprit, width, p), width, p))
+    else:
+        out.append(_labelled("RATE", [("what came and went is not in the dump", p.dim)], width, p))
     if curves := _curves(culprit, rates, width, p):
         out.append(_labelled("", curves, width, p))
     out += _owner(culprit, width, p)
     out.append(_labelled("NAT", _nat(culprit, p), width, p))
     out.append(_labelled("SHAPE", _shape(culprit, width, p), width, p))
-    out.append(_labelled("ENDS", _ends(culprit, p), width, p))
+    if seen:
+        out.append(_labelled("ENDS", _ends(culprit, p), width, p))
     if culprit.states:
         out.append(_labelled("STATES", _states(culprit, p), width, p))
     out.append(blank(width))
     out += _why(snapshot, culprit, width, p)
-    out += _histograms(culprit, width, p)
+    out += _histograms(culprit, width, p) if seen else []
     out += advice
     out += _samples(culprit, width, p)
     out += _peers(snapshot, culprit, width, p)
@@ -75,17 +81,19 @@ def _title(culprit: Culprit, width: int, palette: Palette) -> Text:
     return text
 
 
-def _holds(culprit: Culprit, width: int, palette: Palette) -> list[Piece]:
-    p = palette
+def _holds(culprit: Culprit, hooks: HookInfo, width: int, palette: Palette) -> list[Piece]:
+    p, older = palette, "the first dump" if hooks.family == DUMP else "ctrace"
     stale = " (stale)" if culprit.stale else ""
     groups: list[list[Piece]] = [
         [
             (fmt.held(culprit), p.strong),
             (f" entries now{stale}, {fmt.share(culprit.share)} of all", p.text),
         ],
-        [(f"{fmt.count(culprit.older)} older than ctrace", p.dim)] if culprit.older else [],
+        [(f"{fmt.count(culprit.older)} older than {older}", p.dim)] if culprit.older else [],
         [(f"{fmt.short(culprit.table_seconds)} table-seconds", p.dim)],
     ]
+    if not hooks.changes:
+        del groups[1:]
     return joined([one for one in groups if one], width - LABEL)
 
 
@@ -333,13 +341,13 @@ def _peers(snapshot: Snapshot, culprit: Culprit, width: int, palette: Palette) -
     out = [_section(f"PEERS  {fmt.plural(len(found), 'row')} with its source or service", width, p)]
     room = max(10, width - 30)
     longest = min(room, max(len(key) for key, _, _ in found) + 1)
-    for key, rate, held in found:
+    for key, new, held in found:
         stays = f"{fmt.count(held)} held" if held is not None else ""
         out.append(
             line(
                 [
                     (fmt.fit(fmt.key(key, longest), longest), p.text),
-                    (f"{fmt.per_second(rate):>10} new", p.dim),
+                    (f"{new:>10} new", p.dim),
                     (f"{stays:>16}", p.dim),
                 ],
                 width,
@@ -348,7 +356,7 @@ def _peers(snapshot: Snapshot, culprit: Culprit, width: int, palette: Palette) -
     return [*out, blank(width)]
 
 
-def _others(snapshot: Snapshot, culprit: Culprit) -> list[tuple[str, float, Optional[int]]]:
+def _others(snapshot: Snapshot, culprit: Culprit) -> list[tuple[str, str, Optional[int]]]:
     """(key, new per second, held if known), the busiest first."""
     service = f"{culprit.proto}/{culprit.port}" if culprit.port is not None else ""
 
@@ -356,6 +364,7 @@ def _others(snapshot: Snapshot, culprit: Culprit) -> list[tuple[str, float, Opti
         src, _, target = key.partition(" -> ")
         return bool(culprit.src and src == culprit.src) or bool(service and target == service)
 
+    seen = snapshot.hooks.changes
     found: dict[str, tuple[float, Optional[int]]] = {}
     if snapshot.group == "pair":
         found = {
@@ -368,7 +377,9 @@ def _others(snapshot: Snapshot, culprit: Culprit) -> list[tuple[str, float, Opti
             found.setdefault(key, (rate, None))
     found.pop(culprit.key, None)
     ranked = sorted(found.items(), key=lambda item: -item[1][0])[:PEERS]
-    return [(key, rate, held) for key, (rate, held) in ranked]
+    return [
+        (key, fmt.per_second(rate) if seen else fmt.UNKNOWN, held) for key, (rate, held) in ranked
+    ]
 
 
 def _section(title: str, width: int, palette: Palette) -> Text:

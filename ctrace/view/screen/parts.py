@@ -21,6 +21,7 @@ from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 from ctrace.view.screen.palette import Palette
 from ctrace.view.screen.tables import no_limit
+from ctrace.view.unseen import trusted
 from ctrace.view.verdict import at_limit, fullest, verdict
 
 Piece = tuple[str, Style]
@@ -118,6 +119,8 @@ def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
         return [(words, palette.warn)]
     if snapshot.lost:
         return [("totals exact", palette.warn)]
+    if read := trusted(snapshot.hooks):
+        return [(read, palette.text)]
     return [("exact", palette.good)]
 
 
