@@ -24,7 +24,7 @@ from ctrace.cli import cli
 from ctrace.live.replay import ReplayFeed
 from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
-from ctrace.record import Kind, Reason, address_bytes, address_text
+from ctrace.record import Kind, Reason, address_bytes, address_text, words
 from ctrace.recording.merge import open_several
 from ctrace.recording.redact import Addresses, Redacted
 from ctrace.recording.review import review
@@ -485,16 +485,19 @@ def test_one_segment_alone_begins_with_the_living(tmp_path: Path, truth: list[Ba
     third = runs(str(where))[0][2]
     with ctrace.open(third) as recording:
         first, *rest = recording
-        alive: dict[int, int] = {}
+        alive: dict[bytes, int] = {}
         for batch in truth:
             if batch.until > recording.started:
                 break
-            for ct, kind in batch.events[["ct", "kind"]].tolist():
+            # the made-up traffic repeats tuples, of which a table has but one at a time
+            for row, ct, kind in zip(
+                words(batch.events), *(batch.events[name].tolist() for name in ("ct", "kind"))
+            ):
                 if ct and kind == Kind.INSERT:
-                    alive[ct] = 1
+                    alive[row[2:12].tobytes()] = ct
                 elif kind == Kind.DESTROY:
-                    alive.pop(ct, None)
-        assert set(first.events["ct"].tolist()) == set(alive)
+                    alive.pop(row[2:12].tobytes(), None)
+        assert set(first.events["ct"].tolist()) == set(alive.values())
         assert set(first.events["kind"].tolist()) == {int(Kind.EXISTING)}
         assert first.names.owners
         assert int(first.counts[synthetic.NETNS].sum()) == 0
