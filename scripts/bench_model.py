@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from ctrace.batch import Batch, Clock, HookInfo
-from ctrace.model.model import Model
+from ctrace.model.model import EVERYTHING, Model
+from ctrace.model.who.ask import Asked
+from ctrace.model.who.names import Names
 from ctrace.record import RECORD, ROW, Events, Kind, Reason, join
 
 BATCH = 131_072
@@ -135,6 +137,8 @@ def measure(sources: int, owned: float = 0.0) -> dict[str, Any]:
             spent["polars"].append(time_ns(lambda: polars_groupby(events)))
     ns = {name: statistics.median(values) / BATCH for name, values in spent.items()}
     snapshots = [time_ns(lambda: model.snapshot("pair")) for _ in range(3)]
+    names = model._who_names(EVERYTHING)  # all other groups are there: causes need them, too
+    who = [time_ns(lambda: _who(model, names)) for _ in range(5)]
     memory = model.snapshot("pair").memory
     return {
         "name": f"{sources:,} sources" + (f", {owned:.0%} opened here" if owned else ""),
@@ -146,7 +150,15 @@ def measure(sources: int, owned: float = 0.0) -> dict[str, Any]:
         "times_polars": round(ns["polars"] / ns["model"], 2),
         "memory_MiB": round(memory.used / 2**20, 1),
         "snapshot_ms": round(statistics.median(snapshots) / 1e6, 1),
+        "who_ms": round(statistics.median(who) / 1e6, 1),
     }
+
+
+def _who(model: Model, names: Names) -> None:
+    """Who holds most, as rows, and who was refused most: found anew."""
+    asked = Asked(model._group)
+    asked.rows("held", EVERYTHING, 1, names, 0)
+    asked.answer("drops", EVERYTHING, 1, names)
 
 
 def run() -> list[dict[str, Any]]:

@@ -221,12 +221,18 @@ def netns_option(what: str) -> Callable[[F], F]:
     )
 
 
-def group_option(default: str = "pair", what: str = "What to rank") -> Callable[[F], F]:
-    """``--group KEY``."""
+def group_option(command: F) -> F:
+    """``--group KEY``; None where it was not given: see :func:`rows_by`."""
     return click.option(
-        "--group", type=click.Choice(GROUPS), metavar="KEY", default=default, show_default=True,
-        help=f"{what}: {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.",
-    )  # fmt: skip
+        "--group", type=click.Choice(GROUPS), metavar="KEY",
+        help=f"What to rank: {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.  [default: who, the few "
+        "keys of all of these that hold most; in JSON pair]",
+    )(command)  # fmt: skip
+
+
+def rows_by(group: Optional[str], format: str) -> str:
+    """What rows are of: programs get rows of one kind unless they ask for others."""
+    return group or ("pair" if format == "json" else "who")
 
 
 def sort_option(command: F) -> F:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import ip_address
@@ -18,6 +19,7 @@ from ctrace.model.forecast import Staying
 from ctrace.model.heavy import COUNTERS
 from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TCP, TIME_SHIFT, has_port, key_hash
 from ctrace.model.levels import Level, Levels
+from ctrace.model.parts import Part, beyond, narrow_part, parts_of
 from ctrace.model.rich import LOOKS, TREND, distinct
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import Composition, Culprit, Ends, OwnerView, Percentiles, Tuple5
@@ -30,28 +32,14 @@ ENOUGH: Final = 20
 """Entries of which shares mean something."""
 
 _SPREAD: Final = 64
+_WAYS: Final = sum(1 << int(one) for one in (Direction.IN, Direction.OUT, Direction.FORWARD))
+"""Bits of a row's flags that tell directions."""
 
 CANDIDATES: Final = 512
 """How many of the heaviest keys are looked at when sorting by a percentile."""
 
-_ALL: Final = ~np.uint64(0)
 _EVERYTHING: Final = Scope()
 Rows = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One table's contribution to a group: which words of its keys make the group's key."""
-
-    level: Level
-    address: bool
-    meta: np.uint64
-    hash: str
-    """The field of a look that finds its row in ``level``."""
-    owned: Optional[bool] = None
-    """Only rows of flows that a local process opened (True) or did not (False)."""
-    counted: bool = True
-    """Whether its numbers are summed; otherwise it has only detail."""
 
 
 @dataclass
@@ -87,32 +75,16 @@ class Group:
         self.name = name
         self._context = context
         self._scope = scope
-        narrow = _narrow(name, levels, scope)
-        self._parts = (narrow,) if narrow else _parts(name, levels)
-        self._beyond = _beyond(self._parts, levels, scope)
+        narrow = narrow_part(name, levels, scope)
+        self._parts = (narrow,) if narrow else parts_of(name, levels)
+        self._beyond = beyond(self._parts, levels, scope)
         keys, level_of, row_of = self._collect()
-        self._labels: dict[int, str] = {}
+        self._level_of, self._row_of = level_of, row_of
+        self._now = now
+        self._said: tuple[str, ...] = ()
         h = key_hash(keys[:, 0], keys[:, 1], keys[:, 2])
         _, first, inverse = np.unique(h, return_index=True, return_inverse=True)
-        self.key = keys[first]
-        self.n = len(first)
-        inverse = inverse.ravel()
-        order = np.argsort(inverse, kind="stable")
-        self._members = order
-        self._bounds = np.searchsorted(inverse[order], np.arange(self.n + 1))
-        self._level_of, self._row_of = level_of, row_of
-        self._inverse = inverse
-        self._looks: Optional[tuple[Looks, npt.NDArray[np.intp]]] = None
-        self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}
-        self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)
-        self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
-        net = self._gather("net")
-        until = self._until(self._gather("netns"), now)
-        self.held = np.maximum(np.bincount(inverse, net * (until == now), self.n), 0).astype(
-            np.int64
-        )
-        seconds = (net * until - self._gather("births")) * TIME_UNIT
-        self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
+        self._arrange(keys[first], inverse.ravel())
         space = levels.space.table
         mine = scope.of_namespace.rows(space.key)
         until, held = self._until(space.key[:, 2] >> np.uint64(32), now), space.held()
@@ -121,14 +93,63 @@ class Group:
         stood = (held * until - space.counters["births"]) * TIME_UNIT
         whole = float(stood[mine].sum())
         self.total_seconds = max(float(self.table_seconds.sum()), whole)
-        s = self.sums
-        self._told = s["inserts"] + s["existing"] + s["destroys"] + s["drops"] + s["failed"] > 0
-        """Keys of which something is known: not of one that has just got its row."""
         coarse = self._parts[-1].level if len(self._parts) > 1 else self._parts[0].level
         self.floor = coarse.table.floor
         whole_group = scope == _EVERYTHING
         self.distinct = max(self.n, coarse.table.distinct() if self.floor and whole_group else 0)
         """Keys ever seen, shown or not: estimated once any were turned away."""
+
+    def _arrange(self, key: npt.NDArray[np.uint64], inverse: Rows) -> None:
+        """Sum up rows by key; ``inverse`` is each row's key."""
+        self.key, self.n = key, len(key)
+        self._members = np.argsort(inverse, kind="stable")
+        self._bounds = np.searchsorted(inverse[self._members], np.arange(self.n + 1))
+        self._inverse = inverse
+        self._looks: Optional[tuple[Looks, npt.NDArray[np.intp]]] = None
+        self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}
+        self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)
+        self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
+        net, now = self._gather("net"), self._now
+        until = self._until(self._gather("netns"), now)
+        self.held = np.maximum(np.bincount(inverse, net * (until == now), self.n), 0).astype(
+            np.int64
+        )
+        seconds = (net * until - self._gather("births")) * TIME_UNIT
+        self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
+        s = self.sums
+        self._told = s["inserts"] + s["existing"] + s["destroys"] + s["drops"] + s["failed"] > 0
+        """Keys of which something is known: not of one that has just got its row."""
+
+    # -- other groupings of the same rows ---------------------------------------
+
+    def regrouped(
+        self, name: str, codes: Rows, key: npt.NDArray[np.uint64], said: tuple[str, ...]
+    ) -> Group:
+        """The same by a coarser grouping: ``codes`` numbers the new key of each of these keys.
+
+        Keys with -1 are left out; ``said`` are the names of the new ones.
+        """
+        return self._of_rows(name, codes[self._inverse], key, said)
+
+    def by_direction(self) -> Group:
+        """The same by the way that flows take, row by row: one key's may take several."""
+        flags = self._gather("flags") & np.uint8(_WAYS)
+        found, codes = np.unique(flags, return_inverse=True)
+        key = np.zeros((len(found), 3), np.uint64)
+        key[:, 0] = found
+        said = tuple(_way(int(one)) or "unknown" for one in found)
+        return self._of_rows("direction", codes.ravel(), key, said)
+
+    def _of_rows(
+        self, name: str, codes: Rows, key: npt.NDArray[np.uint64], said: tuple[str, ...]
+    ) -> Group:
+        other = copy(self)
+        kept = np.flatnonzero(codes >= 0)
+        other._level_of, other._row_of = self._level_of[kept], self._row_of[kept]
+        other.name, other._said = name, said
+        other._arrange(key, codes[kept])
+        other.distinct = other.n
+        return other
 
     def _until(self, netns: npt.NDArray[Any], now: int) -> npt.NDArray[np.int64]:
         """Up to when each row's entries were held: until now, or their namespace went."""
@@ -149,13 +170,13 @@ class Group:
         drops, inserts = (float(self.sums[name][at].sum()) for name in ("drops", "inserts"))
         return drops / (drops + inserts) if drops + inserts else None
 
-    def processes(self) -> npt.NDArray[np.uint64]:
-        """Of each pair (process, number of its unit): who opened it, or listens for it; 0: none."""
-        first = self._members[self._bounds[:-1]]
+    def processes(self, at: Rows) -> npt.NDArray[np.uint64]:
+        """Of these pairs (process, number of its unit): who opened or listens for it; 0: none."""
+        first = self._members[self._bounds[at]]
         table = self._parts[0].level.table
-        found = np.zeros((self.n, 2), np.uint64)
+        found = np.zeros((len(at), 2), np.uint64)
         found[:, 0] = table.owner[self._row_of[first]]
-        meta = self.key[:, 2] & SERVICE_MASK
+        meta = self.key[at, 2] & SERVICE_MASK
         for (netns, proto, port), owner in self._context.listeners.items():
             here = meta == np.uint64(netns << 32 | proto << 16 | port)
             found[here & (found[:, 0] == 0), 0] = owner.key
@@ -164,12 +185,36 @@ class Group:
                 found[found[:, 0] == process, 1] = unit_number(self.unit_of(int(process)))
         return found
 
+    def measure(self, name: str) -> npt.NDArray[np.float64]:
+        """What each key has of ``held``, ``table_seconds`` or a counter; never below 0."""
+        columns = {"held": self.held, "table_seconds": self.table_seconds}
+        column = columns[name] if name in columns else self.sums[name]
+        found: npt.NDArray[np.float64] = np.maximum(column.astype(np.float64), 0.0)
+        return found
+
+    def ways(self) -> npt.NDArray[np.uint8]:
+        """The directions that each key's flows took, as bits ``1 << Direction``."""
+        found = np.zeros(self.n, np.uint8)
+        flags = self._gather("flags")
+        for bit in (1 << int(way) for way in (Direction.IN, Direction.OUT, Direction.FORWARD)):
+            found[np.unique(self._inverse[flags & bit != 0])] |= bit
+        return found
+
     def unit_of(self, process: int) -> str:
         """A process' container or unit; empty if it has none."""
-        known = self._context.owners.get(process) or next(
-            (one for one in self._context.listeners.values() if one.key == process), None
-        )
+        known = self.owner_of(process)
         return known.unit if known else ""
+
+    def units(self) -> set[str]:
+        """Containers and units of all processes known."""
+        known = (*self._context.owners.values(), *self._context.listeners.values())
+        return {one.unit for one in known if one.unit}
+
+    def owner_of(self, process: int) -> Optional[OwnerView]:
+        """A process that opened or listens, as views show it."""
+        listens = (one for one in self._context.listeners.values() if one.key == process)
+        known = self._context.owners.get(process) or next(listens, None)
+        return OwnerView(known.pid, known.comm, known.unit, known.cmdline) if known else None
 
     # -- collecting -----------------------------------------------------------
 
@@ -260,6 +305,8 @@ class Group:
             c = table.counters
             if field == "net":
                 column: npt.NDArray[Any] = c["inserts"] + c["existing"] - c["destroys"]
+            elif field == "flags":
+                column = table.flags
             elif field == "netns":
                 column = table.key[:, 2] >> np.uint64(32)
             elif field.startswith("rate:"):
@@ -267,7 +314,7 @@ class Group:
             else:
                 column = c[field]
             rows = self._row_of[self._level_of == number]
-            counted = part.counted or field == "netns"
+            counted = part.counted or field in ("netns", "flags")
             values.append(column[rows] if counted else np.zeros(len(rows), column.dtype))
         return np.concatenate(values)
 
@@ -447,6 +494,10 @@ class Group:
         values, known = total[order], seen[order]
         return tuple(float(v) for v in values[int(np.argmax(known)) :])
 
+    def culprits(self, sort: str, limit: int, ticks: int) -> tuple[Culprit, ...]:
+        """The first keys by a sort, as views show them."""
+        return tuple(self.culprit(int(at), ticks) for at in self.order(sort, limit))
+
     def culprit(self, at: int, ticks: int) -> Culprit:
         """One key as views show it."""
         s = {name: int(column[at]) for name, column in self.sums.items()}
@@ -509,7 +560,7 @@ class Group:
         """Events lost that may have been a key's, and whether what it holds may be off."""
         missed, stale = self._context.missed, self._context.stale
         lost = missed.get(netns, 0) if netns else sum(missed.values())
-        if self.name in ("process", "container"):
+        if self.name in ("process", "container", "unit"):
             return lost, lost > 0
         return lost, netns in stale
 
@@ -572,7 +623,7 @@ class Group:
         return flags, error, first or 0, owner
 
     def _owner(self, owner: int, meta: int) -> Optional[OwnerView]:
-        if self.name in ("netns", "container", "dst", "src"):
+        if self._said or self.name in ("netns", "container", "dst", "src"):
             return None
         found = owner_view(owner, self._context.owners, "opened")
         if found is None and self.name in ("service", "pair"):
@@ -607,10 +658,13 @@ class Group:
 
     def _show(self, at: int, flags: int) -> dict[str, Any]:
         name, key = self.name, self.key[at]
-        if name == "netns":
-            return {"key": self._context.netns_name(int(key[2]) >> 32), "direction": _way(flags)}
-        if name == "container":
-            return {"key": self._names[int(key[0])], "direction": _way(flags)}
+        if self._said or name in ("netns", "container"):
+            whole = self._said[at] if self._said else (
+                self._context.netns_name(int(key[2]) >> 32)
+                if name == "netns"
+                else self._names[int(key[0])]
+            )  # fmt: skip
+            return {"key": whole, "direction": _way(flags)}
         if name == "process":
             return self._show_process(at, flags)
         proto, port = self.service(at)
@@ -680,56 +734,3 @@ def _way(flags: int) -> str:
 def is_loopback(address: str) -> bool:
     """Whether an address in text form is a loopback address."""
     return ip_address(address).is_loopback
-
-
-def _narrow(name: str, levels: Levels, scope: Scope) -> Optional[Part]:
-    """The one table that can tell a scope's flows by this grouping; None: the usual ones can."""
-    masks = {"src": NETNS_MASK, "dst": NETNS_MASK, "pair": _ALL, "netns": NETNS_MASK}
-    mask = masks.get(name, SERVICE_MASK)
-    if scope.src or (scope.by_service and name == "src"):
-        return Part(levels.pair, name in ("src", "pair"), mask, "pair")
-    if scope.dst or (scope.by_service and name == "dst"):
-        return Part(levels.target, name == "dst", mask, "target")
-    return None
-
-
-def _beyond(parts: tuple[Part, ...], levels: Levels, scope: Scope) -> Optional[int]:
-    """For a narrowed group: flows that have no row in its table, so may be any key's."""
-    rest = {id(levels.pair): levels.source, id(levels.target): levels.destination}
-    if len(parts) > 1 or not (scope.src or scope.dst or scope.by_service):
-        return None
-    coarse = rest[id(parts[0].level)].table
-    coarse.drain()
-    mine = scope.of_namespace.rows(coarse.key)
-    return int((coarse.counters["inserts"] + coarse.counters["existing"])[mine].sum())
-
-
-def _parts(name: str, levels: Levels) -> tuple[Part, ...]:
-    if name == "pair":
-        return (Part(levels.pair, True, _ALL, "pair"),)
-    if name == "src":
-        return (
-            Part(levels.pair, True, NETNS_MASK, "pair"),
-            Part(levels.source, True, NETNS_MASK, "src"),
-        )
-    if name == "dst":
-        return (
-            Part(levels.target, True, NETNS_MASK, "target"),
-            Part(levels.destination, True, NETNS_MASK, "dst"),
-        )
-    if name == "service":
-        return (
-            Part(levels.target, False, SERVICE_MASK, "target"),
-            Part(levels.service, False, SERVICE_MASK, "service"),
-        )
-    if name == "netns":
-        return (
-            Part(levels.target, False, NETNS_MASK, "target", counted=False),
-            Part(levels.service, False, NETNS_MASK, "service", counted=False),
-            Part(levels.space, False, NETNS_MASK, "space"),
-        )
-    return (
-        Part(levels.process, True, NETNS_MASK, "opener"),
-        Part(levels.target, False, SERVICE_MASK, "target", owned=False),
-        Part(levels.service, False, SERVICE_MASK, "service", owned=False),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Optional
 
 import numpy as np
@@ -12,7 +12,7 @@ from ctrace.batch import Batch, Clock, HookInfo, Logged, Owner, SelfCost
 from ctrace.errors import UsageError
 from ctrace.model import causes
 from ctrace.model.composition import Looks
-from ctrace.model.groups import Context, Group, unit_number
+from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
 from ctrace.model.levels import Levels
@@ -22,10 +22,13 @@ from ctrace.model.recount import Recounts, between_marks
 from ctrace.model.sample import ROWS, Sample
 from ctrace.model.scatter import Rows
 from ctrace.model.scope import Scope
-from ctrace.model.snapshot import GROUPS, SORTS, Counted, Holder, Memory, Rates, Snapshot, Table
+from ctrace.model.snapshot import GROUPS, SORTS, Counted, Culprit, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import NOTHING, Known, Tables, counted, per_second
 from ctrace.model.victims import Victims
-from ctrace.model.who import Names, Told, weighed
+from ctrace.model.who.answer import Answer
+from ctrace.model.who.ask import Asked, names_of
+from ctrace.model.who.names import Names
+from ctrace.model.who.rows import BASE, COARSER, coarser
 from ctrace.record import N_REASONS, PART, Events, Kind
 
 EARLY_NS: Final = 50_000_000
@@ -40,8 +43,14 @@ NAMES_LIMIT: Final = 65_536
 EVERYTHING: Final = Scope()
 VICTIMS_SHOWN: Final = 50
 TOP: Final = 10
-SCOPES: Final = 8
-"""Answers of who that are kept from second to second."""
+NEVER: Final = float("inf")
+ORDERS: Final[dict[str, Callable[[Culprit], float]]] = {
+    "new": lambda c: -c.new_per_s,
+    "life": lambda c: NEVER if c.life.p50 is None else c.life.p50,
+    "residence": lambda c: -(c.residence.p50 or c.residence.at_least or 0.0),
+    "drops": lambda c: -c.drops,
+}
+"""How rows that are made already are sorted."""
 
 _KEY_BYTES: Final = 22 << 20
 """About what the tables of keys take at scale 1."""
@@ -87,7 +96,7 @@ class Model:
             self._levels = Levels(scale)
         self._ports = SourcePorts()
         self._recounts = Recounts(self._levels)
-        self._who: dict[tuple[str, Scope], Told] = {}
+        self._asked = Asked(self._group)
         self._tables = Tables(clock)
         self._points = Points()
         self._until = started
@@ -252,11 +261,13 @@ class Model:
         limit: int = 50,
         filter_text: str = "",
         scope: Scope = EVERYTHING,
+        over_time: bool = False,
     ) -> Snapshot:
         """The answer at this moment, for any group and sort. Raises UsageError.
 
         A sort with a leading ``-`` turns the order round, over all keys. Of ``scope`` the
-        culprits are those of its flows; everything else is that of its namespace.
+        culprits are those of its flows; everything else is that of its namespace. With
+        ``over_time`` the group ``who`` is of what was held all the time, not of what is now.
         """
         if group not in GROUPS:
             raise UsageError(f"unknown group {group!r}: use one of {', '.join(GROUPS)}")
@@ -264,16 +275,19 @@ class Model:
             raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
         if refusal := scope.refusal(group):
             raise UsageError(refusal)
-        chosen, here = self._group(group, scope), scope.of_namespace
+        chosen, here = self._base(group, scope), scope.of_namespace
         told = self._by_netns()
         tables = tuple(
             table
             for table in self._tables.view(told, self._recounts.stale)
             if scope.netns in (None, table.netns)
         )
-        culprits = tuple(
-            chosen.culprit(int(at), self._ticks - 1) for at in chosen.order(sort, limit)
-        )
+        if group == "who":
+            measure = "table_seconds" if over_time else "held"
+            culprits, rest = self._who_rows(measure, sort, limit, scope)
+            keys = len(culprits) + rest
+        else:
+            culprits, keys = chosen.culprits(sort, limit, self._ticks - 1), chosen.distinct
         totals, rates = self._sums(scope.netns, tables, told, bool(filter_text))
         victims = self._victims.view(
             VICTIMS_SHOWN, self._owners, self._tables.name, self._refused, scope.netns
@@ -291,13 +305,13 @@ class Model:
             totals=totals,
             rates=rates,
             culprits=culprits,
-            culprits_total=chosen.distinct,
+            culprits_total=keys,
             held_total=chosen.total_held,
             table_seconds_total=chosen.total_seconds,
             top={name: self._top(name, here) for name in ("src", "dst", "service", "pair")},
             victims=victims,
-            who=self._holders("held", tables, here),
-            who_refused=self._holders("drops", tables, here),
+            who=self._answer("held", here).holders,
+            who_refused=self._answer("drops", here).holders,
             why=causes.explain(self._facts(tables, totals, rates, here)),
             history=(
                 self._points if scope.netns is None else self._tables.points(scope.netns)
@@ -326,7 +340,26 @@ class Model:
         _, totals, rates, *_ = told.get(netns, NOTHING)
         return totals, rates
 
+    def _base(self, name: str, scope: Scope) -> Group:
+        """The grouping that totals are taken from; ``who`` has none of its own."""
+        return self._group(("service" if scope.dst else "pair") if name == "who" else name, scope)
+
+    def _who_rows(
+        self, measure: str, sort: str, limit: int, scope: Scope
+    ) -> tuple[tuple[Culprit, ...], int]:
+        """The few keys that explain most, most telling first unless sorted otherwise."""
+        rows, rest = self._asked.rows(
+            measure, scope, self._until, self._who_names(scope), self._ticks - 1
+        )
+        turned, by = sort.startswith("-"), sort.removeprefix("-")
+        if by != "held":
+            rows.sort(key=ORDERS[by])
+        rows = rows[::-1] if turned else rows
+        return tuple(rows[:limit]), rest + max(0, len(rows) - limit)
+
     def _group(self, name: str, scope: Scope = EVERYTHING) -> Group:
+        if name in COARSER and (name, scope) not in self._groups:
+            self._groups[name, scope] = coarser(name, self._group(BASE[name], scope))
         if (name, scope) not in self._groups:
             gone = {netns: at >> TIME_SHIFT for netns, at in self._tables.gone().items()}
             uptime = (self._until - self._started) / 1e9
@@ -396,31 +429,14 @@ class Model:
             logged=self._logged,
         )
 
-    def _holders(self, measure: str, tables: tuple[Table, ...], scope: Scope) -> tuple[Holder, ...]:
+    def _answer(self, measure: str, scope: Scope) -> Answer:
         """Who holds, or was refused, most: looked for once in an interval."""
-        where = (measure, scope)
-        told = self._who.get(where)
-        if told is None or told.at != self._until:
-            while len(self._who) >= SCOPES and where not in self._who:
-                self._who.pop(next(iter(self._who)))
-            told = self._who.setdefault(where, Told())
-            service, pair = self._group("service", scope), self._group("pair", scope)
-            here = weighed(pair, service, self._group("src", scope), measure)
-            names = self._who_names(tables, pair, service)
-            told.at, told.holders = self._until, told.who.look(here, names)
-        return told.holders
+        return self._asked.answer(measure, scope, self._until, self._who_names(scope))
 
-    def _who_names(self, tables: tuple[Table, ...], pair: Group, service: Group) -> Names:
-        known = {**{one.key: one for one in self._listeners.values()}, **self._owners}
-        units = {one.unit or pair.unit_of(key) for key, one in known.items()}
-        return Names(
-            netns={table.netns: table.name for table in tables},
-            process={key: f"{one.comm or '?'}[{one.pid}]" for key, one in known.items()},
-            unit={unit_number(unit): unit for unit in units if unit},
-            scattered={
-                int(service.key[at, 2]): service.sources(int(at)) or 0
-                for at in (service.order("held", TOP) if pair.floor else ())
-            },
+    def _who_names(self, scope: Scope) -> Names:
+        here = scope.of_namespace
+        return names_of(
+            self._tables.names(scope.netns), self._group("pair", here), self._group("service", here)
         )
 
     def _memory(self) -> Memory:

@@ -16,7 +16,8 @@ from ctrace.filters import Network, network_words
 
 _BY = {"process": "processes", "container": "containers", "pair": "source and service",
        "src": "source", "dst": "destination", "service": "service",
-       "netns": "namespace"}  # fmt: skip
+       "netns": "namespace", "prefix": "prefix", "ports": "ports", "proto": "protocol",
+       "direction": "direction"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Scope:
         fields = [*ends, *(["proto and port"] if self.by_service else [])]
         if not fields:
             return ""
-        other = {"src": "dst", "dst": "src", "pair": "dst"}.get(group)
+        other = {"src": "dst", "prefix": "dst", "dst": "src", "pair": "dst"}.get(group)
         if group in ("process", "container"):
             return (
                 f"rows by {_BY[group]} can't be filtered by {fields[0]}: "

@@ -12,8 +12,12 @@ from typing import Optional
 
 from ctrace.batch import HookInfo, Logged, SelfCost
 
-GROUPS = ("src", "dst", "service", "pair", "process", "container", "netns")
-"""What culprits can be grouped by; ``pair`` is source to service."""
+GROUPS = (
+    "who", "src", "prefix", "dst", "direction", "ports", "proto", "service", "pair", "process",
+    "container", "netns",
+)  # fmt: skip
+"""What culprits can be grouped by; ``pair`` is source to service, ``who`` the few keys of all of
+them that explain most."""
 
 SORTS = ("held", "new", "life", "residence", "drops")
 
@@ -215,6 +219,8 @@ class Culprit:
 
     key: str
     """As shown: ``10.0.0.7``, ``tcp/8063``, ``10.0.0.7 -> tcp/8063``, ``nginx[812]``..."""
+    words: str = ""
+    """Of a key of ``who``: with what it is scattered over, ``tcp/443 from 1,204 sources``."""
     proto: str = ""
     port: Optional[int] = None
     src: str = ""
@@ -381,8 +387,8 @@ class Holder:
     """One of the few keys, of whatever grouping, that explain most of what is held or refused."""
 
     kind: str
-    """``pair``, ``process``, ``service``, ``src``, ``unit``, ``ports``, ``prefix``, ``netns``,
-    ``proto`` or ``net``."""
+    """``pair``, ``process``, ``service``, ``src``, ``unit``, ``ports``, ``prefix``, ``dst``,
+    ``dst-prefix``, ``netns``, ``proto``, ``net``, ``direction`` or ``state``."""
     text: str
     """``tcp/8063 from 10.0.0.7``, ``udp/10000-10006 from 76,000 sources``, ``nginx[812]``."""
     share: float

@@ -205,6 +205,11 @@ class Tables:
         """Every namespace seen that is still there."""
         return {netns for netns, one in self._states.items() if not one.gone_at}
 
+    def names(self, netns: Optional[int] = None) -> dict[int, str]:
+        """The names of all namespaces that are there, or of one."""
+        return {one: self.name(one) for one, state in self._states.items()
+                if not state.gone_at and netns in (None, one)}  # fmt: skip
+
     def gone(self) -> dict[int, int]:
         """Namespaces that are no more, and when that was seen (boot clock, ns)."""
         return {netns: one.gone_at for netns, one in self._states.items() if one.gone_at}

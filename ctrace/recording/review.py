@@ -122,7 +122,9 @@ def review(
         raise CtraceError(f"{recording.path}: nothing was recorded; {recording.missing}")
     pass_.finish()
     flows = recording.header.flow_filter
-    final = ranked(model.snapshot(group=group, sort="held", limit=RANKED, filter_text=flows))
+    final = ranked(
+        model.snapshot(group=group, sort="held", limit=RANKED, filter_text=flows, over_time=True)
+    )
     others = {
         name: ranked(model.snapshot(group=name, sort="held", limit=RANKED, filter_text=flows))
         for name in ("service", "src", "process", "container", "netns")

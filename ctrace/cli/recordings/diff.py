@@ -8,13 +8,17 @@ import sys
 
 import click
 
-from ctrace.cli.options import answer_options, group_option, limit_option
+from ctrace.cli.options import answer_options, limit_option
+from ctrace.model.snapshot import GROUPS
 
 
 @click.command()
 @click.argument("before", metavar="BEFORE")
 @click.argument("after", metavar="AFTER")
-@group_option("service", "What to compare")
+@click.option(
+    "--group", type=click.Choice(GROUPS[1:]), metavar="KEY", default="service", show_default=True,
+    help=f"What to compare: {', '.join(GROUPS[1:-1])} or {GROUPS[-1]}.",
+)  # fmt: skip
 @limit_option(20, 5000, "Show at most N rows.")
 @answer_options("text", "json")
 def command(before: str, after: str, group: str, limit: int, format: str) -> None:

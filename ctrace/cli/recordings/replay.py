@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from ctrace.cli.kinds import Time
-from ctrace.cli.options import answer_options, group_option, screen_options, sort_option
+from ctrace.cli.options import answer_options, group_option, rows_by, screen_options, sort_option
 from ctrace.errors import CtraceError, UsageError
 from ctrace.live.protocol import Position
 
@@ -38,7 +38,7 @@ QUIET_S = 3600.0
     help="Times as fast as it happened.",
 )
 @click.option("--paused", is_flag=True, help="Begin paused.")
-@group_option()
+@group_option
 @sort_option
 @click.option("--once", is_flag=True, help="Print the moment (--at, else the end) and leave.")
 @answer_options("text", "json", stream=True)
@@ -50,7 +50,7 @@ def command(
     at: Optional[str],
     speed: float,
     paused: bool,
-    group: str,
+    group: Optional[str],
     sort: str,
     once: bool,
     format: str,
@@ -75,15 +75,16 @@ def command(
         moment = parse_moment(at, start, end) if at else None
         rules = dict(source.rulesets())  # before the feed's thread reads the same file
         plain = once or format == "json" or not has_screen()
+        by = rows_by(group, format)
         feed = ReplayFeed(
-            source, group=group, sort=sort, speed=speed, paused=paused or plain, start=moment
+            source, group=by, sort=sort, speed=speed, paused=paused or plain, start=moment
         )
         try:
             if plain:
                 _print(feed, end if once and moment is None else moment, once, format, step,
                        ascii_only or fmt.wants_ascii(), theme or "")  # fmt: skip
             else:
-                _screen(feed, rules, group, sort, ascii_only or fmt.wants_ascii(), theme or "")
+                _screen(feed, rules, by, sort, ascii_only or fmt.wants_ascii(), theme or "")
         finally:
             feed.close()
         if plain and source.missing:

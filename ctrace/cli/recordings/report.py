@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from typing import Optional
 
 import click
 
@@ -14,20 +15,21 @@ from ctrace.cli.options import (
     limit_option,
     page_option,
     redact_option,
+    rows_by,
 )
 from ctrace.cli.output import progress
 
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@group_option()
+@group_option
 @limit_option(10, 1000, "Show at most N rows.")
 @page_option
 @answer_options("text", "json", "html")
 @redact_option
 def command(
     files: tuple[str, ...],
-    group: str,
+    group: Optional[str],
     limit: int,
     format: str,
     redact: bool,
@@ -40,13 +42,14 @@ def command(
     from ctrace.dumps.make import open_any
     from ctrace.recording.review import review
 
+    by = rows_by(group, format)
     source = open_any(files or ("ctrace.data",))
     if redact:
         from ctrace.recording.redact import Redacted
 
         source = Redacted(source)
     with contextlib.closing(source):
-        found = review(source, group=group, show=progress("reading"))
+        found = review(source, group=by, show=progress("reading"))
         if format == "html":
             from ctrace.view.report.html import report_html
 

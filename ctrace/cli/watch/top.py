@@ -19,6 +19,7 @@ from ctrace.cli.options import (
     held_filter,
     hooks_option,
     limit_option,
+    rows_by,
     screen_options,
     sort_option,
 )
@@ -38,7 +39,7 @@ FIRST = 30.0
 @click.argument("interval", type=Time(0.1, 86400), default="1", metavar="[INTERVAL]")
 @click.argument("count", type=click.IntRange(1), required=False)
 @filter_options
-@group_option()
+@group_option
 @sort_option
 @click.option("--once", is_flag=True, help="Observe one interval, print one answer, leave.")
 @answer_options("text", "json", stream=True)
@@ -62,7 +63,7 @@ def command(
     *,
     interval: float,
     count: Optional[int],
-    group: str,
+    group: Optional[str],
     sort: str,
     once: bool,
     format: str,
@@ -98,11 +99,12 @@ def command(
 
         filters["netns"] = inode_of(filters["netns"])
     wanted = held_filter(**filters)
+    by = rows_by(group, format)
     as_screen = not (once or plain or format == "json" or not has_screen())
     feed = LiveFeed(
         lambda: open_live(wanted, hooks=hooks, sample=True),
         interval=interval,
-        group=group,
+        group=by,
         sort=sort,
         memory=memory,
         limit=limit,
@@ -112,7 +114,7 @@ def command(
     )
     try:
         if as_screen:
-            run_screen(feed, group, sort, count, theme or "", ascii_only, resolve)
+            run_screen(feed, by, sort, count, theme or "", ascii_only, resolve)
         else:
             run_plain(
                 feed,

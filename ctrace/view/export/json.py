@@ -150,6 +150,7 @@ def _of_quantiles(name: str, evenly: tuple[float, ...]) -> dict[str, Any]:
 def _culprit(culprit: Culprit) -> dict[str, Any]:
     return {
         "key": culprit.key,
+        "words": culprit.words,
         "proto": culprit.proto,
         "port": culprit.port,
         "src": culprit.src,

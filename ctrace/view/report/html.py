@@ -34,7 +34,7 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
     Raises CtraceError when the chart library is not installed.
     """
     chart_library = _plotly()
-    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    page = (Path(__file__).parent / "page.html").readescaped(encoding="utf-8")
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
         "@TITLE@": f"{escaped(review.recording.header.host or 'ctrace')} "
@@ -57,7 +57,7 @@ def _plotly() -> str:
     for folder in (found and found.submodule_search_locations) or ():
         script = Path(folder) / "package_data" / "plotly.min.js"
         if script.exists():
-            return script.read_text(encoding="utf-8")
+            return script.readescaped(encoding="utf-8")
     raise CtraceError("plotly is missing: install it with pip install plotly")
 
 
@@ -110,6 +110,9 @@ def _why(review: Review) -> str:
     worst = telling(review)
     when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
     lines = [f'<p class="note">{when}</p>']
+    for label, holders in (("Held by", worst.who), ("Refused", worst.who_refused)):
+        told = "; ".join(f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in holders)
+        lines += [f"<p>{label}: {escaped(told)}</p>"] if told else []
     for cause in worst.why[:3]:
         lines.append(f"<p>{escaped(fmt.prose(cause.text))}</p>")
         if cause.remedy:
@@ -334,7 +337,8 @@ def _about(review: Review) -> str:
 
 def _key(culprit: Culprit, snapshot: Snapshot) -> str:
     several = len(snapshot.tables) > 1 and snapshot.group != "netns" and culprit.netns_name
-    return escaped(culprit.key + (f" in {culprit.netns_name}" if several else ""))
+    key = fmt.prose(culprit.words or culprit.key)
+    return escaped(key + (f" in {culprit.netns_name}" if several else ""))
 
 
 def _owner(culprit: Culprit) -> str:

@@ -267,7 +267,8 @@ def made_by(header: Header) -> str:
 def _key(culprit: Culprit, snapshot: Snapshot) -> str:
     """The key, with its namespace where there are several."""
     where = f" in {culprit.netns_name}" if len(snapshot.tables) > 1 and culprit.netns_name else ""
-    return fmt.clean(culprit.key + ("" if snapshot.group == "netns" else where))
+    key = fmt.prose(culprit.words or culprit.key)
+    return fmt.clean(key + ("" if snapshot.group == "netns" else where))
 
 
 def _owner(culprit: Culprit) -> str:

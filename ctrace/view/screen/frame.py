@@ -262,7 +262,11 @@ def top_body(screen: Screen) -> None:
 
 
 def victims_table(screen: Screen, width: int, height: int, many: bool) -> None:
-    """Who was refused or evicted."""
+    """Who was refused or evicted, before single flows what explains most of them."""
+    told = refused_line(screen.snapshot, width, screen.palette)
+    if told and height > 2:
+        screen.add(told)
+        height -= 1
     screen.table(
         tables.victim_columns(many),
         screen.snapshot.victims,
@@ -272,6 +276,14 @@ def victims_table(screen: Screen, width: int, height: int, many: bool) -> None:
         width=width,
         empty=victim_note(screen.snapshot),
     )
+
+
+def refused_line(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
+    """The few that explain most of what was refused, where rows are those that hold most."""
+    if snapshot.group != "who" or not snapshot.who_refused:
+        return []
+    parts_of = [f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in snapshot.who_refused]
+    return [parts.line([("REFUSED ", palette.accent), ("; ".join(parts_of), palette.text)], width)]
 
 
 def _beside(screen: Screen, y: int, left: int) -> None:
@@ -362,7 +374,13 @@ def frame(
 ) -> Group:
     """A plain frame as a rich renderable; without a height, as tall as its content needs."""
     if height is None:
-        height = 16 + len(snapshot.culprits) + len(snapshot.victims) + bool(snapshot.hooks.note)
+        height = (
+            16
+            + bool(refused_line(snapshot, width, palette))
+            + len(snapshot.culprits)
+            + len(snapshot.victims)
+            + bool(snapshot.hooks.note)
+        )
     state = State(group=snapshot.group, sort=snapshot.sort, pane="")
     body = compose(snapshot, width, height, palette, state).lines
     if ascii_only:

@@ -88,7 +88,7 @@ KEYS: Final = (
         ("g",),
         "group",
         "group",
-        "group by source, destination, service, pair, process, container, namespace",
+        "group by who holds most, source and service, source, prefix, destination, service, ...",
     ),
     Key(("G",), "group_back", "", "the same, backwards"),
     Key(

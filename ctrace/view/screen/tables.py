@@ -14,8 +14,13 @@ from ctrace.view.screen.palette import Palette
 from ctrace.view.verdict import at_limit, state_word
 
 GROUP_HEADS: Final = {
+    "who": "who holds most",
     "src": "sources",
+    "prefix": "prefixes of sources",
     "dst": "destinations",
+    "ports": "ranges of ports",
+    "proto": "protocols",
+    "direction": "directions",
     "service": "services",
     "pair": f"source {fmt.ARROW} service",
     "process": "processes",
@@ -35,6 +40,12 @@ def who(owner: Optional[OwnerView], width: int) -> str:
     if unit and unit != comm and width > len(comm) + 5:
         return fmt.cut(unit, width - len(comm) - 1) + "/" + comm
     return fmt.cut(comm, width)
+
+
+def shown(culprit: Culprit, width: int) -> str:
+    """A row's key; with what it is scattered over, where that is known and fits."""
+    words = fmt.prose(culprit.words)
+    return words if words and len(words) <= width else fmt.key(culprit.key, width)
 
 
 def how_they_end(ends: Ends, width: int) -> str:
@@ -79,7 +90,7 @@ def culprit_columns(
 
     columns: tuple[Column[Culprit], ...] = (
         Column(
-            "key", GROUP_HEADS[group], lambda c, w: fmt.key(c.key, w), 0, 27, 60, False,
+            "key", GROUP_HEADS[group], shown, 0, 27, 60, False,
             lambda c, p: p.strong if c.share >= 0.2 else p.text,
         ),
         Column("who", "WHO", lambda c, w: who(c.owner, w), 3, 8, 28, False,

@@ -1,0 +1,101 @@
+"""The answer to who, kept from second to second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model.snapshot import Holder
+from ctrace.model.who.lattice import ENOUGH, SPACE, WIDE, Key, Lattice
+from ctrace.model.who.names import Names
+from ctrace.model.who.weigh import Weighed
+
+STILL: Final = 0.72
+"""Share above which an earlier answer stays."""
+PATIENCE: Final = 5
+"""Times in a row that a shorter answer has to be found before it takes the place of another."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The keys that explain most, most telling first."""
+
+    keys: tuple[Key, ...] = ()
+    holders: tuple[Holder, ...] = ()
+    """Each with what it adds to those before it."""
+    words: tuple[str, ...] = ()
+    """Each in words, without its namespace."""
+    beyond: Optional[npt.NDArray[np.bool_]] = None
+    """Of the pairs that hold anything, in their order: which no key has; None: not known."""
+
+
+@dataclass
+class Who:
+    """The answer for one measure."""
+
+    at: int = -1
+    """When it was found."""
+    answer: Answer = field(default_factory=Answer)
+    _kept: tuple[Key, ...] = ()
+    _far: bool = False
+    _shorter: int = 0
+
+    def look(
+        self, near: Weighed, names: Names, far: Optional[Callable[[], Weighed]] = None
+    ) -> Answer:
+        """The keys that explain most now; none if nothing is held.
+
+        ``far`` is asked for the same by destination, where sources and services do not tell.
+        """
+        if near.total <= 0 or not len(near.weight):
+            self._kept, self.answer = (), Answer()
+            return self.answer
+        lattices = {False: Lattice(near)}
+
+        def lattice(of_far: bool) -> Lattice:
+            if of_far not in lattices:
+                lattices[of_far] = Lattice(far() if far else near)
+            return lattices[of_far]
+
+        kept = tuple(lattice(self._far).grown(key) for key in self._kept)
+        if not kept or lattice(self._far).covered(kept) < STILL:
+            self._kept, self._far = choose(lattice, far is not None)
+            self._shorter = 0
+        else:
+            self._kept = kept  # none is shorter than one
+            other, of_far = choose(lattice, far is not None) if len(kept) > 1 else (kept, False)
+            better = len(other) < len(kept) and lattice(of_far).covered(other) >= ENOUGH
+            self._shorter = self._shorter + 1 if better else 0
+            if self._shorter >= PATIENCE:
+                self._kept, self._far, self._shorter = other, of_far, 0
+        chosen = lattice(self._far)
+        parts = list(chosen.told(self._kept))
+        told = [names.holder(*one) for one in parts]
+        words = tuple(names.text(*one) for one in parts)
+        beyond = None if self._far else ~chosen.inside(self._kept)
+        self.answer = Answer(self._kept, tuple(told), words, beyond)
+        return self.answer
+
+
+def choose(lattice: Callable[[bool], Lattice], has_far: bool) -> tuple[tuple[Key, ...], bool]:
+    """The keys that together explain :data:`ENOUGH`, and whether they are by destination.
+
+    Destinations are asked where sources and services don't get so far, namespaces where they
+    don't either, then states, then what is wider; else it is the few that explain most.
+    """
+    near = lattice(False)
+    chosen = near.narrow()
+    if near.covered(chosen) >= ENOUGH:
+        return chosen, False
+    if has_far:
+        others = lattice(True).narrow()
+        if lattice(True).covered(others) >= ENOUGH:
+            return others, True
+    for wider in (near.wide(SPACE), near.state(), near.wide(WIDE)):
+        if near.covered(wider) >= ENOUGH:
+            return wider, False
+    return chosen, False
