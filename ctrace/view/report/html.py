@@ -34,7 +34,7 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
     Raises CtraceError when the chart library is not installed.
     """
     chart_library = _plotly()
-    page = (Path(__file__).parent / "page.html").readescaped(encoding="utf-8")
+    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
         "@TITLE@": f"{escaped(review.recording.header.host or 'ctrace')} "
@@ -57,7 +57,7 @@ def _plotly() -> str:
     for folder in (found and found.submodule_search_locations) or ():
         script = Path(folder) / "package_data" / "plotly.min.js"
         if script.exists():
-            return script.readescaped(encoding="utf-8")
+            return script.read_text(encoding="utf-8")
     raise CtraceError("plotly is missing: install it with pip install plotly")
 
 
