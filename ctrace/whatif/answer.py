@@ -71,6 +71,16 @@ class Place:
     series_changed: Series
 
     @property
+    def vague(self) -> tuple[str, ...]:
+        """``mean``, ``peak``: whose range is wider than twice what the levers are said to do."""
+        was, would = self.modelled, self.changed
+        figures = (
+            ("mean", was.mean - would.mean, would.mean_range),
+            ("peak", was.peak - would.peak, would.peak_range),
+        )
+        return tuple(name for name, did, (low, high) in figures if high - low > 2 * abs(did))
+
+    @property
     def trusted(self) -> bool:
         """Whether the events explain the counts, and the first half foretells the second."""
         if self.error is None or self.replay_error is None or self.replay_error > TRUST:
@@ -100,6 +110,7 @@ class WhatIf:
                 {
                     **asdict(place),
                     "trusted": place.trusted,
+                    "vague": place.vague,
                     "memory": memory_of(place.new_limit, self.levers.buckets),
                 }
                 for place in self.places

@@ -33,7 +33,9 @@ def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
     leave = np.where(over, expire + waited * pace, flows.leave)
     # Gone before the recording began, had the setting been there all along.
     keep &= (expire > 0) | (flows.arrive > 0)
-    return replace(flows, expire=expire, leave=leave, timeout=timeout).only(keep)
+    # Whatever its timeout, an entry is over when its tuple is used again.
+    end = np.minimum(flows.end, flows.again()) if levers.timeouts else flows.end
+    return replace(flows, expire=expire, end=end, leave=leave, timeout=timeout).only(keep)
 
 
 def altered(flows: Flows, levers: Levers) -> Bool:

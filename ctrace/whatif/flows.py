@@ -16,6 +16,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 U8 = npt.NDArray[np.uint8]
+U64 = npt.NDArray[np.uint64]
 
 # Seconds by default (net/netfilter/nf_conntrack_proto_tcp.c tcp_timeouts, in state order).
 TCP_TIMEOUTS: Final = (120.0, 120.0, 60.0, 432000.0, 120.0, 60.0, 30.0, 120.0, 10.0, 120.0)
@@ -77,6 +78,8 @@ class Flows:
     """:class:`Basis` of ``expire``, ``timeout``, ``state`` and ``assured``."""
     among: I64
     """Of :data:`Basis.LIKE`: how many it was drawn from."""
+    key: U64
+    """A hash of its tuple, zone and namespace: a table holds one entry of each."""
     attempt_at: F64
     attempt_of: I64
     """Index of the flow."""
@@ -88,6 +91,15 @@ class Flows:
     def known(self) -> Bool:
         """Whether its end was seen."""
         found: Bool = self.basis == Basis.SEEN
+        return found
+
+    def again(self) -> F64:
+        """When the next entry with the same tuple was made, which ends this one at the latest."""
+        entered = np.flatnonzero(self.known | ~np.isnan(self.leave))
+        order = entered[np.lexsort((self.arrive[entered], self.key[entered]))]
+        found = np.full(len(self), np.inf)
+        same = self.key[order][1:] == self.key[order][:-1]
+        found[order[:-1][same]] = self.arrive[order[1:][same]]
         return found
 
     def only(self, keep: Bool) -> Flows:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Batch
-from ctrace.record import Events, Kind, Reason, Status, by_time, words
+from ctrace.record import Events, Kind, Reason, Status, words
 from ctrace.whatif.ends import Looks, completed
 from ctrace.whatif.flows import F64, I64, Basis, Bool, Flows, Readings, Recorded, default_timeout
 
@@ -64,7 +64,9 @@ def gather(batches: Iterable[Batch]) -> Recorded:
             rows.append((read_at, table.netns, table.count, table.max, table.buckets))
         if first is None:
             first = int(slim["ts"][0]) if len(slim) else batch.until
-    events = by_time(np.concatenate(parts) if parts else np.zeros(0, SLIM))
+    events = np.concatenate(parts) if parts else np.zeros(0, SLIM)
+    if (events["ts"][1:] < events["ts"][:-1]).any():
+        events = events[np.argsort(events["ts"], kind="stable")]
     # Readings from before the first event tell that there was nothing.
     begins = [int(events["ts"][0])] if len(events) else [first or 0]
     start = min([*begins, *(row[0] for row in rows if timed and not cut)])
@@ -191,6 +193,7 @@ def _flows(events: npt.NDArray[Any], at: F64, seconds: float) -> Flows:
         existed=joined(existed, False),
         basis=joined(np.where(ended, Basis.SEEN, Basis.NOTHING), Basis.NOTHING).astype(np.uint8),
         among=np.zeros(len(begin) + extra, np.int64),
+        key=joined(facts["key"], never["key"]),
         attempt_at=tries_at,
         attempt_of=tries_of,
     )

@@ -13,7 +13,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model.snapshot import Rising
-from ctrace.whatif.flows import Bool, Flows
+from ctrace.whatif.flows import Basis, Bool, Flows
 
 LASTING: Final = 3600.0
 """Seconds: entries with longer timeouts do not expire while anybody looks on."""
@@ -53,19 +53,26 @@ def rising(growth: Range, now: Range, limit: float) -> Optional[Rising]:
 
 
 def of_flows(flows: Flows, since: float, until: float) -> Range:
-    """Entries a second by which those that last have grown between two times."""
-    begun, over = lasting(flows, since), lasting(flows, until)
-    came, went = np.count_nonzero(over & ~begun), np.count_nonzero(begun & ~over)
-    return net(float(came), float(went), until - since)
+    """Entries a second by which those that last have grown between two times.
+
+    Of which nothing tells how long they stay may last: they are only in the highest.
+    """
+    some = []
+    for unknown in (False, True):
+        begun, over = _lasting(flows, since, unknown), _lasting(flows, until, unknown)
+        came, went = np.count_nonzero(over & ~begun), np.count_nonzero(begun & ~over)
+        some.append(net(float(came), float(went), until - since))
+    return Range(some[0].low, max(one.high for one in some))
 
 
-def lasting(flows: Flows, at: float) -> Bool:
+def _lasting(flows: Flows, at: float, unknown: bool) -> Bool:
     """Entries that are in the table at a time, and neither wait for their end nor expire soon."""
     left = np.where(np.isnan(flows.leave), flows.expire, flows.leave)
     inside = (flows.arrive <= at) & (np.minimum(left, flows.end) > at)
-    done = np.minimum(flows.expire - np.nan_to_num(flows.timeout), flows.end)
-    # Of an entry that has ended only a connection may have been an open one before.
-    open_then = (flows.proto == TCP) & (done > at)
-    open_still = np.where(np.isinf(left), flows.timeout >= LASTING, open_then)
-    found: Bool = inside & (open_still | np.isinf(flows.expire))
+    long = flows.timeout >= LASTING
+    # One that has ended was open before it began to wait for its end, if it is a connection.
+    done = np.where(long, np.inf, flows.expire - np.nan_to_num(flows.timeout))
+    open_then = (flows.proto == TCP) & (np.minimum(done, flows.end) > at)
+    open_still = np.where(flows.basis == Basis.NOTHING, unknown, long)
+    found: Bool = inside & np.where(flows.known, open_then, open_still)
     return found

@@ -135,7 +135,11 @@ def _second(recorded: Recorded, first: Flows, lag: float) -> Flows:
         attempt_at=new.attempt_at[late] - half,
         attempt_of=new.attempt_of[late],
     )
-    return _joined(old, _as_before(new, first))
+    told = _as_before(new, first)
+    # What came is told, so it is known which tuples were used again, and when.
+    both = _joined(old, told)
+    entered = _joined(old, replace(told, leave=new.leave))
+    return replace(both, end=np.minimum(both.end, entered.again()))
 
 
 def _as_before(new: Flows, first: Flows) -> Flows:

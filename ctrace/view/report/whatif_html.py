@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from ctrace.view import format as fmt
-from ctrace.view.report.whatif_text import rising_text, trust_text
+from ctrace.view.report.whatif_text import rising_text, trust_text, vague_text
 from ctrace.whatif.answer import Outcome, Place, Series, WhatIf
 
 WIDTH, HEIGHT = 1200, 300
@@ -56,6 +56,7 @@ def _place(place: Place) -> str:
     (low, high), (least, most) = place.changed.mean_range, place.changed.peak_range
     kind = "note" if place.trusted else "bad"
     growing = f"; {rising_text(place.rising)}" if place.rising else ""
+    growing += f"; {vague_text(place)}" if place.vague else ""
     return (
         f"<p>{_text(place.name)}: with the change the mean lies between {low:,.0f} and "
         f"{high:,.0f} entries, the peak between {least:,.0f} and {most:,.0f}{_text(growing)}</p>"

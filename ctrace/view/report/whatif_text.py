@@ -44,6 +44,8 @@ def _render(answer: WhatIf) -> Iterator[str]:
                 f"peak between {_whole(least)} and {_whole(most)}"
             )
             yield f"  the kernel collects expired entries about every {answer.interval_s:.0f} s"
+            if vague_text(place):
+                yield f"  {vague_text(place)}"
         if place.rising is not None:
             yield f"  {rising_text(place.rising)}"
         if place.new_limit not in (0, place.limit):
@@ -76,6 +78,16 @@ def trust_text(place: Place) -> str:
     if place.trusted:
         return text
     return f"{text}: above {_percent(FORETOLD)} and {_percent(TRUST)}, do not trust it"
+
+
+def vague_text(place: Place) -> str:
+    """That a range is wider than what is said to change; empty where none is."""
+    if not place.vague:
+        return ""
+    which = " and of the ".join(place.vague)
+    many = "s" if len(place.vague) > 1 else ""
+    wide = f"{'are' if many else 'is'} wider than twice the change"
+    return f"the range{many} of the {which} {wide}: a longer recording tells more"
 
 
 def rising_text(rising: Rising) -> str:
