@@ -150,7 +150,8 @@ def policy_alternative(
     table: Table, policy: CtTimeout, freed: Range, outlook: Outlook, facts: Facts, planned: bool
 ) -> Remedy:
     """A ct timeout lever as a remedy; ``planned``: a plan has it already."""
-    script = notrack_nft.script(alone(policy), None)
+    table_name = f"{TABLE}_timeout_{policy.proto}_{policy.port}"
+    script = notrack_nft.by_hand(alone(policy), table_name)
     states = ", ".join(f"{state} {seconds} s" for state, seconds in policy.policy)
     made = Remedy(
         "ct-timeout",
@@ -162,7 +163,7 @@ def policy_alternative(
         fill_after=outlook.fill(shorter=shorter(policy)),
         rising=outlook.rising(shorter=shorter(policy)),
         commands=() if planned else ("nft -f - <<'EOF'", *script.splitlines(), "EOF"),
-        undo=() if planned else (f"nft delete table inet {TABLE}",),
+        undo=() if planned else (f"nft delete table inet {table_name}",),
     )
     return placed(made, facts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Final, Optional
@@ -33,6 +34,12 @@ def script(plan: Plan, timeout_s: Optional[int]) -> str:
     lines = [remove_table(), *_table(plan, timeout_s), ""]
     lines += accepts(plan)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def by_hand(plan: Plan, table: str) -> str:
+    """The same as a person types it: in a table of its own, beside one that is applied."""
+    text = re.sub(rf"inet {TABLE}\b", f"inet {table}", script(plan, None))
+    return re.sub(rf' comment "{TAG}[^"]*"', "", text)
 
 
 def remove_table() -> str:
