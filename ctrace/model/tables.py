@@ -180,6 +180,15 @@ class _State:
     gone_at: int = 0
     """Boot clock, ns, at which its namespace was seen to have gone; 0: it is there."""
 
+    def count(self) -> int:
+        """Entries now: as last read, and what the counters say that came and went since."""
+        if self.reading is None:
+            return 0
+        if self.at_last is None or not self.at_last.any():
+            return self.reading.count
+        since = counted(self.totals() - self.at_last)
+        return max(0, self.reading.count + since.insert - since.destroy)
+
     def totals(self) -> npt.NDArray[np.int64]:
         return self.base + self.counts.astype(np.int64)
 
@@ -318,7 +327,7 @@ class Tables:
         totals, rates = counted(state.totals()), state.rates
         if events and not state.totals().any():
             totals, rates = events[1], events[2]
-        count = reading.count if reading else (events[0] if events else 0)
+        count = state.count() if reading else (events[0] if events else 0)
         limit = reading.max if reading else 0
         ahead = forecast(list(state.readings), limit, events[4] if events else None)
         full, met = state.full_since, state.met.share()

@@ -101,6 +101,11 @@ def _as_read(snapshot: Snapshot, fill: str) -> Verdict:
 
 
 def _with_room(table: Table, fill: str, refused: str) -> Verdict:
+    if table.max and table.levels_off is not None:
+        error = table.levels_off_error or 0.0
+        ends = [max(table.levels_off + by, table.count) / table.max for by in (-error, error)]
+        low, high = (fmt.share(end) for end in ends)
+        fill += f", rising to {low}" if low == high else f", rising to {low[:-2]} to {high}"
     if table.max and table.fill >= HIGH:
         return Verdict("HIGH", f"{fill}, {refused}", "warn")
     return Verdict("HEALTHY", f"{fill}, {refused}", "plain" if table.totals.drop else "good")

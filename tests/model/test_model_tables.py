@@ -236,3 +236,21 @@ def test_names_and_unknown_namespaces() -> None:
     m.update(Batch(empty(), at(1), tables=(reading(5), TableReading(99, 1, 10, 4)), names=names))
     shown = {t.netns: t.name for t in m.snapshot().tables}
     assert shown == {NETNS: "init", 99: "netns:99"}
+
+
+def test_the_count_is_of_the_same_moment_as_what_stands_beside_it() -> None:
+    """Read once a second, counted with each batch."""
+    m = model()
+
+    def update(at: float, inserts: int, destroys: int, count: int | None) -> None:
+        now = START + round(at * SECOND)
+        read = () if count is None else (replace(reading(count), at=now),)
+        told = counts(NEW=inserts, EXPIRED=destroys)
+        m.update(Batch(empty(), now, counts=told, tables=read))
+
+    update(1.0, 40, 10, 130)
+    assert table(m).count == 130
+    update(1.5, 60, 15, None)
+    assert table(m).count == 145
+    update(2.0, 70, 15, 156)  # one is not confirmed yet
+    assert table(m).count == 156
