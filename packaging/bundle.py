@@ -37,6 +37,8 @@ WHEELS: Final = (
 """What pyproject.toml asks for, with its extras but pyarrow, which is as large as all the rest."""
 LOADER_ROOM: Final = 200
 """Bytes for the loader's name in python, which packaging/launcher.c writes there."""
+PLACE: Final = "/usr/lib/ctrace"
+"""Where packages and images have it."""
 TRAILER: Final = struct.Struct("<QQ32s16s")
 MAGIC: Final = b"ctrace-bundle-1"
 STDLIB_UNUSED: Final = (
@@ -61,7 +63,7 @@ def main() -> None:
     """Make what was asked for, into dist/."""
     parser = argparse.ArgumentParser(prog="scripts/bundle", description="Make dist/ctrace-MACHINE")
     parser.add_argument("machine", nargs="*", choices=[[], *MACHINES], help="default: both")
-    parser.add_argument("--folder", action="store_true", help="keep dist/MACHINE, unpacked, too")
+    parser.add_argument("--folder", action="store_true", help="also dist/MACHINE, for /usr/lib/ctrace")
     told = parser.parse_args()
     for machine in told.machine or MACHINES:
         print(make(machine, told.folder))
@@ -93,10 +95,18 @@ def make(machine: str, keep: bool) -> str:
         draft.chmod(0o755)
         draft.rename(target)
         if keep:
-            shutil.rmtree(target.parent / machine, ignore_errors=True)
-            shutil.copytree(tree, target.parent / machine)
+            settle(tree, target.parent / machine)
     size = target.stat().st_size / 1e6
     return f"{target.relative_to(ROOT)}: {size:.1f} MB, {unpacked / 1e6:.0f} MB unpacked"
+
+
+def settle(tree: Path, folder: Path) -> None:
+    """Where the place is known before, the loader's name can be written now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tree, folder)
+    python = folder / "bin/python3.9"
+    name = f"{PLACE}/lib/ld.so".encode().ljust(LOADER_ROOM, b"\0")
+    python.write_bytes(python.read_bytes().replace(b"#" * LOADER_ROOM, name))
 
 
 def run(*command: object, cwd: Path | None = None) -> None:

@@ -130,8 +130,8 @@ def test_it_comes_while_the_table_is_full(root: Root, node: Node, family: str) -
         burning.join()
         LIMIT.write_text(kept)
     assert row["count"] == row["max"]
-    assert 0 < row["totals"]["drop"] <= node.stats()["drop"] - before
-    assert row["off_by"]["drop"] == 0
+    # refusals go on while it starts, looks and ends: it cannot have seen them all
+    assert 5 <= row["totals"]["drop"] <= node.stats()["drop"] - before
     if told["hooks"]["drop_tuples"]:
         assert told["victims"]
 
