@@ -21,8 +21,10 @@ pytestmark = [
 
 
 def run(root: Path, *command: str) -> str:
+    inside = 'mount --bind /proc "$1/proc"; exec chroot "$@"'
+    path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
     return subprocess.run(
-        ["chroot", root, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *command],
+        ["unshare", "--mount", "sh", "-c", inside, "sh", root, "env", "-i", path, *command],
         check=True, capture_output=True, text=True, timeout=300,
     ).stdout  # fmt: skip
 
@@ -44,7 +46,7 @@ def test_it_comes_whole_and_goes_without_a_trace(root: Path) -> None:
     assert not [name for name in before if re.search(r"bin/python3", name)]
     run(root, "dpkg", "-i", "/root/ctrace.deb")
     assert run(root, "ctrace", "--version").startswith("ctrace, version ")
-    assert "CTRACE(1)" in run(root, "ctrace", "man") or run(root, "ctrace", "man")[:3] == ".TH"
+    assert run(root, "ctrace", "man").startswith(".TH CTRACE 1")
     came = {name.split("/")[-1] for name in files(root) - before}
     assert {"ctrace-metrics.service", "ctrace-recorder.service", "_ctrace", "ctrace.fish"} <= came
     listed = run(root, "dpkg", "-L", "ctrace").splitlines()
