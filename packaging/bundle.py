@@ -63,7 +63,7 @@ def main() -> None:
     """Make what was asked for, into dist/."""
     parser = argparse.ArgumentParser(prog="scripts/bundle", description="Make dist/ctrace-MACHINE")
     parser.add_argument("machine", nargs="*", choices=[[], *MACHINES], help="default: both")
-    parser.add_argument("--folder", action="store_true", help="also dist/MACHINE, for /usr/lib/ctrace")
+    parser.add_argument("--folder", action="store_true", help=f"also dist/MACHINE, for {PLACE}")
     told = parser.parse_args()
     for machine in told.machine or MACHINES:
         print(make(machine, told.folder))
