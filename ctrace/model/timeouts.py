@@ -33,9 +33,8 @@ class Timeouts:
         at = at[(w.idle_ms(at) < 0) & (w.events["timeout_ms"][at] == 0) & (over < 0)]
         left = -w.events["overdue_ms"][at].astype(np.int64)
         until = w.ts.take(at).astype(np.int64) + (left + LATER_MS) * 1_000_000
-        for service, end in zip(
-            (w.meta.take(at) & SERVICE_MASK).tolist(), until.tolist(), strict=True
-        ):
+        services = (w.meta.take(at) & SERVICE_MASK).tolist()
+        for service, end in zip(services, until.tolist()):
             self._until[service] = max(end, self._until.get(service, 0))
         while len(self._until) > MOST:
             self._until.pop(next(iter(self._until)))
