@@ -13,7 +13,7 @@ from ctrace.advice.hazards import WHEN_THEY_GO, Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
 from ctrace.advice.roles import Seen, half_tracked, subject, translated, translations, within
 from ctrace.batch import DUMP
-from ctrace.change import persist, shell_lines
+from ctrace.change import persist, shell_lines, steps
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in
@@ -55,6 +55,8 @@ class Candidate:
     """Such rules are there already: what it holds is from before, or not theirs to prevent."""
     enter: tuple[str, ...] = ()
     """What a command begins with to run in its namespace."""
+    backend: str = "nft"
+    """What kind of rules that host takes."""
     evidence: dict[str, Any] = field(default_factory=dict)
     """Of the rehearsal: what was tried, what differed, what could not be copied."""
     rising: Optional[Rising] = None
@@ -374,7 +376,8 @@ def _candidate(
     if inside is not None and inside < WHOLE:
         freed = round(culprit.held * inside)
         candidate = replace(candidate, frees=freed, fill_after=None)
-    return replace(candidate, in_place=bool(made), enter=about.enter, evidence=judgement.evidence)
+    return replace(candidate, in_place=bool(made), enter=about.enter, backend=_backend(about),
+                   evidence=judgement.evidence)  # fmt: skip
 
 
 def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
@@ -531,6 +534,18 @@ def flush_lines(candidate: Candidate) -> list[str]:
 
 def _has_rules(candidate: Candidate) -> bool:
     return bool(candidate.role) and candidate.verdict not in ("unsafe", "cannot-say")
+
+
+def blocks(candidate: Candidate) -> dict[str, str]:
+    """Its rules to paste into a shell, each whole with its undo, by kind: this host's first."""
+    if not _has_rules(candidate):
+        return {}
+    kinds = [candidate.backend]
+    if not candidate.lever.shared:
+        kinds.append("iptables-nft" if candidate.backend == "nft" else "nft")
+    return {
+        kind: steps.block(alone(candidate.lever, backend=kind), candidate.enter) for kind in kinds
+    }
 
 
 def rule_texts(lever: Lever) -> dict[str, str]:

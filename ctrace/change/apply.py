@@ -263,7 +263,8 @@ def put_back(inum: int, judge: Judge) -> None:
                 commands.run(step.argv, step.stdin)
             keep.make_lasting(plan)
             kept = replace(note.confirmed(listing()), plan=plans.to_json(plan))
-            again = f"put back at {time.strftime('%H:%M:%S')}; it was {note.said.split('; ')[0]}"
+            was = note.said.split("; ")[0].split(": its services")[0]
+            again = f"put back at {time.strftime('%H:%M:%S')}; it was {was}"
             notes.write(replace(kept, said=again))
     except CtraceError as error:
         with notes.locked():

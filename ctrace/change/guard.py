@@ -37,7 +37,9 @@ QUIET_S: Final = 1.0
 """A reload comes in several pieces: nothing may have changed for so long."""
 LONGEST_WAIT_S: Final = 600
 SHARE: Final = 20
-"""Judging again takes at most a twentieth of the time."""
+"""Judging again takes at most a twentieth of the time,"""
+AT_ONCE: Final = 3
+"""but for the first few times: a host that just reloads its firewall is busy."""
 GIVE_UP_S: Final = 300
 """On one judgement."""
 HEAR_EVERY: Final = 5
@@ -69,6 +71,7 @@ class Guard:
         self._due = 0.0
         self._wait = QUIET_S
         self._again = 0.0
+        self._tries = 0
 
     def run(self) -> None:
         """Until there is nothing to guard."""
@@ -174,7 +177,7 @@ class Guard:
         """Write down that it is off, and why, unless it is another's note by now."""
         now = time.monotonic()
         if now - self._again > LONGEST_WAIT_S:
-            self._wait = QUIET_S
+            self._wait, self._tries = QUIET_S, 0
         self._again, self._due = now + self._wait, 0.0
         for _ in range(TRIES):
             with suppress(CtraceError), notes.locked():
@@ -195,7 +198,9 @@ class Guard:
                 stderr=subprocess.DEVNULL, cwd="/", timeout=GIVE_UP_S, check=False,
             )  # fmt: skip
         took = time.monotonic() - began
-        self._wait = min(LONGEST_WAIT_S, max(2 * self._wait, SHARE * took))
+        self._tries += 1
+        least = SHARE * took if self._tries > AT_ONCE else 0.0
+        self._wait = min(LONGEST_WAIT_S, max(2 * self._wait, least))
         self._again, self._due = time.monotonic() + self._wait, 0.0
 
     # ---- what it knows ------------------------------------------------------------

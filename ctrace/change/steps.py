@@ -18,6 +18,8 @@ from ctrace.ruleset.installed import XT_TOOLS
 
 LONGEST_S: Final = 3600
 """Of a trial."""
+UNDO: Final = "# to undo it: "
+"""How the last line of a :func:`block` begins."""
 BACKSTOP_S: Final = 3
 """How long after a trial's end the kernel disarms the rules by itself, if nobody has taken them
 back: time for the guard to do that first, which also makes the open connections' entries."""
@@ -43,6 +45,19 @@ def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> s
     undo = commands_in.inside(enter, shell_lines.undo_line(plan))
     lines += ["", f"# undo: ctrace undo, or by hand: {undo}"]
     return "\n".join(lines) + "\n"
+
+
+def block(plan: Plan, enter: Sequence[str] = ()) -> str:
+    """What puts a plan in place for good, to paste into root's shell, with what undoes it.
+
+    Made of the very texts that apply runs. ``enter`` as for :func:`describe`.
+    """
+    lines = ["# as root: nothing watches it, and no deadline takes it back; ctrace apply does both"]
+    for step in steps(plan, None):
+        # A shell that is typed into takes a tab for a question.
+        text = step.stdin.rstrip().expandtabs(2)
+        lines += [f"{' '.join((*enter, *step.argv))} <<'CTRACE'", text, "CTRACE"]
+    return "\n".join([*lines, f"{UNDO}{commands_in.inside(enter, shell_lines.undo_line(plan))}"])
 
 
 def steps(plan: Plan, seconds: Optional[int], deadline: float = 0.0) -> list[notrack.Step]:

@@ -15,9 +15,11 @@ from kit.changes import PORT, STRICT, make_plan, rules_of
 from ctrace.change import apply, undo
 from ctrace.change.plan import Accept
 from ctrace.change.shell_lines import undo_line
-from ctrace.host import commands_in
+from ctrace.change.steps import UNDO, block
+from ctrace.host import commands_in, ctnetlink
 from ctrace.host.netns import Namespace, find
 from ctrace.lab import Lab, Node
+from ctrace.lab.traffic import tcp_connections, tcp_server
 
 XT_RULES = f"""*filter
 :INPUT DROP [0:0]
@@ -78,6 +80,38 @@ def test_undo_by_hand_leaves_nothing(lab: Lab, firewall: str, backend: str) -> N
     after = bare_rules(node)
     undo.undo(node.inum)
     assert after == before
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("firewall", ["nft", "iptables-nft", "iptables-legacy"])
+@pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
+def test_a_block_that_is_pasted_works_alone_and_can_be_undone(
+    lab: Lab, firewall: str, backend: str
+) -> None:
+    """In the namespace that it is for, from a shell that is elsewhere; its last line undoes it."""
+    server, client = lab.namespace("server"), lab.namespace("client")
+    lab.link(server, client)
+    if firewall == "nft":
+        server.run(["nft", "-f", "-"], stdin=STRICT)
+    else:
+        server.run([f"{firewall}-restore"], stdin=XT_RULES)
+        server.run([f"{firewall.replace('ip', 'ip6', 1)}", "-P", "INPUT", "ACCEPT"])
+    before = bare_rules(server)
+    plan = make_plan(server, backend=backend, accepts=accepts(firewall))
+    space = next(space for space in find() if space.inum == server.inum)
+    text = block(plan, commands_in.prefix(space))
+    *_, last = text.splitlines()
+    assert "\t" not in text
+    assert last.startswith(UNDO)
+    address = server.addresses["client"][0]
+    with tcp_server(server, PORT):
+        shell(text)
+        assert len(tcp_connections(client, (address, PORT), 3, timeout=60).flows) == 3
+        assert not len(ctnetlink.dump(server.path)), "none of them is tracked"
+        shell(last[len(UNDO) :])
+        assert bare_rules(server) == before
+        assert len(tcp_connections(client, (address, PORT), 3, timeout=60).flows) == 3
+        assert len(ctnetlink.dump(server.path)), "tracked again"
 
 
 @pytest.mark.kernel

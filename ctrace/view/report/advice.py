@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import indent
 from typing import Optional
 
 from rich.console import Console, Group, RenderableType
@@ -15,10 +14,11 @@ from ctrace.advice.advise import (
     Advice,
     Candidate,
     TableAdvice,
+    blocks,
     flush_lines,
-    rule_texts,
 )
-from ctrace.change.plan import CtTimeout, Lever
+from ctrace.change.plan import CtTimeout, Lever, alone
+from ctrace.change.steps import block
 from ctrace.model.snapshot import Remedy as Helps
 from ctrace.view import format as fmt
 from ctrace.view.report.whatif_text import rising_text
@@ -40,13 +40,18 @@ def advice_text(advice: Advice, width: int = 100, *, full: bool = False) -> str:
 
 
 def rules_text(advice: Advice) -> str:
-    """The rules of the chosen levers (or of the best safe candidate), to copy."""
-    levers: list[Lever] = [lever for table in advice.tables for lever in table.levers]
-    if not levers:
-        good = [c for c in advice.candidates if c.verdict in ("safe", "safe-with-rules")]
-        levers = [good[0].lever] if good else []
-    parts = [text for lever in levers for text in rule_texts(lever).values() if text]
-    return "\n".join(parts)
+    """What to paste into a shell for the chosen levers (or the best safe candidate): one block a
+    namespace, of the kind that the host takes, with its undo."""
+    where = {c.netns: (c.enter, c.backend) for c in advice.candidates}
+    parts = [
+        block(alone(*table.levers, backend=where[table.netns][1]), where[table.netns][0])
+        for table in advice.tables
+        if table.levers and table.netns in where
+    ]
+    good = [c for c in advice.candidates if c.verdict in GOOD]
+    if not parts and good:
+        parts = list(blocks(good[0]).values())[:1]
+    return "\n\n".join(parts)
 
 
 def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy]:
@@ -61,9 +66,7 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
     if found.rising:
         text += f", {rising_text(found.rising)}"
     good = found.verdict in GOOD
-    texts = rule_texts(found.lever) if found.verdict != "unsafe" else {}
-    accepts = any(accept.tool != "nft" for accept in found.lever.accepts)
-    rules = [text for name, text in texts.items() if text and (name == "nft" or accepts)]
+    rules = list(blocks(found).values())[:1]
     others = []
     for other in advice.alternatives:
         if other.netns == netns and other.service == f"{proto}/{port}":
@@ -197,16 +200,15 @@ def _reasons(candidate: Candidate) -> list[RenderableType]:
 
 
 def _rules(candidate: Candidate, full: bool) -> list[RenderableType]:
-    """Rules to copy, never wrapped; nftables' form, and with ``full`` iptables' too."""
+    """Rules to copy, never wrapped: of the host's kind, and with ``full`` of the other, too."""
     lines: list[RenderableType] = []
-    for name, text in rule_texts(candidate.lever).items():
-        foreign = name != "nft" and any(a.tool != "nft" for a in candidate.lever.accepts)
-        if text and (name == "nft" or full or foreign):
-            lines.append(Text(f"  {name}:", "dim"))
-            body = indent(text.rstrip().expandtabs(2), "    ")
-            lines.append(Text(body, no_wrap=True, overflow="ignore"))
-    if not full:
-        lines.append(Text("  (--rules prints them for iptables and ip6tables, too)", "dim"))
+    for kind, text in blocks(candidate).items():
+        if not lines or full:
+            lines.append(Text(f"  {kind}, to paste into a shell:", "dim"))
+            # Nothing before a line: the word that ends the input stands alone.
+            lines.append(Text(text, no_wrap=True, overflow="ignore"))
+    if lines and not full:
+        lines.append(Text("  (--rules prints the other kind, too)", "dim"))
     return [*lines, Text("")]
 
 
