@@ -10,7 +10,7 @@ from typing import Any, Final, Optional
 import numpy as np
 
 from ctrace.dumps.found import Space
-from ctrace.dumps.kernel_log import Message
+from ctrace.dumps.host.log import Message
 from ctrace.dumps.source import Told, last_entries
 from ctrace.record import TCP_STATES, Kind, Status, proto_name
 from ctrace.recording.meta import LIMIT_TEXT
@@ -39,6 +39,7 @@ def evidence(told: Told) -> dict[str, Any]:
         "left_out": told.left_out,
         "dying": sum(len(one) for one in found.dumps if one.list == "dying"),
         "unconfirmed": sum(len(one) for one in found.dumps if one.list == "unconfirmed"),
+        "expectations": sum(one.expectations for one in found.spaces.values()),
         "losses_told": any(one.lost for one in found.dumps),
         "log": _log(told),
         "full_seen": bool(found.log.full),

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Owner
-from ctrace.dumps.entries import TAGS, Entries
-from ctrace.dumps.kernel_log import Log
+from ctrace.dumps.entries.lines import TAGS, Entries
+from ctrace.dumps.host.log import Log
 from ctrace.errors import CtraceError
 from ctrace.record import RECORD, ROW, Events, Kind
 
@@ -160,6 +160,7 @@ class Space:
     counts: list[int] = field(default_factory=list)
     """``nf_conntrack_count``, one reading after the other."""
     expectations: int = 0
+    """Expectations of helpers that were listed."""
 
     @property
     def has_rules(self) -> bool:
@@ -191,6 +192,8 @@ class Found:
     passed: int = 0
     """Files of a bundle that held nothing of interest."""
     unread: Unread = field(default_factory=Unread)
+    empty: bool = False
+    """Whether conntrack said that it had nothing to show."""
     whole: bool = False
     """Whether ``ctrace collect`` made it: its first namespace is the host's."""
 

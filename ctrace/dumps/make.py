@@ -78,7 +78,7 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
 def _any(found: Found) -> bool:
     return bool(
         found.dumps or found.log.full or found.modules
-        or any(one.sysctls or one.counts or one.has_rules or one.counters
+        or any(one.sysctls or one.counts or one.has_rules or one.counters or one.expectations
                for one in found.spaces.values())
     )  # fmt: skip
 

@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterator
 from typing import IO, Final, Optional
 
-from ctrace.dumps import entries, host, xml
+from ctrace.dumps.entries import lines as entries
+from ctrace.dumps.entries import xml
+from ctrace.dumps.entries.words import Bad
 from ctrace.dumps.files import Text
 from ctrace.dumps.found import Dump, Found, plain
-from ctrace.dumps.host import BLOCKS, Context
-from ctrace.dumps.words import Bad
+from ctrace.dumps.host.blocks import BLOCKS, Block
+from ctrace.dumps.host.context import Context, context, moment
+from ctrace.dumps.host.facts import fact
 
 CHUNK: Final = 1 << 20
 LINE: Final = 1 << 16
@@ -26,6 +29,7 @@ ENTRY: Final = 8192
 """The same of an entry's, in whatever form."""
 ROWS: Final = 8192
 """Entries that become columns together."""
+_XML_HEADS: Final = (b"<conntrack>", b"<expect>")
 SNIFF: Final = 200
 """Lines of a bundle's file of which one must be known, or the file is passed over."""
 
@@ -35,7 +39,14 @@ _SHOWN: Final = re.compile(
     rb"conntrack v[\d.]+ \(conntrack-tools\): (\d{1,12}) (?:flow |dying |unconfirmed )?"
     rb"(entries|events)"
 )
+_SAID: Final = b" have been shown"
 _LOST: Final = b"We have hit ENOBUFS"
+_EXPECTED: Final = re.compile(
+    rb"^\s*(?:\[\s*[\d.]+\]\s*)?(?:\[(?:NEW|UPDATE|DESTROY)\]\s+)?(?:EXPECTING: )?(?:-|\d+) "
+    rb"(?:use=\d+ )?(?:l3proto = \d+ )?proto=\d+ src=\S+ dst=\S+"
+)
+"""An expectation, by the kernel (exp_seq_show, and ip_conntrack before 2.6.12) or conntrack."""
+_SAVED: Final = re.compile(rb"^-[AUD] (?:-\w+ \S+ )*-s \S+ -d \S+")
 
 
 class Reader:
@@ -49,19 +60,25 @@ class Reader:
         self._last: Optional[Dump] = None
         self._text: Text
         self._context = Context()
-        self._block: Optional[host.Block] = None
+        self._block: Optional[Block] = None
         self._at: Optional[float] = None
         self._xml: Optional[bytes] = None
+        self._begun = b""
+        """The beginning of a line that conntrack's own message came into."""
         self._known = 0
 
     def read(self, text: Text) -> None:
         """One text to its end. Raises CtraceError when it cannot be read."""
         self._text, self._block, self._xml, self._at = text, None, None, None
-        self._last, self._known = None, 0
-        self._context = host.context(text.name, Context(), named=True)
+        self._last, self._known, self._begun = None, 0, b""
+        self._context = context(text.name, Context(), named=True)
         unread = self._found.unread.count, len(self._found.unread.first)
         number = 0
         for number, line in _lines(text.stream):
+            if self._begun:
+                line, self._begun = self._begun + line, b""  # noqa: PLW2901
+            if _SAID in line and self._interrupted(line):
+                continue
             row = entries.row(line) if self._xml is None else None
             if row is not None:
                 self._take(row, number)
@@ -92,12 +109,12 @@ class Reader:
 
     def _begin(self, events: bool) -> None:
         self._flush()
-        context, text = self._context, self._text
-        command = context.command or text.name
+        here, text = self._context, self._text
+        command = here.command or text.name
         self._dump = Dump(
-            self._found.spool.n, plain(f"{text.name}: {context.command}".encode("utf-8", "replace"))
-            if context.command else plain(text.name.encode("utf-8", "replace")),
-            re.sub(r"\d+", "#", command), context.netns, events, context.list, self._at,
+            self._found.spool.n, plain(f"{text.name}: {here.command}".encode("utf-8", "replace"))
+            if here.command else plain(text.name.encode("utf-8", "replace")),
+            re.sub(r"\d+", "#", command), here.netns, events, here.list, self._at,
             text.modified, self._found.spool.n,
         )  # fmt: skip
 
@@ -130,16 +147,37 @@ class Reader:
             return
         if len(line) >= LINE:
             self._found.unread.add(self._text.name, number, "a line of more than 64 KiB")
-        elif self._xml is not None or b"<flow" in line or b"<conntrack>" in line:
+        elif self._xml is not None or b"<flow" in line or line.strip() in _XML_HEADS:
             self._from_xml(line, number)
         elif self._block is not None and self._block.take(line):
             self._known += 1
+        elif _EXPECTED.match(line):
+            self._found.space(self._context.netns).expectations += 1
+            self._known += 1
         elif entries.looks_like_entry(line):
             self._slow(line, number)
+        elif _SAVED.match(line):
+            reason = "what conntrack -o save prints: give conntrack -L -o extended"
+            self._found.unread.add(self._text.name, number, reason)
         elif self._about_entries(stripped) or self._moves(stripped) or self._about_host(stripped):
             self._known += 1
         elif not self._context.ignored:
             self._found.unread.add(self._text.name, number, "not a line that is known")
+
+    def _interrupted(self, line: bytes) -> bool:
+        """Whether conntrack's last words stand within a line: with 2>&1 they come as they may.
+
+        What they cut through goes on in the next line.
+        """
+        said = _SHOWN.search(line)
+        if said is None or not line[: said.start()].strip() or len(line) > ENTRY:
+            return False
+        if self._dump is None or line[: said.start()].rstrip()[-1:] in (b":", b"#", b"$"):
+            return False
+        if said[2] == b"entries":
+            self._dump.said = int(said[1])
+        self._begun = line[: said.start()]
+        return True
 
     def _slow(self, line: bytes, number: int) -> None:
         try:
@@ -162,7 +200,11 @@ class Reader:
             try:
                 if len(element) > ENTRY:
                     raise Bad(f"an element of more than {ENTRY} bytes")
-                self._take(xml.row(element), number)
+                if b"<expected>" in element:
+                    self._found.space(self._context.netns).expectations += 1
+                    self._known += 1
+                else:
+                    self._take(xml.row(element), number)
             except Bad as error:
                 self._found.unread.add(self._text.name, number, str(error))
         if self._xml is not None and len(self._xml) > LINE:
@@ -177,6 +219,7 @@ class Reader:
             dump = self._dump or self._last
             if dump is not None and shown[2] == b"entries":
                 dump.said = int(shown[1])
+            self._found.empty |= int(shown[1]) == 0
             self._end()
             return True
         if _LOST in line:
@@ -192,17 +235,17 @@ class Reader:
         typed = len(line) < FACT and (_PROMPT.match(line) or _BANNER.match(line))
         if typed:
             self._end()
-            self._context = host.context(plain(typed[1], 400), self._context)
+            self._context = context(plain(typed[1], 400), self._context)
             return True
-        moment = host.moment(plain(line), self._context)
-        if moment is not None:
+        when = moment(plain(line), self._context)
+        if when is not None:
             self._end()
-            self._at = self._found.date = moment
+            self._at = self._found.date = when
             return True
         return False
 
     def _about_host(self, line: bytes) -> bool:
-        return self._log(line) or self._starts_block(line) or host.fact(
+        return self._log(line) or self._starts_block(line) or fact(
             plain(line, FACT), self._context, self._found, self._at or self._text.modified
         )  # fmt: skip
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, Optional
 
 from ctrace.advice import facts
 from ctrace.dumps.found import Space
+from ctrace.dumps.nft.tables import to_json
 from ctrace.dumps.source import Told
 from ctrace.model.remedies import TIMEOUTS
 
@@ -41,11 +43,10 @@ def _listings(space: Space) -> Optional[dict[str, Any]]:
     if not space.has_rules:
         return None
     gaps = []
-    if space.nft_text and not space.nft:
-        gaps.append("nft's rules were given as text, which is not read: give nft -j list ruleset")
     if not space.nft and not space.nft_text and any(t == "iptables-nft" for t, _, _ in space.saves):
         gaps.append("nft's own tables were not given: give nft -j list ruleset too")
-    return {"nft": space.nft, "saves": space.saves, "ipvs": "", "gaps": gaps, "planes": []}
+    nft = space.nft or (json.dumps(to_json(space.nft_text)) if space.nft_text else "")
+    return {"nft": nft, "saves": space.saves, "ipvs": "", "gaps": gaps, "planes": []}
 
 
 def _range(text: str) -> Optional[tuple[int, int]]:

@@ -195,6 +195,10 @@ def last_entries(told: Told) -> Iterator[Events]:
 def nothing(found: Found, paths: Sequence[str]) -> CtraceError:
     """The error when no line was of use."""
     unread = found.unread
+    if found.empty and not unread.count:
+        return CtraceError(
+            f"{', '.join(paths)}: conntrack had nothing to show, the table was empty"
+        )
     text = (
         f"{', '.join(paths)} is not a ctrace recording, and holds nothing that tells of conntrack"
     )

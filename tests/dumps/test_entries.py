@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -10,13 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.dumps import entries, xml
-from ctrace.dumps.words import Bad
+from ctrace.dumps.entries import lines as entries
+from ctrace.dumps.entries import xml
+from ctrace.dumps.entries.words import Bad
+from ctrace.dumps.make import open_any
 from ctrace.record import TCP_STATES, Status, address_text
+from ctrace.recording.evidence import parse
 
 NAMES = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 89: "unknown",
          132: "sctp"}  # fmt: skip
 ports = st.integers(0, 65535)
+EXAMPLE: dict[str, Any] = {
+    "v6": False, "proto": 6, "left": 63, "state": "TIME_WAIT", "unreplied": False, "assured": True,
+    "addresses": [IPv4Address(f"192.0.2.{i}") for i in (1, 2, 2, 1)], "ports": [4000, 80, 80, 4000],
+    "mark": 0, "zone": None, "age": None,
+}  # fmt: skip
 
 
 @st.composite
@@ -103,6 +113,19 @@ def expect(one: dict[str, Any], found: entries.Entries, at: int) -> None:
 def in_family(one: dict[str, Any]) -> bool:
     """IPv4 in the form of IPv6 is IPv4 in a record."""
     return not (one["v6"] and any(a.ipv4_mapped for a in one["addresses"]))
+
+
+def test_the_last_words_of_conntrack_may_come_within_a_line(tmp_path: Path) -> None:
+    """With 2>&1 they are written whenever they are, and what they cut through goes on below."""
+    one = line(EXAMPLE, "list", True, "").decode()
+    for at in range(1, len(one)):
+        path = tmp_path / "both.txt"
+        said = "conntrack v1.4.7 (conntrack-tools): 3 flow entries have been shown.\n"
+        path.write_text(f"{one}\n{one[:at]}{said}{one[at:]}\n")
+        with contextlib.closing(open_any([str(path)])) as recording:
+            told = parse(recording.header.facts)
+        assert told is not None
+        assert told["not_understood"] == 0, one[:at]
 
 
 @settings(max_examples=150, deadline=None)

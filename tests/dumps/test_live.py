@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from ctrace.dumps.make import open_any
+from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.record import RECORD, Events, Kind, Status, join
@@ -57,6 +59,7 @@ def make(node: Node) -> None:
     entry(four, "-p sctp --orig-port-src 5 --orig-port-dst 6 --state ESTABLISHED",
           "--orig-vtag 1 --reply-vtag 2")  # fmt: skip
     entry(four, "-p gre --orig-key-src 5 --orig-key-dst 300")
+    entry(four, "-p dccp --sport 5 --dport 6 --state OPEN --role client")
     entry(four, "-p 89")
     entry("-s 10.0.0.9 -d 192.0.2.1 -p tcp --sport 77 --dport 80 --state ESTABLISHED", seen,
           "--reply-src 192.0.2.1 --reply-dst 203.0.113.5 --reply-port-src 80",
@@ -99,6 +102,46 @@ def test_each_form_tells_what_the_kernel_does(node: Node, tmp_path: Path, form: 
     seen = int(Status.SEEN_REPLY | Status.ASSURED)
     assert sorted(mine["status"] & seen) == sorted(both & seen)
     assert said["src_nat"] == said["dst_nat"] == 1
+
+
+HELPED = """
+import socket, subprocess, sys
+server = socket.create_server(("127.0.0.1", 21))
+client = socket.create_connection(("127.0.0.1", 21))
+control, _ = server.accept()
+control.send(b"220 here\\r\\n"), client.recv(99)
+client.send(b"PASV\\r\\n"), control.recv(99)
+control.send(b"227 Entering Passive Mode (127,0,0,1,31,144)\\r\\n"), client.recv(99)
+if "data" in sys.argv:
+    data = socket.create_server(("127.0.0.1", 31 * 256 + 144))
+    other = socket.create_connection(("127.0.0.1", 31 * 256 + 144))
+for command in ("conntrack -L -o extended", "conntrack -L -o xml", "conntrack -L expect",
+                "conntrack -L expect -o xml", "cat /proc/net/nf_conntrack_expect"):
+    print("root@ftp:~# " + command)
+    print(subprocess.run(command.split(), stdout=subprocess.PIPE, text=True, check=True).stdout)
+"""
+"""An FTP client that is told to connect for data, and what tools print then."""
+
+
+def test_helpers_and_what_they_expect(tmp_path: Path) -> None:
+    with Lab() as lab:
+        one = lab.namespace("helped", track=True)
+        rules = (
+            'table ip h { ct helper f { type "ftp" protocol tcp; }; chain o { type filter hook '
+            'output priority 0; tcp dport 21 ct helper set "f"; }; }'
+        )
+        try:
+            one.run(["nft", rules])
+        except CtraceError:
+            pytest.skip("this kernel has no FTP helper")
+        path = tmp_path / "helped.txt"
+        path.write_text(one.run([sys.executable, "-c", HELPED]))
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+    assert said is not None
+    assert said["not_understood"] == 0
+    assert said["expectations"] == 3  # one, as three listings show it
+    assert said["helped"] == 1
 
 
 def test_rates_and_stays_come_from_two_dumps(tmp_path: Path) -> None:

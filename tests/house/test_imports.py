@@ -17,7 +17,7 @@ ARROWS = {
     "change": "host ruleset",
     "cost": "capture host kernel recording",
     "demo": "capture host lab live model view",
-    "dumps": "advice host model recording",
+    "dumps": "advice host model recording ruleset",
     "host": "",
     "kernel": "host",
     "lab": "host",

@@ -17,7 +17,7 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
     FILE is text, plain or packed (gzip, xz, bzip2, zstd), a directory or a tar of such
     (a support bundle, or what ctrace collect prints), or - for standard input. What
     each line is, its content tells: /proc/net/nf_conntrack, conntrack -L, -E and -S in any
-    of their forms, dmesg, journalctl, sysctl -a, lsmod, iptables-save, nft -j list ruleset,
+    of their forms, dmesg, journalctl, sysctl -a, lsmod, iptables-save, nft list ruleset,
     ss and netstat. Lines that are not understood are counted and shown with their number.
 
     \b

@@ -143,6 +143,8 @@ def _states(data: dict[str, Any]) -> Optional[str]:
     for name, what in (("dying", "dying"), ("unconfirmed", "unconfirmed")):
         if data.get(name):
             text += f"; beside the table {fmt.count(data[name])} {what}"
+    if data.get("expectations"):
+        text += f"; {fmt.plural(data['expectations'], 'expectation')} of helpers"
     return text
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final, Optional
 
-from ctrace.dumps.entries import Row, gre_key
-from ctrace.dumps.words import Bad
+from ctrace.dumps.entries.lines import Row, gre_key
+from ctrace.dumps.entries.words import Bad
 
 _META: Final = re.compile(
     rb'<meta direction="(original|reply|independent)">(.*?)</meta>', re.DOTALL
@@ -35,7 +35,7 @@ def next_flow(text: bytes) -> tuple[Optional[bytes], Optional[bytes]]:
 
 
 def row(element: bytes) -> Row:
-    """The element as a row of ctrace.dumps.entries. Raises Bad."""
+    """The element as a row of ctrace.dumps.entries.lines. Raises Bad."""
     metas: dict[bytes, bytes] = dict(_META.findall(element))
     original, reply = metas.get(b"original"), metas.get(b"reply")
     if original is None or reply is None:
@@ -44,7 +44,8 @@ def row(element: bytes) -> Row:
     if layer3 is None or layer4 is None:
         raise Bad("an element without its protocols")
     family = {b"2": b"4", b"10": b"6"}.get(layer3[1])
-    own = metas.get(b"independent", b"")
+    # A helper stands behind the last meta (__snprintf_conntrack_xml), all else within.
+    own = metas.get(b"independent", b"") + element.rpartition(b"</meta>")[2]
     said = dict(_VALUE.findall(own))
     flags = set(_EMPTY.findall(own))
     rest = b"".join(

@@ -19,7 +19,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.dumps.words import Bad, Words, addresses, number
+from ctrace.dumps.entries.words import Bad, Words, addresses, number
 from ctrace.record import (
     MAPPED_PREFIX,
     PROTO_NUMBERS,

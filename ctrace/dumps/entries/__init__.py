@@ -1,0 +1,1 @@
+"""Entries of tables and events, in every form that tools print them."""

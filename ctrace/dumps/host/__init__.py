@@ -1,0 +1,1 @@
+"""What texts tell of a host beside entries."""

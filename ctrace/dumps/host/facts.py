@@ -1,0 +1,188 @@
+"""What single lines tell of a host beside entries: settings, modules, addresses, listeners."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final, Optional
+
+from ctrace.batch import Owner
+from ctrace.dumps.found import Found, Space
+from ctrace.dumps.host.context import Context
+from ctrace.record import PROTO_NUMBERS
+
+_SETTING: Final = re.compile(
+    r"^(?:/proc/sys/)?((?:net|kernel|vm|fs|dev|user|debug|abi|crypto|sunrpc)[./][\w./:-]+)"
+    r"\s*[=:]\s?(.*)$"
+)
+_SHORT: Final = re.compile(
+    r"^((?:nf|ip)_conntrack_(?:max|count|buckets|\w*timeout\w*))\s*[=:]\s*(\d+)$"
+)
+_MODULE: Final = re.compile(
+    r"^(\w+)\s+(\d+)\s+(-?\d+)(?:\s+([\w,-]+))?(?:\s+\w+\s+0x[0-9a-f]+.*)?\s*$"
+)
+_NETFILTER: Final = re.compile(
+    r"conntrack|nf_nat|^xt_|^nf_|^ip_|^ip6_|^x_tables|^nft_|tables?$|^br_netfilter"
+)
+_CPU: Final = re.compile(r"^cpu=\d+ +((?:[a-z_]+=\d{1,20} +)*[a-z_]+=\d{1,20}) *$")
+_STAT_HEAD: Final = re.compile(r"^entries\s+(?:searched|clashres)\s+found\b.*$")
+_STAT_ROW: Final = re.compile(r"^[0-9a-f]{8}(\s+[0-9a-f]{8}){8,24}$")
+_INET: Final = re.compile(r"\binet6? (?:addr: ?)?([0-9a-fA-F:.]+)(?:%\S+)?/?\d*")
+_SLAB: Final = re.compile(r"^nf_conntrack(?:_[0-9a-f]+)?\s+\d+\s+\d+\s+(\d+)\s")
+_UNAME: Final = re.compile(r"^Linux (\S+) (\d\S*) ")
+_SS: Final = re.compile(
+    r"^(?:(tcp|udp)6?\s+)?(?:LISTEN|UNCONN)\s+\d+\s+\d+\s+(\S+):(\d+)\s+\S+"
+    r'(?:\s+users:\(\("([^"]{1,64})",(?:pid=)?(\d+))?'
+)
+_NETSTAT: Final = re.compile(
+    r"^(tcp|udp)6?\s+\d+\s+\d+\s+(\S+):(\d+)\s+\S+:\*\s+(?:LISTEN\s+)?.*?(?:\s(\d+)/(\S+))?\s*$"
+)
+_UP: Final = re.compile(r"\bup (?:(\d+) days?, +)?(?:(\d+):(\d\d)|(\d+) min)")
+_IDLE_HEADS: Final = re.compile(
+    r"^(Module\s+Size\s+Used|State\s+Recv|Netid\s+State|Proto\s+Recv|Active Internet|slabinfo - |"
+    r"# name\s|</?(?:conntrack|expect)>|<\?xml|total \d+$|tcpdump|Connection to )|^sysctl: "
+    r"|^conntrack v|^\d+: [\w.@-]+: <|^(link/|valid_lft |altname )"
+)
+
+
+def fact(line: str, about: Context, found: Found, at: Optional[float]) -> bool:
+    """Whether the line tells something of the host; it is kept where it is of use."""
+    space = found.space(about.netns)
+    return any(one(line, about, found, space, at) for one in _FACTS)
+
+
+def _setting(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    del found, at
+    said = _SETTING.match(line) or _SHORT.match(line)
+    if said:
+        name = said[1].replace("/", ".").removeprefix(".")
+        if name.startswith(("nf_conntrack", "ip_conntrack")):
+            name = "net.netfilter." + name.replace("ip_conntrack", "nf_conntrack")
+        _sysctl(space, name, said[2])
+        return True
+    if about.sysctl and re.fullmatch(r"-?\d+([\t ]+-?\d+)*", line):
+        _sysctl(space, about.sysctl, line)
+        return True
+    if about.about == "count" and line.isdigit() and len(line) < 12:
+        space.counts.append(int(line))
+        return True
+    return False
+
+
+def _sysctl(space: Space, name: str, value: str) -> None:
+    old = {"net.ipv4.netfilter.ip_conntrack_": "net.netfilter.nf_conntrack_",
+           "net.ipv4.ip_conntrack_": "net.netfilter.nf_conntrack_"}  # fmt: skip
+    for prefix, new in old.items():
+        if name.startswith(prefix):
+            name = new + name[len(prefix) :]
+    value = " ".join(value.split())[:200]
+    if name == "net.nf_conntrack_max":
+        name = "net.netfilter.nf_conntrack_max"
+    if name.endswith("nf_conntrack_count"):
+        if value.isdigit() and len(value) < 12:
+            space.counts.append(int(value))
+    elif name.startswith(("net.netfilter.nf_conntrack", "net.ipv4.ip_", "net.ipv4.tcp_",
+                          "net.ipv6.conf.all.forwarding")):  # fmt: skip
+        space.sysctls[name] = value
+
+
+def _module(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    del space, at
+    said = _MODULE.match(line)
+    if not said or (about.about != "modules" and not _NETFILTER.search(said[1])):
+        return False
+    users = tuple(one for one in (said[4] or "").split(",") if one and one != "-")
+    if len(found.modules) < 2000:
+        found.modules[said[1]] = max(0, int(said[3])), users
+    return True
+
+
+def _counters(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    del found, at
+    cpu = _CPU.match(line)
+    if cpu:
+        said = dict(word.split("=") for word in cpu[1].split())
+        first = line.startswith("cpu=0")
+        names = list(said)
+        _count(space, names, [int(v) % (1 << 64) for v in said.values()], first)
+        return True
+    if _STAT_HEAD.match(line):
+        about.state["stat"] = line
+        return True
+    if "stat" in about.state and _STAT_ROW.match(line):
+        from ctrace.host.tables import COLUMNS
+
+        names = about.state["stat"].split()
+        values = [int(word, 16) for word in line.split()]
+        first = about.state.get("rows", "") != about.state["stat"]
+        about.state["rows"] = about.state["stat"]
+        known = [(COLUMNS[n], v) for n, v in zip(names, values) if n in COLUMNS]
+        _count(space, [n for n, _ in known], [v for _, v in known], first)
+        return True
+    return False
+
+
+def _count(space: Space, names: list[str], values: list[int], first: bool) -> None:
+    if first or not space.counters:
+        space.counters.append({})
+        del space.counters[:-1000]
+    reading = space.counters[-1]
+    for name, value in zip(names, values):
+        reading[name] = reading.get(name, 0) + value
+
+
+def _address(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    del found, at
+    said = _INET.search(line)
+    if said and (about.about == "addresses" or line.lstrip().startswith("inet")):
+        from ctrace.dumps.entries.words import is_address
+
+        if is_address(said[1]) and said[1] not in space.addresses and len(space.addresses) < 4096:
+            space.addresses.append(said[1])
+        return True
+    return False
+
+
+def _listener(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    del found, at
+    said, pid, comm = _SS.match(line), None, ""
+    if said:
+        proto, port, pid, comm = said[1] or "tcp", said[3], said[5], said[4] or ""
+    else:
+        said = _NETSTAT.match(line)
+        if not said:
+            return about.about == "listeners" and bool(re.match(r"(tcp|udp|ESTAB|TIME-WAIT)", line))
+        proto, port, pid, comm = said[1], said[3], said[4], said[5] or ""
+    if pid and int(port) < 65536 and int(pid) < 1 << 31 and len(space.listeners) < 4096:
+        key = (PROTO_NUMBERS[proto], int(port))
+        space.listeners[key] = Owner(int(pid) << 32, comm[:64].split("/")[0])
+    return True
+
+
+def _other(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    del space
+    slab, name, up = _SLAB.match(line), _UNAME.match(line), _UP.search(line)
+    if slab:
+        found.slab = int(slab[1]) if int(slab[1]) < 1 << 20 else None
+    elif name:
+        found.host, found.kernel = name[1][:64], name[2][:64]
+    elif about.about == "uptime" and (two := re.fullmatch(r"(\d{1,12}\.\d+) \d+\.\d+", line)):
+        found.uptime = float(two[1]), at
+    elif up and "load average" in line:
+        days, hours, minutes, alone = (int(one or 0) for one in up.groups())
+        found.uptime = float(((days * 24 + hours) * 60 + minutes + alone) * 60), at
+    elif about.about == "host" and re.fullmatch(r"[\w.-]{1,64}", line):
+        found.host = line
+    elif about.about == "kernel" and re.fullmatch(r"\d[\w.+-]{1,64}", line):
+        found.kernel = line
+    elif line == "made by ctrace collect":
+        found.whole = True
+    else:
+        return bool(_IDLE_HEADS.match(line)) or about.about == "other"
+    return True
+
+
+_Fact = Callable[[str, Context, Found, Space, Optional[float]], bool]
+_FACTS: Final[tuple[_Fact, ...]] = (
+    _setting, _counters, _module, _listener, _address, _other,
+)  # fmt: skip
