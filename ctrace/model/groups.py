@@ -424,7 +424,8 @@ class Group:
         elif born > 0 and self._context.looks["older"].all():
             ages = self._even_ages(at, born)
         _, residence = self._detail(at)
-        ended = int(self.sums["inserts"][at]) - born
+        # at most as many as were seen to end: after losses it isn't sure whose births were seen
+        ended = min(int(self.sums["inserts"][at]) - born, int(self.sums["destroys"][at]))
         living = stays.Living(ages, born - young, young, late / 2)
         return stays.survival(residence, ended, living)
 

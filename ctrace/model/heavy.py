@@ -304,7 +304,7 @@ class HeavyTable:
         hashes, _, order, starts = grouped(h)
         rows = self.find_rows(hashes)
         new = np.flatnonzero(rows == 0)
-        weight = counters["inserts"] + counters["existing"] + counters["drops"]
+        weight = np.maximum(counters["inserts"] + counters["existing"] + counters["drops"], 0)
         if new.size > self.rows - self.used:
             if self._sketch is None:
                 self._sketch = np.zeros(self._cells, np.uint32)
@@ -363,7 +363,7 @@ class HeavyTable:
         self.drain()
         c = self.counters
         total: npt.NDArray[np.int64] = c["inserts"] + c["existing"] + c["drops"]
-        return total
+        return np.maximum(total, 0)
 
     def _prune(self) -> None:
         """Give up a quarter of the rows, the lightest, and those that tell nothing."""

@@ -126,13 +126,13 @@ def _leave_to_openers(table: HeavyTable, netns: int) -> tuple[int, int]:
 
 
 def _correct(table: HeavyTable, netns: int, now: int) -> None:
-    """Count the lost births as entries of unknown age, and the lost ends as ends."""
+    """Count the lost births as entries of unknown age; what ended unseen was of any age."""
     table.drain()
     mine, c = _rows(table, netns), table.counters
     missing = c["found"][mine].astype(np.int64) - c["begun"][mine]
     came, went = np.maximum(missing, 0), np.maximum(-missing, 0)
-    c["existing"][mine] += came
-    c["older"][mine] += came
-    c["destroys"][mine] += went
+    older, begun = np.maximum(c["older"][mine], 0), np.maximum(c["begun"][mine], 1)
+    c["existing"][mine] += missing
+    c["older"][mine] += came - np.rint(went * np.minimum(older / begun, 1.0)).astype(np.int64)
     c["births"][mine] += missing * now
     c["begun"][mine] = c["found"][mine] = 0

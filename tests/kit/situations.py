@@ -232,7 +232,7 @@ def later(change: Callable[[Node], None], seconds: float,
 SITUATIONS = (
     Situation("short", "tcp", 7001, calls(7001, 0.05), (120, 123)),
     Situation("long", "tcp", 7002, kept(7002, 0.1, 60)),
-    Situation("half-closed", "tcp", 7003, kept(7003, 0.1, 60, half=True)),
+    Situation("half-closed", "tcp", 7003, kept(7003, 0.1, 60, half=True), (60, 63)),
     Situation("reset", "tcp", 7004, calls(7004, 0.05, reset=True), (10, 13)),
     Situation("one-way", "udp", 7005, datagrams(7005, 0.05, answered=False), (30, 33)),
     Situation("answered", "udp", 7006, datagrams(7006, 0.05, answered=True), (30, 33)),

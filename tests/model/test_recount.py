@@ -186,6 +186,19 @@ def test_numbers_of_unknown_age_are_what_came_unseen() -> None:
     assert (row.held, row.older, row.destroys) == (0, 0, 24)
 
 
+def test_ends_that_nobody_saw_do_not_tell_how_long_entries_stay() -> None:
+    """Four of twenty that ended at once are no measure of the rest, whatever else went unseen."""
+    story = Story()
+    story.step(list(range(20)))
+    story.step(list(range(4)))
+    for _ in range(2):
+        story.step(list(range(20, 32)), lose=True)  # they come, and go
+        story.recount(NETNS[0], [])
+    (row,) = story.model.snapshot("netns").culprits
+    assert (row.held, row.destroys) == (16, 4)
+    assert row.residence.p50 is None
+
+
 @pytest.mark.parametrize("sources", [40_000])
 def test_where_keys_are_too_many_the_sums_are_right(sources: int) -> None:
     """Rows are given up, and their part goes on in the coarser tables."""
