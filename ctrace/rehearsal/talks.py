@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -172,12 +173,7 @@ class Plot:
         if not self._snapshot.forwards:
             return
         far = [f for f in self._who.far.values() if f.address[:2] != b"\xfe\x80"]
-        pairs = [(a, b) for a in far for b in far if _apart(a, b)]
-        if len(pairs) > MOST_PAIRS:
-            near = set(self._who.near)
-            pairs = [(a, b) for a, b in pairs if a in near or b in near]
-            pairs = pairs[:: max(1, len(pairs) // MOST_PAIRS)]
-        for a, b in pairs:
+        for a, b in pairs_of(far, set(self._who.near)):
             yield Talk("forward", self._proto, a.address, 0, b.address, port, a.device, b.device)
 
     def _from_port(self, names: Named) -> Iterator[Talk]:
@@ -245,6 +241,21 @@ def _fits(address: bytes, index: int, other: Far) -> bool:
         return False
     links = address[:2] == b"\xfe\x80", other.address[:2] == b"\xfe\x80"
     return links[0] == links[1] and (not links[0] or index == other.device)
+
+
+def pairs_of(far: Sequence[Far], near: set[Far]) -> list[tuple[Far, Far]]:
+    """Who calls whom through this host: everybody, or where that is too much, with who is near.
+
+    A flood's sources are thousands: what all of them would be is counted, not made.
+    """
+    ways = Counter((one.device, len(one.address)) for one in far)
+    of_family = Counter(len(one.address) for one in far)
+    many = sum(n * (of_family[family] - n) for (_, family), n in ways.items())
+    if many <= MOST_PAIRS:
+        return [(a, b) for a in far for b in far if _apart(a, b)]
+    some = [one for one in far if one in near]
+    pairs = [(a, b) for a in far for b in (far if a in near else some) if _apart(a, b)]
+    return pairs[:: max(1, len(pairs) // MOST_PAIRS)]
 
 
 def _apart(a: Far, b: Far) -> bool:

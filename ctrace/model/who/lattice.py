@@ -179,10 +179,12 @@ class Lattice:
             pairs = np.stack((self.w.high[known], self.w.low[known]), axis=1)
             ends = len(np.unique(pairs.view([("", np.uint64)] * 2))) if len(pairs) else 0
             served = self.w.meta[mine & ((self.w.meta >> _S16) & _BYTE != 0)]
-            services = len(np.unique(served & ~np.uint64(1 << 24)))
+            unique = np.unique(served & ~np.uint64(1 << 24))
+            services = len(unique)
             more = len(served) < int(np.count_nonzero(mine))
             sources = 0 if self.w.far else ends
-            yield key, Parts(round(held), round(held) / self.w.total, sources, services, more)
+            only = int(unique[0]) if services == 1 and not more else 0
+            yield key, Parts(round(held), round(held) / self.w.total, sources, services, more, only)
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,8 @@ class Parts:
     services: int
     more: bool
     """Whether it has services that are too many to be kept."""
+    only: int = 0
+    """Its service where it has one alone, as the last word of a key; else 0."""
 
 
 def columns(w: Weighed) -> dict[str, npt.NDArray[np.uint64]]:

@@ -44,17 +44,18 @@ class Names:
         """A key with what it is scattered over: ``tcp/443 from 1,204 sources``."""
         label, kind = self.label(key), key.kind
         to = ("more than " if parts.more else "") + _many(parts.services, "service")
-        if kind == "pair":
-            return f"{service(key.value[2])} from {_address(*key.value[:2])}"
-        if kind in ("dst", "dst-prefix"):
-            return f"{to} {label}"
-        if kind == "state":
-            return f"{label} (by a sample)"
+        if kind in ("pair", "dst", "dst-prefix", "state"):
+            return {
+                "pair": f"{service(key.value[-1])} from {_address(*key.value[:2])}",
+                "state": f"{label} (by a sample)",
+            }.get(kind, f"{to} {label}")
         sources = max(parts.sources, self._estimated(key))
         if kind in ("service", "ports") and sources:
             return f"{label} from {_many(sources, 'source')}"
         if kind in ("prefix", "net"):
             return f"{label} ({_many(sources, 'source')}) to {to}"
+        if kind in ("process", "unit") and parts.only:
+            label += f" on {service(parts.only)}"
         return f"{label} to {to}" if kind in ("src", "proto", "direction") else label
 
     def label(self, key: Key) -> str:

@@ -1,0 +1,40 @@
+"""Which conversations are tried, without a kernel."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrace.rehearsal.talks import MOST_PAIRS, Far, pairs_of
+
+
+def hosts(first: int, n: int, device: int, family: int = 4) -> list[Far]:
+    return [Far((first + i).to_bytes(family, "big"), device, b"") for i in range(n)]
+
+
+def by_definition(far: list[Far], near: set[Far]) -> list[tuple[Far, Far]]:
+    """Every pair made, then left out: what thousands of addresses have no time for."""
+    pairs = [(a, b) for a in far for b in far
+             if a.device != b.device and len(a.address) == len(b.address)]  # fmt: skip
+    if len(pairs) > MOST_PAIRS:
+        pairs = [(a, b) for a, b in pairs if a in near or b in near]
+        pairs = pairs[:: max(1, len(pairs) // MOST_PAIRS)]
+    return pairs
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3), st.sampled_from([4, 16])),
+                max_size=5), st.integers(0, 9))  # fmt: skip
+def test_pairs_are_those_of_the_definition(parts: list[tuple[int, int, int]], every: int) -> None:
+    far = [one for at, (n, device, family) in enumerate(parts)
+           for one in hosts(1000 * at, n, device, family)]  # fmt: skip
+    near = set(far[:: every + 1])
+    assert pairs_of(far, near) == by_definition(far, near)
+
+
+def test_a_flood_of_sources_has_as_many_pairs_as_any() -> None:
+    """A hundred thousand addresses: every pair of them would never end."""
+    far = [*hosts(1, 100_000, 1), *hosts(1 << 24, 4, 2)]
+    found = pairs_of(far, set(far[-4:]))
+    assert MOST_PAIRS <= len(found) <= 2 * MOST_PAIRS
+    assert all(a.device != b.device for a, b in found)
