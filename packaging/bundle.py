@@ -32,7 +32,7 @@ DEBS: Final = (
 )  # fmt: skip
 WHEELS: Final = (
     "click>=8.1", "numpy>=1.24", "rich>=13.7", "textual>=8", "zstandard>=0.21",
-    "prometheus-client>=0.20", "plotly>=5.20",
+    "prometheus-client>=0.20",
 )  # fmt: skip
 """What pyproject.toml asks for, with its extras but pyarrow, which is as large as all the rest."""
 LOADER_ROOM: Final = 200
@@ -53,10 +53,9 @@ EXTENSIONS_UNUSED: Final = re.compile(
 PACKAGES_UNUSED: Final = (
     "numpy/**/tests", "numpy/f2py", "numpy/distutils", "numpy/doc", "numpy/_core/include",
     "numpy/_core/lib", "numpy/random/lib", "numpy/**/*.pyi", "numpy/_pyinstaller",
-    "zstandard/_cffi*.so", "**/*.c", "**/*.pxd", "**/*.pyx", "narwhals", "narwhals-*",
+    "zstandard/_cffi*.so", "**/*.c", "**/*.pxd", "**/*.pyx",
     "**/_simd.*.so", "numpy/_core/_[orsu]*_tests.*.so", "bin",
 )  # fmt: skip
-PLOTLY_KEPT: Final = "package_data/plotly.min.js"
 
 
 def main() -> None:
@@ -197,8 +196,6 @@ def add_wheel(wheel: Path, modules: Path) -> None:
     """A package without what nothing here imports; of its description the version remains."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name.startswith("plotly") and not name.endswith(PLOTLY_KEPT):
-                continue
             if ".dist-info/" in name and not name.endswith("/METADATA"):
                 continue
             archive.extract(name, modules)

@@ -13,14 +13,14 @@ from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
-from ctrace.record import KIND_OF, Kind, Reason
+from ctrace.record import KIND_OF, Events, Kind, Reason, address_text, proto_name
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
 from ctrace.recording.evidence import logged
 
 POINTS = 600
 """Points of the time line, at most."""
-SHARES = 120
+SHARES = 80
 """Moments at which the culprits' shares are taken."""
 STACKED = 8
 """Culprits told apart over time; the rest is one."""
@@ -79,7 +79,8 @@ class Review:
     groups: dict[str, Snapshot]
     """The same by other groupings."""
     timeline: Timeline
-    shares: Shares
+    groupings: dict[str, Shares]
+    """Who held how much over time: by the grouping asked for, by service, by namespace."""
     start: float
     end: float
     events: int
@@ -91,6 +92,9 @@ class Review:
     first_drop: Optional[float] = None
     drops: list[float] = field(default_factory=list)
     """UTC seconds of the first drop of each burst."""
+    complaint: Optional[tuple[float, str, str]] = None
+    """UTC second at which a packet of a process known by name was first refused, the process,
+    and where the packet went."""
     measured: dict[str, Perf] = field(default_factory=dict)
     """By host: what conntrack cost there, where that was measured beside the recording."""
 
@@ -144,6 +148,7 @@ def review(
         pass_.before_drop,
         pass_.drops[0] if pass_.drops else None,
         pass_.drops,
+        pass_.complaint,
         dict(recording.measurements()),  # the last one of a host tells the whole time
     )
 
@@ -167,7 +172,9 @@ class _Pass:
 
     def __init__(self, recording: Recorded, model: Model, group: str) -> None:
         self.timeline = Timeline()
-        self.shares = Shares()
+        self.shares = {name: Shares() for name in (group, "service", "netns")}
+        self.complaint: Optional[tuple[float, str, str]] = None
+        self._owners: dict[int, str] = {}
         self.peak: Optional[Snapshot] = None
         self.peak_fill = 0.0
         self.before_drop: Optional[Snapshot] = None
@@ -198,6 +205,9 @@ class _Pass:
         self._sums += new
         self._lost += batch.lost
         drops = int(new[_DROPS].sum())
+        self._owners |= {key: f"{o.comm}[{o.pid}]" for key, o in batch.names.owners.items()}
+        if self.complaint is None:
+            self.complaint = self._complained(batch.events)
         if drops:
             if not self.drops:
                 self.before_drop = self._latest
@@ -218,12 +228,32 @@ class _Pass:
         """The last, shorter point."""
         if self.until > self._at:
             self._point()
-        if self.shares.ts and self.shares.ts[-1] < self._clock.utc(self.until) / 1e9:
+        last = self.shares[self._group].ts
+        if last and last[-1] < self._clock.utc(self.until) / 1e9:
             self._share(self._snapshot())
 
-    def _snapshot(self) -> Snapshot:
+    def _share(self, now: Snapshot) -> None:
+        """Who holds how much now, by each grouping; ``now`` is by the one asked for."""
+        for name, shares in self.shares.items():
+            if name == "netns":
+                _share_tables(shares, now)
+            else:
+                _share(shares, now if name == self._group else self._snapshot(name))
+
+    def _complained(self, events: Events) -> Optional[tuple[float, str, str]]:
+        """The first packet among these that was refused to a process known by name."""
+        refused = events[(events["kind"] == int(Kind.DROP)) & (events["owner"] != 0)]
+        for one in refused[:100]:
+            process = self._owners.get(int(one["owner"]))
+            if process is not None:
+                flow = f"{proto_name(int(one['proto']))} to {address_text(one['dst'])}"
+                port = f":{int(one['dport'])}" if one["dport"] else ""
+                return self._clock.utc(int(one["ts"])) / 1e9, process, flow + port
+        return None
+
+    def _snapshot(self, group: str = "") -> Snapshot:
         return self._model.snapshot(
-            group=self._group, sort="held", limit=50, filter_text=self._flows
+            group=group or self._group, sort="held", limit=50, filter_text=self._flows
         )
 
     def _new(self, batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -269,9 +299,24 @@ class _Pass:
         self._at = self.until
         self._due = self.until + self._step
 
-    def _share(self, snapshot: Snapshot) -> None:
-        self.shares.ts.append(snapshot.ts / 1e9)
-        held = {culprit.key: culprit.held for culprit in snapshot.culprits if culprit.held > 0}
-        self.shares.held.append(held)
-        counted = sum(table.count for table in snapshot.tables)
-        self.shares.total.append(max(counted, sum(held.values())))
+
+def _share(shares: Shares, snapshot: Snapshot) -> None:
+    """Who holds how much now. Alike keys of several namespaces are told apart."""
+    several = len(snapshot.tables) > 1 and snapshot.group != "netns"
+    held: dict[str, int] = {}
+    for culprit in snapshot.culprits:
+        if culprit.held > 0:
+            where = f" in {culprit.netns_name}" if several and culprit.netns_name else ""
+            held[culprit.key + where] = culprit.held
+    counted = sum(table.count for table in snapshot.tables)
+    shares.ts.append(snapshot.ts / 1e9)
+    shares.held.append(held)
+    shares.total.append(max(counted, sum(held.values())))
+
+
+def _share_tables(shares: Shares, snapshot: Snapshot) -> None:
+    """Which namespace holds how much now, as the kernel counts."""
+    held = {table.name: table.count for table in snapshot.tables if table.count}
+    shares.ts.append(snapshot.ts / 1e9)
+    shares.held.append(held)
+    shares.total.append(sum(held.values()))

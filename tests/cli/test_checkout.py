@@ -70,7 +70,7 @@ def test_help_and_wrong_arguments_install_nothing(
 def test_work_installs_what_only_it_needs(checkout: Path) -> None:
     recording = checkout / "a.data"
     recording.write_bytes(b"not one")
-    done = run(checkout, "report", str(recording), "--html", "a.html")
+    done = run(checkout, "export", str(recording), "-o", "a.parquet")
     assert (checkout / "installed").exists(), done.stderr
 
 

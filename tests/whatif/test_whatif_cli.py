@@ -68,7 +68,8 @@ def test_the_answer_is_in_the_reports_page(ring: Path, tmp_path: Path) -> None:
     done = ctrace("whatif", ring, "--notrack", "tcp/8063", "--html", out)
     assert done.returncode == 0, done.stderr
     page = out.read_text()
-    section = page[page.index("What if: --notrack tcp/8063") :]
+    start = page.index("What if: --notrack tcp/8063")
+    section = page[start : page.index("</section>", start)]
     lines = re.findall(r'<polyline [^>]*points="([^"]+)"', section)
     assert len(lines) == 3
     counted, _, changed = ([float(p.split(",")[1]) for p in line.split()] for line in lines)

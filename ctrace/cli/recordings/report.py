@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from typing import Optional
 
@@ -25,12 +26,14 @@ from ctrace.cli.output import progress
 @group_option
 @limit_option(10, 1000, "Show at most N rows.")
 @page_option
-@answer_options("text", "json", "html")
+@click.option("--markdown", is_flag=True, help="As --format markdown: to paste in a postmortem.")
+@answer_options("text", "markdown", "json", "html")
 @redact_option
 def command(
     files: tuple[str, ...],
     group: Optional[str],
     limit: int,
+    markdown: bool,
     format: str,
     redact: bool,
 ) -> None:
@@ -54,6 +57,10 @@ def command(
             from ctrace.view.report.html import report_html
 
             click.echo(report_html(found))
+        elif markdown or format == "markdown":
+            from ctrace.view.report.markdown import report_markdown
+
+            click.echo(report_markdown(found), nl=False)
         elif format == "json":
             from ctrace.view.report.json import report_json
 
@@ -61,7 +68,8 @@ def command(
         else:
             from rich.console import Console
 
-            from ctrace.view.report.text import report_text
+            from ctrace.view.report.text import WIDTH, report_text
 
-            wide = None if sys.stdout.isatty() else 140
-            Console(highlight=False, width=wide, markup=False).print(report_text(found, limit))
+            wide = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+            console = Console(highlight=False, markup=False, width=wide)
+            console.print(report_text(found, limit))

@@ -50,6 +50,7 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             "Where conntrack's CPU time went",
             ("function", ">share of all CPU time"),
             ([_text(row.function), f"{100 * row.share:.2f} %"] for row in perf.hot),
+            folded=True,
         )
         + table(
             "Kernel stacks through conntrack",
@@ -75,6 +76,7 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
                  f"{row.longest_ns / 1e3:,.1f}", _text(" ← ".join(row.stack.split(";")[::-1][:6]))]
                 for row in perf.waits or ()
             ),
+            folded=True,
         )
     )  # fmt: skip
 

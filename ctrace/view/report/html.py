@@ -1,47 +1,47 @@
 """A review as one page that opens offline: charts, tables, and nothing from elsewhere.
 
-A recording may come from a stranger: every name and address is cleaned and escaped, also
-in the charts' labels, and the page's own policy forbids it to load or send anything.
+A recording may come from a stranger: every name and address is cleaned and escaped, and the
+page's own policy forbids it to run, load or send anything. On paper it takes at most four pages.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import html
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
-from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Cause, Culprit, Snapshot
 from ctrace.recording.evidence import FACT, parse
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
+from ctrace.view.report.charts import holders_over_time, lives, over_time
 from ctrace.view.report.cost_html import perf_html
 from ctrace.view.report.evidence import sentences
-from ctrace.view.report.html_data import chart_data, escaped, script_json
-from ctrace.view.report.text import limit, made_by, telling
+from ctrace.view.report.story import Moment, headline, story
+from ctrace.view.report.text import limit, made_by, peak_fills, telling, used_tables
 from ctrace.view.report.whatif_html import whatif_html
 from ctrace.view.unseen import nobody, number, rate
 from ctrace.whatif.answer import WhatIf
 
-ROWS = 25
+ROWS = 10
+"""Rows of a table; as many again are folded."""
+LIVES = 4
+FILLS = 6
+GROUPS = {
+    "pair": "source and service", "service": "service", "src": "source", "dst": "destination",
+    "process": "process", "container": "container", "netns": "namespace",
+}  # fmt: skip
 
 
 def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
-    """The page, with a what-if's answer in it when there is one.
-
-    Raises CtraceError when the chart library is not installed.
-    """
-    chart_library = _plotly()
+    """The page, with a what-if's answer in it when there is one."""
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
-        "@TITLE@": f"{escaped(review.recording.header.host or 'ctrace')} "
-        f"{start:%Y-%m-%d %H:%M} UTC",
+        "@TITLE@": f"{_text(review.recording.header.host or 'ctrace')} {start:%Y-%m-%d %H:%M} UTC",
         "@BODY@": _body(review, answer),
-        "@DATA@": script_json(chart_data(review)),
-        "@PLOTLY@": chart_library,
     }
     # One pass: what a part brings in is never looked at again.
     out, rest = [], page
@@ -51,42 +51,30 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
     return "".join([*out, rest])
 
 
-def _plotly() -> str:
-    """The chart library's script, which needs none of its Python."""
-    found = importlib.util.find_spec("plotly")
-    for folder in (found and found.submodule_search_locations) or ():
-        script = Path(folder) / "package_data" / "plotly.min.js"
-        if script.exists():
-            return script.read_text(encoding="utf-8")
-    raise CtraceError("plotly is missing: install it with pip install plotly")
+def _text(text: str) -> str:
+    return html.escape(fmt.clean(text))
 
 
 def _body(review: Review, answer: Optional[WhatIf]) -> str:
+    told = story(review)
+    texts = parse(review.recording.header.facts)
     return "\n".join(
         (
             _head(review),
             _why(review),
-            _said(review),
+            _story(told),
+            _said(texts) if texts is not None else "",
             whatif_html(answer, _table) if answer else "",
             _tiles(review),
-            _chart(
-                "Fill, rates, refusals", "timeline",
-                "Drag to zoom, double-click to reset. Keys: ← → pan, + and - zoom, 0 all, d dark "
-                "or light. Dotted red lines: where drops began.",
-            ),
-            _chart(
-                "Who held the table", "shares",
-                f"Entries held, by {escaped(review.final.group)}, the largest over the whole time.",
-            ),
+            _section("Over time", "".join(over_time(review, told))),
+            _section("Who held the table", holders_over_time(review, told)),
             _culprits(review.final) if review.final.hooks.changes
             else _moment(review.final, "What the table held"),
-            _chart(
-                "How long connections live, and how long their entries stay", "lives",
-                "Dotted: from the first to the last packet. Filled: from insert to destroy. "
-                "Click a name to add it.",
-            ),
+            *(_grouped(name, one) for name, one in review.groups.items()
+              if name != review.final.group),
             _worst(review),
             _victims(review.final),
+            _section("How long", lives(review)),
             _tables(review),
             _causes(review),
             *(perf_html(host, perf, _table) for host, perf in review.measured.items()),
@@ -95,37 +83,55 @@ def _body(review: Review, answer: Optional[WhatIf]) -> str:
     )  # fmt: skip
 
 
+def _section(title: str, inner: str) -> str:
+    return f"<section><h2>{title}</h2>{inner}</section>" if inner else ""
+
+
+def _folded(title: str, inner: str) -> str:
+    """What only some want to see; it stays folded on paper."""
+    return f"<section><details><summary>{title}</summary>{inner}</details></section>"
+
+
+def _story(told: list[Moment]) -> str:
+    rows = "".join(
+        f"<tr><td><b class='letter'>{one.letter}</b></td><td class='n'>{fmt.clock(one.ts)}</td>"
+        f"<td class='w'>{_text(one.text)}</td></tr>"
+        for one in told
+    )
+    return _section("What happened, UTC", f'<table class="story">{rows}</table>')
+
+
+def _said(texts: dict[str, Any]) -> str:
+    """What dumps and logs told beside entries."""
+    rows = "".join(f"<dt>{head}</dt><dd>{_text(text)}</dd>" for head, text in sentences(texts))
+    return _section("Evidence: what the texts say", f"<dl>{rows}</dl>")
+
+
 def _head(review: Review) -> str:
     header = review.recording.header
     start = datetime.fromtimestamp(review.start, timezone.utc)
     return (
-        f"<header><h1>{escaped(header.host or 'unknown host')}</h1>"
+        f"<header><h1>{_text(header.host or 'unknown host')}</h1>"
         f"<p>{start:%Y-%m-%d} {fmt.clock(review.start)} to {fmt.clock(review.end)} UTC, "
-        f"{fmt.span(review.end - review.start)}; {escaped(made_by(header))}</p>"
-        '<button id="theme" type="button">dark / light</button></header>'
+        f"{fmt.span(review.end - review.start)}; {_text(made_by(header))}</p>"
+        "</header>"
     )
 
 
 def _why(review: Review) -> str:
-    worst = telling(review)
+    worst, state = telling(review), headline(review)
     when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
-    lines = [f'<p class="note">{when}</p>']
+    lines = [f'<p><b class="{state.level}">{state.word}</b> {_text(state.text)}</p>']
     for label, holders in (("Held by", worst.who), ("Refused", worst.who_refused)):
-        told = "; ".join(f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in holders)
-        lines += [f"<p>{label}: {escaped(told)}</p>"] if told else []
+        if holders:
+            parts = "; ".join(f"{fmt.share(o.share)} {_text(fmt.prose(o.text))}" for o in holders)
+            lines.append(f"<p>{label}: {parts}</p>")
+    lines.append(f'<p class="note">{when}:</p>')
     for cause in worst.why[:3]:
-        lines.append(f"<p>{escaped(fmt.prose(cause.text))}</p>")
+        lines.append(f"<p>{_text(fmt.prose(cause.text))}</p>")
         if cause.remedy:
-            lines.append(f'<p class="remedy">{escaped(cause.remedy)}</p>')
-    return f'<section class="why"><h2>Why</h2>{"".join(lines)}</section>'
-
-
-def _said(review: Review) -> str:
-    """What dumps and logs told beside entries."""
-    texts = parse(review.recording.header.facts)
-    rows = sentences(texts) if texts is not None else []
-    return _table("What the texts say", ("about", "said"),
-                  ([escaped(head), escaped(text)] for head, text in rows))  # fmt: skip
+            lines.append(f'<p class="remedy">{_text(cause.remedy)}</p>')
+    return f'<section class="why"><h2>In short</h2>{"".join(lines)}</section>'
 
 
 def _tiles(review: Review) -> str:
@@ -159,15 +165,12 @@ def _tiles(review: Review) -> str:
     return f'<div class="tiles">{inner}</div>'
 
 
-def _chart(title: str, name: str, note: str) -> str:
-    return (
-        f'<section><h2>{title}</h2><div class="chart" id="{name}" role="img" tabindex="0" '
-        f'aria-label="{title}"></div><p class="note">{note}</p></section>'
-    )
-
-
 def _table(
-    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], note: str = ""
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    note: str = "",
+    folded: bool = False,
 ) -> str:
     """A section with a table; columns that begin with ``>`` hold numbers. Cells are HTML."""
     names = list(columns)
@@ -187,10 +190,9 @@ def _table(
     if not body:
         return ""
     after = f'<p class="note">{note}</p>' if note else ""
-    return (
-        f"<section><h2>{title}</h2><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{after}</section>"
-    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    inner = f'<div class="wide" tabindex="0">{table}</div>{after}'
+    return _folded(title, inner) if folded else _section(title, inner)
 
 
 def _culprits(snapshot: Snapshot) -> str:
@@ -208,69 +210,85 @@ def _culprits(snapshot: Snapshot) -> str:
             fmt.duration(c.residence.p99),
             _number(c.drops, "bad") if snapshot.hooks.refusals else fmt.UNKNOWN,
             number(snapshot.hooks, "evicted", c.ends.evicted),
-            escaped(c.nat),
+            _text(c.nat),
             _owner(c),
         ]
 
     rest, left = beyond(snapshot, ROWS)
     return _table(
         "What filled the table, by table-seconds",
-        (escaped(snapshot.group), ">share", ">inserts", ">life p50", ">stays p50", ">stays p99",
-         ">refused", ">evicted", "NAT", "process"),
+        (_text(snapshot.group), ">share", ">inserts", ">life, median", ">in table, median",
+         ">99 % within", ">refused", ">evicted", "NAT", "process"),
         map(row, snapshot.culprits[:ROWS]),
         f"and {fmt.count(rest)} more, {fmt.share(left)}" if rest else "",
     )  # fmt: skip
 
 
+def _grouped(name: str, snapshot: Snapshot) -> str:
+    """The same by another grouping, folded; nothing where it tells nothing more."""
+    if len(snapshot.culprits) < 2 or not snapshot.hooks.changes:
+        return ""
+    whole = snapshot.table_seconds_total or 1.0
+    return _table(
+        f"The same by {GROUPS.get(name, name)}",
+        (GROUPS.get(name, name), ">share", ">inserts", ">in table, median", ">refused"),
+        (
+            [_key(c, snapshot), fmt.share(c.table_seconds / whole), fmt.count(c.inserts),
+             fmt.stays(c.residence), _number(c.drops, "bad")]
+            for c in snapshot.culprits[:ROWS] if c.table_seconds > 0 or c.drops
+        ),
+        folded=True,
+    )  # fmt: skip
+
+
 def _worst(review: Review) -> str:
     moment = review.before_drop or review.peak
-    if moment is None or not moment.hooks.changes:
+    if moment is None or not moment.culprits or not moment.hooks.changes:
         return ""
     what = "Just before the first refusal" if review.before_drop else "When it was fullest"
-    return _moment(moment, f"{what}, at {fmt.clock(moment.ts / 1e9)}")
+    return _moment(moment, f"{what}, at {fmt.clock(moment.ts / 1e9)}", folded=True)
 
 
-def _moment(moment: Snapshot, title: str) -> str:
+def _moment(moment: Snapshot, title: str, folded: bool = False) -> str:
     return _table(
         title,
-        (escaped(moment.group), ">held", ">share", ">new/s", ">refused/s"),
+        (_text(moment.group), ">held", ">share", ">new/s", ">refused/s"),
         (
             [_key(c, moment), fmt.held(c), fmt.share(c.share),
              rate(moment.hooks, "new_per_s", c.new_per_s),
              rate(moment.hooks, "drop_per_s", c.drop_per_s)]
-            for c in moment.culprits[:15]
+            for c in moment.culprits[:ROWS]
         ),
+        folded=folded,
     )  # fmt: skip
 
 
 def _victims(snapshot: Snapshot) -> str:
     if not snapshot.hooks.drop_tuples and not snapshot.victims:
         said = nobody(snapshot.hooks, snapshot.totals.drop)
-        return f"<section><h2>Who was refused or evicted</h2><p>{escaped(said)}</p></section>"
+        return f"<section><h2>Who was refused or evicted</h2><p>{_text(said)}</p></section>"
     return _table(
         "Who was refused or evicted",
         ("flow", ">refused", ">of its tries", ">evicted", ">failed", "process that got EPERM"),
         (
-            [escaped(v.key), _number(v.drops, "bad"), fmt.share(v.share_of_new),
+            [_text(v.key), _number(v.drops, "bad"), fmt.share(v.share_of_new),
              fmt.count(v.evicted), fmt.count(v.failed),
-             f"{escaped(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
+             f"{_text(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
             for v in snapshot.victims[:ROWS]
         ),
     )  # fmt: skip
 
 
 def _tables(review: Review) -> str:
-    hooks = review.final.hooks
-    peaks = {
-        name: max((value for value in values if value is not None), default=None)
-        for name, values in review.timeline.fill.items()
-    }
+    hooks, peaks = review.final.hooks, peak_fills(review)
+    shown, idle = used_tables(review)
+    left_out = f"; {fmt.plural(idle, 'namespace')} that held nothing left out" if idle else ""
     return _table(
-        "Tables",
+        "Tables" + left_out,
         ("namespace", ">at end", ">max", ">buckets", ">fullest", ">inserted", ">destroyed",
-         ">refused", ">evicted", ">failed", ">off by"),
+         ">refused", ">evicted", ">failed", ">differs from kernel by"),
         (
-            [escaped(t.name), fmt.count(t.count), limit(t),
+            [_text(t.name), fmt.count(t.count), limit(t),
              fmt.count(t.buckets) if t.buckets else fmt.UNKNOWN, fmt.share(peaks.get(str(t.netns))),
              number(hooks, "insert", t.totals.insert),
              number(hooks, "destroy", t.totals.destroy),
@@ -278,9 +296,9 @@ def _tables(review: Review) -> str:
              number(hooks, "early_drop", t.totals.early_drop),
              number(hooks, "insert_failed", t.totals.insert_failed),
              number(hooks, "off_by", t.off_by.count)]
-            for t in sorted(review.final.tables, key=lambda t: -(peaks.get(str(t.netns)) or 0))
+            for t in shown[:ROWS]
         ),
-        "Off by: our inserts less destroys, against the change of the kernel's own count.",
+        f"and {len(shown) - ROWS} more, less full" if len(shown) > ROWS else "",
     )  # fmt: skip
 
 
@@ -297,56 +315,57 @@ def _causes(review: Review) -> str:
         "Causes and their evidence",
         ("cause", "evidence", ">explains", "what usually helps", "seen"),
         (
-            [escaped(fmt.prose(cause.text)),
-             "<br>".join(escaped(fmt.prose(fact)) for fact in cause.evidence),
-             fmt.share(cause.share),
-             escaped(cause.remedy), name]
-            for name, cause in seen.values()
+            [_text(fmt.prose(cause.text)),
+             "<br>".join(_text(fmt.prose(fact)) for fact in cause.evidence), fmt.share(cause.share),
+             _text(cause.remedy), name]
+            for name, cause in list(seen.values())[:ROWS]
         ),
+        folded=True,
     )  # fmt: skip
 
 
 def _about(review: Review) -> str:
     recording, header = review.recording, review.recording.header
     lines = [
-        ("recording", escaped(recording.path)),
-        ("written by", f"ctrace {escaped(header.version)}"),
-        ("hooks", escaped(header.hooks.family)),
-        ("filter", escaped(header.filter) or "none"),
+        ("recording", _text(recording.path)),
+        ("written by", f"ctrace {_text(header.version)}"),
+        ("hooks", _text(header.hooks.family)),
+        ("filter", _text(header.filter) or "none"),
         ("events", f"{fmt.count(review.events)}, {fmt.count(review.final.lost)} lost"),
-        ("complete", escaped(str(recording.missing)) if recording.missing else "yes"),
-        ("ended", escaped(recording.ended or "") if recording.ended is not None else "not cleanly"),
+        ("complete", _text(str(recording.missing)) if recording.missing else "yes"),
+        (
+            "ended",
+            _text(recording.ended or "cleanly") if recording.ended is not None else "not cleanly",
+        ),
     ]
     if header.hooks.note and not header.hooks.drop_tuples:
-        lines.append(("no better hooks", escaped(header.hooks.note)))
-    lines += [("not seen", escaped(sentence)) for sentence in header.hooks.blind]
-    lines += [("note", escaped(note)) for note in recording.notes()]
+        lines.append(("no better hooks", _text(header.hooks.note)))
+    lines += [("not seen", _text(sentence)) for sentence in header.hooks.blind]
+    lines += [("note", _text(note)) for note in recording.notes()]
     settings = len(set(header.facts) - {FACT})
     facts = "".join(
-        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>"
+        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>"
         for name, value in header.facts.items()
-        if name != FACT
+        if name != FACT  # what was made of texts stands above, in sentences
     )
     told = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines)
-    return (
-        f"<section><h2>This recording</h2><dl>{told}</dl></section>"
-        f"<section><h2>This host</h2><details><summary>{settings} settings</summary>"
-        f"<dl>{facts}</dl></details></section>"
+    return _section("This recording", f"<dl>{told}</dl>") + _folded(
+        f"This host: {settings} settings", f"<dl>{facts}</dl>"
     )
 
 
 def _key(culprit: Culprit, snapshot: Snapshot) -> str:
     several = len(snapshot.tables) > 1 and snapshot.group != "netns" and culprit.netns_name
     key = fmt.prose(culprit.words or culprit.key)
-    return escaped(key + (f" in {culprit.netns_name}" if several else ""))
+    return _text(key + (f" in {culprit.netns_name}" if several else ""))
 
 
 def _owner(culprit: Culprit) -> str:
     owner = culprit.owner
     if owner is None:
         return ""
-    unit = f" {escaped(owner.unit)}" if owner.unit else ""
-    return f"{escaped(owner.comm)}[{owner.pid}]{unit}"
+    unit = f" {_text(owner.unit)}" if owner.unit else ""
+    return f"{_text(owner.comm)}[{owner.pid}]{unit}"
 
 
 def _number(value: int, kind: str) -> str:

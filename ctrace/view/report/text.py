@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Optional
 
 from rich.console import Group, RenderableType
 from rich.table import Table as Grid
@@ -18,19 +18,25 @@ from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
+from ctrace.view.report.story import headline, story
 from ctrace.view.unseen import nobody, number, rate
 
-SPARK = 60
+SPARK = 48
+WIDTH = 100
+"""Columns: no line is wider, whatever the terminal."""
+TABLES = 8
+KEY = 38
+"""Columns of a key; its middle goes."""
 
 
 def report_text(review: Review, limit: int = 10) -> Group:
     """What happened, most important first."""
     final, peak = review.final, review.peak or review.final
-    blocks: list[RenderableType] = [_head(review), Text()]
+    blocks: list[RenderableType] = [_head(review), _verdict(review), Text()]
     texts = parse(review.recording.header.facts)
     if texts is not None:
         blocks += [_title("What the texts say"), _said(texts), Text()]
-    blocks += [_why(review), Text()]
+    blocks += [_why(review), Text(), _title("What happened, UTC"), *_story(review), Text()]
     blocks += [_tables(review), Text(), _timeline(review), Text()]
     if final.hooks.changes:
         blocks += [_title("What filled the table, by table-seconds"), culprits(final, limit)]
@@ -67,6 +73,20 @@ def _head(review: Review) -> Text:
     )
 
 
+def _verdict(review: Review) -> Text:
+    said = headline(review)
+    style = {"bad": "bold red", "warn": "bold yellow", "good": "bold green"}.get(said.level, "bold")
+    return Text.assemble((said.word, style), f" {said.text}")
+
+
+def _story(review: Review) -> Iterator[RenderableType]:
+    """The moments, each with its time, wrapped under itself."""
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    for one in story(review):
+        grid.add_row(Text(one.letter, style="bold"), fmt.clock(one.ts), Text(one.text))
+    yield grid
+
+
 def _said(data: dict[str, Any]) -> Grid:
     """What dumps and logs told beside entries."""
     grid = Grid.grid(padding=(0, 2))
@@ -99,30 +119,39 @@ def _why(review: Review) -> Group:
         lines.append(Text.assemble(("WHY  ", "bold"), fmt.prose(cause.text)))
         if cause.remedy:
             lines.append(Text("     " + fmt.clean(cause.remedy), style="dim"))
-    if review.first_drop is not None:
-        lines.append(
-            Text(
-                f"First refused at {fmt.clock(review.first_drop)}, in "
-                f"{fmt.plural(len(review.drops), 'burst')} of drops.",
-            )
-        )
     return Group(*lines)
 
 
-def _tables(review: Review) -> Grid:
-    peaks = {
+def peak_fills(review: Review) -> dict[str, Optional[float]]:
+    """How full each namespace's table ever was; None where that was not read."""
+    return {
         name: max((value for value in values if value is not None), default=None)
         for name, values in review.timeline.fill.items()
     }
+
+
+def used_tables(review: Review) -> tuple[list[Table], int]:
+    """The tables that ever held or refused something, the fullest first; how many did not."""
+    peaks = peak_fills(review)
+    used = [
+        t for t in review.final.tables
+        if t.count or peaks.get(str(t.netns)) or t.totals.insert or t.totals.drop
+    ]  # fmt: skip
+    order = sorted(used, key=lambda t: (-(peaks.get(str(t.netns)) or 0), -t.count))
+    return order, len(review.final.tables) - len(used)
+
+
+def _tables(review: Review) -> Grid:
+    peaks = peak_fills(review)
     grid = _grid(
-        "table", ">entries at end", ">max", ">fullest", ">inserted", ">destroyed", ">refused",
+        "namespace", ">at end", ">max", ">fullest", ">inserted", ">destroyed", ">refused",
         ">evicted", ">failed",
     )  # fmt: skip
-    shown = sorted(review.final.tables, key=lambda t: -(peaks.get(str(t.netns)) or 0))
-    for table in shown[:12]:
+    shown, idle = used_tables(review)
+    for table in shown[:TABLES]:
         totals, hooks = table.totals, review.final.hooks
         grid.add_row(
-            fmt.clean(table.name),
+            fmt.cut(fmt.clean(table.name), 22),
             fmt.count(table.count),
             limit(table),
             fmt.share(peaks.get(str(table.netns))),
@@ -132,8 +161,10 @@ def _tables(review: Review) -> Grid:
             number(hooks, "early_drop", totals.early_drop),
             number(hooks, "insert_failed", totals.insert_failed),
         )
-    if len(shown) > 12:
-        grid.add_row(f"and {len(shown) - 12} more")
+    if len(shown) > TABLES:
+        grid.add_row(f"and {fmt.count(len(shown) - TABLES)} less full")
+    if idle:
+        grid.add_row(f"{fmt.count(idle)} held nothing")
     return grid
 
 
@@ -153,7 +184,9 @@ def _timeline(review: Review) -> Grid:
         name = next((t.name for t in review.final.tables if str(t.netns) == fullest), fullest)
         values = [value or 0.0 for value in line.fill[fullest]]
         grid.add_row(
-            f"fill {fmt.clean(name)}", _spark(values, 1.0), "up to " + fmt.share(max(values))
+            f"fill {fmt.cut(fmt.clean(name), 22)}",
+            _spark(values, 1.0),
+            "up to " + fmt.share(max(values)),
         )
     for label, values in rows:
         if any(values):
@@ -172,21 +205,19 @@ def _spark(values: list[float], top: float | None = None) -> str:
 def culprits(snapshot: Snapshot, limit: int) -> Grid:
     """Rows by what they cost in table-seconds."""
     grid = _grid(
-        snapshot.group, ">share", ">inserts", ">life", ">stays", ">held at end", ">refused",
-        "owner", "ends",
+        snapshot.group, ">share", ">inserts", ">life", ">in table", ">at end", ">refused", "owner",
     )  # fmt: skip
     whole = snapshot.table_seconds_total or 1.0
     for c in snapshot.culprits[:limit]:
         grid.add_row(
-            _key(c, snapshot),
+            fmt.key(_key(c, snapshot), KEY),
             fmt.share(c.table_seconds / whole),
             fmt.count(c.inserts),
             fmt.duration(c.life.p50),
             fmt.stays(c.residence),
             fmt.held(c),
             Text(number(snapshot.hooks, "drops", c.drops), style="red" if c.drops else ""),
-            _owner(c),
-            _ends(c),
+            fmt.cut(_owner(c), 16),
         )
     rest, left = beyond(snapshot, limit)
     if rest:
@@ -199,7 +230,7 @@ def moment(snapshot: Snapshot, limit: int) -> Grid:
     grid = _grid(snapshot.group, ">held", ">share", ">new/s", ">refused/s")
     for c in snapshot.culprits[:limit]:
         grid.add_row(
-            _key(c, snapshot),
+            fmt.key(_key(c, snapshot), KEY + 12),
             fmt.held(c),
             fmt.share(c.share),
             rate(snapshot.hooks, "new_per_s", c.new_per_s),
@@ -214,7 +245,7 @@ def victims(rows: tuple[Victim, ...]) -> Grid:
     for v in rows:
         owner = f"{fmt.clean(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""
         grid.add_row(
-            fmt.clean(v.key),
+            fmt.key(v.key, KEY + 10),
             Text(fmt.count(v.drops), style="bold red" if v.drops else ""),
             fmt.share(v.share_of_new),
             fmt.count(v.evicted),
@@ -276,21 +307,6 @@ def _owner(culprit: Culprit) -> str:
     if owner is None:
         return ""
     return fmt.clean(owner.unit) or f"{fmt.clean(owner.comm)}[{owner.pid}]"
-
-
-def _ends(culprit: Culprit) -> str:
-    ends = culprit.ends
-    total = ends.expired + ends.evicted + ends.deleted + ends.other
-    parts = [
-        f"{fmt.share(n / total)} {word}"
-        for n, word in (
-            (ends.expired, "expired"),
-            (ends.evicted, "evicted"),
-            (ends.deleted, "deleted"),
-        )
-        if n
-    ]
-    return ", ".join(parts)
 
 
 def _grid(*columns: str) -> Grid:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable
-from datetime import datetime, timezone
 
 from ctrace.view import format as fmt
+from ctrace.view.report.svg import Line, lines_chart, times
 from ctrace.view.report.whatif_text import rising_text, trust_text, vague_text
-from ctrace.whatif.answer import Outcome, Place, Series, WhatIf
+from ctrace.whatif.answer import Outcome, Place, WhatIf
 
-WIDTH, HEIGHT = 1200, 300
-LEFT, TOP, BOTTOM = 70, 10, 24
 # Okabe and Ito's colours, and dashes beside them: told apart also without colour.
 LINES = (("then, as counted", "#8a94a3", ""), ("then, in the model", "#e69f00", "5 4"),
          ("with the change", "#0072b2", ""))  # fmt: skip
@@ -72,50 +70,15 @@ def _chart(place: Place) -> str:
         return ""
     first = min(series.ts[0] for series in known)
     last = max(first + 1e-3, *(series.ts[-1] for series in known))
-    most = max(max(series.count) for series in known) or 1.0
-    limits = {limit for limit in (place.limit, place.new_limit) if 0 < limit <= 2 * most}
-    top = max(most, *limits, 1) * 1.05 if limits else most * 1.05
-
-    def x(ts: float) -> float:
-        return LEFT + (ts - first) / (last - first) * (WIDTH - LEFT)
-
-    def y(count: float) -> float:
-        return TOP + (1 - count / top) * (HEIGHT - TOP - BOTTOM)
-
-    def line(series: Series, colour: str, dash: str) -> str:
-        points = " ".join(f"{x(t):.1f},{y(n):.1f}" for t, n in zip(series.ts, series.count))
-        return (
-            f'<polyline fill="none" stroke="{colour}" stroke-width="2" '
-            f'stroke-dasharray="{dash}" points="{points}"/>'
-        )
-
-    marks = "".join(
-        f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y(n):.1f}" y2="{y(n):.1f}" stroke="var(--{style})" '
-        f'stroke-dasharray="{dash}"/><text x="{LEFT - 6}" y="{y(n) + 4:.1f}" '
-        f'text-anchor="end" fill="var(--dim)">{fmt.count(round(n))}</text>'
-        for n, style, dash in (
-            *((most * part, "line", "") for part in (0, 0.5, 1)),
-            *((limit, "bad", "2 4") for limit in sorted(limits)),
-        )
-    )
-    times = "".join(
-        f'<text x="{at}" y="{HEIGHT - 4}" text-anchor="{anchor}" fill="var(--dim)">'
-        f"{datetime.fromtimestamp(ts, timezone.utc):%H:%M:%S}</text>"
-        for at, anchor, ts in ((LEFT, "start", first), (WIDTH, "end", last))
-    )
-    legend = " ".join(
-        f'<tspan fill="{colour}">{"┅" if dash else "━"} {label}</tspan>'
-        for label, colour, dash in LINES
-    )
-    lines = "".join(
-        line(series, colour, dash) for series, (_, colour, dash) in zip(found, LINES) if series.ts
-    )
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" font-size="13" role="img" '
-        f'aria-label="Entries of {_text(place.name)}, as they were and with the change">'
-        f"{marks}{lines}{times}"
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{legend}</text></svg>'
-    )
+    most = max(max(series.count) for series in known)
+    limits = sorted({limit for limit in (place.limit, place.new_limit) if 0 < limit <= 2 * most})
+    lines = [
+        Line(label, series.count, colour, dash, series.ts, zero=True)
+        for series, (label, colour, dash) in zip(found, LINES)
+        if series.ts
+    ]
+    title = f"Entries of {place.name}, as they were and with the change"
+    return lines_chart(title, times(first, last), (), lines, fmt.short, limits=limits)
 
 
 def _text(text: str) -> str:

@@ -1,0 +1,169 @@
+"""What happened in order: the few moments of a recording that a postmortem tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from ctrace.recording.evidence import parse
+from ctrace.recording.review import Review, Shares
+from ctrace.view import format as fmt
+from ctrace.view.verdict import HIGH, Verdict, verdict
+
+RISE = 0.05
+"""Share of all that was held then, that a key must gain to be told: less is the usual coming
+and going."""
+FEW = 16
+"""Entries: a key that gains fewer is not told."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One line of the story."""
+
+    ts: float
+    """UTC seconds."""
+    letter: str
+    """By which the charts mark it."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.letter}  {fmt.clock(self.ts)}  {self.text}"
+
+
+def headline(review: Review) -> Verdict:
+    """The verdict on the whole recording."""
+    final = review.final
+    if not final.hooks.changes:
+        return verdict(final)
+    dropped, evicted = final.totals.drop, final.totals.early_drop
+    fill = f"fullest at {fmt.share(review.peak_fill)}"
+    if dropped:
+        word = "FULL" if review.peak_fill > 0.99 else "REFUSED"
+        when = ""
+        last = last_refusal(review)
+        if review.first_drop is not None and last is not None:
+            when = f" from {fmt.clock(review.first_drop)} to {fmt.clock(last)}"
+        return Verdict(word, f"{fmt.plural(dropped, 'packet')} refused{when}; {fill}", "bad")
+    nothing = "nothing refused" if final.hooks.refusals else "refusals are not known"
+    if evicted:
+        return Verdict("EVICTED", f"{fmt.count(evicted)} entries evicted early; {fill}", "warn")
+    if review.peak_fill >= HIGH:
+        return Verdict("HIGH", f"{fill}, {nothing}", "warn")
+    return Verdict("HEALTHY", f"{fill}, {nothing}", "good")
+
+
+def last_refusal(review: Review) -> Optional[float]:
+    """The end of the last stretch in which something was refused."""
+    line = review.timeline
+    return next((ts for ts, n in zip(reversed(line.ts), reversed(line.drop)) if n), None)
+
+
+def grouping(review: Review) -> tuple[str, Shares]:
+    """By what the holders are told over time: as asked, unless that leaves most of it unnamed."""
+    asked = review.final.group
+    rest = {name: _unnamed(shares) for name, shares in review.groupings.items()}
+    best = asked if rest.get(asked, 1.0) <= 0.5 else min(rest, key=lambda name: rest[name])
+    return best, review.groupings[best]
+
+
+def story(review: Review) -> list[Moment]:
+    """When what rose, when it was fullest, who was refused first, and the end; in time order."""
+    told = sorted(_moments(review), key=lambda one: one[0])
+    return [Moment(ts, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i], text) for i, (ts, text) in enumerate(told)]
+
+
+def _moments(review: Review) -> Iterator[tuple[float, str]]:
+    if review.final.hooks.changes:
+        yield from _rise(review)
+    yield from _fullest(review)
+    if review.first_drop is not None:
+        bursts = len(review.drops)
+        more = f", the first of {bursts} bursts" if bursts > 1 else ""
+        yield review.first_drop, f"first refusal{more}"
+    yield from _complaint(review)
+    last = last_refusal(review)
+    if last is not None and last > (review.first_drop or 0):
+        yield last, f"last refusal; {fmt.plural(review.final.totals.drop, 'packet')} in all"
+    fills = [(values[-1] or 0.0) for values in review.timeline.fill.values() if values]
+    ended = "the recording ends" if review.final.hooks.changes else "the texts end"
+    yield review.end, ended + (f", the fullest table at {fmt.share(max(fills))}" if fills else "")
+
+
+def _rise(review: Review) -> Iterator[tuple[float, str]]:
+    """The key that gained most until the table was fullest, from what to what."""
+    _, shares = grouping(review)
+    best: Optional[tuple[int, str, int, int]] = None
+    for key, series in shares.stacked().items():
+        if key == "others" or not series:
+            continue
+        high = max(range(len(series)), key=series.__getitem__)
+        low = min(series[: high + 1])
+        gain = series[high] - low
+        begin = max(i for i in range(high + 1) if series[i] <= low + gain / 10)
+        if gain > max(FEW, RISE * shares.total[high]) and (best is None or gain > best[0]):
+            best = gain, key, begin, high
+    if best is None:
+        return
+    _, key, begin, high = best
+    series = shares.stacked()[key]
+    text = (
+        f"{fmt.clean(key)} rises from {fmt.count(series[begin])} to "
+        f"{fmt.count(series[high])} entries, reached at {fmt.clock(shares.ts[high])}"
+    )
+    yield shares.ts[begin], text + _rate(review, shares.ts[begin], shares.ts[high])
+
+
+def _rate(review: Review, begin: float, high: float) -> str:
+    """New entries a second before and while it rose, where they tell a rise."""
+    line = review.timeline
+    before = [n for ts, n in zip(line.ts, line.insert) if ts <= begin]
+    while_ = [n for ts, n in zip(line.ts, line.insert) if begin < ts <= high]
+    if not before or not while_:
+        return ""
+    one, other = _mean(before), _mean(while_)
+    if other < 1.5 * one:
+        return ""
+    return f"; new entries from {fmt.per_second(one)} to {fmt.per_second(other)}"
+
+
+def _fullest(review: Review) -> Iterator[tuple[float, str]]:
+    line = review.timeline
+    names = {str(table.netns): table for table in review.final.tables}
+    peaks = [
+        (value, ts, name)
+        for name, values in line.fill.items()
+        for ts, value in zip(line.ts, values)
+        if value is not None
+    ]
+    if not peaks:
+        return
+    value, ts, name = max(peaks, key=lambda one: (one[0], -one[1]))
+    table = names.get(name)
+    if value <= 0:
+        return
+    where = f" {fmt.clean(table.name)}" if table is not None and len(names) > 1 else ""
+    of = f" of {fmt.count(table.max)}" if table is not None and table.max else ""
+    yield ts, f"fullest:{where} {fmt.share(value)}{of}"
+
+
+def _complaint(review: Review) -> Iterator[tuple[float, str]]:
+    """The first program, or line of a log, that a refusal explains."""
+    if review.complaint is not None:
+        ts, process, flow = review.complaint
+        yield ts, f"{fmt.clean(process)} gets EPERM for {fmt.clean(flow)}: its first complaint"
+    texts = parse(review.recording.header.facts) or {}
+    first = ((texts.get("log") or {}).get("first") or {}).get("utc")
+    if first is not None and review.start <= first <= review.end:
+        yield float(first), "the kernel logs that the table is full, for the first time"
+
+
+def _unnamed(shares: Shares) -> float:
+    """The part of all that was held over time that no key of the chart names."""
+    whole = sum(shares.total)
+    return sum(shares.stacked().get("others", ())) / whole if whole else 1.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

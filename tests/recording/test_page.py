@@ -1,0 +1,203 @@
+"""The report for people: one page on any screen and on paper, Markdown, and text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit import synthetic
+from kit.browser import CHROMIUM, Browser
+from kit.synthetic import incident, write
+from rich.cells import cell_len
+from rich.console import Console
+
+import ctrace
+from ctrace.batch import Batch, Names, Netns, TableReading
+from ctrace.record import Kind
+from ctrace.recording.review import Review, review
+from ctrace.view import format as fmt
+from ctrace.view.report.html import report_html
+from ctrace.view.report.markdown import report_markdown
+from ctrace.view.report.story import headline, story
+from ctrace.view.report.text import WIDTH, report_text
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|`[x](y)\x1b[31m"
+SIZES = {"desktop": (1280, 900, False), "phone": (390, 844, True), "small phone": (320, 640, True)}
+TOO_WIDE = """
+[...document.querySelectorAll("main *")].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width && box.right > innerWidth + 1 && !e.closest(".wide, .plot, details:not([open])");
+}).map(e => e.outerHTML.slice(0, 200))
+"""
+TOO_SMALL = """
+[...document.querySelectorAll("main *")].filter(e => e.offsetParent && [...e.childNodes].some(
+  n => n.nodeType === 3 && n.textContent.trim())).filter(
+  e => parseFloat(getComputedStyle(e).fontSize) < 11.5).map(e => e.outerHTML.slice(0, 200))
+"""
+OVER_ONE_ANOTHER = """
+[...document.querySelectorAll(".plot")].flatMap(plot => ["x", "y", "m"].flatMap(kind => {
+  const boxes = [...plot.querySelectorAll("span." + kind)].filter(e => e.offsetParent)
+    .map(e => e.getBoundingClientRect());
+  return boxes.flatMap((a, i) => boxes.slice(i + 1).filter(b =>
+    a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1
+  ).map(b => kind + " " + Math.round(a.left) + " " + Math.round(b.left)));
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def truth() -> list[Batch]:
+    return list(incident())
+
+
+@pytest.fixture(scope="module", params=["plain", "evil"])
+def found(
+    request: pytest.FixtureRequest, truth: list[Batch], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Review]:
+    """The incident beside fifty namespaces that hold nothing; once with evil names."""
+    first, *rest = truth
+    evil = request.param == "evil"
+    idle = {4026540000 + i: Netns(4026540000 + i, f"idle42{i}") for i in range(50)}
+    unused = tuple(TableReading(inum, 0, 65536, 16384) for inum in idle)
+    owners = first.names.owners
+    if evil:
+        owners = {key: replace(owner, comm=EVIL, unit=EVIL) for key, owner in owners.items()}
+    names = Names({**idle, **first.names.netns}, owners)
+    path = tmp_path_factory.mktemp("page") / "a.data"
+    host = "web1" + EVIL if evil else "web1"
+    whole = [replace(first, names=names, tables=(*first.tables, *unused)), *rest]
+    with ctrace.open(str(write(path, whole, host=host))) as recording:
+        yield review(recording)
+
+
+@pytest.fixture(scope="module")
+def page(found: Review, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("html") / "a.html"
+    path.write_text(report_html(found), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def browser(page: Path, tmp_path: Path) -> Iterator[Browser]:
+    with Browser(page, tmp_path / "profile") as opened:
+        opened.until("document.readyState === 'complete' && !!document.querySelector('main')")
+        yield opened
+
+
+@needs_browser
+def test_the_page_runs_loads_and_complains_of_nothing(page: Path, browser: Browser) -> None:
+    assert page.stat().st_size < 300 << 10
+    assert browser.value("document.querySelectorAll('script, img, link, [src]').length") == 0
+    assert browser.value("document.querySelectorAll('[href]').length") == 0
+    asked = [one["request"]["url"] for one in browser.said("Network.requestWillBeSent")]
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+    for what in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+        assert browser.said(what) == []
+
+
+@needs_browser
+@pytest.mark.parametrize("size", SIZES)
+def test_it_is_legible_at_every_size(browser: Browser, size: str) -> None:
+    width, height, mobile = SIZES[size]
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                 deviceScaleFactor=1, mobile=mobile)  # fmt: skip
+    browser.until(f"innerWidth === {width}")
+    assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.value(TOO_WIDE) == []
+    assert browser.value(TOO_SMALL) == []
+    assert browser.value(OVER_ONE_ANOTHER) == []
+
+
+@needs_browser
+def test_on_paper_it_takes_at_most_four_pages(browser: Browser, tmp_path: Path) -> None:
+    made = browser.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
+    pdf = base64.b64decode(made["data"])
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 4
+    boxes = set(re.findall(rb"/MediaBox\s*\[([^\]]+)\]", pdf))
+    for box in boxes:
+        *_, wide, high = map(float, box.split())
+        assert (round(wide / 72 * 25.4), round(high / 72 * 25.4)) == (210, 297)
+
+
+@needs_browser
+def test_every_chart_has_lines_names_and_units(browser: Browser) -> None:
+    charts = browser.value(
+        """[...document.querySelectorAll("figure")].map(f => ({
+          title: f.querySelector("figcaption").textContent,
+          axis: f.querySelector(".axis").textContent,
+          drawn: f.querySelectorAll(".plot polyline, .plot polygon").length,
+          ys: f.querySelectorAll(".plot .y").length, xs: f.querySelectorAll(".plot .x").length,
+          keys: [...f.querySelectorAll(".legend li svg *")].map(
+            e => (e.getAttribute("stroke") || e.getAttribute("fill")) +
+                 e.getAttribute("stroke-dasharray")),
+          marks: [...f.querySelectorAll(".plot .m")].map(e => e.textContent).join("")}))"""
+    )
+    assert len(charts) == 5
+    letters = browser.value(
+        "[...document.querySelectorAll('.story .letter')].map(e => e.textContent).join('')"
+    )
+    for chart in charts:
+        assert re.search(r"[Ss]hare|per second|by ", chart["title"]), chart
+        assert re.search(r"time", chart["axis"]), chart
+        assert chart["drawn"] == len(chart["keys"]) > 0, chart
+        assert len(set(chart["keys"])) == len(chart["keys"]), "two keys that look alike"
+        assert chart["ys"] >= 3, chart
+        assert chart["xs"] >= 2, chart
+        if "UTC" in chart["axis"]:
+            assert chart["marks"] == letters, chart
+    shown = browser.value("document.body.textContent")
+    assert "idle42" not in shown, "a namespace that held nothing"
+
+
+def test_the_story_is_what_was_recorded(found: Review, truth: list[Batch]) -> None:
+    drops = [batch for batch in truth if (batch.events["kind"] == Kind.DROP).any()]
+    clock = synthetic.header().clock
+    told = story(found)
+    assert [one.ts for one in told] == sorted(one.ts for one in told)
+    first = next(one for one in told if one.text.startswith("first refusal"))
+    assert first.ts == clock.utc(drops[0].until) / 1e9
+    events = np.concatenate([batch.events for batch in truth])
+    owned = events[(events["kind"] == Kind.DROP) & (events["owner"] != 0)]
+    complaint = next(one for one in told if "gets EPERM" in one.text)
+    assert complaint.ts == clock.utc(int(owned["ts"][0])) / 1e9
+    last = next(one for one in told if one.text.startswith("last refusal"))
+    assert "200 packets in all" in last.text
+    assert drops[-1].until <= last.ts * 1e9 - clock.offset + 1
+    assert headline(found).text.startswith("200 packets refused from ")
+    fullest = next(one for one in told if one.text.startswith("fullest"))
+    most = max(
+        reading.count / reading.max for batch in truth for reading in batch.tables if reading.max
+    )
+    assert fmt.share(most) in fullest.text
+
+
+@pytest.mark.parametrize("limit", [10, 1000])
+def test_text_is_no_wider_than_100_columns_and_names_no_idle_namespace(
+    found: Review, limit: int
+) -> None:
+    console = Console(width=WIDTH, highlight=False, markup=False, file=io.StringIO(), record=True)
+    console.print(report_text(found, limit))
+    text = console.export_text()
+    assert max(map(cell_len, text.splitlines())) <= 100
+    assert "idle42" not in text
+    assert "50 held nothing" in text
+
+
+def test_markdown_is_25_lines_that_any_reader_takes_as_they_are(found: Review) -> None:
+    text = report_markdown(found)
+    lines = text.splitlines()
+    assert 8 <= len(lines) <= 25
+    assert lines[0].startswith("## Connection tracking on web1")
+    assert re.match(r"\*\*[A-Z]+\*\* ", lines[2])
+    assert any("first refusal" in line for line in lines)
+    assert "<" not in text, "HTML is let through by many readers"
+    assert not re.search(r"(?<!\\)\[", text), "a name made a link"
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}
+    assert len(widths) <= 1, "a name added a column"
