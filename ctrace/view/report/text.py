@@ -119,6 +119,11 @@ def _why(review: Review) -> Group:
         lines.append(Text.assemble(("WHY  ", "bold"), fmt.prose(cause.text)))
         if cause.remedy:
             lines.append(Text("     " + fmt.clean(cause.remedy), style="dim"))
+    if review.first_drop is not None:
+        bursts = fmt.plural(len(review.drops), "burst")
+        lines.append(
+            Text(f"First refused at {fmt.clock(review.first_drop)}, in {bursts} of drops.")
+        )
     return Group(*lines)
 
 
