@@ -378,10 +378,10 @@ def in_order(parts: Sequence[Events]) -> Events:
 def _ring_bytes() -> int:
     """For each CPU: few share a burst, so each needs more room.
 
-    16 MiB over all, 256 KiB to 8 MiB each; of more than 128 CPUs, 32 MiB over all.
+    8 MiB over all, 512 KiB to 4 MiB each; of more than 64 CPUs, 32 MiB over all.
     """
     cpus = len(bpf.online_cpus())
-    return max(1 << 16, min(1 << 23, max((1 << 24) // cpus, min(1 << 18, (1 << 25) // cpus))))
+    return max(1 << 16, min(1 << 22, max((1 << 23) // cpus, min(1 << 19, (1 << 25) // cpus))))
 
 
 def _boot() -> int:

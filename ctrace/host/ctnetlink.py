@@ -34,8 +34,8 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
 CHUNK: Final = 1 << 20
 """Bytes of a dump that are decoded together; all that a dump holds besides its result."""
-SLICE: Final = 1 << 15
-"""Entries of a table that are handed on together (4 MB)."""
+SLICE: Final = 1 << 14
+"""Entries of a table that are handed on together (2 MB)."""
 DATAGRAM: Final = 1 << 16
 """The kernel builds dumps in pieces of at most 32 KiB."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33

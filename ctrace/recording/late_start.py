@@ -22,7 +22,7 @@ from ctrace.recording.told_once import Known
 from ctrace.recording.writer import Writer
 
 AHEAD = 4
-"""Parts of the tables that wait for a batch (16 MB)."""
+"""Parts of the tables that wait for a batch (8 MB)."""
 PATIENCE = 5.0
 """Seconds that the end of a recording waits for what is still being read."""
 

@@ -18,8 +18,8 @@ from ctrace.record import RECORD, WORDS, Events, Kind, Reason, identity, join, w
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
-CHUNK: Final = 1 << 15
-"""Entries that are unpacked together (4 MB)."""
+CHUNK: Final = 1 << 14
+"""Entries that are unpacked together (2 MB)."""
 OFTEN: Final = 1 << 16
 """Events, at least, until those that they replaced are thrown away."""
 NETNS: Final = RECORD.fields["netns"][1] // 4 if RECORD.fields else 0

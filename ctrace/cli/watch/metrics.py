@@ -14,7 +14,7 @@ from ctrace.cli.options import hooks_option
 from ctrace.errors import CtraceError
 
 LISTEN = "127.0.0.1:9632"
-MEMORY = 16 << 20
+MEMORY = 12 << 20
 """Bytes for what grows with traffic: a few dozen names are told, and the unit has 256 MiB."""
 
 
@@ -34,10 +34,20 @@ MEMORY = 16 << 20
     help="Distinct culprits and victims ever named; later ones share the label 'other'.",
 )  # fmt: skip
 @click.option("--addresses", is_flag=True, help="Add source addresses as labels (off: none leave).")
+@click.option(
+    "--web.config.file", "web_config", metavar="FILE",
+    help="TLS and basic authentication, as Prometheus' exporters take them.",
+)  # fmt: skip
 @hooks_option
 @click.option("--once", is_flag=True, help="Print one exposition after one interval, and stop.")
 def command(
-    listen: str, interval: float, limit: int, addresses: bool, hooks: str | None, once: bool
+    listen: str,
+    interval: float,
+    limit: int,
+    addresses: bool,
+    web_config: str | None,
+    hooks: str | None,
+    once: bool,
 ) -> None:
     """Serve fill, rates, culprits and victims to Prometheus.
 
@@ -54,12 +64,14 @@ def command(
     from ctrace.change.condition import conditions
     from ctrace.model import Model
     from ctrace.view.export.scrape import Scrapes, parse_listen
+    from ctrace.view.export.web_config import WebConfig, read_web_config
 
     address = parse_listen(listen)
+    config = read_web_config(web_config) if web_config else WebConfig()
     exposition = Exposition(limit=limit, addresses=addresses)
     group = "pair" if addresses else "service"
     signal.signal(signal.SIGTERM, _stop)
-    server = None if once else Scrapes(address, CONTENT_TYPE_LATEST)
+    server = None if once else Scrapes(address, CONTENT_TYPE_LATEST, config)
     try:
         source = open_live(hooks=hooks, sample=True)
         try:
@@ -73,8 +85,9 @@ def command(
             )
             if server is not None:
                 host, port = server.server_address[:2]
+                scheme = "https" if config.tls else "http"
                 click.echo(
-                    f"ctrace: serving http://{_host(host)}:{port}/metrics "
+                    f"ctrace: serving {scheme}://{_host(host)}:{port}/metrics "
                     f"({source.hooks.family} hooks)",
                     err=True,
                 )

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Optional
 
 from ctrace.errors import CtraceError, UsageError
+from ctrace.view.export.web_config import WebConfig
 
 CONNECTIONS = 8
 ASKING = 2.0
@@ -43,6 +44,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         self.server.asked(self.connection)
+        if not self.server.config.allows(self.headers.get("Authorization")):
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="ctrace"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         path = self.path.split("?", 1)[0]
         if path == "/metrics":
             text, kind = self.server.text, self.server.content_type
@@ -75,8 +82,11 @@ class Scrapes(ThreadingHTTPServer):
     asking = ASKING
     lifetime = LIFETIME
 
-    def __init__(self, address: tuple[str, int], content_type: str) -> None:
+    def __init__(
+        self, address: tuple[str, int], content_type: str, config: Optional[WebConfig] = None
+    ) -> None:
         self.text = b""
+        self.config = config or WebConfig()
         self.content_type = content_type
         self._lock = threading.Lock()
         self._since: dict[socket.socket, float] = {}
@@ -94,6 +104,20 @@ class Scrapes(ThreadingHTTPServer):
             ) from None
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A new connection. Its TLS handshake comes with its first byte, in its own thread."""
+        request, address = super().get_request()
+        if self.config.tls is None:
+            return request, address
+        try:
+            wrapped = self.config.tls.wrap_socket(
+                request, server_side=True, do_handshake_on_connect=False
+            )
+        except BaseException:
+            request.close()
+            raise
+        return wrapped, address
 
     def asked(self, request: socket.socket) -> None:
         """This connection has sent its whole request: it keeps its place."""
