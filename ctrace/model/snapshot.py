@@ -73,6 +73,9 @@ class Percentiles:
     """Of a residence: living entries whose age counted, too."""
     at_least: Optional[float] = None
     """Of a residence whose median is not known yet: half of the entries stay at least so long."""
+    by_load: Optional[float] = None
+    """Of a residence: held entries over new ones a second, which is the mean stay of a load that
+    is steady, and less of one that rises. A check, from other counts than the percentiles."""
     by: str = ""
     """Of a residence: ``ends`` (measured, the living counted) or ``timeout`` (what closed
     connections have left of their timeout, before enough have ended)."""

@@ -8,7 +8,7 @@ count, ended or living.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Optional
 
 import numpy as np
@@ -91,11 +91,22 @@ def survival(ended: npt.NDArray[np.int64], born_ended: int, living: Living) -> S
     return Survival(share, float(edges[last]) if last >= 0 else 0.0, n, looked)
 
 
-def told(curve: Survival, looks: Looks) -> Percentiles:
-    """What is said of how long entries stay; ``looks`` at those that are held.
+def told(
+    curve: Survival, looks: Looks, held: int, rate: float, young: Optional[float] = None
+) -> Percentiles:
+    """What is said of how long entries stay, wherever it is said.
 
-    Measured, or, for closed connections that nothing but their timeout ends, by that.
+    Measured, or, for closed connections that nothing but their timeout ends, by that; ``looks``
+    are at those ``held``, and ``rate`` new ones come a second. ``young``: the timeout of closed
+    ones, where looks at young entries found most of them closed already.
     """
+    found = _told(curve, looks)
+    if found.p50 is None and young is not None and curve.until > 0 and _lasts(curve, young):
+        found = replace(found, p50=young, at_least=None, by="timeout")
+    return replace(found, by_load=held / rate if held and rate > 0 else None)
+
+
+def _told(curve: Survival, looks: Looks) -> Percentiles:
     p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
     if p50 is not None:
         return Percentiles(p50, p90, p99, curve.n, living=curve.living, by="ends")

@@ -134,10 +134,11 @@ class Service:
 
     @property
     def stay(self) -> str:
-        """How long entries stay: measured, or by the timeout while none has ended."""
-        if self.c.residence.p50 is None and self.stays is not None:
-            return duration((self.c.life.p50 or 0.0) + self.stays)
-        return duration(self.c.residence.p50)
+        """How long entries stay, as the table of keys says it."""
+        residence = self.c.residence
+        if residence.p50 is None and residence.at_least is not None:
+            return f"at least {duration(residence.at_least)}"
+        return duration(residence.p50)
 
     @property
     def they(self) -> str:

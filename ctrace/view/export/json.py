@@ -173,6 +173,7 @@ def _culprit(culprit: Culprit) -> dict[str, Any]:
         **_percentiles("residence", culprit.residence),
         "residence_living": culprit.residence.living,
         "residence_at_least_s": _round(culprit.residence.at_least),
+        "residence_by_load_s": _round(culprit.residence.by_load),
         "residence_by": culprit.residence.by,
         "ends": dataclasses.asdict(culprit.ends),
         "nat": culprit.nat,
