@@ -135,6 +135,10 @@ class Found:
         return found
 
 
+_FEW: Final = 16
+"""Rows of the table by which the size of larger ones is told."""
+
+
 class HeavyTable:
     """Rows of counters for up to ``rows`` keys of three words. Row 0 belongs to no key."""
 
@@ -467,6 +471,15 @@ class HeavyTable:
             now = self.counters[name]
             self.rate[name][:] = (now - before) / seconds
             before[:] = now
+
+    @classmethod
+    def needed(cls, rows: int) -> int:
+        """Bytes that a table of so many rows holds."""
+        small = cls(_FEW)
+        each = sum(column.nbytes for column in small.columns()) // (_FEW + 1)
+        sketch = 4 << (CELLS_PER_ROW * rows - 1).bit_length()
+        index = small._index.itemsize << max(4, (4 * rows).bit_length())
+        return sketch + index + each * (rows + 1)
 
     def nbytes(self) -> int:
         """Memory held."""

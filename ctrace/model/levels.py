@@ -10,7 +10,7 @@ share is a share of, also when keys are too many for the coarse tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -291,24 +291,52 @@ class Level:
             table.rich[poor] = self.rich.take(1)[0]
 
 
+_PROCESS_ROWS: Final = 4_000
+"""A row of the processes fits the field by which entries remember it."""
+_SHARES: Final = (
+    (28_000, 384, False),  # pair
+    (14_000, 384, True),  # target
+    (8_000, 96, False),  # source
+    (7_000, 96, True),  # service
+    (7_000, 96, True),  # destination
+    (_PROCESS_ROWS, 128, False),  # process
+    (1_000, 32, False),  # space
+)
+"""Rows, rows with detail, and whether distinct sources are counted, at scale 1."""
+
+
+def _sizes(scale: float) -> Iterator[tuple[int, int, bool]]:
+    """Of each level: rows, how many have detail, whether that counts distinct sources."""
+    for rows, rich, distinct in _SHARES:
+        most = EXISTING - 1 if rows == _PROCESS_ROWS else 100_000
+        yield (
+            min(max(64, int(rows * scale)), most),
+            min(max(8, int(rich * scale)), 60_000),
+            distinct,
+        )
+
+
+def needed(scale: float) -> int:
+    """Bytes that ``Levels(scale)`` will hold, known without taking them.
+
+    Memory that was taken and given back is cleared by hand when it is taken again, so
+    every page of it counts as used; fresh memory counts page by page as it is used.
+    """
+    return sum(
+        HeavyTable.needed(rows) + RichPool.needed(rich, distinct)
+        for rows, rich, distinct in _sizes(scale)
+    )
+
+
 class Levels:
     """All tables, sized for a part of the memory limit."""
 
     def __init__(self, scale: float) -> None:
-        def rows(n: int) -> int:
-            return min(max(64, int(n * scale)), 100_000)
-
-        def rich(n: int) -> int:
-            return min(max(8, int(n * scale)), 60_000)
-
         self.timeouts = Timeouts()
-        self.pair = Level(rows(28_000), rich(384))
-        self.target = Level(rows(14_000), rich(384), distinct=True)
-        self.source = Level(rows(8_000), rich(96))
-        self.service = Level(rows(7_000), rich(96), distinct=True)
-        self.destination = Level(rows(7_000), rich(96), distinct=True)
-        self.process = Level(min(rows(4_000), EXISTING - 1), rich(128))
-        self.space = Level(rows(1_000), rich(32))
+        (
+            self.pair, self.target, self.source, self.service, self.destination, self.process,
+            self.space,
+        ) = (Level(*size) for size in _sizes(scale))  # fmt: skip
         self.pair.parents = [(self.source, NETNS_MASK, True)]
         self.target.parents = [
             (self.service, ~np.uint64(0), False),

@@ -15,7 +15,7 @@ from ctrace.model.composition import Looks
 from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
 from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
-from ctrace.model.levels import Levels
+from ctrace.model.levels import Levels, needed
 from ctrace.model.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.ports import SourcePorts
 from ctrace.model.recount import Recounts, between_marks
@@ -90,10 +90,9 @@ class Model:
         self._victims = Victims(max(256, min(4096, memory // 8192)))
         room = memory - self._births.nbytes() - self._victims.most_bytes()
         room -= self._sample.nbytes()
-        self._levels = Levels(scale)
-        while self._levels.nbytes() > room:
+        while needed(scale) > room:
             scale *= 0.95
-            self._levels = Levels(scale)
+        self._levels = Levels(scale)
         self._ports = SourcePorts()
         self._recounts = Recounts(self._levels)
         self._asked = Asked(self._group)

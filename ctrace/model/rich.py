@@ -80,6 +80,11 @@ class RichPool:
         ]  # fmt: skip
         return [*parts, self.sources] if self.sources is not None else parts
 
+    @classmethod
+    def needed(cls, slots: int, distinct: bool) -> int:
+        """Bytes that so many slots hold."""
+        return cls(0, distinct).nbytes() * (slots + 1)
+
     def nbytes(self) -> int:
         """Memory held."""
         return sum(part.nbytes for part in self.parts())
