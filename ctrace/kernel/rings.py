@@ -11,7 +11,6 @@ x86 loads and stores keep their order; elsewhere a fence stands between the step
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import mmap
 import os
 import platform
@@ -60,10 +59,13 @@ def _fence() -> Callable[[], None]:
     """What keeps accesses in order on this machine; nothing is needed on x86."""
     if platform.machine() in ("x86_64", "i686"):
         return lambda: None
-    library = ctypes.util.find_library("atomic")
-    if library is None:
-        raise CtraceError("libatomic is missing, which reading the rings needs here: install it")
-    fence = ctypes.CDLL(library).atomic_thread_fence
+    try:  # by its name: a search through the host's tools finds none that came with ctrace
+        fence = ctypes.CDLL("libatomic.so.1").atomic_thread_fence
+    except OSError:
+        raise CtraceError(
+            "libatomic is missing, which reading the rings needs here: install libatomic1 "
+            "(Debian, Ubuntu) or libatomic (Fedora, RHEL)"
+        ) from None
     return lambda: fence(_SEQ_CST)
 
 
