@@ -8,13 +8,12 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.recording.codecs import Compressor, Decompressor
 from ctrace.recording.format import (
     LIMIT_ROWS,
     TABLE,
     Block,
-    Compressor,
     Damaged,
-    Decompressor,
     Entry,
     Read,
     Section,

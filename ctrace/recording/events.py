@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.record import RECORD, WORDS, Events, Kind, words
+from ctrace.recording.codecs import Compressor
 from ctrace.recording.columns import Columns, Unsigned, encode, encode_dictionary
-from ctrace.recording.format import WINDOW, BlockHead, Column, Compressor, Damaged, Section
+from ctrace.recording.format import WINDOW, BlockHead, Column, Damaged, Section
 from ctrace.recording.window import IMAGE, U64, Image, Ring, TupleIndex
 
 _LOW32 = np.uint64(0xFFFFFFFF)

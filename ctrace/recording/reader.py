@@ -16,6 +16,7 @@ from ctrace.cost.result import Perf
 from ctrace.recording import cost_block, meta
 from ctrace.recording.assembly import Assembly, Missing, Tally, Told
 from ctrace.recording.budget import TOO_LONG, Budget, Spent, latest
+from ctrace.recording.codecs import Decompressor
 from ctrace.recording.columns import Columns
 from ctrace.recording.derived import Headed
 from ctrace.recording.events import Rows
@@ -33,7 +34,6 @@ from ctrace.recording.format import (
     BlockKind,
     Column,
     Damaged,
-    Decompressor,
     File,
     FormatError,
     read_block,

@@ -19,6 +19,7 @@ from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.record import WORDS
 from ctrace.recording import cost_block, meta
+from ctrace.recording.codecs import Compressor, zstd_available
 from ctrace.recording.columns import encode_blob
 from ctrace.recording.events import encode_events, transposed
 from ctrace.recording.format import (
@@ -33,9 +34,7 @@ from ctrace.recording.format import (
     Buffer,
     Codec,
     Column,
-    Compressor,
     Section,
-    zstd_available,
 )
 from ctrace.recording.window import U64, TupleIndex
 

@@ -7,18 +7,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final, Optional
 
-from ctrace.record import PROTO_NUMBERS
 from ctrace.ruleset.model import (
     CT_OTHER,
-    Bits,
     Chain,
     Match,
     Rule,
     Use,
     Value,
     Verdict,
-    address_span,
 )
+from ctrace.ruleset.nft_fields import Unclear, compared, field_of, flags_of, value_of
+from ctrace.ruleset.nft_words import as_text
 from ctrace.ruleset.notrack import TABLE, TAG
 
 PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50,
@@ -28,28 +27,7 @@ HARMLESS: Final = ("counter", "log", "comment", "quota", "last", "dup", "secmark
 """Statements that neither decide nor depend on tracking (quota is a match: see below)."""
 MAX_ELEMENTS: Final = 8192
 
-_FLAG_BITS: Final = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64,
-                     "cwr": 128}  # fmt: skip
-_ICMP: Final = {"echo-reply": 0, "destination-unreachable": 3, "source-quench": 4, "redirect": 5,
-                "echo-request": 8, "router-advertisement": 9, "router-solicitation": 10,
-                "time-exceeded": 11, "parameter-problem": 12, "timestamp-request": 13,
-                "timestamp-reply": 14, "info-request": 15, "info-reply": 16,
-                "address-mask-request": 17, "address-mask-reply": 18}  # fmt: skip
-_ICMP6: Final = {"destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3,
-                 "parameter-problem": 4, "echo-request": 128, "echo-reply": 129,
-                 "mld-listener-query": 130, "mld-listener-report": 131, "mld-listener-done": 132,
-                 "mld-listener-reduction": 132, "nd-router-solicit": 133, "nd-router-advert": 134,
-                 "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136, "nd-redirect": 137,
-                 "router-renumbering": 138, "ind-neighbor-solicit": 141,
-                 "ind-neighbor-advert": 142, "mld2-listener-report": 143}  # fmt: skip
-_WORDS: Final = {"icmp": _ICMP, "icmp6": _ICMP6, "proto": PROTO_NUMBERS | {"ipv6-icmp": 58}}
-_STATE: Final = ("new", "established", "related", "invalid", "untracked")
-
 UNKNOWN: Final = Match("")
-
-
-class _Unclear(Exception):
-    """An expression that the model has no words for."""
 
 
 def parse(text: str) -> list[Chain]:
@@ -130,7 +108,7 @@ class _Tables:
         uses: list[Use] = []
         verdict: Optional[Verdict] = None
         cases: list[tuple[tuple[Match, ...], Verdict]] = []
-        text = _text(expr)
+        text = as_text(expr)
         for part in expr:
             kind: str = next(iter(part)) if isinstance(part, dict) else str(part)
             body: Any = part[kind] if isinstance(part, dict) else None
@@ -141,14 +119,14 @@ class _Tables:
             elif kind in VERDICTS:
                 verdict = _verdict(kind, body)
             elif kind in ("limit", "quota"):
-                matches.append(Match("", text=_text([part])))
+                matches.append(Match("", text=as_text([part])))
             elif kind == "set":
                 # Adding to a set fails when it is full, and its statements may be matches.
-                matches.append(Match("", text=_text([part])))
+                matches.append(Match("", text=as_text([part])))
                 for statement in body.get("stmt", ()):
                     uses += _statement(next(iter(statement)), None)
             elif kind in ("jhash", "xt"):
-                matches.append(Match("", text=_text([part])))
+                matches.append(Match("", text=as_text([part])))
                 verdict = verdict or Verdict("unknown", "xt")
             elif kind == "mangle":
                 uses += _mangle(body)
@@ -156,7 +134,7 @@ class _Tables:
                 found = _statement(kind, body)
                 uses += found
                 if kind == "ct count":
-                    matches.append(Match("", text=_text([part])))
+                    matches.append(Match("", text=as_text([part])))
                 if not found:
                     verdict = verdict or Verdict("unknown", kind)
         if cases:
@@ -203,21 +181,21 @@ class _Tables:
         return None
 
     def _match(self, family: str, table: str, body: dict[str, Any]) -> list[Match]:
-        text = _text([{"match": body}])
+        text = as_text([{"match": body}])
         implied: list[Match] = []
         try:
             left, right, op = body["left"], body["right"], body["op"]
             if isinstance(left, dict) and "concat" in left:
                 return self._concat(family, table, left["concat"], right, op, text)
-            key, implied, mask = _field(left)
+            key, implied, mask = field_of(left)
             if not key:
                 return [*implied, Match("", text=text)]
             values = self._values(family, table, key, mask, right, op)
             negate = op == "!="
             if op in ("<", ">", "<=", ">="):
-                values, negate = _compare(op, values, key), False
+                values, negate = compared(op, values, key), False
             return [*implied, Match(key, values, negate, text)]
-        except (_Unclear, KeyError, TypeError, ValueError):
+        except (Unclear, KeyError, TypeError, ValueError):
             return [*implied, Match("", text=text)]
 
     def _concat(
@@ -256,21 +234,21 @@ class _Tables:
         ):
             elements = self._elements(family, table, right)
             if elements is None:
-                raise _Unclear
+                raise Unclear
         elif isinstance(right, list) and op == "in":
             elements = right
         else:
             elements = [right]
         if key == "flags":
-            return _flags(mask, right, op)
+            return flags_of(mask, right, op)
         if key == "mark":
             return tuple((0xFFFFFFFF if mask is None else mask, int(e)) for e in elements)
         if mask is not None:
-            raise _Unclear
+            raise Unclear
         if key == "ct.state" and isinstance(right, dict) and "|" in right:
             # Compared as a whole, and a packet has one state: never equal.
             return ()
-        return tuple(_value(key, element) for element in elements)
+        return tuple(value_of(key, element) for element in elements)
 
 
 def _plain(elements: list[Any]) -> list[Any]:
@@ -283,117 +261,6 @@ def _plain(elements: list[Any]) -> list[Any]:
             element = [element[0]["elem"]["val"], *element[1:]]  # noqa: PLW2901
         found.append(element)
     return found
-
-
-def _field(left: Any) -> tuple[str, list[Match], Optional[int]]:  # noqa: PLR0912
-    """The model's key for a left-hand side, what it implies, and a bit mask."""
-    mask: Optional[int] = None
-    if "&" in left:
-        left, bits = left["&"]
-        mask = bits if isinstance(bits, int) else _flag_bits(bits)
-    implied: list[Match] = []
-    key = ""
-    if "payload" in left:
-        body = left["payload"]
-        proto, field = body.get("protocol", ""), body.get("field", "")
-        if proto in ("tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6"):
-            number = PROTO_NUMBERS[proto]
-            implied = [Match("proto", ((number, number),), text=f"meta l4proto {proto}")]
-            if proto in ("icmp", "icmpv6"):
-                key = {"icmp": "icmp", "icmpv6": "icmp6"}[proto] if field == "type" else ""
-            elif field in ("sport", "dport"):
-                key = field
-            elif (proto, field) == ("tcp", "flags"):
-                key = "flags"
-        elif proto == "th" and field in ("sport", "dport"):
-            key = field
-        elif proto in ("ip", "ip6"):
-            implied = [Match("family", (proto,), text=f"meta nfproto {proto}")]
-            key = {"saddr": "saddr", "daddr": "daddr", "protocol": "proto",
-                   "nexthdr": "proto"}.get(field, "")  # fmt: skip
-        elif body.get("base") == "th" and body.get("len") == 16:
-            key = {0: "sport", 16: "dport"}.get(body.get("offset"), "")
-    elif "meta" in left:
-        key = {"l4proto": "proto", "nfproto": "family", "protocol": "family", "iifname": "iif",
-               "oifname": "oif", "iif": "iif", "oif": "oif", "mark": "mark",
-               "pkttype": "pkttype"}.get(left["meta"]["key"], "")  # fmt: skip
-    elif "ct" in left:
-        key = {"state": "ct.state", "direction": "ct.dir", "status": "ct.status"}.get(
-            left["ct"]["key"], CT_OTHER
-        )
-    elif "fib" in left:
-        body = left["fib"]
-        if body.get("result") == "type":
-            flags = body.get("flags")
-            flags = [flags] if isinstance(flags, str) else flags
-            key = {("daddr",): "daddr.type", ("saddr",): "saddr.type"}.get(tuple(flags), "")
-    return key, implied, mask
-
-
-def _value(key: str, element: Any) -> Value:  # noqa: PLR0911
-    if key in ("saddr", "daddr"):
-        if isinstance(element, dict) and "prefix" in element:
-            return address_span("{addr}/{len}".format(**element["prefix"]))
-        if isinstance(element, dict) and "range" in element:
-            return address_span("-".join(element["range"]))
-        return address_span(element)
-    if key in ("sport", "dport", "proto", "icmp", "icmp6"):
-        if isinstance(element, dict) and "range" in element:
-            low, high = (_number(key, end) for end in element["range"])
-            return low, high
-        number = _number(key, element)
-        return number, number
-    if not isinstance(element, str):
-        raise _Unclear
-    if key == "family":
-        return {"ipv4": "ip", "ipv6": "ip6", "ip": "ip", "ip6": "ip6"}.get(element, element)
-    if key == "ct.state" and element not in _STATE:
-        raise _Unclear
-    return element
-
-
-def _number(key: str, element: Any) -> int:
-    if isinstance(element, int):
-        return element
-    return _WORDS[key][element]
-
-
-def _compare(op: str, values: tuple[Value, ...], key: str) -> tuple[Value, ...]:
-    (value,) = values
-    if key not in ("sport", "dport", "proto", "icmp", "icmp6") or not isinstance(value[0], int):
-        raise _Unclear
-    number = value[0]
-    return {
-        "<": ((0, number - 1),),
-        "<=": ((0, number),),
-        ">": ((number + 1, 65535),),
-        ">=": ((number, 65535),),
-    }[op]
-
-
-def _flags(mask: Optional[int], right: Any, op: str) -> tuple[Bits, ...]:
-    if isinstance(right, dict) and "|" in right:
-        value = _flag_bits(right["|"])
-    elif isinstance(right, dict):
-        raise _Unclear
-    else:
-        value = _flag_bits(right if isinstance(right, list) else [right])
-    if op == "in":  # any of these: one (mask, value) a flag
-        return tuple((bit, bit) for bit in _FLAG_BITS.values() if value & bit)
-    return ((0xFF if mask is None else mask, value),)
-
-
-def _flag_bits(names: Any) -> int:
-    if isinstance(names, dict) and "|" in names:
-        names = names["|"]
-    names = [names] if isinstance(names, (str, int)) else names
-    total = 0
-    for name in names:
-        if isinstance(name, dict):
-            total |= _flag_bits(name)
-        else:
-            total |= name if isinstance(name, int) else _FLAG_BITS[name]
-    return total
 
 
 def _verdict(kind: str, body: Any) -> Optional[Verdict]:
@@ -423,14 +290,14 @@ def _statement(kind: str, body: Any) -> list[Use]:
         port = body.get("port") if isinstance(body, dict) else None
         flags = body.get("flags", ()) if isinstance(body, dict) else ()
         words = [flags] if isinstance(flags, str) else [str(flag) for flag in flags]
-        text = " ".join([_text([{kind: body}]), *words])
+        text = " ".join([as_text([{kind: body}]), *words])
         return [Use(kind, text, port if isinstance(port, int) else None)]
     return []
 
 
 def _mangle(body: dict[str, Any]) -> list[Use]:
     key, value = body.get("key", {}), body.get("value")
-    text = _text([{"mangle": body}])
+    text = as_text([{"mangle": body}])
     uses = []
     if "ct" in json.dumps(value, default=str) and _mentions(value, "ct"):
         uses.append(Use("ct-mark", text))
@@ -449,53 +316,3 @@ def _mentions(value: Any, key: str) -> bool:
     if isinstance(value, list):
         return any(_mentions(inner, key) for inner in value)
     return False
-
-
-def _text(expr: list[Any]) -> str:
-    """A rule about as nft prints it: to be recognised by its author, not to be parsed."""
-    return " ".join(_words(part) for part in expr if not _is(part, "counter"))[:200]
-
-
-def _is(part: Any, kind: str) -> bool:
-    return isinstance(part, dict) and kind in part
-
-
-def _words(part: Any) -> str:  # noqa: PLR0911, PLR0912
-    if not isinstance(part, dict):
-        if isinstance(part, list):
-            return ",".join(_words(item) for item in part)
-        return "" if part is None else str(part)
-    kind, body = next(iter(part.items()))
-    if kind == "match":
-        op = "" if body["op"] in ("==", "in") else f"{body['op']} "
-        return f"{_words(body['left'])} {op}{_words(body['right'])}"
-    if kind == "payload":
-        return " ".join(str(body[k]) for k in ("protocol", "field") if k in body) or (
-            f"@{body.get('base')},{body.get('offset')},{body.get('len')}"
-        )
-    if kind in ("meta", "ct") and isinstance(body, dict):
-        key = str(body.get("key", ""))
-        return key if key.startswith(("iif", "oif")) else f"{kind} {key}"
-    if kind == "fib":
-        return "fib " + _words(body.get("flags")) + " " + str(body.get("result"))
-    if kind == "set":
-        items = body if isinstance(body, list) else [body.get("op", ""), body.get("set", "")]
-        return "{ " + ", ".join(_words(item) for item in items[:8]) + " }"
-    if kind == "prefix":
-        return f"{body['addr']}/{body['len']}"
-    if kind == "range":
-        return "-".join(str(end) for end in body)
-    if kind in ("|", "&"):
-        return f" {kind} ".join(_words(item) for item in body)
-    if kind == "concat":
-        return " . ".join(_words(item) for item in body)
-    if kind in ("jump", "goto"):
-        return f"{kind} {body['target']}"
-    if kind == "mangle":
-        return f"{_words(body['key'])} set {_words(body['value'])}"
-    if kind == "vmap":
-        return f"{_words(body['key'])} vmap {_words(body['data'])}"
-    if isinstance(body, dict):
-        inner = " ".join(str(v) for v in body.values() if isinstance(v, (str, int)))
-        return f"{kind} {inner}".strip()
-    return f"{kind} {_words(body)}".strip()

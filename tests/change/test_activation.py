@@ -10,7 +10,8 @@ import pytest
 from ctrace.host import netns
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import udp_flows
-from ctrace.ruleset.activation import explain, owner_of, read_modules, users_of_save
+from ctrace.ruleset.activation import explain, read_modules
+from ctrace.ruleset.users import owner_of, users_of_save
 
 NFT = "nft"
 USERS = {

@@ -17,8 +17,8 @@ from kit import synthetic
 import ctrace
 from ctrace.batch import Batch
 from ctrace.errors import CtraceError
+from ctrace.recording import codecs, meta
 from ctrace.recording import format as fmt
-from ctrace.recording import meta
 from ctrace.recording.columns import encode, encode_blob
 from ctrace.recording.reader import Recording
 from ctrace.recording.writer import Writer
@@ -145,7 +145,7 @@ def block(kind: int, sections: list[fmt.Section], **fields: int) -> bytes:
 
 def crafted(path: Path, *blocks: bytes) -> Path:
     """A file that passes every check sum, with these blocks after a good header."""
-    none = fmt.Compressor(fmt.Codec.RAW)
+    none = codecs.Compressor(fmt.Codec.RAW)
     head = block(
         fmt.BlockKind.HEAD,
         encode_blob(fmt.Column.JSON, meta.header_json(synthetic.header()), none),
@@ -157,7 +157,7 @@ def crafted(path: Path, *blocks: bytes) -> Path:
 @pytest.mark.parametrize("codec", [fmt.Codec.ZLIB, fmt.Codec.ZSTD])
 def test_bombs_and_lies_stay_small(tmp_path: Path, codec: fmt.Codec) -> None:
     """Lengths that lie, frames that unfold to gigabytes, JSON without a bottom."""
-    pack = fmt.Compressor(codec)
+    pack = codecs.Compressor(codec)
     bomb = pack(bytes(200 << 20))[1]
     deep = b"[" * 1_000_000
     column = fmt.Column
@@ -203,7 +203,7 @@ def test_crafted_events_that_no_kernel_makes_are_left_out_and_counted(tmp_path: 
 
 
 def test_references_out_of_range_are_damage(tmp_path: Path) -> None:
-    none = fmt.Compressor(fmt.Codec.RAW)
+    none = codecs.Compressor(fmt.Codec.RAW)
     one = np.ones(3, np.uint8)
     for distance in (0, 1, 1 << 20):
         sections = [
