@@ -50,7 +50,7 @@ class Terminal:
         )
         self.said = b""
 
-    def until(self, wanted: bytes, timeout: float = 40.0) -> None:
+    def until(self, wanted: bytes, timeout: float = 120.0) -> None:
         deadline = time.monotonic() + timeout
         while wanted not in self.said:
             assert time.monotonic() < deadline, self.said[-2000:]

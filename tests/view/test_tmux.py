@@ -66,7 +66,7 @@ class Pane:
         """What the pane shows now."""
         return self.do("capture-pane", "-p")
 
-    def until(self, *wanted: str, timeout: float = 60.0) -> str:
+    def until(self, *wanted: str, timeout: float = 120.0) -> str:
         """Wait until all of this is shown; the pane then."""
         deadline = time.monotonic() + timeout
         while not all(one in (text := self.shown()) for one in wanted):

@@ -17,7 +17,7 @@ from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
 from ctrace.view import columns
 from ctrace.view import format as fmt
 from ctrace.view.columns import Column
-from ctrace.view.screen import parts, tables
+from ctrace.view.screen import curves, parts, tables
 from ctrace.view.screen.palette import TERMINAL, Palette
 from ctrace.view.screen.state import State
 from ctrace.view.unseen import nobody
@@ -89,7 +89,7 @@ def top_part(
         *parts.pad(parts.why_lines(snapshot, width, palette, plan.why), width, plan.why),
         *parts.blind_lines(snapshot, width, palette, plan.blind),
     ]
-    chart = parts.chart_lines(snapshot, width, plan.chart, palette) if plan.chart else []
+    chart = curves.chart_lines(snapshot, width, plan.chart, palette) if plan.chart else []
     if chart:
         apart = [parts.blank(width)] if height >= 34 else []
         lines += [*apart, *chart, *apart]

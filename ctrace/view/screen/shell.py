@@ -27,7 +27,7 @@ from ctrace.live.filtering import filtered
 from ctrace.live.protocol import Feed, Phase, Records, Travels
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.view import format as fmt
-from ctrace.view.screen import parts
+from ctrace.view.screen import curves, parts
 from ctrace.view.screen.advice import AdvicePane
 from ctrace.view.screen.detail import detail_lines
 from ctrace.view.screen.frame import Painted, Spot, compose
@@ -221,7 +221,7 @@ class Shell(App[None]):
         if self.state.mode != "advice" and height > 6 and (told := self.advice.reminder()):
             above.append(parts.line([(fmt.cut(told, width - 2), self.palette.warn)], width))
         if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:
-            above.append(parts.timeline(self.feed.position, width, self.palette))
+            above.append(curves.timeline(self.feed.position, width, self.palette))
         if self._prompt.display and height > 6:
             hint = "  Enter: go on   Esc: leave it "
             room = len(self._question) + len(hint) < width
