@@ -2,7 +2,8 @@
 
 Rules that ``apply`` makes live in the kernel until the next boot, or until
 something flushes the ruleset: a reload of Debian's /etc/nftables.conf begins with
-``flush ruleset``. firewalld's and ufw's reloads leave other nftables tables alone.
+``flush ruleset``. firewalld's and ufw's reloads, and netfilter-persistent's, leave other nftables
+tables alone; what becomes of accepts in their own chains: :mod:`ctrace.change.keep`.
 """
 
 from __future__ import annotations

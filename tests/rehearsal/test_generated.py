@@ -2,13 +2,15 @@
 
 The oracle is the traffic itself: connections in both families, large segments through a narrow
 link, the host's own checks, and doors that a stranger could open.
-``REHEARSAL_SEED`` and ``REHEARSAL_SETS`` choose other rule sets, and how many.
+Every fifth is for a UDP service. ``REHEARSAL_SEED`` and ``REHEARSAL_SETS`` choose other rule sets,
+and how many.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -139,6 +141,15 @@ def gateway(rng: random.Random, role: str) -> Setup:
     return (*by_nft(rng, role), ("nft", nat))
 
 
+def for_datagrams(setup: Setup) -> Setup:
+    """The same rule set for a UDP service."""
+    return tuple(
+        (tool, re.sub(r"tcp flags [^=]*== syn ", "", text).replace("tcp dport", "udp dport")
+         .replace("-p tcp", "-p udp"))
+        for tool, text in setup
+    )  # fmt: skip
+
+
 KINDS: dict[str, Callable[[random.Random, str], Setup]] = {
     "nft": by_nft,
     "iptables-nft": lambda rng, role: by_iptables(rng, role, "nft"),
@@ -152,22 +163,27 @@ def test_what_is_called_safe_changes_nothing(one_net: Net, number: int) -> None:
     rng = random.Random(SEED * 100_003 + number)
     kind, role = list(KINDS)[number % len(KINDS)], ROLES[rng.randrange(3)]
     setup = KINDS[kind](rng, role)
-    told = f"REHEARSAL_SEED={SEED} number {number} ({kind}, {role}): {setup}"
+    proto = "tcp"
+    if number % 5 == 4:
+        proto, setup = "udp", for_datagrams(setup)
+    told = f"REHEARSAL_SEED={SEED} number {number} ({kind}, {role}, {proto}): {setup}"
     net = one_net
     for patience in (1.0, LONGEST / WAIT):  # a busy machine is slow: once more before it counts
         reset(net)
         install(net, setup)
-        before = measure(net, role, patience=patience)
+        before = measure(net, role, proto, patience=patience)
         if not before.works[4]:
             return  # it does not let the service live in the first place
-        about = replace(subject(seen(net), net.local, (32768, 60999), True, ()), roles=(role,))
+        about = replace(
+            subject(seen(net, proto), net.local, (32768, 60999), True, ()), roles=(role,)
+        )
         judgement = verdict_on(about, net.h.path)
         if judgement.verdict not in (SAFE, RULES):
             assert judgement.reasons, told
             take_away(net)
             return
         put(net, judgement.lever)
-        harm = measure(net, role, patience=patience).worse_than(before)
+        harm = measure(net, role, proto, patience=patience).worse_than(before)
         take_away(net)
         if not harm:
             return
