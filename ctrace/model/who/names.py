@@ -44,11 +44,10 @@ class Names:
         """A key with what it is scattered over: ``tcp/443 from 1,204 sources``."""
         label, kind = self.label(key), key.kind
         to = ("more than " if parts.more else "") + _many(parts.services, "service")
-        if kind in ("pair", "dst", "dst-prefix", "state"):
-            return {
-                "pair": f"{service(key.value[-1])} from {_address(*key.value[:2])}",
-                "state": f"{label} (by a sample)",
-            }.get(kind, f"{to} {label}")
+        if kind == "pair":
+            return f"{service(key.value[2])} from {_address(*key.value[:2])}"
+        if kind in ("dst", "dst-prefix"):
+            return f"{to} {label}"
         sources = max(parts.sources, self._estimated(key))
         if kind in ("service", "ports") and sources:
             return f"{label} from {_many(sources, 'source')}"
@@ -56,6 +55,7 @@ class Names:
             return f"{label} ({_many(sources, 'source')}) to {to}"
         if kind in ("process", "unit") and parts.only:
             label += f" on {service(parts.only)}"
+        label += " (by a sample)" if kind == "state" else ""
         return f"{label} to {to}" if kind in ("src", "proto", "direction") else label
 
     def label(self, key: Key) -> str:
