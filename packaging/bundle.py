@@ -30,11 +30,9 @@ DEBS: Final = (
     "libstdc++6", "zlib1g", "libexpat1", "libssl1.1", "libbz2-1.0", "liblzma5", "libffi7",
     "libatomic1", "libmpdec3", "libzstd-dev",
 )  # fmt: skip
-WHEELS: Final = (
-    "click>=8.1", "numpy>=1.24", "rich>=13.7", "textual>=8", "zstandard>=0.21",
-    "prometheus-client>=0.20",
-)  # fmt: skip
-"""What pyproject.toml asks for, with its extras but pyarrow, which is as large as all the rest."""
+WHEELS: Final = ROOT / "packaging/locks/bundle.txt"
+"""What pyproject.toml asks for, with its extras but pyarrow, which is as large as all the rest.
+Versions and hashes are pinned (scripts/lock)."""
 LOADER_ROOM: Final = 200
 """Bytes for the loader's name in python, which packaging/launcher.c writes there."""
 PLACE: Final = "/usr/lib/ctrace"
@@ -162,7 +160,7 @@ def fetch_wheels(machine: str, into: Path) -> Iterator[Path]:
     run(
         sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "-d", into,
         "--only-binary=:all:", "--python-version", "3.9", "--implementation", "cp", "--abi", "cp39",
-        "--abi", "none", f"--platform=manylinux2014_{machine}", *WHEELS,
+        "--abi", "none", f"--platform=manylinux2014_{machine}", "--require-hashes", "-r", WHEELS,
     )  # fmt: skip
     return into.glob("*.whl")
 

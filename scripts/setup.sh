@@ -127,11 +127,12 @@ make_venv() {
 	echo "$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16) $ROOT $extra" >"$VENV/.ctrace-stamp"
 }
 
-# pip_install EXTRA: this checkout into the environment, with an extra or none.
+# pip_install EXTRA: this checkout into the environment, with an extra or none. What it needs comes
+# with the versions and the hashes of packaging/locks (scripts/lock), and from nowhere else.
 pip_install() {
-	local said why
-	said=$("$VENV/bin/pip" install -q --disable-pip-version-check --no-warn-script-location \
-		-e "$ROOT${1:+[$1]}" 2>&1) && return
+	local said why pip=("$VENV/bin/pip" install -q --disable-pip-version-check --no-warn-script-location)
+	said=$("${pip[@]}" --require-hashes -r "$ROOT/packaging/locks/${1:-run}.txt" 2>&1 &&
+		"${pip[@]}" --no-deps --no-build-isolation --no-index -e "$ROOT" 2>&1) && return
 	why=$(grep -oiE 'no space left|(connection|network|name resolution|no matching distribution).*' \
 		<<<"$said" | tail -n 1) || why=$(grep . <<<"$said" | tail -n 1)
 	die "pip could not install the Python packages into $VENV; is there a network? ($why)"
