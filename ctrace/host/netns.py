@@ -190,7 +190,8 @@ def enter(path: str) -> Iterator[str]:
     """Run the block with this thread, and only it, inside the namespace at ``path``.
 
     Sockets and procfs files opened in it stay bound to it. Yields a path to where the
-    thread came from. Raises CtraceError.
+    thread came from. Where the thread is there already, that takes no capability.
+    Raises CtraceError.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -199,13 +200,16 @@ def enter(path: str) -> Iterator[str]:
         except OSError as error:
             raise CtraceError(f"cannot open namespace {path}: {error.strerror}") from error
         try:
-            _setns(there, path)
+            elsewhere = not os.path.sameopenfile(there, home)
+            if elsewhere:
+                _setns(there, path)
         finally:
             os.close(there)
         try:
             yield f"/proc/self/fd/{home}"
         finally:
-            _setns(home, "of this process")
+            if elsewhere:
+                _setns(home, "of this process")
     finally:
         os.close(home)
 
