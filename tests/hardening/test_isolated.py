@@ -90,7 +90,9 @@ def test_the_module_asked_for_by_name(traps: Path) -> None:
     assert (done.returncode, ran(traps)) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize("script", ["bench", "test", "kernels", "vm", "predictions", "pictures"])
+@pytest.mark.parametrize(
+    "script", ["bench", "test", "kernels", "vm", "predictions", "pictures", "figures"]
+)
 def test_every_script(traps: Path, script: str) -> None:
     start(traps, ROOT / "scripts" / script, "--help")
     assert ran(traps) == ""
