@@ -290,6 +290,11 @@ def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[
             f"; for {addresses:,} addresses and {ports:,} ports that rules name others stood, of "
         )
         rest += "the same kinds of rules"
+    if service.cast.in_flows_only:
+        rest += (
+            f"; {service.cast.in_flows_only:,} addresses of the table took part with their own "
+            "flows alone"
+        )
     text = f"{told} fared the same in a rehearsal of its firewall{rest}"
     yield Finding("info", "rehearsed", text)
 
@@ -368,6 +373,7 @@ def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
         "families": sorted({(len(t.client) == 16 and "ip6") or "ip" for t in talks}),
         "settings": len(room.settings()),
         "stood_for_by_others": {"addresses": service.left_out[0], "ports": service.left_out[1]},
+        "addresses_in_their_own_flows_only": service.cast.in_flows_only,
         "entries": {"tracked": found.entries[0], "untracked": found.entries[1]},
         "differed": [
             {"kind": d.kind, "how": d.how, "packet": d.name, "of": str(d.what),

@@ -280,8 +280,8 @@ class Service:
             and t.role != "forward"
         ]  # fmt: skip
         with on_one_processor():
-            works = [r.talk for r in self.tracked(Setting()).runs
-                     if len(r.outcomes) > 3 and None not in r.outcomes]  # fmt: skip
+            works = talks.some([r.talk for r in self.tracked(Setting()).runs
+                                if len(r.outcomes) > 3 and None not in r.outcomes])  # fmt: skip
             for rest in (dict(REST), dict(SERVER_NEXT)):
                 found.cut += self._changed(works, (), texts, rest)
                 found.resets += self._changed(works, texts, going, rest, own)

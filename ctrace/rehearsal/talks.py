@@ -17,6 +17,9 @@ from ctrace.rehearsal.snapshot import LOOPBACK, Snapshot
 from ctrace.rehearsal.stage import Stage
 
 MOST_ADDRESSES: Final = 600
+"""That rules name, and as many of the table, which take part in every role."""
+MOST_OPEN: Final = 2000
+"""Flows of the table that are open when rules come or go."""
 MOST_PAIRS: Final = 1500
 MOST_PORTS: Final = 256
 FEW_USERS: Final = 4
@@ -45,15 +48,24 @@ class Cast:
     local: tuple[tuple[bytes, int], ...]
     """(address, interface)."""
     far: dict[bytes, Far] = field(default_factory=dict)
+    """Those that take part in every role."""
+    ways: dict[bytes, Far] = field(default_factory=dict)
+    """Of everybody, also of those that only have flows of their own played."""
     near: list[Far] = field(default_factory=list)
     """Neighbours and strangers: one or two a way."""
     uids: tuple[int, ...] = (0,)
     left_out: int = 0
-    """Addresses of whose class others are tried."""
+    """Addresses that rules name, of whose class others are tried."""
+    in_flows_only: int = 0
+    """Addresses of the table that no more than their own flows are tried of."""
 
 
 def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes]) -> Cast:
-    """Local addresses, and every far one with its route on ``stage``."""
+    """Local addresses, and every far one with its route on ``stage``.
+
+    A flood's sources are thousands that no rule names: an even part of them plays every role,
+    and the others what they were seen to do.
+    """
     local = tuple((a, i) for a, i in snapshot.local)
     mine = {address for address, _ in local}
     found, left_out = names.addresses(MOST_ADDRESSES)
@@ -62,19 +74,25 @@ def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes]) 
     uids = (0, *sorted(names.uids - {0}), other) if names.uids else (0,)
     made = Cast(local, uids=uids, left_out=left_out)
     neighbours = [address for address in _neighbours(snapshot) if address not in mine]
+    listed = sorted(set(seen))
+    tried = {*listed[:: -(-len(listed) // MOST_ADDRESSES) or 1], *found, *neighbours, *STRANGERS}
     with Link(stage.space.path, ROUTE) as link:
-        for address in dict.fromkeys([*seen, *found, *neighbours, *STRANGERS]):
+        for address in dict.fromkeys([*listed, *found, *neighbours, *STRANGERS]):
             if address in mine or address[:2] == b"\xfe\x80" or ip_address(address).is_loopback:
                 continue
             way = _route(link, address)
             if way is not None:
+                made.ways[address] = way
+                if address not in tried:
+                    made.in_flows_only += 1
+                    continue
                 made.far[address] = way
                 if address in neighbours or address in STRANGERS:
                     made.near.append(way)
     for address, index in local:
         if address[:2] == b"\xfe\x80" and len(address) == 16:
             other_end = address[:15] + bytes([address[15] ^ 1])
-            made.far[other_end] = Far(other_end, index, address)
+            made.ways[other_end] = made.far[other_end] = Far(other_end, index, address)
     return made
 
 
@@ -262,6 +280,13 @@ def _apart(a: Far, b: Far) -> bool:
     return a.device != b.device and len(a.address) == len(b.address)
 
 
+def some(talks: Sequence[Talk]) -> list[Talk]:
+    """Every conversation that rules or routes gave rise to, and flows of the table evenly."""
+    known = [talk for talk in talks if talk.known]
+    made = [talk for talk in talks if not talk.known]
+    return [*known[:: -(-len(known) // MOST_OPEN) or 1], *made]
+
+
 def of_table(
     flows: Iterable[tuple[str, bytes, int, bytes, int]], proto: int, who: Cast
 ) -> list[Talk]:
@@ -273,7 +298,7 @@ def of_table(
     found = []
     mine = {address for address, _ in who.local}
     for (role, src, dst, dport, low), many in kinds.items():
-        a, b = who.far.get(src), who.far.get(dst)
+        a, b = who.ways.get(src), who.ways.get(dst)
         here = (
             src in mine or ip_address(src).is_loopback,
             dst in mine or ip_address(dst).is_loopback,
