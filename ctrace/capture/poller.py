@@ -28,8 +28,8 @@ SOON: Final = 0.05
 """Seconds between two looks at them when what is mounted changes: a named one is new then."""
 AT_ONCE: Final = 32_768
 """Records that a reader gets together, at most: what it makes of them is many times as large."""
-PENDING: Final = 80_000
-"""Records kept for a reader that does not come (10 MB); then the rings overflow, counted."""
+PENDING: Final = 200_000
+"""Records kept for a reader that does not come (24 MB); then the rings overflow, counted."""
 
 
 @dataclass

@@ -141,7 +141,18 @@ class LiveFeed:
             self._writer = LateRecording(path, source, self._known, self._shown_filter)
 
     def stop_recording(self) -> str:
-        """Finish the file."""
+        """Finish the file, once what was in the tables before is in it: seconds at most."""
+        from ctrace.recording.late_start import PATIENCE
+
+        until = time.monotonic() + PATIENCE
+        while (
+            self._writer is not None
+            and not self._writer.complete
+            and self._worker.is_alive()
+            and self._worker is not threading.current_thread()
+            and time.monotonic() < until
+        ):
+            self._closing.wait(0.05)
         with self._lock:
             writer, self._writer = self._writer, None
         if writer is None:

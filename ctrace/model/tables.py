@@ -182,10 +182,8 @@ class _State:
 
     def count(self) -> int:
         """Entries now: as last read, and what the counters say that came and went since."""
-        if self.reading is None:
+        if self.reading is None or self.at_last is None:
             return 0
-        if self.at_last is None or not self.at_last.any():
-            return self.reading.count
         since = counted(self.totals() - self.at_last)
         return max(0, self.reading.count + since.insert - since.destroy)
 

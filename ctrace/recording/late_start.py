@@ -91,6 +91,11 @@ class LateRecording:
                 else:
                     older.read()
 
+    @property
+    def complete(self) -> bool:
+        """Whether all entries that were there at the beginning are in it, if they can be."""
+        return self._older is None
+
     def write(self, batch: Batch) -> None:
         """Take a batch. Raises CtraceError when the disk refuses."""
         if self._older is not None:

@@ -67,9 +67,10 @@ class Living:
         """The living as EXISTING at ``now``, a part at a time."""
         self._bury()
         for chunk in self._chunks:
-            rows = chunk.rows()
-            rows["ts"] = now
-            yield rows
+            for first in range(0, len(chunk.key), CHUNK):
+                rows = chunk.rows(slice(first, first + CHUNK))
+                rows["ts"] = now
+                yield rows
 
     def _follow(self, events: Events) -> None:
         """An entry's last event tells."""
@@ -152,10 +153,11 @@ class _Chunk:
         found: npt.NDArray[np.bool_] = column == netns
         return found
 
-    def rows(self) -> Events:
-        """As records."""
-        halves = np.tile(self._common, (len(self.key), 1))
-        halves[:, self._at] = self._own
+    def rows(self, part: slice = slice(None)) -> Events:
+        """As records, all or a part of them."""
+        own = self._own[part]
+        halves = np.tile(self._common, (len(own), 1))
+        halves[:, self._at] = own
         out: Events = _mirrored(halves.view(np.uint64)).view(RECORD).reshape(-1)
         return out
 

@@ -424,7 +424,7 @@ def test_count_duration_kinds_and_a_closed_pipe(lab: Lab) -> None:
     ("args", "status", "text"),
     [
         (("-e", "insert,nonsense"), 2, "unknown kind"),
-        (("--hooks", "magic"), 2, "unknown hook family"),
+        (("--hooks", "magic"), 2, "'magic' is not one of"),
         (("-4", "-6"), 2, "both IPv4 and IPv6"),
         (("--netns", "no-such-namespace"), 2, "no network namespace"),
     ],

@@ -64,7 +64,10 @@ def test_help_explains_every_option(verb: str) -> None:
         (["trace", "--dport", "70000"], "0<=x<=65535"),
         (["trace", "--netns", "no-such-namespace"], "no-such-namespace"),
         (["trace", "--hooks", "magic"], "magic"),
-        (["replay", RECORDING, "--at", "bad"], "'bad' is no time: give 10:03:07, +30, -2m or 50%"),
+        (
+            ["replay", RECORDING, "--at", "bad"],
+            "'bad' is no time: give 10:03:07 (UTC), +30, -2m or 50%",
+        ),
         (["replay", RECORDING, "--at", "2019-99-01"], "give one like 2019-07-03T11:02:00Z"),
         (["replay", RECORDING, "--speed", "0"], "'--speed'"),
         (["replay", RECORDING, "--step", "x"], "'x' is not a time"),

@@ -497,7 +497,7 @@ def test_a_recording_begun_at_the_screen_holds_what_record_would(
         owners = {owner.pid for batch in got for owner in batch.names.owners.values()}
         assert os.getpid() in owners
     before = events[events["kind"] == Kind.EXISTING]
-    assert set(before["ts"].tolist()) == {header.started}
+    assert (before["ts"] >= header.started).all()
     assert (before["dport"] == 53).sum() == 199
     live = identity(events[np.isin(events["kind"], (Kind.EXISTING, Kind.INSERT))])
     live.subtract(identity(events[events["kind"] == Kind.DESTROY]))

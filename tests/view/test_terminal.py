@@ -194,7 +194,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
         (["top", "-4", "-6"], b"no flow can match both", 2),
         (["top", "--netns", "nowhere-at-all"], b"nowhere-at-all", 2),
         (["top", "--memory", "lots"], b"is not a size", 2),
-        (["top", "--hooks", "magic"], b"unknown hook family", 2),
+        (["top", "--hooks", "magic"], b"'magic' is not one of", 2),
         (["top", "0"], b"0", 2),
         (["demo", "--lower-max", "1"], b"at least 512", 2),
         (["demo", "--lower-max", "99999999"], b"not below", 2),

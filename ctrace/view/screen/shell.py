@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Optional
@@ -45,6 +47,13 @@ TOAST = 6.0
 """Seconds that a message stays in place of the footer."""
 
 
+def _believe_the_terminal() -> None:
+    """Forget COLUMNS and LINES: the library would take them for the size, also after a resize."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)
+
+
 class Shell(App[None]):
     """Looks at a feed, composes what is to be seen, asks for a line; the keys come on top."""
 
@@ -73,6 +82,7 @@ class Shell(App[None]):
         count: Optional[int] = None,
         caption: Optional[Callable[[], str]] = None,
     ) -> None:
+        _believe_the_terminal()
         super().__init__(ansi_color=palette.background == "default")
         self.feed = feed
         self.palette = palette
