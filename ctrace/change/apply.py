@@ -290,8 +290,9 @@ def flush_old(plan: Plan) -> list[str]:
 
 
 def _as_rules_are(plan: Plan, namespace: Namespace, judge: Optional[Judge], when: str) -> Plan:
-    """The plan, judged again where the rules are others. Raises CtraceError."""
-    if fingerprint(namespace.path) == plan.fingerprint:
+    """The plan, judged again where the rules are others; inside the namespace, to which the
+    path of a process that has ended meanwhile leads no more. Raises CtraceError."""
+    if fingerprint("/proc/thread-self/ns/net") == plan.fingerprint:
         return plan
     if judge is None:
         raise CtraceError(f"the rules in {namespace.name} changed {when}: run advise again")
