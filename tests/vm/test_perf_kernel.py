@@ -101,8 +101,10 @@ def test_the_timers_agree_with_the_kernels_clock_of_bpf_programs(timers: str) ->
         packets, ns = totals(times)
         cost, rows = model.latencies(times)
         row = next(r for r in rows if (r.point, r.proto) == ("in established", "udp"))
-        # the histogram says the same as the exact sum
-        assert row.mean + (cost or 0.0) == pytest.approx(ns / packets, rel=RELATIVE_ERROR)
+        # The histogram says the same as the exact sum, where the first packet, which makes the
+        # entry and is not in this row, weighs little.
+        if ran()[0]:
+            assert row.mean + (cost or 0.0) == pytest.approx(ns / packets, rel=RELATIVE_ERROR)
         return sorted(found, key=lambda one: one[0] - one[1])[ROUNDS // 2]
 
     with pair(track_server=False) as (a, b):
