@@ -16,7 +16,6 @@ from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink, netns
 from ctrace.ruleset.installed import EXPIRED, NOTHING, read_own
 
-LOOK_S: Final = 1.0
 LISTEN_S: Final = 0.2
 """Shortest time for which new entries are listened to."""
 TWICE: Final = 2

@@ -16,7 +16,6 @@ from ctrace.model.snapshot import OwnerView, Tuple5, Victim
 from ctrace.record import (
     RECORD,
     TCP_STATES,
-    Direction,
     Events,
     Kind,
     Reason,
@@ -251,10 +250,3 @@ def tuple5(record: Any) -> Tuple5:
         status=int(record["status"]),
         state=TCP_STATES[state] if proto == 6 and state < len(TCP_STATES) else "",
     )
-
-
-DIRECTION_NAMES: Final = {
-    Direction.IN: "in",
-    Direction.OUT: "out",
-    Direction.FORWARD: "forward",
-}

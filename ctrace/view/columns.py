@@ -141,11 +141,3 @@ def row(placed: Sequence[Placed[Row]], item: Row, width: int, palette: Palette) 
         used = one.start + one.width
     line.truncate(width, pad=True)
     return line
-
-
-def column_at(placed: Sequence[Placed[Row]], x: int) -> Optional[Column[Row]]:
-    """The column under a cell of the line, its gap to the left included."""
-    for one in placed:
-        if one.start - GAP <= x < one.start + one.width:
-            return one.column
-    return None

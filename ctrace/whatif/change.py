@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ctrace.whatif import table as tablemodel
 from ctrace.whatif.flows import Bool, Flows, Recorded
-from ctrace.whatif.settings import Levers
+from ctrace.whatif.settings import Levers, Timeout
 from ctrace.whatif.table import Setting
 
 
@@ -38,11 +39,16 @@ def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
     return replace(flows, expire=expire, end=end, leave=leave, timeout=timeout).only(keep)
 
 
-def altered(flows: Flows, levers: Levers) -> Bool:
-    """Flows that stay for another time under the levers."""
+def altered(
+    flows: Flows, levers: Levers, matches: Callable[[Timeout, Flows], Bool] = Timeout.matches
+) -> Bool:
+    """Flows that stay for another time under the levers.
+
+    With :meth:`Timeout.could_match`: that may, as their protocol is a lever's.
+    """
     hit = np.zeros(len(flows), bool)
     for lever in levers.timeouts:
-        hit |= lever.matches(flows)
+        hit |= matches(lever, flows)
     for proto, port in levers.notrack:
         hit &= ~flows.of_service(proto, port)
     return hit

@@ -17,7 +17,7 @@ from ctrace.whatif.answer import Outcome
 from ctrace.whatif.change import altered
 from ctrace.whatif.flows import F64, Basis, Bool, Flows, Recorded
 from ctrace.whatif.holdout import Miss
-from ctrace.whatif.settings import Levers
+from ctrace.whatif.settings import Levers, Timeout
 from ctrace.whatif.table import Setting
 
 PAUSE: Final = 0.2
@@ -58,7 +58,8 @@ def doubt_of(
     hit = altered(flows, levers) & here
     drawn = hit & (flows.basis == Basis.LIKE) & np.isinf(flows.leave)
     maybe = here & (flows.basis == Basis.LIKE) & np.isinf(flows.leave)
-    unknown = here & (flows.basis == Basis.NOTHING) & np.isinf(flows.leave) & _could(flows, levers)
+    unknown = here & (flows.basis == Basis.NOTHING) & np.isinf(flows.leave)
+    unknown &= altered(flows, levers, Timeout.could_match)
     many = np.count_nonzero(here & (stays > 0))
     return Doubt(
         altered=float(stays[hit].sum()) / seconds,
@@ -118,16 +119,6 @@ def _share_error(flows: Flows, drawn: Bool, maybe: Bool) -> float:
     n = float(np.median(flows.among[maybe]))
     likely = (np.count_nonzero(drawn) / np.count_nonzero(maybe) * n + 2) / (n + 4)
     return 2 * math.sqrt(likely * (1 - likely) / (n + 4))
-
-
-def _could(flows: Flows, levers: Levers) -> Bool:
-    """Flows that may be in a state that a lever is for: their protocol is."""
-    found = np.zeros(len(flows), bool)
-    for lever in levers.timeouts:
-        found |= lever.could_match(flows)
-    for proto, port in levers.notrack:
-        found &= ~flows.of_service(proto, port)
-    return found
 
 
 def _least(flows: Flows, levers: Levers, unknown: Bool, seconds: float) -> float:

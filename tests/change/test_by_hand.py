@@ -60,16 +60,21 @@ def shell(line: str) -> None:
     assert not [line for line in done.stderr.splitlines() if not line.startswith("# Warning")]
 
 
-@pytest.mark.kernel
-@pytest.mark.parametrize("firewall", ["nft", "iptables-nft", "iptables-legacy"])
-@pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
-def test_undo_by_hand_leaves_nothing(lab: Lab, firewall: str, backend: str) -> None:
-    node = lab.namespace("node")
+def install(node: Node, firewall: str) -> None:
+    """A strict firewall of that kind."""
     if firewall == "nft":
         node.run(["nft", "-f", "-"], stdin=STRICT)
     else:
         node.run([f"{firewall}-restore"], stdin=XT_RULES)
         node.run([f"{firewall.replace('ip', 'ip6', 1)}", "-P", "INPUT", "ACCEPT"])
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("firewall", ["nft", "iptables-nft", "iptables-legacy"])
+@pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
+def test_undo_by_hand_leaves_nothing(lab: Lab, firewall: str, backend: str) -> None:
+    node = lab.namespace("node")
+    install(node, firewall)
     before = bare_rules(node)
     plan = make_plan(node, backend=backend, accepts=accepts(firewall))
     trial = apply.start(apply.prepare(plan), 60)
@@ -91,11 +96,7 @@ def test_a_block_that_is_pasted_works_alone_and_can_be_undone(
     """In the namespace that it is for, from a shell that is elsewhere; its last line undoes it."""
     server, client = lab.namespace("server"), lab.namespace("client")
     lab.link(server, client)
-    if firewall == "nft":
-        server.run(["nft", "-f", "-"], stdin=STRICT)
-    else:
-        server.run([f"{firewall}-restore"], stdin=XT_RULES)
-        server.run([f"{firewall.replace('ip', 'ip6', 1)}", "-P", "INPUT", "ACCEPT"])
+    install(server, firewall)
     before = bare_rules(server)
     plan = make_plan(server, backend=backend, accepts=accepts(firewall))
     space = next(space for space in find() if space.inum == server.inum)

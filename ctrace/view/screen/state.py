@@ -8,7 +8,6 @@ from typing import Final
 from ctrace.model.snapshot import GROUPS, SORTS
 
 MODES: Final = ("top", "victims", "namespaces", "detail", "advice", "help")
-PANES: Final = ("culprits", "victims")
 TRAIL: Final = 16
 """Steps that are remembered."""
 
