@@ -17,22 +17,6 @@ from ctrace.ruleset.model import Ruleset
 FILE: Final = "/etc/nftables.d/ctrace.nft"
 UNIT: Final = "/etc/systemd/system/ctrace-notrack.service"
 
-UNIT_TEXT: Final = f"""[Unit]
-Description=NOTRACK rules from ctrace
-DefaultDependencies=no
-Before=network-pre.target
-Wants=network-pre.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/sbin/nft -f {FILE}
-ExecStop=/usr/sbin/nft delete table inet ctrace
-
-[Install]
-WantedBy=multi-user.target
-"""
-
 _OWN_UNIT: Final = (
     f"put the rules into {FILE} and load them from a unit of their own ({UNIT}, oneshot, "
     "Before=network-pre.target, ExecStart=nft -f)"

@@ -16,6 +16,7 @@ from typing import Any, Optional, TypeVar, cast
 import click
 
 from ctrace.cli.kinds import Namespace, Words
+from ctrace.cli.output import number
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import STATUSES, Filter, parse_network, parse_proto, parse_status
 from ctrace.model.snapshot import GROUPS, SORTS
@@ -181,7 +182,7 @@ def _into(path: str, force: bool, stream: bool, answer: Callable[[], None]) -> N
                 raise
             left = leaving
     if not stream:
-        click.echo(f"ctrace: {path}: {os.path.getsize(path) >> 10:,} KiB", err=True)
+        click.echo(f"ctrace: {path}: {number(os.path.getsize(path) >> 10)} KiB", err=True)
     if left is not None:
         raise left
 

@@ -8,13 +8,15 @@ leaving the screen before it was kept takes it back at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Optional, Protocol
 
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ctrace.advice.advise import Advice
     from ctrace.advice.facts import Facts
     from ctrace.change.apply import Trial
@@ -58,11 +60,11 @@ class FeedAdviser:
                 facts[table.netns] = self._facts_of(table.netns) or Facts()
         return advise(services, pairs, facts)
 
-    def text(self, advice: Any, width: int) -> str:
-        """The advice in words."""
-        from ctrace.view.report.advice import advice_text
+    def lines(self, advice: Any, width: int, folded: bool) -> Sequence[Text]:
+        """The advice in words; ``folded`` without its rules and commands."""
+        from ctrace.view.report.advice import advice_lines
 
-        return advice_text(advice, width)
+        return advice_lines(advice, width, folded=folded)
 
     def rules(self, advice: Any) -> str:
         """The rules to copy."""

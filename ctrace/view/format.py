@@ -88,6 +88,11 @@ def count(number: float) -> str:
     return f"{round(number):,}".replace(",", THIN)
 
 
+def decimal(number: float, digits: int) -> str:
+    """``1 234.5``: so many digits behind the point."""
+    return f"{number:,.{digits}f}".replace(",", THIN)
+
+
 def short(number: float) -> str:
     """At most five cells: ``812``, ``9 812``, ``98.1k``, ``981k``, ``1.2M``."""
     if abs(number) < 9999.5:

@@ -19,6 +19,8 @@ HIGH = 0.75
 SOON = 3600.0
 """Seconds: a table that would be full later than that is not called FILLING while it is
 nearly empty, for no load stays as it is for so long."""
+CLOSE = 60.0
+"""Seconds: a table that its last interval's rise would fill sooner is not called HEALTHY."""
 FILLED = 0.25
 """Share of the limit from which a forecast of any length is told first."""
 
@@ -89,6 +91,16 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     return _with_room(table, fill, _refused(snapshot, table))
 
 
+def rising(table: Table) -> float:
+    """Entries a second that more come than go, where that would fill the table within
+    :data:`CLOSE`; else 0. Counted, not foretold: of a table with no forecast yet."""
+    more = table.rates.insert - table.rates.destroy
+    known = table.seconds_to_full is not None or table.levels_off is not None
+    if known or not table.max or table.fill < FILLED or more <= 0:
+        return 0.0
+    return more if table.max - table.count <= more * CLOSE else 0.0
+
+
 def _as_read(snapshot: Snapshot, fill: str) -> Verdict:
     """Of a single dump: its moment, and what the log says of others."""
     log = snapshot.logged
@@ -106,6 +118,11 @@ def _with_room(table: Table, fill: str, refused: str) -> Verdict:
         ends = [max(table.levels_off + by, table.count) / table.max for by in (-error, error)]
         low, high = (fmt.share(end) for end in ends)
         fill += f", rising to {low}" if low == high else f", rising to {low[:-2]} to {high}"
+    more = rising(table)
+    if more:
+        return Verdict(
+            "RISING", f"{fill}, {fmt.per_second(more)} more come than go, {refused}", "warn"
+        )
     if table.max and table.fill >= HIGH:
         return Verdict("HIGH", f"{fill}, {refused}", "warn")
     return Verdict("HEALTHY", f"{fill}, {refused}", "plain" if table.totals.drop else "good")

@@ -12,6 +12,7 @@ from typing import Any, Optional
 import pytest
 from kit import samples
 from kit.feeds import FixedFeed, RecordingFeed, TravelFeed
+from rich.text import Text
 from textual.pilot import Pilot
 
 from ctrace.errors import CtraceError
@@ -36,9 +37,10 @@ class Advice:
     def advise(self, snapshot: Snapshot) -> str:
         return f"advice for {snapshot.host}"
 
-    def text(self, advice: str, width: int) -> str:
+    def lines(self, advice: str, width: int, folded: bool) -> list[Text]:
         rule = "    tcp dport 8063 " + "meta l4proto tcp " * 12 + "counter notrack"
-        return f"{advice}\n-> NOTRACK tcp/8063\n{rule}\n" + "more\n" * 80
+        lever = Text.assemble("tcp/8063 ", ("unsafe", "red"))
+        return [Text(advice), lever, *([] if folded else [Text(rule)]), *[Text("more")] * 80]
 
     def rules(self, advice: str) -> str:
         return "tcp dport 8063 notrack"
@@ -331,6 +333,11 @@ def test_advice_is_shown_and_applied_only_when_typed() -> None:
         await pilot.press("a")
         await pilot.pause(0.4)
         assert "advice for node-17" in shown(app)
+        assert "counter notrack" not in shown(app)
+        assert "x shows the rules" in shown(app)
+        unsafe = next(one for one in app.painted.lines if "tcp/8063 unsafe" in one.plain)
+        assert any(span.style == app.palette.bad for span in unsafe.spans)
+        await pilot.press("x")
         assert "counter notrack" in shown(app)  # a rule longer than the screen stands whole
         await pilot.press("p", "enter")
         await pilot.press("p", *"yes", "enter")

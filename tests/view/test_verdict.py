@@ -27,3 +27,28 @@ def test_a_table_that_levels_off_says_where(
         calm.tables[0], count=6_000, max=65_536, levels_off=level, levels_off_error=error
     )
     assert said in verdict(replace(calm, tables=(table,)), table).text
+
+
+@pytest.mark.parametrize(
+    ("count", "insert", "destroy", "full", "word"),
+    [
+        (34_000, 900.0, 100.0, None, "RISING"),  # 31 536 places for 800 a second: 39 s
+        (34_000, 900.0, 800.0, None, "HEALTHY"),
+        (34_000, 100.0, 900.0, None, "HEALTHY"),
+        (60_000, 900.0, 100.0, None, "RISING"),
+        (60_000, 900.0, 900.0, None, "HIGH"),
+        (34_000, 900.0, 100.0, 39.0, "FILLING"),
+        (1_000, 9_000.0, 0.0, None, "HEALTHY"),  # a burst into an empty table
+    ],
+)
+def test_a_table_that_the_last_rate_would_fill_within_a_minute_is_never_called_healthy(
+    count: int, insert: float, destroy: float, full: Optional[float], word: str
+) -> None:
+    calm = samples.calm()
+    table = replace(
+        calm.tables[0], count=count, max=65_536, seconds_to_full=full,
+        rates=replace(calm.tables[0].rates, insert=insert, destroy=destroy),
+    )  # fmt: skip
+    said = verdict(replace(calm, tables=(table,)), table)
+    assert said.word == word
+    assert "full" in said.text

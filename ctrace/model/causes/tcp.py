@@ -57,8 +57,8 @@ def no_keepalive(s: Service) -> Optional[Cause]:
         "no-keepalive",
         f"{s.of}: {s.part} are closed connections waiting out TIME_WAIT{s.they}",
         (s.held_line, f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
-         f"life p50 {duration(life)}, p99 {duration(c.life.p99)}; "
-         f"residence p50 {s.stay}, p99 {duration(c.residence.p99)}"),
+         f"half of them live at most {duration(life)}, 99 % at most {duration(c.life.p99)}; "
+         f"half of the entries stay {s.stay}, 99 % at most {duration(c.residence.p99)}"),
         remedies.keep_alive(c),
         notrack(s) or time_wait(s),
     )  # fmt: skip

@@ -183,8 +183,8 @@ def unknown(facts: Facts) -> Cause:
 
 def shapeless(s: Service, most: str) -> Cause:
     """That no known shape fits, with what ``most`` of the table is, and its largest service."""
-    times = (("life p50", s.c.life.p50), ("stay p50", s.c.residence.p50))
-    known = [f"{name} {duration(value)}" for name, value in times if value is not None]
+    times = (("they live", s.c.life.p50), ("their entries stay", s.c.residence.p50))
+    known = [f"{words} {duration(value)}" for words, value in times if value is not None]
     if not s.changes and s.c.states:
         (state, n), looked = s.c.states[0], sum(n for _, n in s.c.states)
         known.append(f"{n:,} of {looked:,} looked at in {state}")

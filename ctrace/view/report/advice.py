@@ -39,6 +39,18 @@ def advice_text(advice: Advice, width: int = 100, *, full: bool = False) -> str:
     return capture.get()
 
 
+def advice_lines(advice: Advice, width: int, *, folded: bool) -> list[Text]:
+    """The same as lines with their colours, for a screen that applies it by a key.
+
+    ``folded``: without rules and commands. Lines of rules are as long as they are.
+    """
+    console = Console(width=width, color_system="standard", force_terminal=True, no_color=False,
+                      highlight=False, markup=False)  # fmt: skip
+    with console.capture() as capture:
+        console.print(render(advice, how="", folded=folded), crop=False)
+    return [Text.from_ansi(line) for line in capture.get().splitlines()]
+
+
 def rules_text(advice: Advice) -> str:
     """What to paste into a shell for the chosen levers (or the best safe candidate): one block a
     namespace, of the kind that the host takes, with its undo."""
@@ -75,9 +87,12 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
 
 
 def render(
-    advice: Advice, *, full: bool = False, how: str = "sudo ctrace advise"
+    advice: Advice, *, full: bool = False, how: str = "sudo ctrace advise", folded: bool = False
 ) -> RenderableType:
-    """The advice as a rich renderable; ``how`` makes a plan of it (empty: one is made)."""
+    """The advice as a rich renderable; ``how`` makes a plan of it (empty: one is made).
+
+    What can be done comes first, a line each; then why, and the rules unless ``folded``.
+    """
     parts: list[RenderableType] = []
     done = {c.netns for c in advice.candidates if c.in_place}
     for table in advice.tables:
@@ -87,25 +102,24 @@ def render(
     shown = advice.candidates[:SHOWN]
     if shown:
         parts += [Text("NOTRACK, by entries freed", style="bold"), _candidates(shown), Text("")]
+    parts += _alternatives(advice, full, folded)
+    if shown:
+        parts.append(Text("Why, by service", style="bold"))
     for candidate in shown:
         parts += _reasons(candidate)
+        if folded:
+            continue
         if candidate.chosen or full:
             parts += _rules(candidate, full)
         if candidate.chosen or candidate.in_place:
             parts += _flush(candidate)
+    parts += [Text("")] if shown and folded else []
     parts += _in_place(advice)
-    if advice.alternatives:
-        parts += [Text("What else helps", style="bold")]
-        several = len({alternative.netns for alternative in advice.alternatives}) > 1
-        named = {table.netns: _name(table) for table in advice.tables} if several else {}
-        for alternative in advice.alternatives:
-            parts += _alternative(alternative, named.get(alternative.netns, ""), full)
-        parts.append(Text(""))
     if advice.persist:
         parts.append(Text("To keep the rules over reloads and reboots", style="bold"))
-        parts += [_item(Text(fmt.clean(hint))) for hint in advice.persist]
+        parts += [_item(Text(fmt.prose(hint))) for hint in advice.persist]
         parts.append(Text(""))
-    parts += [Text(f"Note: {note}", style="dim") for note in advice.notes]
+    parts += [Text(f"Note: {fmt.prose(note)}", style="dim") for note in advice.notes]
     if advice.plans and how:
         parts.append(Text("Apply it, watched, reverting by itself unless confirmed:"))
         for plan in advice.plans:
@@ -113,6 +127,18 @@ def render(
             command = f"    {how}{where} --plan plan.json && sudo ctrace apply plan.json"
             parts.append(Text(command, no_wrap=True, overflow="ignore"))
     return Group(*parts)
+
+
+def _alternatives(advice: Advice, full: bool, folded: bool) -> list[RenderableType]:
+    if not advice.alternatives:
+        return []
+    lines: list[RenderableType] = [Text("What else helps", style="bold")]
+    several = len({alternative.netns for alternative in advice.alternatives}) > 1
+    named = {table.netns: _name(table) for table in advice.tables} if several else {}
+    for alternative in advice.alternatives:
+        told = _alternative(alternative, named.get(alternative.netns, ""), full)
+        lines += told[:1] if folded else told
+    return [*lines, Text("")]
 
 
 def _in_place(advice: Advice) -> list[RenderableType]:
@@ -194,7 +220,7 @@ def _reasons(candidate: Candidate) -> list[RenderableType]:
     if candidate.rising:
         reasons.append(f"without it the table is {rising_text(candidate.rising)}")
     lines += [
-        Padding(Text(f"- {fmt.clean(reason)}"), (0, 0, 0, 2), expand=False) for reason in reasons
+        Padding(Text(f"- {fmt.prose(reason)}"), (0, 0, 0, 2), expand=False) for reason in reasons
     ]
     return lines
 
@@ -224,9 +250,9 @@ def _flush(candidate: Candidate) -> list[RenderableType]:
 
 
 def _alternative(alternative: Helps, where: str, full: bool) -> list[RenderableType]:
-    text = Text(f"{where}{': ' if where else ''}{fmt.clean(alternative.text)}")
+    text = Text(f"{where}{': ' if where else ''}{fmt.prose(alternative.text)}")
     if alternative.detail:
-        text.append(f": {fmt.clean(alternative.detail)}")
+        text.append(f": {fmt.prose(alternative.detail)}")
     if alternative.frees and alternative.frees[1] and not alternative.now:
         low, high = alternative.frees
         amount = fmt.count(high) if low == high else f"{fmt.count(low)} to {fmt.count(high)}"

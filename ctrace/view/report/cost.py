@@ -121,9 +121,9 @@ def _latencies(perf: Perf) -> RenderableType:
     for row in perf.latencies:
         table.add_row(
             fmt.clean(latency_name(row)),
-            f"{row.packets:,}",
-            f"{row.mean:,.0f}",
-            *(f"{value:,.0f}" for value in row.percentiles),
+            fmt.count(row.packets),
+            fmt.count(row.mean),
+            *(fmt.count(value) for value in row.percentiles),
         )
     return Group(Text(""), table, Text(precision(perf), style="dim"))
 
@@ -162,9 +162,9 @@ def _services(perf: Perf) -> RenderableType:
     for name, row in services(perf)[:10]:
         table.add_row(
             name,
-            f"{row.packets_per_s:,.0f}",
-            f"{row.ns_per_packet:,.0f}",
-            f"{row.cores * 1e3:,.2f}",
+            fmt.count(row.packets_per_s),
+            fmt.count(row.ns_per_packet),
+            fmt.decimal(row.cores * 1e3, 2),
         )
     return Group(Text(""), table, Text(saving(perf), style="dim"))
 
@@ -173,8 +173,8 @@ def _tables(perf: Perf) -> Table:
     table = grid("namespace", "entries", "search restarts", "chain too long", "clash resolved")
     for row in perf.tables:
         table.add_row(
-            fmt.clean(row.netns), f"{row.count:,}", f"{row.search_restart:,}",
-            f"{row.chaintoolong:,}", f"{row.clash_resolve:,}",
+            fmt.clean(row.netns), fmt.count(row.count), fmt.count(row.search_restart),
+            fmt.count(row.chaintoolong), fmt.count(row.clash_resolve),
         )  # fmt: skip
     return table
 
@@ -208,9 +208,9 @@ def _waits(waits: tuple[Wait, ...]) -> list[RenderableType]:
     for row in waits[:5]:
         table.add_row(
             f"{fmt.clean(row.lock)} in {fmt.clean(row.stack.rpartition(';')[2])}",
-            f"{row.count:,}",
-            f"{row.total_ns / 1e6:,.2f}",
-            f"{row.longest_ns / 1e3:,.1f}",
+            fmt.count(row.count),
+            fmt.decimal(row.total_ns / 1e6, 2),
+            fmt.decimal(row.longest_ns / 1e3, 1),
         )
         stacks.append(Text(f"{row.count:>8,}  {_calls(row.stack)}", style="dim"))
     return [table, *stacks]

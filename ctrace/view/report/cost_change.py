@@ -15,6 +15,7 @@ from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.recording.cost_block import from_json
 from ctrace.recording.format import Damaged
+from ctrace.view import format as fmt
 from ctrace.view.report.cost import PERCENTILES, grid, latency_name
 
 LIMIT: Final = 16 << 20
@@ -106,7 +107,7 @@ def _waited(perf: Perf) -> Optional[float]:
 def _cell(value: Optional[float], unit: str) -> str:
     if value is None:
         return "not measured"
-    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
+    text = fmt.count(value) if abs(value) >= 100 else fmt.decimal(value, 2)
     return f"{text} {unit}".strip()
 
 

@@ -30,8 +30,8 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             "Time in conntrack, nanoseconds",
             ("packets that were", ">packets", ">mean", *(f">{name}" for name in PERCENTILES)),
             (
-                [_text(latency_name(row)), f"{row.packets:,}", f"{row.mean:,.0f}",
-                 *(f"{value:,.0f}" for value in row.percentiles)]
+                [_text(latency_name(row)), fmt.count(row.packets), fmt.count(row.mean),
+                 *(fmt.count(value) for value in row.percentiles)]
                 for row in perf.latencies
             ),
             precision(perf).capitalize() + ".",
@@ -40,8 +40,8 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             "What NOTRACK would save",
             ("service", ">packets/s", ">ns a packet", ">CPU ms a second"),
             (
-                [_text(name), f"{row.packets_per_s:,.0f}", f"{row.ns_per_packet:,.0f}",
-                 f"{row.cores * 1e3:,.2f}"]
+                [_text(name), fmt.count(row.packets_per_s), fmt.count(row.ns_per_packet),
+                 fmt.decimal(row.cores * 1e3, 2)]
                 for name, row in services(perf)
             ),
             saving(perf).capitalize() + ".",
@@ -55,15 +55,15 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
         + table(
             "Kernel stacks through conntrack",
             (">samples", "outermost function first"),
-            ([f"{count:,}", _text(" → ".join(stack.split(";")))]
+            ([fmt.count(count), _text(" → ".join(stack.split(";")))]
              for stack, count in perf.sampled_stacks),
         )
         + table(
             "Hash table",
             ("namespace", ">entries", ">search restarts", ">chains too long", ">clashes resolved"),
             (
-                [_text(row.netns), f"{row.count:,}", f"{row.search_restart:,}",
-                 f"{row.chaintoolong:,}", f"{row.clash_resolve:,}"]
+                [_text(row.netns), fmt.count(row.count), fmt.count(row.search_restart),
+                 fmt.count(row.chaintoolong), fmt.count(row.clash_resolve)]
                 for row in perf.tables
             ),
             _text(". ".join(table_lines(perf))),
@@ -72,8 +72,9 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             "Waiting for conntrack's locks",
             ("lock", ">waits", ">total ms", ">longest us", "kernel stack, innermost first"),
             (
-                [_text(row.lock), f"{row.count:,}", f"{row.total_ns / 1e6:,.2f}",
-                 f"{row.longest_ns / 1e3:,.1f}", _text(" ← ".join(row.stack.split(";")[::-1][:6]))]
+                [_text(row.lock), fmt.count(row.count), fmt.decimal(row.total_ns / 1e6, 2),
+                 fmt.decimal(row.longest_ns / 1e3, 1),
+                 _text(" ← ".join(row.stack.split(";")[::-1][:6]))]
                 for row in perf.waits or ()
             ),
             folded=True,

@@ -35,7 +35,7 @@ def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("Rules", _rules(data)),
         ("Not read", _unread(data)),
     ]
-    return [(head, fmt.clean(text)) for head, text in found if text]
+    return [(head, fmt.prose(text)) for head, text in found if text]
 
 
 def imported(data: dict[str, Any], path: str, events: int) -> Iterator[str]:

@@ -103,7 +103,9 @@ def _story(told: list[Moment]) -> str:
 
 def _said(texts: dict[str, Any]) -> str:
     """What dumps and logs told beside entries."""
-    rows = "".join(f"<dt>{head}</dt><dd>{_text(text)}</dd>" for head, text in sentences(texts))
+    rows = "".join(
+        f"<dt>{head}</dt><dd>{_text(fmt.prose(text))}</dd>" for head, text in sentences(texts)
+    )
     return _section("Evidence: what the texts say", f"<dl>{rows}</dl>")
 
 
@@ -130,7 +132,7 @@ def _why(review: Review) -> str:
     for cause in worst.why[:3]:
         lines.append(f"<p>{_text(fmt.prose(cause.text))}</p>")
         if cause.remedy:
-            lines.append(f'<p class="remedy">{_text(cause.remedy)}</p>')
+            lines.append(f'<p class="remedy">{_text(fmt.prose(cause.remedy))}</p>')
     return f'<section class="why"><h2>In short</h2>{"".join(lines)}</section>'
 
 
@@ -317,7 +319,7 @@ def _causes(review: Review) -> str:
         (
             [_text(fmt.prose(cause.text)),
              "<br>".join(_text(fmt.prose(fact)) for fact in cause.evidence), fmt.share(cause.share),
-             _text(cause.remedy), name]
+             _text(fmt.prose(cause.remedy)), name]
             for name, cause in list(seen.values())[:ROWS]
         ),
         folded=True,
@@ -332,7 +334,7 @@ def _about(review: Review) -> str:
         ("hooks", _text(header.hooks.family)),
         ("filter", _text(header.filter) or "none"),
         ("events", f"{fmt.count(review.events)}, {fmt.count(review.final.lost)} lost"),
-        ("complete", _text(str(recording.missing)) if recording.missing else "yes"),
+        ("complete", _text(fmt.prose(str(recording.missing))) if recording.missing else "yes"),
         (
             "ended",
             _text(recording.ended or "cleanly") if recording.ended is not None else "not cleanly",
@@ -341,7 +343,7 @@ def _about(review: Review) -> str:
     if header.hooks.note and not header.hooks.drop_tuples:
         lines.append(("no better hooks", _text(header.hooks.note)))
     lines += [("not seen", _text(sentence)) for sentence in header.hooks.blind]
-    lines += [("note", _text(note)) for note in recording.notes()]
+    lines += [("note", _text(fmt.prose(note))) for note in recording.notes()]
     settings = len(set(header.facts) - {FACT})
     facts = "".join(
         f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>"

@@ -118,7 +118,7 @@ def _why(review: Review) -> Group:
     for cause in worst.why[:3]:
         lines.append(Text.assemble(("WHY  ", "bold"), fmt.prose(cause.text)))
         if cause.remedy:
-            lines.append(Text("     " + fmt.clean(cause.remedy), style="dim"))
+            lines.append(Text("     " + fmt.prose(cause.remedy), style="dim"))
     if review.first_drop is not None:
         bursts = fmt.plural(len(review.drops), "burst")
         lines.append(
@@ -286,11 +286,11 @@ def _about(review: Review) -> Iterator[Text]:
     for sentence in header.hooks.blind:
         yield Text("Not seen: " + fmt.clean(sentence), style="dim")
     if recording.missing:
-        yield Text(f"Incomplete: {recording.missing}", style="yellow")
+        yield Text(f"Incomplete: {fmt.prose(str(recording.missing))}", style="yellow")
     elif recording.ended is None:
         yield Text("It is still being written.", style="yellow")
     for note in recording.notes():
-        yield Text("Note: " + fmt.clean(note))
+        yield Text("Note: " + fmt.prose(note))
 
 
 def made_by(header: Header) -> str:

@@ -18,7 +18,7 @@ LINES = (("then, as counted", "#8a94a3", ""), ("then, in the model", "#e69f00", 
 
 def whatif_html(answer: WhatIf, table: Callable[..., str]) -> str:
     """The sections; ``table`` makes one of a title, columns, rows of HTML cells and a note."""
-    notes = "".join(f'<p class="note">{_text(note)}</p>' for note in answer.notes)
+    notes = "".join(f'<p class="note">{_text(fmt.prose(note))}</p>' for note in answer.notes)
     return (
         f"<section><h2>What if: {_text(str(answer.levers))}</h2>"
         + "".join(_place(place) for place in answer.places)
@@ -45,9 +45,9 @@ def _numbers(outcome: Outcome, limit: int) -> list[str]:
         f"{100 * (outcome.peak / limit):.0f} %" if limit and not math.isnan(outcome.peak) else "-"
     )
     mean, peak = (
-        "-" if math.isnan(value) else f"{value:,.0f}" for value in (outcome.mean, outcome.peak)
+        "-" if math.isnan(value) else fmt.count(value) for value in (outcome.mean, outcome.peak)
     )
-    return [mean, peak, fill, f"{outcome.drops:,}", f"{outcome.evictions:,}"]
+    return [mean, peak, fill, fmt.count(outcome.drops), fmt.count(outcome.evictions)]
 
 
 def _place(place: Place) -> str:
@@ -56,8 +56,9 @@ def _place(place: Place) -> str:
     growing = f"; {rising_text(place.rising)}" if place.rising else ""
     growing += f"; {vague_text(place)}" if place.vague else ""
     return (
-        f"<p>{_text(place.name)}: with the change the mean lies between {low:,.0f} and "
-        f"{high:,.0f} entries, the peak between {least:,.0f} and {most:,.0f}{_text(growing)}</p>"
+        f"<p>{_text(place.name)}: with the change the mean lies between {fmt.count(low)} and "
+        f"{fmt.count(high)} entries, the peak between {fmt.count(least)} and "
+        f"{fmt.count(most)}{_text(growing)}</p>"
         f'{_chart(place)}<p class="{kind}">{_text(trust_text(place))}</p>'
     )
 

@@ -110,4 +110,4 @@ def _percent(part: float) -> str:
 
 
 def _whole(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.0f}"
+    return "-" if math.isnan(value) else fmt.count(value)

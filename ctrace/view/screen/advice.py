@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol
+from typing import Any, Optional, Protocol, Union
 
+from rich.cells import cell_len
+from rich.style import Style
 from rich.text import Text
 
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.view import format as fmt
 from ctrace.view.screen.palette import Palette
-from ctrace.view.screen.parts import blank, folded, line, wrapped
+from ctrace.view.screen.parts import Piece, blank, folded, line, wrapped
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Adviser(Protocol):
     def advise(self, snapshot: Snapshot) -> Any:
         """Makes the advice; may take seconds (it reads rulesets). Raises CtraceError."""
 
-    def text(self, advice: Any, width: int) -> str:
-        """The advice in words, for a width."""
+    def lines(self, advice: Any, width: int, folded: bool) -> Sequence[Text]:
+        """The advice in words, for a width; ``folded`` without its rules and commands."""
 
     def rules(self, advice: Any) -> str:
         """The rules to copy."""
@@ -72,7 +74,9 @@ class AdvicePane:
         self._asked_at = 0.0
         self._thread: Optional[threading.Thread] = None
         self._news = False
-        self._text: tuple[Any, int, str] = (None, 0, "")
+        self.folded = True
+        """Whether rules and commands are left out of the page."""
+        self._made: tuple[tuple[Any, int, bool], Sequence[Text]] = ((None, 0, True), ())
 
     def ask(self, snapshot: Snapshot, *, old: float = 0.0) -> None:
         """Begin to make advice from this snapshot, unless something is under way.
@@ -152,12 +156,15 @@ class AdvicePane:
 
     def _body(self, width: int, palette: Palette) -> list[Text]:
         assert self.adviser is not None
-        if self._text[:2] != (self._advice, width):
-            self._text = (self._advice, width, self.adviser.text(self._advice, width - 2))
-        out = []
-        for raw in self._text[2].splitlines():
-            style = _style(raw, palette)
-            out += [line([(words, style)], width) for words in folded(raw, width - 2)]
+        want = (self._advice, width, self.folded)
+        if self._made[0] != want:
+            self._made = want, self.adviser.lines(self._advice, width - 2, self.folded)
+        out: list[Text] = []
+        if self.folded:
+            keys = "x shows the rules and commands, y copies the rules, p applies them on trial"
+            out += [line([(words, palette.dim)], width) for words in wrapped(keys, width - 2, 2)]
+        for one in self._made[1]:
+            out += _dressed(one, width, palette)
         return out
 
     def about(self, culprit: Culprit) -> Optional[Remedy]:
@@ -205,7 +212,7 @@ def remedy_lines(remedy: Remedy, width: int, palette: Palette) -> list[Text]:
     out = [_head(width, p)]
     out += [line([(words, style)], width) for words in wrapped(remedy.text, width - 2, 3)]
     for reason in remedy.reasons:
-        words = wrapped(fmt.clean(reason), width - 4, 4)
+        words = wrapped(fmt.prose(reason), width - 4, 4)
         out += [line([("  " if row else "- ", p.text), (one, p.text)], width)
                 for row, one in enumerate(words)]  # fmt: skip
     if remedy.rules:
@@ -223,14 +230,24 @@ def _head(width: int, palette: Palette) -> Text:
     return text
 
 
-def _style(words: str, palette: Palette) -> Any:
-    """What a line of the advice is, from its shape: verdicts, arrows, rules and notes."""
-    if words.startswith("-> "):
-        return palette.good
-    if words.startswith("    ") or words.startswith("Note:"):
-        return palette.dim
-    if words.endswith(": unsafe"):
-        return palette.bad
-    if words and not words.startswith((" ", "-")):
-        return palette.strong
-    return palette.text
+def _dressed(text: Text, width: int, palette: Palette) -> list[Text]:
+    """A line of the advice in the screen's colours; one that is too long goes on below."""
+    plain = text.plain.rstrip()
+    if cell_len(plain) > width - 2:
+        return [line([(words, palette.dim)], width) for words in folded(plain, width - 2)]
+    pieces: list[Piece] = []
+    at = 0
+    for span in text.spans:
+        pieces += [(plain[at : span.start], palette.text),
+                   (plain[span.start : span.end], _meaning(span.style, palette))]  # fmt: skip
+        at = span.end
+    return [line([*pieces, (plain[at:], palette.text)], width)]
+
+
+def _meaning(style: Union[str, Style], palette: Palette) -> Style:
+    """The palette's style for one of the terminal's colours."""
+    one = Style.parse(style) if isinstance(style, str) else style
+    named = {"green": palette.good, "yellow": palette.warn, "red": palette.bad}
+    if one.color is not None:
+        return named.get(one.color.name, palette.text)
+    return palette.strong if one.bold else palette.dim if one.dim else palette.text

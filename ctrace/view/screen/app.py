@@ -85,6 +85,14 @@ class TopApp(TravelKeys):
             self.advice.ask(self.snapshot)
         self.change(state)
 
+    def action_unfold(self) -> None:
+        """Rules and commands of the advice, or none."""
+        if self.state.mode != "advice":
+            self.say("nothing to unfold here: a asks for advice, x on its page shows its rules")
+            return
+        self.advice.folded = not self.advice.folded
+        self.paint()
+
     def action_group(self) -> None:
         """Group by the next thing."""
         self._grouped(1)

@@ -285,7 +285,7 @@ def _why(snapshot: Snapshot, culprit: Culprit, width: int, palette: Palette) -> 
             for words in wrapped(f"· {fmt.prose(fact)}", width - LABEL - 2, 2):
                 out.append(_labelled("", [(words, p.dim)], width, p))
         if cause.remedy:
-            for index, words in enumerate(wrapped(fmt.clean(cause.remedy), width - LABEL - 2, 2)):
+            for index, words in enumerate(wrapped(fmt.prose(cause.remedy), width - LABEL - 2, 2)):
                 out.append(_labelled("" if index else "HELPS", [(words, p.text)], width, p))
     return [*out, blank(width)] if out else out
 

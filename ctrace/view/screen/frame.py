@@ -208,7 +208,10 @@ def identity(item: object) -> tuple[str, int]:
 def culprits_of(snapshot: Snapshot, state: State) -> tuple[Culprit, ...]:
     """The culprits in the order that the person asked for."""
     turned = snapshot.sort.startswith("-")
-    return snapshot.culprits if turned == state.reverse else snapshot.culprits[::-1]
+    there = snapshot.culprits
+    if snapshot.sort.removeprefix("-") in ("held", "new"):  # what is gone is told of by the others
+        there = tuple(one for one in there if one.held or one.new_per_s or one.drops) or there
+    return there if turned == state.reverse else there[::-1]
 
 
 def tables_of(snapshot: Snapshot) -> list[Table]:

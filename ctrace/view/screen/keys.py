@@ -143,6 +143,13 @@ KEYS: Final = (
         modes=("advice",),
         live=True,
     ),
+    Key(
+        ("x",),
+        "unfold",
+        "rules",
+        "the rules and commands of the advice in full, or folded",
+        modes=("advice",),
+    ),
     Key(("T",), "step_back", "", "one step back in time", travel=True),
     Key(("t",), "step", "step", "one step forward in time", travel=True, modes=ALL),
     Key(("j",), "jump", "jump", "jump: 10:03:07, +30, -2m or 50%", travel=True, modes=ALL),
@@ -192,8 +199,8 @@ def markdown() -> str:
 
 
 WANTED: Final = (
-    "quit", "help", "up", "step", "jump", "next_drop", "apply", "copy", "advice", "drill", "group",
-    "filter", "sort", "victims", "namespaces", "page", "record", "pause",
+    "quit", "help", "up", "step", "jump", "next_drop", "apply", "unfold", "copy", "advice", "drill",
+    "group", "filter", "sort", "victims", "namespaces", "page", "record", "pause",
 )  # fmt: skip
 """The footer's order, where not all keys may have room: none is needed to leave or to learn."""
 
@@ -251,7 +258,8 @@ COLUMNS: Final = (
     ("LOST RACE", "inserts that failed: an entry with the same tuple was inserted first (clash)"),
     (
         "HEALTHY",
-        "far from the limit, nothing refused; HIGH: above 75 %; FILLING: it will be full; "
+        "far from the limit, nothing refused; HIGH: above 75 %; RISING: at this rate full within "
+        "a minute; FILLING: it will be full; "
         "FULL: refusing; EVICTS: making room; EASING: full a moment ago; LOSING: new entries fail",
     ),
     ("~, stale", "events were lost: what keys hold is being counted anew from the table"),
