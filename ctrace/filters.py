@@ -24,6 +24,8 @@ STATUSES = (
     "ASSURED", "SEEN_REPLY", "UNREPLIED", "SRC_NAT", "DST_NAT", "OFFLOAD", "HELPER", "EXPECTED",
 )  # fmt: skip
 """What ``-u`` takes."""
+AT_BIRTH = ("SRC_NAT", "DST_NAT", "HELPER", "EXPECTED")
+"""Those that an entry has when it is made: NAT and helpers are set up before."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import click
 from ctrace.cli.kinds import Namespace, Words
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError, UsageError
-from ctrace.filters import STATUSES, Filter, parse_network, parse_proto, parse_status
+from ctrace.filters import AT_BIRTH, STATUSES, Filter, parse_network, parse_proto, parse_status
 from ctrace.model.snapshot import GROUPS, SORTS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -107,17 +107,28 @@ def make_filter(
 
 
 def held_filter(**filters: Any) -> Filter:
-    """The same for what counts entries held: a status that comes and goes can't choose these.
+    """The same for what counts entries held: a status that comes later can't choose these.
 
-    Entries are tested when they are made; ASSURED, say, comes later. Raises UsageError.
+    Entries are tested when they are made. Raises UsageError.
     """
-    wanted = make_filter(**filters)
-    if wanted.status or wanted.unreplied:
+    if later_status(filters):
         raise UsageError(
-            "-u can't choose what is held: an entry's status changes while it lives; see PINNED "
-            "and ONE-WAY for the parts, conntrack -L -u for the entries, ctrace trace -u for events"
+            "-u can't choose what is recorded or advised on: an entry's status changes while it "
+            "lives; see ctrace top -u for who holds them, ctrace trace -u for events"
         )
-    return wanted
+    return make_filter(**filters)
+
+
+def later_status(filters: dict[str, Any]) -> str:
+    """Take what entries become only while they live out of ``-u``: as a filter of what is held.
+
+    What is left of it holds from their first packet on. Raises UsageError.
+    """
+    words = [word for word in (filters.get("status") or "").upper().split(",") if word]
+    parse_status(",".join(words)) if words else None
+    later = [word for word in words if word not in AT_BIRTH]
+    filters["status"] = ",".join(word for word in words if word in AT_BIRTH) or None
+    return " ".join(f"status={word}" for word in later)
 
 
 def answer_options(*formats: str, stream: bool = False, forced: bool = False) -> Callable[[F], F]:

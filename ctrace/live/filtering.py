@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from ctrace.errors import UsageError
 from ctrace.filters import Network, parse_network, parse_proto
+from ctrace.model import by_status
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import Culprit, Snapshot, Victim
 from ctrace.record import PROTO_NUMBERS, proto_name
@@ -35,6 +36,7 @@ FIELDS = {
     "netns": "namespace, by name or inode number",
     "nat": "src, dst or no",
     "owner": "part of a process's, unit's or container's name",
+    "status": "ASSURED, SEEN_REPLY or UNREPLIED, of a sample of what is held",
 }
 
 FLOWS = ("netns", "proto", "port", "dport", "src", "dst")
@@ -94,6 +96,13 @@ def check(group: str, text: str) -> None:
     """Raises UsageError, with what to do, when a grouping's rows can't be narrowed so."""
     if refusal := scope_of(text).refusal(group):
         raise UsageError(refusal)
+    by_status.check(_statuses(text))
+
+
+def _statuses(text: str) -> tuple[str, ...]:
+    """The words of a filter that ask for a status."""
+    words = (word.partition("=") for word in _words_of(text))
+    return tuple(value for name, _, value in words if name.lower() == "status")
 
 
 def view(
@@ -104,13 +113,17 @@ def view(
     ``flow_filter`` is that part of it that chose among a table's flows. Raises UsageError.
     """
     group, sort, text = asked
+    scope = scope_of(text, model.netns)
     snapshot = model.snapshot(
         group=group,
         sort=sort,
         limit=SEARCHED if text else limit,
         filter_text=flow_filter,
-        scope=scope_of(text, model.netns),
+        scope=scope,
     )
+    if statuses := _statuses(text):
+        every = model.snapshot(group="service", limit=SEARCHED, scope=scope).culprits
+        snapshot = by_status.narrowed(snapshot, statuses, every)
     if text:
         snapshot = filtered(snapshot, text)
         snapshot = replace(snapshot, culprits=snapshot.culprits[:limit])
@@ -150,6 +163,11 @@ def _netns(_: str, value: str) -> Test:
     return lambda row: value in (row.netns_name, str(row.netns))
 
 
+def _status(_: str, value: str) -> Test:
+    by_status.check((value,))
+    return lambda _: True  # its rows were reckoned before
+
+
 def _nat(_: str, value: str) -> Test:
     return lambda row: value in getattr(row, "nat", "").split(",")
 
@@ -168,6 +186,7 @@ _TESTS: dict[str, Callable[[str, str], Test]] = {
     "netns": _netns,
     "nat": _nat,
     "owner": _owned,
+    "status": _status,
 }
 
 

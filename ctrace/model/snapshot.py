@@ -234,6 +234,9 @@ class Culprit:
     """``in``, ``out``, ``forward``, ``loopback``, ``mixed`` or empty."""
     held: int = 0
     """Entries in the table now."""
+    held_error: Optional[int] = None
+    """Two standard errors of that, where it is reckoned: of entries with some status; None where
+    it is counted."""
     share: float = 0.0
     """Its part of all entries held now, over the tables shown."""
     table_seconds: float = 0.0
@@ -452,6 +455,8 @@ class Snapshot:
     """How many keys there are, shown or not (estimated beyond the memory limit)."""
     held_total: int = 0
     """Entries that all keys hold, shown or not: what ``share`` is a share of."""
+    held_total_error: Optional[int] = None
+    """As ``held_error`` of a culprit, with all that was not looked at."""
     table_seconds_total: float = 0.0
     """Table-seconds of all keys, shown or not."""
     top: dict[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)

@@ -13,8 +13,8 @@ from ctrace.cli.kinds import Size, Time
 from ctrace.cli.options import (
     file_option,
     filter_options,
+    held_filter,
     hooks_option,
-    make_filter,
     stop_after_option,
 )
 
@@ -98,7 +98,7 @@ def command(
         from ctrace.host.netns import resolve
 
         filters["netns"] = resolve(filters["netns"])
-    wanted = make_filter(**filters)
+    wanted = held_filter(**filters)
     path = output or (DEFAULT_RING if in_ring else DEFAULT)
     with contextlib.ExitStack() as opened:
         measurement = None

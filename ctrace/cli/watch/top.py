@@ -16,9 +16,10 @@ from ctrace.cli.options import (
     answer_options,
     filter_options,
     group_option,
-    held_filter,
     hooks_option,
+    later_status,
     limit_option,
+    make_filter,
     rows_by,
     screen_options,
     sort_option,
@@ -28,6 +29,7 @@ from ctrace.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from ctrace.live.feed import LiveFeed
+    from ctrace.view.screen.state import State
 
 PLAIN_SIZE = (100, 40)
 """Columns and lines of a plain frame where nobody says how large the terminal is."""
@@ -90,22 +92,27 @@ def command(
     """  # fmt: skip
     from ctrace.capture import open_live
     from ctrace.live.feed import LiveFeed
+    from ctrace.live.filtering import check
     from ctrace.view import format as fmt
+    from ctrace.view.screen.state import State
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    by_status = later_status(filters)
+    by = rows_by(group, format)
+    check(by, by_status)
     shown = shown_filter(filters)
     if filters.get("netns"):
         from ctrace.host.netns import resolve as inode_of
 
         filters["netns"] = inode_of(filters["netns"])
-    wanted = held_filter(**filters)
-    by = rows_by(group, format)
+    wanted = make_filter(**filters)
     as_screen = not (once or plain or format == "json" or not has_screen())
     feed = LiveFeed(
         lambda: open_live(wanted, hooks=hooks, sample=True),
         interval=interval,
         group=by,
         sort=sort,
+        filter_text=by_status,
         memory=memory,
         limit=limit,
         early=as_screen,
@@ -114,7 +121,8 @@ def command(
     )
     try:
         if as_screen:
-            run_screen(feed, by, sort, count, theme or "", ascii_only, resolve)
+            chosen = State(group=by, sort=sort, filter=by_status)
+            run_screen(feed, chosen, count, theme or "", ascii_only, resolve)
         else:
             run_plain(
                 feed,
@@ -145,8 +153,7 @@ def has_screen() -> bool:
 
 def run_screen(
     feed: LiveFeed,
-    group: str,
-    sort: str,
+    state: State,
     count: Optional[int],
     theme: str,
     ascii_only: bool,
@@ -158,7 +165,6 @@ def run_screen(
     from ctrace.view.screen.advice import AdvicePane
     from ctrace.view.screen.app import TopApp
     from ctrace.view.screen.palette import choose
-    from ctrace.view.screen.state import State
 
     adviser = LiveAdviser(feed)
     names = None
@@ -170,7 +176,7 @@ def run_screen(
         feed,
         palette=choose(theme),
         ascii_only=ascii_only or fmt.wants_ascii(),
-        state=State(group=group, sort=sort),
+        state=state,
         advice=AdvicePane(adviser),
         names=names,
         count=count,

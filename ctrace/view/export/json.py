@@ -27,7 +27,7 @@ from ctrace.model.snapshot import (
     Victim,
 )
 from ctrace.record import Status
-from ctrace.view.unseen import told, trusted, unseen
+from ctrace.view.unseen import CHANGES, REFUSALS, told, trusted, unseen
 
 SCHEMA = 1
 """Rises when a field changes its meaning or goes; not when one is added."""
@@ -36,6 +36,7 @@ SCHEMA = 1
 def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
     """The snapshot as an object that ``json.dumps`` takes as it is."""
     absent = unseen(snapshot.hooks)
+    by_row = absent if snapshot.held_total_error is None else absent | CHANGES | REFUSALS
     return {
         "schema": SCHEMA,
         "ts": utc(snapshot.ts),
@@ -51,9 +52,10 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "tables": [_table(table, absent) for table in snapshot.tables],
         "totals": told(dataclasses.asdict(snapshot.totals), absent),
         "rates_per_s": told(_rounded(dataclasses.asdict(snapshot.rates)), absent),
-        "culprits": [told(_culprit(culprit), absent) for culprit in snapshot.culprits],
+        "culprits": [told(_culprit(culprit), by_row) for culprit in snapshot.culprits],
         "culprits_total": snapshot.culprits_total,
         "held_total": snapshot.held_total,
+        "held_total_error": snapshot.held_total_error,
         "table_seconds_total": _known(absent, "table_seconds_total", snapshot.table_seconds_total),
         "top": {
             group: [{"key": key, "new_per_s": _round(value)} for key, value in keys]
@@ -71,7 +73,8 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _exact(snapshot: Snapshot) -> bool:
-    return not snapshot.lost and not snapshot.memory.pruned and trusted(snapshot.hooks) is None
+    reckoned = snapshot.held_total_error is not None or trusted(snapshot.hooks) is not None
+    return not snapshot.lost and not snapshot.memory.pruned and not reckoned
 
 
 def _known(absent: frozenset[str], name: str, value: float) -> Optional[float]:
@@ -159,6 +162,7 @@ def _culprit(culprit: Culprit) -> dict[str, Any]:
         "netns_name": culprit.netns_name,
         "direction": culprit.direction,
         "held": culprit.held,
+        "held_error": culprit.held_error,
         "share": _round(culprit.share),
         "table_seconds": _round(culprit.table_seconds),
         "inserts": culprit.inserts,
