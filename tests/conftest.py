@@ -1,7 +1,9 @@
 """For every suite: what a run in the background, or beside others, must not change.
 
 Programs under test can be interrupted, no example is timed, and what the whole machine sees
-is changed by one test at a time, with no kernel test beside it.
+is changed by one test at a time, with no kernel test beside it. Several workers (``-n 6 --dist
+loadgroup``) share the tests out one by one, for most of them wait; those that share a fixture
+stay together, and the longest begin first.
 """
 
 from __future__ import annotations
@@ -36,16 +38,59 @@ settings.load_profile("patient")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def _alone(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("machine", "clocks"))
+
+
+def _shared(item: pytest.Item) -> bool:
+    """Whether it uses something of ours that is made once for several tests."""
+    found: dict[str, Any] = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009
+    return any(
+        one.scope != "function" and not one.func.__module__.startswith("_pytest")
+        for fixtures in found.values()
+        for one in fixtures
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not hasattr(config, "workerinput"):
+        return
+    longest = {item.path for item in items if item.get_closest_marker("slow")}
+    for item in items:
+        if _shared(item):
+            of = getattr(item, "callspec", None)
+            family = of.params.get("family", "") if of else ""
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {family}".strip()))
+
+    def turn(item: pytest.Item) -> int:
+        if _alone(item):
+            return 0  # before there is anything that it would wait for
+        if item.get_closest_marker("xdist_group"):
+            return 1 if item.path in longest else 2
+        return 1 if item.get_closest_marker("slow") else 3
+
+    items.sort(key=turn)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A group is no part of a test's name: what failed can be run again by that name."""
+    if report.nodeid.rfind("@") > report.nodeid.rfind("]"):
+        report.nodeid = report.nodeid.rpartition("@")[0]
+
+
 _LOCKS = [Path(tempfile.gettempdir()) / f"ctrace-tests-{name}" for name in ("door", "room")]
 
 
 @pytest.fixture(autouse=True)
 def _beside(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kernel tests run beside each other, one marked ``machine`` by itself.
+    """Kernel tests run beside each other, one marked ``machine`` or ``clocks`` by itself.
 
     It waits at the door, so that those that come later wait behind it.
     """
-    alone = request.node.get_closest_marker("machine") is not None
+    alone = _alone(request.node)
     if not alone and request.node.get_closest_marker("kernel") is None:
         yield
         return

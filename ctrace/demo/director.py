@@ -19,6 +19,8 @@ RATE: Final = 400.0
 """Connections a second once the traffic is switched over."""
 CALM, FULL, SHOWN, ADVISED, EMPTIED = 7.0, 40.0, 11.0, 12.0, 45.0
 """Seconds: of calm; at most until full; to look at it; at the advice; at most to recover."""
+PACE: Final = 1.0
+"""How long the pauses are, in parts of what a reader needs; the incident takes its own time."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Director:
         return snapshot
 
     def _breathe(self, seconds: float) -> None:
-        self._stop.wait(seconds)
+        self._stop.wait(seconds * PACE)
 
     def _until(self, enough: Callable[[Snapshot], bool], most: float) -> None:
         deadline = time.monotonic() + most

@@ -22,6 +22,12 @@ from ctrace.lab.traffic import udp_flows
 
 pytestmark = pytest.mark.kernel
 CTRACE = [sys.executable, "-m", "ctrace"]
+HASTY = [
+    sys.executable,
+    "-c",
+    "import ctrace.demo.director as it; it.PACE = 0.4; from ctrace.cli import main; main()",
+]
+"""ctrace, with a demo that leaves nobody the time to read it."""
 UTF8 = {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TERM": "xterm-256color", "COLORTERM": "truecolor"}
 LIMIT = "/proc/sys/net/netfilter/nf_conntrack_max"
 
@@ -75,8 +81,13 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: str, size: tuple[int, int] = (100, 30), **env: str) -> Iterator[Terminal]:
-    one = Terminal([*CTRACE, *arguments], environment(**env), size)
+def terminal(
+    *arguments: str,
+    program: list[str] = CTRACE,
+    size: tuple[int, int] = (100, 30),
+    **env: str,
+) -> Iterator[Terminal]:
+    one = Terminal([*program, *arguments], environment(**env), size)
     try:
         yield one
     finally:
@@ -269,7 +280,7 @@ def test_a_demo_that_is_broken_off_leaves_nothing(how: str) -> None:
     """Its namespaces, processes and rules vanish by themselves, also after SIGKILL."""
     with nothing_left():
         demo = subprocess.Popen(
-            [*CTRACE, "demo", "--auto", "--plain"],
+            [*HASTY, "demo", "--auto", "--plain"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
         )  # fmt: skip
         assert demo.stdout is not None
@@ -295,7 +306,7 @@ def test_the_demo_plays_itself_through() -> None:
     """The table fills, ctrace names who, its advice is applied, the fill falls, all recover."""
     with nothing_left():
         done = subprocess.run(
-            [*CTRACE, "demo", "--auto", "--plain", "--ascii"],
+            [*HASTY, "demo", "--auto", "--plain", "--ascii"],
             capture_output=True, text=True, env=environment(), timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -323,7 +334,7 @@ def test_the_demo_plays_itself_through() -> None:
 
 @pytest.mark.slow
 def test_the_demo_turns_the_pages_of_the_screen() -> None:
-    with nothing_left(), terminal("demo", "--auto", size=(120, 40)) as one:
+    with nothing_left(), terminal("demo", "--auto", program=HASTY, size=(120, 40)) as one:
         one.until(b"Traffic is switched over", 60)
         one.until(b"FULL", 90)
         one.until(b"VERDICT", 90)

@@ -59,6 +59,7 @@ def timing(family: str, *nodes: Node) -> Iterator[Timing]:
 # -- time ------------------------------------------------------------------------------------
 
 
+@pytest.mark.clocks
 def test_every_packet_is_timed_once_at_each_hook(timers: str) -> None:
     with pair() as (a, b), timing(timers, a, b) as timer:
         send(a, b, PACKETS)
@@ -81,6 +82,7 @@ def test_every_packet_is_timed_once_at_each_hook(timers: str) -> None:
     assert totals(times)[0] == pytest.approx(2 * PACKETS, rel=0.02)
 
 
+@pytest.mark.clocks
 def test_the_timers_agree_with_the_kernels_clock_of_bpf_programs(timers: str) -> None:
     """A program of known run time inside the timed stretch makes it longer by just that.
 
@@ -121,6 +123,7 @@ def test_the_timers_agree_with_the_kernels_clock_of_bpf_programs(timers: str) ->
     assert with_it - without == pytest.approx(added, rel=0.3 if KERNEL else 0.15)
 
 
+@pytest.mark.clocks
 def test_a_pair_of_function_hooks_and_the_bracket_agree() -> None:
     if not {"fentry", "netfilter"} <= set(families()):
         pytest.skip("this kernel cannot time both ways")
@@ -146,6 +149,7 @@ def test_a_pair_of_function_hooks_and_the_bracket_agree() -> None:
     assert 1 < sorted(ratios)[ROUNDS // 2] < 1.25
 
 
+@pytest.mark.clocks
 def test_notrack_saves_what_was_said(timers: str) -> None:
     with pair(track_server=False) as (a, b), timing(timers, a, b) as timer:
         send(a, b, PACKETS)
