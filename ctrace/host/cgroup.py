@@ -2,7 +2,8 @@
 
 No runtime's API is asked. A container runtime writes the container's id into the
 cgroup's path, and Docker's and Kubernetes' own files, where they can be read,
-turn the id into a name. Who owns a folder below names it as he likes: names come
+turn the id into a name: here, or from a container that sees the host's processes,
+below the first process's root. Who owns a folder below names it as he likes: names come
 back harmless, paths as they are.
 """
 
@@ -33,6 +34,7 @@ _RUNTIMES = {
     "containerd": "containerd",
     "nerdctl": "containerd",
 }
+_ROOTS = ("", "/proc/1/root")
 _PARENTS = {"docker": "docker", "libpod_parent": "podman", "lxc": "lxc", "ecs": "ecs"}
 
 
@@ -43,15 +45,22 @@ def container(path: str) -> str:
     the runtime's where its files tell it, else the id's first twelve digits.
     """
     parts = [part for part in path.split("/") if part]
-    pod = any(part.startswith("kubepods") for part in parts)
+
+    def is_pod(ident: str) -> bool:
+        # seen from a pod's own control group (``/../../pod2/ID``) the first folders have no name
+        return any(part.startswith("kubepods") for part in parts) or (
+            ".." in parts and bool(_name("k8s", ident))
+        )
+
     # The innermost match wins: a container may itself run containers.
     for at in range(len(parts) - 1, -1, -1):
         part = parts[at]
         if scope := _SCOPE.match(part):
-            return _called("k8s" if pod else _RUNTIMES[scope[1]], scope[2])
+            return _called("k8s" if is_pod(scope[2]) else _RUNTIMES[scope[1]], scope[2])
         if bare := _BARE_ID.match(part):
             parent = parts[at - 1] if at else ""
-            return _called("k8s" if pod else _PARENTS.get(parent, "container"), bare[1])
+            runtime = "k8s" if is_pod(bare[1]) else _PARENTS.get(parent, "container")
+            return _called(runtime, bare[1])
         if named := _NAMED_SCOPE.match(part):
             return "machine:" + clean(_unescape(next(name for name in named.groups() if name)))
         if at and parts[at - 1] == "lxc":
@@ -106,15 +115,16 @@ def _called(runtime: str, ident: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _name(runtime: str, ident: str) -> str:
-    if runtime == "docker":
-        try:
-            with open(f"/var/lib/docker/containers/{ident}/config.v2.json") as file:
-                return str(json.load(file)["Name"]).lstrip("/")
-        except (OSError, ValueError, KeyError):
-            return ""
-    if runtime == "k8s":
-        # The kubelet's links: POD_NAMESPACE_CONTAINER-ID.log
-        for link in glob(f"/var/log/containers/*-{escape(ident)}.log"):
-            pod, _, rest = os.path.basename(link).partition("_")
-            return f"{rest.partition('_')[0]}/{pod}"
+    for root in _ROOTS:
+        if runtime == "docker":
+            try:
+                with open(f"{root}/var/lib/docker/containers/{ident}/config.v2.json") as file:
+                    return str(json.load(file)["Name"]).lstrip("/")
+            except (OSError, ValueError, KeyError):
+                continue
+        if runtime == "k8s":
+            # The kubelet's links: POD_NAMESPACE_CONTAINER-ID.log
+            for link in glob(f"{root}/var/log/containers/*-{escape(ident)}.log"):
+                pod, _, rest = os.path.basename(link).partition("_")
+                return f"{rest.partition('_')[0]}/{pod}"
     return ""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ctrace.host import cgroup
@@ -59,3 +64,51 @@ def test_label_prefers_the_container_and_falls_back_to_the_path() -> None:
     assert cgroup.label("/system.slice/nginx.service") == "nginx.service"
     assert cgroup.label("/batch/7") == "/batch/7"
     assert cgroup.label("/") == ""
+
+
+# The first process of a PID namespace, in the host's root; its child in another, as a container
+# with the host's processes is.
+_IN_A_CONTAINER = """
+import os, sys
+from ctrace.host import cgroup
+host, container, *paths = sys.argv[1:]
+assert os.getpid() == 1
+go, ready = os.pipe()
+child = os.fork()
+if child:
+    os.chroot(host)
+    os.write(ready, b"x")
+    sys.exit(os.waitpid(child, 0)[1])
+os.read(go, 1)
+os.mkdir(container + "/proc")
+os.system(f"mount -t proc none {container}/proc")
+os.chroot(container)
+for path in paths:
+    print(cgroup.container(path))
+"""
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces")
+def test_a_container_finds_the_hosts_names_below_the_first_process(tmp_path: Path) -> None:
+    host, container = tmp_path / "host", tmp_path / "container"
+    container.mkdir()
+    logs = host / "var/log/containers"
+    logs.mkdir(parents=True)
+    # the kubelet's link leads to a file that is not below this root
+    (logs / f"web-5d4_shop_nginx-{ID}.log").symlink_to("/var/log/pods/shop_web/nginx/0.log")
+    docker = host / f"var/lib/docker/containers/{ID}"
+    docker.mkdir(parents=True)
+    (docker / "config.v2.json").write_text('{"Name": "/shop"}')
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", sys.executable, "-c", _IN_A_CONTAINER,
+         host, container, f"/kubepods/besteffort/pod0a1b/{ID}", f"/docker/{ID}",
+         f"/docker/{ID[:-1]}0", f"/../../pod0a1b/{ID}", f"/../cri-containerd-{ID}.scope",
+         f"/../cri-containerd-{ID[:-1]}0.scope"],
+        check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "k8s:shop/web-5d4", "docker:shop", f"docker:{ID[:12]}",
+        "k8s:shop/web-5d4", "k8s:shop/web-5d4", f"containerd:{ID[:12]}",
+    ]  # fmt: skip

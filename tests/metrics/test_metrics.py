@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,26 @@ def test_label_values_are_bounded_for_ever() -> None:
         assert sum(held.values()) == 100  # what loses its name is still counted
         seen |= set(held)
     assert len(seen) == 21
+
+
+def test_a_host_never_has_more_series_than_the_page_says() -> None:
+    """Thousands of services and namespaces come and go while Prometheus scrapes."""
+    (told,) = re.findall(r"at most (\d+) series", (SHARE.parents[2] / "docs/fleet.md").read_text())
+    exposition, seen = Exposition(), set()
+    one = snapshot()
+    for first in range(0, 3000, 100):
+        names = range(first, first + 100)
+        shot = replace(
+            one,
+            tables=tuple(replace(one.tables[0], name=f"pod{n}", pinned=0.5) for n in names),
+            culprits=tuple(Culprit(key=str(n), proto="tcp", port=n + 1, held=1) for n in names),
+            victims=tuple(
+                Victim(str(n), "udp", "192.0.2.1", "192.0.2.2", n + 1, 1, drop_per_s=1.0)
+                for n in names
+            ),
+        )
+        seen |= set(values(exposition.text(shot)))
+    assert len(seen) == int(told)
 
 
 @pytest.mark.parametrize("text", ["", "9632", "host:", "host:x", "host:70000", "host:-1"])

@@ -1,11 +1,11 @@
-"""Several hosts' Parquet files in DuckDB: the documented queries against sums made here."""
+"""Ten hosts' Parquet files: the shipped queries on two engines, against sums made here."""
 
 from __future__ import annotations
 
+import csv
 import re
-import subprocess
-import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 from kit.synthetic import batches, header, traffic
 
+import ctrace
 from ctrace.record import Kind, Reason, address_text
 from ctrace.recording.writer import Writer
+from ctrace.view.export.files import to_parquet
 
 ROOT = Path(__file__).parents[2]
-QUERY = ROOT / "ctrace" / "share" / "queries" / "sources.sql"
+QUERIES = ROOT / "ctrace" / "share" / "queries"
+HOSTS = 10
 
 Key = tuple[str, int]
+Ask = Callable[[str], list[dict[str, Any]]]
 
 
 class Truth:
@@ -30,6 +34,8 @@ class Truth:
         self.entries: dict[Key, int] = defaultdict(int)
         self.refused: dict[Key, int] = defaultdict(int)
         self.seconds: dict[Key, float] = defaultdict(float)
+        self.minutes: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
+        """Host and minute of refusals, to ports."""
 
     def add(self, host: str, events: Any) -> None:
         born: dict[int, tuple[Key, int]] = {}
@@ -41,6 +47,8 @@ class Truth:
                 born[ct] = key, ts
             elif kind == Kind.DROP:
                 self.refused[key] += 1
+                minute = (ts + header().clock.offset) // (60 * 10**9)
+                self.minutes[host, minute][key[1]] += 1
             elif ct in born:
                 owner, since = born.pop(ct)
                 self.seconds[owner] += (ts - since) / 1e9
@@ -50,11 +58,13 @@ class Truth:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
+    pytest.importorskip("pyarrow")
     folder, truth = tmp_path_factory.mktemp("fleet"), Truth()
-    for number, host in enumerate(("web1", "web2", "db1"), 1):
-        events = traffic(4000, rate=2000, clients=400, seed=number)
+    for number in range(1, HOSTS + 1):
+        host = f"web{number}"
+        events = traffic(1500, rate=2000, clients=200, seed=number)
         events["src"][:, 13:15] = 0  # the hosts share their clients
-        drops = events[:: 50 * number].copy()
+        drops = events[:: 20 * number].copy()
         drops["kind"], drops["reason"], drops["ct"] = Kind.DROP, Reason.TABLE_FULL, 0
         for part in (events, drops):
             truth.add(host, part)
@@ -64,42 +74,88 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
                 writer.write(batch)
             for batch in batches(drops):
                 writer.write(replace(batch, until=batch.until + 10**12))
-        subprocess.run(
-            [sys.executable, "-m", "ctrace", "export", path, "-o", folder / f"{host}.parquet"],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        # one folder a day and host, as the page says
+        place = folder / f"day=2019-07-13/host={host}"
+        place.mkdir(parents=True)
+        with ctrace.open(str(path)) as recording, (place / "1.parquet").open("wb") as out:
+            to_parquet(recording, out, lambda _: None)
     return folder, truth
 
 
-def asked(folder: Path, query: str) -> list[dict[str, Any]]:
-    duckdb = pytest.importorskip("duckdb")
-    assert "'*.parquet'" in query
-    relation = duckdb.sql(query.replace("'*.parquet'", f"'{folder}/*.parquet'").rstrip("; \n"))
-    return [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
+@pytest.fixture(params=["duckdb", "clickhouse"])
+def ask(
+    request: pytest.FixtureRequest, fleet: tuple[Path, Truth], monkeypatch: pytest.MonkeyPatch
+) -> Ask:
+    """The query on an engine that sees the files as its shipped view does."""
+    monkeypatch.chdir(fleet[0])
+    view = (QUERIES / f"{request.param}.sql").read_text()
+    return (duckdb if request.param == "duckdb" else clickhouse)(view)
 
 
-def test_which_source_over_all_hosts(fleet: tuple[Path, Truth]) -> None:
-    folder, truth = fleet
-    rows = asked(folder, QUERY.read_text())
+def duckdb(view: str) -> Ask:
+    engine = pytest.importorskip("duckdb").connect()
+    engine.sql(view)
+
+    def ask(query: str) -> list[dict[str, Any]]:
+        relation = engine.sql(query)
+        return [dict(zip(relation.columns, row)) for row in relation.fetchall()]
+
+    return ask
+
+
+def clickhouse(view: str) -> Ask:
+    """Where PyPI's chdb is installed, which holds the engine."""
+    session = pytest.importorskip("chdb.session").Session()
+    session.query("DROP DATABASE IF EXISTS here")
+    session.query("CREATE DATABASE here")
+    session.query("USE here")
+    session.query(view)
+
+    def ask(query: str) -> list[dict[str, Any]]:
+        text = str(session.query(query.rstrip("; \n"), "CSVWithNames"))
+        return list(csv.DictReader(text.splitlines()))
+
+    return ask
+
+
+def test_which_source_over_all_hosts(fleet: tuple[Path, Truth], ask: Ask) -> None:
+    truth = fleet[1]
+    rows = ask((QUERIES / "sources.sql").read_text())
     assert len(rows) == 20
     best = sorted(truth.seconds.values(), reverse=True)[:20]
-    assert [row["table_seconds"] for row in rows] == pytest.approx(best)
+    assert [float(row["table_seconds"]) for row in rows] == pytest.approx(best, rel=1e-5)
     for row in rows:
-        key = row["src"], row["dport"]
-        assert row["hosts"] == len(truth.hosts[key])
-        assert row["entries"] == truth.entries[key]
-        assert row["refused"] == truth.refused[key]
-        assert row["table_seconds"] == pytest.approx(truth.seconds[key])
-    assert max(row["hosts"] for row in rows) > 1
+        key = row["src"], int(row["dport"])
+        assert int(row["hosts"]) == len(truth.hosts[key])
+        assert int(row["entries"]) == truth.entries[key]
+        assert int(row["refused"]) == truth.refused[key]
+        assert float(row["table_seconds"]) == pytest.approx(truth.seconds[key], rel=1e-5)
+    assert max(int(row["hosts"]) for row in rows) > 1
 
 
-def test_the_pages_query_does_what_it_says(fleet: tuple[Path, Truth]) -> None:
-    folder, truth = fleet
+def test_when_and_where_tables_refused(fleet: tuple[Path, Truth], ask: Ask) -> None:
+    truth = fleet[1]
+    rows = ask((QUERIES / "refused.sql").read_text())
+    assert len(rows) == len(truth.minutes) >= HOSTS
+    assert {row["host"] for row in rows} == {f"web{number}" for number in range(1, HOSTS + 1)}
+    by_host: dict[str, list[Counter[int]]] = defaultdict(list)
+    for (host, _), ports in sorted(truth.minutes.items()):
+        by_host[host].append(ports)
+    for row in rows:  # each host's minutes in order
+        ports = by_host[row["host"]].pop(0)
+        assert int(row["refused"]) == sum(ports.values())
+        assert ports[int(row["dport"])] == max(ports.values())
+
+
+def test_the_pages_query_does_what_it_says(fleet: tuple[Path, Truth], ask: Ask) -> None:
+    truth = fleet[1]
     (query,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "fleet.md").read_text(), re.S)
-    rows = asked(folder, query)
+    rows = ask(query)
     for row in rows:
-        key = row["src"], row["dport"]
-        assert row["hosts"] == len(truth.hosts[key])
-        assert row["entries"] == truth.entries[key]
-        assert row["refused"] == truth.refused[key]
-    assert [row["entries"] for row in rows] == sorted(truth.entries.values(), reverse=True)[:20]
+        key = row["src"], int(row["dport"])
+        assert int(row["hosts"]) == len(truth.hosts[key])
+        assert int(row["entries"]) == truth.entries[key]
+        assert int(row["refused"]) == truth.refused[key]
+    assert [int(row["entries"]) for row in rows] == sorted(truth.entries.values(), reverse=True)[
+        :20
+    ]

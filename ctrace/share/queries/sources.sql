@@ -2,27 +2,30 @@
 -- on how many hosts, and for how long its entries stayed (of those that have ended).
 --
 --   on each host:  ctrace export ctrace.data -o $(hostname).parquet
---   anywhere:      duckdb < sources.sql        in the folder with those files
+--   anywhere, in the folder with those files:
+--     cat duckdb.sql sources.sql | duckdb
+--     cat clickhouse.sql sources.sql | clickhouse local
 --
 -- Columns: ctrace export --help. An entry's identity is used again, so an end belongs to
 -- the last insert before it.
-WITH events AS (FROM read_parquet('*.parquet')),
-stays AS (
-    SELECT made.src, made.dport, sum(epoch_ns(ended.time) - epoch_ns(made.time)) / 1e9 AS seconds
-    FROM (FROM events WHERE kind = 'destroy') AS ended
-    ASOF JOIN (FROM events WHERE kind IN ('insert', 'existing')) AS made
+WITH stays AS (
+    SELECT made.src AS src, made.dport AS dport,
+           sum(date_diff('microsecond', made.time, ended.time)) / 1e6 AS seconds
+    FROM (SELECT * FROM events WHERE kind = 'destroy') AS ended
+    ASOF JOIN (SELECT * FROM events WHERE kind IN ('insert', 'existing')) AS made
         ON ended.host = made.host AND ended.netns = made.netns AND ended.entry = made.entry
         AND ended.time >= made.time
-    GROUP BY ALL
+    GROUP BY made.src, made.dport
 ),
 made AS (
     SELECT src, dport,
            count(DISTINCT host) AS hosts,
-           count(*) FILTER (kind = 'insert') AS entries,
-           count(*) FILTER (kind = 'drop') AS refused
+           count(*) FILTER (WHERE kind = 'insert') AS entries,
+           count(*) FILTER (WHERE kind = 'drop') AS refused
     FROM events WHERE kind IN ('insert', 'drop')
-    GROUP BY ALL
+    GROUP BY src, dport
 )
-SELECT src, dport, hosts, entries, refused, coalesce(seconds, 0) AS table_seconds
-FROM made LEFT JOIN stays USING (src, dport)
+SELECT made.src AS src, made.dport AS dport, hosts, entries, refused,
+       coalesce(seconds, 0) AS table_seconds
+FROM made LEFT JOIN stays ON made.src = stays.src AND made.dport = stays.dport
 ORDER BY table_seconds DESC, entries DESC, src, dport LIMIT 20;
