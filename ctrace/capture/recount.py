@@ -107,10 +107,10 @@ class Recount:
         if not self._doubtful and not self._reading:
             return events
         here = {space.inum: space for space in spaces}
-        self._doubtful = {inum: at for inum, at in self._doubtful.items() if inum in here}
         before, self._at = self._at, max(until, int(events["ts"][-1]) if len(events) else 0)
         if self._reading and self._reading.space.inum not in here:
             self._stop()
+        self._doubtful = {inum: at for inum, at in self._doubtful.items() if inum in here}
         if self._reading:
             try:
                 found, done = self._read_on(self._reading, events, until, look)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ctrace.batch import Source
 from ctrace.recording.meta import Header
@@ -51,7 +52,7 @@ def host_facts() -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def rulesets(spaces: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+def rulesets(spaces: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """(namespace, rules and facts as text) of (inode, path) pairs; what can't be read is left out.
 
     The text is what ``ctrace advise FILE`` reads back.
@@ -59,13 +60,9 @@ def rulesets(spaces: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     from ctrace.advice.facts import to_text
     from ctrace.errors import CtraceError
 
-    out = []
     for inum, path in spaces[:RULESETS]:
-        try:
-            out.append((inum, to_text(path)))
-        except (CtraceError, OSError):
-            continue
-    return out
+        with contextlib.suppress(CtraceError, OSError):
+            yield inum, to_text(path)
 
 
 def _first_line(path: str) -> str:

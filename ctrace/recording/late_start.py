@@ -74,7 +74,7 @@ class LateRecording:
             dict(names.netns), dict(names.owners), dict(names.cgroups), dict(names.listeners)
         )
         self._writer.write(replace(known.batch, names=copies, until=at))
-        self._rules = RulesetReader()
+        self._rules = RulesetReader(known.counts)
         self._older = source.older() if isinstance(source, Dumps) else None
         if self._older is None:
             self._writer.note("the entries that were there at the beginning are not known")

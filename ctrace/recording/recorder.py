@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final, Optional, Protocol
@@ -104,7 +104,7 @@ def record(
     reason = ""
     taken = 0
     child: Optional[subprocess.Popen[bytes]] = None
-    reader = RulesetReader()
+    reader: Optional[RulesetReader] = None
     try:
         with _stops() as stop:
             first, over = source.started, _Over(until, stop)
@@ -119,6 +119,7 @@ def record(
                 sink.write(batch)
                 if beside is not None:
                     beside.take(batch, sink)
+                reader = reader or RulesetReader(batch.counts)
                 for netns, text in reader.done():
                     sink.ruleset(netns, text)
                 seconds = (batch.until - first) / 1e9
@@ -130,7 +131,7 @@ def record(
                     break
             else:
                 reason = "the source ended"
-            for netns, text in reader.done(wait=5.0):
+            for netns, text in reader.done(wait=5.0) if reader else ():
                 sink.ruleset(netns, text)
             if beside is not None:
                 beside.end(sink)
@@ -211,9 +212,10 @@ def _stops() -> Iterator[threading.Event]:
 
 
 class RulesetReader:
-    """Reads every namespace's rules once, in a thread."""
+    """Reads every namespace's rules once, in a thread: first of those that are recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Collection[int]) -> None:
+        self._recorded = frozenset(recorded)
         self._found: list[tuple[int, str]] = []
         self._thread = threading.Thread(target=self._read, name="ctrace-rules", daemon=True)
         self._thread.start()
@@ -223,14 +225,16 @@ class RulesetReader:
         from ctrace.recording.host_facts import rulesets
 
         with contextlib.suppress(OSError, CtraceError):
-            self._found = rulesets([(space.inum, space.path) for space in netns.find()])
+            spaces = [(space.inum, space.path) for space in netns.find()]
+            spaces.sort(key=lambda space: space[0] not in self._recorded)
+            for one in rulesets(spaces):
+                self._found.append(one)
 
     def done(self, wait: float = 0.0) -> list[tuple[int, str]]:
-        """What was read, once it is all there."""
+        """What was read since the last call; waits for the rest, for so many seconds at most."""
         self._thread.join(wait)
-        if self._thread.is_alive():
-            return []
-        found, self._found = self._found, []
+        found = self._found[:]
+        del self._found[: len(found)]
         return found
 
 

@@ -126,6 +126,21 @@ def test_a_loss_or_a_failure_ends_the_reading_and_it_begins_again(
     one.close()
 
 
+def test_a_namespace_that_ends_while_it_is_read_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ctnetlink, "pieces", lambda *_: iter([record(Kind.EXISTING, 1)]))
+    monkeypatch.setattr(recount, "QUIET", 0.0)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: 0)
+    one = Recount(Filter(), same_ids=True)
+    one.note(1, NONE, {SPACE.inum})
+    assert len(one.take(empty(), SECOND, [SPACE], look=True)) == 1
+    for turn in (2, 3):
+        assert not len(one.take(empty(), turn * SECOND, [], look=True))
+    one.note(1, NONE, {SPACE.inum})  # its number is used again
+    assert len(one.take(empty(), 4 * SECOND, [SPACE], look=True)) == 1
+
+
 FAMILIES: dict[str, Callable[[Filter], Capture]] = {
     "netfilter": lambda wanted: NetfilterCapture(wanted, ring_bytes=1 << 17),
     "netlink": lambda _: NetlinkCapture(queue=4096),

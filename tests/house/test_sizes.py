@@ -1,0 +1,91 @@
+"""The house: how long a file and a function may be, how much a function is told, and how many
+files a folder holds.
+
+What is larger than that stands below, and how large it may be. These numbers only go down.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+HOUSE = Path(__file__).parents[2] / "ctrace"
+LINES, FUNCTION, PARAMETERS, FOLDER = 400, 60, 7, 15
+"""Lines of a file and of a function, parameters, files of a folder: at most."""
+VERBS = "cli/"
+"""A verb has a parameter for each of its options."""
+LARGER = {
+    "advice/advise.py": 580,
+    "advice/advise.py: _candidate, lines": 74,
+    "advice/advise.py: advise, lines": 112,
+    "advice/facts.py: written, parameters": 8,
+    "advice/roles.py: subject, parameters": 8,
+    "capture/": 20,
+    "change/": 19,
+    "cli/recordings/record.py: command, lines": 90,
+    "cli/watch/metrics.py: command, lines": 69,
+    "cli/watch/top.py: command, lines": 82,
+    "host/ctnetlink.py": 510,
+    "host/ctnetlink.py: fill, parameters": 11,
+    "kernel/bpf.py": 470,
+    "live/feed.py: LiveFeed.__init__, parameters": 10,
+    "model/": 26,
+    "model/groups.py": 760,
+    "model/heavy.py": 550,
+    "model/keys.py": 450,
+    "model/keys.py: window, lines": 90,
+    "model/levels.py": 510,
+    "model/levels.py: details, lines": 69,
+    "model/model.py": 490,
+    "model/model.py: Model.snapshot, lines": 70,
+    "model/snapshot.py": 490,
+    "recording/": 27,
+    "view/report/cost_html.py: perf_html, lines": 64,
+    "view/screen/": 17,
+    "view/screen/frame.py": 420,
+    "view/screen/frame.py: Screen.table, parameters": 8,
+    "view/screen/shell.py: Shell.__init__, parameters": 9,
+    "whatif/table.py: _Run.__init__, parameters": 8,
+    "whatif/table.py: run, parameters": 8,
+}
+"""What is larger than that, and how large it may be."""
+
+
+def functions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every function below a node, with the names of what it is in."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            yield f"{name}{child.name}", child
+        inside = isinstance(child, (ast.FunctionDef, ast.ClassDef))
+        yield from functions(child, f"{name}{child.name}." if inside else name)  # type: ignore[attr-defined]
+
+
+def parameters(one: ast.FunctionDef) -> int:
+    """How many a caller may give."""
+    told = [*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs]
+    told += [more for more in (one.args.vararg, one.args.kwarg) if more]
+    return sum(each.arg not in ("self", "cls") for each in told)
+
+
+def larger() -> Iterator[tuple[str, int]]:
+    """Whatever is over its limit."""
+    for folder in (HOUSE, *(path for path in HOUSE.rglob("*") if path.is_dir())):
+        n = sum(path.name != "__init__.py" for path in folder.glob("*.py"))
+        if n > FOLDER:
+            yield f"{folder.relative_to(HOUSE)}/", n
+    for file in HOUSE.rglob("*.py"):
+        place, text = str(file.relative_to(HOUSE)), file.read_text(encoding="utf-8")
+        if (n := len(text.splitlines())) > LINES:
+            yield place, n
+        for name, one in functions(ast.parse(text), ""):
+            assert one.end_lineno is not None
+            if (n := one.end_lineno - one.lineno + 1) > FUNCTION:
+                yield f"{place}: {name}, lines", n
+            if (n := parameters(one)) > PARAMETERS and not place.startswith(VERBS):
+                yield f"{place}: {name}, parameters", n
+
+
+def test_nothing_is_larger_than_it_may_be() -> None:
+    found = {what: n for what, n in larger() if n > LARGER.get(what, 0)}
+    assert not found, "too large: cut it in two"
