@@ -361,9 +361,6 @@ def _candidate(
             "freed"
         )
         verdict = "warn" if verdict in GOOD else verdict
-    if judgement.lever.shared and not (about.has_nft and about.sees_forwarded):
-        reasons.append("rules that keep translated connections tracked need nftables and Linux 5.7")
-        verdict = "warn" if verdict in GOOD else verdict
     made = [
         one
         for one in done

@@ -14,7 +14,7 @@ from typing import Final
 from ctrace.advice.facts import facts
 from ctrace.advice.hazards import Judge
 from ctrace.advice.roles import flows_of, of_service
-from ctrace.advice.subject import Subject
+from ctrace.advice.subject import Flow, Subject
 from ctrace.change.plan import Lever, Notrack, Plan
 from ctrace.errors import CtraceError
 from ctrace.host.netns import Namespace
@@ -40,22 +40,25 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
             if not isinstance(lever, Notrack):
                 yield lever
                 continue
-            here = about.entries
-            if here is not None:
-                here = of_service(here, lever.proto, lever.port)
-            nat = here is not None and bool((here["status"] & NAT).any())
+            table, nat = about.entries, False
+            flows: tuple[Flow, ...] = ()
+            if table is not None:
+                here = of_service(table, lever.proto, lever.port)
+                nat = bool((here["status"] & NAT).any())
+                flows = flows_of(table, lever.proto, lever.port, set(about.addresses))
             subject = Subject(
                 proto=lever.proto,
                 port=lever.port,
                 roles=lever.roles,
                 local=about.addresses,
                 peers=lever.peers,
+                only_peers=bool(lever.peers),
                 nat="src,dst" if nat else "no",  # none was seen when the plan was made
                 ephemeral=about.ephemeral,
                 picked=about.picks(lever.proto, lever.port),
                 shared_now=lever.shared,
                 forwarding=about.forwarding,
-                flows=() if here is None else flows_of(here, set(about.addresses)),
+                flows=flows,
             )
             judged = judge.judge(subject)
             if judged.verdict not in GOOD:
@@ -64,7 +67,7 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
                     f"them {lever.proto}/{lever.port} is {judged.verdict}: "
                     f"{(judged.reasons or ('no reason was found',))[0]}"
                 )
-            yield replace(judged.lever, peers=lever.peers or judged.lever.peers)
+            yield judged.lever
 
     return replace(plan, fingerprint=about.ruleset.fingerprint, levers=tuple(levers()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,6 @@ from ctrace.errors import CtraceError
 from ctrace.host import commands_in, sock_diag
 from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.netns import Namespace, enter, find, local_addresses
-from ctrace.kernel.bpf import kernel_version
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
 from ctrace.names import clean
 from ctrace.record import Events
@@ -46,8 +44,6 @@ class Facts:
     entry_bytes: tuple[int, int] = ENTRY_BYTES
     """Lowest and highest memory of one entry: equal when read from the slab."""
     has_nft: bool = True
-    sees_forwarded: bool = True
-    """Whether postrouting knows where a forwarded packet came in (5.7)."""
     applied: tuple[Lever, ...] = ()
     """What ctrace apply has in place there, as far as its note tells (live only)."""
     condition: str = ""
@@ -119,7 +115,6 @@ def _build(found: dict[str, Any]) -> Facts:
         },
         entry_bytes=(int(entry_low), int(entry_high)),
         has_nft=bool(found["has_nft"]),
-        sees_forwarded=bool(found.get("sees_forwarded", True)),
         enter=tuple(str(word) for word in found.get("enter", ())),
         reserved=_ranges(str(found.get("reserved", ""))),
         listening=frozenset((str(proto), int(port)) for proto, port in found.get("listening", ())),
@@ -160,7 +155,6 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "timeouts": timeouts,
         "entry_bytes": entry_bytes(),
         "has_nft": shutil.which("nft") is not None,
-        "sees_forwarded": kernel_version() >= (5, 7),
         "enter": list(commands_in.prefix(Namespace(here, "", netns_path))),
         "reserved": reserved,
         "listening": sorted(listening),
@@ -177,7 +171,6 @@ def written(
     forwarding: Optional[bool],
     timeouts: Mapping[str, int],
     entry_bytes: Optional[int],
-    kernel: str,
     initial: bool,
 ) -> str:
     """The text of :func:`to_text` for a host that is known from what others wrote down.
@@ -185,7 +178,6 @@ def written(
     ``ruleset`` is as ctrace.ruleset.reader.dump gives it; None, as everywhere here, where
     it was not told: then the defaults of :class:`Facts` stand for it.
     """
-    release = tuple(int(part) for part in re.findall(r"\d{1,4}", kernel)[:2])
     return json.dumps(
         {
             "ruleset": ruleset,
@@ -195,7 +187,6 @@ def written(
             "timeouts": dict(timeouts),
             "entry_bytes": [entry_bytes, entry_bytes + 128] if entry_bytes else ENTRY_BYTES,
             "has_nft": bool(ruleset and ruleset["nft"]),
-            "sees_forwarded": release >= (5, 7),
             "initial": initial,
             "untold": [
                 name for name, value in (

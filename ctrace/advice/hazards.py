@@ -19,7 +19,7 @@ from ctrace.change.plan import MAX_ADDRESSES, Notrack
 from ctrace.errors import CtraceError
 from ctrace.record import Status
 from ctrace.rehearsal.compare import BREAKS, HARMLESS, MARKS, OPENS, Difference
-from ctrace.rehearsal.mend import Mender, Settled
+from ctrace.rehearsal.mend import MAX_PEERS, Mender, Settled
 from ctrace.rehearsal.play import Stray, Talk
 from ctrace.rehearsal.rehearse import Room, Service
 from ctrace.rehearsal.snapshot import Snapshot
@@ -29,7 +29,6 @@ from ctrace.ruleset.planes import EVERYWHERE
 LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn",
                  "unknown": "cannot-say", "unsafe": "unsafe"}  # fmt: skip
 VERDICTS: Final = tuple(LEVELS.values())
-MAX_CLIENT_PEERS: Final = 64
 BUDGET_S: Final = 120
 """Seconds for all rehearsals of one namespace."""
 FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error)
@@ -135,9 +134,9 @@ def _sum(findings: list[Finding], lever: Notrack, evidence: dict[str, Any]) -> J
 
 def _lever(subject: Subject) -> Notrack:
     peers: tuple[str, ...] = ()
-    if subject.proto == "udp" and "client" in subject.roles:
+    if subject.only_peers or (subject.proto == "udp" and "client" in subject.roles):
         # Without a handshake only the address tells an answer from a stranger's packet.
-        peers = subject.peers[:MAX_CLIENT_PEERS]
+        peers = subject.peers[:MAX_PEERS]
     return Notrack(
         proto=subject.proto,
         port=subject.port,
@@ -159,7 +158,7 @@ def seen(subject: Subject) -> Iterator[Finding]:
                       f"{low}-{high}: connections that this host opens from it would be caught "
                       "too; reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip
     if subject.proto == "udp" and "client" in subject.roles:
-        if not subject.peers or len(subject.peers) > MAX_CLIENT_PEERS:
+        if not subject.peers or len(subject.peers) > MAX_PEERS:
             yield Finding("unsafe", "udp-client", "answers to UDP requests can only be told from "
                           "strangers by address, and the servers are too many or not "
                           "known")  # fmt: skip
@@ -259,7 +258,7 @@ def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[
     if "half" in {service.entries_by_role().get(role) for role in subject.roles}:
         yield Finding("info", "half", "rules there untrack one direction of it only, which frees "
                       "nothing: entries of the other direction stay as long")  # fmt: skip
-    if "server" in subject.roles and service.own_ports():
+    if "server" in subject.roles and not lever.shared and service.own_ports():
         yield Finding("warn", "own-port", "a translation gives connections of this host other "
                       f"ports by lot: one with port {subject.port} would lose its "
                       "replies")  # fmt: skip
@@ -270,8 +269,17 @@ def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[
     for place, packet in settled.reasons.items():
         yield Finding("rules", "accept", f"{place} would drop its {packet} once untracked: an "
                       "accept is added")  # fmt: skip
+    if subject.proto == "udp" and any(
+        (a.role, a.flow, a.hook) == ("server", "from", "output") for a in lever.accepts
+    ):
+        yield Finding("info", "udp-sends", f"what this host sends from port {subject.port} then "
+                      "passes whomever it is for: a datagram does not tell an answer from a "
+                      "request")  # fmt: skip
+    if lever.peers and "forward" in lever.roles:
+        yield Finding("info", "peers", f"covers only the servers seen ({len(lever.peers)}): rules "
+                      "for all would meet connections that they must not touch")  # fmt: skip
     if lever.shared:
-        yield Finding("info", "shared-port", "other hosts' connections may be translated to port "
+        yield Finding("info", "shared-port", "other connections may be translated to port "
                       f"{subject.port}: the rules recognise those as they leave, and keep them "
                       "tracked")  # fmt: skip
         if subject.shared_now:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from ipaddress import ip_address
@@ -176,7 +176,7 @@ def _flows(seen: Seen, mine: set[str], entries: Optional[Events]) -> tuple[Flow,
         ends = {(s.src, s.sport, s.dst, s.dport) for s in seen.samples
                 if s.proto == proto and port in (s.dport, s.reply_sport)}  # fmt: skip
     else:
-        return flows_of(of_service(entries, proto, port or 0), mine)
+        return flows_of(entries, proto, port or 0, mine)
     return _with_roles(ends, mine)
 
 
@@ -187,13 +187,17 @@ def of_service(entries: Events, proto: str, port: int) -> Events:
     return found
 
 
-def flows_of(here: Events, mine: set[str]) -> tuple[Flow, ...]:
-    """Some of the flows of a service's entries, spread over all of them."""
-    ends = {
-        (address_text(e["src"]), int(e["sport"]), address_text(e["dst"]), int(e["dport"]))
-        for e in here[:: max(1, len(here) // MOST_FLOWS)]
-    }
-    return _with_roles(ends, mine)
+def flows_of(entries: Events, proto: str, port: int, mine: set[str]) -> tuple[Flow, ...]:
+    """Some of a table's flows that are a service's, spread over all of them; and calls of this
+    host from the service's port, which its rules meet, too."""
+    from_port = (entries["proto"] == PROTO_NUMBERS[proto]) & (entries["sport"] == port)
+    calls = [end for end in _ends(entries[from_port]) if _is_mine(end[0], mine)]
+    return _with_roles({*_ends(of_service(entries, proto, port)), *calls}, mine)
+
+
+def _ends(here: Events) -> Iterator[tuple[str, int, str, int]]:
+    for e in here[:: max(1, len(here) // MOST_FLOWS)]:
+        yield address_text(e["src"]), int(e["sport"]), address_text(e["dst"]), int(e["dport"])
 
 
 def _with_roles(ends: set[tuple[str, int, str, int]], mine: set[str]) -> tuple[Flow, ...]:

@@ -19,6 +19,8 @@ class Subject:
     """Addresses of the namespace."""
     peers: tuple[str, ...] = ()
     """Far ends seen: clients of a server, servers of a client, servers behind a router."""
+    only_peers: bool = False
+    """Whether rules are wanted for these far ends alone."""
     clients: tuple[str, ...] = ()
     """For the forward role: where the connections came from."""
     nat: str = ""

@@ -32,7 +32,6 @@ def rulesets(told: Told) -> Iterator[tuple[int, str]]:
                 forwarding=_forwarding(space),
                 timeouts=timeouts,
                 entry_bytes=told.found.slab,
-                kernel=told.found.kernel,
                 initial=told.found.whole and not name,
             ),
         )

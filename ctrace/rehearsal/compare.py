@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final, Optional, Union
@@ -13,6 +13,8 @@ from ctrace.rehearsal.stage import Outcome
 
 BREAKS, OPENS, MARKS = "breaks", "opens", "marks"
 HARMLESS: Final = "harmless"
+HearsMark = Callable[[str, int], bool]
+"""By way and interface of an outcome."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,26 @@ class Difference:
 
 
 def runs(
-    before: Sequence[Run], after: Sequence[Run], again: Sequence[Run] = ()
+    before: Sequence[Run],
+    after: Sequence[Run],
+    again: Sequence[Run] = (),
+    *,
+    hears_mark: HearsMark,
 ) -> list[Difference]:
     """By conversation the gravest difference, of its packets the first.
 
     ``again``: a second run without the rules. What differs between the two is drawn by lot and
-    is not compared.
+    is not compared. ``hears_mark``: whether anything reads the mark of a packet there.
     """
     found = []
     for one, other, twin in zip_longest(before, after, again or before):
-        difference = _run(one, other, twin)
+        difference = _run(one, other, twin, hears_mark)
         if difference is not None:
             found.append(difference)
     return found
 
 
-def _run(one: Run, other: Run, twin: Run) -> Optional[Difference]:
+def _run(one: Run, other: Run, twin: Run, hears_mark: HearsMark) -> Optional[Difference]:
     marked = None
     for number, step in enumerate(one.steps):
         x, z = one.outcomes[number], _at(twin, number)
@@ -89,7 +95,8 @@ def _run(one: Run, other: Run, twin: Run) -> Optional[Difference]:
             return Difference(kind, one.talk, number, step.name, x, y)
         if _differ(_place(x), _place(y), lots) and not _within(one.talk, x, y):
             return Difference(BREAKS, one.talk, number, step.name, x, y)
-        if (x.mark, x.tos) != (y.mark, y.tos) and marked is None:
+        other_mark = x.mark != y.mark and hears_mark(x.way, x.device)
+        if (x.tos != y.tos or other_mark) and marked is None:
             marked = Difference(MARKS, one.talk, number, step.name, x, y)
     return marked
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from itertools import zip_longest
 from typing import Final, Optional
 
@@ -21,6 +22,8 @@ from ctrace.rehearsal.stage import Hit, Script, on_one_processor
 from ctrace.ruleset.model import Ruleset
 
 ROUNDS: Final = 8
+MAX_PEERS: Final = 64
+"""Servers that rules name one by one."""
 Ways = Sequence[Sequence[Hit]]
 """By step."""
 AT_ONCE: Final = 6
@@ -53,18 +56,30 @@ class Mender:
         found = self._service.with_lever(lever, self._backend)
         best = lever, found
         for _ in range(ROUNDS):
-            if found.of(OPENS) or not _talks(found, BREAKS):
+            better = self._narrower(lever, found)
+            if better is None and (found.of(OPENS) or not _talks(found, BREAKS)):
                 break
-            better = self._wider(lever, found) or self._accepting(lever, found)
+            better = better or self._wider(lever, found) or self._accepting(lever, found)
             if better is None or len(better.accepts) > MAX_ACCEPTS:
                 break
             lever, found = better, self._service.with_lever(better, self._backend)
             best = lever, found
-        lever, found = best
+        lever, found = self._sparing(*best)
         if not found.of(OPENS) and not found.of(BREAKS):
             self._service.coming_and_going(lever, self._backend, found)
         deciders = self._deciders(lever, found)
         return Settled(lever, found, self._reasons, self._needs_icmp(lever), deciders)
+
+    def _sparing(self, lever: Notrack, found: Found) -> tuple[Notrack, Found]:
+        """The lever that spares this host's own calls to which a translation gives ports by lot:
+        one of them may get the service's."""
+        if lever.shared or self._backend != "nft" or "server" not in lever.roles:
+            return lever, found
+        if found.of(OPENS) or found.of(BREAKS) or not self._service.own_ports():
+            return lever, found
+        sparing = replace(lever, shared=True, icmp=False)
+        tried = self._service.with_lever(sparing, self._backend)
+        return (lever, found) if tried.of(OPENS) or tried.of(BREAKS) else (sparing, tried)
 
     def _needs_icmp(self, lever: Notrack) -> bool:
         if not lever.icmp:
@@ -72,6 +87,27 @@ class Mender:
         bare = replace(lever, icmp=False)
         found = self._service.with_lever(bare, self._backend, [Setting()])
         return any(one.name == "path MTU error" for one in found.of(BREAKS))
+
+    def _narrower(self, lever: Notrack, found: Found) -> Optional[Notrack]:
+        """For what is none of the service's business: other servers' and clients' packets."""
+        wrong = [*found.of(OPENS), *found.of(BREAKS)]
+        if lever.icmp and any(d.name == "path MTU error" and d.how == "translated" for d in wrong):
+            return replace(lever, icmp=False)  # it is about somebody else's, translated flow
+        if "forward" not in lever.roles or lever.peers:
+            return None
+        servers = self._service.servers(lever.roles)
+        mine = {address for address, _ in self._service.cast.local}
+        for one in wrong:
+            what = one.what
+            to, of_ours = (
+                (what.server, what.role == "forward")
+                if isinstance(what, Talk)
+                else (what.dst, what.dst not in mine)
+            )
+            if of_ours and (to not in servers or what.sport == self._service.port):
+                peers = tuple(sorted(str(ip_address(server)) for server in servers))
+                return replace(lever, peers=peers) if 0 < len(peers) <= MAX_PEERS else None
+        return None
 
     def _wider(self, lever: Notrack, found: Found) -> Optional[Notrack]:
         """For what no accept could mend: half of somebody's conversation is untracked."""
@@ -127,7 +163,7 @@ class Mender:
                 need = _need(before, at, role, self._service, ways, lost)
                 for accept in candidates(need, known, there):
                     better = replace(lever, accepts=(*lever.accepts, accept))
-                    dropped = there.passages(need.untracked)[-1].hits[-1]
+                    dropped = there.dropped(need.untracked)[-1].hits[-1]
                     if accept not in lever.accepts and self._helps(
                         better, talk, setting, at, there.place(dropped)
                     ):
@@ -195,7 +231,7 @@ class Mender:
                 if nat:
                     return known.where(nat[-1].hits[-1], port)
             elif one.step < len(ways):
-                dropped = [p for p in known.passages(ways[one.step]) if p.verdict in (0, 2)]
+                dropped = known.dropped(ways[one.step])
                 if dropped:
                     return known.where(dropped[-1].hits[-1], port)
         return ""

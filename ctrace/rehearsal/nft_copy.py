@@ -261,3 +261,34 @@ def _compat(family: int, found: list[Expression]) -> bytes:
         else:
             register = b""
     return nested(5, attr(1, be32(proto)), attr(2, be32(inverted)))
+
+
+def _base(body: bytes) -> Optional[tuple[int, int]]:
+    """(hook, priority) of a base chain."""
+    of = dict(split(dict(split(body)).get(4, b"")))
+    if 1 not in of or 2 not in of:
+        return None
+    return int.from_bytes(of[1], "big"), int.from_bytes(of[2], "big", signed=True)
+
+
+def equal_priorities(things: Iterable[Thing]) -> bool:
+    """Whether two base chains that see the same packets have one priority: their order is not
+    told, and may be either."""
+    seen: dict[tuple[int, int], set[int]] = {}
+    for kind, family, body in things:
+        place = _base(body) if kind == CHAIN else None
+        if place is None or family not in (1, 2, 10):
+            continue
+        there = seen.setdefault(place, set())
+        if family in there or (family == 1 and there) or 1 in there:
+            return True
+        there.add(family)
+    return False
+
+
+def late_first(things: Sequence[Thing]) -> tuple[Thing, ...]:
+    """The same with its chains registered the other way round."""
+    chains = [thing for thing in things if thing[0] == CHAIN]
+    others = [thing for thing in things if thing[0] != CHAIN]
+    tables = sum(thing[0] == TABLE for thing in others)
+    return (*others[:tables], *reversed(chains), *others[tables:])

@@ -20,7 +20,7 @@ from ctrace.rehearsal.stage import ENDS, Hit, Stage
 from ctrace.ruleset.model import Chain, Match, Rule, Ruleset
 from ctrace.ruleset.notrack import TAG
 
-NF_DROP, NF_ACCEPT = 0, 1
+NF_DROP, NF_ACCEPT, NF_STOLEN = 0, 1, 2
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
 _FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
 _SET: Final = re.compile(r"(ip6?) ([sd]addr) (?:!= )?@([\w.-]+)\Z")
@@ -86,6 +86,10 @@ class Map:
                 found[-1][1].append(hit)
             over = hit.kind == 1 or (hit.kind == 3 and hit.verdict in (NF_DROP, NF_ACCEPT))
         return [Passage(place, self._base[place], tuple(hits)) for place, hits in found if hits]
+
+    def dropped(self, hits: Sequence[Hit]) -> list[Passage]:
+        """The base chains in which a packet's way ended."""
+        return [p for p in self.passages(hits) if p.verdict in (NF_DROP, NF_STOLEN)]
 
     def position(self, hit: Hit) -> Optional[int]:
         """A rule's index in its chain; -1: the end; None: it is one of ours."""
@@ -184,7 +188,7 @@ class Need:
 
 def candidates(need: Need, before: Map, after: Map) -> Iterator[Accept]:
     """Accepts that may mend it, the narrowest place first."""
-    lost = [p for p in after.passages(need.untracked) if p.verdict == NF_DROP]
+    lost = after.dropped(need.untracked)
     if not lost:
         return
     drop = lost[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import zip_longest
@@ -90,7 +90,7 @@ class Room:
         self._draws = self._needs.draws or any(
             forced.legacy(text, True) != forced.legacy(text, True, draw=False) for text in old
         )
-        self._orders = _equal_priorities(self.snapshot)
+        self._orders = nft_copy.equal_priorities(self.snapshot.nft)
         with self.stage(Setting()) as stage:
             self.gaps = [*snapshot.gaps, *stage.gaps]
 
@@ -127,8 +127,9 @@ class Room:
             if self._needs.changes:
                 change = forced.change(setting.answer, untracked=apart, draw=setting.draw)
             things = self.snapshot.nft
-            made = nft_copy.batch(_late_first(things) if setting.late_first else things, change)
-            self._batches[key] = made
+            if setting.late_first:
+                things = nft_copy.late_first(things)
+            self._batches[key] = nft_copy.batch(things, change)
         return self._batches[key]
 
 
@@ -146,7 +147,7 @@ class Service:
             seen = dict.fromkeys(a for _, src, _, dst, _ in flows for a in (src, dst))
             self.cast = talks.cast(room.snapshot, stage, room.names, seen)
         plot = talks.Plot(room.snapshot, self.cast, number, port, ephemeral)
-        self.talks = plot.talks(room.names, talks.of_table(flows, number, self.cast))
+        self.talks = plot.talks(room.names, talks.of_table(flows, number, port, self.cast))
         self.strays = plot.strays()
         self.left_out = self.cast.left_out, plot.ports_left_out
         """Addresses and ports that rules name, for which others of their kind stand."""
@@ -173,7 +174,8 @@ class Service:
         """Everything, with the very rules that would be applied. Raises CtraceError."""
         found = Found()
         texts = scripts(lever, backend)
-        trusted = [(ip_address(peer).packed, self.port) for peer in lever.peers]
+        client = "client" in lever.roles
+        trusted = [(ip_address(peer).packed, self.port) for peer in lever.peers if client]
         with on_one_processor():
             for setting in settings or self.room.settings():
                 before = self.tracked(setting)
@@ -188,7 +190,10 @@ class Service:
                                      self._count(entries, lever))  # fmt: skip
                 welcome = {(r.talk.client, r.talk.server, r.talk.dport)
                            for r in before.runs if r.first}  # fmt: skip
-                new = compare.runs(before.runs, after, before.again)
+                new = compare.runs(
+                    before.runs, after, before.again,
+                    hears_mark=self.room.snapshot.hears_mark,
+                )  # fmt: skip
                 new += compare.strays(self.strays, before.strays, ends, welcome, trusted)
                 have = {(d.what, d.kind) for d in found.differences}
                 for one in new:
@@ -203,6 +208,19 @@ class Service:
         with self.room.stage(setting, texts, untracked=True) as stage:
             again = {run.talk: run for run in play(stage, own)}
         return [again.get(run.talk, run) for run in after]
+
+    def servers(self, roles: Collection[str]) -> set[bytes]:
+        """Other hosts that the table's flows reach under their own address, in these roles."""
+        return {
+            run.talk.server
+            for run in self.tracked(Setting()).runs
+            if run.talk.known
+            and run.talk.role in roles
+            and run.talk.role in ("client", "forward")
+            and run.talk.dport == self.port
+            and run.first is not None
+            and (run.first.src, run.first.dst) == (run.talk.client, run.talk.server)
+        }
 
     def own_ports(self) -> bool:
         """Whether calls of this host leave from ports that a translation drew by lot."""
@@ -357,36 +375,6 @@ def _legacy_without_ours(found: Iterable[tuple[str, str]]) -> tuple[tuple[str, s
         (family, "\n".join(line for line in text.splitlines() if TAG not in line) + "\n")
         for family, text in found
     )
-
-
-def _base(body: bytes) -> Optional[tuple[int, int]]:
-    """(hook, priority) of a base chain."""
-    of = dict(split(dict(split(body)).get(4, b"")))
-    if 1 not in of or 2 not in of:
-        return None
-    return int.from_bytes(of[1], "big"), int.from_bytes(of[2], "big", signed=True)
-
-
-def _equal_priorities(snapshot: Snapshot) -> bool:
-    """Whether two base chains that see the same packets have one priority: their order is not
-    told, and may be either."""
-    seen: dict[tuple[int, int], set[int]] = {}
-    for kind, family, body in snapshot.nft:
-        place = _base(body) if kind == CHAIN else None
-        if place is None or family not in (1, 2, 10):
-            continue
-        there = seen.setdefault(place, set())
-        if family in there or (family == 1 and there) or 1 in there:
-            return True
-        there.add(family)
-    return False
-
-
-def _late_first(things: Sequence[Thing]) -> tuple[Thing, ...]:
-    chains = [thing for thing in things if thing[0] == CHAIN]
-    others = [thing for thing in things if thing[0] != CHAIN]
-    tables = sum(thing[0] == TABLE for thing in others)
-    return (*others[:tables], *reversed(chains), *others[tables:])
 
 
 def _wide(address: bytes) -> bytes:

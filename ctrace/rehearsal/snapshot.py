@@ -30,7 +30,12 @@ from ctrace.host.rawlink import (
 )
 from ctrace.rehearsal import nft_copy
 
-GETLINK, GETADDR, GETROUTE, GETRULE, GETNEXTHOP = 18, 22, 26, 34, 106
+GETLINK, GETADDR, GETROUTE, GETRULE, GETQDISC, GETNEXTHOP = 18, 22, 26, 34, 38, 106
+LINK_NETNSID: Final = 37
+NETDEV, BRIDGE = 5, 7
+_PLAIN_QUEUES: Final = {
+    "noqueue", "noop", "pfifo_fast", "pfifo", "bfifo", "mq", "fq", "fq_codel", "codel", "sfq", "",
+}  # fmt: skip
 LOOPBACK: Final = 772
 ETHER: Final = 1
 UP: Final = 1
@@ -78,6 +83,8 @@ class Snapshot:
     """(``ip`` or ``ip6``, what iptables-legacy-save -c printed)."""
     gaps: tuple[str, ...]
     """What could not be read, one sentence each."""
+    unmarked: tuple[int, ...] = ()
+    """Indexes of interfaces past whose output hook nothing reads a packet's mark."""
 
     @cached_property
     def local(self) -> tuple[tuple[bytes, int], ...]:
@@ -98,6 +105,19 @@ class Snapshot:
             for path, value in self.sysctls
         )
 
+    def hears_mark(self, way: str, device: int) -> bool:
+        """Whether anything reads the mark of a packet once it has come to its end (see
+        :class:`ctrace.rehearsal.stage.Outcome`)."""
+        return self._sockets_hear if way == "in" else device not in self.unmarked
+
+    @cached_property
+    def _sockets_hear(self) -> bool:
+        """Whether sockets take over the mark of a packet that arrives, or echo it."""
+        return any(
+            value.strip() != "0" and path.endswith(("/tcp_fwmark_accept", "/fwmark_reflect"))
+            for path, value in self.sysctls
+        )
+
 
 def take(path: str) -> Snapshot:
     """The namespace at ``path`` as it is now. Changes nothing there. Raises CtraceError."""
@@ -107,6 +127,7 @@ def take(path: str) -> Snapshot:
             devices = [
                 _device(body) for body in link.dump(GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
             ]
+            quiet = _unmarked(link)
             addresses = link.dump(GETADDR, struct.pack("=BBBBI", 0, 0, 0, 0, 0))
             nexthops = link.dump(GETNEXTHOP, bytes(8))
             routes, rules = [], []
@@ -126,8 +147,26 @@ def take(path: str) -> Snapshot:
     return Snapshot(
         tuple(devices), tuple(addresses), tuple(routes), tuple(nexthops), tuple(rules),
         tuple(read_sysctls(path).items()), things, tuple(sets), tuple(index), tuple(legacy),
-        tuple(gaps),
+        tuple(gaps), () if any(family in (NETDEV, BRIDGE) for _, family, _ in things) else quiet,
     )  # fmt: skip
+
+
+def _unmarked(link: Link) -> tuple[int, ...]:
+    """Interfaces that hand a packet to a card or another namespace, and shape nothing."""
+    shaped = set()
+    for body in link.dump(GETQDISC, bytes(20)):
+        if word(dict(split(body, 20)).get(1, b"")) not in _PLAIN_QUEUES:
+            shaped.add(struct.unpack_from("=i", body, 4)[0])
+    found = []
+    for body in link.dump(GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
+        of = dict(split(body, 16))
+        what = word(dict(split(of.get(18, b""))).get(1, b""))
+        (index,) = struct.unpack_from("=i", body, 4)
+        # The mark of a packet survives a veth pair within one namespace.
+        away = what in ("", "bridge") or (what == "veth" and LINK_NETNSID in of)
+        if away and index not in shaped:
+            found.append(index)
+    return tuple(found)
 
 
 def _device(body: bytes) -> Device:
@@ -277,6 +316,7 @@ def from_text(line: str) -> Snapshot:
             ipset_index=tuple((int(a), str(b)) for a, b in found["ipset_index"]),
             legacy=tuple((str(a), str(b)) for a, b in found["legacy"]),
             gaps=tuple(str(x) for x in found["gaps"]),
+            unmarked=tuple(int(x) for x in found.get("unmarked", ())),
             **bodies,
         )
     except (zlib.error, KeyError, TypeError, ValueError) as error:

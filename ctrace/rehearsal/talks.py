@@ -288,16 +288,19 @@ def some(talks: Sequence[Talk]) -> list[Talk]:
 
 
 def of_table(
-    flows: Iterable[tuple[str, bytes, int, bytes, int]], proto: int, who: Cast
+    flows: Iterable[tuple[str, bytes, int, bytes, int]], proto: int, port: int, who: Cast
 ) -> list[Talk]:
-    """Flows of the host's table, as (role, source, port, destination, port), one of a kind each."""
-    kinds: dict[tuple[str, bytes, bytes, int, bool], int] = {}
+    """Flows of the host's table, as (role, source, port, destination, port), one of a kind each.
+
+    Those from the service's ``port`` keep it.
+    """
+    kinds: dict[tuple[str, bytes, bytes, int, int], int] = {}
     for role, src, sport, dst, dport in flows:
-        key = role, src, dst, dport, sport < 1024
+        key = role, src, dst, dport, sport if sport == port else int(sport < 1024)
         kinds[key] = kinds.get(key, 0) + 1
     found = []
     mine = {address for address, _ in who.local}
-    for (role, src, dst, dport, low), many in kinds.items():
+    for (role, src, dst, dport, sport), many in kinds.items():
         a, b = who.ways.get(src), who.ways.get(dst)
         here = (
             src in mine or ip_address(src).is_loopback,
@@ -306,7 +309,7 @@ def of_table(
         if (not here[0] and a is None) or (not here[1] and b is None):
             continue
         found.append(Talk(
-            role, proto, src, int(low), dst, dport, 0 if here[0] or a is None else a.device,
+            role, proto, src, sport, dst, dport, 0 if here[0] or a is None else a.device,
             0 if here[1] or b is None else b.device, known=True, kin=many - 1,
         ))  # fmt: skip
     return found

@@ -270,13 +270,13 @@ def _notrack(lever: Notrack, chain: str) -> list[str]:
 
 
 def _learn(lever: Notrack) -> list[str]:
-    """Remember the far ends of forwarded packets that leave here from the port.
+    """Remember the far ends of translated packets that leave here from the port.
 
-    They were translated to it: an incoming interface tells them from the service's own
-    answers, which start here (postrouting knows it since 5.7).
+    Their entry tells them from the service's own answers, which have none.
     """
     return [
-        f"iif != 0 {lever.proto} sport {lever.port} fib saddr type local {_GATE} update @{name} "
+        f"{lever.proto} sport {lever.port} ct status snat,dnat fib saddr type local {_GATE} "
+        f"update @{name} "
         f"{{ {family} daddr . meta l4proto . th dport . th sport "
         f'timeout {OTHERS_TIMEOUT[lever.proto]}s }} comment "{tag_of(lever, "server", "others")}"'
         for family, name, _ in _OTHERS

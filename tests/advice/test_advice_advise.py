@@ -254,12 +254,9 @@ def test_a_gateway_without_nft_is_warned() -> None:
     alone = facts(ruleset=ruleset, snapshot=namespace(*setup))
     (with_nft,) = ask(service(8063, 900), about=gate).candidates
     (without,) = ask(service(8063, 900), about=replace(gate, has_nft=False)).candidates
-    (old,) = ask(service(8063, 900), about=replace(gate, sees_forwarded=False)).candidates
     (apart,) = ask(service(8063, 900), about=alone).candidates
     assert (with_nft.verdict, with_nft.lever.shared) == ("safe", True)
-    assert old.verdict == "warn"
     assert without.verdict == "unsafe"
-    assert "need nftables" in " ".join(old.reasons)
     assert (apart.verdict, apart.lever.shared) == ("safe", False)
     texts = ask(service(8063, 900), about=gate).to_json()["candidates"][0]["rules"]
     assert "@others4" in texts["nft"]

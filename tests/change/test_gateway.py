@@ -15,11 +15,13 @@ from ctrace.lab.traffic import tcp_server
 
 pytestmark = pytest.mark.kernel
 FAR = 443
+MOVED = 444
 GATEWAY = """
 table ip n {
     chain post {
         type nat hook postrouting priority srcnat; policy accept;
         oifname "to-far" iifname "to-inside" masquerade
+        oifname "to-far" tcp dport 444 masquerade to :8063
     }
 }
 """
@@ -34,6 +36,15 @@ def call(inside: Node, far: str) -> socket.socket:
     client.bind((inside.addresses["gate"][0], PORT))
     client.connect((far, FAR))
     return client
+
+
+def own_call(gate: Node, far: str) -> None:
+    """One of the gateway's own, which leaves from the service's port."""
+    with gate.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.settimeout(30)
+        client.connect((far, MOVED))
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
 
 
 def patient(connection: socket.socket) -> None:
@@ -55,6 +66,7 @@ def test_translated_connections_survive_apply_and_undo(lab: Lab) -> None:
     with (
         tcp_server(gate, PORT),
         tcp_server(far, FAR, handle=patient),
+        tcp_server(far, MOVED, handle=patient),
         load(far, gate.addresses["far"][0]) as loads,
     ):
         plan = make_plan(gate)
@@ -66,6 +78,7 @@ def test_translated_connections_survive_apply_and_undo(lab: Lab) -> None:
             assert not apply.check(trial).worse
             old.sendall(b"x")
             assert old.recv(1) == b"x"
+        own_call(gate, there)
         call(inside, there).close()
         apply.confirm(gate.inum)
         call(inside, there).close()

@@ -347,7 +347,7 @@ CASES: tuple[Case, ...] = (
          fw(chain("prerouting", "ct mark set 7", priority="mangle"),
             chain("output", "meta mark set ct mark", priority="mangle").replace(
                 "type filter", "type route")),
-         WARN, False, reason="mark"),
+         SAFE, False),
     *(
         Case(f"nft: zone forced at {priority}", "server",
              fw(chain("prerouting", "ct zone set 3", priority=priority),
