@@ -129,15 +129,15 @@ def strays(
     before: Sequence[Optional[Outcome]],
     after: Sequence[Optional[Outcome]],
     welcome: Iterable[tuple[bytes, bytes, int]],
-    trusted: Iterable[tuple[bytes, int]] = (),
+    trusted: Callable[[Stray], bool],
 ) -> list[Difference]:
     """Packets of strangers. ``welcome``: (source, destination, port) that may connect anyway;
-    ``trusted``: (source, port) whose datagrams are let in knowingly.
+    ``trusted``: whether a datagram is let in knowingly.
 
     What cannot open a connection is harmless where its sender may open one, or where only an
     answer to it is spared.
     """
-    known, sure = set(welcome), set(trusted)
+    known = set(welcome)
     found = []
     for packet, x, y in zip_longest(packets, before, after):
         if (x is None) == (y is None):
@@ -145,7 +145,7 @@ def strays(
         kind = HARMLESS
         if packet.opening and y is None:
             kind = BREAKS
-        elif packet.proto == UDP and (packet.src, packet.sport) in sure:
+        elif packet.proto == UDP and trusted(packet):
             kind = HARMLESS
         elif packet.opening and (packet.src, packet.dst, packet.dport) not in known:
             kind = OPENS

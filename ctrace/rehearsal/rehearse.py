@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import zip_longest
@@ -15,7 +15,7 @@ from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, constants, forced, nft_copy, talks
 from ctrace.rehearsal.compare import Difference
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
-from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, play, throw
+from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Stray, Talk, play, throw
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.rehearsal.stage import Outcome, Script, Stage, on_one_processor
 from ctrace.ruleset import notrack_iptables, notrack_nft
@@ -174,8 +174,7 @@ class Service:
         """Everything, with the very rules that would be applied. Raises CtraceError."""
         found = Found()
         texts = scripts(lever, backend)
-        client = "client" in lever.roles
-        trusted = [(ip_address(peer).packed, self.port) for peer in lever.peers if client]
+        trusted = self._trusted(lever)
         with on_one_processor():
             for setting in settings or self.room.settings():
                 before = self.tracked(setting)
@@ -201,6 +200,14 @@ class Service:
                         found.differences.append(one)
                         found.settings[id(one)] = setting
         return found
+
+    def _trusted(self, lever: Notrack) -> Callable[[Stray], bool]:
+        """Whether a datagram passes for an answer to a client, by the servers that it names."""
+        peers = {ip_address(peer).packed for peer in lever.peers if "client" in lever.roles}
+        mine, (low, high) = {address for address, _ in self.cast.local}, lever.ephemeral
+        return lambda p: (
+            p.sport == self.port and p.src in peers and p.dst in mine and low <= p.dport <= high
+        )
 
     def _apart(self, setting: Setting, texts: Sequence[Script], after: Sequence[Run]) -> list[Run]:
         """Runs in which this host's own calls are on a stage of their own."""

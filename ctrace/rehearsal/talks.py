@@ -21,6 +21,7 @@ MOST_ADDRESSES: Final = 600
 MOST_OPEN: Final = 2000
 """Flows of the table that are open when rules come or go."""
 MOST_PAIRS: Final = 1500
+MOST_BUSY: Final = 16
 MOST_PORTS: Final = 256
 FEW_USERS: Final = 4
 STRANGERS: Final = tuple(
@@ -53,6 +54,8 @@ class Cast:
     """Of everybody, also of those that only have flows of their own played."""
     near: list[Far] = field(default_factory=list)
     """Neighbours and strangers: one or two a way."""
+    busy: list[Far] = field(default_factory=list)
+    """A few of those that the table's flows are with."""
     uids: tuple[int, ...] = (0,)
     left_out: int = 0
     """Addresses that rules name, of whose class others are tried."""
@@ -89,6 +92,8 @@ def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes]) 
                 made.far[address] = way
                 if address in neighbours or address in STRANGERS:
                     made.near.append(way)
+    known = [made.far[address] for address in listed if address in made.far]
+    made.busy = [far for far in known[:: -(-len(known) // MOST_BUSY) or 1] if far not in made.near]
     for address, index in local:
         if address[:2] == b"\xfe\x80" and len(address) == 16:
             other_end = address[:15] + bytes([address[15] ^ 1])
@@ -200,7 +205,7 @@ class Plot:
             return
         near = [f for f in self._who.near if f.address[:2] != b"\xfe\x80"]
         for dport in self._others(names, 32):
-            for a in near:
+            for a in (*near, *self._who.busy):
                 for b in near:
                     if _apart(a, b):
                         yield Talk("forward", self._proto, a.address, self._port, b.address, dport,
@@ -244,7 +249,7 @@ class Plot:
         if self._snapshot.forwards:
             out += [
                 Stray(a.device, self._proto, a.address, self._port, b.address, dport, flag)
-                for a in near
+                for a in (*self._who.near, *self._who.busy)
                 for b in near
                 if _apart(a, b) and a.address[:2] != b"\xfe\x80" != b.address[:2]
                 for dport in (*CLOSED, low + 7)
