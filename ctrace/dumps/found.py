@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Optional
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Owner
-from ctrace.dumps.entries.lines import TAGS, Entries
+from ctrace.dumps.entries.columns import TAGS, Entries
 from ctrace.dumps.host.log import Log
 from ctrace.errors import CtraceError
 from ctrace.record import RECORD, ROW, Events, Kind
@@ -119,8 +118,6 @@ class Dump:
     """How many entries conntrack said it had shown."""
     lost: int = 0
     """Times that conntrack said it had lost events."""
-    states: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """Entries by protocol and state's word."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -205,18 +202,10 @@ class Found:
         """Entries of the dump that is being read."""
         self.spool.add(made)
         dump.stop = self.spool.n
-        if not dump.events:
-            seen = Counter(map(_pair, made.events["proto"].tolist(), made.state))
-            for (proto, state), n in seen.items():
-                dump.states[proto, plain(state, 20)] += n
 
     def close(self) -> None:
         """Let go of the temporary file."""
         self.spool.close()
-
-
-def _pair(proto: int, state: bytes) -> tuple[int, bytes]:
-    return proto, state
 
 
 __all__ = ["TAGS", "Dump", "Found", "Space", "Spool", "Unread", "plain"]

@@ -11,8 +11,14 @@ import re
 from collections.abc import Iterator
 from typing import IO, Final, Optional
 
+import numpy as np
+
 from ctrace.dumps.entries import lines as entries
 from ctrace.dumps.entries import xml
+from ctrace.dumps.entries.alike import Alike
+from ctrace.dumps.entries.columns import Entries
+from ctrace.dumps.entries.columns import entries as columns
+from ctrace.dumps.entries.values import Chunk
 from ctrace.dumps.entries.words import Bad
 from ctrace.dumps.files import Text
 from ctrace.dumps.found import Dump, Found, plain
@@ -30,8 +36,13 @@ ENTRY: Final = 8192
 ROWS: Final = 8192
 """Entries that become columns together."""
 _XML_HEADS: Final = (b"<conntrack>", b"<expect>")
-SNIFF: Final = 200
-"""Lines of a bundle's file of which one must be known, or the file is passed over."""
+SNIFF: Final = 1 << 15
+"""Bytes of a bundle's file in which something must be known, or the file is passed over."""
+LONG: Final = b"x" * LINE
+"""Stands for a line that is too long."""
+RUNS: Final = 100
+"""Changes between lines that are alike and others in a chunk, up to which reading them
+together is faster."""
 
 _PROMPT: Final = re.compile(rb"^(?:\+ |\[?[\w.-]+@[\w.-]+[^#$%>]{0,80}[#$%>] ?|[#$] )(\S.*)$")
 _BANNER: Final = re.compile(rb"^[=>#*_\-+ ]{2,}\s*(/?[\w./ :@=|-]{3,200}?)\s*[=<#*_\-+ ]{2,}$")
@@ -63,6 +74,7 @@ class Reader:
         self._block: Optional[Block] = None
         self._at: Optional[float] = None
         self._xml: Optional[bytes] = None
+        self._alike = Alike()
         self._begun = b""
         """The beginning of a line that conntrack's own message came into."""
         self._known = 0
@@ -74,17 +86,9 @@ class Reader:
         self._context = context(text.name, Context(), named=True)
         unread = self._found.unread.count, len(self._found.unread.first)
         number = 0
-        for number, line in _lines(text.stream):
-            if self._begun:
-                line, self._begun = self._begun + line, b""  # noqa: PLW2901
-            if _SAID in line and self._interrupted(line):
-                continue
-            row = entries.row(line) if self._xml is None else None
-            if row is not None:
-                self._take(row, number)
-            else:
-                self._other(line, number)
-            if number == SNIFF and not (self._known or self._rows or text.asked):
+        for data in _chunks(text.stream):
+            number += self._lines_of(Chunk(data), number)
+            if not (self._known or self._rows or text.asked):
                 break
         self._end()
         unread_now = self._found.unread
@@ -97,6 +101,46 @@ class Reader:
             self._found.files.append(plain(text.name.encode("utf-8", "replace")))
 
     # -- entries ----------------------------------------------------------------------
+
+    def _lines_of(self, chunk: Chunk, before: int) -> int:
+        """A chunk's lines; how many there are. ``before`` were read of the text."""
+        n = len(chunk)
+        if not chunk.has_entries:
+            runs, made = np.array([0, n]), None
+        else:
+            done, made = self._alike.read(chunk)
+            runs = np.flatnonzero(np.diff(done, prepend=not done[0], append=not done[-1]))
+            if len(runs) > RUNS:
+                runs, made = np.array([0, n]), None
+        taken = 0
+        for start, stop in zip(runs.tolist(), runs[1:].tolist()):
+            alike = made is not None and bool(done[start])
+            if alike and self._xml is None and not self._begun:
+                assert made is not None
+                self._take_many(made.part(slice(taken, taken + stop - start)))
+            else:
+                for at in range(start, stop):
+                    self._line(chunk.line(at), before + at + 1)
+            taken += (stop - start) * alike
+        return n
+
+    def _line(self, line: bytes, number: int) -> None:
+        if self._begun:
+            line, self._begun = self._begun + line, b""
+        if not (_SAID in line and self._interrupted(line)):
+            self._other(line, number)
+
+    def _take_many(self, made: Entries) -> None:
+        """Entries of lines that were alike."""
+        events = made.tag > 0
+        edges = [0, *(np.flatnonzero(np.diff(events)) + 1).tolist(), len(made)]
+        for start, stop in zip(edges, edges[1:]):
+            self._flush()
+            if self._dump is None or self._dump.events != events[start]:
+                self._begin(bool(events[start]))
+            assert self._dump is not None
+            self._found.add(self._dump, made.part(slice(start, stop)))
+            self._known += stop - start
 
     def _take(self, row: entries.Row, line: int) -> None:
         events = row[1] is not None
@@ -121,7 +165,7 @@ class Reader:
     def _flush(self) -> None:
         if not self._rows or self._dump is None:
             return
-        made, bad = entries.entries(self._rows)
+        made, bad = columns(self._rows)
         for at, reason in sorted(bad.items()):
             self._found.unread.add(self._text.name, self._lines[at], reason)
         self._known += len(made)
@@ -149,13 +193,16 @@ class Reader:
             self._found.unread.add(self._text.name, number, "a line of more than 64 KiB")
         elif self._xml is not None or b"<flow" in line or line.strip() in _XML_HEADS:
             self._from_xml(line, number)
+        elif entries.looks_like_entry(line) and self._entry(line, number):
+            return
         elif self._block is not None and self._block.take(line):
             self._known += 1
         elif _EXPECTED.match(line):
             self._found.space(self._context.netns).expectations += 1
             self._known += 1
         elif entries.looks_like_entry(line):
-            self._slow(line, number)
+            if not self._log(line):
+                self._found.unread.add(self._text.name, number, self._why)
         elif _SAVED.match(line):
             reason = "what conntrack -o save prints: give conntrack -L -o extended"
             self._found.unread.add(self._text.name, number, reason)
@@ -179,16 +226,16 @@ class Reader:
         self._begun = line[: said.start()]
         return True
 
-    def _slow(self, line: bytes, number: int) -> None:
+    def _entry(self, line: bytes, number: int) -> bool:
+        """Whether it is one by all its words; else ``_why`` tells what it has not got."""
         try:
             if len(line) > ENTRY:
                 raise Bad(f"an entry of more than {ENTRY} bytes")
-            row = entries.slow_row(line)
+            self._take(entries.row(line), number)
         except Bad as error:
-            if not self._log(line):
-                self._found.unread.add(self._text.name, number, str(error))
-            return
-        self._take(row, number)
+            self._why = str(error)
+            return False
+        return True
 
     def _from_xml(self, line: bytes, number: int) -> None:
         """``conntrack -o xml``: an element may stand on one line or on many."""
@@ -262,21 +309,22 @@ class Reader:
         return self._found.log.take(plain(line, 2000))
 
 
-def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of a stream, in bounded memory."""
-    number, rest, skipping = 0, b"", False
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    """Whole lines of a stream, in bounded memory; the first part of it is short."""
+    rest, skipping, size = b"", False, SNIFF
     while True:
-        data = stream.read(CHUNK)
+        data = stream.read(size)
+        size = CHUNK
         if not data:
             break
-        parts = (rest + data).split(b"\n")
-        rest = parts.pop()
-        for line in parts:
-            number += 1
-            if skipping:
-                skipping, line = False, b"x" * LINE  # noqa: PLW2901
-            yield number, line
+        data = rest + data
+        end = data.rfind(b"\n") + 1
+        data, rest = data[:end], data[end:]
+        if skipping and end:
+            skipping, data = False, LONG + data[data.index(b"\n") :]
+        if data:
+            yield data
         if len(rest) > LINE:
             rest, skipping = b"", True
     if rest or skipping:
-        yield number + 1, b"x" * LINE if skipping else rest
+        yield (LONG if skipping else rest) + b"\n"

@@ -1,0 +1,166 @@
+"""Lines that have the same words in the same order, read together as columns.
+
+Of each form one line is read word by word, with every value replaced by the number of its
+word: what that line gives as its mark is then the word in which all others have theirs.
+A line with a value that is not what it should be is left to be read by itself, which
+also finds the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.dumps.entries.columns import (
+    MOST,
+    NUMBERS,
+    TAGS,
+    Entries,
+    Numbers,
+    build,
+    other_family,
+    parse_rest,
+    tcp_state,
+)
+from ctrace.dumps.entries.lines import row
+from ctrace.dumps.entries.values import Chunk
+from ctrace.dumps.entries.words import Bad, addresses
+
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+Octets = npt.NDArray[np.uint8]
+
+FORMS_MOST: Final = 4096
+"""Forms that are remembered; what has no form of these is read by itself."""
+_KEY: Final = re.compile(rb"[A-Za-z][\w-]*\Z")
+_NUMBER: Final = re.compile(rb"\d+\Z")
+_TIME: Final = re.compile(rb"\[\d+(?:\.\d+)?\]\Z")
+_PART_OF_TIME: Final = re.compile(rb"\[\d+(?:\.\d+)?\]|(?:\A|\[)[\d.]*\]?\Z")
+"""A word that is no time and no number, of which a line alike may have a time."""
+_VALUES: Final = {
+    "proto": 3, "left": 4, "sport": 8, "dport": 9, "type": 10, "code": 11, "ident": 12,
+    "reply_sport": 16, "reply_dport": 17, "reply_type": 18, "reply_code": 19, "reply_ident": 20,
+}  # fmt: skip
+"""What a row has where."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Which word is what, in all lines of one form."""
+
+    addresses: tuple[int, ...]
+    """src and dst of both directions."""
+    numbers: Mapping[str, int]
+    """Name in NUMBERS to the word with its value."""
+    same: Mapping[str, int]
+    """What is the same in each line of the form."""
+    time: Optional[int]
+    helper: Optional[int]
+
+
+class Alike:
+    """Reads whole chunks of lines; remembers the forms that it has met."""
+
+    def __init__(self) -> None:
+        self._forms: dict[int, Optional[_Form]] = {}
+
+    def read(self, text: Chunk) -> tuple[Bool, Entries]:
+        """(of each line whether it was read, the entries of those lines in order)."""
+        n = len(text)
+        done, told, octets = np.zeros(n, bool), np.zeros(n, NUMBERS), np.zeros((n, 4, 16), np.uint8)
+        forms, of = np.unique(text.forms(), return_inverse=True)
+        for at, name in enumerate(forms.tolist()):
+            lines = np.flatnonzero(of == at)
+            form = self._form(name, text.words(int(lines[0])))
+            if form is not None:
+                done[lines] = _fill(form, text, lines, told, octets)
+        return done, build(octets[done], told[done])
+
+    def _form(self, name: int, example: list[bytes]) -> Optional[_Form]:
+        if name in self._forms:
+            return self._forms[name]
+        form = _learn(example) if name else None
+        if len(self._forms) < FORMS_MOST:
+            self._forms[name] = form
+        return form
+
+
+def _numbered(example: list[bytes]) -> tuple[list[bytes], dict[bytes, int]]:
+    """A line with the number of its word for each value, and the words of names. Raises Bad."""
+    line: list[bytes] = []
+    keys: dict[bytes, int] = {}
+    for at, word in enumerate(example):
+        key, is_, _ = word.partition(b"=")
+        if is_:
+            keys.setdefault(key, at)
+            # Before the addresses a value may be taken for a time.
+            if not _KEY.match(key) or key in (b"srckey", b"dstkey") or b"src" not in keys:
+                raise Bad("not to be read in columns")
+            line.append(b"%s=%d" % (key, at))
+        elif _NUMBER.match(word) or _TIME.match(word):
+            line.append((b"[%d]" if word[:1] == b"[" else b"%d") % at)
+        elif _PART_OF_TIME.search(word) or word == b"shown.":  # conntrack's last words
+            raise Bad("not to be read in columns")
+        else:
+            line.append(word)
+    return line, keys
+
+
+def _learn(example: list[bytes]) -> Optional[_Form]:
+    """The form of a line, by its words; None when it is none to be read in columns."""
+    try:
+        line, keys = _numbered(example)
+        found = row(b" ".join(line))
+        status, mark, zone, age, user, own = parse_rest(found[21] or b"")
+    except Bad:
+        return None
+    if keys[b"src"] != int(found[6] or b""):
+        return None
+    numbers = {name: int(found[at] or b"") for name, at in _VALUES.items() if found[at]}
+    numbers.update(
+        {name: at for name, at in (("mark", mark), ("zone", zone), ("age", age), ("id", own))
+         if at >= 0}
+    )  # fmt: skip
+    same = {
+        "tag": TAGS.index(found[1] or b""), "family": int(found[2] or 0),
+        "state": tcp_state(found[5]), "replied": int(found[13] is None), "status": status,
+        "user": int(user), **{name: -1 for name in MOST if MOST[name] and name not in numbers},
+    }  # fmt: skip
+    return _Form(
+        tuple(int(found[at] or b"") for at in (6, 7, 14, 15)), numbers, same,
+        int(found[0]) if found[0] else None, keys.get(b"helper"),
+    )  # fmt: skip
+
+
+def _fill(form: _Form, text: Chunk, lines: I64, told: Numbers, octets: Octets) -> Bool:
+    """Which of the lines are right; of these everything is filled in."""
+    mine = np.zeros(len(lines), NUMBERS)
+    for name, value in form.same.items():
+        mine[name] = value
+    good = np.ones(len(lines), bool)
+    for name, at in form.numbers.items():
+        mine[name], right = text.numbers(lines, at)
+        good &= right & (mine[name] <= (MOST[name] or 0))
+    if form.time is not None:
+        mine["time"], right = text.times(lines, form.time)
+        good &= right
+    if form.helper is not None:
+        good &= text.filled(lines, form.helper)
+    raw = np.zeros((len(lines), 4, 16), np.uint8)
+    for at, word in enumerate(form.addresses):
+        raw[:, at], right = text.addresses(lines, word)
+        rest = np.flatnonzero(~right)
+        if len(rest):
+            bad: dict[int, str] = {}
+            raw[rest, at] = addresses([text.value(int(i), word) for i in lines[rest]], bad)
+            right[rest] = True
+            right[rest[list(bad)]] = False
+        good &= right
+    good &= ~other_family(raw, mine["family"])
+    told[lines], octets[lines] = mine, raw
+    return good
