@@ -80,6 +80,11 @@ class Survey:
             for table in tables
         )
 
+    @property
+    def lost(self) -> bool:
+        """Whether it does not know where the table is: nothing came since, or it is refused."""
+        return not self._base
+
     def found(self) -> list[int]:
         """Entries (``ct``) that the last :meth:`take` met, an even part of them; once."""
         with self._lock:

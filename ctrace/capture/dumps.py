@@ -1,4 +1,9 @@
-"""What is in each table, by reading it through ctnetlink now and then: where nothing walks it."""
+"""What is in each table, by reading it through ctnetlink now and then: where nothing walks it.
+
+A dump tells what each entry has left. How long an ESTABLISHED connection had no packet follows
+from the setting that gives it its time; a shorter time than :data:`SHORTEST` may be another
+timeout's (nf_conntrack_tcp_timeout_unacknowledged, _max_retrans), and tells nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,18 @@ import numpy as np
 
 from ctrace.batch import TableReading
 from ctrace.errors import CtraceError
-from ctrace.host import ctnetlink
+from ctrace.host import ctnetlink, netns
 from ctrace.host.netns import Namespace
-from ctrace.record import Events, Kind, empty, join
+from ctrace.record import TCP_STATES, Events, Kind, empty, join
 
 EVERY: Final = 5.0
 """Seconds between two readings, or more:"""
 COST: Final = 50.0
 """They take at most one part of so many of one processor."""
+SHORTEST: Final = 3600
+"""Seconds: settings below this tell nothing of how long a connection had no packet."""
+_SETTING: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
+TCP: Final = 6
 KEPT: Final = 512
 """Entries of a reading that are told, an even part of each table."""
 
@@ -26,7 +35,9 @@ KEPT: Final = 512
 class Dumps:
     """Reads the tables when it is due."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, left: bool = True) -> None:
+        """``left``: tell what entries have left also where their timeout is not known."""
+        self._left = left
         self._due = time.monotonic() + 1.0
 
     def take(
@@ -41,18 +52,27 @@ class Dumps:
         parts = []
         for space in spaces:
             with contextlib.suppress(CtraceError, OSError):
+                established = _established(space.path)
                 for table in ctnetlink.slices(space.path):
                     if table.netns != space.inum:
                         break
-                    parts.append(_met(table, step))
+                    parts.append(_met(table, step, established))
         found = join(parts)
         found["ts"] = now
+        if not self._left:
+            found["overdue_ms"][found["idle_ms"] < 0] = 0
         end = time.monotonic()
         self._due = end + max(EVERY, COST * (end - begin))
         return found
 
 
-def _met(table: ctnetlink.Table, step: int) -> Events:
+def _established(path: str) -> int:
+    """Seconds that the namespace gives an ESTABLISHED connection; 0 where that is not known."""
+    with netns.enter(path), open(_SETTING) as file:
+        return int(file.read())
+
+
+def _met(table: ctnetlink.Table, step: int, established: int) -> Events:
     """Every ``step``th entry; the order of a dump is the hash table's."""
     at = np.arange(int(time.monotonic_ns() >> 10) % step, len(table.events), step)
     found: Events = table.events[at]
@@ -62,4 +82,9 @@ def _met(table: ctnetlink.Table, step: int) -> Events:
     found["timeout_ms"] = 0
     found["overdue_ms"] = np.where(left > 0, -left, 0).clip(-(1 << 31), 0)
     found["mark"] = table.mark[at]
+    if established >= SHORTEST:
+        whole = established * 1000
+        open_ = (found["proto"] == TCP) & (found["state"] == TCP_STATES.index("ESTABLISHED"))
+        open_ &= (left > SHORTEST * 100) & (left <= whole)
+        found["idle_ms"][open_] = (whole - left[open_]).clip(0, (1 << 31) - 1)
     return found

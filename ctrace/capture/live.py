@@ -152,7 +152,7 @@ class LiveSource:
         self._tables = TableReader()
         self._samples = bool(looks)
         self._survey = Survey(wanted.netns or 0) if capture.looks else None
-        self._dumps = Dumps() if sample and not wanted.kinds and not self._survey else None
+        self._dumps = None if wanted.kinds or not sample else Dumps(left=not self._survey)
         same_ids = capture.info.family == "netlink"
         self._recount = Recount(wanted, same_ids=same_ids) if sample and self._seed else None
         self._names = NameBook(capture)
@@ -343,7 +343,7 @@ class LiveSource:
         if tables and self._survey:
             tables = self._survey.take(tables)
             self._look(self._survey.found())
-        if tables and self._dumps:
+        if tables and self._dumps and (self._survey is None or self._survey.lost):
             events = join([events, self._dumps.take(spaces, tables, taken.until)])
         tables = self._lives.tables(tables)
         if look:

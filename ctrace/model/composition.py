@@ -19,6 +19,10 @@ ENOUGH: Final = 400
 STEPS: Final = 41
 """Quantiles that tell how long entries have waited: to 2.5 %."""
 
+ONCE: Final = 2.0
+"""Seconds: packets that come in so short a time are one exchange (a UDP flow that goes on for
+longer is ASSURED, nf_conntrack_udp_packet)."""
+
 Looks = npt.NDArray[np.void]
 """Rows of :data:`ctrace.model.sample.ROW`, newest first."""
 
@@ -63,7 +67,16 @@ def compose(looks: Looks, held: int, older: int) -> Composition:
         states=tuple(sorted(states, key=lambda item: -item[1])),
         left=Percentiles(p50, p90, p99, int(left.size)),
         waited=_evenly(looks["idle"][first]), idle=_evenly(looks["idle"][~first]),
+        once=_once(looks),
     )  # fmt: skip
+
+
+def _once(looks: Looks) -> Optional[float]:
+    """The share that had one exchange, of those whose birth was seen a while ago."""
+    old = looks[(looks["age"] >= 2 * ONCE) & ~np.isnan(looks["idle"])]
+    if len(old) < 2 * FEW:
+        return None
+    return float(np.count_nonzero(old["age"] - old["idle"] <= ONCE)) / len(old)
 
 
 def _evenly(seconds: npt.NDArray[np.float32]) -> tuple[float, ...]:

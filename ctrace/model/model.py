@@ -419,6 +419,9 @@ class Model:
             src=self._group("src", scope),
             dst=self._group("dst", scope),
             space=self._group("netns", scope),
+            several=self._asked.several(
+                scope, self._until, self._who_names(scope), self._ticks - 1
+            ),
             failed_dns=self._victims.failed(53, scope.netns),
             failed=self._victims.failed(None, scope.netns),
             portless=self._ports.view(scope.netns),

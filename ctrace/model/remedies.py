@@ -35,6 +35,12 @@ TIMEOUTS: Final[dict[str, int]] = {
     "icmpv6_timeout": 30,
 }
 """``net.netfilter.nf_conntrack_*`` and the kernel's defaults in seconds (since Linux 4.x)."""
+TUNNELS: Final[dict[str, int]] = {
+    "gre_timeout": 30,
+    "gre_timeout_stream": 180,
+    "generic_timeout": 600,
+}
+"""The same of protocols that carry others: not every kernel has them all."""
 SHORTER: Final[dict[str, int]] = {
     "tcp_timeout_syn_sent": 20,
     "tcp_timeout_syn_recv": 15,
@@ -48,22 +54,22 @@ SHORTER: Final[dict[str, int]] = {
     "udp_timeout_stream": 30,
     "icmp_timeout": 5,
     "icmpv6_timeout": 5,
+    "gre_timeout": 10,
+    "gre_timeout_stream": 60,
+    "generic_timeout": 60,
 }
 """What is proposed instead, in seconds: below what answers and retransmissions take nowhere."""
 KEEP: Final = "entries that exist keep their timeout"
 FAMILY: Final = {True: "ipv6", False: "ipv4"}
 
 
-def untrackable(culprit: Culprit, nat: str, table: Optional[Table], verdict: str = "") -> bool:
+def untrackable(culprit: Culprit, nat: str, table: Optional[Table]) -> bool:
     """Whether NOTRACK may be named for a service: advice would not refuse it.
 
-    ``nat`` is what was seen on its entries from any source, ``verdict`` what advice said of
-    it, where it was asked.
+    ``nat`` is what was seen on its entries from any source.
     """
     if culprit.proto not in ("tcp", "udp") or not culprit.port or nat != "no":
         return False
-    if verdict:
-        return verdict in ("safe", "safe-with-rules")
     if not culprit.direction or (
         culprit.proto == "udp" and culprit.direction in ("out", "mixed") and not culprit.dst
     ):
@@ -71,12 +77,11 @@ def untrackable(culprit: Culprit, nat: str, table: Optional[Table], verdict: str
     return table is None or not table.max or culprit.held >= POINTLESS * table.max
 
 
-def notrack(culprit: Culprit, verdict: str = "") -> Remedy:
+def notrack(culprit: Culprit) -> Remedy:
     """Take a service out of tracking; only where :func:`untrackable`."""
-    known = f"advise: {verdict}" if verdict else "no NAT seen on it"
     return Remedy(
         "notrack",
-        f"NOTRACK {culprit.proto}/{culprit.port} ({known})",
+        f"NOTRACK {culprit.proto}/{culprit.port} (no NAT seen on it)",
         culprit.netns,
         f"{culprit.proto}/{culprit.port}",
         f"new ones get no entry; {KEEP}",
@@ -90,7 +95,7 @@ def keep_alive(culprit: Culprit, text: str = "keep connections alive", detail: s
         "keep-alive",
         text,
         culprit.netns,
-        f"{culprit.proto}/{culprit.port}",
+        f"{culprit.proto}/{culprit.port}" if culprit.port else "",
         detail,
         frees=(round(0.8 * culprit.held), culprit.held),
     )
@@ -111,7 +116,7 @@ def timeout(
     no command that takes it back.
     """
     new = SHORTER[name]
-    before = TIMEOUTS.get(name, 30) if old is None else round(old)
+    before = {**TIMEOUTS, **TUNNELS}[name] if old is None else round(old)
     if before <= new:
         return None
     setting = f"net.netfilter.nf_conntrack_{name}"
@@ -201,6 +206,25 @@ def drop_source(src: str, netns: int, held: int) -> Remedy:
         commands=(
             f"nft 'add table inet {table}; {chain}; "
             f"add rule inet {table} pre {family} saddr {src} drop'",
+        ),
+        undo=(f"nft delete table inet {table}",),
+    )
+
+
+def drop_service(culprit: Culprit, held: int) -> Remedy:
+    """Drop what comes to one port before it gets an entry."""
+    table = f"ctrace_drop_{culprit.proto}_{culprit.port}"
+    chain = f"add chain inet {table} pre {{ type filter hook prerouting priority raw; }}"
+    return Remedy(
+        "drop-service",
+        f"drop {culprit.proto}/{culprit.port} before conntrack, if nobody serves it",
+        culprit.netns,
+        f"{culprit.proto}/{culprit.port}",
+        f"everything to that port, also what is wanted; {KEEP}",
+        frees=(0, held),
+        commands=(
+            f"nft 'add table inet {table}; {chain}; "
+            f"add rule inet {table} pre {culprit.proto} dport {culprit.port} drop'",
         ),
         undo=(f"nft delete table inet {table}",),
     )

@@ -106,6 +106,9 @@ class Composition:
     at even steps, from the least to the most; empty where that is not known."""
     idle: tuple[float, ...] = ()
     """The same of the others."""
+    once: Optional[float] = None
+    """Of entries that are old enough to tell: the share whose last packet came within two seconds
+    of their first."""
 
     def state(self, *names: str) -> Optional[float]:
         """The share of TCP entries in any of these states; None while unknown."""
@@ -338,8 +341,8 @@ class Remedy:
 
     id: str
     """``notrack``, ``keep-alive``, ``sysctl-timeout``, ``ct-timeout``, ``delete``, ``limit``,
-    ``drop-source``, ``syn-proxy``, ``larger-table``, ``buckets``, ``ports``, ``look``, ``change``
-    (of the program or set-up that makes the traffic)."""
+    ``drop-source``, ``drop-service``, ``syn-proxy``, ``larger-table``, ``buckets``, ``look``,
+    ``change`` (of the program or set-up that makes the traffic)."""
     text: str
     """A clause for one line: what to do."""
     netns: int = 0
@@ -379,6 +382,8 @@ class Cause:
     proto: str = ""
     port: Optional[int] = None
     netns: int = 0
+    src: str = ""
+    """The source behind it, where it is one source's whatever it does."""
     remedies: tuple[Remedy, ...] = ()
     """What helps, best first; empty where nothing is wrong."""
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from kit.shapes import ESTABLISHED, NETNS, START, SYN_SENT, Trace, steady
+from kit.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
-from ctrace.record import Reason
+from ctrace.record import Direction, Kind, Reason
 
-UNREPLIED = 0
+UNREPLIED, SEEN_REPLY = 0, 2
+CLOSE = 8
 OTHER = 4026532500
 
 
@@ -120,6 +121,70 @@ def legitimate(t: Trace) -> None:
         t.flows(at, t.rng.uniform(10, 20, len(at)), 2.0, src=src, dport=port)
 
 
+def udp_flood(t: Trace) -> None:
+    src = t.rng.integers(0x0B000000, 0xDF000000, 500 * 40)
+    t.flows(steady(500, 40, t.rng), 0, 10.0, src=src, proto=17, dport=1900, status=UNREPLIED)
+
+
+def agents(t: Trace) -> None:
+    """As many sources of unanswered datagrams, but each sends on from where it is."""
+    src = 0x0A010000 + t.rng.permutation(3000)
+    t.flows(np.linspace(0, 5, 3000), 60.0, 30.0, src=src, proto=17, dport=8125, status=UNREPLIED)
+
+
+def refused(t: Trace) -> None:
+    """Connections that are reset at once: nothing is held."""
+    t.flows(steady(300, 40, t.rng), 0, 0.0005, status=SEEN_REPLY, state=CLOSE, dport=7777)
+
+
+def no_answer(t: Trace) -> None:
+    t.flows(steady(100, 40, t.rng), 0, 120.0, status=UNREPLIED, state=SYN_SENT, dport=7777,
+            direction=int(Direction.OUT))  # fmt: skip
+    t.walks(40)
+
+
+def exchanges(t: Trace) -> None:
+    """Answered requests, none of which has ended by the end."""
+    t.flows(steady(200, 12, t.rng), 0.02, 30.0, proto=17, dport=123, status=SEEN_REPLY)
+    t.walks(12)
+
+
+def streams(t: Trace) -> None:
+    t.flows(np.linspace(0, 3, 800), 100.0, 120.0, proto=17, dport=443)
+    t.walks(12)
+
+
+def unused(t: Trace) -> None:
+    """Connections that carry nothing once they are open, and are never closed."""
+    t.flows(steady(80, 12, t.rng), 0.01, 432000.0, dport=9200, state=ESTABLISHED)
+    t.walks(12)
+
+
+def rising(t: Trace) -> None:
+    """As many that come, all in use."""
+    t.flows(steady(80, 12, t.rng), 600.0, 432000.0, dport=9200, state=ESTABLISHED)
+    t.walks(12)
+
+
+def quiet(t: Trace, idle: float = 400.0) -> None:
+    """Old connections of which looks tell how long they had no packet."""
+    rows = t.existing(2000, dport=5432)
+    for second in range(2, 12, 5):
+        met = rows.copy()
+        met["ts"], met["kind"] = START + second * SECOND, int(Kind.MET)
+        met["idle_ms"] = int(1000 * idle)
+        met["timeout_ms"], met["overdue_ms"] = 0, int(-1000 * (432000 - idle))
+        t.parts.append(met)
+
+
+def in_use(t: Trace) -> None:
+    quiet(t, idle=0.5)
+
+
+def few_lookups(t: Trace) -> None:
+    t.flows(steady(3, 60, t.rng), 0.002, 10.0, proto=17, dport=53)
+
+
 SHAPES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("no-keepalive", no_keepalive, 50, 262_144),
     ("one-way-udp", one_way, 50, 262_144),
@@ -131,6 +196,11 @@ SHAPES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("idle-established", leak, 60, 4096),
     ("other-netns", other_full, 40, 4000),
     ("too-small", legitimate, 50, 1500),
+    ("udp-flood", udp_flood, 35, 262_144),
+    ("unanswered", no_answer, 38, 262_144),
+    ("answered-udp", exchanges, 12, 262_144),
+    ("leak", unused, 12, 262_144),
+    ("idle-established", quiet, 12, 262_144),
 ]
 
 LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
@@ -146,6 +216,13 @@ LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("other-netns", both_roomy, 40, 4000),
     ("too-small", legitimate, 50, 262_144),
     ("too-small", flood, 35, 10_000),
+    ("udp-flood", agents, 35, 262_144),
+    ("syn-flood", refused, 35, 262_144),
+    ("syn-flood", no_answer, 38, 262_144),
+    ("answered-udp", streams, 12, 262_144),
+    ("leak", rising, 12, 262_144),
+    ("idle-established", in_use, 12, 262_144),
+    ("dns-storm", few_lookups, 50, 262_144),
 ]
 
 
@@ -234,3 +311,66 @@ def test_evicted_floods_are_still_floods() -> None:
     assert s.why[0].id == "syn-flood"
     assert s.tables[0].totals.early_drop > 0
     assert sum(v.evicted for v in s.victims) > 0
+
+
+def test_streams_in_use_are_named_and_not_shortened() -> None:
+    trace = Trace(seed=7)
+    streams(trace)
+    why = run(trace, 12).why
+    assert why[0].id == "udp-streams", why
+    assert not [one for one in why[0].remedies if one.id == "sysctl-timeout"]
+
+
+def test_who_asks_a_server_is_not_told_to_cache() -> None:
+    trace = Trace(seed=7)
+    src = 0x0A2A0000 + trace.rng.integers(1, 6000, 300 * 40)
+    trace.flows(steady(300, 40, trace.rng), 0.002, 10.0, proto=17, dport=53, src=src)
+    why = run(trace, 38).why
+    assert why[0].id == "dns-storm"
+    assert "it answers" in why[0].text
+    assert not [one for one in why[0].remedies if "resolver" in one.text]
+
+
+def test_a_scanner_of_this_host_is_stopped_where_it_runs() -> None:
+    """A rule before routing does not meet what the host itself sends."""
+    trace = Trace(seed=7)
+    dst = trace.rng.integers(0x0B000000, 0xDF000000, 200 * 40)
+    trace.flows(steady(200, 40, trace.rng), 0, 60.0, src="10.6.6.6", dst=dst, dport=443,
+                status=UNREPLIED, state=SYN_SENT, direction=int(Direction.OUT))  # fmt: skip
+    trace.walks(38)
+    why = run(trace, 38).why
+    assert why[0].id == "scan", why
+    assert [one.id for one in why[0].remedies] == ["change", "sysctl-timeout"]
+    assert "syn-flood" not in {one.id for one in why}
+
+
+def test_tunnels_have_timeouts_of_their_own() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(100, 40, trace.rng), 0, 30.0, proto=47, dport=0, status=UNREPLIED)
+    why = run(trace, 38).why
+    assert why[0].id == "tunnel", why
+    assert "nf_conntrack_gre_timeout" in why[0].remedy
+
+
+def test_why_names_what_who_names() -> None:
+    """Seven ports of one load are one cause, and not one of them, second after second."""
+    trace = Trace(seed=7)
+    n = 350 * 40
+    src = trace.rng.integers(0x0A010000, 0x0A010FA0, n)
+    ports = trace.rng.integers(10000, 10007, n)
+    trace.flows(steady(350, 40, trace.rng), 0, 10.0, src=src, proto=17, dport=ports,
+                status=UNREPLIED)  # fmt: skip
+    for until in (30, 33, 36):
+        snapshot = run(trace, until)
+        assert snapshot.who[0].text.startswith("udp/10000-10006")
+        assert [one.id for one in snapshot.why] == ["one-way-udp"], snapshot.why
+        assert snapshot.why[0].text.startswith(f"{snapshot.who[0].text}: ")
+
+
+def test_of_many_namespaces_the_fullest_are_explained() -> None:
+    trace = Trace(seed=7)
+    for number in range(60):
+        trace.flows(np.linspace(0, 5, 40), 1.0, 60.0, netns=NETNS + 1 + number, dport=8080)
+    trace.flows(steady(100, 60, trace.rng), 0.004, 20.0, netns=OTHER, dport=8063)
+    why = run(trace, 50).why
+    assert (why[0].id, why[0].netns, why[0].port) == ("no-keepalive", OTHER, 8063)

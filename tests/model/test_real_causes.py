@@ -224,7 +224,14 @@ def too_small(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
     a, b, target = pair(lab, "busy")
     b.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", 1)
     for service in range(24):
-        ctnetlink.fill(b.path, 10_000, dport=9000 + service, timeout=6000, first=10_000 * service)
+        ctnetlink.fill(
+            b.path,
+            10_000,
+            dport=9000 + service,
+            timeout=6000,
+            first=10_000 * service,
+            state=3 + service % 2,
+        )  # open ones, and such as are being closed
     stack.callback(lambda: ctnetlink.flush(b.path))
     stack.enter_context(traffic.tcp_server(b, 9000))
 

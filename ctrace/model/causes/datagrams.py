@@ -7,7 +7,7 @@ from typing import Final, Optional
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, Service
 from ctrace.model.causes.tcp import MOSTLY, SHORT_LIFE, notrack
-from ctrace.model.causes.words import percent
+from ctrace.model.causes.words import duration, percent
 from ctrace.model.snapshot import Cause, Remedy
 
 TUNNELS: Final = {
@@ -16,6 +16,8 @@ TUNNELS: Final = {
 }  # fmt: skip
 TUNNEL_PROTOS: Final = ("ipip", "ipv6", "gre", "esp", "ah")
 UDP: Final = ("udp", "udplite")
+FEW: Final = 100
+"""Entries below which a few look-ups, pings or tunnels are not worth a line."""
 PINGS: Final = {"icmp": "icmp_timeout", "icmpv6": "icmpv6_timeout"}
 
 
@@ -24,7 +26,7 @@ def tunnel(s: Service) -> Optional[Cause]:
     name = TUNNELS.get(s.c.port or 0) if s.c.proto == "udp" else None
     if name is None and s.c.proto in TUNNEL_PROTOS:
         name = s.c.proto.upper()
-    if name is None:
+    if name is None or s.c.held < FEW:
         return None
     one_way = s.c.unreplied is not None and s.c.unreplied >= 0.5
     evidence = [f"{s.c.key} is {name}", s.held_line]
@@ -37,21 +39,32 @@ def tunnel(s: Service) -> Optional[Cause]:
         "their own",
         tuple(evidence),
         notrack(s),
-        _shorter(s, "udp_timeout"),
+        _shorter(s, _tunnel_timeout(s)),
     )
+
+
+def _tunnel_timeout(s: Service) -> str:
+    """The timeout that ends a tunnel's entries."""
+    if s.c.proto == "gre":
+        return "gre_timeout_stream" if (s.c.assured or 0.0) >= MOSTLY else "gre_timeout"
+    return "udp_timeout" if s.c.proto == "udp" else "generic_timeout"
 
 
 def dns_storm(s: Service) -> Optional[Cause]:
     """Look-ups: every query is a flow that stays for the UDP timeout."""
-    if s.c.port != 53 or s.c.proto != "udp" or (s.c.new_per_s <= 0 and s.c.inserts < 100):
+    if s.c.port != 53 or s.c.proto != "udp" or s.c.held < FEW:
         return None
+    if s.c.new_per_s <= 0 and s.c.inserts < FEW:
+        return None
+    served = s.c.direction == "in"
+    what = "DNS look-ups that it answers" if served else "DNS look-ups"
+    helps = () if served else ("a caching resolver on the host", "fewer search domains")
     return s.cause(
         "dns-storm",
-        f"{s.of}: {s.part} are DNS look-ups, {s.c.new_per_s:,.0f} a second{s.they}",
+        f"{s.of}: {s.part} are {what}, {s.c.new_per_s:,.0f} a second{s.they}",
         (s.held_line, s.ends_line, f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
          _nat(s)),
-        remedies.change("a caching resolver on the host", s.c.netns, s.c.key),
-        remedies.change("fewer search domains", s.c.netns, s.c.key),
+        *(remedies.change(one, s.c.netns, s.c.key) for one in helps),
         notrack(s) or _shorter(s, "udp_timeout"),
     )  # fmt: skip
 
@@ -68,7 +81,8 @@ def one_way_udp(s: Service) -> Optional[Cause]:
         (s.held_line, f"{percent(s.c.unreplied)} of {s.basis} never saw a reply", s.ends_line,
          _nat(s)),
         notrack(s),
-        remedies.change("send from one fixed source port", s.c.netns, s.c.key),
+        remedies.change("send from one fixed source port", s.c.netns, s.c.key)
+        if s.c.direction in ("out", "loopback") or s.alone else None,
         _shorter(s, "udp_timeout"),
     )  # fmt: skip
 
@@ -78,29 +92,50 @@ def answered_udp(s: Service) -> Optional[Cause]:
     c = s.c
     if c.proto not in UDP or s.judged < 5 * ENDED or c.unreplied is None or c.unreplied > 0.3:
         return None
-    stays, lives = c.residence.p50 if c.residence.p50 is not None else s.stays, c.life.p50
-    if stays is None or lives is None:
+    streams = _streams(s)
+    if streams is None:
         return None
-    streams = (c.assured or 0.0) >= MOSTLY and lives > SHORT_LIFE
-    if not streams and (lives > SHORT_LIFE or stays < 4 * lives):
-        return None
-    name = "udp_timeout_stream" if (c.assured or 0.0) >= MOSTLY else "udp_timeout"
+    assured = (c.assured or 0.0) >= MOSTLY
     quic = ", as QUIC has" if c.port == 443 else ""
     what = f"UDP streams of both ways{quic}" if streams else "answered UDP requests"
+    used = s.quiet is not None and s.quiet < 0.2
+    in_use = (
+        f"{percent(1 - s.quiet)} had a packet in the last {duration(s.long)}"
+        if (s.quiet is not None)
+        else ""
+    )
     return s.cause(
         "udp-streams" if streams else "answered-udp",
         f"{s.of}: {s.part} are {what}{s.they}",
-        (s.held_line, f"{percent(c.unreplied)} of {s.basis} never saw a reply", s.ends_line,
-         _nat(s)),
-        _shorter(s, name),
+        (s.held_line, f"{percent(c.unreplied)} of {s.basis} never saw a reply", in_use,
+         s.ends_line, _nat(s)),
+        None if streams and used else _shorter(
+            s, "udp_timeout_stream" if assured else "udp_timeout"),
         notrack(s),
     )  # fmt: skip
+
+
+def _streams(s: Service) -> Optional[bool]:
+    """Whether they are streams rather than single exchanges; None where neither can be told."""
+    c = s.c
+    assured, once = (c.assured or 0.0) >= MOSTLY, c.composition.once
+    if once is not None and c.held >= FEW:
+        if once >= MOSTLY:
+            return False
+        if once < 0.3:
+            return True
+    stays, lives = c.residence.p50 if c.residence.p50 is not None else s.stays, c.life.p50
+    if stays is None or lives is None:
+        return None
+    if assured and lives > SHORT_LIFE:
+        return True
+    return False if lives <= SHORT_LIFE and stays >= 4 * lives else None
 
 
 def pings(s: Service) -> Optional[Cause]:
     """ICMP echo: every id is an entry of its own, and neighbours that don't answer keep it."""
     name = PINGS.get(s.c.proto)
-    if name is None or (s.c.new_per_s <= 0 and s.c.inserts < 100):
+    if name is None or s.c.held < FEW or (s.c.new_per_s <= 0 and s.c.inserts < FEW):
         return None
     silent = s.c.unreplied is not None and s.judged >= ENDED
     answers = f", {percent(s.c.unreplied)} unanswered" if silent else ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final, Optional
 
 from ctrace.model.causes import datagrams, floods, inserts, tcp, whole
-from ctrace.model.causes.facts import CALM, NEARLY_FULL, SHARE, Facts, Service, services
+from ctrace.model.causes.facts import CALM, NEARLY_FULL, SHARE, Facts, Service, services, several
 from ctrace.model.snapshot import Cause
 
 SHOWN: Final = 5
@@ -17,6 +17,7 @@ PER_SERVICE: Final[tuple[Recogniser, ...]] = (
     datagrams.tunnel,
     tcp.loopback_probes,
     datagrams.dns_storm,
+    floods.udp_flood,
     datagrams.one_way_udp,
     datagrams.pings,
     floods.syn_flood,
@@ -28,17 +29,27 @@ PER_SERVICE: Final[tuple[Recogniser, ...]] = (
     datagrams.answered_udp,
 )
 """The first that fits a service names it: from the most specific to the least."""
+TOGETHER: Final[tuple[Recogniser, ...]] = (
+    tcp.loopback_probes,
+    floods.udp_flood,
+    datagrams.one_way_udp,
+    tcp.no_keepalive,
+    tcp.lasting_state,
+    tcp.leak,
+    tcp.idle_established,
+    datagrams.answered_udp,
+)
+"""The same of several services at once: those that need no port."""
+TOLD: Final = 0.3
+"""Share from which on what who names is told as one;"""
+MOST: Final = 0.8
+"""or so much that single services of it are not told beside it."""
 
 
 def explain(facts: Facts) -> tuple[Cause, ...]:
     """Every cause that fits, the one that explains most first; never empty."""
     found = list(floods.scans(facts))
-    for s in services(facts):
-        if s.share < SHARE:
-            continue
-        cause = next((one for make in PER_SERVICE if (one := make(s))), None)
-        if cause:
-            found.append(cause)
+    found += _of_services(facts, found)
     found += floods.scattered(facts, found)
     fill = {table.netns: table.fill for table in facts.tables}
     # A share of a nearly empty table explains little: by entries, where limits are alike.
@@ -50,6 +61,29 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
     shown = found[:SHOWN] or [whole.unknown(facts)]
     told = [one if one in failing else _calm(one, facts) for one in shown]
     return (*whole.logged(facts), *told)
+
+
+def _of_services(facts: Facts, scans: list[Cause]) -> list[Cause]:
+    """The causes of what who names at once, then of single services that are not part of it."""
+    scanners = {(one.netns, one.src) for one in scans}
+    found: list[Cause] = []
+    for s in several(facts):
+        cause = _first(s, TOGETHER) if s.share >= TOLD else None
+        if cause and not any(one.netns == cause.netns for one in scans):
+            found.append(cause)
+    told = {(one.netns, one.id) for one in found}
+    whole = {(one.netns, one.proto) for one in found if one.share >= MOST}
+    for s in services(facts, SHARE):
+        if (s.c.netns, s.alone) in scanners or (s.c.netns, s.c.proto) in whole:
+            continue
+        cause = _first(s, PER_SERVICE)
+        if cause and (cause.netns, cause.id) not in told:
+            found.append(cause)
+    return found
+
+
+def _first(s: Service, recognisers: tuple[Recogniser, ...]) -> Optional[Cause]:
+    return next((one for make in recognisers if (one := make(s))), None)
 
 
 def _each_first(found: list[Cause], facts: Facts) -> list[Cause]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Optional
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrace.batch import Logged
 from ctrace.model.causes.words import UNKNOWN, duration, percent
@@ -25,10 +27,15 @@ NEARLY_FULL: Final = 0.90
 LOW_FILL: Final = 0.50
 CALM: Final = 0.002
 """Part of the limit below which a table that refuses nothing needs no help."""
+SPACES: Final = 24
+"""Namespaces whose services are looked at: the fullest, and those that refuse."""
 WHOLE: Final = 0.9
 """A dump with this part of what its table held shows the table, else some of it."""
 OWNED: Final = 0.6
 """A source, or a process, that has this part of a service stands for it."""
+
+
+_S32: Final = np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,8 @@ class Facts:
     portless: tuple[Failure, ...] = ()
     """Translated connections that found no free source port."""
     ticks: int = 0
-    verdicts: Mapping[tuple[int, str, int], str] = field(default_factory=dict)
-    """What advice last said of NOTRACK, by namespace, protocol and port."""
+    several: tuple[tuple[Culprit, str], ...] = ()
+    """The keys of who that hold several services of one protocol, each in words."""
     gone: Collection[int] = ()
     """Namespaces that are no more: what they held fills nothing."""
     changes: bool = True
@@ -75,12 +82,47 @@ class Facts:
 
     def whole(self, netns: int, held: bool) -> float:
         """What all of a namespace holds: entries, or table-seconds."""
-        weight = self.space.held if held else self.space.table_seconds
-        return float(weight[self.space.inside(netns)].sum())
+        return self._wholes[held].get(netns, 0.0)
+
+    @cached_property
+    def _wholes(self) -> dict[bool, dict[int, float]]:
+        """The same of each namespace."""
+        group = self.service
+        found: dict[bool, dict[int, float]] = {}
+        for held, name in ((True, "held"), (False, "table_seconds")):
+            spaces = (self.space.key[:, 2] >> _S32).tolist()
+            sums = dict(zip(spaces, self.space.measure(name).tolist()))
+            numbers, code = np.unique(group.key[:, 2] >> _S32, return_inverse=True)
+            told = np.bincount(code.ravel(), group.measure(name), len(numbers))
+            for netns, weight in zip(numbers.tolist(), told.tolist()):
+                sums[netns] = max(sums.get(netns, 0.0), weight)
+            found[held] = sums
+        return found
+
+    @cached_property
+    def by_held(self) -> bool:
+        """Whether shares are of what is held; else, where hardly anything is, of what was."""
+        return self.service.total_held >= ENDED or not self.changes
+
+    @cached_property
+    def _by_service(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
+        """Pairs in the order of their service, and these."""
+        order = np.argsort(self.pair.key[:, 2], kind="stable")
+        return order, self.pair.key[order, 2]
+
+    def pairs_of(self, service: int) -> npt.NDArray[np.intp]:
+        """The pairs of a service, by the last word of its key."""
+        order, meta = self._by_service
+        low, high = (np.searchsorted(meta, np.uint64(service), side) for side in ("left", "right"))
+        return order[low:high]
+
+    @cached_property
+    def _tables(self) -> dict[int, Table]:
+        return {table.netns: table for table in self.tables}
 
     def table(self, netns: int) -> Optional[Table]:
         """A namespace's table."""
-        return next((t for t in self.tables if t.netns == netns), None)
+        return self._tables.get(netns)
 
     def where(self, netns: int) -> str:
         """Suffix naming the namespace, where there are several."""
@@ -111,8 +153,8 @@ class Service:
     """Seconds that a closed entry stays, by the kernel's own timeout."""
     uptime: float = 0.0
     """Seconds observed."""
-    verdict: str = ""
-    """What advice said of NOTRACK for it; empty while it was not asked."""
+    words: str = ""
+    """What it is called where it is several services; empty: by its key and sources."""
     changes: bool = True
     """Whether entries were seen to come and go."""
     seen: int = 0
@@ -156,11 +198,26 @@ class Service:
     @property
     def of(self) -> str:
         """``tcp/80 from php-fpm``, ``... from 10.0.0.7`` or ``... from 214 sources``."""
+        if self.words:
+            return f"{self.words}{self.where}"
         if self.top and self.top_share >= OWNED:
             return f"{self.c.key} from {self.owner or self.top}{self.where}"
         if not self.sources:
             return f"{self.c.key}{self.where}"
         return f"{self.c.key} from {self.sources:,} sources{self.where}"
+
+    @property
+    def quiet(self) -> Optional[float]:
+        """Share of its entries that had no packet for :attr:`long`; None where that is not
+        known."""
+        idle = self.c.composition.idle
+        return sum(one >= self.long for one in idle) / len(idle) if idle else None
+
+    @property
+    def long(self) -> float:
+        """Seconds without a packet from which on an entry counts as quiet: half of what was
+        observed, as looks are some seconds old; up to a minute."""
+        return max(5.0, min(self.uptime / 2, 60.0))
 
     @property
     def alone(self) -> str:
@@ -213,27 +270,43 @@ class Service:
         )
 
 
-def services(facts: Facts) -> Iterator[Service]:
-    """The services that hold most of each namespace, with their part of its table."""
-    group = facts.service
-    use_held = group.total_held >= ENDED or not facts.changes
+def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
+    """The services that hold most of each namespace, with their part of its table.
+
+    Of more than :data:`SPACES` namespaces, only of those that are fullest. ``least``: the part
+    of its namespace that a service has to hold.
+    """
+    group, use_held = facts.service, facts.by_held
+    weight = group.measure("held" if use_held else "table_seconds")
+    spaces = _fullest(facts)
     taken: dict[int, int] = {}
     for at in group.order("held", LOOKED_AT * max(1, len(facts.tables))):
         netns = int(group.key[at, 2]) >> 32
+        if spaces is not None and netns not in spaces:
+            continue
         taken[netns] = taken.get(netns, 0) + 1
-        if taken[netns] <= LOOKED_AT and netns not in facts.gone:
-            yield _service(facts, int(at), netns, use_held)
+        if taken[netns] > LOOKED_AT or netns in facts.gone:
+            continue
+        if weight[at] >= least * facts.whole(netns, use_held):
+            yield _service(facts, int(at), netns, weight)
 
 
-def _service(facts: Facts, at: int, netns: int, use_held: bool) -> Service:
+def _fullest(facts: Facts) -> Optional[set[int]]:
+    """The namespaces that are looked at where there are many; None: all."""
+    if len(facts.tables) <= SPACES:
+        return None
+    order = sorted(facts.tables, key=lambda t: (-t.totals.drop, -t.fill, -t.count))
+    return {t.netns for t in order[:SPACES]}
+
+
+def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64]) -> Service:
     group, pair = facts.service, facts.pair
-    weight = group.held.astype(float) if use_held else group.table_seconds
-    whole = max(float(weight[group.inside(netns)].sum()), facts.whole(netns, use_held))
+    whole = facts.whole(netns, facts.by_held)
     culprit = group.culprit(at, facts.ticks)
-    mine = np.flatnonzero(pair.key[:, 2] == group.key[at, 2])
+    mine = facts.pairs_of(int(group.key[at, 2]))
     top, top_share, sources, owner, nat = "", 0.0, mine.size, "", {culprit.nat}
     if mine.size:
-        parts = pair.held[mine].astype(float) if use_held else pair.table_seconds[mine]
+        parts = pair.measure("held" if facts.by_held else "table_seconds")[mine]
         best = int(mine[int(parts.argmax())])
         top = pair.address(best)
         top_share = float(parts.max()) / max(1.0, float(weight[at]))
@@ -259,7 +332,31 @@ def _service(facts: Facts, at: int, netns: int, use_held: bool) -> Service:
         young=looks["young"],
         stays=stays,
         uptime=facts.uptime,
-        verdict=facts.verdicts.get((netns, culprit.proto, culprit.port or 0), ""),
         changes=facts.changes,
         seen=round(facts.whole(netns, held=True)),
     )
+
+
+def several(facts: Facts) -> Iterator[Service]:
+    """What who names where it is several services at once, as if it were one."""
+    for culprit, words in facts.several:
+        whole = facts.whole(culprit.netns, held=True)
+        if culprit.held < ENDED or not whole or culprit.netns in facts.gone:
+            continue
+        yield Service(
+            c=culprit,
+            table=facts.table(culprit.netns),
+            share=culprit.held / whole,
+            where=facts.where(culprit.netns),
+            top="",
+            top_share=0.0,
+            owner="",
+            sources=culprit.distinct_src or 0,
+            nat=culprit.nat,
+            young=0,
+            stays=None,
+            uptime=facts.uptime,
+            words=words,
+            changes=facts.changes,
+            seen=round(whole),
+        )

@@ -23,6 +23,8 @@ FRESH: Final = 5000
 SPREAD: Final = 50
 """Services, or hosts, that one source tries before it is said to scan."""
 SHOWN: Final = 5
+FEW: Final = 20
+"""Pairs that are looked at for who opened them."""
 _S32: Final = np.uint64(32)
 
 
@@ -30,7 +32,11 @@ def half_open(c: Culprit, judged: int) -> bool:
     """Whether hardly one of its connections was finished.
 
     A listening port answers a forged SYN too; only the handshake's last packet makes ASSURED.
+    Those that were refused are over at once, and hold nothing.
     """
+    refused = sum(n for state, n in c.ended_states if state == "CLOSE")
+    if judged <= c.destroys and refused >= 0.5 * c.destroys:
+        return False
     unfinished = 1 - c.assured if c.assured is not None else 0.0
     return judged >= ENDED and max(c.unreplied or 0.0, unfinished) >= 0.8
 
@@ -38,7 +44,7 @@ def half_open(c: Culprit, judged: int) -> bool:
 def syn_flood(s: Service) -> Optional[Cause]:
     """Many half-open connections to one service: forged sources, or somebody who knocks."""
     c = s.c
-    if c.proto != "tcp" or max(c.inserts, c.held) < SOME:
+    if c.proto != "tcp" or max(c.inserts, c.held) < SOME or c.held < ENDED:
         return None
     open_ = half_open(c, s.judged)
     per_source = c.inserts / max(1, s.sources)
@@ -52,6 +58,8 @@ def syn_flood(s: Service) -> Optional[Cause]:
     else:
         seen = f"{per_source:.2f} connections per source, and none of {c.inserts:,} has ended yet"
     many = s.sources >= MANY
+    if not many and (c.unreplied or 0.0) >= 0.8 and c.direction in ("out", "loopback"):
+        return _unanswered(s, seen)
     who = f"about {plural(s.sources, 'source')}" if many else s.top or plural(s.sources, "source")
     what = ", ".join(("SYN flood" if many else "scan or unanswered SYNs", *s.pace("new/s")))
     received = c.direction in ("in", "forward", "mixed")
@@ -66,6 +74,45 @@ def syn_flood(s: Service) -> Optional[Cause]:
         remedies.timeout("tcp_timeout_syn_recv" if answered else "tcp_timeout_syn_sent", c.netns),
         remedies.drop_source(s.top, c.netns, c.held)
         if received and s.top and s.top_share >= OWNED else None,
+    )  # fmt: skip
+
+
+def _unanswered(s: Service, seen: str) -> Cause:
+    """A client that asks on and on, and gets no answer."""
+    target = s.c.dst or "who is asked"
+    return s.cause(
+        "unanswered",
+        f"{s.of}: {s.part} are connections that {target} does not answer"
+        f"{''.join(f' ({pace})' for pace in s.pace('new/s'))}",
+        (seen, s.held_line),
+        remedies.change(f"find out why {target} does not answer on {s.c.key}", s.c.netns, s.c.key),
+        remedies.timeout("tcp_timeout_syn_sent", s.c.netns),
+    )
+
+
+def udp_flood(s: Service) -> Optional[Cause]:
+    """Datagrams of ever new sources, each with hardly an entry, and no answer: forged ones.
+
+    Agents that send on from where they are have an entry each, too, but new ones do not come.
+    """
+    c = s.c
+    if c.proto not in ("udp", "udplite") or max(c.inserts, c.held) < SOME:
+        return None
+    per_source = max(c.inserts, c.held) / max(1, s.sources)
+    unreplied = c.unreplied is not None and s.judged >= ENDED and c.unreplied >= 0.9
+    if not unreplied or s.sources < SOME or per_source > 1.5 or c.new_per_s * 60 < c.held:
+        return None
+    if c.direction not in ("in", "forward", "mixed"):
+        return None
+    return s.cause(
+        "udp-flood",
+        f"{f'{c.key}{s.where}' if c.port else s.of}: {s.part} are datagrams of about "
+        f"{plural(s.sources, 'source')} that nobody answers (UDP flood, {c.new_per_s:,.0f} new/s)",
+        (f"{percent(c.unreplied)} of {s.basis} never saw a reply",
+         f"{per_source:.2f} entries for each of about {s.sources:,} sources (estimated)",
+         s.held_line),
+        remedies.drop_service(c, c.held) if c.port else None,
+        remedies.timeout("udp_timeout", c.netns),
     )  # fmt: skip
 
 
@@ -87,26 +134,47 @@ def scans(facts: Facts) -> Iterator[Cause]:
         hosts = int(np.count_nonzero(facts.dst.inside(c.netns))) if c.held >= 0.8 * whole else 0
         if max(services, hosts) < SPREAD:
             continue
-        table = facts.table(c.netns)
         share = c.held / whole if whole else c.share
-        held = table.count if table and table.count else c.held
-        to = [plural(services, "service")] + ([f"{hosts:,} hosts or more"] if hosts else [])
-        helps = (
-            remedies.drop_source(c.src, c.netns, c.held),
-            remedies.timeout("tcp_timeout_syn_sent", c.netns),
-        )
-        yield Cause(
-            id="scan",
-            text=f"{c.src}{facts.where(c.netns)}: {percent(share)} of {held:,} entries are its "
-            f"unanswered connections to {' of '.join(to)} (a scan{_pace(facts, c)})",
-            evidence=(
-                f"{percent(c.unreplied)} of {judged:,} looked at or ended never saw a reply",
-                f"holds {c.held:,} entries of {held:,}",
-            ),
-            share=share,
-            netns=c.netns,
-            remedies=tuple(one for one in helps if one is not None),
-        )
+        yield _scan(facts, c, judged, share, services, hosts)
+
+
+def _scan(
+    facts: Facts, c: Culprit, judged: int, share: float, services: int, hosts: int
+) -> Cause:  # fmt: skip
+    """A source that scans, and what stops it: one of our own is stopped where it runs."""
+    table = facts.table(c.netns)
+    held = table.count if table and table.count else c.held
+    to = [plural(services, "service")] + ([f"{hosts:,} hosts or more"] if hosts > 1 else [])
+    owner = _opener(facts, c) if c.direction in ("out", "loopback") else ""
+    stop = remedies.drop_source(c.src, c.netns, c.held)
+    if c.direction in ("out", "loopback"):
+        stop = remedies.change(f"stop or slow down {owner or c.src}, of this host", c.netns)
+    helps = (stop, remedies.timeout("tcp_timeout_syn_sent", c.netns))
+    return Cause(
+        id="scan",
+        text=f"{c.src}{f' ({owner})' if owner else ''}{facts.where(c.netns)}: {percent(share)} of "
+        f"{held:,} entries are its unanswered connections to {' of '.join(to)} "
+        f"(a scan{_pace(facts, c)})",
+        evidence=(
+            f"{percent(c.unreplied)} of {judged:,} looked at or ended never saw a reply",
+            f"holds {c.held:,} entries of {held:,}",
+        ),
+        share=share,
+        netns=c.netns,
+        src=c.src,
+        remedies=tuple(one for one in helps if one is not None),
+    )
+
+
+def _opener(facts: Facts, c: Culprit) -> str:
+    """The process that opened what most of a source's entries are of; empty if not known."""
+    group = facts.pair
+    mine = [at for at in group.order("held", FEW) if group.address(int(at)) == c.src]
+    for at in mine:
+        found = group.culprit(int(at), facts.ticks)
+        if found.netns == c.netns and found.owner and found.owner.role == "opened":
+            return f"{found.owner.comm}[{found.owner.pid}]"
+    return ""
 
 
 def _pace(facts: Facts, c: Culprit) -> str:

@@ -15,7 +15,9 @@ MOSTLY: Final = 0.6
 FEW: Final = 50
 """Connections below which nothing is told of how they stay open."""
 GROWS: Final = 30.0
-"""Seconds that connections have to be watched before they are said to only grow."""
+"""Seconds that connections have to be watched before they are said to only grow;"""
+GROWS_QUIET: Final = 8.0
+"""or, where they carry nothing once they are open."""
 STATES: Final[dict[str, tuple[str, str]]] = {
     "SYN_SENT": ("SYNs that nobody answers", "tcp_timeout_syn_sent"),
     "SYN_SENT2": ("SYNs of both sides at once", "tcp_timeout_syn_sent"),
@@ -102,7 +104,9 @@ def leak(s: Service) -> Optional[Cause]:
     """Open connections that only grow: they are opened, and none is closed."""
     c = s.c
     opened = c.inserts - c.destroys
-    if c.proto != "tcp" or s.uptime < GROWS or opened < 5 * FEW or c.new_per_s <= 0:
+    if c.proto != "tcp" or opened < 5 * FEW or c.new_per_s <= 0:
+        return None
+    if s.uptime < (GROWS_QUIET if (c.composition.once or 0.0) >= 0.8 else GROWS):
         return None
     state, _, share = most_held_state(s)
     if state != "ESTABLISHED" or share < 0.9 or c.destroys > 0.05 * c.inserts:
@@ -119,15 +123,19 @@ def leak(s: Service) -> Optional[Cause]:
     )
 
 
+def _idle(s: Service) -> bool:
+    """Whether most of its connections carry nothing, or nothing tells that they do."""
+    return s.quiet is None or s.quiet >= 0.5
+
+
 def idle_established(s: Service) -> Optional[Cause]:
     """Connections that nobody closed, or whose other end has gone: they stay for days."""
     c = s.c
-    if c.proto != "tcp" or c.held < FEW or not c.assured or c.assured < MOSTLY:
-        return None
     state, count, share = most_held_state(s)
-    closed = c.closed is not None and c.closed >= 0.5
-    if closed or (state and (state != "ESTABLISHED" or share < MOSTLY)):
+    if c.proto != "tcp" or c.held < FEW or (c.assured or 0.0) < MOSTLY or (c.closed or 0.0) >= 0.5:
         return None
+    if (state and (state != "ESTABLISHED" or share < MOSTLY)) or not _idle(s):
+        return None  # something else, or they are in use
     if not s.changes:
         return _established(s)
     leaving = c.destroys / max(1.0, s.uptime) * 60 / c.held
@@ -137,10 +145,12 @@ def idle_established(s: Service) -> Optional[Cause]:
     expired_open = sum(n for state, n in c.ended_states if state == "ESTABLISHED")
     if not old and expired_open < max(5, 0.5 * c.destroys):
         return None
+    middle = c.composition.idle[len(c.composition.idle) // 2 :][:1]
+    quiet = f"half had no packet for {duration(middle[0])}, " if middle else ""
     return s.cause(
         "idle-established",
         f"{s.of}: {s.part} are long-lived ESTABLISHED connections "
-        f"({c.held:,} held, {100 * leaving:.2f} % of them end per minute)",
+        f"({c.held:,} held, {quiet}{100 * leaving:.2f} % of them end per minute)",
         (s.held_line, f"{percent(c.assured)} ASSURED: early_drop can't evict them",
          f"{c.older:,} are older than ctrace" if c.older else s.ends_line,
          "whether their ends are still there is not known: an entry does not tell"),
@@ -180,9 +190,9 @@ def most_held_state(s: Service) -> tuple[str, int, float]:
 
 def notrack(s: Service) -> Optional[Remedy]:
     """NOTRACK of the service, where advice would not refuse it."""
-    if not remedies.untrackable(s.c, s.nat, s.table, s.verdict):
+    if not remedies.untrackable(s.c, s.nat, s.table):
         return None
-    return remedies.notrack(s.c, s.verdict)
+    return remedies.notrack(s.c)
 
 
 def time_wait(s: Service) -> Optional[Remedy]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.snapshot import Holder
-from ctrace.model.who.lattice import ENOUGH, SPACE, WIDE, Key, Lattice
+from ctrace.model.who.lattice import ENOUGH, SPACE, WIDE, Key, Lattice, Parts
 from ctrace.model.who.names import Names
 from ctrace.model.who.weigh import Weighed
 
@@ -29,6 +29,8 @@ class Answer:
     """Each with what it adds to those before it."""
     words: tuple[str, ...] = ()
     """Each in words, without its namespace."""
+    parts: tuple[Parts, ...] = ()
+    """Each with what it is made of."""
     beyond: Optional[npt.NDArray[np.bool_]] = None
     """Of the pairs that hold anything, in their order: which no key has; None: not known."""
 
@@ -77,7 +79,7 @@ class Who:
         told = [names.holder(*one) for one in parts]
         words = tuple(names.text(*one) for one in parts)
         beyond = None if self._far else ~chosen.inside(self._kept)
-        self.answer = Answer(self._kept, tuple(told), words, beyond)
+        self.answer = Answer(self._kept, tuple(told), words, tuple(one for _, one in parts), beyond)
         return self.answer
 
 

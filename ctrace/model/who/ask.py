@@ -13,7 +13,7 @@ from ctrace.model.scope import Scope
 from ctrace.model.snapshot import Culprit
 from ctrace.model.who.answer import Answer, Who
 from ctrace.model.who.names import Names
-from ctrace.model.who.rows import culprits, rest
+from ctrace.model.who.rows import culprits, rest, several
 from ctrace.model.who.weigh import Weighed, weighed
 
 KEPT: Final = 8
@@ -68,6 +68,13 @@ class Asked:
             return {}
         shares = {name: n / made_of.n for name, n in made_of.states}
         return {name: share - error(share, made_of.n) for name, share in shares.items()}
+
+    def several(
+        self, scope: Scope, until: int, names: Names, ticks: int
+    ) -> tuple[tuple[Culprit, str], ...]:
+        """Of the keys that hold most, those of several services of one protocol, in words."""
+        answer = self.answer("held", scope, until, names)
+        return tuple(several(answer, lambda name: self._groups(name, scope), names, ticks))
 
     def rows(
         self, measure: str, scope: Scope, until: int, names: Names, ticks: int

@@ -25,6 +25,8 @@ ENOUGH: Final = 0.80
 """Share that is to be explained."""
 MOST: Final = 4
 """Keys; what takes more is scattered."""
+NEARLY: Final = 0.95
+"""Share of a key from which on it counts as of one protocol."""
 LEAST: Final = 0.05
 """A key that adds less is not told."""
 GAP: Final = 8
@@ -184,7 +186,19 @@ class Lattice:
             more = len(served) < int(np.count_nonzero(mine))
             sources = 0 if self.w.far else ends
             only = int(unique[0]) if services == 1 and not more else 0
-            yield key, Parts(round(held), round(held) / self.w.total, sources, services, more, only)
+            yield key, Parts(
+                round(held), round(held) / self.w.total, sources, services, more, only,
+                self._one_proto(mine),
+            )  # fmt: skip
+
+    def _one_proto(self, mine: npt.NDArray[np.bool_]) -> int:
+        """Namespace and protocol that nearly all of these pairs' weight is of, else 0."""
+        of = self.w.meta[mine] >> _S16 & ~np.uint64(1 << 8)
+        found, code = np.unique(of, return_inverse=True)
+        weight = np.bincount(code.ravel(), self.w.weight[mine], len(found))
+        first = int(weight.argmax()) if len(found) else 0
+        alone = len(found) > 0 and weight[first] >= NEARLY * weight.sum()
+        return int(found[first]) if alone else 0
 
 
 @dataclass(frozen=True)
@@ -199,6 +213,8 @@ class Parts:
     """Whether it has services that are too many to be kept."""
     only: int = 0
     """Its service where it has one alone, as the last word of a key; else 0."""
+    proto: int = 0
+    """Namespace and protocol of nearly all of it, as a key's last word without its port; else 0."""
 
 
 def columns(w: Weighed) -> dict[str, npt.NDArray[np.uint64]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -27,6 +27,8 @@ COARSER: Final = ("prefix", "ports", "proto", "direction")
 """Groupings that can be asked for and are made of others."""
 ONE: Final = ("pair", "src", "dst", "service", "netns")
 """Kinds whose key is one of its base."""
+SEVERAL: Final = ("process", "unit", "ports", "src", "prefix", "net")
+"""Kinds of keys that may hold several services."""
 _S16, _S32 = np.uint64(16), np.uint64(32)
 _PORT = np.uint64(0xFFFF)
 
@@ -43,6 +45,22 @@ def culprits(
                 distinct_src=max(holder.sources, names.scattered.get(key.value[0], 0)) or None)
         for key, holder, words in zip(answer.keys, answer.holders, answer.words)
     )  # fmt: skip
+
+
+def several(
+    answer: Answer, groups: Callable[[str], Group], names: Names, ticks: int
+) -> Iterator[tuple[Culprit, str]]:
+    """The keys that hold several services of one protocol, each with its words."""
+    found = zip(answer.keys, answer.holders, answer.parts, answer.words)
+    for key, holder, parts, words in found:
+        if key.kind not in SEVERAL or parts.only or not parts.proto:
+            continue
+        one = _culprit(key, groups, names, ticks, holder.share, holder.held)
+        sources = max(holder.sources, names.scattered.get(key.value[0], 0)) or None
+        yield replace(
+            one, key=names.label(key), proto=proto_name(parts.proto & 0xFF),
+            netns=parts.proto >> 16, distinct_src=sources,
+        ), words  # fmt: skip
 
 
 def _culprit(

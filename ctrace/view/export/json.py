@@ -139,6 +139,7 @@ def _composition(made_of: Composition) -> dict[str, Any]:
         **_percentiles("left", made_of.left),
         **_of_quantiles("waited", made_of.waited),
         **_of_quantiles("idle", made_of.idle),
+        "once": _round(made_of.once),
     }
 
 
@@ -227,6 +228,7 @@ def _cause(cause: Cause) -> dict[str, Any]:
         "proto": cause.proto,
         "port": cause.port,
         "netns": cause.netns,
+        "src": cause.src,
         "remedy": cause.remedy,
         "remedies": [_remedy(one) for one in cause.remedies],
     }
