@@ -270,7 +270,7 @@ def test_netlink_pairs_the_end_of_an_older_entry_with_its_row(lab: Lab) -> None:
         a.run(["conntrack", "-D", "-p", "udp", "--sport", "20007"])
         a.run(["conntrack", "-F"])
         ended = empty()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len(of(ended, a, Kind.DESTROY)) < 25 and time.monotonic() < deadline:
             ended = join([ended, *(batch.events for batch in batches(source, 0.5))])
     finally:
@@ -383,7 +383,7 @@ def test_trace_prints_what_happens_until_it_is_stopped(lab: Lab, end: signal.Sig
         event = json.loads(child.stdout.readline())
         events += [event] if event["netns"] == a.inum else []
     child.send_signal(end)
-    _, err = child.communicate(timeout=20)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 0
     assert "Traceback" not in err
     assert err.splitlines()[-1].endswith(" 0 lost")
@@ -494,6 +494,6 @@ def test_closing_ends_the_batches_that_another_thread_waits_for(lab: Lab) -> Non
         reader.start()
         time.sleep(0.01 + attempt / 5000)
         source.close()
-        reader.join(10)
+        reader.join(60)
         assert not reader.is_alive()
         assert not failed, traceback.format_exception(failed[0])

@@ -222,7 +222,7 @@ def test_the_end_of_a_namespace_ends_its_entries(lab: Lab) -> None:
         a.close()
         lab.nodes.remove(a)
         trace.capture.follow(spaces(b))
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while len(of(trace.seen, Kind.DESTROY, a)) < 25 and time.monotonic() < deadline:
             trace.take()
         assert len(of(trace.seen, Kind.DESTROY, a)) == 25
@@ -667,7 +667,7 @@ def test_kill_9_leaves_nothing(pair: tuple[Node, Node]) -> None:
     child.kill()
     child.wait()
     child.stdout.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while _loaded(ours) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _loaded(ours)
@@ -684,7 +684,7 @@ def test_a_deleted_namespace_is_let_go(lab: Lab) -> None:
         time.sleep(0.3)
         assert "to-b" in a.run(["ip", "link"])
         trace.capture.follow(spaces(a))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "to-b" in a.run(["ip", "link"]) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert "to-b" not in a.run(["ip", "link"])

@@ -63,7 +63,7 @@ def tree() -> Iterator[Path]:
 
 def remove(top: Path) -> None:
     for folder, _, _ in os.walk(top, topdown=False):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:  # until its last process is reaped
             with contextlib.suppress(OSError):
                 os.rmdir(folder)

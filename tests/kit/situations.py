@@ -285,7 +285,7 @@ def playing(
     def stop_all() -> None:
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
     with ExitStack() as stack:
         stack.callback(stop_all)

@@ -453,7 +453,7 @@ def test_an_offloaded_or_unknown_life_stays_unknown() -> None:
 
 def test_junk_does_not_raise() -> None:
     rng = np.random.default_rng(3)
-    raw = rng.integers(0, 256, 120 * 5000, np.uint8).view("V120").view(RECORD)
+    raw = rng.integers(0, 256, 120 * 1000, np.uint8).view("V120").view(RECORD)
     m = model()
     m.update(Batch(raw, START + SECOND))
     asked = {(group, "held") for group in GROUPS} | {("service", sort) for sort in SORTS}

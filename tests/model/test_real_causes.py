@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
 SECONDS = 9.0
-AT_MOST = 60.0
+AT_MOST = 150.0
 """On a busy machine the loads come more slowly, and so do the looks at them."""
 LIMIT = 262_144
 
@@ -75,7 +75,7 @@ def no_keepalive(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
     stack.enter_context(traffic.tcp_server(b, 8063))
 
     def run(turn: int) -> None:
-        traffic.tcp_connections(a, (target, 8063), 20)
+        traffic.tcp_connections(a, (target, 8063), 60)
 
     return Load("no-keepalive", (b,), lambda: until_stopped(run, stop, 0.5), "tcp/8063")
 
@@ -85,7 +85,7 @@ def one_way_udp(lab: Lab, stack: ExitStack, stop: threading.Event) -> Load:
     stack.enter_context(traffic.udp_server(b, 8125, reply=False))
 
     def run(turn: int) -> None:
-        traffic.udp_flows(a, (target, 8125), 40, first_port=20000 + 40 * turn)
+        traffic.udp_flows(a, (target, 8125), 100, first_port=20000 + 100 * turn % 40000)
 
     return Load("one-way-udp", (b,), lambda: until_stopped(run, stop, 0.5), "udp/8125")
 

@@ -61,7 +61,7 @@ class Script:
         self.closed.set()
 
 
-def until(true: object, timeout: float = 20.0) -> None:
+def until(true: object, timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not true():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen"

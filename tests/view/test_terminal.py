@@ -66,7 +66,7 @@ class Terminal:
         if select.select([self.master], [], [], timeout)[0]:
             self.said += os.read(self.master, 1 << 16)
 
-    def end(self, timeout: float = 30.0) -> int:
+    def end(self, timeout: float = 60.0) -> int:
         deadline = time.monotonic() + timeout
         while self.process.poll() is None:
             assert time.monotonic() < deadline, "it did not end"
@@ -249,7 +249,7 @@ def test_a_lowered_limit_is_put_back_also_after_sigkill(tmp_path: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout.strip() == b"8192"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while file.read_text().strip() != "262144":
         assert time.monotonic() < deadline, "the limit was not put back"
         time.sleep(0.05)
@@ -269,7 +269,7 @@ def nothing_left() -> Iterator[None]:
 
     before = state()
     yield
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (after := state()) != before:
         assert time.monotonic() < deadline, (before, after)
         time.sleep(0.2)
@@ -295,7 +295,7 @@ def test_a_demo_that_is_broken_off_leaves_nothing(how: str) -> None:
         said = demo.communicate(timeout=60)[1]
         assert demo.returncode == {"SIGKILL": -signal.SIGKILL, "SIGINT": 130, "SIGTERM": 143}[how]
         assert b"Traceback" not in said
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(alive(pid) for pid in children):
             assert time.monotonic() < deadline, "processes of the demo are left"
             time.sleep(0.1)

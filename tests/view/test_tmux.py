@@ -117,7 +117,7 @@ def test_keys_resizing_and_a_hostile_name() -> None:
                 pane.until("NAMESPACES", "q quit", str(here.inum))
                 pane.do("resize-window", "-x", "80", "-y", "24")
                 pane.keys("q")
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 60
                 while "ctrace top" in pane.shown():  # the shell's own screen is back
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
