@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Optional, Union
 
 from ctrace.advice import alternatives as other
+from ctrace.advice.beside import stale
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import WHEN_THEY_GO, Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
@@ -216,7 +217,8 @@ def advise(
                 others.append(
                     other.policy_alternative(table, policy, freed, outlook, about, planned)
                 )
-        others += other.alternatives(table, seen, about, target, outlook, services.why)
+        causes = (*services.why, *stale(table, about.left))
+        others += other.alternatives(table, seen, about, target, outlook, causes)
         tables.append(
             TableAdvice(
                 table.netns,

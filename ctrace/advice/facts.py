@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
+from ctrace.advice.beside import Stale, leftovers
 from ctrace.batch import inode_of
 from ctrace.change import condition, notes
 from ctrace.change import plan as plans
@@ -25,6 +27,7 @@ from ctrace.rehearsal.snapshot import from_text as from_line
 from ctrace.rehearsal.snapshot import to_text as to_line
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import dump, load
+from ctrace.ruleset.told import Told, told
 
 BIGGEST: Final = 3 << 19
 """Bytes of a snapshot, as text, that a recording takes: some thousands of rules."""
@@ -62,6 +65,8 @@ class Facts:
     """What a rehearsal is made from; None: it was not recorded, or not to be read."""
     entries: Optional[Events] = None
     """The table as it is (live only)."""
+    left: Counter[Stale] = field(default_factory=Counter)
+    """Entries translated to where no rule leads any more (live only)."""
 
     def picks(self, proto: str, port: int) -> bool:
         """Whether the kernel may give ``port`` to a connection that begins here."""
@@ -75,11 +80,14 @@ class Facts:
 
 def facts(netns_path: str) -> Facts:
     """Read everything in the namespace at ``netns_path``. Raises CtraceError."""
-    found = replace(_build(_collect(netns_path)), entries=dump_entries(netns_path))
+    read = _collect(netns_path)
+    rules = told(read["ruleset"]) if read["ruleset"] is not None else Told()
+    found = replace(
+        _build(read), entries=dump_entries(netns_path), left=leftovers(netns_path, rules)
+    )
     with enter(netns_path):
         here = os.stat("/proc/thread-self/ns/net").st_ino
-    told = condition.of(here, netns_path)
-    found = replace(found, condition=told)
+    found = replace(found, condition=condition.of(here, netns_path))
     note = notes.read(here) if found.ruleset and found.ruleset.ours else None
     if note is None or note.over:
         return found

@@ -21,6 +21,7 @@ from ctrace.model.snapshot import Snapshot
 from ctrace.recording.told_once import Known
 
 if TYPE_CHECKING:
+    from ctrace.advice.beside import Beside
     from ctrace.model.model import Model
     from ctrace.recording.late_start import LateRecording
 
@@ -50,6 +51,7 @@ class LiveFeed:
         """``early`` asks for a first snapshot before the interval is over; ``shown_filter``
         is what was filtered in the kernel, in the user's words; with ``flows_filtered`` that
         chose among a table's flows, so that its counters tell more than what was asked for."""
+        self._beside: Optional[Beside] = None
         self._open = open_source
         self._interval = interval
         self._view = (group, sort, filter_text)
@@ -109,10 +111,16 @@ class LiveFeed:
         self._view = (group, sort, filter_text)
         self._again.set()
 
+    def read_beside(self, beside: Beside) -> None:
+        """Have what rules tell of the same tables read, too, from now on."""
+        self._beside = beside
+
     def close(self) -> None:
         """Detach, finish a recording, stop the threads."""
         self._closing.set()
         self._again.set()
+        if self._beside:
+            self._beside.close()
         with self._news:
             self._news.notify_all()
         source = self._source
@@ -209,6 +217,8 @@ class LiveFeed:
             assert self._model is not None
             self._model.update(batch)
             self._known.learn(batch)
+            if self._beside:
+                self._beside.watch(batch.tables)
             writer = self._writer
             if writer is not None:
                 try:
@@ -225,7 +235,8 @@ class LiveFeed:
 
     def _snapshot(self) -> Snapshot:
         assert self._model is not None
-        return view(self._model, self._view, self._limit, self._flow_filter, self._shown_filter)
+        found = view(self._model, self._view, self._limit, self._flow_filter, self._shown_filter)
+        return self._beside.with_causes(found) if self._beside else found
 
     def at(self, group: str, limit: int) -> Snapshot:
         """This moment by another grouping, for advice. Raises CtraceError before the first."""

@@ -90,6 +90,7 @@ def command(
       ctrace top -p udp --dport 53 --group src who asks for names
       ctrace top 12 --once --format json       one answer after twelve seconds
     """  # fmt: skip
+    from ctrace.advice.beside import Beside
     from ctrace.capture import open_live
     from ctrace.live.feed import LiveFeed
     from ctrace.live.filtering import check
@@ -119,6 +120,7 @@ def command(
         shown_filter=shown,
         flows_filtered=not replace(wanted, netns=None).is_empty,
     )
+    feed.read_beside(Beside())
     try:
         if as_screen:
             chosen = State(group=by, sort=sort, filter=by_status)

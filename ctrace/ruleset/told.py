@@ -1,0 +1,159 @@
+"""What rules say of connections that the table alone does not: limits of their own, what they
+drop as INVALID, and where destination NAT leads now.
+
+Of what the tools print (:func:`ctrace.ruleset.reader.dump`): counters stand only in rules that
+have one, and a rule without one tells nothing of how often it was met.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any, Final, Optional
+
+Span = tuple[int, int, int]
+"""IP version, first and last address as numbers."""
+_TO: Final = re.compile(r"--to-destination (\S+)")
+_UNTOLD: Final = ("NETMAP", "netmap", "-j REDIRECT", "TPROXY", "-j DNPT")
+
+
+@dataclass(frozen=True)
+class Met:
+    """One rule, and how many packets it has dropped or refused so far."""
+
+    place: str
+    """``inet filter input``: family, table and chain."""
+    handle: int
+    kind: str
+    """``limit`` (of connections at once) or ``invalid``."""
+    limit: int = 0
+    packets: Optional[int] = None
+    """By the rule's own counter; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the rules of one namespace say."""
+
+    met: tuple[Met, ...] = ()
+    targets: Optional[tuple[Span, ...]] = None
+    """Addresses that destination NAT may lead to; None where that can't be told for sure."""
+
+    def leads_to(self, address: str) -> bool:
+        """Whether a rule may translate to an address; True where that can't be told."""
+        if self.targets is None:
+            return True
+        found = ip_address(address)
+        mapped = found.ipv4_mapped if found.version == 6 else None
+        one = mapped or found
+        return any(v == one.version and low <= int(one) <= high for v, low, high in self.targets)
+
+
+def told(document: dict[str, Any]) -> Told:
+    """Of a :func:`ctrace.ruleset.reader.dump`."""
+    try:
+        items = json.loads(document["nft"])["nftables"] if document["nft"] else []
+    except (ValueError, KeyError, TypeError):
+        return Told()
+    return Told(tuple(_met(items)), _targets(document, items))
+
+
+def _met(items: list[Any]) -> Iterator[Met]:
+    for item in items:
+        rule = item.get("rule") if isinstance(item, dict) else None
+        if not isinstance(rule, dict):
+            continue
+        parts = [one for one in rule.get("expr", ()) if isinstance(one, dict)]
+        if not any("drop" in one or "reject" in one or _refuses(one) for one in parts):
+            continue
+        kind, limit = _kind(parts)
+        if kind:
+            packets = next((one["counter"]["packets"] for one in parts
+                            if isinstance(one.get("counter"), dict)), None)  # fmt: skip
+            place = f"{rule.get('family')} {rule.get('table')} {rule.get('chain')}"
+            yield Met(place, int(rule.get("handle", 0)), kind, limit, packets)
+
+
+def _refuses(part: dict[str, Any]) -> bool:
+    xt = part.get("xt")
+    return isinstance(xt, dict) and xt.get("type") == "target" and xt.get("name") == "REJECT"
+
+
+def _kind(parts: list[dict[str, Any]]) -> tuple[str, int]:
+    text = json.dumps(parts)
+    count = re.search(r'"ct count": \{"val": (\d+)', text)
+    if count:
+        return "limit", int(count[1])
+    if any(isinstance(one.get("xt"), dict) and one["xt"].get("name") == "connlimit"
+           for one in parts):  # fmt: skip
+        return "limit", 0
+    for one in parts:
+        match = one.get("match")
+        if isinstance(match, dict) and match.get("left") == {"ct": {"key": "state"}}:
+            right = match.get("right")
+            if right == "invalid" or (match.get("op") in ("==", "in") and right == ["invalid"]):
+                return "invalid", 0
+    return "", 0
+
+
+def _targets(document: dict[str, Any], items: list[Any]) -> Optional[tuple[Span, ...]]:
+    """Every address that destination NAT names; None where something else may translate, too."""
+    if document.get("gaps") or document.get("ipvs") or document.get("planes"):
+        return None
+    words: list[str] = []
+    for _, _, text in document.get("saves", ()):
+        if any(one in text for one in _UNTOLD):
+            return None
+        words += _TO.findall(text)
+    for item in items:
+        rule = item.get("rule") if isinstance(item, dict) else None
+        for part in rule.get("expr", ()) if isinstance(rule, dict) else ():
+            if "redirect" in part or "tproxy" in part:
+                return None
+            if "dnat" in part:
+                named = list(_strings(part["dnat"]))
+                if any(word.startswith("@") for word in named):
+                    return None
+                words += named
+    spans = [_span(word) for word in words]
+    return tuple(one for one in spans if one is not None)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Texts in JSON; a range and a prefix as one."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
+    elif isinstance(value, dict):
+        if "range" in value and all(isinstance(one, str) for one in value["range"]):
+            yield "-".join(value["range"])
+        elif "prefix" in value:
+            yield f"{value['prefix'].get('addr')}/{value['prefix'].get('len')}"
+        else:
+            for one in value.values():
+                yield from _strings(one)
+
+
+def _span(word: str) -> Optional[Span]:
+    """``10.0.0.1``, ``10.0.0.1-10.0.0.9:80``, ``[fd00::1]:80``, ``10.0.0.0/24``."""
+    if "/" in word:
+        try:
+            net = ip_network(word, strict=False)
+        except ValueError:
+            return None
+        return net.version, int(net[0]), int(net[-1])
+    if word.startswith("["):
+        word = word[1:].partition("]")[0]
+    elif word.count(":") == 1:
+        word = word.partition(":")[0]
+    low, _, high = word.partition("-")
+    try:
+        first, last = ip_address(low), ip_address(high or low)
+    except ValueError:
+        return None
+    return first.version, int(first), int(last)

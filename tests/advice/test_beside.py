@@ -1,0 +1,197 @@
+"""What rules tell beside the table: NAT that they have left, limits of their own, INVALID drops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from kit.shapes import NETNS
+
+from ctrace.advice import beside
+from ctrace.batch import HookInfo
+from ctrace.lab import Lab, Node, traffic
+from ctrace.model.snapshot import Cause, Snapshot, Table
+from ctrace.ruleset.reader import dump
+from ctrace.ruleset.told import Met, Told, told
+
+TABLE = Table(NETNS, "init", 200, 1000, 1024)
+
+
+def rules(*expressions: list[Any], saves: str = "", ipvs: str = "") -> Told:
+    items = [
+        {"rule": {"family": "ip", "table": "t", "chain": "c", "handle": n, "expr": one}}
+        for n, one in enumerate(expressions)
+    ]
+    saved = (("iptables-nft", "ip", saves),) if saves else ()
+    return told({"nft": json.dumps({"nftables": items}), "saves": saved, "ipvs": ipvs, "gaps": (),
+                 "planes": ()})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "address", "leads"),
+    [
+        (rules([{"dnat": {"addr": "10.0.0.1", "port": 80}}]), "10.0.0.1", True),
+        (rules([{"dnat": {"addr": "10.0.0.1"}}]), "10.0.0.2", False),
+        (rules([{"dnat": {"addr": {"range": ["10.0.0.1", "10.0.0.9"]}}}]), "10.0.0.5", True),
+        (rules([{"dnat": {"addr": {"range": ["10.0.0.1", "10.0.0.9"]}}}]), "10.0.0.10", False),
+        (
+            rules([{"dnat": {"addr": {"prefix": {"addr": "10.1.0.0", "len": 16}}}}]),
+            "10.1.9.9",
+            True,
+        ),
+        (
+            rules(
+                [
+                    {
+                        "dnat": {
+                            "addr": {
+                                "map": {
+                                    "key": {"numgen": {"mod": 2}},
+                                    "data": {"set": [[0, "10.0.0.1"], [1, "10.0.0.2"]]},
+                                }
+                            }
+                        }
+                    }
+                ]
+            ),
+            "10.0.0.2",
+            True,
+        ),
+        (rules([{"dnat": {"addr": {"map": {"key": 1, "data": "@backends"}}}}]), "10.9.9.9", True),
+        (rules([{"redirect": {"port": 80}}]), "10.9.9.9", True),
+        (
+            rules(saves="-A PREROUTING -j DNAT --to-destination 10.0.0.1-10.0.0.3:8080"),
+            "10.0.0.3",
+            True,
+        ),
+        (rules(saves="-A PREROUTING -j DNAT --to-destination [fd00::1]:80"), "fd00::1", True),
+        (rules(saves="-A PREROUTING -j DNAT --to-destination [fd00::1]:80"), "fd00::2", False),
+        (rules(saves="-A P -d 10.0.0.0/8 -j NETMAP --to 10.1.0.0/16"), "10.9.9.9", True),
+        (rules(ipvs="TCP 0A000001:0050 rr"), "10.9.9.9", True),
+        (told({"nft": "", "ipvs": "", "gaps": ("?",)}), "10.9.9.9", True),
+    ],
+)
+def test_where_destination_nat_leads(said: Told, address: str, leads: bool) -> None:
+    """An address counts as left only where nothing else may translate to it."""
+    assert said.leads_to(address) is leads
+
+
+def test_rules_with_a_limit_and_rules_that_drop_invalid() -> None:
+    counter, drop = {"counter": {"packets": 7, "bytes": 420}}, {"drop": None}
+    state = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}
+    said = rules(
+        [{"set": {"op": "add", "stmt": [{"ct count": {"val": 20, "inv": True}}]}}, counter, drop],
+        [state, drop],
+        [state, counter],  # counts them, and lets them pass
+        [{"xt": {"type": "match", "name": "connlimit"}}, counter,
+         {"xt": {"type": "target", "name": "REJECT"}}],
+        [{"ct count": {"val": 5, "inv": True}}, counter, {"log": None}],
+    )  # fmt: skip
+    assert said.met == (
+        Met("ip t c", 0, "limit", 20, 7),
+        Met("ip t c", 1, "invalid", 0, None),
+        Met("ip t c", 3, "limit", 0, 7),
+    )
+
+
+def test_what_drops_invalid_packets_stands_with_them() -> None:
+    cause = Cause("invalid", "init: 300 packets were INVALID, and a rule may drop them",
+                  ("e",), netns=NETNS)  # fmt: skip
+    told_by = Cause("invalid", "a rule dropped 290 such packets lately (ip t c, handle 1)",
+                    netns=NETNS)  # fmt: skip
+    snapshot = Snapshot(0, "h", 1.0, 1.0, HookInfo("fentry"), "who", "held", why=(cause,))
+    why = beside.merged(snapshot, [told_by]).why
+    assert why[0].text == f"init: 300 packets were INVALID; {told_by.text}"
+    other = replace(told_by, netns=NETNS + 1)
+    assert beside.merged(snapshot, [other]).why == (cause,)
+
+
+NAT = """table ip n {{ chain p {{ type nat hook prerouting priority dstnat;
+ ip daddr 192.0.2.10 udp dport 5060 dnat to {backend}
+ ip daddr 192.0.2.11 udp dport 5060 dnat to {other}
+}}
+}}
+"""
+
+
+def translated(node: Node, backend: str) -> int:
+    listed = node.run(["conntrack", "-L", "-p", "udp"], check=False)
+    return len(re.findall(rf"dst=192\.0\.2\.\d+ .* src={re.escape(backend)} ", listed))
+
+
+def settled(node: Node, backend: str) -> int:
+    """How many there are once enough of those sent have come: some wait for a neighbour."""
+    deadline, before = time.monotonic() + 60, -1
+    while (now := translated(node, backend)) < beside.FEW or now != before:
+        assert time.monotonic() < deadline, node.run(["conntrack", "-L"], check=False)
+        before = now
+        time.sleep(0.2)
+    return now
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_entries_that_keep_to_a_backend_that_is_gone() -> None:
+    """The command that is printed removes just these, as many as it says."""
+    with Lab() as lab:
+        client, gateway, server = (lab.namespace(name) for name in ("c", "g", "s"))
+        gateway.sysctl("net.ipv4.ip_forward", 1)
+        _, near = lab.link(client, gateway)
+        _, far = lab.link(gateway, server)
+        client.run(["ip", "route", "add", "192.0.2.0/24", "via", near])
+        gone, stays = far, far.rpartition(".")[0] + ".7"
+        server.run(["ip", "addr", "add", f"{stays}/24", "dev", "to-g"])
+        gateway.run(["nft", "-f", "-"], stdin=NAT.format(backend=gone, other=stays))
+        gateway.sysctl("net.netfilter.nf_conntrack_udp_timeout", 600)
+        for dst in ("192.0.2.10", "192.0.2.11"):
+            traffic.udp_flows(client, (dst, 5060), 30)
+        n, others = settled(gateway, gone), settled(gateway, stays)
+        assert not beside.leftovers(gateway.path, told(dump(gateway.path)))
+
+        moved = "flush table ip n\n" + NAT.format(backend=stays, other=stays)
+        gateway.run(["nft", "-f", "-"], stdin=moved)
+        left = beside.leftovers(gateway.path, told(dump(gateway.path)))
+        assert left == {("udp", "192.0.2.10", 5060, gone): n}
+        (cause,) = beside.stale(replace(TABLE, netns=gateway.inum), left)
+        assert cause.id == "stale-nat"
+        assert cause.remedies[0].now == n
+        gateway.run(shlex.split(cause.remedies[0].commands[0]))
+        assert translated(gateway, gone) == 0
+        assert translated(gateway, stays) == others
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_rules_own_limit_is_counted_as_the_rule_counts() -> None:
+    with Lab() as lab:
+        client, server = lab.namespace("c"), lab.namespace("s", track=True)
+        _, target = lab.link(client, server)
+        server.run(["nft", "-f", "-"], stdin="table ip z {\n chain i {\n"
+                   "  type filter hook input priority 0\n  tcp dport 80 ct state new "
+                   "ct count over 2 counter reject with tcp reset\n }\n}\n")  # fmt: skip
+        listener = server.socket(socket.AF_INET, socket.SOCK_STREAM)
+        with listener:
+            listener.bind((target, 80))
+            listener.listen(50)
+            space = beside._Space(told(dump(server.path)))
+            held = [client.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(12)]
+            refused = 0
+            for one in held:
+                try:
+                    one.connect((target, 80))
+                except ConnectionRefusedError:
+                    refused += 1
+            space.see(told(dump(server.path)), beside.leftovers(server.path, Told()))
+            (cause,) = space.causes(replace(TABLE, netns=server.inum), several=False)
+            for one in held:
+                one.close()
+    assert cause.id == "rule-limit"
+    assert refused == 10
+    assert f"limit of 2 connections refused {refused} packets" in cause.text
