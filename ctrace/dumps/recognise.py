@@ -57,7 +57,15 @@ _EXPECTED: Final = re.compile(
     rb"(?:use=\d+ )?(?:l3proto = \d+ )?proto=\d+ src=\S+ dst=\S+"
 )
 """An expectation, by the kernel (exp_seq_show, and ip_conntrack before 2.6.12) or conntrack."""
-_SAVED: Final = re.compile(rb"^-[AUD] (?:-\w+ \S+ )*-s \S+ -d \S+")
+_OTHERS: Final = (
+    (re.compile(rb"^-[AUD] (?:-\w+ \S+ )*-s \S+ -d \S+"),
+     "what conntrack -o save prints: give conntrack -L -o extended"),
+    (re.compile(rb"\bsrc-address=\S+ .*\bdst-address=|\bsrc-address: .*\bdst-address: "),
+     "a connection as RouterOS prints it, with names of its own"),
+    (re.compile(rb"^\d{1,10}\s+\S+:\d+\s+\S+:\d+\s+[a-z]\w*\s+\[\d+\]"),
+     "a row of 'show conntrack table', without the reply: give conntrack -L -o extended"),
+)  # fmt: skip
+"""Lists of entries in forms that have too little, or that are no conntrack's."""
 
 
 class Reader:
@@ -84,6 +92,7 @@ class Reader:
         self._text, self._block, self._xml, self._at = text, None, None, None
         self._last, self._known, self._begun = None, 0, b""
         self._context = context(text.name, Context(), named=True)
+        self._found.log.begin()
         unread = self._found.unread.count, len(self._found.unread.first)
         number = 0
         for data in _chunks(text.stream):
@@ -203,8 +212,7 @@ class Reader:
         elif entries.looks_like_entry(line):
             if not self._log(line):
                 self._found.unread.add(self._text.name, number, self._why)
-        elif _SAVED.match(line):
-            reason = "what conntrack -o save prints: give conntrack -L -o extended"
+        elif reason := next((reason for form, reason in _OTHERS if form.search(line[:FACT])), ""):
             self._found.unread.add(self._text.name, number, reason)
         elif self._about_entries(stripped) or self._moves(stripped) or self._about_host(stripped):
             self._known += 1

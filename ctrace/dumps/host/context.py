@@ -12,9 +12,15 @@ _NETNS: Final = re.compile(r"(?:^|/)netns/([\w.:-]+)/|ip[ _]netns[ _]exec[ _]([\
 _ABOUT: Final = (
     ("log", re.compile(r"\b(dmesg|journal|messages|kern\.log|syslog)")),
     ("modules", re.compile(r"\b(lsmod|proc/modules|modinfo)")),
-    ("listeners", re.compile(r"\b(ss|netstat)\b")),
+    ("listeners", re.compile(r"(?<![a-zA-Z0-9])(ss|netstat)(?![a-zA-Z0-9])")),
     ("addresses", re.compile(r"\bip(_| )(-\w+(_| ))*a(ddr(ess)?)?\b|\bifconfig")),
-    ("count", re.compile(r"conntrack(_| )(-C|--count)")),
+    (
+        "count",
+        re.compile(
+            r"conntrack(_| )(-C|--count)|^(cat )?/proc/net/(nf|ip)_conntrack ?\| ?wc -l$"
+            r"|^wc -l ?<? ?/proc/net/(nf|ip)_conntrack$"
+        ),
+    ),
     ("uptime", re.compile(r"proc/uptime|(^|/)uptime$")),
     ("epoch", re.compile(r"date \+?%s|(^|/)epoch$")),
     ("host", re.compile(r"(^|/)hostname( -f)?$")),

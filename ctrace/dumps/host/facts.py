@@ -28,7 +28,8 @@ _CPU: Final = re.compile(r"^cpu=\d+ +((?:[a-z_]+=\d{1,20} +)*[a-z_]+=\d{1,20}) *
 _STAT_HEAD: Final = re.compile(r"^entries\s+(?:searched|clashres)\s+found\b.*$")
 _STAT_ROW: Final = re.compile(r"^[0-9a-f]{8}(\s+[0-9a-f]{8}){8,24}$")
 _INET: Final = re.compile(r"\binet6? (?:addr: ?)?([0-9a-fA-F:.]+)(?:%\S+)?/?\d*")
-_SLAB: Final = re.compile(r"^nf_conntrack(?:_[0-9a-f]+)?\s+\d+\s+\d+\s+(\d+)\s")
+_LINES: Final = re.compile(r"^(\d{1,11}) /proc/net/(?:nf|ip)_conntrack$")
+_SLAB: Final = re.compile(r"^(?:nf|ip)_conntrack(?:_[0-9a-f]+)?\s+\d+\s+\d+\s+(\d+)\s")
 _UNAME: Final = re.compile(r"^Linux (\S+) (\d\S*) ")
 _SS: Final = re.compile(
     r"^(?:(tcp|udp)6?\s+)?(?:LISTEN|UNCONN)\s+\d+\s+\d+\s+(\S+):(\d+)\s+\S+"
@@ -63,8 +64,9 @@ def _setting(line: str, about: Context, found: Found, space: Space, at: Optional
     if about.sysctl and re.fullmatch(r"-?\d+([\t ]+-?\d+)*", line):
         _sysctl(space, about.sysctl, line)
         return True
-    if about.about == "count" and line.isdigit() and len(line) < 12:
-        space.counts.append(int(line))
+    counted = _LINES.match(line)
+    if counted or (about.about == "count" and line.isdigit() and len(line) < 12):
+        space.counts.append(int(counted[1] if counted else line))
         return True
     return False
 

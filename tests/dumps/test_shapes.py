@@ -1,0 +1,145 @@
+"""Lines as other tools, old kernels, routers and support bundles have them."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctrace.dumps.host.log import Log
+from ctrace.dumps.make import open_any
+from ctrace.errors import CtraceError
+from ctrace.recording.evidence import parse
+
+FULL = "nf_conntrack: nf_conntrack: table full, dropping packet"
+AT = 1722250923.0
+ENTRY = (
+    "tcp      6 28 TIME_WAIT src=198.51.100.7 dst=192.0.2.10 sport=63518 dport=8063 "
+    "src=192.0.2.10 dst=198.51.100.7 sport=8063 dport=63518 [ASSURED] mark=0 use=2\n"
+)
+
+
+def told(path: Path) -> dict[str, Any]:
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+    assert said is not None
+    return said
+
+
+@pytest.mark.parametrize(
+    ("head", "when", "boot", "utc"),
+    [
+        ("[   12.345678] ", "12.345678", 12.345678, None),
+        ("<4>[   12.345678] [ T1234] ", "12.345678", 12.345678, None),
+        ("[12.345678,3] ", "12.345678", 12.345678, None),
+        ("kern  :warn  : [   12.345678] ", "12.345678", 12.345678, None),
+        ("4,1234,12345678,-;", "12.345678", 12.345678, None),
+        ("[Mon Jul 29 11:02:03 2024] ", "Mon Jul 29 11:02:03 2024", None, None),
+        ("[Jul29 11:02] ", "Jul29 11:02", None, None),
+        ("[  +0.000005] ", "+0.000005", None, None),
+        ("2024-07-29T11:02:03,000000+00:00 ", "2024-07-29T11:02:03,000000+00:00", None, AT),
+        ("2024-07-29T13:02:03+0200 gw kernel: ", "2024-07-29T13:02:03+0200", None, AT),
+        ("Mon 2024-07-29 11:02:03 UTC gw kernel: ", "2024-07-29 11:02:03 UTC", None, AT),
+        ("Mon 2024-07-29 11:02:03 CEST gw kernel: ", "2024-07-29 11:02:03 CEST", None, None),
+        ("1722250923.000000 gw kernel: ", "1722250923.000000", None, AT),
+        ("Jul 29 11:02:03 gw kernel: [   12.345678] ", "Jul 29 11:02:03", 12.345678, None),
+        ("Jul 29 2024 11:02:03 gw kernel: ", "Jul 29 2024 11:02:03", None, None),
+        ("Mon Jul 29 11:02:03 2024 kern.warn kernel: [   12.345678] ",
+         "Mon Jul 29 11:02:03 2024", 12.345678, None),
+        ('{"__REALTIME_TIMESTAMP":"1722250923000000","MESSAGE":"', "1722250923", None, AT),
+    ],
+)  # fmt: skip
+def test_the_time_of_a_message_in_every_form(
+    head: str, when: str, boot: float | None, utc: float | None
+) -> None:
+    log = Log()
+    assert log.take(head + FULL + ('"}' if head[0] == "{" else ""))
+    (message,) = log.messages
+    assert (message.when, message.boot, message.utc) == (when, boot, utc)
+    assert (log.full, log.refused) == (1, 1)
+
+
+@pytest.mark.parametrize("word", ["net_ratelimit", "__ratelimit", "printk", "NET"])
+def test_hidden_messages_of_every_kernel(word: str) -> None:
+    log = Log()
+    log.take("Jul 29 11:02:03 gw kernel: ip_conntrack: table full, dropping packet.")
+    kind = "messages" if word in ("printk", "NET") else "callbacks"
+    log.take(f"Jul 29 11:02:09 gw kernel: {word}: 12 {kind} suppressed.")
+    assert (log.full, log.suppressed, log.refused) == (1, 12, 13)
+
+
+def test_lists_that_are_not_conntracks_are_counted_with_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "router.txt"
+    path.write_text(
+        "[admin@gw] > ip firewall connection print detail\n"
+        " 0  SAC  protocol=tcp src-address=192.0.2.1:5 dst-address=203.0.113.5:443 timeout=23h\n"
+    )
+    with pytest.raises(CtraceError, match="line 2: a connection as RouterOS prints it"):
+        told(path)
+    path.write_text(
+        "ubnt@gw:~$ show conntrack table ipv4\n"
+        "CONN ID    Source                 Destination            Protocol         TIMEOUT\n"
+        "3021451744 192.0.2.1:51234        203.0.113.5:443        tcp [6] TW       119\n"
+        "ubnt@gw:~$ sudo conntrack -L\n" + ENTRY
+    )
+    said = told(path)
+    assert (said["entries"], said["not_understood"]) == (1, 1)
+    assert said["unread"][0][1] == 3
+
+
+def test_a_kernel_of_2_6(tmp_path: Path) -> None:
+    path = tmp_path / "old.txt"
+    path.write_text(
+        "# cat /proc/net/ip_conntrack\n" + ENTRY.replace("mark=0", "mark=0 secmark=0 rate=3")
+        + "unknown  47 599 src=192.0.2.1 dst=192.0.2.9 src=192.0.2.9 dst=192.0.2.1 use=1\n"
+        "# wc -l /proc/net/ip_conntrack\n65530 /proc/net/ip_conntrack\n"
+        "# cat /proc/sys/net/ipv4/ip_conntrack_max\n65536\n# grep conntrack /proc/slabinfo\n"
+        "ip_conntrack       65536  65600    384   10    1 : tunables   54   27    8\n"
+    )  # fmt: skip
+    said = told(path)
+    assert (said["entries"], said["max"], said["count"], said["not_understood"]) == (
+        2, 65536, 65530, 0,
+    )  # fmt: skip
+
+
+BUNDLE = {
+    "sos_commands/conntrack/conntrack_-L_-o_extended": "ipv4     2 " + ENTRY,
+    "sos_commands/conntrack/ip_netns_exec_red_conntrack_-L_-o_extended": "ipv4     2 "
+    + ENTRY.replace("63518", "63519"),
+    "sos_commands/networking/ss_-peaonmi": "State Recv-Q Send-Q Local Address:Port Peer\n"
+    "ESTAB 0 0 192.0.2.10:22 192.0.2.1:5555 users:((\"sshd\",pid=9,fd=4)) uid:1 ino:7 sk:1\n"
+    "\t skmem:(r0,rb1,t0,tb1,f0,w0,o0,bl0,d0) ts sack cubic\n",
+    "sos_commands/networking/netstat_-W_-neopa": "Active Internet connections (servers)\n"
+    "Proto Recv-Q Send-Q Local Address Foreign Address State User Inode PID/Program name\n"
+    "tcp 0 0 0.0.0.0:8063 0.0.0.0:* LISTEN 0 23011 812/nginx: master off (0.00/0/0)\n"
+    "Active UNIX domain sockets (servers and established)\n"
+    "unix  2      [ ]         DGRAM      CONNECTED     15011    1/systemd /run/x\n",
+    "sos_commands/kernel/sysctl_-a": "kernel.pid_max = 9\nnet.netfilter.nf_conntrack_max = 65536\n",
+    "sos_commands/kernel/lsmod": "Module Size Used by\nnf_conntrack 172032 1 xt_conntrack\n",
+    "sos_commands/logs/journalctl_--no-pager_--boot": "-- Logs begin at Mon 2024-07-29. --\n"
+    f"Jul 29 11:02:03 gw kernel: {FULL}\nJul 29 11:02:03 gw kernel: {FULL}\n"
+    "Jul 29 11:02:08 gw kernel: net_ratelimit: 33 callbacks suppressed\n",
+    "var/log/messages": f"Jul 29 11:02:03 gw kernel: {FULL}\nJul 29 11:02:04 gw x[1]: y\n"
+    f"Jul 29 11:03:04 gw kernel: {FULL}\n",
+    "sos_commands/kernel/dmesg": f"[  100.100000] {FULL}\n",
+    "etc/services": "http 80/tcp www # WorldWideWeb HTTP\n" * 400,
+}  # fmt: skip
+
+
+def test_a_bundle_counts_no_message_twice(tmp_path: Path) -> None:
+    """The journal, the log's file and dmesg have the same messages: one of them tells of most."""
+    path = tmp_path / "sosreport-web1.tar.xz"
+    for name, text in BUNDLE.items():
+        file = tmp_path / "sosreport-web1" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    with tarfile.open(path, "w:xz") as archive:
+        archive.add(tmp_path / "sosreport-web1", "sosreport-web1")
+    for given in (path, tmp_path / "sosreport-web1"):
+        said = told(given)
+        assert (said["entries"], said["max"], said["held_by"]) == (2, 65536, ["xt_conntrack"])
+        assert said["not_understood"] == 0, said["unread"]
+        assert (said["log"]["full"], said["log"]["suppressed"]) == (3, 33)
+        assert said["refused_at_least"] == 36
