@@ -12,7 +12,7 @@ from typing import Optional
 import click
 
 from ctrace import __version__
-from ctrace.cli import output
+from ctrace.cli import output, rights
 from ctrace.errors import CtraceError
 
 VERBS = {
@@ -64,6 +64,7 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(_module(cmd_name))
         command: click.Command = module.command
+        command.epilog = rights.sentence(cmd_name)
         return command
 
     def resolve_command(
@@ -133,7 +134,10 @@ def _status() -> int:
         error.show()
         status = error.exit_code
     except CtraceError as error:
-        click.echo(f"ctrace: {error}", err=True)
+        lacking = rights.missing(
+            next((one for one in sys.argv[1:] if one in VERBS), ""), str(error)
+        )
+        click.echo(f"ctrace: {error}{lacking}", err=True)
         status = error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (``| head``), and knows it: no word of it.

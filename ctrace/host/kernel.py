@@ -18,6 +18,9 @@ CAPABILITIES: Final = {
     "CAP_SYS_PTRACE": (19, "seeing other users' namespaces and sockets"),
     "CAP_PERFMON": (38, "tracing programs, from 5.8"),
     "CAP_BPF": (39, "BPF programs and maps, from 5.8"),
+    "CAP_SYSLOG": (34, "addresses of the kernel's functions"),
+    "CAP_DAC_READ_SEARCH": (2, "files of other users"),
+    "CAP_NET_RAW": (13, "rules of iptables-legacy"),
 }
 """Name to (bit, what it is for)."""
 TUNABLES: Final = (

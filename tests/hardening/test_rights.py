@@ -6,8 +6,10 @@ import os
 import subprocess
 
 import pytest
+from click.testing import CliRunner
 
 from ctrace import interpreter
+from ctrace.cli import VERBS, cli, rights
 from ctrace.lab import Lab, traffic
 
 pytestmark = [
@@ -51,3 +53,44 @@ def test_without_it_the_message_names_what_is_missing() -> None:
     assert done.returncode == 1
     assert "CAP_NET_ADMIN" in said
     assert len(said.strip().splitlines()) == 1
+
+
+LIVE = ",+bpf,+perfmon,+net_admin,+sys_admin,+sys_ptrace,+syslog,+dac_read_search"
+NONE = [
+    ("trace", "--duration", "1"), ("record", "--duration", "1", "-o", "/nowhere/x", "-q"),
+    ("top", "--once"), ("perf", "--duration", "1"), ("advise",), ("applied",), ("undo",),
+    ("demo",),
+]  # fmt: skip
+
+
+def test_each_verb_names_what_it_lacks() -> None:
+    """Without any right: one line that names each that the verb takes, and exit status 1."""
+    with Lab() as lab:
+        node = lab.namespace("a", track=True)
+        running = [
+            (argv, node.start(with_only("", *argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+            for argv in NONE
+        ]
+        for argv, one in running:
+            said = one.communicate(timeout=120)[1].decode()
+            assert one.returncode == 1, (argv, said)
+            last = said.strip().splitlines()[-1]
+            for name in rights.RIGHTS[argv[0]]:
+                assert name in last, (argv, said)
+
+
+def test_the_rights_of_the_units_are_enough_to_look() -> None:
+    with Lab() as lab:
+        node = lab.namespace("a", track=True)
+        for argv in (("trace", "--duration", "1"), ("perf", "--duration", "1")):
+            one = node.start(with_only(LIVE, *argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            said = one.communicate(timeout=120)[1].decode()
+            assert one.returncode == 0, (argv, said)
+    named = {f"CAP_{word[1:].upper()}" for word in LIVE.split(",") if word}
+    assert named == set(rights.RIGHTS["trace"])
+
+
+def test_help_says_what_a_verb_takes() -> None:
+    for verb in VERBS:
+        told = " ".join(CliRunner().invoke(cli, [verb, "--help"]).output.split())
+        assert rights.sentence(verb) in told, verb

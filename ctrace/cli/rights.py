@@ -1,0 +1,49 @@
+"""What each verb may do: the capabilities that it takes, for its help and its errors."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_LIVE: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE",
+                "CAP_SYSLOG", "CAP_DAC_READ_SEARCH")  # fmt: skip
+_RULES: Final = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE",
+                 "CAP_DAC_READ_SEARCH")  # fmt: skip
+RIGHTS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("top", "trace", "record", "metrics", "perf"), _LIVE),
+    **dict.fromkeys(("advise", "doctor", "demo"), (*_LIVE, "CAP_NET_RAW")),
+    **dict.fromkeys(("apply", "confirm", "undo", "applied"), _RULES),
+    **dict.fromkeys(
+        ("replay", "import", "collect", "report", "diff", "merge", "export", "whatif",
+         "completion", "man"), (),
+    ),
+}  # fmt: skip
+"""Verb to capabilities. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON before Linux 5.8;
+iptables-legacy reads its rules through a raw socket (CAP_NET_RAW)."""
+_NETLINK: Final = ("top", "trace", "record", "metrics")
+"""Verbs that work with ``--hooks netlink``."""
+_DENIED: Final = re.compile(
+    r"not permitted|[Pp]ermission denied|must be root|run as root|CAP_[A-Z]|symbols are hidden"
+)
+
+
+def sentence(verb: str) -> str:
+    """For the verb's help."""
+    needed = RIGHTS[verb]
+    if not needed:
+        return "Rights: none but to read the files; no root."
+    text = f"Rights: root, or {', '.join(needed)}."
+    if verb in _NETLINK:
+        text += " With --hooks netlink, CAP_NET_ADMIN alone is enough in one network namespace."
+    return text
+
+
+def missing(verb: str, error: str) -> str:
+    """What is to be added to an error that comes of too few rights; empty for others."""
+    if not _DENIED.search(error):
+        return ""
+    from ctrace.host.kernel import capabilities
+
+    held = capabilities()
+    lacking = [name for name in RIGHTS.get(verb, ()) if not held.get(name, True)]
+    return f"; missing here of what {verb} takes: {', '.join(lacking)}" if lacking else ""
