@@ -29,6 +29,8 @@ class Kind(IntEnum):
     DROP = 3
     INSERT_FAILED = 4
     EXISTING = 5
+    """Was there when its table was first read; with reason NEW, it was made after the start, in a
+    namespace that was found later."""
     SAMPLED = 6
     """Nothing happened: what a look at a young entry found (its state, status, idle time)."""
     MET = 7

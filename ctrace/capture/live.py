@@ -27,7 +27,7 @@ from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
 from ctrace.kernel import bpf
 from ctrace.kernel.rings import one_piece
-from ctrace.record import Events, by_time, join
+from ctrace.record import Events, Reason, by_time, join
 
 NEAR: Final = 0.05
 """Seconds by which a look may come early, when a batch is due then."""
@@ -326,7 +326,9 @@ class LiveSource:
             events = events[events["ts"] >= self.started]
         for older in self._seedings:
             rows = older.with_events(events, taken, self._told_until)
-            self.unseen += len(rows) if older is not self._first else 0
+            if older is not self._first:
+                self.unseen += len(rows)
+                rows["reason"] = Reason.NEW
             if len(rows):
                 events = by_time(join([rows, events]))
         self._seedings = [older for older in self._seedings if not older.done]

@@ -368,15 +368,15 @@ class Group:
                 found.append((part.level, slots))
         return found
 
-    def _detail(self, at: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _detail(self, at: int) -> tuple[npt.NDArray[np.int64], ...]:
+        """Histograms: lives of the ended, lives of closed ones looked at, and residences."""
         life = np.zeros(histogram.BINS, np.int64)
         looked, residence = life.copy(), life.copy()
         for level, slots in self._rich(at):
             life += level.rich.life[slots].sum(axis=0, dtype=np.int64)
             looked += level.rich.looked_life[slots].sum(axis=0, dtype=np.int64)
             residence += level.rich.residence[slots].sum(axis=0, dtype=np.int64)
-        # one or the other: together they would count entries twice
-        return looked if looked.sum() > life.sum() else life, residence
+        return life, looked, residence
 
     # -- showing --------------------------------------------------------------
 
@@ -423,7 +423,7 @@ class Group:
             young = min(late * float(self.rate[at]), born / 2)
         elif born > 0 and self._context.looks["older"].all():
             ages = self._even_ages(at, born)
-        _, residence = self._detail(at)
+        residence = self._detail(at)[2]
         # at most as many as were seen to end: after losses it isn't sure whose births were seen
         ended = min(int(self.sums["inserts"][at]) - born, int(self.sums["destroys"][at]))
         living = stays.Living(ages, born - young, young, late / 2)
@@ -445,8 +445,24 @@ class Group:
 
     def percentiles(self, at: int) -> tuple[Percentiles, Percentiles]:
         """Life and residence of a key."""
-        life, _ = self._detail(at)
-        return histogram.percentiles(life), self.residence(at)
+        return self.lives(at), self.residence(at)
+
+    def lives(self, at: int) -> Percentiles:
+        """How long a key's entries live, as it is said everywhere."""
+        ended, looked, _ = self._detail(at)
+        looks = self.looks_at(at)
+        looks = looks[~looks["older"]]
+        waiting = closed(looks)
+        if len(looks) >= stays.FEW:
+            share = float(waiting.mean())
+            looked = stays.waiting_lives(looks[waiting], looked)
+        else:
+            young, _ = self.looks(at)
+            share = min(1.0, young["closed"] / max(young["young"], 1))
+        made, held = int(self.sums["inserts"][at]), int(self.held[at])
+        born = held - min(max(int(self.sums["older"][at]), 0), held)
+        gone = max(made - born, 0) / made if made else 0.0
+        return stays.lives(self.stays(at), ended, looked, share, gone)
 
     def residence(self, at: int) -> Percentiles:
         """How long a key's entries stay, as it is said everywhere."""
@@ -516,7 +532,9 @@ class Group:
         members = self._members[self._bounds[at] : self._bounds[at + 1]]
         flags, error, first, owner = self._marks(members)
         missed, stale = self._missed(netns)
-        life, residence = self._detail(at)
+        life, looked, residence = self._detail(at)
+        # one or the other: together they would count entries twice
+        life = looked if looked.sum() > life.sum() else life
         ended = s["destroys"]
         held = int(self.held[at])
         made_of = self.composition(at)
@@ -541,7 +559,7 @@ class Group:
             error=error + missed,
             stale=stale,
             older=min(max(s["older"], 0), held),
-            life=histogram.percentiles(life),
+            life=self.lives(at),
             residence=self.residence(at),
             ends=Ends(s["expired"], s["evicted"], s["deleted"], destroyed_other),
             nat=",".join(
@@ -592,7 +610,7 @@ class Group:
 
     def _even_ages(self, at: int, born: int) -> npt.NDArray[np.float64]:
         """Ages of living entries of which only the sum is known: spread as evenly as may be."""
-        _, residence = self._detail(at)
+        residence = self._detail(at)[2]
         n, uptime = int(residence.sum()), self._context.uptime
         middle = (histogram.EDGES[:-1] + histogram.EDGES[1:]) / 2
         gone = float((residence * middle).sum()) / n if n else 0.0

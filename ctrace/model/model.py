@@ -29,7 +29,7 @@ from ctrace.model.who.answer import Answer
 from ctrace.model.who.ask import Asked, names_of
 from ctrace.model.who.names import Names
 from ctrace.model.who.rows import BASE, COARSER, coarser
-from ctrace.record import N_REASONS, PART, Events, Kind
+from ctrace.record import N_REASONS, PART, Events, Kind, Reason
 
 EARLY_NS: Final = 50_000_000
 """How much sooner than it is due an interval may end, with a batch."""
@@ -300,6 +300,7 @@ class Model:
             group=group,
             sort=sort,
             lost=self._lost,
+            unseen=int(self._events[Kind.EXISTING, Reason.NEW]),
             tables=tables,
             totals=totals,
             rates=rates,

@@ -452,6 +452,9 @@ class Snapshot:
     sort: str
     lost: int = 0
     """Events lost since the start; totals stay exact, per-key numbers may lack these."""
+    unseen: int = 0
+    """Entries that were in new namespaces when these were found: nobody saw them made, and no
+    total has their inserts."""
     tables: tuple[Table, ...] = ()
     totals: Counted = Counted()
     rates: Rates = Rates()

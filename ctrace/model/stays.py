@@ -4,6 +4,10 @@ While entries outlive the time observed, those that have ended are the odd ones:
 evicted. So this is Kaplan and Meier's estimator: at each age, the share that went of those that
 were there at that age, whether they have ended or live on. Only entries whose insert was seen
 count, ended or living.
+
+How long they live, from the first packet to the last, is told by those that have ended, and by
+those that are closed and wait for their end. While many are neither, they may live longer than
+all of these: so a life is a quantile of all entries, and unknown where it would be one of those.
 """
 
 from __future__ import annotations
@@ -39,6 +43,9 @@ class Survival:
     living: int
     """Living entries that it rests on."""
 
+    error: F64
+    """(BINS + 1,); two standard errors of ``share``."""
+
     def quantile(self, q: float) -> Optional[float]:
         """How long the first share ``q`` of entries stays at most; None while unknown."""
         below = np.flatnonzero(self.share <= 1 - q)
@@ -52,7 +59,11 @@ class Survival:
 
     def at_least(self) -> Optional[float]:
         """Seconds that surely half of the entries stay, while their median is unknown."""
-        return self.until if self.until > 0 and self.quantile(0.5) is None else None
+        if self.quantile(0.5) is not None:
+            return None
+        sure = np.flatnonzero(self.share - self.error > 0.5)
+        edge = float(histogram.EDGES[sure[-1]]) if sure.size else 0.0
+        return min(edge, self.until) or None
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,55 @@ def survival(ended: npt.NDArray[np.int64], born_ended: int, living: Living) -> S
     step = np.where(known, 1 - np.minimum(gone / exposed, 1.0), 1.0)
     share = np.concatenate([[1.0], np.cumprod(step)])
     last = int(np.flatnonzero(known)[-1]) if known.any() else -1
-    return Survival(share, float(edges[last]) if last >= 0 else 0.0, n, looked)
+    until = float(edges[last]) if last >= 0 else 0.0
+    return Survival(share, until, n, looked, _error(share, np.cumsum(raw[::-1])[::-1]))
+
+
+def _error(share: F64, seen: F64) -> F64:
+    """Two standard errors (Greenwood): ``seen``, entries that were watched at each age."""
+    steps = 1 - share[1:] / np.maximum(share[:-1], 1e-12)
+    odds = steps / np.maximum(1 - steps, 1e-12) / np.maximum(seen, 1)
+    return np.concatenate([[0.0], 2 * share[1:] * np.sqrt(np.cumsum(odds))])
+
+
+def lives(
+    curve: Survival, ended: npt.NDArray[np.int64], waiting: npt.NDArray[np.int64],
+    closed: float, gone: float,
+) -> Percentiles:  # fmt: skip
+    """How long entries live, of histograms of those that ended and of some that wait for it.
+
+    ``closed`` is the share of those held that wait for their end, ``gone`` that of all made that
+    have ended. The other entries may live longer than any of these.
+    """
+    over = max(1 - float(curve.share[-1]), gone)
+    n, looked = int(ended.sum()), int(waiting.sum())
+    known = np.zeros(histogram.BINS)
+    if n:
+        known += ended * (over / n)
+    if looked:
+        known += waiting * ((1 - over) * closed / looked)
+    p50, p90, p99 = (_quantile(known, q) for q in (0.5, 0.9, 0.99))
+    return Percentiles(p50, p90, p99, max(n, looked))
+
+
+def waiting_lives(waiting: Looks, looked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """A histogram of the lives of closed entries that are held: an even sample of them, else of
+    those that were ``looked`` at while they were young."""
+    life = (waiting["age"] - waiting["idle"])[~np.isnan(waiting["age"] - waiting["idle"])]
+    if len(life) < FEW:
+        return looked
+    return np.bincount(histogram.bins(np.maximum(life * 1000, 0)), minlength=histogram.BINS)
+
+
+def _quantile(known: F64, q: float) -> Optional[float]:
+    """As :func:`ctrace.model.histogram.quantile`, of shares that may lack some."""
+    upto = np.cumsum(known)
+    if upto[-1] < q * (1 - 1e-9):
+        return None
+    at = int(np.searchsorted(upto, min(q, upto[-1])))
+    inside = (q - (upto[at] - known[at])) / known[at] if known[at] else 1.0
+    low, high = histogram.EDGES[at], histogram.EDGES[at + 1]
+    return float(low + (high - low) * min(max(inside, 0.0), 1.0))
 
 
 def told(

@@ -38,6 +38,21 @@ def rate(hooks: HookInfo, name: str, value: float) -> str:
     return fmt.UNKNOWN if name in unseen(hooks) else fmt.rate(value)
 
 
+def newcomers(unseen: int) -> str:
+    """Behind a count of events: how many entries nobody saw made; empty for none."""
+    return f"; {_made_before(unseen)}" if unseen else ""
+
+
+def blind(hooks: HookInfo, unseen: int) -> tuple[str, ...]:
+    """What this family cannot show here, one sentence each; what it did miss comes first."""
+    return (f"inserts: {_made_before(unseen)}", *hooks.blind) if unseen else hooks.blind
+
+
+def _made_before(unseen: int) -> str:
+    entries = fmt.plural(unseen, "entry", "entries")
+    return f"{entries} of new namespaces made before these were found"
+
+
 def trusted(hooks: HookInfo) -> Optional[str]:
     """What stands for ``exact`` where a source cannot be so: dumps miss what came between."""
     return "as read" if hooks.family == DUMP else None

@@ -28,6 +28,8 @@ from ctrace.host.netns import Namespace
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
 from ctrace.record import N_REASONS, Events, Kind, Reason, empty
+from ctrace.view.export.json import snapshot_json
+from ctrace.view.unseen import blind
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 TRACKS = (
@@ -224,23 +226,30 @@ def test_what_events_missed_is_not_held_by_one_that_has_gone() -> None:
 
 @root
 @pytest.mark.kernel
-def test_entries_that_a_new_namespace_had_when_it_was_found_are_counted() -> None:
-    """Whoever lists no older entries tells at least how many nobody saw made."""
+@pytest.mark.parametrize("seed", [False, True])
+def test_entries_that_a_new_namespace_had_when_it_was_found_are_counted(seed: bool) -> None:
+    """Who lists them, too, tells that nobody saw them made."""
     try:
-        source = open_live(hooks="netfilter", seed=False)
+        source = open_live(hooks="netfilter", seed=seed)
     except CtraceError as error:
         pytest.skip(str(error))
+    model = Model(source.hooks, source.clock, source.started)
     try:
         stream = source.batches(0.2)
-        next(stream)
+        model.update(next(stream))
         with ExitStack() as stack:
             with source._poller.lock:  # no look meanwhile
                 space = stack.enter_context(mounted(f"ct-late-{os.getpid()}"))
                 send(space, 40)
             until = time.monotonic() + 60
             while source.unseen < 40:
-                next(stream)
+                model.update(next(stream))
                 assert time.monotonic() < until
             assert counted(space) == 40
     finally:
         source.close()
+    shown = model.snapshot("service")
+    assert shown.unseen == (source.unseen if seed else 0)
+    if seed:
+        assert snapshot_json(shown)["exact"] is False
+        assert "of new namespaces" in blind(shown.hooks, shown.unseen)[0]

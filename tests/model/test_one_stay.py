@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
 
+from ctrace.batch import Clock, HookInfo
 from ctrace.model import histogram, stays
+from ctrace.model.keys import CLOSE
+from ctrace.model.model import Model
 from ctrace.model.sample import ROW
+from ctrace.model.snapshot import Culprit
 
 NO_LOOKS = np.zeros(0, ROW)
 
@@ -40,3 +45,57 @@ def test_closed_young_ones_tell_their_timeout_unless_half_has_gone_before() -> N
     told = stays.told(stays.survival(many, 2000, living), NO_LOOKS, 300, 30.0, young=120.0)
     assert told.p50 is not None
     assert told.p50 < 9
+
+
+def row_of(trace: Trace, seconds: float) -> Culprit:
+    """The one service, after so many seconds."""
+    trace.walks(seconds)
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    for batch in trace.batches(seconds):
+        model.update(batch)
+    return model.snapshot("service").culprits[0]
+
+
+def test_the_few_that_were_reset_tell_no_life_of_those_that_are_open() -> None:
+    trace = Trace(seed=6)
+    trace.flows(np.linspace(0, 4, 1500), 600.0, 120.0, status=SEEN_REPLY | ASSURED)
+    trace.flows(np.linspace(5, 7, 40), 0.001, 10.0, state=CLOSE)
+    row = row_of(trace, 20)
+    assert row.ends.expired == 40
+    assert (row.life.p50, row.life.n) == (None, 40)
+
+
+@pytest.mark.parametrize("open_share", [0.1, 0.4, 0.7])
+def test_a_life_is_of_all_entries_also_of_those_that_wait_or_are_open(open_share: float) -> None:
+    trace = Trace(seed=7)
+    at = np.sort(trace.rng.uniform(0, 10, 1000))
+    opened = trace.rng.random(1000) < open_share
+    lives = np.where(opened, 600.0, trace.rng.uniform(0.5, 1.5, 1000))
+    trace.flows(at, lives, 120.0)
+    row = row_of(trace, 14)
+    if open_share > 0.5:
+        assert row.life.p50 is None
+    else:
+        assert row.life.p50 == pytest.approx(float(np.median(lives)), rel=0.2)
+    assert (row.life.p90 is None) == (open_share >= 0.1)
+
+
+def test_one_way_flows_live_for_a_moment_once_the_first_have_expired() -> None:
+    for seconds, known in ((20, False), (40, True)):
+        trace = Trace(seed=8)
+        at = np.sort(trace.rng.uniform(0, 60, 1800))
+        trace.flows(at, 0.0, 30.0, proto=17, dport=53, status=0)
+        row = row_of(trace, seconds)
+        assert (row.life.p50 is not None) == known
+        assert not known or row.life.p50 < 0.01
+
+
+def test_at_least_is_what_half_of_them_stay_beyond_chance() -> None:
+    """Of those that stay for 10 s or for long, half each: the sample's luck decides nothing."""
+    for seed in range(8):
+        trace = Trace(seed=seed)
+        at = np.sort(trace.rng.uniform(0, 30, 600))
+        trace.flows(at, 0.0, np.where(trace.rng.random(600) < 0.5, 10.0, 300.0), proto=17,
+                    dport=53, status=0)  # fmt: skip
+        row = row_of(trace, 60)
+        assert row.residence.at_least is None or row.residence.at_least <= 12

@@ -83,6 +83,7 @@ def command(
     from ctrace.recording.recorder import Until, make_way, record
     from ctrace.recording.segments import FlightRecorder, Retention, parse_trigger
     from ctrace.recording.writer import Writer
+    from ctrace.view.unseen import newcomers
 
     until = Until(duration, stop_after, cmd)
     in_ring = bool(ring or keep or trigger)
@@ -131,7 +132,8 @@ def command(
                 told = "the disk was full: older segments went for newer ones"
                 click.echo(f"ctrace: {told}", err=True)
             kept = "; nothing was kept, as no trigger fired" if trigger and not sink.stored else ""
-            click.echo(f"ctrace: {path}: {line.told(sink.stored)} ({ended.reason}){kept}", err=True)
+            told = line.told(sink.stored) + newcomers(source.unseen)
+            click.echo(f"ctrace: {path}: {told} ({ended.reason}){kept}", err=True)
 
     if ended.status:
         sys.exit(ended.status)

@@ -68,6 +68,7 @@ def command(
     from dataclasses import replace
 
     from ctrace.capture import open_live
+    from ctrace.view.unseen import newcomers
 
     if filters.get("netns"):
         from ctrace.host.netns import resolve
@@ -102,7 +103,7 @@ def command(
             source.close()
             tell(
                 f"{number(shown)} event{'' if shown == 1 else 's'}, {number(lost)} lost"
-                f"{_unseen(source.unseen)}"
+                f"{newcomers(source.unseen)}"
             )
 
 
@@ -131,14 +132,6 @@ def print_events(
             return
         if nobody_reads():
             raise BrokenPipeError
-
-
-def _unseen(entries: int) -> str:
-    """What new namespaces held before they were found."""
-    if not entries:
-        return ""
-    noun = "entry" if entries == 1 else "entries"
-    return f"; {number(entries)} {noun} of new namespaces made before these were found"
 
 
 def nobody_reads() -> bool:

@@ -43,6 +43,7 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "host": snapshot.host,
         "hooks": dataclasses.asdict(snapshot.hooks),
         "lost": snapshot.lost,
+        "unseen": snapshot.unseen,
         "exact": _exact(snapshot),
         "interval_s": _round(snapshot.interval_s),
         "uptime_s": _round(snapshot.uptime_s),
@@ -74,7 +75,7 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
 
 def _exact(snapshot: Snapshot) -> bool:
     reckoned = snapshot.held_total_error is not None or trusted(snapshot.hooks) is not None
-    return not snapshot.lost and not snapshot.memory.pruned and not reckoned
+    return not (snapshot.lost or snapshot.unseen or snapshot.memory.pruned or reckoned)
 
 
 def _known(absent: frozenset[str], name: str, value: float) -> Optional[float]:

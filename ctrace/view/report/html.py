@@ -22,7 +22,7 @@ from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import Moment, headline, story
 from ctrace.view.report.text import limit, made_by, peak_fills, telling, used_tables
 from ctrace.view.report.whatif_html import whatif_html
-from ctrace.view.unseen import nobody, number, rate
+from ctrace.view.unseen import blind, nobody, number, rate
 from ctrace.whatif.answer import WhatIf
 
 ROWS = 10
@@ -342,7 +342,8 @@ def _about(review: Review) -> str:
     ]
     if header.hooks.note and not header.hooks.drop_tuples:
         lines.append(("no better hooks", _text(header.hooks.note)))
-    lines += [("not seen", _text(sentence)) for sentence in header.hooks.blind]
+    missed = blind(header.hooks, review.final.unseen)
+    lines += [("not seen", _text(sentence)) for sentence in missed]
     lines += [("note", _text(fmt.prose(note))) for note in recording.notes()]
     settings = len(set(header.facts) - {FACT})
     facts = "".join(

@@ -19,7 +19,7 @@ from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import headline, story
-from ctrace.view.unseen import nobody, number, rate
+from ctrace.view.unseen import blind, nobody, number, rate
 
 SPARK = 48
 WIDTH = 100
@@ -283,7 +283,7 @@ def _about(review: Review) -> Iterator[Text]:
         yield Text("Settings: " + ", ".join(limits))
     if header.hooks.note and not header.hooks.drop_tuples:
         yield Text("No better hooks: " + fmt.clean(header.hooks.note), style="dim")
-    for sentence in header.hooks.blind:
+    for sentence in blind(header.hooks, review.final.unseen):
         yield Text("Not seen: " + fmt.clean(sentence), style="dim")
     if recording.missing:
         yield Text(f"Incomplete: {fmt.prose(str(recording.missing))}", style="yellow")

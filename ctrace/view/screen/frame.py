@@ -20,7 +20,7 @@ from ctrace.view.columns import Column
 from ctrace.view.screen import curves, parts, tables
 from ctrace.view.screen.palette import TERMINAL, Palette
 from ctrace.view.screen.state import State
-from ctrace.view.unseen import nobody
+from ctrace.view.unseen import blind, nobody
 from ctrace.view.verdict import in_trouble
 
 Row = TypeVar("Row", Culprit, Victim, Table)
@@ -71,7 +71,7 @@ def layout(snapshot: Snapshot, width: int, height: int) -> Layout:
         blind=0
         if snapshot.hooks.drop_tuples
         else bool(snapshot.hooks.note)
-        + (min(len(snapshot.hooks.blind), 1 + tall // 4) if tall >= 0 else 0),
+        + (min(len(blind(snapshot.hooks, snapshot.unseen)), 1 + tall // 4) if tall >= 0 else 0),
         victims=min(max(1, len(snapshot.victims)), max(1, 4 + tall // 5)),
         namespaces=min(8, tall // 5, len(snapshot.tables)) if tall >= 16 and others else 0,
         beside=width >= 160 and height >= 40,

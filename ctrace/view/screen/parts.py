@@ -20,7 +20,7 @@ from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 from ctrace.view.screen.palette import Palette
 from ctrace.view.screen.tables import no_limit
-from ctrace.view.unseen import trusted
+from ctrace.view.unseen import blind, trusted
 from ctrace.view.verdict import at_limit, fullest, verdict
 
 Piece = tuple[str, Style]
@@ -116,8 +116,8 @@ def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
     if any(table.stale for table in snapshot.tables):
         words = "keys stale" if width < 100 else "totals exact, keys stale"
         return [(words, palette.warn)]
-    if snapshot.lost:
-        return [("totals exact", palette.warn)]
+    if snapshot.unseen or snapshot.lost:
+        return [("inserts unseen" if snapshot.unseen else "totals exact", palette.warn)]
     sampled = "keys by a sample" if snapshot.held_total_error is not None else None
     if read := trusted(snapshot.hooks) or sampled:
         return [(read, palette.text)]
@@ -302,7 +302,7 @@ def folded(text: str, width: int) -> list[str]:
 def blind_lines(snapshot: Snapshot, width: int, palette: Palette, most: int) -> list[Text]:
     """Why no better hook family is in use, and what this one cannot show here."""
     hooks = snapshot.hooks
-    rows = [("UNSEEN", text, palette.dim) for text in hooks.blind]
+    rows = [("UNSEEN", text, palette.dim) for text in blind(hooks, snapshot.unseen)]
     if hooks.note:  # it can be mended: what is lacking comes first
         rows.insert(0, ("HOOKS", f"only {hooks.family}, for {hooks.note}", palette.warn))
     return [
