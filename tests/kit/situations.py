@@ -250,7 +250,7 @@ SITUATIONS = (
               raw(132, lambda n: struct.pack("!HHIIBBHIIHHI", 20_000 + n, 2905, 0, 0, 1, 0, 20, 7,
                                              1500, 1, 1, 1), 0.1)),
     Situation("reused ports", "tcp", 7012, calls(7012, 0.05, sports=60), (3, 6)),
-    Situation("leak", "tcp", 7013, kept(7013, 0.1), grows=True),
+    Situation("leak", "tcp", 7013, kept(7013, 0.2), grows=True),
     Situation("lowered", "udp", 7014, later(setting("udp_timeout", 8), 20,
                                             datagrams(7014, 0.05, answered=False))),
     Situation("midway", "tcp", 7015, calls(7015, 0.05), (40, 43), before=15,
