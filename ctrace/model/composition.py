@@ -16,6 +16,8 @@ FEW: Final = 10
 """Entries looked at below which shares are not told."""
 ENOUGH: Final = 400
 """Entries after which older looks add less than they are late."""
+FRESH_NS: Final = 2_500_000_000
+"""What is left of a timeout falls by a second in each: looks tell it that are as new as this."""
 STEPS: Final = 41
 """Quantiles that tell how long entries have waited: to 2.5 %."""
 
@@ -33,8 +35,8 @@ def error(share: float, n: int) -> float:
     return 2 * math.sqrt(likely * (1 - likely) / (n + 4))
 
 
-def compose(looks: Looks, held: int, older: int) -> Composition:
-    """Of a key that holds so many entries, ``older`` of them from before the start.
+def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
+    """Of a key that holds so many at ``until`` (ns), ``older`` of them from before the start.
 
     Entries of the dump at the start tell of what is held while nearly all of it is so old.
     """
@@ -57,7 +59,8 @@ def compose(looks: Looks, held: int, older: int) -> Composition:
         if name < len(TCP_STATES)
     ]
     first = ended | (unreplied & ~tcp)
-    left = looks["left"][~np.isnan(looks["left"])]
+    left = looks["left"][~np.isnan(looks["left"]) & (looks["ts"] >= until - FRESH_NS)]
+    left = left if left.size >= min(FEW, held) else left[:0]
     p50, p90, p99 = np.quantile(left, (0.5, 0.9, 0.99)).tolist() if left.size else (None,) * 3
     return Composition(
         n=n,

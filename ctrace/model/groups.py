@@ -408,7 +408,8 @@ class Group:
 
     def composition(self, at: int) -> Composition:
         """What a key's entries are like that are held now."""
-        return compose(self.looks_at(at), int(self.held[at]), int(self.sums["older"][at]))
+        older, until = int(self.sums["older"][at]), self._context.until
+        return compose(self.looks_at(at), int(self.held[at]), older, until)
 
     def stays(self, at: int) -> stays.Survival:
         """How long a key's entries stay, with the living counted."""
@@ -450,19 +451,21 @@ class Group:
     def lives(self, at: int) -> Percentiles:
         """How long a key's entries live, as it is said everywhere."""
         ended, looked, _ = self._detail(at)
-        looks = self.looks_at(at)
+        looks, held = self.looks_at(at), int(self.held[at])
         looks = looks[~looks["older"]]
         waiting = closed(looks)
-        if len(looks) >= stays.FEW:
+        born = held - min(max(int(self.sums["older"][at]), 0), held)
+        if len(looks) >= min(stays.FEW, max(born, 1)):
             share = float(waiting.mean())
             looked = stays.waiting_lives(looks[waiting], looked)
+            lived = stays.lived(looks[~waiting])
         else:
             young, _ = self.looks(at)
             share = min(1.0, young["closed"] / max(young["young"], 1))
-        made, held = int(self.sums["inserts"][at]), int(self.held[at])
-        born = held - min(max(int(self.sums["older"][at]), 0), held)
-        gone = max(made - born, 0) / made if made else 0.0
-        return stays.lives(self.stays(at), ended, looked, share, gone)
+            lived = self._even_ages(at, born) if born else np.zeros(0)
+        gone = max(int(self.sums["inserts"][at]) - born, 0)
+        known = stays.Lives(ended, gone, looked, share * born, lived, (1 - share) * born)
+        return known.told()
 
     def residence(self, at: int) -> Percentiles:
         """How long a key's entries stay, as it is said everywhere."""

@@ -5,9 +5,10 @@ evicted. So this is Kaplan and Meier's estimator: at each age, the share that we
 were there at that age, whether they have ended or live on. Only entries whose insert was seen
 count, ended or living.
 
-How long they live, from the first packet to the last, is told by those that have ended, and by
-those that are closed and wait for their end. While many are neither, they may live longer than
-all of these: so a life is a quantile of all entries, and unknown where it would be one of those.
+How long they live, from the first packet to the last, is told alike: by those that have ended,
+those that are closed and wait for their end, and those that are open, which live longer than they
+have lived. Whether a flow without a close is over shows only once its timeout has passed: so those
+have lived for as long as they had when that began.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from ctrace.model import histogram
 from ctrace.model.composition import Looks, closed
+from ctrace.model.keys import TCP
 from ctrace.model.snapshot import Percentiles
 
 FEW: Final = 10
@@ -110,24 +112,40 @@ def _error(share: F64, seen: F64) -> F64:
     return np.concatenate([[0.0], 2 * share[1:] * np.sqrt(np.cumsum(odds))])
 
 
-def lives(
-    curve: Survival, ended: npt.NDArray[np.int64], waiting: npt.NDArray[np.int64],
-    closed: float, gone: float,
-) -> Percentiles:  # fmt: skip
-    """How long entries live, of histograms of those that ended and of some that wait for it.
+@dataclass(frozen=True)
+class Lives:
+    """What is known of how long entries live; only of those whose insert was seen."""
 
-    ``closed`` is the share of those held that wait for their end, ``gone`` that of all made that
-    have ended. The other entries may live longer than any of these.
-    """
-    over = max(1 - float(curve.share[-1]), gone)
-    n, looked = int(ended.sum()), int(waiting.sum())
-    known = np.zeros(histogram.BINS)
-    if n:
-        known += ended * (over / n)
-    if looked:
-        known += waiting * ((1 - over) * closed / looked)
-    p50, p90, p99 = (_quantile(known, q) for q in (0.5, 0.9, 0.99))
-    return Percentiles(p50, p90, p99, max(n, looked))
+    ended: npt.NDArray[np.int64]
+    """A histogram of those that have ended, and how many these stand for."""
+    gone: float
+    waiting: npt.NDArray[np.int64]
+    """The same of some that are closed and held."""
+    closed: float
+    lived: F64
+    """Seconds that some of the open ones surely live longer than, and how many these stand for."""
+    open: float
+
+    def told(self) -> Percentiles:
+        """What is said of it, wherever it is said."""
+        edges = histogram.EDGES
+        n, looked = int(self.ended.sum()), int(self.waiting.sum())
+        over = self.ended * (self.gone / n if n else 0.0)
+        over += self.waiting * (self.closed / looked if looked else 0.0)
+        lived = np.clip(self.lived[self.lived > 0], 0, edges[-1])
+        on = np.histogram(lived, edges)[0] * (self.open / max(len(self.lived), 1))
+        exposed = np.maximum(np.cumsum((over + on)[::-1])[::-1] - on / 2, 1e-9)
+        share = np.concatenate([[1.0], np.cumprod(1 - np.minimum(over / exposed, 1.0))])
+        curve = Survival(share, 0.0, n, looked, np.zeros(len(share)))
+        p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
+        return Percentiles(p50, p90, p99, max(n, looked))
+
+
+def lived(looks: Looks) -> F64:
+    """Seconds that each of these open entries surely lives longer than; of known age."""
+    timeout = np.where(np.isnan(looks["timeout"]), 0.0, looks["timeout"])
+    age = looks["now"] - np.where(looks["proto"] == TCP, 0.0, timeout)
+    return np.asarray(age[~np.isnan(age)], np.float64)
 
 
 def waiting_lives(waiting: Looks, looked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -137,17 +155,6 @@ def waiting_lives(waiting: Looks, looked: npt.NDArray[np.int64]) -> npt.NDArray[
     if len(life) < FEW:
         return looked
     return np.bincount(histogram.bins(np.maximum(life * 1000, 0)), minlength=histogram.BINS)
-
-
-def _quantile(known: F64, q: float) -> Optional[float]:
-    """As :func:`ctrace.model.histogram.quantile`, of shares that may lack some."""
-    upto = np.cumsum(known)
-    if upto[-1] < q * (1 - 1e-9):
-        return None
-    at = int(np.searchsorted(upto, min(q, upto[-1])))
-    inside = (q - (upto[at] - known[at])) / known[at] if known[at] else 1.0
-    low, high = histogram.EDGES[at], histogram.EDGES[at + 1]
-    return float(low + (high - low) * min(max(inside, 0.0), 1.0))
 
 
 def told(

@@ -87,7 +87,7 @@ def test_one_way_flows_live_for_a_moment_once_the_first_have_expired() -> None:
         trace.flows(at, 0.0, 30.0, proto=17, dport=53, status=0)
         row = row_of(trace, seconds)
         assert (row.life.p50 is not None) == known
-        assert not known or row.life.p50 < 0.01
+        assert (row.life.p50 or 0.0) < 0.01
 
 
 def test_at_least_is_what_half_of_them_stay_beyond_chance() -> None:
@@ -99,3 +99,37 @@ def test_at_least_is_what_half_of_them_stay_beyond_chance() -> None:
                     dport=53, status=0)  # fmt: skip
         row = row_of(trace, 60)
         assert row.residence.at_least is None or row.residence.at_least <= 12
+
+
+@pytest.mark.parametrize(("mean", "linger"), [(4.0, 30.0), (20.0, 5.0), (40.0, 120.0)])
+@pytest.mark.parametrize("proto", [6, 17])
+def test_lives_about_as_long_as_was_watched_are_told_right_or_not_at_all(
+    mean: float, linger: float, proto: int
+) -> None:
+    said = []
+    for seed in range(3):
+        trace = Trace(seed=seed)
+        at = np.sort(trace.rng.uniform(0, 90, 2000))
+        trace.flows(at, trace.rng.exponential(mean, 2000), linger, proto=proto)
+        row = row_of(trace, 60)
+        assert row.life.p99 is None or row.life.p99 < 60
+        if row.life.p50 is not None:
+            said.append(row.life.p50)
+    median = mean * float(np.log(2))
+    assert said == [pytest.approx(median, rel=0.25)] * len(said)
+    assert said or median + linger * (proto == 17) > 50
+
+
+def test_what_is_left_of_a_timeout_is_told_by_fresh_looks() -> None:
+    trace = Trace(seed=9)
+    trace.flows(np.linspace(0, 1, 300), 0.0, 60.0, proto=17, dport=53, status=0)
+    trace.walks(10)
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    for batch in trace.batches(30):  # nothing was looked at after the tenth second
+        model.update(batch)
+        made_of = model.snapshot("service").culprits[0].composition
+        left = made_of.left.p50
+        passed = (int(batch.until) - START) / 1e9
+        assert left is None or left == pytest.approx(60.5 - passed, abs=3)
+        assert (left is None) == (made_of.left.n == 0)
+    assert (left, made_of.unreplied) == (None, 1.0)
