@@ -451,21 +451,11 @@ class Group:
     def lives(self, at: int) -> Percentiles:
         """How long a key's entries live, as it is said everywhere."""
         ended, looked, _ = self._detail(at)
-        looks, held = self.looks_at(at), int(self.held[at])
-        looks = looks[~looks["older"]]
-        waiting = closed(looks)
+        held = int(self.held[at])
         born = held - min(max(int(self.sums["older"][at]), 0), held)
-        if len(looks) >= min(stays.FEW, max(born, 1)):
-            share = float(waiting.mean())
-            looked = stays.waiting_lives(looks[waiting], looked)
-            lived = stays.lived(looks[~waiting])
-        else:
-            young, _ = self.looks(at)
-            share = min(1.0, young["closed"] / max(young["young"], 1))
-            lived = self._even_ages(at, born) if born else np.zeros(0)
-        gone = max(int(self.sums["inserts"][at]) - born, 0)
-        known = stays.Lives(ended, gone, looked, share * born, lived, (1 - share) * born)
-        return known.told()
+        over = stays.Over(ended, max(int(self.sums["inserts"][at]) - born, 0), looked)
+        even = self._even_ages(at, max(born, 1))
+        return stays.lives(over, born, self.looks_at(at), self.looks(at)[0], even)
 
     def residence(self, at: int) -> Percentiles:
         """How long a key's entries stay, as it is said everywhere."""

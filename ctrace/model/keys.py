@@ -16,14 +16,11 @@ import numpy.typing as npt
 
 from ctrace.record import (
     MAPPED_PREFIX,
-    RECORD,
     STATE_UNKNOWN,
-    Direction,
     Events,
     Kind,
     Reason,
     Status,
-    words,
 )
 
 U64 = npt.NDArray[np.uint64]
@@ -34,10 +31,6 @@ Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 WINDOW: Final = 1 << 17
 """Events handled at once: twice as many would not be cheaper, half as many dearer."""
-_APART: Final = 136
-_SLAB: Final = 8192
-"""Records (1 MiB) whose columns are made while they, and these, are in the cache."""
-
 NETNS_MASK: Final = np.uint64(0xFFFFFFFF_00000000)
 OWNED: Final = np.uint64(1 << 24)
 SERVICE_MASK: Final = np.uint64(0xFFFFFFFF_00FFFFFF)
@@ -47,8 +40,8 @@ PORTED: Final = (6, 17, 33, 132, 136)
 """Protocols whose tuple holds ports: TCP, UDP, DCCP, SCTP, UDP-Lite."""
 
 _C0: Final = np.uint64(0x9E3779B97F4A7C15)
-_C1: Final = np.uint64(0xC2B2AE3D27D4EB4F)
-_C2: Final = np.uint64(0x165667B19E3779F9)
+C1: Final = np.uint64(0xC2B2AE3D27D4EB4F)
+C2: Final = np.uint64(0x165667B19E3779F9)
 _C3: Final = np.uint64(0xD6E8FEB86659FD93)
 _C4: Final = np.uint64(0xFF51AFD7ED558CCD)
 _LOW_HALF: Final = np.uint64(0xFFFFFFFF)
@@ -57,39 +50,14 @@ _IDENTITY_MIX: Final = np.uint64(0xE7037ED1A0B428DB)
 _S32: Final = np.uint64(32)
 _S48: Final = np.uint64(48)
 
-# Places in a record seen as 64-bit words (ctrace.record.WORDS).
-_TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT, _OWNER = 0, 1, 2, 4, 10, 11, 12, 13
+OWNER: Final = 13
+"""The place of the owner in a record seen as 64-bit words (ctrace.record.WORDS)."""
 
-# Places of 16-bit words: of the status its lowest bits, for records are little-endian.
-_FIELDS: Final = dict(RECORD.fields or {})
-_STATUS, _WAY = (_FIELDS[name][1] // 2 for name in ("status", "direction"))
-_H16, _PROTO = np.uint32(16), np.uint32(0xFF0000)
 
-_PORT_MASK = np.zeros(256, np.uint32)
-_PORT_MASK[list(PORTED)] = 0xFFFF
-
-# A code, kind | reason << 8, tells what an event adds to its keys.
-_KIND, _REASON = np.uint16(0xF), np.uint16(0xF00)
-_FLOW = np.zeros(1 << 12, np.uint64)
-"""Packed counters: inserts | destroys << 21 | expired << 42."""
-for _reason in range(16):
-    _FLOW[Kind.INSERT | _reason << 8] = 1
-    _FLOW[Kind.DESTROY | _reason << 8] = 1 << 21 | (_reason == Reason.EXPIRED) << 42
-
-# And at its end SEEN_REPLY | ASSURED | whether it is one << 3 | state << 8.
-_END = np.zeros(1 << 12, np.uint64)
-"""Packed counters: assured | unreplied << 21 | closed << 42."""
 TIME_WAIT: Final = 7
 CLOSE: Final = 8
-_REPLIED_ASSURED: Final = int(Status.SEEN_REPLY) | int(Status.ASSURED)
-for _state in range(16):
-    for _status in (0, Status.SEEN_REPLY, Status.ASSURED, _REPLIED_ASSURED):
-        _END[_status | 8 | _state << 8] = (
-            bool(_status & Status.ASSURED)
-            | (not _status & Status.SEEN_REPLY) << 21
-            | (_state in (TIME_WAIT, CLOSE)) << 42
-        )
-
+KIND, REASON = np.uint16(0xF), np.uint16(0xF00)
+"""Of a code, kind | reason << 8."""
 PACKED_BITS: Final = 21
 PACKED_MAX: Final = (1 << PACKED_BITS) - 1
 """Events that a packed counter takes before it must be drained."""
@@ -98,15 +66,9 @@ TCP: Final = 6
 UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
-_USUAL: Final = [
-    int(kind) | int(reason) << 8
-    for kind, reason in ((Kind.INSERT, Reason.NEW), (Kind.DESTROY, Reason.EXPIRED))
-]
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
-_NOWHERE: Final = np.zeros(0, np.intp)
-_RECEIVED: Final = int(Direction.IN) & int(Direction.FORWARD) & ~int(Direction.OUT)
-"""Bit of a direction that is neither OUT nor UNKNOWN."""
-_NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
+NOWHERE: Final = np.zeros(0, np.intp)
+NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
 
 
 def spread(h: U64) -> U64:
@@ -125,7 +87,7 @@ def address_hash(high: U64, low: U64) -> U64:
 
     Only the last four bytes count for IPv4, whose others are always the same.
     """
-    h = (low >> _S32) * _C1
+    h = (low >> _S32) * C1
     h += ((low & _LOW_HALF) - MAPPED) * _C4
     h += (high ^ (high >> _S32)) * _C0
     return h
@@ -133,7 +95,7 @@ def address_hash(high: U64, low: U64) -> U64:
 
 def key_hash(high: U64, low: U64, meta: U64) -> U64:
     """The hash of whole keys: what :class:`Window` computes piece by piece."""
-    return address_hash(high, low) + meta * _C2
+    return address_hash(high, low) + meta * C2
 
 
 def identity(ct: U64, meta: U64) -> U64:
@@ -214,7 +176,7 @@ class Window:
 
     def owner(self, at: npt.NDArray[np.intp]) -> U64:
         """The word that is the owner, where the kind has one, of the events at these indices."""
-        owner: U64 = self.words[at, _OWNER]
+        owner: U64 = self.words[at, OWNER]
         return owner
 
     def idle_ms(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
@@ -227,15 +189,15 @@ class Window:
             return self.ends
         if kind not in self._found:
             some = self.counts[:, kind].any()
-            self._found[kind] = np.flatnonzero(self.code & _KIND == int(kind)) if some else _NOWHERE
+            self._found[kind] = np.flatnonzero(self.code & KIND == int(kind)) if some else NOWHERE
         return self._found[kind]
 
     def because(self, *reasons: Reason) -> npt.NDArray[np.intp]:
         """Indices of the events with one of these reasons."""
         some = [reason for reason in reasons if self.counts[reason].any()]
         if not some:
-            return _NOWHERE
-        reason = self.code & _REASON
+            return NOWHERE
+        reason = self.code & REASON
         found = reason == int(some[0]) << 8
         for other in some[1:]:
             found |= reason == int(other) << 8
@@ -245,13 +207,13 @@ class Window:
         """Indices of the births and ends of entries with an identity; None for all."""
         if self.named and int(self.counts[:, _ENTRY_KINDS].sum()) == self.n:
             return None
-        return np.flatnonzero(np.isin(self.code & _KIND, _ENTRY_KINDS) & (self.ct != 0))
+        return np.flatnonzero(np.isin(self.code & KIND, _ENTRY_KINDS) & (self.ct != 0))
 
     def nat(self) -> npt.NDArray[np.intp]:
         """Indices of the events whose tuple was rewritten."""
         if not self.translated:
-            return _NOWHERE
-        return np.flatnonzero(self.status & np.uint16(_NAT))
+            return NOWHERE
+        return np.flatnonzero(self.status & np.uint16(NAT))
 
     def proto(self, at: npt.NDArray[np.intp]) -> U64:
         """Protocol numbers of the events at these indices."""
@@ -259,7 +221,7 @@ class Window:
 
     def kinds(self, at: npt.NDArray[np.intp]) -> U16:
         """:class:`Kind` of the events at these indices."""
-        return self.code.take(at) & _KIND
+        return self.code.take(at) & KIND
 
     def directions(self, at: npt.NDArray[np.intp]) -> U8:
         """:class:`Direction` of the events at these indices."""
@@ -292,11 +254,11 @@ class Window:
 
     def target_hash_owned(self, at: npt.NDArray[np.intp]) -> U64:
         """As ``target_hash`` with :data:`OWNED`, for the events at ``at``."""
-        return self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * _C2
+        return self.dst_hash.take(at) + (self.meta.take(at) | OWNED) * C2
 
     def _with_netns(self, addresses: U64, at: Optional[npt.NDArray[np.intp]]) -> U64:
         meta = self.meta[:1] if self.alone else some(self.meta, at)
-        return some(addresses, at) + (meta & NETNS_MASK) * _C2
+        return some(addresses, at) + (meta & NETNS_MASK) * C2
 
 
 def some(column: Column, at: Optional[npt.NDArray[np.intp]]) -> Column:
@@ -309,125 +271,8 @@ _NO_ADDRESS: Final = address_hash(np.zeros(1, np.uint64), np.zeros(1, np.uint64)
 
 def service_hash(meta: U64) -> U64:
     """The hash of keys without an address."""
-    h: U64 = meta * _C2 + _NO_ADDRESS
+    h: U64 = meta * C2 + _NO_ADDRESS
     return h
-
-
-def window(events: Events) -> Window:
-    """The columns of a slice of events, in one pass over its memory.
-
-    (A code is compared with an int: numpy would widen the column for a member of an enum. What
-    is taken from a table is asked for by intp: numpy takes by bytes five times slower.)
-    """
-    table = words(events)
-    n = len(table)
-    halves, quarters = table.view(np.uint32), table.view(np.uint16)
-    # (rows whose distance is a power of two would share the same few places in a cache)
-    columns = np.empty((7, n + _APART), np.uint64)[:, :n]
-    ts, ct, meta, src_hash, dst_hash, pair_hash, target_hash = columns
-    code, status, way = np.empty((3, n), np.uint16)
-    named, ordered, alone = True, True, True
-    for at in range(0, n, _SLAB):
-        here = slice(at, at + _SLAB)
-        part, half, quarter = table[here], halves[here], quarters[here]
-        time = ts[here]
-        time[:] = part[:, _TS]
-        ordered = ordered and not (time[1:] < time[:-1]).any() and (not at or time[0] >= ts[at - 1])
-        ct[here] = part[:, _CT]
-        named = named and int(ct[here].min()) > 0
-
-        what = half[:, 2 * _WHAT].copy()  # kind, reason, protocol, family
-        np.bitwise_and(what.view(np.uint16)[0::2], _KIND | _REASON, out=code[here])
-        status[here], way[here] = quarter[:, _STATUS], quarter[:, _WAY]
-        service = half[:, 2 * _PORTS] >> _H16
-        proto = what & _PROTO
-        every, some = int(np.bitwise_and.reduce(what)), int(np.bitwise_or.reduce(what))
-        narrow = every >> 24 == some >> 24 == AF_INET
-        if (every ^ some) & int(_PROTO) or not has_port(some >> 16 & 0xFF):
-            service &= _PORT_MASK.take((proto >> _H16).astype(np.intp))
-        service |= proto  # it has the same place in a meta word
-        both = meta[here].view(np.uint32)
-        both[0::2], both[1::2] = service, half[:, 2 * _PLACE]
-
-        mixed = meta[here] ^ meta[0]
-        alone = alone and int(np.bitwise_or.reduce(mixed)) >> 32 == 0
-        np.multiply(meta[here], _C2, out=mixed)
-        for first, hashed, with_service in (
-            (_SRC, src_hash[here], pair_hash[here]),
-            (_DST, dst_hash[here], target_hash[here]),
-        ):
-            if narrow:
-                hashed[:] = half[:, 2 * first + 3]
-                np.multiply(hashed, _C1, out=hashed)
-            else:
-                hashed[:] = address_hash(part[:, first], part[:, first + 1])
-            np.add(hashed, mixed, out=with_service)
-
-    kind = code & _KIND
-    ended, comes = kind == int(Kind.DESTROY), kind == int(Kind.INSERT)
-    owned = _owned(table, way, comes)
-    comes |= kind == int(Kind.EXISTING)
-    births = (ts >> np.uint64(TIME_SHIFT)).view(np.int64)
-    births *= (comes.view(np.int8) - ended.view(np.int8)).astype(np.int64)
-    comes |= kind == int(Kind.DROP)
-    counts = _counted(code)
-    if counts[:, Kind.FOUND].any():
-        comes |= kind == int(Kind.FOUND)
-    return Window(
-        n=n,
-        events=events,
-        words=table,
-        ts=ts,
-        ordered=bool(ordered),
-        ct=ct,
-        named=named,
-        meta=meta,
-        alone=alone,
-        code=code,
-        status=status,
-        way=way,
-        counts=counts,
-        flow=_FLOW.take(code.astype(np.intp)),
-        births=births,
-        ended=ended,
-        ends=np.flatnonzero(ended),
-        end=_END.take(_ending(status, way, ended).astype(np.intp)),
-        comes=comes,
-        translated=bool(np.bitwise_or.reduce(status) & np.uint16(_NAT)),
-        owned=owned,
-        src_hash=src_hash,
-        dst_hash=dst_hash,
-        pair_hash=pair_hash,
-        target_hash=target_hash,
-    )
-
-
-def _ending(status: U16, way: U16, ended: npt.NDArray[np.bool_]) -> U16:
-    """What :data:`_END` is asked by, of each event."""
-    asked = way & np.uint16(0xF00)
-    asked |= status & np.uint16(_REPLIED_ASSURED)
-    asked |= ended.astype(np.uint16) * np.uint16(8)
-    return asked
-
-
-def _owned(table: U64, way: U16, inserts: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Inserts with an owner: only what this host sends may have one."""
-    if int(np.bitwise_and.reduce(way)) & _RECEIVED:
-        return _NOWHERE
-    some = np.flatnonzero((way & np.uint16(_RECEIVED) == 0) & inserts)
-    return some[table[some, _OWNER] != 0] if some.size else some
-
-
-def _counted(code: U16) -> npt.NDArray[np.intp]:
-    """Events by (reason, kind); what is usual is compared, the rest binned one by one."""
-    counts = np.zeros(1 << 12, np.intp)
-    rest = np.ones(len(code), bool)
-    for usual in _USUAL:
-        others = code != usual
-        counts[usual] = len(code) - np.count_nonzero(others)
-        rest &= others
-    counts += np.bincount(code.take(np.flatnonzero(rest)), minlength=len(counts))
-    return counts.reshape(16, 256)[:, :16]
 
 
 def has_port(proto: int) -> bool:

@@ -14,7 +14,7 @@ from ctrace.model import causes
 from ctrace.model.composition import Looks
 from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
-from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window, window
+from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window
 from ctrace.model.levels import Levels, needed
 from ctrace.model.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.ports import SourcePorts
@@ -29,6 +29,7 @@ from ctrace.model.who.answer import Answer
 from ctrace.model.who.ask import Asked, names_of
 from ctrace.model.who.names import Names
 from ctrace.model.who.rows import BASE, COARSER, coarser
+from ctrace.model.window import window
 from ctrace.record import N_REASONS, PART, Events, Kind, Reason
 
 EARLY_NS: Final = 50_000_000

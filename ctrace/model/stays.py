@@ -13,6 +13,7 @@ have lived for as long as they had when that began.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Optional
 
@@ -113,32 +114,41 @@ def _error(share: F64, seen: F64) -> F64:
 
 
 @dataclass(frozen=True)
-class Lives:
-    """What is known of how long entries live; only of those whose insert was seen."""
+class Over:
+    """Lives that are over."""
 
     ended: npt.NDArray[np.int64]
-    """A histogram of those that have ended, and how many these stand for."""
-    gone: float
-    waiting: npt.NDArray[np.int64]
-    """The same of some that are closed and held."""
-    closed: float
-    lived: F64
-    """Seconds that some of the open ones surely live longer than, and how many these stand for."""
-    open: float
+    """A histogram of those of entries that have ended."""
+    gone: int
+    """How many these stand for: only of those whose insert was seen."""
+    closed: npt.NDArray[np.int64]
+    """A histogram of those of closed entries that were looked at while they were young."""
 
-    def told(self) -> Percentiles:
-        """What is said of it, wherever it is said."""
-        edges = histogram.EDGES
-        n, looked = int(self.ended.sum()), int(self.waiting.sum())
-        over = self.ended * (self.gone / n if n else 0.0)
-        over += self.waiting * (self.closed / looked if looked else 0.0)
-        lived = np.clip(self.lived[self.lived > 0], 0, edges[-1])
-        on = np.histogram(lived, edges)[0] * (self.open / max(len(self.lived), 1))
-        exposed = np.maximum(np.cumsum((over + on)[::-1])[::-1] - on / 2, 1e-9)
-        share = np.concatenate([[1.0], np.cumprod(1 - np.minimum(over / exposed, 1.0))])
-        curve = Survival(share, 0.0, n, looked, np.zeros(len(share)))
-        p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
-        return Percentiles(p50, p90, p99, max(n, looked))
+
+def lives(over: Over, born: int, looks: Looks, young: Mapping[str, int], even: F64) -> Percentiles:
+    """What is said of how long entries live, wherever it is said.
+
+    ``born`` entries are held whose insert was seen; ``looks`` are at some of them, ``young`` counts
+    looks at young ones, and ``even`` has their ages where there are too few looks.
+    """
+    looks = looks[~looks["older"]]
+    waiting = closed(looks)
+    if len(looks) >= min(FEW, max(born, 1)):
+        share, living = float(waiting.mean()), lived(looks[~waiting])
+        ended = waiting_lives(looks[waiting], over.closed)
+    else:
+        share, living = min(1.0, young["closed"] / max(young["young"], 1)), even
+        ended = over.closed
+    n, looked = int(over.ended.sum()), int(ended.sum())
+    gone = over.ended * (over.gone / max(n, 1)) + ended * (share * born / max(looked, 1))
+    edges = histogram.EDGES
+    on = np.histogram(np.clip(living[living > 0], 0, edges[-1]), edges)[0]
+    on = on * ((1 - share) * born / max(len(living), 1))
+    exposed = np.maximum(np.cumsum((gone + on)[::-1])[::-1] - on / 2, 1e-9)
+    left = np.concatenate([[1.0], np.cumprod(1 - np.minimum(gone / exposed, 1.0))])
+    curve = Survival(left, 0.0, n, looked, np.zeros(len(left)))
+    p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
+    return Percentiles(p50, p90, p99, max(n, looked))
 
 
 def lived(looks: Looks) -> F64:
