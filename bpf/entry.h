@@ -45,8 +45,11 @@ enum tcp_conntrack {
 #define NFCT_PTR (~NFCT_INFO)
 #define CTINFO_UNTRACKED 7
 
-/* Room for what we use of it: up to CT_BYTES, and the word that CT_PROTO + 64 is in. */
-#define ENTRY_WORDS 33
+/*
+ * Room for what we use of it: up to CT_BYTES, and the word that CT_PROTO + 64 is in. Locks that
+ * sleep (PREEMPT_RT) make it the largest.
+ */
+#define ENTRY_WORDS 36
 
 /* A copy of a struct nf_conn, or of the parts of it that matter. */
 struct entry {

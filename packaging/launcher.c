@@ -39,6 +39,7 @@ static const char MAGIC[16] = "ctrace-bundle-1";
 struct stream {
 	int fd;
 	uint64_t left; /* packed bytes still in the file */
+	int whole;     /* the end was reached, and its checksum is right */
 	ZSTD_DStream *zstd;
 	ZSTD_inBuffer in;
 	char chunk[1 << 17];
@@ -59,6 +60,7 @@ static _Noreturn void fail(const char *format, ...)
 static int get(struct stream *from, void *into, size_t size)
 {
 	ZSTD_outBuffer out = {into, size, 0};
+	size_t hint;
 
 	while (out.pos < size) {
 		if (from->in.pos == from->in.size) {
@@ -70,7 +72,9 @@ static int get(struct stream *from, void *into, size_t size)
 			from->left -= got;
 			from->in = (ZSTD_inBuffer){from->chunk, got, 0};
 		}
-		if (ZSTD_isError(ZSTD_decompressStream(from->zstd, &out, &from->in)))
+		hint = ZSTD_decompressStream(from->zstd, &out, &from->in);
+		from->whole = hint == 0;
+		if (ZSTD_isError(hint))
 			return -1;
 	}
 	return 0;
@@ -123,8 +127,11 @@ static int unpack(struct stream *from, int folder, const char *loader)
 
 		if (get(from, header, BLOCK))
 			return errno = EBADMSG, -1;
-		if (!header[0])
-			return 0;
+		if (!header[0]) { /* the checksum of all stands at the end */
+			while (!get(from, header, BLOCK))
+				;
+			return from->whole ? 0 : (errno = EBADMSG, -1);
+		}
 		memcpy(name, header, 100);
 		size = strtoull(header + 124, NULL, 8);
 		if (header[156] == '5') {
@@ -190,7 +197,7 @@ static int offer(const char *path, struct stream *from, const struct trailer *tr
 {
 	char name[KEY + 16], draft[KEY + 40], loader[PATH_MAX];
 	struct statvfs disk;
-	int folder, inner, bad;
+	int folder, inner, bad, damaged;
 
 	folder = private_folder(path, why, size);
 	if (folder < 0)
@@ -220,11 +227,12 @@ static int offer(const char *path, struct stream *from, const struct trailer *tr
 		/* another process may have been as quick */
 		if (!bad && renameat(folder, draft, folder, name) && errno != ENOTEMPTY && errno != EEXIST)
 			bad = -1;
-		if (bad && errno == EBADMSG)
-			snprintf(why, size, "this file is damaged: copy it again");
-		else if (bad)
+		damaged = bad && errno == EBADMSG;
+		if (bad)
 			snprintf(why, size, "%s: %s", path, strerror(errno));
 		sweep(folder, draft);
+		if (damaged) /* no other place will do */
+			fail("this file is damaged: copy it again");
 		if (inner >= 0)
 			close(inner);
 	}
@@ -247,6 +255,7 @@ static void rewind_stream(struct stream *from, const struct trailer *trailer)
 {
 	lseek(from->fd, -(off_t)(sizeof(*trailer) + trailer->packed), SEEK_END);
 	from->left = trailer->packed;
+	from->whole = 0;
 	from->in = (ZSTD_inBuffer){from->chunk, 0, 0};
 	ZSTD_initDStream(from->zstd);
 }
@@ -257,6 +266,9 @@ static _Noreturn void run(const char *folder, const struct trailer *trailer, int
 	char **arguments = calloc(count + 6, sizeof(char *));
 	char python[PATH_MAX];
 
+	/* python finds its libraries by it, and nothing is seen of the host without it */
+	if (access("/proc/self/exe", F_OK))
+		fail("/proc is not mounted here: mount -t proc proc /proc");
 	snprintf(python, sizeof(python), "%s/bundle-%.*s/" PYTHON, folder, KEY, trailer->key);
 	memcpy(arguments, head, sizeof(head));
 	arguments[0] = python;

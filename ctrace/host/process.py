@@ -138,7 +138,10 @@ def _by_handle(cgroup_id: int) -> Optional[str]:
     root = cgroup_root()
     if not root:
         return None
-    mount = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mount = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # another mount lies over it
+        return None
     try:
         # struct file_handle: bytes, type, the handle
         handle = ctypes.create_string_buffer(struct.pack("=IiQ", 8, FILEID_KERNFS, cgroup_id), 16)
@@ -166,7 +169,7 @@ def _by_walk() -> dict[int, str]:
 @lru_cache(maxsize=1)
 def _no_handles() -> bool:
     root = cgroup_root()
-    return bool(root) and _by_handle(os.stat(root).st_ino) is None
+    return os.path.isdir(root) and _by_handle(os.stat(root).st_ino) is None
 
 
 def _cgroups(root: str) -> Iterator[tuple[int, str]]:

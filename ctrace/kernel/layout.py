@@ -156,7 +156,7 @@ _PROTO: Final = (
     "SCTP_STATE",
 )
 
-ENTRY_BYTES: Final = 8 * 33
+ENTRY_BYTES: Final = 8 * 36
 """``struct entry`` in bpf/ct.h: what the programs have room for."""
 
 

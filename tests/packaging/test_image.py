@@ -110,8 +110,9 @@ def test_what_is_in_it_starts(tmp_path: Path) -> None:
     config = settings["config"]
     script = """
         set -e; R=$1; shift
+        mount --bind $R $R; mount -o remount,bind,ro $R; cd $R
         for folder in proc sys dev; do mount --rbind /$folder $R/$folder; done
-        mount --bind -o ro $R $R; mount -t tmpfs none $R/var/cache; mount -t tmpfs none $R/tmp
+        mount -t tmpfs none $R/var/cache; mount -t tmpfs none $R/tmp
         exec env -i "$@"
     """
 

@@ -51,6 +51,9 @@ def test_the_ladder_finds_what_these_kernels_have() -> None:
         "6.1": {"fentry", "kprobe", "netlink"},
         "6.12": {"fentry", "kprobe", "netfilter", "netlink"},
         "7.2": {"fentry", "kprobe", "netfilter", "netlink"},
+        "arm64-6.1": {"kprobe", "netlink"},
+        "arm64-6.12": {"fentry", "kprobe", "netfilter", "netlink"},
+        "rt-6.12": {"fentry", "kprobe", "netfilter", "netlink"},
     }
     statuses = probe()
     assert {one.family for one in statuses if one.holds} == expected[KERNEL]
