@@ -1,7 +1,8 @@
 """A plan judged again, by the rules and the table of its namespace as they are now.
 
-As a process of its own (the guard starts it) it puts a confirmed change back whose accepts a
-reload dropped.
+As a process of its own (the guard starts it) it looks at a confirmed change whose rules around
+changed: it takes one off that is not safe any more, and puts one back whose accepts a reload
+dropped.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from itertools import zip_longest
+from typing import Final, Optional
 
-from ctrace.advice.facts import facts
+from ctrace.advice.facts import Facts, facts
 from ctrace.advice.hazards import Judge
 from ctrace.advice.roles import flows_of, of_service
 from ctrace.advice.subject import Flow, Subject
+from ctrace.batch import inode_of
+from ctrace.change import condition
 from ctrace.change.plan import Lever, Notrack, Plan
 from ctrace.errors import CtraceError
-from ctrace.host.netns import Namespace
+from ctrace.host.netns import Namespace, find
 from ctrace.record import Status
 
 GOOD: Final = ("safe", "safe-with-rules")
@@ -72,10 +76,53 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
     return replace(plan, fingerprint=about.ruleset.fingerprint, levers=tuple(levers()))
 
 
+def objection(plan: Plan, namespace: Namespace) -> str:
+    """Why a plan that is in place would not be made like that by the rules as they are now;
+    empty: it would."""
+    try:
+        now = judge_plan(plan, namespace)
+    except CtraceError as error:
+        return str(error)
+    for old, new in zip_longest(plan.levers, now.levers):
+        if not isinstance(old, Notrack) or not isinstance(new, Notrack):
+            continue
+        have = {replace(accept, position=0) for accept in old.accepts}
+        lacking = [one for one in new.accepts if replace(one, position=0) not in have]
+        if lacking:
+            where = f"{lacking[0].family} {lacking[0].table} {lacking[0].chain}"
+            why = f"{old.proto}/{old.port} would need an accept in {where}"
+        elif _meant(old) != _meant(new):
+            why = f"the rules for {old.proto}/{old.port} would be others"
+        else:
+            continue
+        return (
+            f"the rules in {namespace.name} changed since the plan was made, and now {why}: run "
+            "ctrace undo, then advise and apply again"
+        )
+    return ""
+
+
+def _meant(lever: Notrack) -> tuple[object, ...]:
+    return lever.roles, lever.icmp, lever.shared, sorted(lever.peers)
+
+
+def facts_of(inum: int) -> Optional[Facts]:
+    """The facts of a namespace as records name it, with how what ctrace applied there fares;
+    None when it is gone or unreadable."""
+    for space in find():
+        if space.inum == inode_of(inum):
+            try:
+                told = condition.of(space, objection)
+                return replace(facts(space.path), condition=told)
+            except CtraceError:
+                return None
+    return None
+
+
 if __name__ == "__main__":
-    from ctrace.change.apply import put_back
+    from ctrace.change.apply import look_again
 
     try:
-        put_back(int(sys.argv[1]), judge_plan)
+        look_again(int(sys.argv[1]), judge_plan, objection)
     except CtraceError:
         sys.exit(1)

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
 from ctrace.advice.beside import Stale, leftovers
-from ctrace.batch import inode_of
-from ctrace.change import condition, notes
+from ctrace.change import notes
 from ctrace.change import plan as plans
 from ctrace.change.plan import Lever
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in, sock_diag
 from ctrace.host.ctnetlink import dump as dump_entries
-from ctrace.host.netns import Namespace, enter, find, local_addresses
+from ctrace.host.netns import Namespace, enter, local_addresses
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
 from ctrace.names import clean
 from ctrace.record import Events
@@ -87,7 +86,6 @@ def facts(netns_path: str) -> Facts:
     )
     with enter(netns_path):
         here = os.stat("/proc/thread-self/ns/net").st_ino
-    found = replace(found, condition=condition.of(here, netns_path))
     note = notes.read(here) if found.ruleset and found.ruleset.ours else None
     if note is None or note.over:
         return found
@@ -248,14 +246,3 @@ def _sys(name: str, default: str) -> str:
             return file.read().strip()
     except OSError:
         return default
-
-
-def facts_of(inum: int) -> Optional[Facts]:
-    """The facts of a namespace as records name it; None when it is gone or unreadable."""
-    for space in find():
-        if space.inum == inode_of(inum):
-            try:
-                return facts(space.path)
-            except CtraceError:
-                return None
-    return None

@@ -54,6 +54,7 @@ FLUSH_S: Final = 600
 
 
 Judge = Callable[[Plan, Namespace], Plan]
+Objection = Callable[[Plan, Namespace], str]
 """Judges a plan by the rules as they are now: the plan with what they need. Raises CtraceError
 when it is not safe any more."""
 
@@ -240,6 +241,32 @@ def stays(plan: Plan) -> str:
             "its accepts takes it off until it has been judged again (ctrace applied tells)."
         )
     return "It stays until ctrace undo, a reboot, or a flush of all rules."
+
+
+def look_again(inum: int, judge: Judge, objection: Objection) -> None:
+    """A confirmed change among rules that are others than it was judged by: off, if it is not
+    safe any more; one that is off already: put back. Raises CtraceError."""
+    note = notes.read(inum)
+    if note is None or note.off:
+        put_back(inum, judge)
+        return
+    plan = plans.from_json(note.plan)
+    namespace = locate(plan)
+    with inside(namespace):
+        now = fingerprint("/proc/thread-self/ns/net")
+    if now == plan.fingerprint:
+        return
+    why = objection(plan, namespace)
+    with notes.locked(), inside(namespace):
+        if notes.read(inum) != note:
+            return
+        if why:
+            keep.off(plan)
+            said = f"off since {time.strftime('%H:%M:%S')}: {why}"
+            notes.write(replace(note, said=said, off=True))
+        else:
+            plan = replace(plan, fingerprint=now)
+            notes.write(replace(note, plan=plans.to_json(plan)))
 
 
 def put_back(inum: int, judge: Judge) -> None:

@@ -5,9 +5,10 @@ From its note and a few messages to the kernel, so it can be asked at any time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Optional
 
 from ctrace.change import notes
 from ctrace.change import plan as plans
@@ -15,6 +16,7 @@ from ctrace.change.standing import Standing
 from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
+from ctrace.ruleset.reader import fingerprint
 
 ON_TRIAL, HOLDS, OFF, BROKEN, OVER = "on-trial", "holds", "off", "broken", "over"
 STATES: Final = (ON_TRIAL, HOLDS, OFF, BROKEN, OVER)
@@ -28,7 +30,8 @@ class Condition:
     name: str
     state: str
     """``on-trial``; ``holds``: confirmed and whole; ``off``: confirmed, but its services are
-    tracked for now; ``broken``: NOTRACK without its accepts, so its services may be cut off;
+    tracked for now; ``broken``: NOTRACK without the accepts that it needs, or among rules with
+    which it is not safe, so its services may be cut off;
     ``over``: taken away by something else than ctrace undo."""
     services: tuple[str, ...]
     """``tcp/80``."""
@@ -36,27 +39,53 @@ class Condition:
     """What to know, in one sentence; empty: nothing."""
 
 
-def conditions() -> list[Condition]:
-    """Of every change that has a note, by namespace. Reads only."""
+Objection = Callable[[plans.Plan, Namespace], str]
+"""Why a plan in place would not be made like that by the rules of now; empty: it would."""
+
+
+def conditions(objection: Optional[Objection] = None) -> list[Condition]:
+    """Of every change that has a note, by namespace. Reads only.
+
+    With ``objection`` one that was judged by other rules than there are now is judged again.
+    """
     with suppress(CtraceError):
         noted = notes.every() if notes.any_yet() else []
         if noted:
             known = {space.inum: space for space in netns.find()}
-            return [_of(note, known[note.netns]) for note in noted if note.netns in known]
+            return [
+                _of(note, known[note.netns], objection) for note in noted if note.netns in known
+            ]
     return []
 
 
-def of(inum: int, path: str) -> str:
-    """What to know of the change in the namespace at ``path``; empty: nothing."""
-    note = notes.read(inum) if notes.any_yet() else None
-    return "" if note is None else _of(note, Namespace(inum, "", path)).told
+def of(space: Namespace, objection: Optional[Objection] = None) -> str:
+    """What to know of the change in a namespace; empty: nothing."""
+    note = notes.read(space.inum) if notes.any_yet() else None
+    return "" if note is None else _of(note, space, objection).told
 
 
-def _of(note: notes.Note, space: Namespace) -> Condition:
+def _of(note: notes.Note, space: Namespace, objection: Optional[Objection]) -> Condition:
     plan = plans.from_json(note.plan)
     services = tuple(f"{lever.proto}/{lever.port}" for lever in plan.levers)
     state, told = _state(note, plan, space)
+    if state == HOLDS and objection is not None:
+        state, told = _judged(note, plan, space, objection)
     return Condition(note.netns, space.name, state, services, told)
+
+
+def _judged(
+    note: notes.Note, plan: plans.Plan, space: Namespace, objection: Objection
+) -> tuple[str, str]:
+    """A change that stands: whether it is still right."""
+    try:
+        if fingerprint(space.path) == plan.fingerprint:
+            return HOLDS, note.said
+    except CtraceError as error:
+        return BROKEN, f"its rules cannot be read: {error}"
+    why = objection(plan, space)
+    if why:
+        return BROKEN, f"{why}; ctrace undo tracks its services again"
+    return HOLDS, "the rules around it changed since it was judged: judged again now, it is safe"
 
 
 def _state(note: notes.Note, plan: plans.Plan, space: Namespace) -> tuple[str, str]:

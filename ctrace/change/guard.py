@@ -6,7 +6,8 @@ ctrace that applied it was killed. Once confirmed it stays only where the plan h
 chains of others, and sees that these stand (:mod:`ctrace.change.keep` says why). When they are
 gone the services are tracked again within :data:`POLL_S`, then judged again by the rules as
 they are then, and the rules put back when that is safe; else it is tried again ever more
-rarely. It holds no file of the namespace, so it keeps none alive.
+rarely. When nftables' rules around it changed otherwise it has the change judged again, too, and
+taken off when it is not safe any more. It holds no file of the namespace, so it keeps none alive.
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class Guard:
         self._wait = QUIET_S
         self._again = 0.0
         self._tries = 0
+        self._judging: Optional[tuple[subprocess.Popen[bytes], float]] = None
+        self._generation: Optional[int] = None
+        self._since = 0.0
+        self._stale = False
 
     def run(self) -> None:
         """Until there is nothing to guard."""
@@ -156,10 +161,39 @@ class Guard:
             self._due = time.monotonic() + keep.RENEW_S
             with netns.enter(self._path()):
                 held = keep.renew(plan)
+            self._seen(self._standing(note).generation, self._standing(note).now(self._path()))
             if not held:
                 self._off(note, f"off since before {_clock()}, as nothing had looked after its "
                           "accepts for too long: its services are tracked")  # fmt: skip
+        else:
+            self._rejudge(self._standing(note).generation)
         return True
+
+    def _seen(self, before: Optional[int], after: Optional[int]) -> None:
+        """Renewing changes rules, too: of ours alone."""
+        if before == self._generation:
+            self._generation = after
+
+    def _rejudge(self, generation: Optional[int]) -> None:
+        """Have it judged again, beside, once the rules around it changed and are quiet."""
+        now = time.monotonic()
+        if generation != self._generation:
+            self._generation, self._since, self._stale = generation, now, True
+        if self._judging is not None:
+            process, began = self._judging
+            if process.poll() is None and now - began < GIVE_UP_S:
+                return
+            process.kill()
+            process.wait()
+            self._judging, self._again = None, now + SHARE * (now - began)
+        elif self._stale and now - self._since >= QUIET_S and now >= self._again:
+            self._stale = False
+            process = subprocess.Popen(
+                interpreter.module("ctrace.advice.again", str(self._inum)),
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                cwd="/",
+            )  # fmt: skip
+            self._judging = process, now
 
     def _gone(self, note: notes.Note) -> bool:
         """The whole of it was removed, by hand or with every other rule: so it is over."""

@@ -71,11 +71,19 @@ class Standing:
         self._legacy = any(place[0] == "iptables-legacy" for place in (*self._own, *self._accepts))
         self._seen: Optional[int] = None
         self._found: tuple[bool, tuple[str, ...]] = (False, ())
+        self.generation: Optional[int] = None
+        """At the last look."""
 
     @property
     def needs(self) -> bool:
         """Whether it has accepts in chains of others."""
         return bool(self._accepts)
+
+    @staticmethod
+    def now(path: str) -> Optional[int]:
+        """nftables' generation in the namespace: another after every change of rules."""
+        with Reader(path) as reader:
+            return reader.generation()
 
     def look(self, path: str) -> tuple[bool, tuple[str, ...]]:
         """(whether its NOTRACK is there, all of it; where accepts are missing).
@@ -83,7 +91,7 @@ class Standing:
         Where the rules are those of the last look nothing is read. Raises CtraceError.
         """
         with Reader(path) as reader:
-            now = reader.generation()
+            now = self.generation = reader.generation()
             if self._legacy or not now or now != self._seen:
                 there = bool(self._own) or reader.has_table("inet", TABLE)
                 there = there and not _lacking(reader, self._own)

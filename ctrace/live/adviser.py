@@ -186,6 +186,6 @@ def recorded_facts(rules: Mapping[int, str]) -> Callable[[int], Optional[Facts]]
 
 
 def _live_facts(netns: int) -> Optional[Facts]:
-    from ctrace.advice.facts import facts_of
+    from ctrace.advice.again import facts_of
 
     return facts_of(netns)

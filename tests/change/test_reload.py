@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 from kit.changes import PORT, STRICT, guards, make_plan, rules_of
 
+from ctrace.advice.again import facts_of
 from ctrace.change import apply, condition, keep, notes, undo
 from ctrace.change import plan as plans
 from ctrace.change.plan import Accept
@@ -28,6 +29,10 @@ FILTER = (
     "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A INPUT -p icmp -j ACCEPT\n"
     "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
     f"-A INPUT -p tcp -m conntrack --ctstate NEW -m tcp --dport {PORT} -j ACCEPT\nCOMMIT\n"
+)
+REDIRECT = (
+    f"table ip n {{ chain pre {{ type nat hook prerouting priority -100; "
+    f"tcp dport {PORT} redirect to :{PORT + 1}\n }}\n}}\n"
 )
 NATIVE = "delete table inet fw\n" + STRICT
 KINDS: dict[str, tuple[list[str], str, str, Accept]] = {
@@ -106,19 +111,14 @@ def note(server: Node) -> str:
 
 def test_what_is_not_safe_any_more_stays_off(lab: Lab) -> None:
     """The new rules redirect the port, which needs tracking."""
-    with confirmed(lab, "nft") as (server, client, address):
-        redirect = (
-            f"table ip n {{ chain pre {{ type nat hook prerouting priority -100; "
-            f"tcp dport {PORT} redirect to :{PORT + 1}\n }}\n}}\n"
-        )
-        with tcp_server(server, PORT + 1):
-            server.run(["nft", "-f", "-"], stdin=redirect + NATIVE.replace("8063", "8063-8064"))
-            until(lambda: works(client, address), "the service is back")
-            until(lambda: "not put back" in note(server), "it was judged")
-            assert state(server) == condition.OFF
-            ctnetlink.flush(server.path)
-            assert works(client, address)
-            assert entries(server), "it is tracked"
+    with confirmed(lab, "nft") as (server, client, address), tcp_server(server, PORT + 1):
+        server.run(["nft", "-f", "-"], stdin=REDIRECT + NATIVE.replace("8063", "8063-8064"))
+        until(lambda: works(client, address), "the service is back")
+        until(lambda: "not put back" in note(server), "it was judged")
+        assert state(server) == condition.OFF
+        ctnetlink.flush(server.path)
+        assert works(client, address)
+        assert entries(server), "it is tracked"
 
 
 def the_guard(server: Node) -> int:
@@ -129,7 +129,6 @@ def the_guard(server: Node) -> int:
 
 def test_all_who_are_asked_tell_at_once(lab: Lab) -> None:
     """With its guard stopped nobody can mend it: what is missing is told all the same."""
-    from ctrace.advice.facts import facts
     from ctrace.cli.about.doctor import WARN, _about_changes
 
     with confirmed(lab, "iptables-nft") as (server, _, _address):
@@ -138,7 +137,9 @@ def test_all_who_are_asked_tell_at_once(lab: Lab) -> None:
         try:
             server.run(KINDS["iptables-nft"][0], stdin=FILTER)
             assert state(server) == condition.BROKEN
-            assert "ip filter INPUT" in facts(server.path).condition
+            about = facts_of(server.inum)
+            assert about
+            assert "ip filter INPUT" in about.condition
             assert [f.level for f in _about_changes() if str(server.inum) in f.text] == [WARN]
             told = ctrace("applied", "--netns", str(server.inum))
             assert "confirmed, but its accepts are missing (ip filter INPUT)" in told
@@ -197,7 +198,29 @@ def test_a_plan_without_accepts_needs_no_guard(lab: Lab) -> None:
     apply.confirm(server.inum)
     until(lambda: not notes.guarded(server.inum), "the guard ends")
     assert state(server) == condition.HOLDS
+    # Who asks has it judged again by the rules as they are by then.
+    server.run(["nft", "add", "table", "inet", "late"])
+    assert "judged again now, it is safe" in ctrace("applied", "--netns", str(server.inum))
+    server.run(["nft", "-f", "-"], stdin=STRICT)
+    told = ctrace("applied", "--netns", str(server.inum))
+    assert f"tcp/{PORT} would need an accept in inet fw in" in told
+    server.run(["nft", "-f", "-"], stdin=REDIRECT)
+    about = facts_of(server.inum)
+    assert about
+    assert f"tcp/{PORT} is unsafe" in about.condition
     undo.undo(server.inum)
+
+
+def test_rules_that_make_it_unsafe_take_it_off(lab: Lab) -> None:
+    """Its accepts stand: that alone is not enough."""
+    with confirmed(lab, "nft") as (server, client, address), tcp_server(server, PORT + 1):
+        server.run(["nft", "-f", "-"], stdin=REDIRECT)
+        until(lambda: f"tcp/{PORT} is unsafe" in note(server), "it was judged")
+        assert state(server) == condition.OFF
+        server.run(["nft", "insert rule inet fw in tcp dport 8064 accept"])
+        ctnetlink.flush(server.path)
+        assert works(client, address)
+        assert entries(server), "it is tracked"
 
 
 def test_on_trial_a_reload_takes_it_back(lab: Lab) -> None:

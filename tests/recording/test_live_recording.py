@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import ctrace
-from ctrace.advice.facts import facts_of
+from ctrace.advice.again import facts_of
 from ctrace.capture import open_live
 from ctrace.demo.scene import Scene, SmallTable
 from ctrace.errors import CtraceError

@@ -240,6 +240,7 @@ def _about_tables(here: kernel.Kernel, readings: Sequence[TableReading]) -> list
 
 def _about_changes() -> list[Finding]:
     """What ctrace apply has in place, where it does not hold."""
+    from ctrace.advice.again import objection
     from ctrace.change.condition import HOLDS, ON_TRIAL, conditions
 
     return [
@@ -248,7 +249,7 @@ def _about_changes() -> list[Finding]:
             GOOD if one.state in (HOLDS, ON_TRIAL) else WARN,
             f"{', '.join(one.services)} in {one.name}: {one.told or one.state.replace('-', ' ')}",
         )
-        for one in conditions()
+        for one in conditions(objection)
     ]
 
 

@@ -92,7 +92,7 @@ def _again(file: Optional[str]) -> str:
 def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) -> Advice:
     import socket
 
-    from ctrace.advice.facts import facts_of
+    from ctrace.advice.again import facts_of
     from ctrace.capture import open_live
 
     source = open_live(wanted, hooks=hooks, sample=True)

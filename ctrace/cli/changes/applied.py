@@ -22,8 +22,10 @@ def command(netns: Optional[str], format: str) -> None:
     """List what ctrace has applied: where, what, until when, and how much it caught.
 
     Says when a change does not hold: its accepts are missing, its services are tracked
-    for now, or something else removed it.
+    for now, or something else removed it. One that was judged by other rules than there
+    are now is judged again.
     """
+    from ctrace.advice.again import objection
     from ctrace.change.condition import OVER, conditions
     from ctrace.change.undo import applied
     from ctrace.host.netns import resolve
@@ -31,7 +33,7 @@ def command(netns: Optional[str], format: str) -> None:
     need_root("reading every namespace's rules")
     only = resolve(netns) if netns else None
     changes = applied(only)
-    known = {one.netns: one for one in conditions() if only in (None, one.netns)}
+    known = {one.netns: one for one in conditions(objection) if only in (None, one.netns)}
     there = {change.namespace.inum for change in changes}
     over = [one for one in known.values() if one.state == OVER and one.netns not in there]
     if format == "json":
