@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, Optional
@@ -114,7 +114,7 @@ def read_installed(now: float) -> Installed:
     table, left, lease, native = False, None, None, []
     if commands.have("nft"):
         ruleset = nft_ruleset()
-        native = list(tagged_rules(ruleset, saved))
+        native = list(tagged_rules(ruleset.get("nftables", ()), saved))
         table, left, lease = _own_table(ruleset)
     ends = [rule.until for rule in rules if rule.until is not None]
     if ends:
@@ -130,7 +130,9 @@ def read_own(tool: str, now: float) -> Installed:
         status, text, _ = commands.output(argv)
         ruleset = json.loads(text) if status == 0 else {}
         table, left, lease = _own_table(ruleset)
-        return Installed(tuple(tagged_rules(ruleset, set())), table, (), left, lease)
+        return Installed(
+            tuple(tagged_rules(ruleset.get("nftables", ()), set())), table, (), left, lease
+        )
     rules: list[Rule] = []
     for family in ("ip", "ip6"):
         rules += tagged_lines(saved_rules(tool, family, "raw"), tool, family)
@@ -175,9 +177,9 @@ def listing() -> str:
     return "\n".join(parts)
 
 
-def tagged_rules(ruleset: dict[str, Any], skip: set[tuple[str, str]]) -> Iterator[Rule]:
+def tagged_rules(objects: Iterable[dict[str, Any]], skip: set[tuple[str, str]]) -> Iterator[Rule]:
     """Ours in nft's JSON, but for the (family, table) pairs in ``skip``."""
-    for item in ruleset.get("nftables", ()):
+    for item in objects:
         body = item.get("rule")
         if not isinstance(body, dict) or (body["family"], body["table"]) in skip:
             continue

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final, Optional
 
 from ctrace.ruleset.model import (
@@ -30,9 +31,25 @@ MAX_ELEMENTS: Final = 8192
 UNKNOWN: Final = Match("")
 
 
-def parse(text: str) -> list[Chain]:
-    """Chains of all ip, ip6 and inet tables but ctrace's own. Raises ValueError."""
-    objects = json.loads(text)["nftables"]
+Objects = list[dict[str, Any]]
+
+
+@lru_cache(maxsize=1)
+def objects_of(text: str) -> Objects:
+    """What ``nft -j`` listed, to be read only: parsed once for all who ask one after the other.
+
+    Raises ValueError, KeyError, TypeError. A large listing's takes much memory: call
+    ``objects_of.cache_clear()`` when nobody will ask any more.
+    """
+    found: Objects = json.loads(text)["nftables"]
+    return found
+
+
+def parse(objects: Objects, told: Collection[tuple[str, str, str]] = ()) -> list[Chain]:
+    """Chains of all ip, ip6 and inet tables but ctrace's own. Raises ValueError.
+
+    Not those that are ``told`` (family, table, name) otherwise.
+    """
     tables = _Tables(objects)
     chains: dict[tuple[str, str, str], Chain] = {}
     rules: dict[tuple[str, str, str], list[Rule]] = {}
@@ -41,6 +58,8 @@ def parse(text: str) -> list[Chain]:
         if "chain" in item:
             chain = item["chain"]
             key = (chain["family"], chain["table"], chain["name"])
+            if key in told:
+                continue
             if key[0] in ("ip", "ip6", "inet") and key[:2] != ("inet", TABLE):
                 chains[key] = Chain(
                     tool="nft",
@@ -55,7 +74,7 @@ def parse(text: str) -> list[Chain]:
         elif "rule" in item:
             rule = item["rule"]
             key = (rule["family"], rule["table"], rule["chain"])
-            if str(rule.get("comment", "")).startswith(TAG):
+            if key in told or str(rule.get("comment", "")).startswith(TAG):
                 continue
             place = places[key] = places.get(key, -1) + 1
             parts = tables.rules(rule["family"], rule["table"], rule["expr"])
@@ -66,12 +85,12 @@ def parse(text: str) -> list[Chain]:
     return [replace(chain, rules=tuple(rules.get(key, ()))) for key, chain in chains.items()]
 
 
-def bridged(text: str) -> Iterator[str]:
+def bridged(objects: Objects) -> Iterator[str]:
     """A sentence for each ``table bridge`` that tracks: what it tracks, our rules don't see.
 
     Raises ValueError.
     """
-    rules = (item["rule"] for item in json.loads(text)["nftables"] if "rule" in item)
+    rules = (item["rule"] for item in objects if "rule" in item)
     tables = {r["table"] for r in rules if r["family"] == "bridge" and _mentions(r["expr"], "ct")}
     for table in sorted(tables):
         yield f"table bridge {table} tracks bridged packets by itself (nf_conntrack_bridge)"

@@ -29,7 +29,8 @@ from ctrace.ruleset.planes import Plane, planes
 
 XT_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 XT_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-TIMEOUT: Final = 20.0
+TIMEOUT: Final = 60.0
+"""Seconds for one tool: 50,000 rules take one, and ten times that on a busy machine."""
 
 __all__ = ["Ruleset", "dump", "fingerprint", "load", "read"]
 
@@ -61,12 +62,16 @@ def fingerprint(netns_path: str) -> str:
     listings = _collect(netns_path)
     if listings.gaps:
         raise CtraceError(f"the ruleset cannot be read: {listings.gaps[0]}")
-    return _digest(listings)
+    found = _digest(listings)
+    nft.objects_of.cache_clear()
+    return found
 
 
 def dump(netns_path: str) -> dict[str, Any]:
     """The ruleset as the tools print it, JSON-ready: :func:`load` reads it back."""
-    return asdict(_collect(netns_path))
+    found = asdict(_collect(netns_path))
+    nft.objects_of.cache_clear()
+    return found
 
 
 def load(document: Any) -> Ruleset:
@@ -95,34 +100,32 @@ def build(listings: _Listings) -> Ruleset:
             covered |= {(family, chain.table, chain.name) for chain in found}
     if listings.nft:
         try:
-            native = nft.parse(listings.nft)
-            gaps += nft.bridged(listings.nft)
+            objects = nft.objects_of(listings.nft)
+            native = nft.parse(objects, covered)
+            gaps += nft.bridged(objects)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             gaps.append(f"nft's listing could not be understood ({type(error).__name__})")
             native = []
+        every = covered | {(chain.family, chain.table, chain.name) for chain in native}
         made = {
-            (chain.family, chain.table)
-            for chain in native
-            if chain.family != "inet" and chain.table in XT_TABLES and chain.name in XT_HOOKS
+            (family, table)
+            for family, table, name in every
+            if family != "inet" and table in XT_TABLES and name in XT_HOOKS
         }  # by iptables-nft: additions must go through it, or it no longer reads them
         for chain in native:
-            if (chain.family, chain.table, chain.name) not in covered:
-                xt = (chain.family, chain.table) in made
-                chains.append(replace(chain, tool="iptables-nft") if xt else chain)
-    return Ruleset(
-        tuple(chains),
-        _digest(listings),
-        _ipvs(listings.ipvs),
-        tuple(_ours(listings)),
-        listings.planes,
-        tuple(gaps),
-    )
+            xt = (chain.family, chain.table) in made
+            chains.append(replace(chain, tool="iptables-nft") if xt else chain)
+    ours = tuple(_ours(listings))
+    digest = _digest(listings)
+    nft.objects_of.cache_clear()
+    return Ruleset(tuple(chains), digest, _ipvs(listings.ipvs), ours, listings.planes, tuple(gaps))
 
 
 def _ours(listings: _Listings) -> Iterator[Rule]:
     # What is damaged has been told as a gap.
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        yield from tagged_rules(json.loads(listings.nft or "{}"), _saved_tables(listings))
+        if listings.nft:
+            yield from tagged_rules(nft.objects_of(listings.nft), _saved_tables(listings))
     for tool, family, text in listings.saves:
         with contextlib.suppress(ValueError):
             yield from tagged_lines(text, tool, family)
@@ -131,16 +134,16 @@ def _ours(listings: _Listings) -> Iterator[Rule]:
 def _collect(netns_path: str) -> _Listings:
     gaps: list[str] = []
     saves: list[tuple[str, str, str]] = []
-    nft, ipvs = "", ""
+    listing, ipvs = "", ""
     with enter(netns_path):
         has_nft = bool(shutil.which("nft"))
         if has_nft:
-            nft = _run(["nft", "-j", "list", "ruleset"], gaps)
+            listing = _run(["nft", "-j", "list", "ruleset"], gaps)
         elif _may_have_nf_tables():
             gaps.append("nft is missing, so nf_tables' rules cannot be read: install nftables")
         for family in ("ip", "ip6"):
             command = f"{family}tables-nft-save"
-            if not has_nft or _wants_save(nft, family):
+            if not has_nft or _wants_save(listing, family):
                 if shutil.which(command):
                     saves.append(("iptables-nft", family, _compatible(_run([command, "-c"], gaps))))
                 elif has_nft:
@@ -160,7 +163,7 @@ def _collect(netns_path: str) -> _Listings:
                     gaps.append(f"{command} is missing, and legacy iptables tables are in use")
         ipvs = _proc("/proc/thread-self/net/ip_vs")
         beside = planes(gaps)
-    return _Listings(nft, tuple(saves), ipvs, tuple(gaps), tuple(beside))
+    return _Listings(listing, tuple(saves), ipvs, tuple(gaps), tuple(beside))
 
 
 def _run(argv: list[str], gaps: list[str]) -> str:
@@ -210,17 +213,17 @@ def _may_have_nf_tables() -> bool:
     return not modules or "nf_tables " in modules
 
 
-def _wants_save(nft: str, family: str) -> bool:
+def _wants_save(listing: str, family: str) -> bool:
     """Whether the family has iptables' tables, of which nft's listing lacks arguments.
 
     Also when no rule has any yet: ours would add the first, and the listing that the
     fingerprint is made of must not depend on that.
     """
-    if not nft:
+    if not listing:
         return False
     try:
-        objects = json.loads(nft)["nftables"]
-    except (ValueError, KeyError):
+        objects = nft.objects_of(listing)
+    except (ValueError, KeyError, TypeError):
         return False
     return any(
         "table" in item and item["table"]["family"] == family and item["table"]["name"] in XT_TABLES
@@ -282,8 +285,8 @@ def _saved_tables(listings: _Listings) -> set[tuple[str, str]]:
 
 def _stable_nft(text: str, saved: set[tuple[str, str]]) -> list[Any]:
     try:
-        objects = json.loads(text)["nftables"] if text else []
-    except (ValueError, KeyError):
+        objects = nft.objects_of(text) if text else []
+    except (ValueError, KeyError, TypeError):
         return [text]
     kept = []
     for item in objects:

@@ -49,7 +49,7 @@ def told(text: str) -> dict[Any, Any]:
 
     return {
         chain.key: (chain.hook, chain.priority, chain.policy, chain.type, rules(chain))
-        for chain in nft.parse(text)
+        for chain in nft.parse(nft.objects_of(text))
     }
 
 
@@ -70,7 +70,7 @@ def test_text_tells_what_json_does() -> None:
 
 
 def test_a_line_is_read_as_it_stands() -> None:
-    (chain,) = nft.parse(json.dumps(to_json(SAMPLE)))
+    (chain,) = nft.parse(to_json(SAMPLE)["nftables"])
     assert (chain.hook, chain.priority, chain.policy) == ("input", -5, "drop")
     first, second, third = chain.rules
     assert len(first.matches[-1].values) == 3
@@ -84,4 +84,4 @@ def test_a_line_is_read_as_it_stands() -> None:
 
 @given(st.integers(0, len(SAMPLE)), st.text(max_size=12), st.integers(0, 40))
 def test_broken_text_never_fails(at: int, junk: str, gone: int) -> None:
-    nft.parse(json.dumps(to_json(SAMPLE[:at] + junk + SAMPLE[at + gone :])))
+    nft.parse(to_json(SAMPLE[:at] + junk + SAMPLE[at + gone :])["nftables"])
