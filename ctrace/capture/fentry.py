@@ -77,7 +77,7 @@ class _ModuleBtf:
     """The descriptor of the module's BTF while a program is loaded; 0 for the kernel's."""
 
     def __init__(self, target: Function) -> None:
-        self._fd = bpf.btf_open(MODULE) if target.in_module else None
+        self._fd = btf.open_object(MODULE) if target.in_module else None
         if target.in_module and self._fd is None:
             raise CtraceError(f"{MODULE} was unloaded: load it again (modprobe {MODULE})")
 

@@ -89,8 +89,7 @@ class Sampler:
             # BPF_PROG_TEST_RUN of this kind is refused here: no sample, nothing else is lost
             self._works = False
 
-    def _matching(self, events: Events, at: npt.NDArray[np.intp]
-                  ) -> npt.NDArray[np.intp]:  # fmt: skip
+    def _matching(self, events: Events, at: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         asked = self._asked
         if asked is None or not len(asked):
             return at[:0]

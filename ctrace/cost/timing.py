@@ -257,7 +257,7 @@ class function_btf:
         if target is None:
             raise CtraceError(f"no function {function} in BTF")
         self._target = target
-        self._fd = bpf.btf_open("nf_conntrack") if in_module else None
+        self._fd = btf.open_object("nf_conntrack") if in_module else None
 
     def __enter__(self) -> tuple[int, int]:
         return self._target, self._fd or 0

@@ -184,9 +184,6 @@ def unlimited_memlock() -> None:
         return
 
 
-# -- maps --------------------------------------------------------------------------------
-
-
 def map_create(
     kind: MapType,
     key_size: int,
@@ -334,36 +331,6 @@ def prog_load(
     _fail(f"the kernel refuses BPF program {name}", -result, text)
 
 
-def can_cast(function: int, struct_type: int) -> bool:
-    """Whether programs may read any address through bpf_rdonly_cast, given by BTF ids (6.2)."""
-    return _loads(
-        (0xB7, 0x01, 0, 0),  # r1 = 0
-        (0xB7, 0x02, 0, struct_type),  # r2 = struct_type
-        (0x85, 0x20, 0, function),  # r0 = function(r1, r2)
-        (0x79, 0x00, 0, 0),  # r0 = *(u64 *)r0
-    )
-
-
-def can_fetch_add() -> bool:
-    """Whether programs may add to a number and learn what it was (5.12)."""
-    return _loads(
-        (0xB7, 0x01, 0, 1),  # r1 = 1
-        (0x7B, 0x1A, -8, 0),  # *(u64 *)(r10 - 8) = r1
-        (0xDB, 0x1A, -8, 1),  # r1 = fetch_add(r10 - 8, r1)
-    )
-
-
-def _loads(*code: tuple[int, int, int, int]) -> bool:
-    """Whether the kernel accepts these instructions: operation, registers, offset, constant."""
-    end = ((0xB7, 0x00, 0, 0), (0x95, 0, 0, 0))  # r0 = 0; exit
-    program = b"".join(struct.pack("<BBhi", *instruction) for instruction in (*code, *end))
-    try:
-        os.close(prog_load(program, ProgType.RAW_TRACEPOINT, "trial"))
-    except BpfError:
-        return False
-    return True
-
-
 def raw_tracepoint_open(prog: int, name: str = "") -> int:
     """Attach to a raw tracepoint, or a TRACING program where it was loaded for (no name)."""
     text = ctypes.create_string_buffer(name.encode())
@@ -420,27 +387,6 @@ def prog_info(fd: int) -> ProgInfo:
 def enable_stats() -> int:
     """Let the kernel measure every program's run time until the descriptor closes (5.8)."""
     return _checked(Cmd.ENABLE_STATS, struct.pack("<I", 0), "cannot enable BPF statistics")
-
-
-def btf_open(name: str) -> Optional[int]:
-    """A descriptor of the kernel's BTF object of that name (a module's), or None."""
-    last = 0
-    while True:
-        result, after = bpf(Cmd.BTF_GET_NEXT_ID, struct.pack("<III", last, 0, 0))
-        if result < 0:
-            return None
-        (last,) = struct.unpack_from("<I", after, 4)
-        fd, _ = bpf(Cmd.BTF_GET_FD_BY_ID, struct.pack("<III", last, 0, 0))
-        if fd < 0:
-            continue
-        text = ctypes.create_string_buffer(64)
-        info = ctypes.create_string_buffer(
-            struct.pack("<QIIQII", 0, 0, 0, ctypes.addressof(text), len(text), 0), 32
-        )
-        bpf(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", fd, 32, ctypes.addressof(info)))
-        if text.value.decode(errors="replace") == name:
-            return fd
-        os.close(fd)
 
 
 def perf_event_open(attr: bytes, pid: int, cpu: int, group: int = -1, flags: int = 8) -> int:

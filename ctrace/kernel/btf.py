@@ -7,6 +7,8 @@ type becomes a Python object only when it is asked for. 130 000 types take about
 
 from __future__ import annotations
 
+import ctypes
+import os
 import struct
 import zlib
 from array import array
@@ -19,7 +21,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.errors import CtraceError
-from ctrace.kernel import disk_cache
+from ctrace.kernel import bpf, disk_cache
 
 KERNEL: Final = Path("/sys/kernel/btf")
 
@@ -268,3 +270,24 @@ def kernel(name: str = "vmlinux") -> Optional[Btf]:
         return Btf(data)
     base = kernel()
     return None if base is None else Btf(data, base)
+
+
+def open_object(name: str) -> Optional[int]:
+    """A descriptor of the kernel's BTF object of that name (a module's), or None."""
+    last = 0
+    while True:
+        result, after = bpf.bpf(bpf.Cmd.BTF_GET_NEXT_ID, struct.pack("<III", last, 0, 0))
+        if result < 0:
+            return None
+        (last,) = struct.unpack_from("<I", after, 4)
+        fd, _ = bpf.bpf(bpf.Cmd.BTF_GET_FD_BY_ID, struct.pack("<III", last, 0, 0))
+        if fd < 0:
+            continue
+        text = ctypes.create_string_buffer(64)
+        info = ctypes.create_string_buffer(
+            struct.pack("<QIIQII", 0, 0, 0, ctypes.addressof(text), len(text), 0), 32
+        )
+        bpf.bpf(bpf.Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", fd, 32, ctypes.addressof(info)))
+        if text.value.decode(errors="replace") == name:
+            return fd
+        os.close(fd)

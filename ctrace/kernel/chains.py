@@ -104,9 +104,16 @@ class Walker:
         return [base for base, _ in votes.most_common(CANDIDATES)]
 
     def walk(
-        self, base: int, first: int, step: int, end: int, *,
-        runs: int = RUNS, enough: int = 0, only: int = 0,
-    ) -> Walked:  # fmt: skip
+        self,
+        base: int,
+        first: int,
+        step: int,
+        end: int,
+        *,
+        runs: int = RUNS,
+        enough: int = 0,
+        only: int = 0,
+    ) -> Walked:
         """Walk every ``step``th bucket from ``first`` on, before ``end``.
 
         Ends early after so many ``runs``, or ``enough`` entries (0: never). ``only``: the

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Optional
 
 from ctrace.errors import CtraceError
-from ctrace.kernel import bpf, btf, disk_cache
+from ctrace.kernel import btf, disk_cache, trial
 from ctrace.kernel.ticks import ticks_per_second
 
 # constant: (struct, member path). Names say the struct first.
@@ -204,10 +204,10 @@ def names() -> set[str]:
 def _loadable(constants: Mapping[str, int]) -> Mapping[str, int]:
     """With what the kernel accepts in programs, found by trying: it depends on its JIT too."""
     found = dict(constants)
-    if "RDONLY_CAST" in found and not bpf.can_cast(found["RDONLY_CAST"], found["RDONLY_TYPE"]):
+    if "RDONLY_CAST" in found and not trial.can_cast(found["RDONLY_CAST"], found["RDONLY_TYPE"]):
         del found["RDONLY_CAST"], found["RDONLY_TYPE"]
     # for bpf/ring.h, which needs a machine that keeps stores in order
-    if os.uname().machine == "x86_64" and bpf.can_fetch_add():
+    if os.uname().machine == "x86_64" and trial.can_fetch_add():
         found["FETCH_ADD"] = 1
     return found
 

@@ -210,8 +210,9 @@ class Objects:
         for number in ids:
             value = bpf.map_lookup(self.maps[CGROUPS], struct.pack("<Q", number), 192)
             if value is not None:
-                parts = (value[at : at + 96].split(b"\0")[0].decode(errors="replace")
-                         for at in (96, 0))  # fmt: skip
+                parts = (
+                    value[at : at + 96].split(b"\0")[0].decode(errors="replace") for at in (96, 0)
+                )
                 found[number] = "/" + "/".join(part for part in parts if part)
         return found
 

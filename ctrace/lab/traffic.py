@@ -55,7 +55,7 @@ def tcp_server(
     """Accept on ``port`` (both families) inside ``node``: answer one line, then close.
 
     Yields the port (chosen by the kernel when 0 is given).
-    """  # fmt: skip
+    """
     listener = node.socket(family_of(address), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family_of(address) == socket.AF_INET6:
@@ -135,7 +135,7 @@ def udp_flows(
     packets: int = 1,
     source: str = "",
 ) -> Sent:
-    """Send ``n`` one-way UDP flows, each from a source port of its own."""  # fmt: skip
+    """Send ``n`` one-way UDP flows, each from a source port of its own."""
     sent = Sent()
     family = family_of(target[0])
     with node.enter():

@@ -88,9 +88,13 @@ def compare(before: Recorded, after: Recorded, group: str) -> Comparison:
 
 def _final(recording: Recorded, group: str) -> Snapshot:
     model = Model(
-        recording.hooks, recording.clock, recording.started, host=recording.header.host,
-        memory=64 << 20, logged=logged(recording.header.facts),
-    )  # fmt: skip
+        recording.hooks,
+        recording.clock,
+        recording.started,
+        host=recording.header.host,
+        memory=64 << 20,
+        logged=logged(recording.header.facts),
+    )
     seen = False
     for batch in recording.batches():
         model.update(batch)

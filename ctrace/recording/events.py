@@ -175,8 +175,12 @@ def _encode_replies(
     """The replies' addresses, some of which are no mirror; their codes go into ``shape``."""
     words = [_whole(word, n) for word in image]
     differs = (words[5] | words[6] | words[7] | words[8]) != 0
-    reply = {5: words[5] ^ words[3], 6: words[6] ^ words[4],
-             7: words[7] ^ words[1], 8: words[8] ^ words[2]}  # fmt: skip
+    reply = {
+        5: words[5] ^ words[3],
+        6: words[6] ^ words[4],
+        7: words[7] ^ words[1],
+        8: words[8] ^ words[2],
+    }
     zero = (reply[5] | reply[6] | reply[7] | reply[8]) == 0
     addresses = np.where(differs, np.where(zero, ZERO, STORED), MIRRORED).astype(np.uint8)
     shape |= addresses << ADDRESSES

@@ -112,9 +112,13 @@ def review(
     """
     clock = recording.clock
     model = Model(
-        recording.hooks, clock, recording.started, host=recording.header.host, memory=memory,
+        recording.hooks,
+        clock,
+        recording.started,
+        host=recording.header.host,
+        memory=memory,
         logged=logged(recording.header.facts),
-    )  # fmt: skip
+    )
     pass_ = _Pass(recording, model, group)
     events = 0
     for batch in recording.batches():

@@ -197,9 +197,7 @@ class Writer:
             full = full and kind == meta.NO_COUNTS
             counts += [(i, netns, values) for netns, values in changed.items()]
             cost = batch.cost
-            table[i] = (
-                ends[i], kind, batch.until, batch.lost, cost.cpu, cost.rss, cost.kernel
-            )  # fmt: skip
+            table[i] = (ends[i], kind, batch.until, batch.lost, cost.cpu, cost.rss, cost.kernel)
             if batch.tables:
                 tables.append([i, meta.tables_json(batch.tables)])
             if meta.has_names(batch):

@@ -28,7 +28,6 @@ LARGER = {
     "cli/watch/top.py: command, lines": 82,
     "host/": 16,
     "host/ctedit.py: fill, parameters": 11,
-    "kernel/bpf.py": 470,
     "live/feed.py: LiveFeed.__init__, parameters": 10,
     "model/": 26,
     "model/groups.py": 760,
