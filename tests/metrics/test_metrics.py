@@ -44,6 +44,7 @@ def snapshot(culprits: int = 3) -> Snapshot:
         group="service",
         sort="held",
         lost=7,
+        unseen=3,
         tables=(
             Table(
                 netns=1,
@@ -86,6 +87,7 @@ def test_numbers_are_the_snapshots() -> None:
     assert ends == {"expired": 30, "evicted": 10, "deleted": 0, "other": 10}
     assert got["ctrace_victim_refused_per_second", (("service", "udp/53"),)] == 3.0
     assert got["ctrace_lost_events_total", ()] == 7
+    assert got["ctrace_unseen_inserts_total", ()] == 3
     assert ("ctrace_table_pinned_ratio", (("netns", "init"),)) not in got  # unknown stays absent
 
 

@@ -194,6 +194,11 @@ def _itself(snapshot: Snapshot) -> Iterator[Metric]:
         measures.LOST.text,
         value=snapshot.lost,
     )
+    yield CounterMetricFamily(
+        "ctrace_unseen_inserts",
+        "Entries that new namespaces had when these were found; no total has their inserts.",
+        value=snapshot.unseen,
+    )
     yield InfoMetricFamily(
         "ctrace_hooks", "How events are captured.", value={"family": snapshot.hooks.family}
     )
