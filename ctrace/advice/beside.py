@@ -17,6 +17,7 @@ from typing import Final, Optional
 
 import numpy as np
 
+from ctrace.advice import source_ports
 from ctrace.batch import TableReading, inode_of
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
@@ -101,9 +102,11 @@ class Beside:
         if space is None:
             return
         rules = told(dump(space.path))
-        left = leftovers(space.path, rules) if held <= MOST else Counter()
+        few = held <= MOST
+        left = leftovers(space.path, rules) if few else Counter()
+        ports = source_ports.used(space.path, rules.ports) if few else {}
         with self._lock:
-            self._spaces.setdefault(netns, _Space(rules)).see(rules, left)
+            self._spaces.setdefault(netns, _Space(rules)).see(rules, left, ports)
 
 
 class _Space:
@@ -113,9 +116,16 @@ class _Space:
         self._first = {_name(one): one.packets or 0 for one in rules.met}
         self._now = rules
         self._left: Counter[Stale] = Counter()
+        self._ports: list[tuple[float, dict[source_ports.Towards, source_ports.Ports]]] = []
 
-    def see(self, rules: Told, left: Counter[Stale]) -> None:
+    def see(
+        self,
+        rules: Told,
+        left: Counter[Stale],
+        ports: Optional[dict[source_ports.Towards, source_ports.Ports]] = None,
+    ) -> None:
         """A reading."""
+        self._ports = [*self._ports[-1:], (time.monotonic(), ports or {})]
         for one in rules.met:
             self._first.setdefault(_name(one), 0)
         self._now, self._left = rules, left
@@ -124,6 +134,9 @@ class _Space:
         """What it shows."""
         where = f" in {table.name}" if several else ""
         yield from stale(table, self._left, where)
+        if self._ports:
+            (then, before), (now, ports) = self._ports[0], self._ports[-1]
+            yield from source_ports.filling(table, ports, before, now - then)
         for one in self._now.met:
             since = None if one.packets is None else one.packets - self._first.get(_name(one), 0)
             if one.kind == "invalid":
@@ -238,7 +251,14 @@ def merged(snapshot: Snapshot, causes: Collection[Cause]) -> Snapshot:
     if not causes:
         return snapshot
     why = [_with_drops(one, causes) if one.id == "invalid" else one for one in snapshot.why]
-    first = [one for one in causes if one.id != "invalid"]
+    first = []
+    for cause in causes:
+        failing = [n for n, one in enumerate(why) if source_ports.same(one, cause)]
+        for n in failing:  # they are told already, and this is how many there are
+            told_so = cause.text.partition(": ")[2]
+            why[n] = replace(why[n], text=f"{why[n].text}; {told_so}")
+        if not failing and cause.id != "invalid":
+            first.append(cause)
     return replace(
         snapshot, why=(*first, *(one for one in why if one.id != "unknown" or not first))
     )

@@ -17,6 +17,10 @@ from typing import Any, Final, Optional
 Span = tuple[int, int, int]
 """IP version, first and last address as numbers."""
 _TO: Final = re.compile(r"--to-destination (\S+)")
+_XT_PORTS: Final = re.compile(r"(?:--to-ports |--to-source \S+:)(\d+)(?:-(\d+))?")
+USUAL: Final = (1024, 65535)
+"""What source NAT takes without a range of its own, for ports from 1024 on
+(nf_nat_l4proto_unique_tuple in nf_nat_core.c)."""
 _UNTOLD: Final = ("NETMAP", "netmap", "-j REDIRECT", "TPROXY", "-j DNPT")
 
 
@@ -41,6 +45,8 @@ class Told:
     met: tuple[Met, ...] = ()
     targets: Optional[tuple[Span, ...]] = None
     """Addresses that destination NAT may lead to; None where that can't be told for sure."""
+    ports: tuple[tuple[int, int], ...] = ()
+    """Ranges of ports that source NAT may take, first and last."""
 
     def leads_to(self, address: str) -> bool:
         """Whether a rule may translate to an address; True where that can't be told."""
@@ -58,7 +64,7 @@ def told(document: dict[str, Any]) -> Told:
         items = json.loads(document["nft"])["nftables"] if document["nft"] else []
     except (ValueError, KeyError, TypeError):
         return Told()
-    return Told(tuple(_met(items)), _targets(document, items))
+    return Told(tuple(_met(items)), _targets(document, items), tuple(_ports(document, items)))
 
 
 def _met(items: list[Any]) -> Iterator[Met]:
@@ -120,6 +126,28 @@ def _targets(document: dict[str, Any], items: list[Any]) -> Optional[tuple[Span,
                 words += named
     spans = [_span(word) for word in words]
     return tuple(one for one in spans if one is not None)
+
+
+def _ports(document: dict[str, Any], items: list[Any]) -> Iterator[tuple[int, int]]:
+    """Of each rule with source NAT: its own range, else the one that the kernel takes."""
+    for _, _, text in document.get("saves", ()):
+        for line in text.splitlines():
+            if "-j MASQUERADE" in line or "-j SNAT" in line:
+                found = _XT_PORTS.search(line)
+                yield (int(found[1]), int(found[2] or found[1])) if found else USUAL
+    for item in items:
+        rule = item.get("rule") if isinstance(item, dict) else None
+        for part in rule.get("expr", ()) if isinstance(rule, dict) else ():
+            for kind in ("masquerade", "snat"):
+                if kind not in part:
+                    continue
+                body = part[kind] if isinstance(part[kind], dict) else {}
+                port = body.get("port")
+                span = port.get("range") if isinstance(port, dict) else [port, port]
+                if isinstance(span, list) and all(isinstance(one, int) for one in span):
+                    yield int(span[0]), int(span[-1])
+                elif port is None:
+                    yield USUAL
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from kit.shapes import NETNS
 
-from ctrace.advice import beside
+from ctrace.advice import beside, source_ports
 from ctrace.batch import HookInfo
 from ctrace.lab import Lab, Node, traffic
 from ctrace.model.snapshot import Cause, Snapshot, Table
@@ -123,7 +123,7 @@ NAT = """table ip n {{ chain p {{ type nat hook prerouting priority dstnat;
 
 def translated(node: Node, backend: str) -> int:
     listed = node.run(["conntrack", "-L", "-p", "udp"], check=False)
-    return len(re.findall(rf"dst=192\.0\.2\.\d+ .* src={re.escape(backend)} ", listed))
+    return len(re.findall(rf"dst=\S+ .* src={re.escape(backend)} ", listed))
 
 
 def settled(node: Node, backend: str) -> int:
@@ -195,3 +195,54 @@ def test_a_rules_own_limit_is_counted_as_the_rule_counts() -> None:
     assert cause.id == "rule-limit"
     assert refused == 10
     assert f"limit of 2 connections refused {refused} packets" in cause.text
+
+
+def test_the_ports_that_source_nat_may_take() -> None:
+    said = rules(
+        [{"masquerade": None}],
+        [{"snat": {"addr": "10.0.0.1", "port": {"range": [40000, 40009]}}}],
+        saves="-A POSTROUTING -j MASQUERADE --to-ports 1024-2047\n-A POSTROUTING -j SNAT "
+        "--to-source 10.0.0.1:5000-5003",
+    )
+    assert said.ports == ((1024, 2047), (5000, 5003), (1024, 65535), (40000, 40009))
+
+
+def test_source_ports_are_told_before_they_are_used_up() -> None:
+    """How long it takes comes with its error, and only where ports are taken quickly."""
+    key = ("tcp", "10.0.0.1", "10.0.0.9", 443)
+    (cause,) = source_ports.filling(TABLE, {key: (900, 1000)}, {key: (800, 1000)}, 10.0)
+    assert "uses 900 of the 1,000 ports" in cause.text
+    assert "at this rate used up in 8.3 s to 12 s" in cause.text
+    (slow,) = source_ports.filling(TABLE, {key: (900, 1000)}, {key: (895, 1000)}, 10.0)
+    assert "used up" not in slow.text
+    assert not list(source_ports.filling(TABLE, {key: (700, 1000)}, {}, 0.0))
+    failing = Cause("source-ports", "init: 30 packets found no free port", netns=NETNS,
+                    proto="tcp", port=443)  # fmt: skip
+    snapshot = Snapshot(0, "h", 1.0, 1.0, HookInfo("fentry"), "who", "held", why=(failing,))
+    (told_once,) = beside.merged(snapshot, [cause]).why
+    assert told_once.text.startswith(f"{failing.text}; source NAT to 10.0.0.1 uses 900")
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_source_ports_in_use_are_counted_as_the_table_has_them() -> None:
+    with Lab() as lab:
+        client, gateway, server = (lab.namespace(name) for name in ("c", "g", "s"))
+        gateway.sysctl("net.ipv4.ip_forward", 1)
+        _, near = lab.link(client, gateway)
+        out, far = lab.link(gateway, server)
+        client.run(["ip", "route", "add", far, "via", near])
+        masquerade = (
+            "table ip n { chain p { type nat hook postrouting priority srcnat; "
+            "ip protocol udp masquerade to :40000-40031\n}\n}\n"
+        )
+        gateway.run(["nft", "-f", "-"], stdin=masquerade)
+        gateway.sysctl("net.netfilter.nf_conntrack_udp_timeout", 600)
+        with traffic.udp_server(server, 53):
+            traffic.udp_flows(client, (far, 53), 30)
+        settled(gateway, far)
+        listed = gateway.run(["conntrack", "-L", "-p", "udp"], check=False)
+        taken = set(re.findall(rf"dst={re.escape(out)} sport=53 dport=(\d+)", listed))
+        assert len(taken) >= beside.FEW
+        found = source_ports.used(gateway.path, told(dump(gateway.path)).ports)
+        assert found == {("udp", out, far, 53): (len(taken), 32)}
