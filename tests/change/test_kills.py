@@ -89,6 +89,7 @@ class Victim:
         assert self.killed or done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_every_run_of_nft(lab: Lab, tmp_path: Path) -> None:
     """Each time the guard brings the old rules back, byte for byte, and then ends."""
     victims = [
@@ -114,6 +115,7 @@ def test_killed_at_every_run_of_nft(lab: Lab, tmp_path: Path) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_the_kernel_alone_reverts(lab: Lab, tmp_path: Path) -> None:
     """With ctrace and its guard both killed, tracking comes back and undo tidies up."""
     victim = Victim(lab.namespace("server"), tmp_path / "alone", 0, "never")

@@ -92,6 +92,7 @@ def told(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [constant, growing, bursty, levelling, ending])
 def test_the_truth_is_in_the_stated_range(load: Load) -> None:
     runs = [one for seed in range(RUNS) for one in told(load, seed, (10, 20, 40, 60, 80, 120))]

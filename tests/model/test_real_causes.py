@@ -32,6 +32,7 @@ from ctrace.model.snapshot import Cause
 
 pytestmark = [
     pytest.mark.kernel,
+    pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
 SECONDS = 9.0

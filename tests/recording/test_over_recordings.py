@@ -253,6 +253,7 @@ def test_openmetrics_can_be_parsed(file: Path, truth: list[Batch]) -> None:
     assert [int(s.value) for s in entries] == [b.tables[0].count for b in truth if b.tables]
 
 
+@pytest.mark.slow
 def test_hosts_merge_into_one(tmp_path: Path, truth: list[Batch]) -> None:
     """Both hosts use the same namespace number, identities and owners."""
     a = write(tmp_path / "a", truth, host="web1")
