@@ -91,6 +91,32 @@ def new_text(path: str, *, force: bool = False) -> Iterator[io.TextIOWrapper]:
 
 
 @contextlib.contextmanager
+def draft(path: str, *, force: bool = False) -> Iterator[str]:
+    """As ``new``, for what is written by name: the name that it has until it is whole.
+
+    Raises CtraceError.
+    """
+    check_free(path, force=force)
+    folder, name = os.path.split(path)
+    if not os.path.isdir(folder or "."):
+        raise CtraceError(f"cannot write {path}: there is no such folder")
+    own = os.path.join(folder, f".{name}.{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        yield own
+        if force:
+            os.replace(own, path)
+        else:
+            os.link(own, path)
+    except FileExistsError:
+        raise CtraceError(f"{path} exists: give another name, or --force to replace it") from None
+    except OSError as error:
+        raise CtraceError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(own)
+
+
+@contextlib.contextmanager
 def growing(path: str, *, force: bool = False) -> Iterator[io.TextIOWrapper]:
     """A file for lines that come one by one: what was written stays, however it ends.
 

@@ -65,10 +65,15 @@ find_python() {
 	die "Python 3.9 or later is needed: install it (python3, python3.11 or python39)"
 }
 
+# What an environment is made of.
+stamp() {
+	echo "$(cat "$ROOT/pyproject.toml" "$ROOT"/packaging/locks/*.txt 2>/dev/null | sha256sum | cut -c1-16) $ROOT"
+}
+
 # fits VENV EXTRA: it was made for this checkout as it is, with that extra or for development.
 fits() {
 	local want have
-	want="$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16) $ROOT"
+	want=$(stamp)
 	have=$(cat "$1/.ctrace-stamp" 2>/dev/null) || return
 	[ "$have" = "$want dev" ] || [ "$have" = "$want $2" ]
 }
@@ -110,10 +115,12 @@ VENV=$(find_venv)
 case $VENV in "$ROOT"/*) ;; *) [ ! -e "$VENV" ] || trusted "$VENV" ;; esac
 PYTHON=$VENV/bin/python
 
-# make_venv EXTRA: the virtual environment, made or refreshed when pyproject.toml changed.
+# make_venv EXTRA: the virtual environment, made or refreshed when pyproject.toml or a lock changed.
 make_venv() {
 	local extra=${1:-} python
 	! fits "$VENV" "$extra" || return 0
+	# one that was made for development stays so
+	[ "$extra" ] || ! grep -q " dev$" "$VENV/.ctrace-stamp" 2>/dev/null || extra=dev
 	python=$(find_python)
 	mkdir -p "$(dirname "$VENV")" 2>/dev/null || true
 	[ -O "$(dirname "$VENV")" ] && [ -w "$(dirname "$VENV")" ] || [ -w "$VENV" ] ||
@@ -124,7 +131,7 @@ make_venv() {
 	"$python" -I -m venv --system-site-packages "$VENV" >/dev/null ||
 		die "could not make the virtual environment $VENV"
 	pip_install "$extra"
-	echo "$(sha256sum <"$ROOT/pyproject.toml" | cut -c1-16) $ROOT $extra" >"$VENV/.ctrace-stamp"
+	echo "$(stamp) $extra" >"$VENV/.ctrace-stamp"
 }
 
 # pip_install EXTRA: this checkout into the environment, with an extra or none. What it needs comes

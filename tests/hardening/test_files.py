@@ -56,15 +56,14 @@ def test_every_verb_that_writes_a_file(recording: Path, tmp_path: Path, number: 
     out.unlink()
     target.write_text("kept")
     out.symlink_to(target)
-    for force in ([], ["--force"]) if words[0] != "merge" else ([],):
+    for force in ([], ["--force"]):
         status, said = run(*words, *force)
         assert (status, said.count("\n")) == (1, 1), said
     assert target.read_text() == "kept"
-    if words[0] != "merge":
-        out.unlink()
-        out.write_text("older")
-        assert run(*words, "--force")[0] == 0
-        assert len(out.read_bytes()) == pytest.approx(len(made), rel=0.01)
+    out.unlink()
+    out.write_text("older")
+    assert run(*words, "--force")[0] == 0
+    assert len(out.read_bytes()) == pytest.approx(len(made), rel=0.01)
     assert set(os.listdir(tmp_path)) == {"out", "another's"}
 
 
@@ -80,9 +79,7 @@ def test_a_disk_that_fills_leaves_no_half_file(
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, check=False
     )
-    if words[0] == "merge":  # a recording keeps what it has
-        assert done.stdout.startswith("1")
-    elif "openmetrics" not in words:  # whose few lines fit
+    if "openmetrics" not in words:  # whose few lines fit
         assert done.stdout == "1\n"
         assert "No space left on device" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -68,7 +68,12 @@ def command(
     """Record every conntrack event for the postmortem.
 
     Ctrl-C ends it cleanly; after a crash everything but the last second is there. With
-    --cmd the exit status is the command's own.
+    --cmd the exit status is the command's own. A recording that is there keeps its content
+    under a number (ctrace.data.1).
+
+    It holds addresses, ports, the names of namespaces, containers, units and processes, and
+    command lines up to 256 characters, what looks like a secret as ***. ctrace merge FILE
+    --redact makes a copy for others.
 
     \b
     Examples:
