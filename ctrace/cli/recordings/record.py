@@ -20,6 +20,7 @@ from ctrace.cli.options import (
 
 if TYPE_CHECKING:
     from ctrace.recording.recorder import Progress, Sink
+    from ctrace.recording.segments import Retention
 
 DEFAULT = "ctrace.data"
 DEFAULT_RING = "ctrace.d"
@@ -86,19 +87,13 @@ def command(
     from ctrace.cli.watch.top import shown_filter
     from ctrace.recording import host_facts
     from ctrace.recording.recorder import Until, make_way, record
-    from ctrace.recording.segments import FlightRecorder, Retention, parse_trigger
+    from ctrace.recording.segments import FlightRecorder
     from ctrace.recording.writer import Writer
     from ctrace.view.unseen import newcomers
 
     until = Until(duration, stop_after, cmd)
     in_ring = bool(ring or keep or trigger)
-    retention = Retention(
-        size=ring if ring else (None if keep else 1 << 30),
-        seconds=keep,
-        triggers=tuple(parse_trigger(text) for text in trigger),
-        before=before,
-        after=after,
-    )
+    retention = _retention(ring, keep, trigger, (before, after))
     shown = shown_filter(filters)
     if filters.get("netns"):
         from ctrace.host.netns import resolve
@@ -185,3 +180,19 @@ class ProgressLine:
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
+
+
+def _retention(
+    ring: Optional[int], keep: Optional[float], trigger: tuple[str, ...],
+    around: tuple[float, float],
+) -> Retention:  # fmt: skip
+    """What a flight recorder keeps."""
+    from ctrace.recording.segments import Retention, parse_trigger
+
+    return Retention(
+        size=ring if ring else (None if keep else 1 << 30),
+        seconds=keep,
+        triggers=tuple(parse_trigger(text) for text in trigger),
+        before=around[0],
+        after=around[1],
+    )
