@@ -242,7 +242,7 @@ def _rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator
         yield Finding("info", "already", "its conversations made no entry in a rehearsal: they "
                       "are untracked already")  # fmt: skip
     translated = subject.nat not in ("", "no")
-    if translated and not found.of(BREAKS) and not lever.shared:
+    if translated and not found.of(BREAKS) and not lever.shared and not service.translates():
         yield Finding("unknown", "nat", f"its entries are translated ({subject.nat} NAT), and in "
                       "the rehearsal nothing translates it")  # fmt: skip
     if service.helped:

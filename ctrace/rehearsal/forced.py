@@ -2,8 +2,8 @@
 
 Limits, quotas and meters depend on what happened before; sockets, control groups, times of day
 and fields of a packet that are not varied depend on what is not here. Two rehearsals tell
-whether that matters: in one all of them are true, in the other none is. Lots are drawn in the
-first, and come out the other way in the second.
+whether that matters: in one all of them are true, in the other none is. Lots among several fall on
+the first of them in one, and on the last in the other: drawn, they would differ by chance.
 Constants: include/uapi/linux/netfilter/nf_tables.h and x_tables' structs.
 """
 
@@ -23,7 +23,8 @@ _BREAK: Final[Expression] = (
 _COUNTER: Final = text(1, "counter") + nested(2)
 _COUNTS: Final = {7: _COUNTER, 10: nested(1, _COUNTER)}
 """A dynset's expression, and its list of them."""
-_LOTS: Final = {"numgen", "hash", "statistic"}
+_DRAWN: Final = {"numgen": (1, 2, 4), "hash": (2, 4, 6)}
+"""Lots among several, and the attributes with their register, how many there are, the first."""
 _KNOWN: Final = {
     "payload", "cmp", "bitwise", "byteorder", "range", "lookup", "immediate", "counter", "log",
     "meta", "ct", "nat", "masq", "redir", "notrack", "reject", "rt", "fib", "objref", "queue",
@@ -162,12 +163,18 @@ def _inside(of: dict[int, bytes]) -> set[str]:
     return found
 
 
-def _loading(
+def _loading(  # noqa: PLR0911
     name: str, of: dict[int, bytes], tainted: set[int], same: list[Expression], answer: bool
 ) -> list[Expression]:
     """Registers that hold what depends, and the conditions on them."""
     target = _register(of.get(1 if name != "bitwise" else 2, b""))
-    if _foreign(name, of) or (name in _LOTS and not answer):
+    if name in _DRAWN:
+        register, modulus, offset = (of.get(key, be32(0)) for key in _DRAWN[name])
+        drawn = number(offset) + (0 if answer else max(0, number(modulus) - 1))
+        tainted.discard(_register(register))
+        value = nested(2, attr(1, struct.pack("=I", drawn)))
+        return [("immediate", [(1, register), (2, value[4:])])]
+    if _foreign(name, of):
         tainted.add(target)
         return same
     if name in ("bitwise", "byteorder") and _register(of.get(1, b"")) in tainted:
@@ -234,7 +241,7 @@ def _xt(  # noqa: PLR0911
         if untracked:
             return [] if inverted else [_BREAK, *same]
         return same if answer is None else [] if answer else [_BREAK, *same]
-    if answer is None or what in _XT_PLAIN or (answer and what in _LOTS):
+    if answer is None or what in _XT_PLAIN:
         return same
     return [] if answer else [_BREAK, *same]
 
@@ -265,7 +272,7 @@ _MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\
 def _line(line: str, answer: bool, *, untracked: bool, draw: bool) -> Optional[str]:
     for match in _MATCH.finditer(line):
         module, options = match[1], match[2]
-        if module in _XT_PLAIN or (answer and module in _LOTS):
+        if module in _XT_PLAIN:
             continue
         said = answer
         if module == "connlimit" and untracked:

@@ -229,6 +229,15 @@ class Service:
             and (run.first.src, run.first.dst) == (run.talk.client, run.talk.server)
         }
 
+    def translates(self) -> bool:
+        """Whether any of the table's flows is translated in the rehearsal."""
+        return any(
+            run.talk.known
+            and run.first is not None
+            and (run.first.src, run.first.dst) != (run.talk.client, run.talk.server)
+            for run in self.tracked(Setting()).runs
+        )
+
     def own_ports(self) -> bool:
         """Whether calls of this host leave from ports that a translation drew by lot."""
         found = self.tracked(Setting())
@@ -310,6 +319,8 @@ class Service:
             for rest in (dict(REST), dict(SERVER_NEXT)):
                 found.cut += self._changed(works, (), texts, rest)
                 found.resets += self._changed(works, texts, going, rest, own)
+        if lever.shared:  # only those that there are, which subject.shared_now tells
+            found.cut = [t for t in found.cut if t.known or t.sport != self.port]
 
     def _changed(
         self, works: Sequence[Talk], first: Sequence[Script], then: Sequence[Script],

@@ -398,6 +398,10 @@ CASES: tuple[Case, ...] = (
          fw(chain("input", EST + PING + "tcp dport 8063 accept\nct state new iif lo accept",
                   "drop")),
          RULES, True),
+    Case("nft: masquerading draws ports by lot, as for a node port", "server",
+         nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
+             'oifname "to-r2" masquerade fully-random\n}\n}\n'),
+         SAFE, False, reason="keep them tracked"),
     # ---- server, iptables -------------------------------------------------------
     *iptables_cases("nft"),
     *iptables_cases("legacy"),
@@ -466,6 +470,9 @@ CASES: tuple[Case, ...] = (
                              fwd="DROP")),
          RULES, True),
     Case("forward: ufw routed", "forward", ufw("routed"), RULES, True),
+    Case("forward: addresses of no service are refused when new (kube-proxy)", "forward",
+         fw(chain("forward", "ct state new ip daddr 10.96.0.0/24 drop"), chain("input", "")),
+         SAFE, False, reason="only the servers seen"),
     Case("forward: masquerade", "forward",
          nft("table inet n { chain post { type nat hook postrouting priority 100;\n"
              'oifname "to-s" masquerade\n}\n}\n'),

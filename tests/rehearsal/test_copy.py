@@ -13,7 +13,7 @@ from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.rawlink import NETFILTER, Link, attr, number, split, text
 from ctrace.lab import Lab, Node
-from ctrace.rehearsal import nft_copy, surroundings
+from ctrace.rehearsal import forced, nft_copy, surroundings
 from ctrace.rehearsal.packets import SYN, tcp
 from ctrace.rehearsal.snapshot import from_text, take, to_text
 from ctrace.rehearsal.stage import ENDS, Stage, on_one_processor
@@ -131,6 +131,37 @@ def test_packets_are_seen_where_they_end(
     assert [(o.way, o.dport) for o in seen[1]] == [("in", 8063)]
     assert 2 not in seen
     assert [(o.way, o.device, o.dport) for o in seen[3]] == [("out", device, 9)]
+
+
+LOTS = """
+table ip n {
+ chain in { type filter hook input priority 0;
+  tcp dport 8063 numgen random mod 3 vmap { 0 : accept, 1 : drop, 2 : drop }
+  tcp dport 9063 jhash tcp sport mod 3 seed 7 offset 5 vmap { 5 : drop, 6 : drop, 7 : accept }
+ }
+}
+"""
+OLD_LOTS = (
+    "*filter\n-A INPUT -p tcp --dport 7063 -m statistic --mode random --probability 0.5 -j DROP"
+)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_lot_falls_on_the_first_or_on_the_last(first: bool) -> None:
+    with Lab() as lab:
+        node, peer = lab.namespace("h"), lab.namespace("c")
+        lab.link(node, peer)
+        node.run(["nft", "-f", "-"], stdin=LOTS)
+        node.run(["iptables-nft-restore"], stdin=f"{OLD_LOTS}\nCOMMIT\n")
+        found = take(node.path)
+    rules = nft_copy.batch(found.nft, forced.change(first, untracked=False))
+    device = next(d.index for d in found.devices if d.name == "to-c")
+    far, here = ip_address("10.77.1.2").packed, ip_address("10.77.1.1").packed
+    with Stage(found, rules=rules) as stage, on_one_processor():
+        for number, port in enumerate([8063, 9063, 7063] * 10, 1):
+            stage.receive(device, tcp(number, far, here, (40000 + number, port), SYN))
+        seen = [outcome.dport for outcomes in stage.seen().values() for outcome in outcomes]
+    assert sorted(seen) == ([8063] * 10 if first else [7063] * 10 + [9063] * 10)
 
 
 def test_rules_that_change_all_the_time_are_told(
