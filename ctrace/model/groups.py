@@ -516,6 +516,10 @@ class Group:
         """The first keys by a sort, as views show them."""
         return tuple(self.culprit(int(at), ticks) for at in self.order(sort, limit))
 
+    def by_netns(self) -> dict[int, int]:
+        """Entries by namespace, where the keys are namespaces."""
+        return {int(self.key[at, 2]) >> 32: int(self.held[at]) for at in range(self.n)}
+
     def culprit(self, at: int, ticks: int) -> Culprit:
         """One key as views show it."""
         s = {name: int(column[at]) for name, column in self.sums.items()}

@@ -89,9 +89,8 @@ class Model:
         scale = (memory - self._births.nbytes()) / _KEY_BYTES
         self._sample = Sample(min(max(512, memory >> 12), ROWS))
         self._victims = Victims(max(256, min(4096, memory // 8192)))
-        room = memory - self._births.nbytes() - self._victims.most_bytes()
-        room -= self._sample.nbytes()
-        while needed(scale) > room:
+        taken = self._births.nbytes() + self._victims.most_bytes() + self._sample.nbytes()
+        while needed(scale) > memory - taken:
             scale *= 0.95
         self._levels = Levels(scale)
         self._ports = SourcePorts()
@@ -108,10 +107,8 @@ class Model:
         self._events = np.zeros((16, N_REASONS), np.int64)
         """Events seen, by kind and reason."""
         self._events_paced = 0
-        self._totals_at_tick = Counted()
-        self._events_at_tick = Counted()
-        self._rates = Rates()
-        self._event_rates = Rates()
+        self._totals_at_tick = self._events_at_tick = Counted()
+        self._rates = self._event_rates = Rates()
         self._owners: dict[int, Owner] = {}
         self._cgroups: dict[int, str] = {}
         self._listeners: dict[tuple[int, int, int], Owner] = {}
@@ -277,11 +274,8 @@ class Model:
             raise UsageError(refusal)
         chosen, here = self._base(group, scope), scope.of_namespace
         told = self._by_netns()
-        tables = tuple(
-            table
-            for table in self._tables.view(told, self._recounts.stale)
-            if scope.netns in (None, table.netns)
-        )
+        every = self._tables.view(told, self._recounts.stale)
+        tables = tuple(table for table in every if scope.netns in (None, table.netns))
         if group == "who":
             measure = "table_seconds" if over_time else "held"
             culprits, rest = self._who_rows(measure, sort, limit, scope)
@@ -322,6 +316,20 @@ class Model:
             filter=filter_text,
             logged=self._logged,
         )
+
+    def held_by(self, name: str, limit: int) -> list[tuple[str, str, int]]:
+        """(key, its namespace's name, entries) of those that hold most: cheaper than rows."""
+        if name == "who":
+            rows, _ = self._who_rows("held", "held", limit, EVERYTHING)
+            return [(row.key, row.netns_name, row.held) for row in rows]
+        group, where = self._group(name), self._tables.name
+        found = {int(at): int(group.key[at, 2]) >> 32 for at in group.order("held", limit)}
+        return [(group.label(at), where(netns) if netns else "", int(group.held[at]))
+                for at, netns in found.items()]  # fmt: skip
+
+    def counts(self) -> dict[str, int]:
+        """Entries by namespace's name, as its table says."""
+        return self._tables.counts(self._group("netns").by_netns())
 
     def _sums(
         self,

@@ -320,6 +320,15 @@ class Tables:
                  for netns, state in self._states.items() if not state.gone_at]  # fmt: skip
         return tuple(sorted(views, key=lambda t: (-t.fill, -t.count, t.netns)))
 
+    def counts(self, told: Mapping[int, int]) -> dict[str, int]:
+        """Entries by namespace's name; ``told``: what events tell of one that was not read."""
+        found: dict[str, int] = {}
+        for netns, state in self._states.items():
+            if not state.gone_at:
+                count = state.count() if state.reading else told.get(netns, 0)
+                found[self.name(netns)] = found.get(self.name(netns), 0) + count
+        return found
+
     def _view(self, netns: int, state: _State, events: Optional[Known]) -> Table:
         reading, known = state.reading, self._names.get(netns)
         totals, rates = counted(state.totals()), state.rates

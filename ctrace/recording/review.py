@@ -26,6 +26,10 @@ STACKED = 8
 """Culprits told apart over time; the rest is one."""
 RANKED = 2000
 """Culprits ranked by table-seconds, of which a report shows the first."""
+HOLDERS = 50
+"""Keys of a moment."""
+RISEN = 1.005
+"""Times the fill that was looked at before, from which a fullest moment is another one."""
 BURST_S = 5.0
 """Drops further apart than this are another burst."""
 
@@ -122,6 +126,7 @@ def review(
     pass_ = _Pass(recording, model, group)
     events = 0
     for batch in recording.batches():
+        pass_.look(batch)
         model.update(batch)
         events += len(batch.events)
         pass_.take(batch)
@@ -130,11 +135,13 @@ def review(
         raise CtraceError(f"{recording.path}: nothing was recorded; {recording.missing}")
     pass_.finish()
     flows = recording.header.flow_filter
+    # A single dump tells what is held now, and nothing over time.
+    over_time = recording.hooks.changes
     final = ranked(
-        model.snapshot(group=group, sort="held", limit=RANKED, filter_text=flows, over_time=True)
+        model.snapshot(group=group, limit=RANKED, filter_text=flows, over_time=over_time)
     )
     others = {
-        name: ranked(model.snapshot(group=name, sort="held", limit=RANKED, filter_text=flows))
+        name: ranked(model.snapshot(group=name, limit=RANKED, filter_text=flows))
         for name in ("service", "src", "process", "container", "netns")
         if name != group
     }
@@ -201,11 +208,33 @@ class _Pass:
         self._lost = 0
         self._fill: dict[str, float] = {}
         self._last_drop = 0
-        self._latest: Optional[Snapshot] = None
+        self._new = np.zeros(16, np.int64)
+        self._fullest, self._seen_at = 0, 0.0
+        """The namespace with the highest fill so far, and that fill when it was looked at."""
+
+    def look(self, batch: Batch) -> None:
+        """Before the model has it: what shows only now that the moment before was telling.
+
+        A snapshot of many namespaces is dear, so there is one where a fill ends to rise, and
+        one before the first refusal.
+        """
+        self._new = new = self._counted_in(batch)
+        if new[_DROPS].any() and not self.drops and self.until:
+            self.before_drop = self._snapshot()
+        if self.peak_fill > self._seen_at * RISEN:
+            less = new[_DESTROYS].sum() > new[_INSERTS].sum()
+            if less or any(
+                table.netns == self._fullest and table.count < self.peak_fill * table.max
+                for table in batch.tables
+            ):
+                self._look_at_peak()
+
+    def _look_at_peak(self) -> None:
+        self.peak, self._seen_at = self._snapshot(), self.peak_fill
 
     def take(self, batch: Batch) -> None:
         """After the model has it."""
-        new = self._new(batch)
+        new = self._new
         self._sums += new
         self._lost += batch.lost
         drops = int(new[_DROPS].sum())
@@ -213,8 +242,6 @@ class _Pass:
         if self.complaint is None:
             self.complaint = self._complained(batch.events)
         if drops:
-            if not self.drops:
-                self.before_drop = self._latest
             if batch.until - self._last_drop > BURST_S * 1e9 or not self.drops:
                 self.drops.append(self._clock.utc(batch.until) / 1e9)
             self._last_drop = batch.until
@@ -225,24 +252,33 @@ class _Pass:
             self._point()
         if batch.until >= self._share_due:
             self._share_due = batch.until + self._share_step
-            self._latest = self._snapshot()
-            self._share(self._latest)
+            self._share()
 
     def finish(self) -> None:
         """The last, shorter point."""
         if self.until > self._at:
             self._point()
+        if self.peak_fill > self._seen_at * RISEN:
+            self._look_at_peak()
         last = self.shares[self._group].ts
         if last and last[-1] < self._clock.utc(self.until) / 1e9:
-            self._share(self._snapshot())
+            self._share()
 
-    def _share(self, now: Snapshot) -> None:
-        """Who holds how much now, by each grouping; ``now`` is by the one asked for."""
+    def _share(self) -> None:
+        """Who holds how much now, by each grouping. Alike keys of namespaces are told apart."""
+        counts = self._model.counts()
         for name, shares in self.shares.items():
-            if name == "netns":
-                _share_tables(shares, now)
+            held: dict[str, int] = {}
+            if name == "netns":  # as the kernel counts
+                held = {name: count for name, count in counts.items() if count}
             else:
-                _share(shares, now if name == self._group else self._snapshot(name))
+                for key, where, entries in self._model.held_by(name, HOLDERS):
+                    apart = f" in {where}" if len(counts) > 1 and where else ""
+                    if entries > 0:
+                        held[key + apart] = entries
+            shares.ts.append(self._clock.utc(self.until) / 1e9)
+            shares.held.append(held)
+            shares.total.append(max(sum(counts.values()), sum(held.values())))
 
     def _complained(self, events: Events) -> Optional[tuple[float, str, str]]:
         """The first packet among these that was refused to a process known by name."""
@@ -255,12 +291,12 @@ class _Pass:
                 return self._clock.utc(int(one["ts"])) / 1e9, process, flow + port
         return None
 
-    def _snapshot(self, group: str = "") -> Snapshot:
+    def _snapshot(self) -> Snapshot:
         return self._model.snapshot(
-            group=group or self._group, sort="held", limit=50, filter_text=self._flows
+            group=self._group, sort="held", limit=HOLDERS, filter_text=self._flows
         )
 
-    def _new(self, batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _counted_in(self, batch: Batch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """What happened since the batch before, by reason: from the exact counters if any."""
         told = self._counted.after(batch)
         if not told:
@@ -281,10 +317,8 @@ class _Pass:
                 continue
             name, fill = str(table.netns), table.count / table.max
             self._fill[name] = max(self._fill.get(name, 0.0), fill)
-            if fill > self.peak_fill * 1.02 and table.count > 16:
-                self.peak_fill = fill
-                self.peak = self._snapshot()
-            self.peak_fill = max(self.peak_fill, fill)
+            if fill > self.peak_fill:
+                self.peak_fill, self._fullest = fill, table.netns
 
     def _point(self) -> None:
         line, seconds = self.timeline, (self.until - self._at) / 1e9
@@ -302,25 +336,3 @@ class _Pass:
         self._sums[:] = 0
         self._at = self.until
         self._due = self.until + self._step
-
-
-def _share(shares: Shares, snapshot: Snapshot) -> None:
-    """Who holds how much now. Alike keys of several namespaces are told apart."""
-    several = len(snapshot.tables) > 1 and snapshot.group != "netns"
-    held: dict[str, int] = {}
-    for culprit in snapshot.culprits:
-        if culprit.held > 0:
-            where = f" in {culprit.netns_name}" if several and culprit.netns_name else ""
-            held[culprit.key + where] = culprit.held
-    counted = sum(table.count for table in snapshot.tables)
-    shares.ts.append(snapshot.ts / 1e9)
-    shares.held.append(held)
-    shares.total.append(max(counted, sum(held.values())))
-
-
-def _share_tables(shares: Shares, snapshot: Snapshot) -> None:
-    """Which namespace holds how much now, as the kernel counts."""
-    held = {table.name: table.count for table in snapshot.tables if table.count}
-    shares.ts.append(snapshot.ts / 1e9)
-    shares.held.append(held)
-    shares.total.append(sum(held.values()))

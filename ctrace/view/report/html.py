@@ -140,7 +140,11 @@ def _tiles(review: Review) -> str:
     totals, hooks = review.final.totals, review.final.hooks
     good = "good" if hooks.refusals else ""
     tiles = [
-        (fmt.share(review.peak_fill), "fullest", "bad" if review.peak_fill > 0.95 else ""),
+        (
+            fmt.share(review.peak_fill) if review.timeline.fill else fmt.UNKNOWN,
+            "fullest",
+            "bad" if review.peak_fill > 0.95 else "",
+        ),
         (number(hooks, "insert", totals.insert), "inserted", ""),
         (number(hooks, "drop", totals.drop), "refused", "bad" if totals.drop else good),
         (
@@ -273,7 +277,7 @@ def _victims(snapshot: Snapshot) -> str:
         "Who was refused or evicted",
         ("flow", ">refused", ">of its tries", ">evicted", ">failed", "process that got EPERM"),
         (
-            [_text(v.key), _number(v.drops, "bad"), fmt.share(v.share_of_new),
+            [_text(fmt.key(v.key, 120)), _number(v.drops, "bad"), fmt.share(v.share_of_new),
              fmt.count(v.evicted), fmt.count(v.failed),
              f"{_text(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
             for v in snapshot.victims[:ROWS]

@@ -57,7 +57,8 @@ def _lines(review: Review) -> Iterator[str]:
         yield "|---|---:|---:|---|"
         for v in rows:
             owner = f"{v.owner.comm}[{v.owner.pid}]" if v.owner else ""
-            yield (f"| {_text(v.key)} | {fmt.count(v.drops)} | {fmt.share(v.share_of_new)} | "
+            key = _text(fmt.key(v.key, 120))
+            yield (f"| {key} | {fmt.count(v.drops)} | {fmt.share(v.share_of_new)} | "
                    f"{_text(owner)} |")  # fmt: skip
     elif used_tables(review)[0]:
         yield ""

@@ -61,11 +61,23 @@ def last_refusal(review: Review) -> Optional[float]:
 
 
 def grouping(review: Review) -> tuple[str, Shares]:
-    """By what the holders are told over time: as asked, unless that leaves most of it unnamed."""
+    """By what the holders are told over time: as asked, unless that leaves most of it unnamed, or
+    is a single key (a container, say, with all in it) where another grouping tells several."""
     asked = review.final.group
     rest = {name: _unnamed(shares) for name, shares in review.groupings.items()}
     best = asked if rest.get(asked, 1.0) <= 0.5 else min(rest, key=lambda name: rest[name])
+    if _one_key(review.groupings[best]):
+        told = [name for name in rest if rest[name] <= 0.1 and not _one_key(review.groupings[name])]
+        best = next(iter(told), best)
     return best, review.groupings[best]
+
+
+def _one_key(shares: Shares) -> bool:
+    """Whether one key has nearly everything."""
+    whole = sum(shares.total)
+    return any(
+        sum(series) > 0.95 * whole for key, series in shares.stacked().items() if key != "others"
+    )
 
 
 def story(review: Review) -> list[Moment]:
@@ -98,7 +110,8 @@ def _rise(review: Review) -> Iterator[tuple[float, str]]:
     for key, series in shares.stacked().items():
         if key == "others" or not series:
             continue
-        high = max(range(len(series)), key=series.__getitem__)
+        most = max(series)
+        high = next(i for i, held in enumerate(series) if held >= 0.98 * most)
         low = min(series[: high + 1])
         gain = series[high] - low
         begin = max(i for i in range(high + 1) if series[i] <= low + gain / 10)

@@ -24,6 +24,10 @@ STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 1
 CLOSE: Final = 0.05
 LETTER: Final = 0.022
 """Shares of a small phone's width that a mark takes, and each letter in it."""
+SAME: Final = 0.004
+"""Share of a chart's width within which two marks are one."""
+ROWS: Final = 3
+"""Rows of letters above a chart."""
 WIDE: Final = 1000
 HIGH: Final = 300
 """The drawing's own units; a browser stretches them."""
@@ -185,28 +189,47 @@ def _figure(
         if 0 <= axis.part(x) <= 1:
             words.append(f'<span class="x{"" if i % some else " some"}" '
                          f'style="left:{100 * axis.part(x):.1f}%">{name}</span>')  # fmt: skip
-    letters: list[tuple[float, str]] = []
+    rows: list[list[tuple[float, str]]] = [[]]
     for mark in marks:
         part = axis.part(mark.at)
         if 0 <= part <= 1:
             lines.append(f'<line class="mark" x1="{WIDE * part:.1f}" x2="{WIDE * part:.1f}" '
                          f'y1="0" y2="{HIGH}"/>')  # fmt: skip
-            if letters and part - letters[-1][0] < CLOSE + LETTER * (len(letters[-1][1]) + 1):
-                letters[-1] = (letters[-1][0], letters[-1][1] + mark.letter)
-            else:
-                letters.append((part, mark.letter))
+            _place(rows, part, mark.letter)
     words += [
-        f'<span class="m" style="left:{100 * part:.1f}%">{text}</span>' for part, text in letters
+        f'<span class="m r{row}" style="left:{100 * part:.1f}%">{text}</span>'
+        for part, row, text in sorted(
+            (part, row, text) for row, letters in enumerate(rows) for part, text in letters
+        )
     ]
     keys = "".join(_key(*one) for one in legend)
     return (
-        f'<figure><figcaption>{_text(title)}</figcaption><div class="plot" role="img" '
+        f"<figure><figcaption>{_text(title)}</figcaption>"
+        f'<div class="plot r{len(rows) - 1}" role="img" '
         f'aria-label="{_text(title)}, over {_text(axis.name)}">'
         f'<svg viewBox="0 0 {WIDE} {HIGH}" preserveAspectRatio="none" aria-hidden="true">'
         f"{''.join(lines[: len(ticks)])}{drawn}{''.join(lines[len(ticks) :])}</svg>"
         f'{"".join(words)}</div><p class="axis">{_text(axis.name)}</p>'
         f'<ul class="legend">{keys}</ul></figure>'
     )
+
+
+def _place(rows: list[list[tuple[float, str]]], part: float, letter: str) -> None:
+    """Put a mark's letter above its line: beside one at the same place, else in the first row
+    with room, else with the mark before."""
+    for letters in rows:
+        if letters and part - letters[-1][0] < SAME:
+            letters[-1] = (letters[-1][0], letters[-1][1] + letter)
+            return
+    for letters in rows:
+        if not letters or part - letters[-1][0] >= CLOSE + LETTER * (len(letters[-1][1]) + 1):
+            letters.append((part, letter))
+            return
+    if len(rows) < ROWS:
+        rows.append([(part, letter)])
+    else:
+        last = max(rows, key=lambda letters: letters[-1][0])
+        last[-1] = (last[-1][0], last[-1][1] + letter)
 
 
 def _key(name: str, colour: str, dash: str) -> str:

@@ -109,16 +109,17 @@ def telling(review: Review) -> Snapshot:
 
 
 def _why(review: Review) -> Group:
-    lines = []
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    lines: list[RenderableType] = [grid]
     worst = telling(review)
-    for label, holders in (("WHO  ", worst.who), ("REFUSED  ", worst.who_refused)):
+    for label, holders in (("WHO", worst.who), ("REFUSED", worst.who_refused)):
         if holders:
             parts = [f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in holders]
-            lines.append(Text.assemble((label, "bold"), "; ".join(parts)))
+            grid.add_row(Text(label, "bold"), Text("; ".join(parts)))
     for cause in worst.why[:3]:
-        lines.append(Text.assemble(("WHY  ", "bold"), fmt.prose(cause.text)))
+        grid.add_row(Text("WHY", "bold"), Text(fmt.prose(cause.text)))
         if cause.remedy:
-            lines.append(Text("     " + fmt.prose(cause.remedy), style="dim"))
+            grid.add_row(Text("HELPS", "bold"), Text(fmt.prose(cause.remedy)))
     if review.first_drop is not None:
         bursts = fmt.plural(len(review.drops), "burst")
         lines.append(
