@@ -31,7 +31,7 @@ LARGER = {
     "live/feed.py: LiveFeed.__init__, parameters": 10,
     "model/": 26,
     "model/groups.py": 760,
-    "model/heavy.py": 550,
+    "model/heavy.py": 560,
     "model/levels.py": 510,
     "model/levels.py: details, lines": 69,
     "model/model.py": 490,
