@@ -374,3 +374,16 @@ def test_of_many_namespaces_the_fullest_are_explained() -> None:
     trace.flows(steady(100, 60, trace.rng), 0.004, 20.0, netns=OTHER, dport=8063)
     why = run(trace, 50).why
     assert (why[0].id, why[0].netns, why[0].port) == ("no-keepalive", OTHER, 8063)
+
+
+def test_the_timeout_in_force_is_the_one_that_looks_tell() -> None:
+    """Somebody has raised it: what is proposed, and what takes it back, begin from there."""
+    trace = Trace(seed=7)
+    trace.flows(steady(100, 12, trace.rng), 0, 3600.0, dport=8080, state=5)  # CLOSE_WAIT
+    trace.walks(12)
+    why = run(trace, 12).why
+    assert why[0].id == "half-closed", why
+    (shorter,) = [one for one in why[0].remedies if one.id == "sysctl-timeout"]
+    setting = "net.netfilter.nf_conntrack_tcp_timeout_close_wait"
+    assert shorter.commands == (f"sysctl -w {setting}=60",)
+    assert shorter.undo == (f"sysctl -w {setting}=3600",)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Optional
 
@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from ctrace.batch import Logged
 from ctrace.model.causes.words import UNKNOWN, duration, percent
+from ctrace.model.composition import Looks
+from ctrace.model.keys import TCP
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
+from ctrace.record import TCP_STATES
 
 if TYPE_CHECKING:
     from ctrace.model.groups import Group
@@ -27,6 +30,9 @@ NEARLY_FULL: Final = 0.90
 LOW_FILL: Final = 0.50
 CALM: Final = 0.002
 """Part of the limit below which a table that refuses nothing needs no help."""
+UNACKNOWLEDGED: Final = 300
+"""Seconds that entries of several states have while data waits for its ACK, or is sent again
+(nf_conntrack_tcp_timeout_unacknowledged, _max_retrans): no state's own."""
 SPACES: Final = 24
 """Namespaces whose services are looked at: the fullest, and those that refuse."""
 WHOLE: Final = 0.9
@@ -153,6 +159,8 @@ class Service:
     """Seconds that a closed entry stays, by the kernel's own timeout."""
     uptime: float = 0.0
     """Seconds observed."""
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the kernel gives entries in a TCP state, by looks at those in it."""
     words: str = ""
     """What it is called where it is several services; empty: by its key and sources."""
     changes: bool = True
@@ -226,7 +234,9 @@ class Service:
 
     def timeout_of(self, state: str) -> Optional[float]:
         """Seconds that the kernel gives an entry in a TCP state, where some were looked at."""
-        return round(self.stays) if state == "TIME_WAIT" and self.stays else None
+        if state == "TIME_WAIT" and self.stays:
+            return round(self.stays)
+        return self.timeouts.get(state)
 
     @property
     def part(self) -> str:
@@ -332,9 +342,23 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         young=looks["young"],
         stays=stays,
         uptime=facts.uptime,
+        timeouts=_timeouts(group.looks_at(at)),
         changes=facts.changes,
         seen=round(facts.whole(netns, held=True)),
     )
+
+
+def _timeouts(looks: Looks) -> dict[str, float]:
+    """The timeout that most entries of a TCP state have, where enough of them tell."""
+    found = {}
+    known = looks[(looks["proto"] == TCP) & (looks["timeout"] > 0)]
+    for state in np.unique(known["state"]).tolist():
+        seconds, counts = np.unique(known["timeout"][known["state"] == state], return_counts=True)
+        most = int(counts.argmax())
+        alone = counts[most] >= max(ENDED, OWNED * counts.sum())
+        if alone and seconds[most] != UNACKNOWLEDGED and state < len(TCP_STATES):
+            found[TCP_STATES[state]] = float(seconds[most])
+    return found
 
 
 def several(facts: Facts) -> Iterator[Service]:
