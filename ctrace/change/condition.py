@@ -112,6 +112,14 @@ def _state(note: notes.Note, plan: plans.Plan, space: Namespace) -> tuple[str, s
         )
     elif note.deadline:
         found = ON_TRIAL, note.said
+    elif standing.needs and plan.backend != "nft" and not notes.guarded(note.netns):
+        found = (
+            BROKEN,
+            (
+                "nothing watches its accepts any more: a reload that drops them would cut its "
+                "services off; run ctrace undo, then apply the plan"
+            ),
+        )
     elif standing.needs and not notes.guarded(note.netns):
         found = (
             OFF,

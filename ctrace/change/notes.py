@@ -99,18 +99,34 @@ def locked() -> Iterator[None]:
 
 @contextmanager
 def guarding(netns: int, patience_s: float) -> Iterator[bool]:
-    """Be the one process that guards a namespace's change; False when another is."""
-    fd = os.open(_guard_file(netns), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        until = time.monotonic() + patience_s
-        while not _lock(fd, fcntl.LOCK_EX):
-            if time.monotonic() > until:
-                yield False
+    """Be the one process that guards a namespace's change; False when another is.
+
+    The file goes with the guard.
+    """
+    where = _guard_file(netns)
+    until = time.monotonic() + patience_s
+    while True:
+        fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if _lock(fd, fcntl.LOCK_EX) and _is(fd, where):  # else a guard just ended with it
+                try:
+                    yield True
+                finally:
+                    where.unlink(missing_ok=True)
                 return
-            time.sleep(0.1)
-        yield True
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
+        if time.monotonic() > until:
+            yield False
+            return
+        time.sleep(0.1)
+
+
+def _is(fd: int, where: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), where.stat())
+    except FileNotFoundError:
+        return False
 
 
 def guarded(netns: int) -> bool:
@@ -172,16 +188,17 @@ def sweep(alive: Collection[int]) -> None:
     for inum in _noted():
         if inum not in alive or read(inum) is None:
             forget(inum)
-            with suppress(FileNotFoundError):
-                _guard_file(inum).unlink()
+    for inum in _noted("guard"):  # of a guard that was killed
+        if inum not in alive:
+            _guard_file(inum).unlink(missing_ok=True)
 
 
 def _guard_file(netns: int) -> Path:
     return directory() / f"netns-{int(netns)}.guard"
 
 
-def _noted() -> list[int]:
-    names = (re.fullmatch(r"netns-(\d+)\.json", name) for name in os.listdir(directory()))
+def _noted(kind: str = "json") -> list[int]:
+    names = (re.fullmatch(rf"netns-(\d+)\.{kind}", name) for name in os.listdir(directory()))
     return [int(name[1]) for name in names if name]
 
 

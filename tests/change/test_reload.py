@@ -197,6 +197,7 @@ def test_a_plan_without_accepts_needs_no_guard(lab: Lab) -> None:
     apply.start(apply.prepare(make_plan(server)), 60)
     apply.confirm(server.inum)
     until(lambda: not notes.guarded(server.inum), "the guard ends")
+    until(lambda: not notes._guard_file(server.inum).exists(), "and its file goes with it")
     assert state(server) == condition.HOLDS
     # Who asks has it judged again by the rules as they are by then.
     server.run(["nft", "add", "table", "inet", "late"])
