@@ -106,9 +106,11 @@ def leak(s: Service) -> Optional[Cause]:
     opened = c.inserts - c.destroys
     if c.proto != "tcp" or opened < 5 * FEW or c.new_per_s <= 0:
         return None
-    if s.uptime < (GROWS_QUIET if (c.composition.once or 0.0) >= 0.8 else GROWS):
-        return None
     state, _, share = most_held_state(s)
+    # Short ones that began while they were watched: the first of them are closed by then.
+    quiet = (c.composition.once or 0.0) >= 0.8 and share == 1.0 and not s.words
+    if s.uptime < (GROWS_QUIET if quiet else GROWS):
+        return None
     if state != "ESTABLISHED" or share < 0.9 or c.destroys > 0.05 * c.inserts:
         return None
     if (c.closed or 0.0) > 0.1 or opened < 0.5 * c.held:
