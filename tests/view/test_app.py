@@ -39,7 +39,7 @@ class Advice:
 
     def lines(self, advice: str, width: int, folded: bool) -> list[Text]:
         rule = "    tcp dport 8063 " + "meta l4proto tcp " * 12 + "counter notrack"
-        lever = Text.assemble("tcp/8063 ", ("unsafe", "red"))
+        lever = Text.from_ansi("tcp/8063 \x1b[31munsafe\x1b[0m")
         return [Text(advice), lever, *([] if folded else [Text(rule)]), *[Text("more")] * 80]
 
     def rules(self, advice: str) -> str:

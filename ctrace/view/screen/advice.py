@@ -247,7 +247,7 @@ def _dressed(text: Text, width: int, palette: Palette) -> list[Text]:
 def _meaning(style: Union[str, Style], palette: Palette) -> Style:
     """The palette's style for one of the terminal's colours."""
     one = Style.parse(style) if isinstance(style, str) else style
-    named = {"green": palette.good, "yellow": palette.warn, "red": palette.bad}
     if one.color is not None:
-        return named.get(one.color.name, palette.text)
+        named = {1: palette.bad, 2: palette.good, 3: palette.warn}
+        return named.get(one.color.number or 0, palette.text)
     return palette.strong if one.bold else palette.dim if one.dim else palette.text

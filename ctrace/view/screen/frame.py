@@ -210,7 +210,7 @@ def culprits_of(snapshot: Snapshot, state: State) -> tuple[Culprit, ...]:
     turned = snapshot.sort.startswith("-")
     there = snapshot.culprits
     if snapshot.sort.removeprefix("-") in ("held", "new"):  # what is gone is told of by the others
-        there = tuple(one for one in there if one.held or one.new_per_s or one.drops) or there
+        there = tuple(one for one in there if one.held or one.new_per_s or one.drop_per_s) or there
     return there if turned == state.reverse else there[::-1]
 
 
