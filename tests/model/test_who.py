@@ -14,7 +14,7 @@ from kit.shapes import NETNS, START, SYN_SENT, Trace, steady
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Holder
-from ctrace.model.who.lattice import ENOUGH, Lattice
+from ctrace.model.who.lattice import ENOUGH, Key, Lattice
 from ctrace.model.who.weigh import Weighed
 
 OTHER = 4026532500
@@ -243,3 +243,12 @@ def test_a_single_heavy_pair_is_found_by_brute_force() -> None:
     (first,) = lattice.narrow()
     assert first.kind == "pair"
     assert lattice.members(first).tolist() == [False, True, False, False]
+
+
+def test_a_process_in_two_namespaces_has_in_one_what_it_holds_there() -> None:
+    """A share of a namespace's table never counts what the process holds in another's."""
+    pairs = rows([60, 36, 4], [1, 2, 3], [80, 81, 82])
+    pairs.meta[2] = np.uint64(OTHER << 32 | 6 << 16 | 82)
+    pairs.process[:] = CRAWLER.key
+    ((_, parts),) = Lattice(pairs).told((Key("process", (CRAWLER.key,)),))
+    assert (parts.held, parts.proto >> 16, parts.of_proto) == (100, NETNS, 96)

@@ -188,17 +188,18 @@ class Lattice:
             only = int(unique[0]) if services == 1 and not more else 0
             yield key, Parts(
                 round(held), round(held) / self.w.total, sources, services, more, only,
-                self._one_proto(mine),
+                *self._one_proto(mine),
             )  # fmt: skip
 
-    def _one_proto(self, mine: npt.NDArray[np.bool_]) -> int:
-        """Namespace and protocol that nearly all of these pairs' weight is of, else 0."""
+    def _one_proto(self, mine: npt.NDArray[np.bool_]) -> tuple[int, int]:
+        """Namespace and protocol that nearly all of these pairs' weight is of, and what is of it;
+        else 0."""
         of = self.w.meta[mine] >> _S16 & ~np.uint64(1 << 8)
         found, code = np.unique(of, return_inverse=True)
         weight = np.bincount(code.ravel(), self.w.weight[mine], len(found))
         first = int(weight.argmax()) if len(found) else 0
         alone = len(found) > 0 and weight[first] >= NEARLY * weight.sum()
-        return int(found[first]) if alone else 0
+        return (int(found[first]), round(float(weight[first]))) if alone else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,8 @@ class Parts:
     """Its service where it has one alone, as the last word of a key; else 0."""
     proto: int = 0
     """Namespace and protocol of nearly all of it, as a key's last word without its port; else 0."""
+    of_proto: int = 0
+    """What of it is of these: a process or a unit may hold entries in other namespaces, too."""
 
 
 def columns(w: Weighed) -> dict[str, npt.NDArray[np.uint64]]:

@@ -59,7 +59,7 @@ def several(
         sources = max(holder.sources, names.scattered.get(key.value[0], 0)) or None
         yield replace(
             one, key=names.label(key), proto=proto_name(parts.proto & 0xFF),
-            netns=parts.proto >> 16, distinct_src=sources,
+            netns=parts.proto >> 16, held=parts.of_proto, distinct_src=sources,
         ), words  # fmt: skip
 
 
