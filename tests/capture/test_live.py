@@ -407,7 +407,8 @@ def test_count_duration_kinds_and_a_closed_pipe(lab: Lab) -> None:
     assert "3 events" in err
     assert child.returncode == 0
 
-    child = start("--duration", "0.5", "-e", "destroy", "--hooks", "netfilter", "-p", "udp")
+    words = ("--duration", "0.5", "-e", "destroy", "--hooks", "netfilter", "-p", "udp")
+    child = start(*words, "--netns", str(a.inum))
     traffic.udp_flows(a, (b.addresses["a"][0], 9), 5, first_port=30000)
     assert child.communicate(timeout=60)[0].splitlines() == [HEADER]
     assert child.returncode == 0

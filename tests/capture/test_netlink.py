@@ -191,6 +191,7 @@ def test_refusals_are_the_kernels_count() -> None:
             assert all("n" in line for line in late)
 
 
+@pytest.mark.machine  # whoever listens for the events of all namespaces has older ends told
 def test_the_end_of_older_entries_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctrace.capture.netlink_ends.SOONEST", 0.2)
     with Lab() as lab:
