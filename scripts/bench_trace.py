@@ -22,8 +22,8 @@ from kit import synthetic
 
 from ctrace.batch import Batch
 from ctrace.record import Events
-from ctrace.recording.codecs import zstd_available
-from ctrace.recording.format import Codec
+from ctrace.recording.format.codecs import zstd_available
+from ctrace.recording.format.layout import Codec
 from ctrace.recording.reader import Recording
 from ctrace.recording.writer import Writer
 

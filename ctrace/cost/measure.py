@@ -26,7 +26,7 @@ from ctrace.host import netns
 from ctrace.host.tables import TableReader
 from ctrace.kernel.symbols import Symbols, is_tracer
 from ctrace.record import Events, Kind, Reason, proto_name
-from ctrace.recording.recorder import Sink
+from ctrace.recording.recorder.run import Sink
 
 KEPT: Final = 1 << 18
 """Lags of expired entries that are kept, an even sample of all."""

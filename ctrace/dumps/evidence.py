@@ -13,7 +13,7 @@ from ctrace.dumps.found import Space
 from ctrace.dumps.host.log import Message
 from ctrace.dumps.source import Told, last_entries
 from ctrace.record import TCP_STATES, Kind, Status, proto_name
-from ctrace.recording.meta import LIMIT_TEXT
+from ctrace.recording.format.meta import LIMIT_TEXT
 
 TOP: Final = 12
 MODULES: Final = ("nf_conntrack", "ip_conntrack", "nf_conntrack_ipv4", "nf_conntrack_ipv6")

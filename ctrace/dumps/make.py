@@ -15,10 +15,10 @@ from ctrace.dumps.rules import rulesets
 from ctrace.dumps.source import Told, nothing
 from ctrace.errors import CtraceError
 from ctrace.recording.derived import Recorded
-from ctrace.recording.evidence import FACT
-from ctrace.recording.format import SIGNATURE
+from ctrace.recording.format.evidence import FACT
+from ctrace.recording.format.layout import SIGNATURE
+from ctrace.recording.format.meta import Header
 from ctrace.recording.merge import open_several
-from ctrace.recording.meta import Header
 from ctrace.recording.reader import Recording
 from ctrace.recording.series import SUFFIX
 from ctrace.recording.writer import Writer

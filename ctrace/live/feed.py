@@ -18,12 +18,12 @@ from ctrace.errors import CtraceError
 from ctrace.live.filtering import check, view
 from ctrace.live.protocol import Phase
 from ctrace.model.snapshot import Snapshot
-from ctrace.recording.told_once import Known
+from ctrace.recording.recorder.told_once import Known
 
 if TYPE_CHECKING:
     from ctrace.advice.beside import Beside
     from ctrace.model.model import Model
-    from ctrace.recording.late_start import LateRecording
+    from ctrace.recording.recorder.late_start import LateRecording
 
 EARLY = 0.1
 """Seconds until the first snapshot."""
@@ -143,14 +143,14 @@ class LiveFeed:
         source = self._source
         if source is None:
             raise CtraceError("nothing to record yet: still attaching")
-        from ctrace.recording.late_start import LateRecording
+        from ctrace.recording.recorder.late_start import LateRecording
 
         with self._lock:
             self._writer = LateRecording(path, source, self._known, self._shown_filter)
 
     def stop_recording(self) -> str:
         """Finish the file, once what was in the tables before is in it: seconds at most."""
-        from ctrace.recording.late_start import PATIENCE
+        from ctrace.recording.recorder.late_start import PATIENCE
 
         until = time.monotonic() + PATIENCE
         while (

@@ -18,7 +18,7 @@ from ctrace.model.snapshot import Snapshot
 from ctrace.record import KIND_OF, Kind
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
-from ctrace.recording.evidence import logged
+from ctrace.recording.format.evidence import logged
 
 LIMIT = 200
 CHECKPOINTS = 6

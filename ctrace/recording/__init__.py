@@ -1,1 +1,1 @@
-"""The recording: format, writer and reader."""
+"""Recordings: the format, what writes and reads them, and what is done with whole ones."""

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from ctrace.batch import Batch, Counts, Names, SelfCost, TableReading
 from ctrace.record import N_REASONS, Events, Kind, empty, join
-from ctrace.recording import meta
 from ctrace.recording.budget import Budget, Spent, latest
-from ctrace.recording.columns import Columns
-from ctrace.recording.events import Rows
-from ctrace.recording.format import LIMIT_BATCH, LIMIT_BLOB, LIMIT_TIME, Column, Damaged
-from ctrace.recording.window import IMAGE, Ring
+from ctrace.recording.format import meta
+from ctrace.recording.format.columns import Columns
+from ctrace.recording.format.events import Rows
+from ctrace.recording.format.layout import LIMIT_BATCH, LIMIT_BLOB, LIMIT_TIME, Column, Damaged
+from ctrace.recording.format.window import IMAGE, Ring
 
 
 @dataclass

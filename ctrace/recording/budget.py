@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ctrace.batch import Names
-from ctrace.recording import evidence
-from ctrace.recording.format import LIMIT_TIME, Block, BlockKind, Column, Damaged
-from ctrace.recording.meta import Header
+from ctrace.recording.format import evidence
+from ctrace.recording.format.layout import LIMIT_TIME, Block, BlockKind, Column, Damaged
+from ctrace.recording.format.meta import Header
 
 LIMIT_NAMES_BYTES: Final = 64 << 20
 LIMIT_RULES_BYTES: Final = 64 << 20

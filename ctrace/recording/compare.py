@@ -9,7 +9,7 @@ from ctrace.errors import CtraceError
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.recording.derived import Recorded
-from ctrace.recording.evidence import logged
+from ctrace.recording.format.evidence import logged
 
 KEYS = 5000
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ctrace.batch import DUMP, Batch, Counts
 from ctrace.record import N_REASONS
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 
 
 class Counted:

@@ -8,7 +8,7 @@ from typing import Optional, Protocol, TypeVar
 from ctrace.batch import Batch, Clock, Counts, HookInfo
 from ctrace.cost.result import Perf
 from ctrace.recording.assembly import Missing
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
 
 _S = TypeVar("_S", bound="Headed")

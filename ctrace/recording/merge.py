@@ -16,7 +16,7 @@ from ctrace.errors import UsageError
 from ctrace.record import Events, Kind, words
 from ctrace.recording.assembly import Missing
 from ctrace.recording.derived import Headed, Recorded
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 from ctrace.recording.reader import Recording
 from ctrace.recording.series import NUMBER, SESSION, Series, open_recording
 

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from ctrace import files
 from ctrace.batch import Batch, Counts, TableReading
 from ctrace.cost.result import Perf
-from ctrace.recording import cost_block, meta
 from ctrace.recording.assembly import Assembly, Missing, Tally, Told
 from ctrace.recording.budget import TOO_LONG, Budget, Spent, latest
-from ctrace.recording.codecs import Decompressor
-from ctrace.recording.columns import Columns
 from ctrace.recording.derived import Headed
-from ctrace.recording.events import Rows
-from ctrace.recording.format import (
+from ctrace.recording.format import cost_block, meta
+from ctrace.recording.format.codecs import Decompressor
+from ctrace.recording.format.columns import Columns
+from ctrace.recording.format.events import Rows
+from ctrace.recording.format.layout import (
     FILE_HEAD,
     LIMIT_BLOB,
     LIMIT_RESYNC,
@@ -38,7 +38,7 @@ from ctrace.recording.format import (
     FormatError,
     read_block,
 )
-from ctrace.recording.places import Place, places
+from ctrace.recording.format.places import Place, places
 from ctrace.recording.scan import Scan
 
 

@@ -21,10 +21,10 @@ import numpy.typing as npt
 from ctrace.batch import Batch, Counts, Names, Netns, Owner
 from ctrace.cost.result import Perf
 from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, words
-from ctrace.recording import evidence
 from ctrace.recording.assembly import Missing
 from ctrace.recording.derived import Headed, Recorded
-from ctrace.recording.meta import Header
+from ctrace.recording.format import evidence
+from ctrace.recording.format.meta import Header
 
 Bytes16 = npt.NDArray[np.uint8]
 

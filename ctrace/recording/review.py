@@ -16,7 +16,7 @@ from ctrace.model.snapshot import Snapshot
 from ctrace.record import KIND_OF, Events, Kind, Reason, address_text, proto_name
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
-from ctrace.recording.evidence import logged
+from ctrace.recording.format.evidence import logged
 
 POINTS = 600
 """Points of the time line, at most."""

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.record import Kind
-from ctrace.recording.events import TUPLE_DTYPES, Rows
-from ctrace.recording.format import Column, FormatError
-from ctrace.recording.window import Ring
+from ctrace.recording.format.events import TUPLE_DTYPES, Rows
+from ctrace.recording.format.layout import Column, FormatError
+from ctrace.recording.format.window import Ring
 
 
 class Scan:

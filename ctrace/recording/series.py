@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ctrace.batch import Batch, Counts, TableReading
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
-from ctrace.recording.format import FormatError
+from ctrace.recording.format.layout import FormatError
 from ctrace.recording.reader import Recording
 
 SUFFIX = ".ctrace"

@@ -18,11 +18,11 @@ from ctrace.batch import Batch, Counts
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.record import WORDS
-from ctrace.recording import cost_block, meta
-from ctrace.recording.codecs import Compressor, zstd_available
-from ctrace.recording.columns import encode_blob
-from ctrace.recording.events import encode_events, transposed
-from ctrace.recording.format import (
+from ctrace.recording.format import cost_block, meta
+from ctrace.recording.format.codecs import Compressor, zstd_available
+from ctrace.recording.format.columns import encode_blob
+from ctrace.recording.format.events import encode_events, transposed
+from ctrace.recording.format.layout import (
     FILE_HEAD,
     LIMIT_BATCH,
     LIMIT_BLOB,
@@ -36,7 +36,7 @@ from ctrace.recording.format import (
     Column,
     Section,
 )
-from ctrace.recording.window import U64, TupleIndex
+from ctrace.recording.format.window import U64, TupleIndex
 
 FLUSH_NS = 1_000_000_000
 """A crash costs at most this much time."""

@@ -13,7 +13,7 @@ import pytest
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cli import VERBS, cli
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cli import VERBS, cli
 from ctrace.cli.kinds import Percent, Size, Time
 from ctrace.host import netns
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
 
 METAVARS = {

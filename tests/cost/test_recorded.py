@@ -18,11 +18,11 @@ from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cost.result import Chains, HashTable, Hot, Latency, Perf, ServiceCost, Wait
 from ctrace.lab import Lab
 from ctrace.lab.traffic import udp_flows
-from ctrace.recording import cost_block
 from ctrace.recording.derived import copy
-from ctrace.recording.format import BlockHead, BlockKind, Column, Damaged
+from ctrace.recording.format import cost_block
+from ctrace.recording.format.layout import BlockHead, BlockKind, Column, Damaged
+from ctrace.recording.format.meta import Header, dumps
 from ctrace.recording.merge import open_several
-from ctrace.recording.meta import Header, dumps
 from ctrace.recording.reader import Recording
 from ctrace.recording.redact import Redacted
 from ctrace.recording.writer import Writer

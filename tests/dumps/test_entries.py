@@ -18,7 +18,7 @@ from ctrace.dumps.entries.values import Chunk
 from ctrace.dumps.entries.words import Bad
 from ctrace.dumps.make import open_any
 from ctrace.record import TCP_STATES, Status, address_text
-from ctrace.recording.evidence import parse
+from ctrace.recording.format.evidence import parse
 
 NAMES = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 89: "unknown",
          132: "sctp"}  # fmt: skip

@@ -19,7 +19,7 @@ from ctrace.dumps import files
 from ctrace.dumps.make import open_any
 from ctrace.errors import CtraceError
 from ctrace.record import Kind
-from ctrace.recording.evidence import parse
+from ctrace.recording.format.evidence import parse
 
 ENTRY = (
     b"ipv4     2 tcp      6 28 TIME_WAIT src=198.51.100.7 dst=192.0.2.10 sport=63518 dport=8063 "

@@ -14,7 +14,7 @@ from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.record import RECORD, Events, Kind, Status, join
-from ctrace.recording.evidence import parse
+from ctrace.recording.format.evidence import parse
 
 pytestmark = pytest.mark.kernel
 SAME = ("src", "dst", "reply_src", "reply_dst", "sport", "dport", "reply_sport", "reply_dport",

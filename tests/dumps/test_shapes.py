@@ -11,7 +11,7 @@ import pytest
 from ctrace.dumps.host.log import Log
 from ctrace.dumps.make import open_any
 from ctrace.errors import CtraceError
-from ctrace.recording.evidence import parse
+from ctrace.recording.format.evidence import parse
 
 FULL = "nf_conntrack: nf_conntrack: table full, dropping packet"
 AT = 1722250923.0

@@ -15,7 +15,7 @@ from kit import synthetic
 import ctrace
 from ctrace import files
 from ctrace.errors import CtraceError
-from ctrace.recording.recorder import make_way
+from ctrace.recording.recorder.run import make_way
 
 Way = Callable[[Path, Path, bool], "list[str | Path]"]
 
@@ -151,7 +151,7 @@ RING = """
 import sys
 from pathlib import Path
 from kit import synthetic
-from ctrace.recording.segments import FlightRecorder, Retention
+from ctrace.recording.recorder.segments import FlightRecorder, Retention
 where, count = sys.argv[1], int(sys.argv[2])
 batches = synthetic.batches(synthetic.traffic(count, rate=count / 20))
 ring = FlightRecorder(where + "/ring", synthetic.header(), Retention(size=64 << 20))

@@ -17,7 +17,7 @@ from ctrace.batch import Names, Netns, Owner
 from ctrace.host import cgroup, netns, process
 from ctrace.lab import Lab
 from ctrace.names import clean
-from ctrace.recording.meta import names_json, parse_names
+from ctrace.recording.format.meta import names_json, parse_names
 
 EVIL = "\x1b]0;owned\x07\x1b[31mEVIL\u202e\x0b\r\x85\u2028"
 ANY = st.text(max_size=40) | st.sampled_from((EVIL, "\u05d0\u0300\u0301\u0302", "\ud800"))

@@ -37,7 +37,6 @@ LARGER = {
     "model/model.py": 490,
     "model/model.py: Model.snapshot, lines": 70,
     "model/snapshot.py": 490,
-    "recording/": 27,
     "view/report/cost_html.py: perf_html, lines": 64,
     "view/screen/": 17,
     "view/screen/frame.py": 420,

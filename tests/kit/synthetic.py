@@ -22,7 +22,7 @@ from ctrace.record import (
     empty,
     join,
 )
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
 
 NETNS = 4026531840

@@ -16,9 +16,9 @@ import pytest
 from kit import synthetic
 
 from ctrace.batch import Batch
-from ctrace.recording import evidence, meta
-from ctrace.recording import format as fmt
-from ctrace.recording.format import BlockHead, BlockKind, Column, Section
+from ctrace.recording.format import evidence, meta
+from ctrace.recording.format import layout as fmt
+from ctrace.recording.format.layout import BlockHead, BlockKind, Column, Section
 from ctrace.recording.reader import Recording
 from ctrace.recording.writer import Writer
 

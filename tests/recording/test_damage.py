@@ -17,9 +17,9 @@ from kit import synthetic
 import ctrace
 from ctrace.batch import Batch
 from ctrace.errors import CtraceError
-from ctrace.recording import codecs, meta
-from ctrace.recording import format as fmt
-from ctrace.recording.columns import encode, encode_blob
+from ctrace.recording.format import codecs, meta
+from ctrace.recording.format import layout as fmt
+from ctrace.recording.format.columns import encode, encode_blob
 from ctrace.recording.reader import Recording
 from ctrace.recording.writer import Writer
 

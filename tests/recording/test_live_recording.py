@@ -37,7 +37,7 @@ from ctrace.live.replay import ReplayFeed
 from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
 from ctrace.record import Events, Kind, join, words
-from ctrace.recording import host_facts
+from ctrace.recording.recorder import host_facts
 from ctrace.recording.writer import Writer
 
 pytestmark = pytest.mark.kernel

@@ -12,9 +12,9 @@ from kit import synthetic
 from ctrace.batch import Batch, Clock
 from ctrace.model.model import Model
 from ctrace.record import N_REASONS, Events, Kind, Reason, empty, join
-from ctrace.recording.living import Living
 from ctrace.recording.reader import Recording
-from ctrace.recording.segments import FlightRecorder, Retention
+from ctrace.recording.recorder.living import Living
+from ctrace.recording.recorder.segments import FlightRecorder, Retention
 
 NETNS = (4026531840, 4026531999)
 SECOND = 1_000_000_000

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ctrace.batch import Batch
 from ctrace.record import Events, Kind, Reason, empty, join
-from ctrace.recording import living
-from ctrace.recording.living import Living
+from ctrace.recording.recorder import living
+from ctrace.recording.recorder.living import Living
 
 NOW = 77
 

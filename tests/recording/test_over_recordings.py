@@ -25,9 +25,9 @@ from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
 from ctrace.record import Kind, Reason, address_bytes, address_text, words
 from ctrace.recording.merge import open_several
+from ctrace.recording.recorder.segments import FlightRecorder, Retention, parse_trigger
 from ctrace.recording.redact import Addresses, Redacted
 from ctrace.recording.review import review
-from ctrace.recording.segments import FlightRecorder, Retention, parse_trigger
 from ctrace.recording.series import runs
 
 SECOND = synthetic.SECOND

@@ -15,8 +15,8 @@ from kit import synthetic
 import ctrace
 from ctrace.batch import Batch
 from ctrace.record import RECORD, Events, Kind, empty, join
-from ctrace.recording.codecs import zstd_available
-from ctrace.recording.format import Codec
+from ctrace.recording.format.codecs import zstd_available
+from ctrace.recording.format.layout import Codec
 from ctrace.recording.reader import Recording
 from ctrace.recording.writer import Writer
 

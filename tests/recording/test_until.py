@@ -10,9 +10,9 @@ import pytest
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.record import Kind, empty
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 from ctrace.recording.reader import Recording
-from ctrace.recording.recorder import Until, record
+from ctrace.recording.recorder.run import Until, record
 from ctrace.recording.writer import Writer
 
 STARTED = 1_000_000_000

@@ -17,7 +17,7 @@ from view.test_feed import flows
 from ctrace.batch import Batch, Clock, HookInfo, TableReading
 from ctrace.lab import Lab
 from ctrace.record import N_REASONS, Kind, Reason
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
 from ctrace.view import format as fmt
 

@@ -106,7 +106,7 @@ def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) 
 def _recorded(path: str, wanted: Filter, target: float) -> Advice:
     from ctrace.advice.facts import from_text
     from ctrace.dumps.make import open_any
-    from ctrace.recording.evidence import logged
+    from ctrace.recording.format.evidence import logged
 
     with closing(open_any([path])) as recording:
         known = {}

@@ -27,7 +27,7 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
       ctrace report dump.txt            reads it directly; so do advise and replay
     """
     from ctrace.dumps.make import make
-    from ctrace.recording.recorder import make_way
+    from ctrace.recording.recorder.run import make_way
     from ctrace.recording.redact import Redacted
     from ctrace.view.report.evidence import imported
 

@@ -19,8 +19,8 @@ from ctrace.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ctrace.recording.recorder import Progress, Sink
-    from ctrace.recording.segments import Retention
+    from ctrace.recording.recorder.run import Progress, Sink
+    from ctrace.recording.recorder.segments import Retention
 
 DEFAULT = "ctrace.data"
 DEFAULT_RING = "ctrace.d"
@@ -85,9 +85,9 @@ def command(
     """  # fmt: skip
     from ctrace.capture import open_live
     from ctrace.cli.watch.top import shown_filter
-    from ctrace.recording import host_facts
-    from ctrace.recording.recorder import Until, make_way, record
-    from ctrace.recording.segments import FlightRecorder
+    from ctrace.recording.recorder import host_facts
+    from ctrace.recording.recorder.run import Until, make_way, record
+    from ctrace.recording.recorder.segments import FlightRecorder
     from ctrace.recording.writer import Writer
     from ctrace.view.unseen import newcomers
 
@@ -187,7 +187,7 @@ def _retention(
     around: tuple[float, float],
 ) -> Retention:  # fmt: skip
     """What a flight recorder keeps."""
-    from ctrace.recording.segments import Retention, parse_trigger
+    from ctrace.recording.recorder.segments import Retention, parse_trigger
 
     return Retention(
         size=ring if ring else (None if keep else 1 << 30),

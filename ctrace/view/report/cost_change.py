@@ -13,8 +13,8 @@ from rich.text import Text
 from ctrace import files
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
-from ctrace.recording.cost_block import from_json
-from ctrace.recording.format import Damaged
+from ctrace.recording.format.cost_block import from_json
+from ctrace.recording.format.layout import Damaged
 from ctrace.view import format as fmt
 from ctrace.view.report.cost import PERCENTILES, grid, latency_name
 

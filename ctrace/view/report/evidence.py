@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Optional
 
 from ctrace.model.causes.words import moment
-from ctrace.recording.evidence import moment_of
+from ctrace.recording.format.evidence import moment_of
 from ctrace.view import format as fmt
 
 KNOWN_BY = {

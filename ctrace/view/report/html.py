@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ctrace.model.snapshot import Cause, Culprit, Snapshot
-from ctrace.recording.evidence import FACT, parse
+from ctrace.recording.format.evidence import FACT, parse
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report.charts import holders_over_time, lives, over_time

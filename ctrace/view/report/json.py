@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctrace.recording.evidence import parse
+from ctrace.recording.format.evidence import parse
 from ctrace.recording.review import Review
 from ctrace.view.export.json import snapshot_json, utc_seconds
 from ctrace.view.report.cost import perf_json

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
-from ctrace.recording.evidence import parse
+from ctrace.recording.format.evidence import parse
 from ctrace.recording.review import Review
 from ctrace.view import format as fmt
 from ctrace.view.report.evidence import sentences

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from ctrace.recording.evidence import parse
+from ctrace.recording.format.evidence import parse
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
 from ctrace.view.verdict import HIGH, Verdict, verdict

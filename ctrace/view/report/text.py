@@ -12,8 +12,8 @@ from rich.text import Text
 
 from ctrace.batch import DUMP
 from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
-from ctrace.recording.evidence import parse
-from ctrace.recording.meta import Header
+from ctrace.recording.format.evidence import parse
+from ctrace.recording.format.meta import Header
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text

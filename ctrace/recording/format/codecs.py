@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 
-from ctrace.recording.format import Buffer, Codec, Damaged, FormatError
+from ctrace.recording.format.layout import Buffer, Codec, Damaged, FormatError
 
 
 def zstd_available() -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.recording.codecs import Compressor, Decompressor
-from ctrace.recording.format import (
+from ctrace.recording.format.codecs import Compressor, Decompressor
+from ctrace.recording.format.layout import (
     LIMIT_ROWS,
     TABLE,
     Block,

@@ -18,7 +18,7 @@ from ctrace import files
 from ctrace.batch import Batch, Source
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
-from ctrace.recording.format import SIGNATURE
+from ctrace.recording.format.layout import SIGNATURE
 
 LAST: Final = 5_000_000_000
 """Nanoseconds: how long, at most, the batch with what came before the end is waited for."""
@@ -222,7 +222,7 @@ class RulesetReader:
 
     def _read(self) -> None:
         from ctrace.host import netns
-        from ctrace.recording.host_facts import rulesets
+        from ctrace.recording.recorder.host_facts import rulesets
 
         with contextlib.suppress(OSError, CtraceError):
             spaces = [(space.inum, space.path) for space in netns.find()]

@@ -13,7 +13,7 @@ from ctrace import __version__
 from ctrace.batch import Batch, Clock, Counts, HookInfo, Names, Netns, Owner, TableReading
 from ctrace.names import clean
 from ctrace.record import N_REASONS
-from ctrace.recording.format import LIMIT_TIME, MAJOR, MINOR, Damaged
+from ctrace.recording.format.layout import LIMIT_TIME, MAJOR, MINOR, Damaged
 
 ENDS: Final = np.dtype(
     [

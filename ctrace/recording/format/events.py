@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.record import RECORD, WORDS, Events, Kind, words
-from ctrace.recording.codecs import Compressor
-from ctrace.recording.columns import Columns, Unsigned, encode, encode_dictionary
-from ctrace.recording.format import WINDOW, BlockHead, Column, Damaged, Section
-from ctrace.recording.window import IMAGE, U64, Image, Ring, TupleIndex
+from ctrace.recording.format.codecs import Compressor
+from ctrace.recording.format.columns import Columns, Unsigned, encode, encode_dictionary
+from ctrace.recording.format.layout import WINDOW, BlockHead, Column, Damaged, Section
+from ctrace.recording.format.window import IMAGE, U64, Image, Ring, TupleIndex
 
 _LOW32 = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -63,7 +63,7 @@ def transposed(parts: Sequence[Events], room: Optional[U64] = None) -> U64:
 
 
 def tuple_words(table: U64) -> list[Optional[U64]]:
-    """The tuples of a :func:`transposed` table as :data:`ctrace.recording.window.Image`."""
+    """The tuples of a :func:`transposed` table as :data:`ctrace.recording.format.window.Image`."""
     rest = table[12] >> np.uint64(16)
     rest <<= _32
     rest |= table[11] & _LOW32

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from ctrace.batch import Source
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
 
 SYSCTLS = (
     "net/netfilter/nf_conntrack_*",

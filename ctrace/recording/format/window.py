@@ -13,7 +13,7 @@ from typing import Any, Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.recording.format import WINDOW
+from ctrace.recording.format.layout import WINDOW
 
 U64 = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.intp]

@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from ctrace.cost.result import Perf
-from ctrace.recording.format import LIMIT_TIME, Damaged
+from ctrace.recording.format.layout import LIMIT_TIME, Damaged
 
 LIMIT_TEXT: Final = 1 << 14
 LIMIT_ROWS: Final = 1 << 12

@@ -7,7 +7,7 @@ from typing import Optional
 
 import numpy as np
 
-from ctrace.recording.format import FILE_HEAD
+from ctrace.recording.format.layout import FILE_HEAD
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Protocol, runtime_checkable
 from ctrace.batch import Batch, Names, Source
 from ctrace.errors import CtraceError
 from ctrace.record import Events, by_time, join
-from ctrace.recording import host_facts
-from ctrace.recording.recorder import RulesetReader
-from ctrace.recording.told_once import Known
+from ctrace.recording.recorder import host_facts
+from ctrace.recording.recorder.run import RulesetReader
+from ctrace.recording.recorder.told_once import Known
 from ctrace.recording.writer import Writer
 
 AHEAD = 4

@@ -21,10 +21,10 @@ from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError, UsageError
 from ctrace.record import Events, Reason, empty
 from ctrace.recording.counters import Counted
-from ctrace.recording.living import Living
-from ctrace.recording.meta import Header
+from ctrace.recording.format.meta import Header
+from ctrace.recording.recorder.living import Living
+from ctrace.recording.recorder.told_once import Known
 from ctrace.recording.series import NUMBER, SESSION, SUFFIX
-from ctrace.recording.told_once import Known
 from ctrace.recording.writer import Writer
 
 KEPT = ".kept" + SUFFIX

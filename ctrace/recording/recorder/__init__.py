@@ -1,0 +1,1 @@
+"""What records: a source to one file, or to a flight recorder's segments."""
