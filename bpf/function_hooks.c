@@ -19,7 +19,7 @@
 #include "ct.h"
 #include "look.h"
 
-/* Ours, behind those of bpf/maps.h; ctrace/capture/function_hooks.py holds the same list. */
+/* Ours, behind those of bpf/maps.h; ctrace/capture/hooks/function_hooks.py holds the same list. */
 #define CALLS MAP(OWN_MAPS)		/* hash: struct call_key -> struct call */
 #define CPU_STATE MAP(OWN_MAPS + 1)	/* per-CPU array of one struct cpu_state */
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * A look at one entry on request, for sampling: no hook. `what`: the entry's address, with
- * LOOK_MET for one that a walk over the table met (ctrace/capture/assured.py). It may by now
+ * LOOK_MET for one that a walk over the table met (ctrace/capture/table/assured.py). It may by now
  * belong to another entry, or to none. Of young entries user space compares the tuple with
- * the one that it asked for (ctrace/capture/young.py); of the table's any will do.
+ * the one that it asked for (ctrace/capture/table/young.py); of the table's any will do.
  */
 #ifndef CTRACE_LOOK_H
 #define CTRACE_LOOK_H

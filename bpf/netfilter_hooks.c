@@ -18,7 +18,7 @@
 #include "ct.h"
 #include "look.h"
 
-#define CTRACE_RETRACT 0	/* never leaves ctrace/capture/netfilter.py */
+#define CTRACE_RETRACT 0	/* never leaves ctrace/capture/hooks/netfilter.py */
 
 /* SETTINGS */
 #define FREE_START 0	/* nf_conntrack_free: where kmem_cache_free is called from */

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ctrace.capture import fentry, kprobe
+from ctrace.capture.hooks import fentry, kprobe
 from ctrace.errors import CtraceError
 from ctrace.kernel import bpf, layout, programs
 
@@ -115,7 +115,7 @@ def _elsewhere(action: Callable[[], None]) -> None:
 
 
 def _netlink() -> None:
-    from ctrace.capture.netlink import NetlinkCapture
+    from ctrace.capture.netlink.listener import NetlinkCapture
 
     NetlinkCapture().close()
 

@@ -9,17 +9,17 @@ from dataclasses import replace
 from typing import Final, Optional, Protocol
 
 from ctrace.batch import Batch, Clock, Counts, HookInfo, SelfCost, TableReading
-from ctrace.capture.assured import LOOK_MET, Survey
 from ctrace.capture.cost_meter import CostMeter
-from ctrace.capture.dumps import Dumps
 from ctrace.capture.family import Capture
 from ctrace.capture.lives import Lives
 from ctrace.capture.namebook import NameBook
-from ctrace.capture.older import Older
 from ctrace.capture.poller import LOOK, Poller, Taken
-from ctrace.capture.recount import Recount
-from ctrace.capture.seed import Seeding
-from ctrace.capture.young import Sampler
+from ctrace.capture.table.assured import LOOK_MET, Survey
+from ctrace.capture.table.dumps import Dumps
+from ctrace.capture.table.older import Older
+from ctrace.capture.table.recount import Recount
+from ctrace.capture.table.seed import Seeding
+from ctrace.capture.table.young import Sampler
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import memory, netns
@@ -43,14 +43,14 @@ class _Opener(Protocol):
 
 
 def _fentry(wanted: Filter, ring_bytes: int) -> Capture:
-    from ctrace.capture import fentry
+    from ctrace.capture.hooks import fentry
 
     fentry.probe()  # nothing need be compiled to learn that it does not hold
     return fentry.FentryCapture(wanted, ring_bytes=ring_bytes)
 
 
 def _kprobe(wanted: Filter, ring_bytes: int) -> Capture:
-    from ctrace.capture import kprobe
+    from ctrace.capture.hooks import kprobe
 
     if not kprobe.PMU.exists():
         raise CtraceError("this kernel has no kprobes (CONFIG_KPROBE_EVENTS)")
@@ -59,13 +59,13 @@ def _kprobe(wanted: Filter, ring_bytes: int) -> Capture:
 
 
 def _netfilter(wanted: Filter, ring_bytes: int) -> Capture:
-    from ctrace.capture.netfilter import NetfilterCapture
+    from ctrace.capture.hooks.netfilter import NetfilterCapture
 
     return NetfilterCapture(wanted, ring_bytes=ring_bytes)
 
 
 def _netlink(wanted: Filter, ring_bytes: int) -> Capture:  # noqa: ARG001
-    from ctrace.capture.netlink import NetlinkCapture
+    from ctrace.capture.netlink.listener import NetlinkCapture
 
     return NetlinkCapture()
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
-from ctrace.capture.assured import Survey
 from ctrace.capture.family import Capture
-from ctrace.capture.young import Sampler
+from ctrace.capture.table.assured import Survey
+from ctrace.capture.table.young import Sampler
 from ctrace.host.netns import Mounts
 from ctrace.record import Events
 

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ctrace.capture import fentry, kprobe
-from ctrace.capture.function_hooks import Hook, arguments
+from ctrace.capture.hooks import fentry, kprobe
+from ctrace.capture.hooks.function_hooks import Hook, arguments
 from ctrace.cost.result import BINS, POINTS, PROTOCOLS
 from ctrace.kernel import bpf, layout, programs
 

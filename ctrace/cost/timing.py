@@ -19,8 +19,8 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.capture import kprobe
-from ctrace.capture.function_hooks import Hook, fits
+from ctrace.capture.hooks import kprobe
+from ctrace.capture.hooks.function_hooks import Hook, fits
 from ctrace.cost.objects import EARLY_DROP, NETFILTER, PORTED, RECENT, SERVICES, Objects
 from ctrace.cost.result import BINS, POINTS, PROTOCOLS, Times
 from ctrace.errors import CtraceError, UsageError

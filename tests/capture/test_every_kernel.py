@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from kit import kernel_files
 
-from ctrace.capture.function_hooks import HOOKS
+from ctrace.capture.hooks.function_hooks import HOOKS
 from ctrace.kernel import layout
 from ctrace.kernel.btf import Btf
 

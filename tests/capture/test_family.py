@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from ctrace.batch import Counts, HookInfo
-from ctrace.capture import function_hooks
 from ctrace.capture.family import Capture
-from ctrace.capture.function_hooks import HOOKS, Hook, arguments, fits
+from ctrace.capture.hooks import function_hooks
+from ctrace.capture.hooks.function_hooks import HOOKS, Hook, arguments, fits
 from ctrace.capture.live import LiveSource
 from ctrace.host.netns import Namespace
 from ctrace.kernel import bpf, layout

@@ -23,8 +23,8 @@ import pytest
 from ctrace.batch import LOWEST_INODE, Batch, Clock, Names, Netns, Owner, inode_of
 from ctrace.capture import open_live
 from ctrace.capture.live import LiveSource
-from ctrace.capture.older import slices
 from ctrace.capture.poller import MANY
+from ctrace.capture.table.older import slices
 from ctrace.errors import UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink

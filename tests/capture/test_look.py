@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ctrace.capture import open_live
-from ctrace.capture.young import CLOSED, SAMPLE, Sampler
+from ctrace.capture.table.young import CLOSED, SAMPLE, Sampler
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.lab import Lab

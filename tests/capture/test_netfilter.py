@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ctrace.capture.netfilter import NetfilterCapture, without_retracted
+from ctrace.capture.hooks.netfilter import NetfilterCapture, without_retracted
 from ctrace.filters import Filter, parse_network
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
@@ -650,7 +650,7 @@ def test_kill_9_leaves_nothing(pair: tuple[Node, Node]) -> None:
     a, _ = pair
     code = (
         "import time\n"
-        "from ctrace.capture.netfilter import NetfilterCapture\n"
+        "from ctrace.capture.hooks.netfilter import NetfilterCapture\n"
         "from ctrace.filters import Filter\n"
         "from ctrace.host.netns import Namespace\n"
         "c = NetfilterCapture(Filter())\n"

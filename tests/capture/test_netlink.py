@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from ctrace.capture.netlink import NetlinkCapture, Receiver
-from ctrace.capture.netlink_reasons import merge
+from ctrace.capture.netlink.listener import NetlinkCapture, Receiver
+from ctrace.capture.netlink.reasons import merge
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node
@@ -193,7 +193,7 @@ def test_refusals_are_the_kernels_count() -> None:
 
 @pytest.mark.machine  # whoever listens for the events of all namespaces has older ends told
 def test_the_end_of_older_entries_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctrace.capture.netlink_ends.SOONEST", 0.2)
+    monkeypatch.setattr("ctrace.capture.netlink.ends.SOONEST", 0.2)
     with Lab() as lab:
         node = lab.namespace("n", track=True)
         if node.sysctl("net.netfilter.nf_conntrack_events") != "2":

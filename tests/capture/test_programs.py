@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctrace.capture import fentry, kprobe
-from ctrace.capture.function_hooks import HOOKS
+from ctrace.capture.hooks import fentry, kprobe
+from ctrace.capture.hooks.function_hooks import HOOKS
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter, parse_network
 from ctrace.kernel import compiler, layout, programs

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrace.batch import Counts
-from ctrace.capture import recount
 from ctrace.capture.family import Capture
+from ctrace.capture.hooks.netfilter import NetfilterCapture
 from ctrace.capture.live import LiveSource
-from ctrace.capture.netfilter import NetfilterCapture
-from ctrace.capture.netlink import NetlinkCapture
-from ctrace.capture.recount import Recount
+from ctrace.capture.netlink.listener import NetlinkCapture
+from ctrace.capture.table import recount
+from ctrace.capture.table.recount import Recount
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink

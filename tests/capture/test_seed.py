@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.capture.seed import Seeding, Slice
+from ctrace.capture.table.seed import Seeding, Slice
 from ctrace.record import Events, Kind, Reason, empty, join
 
 AT = 1_000

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ctrace.batch import Counts
-from ctrace.capture.netlink import NetlinkCapture
+from ctrace.capture.netlink.listener import NetlinkCapture
 from ctrace.filters import Filter
 from ctrace.host import kernel
 from ctrace.record import Events, Kind

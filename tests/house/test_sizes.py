@@ -21,7 +21,6 @@ LARGER = {
     "advice/advise.py: advise, lines": 112,
     "advice/facts.py: written, parameters": 8,
     "advice/roles.py: subject, parameters": 8,
-    "capture/": 20,
     "change/": 19,
     "cli/recordings/record.py: command, lines": 90,
     "cli/watch/metrics.py: command, lines": 69,

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ctrace.capture import kprobe
+from ctrace.capture.hooks import kprobe
 from ctrace.cost.result import Times
 from ctrace.cost.timing import function_btf
 from ctrace.host.netns import enter

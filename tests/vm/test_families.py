@@ -22,8 +22,8 @@ import pytest
 from kit.machines import Net, Seen, Watch, flows, listed, note
 
 from ctrace.capture.family import Capture
-from ctrace.capture.fentry import FentryCapture
-from ctrace.capture.kprobe import KprobeCapture
+from ctrace.capture.hooks.fentry import FentryCapture
+from ctrace.capture.hooks.kprobe import KprobeCapture
 from ctrace.capture.ladder import probe
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink, netns

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from kit.machines import Net, Seen, Watch, families, flows, note
 
-from ctrace.capture import netfilter
 from ctrace.capture.family import Capture
+from ctrace.capture.hooks import netfilter
 from ctrace.capture.live import FAMILIES
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter

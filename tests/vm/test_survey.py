@@ -9,7 +9,7 @@ import pytest
 from kit.machines import Net
 
 from ctrace.batch import TableReading
-from ctrace.capture.assured import ENOUGH, Survey
+from ctrace.capture.table.assured import ENOUGH, Survey
 from ctrace.record import Events
 
 pytestmark = pytest.mark.kernel

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final, NamedTuple, Optional
 
-from ctrace.capture.function_hooks import (
+from ctrace.capture.hooks.function_hooks import (
     MODULE,
     FunctionCapture,
     Hook,

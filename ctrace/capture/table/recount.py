@@ -3,7 +3,7 @@
 Where a birth or an end was lost, what its keys hold would stay wrong for ever. The table knows:
 it is read again through ctnetlink, one namespace after another, a part of it each second. What
 comes first of an entry since the reading began settles it, as at the start
-(:mod:`ctrace.capture.seed`):
+(:mod:`ctrace.capture.table.seed`):
 
 - INSERT: it is new, and was counted as it came.
 - DESTROY: it was there when the reading began.

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Optional
 
-from ctrace.capture.seed import Seeding, Slice
+from ctrace.capture.table.seed import Seeding, Slice
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink, netns
 from ctrace.host.netns import Namespace

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple, Optional
 
-from ctrace.capture.function_hooks import HOOKS, MODULE, FunctionCapture, Hook, fits
+from ctrace.capture.hooks.function_hooks import HOOKS, MODULE, FunctionCapture, Hook, fits
 from ctrace.errors import CtraceError
 from ctrace.kernel import bpf
 

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Counts, HookInfo
-from ctrace.capture import netlink_reasons
 from ctrace.capture.family import Capture
-from ctrace.capture.netlink_ends import OlderEntries
+from ctrace.capture.netlink import reasons
+from ctrace.capture.netlink.ends import OlderEntries
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.ctmessage import Decoder
@@ -215,7 +215,7 @@ class NetlinkCapture(Capture):
             since = {
                 name: max(n - listener.base.get(name, 0), 0) for name, n in reading.stats.items()
             }
-            netlink_reasons.merge(listener.counts, listener.received, since)
+            reasons.merge(listener.counts, listener.received, since)
         return {inum: listener.counts.copy() for inum, listener in self._listeners.items()}
 
     def close(self) -> None:
@@ -296,8 +296,8 @@ class NetlinkCapture(Capture):
         events["kind"][new], events["kind"][gone] = Kind.INSERT, Kind.DESTROY
         events["reason"][new] = np.where(said.portid[new] == 0, Reason.NEW, Reason.USER)
         ends = gone, said.left, said.portid, said.mark
-        netlink_reasons.why_ended(events, *ends, tells_left=self.tells_left)
-        events = netlink_reasons.with_untold_births(events[new | gone])
+        reasons.why_ended(events, *ends, tells_left=self.tells_left)
+        events = reasons.with_untold_births(events[new | gone])
         if listener.older is not None:
             listener.older.ended(events)
         listener.received += np.bincount(events["reason"], minlength=N_REASONS).astype(np.uint64)
