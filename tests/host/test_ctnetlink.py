@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
-from ctrace.host.ctmessage import Decoder
+from ctrace.host.ctnetlink.message import Decoder
+from ctrace.host.ctnetlink.table import _bounds
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.record import (
@@ -356,7 +357,7 @@ def test_bounds_are_the_chain_of_lengths(
         if data.draw(st.booleans()):
             flow["id"] = int.from_bytes(struct.pack(">I", seq), "little")  # looks like a header
     whole, starts, lengths = packed([message(flow, seq) for flow in said])
-    found = ctnetlink._bounds(whole, seq)
+    found = _bounds(whole, seq)
     assert found[0].tolist() == starts.tolist()
     assert found[1].tolist() == lengths.tolist()
 

@@ -26,7 +26,7 @@ from ctrace.capture.netlink import reasons
 from ctrace.capture.netlink.ends import OlderEntries
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
-from ctrace.host.ctmessage import Decoder
+from ctrace.host.ctnetlink.message import Decoder
 from ctrace.host.netns import Namespace, enter
 from ctrace.host.tables import TableReader
 from ctrace.record import (

@@ -133,7 +133,7 @@ def build(octets: npt.NDArray[np.uint8], told: Numbers) -> Entries:
         raw[:, 16:80] = octets.reshape(-1, 64)
     proto = told["proto"]
     events["proto"] = proto
-    # For ICMP the identifier, and type << 8 | code, as in ctrace.host.ctmessage.
+    # For ICMP the identifier, and type << 8 | code, as in ctrace.host.ctnetlink.message.
     icmp = (proto == PROTO_NUMBERS["icmp"]) | (proto == PROTO_NUMBERS["icmpv6"])
     for prefix in ("", "reply_"):
         source, target, kind, code, ident = (

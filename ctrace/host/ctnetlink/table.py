@@ -1,7 +1,7 @@
 """The connection tracking table through ctnetlink: what is in it, and what comes.
 
 Every function takes the path of a namespace and leaves no socket behind; a socket would keep
-the namespace alive. What changes the table is in ``ctedit``.
+the namespace alive. What changes the table is in ``edit``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.errors import CtraceError
-from ctrace.host.ctedit import Flow, delete, fill, flush, insert
-from ctrace.host.ctmessage import U8, U32, Decoded, Decoder
-from ctrace.host.ctsocket import (
+from ctrace.host.ctnetlink.message import U8, U32, Decoded, Decoder
+from ctrace.host.ctnetlink.socket import (
     DATAGRAM,
     DUMP,
     GET,
@@ -36,22 +35,6 @@ from ctrace.host.ctsocket import (
 )
 from ctrace.host.netns import enter
 from ctrace.record import Events, Kind, join
-
-__all__ = [
-    "Flow",
-    "Table",
-    "delete",
-    "dump",
-    "fill",
-    "flush",
-    "insert",
-    "new_entries",
-    "open_socket",
-    "pieces",
-    "read_table",
-    "slices",
-    "statistics",
-]
 
 CHUNK: Final = 1 << 20
 """Bytes of a dump that are decoded together; all that a dump holds besides its result."""

@@ -16,8 +16,8 @@ from ipaddress import IPv4Address
 import numpy as np
 
 from ctrace.errors import CtraceError
-from ctrace.host.ctmessage import U8
-from ctrace.host.ctsocket import (
+from ctrace.host.ctnetlink.message import U8
+from ctrace.host.ctnetlink.socket import (
     ACK,
     CREATE_EXCL,
     DATAGRAM,

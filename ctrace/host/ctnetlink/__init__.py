@@ -1,0 +1,31 @@
+"""The connection tracking table through ctnetlink, raw netlink without a library."""
+
+from ctrace.host.ctnetlink.edit import Flow, delete, fill, flush, insert
+from ctrace.host.ctnetlink.socket import open_socket
+from ctrace.host.ctnetlink.table import (
+    SLICE,
+    Table,
+    dump,
+    new_entries,
+    pieces,
+    read_table,
+    slices,
+    statistics,
+)
+
+__all__ = [
+    "SLICE",
+    "Flow",
+    "Table",
+    "delete",
+    "dump",
+    "fill",
+    "flush",
+    "insert",
+    "new_entries",
+    "open_socket",
+    "pieces",
+    "read_table",
+    "slices",
+    "statistics",
+]
