@@ -8,7 +8,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import CLOSE, TCP, TIME_WAIT
+from ctrace.model.keys.columns import CLOSE, TCP, TIME_WAIT
 from ctrace.model.snapshot import Composition, Percentiles
 from ctrace.record import TCP_STATES, Status
 

@@ -16,17 +16,23 @@ from ctrace.batch import Clock, Owner
 from ctrace.model import histogram, stays
 from ctrace.model.composition import Looks, closed, compose
 from ctrace.model.forecast import Staying
-from ctrace.model.heavy import COUNTERS
-from ctrace.model.keys import NETNS_MASK, OWNED, SERVICE_MASK, TCP, TIME_SHIFT, has_port, key_hash
-from ctrace.model.levels import Level, Levels
-from ctrace.model.parts import Part, beyond, narrow_part, parts_of
-from ctrace.model.rich import LOOKS, TREND, distinct
+from ctrace.model.keys.columns import (
+    NETNS_MASK,
+    OWNED,
+    SERVICE_MASK,
+    TCP,
+    TIME_UNIT,
+    has_port,
+    key_hash,
+)
+from ctrace.model.keys.heavy import COUNTERS
+from ctrace.model.keys.levels import Level, Levels
+from ctrace.model.keys.parts import Part, beyond, narrow_part, parts_of
+from ctrace.model.keys.rich import LOOKS, TREND, distinct
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import Composition, Culprit, Ends, OwnerView, Percentiles, Tuple5
 from ctrace.model.victims import owner_view, tuple5
 from ctrace.record import TCP_STATES, Direction, Status, address_text, proto_name
-
-TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9
 
 ENOUGH: Final = 20
 """Entries of which shares mean something."""
@@ -111,9 +117,8 @@ class Group:
         self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
         net, now = self._gather("net"), self._now
         until = self._until(self._gather("netns"), now)
-        self.held = np.maximum(np.bincount(inverse, net * (until == now), self.n), 0).astype(
-            np.int64
-        )
+        held = np.bincount(inverse, net * (until == now), self.n)
+        self.held = np.maximum(held, 0).astype(np.int64)
         seconds = (net * until - self._gather("births")) * TIME_UNIT
         self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
         s = self.sums
@@ -693,10 +698,10 @@ class Group:
         proto, port = self.service(at)
         service = f"{proto_name(proto)}/{port}" if port is not None else proto_name(proto)
         address = self.address(at) if name != "service" else ""
-        direction = "loopback" if address and is_loopback(address) else _way(flags)
+        direction = "loopback" if address and ip_address(address).is_loopback else _way(flags)
         if name == "service":
             found = self._one_target(at)
-            if found and is_loopback(found):
+            if found and ip_address(found).is_loopback:
                 direction = "loopback"
             return {"key": service, "proto": proto_name(proto), "port": port, "dst": found,
                     "direction": direction}  # fmt: skip
@@ -752,8 +757,3 @@ def _way(flags: int) -> str:
     names = {Direction.IN: "in", Direction.OUT: "out", Direction.FORWARD: "forward"}
     seen = [name for bit, name in names.items() if flags & (1 << bit)]
     return seen[0] if len(seen) == 1 else ("mixed" if seen else "")
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address in text form is a loopback address."""
-    return ip_address(address).is_loopback

@@ -14,13 +14,14 @@ from ctrace.model import causes
 from ctrace.model.composition import Looks
 from ctrace.model.groups import Context, Group
 from ctrace.model.history import Points
-from ctrace.model.keys import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window
-from ctrace.model.levels import Levels, needed
-from ctrace.model.pairing import EXISTING, UNKNOWN, Births
+from ctrace.model.keys.columns import I64, NETNS_MASK, TIME_SHIFT, WINDOW, Window
+from ctrace.model.keys.levels import Levels, needed
+from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
+from ctrace.model.keys.recount import Recounts, between_marks
+from ctrace.model.keys.scatter import Rows
+from ctrace.model.keys.window import window
 from ctrace.model.ports import SourcePorts
-from ctrace.model.recount import Recounts, between_marks
 from ctrace.model.sample import ROWS, Sample
-from ctrace.model.scatter import Rows
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import GROUPS, SORTS, Counted, Culprit, Memory, Rates, Snapshot, Table
 from ctrace.model.tables import NOTHING, Known, Tables, counted, per_second
@@ -29,7 +30,6 @@ from ctrace.model.who.answer import Answer
 from ctrace.model.who.ask import Asked, names_of
 from ctrace.model.who.names import Names
 from ctrace.model.who.rows import BASE, COARSER, coarser
-from ctrace.model.window import window
 from ctrace.record import N_REASONS, PART, Events, Kind, Reason
 
 EARLY_NS: Final = 50_000_000

@@ -14,8 +14,8 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model.causes.facts import Failure
-from ctrace.model.keys import PORTED, U64, Window, key_hash, spread
-from ctrace.model.scatter import Rows
+from ctrace.model.keys.columns import PORTED, U64, Window, key_hash, spread
+from ctrace.model.keys.scatter import Rows
 from ctrace.record import Kind, Reason, Status, address_text, proto_name
 
 KEYS: Final = 256

@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import I64, OWNED, U64, Window, service_hash, spread
-from ctrace.model.pairing import EXISTING, UNKNOWN, Births
-from ctrace.model.scatter import Rows
+from ctrace.model.keys.columns import I64, OWNED, U64, Window, service_hash, spread
+from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
+from ctrace.model.keys.scatter import Rows
 
 ROW: Final = np.dtype(
     [

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ctrace.model import histogram
 from ctrace.model.composition import Looks, closed
-from ctrace.model.keys import TCP
+from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Percentiles
 
 FEW: Final = 10

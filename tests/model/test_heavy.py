@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.shapes import NETNS, START, Trace
 
-from ctrace.model.heavy import Found, HeavyTable, Keys, grouped
-from ctrace.model.keys import key_hash, service_hash
-from ctrace.model.scatter import Scatter
-from ctrace.model.window import window
+from ctrace.model.keys.columns import key_hash, service_hash
+from ctrace.model.keys.heavy import Found, HeavyTable, Keys, grouped
+from ctrace.model.keys.scatter import Scatter
+from ctrace.model.keys.window import window
 from ctrace.record import RECORD, Events, Kind
 
 

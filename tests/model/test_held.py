@@ -15,7 +15,7 @@ from ctrace.batch import Clock, HookInfo
 from ctrace.model import stays
 from ctrace.model.composition import error
 from ctrace.model.histogram import EDGES
-from ctrace.model.keys import CLOSE
+from ctrace.model.keys.columns import CLOSE
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Culprit
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ctrace.model.levels import Levels, needed
+from ctrace.model.keys.levels import Levels, needed
 
 
 @pytest.mark.parametrize("scale", [0.001, 0.1, 0.9, 1.7, 40.0])

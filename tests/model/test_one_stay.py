@@ -8,7 +8,7 @@ from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import histogram, stays
-from ctrace.model.keys import CLOSE
+from ctrace.model.keys.columns import CLOSE
 from ctrace.model.model import Model
 from ctrace.model.sample import ROW
 from ctrace.model.snapshot import Culprit

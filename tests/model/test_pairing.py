@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.model.pairing import EXISTING, UNKNOWN, Births
+from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
 from ctrace.record import PART
 
 U64 = npt.NDArray[np.uint64]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ctrace.model.rich import REGISTERS, RichPool, distinct, registers_of
+from ctrace.model.keys.rich import REGISTERS, RichPool, distinct, registers_of
 
 
 def registers(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:

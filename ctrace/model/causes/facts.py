@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ctrace.batch import Logged
 from ctrace.model.causes.words import UNKNOWN, duration, percent
 from ctrace.model.composition import Looks
-from ctrace.model.keys import TCP
+from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
 from ctrace.record import TCP_STATES
 

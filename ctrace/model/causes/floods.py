@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, OWNED, SHARE, Facts, Service
 from ctrace.model.causes.words import percent, plural
-from ctrace.model.keys import TCP
+from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Cause, Culprit
 
 SOME: Final = 500

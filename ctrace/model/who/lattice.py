@@ -17,7 +17,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import MAPPED, U64
+from ctrace.model.keys.columns import MAPPED, U64
 from ctrace.model.who.weigh import Weighed
 from ctrace.record import TCP_STATES
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from ctrace.model.keys import has_port
+from ctrace.model.keys.columns import has_port
 from ctrace.model.snapshot import Holder
 from ctrace.model.who.lattice import Key, Parts
 from ctrace.record import TCP_STATES, Direction, address_text, proto_name

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.groups import Group, unit_number
-from ctrace.model.keys import NETNS_MASK
+from ctrace.model.keys.columns import NETNS_MASK
 from ctrace.model.snapshot import Culprit
 from ctrace.model.who.answer import Answer
 from ctrace.model.who.lattice import Key, narrowed, port_ranges, widened

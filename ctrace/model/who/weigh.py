@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.groups import Group
-from ctrace.model.keys import NETNS_MASK, U64
+from ctrace.model.keys.columns import NETNS_MASK, U64
 
 F64 = npt.NDArray[np.float64]
 

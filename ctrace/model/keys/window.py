@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import (
+from ctrace.model.keys.columns import (
     AF_INET,
     C1,
     C2,

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from ctrace.batch import Batch
 from ctrace.losses import Losses
-from ctrace.model.heavy import HeavyTable
-from ctrace.model.keys import OWNED, TIME_SHIFT, Window, key_hash
-from ctrace.model.levels import Levels
-from ctrace.model.scatter import Rows
-from ctrace.model.window import window
+from ctrace.model.keys.columns import OWNED, TIME_SHIFT, Window, key_hash
+from ctrace.model.keys.heavy import HeavyTable
+from ctrace.model.keys.levels import Levels
+from ctrace.model.keys.scatter import Rows
+from ctrace.model.keys.window import window
 from ctrace.record import Kind
 
 MARKS: Final = (int(Kind.RECOUNT), int(Kind.RECOUNTED))

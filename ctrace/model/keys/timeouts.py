@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import SERVICE_MASK, Window
-from ctrace.model.scatter import Rows
+from ctrace.model.keys.columns import SERVICE_MASK, Window
+from ctrace.model.keys.scatter import Rows
 
 LATER_MS: Final = 90_000
 """Expired entries are collected so much later at most (gc_worker, nf_conntrack_core.c)."""

@@ -66,6 +66,8 @@ TCP: Final = 6
 UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
+TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9
+"""Seconds."""
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 NOWHERE: Final = np.zeros(0, np.intp)
 NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)

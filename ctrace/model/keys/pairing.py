@@ -20,8 +20,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import I64, U64, identity
-from ctrace.model.scatter import Rows
+from ctrace.model.keys.columns import I64, U64, identity
+from ctrace.model.keys.scatter import Rows
 from ctrace.record import in_part
 
 _WAY_BITS: Final = 3

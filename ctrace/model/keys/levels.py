@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model import histogram
-from ctrace.model.heavy import Found, HeavyTable, Keys
-from ctrace.model.keys import (
+from ctrace.model.keys.columns import (
     CLOSE,
     I64,
     NETNS_MASK,
@@ -32,10 +31,11 @@ from ctrace.model.keys import (
     service_hash,
     some,
 )
-from ctrace.model.pairing import EXISTING, UNKNOWN
-from ctrace.model.rich import YOUNG_NS, RichPool, registers_of
-from ctrace.model.scatter import Rows, add_at
-from ctrace.model.timeouts import Timeouts
+from ctrace.model.keys.heavy import Found, HeavyTable, Keys
+from ctrace.model.keys.pairing import EXISTING, UNKNOWN
+from ctrace.model.keys.rich import YOUNG_NS, RichPool, registers_of
+from ctrace.model.keys.scatter import Rows, add_at
+from ctrace.model.keys.timeouts import Timeouts
 from ctrace.record import Kind, Reason, Status
 
 SEEN_REPLY: Final = np.uint16(int(Status.SEEN_REPLY))

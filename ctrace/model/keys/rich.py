@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.histogram import BINS
-from ctrace.model.keys import I64, U64
-from ctrace.model.scatter import Rows, Scatter, add_at
+from ctrace.model.keys.columns import I64, U64
+from ctrace.model.keys.scatter import Rows, Scatter, add_at
 from ctrace.record import RECORD, WORDS, words
 
 U32 = npt.NDArray[np.uint32]

@@ -29,8 +29,8 @@ from typing import Any, Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys import PACKED_BITS, PACKED_MAX, U64, Window, key_hash, some
-from ctrace.model.scatter import Rows, Scatter, add_at
+from ctrace.model.keys.columns import PACKED_BITS, PACKED_MAX, U64, Window, key_hash, some
+from ctrace.model.keys.scatter import Rows, Scatter, add_at
 
 COUNTERS: Final = {
     "inserts": np.int64,
@@ -51,8 +51,8 @@ COUNTERS: Final = {
     "found": np.int32,
 }
 """What adds up. ``begun`` was held when a recount began, which ``found`` so many then
-(:mod:`ctrace.model.recount`). ``births`` is the sum of (sign x time in 1024 ns): with ``held`` it
-gives the integral of ``held`` over time, ``held * now - births``."""
+(:mod:`ctrace.model.keys.recount`). ``births`` is the sum of (sign x time in 1024 ns): with
+``held`` it gives the integral of ``held`` over time, ``held * now - births``."""
 
 _FLOW_NAMES: Final = ("inserts", "destroys", "expired")
 _END_NAMES: Final = ("assured", "unreplied", "closed")
