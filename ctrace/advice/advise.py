@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, Optional, Union
+from typing import TYPE_CHECKING, Any, Final, Optional, Union
 
 from ctrace.advice import alternatives as other
 from ctrace.advice.beside import stale
@@ -24,6 +24,9 @@ from ctrace.model.snapshot import Cause, Culprit, Remedy, Rising, Snapshot, Tabl
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook, Part, Service
+
+if TYPE_CHECKING:
+    from ctrace.advice.asked import Asked
 
 TARGET: Final = 0.6
 MOST: Final = 20
@@ -113,6 +116,8 @@ class Advice:
     """(namespace, what is there already)."""
     plans: tuple[Plan, ...] = ()
     """One for each namespace with levers to apply and a known ruleset."""
+    asked: tuple[Asked, ...] = ()
+    """Drops that somebody asked for, which the plans have."""
 
     def plan(self, netns: Optional[int] = None) -> Plan:
         """The plan for a namespace (or the only one). Raises CtraceError when there is none."""
@@ -138,6 +143,7 @@ class Advice:
             ],
             "candidates": [candidate_json(candidate) for candidate in self.candidates],
             "alternatives": [asdict(item) for item in self.alternatives],
+            "asked": [{**asdict(one), "kind": one.drop.option} for one in self.asked],
             "in_place": [{"netns": netns, **asdict(done)} for netns, done in self.in_place],
             "persist": list(self.persist),
             "notes": list(self.notes),
@@ -237,7 +243,7 @@ def advise(
         notes += [f"{c.proto}/{c.port}: {reason}" for c in judged if c.chosen
                   for reason in c.reasons if reason.startswith(WHEN_THEY_GO)]  # fmt: skip
         if chosen and about.ruleset is not None:
-            plans.append(_plan(services, table, chosen, about))
+            plans.append(made_plan(services, table, chosen, about))
             if any(one.by == OURS for one in done):
                 name = clean_text(table.name or str(table.netns))
                 notes.append(_once_undone(name, about))
@@ -467,7 +473,8 @@ def _choose(
     return Choice(tuple(chosen), outlook.fill(gone, short), reached, rising)
 
 
-def _plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:
+def made_plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:
+    """The plan of a namespace whose rules are known, with what ctrace has applied there."""
     assert about.ruleset is not None
     return Plan(
         created=int(time.time()),

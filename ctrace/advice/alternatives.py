@@ -126,6 +126,8 @@ def _with_fill(remedy: Remedy, table: Table) -> Remedy:
 
 def placed(remedy: Remedy, facts: Facts) -> Remedy:
     """The remedy with commands as they are typed, wherever the shell is."""
+    if not facts.has_nft:
+        remedy = replace(remedy, option="")  # what apply would put in place needs it
     enter = () if remedy.initial else facts.enter
 
     def typed(commands: tuple[str, ...]) -> tuple[str, ...]:

@@ -44,14 +44,14 @@ def _flows(sockets: Collection[Connection], accepted: set[int], called: set[int]
     for one in sockets:
         if one.state == sock_diag.SYN_SENT:
             continue  # its SYN is sent again, and is tracked then
-        here, there = _plain(one.here), _plain(one.there)
+        here, there = plain(one.here), plain(one.there)
         if one.sport in accepted:
             yield Flow(there, here, one.dport, one.sport)
         elif one.dport in called:
             yield Flow(here, there, one.sport, one.dport)
 
 
-def _plain(address: bytes) -> bytes:
+def plain(address: bytes) -> bytes:
     """An IPv4 address in an IPv6 socket is one of IPv4 on the wire."""
     return address[12:] if len(address) == 16 and address[:12] == _MAPPED else address
 

@@ -13,6 +13,7 @@ from typing import Final, Optional
 from ctrace.change import notes
 from ctrace.change import plan as plans
 from ctrace.change.standing import Standing
+from ctrace.change.steps import named
 from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
@@ -34,7 +35,7 @@ class Condition:
     which it is not safe, so its services may be cut off;
     ``over``: taken away by something else than ctrace undo."""
     services: tuple[str, ...]
-    """``tcp/80``."""
+    """``tcp/80``; of what is dropped ``drop-source 192.0.2.1``."""
     told: str
     """What to know, in one sentence; empty: nothing."""
 
@@ -66,7 +67,7 @@ def of(space: Namespace, objection: Optional[Objection] = None) -> str:
 
 def _of(note: notes.Note, space: Namespace, objection: Optional[Objection]) -> Condition:
     plan = plans.from_json(note.plan)
-    services = tuple(f"{lever.proto}/{lever.port}" for lever in plan.levers)
+    services = tuple(named(lever) for lever in plan.levers)
     state, told = _state(note, plan, space)
     if state == HOLDS and objection is not None:
         state, told = _judged(note, plan, space, objection)

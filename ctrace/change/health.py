@@ -12,7 +12,9 @@ from typing import Any, Final, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.change.carry import plain
 from ctrace.change.plan import Lever, Notrack
+from ctrace.dropping import Drop
 from ctrace.host import sock_diag
 from ctrace.record import PROTO_NUMBERS, Events, Status, address_bytes
 from ctrace.ruleset.installed import Rule
@@ -43,6 +45,8 @@ class Sample:
     """Connections of this host to the services that wait for a first answer."""
     packets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
     """(role, protocol, port) to packets untracked so far per flow (``to``, ``from``...)."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """``drop-source 192.0.2.1`` to packets dropped so far."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,15 @@ def sample(levers: Sequence[Lever], rules: Iterable[Rule] = ()) -> Sample:
     """Read the counters of the namespace that this thread is in. Raises OSError."""
     counters = {**_table("snmp"), **_table("netstat"), REFUSED: _conntrack_drops()}
     packets: dict[tuple[str, str, int], dict[str, int]] = {}
+    dropped: dict[str, int] = {}
     for rule in rules:
-        if rule.own and rule.packets is not None and rule.service[2]:
+        if rule.own and rule.packets is not None and rule.drops:
+            dropped[rule.drops] = dropped.get(rule.drops, 0) + rule.packets
+        elif rule.own and rule.packets is not None and rule.service[2]:
             flows = packets.setdefault(rule.service, {})
             flows[rule.flow] = flows.get(rule.flow, 0) + rule.packets
-    return Sample(time.monotonic(), counters, sock_diag.connecting(_called(levers)), packets)
+    waiting = sock_diag.connecting(_called(levers))
+    return Sample(time.monotonic(), counters, waiting, packets, dropped)
 
 
 def usual(first: Sample, second: Sample, levers: Sequence[Lever]) -> Before:
@@ -102,12 +110,14 @@ class Connections:
         only between two looks is seen in neither, and excuses nothing.
         """
         ports = {lever.port for lever in levers if lever.proto == "tcp"}
+        cut = {ip_address(a).packed for one in levers if isinstance(one, Drop) for a in one.sources}
         then, now = self._then, sock_diag.connections()
         self._then = now
         gone = [one for cookie, one in then.items() if cookie in self._old and cookie not in now]
         resent = 0
         for cookie, one in now.items():
-            if cookie in self._old or {one.sport, one.dport} & ports:
+            mine = {one.sport, one.dport} & ports or plain(one.there) in cut
+            if cookie in self._old or mine:
                 resent += one.resent - (then[cookie].resent if cookie in then else 0)
         return {
             "Tcp.RetransSegs": resent,
@@ -151,6 +161,9 @@ def compare(
         if to and back:
             proven = True
             seen.append(f"{name}: {to} packets to the port and {back} from it passed untracked")
+    for name, n in after[1].dropped.items():
+        span = after[1].at - after[0].at
+        seen.append(f"{name}: {n - after[0].dropped.get(name, 0)} packets dropped in {span:.1f} s")
     return Verdict(tuple(worse), proven, tuple(seen))
 
 
@@ -210,15 +223,17 @@ def _called(levers: Sequence[Lever]) -> set[int]:
 
 
 def _good(levers: Sequence[Lever]) -> list[tuple[str, str]]:
-    """Counters that must not fall, for what the plan touches."""
+    """Counters that must not fall, for what the plan touches; less of what comes in is what a
+    drop is for."""
     names = []
+    drops = any(isinstance(lever, Drop) for lever in levers)
     for lever in levers:
         roles = set(lever.roles)
-        if lever.proto == "tcp" and roles & {"server", "loopback"}:
+        if lever.proto == "tcp" and roles & {"server", "loopback"} and not drops:
             names.append(("Tcp.PassiveOpens", "accepted connections"))
         if lever.proto == "tcp" and roles & {"client", "loopback"}:
             names.append(("Tcp.ActiveOpens", "connections opened"))
-        if lever.proto == "udp" and roles & {"server", "client", "loopback"}:
+        if lever.proto == "udp" and roles & {"server", "client", "loopback"} and not drops:
             names.append(("Udp.InDatagrams", "UDP datagrams received"))
     return list(dict.fromkeys(names))
 

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from typing import Any, Final, NoReturn, TypeVar, Union
 
 from ctrace.change.terms import FIELDS, MAX_TERMS, MAX_VALUES, Term
+from ctrace.dropping import FASTEST, Drop
 from ctrace.errors import UsageError
 
 VERSION: Final = 1
@@ -116,7 +117,7 @@ class CtTimeout:
     kind = "ct-timeout"
 
 
-Lever = Union[Notrack, CtTimeout]
+Lever = Union[Notrack, CtTimeout, Drop]
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,9 @@ class _Fields:
 
 def _lever(where: str, document: Any) -> Lever:
     fields = _Fields(where, document)
-    kind = fields.choice("kind", ("notrack", "ct-timeout"))
+    kind = fields.choice("kind", ("notrack", "ct-timeout", "drop"))
+    if kind == "drop":
+        return _drop(fields)
     proto = fields.choice("proto", PROTOS)
     port = fields.integer("port", 1, 65535)
     roles = _some(fields.items("roles", len(ROLES), _one_of(ROLES)), f"{where}.roles")
@@ -268,6 +271,20 @@ def _lever(where: str, document: Any) -> Lever:
         lever = CtTimeout(proto, port, roles, policy)
     fields.end()
     return lever
+
+
+def _drop(fields: _Fields) -> Drop:
+    drop = Drop(
+        proto=fields.choice("proto", (*PROTOS, "")),
+        port=fields.integer("port", 0, 65535),
+        sources=fields.items("sources", MAX_ADDRESSES, _address),
+        rate=fields.integer("rate", 0, FASTEST),
+        each=fields.flag("each"),
+    )
+    fields.end()
+    if drop.problem():
+        _bad(fields.where, drop.problem())
+    return drop
 
 
 def _accept(where: str, document: Any) -> Accept:

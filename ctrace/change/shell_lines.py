@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from ctrace.change.plan import Notrack, Plan
+from ctrace.dropping import Drop
 from ctrace.ruleset import notrack_iptables
 from ctrace.ruleset.notrack import CHAINS, TABLE, TAG
 
@@ -17,6 +18,8 @@ def flush_commands(plan: Plan) -> list[tuple[str, ...]]:
     """
     commands: list[tuple[str, ...]] = []
     for lever in plan.levers:
+        if isinstance(lever, Drop):
+            commands += _dropped(lever)
         if not isinstance(lever, Notrack):
             continue
         port = ("-p", lever.proto, "--orig-port-dst", str(lever.port))
@@ -29,6 +32,19 @@ def flush_commands(plan: Plan) -> list[tuple[str, ...]]:
         if "forward" in lever.roles or not lever.addresses:
             commands += [("conntrack", "-D", "-f", name, *port) for name in ("ipv4", "ipv6")]
     return commands
+
+
+def _dropped(drop: Drop) -> list[tuple[str, ...]]:
+    """Of what is dropped from now on; a limit leaves open connections alone."""
+    if drop.rate:
+        return []
+    if drop.sources:
+        return [
+            ("conntrack", "-D", "-f", "ipv6" if ":" in one else "ipv4", "-s", one)
+            for one in drop.sources
+        ]
+    port = ("-p", drop.proto, "--orig-port-dst", str(drop.port))
+    return [("conntrack", "-D", "-f", name, *port) for name in ("ipv4", "ipv6")]
 
 
 def undo_line(plan: Plan) -> str:

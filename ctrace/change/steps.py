@@ -9,8 +9,9 @@ from datetime import datetime, timezone
 from typing import Final, Optional
 
 from ctrace.change import shell_lines
-from ctrace.change.plan import CtTimeout, Plan
+from ctrace.change.plan import CtTimeout, Lever, Plan
 from ctrace.change.undo import nft_objects
+from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
 from ctrace.host import commands, commands_in
 from ctrace.ruleset import notrack, notrack_iptables, notrack_nft
@@ -25,6 +26,11 @@ BACKSTOP_S: Final = 3
 back: time for the guard to do that first, which also makes the open connections' entries."""
 
 
+def named(lever: Lever) -> str:
+    """``tcp/80``, ``drop-source 192.0.2.1``: a lever in a list."""
+    return str(lever) if isinstance(lever, Drop) else f"{lever.proto}/{lever.port}"
+
+
 def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> str:
     """The whole plan as text: what it is for, everything that is run, and how to undo it.
 
@@ -35,7 +41,10 @@ def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> s
         what = "take out of connection tracking"
         if isinstance(lever, CtTimeout):
             what = ", ".join(f"{state} {value} s" for state, value in lever.policy)
-        lines.append(f"  {lever.proto}/{lever.port} ({', '.join(lever.roles)}): {what}")
+        elif isinstance(lever, Drop):
+            what = lever.effect
+        roles = f" ({', '.join(lever.roles)})" if lever.roles else ""
+        lines.append(f"  {named(lever)}{roles}: {what}")
     deadline = time.time() + (seconds or 0)
     for step in steps(plan, seconds, deadline):
         lines += ["", f"# {' '.join(step.argv)}", step.stdin.rstrip()]

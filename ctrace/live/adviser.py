@@ -121,11 +121,13 @@ class LiveAdviser(FeedAdviser):
 
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
         """The question and the words that answer it. Raises CtraceError when there is none."""
+        from ctrace.change.steps import named
+
         if self._trial is not None:
             return "type keep to keep the change, undo to take it back", ("keep", "undo")
         plan = advice.plan()
         where = plan.netns_name or str(plan.netns)
-        services = ", ".join(f"{lever.proto}/{lever.port}" for lever in plan.levers)
+        services = ", ".join(named(lever) for lever in plan.levers)
         question = f"type apply to change the rules of {where} for {services}, on trial"
         return question, ("apply",)
 

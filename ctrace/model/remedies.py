@@ -7,9 +7,11 @@ adds how to get there. A command that changes a setting comes with one that take
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil, log2
 from typing import Final, Optional
 
+from ctrace.dropping import Drop, command
 from ctrace.model.snapshot import Culprit, Remedy, Table
 
 POINTLESS: Final = 0.02
@@ -167,66 +169,61 @@ def delete(
 
 def limit(culprit: Culprit, frees: int, *, per_second: int = 50) -> Remedy:
     """Drop what comes too fast from one source before it gets an entry."""
-    table = f"ctrace_limit_{culprit.proto}_{culprit.port}"
-    syn = "tcp flags & (syn | ack) == syn " if culprit.proto == "tcp" else ""
-    sets = "".join(
-        f"add set inet {table} {name} {{ type {kind}; flags dynamic,timeout; size 65535; "
-        "timeout 60s; }; "
-        for name, kind in (("v4", "ipv4_addr"), ("v6", "ipv6_addr"))
-    )
-    rules = "; ".join(
-        f"add rule inet {table} pre {syn}{culprit.proto} dport {culprit.port} "
-        f"update @{name} {{ {source} saddr limit rate over {per_second}/second }} drop"
-        for name, source in (("v4", "ip"), ("v6", "ip6"))
-    )
-    chain = f"add chain inet {table} pre {{ type filter hook prerouting priority raw; }}"
-    return Remedy(
-        "limit",
-        f"limit each source to {per_second} a second before conntrack",
-        culprit.netns,
-        f"{culprit.proto}/{culprit.port}",
-        f"of no use against sources that come once; {KEEP}",
-        frees=(0, frees),
-        commands=(f"nft 'add table inet {table}; {sets}{chain}; {rules}'",),
-        undo=(f"nft delete table inet {table}",),
+    drop = Drop(culprit.proto, culprit.port or 0, rate=per_second)
+    return _dropping(
+        drop,
+        f"ctrace_limit_{culprit.proto}_{culprit.port}",
+        Remedy(
+            "limit",
+            f"limit each source to {per_second} a second before conntrack",
+            culprit.netns,
+            f"{culprit.proto}/{culprit.port}",
+            f"of no use against sources that come once; {KEEP}",
+            frees=(0, frees),
+            option=f"--{drop.option} {culprit.proto}/{culprit.port}={per_second}",
+        ),
     )
 
 
 def drop_source(src: str, netns: int, held: int) -> Remedy:
     """Drop one source before it gets an entry."""
-    family = "ip6" if ":" in src else "ip"
-    table = "ctrace_drop_" + src.replace(".", "_").replace(":", "_")
-    chain = f"add chain inet {table} pre {{ type filter hook prerouting priority raw; }}"
-    return Remedy(
-        "drop-source",
-        f"stop or slow down {src}, or drop it before conntrack",
-        netns,
-        detail=f"everything from it, also what is wanted; {KEEP}",
-        frees=(0, held),
-        commands=(
-            f"nft 'add table inet {table}; {chain}; "
-            f"add rule inet {table} pre {family} saddr {src} drop'",
+    drop = Drop(sources=(src,))
+    return _dropping(
+        drop,
+        "ctrace_drop_" + src.replace(".", "_").replace(":", "_"),
+        Remedy(
+            "drop-source",
+            f"stop or slow down {src}, or drop it before conntrack",
+            netns,
+            detail=f"everything from it, also what is wanted; {KEEP}",
+            frees=(0, held),
+            option=f"--{drop.option} {src}",
         ),
-        undo=(f"nft delete table inet {table}",),
     )
 
 
 def drop_service(culprit: Culprit, held: int) -> Remedy:
     """Drop what comes to one port before it gets an entry."""
-    table = f"ctrace_drop_{culprit.proto}_{culprit.port}"
-    chain = f"add chain inet {table} pre {{ type filter hook prerouting priority raw; }}"
-    return Remedy(
-        "drop-service",
-        f"drop {culprit.proto}/{culprit.port} before conntrack, if nobody serves it",
-        culprit.netns,
-        f"{culprit.proto}/{culprit.port}",
-        f"everything to that port, also what is wanted; {KEEP}",
-        frees=(0, held),
-        commands=(
-            f"nft 'add table inet {table}; {chain}; "
-            f"add rule inet {table} pre {culprit.proto} dport {culprit.port} drop'",
+    drop = Drop(culprit.proto, culprit.port or 0)
+    return _dropping(
+        drop,
+        f"ctrace_drop_{culprit.proto}_{culprit.port}",
+        Remedy(
+            "drop-service",
+            f"drop {culprit.proto}/{culprit.port} before conntrack, if nobody serves it",
+            culprit.netns,
+            f"{culprit.proto}/{culprit.port}",
+            f"everything to that port, also what is wanted; {KEEP}",
+            frees=(0, held),
+            option=f"--{drop.option} {culprit.proto}/{culprit.port}",
         ),
-        undo=(f"nft delete table inet {table}",),
+    )
+
+
+def _dropping(drop: Drop, table: str, remedy: Remedy) -> Remedy:
+    """With the rules in a table of their own, which goes as a whole."""
+    return replace(
+        remedy, commands=(command(drop, table),), undo=(f"nft delete table inet {table}",)
     )
 
 

@@ -366,6 +366,8 @@ class Remedy:
     """Bytes that it takes when the table is full."""
     initial: bool = False
     """Whether its commands have to run in the host's first namespace, wherever it helps."""
+    option: str = ""
+    """What ``ctrace advise`` takes to plan it, so that apply can try it; empty: nothing."""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, Optional
 
+from ctrace.dropping import told
 from ctrace.errors import CtraceError
 from ctrace.host import commands
 from ctrace.ruleset.notrack import CHAINS, KEPT, TABLE, TAG
 
 XT_TOOLS: Final = ("iptables-nft", "iptables-legacy")
 _LEARNED: Final = re.compile(
-    r"(\tset (?:others[46]|armed) \{\n(?:\t\t.*\n)*?)\t\telements = \{[^}]*\}\n"
+    r"(\tset (?:others[46]|armed|(?:tcp|udp)_\d+_v[46]) \{\n(?:\t\t.*\n)*?)"
+    r"\t\telements = \{[^}]*\}\n"
 )
 PERMANENT, TRIAL, EXPIRED, NOTHING = "permanent", "trial", "expired", "nothing"
 
@@ -36,7 +38,7 @@ class Rule:
     table: str
     chain: str
     tag: str
-    """Its comment: ``ctrace:ROLE:PROTO:PORT:FLOW``."""
+    """Its comment: ``ctrace:ROLE:PROTO:PORT:FLOW``; of one that drops ``ctrace:KIND:WHAT``."""
     handle: Optional[int] = None
     text: str = ""
     """As iptables-save prints it; empty for nft."""
@@ -52,10 +54,15 @@ class Rule:
         return self.chain in CHAINS or self.tag == f"{TAG}jump"
 
     @property
+    def drops(self) -> str:
+        """``limit-source tcp/80``, ``drop-source 192.0.2.1`` of a rule that drops; else empty."""
+        return told(self.tag.removeprefix(TAG))
+
+    @property
     def service(self) -> tuple[str, str, int]:
-        """(role, protocol, port) out of the tag; ("", "", 0) for a jump."""
+        """(role, protocol, port) out of the tag; ("", "", 0) for a jump, or where it drops."""
         parts = self.tag.removeprefix(TAG).split(":")
-        if len(parts) < 3 or not parts[2].isdecimal():
+        if self.drops or len(parts) < 3 or not parts[2].isdecimal():
             return "", "", 0
         return parts[0], parts[1], int(parts[2])
 
@@ -90,9 +97,11 @@ class Installed:
 
     @property
     def services(self) -> tuple[str, ...]:
-        """``server tcp/80``... of what is applied, each once."""
-        found = dict.fromkeys(rule.service for rule in self.rules)
-        return tuple(f"{role} {proto}/{port}" for role, proto, port in found if port)
+        """``server tcp/80``, ``drop-source 192.0.2.1``... of what is applied, each once."""
+        found = dict.fromkeys((rule.drops, *rule.service) for rule in self.rules)
+        return tuple(
+            drops or f"{role} {proto}/{port}" for drops, role, proto, port in found if drops or port
+        )
 
 
 def read_installed(now: float) -> Installed:
@@ -126,9 +135,7 @@ def read_own(tool: str, now: float) -> Installed:
     """The untracking rules alone, where ``tool`` keeps them: as cheap on a host with 50,000 rules
     as on one with ten. Raises CtraceError."""
     if tool == "nft":
-        argv = ["nft", "-j", "list", "table", "inet", TABLE]
-        status, text, _ = commands.output(argv)
-        ruleset = json.loads(text) if status == 0 else {}
+        ruleset = _own_listing()
         table, left, lease = _own_table(ruleset)
         return Installed(
             tuple(tagged_rules(ruleset.get("nftables", ()), set())), table, (), left, lease
@@ -139,6 +146,15 @@ def read_own(tool: str, now: float) -> Installed:
     ends = [rule.until for rule in rules if rule.until is not None]
     left = max(0.0, min(ends) - now) if ends else None
     return Installed(tuple(rules), False, (), left)
+
+
+def _own_listing() -> dict[str, Any]:
+    """Our table, and of its sets only what arms it: others hold up to 65,535 addresses."""
+    found: list[dict[str, Any]] = []
+    for argv in (["-t", "list", "table", "inet", TABLE], ["list", "set", "inet", TABLE, "armed"]):
+        status, text, _ = commands.output(["nft", "-j", *argv])
+        found += json.loads(text)["nftables"] if status == 0 else []
+    return {"nftables": found}
 
 
 def saved_rules(tool: str, family: str, table: str = "") -> str:

@@ -9,6 +9,7 @@ from typing import Final, Optional
 
 from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
 from ctrace.change.terms import Term
+from ctrace.dropping import Drop
 from ctrace.errors import UsageError
 from ctrace.ruleset.notrack import CHAINS, PROTO_NUMBER, TAG, icmp_state, tag_of
 
@@ -23,11 +24,13 @@ def restore(
     Our chains are flushed and filled, so loading it again changes nothing;
     ``jumps`` adds the two jumps to them and must be False when they are there.
     After ``until`` (UTC) the rules stop matching. Raises UsageError for a timeout
-    policy, which iptables can only refer to, and for a shared port: it has no chain that
-    sees packets after their translation.
+    policy, which iptables can only refer to, for a drop, and for a shared port: it has no
+    chain that sees packets after their translation.
     """
     if any(isinstance(lever, CtTimeout) for lever in plan.levers):
         raise UsageError("timeout policies need nftables: leave them out of an iptables plan")
+    if any(isinstance(lever, Drop) for lever in plan.levers):
+        raise UsageError("drops and limits need nftables: leave them out of an iptables plan")
     if any(isinstance(lever, Notrack) and lever.shared for lever in plan.levers):
         raise UsageError("a port that translated connections may use, too, needs nftables")
     lines = ["*raw", *(f":{chain} - [0:0]" for chain in CHAINS)]

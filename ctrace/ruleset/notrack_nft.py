@@ -9,6 +9,7 @@ from typing import Final, Optional
 
 from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
 from ctrace.change.terms import Term
+from ctrace.dropping import PRIORITY, Drop, rules, sets
 from ctrace.ruleset.notrack import KEPT, PROTO_NUMBER, TABLE, TAG, icmp_state, tag_of
 
 TIMEOUT_PRIORITY: Final = -190
@@ -175,6 +176,7 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     elements = ", ".join(f"{name}{gate}" for name in ARMED)
     notracks = [lever for lever in plan.levers if isinstance(lever, Notrack)]
     timeouts = [lever for lever in plan.levers if isinstance(lever, CtTimeout)]
+    drops = [lever for lever in plan.levers if isinstance(lever, Drop)]
     lines = [
         f"table inet {TABLE} {{",
         "\tset armed {",
@@ -192,6 +194,8 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
             "\t\tflags dynamic,timeout",
             "\t}",
         ]
+    for name, body in (one for drop in drops for one in sets(drop).items()):
+        lines += [f"\tset {name} {{", *(f"\t\t{line}" for line in body), "\t}"]
     for policy in timeouts:
         states = ", ".join(f"{state} : {seconds}" for state, seconds in policy.policy)
         for l3proto in ("ip", "ip6"):
@@ -202,15 +206,16 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
                 f"\t\tpolicy = {{ {states} }}",
                 "\t}",
             ]
-    if notracks:
-        pre = [rule for lever in shared for rule in _others(lever, "saddr", "sport", "dport")]
-        out = [rule for lever in shared for rule in _others(lever, "daddr", "dport", "sport")]
-        pre += [rule for lever in notracks for rule in _notrack(lever, "pre")]
-        out += [rule for lever in notracks for rule in _notrack(lever, "out")]
-        lines += _chain("pre", "prerouting", "raw - 10", pre)
-        lines += _chain("out", "output", "raw - 10", out)
-        learn = [rule for lever in shared for rule in _learn(lever)]
-        lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)
+    pre, out = ([rule for drop in drops for rule in rules(drop, chain, _GATE, TAG)]
+                for chain in ("pre", "out"))  # fmt: skip
+    pre += [rule for lever in shared for rule in _others(lever, "saddr", "sport", "dport")]
+    out += [rule for lever in shared for rule in _others(lever, "daddr", "dport", "sport")]
+    pre += [rule for lever in notracks for rule in _notrack(lever, "pre")]
+    out += [rule for lever in notracks for rule in _notrack(lever, "out")]
+    lines += _chain("pre", "prerouting", PRIORITY, pre)
+    lines += _chain("out", "output", PRIORITY, out)
+    learn = [rule for lever in shared for rule in _learn(lever)]
+    lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)
     if timeouts:
         pre = [r for p in timeouts if {"server", "forward"} & set(p.roles) for r in _policy(p)]
         out = [r for p in timeouts if {"client", "loopback"} & set(p.roles) for r in _policy(p)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from ctrace.change.plan import (
     to_json,
 )
 from ctrace.change.terms import FIELDS, Term
+from ctrace.dropping import Drop
 from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
 from ctrace.ruleset import notrack_iptables, notrack_nft
@@ -85,10 +86,20 @@ def accepts(draw: st.DrawFn, among: tuple[str, ...]) -> Accept:
     )  # fmt: skip
 
 
+def outside(address: str) -> bool:
+    return not ip_address(address).is_loopback
+
+
 @st.composite
 def levers(draw: st.DrawFn) -> Lever:
     proto, port, roles = draw(st.sampled_from(["tcp", "udp"])), draw(ports), draw(some_roles)
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from(["drop", "ct-timeout", "notrack"]))
+    sources = draw(addresses.map(lambda found: tuple(a for a in found if outside(a))))
+    if kind == "drop" and sources and draw(st.booleans()):
+        return Drop(sources=sources)
+    if kind == "drop":
+        return Drop(proto, port, (), draw(st.integers(0, 1_000_000)), draw(st.booleans()))
+    if kind == "ct-timeout":
         states = draw(st.lists(st.sampled_from(POLICY_STATES[proto]), min_size=1, unique=True))
         policy = tuple((state, draw(st.integers(1, 432000))) for state in states)
         return CtTimeout(proto, port, roles, policy)
@@ -136,6 +147,8 @@ BASE: dict[str, Any] = json.loads(
                                     (Term("saddr", ("10.0.0.0/8",)), Term("iif", ("eth0",)))),),
                 ),
                 CtTimeout("tcp", 8063, ("server",), (("time_wait", 5),)),
+                Drop("tcp", 8063, rate=50),
+                Drop(sources=("192.0.2.9", "2001:db8::9")),
             ]
         )
     )
@@ -218,8 +231,25 @@ def test_any_json_is_a_plan_or_one_line(document: Any) -> None:
         json.dumps({**BASE, "levers": [BASE["levers"][0]] * 2}),
         json.dumps({**BASE, "levers": BASE["levers"] * 40}),
         json.dumps({**BASE, "version": 2}),
+        json.dumps({**BASE, "levers": [{**BASE["levers"][3], "sources": []}]}),
+        json.dumps({**BASE, "levers": [{**BASE["levers"][3], "rate": 5}]}),
+        json.dumps({**BASE, "levers": [{**BASE["levers"][3], "proto": "tcp", "port": 80}]}),
+        json.dumps({**BASE, "levers": [{**BASE["levers"][3], "sources": ["127.0.0.1"]}]}),
     ],
-    ids=["duplicate key", "deep", "large", "extra", "none", "twice", "many", "newer"],
+    ids=[
+        "duplicate key",
+        "deep",
+        "large",
+        "extra",
+        "none",
+        "twice",
+        "many",
+        "newer",
+        "drops nothing",
+        "limits a source",
+        "drops two things",
+        "drops this host",
+    ],
 )
 def test_what_is_not_a_plan(text: str) -> None:
     with pytest.raises(UsageError):

@@ -11,7 +11,7 @@ import pytest
 from kit.advice_net import Net, ask, entries, forget_paths, install, put, reset
 
 from ctrace.change import shell_lines
-from ctrace.change.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Notrack, Plan, alone
+from ctrace.change.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Lever, Notrack, Plan, alone
 from ctrace.change.terms import Term
 from ctrace.errors import UsageError
 from ctrace.lab import Lab, Node
@@ -33,7 +33,7 @@ UNTOUCHED = "table inet fw { chain in { type filter hook input priority 0;\n"
 UNTOUCHED += "tcp dport 1 counter\ntcp dport 2 counter\n}\n}\n"
 
 
-def plan(*levers: Notrack | CtTimeout, backend: str = "nft") -> Plan:
+def plan(*levers: Lever, backend: str = "nft") -> Plan:
     return alone(*levers, backend=backend)
 
 

@@ -44,6 +44,7 @@ def every() -> list[Remedy]:
     table = Table(1, "here", 9000, 10000, 4096)
     found = [
         *(remedies.limit(replace(c, port=port), 100) for c in (TCP, UDP) for port in (1, 8063)),
+        *(remedies.drop_service(c, 10) for c in (TCP, UDP)),
         *(remedies.drop_source(src, 1, 10) for src in ("192.0.2.1", "2001:db8::1")),
         *(remedies.syn_proxy(replace(TCP, port=port, direction=way))
           for port, way in ((443, "in"), (8443, "forward"))),

@@ -6,7 +6,8 @@ import json
 import shlex
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Optional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Optional, cast
 
 import click
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ctrace.advice.advise import Advice
     from ctrace.advice.facts import Facts
     from ctrace.batch import Logged, Source
+    from ctrace.dropping import Drop
     from ctrace.filters import Filter
 
 
@@ -37,6 +39,22 @@ if TYPE_CHECKING:
     help="Bring each table below this fill.",
 )
 @click.option("--plan", metavar="FILE", type=click.Path(), help="Write a plan for ctrace apply.")
+@click.option(
+    "--drop-source", multiple=True, metavar="ADDRESS",
+    help="Plan also to drop all from there before tracking.",
+)  # fmt: skip
+@click.option(
+    "--drop-service", multiple=True, metavar="PROTO/PORT",
+    help="Plan also to drop all that comes to a port before tracking.",
+)  # fmt: skip
+@click.option(
+    "--limit-source", multiple=True, metavar="SERVICE=RATE",
+    help="Plan also to limit new connections a second of each source: tcp/8063=50.",
+)  # fmt: skip
+@click.option(
+    "--limit-service", multiple=True, metavar="SERVICE=RATE",
+    help="Plan also to limit new connections a second in all.",
+)  # fmt: skip
 @click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")
 @hooks_option
 @answer_options("text", "json", forced=True)
@@ -57,9 +75,16 @@ def command(
     Watches the host for a while, or reads a recording; holds each service against
     the live ruleset; and prints the fewest changes that bring each full table below
     the target. Nothing is changed: --plan writes a file that ctrace apply takes.
+
+    What is dropped before tracking is chosen by you alone, and takes nft: the
+    advice then says how much of what was seen it would have dropped. Of UDP a limit
+    counts datagrams.
     """
     from ctrace.cli.options import held_filter
+    from ctrace.dropping import KINDS, parse
 
+    given = {kind: cast("tuple[str, ...]", filters.pop(kind.replace("-", "_"))) for kind in KINDS}
+    drops = parse(given)
     if plan:
         check_free(plan, force=force)
     netns = filters.pop("netns")
@@ -68,7 +93,8 @@ def command(
 
         filters["netns"] = resolve(netns)
     wanted = held_filter(**filters)
-    advice = _recorded(file, wanted, target) if file else _live(duration, wanted, hooks, target)
+    asked = Asked(wanted, target, drops)
+    advice = _recorded(file, asked) if file else _live(duration, asked, hooks)
     if format == "json":
         click.echo(json.dumps(advice.to_json(), indent=2))
     else:
@@ -79,31 +105,43 @@ def command(
         # In a file or a pipe lines may be longer than in a narrow terminal.
         width = None if sys.stdout.isatty() else 120
         console = Console(highlight=False, markup=False, width=width)
-        console.print(render(advice, full=full, how="" if plan else _again(file)), crop=False)
+        how = "" if plan else _again(file, given)
+        console.print(render(advice, full=full, how=how), crop=False)
     if plan:
         _write(advice, plan, wanted.netns, force)
 
 
-def _again(file: Optional[str]) -> str:
+@dataclass(frozen=True)
+class Asked:
+    """What the advice is to be about."""
+
+    wanted: Filter
+    target: float
+    drops: tuple[Drop, ...] = ()
+
+
+def _again(file: Optional[str], given: dict[str, tuple[str, ...]]) -> str:
     """The command that makes a plan of this advice."""
-    return f"ctrace advise {shlex.quote(file)}" if file else "sudo ctrace advise"
+    options = [f" --{kind} {text}" for kind, texts in given.items() for text in texts]
+    command = f"ctrace advise {shlex.quote(file)}" if file else "sudo ctrace advise"
+    return command + "".join(options)
 
 
-def _live(duration: float, wanted: Filter, hooks: Optional[str], target: float) -> Advice:
+def _live(duration: float, asked: Asked, hooks: Optional[str]) -> Advice:
     import socket
 
     from ctrace.advice.again import facts_of
     from ctrace.capture import open_live
 
-    source = open_live(wanted, hooks=hooks, sample=True)
+    source = open_live(asked.wanted, hooks=hooks, sample=True)
     click.echo(f"ctrace: observing for {duration:g} s", err=True)
     try:
-        return _advise(source, wanted, target, duration, facts_of, socket.gethostname())
+        return _advise(source, asked, duration, facts_of, socket.gethostname())
     finally:
         source.close()
 
 
-def _recorded(path: str, wanted: Filter, target: float) -> Advice:
+def _recorded(path: str, asked: Asked) -> Advice:
     from ctrace.advice.facts import from_text
     from ctrace.dumps.make import open_any
     from ctrace.recording.format.evidence import logged
@@ -116,15 +154,14 @@ def _recorded(path: str, wanted: Filter, target: float) -> Advice:
             except CtraceError as error:
                 click.echo(f"ctrace: {error}", err=True)
         return _advise(
-            recording, wanted, target, None, known.get, recording.header.host,
+            recording, asked, None, known.get, recording.header.host,
             logged(recording.header.facts),
         )  # fmt: skip
 
 
 def _advise(
     source: Source,
-    wanted: Filter,
-    target: float,
+    asked: Asked,
     duration: Optional[float],
     facts_of: object,
     host: str,
@@ -134,9 +171,11 @@ def _advise(
     from dataclasses import replace
 
     from ctrace.advice.advise import advise
+    from ctrace.advice.asked import Views, include
     from ctrace.advice.facts import Facts
     from ctrace.model import Model
 
+    wanted = asked.wanted
     model = Model(source.hooks, source.clock, source.started, host=host, logged=log)
     addresses: dict[int, tuple[str, ...]] = {}
     for batch in source.batches(min(1.0, duration or 1.0)):
@@ -153,7 +192,12 @@ def _advise(
     for table in services.tables:
         found = facts_of(table.netns)  # type: ignore[operator]
         known[table.netns] = found or Facts(addresses=addresses.get(table.netns, ()))
-    return advise(services, pairs, known, target=target)
+    advice = advise(services, pairs, known, target=asked.target)
+    if not asked.drops:
+        return advice
+    sources = model.snapshot(group="src", sort="held", limit=500)
+    views = Views(services, pairs, sources)
+    return include(advice, asked.drops, views, known, wanted.netns)
 
 
 def _write(advice: Advice, path: str, netns: Optional[int], force: bool) -> None:

@@ -46,6 +46,7 @@ def command(netns: Optional[str], format: str) -> None:
         click.echo(f"{change.namespace.name}: {_state(change, known.get(change.namespace.inum))}")
         for rule in change.installed.rules:
             count = "" if rule.packets is None else f"  {number(rule.packets)} packets"
+            count += " dropped" if count and rule.drops else ""
             click.echo(f"  {rule.tool} {rule.family} {rule.table} {rule.chain}  {rule.tag}{count}")
     for one in over:
         click.echo(

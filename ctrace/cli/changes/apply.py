@@ -81,7 +81,8 @@ def _checked(trial: object) -> None:
         say(f"  {line}")
     if verdict.worse:
         raise CtraceError("it made things worse: " + "; ".join(verdict.worse))
-    if not verdict.proven:
+    tracked = [lever for lever in trial.prepared.plan.levers if lever.kind != "drop"]
+    if tracked and not verdict.proven:
         say("  No complete traffic of the services passed yet: not proven, still watching.")
 
 

@@ -60,7 +60,7 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
 
 
 def what(change: Applied) -> str:
-    """``NOTRACK server tcp/80 in web (3 rules)``: a change in words."""
+    """``server tcp/80 in web (3 rules)``: a change in words."""
     services = ", ".join(change.installed.services) or "nothing but an empty table or chains"
     return f"{services} in {change.namespace.name} ({len(change.installed.rules)} rules)"
 

@@ -102,7 +102,8 @@ def render(
     shown = advice.candidates[:SHOWN]
     if shown:
         parts += [Text("NOTRACK, by entries freed", style="bold"), _candidates(shown), Text("")]
-    parts += _alternatives(advice, full, folded)
+    parts += _asked(advice, full, folded)
+    parts += _alternatives(advice, how, full, folded)
     if shown:
         parts.append(Text("Why, by service", style="bold"))
     for candidate in shown:
@@ -124,12 +125,35 @@ def render(
         parts.append(Text("Apply it, watched, reverting by itself unless confirmed:"))
         for plan in advice.plans:
             where = f" --netns {plan.netns}" if len(advice.plans) > 1 else ""
-            command = f"    {how}{where} --plan plan.json && sudo ctrace apply plan.json"
-            parts.append(Text(command, no_wrap=True, overflow="ignore"))
+            parts.append(Text(f"    {_planned(how, where)}", no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 
-def _alternatives(advice: Advice, full: bool, folded: bool) -> list[RenderableType]:
+def _planned(how: str, options: str) -> str:
+    """The command that makes a plan and applies it."""
+    return f"{how}{options} --plan plan.json && sudo ctrace apply plan.json"
+
+
+def _command(text: str) -> Text:
+    return Text(f"    {text}", "dim", no_wrap=True, overflow="ignore")
+
+
+def _asked(advice: Advice, full: bool, folded: bool) -> list[RenderableType]:
+    """Drops that were asked for: what they would have dropped, as nobody can say what is wanted."""
+    if not advice.asked:
+        return []
+    lines: list[RenderableType] = [Text("Asked for: dropped before tracking", style="bold")]
+    for asked in advice.asked:
+        lines.append(_item(Text(fmt.prose(f"{asked.drop}: {asked.drop.effect}"))))
+        if not folded:
+            lines.append(Text(f"    {fmt.prose(asked.text)}"))
+    if full:
+        levers = tuple(asked.drop for asked in advice.asked)
+        lines.append(Text(block(alone(*levers)), no_wrap=True, overflow="ignore"))
+    return [*lines, Text("")]
+
+
+def _alternatives(advice: Advice, how: str, full: bool, folded: bool) -> list[RenderableType]:
     if not advice.alternatives:
         return []
     lines: list[RenderableType] = [Text("What else helps", style="bold")]
@@ -137,6 +161,9 @@ def _alternatives(advice: Advice, full: bool, folded: bool) -> list[RenderableTy
     named = {table.netns: _name(table) for table in advice.tables} if several else {}
     for alternative in advice.alternatives:
         told = _alternative(alternative, named.get(alternative.netns, ""), full)
+        if how and alternative.option:
+            where = f" --netns {alternative.netns}" if len(advice.tables) > 1 else ""
+            told.append(_command(f"on trial: {_planned(how, f'{where} {alternative.option}')}"))
         lines += told[:1] if folded else told
     return [*lines, Text("")]
 
@@ -265,15 +292,9 @@ def _alternative(alternative: Helps, where: str, full: bool) -> list[RenderableT
     if alternative.id == "ct-timeout" and commands and not full:
         commands = ("(--rules prints its rules)",)
     lines: list[RenderableType] = [_item(text)]
-    lines += [
-        Text(f"    {command.expandtabs(2)}", "dim", no_wrap=True, overflow="ignore")
-        for command in commands
-    ]
+    lines += [_command(command.expandtabs(2)) for command in commands]
     if alternative.undo and (full or alternative.id != "ct-timeout"):
-        lines += [
-            Text(f"    undo: {command}", "dim", no_wrap=True, overflow="ignore")
-            for command in alternative.undo
-        ]
+        lines += [_command(f"undo: {command}") for command in alternative.undo]
     return lines
 
 
