@@ -137,18 +137,39 @@ def lives(over: Over, born: int, looks: Looks, young: Mapping[str, int], even: F
         share, living = float(waiting.mean()), lived(looks[~waiting])
         ended = waiting_lives(looks[waiting], over.closed)
     else:
-        share, living = min(1.0, young["closed"] / max(young["young"], 1)), even
+        share, living = _closed_soon(young), even
         ended = over.closed
     n, looked = int(over.ended.sum()), int(ended.sum())
-    gone = over.ended * (over.gone / max(n, 1)) + ended * (share * born / max(looked, 1))
+    gone, longer = _gone(over, young)
+    gone = gone + ended * (share * born / max(looked, 1))
     edges = histogram.EDGES
     on = np.histogram(np.clip(living[living > 0], 0, edges[-1]), edges)[0]
     on = on * ((1 - share) * born / max(len(living), 1))
+    on[-1] += longer
     exposed = np.maximum(np.cumsum((gone + on)[::-1])[::-1] - on / 2, 1e-9)
     left = np.concatenate([[1.0], np.cumprod(1 - np.minimum(gone / exposed, 1.0))])
     curve = Survival(left, 0.0, n, looked, np.zeros(len(left)))
     p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
     return Percentiles(p50, p90, p99, max(n, looked))
+
+
+def _gone(over: Over, young: Mapping[str, int]) -> tuple[F64, float]:
+    """How many ended entries had each life, and how many lived longer than any of those.
+
+    Where a timeout was lowered under them, their ends do not tell how long they lived. Looks at
+    them while they were young do: they were closed already, or lived on for an unknown time.
+    """
+    n, looked = int(over.ended.sum()), int(over.closed.sum())
+    if n >= min(FEW, over.gone / 2) or young["young"] < FEW:
+        return np.asarray(over.ended * (over.gone / max(n, 1)), np.float64), 0.0
+    soon = _closed_soon(young)
+    each = soon * over.gone / max(looked, 1)
+    return np.asarray(over.closed * each, np.float64), (1 - soon) * over.gone
+
+
+def _closed_soon(young: Mapping[str, int]) -> float:
+    """The share of entries that looks at young ones found closed."""
+    return min(1.0, young["closed"] / max(young["young"], 1))
 
 
 def lived(looks: Looks) -> F64:

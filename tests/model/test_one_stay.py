@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
 
@@ -12,6 +13,7 @@ from ctrace.model.keys.columns import CLOSE
 from ctrace.model.model import Model
 from ctrace.model.sample import ROW
 from ctrace.model.snapshot import Culprit
+from ctrace.record import Kind
 
 NO_LOOKS = np.zeros(0, ROW)
 
@@ -118,6 +120,43 @@ def test_lives_about_as_long_as_was_watched_are_told_right_or_not_at_all(
     median = mean * float(np.log(2))
     assert said == [pytest.approx(median, rel=0.25)] * len(said)
     assert said or median + linger * (proto == 17) > 50
+
+
+def lowered(trace: Trace, lives: npt.NDArray[np.float64]) -> Culprit:
+    """The service once all have ended, of which TIME_WAIT was lowered from 25 to 5 s meanwhile."""
+    ends = trace.flows(np.linspace(0, 2, len(lives)), lives, 25.0)
+    trace.looks()
+    met = ends[:100].copy()
+    met["ts"], met["kind"], met["reason"] = START + 10_000_000_000, int(Kind.MET), 0
+    met["idle_ms"], met["timeout_ms"], met["overdue_ms"] = -1, 0, -17_000  # more than is in force
+    trace.parts.append(met)
+    ends["idle_ms"] = 5000  # as the timeout in force tells
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    for batch in trace.batches(60):
+        model.update(batch)
+    row = model.snapshot("service").culprits[0]
+    assert (row.held, row.destroys) == (0, len(lives))
+    return row
+
+
+def test_lives_under_a_timeout_that_was_lowered_are_told_by_looks_at_young_ones() -> None:
+    trace = Trace(seed=11)
+    row = lowered(trace, np.full(400, 0.004))
+    assert row.life.p50 == pytest.approx(0.004, rel=0.125, abs=0.001)
+    assert row.life.p99 is not None
+    assert row.life.p99 < 0.01
+    assert 0 < row.life.n <= 400
+
+
+@pytest.mark.parametrize(("short", "known"), [(0.7, True), (0.3, False)])
+def test_those_that_lived_on_when_they_were_looked_at_are_the_longer_ones(
+    short: float, known: bool
+) -> None:
+    trace = Trace(seed=12)
+    lives = np.where(trace.rng.random(400) < short, 0.004, 6.0)
+    life = lowered(trace, lives).life
+    assert (life.p50 is not None, life.p90) == (known, None)
+    assert life.p50 is None or life.p50 < 0.01
 
 
 def test_what_is_left_of_a_timeout_is_told_by_fresh_looks() -> None:
