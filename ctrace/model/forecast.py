@@ -9,6 +9,7 @@ goes. A time is told only where the table fills either way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -70,9 +71,12 @@ class Forecast:
 
 
 def forecast(  # noqa: PLR0911 - each way of not knowing by itself
-    readings: list[Reading], limit: int, staying: Optional[Staying]
+    readings: list[Reading], limit: int, stays: Callable[[], Optional[Staying]]
 ) -> Forecast:
-    """From readings of about a second, oldest first; nothing where they do not rise."""
+    """From readings of about a second, oldest first; nothing where they do not rise.
+
+    ``stays`` is asked only where they do: most of many tables stand still.
+    """
     if not limit or len(readings) < LEAST:
         return Forecast()
     counts = [reading.count for reading in readings[-LEAST:]]
@@ -80,6 +84,7 @@ def forecast(  # noqa: PLR0911 - each way of not knowing by itself
         return Forecast()
     if counts[-1] >= limit:
         return Forecast(0.0, 0.0)
+    staying = stays()
     if staying is None or staying.curve.until <= 0:
         return Forecast()
     rates = _rates(readings)
@@ -107,14 +112,14 @@ def _rates(readings: list[Reading]) -> F64:
     at = np.array([reading.at for reading in some])
     steps = np.maximum(np.diff(at), 1e-3)
     rates = np.diff([reading.inserted for reading in some]) / steps
-    chosen = rates[-3:]
-    for n in range(4, len(rates) + 1):
-        late, wider = rates[-3:].mean(), rates[-n:]
-        spread = max(float(wider.std()), np.sqrt(max(wider.mean(), 1.0)))
-        if abs(wider.mean() - late) > 3 * spread / np.sqrt(3):
-            break
-        chosen = wider
-    return chosen
+    if len(rates) <= 3:
+        return rates
+    back, n = rates[::-1], np.arange(1, len(rates) + 1)
+    mean = np.cumsum(back) / n
+    variance = np.maximum(np.cumsum(back**2) / n - mean**2, np.maximum(mean, 1.0))
+    apart = np.flatnonzero(np.abs(mean - mean[2]) > np.sqrt(3 * variance))
+    apart = apart[apart >= 3]
+    return rates[-int(apart[0]) :] if apart.size else rates
 
 
 def _uneven(rates: F64, entries: int) -> tuple[float, float]:

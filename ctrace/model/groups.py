@@ -359,18 +359,20 @@ class Group:
         chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
         return [(self._parts[int(self._level_of[i])].level, int(self._row_of[i])) for i in chosen]
 
-    def _rich(self, at: int, counted: bool = False) -> list[tuple[Level, Rows]]:
-        """Slots of detail of a key, by table; of those that are ``counted`` or of all."""
+    def _rich(self, at: int) -> list[tuple[Level, Rows]]:
+        """Slots of detail of a key, by table."""
+        found = self._rich_rows(at)
+        return [(level, level.table.rich[rows].astype(np.intp)) for level, rows in found]
+
+    def _rich_rows(self, at: int, counted: bool = False) -> list[tuple[Level, Rows]]:
+        """Rows of a key that have detail, by table; of those that are ``counted`` or of all."""
         chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
         found = []
         for number, part in enumerate(self._parts):
-            if counted and not part.counted:
-                continue
             rows = self._row_of[chosen[self._level_of[chosen] == number]]
-            slots = part.level.table.rich[rows].astype(np.intp)
-            slots = slots[slots != 0]
-            if slots.size:
-                found.append((part.level, slots))
+            rows = rows[part.level.table.rich[rows] != 0]
+            if rows.size and (part.counted or not counted):
+                found.append((part.level, rows))
         return found
 
     def _detail(self, at: int) -> tuple[npt.NDArray[np.int64], ...]:
@@ -505,12 +507,11 @@ class Group:
         total = np.zeros(TREND)
         seen = np.zeros(TREND, bool)
         now = 0
-        for level, slots in self._rich(at, counted=True):
-            trend = level.rich.trend[slots]
+        for level, rows in self._rich_rows(at, counted=True):
+            trend = level.rich.trend[level.table.rich[rows].astype(np.intp)]
             seen |= ~np.isnan(trend).all(axis=0)
             total += np.nansum(trend, axis=0)
-            rows = np.flatnonzero(np.isin(level.table.rich, slots))
-            now += int(level.table.held()[rows].sum())
+            now += int(level.table.held(rows).sum())
         if not seen.any() or now < 0.9 * self.held[at]:
             return ()
         order = (np.arange(TREND) + ticks + 1) % TREND

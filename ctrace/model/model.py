@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, Optional
 
 import numpy as np
@@ -393,7 +394,7 @@ class Model:
 
     def _by_netns(self) -> dict[int, Known]:
         group = self._group("netns")
-        found = {}
+        found: dict[int, Known] = {}
         for at in range(group.n):
             s = {name: int(column[at]) for name, column in group.sums.items()}
             found[int(group.key[at, 2]) >> 32] = (
@@ -405,7 +406,7 @@ class Model:
                 ),
                 Rates(insert=float(group.rate[at]), drop=float(group.drop_rate[at])),
                 group.composition(at),
-                group.staying(at),
+                partial(group.staying, at),
             )  # fmt: skip
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Optional
 
@@ -40,9 +40,10 @@ _REASONS_OF = {
 _EVICTED: Final = [int(Reason.EVICTED), int(Reason.GC_PRESSURE)]
 
 
-Known = tuple[int, Counted, Rates, Composition, Optional[Staying]]
-"""What events and looks tell of a namespace: entries held, totals, rates, composition, stay."""
-NOTHING: Final[Known] = (0, Counted(), Rates(), Composition(), None)
+Known = tuple[int, Counted, Rates, Composition, Callable[[], Optional[Staying]]]
+"""What events and looks tell of a namespace: entries held, totals, rates, composition, and, if
+asked, how long they stay."""
+NOTHING: Final[Known] = (0, Counted(), Rates(), Composition(), lambda: None)
 
 
 def counted(counts: npt.NDArray[np.generic]) -> Counted:
@@ -316,7 +317,9 @@ class Tables:
         ``events`` per namespace: its first three stand in for sources that give no counters
         or readings.
         """
-        views = [replace(self._view(netns, state, events.get(netns)), stale=netns in stale)
+        hashed = self.entries() or 0  # all namespaces' entries are in one hash table
+        views = [replace(self._view(netns, state, events.get(netns, NOTHING)), hashed=hashed,
+                         stale=netns in stale)
                  for netns, state in self._states.items() if not state.gone_at]  # fmt: skip
         return tuple(sorted(views, key=lambda t: (-t.fill, -t.count, t.netns)))
 
@@ -329,17 +332,16 @@ class Tables:
                 found[self.name(netns)] = found.get(self.name(netns), 0) + count
         return found
 
-    def _view(self, netns: int, state: _State, events: Optional[Known]) -> Table:
+    def _view(self, netns: int, state: _State, events: Known) -> Table:
         reading, known = state.reading, self._names.get(netns)
         totals, rates = counted(state.totals()), state.rates
-        if events and not state.totals().any():
+        if not state.totals().any():
             totals, rates = events[1], events[2]
-        count = state.count() if reading else (events[0] if events else 0)
+        count = state.count() if reading else events[0]
         limit = reading.max if reading else 0
-        ahead = forecast(list(state.readings), limit, events[4] if events else None)
+        ahead = forecast(list(state.readings), limit, events[4])
         full, met = state.full_since, state.met.share()
         chains = state.stats.get("chaintoolong", Rising()).total
-        everywhere = [other.reading.count for other in self._states.values() if other.reading]
         return Table(
             netns=netns,
             name=self.name(netns),
@@ -357,11 +359,10 @@ class Tables:
             levels_off=ahead.level,
             levels_off_error=ahead.level_error,
             full_since=None if full is None else self._clock.utc(full) / 1e9,
-            composition=events[3] if events else Composition(),
+            composition=events[3],
             off_by=self._off_by(state),
             chain_too_long=max(chains, int(state.totals()[Reason.CHAIN_TOO_LONG])),
             invalid=state.stats.get("invalid", Rising()).total,
-            hashed=sum(everywhere),
         )
 
     @staticmethod

@@ -11,6 +11,7 @@ import pytest
 from kit.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, Trace
 
 from ctrace.batch import Clock, HookInfo
+from ctrace.model.forecast import Reading, _rates
 from ctrace.model.model import Model
 from ctrace.record import Kind
 
@@ -106,6 +107,26 @@ def test_the_truth_is_in_the_stated_range(load: Load) -> None:
         assert not said
     else:
         assert said
+
+
+def test_a_rate_goes_back_as_far_as_it_was_about_as_high() -> None:
+    rng = np.random.default_rng(5)
+    lengths = []
+    for _ in range(200):
+        n = int(rng.integers(1, 60))
+        high = np.where(np.arange(n) < rng.integers(0, n + 1), 10 ** rng.uniform(0, 4), 50.0)
+        rates = rng.poisson(high).astype(float)
+        readings = [Reading(float(second), 0, int(inserted))
+                    for second, inserted in enumerate(np.cumsum([0.0, *rates]))]  # fmt: skip
+        chosen = rates[-3:]
+        for wider in (rates[-n:] for n in range(4, len(rates) + 1)):
+            spread = max(float(wider.std()), float(np.sqrt(max(wider.mean(), 1.0))))
+            if abs(wider.mean() - rates[-3:].mean()) > 3 * spread / np.sqrt(3):
+                break
+            chosen = wider
+        assert _rates(readings).tolist() == chosen.tolist()
+        lengths.append(len(chosen) / n)
+    assert 0 < sum(length < 1 for length in lengths) < 200
 
 
 def test_a_table_that_falls_is_not_filling() -> None:

@@ -56,6 +56,13 @@ def test_counters_agree_with_the_kernels() -> None:
     assert t.off_by == Reconciliation()
 
 
+def test_one_hash_table_holds_the_entries_of_all_namespaces() -> None:
+    m = model()
+    others = tuple(TableReading(NETNS + n, 10 * n, 1000, 1024, {}) for n in (1, 2))
+    m.update(Batch(empty(), at(1), tables=(reading(7), *others)))
+    assert [t.hashed for t in m.snapshot().tables] == [37, 37, 37]
+
+
 def test_disagreement_is_shown() -> None:
     m = model()
     first = {"drop": 100, "early_drop": 0, "insert_failed": 0}

@@ -465,11 +465,13 @@ class HeavyTable:
             packed[:] = 0
         self._pending = 0
 
-    def held(self) -> npt.NDArray[np.int64]:
-        """Entries in the table now, per row."""
+    def held(self, at: Optional[Rows] = None) -> npt.NDArray[np.int64]:
+        """Entries in the table now, of each of these rows, or of all."""
         self.drain()
-        c = self.counters
-        net: npt.NDArray[np.int64] = c["inserts"] + c["existing"] - c["destroys"]
+        came, there, went = (
+            some(self.counters[name], at) for name in ("inserts", "existing", "destroys")
+        )
+        net: npt.NDArray[np.int64] = came + there - went
         return np.maximum(net, 0)
 
     def tick(self, seconds: float) -> None:
