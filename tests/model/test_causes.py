@@ -166,6 +166,24 @@ def rising(t: Trace) -> None:
     t.walks(12)
 
 
+def burst(t: Trace, since: float = 30.0) -> None:
+    """Connections that have just been opened, by the hundred, and carry nothing yet."""
+    t.flows(steady(2, since, t.rng), 0.004, 20.0, dport=443)
+    t.flows(since + steady(120, 4, t.rng), 0.01, 432000.0, dport=9200, state=ESTABLISHED)
+    t.walks(since + 4)
+
+
+def first_burst(t: Trace) -> None:
+    burst(t, since=5.0)
+
+
+def opened_and_closed(t: Trace) -> None:
+    """Most are open and carry nothing, but the first of them have been closed."""
+    unused(t)
+    t.flows(steady(4, 12, t.rng), 0.01, 120.0, dport=9200)
+    t.walks(12)
+
+
 def quiet(t: Trace, idle: float = 400.0) -> None:
     """Old connections of which looks tell how long they had no packet."""
     rows = t.existing(2000, dport=5432)
@@ -221,6 +239,9 @@ LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("syn-flood", no_answer, 38, 262_144),
     ("answered-udp", streams, 12, 262_144),
     ("leak", rising, 12, 262_144),
+    ("leak", burst, 33, 262_144),
+    ("leak", first_burst, 9, 262_144),
+    ("leak", opened_and_closed, 12, 262_144),
     ("idle-established", in_use, 12, 262_144),
     ("dns-storm", few_lookups, 50, 262_144),
 ]
@@ -252,6 +273,34 @@ def test_the_why_line() -> None:
         r"out TIME_WAIT \(they live 4 ms, their entries stay (19|20) s\)",
         run(trace, 50).why[0].text,
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "until"), [(dns, 63), (one_way, 63), (tunnel, 63), (flood, 43), (udp_flood, 43)]
+)
+def test_what_came_in_a_burst_is_not_said_to_come_at_none_a_second(
+    shape: Callable[[Trace], None], until: float
+) -> None:
+    trace = Trace(seed=7)
+    shape(trace)
+    snapshot = run(trace, until)
+    assert snapshot.tables[0].rates.insert == 0
+    said = "; ".join(one for cause in snapshot.why for one in (cause.text, *cause.evidence))
+    assert not re.search(r"(?<![0-9,.])0 (new|a second|come)", said), said
+
+
+def test_a_table_that_is_too_small_says_how_long_its_entries_stay_as_the_rows_do() -> None:
+    """They live for 10 to 20 s, and stay for 2 s more."""
+    trace = Trace(seed=7)
+    legitimate(trace)
+    text = run(trace, 50, limit=1500).why[0].text
+    found = re.fullmatch(
+        r"init: 1,500 entries are too few for this load "
+        r"\([0-9]+ new/s, their entries stay ([0-9]+) s\)",
+        text,
+    )
+    assert found, text
+    assert int(found[1]) == pytest.approx(17, abs=2)
 
 
 def test_looks_name_the_cause_before_any_entry_ends() -> None:
@@ -374,6 +423,15 @@ def test_of_many_namespaces_the_fullest_are_explained() -> None:
     trace.flows(steady(100, 60, trace.rng), 0.004, 20.0, netns=OTHER, dport=8063)
     why = run(trace, 50).why
     assert (why[0].id, why[0].netns, why[0].port) == ("no-keepalive", OTHER, 8063)
+
+
+def test_many_services_of_one_namespace_leave_room_for_another_ones() -> None:
+    trace = Trace(seed=7)
+    for port in range(9000, 9040):
+        trace.flows(np.linspace(0, 5, 200), 100.0, 60.0, netns=OTHER, dport=port)
+    trace.flows(steady(5, 60, trace.rng), 0.004, 20.0)
+    found = {(one.id, one.netns, one.port) for one in run(trace, 50).why}
+    assert ("no-keepalive", NETNS, 8063) in found, found
 
 
 def test_the_timeout_in_force_is_the_one_that_looks_tell() -> None:

@@ -61,7 +61,7 @@ def dns_storm(s: Service) -> Optional[Cause]:
     helps = () if served else ("a caching resolver on the host", "fewer search domains")
     return s.cause(
         "dns-storm",
-        f"{s.of}: {s.part} are {what}, {s.c.new_per_s:,.0f} a second{s.they}",
+        f"{s.of}: {s.part} are {', '.join((what, *s.pace('a second')))}{s.they}",
         (s.held_line, s.ends_line, f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
          _nat(s)),
         *(remedies.change(one, s.c.netns, s.c.key) for one in helps),
@@ -142,7 +142,7 @@ def pings(s: Service) -> Optional[Cause]:
     kind = "ICMPv6" if s.c.proto == "icmpv6" else "ICMP"
     return s.cause(
         "pings",
-        f"{s.of}: {s.part} are pings ({kind} echo), {s.c.new_per_s:,.0f} new ids a second"
+        f"{s.of}: {s.part} are {', '.join((f'pings ({kind} echo)', *s.pace('new ids a second')))}"
         f"{answers}{s.they}",
         (s.held_line, s.ends_line, "every id and target is an entry of its own"),
         _shorter(s, name),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Logged
-from ctrace.model.causes.words import UNKNOWN, duration, percent
+from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, stay
 from ctrace.model.composition import Looks
 from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
@@ -185,10 +185,7 @@ class Service:
     @property
     def stay(self) -> str:
         """How long entries stay, as the table of keys says it."""
-        residence = self.c.residence
-        if residence.p50 is None and residence.at_least is not None:
-            return f"at least {duration(residence.at_least)}"
-        return duration(residence.p50)
+        return stay(self.c.residence)
 
     @property
     def they(self) -> str:
@@ -253,7 +250,8 @@ class Service:
 
     def pace(self, of: str) -> tuple[str, ...]:
         """``("120 new/s",)``; nothing where entries were not seen to come."""
-        return (f"{self.c.new_per_s:,.0f} {of}",) if self.changes else ()
+        said = pace(self.c.new_per_s, of) if self.changes else ""
+        return (said,) if said else ()
 
     @property
     def ends_line(self) -> str:
@@ -288,17 +286,26 @@ def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
     """
     group, use_held = facts.service, facts.by_held
     weight = group.measure("held" if use_held else "table_seconds")
-    spaces = _fullest(facts)
-    taken: dict[int, int] = {}
-    for at in group.order("held", LOOKED_AT * max(1, len(facts.tables))):
-        netns = int(group.key[at, 2]) >> 32
-        if spaces is not None and netns not in spaces:
-            continue
-        taken[netns] = taken.get(netns, 0) + 1
-        if taken[netns] > LOOKED_AT or netns in facts.gone:
-            continue
-        if weight[at] >= least * facts.whole(netns, use_held):
-            yield _service(facts, int(at), netns, weight)
+    order = group.order("held", group.n)
+    spaces, code = np.unique(group.key[order, 2] >> _S32, return_inverse=True)
+    code = code.ravel()
+    fullest = _fullest(facts)
+    needed = np.array([
+        np.inf if one in facts.gone or (fullest is not None and one not in fullest)
+        else least * facts.whole(one, use_held) for one in spaces.tolist()
+    ])  # fmt: skip
+    chosen = order[(_places(code) < LOOKED_AT) & (weight[order] >= needed[code])]
+    for at in chosen.tolist():
+        yield _service(facts, at, int(group.key[at, 2]) >> 32, weight)
+
+
+def _places(code: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The place of each among those of its code, from 0."""
+    order = np.argsort(code, kind="stable")
+    ordered = code[order]
+    places = np.empty(len(code), np.intp)
+    places[order] = np.arange(len(code)) - np.searchsorted(ordered, ordered)
+    return places
 
 
 def _fullest(facts: Facts) -> Optional[set[int]]:

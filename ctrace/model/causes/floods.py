@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, OWNED, SHARE, Facts, Service
-from ctrace.model.causes.words import percent, plural
+from ctrace.model.causes.words import pace, percent, plural
 from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Cause, Culprit
 
@@ -107,7 +107,8 @@ def udp_flood(s: Service) -> Optional[Cause]:
     return s.cause(
         "udp-flood",
         f"{f'{c.key}{s.where}' if c.port else s.of}: {s.part} are datagrams of about "
-        f"{plural(s.sources, 'source')} that nobody answers (UDP flood, {c.new_per_s:,.0f} new/s)",
+        f"{plural(s.sources, 'source')} that nobody answers "
+        f"({', '.join(('UDP flood', *s.pace('new/s')))})",
         (f"{percent(c.unreplied)} of {s.basis} never saw a reply",
          f"{per_source:.2f} entries for each of about {s.sources:,} sources (estimated)",
          s.held_line),
@@ -178,7 +179,8 @@ def _opener(facts: Facts, c: Culprit) -> str:
 
 
 def _pace(facts: Facts, c: Culprit) -> str:
-    return f", {c.new_per_s:,.0f} new/s" if facts.changes else ""
+    said = pace(c.new_per_s, "new/s") if facts.changes else ""
+    return f", {said}" if said else ""
 
 
 def _asked(facts: Facts, src: npt.NDArray[np.uint64]) -> tuple[int, int]:

@@ -109,7 +109,7 @@ def leak(s: Service) -> Optional[Cause]:
     state, _, share = most_held_state(s)
     # Short ones that began while they were watched: the first of them are closed by then.
     quiet = (c.composition.once or 0.0) >= 0.8 and share == 1.0 and not s.words
-    if s.uptime < (GROWS_QUIET if quiet else GROWS):
+    if _coming(s) < (GROWS_QUIET if quiet else GROWS):
         return None
     if state != "ESTABLISHED" or share < 0.9 or c.destroys > 0.05 * c.inserts:
         return None
@@ -117,12 +117,22 @@ def leak(s: Service) -> Optional[Cause]:
         return None
     return s.cause(
         "leak",
-        f"{s.of}: {s.part} are open connections that only grow: {c.new_per_s:,.0f} come a "
-        f"second, and {c.destroys:,} of {c.inserts:,} have ended in {duration(s.uptime)}",
+        f"{s.of}: {s.part} are open connections that only grow: {c.destroys:,} of {c.inserts:,} "
+        f"that came in {duration(s.uptime)} have ended",
         (s.held_line, f"{percent(share)} of its entries are ESTABLISHED", s.ends_line),
         remedies.change("find out who does not close them", c.netns, c.key),
         remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
     )
+
+
+def _coming(s: Service) -> float:
+    """Seconds that those have come for that are open: twice their mean age, as at an even pace.
+
+    A burst that has just been opened was watched for a moment, however long ctrace has run.
+    """
+    opened = max(1, s.c.inserts - s.c.destroys)
+    seconds = s.c.table_seconds - s.c.older * s.uptime
+    return min(s.uptime, 2 * seconds / opened)
 
 
 def _idle(s: Service) -> bool:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Optional
 
+import numpy as np
+
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
-from ctrace.model.causes.words import UNKNOWN, duration, percent, plural, when
+from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when
 from ctrace.model.snapshot import Cause, Remedy, Table
 
 INVALID: Final = 100
 """INVALID packets below which nothing is said."""
 LITTLE: Final = 0.1
 """Fill below which a table that refuses nothing needs no explanation."""
+LARGER: Final = 1.5
+"""How much larger a table is proposed: what it refuses comes again, so it is not what it lacks."""
 INVALID_PART: Final = 0.05
 """INVALID packets for each insert from which on they are worth a line."""
 
@@ -81,16 +85,12 @@ def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
         replied, ended = _replied(facts, t.netns)
         if ended < ENDED or replied < 0.7:
             continue
-        stay = t.count / t.rates.destroy if t.rates.destroy else None
-        text = f"{t.name}: {t.max:,} entries are too few for this load"
-        needed = 2.0 * t.max
-        if stay and t.rates.insert:
-            needed = t.rates.insert * stay
-            text += f": {t.rates.insert:,.0f} new/s, each held {duration(stay)}, need {needed:,.0f}"
-        helps = remedies.larger(t, max(needed, 1.5 * t.max))
+        known = ", ".join(one for one in (pace(t.rates.insert, "new/s"), _stay(facts, t)) if one)
+        helps = remedies.larger(t, LARGER * t.max)
         yield Cause(
             id="too-small",
-            text=text,
+            text=f"{t.name}: {t.max:,} entries are too few for this load"
+            + (f" ({known})" if known else ""),
             evidence=(
                 f"{t.count:,} of {t.max:,} entries ({percent(t.fill)})",
                 f"{percent(replied)} of {ended:,} ended entries had replies",
@@ -100,6 +100,14 @@ def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
             netns=t.netns,
             remedies=(helps,) if helps else (),
         )
+
+
+def _stay(facts: Facts, table: Table) -> str:
+    """``their entries stay 20 s``, of a whole table; empty where it is not known."""
+    for at in np.flatnonzero(facts.space.inside(table.netns)).tolist():
+        said = stay(facts.space.residence(at))
+        return f"their entries stay {said}" if said != UNKNOWN else ""
+    return ""
 
 
 def _replied(facts: Facts, netns: int) -> tuple[float, int]:

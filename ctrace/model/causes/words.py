@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import Final, Optional
 
 from ctrace.batch import Logged, Moment
+from ctrace.model.snapshot import Percentiles
 
 UNKNOWN: Final = "unknown"
 
@@ -29,6 +30,19 @@ def duration(seconds: Optional[float]) -> str:
 def percent(share: Optional[float]) -> str:
     """``83 %``; ``unknown`` for None."""
     return UNKNOWN if share is None else f"{100 * share:.0f} %"
+
+
+def pace(rate: float, of: str) -> str:
+    """``120 new/s``; empty where it would be 0: what comes in bursts is not said to stand still."""
+    each = f"{rate:,.0f}"
+    return f"{each} {of}" if each != "0" else ""
+
+
+def stay(residence: Percentiles) -> str:
+    """How long half of the entries stay, or ``at least 20 s``; ``unknown`` where neither is."""
+    if residence.p50 is None and residence.at_least is not None:
+        return f"at least {duration(residence.at_least)}"
+    return duration(residence.p50)
 
 
 def plural(n: int, noun: str) -> str:
