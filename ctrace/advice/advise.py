@@ -12,7 +12,7 @@ from ctrace.advice.beside import stale
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import WHEN_THEY_GO, Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
-from ctrace.advice.roles import Seen, half_tracked, subject, translated, translations, within
+from ctrace.advice.roles import Seen, half_tracked, subject, within
 from ctrace.batch import DUMP
 from ctrace.change import persist, shell_lines, steps
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
@@ -325,12 +325,6 @@ def _candidate(
     outlook: Outlook,
 ) -> Candidate:
     culprit = item.culprit
-    others = [
-        sample
-        for seen in everything
-        for sample in seen.samples
-        if translated(sample) and sample.proto == culprit.proto
-    ]
     if culprit.proto not in ("tcp", "udp"):
         lever = Notrack("tcp", culprit.port or 1, ())
         reason = f"NOTRACK by port is for TCP and UDP, not {culprit.proto}"
@@ -340,10 +334,7 @@ def _candidate(
         about.addresses,
         about.ephemeral,
         about.forwarding,
-        tuple({sample.reply_sport for sample in others if "dst" in translations(sample)}),
-        any(
-            sample.reply_dport == culprit.port for sample in others if "src" in translations(sample)
-        ),
+        [one for seen in everything for one in seen.samples if one.proto == culprit.proto],
         picked=about.picks(culprit.proto, culprit.port or 0),
         entries=about.entries,
     )

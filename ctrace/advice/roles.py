@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from ipaddress import ip_address
@@ -48,11 +48,6 @@ class Seen:
         if found:
             return ",".join(sorted({word for item in found for word in item.split(",")}))
         return "no" if self.culprit.nat == "no" or self.samples else ""
-
-
-def translated(sample: Tuple5) -> bool:
-    """Whether NAT changed the flow."""
-    return bool(translations(sample))
 
 
 def translations(sample: Tuple5) -> set[str]:
@@ -137,13 +132,15 @@ def subject(
     local: tuple[str, ...],
     ephemeral: tuple[int, int],
     forwarding: bool,
-    reply_ports: tuple[int, ...],
-    shared_now: bool = False,
+    others: Collection[Tuple5],
     *,
     picked: bool = True,
     entries: Optional[Events] = None,
 ) -> Subject:
-    """What :class:`ctrace.advice.hazards.Judge` needs to know of a service."""
+    """What :class:`ctrace.advice.hazards.Judge` needs to know of a service.
+
+    ``others`` are samples of any service with its protocol.
+    """
     found = roles(seen, local)
     mine = set(local)
     sources = dict.fromkeys(s.src for s in seen.samples if s.src and s.src not in mine)
@@ -159,11 +156,13 @@ def subject(
         peers=tuple(peers),
         clients=tuple(sources) if "forward" in found else (),
         nat=seen.nat,
-        reply_ports=reply_ports,
+        reply_ports=tuple({s.reply_sport for s in others if "dst" in translations(s)}),
         ephemeral=ephemeral,
         picked=picked,
         status=reduce(or_, (sample.status for sample in seen.samples), 0),
-        shared_now=shared_now,
+        shared_now=any(
+            s.reply_dport == seen.culprit.port for s in others if "src" in translations(s)
+        ),
         forwarding=forwarding,
         flows=_flows(seen, mine, entries),
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Optional
 
 from ctrace.batch import Batch, Source
 from ctrace.errors import CtraceError
-from ctrace.live.filtering import check, view
+from ctrace.live.filtering import View, check, view
 from ctrace.live.protocol import Phase
 from ctrace.model.snapshot import Snapshot
 from ctrace.recording.recorder.told_once import Known
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 EARLY = 0.1
 """Seconds until the first snapshot."""
-LIMIT = 200
-"""Culprits in a snapshot: more than any screen shows without scrolling far."""
 
 
 class LiveFeed:
@@ -39,11 +37,8 @@ class LiveFeed:
         open_source: Callable[[], Source],
         *,
         interval: float = 1.0,
-        group: str = "pair",
-        sort: str = "held",
-        filter_text: str = "",
+        asked: Optional[View] = None,
         memory: int = 32 << 20,
-        limit: int = LIMIT,
         early: bool = True,
         shown_filter: str = "",
         flows_filtered: bool = False,
@@ -54,9 +49,8 @@ class LiveFeed:
         self._beside: Optional[Beside] = None
         self._open = open_source
         self._interval = interval
-        self._view = (group, sort, filter_text)
+        self._view = asked or View()
         self._memory = memory
-        self._limit = limit
         self._early = early
         self._shown_filter = shown_filter
         self._flow_filter = shown_filter if flows_filtered else ""
@@ -108,7 +102,7 @@ class LiveFeed:
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
         """Group, sort and filter otherwise; a snapshot follows at once. Raises UsageError."""
         check(group, filter_text)
-        self._view = (group, sort, filter_text)
+        self._view = self._view._replace(group=group, sort=sort, text=filter_text)
         self._again.set()
 
     def read_beside(self, beside: Beside) -> None:
@@ -235,7 +229,7 @@ class LiveFeed:
 
     def _snapshot(self) -> Snapshot:
         assert self._model is not None
-        found = view(self._model, self._view, self._limit, self._flow_filter, self._shown_filter)
+        found = view(self._model, self._view, self._flow_filter, self._shown_filter)
         return self._beside.with_causes(found) if self._beside else found
 
     def at(self, group: str, limit: int) -> Snapshot:

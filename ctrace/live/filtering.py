@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from ctrace.errors import UsageError
 from ctrace.filters import Network, parse_network, parse_proto
@@ -105,14 +105,23 @@ def _statuses(text: str) -> tuple[str, ...]:
     return tuple(value for name, _, value in words if name.lower() == "status")
 
 
-def view(
-    model: Model, asked: tuple[str, str, str], limit: int, flow_filter: str = "", whole: str = ""
-) -> Snapshot:
-    """What a screen asked for, (group, sort, filter), of what was captured as ``whole`` says.
+class View(NamedTuple):
+    """What a screen asks for."""
+
+    group: str = "pair"
+    sort: str = "held"
+    text: str = ""
+    """The filter."""
+    limit: int = 200
+    """Culprits: more than any screen shows without scrolling far."""
+
+
+def view(model: Model, asked: View, flow_filter: str = "", whole: str = "") -> Snapshot:
+    """What a screen asked for, of what was captured as ``whole`` says.
 
     ``flow_filter`` is that part of it that chose among a table's flows. Raises UsageError.
     """
-    group, sort, text = asked
+    group, sort, text, limit = asked
     scope = scope_of(text, model.netns)
     snapshot = model.snapshot(
         group=group,

@@ -11,7 +11,7 @@ from typing import Optional
 
 from ctrace.batch import Batch
 from ctrace.errors import CtraceError
-from ctrace.live.filtering import check, view
+from ctrace.live.filtering import View, check, view
 from ctrace.live.protocol import Phase, Position
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
@@ -20,7 +20,6 @@ from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
 from ctrace.recording.format.evidence import logged
 
-LIMIT = 200
 CHECKPOINTS = 6
 """Copies of the model kept along the way, so that going back is not from the start."""
 BURST_NS = 5_000_000_000
@@ -56,7 +55,7 @@ class ReplayFeed:
         self._clock = recording.clock
         self._start = recording.started
         self._end = max(recording.until, self._start)
-        self._view = (group, sort, "")
+        self._view = View(group, sort)
         self._speed = speed
         self._paused = paused
         self._target: Optional[int] = None if start is None else self._boot(start)
@@ -101,7 +100,7 @@ class ReplayFeed:
         """Group, sort and filter otherwise; a snapshot follows at once. Raises UsageError."""
         check(group, filter_text)
         with self._wake:
-            self._view = (group, sort, filter_text)
+            self._view = View(group, sort, filter_text)
             self._wanted += 1
             self._wake.notify_all()
 
@@ -326,7 +325,7 @@ class ReplayFeed:
             with self._wake:
                 asked, wanted = self._wanted, self._view
                 header = self._of.header
-                snapshot = view(self._model, wanted, LIMIT, header.flow_filter, header.filter)
+                snapshot = view(self._model, wanted, header.flow_filter, header.filter)
         except CtraceError:
             self._given = asked
             return  # a filter that cannot be understood leaves the screen as it is

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from ctrace.whatif import table as tablemodel
 from ctrace.whatif.flows import Bool, Flows, Recorded
 from ctrace.whatif.settings import Levers, Timeout
-from ctrace.whatif.table import Setting
+from ctrace.whatif.table import Known, Setting
 
 
 def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
@@ -64,10 +63,10 @@ def shortens(flows: Flows, levers: Levers) -> bool:
 def pace_of(recorded: Recorded, levers: Levers, setting: Setting) -> tuple[float, float]:
     """How much longer or shorter gc_worker would pause, in the model, under the levers; and how
     much longer than on average its longest pause would be."""
-    options: dict[str, Any] = {"measured": False, "passes": recorded.collections}
+    known = Known(measured=False, passes=recorded.collections)
     roomy = Setting(0, setting.buckets)
     was, would_be = (
-        tablemodel.run(flows, recorded.seconds, roomy, **options)
+        tablemodel.run(flows, recorded.seconds, roomy, known)
         for flows in (recorded.flows, change(recorded.flows, levers))
     )
     pace = min(max(would_be.interval / was.interval, 0.01), 10.0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ctrace.whatif import table as tablemodel
 from ctrace.whatif.flows import F64, I64, Basis, Flows, Recorded
-from ctrace.whatif.table import Setting
+from ctrace.whatif.table import Known, Setting
 
 FEW: Final = 20
 """Fewer flows in the first half tell nothing of the second."""
@@ -58,11 +58,7 @@ def misses(recorded: Recorded, setting: Setting) -> dict[int, Miss]:
         rest,
         recorded.seconds - half,
         setting,
-        measured=measured,
-        lag=lag if measured else 0.0,
-        passes=_next_pass(recorded, lag) - half,
-        extra=extra,
-        netns=places,
+        Known(measured, lag if measured else 0.0, _next_pass(recorded, lag) - half, extra, places),
     )
     found = {}
     for i, inum in enumerate(places):

@@ -30,7 +30,7 @@ from ctrace.whatif.growth import Range, of_flows, rising
 from ctrace.whatif.holdout import Miss, distance, misses
 from ctrace.whatif.notes import notes
 from ctrace.whatif.settings import Levers
-from ctrace.whatif.table import Course, Setting
+from ctrace.whatif.table import Course, Known, Setting
 
 POINTS: Final = 600
 """Of a series in the answer."""
@@ -110,30 +110,28 @@ def _case(recorded: Recorded, levers: Levers) -> _Case:
     flows, setting, extra = recorded.flows, _setting(recorded), _unlisted(recorded)
     seen = math.isfinite(recorded.lag_s)
     lag = recorded.lag_s if seen else 0.0
-    options: dict[str, Any] = {
+    known = Known(
         # Without a single expiry in the recording, collection can only be modelled.
-        "measured": seen or not levers.timeouts,
-        "lag": lag,
-        "extra": extra,
+        measured=seen or not levers.timeouts,
+        lag=lag,
+        passes=recorded.collections,
+        extra=extra,
         # Namespaces without a single event were none of the recording's business.
-        "netns": tuple(int(n) for n in np.unique(flows.netns)),
-        "passes": recorded.collections,
-    }
-    lazy = not options["measured"]
-    as_was = tablemodel.run(flows, recorded.seconds, setting, **options)
+        netns=tuple(int(n) for n in np.unique(flows.netns)),
+    )
+    lazy = not known.measured
+    as_was = tablemodel.run(flows, recorded.seconds, setting, known)
     pace, most = pace_of(recorded, levers, setting) if levers.timeouts else (1.0, 1.0)
     changed = change(flows, levers, pace)
     target = Setting(
         setting.limit if levers.limit is None else levers.limit,
         setting.buckets if levers.buckets is None else levers.buckets,
     )
-    options["lag"] = lag * pace
     # Lookups collect expired entries that they meet, and meet more in a small, full table:
     # how long they stayed in it says little about another one, where gc_worker is alone.
     resized = target != setting
-    if resized:
-        options["measured"] = False
-    would_be = tablemodel.run(changed, recorded.seconds, target, **options)
+    known = replace(known, lag=lag * pace, measured=known.measured and not resized)
+    would_be = tablemodel.run(changed, recorded.seconds, target, known)
     if seen and not resized:
         # What is not in the recording keeps gc_worker at its pace: the range allows for it.
         part = _part(recorded)

@@ -15,7 +15,8 @@ What the kernel does (net/netfilter/nf_conntrack_core.c, 6.12):
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Optional
 
 import numpy as np
@@ -41,6 +42,23 @@ class Setting:
     limit: int
     """nf_conntrack_max; 0: none."""
     buckets: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a recording tells of a run beside its flows."""
+
+    measured: bool
+    """Entries leave when they were really seen to (evicted and refused ones: their timeout
+    plus ``lag``); otherwise collection is modelled."""
+    lag: float = 0.0
+    """Seconds."""
+    passes: Optional[F64] = None
+    """When gc_worker ran: all of them if ``measured``, else only the first counts."""
+    extra: Mapping[int, int] = field(default_factory=dict)
+    """Entries that are always there, by namespace."""
+    netns: tuple[int, ...] = ()
+    """The namespaces, in this order; none: those of the flows and of ``extra``."""
 
 
 @dataclass(frozen=True)
@@ -101,44 +119,20 @@ def collected(
     return min(prompt, limit), min(prompt + expiring * interval, limit)
 
 
-def run(
-    flows: Flows,
-    seconds: float,
-    setting: Setting,
-    *,
-    measured: bool,
-    lag: float = 0.0,
-    passes: Optional[F64] = None,
-    extra: Optional[dict[int, int]] = None,
-    netns: Optional[tuple[int, ...]] = None,
-) -> Course:
-    """Run the flows through a table of this setting.
-
-    ``measured``: entries leave when they were really seen to (evicted and refused
-    ones: their timeout plus ``lag``); otherwise collection is modelled. ``passes`` says
-    when gc_worker ran: all of them if ``measured``, else only the first counts.
-    ``extra`` entries a namespace are always there.
-    """
-    return _Run(flows, seconds, setting, measured, lag, passes, extra or {}, netns).course()
+def run(flows: Flows, seconds: float, setting: Setting, known: Known) -> Course:
+    """Run the flows through a table of this setting."""
+    return _Run(flows, seconds, setting, known).course()
 
 
 class _Run:
     """One run's state: arrays over flows, counters over namespaces."""
 
-    def __init__(
-        self,
-        flows: Flows,
-        seconds: float,
-        setting: Setting,
-        measured: bool,
-        lag: float,
-        passes: Optional[F64],
-        extra: dict[int, int],
-        netns: Optional[tuple[int, ...]],
-    ) -> None:
+    def __init__(self, flows: Flows, seconds: float, setting: Setting, known: Known) -> None:
         self.flows, self.setting = flows, setting
         self.random = np.random.default_rng(1)
-        self.netns = netns or tuple(sorted({int(n) for n in np.unique(flows.netns)} | set(extra)))
+        self.netns = known.netns or tuple(
+            sorted({int(n) for n in np.unique(flows.netns)} | set(known.extra))
+        )
         index = {inum: i for i, inum in enumerate(self.netns)}
         self.ns: I64 = np.array([index[int(n)] for n in np.unique(flows.netns)], np.int64)[
             np.unique(flows.netns, return_inverse=True)[1]
@@ -148,23 +142,23 @@ class _Run:
         self.steps = max(1, math.ceil(seconds / self.step))
         self.seconds = seconds
         # When each leaves by itself: as seen, or deleted; expiry then needs a collection.
-        natural = np.where(np.isnan(flows.leave), flows.expire + lag, flows.leave)
-        self.leave: F64 = np.minimum(natural, flows.end) if measured else flows.end.copy()
+        natural = np.where(np.isnan(flows.leave), flows.expire + known.lag, flows.leave)
+        self.leave: F64 = np.minimum(natural, flows.end) if known.measured else flows.end.copy()
         self.expire: F64 = flows.expire.copy()
-        self.collects = not measured
+        self.collects = not known.measured
         self.alive: Bool = np.zeros(len(flows), bool)
         self.entered: Bool = np.zeros(len(flows), bool)
         self.count: F64 = np.zeros(self.places)
         self.unassured: F64 = np.zeros(self.places)
-        for inum, n in extra.items():
+        for inum, n in known.extra.items():
             self.count[index[inum]] += n
         self.loose = np.flatnonzero(~flows.assured)
         self.loose = self.loose[np.argsort(flows.arrive[self.loose], kind="stable")]
         self.trimmed = 0
         self.pressed = False
-        known = [] if passes is None else [float(at) for at in passes]
-        self.next_pass = known[0] if known else next_interval(np.zeros(0))
-        self.given = known[1:] if measured else []
+        passes = [] if known.passes is None else [float(at) for at in known.passes]
+        self.next_pass = passes[0] if passes else next_interval(np.zeros(0))
+        self.given = passes[1:] if known.measured else []
         self.passes: list[float] = []
 
     def course(self) -> Course:

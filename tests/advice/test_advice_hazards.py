@@ -488,7 +488,7 @@ def test_a_connection_that_is_translated_to_the_port_now(net: Net) -> None:
     reset(net)
     install(net, (*masquerade("nft", "tcp"), *TRACK))
     assert ask(net.c, (net.addresses["h"][4], PORT))
-    about = subject(seen(net), net.local, (32768, 60999), True, (), shared_now=True)
+    about = replace(subject(seen(net), net.local, (32768, 60999), True, ()), shared_now=True)
     judgement = verdict_on(about, net.h.path)
     assert judgement.verdict == "warn"
     assert "right now" in judgement.reasons[0]

@@ -451,7 +451,7 @@ def test_evictions_by_early_drop_are_told_from_deletions(
     """A table full of entries that are not ASSURED makes room by evicting some."""
     a, b = pair
     limit = int(a.sysctl("net.netfilter.nf_conntrack_max"))
-    ctnetlink.fill(a.path, limit, status=Status.SEEN_REPLY, proto=socket.IPPROTO_UDP)
+    ctnetlink.fill(a.path, limit, state=None)
     before = a.stats()
     sent = traffic.udp_flows(a, (b.addresses["a"][0], 9), 400)
     events, after = trace.take(0.3), a.stats()

@@ -99,7 +99,7 @@ def mixed(lab: Lab) -> Node:
         udp_flows(a, (b4, 8125), 300, first_port=32000)
         udp_flows(a, (b4, 9999), 100, first_port=33000)
     ctnetlink.fill(a.path, 500, state=7)
-    ctnetlink.fill(a.path, 300, proto=socket.IPPROTO_UDP, first=1000)
+    ctnetlink.fill(a.path, 300, state=None, first=1000)
     for family, proto, echo in (
         (socket.AF_INET, socket.IPPROTO_ICMP, 8),
         (socket.AF_INET6, socket.IPPROTO_ICMPV6, 128),

@@ -8,7 +8,7 @@ from kit.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.errors import UsageError
-from ctrace.live.filtering import check, view
+from ctrace.live.filtering import View, check, view
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
 from ctrace.view.export.json import snapshot_json
@@ -45,7 +45,7 @@ def model() -> Model:
 
 @pytest.mark.parametrize("word", STATUS)
 def test_held_is_within_its_error_of_what_there_is(model: Model, word: str) -> None:
-    shown: Snapshot = view(model, ("service", "held", f"status={word}"), 50)
+    shown: Snapshot = view(model, View("service", "held", f"status={word}", 50))
     rows = {row.port: row for row in shown.culprits}
     total = 0
     for port, parts in PARTS.items():
@@ -63,11 +63,11 @@ def test_held_is_within_its_error_of_what_there_is(model: Model, word: str) -> N
 def test_what_is_reckoned_is_not_called_exact_and_what_no_look_tells_is_unknown(
     model: Model,
 ) -> None:
-    said = snapshot_json(view(model, ("service", "held", "proto=udp status=ASSURED"), 50))
+    said = snapshot_json(view(model, View("service", "held", "proto=udp status=ASSURED", 50)))
     assert said["exact"] is False
     assert {row["key"] for row in said["culprits"]} == {"udp/443"}
     assert [row["inserts"] for row in said["culprits"]] == [None]
-    counted = snapshot_json(view(model, ("service", "held", "proto=udp"), 50))
+    counted = snapshot_json(view(model, View("service", "held", "proto=udp", 50)))
     assert (counted["exact"], counted["held_total_error"]) == (True, None)
 
 
@@ -77,7 +77,7 @@ def test_what_was_not_looked_at_is_in_the_error() -> None:
     model = Model(HookInfo("fentry"), Clock(0), START)
     for batch in trace.batches(3):
         model.update(batch)
-    shown = view(model, ("service", "held", "status=UNREPLIED"), 50)
+    shown = view(model, View("service", "held", "status=UNREPLIED", 50))
     assert (shown.culprits, shown.held_total, shown.held_total_error) == ((), 0, 200)
 
 

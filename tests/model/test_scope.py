@@ -13,7 +13,7 @@ from kit.shapes import START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.errors import UsageError
-from ctrace.live.filtering import check, view
+from ctrace.live.filtering import View, check, view
 from ctrace.model.model import Model
 from ctrace.record import Events, Kind, address_text
 
@@ -88,7 +88,7 @@ def test_flows_are_chosen_whatever_rows_are_grouped_by(
 ) -> None:
     trace, events = load
     text = " ".join(f"{name}={value}" for name, value in wanted.items())
-    shown = view(model_of(trace), (group, "held", text), 1000)
+    shown = view(model_of(trace), View(group, "held", text, 1000))
     expected = held(events, group, wanted)
     assert {(c.netns, c.key): c.held for c in shown.culprits} == dict(expected)
 
@@ -97,7 +97,7 @@ def test_flows_are_chosen_whatever_rows_are_grouped_by(
 @given(loads(), st.sampled_from(["10.100.0.0/24", "10.100.1.0/24"]))
 def test_destinations_too(load: tuple[Trace, Events], network: str) -> None:
     trace, events = load
-    shown = view(model_of(trace), ("service", "held", f"dst={network} dport=53"), 1000)
+    shown = view(model_of(trace), View("service", "held", f"dst={network} dport=53", 1000))
     expected = held(events, "service", {"dst": network, "dport": "53"})
     assert {(c.netns, c.key): c.held for c in shown.culprits} == dict(expected)
 
@@ -107,8 +107,8 @@ def test_destinations_too(load: tuple[Trace, Events], network: str) -> None:
 def test_everything_shown_is_of_the_namespace(load: tuple[Trace, Events]) -> None:
     trace, events = load
     model = model_of(trace)
-    asked = {n: ("service", "held", f"netns={n}") for n in (FIRST, SECOND_NET)}
-    parts = {netns: view(model, one, 1000) for netns, one in asked.items()}
+    asked = {n: View("service", "held", f"netns={n}", 1000) for n in (FIRST, SECOND_NET)}
+    parts = {netns: view(model, one) for netns, one in asked.items()}
     for netns, shown in parts.items():
         mine = events[events["netns"] == netns]
         made = int(np.count_nonzero(mine["kind"] == Kind.INSERT))
@@ -120,7 +120,7 @@ def test_everything_shown_is_of_the_namespace(load: tuple[Trace, Events]) -> Non
         assert shown.history.count[-1] == made - gone
         assert {cause.netns for cause in shown.why} <= {netns, 0}
         assert sum(c.share for c in shown.culprits) == pytest.approx(1.0 if made > gone else 0.0)
-    whole = view(model, ("service", "held", ""), 1000)
+    whole = view(model, View("service", "held", "", 1000))
     assert whole.held_total == sum(part.held_total for part in parts.values())
     assert len(whole.tables) == 2
 

@@ -57,7 +57,7 @@ def test_a_chain_too_long_is_no_clash(
     assert (machine / "nf_conntrack_buckets").read_text().strip() == "512"
     with contextlib.suppress(CtraceError):  # it ends with the first chain that is too long
         for first in range(0, 20_000, 500):
-            ctnetlink.fill(client.path, 500, first=first, batch=500)
+            ctnetlink.fill(client.path, 500, first=first)
     assert client.count() > 3000
     with Watch(capture, net.nodes) as watch:
         target = net.server.addresses["client"][0]

@@ -88,9 +88,9 @@ def on_screen(
         palette=choose(theme),
         ascii_only=only_ascii,
         advice=AdvicePane(adviser),
-        caption=lambda: director.text,
-        record_to="demo.data",
     )
+    app.caption = lambda: director.text
+    app.record_to = "demo.data"
 
     told: dict[str, str] = {}
 

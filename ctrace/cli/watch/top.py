@@ -93,7 +93,7 @@ def command(
     from ctrace.advice.beside import Beside
     from ctrace.capture import open_live
     from ctrace.live.feed import LiveFeed
-    from ctrace.live.filtering import check
+    from ctrace.live.filtering import View, check
     from ctrace.view import format as fmt
     from ctrace.view.screen.state import State
 
@@ -111,11 +111,8 @@ def command(
     feed = LiveFeed(
         lambda: open_live(wanted, hooks=hooks, sample=True),
         interval=interval,
-        group=by,
-        sort=sort,
-        filter_text=by_status,
+        asked=View(by, sort, by_status, limit),
         memory=memory,
-        limit=limit,
         early=as_screen,
         shown_filter=shown,
         flows_filtered=not replace(wanted, netns=None).is_empty,

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from errno import EEXIST, ENOMEM
 from ipaddress import IPv4Address
+from typing import Final, Optional
 
 import numpy as np
 
@@ -36,6 +37,10 @@ from ctrace.host.ctnetlink.socket import (
     opened,
 )
 from ctrace.record import Status
+
+SOURCE: Final = IPv4Address("198.18.0.0")
+BATCH: Final = 2048
+"""Entries in one message to the kernel."""
 
 
 def flush(path: str) -> None:
@@ -74,36 +79,33 @@ def fill(
     path: str,
     n: int,
     *,
-    proto: int = socket.IPPROTO_TCP,
-    source: str = "198.18.0.0",
     target: str = "192.0.2.1",
     dport: int = 443,
     timeout: int = 600,
-    status: Status = Status.SEEN_REPLY | Status.ASSURED,
-    state: int = 3,
+    state: Optional[int] = 3,
     first: int = 0,
-    batch: int = 2048,
 ) -> int:
     """Insert ``n`` IPv4 entries into the namespace's table; returns how many it took.
 
     It stops early when the table is full; entries that are there already are no
-    error. Entry ``i`` (counted from ``first``) has source address ``source + i //
-    60000`` and source port ``1024 + i % 60000``. They are ASSURED, so early_drop
-    never evicts them, and TCP in ``state`` (3 is ESTABLISHED).
+    error. Entry ``i`` (counted from ``first``) has source address ``SOURCE + i //
+    60000`` and source port ``1024 + i % 60000``. They are TCP in ``state`` (3 is
+    ESTABLISHED) and ASSURED, so early_drop never evicts them. With no state they are
+    UDP and have seen a reply: those it may evict.
     About 2 us each. Raises CtraceError.
     """
-    message = _entry(proto, target, dport, timeout, status, state)
+    message = _entry(target, dport, timeout, state)
     size = len(message)
     addresses = [message.index(word) for word in (b"SRC1", b"SRC2")]
     ports = [message.index(word) for word in (b"P1", b"P2")]
-    base = int(IPv4Address(source))
+    base = int(SOURCE)
     taken = 0
     with opened(path) as (sock, _):
         sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
-            sock.setsockopt(socket.SOL_SOCKET, option, batch * (size + 1024))
-        for begin in range(first, first + n, batch):
-            index = np.arange(begin, min(begin + batch, first + n), dtype=np.int64)
+            sock.setsockopt(socket.SOL_SOCKET, option, BATCH * (size + 1024))
+        for begin in range(first, first + n, BATCH):
+            index = np.arange(begin, min(begin + BATCH, first + n), dtype=np.int64)
             block: U8 = np.tile(np.frombuffer(message, np.uint8), (len(index), 1))
             source_of = (base + index // 60000).astype(">u4").view(np.uint8).reshape(-1, 4)
             port_of = (1024 + index % 60000).astype(">u2").view(np.uint8).reshape(-1, 2)
@@ -161,15 +163,18 @@ def insert(path: str, flows: Iterable[Flow], timeout: int) -> int:
     return taken
 
 
-def _entry(proto: int, target: str, dport: int, timeout: int, status: Status, state: int) -> bytes:
+def _entry(target: str, dport: int, timeout: int, state: Optional[int]) -> bytes:
     """IPCTNL_MSG_CT_NEW with words in place of the source address and port."""
+    proto, status, tcp = socket.IPPROTO_UDP, Status.SEEN_REPLY, b""
+    if state is not None:
+        proto, status, tcp = socket.IPPROTO_TCP, status | Status.ASSURED, attr(1, bytes([state]))
     to, port = IPv4Address(target).packed, struct.pack(">H", dport)
     return _message(
         _tuple(proto, b"SRC1", to, b"P1", port),
         _tuple(proto, to, b"SRC2", port, b"P2"),
         timeout,
         status,
-        attr(1, bytes([state])) if proto == socket.IPPROTO_TCP else b"",
+        tcp,
         socket.AF_INET,
     )
 

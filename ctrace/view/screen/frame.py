@@ -127,7 +127,6 @@ class Screen:
         title: str,
         *,
         pane: str = "",
-        sort: str = "",
         width: int = 0,
         empty: str = "",
     ) -> None:
@@ -136,6 +135,7 @@ class Screen:
             return
         width = width or self.width
         room = height - 1
+        sort = self.snapshot.sort.removeprefix("-") if pane == "culprits" else ""
         state, has_cursor = self.state, bool(pane) and pane == self._cursor_pane()
         cursor = self._follow(rows, state) if has_cursor else 0
         first = max(0, min(cursor - room + 1 + min(2, room // 3), len(rows) - room))
@@ -250,7 +250,6 @@ def top_body(screen: Screen) -> None:
         screen.room - below - victims,
         "CULPRITS",
         pane="culprits",
-        sort=snapshot.sort.removeprefix("-"),
         empty="no flow matches the filter" if snapshot.filter else "no flow has been seen yet",
     )
     if plan.namespaces:

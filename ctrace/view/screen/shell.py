@@ -77,10 +77,8 @@ class Shell(App[None]):
         ascii_only: bool = False,
         state: Optional[State] = None,
         advice: Optional[AdvicePane] = None,
-        record_to: str = "ctrace.data",
         names: Optional[Callable[[Snapshot], Snapshot]] = None,
         count: Optional[int] = None,
-        caption: Optional[Callable[[], str]] = None,
     ) -> None:
         _believe_the_terminal()
         super().__init__(ansi_color=palette.background == "default")
@@ -88,9 +86,9 @@ class Shell(App[None]):
         self.palette = palette
         self.state = state or State()
         self.advice = advice or AdvicePane()
-        self.record_to = record_to
+        self.record_to = "ctrace.data"
         self.names = names
-        self.caption = caption
+        self.caption: Optional[Callable[[], str]] = None
         """A sentence above the footer: what is being shown."""
         self._captioned = ""
         self.left = count
