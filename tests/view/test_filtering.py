@@ -12,8 +12,8 @@ from kit import samples
 from ctrace.cli.recordings.replay import parse_moment
 from ctrace.errors import UsageError
 from ctrace.live.filtering import filtered
+from ctrace.live.jump import parse_jump
 from ctrace.live.protocol import Position
-from ctrace.view.screen.jump import parse_jump
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def parse_moment(text: str, start: float, end: float) -> float:
 
     UTC seconds. Raises UsageError, also for a moment that the recording does not have.
     """
-    from ctrace.view.screen.jump import inside, parse_jump
+    from ctrace.live.jump import inside, parse_jump
 
     whole = Position(start, start, end)
 

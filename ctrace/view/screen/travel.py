@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Optional
 
+from ctrace.live.jump import parse_jump
 from ctrace.live.protocol import Travels
-from ctrace.view.screen.jump import parse_jump
 from ctrace.view.screen.shell import Shell
 
 
