@@ -1,4 +1,4 @@
-"""What all forms of ctrace's rules share: names, tags, and why they are as they are.
+"""What all forms of ctrace's rules share: names, tags, which packets each rule is for, and why.
 
 Every role of a port needs its own pair of rules, one a direction; half a pair
 frees nothing, because nf_conntrack_tcp_loose picks the tracked direction up in
@@ -19,6 +19,7 @@ uses an end date for a trial.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +36,66 @@ KEPT: Final = "kept"
 """Comment of an element of ``armed`` that is renewed."""
 
 PROTO_NUMBER: Final = {"tcp": 6, "udp": 17}
+
+PRE, OUT = "pre", "out"
+"""Where our rules stand: at packets that come in, and at those that this host sends."""
+
+NEAR, AWAY, LO = "near", "away", "lo"
+"""Packets to an address of this host; to any other; that leave through ``lo``."""
+
+
+@dataclass(frozen=True)
+class Packets:
+    """What one NOTRACK rule is for (ICMP errors need several): a row of :data:`PACKETS`."""
+
+    role: str
+    hook: str
+    flow: str
+    """``to`` and ``lo`` go to the service's port, ``from`` comes from it, ``icmp`` quotes those."""
+    where: str = ""
+    """``NEAR``, ``AWAY`` or ``LO``; empty: wherever they go."""
+    ranged: bool = False
+    """Only where the far port is of this host's ephemeral range."""
+
+
+PACKETS: Final = (
+    Packets("server", PRE, "to", NEAR),
+    Packets("server", OUT, "from"),
+    # The host's own health checks would be half tracked otherwise.
+    Packets("server", OUT, "lo", LO),
+    Packets("client", PRE, "from", NEAR, ranged=True),
+    Packets("client", OUT, "to", ranged=True),
+    Packets("forward", PRE, "to", AWAY),
+    Packets("forward", PRE, "from", AWAY),
+    Packets("loopback", OUT, "to", LO),
+    Packets("loopback", OUT, "from", LO),
+    # Errors about this host's own packets are sent to it, and no others are its business.
+    Packets("server", PRE, "icmp", NEAR),
+    Packets("client", PRE, "icmp", NEAR),
+    # A router makes ICMP errors about forwarded packets itself: those leave through output.
+    Packets("forward", PRE, "icmp"),
+    Packets("forward", OUT, "icmp"),
+)
+"""Which packets the rules of a role untrack, in the order of the rules."""
+
+QUOTED: Final = {"server": ("sport",), "client": ("dport",), "forward": ("sport", "dport")}
+"""Which port of the quoted packet is the service's: what a server sent came from that port, what
+a client sent went to it. Over ``lo`` there are no errors."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The fields of a packet that name the service's end, and the port of the other."""
+
+    port: str
+    address: str
+    """What a lever's peers narrow: they are servers."""
+    far_port: str
+
+
+_TO: Final = Ends("dport", "daddr", "sport")
+ENDS: Final = {"to": _TO, "lo": _TO, "from": Ends("sport", "saddr", "dport")}
+"""By flow."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +114,17 @@ def icmp_state(lever: Notrack) -> str:
 def tag_of(lever: Notrack, role: str, flow: str) -> str:
     """The comment of a rule: whose it is, and what it is for."""
     return f"{TAG}{role}:{lever.proto}:{lever.port}:{flow}"
+
+
+def packets_of(lever: Notrack, hook: str) -> Iterator[Packets]:
+    """What the lever's rules at a hook are for, in their order."""
+    for role in lever.roles:
+        for packets in PACKETS:
+            here = (packets.role, packets.hook) == (role, hook)
+            if here and (lever.icmp or packets.flow != "icmp"):
+                yield packets
+
+
+def peers_of(lever: Notrack, role: str) -> tuple[str, ...]:
+    """The only servers that the role's rules are for; empty: any."""
+    return lever.peers if role in ("client", "forward") else ()

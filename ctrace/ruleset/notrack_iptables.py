@@ -11,9 +11,30 @@ from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
 from ctrace.change.terms import Term
 from ctrace.dropping import Drop
 from ctrace.errors import UsageError
-from ctrace.ruleset.notrack import CHAINS, PROTO_NUMBER, TAG, icmp_state, tag_of
+from ctrace.ruleset.notrack import (
+    AWAY,
+    CHAINS,
+    ENDS,
+    LO,
+    NEAR,
+    OUT,
+    PRE,
+    PROTO_NUMBER,
+    QUOTED,
+    TAG,
+    Packets,
+    icmp_state,
+    packets_of,
+    peers_of,
+    tag_of,
+)
 
-_NOT_SYN: Final = ("-m", "tcp", "!", "--tcp-flags", "SYN,ACK", "SYN")
+_NOT_SYN: Final = ("!", "--tcp-flags", "SYN,ACK", "SYN")
+_WHERE: Final = {
+    NEAR: ("-m", "addrtype", "--dst-type", "LOCAL"),
+    AWAY: ("-m", "addrtype", "!", "--dst-type", "LOCAL"),
+}
+_ADDRESS: Final = {"saddr": "-s", "daddr": "-d"}
 
 
 def restore(
@@ -36,8 +57,8 @@ def restore(
     lines = ["*raw", *(f":{chain} - [0:0]" for chain in CHAINS)]
     for lever in plan.levers:
         if isinstance(lever, Notrack):
-            for chain in CHAINS:
-                for match in _notrack(lever, family, chain):
+            for hook, chain in zip((PRE, OUT), CHAINS):
+                for match in _notrack(lever, family, hook):
                     lines.append(_line("-A", chain, (*match, *_until(until)), "CT --notrack"))
     if jumps:
         lines += [f"-I {hook} 1 {jump(chain)}" for hook, chain in HOOKS]
@@ -93,13 +114,10 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...]]:
     state = ("-m", "conntrack", "--ctstate", icmp_state(lever).upper() if icmp else "UNTRACKED")
     if icmp:
         return [(*match, *state, *comment) for match in _icmp(lever, accept.role, accept.family)]
-    side, far = ("--dport", "--sport") if accept.flow == "to" else ("--sport", "--dport")
-    match: tuple[str, ...] = ("-p", lever.proto, "-m", lever.proto, side, str(lever.port))
-    if accept.role == "client":
-        match += (far, _range(lever))
+    match = _ports(lever, accept.flow, accept.role == "client")
     if accept.flow == "from" and lever.proto == "tcp":
-        match += _NOT_SYN[2:]
-    peers = _peers(lever, accept.role, accept.family, "-d" if accept.flow == "to" else "-s")
+        match += _NOT_SYN
+    peers = _peers(lever, accept.role, accept.family, _ADDRESS[ENDS[accept.flow].address])
     return [
         (*peer, *match, *terms, *state, *comment)
         for peer in peers
@@ -177,51 +195,38 @@ def _until(until: Optional[datetime]) -> tuple[str, ...]:
     return ("-m", "time", "--datestop", stop)
 
 
-def _notrack(lever: Notrack, family: str, chain: str) -> list[tuple[str, ...]]:
-    proto = ("-p", lever.proto, "-m", lever.proto)
-    to = (*proto, "--dport", str(lever.port))
-    back = (*proto, "--sport", str(lever.port))
-    near = ("-m", "addrtype", "--dst-type", "LOCAL")
-    away = ("-m", "addrtype", "!", "--dst-type", "LOCAL")
-    lo = ("-o", "lo")
-    pre = chain == CHAINS[0]
-    rules: list[tuple[str, ...]] = []
+def _notrack(lever: Notrack, family: str, hook: str) -> list[tuple[str, ...]]:
+    return [
+        (*match, *_comment(tag_of(lever, packets.role, packets.flow)))
+        for packets in packets_of(lever, hook)
+        for match in _matches(lever, family, packets)
+    ]
 
-    def add(role: str, flow: str, *matches: tuple[str, ...]) -> None:
-        rules.extend((*match, *_comment(tag_of(lever, role, flow))) for match in matches)
 
-    for role in lever.roles:
-        sent, got = (_peers(lever, role, family, side) for side in ("-d", "-s"))
-        if role == "server":
-            if pre:
-                add(role, "to", (*to, *near))
-            else:
-                add(role, "from", back)
-                add(role, "lo", (*lo, *to))
-        elif role == "client":
-            if pre:
-                far = ("--dport", _range(lever))
-                add(role, "from", *((*p, *back, *far, *near) for p in got))
-            else:
-                add(role, "to", *((*p, *to, "--sport", _range(lever)) for p in sent))
-        elif role == "forward" and pre:
-            add(role, "to", *((*p, *to, *away) for p in sent))
-            add(role, "from", *((*p, *back, *away) for p in got))
-        elif role == "loopback" and not pre:
-            add(role, "to", (*lo, *to))
-            add(role, "from", (*lo, *back))
-        if lever.icmp and (pre or role == "forward"):
-            here = () if role == "forward" else near
-            add(role, "icmp", *((*match, *here) for match in _icmp(lever, role, family)))
-    return rules
+def _matches(lever: Notrack, family: str, packets: Packets) -> list[tuple[str, ...]]:
+    """Packets as iptables matches: one for each peer, one of ICMP for each type."""
+    where = _WHERE.get(packets.where, ())
+    if packets.flow == "icmp":
+        return [(*match, *where) for match in _icmp(lever, packets.role, family)]
+    over = ("-o", "lo") if packets.where == LO else ()
+    ports = _ports(lever, packets.flow, packets.ranged)
+    address = _ADDRESS[ENDS[packets.flow].address]
+    peers = _peers(lever, packets.role, family, address)
+    return [(*peer, *over, *ports, *where) for peer in peers]
+
+
+def _ports(lever: Notrack, flow: str, ranged: bool) -> tuple[str, ...]:
+    """The service's port, and with ``ranged`` the far one."""
+    ends = ENDS[flow]
+    match = ("-p", lever.proto, "-m", lever.proto, f"--{ends.port}", str(lever.port))
+    return (*match, f"--{ends.far_port}", _range(lever)) if ranged else match
 
 
 def _icmp(lever: Notrack, role: str, family: str) -> list[tuple[str, ...]]:
-    """As :func:`_icmp_nft`; xt_u32 counts bytes, from the start of the outer IP header."""
+    """As :mod:`ctrace.ruleset.notrack_nft`; xt_u32 counts bytes, from the outer IP header on."""
     number = PROTO_NUMBER[lever.proto]
-    sides = {"server": ("sport",), "client": ("dport",), "forward": ("sport", "dport")}.get(role)
     rules: list[tuple[str, ...]] = []
-    for side in sides or ():
+    for side in QUOTED.get(role, ()):
         port = ">>16" if side == "sport" else "&0xFFFF"
         if family == "ip6":
             # 40 bytes of IPv6, 8 of ICMPv6, then the inner header: next header at 54, ports at 88.
@@ -240,10 +245,11 @@ def _icmp(lever: Notrack, role: str, family: str) -> list[tuple[str, ...]]:
 
 
 def _peers(lever: Notrack, role: str, family: str, side: str) -> list[tuple[str, ...]]:
-    if role not in ("client", "forward") or not lever.peers:
+    peers = peers_of(lever, role)
+    if not peers:
         return [()]
     version = 6 if family == "ip6" else 4
-    return [(side, peer) for peer in lever.peers if ip_address(peer).version == version]
+    return [(side, peer) for peer in peers if ip_address(peer).version == version]
 
 
 def _range(lever: Notrack) -> str:

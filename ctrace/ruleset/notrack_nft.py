@@ -10,13 +10,31 @@ from typing import Final, Optional
 from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
 from ctrace.change.terms import Term
 from ctrace.dropping import PRIORITY, Drop, rules, sets
-from ctrace.ruleset.notrack import KEPT, PROTO_NUMBER, TABLE, TAG, icmp_state, tag_of
+from ctrace.ruleset.notrack import (
+    AWAY,
+    ENDS,
+    KEPT,
+    LO,
+    NEAR,
+    OUT,
+    PRE,
+    PROTO_NUMBER,
+    QUOTED,
+    TABLE,
+    TAG,
+    Packets,
+    icmp_state,
+    packets_of,
+    peers_of,
+    tag_of,
+)
 
 TIMEOUT_PRIORITY: Final = -190
 """A ``ct timeout set`` needs the entry, so it must come after conntrack (-200)."""
 ARMED: Final = ("tcp", "udp", "icmp", "ipv6-icmp")
 _NOT_SYN: Final = "tcp flags & (syn | ack) != syn"
 _GATE: Final = "meta l4proto @armed"
+_WHERE: Final = {NEAR: " fib daddr type local", AWAY: " fib daddr type != local"}
 _OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"))
 OTHERS_PRIORITY: Final = "srcnat + 10"
 """Translated packets have their new source here."""
@@ -106,13 +124,13 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[str]:
             for rule in _icmp(lever, accept.role)
             if accept.family == "inet" or rule.startswith("icmpv6") == (accept.family == "ip6")
         ]
-    match = f"{lever.proto} {'dport' if accept.flow == 'to' else 'sport'} {lever.port} "
+    ends = ENDS[accept.flow]
+    match = f"{lever.proto} {ends.port} {lever.port} "
     if accept.role == "client":
-        far = "sport" if accept.flow == "to" else "dport"
-        match += f"{lever.proto} {far} {_range(lever)} "
+        match += f"{lever.proto} {ends.far_port} {_range(lever)} "
     if accept.flow == "from" and lever.proto == "tcp":
         match += f"{_NOT_SYN} "
-    peers = _peers(lever, accept.role, "daddr" if accept.flow == "to" else "saddr")
+    peers = _peers(lever, accept.role, ends.address)
     rules = []
     for family in ("ip", "ip6"):
         terms = _terms(accept.terms, family, lever.proto)
@@ -207,11 +225,11 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
                 "\t}",
             ]
     pre, out = ([rule for drop in drops for rule in rules(drop, chain, _GATE, TAG)]
-                for chain in ("pre", "out"))  # fmt: skip
+                for chain in (PRE, OUT))  # fmt: skip
     pre += [rule for lever in shared for rule in _others(lever, "saddr", "sport", "dport")]
     out += [rule for lever in shared for rule in _others(lever, "daddr", "dport", "sport")]
-    pre += [rule for lever in notracks for rule in _notrack(lever, "pre")]
-    out += [rule for lever in notracks for rule in _notrack(lever, "out")]
+    pre += [rule for lever in notracks for rule in _notrack(lever, PRE)]
+    out += [rule for lever in notracks for rule in _notrack(lever, OUT)]
     lines += _chain("pre", "prerouting", PRIORITY, pre)
     lines += _chain("out", "output", PRIORITY, out)
     learn = [rule for lever in shared for rule in _learn(lever)]
@@ -235,43 +253,26 @@ def _chain(name: str, hook: str, priority: str, rules: list[str]) -> list[str]:
     ]
 
 
-def _notrack(lever: Notrack, chain: str) -> list[str]:
-    to = f"{lever.proto} dport {lever.port}"
-    back = f"{lever.proto} sport {lever.port}"
-    near, eph = "fib daddr type local", _range(lever)
-    rules: list[str] = []
+def _notrack(lever: Notrack, hook: str) -> list[str]:
+    return [
+        f'{match} {_GATE} counter notrack comment "{tag_of(lever, packets.role, packets.flow)}"'
+        for packets in packets_of(lever, hook)
+        for match in _matches(lever, packets)
+    ]
 
-    def add(role: str, flow: str, *matches: str) -> None:
-        end = f'{_GATE} counter notrack comment "{tag_of(lever, role, flow)}"'
-        rules.extend(" ".join((match, end)) for match in matches)
 
-    for role in lever.roles:
-        sent, got = (_peers(lever, role, side) for side in ("daddr", "saddr"))
-        if role == "server":
-            if chain == "pre":
-                add(role, "to", f"{to} {near}")
-            else:
-                add(role, "from", back)
-                # The host's own health checks would be half tracked otherwise.
-                add(role, "lo", f'oifname "lo" {to}')
-        elif role == "client":
-            if chain == "pre":
-                add(role, "from", *(f"{p}{back} {lever.proto} dport {eph} {near}" for p in got))
-            else:
-                add(role, "to", *(f"{p}{to} {lever.proto} sport {eph}" for p in sent))
-        elif role == "forward" and chain == "pre":
-            away = "fib daddr type != local"
-            add(role, "to", *(f"{p}{to} {away}" for p in sent))
-            add(role, "from", *(f"{p}{back} {away}" for p in got))
-        elif role == "loopback" and chain == "out":
-            add(role, "to", f'oifname "lo" {to}')
-            add(role, "from", f'oifname "lo" {back}')
-        # A router makes ICMP errors about forwarded packets itself: those leave through output.
-        if lever.icmp and (chain == "pre" or role == "forward"):
-            # Errors about this host's own packets are sent to it, and no others are its business.
-            here = "" if role == "forward" else f" {near}"
-            add(role, "icmp", *(rule + here for rule in _icmp(lever, role)))
-    return rules
+def _matches(lever: Notrack, packets: Packets) -> list[str]:
+    """Packets as nft matches: one a family when the lever names peers, one of ICMP each."""
+    where = _WHERE.get(packets.where, "")
+    if packets.flow == "icmp":
+        return [rule + where for rule in _icmp(lever, packets.role)]
+    ends = ENDS[packets.flow]
+    match = f"{lever.proto} {ends.port} {lever.port}"
+    if packets.ranged:
+        match += f" {lever.proto} {ends.far_port} {_range(lever)}"
+    if packets.where == LO:
+        match = f'oifname "lo" {match}'
+    return [f"{peer}{match}{where}" for peer in _peers(lever, packets.role, ends.address)]
 
 
 def _learn(lever: Notrack) -> list[str]:
@@ -300,12 +301,11 @@ def _others(lever: Notrack, far: str, there: str, here: str) -> list[str]:
 def _icmp(lever: Notrack, role: str) -> list[str]:
     """Errors that quote a packet of ours: bits into the ICMP message, no inner IP options."""
     number = PROTO_NUMBER[lever.proto]
-    sides = {"server": ("sport",), "client": ("dport",), "forward": ("sport", "dport")}.get(role)
     v4 = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
     v6 = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
     return [
         rule
-        for side in sides or ()
+        for side in QUOTED.get(role, ())
         for rule in (
             f"{v4} @th,136,8 {number} @th,{224 if side == 'sport' else 240},16 {lever.port}",
             f"{v6} @th,112,8 {number} @th,{384 if side == 'sport' else 400},16 {lever.port}",
@@ -328,15 +328,12 @@ def _policy_name(policy: CtTimeout, l3proto: str) -> str:
 
 def _peers(lever: Notrack, role: str, side: str) -> list[str]:
     """Address matches, one a family, each with a trailing space; one empty when unrestricted."""
-    if role not in ("client", "forward") or not lever.peers:
+    peers = peers_of(lever, role)
+    if not peers:
         return [""]
-    return _addresses(lever.peers, side)
-
-
-def _addresses(addresses: Iterable[str], side: str) -> list[str]:
     found = []
     for version, family in ((4, "ip"), (6, "ip6")):
-        mine = [address for address in addresses if ip_network(address).version == version]
+        mine = [address for address in peers if ip_network(address).version == version]
         if mine:
             found.append(f"{family} {side} {{ {', '.join(mine)} }} ")
     return found
