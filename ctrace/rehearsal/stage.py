@@ -136,7 +136,7 @@ class Stage:
         refused = nft_copy.write(space.path, rules or nft_copy.batch(snapshot.nft))
         if refused:
             raise CtraceError(f"its rules cannot be copied: {refused[0]}")
-        surroundings.legacy(snapshot, space)
+        surroundings.legacy(snapshot, space, traced)
         for argv, stdin in scripts:
             space.run(argv, stdin)
         surroundings.wait(snapshot, space)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import struct
 import time
@@ -53,6 +54,7 @@ _FAR: Final = b"\x02\0\0\0\0\x01"
 """The link address of whoever sends."""
 NONE: Final = 65534
 """ARPHRD_NONE: what a TUN is by itself."""
+_REJECT: Final = re.compile(r" -j REJECT( --reject-with \S+)?$", re.M)
 _FALLBACK: Final = ("sit", "gre", "gretap", "erspan", "ipip", "ip6tnl", "vti", "vti6", "ip6gre")
 """Some tunnels have a device that is always there; one that is down is nobody's way."""
 Files = dict[int, tuple[int, bytes]]
@@ -310,7 +312,12 @@ def ipsets(snapshot: Snapshot, space: Space) -> None:
     space.run(["ipset", "restore"], "\n".join(lines) + "\n")
 
 
-def legacy(snapshot: Snapshot, space: Space) -> None:
-    """Load the legacy tables with their counters. Raises CtraceError."""
+def legacy(snapshot: Snapshot, space: Space, traced: bool) -> None:
+    """Load the legacy tables with their counters. Raises CtraceError.
+
+    ``traced``: what is rejected is dropped. The answer of a REJECT is a packet, too, and the way
+    of the one that it is about is told from the counters (:mod:`ctrace.rehearsal.legacy_way`).
+    """
     for family, rules in snapshot.legacy:
-        space.run([f"{family}tables-legacy-restore", "-c"], rules)
+        loaded = _REJECT.sub(" -j DROP", rules) if traced else rules
+        space.run([f"{family}tables-legacy-restore", "-c"], loaded)

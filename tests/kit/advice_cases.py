@@ -405,6 +405,12 @@ CASES: tuple[Case, ...] = (
     # ---- server, iptables -------------------------------------------------------
     *iptables_cases("nft"),
     *iptables_cases("legacy"),
+    # The answer of a REJECT goes through the same chains as what it is about.
+    Case("iptables-legacy: output ends in a reject", "server",
+         xt_both("legacy", XT_EST + XT_LO,
+                 "-A INPUT -p tcp --dport 8063 -j ACCEPT\n-A OUTPUT -o lo -j ACCEPT\n"
+                 "-A OUTPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n"
+                 "-A OUTPUT -p ipv6-icmp -j ACCEPT\n-A OUTPUT -j REJECT\n"), RULES, True),
     # ---- server, as the tools themselves generate it -----------------------------
     Case("ufw: allow (iptables-nft)", "server", ufw("allow"), SAFE, True, reason="path MTU"),
     Case("ufw: allow (legacy)", "server", ufw("allow", "legacy"), SAFE, True, reason="path MTU"),
