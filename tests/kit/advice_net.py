@@ -170,7 +170,8 @@ def aborted(connection: socket.socket) -> Iterator[None]:
 
 
 def _talk(connection: socket.socket, name: str) -> None:
-    """``s``: a short answer; ``d``: a large one; ``u``: take a large one, then answer."""
+    """``s``: a short answer; ``w``: that and who asked; ``d``: a large one; ``u``: take a large
+    one, then answer."""
     user_timeout = int(LONGEST * 1000)
     with connection, aborted(connection):
         connection.settimeout(5)
@@ -189,7 +190,8 @@ def _talk(connection: socket.socket, name: str) -> None:
         elif asked:
             # Services can be told apart: which node, and which of its ports, answers.
             port = connection.getsockname()[1]
-            connection.sendall(name.encode() + b"%d" % (port // 1000 % 10))
+            who = connection.getpeername()[0] if asked == b"w" else ""
+            connection.sendall(name.encode() + b"%d" % (port // 1000 % 10) + who.encode())
         connection.recv(1)
 
 
@@ -227,7 +229,7 @@ def ask(
     source: Address | None = None,
     wait: float = WAIT,
 ) -> bytes:
-    """One connection: the end of the answer, empty unless all of it came."""
+    """One connection: the end of the answer (of ``w`` all), empty unless all of it came."""
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     with node.socket(family, socket.SOCK_STREAM) as client:
         client.settimeout(wait)
@@ -246,7 +248,7 @@ def ask(
                 if not data:
                     return b""
                 got += len(data)
-            return data[-2:]
+            return data if what == b"w" else data[-2:]
         return b""
 
 
