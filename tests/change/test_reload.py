@@ -48,8 +48,14 @@ KINDS: dict[str, tuple[list[str], str, str, Accept]] = {
 
 
 @contextmanager
-def confirmed(lab: Lab, kind: str, backend: str = "nft") -> Iterator[tuple[Node, Node, str]]:
-    """A server behind such a firewall with a confirmed change, its client, its address."""
+def confirmed(
+    lab: Lab, kind: str, backend: str = "nft", *, watched: bool = False
+) -> Iterator[tuple[Node, Node, str]]:
+    """A server behind such a firewall with a confirmed change, its client, its address.
+
+    ``watched``: confirmed only when its guard is there. Else a second one may be started, which
+    waits five seconds for the first to end.
+    """
     argv, rules, _, accept = KINDS[kind]
     server, client = lab.namespace("server"), lab.namespace("client")
     lab.link(server, client)
@@ -58,6 +64,8 @@ def confirmed(lab: Lab, kind: str, backend: str = "nft") -> Iterator[tuple[Node,
     plan = make_plan(server, accepts=(accept,), backend=backend)
     with tcp_server(server, PORT):
         apply.start(apply.prepare(plan), 60)
+        if watched:
+            until(lambda: notes.guarded(server.inum), "its guard is there")
         apply.confirm(server.inum)
         untracked(server, client, address)
         yield server, client, address
@@ -65,8 +73,13 @@ def confirmed(lab: Lab, kind: str, backend: str = "nft") -> Iterator[tuple[Node,
         until(lambda: not notes.guarded(server.inum), "the guard ends with the change")
 
 
-def works(client: Node, address: str) -> bool:
-    return len(tcp_connections(client, (address, PORT), 1, timeout=3).flows) == 1
+def works(client: Node, address: str, timeout: float = 30) -> bool:
+    return len(tcp_connections(client, (address, PORT), 1, timeout=timeout).flows) == 1
+
+
+def comes_back(client: Node, address: str) -> None:
+    """A lost first packet is sent again after a second, then after two: ask anew instead."""
+    until(lambda: works(client, address, 1), "the service is back")
 
 
 def untracked(server: Node, client: Node, address: str) -> None:
@@ -98,7 +111,7 @@ def state(server: Node) -> str:
 def test_the_service_survives_and_the_change_comes_back(lab: Lab, kind: str, backend: str) -> None:
     with confirmed(lab, kind, backend) as (server, client, address):
         server.run(KINDS[kind][0], stdin=KINDS[kind][2])
-        until(lambda: works(client, address), "the service is back")
+        comes_back(client, address)
         until(lambda: "put back" in note(server), "it was judged again and put back")
         assert state(server) == condition.HOLDS
         untracked(server, client, address)
@@ -113,7 +126,7 @@ def test_what_is_not_safe_any_more_stays_off(lab: Lab) -> None:
     """The new rules redirect the port, which needs tracking."""
     with confirmed(lab, "nft") as (server, client, address), tcp_server(server, PORT + 1):
         server.run(["nft", "-f", "-"], stdin=REDIRECT + NATIVE.replace("8063", "8063-8064"))
-        until(lambda: works(client, address), "the service is back")
+        comes_back(client, address)
         until(lambda: "not put back" in note(server), "it was judged")
         assert state(server) == condition.OFF
         ctnetlink.flush(server.path)
@@ -122,7 +135,6 @@ def test_what_is_not_safe_any_more_stays_off(lab: Lab) -> None:
 
 
 def the_guard(server: Node) -> int:
-    """Of two that were started at the same time one ends."""
     until(lambda: len(guards({server.inum})) == 1, "there is one guard")
     return guards({server.inum})[0]
 
@@ -131,7 +143,7 @@ def test_all_who_are_asked_tell_at_once(lab: Lab) -> None:
     """With its guard stopped nobody can mend it: what is missing is told all the same."""
     from ctrace.cli.about.doctor import WARN, _about_changes
 
-    with confirmed(lab, "iptables-nft") as (server, _, _address):
+    with confirmed(lab, "iptables-nft", watched=True) as (server, _, _address):
         guard = the_guard(server)
         os.kill(guard, signal.SIGSTOP)
         try:
@@ -164,17 +176,17 @@ def ctrace(*words: str) -> str:
 
 
 def test_without_its_guard_it_ends_by_itself(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keep, "LEASE_S", 6)
-    with confirmed(lab, "nft") as (server, client, address):
+    with confirmed(lab, "nft", watched=True) as (server, client, address):
         guard = the_guard(server)
         os.kill(guard, signal.SIGKILL)
         until(lambda: not notes.guarded(server.inum), "it is dead")
         found = notes.read(server.inum)
         assert found
+        monkeypatch.setattr(keep, "LEASE_S", 3)
         with server.enter():
             keep.renew(plans.from_json(found.plan))
         server.run(KINDS["nft"][0], stdin=NATIVE)
-        until(lambda: works(client, address), "the kernel tracks it again")
+        comes_back(client, address)
         assert state(server) == condition.BROKEN
         server.run(KINDS["nft"][0], stdin=NATIVE)
 
@@ -241,6 +253,7 @@ def test_the_namespace_is_not_kept_alive(lab: Lab) -> None:
     server = lab.namespace("server", track=True)
     server.run(["nft", "-f", "-"], stdin=STRICT)
     apply.start(apply.prepare(make_plan(server, accepts=(KINDS["nft"][3],))), 60)
+    until(lambda: notes.guarded(server.inum), "its guard is there")
     apply.confirm(server.inum)
     guard = the_guard(server)
     server.close()
