@@ -97,7 +97,7 @@ class TableReading:
     netns: int
     count: int
     max: int
-    """``nf_conntrack_max``; 0 means unlimited before 7.2."""
+    """``nf_conntrack_max``; 0 means unlimited before 7.2, or unknown (``max_known``)."""
     buckets: int
     stats: Mapping[str, int] = field(default_factory=dict)
     """/proc/net/stat/nf_conntrack (``conntrack -S``) summed over CPUs, cumulative:
@@ -111,6 +111,8 @@ class TableReading:
     """How many of them were ASSURED then."""
     gone: bool = False
     """The last reading of a namespace that is no more; ``count`` is 0."""
+    max_known: bool = True
+    """False where only the count was read, as of texts that do not give the limit."""
 
 
 @dataclass(frozen=True)

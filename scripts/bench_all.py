@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SUITES = ("capture", "model", "trace", "view", "perf")
+SUITES = ("capture", "model", "trace", "view", "perf", "dumps")
 
 
 def table(suite: str, rows: list[dict[str, Any]]) -> Table:

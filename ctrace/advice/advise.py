@@ -172,7 +172,7 @@ def advise(
     notes = _notes(services)
     there: list[tuple[int, InPlace]] = []
     for table in services.tables:
-        if not table.max and (table.read or services.hooks.family != DUMP):
+        if not table.max and (table.max_known or services.hooks.family != DUMP):
             continue  # no limit, or it went away before that was read
         about = known.get(table.netns, Facts())
         judge = Judge(about.ruleset, about.snapshot, _backend(about))

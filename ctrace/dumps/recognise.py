@@ -57,6 +57,8 @@ _EXPECTED: Final = re.compile(
     rb"(?:use=\d+ )?(?:l3proto = \d+ )?proto=\d+ src=\S+ dst=\S+"
 )
 """An expectation, by the kernel (exp_seq_show, and ip_conntrack before 2.6.12) or conntrack."""
+_GLUED: Final = re.compile(rb"\b(?:use|id)=\d+(?=[a-z])")
+"""The end of a dump without its newline, as ``$(cat ...)`` leaves it, and the next one's start."""
 _OTHERS: Final = (
     (re.compile(rb"^-[AUD] (?:-\w+ \S+ )*-s \S+ -d \S+"),
      "what conntrack -o save prints: give conntrack -L -o extended"),
@@ -236,13 +238,19 @@ class Reader:
 
     def _entry(self, line: bytes, number: int) -> bool:
         """Whether it is one by all its words; else ``_why`` tells what it has not got."""
+        glued = _GLUED.search(line) if line.count(b"src=") > 2 else None
+        ends = [0, *([glued.end()] if glued else []), len(line)]
         try:
             if len(line) > ENTRY:
                 raise Bad(f"an entry of more than {ENTRY} bytes")
-            self._take(entries.row(line), number)
+            rows = [entries.row(line[start:stop]) for start, stop in zip(ends, ends[1:])]
         except Bad as error:
             self._why = str(error)
             return False
+        for at, row in enumerate(rows):
+            if at:
+                self._end()
+            self._take(row, number)
         return True
 
     def _from_xml(self, line: bytes, number: int) -> None:

@@ -151,10 +151,9 @@ class Told:
 
     def _table(self, name: str, count: int, until: int) -> tuple[TableReading, ...]:
         limit = self.limit(name)
-        if limit is None:
-            return ()
         buckets = _number(self.found.space(name).sysctls.get(BUCKETS)) or 0
-        return (TableReading(self.netns[name], count, limit, buckets, at=until),)
+        return (TableReading(self.netns[name], count, limit or 0, buckets, at=until,
+                             max_known=limit is not None),)  # fmt: skip
 
     def limit(self, name: str) -> Optional[int]:
         """nf_conntrack_max of a namespace (it is one for all), or None."""

@@ -127,8 +127,8 @@ class Table:
     buckets: int
     active: bool = True
     read: bool = True
-    """Whether its count and limit were read; else ``count`` is what events tell, and ``max``
-    and ``buckets`` are unknown."""
+    """Whether its count was read; else ``count`` is what events tell, and ``max`` and ``buckets``
+    are unknown."""
     pinned: Optional[float] = None
     """Share of entries that are ASSURED, which early_drop never evicts: of a sample."""
     pinned_error: Optional[float] = None
@@ -157,10 +157,12 @@ class Table:
     its keys hold may be off by more than any error says."""
     hashed: int = 0
     """Entries of all namespaces that are known: the hash table is one for all."""
+    max_known: bool = True
+    """Whether its limit was read; else ``max`` is 0, which does not mean that there is none."""
 
     @property
     def fill(self) -> float:
-        """count / max; 0 when there is no limit."""
+        """count / max; 0 when there is no limit, or it is unknown."""
         return self.count / self.max if self.max else 0.0
 
     @property

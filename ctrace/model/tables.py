@@ -363,6 +363,7 @@ class Tables:
             off_by=self._off_by(state),
             chain_too_long=max(chains, int(state.totals()[Reason.CHAIN_TOO_LONG])),
             invalid=state.stats.get("invalid", Rising()).total,
+            max_known=reading is not None and reading.max_known,
         )
 
     @staticmethod

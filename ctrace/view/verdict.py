@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
+from ctrace.batch import DUMP
 from ctrace.model.causes.words import moment
 from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
@@ -79,8 +80,8 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     if table.full_since is not None:
         return _limited(snapshot, table)
     fill = f"{fmt.share(table.fill)} full" if table.max else f"{fmt.count(table.count)} entries"
-    if not snapshot.hooks.changes:
-        return _as_read(snapshot, fill)
+    if only_read(snapshot, table):
+        return _as_read(snapshot, table, fill)
     if table.rates.drop or table.rates.insert_failed:
         lost = table.rates.drop + table.rates.insert_failed
         return Verdict("LOSING", f"{fmt.per_second(lost)} new entries fail at {fill}", "bad")
@@ -101,15 +102,27 @@ def rising(table: Table) -> float:
     return more if table.max - table.count <= more * CLOSE else 0.0
 
 
-def _as_read(snapshot: Snapshot, fill: str) -> Verdict:
-    """Of a single dump: its moment, and what the log says of others."""
+def only_read(snapshot: Snapshot, table: Table) -> bool:
+    """Whether nothing tells if it has room: one dump has one moment, and of texts without the
+    limit nobody knows how near it was."""
+    return not snapshot.hooks.changes or (snapshot.hooks.family == DUMP and not table.max_known)
+
+
+def counted(table: Table) -> bool:
+    """Whether anything tells how many entries it holds."""
+    return table.read or table.count > 0
+
+
+def _as_read(snapshot: Snapshot, table: Table, fill: str) -> Verdict:
+    """Of texts: their moment, and what the log says of others."""
     log = snapshot.logged
+    read = f"{fill}, as it was read" if counted(table) else "nothing tells how many entries"
     if log is not None:
         refused = f"at least {fmt.plural(log.refused, 'packet')} refused"
-        return Verdict("READ", f"{fill}, as it was read; the log says it was full, "
+        return Verdict("READ", f"{read}; the log says it was full, "
                        f"last {moment(log.last)}, {refused}", "warn")  # fmt: skip
     more = "" if snapshot.hooks.refusals else "; it does not say who was refused"
-    return Verdict("READ", f"{fill}, as it was read{more}", "plain")
+    return Verdict("READ", f"{read}{more}", "plain")
 
 
 def _with_room(table: Table, fill: str, refused: str) -> Verdict:

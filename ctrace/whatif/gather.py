@@ -57,7 +57,7 @@ def gather(batches: Iterable[Batch]) -> Recorded:
         names.update({inum: space.name for inum, space in batch.names.netns.items()})
         last = max(last, batch.until)
         for table in batch.tables:
-            if table.gone:
+            if table.gone or not table.max_known:
                 continue
             timed &= table.at > 0
             read_at = table.at or batch.until

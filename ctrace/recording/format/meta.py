@@ -41,7 +41,9 @@ MET, MET_ASSURED = "met", "met_assured"
 """And what walks over it met."""
 GONE: Final = "gone"
 """And whether its namespace is no more."""
-_BESIDE: Final = (AT, MET, MET_ASSURED, GONE)
+NO_MAX: Final = "max_unknown"
+"""And whether its limit was not read."""
+_BESIDE: Final = (AT, MET, MET_ASSURED, GONE, NO_MAX)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def tables_json(tables: Iterable[TableReading]) -> list[Any]:
     return [
         [t.netns, t.count, t.max, t.buckets,
          {**t.stats, AT: t.at, MET: t.met, MET_ASSURED: t.met_assured,
-          **({GONE: 1} if t.gone else {})}]
+          **({GONE: 1} if t.gone else {}), **({} if t.max_known else {NO_MAX: 1})}]
         for t in tables
     ]  # fmt: skip
 
@@ -152,6 +154,7 @@ def parse_tables(data: Any) -> tuple[TableReading, ...]:
             _uint(stats.get(MET, 0)),
             _uint(stats.get(MET_ASSURED, 0)),
             bool(stats.get(GONE)),
+            not stats.get(NO_MAX),
         )
         for netns, count, limit, buckets, stats in _pairs(data, 5)
     )

@@ -60,7 +60,8 @@ def _gathered(recording: Recorded, show: Show) -> _Points:
         told = counters.after(batch)
         for table in batch.tables:
             add(measures.ENTRIES, where(table.netns), batch.until, table.count)
-            add(measures.LIMIT, where(table.netns), batch.until, table.max)
+            if table.max_known:
+                add(measures.LIMIT, where(table.netns), batch.until, table.max)
         if batch.until < due:
             continue
         due = batch.until + _SECOND

@@ -137,7 +137,7 @@ class Exposition:
             seen.add(name)
             for family, field in gauges:
                 read: Optional[float] = getattr(table, field)
-                if read is not None:
+                if read is not None and (family is not limit or table.max_known):
                     family.add_metric([name], read)
             for measure, reason, value in measures.of_counters(table.totals, hooks):
                 counters[measure].add_metric([name, *([reason] if reason else [])], value)

@@ -40,7 +40,9 @@ def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 def imported(data: dict[str, Any], path: str, events: int) -> Iterator[str]:
     """What ``ctrace import`` says when it is done."""
-    what = [f"{fmt.count(data.get('entries', 0))} entries in the last dump"]
+    what = ["no list of entries"]
+    if data.get("dumps"):
+        what = [f"{fmt.count(data.get('entries', 0))} entries in the last dump"]
     if data.get("inserts") is not None:
         what = [f"{fmt.count(data['inserts'])} inserts, {fmt.count(data['destroys'])} ends"]
     yield fmt.clean(
@@ -87,19 +89,23 @@ def _kernel(data: dict[str, Any]) -> Optional[str]:
 
 
 def _table(data: dict[str, Any]) -> Optional[str]:
-    entries, count, limit = (data.get(name) for name in ("entries", "count", "max"))
-    if count is None and limit is None:
-        if not entries:
+    entries, count, limit = data.get("entries") or None, data.get("count"), data.get("max")
+    held = entries if count is None else count
+    if held is None:
+        if limit is None:
             return None
-        return (
-            f"{fmt.count(entries)} entries; the maximum is not in the texts, so neither is the fill"
-        )
-    text = f"{fmt.count(count if count is not None else entries or 0)} entries"
+        most = f"at most {fmt.count(limit)} entries" if limit else "no maximum is set"
+        return f"{most}; how many it held is not in the texts"
+    text = f"{fmt.count(held)} entries"
     if limit:
-        text += f" of {fmt.count(limit)} ({fmt.share((count or entries or 0) / limit)})"
+        text += f" of {fmt.count(limit)} ({fmt.share(held / limit)})"
+    elif limit is None:
+        text += "; the maximum is not in the texts, so neither is the fill"
     else:
-        text += "; the maximum is not in the texts"
-    if count and entries is not None and entries < 0.9 * count:
+        text += "; no maximum is set"
+    if entries is None:
+        text += "; none of them is listed in the texts" if held else ""
+    elif entries < 0.9 * held:
         text += f"; the dump shows {fmt.count(entries)} of them"
     return text
 

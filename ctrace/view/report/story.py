@@ -9,7 +9,7 @@ from typing import Optional
 from ctrace.recording.format.evidence import parse
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
-from ctrace.view.verdict import HIGH, Verdict, verdict
+from ctrace.view.verdict import HIGH, Verdict, fullest, only_read, verdict
 
 RISE = 0.05
 """Share of all that was held then, that a key must gain to be told: less is the usual coming
@@ -35,8 +35,9 @@ class Moment:
 def headline(review: Review) -> Verdict:
     """The verdict on the whole recording."""
     final = review.final
-    if not final.hooks.changes:
-        return verdict(final)
+    table = fullest(final)
+    if not final.hooks.changes or (table is not None and only_read(final, table)):
+        return verdict(final, table)
     dropped, evicted = final.totals.drop, final.totals.early_drop
     fill = f"fullest at {fmt.share(review.peak_fill)}"
     if dropped:

@@ -20,6 +20,7 @@ from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import headline, story
 from ctrace.view.unseen import blind, nobody, number, rate
+from ctrace.view.verdict import counted
 
 SPARK = 48
 WIDTH = 100
@@ -144,7 +145,7 @@ def used_tables(review: Review) -> tuple[list[Table], int]:
         if t.count or peaks.get(str(t.netns)) or t.totals.insert or t.totals.drop
     ]  # fmt: skip
     order = sorted(used, key=lambda t: (-(peaks.get(str(t.netns)) or 0), -t.count))
-    return order, len(review.final.tables) - len(used)
+    return order, sum(counted(t) for t in review.final.tables) - sum(map(counted, used))
 
 
 def _tables(review: Review) -> Grid:
@@ -176,7 +177,7 @@ def _tables(review: Review) -> Grid:
 
 def limit(table: Table) -> str:
     """The most that a table may hold, as far as it is known."""
-    if not table.read:
+    if not table.max_known:
         return fmt.UNKNOWN
     return fmt.count(table.max) if table.max else "no limit"
 

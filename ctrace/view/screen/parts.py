@@ -21,7 +21,7 @@ from ctrace.view import format as fmt
 from ctrace.view.screen.palette import Palette
 from ctrace.view.screen.tables import no_limit
 from ctrace.view.unseen import blind, trusted
-from ctrace.view.verdict import at_limit, fullest, verdict
+from ctrace.view.verdict import at_limit, counted, fullest, verdict
 
 Piece = tuple[str, Style]
 LABEL: Final = 8
@@ -133,7 +133,7 @@ def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
         return [line([(fmt.fit(said.word, LABEL), p.dim), (said.text, p.warn)], width),
                 blank(width)]  # fmt: skip
     numbers: list[Piece] = [
-        (f" {fmt.count(table.count)}", p.strong),
+        (f" {fmt.count(table.count) if counted(table) else fmt.UNKNOWN}", p.strong),
         (f" of {fmt.count(table.max)}" if table.max else f" entries, {no_limit(table)}", p.text),
         (f"  {fmt.share(table.fill):>5} " if table.max else " ", _fill_style(table, p)),
     ]
@@ -151,6 +151,8 @@ def _fill_style(table: Table, palette: Palette) -> Style:
 
 
 def _gauge(table: Table, width: int, palette: Palette) -> list[Piece]:
+    if not table.max_known:
+        return [(" " * width, palette.faint)]
     fill = min(1.0, table.fill)
     pinned = fill if table.pinned is None else fill * table.pinned
     solid, soft = fmt.bar((pinned, fill - pinned), width)

@@ -206,4 +206,4 @@ OF_CHANGES: Final = frozenset(("new", "life", "life99", "stays", "ends", "insert
 
 def no_limit(table: Table) -> str:
     """What stands for the limit of a table without one, or with one that was not read."""
-    return "no limit" if table.read else "limit unknown"
+    return "no limit" if table.max_known else "limit unknown"

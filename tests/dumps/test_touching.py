@@ -1,0 +1,169 @@
+"""Dumps that nothing separates, as a loop leaves them, and streams that come bit by bit."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+import zstandard
+from click.testing import CliRunner
+
+from ctrace.cli import cli
+from ctrace.dumps.make import open_any
+from ctrace.record import Kind, join
+from ctrace.recording.format.evidence import parse
+
+EVERY = 5
+"""Seconds between two dumps of the loop."""
+PACKERS: list[Callable[[bytes], bytes]] = [
+    bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress,
+]  # fmt: skip
+
+
+def line(client: int, left: int, dport: int = 443) -> bytes:
+    return (
+        f"ipv4     2 tcp      6 {left} TIME_WAIT src=198.51.100.{client} dst=192.0.2.10 "
+        f"sport={4000 + client} dport={dport} src=192.0.2.10 dst=198.51.100.{client} sport={dport} "
+        f"dport={4000 + client} [ASSURED] mark=0 zone=0 use=2\n"
+    ).encode()
+
+
+def dumps() -> list[bytes]:
+    """Four looks at a table in which one entry ends and one is made between each two."""
+    return [
+        b"".join(line(client, 119 - EVERY * (at + 10 - client)) for client in range(at, at + 10))
+        for at in range(4)
+    ]
+
+
+def told(*paths: str) -> tuple[dict[str, Any], list[int]]:
+    """The evidence, and how many records of each kind there are."""
+    with open_any(paths) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+        events = join([batch.events for batch in recording.batches()])
+    assert said is not None
+    return said, np.bincount(events["kind"], minlength=len(Kind) + 1).tolist()
+
+
+def check(said: dict[str, Any], kinds: list[int]) -> None:
+    assert [(one["entries"], one["apart"]) for one in said["dumps"]] == [
+        (10, None), (10, EVERY), (10, EVERY), (10, EVERY)
+    ]  # fmt: skip
+    assert (kinds[Kind.EXISTING], kinds[Kind.INSERT], kinds[Kind.DESTROY]) == (10, 3, 3)
+    assert said["not_understood"] == 0
+
+
+@contextmanager
+def piped(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Standard input is a pipe into which ``data`` comes in small parts."""
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb", buffering=0) as file:
+            for at in range(0, len(data), 7):
+                file.write(data[at : at + 7])
+
+    thread = threading.Thread(target=feed)
+    with os.fdopen(reader, "r") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize("pack", PACKERS, ids=["plain", "gzip", "bzip2", "xz", "zstd"])
+def test_a_loop_into_one_file_is_as_many_dumps(
+    tmp_path: Path, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each dump packed by itself and appended, or all of them in one stream; from a file or a
+    pipe."""
+    appended, whole = b"".join(map(pack, dumps())), pack(b"".join(dumps()))
+    for data in (appended, whole):
+        path = tmp_path / "loop"
+        path.write_bytes(data)
+        check(*told(str(path)))
+        with piped(data, monkeypatch):
+            check(*told("-"))
+
+
+def test_dumps_without_the_newline_between_them(tmp_path: Path) -> None:
+    """``printf %s "$(cat ...)"`` leaves it out: the line has the last entry and the first."""
+    path = tmp_path / "loop"
+    path.write_bytes(b"".join(one.rstrip(b"\n") for one in dumps()))
+    check(*told(str(path)))
+    listed = [b"\n".join(row[len("ipv4     2 ") :] for row in one.splitlines()) for one in dumps()]
+    assert listed[0].startswith(b"tcp ")
+    path.write_bytes(b"".join(listed))  # as conntrack -L prints it
+    check(*told(str(path)))
+
+
+def test_two_directions_more_in_one_line_are_no_entry(tmp_path: Path) -> None:
+    """Where nothing tells the end of the first, neither is taken."""
+    path = tmp_path / "odd"
+    path.write_bytes(line(1, 9) + line(2, 9).replace(b"\n", b" ") + line(3, 9))
+    said, kinds = told(str(path))
+    assert (kinds[Kind.EXISTING], said["not_understood"]) == (1, 1)
+    assert said["unread"][0][1:] == [2, "more than two directions"]
+
+
+# -- a table of which the texts do not tell all ----------------------------------------
+
+
+def run(*argv: str, text: bytes) -> str:
+    done = CliRunner().invoke(cli, list(argv), input=text)
+    assert done.exit_code == 0, (done.output, done.exception)
+    return " ".join(done.stdout.split())
+
+
+COUNT = b"net.netfilter.nf_conntrack_count = 4711\n"
+MAX = b"net.netfilter.nf_conntrack_max = 65536\n"
+
+
+def test_a_count_without_a_maximum_is_a_table_with_its_limit_unknown(tmp_path: Path) -> None:
+    for text, count in ((COUNT, 4711), (COUNT + dumps()[0], 4711), (dumps()[0], 10)):
+        table = json.loads(run("report", "-", "-o", "json", text=text))["tables"][0]
+        assert (table["count"], table["max"], table["fill"]) == (count, None, None)
+        assert table["seconds_to_full"] is None
+    stored = tmp_path / "count.data"
+    run("import", "-", "-o", str(stored), text=COUNT)
+    said = run("report", str(stored), text=b"")
+    assert "READ 4 711 entries, as it was read" in said
+    assert "no limit" not in said
+    assert "0 entries" not in said.replace("4 711 entries", "")
+    screen = run("replay", "--once", str(stored), text=b"")
+    assert "4 711 entries, limit unknown" in screen
+    samples = run("export", "--to", "openmetrics", str(stored), text=b"")
+    assert " 4711 " in samples
+    assert "ctrace_table_max{" not in samples
+
+
+def test_a_maximum_that_is_none_is_told_as_such() -> None:
+    said = run("report", "-", text=COUNT + b"net.netfilter.nf_conntrack_max = 0\n")
+    assert "4 711 entries; no maximum is set" in said
+    assert "no limit" in said
+
+
+def test_dumps_without_the_maximum_are_never_healthy() -> None:
+    """Nobody knows how near to its limit the table was."""
+    said = run("report", "-", text=b"".join(dumps()))
+    assert "HEALTHY" not in said
+    assert "READ 10 entries, as it was read" in said
+    assert "HEALTHY" in run("report", "-", text=b"".join(dumps()) + MAX)
+
+
+def test_what_was_not_counted_is_not_nought() -> None:
+    said = run("report", "-", text=MAX)
+    assert "at most 65 536 entries; how many it held is not in the texts" in said
+    assert "nothing tells how many entries" in said
+    assert "held nothing" not in said
