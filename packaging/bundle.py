@@ -28,7 +28,7 @@ MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 DEBS: Final = (
     "python3.9-minimal", "libpython3.9-minimal", "libpython3.9-stdlib", "libc6", "libgcc-s1",
     "libstdc++6", "zlib1g", "libexpat1", "libssl1.1", "libbz2-1.0", "liblzma5", "libffi7",
-    "libatomic1", "libmpdec3", "libzstd-dev",
+    "libatomic1", "libmpdec3", "libcrypt1", "libzstd-dev",
 )  # fmt: skip
 WHEELS: Final = ROOT / "packaging/locks/bundle.txt"
 """What pyproject.toml asks for, with its extras but pyarrow, which is as large as all the rest.

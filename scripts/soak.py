@@ -95,6 +95,16 @@ class Verb:
                 self.process.kill()
 
 
+def verbs(folder: Path, *of: str) -> list[Verb]:
+    """The four; ``of``: the namespaces that top shows."""
+    return [
+        Verb("top", ["top", *of, "--format", "json"], 160),
+        Verb("record", ["record", "--ring", "64M", "-o", str(folder / "ring")], 160),
+        Verb("metrics", ["metrics", "--listen", "127.0.0.1:0"], 128),
+        Verb("trace", ["trace", "--kinds", "drop,insert_failed"], 160),
+    ]
+
+
 class Soak:
     """The stage, the load and the four."""
 
@@ -108,12 +118,7 @@ class Soak:
         argv = [sys.executable, "-c", FLOOD, str(self._file)]
         self.flood = self.node.start(argv)
         self.flood.send_signal(signal.SIGSTOP)
-        self.verbs = [
-            Verb("top", ["top", "--netns", self.node.path, "--format", "json"], 160),
-            Verb("record", ["record", "--ring", "64M", "-o", str(folder / "ring")], 160),
-            Verb("metrics", ["metrics", "--listen", "127.0.0.1:0"], 128),
-            Verb("trace", ["trace", "--kinds", "drop,insert_failed"], 160),
-        ]
+        self.verbs = verbs(folder, "--netns", self.node.path)
         self.spaces = 0
         self.over = threading.Event()
         threading.Thread(target=self._churn, daemon=True).start()

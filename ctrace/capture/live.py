@@ -23,6 +23,7 @@ from ctrace.capture.table.young import Sampler
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.host import memory, netns
+from ctrace.host.kernel import Module
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
 from ctrace.kernel import bpf
@@ -158,6 +159,7 @@ class LiveSource:
         self._names = NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
         self._lives = Lives()
+        self._module = Module("nf_conntrack")
         self._ended: list[int] = []
         """Lives that have ended, not told yet."""
         self.unseen = 0
@@ -257,7 +259,12 @@ class LiveSource:
             self._samples = False  # refused here: nothing else is lost
 
     def _follow(self) -> list[Namespace]:
-        """Look which of the namespaces asked for exist; those that are new."""
+        """Look which of the namespaces asked for exist; those that are new.
+
+        Raises CtraceError once nf_conntrack was unloaded: hooks in it went with it.
+        """
+        if self._module.changed():
+            raise CtraceError("nf_conntrack was unloaded, the hooks with it: start ctrace again")
         only = self._wanted.netns
         found = {space.inum: space for space in netns.find() if only is None or space.inum == only}
         fresh = [space for inum, space in found.items() if inum not in self._namespaces]

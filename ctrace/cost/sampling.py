@@ -19,7 +19,6 @@ import numpy.typing as npt
 from ctrace.cost.objects import STACK_DEPTH, STACKS, Objects
 from ctrace.cost.result import Stack
 from ctrace.kernel import bpf
-from ctrace.kernel.percpu import online_cpus
 
 SET_BPF: Final = 0x40042408
 ENABLE: Final = 0x2400
@@ -46,7 +45,7 @@ class Sampler:
         attr = bytearray(128)
         struct.pack_into("<IIQQQQQ", attr, 0, 1, 128, 0, hertz, 0, 0, FREQUENCY)
         try:
-            for cpu in online_cpus():
+            for cpu in sorted(bpf.online_cpus()):
                 event = bpf.perf_event_open(bytes(attr), -1, cpu)
                 self._events.append(event)
                 fcntl.ioctl(event, SET_BPF, prog)

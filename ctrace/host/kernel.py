@@ -12,6 +12,7 @@ from functools import cache
 from typing import Final, Optional
 
 SETTINGS: Final = "/proc/sys/net/netfilter/nf_conntrack_"
+MODULES: Final = "/sys/module"
 CAPABILITIES: Final = {
     "CAP_NET_ADMIN": (12, "ctnetlink, netfilter links, rules"),
     "CAP_SYS_ADMIN": (21, "entering other network namespaces; BPF before 5.8"),
@@ -93,6 +94,27 @@ def tunables() -> dict[str, int]:
 def limits() -> tuple[Optional[int], Optional[int]]:
     """(nf_conntrack_max, nf_conntrack_buckets); None where conntrack is not loaded."""
     return _number(SETTINGS + "max"), _number(SETTINGS + "buckets")
+
+
+class Module:
+    """Notices that a module of the kernel was unloaded, or loaded anew."""
+
+    def __init__(self, name: str) -> None:
+        self._folder = os.path.join(MODULES, name)
+        self._was: Optional[int] = None
+        """Its folder's number, which no other module ever had; 0: it went."""
+        self.changed()
+
+    def changed(self) -> bool:
+        """Whether it was since the last call. The first load is none."""
+        try:
+            now = os.stat(self._folder).st_ino
+        except OSError:
+            now = 0
+        before = self._was
+        if now or before is not None:
+            self._was = now
+        return before is not None and before != now
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class Objects:
         """Create the maps. Raises BpfError (without CAP_BPF: EPERM)."""
         self._fds: list[int] = []
         self.programs: dict[str, int] = {}
+        self.cpus: frozenset[int] = frozenset()
+        """Those that ran when :mod:`ctrace.kernel.percpu` last looked."""
         self._lost = 0
         self._checked = time.monotonic()
         self.rings = Rings(ring_bytes, own="FETCH_ADD" in layout.running())

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from ctrace.kernel import bpf, btf, layout, programs, rings
+from ctrace.kernel.bpf import online_cpus
 from ctrace.kernel.objects import Objects
-from ctrace.kernel.percpu import online_cpus
 from ctrace.kernel.rings import ROOM, ROOMS, SLOT, ArrayRing, one_piece
 from ctrace.record import RECORD, Events, Reason, by_time, empty, join
 

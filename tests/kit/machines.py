@@ -15,17 +15,38 @@ import numpy as np
 
 from ctrace.capture.family import Capture
 from ctrace.capture.ladder import probe
+from ctrace.kernel import bpf
 from ctrace.lab import Lab, Node
 from ctrace.record import N_REASONS, Events, Kind, Reason, Status, address_text, empty, join
 
 Flow = tuple[int, str, int, str, int]
 Seen = dict[str, dict[str, str]]
+Objects = set[tuple[str, int]]
+NEXT_ID = {
+    "prog": bpf.Cmd.PROG_GET_NEXT_ID,
+    "map": bpf.Cmd.MAP_GET_NEXT_ID,
+    "link": bpf.Cmd.LINK_GET_NEXT_ID,
+}
 
 
 @cache
 def families() -> tuple[str, ...]:
     """Those that hold here, tried once: each trial waits for the kernel's grace periods."""
     return tuple(one.family for one in probe() if one.holds) if os.geteuid() == 0 else ()
+
+
+def objects() -> Objects:
+    """Every BPF program, map and link of the machine."""
+    found = set()
+    for sort, command in NEXT_ID.items():
+        last = 0
+        while True:
+            result, after = bpf.bpf(command, last.to_bytes(4, "little") + bytes(8))
+            if result < 0:
+                break
+            last = int.from_bytes(after[4:8], "little")
+            found.add((sort, last))
+    return found
 
 
 class Net:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ctrace.errors import UsageError
+from ctrace.view.export import web_config
 from ctrace.view.export.scrape import Scrapes
 from ctrace.view.export.web_config import WebConfig, read_web_config
 
@@ -99,6 +100,23 @@ def test_only_users_with_their_password_get_an_answer(
 @pytest.mark.parametrize("header", ["Bearer x", "Basic", "Basic !!!", "Basic ///w", "basic Og=="])
 def test_broken_headers_are_refused(tmp_path: Path, header: str) -> None:
     assert not config(tmp_path, USERS).allows(header)
+
+
+def test_a_library_that_knows_no_bcrypt_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old glibc's answers NULL to bcrypt's settings: then nobody could ever log in."""
+    monkeypatch.setattr(web_config, "PROBE", (b"U*U", b"$2b$05$" + b"C" * 53))
+    web_config._bcrypt.cache_clear()
+    try:
+        with pytest.raises(UsageError, match="libcrypt with bcrypt"):
+            config(tmp_path, USERS)
+        monkeypatch.undo()
+        monkeypatch.setattr(web_config, "LIBRARIES", ("libno.so.9", "libc.so.6"))
+        with pytest.raises(UsageError, match="libcrypt with bcrypt"):
+            config(tmp_path, USERS)
+    finally:
+        web_config._bcrypt.cache_clear()
 
 
 def test_tls_for_those_who_know_the_certificate(keys: Path, made: list[Scrapes]) -> None:

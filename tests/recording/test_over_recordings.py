@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -451,6 +452,35 @@ def test_the_ring_never_outgrows_its_limit(tmp_path: Path) -> None:
     recorder = fly(tmp_path / "ring", batches, Retention(size=8 << 20))
     assert 4 << 20 < recorder.stored <= 8 << 20
     assert len(runs(str(tmp_path / "ring"))) == 1
+
+
+@pytest.mark.parametrize("step", [86400.0, -86400.0])
+def test_a_clock_that_is_set_changes_nothing_of_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """Neither is all too old at once, nor does what is too old stay."""
+    where, old = tmp_path / "ring", tmp_path / "ring/20200101T000000.000Z-0.ctrace"
+    where.mkdir()
+    for path, age in ((old, 60.0), (old.with_suffix(".kept.ctrace"), 3.0)):
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - age,) * 2)
+    begin = 100 * SECOND
+    recorder = FlightRecorder(str(where), synthetic.header(begin), Retention(None, seconds=12.0))
+    assert not old.exists()
+    assert len(list(where.iterdir())) == 2
+    real, real_ns = time.time, time.time_ns
+    for second in range(1, 31):
+        if second == 10:
+            monkeypatch.setattr(time, "time", lambda: real() + step)
+            monkeypatch.setattr(time, "time_ns", lambda: real_ns() + int(step * 1e9))
+        recorder.write(Batch.idle(begin + second * SECOND))
+    recorder.close()
+    (run_,) = runs(str(where))
+    kept = open_several(run_)
+    first, last = kept.started, [batch.until for batch in kept.batches()][-1]
+    kept.close()
+    assert last == begin + 30 * SECOND
+    assert begin + 16 * SECOND <= first <= begin + 18 * SECOND
 
 
 @pytest.mark.parametrize("text", ["drops", "fill=0", "fill=101", "inserts=many", ""])

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from ctrace.kernel import bpf
+from kit.machines import Objects, objects
 
 pytestmark = [
     pytest.mark.kernel,
@@ -32,32 +31,12 @@ KERNEL = os.environ.get("CTRACE_VM", "")
 SLOW = 20 if KERNEL else 1
 """How much slower an emulated machine is, about."""
 LIMIT = Path("/proc/sys/net/netfilter/nf_conntrack_max")
-NEXT_ID = {
-    "prog": bpf.Cmd.PROG_GET_NEXT_ID,
-    "map": bpf.Cmd.MAP_GET_NEXT_ID,
-    "link": bpf.Cmd.LINK_GET_NEXT_ID,
-}
 VERBS = {
     "top": (("top", "1"), "CULPRITS"),
     "trace": (("trace",), "listening with"),
     "record": (("record",), "recording to"),
     "demo": (("demo", "--auto", "--plain"), "\n"),
 }
-Objects = set[tuple[str, int]]
-
-
-def objects() -> Objects:
-    """Every BPF program, map and link of the machine."""
-    found = set()
-    for sort, command in NEXT_ID.items():
-        last = 0
-        while True:
-            result, after = bpf.bpf(command, last.to_bytes(4, "little") + bytes(8))
-            if result < 0:
-                break
-            last = int.from_bytes(after[4:8], "little")
-            found.add((sort, last))
-    return found
 
 
 def held(pids: list[int]) -> Objects:

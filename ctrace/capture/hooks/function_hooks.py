@@ -220,8 +220,9 @@ class FunctionCapture(BpfCapture, Generic[Target]):
         self._note_missed()
         return super().counts()
 
-    def follow(self, namespaces: Sequence[Namespace]) -> None:
-        """Nothing to do: a function serves every namespace."""
+    def follow(self, namespaces: Sequence[Namespace]) -> None:  # noqa: ARG002
+        """A function serves every namespace; a CPU that was switched on is met."""
+        percpu.meet(self._objects)
 
     def missed(self) -> int:
         """How many calls went unseen because a program or a return probe could not run.

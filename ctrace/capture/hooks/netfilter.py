@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -41,6 +41,8 @@ _FUNCTIONS: Final = ("nf_conntrack_free", "early_drop", "gc_worker")
 _LEARNED: Final = (6, 7, 8)
 """Settings: struct net, and where the size of its table and the limit are."""
 _TABLE: Final = tuple(f"/proc/sys/net/netfilter/nf_conntrack_{name}" for name in ("count", "max"))
+_BASELINE: Final = 16
+"""Bytes of ``struct baseline``, which begins with whether it is valid."""
 _PROGRAMS: Final = {
     "nf_confirm": (bpf.ProgType.NETFILTER, bpf.AttachType.NETFILTER),
     "nf_free": (bpf.ProgType.RAW_TRACEPOINT, bpf.AttachType.NONE),
@@ -84,6 +86,8 @@ class NetfilterCapture(BpfCapture):
             evictions=ranges[1] is not None,
         )
         self._links: dict[int, list[int]] = {}
+        self._learned: dict[int, tuple[int, ...]] = {}
+        """By namespace: its struct net, and where the size of its table and the limit are."""
         self._objects = Objects(ring_bytes)
         try:
             for name, (kind, attach_type) in _PROGRAMS.items():
@@ -131,6 +135,7 @@ class NetfilterCapture(BpfCapture):
         processes and mounts, none is. Raises CtraceError when the first attachment
         fails; later failures are told in ``info.blind``.
         """
+        self._meet(percpu.meet(self._objects))
         current = {namespace.inum: namespace for namespace in namespaces}
         for inum in self._links.keys() - current.keys():
             self._detach(inum)
@@ -153,8 +158,9 @@ class NetfilterCapture(BpfCapture):
         with netns.enter(namespace.path):
             # the path may by now open another namespace: processes come and go
             if os.stat("/proc/thread-self/ns/net").st_ino == namespace.inum:
-                self._baseline()
+                learned = self._baseline()
                 self._links[namespace.inum] = self._link_hooks(namespace)
+                self._learned[namespace.inum] = learned
 
     def _link_hooks(self, namespace: Namespace) -> list[int]:
         program = self._objects.programs["nf_confirm"]
@@ -176,8 +182,23 @@ class NetfilterCapture(BpfCapture):
                 )
         return links
 
-    def _baseline(self) -> None:
-        """Take the kernel's own counters of the entered namespace as zero, CPU by CPU."""
+    def _meet(self, fresh: Collection[int]) -> None:
+        """CPUs that were switched on: the kernel's counters there count from now on, where
+        they did not before."""
+        if not fresh:
+            return
+        size = _BASELINE * bpf.possible_cpus()
+        for inum, learned in self._learned.items():
+            raw = bpf.map_lookup(self._objects.maps[BASELINE], inum.to_bytes(4, "little"), size)
+            valid = np.frombuffer(raw or bytes(size), np.uint32)[:: _BASELINE // 4]
+            lacking = [cpu for cpu in fresh if not valid[cpu]]
+            percpu.run(self._objects.programs["nf_baseline"], learned, lacking)
+
+    def _baseline(self) -> tuple[int, ...]:
+        """Take the kernel's own counters of the entered namespace as zero, CPU by CPU.
+
+        Its struct net, and where the size of its table and the limit are.
+        """
         program = self._objects.programs["nf_baseline"]
         files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _TABLE]
         try:
@@ -186,13 +207,13 @@ class NetfilterCapture(BpfCapture):
             for fd in files:
                 os.close(fd)
         learned = tuple(self._objects.setting(index) for index in _LEARNED)
-        for cpu in percpu.online_cpus():
-            bpf.prog_run(program, learned, cpu=cpu)
+        percpu.run(program, learned, self._objects.cpus)
+        return learned
 
     def _detach(self, inum: int) -> None:
-        for cpu in percpu.online_cpus():
-            bpf.prog_run(self._objects.programs["nf_forget"], (inum,), cpu=cpu)
+        percpu.run(self._objects.programs["nf_forget"], (inum,), bpf.online_cpus())
         self._close_links(self._links.pop(inum))
+        del self._learned[inum]
         bpf.map_delete(self._objects.maps[BASELINE], inum.to_bytes(4, "little"))
 
     @staticmethod

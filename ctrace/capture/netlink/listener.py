@@ -27,6 +27,7 @@ from ctrace.capture.netlink.ends import OlderEntries
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.ctnetlink.message import Decoder
+from ctrace.host.kernel import Module
 from ctrace.host.netns import Namespace, enter
 from ctrace.host.tables import TableReader
 from ctrace.record import (
@@ -153,6 +154,11 @@ class NetlinkCapture(Capture):
         """Whether DESTROY messages carry the time left and the TCP state (5.11 and later)."""
         self._looking = ThreadPoolExecutor(1)
         self._lost = 0
+        self._module = Module("nf_conntrack_netlink")
+        self._gaps = 0
+        """Namespaces of which something went by while it was unloaded, not told yet;"""
+        self._gap = False
+        """and whether that ever was."""
         try:
             self._listen(Namespace(_own(), "self", "/proc/thread-self/ns/net"))
         except CtraceError:
@@ -174,6 +180,11 @@ class NetlinkCapture(Capture):
                 self._listen(space)
             except CtraceError:
                 continue  # it went away while we looked; a living one comes again
+        if self._module.changed():
+            self._gap = True
+            self._gaps += len(self._listeners)
+            for listener in self._listeners.values():  # one at least
+                listener.received[Reason.RING_FULL] += np.uint64(1)
         self._describe()
 
     def poll(self) -> tuple[Events, int]:
@@ -205,7 +216,8 @@ class NetlinkCapture(Capture):
         if lost:
             self._lost += lost
             self._describe()
-        return events, lost
+        gaps, self._gaps = self._gaps, 0
+        return events, lost + gaps
 
     def counts(self) -> dict[int, Counts]:
         """Events received, and from the kernel's counters what has no event."""
@@ -331,6 +343,8 @@ class NetlinkCapture(Capture):
             blind.append("nf_conntrack_events=0, so no events at all: " + _some(silent))
         if self._lost:
             blind.append(f"{self._lost} events were lost: inserts and deletions are lower bounds")
+        if self._gap:
+            blind.append("nf_conntrack_netlink was unloaded meanwhile: counts are lower bounds")
         if not self.tells_left:
             blind.append("why an entry ended is not told by kernels before 5.11")
         n = len(self._listeners)

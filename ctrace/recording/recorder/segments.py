@@ -115,6 +115,8 @@ class FlightRecorder:
         self._counted = Counted(header)
         self._last: dict[Reason, int] = {}
         self._rules: dict[int, str] = {}
+        self._until: dict[str, int] = {}
+        """Boot clock, ns, at which each segment ended: the wall clock may be set meanwhile."""
         self._spans: list[tuple[Path, int, int]] = []
         """Finished segments that nothing has asked to keep: path, from, until."""
         self._fired: Optional[int] = None
@@ -124,6 +126,7 @@ class FlightRecorder:
         self._segment_size = retention.segment_size
         self.full = 0
         """How often the disk was full, and older segments went for newer ones."""
+        self._note_earlier(header.started)
         self._writer = self._open(header.started)
         self._began = header.started
         self._prune(header.started)
@@ -271,8 +274,16 @@ class FlightRecorder:
         self._begin(now, self._living.rows(now))
         self._prune(now)
 
+    def _note_earlier(self, now: int) -> None:
+        """How old what earlier recorders left is, by the wall clock of this moment."""
+        utc = time.time_ns()
+        for path, _ in self._files():
+            with contextlib.suppress(OSError):
+                self._until[path.name] = now - max(0, utc - path.stat().st_mtime_ns)
+
     def _finish(self, now: int) -> None:
         path = Path(self._writer.path)
+        self._until[path.name] = now
         self._spans.append((path, self._began, now))
         if not self._retention.triggers or self._fired is None:
             return
@@ -281,8 +292,10 @@ class FlightRecorder:
         rest = []
         for span in self._spans:
             if span[1] <= high and span[2] >= low:
+                kept = span[0].name.removesuffix(SUFFIX) + KEPT
                 with contextlib.suppress(OSError):
-                    os.replace(span[0], str(span[0]).removesuffix(SUFFIX) + KEPT)
+                    os.replace(span[0], self._directory / kept)
+                    self._until[kept] = span[2]
             else:
                 rest.append(span)
         self._spans = rest
@@ -297,12 +310,14 @@ class FlightRecorder:
                 self._spans.pop(0)[0].unlink(missing_ok=True)
         files = [file for file in self._files() if str(file[0]) != self._writer.path]
         if self._retention.seconds is not None:
-            old = time.time() - self._retention.seconds
+            old = now - int(self._retention.seconds * 1e9)
             for path, _ in list(files):
-                with contextlib.suppress(OSError):
-                    if path.stat().st_mtime < old:
-                        path.unlink()
-                        files = [file for file in files if file[0] != path]
+                # (one that another recorder left there meanwhile is as old as our knowing it)
+                if self._until.setdefault(path.name, now) < old:
+                    path.unlink(missing_ok=True)
+                    files = [file for file in files if file[0] != path]
+        names = {path.name for path, _ in files}
+        self._until = {name: at for name, at in self._until.items() if name in names}
         if self._retention.size is None:
             return
         total = sum(size for _, size in files)

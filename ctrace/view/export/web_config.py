@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import ctypes
-import ctypes.util
 import hashlib
 import hmac
 import re
@@ -18,6 +17,7 @@ import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Optional
 
@@ -34,6 +34,9 @@ CLIENTS: Final = {
 }
 NOBODY: Final = "$2b$10$abcdefghijklmnopqrstuuRTlyGTGGGnBqWQVcYKQR3ZAxUNpGz0G"
 """A hash of nobody's: an unknown user costs as much time as a wrong password."""
+LIBRARIES: Final = ("libcrypt.so.1", "libcrypt.so.2", None)
+PROBE: Final = (b"U*U", b"$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW")
+"""A password and its hash: glibc's own libcrypt, of old hosts, knows no bcrypt."""
 REMEMBERED: Final = 100
 """Answers that are kept: bcrypt is slow on purpose, and a scrape comes every few seconds."""
 LARGEST: Final = 1 << 20
@@ -171,22 +174,30 @@ def _choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
 
 
 class _CryptData(ctypes.Structure):
-    """``struct crypt_data`` of libxcrypt, and room for that of any other."""
+    """``struct crypt_data``: 32 KiB of libxcrypt, 128 KiB and 160 bytes of the old glibc."""
 
-    _fields_ = (("room", ctypes.c_char * (1 << 17)),)
+    _fields_ = (("room", ctypes.c_char * (1 << 18)),)
 
 
+@cache
 def _bcrypt() -> Any:
-    """crypt_r(3). Raises ValueError where the C library's knows no bcrypt."""
-    try:
-        crypt = ctypes.CDLL(ctypes.util.find_library("crypt") or "libcrypt.so.1").crypt_r
-    except (OSError, AttributeError):
-        raise ValueError("basic_auth_users needs libcrypt (package libcrypt1)") from None
-    crypt.restype, crypt.argtypes = (
-        ctypes.c_char_p,
-        (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p),
+    """crypt_r(3). Raises ValueError where no C library here knows bcrypt.
+
+    By its name: a search through the host's tools finds none that came with ctrace. The first
+    is Debian's and the one file's, the second Fedora's; musl has it in the C library itself.
+    """
+    for library in LIBRARIES:
+        try:
+            crypt = ctypes.CDLL(library).crypt_r
+        except (OSError, AttributeError):
+            continue
+        crypt.restype = ctypes.c_char_p
+        crypt.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+        if crypt(*PROBE, ctypes.byref(_CryptData())) == PROBE[1]:
+            return crypt
+    raise ValueError(
+        "basic_auth_users needs a libcrypt with bcrypt: install libcrypt1 or libxcrypt"
     )
-    return crypt
 
 
 def _matches(password: str, hashed: str) -> bool:
