@@ -251,6 +251,7 @@ def _remedy(one: Remedy) -> dict[str, Any]:
         "undo": list(one.undo),
         "memory": list(one.memory or ()),
         "initial": one.initial,
+        "option": one.option,
     }
 
 
