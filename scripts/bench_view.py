@@ -56,8 +56,8 @@ class Churn:
 
 def frames(snapshots: list[Snapshot], width: int, height: int) -> float:
     """Median CPU seconds to compose one frame."""
+    from ctrace.view.palette import DARK
     from ctrace.view.screen.frame import compose
-    from ctrace.view.screen.palette import DARK
     from ctrace.view.screen.state import State
 
     times = []

@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ctrace.view import format as fmt
-from ctrace.view.screen.palette import Palette
+from ctrace.view.palette import Palette
 
 Row = TypeVar("Row")
 GAP = 2

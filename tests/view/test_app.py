@@ -18,11 +18,11 @@ from textual.pilot import Pilot
 from ctrace.errors import CtraceError
 from ctrace.live.protocol import Phase
 from ctrace.model.snapshot import GROUPS, Histogram, Snapshot
+from ctrace.view.palette import DARK, PALETTES
 from ctrace.view.screen.advice import AdvicePane, Remedy
 from ctrace.view.screen.app import TopApp
 from ctrace.view.screen.detail import detail_lines
 from ctrace.view.screen.keys import KEYS
-from ctrace.view.screen.palette import DARK, PALETTES
 from ctrace.view.screen.tables import culprit_columns, namespace_columns, victim_columns
 
 Drive = Callable[[TopApp, "Pilot[None]"], Awaitable[None]]

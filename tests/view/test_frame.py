@@ -20,9 +20,9 @@ from rich.console import Console
 from textual.binding import Binding
 
 from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
+from ctrace.view.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
 from ctrace.view.screen.frame import compose, frame
 from ctrace.view.screen.keys import PRINTED, markdown
-from ctrace.view.screen.palette import DARK, LIGHT, PALETTES, TERMINAL, Palette, choose
 from ctrace.view.screen.parts import sentence
 from ctrace.view.screen.stage import bindings
 from ctrace.view.screen.state import MODES, State

@@ -119,9 +119,9 @@ def _screen(
     feed: ReplayFeed, rules: dict[int, str], group: str, sort: str, ascii_only: bool, theme: str
 ) -> None:
     from ctrace.live.adviser import FeedAdviser, recorded_facts
+    from ctrace.view.palette import choose
     from ctrace.view.screen.advice import AdvicePane
     from ctrace.view.screen.app import TopApp
-    from ctrace.view.screen.palette import choose
     from ctrace.view.screen.state import State
 
     TopApp(

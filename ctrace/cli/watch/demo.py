@@ -78,9 +78,9 @@ def on_screen(
     What was told of the incident stays in the terminal when the screen has gone.
     """
     from ctrace.view import format as fmt
+    from ctrace.view.palette import choose
     from ctrace.view.screen.advice import AdvicePane
     from ctrace.view.screen.app import TopApp
-    from ctrace.view.screen.palette import choose
 
     only_ascii = ascii_only or fmt.wants_ascii()
     app = TopApp(

@@ -161,9 +161,9 @@ def run_screen(
     """The live screen, until it is left."""
     from ctrace.live.adviser import LiveAdviser
     from ctrace.view import format as fmt
+    from ctrace.view.palette import choose
     from ctrace.view.screen.advice import AdvicePane
     from ctrace.view.screen.app import TopApp
-    from ctrace.view.screen.palette import choose
 
     adviser = LiveAdviser(feed)
     names = None
@@ -225,8 +225,8 @@ def print_frame(snapshot: Snapshot, *, ascii_only: bool, theme: str) -> None:
 
     from rich.console import Console
 
+    from ctrace.view.palette import PALETTES, TERMINAL
     from ctrace.view.screen.frame import frame
-    from ctrace.view.screen.palette import PALETTES, TERMINAL
 
     columns, rows = shutil.get_terminal_size(PLAIN_SIZE)
     console = Console(width=max(40, columns), highlight=False, legacy_windows=False)

@@ -14,7 +14,7 @@ from rich.text import Text
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.view import format as fmt
-from ctrace.view.screen.palette import Palette
+from ctrace.view.palette import Palette
 from ctrace.view.screen.parts import Piece, blank, folded, line, wrapped
 
 

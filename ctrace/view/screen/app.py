@@ -13,8 +13,9 @@ from ctrace.live.filtering import check, scope_of
 from ctrace.live.protocol import Records, Travels
 from ctrace.model.snapshot import SORTS, Culprit, Table
 from ctrace.view import format as fmt
-from ctrace.view.screen.frame import Spot, culprits_of, identity, tables_of
-from ctrace.view.screen.palette import PALETTES
+from ctrace.view.palette import PALETTES
+from ctrace.view.screen.canvas import Spot, identity
+from ctrace.view.screen.frame import culprits_of, tables_of
 from ctrace.view.screen.travel import TravelKeys
 
 ADVICE_OLD = 30.0

@@ -10,7 +10,7 @@ from rich.text import Text
 from ctrace.live.protocol import Position
 from ctrace.model.snapshot import Snapshot
 from ctrace.view import format as fmt
-from ctrace.view.screen.palette import Palette
+from ctrace.view.palette import Palette
 from ctrace.view.screen.parts import LABEL, Piece, line
 
 

@@ -12,7 +12,7 @@ from ctrace.batch import DUMP, HookInfo
 from ctrace.model.snapshot import Culprit, Histogram, Percentiles, Snapshot, Tuple5
 from ctrace.record import Status
 from ctrace.view import format as fmt
-from ctrace.view.screen.palette import Palette
+from ctrace.view.palette import Palette
 from ctrace.view.screen.parts import Piece, blank, joined, line, wrapped
 
 LABEL = 10

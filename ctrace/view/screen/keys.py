@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from ctrace.view.screen.palette import Palette
+from ctrace.view.palette import Palette
 from ctrace.view.screen.parts import blank, line, wrapped
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from ctrace.live.protocol import Phase
 from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
-from ctrace.view.screen.palette import Palette
+from ctrace.view.palette import Palette
 from ctrace.view.screen.tables import no_limit
 from ctrace.view.unseen import blind, trusted
 from ctrace.view.verdict import at_limit, counted, fullest, verdict

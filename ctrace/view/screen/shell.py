@@ -29,12 +29,13 @@ from ctrace.live.filtering import filtered
 from ctrace.live.protocol import Feed, Phase, Records, Travels
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.view import format as fmt
+from ctrace.view.palette import PALETTES, Palette
 from ctrace.view.screen import curves, parts
 from ctrace.view.screen.advice import AdvicePane
+from ctrace.view.screen.canvas import Painted, Spot
 from ctrace.view.screen.detail import detail_lines
-from ctrace.view.screen.frame import Painted, Spot, compose
+from ctrace.view.screen.frame import compose
 from ctrace.view.screen.keys import KEYS, NARROWED, footer, help_lines
-from ctrace.view.screen.palette import PALETTES, Palette
 from ctrace.view.screen.rates import Rates, row_of
 from ctrace.view.screen.stage import AsciiFilter, Prompt, Stage, bindings
 from ctrace.view.screen.state import State

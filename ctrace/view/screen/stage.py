@@ -14,8 +14,8 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from ctrace.view import format as fmt
+from ctrace.view.palette import PALETTES
 from ctrace.view.screen.keys import KEYS
-from ctrace.view.screen.palette import PALETTES
 
 
 class AsciiFilter(LineFilter):

@@ -10,7 +10,7 @@ from ctrace.batch import inode_of
 from ctrace.model.snapshot import Culprit, Ends, OwnerView, Table, Victim
 from ctrace.view import format as fmt
 from ctrace.view.columns import Column
-from ctrace.view.screen.palette import Palette
+from ctrace.view.palette import Palette
 from ctrace.view.verdict import at_limit, state_word
 
 GROUP_HEADS: Final = {

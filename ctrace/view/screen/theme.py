@@ -6,7 +6,7 @@ from typing import Final
 
 from textual.theme import BUILTIN_THEMES, Theme
 
-from ctrace.view.screen.palette import DARK, LIGHT
+from ctrace.view.palette import DARK, LIGHT
 
 NAMES: Final = {"dark": "ctrace-dark", "light": "ctrace-light", "terminal": "ansi-dark"}
 
