@@ -32,9 +32,9 @@ while True:
     source = bytes([127, 1 + (n >> 16) % 250, n >> 8 & 255, n & 255])
     head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, 17, 0, source, b"\x7f\0\0\1")
     for port in ports:
-        raw.sendto(head + port, ("127.0.0.1", 0))
         sent += 1
-        count[:8] = struct.pack("<Q", sent)
+        count[:8] = struct.pack("<Q", sent)  # before: a process is stopped as it leaves a call
+        raw.sendto(head + port, ("127.0.0.1", 0))
 """
 """A new flow with every packet; how many there were stands in the file."""
 

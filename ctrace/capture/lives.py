@@ -18,6 +18,8 @@ from ctrace.host import netns
 from ctrace.host.netns import Namespace
 from ctrace.record import N_REASONS, Events
 
+_NONE: Counts = np.zeros(N_REASONS, np.uint64)
+
 
 @dataclass
 class _Life:
@@ -29,8 +31,8 @@ class _Life:
     """Boot clock, ns: what happened later is of this life."""
     base: Counts = field(default_factory=lambda: np.zeros(N_REASONS, np.uint64))
     """What was counted under the number before."""
-    before: list[tuple[int, Counts]] = field(default_factory=list)
-    """Earlier lives, and what was counted in each."""
+    before: dict[int, Counts] = field(default_factory=dict)
+    """What was counted in earlier lives, by what they went by: few go by names of their own."""
 
 
 class Lives:
@@ -59,7 +61,8 @@ class Lives:
                 self._of[space.inum] = _Life(cookie)
             elif left is not None and (cookie != known.cookie or not cookie):
                 total = counts.get(space.inum, known.base)
-                done = [*known.before, (known.number, total - known.base)]
+                name = life(space.inum, known.number)
+                done = {**known.before, name: total - known.base + known.before.get(name, _NONE)}
                 self._of[space.inum] = _Life(cookie, known.number + 1, left, total.copy(), done)
                 self._again.add(space.inum)
 
@@ -99,8 +102,9 @@ class Lives:
         found = dict(counts)
         for inum in self._again & found.keys():
             known, total = self._of[inum], found.pop(inum)
-            found.update((life(inum, number), its) for number, its in known.before)
-            found[life(inum, known.number)] = total - known.base
+            found.update(known.before)
+            name = life(inum, known.number)
+            found[name] = total - known.base + known.before.get(name, _NONE)
         return found
 
     def tables(self, tables: tuple[TableReading, ...]) -> tuple[TableReading, ...]:

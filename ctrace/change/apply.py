@@ -82,13 +82,13 @@ class Trial:
 
     prepared: Prepared
     deadline: float
-    """UTC seconds at which the kernel disarms the rules."""
+    """Seconds of :func:`notes.now` at which it is over."""
     watch: Watch
 
     @property
     def seconds_left(self) -> float:
         """Until the change reverts by itself."""
-        return max(0.0, self.deadline - time.time())
+        return max(0.0, self.deadline - notes.now())
 
 
 def prepare(plan: Plan, judge: Optional[Judge] = None) -> Prepared:
@@ -149,13 +149,12 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
         before = _baseline(plan)
         works = probe.answering(probe.targets(plan, local))
         plan = _as_rules_are(plan, namespace, prepared.judge, "just now")
-        now = int(time.time())
         note = notes.Note(
             netns=namespace.inum,
             boot=notes.boot_id(),
             plan=plans.to_json(plan),
-            applied=now,
-            deadline=now + confirm_within,
+            applied=int(time.time()),
+            deadline=notes.now() + confirm_within,
             flush=flush,
             made=tuple(sorted(steps.to_be_made(plan))),
             before=tuple(before.rates.items()),
@@ -167,8 +166,8 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             start_guard(namespace.inum)
         try:
             # What the baseline and the guard's start took is not added to the trial.
-            left = max(1, ceil(note.deadline - time.time()))
-            for step in steps.steps(plan, left, note.deadline):
+            left = max(1, ceil(note.deadline - notes.now()))
+            for step in steps.steps(plan, left):
                 commands.run(step.argv, step.stdin)
             watch = Watch(plan, namespace.path, before, local, note.probes)
             notes.write(replace(note, placed=True))
@@ -286,7 +285,7 @@ def put_back(inum: int, judge: Judge) -> None:
                 return
             plan = _as_rules_are(plan, namespace, judge, "just now")
             remove(read_installed(time.time()), note)
-            for step in steps.steps(plan, int(keep.LEASE_S), time.time() + keep.LEASE_S):
+            for step in steps.steps(plan, keep.LEASE_S):
                 commands.run(step.argv, step.stdin)
             keep.make_lasting(plan)
             kept = replace(note.confirmed(listing()), plan=plans.to_json(plan))

@@ -77,6 +77,7 @@ class Guard:
         self._generation: Optional[int] = None
         self._since = 0.0
         self._stale = False
+        self._ahead = 0.0
 
     def run(self) -> None:
         """Until there is nothing to guard."""
@@ -86,7 +87,7 @@ class Guard:
                 return
             with suppress(CtraceError, OSError):  # something is changing rules: look again
                 if note.deadline:
-                    if time.time() >= note.deadline:
+                    if notes.now() >= note.deadline:
                         self._tidy(note)
                     elif note.placed:
                         self._on_trial(note)
@@ -97,6 +98,7 @@ class Guard:
     # ---- on trial ----------------------------------------------------------------
 
     def _on_trial(self, note: notes.Note) -> None:
+        self._see_clock(note)
         there, missing = self._standing(note).look(self._path())
         if not there:
             time.sleep(2 * QUIET_S)  # whoever does it by hand goes on to the accepts
@@ -126,6 +128,18 @@ class Guard:
         self._looks += 1
         self._watch.path = self._path()
         return self._watch.look(0.0 if self._looks % HEAR_EVERY else LISTEN_S).worse
+
+    def _see_clock(self, note: notes.Note) -> None:
+        """iptables knows an end by the wall clock alone: it is written anew when that was set."""
+        plan, ahead = self._known(note)[1], time.time() - notes.now()
+        if plan.backend == "nft" or abs(ahead - self._ahead) < keep.CLOCK_SET_S / 2:
+            return
+        with notes.locked():
+            if notes.read(self._inum) != note:
+                return
+            with netns.enter(self._path()):
+                keep.redate(plan, note.deadline - notes.now())
+        self._ahead, self._watch = ahead, None
 
     def _take_back(self, note: notes.Note, why: str) -> None:
         with notes.locked():

@@ -14,6 +14,7 @@ of the rules has no switch: there the guard alone takes them off.
 
 from __future__ import annotations
 
+import time
 from typing import Final, Optional
 
 from ctrace.change import standing, steps
@@ -22,10 +23,13 @@ from ctrace.change.plan import Notrack, Plan
 from ctrace.errors import CtraceError
 from ctrace.host import commands
 from ctrace.ruleset import notrack_iptables, notrack_nft
+from ctrace.ruleset.installed import read_own
 
 LEASE_S: Final = 30
 """Seconds: long against a busy second of the guard, short against an outage."""
 RENEW_S: Final = 10
+CLOCK_SET_S: Final = 2
+"""Seconds: more than whole seconds of a date explain."""
 
 
 def make_lasting(plan: Plan) -> None:
@@ -38,6 +42,17 @@ def make_lasting(plan: Plan) -> None:
         return
     for family in steps.families():
         text = notrack_iptables.restore(plan, family, None, jumps=False)
+        commands.run(notrack_iptables.restore_argv(plan.backend, family), text)
+
+
+def redate(plan: Plan, seconds: float) -> None:
+    """Let iptables' rules of a trial match for so long from now, by the wall clock as it is."""
+    until = steps.backstop(seconds)
+    dates = {rule.until for rule in read_own(plan.backend, time.time()).rules if rule.until}
+    if all(abs(date - until.timestamp()) < CLOCK_SET_S for date in dates):
+        return
+    for family in steps.families():
+        text = notrack_iptables.restore(plan, family, until, jumps=False)
         commands.run(notrack_iptables.restore_argv(plan.backend, family), text)
 
 

@@ -39,8 +39,8 @@ class Note:
     """The plan's JSON."""
     applied: int
     """UTC seconds."""
-    deadline: int
-    """UTC seconds at which the kernel disarms the rules; 0 once confirmed."""
+    deadline: float
+    """Seconds of :func:`now` at which the trial is over; 0 once confirmed."""
     flush: bool
     made: tuple[str, ...] = ()
     """Tables that did not exist before: ``iptables-nft ip raw``."""
@@ -147,6 +147,12 @@ def _lock(fd: int, how: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def now() -> float:
+    """Seconds since the boot that :func:`boot_id` names, suspended ones too: a wall clock that is
+    set neither ends nor prolongs a trial."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:

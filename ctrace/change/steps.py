@@ -45,8 +45,7 @@ def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> s
             what = lever.effect
         roles = f" ({', '.join(lever.roles)})" if lever.roles else ""
         lines.append(f"  {named(lever)}{roles}: {what}")
-    deadline = time.time() + (seconds or 0)
-    for step in steps(plan, seconds, deadline):
+    for step in steps(plan, seconds):
         lines += ["", f"# {' '.join(step.argv)}", step.stdin.rstrip()]
     flush = [commands_in.inside(enter, " ".join(argv)) for argv in shell_lines.flush_commands(plan)]
     if flush:
@@ -69,11 +68,10 @@ def block(plan: Plan, enter: Sequence[str] = ()) -> str:
     return "\n".join([*lines, f"{UNDO}{commands_in.inside(enter, shell_lines.undo_line(plan))}"])
 
 
-def steps(plan: Plan, seconds: Optional[int], deadline: float = 0.0) -> list[notrack.Step]:
+def steps(plan: Plan, seconds: Optional[int]) -> list[notrack.Step]:
     """What is run, in order: accepts of other tools first, the untracking rules last.
 
-    For ``seconds`` until ``deadline`` (UTC); the kernel disarms them :data:`BACKSTOP_S` later.
-    None: they stay.
+    For ``seconds`` from now; the kernel disarms them :data:`BACKSTOP_S` later. None: they stay.
     """
     late = None if seconds is None else seconds + BACKSTOP_S
     found = []
@@ -88,18 +86,21 @@ def steps(plan: Plan, seconds: Optional[int], deadline: float = 0.0) -> list[not
     accepts = notrack_nft.accepts(plan)
     if accepts:
         found.append(notrack.Step(("nft", "-f", "-"), "\n".join(accepts) + "\n"))
-    until = None
-    if seconds is not None:
-        until = datetime.fromtimestamp(deadline + BACKSTOP_S, timezone.utc)
+    until = None if seconds is None else backstop(seconds)
     for family in families():
         text = notrack_iptables.restore(plan, family, until)
         found.append(notrack.Step(notrack_iptables.restore_argv(plan.backend, family), text))
     return found
 
 
+def backstop(seconds: float) -> datetime:
+    """When iptables' rules of a trial stop to match that has so long to go."""
+    return datetime.fromtimestamp(time.time() + seconds + BACKSTOP_S, timezone.utc)
+
+
 def check(plan: Plan) -> None:
     """Let the tools themselves say whether the kernel would take it; changes nothing."""
-    for step in steps(plan, LONGEST_S, time.time() + LONGEST_S):
+    for step in steps(plan, LONGEST_S):
         program, *rest = step.argv
         extra = "-c" if program == "nft" else "--test"
         try:

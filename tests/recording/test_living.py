@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import synthetic
 
-from ctrace.batch import Batch, Clock
+from ctrace.batch import Batch, Clock, TableReading
 from ctrace.model.model import Model
 from ctrace.record import N_REASONS, Events, Kind, Reason, empty, join
 from ctrace.recording.reader import Recording
@@ -107,6 +107,18 @@ def test_a_loss_stays_until_it_was_made_good() -> None:
     story.recount(NETNS[0], [])
     assert story.living.lacks == 0
     assert story.told() == story.alive
+
+
+def test_what_lived_in_a_namespace_ends_with_it() -> None:
+    """Its entries' ends were lost, and nothing is left to count anew."""
+    story = Story(set(range(20)))
+    story.step([1, 3, 4], lose=True)
+    assert story.living.lacks == 3
+    tables = (TableReading(NETNS[1], 0, 0, 0, gone=True), TableReading(NETNS[0], 9, 100, 100))
+    story.living.take(Batch(empty(), SECOND, tables=tables))
+    assert story.told() == set(range(0, 20, 2))
+    assert story.living.lacks == 1
+    assert len(story.living) == 10
 
 
 def test_a_segment_after_many_holds_what_was_there_before_the_recorder(tmp_path: Path) -> None:

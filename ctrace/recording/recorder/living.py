@@ -31,7 +31,8 @@ _MARKS: Final = (int(Kind.RECOUNT), int(Kind.RECOUNTED))
 class Living:
     """Follows every entry by its tuples: of those that a dump found ``ct`` is not known.
 
-    After losses, what a recount finds takes the place of what was thought to live.
+    After losses, what a recount finds takes the place of what was thought to live, and what
+    lived in a namespace ends with it.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,9 @@ class Living:
             self._mark(int(events["kind"][at]), int(events["netns"][at]))
             first = at + 1
         self._follow(events[first:])
+        gone = [table.netns for table in batch.tables if table.gone]
+        if gone:
+            self._forget(gone)
 
     def rows(self, now: int) -> Iterator[Events]:
         """The living as EXISTING at ``now``, a part at a time."""
@@ -98,6 +102,15 @@ class Living:
             self._lacks.pop(netns, None)
             for chunk in self._chunks:
                 chunk.keep(~(chunk.old & chunk.of(netns)))
+
+    def _forget(self, gone: list[int]) -> None:
+        """Namespaces that are no more hold nothing, also where their entries' ends were lost."""
+        for netns in gone:
+            self._begun.discard(netns)
+            self._lacks.pop(netns, None)
+            for chunk in self._chunks:
+                chunk.keep(~chunk.of(netns))
+        self._bury()
 
     def _bury(self) -> None:
         """Throw away those of which a later chunk told."""
