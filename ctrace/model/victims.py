@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Owner
-from ctrace.model.keys.columns import PORTED, Window, key_hash, spread
-from ctrace.model.keys.heavy import grouped
+from ctrace.model.keys.columns import PORTED, Window, grouped, key_hash, spread
 from ctrace.model.snapshot import OwnerView, Tuple5, Victim
 from ctrace.record import (
     RECORD,

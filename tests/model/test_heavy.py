@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.shapes import NETNS, START, Trace
 
-from ctrace.model.keys.columns import key_hash, service_hash
-from ctrace.model.keys.heavy import Found, HeavyTable, Keys, grouped
+from ctrace.model.keys.columns import Keys, grouped, key_hash, service_hash
+from ctrace.model.keys.heavy import HeavyTable
+from ctrace.model.keys.index import Found
 from ctrace.model.keys.scatter import Scatter
 from ctrace.model.keys.window import window
 from ctrace.record import RECORD, Events, Kind
@@ -139,11 +140,11 @@ def test_distinct_keys_in_a_row_are_estimated_as_well() -> None:
 def test_a_hash_of_zero_is_a_key_like_any_other() -> None:
     table = HeavyTable(64)
     h = np.array([0, 0, 5 << 40], np.uint64)
-    assert not table.find(h).hit.any()
+    assert not table.index.find(h).hit.any()
     w = window(inserts([0, 0, 0]))
     found = table.locate(h, w.comes, Keys(None, None, w.netns))
     assert found.rows().tolist() == [1, 1, 2]
-    assert table.find(h).rows().tolist() == [1, 1, 2]
+    assert table.index.find(h).rows().tolist() == [1, 1, 2]
 
 
 @given(

@@ -8,12 +8,14 @@ hash with a probability of 3e-8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Optional, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.model.keys.scatter import Rows
 from ctrace.record import (
     MAPPED_PREFIX,
     STATE_UNKNOWN,
@@ -283,3 +285,52 @@ def has_port(proto: int) -> bool:
 
 
 UNKNOWN_STATE: Final = STATE_UNKNOWN
+
+
+class Keys:
+    """Key words of some of a window's events, gathered only for those asked for."""
+
+    def __init__(
+        self,
+        high: U64 | None,
+        low: U64 | None,
+        meta: Callable[[Rows], U64],
+        chosen: Rows | None = None,
+    ) -> None:
+        self._high, self._low, self._meta, self._chosen = high, low, meta, chosen
+
+    def __call__(self, at: Rows) -> npt.NDArray[np.uint64]:
+        """The (n, 3) key words of the events at these indices."""
+        if self._chosen is not None:
+            at = self._chosen[at]
+        out = np.zeros((len(at), 3), np.uint64)
+        for column, part in enumerate((self._high, self._low)):
+            if part is not None:
+                out[:, column] = part[at]
+        out[:, 2] = self._meta(at)
+        return out
+
+    def at(self, chosen: Rows) -> Keys:
+        """The same for indices into ``chosen``."""
+        return Keys(self._high, self._low, self._meta, chosen)
+
+
+def grouped(h: U64) -> tuple[U64, npt.NDArray[np.intp], Rows, Rows]:
+    """Distinct values of ``h``: (values, how many of each, order, starts in the order).
+
+    One sort of the hashes with their index packed into the low bits, which is
+    three times faster than an argsort. Hashes that differ only in those bits
+    (17 of 64) stay apart, and may show up as more than one group.
+    """
+    n = len(h)
+    bits = np.uint64(max(1, (n - 1).bit_length()))
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    packed = (h & ~mask) | np.arange(n, dtype=np.uint64)
+    packed.sort()
+    order = (packed & mask).view(np.int64)
+    ordered = h.take(order)
+    change = np.empty(n, bool)
+    change[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=change[1:])
+    starts = np.flatnonzero(change)
+    return ordered[starts], np.diff(starts, append=n), order, starts

@@ -8,7 +8,8 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model.keys.columns import NETNS_MASK, SERVICE_MASK
-from ctrace.model.keys.levels import Level, Levels
+from ctrace.model.keys.level import Level
+from ctrace.model.keys.levels import Levels
 from ctrace.model.scope import Scope
 
 _ALL: Final = ~np.uint64(0)

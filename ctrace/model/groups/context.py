@@ -1,0 +1,32 @@
+"""What names the keys of a group, and when it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from ctrace.batch import Clock, Owner
+from ctrace.model.composition import Looks
+
+
+@dataclass
+class Context:
+    """What names keys."""
+
+    owners: Mapping[int, Owner]
+    cgroups: Mapping[int, str]
+    listeners: Mapping[tuple[int, int, int], Owner]
+    netns_name: Callable[[int], str]
+    clock: Clock
+    until: int
+    """Boot clock, ns."""
+    uptime: float
+    """Seconds observed until then."""
+    looks: Looks
+    """What the latest looks at living entries found, newest first."""
+    gone: Mapping[int, int] = field(default_factory=dict)
+    """Namespaces that are no more, and when they went (boot clock >> TIME_SHIFT)."""
+    missed: Mapping[int, int] = field(default_factory=dict)
+    """Records lost, by namespace."""
+    stale: Collection[int] = ()
+    """Namespaces whose entries were not counted anew since."""

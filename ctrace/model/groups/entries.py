@@ -1,0 +1,247 @@
+"""What the entries of each key are like: how long they stay and live, and in which states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrace.model import histogram, stays
+from ctrace.model.composition import Looks, closed, compose
+from ctrace.model.forecast import Staying
+from ctrace.model.groups.sums import Sums
+from ctrace.model.keys.rich import LOOKS, TREND, distinct
+from ctrace.model.keys.scatter import Rows
+from ctrace.model.snapshot import Composition, Percentiles
+from ctrace.record import TCP_STATES
+
+ENOUGH: Final = 20
+"""Entries of which shares mean something."""
+CANDIDATES: Final = 512
+"""How many of the heaviest keys are looked at when sorting by a percentile."""
+_SPREAD: Final = 64
+"""Ages that stand for those of all living entries of a key."""
+
+
+class Entries(Sums):
+    """The sums, and what is inferred of the entries behind them."""
+
+    def order(self, sort: str, limit: int) -> Rows:
+        """The first ``limit`` keys by a sort of :data:`~ctrace.model.snapshot.SORTS`.
+
+        With a leading ``-``, the last ones, last first.
+        """
+        turned, sort = sort.startswith("-"), sort.removeprefix("-")
+        weight: tuple[npt.NDArray[Any], ...] = (self.held, self.table_seconds, self.rate)
+        if sort == "new":
+            weight = (self.rate, self.sums["inserts"], self.held)
+        elif sort == "drops":
+            weight = (self.sums["drops"], self.drop_rate, self.held)
+        ranked = np.lexsort(tuple(-part for part in reversed(weight)))
+        ranked = ranked[self._told[ranked]]
+        if sort in ("life", "residence"):
+            some = ranked[:CANDIDATES]
+            part = 0 if sort == "life" else 1
+            median = [self._median(int(at), part) for at in some]
+            if sort == "life":  # the shortest-lived first
+                value = np.array([np.inf if m is None else m for m in median])
+            else:
+                value = np.array([np.inf if m is None else -m for m in median])
+            ranked = some[np.argsort(value, kind="stable")]
+        return ranked[::-1][:limit] if turned else ranked[:limit]
+
+    def _median(self, at: int, part: int) -> Optional[float]:
+        """Of a key's lives (0) or residences (1); at least so much."""
+        one = self.percentiles(at)[part]
+        return one.p50 if one.p50 is not None else one.at_least
+
+    def _detail(self, at: int) -> tuple[npt.NDArray[np.int64], ...]:
+        """Histograms: lives of the ended, lives of closed ones looked at, and residences."""
+        life = np.zeros(histogram.BINS, np.int64)
+        looked, residence = life.copy(), life.copy()
+        for level, slots in self._rich(at):
+            life += level.rich.life[slots].sum(axis=0, dtype=np.int64)
+            looked += level.rich.looked_life[slots].sum(axis=0, dtype=np.int64)
+            residence += level.rich.residence[slots].sum(axis=0, dtype=np.int64)
+        return life, looked, residence
+
+    def looks_at(self, at: int) -> Looks:
+        """The latest looks at living entries of a key, newest first."""
+        if self._looks is None:
+            looks = self._context.looks
+            key = self._key_of(looks)
+            order = np.argsort(key, kind="stable")
+            self._looks = looks[order], np.searchsorted(key[order], np.arange(self.n + 1))
+        found, bounds = self._looks
+        return found[bounds[at] : bounds[at + 1]]
+
+    def _key_of(self, looks: Looks) -> Rows:
+        """Which key each look is of; -1 where it has no row."""
+        key = np.full(len(looks), -1)
+        for number, part in enumerate(self._parts):
+            if not part.counted:
+                continue
+            mine = self._level_of == number
+            key_of_row = np.full(part.level.table.used + 1, -1)
+            key_of_row[self._row_of[mine]] = self._inverse[mine]
+            if part.hash == "opener":
+                rows = looks["opener"].astype(np.intp)
+            else:
+                rows = part.level.table.find_rows(np.ascontiguousarray(looks[part.hash]))
+            key = np.where(key < 0, key_of_row[np.minimum(rows, len(key_of_row) - 1)], key)
+        return key
+
+    def composition(self, at: int) -> Composition:
+        """What a key's entries are like that are held now."""
+        older, until = int(self.sums["older"][at]), self._context.until
+        return compose(self.looks_at(at), int(self.held[at]), older, until)
+
+    def stays(self, at: int) -> stays.Survival:
+        """How long a key's entries stay, with the living counted."""
+        held, older = int(self.held[at]), int(self.sums["older"][at])
+        older = min(max(older, 0), held)
+        born = held - older
+        looks = self.looks_at(at)
+        looks = looks[~np.isnan(looks["now"])]
+        ages, young, late = looks["now"].astype(float), 0.0, 0.0
+        if len(looks):
+            late = (self._context.until - float(looks["ts"].mean())) / 1e9
+            young = min(late * float(self.rate[at]), born / 2)
+        elif born > 0 and self._context.looks["older"].all():
+            ages = self._even_ages(at, born)
+        residence = self._detail(at)[2]
+        # at most as many as were seen to end: after losses it isn't sure whose births were seen
+        ended = min(int(self.sums["inserts"][at]) - born, int(self.sums["destroys"][at]))
+        living = stays.Living(ages, born - young, young, late / 2)
+        return stays.survival(residence, ended, living)
+
+    def staying(self, at: int) -> Optional[Staying]:
+        """What a forecast of a key's entries rests on; None for too few."""
+        if self.held[at] < ENOUGH:
+            return None
+        curve, looks = self.stays(at), self.looks_at(at)
+        ages = looks["now"][~np.isnan(looks["now"])].astype(float)
+        ages = np.quantile(ages, np.linspace(0, 1, _SPREAD)) if ages.size else [curve.until]
+        left = looks["left"][~np.isnan(looks["left"])]
+        waiting = len(looks) > 0 and closed(looks).mean() > 0.95
+        return Staying(
+            curve, np.array(ages), float(np.quantile(left, 0.05)) if left.size else 0.0,
+            bool(waiting),
+        )  # fmt: skip
+
+    def percentiles(self, at: int) -> tuple[Percentiles, Percentiles]:
+        """Life and residence of a key."""
+        return self.lives(at), self.residence(at)
+
+    def lives(self, at: int) -> Percentiles:
+        """How long a key's entries live, as it is said everywhere."""
+        ended, looked, _ = self._detail(at)
+        held = int(self.held[at])
+        born = held - min(max(int(self.sums["older"][at]), 0), held)
+        over = stays.Over(ended, max(int(self.sums["inserts"][at]) - born, 0), looked)
+        even = self._even_ages(at, max(born, 1))
+        return stays.lives(over, born, self.looks_at(at), self.looks(at)[0], even)
+
+    def residence(self, at: int) -> Percentiles:
+        """How long a key's entries stay, as it is said everywhere."""
+        held, rate = int(self.held[at]), float(self.rate[at])
+        looks, timeout = self.looks(at)
+        closed_soon = looks["young"] >= ENOUGH and looks["closed"] >= 0.75 * looks["young"]
+        young = timeout if closed_soon else None
+        return stays.told(self.stays(at), self.looks_at(at), held, rate, young)
+
+    def states(self, at: int) -> tuple[tuple[str, int], ...]:
+        """TCP states at the end, most frequent first."""
+        counts = np.zeros(16, np.int64)
+        for level, slots in self._rich(at):
+            counts += level.rich.states[slots].sum(axis=0, dtype=np.int64)
+        named = [(TCP_STATES[s], int(counts[s])) for s in range(len(TCP_STATES)) if counts[s]]
+        return tuple(sorted(named, key=lambda item: -item[1]))
+
+    def looks(self, at: int) -> tuple[dict[str, int], Optional[float]]:
+        """Looks at living entries, as in LOOKS, and seconds that a closed one stays."""
+        counts, timeout = np.zeros(len(LOOKS), np.int64), 0
+        for level, slots in self._rich(at):
+            counts += level.rich.looks[slots].sum(axis=0, dtype=np.int64)
+            timeout = max(timeout, int(level.rich.timeout[slots].max()))
+        found = dict(zip(LOOKS, counts.tolist()))
+        return found, timeout / 1000 if timeout else None
+
+    def sources(self, at: int) -> Optional[int]:
+        """Estimated distinct sources; None where they aren't counted."""
+        if self.name in ("src", "pair"):
+            return 1
+        registers = None
+        for level, slots in self._rich(at):
+            if level.rich.sources is not None:
+                part = level.rich.sources[slots].max(axis=0)
+                registers = part if registers is None else np.maximum(registers, part)
+        if registers is None or not registers.any():
+            return None
+        return distinct(registers)
+
+    def _trend(self, at: int, ticks: int) -> tuple[float, ...]:
+        """``held`` per interval; empty if most of it is in rows without detail."""
+        total = np.zeros(TREND)
+        seen = np.zeros(TREND, bool)
+        now = 0
+        for level, rows in self._rich_rows(at, counted=True):
+            trend = level.rich.trend[level.table.rich[rows].astype(np.intp)]
+            seen |= ~np.isnan(trend).all(axis=0)
+            total += np.nansum(trend, axis=0)
+            now += int(level.table.held(rows).sum())
+        if not seen.any() or now < 0.9 * self.held[at]:
+            return ()
+        order = (np.arange(TREND) + ticks + 1) % TREND
+        values, known = total[order], seen[order]
+        return tuple(float(v) for v in values[int(np.argmax(known)) :])
+
+    def _missed(self, netns: int) -> tuple[int, bool]:
+        """Events lost that may have been a key's, and whether what it holds may be off."""
+        missed, stale = self._context.missed, self._context.stale
+        lost = missed.get(netns, 0) if netns else sum(missed.values())
+        if self.name in ("process", "container", "unit"):
+            return lost, lost > 0
+        return lost, netns in stale
+
+    def _shares(self, at: int, made_of: Composition) -> tuple[Optional[float], ...]:
+        """ASSURED, unreplied and closed ones of what a key holds.
+
+        Where nothing looks into the table: of what ended, if that is most of what there was.
+        """
+        if made_of.n or not self._context.looks["older"].all():
+            return made_of.assured, made_of.unreplied, made_of.closed
+        s = {name: int(column[at]) for name, column in self.sums.items()}
+        ended, existing = s["destroys"], s["existing"]
+        looks, _ = self.looks(at)
+        known = ended if ended >= int(self.held[at]) else 0
+        assured = s["assured"] + s["existing_assured"]
+        return (
+            share(assured, known + existing if known else 0, looks, "assured"),
+            share(s["unreplied"], known, looks, "unreplied"),
+            share(s["closed"], known, looks, "closed"),
+        )
+
+    def _even_ages(self, at: int, born: int) -> npt.NDArray[np.float64]:
+        """Ages of living entries of which only the sum is known: spread as evenly as may be."""
+        residence = self._detail(at)[2]
+        n, uptime = int(residence.sum()), self._context.uptime
+        middle = (histogram.EDGES[:-1] + histogram.EDGES[1:]) / 2
+        gone = float((residence * middle).sum()) / n if n else 0.0
+        ended = int(self.sums["inserts"][at]) - born
+        seconds = float(self.table_seconds[at]) - ended * gone
+        seconds -= max(int(self.sums["older"][at]), 0) * uptime
+        mean = min(max(seconds / born, 0.0), uptime)
+        low, high = max(0.0, 2 * mean - uptime), min(2 * mean, uptime)
+        spread_evenly: npt.NDArray[np.float64] = np.linspace(low, high, _SPREAD)
+        return spread_evenly
+
+
+def share(part: int, ended: int, looks: Mapping[str, int], name: str) -> Optional[float]:
+    """A share of the ended; of young entries looked at, while hardly any has ended."""
+    young = looks["young"]
+    if young >= ENOUGH > ended:
+        return min(1.0, looks[name] / young)
+    return part / ended if ended else None
