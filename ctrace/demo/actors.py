@@ -88,15 +88,21 @@ class Actor:
 class Api(Actor):
     """The service: answers on its port, sends metrics, looks names up."""
 
-    def __init__(self, resolver: str, collector: str, calls: float) -> None:
+    def __init__(self, resolver: str, collector: str) -> None:
         super().__init__()
         rename("shop-api")
         self.resolver, self.collector = resolver, collector
+        self.calls = 0.0
         listener = socket.create_server(("0.0.0.0", PORT), backlog=4096)
         listener.setblocking(False)
         self.listener = listener
         self.watch(listener, selectors.EVENT_READ, self._accept)
-        self.every = [(lambda: calls, self._metric), (lambda: calls / 2, self._lookup)]
+        self.every = [(lambda: self.calls, self._metric), (lambda: self.calls / 2, self._lookup)]
+
+    def told(self, line: str) -> None:
+        """How many metrics a second; half as many look-ups."""
+        with contextlib.suppress(ValueError):
+            self.calls = float(line)
 
     def _accept(self, _: int) -> None:
         for _turn in range(64):
@@ -220,7 +226,7 @@ def main(argv: list[str]) -> None:
     role, *rest = argv
     actor: Actor
     if role == "api":
-        actor = Api(rest[0], rest[1], float(rest[2]))
+        actor = Api(rest[0], rest[1])
     elif role == "front":
         actor = Front(rest[0])
     else:

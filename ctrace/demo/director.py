@@ -17,8 +17,9 @@ from ctrace.view import format as fmt
 
 RATE: Final = 400.0
 """Connections a second once the traffic is switched over."""
-CALM, FULL, SHOWN, ADVISED, EMPTIED = 7.0, 40.0, 11.0, 12.0, 45.0
-"""Seconds: of calm; at most until full; to look at it; at the advice; at most to recover."""
+ATTACHED, CALM, FULL, SHOWN, ADVISED, EMPTIED = 60.0, 7.0, 40.0, 11.0, 12.0, 45.0
+"""Seconds: at most until it is watched; of calm; at most until full; to look at it; at the advice;
+at most to recover."""
 PACE: Final = 1.0
 """How long the pauses are, in parts of what a reader needs; the incident takes its own time."""
 
@@ -85,11 +86,13 @@ class Director:
         yield Beat("calm",
                    f"A new host: connection tracking on, {fmt.count(scene.room)} places in its "
                    f"table, metrics and look-ups going out. {scene.what()}.")  # fmt: skip
+        self._until(lambda _: True, ATTACHED)
+        scene.begin()
         self._breathe(CALM)
         scene.traffic(RATE)
         yield Beat("switched",
                    f"Traffic is switched over: {RATE:.0f} connections a second to port 8063, each "
-                   "a few milliseconds long. Watch ENTRIES.")  # fmt: skip
+                   "a few milliseconds long. Watch TABLE fill up all the same.")  # fmt: skip
         self._until(lambda seen: seen.totals.drop > 5, FULL)
         yield Beat("full", self._refusals())
         self._breathe(SHOWN / 2)
@@ -99,8 +102,8 @@ class Director:
             return
         self._breathe(SHOWN / 2)
         yield Beat("advice",
-                   "What helps? ctrace reads this host's rules, finds that no rule and no NAT "
-                   "depends on these flows, and writes rules for this one port.")  # fmt: skip
+                   "What helps? ctrace copies this host's firewall into another namespace and "
+                   "tries there whether these connections fare the same untracked.")  # fmt: skip
         advice = self.adviser.advise(self._newest())
         self._breathe(ADVISED)
         said = self.adviser.act(advice, "apply")

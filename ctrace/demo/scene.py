@@ -129,7 +129,7 @@ class Scene:
         clients.sysctl("net.ipv4.ip_local_port_range", "1024 65535")
         self._make_room(int(self.host.sysctl(prefix + "max")))
         others = Actor(world, "net")
-        self.api = Actor(self.host, "api", resolver, resolver, str(CALLS))
+        self.api = Actor(self.host, "api", resolver, resolver)
         self.front = Actor(clients, "front", self.address)
         self.actors = [self.api, self.front, others]
 
@@ -163,6 +163,10 @@ class Scene:
             f"The table's other {fmt.count(self.ballast)} places hold entries that stand for idle "
             "connections and are left out here"
         )
+
+    def begin(self) -> None:
+        """The service's own calls: from when they are watched, so that every entry is known."""
+        self.api.tell(str(CALLS))
 
     def traffic(self, per_second: float) -> None:
         """How many connections a second the clients open."""

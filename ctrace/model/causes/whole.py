@@ -190,7 +190,7 @@ def unknown(facts: Facts) -> Cause:
 
 
 def shapeless(s: Service, most: str) -> Cause:
-    """That no known shape fits, with what ``most`` of the table is, and its largest service."""
+    """That no known cause fits, with what ``most`` of the table is, and its largest service."""
     times = (("they live", s.c.life.p50), ("their entries stay", s.c.residence.p50))
     known = [f"{words} {duration(value)}" for words, value in times if value is not None]
     if not s.changes and s.c.states:
@@ -206,7 +206,7 @@ def shapeless(s: Service, most: str) -> Cause:
 
 def _verdict(table: Optional[Table], changes: bool) -> str:
     if table is None or not table.max or table.fill >= LITTLE or table.totals.drop:
-        return "no known shape fits"
+        return "no known cause fits"
     if not changes:
         return f"{100 * table.fill:.1f} % full when it was read"
     return f"nothing to explain at {100 * table.fill:.1f} % fill"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol, Union
@@ -68,11 +69,12 @@ class AdvicePane:
     def __init__(self, adviser: Optional[Adviser] = None) -> None:
         self.adviser = adviser
         self.said = ""
-        """What came of the last typed word."""
+        """What the last typed word did."""
         self._advice: Any = None
         self._error = ""
         self._asked_at = 0.0
         self._thread: Optional[threading.Thread] = None
+        self._began = 0.0
         self._news = False
         self.folded = True
         """Whether rules and commands are left out of the page."""
@@ -117,6 +119,7 @@ class AdvicePane:
         return self._thread is not None and self._thread.is_alive()
 
     def _begin(self, work: Callable[[], str]) -> None:
+        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._work, args=(work,), daemon=True)
         self._thread.start()
 
@@ -150,8 +153,7 @@ class AdvicePane:
         if made:
             return [*out, *self._body(width, p)]
         if not self._error:
-            reading = "reading the rulesets and weighing the flows"
-            out += [blank(width), line([(reading, p.dim)], width)]
+            out += [blank(width), line([(self._working(), p.dim)], width)]
         return out
 
     def _body(self, width: int, palette: Palette) -> list[Text]:
@@ -185,10 +187,16 @@ class AdvicePane:
         if self.adviser is None:
             return "no advice can be given here"
         if culprit.port is None:
-            return "given by service: press g until rows have a port, or a for all of it"
+            return "advice is by service: press g until rows have a port, or a for all of it"
         if self._advice is None:
-            return self._error or "reading the rulesets and weighing the flows"
-        return "none: it holds too little of the table for a rule of its own"
+            return self._error or self._working()
+        return "none: it holds too little of the table to need a rule"
+
+    def _working(self) -> str:
+        words = "reading the rules and trying out what helps"
+        if not self._busy():
+            return words
+        return f"{words}: {fmt.duration(int(time.monotonic() - self._began))} so far"
 
     def copyable(self) -> str:
         """The rules as text."""
