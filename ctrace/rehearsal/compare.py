@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final, Optional, Union
@@ -13,6 +13,8 @@ from ctrace.rehearsal.stage import Outcome
 
 BREAKS, OPENS, MARKS = "breaks", "opens", "marks"
 HARMLESS: Final = "harmless"
+PORTS: Final = frozenset({4, 5})
+"""Where :func:`_place` has them."""
 HearsMark = Callable[[str, int], bool]
 """By way and interface of an outcome."""
 
@@ -63,28 +65,33 @@ def runs(
     again: Sequence[Run] = (),
     *,
     hears_mark: HearsMark,
+    drawn: bool = False,
 ) -> list[Difference]:
     """By conversation the gravest difference, of its packets the first.
 
     ``again``: a second run without the rules. What differs between the two is drawn by lot and
-    is not compared. ``hears_mark``: whether anything reads the mark of a packet there.
+    is not compared; nor are ports where rules have them ``drawn``, for twice may give the same.
+    ``hears_mark``: whether anything reads the mark of a packet there.
     """
     found = []
+    always = PORTS if drawn else frozenset()
     for one, other, twin in zip_longest(before, after, again or before):
-        difference = _run(one, other, twin, hears_mark)
+        difference = _run(one, other, twin, hears_mark, always)
         if difference is not None:
             found.append(difference)
     return found
 
 
-def _run(one: Run, other: Run, twin: Run, hears_mark: HearsMark) -> Optional[Difference]:
+def _run(
+    one: Run, other: Run, twin: Run, hears_mark: HearsMark, always: frozenset[int]
+) -> Optional[Difference]:
     marked = None
     for number, step in enumerate(one.steps):
         x, z = one.outcomes[number], _at(twin, number)
         y = _at(other, number)
         if isinstance(x, str) or isinstance(y, str):
             continue
-        lots = _lots(x, z)
+        lots = always | _lots(x, z)
         if x is None and y is None:
             break
         if x is None or y is None:
@@ -120,7 +127,7 @@ def _lots(x: Optional[Outcome], z: Union[Outcome, str, None]) -> set[int]:
     return {i for i, (a, b) in enumerate(zip_longest(_place(x), _place(z))) if a != b}
 
 
-def _differ(x: tuple[object, ...], y: tuple[object, ...], lots: set[int]) -> bool:
+def _differ(x: tuple[object, ...], y: tuple[object, ...], lots: Set[int]) -> bool:
     return any(a != b for i, (a, b) in enumerate(zip_longest(x, y)) if i not in lots)
 
 

@@ -87,7 +87,7 @@ class Room:
         self._depends = self._needs.depends or any(
             forced.legacy(text, True) != forced.legacy(text, False) for text in old
         )
-        self._draws = self._needs.draws or any(
+        self.draws = self._needs.draws or any(
             forced.legacy(text, True) != forced.legacy(text, True, draw=False) for text in old
         )
         self._orders = nft_copy.equal_priorities(self.snapshot.nft)
@@ -95,14 +95,14 @@ class Room:
             self.gaps = [*snapshot.gaps, *stage.gaps]
 
     def settings(self) -> list[Setting]:
-        """Under which everything is rehearsed."""
-        found = [Setting()]
+        """Under which everything is rehearsed: ports are drawn in the first, compared in others."""
+        found, kept = [Setting()], Setting(draw=not self.draws)
         if self._depends:
-            found.append(Setting(answer=False))
-        if self._draws:
-            found.append(Setting(draw=False))
+            found.append(replace(kept, answer=False))
+        if self.draws:
+            found.append(kept)
         if self._orders:
-            found.append(Setting(late_first=True))
+            found.append(replace(kept, late_first=True))
         return found
 
     def stage(
@@ -192,6 +192,7 @@ class Service:
                 new = compare.runs(
                     before.runs, after, before.again,
                     hears_mark=self.room.snapshot.hears_mark,
+                    drawn=self.room.draws and setting.draw,
                 )  # fmt: skip
                 new += compare.strays(self.strays, before.strays, ends, welcome, trusted)
                 have = {(d.what, d.kind) for d in found.differences}
