@@ -1,10 +1,9 @@
-"""A recording made of texts; or opened as if it were one."""
+"""A recording made of texts."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 
 from ctrace.dumps.evidence import evidence, to_text
@@ -13,51 +12,9 @@ from ctrace.dumps.found import Found
 from ctrace.dumps.recognise import Reader
 from ctrace.dumps.rules import rulesets
 from ctrace.dumps.source import Told, nothing
-from ctrace.errors import CtraceError
-from ctrace.recording.derived import Recorded
 from ctrace.recording.format.evidence import FACT
-from ctrace.recording.format.layout import SIGNATURE
 from ctrace.recording.format.meta import Header
-from ctrace.recording.merge import open_several
-from ctrace.recording.reader import Recording
-from ctrace.recording.series import SUFFIX
 from ctrace.recording.writer import Writer
-
-
-def is_recording(path: str) -> bool:
-    """Whether ctrace wrote it: a recording, or a flight recorder's directory.
-
-    What cannot be read is left for the recording's reader to complain of.
-    """
-    if path == "-":
-        return False
-    if os.path.isdir(path):
-        with contextlib.suppress(OSError):
-            return any(name.endswith(SUFFIX) for name in os.listdir(path))
-        return True
-    if not os.path.isfile(path):
-        return not os.path.exists(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(SIGNATURE))
-    except OSError:
-        return True
-    return not head or head == SIGNATURE[: len(head)] or head.startswith(SIGNATURE[:7])
-
-
-def open_any(paths: Sequence[str]) -> Recorded:
-    """Recordings as they are; texts as the recording that they make. Raises CtraceError."""
-    known = [is_recording(path) for path in paths]
-    if all(known):
-        return open_several(paths)
-    if any(known):
-        raise CtraceError("recordings and texts together: make one of the texts with ctrace import")
-    with tempfile.TemporaryDirectory(prefix="ctrace-") as folder:
-        path = os.path.join(folder, "imported")
-        make(paths, path)
-        recording = Recording(path)  # stays open, though the file goes
-    recording.path = ", ".join("standard input" if one == "-" else one for one in paths)
-    return recording
 
 
 def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:

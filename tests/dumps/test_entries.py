@@ -16,7 +16,7 @@ from ctrace.dumps.entries import columns, lines, xml
 from ctrace.dumps.entries.alike import Alike
 from ctrace.dumps.entries.values import Chunk
 from ctrace.dumps.entries.words import Bad
-from ctrace.dumps.make import open_any
+from ctrace.dumps.opened import open_any
 from ctrace.record import TCP_STATES, Status, address_text
 from ctrace.recording.format.evidence import parse
 

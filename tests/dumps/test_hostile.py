@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from ctrace.cli import cli
 from ctrace.dumps import files
-from ctrace.dumps.make import open_any
+from ctrace.dumps.opened import open_any
 from ctrace.errors import CtraceError
 from ctrace.record import Kind
 from ctrace.recording.format.evidence import parse

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctrace.dumps.make import open_any
+from ctrace.dumps.opened import open_any
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node

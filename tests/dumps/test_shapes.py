@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ctrace.dumps.host.log import Log
-from ctrace.dumps.make import open_any
+from ctrace.dumps.opened import open_any
 from ctrace.errors import CtraceError
 from ctrace.recording.format.evidence import parse
 

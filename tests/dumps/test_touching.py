@@ -20,7 +20,7 @@ import zstandard
 from click.testing import CliRunner
 
 from ctrace.cli import cli
-from ctrace.dumps.make import open_any
+from ctrace.dumps.opened import open_any
 from ctrace.record import Kind, join
 from ctrace.recording.format.evidence import parse
 

@@ -10,7 +10,7 @@ import pytest
 from kit.synthetic import NETNS
 
 from ctrace.batch import Batch
-from ctrace.dumps.make import open_any
+from ctrace.dumps.opened import open_any
 from ctrace.model.model import Model
 from ctrace.record import Kind
 from ctrace.recording.review import Review, review

@@ -143,7 +143,7 @@ def _live(duration: float, asked: Asked, hooks: Optional[str]) -> Advice:
 
 def _recorded(path: str, asked: Asked) -> Advice:
     from ctrace.advice.facts import from_text
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.recording.format.evidence import logged
 
     with closing(open_any([path])) as recording:

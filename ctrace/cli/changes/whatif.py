@@ -46,7 +46,7 @@ def command(
     """
     from contextlib import closing
 
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.whatif.run import whatif
     from ctrace.whatif.settings import parse_levers
 
@@ -67,7 +67,7 @@ def _page(file: str, answer: WhatIf) -> None:
     """The report on the recording, with the answer in it."""
     from contextlib import closing
 
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.recording.review import review
     from ctrace.view.report.html import report_html
 

@@ -26,7 +26,7 @@ def command(before: str, after: str, group: str, limit: int, format: str) -> Non
 
     Everything is per second, so the recordings may differ in length.
     """
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.recording.compare import compare
 
     with (

@@ -42,7 +42,7 @@ def command(
       ctrace export --format jsonl | jq 'select(.kind == "drop") | .src'
     """  # fmt: skip
     from ctrace.cli.output import number, progress
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.view.export import files as to
     from ctrace.view.export.backfill import to_openmetrics
 

@@ -21,7 +21,7 @@ def command(files: tuple[str, ...], output: str, force: bool, redact: bool) -> N
     With a single FILE and --redact, a copy that can be shown to others.
     """
     from ctrace.cli.output import number, progress
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.files import check_free, draft
     from ctrace.recording.derived import copy
 

@@ -65,7 +65,7 @@ def command(
     where nothing was recorded for more than an hour, the next frame is the one after it.
     """
     from ctrace.cli.watch.top import has_screen
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.live.replay import ReplayFeed
     from ctrace.view import format as fmt
 

@@ -42,7 +42,7 @@ def command(
     FILE is a recording (default ctrace.data), or a flight recorder's directory. Several
     recordings, of several hosts, are reported as one.
     """
-    from ctrace.dumps.make import open_any
+    from ctrace.dumps.opened import open_any
     from ctrace.recording.review import review
 
     by = rows_by(group, format)
