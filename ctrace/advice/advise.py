@@ -13,6 +13,7 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import WHEN_THEY_GO, Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
 from ctrace.advice.roles import Seen, half_tracked, subject, within
+from ctrace.advice.texts import copied
 from ctrace.batch import DUMP
 from ctrace.change import persist, shell_lines, steps
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
@@ -175,7 +176,8 @@ def advise(
         if not table.max and (table.max_known or services.hooks.family != DUMP):
             continue  # no limit, or it went away before that was read
         about = known.get(table.netns, Facts())
-        judge = Judge(about.ruleset, about.snapshot, _backend(about))
+        about, texts = copied(about)
+        judge = Judge(about.ruleset, about.snapshot, _backend(about), texts)
         done = list(in_place(about.ruleset, judge.room)) if about.ruleset else []
         there += [(table.netns, one) for one in done]
         if about.condition:

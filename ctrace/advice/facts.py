@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
@@ -15,6 +15,8 @@ from ctrace.change import notes
 from ctrace.change import plan as plans
 from ctrace.change.plan import Lever
 from ctrace.errors import CtraceError
+from ctrace.given import Given
+from ctrace.given import to_line as to_given
 from ctrace.host import commands_in, sock_diag
 from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.netns import Namespace, enter, local_addresses
@@ -62,6 +64,8 @@ class Facts:
     """What the texts that it was made from did not tell, and a default stands for."""
     snapshot: Optional[Snapshot] = None
     """What a rehearsal is made from; None: it was not recorded, or not to be read."""
+    given: str = ""
+    """What a copy can be made from where only texts are known (:func:`ctrace.given.to_line`)."""
     entries: Optional[Events] = None
     """The table as it is (live only)."""
     left: Counter[Stale] = field(default_factory=Counter)
@@ -127,6 +131,7 @@ def _build(found: dict[str, Any]) -> Facts:
         initial=bool(found["initial"]),
         untold=tuple(clean(str(one)) for one in found.get("untold", ())),
         snapshot=from_line(found["snapshot"]) if found.get("snapshot") else None,
+        given=str(found.get("given", "")),
     )
 
 
@@ -169,35 +174,44 @@ def _collect(netns_path: str) -> dict[str, Any]:
     }
 
 
-def written(
-    *,
-    ruleset: Optional[dict[str, Any]],
-    addresses: Sequence[str],
-    ephemeral: Optional[tuple[int, int]],
-    forwarding: Optional[bool],
-    timeouts: Mapping[str, int],
-    entry_bytes: Optional[int],
-    initial: bool,
-) -> str:
-    """The text of :func:`to_text` for a host that is known from what others wrote down.
+@dataclass(frozen=True)
+class Written:
+    """A namespace as others wrote it down; None or empty, where they did not tell."""
 
-    ``ruleset`` is as ctrace.ruleset.reader.dump gives it; None, as everywhere here, where
-    it was not told: then the defaults of :class:`Facts` stand for it.
-    """
+    ruleset: Optional[dict[str, Any]]
+    """As ctrace.ruleset.reader.dump gives it."""
+    addresses: Sequence[str]
+    ephemeral: Optional[tuple[int, int]]
+    forwarding: Optional[bool]
+    timeouts: Mapping[str, int]
+    entry_bytes: Optional[int]
+    initial: bool
+    reserved: str = ""
+    listening: Collection[tuple[str, int]] = ()
+    given: Optional[Given] = None
+
+
+def written(texts: Written) -> str:
+    """The text of :func:`to_text`; the defaults of :class:`Facts` stand for what was not told."""
+    size, given = texts.entry_bytes, texts.given
+    line = to_given(given) if given else ""
     return json.dumps(
         {
-            "ruleset": ruleset,
-            "addresses": list(addresses),
-            "ephemeral": list(ephemeral or EPHEMERAL),
-            "forwarding": forwarding is not False,
-            "timeouts": dict(timeouts),
-            "entry_bytes": [entry_bytes, entry_bytes + 128] if entry_bytes else ENTRY_BYTES,
-            "has_nft": bool(ruleset and ruleset["nft"]),
-            "initial": initial,
+            "ruleset": texts.ruleset,
+            "addresses": list(texts.addresses),
+            "ephemeral": list(texts.ephemeral or EPHEMERAL),
+            "forwarding": texts.forwarding is not False,
+            "timeouts": dict(texts.timeouts),
+            "entry_bytes": [size, size + 128] if size else ENTRY_BYTES,
+            "has_nft": bool(texts.ruleset and texts.ruleset["nft"]),
+            "initial": texts.initial,
+            "reserved": texts.reserved,
+            "listening": sorted(texts.listening),
+            "given": line if len(line) <= BIGGEST else "",
             "untold": [
                 name for name, value in (
-                    ("ip_local_port_range", ephemeral), ("ip_forward", forwarding),
-                    ("the host's addresses", addresses or None),
+                    ("ip_local_port_range", texts.ephemeral), ("ip_forward", texts.forwarding),
+                    ("the host's addresses", texts.addresses or None),
                 ) if value is None
             ],
         }

@@ -19,6 +19,7 @@ from ctrace.change.plan import MAX_ADDRESSES, Notrack
 from ctrace.errors import CtraceError
 from ctrace.record import Status
 from ctrace.rehearsal.compare import BREAKS, HARMLESS, MARKS, OPENS, Difference
+from ctrace.rehearsal.given.rebuild import Rebuilt
 from ctrace.rehearsal.mend import MAX_PEERS, Mender, Settled
 from ctrace.rehearsal.play import Stray, Talk
 from ctrace.rehearsal.rehearse import Room, Service
@@ -74,14 +75,19 @@ class Judge:
     """Of one namespace: its snapshot is prepared once for all services."""
 
     def __init__(
-        self, ruleset: Optional[Ruleset], snapshot: Optional[Snapshot], backend: str = "nft"
-    ) -> None:
-        """``backend``: where ctrace's own rules would go. None: not at hand."""
+        self, ruleset: Optional[Ruleset], snapshot: Optional[Snapshot], backend: str = "nft",
+        texts: Optional[Rebuilt] = None,
+    ) -> None:  # fmt: skip
+        """``backend``: where ctrace's own rules would go. None: not at hand. ``texts``: what came
+        of a copy made of texts, where there is nothing else."""
         self._ruleset, self._backend = ruleset, backend
         self.room: Optional[Room] = None
         self._why_not = ""
         self._until = time.monotonic() + BUDGET_S
-        if ruleset is not None and snapshot is None:
+        self._remarks = texts.remarks if texts else ()
+        if texts is not None and snapshot is None:
+            self._why_not = texts.lacking
+        elif ruleset is not None and snapshot is None:
             self._why_not = (
                 "its rules are at hand as text or without a copy of the host, which nothing can be "
                 "tried on: run advise on the host before applying anything"
@@ -101,7 +107,7 @@ class Judge:
     def judge(self, subject: Subject) -> Judgement:
         """The verdict on NOTRACK for a service."""
         lever = _lever(subject)
-        findings = [*seen(subject)]
+        findings = [*seen(subject), *(Finding("info", "texts", one) for one in self._remarks)]
         evidence: dict[str, Any] = {}
         if self._ruleset is not None:
             findings += around(subject, self._ruleset)

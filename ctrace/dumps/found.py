@@ -156,6 +156,15 @@ class Space:
     """``conntrack -S`` summed over CPUs, one reading after the other."""
     counts: list[int] = field(default_factory=list)
     """``nf_conntrack_count``, one reading after the other."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """By path below /proc/sys: of net/ipv4, net/ipv6 and net/netfilter."""
+    network: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(``links``, ``routes``, ``rules``, ``rules6``, ``ipsets`` or ``qdiscs``; command) to what was
+    printed."""
+    legacy_tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tables of iptables-legacy by family, where /proc/net/ip_tables_names was given."""
+    ipvs: str = ""
+    """What /proc/net/ip_vs says, where that was given; ``none``: it is not there."""
     expectations: int = 0
     """Expectations of helpers that were listed."""
 
@@ -175,6 +184,8 @@ class Found:
     log: Log = field(default_factory=Log)
     modules: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     """Name to (uses, modules that use it)."""
+    modules_whole: bool = False
+    """Whether these are all that were loaded."""
     slab: Optional[int] = None
     """Bytes of one entry, by /proc/slabinfo."""
     host: str = ""

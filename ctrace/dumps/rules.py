@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 from ctrace.advice import facts
-from ctrace.dumps.found import Space
+from ctrace.dumps.found import Found, Space
 from ctrace.dumps.nft.tables import to_json
 from ctrace.dumps.source import Told
+from ctrace.given import Given
 from ctrace.model.remedies import TIMEOUTS
+from ctrace.record import proto_name
 
 
 def rulesets(told: Told) -> Iterator[tuple[int, str]]:
@@ -26,13 +28,18 @@ def rulesets(told: Told) -> Iterator[tuple[int, str]]:
         yield (
             number,
             facts.written(
-                ruleset=_listings(space),
-                addresses=space.addresses,
-                ephemeral=_range(space.sysctls.get("net.ipv4.ip_local_port_range", "")),
-                forwarding=_forwarding(space),
-                timeouts=timeouts,
-                entry_bytes=told.found.slab,
-                initial=told.found.whole and not name,
+                facts.Written(
+                    ruleset=_listings(space),
+                    addresses=space.addresses,
+                    ephemeral=_range(space.sysctls.get("net.ipv4.ip_local_port_range", "")),
+                    forwarding=_forwarding(space),
+                    timeouts=timeouts,
+                    entry_bytes=told.found.slab,
+                    initial=told.found.whole and not name,
+                    reserved=space.sysctls.get("net.ipv4.ip_local_reserved_ports", ""),
+                    listening={(proto_name(proto), port) for proto, port in space.listeners},
+                    given=given_of(told.found, space) if space.has_rules else None,
+                )
             ),
         )
 
@@ -46,6 +53,22 @@ def _listings(space: Space) -> Optional[dict[str, Any]]:
         gaps.append("nft's own tables were not given: give nft -j list ruleset too")
     nft = space.nft or (json.dumps(to_json(space.nft_text)) if space.nft_text else "")
     return {"nft": nft, "saves": space.saves, "ipvs": "", "gaps": gaps, "planes": []}
+
+
+def given_of(found: Found, space: Space) -> Given:
+    """All that a copy can be made of."""
+    parts: dict[str, list[str]] = {}
+    for (kind, _), text in space.network.items():
+        parts.setdefault(kind, []).append(text)
+    links = sorted(parts.get("links", ()), key=lambda t: (" inet" in t, " promiscuity " in t))
+    joined = {name: "".join(parts.get(name, ())) for name in
+              ("routes", "rules", "rules6", "ipsets", "qdiscs")}  # fmt: skip
+    return Given(
+        nft=space.nft, nft_text=space.nft_text, saves=tuple(space.saves), **joined,
+        links=links[-1] if links else "", settings=space.settings,
+        modules=tuple(found.modules) if found.modules_whole else None,
+        legacy_tables=space.legacy_tables or None, ipvs=space.ipvs, kernel=found.kernel,
+    )  # fmt: skip
 
 
 def _range(text: str) -> Optional[tuple[int, int]]:

@@ -137,7 +137,8 @@ class Told:
             count = counts[next(i for i, one in enumerate(mine) if one is look)]
         elif counts and look is mine[-1]:
             count = counts[-1]
-        return self._table(look.dump.netns, count, until)
+        # A count that is less than the lines is of another moment.
+        return self._table(look.dump.netns, max(count, len(look.rows)), until)
 
     def _unlooked(self, dump: Optional[Dump], until: int) -> tuple[TableReading, ...]:
         """Tables of which nothing but a count and settings are known."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from typing import Optional
 
 from ctrace.errors import CtraceError
 
@@ -15,7 +16,12 @@ SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"
 
 def have(tool: str) -> bool:
     """Whether a command is installed, also where sbin is not in the path."""
-    return shutil.which(tool, path=_path()) is not None
+    return find(tool) is not None
+
+
+def find(tool: str) -> Optional[str]:
+    """The path of a command, also where sbin is not in the path; None: it is not installed."""
+    return shutil.which(tool, path=_path())
 
 
 def output(
@@ -25,11 +31,23 @@ def output(
 
     Raises CtraceError when the command is not there or does not come back.
     """
-    program = shutil.which(argv[0], path=_path())
+    done = _ended(argv, stdin, timeout)
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    return done.returncode, done.stdout, said[0].strip() if said else ""
+
+
+def complaints(argv: Sequence[str], stdin: str = "") -> tuple[int, list[str]]:
+    """Exit status and all lines of standard error. Raises CtraceError as :func:`output` does."""
+    done = _ended(argv, stdin, TIMEOUT_S)
+    return done.returncode, done.stderr.splitlines()
+
+
+def _ended(argv: Sequence[str], stdin: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    program = find(argv[0])
     if program is None:
         raise CtraceError(f"{argv[0]} is not installed, and this needs it")
     try:
-        done = subprocess.run(
+        return subprocess.run(
             [program, *argv[1:]],
             input=stdin,
             capture_output=True,
@@ -41,8 +59,6 @@ def output(
         )
     except subprocess.TimeoutExpired:
         raise CtraceError(f"{argv[0]} did not come back within {timeout:.0f} s") from None
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return done.returncode, done.stdout, said[0].strip() if said else ""
 
 
 def run(argv: Sequence[str], stdin: str = "") -> str:

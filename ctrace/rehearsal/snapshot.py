@@ -33,7 +33,7 @@ from ctrace.rehearsal import nft_copy
 GETLINK, GETADDR, GETROUTE, GETRULE, GETQDISC, GETNEXTHOP = 18, 22, 26, 34, 38, 106
 LINK_NETNSID: Final = 37
 NETDEV, BRIDGE = 5, 7
-_PLAIN_QUEUES: Final = {
+PLAIN_QUEUES: Final = {
     "noqueue", "noop", "pfifo_fast", "pfifo", "bfifo", "mq", "fq", "fq_codel", "codel", "sfq", "",
 }  # fmt: skip
 LOOPBACK: Final = 772
@@ -155,7 +155,7 @@ def _unmarked(link: Link) -> tuple[int, ...]:
     """Interfaces that hand a packet to a card or another namespace, and shape nothing."""
     shaped = set()
     for body in link.dump(GETQDISC, bytes(20)):
-        if word(dict(split(body, 20)).get(1, b"")) not in _PLAIN_QUEUES:
+        if word(dict(split(body, 20)).get(1, b"")) not in PLAIN_QUEUES:
             shaped.add(struct.unpack_from("=i", body, 4)[0])
     found = []
     for body in link.dump(GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):

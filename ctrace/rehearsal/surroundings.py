@@ -266,7 +266,7 @@ def sysctls(snapshot: Snapshot, space: Space, known: Settings) -> list[str]:
     """
     want = dict(snapshot.sysctls)
     if known:
-        _write(space, known)
+        write(space, known)
         return []
     differ: Settings = []
     for _ in range(3):  # some set others when written
@@ -275,7 +275,7 @@ def sysctls(snapshot: Snapshot, space: Space, known: Settings) -> list[str]:
         if not differ:
             break
         known += differ
-        _write(space, differ)
+        write(space, differ)
     return [f"{path[14:]} = {value.strip()}" for path, value in differ
             if path.rsplit("/", 1)[1] in MATTERS]  # fmt: skip
 
@@ -286,7 +286,8 @@ MATTERS: Final = ("rp_filter", "ip_forward", "forwarding", "route_localnet", "ac
 """Settings without which a packet may fare otherwise."""
 
 
-def _write(space: Space, values: Settings) -> None:
+def write(space: Space, values: Settings) -> None:
+    """Set what can be set; forwarding first, which sets others."""
     with space.inside():
         for path, value in sorted(values, key=lambda item: "forward" not in item[0]):
             with contextlib.suppress(OSError), open(path, "w") as file:

@@ -64,7 +64,7 @@ keep() {
 }
 
 loaded() { # built in, or loaded already: asking it then loads nothing
-    grep -q "^$1 " /proc/modules 2>/dev/null ||
+    [ ! -e /proc/modules ] || grep -q "^$1 " /proc/modules 2>/dev/null ||
         grep -q "/$1.ko" "/lib/modules/$(uname -r)/modules.builtin" 2>/dev/null
 }
 
@@ -94,10 +94,31 @@ about() {
             /proc/sys/net/ipv4/ip_local_reserved_ports /proc/sys/net/ipv4/tcp_fin_timeout \
             /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv6/conf/all/forwarding; do
             [ -r "$f" ] && echo "$f = $(cat "$f" 2>/dev/null)"
+        done
+        for f in ipv4/conf/*/rp_filter ipv4/conf/*/forwarding ipv4/conf/*/route_localnet \
+            ipv4/conf/*/accept_local ipv4/conf/*/src_valid_mark ipv4/fwmark_reflect \
+            ipv4/tcp_fwmark_accept ipv4/ip_nonlocal_bind ipv6/conf/*/forwarding \
+            ipv6/conf/*/disable_ipv6 ipv6/fwmark_reflect; do
+            grep -H . "/proc/sys/net/"$f 2>/dev/null
         done'
-    keep "$folder/ip_addr" 5 "$@" ip addr
+    # With its details where this ip has them: busybox has none.
+    keep "$folder/ip_-d_addr" 5 "$@" ip -d addr
+    [ -s "$d/$folder/ip_-d_addr" ] || keep "$folder/ip_addr" 5 "$@" ip addr
+    for family in -4 -6; do
+        keep "$folder/ip_${family}_route_show_table_all" 10 "$@" ip "$family" route show table all
+        keep "$folder/ip_${family}_rule" 5 "$@" ip "$family" rule
+    done
+    keep "$folder/tc_qdisc" 5 "$@" tc qdisc
+    keep "$folder/tables_names" 5 "$@" sh -c '
+        for f in ip_tables_names ip6_tables_names ip_vs; do
+            echo "/proc/net/$f: $(head -n 40 /proc/net/$f 2>/dev/null | tr "\n" " " | grep . || echo none)"
+        done'
+    if loaded ip_set; then
+        keep "$folder/ipset_save" 10 "$@" ipset save
+    fi
     if loaded nf_tables; then
         keep "$folder/nft_-j_list_ruleset" 10 "$@" nft -j list ruleset
+        keep "$folder/nft_list_ruleset" 10 "$@" nft list ruleset
     fi
     for family in ip ip6; do
         [ -s "/proc/net/${family}_tables_names" ] || loaded nf_tables || continue

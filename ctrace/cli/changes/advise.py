@@ -173,15 +173,20 @@ def _advise(
     from ctrace.advice.advise import advise
     from ctrace.advice.asked import Views, include
     from ctrace.advice.facts import Facts
+    from ctrace.advice.texts import Kept
+    from ctrace.batch import DUMP
     from ctrace.model import Model
 
     wanted = asked.wanted
     model = Model(source.hooks, source.clock, source.started, host=host, logged=log)
     addresses: dict[int, tuple[str, ...]] = {}
+    kept = Kept()
     for batch in source.batches(min(1.0, duration or 1.0)):
         if not wanted.is_empty:
             batch = replace(batch, events=batch.events[wanted.mask(batch.events)])  # noqa: PLW2901
         model.update(batch)
+        if source.hooks.family == DUMP:
+            kept.add(batch.events)
         addresses |= {inum: netns.addresses for inum, netns in batch.names.netns.items()}
         past = (batch.until - source.started) / 1e9
         if duration is not None and past >= duration and not batch.more:
@@ -192,6 +197,8 @@ def _advise(
     for table in services.tables:
         found = facts_of(table.netns)  # type: ignore[operator]
         known[table.netns] = found or Facts(addresses=addresses.get(table.netns, ()))
+        if source.hooks.family == DUMP:
+            known[table.netns] = replace(known[table.netns], entries=kept.of(table.netns))
     advice = advise(services, pairs, known, target=asked.target)
     if not asked.drops:
         return advice

@@ -13,7 +13,16 @@ _ABOUT: Final = (
     ("log", re.compile(r"\b(dmesg|journal|messages|kern\.log|syslog)")),
     ("modules", re.compile(r"\b(lsmod|proc/modules|modinfo)")),
     ("listeners", re.compile(r"(?<![a-zA-Z0-9])(ss|netstat)(?![a-zA-Z0-9])")),
-    ("addresses", re.compile(r"\bip(_| )(-\w+(_| ))*a(ddr(ess)?)?\b|\bifconfig")),
+    (
+        "addresses",
+        re.compile(r"\bip(_| )(-\w+(_| ))*(a(ddr(ess)?)?|l(ink)?)(?![a-zA-Z])|\bifconfig"),
+    ),
+    (
+        "network",
+        re.compile(
+            r"\bip(_| )(-\w+(_| ))*r(o|oute|u|ule)?(?![a-zA-Z])|\btc(_| )(-\w+(_| ))*qdisc|\bipset"
+        ),
+    ),
     (
         "count",
         re.compile(
@@ -71,7 +80,9 @@ def context(text: str, before: Context, *, named: bool = False) -> Context:
         path[1].replace("/", ".") if path else "",
         netns,
         kind[1] if kind else "",
-        "ip6tables" in text or "v6" in text.rsplit("/", 1)[-1],
+        "ip6tables" in text
+        or "v6" in text.rsplit("/", 1)[-1]
+        or bool(re.search(r"\bip[ _]-(6|f(amily)?[ _]inet6)", text)),
     )
 
 

@@ -12,7 +12,7 @@ from ctrace.dumps.host.context import Context
 from ctrace.record import PROTO_NUMBERS
 
 _SETTING: Final = re.compile(
-    r"^(?:/proc/sys/)?((?:net|kernel|vm|fs|dev|user|debug|abi|crypto|sunrpc)[./][\w./:-]+)"
+    r"^(?:/proc/sys/)?((?:net|kernel|vm|fs|dev|user|debug|abi|crypto|sunrpc)[./][\w./:@+-]+?)"
     r"\s*[=:]\s?(.*)$"
 )
 _SHORT: Final = re.compile(
@@ -21,6 +21,8 @@ _SHORT: Final = re.compile(
 _MODULE: Final = re.compile(
     r"^(\w+)\s+(\d+)\s+(-?\d+)(?:\s+([\w,-]+))?(?:\s+\w+\s+0x[0-9a-f]+.*)?\s*$"
 )
+_WHOLE: Final = ("", "lsmod", "sudo lsmod", "cat /proc/modules", "sudo cat /proc/modules")
+"""Commands that print all modules; a file's name is none."""
 _NETFILTER: Final = re.compile(
     r"conntrack|nf_nat|^xt_|^nf_|^ip_|^ip6_|^x_tables|^nft_|tables?$|^br_netfilter"
 )
@@ -38,11 +40,14 @@ _SS: Final = re.compile(
 _NETSTAT: Final = re.compile(
     r"^(tcp|udp)6?\s+\d+\s+\d+\s+(\S+):(\d+)\s+\S+:\*\s+(?:LISTEN\s+)?.*?(?:\s(\d+)/(\S+))?\s*$"
 )
+_NAMES: Final = re.compile(r"^/proc/net/(ip_tables_names|ip6_tables_names|ip_vs): ?(.*)$")
+_SWAPPED: Final = str.maketrans("./", "/.")
+MOST_SETTINGS: Final = 40_000
 _UP: Final = re.compile(r"\bup (?:(\d+) days?, +)?(?:(\d+):(\d\d)|(\d+) min)")
 _IDLE_HEADS: Final = re.compile(
     r"^(Module\s+Size\s+Used|State\s+Recv|Netid\s+State|Proto\s+Recv|Active Internet|slabinfo - |"
-    r"# name\s|</?(?:conntrack|expect)>|<\?xml|total \d+$|tcpdump|Connection to )|^sysctl: "
-    r"|^conntrack v|^\d+: [\w.@-]+: <|^(link/|valid_lft |altname )"
+    r"# name\s|# Warning: |</?(?:conntrack|expect)>|<\?xml|total \d+$|tcpdump|Connection to )"
+    r"|^sysctl: |^conntrack v|^\d+: [\w.@-]+: <|^(link/|valid_lft |altname )"
 )
 
 
@@ -57,6 +62,7 @@ def _setting(line: str, about: Context, found: Found, space: Space, at: Optional
     said = _SETTING.match(line) or _SHORT.match(line)
     if said:
         name = said[1].replace("/", ".").removeprefix(".")
+        _path(space, said[1], said[2])
         if name.startswith(("nf_conntrack", "ip_conntrack")):
             name = "net.netfilter." + name.replace("ip_conntrack", "nf_conntrack")
         _sysctl(space, name, said[2])
@@ -69,6 +75,15 @@ def _setting(line: str, about: Context, found: Found, space: Space, at: Optional
         space.counts.append(int(counted[1] if counted else line))
         return True
     return False
+
+
+def _path(space: Space, name: str, value: str) -> None:
+    """Keep a setting by its path: sysctl swaps the points and slashes of interfaces' names."""
+    path = name if name[3:4] == "/" else name.translate(_SWAPPED)
+    if path.startswith(("net/ipv4/", "net/ipv6/", "net/netfilter/")) and (
+        path in space.settings or len(space.settings) < MOST_SETTINGS
+    ):
+        space.settings[path] = value[:200]
 
 
 def _sysctl(space: Space, name: str, value: str) -> None:
@@ -90,12 +105,17 @@ def _sysctl(space: Space, name: str, value: str) -> None:
 
 def _module(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
     del space, at
+    if re.match(r"Module\s+Size\s+Used", line):
+        found.modules_whole |= "|" not in about.command
+        return True
     said = _MODULE.match(line)
     if not said or (about.about != "modules" and not _NETFILTER.search(said[1])):
         return False
     users = tuple(one for one in (said[4] or "").split(",") if one and one != "-")
     if len(found.modules) < 2000:
         found.modules[said[1]] = max(0, int(said[3])), users
+        if about.about == "modules" and about.command in _WHOLE:
+            found.modules_whole = True
     return True
 
 
@@ -135,14 +155,21 @@ def _count(space: Space, names: list[str], values: list[int], first: bool) -> No
 
 def _address(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
     del found, at
-    said = _INET.search(line)
-    if said and (about.about == "addresses" or line.lstrip().startswith("inet")):
-        from ctrace.dumps.entries.words import is_address
+    if about.about != "addresses" and not line.lstrip().startswith("inet"):
+        return False
+    return take_address(line, space)
 
-        if is_address(said[1]) and said[1] not in space.addresses and len(space.addresses) < 4096:
-            space.addresses.append(said[1])
-        return True
-    return False
+
+def take_address(line: str, space: Space) -> bool:
+    """Whether a line of ip or ifconfig has an address; it is kept as the host's own."""
+    said = _INET.search(line)
+    if not said:
+        return False
+    from ctrace.dumps.entries.words import is_address
+
+    if is_address(said[1]) and said[1] not in space.addresses and len(space.addresses) < 4096:
+        space.addresses.append(said[1])
+    return True
 
 
 def _listener(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
@@ -158,6 +185,21 @@ def _listener(line: str, about: Context, found: Found, space: Space, at: Optiona
     if pid and int(port) < 65536 and int(pid) < 1 << 31 and len(space.listeners) < 4096:
         key = (PROTO_NUMBERS[proto], int(port))
         space.listeners[key] = Owner(int(pid) << 32, comm[:64].split("/")[0])
+    return True
+
+
+def _names(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    """``head /proc/net/ip_tables_names`` as ctrace collect prints it."""
+    del about, found, at
+    said = _NAMES.match(line)
+    if not said:
+        return False
+    words = tuple(said[2].split()[:64])
+    if said[1] == "ip_vs":
+        space.ipvs = " ".join(words)
+    else:
+        family = said[1].split("_")[0]
+        space.legacy_tables[family] = () if words == ("none",) else words
     return True
 
 
@@ -186,5 +228,5 @@ def _other(line: str, about: Context, found: Found, space: Space, at: Optional[f
 
 _Fact = Callable[[str, Context, Found, Space, Optional[float]], bool]
 _FACTS: Final[tuple[_Fact, ...]] = (
-    _setting, _counters, _module, _listener, _address, _other,
+    _names, _setting, _counters, _module, _listener, _address, _other,
 )  # fmt: skip

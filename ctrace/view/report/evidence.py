@@ -107,6 +107,8 @@ def _table(data: dict[str, Any]) -> Optional[str]:
         text += "; none of them is listed in the texts" if held else ""
     elif entries < 0.9 * held:
         text += f"; the dump shows {fmt.count(entries)} of them"
+    elif entries > 1.1 * held:
+        text += f"; the dump, of another moment, shows {fmt.count(entries)}"
     return text
 
 

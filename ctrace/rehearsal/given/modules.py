@@ -1,0 +1,75 @@
+"""Kernel modules that rules want: those that are not here are named, and none is loaded unasked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Final, Optional
+
+_NFT: Final = {
+    r"\bct\b": "nft_ct", r"\bct count\b": "nft_connlimit", r"\blimit\b": "nft_limit",
+    r"\blog\b": "nft_log", r"\bmasquerade\b": "nft_masq", r"\b[sd]nat\b": "nft_nat",
+    r"\bredirect\b": "nft_redir", r"\breject\b": "nft_reject", r"\bfib\b": "nft_fib",
+    r"\btproxy\b": "nft_tproxy", r"\bsocket\b": "nft_socket", r"\bsynproxy\b": "nft_synproxy",
+    r"\bnumgen\b": "nft_numgen", r"\b(?:jhash|symhash)\b": "nft_hash", r"\bqueue\b": "nft_queue",
+    r"\bquota\b": "nft_quota", r"\bflow (?:add|offload)\b": "nft_flow_offload",
+    r"\bosf\b": "nft_osf", r"\bipsec\b": "nft_xfrm", r"\bdup\b": "nft_dup_netdev",
+    r"\bfwd\b": "nft_fwd_netdev", r"\btype nat\b": "nft_chain_nat",
+}  # fmt: skip
+"""A word of a rule set to the module behind it (net/netfilter/Makefile)."""
+_BUILT_IN: Final = {"icmp", "icmp6", "icmpv6", "ACCEPT", "DROP", "RETURN", "QUEUE", "standard"}
+_ALIAS: Final = {"state": "conntrack", "tcp": "tcpudp", "udp": "tcpudp", "udplite": "tcpudp",
+                 "SNAT": "nat", "DNAT": "nat", "NOTRACK": "CT", "CONNMARK": "connmark",
+                 "MARK": "mark", "SET": "set", "DSCP": "DSCP", "TOS": "DSCP", "tos": "dscp",
+                 "TTL": "HL", "ttl": "hl"}  # fmt: skip
+
+
+def missing(nft: str, saves: Iterable[tuple[str, str, str]], ipsets: str, root: str = "/"
+            ) -> list[str]:  # fmt: skip
+    """Modules to load first, by name; none where the kernel does not tell, or has no modules."""
+    here = _loaded(root)
+    if here is None:
+        return []
+    wanted: dict[str, tuple[str, ...]] = {"nf_tables": ("nf_tables",)}
+    if nft:
+        bare = re.sub(r'"[^"\n]*"', "", nft)
+        wanted.update({name: (name,) for word, name in _NFT.items() if re.search(word, bare)})
+    for tool, family, text in saves:
+        wanted.update(_of_save(tool, family, text))
+    if ipsets:
+        kinds = set(re.findall(r"(?m)^create \S+ (\S+)", ipsets))
+        names = ["ip_set", *(f"ip_set_{kind.replace(':', '_').replace(',', '')}" for kind in kinds)]
+        wanted.update({name: (name,) for name in names})
+    return sorted(name for name, any_of in wanted.items() if not here.intersection(any_of))
+
+
+def _of_save(tool: str, family: str, text: str) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    mark = "6" if family == "ip6" else ""
+    for table in re.findall(r"(?m)^\*(\w+)", text):
+        name = f"ip{mark}table_{table}" if tool == "iptables-legacy" else "nft_compat"
+        found[name] = (name,)
+    own = set(re.findall(r"(?m)^:(\S+)", text))
+    for word in set(re.findall(r" -[mj] (\S+)", text)) - _BUILT_IN - own:
+        name = _ALIAS.get(word, word)
+        found[f"xt_{name}"] = (f"xt_{name}", f"ip{mark}t_{name}", f"xt_{word}", f"ipt_{word}",
+                               f"ip6t_{word}", f"nft_{name.lower()}")  # fmt: skip
+    return found
+
+
+def _loaded(root: str) -> Optional[set[str]]:
+    """Those loaded or built in; None where there is no list of modules at all."""
+    try:
+        with open(os.path.join(root, "proc/modules")) as file:
+            found = {line.split(" ", 1)[0] for line in file}
+    except OSError:
+        return None
+    builtin = os.path.join(root, "lib/modules", os.uname().release, "modules.builtin")
+    try:
+        with open(builtin) as file:
+            found |= {os.path.basename(line.strip()).split(".ko")[0].replace("-", "_")
+                      for line in file}  # fmt: skip
+    except OSError:
+        pass
+    return found
