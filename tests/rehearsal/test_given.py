@@ -355,9 +355,7 @@ def test_what_another_kernel_does_otherwise_is_no_copy() -> None:
 
 def test_modules_that_are_not_loaded_are_named(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/modules").write_text(
-        "nf_tables 1 1 -\nxt_conntrack 1 1 -\n"
-    )
+    (tmp_path / "proc/modules").write_text("nf_tables 1 1 -\nxt_conntrack 1 1 -\n")
     save = ("iptables-legacy", "ip", "*filter\n-A INPUT -m state --state NEW -j LOG\n")
     assert modules.missing("masquerade", [save], "", str(tmp_path)) == [
         "iptable_filter", "nft_masq", "xt_LOG"

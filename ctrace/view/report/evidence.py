@@ -16,7 +16,10 @@ KNOWN_BY = {
     "now": "when it was imported",
     "countdown": "by how far timeouts went down",
 }
-RULES = "nft -j list ruleset, iptables-save -c, ip addr"
+RULES = (
+    "nft list ruleset, iptables-save -c, ip -d addr, ip route show table all, ip rule, tc qdisc and "
+    "sysctl -a (ctrace collect gathers all of it)"
+)
 
 
 def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
