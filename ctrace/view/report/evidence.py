@@ -17,8 +17,8 @@ KNOWN_BY = {
     "countdown": "by how far timeouts went down",
 }
 RULES = (
-    "nft list ruleset, iptables-save -c, ip -d addr, ip route show table all, ip rule, tc qdisc and "
-    "sysctl -a (ctrace collect gathers all of it)"
+    "nft list ruleset, iptables-save -c, ip -d addr, ip route show table all, ip rule, tc qdisc "
+    "and sysctl -a (ctrace collect gathers all of it)"
 )
 
 
