@@ -18,6 +18,7 @@ from ctrace.errors import CtraceError
 from ctrace.live.filtering import View, check, view
 from ctrace.live.protocol import Phase
 from ctrace.model.snapshot import Snapshot
+from ctrace.record import Kind
 from ctrace.recording.recorder.told_once import Known
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class LiveFeed:
         self._early = early
         self._shown_filter = shown_filter
         self._flow_filter = shown_filter if flows_filtered else ""
-        self._phase = Phase("attaching", "attaching to the kernel")
+        self._phase = self._listening = Phase("attaching", "attaching to the kernel")
+        self._read = self._held = 0
+        """Entries from before that were read, and of how many, as far as the tables tell."""
         self._latest: Optional[Snapshot] = None
         self._error: Optional[BaseException] = None
         self._source: Optional[Source] = None
@@ -181,7 +184,7 @@ class LiveFeed:
                 memory=self._memory,
                 interval=self._interval,
             )
-            self._phase = Phase("live", f"listening with {source.hooks.family}")
+            self._phase = self._listening = Phase("live", f"listening with {source.hooks.family}")
             for batch in self._batches(source):
                 self._take(batch)
                 if self._closing.is_set():
@@ -223,9 +226,21 @@ class LiveFeed:
                         writer.close()
                     self._phase = Phase("live", f"recording stopped: {error}")
             if batch.more:
+                self._say_read(batch)
                 return
             snapshot = self._snapshot()
+        if self._phase.name == "reading":
+            self._phase = self._listening
         self._publish(snapshot)
+
+    def _say_read(self, batch: Batch) -> None:
+        """Large tables take seconds to read at the start: until the first snapshot, how far."""
+        self._read += int((batch.events["kind"] == int(Kind.EXISTING)).sum())
+        self._held = sum(table.count for table in batch.tables) or self._held
+        if self._read and self._latest is None:
+            of = f" of about {self._held:,}" if self._held > self._read else ""
+            text = f"reading the entries that are in the tables: {self._read:,}{of} so far"
+            self._phase = Phase("reading", text)
 
     def _snapshot(self) -> Snapshot:
         assert self._model is not None

@@ -11,7 +11,7 @@ from typing import Optional, Protocol, runtime_checkable
 
 from ctrace.model.snapshot import Snapshot
 
-PHASES = ("attaching", "live", "replay", "ended", "failed")
+PHASES = ("attaching", "reading", "live", "replay", "ended", "failed")
 
 
 @dataclass(frozen=True)

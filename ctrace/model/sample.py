@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys.columns import I64, OWNED, U64, Window, service_hash, spread
+from ctrace.model.keys.columns import I64, OWNED, TICK_MS, U64, Window, service_hash, spread
 from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.keys.scatter import Rows
 
@@ -65,7 +65,9 @@ class Sample:
         known = age != UNKNOWN
         rows["age"][known] = age[known] / 1e9
         idle = w.idle_ms(at)
-        rows["idle"][idle >= 0] = idle[idle >= 0] / 1e3
+        # longer idle than it has existed is impossible: that is not the timeout that it has
+        sure = (idle >= 0) & ~(known & (idle > age / 1e6 + TICK_MS))
+        rows["idle"][sure] = idle[sure] / 1e3
         over = w.events["overdue_ms"][at]
         rows["left"][over < 0] = -over[over < 0] / 1e3
         timeout = w.events["timeout_ms"][at]

@@ -111,6 +111,36 @@ def test_a_part_of_an_interval_is_counted_but_not_shown() -> None:
     feed.close()
 
 
+class Large(Script):
+    """What was in the table is read in three parts before the first interval ends."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.turn = threading.Semaphore(0)
+
+    def batches(self, interval: float) -> Iterator[Batch]:
+        for part in range(1, 4):
+            rows = flows(2000, part * 10_000)
+            rows["kind"], rows["reason"] = int(Kind.EXISTING), 0
+            table = TableReading(1, 6000, 65536, 1024)
+            yield Batch(rows, until=self.started + part, tables=(table,), more=True)
+            self.turn.acquire()
+        yield from super().batches(interval)
+        self.closed.wait()
+
+
+def test_until_a_large_table_is_read_it_says_how_far() -> None:
+    source = Large()
+    feed = LiveFeed(lambda: source, early=False)
+    for read in ("2,000 of about 6,000", "4,000 of about 6,000", "6,000 so far"):
+        until(lambda words=read: words in feed.phase.text)  # type: ignore[misc]
+        assert (feed.phase.name, feed.latest()) == ("reading", None)
+        source.turn.release()
+    assert feed.wait(None, 60) is not None
+    assert feed.phase.name == "live"
+    feed.close()
+
+
 def test_before_the_first_batch_it_is_attaching() -> None:
     ready = threading.Event()
 

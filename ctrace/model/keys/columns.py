@@ -70,6 +70,8 @@ AF_INET: Final = 2
 TIME_SHIFT: Final = 10
 TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9
 """Seconds."""
+TICK_MS: Final = np.float32(50)
+"""What a time in ticks, and its reader, may be late by."""
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 NOWHERE: Final = np.zeros(0, np.intp)
 NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model import histogram
-from ctrace.model.keys.columns import I64, U64, Window
+from ctrace.model.keys.columns import I64, TICK_MS, U64, Window
 from ctrace.model.keys.pairing import EXISTING, UNKNOWN
 from ctrace.model.keys.rich import registers_of
 from ctrace.model.keys.scatter import Rows
@@ -17,8 +17,6 @@ from ctrace.model.keys.timeouts import Timeouts
 from ctrace.record import Kind, Reason
 
 _DIRECTION_SAMPLE: Final = 1024
-TICK_MS: Final = np.float32(50)
-"""What a time in ticks, and its reader, may be late by."""
 SAMPLED: Final = 8
 ENDS_MEASURED: Final = 16_384
 """Lifetimes measured in a window (of 131,072 events); ``n`` of percentiles counts these."""

@@ -24,6 +24,7 @@ from ctrace.model.keys.columns import (
     NETNS_MASK,
     OWNED,
     TCP,
+    TICK_MS,
     TIME_WAIT,
     U64,
     Keys,
@@ -190,7 +191,7 @@ class Levels:
         """Count looks at living entries, for rows with detail. ``age`` in ns, -1: unknown."""
         idle = w.idle_ms(at).astype(np.int64)
         timeout = w.events["timeout_ms"][at]
-        known = (age >= 0) & (idle >= 0)
+        known = (age >= 0) & (idle >= 0) & (idle <= age / 1e6 + TICK_MS)
         at, age, idle = at[known], age[known], idle[known]
         timeout, extra = timeout[known], extra[known]
         young = age < YOUNG_NS

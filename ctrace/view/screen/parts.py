@@ -347,13 +347,14 @@ def top_lines(
 def waiting(phase: Phase, width: int, height: int, palette: Palette) -> list[Text]:
     """The screen before the first snapshot."""
     p = palette
-    word = {"failed": "cannot start", "ended": "ended"}.get(phase.name, "attaching")
+    words = {"failed": "cannot start", "ended": "ended", "reading": "starting"}
+    word = words.get(phase.name, "attaching")
     text = fmt.clean(phase.text) or "preparing the hooks"
     body = wrapped(text, min(72, width - 4), 6)
     lines = [
         line([("ctrace", p.accent), ("  ", p.text), (word, p.warn)], width),
         blank(width),
-        *(line([(words, p.text)], width) for words in body),
+        *(line([(part, p.text)], width) for part in body),
     ]
     return lines[:height]
 

@@ -164,13 +164,14 @@ class Shell(App[None]):
             self.exit()  # whoever opened the feed says why, on a terminal that is sane again
             return
         phase, self._phase = self._phase, self.feed.phase
-        if phase.name == self._phase.name and phase.text != self._phase.text:
+        # before the first snapshot the whole screen tells what the feed is doing
+        if self.snapshot and phase.name == self._phase.name and phase.text != self._phase.text:
             self._message = (self._phase.text, time.monotonic() + TOAST)
             changed = True
         if (news := self.advice.arrived()) and self.advice.said:
             self._message = (self.advice.said, time.monotonic() + TOAST)
-        told = self.caption() if self.caption else ""
-        captioned, self._captioned = told != self._captioned, told
+        caption = self.caption() if self.caption else ""
+        captioned, self._captioned = caption != self._captioned, caption
         if news or changed or captioned or self.snapshot is None or self._expired():
             self.paint()
 
