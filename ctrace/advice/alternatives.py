@@ -177,7 +177,8 @@ def _time_wait(
     old, new = facts.timeouts.get(name), remedies.SHORTER[name]
     if old is None:
         return
-    mine = [seen.culprit for seen in services if seen.culprit.proto == "tcp"]
+    every = (one.culprit for one in services)
+    mine = [one for one in every if one.proto == "tcp" and one.composition.by_settings]
     freed = Range(0.0, 0.0)
     for culprit in mine:
         freed += shortened(culprit, True, old, new, outlook.seconds)

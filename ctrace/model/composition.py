@@ -71,6 +71,7 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
         left=Percentiles(p50, p90, p99, int(left.size)),
         waited=_evenly(looks["idle"][first]), idle=_evenly(looks["idle"][~first]),
         once=_once(looks),
+        other_timeout=_other(looks),
     )  # fmt: skip
 
 
@@ -80,6 +81,12 @@ def _once(looks: Looks) -> Optional[float]:
     if len(old) < 2 * FEW:
         return None
     return float(np.count_nonzero(old["age"] - old["idle"] <= ONCE)) / len(old)
+
+
+def _other(looks: Looks) -> Optional[float]:
+    """The share that has another timeout than the setting's, of those whose time left is known."""
+    known = looks[~np.isnan(looks["left"])]
+    return float(known["other"].mean()) if len(known) >= FEW else None
 
 
 def _evenly(seconds: npt.NDArray[np.float32]) -> tuple[float, ...]:

@@ -84,10 +84,12 @@ def forecast(  # noqa: PLR0911 - each way of not knowing by itself
         return Forecast()
     if counts[-1] >= limit:
         return Forecast(0.0, 0.0)
+    rates = _rates(readings)
+    if len(rates) < LEAST - 1:  # a host that stood still for long
+        return Forecast()
     staying = stays()
     if staying is None or staying.curve.until <= 0:
         return Forecast()
-    rates = _rates(readings)
     low, high = _between(rates)
     if high[0] <= 0:
         return Forecast()

@@ -197,9 +197,11 @@ class Model:
             self._sample.dumped(w, at)
         at = w.where(Kind.MET)
         if at.size:
-            if self._hooks.family != "netlink":  # which never knows the timeout in force
+            settings = self._hooks.family != "netlink"  # which never knows the timeout in force
+            if settings:
                 self._levels.timeouts.learn(w, at)
-            self._sample.met(w, at, *self._births.peek(w.ct[at], w.meta[at], w.ts[at]))
+            births = self._births.peek(w.ct[at], w.meta[at], w.ts[at])
+            self._sample.met(w, at, *births, settings)
         at = w.where(Kind.SAMPLED)
         if not at.size:
             return

@@ -24,12 +24,12 @@ ROW: Final = np.dtype(
         ("ts", np.int64),
         *((name, np.float32) for name in ("age", "now", "left", "idle", "timeout")),
         ("walk", np.uint32), ("opener", np.uint16), ("status", np.uint16),
-        ("state", np.uint8), ("proto", np.uint8), ("older", np.bool_),
+        ("state", np.uint8), ("proto", np.uint8), ("older", np.bool_), ("other", np.bool_),
     ]
 )  # fmt: skip
 """``age``, ``left``, ``idle`` and ``timeout`` are seconds, NaN: unknown; ``now``: the age of what
-still lives, at the time that one asks. ``older``: of the dump at the start. The hashes are those
-of the levels' keys."""
+still lives, at the time that one asks. ``older``: of the dump at the start; ``other``: that its
+timeout is not the setting's of now. The hashes are those of the levels' keys."""
 
 ROWS: Final = 8192
 GAP_NS: Final = 300_000_000
@@ -58,20 +58,28 @@ class Sample:
         """Memory held."""
         return self._rows.nbytes
 
-    def met(self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16]) -> None:
-        """Take looks at living entries; ``age`` in ns, and ``extra``, as their births tell."""
+    def met(
+        self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16], settings: bool
+    ) -> None:
+        """Take looks at living entries; ``age`` in ns, and ``extra``, as their births tell.
+
+        ``settings``: where a look tells no timeout, the entry has another than the setting's.
+        """
         rows = _rows(w, at, extra)
         ts = rows["ts"]
         known = age != UNKNOWN
         rows["age"][known] = age[known] / 1e9
         idle = w.idle_ms(at)
         # longer idle than it has existed is impossible: that is not the timeout that it has
-        sure = (idle >= 0) & ~(known & (idle > age / 1e6 + TICK_MS))
+        wrong = known & (idle > age / 1e6 + TICK_MS)
+        sure = (idle >= 0) & ~wrong
         rows["idle"][sure] = idle[sure] / 1e3
         over = w.events["overdue_ms"][at]
         rows["left"][over < 0] = -over[over < 0] / 1e3
         timeout = w.events["timeout_ms"][at]
-        rows["timeout"][timeout > 0] = timeout[timeout > 0] / 1e3
+        told = (timeout > 0) & ~wrong
+        rows["timeout"][told] = timeout[told] / 1e3
+        rows["other"] = wrong | ((idle < 0) & (timeout == 0) & (over < 0) & settings)
         starts = np.diff(ts, prepend=self._last) > GAP_NS
         rows["walk"] = self._walk + np.cumsum(starts)
         self._walk, self._last = int(rows["walk"][-1]), int(ts[-1])

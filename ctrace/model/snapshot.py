@@ -109,6 +109,15 @@ class Composition:
     once: Optional[float] = None
     """Of entries that are old enough to tell: the share whose last packet came within two seconds
     of their first."""
+    other_timeout: Optional[float] = None
+    """Share whose timeout is not the setting's of now: a ``ct timeout`` policy gave it, or the
+    setting was changed since. None where looks do not tell."""
+
+    @property
+    def by_settings(self) -> bool:
+        """Whether most of it has the settings' timeouts, as far as looks tell: else no setting
+        shortens its stay."""
+        return (self.other_timeout or 0.0) < 0.5
 
     def state(self, *names: str) -> Optional[float]:
         """The share of TCP entries in any of these states; None while unknown."""

@@ -16,7 +16,8 @@ from ctrace.whatif.table import Known, Setting
 def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
     """The flows under the levers: without untracked services, and with other timeouts.
 
-    An expired entry then waits ``pace`` times as long for its collection as it did.
+    An expired entry then waits ``pace`` times as long for its collection as it did. Where an
+    entry's own timeout is not known, it keeps it: the answer's range allows for it.
     """
     keep = np.ones(len(flows), bool)
     for proto, port in levers.notrack:
@@ -25,7 +26,7 @@ def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
     with np.errstate(invalid="ignore"):  # neither seen: it stays, whatever is changed
         waited = np.maximum(flows.leave - flows.expire, 0.0)
     for lever in levers.timeouts:
-        hit = lever.matches(flows)
+        hit = lever.matches(flows) & flows.sure
         expire[hit] += lever.seconds - timeout[hit]
         timeout[hit] = lever.seconds
         waited[hit & np.isinf(flows.leave)] = np.nan

@@ -55,17 +55,19 @@ def doubt_of(
     left = np.where(np.isnan(flows.leave), flows.expire, flows.leave)
     stays = np.clip(np.minimum(left, flows.end), 0.0, seconds) - flows.arrive
     stays = np.where(here, np.nan_to_num(stays), 0.0)
-    hit = altered(flows, levers) & here
+    matched = altered(flows, levers) & here
+    hit = matched & flows.sure
     drawn = hit & (flows.basis == Basis.LIKE) & np.isinf(flows.leave)
     maybe = here & (flows.basis == Basis.LIKE) & np.isinf(flows.leave)
     unknown = here & (flows.basis == Basis.NOTHING) & np.isinf(flows.leave)
     unknown &= altered(flows, levers, Timeout.could_match)
+    unknown |= matched & ~flows.sure
     many = np.count_nonzero(here & (stays > 0))
     return Doubt(
         altered=float(stays[hit].sum()) / seconds,
         drawn=_share_error(flows, drawn, maybe) * float(stays[maybe].sum()) / seconds,
-        unknown=float(stays[unknown].sum() - _least(flows, levers, unknown, seconds)) / seconds,
-        unknown_peak=float(np.count_nonzero(unknown)),
+        unknown=float(stays[unknown].sum() - _least(levers, stays[unknown])) / seconds,
+        unknown_peak=_most_at_once(flows.arrive[unknown], stays[unknown]),
         unlisted=extra if levers.timeouts or levers.notrack else 0,
         stay=float(stays.sum()) / many if many else 0.0,
         seconds=seconds,
@@ -121,8 +123,14 @@ def _share_error(flows: Flows, drawn: Bool, maybe: Bool) -> float:
     return 2 * math.sqrt(likely * (1 - likely) / (n + 4))
 
 
-def _least(flows: Flows, levers: Levers, unknown: Bool, seconds: float) -> float:
+def _least(levers: Levers, stays: F64) -> float:
     """Seconds that those stay at least, if each waits for the timeout that is made shortest."""
     shortest = min((lever.seconds for lever in levers.timeouts), default=0)
-    arrive: F64 = flows.arrive[unknown]
-    return float(np.minimum(seconds - arrive, shortest).sum())
+    return float(np.minimum(stays, shortest).sum())
+
+
+def _most_at_once(arrive: F64, stays: F64) -> float:
+    """How many of those were there at once, at most."""
+    steps = np.argsort(np.concatenate([arrive, arrive + stays]), kind="stable")
+    held = np.cumsum(np.where(steps < len(arrive), 1, -1))
+    return float(held.max(initial=0))

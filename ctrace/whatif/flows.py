@@ -78,6 +78,9 @@ class Flows:
     """:class:`Basis` of ``expire``, ``timeout``, ``state`` and ``assured``."""
     among: I64
     """Of :data:`Basis.LIKE`: how many it was drawn from."""
+    sure: Bool
+    """Whether ``timeout`` is the one that it had: a ``ct timeout`` policy gives another, and so
+    does a setting that was changed since."""
     key: U64
     """A hash of its tuple, zone and namespace: a table holds one entry of each."""
     attempt_at: F64

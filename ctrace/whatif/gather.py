@@ -8,6 +8,7 @@ tuple.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from ctrace.batch import Batch
 from ctrace.record import Events, Kind, Reason, Status, words
-from ctrace.whatif.ends import Looks, completed
+from ctrace.whatif.ends import FEW, Looks, completed
 from ctrace.whatif.flows import F64, I64, Basis, Bool, Flows, Readings, Recorded, default_timeout
 
 MOST_EVENTS: Final = 20_000_000
@@ -32,6 +33,11 @@ SLIM: Final = np.dtype(
 
 SAME_PASS_S: Final = 0.3
 """gc_worker takes at most 10 ms, then goes on in the next jiffy: one pass is one burst."""
+
+TICK_S: Final = 0.05
+"""What a time in ticks, and its reader, may be late by."""
+OTHER: Final = 0.5
+"""Share of a service's ends and looks that tell of another timeout from which on all have one."""
 
 RETRY_S: Final = 130.0
 """A SYN is retried for 127 s (tcp_syn_retries 6): a refused packet and a later insert of
@@ -193,11 +199,47 @@ def _flows(events: npt.NDArray[Any], at: F64, seconds: float) -> Flows:
         existed=joined(existed, False),
         basis=joined(np.where(ended, Basis.SEEN, Basis.NOTHING), Basis.NOTHING).astype(np.uint8),
         among=np.zeros(len(begin) + extra, np.int64),
+        sure=joined(~_other_timeout(facts, ended, at[row] - arrive, existed), True),
         key=joined(facts["key"], never["key"]),
         attempt_at=tries_at,
         attempt_of=tries_of,
     )
-    return completed(flows, _looks(events, at, begin, over), seconds)
+    looks = _looks(events, at, begin, over)
+    if (events["timeout"] > 0).any():  # else nothing here tells timeouts: as with netlink
+        flows = replace(flows, sure=_sure(flows, looks))
+    else:
+        flows = replace(flows, sure=np.ones(len(flows), bool))
+    return completed(flows, looks, seconds)
+
+
+def _other_timeout(facts: npt.NDArray[Any], ended: Bool, stayed: F64, existed: Bool) -> Bool:
+    """Which ends tell that the entry had another timeout than the setting's: it can't have been
+    idle for longer than it existed."""
+    wrong: Bool = (facts["timeout"] == 0) | (~existed & (facts["idle"] / 1e3 > stayed + TICK_S))
+    return wrong & ended
+
+
+def _sure(flows: Flows, looks: Looks) -> Bool:
+    """Which flows have the timeouts that the settings give, by looks at their service, or ends.
+
+    An end tells only of a timeout that is shorter than the setting, a look of any.
+    """
+    service = flows.proto.astype(np.int64) | flows.dport << 8 | flows.netns << 24
+    number = np.unique(service, return_inverse=True)[1].ravel()
+    size = int(number.max(initial=0)) + 1
+    aged = np.where(flows.existed[looks.flow], np.inf, looks.at - flows.arrive[looks.flow])
+    wrong = (looks.timeout == 0) | (looks.timeout - looks.left > aged + TICK_S)
+    waits = looks.left > 0
+    other = np.zeros(size)
+    for of, which, few in (
+        (number[flows.known], ~flows.sure[flows.known], 0),
+        (number[looks.flow[waits]], wrong[waits], FEW),
+    ):
+        many = np.bincount(of, minlength=size)
+        share = np.bincount(of, which, size) / np.maximum(many, 1)
+        other = np.where(many > few, share, other)
+    sure: Bool = flows.sure & (other < OTHER)[number]
+    return sure
 
 
 def _looks(events: npt.NDArray[Any], at: F64, begin: I64, over: I64) -> Looks:

@@ -37,6 +37,12 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
             "is too short to tell when they end; they are taken to stay"
             + (", and the range is as wide as if they did not." if levers.timeouts else ".")
         )
+    if levers.timeouts and (other := int(np.count_nonzero(~flows.sure))):
+        yield (
+            f"{other:,} of {len(flows):,} flows had another timeout than the setting's, from a ct "
+            "timeout policy or since the setting was changed: they are taken to keep it, and the "
+            "range is as wide as if they did not."
+        )
     if extra:
         yield (
             f"{sum(extra.values()):,} entries were there before the recording and never ended in "

@@ -67,8 +67,14 @@ def shortened(culprit: Culprit, first: bool, old: float, new: float, seconds: fl
     """Entries of a key freed in time when those that wait ``old`` seconds wait ``new``.
 
     ``first``: its closed (TCP) or unanswered (UDP) entries, else its others; ``seconds`` were
-    observed.
+    observed. Of those that have another timeout than ``old`` none is freed for sure.
     """
+    other = culprit.composition.other_timeout or 0.0
+    freed = _shortened(culprit, first, old, new, seconds)
+    return Range(freed.low * (1 - other), freed.high)
+
+
+def _shortened(culprit: Culprit, first: bool, old: float, new: float, seconds: float) -> Range:
     if new >= old or not culprit.held:
         return NONE
     share = {"tcp": culprit.closed, "udp": culprit.unreplied}.get(culprit.proto) or 0.0
@@ -272,6 +278,8 @@ def _streams(culprit: Culprit, timeouts: Mapping[str, int], seconds: float) -> I
     else:
         share, first, other = 0.0, timeouts["icmp_timeout"], timeouts["icmp_timeout"]
     made_of = culprit.composition
+    if not made_of.by_settings and culprit.residence.p50 is not None:
+        first = other = round(culprit.residence.p50)
     for closed, part, timeout, waited in (
         (True, share, first, made_of.waited),
         (False, 1 - share, other, made_of.idle),

@@ -126,6 +126,23 @@ def test_a_loss_or_a_failure_ends_the_reading_and_it_begins_again(
     one.close()
 
 
+def test_no_reading_begins_before_the_backlog_of_a_loss_has_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A flow's birth comes long after it was captured; its end was lost: it is held by nobody."""
+    monkeypatch.setattr(ctnetlink, "pieces", lambda *_: iter([]))
+    monkeypatch.setattr(recount, "QUIET", 0.0)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: 5 * SECOND)
+    one = Recount(Filter(), same_ids=True)
+    one.note(1, NONE, {SPACE.inum})
+    for late in (2, 3, 4):
+        birth = record(Kind.INSERT, late, late * SECOND)
+        told = one.take(birth, late * SECOND, [SPACE], look=True)
+        assert told["kind"].tolist() == [int(Kind.INSERT)]
+    told = one.take(empty(), 6 * SECOND, [SPACE], look=True)
+    assert told["kind"].tolist() == [int(Kind.RECOUNT)]
+
+
 def test_a_namespace_that_ends_while_it_is_read_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

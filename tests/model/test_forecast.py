@@ -11,7 +11,7 @@ import pytest
 from kit.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, Trace
 
 from ctrace.batch import Clock, HookInfo
-from ctrace.model.forecast import Reading, _rates
+from ctrace.model.forecast import Forecast, Reading, _rates, forecast
 from ctrace.model.model import Model
 from ctrace.record import Kind
 
@@ -127,6 +127,12 @@ def test_a_rate_goes_back_as_far_as_it_was_about_as_high() -> None:
         assert _rates(readings).tolist() == chosen.tolist()
         lengths.append(len(chosen) / n)
     assert 0 < sum(length < 1 for length in lengths) < 200
+
+
+def test_a_host_that_stood_still_forecasts_nothing() -> None:
+    """Three readings are older than what a rate is taken from: one rate is none."""
+    readings = [Reading(at, n, n) for at, n in ((0.0, 10), (1.0, 20), (2.0, 30), (90.0, 600))]
+    assert forecast(readings, 1000, lambda: pytest.fail("asked")) == Forecast()
 
 
 def test_a_table_that_falls_is_not_filling() -> None:

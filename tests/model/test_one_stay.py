@@ -134,6 +134,9 @@ def lowered(trace: Trace, lives: npt.NDArray[np.float64]) -> Culprit:
     model = Model(HookInfo("fentry"), Clock(0), START)
     for batch in trace.batches(60):
         model.update(batch)
+        if batch.until == START + 11_000_000_000:
+            made_of = model.snapshot("service").culprits[0].composition
+            assert (made_of.other_timeout, made_of.by_settings) == (1.0, False)
     row = model.snapshot("service").culprits[0]
     assert (row.held, row.destroys) == (0, len(lives))
     return row

@@ -133,7 +133,7 @@ def test_until_a_large_table_is_read_it_says_how_far() -> None:
     source = Large()
     feed = LiveFeed(lambda: source, early=False)
     for read in ("2,000 of about 6,000", "4,000 of about 6,000", "6,000 so far"):
-        until(lambda words=read: words in feed.phase.text)  # type: ignore[misc]
+        until(lambda words=read: words in feed.phase.text)
         assert (feed.phase.name, feed.latest()) == ("reading", None)
         source.turn.release()
     assert feed.wait(None, 60) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,6 +46,15 @@ def test_ports_that_are_used_again_before_the_timeout_free_nothing() -> None:
     assert shortened(one, True, 120, 1, SECONDS).low > 100
     found = outlook(one, limit=1000).fill(shorter={("tcp", 8063, True): 30.0})
     assert found == pytest.approx((0.8, 0.8), abs=0.01)
+
+
+def test_a_setting_frees_nothing_for_sure_of_entries_with_other_timeouts() -> None:
+    one = service(evenly(0, 120), new_per_s=8.0)
+    for other, by_settings in ((0.2, True), (1.0, False)):
+        mixed = replace(one, composition=replace(one.composition, other_timeout=other))
+        freed = shortened(mixed, True, 120, 30, SECONDS)
+        assert freed.low <= 750 * (1 - other) <= freed.high
+        assert mixed.composition.by_settings is by_settings
 
 
 def test_a_load_that_has_just_begun_frees_what_it_will_hold() -> None:

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.whatifs import Kernel
 
+from ctrace.batch import Batch
+from ctrace.record import Kind
 from ctrace.whatif.answer import Outcome
 from ctrace.whatif.ends import like
 from ctrace.whatif.flows import Basis
@@ -75,6 +77,34 @@ def test_looks_at_the_living_tell_what_they_wait_for(timeout: int) -> None:
     low, high = told.mean_range
     assert low <= truth <= high
     assert abs(told.mean - truth) < 0.4 * abs(blind.mean - truth)
+
+
+def under_policy(load: Kernel, setting: int) -> list[Batch]:
+    """The load, whose TIME_WAIT a ct timeout policy gave, as it is recorded where the setting is
+    another: ends tell the setting's, and looks that they do not know."""
+    batches = []
+    for batch in replace(load, counts=[]).run():
+        events = batch.events.copy()
+        ends, looks = (events["kind"] == kind for kind in (Kind.DESTROY, Kind.MET))
+        events["timeout_ms"][ends] = setting * 1000
+        events["idle_ms"][ends] = events["overdue_ms"][ends] + setting * 1000
+        events["timeout_ms"][looks], events["idle_ms"][looks] = 0, -1
+        batches.append(replace(batch, events=events))
+    return batches
+
+
+@pytest.mark.parametrize("setting", [120, 12], ids=["shorter", "longer than the setting"])
+def test_a_setting_changes_nothing_for_sure_of_what_a_policy_gave_its_timeout(setting: int) -> None:
+    load = Kernel(rate=60, time_wait=30, seconds=90, looks=20)
+    recorded = gather(under_policy(load, setting))
+    assert not recorded.flows.sure.any()
+    answer = of_recording(recorded, parse_levers(timeout=["tcp_time_wait=5"]))
+    told = answer.places[0]
+    low, high = told.changed.mean_range
+    assert told.changed.mean == pytest.approx(told.modelled.mean)
+    assert low <= 5 * load.rate < told.recorded.mean <= high
+    assert "mean" in told.vague
+    assert any("ct timeout policy" in note for note in answer.notes)
 
 
 def test_each_flow_says_what_its_end_is_known_by() -> None:

@@ -85,8 +85,9 @@ class Recount:
         self._wanted = wanted
         self._same_ids = same_ids
         self._losses = Losses()
-        self._doubtful: dict[int, float] = {}
-        """Namespaces, by inode number, of which something was lost, and when it was last."""
+        self._doubtful: dict[int, tuple[float, int]] = {}
+        """Namespaces, by inode number, of which something was lost, and when it was last told:
+        monotonic seconds, and nanoseconds of the boot clock."""
         self._reading: Optional[_Reading] = None
         self._due = 0.0
         self._at = 0
@@ -97,7 +98,8 @@ class Recount:
         whose = self._losses.of(lost, counts, spaces).keys() & set(spaces)
         if self._reading and self._reading.space.inum in whose:
             self._stop()
-        self._doubtful.update(dict.fromkeys(whose, time.monotonic()))
+        told = time.monotonic(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._doubtful.update(dict.fromkeys(whose, told))
 
     def take(self, events: Events, until: int, spaces: Sequence[Namespace], look: bool) -> Events:
         """A batch's events, up to ``until`` (boot clock, ns), with what the reading adds.
@@ -122,7 +124,13 @@ class Recount:
             return join([found, events, *([self._end(self._reading)] if done else [])])
         now = time.monotonic()
         if look and now >= self._due:
-            quiet = [inum for inum, last in self._doubtful.items() if now - last >= QUIET]
+            # A loss is told of before a backlog's events that came before it. One whose birth
+            # comes after the beginning must not be one whose end was lost.
+            quiet = [
+                inum
+                for inum, (last, at) in self._doubtful.items()
+                if now - last >= QUIET and at <= self._at
+            ]
             if not quiet:
                 return events
             space = here[quiet[0]]
@@ -137,7 +145,7 @@ class Recount:
     def _stop(self, pause: float = 0.0) -> None:
         reading, self._reading = self._reading, None
         if reading:
-            self._doubtful.setdefault(reading.space.inum, 0.0)
+            self._doubtful.setdefault(reading.space.inum, (0.0, 0))
             _close(reading)
             self._due = max(self._due, time.monotonic() + pause)
 

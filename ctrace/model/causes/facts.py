@@ -265,7 +265,12 @@ class Service:
     def cause(
         self, id: str, text: str, evidence: tuple[str, ...], *remedies: Optional[Remedy]
     ) -> Cause:
-        """A cause that is this service's."""
+        """A cause that is this service's.
+
+        Where most of its entries have another timeout than the settings give, as by a
+        ``ct timeout`` policy, no setting helps.
+        """
+        by_settings = self.c.composition.by_settings
         return Cause(
             id=id,
             text=text,
@@ -274,7 +279,11 @@ class Service:
             proto=self.c.proto,
             port=self.c.port,
             netns=self.c.netns,
-            remedies=tuple(one for one in remedies if one is not None),
+            remedies=tuple(
+                one
+                for one in remedies
+                if one is not None and (by_settings or one.id != "sysctl-timeout")
+            ),
         )
 
 

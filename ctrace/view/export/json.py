@@ -142,6 +142,7 @@ def _composition(made_of: Composition) -> dict[str, Any]:
         **_of_quantiles("waited", made_of.waited),
         **_of_quantiles("idle", made_of.idle),
         "once": _round(made_of.once),
+        "other_timeout": _round(made_of.other_timeout),
     }
 
 
