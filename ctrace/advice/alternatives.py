@@ -10,6 +10,7 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.roles import Seen
 from ctrace.change.plan import CtTimeout, alone
 from ctrace.model import remedies
+from ctrace.model.composition import by_settings
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Table
 from ctrace.ruleset import notrack_nft
 from ctrace.ruleset.notrack import TABLE
@@ -178,7 +179,7 @@ def _time_wait(
     if old is None:
         return
     every = (one.culprit for one in services)
-    mine = [one for one in every if one.proto == "tcp" and one.composition.by_settings]
+    mine = [one for one in every if one.proto == "tcp" and by_settings(one.composition)]
     freed = Range(0.0, 0.0)
     for culprit in mine:
         freed += shortened(culprit, True, old, new, outlook.seconds)

@@ -89,6 +89,12 @@ def _other(looks: Looks) -> Optional[float]:
     return float(known["other"].mean()) if len(known) >= FEW else None
 
 
+def by_settings(made_of: Composition) -> bool:
+    """Whether most of it has the settings' timeouts, as far as looks tell: else no setting
+    shortens its stay."""
+    return (made_of.other_timeout or 0.0) < 0.5
+
+
 def _evenly(seconds: npt.NDArray[np.float32]) -> tuple[float, ...]:
     """Quantiles at even steps; none of too few."""
     known = np.sort(seconds[~np.isnan(seconds)])

@@ -74,11 +74,10 @@ class Percentiles:
     at_least: Optional[float] = None
     """Of a residence whose median is not known yet: half of the entries stay at least so long."""
     by_load: Optional[float] = None
-    """Of a residence: held entries over new ones a second, which is the mean stay of a load that
-    is steady, and less of one that rises. A check, from other counts than the percentiles."""
+    """Of a residence, as a check from other counts: held entries over new ones a second, which is
+    the mean stay of a load that is steady, and less of one that rises."""
     by: str = ""
-    """Of a residence: ``ends`` (measured, the living counted) or ``timeout`` (what closed
-    connections have left of their timeout, before enough have ended)."""
+    """Of a residence: ``ends`` (measured, the living counted) or ``timeout`` (closed ones')."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,7 @@ class Composition:
     """Of entries that are old enough to tell: the share whose last packet came within two seconds
     of their first."""
     other_timeout: Optional[float] = None
-    """Share whose timeout is not the setting's of now: a ``ct timeout`` policy gave it, or the
-    setting was changed since. None where looks do not tell."""
-
-    @property
-    def by_settings(self) -> bool:
-        """Whether most of it has the settings' timeouts, as far as looks tell: else no setting
-        shortens its stay."""
-        return (self.other_timeout or 0.0) < 0.5
+    """Share with another timeout than the setting's: a ``ct timeout`` policy's, or an earlier one."""
 
     def state(self, *names: str) -> Optional[float]:
         """The share of TCP entries in any of these states; None while unknown."""
@@ -162,8 +154,7 @@ class Table:
     invalid: int = 0
     """Packets that the kernel called INVALID since attaching; 0 where it does not tell."""
     stale: bool = False
-    """Events of this namespace were lost, and its entries are still to be counted anew: what
-    its keys hold may be off by more than any error says."""
+    """Events of it were lost, and its entries are still to be counted anew: what keys hold is off."""
     hashed: int = 0
     """Entries of all namespaces that are known: the hash table is one for all."""
     max_known: bool = True

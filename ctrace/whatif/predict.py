@@ -16,7 +16,7 @@ from typing import Final, Optional
 
 import numpy as np
 
-from ctrace.model.composition import error
+from ctrace.model.composition import by_settings, error
 from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Culprit, Rising, Table
 from ctrace.whatif import growth
@@ -278,7 +278,7 @@ def _streams(culprit: Culprit, timeouts: Mapping[str, int], seconds: float) -> I
     else:
         share, first, other = 0.0, timeouts["icmp_timeout"], timeouts["icmp_timeout"]
     made_of = culprit.composition
-    if not made_of.by_settings and culprit.residence.p50 is not None:
+    if not by_settings(made_of) and culprit.residence.p50 is not None:
         first = other = round(culprit.residence.p50)
     for closed, part, timeout, waited in (
         (True, share, first, made_of.waited),

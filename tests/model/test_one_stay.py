@@ -9,6 +9,7 @@ from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import histogram, stays
+from ctrace.model.composition import by_settings
 from ctrace.model.keys.columns import CLOSE
 from ctrace.model.model import Model
 from ctrace.model.sample import ROW
@@ -136,7 +137,7 @@ def lowered(trace: Trace, lives: npt.NDArray[np.float64]) -> Culprit:
         model.update(batch)
         if batch.until == START + 11_000_000_000:
             made_of = model.snapshot("service").culprits[0].composition
-            assert (made_of.other_timeout, made_of.by_settings) == (1.0, False)
+            assert (made_of.other_timeout, by_settings(made_of)) == (1.0, False)
     row = model.snapshot("service").culprits[0]
     assert (row.held, row.destroys) == (0, len(lives))
     return row

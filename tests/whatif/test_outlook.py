@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctrace.model.composition import by_settings
 from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Composition, Culprit, Table
 from ctrace.whatif.predict import Outlook, shortened
@@ -50,11 +51,11 @@ def test_ports_that_are_used_again_before_the_timeout_free_nothing() -> None:
 
 def test_a_setting_frees_nothing_for_sure_of_entries_with_other_timeouts() -> None:
     one = service(evenly(0, 120), new_per_s=8.0)
-    for other, by_settings in ((0.2, True), (1.0, False)):
+    for other, settings in ((0.2, True), (1.0, False)):
         mixed = replace(one, composition=replace(one.composition, other_timeout=other))
         freed = shortened(mixed, True, 120, 30, SECONDS)
         assert freed.low <= 750 * (1 - other) <= freed.high
-        assert mixed.composition.by_settings is by_settings
+        assert by_settings(mixed.composition) is settings
 
 
 def test_a_load_that_has_just_begun_frees_what_it_will_hold() -> None:

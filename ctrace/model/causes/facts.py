@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ctrace.batch import Logged
 from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, stay
-from ctrace.model.composition import Looks
+from ctrace.model.composition import Looks, by_settings
 from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
 from ctrace.record import TCP_STATES
@@ -265,12 +265,8 @@ class Service:
     def cause(
         self, id: str, text: str, evidence: tuple[str, ...], *remedies: Optional[Remedy]
     ) -> Cause:
-        """A cause that is this service's.
-
-        Where most of its entries have another timeout than the settings give, as by a
-        ``ct timeout`` policy, no setting helps.
-        """
-        by_settings = self.c.composition.by_settings
+        """A cause that is this service's; no setting helps where it has timeouts of its own."""
+        settings = by_settings(self.c.composition)
         return Cause(
             id=id,
             text=text,
@@ -282,7 +278,7 @@ class Service:
             remedies=tuple(
                 one
                 for one in remedies
-                if one is not None and (by_settings or one.id != "sysctl-timeout")
+                if one is not None and (settings or one.id != "sysctl-timeout")
             ),
         )
 
