@@ -109,7 +109,7 @@ class Composition:
     """Of entries that are old enough to tell: the share whose last packet came within two seconds
     of their first."""
     other_timeout: Optional[float] = None
-    """Share with another timeout than the setting's: a ``ct timeout`` policy's, or an earlier one."""
+    """Share with another timeout than the setting's: a ``ct timeout`` policy's, or older."""
 
     def state(self, *names: str) -> Optional[float]:
         """The share of TCP entries in any of these states; None while unknown."""
@@ -154,7 +154,7 @@ class Table:
     invalid: int = 0
     """Packets that the kernel called INVALID since attaching; 0 where it does not tell."""
     stale: bool = False
-    """Events of it were lost, and its entries are still to be counted anew: what keys hold is off."""
+    """Events of it were lost, and are still to be made good: what its keys hold may be off."""
     hashed: int = 0
     """Entries of all namespaces that are known: the hash table is one for all."""
     max_known: bool = True
