@@ -22,7 +22,7 @@ from ctrace.capture.table.seed import Seeding
 from ctrace.capture.table.young import Sampler
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
-from ctrace.host import memory, netns
+from ctrace.host import kernel, memory, netns
 from ctrace.host.kernel import Module
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
@@ -144,6 +144,7 @@ class LiveSource:
     ) -> None:
         self._capture = capture
         self._note = note
+        self._unseen = kernel.unseen("CAP_NET_RAW")
         looks = sample and not wanted.kinds and capture.looks
         sampler = Sampler(capture) if looks else None
         self._wanted = wanted
@@ -181,7 +182,8 @@ class LiveSource:
     @property
     def hooks(self) -> HookInfo:
         """The family in use; its blind spots may grow as namespaces appear."""
-        return replace(self._capture.info, note=self._note)
+        info = self._capture.info
+        return replace(info, note=self._note, blind=(*info.blind, *self._unseen))
 
     def batches(self, interval: float) -> Iterator[Batch]:
         """A batch every ``interval`` seconds; the first ones bring the entries already there.

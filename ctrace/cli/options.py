@@ -15,6 +15,7 @@ from typing import Any, Optional, TypeVar, cast
 
 import click
 
+from ctrace.cli import rights
 from ctrace.cli.kinds import Namespace, Words
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError, UsageError
@@ -312,3 +313,10 @@ def need_root(doing: str) -> None:
     """Raise CtraceError unless this is root, before anything else goes wrong for the lack of it."""
     if os.geteuid() != 0:
         raise CtraceError(f"{doing} needs root: run it with sudo")
+    tell_unseen()
+
+
+def tell_unseen() -> None:
+    """Say what this verb goes on without for lack of rights."""
+    for sentence in rights.unseen(click.get_current_context().info_name or ""):
+        say(f"ctrace: not seen: {sentence}", err=True)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LIVE: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE",
-                "CAP_SYSLOG", "CAP_DAC_READ_SEARCH")  # fmt: skip
-_RULES: Final = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE",
-                 "CAP_DAC_READ_SEARCH")  # fmt: skip
+_LIVE: Final = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYSLOG",
+                "CAP_DAC_READ_SEARCH")  # fmt: skip
+_RULES: Final = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 RIGHTS: Final[dict[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("top", "trace", "record", "metrics", "perf"), _LIVE),
-    **dict.fromkeys(("advise", "doctor", "demo"), (*_LIVE, "CAP_NET_RAW")),
+    **dict.fromkeys(("top", "trace", "metrics", "perf"), _LIVE),
+    **dict.fromkeys(("record", "advise", "doctor", "demo"), (*_LIVE, "CAP_NET_RAW")),
     **dict.fromkeys(("apply", "confirm", "undo", "applied"), _RULES),
     **dict.fromkeys(
         ("replay", "import", "collect", "report", "diff", "merge", "export", "whatif",
          "completion", "man"), (),
     ),
 }  # fmt: skip
-"""Verb to capabilities. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON before Linux 5.8;
-iptables-legacy reads its rules through a raw socket (CAP_NET_RAW)."""
+"""Verb to capabilities, to look at all network namespaces. iptables-legacy reads its rules
+through a raw socket (CAP_NET_RAW)."""
 _NETLINK: Final = ("top", "trace", "record", "metrics")
-"""Verbs that work with ``--hooks netlink``."""
+"""Verbs that work with ``--hooks netlink``; their source tells what it does not see."""
 _DENIED: Final = re.compile(
     r"not permitted|[Pp]ermission denied|must be root|run as root|CAP_[A-Z]|symbols are hidden"
 )
@@ -34,8 +33,19 @@ def sentence(verb: str) -> str:
         return "Rights: none but to read the files; no root."
     text = f"Rights: root, or {', '.join(needed)}."
     if verb in _NETLINK:
-        text += " With --hooks netlink, CAP_NET_ADMIN alone is enough in one network namespace."
+        text += (
+            " To look at one network namespace from within it: CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN "
+            "and CAP_SYSLOG; with --hooks netlink CAP_NET_ADMIN alone."
+        )
     return text
+
+
+def unseen(verb: str) -> tuple[str, ...]:
+    """What the verb goes on without for lack of rights, where nothing else tells it."""
+    from ctrace.host import kernel
+
+    needed = set(RIGHTS.get(verb, ())) - (set(_LIVE) if verb in _NETLINK else set())
+    return kernel.unseen(*kernel.CAPABILITIES.keys() - needed)
 
 
 def missing(verb: str, error: str) -> str:

@@ -27,6 +27,12 @@ FREE: Final = 64 << 20
 MEMBERS: Final = 50_000
 """Files of a directory or archive that are looked at."""
 XZ_MEMORY: Final = 256 << 20
+NESTED: Final = 4
+"""Archives in one another."""
+HEADER: Final = 1 << 20
+"""Bytes of a name, or of what else an archive says of a member: read in one piece."""
+LATEST: Final = 1 << 33
+"""UTC seconds: a file is from before the year 2242."""
 WAIT: Final = 10_000
 """Milliseconds to wait for somebody to write into a named pipe."""
 
@@ -49,6 +55,8 @@ class _Budget:
 
     def __init__(self) -> None:
         self.read = 0
+        self.archives = 0
+        """That are open, one in another."""
 
     def take(self, name: str, n: int) -> None:
         self.read += n
@@ -115,8 +123,8 @@ def texts(paths: Sequence[str]) -> Iterator[Text]:
             yield from _directory(path, budget)
         else:
             with _open(path) as file:
-                modified = os.fstat(file.fileno())
-                when = modified.st_mtime if stat.S_ISREG(modified.st_mode) else None
+                found = os.fstat(file.fileno())
+                when = _when(found.st_mtime) if stat.S_ISREG(found.st_mode) else None
                 yield from _unfold(path, when, file, budget, 0, True)
 
 
@@ -152,7 +160,7 @@ def _directory(path: str, budget: _Budget) -> Iterator[Text]:
             if not os.path.isfile(full) or os.path.islink(full):
                 continue
             with _open(full) as file:
-                when = os.fstat(file.fileno()).st_mtime
+                when = _when(os.fstat(file.fileno()).st_mtime)
                 yield from _unfold(os.path.relpath(full, path), when, file, budget, 0, False)
 
 
@@ -255,20 +263,55 @@ class _Xz:
         return True
 
 
+def _when(seconds: float) -> Optional[float]:
+    """A file's time, if it can be one."""
+    return seconds if 0 <= seconds < LATEST else None
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is no larger than one needs to be."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _TOLD and found.size > HEADER:
+            raise tarfile.ReadError("a header in it is larger than any name")
+        return found
+
+
+_TOLD: Final = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+"""Headers about another member."""
+
+
 def _members(name: str, stream: IO[bytes], budget: _Budget, depth: int) -> Iterator[Text]:
     """The files in an archive, whatever else it says of owners, links and devices."""
     seen = 0
+    budget.archives += 1
+    if budget.archives > NESTED:
+        raise CtraceError(f"{name} is the {budget.archives}th archive in another")
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
                 seen += 1
                 if seen > MEMBERS:
                     raise CtraceError(f"{name} holds more than {MEMBERS:,} files")
                 inner = archive.extractfile(member) if member.isreg() else None
                 if inner is not None:
-                    yield from _unfold(
-                        member.name, float(member.mtime), inner, budget,
-                        max(depth, 1), False,
-                    )  # fmt: skip
+                    if member.issparse():  # its holes are stored nowhere
+                        inner = _solid(member, inner, budget)
+                    when = _when(float(member.mtime))
+                    yield from _unfold(member.name, when, inner, budget, max(depth, 1), False)
+        budget.archives -= 1
     except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError) as error:
         raise CtraceError(f"cannot read {name}: {error}") from None
+
+
+def _solid(member: tarfile.TarInfo, inner: IO[bytes], budget: _Budget) -> IO[bytes]:
+    """A sparse member as a stream that counts; one that is mostly holes is refused."""
+    if member.size > FREE:
+        size = f"{member.size >> 20:,} MiB"
+        raise CtraceError(f"{member.name} is a file of {size} that are nearly all holes: no text")
+    return cast(IO[bytes], _Counted(member.name, inner, budget, None))

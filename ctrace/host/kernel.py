@@ -24,6 +24,14 @@ CAPABILITIES: Final = {
     "CAP_NET_RAW": (13, "rules of iptables-legacy"),
 }
 """Name to (bit, what it is for)."""
+_UNSEEN: Final = {
+    "CAP_NET_ADMIN": "entries that were in the tables before",
+    "CAP_SYS_ADMIN": "network namespaces other than this one",
+    "CAP_SYS_PTRACE": "namespaces and sockets that only processes of others hold",
+    "CAP_DAC_READ_SEARCH": "which processes of other users listen",
+    "CAP_NET_RAW": "rules of iptables-legacy",
+}
+"""Name to what goes unseen without it, where work goes on."""
 TUNABLES: Final = (
     "events",
     "acct",
@@ -76,13 +84,28 @@ def read() -> Kernel:
 
 
 def capabilities() -> dict[str, bool]:
-    """Which of :data:`CAPABILITIES` this process has in effect."""
+    """Which of :data:`CAPABILITIES` this process has in effect.
+
+    With CAP_SYS_ADMIN that is CAP_BPF and CAP_PERFMON, too (bpf_capable, perfmon_capable).
+    """
     effective = 0
     with open("/proc/self/status") as file:
         for line in file:
             if line.startswith("CapEff:"):
                 effective = int(line.split()[1], 16)
-    return {name: bool(effective >> bit & 1) for name, (bit, _) in CAPABILITIES.items()}
+    held = {name: bool(effective >> bit & 1) for name, (bit, _) in CAPABILITIES.items()}
+    covered = dict.fromkeys(("CAP_BPF", "CAP_PERFMON"), True) if held["CAP_SYS_ADMIN"] else {}
+    return {**held, **covered}
+
+
+def unseen(*without: str) -> tuple[str, ...]:
+    """What cannot be seen for lack of rights, a sentence each, but for these capabilities."""
+    held = capabilities()
+    return tuple(
+        f"{what} ({name} is missing)"
+        for name, what in _UNSEEN.items()
+        if not held[name] and name not in without
+    )
 
 
 def tunables() -> dict[str, int]:

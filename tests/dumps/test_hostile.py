@@ -240,3 +240,66 @@ def test_no_pattern_loses_itself_in_a_long_line(tmp_path: Path, kind: str) -> No
         said = parse(recording.header.facts)
     assert said is not None
     assert said["entries"] == 1
+
+
+def archive(path: Path, members: list[tarfile.TarInfo], kind: int = tarfile.PAX_FORMAT) -> Path:
+    """A tar of one good text, and of members that say more of themselves than they hold."""
+    with tarfile.open(path, "w", format=kind) as tar:
+        good = tarfile.TarInfo("proc/net/nf_conntrack")
+        good.size = len(ENTRY)
+        tar.addfile(good, io.BytesIO(ENTRY))
+        for member in members:
+            tar.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize("when", ["inf", "-inf", "nan", "1e300", "-1e18", "99999999999"])
+def test_a_time_that_is_none_is_not_known(tmp_path: Path, when: str) -> None:
+    late = tarfile.TarInfo("late")
+    late.pax_headers = {"mtime": when}
+    path = archive(tmp_path / "a.tar", [late])
+    assert [text.modified for text in files.texts([str(path)])] == [0.0, None]
+    done = CliRunner().invoke(cli, ["import", str(path), "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+def test_a_header_of_any_size_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """It would be read in one piece."""
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, 8 << 30
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(header.size)
+    with pytest.raises(CtraceError, match="a header in it is larger than any name"):
+        list(files.texts([str(path)]))
+
+
+def test_holes_are_not_read(tmp_path: Path) -> None:
+    """GNU's and POSIX' way to store a file of a terabyte in a block."""
+    holes = tarfile.TarInfo("proc/net/nf_conntrack")
+    holes.pax_headers = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,0",
+                         "GNU.sparse.numblocks": "1"}  # fmt: skip
+    path = archive(tmp_path / "a.tar", [holes])
+    with pytest.raises(CtraceError, match="nearly all holes"):
+        list(files.texts([str(path)]))
+
+
+def test_archives_in_archives_end(tmp_path: Path) -> None:
+    path = archive(tmp_path / "0.tar", [])
+    for depth in range(1, files.NESTED + 1):
+        inner = path.read_bytes()
+        path = tmp_path / f"{depth}.tar"
+        member = tarfile.TarInfo(f"{depth - 1}.tar")
+        member.size = len(inner)
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(member, io.BytesIO(inner))
+        texts = files.texts([str(path)])
+        if depth < files.NESTED:
+            assert [text.name for text in texts] == ["proc/net/nf_conntrack"]
+        else:
+            with pytest.raises(CtraceError, match="5th archive"):
+                list(texts)

@@ -21,6 +21,7 @@ from ctrace.capture.hooks.function_hooks import (
     type_information,
 )
 from ctrace.errors import CtraceError
+from ctrace.host.kernel import capabilities
 from ctrace.kernel import bpf, btf, layout
 
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
@@ -118,8 +119,9 @@ def probe() -> None:
             if error.errno != errno.EPERM:
                 raise
             raise CtraceError(
-                "the kernel refuses programs that trace functions (EPERM): it is hardened, "
-                "locked down, or CAP_PERFMON is missing"
+                "the kernel refuses programs that trace functions (EPERM): it is hardened or "
+                "locked down"
+                + ("" if capabilities()["CAP_PERFMON"] else ", or CAP_PERFMON is missing")
             ) from error
     try:
         os.close(bpf.raw_tracepoint_open(program))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Optional, cast
 import click
 
 from ctrace.cli.kinds import Percent, Time
-from ctrace.cli.options import answer_options, filter_options, hooks_option
+from ctrace.cli.options import answer_options, filter_options, hooks_option, tell_unseen
 from ctrace.errors import CtraceError
 from ctrace.files import check_free, new_text
 
@@ -134,6 +134,7 @@ def _live(duration: float, asked: Asked, hooks: Optional[str]) -> Advice:
     from ctrace.capture import open_live
 
     source = open_live(asked.wanted, hooks=hooks, sample=True)
+    tell_unseen()
     click.echo(f"ctrace: observing for {duration:g} s", err=True)
     try:
         return _advise(source, asked, duration, facts_of, socket.gethostname())

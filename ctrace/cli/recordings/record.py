@@ -16,6 +16,7 @@ from ctrace.cli.options import (
     held_filter,
     hooks_option,
     stop_after_option,
+    tell_unseen,
 )
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def command(
             if old and not quiet:
                 click.echo(f"ctrace: the earlier {path} is now {old}", err=True)
             sink = Writer(path, header)
+        tell_unseen()
         if not quiet:
             what = "until " + (f"{cmd!r} ends" if cmd else "Ctrl-C")
             click.echo(f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}",

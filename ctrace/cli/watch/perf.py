@@ -9,7 +9,7 @@ from typing import Optional
 import click
 
 from ctrace.cli.kinds import Time
-from ctrace.cli.options import answer_options, hooks_option
+from ctrace.cli.options import answer_options, hooks_option, tell_unseen
 from ctrace.files import check_free, new_text
 
 
@@ -71,6 +71,7 @@ def command(
     if folded:
         check_free(folded, force=force)
     names = symbols.kernel()
+    tell_unseen()
     click.echo(f"ctrace: measuring for {duration:g} s", err=True)
     perf, lines = measure(duration, hertz, names, stacks_of=stacks or "", family=hooks)
     if folded:

@@ -21,7 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Optional
 
-from ctrace.errors import UsageError
+from ctrace import files
+from ctrace.errors import CtraceError, UsageError
 
 TLS: Final = frozenset(
     {"cert_file", "key_file", "client_ca_file", "client_auth_type", "min_version"}
@@ -80,8 +81,10 @@ class WebConfig:
 def read_web_config(path: str) -> WebConfig:
     """The file's meaning. Raises UsageError."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(files.opened(path), encoding="utf-8") as file:
             text = file.read(LARGEST)
+    except CtraceError as error:
+        raise UsageError(str(error)) from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"cannot read {path}: {why}") from None
