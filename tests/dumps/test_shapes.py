@@ -34,6 +34,11 @@ def told(path: Path) -> dict[str, Any]:
         ("[   12.345678] ", "12.345678", 12.345678, None),
         ("<4>[   12.345678] [ T1234] ", "12.345678", 12.345678, None),
         ("[12.345678,3] ", "12.345678", 12.345678, None),
+        ("[12.345678][T1234] ", "12.345678", 12.345678, None),
+        ("kernel: [   12.345678] ", "12.345678", 12.345678, None),
+        ("<4>1 2024-07-29T11:02:03.000Z gw kernel - - - [12.345678] ",
+         "2024-07-29T11:02:03.000Z", None, AT),
+        ("07-29 11:02:03.123     0     0 W ", "07-29 11:02:03.123", None, None),
         ("kern  :warn  : [   12.345678] ", "12.345678", 12.345678, None),
         ("4,1234,12345678,-;", "12.345678", 12.345678, None),
         ("[Mon Jul 29 11:02:03 2024] ", "Mon Jul 29 11:02:03 2024", None, None),
@@ -59,6 +64,80 @@ def test_the_time_of_a_message_in_every_form(
     (message,) = log.messages
     assert (message.when, message.boot, message.utc) == (when, boot, utc)
     assert (log.full, log.refused) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["ip_conntrack: VPS 101 table full, dropping packet.",
+                                  "nf_conntrack: table full in netns 4026531999, dropping packet",
+                                  "nf_conntrack: table full,"])  # fmt: skip
+def test_the_message_as_containers_and_narrow_logs_have_it(text: str) -> None:
+    log = Log()
+    assert log.take(f"Jul 29 11:02:03 gw kernel: {text}")
+    assert log.full == 1
+
+
+WRAPPED = {
+    "a mail": (
+        "> tcp      6 115 SYN_SENT src=192.0.2.1 dst=192.0.2.9 sport=52476\n"
+        "> dport=7 packets=2 bytes=104 [UNREPLIED] src=192.0.2.9\n"
+        "> dst=192.0.2.1 sport=7 dport=52476 packets=0 bytes=0 mark=0\n"
+        "> secctx=system_u:object_r:unlabeled_t:s0 use=1\n",
+        {"entries": 1, "unreplied": 1, "assured": 0},
+    ),
+    "a mail's equal signs": (
+        "> ipv4     2 udp      17 119 src=3D192.0.2.1 dst=3D192.0.2.9 sport=3D53\n"
+        "> dport=3D49469 src=3D192.0.2.9 dst=3D192.0.2.1 sport=3D49469\n"
+        "> dport=3D53 [ASSURED] mark=3D0 zone=3D0 use=3D2\n",
+        {"entries": 1, "assured": 1},
+    ),
+    "a page": (
+        "tcp      6 119 ESTABLISHED src=192.0.2.1 dst=192.0.2.9 sport=5 dport=80 src=192.0.2.9 "
+        "dst=192.0.2.1 sport=80 dport=5\n    [ASSURED] mark=0 use=1\n"
+        "tcp      6 119 ESTABLISHED src=192.0.2.1 dst=192.0.2.9 sport=6 dport=80 src=192.0.2.9 "
+        "dst=192.0.2.1 sport=80 dport=6\n    [ASSURED] mark=0 use=1\n",
+        {"entries": 2, "assured": 2},
+    ),
+    "backslashes": (
+        "ipv4 2 tcp 6 \\\n\tsrc=192.0.2.1 dst=192.0.2.9 sport=5 dport=80 \\\n"
+        "\tsrc=192.0.2.9 dst=192.0.2.1 sport=80 dport=5 [HW_OFFLOAD] \\\n\tmark=0 use=3\n",
+        {"entries": 1, "offloaded": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", WRAPPED)
+def test_an_entry_that_was_broken_into_lines_is_one(where: str, tmp_path: Path) -> None:
+    text, expected = WRAPPED[where]
+    path = tmp_path / "wrapped.txt"
+    path.write_text(text)
+    said = told(path)
+    assert {name: said[name] for name in expected} == expected
+    assert said["not_understood"] == 0
+
+
+def test_one_direction_alone_is_no_entry_whatever_follows(tmp_path: Path) -> None:
+    path = tmp_path / "half.txt"
+    half = "tcp 6 431999 ESTABLISHED src=192.0.2.1 dst=192.0.2.9 sport=5 dport=22\n"
+    path.write_text(half + half + ENTRY + half)
+    said = told(path)
+    assert (said["entries"], said["not_understood"]) == (1, 3)
+    assert [line for _, line, _ in said["unread"]] == [1, 2, 4]
+
+
+def test_what_a_bundle_has_of_settings_at_boot_is_not_what_was(tmp_path: Path) -> None:
+    path = tmp_path / "sosreport.tar"
+    files = {
+        "sos/etc/sysctl.d/90.conf": "net.netfilter.nf_conntrack_max = 9\n",
+        "sos/etc/nftables.conf": "table inet f {\n\tchain c {\n\t\taccept\n\t}\n}\n",
+        "sos/etc/iproute2/rt_tables": "#\n# reserved values\n#\n255\tlocal\n",
+        "sos/proc/net/nf_conntrack": ENTRY,
+        "sos/sos_commands/kernel/sysctl_-a": "net.netfilter.nf_conntrack_max = 65536\n",
+    }
+    with tarfile.open(path, "w") as archive:
+        for name, text in files.items():
+            (tmp_path / "one").write_text(text)
+            archive.add(tmp_path / "one", name)
+    said = told(path)
+    assert (said["max"], said["rules"], said["not_understood"]) == (65536, {"": False}, 0)
 
 
 @pytest.mark.parametrize("word", ["net_ratelimit", "__ratelimit", "printk", "NET"])

@@ -18,8 +18,8 @@ _Key = tuple[str, int]
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _CLOCK: Final = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
 _SHAPE: Final = re.compile(
-    r"(?:<\d+>)?(?:\w+\s*:\s*\w+\s*:\s*)?"
-    r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})(?:,\d+)?\]"
+    r"(?:<\d+>(?:1 (?=\d{4}-))?)?(?:kernel: (?=\[)|\w+\s*:\s*\w+\s*:\s*)?"
+    r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})(?:,\d+)?\](?:\[\s*[TC]\d+\])?"
     # dmesg -T, -H and its differences to the line before
     rf"|\[(?P<long>[A-Z][a-z]{{2}} {_MONTH} +\d+ {_CLOCK} \d{{4}}|{_MONTH} *\d+ \d\d:\d\d)\]"
     r"|\[\s*(?P<since>\+\d{1,12}\.\d{1,9})\]"
@@ -30,7 +30,7 @@ _SHAPE: Final = re.compile(
     r"|\d{1,3},\d{1,12},(?P<kmsg>\d{1,18}),[^;\s]{1,40};\s?(?=\S)"
     # syslog, also with the year, as OpenWrt's logread and routers have it
     rf"|(?P<short>(?:[A-Z][a-z]{{2}} )?(?:\d{{4}} )?{_MONTH} +\d{{1,2}} (?:\d{{4}} )?{_CLOCK}"
-    r"(?: \d{4}(?= ))?))"
+    r"(?: \d{4}(?= ))?|\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}(?=\s+\d+\s+\d+ [VDIWEF] )))"
     r"(?(kmsg)|\s+)(?P<text>.*)"
 )
 _FROM: Final = re.compile(
@@ -41,7 +41,8 @@ _TIMES: Final = ("boot", "long", "since", "iso", "full", "unix", "kmsg", "short"
 _JSON: Final = re.compile(r'\{.*"MESSAGE"\s*:\s*"([^"]{1,400})"')
 _JSON_TIME: Final = re.compile(r'"__REALTIME_TIMESTAMP"\s*:\s*"(\d{10,16})\d{6}"')
 _FULL: Final = re.compile(
-    r"(?:nf|ip)_conntrack: (?:nf_conntrack: )?table full(?: in netns (\d{1,10}))?, ?dropping packet"
+    r"(?:nf|ip)_conntrack: (?:nf_conntrack: |VPS \d+ )?table full(?: in netns (\d{1,10}))?,"
+    r" ?(?:dropping packet|$)"
 )
 _SUPPRESSED: Final = re.compile(
     r"(?:\w*ratelimit|printk|NET): (\d{1,12}) (?:callbacks|messages) suppressed"

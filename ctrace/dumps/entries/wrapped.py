@@ -1,0 +1,78 @@
+"""Entries that a mail, a page or a terminal broke into several lines."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Optional
+
+MOST: Final = 8192
+_MORE: Final = re.compile(
+    rb"^[>|\s]*((?:(?:src|dst|sport|dport|type|code|id|srckey|dstkey|packets|bytes|mark|zone|use"
+    rb"|secctx)=|\[(?:UNREPLIED|ASSURED|OFFLOAD|HW_OFFLOAD)\]).*)$",
+    re.S,
+)
+_BROKEN: Final = re.compile(rb"(?:^|[\s>|])(?:tcp|udp|icmp|icmpv6|sctp|gre|dccp)\s+\d{1,3}\s.*\\$")
+Line = tuple[bytes, int]
+"""Its text and number."""
+
+
+def goes_on(line: bytes) -> bool:
+    """Whether a line looks like the rest of an entry."""
+    return _MORE.match(line) is not None
+
+
+class Wrapped:
+    """Holds what may go on in the next line."""
+
+    def __init__(self) -> None:
+        self._open: Optional[Line] = None
+        self._reason = ""
+        self._whole: Optional[Line] = None
+        self._at = 0
+        """Number of the line that is read."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a part of an entry waits for its rest."""
+        return self._open is not None
+
+    def begin(self, line: bytes, number: int, reason: str) -> None:
+        """An entry without its end: ``reason`` tells what it lacks."""
+        self._open, self._reason, self._whole = (line.strip(), number), reason, None
+
+    def whole(self, line: bytes) -> None:
+        """An entry was read; the next line may still belong to it."""
+        self._whole = line.strip(), self._at
+
+    def breaks(self, line: bytes, number: int) -> bool:
+        """Whether a line ends in a backslash in the middle of an entry."""
+        bare = line.strip()
+        if self.is_open or len(bare) > MOST or not _BROKEN.search(bare):
+            return False
+        self.begin(bare[:-1], number, "cut off at its backslash")
+        return True
+
+    def more(self, line: bytes, number: int) -> Optional[tuple[Line, bool]]:
+        """The entry with this line as its rest, and whether it was taken as whole before; None
+        where the line is something else."""
+        before, was_whole = self._open, False
+        self._at = number
+        if before is None and self._whole is not None and self._whole[1] == number - 1:
+            before, was_whole = self._whole, True
+        said = _MORE.match(line) if before is not None else None
+        self._whole = None
+        if said is None or before is None or len(before[0]) > MOST:
+            return None
+        self._open = None
+        rest = said[1].strip()
+        ended = rest[:-1] if rest.endswith(b"\\") else rest
+        joined = before[0] + b" " + ended, before[1]
+        if len(ended) < len(rest):
+            self.begin(*joined, self._reason)
+        return joined, was_whole
+
+    def lost(self) -> Optional[tuple[int, str]]:
+        """(number, reason) of the part whose rest did not come; nothing is held any more."""
+        found = (self._open[1], self._reason) if self._open else None
+        self._open = self._whole = None
+        return found
