@@ -162,6 +162,14 @@ def test_dumps_without_the_maximum_are_never_healthy() -> None:
     assert "HEALTHY" in run("report", "-", text=b"".join(dumps()) + MAX)
 
 
+def test_a_count_that_nothing_tells_is_null() -> None:
+    data = json.loads(run("report", "-", "-o", "json", text=b"[1.5] nf_conntrack: table full, "
+                          b"dropping packet\n"))  # fmt: skip
+    assert (data["tables"][0]["count"], data["held_total"]) == (None, None)
+    told = json.loads(run("report", "-", "-o", "json", text=COUNT))
+    assert (told["tables"][0]["count"], told["held_total"]) == (4711, 0)
+
+
 def test_what_was_not_counted_is_not_nought() -> None:
     said = run("report", "-", text=MAX)
     assert "at most 65 536 entries; how many it held is not in the texts" in said

@@ -12,6 +12,7 @@ import math
 from datetime import datetime, timezone
 from typing import Any, Optional
 
+from ctrace.batch import DUMP
 from ctrace.model.snapshot import (
     Cause,
     Composition,
@@ -28,6 +29,7 @@ from ctrace.model.snapshot import (
 )
 from ctrace.record import Status
 from ctrace.view.unseen import CHANGES, REFUSALS, told, trusted, unseen
+from ctrace.view.verdict import counted
 
 SCHEMA = 1
 """Rises when a field changes its meaning or goes; not when one is added."""
@@ -36,6 +38,8 @@ SCHEMA = 1
 def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
     """The snapshot as an object that ``json.dumps`` takes as it is."""
     absent = unseen(snapshot.hooks)
+    texts = snapshot.hooks.family == DUMP
+    nothing = texts and not any(counted(table) for table in snapshot.tables)
     by_row = absent if snapshot.held_total_error is None else absent | CHANGES | REFUSALS
     return {
         "schema": SCHEMA,
@@ -50,12 +54,12 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
         "group": snapshot.group,
         "sort": snapshot.sort,
         "filter": snapshot.filter,
-        "tables": [_table(table, absent) for table in snapshot.tables],
+        "tables": [_table(table, absent, texts) for table in snapshot.tables],
         "totals": told(dataclasses.asdict(snapshot.totals), absent),
         "rates_per_s": told(_rounded(dataclasses.asdict(snapshot.rates)), absent),
         "culprits": [told(_culprit(culprit), by_row) for culprit in snapshot.culprits],
         "culprits_total": snapshot.culprits_total,
-        "held_total": snapshot.held_total,
+        "held_total": None if nothing else snapshot.held_total,
         "held_total_error": snapshot.held_total_error,
         "table_seconds_total": _known(absent, "table_seconds_total", snapshot.table_seconds_total),
         "top": {
@@ -97,11 +101,12 @@ def utc_seconds(seconds: Optional[float]) -> Optional[str]:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _table(table: Table, absent: frozenset[str]) -> dict[str, Any]:
+def _table(table: Table, absent: frozenset[str], texts: bool) -> dict[str, Any]:
+    """``texts``: it is known from texts, of which none may tell how many entries it holds."""
     data = {
         "netns": table.netns,
         "name": table.name,
-        "count": table.count,
+        "count": None if texts and not counted(table) else table.count,
         "max": table.max if table.max_known else None,
         "buckets": table.buckets or None,
         "fill": _round(table.fill) if table.max_known else None,

@@ -70,7 +70,7 @@ def _full(data: dict[str, Any]) -> Optional[str]:
     text += f"at {first}" if first == last else f"from {first} to {last}"
     if log.get("suppressed"):
         text += f", and kept {fmt.count(log['suppressed'])} messages back"
-    text += f": at least {fmt.count(data['refused_at_least'])} packets were refused"
+    text += f": at least {fmt.plural(data['refused_at_least'], 'packet')} refused"
     if log.get("suppressed"):
         text += " (its limit, net_ratelimit, counts all of networking's warnings)"
     return text
