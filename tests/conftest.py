@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import fcntl
+import os
 import signal
 import sys
 import tempfile
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 if sys.version_info < (3, 10):
     # The tests compare lengths by it; the product must do without (tests/house/test_floor.py).
@@ -32,8 +32,11 @@ if sys.version_info < (3, 10):
     _plain_zip = builtins.zip
     builtins.zip = _zip  # type: ignore[assignment,misc]
 
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+if "CTRACE_VM" not in os.environ:  # whose tests have none, and starting takes long in there
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -37,6 +37,7 @@ def test_they_are_of_these_sources(source: str, casts: bool) -> None:
     assert kept.constants == programs.constant_names()
 
 
+@pytest.mark.slow
 @EACH
 @BOTH
 def test_compiling_again_gives_the_same(source: str, casts: bool) -> None:

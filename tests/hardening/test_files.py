@@ -43,6 +43,7 @@ def verbs(recording: Path, out: Path) -> list[list[str | Path]]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(7))
 def test_every_verb_that_writes_a_file(recording: Path, tmp_path: Path, number: int) -> None:
     out, target = tmp_path / "out", tmp_path / "another's"

@@ -65,6 +65,7 @@ def test_the_traps_are_real(traps: Path) -> None:
     assert "stranger" in ran(traps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb(traps: Path, verb: str) -> None:
     done = start(traps, ROOT / "scripts/ctrace", verb, "--help")
@@ -72,6 +73,7 @@ def test_every_verb(traps: Path, verb: str) -> None:
     assert "Usage: " in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv", [["doctor", "--why"], ["applied"], ["advise", "--duration", "1"], ["man"]]
 )

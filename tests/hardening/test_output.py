@@ -43,6 +43,7 @@ def remarks(said: str) -> list[str]:
     return [line for line in said.splitlines() if not any(word in line for word in usual)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", SHORT, ids=" ".join)
 @pytest.mark.parametrize("out", ["> /dev/full", ">&-"])
 def test_a_full_or_closed_output(words: list[str], out: str) -> None:

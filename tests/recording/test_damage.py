@@ -58,6 +58,7 @@ def is_true(got: list[Batch], truth: list[Batch], recording: Recording) -> None:
         assert recording.missing.truncated or recording.missing.bytes
 
 
+@pytest.mark.slow
 def test_cut_off_at_every_byte(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     truth = small(whole, 60, rate=20)
@@ -85,6 +86,7 @@ def test_cut_off_at_every_byte(tmp_path: Path) -> None:
             assert len(recording.missing.damage) <= 1
 
 
+@pytest.mark.slow
 def test_thousands_of_random_corruptions(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     truth = small(whole, 300)

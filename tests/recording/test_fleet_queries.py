@@ -118,6 +118,7 @@ def clickhouse(view: str) -> Ask:
     return ask
 
 
+@pytest.mark.slow
 def test_which_source_over_all_hosts(fleet: tuple[Path, Truth], ask: Ask) -> None:
     truth = fleet[1]
     rows = ask((QUERIES / "sources.sql").read_text())

@@ -46,6 +46,7 @@ def run(*arguments: str, code: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_replay_gives_the_snapshots_that_live_gave(file: Path, truth: list[Batch]) -> None:
     """Field by field, at every batch, in every grouping."""
     live, again = model(), model()
@@ -75,6 +76,7 @@ def at(truth: list[Batch], until: int) -> Snapshot:
     return live.snapshot(limit=200)
 
 
+@pytest.mark.slow
 def test_time_travel_shows_what_live_showed_then(feed: ReplayFeed, truth: list[Batch]) -> None:
     """Forwards, backwards, by steps and by bursts of drops."""
     clock = synthetic.header().clock
@@ -111,6 +113,7 @@ def test_a_view_can_change_while_paused(feed: ReplayFeed) -> None:
     assert [culprit.port for culprit in latest.culprits] == [53]
 
 
+@pytest.mark.slow
 def test_playing_at_speed_reaches_the_end(file: Path, truth: list[Batch]) -> None:
     with ctrace.open(str(file)) as recording:
         feed = ReplayFeed(recording, speed=1024)

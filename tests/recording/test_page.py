@@ -91,6 +91,7 @@ def browser(page: Path, tmp_path: Path) -> Iterator[Browser]:
         yield opened
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_page_runs_loads_and_complains_of_nothing(page: Path, browser: Browser) -> None:
     assert page.stat().st_size < 300 << 10
@@ -102,6 +103,7 @@ def test_the_page_runs_loads_and_complains_of_nothing(page: Path, browser: Brows
         assert browser.said(what) == []
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_legible_at_every_size(browser: Browser, size: str) -> None:
@@ -115,6 +117,7 @@ def test_it_is_legible_at_every_size(browser: Browser, size: str) -> None:
     assert browser.value(OVER_ONE_ANOTHER) == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_on_paper_it_takes_at_most_four_pages(browser: Browser, tmp_path: Path) -> None:
     made = browser.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
@@ -126,6 +129,7 @@ def test_on_paper_it_takes_at_most_four_pages(browser: Browser, tmp_path: Path) 
         assert (round(wide / 72 * 25.4), round(high / 72 * 25.4)) == (210, 297)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_every_chart_has_lines_names_and_units(browser: Browser) -> None:
     charts = browser.value(

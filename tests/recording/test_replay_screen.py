@@ -44,6 +44,7 @@ def shown(app: TopApp) -> str:
     return "\n".join(line.plain for line in app.painted.lines)
 
 
+@pytest.mark.slow
 def test_the_keys_of_travel_lead_where_they_say(file: Path, truth: list[Batch]) -> None:
     first = next(b.until for b in truth if (b.events["kind"] == Kind.DROP).any())
 
@@ -93,6 +94,7 @@ def test_the_keys_of_travel_lead_where_they_say(file: Path, truth: list[Batch]) 
     drive(file, keys)
 
 
+@pytest.mark.slow
 def test_speed_and_pause(file: Path) -> None:
     async def keys(app: TopApp, pilot: Pilot[None], feed: ReplayFeed) -> None:
         await pilot.press("plus", "plus", "minus")
