@@ -13,6 +13,9 @@ TRUST: Final = 0.05
 """Share: where the events explain the kernel's own counts no better, nothing is foretold well."""
 FORETOLD: Final = 0.15
 """Share: a second half that is missed by more was not foretold."""
+VAGUE: Final = 1.5
+"""Times what the levers are said to do: of a wider range it is told. What they really do is known
+no closer, so it is told before the range is twice as wide."""
 ENTRY_BYTES: Final = (256, 384)
 """struct nf_conn's slab object, without and with the optional extensions, x86-64."""
 BUCKET_BYTES: Final = 8
@@ -72,13 +75,13 @@ class Place:
 
     @property
     def vague(self) -> tuple[str, ...]:
-        """``mean``, ``peak``: whose range is wider than twice what the levers are said to do."""
+        """``mean``, ``peak``: whose range is, or may be, wider than twice what the levers do."""
         was, would = self.modelled, self.changed
         figures = (
             ("mean", was.mean - would.mean, would.mean_range),
             ("peak", was.peak - would.peak, would.peak_range),
         )
-        return tuple(name for name, did, (low, high) in figures if high - low > 2 * abs(did))
+        return tuple(name for name, did, (low, high) in figures if high - low > VAGUE * abs(did))
 
     @property
     def trusted(self) -> bool:

@@ -34,6 +34,8 @@ from ctrace.whatif.table import Course, Known, Setting
 
 POINTS: Final = 600
 """Of a series in the answer."""
+PASSES: Final = 4
+"""Passes of gc_worker: fewer do not tell how long its pauses are."""
 DEFAULT_LIMIT: Final = 262144
 SKEWS: Final = np.arange(0.0, 2.01, 0.05)
 
@@ -136,7 +138,10 @@ def _case(recorded: Recorded, levers: Levers) -> _Case:
         # What is not in the recording keeps gc_worker at its pace: the range allows for it.
         part = _part(recorded)
         interval = 2 * lag * (part * pace + (1 - part) * max(1.0, pace))
-        would_be = replace(would_be, interval=interval, longest=most * interval)
+        longest = most * interval
+        if len(recorded.collections) < PASSES:  # what waited was cut short by the beginning
+            longest = max(longest, tablemodel.GC_SCAN_INTERVAL_MAX)
+        would_be = replace(would_be, interval=interval, longest=longest)
     return _Case(recorded, levers, setting, target, extra, changed, as_was, would_be, lazy)
 
 

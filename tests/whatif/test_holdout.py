@@ -54,8 +54,7 @@ def test_of_too_little_nothing_is_foretold() -> None:
     assert "too short" in whatif_text(answer)
 
 
-@pytest.mark.parametrize("timeout", [5, 20, 60])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("timeout", "seed"), [(5, 1), (20, 2), (60, 3)])
 def test_mean_and_peak_are_inside_their_ranges(timeout: int, seed: int) -> None:
     recorded = gather(replace(LOAD, counts=[], seed=seed).run())
     truth = replace(LOAD, counts=[], seed=seed + 10, time_wait=timeout)

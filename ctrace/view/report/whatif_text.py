@@ -86,7 +86,7 @@ def vague_text(place: Place) -> str:
         return ""
     which = " and of the ".join(place.vague)
     many = "s" if len(place.vague) > 1 else ""
-    wide = f"{'are' if many else 'is'} wider than twice the change"
+    wide = "may be wider than twice the change"
     return f"the range{many} of the {which} {wide}: a longer recording tells more"
 
 
