@@ -159,6 +159,7 @@ class LiveSource:
         self._recount = Recount(wanted, same_ids=same_ids) if sample and self._seed else None
         self._names = NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
+        self._every: list[Namespace] = []
         self._lives = Lives()
         self._module = Module("nf_conntrack")
         self._ended: list[int] = []
@@ -268,7 +269,8 @@ class LiveSource:
         if self._module.changed():
             raise CtraceError("nf_conntrack was unloaded, the hooks with it: start ctrace again")
         only = self._wanted.netns
-        found = {space.inum: space for space in netns.find() if only is None or space.inum == only}
+        self._every = netns.find()
+        found = {one.inum: one for one in self._every if only is None or one.inum == only}
         fresh = [space for inum, space in found.items() if inum not in self._namespaces]
         gone = self._namespaces.keys() - found.keys()
         self._ended += self._lives.left(gone, _boot())
@@ -350,7 +352,7 @@ class LiveSource:
         tables = self._tables.read(spaces) if look else ()
         raw = self._counts()
         counts = self._lives.counts(raw)
-        names = self._lives.names(self._names.learn(events, spaces, look))
+        names = self._lives.names(self._names.learn(events, spaces, self._every, look))
         if tables and self._survey:
             tables = self._survey.take(tables)
             self._look(self._survey.found())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -31,13 +32,15 @@ class NameBook:
         self._netns: dict[int, Netns] = {}
         self._addresses_at: dict[int, float] = {}
 
-    def learn(self, events: Events, spaces: Sequence[Namespace], look: bool) -> Names:
-        """Names not told before; namespaces and listeners only when ``look``."""
+    def learn(
+        self, events: Events, spaces: Sequence[Namespace], every: Sequence[Namespace], look: bool
+    ) -> Names:
+        """Names not told before; listeners, and of ``every`` namespace its own, if ``look``."""
         owners = self._new_owners(events)
         if not look:
             return Names(owners=owners, cgroups=_units(owners))
         return Names(
-            netns=self._new_netns(spaces),
+            netns=self._new_netns(every, {space.inum for space in spaces}),
             owners=owners,
             cgroups=_units(owners),
             listeners=self._listeners.look(spaces),
@@ -58,7 +61,9 @@ class NameBook:
             self._owners.popitem(last=False)
         return found
 
-    def _new_netns(self, spaces: Sequence[Namespace]) -> dict[int, Netns]:
+    def _new_netns(
+        self, spaces: Sequence[Namespace], followed: Collection[int]
+    ) -> dict[int, Netns]:
         now = time.monotonic()
         fresh = {}
         for space in spaces:
@@ -72,13 +77,13 @@ class NameBook:
             told, name = self._netns.get(space.inum), space.name
             if told and name == f"netns:{space.inum}":
                 name = told.name  # it lost its mount, not its name
-            known = Netns(space.inum, name, addresses)
+            known = Netns(space.inum, name, addresses, space.inum in followed)
             if told != known:
                 fresh[space.inum] = self._netns[space.inum] = known
         gone = self._addresses_at.keys() - {space.inum for space in spaces}
         for inum in gone:
             del self._addresses_at[inum]
-            self._netns.pop(inum, None)
+            fresh[inum] = replace(self._netns.pop(inum), addresses=())
         return fresh
 
 

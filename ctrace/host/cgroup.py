@@ -2,7 +2,8 @@
 
 No runtime's API is asked. A container runtime writes the container's id into the
 cgroup's path, and Docker's and Kubernetes' own files, where they can be read,
-turn the id into a name: here, or from a container that sees the host's processes,
+turn the id into a name (a pod's also the pod's own id, for the process that keeps its
+network namespace writes no log): here, or from a container that sees the host's processes,
 below the first process's root. Who owns a folder below names it as he likes: names come
 back harmless, paths as they are.
 """
@@ -23,6 +24,7 @@ _NAMED_SCOPE = re.compile(
     r"^(?:machine-(.+)\.scope|lxc\.payload\.(.+)|systemd-nspawn@(.+)\.service)$"
 )
 _BARE_ID = re.compile(rf"^(?:crio-)?({_ID})$")
+_POD = re.compile(r"(?:^|-)pod([0-9a-f]{8}[0-9a-f_-]{24,28})(?:\.slice)?$")
 _UNIT = re.compile(r"^[^/]+\.(service|scope|socket|mount|slice)$")
 _HEX = re.compile(r"\\x([0-9a-f]{2})")
 
@@ -45,22 +47,26 @@ def container(path: str) -> str:
     the runtime's where its files tell it, else the id's first twelve digits.
     """
     parts = [part for part in path.split("/") if part]
+    uid = next((found[1].replace("_", "-") for found in map(_POD.search, parts) if found), "")
 
     def is_pod(ident: str) -> bool:
         # seen from a pod's own control group (``/../../pod2/ID``) the first folders have no name
         return any(part.startswith("kubepods") for part in parts) or (
-            ".." in parts and bool(_name("k8s", ident))
+            ".." in parts and bool(_name("k8s", ident, uid))
         )
+
+    def called(runtime: str, ident: str) -> str:
+        return f"{runtime}:{clean(_name(runtime, ident, uid)) or ident[:12]}"
 
     # The innermost match wins: a container may itself run containers.
     for at in range(len(parts) - 1, -1, -1):
         part = parts[at]
         if scope := _SCOPE.match(part):
-            return _called("k8s" if is_pod(scope[2]) else _RUNTIMES[scope[1]], scope[2])
+            return called("k8s" if is_pod(scope[2]) else _RUNTIMES[scope[1]], scope[2])
         if bare := _BARE_ID.match(part):
             parent = parts[at - 1] if at else ""
             runtime = "k8s" if is_pod(bare[1]) else _PARENTS.get(parent, "container")
-            return _called(runtime, bare[1])
+            return called(runtime, bare[1])
         if named := _NAMED_SCOPE.match(part):
             return "machine:" + clean(_unescape(next(name for name in named.groups() if name)))
         if at and parts[at - 1] == "lxc":
@@ -109,12 +115,9 @@ def _unescape(name: str) -> str:
     return _HEX.sub(lambda match: chr(int(match[1], 16)), name)
 
 
-def _called(runtime: str, ident: str) -> str:
-    return f"{runtime}:{clean(_name(runtime, ident)) or ident[:12]}"
-
-
 @lru_cache(maxsize=4096)
-def _name(runtime: str, ident: str) -> str:
+def _name(runtime: str, ident: str, uid: str) -> str:
+    """``uid``: of the pod that it is in."""
     for root in _ROOTS:
         if runtime == "docker":
             try:
@@ -123,7 +126,10 @@ def _name(runtime: str, ident: str) -> str:
             except (OSError, ValueError, KeyError):
                 continue
         if runtime == "k8s":
-            # The kubelet's links: POD_NAMESPACE_CONTAINER-ID.log
+            # The kubelet's folders, there before a pod's first process: NAMESPACE_POD_UID
+            for folder in glob(f"{root}/var/log/pods/*_{escape(uid)}") if uid else ():
+                return "/".join(os.path.basename(folder).split("_")[:2])
+            # and its links: POD_NAMESPACE_CONTAINER-ID.log
             for link in glob(f"{root}/var/log/containers/*-{escape(ident)}.log"):
                 pod, _, rest = os.path.basename(link).partition("_")
                 return f"{rest.partition('_')[0]}/{pod}"

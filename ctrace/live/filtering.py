@@ -35,7 +35,7 @@ FIELDS = {
     "port": "the same",
     "netns": "namespace, by name or inode number",
     "nat": "src, dst or no",
-    "owner": "part of a process's, unit's or container's name",
+    "owner": "part of a process's, unit's, container's or pod's name",
     "status": "ASSURED, SEEN_REPLY or UNREPLIED, of a sample of what is held",
 }
 
@@ -208,7 +208,8 @@ def _inside(address: str, network: Network) -> bool:
 
 def _owner(row: Row) -> str:
     owner = row.owner
-    return f"{owner.comm} {owner.unit} {owner.cmdline}".lower() if owner else ""
+    opened = f"{owner.comm} {owner.unit} {owner.cmdline} " if owner else ""
+    return f"{opened}{row.pod}".lower()
 
 
 def _words(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Optional
 
@@ -20,18 +20,30 @@ from ctrace.model.keys.levels import Levels, needed
 from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.keys.recount import Recounts, between_marks
 from ctrace.model.keys.scatter import Rows
-from ctrace.model.keys.window import window
+from ctrace.model.keys.window import by_netns, sorted_from, window
 from ctrace.model.ports import SourcePorts
 from ctrace.model.sample import ROWS, Sample
 from ctrace.model.scope import Scope
-from ctrace.model.snapshot import GROUPS, SORTS, Counted, Culprit, Memory, Rates, Snapshot, Table
+from ctrace.model.snapshot import (
+    GROUPS,
+    SORTS,
+    Counted,
+    Culprit,
+    Memory,
+    Rates,
+    Snapshot,
+    Table,
+    Victim,
+)
 from ctrace.model.tables import NOTHING, Known, Tables, counted, per_second
 from ctrace.model.victims import Victims
 from ctrace.model.who.answer import Answer
 from ctrace.model.who.ask import Asked, names_of
 from ctrace.model.who.names import Names
+from ctrace.model.who.pods import Pods
+from ctrace.model.who.pods import told as with_pods
 from ctrace.model.who.rows import BASE, COARSER, coarser
-from ctrace.record import N_REASONS, PART, Events, Kind, Reason
+from ctrace.record import N_REASONS, PART, Kind, Reason
 
 EARLY_NS: Final = 50_000_000
 """How much sooner than it is due an interval may end, with a batch."""
@@ -98,6 +110,7 @@ class Model:
         self._recounts = Recounts(self._levels)
         self._asked = Asked(self._group)
         self._tables = Tables(clock)
+        self._pods = Pods()
         self._points = Points()
         self._until = started
         self._tick_at = self._paced_at = started
@@ -141,6 +154,7 @@ class Model:
             self._cost = batch.cost
         self._until = max(self._until, batch.until)
         self._tables.update(self._until, batch.counts, batch.tables, batch.names.netns)
+        self._pods.update(batch.names.netns)
         if self._until - self._paced_at >= PACE_NS:
             self._pace()
         if self._until - self._tick_at >= self._every:
@@ -286,9 +300,6 @@ class Model:
         else:
             culprits, keys = chosen.culprits(sort, limit, self._ticks - 1), chosen.distinct
         totals, rates = self._sums(scope.netns, tables, told, bool(filter_text))
-        victims = self._victims.view(
-            VICTIMS_SHOWN, self._owners, self._tables.name, self._refused, scope.netns
-        )
         return Snapshot(
             ts=self._clock.utc(self._until),
             host=self._host,
@@ -302,12 +313,12 @@ class Model:
             tables=tables,
             totals=totals,
             rates=rates,
-            culprits=culprits,
+            culprits=with_pods(culprits, self._pods.known),
             culprits_total=keys,
             held_total=chosen.total_held,
             table_seconds_total=chosen.total_seconds,
             top={name: self._top(name, here) for name in ("src", "dst", "service", "pair")},
-            victims=victims,
+            victims=self._refused_ones(scope.netns),
             who=self._answer("held", here).holders,
             who_refused=self._answer("drops", here).holders,
             why=causes.explain(self._facts(tables, totals, rates, here)),
@@ -371,7 +382,9 @@ class Model:
 
     def _group(self, name: str, scope: Scope = EVERYTHING) -> Group:
         if name in COARSER and (name, scope) not in self._groups:
-            self._groups[name, scope] = coarser(name, self._group(BASE[name], scope))
+            self._groups[name, scope] = coarser(
+                name, self._group(BASE[name], scope), self._pods.known
+            )
         if (name, scope) not in self._groups:
             gone = {netns: at >> TIME_SHIFT for netns, at in self._tables.gone().items()}
             uptime = (self._until - self._started) / 1e9
@@ -412,6 +425,12 @@ class Model:
             )  # fmt: skip
         return found
 
+    def _refused_ones(self, netns: Optional[int]) -> tuple[Victim, ...]:
+        rows = self._victims.view(
+            VICTIMS_SHOWN, self._owners, self._tables.name, self._refused, netns
+        )
+        return with_pods(rows, self._pods.known)
+
     def _refused(self, key: bytes) -> tuple[Optional[float], Optional[float]]:
         """Which share of a victim's new flows was refused: of all, and of those to the service."""
         high, low, _, _, meta = np.frombuffer(key, np.uint64)
@@ -451,7 +470,10 @@ class Model:
     def _who_names(self, scope: Scope) -> Names:
         here = scope.of_namespace
         return names_of(
-            self._tables.names(scope.netns), self._group("pair", here), self._group("service", here)
+            self._tables.names(scope.netns),
+            self._pods.known,
+            self._group("pair", here),
+            self._group("service", here),
         )
 
     def _memory(self) -> Memory:
@@ -465,26 +487,3 @@ class Model:
             tracked_keys=sum(level.table.used for level in levels.all()),
             pruned=sum(level.table.given_up() for level in levels.all()) + self._victims.pruned,
         )
-
-
-def by_netns(w: Window, at: Rows) -> Iterator[tuple[int, Rows]]:
-    """Split the events at ``at`` by namespace."""
-    if not at.size:
-        return
-    netns = w.netns(at)
-    if (netns == netns[0]).all():
-        yield int(netns[0]) >> 32, at
-        return
-    for one in np.unique(netns):
-        yield int(one) >> 32, at[netns == one]
-
-
-def sorted_from(events: Events, at: int) -> Events:
-    """The events with those from ``at`` on in time order.
-
-    Sources promise order; CPUs that are polled in turn may break it.
-    """
-    order = np.argsort(events["ts"][at:], kind="stable")
-    events = events.copy()
-    events[at:] = events[at:][order]
-    return events

@@ -16,7 +16,8 @@ from ctrace.filters import Network, network_words
 
 _BY = {"process": "processes", "container": "containers", "pair": "source and service",
        "src": "source", "dst": "destination", "service": "service",
-       "netns": "namespace", "prefix": "prefix", "ports": "ports", "proto": "protocol",
+       "netns": "namespace", "prefix": "prefix", "pod": "pod",
+       "pod-namespace": "namespace of pods", "ports": "ports", "proto": "protocol",
        "direction": "direction"}  # fmt: skip
 
 
@@ -50,7 +51,8 @@ class Scope:
         fields = [*ends, *(["proto and port"] if self.by_service else [])]
         if not fields:
             return ""
-        other = {"src": "dst", "prefix": "dst", "dst": "src", "pair": "dst"}.get(group)
+        of_source = ("src", "prefix", "pair", "pod", "pod-namespace")
+        other = {"dst": "src", **dict.fromkeys(of_source, "dst")}.get(group)
         if group in ("process", "container"):
             return (
                 f"rows by {_BY[group]} can't be filtered by {fields[0]}: "

@@ -14,7 +14,7 @@ from ctrace.batch import HookInfo, Logged, SelfCost
 
 GROUPS = (
     "who", "src", "prefix", "dst", "direction", "ports", "proto", "service", "pair", "process",
-    "container", "netns",
+    "container", "pod", "pod-namespace", "netns",
 )  # fmt: skip
 """What culprits can be grouped by; ``pair`` is source to service, ``who`` the few keys of all of
 them that explain most."""
@@ -233,6 +233,8 @@ class Culprit:
     port: Optional[int] = None
     src: str = ""
     dst: str = ""
+    pod: str = ""
+    """Pod, container or named namespace whose address ``src`` is or, without one, ``dst``."""
     netns: int = 0
     netns_name: str = ""
     direction: str = ""
@@ -240,8 +242,7 @@ class Culprit:
     held: int = 0
     """Entries in the table now."""
     held_error: Optional[int] = None
-    """Two standard errors of that, where it is reckoned: of entries with some status; None where
-    it is counted."""
+    """Two standard errors of that where it is reckoned, by status; None where it is counted."""
     share: float = 0.0
     """Its part of all entries held now, over the tables shown."""
     table_seconds: float = 0.0
@@ -252,8 +253,7 @@ class Culprit:
     drops: int = 0
     drop_per_s: float = 0.0
     error: int = 0
-    """Upper bound of what ``inserts`` may lack, lost events of its namespace included: 0 when
-    exact."""
+    """Upper bound of what ``inserts`` may lack, its namespace's lost events included; 0: exact."""
     stale: bool = False
     """What it holds may be off: events were lost, and the entries are still to be counted anew
     from the table. Of a process it stays so: who opened an entry is told once."""
@@ -270,9 +270,8 @@ class Culprit:
     nat: str = ""
     """``src``, ``dst``, ``src,dst`` when seen on its entries; ``no`` otherwise."""
     composition: Composition = Composition()
-    """What it holds now is made of; ``assured``, ``unreplied``, ``closed`` and ``states`` are its.
-    Where nothing can look into the table (a recording of an earlier version), those are of what
-    ended, once that is more than what is held; ``composition.n`` is 0 then."""
+    """Of what it holds; ``assured`` to ``closed`` and ``states`` are its. Where nothing can look
+    into the table, those are of what ended, once more than what is held; ``n`` is 0 then."""
     assured: Optional[float] = None
     """Share of the entries held that are ASSURED."""
     unreplied: Optional[float] = None
@@ -289,8 +288,7 @@ class Culprit:
     life_histogram: Histogram = Histogram()
     residence_histogram: Histogram = Histogram()
     states: tuple[tuple[str, int], ...] = ()
-    """TCP states of the entries held, with how many of those looked at had each, most frequent
-    first."""
+    """TCP states of those held that were looked at, with counts, most frequent first."""
     ended_states: tuple[tuple[str, int], ...] = ()
     """TCP state at the end, with counts, most frequent first."""
     samples: tuple[Tuple5, ...] = ()
@@ -324,6 +322,8 @@ class Victim:
     owner: Optional[OwnerView] = None
     """The local process that got EPERM; None for packets received or forwarded."""
     sample: Optional[Tuple5] = None
+    pod: str = ""
+    """As of a culprit: whose address ``src`` is."""
 
 
 @dataclass(frozen=True)

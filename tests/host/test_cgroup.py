@@ -97,6 +97,8 @@ def test_a_container_finds_the_hosts_names_below_the_first_process(tmp_path: Pat
     logs.mkdir(parents=True)
     # the kubelet's link leads to a file that is not below this root
     (logs / f"web-5d4_shop_nginx-{ID}.log").symlink_to("/var/log/pods/shop_web/nginx/0.log")
+    uid = "0a1b2c3d-0000-4000-8000-00000000beef"
+    (host / f"var/log/pods/shop_cart-0_{uid}").mkdir(parents=True)
     docker = host / f"var/lib/docker/containers/{ID}"
     docker.mkdir(parents=True)
     (docker / "config.v2.json").write_text('{"Name": "/shop"}')
@@ -104,11 +106,16 @@ def test_a_container_finds_the_hosts_names_below_the_first_process(tmp_path: Pat
         ["unshare", "--mount", "--pid", "--fork", sys.executable, "-c", _IN_A_CONTAINER,
          host, container, f"/kubepods/besteffort/pod0a1b/{ID}", f"/docker/{ID}",
          f"/docker/{ID[:-1]}0", f"/../../pod0a1b/{ID}", f"/../cri-containerd-{ID}.scope",
-         f"/../cri-containerd-{ID[:-1]}0.scope"],
+         f"/../cri-containerd-{ID[:-1]}0.scope",
+         # what keeps a pod's network namespace writes no log: the pod is known by its own id
+         f"/kubepods/burstable/pod{uid}/{ID[:-1]}1", f"/../../pod{uid}/{ID[:-1]}1",
+         "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod"
+         f"{uid.replace('-', '_')}.slice/crio-{ID[:-1]}1.scope"],
         check=False, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         "k8s:shop/web-5d4", "docker:shop", f"docker:{ID[:12]}",
         "k8s:shop/web-5d4", "k8s:shop/web-5d4", f"containerd:{ID[:12]}",
+        "k8s:shop/cart-0", "k8s:shop/cart-0", "k8s:shop/cart-0",
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -199,3 +200,26 @@ def _counted(code: U16) -> npt.NDArray[np.intp]:
         rest &= others
     counts += np.bincount(code.take(np.flatnonzero(rest)), minlength=len(counts))
     return counts.reshape(16, 256)[:, :16]
+
+
+def sorted_from(events: Events, at: int) -> Events:
+    """The events with those from ``at`` on in time order.
+
+    Sources promise order; CPUs that are polled in turn may break it.
+    """
+    order = np.argsort(events["ts"][at:], kind="stable")
+    events = events.copy()
+    events[at:] = events[at:][order]
+    return events
+
+
+def by_netns(w: Window, at: npt.NDArray[np.intp]) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """Split the events at ``at`` by namespace."""
+    if not at.size:
+        return
+    netns = w.netns(at)
+    if (netns == netns[0]).all():
+        yield int(netns[0]) >> 32, at
+        return
+    for one in np.unique(netns):
+        yield int(one) >> 32, at[netns == one]

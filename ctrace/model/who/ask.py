@@ -93,7 +93,9 @@ class Asked:
         return [*found, *(pair.culprit(int(at), ticks) for at in shown)], len(others) - len(shown)
 
 
-def names_of(netns: Mapping[int, str], pair: Group, service: Group) -> Names:
+def names_of(
+    netns: Mapping[int, str], pods: Mapping[str, str], pair: Group, service: Group
+) -> Names:
     """What keys are called now."""
 
     def process(key: int) -> str:
@@ -102,6 +104,7 @@ def names_of(netns: Mapping[int, str], pair: Group, service: Group) -> Names:
 
     return Names(
         netns=netns,
+        pods=pods,
         process=process,
         unit=lambda number: next((one for one in pair.units() if unit_number(one) == number), ""),
         scattered={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -31,6 +31,8 @@ class Names:
     unit: Callable[[int], str]
     scattered: Mapping[int, int]
     """Estimated sources of a service, by its meta word, where they are too many to keep."""
+    pods: Mapping[str, str] = field(default_factory=dict)
+    """Address to the pod or container that has it."""
 
     def holder(self, key: Key, parts: Parts) -> Holder:
         """A key in words, with its namespace where there are several."""
@@ -45,7 +47,7 @@ class Names:
         label, kind = self.label(key), key.kind
         to = ("more than " if parts.more else "") + _many(parts.services, "service")
         if kind == "pair":
-            return f"{service(key.value[2])} from {_address(*key.value[:2])}"
+            return f"{service(key.value[2])} from {self._whose(*key.value[:2])}"
         if kind in ("dst", "dst-prefix"):
             return f"{to} {label}"
         sources = max(parts.sources, self._estimated(key))
@@ -66,6 +68,7 @@ class Names:
             "unit": lambda: self.unit(v[0]) or "a unit that has ended",
             "netns": lambda: f"namespace {self.netns.get(v[0], v[0])}",
             "pair": lambda: f"{_address(v[0], v[1])} -> {service(v[2])}",
+            "src": lambda: self._whose(v[0], v[1]),
             "service": lambda: service(v[0]),
             "ports": lambda: f"{proto_name(v[0] & 0xFF)}/{v[1]}-{v[2]}",
             "proto": lambda: f"all {proto_name(v[0] & 0xFF)}",
@@ -75,6 +78,11 @@ class Names:
         if key.kind in spelled:
             return spelled[key.kind]()
         return ("to " if key.kind.startswith("dst") else "") + network(key.kind, v[0], v[1])
+
+    def _whose(self, high: int, low: int) -> str:
+        """An address, with the pod that has it."""
+        address = _address(high, low)
+        return f"{address} ({self.pods[address]})" if address in self.pods else address
 
     def _estimated(self, key: Key) -> int:
         """Sources of a service, or of the port of a range that has most, by estimate."""

@@ -15,15 +15,17 @@ from ctrace.model.snapshot import Culprit
 from ctrace.model.who.answer import Answer
 from ctrace.model.who.lattice import Key, narrowed, port_ranges, widened
 from ctrace.model.who.names import Names, network, service
+from ctrace.model.who.pods import Known, by_pod
 from ctrace.record import proto_name
 
 BASE: Final = {
     "pair": "pair", "src": "src", "prefix": "src", "net": "src", "dst": "dst", "dst-prefix": "dst",
     "service": "service", "ports": "service", "proto": "service", "netns": "netns",
     "process": "process", "unit": "container", "direction": "service",
+    "pod": "src", "pod-namespace": "src",
 }  # fmt: skip
 """The grouping that a key's flows are summed up by; a coarser one is made of it."""
-COARSER: Final = ("prefix", "ports", "proto", "direction")
+COARSER: Final = ("prefix", "ports", "proto", "direction", "pod", "pod-namespace")
 """Groupings that can be asked for and are made of others."""
 ONE: Final = ("pair", "src", "dst", "service", "netns")
 """Kinds whose key is one of its base."""
@@ -114,8 +116,10 @@ def members(key: Key, group: Group) -> Mask:
     return found
 
 
-def coarser(name: str, base: Group) -> Group:
+def coarser(name: str, base: Group, known: Known) -> Group:
     """One of :data:`COARSER`."""
+    if name in ("pod", "pod-namespace"):
+        return by_pod(base, known, name != "pod")
     if name == "direction":
         return base.by_direction()
     key = base.key.copy()

@@ -370,7 +370,7 @@ def _key(culprit: Culprit, snapshot: Snapshot) -> str:
 def _owner(culprit: Culprit) -> str:
     owner = culprit.owner
     if owner is None:
-        return ""
+        return _text(culprit.pod)
     unit = f" {_text(owner.unit)}" if owner.unit else ""
     return f"{_text(owner.comm)}[{owner.pid}]{unit}"
 

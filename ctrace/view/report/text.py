@@ -312,7 +312,7 @@ def _key(culprit: Culprit, snapshot: Snapshot) -> str:
 def _owner(culprit: Culprit) -> str:
     owner = culprit.owner
     if owner is None:
-        return ""
+        return fmt.clean(culprit.pod)
     return fmt.clean(owner.unit) or f"{fmt.clean(owner.comm)}[{owner.pid}]"
 
 

@@ -129,7 +129,9 @@ def _owner(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
     if owner is None:
         way = {"in": "it comes in from outside", "forward": "it is forwarded through this host"}
         why = way.get(culprit.direction, "no local process was seen to open it")
-        return [_labelled("OWNER", [("unknown", p.dim), (f": {why}", p.dim)], width, p)]
+        known = fmt.clean(culprit.pod) or "unknown"
+        return [_labelled("OWNER", [(known, p.text if culprit.pod else p.dim), (f": {why}", p.dim)],
+                          width, p)]  # fmt: skip
     role = "listens" if owner.role == "listens" else "opened these flows"
     pieces: list[Piece] = [
         (fmt.clean(owner.comm), p.strong),

@@ -241,7 +241,7 @@ COLUMNS: Final = (
     ("HELD", "entries in the table now; ranked by this unless sorted otherwise"),
     ("SHARE", "its part of all entries that are held; OF TABLE: the same as a bar"),
     ("1 MINUTE", "entries held over the last minute"),
-    ("WHO", "the process that opened the flows, or listens for them; its container or unit"),
+    ("WHO", "the process that opened the flows, or listens for them; the pod whose address it is"),
     ("WAY", "in: received by this host, out: sent by it, forward: neither"),
     ("NAT", "whether its addresses are rewritten: NOTRACK would break that"),
     ("HOW THEY END", "expired, evicted to make room, deleted"),

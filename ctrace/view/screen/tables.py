@@ -25,6 +25,8 @@ GROUP_HEADS: Final = {
     "pair": f"source {fmt.ARROW} service",
     "process": "processes",
     "container": "containers",
+    "pod": "pods of sources",
+    "pod-namespace": "namespaces of pods",
     "netns": "namespaces",
 }
 
@@ -40,6 +42,13 @@ def who(owner: Optional[OwnerView], width: int) -> str:
     if unit and unit != comm and width > len(comm) + 5:
         return fmt.cut(unit, width - len(comm) - 1) + "/" + comm
     return fmt.cut(comm, width)
+
+
+def pod(name: str, width: int) -> str:
+    """A pod, by its own name where there is no room for its namespace."""
+    name = fmt.clean(name).removeprefix("k8s:").removeprefix("docker:")
+    short = name if len(name) <= width else name.rpartition("/")[2]
+    return fmt.cut(short, width) or fmt.UNKNOWN
 
 
 def shown(culprit: Culprit, width: int) -> str:
@@ -93,8 +102,8 @@ def culprit_columns(
             "key", GROUP_HEADS[group], shown, 0, 27, 60, False,
             lambda c, p: p.strong if c.share >= 0.2 else p.text,
         ),
-        Column("who", "WHO", lambda c, w: who(c.owner, w), 3, 8, 28, False,
-               when=lambda c: c.owner is not None and group not in ("process",)),
+        Column("who", "WHO", lambda c, w: who(c.owner, w) if c.owner else pod(c.pod, w), 3, 8, 28,
+               False, when=lambda c: bool(c.owner or c.pod) and group not in ("process",)),
         Column("netns", "NETNS", lambda c, w: fmt.cut(fmt.clean(c.netns_name), w), 8, 8, 16, False,
                dim, when=netns_shown),
         Column("way", "WAY", lambda c, _: c.direction or fmt.UNKNOWN, 10, 4, 0, False, dim),
@@ -142,6 +151,8 @@ def victim_columns(many_namespaces: bool) -> tuple[Column[Victim], ...]:
         Column("key", "refused or evicted", lambda v, w: fmt.key(v.key, w), 0, 30, 64, False),
         Column("who", "GOT EPERM", _eperm, 1, 14, 30, False,
                lambda v, p: p.text if v.owner else p.dim),
+        Column("pod", "POD", lambda v, w: pod(v.pod, w), 2, 8, 28, False,
+               when=lambda v: bool(v.pod)),
         Column("netns", "NETNS", lambda v, w: fmt.cut(fmt.clean(v.netns_name), w), 6, 8, 16, False,
                dim, when=lambda _: many_namespaces),
         Column("rate", "DROP/s", lambda v, _: fmt.rate(v.drop_per_s), 1, 6, sort="drops",

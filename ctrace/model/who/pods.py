@@ -1,0 +1,103 @@
+"""Which container or pod an address belongs to: the one in whose network namespace it is.
+
+So flows that this host forwards have a name, too, though no process of it opened them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Final, Optional, TypeVar
+
+import numpy as np
+
+from ctrace.batch import Netns
+from ctrace.filters import network_words
+from ctrace.model.groups import Group
+from ctrace.model.snapshot import Culprit, Victim
+
+NO_POD: Final = "(no container's address)"
+NO_SPACE: Final = "(no pod's address)"
+Row = TypeVar("Row", Culprit, Victim)
+LEFT: Final = 4096
+"""Addresses remembered of namespaces that went."""
+Known = Mapping[str, str]
+"""Address to the name of a container, pod or named namespace: ``k8s:shop/cart-0``."""
+
+
+class Pods:
+    """Whose addresses are known: those that one namespace alone has, and no local ones.
+
+    What a namespace had that went is its own until another comes with it.
+    """
+
+    def __init__(self) -> None:
+        self._spaces: dict[int, Netns] = {}
+        self._left: dict[str, str] = {}
+        self._known: Optional[dict[str, str]] = None
+
+    def update(self, told: Mapping[int, Netns]) -> None:
+        """Take a batch's names; a namespace that went is told without addresses."""
+        for inum, space in told.items():
+            before = self._spaces.pop(inum, None)
+            if space.addresses:
+                self._spaces[inum] = space
+            elif before:
+                self._left.update(dict.fromkeys(before.addresses, _name(before)))
+        while len(self._left) > LEFT:
+            del self._left[next(iter(self._left))]
+        if told:
+            self._known = None
+
+    def _look(self) -> dict[str, str]:
+        living: dict[str, str] = {}
+        for space in self._spaces.values():
+            for address in space.addresses:
+                living[address] = "" if address in living else _name(space)
+        found = {**self._left, **living}
+        return {address: name for address, name in found.items() if name and _global(address)}
+
+    @property
+    def known(self) -> Known:
+        """Of every address that is one container's."""
+        if self._known is None:
+            self._known = self._look()
+        return self._known
+
+
+def _name(space: Netns) -> str:
+    """Empty for the host itself, and for one without a name."""
+    return "" if space.name == "init" or space.name.startswith("netns:") else space.name
+
+
+def _global(address: str) -> bool:
+    one = ip_address(address)
+    return not (one.is_loopback or one.is_link_local or one.is_unspecified)
+
+
+def told(rows: tuple[Row, ...], known: Known) -> tuple[Row, ...]:
+    """The rows with the pod of their source or, where rows have none, of their destination."""
+    if not known:
+        return rows
+    return tuple(replace(row, pod=known.get(row.src or row.dst, "")) for row in rows)
+
+
+def by_pod(base: Group, known: Known, whole: bool) -> Group:
+    """Sources by pod; with ``whole`` by the Kubernetes namespace of their pods."""
+    name_of = {
+        tuple(network_words(ip_network(address))[0].tolist()): _space(name) if whole else name
+        for address, name in known.items()
+    }
+    none = NO_SPACE if whole else NO_POD
+    names = [name_of.get((high, low), none) for high, low in base.key[:, :2].tolist()]
+    said, codes = np.unique(np.array(names, object), return_inverse=True)
+    key = np.zeros((len(said), 3), np.uint64)
+    key[:, 0] = np.arange(len(said))
+    return base.regrouped("pod", codes.ravel(), key, tuple(said.tolist()))
+
+
+def _space(name: str) -> str:
+    """``k8s:shop`` of ``k8s:shop/cart-0``."""
+    space, slash, _ = name.partition("/")
+    return space if slash and space.startswith("k8s:") else NO_SPACE
