@@ -8,13 +8,14 @@ that is missing costs time and nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tempfile
 import zlib
 from pathlib import Path
 from typing import Final, Optional
+
+from ctrace.digests import sha256
 
 KEPT: Final = 32
 """Files of one sort that stay: filters and kernels make new ones."""
@@ -24,7 +25,7 @@ _CRC: Final = 4
 
 def name(sort: str, *parts: bytes) -> str:
     """A file name for content that depends on ``parts`` and nothing else."""
-    digest = hashlib.sha256()
+    digest = sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)

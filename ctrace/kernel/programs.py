@@ -13,7 +13,6 @@ and what came of it is kept on disk.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import zlib
@@ -26,6 +25,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.digests import sha256
 from ctrace.errors import CtraceError
 from ctrace.kernel import compiler, disk_cache
 
@@ -176,7 +176,7 @@ def made_file(source: str, casts: bool) -> Path:
 
 def digest(source: str) -> str:
     """Of all the C text that compiling depends on."""
-    total = hashlib.sha256()
+    total = sha256()
     for file in (compiler.source_dir() / source, *sorted(compiler.source_dir().rglob("*.h"))):
         total.update(file.read_bytes())
     return total.hexdigest()[:32]

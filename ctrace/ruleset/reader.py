@@ -9,7 +9,6 @@ for only when the kernel already has some.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ctrace.digests import sha256
 from ctrace.errors import CtraceError
 from ctrace.host.netns import enter
 from ctrace.ruleset import iptables, nft
@@ -270,7 +270,7 @@ def _digest(listings: _Listings) -> str:
         },
         sort_keys=True,
     )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode()).hexdigest()
 
 
 def _saved_tables(listings: _Listings) -> set[tuple[str, str]]:

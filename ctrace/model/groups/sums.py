@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
-from hashlib import blake2b
 from typing import Any, Final, Optional, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Owner
+from ctrace.digests import blake2b
 from ctrace.model.composition import Looks
 from ctrace.model.groups.context import Context
 from ctrace.model.keys.columns import (
