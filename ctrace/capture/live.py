@@ -159,7 +159,6 @@ class LiveSource:
         self._recount = Recount(wanted, same_ids=same_ids) if sample and self._seed else None
         self._names = NameBook(capture)
         self._namespaces: dict[int, Namespace] = {}
-        self._every: list[Namespace] = []
         self._lives = Lives()
         self._module = Module("nf_conntrack")
         self._ended: list[int] = []

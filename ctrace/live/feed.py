@@ -147,6 +147,8 @@ class LiveFeed:
 
     def stop_recording(self) -> str:
         """Finish the file, once what was in the tables before is in it: seconds at most."""
+        if self._writer is None:
+            return ""
         from ctrace.recording.recorder.late_start import PATIENCE
 
         until = time.monotonic() + PATIENCE

@@ -90,7 +90,6 @@ def command(
       ctrace top -p udp --dport 53 --group src who asks for names
       ctrace top 12 --once --format json       one answer after twelve seconds
     """  # fmt: skip
-    from ctrace.advice.beside import Beside
     from ctrace.capture import open_live
     from ctrace.live.feed import LiveFeed
     from ctrace.live.filtering import View, check
@@ -117,6 +116,8 @@ def command(
         shown_filter=shown,
         flows_filtered=not replace(wanted, netns=None).is_empty,
     )
+    from ctrace.advice.beside import Beside  # while the hooks are being attached
+
     feed.read_beside(Beside())
     try:
         if as_screen:
@@ -197,6 +198,10 @@ def run_plain(
     theme: str,
 ) -> None:
     """Frames or JSON on standard output, until the count is reached or the reader goes."""
+    if not json_lines:  # what a frame needs is loaded while the first interval passes
+        import rich.console  # noqa: F401
+
+        import ctrace.view.screen.frame  # noqa: F401
     seen: Optional[Snapshot] = None
     shown = 0
     while count is None or shown < count:

@@ -88,7 +88,7 @@ KEYS: Final = (
         ("g",),
         "group",
         "group",
-        "group by who holds most, source and service, source, prefix, destination, service, ...",
+        "group by who holds most, source and service, source, destination, service, pod, ...",
     ),
     Key(("G",), "group_back", "", "the same, backwards"),
     Key(
