@@ -77,7 +77,7 @@ def read() -> Kernel:
         os.path.exists("/sys/kernel/btf/vmlinux"),
         "module" if module else "built in" if loaded else "not loaded",
         os.path.exists("/sys/kernel/btf/nf_conntrack"),
-        _lockdown(),
+        lockdown(),
         None if jit is None else jit > 0,
         _number("/proc/sys/kernel/bpf_stats_enabled") == 1,
     )
@@ -198,7 +198,8 @@ def _bcc_version(folder: str) -> str:
     return found[1] if found else ""
 
 
-def _lockdown() -> str:
+def lockdown() -> str:
+    """``none``, ``integrity``, ``confidentiality``, or ``unknown`` where it is not told."""
     try:
         with open("/sys/kernel/security/lockdown") as file:
             chosen = re.search(r"\[(\w+)\]", file.read())

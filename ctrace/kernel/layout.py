@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Optional
 
 from ctrace.errors import CtraceError
+from ctrace.host.kernel import lockdown
 from ctrace.kernel import btf, disk_cache, trial
 from ctrace.kernel.ticks import ticks_per_second
 
@@ -177,8 +178,13 @@ class Layout:
 def running() -> Layout:
     """The running kernel's layout.
 
-    Raises CtraceError when it has no BTF, or no conntrack in it.
+    Raises CtraceError when it has no BTF, or no conntrack in it, or when nothing may be read of it.
     """
+    if lockdown() == "confidentiality":
+        raise CtraceError(
+            "the kernel is locked down (confidentiality), so BPF programs may not read its memory: "
+            "use --hooks netlink, or boot with lockdown=integrity"
+        )
     name = disk_cache.name("layout", disk_cache.this_kernel(), Path(__file__).read_bytes())
     known = disk_cache.load(name)
     if known is not None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ctrace.capture.live import open_capture
 from ctrace.errors import CtraceError
+from ctrace.filters import Filter
 from ctrace.kernel import btf, compiler, layout
 from ctrace.record import N_REASONS, RECORD, Direction, Kind, Reason
 
@@ -188,3 +190,14 @@ def test_function_ranges_come_from_kallsyms() -> None:
         exact = [line.split()[0] for line in file if line.split()[2] == "nf_conntrack_free"]
     assert int(exact[0], 16) == start
     assert layout.function_range("no_such_function") is None
+
+
+def test_a_locked_kernel_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verifier would only say that it refuses some program."""
+    monkeypatch.setattr(layout, "lockdown", lambda: "confidentiality")
+    layout.running.cache_clear()
+    try:
+        with pytest.raises(CtraceError, match=r"locked down.*lockdown=integrity"):
+            open_capture(Filter(), "fentry", 4096)
+    finally:
+        layout.running.cache_clear()

@@ -1,4 +1,4 @@
-"""The .deb, installed and removed where nothing is; asked for by name: scripts/package --test."""
+"""The packages, installed and removed where nothing is: scripts/package --test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DEB = Path(os.environ.get("CTRACE_DEB", ""))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "/root/.cache")) / "ctrace/roots"
+RPM = tuple(DEB.parent.glob("ctrace-*.rpm")) if DEB.is_file() else ()
 CHANGING = ("var/lib/dpkg/", "var/log/", "var/cache/debconf/")
 pytestmark = [
     pytest.mark.slow,
@@ -54,6 +55,31 @@ def test_it_comes_whole_and_goes_without_a_trace(root: Path) -> None:
     assert not [line for line in listed if line.startswith(("/var", "/run", "/etc"))]
     run(root, "dpkg", "-r", "ctrace")
     assert files(root) == before
+
+
+def rpm(*arguments: object) -> str:
+    # Debian's rpm warns that its own packages are other ones
+    command = ["rpm", "--force-debian", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+
+
+@pytest.mark.skipif(not RPM, reason="no rpmbuild here when the packages were made")
+def test_the_rpm_comes_whole_and_goes_without_a_trace(tmp_path: Path) -> None:
+    """Into an empty root with a database of its own: nothing of a distribution is needed."""
+    root, database = tmp_path / "root", tmp_path / "database"
+    (root / "proc").mkdir(parents=True)
+    place = ("--root", root, "--dbpath", database)
+    rpm(*place, "-i", "--ignorearch", "--ignoreos", *RPM)
+    assert run(root, "/usr/lib/ctrace/bin/python3.9", "-ISm", "ctrace", "--version").startswith(
+        "ctrace, version "
+    )
+    came = {path.name for path in root.rglob("*")}
+    assert {"ctrace-metrics.service", "ctrace-recorder.service", "ctrace.1.gz", "ctrace"} <= came
+    assert not rpm(*place, "-q", "--requires", "ctrace").replace("rpmlib", "").count("/")
+    assert rpm(*place, "-q", "--scripts", "ctrace") == ""
+    rpm(*place, "-e", "ctrace")
+    left = [path for path in root.rglob("*") if not path.is_dir() and database not in path.parents]
+    assert not [path for path in left if "rpm" not in str(path.relative_to(root))]
 
 
 def test_it_runs_nothing_when_installed() -> None:
