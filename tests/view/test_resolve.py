@@ -34,12 +34,14 @@ def test_a_screen_goes_on_while_the_resolver_hangs() -> None:
     resolver = Resolver(dead)
     first = samples.incident()
     feed = FixedFeed([replace(first, ts=first.ts + tick * 10**9) for tick in range(4)])
-    app = TopApp(feed, names=resolver.named)
-
-    def shown() -> str:
-        return "\n".join(line.plain for line in app.painted.lines)
 
     async def drive() -> None:
+        # in the loop: before Python 3.10 what is made outside belongs to another one
+        app = TopApp(feed, names=resolver.named)
+
+        def shown() -> str:
+            return "\n".join(line.plain for line in app.painted.lines)
+
         async with app.run_test(size=(120, 40)) as pilot:
             while not dead.asked:
                 await pilot.pause(0.05)

@@ -242,6 +242,7 @@ COLUMNS: Final = (
     ("SHARE", "its part of all entries that are held; OF TABLE: the same as a bar"),
     ("1 MINUTE", "entries held over the last minute"),
     ("WHO", "the process that opened the flows, or listens for them; the pod whose address it is"),
+    ("POD", "of a refused source: the pod or container whose address it is"),
     ("WAY", "in: received by this host, out: sent by it, forward: neither"),
     ("NAT", "whether its addresses are rewritten: NOTRACK would break that"),
     ("HOW THEY END", "expired, evicted to make room, deleted"),
