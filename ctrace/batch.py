@@ -9,6 +9,7 @@ from typing import Final, Optional, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.beside import Beside
 from ctrace.record import Events, empty
 
 DUMP: Final = "dump"
@@ -186,6 +187,8 @@ class Batch:
     """Read about once a second; empty in batches between."""
     names: Names = field(default_factory=Names)
     cost: SelfCost = field(default_factory=SelfCost)
+    beside: tuple[Beside, ...] = ()
+    """What rules and tables show together, as read lately; of a namespace in few of its batches."""
     more: bool = False
     """Whether this is but a part of what the interval brings; ``cost`` comes with the last."""
 

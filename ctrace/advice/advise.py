@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Optional, Union
 
 from ctrace.advice import alternatives as other
-from ctrace.advice.beside import stale
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import WHEN_THEY_GO, Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
@@ -19,6 +18,7 @@ from ctrace.change import persist, shell_lines, steps
 from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, alone, clean_text
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in
+from ctrace.model.causes.beside import with_stale
 from ctrace.model.causes.words import when
 from ctrace.model.remedies import POINTLESS
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Rising, Snapshot, Table
@@ -225,7 +225,7 @@ def advise(
                 others.append(
                     other.policy_alternative(table, policy, freed, outlook, about, planned)
                 )
-        causes = (*services.why, *stale(table, about.left))
+        causes = with_stale(services.why, table, about.left)
         others += other.alternatives(table, seen, about, target, outlook, causes)
         tables.append(
             TableAdvice(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
-from ctrace.advice.beside import Stale, leftovers
+from ctrace.advice.beside import leftovers
+from ctrace.beside import Left
 from ctrace.change import notes
 from ctrace.change import plan as plans
 from ctrace.change.plan import Lever
@@ -68,7 +68,7 @@ class Facts:
     """What a copy can be made from where only texts are known (:func:`ctrace.given.to_line`)."""
     entries: Optional[Events] = None
     """The table as it is (live only)."""
-    left: Counter[Stale] = field(default_factory=Counter)
+    left: tuple[Left, ...] = ()
     """Entries translated to where no rule leads any more (live only)."""
 
     def picks(self, proto: str, port: int) -> bool:

@@ -22,7 +22,7 @@ from ctrace.record import Kind
 from ctrace.recording.recorder.told_once import Known
 
 if TYPE_CHECKING:
-    from ctrace.advice.beside import Beside
+    from ctrace.advice.beside import Reader
     from ctrace.model.model import Model
     from ctrace.recording.recorder.late_start import LateRecording
 
@@ -47,7 +47,7 @@ class LiveFeed:
         """``early`` asks for a first snapshot before the interval is over; ``shown_filter``
         is what was filtered in the kernel, in the user's words; with ``flows_filtered`` that
         chose among a table's flows, so that its counters tell more than what was asked for."""
-        self._beside: Optional[Beside] = None
+        self._beside: Optional[Reader] = None
         self._open = open_source
         self._interval = interval
         self._view = asked or View()
@@ -108,9 +108,10 @@ class LiveFeed:
         self._view = self._view._replace(group=group, sort=sort, text=filter_text)
         self._again.set()
 
-    def read_beside(self, beside: Beside) -> None:
+    def read_beside(self, reader: Reader) -> None:
         """Have what rules tell of the same tables read, too, from now on."""
-        self._beside = beside
+        self._beside = reader
+        reader.start()
 
     def close(self) -> None:
         """Detach, finish a recording, stop the threads."""
@@ -212,12 +213,12 @@ class LiveFeed:
         yield from source.batches(self._interval)
 
     def _take(self, batch: Batch) -> None:
+        if self._beside:
+            batch = self._beside.with_news(batch)
         with self._lock:
             assert self._model is not None
             self._model.update(batch)
             self._known.learn(batch)
-            if self._beside:
-                self._beside.watch(batch.tables)
             writer = self._writer
             if writer is not None:
                 try:
@@ -246,8 +247,7 @@ class LiveFeed:
 
     def _snapshot(self) -> Snapshot:
         assert self._model is not None
-        found = view(self._model, self._view, self._flow_filter, self._shown_filter)
-        return self._beside.with_causes(found) if self._beside else found
+        return view(self._model, self._view, self._flow_filter, self._shown_filter)
 
     def at(self, group: str, limit: int) -> Snapshot:
         """This moment by another grouping, for advice. Raises CtraceError before the first."""

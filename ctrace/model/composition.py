@@ -25,6 +25,11 @@ ONCE: Final = 2.0
 """Seconds: packets that come in so short a time are one exchange (a UDP flow that goes on for
 longer is ASSURED, nf_conntrack_udp_packet)."""
 
+UNACKNOWLEDGED: Final = 300
+"""Seconds that entries of several states have while data waits for its ACK, or is sent again
+(nf_conntrack_tcp_timeout_unacknowledged, _max_retrans): no state's own."""
+MOST: Final = 0.6
+"""Part of the entries in a state that have to have one timeout for it to be told."""
 Looks = npt.NDArray[np.void]
 """Rows of :data:`ctrace.model.sample.ROW`, newest first."""
 
@@ -114,3 +119,16 @@ def closed(looks: Looks) -> npt.NDArray[np.bool_]:
 def _share(which: npt.NDArray[np.bool_], n: int) -> tuple[Optional[float], Optional[float]]:
     share = float(np.count_nonzero(which)) / n
     return share, error(share, n)
+
+
+def timeouts(looks: Looks) -> dict[str, float]:
+    """The timeout that most entries of a TCP state have, where enough of them tell."""
+    found = {}
+    known = looks[(looks["proto"] == TCP) & (looks["timeout"] > 0)]
+    for state in np.unique(known["state"]).tolist():
+        seconds, counts = np.unique(known["timeout"][known["state"] == state], return_counts=True)
+        most = int(counts.argmax())
+        alone = counts[most] >= max(2 * FEW, MOST * counts.sum())
+        if alone and seconds[most] != UNACKNOWLEDGED and state < len(TCP_STATES):
+            found[TCP_STATES[state]] = float(seconds[most])
+    return found

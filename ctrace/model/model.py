@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Batch, Clock, HookInfo, Logged, Owner, SelfCost
+from ctrace.beside import Beside
 from ctrace.errors import UsageError
 from ctrace.model import causes
 from ctrace.model.composition import Looks
@@ -49,7 +50,6 @@ EARLY_NS: Final = 50_000_000
 """How much sooner than it is due an interval may end, with a batch."""
 PACE_NS: Final = 950_000_000
 """About a second: what the pace of events is measured over."""
-
 FLOOD: Final = 200_000
 """Events a second above which one entry of :data:`~ctrace.record.PART` is timed,
 until there are less than a quarter of it."""
@@ -65,7 +65,6 @@ ORDERS: Final[dict[str, Callable[[Culprit], float]]] = {
     "drops": lambda c: -c.drops,
 }
 """How rows that are made already are sorted."""
-
 _KEY_BYTES: Final = 22 << 20
 """About what the tables of keys take at scale 1."""
 
@@ -114,9 +113,7 @@ class Model:
         self._points = Points()
         self._until = started
         self._tick_at = self._paced_at = started
-        self._ticks = 0
-        self._interval = 0.0
-        self._lost = 0
+        self._ticks, self._lost, self._interval = 0, 0, 0.0
         self._cost = SelfCost()
         self._events = np.zeros((16, N_REASONS), np.int64)
         """Events seen, by kind and reason."""
@@ -126,6 +123,7 @@ class Model:
         self._owners: dict[int, Owner] = {}
         self._cgroups: dict[int, str] = {}
         self._listeners: dict[tuple[int, int, int], Owner] = {}
+        self._beside: dict[int, Beside] = {}
         self._groups: dict[tuple[str, Scope], Group] = {}
         self._looks: Optional[Looks] = None
 
@@ -165,6 +163,7 @@ class Model:
             (self._owners, batch.names.owners),
             (self._cgroups, batch.names.cgroups),
             (self._listeners, batch.names.listeners),
+            (self._beside, {one.netns: one for one in batch.beside}),
         ):
             known.update(new)  # type: ignore[arg-type]
             while len(known) > NAMES_LIMIT:
@@ -461,6 +460,7 @@ class Model:
             gone=self._tables.gone(),
             changes=self._hooks.changes,
             logged=self._logged,
+            beside=self._beside,
         )
 
     def _answer(self, measure: str, scope: Scope) -> Answer:

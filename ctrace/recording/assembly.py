@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ctrace.batch import Batch, Counts, Names, SelfCost, TableReading
 from ctrace.record import N_REASONS, Events, Kind, empty, join
 from ctrace.recording.budget import Budget, Spent, latest
-from ctrace.recording.format import meta
+from ctrace.recording.format import beside_block, meta
 from ctrace.recording.format.columns import Columns
 from ctrace.recording.format.events import Rows
 from ctrace.recording.format.layout import LIMIT_BATCH, LIMIT_BLOB, LIMIT_TIME, Column, Damaged
@@ -89,6 +89,8 @@ class Told:
         blob = columns.blob(Column.TABLES, LIMIT_BLOB)
         for i, data in meta.indexed(blob, n):
             self.tables[i] = meta.parse_tables(data)
+        blob = columns.blob(Column.BESIDE, LIMIT_BLOB)
+        self.beside = {i: beside_block.parse(data) for i, data in meta.indexed(blob, n)}
         if budget is not None:
             try:
                 self.names = dict(_names(columns, budget))
@@ -185,6 +187,7 @@ class Assembly:
                 told.tables.get(i, ()),
                 told.names.get(i, Names()),
                 SelfCost(cpu, rss, kernel),
+                told.beside.get(i, ()),
             )
             self._lost = 0
             if until < start:

@@ -159,6 +159,7 @@ class Merged(Headed):
                     for t in batch.tables
                 ),
                 names=self._names(i, batch.names),
+                beside=tuple(replace(b, netns=self._netns.get(i, b.netns)) for b in batch.beside),
             )  # fmt: skip
 
     def _counted(self, i: int) -> Iterator[tuple[int, int, dict[int, Counts]]]:

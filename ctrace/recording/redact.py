@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Batch, Counts, Names, Netns, Owner
+from ctrace.beside import Beside
 from ctrace.cost.result import Perf
 from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, words
 from ctrace.recording.assembly import Missing
@@ -202,7 +203,12 @@ class Redacted(Headed):
     def batches(self, interval: float = 0.0) -> Iterator[Batch]:
         """The original's batches, redacted."""
         for batch in self._of.batches(interval):
-            yield replace(batch, events=self.events(batch.events), names=self._names(batch.names))
+            yield replace(
+                batch,
+                events=self.events(batch.events),
+                names=self._names(batch.names),
+                beside=tuple(map(self._beside, batch.beside)),
+            )
 
     def seek(self, utc: int) -> None:
         """As in the original."""
@@ -251,6 +257,19 @@ class Redacted(Headed):
             {key: self._owner(owner) for key, owner in names.owners.items()},
             {key: get("unit", name) for key, name in names.cgroups.items()},
             {key: self._owner(owner) for key, owner in names.listeners.items()},
+        )
+
+    def _beside(self, one: Beside) -> Beside:
+        """With other addresses, and without the names of tables and chains."""
+        at = self._addresses.text
+        return replace(
+            one,
+            refusing=tuple(
+                replace(r, place=self._labels.get("rule", f"{r.place} {r.handle}"), handle=0)
+                for r in one.refusing
+            ),
+            left=tuple(replace(e, dst=at(e.dst), backend=at(e.backend)) for e in one.left),
+            ports=tuple(replace(p, source=at(p.source), dst=at(p.dst)) for p in one.ports),
         )
 
     def _netns(self, netns: Netns) -> Netns:

@@ -18,7 +18,7 @@ from ctrace.batch import Batch, Counts
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.record import WORDS
-from ctrace.recording.format import cost_block, meta
+from ctrace.recording.format import beside_block, cost_block, meta
 from ctrace.recording.format.codecs import Compressor, zstd_available
 from ctrace.recording.format.columns import encode_blob
 from ctrace.recording.format.events import encode_events, transposed
@@ -190,7 +190,7 @@ class Writer:
             sections, head = [], BlockHead(0, first_tuple=self._tuples.total, ts=self.until)
         table = np.zeros(len(batches), meta.ENDS)
         counts: list[tuple[int, int, Counts]] = []
-        tables, names = [], []
+        tables, names, beside = [], [], []
         full = True  # the first counters of a block stand for themselves
         for i, batch in enumerate(batches):
             kind, changed = self._changed(batch.counts, full)
@@ -202,6 +202,8 @@ class Writer:
                 tables.append([i, meta.tables_json(batch.tables)])
             if meta.has_names(batch):
                 names.append([i, meta.names_json(batch.names)])
+            if batch.beside:
+                beside.append([i, beside_block.to_json(batch.beside)])
         self.until = batches[-1].until if batches else self.until
         head = BlockHead(
             BlockKind.BATCHES,
@@ -221,6 +223,8 @@ class Writer:
         )
         sections += encode_blob(Column.TABLES, meta.dumps(tables) if tables else b"", compress)
         sections += encode_blob(Column.NAMES, meta.dumps(names) if names else b"", compress)
+        if beside:
+            sections += encode_blob(Column.BESIDE, meta.dumps(beside), compress)
         self._write_block(head, sections)
         self.events += rows.shape[1]
         self.batches += len(batches)

@@ -9,15 +9,21 @@ import shlex
 import socket
 import time
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from kit.shapes import NETNS
+from kit.shapes import NETNS, START, Trace, steady
 
 from ctrace.advice import beside, source_ports
-from ctrace.batch import HookInfo
+from ctrace.batch import Clock, HookInfo
+from ctrace.beside import Beside, Left, PortsTaken, Refusing
 from ctrace.lab import Lab, Node, traffic
-from ctrace.model.snapshot import Cause, Snapshot, Table
+from ctrace.model.causes import beside as causes
+from ctrace.model.causes.beside import FEW, stale
+from ctrace.model.causes.facts import Facts
+from ctrace.model.model import Model
+from ctrace.model.snapshot import Cause, Table
 from ctrace.ruleset.reader import dump
 from ctrace.ruleset.told import Met, Told, told
 
@@ -101,16 +107,44 @@ def test_rules_with_a_limit_and_rules_that_drop_invalid() -> None:
     )
 
 
+def explained(trace: Trace, *readings: Beside) -> tuple[Cause, ...]:
+    """What is said of a trace whose last batch carries what was read beside it."""
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    *before, last = trace.batches(12)
+    for batch in before:
+        model.update(batch)
+    model.update(replace(last, beside=readings))
+    return model.snapshot().why
+
+
 def test_what_drops_invalid_packets_stands_with_them() -> None:
-    cause = Cause("invalid", "init: 300 packets were INVALID, and a rule may drop them",
-                  ("e",), netns=NETNS)  # fmt: skip
-    told_by = Cause("invalid", "a rule dropped 290 such packets lately (ip t c, handle 1)",
-                    netns=NETNS)  # fmt: skip
-    snapshot = Snapshot(0, "h", 1.0, 1.0, HookInfo("fentry"), "who", "held", why=(cause,))
-    why = beside.merged(snapshot, [told_by]).why
-    assert why[0].text == f"init: 300 packets were INVALID; {told_by.text}"
-    other = replace(told_by, netns=NETNS + 1)
-    assert beside.merged(snapshot, [other]).why == (cause,)
+    trace = Trace(seed=7)
+    trace.flows(steady(5, 12, trace.rng), 1.0, 3.0)
+    dropping = Refusing("ip t c", 1, "invalid", packets=290, since=290)
+
+    def said(netns: int) -> str:
+        model = Model(HookInfo("fentry"), Clock(0), START)
+        for number, batch in enumerate(trace.batches(12)):
+            tables = tuple(replace(t, stats={**t.stats, "invalid": 30 * number})
+                           for t in batch.tables)  # fmt: skip
+            model.update(replace(batch, tables=tables, beside=(Beside(netns, (dropping,)),)))
+        return next(one.text for one in model.snapshot().why if one.id == "invalid")
+
+    assert said(NETNS).endswith("; a rule dropped 290 such packets lately (ip t c, handle 1)")
+    assert said(NETNS + 1).endswith("a rule may drop them")
+
+
+def test_what_was_read_beside_goes_when_it_is_gone() -> None:
+    """The newest reading of a namespace is what is said of it."""
+    trace = Trace(seed=7)
+    trace.flows(steady(5, 12, trace.rng), 1.0, 3.0)
+    limit = Refusing("ip t c", 1, "limit", 20, packets=9, since=9)
+    left = Left("udp", "192.0.2.1", 53, "10.0.0.9", 40)
+    found = explained(trace, Beside(NETNS, (limit,), (left,)))
+    assert [one.id for one in found] == ["stale-nat", "rule-limit"]
+    assert [one.id for one in explained(trace, Beside(NETNS, (limit,)), Beside(NETNS))] == [
+        "unknown"
+    ]
 
 
 NAT = """table ip n {{ chain p {{ type nat hook prerouting priority dstnat;
@@ -129,7 +163,7 @@ def translated(node: Node, backend: str) -> int:
 def settled(node: Node, backend: str) -> int:
     """How many there are once enough of those sent have come: some wait for a neighbour."""
     deadline, before = time.monotonic() + 60, -1
-    while (now := translated(node, backend)) < beside.FEW or now != before:
+    while (now := translated(node, backend)) < FEW or now != before:
         assert time.monotonic() < deadline, node.run(["conntrack", "-L"], check=False)
         before = now
         time.sleep(0.2)
@@ -158,8 +192,8 @@ def test_entries_that_keep_to_a_backend_that_is_gone() -> None:
         moved = "flush table ip n\n" + NAT.format(backend=stays, other=stays)
         gateway.run(["nft", "-f", "-"], stdin=moved)
         left = beside.leftovers(gateway.path, told(dump(gateway.path)))
-        assert left == {("udp", "192.0.2.10", 5060, gone): n}
-        (cause,) = beside.stale(replace(TABLE, netns=gateway.inum), left)
+        assert left == (Left("udp", "192.0.2.10", 5060, gone, n),)
+        (cause,) = stale(replace(TABLE, netns=gateway.inum), left)
         assert cause.id == "stale-nat"
         assert cause.remedies[0].now == n
         gateway.run(shlex.split(cause.remedies[0].commands[0]))
@@ -180,7 +214,7 @@ def test_a_rules_own_limit_is_counted_as_the_rule_counts() -> None:
         with listener:
             listener.bind((target, 80))
             listener.listen(50)
-            space = beside._Space(told(dump(server.path)))
+            space = beside.Space(server.inum, told(dump(server.path)))
             held = [client.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(12)]
             refused = 0
             for one in held:
@@ -188,13 +222,11 @@ def test_a_rules_own_limit_is_counted_as_the_rule_counts() -> None:
                     one.connect((target, 80))
                 except ConnectionRefusedError:
                     refused += 1
-            space.see(told(dump(server.path)), beside.leftovers(server.path, Told()))
-            (cause,) = space.causes(replace(TABLE, netns=server.inum), several=False)
+            (rule,) = space.see(told(dump(server.path))).refusing
             for one in held:
                 one.close()
-    assert cause.id == "rule-limit"
     assert refused == 10
-    assert f"limit of 2 connections refused {refused} packets" in cause.text
+    assert (rule.kind, rule.limit, rule.since) == ("limit", 2, refused)
 
 
 def test_the_ports_that_source_nat_may_take() -> None:
@@ -209,17 +241,28 @@ def test_the_ports_that_source_nat_may_take() -> None:
 
 def test_source_ports_are_told_before_they_are_used_up() -> None:
     """How long it takes comes with its error, and only where ports are taken quickly."""
-    key = ("tcp", "10.0.0.1", "10.0.0.9", 443)
-    (cause,) = source_ports.filling(TABLE, {key: (900, 1000)}, {key: (800, 1000)}, 10.0)
-    assert "uses 900 of the 1,000 ports" in cause.text
-    assert "at this rate used up in 8.3 s to 12 s" in cause.text
-    (slow,) = source_ports.filling(TABLE, {key: (900, 1000)}, {key: (895, 1000)}, 10.0)
-    assert "used up" not in slow.text
-    assert not list(source_ports.filling(TABLE, {key: (700, 1000)}, {}, 0.0))
+    trace = Trace(seed=7)
+    trace.flows(steady(5, 12, trace.rng), 1.0, 3.0)
+
+    def said(used: int, was: int) -> str:
+        taken = PortsTaken("tcp", "10.0.0.1", "10.0.0.9", 443, used, 1000, was, 10.0)
+        return explained(trace, Beside(NETNS, ports=(taken,)))[0].text
+
+    assert "uses 900 of the 1,000 ports" in said(900, 800)
+    assert "at this rate used up in 8.3 s to 12 s" in said(900, 800)
+    assert "used up" not in said(900, 895)
+    assert "ports" not in said(700, 0)
+
+
+def test_source_ports_that_fail_and_how_many_there_are_stand_together() -> None:
     failing = Cause("source-ports", "init: 30 packets found no free port", netns=NETNS,
                     proto="tcp", port=443)  # fmt: skip
-    snapshot = Snapshot(0, "h", 1.0, 1.0, HookInfo("fentry"), "who", "held", why=(failing,))
-    (told_once,) = beside.merged(snapshot, [cause]).why
+    taken = PortsTaken("tcp", "10.0.0.1", "10.0.0.9", 443, 900, 1000)
+    facts = cast(Facts, SimpleNamespace(
+        tables=(TABLE,), gone=(), beside={NETNS: Beside(NETNS, ports=(taken,))},
+        where=lambda _: "",
+    ))  # fmt: skip
+    (told_once,) = causes.beside(facts, [failing])
     assert told_once.text.startswith(f"{failing.text}; source NAT to 10.0.0.1 uses 900")
 
 
@@ -243,6 +286,6 @@ def test_source_ports_in_use_are_counted_as_the_table_has_them() -> None:
         settled(gateway, far)
         listed = gateway.run(["conntrack", "-L", "-p", "udp"], check=False)
         taken = set(re.findall(rf"dst={re.escape(out)} sport=53 dport=(\d+)", listed))
-        assert len(taken) >= beside.FEW
+        assert len(taken) >= FEW
         found = source_ports.used(gateway.path, told(dump(gateway.path)).ports)
         assert found == {("udp", out, far, 53): (len(taken), 32)}

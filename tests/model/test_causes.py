@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from kit.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, Trace, steady
+from kit.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, TIME_WAIT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
 from ctrace.model.model import Model
@@ -154,6 +154,25 @@ def streams(t: Trace) -> None:
     t.walks(12)
 
 
+def old_streams(t: Trace) -> None:
+    """Those that were there before: nobody saw how long they have gone on."""
+    t.existing(800, proto=17, dport=443)
+    t.walks(12)
+
+
+def old_time_wait(t: Trace) -> None:
+    """Closed before anybody looked: how long they lived is not known."""
+    t.existing(800, state=TIME_WAIT, dport=9443)
+    t.walks(12)
+
+
+def old_leak(t: Trace) -> None:
+    """It began long ago; some come now, and none goes."""
+    t.existing(2000, dport=9200)
+    t.flows(steady(80, 12, t.rng), 0.01, 432000.0, dport=9200, state=ESTABLISHED)
+    t.walks(12)
+
+
 def unused(t: Trace) -> None:
     """Connections that carry nothing once they are open, and are never closed."""
     t.flows(steady(80, 12, t.rng), 0.01, 432000.0, dport=9200, state=ESTABLISHED)
@@ -219,6 +238,9 @@ SHAPES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("answered-udp", exchanges, 12, 262_144),
     ("leak", unused, 12, 262_144),
     ("idle-established", quiet, 12, 262_144),
+    ("udp-streams", old_streams, 12, 262_144),
+    ("time-wait", old_time_wait, 12, 262_144),
+    ("leak", old_leak, 12, 262_144),
 ]
 
 LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
@@ -263,6 +285,28 @@ def test_not_mistaken(cause: str, shape: Callable[[Trace], None], until: float, 
     trace = Trace(seed=7)
     shape(trace)
     assert cause not in {c.id for c in run(trace, until, limit=limit).why}
+
+
+def test_the_share_is_of_what_is_spoken_of() -> None:
+    """Of 3,000 entries of one service two in three wait out TIME_WAIT."""
+    trace = Trace(seed=7)
+    trace.existing(2000, state=TIME_WAIT)
+    trace.existing(1000)
+    trace.walks(12)
+    cause = run(trace, 12).why[0]
+    assert cause.id == "time-wait"
+    found = re.search(r": ([0-9]+) % of 3,000 entries are closed", cause.text)
+    assert found, cause.text
+    assert int(found[1]) == pytest.approx(67, abs=7)
+
+
+def test_a_leak_that_pauses_for_a_second_is_one() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(80, 11, trace.rng), 0.01, 432000.0, dport=9200, state=ESTABLISHED)
+    trace.walks(12)
+    snapshot = run(trace, 12)
+    assert snapshot.culprits[0].new_per_s == 0
+    assert snapshot.why[0].id == "leak"
 
 
 def test_the_why_line() -> None:

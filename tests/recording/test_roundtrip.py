@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -14,10 +15,14 @@ from kit import synthetic
 
 import ctrace
 from ctrace.batch import Batch
+from ctrace.beside import Beside, Left, PortsTaken, Refusing
 from ctrace.record import RECORD, Events, Kind, empty, join
+from ctrace.recording.format import beside_block
 from ctrace.recording.format.codecs import zstd_available
-from ctrace.recording.format.layout import Codec
+from ctrace.recording.format.layout import Codec, Damaged
+from ctrace.recording.merge import Merged
 from ctrace.recording.reader import Recording
+from ctrace.recording.redact import Redacted
 from ctrace.recording.writer import Writer
 
 SECOND = synthetic.SECOND
@@ -171,6 +176,58 @@ def test_tables_and_counters_by_time(tmp_path: Path) -> None:
         counts = list(recording.counts())
     assert [until for until, _ in counts] == [b.until for b in batches]
     assert np.array_equal(counts[-1][1][synthetic.NETNS], batches[-1].counts[synthetic.NETNS])
+
+
+BESIDE = Beside(
+    synthetic.NETNS,
+    (Refusing("ip web in", 7, "limit", 20, 900, 8), Refusing("ip6 web in", 8, "invalid")),
+    (Left("udp", "198.51.100.7", 5060, "203.0.113.9", 40),),
+    (PortsTaken("tcp", "198.51.100.1", "203.0.113.7", 443, 900, 1000, 850, 3.004),),
+)
+
+
+def test_what_was_read_beside_comes_back(tmp_path: Path) -> None:
+    """Merged and redacted, too: there without an address or a name that was in it."""
+    batches = synthetic.batches(synthetic.traffic(2000))
+    batches[-1] = replace(batches[-1], beside=(BESIDE, Beside(7)))
+    path = write(tmp_path / "a", batches)
+    with Recording(str(path)) as recording:
+        assert [one.beside for one in recording] == [one.beside for one in batches]
+    with Merged([Recording(str(path)), Recording(str(path))]) as merged:
+        found = [one for batch in merged.batches() for one in batch.beside]
+    assert [replace(one, netns=0) for one in found[::2]] == [replace(BESIDE, netns=0)] * 2
+    assert len({one.netns for one in found}) == 4
+    redacted = Redacted(Recording(str(path)), key=b"k" * 32)
+    (one, _), *_ = [batch.beside for batch in redacted.batches() if batch.beside]
+    redacted.close()
+    said = str(one)
+    assert (one.refusing[0].since, one.left[0].entries, one.ports[0].used) == (8, 40, 900)
+    assert not [word for word in ("web", "198.51", "203.0") if word in said], said
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        7,
+        [[7]],
+        [[-1, [], [], []]],
+        [[7, [["place", 1, "other", 0, None, None]], [], []]],
+        [[7, [], [["udp", "a", 65536, "b", 1]], []]],
+        [[7, [], [["udp", "a" * 2000, 1, "b", 1]], []]],
+        [[7, [], [["udp", "a", 1, "b", True]], []]],
+        [[7, [], [["udp", "a", 1, "b", 1]] * 17, []]],
+        [[7, [], [], [["udp", "a", "b", 1, 1, 1, None]]]],
+    ],
+)
+def test_what_was_read_beside_is_checked(data: object) -> None:
+    with pytest.raises(Damaged):
+        beside_block.parse(data)
+
+
+def test_what_a_later_version_adds_is_passed_over() -> None:
+    data = [[*one, "more"] for one in beside_block.to_json((BESIDE,))]
+    data[0][1] = [[*rule, "more"] for rule in data[0][1]]
+    assert beside_block.parse(data) == (BESIDE,)
 
 
 def test_zlib_alone_suffices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

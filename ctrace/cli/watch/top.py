@@ -116,9 +116,9 @@ def command(
         shown_filter=shown,
         flows_filtered=not replace(wanted, netns=None).is_empty,
     )
-    from ctrace.advice.beside import Beside  # while the hooks are being attached
+    from ctrace.advice.beside import Reader  # while the hooks are being attached
 
-    feed.read_beside(Beside())
+    feed.read_beside(Reader(wanted.netns))
     try:
         if as_screen:
             chosen = State(group=by, sort=sort, filter=by_status)

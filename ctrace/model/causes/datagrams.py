@@ -98,7 +98,8 @@ def answered_udp(s: Service) -> Optional[Cause]:
     assured = (c.assured or 0.0) >= MOSTLY
     quic = ", as QUIC has" if c.port == 443 else ""
     what = f"UDP streams of both ways{quic}" if streams else "answered UDP requests"
-    used = s.quiet is not None and s.quiet < 0.2
+    used = streams and s.quiet is not None and s.quiet < 0.2
+    over = "of use only for streams that have ended" if streams and s.quiet is None else ""
     in_use = (
         f"{percent(1 - s.quiet)} had a packet in the last {duration(s.long)}"
         if (s.quiet is not None)
@@ -109,8 +110,8 @@ def answered_udp(s: Service) -> Optional[Cause]:
         f"{s.of}: {s.part} are {what}{s.they}",
         (s.held_line, f"{percent(c.unreplied)} of {s.basis} never saw a reply", in_use,
          s.ends_line, _nat(s)),
-        None if streams and used else _shorter(
-            s, "udp_timeout_stream" if assured else "udp_timeout"),
+        None if used else _shorter(
+            s, "udp_timeout_stream" if assured else "udp_timeout", over),
         notrack(s),
     )  # fmt: skip
 
@@ -126,7 +127,8 @@ def _streams(s: Service) -> Optional[bool]:
             return True
     stays, lives = c.residence.p50 if c.residence.p50 is not None else s.stays, c.life.p50
     if stays is None or lives is None:
-        return None
+        # of old ones only this is known: a packet after the first answer made them ASSURED
+        return True if assured else None
     if assured and lives > SHORT_LIFE:
         return True
     return False if lives <= SHORT_LIFE and stays >= 4 * lives else None
@@ -150,8 +152,8 @@ def pings(s: Service) -> Optional[Cause]:
     )
 
 
-def _shorter(s: Service, name: str) -> Optional[Remedy]:
-    return remedies.timeout(name, s.c.netns, old=s.timeout_of(name))
+def _shorter(s: Service, name: str, detail: str = "") -> Optional[Remedy]:
+    return remedies.timeout(name, s.c.netns, old=s.timeout_of(name), detail=detail)
 
 
 def _nat(s: Service) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final, Optional
 
 from ctrace.model.causes import datagrams, floods, inserts, tcp, whole
+from ctrace.model.causes.beside import beside
 from ctrace.model.causes.facts import CALM, NEARLY_FULL, SHARE, Facts, Service, services, several
 from ctrace.model.snapshot import Cause
 
@@ -58,8 +59,8 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
     failing = [*inserts.chains(facts), *inserts.source_ports(facts), *inserts.clash(facts)]
     found = [*failing, *_each_first(found, facts), *whole.invalid(facts)]
     found = [*whole.other_netns(facts), *found]
-    shown = found[:SHOWN] or [whole.unknown(facts)]
-    told = [one if one in failing else _calm(one, facts) for one in shown]
+    told = [one if one in failing else _calm(one, facts) for one in found[:SHOWN]]
+    told = beside(facts, told) or [_calm(whole.unknown(facts), facts)]
     return (*whole.logged(facts), *told)
 
 

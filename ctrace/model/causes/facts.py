@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Logged
+from ctrace.beside import Beside
 from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, stay
-from ctrace.model.composition import Looks, by_settings
-from ctrace.model.keys.columns import TCP
+from ctrace.model.composition import by_settings, timeouts
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
-from ctrace.record import TCP_STATES
 
 if TYPE_CHECKING:
     from ctrace.model.groups import Group
@@ -30,9 +29,6 @@ NEARLY_FULL: Final = 0.90
 LOW_FILL: Final = 0.50
 CALM: Final = 0.002
 """Part of the limit below which a table that refuses nothing needs no help."""
-UNACKNOWLEDGED: Final = 300
-"""Seconds that entries of several states have while data waits for its ACK, or is sent again
-(nf_conntrack_tcp_timeout_unacknowledged, _max_retrans): no state's own."""
 SPACES: Final = 24
 """Namespaces whose services are looked at: the fullest, and those that refuse."""
 WHOLE: Final = 0.9
@@ -85,6 +81,8 @@ class Facts:
     """Whether entries were seen to come and go; else nothing is said of rates and ends."""
     logged: Optional[Logged] = None
     """What the host's own log says of a full table."""
+    beside: Mapping[int, Beside] = field(default_factory=dict)
+    """What rules and the table show together, by namespace, as it was read last."""
 
     def whole(self, netns: int, held: bool) -> float:
         """What all of a namespace holds: entries, or table-seconds."""
@@ -238,10 +236,14 @@ class Service:
     @property
     def part(self) -> str:
         """``83 % of 65,536 entries``: of what is held, however full the table is."""
+        return self.part_of(1.0)
+
+    def part_of(self, share: float) -> str:
+        """The same of such a share of the service's entries."""
         held = self.table.count if self.table and self.table.count else self.c.held
         if not self.changes and self.seen < WHOLE * held:
-            return f"{percent(self.share)} of the {self.seen:,} entries shown"
-        return f"{percent(self.share)} of {held:,} entries"
+            return f"{percent(share * self.share)} of the {self.seen:,} entries shown"
+        return f"{percent(share * self.share)} of {held:,} entries"
 
     @property
     def held_line(self) -> str:
@@ -354,23 +356,10 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         young=looks["young"],
         stays=stays,
         uptime=facts.uptime,
-        timeouts=_timeouts(group.looks_at(at)),
+        timeouts=timeouts(group.looks_at(at)),
         changes=facts.changes,
         seen=round(facts.whole(netns, held=True)),
     )
-
-
-def _timeouts(looks: Looks) -> dict[str, float]:
-    """The timeout that most entries of a TCP state have, where enough of them tell."""
-    found = {}
-    known = looks[(looks["proto"] == TCP) & (looks["timeout"] > 0)]
-    for state in np.unique(known["state"]).tolist():
-        seconds, counts = np.unique(known["timeout"][known["state"] == state], return_counts=True)
-        most = int(counts.argmax())
-        alone = counts[most] >= max(ENDED, OWNED * counts.sum())
-        if alone and seconds[most] != UNACKNOWLEDGED and state < len(TCP_STATES):
-            found[TCP_STATES[state]] = float(seconds[most])
-    return found
 
 
 def several(facts: Facts) -> Iterator[Service]:

@@ -14,6 +14,8 @@ FEW: Final = 5
 """Failed inserts below which nothing is said."""
 PART: Final = 0.0005
 """Part of the inserts below which failures are not worth a line."""
+BESIDE: Final = 0.25
+"""Part of those without a port that other failures have to be to be told beside them."""
 PORTS: Final = 64_512
 """Ports 1024 to 65535, which source NAT takes without a range of its own
 (nf_nat_l4proto_unique_tuple in nf_nat_core.c)."""
@@ -88,7 +90,10 @@ def clash(facts: Facts) -> Iterator[Cause]:
     """Two packets of one flow raced."""
     for t in facts.tables:
         failed = t.totals.insert_failed - t.chain_too_long
-        failed -= sum(one.failed for one in facts.portless if one.netns == t.netns)
+        portless = sum(one.failed for one in facts.portless if one.netns == t.netns)
+        failed -= portless
+        if failed < BESIDE * portless:
+            continue  # as many as the counter and the events differ by
         if failed < FEW or t.fill >= LOW_FILL or t.totals.drop or not t.max:
             continue
         if failed < PART * max(1, t.totals.insert):

@@ -7,7 +7,7 @@ from typing import Final, Optional
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, Service
 from ctrace.model.causes.words import duration, percent
-from ctrace.model.snapshot import Cause, Remedy
+from ctrace.model.snapshot import Cause, Culprit, Remedy
 
 SHORT_LIFE: Final = 5.0
 """Seconds: a connection that was this short is one request."""
@@ -18,6 +18,8 @@ GROWS: Final = 30.0
 """Seconds that connections have to be watched before they are said to only grow;"""
 GROWS_QUIET: Final = 8.0
 """or, where they carry nothing once they are open."""
+GROWN: Final = 0.1
+"""Part of what is held that has to have come while it was watched."""
 STATES: Final[dict[str, tuple[str, str]]] = {
     "SYN_SENT": ("SYNs that nobody answers", "tcp_timeout_syn_sent"),
     "SYN_SENT2": ("SYNs of both sides at once", "tcp_timeout_syn_sent"),
@@ -57,7 +59,7 @@ def no_keepalive(s: Service) -> Optional[Cause]:
         return None
     return s.cause(
         "no-keepalive",
-        f"{s.of}: {s.part} are closed connections waiting out TIME_WAIT{s.they}",
+        f"{s.of}: {s.part_of(c.closed)} are closed connections waiting out TIME_WAIT{s.they}",
         (s.held_line, f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
          f"half of them live at most {duration(life)}, 99 % at most {duration(c.life.p99)}; "
          f"half of the entries stay {s.stay}, 99 % at most {duration(c.residence.p99)}"),
@@ -67,20 +69,32 @@ def no_keepalive(s: Service) -> Optional[Cause]:
 
 
 def waiting(s: Service) -> Optional[Cause]:
-    """Closed connections in a single dump, which does not tell how long they lived."""
+    """Closed connections of which it is not known that they were short."""
     c = s.c
-    if s.changes or c.proto != "tcp" or c.closed is None or c.closed < MOSTLY or c.held < ENDED:
+    if c.proto != "tcp" or c.closed is None or c.closed < MOSTLY or c.held < ENDED:
         return None
     stay = s.timeout_of("TIME_WAIT")
-    known = f"the timeout is {duration(stay)}" if stay else "the timeout is not in the texts"
+    known = f"the timeout is {duration(stay)}" if stay else ""
+    lived = s.they
+    if not s.changes:
+        known = known or "the timeout is not in the texts"
+        lived = "; how long they lived one dump does not tell"
+    elif s.judged < ENDED or not _in_time_wait(s):
+        return None
+    keep = remedies.keep_alive(c, "keep connections alive, if they are short")
     return s.cause(
         "time-wait",
-        f"{s.of}: {s.part} are closed connections waiting out TIME_WAIT; how long they lived one "
-        "dump does not tell",
+        f"{s.of}: {s.part_of(c.closed)} are closed connections waiting out TIME_WAIT{lived}",
         (s.held_line, f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE", known),
-        remedies.keep_alive(c, "keep connections alive, if they are short"),
+        keep if c.life.p50 is None or not s.changes else None,
         notrack(s) or time_wait(s),
     )
+
+
+def _in_time_wait(s: Service) -> bool:
+    """Whether looks at the table found most of its entries in TIME_WAIT."""
+    state, _, share = most_held_state(s)
+    return state == "TIME_WAIT" and share >= MOSTLY
 
 
 def lasting_state(s: Service) -> Optional[Cause]:
@@ -91,7 +105,7 @@ def lasting_state(s: Service) -> Optional[Cause]:
     words, name = STATES[state]
     return s.cause(
         "half-closed" if state in ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK") else "lasting-state",
-        f"{s.of}: {s.part} are {words} ({state}, about {count:,} of its {s.c.held:,})",
+        f"{s.of}: {s.part_of(share)} are {words} ({state}, about {count:,} of its {s.c.held:,})",
         (s.held_line, f"{percent(share)} of its entries are in {state}", s.ends_line),
         remedies.change("find out who does not close them", s.c.netns, s.c.key)
         if state == "CLOSE_WAIT" else None,
@@ -104,7 +118,7 @@ def leak(s: Service) -> Optional[Cause]:
     """Open connections that only grow: they are opened, and none is closed."""
     c = s.c
     opened = c.inserts - c.destroys
-    if c.proto != "tcp" or opened < 5 * FEW or c.new_per_s <= 0:
+    if c.proto != "tcp" or opened < 5 * FEW or not _growing(c):
         return None
     state, _, share = most_held_state(s)
     # Short ones that began while they were watched: the first of them are closed by then.
@@ -113,16 +127,24 @@ def leak(s: Service) -> Optional[Cause]:
         return None
     if state != "ESTABLISHED" or share < 0.9 or c.destroys > 0.05 * c.inserts:
         return None
-    if (c.closed or 0.0) > 0.1 or opened < 0.5 * c.held:
+    if (c.closed or 0.0) > 0.1 or opened < GROWN * c.held:
         return None
     return s.cause(
         "leak",
-        f"{s.of}: {s.part} are open connections that only grow: {c.destroys:,} of {c.inserts:,} "
-        f"that came in {duration(s.uptime)} have ended",
+        f"{s.of}: {s.part_of(share)} are open connections that only grow: {c.destroys:,} of "
+        f"{c.inserts:,} that came in {duration(s.uptime)} have ended",
         (s.held_line, f"{percent(share)} of its entries are ESTABLISHED", s.ends_line),
         remedies.change("find out who does not close them", c.netns, c.key),
         remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
     )
+
+
+def _growing(c: Culprit) -> bool:
+    """Whether new ones come: in the last interval, or over the later half of the last minute."""
+    if c.new_per_s > 0:
+        return True
+    later = c.trend[len(c.trend) // 2 :]
+    return len(later) >= 4 and later[-1] > later[0]
 
 
 def _coming(s: Service) -> float:
@@ -161,8 +183,8 @@ def idle_established(s: Service) -> Optional[Cause]:
     quiet = f"half had no packet for {duration(middle[0])}, " if middle else ""
     return s.cause(
         "idle-established",
-        f"{s.of}: {s.part} are long-lived ESTABLISHED connections "
-        f"({c.held:,} held, {quiet}{100 * leaving:.2f} % of them end per minute)",
+        f"{s.of}: {s.part_of(share or 1.0)} are long-lived ESTABLISHED connections "
+        f"({count or c.held:,} held, {quiet}{100 * leaving:.2f} % of them end per minute)",
         (s.held_line, f"{percent(c.assured)} ASSURED: early_drop can't evict them",
          f"{c.older:,} are older than ctrace" if c.older else s.ends_line,
          "whether their ends are still there is not known: an entry does not tell"),

@@ -186,7 +186,10 @@ def unknown(facts: Facts) -> Cause:
         )
     if first.share >= SHARE:
         return shapeless(first, f"{first.of}: {first.part}")
-    return shapeless(first, _protocol(facts, first.c.netns))
+    most = _protocol(facts, first.c.netns)
+    if not most:
+        return Cause(id="unknown", text="nothing is held now: what came has gone")
+    return shapeless(first, most)
 
 
 def shapeless(s: Service, most: str) -> Cause:
@@ -221,7 +224,7 @@ def _protocol(facts: Facts, netns: int) -> str:
             held.setdefault(group.label(at).partition("/")[0], []).append(int(group.held[at]))
     whole = max(1.0, facts.whole(netns, held=True))
     if not held:
-        return UNKNOWN
+        return ""
     name = max(held, key=lambda proto: sum(held[proto]))
     ports = f" to {plural(len(held[name]), 'port')}" if name in ("tcp", "udp") else ""
     return f"{percent(sum(held[name]) / whole)} {name}{ports}{facts.where(netns)}"

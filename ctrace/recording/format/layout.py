@@ -163,6 +163,8 @@ class Column(IntEnum):
     JSON = 68
     TEXT = 69
     INDEX = 70
+    BESIDE = 72
+    """What was read of rules and tables together; earlier readers pass it over."""
 
 
 TABLE: Final = 0x100

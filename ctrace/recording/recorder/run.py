@@ -97,10 +97,13 @@ def record(
 ) -> Ended:
     """Record until a condition holds or SIGINT or SIGTERM comes; how it ended.
 
-    The rules of the namespaces are read beside it, so that capture is not held up.
+    The rules of the namespaces are read beside it, so that capture is not held up, and what
+    they and the tables show together.
     Raises CtraceError when the file can no longer be written; everything before it is
     kept. The source is left open, the sink is closed.
     """
+    from ctrace.advice.beside import Reader
+
     reason = ""
     taken = 0
     child: Optional[subprocess.Popen[bytes]] = None
@@ -108,7 +111,7 @@ def record(
     try:
         with _stops() as stop:
             first, over = source.started, _Over(until, stop)
-            for batch in source.batches(interval):
+            for batch in Reader().along(source.batches(interval)):
                 # Until all hooks were in place and the first batch is here, nothing would
                 # be seen of the command.
                 if until.command and child is None:

@@ -42,6 +42,7 @@ class Known:
             until=batch.until,
             counts=dict(batch.counts) or self.batch.counts,
             tables=self._tables(batch.tables),
+            beside=tuple({one.netns: one for one in (*self.batch.beside, *batch.beside)}.values()),
         )
 
     def _tables(self, new: tuple[TableReading, ...]) -> tuple[TableReading, ...]:

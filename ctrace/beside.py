@@ -1,0 +1,70 @@
+"""What is read beside the events: what a namespace's rules and its table show together.
+
+A source's batches carry it, so that a screen, a recording and a report tell the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Optional
+
+MOST: Final = 16
+"""Findings of one kind in a reading: the largest ones."""
+
+
+@dataclass(frozen=True)
+class Refusing:
+    """A rule that drops or refuses what conntrack tells of."""
+
+    place: str
+    """``inet filter input``: family, table and chain."""
+    handle: int
+    kind: str
+    """``limit`` (of connections at once) or ``invalid``."""
+    limit: int = 0
+    packets: Optional[int] = None
+    """By the rule's own counter; None where it has none."""
+    since: Optional[int] = None
+    """How many of them since it was first read."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """Entries that are translated to where no rule leads any more."""
+
+    proto: str
+    dst: str
+    port: int
+    """Of the original destination."""
+    backend: str
+    entries: int
+
+
+@dataclass(frozen=True)
+class PortsTaken:
+    """The source ports of a translated address towards one destination."""
+
+    proto: str
+    source: str
+    dst: str
+    port: int
+    used: int
+    of: int
+    was: Optional[int] = None
+    """Used at the reading before;"""
+    seconds: float = 0.0
+    """so long ago."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One reading of one namespace."""
+
+    netns: int
+    refusing: tuple[Refusing, ...] = ()
+    left: tuple[Left, ...] = ()
+    ports: tuple[PortsTaken, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything was found."""
+        return bool(self.refusing or self.left or self.ports)

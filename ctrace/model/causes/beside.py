@@ -1,0 +1,186 @@
+"""Causes that rules and the table show together: entries translated to where no rule leads any
+more, source ports that run out, limits of rules, and what rules drop as INVALID."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Final, Optional
+
+from ctrace.beside import Beside, Left, PortsTaken, Refusing
+from ctrace.model.causes.facts import Facts
+from ctrace.model.causes.words import duration, percent, plural
+from ctrace.model.remedies import change
+from ctrace.model.snapshot import Cause, Remedy, Table
+
+FEW: Final = 20
+"""Entries below which nothing is said of where they are translated to."""
+FEW_REFUSED: Final = 5
+SHOWN: Final = 3
+NEARLY: Final = 0.8
+"""Part of the source ports from which on it is told."""
+GREW: Final = 20
+"""Ports that have to be taken between two readings for a time to be told."""
+
+
+def beside(facts: Facts, found: list[Cause]) -> list[Cause]:
+    """What was read beside the events, then what was ``found`` in them; together where both are
+    of the same."""
+    first: list[Cause] = []
+    said = list(found)
+    for table in facts.tables:
+        reading = facts.beside.get(table.netns)
+        if reading is None or table.netns in facts.gone:
+            continue
+        first += stale(table, reading.left, facts.where(table.netns))
+        first += _limits(table, reading.refusing)
+        for one in _filling(table, reading.ports):
+            same = [n for n, other in enumerate(said) if _same(one, other)]
+            for n in same:  # they fail already, and this is how many there are
+                how_many = one.text.partition(": ")[2]
+                said[n] = replace(said[n], text=f"{said[n].text}; {how_many}")
+            if not same:
+                first.append(one)
+        said = [_with_drops(one, table, reading) for one in said]
+    return [*first, *said]
+
+
+def with_stale(why: tuple[Cause, ...], table: Table, left: Iterable[Left]) -> tuple[Cause, ...]:
+    """The causes with entries that were left behind, unless they are told already."""
+    if any(one.id == "stale-nat" and one.netns == table.netns for one in why):
+        return why
+    return (*why, *stale(table, left))
+
+
+def stale(table: Table, left: Iterable[Left], where: str = "") -> Iterator[Cause]:
+    """Entries that keep to a backend which the rules have left."""
+    most = sorted(left, key=lambda one: -one.entries)
+    for one in most[:SHOWN]:
+        if one.entries < FEW or one.proto not in ("tcp", "udp"):
+            continue
+        n, service = one.entries, f"{one.proto}/{one.port}"
+        family = "ipv6" if ":" in one.dst else "ipv4"
+        command = (
+            f"conntrack -D -f {family} -p {one.proto} --orig-dst {one.dst} "
+            f"--orig-port-dst {one.port} --reply-src {one.backend}"
+        )
+        part = percent(n / table.count) if table.count else "some"
+        yield Cause(
+            id="stale-nat",
+            text=f"{service}{where}: {n:,} entries to {one.dst} are translated to {one.backend}, "
+            f"which no rule names any more ({part} of the table): their packets go there as long "
+            "as any come",
+            evidence=(
+                f"{n:,} living entries with destination {one.dst}:{one.port} and replies from "
+                f"{one.backend}",
+                "no rule of this namespace translates to that address now",
+                "NAT is decided at the first packet: rules that change later do not move a flow",
+            ),
+            share=n / table.count if table.count else 0.0,
+            proto=one.proto,
+            port=one.port,
+            netns=table.netns,
+            remedies=(
+                Remedy(
+                    "delete",
+                    f"delete just these {n:,} (conntrack -D)",
+                    table.netns,
+                    service,
+                    f"deletes about {n:,} entries at once; the next packet of each flow is "
+                    "translated as the rules say now, and open TCP connections to it break",
+                    now=n,
+                    frees=(n, n),
+                    commands=(command,),
+                ),
+            ),
+        )
+
+
+def _limits(table: Table, rules: Iterable[Refusing]) -> Iterator[Cause]:
+    for rule in rules:
+        if rule.kind == "limit" and rule.since is not None and rule.since >= FEW_REFUSED:
+            yield _limited(table, rule, rule.since)
+
+
+def _limited(table: Table, rule: Refusing, since: int) -> Cause:
+    most = f" {rule.limit:,}" if rule.limit else ""
+    raised = "raise that rule's limit, or have its clients keep fewer connections"
+    return Cause(
+        id="rule-limit",
+        text=f"{table.name}: a rule's own limit of{most} connections refused "
+        f"{plural(since, 'packet')} lately ({rule.place}, handle {rule.handle}): the table itself "
+        f"is {percent(table.fill)} full",
+        evidence=(
+            f"the rule's counter rose by {since:,} to {rule.packets or 0:,}",
+            f"{table.count:,} of {table.max:,} entries, {table.totals.drop:,} refused by the table",
+        ),
+        netns=table.netns,
+        remedies=(change(raised, table.netns),),
+    )
+
+
+def _with_drops(cause: Cause, table: Table, reading: Beside) -> Cause:
+    """INVALID packets with the rules of their namespace that drop them; of others nothing."""
+    rules = [_dropped(one) for one in reading.refusing if one.kind == "invalid"]
+    if cause.id != "invalid" or cause.netns != table.netns or not rules:
+        return cause
+    text = cause.text.replace(", and a rule may drop them", "")
+    more = "" if len(rules) == 1 else f" (and {plural(len(rules) - 1, 'other rule')})"
+    evidence = (*cause.evidence, *rules[:SHOWN])
+    return replace(cause, text=f"{text}; {rules[0]}{more}", evidence=evidence)
+
+
+def _dropped(rule: Refusing) -> str:
+    place = f"({rule.place}, handle {rule.handle})"
+    if rule.since is None:
+        return f"a rule without a counter drops such packets {place}"
+    return f"a rule dropped {plural(max(rule.since, 0), 'such packet')} lately {place}"
+
+
+def _filling(table: Table, ports: Iterable[PortsTaken]) -> Iterator[Cause]:
+    """Where most of the source ports are in use."""
+    most = sorted(ports, key=lambda one: -one.used / one.of)
+    for one in most[:SHOWN]:
+        if one.used < NEARLY * one.of:
+            continue
+        place = f"[{one.dst}]:{one.port}" if ":" in one.dst else f"{one.dst}:{one.port}"
+        service = f"{one.proto}/{one.port}"
+        wider = "more addresses or a wider port range for the source NAT"
+        yield Cause(
+            id="source-ports",
+            text=f"{table.name}: source NAT to {one.source} uses {one.used:,} of the {one.of:,} "
+            f"ports that it may take towards {one.proto} {place} "
+            f"({percent(one.used / one.of)}{_until(one)})",
+            evidence=(
+                f"{one.used:,} different source ports in the table, all inside one range of "
+                f"{one.of:,}",
+                "one address has each port once towards a destination and port",
+            ),
+            netns=table.netns,
+            proto=one.proto,
+            port=one.port,
+            remedies=(
+                change(wider, table.netns, service),
+                change("keep connections to it alive", table.netns, service),
+            ),
+        )
+
+
+def _until(one: PortsTaken) -> str:
+    """When they are used up, if they go on to be taken as between two readings: with its error."""
+    grew = 0 if one.was is None else one.used - one.was
+    if one.used >= one.of or grew < GREW or one.seconds <= 0:
+        return ""
+    error = 2 * math.sqrt(grew)
+    soon, late = (
+        (one.of - one.used) * one.seconds / rate for rate in (grew + error, max(grew - error, 1.0))
+    )
+    return f"; at this rate used up in {duration(soon)} to {duration(late)}"
+
+
+def _same(one: Cause, other: Cause) -> bool:
+    """Whether both are of one destination's source ports."""
+    key: tuple[Optional[int], ...] = (one.netns, one.port)
+    return one.id == other.id == "source-ports" and one.proto == other.proto and key == (
+        other.netns, other.port)  # fmt: skip

@@ -1,0 +1,92 @@
+"""What was read beside the events, as JSON in a block of batches, checked when read."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Optional
+
+from ctrace.beside import MOST, Beside, Left, PortsTaken, Refusing
+from ctrace.names import clean
+from ctrace.recording.format.layout import LIMIT_TIME, Damaged
+
+TEXT: Final = 1024
+"""Characters of a name, at most."""
+KINDS: Final = ("limit", "invalid")
+
+
+def to_json(readings: tuple[Beside, ...]) -> list[Any]:
+    """Readings of one batch; what is added later goes to the end of each."""
+    return [
+        [
+            one.netns,
+            [[r.place, r.handle, r.kind, r.limit, r.packets, r.since] for r in one.refusing],
+            [[e.proto, e.dst, e.port, e.backend, e.entries] for e in one.left],
+            [
+                [p.proto, p.source, p.dst, p.port, p.used, p.of, p.was, round(p.seconds * 1000)]
+                for p in one.ports
+            ],
+        ]
+        for one in readings
+    ]
+
+
+def parse(data: Any) -> tuple[Beside, ...]:
+    """The same back. Raises Damaged."""
+    return tuple(_reading(one) for one in _list(data, 1 << 16))
+
+
+def _reading(data: Any) -> Beside:
+    netns, refusing, left, ports = _parts(data, 4)
+    return Beside(
+        _number(netns, 1 << 32),
+        tuple(_refusing(one) for one in _list(refusing)),
+        tuple(_left(one) for one in _list(left)),
+        tuple(_ports(one) for one in _list(ports)),
+    )
+
+
+def _refusing(data: Any) -> Refusing:
+    place, handle, kind, limit, packets, since = _parts(data, 6)
+    if kind not in KINDS:
+        raise Damaged("a rule of a kind that there is not")
+    known = (_text(place), _number(handle), kind, _number(limit))
+    return Refusing(*known, _some(packets), _some(since))
+
+
+def _left(data: Any) -> Left:
+    proto, dst, port, backend, entries = _parts(data, 5)
+    return Left(_text(proto), _text(dst), _number(port, 1 << 16), _text(backend), _number(entries))
+
+
+def _ports(data: Any) -> PortsTaken:
+    proto, source, dst, port, used, of, was, ms = _parts(data, 8)
+    ends = (_text(proto), _text(source), _text(dst), _number(port, 1 << 16))
+    return PortsTaken(*ends, _number(used), max(1, _number(of)), _some(was), _number(ms) / 1000)
+
+
+def _parts(data: Any, n: int) -> list[Any]:
+    """The first parts of a list; a later version may have more."""
+    if not isinstance(data, list) or len(data) < n:
+        raise Damaged(f"expected a list of {n}")
+    return data[:n]
+
+
+def _list(data: Any, most: int = MOST) -> list[Any]:
+    if not isinstance(data, list) or len(data) > most:
+        raise Damaged("expected a shorter list")
+    return data
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > TEXT:
+        raise Damaged("expected a name")
+    return clean(value)
+
+
+def _number(value: Any, limit: int = LIMIT_TIME) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+        raise Damaged("a number out of range")
+    return value
+
+
+def _some(value: Any) -> Optional[int]:
+    return None if value is None else _number(value)
