@@ -156,12 +156,17 @@ CHANGED = (
 
 CASES = [
     *((verb, running, how) for verb in VERBS for how in (signal.SIGTERM, signal.SIGKILL)),
-    *(("top", starting, signal.SIGKILL), ("trace", starting, signal.SIGKILL)),
-    ("trace", starting, signal.SIGTERM),
-]
-if not KERNEL:  # where compiling takes minutes, and does just the same
-    CASES += [(verb, compiling, signal.SIGKILL) for verb in ("top", "trace")]
-    CASES += [("trace", compiling, signal.SIGTERM)]
+    *(("top", when, signal.SIGKILL) for when in (starting, compiling)),
+    *(("trace", when, how) for when in (starting, compiling)
+      for how in (signal.SIGKILL, signal.SIGTERM)),
+]  # fmt: skip
+if KERNEL:  # each takes a quarter of a minute: what function hooks leave, and a whole machine
+    CASES = [
+        ("record", running, signal.SIGTERM),
+        ("top", running, signal.SIGKILL),
+        ("trace", starting, signal.SIGKILL),
+        *(("demo", running, how) for how in (signal.SIGTERM, signal.SIGKILL)),
+    ]
 
 
 @pytest.mark.parametrize(
