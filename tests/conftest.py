@@ -11,10 +11,11 @@ from __future__ import annotations
 import builtins
 import fcntl
 import os
+import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,49 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A group is no part of a test's name: what failed can be run again by that name."""
     if report.nodeid.rfind("@") > report.nodeid.rfind("]"):
         report.nodeid = report.nodeid.rpartition("@")[0]
+
+
+# -- what each test costs -------------------------------------------------------------------
+
+_BEGAN = pytest.StashKey[float]()
+_SHOWN = 20
+
+
+def _processor() -> float:
+    """Seconds of a processor that this process used, and its children that have ended."""
+    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in found)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[_BEGAN] = _processor()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "teardown" and _BEGAN in item.stash:
+        report.user_properties.append(("processor", _processor() - item.stash[_BEGAN]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Beside the longest, those that work most: these are what a whole run takes so long for."""
+    used = [
+        (seconds, report.nodeid)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, seconds in report.user_properties
+        if name == "processor" and seconds >= 1
+    ]
+    if used:
+        terminalreporter.section(f"most processor time ({_SHOWN})")
+        for seconds, test in sorted(used, reverse=True)[:_SHOWN]:
+            terminalreporter.write_line(f"{seconds:.1f} s  {test}")
 
 
 _LOCKS = [Path(tempfile.gettempdir()) / f"ctrace-tests-{name}" for name in ("door", "room")]

@@ -103,6 +103,7 @@ def test_a_checkout_that_cannot_be_written_is_served_from_elsewhere(checkout: Pa
     assert venv(mount, CTRACE_VENV="/some/where") == elsewhere, "root heeds no variable"
 
 
+@pytest.mark.slow
 def test_a_failed_download_is_one_line(checkout: Path) -> None:
     (checkout / ".venv" / ".ctrace-stamp").unlink()
     shutil.rmtree(checkout / ".venv")

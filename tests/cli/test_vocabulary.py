@@ -107,6 +107,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_file_gets_what_would_be_printed(recording: Path, tmp_path: Path) -> None:
     printed = run("report", recording, "--format", "json").stdout
     by_name, by_format = tmp_path / "r.json", tmp_path / "r"
@@ -121,6 +122,7 @@ def test_a_file_gets_what_would_be_printed(recording: Path, tmp_path: Path) -> N
     assert run("report", recording, "-o", by_name, "--force").returncode == 0
 
 
+@pytest.mark.slow
 def test_spellings_of_earlier_versions_work_and_are_not_shown(
     recording: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from ctrace.errors import CtraceError
 from ctrace.record import Kind
 from ctrace.recording.format.evidence import parse
 
+pytestmark = pytest.mark.slow
+
 ENTRY = (
     b"ipv4     2 tcp      6 28 TIME_WAIT src=198.51.100.7 dst=192.0.2.10 sport=63518 dport=8063 "
     b"src=192.0.2.10 dst=198.51.100.7 sport=8063 dport=63518 [ASSURED] mark=0 zone=0 use=2\n"

@@ -17,6 +17,8 @@ from ctrace import files
 from ctrace.errors import CtraceError
 from ctrace.recording.recorder.run import make_way
 
+pytestmark = pytest.mark.slow
+
 Way = Callable[[Path, Path, bool], "list[str | Path]"]
 
 
@@ -43,7 +45,6 @@ def verbs(recording: Path, out: Path) -> list[list[str | Path]]:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(7))
 def test_every_verb_that_writes_a_file(recording: Path, tmp_path: Path, number: int) -> None:
     out, target = tmp_path / "out", tmp_path / "another's"

@@ -15,6 +15,8 @@ from ctrace.batch import Names, Netns, Owner
 from ctrace.cli import cli
 from ctrace.recording.writer import Writer
 
+pytestmark = pytest.mark.slow
+
 OBEYED = [
     chr(code) for code in range(sys.maxunicode)
     if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp") and chr(code) not in "\n"

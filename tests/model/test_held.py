@@ -109,13 +109,15 @@ def test_survival_is_the_textbooks(ends: list[float], ages: list[float]) -> None
     """One bin at a time, in plain arithmetic."""
     histogram = np.histogram(ends, EDGES)[0].astype(np.int64)
     curve = stays.survival(histogram, len(ends), stays.Living(np.array(ages), len(ages)))
-    share, wanted = 1.0, [1.0]
+    share, wanted, edges = 1.0, [1.0], EDGES.tolist()
+    living = [bisect(edges, x) - 1 for x in ages]
+    places = [*living, *(bisect(edges, x) - 1 for x in ends)]
     for at in range(len(EDGES) - 1):
-        risk = [x for x in (*ends, *ages) if bisect(EDGES.tolist(), x) - 1 >= at]
+        risk = sum(place >= at for place in places)
         gone = int(histogram[at])
-        stay = sum(bisect(EDGES.tolist(), x) - 1 == at for x in ages)
-        if len(risk) >= stays.FEW and gone:
-            share *= 1 - min(1.0, gone / (len(risk) - stay / 2))
+        stay = living.count(at)
+        if risk >= stays.FEW and gone:
+            share *= 1 - min(1.0, gone / (risk - stay / 2))
         wanted.append(share)
     shown: npt.NDArray[np.float64] = curve.share
     assert shown == pytest.approx(np.array(wanted))

@@ -191,6 +191,7 @@ def test_history_and_trend() -> None:
     assert rate == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_a_flood_is_counted_whole_though_few_of_its_entries_are_timed() -> None:
     """Beside it: a local process, whose entries are all paired; and what was there before."""
     trace = Trace()

@@ -93,6 +93,7 @@ def test_one_way_flows_live_for_a_moment_once_the_first_have_expired() -> None:
         assert (row.life.p50 or 0.0) < 0.01
 
 
+@pytest.mark.slow
 def test_at_least_is_what_half_of_them_stay_beyond_chance() -> None:
     """Of those that stay for 10 s or for long, half each: the sample's luck decides nothing."""
     for seed in range(8):

@@ -252,37 +252,18 @@ LOADS = (
 # -- watching ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def played() -> Iterator[tuple[LiveSource, list[Load], list[Batch]]]:
-    stop = threading.Event()
-    with Lab() as lab, ExitStack() as stack:
-        loads = [make(lab, stack, stop) for make in LOADS]
-        source = stack.enter_context(contextlib.closing(open_live(sample=True)))
-        threads = [threading.Thread(target=load.run) for load in loads]
-        try:
-            for thread in threads:
-                thread.start()
-            batches, start = [], time.monotonic()
-            look = start + SECONDS
-            for batch in source.batches(0.25):
-                batches.append(batch)
-                if time.monotonic() >= look:
-                    if look > start + AT_MOST or all(named(source, batches, x) for x in loads):
-                        break
-                    look = time.monotonic() + SECONDS
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-        yield source, loads, batches
+class Shown:
+    """A model that sees a load's namespaces, the host's own, and no other."""
 
+    def __init__(self, source: LiveSource, load: Load) -> None:
+        self.load = load
+        self.model = Model(source.hooks, source.clock, source.started)
+        here = os.stat("/proc/self/ns/net").st_ino
+        self._inums = [here, *(node.inum for node in load.nodes)]
 
-def shown(source: LiveSource, batches: list[Batch], nodes: tuple[Node, ...]) -> Model:
-    """A model that sees these namespaces, the host's own, and no other."""
-    model = Model(source.hooks, source.clock, source.started)
-    inums = [os.stat("/proc/self/ns/net").st_ino, *(node.inum for node in nodes)]
-    for batch in batches:
-        model.update(
+    def update(self, batch: Batch) -> None:
+        inums = self._inums
+        self.model.update(
             replace(
                 batch,
                 events=batch.events[np.isin(batch.events["netns"], inums)],
@@ -290,21 +271,44 @@ def shown(source: LiveSource, batches: list[Batch], nodes: tuple[Node, ...]) -> 
                 tables=tuple(table for table in batch.tables if table.netns in inums),
             )
         )
-    return model
+
+    @property
+    def why(self) -> tuple[Cause, ...]:
+        """What it says by now."""
+        why: tuple[Cause, ...] = self.model.snapshot("service").why
+        return why
 
 
-def named(source: LiveSource, batches: list[Batch], load: Load) -> bool:
-    """Whether the model says this load's cause first by now."""
-    return shown(source, batches, load.nodes).snapshot("service").why[0].id == load.cause
+@pytest.fixture(scope="module")
+def played() -> Iterator[list[Shown]]:
+    stop = threading.Event()
+    with Lab() as lab, ExitStack() as stack:
+        loads = [make(lab, stack, stop) for make in LOADS]
+        source = stack.enter_context(contextlib.closing(open_live(sample=True)))
+        shown = [Shown(source, load) for load in loads]
+        threads = [threading.Thread(target=load.run) for load in loads]
+        try:
+            for thread in threads:
+                thread.start()
+            start = time.monotonic()
+            look = start + SECONDS
+            for batch in source.batches(0.25):
+                for one in shown:
+                    one.update(batch)
+                if time.monotonic() >= look:
+                    if look > start + AT_MOST or all(x.why[0].id == x.load.cause for x in shown):
+                        break
+                    look = time.monotonic() + SECONDS / 3
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        yield shown
 
 
 @pytest.mark.parametrize("number", range(len(LOADS)), ids=[make.__name__ for make in LOADS])
-def test_a_real_load_is_named(
-    number: int, played: tuple[LiveSource, list[Load], list[Batch]]
-) -> None:
-    source, loads, batches = played
-    load = loads[number]
-    why: tuple[Cause, ...] = shown(source, batches, load.nodes).snapshot("service").why
-    assert why[0].id == load.cause, why
-    assert load.text in why[0].text
-    assert why[0].evidence
+def test_a_real_load_is_named(number: int, played: list[Shown]) -> None:
+    one = played[number]
+    assert one.why[0].id == one.load.cause, one.why
+    assert one.load.text in one.why[0].text
+    assert one.why[0].evidence

@@ -117,6 +117,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(steps, st.lists(st.integers(0, 63), max_size=20), st.lists(st.integers(0, 63), max_size=20))
 def test_after_a_recount_every_grouping_holds_what_the_table_holds(

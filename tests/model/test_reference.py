@@ -183,6 +183,7 @@ def test_sums_stay_whole_when_rows_run_out() -> None:
     assert total == pytest.approx(n + 1, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "step"), [(4 << 20, 0.25), (4 << 20, 3.0), (16 << 20, 1.0)])
 def test_bounds_hold_when_every_table_is_short_of_rows(memory: int, step: float) -> None:
     """Sources, destinations and ports by Zipf's law, each with a long tail that has no room."""

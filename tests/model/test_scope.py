@@ -81,6 +81,7 @@ FILTERS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(loads(), FILTERS, st.sampled_from(["service", "src", "pair"]))
 def test_flows_are_chosen_whatever_rows_are_grouped_by(
@@ -102,6 +103,7 @@ def test_destinations_too(load: tuple[Trace, Events], network: str) -> None:
     assert {(c.netns, c.key): c.held for c in shown.culprits} == dict(expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(loads())
 def test_everything_shown_is_of_the_namespace(load: tuple[Trace, Events]) -> None:

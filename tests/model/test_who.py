@@ -183,6 +183,7 @@ def without_counts(text: str) -> str:
     return re.sub(r"(more than )?[\d,]+ (source|service)s?", "", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "kind", "text"), SHAPES, ids=[m.__name__ for m, _, _ in SHAPES])
 def test_the_right_key_comes_first_and_stays(
     make: Callable[[Trace], None], kind: str, text: str

@@ -16,6 +16,8 @@ from ctrace.model.scope import Scope
 from ctrace.model.snapshot import GROUPS, SORTS, Snapshot
 from ctrace.view.screen.frame import frame
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 10
 
 

@@ -31,6 +31,8 @@ from ctrace.recording.redact import Addresses, Redacted
 from ctrace.recording.review import review
 from ctrace.recording.series import runs
 
+pytestmark = pytest.mark.slow
+
 SECOND = synthetic.SECOND
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202egnp"
 
@@ -46,7 +48,6 @@ def run(*arguments: str, code: int = 0) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_replay_gives_the_snapshots_that_live_gave(file: Path, truth: list[Batch]) -> None:
     """Field by field, at every batch, in every grouping."""
     live, again = model(), model()
@@ -76,7 +77,6 @@ def at(truth: list[Batch], until: int) -> Snapshot:
     return live.snapshot(limit=200)
 
 
-@pytest.mark.slow
 def test_time_travel_shows_what_live_showed_then(feed: ReplayFeed, truth: list[Batch]) -> None:
     """Forwards, backwards, by steps and by bursts of drops."""
     clock = synthetic.header().clock
@@ -113,7 +113,6 @@ def test_a_view_can_change_while_paused(feed: ReplayFeed) -> None:
     assert [culprit.port for culprit in latest.culprits] == [53]
 
 
-@pytest.mark.slow
 def test_playing_at_speed_reaches_the_end(file: Path, truth: list[Batch]) -> None:
     with ctrace.open(str(file)) as recording:
         feed = ReplayFeed(recording, speed=1024)
@@ -257,7 +256,6 @@ def test_openmetrics_can_be_parsed(file: Path, truth: list[Batch]) -> None:
     assert [int(s.value) for s in entries] == [b.tables[0].count for b in truth if b.tables]
 
 
-@pytest.mark.slow
 def test_hosts_merge_into_one(tmp_path: Path, truth: list[Batch]) -> None:
     """Both hosts use the same namespace number, identities and owners."""
     a = write(tmp_path / "a", truth, host="web1")

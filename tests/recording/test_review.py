@@ -34,6 +34,7 @@ def found(file: Path, looks: list[str]) -> Review:
         return review(source)
 
 
+@pytest.mark.slow
 def test_the_moment_before_the_first_refusal_is_just_before_it(
     found: Review, truth: list[Batch]
 ) -> None:

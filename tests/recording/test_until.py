@@ -15,6 +15,8 @@ from ctrace.recording.reader import Recording
 from ctrace.recording.recorder.run import Until, record
 from ctrace.recording.writer import Writer
 
+pytestmark = pytest.mark.slow
+
 STARTED = 1_000_000_000
 
 

@@ -75,6 +75,7 @@ def test_it_is_a_feed_and_records() -> None:
     feed.close()
 
 
+@pytest.mark.slow
 def test_every_batch_is_counted_however_seldom_anyone_looks() -> None:
     source = Script(200)
     feed = LiveFeed(lambda: source, early=False)

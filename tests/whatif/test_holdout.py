@@ -13,6 +13,8 @@ from ctrace.whatif.gather import gather
 from ctrace.whatif.run import of_recording
 from ctrace.whatif.settings import Levers, parse_levers
 
+pytestmark = pytest.mark.slow
+
 LOAD = Kernel(rate=60, time_wait=30, seconds=200, udp_rate=20)
 
 
