@@ -63,7 +63,10 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
         for name, count in zip(names.tolist(), counts.tolist())
         if name < len(TCP_STATES)
     ]
-    first = ended | (unreplied & ~tcp)
+    # a reset's timeout is another one: where some wait out TIME_WAIT, these tell of it alone
+    waits = tcp & (looks["state"] == TIME_WAIT)
+    first = (waits if np.count_nonzero(waits) >= FEW else ended) | (unreplied & ~tcp)
+    rest = ~(ended | (unreplied & ~tcp))
     left = looks["left"][~np.isnan(looks["left"]) & (looks["ts"] >= until - FRESH_NS)]
     left = left if left.size >= min(FEW, held) else left[:0]
     p50, p90, p99 = np.quantile(left, (0.5, 0.9, 0.99)).tolist() if left.size else (None,) * 3
@@ -74,7 +77,7 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
         closed=shares[2][0], closed_error=shares[2][1],
         states=tuple(sorted(states, key=lambda item: -item[1])),
         left=Percentiles(p50, p90, p99, int(left.size)),
-        waited=_evenly(looks["idle"][first]), idle=_evenly(looks["idle"][~first]),
+        waited=_evenly(looks["idle"][first]), idle=_evenly(looks["idle"][rest]),
         once=_once(looks),
         other_timeout=_other(looks),
     )  # fmt: skip

@@ -101,8 +101,8 @@ class Composition:
     left: Percentiles = Percentiles()
     """Seconds until they expire if nothing renews them."""
     waited: tuple[float, ...] = ()
-    """Seconds since their last packet, of those that are closed (TCP) or saw no reply: quantiles
-    at even steps, from the least to the most; empty where that is not known."""
+    """Seconds since the last packet, of those in TIME_WAIT (of closed ones, if few are) or without
+    a reply: quantiles at even steps, from the least to the most; empty where that is not known."""
     idle: tuple[float, ...] = ()
     """The same of the others."""
     once: Optional[float] = None

@@ -30,6 +30,9 @@ FEW: Final = 10
 MOSTLY: Final = 0.75
 """Share of closed entries from which on their timeout tells how long entries stay."""
 
+ALIKE: Final = 1.25
+"""Times: stays that differ by less are one."""
+
 F64 = npt.NDArray[np.float64]
 
 
@@ -210,10 +213,18 @@ def _told(curve: Survival, looks: Looks) -> Percentiles:
     known = looks[~np.isnan(looks["age"]) & ~np.isnan(looks["left"])]
     waiting = known[closed(known)]
     if len(waiting) >= max(FEW, MOSTLY * len(looks)) and curve.until > 0:
-        timeout = float(np.median(waiting["age"] + waiting["left"]))
-        if _lasts(curve, timeout):
+        timeout = _middle(waiting["age"] + waiting["left"], len(looks))
+        if timeout is not None and _lasts(curve, timeout):
             return Percentiles(timeout, None, None, curve.n, living=curve.living, by="timeout")
     return Percentiles(n=curve.n, living=curve.living, at_least=curve.at_least())
+
+
+def _middle(stay: npt.NDArray[np.float32], of: int) -> Optional[float]:
+    """The median stay of so many, of which some stay longer than these tell; None where the luck
+    of the sample decides it, as between a reset's timeout and TIME_WAIT."""
+    half, chance = of / 2 / len(stay), 1 / np.sqrt(len(stay))
+    low, middle, high = np.quantile(stay, np.clip((half - chance, half, half + chance), 0, 1))
+    return float(middle) if high <= ALIKE * low else None
 
 
 def _lasts(curve: Survival, seconds: float) -> bool:

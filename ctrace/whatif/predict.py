@@ -78,7 +78,7 @@ def _shortened(culprit: Culprit, first: bool, old: float, new: float, seconds: f
     if new >= old or not culprit.held:
         return NONE
     share = {"tcp": culprit.closed, "udp": culprit.unreplied}.get(culprit.proto) or 0.0
-    affected = culprit.held * (share if first else 1 - share)
+    affected = culprit.held * (share * _waits(culprit) if first else 1 - share)
     lag = old / (old + GC_MEAN)  # entries then wait for their collection, too
     made_of = culprit.composition
     waited = made_of.waited if first else made_of.idle
@@ -87,10 +87,19 @@ def _shortened(culprit: Culprit, first: bool, old: float, new: float, seconds: f
         return _by_stay(culprit, new, Range(evenly * lag, evenly))
     gone = _longer(waited, new)
     doubt = error(gone, max(round(made_of.n * affected / culprit.held), 1)) if gone else 0.0
-    low, high = affected * max(gone - doubt, 0.0) * lag, affected * min(gone + doubt, 1.0)
+    gained = max(gone - _longer(waited, old) - doubt, 0.0)  # what has expired goes on waiting
+    low, high = affected * gained * lag, affected * min(gone + doubt, 1.0)
     if not _settled(culprit, waited, old, seconds):  # in the end they wait for all of it
         high = max(high, evenly)
     return Range(low, high)
+
+
+def _waits(culprit: Culprit) -> float:
+    """Of a key's closed entries, the share that waits out TIME_WAIT; all where none was reset."""
+    if culprit.proto != "tcp" or not culprit.composition.state("TIME_WAIT", "CLOSE"):
+        return 1.0
+    state = culprit.composition.state
+    return (state("TIME_WAIT") or 0.0) / (state("TIME_WAIT", "CLOSE") or 1.0)
 
 
 def _by_stay(culprit: Culprit, new: float, freed: Range) -> Range:
@@ -265,12 +274,14 @@ class Outlook:
 
 
 def _streams(culprit: Culprit, timeouts: Mapping[str, int], seconds: float) -> Iterator[_Stream]:
+    reset, waits = 0.0, _waits(culprit)
     if culprit.proto == "tcp":
         share, first, other = (
             1.0 if culprit.closed is None else culprit.closed,
             timeouts["tcp_timeout_time_wait"],
             timeouts[_open_timeout(culprit)],
         )
+        share, reset = share * waits, share * (1 - waits)
     elif culprit.proto == "udp":
         # Only flows with more than two packets over two seconds reach the longer timeout.
         share, first = culprit.unreplied or 0.0, timeouts["udp_timeout"]
@@ -282,11 +293,14 @@ def _streams(culprit: Culprit, timeouts: Mapping[str, int], seconds: float) -> I
         first = other = round(culprit.residence.p50)
     for closed, part, timeout, waited in (
         (True, share, first, made_of.waited),
-        (False, 1 - share, other, made_of.idle),
+        (False, reset, timeouts["tcp_timeout_close"], ()),
+        (False, 1 - share - reset, other, made_of.idle),
     ):
+        if not part:
+            continue
         grows = NONE
         if not closed and timeout >= LASTING and seconds:
-            grows = _grows(culprit, share, seconds)
+            grows = _grows(culprit, share + reset, seconds)
         yield _Stream(
             (culprit.proto, culprit.port or 0, closed),
             culprit.held * part,

@@ -7,7 +7,7 @@ packet that meets an expired entry, or a SYN that meets a closed one, ends it, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -39,9 +39,8 @@ class Packet(NamedTuple):
 @dataclass
 class _Entry:
     packet: Packet
-    born: float
     expires: float
-    existed: bool = False
+    ct: int = 0
 
 
 @dataclass
@@ -87,8 +86,8 @@ class Table:
             entry = self._end(key, packet.at, Reason.DELETED)
         expires = packet.at + self.settings[packet.timeout]
         if entry is None:
-            self._held[key] = entry = _Entry(packet, packet.at, expires)
-            self._rows.append((packet.at, Kind.INSERT, Reason.NEW, _Entry(packet, packet.at, 0.0)))
+            self._held[key] = entry = _Entry(packet, expires, len(self._rows) + 1)
+            self._rows.append((packet.at, Kind.INSERT, Reason.NEW, replace(entry)))
         entry.packet, entry.expires = packet, expires
 
     def _end(self, key: tuple[int, int, int], at: float, reason: Reason) -> Optional[_Entry]:
@@ -111,8 +110,7 @@ class Table:
         living = list(self._held.values())
         for at in self._random.permutation(len(living))[: self.looks].tolist():
             one = living[at]
-            seen = _Entry(one.packet, one.born, one.expires)
-            self._rows.append((float(now), Kind.MET, Reason.NONE, seen))
+            self._rows.append((float(now), Kind.MET, Reason.NONE, replace(one)))
 
     def _batches(self) -> list[Batch]:
         events = empty(len(self._rows))
@@ -120,6 +118,7 @@ class Table:
             packet = entry.packet
             row["ts"], row["kind"], row["reason"] = int((now + 1) * SECOND), kind, reason
             row["proto"], row["sport"], row["dport"] = packet.proto, packet.sport, packet.dport
+            row["ct"] = 0 if kind == Kind.EXISTING else entry.ct << 8
             row["netns"], row["state"], row["status"] = NETNS, packet.state, packet.status
             if kind in (Kind.DESTROY, Kind.MET):
                 timeout = self.settings[packet.timeout]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -48,6 +50,20 @@ def test_closed_young_ones_tell_their_timeout_unless_half_has_gone_before() -> N
     told = stays.told(stays.survival(many, 2000, living), NO_LOOKS, 300, 30.0, young=120.0)
     assert told.p50 is not None
     assert told.p50 < 9
+
+
+@pytest.mark.parametrize(("resets", "told"), [(0.05, 60.0), (0.5, None), (0.9, 10.0)])
+def test_between_two_timeouts_no_luck_of_a_sample_tells_the_stay(
+    resets: float, told: Optional[float]
+) -> None:
+    trace = Trace(seed=4)
+    reset = trace.rng.random(300) < resets
+    at = np.sort(trace.rng.uniform(0, 6, 300))
+    trace.flows(at[reset], 0.001, 10.0, state=CLOSE)
+    trace.flows(at[~reset], 0.001, 60.0)
+    stays_for = row_of(trace, 8).residence
+    assert stays_for.p50 == (told if told is None else pytest.approx(told, rel=0.01))
+    assert stays_for.by == ("timeout" if told else "")
 
 
 def row_of(trace: Trace, seconds: float) -> Culprit:

@@ -58,6 +58,19 @@ def test_a_setting_frees_nothing_for_sure_of_entries_with_other_timeouts() -> No
         assert by_settings(mixed.composition) is settings
 
 
+def test_a_shorter_time_wait_frees_nothing_of_what_was_reset() -> None:
+    one = service(evenly(0, 120), new_per_s=8.0)
+    states = (("TIME_WAIT", 100), ("CLOSE", 300))
+    reset = replace(one, states=states, composition=replace(one.composition, states=states))
+    freed = shortened(reset, True, 120, 30, SECONDS)
+    assert 0 < freed.low < freed.high <= 250
+    told = outlook(reset, limit=1000)
+    now, then = told.fill(), told.fill(shorter={("tcp", 8063, True): 30.0})
+    assert now is not None
+    assert then is not None
+    assert now[0] - 0.25 <= then[0] < now[0]
+
+
 def test_a_load_that_has_just_begun_frees_what_it_will_hold() -> None:
     """Nothing has waited for 30 s yet, and all that comes will: between nothing and most."""
     one = service(evenly(0, 20), held=400, new_per_s=20.0, inserts=400)
