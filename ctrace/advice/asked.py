@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Optional
 
-from ctrace.advice.advise import Advice, made_plan
+from ctrace.advice.advise import made_plan
 from ctrace.advice.facts import Facts
+from ctrace.advice.result import Advice
 from ctrace.change.plan import Plan
 from ctrace.dropping import LEAST_BURST, Drop
 from ctrace.errors import CtraceError, UsageError

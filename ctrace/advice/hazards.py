@@ -11,41 +11,27 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any, Final, Optional
 
+from ctrace.advice.findings import LEVELS, VERDICTS, Finding, rehearsed
 from ctrace.advice.subject import Subject
 from ctrace.change.plan import MAX_ADDRESSES, Notrack
 from ctrace.errors import CtraceError
 from ctrace.record import Status
-from ctrace.rehearsal.compare import BREAKS, HARMLESS, MARKS, OPENS, Difference
+from ctrace.rehearsal.compare import HARMLESS
 from ctrace.rehearsal.given.rebuild import Rebuilt
 from ctrace.rehearsal.mend import MAX_PEERS, Mender, Settled
-from ctrace.rehearsal.play import Stray, Talk
-from ctrace.rehearsal.rehearse import Room, Service
+from ctrace.rehearsal.play import Talk
+from ctrace.rehearsal.rehearse import Service
+from ctrace.rehearsal.room import Room
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.planes import EVERYWHERE
 
-LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn",
-                 "unknown": "cannot-say", "unsafe": "unsafe"}  # fmt: skip
-VERDICTS: Final = tuple(LEVELS.values())
 BUDGET_S: Final = 120
 """Seconds for all rehearsals of one namespace."""
 FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error)
 """What a rehearsal may end with on a host that nobody thought of: *cannot say*, not a traceback."""
-WHEN_THEY_GO: Final = "when the rules go again"
-"""How a reason begins that is about the end of a trial."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One reason for or against."""
-
-    level: str
-    """A key of :data:`LEVELS`."""
-    id: str
-    text: str
 
 
 SLOWER: Final = Finding(
@@ -121,15 +107,21 @@ class Judge:
                                  "rehearsal") for gap in self.room.gaps]  # fmt: skip
             try:
                 service = Service(self.room, subject.proto, subject.port, subject.ephemeral,
-                                  subject.flows)  # fmt: skip
+                                  subject.flows, picked=_picked(subject))  # fmt: skip
                 settled = Mender(service, self._ruleset, self._backend).settle(lever)
                 lever = settled.lever
                 evidence = _evidence(service, settled, self.room)
-                findings += _rehearsed(subject, service, settled)
+                findings += rehearsed(subject, service, settled)
             except FAILURES as error:
                 findings.append(Finding("unknown", "no-rehearsal", f"it could not be rehearsed: "
                                         f"{error}"))  # fmt: skip
         return _sum(findings, lever, evidence)
+
+
+def _picked(subject: Subject) -> bool:
+    """Whether the kernel may choose the service's port for a connection of this host."""
+    low, high = subject.ephemeral
+    return subject.picked and low <= subject.port <= high
 
 
 def _sum(findings: list[Finding], lever: Notrack, evidence: dict[str, Any]) -> Judgement:
@@ -158,11 +150,6 @@ def _lever(subject: Subject) -> Notrack:
 
 def seen(subject: Subject) -> Iterator[Finding]:
     """From the service's entries."""
-    low, high = subject.ephemeral
-    if "server" in subject.roles and subject.picked and low <= subject.port <= high:
-        yield Finding("warn", "ephemeral", f"port {subject.port} lies in the ephemeral range "
-                      f"{low}-{high}: connections that this host opens from it would be caught "
-                      "too; reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip
     if subject.proto == "udp" and "client" in subject.roles:
         if not subject.peers or len(subject.peers) > MAX_PEERS:
             yield Finding("unsafe", "udp-client", "answers to UDP requests can only be told from "
@@ -223,157 +210,6 @@ def _meets(subject: Subject, ruleset: Ruleset, kind: str) -> bool:
         for rule in chain.rules
         for use in rule.uses
     )
-
-
-# ---- the rehearsal in words ---------------------------------------------------------------
-
-
-def _rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
-    found, lever = settled.found, settled.lever
-    every = [service.tracked(setting).runs for setting in service.room.settings()]
-    runs = every[0]
-    refused = [ways[0].talk for ways in zip_longest(*every)
-               if ways[0].talk.known and not any(run.first for run in ways)]  # fmt: skip
-    if refused:
-        yield Finding("unknown", "refused", f"its table has {refused[0]}, which the rehearsal "
-                      "refuses without any rules of ours: something lets it in that the "
-                      "rehearsal lacks")  # fmt: skip
-    yield from _differences(settled)
-    tracked, untracked = found.entries
-    if tracked and untracked >= 0.9 * tracked:
-        yield Finding("warn", "ineffective", "pointless: NOTRACK would have no effect, its "
-                      f"conversations made {tracked} entries in a rehearsal, and {untracked} with "
-                      "the rules")  # fmt: skip
-    if not tracked and runs:
-        yield Finding("info", "already", "its conversations made no entry in a rehearsal: they "
-                      "are untracked already")  # fmt: skip
-    translated = subject.nat not in ("", "no")
-    if translated and not found.of(BREAKS) and not lever.shared and not service.translates():
-        yield Finding("unknown", "nat", f"its entries are translated ({subject.nat} NAT), and in "
-                      "the rehearsal nothing translates it")  # fmt: skip
-    if service.helped:
-        yield Finding("unsafe", "helper", "a conntrack helper is set on its connections: without "
-                      "tracking their data connections would be refused")  # fmt: skip
-    if not found.of(BREAKS) and not found.of(OPENS):
-        yield from _unharmed(subject, service, settled)
-
-
-def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
-    """What to know of a lever that breaks and opens nothing."""
-    found, lever = settled.found, settled.lever
-    if "half" in {service.entries_by_role().get(role) for role in subject.roles}:
-        yield Finding("info", "half", "rules there untrack one direction of it only, which frees "
-                      "nothing: entries of the other direction stay as long")  # fmt: skip
-    if "server" in subject.roles and not lever.shared and service.own_ports():
-        yield Finding("warn", "own-port", "a translation gives connections of this host other "
-                      f"ports by lot: one with port {subject.port} would lose its "
-                      "replies")  # fmt: skip
-    if settled.path_mtu:
-        yield Finding("info", "path-mtu", "the firewall drops ICMP errors about untracked flows "
-                      "(they are INVALID): the rules untrack exactly those of this port, so that "
-                      "path MTU discovery keeps working")  # fmt: skip
-    for place, packet in settled.reasons.items():
-        yield Finding("rules", "accept", f"{place} would drop its {packet} once untracked: an "
-                      "accept is added")  # fmt: skip
-    if subject.proto == "udp" and any(
-        (a.role, a.flow, a.hook) == ("server", "from", "output") for a in lever.accepts
-    ):
-        yield Finding("info", "udp-sends", f"what this host sends from port {subject.port} then "
-                      "passes whomever it is for: a datagram does not tell an answer from a "
-                      "request")  # fmt: skip
-    if lever.peers and "forward" in lever.roles:
-        yield Finding("info", "peers", f"covers only the servers seen ({len(lever.peers)}): rules "
-                      "for all would meet connections that they must not touch")  # fmt: skip
-    if lever.shared:
-        yield Finding("info", "shared-port", "other connections may be translated to port "
-                      f"{subject.port}: the rules recognise those as they leave, and keep them "
-                      "tracked")  # fmt: skip
-        if subject.shared_now:
-            yield Finding("warn", "shared-now", "another host's translated connection has port "
-                          f"{subject.port} right now: it may end when the rules come; advise again "
-                          "when it is over")  # fmt: skip
-    if found.cut:
-        yield Finding("unsafe", "cut", f"open connections such as {found.cut[0]} would not survive "
-                      "the moment when the rules come")  # fmt: skip
-    if found.resets:
-        yield Finding("info", "resets", resets(settled))
-    told, (addresses, ports) = _told(service), service.left_out
-    rest = ""
-    if addresses or ports:
-        rest = (
-            f"; for {addresses:,} addresses and {ports:,} ports that rules name others stood, of "
-        )
-        rest += "the same kinds of rules"
-    if service.cast.in_flows_only:
-        rest += (
-            f"; {service.cast.in_flows_only:,} addresses of the table took part with their own "
-            "flows alone"
-        )
-    text = f"{told} fared the same in a rehearsal of its firewall{rest}"
-    yield Finding("info", "rehearsed", text)
-
-
-def resets(settled: Settled) -> str:
-    """What the end of the rules does to connections that were opened under them."""
-    many = len(dict.fromkeys(settled.found.resets))
-    return (
-        f"{WHEN_THEY_GO} (a trial that ends, undo), connections opened meanwhile may be cut or "
-        f"stall, although those of this host get entries: {many} of the kinds rehearsed lost "
-        "their next packet"
-    )
-
-
-def _told(service: Service) -> str:
-    known = [t for t in service.talks if t.known]
-    flows = sum(1 + t.kin for t in known)
-    others = len(service.talks) - len(known)
-    parts = [f"{flows:,} flows of the table" if flows else "",
-             f"{others:,} conversations", f"{len(service.strays):,} single packets"]  # fmt: skip
-    parts = [part for part in parts if part]
-    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
-
-
-def _differences(settled: Settled) -> Iterator[Finding]:
-    found = settled.found
-    for one, rule in settled.deciders:
-        many = sum(d.kind == one.kind and d.how == one.how and d.name == one.name
-                   for d in found.differences)  # fmt: skip
-        yield Finding("unsafe", one.kind, _sentence(one, rule, many))
-    marks = found.of(MARKS)
-    if marks:
-        one = marks[0]
-        assert one.before is not None
-        assert one.after is not None
-        yield Finding("warn", "mark", f"the {one.name} of {_what(one)} ends with "
-                      f"{_marks(one.after)} instead of {_marks(one.before)}: whatever routes, "
-                      "filters or shapes by that sees it otherwise")  # fmt: skip
-
-
-def _marks(outcome: Any) -> str:
-    return f"mark {outcome.mark:#x} and TOS {outcome.tos:#x}"
-
-
-def _sentence(one: Difference, rule: str, many: int) -> str:
-    by = f": {rule}" if rule else ""
-    more = f" ({many} such)" if many > 1 else ""
-    what = f"the {one.name} of {_what(one)}"
-    if one.how == "lost":
-        return f"{what} is lost once untracked{f'; {rule} drops it' if rule else ''}{more}"
-    if one.how == "let in":
-        stopped = f"; today {rule} stops it" if rule else ""
-        return f"{what} gets through once untracked{stopped}{more}"
-    if one.how == "translated":
-        return (f"{what} is translated today{f' by {rule}' if rule else ''}, and would not be once "
-                f"untracked{more}")  # fmt: skip
-    return f"{what} would take another way once untracked{by}{more}"
-
-
-def _what(one: Difference) -> str:
-    what = one.what
-    if isinstance(what, Stray):
-        return f"a stranger's packet {what}"
-    user = f" (user {what.uid})" if what.uid else ""
-    return f"{what}{user}"
 
 
 def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:

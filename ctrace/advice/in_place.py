@@ -8,7 +8,8 @@ from typing import Final, Optional
 
 from ctrace.change.plan import ROLES
 from ctrace.errors import CtraceError
-from ctrace.rehearsal.rehearse import Room, Service
+from ctrace.rehearsal.rehearse import Service
+from ctrace.rehearsal.room import Room
 from ctrace.ruleset.installed import Rule as OurRule
 from ctrace.ruleset.model import Rule, Ruleset
 
@@ -37,10 +38,7 @@ class InPlace:
     def covers(self, proto: str, port: int, roles: tuple[str, ...]) -> bool:
         """Whether a service in these roles needs nothing more of this kind."""
         same = self.complete and (self.proto, self.port) == (proto, port)
-        mine = set(self.roles)
-        if self.by == OURS and "server" in mine:
-            mine.add("loopback")  # the host's own checks: see rules.py
-        return same and set(roles) <= mine
+        return same and set(roles) <= set(self.roles)
 
     def __str__(self) -> str:
         service = f"{self.proto}/{self.port}"

@@ -188,9 +188,10 @@ def of_service(entries: Events, proto: str, port: int) -> Events:
 
 def flows_of(entries: Events, proto: str, port: int, mine: set[str]) -> tuple[Flow, ...]:
     """Some of a table's flows that are a service's, spread over all of them; and calls of this
-    host from the service's port, which its rules meet, too."""
+    host, or through it, from the service's port, which its rules meet, too."""
     from_port = (entries["proto"] == PROTO_NUMBERS[proto]) & (entries["sport"] == port)
-    calls = [end for end in _ends(entries[from_port]) if _is_mine(end[0], mine)]
+    calls = [end for end in _ends(entries[from_port])
+             if _is_mine(end[0], mine) or not _is_mine(end[2], mine)]  # fmt: skip
     return _with_roles({*_ends(of_service(entries, proto, port)), *calls}, mine)
 
 

@@ -24,13 +24,13 @@ from math import ceil
 from typing import Final, Optional
 
 from ctrace import interpreter
-from ctrace.change import health, keep, notes, probe, shell_lines, standing, steps
+from ctrace.change import health, keep, notes, shell_lines, standing, steps
 from ctrace.change import plan as plans
-from ctrace.change.forwarded import cut_off
+from ctrace.change.carry import cut_off
 from ctrace.change.plan import Plan
 from ctrace.change.steps import LONGEST_S, describe
 from ctrace.change.undo import remove
-from ctrace.change.watch import LISTEN_S, Watch
+from ctrace.change.watch import LISTEN_S, Watch, answering, targets
 from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.commands_in import prefix
@@ -147,7 +147,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
         old = notes.read(namespace.inum)
         remove(installed, old)  # a trial that was left behind
         before = _baseline(plan)
-        works = probe.answering(probe.targets(plan, local))
+        works = answering(targets(plan, local))
         plan = _as_rules_are(plan, namespace, prepared.judge, "just now")
         note = notes.Note(
             netns=namespace.inum,
@@ -225,7 +225,7 @@ def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]
         if read_installed(time.time()).state != PERMANENT:
             raise CtraceError("the rules did not stay: they expired meanwhile, apply again")
         notes.write(note.confirmed(listing()))
-    if standing.accepts(plan) and not notes.guarded(inum):
+    if standing.Standing(plan).depends and not notes.guarded(inum):
         start_guard(inum)
     with inside(namespace):
         done = flush_old(plan) if (note.flush if flush is None else flush) else []
@@ -238,6 +238,11 @@ def stays(plan: Plan) -> str:
         return (
             "It stays until ctrace undo, a reboot, or a flush of all rules. A reload that drops "
             "its accepts takes it off until it has been judged again (ctrace applied tells)."
+        )
+    if standing.Standing(plan).depends:
+        return (
+            "It stays until ctrace undo, a reboot, or a flush of all rules. When the rules around "
+            "it change it is judged again, and taken off where it is not safe any more."
         )
     return "It stays until ctrace undo, a reboot, or a flush of all rules."
 
@@ -360,12 +365,23 @@ def _take_back(namespace: Namespace, note: Optional[notes.Note]) -> None:
 
 
 def start_guard(inum: int) -> None:
-    """A process of its own that watches the change (:mod:`ctrace.change.guard`)."""
-    subprocess.Popen(
-        interpreter.module("ctrace.change.guard", str(inum)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,
-    )
+    """A process of its own that watches the change (:mod:`ctrace.change.guard`).
+
+    It guards from the moment on at which this returns; where one still guards an earlier change
+    it waits for that to end.
+    """
+    lock = notes.claim(inum)
+    locks = () if lock is None else (lock,)
+    try:
+        subprocess.Popen(
+            interpreter.module("ctrace.change.guard", str(inum), *map(str, locks)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+            pass_fds=locks,
+        )
+    finally:
+        for fd in locks:
+            os.close(fd)

@@ -4,23 +4,29 @@ When NOTRACK ends, a firewall that takes only a SYN as the beginning of a connec
 would drop or reset those that are open, since conntrack sees them in mid-stream: as
 NEW, or as INVALID with nf_conntrack_tcp_loose=0. Every open TCP socket of this host
 says what its entry would be, so it is made; a packet that is not tracked yet does not
-touch it. Forwarded connections have no socket here: for those there is only a warning.
+touch it. Forwarded connections have no socket here: for those there is only a warning
+(:func:`cut_off`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from typing import Final
 
+from ctrace.change.plan import Notrack, Plan
 from ctrace.errors import CtraceError
-from ctrace.host import ctnetlink, sock_diag
+from ctrace.host import commands, ctnetlink, sock_diag
 from ctrace.host.ctnetlink import Flow
 from ctrace.host.sock_diag import Connection
+from ctrace.ruleset.installed import XT_TOOLS, nft_ruleset, saved_rules
 
 HERE: Final = "/proc/thread-self/ns/net"
 LONGEST_S: Final = 8000
 """Timeout of such an entry until its first packet: above two hours, when TCP keep-alive asks."""
 _MAPPED: Final = bytes(10) + b"\xff\xff"
+_FLAGS: Final = r"(--syn|--tcp-flags \S+ SYN)\b"
+_XT_SYN: Final = re.compile(rf"{_FLAGS}.*\bNEW\b|\bNEW\b.*{_FLAGS}")
 
 
 def carry_over(services: Collection[tuple[str, str, int]]) -> int:
@@ -62,3 +68,35 @@ def _established() -> int:
             return int(file.read())
     except (OSError, ValueError):
         return LONGEST_S
+
+
+def cut_off(plan: Plan) -> Iterator[str]:
+    """One sentence for each reason; reads the ruleset of the namespace that we are in.
+
+    Forwarded connections have no socket here: they are picked up in mid-stream, as NEW.
+    """
+    if not any(
+        isinstance(lever, Notrack) and lever.proto == "tcp" and "forward" in lever.roles
+        for lever in plan.levers
+    ):
+        return
+    with open("/proc/sys/net/netfilter/nf_conntrack_tcp_loose") as file:
+        if file.read().strip() == "0":
+            yield (
+                "nf_conntrack_tcp_loose is 0: forwarded TCP connections that are opened during "
+                "the trial become INVALID if it is taken back"
+            )
+    saves = "".join(saved_rules(tool, family) for tool in XT_TOOLS for family in ("ip", "ip6"))
+    if _XT_SYN.search(saves) or (commands.have("nft") and _nft_looks_at_syn()):
+        yield (
+            "a rule tells NEW packets with SYN from those without: forwarded TCP connections "
+            "that are opened during the trial may be cut off if it is taken back"
+        )
+
+
+def _nft_looks_at_syn() -> bool:
+    for item in nft_ruleset().get("nftables", ()):
+        text = str(item.get("rule", {}).get("expr", "")) if isinstance(item, dict) else ""
+        if "'new'" in text and "'flags'" in text:
+            return True
+    return False

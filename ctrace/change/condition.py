@@ -20,7 +20,8 @@ from ctrace.host.netns import Namespace
 from ctrace.ruleset.reader import fingerprint
 
 ON_TRIAL, HOLDS, OFF, BROKEN, OVER = "on-trial", "holds", "off", "broken", "over"
-STATES: Final = (ON_TRIAL, HOLDS, OFF, BROKEN, OVER)
+UNWATCHED: Final = "unwatched"
+STATES: Final = (ON_TRIAL, HOLDS, UNWATCHED, OFF, BROKEN, OVER)
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Condition:
     netns: int
     name: str
     state: str
-    """``on-trial``; ``holds``: confirmed and whole; ``off``: confirmed, but its services are
-    tracked for now; ``broken``: NOTRACK without the accepts that it needs, or among rules with
-    which it is not safe, so its services may be cut off;
-    ``over``: taken away by something else than ctrace undo."""
+    """``on-trial``; ``holds``: confirmed and whole; ``unwatched``: the same, but its guard has
+    ended, so nothing sees to it when the rules around it change; ``off``: confirmed, but its
+    services are tracked for now; ``broken``: NOTRACK without the accepts that it needs, or among
+    rules with which it is not safe, so its services may be cut off; ``over``: taken away by
+    something else than ctrace undo."""
     services: tuple[str, ...]
     """``tcp/80``; of what is dropped ``drop-source 192.0.2.1``."""
     told: str
@@ -69,24 +71,25 @@ def _of(note: notes.Note, space: Namespace, objection: Optional[Objection]) -> C
     plan = plans.from_json(note.plan)
     services = tuple(named(lever) for lever in plan.levers)
     state, told = _state(note, plan, space)
-    if state == HOLDS and objection is not None:
-        state, told = _judged(note, plan, space, objection)
+    if state in (HOLDS, UNWATCHED) and objection is not None:
+        state, told = _judged((state, told), plan, space, objection)
     return Condition(note.netns, space.name, state, services, told)
 
 
 def _judged(
-    note: notes.Note, plan: plans.Plan, space: Namespace, objection: Objection
+    found: tuple[str, str], plan: plans.Plan, space: Namespace, objection: Objection
 ) -> tuple[str, str]:
     """A change that stands: whether it is still right."""
     try:
         if fingerprint(space.path) == plan.fingerprint:
-            return HOLDS, note.said
+            return found
     except CtraceError as error:
         return BROKEN, f"its rules cannot be read: {error}"
     why = objection(plan, space)
     if why:
         return BROKEN, f"{why}; ctrace undo tracks its services again"
-    return HOLDS, "the rules around it changed since it was judged: judged again now, it is safe"
+    again = "the rules around it changed since it was judged: judged again now, it is safe"
+    return found[0], "; ".join(part for part in (again, found[1]) if part)
 
 
 def _state(note: notes.Note, plan: plans.Plan, space: Namespace) -> tuple[str, str]:
@@ -113,20 +116,20 @@ def _state(note: notes.Note, plan: plans.Plan, space: Namespace) -> tuple[str, s
         )
     elif note.deadline:
         found = ON_TRIAL, note.said
-    elif standing.needs and plan.backend != "nft" and not notes.guarded(note.netns):
-        found = (
-            BROKEN,
-            (
-                "nothing watches its accepts any more: a reload that drops them would cut its "
-                "services off; run ctrace undo, then apply the plan"
-            ),
-        )
     elif standing.needs and not notes.guarded(note.netns):
         found = (
             OFF,
             (
                 "nothing watches its accepts any more, so its services are tracked again: run "
                 "ctrace undo, then apply the plan"
+            ),
+        )
+    elif standing.depends and not notes.guarded(note.netns):
+        found = (
+            UNWATCHED,
+            (
+                "nothing sees whether it stays right when the rules around it change: run ctrace "
+                "undo, then apply the plan"
             ),
         )
     else:

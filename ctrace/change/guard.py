@@ -2,12 +2,13 @@
 
 On trial it looks every second whether anything got worse, and takes the change back when it
 did, when an accept of it is gone, or when the time is over and nobody confirmed: also when the
-ctrace that applied it was killed. Once confirmed it stays only where the plan has accepts in
-chains of others, and sees that these stand (:mod:`ctrace.change.keep` says why). When they are
-gone the services are tracked again within :data:`POLL_S`, then judged again by the rules as
-they are then, and the rules put back when that is safe; else it is tried again ever more
-rarely. When nftables' rules around it changed otherwise it has the change judged again, too, and
-taken off when it is not safe any more. It holds no file of the namespace, so it keeps none alive.
+ctrace that applied it was killed. Once confirmed it stays where the plan untracks anything: when
+the rules around it changed it has the change judged again, and taken off when it is not safe any
+more. Where the plan has accepts in chains of others it sees that these stand, too
+(:mod:`ctrace.change.keep` says why): when they are gone the services are tracked again within
+:data:`POLL_S`, then judged by the rules as they are then, and the rules put back when that is
+safe; else it is tried again ever more rarely. It holds no file of the namespace, so it keeps none
+alive.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Final, Optional
 from ctrace import interpreter
 from ctrace.change import keep, notes
 from ctrace.change import plan as plans
-from ctrace.change.standing import Standing
+from ctrace.change.standing import Generation, Standing
 from ctrace.change.undo import applied, remove
 from ctrace.errors import CtraceError
 from ctrace.host import netns
@@ -49,13 +50,14 @@ _SCORE: Final = "-500"
 """Of the out-of-memory killer: a process this small frees nothing."""
 
 
-def watch(inum: int) -> None:
-    """Return once the change in the namespace needs no guard any more."""
+def watch(inum: int, lock: Optional[int] = None) -> None:
+    """Return once the change in the namespace needs no guard any more. ``lock``: a descriptor by
+    which it is the namespace's guard already."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_SCORE)
     with suppress(OSError, CtraceError):
         netns.move("/proc/1/ns/net")  # whoever lives in a namespace keeps it alive
-    with notes.guarding(inum, PATIENCE_S) as mine:
+    with notes.guarding(inum, PATIENCE_S, lock) as mine:
         if mine:
             Guard(inum).run()
 
@@ -71,10 +73,10 @@ class Guard:
         self._looks = 0
         self._due = 0.0
         self._wait = QUIET_S
-        self._again = 0.0
-        self._tries = 0
+        self._again = self._last = 0.0
+        self._tries = self._times = 0
         self._judging: Optional[tuple[subprocess.Popen[bytes], float]] = None
-        self._generation: Optional[int] = None
+        self._generation: Optional[Generation] = None
         self._since = 0.0
         self._stale = False
         self._ahead = 0.0
@@ -91,7 +93,7 @@ class Guard:
                         self._tidy(note)
                     elif note.placed:
                         self._on_trial(note)
-                elif not self._standing(note).needs or not self._kept(note):
+                elif not self._standing(note).depends or not self._kept(note):
                     return
             time.sleep(POLL_S)
 
@@ -171,11 +173,12 @@ class Guard:
                 keep.off(plan)
             self._off(note, f"off since {_clock()}, when something removed its accepts "
                       f"({', '.join(missing)}): its services are tracked")  # fmt: skip
-        elif time.monotonic() >= self._due:
+        elif self._standing(note).needs and time.monotonic() >= self._due:
             self._due = time.monotonic() + keep.RENEW_S
+            before = self._standing(note).now(self._path())
             with netns.enter(self._path()):
                 held = keep.renew(plan)
-            self._seen(self._standing(note).generation, self._standing(note).now(self._path()))
+            self._seen(before, self._standing(note).now(self._path()))
             if not held:
                 self._off(note, f"off since before {_clock()}, as nothing had looked after its "
                           "accepts for too long: its services are tracked")  # fmt: skip
@@ -183,12 +186,12 @@ class Guard:
             self._rejudge(self._standing(note).generation)
         return True
 
-    def _seen(self, before: Optional[int], after: Optional[int]) -> None:
+    def _seen(self, before: Generation, after: Generation) -> None:
         """Renewing changes rules, too: of ours alone."""
         if before == self._generation:
             self._generation = after
 
-    def _rejudge(self, generation: Optional[int]) -> None:
+    def _rejudge(self, generation: Optional[Generation]) -> None:
         """Have it judged again, beside, once the rules around it changed and are quiet."""
         now = time.monotonic()
         if generation != self._generation:
@@ -199,9 +202,14 @@ class Guard:
                 return
             process.kill()
             process.wait()
-            self._judging, self._again = None, now + SHARE * (now - began)
+            self._judging = None
+            self._times, self._last = self._times + 1, now
+            if self._times > AT_ONCE:
+                self._again = now + SHARE * (now - began)
         elif self._stale and now - self._since >= QUIET_S and now >= self._again:
             self._stale = False
+            if now - self._last > LONGEST_WAIT_S:
+                self._times = 0
             process = subprocess.Popen(
                 interpreter.module("ctrace.advice.again", str(self._inum)),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -304,4 +312,4 @@ def _tidied(inum: int, note: notes.Note) -> bool:
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]))
+    watch(*(int(word) for word in sys.argv[1:3]))

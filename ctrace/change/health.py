@@ -18,6 +18,7 @@ from ctrace.dropping import Drop
 from ctrace.host import sock_diag
 from ctrace.record import PROTO_NUMBERS, Events, Status, address_bytes
 from ctrace.ruleset.installed import Rule
+from ctrace.ruleset.notrack import far_ports
 
 Array = npt.NDArray[Any]
 
@@ -155,7 +156,7 @@ def compare(
         first = after[0].packets.get(service, {})
         moved = {flow: n - first.get(flow, 0) for flow, n in flows.items()}
         name = f"{service[0]} {service[1]}/{service[2]}"
-        to, back = moved.get("to", 0) + moved.get("lo", 0), moved.get("from", 0)
+        to, back = moved.get("to", 0), moved.get("from", 0)
         if service[1] == "tcp" and to >= 5 and back == 0:
             worse.append(f"{name}: {to} packets went in untracked, and no answer came back")
         if to and back:
@@ -266,21 +267,26 @@ def covered(events: Events, lever: Notrack, here: Array) -> Array:
     to = proto & (events["dport"] == lever.port)
     half = (events["status"] & int(Status.SEEN_REPLY)) == 0
     back = proto & (events["sport"] == lever.port) & half & ~to
-    low, high = lever.ephemeral
+    far = np.where(to, events["sport"], events["dport"])
     roles = set(lever.roles)
+
+    def ranged(role: str) -> Array:
+        low, high = far_ports(lever, role) or (0, 65535)
+        found: Array = (far >= low) & (far <= high)
+        return found
+
     found = np.zeros(len(events), bool)
     if "server" in roles:
-        found |= to & dst | back & src
+        found |= to & dst & ~src | back & src & ~dst
     if "loopback" in roles:
         found |= (to | back) & src & dst
     if "client" in roles:
-        far = np.where(to, events["sport"], events["dport"])
         peer = np.where(to[:, None], events["dst"], events["src"])
-        called = (to & src | back & dst) & (far >= low) & (far <= high)
+        called = (to & src & ~dst | back & dst & ~src) & ranged("client")
         found |= called & _peer(peer, lever.peers)
     if "forward" in roles:
         peer = np.where(to[:, None], events["dst"], events["src"])
-        found |= (to | back) & ~src & ~dst & _peer(peer, lever.peers)
+        found |= (to | back) & ~src & ~dst & ranged("forward") & _peer(peer, lever.peers)
     return found
 
 

@@ -8,13 +8,14 @@ and keep the table. So a small process looks (:mod:`ctrace.change.guard`), and t
 sure that it does: where a plan has accepts in chains of others, its confirmed rules have a
 timeout of :data:`LEASE_S` that is renewed only while all accepts stand. A guard that is killed,
 stopped or starved lets the services be tracked again, which costs entries and breaks nothing.
-A plan without such accepts stands in one table of ours, and needs no guard. iptables' own form
-of the rules has no switch: there the guard alone takes them off.
+iptables' own form of the rules has an end date that is put off instead. A plan without such
+accepts stands in one table of ours, and needs no lease.
 """
 
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta, timezone
 from typing import Final, Optional
 
 from ctrace.change import standing, steps
@@ -40,8 +41,10 @@ def make_lasting(plan: Plan) -> None:
     if plan.backend == "nft":
         commands.run(["nft", "-f", "-"], notrack_nft.confirm(_lease(plan)))
         return
+    lease = _lease(plan)
+    until = None if lease is None else datetime.now(timezone.utc) + timedelta(seconds=lease)
     for family in steps.families():
-        text = notrack_iptables.restore(plan, family, None, jumps=False)
+        text = notrack_iptables.restore(plan, family, until, jumps=False, lease=True)
         commands.run(notrack_iptables.restore_argv(plan.backend, family), text)
 
 
@@ -58,7 +61,7 @@ def redate(plan: Plan, seconds: float) -> None:
 
 def renew(plan: Plan) -> bool:
     """Say that the accepts stand; False when the rules are off already."""
-    if plan.backend != "nft":
+    if not standing.accepts(plan):
         return True
     try:
         make_lasting(plan)

@@ -98,12 +98,20 @@ def locked() -> Iterator[None]:
 
 
 @contextmanager
-def guarding(netns: int, patience_s: float) -> Iterator[bool]:
+def guarding(netns: int, patience_s: float, lock: Optional[int] = None) -> Iterator[bool]:
     """Be the one process that guards a namespace's change; False when another is.
 
-    The file goes with the guard.
+    ``lock``: from :func:`claim`, by the process that started this one. The file goes with the
+    guard.
     """
     where = _guard_file(netns)
+    if lock is not None:
+        try:
+            yield True
+        finally:
+            where.unlink(missing_ok=True)
+            os.close(lock)
+        return
     until = time.monotonic() + patience_s
     while True:
         fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -120,6 +128,17 @@ def guarding(netns: int, patience_s: float) -> Iterator[bool]:
             yield False
             return
         time.sleep(0.1)
+
+
+def claim(netns: int) -> Optional[int]:
+    """A descriptor that makes whoever has it the namespace's guard: it can be handed on to a new
+    process, so that there is no moment without one. None: another guards it."""
+    where = _guard_file(netns)
+    fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if _lock(fd, fcntl.LOCK_EX) and _is(fd, where):
+        return fd
+    os.close(fd)
+    return None
 
 
 def _is(fd: int, where: Path) -> bool:

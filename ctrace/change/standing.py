@@ -6,8 +6,9 @@ iptables-restore, kube-proxy. NOTRACK in a table of ours would stay, and cut its
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from typing import Optional
+from typing import Final, Optional
 
 from ctrace.change import steps
 from ctrace.change.plan import Notrack, Plan
@@ -15,6 +16,9 @@ from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.notrack import CHAINS, TABLE, TAG, tag_of
 from ctrace.ruleset.tags import Reader
 
+LEGACY_S: Final = 5.0
+"""Between two looks at legacy tables, which have no number for their changes."""
+Generation = tuple[int, tuple[tuple[str, int], ...]]
 Place = tuple[str, str, str, str]
 """(tool, family, table, chain); of a legacy table the chain is empty."""
 
@@ -67,23 +71,38 @@ class Standing:
 
     def __init__(self, plan: Plan) -> None:
         self._own = own(plan)
+        self._untracks = any(isinstance(lever, Notrack) for lever in plan.levers)
         self._accepts = accepts(plan)
         self._legacy = any(place[0] == "iptables-legacy" for place in (*self._own, *self._accepts))
         self._seen: Optional[int] = None
         self._found: tuple[bool, tuple[str, ...]] = (False, ())
-        self.generation: Optional[int] = None
+        self._old: dict[str, int] = {}
+        self._due = 0.0
+        self.generation: Optional[Generation] = None
         """At the last look."""
+
+    @property
+    def depends(self) -> bool:
+        """Whether it was judged by the rules around it."""
+        return self._untracks
 
     @property
     def needs(self) -> bool:
         """Whether it has accepts in chains of others."""
         return bool(self._accepts)
 
-    @staticmethod
-    def now(path: str) -> Optional[int]:
-        """nftables' generation in the namespace: another after every change of rules."""
+    def now(self, path: str) -> Generation:
+        """What is another after every change of rules in the namespace; legacy tables are looked
+        at anew. Raises CtraceError."""
         with Reader(path) as reader:
-            return reader.generation()
+            self._due = 0.0
+            return self._generation(reader)
+
+    def _generation(self, reader: Reader) -> Generation:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + LEGACY_S
+            self._old = reader.legacy_digest()
+        return reader.generation(), tuple(self._old.items())
 
     def look(self, path: str) -> tuple[bool, tuple[str, ...]]:
         """(whether its NOTRACK is there, all of it; where accepts are missing).
@@ -91,7 +110,8 @@ class Standing:
         Where the rules are those of the last look nothing is read. Raises CtraceError.
         """
         with Reader(path) as reader:
-            now = self.generation = reader.generation()
+            self.generation = self._generation(reader)
+            now = self.generation[0]
             if self._legacy or not now or now != self._seen:
                 there = bool(self._own) or reader.has_table("inet", TABLE)
                 there = there and not _lacking(reader, self._own)

@@ -17,8 +17,8 @@ from ctrace.model.snapshot import Snapshot
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from ctrace.advice.advise import Advice
     from ctrace.advice.facts import Facts
+    from ctrace.advice.result import Advice
     from ctrace.change.apply import Trial
     from ctrace.live.feed import LiveFeed
     from ctrace.view.screen.advice import Remedy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Final, Optional, Union
 
@@ -11,12 +11,14 @@ from ctrace.rehearsal.packets import UDP
 from ctrace.rehearsal.play import Run, Stray, Talk
 from ctrace.rehearsal.stage import Outcome
 
-BREAKS, OPENS, MARKS = "breaks", "opens", "marks"
+BREAKS, OPENS, MARKS, OWN = "breaks", "opens", "marks", "own"
 HARMLESS: Final = "harmless"
 PORTS: Final = frozenset({4, 5})
 """Where :func:`_place` has them."""
 HearsMark = Callable[[str, int], bool]
 """By way and interface of an outcome."""
+Trusted = Callable[[bytes, bytes, tuple[int, int]], bool]
+"""Whether a datagram passes for an answer knowingly: by its source, destination and ports."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Difference:
 
     kind: str
     """``breaks``: what arrived is lost, or arrives as another or elsewhere; ``opens``: what was
-    refused gets in; ``marks``: it only has another mark or TOS; ``harmless``."""
+    refused gets in; ``marks``: it only has another mark or TOS; ``own``: it breaks for a call that
+    this host would have to make from the service's port; ``harmless``."""
     what: Union[Talk, Stray]
     step: int
     """Of a conversation."""
@@ -66,6 +69,7 @@ def runs(
     *,
     hears_mark: HearsMark,
     drawn: bool = False,
+    trusted: Optional[Trusted] = None,
 ) -> list[Difference]:
     """By conversation the gravest difference, of its packets the first.
 
@@ -78,6 +82,11 @@ def runs(
     for one, other, twin in zip_longest(before, after, again or before):
         difference = _run(one, other, twin, hears_mark, always)
         if difference is not None:
+            talk = one.talk
+            if difference.kind == OPENS and talk.proto == UDP and trusted and trusted(
+                talk.client, talk.server, (talk.sport, talk.dport)
+            ):  # fmt: skip
+                difference = replace(difference, kind=HARMLESS)
             found.append(difference)
     return found
 
@@ -136,7 +145,7 @@ def strays(
     before: Sequence[Optional[Outcome]],
     after: Sequence[Optional[Outcome]],
     welcome: Iterable[tuple[bytes, bytes, int]],
-    trusted: Callable[[Stray], bool],
+    trusted: Trusted,
 ) -> list[Difference]:
     """Packets of strangers. ``welcome``: (source, destination, port) that may connect anyway;
     ``trusted``: whether a datagram is let in knowingly.
@@ -152,7 +161,7 @@ def strays(
         kind = HARMLESS
         if packet.opening and y is None:
             kind = BREAKS
-        elif packet.proto == UDP and trusted(packet):
+        elif packet.proto == UDP and trusted(packet.src, packet.dst, (packet.sport, packet.dport)):
             kind = HARMLESS
         elif packet.opening and (packet.src, packet.dst, packet.dport) not in known:
             kind = OPENS

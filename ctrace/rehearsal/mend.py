@@ -14,10 +14,11 @@ from typing import Final, Optional
 from ctrace.change.plan import MAX_ACCEPTS, Notrack
 from ctrace.errors import CtraceError
 from ctrace.rehearsal import legacy_way
-from ctrace.rehearsal.compare import BREAKS, OPENS, Difference
+from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
 from ctrace.rehearsal.place import Map, Need, Place, candidates, of_stage
 from ctrace.rehearsal.play import Run, Talk, play, throw
-from ctrace.rehearsal.rehearse import Found, Service, Setting, scripts
+from ctrace.rehearsal.rehearse import Found, Service, scripts
+from ctrace.rehearsal.room import Setting
 from ctrace.rehearsal.stage import Hit, Script, on_one_processor
 from ctrace.ruleset.model import Ruleset
 
@@ -56,10 +57,10 @@ class Mender:
         found = self._service.with_lever(lever, self._backend)
         best = lever, found
         for _ in range(ROUNDS):
-            better = self._narrower(lever, found)
+            better = self._sharing(lever, found) or self._narrower(lever, found)
             if better is None and (found.of(OPENS) or not _talks(found, BREAKS)):
                 break
-            better = better or self._wider(lever, found) or self._accepting(lever, found)
+            better = better or self._accepting(lever, found)
             if better is None or len(better.accepts) > MAX_ACCEPTS:
                 break
             lever, found = better, self._service.with_lever(better, self._backend)
@@ -71,22 +72,24 @@ class Mender:
         return Settled(lever, found, self._reasons, self._needs_icmp(lever), deciders)
 
     def _sparing(self, lever: Notrack, found: Found) -> tuple[Notrack, Found]:
-        """The lever that spares this host's own calls to which a translation gives ports by lot:
-        one of them may get the service's."""
-        if lever.shared or self._backend != "nft" or "server" not in lever.roles:
+        """The lever that spares calls from the service's port: such as others make, and those of
+        this host to which a translation gives ports by lot."""
+        if lever.shared or self._backend != "nft" or found.of(OPENS) or found.of(BREAKS):
             return lever, found
-        if found.of(OPENS) or found.of(BREAKS) or not self._service.own_ports():
+        lot = "server" in lever.roles and self._service.own_ports()
+        if not lot and (lever.proto != "tcp" or not found.of(OWN)):
             return lever, found
-        sparing = replace(lever, shared=True, icmp=False)
-        tried = self._service.with_lever(sparing, self._backend)
-        return (lever, found) if tried.of(OPENS) or tried.of(BREAKS) else (sparing, tried)
+        for icmp in dict.fromkeys((lever.icmp and not lot, False)):
+            sparing = replace(lever, shared=True, icmp=icmp)
+            tried = self._service.with_lever(sparing, self._backend)
+            if not tried.of(OPENS) and not tried.of(BREAKS):
+                return sparing, tried
+        return lever, found
 
     def _needs_icmp(self, lever: Notrack) -> bool:
         if not lever.icmp:
             return False
-        bare = replace(lever, icmp=False)
-        found = self._service.with_lever(bare, self._backend, [Setting()])
-        return any(one.name == "path MTU error" for one in found.of(BREAKS))
+        return self._service.loses_path_mtu(replace(lever, icmp=False), self._backend)
 
     def _narrower(self, lever: Notrack, found: Found) -> Optional[Notrack]:
         """For what is none of the service's business: other servers' and clients' packets."""
@@ -109,19 +112,20 @@ class Mender:
                 return replace(lever, peers=peers) if 0 < len(peers) <= MAX_PEERS else None
         return None
 
-    def _wider(self, lever: Notrack, found: Found) -> Optional[Notrack]:
-        """For what no accept could mend: half of somebody's conversation is untracked."""
-        broken = _talks(found, BREAKS)
-        port = self._service.port
-        if self._backend == "nft" and not lever.shared and "server" in lever.roles and any(
-            talk.role == "forward" and (talk.sport == port or talk.dport != port)
-            for talk in broken
-        ):  # fmt: skip
-            # ICMP errors don't tell whose flow they quote: no rule of ours may catch them.
-            return replace(lever, shared=True, icmp=False)
-        local = any(talk.role == "loopback" and talk.dport == port for talk in broken)
-        if local and not {"server", "loopback"} & set(lever.roles):
-            return replace(lever, roles=(*lever.roles, "loopback"))
+    def _sharing(self, lever: Notrack, found: Found) -> Optional[Notrack]:
+        """For others' connections that are made from the service's port, or translated to it: no
+        accept could mend those, half of each is untracked."""
+        if self._backend != "nft" or lever.shared:
+            return None
+        port, served = self._service.port, "server" in lever.roles
+        for one in (*found.of(OPENS), *found.of(BREAKS)):
+            what = one.what
+            talk = isinstance(what, Talk)
+            other = what.sport == port or (talk and what.dport != port)
+            if other and (lever.proto == "tcp" or (served and talk)):
+                # ICMP errors don't tell whose flow they quote: no rule of a served port may catch
+                # them.
+                return replace(lever, shared=True, icmp=lever.icmp and not served)
         return None
 
     def _accepting(self, lever: Notrack, found: Found) -> Optional[Notrack]:
@@ -149,9 +153,8 @@ class Mender:
         return better if better != lever else None
 
     def _accept_for(self, lever: Notrack, talk: Talk, setting: Setting) -> Optional[Notrack]:
-        role = talk.role if talk.role in lever.roles else (
-            "server" if talk.role == "loopback" and "server" in lever.roles else "")  # fmt: skip
-        if not role or self._service.port not in (talk.dport,):
+        role = talk.role
+        if role not in lever.roles or self._service.port != talk.dport:
             return None
         with on_one_processor():
             before, tracked = self._looked(setting, (), talk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import zip_longest
@@ -10,37 +10,23 @@ from typing import Final, Optional
 
 from ctrace.change.plan import Notrack, alone
 from ctrace.host import ctnetlink
-from ctrace.host.rawlink import split
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
-from ctrace.rehearsal import compare, constants, forced, nft_copy, talks
-from ctrace.rehearsal.compare import Difference
-from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
-from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Stray, Talk, play, throw
-from ctrace.rehearsal.snapshot import Snapshot
+from ctrace.rehearsal import compare, talks
+from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
+from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, play, throw
+from ctrace.rehearsal.room import Room, Setting
 from ctrace.rehearsal.stage import Outcome, Script, Stage, on_one_processor
 from ctrace.ruleset import notrack_iptables, notrack_nft
-from ctrace.ruleset.model import Ruleset
-from ctrace.ruleset.notrack import TABLE as OUR_TABLE
-from ctrace.ruleset.notrack import TAG
+from ctrace.ruleset.notrack import far_ports
 
 Flow = tuple[str, bytes, int, bytes, int]
 """Of the table: (role, source, port, destination, port)."""
+EPHEMERAL: Final = 32768
+"""Where the ports begin that most systems give to connections (ip_local_port_range)."""
 CARRIED_S: Final = 600
 """Timeout of an entry that is made before the rules go: longer than any rehearsal."""
 XT: Final = tuple((tool, family) for tool in ("iptables-nft", "iptables-legacy")
                   for family in ("ip", "ip6"))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a stage is like beside the snapshot."""
-
-    answer: bool = True
-    """What conditions that depend on more than a packet say."""
-    draw: bool = True
-    """Whether translations draw ports by lot."""
-    late_first: bool = False
-    """Chains of one priority registered the other way round."""
 
 
 @dataclass
@@ -72,76 +58,15 @@ class Found:
         return [one for one in self.differences if one.kind == kind]
 
 
-class Room:
-    """A namespace's snapshot, and what all services in it share."""
-
-    def __init__(self, snapshot: Snapshot, ruleset: Optional[Ruleset]) -> None:
-        """Raises CtraceError when there can be no stage."""
-        self.snapshot = replace(snapshot, nft=_without_ours(snapshot.nft),
-                                legacy=_legacy_without_ours(snapshot.legacy))  # fmt: skip
-        self.names = constants.named(self.snapshot, ruleset)
-        self._known: list[tuple[str, str]] = []
-        self._needs = forced.needs(self.snapshot.nft)
-        self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
-        old = [text for _, text in self.snapshot.legacy]
-        self._depends = self._needs.depends or any(
-            forced.legacy(text, True) != forced.legacy(text, False) for text in old
-        )
-        self.draws = self._needs.draws or any(
-            forced.legacy(text, True) != forced.legacy(text, True, draw=False) for text in old
-        )
-        self._orders = nft_copy.equal_priorities(self.snapshot.nft)
-        with self.stage(Setting()) as stage:
-            self.gaps = [*snapshot.gaps, *stage.gaps]
-
-    def settings(self) -> list[Setting]:
-        """Under which everything is rehearsed: ports are drawn in the first, compared in others."""
-        found, kept = [Setting()], Setting(draw=not self.draws)
-        if self._depends:
-            found.append(replace(kept, answer=False))
-        if self.draws:
-            found.append(kept)
-        if self._orders:
-            found.append(replace(kept, late_first=True))
-        return found
-
-    def stage(
-        self, setting: Setting, scripts: Sequence[Script] = (), *, untracked: bool = False,
-        traced: bool = False,
-    ) -> Stage:  # fmt: skip
-        """A stage. Raises CtraceError."""
-        legacy = tuple(
-            (family, forced.legacy(text, setting.answer, untracked=untracked, draw=setting.draw))
-            for family, text in self.snapshot.legacy
-        )
-        snapshot = replace(self.snapshot, legacy=legacy)
-        rules = self._rules(setting, untracked)
-        return Stage(snapshot, scripts, rules, self._known, traced=traced)
-
-    def _rules(self, setting: Setting, untracked: bool) -> nft_copy.Batch:
-        """nftables as a setting wants it, prepared once."""
-        apart = untracked and self._needs.counts
-        key = (setting.late_first, self._needs.changes and (setting.answer, setting.draw, apart))
-        if key not in self._batches:
-            change = None
-            if self._needs.changes:
-                change = forced.change(setting.answer, untracked=apart, draw=setting.draw)
-            things = self.snapshot.nft
-            if setting.late_first:
-                things = nft_copy.late_first(things)
-            self._batches[key] = nft_copy.batch(things, change)
-        return self._batches[key]
-
-
 class Service:
     """One service's rehearsals."""
 
     def __init__(
         self, room: Room, proto: str, port: int, ephemeral: tuple[int, int],
-        flows: Sequence[Flow],
+        flows: Sequence[Flow], *, picked: bool = False,
     ) -> None:  # fmt: skip
-        """Raises CtraceError."""
-        self.room, self.proto, self.port = room, proto, port
+        """``picked``: the kernel may give the port to this host's own calls. Raises CtraceError."""
+        self.room, self.proto, self.port, self.picked = room, proto, port, picked
         number = PROTO_NUMBERS[proto]
         with room.stage(Setting()) as stage:
             seen = dict.fromkeys(a for _, src, _, dst, _ in flows for a in (src, dst))
@@ -192,9 +117,11 @@ class Service:
                 new = compare.runs(
                     before.runs, after, before.again,
                     hears_mark=self.room.snapshot.hears_mark,
-                    drawn=self.room.draws and setting.draw,
+                    drawn=self.room.draws and setting.draw, trusted=trusted,
                 )  # fmt: skip
                 new += compare.strays(self.strays, before.strays, ends, welcome, trusted)
+                plain = {r.talk for r in before.runs if r.first is None or _untranslated(r)}
+                new = [replace(d, kind=OWN) if self._never_so_far(d, plain) else d for d in new]
                 have = {(d.what, d.kind) for d in found.differences}
                 for one in new:
                     if (one.what, one.kind) not in have:
@@ -202,13 +129,54 @@ class Service:
                         found.settings[id(one)] = setting
         return found
 
-    def _trusted(self, lever: Notrack) -> Callable[[Stray], bool]:
-        """Whether a datagram passes for an answer to a client, by the servers that it names."""
-        peers = {ip_address(peer).packed for peer in lever.peers if "client" in lever.roles}
-        mine, (low, high) = {address for address, _ in self.cast.local}, lever.ephemeral
-        return lambda p: (
-            p.sport == self.port and p.src in peers and p.dst in mine and low <= p.dport <= high
+    def loses_path_mtu(self, lever: Notrack, backend: str) -> bool:
+        """Whether errors of routers about packets of the service no longer arrive: tried with one
+        conversation of each role, family and way."""
+        kinds: dict[tuple[object, ...], Run] = {}
+        for run in self.tracked(Setting()).runs:
+            talk = run.talk
+            if talk.role in lever.roles and talk.dport == self.port and _errors(run):
+                key = talk.role, len(talk.client), talk.client_at, talk.server_at
+                kinds.setdefault(key, run)
+        before = list(kinds.values())
+        texts = scripts(lever, backend)
+        with on_one_processor(), self.room.stage(Setting(), texts, untracked=True) as stage:
+            after = play(stage, [run.talk for run in before])
+        found = compare.runs(
+            before, after, hears_mark=self.room.snapshot.hears_mark, drawn=self.room.draws
         )
+        return any(d.kind == BREAKS and d.name == "path MTU error" for d in found)
+
+    def _never_so_far(self, one: Difference, plain: Collection[object]) -> bool:
+        """Whether it is about a call from the service's port, of which the table has none: no
+        kernel takes that port for somebody who does not ask for it. ``plain``: conversations that
+        are not translated."""
+        what = one.what
+        if isinstance(what, Talk):
+            fits = what in plain and not what.known and what.role in ("forward", "client")
+            own = what.role == "client"
+        else:
+            fits, own = what.dst not in {address for address, _ in self.cast.local}, False
+        return (
+            fits
+            and what.sport == self.port != what.dport
+            and self.port < EPHEMERAL
+            and not (own and self.picked)
+            and (one.kind == BREAKS or (own and one.kind == OPENS and self.proto == "udp"))
+        )
+
+    def _trusted(self, lever: Notrack) -> compare.Trusted:
+        """Whether a datagram passes for an answer to a client, by the servers that it names."""
+        peers = {ip_address(peer).packed for peer in lever.peers}
+        mine = {address for address, _ in self.cast.local}
+
+        def trusted(src: bytes, dst: bytes, ports: tuple[int, int]) -> bool:
+            role = "client" if dst in mine else "forward"
+            low, high = far_ports(lever, role) or (0, -1)
+            known = role in lever.roles and src in peers and ports[0] == self.port
+            return known and low <= ports[1] <= high
+
+        return trusted
 
     def _apart(self, setting: Setting, texts: Sequence[Script], after: Sequence[Run]) -> list[Run]:
         """Runs in which this host's own calls are on a stage of their own."""
@@ -226,16 +194,13 @@ class Service:
             and run.talk.role in roles
             and run.talk.role in ("client", "forward")
             and run.talk.dport == self.port
-            and run.first is not None
-            and (run.first.src, run.first.dst) == (run.talk.client, run.talk.server)
+            and _untranslated(run)
         }
 
     def translates(self) -> bool:
         """Whether any of the table's flows is translated in the rehearsal."""
         return any(
-            run.talk.known
-            and run.first is not None
-            and (run.first.src, run.first.dst) != (run.talk.client, run.talk.server)
+            run.talk.known and run.first is not None and not _untranslated(run)
             for run in self.tracked(Setting()).runs
         )
 
@@ -259,14 +224,14 @@ class Service:
 
     def _count(self, entries: Events, lever: Notrack) -> int:
         """Entries of conversations that the lever's rules are meant for."""
-        low, high = lever.ephemeral
         peers = {ip_address(peer).packed for peer in lever.peers}
+        every = (0, 65535)
         mine = {
             (_wide(t.client), t.sport)
             for t in self.talks
             if t.role in lever.roles
             and t.dport == self.port
-            and (t.role != "client" or low <= t.sport <= high)
+            and t.sport in range(*_span(far_ports(lever, t.role) or every))
             and (t.role not in ("client", "forward") or not peers or t.server in peers)
         }
         return sum(
@@ -343,6 +308,22 @@ class Service:
         ]
 
 
+def _span(ports: tuple[int, int]) -> tuple[int, int]:
+    return ports[0], ports[1] + 1
+
+
+def _untranslated(run: Run) -> bool:
+    """Whether its first packet arrived where it was sent to, from whom it was sent."""
+    talk, end = run.talk, run.first
+    return end is not None and (end.src, end.dst) == (talk.client, talk.server)
+
+
+def _errors(run: Run) -> bool:
+    """Whether an error of a router arrived in it."""
+    return any(step.who in "CS" and isinstance(end, Outcome)
+               for step, end in zip_longest(run.steps, run.outcomes))  # fmt: skip
+
+
 def scripts(lever: Notrack, backend: str) -> list[Script]:
     """The rules of a lever as they would be applied: accepts first."""
     plan = alone(lever, backend=backend)
@@ -369,31 +350,6 @@ def removal(backend: str) -> list[Script]:
         return [(("nft", "-f", "-"), notrack_nft.remove_table() + "\n")]
     return [(notrack_iptables.restore_argv(backend, family), notrack_iptables.remove())
             for family in ("ip", "ip6")]  # fmt: skip
-
-
-# ---- the snapshot as it would be after ctrace undo -----------------------------------------
-
-
-def _without_ours(things: Iterable[Thing]) -> tuple[Thing, ...]:
-    tag, table = TAG.encode(), OUR_TABLE.encode() + b"\0"
-    kept = []
-    for thing in things:
-        kind, family, body = thing
-        of = dict(split(body))
-        name = of.get(1, b"")
-        if family == 1 and name == table and kind in (TABLE, CHAIN, RULE, SET, ELEMENT, OBJECT):
-            continue
-        if kind == RULE and tag in body:
-            continue
-        kept.append(thing)
-    return tuple(kept)
-
-
-def _legacy_without_ours(found: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (family, "\n".join(line for line in text.splitlines() if TAG not in line) + "\n")
-        for family, text in found
-    )
 
 
 def _wide(address: bytes) -> bytes:

@@ -29,6 +29,8 @@ STRANGERS: Final = tuple(
 )
 """Addresses that no rule names: of documentation prefixes."""
 CLOSED: Final = (22, 1)
+_ODD: Final = 442
+"""A port that nothing else here is with."""
 _GETROUTE: Final = 26
 _UNICAST: Final = 1
 
@@ -151,6 +153,7 @@ class Plot:
             *self._loopback(self._port),
             *self._through(self._port),
             *self._from_port(names),
+            *self._from_here(names, flows),
             *self._elsewhere(names),
         ]
         return renumbered(list(dict.fromkeys(found)), self._ephemeral)
@@ -210,6 +213,24 @@ class Plot:
                     if _apart(a, b):
                         yield Talk("forward", self._proto, a.address, self._port, b.address, dport,
                                    a.device, b.device)  # fmt: skip
+
+    def _from_here(self, names: Named, flows: Sequence[Talk]) -> Iterator[Talk]:
+        """This host calls others from the service's port.
+
+        Where something is translated no conversation of others may be with the same far end: it
+        could be given the same port.
+        """
+        low = self._ephemeral[0]
+        for other in (*self._who.near, *self._who.busy):  # and is called from it
+            if other.source and other.address[:2] != b"\xfe\x80":
+                yield Talk("server", self._proto, other.address, self._port, other.source, low + 9,
+                           other.device, 0)  # fmt: skip
+        known = {(talk.client, talk.server, talk.dport) for talk in flows}
+        for dport in (_ODD,) if names.nat else (_ODD, *self._others(names, 8)):
+            for other in (*self._who.near, *self._who.busy):
+                if other.source and (other.source, other.address, dport) not in known:
+                    yield Talk("client", self._proto, other.source, self._port, other.address,
+                               dport, 0, other.device)  # fmt: skip
 
     def _others(self, names: Named, most: int) -> list[int]:
         """Other ports: one that hardly any rule names first, then those that rules name."""

@@ -22,9 +22,10 @@ from ctrace.ruleset.notrack import CHAINS, KEPT, TABLE, TAG
 
 XT_TOOLS: Final = ("iptables-nft", "iptables-legacy")
 _LEARNED: Final = re.compile(
-    r"(\tset (?:others[46]|armed|(?:tcp|udp)_\d+_v[46]) \{\n(?:\t\t.*\n)*?)"
+    r"(\tset (?:others[46]|calls[46]|armed|(?:tcp|udp)_\d+_v[46]) \{\n(?:\t\t.*\n)*?)"
     r"\t\telements = \{[^}]*\}\n"
 )
+_LEASE: Final = re.compile(r" -m time --datestart \S+ --datestop \S+")
 PERMANENT, TRIAL, EXPIRED, NOTHING = "permanent", "trial", "expired", "nothing"
 
 
@@ -45,6 +46,8 @@ class Rule:
     packets: Optional[int] = None
     until: Optional[float] = None
     """UTC seconds at which it stops matching (iptables)."""
+    lease: bool = False
+    """Whether that is put off again and again."""
 
     @property
     def own(self) -> bool:
@@ -125,10 +128,9 @@ def read_installed(now: float) -> Installed:
         ruleset = nft_ruleset()
         native = list(tagged_rules(ruleset.get("nftables", ()), saved))
         table, left, lease = _own_table(ruleset)
-    ends = [rule.until for rule in rules if rule.until is not None]
-    if ends:
-        left = max(0.0, min(min(ends) - now, float("inf") if left is None else left))
-    return Installed(tuple(native + rules), table, tuple(chains), left, lease)
+    old, old_lease = _ends(rules, now)
+    left = min((one for one in (left, old) if one is not None), default=None)
+    return Installed(tuple(native + rules), table, tuple(chains), left, lease or old_lease)
 
 
 def read_own(tool: str, now: float) -> Installed:
@@ -143,9 +145,16 @@ def read_own(tool: str, now: float) -> Installed:
     rules: list[Rule] = []
     for family in ("ip", "ip6"):
         rules += tagged_lines(saved_rules(tool, family, "raw"), tool, family)
-    ends = [rule.until for rule in rules if rule.until is not None]
-    left = max(0.0, min(ends) - now) if ends else None
-    return Installed(tuple(rules), False, (), left)
+    return Installed(tuple(rules), False, (), *_ends(rules, now))
+
+
+def _ends(rules: Iterable[Rule], now: float) -> tuple[Optional[float], Optional[float]]:
+    """The seconds until iptables' rules stop matching, and until their lease is over."""
+    ends = [rule.until - now for rule in rules if rule.until is not None and not rule.lease]
+    leases = [rule.until - now for rule in rules if rule.until is not None and rule.lease]
+    if leases and min(leases) <= 0:
+        ends.append(0.0)
+    return max(0.0, min(ends)) if ends else None, min(leases) if leases else None
 
 
 def _own_listing() -> dict[str, Any]:
@@ -188,7 +197,8 @@ def listing() -> str:
         parts.append(_LEARNED.sub(r"\1", text) if status == 0 else "")
     for tool in XT_TOOLS:
         for family in ("ip", "ip6"):
-            lines = [rule.text for rule in tagged_lines(saved_rules(tool, family), tool, family)]
+            found = tagged_lines(saved_rules(tool, family), tool, family)
+            lines = [_LEASE.sub("", rule.text) for rule in found]
             parts.append("\n".join(lines))
     return "\n".join(parts)
 
@@ -255,7 +265,7 @@ def tagged_lines(text: str, tool: str, family: str) -> Iterator[Rule]:
             until = datetime.fromisoformat(stop).replace(tzinfo=timezone.utc).timestamp()
         yield Rule(
             tool, family, table, words[1], tag,
-            text=found[2], packets=int(found[1]), until=until,
+            text=found[2], packets=int(found[1]), until=until, lease="--datestart" in words,
         )  # fmt: skip
 
 

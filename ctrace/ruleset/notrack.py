@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Optional
 
 from ctrace.change.plan import Notrack
 
@@ -35,13 +35,19 @@ CHAINS: Final = ("CTRACE_PRE", "CTRACE_OUT")
 KEPT: Final = "kept"
 """Comment of an element of ``armed`` that is renewed."""
 
+UNPRIVILEGED: Final = (1024, 65535)
+"""Ports, of which no well-known service waits for strangers."""
 PROTO_NUMBER: Final = {"tcp": 6, "udp": 17}
 
 PRE, OUT = "pre", "out"
 """Where our rules stand: at packets that come in, and at those that this host sends."""
 
-NEAR, AWAY, LO = "near", "away", "lo"
-"""Packets to an address of this host; to any other; that leave through ``lo``."""
+NEAR, AWAY, LO, WIRE = "near", "away", "lo", "wire"
+"""Packets that come to an address of this host, from elsewhere; to any other; that leave through
+``lo``; that leave by another device.
+
+What this host sends to itself is tracked as it leaves, or is not: later NOTRACK no longer touches
+it (nft_notrack_eval). So it is a role of its own, which no other role's rules meet."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +57,16 @@ class Packets:
     role: str
     hook: str
     flow: str
-    """``to`` and ``lo`` go to the service's port, ``from`` comes from it, ``icmp`` quotes those."""
+    """``to`` goes to the service's port, ``from`` comes from it, ``icmp`` quotes those."""
     where: str = ""
-    """``NEAR``, ``AWAY`` or ``LO``; empty: wherever they go."""
-    ranged: bool = False
-    """Only where the far port is of this host's ephemeral range."""
+    """``NEAR``, ``AWAY``, ``LO`` or ``WIRE``; empty: wherever they go."""
 
 
 PACKETS: Final = (
     Packets("server", PRE, "to", NEAR),
-    Packets("server", OUT, "from"),
-    # The host's own health checks would be half tracked otherwise.
-    Packets("server", OUT, "lo", LO),
-    Packets("client", PRE, "from", NEAR, ranged=True),
-    Packets("client", OUT, "to", ranged=True),
+    Packets("server", OUT, "from", WIRE),
+    Packets("client", PRE, "from", NEAR),
+    Packets("client", OUT, "to", WIRE),
     Packets("forward", PRE, "to", AWAY),
     Packets("forward", PRE, "from", AWAY),
     Packets("loopback", OUT, "to", LO),
@@ -93,8 +95,7 @@ class Ends:
     far_port: str
 
 
-_TO: Final = Ends("dport", "daddr", "sport")
-ENDS: Final = {"to": _TO, "lo": _TO, "from": Ends("sport", "saddr", "dport")}
+ENDS: Final = {"to": Ends("dport", "daddr", "sport"), "from": Ends("sport", "saddr", "dport")}
 """By flow."""
 
 
@@ -123,6 +124,17 @@ def packets_of(lever: Notrack, hook: str) -> Iterator[Packets]:
             here = (packets.role, packets.hook) == (role, hook)
             if here and (lever.icmp or packets.flow != "icmp"):
                 yield packets
+
+
+def far_ports(lever: Notrack, role: str) -> Optional[tuple[int, int]]:
+    """The only far ports that the role's rules are for; None: any.
+
+    What this host calls is called from its ephemeral range. A server's datagrams through this
+    host pass for answers: those to well-known ports don't.
+    """
+    if role == "client":
+        return lever.ephemeral
+    return UNPRIVILEGED if (role, lever.proto) == ("forward", "udp") else None
 
 
 def peers_of(lever: Notrack, role: str) -> tuple[str, ...]:

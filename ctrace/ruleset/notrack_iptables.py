@@ -22,7 +22,9 @@ from ctrace.ruleset.notrack import (
     PROTO_NUMBER,
     QUOTED,
     TAG,
+    WIRE,
     Packets,
+    far_ports,
     icmp_state,
     packets_of,
     peers_of,
@@ -34,17 +36,26 @@ _WHERE: Final = {
     NEAR: ("-m", "addrtype", "--dst-type", "LOCAL"),
     AWAY: ("-m", "addrtype", "!", "--dst-type", "LOCAL"),
 }
+LEASED: Final = "2000-01-01T00:00:00"
+"""The first day of a rule that is renewed, and of no other."""
+_OVER: Final = {NEAR: ("!", "-i", "lo"), LO: ("-o", "lo"), WIRE: ("!", "-o", "lo")}
 _ADDRESS: Final = {"saddr": "-s", "daddr": "-d"}
 
 
 def restore(
-    plan: Plan, family: str, until: Optional[datetime] = None, *, jumps: bool = True
+    plan: Plan,
+    family: str,
+    until: Optional[datetime] = None,
+    *,
+    jumps: bool = True,
+    lease: bool = False,
 ) -> str:
     """Input for ``iptables-restore -n`` (family ``ip``) or ``ip6tables-restore -n`` (``ip6``).
 
     Our chains are flushed and filled, so loading it again changes nothing;
     ``jumps`` adds the two jumps to them and must be False when they are there.
-    After ``until`` (UTC) the rules stop matching. Raises UsageError for a timeout
+    After ``until`` (UTC) the rules stop matching; with ``lease`` they are marked as rules that are
+    renewed before. Raises UsageError for a timeout
     policy, which iptables can only refer to, for a drop, and for a shared port: it has no
     chain that sees packets after their translation.
     """
@@ -59,7 +70,9 @@ def restore(
         if isinstance(lever, Notrack):
             for hook, chain in zip((PRE, OUT), CHAINS):
                 for match in _notrack(lever, family, hook):
-                    lines.append(_line("-A", chain, (*match, *_until(until)), "CT --notrack"))
+                    lines.append(
+                        _line("-A", chain, (*match, *_until(until, lease)), "CT --notrack")
+                    )
     if jumps:
         lines += [f"-I {hook} 1 {jump(chain)}" for hook, chain in HOOKS]
     return "\n".join([*lines, "COMMIT"]) + "\n"
@@ -114,7 +127,7 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...]]:
     state = ("-m", "conntrack", "--ctstate", icmp_state(lever).upper() if icmp else "UNTRACKED")
     if icmp:
         return [(*match, *state, *comment) for match in _icmp(lever, accept.role, accept.family)]
-    match = _ports(lever, accept.flow, accept.role == "client")
+    match = _ports(lever, accept.flow, accept.role)
     if accept.flow == "from" and lever.proto == "tcp":
         match += _NOT_SYN
     peers = _peers(lever, accept.role, accept.family, _ADDRESS[ENDS[accept.flow].address])
@@ -188,11 +201,11 @@ def _comment(text: str) -> tuple[str, ...]:
     return ("-m", "comment", "--comment", f'"{text}"')
 
 
-def _until(until: Optional[datetime]) -> tuple[str, ...]:
+def _until(until: Optional[datetime], lease: bool) -> tuple[str, ...]:
     if until is None:
         return ()
     stop = until.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-    return ("-m", "time", "--datestop", stop)
+    return ("-m", "time", *(("--datestart", LEASED) if lease else ()), "--datestop", stop)
 
 
 def _notrack(lever: Notrack, family: str, hook: str) -> list[tuple[str, ...]]:
@@ -206,20 +219,21 @@ def _notrack(lever: Notrack, family: str, hook: str) -> list[tuple[str, ...]]:
 def _matches(lever: Notrack, family: str, packets: Packets) -> list[tuple[str, ...]]:
     """Packets as iptables matches: one for each peer, one of ICMP for each type."""
     where = _WHERE.get(packets.where, ())
+    over = _OVER.get(packets.where, ())
     if packets.flow == "icmp":
-        return [(*match, *where) for match in _icmp(lever, packets.role, family)]
-    over = ("-o", "lo") if packets.where == LO else ()
-    ports = _ports(lever, packets.flow, packets.ranged)
+        return [(*over, *match, *where) for match in _icmp(lever, packets.role, family)]
+    ports = _ports(lever, packets.flow, packets.role)
     address = _ADDRESS[ENDS[packets.flow].address]
     peers = _peers(lever, packets.role, family, address)
     return [(*peer, *over, *ports, *where) for peer in peers]
 
 
-def _ports(lever: Notrack, flow: str, ranged: bool) -> tuple[str, ...]:
-    """The service's port, and with ``ranged`` the far one."""
+def _ports(lever: Notrack, flow: str, role: str) -> tuple[str, ...]:
+    """The service's port, and the far ones."""
     ends = ENDS[flow]
     match = ("-p", lever.proto, "-m", lever.proto, f"--{ends.port}", str(lever.port))
-    return (*match, f"--{ends.far_port}", _range(lever)) if ranged else match
+    far = far_ports(lever, role)
+    return (*match, f"--{ends.far_port}", f"{far[0]}:{far[1]}") if far else match
 
 
 def _icmp(lever: Notrack, role: str, family: str) -> list[tuple[str, ...]]:
@@ -250,7 +264,3 @@ def _peers(lever: Notrack, role: str, family: str, side: str) -> list[tuple[str,
         return [()]
     version = 6 if family == "ip6" else 4
     return [(side, peer) for peer in peers if ip_address(peer).version == version]
-
-
-def _range(lever: Notrack) -> str:
-    return f"{lever.ephemeral[0]}:{lever.ephemeral[1]}"

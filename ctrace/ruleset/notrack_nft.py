@@ -22,7 +22,9 @@ from ctrace.ruleset.notrack import (
     QUOTED,
     TABLE,
     TAG,
+    WIRE,
     Packets,
+    far_ports,
     icmp_state,
     packets_of,
     peers_of,
@@ -35,7 +37,9 @@ ARMED: Final = ("tcp", "udp", "icmp", "ipv6-icmp")
 _NOT_SYN: Final = "tcp flags & (syn | ack) != syn"
 _GATE: Final = "meta l4proto @armed"
 _WHERE: Final = {NEAR: " fib daddr type local", AWAY: " fib daddr type != local"}
+_OVER: Final = {NEAR: 'iifname != "lo" ', LO: 'oifname "lo" ', WIRE: 'oifname != "lo" '}
 _OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"))
+_CALLS: Final = (("ip", "calls4", "ipv4_addr"), ("ip6", "calls6", "ipv6_addr"))
 OTHERS_PRIORITY: Final = "srcnat + 10"
 """Translated packets have their new source here."""
 MAX_OTHERS: Final = 65535
@@ -126,8 +130,7 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[str]:
         ]
     ends = ENDS[accept.flow]
     match = f"{lever.proto} {ends.port} {lever.port} "
-    if accept.role == "client":
-        match += f"{lever.proto} {ends.far_port} {_range(lever)} "
+    match += _far(lever, accept.role, ends.far_port)
     if accept.flow == "from" and lever.proto == "tcp":
         match += f"{_NOT_SYN} "
     peers = _peers(lever, accept.role, ends.address)
@@ -204,14 +207,10 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
         "\t}",
     ]
     shared = [lever for lever in notracks if lever.shared]
-    for _, name, address in _OTHERS if shared else ():
-        lines += [
-            f"\tset {name} {{",
-            f"\t\ttype {address} . inet_proto . inet_service . inet_service",
-            f"\t\tsize {MAX_OTHERS}",
-            "\t\tflags dynamic,timeout",
-            "\t}",
-        ]
+    served = [lever for lever in shared if "server" in lever.roles]
+    called = [one for one in shared if {"client", "forward"} & {*one.roles} and one.proto == "tcp"]
+    lines += _remembered(_OTHERS, "inet_proto . inet_service . inet_service") if served else []
+    lines += _remembered(_CALLS, "inet_service . {0} . inet_service") if called else []
     for name, body in (one for drop in drops for one in sets(drop).items()):
         lines += [f"\tset {name} {{", *(f"\t\t{line}" for line in body), "\t}"]
     for policy in timeouts:
@@ -226,20 +225,35 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
             ]
     pre, out = ([rule for drop in drops for rule in rules(drop, chain, _GATE, TAG)]
                 for chain in (PRE, OUT))  # fmt: skip
-    pre += [rule for lever in shared for rule in _others(lever, "saddr", "sport", "dport")]
-    out += [rule for lever in shared for rule in _others(lever, "daddr", "dport", "sport")]
+    pre += [rule for lever in served for rule in _others(lever, "saddr", "sport", "dport")]
+    pre += [rule for lever in called for rule in _calls(lever)]
+    out += [rule for lever in served for rule in _called(lever)]
+    out += [rule for lever in served for rule in _others(lever, "daddr", "dport", "sport")]
+    out += [rule for lever in called for rule in _answered(lever)]
     pre += [rule for lever in notracks for rule in _notrack(lever, PRE)]
     out += [rule for lever in notracks for rule in _notrack(lever, OUT)]
     lines += _chain("pre", "prerouting", PRIORITY, pre)
     lines += _chain("out", "output", PRIORITY, out)
-    learn = [rule for lever in shared for rule in _learn(lever)]
+    learn = [rule for lever in served for rule in _learn(lever)]
+    learn += [rule for lever in called for rule in _call(lever, "ct status dnat")]
     lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)
+    # Whoever comes by another port or address, which rules translate to the service's.
+    moved = [rule for lever in served
+             for rule in _remember(lever, f"{lever.proto} dport {lever.port} ct status dnat",
+                                   "saddr", "sport")]  # fmt: skip
+    lines += _chain("moved", "input", PRIORITY, moved)
     if timeouts:
         pre = [r for p in timeouts if {"server", "forward"} & set(p.roles) for r in _policy(p)]
         out = [r for p in timeouts if {"client", "loopback"} & set(p.roles) for r in _policy(p)]
         lines += _chain("timeout_pre", "prerouting", str(TIMEOUT_PRIORITY), pre)
         lines += _chain("timeout_out", "output", str(TIMEOUT_PRIORITY), out)
     return [*lines, "}"]
+
+
+def _remembered(kinds: Iterable[tuple[str, str, str]], rest: str) -> list[str]:
+    """The sets of both families that rules fill by themselves."""
+    end = f"\n\t\tsize {MAX_OTHERS}\n\t\tflags dynamic,timeout\n\t}}"
+    return [f"\tset {name} {{\n\t\ttype {a} . {rest.format(a)}{end}" for _, name, a in kinds]
 
 
 def _chain(name: str, hook: str, priority: str, rules: list[str]) -> list[str]:
@@ -264,15 +278,13 @@ def _notrack(lever: Notrack, hook: str) -> list[str]:
 def _matches(lever: Notrack, packets: Packets) -> list[str]:
     """Packets as nft matches: one a family when the lever names peers, one of ICMP each."""
     where = _WHERE.get(packets.where, "")
+    over = _OVER.get(packets.where, "")
     if packets.flow == "icmp":
-        return [rule + where for rule in _icmp(lever, packets.role)]
+        return [over + rule + where for rule in _icmp(lever, packets.role)]
     ends = ENDS[packets.flow]
-    match = f"{lever.proto} {ends.port} {lever.port}"
-    if packets.ranged:
-        match += f" {lever.proto} {ends.far_port} {_range(lever)}"
-    if packets.where == LO:
-        match = f'oifname "lo" {match}'
-    return [f"{peer}{match}{where}" for peer in _peers(lever, packets.role, ends.address)]
+    match = f"{lever.proto} {ends.port} {lever.port} "
+    match = (match + _far(lever, packets.role, ends.far_port)).rstrip()
+    return [f"{over}{peer}{match}{where}" for peer in _peers(lever, packets.role, ends.address)]
 
 
 def _learn(lever: Notrack) -> list[str]:
@@ -280,10 +292,23 @@ def _learn(lever: Notrack) -> list[str]:
 
     Their entry tells them from the service's own answers, which have none.
     """
+    match = f"{lever.proto} sport {lever.port} ct status snat,dnat fib saddr type local"
+    return _remember(lever, match)
+
+
+def _called(lever: Notrack) -> list[str]:
+    """Remember whom this host calls from the port: no answer begins with a bare SYN.
+
+    Of datagrams nothing tells a question from an answer.
+    """
+    match = f'oifname != "lo" tcp sport {lever.port} tcp flags & (syn | ack) == syn'
+    return _remember(lever, match) if lever.proto == "tcp" else []
+
+
+def _remember(lever: Notrack, match: str, far: str = "daddr", port: str = "dport") -> list[str]:
+    here = "sport" if port == "dport" else "dport"
     return [
-        f"{lever.proto} sport {lever.port} ct status snat,dnat fib saddr type local {_GATE} "
-        f"update @{name} "
-        f"{{ {family} daddr . meta l4proto . th dport . th sport "
+        f"{match} {_GATE} update @{name} {{ {family} {far} . meta l4proto . th {port} . th {here} "
         f'timeout {OTHERS_TIMEOUT[lever.proto]}s }} comment "{tag_of(lever, "server", "others")}"'
         for family, name, _ in _OTHERS
     ]
@@ -295,6 +320,36 @@ def _others(lever: Notrack, far: str, there: str, here: str) -> list[str]:
         f"{lever.proto} {here} {lever.port} {family} {far} . meta l4proto . th {there} . th {here} "
         f'@{name} accept comment "{tag_of(lever, "server", "others")}"'
         for family, name, _ in _OTHERS
+    ]
+
+
+def _call(lever: Notrack, match: str) -> list[str]:
+    """Remember a connection from the service's port through this host, by all of its ends."""
+    return [
+        f"{match} tcp sport {lever.port} tcp flags & (syn | ack) == syn {_GATE} update @{name} "
+        f"{{ {family} saddr . tcp sport . {family} daddr . tcp dport "
+        f'timeout {OTHERS_TIMEOUT["tcp"]}s }} comment "{tag_of(lever, "forward", "others")}"'
+        for family, name, _ in _CALLS
+    ]
+
+
+def _calls(lever: Notrack) -> list[str]:
+    """Leave connections that others make from the service's port tracked: no answer begins with
+    a bare SYN. One that is translated has another end where it leaves."""
+    there = [
+        f"tcp sport {lever.port} {family} saddr . tcp sport . {family} daddr . tcp dport @{name} "
+        f'accept comment "{tag_of(lever, "forward", "others")}"'
+        for family, name, _ in _CALLS
+    ]
+    return [*_call(lever, 'iifname != "lo"'), *there, *_answered(lever)]
+
+
+def _answered(lever: Notrack) -> list[str]:
+    """Leave the answers to those tracked."""
+    return [
+        f"tcp dport {lever.port} {family} daddr . tcp dport . {family} saddr . tcp sport @{name} "
+        f'accept comment "{tag_of(lever, "forward", "others")}"'
+        for family, name, _ in _CALLS
     ]
 
 
@@ -339,5 +394,6 @@ def _peers(lever: Notrack, role: str, side: str) -> list[str]:
     return found
 
 
-def _range(lever: Notrack) -> str:
-    return f"{lever.ephemeral[0]}-{lever.ephemeral[1]}"
+def _far(lever: Notrack, role: str, port: str) -> str:
+    ports = far_ports(lever, role)
+    return f"{lever.proto} {port} {ports[0]}-{ports[1]} " if ports else ""

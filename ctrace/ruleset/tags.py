@@ -10,6 +10,7 @@ import ctypes
 import os
 import socket
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Collection
 from typing import Final
@@ -26,6 +27,9 @@ _GET_INFO, _GET_ENTRIES = 64, 65
 _INFO: Final = 84
 _ENTRIES: Final = 40
 """Bytes of struct ipt_getinfo, and of struct ipt_get_entries before its entries."""
+_ENTRY: Final = {"ip": (84, 96), "ip6": (136, 152)}
+"""In struct ipt_entry and ip6t_entry: the bytes of the address part, after which come nfcache and
+the offsets of target and next entry; and where the counters are."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -74,6 +78,37 @@ class Reader:
         with enter(self._path):
             entries = _legacy(family, table)
         return Counter({tag: entries.count(tag.encode() + b"\0") for tag in tags})
+
+    def legacy_digest(self) -> dict[str, int]:
+        """A number for each table of iptables-legacy that there is: another once its rules are."""
+        found = {}
+        with enter(self._path):
+            for family, (head, counters) in _ENTRY.items():
+                for table in _legacy_tables(family):
+                    found[f"{family} {table}"] = _digest(_legacy(family, table), head, counters)
+        return found
+
+
+def _legacy_tables(family: str) -> list[str]:
+    """None where the tool has never been used: asking for a table would make it."""
+    try:
+        with open(f"/proc/thread-self/net/{family}_tables_names") as file:
+            return sorted(file.read().split())
+    except OSError:
+        return []
+
+
+def _digest(entries: bytes, head: int, counters: int) -> int:
+    """Of a table's entries, without what they have counted."""
+    found, at = 0, _ENTRIES
+    while at + counters + 16 <= len(entries):
+        (size,) = struct.unpack_from("=H", entries, at + head + 6)
+        found = zlib.crc32(entries[at : at + counters], found)
+        found = zlib.crc32(entries[at + counters + 16 : at + size], found)
+        if size <= counters:
+            break
+        at += size
+    return found
 
 
 def _head(family: int) -> bytes:

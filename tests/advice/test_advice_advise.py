@@ -8,10 +8,11 @@ from functools import cache
 
 import pytest
 
-from ctrace.advice.advise import Advice, advise
+from ctrace.advice.advise import advise
 from ctrace.advice.facts import Facts
 from ctrace.advice.hazards import Judge, Judgement
 from ctrace.advice.in_place import in_place
+from ctrace.advice.result import Advice
 from ctrace.advice.roles import Seen, roles
 from ctrace.advice.subject import Subject
 from ctrace.batch import HookInfo
@@ -20,7 +21,7 @@ from ctrace.errors import CtraceError
 from ctrace.lab import Lab
 from ctrace.model.remedies import TIMEOUTS, keep_alive
 from ctrace.model.snapshot import Cause, Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
-from ctrace.rehearsal.rehearse import Room
+from ctrace.rehearsal.room import Room
 from ctrace.rehearsal.snapshot import Snapshot as Copy
 from ctrace.rehearsal.snapshot import take
 from ctrace.ruleset.model import Ruleset

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from kit.advice_cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft
 from kit.advice_net import (
+    BACKEND,
     CLOSED,
     FAMILIES,
     HIGH,
@@ -235,12 +236,38 @@ def test_own_connections_from_a_served_port_of_the_ephemeral_range(net: Net) -> 
     far, source = (net.addresses["c"][4], PORT), (net.addresses["h"][4], HIGH)
     assert ask(net.h, far, source=source)
     judgement = judged(net, HIGH)
-    put(net, judgement.lever)
-    assert ask(net.s, (net.h.addresses["s"][0], HIGH))
+    put(net, replace(judgement.lever, shared=False))
     assert not ask(net.h, far, source=source)
     take_away(net)
-    assert judgement.verdict == "warn"
-    assert "ephemeral range" in judgement.reasons[0]
+    assert judgement.verdict in ("safe", "safe-with-rules"), judgement.reasons
+    put(net, judgement.lever)
+    assert ask(net.s, (net.h.addresses["s"][0], HIGH))
+    assert not entries(net, HIGH)
+    assert ask(net.h, far, source=source)
+    assert {entry.sport for entry in entries(net, HIGH)} == {HIGH}, "it is tracked"
+    take_away(net)
+
+
+def test_others_connections_from_a_forwarded_port_stay_tracked(net: Net) -> None:
+    reset(net)
+    ports = f"ct state new tcp dport {{ {CLOSED}, {PORT} }} accept"
+    install(net, fw(chain("forward", EST + PING + ports, "drop")))
+    use, other = (net.addresses["s"][4], PORT), (net.addresses["s"][4], CLOSED)
+    source = net.addresses["c"][4], PORT
+    assert ask(net.c, use)
+    assert ask(net.c, other, source=source)
+    judgement = judged(net)
+    assert judgement.verdict in ("safe", "safe-with-rules"), judgement.reasons
+    every = replace(judgement.lever, peers=())
+    put(net, replace(every, shared=False))
+    assert not ask(net.c, other, source=source)
+    take_away(net)
+    put(net, every)
+    assert ask(net.c, use)
+    assert not entries(net)
+    assert ask(net.c, other, source=source)
+    assert [entry.dport for entry in entries(net)] == [CLOSED]
+    take_away(net)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -308,18 +335,23 @@ def test_several_roles_at_once(net: Net) -> None:
     take_away(net)
 
 
-def test_a_server_pair_alone_leaves_the_hosts_own_checks(net: Net) -> None:
+def test_a_servers_rules_leave_what_the_host_sends_to_itself(net: Net) -> None:
+    """By any of its addresses, and as it was: a user's packets may be redirected."""
     reset(net)
-    install(net, TRACK)
+    redirect = f"meta skuid 1337 tcp dport {PORT} redirect to :{BACKEND}"
+    install(net, fw(chain("input", "ct state invalid drop\n" + EST
+                          + f"ct state new tcp dport {PORT} accept", "drop"),
+                    chain("output", redirect, priority="-100").replace(
+                        "type filter", "type nat")))  # fmt: skip
     assert ask(net.c, (net.addresses["h"][4], PORT))
-    lever = judged(net).lever
-    pair = "\n".join(line for line in script(lever).splitlines() if ":lo" not in line)
-    put_text(net, pair)
-    assert ask(net.h, (LOCAL[4], PORT))
-    assert len(entries(net)) == 1
-    take_away(net)
-    put(net, lever)
-    assert ask(net.h, (LOCAL[4], PORT))
+    judgement = judged(net)
+    assert judgement.verdict in ("safe", "safe-with-rules"), judgement.reasons
+    put(net, judgement.lever)
+    for address in (LOCAL[4], net.addresses["h"][4]):
+        assert ask(net.h, (address, PORT))
+        assert [entry.dst for entry in entries(net)] == [address], "it is tracked"
+        net.h.run(["conntrack", "-F"], check=False)
+    assert ask(net.c, (net.addresses["h"][4], PORT))
     assert not entries(net)
     take_away(net)
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ctrace.advice.advise import Advice, advise
+from ctrace.advice.advise import advise
 from ctrace.advice.asked import Views, include
 from ctrace.advice.facts import Facts
+from ctrace.advice.result import Advice
 from ctrace.batch import HookInfo
 from ctrace.change.plan import Notrack, from_json, to_json
 from ctrace.dropping import KINDS, Drop, parse

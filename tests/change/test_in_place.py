@@ -17,7 +17,7 @@ from ctrace.advice.in_place import InPlace, in_place
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
-from ctrace.rehearsal.rehearse import Room
+from ctrace.rehearsal.room import Room
 
 pytestmark = pytest.mark.kernel
 OTHER = 9000

@@ -48,14 +48,8 @@ KINDS: dict[str, tuple[list[str], str, str, Accept]] = {
 
 
 @contextmanager
-def confirmed(
-    lab: Lab, kind: str, backend: str = "nft", *, watched: bool = False
-) -> Iterator[tuple[Node, Node, str]]:
-    """A server behind such a firewall with a confirmed change, its client, its address.
-
-    ``watched``: confirmed only when its guard is there. Else a second one may be started, which
-    waits five seconds for the first to end.
-    """
+def confirmed(lab: Lab, kind: str, backend: str = "nft") -> Iterator[tuple[Node, Node, str]]:
+    """A server behind such a firewall with a confirmed change, its client, its address."""
     argv, rules, _, accept = KINDS[kind]
     server, client = lab.namespace("server"), lab.namespace("client")
     lab.link(server, client)
@@ -64,8 +58,6 @@ def confirmed(
     plan = make_plan(server, accepts=(accept,), backend=backend)
     with tcp_server(server, PORT):
         apply.start(apply.prepare(plan), 60)
-        if watched:
-            until(lambda: notes.guarded(server.inum), "its guard is there")
         apply.confirm(server.inum)
         untracked(server, client, address)
         yield server, client, address
@@ -143,7 +135,7 @@ def test_all_who_are_asked_tell_at_once(lab: Lab) -> None:
     """With its guard stopped nobody can mend it: what is missing is told all the same."""
     from ctrace.cli.about.doctor import WARN, _about_changes
 
-    with confirmed(lab, "iptables-nft", watched=True) as (server, _, _address):
+    with confirmed(lab, "iptables-nft") as (server, _, _address):
         guard = the_guard(server)
         os.kill(guard, signal.SIGSTOP)
         try:
@@ -175,20 +167,25 @@ def ctrace(*words: str) -> str:
     return done.stdout
 
 
-def test_without_its_guard_it_ends_by_itself(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    with confirmed(lab, "nft", watched=True) as (server, client, address):
-        guard = the_guard(server)
-        os.kill(guard, signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("nft", "nft"), ("iptables-legacy", "iptables-legacy")]
+)
+def test_without_its_guard_it_ends_by_itself(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, kind: str, backend: str
+) -> None:
+    with confirmed(lab, kind, backend) as (server, client, address):
+        os.kill(the_guard(server), signal.SIGKILL)
         until(lambda: not notes.guarded(server.inum), "it is dead")
         found = notes.read(server.inum)
         assert found
         monkeypatch.setattr(keep, "LEASE_S", 3)
         with server.enter():
             keep.renew(plans.from_json(found.plan))
-        server.run(KINDS["nft"][0], stdin=NATIVE)
+        server.run(KINDS[kind][0], stdin=KINDS[kind][2])
         comes_back(client, address)
         assert state(server) == condition.BROKEN
-        server.run(KINDS["nft"][0], stdin=NATIVE)
+        if kind == "nft":
+            server.run(KINDS["nft"][0], stdin=NATIVE)
 
 
 def test_taken_away_by_hand_it_stays_away(lab: Lab) -> None:
@@ -203,20 +200,35 @@ def test_taken_away_by_hand_it_stays_away(lab: Lab) -> None:
         assert state(server) == ""
 
 
-def test_a_plan_without_accepts_needs_no_guard(lab: Lab) -> None:
+@pytest.mark.parametrize("kind", ["nft", "iptables-legacy"])
+def test_a_plan_without_accepts_is_judged_again_by_itself(lab: Lab, kind: str) -> None:
+    server, client = lab.namespace("server", track=True), lab.namespace("client")
+    lab.link(server, client)
+    address = server.addresses["client"][0]
+    with tcp_server(server, PORT):
+        apply.start(apply.prepare(make_plan(server)), 60)
+        apply.confirm(server.inum)
+        assert notes.guarded(server.inum), "at once"
+        assert len(guards({server.inum})) == 1, "it needs no second one"
+        server.run(KINDS[kind][0], stdin=KINDS[kind][1])
+        until(lambda: "would need an accept" in note(server), "what changed was seen")
+        until(lambda: "put back" in note(server), "with the accept it is in place again")
+        untracked(server, client, address)
+    undo.undo(server.inum)
+
+
+def test_what_nobody_watches_is_told(lab: Lab) -> None:
+    """Who asks has it judged by the rules as they are by then."""
     server, client = lab.namespace("server", track=True), lab.namespace("client")
     lab.link(server, client)
     apply.start(apply.prepare(make_plan(server)), 60)
     apply.confirm(server.inum)
-    until(lambda: not notes.guarded(server.inum), "the guard ends")
-    until(lambda: not notes._guard_file(server.inum).exists(), "and its file goes with it")
-    assert state(server) == condition.HOLDS
-    # Who asks has it judged again by the rules as they are by then.
+    os.kill(the_guard(server), signal.SIGKILL)
+    until(lambda: state(server) == condition.UNWATCHED, "its guard is missed")
     server.run(["nft", "add", "table", "inet", "late"])
-    assert "judged again now, it is safe" in ctrace("applied", "--netns", str(server.inum))
-    server.run(["nft", "-f", "-"], stdin=STRICT)
-    told = ctrace("applied", "--netns", str(server.inum))
-    assert f"tcp/{PORT} would need an accept in inet fw in" in told
+    assert "judged again now, it is safe; nothing sees" in ctrace(
+        "applied", "--netns", str(server.inum)
+    )
     server.run(["nft", "-f", "-"], stdin=REDIRECT)
     about = facts_of(server.inum)
     assert about

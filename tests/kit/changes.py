@@ -147,6 +147,7 @@ def guards(inums: set[int]) -> list[int]:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"ctrace.change.guard" in words and int(words[-2]) in inums:
+        mine = b"ctrace.change.guard"
+        if mine in words and int(words[words.index(mine) + 1]) in inums:
             found.append(int(pid))
     return found

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from kit.whatifs import NETNS, Kernel
 
-from ctrace.advice.advise import Advice, advise
+from ctrace.advice.advise import advise
 from ctrace.advice.facts import Facts
+from ctrace.advice.result import Advice
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import Model
 from ctrace.model.remedies import TIMEOUTS

@@ -17,8 +17,8 @@ from ctrace.errors import CtraceError
 from ctrace.files import check_free, new_text
 
 if TYPE_CHECKING:
-    from ctrace.advice.advise import Advice
     from ctrace.advice.facts import Facts
+    from ctrace.advice.result import Advice
     from ctrace.batch import Logged, Source
     from ctrace.dropping import Drop
     from ctrace.filters import Filter

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ctrace.advice.advise import (
+from ctrace.advice.result import (
     GOOD,
     Advice,
     Candidate,
