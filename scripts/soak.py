@@ -105,20 +105,43 @@ def verbs(folder: Path, *of: str) -> list[Verb]:
     ]
 
 
-class Soak:
-    """The stage, the load and the four."""
+class Flood:
+    """New flows in a namespace of its own, when told to."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
-        self.node = lab.namespace("soak", track=True)
+        self.node = lab.namespace("flood", track=True)
         self.node.run(["ip", "link", "set", "lo", "up"])
         with self.node.enter():
             Path("/proc/sys/net/netfilter/nf_conntrack_udp_timeout").write_text("5")
         self._file = folder / "sent"
         self._file.write_bytes(bytes(8))
-        argv = [sys.executable, "-c", FLOOD, str(self._file)]
-        self.flood = self.node.start(argv)
-        self.flood.send_signal(signal.SIGSTOP)
-        self.verbs = verbs(folder, "--netns", self.node.path)
+        self._process = self.node.start([sys.executable, "-c", FLOOD, str(self._file)])
+        self.stop()
+
+    def go(self) -> None:
+        """Send."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stand still."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def sent(self) -> int:
+        """Flows until now."""
+        return int.from_bytes(self._file.read_bytes(), "little")
+
+    def end(self) -> None:
+        """For good."""
+        self.go()
+        self._process.kill()
+
+
+class Soak:
+    """The stage, the load and the four."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.flood = Flood(lab, folder)
+        self.verbs = verbs(folder, "--netns", self.flood.node.path)
         self.spaces = 0
         self.over = threading.Event()
         threading.Thread(target=self._churn, daemon=True).start()
@@ -129,10 +152,6 @@ class Soak:
             with contextlib.suppress(CtraceError, OSError), Lab() as lab:
                 lab.namespace("short", track=True)
                 self.spaces += 1
-
-    def sent(self) -> int:
-        """Flows that the flood made until now."""
-        return int.from_bytes(self._file.read_bytes(), "little")
 
     def told(self, patience: float = 60) -> Optional[tuple[int, int]]:
         """(inserts, refused) that top tells of a flood that is standing; None: it tells nothing.
@@ -157,14 +176,14 @@ class Soak:
             if verb.process is None or verb.process.poll() is not None:
                 verb.died += verb.process is not None
                 verb.start()
-        base, sent = self.told(), self.sent()
-        self.flood.send_signal(signal.SIGCONT)
+        base, sent = self.told(), self.flood.sent()
+        self.flood.go()
         end, memory = time.monotonic() + seconds, ""
         while time.monotonic() < end:
             memory = "  ".join(f"{verb.name} {verb.memory()}" for verb in self.verbs)
             time.sleep(2)
-        self.flood.send_signal(signal.SIGSTOP)
-        after, made = self.told(), self.sent() - sent
+        self.flood.stop()
+        after, made = self.told(), self.flood.sent() - sent
         if base is None or after is None:
             return f"{made:,} sent, top told nothing", memory
         told, refused = after[0] - base[0], after[1] - base[1]
@@ -175,8 +194,7 @@ class Soak:
         self.over.set()
         for verb in self.verbs:
             verb.end(signal.SIGTERM)
-        self.flood.send_signal(signal.SIGCONT)
-        self.flood.kill()
+        self.flood.end()
 
 
 def programs() -> Optional[set[int]]:

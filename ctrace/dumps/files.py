@@ -100,7 +100,7 @@ class _Counted(io.RawIOBase):
 def _safely(name: str, stream: IO[bytes], n: int) -> bytes:
     """Read; what is damaged or cut off ends with one line."""
     try:
-        return stream.read(n)
+        return stream.read(n) or b""  # None: a file of /proc that has nothing more for now
     except (OSError, EOFError, lzma.LZMAError, MemoryError, tarfile.TarError) as error:
         what = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CtraceError(f"cannot read {name}: {what}") from None

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kit import synthetic
 
+import ctrace
 from ctrace.batch import Names, Netns, Owner
 from ctrace.cli import cli
+from ctrace.model import Model
 from ctrace.recording.writer import Writer
+from ctrace.view.export.events import EventLines
+from ctrace.view.export.openmetrics import Exposition
 
 pytestmark = pytest.mark.slow
 
+MORE = [["advise", "--rules"], ["advise", "--format", "json"], ["replay", "--format", "json"],
+        ["report", "--format", "html"]]  # fmt: skip
 OBEYED = [
     chr(code) for code in range(sys.maxunicode)
     if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp") and chr(code) not in "\n"
@@ -30,6 +39,9 @@ SHOWN = [
 ]  # fmt: skip
 
 
+ANY = st.text(st.characters() | st.sampled_from(OBEYED), min_size=1, max_size=24)
+
+
 def evil(at: int) -> str:
     """A name with a part of all these characters; each is in one of ten."""
     return f"e{at}\x1b[31m\u202e" + "".join(OBEYED[at::10])
@@ -37,28 +49,39 @@ def evil(at: int) -> str:
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Hosts, namespaces, processes, units, command lines, addresses, chains, sets, comments."""
-    path = tmp_path_factory.mktemp("evil") / "evil.data"
-    batches = synthetic.batches(synthetic.traffic(1000, rate=1000))
-    owner = Owner((812 << 32) | 5, evil(0), 9, evil(1), evil(2))
-    opener = Owner((4242 << 32) | 99, evil(3), 7331, evil(4), evil(5))
+    return written(tmp_path_factory.mktemp("evil") / "evil.data", [evil(at) for at in range(10)])
+
+
+def written(path: Path, texts: list[str]) -> Path:
+    """Hosts, namespaces, processes, units, command lines, addresses, interfaces, chains, sets,
+    comments, notes: ten texts as all of them."""
+    batches = synthetic.batches(synthetic.traffic(200, rate=1000))
+    owner = Owner((812 << 32) | 5, texts[0], 9, texts[1], texts[2])
+    opener = Owner((4242 << 32) | 99, texts[3], 7331, texts[4], texts[5])
     names = Names(
-        {synthetic.NETNS: Netns(synthetic.NETNS, evil(6), ("10.9.0.1", evil(7)))},
-        {owner.key: owner, opener.key: opener}, {7331: evil(8), 9: evil(1)},
+        {synthetic.NETNS: Netns(synthetic.NETNS, texts[6], ("10.9.0.1", texts[7]))},
+        {owner.key: owner, opener.key: opener}, {7331: texts[8], 9: texts[1]},
         {(synthetic.NETNS, 6, 8063): owner},
     )  # fmt: skip
-    header = replace(synthetic.header(), host=evil(9), kernel=evil(0), facts={
-        "net.netfilter.nf_conntrack_max": "65536", f"net.{evil(1)}": evil(2)})  # fmt: skip
+    header = replace(synthetic.header(), host=texts[9], kernel=texts[0], facts={
+        "net.netfilter.nf_conntrack_max": "65536", f"net.{texts[1]}": texts[2]})  # fmt: skip
     with Writer(str(path), header) as writer:
         for at, batch in enumerate(batches):
             writer.write(replace(batch, names=names) if at == 0 else batch)
         writer.ruleset(synthetic.NETNS, "\n".join([
-            f"table inet {evil(3)} {{", f"set {evil(4)} {{ type ipv4_addr; }}",
-            f"chain {evil(5)} {{", "type filter hook input priority 0; policy accept;",
-            f'iifname "{evil(6)}" tcp dport 8063 accept comment "{evil(7)}"', "}", "}",
+            f"table inet {texts[3]} {{", f"set {texts[4]} {{ type ipv4_addr; }}",
+            f"chain {texts[5]} {{", "type filter hook input priority 0; policy accept;",
+            f'iifname "{texts[6]}" tcp dport 8063 accept comment "{texts[7]}"', "}", "}",
         ]))  # fmt: skip
-        writer.note(evil(8))
+        writer.note(texts[8])
     return path
+
+
+def got_through(text: str, allowed: str = "\t") -> set[str]:
+    return {
+        f"U+{ord(one):04X}" for one in text
+        if (one in OBEYED and one not in allowed) or unicodedata.bidirectional(one) in BIDI
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", SHOWN, ids=" ".join)
@@ -75,11 +98,30 @@ def test_nothing_that_a_terminal_obeys_gets_through(
     assert done.exit_code == 0, (done.output, done.exception)
     text = out.read_text() if words[0] == "export" else done.stdout
     assert "e0" in text or "e1" in text or "8063" in text
-    through = {
-        f"U+{ord(one):04X}" for one in text + done.stderr
-        if (one in OBEYED and one != "\t") or unicodedata.bidirectional(one) in BIDI
-    }  # fmt: skip
-    assert not through
+    assert not got_through(text + done.stderr)
+
+
+@settings(max_examples=3, deadline=None)
+@given(st.lists(ANY, min_size=10, max_size=10))
+def test_any_names_in_every_view(texts: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(written(Path(folder, "a.data"), texts))
+        for words in (*SHOWN, *MORE):
+            argv = [words[0], path, *words[1:], *([path] if words[0] == "diff" else [])]
+            done = CliRunner().invoke(cli, argv)
+            assert done.exit_code == 0, (words, done.output, done.exception)
+            allowed = "\t\r" if "html" in words else "\t"
+            assert not got_through(done.stdout + done.stderr, allowed), words
+        with ctrace.open(path) as recording:
+            model = Model(recording.hooks, recording.clock, recording.started, host=texts[9])
+            lines = EventLines(recording.clock)
+            for batch in recording.batches():
+                model.update(batch)
+                lines.learn(batch.names)
+                told = [*lines.columns(batch.events), *lines.json(batch.events)]
+                assert not got_through("".join(told))
+            exposed = Exposition(limit=50, addresses=True).text(model.snapshot("process"), [])
+        assert not got_through(exposed.decode())
 
 
 def test_the_page_lets_none_through_either(recording: Path, tmp_path: Path) -> None:

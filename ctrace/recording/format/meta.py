@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from ipaddress import ip_address
 from typing import Any, Final, Optional
 
 import numpy as np
@@ -176,7 +178,7 @@ def parse_names(data: Any) -> Names:
     owners = [_owner(item) for item in _typed(data.get("owners", []), list)]
     return Names(
         netns={
-            _uint(inum, 32): Netns(inum, _name(name), _texts(addresses), bool(active))
+            _uint(inum, 32): Netns(inum, _name(name), _addresses(addresses), bool(active))
             for inum, name, addresses, active in _pairs(data.get("netns", []), 4)
         },
         owners={owner.key: owner for owner in owners},
@@ -266,6 +268,15 @@ def _text(value: Any) -> str:
 def _name(value: Any) -> str:
     """A text to be shown: a recording may be a stranger's, so made harmless here."""
     return clean(_text(value))
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    """Those texts that are addresses, as all that reads them takes for granted."""
+    found = []
+    for text in _texts(value):
+        with suppress(ValueError):
+            found.append(str(ip_address(text)))
+    return tuple(found)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
