@@ -31,7 +31,7 @@ class HookInfo:
     drop_tuples: bool = True
     """Whether a refused packet's own tuple is seen."""
     evictions: bool = True
-    """Whether early_drop's evictions are told from other deletions."""
+    """Whether early_drop's evictions are distinguished from other deletions."""
     owners: bool = True
     """Whether the process that opened a local flow is captured."""
     changes: bool = True

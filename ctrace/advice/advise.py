@@ -156,8 +156,8 @@ def _once_undone(name: str, about: Facts) -> str:
             "then apply the plan"
         )
     return (
-        f"{name}: ctrace has rules there whose plan is not known any more, so the new one is "
-        "without them: keep their services in mind before you run ctrace undo and apply it"
+        f"{name}: ctrace has rules there whose plan is lost, so the new plan does not include "
+        "them: note their services before you run ctrace undo and apply it"
     )
 
 
@@ -173,7 +173,9 @@ def _persist(known: Mapping[int, Facts], candidates: list[Candidate]) -> tuple[s
 def _notes(snapshot: Snapshot) -> list[str]:
     notes = []
     if snapshot.lost:
-        notes.append(f"{snapshot.lost} events were lost: the numbers of each service may lack them")
+        notes.append(
+            f"{snapshot.lost} events were lost: the numbers of each service may be too low"
+        )
     if snapshot.logged is not None:
         notes.append(
             f"the host's own log says that the table was full {when(snapshot.logged)}: it held "
@@ -267,7 +269,9 @@ def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
     here = (candidate.netns, candidate.proto, candidate.port)
     if not any(c.id == "syn-flood" and (c.netns, c.proto, c.port) == here for c in why):
         return candidate
-    reason = "its entries are a flood's: without tracking all of it reaches the service; see below"
+    reason = (
+        "its entries come from a flood: without tracking, all of it reaches the service; see below"
+    )
     verdict = "warn" if candidate.verdict in GOOD else candidate.verdict
     return replace(candidate, verdict=verdict, reasons=(reason, *candidate.reasons))
 

@@ -92,7 +92,7 @@ def objection(plan: Plan, namespace: Namespace) -> str:
             where = f"{lacking[0].family} {lacking[0].table} {lacking[0].chain}"
             why = f"{old.proto}/{old.port} would need an accept in {where}"
         elif _meant(old) != _meant(new):
-            why = f"the rules for {old.proto}/{old.port} would be others"
+            why = f"the rules for {old.proto}/{old.port} would be different"
         else:
             continue
         return (

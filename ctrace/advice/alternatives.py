@@ -161,7 +161,7 @@ def policy_alternative(
         f"shorter timeouts for {policy.proto}/{policy.port} only ({states})",
         table.netns,
         f"{policy.proto}/{policy.port}",
-        "tracking, NAT and stateful rules keep working; connections from before never take them",
+        "tracking, NAT and stateful rules keep working; existing connections never get them",
         frees=(round(freed.low), round(freed.high)),
         fill_after=outlook.fill(shorter=shorter(policy)),
         rising=outlook.rising(shorter=shorter(policy)),

@@ -123,7 +123,7 @@ def _judged(drop: Drop, views: Views, table: Table, about: Facts) -> Asked:
     ]
     held = f"it holds {sum(one.held for one in rows):,} of {table.count:,} entries now"
     if not views.services.hooks.changes:
-        text = f"{held}; from one moment it is not known how many come a second"
+        text = f"{held}; one dump does not tell how many come a second"
         return Asked(table.netns, drop, None, None, text)
     spared = () if drop.sources else OWN if drop.rate else ("out",)
     mine = [one for one in rows if one.direction not in spared]

@@ -80,7 +80,7 @@ class Judge:
             )
         elif ruleset is None:
             self._why_not = (
-                "its ruleset is not at hand (not in the recording, or its namespace is gone): run "
+                "its ruleset is not available (not recorded, or its namespace is gone): run "
                 "advise on the host before applying anything"
             )
         if ruleset is None or snapshot is None:

@@ -62,7 +62,7 @@ def _bpf_basics() -> None:
     try:
         os.close(bpf.map_create(bpf.MapType.RINGBUF, 0, 0, os.sysconf("SC_PAGE_SIZE")))
     except bpf.BpfError as error:
-        raise CtraceError(f"no BPF ring buffers (5.8 and later have them): {error}") from error
+        raise CtraceError(f"no BPF ring buffers (they need 5.8): {error}") from error
 
 
 def _fentry() -> None:
@@ -78,7 +78,7 @@ def _kprobe() -> None:
 def _netfilter() -> None:
     _bpf_basics()
     if "BPF_NF_STATE" not in layout.running():
-        raise CtraceError("this kernel has no BPF netfilter links (6.4 and later have)")
+        raise CtraceError("this kernel has no BPF netfilter links (they need 6.4)")
     program = bpf.prog_load(
         _RETURN_ACCEPT,
         bpf.ProgType.NETFILTER,

@@ -23,7 +23,7 @@ OWNERS_KNOWN: Final = 65536
 
 
 class NameBook:
-    """What a source has told of owners, namespaces and listeners."""
+    """What a source has reported about owners, namespaces and listeners."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture

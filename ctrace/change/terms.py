@@ -55,15 +55,15 @@ class Term:
                 try:
                     ip_network(value)
                 except ValueError:
-                    return "has a value that is no address or prefix"
+                    return "has a value that is not an address or prefix"
             if self.field in ("sport", "dport"):
                 low, high = (int(part) for part in value.split("-"))
                 if not low <= high <= 65535:
-                    return "has a range of ports that is none"
+                    return "has an invalid range of ports"
             if value.endswith("*") and len(self.values) > 1:
                 return "can have a wildcard by itself only"
         if self.field == "uid" and int(self.values[0]) > 0xFFFFFFFF:
-            return "has a user that there can't be"
+            return "has an impossible user"
         if self.negate and len(self.values) > 1:
             return "can exclude one value only"
         return ""

@@ -70,7 +70,7 @@ class Watch:
         if state == NOTHING:
             more.append("the rules are gone: something else removed them")
         elif fresh and state != EXPIRED:
-            more.append(f"{fresh} new entries of the services: the rules do not take")
+            more.append(f"{fresh} new entries of the services: the rules have no effect")
         if not more:
             return verdict
         return health.Verdict((*verdict.worse, *more), False, verdict.seen)

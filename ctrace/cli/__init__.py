@@ -21,7 +21,7 @@ VERBS = {
     "record": "Record per-flow events to a file; also as a flight recorder",
     "replay": "The live screen over a recording, with time travel",
     "import": "Text dumps, logs and support bundles as a recording",
-    "collect": "A shell script that gathers these on a host without ctrace",
+    "collect": "A shell script that gathers such texts on a host without ctrace",
     "report": "What happened, from a recording: text, Markdown, JSON, one HTML page",
     "diff": "Two recordings compared, key by key",
     "merge": "Several hosts' recordings as one",
@@ -108,7 +108,7 @@ def main() -> None:
     except CtraceError as error:
         output.drop()
         if not status:
-            click.echo(f"ctrace: {error}", err=True)
+            click.echo(f"ctrace: {output.remark(str(error))}", err=True)
         status = status or 1
     sys.exit(status)
 
@@ -137,7 +137,7 @@ def _status() -> int:
         lacking = rights.missing(
             next((one for one in sys.argv[1:] if one in VERBS), ""), str(error)
         )
-        click.echo(f"ctrace: {error}{lacking}", err=True)
+        click.echo(f"ctrace: {output.remark(str(error))}{lacking}", err=True)
         status = error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (``| head``), and knows it: no word of it.

@@ -159,7 +159,7 @@ def answer_options(*formats: str, stream: bool = False, forced: bool = False) ->
         added = force_option(answer)
         added = click.option(
             "-o", "--output", "answer_to", metavar="FILE", type=click.Path(),
-            help="Write it to FILE, not to standard output.",
+            help="Write to FILE instead of standard output.",
         )(added)  # fmt: skip
         added = click.option(
             "--format", type=click.Choice(formats), metavar="FORMAT",
@@ -306,7 +306,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 def force_option(command: F) -> F:
     """``--force``: a file that is there may be replaced."""
-    return click.option("--force", is_flag=True, help="Replace the file that is there.")(command)
+    return click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")(command)
 
 
 def need_root(doing: str) -> None:

@@ -1,15 +1,19 @@
-"""Standard output and error as every verb has them: what cannot be written is met in one place."""
+"""Standard output and error of every verb: failed writes are handled in one place."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Optional, TextIO
+from typing import Any, Final, Optional, TextIO
 
 from ctrace.errors import CtraceError
+
+_COUNT: Final = re.compile(r"(?<![^\s(])\d{1,3}(?:,\d{3})+(?![\w,./'\"]\S)")
+"""A count in a sentence; what stands in quotes or in a path is left as it was given."""
 
 
 class _Output(io.FileIO):
@@ -68,6 +72,11 @@ def number(value: float) -> str:
 
     text = fmt.count(value)
     return fmt.ascii_only(text) if fmt.wants_ascii() else text
+
+
+def remark(text: str) -> str:
+    """One line of ours with its counts as ``number`` writes them."""
+    return _COUNT.sub(lambda found: number(int(found[0].replace(",", ""))), text)
 
 
 def prose(text: str) -> str:

@@ -66,7 +66,7 @@ class Contention:
             if error.errno != errno.ENOENT:
                 raise
             raise CtraceError(
-                "this kernel has no contention tracepoints (5.19 and later have)"
+                "this kernel has no contention tracepoints (they need 5.19)"
             ) from error
 
     def read(self) -> tuple[Wait, ...]:

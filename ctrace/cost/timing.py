@@ -31,7 +31,7 @@ from ctrace.kernel.symbols import Symbols
 FAMILIES: Final = ("fentry", "kprobe", "netfilter")
 PRIORITIES: Final = tuple((-203 - 2 * n, -202 - 2 * n, -199 + n) for n in range(16))
 """Right around conntrack's hook; the kernel gives each to one BPF program only."""
-BESIDE_OTHERS: Final = "time in conntrack alone: another ctrace perf is in it with its programs"
+BESIDE_OTHERS: Final = "time in conntrack alone: another ctrace perf is attached there"
 FUNCTIONS: Final = (
     (Hook("nf_conntrack_in", ("skb", "state")), "in"),
     (Hook("__nf_conntrack_confirm", ("skb",)), "confirm"),
@@ -121,7 +121,7 @@ class Timing:
         for hook, name in FUNCTIONS:
             try:
                 if not fits(hook):
-                    raise CtraceError(f"{hook.function} takes other arguments than known here")
+                    raise CtraceError(f"{hook.function} has arguments that ctrace does not know")
                 self._pair(hook.function, f"enter_{name}", f"leave_{name}")
             except CtraceError as refused:
                 if hook.function not in OPTIONAL:
@@ -131,7 +131,7 @@ class Timing:
             self._pair(NOTHING, "enter_cost", "leave_cost")
             _run_nothing()
         except CtraceError as refused:
-            self.blind.append(f"what measuring takes, so it is not subtracted: {refused}")
+            self.blind.append(f"the measuring overhead, so it is not subtracted: {refused}")
 
     def _pair(self, function: str, entering: str, leaving: str) -> None:
         """Attach to entry and exit. The exit first: an exit without its entry is harmless."""

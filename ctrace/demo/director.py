@@ -31,7 +31,7 @@ class Beat:
     name: str
     """``calm``, ``switched``, ``full``, ``advice``, ``applied``, ``recovered`` or ``end``."""
     text: str
-    """What is told."""
+    """What the narrator says."""
 
 
 class Director:

@@ -62,7 +62,7 @@ class LoweredLimit:
             where = names.get(full[0].netns, str(full[0].netns))
             raise UsageError(
                 f"{where} holds {full[0].count} entries: lowering the limit to {limit} could "
-                "refuse its flows; leave --lower-max away, which changes nothing on the host"
+                "refuse its flows; leave out --lower-max, which changes nothing on the host"
             )
         self._watchdog = subprocess.Popen(
             [sys.executable, "-I", "-c", _WATCHDOG, FILE, str(self.old), str(limit)],

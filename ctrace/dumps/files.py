@@ -144,7 +144,7 @@ def _open(path: str) -> IO[bytes]:
         os.set_blocking(fd, True)
     elif not stat.S_ISREG(mode):
         os.close(fd)
-        raise CtraceError(f"{path} is no file, directory or pipe")
+        raise CtraceError(f"{path} is not a file, directory or pipe")
     return os.fdopen(fd, "rb")
 
 
@@ -156,7 +156,9 @@ def _directory(path: str, budget: _Budget) -> Iterator[Text]:
             full = os.path.join(folder, name)
             seen += 1
             if seen > MEMBERS:
-                raise CtraceError(f"{path} holds more than {MEMBERS:,} files: name the ones meant")
+                raise CtraceError(
+                    f"{path} holds more than {MEMBERS:,} files: name the ones you mean"
+                )
             if not os.path.isfile(full) or os.path.islink(full):
                 continue
             with _open(full) as file:

@@ -1,4 +1,4 @@
-"""Everything that was understood of the texts given, before it is told as one story."""
+"""Everything that was understood in the given texts, before it is put in order."""
 
 from __future__ import annotations
 

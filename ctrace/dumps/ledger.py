@@ -51,7 +51,7 @@ class Timeouts:
 
 @dataclass
 class Ledger:
-    """One namespace's table as it is told, look after look."""
+    """One namespace's table, dump after dump."""
 
     spool: Spool
     netns: int

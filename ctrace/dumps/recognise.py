@@ -259,7 +259,7 @@ class Reader:
         ):
             self._known += told
         elif not self._context.ignored:
-            self._found.unread.add(self._text.name, number, "not a line that is known")
+            self._found.unread.add(self._text.name, number, "an unknown line")
 
     def _no_entry(self, line: bytes, number: int) -> None:
         if self._log(line):

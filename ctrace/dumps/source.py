@@ -72,7 +72,7 @@ class Told:
         compared = any(look.apart is not None for look in self.looks)
         blind = []
         if not compared and not self.streams:
-            blind.append("what came and went: one dump shows what was there at its moment")
+            blind.append("what came and went: a dump shows only one moment")
         if compared:
             gap = max(look.apart or 0.0 for look in self.looks)
             blind.append(
@@ -80,8 +80,8 @@ class Told:
                 f"{gap:.3g} s, and ages and lives are lower bounds"
             )
         if any(dump.lost for dump in self.streams):
-            blind.append("events that conntrack lost (ENOBUFS): how many, it does not say")
-        blind.append("refused packets: only the kernel's log and counters tell of them")
+            blind.append("events that conntrack lost (ENOBUFS): it does not say how many")
+        blind.append("refused packets: only the kernel's log and counters report them")
         blind.append("which process opened a flow")
         return HookInfo(
             DUMP, (f"{len(self.looks)} dumps, {len(self.streams)} streams of events",),
@@ -141,7 +141,7 @@ class Told:
         return self._table(look.dump.netns, max(count, len(look.rows)), until)
 
     def _unlooked(self, dump: Optional[Dump], until: int) -> tuple[TableReading, ...]:
-        """Tables of which nothing but a count and settings are known."""
+        """Tables for which only a count and settings are known."""
         names = [dump.netns] if dump is not None else list(self.netns)
         found: list[TableReading] = []
         for name in names:
@@ -199,9 +199,7 @@ def nothing(found: Found, paths: Sequence[str]) -> CtraceError:
         return CtraceError(
             f"{', '.join(paths)}: conntrack had nothing to show, the table was empty"
         )
-    text = (
-        f"{', '.join(paths)} is not a ctrace recording, and holds nothing that tells of conntrack"
-    )
+    text = f"{', '.join(paths)} is not a ctrace recording, and contains nothing about conntrack"
     if unread.first:
         _, line, reason = unread.first[0]
         text += f" ({unread.count:,} lines not understood, the first is line {line}: {reason})"

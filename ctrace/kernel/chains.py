@@ -22,7 +22,7 @@ RUNS: Final = 1 << 16
 LENGTHS: Final = 256
 CANDIDATES: Final = 4
 DISTURBED: Final = 0.05
-"""A table of which more buckets than this end elsewhere is not the table."""
+"""More buckets than this end elsewhere: it is not the table."""
 NAMESPACES: Final = 4096
 """How many namespaces' entries are told apart; what was met of more is forgotten."""
 

@@ -183,7 +183,7 @@ def digest(source: str) -> str:
 
 
 def check() -> None:
-    """Whether the programs are at hand, or a compiler is. Raises CtraceError when not."""
+    """Whether the programs or a compiler are available. Raises CtraceError when not."""
     if not all(map(is_made, SOURCES)):
         compiler.find()
 

@@ -40,7 +40,7 @@ BRIEF: Final = 0.005
 OFTEN: Final = 0.02
 SELDOM: Final = 0.03
 """Seconds between two readings: in a flood, and from a small ring and one with room enough in
-quiet times, for a flood comes without a word. Each reading costs the same, and records cost
+quiet times, because a flood gives no warning. Each reading costs the same, and records cost
 no more after they have left the cache of who wrote them."""
 ROOM: Final = 1 << 15
 """Records that one batch has room for in one piece, at least (4 MB)."""

@@ -89,7 +89,9 @@ class FeedAdviser:
 
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:  # noqa: ARG002
         """Raises CtraceError: what has been recorded is over."""
-        raise CtraceError("only looked at, not changed: ctrace advise --plan makes a plan")
+        raise CtraceError(
+            "nothing can be applied over a recording; ctrace advise FILE --plan makes a plan"
+        )
 
     def act(self, advice: Any, word: str) -> str:  # noqa: ARG002
         """Raises CtraceError."""

@@ -35,7 +35,7 @@ def parse_jump(text: str, position: Position) -> float:
             if when < start.replace(microsecond=0):
                 when += timedelta(days=1)
             return inside(when.timestamp(), text, position)
-    raise UsageError(f"{text!r} is no time: give 10:03:07 (UTC), +30, -2m or 50%")
+    raise UsageError(f"{text!r} is not a time: give 10:03:07 (UTC), +30, -2m or 50%")
 
 
 def inside(moment: float, text: str, position: Position) -> float:

@@ -61,7 +61,7 @@ SHORTER: Final[dict[str, int]] = {
     "generic_timeout": 60,
 }
 """What is proposed instead, in seconds: below what answers and retransmissions take nowhere."""
-KEEP: Final = "entries that exist keep their timeout"
+KEEP: Final = "existing entries keep their timeout"
 FAMILY: Final = {True: "ipv6", False: "ipv4"}
 
 
@@ -195,7 +195,7 @@ def drop_source(src: str, netns: int, held: int) -> Remedy:
             "drop-source",
             f"stop or slow down {src}, or drop it before conntrack",
             netns,
-            detail=f"everything from it, also what is wanted; {KEEP}",
+            detail=f"everything from it, wanted traffic included; {KEEP}",
             frees=(0, held),
             option=f"--{drop.option} {src}",
         ),
@@ -213,7 +213,7 @@ def drop_service(culprit: Culprit, held: int) -> Remedy:
             f"drop {culprit.proto}/{culprit.port} before conntrack, if nobody serves it",
             culprit.netns,
             f"{culprit.proto}/{culprit.port}",
-            f"everything to that port, also what is wanted; {KEEP}",
+            f"everything to that port, wanted traffic included; {KEEP}",
             frees=(0, held),
             option=f"--{drop.option} {culprit.proto}/{culprit.port}",
         ),
@@ -269,7 +269,7 @@ def larger(
     low, high = (size * each + size * BUCKET_BYTES for each in entry_bytes)
     return Remedy(
         "larger-table",
-        f"raise nf_conntrack_max and nf_conntrack_buckets to {size}",
+        f"raise nf_conntrack_max and nf_conntrack_buckets to {size:,}",
         table.netns,
         detail=f"at most {mib(low, high)} when full{detail}",
         commands=_sizes({"max": size, "buckets": size}),
@@ -288,7 +288,7 @@ def buckets(table: Table) -> Remedy:
         "buckets",
         f"raise nf_conntrack_buckets to {size:,} ({mib(memory, memory)})",
         table.netns,
-        detail="for all namespaces; the kernel moves every entry once, in some milliseconds",
+        detail="for all namespaces; the kernel moves every entry once, within milliseconds",
         commands=_sizes({"buckets": size}),
         undo=_sizes({"buckets": table.buckets}),
         memory=(memory, memory),

@@ -487,4 +487,4 @@ class Snapshot:
     filter: str = ""
     """The filter as the user gave it; empty for none."""
     logged: Optional[Logged] = None
-    """What the host's own log says of a full table; None where no such log is at hand."""
+    """What the host's own log says about a full table; None without such a log."""

@@ -99,7 +99,7 @@ class Told:
 
 
 class Tally:
-    """Follows the counters, of which a block holds all once and then what changed."""
+    """Follows the counters: a block holds all of them once, then what changed."""
 
     def __init__(self, header: meta.Header) -> None:
         self._base = header.base

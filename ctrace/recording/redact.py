@@ -39,7 +39,7 @@ VERBATIM = ("0.0.0.0/8", "127.0.0.0/8", "::/127")
 FACTS = ("net.", "machine", "cpus", "memory", "segment.number")
 """Beginnings of the facts that tell nothing of whose host it is."""
 REMEMBERED = 1 << 20
-"""Addresses whose mapping is kept at hand."""
+"""Addresses whose mapping is cached."""
 
 
 class Addresses:

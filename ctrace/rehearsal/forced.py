@@ -81,7 +81,7 @@ class Needs(NamedTuple):
     depends: bool
     """A condition that can only be forced."""
     draws: bool
-    """A translation that draws ports by lot."""
+    """A translation that chooses random ports."""
     counts: bool
     """A limit on tracked connections."""
 

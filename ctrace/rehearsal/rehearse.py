@@ -81,7 +81,7 @@ class Service:
         """Whether a rule gives its connections a conntrack helper."""
 
     def tracked(self, setting: Setting) -> Tracked:
-        """How all fare without rules of ours; twice, where something is drawn by lot."""
+        """How all fare without our rules; twice, where something is random."""
         if setting not in self._tracked:
             with self.room.stage(setting) as stage:
                 runs = play(stage, self.talks)
@@ -205,7 +205,7 @@ class Service:
         )
 
     def own_ports(self) -> bool:
-        """Whether calls of this host leave from ports that a translation drew by lot."""
+        """Whether calls of this host leave from ports that a translation chose at random."""
         found = self.tracked(Setting())
         return any(
             run.talk.role == "client"

@@ -97,10 +97,14 @@ def bridged(objects: Objects) -> Iterator[str]:
 
 
 def _packets(expr: list[Any]) -> Optional[int]:
-    """Of the rule's first counter; named counters count for others, too."""
+    """Of the rule's first counter; named counters count for others, too.
+
+    None also where the number is missing, as in a text that was cut.
+    """
     for part in expr:
         if isinstance(part, dict) and isinstance(part.get("counter"), dict):
-            return int(part["counter"].get("packets", 0))
+            n = part["counter"].get("packets", 0)
+            return n if isinstance(n, int) else int(n) if str(n).isdecimal() else None
     return None
 
 

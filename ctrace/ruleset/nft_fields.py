@@ -118,7 +118,7 @@ def compared(op: str, values: tuple[Value, ...], key: str) -> tuple[Value, ...]:
 
 
 def flags_of(mask: Optional[int], right: Any, op: str) -> tuple[Bits, ...]:
-    """TCP flags as (mask, value), any of which fits. Raises Unclear."""
+    """TCP flags as (mask, value), one of which must match. Raises Unclear."""
     if isinstance(right, dict) and "|" in right:
         value = _flag_bits(right["|"])
     elif isinstance(right, dict):

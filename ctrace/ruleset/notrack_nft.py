@@ -156,7 +156,7 @@ def _anchor(accept: Accept, family: str, match: str) -> str:
 
 
 def _terms(terms: Iterable[Term], family: str, proto: str) -> Optional[str]:  # noqa: PLR0912
-    """The conditions for packets of a family; None when such a packet never meets them."""
+    """The conditions for packets of a family; None when such a packet never matches them."""
     out = ""
     for term in terms:
         unequal = "!= " if term.negate else ""

@@ -238,5 +238,5 @@ def _ends_text(flow: Flow) -> str:
 
 
 def now() -> int:
-    """Boot clock, ns: what records' times are told in."""
+    """Boot clock, ns: the clock of records' times."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

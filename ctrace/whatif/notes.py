@@ -27,14 +27,14 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
         )
         yield (
             f"{int(np.count_nonzero(inside)):,} of {len(flows):,} flows did not end in the "
-            f"recording: of {looked:,} a look told how they would end, {others:,} are taken to end "
-            "as flows to the same port that were seen at the same age, or ended older."
+            f"recording: samples show how {looked:,} would end; {others:,} are assumed to end like "
+            "flows to the same port that were sampled at that age, or that ended older."
         )
     nothing = int(np.count_nonzero(inside & (flows.basis == Basis.NOTHING)))
     if nothing:
         yield (
-            f"{nothing:,} of {len(flows):,} flows outlived all like them that ended: the recording "
-            "is too short to tell when they end; they are taken to stay"
+            f"{nothing:,} of {len(flows):,} flows outlived every similar flow that ended: the "
+            "recording is too short to tell when they end, so they are assumed to stay"
             + (", and the range is as wide as if they did not." if levers.timeouts else ".")
         )
     if levers.timeouts and (other := int(np.count_nonzero(~flows.sure))):
@@ -46,7 +46,7 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
     if extra:
         yield (
             f"{sum(extra.values()):,} entries were there before the recording and never ended in "
-            "it: taken to stay, and the range is as wide as if they did not."
+            "it: they are assumed to stay, and the range is as wide as if they did not."
         )
     for lever in levers.timeouts:
         if not lever.matches(flows).any():
@@ -55,6 +55,6 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
                 "show what it changes; record for longer than the table's timeouts."
             )
     if levers.timeouts:
-        yield "a shorter timeout can also make entries anew after a pause: that is not modelled."
+        yield "a shorter timeout can also create new entries after a pause: that is not modelled."
     if levers.buckets is not None:
-        yield "buckets change what early_drop finds and how long lookups take, not what is held."
+        yield "buckets change what early_drop finds and how long lookups take, not the count."

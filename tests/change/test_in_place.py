@@ -79,6 +79,13 @@ def test_the_second_plan_adds_to_the_first(lab: Lab, tmp_path: Path) -> None:
         for port in (PORT, OTHER):
             assert len(tcp_connections(client, (address, port), 5).flows) == 5
         assert {port: in_table(server, port) for port in (PORT, OTHER)} == count
+    unnamed = subprocess.run(
+        [sys.executable, "-m", "ctrace", "undo"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert unnamed.returncode == 1, unnamed.stderr
+    assert "with --netns" in unnamed.stderr
+    assert str(OTHER) in ctrace("applied", "--netns", server.inum)
     ctrace("undo", "--netns", server.inum)
 
 

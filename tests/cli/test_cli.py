@@ -12,7 +12,7 @@ import click
 import pytest
 
 from ctrace.batch import Batch, Clock, HookInfo
-from ctrace.cli import VERBS, cli
+from ctrace.cli import VERBS, cli, output
 from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
 
@@ -69,7 +69,7 @@ def test_help_explains_every_option(verb: str) -> None:
         (["trace", "--hooks", "magic"], "magic"),
         (
             ["replay", RECORDING, "--at", "bad"],
-            "'bad' is no time: give 10:03:07 (UTC), +30, -2m or 50%",
+            "'bad' is not a time: give 10:03:07 (UTC), +30, -2m or 50%",
         ),
         (["replay", RECORDING, "--at", "2019-99-01"], "give one like 2019-07-03T11:02:00Z"),
         (["replay", RECORDING, "--speed", "0"], "'--speed'"),
@@ -84,7 +84,7 @@ def test_help_explains_every_option(verb: str) -> None:
         (["apply", __file__, "--confirm-within", "soon"], "'soon' is not a time"),
         (["apply", __file__], "is not valid JSON"),
         (["merge", RECORDING, RECORDING], "Missing option '-o'"),
-        (["record", "--trigger", "x"], "is no trigger: use drop, evict, fill=90"),
+        (["record", "--trigger", "x"], "is not a trigger: use drop, evict, fill=90"),
         (["record", "--ring", "5"], "--ring': 5 is too little: at least 8M"),
         (["record", "--keep", "never"], "'never' is not a time"),
         (["record", "--stop-after", "0"], "'--stop-after'"),
@@ -169,3 +169,22 @@ def test_no_word_of_where_this_was_made() -> None:
     for name in filter(None, tracked):
         text = (ROOT / name).read_bytes()
         assert b"/wor" + b"k/" not in text, name
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("it holds more than 4,194,304 files: name them", "4\u202f194\u202f304 files: name them"),
+        ("at least (1,234), or 5,678.", "(1\u202f234), or 5\u202f678."),
+        ("cannot open /dumps/1,234/all.txt", "/dumps/1,234/all.txt"),
+        ("'1,234' is not a port", "'1,234' is"),
+        ("1,234.data exists", "1,234.data exists"),
+    ],
+)
+def test_an_error_groups_digits_as_the_views_do_but_not_in_names(
+    said: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CTRACE_ASCII", "0")
+    assert shown in output.remark(said)
+    monkeypatch.setenv("CTRACE_ASCII", "1")
+    assert output.remark(said) == said

@@ -591,7 +591,7 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     assert "No space left on device; the recording ends here and keeps its" in line
     assert not any("Traceback" in one for one in said)
     found = kinds(kept)
-    assert f"keeps its {sum(found.values()):,} events" in line
+    assert f"keeps its {sum(found.values()):,} events" in line.replace("\u202f", ",")
     assert found[Kind.INSERT] > 0
     assert list(where.iterdir()) == []
 

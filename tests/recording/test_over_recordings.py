@@ -486,5 +486,5 @@ def test_a_clock_that_is_set_changes_nothing_of_what_is_kept(
 
 @pytest.mark.parametrize("text", ["drops", "fill=0", "fill=101", "inserts=many", ""])
 def test_triggers_that_are_none(text: str) -> None:
-    with pytest.raises(ctrace.errors.UsageError, match="is no trigger"):
+    with pytest.raises(ctrace.errors.UsageError, match="is not a trigger"):
         parse_trigger(text)

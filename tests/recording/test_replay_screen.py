@@ -88,7 +88,7 @@ def test_the_keys_of_travel_lead_where_they_say(file: Path, truth: list[Batch]) 
         await go("left_square_bracket")
         assert moment() == clock.utc(first) / 1e9
         await go("j", *"noon", "enter")
-        assert "'noon' is no time: give 10:03:07 (UTC), +30, -2m or 50%" in shown(app)
+        assert "'noon' is not a time: give 10:03:07 (UTC), +30, -2m or 50%" in shown(app)
         assert moment() == clock.utc(first) / 1e9
 
     drive(file, keys)

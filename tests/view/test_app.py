@@ -86,7 +86,9 @@ def shown(app: TopApp) -> str:
 
 def test_before_the_first_snapshot_it_says_what_it_waits_for() -> None:
     async def look(app: TopApp, pilot: Pilot[None]) -> None:
-        assert "attaching to the kernel: netfilter hooks" in shown(app)
+        lines = shown(app).splitlines()
+        assert any("attaching to the kernel: netfilter hooks" in line for line in lines[:-1])
+        assert "q quit" in lines[-1]
 
     drive(look, FixedFeed([], "attaching"))
 
@@ -404,7 +406,7 @@ def test_a_replay_travels() -> None:
         await pilot.press("j", *"50%", "enter")
         assert feed.at in (4, 5)
         await pilot.press("j", *"+3", "enter", "j", *"nonsense", "enter")
-        assert "is no time" in shown(app)
+        assert "is not a time" in shown(app)
         await pilot.press("plus", "plus", "minus")
         assert feed.speed == 2.0
         await pilot.press("left_square_bracket", "space", "home")

@@ -60,7 +60,7 @@ def test_a_screen_goes_on_while_the_resolver_hangs() -> None:
                 feed.at += 1
                 await pilot.pause(0.15)
             assert "host-17.example → tcp/8063" in shown()
-            assert "not among the first now" not in shown()  # the same row, under its name
+            assert "no longer among the rows" not in shown()  # the same row, under its name
             await pilot.press("escape")
             assert "host-17.example → tcp/8063" in shown()
 

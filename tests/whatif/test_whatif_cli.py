@@ -74,7 +74,7 @@ def test_the_answer_is_in_the_reports_page(ring: Path, tmp_path: Path) -> None:
     assert len(lines) == 3
     counted, _, changed = ([float(p.split(",")[1]) for p in line.split()] for line in lines)
     assert min(changed) > min(counted), "the lower line is drawn further down"
-    assert "foretold from the first, was missed by" in section
+    assert "the second half of the recording from the first was off by" in section
     assert "the peak between" in section
     assert "Who held the table" in page
 

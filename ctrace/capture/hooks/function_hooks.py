@@ -221,7 +221,7 @@ class FunctionCapture(BpfCapture, Generic[Target]):
         return super().counts()
 
     def follow(self, namespaces: Sequence[Namespace]) -> None:  # noqa: ARG002
-        """A function serves every namespace; a CPU that was switched on is met."""
+        """A function serves every namespace; a CPU that was switched on is covered."""
         percpu.meet(self._objects)
 
     def missed(self) -> int:

@@ -65,7 +65,7 @@ class NetfilterCapture(BpfCapture):
         """
         where = layout.running()
         if "BPF_NF_STATE" not in where:
-            raise CtraceError("this kernel has no BPF netfilter links (6.4 and later have)")
+            raise CtraceError("this kernel has no BPF netfilter links (they need 6.4)")
         ranges = [layout.function_range(name) for name in _FUNCTIONS]
         if ranges[0] is None:
             raise CtraceError(
@@ -149,7 +149,7 @@ class NetfilterCapture(BpfCapture):
                     continue  # gone between listing and entering
                 if not self._links:
                     raise
-                self._refused[inum] = f"nothing of {current[inum].name} is seen: {error}"
+                self._refused[inum] = f"nothing in {current[inum].name} is seen: {error}"
         blind = (*self._blind, *self._refused.values())
         if blind != self.info.blind:
             self.info = replace(self.info, blind=blind)
@@ -256,11 +256,11 @@ def without_retracted(events: Events) -> Events:
 def _blind(evictions: bool) -> tuple[str, ...]:
     """What this family cannot see, in plain sentences."""
     blind = [
-        "inserts by conntrack -I, act_ct, Open vSwitch or a BPF program: seen only when they end",
-        "a refused packet's direction, when it came in: received and forwarded look alike",
-        "entries inserted beside a clashing one (NAT) look like any other insert",
-        "inserts in the first moments of a namespace (a tenth of a second; one that no name is "
-        "mounted for: a second): listed when it is found, as there before",
+        "entries created by conntrack -I, act_ct, Open vSwitch or a BPF program, until they end",
+        "whether a refused packet that came in was to be forwarded",
+        "NAT clashes: they look like ordinary inserts",
+        "inserts in a new namespace's first tenth of a second (first second, if no name is mounted "
+        "for it): those entries are listed as older ones",
     ]
     if "PROC_SYSCTL_ENTRY" not in layout.running():
         blind.append("a packet refused for lack of memory looks like one refused by a full table")

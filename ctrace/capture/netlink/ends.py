@@ -59,7 +59,7 @@ class OlderEntries:
         return missing
 
     def take(self, missing: Events) -> Events:
-        """Of the ``missing`` entries those that nothing else has told of, as DESTROY records."""
+        """Of the ``missing`` entries those that nothing else has reported, as DESTROY records."""
         gone = np.isin(self._rows["ct"], missing["ct"])
         rows: Events = self._rows[gone]
         self._rows = self._rows[~gone]

@@ -273,7 +273,7 @@ class NetlinkCapture(Capture):
         self._ready.register(sock.fileno(), select.EPOLLIN)
 
     def _missing(self, listener: _Listener) -> Events:
-        """The older entries that have ended, as far as no message has told of them."""
+        """The older entries that have ended without a message about it."""
         if listener.older is None or listener.missing is None:
             return empty()
         rows = listener.older.take(listener.missing.result())
@@ -328,9 +328,9 @@ class NetlinkCapture(Capture):
         blind = [
             "refused packets are counted from the kernel's statistics, without their tuples; one "
             "refused for lack of memory counts as refused by a full table",
-            "evictions by early_drop are counted, not told from other deletions",
+            "evictions by early_drop are counted, but look like other deletions",
             "which process opened a flow is not known",
-            "entries inserted beside a clashing one (NAT) are told when they end, a second later",
+            "entries inserted beside a clashing one (NAT) are reported when they end",
         ]
         late = [one.space.name for one in self._listeners.values() if one.older is not None]
         silent = [one.space.name for one in self._listeners.values() if one.silent]
@@ -346,7 +346,7 @@ class NetlinkCapture(Capture):
         if self._gap:
             blind.append("nf_conntrack_netlink was unloaded meanwhile: counts are lower bounds")
         if not self.tells_left:
-            blind.append("why an entry ended is not told by kernels before 5.11")
+            blind.append("kernels before 5.11 do not report why an entry ended")
         n = len(self._listeners)
         self.info = HookInfo(
             "netlink",

@@ -18,7 +18,7 @@ from ctrace.kernel.chains import Walker
 from ctrace.record import Events, Kind
 
 ENOUGH: Final = 512
-"""Entries met in a second after which it ends; what a run of 128 nodes has more counts too."""
+"""Stop after this many entries a second; a run of 128 nodes may exceed it."""
 RUNS: Final = 256
 """Runs of a second: at most 32,768 nodes and empty buckets, about 2 ms."""
 FIRST_RUNS: Final = 1024

@@ -29,7 +29,7 @@ SHORTEST: Final = 3600
 _SETTING: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 TCP: Final = 6
 KEPT: Final = 512
-"""Entries of a reading that are told, an even part of each table."""
+"""How many entries of a reading are reported, an even part of each table."""
 
 
 class Dumps:

@@ -18,7 +18,7 @@ from ctrace.host.netns import Namespace
 from ctrace.record import Events, empty, join
 
 LATE: Final = 0.1
-"""Seconds until an entry that a dump has is surely told of, also by a sender that a busy
+"""Seconds to wait for the event of an entry that a dump has, also from a sender that a busy
 host interrupted between the entry and its event."""
 PATHS: Final = 5
 """Paths by which a namespace's entries are sought."""

@@ -158,7 +158,7 @@ def _about_kernel(here: kernel.Kernel) -> list[Finding]:
             )
         )
     else:
-        text = {"unknown": "not told (securityfs is not mounted)"}.get(here.lockdown, here.lockdown)
+        text = {"unknown": "unknown (securityfs is not mounted)"}.get(here.lockdown, here.lockdown)
         findings.append(Finding("lockdown", GOOD, text))
     if here.jit is False:
         findings.append(

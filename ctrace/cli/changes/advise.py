@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 @click.option("--plan", metavar="FILE", type=click.Path(), help="Write a plan for ctrace apply.")
 @click.option(
     "--drop-source", multiple=True, metavar="ADDRESS",
-    help="Plan also to drop all from there before tracking.",
+    help="Also plan to drop everything from ADDRESS before tracking.",
 )  # fmt: skip
 @click.option(
     "--drop-service", multiple=True, metavar="PROTO/PORT",
-    help="Plan also to drop all that comes to a port before tracking.",
+    help="Also plan to drop everything to that port before tracking.",
 )  # fmt: skip
 @click.option(
     "--limit-source", multiple=True, metavar="SERVICE=RATE",
-    help="Plan also to limit new connections a second of each source: tcp/8063=50.",
+    help="Also plan to limit each source's new connections per second: tcp/8063=50.",
 )  # fmt: skip
 @click.option(
     "--limit-service", multiple=True, metavar="SERVICE=RATE",
-    help="Plan also to limit new connections a second in all.",
+    help="Also plan to limit all new connections per second.",
 )  # fmt: skip
 @click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")
 @hooks_option
@@ -72,13 +72,12 @@ def command(
 ) -> None:
     """Which services to take out of connection tracking, and what else helps.
 
-    Watches the host for a while, or reads a recording; holds each service against
-    the live ruleset; and prints the fewest changes that bring each full table below
-    the target. Nothing is changed: --plan writes a file that ctrace apply takes.
+    Watches the host for a while, or reads a recording; checks each service against the live
+    ruleset; and prints the fewest changes that bring each full table below the target.
+    Nothing is changed: --plan writes a file that ctrace apply takes.
 
-    What is dropped before tracking is chosen by you alone, and takes nft: the
-    advice then says how much of what was seen it would have dropped. Of UDP a limit
-    counts datagrams.
+    Only you choose what is dropped before tracking, and it needs nft: the advice then says
+    how much of the traffic seen it would have dropped. For UDP a limit counts datagrams.
     """
     from ctrace.cli.options import held_filter
     from ctrace.dropping import KINDS, parse

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def command(netns: Optional[str], format: str) -> None:
     """List what ctrace has applied: where, what, until when, and how much it caught.
 
-    Says when a change does not hold: its accepts are missing, its services are tracked
-    for now, or something else removed it. One that was judged by other rules than there
-    are now is judged again.
+    Says when a change does not hold: its accepts are missing, its services are tracked for
+    now, or something else removed it. One that was judged by rules that have changed since
+    is judged again.
     """
     from ctrace.advice.again import objection
     from ctrace.change.condition import OVER, conditions

@@ -26,11 +26,11 @@ from ctrace.errors import CtraceError, UsageError
 def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: bool) -> None:
     """Apply a PLAN made by ``ctrace advise``.
 
-    It is shown in full first. The kernel itself takes the change back after the
-    time to confirm, also when ctrace or the connection to this host dies. Until then
-    a process of its own watches, also with --yes: by the host's counters and, where
-    there is no load, by connections of its own. A change that makes things worse is
-    taken back within two seconds.
+    It is shown in full first. The kernel itself takes the change back after the time to
+    confirm, also when ctrace or the connection to this host dies. Until then a separate
+    process watches, also with --yes: it reads the host's counters and, where there is no
+    load, opens test connections. A change that makes things worse is taken back within two
+    seconds.
     """
     from ctrace.advice.again import judge_plan
     from ctrace.change import apply, plan_file

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optional[bool]) -> None:
     """Keep the change that is on trial.
 
-    It says what it keeps and where, and asks first on a terminal. Without PLAN or
-    --netns it is the only trial that runs, and elsewhere than on a terminal it needs -y.
+    It says what it keeps and where, and asks first on a terminal. Without PLAN or --netns
+    exactly one trial must be running, and without a terminal it needs -y.
     """
     from ctrace.change import apply
     from ctrace.change.undo import applied

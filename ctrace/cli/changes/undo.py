@@ -19,11 +19,12 @@ from ctrace.errors import CtraceError
 def command(netns: Optional[str], every: bool, yes: bool) -> None:
     """Remove what ctrace applied, and nothing else.
 
-    It says what it removes and where, and asks first on a terminal. Where something is
-    applied in several namespaces, name one or give --all. Only the table inet ctrace,
-    the chains CTRACE_* and rules whose comment begins with ctrace: are touched. Works
-    from the ruleset itself, also after a crash. TCP connections of this host that
-    were opened untracked go on: their entries are made for them.
+    It says what it removes and where, and asks first on a terminal. Without one it needs
+    --netns, --all or -y. Where something is applied in several namespaces, name one or give
+    --all. Only the table inet ctrace, the
+    chains CTRACE_* and rules whose comment begins with ctrace: are touched. Works from the
+    ruleset itself, also after a crash. TCP connections of this host that were opened
+    untracked go on: ctrace creates entries for them.
     """
     from ctrace.change.undo import applied, undo
     from ctrace.host.netns import resolve
@@ -33,6 +34,10 @@ def command(netns: Optional[str], every: bool, yes: bool) -> None:
     there = applied(only)
     if len(there) > 1 and not every:
         raise CtraceError(several("changes are applied", there) + ", or give --all")
+    if there and not (only or every or yes or sys.stdin.isatty()):
+        raise CtraceError(
+            f"one change is applied ({what(there[0])}): name it with --netns, or add -y"
+        )
     for change in there:
         say(f"Remove {what(change)}.")
     if there and not yes and sys.stdin.isatty() and not click.confirm("Remove?", default=True):

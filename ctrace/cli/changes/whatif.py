@@ -41,8 +41,8 @@ def command(
 
     FILE is a recording, or a flight recorder's directory.
 
-    The model foretells the second half of the recording from the first, and prints
-    how far off it was: above 15 % it is not to be trusted.
+    The model predicts the second half of the recording from the first and prints its error:
+    above 15 %, do not trust it.
     """
     from contextlib import closing
 

@@ -20,9 +20,9 @@ WAIT = 120.0
 
 @click.command()
 @click.option("--print", "printed", is_flag=True, help="Print the script, to be run elsewhere.")
-@file_option("Where what it gathers on this host goes.", "evidence.tar.gz")
+@file_option("The archive to write on this host.", "evidence.tar.gz")
 def command(printed: bool, output: Optional[str]) -> None:
-    """Gather what a host can tell of connection tracking, with nothing but its shell.
+    """Gather evidence on connection tracking from a host, with only its shell.
 
     The script needs no ctrace, Python or compiler, works on old kernels and routers, is
     bounded in time and size, changes nothing and leaves nothing behind.

@@ -23,7 +23,7 @@ FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
     help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} [default: as FILE is called].",
 )  # fmt: skip
 @click.option("--to", "earlier", type=click.Choice(FORMATS), hidden=True, help="As --format.")
-@file_option("Where to, else standard output (not for parquet).")
+@file_option("Write to FILE instead of standard output (parquet needs a file).")
 @redact_option
 @force_option
 def command(

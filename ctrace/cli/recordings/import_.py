@@ -12,13 +12,13 @@ from ctrace.cli.options import file_option, redact_option
 @file_option("The new recording.", "imported.data")
 @redact_option
 def command(files: tuple[str, ...], output: str, redact: bool) -> None:
-    """Make a recording of what people have: dumps of the table, logs, settings, rules.
+    """Make a recording from text: dumps of the table, logs, settings, rules.
 
-    FILE is text, plain or packed (gzip, xz, bzip2, zstd), a directory or a tar of such
-    (a support bundle, or what ctrace collect prints), or - for standard input. What
-    each line is, its content tells: /proc/net/nf_conntrack, conntrack -L, -E and -S in any
-    of their forms, dmesg, journalctl, sysctl -a, lsmod, iptables-save, nft list ruleset,
-    ss and netstat. Lines that are not understood are counted and shown with their number.
+    FILE is text, plain or packed (gzip, xz, bzip2, zstd), a directory or a tar of such (a
+    support bundle, or what ctrace collect prints), or - for standard input. Each line is
+    recognised by its content: /proc/net/nf_conntrack, conntrack -L, -E and -S in any of
+    their forms, dmesg, journalctl, sysctl -a, lsmod, iptables-save, nft list ruleset, ss
+    and netstat. Lines that are not understood are counted and shown with their number.
 
     \b
     Examples:

@@ -33,18 +33,28 @@ DEFAULT_RING = "ctrace.d"
 @stop_after_option
 @click.option("--cmd", metavar="COMMAND", help="Record as long as this shell command runs.")
 @click.option("--ring", type=Size(8 << 20), help="Flight recorder: use at most this much disk.")
-@click.option("--keep", type=Time(), help="Flight recorder: keep this long.")
+@click.option("--keep", type=Time(), help="Flight recorder: keep the last TIME.")
 @click.option(
     "--trigger", multiple=True, metavar="WHAT",
     help="Flight recorder: keep only what surrounds drop, evict, fill=90 or inserts=20000/s.",
 )  # fmt: skip
 @click.option(
-    "--before", type=Time(), default="2m", show_default=True, help="Kept before a trigger."
+    "--before",
+    type=Time(),
+    default="2m",
+    show_default=True,
+    help="How much to keep before a trigger.",
 )
-@click.option("--after", type=Time(), default="2m", show_default=True, help="Kept after a trigger.")
+@click.option(
+    "--after",
+    type=Time(),
+    default="2m",
+    show_default=True,
+    help="How much to keep after a trigger.",
+)
 @click.option(
     "--interval", default="250ms", show_default=True, type=Time(0.05, 10),
-    help="Between two batches: how finely a replay can step.",
+    help="Time between two batches; a replay can step no finer.",
 )  # fmt: skip
 @hooks_option
 @click.option("--perf", is_flag=True, help="Also measure what conntrack costs, for the report.")
@@ -70,12 +80,12 @@ def command(
     """Record every conntrack event for the postmortem.
 
     Ctrl-C ends it cleanly; after a crash everything but the last second is there. With
-    --cmd the exit status is the command's own. A recording that is there keeps its content
-    under a number (ctrace.data.1).
+    --cmd the exit status is the command's own. An existing recording is renamed
+    (ctrace.data.1), not overwritten.
 
     It holds addresses, ports, the names of namespaces, containers, units and processes, and
-    command lines up to 256 characters, what looks like a secret as ***. ctrace merge FILE
-    --redact makes a copy for others.
+    command lines up to 256 characters, with what looks like a secret as ***. ctrace merge
+    FILE --redact makes a copy for others.
 
     \b
     Examples:

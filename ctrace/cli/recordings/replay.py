@@ -27,7 +27,7 @@ QUIET_S = 3600.0
 @click.option(
     "--at",
     metavar="MOMENT",
-    help="Begin there: 14:03:20 (UTC), -5m from the end, +30, 50%.",
+    help="Start at 14:03:20 (UTC), -5m from the end, +30, 50%.",
 )
 @click.option(
     "--speed",
@@ -35,12 +35,12 @@ QUIET_S = 3600.0
     default=1.0,
     show_default=True,
     metavar="N",
-    help="Times as fast as it happened.",
+    help="Playback speed: 2 is twice as fast as it happened.",
 )
 @click.option("--paused", is_flag=True, help="Begin paused.")
 @group_option
 @sort_option
-@click.option("--once", is_flag=True, help="Print the moment (--at, else the end) and leave.")
+@click.option("--once", is_flag=True, help="Print one frame (at --at, else at the end) and exit.")
 @answer_options("text", "json", stream=True)
 @click.option("--step", default="1s", show_default=True, type=Time(), help="Between frames.")
 @screen_options
@@ -108,7 +108,9 @@ def parse_moment(text: str, start: float, end: float) -> float:
         try:
             moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
         except ValueError:
-            raise UsageError(f"{text!r} is no time: give one like 2019-07-03T11:02:00Z") from None
+            raise UsageError(
+                f"{text!r} is not a time: give one like 2019-07-03T11:02:00Z"
+            ) from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
         return inside(moment.timestamp(), text, whole)
     base = end if text.startswith("-") else start

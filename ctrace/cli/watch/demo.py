@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--auto", is_flag=True, help="Play it through by itself, narrated; under two minutes."
+    "--auto",
+    is_flag=True,
+    help="Play it through without a key pressed, narrated; about two minutes.",
 )
-@click.option("--plain", is_flag=True, help="Frames of text, no screen (as without a terminal).")
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Print frames of text instead of the screen (as without a terminal).",
+)
 @click.option(
     "--lower-max",
     type=int,

@@ -15,7 +15,7 @@ from ctrace.errors import CtraceError
 
 LISTEN = "127.0.0.1:9632"
 MEMORY = 12 << 20
-"""Bytes for what grows with traffic: a few dozen names are told, and the unit has 256 MiB."""
+"""Bytes for what grows with traffic: a few dozen names are served, and the unit has 256 MiB."""
 
 
 @click.command()
@@ -33,13 +33,17 @@ MEMORY = 12 << 20
     "--limit", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N",
     help="Distinct culprits and victims ever named; later ones share the label 'other'.",
 )  # fmt: skip
-@click.option("--addresses", is_flag=True, help="Add source addresses as labels (off: none leave).")
+@click.option(
+    "--addresses",
+    is_flag=True,
+    help="Add source addresses as labels (without it, none leave this host).",
+)
 @click.option(
     "--web.config.file", "web_config", metavar="FILE",
     help="TLS and basic authentication, as Prometheus' exporters take them.",
 )  # fmt: skip
 @hooks_option
-@click.option("--once", is_flag=True, help="Print one exposition after one interval, and stop.")
+@click.option("--once", is_flag=True, help="Print one answer after one interval and exit.")
 def command(
     listen: str,
     interval: float,

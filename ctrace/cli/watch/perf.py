@@ -24,7 +24,7 @@ from ctrace.files import check_free, new_text
 )  # fmt: skip
 @click.option(
     "--folded", type=click.Path(dir_okay=False), metavar="FILE",
-    help="Also write stacks for flame graphs there.",
+    help="Also write stacks for flame graphs to FILE.",
 )  # fmt: skip
 @click.option(
     "--stacks", type=click.Choice(["insert", "drop", "evict"]), metavar="EVENT",

@@ -43,9 +43,13 @@ FIRST = 30.0
 @filter_options
 @group_option
 @sort_option
-@click.option("--once", is_flag=True, help="Observe one interval, print one answer, leave.")
+@click.option("--once", is_flag=True, help="Observe one interval, print one answer and exit.")
 @answer_options("text", "json", stream=True)
-@click.option("--plain", is_flag=True, help="Frames of text, no screen (as without a terminal).")
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Print frames of text instead of the screen (as without a terminal).",
+)
 @limit_option(200, 10000, "Show at most N culprits.")
 @hooks_option
 @click.option(
@@ -59,7 +63,7 @@ FIRST = 30.0
 @click.option(
     "--resolve",
     is_flag=True,
-    help="Show names for addresses. The look-ups are flows, too: never in a DNS incident.",
+    help="Show names for addresses. The look-ups are flows too: not for use in a DNS incident.",
 )
 def command(
     *,
@@ -80,8 +84,8 @@ def command(
 ) -> None:
     """Live: what fills the connection tracking table, who is refused, and why.
 
-    INTERVAL is a TIME like 1, 5s or 2m; COUNT is how many to observe before leaving. JSON
-    is one object a line, with --once one object.
+    INTERVAL is a TIME like 1, 5s or 2m; COUNT is how many intervals to observe. JSON is one
+    object a line, with --once a single object.
 
     \b
     Examples:
@@ -209,7 +213,7 @@ def run_plain(
         if snapshot is None and feed.phase.name == "failed":
             return
         if snapshot is None and feed.phase.name == "ended":
-            raise CtraceError("the kernel's events have ended by themselves: start ctrace again")
+            raise CtraceError("the stream of kernel events ended unexpectedly: start ctrace again")
         if snapshot is None:
             continue  # a host that stands still is no end: what comes next tells of it
         seen = snapshot

@@ -38,7 +38,7 @@ KINDS = {kind.name.lower(): kind for kind in Kind if kind < Kind.EXISTING}
     "--kinds",
     metavar="LIST",
     type=Words(tuple(KINDS)),
-    help=f"Only these, with commas between: {', '.join(KINDS)}.",
+    help=f"Only these, separated by commas: {', '.join(KINDS)}.",
 )
 @stop_after_option
 @click.option("--count", type=click.IntRange(1), hidden=True, help="As --stop-after.")
@@ -57,7 +57,7 @@ def command(
 ) -> None:
     """One line per conntrack event, as it happens: inserts, deletions, refusals.
 
-    Says on standard error when it listens, and at the end how many events were lost.
+    Says on standard error when it is listening, and at the end how many events were lost.
 
     \b
     Examples:

@@ -70,7 +70,7 @@ class Message:
 
 @dataclass
 class Log:
-    """What the kernel's log tells of the table."""
+    """What the kernel's log says about the table."""
 
     lines: int = 0
     messages: list[Message] = field(default_factory=list)
@@ -180,7 +180,7 @@ class Log:
 
 
 def _zoned(full: Optional[str]) -> Optional[str]:
-    """``2024-07-29 11:02:03 UTC`` as ISO time; of other zones only the name is told."""
+    """``2024-07-29 11:02:03 UTC`` as ISO time; of other zones only the name is kept."""
     return full[:-4] + "Z" if full and full.endswith(" UTC") else None
 
 

@@ -34,7 +34,7 @@ SPACES: Final = 24
 WHOLE: Final = 0.9
 """A dump with this part of what its table held shows the table, else some of it."""
 OWNED: Final = 0.6
-"""A source, or a process, that has this part of a service stands for it."""
+"""A source or process with this share of a service is named for it."""
 
 
 _S32: Final = np.uint64(32)

@@ -30,7 +30,7 @@ def chains(facts: Facts) -> Iterator[Cause]:
         hashed = max(t.hashed, t.count)
         yield Cause(
             id="chains-too-long",
-            text=f"{t.name}: {failed:,} new flows were refused since a hash chain was too long: "
+            text=f"{t.name}: {failed:,} new flows were refused because a hash chain was too long: "
             f"{hashed:,} entries in {t.buckets:,} buckets, {t.load:.1f} in a chain "
             f"(the table itself is {percent(t.fill)} full)",
             evidence=(

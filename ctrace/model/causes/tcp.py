@@ -13,7 +13,7 @@ SHORT_LIFE: Final = 5.0
 """Seconds: a connection that was this short is one request."""
 MOSTLY: Final = 0.6
 FEW: Final = 50
-"""Connections below which nothing is told of how they stay open."""
+"""Fewest connections for which it is said how they stay open."""
 GROWS: Final = 30.0
 """Seconds that connections have to be watched before they are said to only grow;"""
 GROWS_QUIET: Final = 8.0

@@ -45,7 +45,7 @@ def other_netns(facts: Facts) -> Iterator[Cause]:
     yield Cause(
         id="other-netns",
         text=f"{subject} {state} ({first.count:,} of {first.max:,}) while {beside.name} "
-        f"is at {percent(beside.fill)}: the limit holds for each namespace by itself",
+        f"is at {percent(beside.fill)}: the limit applies to each namespace separately",
         evidence=(
             *(
                 f"{t.name}: {t.count:,} of {t.max:,}"
@@ -94,7 +94,7 @@ def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
             evidence=(
                 f"{t.count:,} of {t.max:,} entries ({percent(t.fill)})",
                 f"{percent(replied)} of {ended:,} ended entries had replies",
-                f"no single shape explains more than {percent(explained)}",
+                f"no single cause explains more than {percent(explained)}",
             ),
             share=1.0 - explained,
             netns=t.netns,
@@ -129,7 +129,7 @@ def logged(facts: Facts) -> Iterator[Cause]:
     calm = [t for t in facts.tables if t.max and t.full_since is None and t.fill < NEARLY_FULL]
     if calm and len(calm) == len(facts.tables):
         fill = percent(max(t.fill for t in calm))
-        text += f"; what was read since is another moment, at {fill} fill"
+        text += f"; what was read is from another moment, at {fill} fill"
     yield Cause(
         id="logged-full",
         text=text,
@@ -137,7 +137,7 @@ def logged(facts: Facts) -> Iterator[Cause]:
             f"{plural(log.full, 'message')} that the table was full, dropping packet",
             f"{log.refused - log.full:,} more were suppressed next to them; that limit counts all "
             "of networking's warnings" if log.refused > log.full else "none was suppressed",
-            "whose packets they were, a log does not say",
+            "a log does not say whose packets they were",
         ),
         share=1.0,
     )  # fmt: skip

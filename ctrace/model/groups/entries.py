@@ -18,7 +18,7 @@ from ctrace.model.snapshot import Composition, Percentiles
 from ctrace.record import TCP_STATES
 
 ENOUGH: Final = 20
-"""Entries of which shares mean something."""
+"""Fewest entries for which a share means something."""
 CANDIDATES: Final = 512
 """How many of the heaviest keys are looked at when sorting by a percentile."""
 _SPREAD: Final = 64
@@ -225,7 +225,7 @@ class Entries(Sums):
         )
 
     def _even_ages(self, at: int, born: int) -> npt.NDArray[np.float64]:
-        """Ages of living entries of which only the sum is known: spread as evenly as may be."""
+        """Ages of living entries when only their sum is known: spread as evenly as possible."""
         residence = self._detail(at)[2]
         n, uptime = int(residence.sum()), self._context.uptime
         middle = (histogram.EDGES[:-1] + histogram.EDGES[1:]) / 2

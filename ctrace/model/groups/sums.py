@@ -88,7 +88,7 @@ class Sums:
         self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
         s = self.sums
         self._told = s["inserts"] + s["existing"] + s["destroys"] + s["drops"] + s["failed"] > 0
-        """Keys of which something is known: not of one that has just got its row."""
+        """Keys about which something is known: not those that have just got a row."""
 
     def regrouped(
         self: Same, name: str, codes: Rows, key: npt.NDArray[np.uint64], said: tuple[str, ...]

@@ -78,7 +78,7 @@ NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
 
 
 def spread(h: U64) -> U64:
-    """Hashes like random ones, in place; what is different stays so.
+    """Bijective finaliser, in place: distinct inputs stay distinct.
 
     A key's is a sum of products: enough to tell it from others, and to find it by its highest
     bits. But keys in a row lie more evenly in it than chance has it.

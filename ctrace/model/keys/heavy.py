@@ -81,7 +81,7 @@ _FIELD: Final = np.uint64(PACKED_MAX)
 
 
 _FEW: Final = 16
-"""Rows of the table by which the size of larger ones is told."""
+"""Rows of the table from which the size of larger ones is derived."""
 
 
 _NONE: Final[Rows] = np.zeros(0, np.intp)

@@ -93,7 +93,7 @@ class Level:
             self.rich.count_sources(self.slots(found, d.born), d.register, d.rest)
 
     def count_all(self, w: Window, d: Details, row: int) -> None:
-        """Count a window of which all is one row's."""
+        """Count a window that belongs to one row."""
         table = self.table
         table.count_all(row, w)
         for name, at, step in d.adds:

@@ -126,7 +126,7 @@ class Births:
     def _unsure(
         self, ct: U64, ts: U64, age: I64, found: npt.NDArray[np.uint16]
     ) -> npt.NDArray[np.bool_]:
-        """What was left out looks as if it were older, or like its address' previous entry."""
+        """Ends whose birth was not sampled: their age would be that of a previous entry there."""
         unsure: npt.NDArray[np.bool_] = ~in_part(ct) & (found == 0)
         if not self._thin:
             unsure &= (age < 0) | (ts.view(np.int64) - age < self._thick_since)

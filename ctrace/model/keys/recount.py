@@ -57,7 +57,7 @@ class Recounts:
         self._losses = Losses()
         self._begun: set[int] = set()
         self.stale: set[int] = set()
-        """Namespaces of which what keys hold may be wrong."""
+        """Namespaces whose held counts may be wrong."""
         self.missed: dict[int, int] = {}
         """Records lost since the start, by namespace."""
 

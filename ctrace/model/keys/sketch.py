@@ -35,7 +35,7 @@ class Sketch:
         return 4 << cls._bits(rows)
 
     def _cell(self, h: U64) -> Rows:
-        """The cell of each hash, as by chance also for keys in a row: squares are."""
+        """The cell of each hash; squaring decorrelates the hashes of consecutive keys."""
         cell = h >> _HALF
         cell ^= h
         cell *= cell | _ODD

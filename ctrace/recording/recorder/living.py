@@ -113,7 +113,7 @@ class Living:
         self._bury()
 
     def _bury(self) -> None:
-        """Throw away those of which a later chunk told."""
+        """Drop those that a later chunk reported."""
         later: U64 = np.zeros(0, np.uint64)
         kept: list[_Chunk] = []
         for chunk in reversed(self._chunks):

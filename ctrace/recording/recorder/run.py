@@ -173,7 +173,7 @@ class _Over:
     def reason(
         self, at: int, seconds: float, events: int, child: Optional[subprocess.Popen[bytes]]
     ) -> str:
-        """Why it is over with a batch that tells of all up to ``at``; empty while it isn't."""
+        """Why it is over after a batch that covers all up to ``at``; empty while it isn't."""
         until = self._until
         if until.duration is not None and seconds >= until.duration:
             return f"after {until.duration:g} s"
@@ -253,4 +253,4 @@ def make_way(path: str) -> str:
             number = next(n for n in itertools.count(1) if not os.path.lexists(f"{path}.{n}"))
             os.rename(path, f"{path}.{number}")
             return f"{path}.{number}"
-    raise CtraceError(f"{path} exists and is no recording: give another name with -o")
+    raise CtraceError(f"{path} exists and is not a recording: give another name with -o")

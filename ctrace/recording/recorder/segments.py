@@ -53,7 +53,7 @@ def parse_trigger(text: str) -> Trigger:
     match = re.fullmatch(r"inserts[=>]+(\d+)(?:/s)?", text)
     if match:
         return Trigger("inserts", float(match[1]))
-    raise UsageError(f"{text!r} is no trigger: use drop, evict, fill=90 or inserts=20000/s")
+    raise UsageError(f"{text!r} is not a trigger: use drop, evict, fill=90 or inserts=20000/s")
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def _itself(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "ctrace_unseen_inserts",
-        "Entries that new namespaces had when these were found; no total has their inserts.",
+        "Entries that new namespaces had when they were found; totals lack their inserts.",
         value=snapshot.unseen,
     )
     yield InfoMetricFamily(

@@ -196,5 +196,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{text!r} is no address to listen on: give HOST:PORT like 127.0.0.1:9632")
+        raise UsageError(
+            f"{text!r} is not an address to listen on: give HOST:PORT like 127.0.0.1:9632"
+        )
     return host, int(port)

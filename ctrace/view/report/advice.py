@@ -200,8 +200,8 @@ def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
         if not table.reached:
             text.append("\n   that is not enough by itself: see what else helps", "yellow")
     elif table.netns in done:
-        text.append("-> NOTRACK is in place: the entries from before go when their time is up, or "
-                    "as told below", "green")  # fmt: skip
+        text.append("-> NOTRACK is in place: existing entries go when they time out, or as "
+                    "described below", "green")  # fmt: skip
     else:
         text.append("-> nothing here is safe to untrack: see what else helps", "yellow")
     return text

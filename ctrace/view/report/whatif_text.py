@@ -57,21 +57,21 @@ def _render(answer: WhatIf) -> Iterator[str]:
 
 
 def trust_text(place: Place) -> str:
-    """How far the model was off where it could be checked, in words."""
+    """The model's error where it could be checked, in words."""
     if place.replay_error is None:
         return "the model could not be checked against this recording: do not trust it"
     if place.replay_error > TRUST:
         return (
-            f"the events explain the kernel's counts no closer than {_percent(place.replay_error)}"
+            f"the events match the kernel's counts only to within {_percent(place.replay_error)}"
             f": above {_percent(TRUST)}, do not trust it"
         )
     if place.error is None:
         return (
-            "the recording is too short, or too little happened, to foretell its second half from "
-            "its first: how far the model is off is not known, do not trust it"
+            "the recording is too short, or too little happened, to predict its second half from "
+            "its first: the model's error is unknown, so do not trust it"
         )
     text = (
-        "the second half of the recording, foretold from the first, was missed by "
+        "predicting the second half of the recording from the first was off by "
         f"{_percent(place.error)} of the count, {100 * (place.drop_error or 0.0):+.1f} % of all "
         "tries refused"
     )

@@ -230,6 +230,9 @@ class TopApp(TravelKeys):
 
     def action_apply(self) -> None:
         """Apply, keep or take back, after a typed confirmation."""
+        if isinstance(self.feed, Travels):
+            self.say("nothing can be applied here: ctrace advise FILE --plan makes a plan")
+            return
         if self.state.mode != "advice" and not self.advice.on_trial:
             self.say("nothing to apply here: a asks for advice, p on its page applies it on trial")
             return

@@ -34,12 +34,16 @@ def chart(values: Sequence[float], width: int, height: int, top: float) -> list[
 
 
 def chart_lines(snapshot: Snapshot, width: int, height: int, palette: Palette) -> list[Text]:
-    """Entries over the last minutes, under the limit, and where packets were dropped."""
+    """Entries over the last minutes, and where packets were dropped.
+
+    One table's stand under its limit. Those of several are a sum, which no table's limit is for.
+    """
     p = palette
     past = snapshot.history
     if len(past.count) < 2 or height < 3:
         return []
-    limit = max((t.max for t in snapshot.tables), default=0)
+    many = len(snapshot.tables) > 1
+    limit = 0 if many else max((t.max for t in snapshot.tables), default=0)
     peak = max(past.count)
     top = float(limit if limit and peak > limit / 8 else peak * 1.25 or 1)
     scale = max(len(fmt.short(top)), 5)
@@ -50,7 +54,7 @@ def chart_lines(snapshot: Snapshot, width: int, height: int, palette: Palette) -
     out = []
     for index, (bars, _) in enumerate(chart(stretched, plot, height - 1, top)):
         mark = fmt.short(top) if index == 0 else "0" if index == height - 2 else ""
-        label = "ENTRIES" if index == 0 else ""
+        label = "ENTRIES" if index == 0 else "in all" if many and index == 1 else ""
         out.append(
             line(
                 [(fmt.fit(label, LABEL), p.accent), (f"{mark:>{scale}} ", p.dim), (bars, p.area)],

@@ -64,7 +64,7 @@ KEYS: Final = (
         ("escape", "backspace"),
         "up",
         "back",
-        "one step back; from some flows to those before",
+        "one step back: from a page to its list, from a filter to the one before",
         "Esc",
         ("victims", "namespaces", NARROWED, *PAGES),
     ),
@@ -72,7 +72,7 @@ KEYS: Final = (
         ("space",),
         "pause",
         "pause",
-        "stand still, or go on: nothing is lost meanwhile",
+        "pause, or go on: nothing is lost meanwhile",
         "space",
         ALL,
     ),
@@ -95,13 +95,13 @@ KEYS: Final = (
         ("slash",),
         "filter",
         "filter",
-        "show only some flows: dport=53, src=10.0.0.0/8, proto=udp, or any text",
+        "show only matching flows: dport=53, src=10.0.0.0/8, proto=udp, or any text",
         "/",
     ),
-    Key(("ctrl+l",), "no_filter", "", "no filter", "Ctrl-L"),
+    Key(("ctrl+l",), "no_filter", "", "clear the filter", "Ctrl-L"),
     Key(("s", "greater_than_sign"), "sort", "sort", "sort by the next column"),
-    Key(("less_than_sign",), "sort_back", "", "sort by the column before", "<"),
-    Key(("S",), "reverse", "", "turn the order round"),
+    Key(("less_than_sign",), "sort_back", "", "sort by the previous column", "<"),
+    Key(("S",), "reverse", "", "reverse the order"),
     Key(
         ("1", "2", "3", "4", "5"),
         "sort_digit",
@@ -110,7 +110,11 @@ KEYS: Final = (
         "1-5",
     ),
     Key(
-        ("v",), "victims", "victims", "all who were refused or evicted", modes=("top", "namespaces")
+        ("v",),
+        "victims",
+        "victims",
+        "everyone who was refused or evicted",
+        modes=("top", "namespaces"),
     ),
     Key(
         ("n",),
@@ -124,7 +128,7 @@ KEYS: Final = (
         ("r",),
         "record",
         "record",
-        "record from here to a file, or stop",
+        "start recording to a file, or stop",
         modes=("top", "detail"),
         live=True,
     ),
@@ -163,15 +167,20 @@ KEYS: Final = (
         modes=ALL,
     ),
     Key(
-        ("left_square_bracket",), "prev_drop", "", "to the burst of drops before", "[", travel=True
+        ("left_square_bracket",),
+        "prev_drop",
+        "",
+        "to the previous burst of drops",
+        "[",
+        travel=True,
     ),
     Key(("plus", "equals_sign"), "faster", "", "play twice as fast", "+", travel=True),
     Key(("minus",), "slower", "", "play half as fast", "-", travel=True),
-    Key(("down", "up"), "move", "", "the next row, the row before", "↓ ↑"),
+    Key(("down", "up"), "move", "", "next row, previous row", "↓ ↑"),
     Key(("pagedown", "pageup"), "page", "more", "a screenful", "PgDn", modes=PAGES),
-    Key(("home", "end"), "edge", "", "the first row, the last", "Home End"),
+    Key(("home", "end"), "edge", "", "first row, last row", "Home End"),
     Key(("l",), "light", "", "dark, light, or the terminal's own colours"),
-    Key(("colon", "ctrl+p"), "command_palette", "", "all of this by name", ":"),
+    Key(("colon", "ctrl+p"), "command_palette", "", "the same commands by name", ":"),
 )
 
 
@@ -235,22 +244,22 @@ def footer(
 
 
 COLUMNS: Final = (
-    ("NEW/s", "entries made per second over the last interval; GONE/s: that went"),
+    ("NEW/s", "entries made per second over the last interval; GONE/s: entries that left"),
     ("LIFE", "median real life of a connection: first to last packet; p99: of the longest 1 %"),
     ("IN TABLE", "how long its entry stays in the table (median): what fills it"),
     ("HELD", "entries in the table now; ranked by this unless sorted otherwise"),
-    ("SHARE", "its part of all entries that are held; OF TABLE: the same as a bar"),
+    ("SHARE", "its share of all held entries; OF TABLE: the same as a bar"),
     ("1 MINUTE", "entries held over the last minute"),
     ("WHO", "the process that opened the flows, or listens for them; the pod whose address it is"),
     ("POD", "of a refused source: the pod or container whose address it is"),
     ("WAY", "in: received by this host, out: sent by it, forward: neither"),
     ("NAT", "whether its addresses are rewritten: NOTRACK would break that"),
     ("HOW THEY END", "expired, evicted to make room, deleted"),
-    ("PINNED", "part that is ASSURED (sampled): never evicted, so a table full of these refuses"),
-    ("ONE-WAY", "part that was never answered"),
-    ("ENTRIES", "all that were made since the start; in the table of namespaces: there now"),
+    ("PINNED", "share that is ASSURED (sampled): never evicted, so a table full of them refuses"),
+    ("ONE-WAY", "share that was never answered"),
+    ("ENTRIES", "entries made since the start; in the table of namespaces: held now"),
     ("OLDER", "entries that were there before ctrace: their age is not known"),
-    ("SOURCES", "how many addresses they come from"),
+    ("SOURCES", "number of source addresses"),
     ("±", "upper bound on events missing from this row"),
     ("DROPPED", "new flows refused because the table was full; DROP/s: per second"),
     ("GOT EPERM", "the local process whose send or connect failed"),
@@ -263,9 +272,9 @@ COLUMNS: Final = (
         "a minute; FILLING: it will be full; "
         "FULL: refusing; EVICTS: making room; EASING: full a moment ago; LOSING: new entries fail",
     ),
-    ("~, stale", "events were lost: what keys hold is being counted anew from the table"),
-    ("exact", "our counts agree with the kernel's own (conntrack -C and -S)"),
-    ("differs", "by how much they do not; DIFFERS: of that namespace's entries"),
+    ("~, stale", "events were lost: held counts are being recounted from the table"),
+    ("exact", "ctrace's counts agree with the kernel's own (conntrack -C and -S)"),
+    ("differs", "by how much they disagree; DIFFERS: of that namespace's entries"),
     ("STATE", "FULL: refusing; EVICTING: making room; EASING: full a moment ago"),
     ("NETNS", "network namespace; INODE: its number; FILL: its ENTRIES of the LIMIT"),
 )
@@ -295,5 +304,10 @@ def help_lines(width: int, palette: Palette, travels: bool) -> Sequence[Text]:
     for word, meaning in COLUMNS:
         out += told(word, meaning, p.strong)
     out.append(blank(width))
-    out.append(line([("Nothing here changes the system unless you type so.", p.dim)], width))
+    out.append(
+        line(
+            [("Nothing here changes the system unless you type a word to confirm it.", p.dim)],
+            width,
+        )
+    )
     return out

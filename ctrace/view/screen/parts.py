@@ -26,6 +26,8 @@ from ctrace.view.verdict import at_limit, counted, fullest, verdict
 Piece = tuple[str, Style]
 LABEL: Final = 8
 """Cells of the label column at the left: TABLE, RATES, WHY, HELPS."""
+RATE: Final = 7
+"""Cells of the longest rate, ``9 812/s``."""
 SKEW: Final = 0.2
 """Seconds that two readings may be apart."""
 RACES: Final = 64
@@ -209,9 +211,12 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
         ("EVICTED ", rates.early_drop, past.early_drop, p.warn, p.warn),
         ("DROPPED ", rates.drop, past.drop, p.bad, p.bad),
     )
-    words = sum(len(name) + len(fmt.per_second(value)) for name, value, *_ in rows)
-    # Narrow screens give the curves up before any of the four numbers.
-    spark = min(24, (width - LABEL - 2 - words - 3 * 2) // 4 - 1)
+    names = sum(len(name) for name, *_ in rows)
+    # Narrow screens give up a fixed place for each, then the curves, before any of the numbers.
+    room = width - LABEL - 2 - names - 3 * 2
+    field = RATE if (room - 4 * RATE) // 4 - 1 >= 3 else 0
+    words = sum(max(field, len(fmt.per_second(value))) for _, value, *_ in rows)
+    spark = min(24, (room - words) // 4 - 1)
     spark = spark if spark >= 3 else 0
     groups: list[list[Piece]] = []
     for name, value, series, style, spark_style in rows:
@@ -221,6 +226,7 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
             [
                 (name, p.dim if quiet else style),
                 (fmt.per_second(value), p.dim if quiet else style + Style(bold=True)),
+                (" " * (field - len(fmt.per_second(value))), style),
                 (bars, p.faint if quiet else spark_style),
             ]
         )

@@ -266,7 +266,7 @@ class Shell(App[None]):
                 self._subject = one
                 break
         else:
-            stale = "not among the first now: these are the last numbers that were shown"
+            stale = "no longer among the rows: these are the last numbers that were shown"
         return detail_lines(
             snapshot,
             self._subject,
