@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Optional, Union
+from typing import Final, Optional, Union
 
 from ctrace.advice import alternatives as other
 from ctrace.advice import persist
@@ -24,9 +24,6 @@ from ctrace.model.remedies import POINTLESS
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook, Part, Service
-
-if TYPE_CHECKING:
-    pass
 
 TARGET: Final = 0.6
 MOST: Final = 20
