@@ -44,7 +44,7 @@ class Kept:
 
 def copied(about: Facts) -> tuple[Facts, Optional[Rebuilt]]:
     """The facts with snapshot and rules of the copy, and what to know of it; None: no texts."""
-    if not about.given or about.ruleset is None or about.snapshot is not None:
+    if not about.given or about.snapshot is not None:
         return about, None
     made = _made(about.given)
     if made.ruleset is None:

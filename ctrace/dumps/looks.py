@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from ctrace.dumps.found import Dump, Spool
 
+MOVED: Final = 0.0005
+"""Share of entries that come again with less time left from which on the same: of a large table
+that is listed while it works, some close and open again meanwhile."""
 REPEATED: Final = 0.02
 """Share of entries that come again from which on a stretch is several dumps: the kernel may
 list an entry twice while its hash table is walked, but hardly more."""
@@ -70,7 +73,7 @@ def _split(spool: Spool, dump: Dump) -> Iterator[Look]:
     edges = [0]
     earlier = before[again]
     moved = (left[again] >= 0) & (left[earlier] - left[again] > RACE)
-    if len(again) > REPEATED * len(ct) or moved.any():
+    if len(again) > REPEATED * len(ct) or int(moved.sum()) > MOVED * len(ct):
         for at in again.tolist():
             if before[at] >= edges[-1] and len(edges) < PIECES:
                 edges.append(at)

@@ -38,7 +38,7 @@ def rulesets(told: Told) -> Iterator[tuple[int, str]]:
                     initial=told.found.whole and not name,
                     reserved=space.sysctls.get("net.ipv4.ip_local_reserved_ports", ""),
                     listening={(proto_name(proto), port) for proto, port in space.listeners},
-                    given=given_of(told.found, space) if space.has_rules else None,
+                    given=given_of(told.found, space),
                 )
             ),
         )

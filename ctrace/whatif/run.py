@@ -73,7 +73,10 @@ def of_recording(
 ) -> WhatIf:
     """The same from what was gathered already, for several levers over one recording."""
     if not len(recorded.flows) or recorded.seconds <= 0:
-        raise CtraceError("the recording has no conntrack events: nothing to model")
+        raise CtraceError(
+            "no entry came or went in the recording, so there is nothing to model: of texts, two "
+            "dumps some seconds apart or conntrack -E -o timestamp tell"
+        )
     if not recorded.readings.timed:
         recorded = aligned(recorded)
     case = _case(recorded, levers)

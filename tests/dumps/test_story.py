@@ -54,9 +54,27 @@ def test_the_report_tells_what_the_lines_do() -> None:
         "5005.728809 s after boot",
         "5 200 entries of 65 536",
         "held by xt_CT, xt_conntrack",
+        "NOTRACK for tcp/8443, by --dport 8443 and --sport 8443 in PREROUTING and OUTPUT",
+        "a shorter nf_conntrack_tcp_timeout_time_wait: how many entries it would save, two dumps",
         "11 to 110 s since the last packet",  # 120 s less what is left
     ):
         assert part in " ".join(said.split()), part
+
+
+def test_advice_names_what_a_proof_wants() -> None:
+    (one,) = json.loads(run("advise", "-", "-o", "json"))["candidates"]
+    assert one["verdict"] == "cannot-say"
+    (text,) = [reason for reason in one["reasons"] if "add to the evidence" in reason]
+    for command in ("ip -d addr", "ip rule", "sysctl -a", "nft list ruleset", "iptables-save"):
+        assert f"`{command}`" in text
+
+
+def test_a_change_is_not_foretold_from_one_moment(tmp_path: Path) -> None:
+    path = tmp_path / "dump.txt"
+    path.write_text(LINES)
+    done = CliRunner().invoke(cli, ["whatif", str(path), "--notrack", "tcp/8443"])
+    assert done.exit_code == 1
+    assert "two dumps some seconds apart" in done.output
 
 
 def test_what_a_dump_cannot_tell_is_null_and_never_zero() -> None:

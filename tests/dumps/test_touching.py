@@ -117,6 +117,16 @@ def test_two_directions_more_in_one_line_are_no_entry(tmp_path: Path) -> None:
     assert said["unread"][0][1:] == [2, "more than two directions"]
 
 
+def test_a_few_that_came_again_in_a_long_walk_are_no_second_dump(tmp_path: Path) -> None:
+    """A table of thousands works on while it is listed: some close and open again."""
+    many = [line(1 + n % 200, 50, 1000 + n // 200) for n in range(5000)]
+    path = tmp_path / "long"
+    path.write_bytes(b"".join(many) + line(1, 20, 1000) + b"".join(
+        one.replace(b"192.0.2.10", b"192.0.2.11") for one in many[:500]))  # fmt: skip
+    said, kinds = told(str(path))
+    assert (len(said["dumps"]), said["entries"], kinds[Kind.EXISTING]) == (1, 5500, 5500)
+
+
 # -- a table of which the texts do not tell all ----------------------------------------
 
 

@@ -68,7 +68,7 @@ def _routes(given: Given, links: Links) -> Iterator[str]:
         (four, given.rules, "", any("." in one for one in links.addresses)),
         (six, given.rules6, " -6", links.six),
     ):
-        if not wanted:
+        if not wanted and links.devices:
             continue
         asked = set()
         for line in rules.splitlines():

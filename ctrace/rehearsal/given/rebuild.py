@@ -58,12 +58,7 @@ def rebuild(given: Given) -> Rebuilt:
         links = read_links(given.links)
         missing = list(dict.fromkeys(lacking.texts(given, links)))
         if missing:
-            names = ", ".join(
-                f"`{name}`" if " (" not in name else "`{}` ({}".format(*name.split(" (", 1))
-                for name in missing
-            )
-            return Rebuilt(None, None, f"its rules were given as text; to rehearse them, add what "
-                           f"the evidence lacks: {names}")  # fmt: skip
+            return Rebuilt(None, None, _asked_for(given, missing))
         unlike = [*lacking.sentences(given, links, os.uname().release)]
         unlike += [f"{what} at {device} sees packets before the rules" for device, what in
                    (*links.planes, *_programs(given.qdiscs))]  # fmt: skip
@@ -74,6 +69,17 @@ def rebuild(given: Given) -> Rebuilt:
     except CtraceError as error:
         return Rebuilt(None, None, f"its rules were given as text, which could not be made "
                        f"again: {error}")  # fmt: skip
+
+
+def _asked_for(given: Given, missing: list[str]) -> str:
+    names = ", ".join(
+        "`{}` ({}".format(*name.split(" (", 1)) if " (" in name else f"`{name}`" for name in missing
+    )
+    if given.nft or given.nft_text or given.saves:
+        return (
+            f"its rules were given as text; to rehearse them, add what the evidence lacks: {names}"
+        )
+    return f"its rules are not in the texts; to rehearse them, add to the evidence: {names}"
 
 
 def _made(given: Given, links: Links) -> Rebuilt:

@@ -36,6 +36,7 @@ def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("Events", _events(data)),
         ("Modules", _modules(data)),
         ("Rules", _rules(data)),
+        *(("May help", text) for text in _helps(data)),
         ("Not read", _unread(data)),
     ]
     return [(head, fmt.prose(text)) for head, text in found if text]
@@ -215,6 +216,32 @@ def _rules(data: dict[str, Any]) -> Optional[str]:
     return (
         "not in the texts. Whether packets fare the same without tracking can only be tried with "
         f"them: add the output of {RULES}"
+    )
+
+
+def _helps(data: dict[str, Any]) -> Iterator[str]:
+    """What could keep the table from filling, each with what would prove it."""
+    services, total = data.get("services") or [], data.get("entries") or 0
+    if not services or not data.get("full_seen"):
+        return
+    name, state, n = services[0]
+    proto, _, port = name.partition("/")
+    if proto in ("tcp", "udp") and port:
+        given = any((data.get("rules") or {}).values())
+        proof = "" if given else ", once its rules are in the texts"
+        yield (
+            f"NOTRACK for {name}, by --dport {port} and --sport {port} in PREROUTING and OUTPUT of "
+            f"the raw table: of the {fmt.plural(total, 'entry', 'entries')} shown it would keep "
+            f"{fmt.count(n)} out. Whether packets fare the same, ctrace advise proves{proof}"
+        )
+    if state in ("TIME_WAIT", "CLOSE_WAIT", "FIN_WAIT", "LAST_ACK", "CLOSE"):
+        yield (
+            f"a shorter nf_conntrack_tcp_timeout_{state.lower()}: how many entries it would save, "
+            "two dumps some seconds apart prove"
+        )
+    yield (
+        "a larger nf_conntrack_max: how many entries it takes, a look at the table while it is "
+        "full, or a recording, proves"
     )
 
 
