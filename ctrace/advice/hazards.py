@@ -111,11 +111,20 @@ class Judge:
                 settled = Mender(service, self._ruleset, self._backend).settle(lever)
                 lever = settled.lever
                 evidence = _evidence(service, settled, self.room)
-                findings += rehearsed(subject, service, settled)
+                findings += self._tracking(subject, [*rehearsed(subject, service, settled)])
             except FAILURES as error:
                 findings.append(Finding("unknown", "no-rehearsal", f"it could not be rehearsed: "
                                         f"{error}"))  # fmt: skip
         return _sum(findings, lever, evidence)
+
+    def _tracking(self, subject: Subject, found: list[Finding]) -> list[Finding]:
+        """Of texts: entries that nothing there makes are told as such, not as untracked already."""
+        if not self._remarks or not subject.flows or all(one.id != "already" for one in found):
+            return found
+        found = [one for one in found if one.id != "already"]
+        return [*found, Finding("unknown", "texts", "its table has entries, and in the rehearsal "
+                                "nothing is tracked: what tracks there is not in the "
+                                "texts")]  # fmt: skip
 
 
 def _picked(subject: Subject) -> bool:

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ctrace.advice.findings import Finding
+from ctrace.advice.hazards import Judge
+from ctrace.advice.subject import Subject
 from ctrace.cli import cli
 from ctrace.dumps.files import Text
 from ctrace.dumps.found import Found
@@ -24,7 +27,7 @@ from ctrace.lab import Lab, Node
 from ctrace.rehearsal import nft_copy
 from ctrace.rehearsal.given import lacking, modules, safe
 from ctrace.rehearsal.given.links import read as read_links
-from ctrace.rehearsal.given.rebuild import rebuild
+from ctrace.rehearsal.given.rebuild import Rebuilt, rebuild
 from ctrace.rehearsal.given.routes import Tables, route, rule
 from ctrace.rehearsal.snapshot import Snapshot, take
 from ctrace.rehearsal.surroundings import MATTERS
@@ -226,6 +229,25 @@ def test_advice_rehearses_what_texts_give_and_names_what_they_lack(tmp_path: Pat
     for name in ("`ip rule`", "`ip -6 rule`", "`sysctl -a`", "`tc qdisc`", "`iptables-save`"):
         assert name in part["reasons"][0], name
     assert "`ip -d addr`" not in part["reasons"][0]
+
+
+@pytest.mark.kernel
+def test_before_4_10_the_module_alone_tracks() -> None:
+    told = replace(WHOLE, legacy_tables={"ip": (), "ip6": ()}, ipvs="none")
+    for kernel, tracked in (("3.10.0", True), ("5.10.0", False)):
+        made = rebuild(replace(told, kernel=kernel))
+        assert made.snapshot is not None, made.lacking
+        assert any(b"tracked-by-the-module" in body for _, _, body in made.snapshot.nft) is tracked
+
+
+def test_entries_that_nothing_in_the_texts_makes_are_never_safe() -> None:
+    flow = ("server", bytes(4), 33000, bytes(4), 8063)
+    subject = Subject("tcp", 8063, ("server",), flows=(flow,))
+    already = [Finding("info", "already", "they are untracked already")]
+    judge = Judge(None, None, texts=Rebuilt(None, None, remarks=("of texts",)))
+    assert [one.level for one in judge._tracking(subject, already)] == ["unknown"]
+    assert judge._tracking(replace(subject, flows=()), already) == already
+    assert Judge(None, None)._tracking(subject, already) == already
 
 
 # -- what is not loaded -----------------------------------------------------------------

@@ -35,6 +35,15 @@ LOADING_S: Final = 20.0
 CAGE: Final = 'mount -t tmpfs none /run && ulimit -v 2097152 && exec "$0" "$@"'
 """Without sockets below /run nobody can be asked for a host's name; in bounded memory."""
 
+TRACKS: Final = """\
+table inet tracked-by-the-module {
+    chain every {
+        type filter hook prerouting priority 400
+        ct state new
+    }
+}
+"""
+"""A rule that decides nothing, and has everything tracked."""
 _THERE: Final = re.compile(r"File exists|already assigned")
 
 
@@ -107,6 +116,8 @@ def _made(given: Given, links: Links) -> Rebuilt:
             raise CtraceError("; ".join(gaps[:5]))
         if ipsets:
             _load(space, ["ipset", "restore"], ipsets)
+        if _tracks_all(given.kernel):
+            _load(space, ["nft", "-f", "-"], TRACKS)
         if nft:
             _load(space, ["nft", *(["-j"] if nft.startswith("{") else []), "-f", "-"], nft)
         for tool, family, text in saves:
@@ -125,6 +136,13 @@ def _made(given: Given, links: Links) -> Rebuilt:
     quiet = () if families & {NETDEV, BRIDGE} else _unmarked(given, links)
     snapshot = replace(found, devices=tuple(links.devices), unmarked=quiet)
     return Rebuilt(snapshot, ruleset, remarks=tuple(_remarks(given)))
+
+
+def _tracks_all(kernel: str) -> bool:
+    """Whether connections are tracked without a rule that asks for it: since 4.10 they are not
+    (nf_ct_netns_get, commit 0c66dc1ea3f0)."""
+    said = lacking.release(kernel)
+    return said is not None and said < (4, 10)
 
 
 def _remarks(given: Given) -> list[str]:
