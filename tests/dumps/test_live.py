@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ STATES = ("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST
 FORMS = {
     "list": ["conntrack", "-L"],
     "extended": ["conntrack", "-L", "-o", "extended,id,timestamp"],
+    "every word": ["conntrack", "-L", "-o", "extended,id,timestamp,ktimestamp,labels,userspace"],
+    "labels": ["conntrack", "-L", "-o", "labels"],
     "proc": ["cat", "/proc/thread-self/net/nf_conntrack"],
     "xml": ["conntrack", "-L", "-o", "xml"],
 }
@@ -102,6 +105,39 @@ def test_each_form_tells_what_the_kernel_does(node: Node, tmp_path: Path, form: 
     seen = int(Status.SEEN_REPLY | Status.ASSURED)
     assert sorted(mine["status"] & seen) == sorted(both & seen)
     assert said["src_nat"] == said["dst_nat"] == 1
+
+
+@pytest.mark.parametrize("words", ["timestamp", "extended,id,timestamp,ktimestamp,labels"])
+def test_events_tell_each_birth_and_end(tmp_path: Path, words: str) -> None:
+    path = tmp_path / "events.txt"
+
+    def seen(word: str) -> int:
+        return path.read_text().count(word)
+
+    with Lab() as lab, path.open("w") as file:
+        one = lab.namespace("told", track=True)
+        listening = one.start(["stdbuf", "-oL", "conntrack", "-E", "-o", words], stdout=file)
+        until = time.monotonic() + 60
+        common = ["-s", "192.0.2.9", "-d", "192.0.2.1", "-p", "udp", "--sport", "9"]
+        while not seen("dport=9 ") and time.monotonic() < until:  # until it listens
+            one.run(["conntrack", "-I", *common, "--dport", "9", "-t", "90"], check=False)
+            one.run(["conntrack", "-D", *common, "--dport", "9"], check=False)
+        for port in range(5000, 5010):
+            one.run(["conntrack", "-I", *common, "--dport", str(port), "-t", "90"])
+        one.run(["conntrack", "-D", "-p", "udp", "--sport", "9"])
+        while seen(" dport=50") < 20 and time.monotonic() < until:  # births and ends
+            time.sleep(0.01)
+        listening.terminate()
+        listening.wait()
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        events = join([batch.events for batch in recording.batches()])
+        said = parse(recording.header.facts)
+    assert said is not None
+    assert said["not_understood"] == 0
+    mine = events[(events["dport"] >= 5000) & (events["proto"] == 17)]
+    for kind in (Kind.INSERT, Kind.DESTROY):
+        ports = mine["dport"][mine["kind"] == kind]
+        assert sorted(ports.tolist()) == list(range(5000, 5010)), kind
 
 
 HELPED = """
