@@ -2,6 +2,7 @@
 # Sets ROOT, the checkout; VENV, its virtual environment; PYTHON, that one's interpreter.
 
 unset "${!PYTHON@}" # what Python runs is not for variables to say; pip's own children heed them
+umask 022 # nor may others write what root installs to run
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
 die() {

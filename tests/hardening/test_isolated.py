@@ -169,3 +169,8 @@ class TestCheckout:
         done = subprocess.run(["bash", "-c", script], env=caller, capture_output=True, text=True,
                               check=False)  # fmt: skip
         assert done.stderr == ""
+
+    def test_others_may_not_write_what_is_installed(self, checkout: Path) -> None:
+        script = f"umask 000; . {checkout}/scripts/setup.sh; umask"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == "0022", done.stderr
