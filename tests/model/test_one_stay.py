@@ -16,7 +16,7 @@ from ctrace.model.keys.columns import CLOSE
 from ctrace.model.model import Model
 from ctrace.model.sample import ROW
 from ctrace.model.snapshot import Culprit
-from ctrace.record import Kind
+from ctrace.record import Kind, Reason
 
 NO_LOOKS = np.zeros(0, ROW)
 
@@ -64,6 +64,24 @@ def test_between_two_timeouts_no_luck_of_a_sample_tells_the_stay(
     stays_for = row_of(trace, 8).residence
     assert stays_for.p50 == (told if told is None else pytest.approx(told, rel=0.01))
     assert stays_for.by == ("timeout" if told else "")
+
+
+def test_the_few_that_ended_tell_no_stay_where_no_look_met_those_that_live() -> None:
+    trace = Trace(seed=13)
+    trace.flows(np.linspace(0, 10, 588), 0.001, 120.0)
+    trace.flows(np.linspace(0, 10, 12), 0.001, 0.9, reason=Reason.DELETED)
+    trace.flows(np.linspace(0, 10, 600), 0.001, 120.0, dport=443)
+    trace.walks(18)
+    trace.parts = [
+        part[(part["kind"] != int(Kind.MET)) | (part["dport"] == 443)] for part in trace.parts
+    ]
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    for batch in trace.batches(18):
+        model.update(batch)
+    (row,) = (one for one in model.snapshot("service").culprits if one.port == 8063)
+    assert (row.held, row.composition.n) == (588, 0)
+    assert row.residence.p50 is None or row.residence.p50 > 60
+    assert (row.residence.at_least or 60.0) <= 120
 
 
 def row_of(trace: Trace, seconds: float) -> Culprit:

@@ -109,7 +109,7 @@ class Entries(Sums):
         if len(looks):
             late = (self._context.until - float(looks["ts"].mean())) / 1e9
             young = min(late * float(self.rate[at]), born / 2)
-        elif born > 0 and self._context.looks["older"].all():
+        elif born > 0:  # without them those that ended would tell of all
             ages = self._even_ages(at, born)
         residence = self._detail(at)[2]
         # at most as many as were seen to end: after losses it isn't sure whose births were seen
