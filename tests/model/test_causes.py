@@ -360,6 +360,20 @@ def test_looks_name_the_cause_before_any_entry_ends() -> None:
     assert "their entries stay 120 s" in snapshot.why[0].text
 
 
+def test_looks_at_young_entries_name_the_cause_before_any_other_looks() -> None:
+    """A second after the load began, with the table itself not looked at yet."""
+    trace = Trace(seed=7)
+    trace.flows(steady(200, 3, trace.rng), 0.004, 120.0)
+    trace.looks()
+    why = run(trace, 3).why
+    assert why[0].id == "no-keepalive", why
+    assert "(they live 4 ms, their entries stay 120 s)" in why[0].text
+    trace = Trace(seed=7)
+    trace.flows(steady(200, 3, trace.rng), 0.02, 30.0, proto=17, dport=1812, status=SEEN_REPLY)
+    trace.looks()
+    assert run(trace, 3).why[0].id == "answered-udp"
+
+
 def test_looks_at_living_connections_name_nothing() -> None:
     trace = Trace(seed=7)
     trace.flows(steady(20, 12, trace.rng), 60.0, 120.0)

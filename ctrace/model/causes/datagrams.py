@@ -93,13 +93,13 @@ def answered_udp(s: Service) -> Optional[Cause]:
     if c.proto not in UDP or s.judged < 5 * ENDED or c.unreplied is None or c.unreplied > 0.3:
         return None
     streams = _streams(s)
-    if streams is None:
-        return None
     assured = (c.assured or 0.0) >= MOSTLY
     quic = ", as QUIC has" if c.port == 443 else ""
     what = f"UDP streams of both ways{quic}" if streams else "answered UDP requests"
     used = streams and s.quiet is not None and s.quiet < 0.2
     over = "of use only for streams that have ended" if streams and s.quiet is None else ""
+    if streams is None:
+        what, over = "answered UDP flows", "of use only for those that are over"
     in_use = (
         f"{percent(1 - s.quiet)} had a packet in the last {duration(s.long)}"
         if (s.quiet is not None)

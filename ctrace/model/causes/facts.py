@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Optional
 
@@ -182,8 +182,9 @@ class Service:
 
     @property
     def stay(self) -> str:
-        """How long entries stay, as the table of keys says it."""
-        return stay(self.c.residence)
+        """How long entries stay, as the table of keys says it; else the timeout of closed ones."""
+        said = stay(self.c.residence)
+        return duration(self.stays) if said == UNKNOWN and self.c.closed else said
 
     @property
     def they(self) -> str:
@@ -344,7 +345,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
     looks, stays = group.looks(at)
     seen = {word for one in nat for word in one.split(",")} - {"", "no"}
     return Service(
-        c=culprit,
+        c=_at_first(culprit, looks),
         table=facts.table(netns),
         share=float(weight[at]) / whole if whole else 0.0,
         where=facts.where(netns),
@@ -360,6 +361,18 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         changes=facts.changes,
         seen=round(facts.whole(netns, held=True)),
     )
+
+
+def _at_first(c: Culprit, looks: Mapping[str, int]) -> Culprit:
+    """With shares by looks at young entries, before looks at the table itself have met any.
+
+    What is closed, or answered, at that age stays so. Only of entries that were seen to come.
+    """
+    young = looks["young"]
+    if c.composition.n or c.unreplied is not None or young < ENDED or c.older > 0.1 * c.held:
+        return c
+    closed = min(1.0, looks["closed"] / young) if c.proto == "tcp" else None
+    return replace(c, closed=closed, unreplied=min(1.0, looks["unreplied"] / young))
 
 
 def several(facts: Facts) -> Iterator[Service]:
