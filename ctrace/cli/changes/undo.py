@@ -19,12 +19,12 @@ from ctrace.errors import CtraceError
 def command(netns: Optional[str], every: bool, yes: bool) -> None:
     """Remove what ctrace applied, and nothing else.
 
-    It says what it removes and where, and asks first on a terminal. Without one it needs
-    --netns, --all or -y. Where something is applied in several namespaces, name one or give
-    --all. Only the table inet ctrace, the
-    chains CTRACE_* and rules whose comment begins with ctrace: are touched. Works from the
-    ruleset itself, also after a crash. TCP connections of this host that were opened
-    untracked go on: ctrace creates entries for them.
+    It says what it removes and where, and asks first on a terminal. Without one it removes
+    what is applied in the namespace that it runs in; another needs --netns, --all or -y.
+    Where something is applied in several namespaces, name one or give --all. Only the table
+    inet ctrace, the chains CTRACE_* and rules whose comment begins with ctrace: are touched.
+    Works from the ruleset itself, also after a crash. TCP connections of this host that were
+    opened untracked go on: ctrace creates entries for them.
     """
     from ctrace.change.undo import applied, undo
     from ctrace.host.netns import resolve
@@ -34,7 +34,8 @@ def command(netns: Optional[str], every: bool, yes: bool) -> None:
     there = applied(only)
     if len(there) > 1 and not every:
         raise CtraceError(several("changes are applied", there) + ", or give --all")
-    if there and not (only or every or yes or sys.stdin.isatty()):
+    here = there and there[0].namespace.inum == resolve("/proc/self/ns/net")
+    if there and not (here or only or every or yes or sys.stdin.isatty()):
         raise CtraceError(
             f"one change is applied ({what(there[0])}): name it with --netns, or add -y"
         )
