@@ -182,7 +182,7 @@ def test_a_year_of_standstill_is_kept_and_jumped_over(crafted: Crafted) -> None:
         length = crafted.until - recording.started
     command = [sys.executable, "-m", "ctrace", "replay", str(crafted.path), "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    said = [json.loads(line)["ts"].replace("Z", "+00:00") for line in done.stdout.splitlines()]
+    said = [json.loads(line)["ts"][:19] + "+00:00" for line in done.stdout.splitlines()]
     moments = [datetime.fromisoformat(text).timestamp() for text in said]
     assert length / SECOND - 2 < len(moments) < length / SECOND + 4
     assert moments == sorted(moments)
