@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import ClassVar, Final, Optional
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import ClassVar, Final, Optional, Union
 
 from ctrace.errors import UsageError
 
@@ -39,7 +39,7 @@ class Drop:
     """``tcp`` or ``udp``; empty: TCP, UDP and ICMP of ``sources``."""
     port: int = 0
     sources: tuple[str, ...] = ()
-    """Addresses; empty: whoever sends to ``port``."""
+    """Addresses and prefixes; empty: whoever sends to ``port``."""
     rate: int = 0
     """A second: only what comes faster is dropped, of TCP only what opens a connection."""
     each: bool = True
@@ -76,10 +76,15 @@ class Drop:
             "pass"
         )
 
+    def comes_from(self, address: str) -> bool:
+        """Whether an address is one of its sources."""
+        found = ip_address(address) if self.sources else None
+        return any(found in ip_network(one) for one in self.sources)
+
     def problem(self) -> str:
         """What is wrong with it, for a plan's reader; empty when it is good."""
         if self.sources:
-            if any(ip_address(one).is_loopback for one in self.sources):
+            if any(_here(ip_network(one)) for one in self.sources):
                 return "drops a source that is this host itself"
             good = not self.proto and not self.port and not self.rate
             return "" if good else "drops sources: it can't name a service or a rate, too"
@@ -109,12 +114,30 @@ def _service(option: str, text: str) -> Drop:
 
 def _address(text: str) -> str:
     try:
-        found = ip_address("" if "%" in text else text)
+        found = ip_network("" if "%" in text else text, strict=False)
     except ValueError:
-        raise UsageError(f"--{SOURCE} {text[:60]!r} is not an IPv4 or IPv6 address") from None
-    if found.is_unspecified or found.is_multicast or found.is_loopback:
-        raise UsageError(f"--{SOURCE} {found} is no source outside this host")
-    return str(found)
+        raise UsageError(
+            f"--{SOURCE} {text[:60]!r} is not an IPv4 or IPv6 address or prefix"
+        ) from None
+    if _no_source(found):
+        raise UsageError(f"--{SOURCE} {_short(found)} is no source outside this host")
+    return _short(found)
+
+
+def _short(net: Union[IPv4Network, IPv6Network]) -> str:
+    """A prefix, or the one address of it."""
+    return str(net.network_address) if net.prefixlen == net.max_prefixlen else str(net)
+
+
+def _no_source(net: Union[IPv4Network, IPv6Network]) -> bool:
+    """Whether it holds what no packet from elsewhere comes from."""
+    none = ("224.0.0.0/4", "0.0.0.0/32") if net.version == 4 else ("ff00::/8", "::/128")
+    return _here(net) or any(net.overlaps(ip_network(one)) for one in none)
+
+
+def _here(net: Union[IPv4Network, IPv6Network]) -> bool:
+    """Whether it holds addresses of loopback."""
+    return net.overlaps(ip_network("127.0.0.0/8" if net.version == 4 else "::1/128"))
 
 
 def told(comment: str) -> str:

@@ -82,7 +82,7 @@ def _where(drop: Drop, views: Views, netns: Optional[int]) -> Table:
 def _met(drop: Drop, views: Views) -> Iterator[Culprit]:
     """The rows that it is about, of any namespace."""
     if drop.sources:
-        yield from (one for one in views.sources.culprits if one.src in drop.sources)
+        yield from (one for one in views.sources.culprits if drop.comes_from(one.src))
         return
     for one in views.services.culprits:
         if (one.proto, one.port) == (drop.proto, drop.port):
@@ -95,8 +95,8 @@ def _refuse(drop: Drop, table: Table, about: Facts) -> None:
         raise CtraceError(f"{drop} can't be planned: the rules of {name} are not known")
     if not about.has_nft:
         raise CtraceError(f"{drop} can't be planned: it needs nft, which this host does not have")
-    for address in drop.sources:
-        if address in about.addresses:
+    for address in about.addresses:
+        if drop.comes_from(address):
             raise UsageError(f"{address} is an address of {name} itself: stop what sends from it")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Optional
+from typing import Final, Optional, Union
 
 from ctrace.change.plan import ROLES
 from ctrace.errors import CtraceError
@@ -27,13 +27,16 @@ class InPlace:
     roles: tuple[str, ...]
     """That the rules cover; for a half rule, the one that it is half of."""
     kind: str
-    """``notrack`` or ``timeout`` (a ct timeout policy)."""
+    """``notrack``, ``timeout`` (a ct timeout policy) or ``drop``."""
     by: str
     """``ctrace``, or the chain that the rules are in."""
     packets: Optional[int]
     """That the rules have met so far; None where they don't count."""
     complete: bool = True
     """False: only one direction is untracked, which frees nothing."""
+    drop: str = ""
+    """``limit-source tcp/80``, ``drop-source 192.0.2.1`` where it drops before tracking; it is of
+    no service then."""
 
     def covers(self, proto: str, port: int, roles: tuple[str, ...]) -> bool:
         """Whether a service in these roles needs nothing more of this kind."""
@@ -43,6 +46,8 @@ class InPlace:
     def __str__(self) -> str:
         service = f"{self.proto}/{self.port}"
         carried = "" if self.packets is None else f"; {self.packets} packets so far"
+        if self.drop:
+            return f"{self.drop} is in place already, by {self.by}{carried}"
         if not self.complete:
             return (
                 f"the ruleset untracks {service} in one direction only (as {self.roles[0]}, in "
@@ -70,18 +75,20 @@ def in_place(ruleset: Ruleset, room: Optional[Room]) -> Iterator[InPlace]:
 
 def _ours(rules: tuple[OurRule, ...]) -> Iterator[InPlace]:
     services: dict[tuple[str, int, str], list[OurRule]] = {}
+    dropping: dict[str, list[OurRule]] = {}
     for rule in rules:
+        if rule.own and rule.drops:
+            dropping.setdefault(rule.drops, []).append(rule)
         role, proto, port = rule.service
         if rule.own and port:
             kind = "timeout" if role == "timeout" else "notrack"
             services.setdefault((proto, port, kind), []).append(rule)
     for (proto, port, kind), found in services.items():
         roles = {rule.service[0] for rule in found}
-        counts = [rule.packets for rule in found if rule.packets is not None]
-        yield InPlace(
-            proto, port, tuple(role for role in ROLES if role in roles), kind, OURS,
-            sum(counts) if counts else None,
-        )  # fmt: skip
+        covered = tuple(role for role in ROLES if role in roles)
+        yield InPlace(proto, port, covered, kind, OURS, _met(found))
+    for what, found in dropping.items():
+        yield InPlace("", 0, (), "drop", OURS, _met(found), drop=what)
 
 
 def _covered(room: Room, proto: str, port: int) -> tuple[tuple[str, ...], str]:
@@ -121,5 +128,9 @@ def _where(found: Found) -> str:
 
 
 def _packets(found: Found) -> Optional[int]:
-    counts = [rule.packets for _, rule in found if rule.packets is not None]
+    return _met([rule for _, rule in found])
+
+
+def _met(rules: Sequence[Union[Rule, OurRule]]) -> Optional[int]:
+    counts = [rule.packets for rule in rules if rule.packets is not None]
     return sum(counts) if counts else None

@@ -26,7 +26,7 @@ from typing import Final, Optional
 from ctrace import interpreter
 from ctrace.change import health, keep, notes, shell_lines, standing, steps
 from ctrace.change import plan as plans
-from ctrace.change.carry import cut_off
+from ctrace.change.carry import cut_off, cuts_caller
 from ctrace.change.plan import Plan
 from ctrace.change.steps import LONGEST_S, describe
 from ctrace.change.undo import remove
@@ -121,7 +121,7 @@ def prepare(plan: Plan, judge: Optional[Judge] = None) -> Prepared:
                 f"{namespace.name} already: run ctrace undo first"
             )
         steps.check(plan)
-        warnings = tuple(cut_off(plan))
+        warnings = (*cuts_caller(plan), *cut_off(plan))
         if plan != wanted:
             warnings = ("the rules changed since the plan was made, and were judged again: it "
                         "is as safe with them", *warnings)  # fmt: skip

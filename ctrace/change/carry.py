@@ -10,13 +10,18 @@ touch it. Forwarded connections have no socket here: for those there is only a w
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Final
 
+from ctrace.batch import inode_of
 from ctrace.change.plan import Notrack, Plan
+from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
 from ctrace.host import commands, ctnetlink, sock_diag
+from ctrace.host.caller import connected
 from ctrace.host.ctnetlink import Flow
 from ctrace.host.sock_diag import Connection
 from ctrace.ruleset.installed import XT_TOOLS, nft_ruleset, saved_rules
@@ -68,6 +73,21 @@ def _established() -> int:
             return int(file.read())
     except (OSError, ValueError):
         return LONGEST_S
+
+
+def cuts_caller(plan: Plan) -> Iterator[str]:
+    """That a drop would end the connection by which whoever applies it is here."""
+    caller = connected()
+    with suppress(OSError):
+        if caller is None or os.stat(f"/proc/{os.getppid()}/ns/net").st_ino != inode_of(plan.netns):
+            return
+        for lever in plan.levers:
+            if not isinstance(lever, Drop) or lever.rate:
+                continue
+            if lever.comes_from(caller.client):
+                yield f"you are connected from {caller.client} by ssh: it would be dropped, too"
+            elif (lever.proto, lever.port) == ("tcp", caller.port):
+                yield f"you are connected by ssh to port {caller.port}: it would be dropped, too"
 
 
 def cut_off(plan: Plan) -> Iterator[str]:

@@ -111,13 +111,15 @@ class Connections:
         only between two looks is seen in neither, and excuses nothing.
         """
         ports = {lever.port for lever in levers if lever.proto == "tcp"}
-        cut = {ip_address(a).packed for one in levers if isinstance(one, Drop) for a in one.sources}
+        cut = [one for one in levers if isinstance(one, Drop) and one.sources]
         then, now = self._then, sock_diag.connections()
         self._then = now
         gone = [one for cookie, one in then.items() if cookie in self._old and cookie not in now]
         resent = 0
         for cookie, one in now.items():
-            mine = {one.sport, one.dport} & ports or plain(one.there) in cut
+            mine = {one.sport, one.dport} & ports or (
+                cut and any(drop.comes_from(str(ip_address(plain(one.there)))) for drop in cut)
+            )
             if cookie in self._old or mine:
                 resent += one.resent - (then[cookie].resent if cookie in then else 0)
         return {

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, Final, NoReturn, TypeVar, Union
 
 from ctrace.change.terms import FIELDS, MAX_TERMS, MAX_VALUES, Term
@@ -25,11 +25,9 @@ MAX_LEVERS: Final = 64
 MAX_ACCEPTS: Final = 64
 MAX_ADDRESSES: Final = 256
 MAX_TIMEOUT: Final = 5 * 86400
-
 PROTOS: Final = ("tcp", "udp")
 ROLES: Final = ("server", "client", "forward", "loopback")
 """Listening here; calling out from here; routed through; both ends on this host."""
-
 TOOLS: Final = ("nft", "iptables-nft", "iptables-legacy")
 """What owns a chain: a native nftables table, or one of iptables' two variants
 (``ip6tables-*`` follows from the family)."""
@@ -277,7 +275,7 @@ def _drop(fields: _Fields) -> Drop:
     drop = Drop(
         proto=fields.choice("proto", (*PROTOS, "")),
         port=fields.integer("port", 0, 65535),
-        sources=fields.items("sources", MAX_ADDRESSES, _address),
+        sources=fields.items("sources", MAX_ADDRESSES, _prefix),
         rate=fields.integer("rate", 0, FASTEST),
         each=fields.flag("each"),
     )
@@ -346,14 +344,16 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
     return read
 
 
-def _address(where: str, item: Any) -> str:
+def _address(where: str, item: Any, read: Callable[[str], object] = ip_address) -> str:
     # Scoped addresses (fe80::1%eth0) would carry an interface name: refused.
-    if not isinstance(item, str) or "%" in item:
-        _bad(where, "must be an IPv4 or IPv6 address")
     try:
-        return str(ip_address(item))
+        return str(read(item if isinstance(item, str) and "%" not in item else ""))
     except ValueError:
         _bad(where, "must be an IPv4 or IPv6 address")
+
+
+def _prefix(where: str, item: Any) -> str:
+    return _address(where, item, ip_network if "/" in str(item) else ip_address)
 
 
 def _term(where: str, document: Any) -> Term:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ctrace.advice.advise import advise
 from ctrace.advice.asked import Views, include
 from ctrace.advice.facts import Facts
+from ctrace.advice.in_place import in_place
 from ctrace.advice.result import Advice
 from ctrace.batch import HookInfo
+from ctrace.change import carry
 from ctrace.change.plan import Notrack, from_json, to_json
 from ctrace.dropping import KINDS, Drop, parse
 from ctrace.errors import CtraceError, UsageError
+from ctrace.host import caller
 from ctrace.model import remedies
 from ctrace.model.snapshot import Cause, Culprit, Snapshot, Table
+from ctrace.ruleset.installed import Rule
 from ctrace.ruleset.model import Ruleset
 from ctrace.view.format import prose
 from ctrace.view.report.advice import advice_text
@@ -51,18 +57,18 @@ def given(**values: str) -> dict[str, tuple[str, ...]]:
 
 def test_options_are_drops() -> None:
     found = parse(
-        given(drop_source="192.0.2.7 2001:DB8:0::7 192.0.2.7", drop_service="udp/53",
+        given(drop_source="192.0.2.7 2001:DB8:0::7 192.0.2.7/32 10.1.2.3/8", drop_service="udp/53",
               limit_source="tcp/80=50", limit_service="tcp/443=500")
     )  # fmt: skip
     assert found == (
-        Drop(sources=("192.0.2.7", "2001:db8::7")),
+        Drop(sources=("192.0.2.7", "2001:db8::7", "10.0.0.0/8")),
         Drop("udp", 53),
         Drop("tcp", 80, rate=50),
         Drop("tcp", 443, rate=500, each=False),
     )
     assert [str(one) for one in found] == [
-        "drop-source 192.0.2.7, 2001:db8::7", "drop-service udp/53", "limit-source tcp/80",
-        "limit-service tcp/443",
+        "drop-source 192.0.2.7, 2001:db8::7, 10.0.0.0/8", "drop-service udp/53",
+        "limit-source tcp/80", "limit-service tcp/443",
     ]  # fmt: skip
 
 
@@ -70,7 +76,8 @@ def test_options_are_drops() -> None:
     "wrong",
     [
         {"drop_source": "web1"}, {"drop_source": "127.0.0.1"}, {"drop_source": "fe80::1%eth0"},
-        {"drop_source": "192.0.2.0/24"}, {"drop_service": "tcp/0"}, {"drop_service": "tcp/80=5"},
+        {"drop_source": "0.0.0.0/0"}, {"drop_source": "192.0.2.0/33"}, {"drop_source": "::/0"},
+        {"drop_source": "126.0.0.0/7"}, {"drop_service": "tcp/0"}, {"drop_service": "tcp/80=5"},
         {"limit_source": "tcp/80"}, {"limit_source": "tcp/80=0"}, {"limit_source": "sctp/80=5"},
         {"limit_service": "tcp/65536=5"}, {"limit_service": "tcp/80=9999999"},
         {"limit_service": "tcp/80=5", "limit_source": "tcp/80=5"},
@@ -93,6 +100,7 @@ def test_what_is_no_drop_is_refused_in_one_line(wrong: dict[str, str]) -> None:
         (Drop("tcp", 80, rate=200), 0),
         (Drop("tcp", 80), 1100),
         (Drop(sources=("198.51.100.7",)), 1000),
+        (Drop(sources=("198.51.100.0/24", "2001:db8::/32")), 1100),
     ],
     ids=str,
 )
@@ -145,7 +153,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(CtraceError, match="not known"):
         ask(limit, about=Facts())
     with pytest.raises(UsageError, match="itself"):
-        ask(Drop(sources=("192.0.2.10",)))
+        ask(Drop(sources=("192.0.2.0/28",)))
     with pytest.raises(CtraceError, match="name the namespace"):
         ask(Drop("tcp", 81), tables=2)
     assert ask(limit, tables=2).plans[0].netns == 1, "the one that saw it"
@@ -166,3 +174,49 @@ def test_a_remedy_names_the_option_that_plans_it() -> None:
         assert str(drop).startswith(kind)
     bare = advise(services, None, {1: replace(FACTS, has_nft=False)})
     assert "on trial" not in advice_text(bare, 200)
+
+
+def test_drops_that_are_applied_are_in_place() -> None:
+    rules = tuple(
+        Rule("nft", "inet", "ctrace", chain, f"ctrace:{tag}", packets=packets)
+        for chain, tag, packets in (
+            ("pre", "drop-source:198.51.100.0/24", 7),
+            ("pre", "drop-service:tcp:80", 5),
+            ("out", "drop-service:tcp:80", 1),
+        )
+    )
+    found = list(in_place(Ruleset(fingerprint="0" * 64, ours=rules), None))
+    assert [str(one) for one in found] == [
+        "drop-source 198.51.100.0/24 is in place already, by ctrace; 7 packets so far",
+        "drop-service tcp/80 is in place already, by ctrace; 6 packets so far",
+    ]
+    assert not any(one.covers("tcp", 80, ()) for one in found)
+
+
+def test_by_which_connection_of_ssh_one_came(tmp_path: Path) -> None:
+    """sudo left it out of the environment; a shell above it has it."""
+    for pid, parent, environ in (
+        (40, 30, b"PATH=/bin"),
+        (30, 20, b"SHELL=/bin/sh\0SSH_CONNECTION=2001:db8::7 50000 192.0.2.1 2222\0A=b"),
+        (20, 1, b"SSH_CONNECTION=192.0.2.9 50000 192.0.2.1 22"),
+        (50, 1, b"SSH_CONNECTION=odd"),
+    ):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "environ").write_bytes(environ)
+        (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nPPid:\t{parent}\n")
+    assert caller.connected(str(tmp_path), 40) == ("2001:db8::7", 2222)
+    assert caller.connected(str(tmp_path), 50) is None
+    assert caller.connected(str(tmp_path), 60) is None
+
+
+def test_a_drop_of_ones_own_connection_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.stat("/proc/self/ns/net").st_ino
+    monkeypatch.setattr(carry, "connected", lambda: caller.Connected("198.51.100.9", 22))
+
+    def said(drop: Drop, netns: int = here) -> list[str]:
+        (plan,) = ask(drop).plans
+        return list(carry.cuts_caller(replace(plan, netns=netns)))
+
+    mine, others = Drop(sources=("198.51.100.0/24",)), Drop(sources=("198.51.100.7",))
+    assert ["198.51.100.9" in one for one in said(mine)] == [True]
+    assert said(others) == said(Drop("tcp", 80)) == said(mine, here + 1) == []

@@ -54,7 +54,7 @@ def test_on_trial_then_kept_then_undone_byte_for_byte(lab: Lab) -> None:
     before = rules_of(server)
     (from_bad, _), (for_bad, _) = bad.addresses["server"], server.addresses["bad"]
     for_good = server.addresses["good"][0]
-    drops = (Drop(sources=(from_bad, "2001:db8::9")), Drop("tcp", OTHER))
+    drops = (Drop(sources=(from_bad, "2001:db8::/32")), Drop("tcp", OTHER))
     with tcp_server(server, PORT), tcp_server(server, OTHER):
         assert taken(bad, for_bad, 3) == 3
         assert entries(server, PORT, from_bad) == 3
@@ -74,7 +74,7 @@ def test_on_trial_then_kept_then_undone_byte_for_byte(lab: Lab) -> None:
         assert entries(server, PORT, from_bad) == 0
         counted = packets(server)
         assert counted[f"drop-source {from_bad}"] >= 2
-        assert counted["drop-source 2001:db8::9"] == 0
+        assert counted["drop-source 2001:db8::/32"] == 0
         assert counted[f"drop-service tcp/{OTHER}"] >= 2
         (kept,) = undo.applied(server.inum)
         assert kept.installed.state == "permanent"

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 )
 @click.option("--plan", metavar="FILE", type=click.Path(), help="Write a plan for ctrace apply.")
 @click.option(
-    "--drop-source", multiple=True, metavar="ADDRESS",
-    help="Also plan to drop everything from ADDRESS before tracking.",
+    "--drop-source", multiple=True, metavar="NET",
+    help="Also plan to drop everything from an address or prefix before tracking.",
 )  # fmt: skip
 @click.option(
     "--drop-service", multiple=True, metavar="PROTO/PORT",
@@ -104,7 +104,7 @@ def command(
         # In a file or a pipe lines may be longer than in a narrow terminal.
         width = None if sys.stdout.isatty() else 120
         console = Console(highlight=False, markup=False, width=width)
-        how = "" if plan else _again(file, given)
+        how = "" if plan else _again(file, given, str(netns or ""), target)
         console.print(render(advice, full=full, how=how), crop=False)
     if plan:
         _write(advice, plan, wanted.netns, force)
@@ -119,9 +119,17 @@ class Asked:
     drops: tuple[Drop, ...] = ()
 
 
-def _again(file: Optional[str], given: dict[str, tuple[str, ...]]) -> str:
+def _again(
+    file: Optional[str], given: dict[str, tuple[str, ...]], netns: str, target: float
+) -> str:
     """The command that makes a plan of this advice."""
     options = [f" --{kind} {text}" for kind, texts in given.items() for text in texts]
+    if netns:
+        options.insert(0, f" --netns {shlex.quote(netns)}")
+    from ctrace.advice.advise import TARGET
+
+    if target != TARGET:
+        options.append(f" --target {100 * target:g}%")
     command = f"ctrace advise {shlex.quote(file)}" if file else "sudo ctrace advise"
     return command + "".join(options)
 

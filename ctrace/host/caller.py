@@ -1,0 +1,52 @@
+"""From where whoever runs ctrace is connected."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import Final, NamedTuple, Optional
+
+DEEPEST: Final = 64
+"""Parents that are asked."""
+
+
+class Connected(NamedTuple):
+    """A connection of ssh, as sshd tells its children (SSH_CONNECTION)."""
+
+    client: str
+    port: int
+    """Of this host, where sshd was called."""
+
+
+def connected(proc: str = "/proc", pid: Optional[int] = None) -> Optional[Connected]:
+    """The connection that this process, or one of its parents, came by; None where there is none.
+
+    sudo leaves the variable out, so parents are asked, too.
+    """
+    now = os.getpid() if pid is None else pid
+    for _ in range(DEEPEST):
+        found = _told(proc, now)
+        if found is not None:
+            return found
+        now = _parent(proc, now)
+        if now <= 1:
+            return None
+    return None
+
+
+def _told(proc: str, pid: int) -> Optional[Connected]:
+    with suppress(OSError), open(f"{proc}/{pid}/environ", "rb") as file:
+        for one in file.read().split(b"\0"):
+            name, _, value = one.partition(b"=")
+            words = value.decode("ascii", "replace").split()
+            if name == b"SSH_CONNECTION" and len(words) == 4 and words[3].isdecimal():
+                return Connected(words[0].partition("%")[0], int(words[3]))
+    return None
+
+
+def _parent(proc: str, pid: int) -> int:
+    with suppress(OSError), open(f"{proc}/{pid}/status") as file:
+        found = re.search(r"^PPid:\s*(\d+)", file.read(), re.M)
+        return int(found[1]) if found else 0
+    return 0
