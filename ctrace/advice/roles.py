@@ -15,6 +15,9 @@ from ctrace.model.snapshot import Culprit, Tuple5
 from ctrace.record import PROTO_NUMBERS, Events, Status, address_text
 
 MOST_FLOWS: Final = 20_000
+WEIGHTY: Final = 0.02
+"""Share of a service's entries from which on a source says what role the service has. What is
+below it (a few health checks of this host's own) frees nothing, and stays tracked."""
 _OF_DIRECTION: Final = {
     "in": "server",
     "out": "client",
@@ -70,18 +73,27 @@ def roles(seen: Seen, local: Iterable[str]) -> tuple[str, ...]:
     """
     mine = set(local)
     found: set[str] = set()
-    for culprit in (seen.culprit, *seen.parts):
+    parts, samples = _weighty(seen)
+    for culprit in (seen.culprit, *parts):
         role = _OF_DIRECTION.get(culprit.direction)
         if role:
             found.add(role)
     if mine:
-        found |= {role for sample in seen.samples if (role := _role(sample, mine))}
+        found |= {role for sample in samples if (role := _role(sample, mine))}
         # "in" and "out" are how packets over loopback look to some hook families.
         if found - {"loopback"} <= {"server", "client"} and all(
-            _role(sample, mine) == "loopback" for sample in seen.samples
+            _role(sample, mine) == "loopback" for sample in samples
         ):
-            found = {"loopback"} if seen.samples else found
+            found = {"loopback"} if samples else found
     return tuple(role for role in ROLES if role in found)
+
+
+def _weighty(seen: Seen) -> tuple[tuple[Culprit, ...], tuple[Tuple5, ...]]:
+    """The sources that hold a share worth freeing, and the sample tuples but of the others."""
+    parts = tuple(c for c in seen.parts if c.held >= WEIGHTY * seen.culprit.held)
+    light = {c.src for c in seen.parts} - {c.src for c in parts}
+    samples = tuple(sample for sample in seen.samples if sample.src not in light)
+    return (parts, samples) if samples else (seen.parts, seen.samples)
 
 
 def _role(sample: Tuple5, mine: set[str]) -> Optional[str]:

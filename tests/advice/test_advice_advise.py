@@ -165,7 +165,7 @@ def test_a_recording_without_ruleset_is_never_safe() -> None:
     found = advise(snapshot(service(8063, 900)), None, {})
     assert found.candidates[0].verdict == "cannot-say"
     assert not found.plans
-    assert "recording" in " ".join(found.candidates[0].reasons)
+    assert "not recorded" in " ".join(found.candidates[0].reasons)
 
 
 def judged(ruleset: Ruleset, about: Subject | None = None) -> Judgement:
@@ -315,6 +315,6 @@ def test_text_names_the_lever_and_keeps_rules_whole() -> None:
     text = advice_text(ask(service(8063, 900)), 80)
     assert "NOTRACK tcp/8063 (server)" in text
     assert any(
-        line.strip().startswith("tcp dport 8063") and line.rstrip().endswith('to"')
+        line.strip().startswith('iifname != "lo" tcp dport 8063') and line.rstrip().endswith('to"')
         for line in text.splitlines()
     )

@@ -136,7 +136,7 @@ def test_one_moment_tells_no_rate() -> None:
     plain = advise(views.services, views.pairs, {})
     (asked,) = include(plain, (Drop("tcp", 80, rate=5),), views, {1: FACTS}).asked
     assert asked.dropped is None
-    assert "not known" in asked.text
+    assert "does not tell how many come a second" in asked.text
 
 
 def test_a_plan_keeps_what_is_applied_and_takes_a_source_more() -> None:
