@@ -14,8 +14,11 @@ from typing import ClassVar, Final, Optional, Union
 from ctrace.errors import UsageError
 
 SOURCE, SERVICE, EACH, ALL = KINDS = (
-    "drop-source", "drop-service", "limit-source", "limit-service",
-)  # fmt: skip
+    "drop-source",
+    "drop-service",
+    "limit-source",
+    "limit-service",
+)
 """Options of advise, and how the comment of a rule begins."""
 PROTOS: Final = ("tcp", "udp")
 FASTEST: Final = 1_000_000

@@ -17,9 +17,13 @@ from typing import BinaryIO
 from ctrace.errors import CtraceError
 
 _SORTS = {
-    stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link",
-    stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-}  # fmt: skip
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a link",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def opened(path: str) -> int:

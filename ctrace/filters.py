@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.errors import UsageError
-from ctrace.record import (
-    MAPPED_PREFIX,
-    PROTO_NUMBERS,
-    Events,
-    Kind,
-    Status,
-    words,
-)
+from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Kind, Status, words
 
 Network = Union[IPv4Network, IPv6Network]
 STATUSES = (
-    "ASSURED", "SEEN_REPLY", "UNREPLIED", "SRC_NAT", "DST_NAT", "OFFLOAD", "HELPER", "EXPECTED",
-)  # fmt: skip
+    "ASSURED",
+    "SEEN_REPLY",
+    "UNREPLIED",
+    "SRC_NAT",
+    "DST_NAT",
+    "OFFLOAD",
+    "HELPER",
+    "EXPECTED",
+)
 """What ``-u`` takes."""
 AT_BIRTH = ("SRC_NAT", "DST_NAT", "HELPER", "EXPECTED")
 """Those that an entry has when it is made: NAT and helpers are set up before."""

@@ -60,10 +60,12 @@ def from_line(line: str) -> Given:
             saves=tuple((str(a), str(b), str(c)) for a, b, c in found["saves"]),
             settings={str(name): str(value) for name, value in found["settings"].items()},
             modules=None if modules is None else tuple(str(one) for one in modules),
-            legacy_tables=None if legacy is None else {
+            legacy_tables=None
+            if legacy is None
+            else {
                 str(family): tuple(str(one) for one in names) for family, names in legacy.items()
             },
             **{name: str(found[name]) for name in texts},
-        )  # fmt: skip
+        )
     except (zlib.error, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError("the rules as they were given are damaged") from error

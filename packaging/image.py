@@ -82,11 +82,7 @@ def make(version: str, trees: Mapping[str, Path]) -> bytes:
             "layers": [keep(packed, f"{OCI}layer.v1.tar+gzip")],
         }
         images.append(keep(encoded(manifest), f"{OCI}manifest.v1+json", platform=platform))
-    index = {
-        "schemaVersion": 2,
-        "mediaType": f"{OCI}index.v1+json",
-        "manifests": images,
-    }
+    index = {"schemaVersion": 2, "mediaType": f"{OCI}index.v1+json", "manifests": images}
     named = keep(
         encoded(index), f"{OCI}index.v1+json",
         annotations={

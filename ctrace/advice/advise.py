@@ -70,9 +70,11 @@ def advise(
             continue
         watched = services.uptime_s
         outlook = Outlook(
-            table, [item.culprit for item in seen], about.timeouts,
+            table,
+            [item.culprit for item in seen],
+            about.timeouts,
             watched if services.hooks.changes else None,
-        )  # fmt: skip
+        )
         judged = [
             _candidate(table, item, seen, about, judge, done, outlook)
             for item in seen
@@ -123,8 +125,13 @@ def advise(
                 choice.rising,
             )
         )
-        notes += [f"{c.proto}/{c.port}: {reason}" for c in judged if c.chosen
-                  for reason in c.reasons if reason.startswith(WHEN_THEY_GO)]  # fmt: skip
+        notes += [
+            f"{c.proto}/{c.port}: {reason}"
+            for c in judged
+            if c.chosen
+            for reason in c.reasons
+            if reason.startswith(WHEN_THEY_GO)
+        ]
         if chosen and about.ruleset is not None:
             plans.append(made_plan(services, table, chosen, about))
             if any(one.by == OURS for one in done):
@@ -257,8 +264,13 @@ def _candidate(
     if inside is not None and inside < WHOLE:
         freed = round(culprit.held * inside)
         candidate = replace(candidate, frees=freed, fill_after=None)
-    return replace(candidate, in_place=bool(made), enter=about.enter, backend=_backend(about),
-                   evidence=judgement.evidence)  # fmt: skip
+    return replace(
+        candidate,
+        in_place=bool(made),
+        enter=about.enter,
+        backend=_backend(about),
+        evidence=judgement.evidence,
+    )
 
 
 def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:

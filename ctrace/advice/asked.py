@@ -100,9 +100,7 @@ def _refuse(drop: Drop, table: Table, about: Facts) -> None:
             raise UsageError(f"{address} is an address of {name} itself: stop what sends from it")
 
 
-def _with(
-    plan: Optional[Plan], drop: Drop, services: Snapshot, table: Table, about: Facts
-) -> Plan:  # fmt: skip
+def _with(plan: Optional[Plan], drop: Drop, services: Snapshot, table: Table, about: Facts) -> Plan:
     """A plan with one drop more, and with what ctrace has applied there already."""
     made = plan or made_plan(services, table, (), about)
     for old in made.levers:
@@ -144,9 +142,7 @@ def _judged(drop: Drop, views: Views, table: Table, about: Facts) -> Asked:
     return Asked(table.netns, drop, seen, dropped, f"{text}; {held}")
 
 
-def _above(
-    drop: Drop, seen: int, pairs: Sequence[Culprit], about: Facts, watched: float
-) -> int:  # fmt: skip
+def _above(drop: Drop, seen: int, pairs: Sequence[Culprit], about: Facts, watched: float) -> int:
     """How many new ones were above the rate for sure: whatever came in bursts was more."""
     let = round(drop.rate * watched) + max(drop.rate, LEAST_BURST)
     by_source: Counter[str] = Counter()

@@ -209,13 +209,16 @@ def written(texts: Written) -> str:
             "listening": sorted(texts.listening),
             "given": line if len(line) <= BIGGEST else "",
             "untold": [
-                name for name, value in (
-                    ("ip_local_port_range", texts.ephemeral), ("ip_forward", texts.forwarding),
+                name
+                for name, value in (
+                    ("ip_local_port_range", texts.ephemeral),
+                    ("ip_forward", texts.forwarding),
                     ("the host's addresses", texts.addresses or None),
-                ) if value is None
+                )
+                if value is None
             ],
         }
-    )  # fmt: skip
+    )
 
 
 def _snapshot(netns_path: str) -> str:

@@ -13,8 +13,13 @@ from ctrace.rehearsal.mend import Settled
 from ctrace.rehearsal.play import Stray, Talk
 from ctrace.rehearsal.rehearse import Service
 
-LEVELS: Final = {"info": "safe", "rules": "safe-with-rules", "warn": "warn",
-                 "unknown": "cannot-say", "unsafe": "unsafe"}  # fmt: skip
+LEVELS: Final = {
+    "info": "safe",
+    "rules": "safe-with-rules",
+    "warn": "warn",
+    "unknown": "cannot-say",
+    "unsafe": "unsafe",
+}
 VERDICTS: Final = tuple(LEVELS.values())
 WHEN_THEY_GO: Final = "when the rules go again"
 """How a reason begins that is about the end of a trial."""
@@ -35,29 +40,51 @@ def rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[
     found, lever = settled.found, settled.lever
     every = [service.tracked(setting).runs for setting in service.room.settings()]
     runs = every[0]
-    refused = [ways[0].talk for ways in zip_longest(*every)
-               if ways[0].talk.known and not any(run.first for run in ways)]  # fmt: skip
+    refused = [
+        ways[0].talk
+        for ways in zip_longest(*every)
+        if ways[0].talk.known and not any(run.first for run in ways)
+    ]
     if refused:
-        yield Finding("unknown", "refused", f"its table has {refused[0]}, which the rehearsal "
-                      "refuses without any rules of ours: something lets it in that the "
-                      "rehearsal lacks")  # fmt: skip
+        yield Finding(
+            "unknown",
+            "refused",
+            f"its table has {refused[0]}, which the rehearsal "
+            "refuses without any rules of ours: something lets it in that the "
+            "rehearsal lacks",
+        )
     yield from _differences(settled)
     tracked, untracked = found.entries
     if tracked and untracked >= 0.9 * tracked:
-        yield Finding("warn", "ineffective", "pointless: NOTRACK would have no effect, its "
-                      f"conversations made {tracked} entries in a rehearsal, and {untracked} with "
-                      "the rules")  # fmt: skip
+        yield Finding(
+            "warn",
+            "ineffective",
+            "pointless: NOTRACK would have no effect, its "
+            f"conversations made {tracked} entries in a rehearsal, and {untracked} with "
+            "the rules",
+        )
     if not tracked and runs:
-        yield Finding("info", "already", "its conversations made no entry in a rehearsal: they "
-                      "are untracked already")  # fmt: skip
+        yield Finding(
+            "info",
+            "already",
+            "its conversations made no entry in a rehearsal: they are untracked already",
+        )
     yield from _own_calls(subject, service, settled)
     translated = subject.nat not in ("", "no")
     if translated and not found.of(BREAKS) and not lever.shared and not service.translates():
-        yield Finding("unknown", "nat", f"its entries are translated ({subject.nat} NAT), and in "
-                      "the rehearsal nothing translates it")  # fmt: skip
+        yield Finding(
+            "unknown",
+            "nat",
+            f"its entries are translated ({subject.nat} NAT), and in "
+            "the rehearsal nothing translates it",
+        )
     if service.helped:
-        yield Finding("unsafe", "helper", "a conntrack helper is set on its connections: without "
-                      "tracking their data connections would be refused")  # fmt: skip
+        yield Finding(
+            "unsafe",
+            "helper",
+            "a conntrack helper is set on its connections: without "
+            "tracking their data connections would be refused",
+        )
     if not found.of(BREAKS) and not found.of(OPENS):
         yield from _unharmed(subject, service, settled)
 
@@ -65,60 +92,103 @@ def rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[
 def _own_calls(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
     """Of calls that this host would make from the service's port."""
     found = settled.found
-    if any(isinstance(d.what, Talk) and (d.what.role, d.what.sport) == ("client", service.port)
-           and not d.what.known for d in found.of(BREAKS)):  # fmt: skip
+    if any(
+        isinstance(d.what, Talk)
+        and (d.what.role, d.what.sport) == ("client", service.port)
+        and not d.what.known
+        for d in found.of(BREAKS)
+    ):
         low, high = subject.ephemeral
-        yield Finding("unsafe", "ephemeral", f"port {subject.port} lies in the ephemeral range "
-                      f"{low}-{high}, so the kernel may choose it for connections of this host: "
-                      "reserve it with net.ipv4.ip_local_reserved_ports")  # fmt: skip
+        yield Finding(
+            "unsafe",
+            "ephemeral",
+            f"port {subject.port} lies in the ephemeral range "
+            f"{low}-{high}, so the kernel may choose it for connections of this host: "
+            "reserve it with net.ipv4.ip_local_reserved_ports",
+        )
     for one in found.of(OWN)[:1]:
-        yield Finding("info", "own-calls", "whoever would make a call of his own from port "
-                      f"{subject.port} fares otherwise: the {one.name} of {one.what} would be "
-                      f"{'lost' if one.how == 'lost' else one.how}; none does so now")  # fmt: skip
+        yield Finding(
+            "info",
+            "own-calls",
+            "whoever would make a call of his own from port "
+            f"{subject.port} fares otherwise: the {one.name} of {one.what} would be "
+            f"{'lost' if one.how == 'lost' else one.how}; none does so now",
+        )
 
 
 def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
     """What to know of a lever that breaks and opens nothing."""
     found, lever = settled.found, settled.lever
     if "half" in {service.entries_by_role().get(role) for role in subject.roles}:
-        yield Finding("info", "half", "rules there untrack one direction of it only, which frees "
-                      "nothing: entries of the other direction stay as long")  # fmt: skip
+        yield Finding(
+            "info",
+            "half",
+            "rules there untrack one direction of it only, which frees "
+            "nothing: entries of the other direction stay as long",
+        )
     if "server" in subject.roles and not lever.shared and service.own_ports():
-        yield Finding("unsafe", "own-port", "a translation gives connections of this host other "
-                      f"ports by lot: one with port {subject.port} would lose its replies, which "
-                      "rules of nftables can spare, and iptables' cannot: install "
-                      "nft")  # fmt: skip
+        yield Finding(
+            "unsafe",
+            "own-port",
+            "a translation gives connections of this host other "
+            f"ports by lot: one with port {subject.port} would lose its replies, which "
+            "rules of nftables can spare, and iptables' cannot: install "
+            "nft",
+        )
     if settled.path_mtu:
-        yield Finding("info", "path-mtu", "the firewall drops ICMP errors about untracked flows "
-                      "(they are INVALID): the rules untrack exactly those of this port, so that "
-                      "path MTU discovery keeps working")  # fmt: skip
+        yield Finding(
+            "info",
+            "path-mtu",
+            "the firewall drops ICMP errors about untracked flows "
+            "(they are INVALID): the rules untrack exactly those of this port, so that "
+            "path MTU discovery keeps working",
+        )
     for place, packet in settled.reasons.items():
-        yield Finding("rules", "accept", f"{place} would drop its {packet} once untracked: an "
-                      "accept is added")  # fmt: skip
+        yield Finding(
+            "rules", "accept", f"{place} would drop its {packet} once untracked: an accept is added"
+        )
     if subject.proto == "udp" and any(
         (a.role, a.flow, a.hook) == ("server", "from", "output") for a in lever.accepts
     ):
-        yield Finding("info", "udp-sends", f"what this host sends from port {subject.port} then "
-                      "passes whomever it is for: a datagram does not tell an answer from a "
-                      "request")  # fmt: skip
+        yield Finding(
+            "info",
+            "udp-sends",
+            f"what this host sends from port {subject.port} then "
+            "passes whomever it is for: a datagram does not tell an answer from a "
+            "request",
+        )
     if lever.peers and "forward" in lever.roles:
-        more = {"tcp": "for all would meet connections that they must not touch",
-                "udp": "for all would open more; these could then send to any port from 1024 "
-                       "on"}[lever.proto]  # fmt: skip
-        yield Finding("info", "peers", f"covers only the servers seen ({len(lever.peers)}): rules "
-                      f"{more}")  # fmt: skip
+        more = {
+            "tcp": "for all would meet connections that they must not touch",
+            "udp": "for all would open more; these could then send to any port from 1024 on",
+        }[lever.proto]
+        yield Finding(
+            "info", "peers", f"covers only the servers seen ({len(lever.peers)}): rules {more}"
+        )
     if lever.shared:
         how = "translated to" if service.room.names.nat else "made from"
-        yield Finding("info", "shared-port", f"other connections may be {how} port {subject.port}: "
-                      "the rules recognise those by how they begin, and keep them "
-                      "tracked")  # fmt: skip
+        yield Finding(
+            "info",
+            "shared-port",
+            f"other connections may be {how} port {subject.port}: "
+            "the rules recognise those by how they begin, and keep them "
+            "tracked",
+        )
         if subject.shared_now:
-            yield Finding("warn", "shared-now", "another host's translated connection has port "
-                          f"{subject.port} right now: it may end when the rules come; advise again "
-                          "when it is over")  # fmt: skip
+            yield Finding(
+                "warn",
+                "shared-now",
+                "another host's translated connection has port "
+                f"{subject.port} right now: it may end when the rules come; advise again "
+                "when it is over",
+            )
     if found.cut:
-        yield Finding("unsafe", "cut", f"open connections such as {found.cut[0]} would not survive "
-                      "the moment when the rules come")  # fmt: skip
+        yield Finding(
+            "unsafe",
+            "cut",
+            f"open connections such as {found.cut[0]} would not survive "
+            "the moment when the rules come",
+        )
     if found.resets:
         yield Finding("info", "resets", resets(settled))
     told, (addresses, ports) = _told(service), service.left_out
@@ -151,8 +221,11 @@ def _told(service: Service) -> str:
     known = [t for t in service.talks if t.known]
     flows = sum(1 + t.kin for t in known)
     others = len(service.talks) - len(known)
-    parts = [f"{flows:,} flows of the table" if flows else "",
-             f"{others:,} conversations", f"{len(service.strays):,} single packets"]  # fmt: skip
+    parts = [
+        f"{flows:,} flows of the table" if flows else "",
+        f"{others:,} conversations",
+        f"{len(service.strays):,} single packets",
+    ]
     parts = [part for part in parts if part]
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
 
@@ -160,17 +233,23 @@ def _told(service: Service) -> str:
 def _differences(settled: Settled) -> Iterator[Finding]:
     found = settled.found
     for one, rule in settled.deciders:
-        many = sum(d.kind == one.kind and d.how == one.how and d.name == one.name
-                   for d in found.differences)  # fmt: skip
+        many = sum(
+            d.kind == one.kind and d.how == one.how and d.name == one.name
+            for d in found.differences
+        )
         yield Finding("unsafe", one.kind, _sentence(one, rule, many))
     marks = found.of(MARKS)
     if marks:
         one = marks[0]
         assert one.before is not None
         assert one.after is not None
-        yield Finding("warn", "mark", f"the {one.name} of {_what(one)} ends with "
-                      f"{_marks(one.after)} instead of {_marks(one.before)}: whatever routes, "
-                      "filters or shapes by that sees it otherwise")  # fmt: skip
+        yield Finding(
+            "warn",
+            "mark",
+            f"the {one.name} of {_what(one)} ends with "
+            f"{_marks(one.after)} instead of {_marks(one.before)}: whatever routes, "
+            "filters or shapes by that sees it otherwise",
+        )
 
 
 def _marks(outcome: Any) -> str:
@@ -187,8 +266,10 @@ def _sentence(one: Difference, rule: str, many: int) -> str:
         stopped = f"; today {rule} stops it" if rule else ""
         return f"{what} gets through once untracked{stopped}{more}"
     if one.how == "translated":
-        return (f"{what} is translated today{f' by {rule}' if rule else ''}, and would not be once "
-                f"untracked{more}")  # fmt: skip
+        return (
+            f"{what} is translated today{f' by {rule}' if rule else ''}, and would not be once "
+            f"untracked{more}"
+        )
     return f"{what} would take another way once untracked{by}{more}"
 
 

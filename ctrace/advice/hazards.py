@@ -61,9 +61,12 @@ class Judge:
     """Of one namespace: its snapshot is prepared once for all services."""
 
     def __init__(
-        self, ruleset: Optional[Ruleset], snapshot: Optional[Snapshot], backend: str = "nft",
+        self,
+        ruleset: Optional[Ruleset],
+        snapshot: Optional[Snapshot],
+        backend: str = "nft",
         texts: Optional[Rebuilt] = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``backend``: where ctrace's own rules would go. None: not at hand. ``texts``: what came
         of a copy made of texts, where there is nothing else."""
         self._ruleset, self._backend = ruleset, backend
@@ -100,21 +103,36 @@ class Judge:
         if self.room is None:
             findings.append(Finding("unknown", "no-rehearsal", self._why_not))
         elif time.monotonic() > self._until:
-            findings.append(Finding("unknown", "no-time", "the rehearsals of this namespace took "
-                                    f"{BUDGET_S} s already: advise on it alone"))  # fmt: skip
+            findings.append(
+                Finding(
+                    "unknown",
+                    "no-time",
+                    "the rehearsals of this namespace took "
+                    f"{BUDGET_S} s already: advise on it alone",
+                )
+            )
         elif subject.roles:
-            findings += [Finding("unknown", "gap", f"{gap}: that could not be copied for a "
-                                 "rehearsal") for gap in self.room.gaps]  # fmt: skip
+            findings += [
+                Finding("unknown", "gap", f"{gap}: that could not be copied for a rehearsal")
+                for gap in self.room.gaps
+            ]
             try:
-                service = Service(self.room, subject.proto, subject.port, subject.ephemeral,
-                                  subject.flows, picked=_picked(subject))  # fmt: skip
+                service = Service(
+                    self.room,
+                    subject.proto,
+                    subject.port,
+                    subject.ephemeral,
+                    subject.flows,
+                    picked=_picked(subject),
+                )
                 settled = Mender(service, self._ruleset, self._backend).settle(lever)
                 lever = settled.lever
                 evidence = _evidence(service, settled, self.room)
                 findings += self._tracking(subject, [*rehearsed(subject, service, settled)])
             except FAILURES as error:
-                findings.append(Finding("unknown", "no-rehearsal", f"it could not be rehearsed: "
-                                        f"{error}"))  # fmt: skip
+                findings.append(
+                    Finding("unknown", "no-rehearsal", f"it could not be rehearsed: {error}")
+                )
         return _sum(findings, lever, evidence)
 
     def _tracking(self, subject: Subject, found: list[Finding]) -> list[Finding]:
@@ -122,9 +140,16 @@ class Judge:
         if not self._remarks or not subject.flows or all(one.id != "already" for one in found):
             return found
         found = [one for one in found if one.id != "already"]
-        return [*found, Finding("unknown", "texts", "its table has entries, and in the rehearsal "
-                                "nothing is tracked: what tracks there is not in the "
-                                "texts")]  # fmt: skip
+        return [
+            *found,
+            Finding(
+                "unknown",
+                "texts",
+                "its table has entries, and in the rehearsal "
+                "nothing is tracked: what tracks there is not in the "
+                "texts",
+            ),
+        ]
 
 
 def _picked(subject: Subject) -> bool:
@@ -161,22 +186,35 @@ def seen(subject: Subject) -> Iterator[Finding]:
     """From the service's entries."""
     if subject.proto == "udp" and "client" in subject.roles:
         if not subject.peers or len(subject.peers) > MAX_PEERS:
-            yield Finding("unsafe", "udp-client", "answers to UDP requests can only be told from "
-                          "strangers by address, and the servers are too many or not "
-                          "known")  # fmt: skip
+            yield Finding(
+                "unsafe",
+                "udp-client",
+                "answers to UDP requests can only be told from "
+                "strangers by address, and the servers are too many or not "
+                "known",
+            )
         else:
             who = "server" if len(subject.peers) == 1 else f"{len(subject.peers)} servers"
-            yield Finding("info", "udp-peers", f"covers only the {who} seen, which could then send "
-                          "to any port of the ephemeral range")  # fmt: skip
+            yield Finding(
+                "info",
+                "udp-peers",
+                f"covers only the {who} seen, which could then send "
+                "to any port of the ephemeral range",
+            )
     if subject.status & (Status.HELPER | Status.EXPECTED):
-        yield Finding("unsafe", "helper", "a conntrack helper follows or expects its connections: "
-                      "without tracking it would not, and what it lets in would be "
-                      "refused")  # fmt: skip
+        yield Finding(
+            "unsafe",
+            "helper",
+            "a conntrack helper follows or expects its connections: "
+            "without tracking it would not, and what it lets in would be "
+            "refused",
+        )
     if subject.status & Status.OFFLOAD:
         yield SLOWER
     if not subject.roles:
-        yield Finding("unknown", "role", "it is not known whether this host serves, calls or "
-                      "forwards it")  # fmt: skip
+        yield Finding(
+            "unknown", "role", "it is not known whether this host serves, calls or forwards it"
+        )
 
 
 def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
@@ -192,18 +230,23 @@ def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
         # Packets over lo never leave it: what works at another device is none of their business.
         near = subject.roles == ("loopback",) and device not in ("lo", EVERYWHERE)
         there = " there" if near else ""
-        text = (f"{what} at {device} sees packets before these rules; what it does is not known, "
-                f"so neither is whether NOTRACK takes effect{there}")  # fmt: skip
+        text = (
+            f"{what} at {device} sees packets before these rules; what it does is not known, "
+            f"so neither is whether NOTRACK takes effect{there}"
+        )
         yield Finding("info" if near else "unknown", "plane", text)
     if "forward" in subject.roles and _meets(subject, ruleset, "flow"):
         yield SLOWER
     if "synproxy" in ruleset.uses() and _meets(subject, ruleset, "synproxy"):
-        yield Finding("unsafe", "synproxy", "SYNPROXY answers its handshakes, which needs "
-                      "tracking")  # fmt: skip
+        yield Finding("unsafe", "synproxy", "SYNPROXY answers its handshakes, which needs tracking")
     if "forward" in subject.roles and "tproxy" in ruleset.uses():
-        yield Finding("unknown", "tproxy", "rules hand connections to a transparent proxy of this "
-                      "host: a rehearsal has no proxy, so it cannot be told whose answers go "
-                      "where")  # fmt: skip
+        yield Finding(
+            "unknown",
+            "tproxy",
+            "rules hand connections to a transparent proxy of this "
+            "host: a rehearsal has no proxy, so it cannot be told whose answers go "
+            "where",
+        )
 
 
 def _meets(subject: Subject, ruleset: Ruleset, kind: str) -> bool:
@@ -235,10 +278,16 @@ def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
         "addresses_in_their_own_flows_only": service.cast.in_flows_only,
         "entries": {"tracked": found.entries[0], "untracked": found.entries[1]},
         "differed": [
-            {"kind": d.kind, "how": d.how, "packet": d.name, "of": str(d.what),
-             "role": d.what.role if isinstance(d.what, Talk) else "stranger"}
-            for d in found.differences if d.kind != HARMLESS
+            {
+                "kind": d.kind,
+                "how": d.how,
+                "packet": d.name,
+                "of": str(d.what),
+                "role": d.what.role if isinstance(d.what, Talk) else "stranger",
+            }
+            for d in found.differences
+            if d.kind != HARMLESS
         ][:100],
         "lost_when_the_rules_go": [str(t) for t in dict.fromkeys(found.resets)][:20],
         "not_copied": list(room.gaps),
-    }  # fmt: skip
+    }

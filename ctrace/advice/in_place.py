@@ -66,9 +66,14 @@ def in_place(ruleset: Ruleset, room: Optional[Room]) -> Iterator[InPlace]:
         roles, half = _covered(room, proto, port) if room else ((), "")
         if roles or half:
             yield InPlace(
-                proto, port, roles or (half,), "notrack", _where(found), _packets(found),
+                proto,
+                port,
+                roles or (half,),
+                "notrack",
+                _where(found),
+                _packets(found),
                 complete=bool(roles),
-            )  # fmt: skip
+            )
     for (proto, port), found in _named(ruleset, "timeout").items():
         yield InPlace(proto, port, (), "timeout", _where(found), _packets(found))
 

@@ -55,8 +55,11 @@ class Seen:
 
 def translations(sample: Tuple5) -> set[str]:
     """Which ends NAT changed, ``src`` and ``dst``: by its bits, or the reply's tuple."""
-    found = {name for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
-             if sample.status & bit}  # fmt: skip
+    found = {
+        name
+        for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
+        if sample.status & bit
+    }
     if sample.reply_src:
         if (sample.reply_src, sample.reply_sport) != (sample.dst, sample.dport):
             found.add("dst")
@@ -157,9 +160,13 @@ def subject(
     mine = set(local)
     sources = dict.fromkeys(s.src for s in seen.samples if s.src and s.src not in mine)
     targets = dict.fromkeys(s.dst for s in seen.samples if s.dst and s.dst not in mine)
-    peers = sources if found == ("server",) else targets if "server" not in found else {
-        **sources, **targets
-    }  # fmt: skip
+    peers = (
+        sources
+        if found == ("server",)
+        else targets
+        if "server" not in found
+        else {**sources, **targets}
+    )
     return Subject(
         proto=seen.culprit.proto,
         port=seen.culprit.port or 0,
@@ -184,8 +191,11 @@ def _flows(seen: Seen, mine: set[str], entries: Optional[Events]) -> tuple[Flow,
     """Flows to the service's port: of the table where it is at hand, else those sampled."""
     port, proto = seen.culprit.port, seen.culprit.proto
     if entries is None:
-        ends = {(s.src, s.sport, s.dst, s.dport) for s in seen.samples
-                if s.proto == proto and port in (s.dport, s.reply_sport)}  # fmt: skip
+        ends = {
+            (s.src, s.sport, s.dst, s.dport)
+            for s in seen.samples
+            if s.proto == proto and port in (s.dport, s.reply_sport)
+        }
     else:
         return flows_of(entries, proto, port or 0, mine)
     return _with_roles(ends, mine)
@@ -193,8 +203,10 @@ def _flows(seen: Seen, mine: set[str], entries: Optional[Events]) -> tuple[Flow,
 
 def of_service(entries: Events, proto: str, port: int) -> Events:
     """The entries of a table that are to a service's port, or were translated to it."""
-    found: Events = entries[(entries["proto"] == PROTO_NUMBERS[proto]) & (
-        (entries["dport"] == port) | (entries["reply_sport"] == port))]  # fmt: skip
+    found: Events = entries[
+        (entries["proto"] == PROTO_NUMBERS[proto])
+        & ((entries["dport"] == port) | (entries["reply_sport"] == port))
+    ]
     return found
 
 
@@ -202,8 +214,11 @@ def flows_of(entries: Events, proto: str, port: int, mine: set[str]) -> tuple[Fl
     """Some of a table's flows that are a service's, spread over all of them; and calls of this
     host, or through it, from the service's port, which its rules meet, too."""
     from_port = (entries["proto"] == PROTO_NUMBERS[proto]) & (entries["sport"] == port)
-    calls = [end for end in _ends(entries[from_port])
-             if _is_mine(end[0], mine) or not _is_mine(end[2], mine)]  # fmt: skip
+    calls = [
+        end
+        for end in _ends(entries[from_port])
+        if _is_mine(end[0], mine) or not _is_mine(end[2], mine)
+    ]
     return _with_roles({*_ends(of_service(entries, proto, port)), *calls}, mine)
 
 

@@ -35,8 +35,12 @@ def used(netns_path: str, ranges: tuple[tuple[int, int], ...]) -> dict[Towards, 
             if len(mine) < 2:
                 continue
             row = rows[at]
-            key = (proto_name(int(row["proto"])), address_text(row["reply_dst"]),
-                   address_text(row["reply_src"]), int(row["reply_sport"]))  # fmt: skip
+            key = (
+                proto_name(int(row["proto"])),
+                address_text(row["reply_dst"]),
+                address_text(row["reply_src"]),
+                int(row["reply_sport"]),
+            )
             ports.setdefault(key, set()).update(mine.tolist())
     found = {}
     for key, some in ports.items():

@@ -57,5 +57,6 @@ def _made(line: str) -> Rebuilt:
     try:
         return rebuild(from_line(line))
     except (CtraceError, OSError, ValueError, LookupError) as error:
-        return Rebuilt(None, None, f"its rules were given as text, which could not be made "
-                       f"again: {error}")  # fmt: skip
+        return Rebuilt(
+            None, None, f"its rules were given as text, which could not be made again: {error}"
+        )

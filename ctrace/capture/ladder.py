@@ -80,10 +80,7 @@ def _netfilter() -> None:
     if "BPF_NF_STATE" not in layout.running():
         raise CtraceError("this kernel has no BPF netfilter links (they need 6.4)")
     program = bpf.prog_load(
-        _RETURN_ACCEPT,
-        bpf.ProgType.NETFILTER,
-        "ctrace_probe",
-        attach_type=bpf.AttachType.NETFILTER,
+        _RETURN_ACCEPT, bpf.ProgType.NETFILTER, "ctrace_probe", attach_type=bpf.AttachType.NETFILTER
     )
     try:
         _elsewhere(lambda: os.close(bpf.link_netfilter(program, 2, 1, 2**31 - 3)))

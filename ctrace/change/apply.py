@@ -35,12 +35,7 @@ from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.commands_in import prefix
 from ctrace.host.netns import Namespace
-from ctrace.ruleset.installed import (
-    PERMANENT,
-    TRIAL,
-    listing,
-    read_installed,
-)
+from ctrace.ruleset.installed import PERMANENT, TRIAL, listing, read_installed
 from ctrace.ruleset.reader import fingerprint
 
 __all__ = ["LONGEST_S", "describe"]
@@ -123,8 +118,11 @@ def prepare(plan: Plan, judge: Optional[Judge] = None) -> Prepared:
         steps.check(plan)
         warnings = (*cuts_caller(plan), *cut_off(plan))
         if plan != wanted:
-            warnings = ("the rules changed since the plan was made, and were judged again: it "
-                        "is as safe with them", *warnings)  # fmt: skip
+            warnings = (
+                "the rules changed since the plan was made, and were judged again: it "
+                "is as safe with them",
+                *warnings,
+            )
     return Prepared(plan, namespace, warnings, present, judge)
 
 

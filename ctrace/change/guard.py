@@ -171,8 +171,11 @@ class Guard:
         elif missing:
             with netns.enter(self._path()):
                 keep.off(plan)
-            self._off(note, f"off since {_clock()}, when something removed its accepts "
-                      f"({', '.join(missing)}): its services are tracked")  # fmt: skip
+            self._off(
+                note,
+                f"off since {_clock()}, when something removed its accepts "
+                f"({', '.join(missing)}): its services are tracked",
+            )
         elif self._standing(note).needs and time.monotonic() >= self._due:
             self._due = time.monotonic() + keep.RENEW_S
             before = self._standing(note).now(self._path())
@@ -180,8 +183,11 @@ class Guard:
                 held = keep.renew(plan)
             self._seen(before, self._standing(note).now(self._path()))
             if not held:
-                self._off(note, f"off since before {_clock()}, as nothing had looked after its "
-                          "accepts for too long: its services are tracked")  # fmt: skip
+                self._off(
+                    note,
+                    f"off since before {_clock()}, as nothing had looked after its "
+                    "accepts for too long: its services are tracked",
+                )
         else:
             self._rejudge(self._standing(note).generation)
         return True
@@ -212,9 +218,11 @@ class Guard:
                 self._times = 0
             process = subprocess.Popen(
                 interpreter.module("ctrace.advice.again", str(self._inum)),
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 cwd="/",
-            )  # fmt: skip
+            )
             self._judging = process, now
 
     def _gone(self, note: notes.Note) -> bool:
@@ -250,9 +258,14 @@ class Guard:
         argv = interpreter.module("ctrace.advice.again", str(self._inum))
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, cwd="/", timeout=GIVE_UP_S, check=False,
-            )  # fmt: skip
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                timeout=GIVE_UP_S,
+                check=False,
+            )
         took = time.monotonic() - began
         self._tries += 1
         least = SHARE * took if self._tries > AT_ONCE else 0.0

@@ -14,14 +14,7 @@ from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.netns import Namespace
 from ctrace.ruleset import notrack_iptables, notrack_nft
-from ctrace.ruleset.installed import (
-    NOTHING,
-    XT_TOOLS,
-    Installed,
-    Rule,
-    nft_ruleset,
-    read_installed,
-)
+from ctrace.ruleset.installed import NOTHING, XT_TOOLS, Installed, Rule, nft_ruleset, read_installed
 from ctrace.ruleset.notrack import CHAINS, TABLE
 
 LOOKS: Final = 3

@@ -39,8 +39,9 @@ class Time(click.ParamType):  # type: ignore[type-arg]
         if seconds is None:
             self.fail(f"{str(value)[:40]!r} is not a time: give one like 30, 5m or 2h", param, ctx)
         if not self.least <= seconds <= self.most:
-            self.fail(f"{value} is not between {_shown(self.least)} and {_shown(self.most)}",
-                      param, ctx)  # fmt: skip
+            self.fail(
+                f"{value} is not between {_shown(self.least)} and {_shown(self.most)}", param, ctx
+            )
         return seconds
 
 
@@ -100,10 +101,7 @@ class Words(click.ParamType):  # type: ignore[type-arg]
         self.known = known
 
     def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,
-        incomplete: str,
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The words that the last one may become."""
         del ctx, param
@@ -122,10 +120,7 @@ class Namespace(click.ParamType):  # type: ignore[type-arg]
     name = "namespace"
 
     def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,
-        incomplete: str,
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The names of the namespaces that are here."""
         del ctx, param

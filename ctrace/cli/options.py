@@ -143,9 +143,12 @@ def answer_options(*formats: str, stream: bool = False, forced: bool = False) ->
     def add(function: F) -> F:
         @functools.wraps(function)
         def answer(
-            *arguments: Any, answer_to: Optional[str], format: Optional[str], force: bool,
+            *arguments: Any,
+            answer_to: Optional[str],
+            format: Optional[str],
+            force: bool,
             **options: Any,
-        ) -> None:  # fmt: skip
+        ) -> None:
             if answer_to in ("text", "json"):  # as -o was used by earlier versions
                 format, answer_to = format or answer_to, None
             if forced:
@@ -158,14 +161,20 @@ def answer_options(*formats: str, stream: bool = False, forced: bool = False) ->
 
         added = force_option(answer)
         added = click.option(
-            "-o", "--output", "answer_to", metavar="FILE", type=click.Path(),
+            "-o",
+            "--output",
+            "answer_to",
+            metavar="FILE",
+            type=click.Path(),
             help="Write to FILE instead of standard output.",
-        )(added)  # fmt: skip
+        )(added)
         added = click.option(
-            "--format", type=click.Choice(formats), metavar="FORMAT",
+            "--format",
+            type=click.Choice(formats),
+            metavar="FORMAT",
             help=f"{', '.join(formats[:-1])} or {formats[-1]} [default: as FILE is called, "
             f"else {formats[0]}].",
-        )(added)  # fmt: skip
+        )(added)
         return cast(F, added)
 
     return add
@@ -222,9 +231,11 @@ def file_option(what: str, default: Optional[str] = None, **more: Any) -> Callab
 def hooks_option(command: F) -> F:
     """``--hooks FAMILY``."""
     return click.option(
-        "--hooks", type=click.Choice(HOOKS), metavar="FAMILY",
+        "--hooks",
+        type=click.Choice(HOOKS),
+        metavar="FAMILY",
         help=f"Force {', '.join(HOOKS[:-1])} or {HOOKS[-1]}.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def netns_option(what: str) -> Callable[[F], F]:
@@ -237,10 +248,12 @@ def netns_option(what: str) -> Callable[[F], F]:
 def group_option(command: F) -> F:
     """``--group KEY``; None where it was not given: see :func:`rows_by`."""
     return click.option(
-        "--group", type=click.Choice(GROUPS), metavar="KEY",
+        "--group",
+        type=click.Choice(GROUPS),
+        metavar="KEY",
         help=f"What to rank: {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.  [default: who, the few "
         "keys of all of these that hold most; in JSON pair]",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def rows_by(group: Optional[str], format: str) -> str:
@@ -251,27 +264,40 @@ def rows_by(group: Optional[str], format: str) -> str:
 def sort_option(command: F) -> F:
     """``--sort COLUMN``."""
     return click.option(
-        "--sort", type=click.Choice(SORTS), metavar="COLUMN", default="held", show_default=True,
+        "--sort",
+        type=click.Choice(SORTS),
+        metavar="COLUMN",
+        default="held",
+        show_default=True,
         help=f"What to rank by: {', '.join(SORTS[:-1])} or {SORTS[-1]}.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def limit_option(default: int, most: int, what: str) -> Callable[[F], F]:
     """``--limit N``."""
     return click.option(
-        "--limit", type=click.IntRange(1, most), default=default, show_default=True, metavar="N",
+        "--limit",
+        type=click.IntRange(1, most),
+        default=default,
+        show_default=True,
+        metavar="N",
         help=what,
-    )  # fmt: skip
+    )
 
 
 def screen_options(command: F) -> F:
     """``--theme`` and ``--ascii``."""
     for option in (
-        click.option("--ascii", "ascii_only", is_flag=True,
-                     help="ASCII only, also in a UTF-8 locale."),
-        click.option("--theme", type=click.Choice(THEMES), metavar="THEME",
-                     help="Colours: dark, light or terminal."),
-    ):  # fmt: skip
+        click.option(
+            "--ascii", "ascii_only", is_flag=True, help="ASCII only, also in a UTF-8 locale."
+        ),
+        click.option(
+            "--theme",
+            type=click.Choice(THEMES),
+            metavar="THEME",
+            help="Colours: dark, light or terminal.",
+        ),
+    ):
         command = option(command)
     return command
 

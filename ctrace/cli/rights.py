@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LIVE: Final = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYSLOG",
-                "CAP_DAC_READ_SEARCH")  # fmt: skip
+_LIVE: Final = (
+    "CAP_NET_ADMIN",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_PTRACE",
+    "CAP_SYSLOG",
+    "CAP_DAC_READ_SEARCH",
+)
 _RULES: Final = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 RIGHTS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("top", "trace", "metrics", "perf"), _LIVE),

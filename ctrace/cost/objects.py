@@ -28,8 +28,10 @@ EARLY_DROP: Final = Hook("early_drop", ("net", "hash"))
 TIMED: Final = ("in", "confirm", "early_drop", "gc", "cost")
 FUNCTION_PROGRAMS: Final = (
     *(f"{side}_{name}" for name in TIMED for side in ("enter", "leave")),
-    "stack_insert", "stack_enter", "stack_leave",
-)  # fmt: skip
+    "stack_insert",
+    "stack_enter",
+    "stack_leave",
+)
 """Those that find their arguments elsewhere with kprobes."""
 NETFILTER: Final = programs.TIMERS
 OTHERS: Final = ("alloc_stack", "free_stack", "on_clock", "wait_begin", "wait_end")

@@ -11,8 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 POINTS: Final = (
-    "cost", "in new", "in established", "in other", "confirm", "early_drop", "gc_worker"
-)  # fmt: skip
+    "cost",
+    "in new",
+    "in established",
+    "in other",
+    "confirm",
+    "early_drop",
+    "gc_worker",
+)
 """``enum point`` in bpf/perf.c."""
 PROTOCOLS: Final = ("tcp", "udp", "other")
 BINS: Final = 128

@@ -83,16 +83,20 @@ class Director:
 
     def _play(self) -> Iterator[Beat]:
         scene = self.scene
-        yield Beat("calm",
-                   f"A new host: connection tracking on, {fmt.count(scene.room)} places in its "
-                   f"table, metrics and look-ups going out. {scene.what()}.")  # fmt: skip
+        yield Beat(
+            "calm",
+            f"A new host: connection tracking on, {fmt.count(scene.room)} places in its "
+            f"table, metrics and look-ups going out. {scene.what()}.",
+        )
         self._until(lambda _: True, ATTACHED)
         scene.begin()
         self._breathe(CALM)
         scene.traffic(RATE)
-        yield Beat("switched",
-                   f"Traffic is switched over: {RATE:.0f} connections a second to port 8063, each "
-                   "a few milliseconds long. Watch TABLE fill up all the same.")  # fmt: skip
+        yield Beat(
+            "switched",
+            f"Traffic is switched over: {RATE:.0f} connections a second to port 8063, each "
+            "a few milliseconds long. Watch TABLE fill up all the same.",
+        )
         self._until(lambda seen: seen.totals.drop > 5, FULL)
         yield Beat("full", self._refusals())
         self._breathe(SHOWN / 2)
@@ -101,9 +105,11 @@ class Director:
             yield from self._leave_it()
             return
         self._breathe(SHOWN / 2)
-        yield Beat("advice",
-                   "What helps? ctrace copies this host's firewall into another namespace and "
-                   "tries there whether these connections fare the same untracked.")  # fmt: skip
+        yield Beat(
+            "advice",
+            "What helps? ctrace copies this host's firewall into another namespace and "
+            "tries there whether these connections fare the same untracked.",
+        )
         advice = self.adviser.advise(self._newest())
         self._breathe(ADVISED)
         said = self.adviser.act(advice, "apply")
@@ -120,19 +126,27 @@ class Director:
             raise CtraceError("connections are tracked again: somebody removed the rules")
         yield Beat("recovered", self._recovery())
         self._breathe(8)
-        yield Beat("end", "Everything of this demo is gone when it ends: no rule, no namespace, no "
-                          "setting stays. On a real host: sudo ctrace top")  # fmt: skip
+        yield Beat(
+            "end",
+            "Everything of this demo is gone when it ends: no rule, no namespace, no "
+            "setting stays. On a real host: sudo ctrace top",
+        )
         self._breathe(5)
 
     def _leave_it(self) -> Iterator[Beat]:
         while not self._stop.is_set():
-            yield Beat("yours", f"{self._log()} The keys are yours: Enter tells all of a row, "
-                                "a what helps, p there applies it here, q leaves.")  # fmt: skip
+            yield Beat(
+                "yours",
+                f"{self._log()} The keys are yours: Enter tells all of a row, "
+                "a what helps, p there applies it here, q leaves.",
+            )
             self._breathe(2)
 
     def _refusals(self) -> str:
-        return (f"The table is full. {self._log()} Nothing there points at port 8063: "
-                "the WHY line and the first culprit do.")  # fmt: skip
+        return (
+            f"The table is full. {self._log()} Nothing there points at port 8063: "
+            "the WHY line and the first culprit do."
+        )
 
     def _log(self) -> str:
         did = self.scene.api.last

@@ -17,8 +17,16 @@ from ctrace.recording.format.meta import LIMIT_TEXT
 
 TOP: Final = 12
 MODULES: Final = ("nf_conntrack", "ip_conntrack", "nf_conntrack_ipv4", "nf_conntrack_ipv6")
-COUNTED: Final = ("insert", "insert_failed", "drop", "early_drop", "chaintoolong", "clash_resolve",
-                  "invalid", "search_restart")  # fmt: skip
+COUNTED: Final = (
+    "insert",
+    "insert_failed",
+    "drop",
+    "early_drop",
+    "chaintoolong",
+    "clash_resolve",
+    "invalid",
+    "search_restart",
+)
 
 
 def evidence(told: Told) -> dict[str, Any]:
@@ -31,9 +39,14 @@ def evidence(told: Told) -> dict[str, Any]:
         "not_understood": found.unread.count,
         "unread": [list(one) for one in found.unread.first],
         "dumps": [
-            {"source": look.dump.source, "at": round(look.at, 3), "known_by": look.known_by,
-             "entries": len(look.rows), "said": look.dump.said,
-             "apart": None if look.apart is None else round(look.apart, 3)}
+            {
+                "source": look.dump.source,
+                "at": round(look.at, 3),
+                "known_by": look.known_by,
+                "entries": len(look.rows),
+                "said": look.dump.said,
+                "apart": None if look.apart is None else round(look.apart, 3),
+            }
             for look in told.looks[-50:]
         ],
         "left_out": told.left_out,
@@ -50,7 +63,7 @@ def evidence(told: Told) -> dict[str, Any]:
         "max": told.limit(next(iter(told.netns))),
         "count": next((one.counts[-1] for one in found.spaces.values() if one.counts), None),
         "kernel_counted": _kernel(found.spaces),
-    }  # fmt: skip
+    }
     out.update(_events(told))
     out.update(_entries(told))
     return out
@@ -199,10 +212,8 @@ def _log(told: Told) -> Optional[dict[str, Any]]:
         "suppressed": log.suppressed,
         "first": _moment(told, full[0]) if full else None,
         "last": _moment(told, full[-1]) if full else None,
-        "messages": [
-            [_moment(told, one), one.suppressed, one.netns] for one in log.messages[:100]
-        ],
-    }  # fmt: skip
+        "messages": [[_moment(told, one), one.suppressed, one.netns] for one in log.messages[:100]],
+    }
 
 
 def _moment(told: Told, message: Message) -> dict[str, Any]:
@@ -216,9 +227,10 @@ def _moment(told: Told, message: Message) -> dict[str, Any]:
 def _modules(modules: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, list[str]]:
     """Modules of connection tracking that are loaded, each with those that use it."""
     return {
-        name: list(users) for name, (_, users) in modules.items()
+        name: list(users)
+        for name, (_, users) in modules.items()
         if "conntrack" in name or "nf_nat" in name or users
-    }  # fmt: skip
+    }
 
 
 def _held_by(modules: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[str]:

@@ -73,8 +73,9 @@ class _Tells(Protocol):
 class _Counted(io.RawIOBase):
     """A stream that counts what it gives, and stops a bomb."""
 
-    def __init__(self, name: str, inner: IO[bytes], budget: _Budget, packed: Optional[_Tells]
-                 ) -> None:  # fmt: skip
+    def __init__(
+        self, name: str, inner: IO[bytes], budget: _Budget, packed: Optional[_Tells]
+    ) -> None:
         self._name, self._inner, self._budget, self._packed = name, inner, budget, packed
         self._given = 0
 
@@ -185,9 +186,9 @@ def _unfold(
     elif head[257:262] == b"ustar":
         yield from _members(name, stream, budget, depth)
     else:
-        plain = stream if depth else io.BufferedReader(
-            _Counted(name, stream, budget, None), 1 << 18
-        )  # fmt: skip
+        plain = (
+            stream if depth else io.BufferedReader(_Counted(name, stream, budget, None), 1 << 18)
+        )
         yield Text(name, modified, plain, asked)
 
 
@@ -282,9 +283,12 @@ class _Member(tarfile.TarInfo):
 
 
 _TOLD: Final = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
-)  # fmt: skip
+)
 """Headers about another member."""
 
 

@@ -34,10 +34,14 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
 
 def _any(found: Found) -> bool:
     return bool(
-        found.dumps or found.log.full or found.modules
-        or any(one.sysctls or one.counts or one.has_rules or one.counters or one.expectations
-               for one in found.spaces.values())
-    )  # fmt: skip
+        found.dumps
+        or found.log.full
+        or found.modules
+        or any(
+            one.sysctls or one.counts or one.has_rules or one.counters or one.expectations
+            for one in found.spaces.values()
+        )
+    )
 
 
 def write(told: Told, path: str) -> Writer:
@@ -46,9 +50,13 @@ def write(told: Told, path: str) -> Writer:
     told.said = evidence(told)
     facts = {name: value for one in found.spaces.values() for name, value in one.sysctls.items()}
     header = Header(
-        told.hooks, told.clock, told.started, host=found.host, kernel=found.kernel,
+        told.hooks,
+        told.clock,
+        told.started,
+        host=found.host,
+        kernel=found.kernel,
         facts={**facts, FACT: to_text(told.said)},
-    )  # fmt: skip
+    )
     writer = Writer(path, header)
     try:
         with writer:

@@ -360,9 +360,11 @@ class Reader:
         return False
 
     def _about_host(self, line: bytes) -> bool:
-        return self._log(line) or self._starts_block(line) or fact(
-            plain(line, FACT), self._context, self._found, self._at or self._text.modified
-        )  # fmt: skip
+        return (
+            self._log(line)
+            or self._starts_block(line)
+            or fact(plain(line, FACT), self._context, self._found, self._at or self._text.modified)
+        )
 
     def _starts_block(self, line: bytes) -> bool:
         for kind in (*BLOCKS, *NETWORK):

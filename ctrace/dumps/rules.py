@@ -61,14 +61,22 @@ def given_of(found: Found, space: Space) -> Given:
     for (kind, _), text in space.network.items():
         parts.setdefault(kind, []).append(text)
     links = sorted(parts.get("links", ()), key=lambda t: (" inet" in t, " promiscuity " in t))
-    joined = {name: "".join(parts.get(name, ())) for name in
-              ("routes", "rules", "rules6", "ipsets", "qdiscs")}  # fmt: skip
+    joined = {
+        name: "".join(parts.get(name, ()))
+        for name in ("routes", "rules", "rules6", "ipsets", "qdiscs")
+    }
     return Given(
-        nft=space.nft, nft_text=space.nft_text, saves=tuple(space.saves), **joined,
-        links=links[-1] if links else "", settings=space.settings,
+        nft=space.nft,
+        nft_text=space.nft_text,
+        saves=tuple(space.saves),
+        **joined,
+        links=links[-1] if links else "",
+        settings=space.settings,
         modules=tuple(found.modules) if found.modules_whole else None,
-        legacy_tables=space.legacy_tables or None, ipvs=space.ipvs, kernel=found.kernel,
-    )  # fmt: skip
+        legacy_tables=space.legacy_tables or None,
+        ipvs=space.ipvs,
+        kernel=found.kernel,
+    )
 
 
 def _range(text: str) -> Optional[tuple[int, int]]:

@@ -84,18 +84,27 @@ class Told:
         blind.append("refused packets: only the kernel's log and counters report them")
         blind.append("which process opened a flow")
         return HookInfo(
-            DUMP, (f"{len(self.looks)} dumps, {len(self.streams)} streams of events",),
-            tuple(blind), drop_tuples=False, evictions=False, owners=False,
-            changes=compared or bool(self.streams), refusals=False,
-        )  # fmt: skip
+            DUMP,
+            (f"{len(self.looks)} dumps, {len(self.streams)} streams of events",),
+            tuple(blind),
+            drop_tuples=False,
+            evictions=False,
+            owners=False,
+            changes=compared or bool(self.streams),
+            refusals=False,
+        )
 
     def batches(self, interval: float = 0.0) -> Iterator[Batch]:  # noqa: ARG002
         """Everything, in the order of time."""
         ledgers = {
-            name: Ledger(self.found.spool, number, self.clock.offset,
-                         Timeouts.of(self.found.space(name).sysctls))
+            name: Ledger(
+                self.found.spool,
+                number,
+                self.clock.offset,
+                Timeouts.of(self.found.space(name).sysctls),
+            )
             for name, number in self.netns.items()
-        }  # fmt: skip
+        }
         until = self.started
         steps: list[tuple[float, int, Optional[Look], Optional[Dump]]] = [
             (look.at, look.dump.start, look, None) for look in self.looks
@@ -153,8 +162,11 @@ class Told:
     def _table(self, name: str, count: int, until: int) -> tuple[TableReading, ...]:
         limit = self.limit(name)
         buckets = _number(self.found.space(name).sysctls.get(BUCKETS)) or 0
-        return (TableReading(self.netns[name], count, limit or 0, buckets, at=until,
-                             max_known=limit is not None),)  # fmt: skip
+        return (
+            TableReading(
+                self.netns[name], count, limit or 0, buckets, at=until, max_known=limit is not None
+            ),
+        )
 
     def limit(self, name: str) -> Optional[int]:
         """nf_conntrack_max of a namespace (it is one for all), or None."""

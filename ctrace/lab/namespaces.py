@@ -15,10 +15,7 @@ from typing import Optional
 from ctrace.errors import CtraceError
 from ctrace.host.netns import enter
 
-_DYING = (
-    *("setpriv", "--pdeathsig", "KILL"),
-    *("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"'),
-)
+_DYING = (*("setpriv", "--pdeathsig", "KILL"), *("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"'))
 """With a process's number and a command behind it: the command dies with that process, also
 when that one died before the kernel was asked to see to it."""
 

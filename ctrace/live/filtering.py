@@ -43,9 +43,13 @@ FLOWS = ("netns", "proto", "port", "dport", "src", "dst")
 """Fields that choose flows, in the model."""
 _SERVICE = ("netns", "proto", "port", "dport")
 TOLD = {
-    "pair": (*_SERVICE, "src"), "service": _SERVICE, "src": ("netns", "src"),
-    "dst": ("netns", "dst"), "netns": ("netns",), "process": ("netns",),
-}  # fmt: skip
+    "pair": (*_SERVICE, "src"),
+    "service": _SERVICE,
+    "src": ("netns", "src"),
+    "dst": ("netns", "dst"),
+    "netns": ("netns",),
+    "process": ("netns",),
+}
 """Those of them that rows of a grouping still have."""
 
 

@@ -72,15 +72,19 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
     p50, p90, p99 = np.quantile(left, (0.5, 0.9, 0.99)).tolist() if left.size else (None,) * 3
     return Composition(
         n=n,
-        assured=shares[0][0], assured_error=shares[0][1],
-        unreplied=shares[1][0], unreplied_error=shares[1][1],
-        closed=shares[2][0], closed_error=shares[2][1],
+        assured=shares[0][0],
+        assured_error=shares[0][1],
+        unreplied=shares[1][0],
+        unreplied_error=shares[1][1],
+        closed=shares[2][0],
+        closed_error=shares[2][1],
         states=tuple(sorted(states, key=lambda item: -item[1])),
         left=Percentiles(p50, p90, p99, int(left.size)),
-        waited=_evenly(looks["idle"][first]), idle=_evenly(looks["idle"][rest]),
+        waited=_evenly(looks["idle"][first]),
+        idle=_evenly(looks["idle"][rest]),
         once=_once(looks),
         other_timeout=_other(looks),
-    )  # fmt: skip
+    )
 
 
 def _once(looks: Looks) -> Optional[float]:

@@ -250,10 +250,7 @@ def syn_proxy(culprit: Culprit) -> Remedy:
             f"add rule inet {table} proxy {port} ct state invalid drop'",
             "sysctl -w net.netfilter.nf_conntrack_tcp_loose=0",
         ),
-        undo=(
-            f"nft delete table inet {table}",
-            "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
-        ),
+        undo=(f"nft delete table inet {table}", "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"),
     )
 
 

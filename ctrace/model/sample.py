@@ -19,14 +19,21 @@ from ctrace.model.keys.scatter import Rows
 
 ROW: Final = np.dtype(
     [
-        *((name, np.uint64) for name in
-          ("ident", "pair", "target", "src", "dst", "service", "space", "ct", "meta")),
+        *(
+            (name, np.uint64)
+            for name in ("ident", "pair", "target", "src", "dst", "service", "space", "ct", "meta")
+        ),
         ("ts", np.int64),
         *((name, np.float32) for name in ("age", "now", "left", "idle", "timeout")),
-        ("walk", np.uint32), ("opener", np.uint16), ("status", np.uint16),
-        ("state", np.uint8), ("proto", np.uint8), ("older", np.bool_), ("other", np.bool_),
+        ("walk", np.uint32),
+        ("opener", np.uint16),
+        ("status", np.uint16),
+        ("state", np.uint8),
+        ("proto", np.uint8),
+        ("older", np.bool_),
+        ("other", np.bool_),
     ]
-)  # fmt: skip
+)
 """``age``, ``left``, ``idle`` and ``timeout`` are seconds, NaN: unknown; ``now``: the age of what
 still lives, at the time that one asks. ``older``: of the dump at the start; ``other``: that its
 timeout is not the setting's of now. The hashes are those of the levels' keys."""

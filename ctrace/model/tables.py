@@ -215,8 +215,11 @@ class Tables:
 
     def names(self, netns: Optional[int] = None) -> dict[int, str]:
         """The names of all namespaces that are there, or of one."""
-        return {one: self.name(one) for one, state in self._states.items()
-                if not state.gone_at and netns in (None, one)}  # fmt: skip
+        return {
+            one: self.name(one)
+            for one, state in self._states.items()
+            if not state.gone_at and netns in (None, one)
+        }
 
     def gone(self) -> dict[int, int]:
         """Namespaces that are no more, and when that was seen (boot clock, ns)."""

@@ -12,15 +12,7 @@ import numpy.typing as npt
 from ctrace.batch import Owner
 from ctrace.model.keys.columns import PORTED, Window, grouped, key_hash, spread
 from ctrace.model.snapshot import OwnerView, Tuple5, Victim
-from ctrace.record import (
-    RECORD,
-    TCP_STATES,
-    Events,
-    Kind,
-    Reason,
-    address_text,
-    proto_name,
-)
+from ctrace.record import RECORD, TCP_STATES, Events, Kind, Reason, address_text, proto_name
 
 KEYS: Final = 4096
 ROW_BYTES: Final = 600

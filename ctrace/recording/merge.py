@@ -149,18 +149,24 @@ class Merged(Headed):
         shift = self._shifts[i]
         for batch in self._of[i].batches(interval):
             until = batch.until + shift
-            yield until, i, replace(
-                batch,
-                events=self._events(i, batch.events, shift),
-                until=until,
-                counts={self._netns.get(i, n): values for n, values in batch.counts.items()},
-                tables=tuple(
-                    replace(t, netns=self._netns.get(i, t.netns), at=t.at and t.at + shift)
-                    for t in batch.tables
+            yield (
+                until,
+                i,
+                replace(
+                    batch,
+                    events=self._events(i, batch.events, shift),
+                    until=until,
+                    counts={self._netns.get(i, n): values for n, values in batch.counts.items()},
+                    tables=tuple(
+                        replace(t, netns=self._netns.get(i, t.netns), at=t.at and t.at + shift)
+                        for t in batch.tables
+                    ),
+                    names=self._names(i, batch.names),
+                    beside=tuple(
+                        replace(b, netns=self._netns.get(i, b.netns)) for b in batch.beside
+                    ),
                 ),
-                names=self._names(i, batch.names),
-                beside=tuple(replace(b, netns=self._netns.get(i, b.netns)) for b in batch.beside),
-            )  # fmt: skip
+            )
 
     def _counted(self, i: int) -> Iterator[tuple[int, int, dict[int, Counts]]]:
         for until, counts in self._of[i].counts():

@@ -83,9 +83,12 @@ def runs(
         difference = _run(one, other, twin, hears_mark, always)
         if difference is not None:
             talk = one.talk
-            if difference.kind == OPENS and talk.proto == UDP and trusted and trusted(
-                talk.client, talk.server, (talk.sport, talk.dport)
-            ):  # fmt: skip
+            if (
+                difference.kind == OPENS
+                and talk.proto == UDP
+                and trusted
+                and trusted(talk.client, talk.server, (talk.sport, talk.dport))
+            ):
                 difference = replace(difference, kind=HARMLESS)
             found.append(difference)
     return found

@@ -168,10 +168,16 @@ def _values(
 def _rule(found: Named, rule: list[Expression], place: object) -> None:
     has_nat = any(name in ("nat", "masq", "redir", "tproxy") for name, _ in rule)
     found.nat = found.nat or has_nat
-    kind = place, tuple(
-        (name, b"" if name in ("cmp", "immediate", "lookup", "bitwise", "counter")
-         else repr(of)) for name, of in rule
-    )  # fmt: skip
+    kind = (
+        place,
+        tuple(
+            (
+                name,
+                b"" if name in ("cmp", "immediate", "lookup", "bitwise", "counter") else repr(of),
+            )
+            for name, of in rule
+        ),
+    )
     loads: dict[bytes, tuple[str, int]] = {}
     masks: dict[bytes, int] = {}
     for name, attributes in rule:
@@ -204,8 +210,12 @@ def _loaded(name: str, of: dict[int, bytes]) -> tuple[str, int]:
         return {10: ("uid", 4), 11: ("uid", 4)}.get(number(of.get(2, b"")), ("", 0))
     base, offset = number(of[2]), number(of[3])
     if base == 1:
-        return {12: ("address", 4), 16: ("address", 4), 8: ("address", 16),
-                24: ("address", 16)}.get(offset, ("", 0))  # fmt: skip
+        return {
+            12: ("address", 4),
+            16: ("address", 4),
+            8: ("address", 16),
+            24: ("address", 16),
+        }.get(offset, ("", 0))
     return ("port", 2) if base == 2 and offset in (0, 2) else ("", 0)
 
 

@@ -18,8 +18,9 @@ from ctrace.rehearsal.nft_copy import RULE as _RULE
 from ctrace.rehearsal.nft_copy import Change, Expression, Thing, expressions
 
 _BREAK: Final[Expression] = (
-    "immediate", [(1, be32(0)), (2, nested(2, attr(1, struct.pack(">i", -2))))]
-)  # fmt: skip
+    "immediate",
+    [(1, be32(0)), (2, nested(2, attr(1, struct.pack(">i", -2))))],
+)
 _COUNTER: Final = text(1, "counter") + nested(2)
 _COUNTS: Final = {7: _COUNTER, 10: nested(1, _COUNTER)}
 """A dynset's expression, and its list of them."""
@@ -219,9 +220,13 @@ def _foreign(name: str, of: dict[int, bytes]) -> bool:  # noqa: PLR0911
 
 
 def _xt(  # noqa: PLR0911
-    name: str, attributes: list[tuple[int, bytes]], answer: Optional[bool],
-    *, untracked: bool, draw: bool,
-) -> list[Expression]:  # fmt: skip
+    name: str,
+    attributes: list[tuple[int, bytes]],
+    answer: Optional[bool],
+    *,
+    untracked: bool,
+    draw: bool,
+) -> list[Expression]:
     of = dict(attributes)
     what = word(of[1])
     same: list[Expression] = [(name, attributes)]

@@ -197,8 +197,13 @@ class Mender:
             return False
         if len(run.outcomes) > at and run.outcomes[at] is not None:
             return True
-        ends = [p.place for known, ways in looked if len(ways) > at
-                for p in known.passages(ways[at]) if p.verdict == 0]  # fmt: skip
+        ends = [
+            p.place
+            for known, ways in looked
+            if len(ways) > at
+            for p in known.passages(ways[at])
+            if p.verdict == 0
+        ]
         return bool(ends) and ends[-1] != dropped
 
     def _deciders(self, lever: Notrack, found: Found) -> list[tuple[Difference, str]]:
@@ -229,8 +234,11 @@ class Mender:
         for known, ways in looked:
             if one.how == "translated":
                 every = [hit for way in ways[: one.step + 1] for hit in way]
-                nat = [p for p in known.passages(every)
-                       if "nat" in self._type(p.place) and p.hits[-1].kind == 3]  # fmt: skip
+                nat = [
+                    p
+                    for p in known.passages(every)
+                    if "nat" in self._type(p.place) and p.hits[-1].kind == 3
+                ]
                 if nat:
                     return known.where(nat[-1].hits[-1], port)
             elif one.step < len(ways):

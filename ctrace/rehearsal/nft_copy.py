@@ -46,9 +46,14 @@ _LEFT_OUT: Final = {  # use counts, handles, positions, padding
     FLOWTABLE: (4, 5, 6),
 }
 _NESTS: Final = {
-    TABLE: (), CHAIN: (4, 8), RULE: (4,), SET: (9, 17, 18), ELEMENT: (3,), OBJECT: (4,),
+    TABLE: (),
+    CHAIN: (4, 8),
+    RULE: (4,),
+    SET: (9, 17, 18),
+    ELEMENT: (3,),
+    OBJECT: (4,),
     FLOWTABLE: (3,),
-}  # fmt: skip
+}
 _BINDING: Final = 4
 _OWNED: Final = 2 | 4
 """The table goes when its socket does; persistent."""
@@ -98,9 +103,14 @@ def _read(link: Link) -> tuple[Thing, ...]:
             if any(kind == 3 for kind, _ in split(piece, 4))
         ]
     return (
-        *found[TABLE], *found[CHAIN], *found[OBJECT], *found[SET], *elements,
-        *found[FLOWTABLE], *_bound_first(found[CHAIN], found[RULE]),
-    )  # fmt: skip
+        *found[TABLE],
+        *found[CHAIN],
+        *found[OBJECT],
+        *found[SET],
+        *elements,
+        *found[FLOWTABLE],
+        *_bound_first(found[CHAIN], found[RULE]),
+    )
 
 
 def _head(family: int, resource: int = 0) -> bytes:
@@ -182,8 +192,15 @@ def _described(todo: Sequence[Thing], seq: int) -> str:
     kind, _, body = todo[seq - 2]
     keys = (1, 2, 3) if kind < RULE else (1, 2)
     names = [word(data) for key, data in split(body) if key in keys and data.endswith(b"\0")]
-    what = {TABLE: "table", CHAIN: "chain", RULE: "a rule of", SET: "set", ELEMENT: "elements of",
-            OBJECT: "object", FLOWTABLE: "flowtable"}[kind]  # fmt: skip
+    what = {
+        TABLE: "table",
+        CHAIN: "chain",
+        RULE: "a rule of",
+        SET: "set",
+        ELEMENT: "elements of",
+        OBJECT: "object",
+        FLOWTABLE: "flowtable",
+    }[kind]
     return f"{what} {' '.join(names)}"
 
 
@@ -212,8 +229,9 @@ def _rule(family: int, blob: bytes, change: Optional[Change]) -> tuple[bytes, by
     if odd:
         _repair(found)
     changed = change(found) if change else None
-    return (packed(changed if changed is not None else found) if odd or changed is not None
-            else blob), more  # fmt: skip
+    return (
+        packed(changed if changed is not None else found) if odd or changed is not None else blob
+    ), more
 
 
 def expressions(blob: bytes) -> list[Expression]:

@@ -36,9 +36,14 @@ def _summed(src: bytes, dst: bytes, proto: int, payload: bytes, at: int) -> byte
 
 
 def tcp(
-    number: int, src: bytes, dst: bytes, ports: tuple[int, int], flags: int,
-    order: tuple[int, int] = (7, 9), data: bytes = b"",
-) -> bytes:  # fmt: skip
+    number: int,
+    src: bytes,
+    dst: bytes,
+    ports: tuple[int, int],
+    flags: int,
+    order: tuple[int, int] = (7, 9),
+    data: bytes = b"",
+) -> bytes:
     """A segment; ``order``: sequence and acknowledgement number."""
     options = MSS if flags & SYN else b""
     head = struct.pack(">HHIIBBHHH", *ports, *order, (20 + len(options)) << 2, flags, 65000, 0, 0)

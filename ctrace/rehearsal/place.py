@@ -226,9 +226,14 @@ def _accept(
         return
     terms = tuple(t for t in terms if _sees(t, hook))
     accept = Accept(
-        known.tool(place), *place, position=at, hook=hook, role=need.role, flow=need.flow,
+        known.tool(place),
+        *place,
+        position=at,
+        hook=hook,
+        role=need.role,
+        flow=need.flow,
         terms=terms,
-    )  # fmt: skip
+    )
     if not any(term.problem() for term in terms):
         yield accept
 
@@ -249,9 +254,11 @@ def carried(rule: Optional[Rule], need: Need) -> Optional[list[Term]]:
         if match.key == "ct.status" and match.negate:
             continue
         mine = "dport" if need.flow == "to" else "sport"
-        if match.key == mine and not match.negate and any(
-            low <= need.port <= high for low, high in match.values
-        ):  # fmt: skip
+        if (
+            match.key == mine
+            and not match.negate
+            and any(low <= need.port <= high for low, high in match.values)
+        ):
             continue
         term = _term(match)
         if term is None:

@@ -25,8 +25,9 @@ EPHEMERAL: Final = 32768
 """Where the ports begin that most systems give to connections (ip_local_port_range)."""
 CARRIED_S: Final = 600
 """Timeout of an entry that is made before the rules go: longer than any rehearsal."""
-XT: Final = tuple((tool, family) for tool in ("iptables-nft", "iptables-legacy")
-                  for family in ("ip", "ip6"))  # fmt: skip
+XT: Final = tuple(
+    (tool, family) for tool in ("iptables-nft", "iptables-legacy") for family in ("ip", "ip6")
+)
 
 
 @dataclass
@@ -62,9 +63,15 @@ class Service:
     """One service's rehearsals."""
 
     def __init__(
-        self, room: Room, proto: str, port: int, ephemeral: tuple[int, int],
-        flows: Sequence[Flow], *, picked: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        room: Room,
+        proto: str,
+        port: int,
+        ephemeral: tuple[int, int],
+        flows: Sequence[Flow],
+        *,
+        picked: bool = False,
+    ) -> None:
         """``picked``: the kernel may give the port to this host's own calls. Raises CtraceError."""
         self.room, self.proto, self.port, self.picked = room, proto, port, picked
         number = PROTO_NUMBERS[proto]
@@ -110,15 +117,21 @@ class Service:
                 if lever.shared:  # what others' connections taught the rules is not for ours
                     after = self._apart(setting, texts, after)
                 if setting == Setting():
-                    found.entries = (self._count(before.entries, lever),
-                                     self._count(entries, lever))  # fmt: skip
-                welcome = {(r.talk.client, r.talk.server, r.talk.dport)
-                           for r in before.runs if r.first}  # fmt: skip
+                    found.entries = (
+                        self._count(before.entries, lever),
+                        self._count(entries, lever),
+                    )
+                welcome = {
+                    (r.talk.client, r.talk.server, r.talk.dport) for r in before.runs if r.first
+                }
                 new = compare.runs(
-                    before.runs, after, before.again,
+                    before.runs,
+                    after,
+                    before.again,
                     hears_mark=self.room.snapshot.hears_mark,
-                    drawn=self.room.draws and setting.draw, trusted=trusted,
-                )  # fmt: skip
+                    drawn=self.room.draws and setting.draw,
+                    trusted=trusted,
+                )
                 new += compare.strays(self.strays, before.strays, ends, welcome, trusted)
                 plain = {r.talk for r in before.runs if r.first is None or _untranslated(r)}
                 new = [replace(d, kind=OWN) if self._never_so_far(d, plain) else d for d in new]
@@ -276,12 +289,19 @@ class Service:
         own = [
             ctnetlink.Flow(t.client, t.server, t.sport, t.dport)
             for t in self.talks
-            if t.proto == PROTO_NUMBERS["tcp"] and t.dport == self.port and t.role in lever.roles
+            if t.proto == PROTO_NUMBERS["tcp"]
+            and t.dport == self.port
+            and t.role in lever.roles
             and t.role != "forward"
-        ]  # fmt: skip
+        ]
         with on_one_processor():
-            works = talks.some([r.talk for r in self.tracked(Setting()).runs
-                                if len(r.outcomes) > 3 and None not in r.outcomes])  # fmt: skip
+            works = talks.some(
+                [
+                    r.talk
+                    for r in self.tracked(Setting()).runs
+                    if len(r.outcomes) > 3 and None not in r.outcomes
+                ]
+            )
             for rest in (dict(REST), dict(SERVER_NEXT)):
                 found.cut += self._changed(works, (), texts, rest)
                 found.resets += self._changed(works, texts, going, rest, own)
@@ -289,9 +309,13 @@ class Service:
             found.cut = [t for t in found.cut if t.known or t.sport != self.port]
 
     def _changed(
-        self, works: Sequence[Talk], first: Sequence[Script], then: Sequence[Script],
-        rest: Steps, carried: Sequence[ctnetlink.Flow] = (),
-    ) -> list[Talk]:  # fmt: skip
+        self,
+        works: Sequence[Talk],
+        first: Sequence[Script],
+        then: Sequence[Script],
+        rest: Steps,
+        carried: Sequence[ctnetlink.Flow] = (),
+    ) -> list[Talk]:
         with self.room.stage(Setting(), first, untracked=bool(first)) as stage:
 
             def change() -> None:
@@ -320,8 +344,10 @@ def _untranslated(run: Run) -> bool:
 
 def _errors(run: Run) -> bool:
     """Whether an error of a router arrived in it."""
-    return any(step.who in "CS" and isinstance(end, Outcome)
-               for step, end in zip_longest(run.steps, run.outcomes))  # fmt: skip
+    return any(
+        step.who in "CS" and isinstance(end, Outcome)
+        for step, end in zip_longest(run.steps, run.outcomes)
+    )
 
 
 def scripts(lever: Notrack, backend: str) -> list[Script]:
@@ -348,8 +374,10 @@ def removal(backend: str) -> list[Script]:
     """What takes the untracking rules away. Accepts may stay: only untracked packets meet them."""
     if backend == "nft":
         return [(("nft", "-f", "-"), notrack_nft.remove_table() + "\n")]
-    return [(notrack_iptables.restore_argv(backend, family), notrack_iptables.remove())
-            for family in ("ip", "ip6")]  # fmt: skip
+    return [
+        (notrack_iptables.restore_argv(backend, family), notrack_iptables.remove())
+        for family in ("ip", "ip6")
+    ]
 
 
 def _wide(address: bytes) -> bytes:

@@ -33,8 +33,9 @@ class Room:
 
     def __init__(self, snapshot: Snapshot, ruleset: Optional[Ruleset]) -> None:
         """Raises CtraceError when there can be no stage."""
-        self.snapshot = replace(snapshot, nft=_without_ours(snapshot.nft),
-                                legacy=_legacy_without_ours(snapshot.legacy))  # fmt: skip
+        self.snapshot = replace(
+            snapshot, nft=_without_ours(snapshot.nft), legacy=_legacy_without_ours(snapshot.legacy)
+        )
         self.names = constants.named(self.snapshot, ruleset)
         self._known: list[tuple[str, str]] = []
         self._needs = forced.needs(self.snapshot.nft)
@@ -62,9 +63,13 @@ class Room:
         return found
 
     def stage(
-        self, setting: Setting, scripts: Sequence[Script] = (), *, untracked: bool = False,
+        self,
+        setting: Setting,
+        scripts: Sequence[Script] = (),
+        *,
+        untracked: bool = False,
         traced: bool = False,
-    ) -> Stage:  # fmt: skip
+    ) -> Stage:
         """A stage. Raises CtraceError."""
         legacy = tuple(
             (family, forced.legacy(text, setting.answer, untracked=untracked, draw=setting.draw))

@@ -17,17 +17,7 @@ from typing import Any, Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.host import commands
 from ctrace.host.netns import enter
-from ctrace.host.rawlink import (
-    NETFILTER,
-    ROUTE,
-    Interrupted,
-    Link,
-    attr,
-    number,
-    split,
-    text,
-    word,
-)
+from ctrace.host.rawlink import NETFILTER, ROUTE, Interrupted, Link, attr, number, split, text, word
 from ctrace.rehearsal import nft_copy
 
 GETLINK, GETADDR, GETROUTE, GETRULE, GETQDISC, GETNEXTHOP = 18, 22, 26, 34, 38, 106
@@ -174,9 +164,16 @@ def _device(body: bytes) -> Device:
     of = dict(split(body, 16))
     info = dict(split(of.get(18, b"")))
     return Device(
-        index, word(of[3]), kind, bool(flags & UP), word(info.get(1, b"")), _native(of.get(10)),
-        of.get(1, b""), _native(of.get(4)), _native(of.get(27)),
-    )  # fmt: skip
+        index,
+        word(of[3]),
+        kind,
+        bool(flags & UP),
+        word(info.get(1, b"")),
+        _native(of.get(10)),
+        of.get(1, b""),
+        _native(of.get(4)),
+        _native(of.get(27)),
+    )
 
 
 def _native(data: Optional[bytes]) -> int:
@@ -229,9 +226,11 @@ def _legacy(path: str, gaps: list[str]) -> list[tuple[str, str]]:
 
 
 def _by_bridge_port(
-    path: str, devices: list[Device], things: tuple[nft_copy.Thing, ...],
+    path: str,
+    devices: list[Device],
+    things: tuple[nft_copy.Thing, ...],
     legacy: list[tuple[str, str]],
-) -> bool:  # fmt: skip
+) -> bool:
     """Whether bridged packets meet rules that ask for the port: a copy's bridge has none.
 
     Without such rules a bridged packet fares as one that is routed over the bridge.

@@ -252,11 +252,17 @@ class Stage:
             code = of.get(1) and verdict.get(1)
             if 16 in of:
                 code = of[16]
-            self.ways[mine].append(Hit(
-                number(of[15]) if 15 in of else 0, word(of[1]), chain, number(of.get(3, b"")),
-                struct.unpack(">i", code)[0] if code else -1, number(of[4]),
-                word(verdict.get(2, b"")),
-            ))  # fmt: skip
+            self.ways[mine].append(
+                Hit(
+                    number(of[15]) if 15 in of else 0,
+                    word(of[1]),
+                    chain,
+                    number(of.get(3, b"")),
+                    struct.unpack(">i", code)[0] if code else -1,
+                    number(of[4]),
+                    word(verdict.get(2, b"")),
+                )
+            )
         elif head and chain in ("in", "out"):
             found[mine].append(_outcome(chain, of, head))
         return False
@@ -325,13 +331,17 @@ def _ends(traced: bool) -> Iterator[Thing]:
 
 def _trace() -> list[Expression]:
     one = nested(2, attr(1, b"\1"))
-    return [("immediate", [(1, be32(1)), (2, one[4:])]),
-            ("meta", [(2, be32(_META_NFTRACE)), (3, be32(1))])]  # fmt: skip
+    return [
+        ("immediate", [(1, be32(1)), (2, one[4:])]),
+        ("meta", [(2, be32(_META_NFTRACE)), (3, be32(1))]),
+    ]
 
 
 def _equal(key: int, value: bytes) -> list[Expression]:
-    return [("meta", [(1, be32(1)), (2, be32(key))]),
-            ("cmp", [(1, be32(1)), (2, be32(0)), (3, attr(1, value))])]  # fmt: skip
+    return [
+        ("meta", [(1, be32(1)), (2, be32(key))]),
+        ("cmp", [(1, be32(1)), (2, be32(0)), (3, attr(1, value))]),
+    ]
 
 
 def _verdict(code: int) -> Expression:

@@ -103,9 +103,13 @@ def interfaces(snapshot: Snapshot, space: Space) -> tuple[Files, list[str]]:
 
 def _quiet() -> None:
     """No addresses and no questions of the stage's own."""
-    for name, value in (("default/addr_gen_mode", "1"), ("default/accept_ra", "0"),
-                        ("default/router_solicitations", "0"), ("default/dad_transmits", "0"),
-                        ("all/accept_ra", "0")):  # fmt: skip
+    for name, value in (
+        ("default/addr_gen_mode", "1"),
+        ("default/accept_ra", "0"),
+        ("default/router_solicitations", "0"),
+        ("default/dad_transmits", "0"),
+        ("all/accept_ra", "0"),
+    ):
         with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv6/conf/{name}", "w") as file:
             file.write(value)
 
@@ -230,8 +234,11 @@ def routes(snapshot: Snapshot, space: Space) -> list[str]:
             messages = [_route(kind, body, seq) for seq, (kind, body) in enumerate(waiting)]
             failed = link.send(messages, ok=(EEXIST,))
             if len(failed) == len(waiting):
-                gaps += [f"a route of table {waiting[seq][1][4]}: {os.strerror(code)}"
-                         for seq, code in failed if waiting[seq][1][5] != 2]  # fmt: skip
+                gaps += [
+                    f"a route of table {waiting[seq][1][4]}: {os.strerror(code)}"
+                    for seq, code in failed
+                    if waiting[seq][1][5] != 2
+                ]
                 break
             waiting = [waiting[seq] for seq, _ in failed]
         for family in (2, 10):
@@ -276,13 +283,24 @@ def sysctls(snapshot: Snapshot, space: Space, known: Settings) -> list[str]:
             break
         known += differ
         write(space, differ)
-    return [f"{path[14:]} = {value.strip()}" for path, value in differ
-            if path.rsplit("/", 1)[1] in MATTERS]  # fmt: skip
+    return [
+        f"{path[14:]} = {value.strip()}"
+        for path, value in differ
+        if path.rsplit("/", 1)[1] in MATTERS
+    ]
 
 
-MATTERS: Final = ("rp_filter", "ip_forward", "forwarding", "route_localnet", "accept_local",
-                  "src_valid_mark", "fwmark_reflect", "nf_conntrack_tcp_loose",
-                  "nf_conntrack_tcp_be_liberal")  # fmt: skip
+MATTERS: Final = (
+    "rp_filter",
+    "ip_forward",
+    "forwarding",
+    "route_localnet",
+    "accept_local",
+    "src_valid_mark",
+    "fwmark_reflect",
+    "nf_conntrack_tcp_loose",
+    "nf_conntrack_tcp_be_liberal",
+)
 """Settings without which a packet may fare otherwise."""
 
 

@@ -169,8 +169,9 @@ class Plot:
             every = same if few or other in self._who.near or number % 64 == 0 else first
             for address, _ in every:
                 for sport in (0,) if near else (0, 1):
-                    yield Talk("server", self._proto, other.address, sport, address, port,
-                               other.device, 0)  # fmt: skip
+                    yield Talk(
+                        "server", self._proto, other.address, sport, address, port, other.device, 0
+                    )
         for address, _ in mine:  # from an interface that no route leads to
             for device in self._snapshot.devices if not near else ():
                 if device.index not in (self._lo, 0) and address[:2] != b"\xfe\x80":
@@ -211,8 +212,16 @@ class Plot:
             for a in (*near, *self._who.busy):
                 for b in near:
                     if _apart(a, b):
-                        yield Talk("forward", self._proto, a.address, self._port, b.address, dport,
-                                   a.device, b.device)  # fmt: skip
+                        yield Talk(
+                            "forward",
+                            self._proto,
+                            a.address,
+                            self._port,
+                            b.address,
+                            dport,
+                            a.device,
+                            b.device,
+                        )
 
     def _from_here(self, names: Named, flows: Sequence[Talk]) -> Iterator[Talk]:
         """This host calls others from the service's port.
@@ -223,14 +232,30 @@ class Plot:
         low = self._ephemeral[0]
         for other in (*self._who.near, *self._who.busy):  # and is called from it
             if other.source and other.address[:2] != b"\xfe\x80":
-                yield Talk("server", self._proto, other.address, self._port, other.source, low + 9,
-                           other.device, 0)  # fmt: skip
+                yield Talk(
+                    "server",
+                    self._proto,
+                    other.address,
+                    self._port,
+                    other.source,
+                    low + 9,
+                    other.device,
+                    0,
+                )
         known = {(talk.client, talk.server, talk.dport) for talk in flows}
         for dport in (_ODD,) if names.nat else (_ODD, *self._others(names, 8)):
             for other in (*self._who.near, *self._who.busy):
                 if other.source and (other.source, other.address, dport) not in known:
-                    yield Talk("client", self._proto, other.source, self._port, other.address,
-                               dport, 0, other.device)  # fmt: skip
+                    yield Talk(
+                        "client",
+                        self._proto,
+                        other.source,
+                        self._port,
+                        other.address,
+                        dport,
+                        0,
+                        other.device,
+                    )
 
     def _others(self, names: Named, most: int) -> list[int]:
         """Other ports: one that hardly any rule names first, then those that rules name."""
@@ -249,8 +274,16 @@ class Plot:
             for target in self._who.far.values():
                 for a in self._who.near:
                     if self._snapshot.forwards and _apart(a, target):
-                        yield Talk("forward", self._proto, a.address, 0, target.address, port,
-                                   a.device, target.device)  # fmt: skip
+                        yield Talk(
+                            "forward",
+                            self._proto,
+                            a.address,
+                            0,
+                            target.address,
+                            port,
+                            a.device,
+                            target.device,
+                        )
                         break
 
     def strays(self) -> list[Stray]:

@@ -217,9 +217,14 @@ def tagged_rules(objects: Iterable[dict[str, Any]], skip: set[tuple[str, str]]) 
                 if isinstance(part.get("counter"), dict)
             ]
             yield Rule(
-                "nft", body["family"], body["table"], body["chain"], tag,
-                handle=body.get("handle"), packets=sum(counters) if counters else None,
-            )  # fmt: skip
+                "nft",
+                body["family"],
+                body["table"],
+                body["chain"],
+                tag,
+                handle=body.get("handle"),
+                packets=sum(counters) if counters else None,
+            )
 
 
 def _own_table(ruleset: dict[str, Any]) -> tuple[bool, Optional[float], Optional[float]]:
@@ -264,9 +269,16 @@ def tagged_lines(text: str, tool: str, family: str) -> Iterator[Rule]:
         if stop:
             until = datetime.fromisoformat(stop).replace(tzinfo=timezone.utc).timestamp()
         yield Rule(
-            tool, family, table, words[1], tag,
-            text=found[2], packets=int(found[1]), until=until, lease="--datestart" in words,
-        )  # fmt: skip
+            tool,
+            family,
+            table,
+            words[1],
+            tag,
+            text=found[2],
+            packets=int(found[1]),
+            until=until,
+            lease="--datestart" in words,
+        )
 
 
 def _value(words: list[str], flag: str) -> str:

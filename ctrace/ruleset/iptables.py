@@ -21,8 +21,13 @@ from ctrace.ruleset.model import (
 )
 from ctrace.ruleset.notrack import CHAINS, TAG
 
-_HOOKS: Final = {"PREROUTING": "prerouting", "INPUT": "input", "FORWARD": "forward",
-                 "OUTPUT": "output", "POSTROUTING": "postrouting"}  # fmt: skip
+_HOOKS: Final = {
+    "PREROUTING": "prerouting",
+    "INPUT": "input",
+    "FORWARD": "forward",
+    "OUTPUT": "output",
+    "POSTROUTING": "postrouting",
+}
 _PRIORITIES: Final = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 
 IGNORED_TARGETS: Final = frozenset(
@@ -32,8 +37,13 @@ IGNORED_TARGETS: Final = frozenset(
 )  # fmt: skip
 _FLAGS: Final = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
 _FLAGS_WORD: Final = {"ALL": 63, "NONE": 0}
-_ICMP: Final = {"echo-reply": 0, "destination-unreachable": 3, "echo-request": 8,
-                "time-exceeded": 11, "parameter-problem": 12}  # fmt: skip
+_ICMP: Final = {
+    "echo-reply": 0,
+    "destination-unreachable": 3,
+    "echo-request": 8,
+    "time-exceeded": 11,
+    "parameter-problem": 12,
+}
 _ICMP6: Final = {"destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3,
                  "parameter-problem": 4, "echo-request": 128, "echo-reply": 129,
                  "router-solicitation": 133, "router-advertisement": 134,
@@ -250,8 +260,12 @@ class _Words:
         if name in ("DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP"):
             kind = {"NETMAP": "dnat"}.get(name, name.lower())
             return Verdict("accept"), [Use(kind, text, _nat_port(arguments))]
-        special = {"SYNPROXY": "synproxy", "NOTRACK": "notrack", "CONNSECMARK": "ct-set",
-                   "FLOWOFFLOAD": "flow"}  # fmt: skip
+        special = {
+            "SYNPROXY": "synproxy",
+            "NOTRACK": "notrack",
+            "CONNSECMARK": "ct-set",
+            "FLOWOFFLOAD": "flow",
+        }
         if name in special:
             verdict = Verdict("drop") if name == "SYNPROXY" else None
             return verdict, [Use(special[name], text)]
@@ -260,9 +274,14 @@ class _Words:
             uses = [Use("ct-mark" if restore else "ct-set", text)]
             return None, uses + ([Use("mark", text)] if restore else [])
         if name == "CT":
-            kinds = {"--notrack": "notrack", "--zone": "zone", "--zone-orig": "zone",
-                     "--zone-reply": "zone", "--helper": "helper",
-                     "--timeout": "timeout"}  # fmt: skip
+            kinds = {
+                "--notrack": "notrack",
+                "--zone": "zone",
+                "--zone-orig": "zone",
+                "--zone-reply": "zone",
+                "--helper": "helper",
+                "--timeout": "timeout",
+            }
             found = [kinds[a] for a in arguments if a in kinds] or ["template"]
             return None, [Use("template" if k == "zone" else k, text) for k in found]
         if name == "MARK":

@@ -8,21 +8,19 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, Optional
 
-from ctrace.ruleset.model import (
-    CT_OTHER,
-    Chain,
-    Match,
-    Rule,
-    Use,
-    Value,
-    Verdict,
-)
+from ctrace.ruleset.model import CT_OTHER, Chain, Match, Rule, Use, Value, Verdict
 from ctrace.ruleset.nft_fields import Unclear, compared, field_of, flags_of, value_of
 from ctrace.ruleset.nft_words import as_text
 from ctrace.ruleset.notrack import TABLE, TAG
 
-PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50,
-                     "srcnat": 100}  # fmt: skip
+PRIORITIES: Final = {
+    "raw": -300,
+    "mangle": -150,
+    "dstnat": -100,
+    "filter": 0,
+    "security": 50,
+    "srcnat": 100,
+}
 VERDICTS: Final = ("accept", "drop", "reject", "return", "jump", "goto", "continue", "queue")
 HARMLESS: Final = ("counter", "log", "comment", "quota", "last", "dup", "secmark")
 """Statements that neither decide nor depend on tracking (quota is a match: see below)."""
@@ -240,8 +238,9 @@ class _Tables:
                 column.append(value)
         found = []
         for field, column in zip(fields, columns):
-            found += self._match(family, table, {"op": "==", "left": field,
-                                                 "right": {"set": column}})  # fmt: skip
+            found += self._match(
+                family, table, {"op": "==", "left": field, "right": {"set": column}}
+            )
         if len(elements) > 1:
             found.append(Match("", text=text))
         return found

@@ -7,8 +7,16 @@ from typing import Any, Final, Optional
 from ctrace.record import PROTO_NUMBERS
 from ctrace.ruleset.model import CT_OTHER, Bits, Match, Value, address_span
 
-_FLAG_BITS: Final = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64,
-                     "cwr": 128}  # fmt: skip
+_FLAG_BITS: Final = {
+    "fin": 1,
+    "syn": 2,
+    "rst": 4,
+    "psh": 8,
+    "ack": 16,
+    "urg": 32,
+    "ecn": 64,
+    "cwr": 128,
+}
 _ICMP: Final = {"echo-reply": 0, "destination-unreachable": 3, "source-quench": 4, "redirect": 5,
                 "echo-request": 8, "router-advertisement": 9, "router-solicitation": 10,
                 "time-exceeded": 11, "parameter-problem": 12, "timestamp-request": 13,
@@ -53,14 +61,23 @@ def field_of(left: Any) -> tuple[str, list[Match], Optional[int]]:  # noqa: PLR0
             key = field
         elif proto in ("ip", "ip6"):
             implied = [Match("family", (proto,), text=f"meta nfproto {proto}")]
-            key = {"saddr": "saddr", "daddr": "daddr", "protocol": "proto",
-                   "nexthdr": "proto"}.get(field, "")  # fmt: skip
+            key = {"saddr": "saddr", "daddr": "daddr", "protocol": "proto", "nexthdr": "proto"}.get(
+                field, ""
+            )
         elif body.get("base") == "th" and body.get("len") == 16:
             key = {0: "sport", 16: "dport"}.get(body.get("offset"), "")
     elif "meta" in left:
-        key = {"l4proto": "proto", "nfproto": "family", "protocol": "family", "iifname": "iif",
-               "oifname": "oif", "iif": "iif", "oif": "oif", "mark": "mark",
-               "pkttype": "pkttype"}.get(left["meta"]["key"], "")  # fmt: skip
+        key = {
+            "l4proto": "proto",
+            "nfproto": "family",
+            "protocol": "family",
+            "iifname": "iif",
+            "oifname": "oif",
+            "iif": "iif",
+            "oif": "oif",
+            "mark": "mark",
+            "pkttype": "pkttype",
+        }.get(left["meta"]["key"], "")
     elif "ct" in left:
         key = {"state": "ct.state", "direction": "ct.dir", "status": "ct.status"}.get(
             left["ct"]["key"], CT_OTHER

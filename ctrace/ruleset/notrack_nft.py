@@ -148,8 +148,9 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[str]:
 
 def _anchor(accept: Accept, family: str, match: str) -> str:
     """Holds a rule of an inet table to one family, where its terms are of one but don't say so."""
-    bound = any(t.field in ("saddr", "daddr", "saddr-set", "daddr-set", "family")
-                for t in accept.terms)  # fmt: skip
+    bound = any(
+        t.field in ("saddr", "daddr", "saddr-set", "daddr-set", "family") for t in accept.terms
+    )
     if accept.family != "inet" or not bound or f"{family} " in match:
         return ""
     return f"meta nfproto {'ipv4' if family == 'ip' else 'ipv6'} "

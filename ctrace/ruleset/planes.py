@@ -47,8 +47,10 @@ def planes(gaps: list[str]) -> list[Plane]:
     """
     for tool in ("ip", "tc"):
         if not shutil.which(tool):
-            gaps.append(f"{tool} is missing, so data planes beside netfilter cannot be seen: "
-                        "install iproute2")  # fmt: skip
+            gaps.append(
+                f"{tool} is missing, so data planes beside netfilter cannot be seen: "
+                "install iproute2"
+            )
             return []
 
     def ask(*argv: str) -> list[dict[str, Any]]:

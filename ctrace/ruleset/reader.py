@@ -150,8 +150,10 @@ def _collect(netns_path: str) -> _Listings:
                     gaps.append(f"{command} is missing, and iptables-nft rules are in use")
             names = _proc(f"/proc/thread-self/net/{family}_tables_names").split()
             if ("raw" in names or not has_nft) and raw_before_defrag(family, has_nft):
-                gaps.append(f"{family}table_raw has raw_before_defrag, so legacy raw rules see "
-                            "fragments before they are put together")  # fmt: skip
+                gaps.append(
+                    f"{family}table_raw has raw_before_defrag, so legacy raw rules see "
+                    "fragments before they are put together"
+                )
             if names:
                 command = f"{family}tables-legacy-save"
                 if shutil.which(command):
@@ -299,8 +301,9 @@ def _stable_nft(text: str, saved: set[tuple[str, str]]) -> list[Any]:
             continue
         if body.get("chain") in CHAINS or _jumps_to_us(body):
             continue
-        if kind in ("set", "map") and ({"dynamic", "timeout"} & set(body.get("flags", ()))
-                                       or "size" in body):  # fmt: skip
+        if kind in ("set", "map") and (
+            {"dynamic", "timeout"} & set(body.get("flags", ())) or "size" in body
+        ):
             body = {key: value for key, value in body.items() if key != "elem"}
         kept.append({kind: _without_counts(body)})
     return [item for item in kept if not _left_empty(item)]
@@ -346,8 +349,10 @@ def _stable_save(text: str) -> list[str]:
     kept = []
     for i, line in enumerate(lines):  # an empty raw table stays behind when our chains go
         if line == "*raw" and lines[i + 1 : i + 4] == [
-            ":PREROUTING ACCEPT", ":OUTPUT ACCEPT", "COMMIT"
-        ]:  # fmt: skip
+            ":PREROUTING ACCEPT",
+            ":OUTPUT ACCEPT",
+            "COMMIT",
+        ]:
             lines[i + 1 : i + 4] = ["", "", ""]
             continue
         if line:

@@ -77,8 +77,14 @@ def _met(items: list[Any]) -> Iterator[Met]:
             continue
         kind, limit = _kind(parts)
         if kind:
-            packets = next((one["counter"]["packets"] for one in parts
-                            if isinstance(one.get("counter"), dict)), None)  # fmt: skip
+            packets = next(
+                (
+                    one["counter"]["packets"]
+                    for one in parts
+                    if isinstance(one.get("counter"), dict)
+                ),
+                None,
+            )
             place = f"{rule.get('family')} {rule.get('table')} {rule.get('chain')}"
             yield Met(place, int(rule.get("handle", 0)), kind, limit, packets)
 
@@ -93,8 +99,9 @@ def _kind(parts: list[dict[str, Any]]) -> tuple[str, int]:
     count = re.search(r'"ct count": \{"val": (\d+)', text)
     if count:
         return "limit", int(count[1])
-    if any(isinstance(one.get("xt"), dict) and one["xt"].get("name") == "connlimit"
-           for one in parts):  # fmt: skip
+    if any(
+        isinstance(one.get("xt"), dict) and one["xt"].get("name") == "connlimit" for one in parts
+    ):
         return "limit", 0
     for one in parts:
         match = one.get("match")

@@ -35,11 +35,26 @@ NFT_FAMILIES = {
     "bridge": (IPV4, IPV6),  # nf_ct_netns_get(NFPROTO_BRIDGE) takes the inet ones too
 }
 XT_MATCHES = {
-    "conntrack", "state", "connmark", "connlimit", "connbytes", "connlabel", "cluster", "helper",
-}  # fmt: skip
+    "conntrack",
+    "state",
+    "connmark",
+    "connlimit",
+    "connbytes",
+    "connlabel",
+    "cluster",
+    "helper",
+}
 XT_TARGETS = {
-    "CONNMARK", "CONNSECMARK", "CT", "SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SYNPROXY",
-}  # fmt: skip
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "SNAT",
+    "DNAT",
+    "MASQUERADE",
+    "REDIRECT",
+    "NETMAP",
+    "SYNPROXY",
+}
 NAT = {"dnat", "snat", "masquerade", "redirect", "SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP"}
 
 OWNERS = (
@@ -138,9 +153,16 @@ def users_of_save(text: str, backend: str, family: str) -> Iterator[User]:
         if uses:
             comments = [words[i + 1] for i, w in enumerate(words[:-1]) if w in ("--comment", "-j")]
             yield User(
-                backend, (family,), table, chain, None, position[chain], uses, line,
+                backend,
+                (family,),
+                table,
+                chain,
+                None,
+                position[chain],
+                uses,
+                line,
                 owner_of(chain, *comments),
-            )  # fmt: skip
+            )
 
 
 def owner_of(*names: str) -> str:

@@ -26,16 +26,7 @@ from ctrace.filters import Filter
 from ctrace.host import ctnetlink, kernel, process
 from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node
-from ctrace.record import (
-    STATE_UNKNOWN,
-    Direction,
-    Events,
-    Kind,
-    Reason,
-    Status,
-    address_text,
-    join,
-)
+from ctrace.record import STATE_UNKNOWN, Direction, Events, Kind, Reason, Status, address_text, join
 from ctrace.selftest.report import FAILED, OK, SKIPPED, Check, Report
 from ctrace.selftest.traffic import (
     EXPIRES,

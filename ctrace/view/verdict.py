@@ -119,8 +119,9 @@ def _as_read(snapshot: Snapshot, table: Table, fill: str) -> Verdict:
     read = f"{fill}, as it was read" if counted(table) else "nothing tells how many entries"
     if log is not None:
         refused = f"at least {fmt.plural(log.refused, 'packet')} refused"
-        return Verdict("READ", f"{read}; the log says it was full, "
-                       f"last {moment(log.last)}, {refused}", "warn")  # fmt: skip
+        return Verdict(
+            "READ", f"{read}; the log says it was full, last {moment(log.last)}, {refused}", "warn"
+        )
     more = "" if snapshot.hooks.refusals else "; it does not say who was refused"
     return Verdict("READ", f"{read}{more}", "plain")
 

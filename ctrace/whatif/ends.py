@@ -72,9 +72,15 @@ def completed(flows: Flows, looks: Looks, seconds: float) -> Flows:
     if not (flows.basis == Basis.NOTHING).any():
         return flows
     found = _Fates(
-        flows, seconds, flows.expire.copy(), flows.timeout.copy(), flows.state.copy(),
-        flows.assured.copy(), flows.basis.copy(), flows.among.copy(),
-    )  # fmt: skip
+        flows,
+        seconds,
+        flows.expire.copy(),
+        flows.timeout.copy(),
+        flows.state.copy(),
+        flows.assured.copy(),
+        flows.basis.copy(),
+        flows.among.copy(),
+    )
     held = np.isinf(flows.leave)  # the rest never got in: no age excludes any end
     age = np.where(held, seconds - flows.arrive, 0.0)
     _by_own_look(found, looks)
@@ -90,9 +96,14 @@ def completed(flows: Flows, looks: Looks, seconds: float) -> Flows:
     found.timeout = np.where(np.isnan(found.timeout), fallback, found.timeout)
     found.expire[rest] = np.where(held[rest], np.inf, flows.arrive[rest] + found.timeout[rest])
     return replace(
-        flows, expire=found.expire, timeout=found.timeout, state=found.state,
-        assured=found.assured, basis=found.basis, among=found.among,
-    )  # fmt: skip
+        flows,
+        expire=found.expire,
+        timeout=found.timeout,
+        state=found.state,
+        assured=found.assured,
+        basis=found.basis,
+        among=found.among,
+    )
 
 
 def _take(found: _Fates, flow: I64, looks: Looks, of: I64, expire: F64, basis: Basis) -> None:

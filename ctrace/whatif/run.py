@@ -56,8 +56,9 @@ def _check_services(flows: Flows, levers: Levers) -> None:
     asked += [(t.proto, t.port) for t in levers.timeouts if t.proto is not None and t.port]
     for proto, port in asked:
         if len(flows) and not flows.of_service(proto, port).any():
-            keys, numbers = np.unique(flows.proto.astype(np.int64) << 16 | flows.dport,
-                                      return_counts=True)  # fmt: skip
+            keys, numbers = np.unique(
+                flows.proto.astype(np.int64) << 16 | flows.dport, return_counts=True
+            )
             most = keys[np.argsort(-numbers)][:5].tolist()
             there = ", ".join(f"{proto_name(key >> 16)}/{key & 0xFFFF}" for key in most)
             raise UsageError(
@@ -65,12 +66,7 @@ def _check_services(flows: Flows, levers: Levers) -> None:
             )
 
 
-def of_recording(
-    recorded: Recorded,
-    levers: Levers,
-    *,
-    offset: int = 0,
-) -> WhatIf:
+def of_recording(recorded: Recorded, levers: Levers, *, offset: int = 0) -> WhatIf:
     """The same from what was gathered already, for several levers over one recording."""
     if not len(recorded.flows) or recorded.seconds <= 0:
         raise CtraceError(
@@ -234,8 +230,9 @@ def _place(case: _Case, i: int, missed: Optional[Miss], base: float) -> Place:
         would = at_most(would, modelled)
     would = widened(would, doubt, case.target)
     end = float(case.would_be.count[i][-1])
-    growth = of_flows(case.changed.only(case.changed.netns == inum),
-                      recorded.half_s, recorded.seconds)  # fmt: skip
+    growth = of_flows(
+        case.changed.only(case.changed.netns == inum), recorded.half_s, recorded.seconds
+    )
     return Place(
         inum,
         recorded.names.get(inum, f"netns:{inum}"),

@@ -134,9 +134,13 @@ class _Run:
             sorted({int(n) for n in np.unique(flows.netns)} | set(known.extra))
         )
         index = {inum: i for i, inum in enumerate(self.netns)}
-        self.ns: I64 = np.array([index[int(n)] for n in np.unique(flows.netns)], np.int64)[
-            np.unique(flows.netns, return_inverse=True)[1]
-        ] if len(flows) else np.zeros(0, np.int64)  # fmt: skip
+        self.ns: I64 = (
+            np.array([index[int(n)] for n in np.unique(flows.netns)], np.int64)[
+                np.unique(flows.netns, return_inverse=True)[1]
+            ]
+            if len(flows)
+            else np.zeros(0, np.int64)
+        )
         self.places = len(self.netns)
         self.step = max(seconds / STEPS, SHORTEST_STEP)
         self.steps = max(1, math.ceil(seconds / self.step))
@@ -221,8 +225,10 @@ class _Run:
         new = ~self.entered[flow]
         flow, when = flow[new], when[new]
         limit = self.setting.limit
-        if not limit or (self.count + np.bincount(self.ns[flow], minlength=self.places)
-                         <= limit).all():  # fmt: skip
+        if (
+            not limit
+            or (self.count + np.bincount(self.ns[flow], minlength=self.places) <= limit).all()
+        ):
             self._enter(flow, when)
             return
         for place in range(self.places):
@@ -310,8 +316,9 @@ class _Run:
         gone = np.minimum(self.leave, self.seconds * 2)
         if self.collects:
             passes = np.array([*self.passes, np.inf])
-            gone = np.minimum(gone, passes[np.searchsorted(passes, self.expire, "left")
-                                           .clip(max=len(passes) - 1)])  # fmt: skip
+            gone = np.minimum(
+                gone, passes[np.searchsorted(passes, self.expire, "left").clip(max=len(passes) - 1)]
+            )
         for place in range(self.places):
             mine = self.entered & (self.ns == place) & (self.expire < gone)
             began = np.searchsorted(np.sort(self.expire[mine]), ends, "right")

@@ -16,16 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 from kit.advice_cases import RULES, SAFE
-from kit.advice_net import (
-    LONGEST,
-    WAIT,
-    Net,
-    install,
-    put,
-    reset,
-    seen,
-    verdict_on,
-)
+from kit.advice_net import LONGEST, WAIT, Net, install, put, reset, seen, verdict_on
 from kit.tool_structures import STRUCTURES, Structure
 from kit.uses import answers, uses
 

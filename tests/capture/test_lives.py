@@ -68,9 +68,7 @@ def counted(space: Namespace) -> int:
 
 @root
 @pytest.mark.kernel
-def test_a_named_namespace_is_watched_once_it_is_mounted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_named_namespace_is_watched_once_it_is_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only at the next look: there is none here."""
     monkeypatch.setattr(poller, "LOOK", 1e9)
     source = open_live()

@@ -24,22 +24,9 @@ from ctrace.kernel import programs
 from ctrace.kernel.objects import NEAR_PLACES
 from ctrace.lab import Lab, Node, traffic
 from ctrace.lab.nfqueue import Queue
-from ctrace.record import (
-    Direction,
-    Events,
-    Kind,
-    Reason,
-    Status,
-    address_text,
-    empty,
-    join,
-    words,
-)
+from ctrace.record import Direction, Events, Kind, Reason, Status, address_text, empty, join, words
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 def spaces(*nodes: Node) -> list[Namespace]:
@@ -507,10 +494,7 @@ def test_two_packets_of_one_tuple_meet_at_confirm(
     a.run(f"iptables -A OUTPUT -p {proto} --dport 4444 -j NFQUEUE --queue-num 7".split())
     # an answer would end the first entry before the second packet comes
     b.run(f"iptables -A INPUT -p {proto} --dport 4444 -j DROP".split())
-    with (
-        Queue(a, 7) as queue,
-        a.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
-    ):
+    with Queue(a, 7) as queue, a.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         for port in range(20000, 20010):
             packet = (
                 _tcp_packet(source, target, port, 4444, 2)

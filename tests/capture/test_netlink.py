@@ -19,10 +19,7 @@ from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import Flow, tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.record import N_REASONS, Events, Kind, Reason, Status, address_text, join
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 def spaces(*nodes: Node) -> list[Namespace]:

@@ -21,10 +21,7 @@ BACKENDS = ("nft", "iptables-nft", "iptables-legacy")
 # The same firewall three times: what serves the port to tracked packets only, and the
 # accept that a plan adds before the rule that would drop.
 FIREWALLS = {
-    "nft": (
-        STRICT,
-        Accept("nft", "inet", "fw", "in", -1, "input", "server", "to"),
-    ),
+    "nft": (STRICT, Accept("nft", "inet", "fw", "in", -1, "input", "server", "to")),
     "iptables-nft": (
         "*filter\n:INPUT ACCEPT [0:0]\n:svc - [0:0]\n"
         "-A INPUT -i lo -j ACCEPT\n"
@@ -58,11 +55,7 @@ def test_the_incident_ends(lab: Lab) -> None:
     server, client, address = pair(lab)
     dns = client.addresses["server"][0]
     limit = int(server.sysctl("net.netfilter.nf_conntrack_max"))
-    with (
-        tcp_server(server, PORT),
-        udp_server(client, 53),
-        udp_server(client, 54),
-    ):
+    with tcp_server(server, PORT), udp_server(client, 53), udp_server(client, 54):
         # What the service leaves in a few minutes of such traffic: ASSURED, in TIME_WAIT.
         ctnetlink.fill(server.path, limit - 40, target=address, dport=PORT, timeout=120, state=7)
         with load(client, address) as loads:

@@ -101,11 +101,7 @@ def test_every_script(traps: Path, script: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"),
-    [
-        ("ctrace.change.guard", ["1"]),
-        ("ctrace.demo.actors", ["net"]),
-    ],
+    ("module", "arguments"), [("ctrace.change.guard", ["1"]), ("ctrace.demo.actors", ["net"])]
 )
 def test_every_child(traps: Path, module: str, arguments: list[str]) -> None:
     """Each is started as ctrace starts it. What it then makes of its work is its own matter."""

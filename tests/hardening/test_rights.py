@@ -17,10 +17,7 @@ from ctrace import interpreter
 from ctrace.cli import VERBS, cli, rights
 from ctrace.lab import Lab, Node, traffic
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.kernel,
-]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.kernel]
 
 
 def with_only(capabilities: str, *arguments: str) -> list[str]:

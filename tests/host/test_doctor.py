@@ -19,10 +19,7 @@ from ctrace.selftest import run
 from ctrace.selftest.report import FAILED
 from ctrace.selftest.traffic import PORT
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 def doctor(*args: str) -> subprocess.CompletedProcess[str]:

@@ -102,14 +102,7 @@ def test_resolve() -> None:
             assert netns.resolve(text) == node.inum
     assert netns.resolve("init") == netns.find()[0].inum
     assert netns.resolve(str(os.getpid())) == own
-    for wrong in (
-        "nowhere",
-        "4194999999",
-        "/etc/passwd",
-        "/no/such",
-        "999999999",
-        "",
-    ):
+    for wrong in ("nowhere", "4194999999", "/etc/passwd", "/no/such", "999999999", ""):
         with pytest.raises(UsageError):
             netns.resolve(wrong)
 

@@ -19,10 +19,7 @@ from ctrace.host.process import cgroup_root
 from ctrace.lab import Lab, Node, traffic
 from ctrace.record import Events, Kind, join
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 ID = "3f4e" + "0" * 56 + "beef"
 POD = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"
 NAMES = {

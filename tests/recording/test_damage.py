@@ -149,8 +149,7 @@ def crafted(path: Path, *blocks: bytes) -> Path:
     """A file that passes every check sum, with these blocks after a good header."""
     none = codecs.Compressor(fmt.Codec.RAW)
     head = block(
-        fmt.BlockKind.HEAD,
-        encode_blob(fmt.Column.JSON, meta.header_json(synthetic.header()), none),
+        fmt.BlockKind.HEAD, encode_blob(fmt.Column.JSON, meta.header_json(synthetic.header()), none)
     )
     path.write_bytes(fmt.FILE_HEAD + head + b"".join(blocks))
     return path

@@ -422,9 +422,7 @@ def identity(events: Events) -> Counter[bytes]:
     )
 
 
-def test_a_recording_begun_in_the_demo_knows_its_table_but_for_the_ballast(
-    tmp_path: Path,
-) -> None:
+def test_a_recording_begun_in_the_demo_knows_its_table_but_for_the_ballast(tmp_path: Path) -> None:
     path = str(tmp_path / "now.data")
     with Scene() as scene:
         assert scene.ballast

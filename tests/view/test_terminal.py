@@ -82,10 +82,7 @@ class Terminal:
 
 @contextmanager
 def terminal(
-    *arguments: str,
-    program: list[str] = CTRACE,
-    size: tuple[int, int] = (100, 30),
-    **env: str,
+    *arguments: str, program: list[str] = CTRACE, size: tuple[int, int] = (100, 30), **env: str
 ) -> Iterator[Terminal]:
     one = Terminal([*program, *arguments], environment(**env), size)
     try:

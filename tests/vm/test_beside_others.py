@@ -190,10 +190,7 @@ class Others:
         self._keep(open_probe(self.kprobe, Symbol(TRACED), exit_=False))
         link = self._keep(
             bpf.prog_load(
-                accept,
-                bpf.ProgType.NETFILTER,
-                "others_link",
-                attach_type=bpf.AttachType.NETFILTER,
+                accept, bpf.ProgType.NETFILTER, "others_link", attach_type=bpf.AttachType.NETFILTER
             )
         )
         with node.enter():

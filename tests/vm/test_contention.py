@@ -38,10 +38,7 @@ CPUS = sorted(os.sched_getaffinity(0))
 MACHINE = bool(os.environ.get("CTRACE_VM"))
 BUCKETS = Path("/proc/sys/net/netfilter/nf_conntrack_buckets")
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 traced = pytest.mark.skipif(
     kernel_version() < (5, 19), reason="no contention tracepoints before Linux 5.19"
 )

@@ -26,10 +26,7 @@ from ctrace.lab import Node, traffic
 from ctrace.lab.nfqueue import Queue
 from ctrace.record import Kind, Reason, Status
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 KERNEL = os.environ.get("CTRACE_VM", "")
 CLASHES = range(27000, 27010)
 

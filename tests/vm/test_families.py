@@ -32,10 +32,7 @@ from ctrace.kernel.chains import Walker
 from ctrace.lab import traffic
 from ctrace.record import Direction, Events, Kind, Reason, Status, address_text
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 N = 60
 KERNEL = os.environ.get("CTRACE_VM", "")
 """Set by scripts/vm: this machine is ours alone."""
@@ -119,10 +116,7 @@ def test_every_flow_is_one_insert(family: str, net: Net, capture: Capture, seen:
 def test_translated_connections_show_both_tuples(
     family: str, net: Net, capture: Capture, seen: Seen
 ) -> None:
-    with (
-        Watch(capture, net.nodes) as watch,
-        traffic.tcp_server(net.server, 7000),
-    ):
+    with Watch(capture, net.nodes) as watch, traffic.tcp_server(net.server, 7000):
         sent = traffic.tcp_connections(net.client, (net.front, 80), N).flows
     assert len(sent) == N
     watch.reconcile()

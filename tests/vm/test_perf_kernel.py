@@ -27,10 +27,7 @@ from ctrace.host.tables import TableReader
 from ctrace.kernel import symbols
 from ctrace.lab import Node, traffic
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 KERNEL = os.environ.get("CTRACE_VM", "")
 alone = pytest.mark.skipif(not KERNEL, reason="changes the whole machine: in scripts/vm only")
 PACKETS = 500 if KERNEL else 2000

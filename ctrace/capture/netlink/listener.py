@@ -30,14 +30,7 @@ from ctrace.host.ctnetlink.message import Decoder
 from ctrace.host.kernel import Module
 from ctrace.host.netns import Namespace, enter
 from ctrace.host.tables import TableReader
-from ctrace.record import (
-    N_REASONS,
-    Events,
-    Kind,
-    Reason,
-    empty,
-    join,
-)
+from ctrace.record import N_REASONS, Events, Kind, Reason, empty, join
 
 GROUPS: Final = (1, 3)
 """NFNLGRP_CONNTRACK_NEW and _DESTROY."""

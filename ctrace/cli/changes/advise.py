@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", required=False, type=click.Path(), metavar="[FILE]")
 @click.option(
-    "--duration", default="10s", show_default=True, type=Time(1, 86400),
+    "--duration",
+    default="10s",
+    show_default=True,
+    type=Time(1, 86400),
     help="How long to watch when live.",
-)  # fmt: skip
+)
 @click.option(
     "--target",
     default="60%",
@@ -40,21 +43,29 @@ if TYPE_CHECKING:
 )
 @click.option("--plan", metavar="FILE", type=click.Path(), help="Write a plan for ctrace apply.")
 @click.option(
-    "--drop-source", multiple=True, metavar="NET",
+    "--drop-source",
+    multiple=True,
+    metavar="NET",
     help="Also plan to drop everything from an address or prefix before tracking.",
-)  # fmt: skip
+)
 @click.option(
-    "--drop-service", multiple=True, metavar="PROTO/PORT",
+    "--drop-service",
+    multiple=True,
+    metavar="PROTO/PORT",
     help="Also plan to drop everything to that port before tracking.",
-)  # fmt: skip
+)
 @click.option(
-    "--limit-source", multiple=True, metavar="SERVICE=RATE",
+    "--limit-source",
+    multiple=True,
+    metavar="SERVICE=RATE",
     help="Also plan to limit each source's new connections per second: tcp/8063=50.",
-)  # fmt: skip
+)
 @click.option(
-    "--limit-service", multiple=True, metavar="SERVICE=RATE",
+    "--limit-service",
+    multiple=True,
+    metavar="SERVICE=RATE",
     help="Also plan to limit all new connections per second.",
-)  # fmt: skip
+)
 @click.option("--rules", "full", is_flag=True, help="Print the rules of every candidate.")
 @hooks_option
 @answer_options("text", "json", forced=True)
@@ -162,9 +173,8 @@ def _recorded(path: str, asked: Asked) -> Advice:
             except CtraceError as error:
                 click.echo(f"ctrace: {error}", err=True)
         return _advise(
-            recording, asked, None, known.get, recording.header.host,
-            logged(recording.header.facts),
-        )  # fmt: skip
+            recording, asked, None, known.get, recording.header.host, logged(recording.header.facts)
+        )
 
 
 def _advise(

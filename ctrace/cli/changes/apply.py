@@ -18,9 +18,12 @@ from ctrace.errors import CtraceError, UsageError
 @click.argument("plan", type=click.Path(dir_okay=False), metavar="PLAN")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask; keep it later with ctrace confirm.")
 @click.option(
-    "--confirm-within", type=Time(), default="2m", show_default=True,
+    "--confirm-within",
+    type=Time(),
+    default="2m",
+    show_default=True,
     help="Revert by itself after this time unless confirmed.",
-)  # fmt: skip
+)
 @click.option("--flush", is_flag=True, help="Once confirmed, delete the services' old entries.")
 @click.option("--dry-run", is_flag=True, help="Check and show everything; change nothing.")
 def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: bool) -> None:

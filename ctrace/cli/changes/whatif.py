@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(), metavar="FILE")
 @click.option("--notrack", multiple=True, metavar="PROTO/PORT", help="Untrack a service: tcp/8063.")
 @click.option(
-    "--timeout", multiple=True, metavar="NAME=TIME",
+    "--timeout",
+    multiple=True,
+    metavar="NAME=TIME",
     help="Another timeout: tcp_time_wait=30s, or for one service tcp/8063:time_wait=5s.",
-)  # fmt: skip
+)
 @click.option(
     "--max", "limit", type=click.IntRange(0, 1 << 31), metavar="N", help="nf_conntrack_max."
 )

@@ -16,9 +16,13 @@ from ctrace.model.snapshot import GROUPS
 @click.argument("before", metavar="BEFORE")
 @click.argument("after", metavar="AFTER")
 @click.option(
-    "--group", type=click.Choice(GROUPS[1:]), metavar="KEY", default="service", show_default=True,
+    "--group",
+    type=click.Choice(GROUPS[1:]),
+    metavar="KEY",
+    default="service",
+    show_default=True,
     help=f"What to compare: {', '.join(GROUPS[1:-1])} or {GROUPS[-1]}.",
-)  # fmt: skip
+)
 @limit_option(20, 5000, "Show at most N rows.")
 @answer_options("text", "json")
 def command(before: str, after: str, group: str, limit: int, format: str) -> None:

@@ -19,9 +19,12 @@ FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option(
-    "--format", "kind", type=click.Choice(FORMATS), metavar="FORMAT",
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    metavar="FORMAT",
     help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} [default: as FILE is called].",
-)  # fmt: skip
+)
 @click.option("--to", "earlier", type=click.Choice(FORMATS), hidden=True, help="As --format.")
 @file_option("Write to FILE instead of standard output (parquet needs a file).")
 @redact_option
@@ -40,7 +43,7 @@ def command(
     Examples:
       ctrace export ctrace.data -o incident.parquet
       ctrace export --format jsonl | jq 'select(.kind == "drop") | .src'
-    """  # fmt: skip
+    """
     from ctrace.cli.output import number, progress
     from ctrace.dumps.opened import open_any
     from ctrace.view.export import files as to
@@ -78,8 +81,15 @@ def command(
 
 def _kind(output: Optional[str]) -> str:
     ending = os.path.splitext(output or "")[1].lstrip(".").lower()
-    known = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl",
-             "ndjson": "jsonl", "om": "openmetrics", "prom": "openmetrics"}  # fmt: skip
+    known = {
+        "parquet": "parquet",
+        "pq": "parquet",
+        "csv": "csv",
+        "jsonl": "jsonl",
+        "ndjson": "jsonl",
+        "om": "openmetrics",
+        "prom": "openmetrics",
+    }
     if ending not in known:
         raise UsageError(f"say which format with --format: {', '.join(FORMATS)}")
     return known[ending]

@@ -35,9 +35,11 @@ DEFAULT_RING = "ctrace.d"
 @click.option("--ring", type=Size(8 << 20), help="Flight recorder: use at most this much disk.")
 @click.option("--keep", type=Time(), help="Flight recorder: keep the last TIME.")
 @click.option(
-    "--trigger", multiple=True, metavar="WHAT",
+    "--trigger",
+    multiple=True,
+    metavar="WHAT",
     help="Flight recorder: keep only what surrounds drop, evict, fill=90 or inserts=20000/s.",
-)  # fmt: skip
+)
 @click.option(
     "--before",
     type=Time(),
@@ -53,9 +55,12 @@ DEFAULT_RING = "ctrace.d"
     help="How much to keep after a trigger.",
 )
 @click.option(
-    "--interval", default="250ms", show_default=True, type=Time(0.05, 10),
+    "--interval",
+    default="250ms",
+    show_default=True,
+    type=Time(0.05, 10),
     help="Time between two batches; a replay can step no finer.",
-)  # fmt: skip
+)
 @hooks_option
 @click.option("--perf", is_flag=True, help="Also measure what conntrack costs, for the report.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -93,7 +98,7 @@ def command(
       ctrace record --cmd './loadtest'         as long as the test runs
       ctrace record --keep 2h --ring 1G        the last two hours, for ever
       ctrace record --trigger drop             the minutes around each drop, for ever
-    """  # fmt: skip
+    """
     from ctrace.capture import open_live
     from ctrace.cli.watch.top import shown_filter
     from ctrace.recording.recorder import host_facts
@@ -133,8 +138,9 @@ def command(
         tell_unseen()
         if not quiet:
             what = "until " + (f"{cmd!r} ends" if cmd else "Ctrl-C")
-            click.echo(f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}",
-                       err=True)  # fmt: skip
+            click.echo(
+                f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}", err=True
+            )
         line = ProgressLine(quiet or not sys.stderr.isatty(), bounded=in_ring)
         costs = Beside(measurement, header.host) if measurement is not None else None
         ended = record(source, sink, until, interval, line.show, costs)
@@ -195,9 +201,11 @@ class ProgressLine:
 
 
 def _retention(
-    ring: Optional[int], keep: Optional[float], trigger: tuple[str, ...],
+    ring: Optional[int],
+    keep: Optional[float],
+    trigger: tuple[str, ...],
     around: tuple[float, float],
-) -> Retention:  # fmt: skip
+) -> Retention:
     """What a flight recorder keeps."""
     from ctrace.recording.recorder.segments import Retention, parse_trigger
 

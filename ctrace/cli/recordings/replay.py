@@ -24,11 +24,7 @@ QUIET_S = 3600.0
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option(
-    "--at",
-    metavar="MOMENT",
-    help="Start at 14:03:20 (UTC), -5m from the end, +30, 50%.",
-)
+@click.option("--at", metavar="MOMENT", help="Start at 14:03:20 (UTC), -5m from the end, +30, 50%.")
 @click.option(
     "--speed",
     type=click.FloatRange(1 / 64, 1024),
@@ -81,8 +77,15 @@ def command(
         )
         try:
             if plain:
-                _print(feed, end if once and moment is None else moment, once, format, step,
-                       ascii_only or fmt.wants_ascii(), theme or "")  # fmt: skip
+                _print(
+                    feed,
+                    end if once and moment is None else moment,
+                    once,
+                    format,
+                    step,
+                    ascii_only or fmt.wants_ascii(),
+                    theme or "",
+                )
             else:
                 _screen(feed, rules, by, sort, ascii_only or fmt.wants_ascii(), theme or "")
         finally:

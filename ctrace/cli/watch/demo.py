@@ -54,7 +54,7 @@ def command(
     Many short TCP connections to port 8063 fill a small table; metrics and look-ups
     of the same host begin to fail with EPERM. Nothing on the host is changed: the
     traffic runs between network namespaces that vanish with this process.
-    """  # fmt: skip
+    """
     from ctrace.cli.watch.top import has_screen
     from ctrace.demo.director import play
     from ctrace.demo.scene import Scene
@@ -89,12 +89,7 @@ def on_screen(
     from ctrace.view.screen.app import TopApp
 
     only_ascii = ascii_only or fmt.wants_ascii()
-    app = TopApp(
-        feed,
-        palette=choose(theme),
-        ascii_only=only_ascii,
-        advice=AdvicePane(adviser),
-    )
+    app = TopApp(feed, palette=choose(theme), ascii_only=only_ascii, advice=AdvicePane(adviser))
     app.caption = lambda: director.text
     app.record_to = "demo.data"
 

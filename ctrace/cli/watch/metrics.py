@@ -30,18 +30,24 @@ MEMORY = 12 << 20
     help="Time between two answers.",
 )
 @click.option(
-    "--limit", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N",
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    metavar="N",
     help="Distinct culprits and victims ever named; later ones share the label 'other'.",
-)  # fmt: skip
+)
 @click.option(
     "--addresses",
     is_flag=True,
     help="Add source addresses as labels (without it, none leave this host).",
 )
 @click.option(
-    "--web.config.file", "web_config", metavar="FILE",
+    "--web.config.file",
+    "web_config",
+    metavar="FILE",
     help="TLS and basic authentication, as Prometheus' exporters take them.",
-)  # fmt: skip
+)
 @hooks_option
 @click.option("--once", is_flag=True, help="Print one answer after one interval and exit.")
 def command(

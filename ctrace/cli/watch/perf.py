@@ -15,25 +15,38 @@ from ctrace.files import check_free, new_text
 
 @click.command()
 @click.option(
-    "--duration", default="10s", show_default=True, type=Time(0.5, 3600),
+    "--duration",
+    default="10s",
+    show_default=True,
+    type=Time(0.5, 3600),
     help="How long to measure.",
-)  # fmt: skip
+)
 @click.option(
-    "--hertz", default=199, show_default=True, type=click.IntRange(1, 5000), metavar="N",
+    "--hertz",
+    default=199,
+    show_default=True,
+    type=click.IntRange(1, 5000),
+    metavar="N",
     help="Samples a second on each CPU.",
-)  # fmt: skip
+)
 @click.option(
-    "--folded", type=click.Path(dir_okay=False), metavar="FILE",
+    "--folded",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
     help="Also write stacks for flame graphs to FILE.",
-)  # fmt: skip
+)
 @click.option(
-    "--stacks", type=click.Choice(["insert", "drop", "evict"]), metavar="EVENT",
+    "--stacks",
+    type=click.Choice(["insert", "drop", "evict"]),
+    metavar="EVENT",
     help="Sample the stacks at each insert, drop or evict, not by the clock.",
-)  # fmt: skip
+)
 @click.option(
-    "--against", type=click.Path(dir_okay=False), metavar="FILE",
+    "--against",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
     help="Compare with an earlier answer (--format json) from before a change.",
-)  # fmt: skip
+)
 @hooks_option
 @answer_options("text", "json", forced=True)
 def command(
@@ -60,7 +73,7 @@ def command(
       ctrace perf -o before.json               as JSON; and after the change:
       ctrace perf --against before.json        compare with the earlier measurement
       ctrace perf --stacks drop                who sends the refused packets
-    """  # fmt: skip
+    """
     from ctrace.cost.measure import measure
     from ctrace.kernel import symbols
     from ctrace.view.report.cost import perf_json, render

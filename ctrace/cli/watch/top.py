@@ -93,7 +93,7 @@ def command(
       ctrace top 5 12                          a minute, in steps of five seconds
       ctrace top -p udp --dport 53 --group src who asks for names
       ctrace top 12 --once --format json       one answer after twelve seconds
-    """  # fmt: skip
+    """
     from ctrace.capture import open_live
     from ctrace.live.feed import LiveFeed
     from ctrace.live.filtering import View, check
@@ -156,12 +156,7 @@ def has_screen() -> bool:
 
 
 def run_screen(
-    feed: LiveFeed,
-    state: State,
-    count: Optional[int],
-    theme: str,
-    ascii_only: bool,
-    resolve: bool,
+    feed: LiveFeed, state: State, count: Optional[int], theme: str, ascii_only: bool, resolve: bool
 ) -> None:
     """The live screen, until it is left."""
     from ctrace.live.adviser import LiveAdviser
@@ -242,8 +237,7 @@ def print_frame(snapshot: Snapshot, *, ascii_only: bool, theme: str) -> None:
     height = max(12, rows - 1) if sys.stdout.isatty() else None
     palette = PALETTES.get(theme, TERMINAL)
     console.print(
-        frame(snapshot, max(40, columns), height, palette=palette, ascii_only=ascii_only),
-        end="\n",
+        frame(snapshot, max(40, columns), height, palette=palette, ascii_only=ascii_only), end="\n"
     )
     with contextlib.suppress(ValueError):
         sys.stdout.flush()

@@ -64,7 +64,7 @@ def command(
       ctrace trace -p tcp --dport 8063         one service's connections
       ctrace trace -e drop,insert_failed       only who is refused
       ctrace trace --format json --duration 5m five minutes as JSON lines
-    """  # fmt: skip
+    """
     from dataclasses import replace
 
     from ctrace.capture import open_live

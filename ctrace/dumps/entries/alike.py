@@ -123,18 +123,28 @@ def _learn(example: list[bytes]) -> Optional[_Form]:
         return None
     numbers = {name: int(found[at] or b"") for name, at in _VALUES.items() if found[at]}
     numbers.update(
-        {name: at for name, at in (("mark", mark), ("zone", zone), ("age", age), ("id", own))
-         if at >= 0}
-    )  # fmt: skip
+        {
+            name: at
+            for name, at in (("mark", mark), ("zone", zone), ("age", age), ("id", own))
+            if at >= 0
+        }
+    )
     same = {
-        "tag": TAGS.index(found[1] or b""), "family": int(found[2] or 0),
-        "state": tcp_state(found[5]), "replied": int(found[13] is None), "status": status,
-        "user": int(user), **{name: -1 for name in MOST if MOST[name] and name not in numbers},
-    }  # fmt: skip
+        "tag": TAGS.index(found[1] or b""),
+        "family": int(found[2] or 0),
+        "state": tcp_state(found[5]),
+        "replied": int(found[13] is None),
+        "status": status,
+        "user": int(user),
+        **{name: -1 for name in MOST if MOST[name] and name not in numbers},
+    }
     return _Form(
-        tuple(int(found[at] or b"") for at in (6, 7, 14, 15)), numbers, same,
-        int(found[0]) if found[0] else None, keys.get(b"helper"),
-    )  # fmt: skip
+        tuple(int(found[at] or b"") for at in (6, 7, 14, 15)),
+        numbers,
+        same,
+        int(found[0]) if found[0] else None,
+        keys.get(b"helper"),
+    )
 
 
 def _fill(form: _Form, text: Chunk, lines: I64, told: Numbers, octets: Octets) -> Bool:

@@ -40,10 +40,18 @@ NUMBERS: Final = np.dtype([
 ``tag`` an index into :data:`TAGS`, ``family`` 4, 6 or 0, ``state`` one of TCP's."""
 Numbers = npt.NDArray[np.void]
 _MOST: Final = {
-    "sport": 65535, "dport": 65535, "type": 255, "code": 255, "ident": 65535, "proto": 255,
-    "left": (1 << 31) - 1, "zone": 65535, "mark": (1 << 32) - 1, "age": 1 << 31,
+    "sport": 65535,
+    "dport": 65535,
+    "type": 255,
+    "code": 255,
+    "ident": 65535,
+    "proto": 255,
+    "left": (1 << 31) - 1,
+    "zone": 65535,
+    "mark": (1 << 32) - 1,
+    "age": 1 << 31,
     "id": (1 << 32) - 1,
-}  # fmt: skip
+}
 MOST: Final = {name: _MOST.get(name.replace("reply_", "")) for name in NUMBERS.names or ()}
 """The highest that each may be."""
 _CALLED: Final = {"type": "type", "code": "code", "ident": "number of ICMP"}
@@ -84,9 +92,14 @@ class Entries:
     def part(self, at: slice) -> Entries:
         """Some of them, one after the other."""
         return Entries(
-            self.events[at], self.left[at], self.mark[at], self.age[at], self.tag[at],
-            self.time[at], self.user[at],
-        )  # fmt: skip
+            self.events[at],
+            self.left[at],
+            self.mark[at],
+            self.age[at],
+            self.tag[at],
+            self.time[at],
+            self.user[at],
+        )
 
 
 def entries(rows: Sequence[Row]) -> tuple[Entries, dict[int, str]]:
@@ -154,9 +167,14 @@ def build(octets: npt.NDArray[np.uint8], told: Numbers) -> Entries:
         own = np.where(bare, np.maximum(told["id"], 0), 0).astype(np.uint64) << np.uint64(24)
         events["ct"] = identity(words(events)) ^ own
     return Entries(
-        events, told["left"], told["mark"], told["age"], told["tag"], told["time"],
+        events,
+        told["left"],
+        told["mark"],
+        told["age"],
+        told["tag"],
+        told["time"],
         told["user"] != 0,
-    )  # fmt: skip
+    )
 
 
 def _mapped(octets: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

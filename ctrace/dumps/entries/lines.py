@@ -58,9 +58,17 @@ def row(line: bytes) -> Row:
     time, tag = _TIME.search(line[: head.start()]), _TAG.search(line[: head.start()])
     one, other = (_flow(flow) for flow in flows)
     return (
-        time and time[1], tag and tag[1], family and family[3:], proto, left, state,
-        *one, unreplied, *other, b" ".join(rest),
-    )  # fmt: skip
+        time and time[1],
+        tag and tag[1],
+        family and family[3:],
+        proto,
+        left,
+        state,
+        *one,
+        unreplied,
+        *other,
+        b" ".join(rest),
+    )
 
 
 _FLOW_WORDS: Final = frozenset(
@@ -80,9 +88,7 @@ def _flow(flow: dict[bytes, bytes]) -> tuple[Optional[bytes], ...]:
     ports = [flow.get(b"sport"), flow.get(b"dport")]
     if b"srckey" in flow:
         ports = [gre_key(flow.get(key)) for key in (b"srckey", b"dstkey")]
-    return (
-        flow[b"src"], flow[b"dst"], *ports, *(flow.get(n) for n in (b"type", b"code", b"id"))
-    )  # fmt: skip
+    return (flow[b"src"], flow[b"dst"], *ports, *(flow.get(n) for n in (b"type", b"code", b"id")))
 
 
 def gre_key(text: Optional[bytes]) -> Optional[bytes]:

@@ -52,9 +52,13 @@ def row(element: bytes) -> Row:
         b" [%s]" % flag.upper() for flag in (b"assured", b"offload", b"hw_offload") if flag in flags
     )
     words = (
-        (b"mark", b"mark"), (b"zone", b"zone"), (b"delta-time", b"delta-time"),
-        (b"deltatime", b"delta-time"), (b"helper", b"helper"), (b"id", b"id"),
-    )  # fmt: skip
+        (b"mark", b"mark"),
+        (b"zone", b"zone"),
+        (b"delta-time", b"delta-time"),
+        (b"deltatime", b"delta-time"),
+        (b"helper", b"helper"),
+        (b"id", b"id"),
+    )
     for name, word in words:
         if name in said:
             rest += b" %s=%s" % (word, said[name].strip())
@@ -65,10 +69,17 @@ def row(element: bytes) -> Row:
     # conntrack prints SCTP's and DCCP's states with TCP's names.
     state = said.get(b"state") if layer4[1] == b"6" else None
     return (
-        None, tag and tag[1].upper(), family, layer4[1], said.get(b"timeout"), state,
-        *_flow(original, layer4[1]), b"[UNREPLIED]" if b"unreplied" in flags else None,
-        *_flow(reply, layer4[1]), rest,
-    )  # fmt: skip
+        None,
+        tag and tag[1].upper(),
+        family,
+        layer4[1],
+        said.get(b"timeout"),
+        state,
+        *_flow(original, layer4[1]),
+        b"[UNREPLIED]" if b"unreplied" in flags else None,
+        *_flow(reply, layer4[1]),
+        rest,
+    )
 
 
 def _flow(body: bytes, proto: bytes) -> tuple[Optional[bytes], ...]:
@@ -79,6 +90,10 @@ def _flow(body: bytes, proto: bytes) -> tuple[Optional[bytes], ...]:
     if b"srckey" in said:
         ports = gre_key(said.get(b"srckey")), gre_key(said.get(b"dstkey"))
     return (
-        said[b"src"], said[b"dst"], *ports, said.get(b"type"),
-        said.get(b"code"), said.get(b"id") if proto in (b"1", b"58") else None,
-    )  # fmt: skip
+        said[b"src"],
+        said[b"dst"],
+        *ports,
+        said.get(b"type"),
+        said.get(b"code"),
+        said.get(b"id") if proto in (b"1", b"58") else None,
+    )

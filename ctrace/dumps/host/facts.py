@@ -87,8 +87,10 @@ def _path(space: Space, name: str, value: str) -> None:
 
 
 def _sysctl(space: Space, name: str, value: str) -> None:
-    old = {"net.ipv4.netfilter.ip_conntrack_": "net.netfilter.nf_conntrack_",
-           "net.ipv4.ip_conntrack_": "net.netfilter.nf_conntrack_"}  # fmt: skip
+    old = {
+        "net.ipv4.netfilter.ip_conntrack_": "net.netfilter.nf_conntrack_",
+        "net.ipv4.ip_conntrack_": "net.netfilter.nf_conntrack_",
+    }
     for prefix, new in old.items():
         if name.startswith(prefix):
             name = new + name[len(prefix) :]
@@ -98,8 +100,14 @@ def _sysctl(space: Space, name: str, value: str) -> None:
     if name.endswith("nf_conntrack_count"):
         if value.isdigit() and len(value) < 12:
             space.counts.append(int(value))
-    elif name.startswith(("net.netfilter.nf_conntrack", "net.ipv4.ip_", "net.ipv4.tcp_",
-                          "net.ipv6.conf.all.forwarding")):  # fmt: skip
+    elif name.startswith(
+        (
+            "net.netfilter.nf_conntrack",
+            "net.ipv4.ip_",
+            "net.ipv4.tcp_",
+            "net.ipv6.conf.all.forwarding",
+        )
+    ):
         space.sysctls[name] = value
 
 
@@ -228,5 +236,11 @@ def _other(line: str, about: Context, found: Found, space: Space, at: Optional[f
 
 _Fact = Callable[[str, Context, Found, Space, Optional[float]], bool]
 _FACTS: Final[tuple[_Fact, ...]] = (
-    _names, _setting, _counters, _module, _listener, _address, _other,
-)  # fmt: skip
+    _names,
+    _setting,
+    _counters,
+    _module,
+    _listener,
+    _address,
+    _other,
+)

@@ -97,10 +97,12 @@ class Log:
         logs = dict(self._logs)
         logs[self._form] = logs.get(self._form, Counter()) | self._text
         sums = [
-            (sum(n for (_, hid), n in log.items() if not hid),
-             sum(n * hid for (_, hid), n in log.items()))
+            (
+                sum(n for (_, hid), n in log.items() if not hid),
+                sum(n * hid for (_, hid), n in log.items()),
+            )
             for log in logs.values()
-        ]  # fmt: skip
+        ]
         return max(sums, key=lambda one: (one[0] > 0, sum(one)))
 
     @property

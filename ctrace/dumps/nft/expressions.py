@@ -19,8 +19,16 @@ METAS: Final = frozenset(
 MASKS: Final = (("ct", "state"), ("ct", "status"), ("ct", "label"), ("tcp", "flags"))
 """Fields whose plain comparison is *any of these bits*."""
 OPS: Final = ("==", "!=", "<", ">", "<=", ">=")
-BITWISE: Final = {"&": "&", "|": "|", "^": "^", "<<": "<<", ">>": ">>", "and": "&", "or": "|",
-                  "xor": "^"}  # fmt: skip
+BITWISE: Final = {
+    "&": "&",
+    "|": "|",
+    "^": "^",
+    "<<": "<<",
+    ">>": ">>",
+    "and": "&",
+    "or": "|",
+    "xor": "^",
+}
 
 
 class Unknown(ValueError):

@@ -6,15 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ctrace.dumps.nft.expressions import (
-    PAYLOADS,
-    Json,
-    Unknown,
-    elements,
-    joined,
-    match,
-    verdict,
-)
+from ctrace.dumps.nft.expressions import PAYLOADS, Json, Unknown, elements, joined, match, verdict
 from ctrace.dumps.nft.words import Tokens, value
 
 LOG: Final = ("prefix", "level", "group", "snaplen", "queue-threshold", "flags")
@@ -30,9 +22,11 @@ def statement(tokens: Tokens) -> Iterator[Any]:
     elif word in _KNOWN:
         tokens.take()
         yield _KNOWN[word](tokens)
-    elif word == "ct" and tokens.peek(2) == "set" and tokens.peek(1) in (
-        "helper", "timeout", "expectation"
-    ):  # fmt: skip
+    elif (
+        word == "ct"
+        and tokens.peek(2) == "set"
+        and tokens.peek(1) in ("helper", "timeout", "expectation")
+    ):
         tokens.take()
         kind = str(tokens.take())
         tokens.take()
@@ -77,8 +71,11 @@ def _limit(tokens: Tokens) -> Json:
     if "/" not in rate:  # 10 mbytes/second
         rate += str(tokens.take())
     number = re.match(r"\d+", rate)
-    found: Json = {"rate": int(number[0]) if number else 0, "burst": 5,
-                   "per": rate.partition("/")[2]}  # fmt: skip
+    found: Json = {
+        "rate": int(number[0]) if number else 0,
+        "burst": 5,
+        "per": rate.partition("/")[2],
+    }
     if tokens.skip("burst"):
         found["burst"] = value(tokens.take())
         tokens.take()
@@ -177,10 +174,18 @@ def _last(tokens: Tokens) -> Json:
 
 
 _KNOWN: Final[dict[str, Any]] = {
-    "counter": _counter, "log": _log, "limit": _limit, "quota": _quota, "last": _last,
-    "notrack": lambda _: {"notrack": None}, "xt": _xt, "flow": _flow,
+    "counter": _counter,
+    "log": _log,
+    "limit": _limit,
+    "quota": _quota,
+    "last": _last,
+    "notrack": lambda _: {"notrack": None},
+    "xt": _xt,
+    "flow": _flow,
     **{name: _nat(name) for name in ("dnat", "snat", "masquerade", "redirect")},
-    **{name: _all(name) for name in ("reject", "queue", "synproxy", "tproxy", "dup", "fwd",
-                                     "meter")},
+    **{
+        name: _all(name)
+        for name in ("reject", "queue", "synproxy", "tproxy", "dup", "fwd", "meter")
+    },
     **{name: _to_set(name) for name in ("add", "update", "delete")},
-}  # fmt: skip
+}

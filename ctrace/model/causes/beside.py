@@ -182,5 +182,8 @@ def _until(one: PortsTaken) -> str:
 def _same(one: Cause, other: Cause) -> bool:
     """Whether both are of one destination's source ports."""
     key: tuple[Optional[int], ...] = (one.netns, one.port)
-    return one.id == other.id == "source-ports" and one.proto == other.proto and key == (
-        other.netns, other.port)  # fmt: skip
+    return (
+        one.id == other.id == "source-ports"
+        and one.proto == other.proto
+        and key == (other.netns, other.port)
+    )

@@ -11,9 +11,14 @@ from ctrace.model.causes.words import duration, percent
 from ctrace.model.snapshot import Cause, Remedy
 
 TUNNELS: Final = {
-    4789: "VXLAN", 8472: "VXLAN (Linux's old port)", 4790: "VXLAN-GPE", 6081: "Geneve",
-    4754: "GRE in UDP", 6635: "MPLS in UDP", 51820: "WireGuard",
-}  # fmt: skip
+    4789: "VXLAN",
+    8472: "VXLAN (Linux's old port)",
+    4790: "VXLAN-GPE",
+    6081: "Geneve",
+    4754: "GRE in UDP",
+    6635: "MPLS in UDP",
+    51820: "WireGuard",
+}
 TUNNEL_PROTOS: Final = ("ipip", "ipv6", "gre", "esp", "ah")
 UDP: Final = ("udp", "udplite")
 FEW: Final = 100
@@ -62,11 +67,15 @@ def dns_storm(s: Service) -> Optional[Cause]:
     return s.cause(
         "dns-storm",
         f"{s.of}: {s.part} are {', '.join((what, *s.pace('a second')))}{s.they}",
-        (s.held_line, s.ends_line, f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
-         _nat(s)),
+        (
+            s.held_line,
+            s.ends_line,
+            f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
+            _nat(s),
+        ),
         *(remedies.change(one, s.c.netns, s.c.key) for one in helps),
         notrack(s) or _shorter(s, "udp_timeout"),
-    )  # fmt: skip
+    )
 
 
 def one_way_udp(s: Service) -> Optional[Cause]:
@@ -78,13 +87,18 @@ def one_way_udp(s: Service) -> Optional[Cause]:
     return s.cause(
         "one-way-udp",
         f"{s.of}: {s.part} are one-way UDP, no reply to {percent(s.c.unreplied)}{s.they}",
-        (s.held_line, f"{percent(s.c.unreplied)} of {s.basis} never saw a reply", s.ends_line,
-         _nat(s)),
+        (
+            s.held_line,
+            f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
+            s.ends_line,
+            _nat(s),
+        ),
         notrack(s),
         remedies.change("send from one fixed source port", s.c.netns, s.c.key)
-        if s.c.direction in ("out", "loopback") or s.alone else None,
+        if s.c.direction in ("out", "loopback") or s.alone
+        else None,
         _shorter(s, "udp_timeout"),
-    )  # fmt: skip
+    )
 
 
 def answered_udp(s: Service) -> Optional[Cause]:
@@ -108,12 +122,16 @@ def answered_udp(s: Service) -> Optional[Cause]:
     return s.cause(
         "udp-streams" if streams else "answered-udp",
         f"{s.of}: {s.part} are {what}{s.they}",
-        (s.held_line, f"{percent(c.unreplied)} of {s.basis} never saw a reply", in_use,
-         s.ends_line, _nat(s)),
-        None if used else _shorter(
-            s, "udp_timeout_stream" if assured else "udp_timeout", over),
+        (
+            s.held_line,
+            f"{percent(c.unreplied)} of {s.basis} never saw a reply",
+            in_use,
+            s.ends_line,
+            _nat(s),
+        ),
+        None if used else _shorter(s, "udp_timeout_stream" if assured else "udp_timeout", over),
         notrack(s),
-    )  # fmt: skip
+    )
 
 
 def _streams(s: Service) -> Optional[bool]:

@@ -66,15 +66,15 @@ def syn_flood(s: Service) -> Optional[Cause]:
     answered = (c.unreplied or 0.0) < 0.5
     return s.cause(
         "syn-flood",
-        f"{c.key}{s.where}: {s.part} are half-open connections from {who} "
-        f"({what})",
+        f"{c.key}{s.where}: {s.part} are half-open connections from {who} ({what})",
         (seen, f"about {s.sources:,} distinct sources (estimated)", s.held_line),
         remedies.syn_proxy(c) if many and received and s.nat == "no" else None,
         remedies.limit(c, c.held) if received else None,
         remedies.timeout("tcp_timeout_syn_recv" if answered else "tcp_timeout_syn_sent", c.netns),
         remedies.drop_source(s.top, c.netns, c.held)
-        if received and s.top and s.top_share >= OWNED else None,
-    )  # fmt: skip
+        if received and s.top and s.top_share >= OWNED
+        else None,
+    )
 
 
 def _unanswered(s: Service, seen: str) -> Cause:
@@ -109,12 +109,14 @@ def udp_flood(s: Service) -> Optional[Cause]:
         f"{f'{c.key}{s.where}' if c.port else s.of}: {s.part} are datagrams of about "
         f"{plural(s.sources, 'source')} that nobody answers "
         f"({', '.join(('UDP flood', *s.pace('new/s')))})",
-        (f"{percent(c.unreplied)} of {s.basis} never saw a reply",
-         f"{per_source:.2f} entries for each of about {s.sources:,} sources (estimated)",
-         s.held_line),
+        (
+            f"{percent(c.unreplied)} of {s.basis} never saw a reply",
+            f"{per_source:.2f} entries for each of about {s.sources:,} sources (estimated)",
+            s.held_line,
+        ),
         remedies.drop_service(c, c.held) if c.port else None,
         remedies.timeout("udp_timeout", c.netns),
-    )  # fmt: skip
+    )
 
 
 def scans(facts: Facts) -> Iterator[Cause]:
@@ -139,9 +141,7 @@ def scans(facts: Facts) -> Iterator[Cause]:
         yield _scan(facts, c, judged, share, services, hosts)
 
 
-def _scan(
-    facts: Facts, c: Culprit, judged: int, share: float, services: int, hosts: int
-) -> Cause:  # fmt: skip
+def _scan(facts: Facts, c: Culprit, judged: int, share: float, services: int, hosts: int) -> Cause:
     """A source that scans, and what stops it: one of our own is stopped where it runs."""
     table = facts.table(c.netns)
     held = table.count if table and table.count else c.held

@@ -70,11 +70,12 @@ def source_ports(facts: Facts) -> Iterator[Cause]:
             proto=one.proto,
             port=one.port or None,
             remedies=(
-                remedies.change("more addresses or a wider port range for the source NAT",
-                                one.netns, service),
+                remedies.change(
+                    "more addresses or a wider port range for the source NAT", one.netns, service
+                ),
                 remedies.change("keep connections to it alive", one.netns, service),
             ),
-        )  # fmt: skip
+        )
 
 
 def _there(facts: Facts, one: Failure) -> int:
@@ -104,9 +105,11 @@ def clash(facts: Facts) -> Iterator[Cause]:
 def _race(t: Table, failed: int, facts: Facts) -> Cause:
     dns = facts.failed_dns >= 0.5 * max(1, facts.failed) and facts.failed > 0
     what = "DNS look-ups (A and AAAA at once from one port)" if dns else "racing packets"
-    words = ("a local caching resolver", "single-request-reopen", "TCP for DNS") if dns else (
-        "spread the flow's first packets over one CPU or queue",
-    )  # fmt: skip
+    words = (
+        ("a local caching resolver", "single-request-reopen", "TCP for DNS")
+        if dns
+        else ("spread the flow's first packets over one CPU or queue",)
+    )
     return Cause(
         id="clash",
         text=f"{t.name}: {failed:,} inserts lost a race at {percent(t.fill)} fill: {what}",

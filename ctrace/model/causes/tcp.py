@@ -25,11 +25,13 @@ STATES: Final[dict[str, tuple[str, str]]] = {
     "SYN_SENT2": ("SYNs of both sides at once", "tcp_timeout_syn_sent"),
     "SYN_RECV": ("handshakes that were answered and never finished", "tcp_timeout_syn_recv"),
     "FIN_WAIT": ("connections that one side closed", "tcp_timeout_fin_wait"),
-    "CLOSE_WAIT": ("half-closed: one side closed them, the other never did",
-                   "tcp_timeout_close_wait"),
+    "CLOSE_WAIT": (
+        "half-closed: one side closed them, the other never did",
+        "tcp_timeout_close_wait",
+    ),
     "LAST_ACK": ("closed by both sides, with the last ACK missing", "tcp_timeout_last_ack"),
     "CLOSE": ("connections that were reset", "tcp_timeout_close"),
-}  # fmt: skip
+}
 """What a state that lasts means, and the timeout that ends it (nf_conntrack_proto_tcp.c)."""
 
 
@@ -60,12 +62,15 @@ def no_keepalive(s: Service) -> Optional[Cause]:
     return s.cause(
         "no-keepalive",
         f"{s.of}: {s.part_of(c.closed)} are closed connections waiting out TIME_WAIT{s.they}",
-        (s.held_line, f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
-         f"half of them live at most {duration(life)}, 99 % at most {duration(c.life.p99)}; "
-         f"half of the entries stay {s.stay}, 99 % at most {duration(c.residence.p99)}"),
+        (
+            s.held_line,
+            f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
+            f"half of them live at most {duration(life)}, 99 % at most {duration(c.life.p99)}; "
+            f"half of the entries stay {s.stay}, 99 % at most {duration(c.residence.p99)}",
+        ),
         remedies.keep_alive(c),
         notrack(s) or time_wait(s),
-    )  # fmt: skip
+    )
 
 
 def waiting(s: Service) -> Optional[Cause]:
@@ -108,10 +113,11 @@ def lasting_state(s: Service) -> Optional[Cause]:
         f"{s.of}: {s.part_of(share)} are {words} ({state}, about {count:,} of its {s.c.held:,})",
         (s.held_line, f"{percent(share)} of its entries are in {state}", s.ends_line),
         remedies.change("find out who does not close them", s.c.netns, s.c.key)
-        if state == "CLOSE_WAIT" else None,
+        if state == "CLOSE_WAIT"
+        else None,
         remedies.timeout(name, s.c.netns, old=s.timeout_of(state)),
         remedies.delete(s.c, count, state=state, src=s.alone),
-    )  # fmt: skip
+    )
 
 
 def leak(s: Service) -> Optional[Cause]:
@@ -185,15 +191,22 @@ def idle_established(s: Service) -> Optional[Cause]:
         "idle-established",
         f"{s.of}: {s.part_of(share or 1.0)} are long-lived ESTABLISHED connections "
         f"({count or c.held:,} held, {quiet}{100 * leaving:.2f} % of them end per minute)",
-        (s.held_line, f"{percent(c.assured)} ASSURED: early_drop can't evict them",
-         f"{c.older:,} are older than ctrace" if c.older else s.ends_line,
-         "whether their ends are still there is not known: an entry does not tell"),
-        remedies.change("close idle connections, TCP keep-alive below the timeout", c.netns,
-                        c.key),
+        (
+            s.held_line,
+            f"{percent(c.assured)} ASSURED: early_drop can't evict them",
+            f"{c.older:,} are older than ctrace" if c.older else s.ends_line,
+            "whether their ends are still there is not known: an entry does not tell",
+        ),
+        remedies.change("close idle connections, TCP keep-alive below the timeout", c.netns, c.key),
         remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
-        remedies.delete(c, count or c.held, state="ESTABLISHED", src=s.alone,
-                        why=", also of connections that still live"),
-    )  # fmt: skip
+        remedies.delete(
+            c,
+            count or c.held,
+            state="ESTABLISHED",
+            src=s.alone,
+            why=", also of connections that still live",
+        ),
+    )
 
 
 def _established(s: Service) -> Cause:
@@ -204,10 +217,9 @@ def _established(s: Service) -> Cause:
         f"{s.of}: {s.part} are ESTABLISHED connections ({c.held:,} held); whether they are idle "
         "one dump does not tell",
         (s.held_line, f"{percent(c.assured)} ASSURED: early_drop can't evict them"),
-        remedies.change("close idle connections, TCP keep-alive below the timeout", c.netns,
-                        c.key),
+        remedies.change("close idle connections, TCP keep-alive below the timeout", c.netns, c.key),
         remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
-    )  # fmt: skip
+    )
 
 
 def most_held_state(s: Service) -> tuple[str, int, float]:

@@ -136,11 +136,13 @@ def logged(facts: Facts) -> Iterator[Cause]:
         evidence=(
             f"{plural(log.full, 'message')} that the table was full, dropping packet",
             f"{log.refused - log.full:,} more were suppressed next to them; that limit counts all "
-            "of networking's warnings" if log.refused > log.full else "none was suppressed",
+            "of networking's warnings"
+            if log.refused > log.full
+            else "none was suppressed",
             "a log does not say whose packets they were",
         ),
         share=1.0,
-    )  # fmt: skip
+    )
 
 
 def invalid(facts: Facts) -> Iterator[Cause]:

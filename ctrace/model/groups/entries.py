@@ -127,9 +127,11 @@ class Entries(Sums):
         left = looks["left"][~np.isnan(looks["left"])]
         waiting = len(looks) > 0 and closed(looks).mean() > 0.95
         return Staying(
-            curve, np.array(ages), float(np.quantile(left, 0.05)) if left.size else 0.0,
+            curve,
+            np.array(ages),
+            float(np.quantile(left, 0.05)) if left.size else 0.0,
             bool(waiting),
-        )  # fmt: skip
+        )
 
     def percentiles(self, at: int) -> tuple[Percentiles, Percentiles]:
         """Life and residence of a key."""

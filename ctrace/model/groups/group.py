@@ -71,7 +71,8 @@ class Group(Entries):
                 name
                 for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
                 if flags & int(bit)
-            ) or "no",
+            )
+            or "no",
             composition=made_of,
             assured=assured,
             unreplied=unreplied,
@@ -85,7 +86,7 @@ class Group(Entries):
             states=made_of.states,
             ended_states=self.states(at),
             samples=samples,
-        )  # fmt: skip
+        )
 
     def _marks(self, members: Rows) -> tuple[int, int, int, int]:
         """Flags seen, error bound, first event's time, latest owner."""
@@ -136,11 +137,15 @@ class Group(Entries):
     def _show(self, at: int, flags: int) -> dict[str, Any]:
         name, key = self.name, self.key[at]
         if self._said or name in ("netns", "container"):
-            whole = self._said[at] if self._said else (
-                self._context.netns_name(int(key[2]) >> 32)
-                if name == "netns"
-                else self._names[int(key[0])]
-            )  # fmt: skip
+            whole = (
+                self._said[at]
+                if self._said
+                else (
+                    self._context.netns_name(int(key[2]) >> 32)
+                    if name == "netns"
+                    else self._names[int(key[0])]
+                )
+            )
             return {"key": whole, "direction": way(flags)}
         if name == "process":
             return self._show_process(at, flags)
@@ -152,11 +157,21 @@ class Group(Entries):
             found = self._one_target(at)
             if found and ip_address(found).is_loopback:
                 direction = "loopback"
-            return {"key": service, "proto": proto_name(proto), "port": port, "dst": found,
-                    "direction": direction}  # fmt: skip
+            return {
+                "key": service,
+                "proto": proto_name(proto),
+                "port": port,
+                "dst": found,
+                "direction": direction,
+            }
         if name == "pair":
-            return {"key": f"{address} -> {service}", "proto": proto_name(proto), "port": port,
-                    "src": address, "direction": direction}  # fmt: skip
+            return {
+                "key": f"{address} -> {service}",
+                "proto": proto_name(proto),
+                "port": port,
+                "src": address,
+                "direction": direction,
+            }
         return {"key": address, name: address, "direction": direction}
 
     def _one_target(self, at: int) -> str:
@@ -164,8 +179,11 @@ class Group(Entries):
         members = self.members(at)
         if len(members) > 2:
             return ""
-        found = {address_text(level.table.key[row, :2].tobytes())
-                 for level, row in members if level.table.key[row, :2].any()}  # fmt: skip
+        found = {
+            address_text(level.table.key[row, :2].tobytes())
+            for level, row in members
+            if level.table.key[row, :2].any()
+        }
         return found.pop() if len(found) == 1 else ""
 
     def _show_process(self, at: int, flags: int) -> dict[str, Any]:
@@ -174,8 +192,9 @@ class Group(Entries):
         role = "listens" if key[1] else "opened"
         shown = owner_view(owner, self._context.owners, role)
         if shown is not None and role == "listens":
-            listener = next((known for known in self._context.listeners.values()
-                             if known.key == owner), None)  # fmt: skip
+            listener = next(
+                (known for known in self._context.listeners.values() if known.key == owner), None
+            )
             if listener:
                 shown = OwnerView(
                     listener.pid, listener.comm, listener.unit, listener.cmdline, role

@@ -12,14 +12,7 @@ from ctrace.batch import Owner
 from ctrace.digests import blake2b
 from ctrace.model.composition import Looks
 from ctrace.model.groups.context import Context
-from ctrace.model.keys.columns import (
-    NETNS_MASK,
-    OWNED,
-    SERVICE_MASK,
-    TIME_UNIT,
-    has_port,
-    key_hash,
-)
+from ctrace.model.keys.columns import NETNS_MASK, OWNED, SERVICE_MASK, TIME_UNIT, has_port, key_hash
 from ctrace.model.keys.heavy import COUNTERS
 from ctrace.model.keys.level import Level
 from ctrace.model.keys.levels import Levels
@@ -243,8 +236,9 @@ class Sums:
                 found[at] = number(self._cgroup(int(value)))
                 continue
             listener = self._listener(int(value))
-            unit = (listener.unit or self._context.cgroups.get(listener.cgroup, "")
-                    if listener else "")  # fmt: skip
+            unit = (
+                listener.unit or self._context.cgroups.get(listener.cgroup, "") if listener else ""
+            )
             found[at] = number(unit or self._context.netns_name(int(value) >> 32))
         key[:] = 0
         key[:, 0] = found[inverse.ravel()]

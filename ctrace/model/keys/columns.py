@@ -16,14 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.keys.scatter import Rows
-from ctrace.record import (
-    MAPPED_PREFIX,
-    STATE_UNKNOWN,
-    Events,
-    Kind,
-    Reason,
-    Status,
-)
+from ctrace.record import MAPPED_PREFIX, STATE_UNKNOWN, Events, Kind, Reason, Status
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]

@@ -52,9 +52,14 @@ class Details:
 
 
 def details(
-    w: Window, ends: Rows, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int,
+    w: Window,
+    ends: Rows,
+    age: I64,
+    extra: npt.NDArray[np.uint16],
+    owned: Rows,
+    part: int,
     timeouts: Timeouts,
-) -> Details:  # fmt: skip
+) -> Details:
     """Look once at what all tables need, with what pairing told of ``ends`` and each event.
 
     They are one of ``part``.
@@ -65,10 +70,7 @@ def details(
             ("drops", w.where(Kind.DROP)),
             ("failed", w.where(Kind.INSERT_FAILED)),
             ("deleted", w.because(Reason.DELETED)),
-            (
-                "evicted",
-                w.because(Reason.EVICTED, Reason.GC_PRESSURE),
-            ),
+            ("evicted", w.because(Reason.EVICTED, Reason.GC_PRESSURE)),
         )
         if at.size
     ]

@@ -338,10 +338,7 @@ class HeavyTable:
         if not self._pending:
             return
         n, c = self.used + 1, self.counters
-        for packed, names in (
-            (self._flow[:n], _FLOW_NAMES),
-            (self._end[:n], _END_NAMES),
-        ):
+        for packed, names in ((self._flow[:n], _FLOW_NAMES), (self._end[:n], _END_NAMES)):
             for at, name in enumerate(names):
                 c[name][:n] += ((packed >> np.uint64(at * PACKED_BITS)) & _FIELD).view(np.int64)
             packed[:] = 0

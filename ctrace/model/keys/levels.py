@@ -103,9 +103,14 @@ class Levels:
     def __init__(self, scale: float) -> None:
         self.timeouts = Timeouts()
         (
-            self.pair, self.target, self.source, self.service, self.destination, self.process,
+            self.pair,
+            self.target,
+            self.source,
+            self.service,
+            self.destination,
+            self.process,
             self.space,
-        ) = (Level(*size) for size in _sizes(scale))  # fmt: skip
+        ) = (Level(*size) for size in _sizes(scale))
         self.pair.parents = [(self.source, NETNS_MASK, True)]
         self.target.parents = [
             (self.service, ~np.uint64(0), False),
@@ -115,9 +120,14 @@ class Levels:
     def all(self) -> tuple[Level, ...]:
         """Every level."""
         return (
-            self.pair, self.target, self.source, self.service, self.destination, self.process,
+            self.pair,
+            self.target,
+            self.source,
+            self.service,
+            self.destination,
+            self.process,
             self.space,
-        )  # fmt: skip
+        )
 
     def nbytes(self) -> int:
         """Memory held."""
@@ -140,9 +150,12 @@ class Levels:
         level = self.process
         used = level.table.used
         found = level.locate(
-            w, owned, key_hash(owner, cgroup, netns), np.ones(len(owned), bool),
+            w,
+            owned,
+            key_hash(owner, cgroup, netns),
+            np.ones(len(owned), bool),
             Keys(owner, cgroup, netns.take),
-        )  # fmt: skip
+        )
         extra[owned] = found.rows()
         moved = None
         if level.table.gave_up:
@@ -152,13 +165,7 @@ class Levels:
         return owned, extra, moved
 
     def feed(
-        self,
-        w: Window,
-        ends: Rows,
-        age: I64,
-        extra: npt.NDArray[np.uint16],
-        owned: Rows,
-        part: int,
+        self, w: Window, ends: Rows, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int
     ) -> None:
         """Count a window. ``age`` is what pairing told of ``ends``, ``extra`` of each event.
 
@@ -205,8 +212,9 @@ class Levels:
         meta = w.meta[at] | np.where(opener != 0, OWNED, np.uint64(0))
         found = [(self.process, opener)]
         for level, addresses, service in (
-            (self.pair, w.src, w.meta[at]), (self.target, w.dst, meta),
-        ):  # fmt: skip
+            (self.pair, w.src, w.meta[at]),
+            (self.target, w.dst, meta),
+        ):
             high, low = (part[at] for part in addresses)
             found.append((level, level.table.find_rows(key_hash(high, low, service))))
         for level, rows in found:
@@ -236,9 +244,13 @@ class Levels:
 
     @staticmethod
     def _coarse(
-        level: Level, w: Window, d: Details, left: Left,
-        hashes: Callable[[Optional[Rows]], U64], keys: Keys,
-    ) -> None:  # fmt: skip
+        level: Level,
+        w: Window,
+        d: Details,
+        left: Left,
+        hashes: Callable[[Optional[Rows]], U64],
+        keys: Keys,
+    ) -> None:
         """Count what a fine level has no row for, and measure what it has no detail for."""
         wanted = left.events.copy()
         wanted[d.ends[left.ends]] = True

@@ -60,10 +60,7 @@ def parts_of(name: str, levels: Levels) -> tuple[Part, ...]:
     found = {
         "pair": (Part(pair, True, _ALL, "pair"),),
         "target": (Part(target, True, SERVICE_MASK, "target"),),
-        "src": (
-            Part(pair, True, NETNS_MASK, "pair"),
-            Part(levels.source, True, NETNS_MASK, "src"),
-        ),
+        "src": (Part(pair, True, NETNS_MASK, "pair"), Part(levels.source, True, NETNS_MASK, "src")),
         "dst": (
             Part(target, True, NETNS_MASK, "target"),
             Part(levels.destination, True, NETNS_MASK, "dst"),

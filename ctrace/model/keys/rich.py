@@ -75,9 +75,15 @@ class RichPool:
     def parts(self) -> list[npt.NDArray[Any]]:
         """Every array."""
         parts: list[npt.NDArray[Any]] = [
-            self.life, self.looked_life, self.residence, self.states, self.looks, self.timeout,
-            self.trend, self.samples,
-        ]  # fmt: skip
+            self.life,
+            self.looked_life,
+            self.residence,
+            self.states,
+            self.looks,
+            self.timeout,
+            self.trend,
+            self.samples,
+        ]
         return [*parts, self.sources] if self.sources is not None else parts
 
     @classmethod
@@ -100,9 +106,14 @@ class RichPool:
             np.maximum(self.sources[mine], other.sources[theirs], out=self.sources[mine])
 
     def count_ends(
-        self, slots: Rows, state: Rows, residence: Rows, residence_bin: I64, life: Rows,
+        self,
+        slots: Rows,
+        state: Rows,
+        residence: Rows,
+        residence_bin: I64,
+        life: Rows,
         life_bin: I64,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Count ends: a slot and state each; ``residence`` and ``life`` index the known."""
         Scatter(slots * STATES + state).add(self.states.reshape(-1), np.uint32(1))
         Scatter(slots.take(residence) * BINS + residence_bin).add(

@@ -52,9 +52,12 @@ class Asked:
         if scope.dst:
             return who.look(far(), names)
         near = weighed(
-            self._groups("pair", scope), self._groups("service", scope),
-            self._groups("src", scope), measure, states=self._states(measure, scope),
-        )  # fmt: skip
+            self._groups("pair", scope),
+            self._groups("service", scope),
+            self._groups("src", scope),
+            measure,
+            states=self._states(measure, scope),
+        )
         return who.look(near, names, None if scope.src else far)
 
     def _states(self, measure: str, scope: Scope) -> dict[str, float]:
@@ -88,8 +91,9 @@ class Asked:
         weight = pair.measure(measure)
         others = rest(answer, weight)
         total = float(weight.sum()) or 1.0
-        shown = [at for n, at in enumerate(others)
-                 if weight[at] >= SMALL * total or n + len(found) < FEW]  # fmt: skip
+        shown = [
+            at for n, at in enumerate(others) if weight[at] >= SMALL * total or n + len(found) < FEW
+        ]
         return [*found, *(pair.culprit(int(at), ticks) for at in shown)], len(others) - len(shown)
 
 

@@ -186,10 +186,18 @@ class Lattice:
             more = len(served) < int(np.count_nonzero(mine))
             sources = 0 if self.w.far else ends
             only = int(unique[0]) if services == 1 and not more else 0
-            yield key, Parts(
-                round(held), round(held) / self.w.total, sources, services, more, only,
-                *self._one_proto(mine),
-            )  # fmt: skip
+            yield (
+                key,
+                Parts(
+                    round(held),
+                    round(held) / self.w.total,
+                    sources,
+                    services,
+                    more,
+                    only,
+                    *self._one_proto(mine),
+                ),
+            )
 
     def _one_proto(self, mine: npt.NDArray[np.bool_]) -> tuple[int, int]:
         """Namespace and protocol that nearly all of these pairs' weight is of, and what is of it;

@@ -13,9 +13,14 @@ from ctrace.model.snapshot import Holder
 from ctrace.model.who.lattice import Key, Parts
 from ctrace.record import TCP_STATES, Direction, address_text, proto_name
 
-WAYS: Final = {1 << int(way): name for way, name in (
-    (Direction.IN, "incoming"), (Direction.OUT, "outgoing"), (Direction.FORWARD, "forwarded"),
-)}  # fmt: skip
+WAYS: Final = {
+    1 << int(way): name
+    for way, name in (
+        (Direction.IN, "incoming"),
+        (Direction.OUT, "outgoing"),
+        (Direction.FORWARD, "forwarded"),
+    )
+}
 BITS: Final = {"prefix": (24, 64), "dst-prefix": (24, 64), "net": (16, 48)}
 """Length of a prefix, of IPv4 and of IPv6."""
 

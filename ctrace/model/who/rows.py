@@ -42,11 +42,14 @@ def culprits(
 ) -> tuple[Culprit, ...]:
     """Each key with all that it holds, also what others have too; its words in ``words``."""
     return tuple(
-        replace(_culprit(key, groups, names, ticks, holder.share, holder.held),
-                key=names.label(key), words=words,
-                distinct_src=max(holder.sources, names.scattered.get(key.value[0], 0)) or None)
+        replace(
+            _culprit(key, groups, names, ticks, holder.share, holder.held),
+            key=names.label(key),
+            words=words,
+            distinct_src=max(holder.sources, names.scattered.get(key.value[0], 0)) or None,
+        )
         for key, holder, words in zip(answer.keys, answer.holders, answer.words)
-    )  # fmt: skip
+    )
 
 
 def several(
@@ -59,10 +62,17 @@ def several(
             continue
         one = _culprit(key, groups, names, ticks, holder.share, holder.held)
         sources = max(holder.sources, names.scattered.get(key.value[0], 0)) or None
-        yield replace(
-            one, key=names.label(key), proto=proto_name(parts.proto & 0xFF),
-            netns=parts.proto >> 16, held=parts.of_proto, distinct_src=sources,
-        ), words  # fmt: skip
+        yield (
+            replace(
+                one,
+                key=names.label(key),
+                proto=proto_name(parts.proto & 0xFF),
+                netns=parts.proto >> 16,
+                held=parts.of_proto,
+                distinct_src=sources,
+            ),
+            words,
+        )
 
 
 def _culprit(

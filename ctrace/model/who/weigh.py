@@ -75,10 +75,17 @@ def weighed(
     owners = np.zeros((len(keys), 2), np.uint64)
     owners[: some.size] = pair.processes(some)
     return Weighed(
-        keys[:, 0], keys[:, 1], keys[:, 2], owners[:, 0], owners[:, 1],
-        np.concatenate([w for _, w, _ in parts]), total,
-        np.concatenate([way for _, _, way in parts]), far, states or {},
-    )  # fmt: skip
+        keys[:, 0],
+        keys[:, 1],
+        keys[:, 2],
+        owners[:, 0],
+        owners[:, 1],
+        np.concatenate([w for _, w, _ in parts]),
+        total,
+        np.concatenate([way for _, _, way in parts]),
+        far,
+        states or {},
+    )
 
 
 def _way(group: Group) -> U64:

@@ -182,11 +182,7 @@ class FlightRecorder:
             self._header,
             started=now,
             base=self._known.counts,
-            facts={
-                **self._header.facts,
-                SESSION: self._session,
-                NUMBER: str(self._number),
-            },
+            facts={**self._header.facts, SESSION: self._session, NUMBER: str(self._number)},
         )
         writer = Writer(str(path), header, make_room=lambda: self._drop_oldest(path))
         for netns, text in self._rules.items():

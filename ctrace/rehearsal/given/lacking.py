@@ -121,14 +121,19 @@ def sentences(given: Given, links: Links, ours: str) -> Iterator[str]:
     helpers = sorted(HELPERS & modules)
     by_itself = given.settings.get("net/netfilter/nf_conntrack_helper")
     kernel = release(given.kernel)
-    if helpers and (by_itself != "0" if by_itself is not None
-                    else kernel is None or kernel < (6, 0)):  # fmt: skip
-        yield (f"{helpers[0]} is loaded there, and may follow connections without a rule; here "
-               "only rules give a helper")  # fmt: skip
+    if helpers and (
+        by_itself != "0" if by_itself is not None else kernel is None or kernel < (6, 0)
+    ):
+        yield (
+            f"{helpers[0]} is loaded there, and may follow connections without a rule; here "
+            "only rules give a helper"
+        )
     mine = release(ours)
     if kernel and mine and kernel < (4, 12) <= mine and _reads_entries(given):
-        yield (f"rules read more of an entry than its state, which kernel {given.kernel} answers "
-               f"otherwise for what is untracked than {ours} of this machine")  # fmt: skip
+        yield (
+            f"rules read more of an entry than its state, which kernel {given.kernel} answers "
+            f"otherwise for what is untracked than {ours} of this machine"
+        )
     if any(device.what == "bridge" for device in links.devices) and any(
         " -m physdev " in text for _, _, text in given.saves
     ):

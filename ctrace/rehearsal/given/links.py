@@ -23,9 +23,7 @@ KINDS: Final = (
     "|wireguard|macvlan|macvtap|ipvlan|team|ifb|netkit|openvswitch|erspan|geneve|xfrm|nlmon|hsr"
     "|macsec|lowpan|ipoib|bareudp|amt|rmnet|gtp|dsa"
 )
-_HEAD: Final = re.compile(
-    r"^(\d{1,9}): ([^\s:@]{1,15})(?:@(\S{1,15}))?: <([A-Z0-9,_-]*)>(.*)$"
-)  # fmt: skip
+_HEAD: Final = re.compile(r"^(\d{1,9}): ([^\s:@]{1,15})(?:@(\S{1,15}))?: <([A-Z0-9,_-]*)>(.*)$")
 _LINK: Final = re.compile(r"^\s+link/(\S+)(?:\s+([0-9a-f]{2}(?::[0-9a-f]{2})*))?(.*)$")
 _KIND: Final = re.compile(rf"^\s+({KINDS})(?:_slave)?\b")
 _SLAVE: Final = re.compile(r"^\s+(bridge|bond|vrf|openvswitch|netkit|team)_slave\b")
@@ -94,8 +92,14 @@ def _device(found: Links, head: re.Match[str], body: list[str]) -> None:
         raise CtraceError(f"what kind of interface {name} is, is not told: give ip -d addr")
     kind = TYPES[link[1]]
     detailed = any(" promiscuity " in line or " minmtu " in line for line in (*body, rest))
-    what = next((said[1] for line in body if detailed and (said := _KIND.match(line))
-                 and "_slave" not in said[0]), "")  # fmt: skip
+    what = next(
+        (
+            said[1]
+            for line in body
+            if detailed and (said := _KIND.match(line)) and "_slave" not in said[0]
+        ),
+        "",
+    )
     slave = next((said[1] for line in body if (said := _SLAVE.match(line))), "")
     for one, of in (("openvswitch", "Open vSwitch"), ("netkit", "netkit"), ("vrf", "a VRF")):
         if one in (what, slave):
@@ -110,11 +114,19 @@ def _device(found: Links, head: re.Match[str], body: list[str]) -> None:
     if group and group[1] != "default" and not group[1].isdigit():
         found.groups = True
     mtu = re.search(r" mtu (\d{1,6})", rest)
-    found.devices.append(Device(
-        index, name, kind, "UP" in flags, what, 0,
-        bytes.fromhex((link[2] or "").replace(":", ""))[:6], int(mtu[1]) if mtu else 1500,
-        int(group[1]) if group and group[1].isdigit() and len(group[1]) < 10 else 0,
-    ))  # fmt: skip
+    found.devices.append(
+        Device(
+            index,
+            name,
+            kind,
+            "UP" in flags,
+            what,
+            0,
+            bytes.fromhex((link[2] or "").replace(":", ""))[:6],
+            int(mtu[1]) if mtu else 1500,
+            int(group[1]) if group and group[1].isdigit() and len(group[1]) < 10 else 0,
+        )
+    )
     _addresses(found, name, body)
 
 

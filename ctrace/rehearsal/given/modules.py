@@ -25,8 +25,9 @@ _ALIAS: Final = {"state": "conntrack", "tcp": "tcpudp", "udp": "tcpudp", "udplit
                  "TTL": "HL", "ttl": "hl"}  # fmt: skip
 
 
-def missing(nft: str, saves: Iterable[tuple[str, str, str]], ipsets: str, root: str = "/"
-            ) -> list[str]:  # fmt: skip
+def missing(
+    nft: str, saves: Iterable[tuple[str, str, str]], ipsets: str, root: str = "/"
+) -> list[str]:
     """Modules to load first, by name; none where the kernel does not tell, or has no modules."""
     here = _loaded(root)
     if here is None:
@@ -53,8 +54,14 @@ def _of_save(tool: str, family: str, text: str) -> dict[str, tuple[str, ...]]:
     own = set(re.findall(r"(?m)^:(\S+)", text))
     for word in set(re.findall(r" -[mj] (\S+)", text)) - _BUILT_IN - own:
         name = _ALIAS.get(word, word)
-        found[f"xt_{name}"] = (f"xt_{name}", f"ip{mark}t_{name}", f"xt_{word}", f"ipt_{word}",
-                               f"ip6t_{word}", f"nft_{name.lower()}")  # fmt: skip
+        found[f"xt_{name}"] = (
+            f"xt_{name}",
+            f"ip{mark}t_{name}",
+            f"xt_{word}",
+            f"ipt_{word}",
+            f"ip6t_{word}",
+            f"nft_{name.lower()}",
+        )
     return found
 
 
@@ -68,8 +75,9 @@ def _loaded(root: str) -> Optional[set[str]]:
     builtin = os.path.join(root, "lib/modules", os.uname().release, "modules.builtin")
     try:
         with open(builtin) as file:
-            found |= {os.path.basename(line.strip()).split(".ko")[0].replace("-", "_")
-                      for line in file}  # fmt: skip
+            found |= {
+                os.path.basename(line.strip()).split(".ko")[0].replace("-", "_") for line in file
+            }
     except OSError:
         pass
     return found

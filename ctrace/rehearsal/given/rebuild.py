@@ -69,15 +69,22 @@ def rebuild(given: Given) -> Rebuilt:
         if missing:
             return Rebuilt(None, None, _asked_for(given, missing))
         unlike = [*lacking.sentences(given, links, os.uname().release)]
-        unlike += [f"{what} at {device} sees packets before the rules" for device, what in
-                   (*links.planes, *_programs(given.qdiscs))]  # fmt: skip
+        unlike += [
+            f"{what} at {device} sees packets before the rules"
+            for device, what in (*links.planes, *_programs(given.qdiscs))
+        ]
         if unlike:
-            return Rebuilt(None, None, f"its rules were given as text, and a copy made of it would "
-                           f"not be faithful: {'; '.join(unlike)}")  # fmt: skip
+            return Rebuilt(
+                None,
+                None,
+                f"its rules were given as text, and a copy made of it would "
+                f"not be faithful: {'; '.join(unlike)}",
+            )
         return _made(given, links)
     except CtraceError as error:
-        return Rebuilt(None, None, f"its rules were given as text, which could not be made "
-                       f"again: {error}")  # fmt: skip
+        return Rebuilt(
+            None, None, f"its rules were given as text, which could not be made again: {error}"
+        )
 
 
 def _asked_for(given: Given, missing: list[str]) -> str:
@@ -148,8 +155,10 @@ def _tracks_all(kernel: str) -> bool:
 def _remarks(given: Given) -> list[str]:
     ours = os.uname().release
     theirs = f", not on its own, {given.kernel}" if given.kernel and given.kernel != ours else ""
-    found = [f"rehearsed with the rules as the texts give them, on kernel {ours} of this "
-             f"machine{theirs}: advise again on the host before applying anything"]  # fmt: skip
+    found = [
+        f"rehearsed with the rules as the texts give them, on kernel {ours} of this "
+        f"machine{theirs}: advise again on the host before applying anything"
+    ]
     if re.search(r"flags [^\n]*(?:dynamic|timeout)", given.nft_text) or " timeout " in given.ipsets:
         found.append("sets whose elements come and go stand as they were when they were listed")
     return found
@@ -181,8 +190,9 @@ def _of_json(text: str, without: set[tuple[str, str]]) -> str:
             if (body.get("family"), table) in without:
                 continue
             if '"xt": ' in (line := json.dumps(item)) and '"expr"' in line:
-                raise CtraceError("nft's JSON lacks what iptables' extensions are told: give "
-                                  "iptables-save, too")  # fmt: skip
+                raise CtraceError(
+                    "nft's JSON lacks what iptables' extensions are told: give iptables-save, too"
+                )
             if int(body.get("size") or 0) > safe.MOST_ELEMENTS:
                 raise CtraceError(f"set {body.get('name')} is too large")
             kept.append(item)
@@ -199,8 +209,9 @@ def _load(space: Space, argv: list[str], text: str) -> None:
     with space.inside():
         status, _, said = commands.output(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", CAGE, path, *argv[1:]],
-            text, LOADING_S,
-        )  # fmt: skip
+            text,
+            LOADING_S,
+        )
     if status:
         raise CtraceError(f"{argv[0]} refused: {said[:200] or f'exit status {status}'}")
 
@@ -280,9 +291,12 @@ def _settings(space: Space, given: Given, links: Links) -> list[str]:
     for _ in range(2):
         surroundings.write(space, values)
     have = read_sysctls(space.path)
-    return [f"{path[10:]} = {value}" for path, value in values
-            if path.rsplit("/", 1)[1] in surroundings.MATTERS
-            and have.get(path, "").split() != value.split()]  # fmt: skip
+    return [
+        f"{path[10:]} = {value}"
+        for path, value in values
+        if path.rsplit("/", 1)[1] in surroundings.MATTERS
+        and have.get(path, "").split() != value.split()
+    ]
 
 
 def _programs(qdiscs: str) -> list[tuple[str, str]]:
@@ -293,10 +307,15 @@ def _programs(qdiscs: str) -> list[tuple[str, str]]:
 
 def _unmarked(given: Given, links: Links) -> tuple[int, ...]:
     """As :func:`ctrace.rehearsal.snapshot.take` finds it: interfaces past which no mark is read."""
-    shaped = {device for kind, device in re.findall(r"(?m)^qdisc (\S+) \S+ dev (\S+)", given.qdiscs)
-              if kind not in PLAIN_QUEUES}  # fmt: skip
+    shaped = {
+        device
+        for kind, device in re.findall(r"(?m)^qdisc (\S+) \S+ dev (\S+)", given.qdiscs)
+        if kind not in PLAIN_QUEUES
+    }
     return tuple(
-        device.index for device in links.devices
+        device.index
+        for device in links.devices
         if (device.what in ("", "bridge") or device.name in links.away)
-        and device.name not in shaped and device.kind == 1
-    )  # fmt: skip
+        and device.name not in shaped
+        and device.kind == 1
+    )

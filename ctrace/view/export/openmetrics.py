@@ -9,12 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from ctrace.batch import HookInfo
@@ -189,11 +184,7 @@ def _service(proto: str, port: Optional[int]) -> str:
 
 
 def _itself(snapshot: Snapshot) -> Iterator[Metric]:
-    yield CounterMetricFamily(
-        measures.LOST.name,
-        measures.LOST.text,
-        value=snapshot.lost,
-    )
+    yield CounterMetricFamily(measures.LOST.name, measures.LOST.text, value=snapshot.lost)
     yield CounterMetricFamily(
         "ctrace_unseen_inserts",
         "Entries that new namespaces had when they were found; totals lack their inserts.",

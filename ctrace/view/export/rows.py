@@ -56,12 +56,20 @@ TEXTS = (
     "state", "direction", "process", "cgroup",
 )  # fmt: skip
 NUMBERS = {
-    "sport": np.uint16, "dport": np.uint16, "reply_sport": np.uint16, "reply_dport": np.uint16,
-    "zone": np.uint16, "entry": np.uint64, "pid": np.uint32,
-}  # fmt: skip
+    "sport": np.uint16,
+    "dport": np.uint16,
+    "reply_sport": np.uint16,
+    "reply_dport": np.uint16,
+    "zone": np.uint16,
+    "entry": np.uint64,
+    "pid": np.uint32,
+}
 OF_DESTROYS = {
-    "idle_ms": np.int32, "overdue_ms": np.int32, "timeout_ms": np.uint32, "mark": np.uint32,
-}  # fmt: skip
+    "idle_ms": np.int32,
+    "overdue_ms": np.int32,
+    "timeout_ms": np.uint32,
+    "mark": np.uint32,
+}
 ORDER = (
     "time", "kind", "reason", "host", "netns", "proto", "src", "sport", "dst", "dport",
     "reply_src", "reply_sport", "reply_dst", "reply_dport", "status", "state", "direction", "zone",

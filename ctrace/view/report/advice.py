@@ -9,14 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ctrace.advice.result import (
-    GOOD,
-    Advice,
-    Candidate,
-    TableAdvice,
-    blocks,
-    flush_lines,
-)
+from ctrace.advice.result import GOOD, Advice, Candidate, TableAdvice, blocks, flush_lines
 from ctrace.change.plan import CtTimeout, Lever, alone
 from ctrace.change.steps import block
 from ctrace.model.snapshot import Remedy as Helps
@@ -24,8 +17,13 @@ from ctrace.view import format as fmt
 from ctrace.view.report.whatif_text import rising_text
 from ctrace.view.screen.advice import Remedy
 
-STYLE = {"safe": "green", "safe-with-rules": "green", "warn": "yellow",
-         "cannot-say": "yellow", "unsafe": "red"}  # fmt: skip
+STYLE = {
+    "safe": "green",
+    "safe-with-rules": "green",
+    "warn": "yellow",
+    "cannot-say": "yellow",
+    "unsafe": "red",
+}
 SHOWN = 8
 """Candidates shown; JSON has all."""
 
@@ -44,8 +42,14 @@ def advice_lines(advice: Advice, width: int, *, folded: bool) -> list[Text]:
 
     ``folded``: without rules and commands. Lines of rules are as long as they are.
     """
-    console = Console(width=width, color_system="standard", force_terminal=True, no_color=False,
-                      highlight=False, markup=False)  # fmt: skip
+    console = Console(
+        width=width,
+        color_system="standard",
+        force_terminal=True,
+        no_color=False,
+        highlight=False,
+        markup=False,
+    )
     with console.capture() as capture:
         console.print(render(advice, how="", folded=folded), crop=False)
     return [Text.from_ansi(line) for line in capture.get().splitlines()]
@@ -200,8 +204,10 @@ def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
         if not table.reached:
             text.append("\n   that is not enough by itself: see what else helps", "yellow")
     elif table.netns in done:
-        text.append("-> NOTRACK is in place: existing entries go when they time out, or as "
-                    "described below", "green")  # fmt: skip
+        text.append(
+            "-> NOTRACK is in place: existing entries go when they time out, or as described below",
+            "green",
+        )
     else:
         text.append("-> nothing here is safe to untrack: see what else helps", "yellow")
     return text
@@ -269,9 +275,11 @@ def _flush(candidate: Candidate) -> list[RenderableType]:
     """How to delete the entries that stay behind, to copy."""
     commands = flush_lines(candidate)
     lines: list[RenderableType] = [
-        Text(f"  once these rules are in, its old entries go with{':' if commands else ' time'}",
-             "dim")
-    ]  # fmt: skip
+        Text(
+            f"  once these rules are in, its old entries go with{':' if commands else ' time'}",
+            "dim",
+        )
+    ]
     lines += [Text(f"    sudo {command}", no_wrap=True, overflow="ignore") for command in commands]
     return [*lines, Text("")]
 

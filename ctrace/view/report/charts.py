@@ -43,8 +43,9 @@ def over_time(review: Review, told: list[Moment]) -> Iterator[str]:
     if not line.ts:
         return
     names = {str(table.netns): table.name for table in review.final.tables}
-    peaks = {name: max((v or 0.0 for v in values), default=0.0)
-             for name, values in line.fill.items()}  # fmt: skip
+    peaks = {
+        name: max((v or 0.0 for v in values), default=0.0) for name, values in line.fill.items()
+    }
     fullest = sorted(peaks, key=lambda name: -peaks[name])
     shown = [name for name in fullest[:FILLS] if peaks[name] > TRACE * peaks[fullest[0]]]
     fills = [
@@ -53,15 +54,17 @@ def over_time(review: Review, told: list[Moment]) -> Iterator[str]:
     ]
     marks = [Mark(one.ts, one.letter) for one in told]
     limits = [1.0] if fullest and peaks[fullest[0]] > 0.5 else []
-    yield lines_chart("Fill, share of the limit", axis, line.ts, fills, fmt.share, marks=marks,
-                      limits=limits)  # fmt: skip
+    yield lines_chart(
+        "Fill, share of the limit", axis, line.ts, fills, fmt.share, marks=marks, limits=limits
+    )
     if review.final.hooks.changes:
         flows = [
             Line("new", line.insert, COLOURS[0]),
             Line("gone", line.destroy, COLOURS[2], "5 3"),
         ]
-        yield lines_chart("New and gone entries, per second", axis, line.ts, flows, _rate,
-                          marks=marks)  # fmt: skip
+        yield lines_chart(
+            "New and gone entries, per second", axis, line.ts, flows, _rate, marks=marks
+        )
     if not review.final.hooks.refusals:
         return
     lost = [Line("refused", line.drop, RED), Line("evicted", line.early_drop, COLOURS[4], "5 3")]
@@ -80,9 +83,13 @@ def holders_over_time(review: Review, told: list[Moment]) -> str:
     if others is not None:
         parts.append(Line("all others", others, GREY))
     return stacked_chart(
-        f"Entries held, by {NAMES.get(name, name)}", _axis(review), shares.ts, parts, fmt.short,
+        f"Entries held, by {NAMES.get(name, name)}",
+        _axis(review),
+        shares.ts,
+        parts,
+        fmt.short,
         marks=[Mark(one.ts, one.letter) for one in told],
-    )  # fmt: skip
+    )
 
 
 def lives(review: Review) -> str:

@@ -173,9 +173,12 @@ def _tables(perf: Perf) -> Table:
     table = grid("namespace", "entries", "search restarts", "chain too long", "clash resolved")
     for row in perf.tables:
         table.add_row(
-            fmt.clean(row.netns), fmt.count(row.count), fmt.count(row.search_restart),
-            fmt.count(row.chaintoolong), fmt.count(row.clash_resolve),
-        )  # fmt: skip
+            fmt.clean(row.netns),
+            fmt.count(row.count),
+            fmt.count(row.search_restart),
+            fmt.count(row.chaintoolong),
+            fmt.count(row.clash_resolve),
+        )
     return table
 
 

@@ -34,12 +34,17 @@ def diff_text(found: Comparison, limit: int) -> Group:
 
 def _cells(before: Side, after: Side) -> list[str]:
     return [
-        fmt.short(before.held), fmt.short(after.held) + _arrow(before.held, after.held),
-        _rate(before.inserts_per_s), _rate(after.inserts_per_s),
-        _rate(before.drops_per_s), _rate(after.drops_per_s),
-        fmt.duration(before.life), fmt.duration(after.life),
-        fmt.duration(before.residence), fmt.duration(after.residence),
-    ]  # fmt: skip
+        fmt.short(before.held),
+        fmt.short(after.held) + _arrow(before.held, after.held),
+        _rate(before.inserts_per_s),
+        _rate(after.inserts_per_s),
+        _rate(before.drops_per_s),
+        _rate(after.drops_per_s),
+        fmt.duration(before.life),
+        fmt.duration(after.life),
+        fmt.duration(before.residence),
+        fmt.duration(after.residence),
+    ]
 
 
 def _rate(value: Optional[float]) -> str:

@@ -181,12 +181,15 @@ def _nat(data: dict[str, Any]) -> Optional[str]:
     parts = [
         f"{what} {_share(data.get(name, 0), total)}"
         for name, what in (
-            ("src_nat", "source translated"), ("dst_nat", "destination translated"),
-            ("unreplied", "without a reply"), ("assured", "ASSURED (never evicted)"),
-            ("offloaded", "offloaded"), ("helped", "with a helper"),
+            ("src_nat", "source translated"),
+            ("dst_nat", "destination translated"),
+            ("unreplied", "without a reply"),
+            ("assured", "ASSURED (never evicted)"),
+            ("offloaded", "offloaded"),
+            ("helped", "with a helper"),
         )
         if data.get(name) or name in ("unreplied", "assured")
-    ]  # fmt: skip
+    ]
     return ", ".join(parts)
 
 

@@ -30,9 +30,14 @@ ROWS = 10
 LIVES = 4
 FILLS = 6
 GROUPS = {
-    "pair": "source and service", "service": "service", "src": "source", "dst": "destination",
-    "process": "process", "container": "container", "netns": "namespace",
-}  # fmt: skip
+    "pair": "source and service",
+    "service": "service",
+    "src": "source",
+    "dst": "destination",
+    "process": "process",
+    "container": "container",
+    "netns": "namespace",
+}
 
 
 def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
@@ -68,10 +73,14 @@ def _body(review: Review, answer: Optional[WhatIf]) -> str:
             _tiles(review),
             _section("Over time", "".join(over_time(review, told))),
             _section("Who held the table", holders_over_time(review, told)),
-            _culprits(review.final) if review.final.hooks.changes
+            _culprits(review.final)
+            if review.final.hooks.changes
             else _moment(review.final, "What the table held"),
-            *(_grouped(name, one) for name, one in review.groups.items()
-              if name != review.final.group),
+            *(
+                _grouped(name, one)
+                for name, one in review.groups.items()
+                if name != review.final.group
+            ),
             _worst(review),
             _victims(review.final),
             _section("How long", lives(review)),
@@ -80,7 +89,7 @@ def _body(review: Review, answer: Optional[WhatIf]) -> str:
             *(perf_html(host, perf, _table) for host, perf in review.measured.items()),
             _about(review),
         )
-    )  # fmt: skip
+    )
 
 
 def _section(title: str, inner: str) -> str:
@@ -239,12 +248,18 @@ def _grouped(name: str, snapshot: Snapshot) -> str:
         f"The same by {GROUPS.get(name, name)}",
         (GROUPS.get(name, name), ">share", ">inserts", ">in table, median", ">refused"),
         (
-            [_key(c, snapshot), fmt.share(c.table_seconds / whole), fmt.count(c.inserts),
-             fmt.stays(c.residence), _number(c.drops, "bad")]
-            for c in snapshot.culprits[:ROWS] if c.table_seconds > 0 or c.drops
+            [
+                _key(c, snapshot),
+                fmt.share(c.table_seconds / whole),
+                fmt.count(c.inserts),
+                fmt.stays(c.residence),
+                _number(c.drops, "bad"),
+            ]
+            for c in snapshot.culprits[:ROWS]
+            if c.table_seconds > 0 or c.drops
         ),
         folded=True,
-    )  # fmt: skip
+    )
 
 
 def _worst(review: Review) -> str:
@@ -260,13 +275,17 @@ def _moment(moment: Snapshot, title: str, folded: bool = False) -> str:
         title,
         (_text(moment.group), ">held", ">share", ">new/s", ">refused/s"),
         (
-            [_key(c, moment), fmt.held(c), fmt.share(c.share),
-             rate(moment.hooks, "new_per_s", c.new_per_s),
-             rate(moment.hooks, "drop_per_s", c.drop_per_s)]
+            [
+                _key(c, moment),
+                fmt.held(c),
+                fmt.share(c.share),
+                rate(moment.hooks, "new_per_s", c.new_per_s),
+                rate(moment.hooks, "drop_per_s", c.drop_per_s),
+            ]
             for c in moment.culprits[:ROWS]
         ),
         folded=folded,
-    )  # fmt: skip
+    )
 
 
 def _victims(snapshot: Snapshot) -> str:

@@ -58,8 +58,9 @@ def _lines(review: Review) -> Iterator[str]:
         for v in rows:
             owner = f"{v.owner.comm}[{v.owner.pid}]" if v.owner else ""
             key = _text(fmt.key(v.key, 120))
-            yield (f"| {key} | {fmt.count(v.drops)} | {fmt.share(v.share_of_new)} | "
-                   f"{_text(owner)} |")  # fmt: skip
+            yield (
+                f"| {key} | {fmt.count(v.drops)} | {fmt.share(v.share_of_new)} | {_text(owner)} |"
+            )
     elif used_tables(review)[0]:
         yield ""
         tables = used_tables(review)[0][:3]

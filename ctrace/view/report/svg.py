@@ -12,8 +12,15 @@ from typing import Final, Optional
 from ctrace.view import format as fmt
 
 COLOURS: Final = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a4fbf", "#8c564b",
-)  # fmt: skip
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#b8860b",
+    "#56b4e9",
+    "#7a4fbf",
+    "#8c564b",
+)
 """After Okabe and Ito: told apart also by the colour-blind."""
 GREY: Final = "#9aa3af"
 RED: Final = "#d0342c"
@@ -181,20 +188,25 @@ def _figure(
     lines, words = [], []
     for value in ticks:
         at = 1 - value / top
-        lines.append(f'<line class="grid" x1="0" x2="{WIDE}" y1="{HIGH * at:.1f}" '
-                     f'y2="{HIGH * at:.1f}"/>')  # fmt: skip
+        lines.append(
+            f'<line class="grid" x1="0" x2="{WIDE}" y1="{HIGH * at:.1f}" y2="{HIGH * at:.1f}"/>'
+        )
         words.append(f'<span class="y" style="top:{100 * at:.1f}%">{_text(show(value))}</span>')
     some = max(1, math.ceil(len(axis.ticks) / 3))  # as many as a phone has room for
     for i, (x, name) in enumerate(axis.ticks):
         if 0 <= axis.part(x) <= 1:
-            words.append(f'<span class="x{"" if i % some else " some"}" '
-                         f'style="left:{100 * axis.part(x):.1f}%">{name}</span>')  # fmt: skip
+            words.append(
+                f'<span class="x{"" if i % some else " some"}" '
+                f'style="left:{100 * axis.part(x):.1f}%">{name}</span>'
+            )
     rows: list[list[tuple[float, str]]] = [[]]
     for mark in marks:
         part = axis.part(mark.at)
         if 0 <= part <= 1:
-            lines.append(f'<line class="mark" x1="{WIDE * part:.1f}" x2="{WIDE * part:.1f}" '
-                         f'y1="0" y2="{HIGH}"/>')  # fmt: skip
+            lines.append(
+                f'<line class="mark" x1="{WIDE * part:.1f}" x2="{WIDE * part:.1f}" '
+                f'y1="0" y2="{HIGH}"/>'
+            )
             _place(rows, part, mark.letter)
     words += [
         f'<span class="m r{row}" style="left:{100 * part:.1f}%">{text}</span>'
@@ -236,8 +248,10 @@ def _key(name: str, colour: str, dash: str) -> str:
     if dash == "area":
         drawn = f'<rect width="26" height="10" fill="{colour}"/>'
     else:
-        drawn = (f'<line x1="0" x2="26" y1="5" y2="5" stroke="{colour}" stroke-width="3" '
-                 f'stroke-dasharray="{dash}"/>')  # fmt: skip
+        drawn = (
+            f'<line x1="0" x2="26" y1="5" y2="5" stroke="{colour}" stroke-width="3" '
+            f'stroke-dasharray="{dash}"/>'
+        )
     return f'<li><svg width="26" height="10" aria-hidden="true">{drawn}</svg>{_text(name)}</li>'
 
 

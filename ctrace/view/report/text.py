@@ -141,9 +141,10 @@ def used_tables(review: Review) -> tuple[list[Table], int]:
     """The tables that ever held or refused something, the fullest first; how many did not."""
     peaks = peak_fills(review)
     used = [
-        t for t in review.final.tables
+        t
+        for t in review.final.tables
         if t.count or peaks.get(str(t.netns)) or t.totals.insert or t.totals.drop
-    ]  # fmt: skip
+    ]
     order = sorted(used, key=lambda t: (-(peaks.get(str(t.netns)) or 0), -t.count))
     return order, sum(counted(t) for t in review.final.tables) - sum(map(counted, used))
 
@@ -151,9 +152,16 @@ def used_tables(review: Review) -> tuple[list[Table], int]:
 def _tables(review: Review) -> Grid:
     peaks = peak_fills(review)
     grid = _grid(
-        "namespace", ">at end", ">max", ">fullest", ">inserted", ">destroyed", ">refused",
-        ">evicted", ">failed",
-    )  # fmt: skip
+        "namespace",
+        ">at end",
+        ">max",
+        ">fullest",
+        ">inserted",
+        ">destroyed",
+        ">refused",
+        ">evicted",
+        ">failed",
+    )
     shown, idle = used_tables(review)
     for table in shown[:TABLES]:
         totals, hooks = table.totals, review.final.hooks
@@ -212,8 +220,8 @@ def _spark(values: list[float], top: float | None = None) -> str:
 def culprits(snapshot: Snapshot, limit: int) -> Grid:
     """Rows by what they cost in table-seconds."""
     grid = _grid(
-        snapshot.group, ">share", ">inserts", ">life", ">in table", ">at end", ">refused", "owner",
-    )  # fmt: skip
+        snapshot.group, ">share", ">inserts", ">life", ">in table", ">at end", ">refused", "owner"
+    )
     whole = snapshot.table_seconds_total or 1.0
     for c in snapshot.culprits[:limit]:
         grid.add_row(
@@ -320,6 +328,5 @@ def _grid(*columns: str) -> Grid:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         right = column.startswith(">")
-        grid.add_column(column.lstrip(">"), justify="right" if right else "left",
-                        no_wrap=right)  # fmt: skip
+        grid.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=right)
     return grid

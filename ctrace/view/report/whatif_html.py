@@ -12,8 +12,11 @@ from ctrace.view.report.whatif_text import rising_text, trust_text, vague_text
 from ctrace.whatif.answer import Outcome, Place, WhatIf
 
 # Okabe and Ito's colours, and dashes beside them: told apart also without colour.
-LINES = (("then, as counted", "#8a94a3", ""), ("then, in the model", "#e69f00", "5 4"),
-         ("with the change", "#0072b2", ""))  # fmt: skip
+LINES = (
+    ("then, as counted", "#8a94a3", ""),
+    ("then, in the model", "#e69f00", "5 4"),
+    ("with the change", "#0072b2", ""),
+)
 
 
 def whatif_html(answer: WhatIf, table: Callable[..., str]) -> str:

@@ -221,8 +221,10 @@ def remedy_lines(remedy: Remedy, width: int, palette: Palette) -> list[Text]:
     out += [line([(words, style)], width) for words in wrapped(remedy.text, width - 2, 3)]
     for reason in remedy.reasons:
         words = wrapped(fmt.prose(reason), width - 4, 4)
-        out += [line([("  " if row else "- ", p.text), (one, p.text)], width)
-                for row, one in enumerate(words)]  # fmt: skip
+        out += [
+            line([("  " if row else "- ", p.text), (one, p.text)], width)
+            for row, one in enumerate(words)
+        ]
     if remedy.rules:
         out.append(line([("y copies these rules:", p.dim)], width))
         for raw in remedy.rules.rstrip().expandtabs(2).splitlines():
@@ -246,8 +248,10 @@ def _dressed(text: Text, width: int, palette: Palette) -> list[Text]:
     pieces: list[Piece] = []
     at = 0
     for span in text.spans:
-        pieces += [(plain[at : span.start], palette.text),
-                   (plain[span.start : span.end], _meaning(span.style, palette))]  # fmt: skip
+        pieces += [
+            (plain[at : span.start], palette.text),
+            (plain[span.start : span.end], _meaning(span.style, palette)),
+        ]
         at = span.end
     return [line([*pieces, (plain[at:], palette.text)], width)]
 

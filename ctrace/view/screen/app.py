@@ -201,8 +201,7 @@ class TopApp(TravelKeys):
 
     def action_filter(self) -> None:
         """Ask for a filter."""
-        self.ask("filter: dport=53, src=10.0.0.0/8, or any text",
-                 self.state.filter, self._filtered)  # fmt: skip
+        self.ask("filter: dport=53, src=10.0.0.0/8, or any text", self.state.filter, self._filtered)
 
     def _filtered(self, text: str) -> None:
         check(self.state.group, text)  # raises what is then shown to the person

@@ -103,9 +103,13 @@ def _rate(culprit: Culprit, width: int, palette: Palette) -> list[Piece]:
     groups: list[list[Piece]] = [
         [(fmt.per_second(culprit.new_per_s), p.strong), (" new", p.text)],
         [(f"{fmt.count(culprit.inserts)} made{exact}, {fmt.count(culprit.destroys)} gone", p.text)],
-        [(f"{fmt.per_second(culprit.drop_per_s)} dropped", p.bad),
-         (f", {fmt.count(culprit.drops)} in all", p.bad)] if culprit.drops else [],
-    ]  # fmt: skip
+        [
+            (f"{fmt.per_second(culprit.drop_per_s)} dropped", p.bad),
+            (f", {fmt.count(culprit.drops)} in all", p.bad),
+        ]
+        if culprit.drops
+        else [],
+    ]
     return joined([one for one in groups if one], width - LABEL)
 
 
@@ -130,8 +134,11 @@ def _owner(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
         way = {"in": "it comes in from outside", "forward": "it is forwarded through this host"}
         why = way.get(culprit.direction, "no local process was seen to open it")
         known = fmt.clean(culprit.pod) or "unknown"
-        return [_labelled("OWNER", [(known, p.text if culprit.pod else p.dim), (f": {why}", p.dim)],
-                          width, p)]  # fmt: skip
+        return [
+            _labelled(
+                "OWNER", [(known, p.text if culprit.pod else p.dim), (f": {why}", p.dim)], width, p
+            )
+        ]
     role = "listens" if owner.role == "listens" else "opened these flows"
     pieces: list[Piece] = [
         (fmt.clean(owner.comm), p.strong),

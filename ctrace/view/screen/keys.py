@@ -68,14 +68,7 @@ KEYS: Final = (
         "Esc",
         ("victims", "namespaces", NARROWED, *PAGES),
     ),
-    Key(
-        ("space",),
-        "pause",
-        "pause",
-        "pause, or go on: nothing is lost meanwhile",
-        "space",
-        ALL,
-    ),
+    Key(("space",), "pause", "pause", "pause, or go on: nothing is lost meanwhile", "space", ALL),
     Key(("enter",), "drill", "drill", "everything about the row under the cursor", "Enter"),
     Key(
         ("a",),

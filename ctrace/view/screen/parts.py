@@ -132,8 +132,10 @@ def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
     table = fullest(snapshot)
     if table is None:
         said = verdict(snapshot)
-        return [line([(fmt.fit(said.word, LABEL), p.dim), (said.text, p.warn)], width),
-                blank(width)]  # fmt: skip
+        return [
+            line([(fmt.fit(said.word, LABEL), p.dim), (said.text, p.warn)], width),
+            blank(width),
+        ]
     numbers: list[Piece] = [
         (f" {fmt.count(table.count) if counted(table) else fmt.UNKNOWN}", p.strong),
         (f" of {fmt.count(table.max)}" if table.max else f" entries, {no_limit(table)}", p.text),
@@ -183,8 +185,12 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
     if others and cell_len(name) >= LABEL:
         groups.append([(f"in {fmt.cut(name, 26)}", p.text), (f" {more}", p.dim)])
     if table.pinned is not None:
-        long = [("█ ", _fill_style(table, p)), (f"{_pinned(table)}   ", p.text),
-                ("▒ ", p.evictable), ("evictable", p.text)]  # fmt: skip
+        long = [
+            ("█ ", _fill_style(table, p)),
+            (f"{_pinned(table)}   ", p.text),
+            ("▒ ", p.evictable),
+            ("evictable", p.text),
+        ]
         brief = [("█ ", _fill_style(table, p)), (f"pinned {fmt.share(table.pinned)}", p.text)]
         groups.append(long if joined([*groups, long], width)[-1:] == long[-1:] else brief)
     if others and cell_len(name) < LABEL:
@@ -280,8 +286,13 @@ def sentence(text: str, width: int, most: int) -> list[str]:
     A number stays with its unit.
     """
     text = _UNIT.sub("\u00a0", fmt.prose(text))
-    lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False, max_lines=max(1, most),
-                          placeholder=f" {fmt.ELLIPSIS}") or [""]  # fmt: skip
+    lines = textwrap.wrap(
+        text,
+        max(8, width),
+        break_on_hyphens=False,
+        max_lines=max(1, most),
+        placeholder=f" {fmt.ELLIPSIS}",
+    ) or [""]
     return [fmt.cut(one.replace("\u00a0", " "), width) for one in lines]
 
 
@@ -341,10 +352,7 @@ def top_lines(
         name = fmt.key(key, width - 9)
         out.append(
             Text.assemble(
-                (fmt.fit(name, width - 8), p.text),
-                (f"{number:>7} ", p.text),
-                no_wrap=True,
-                end="",
+                (fmt.fit(name, width - 8), p.text), (f"{number:>7} ", p.text), no_wrap=True, end=""
             )
         )
     return out

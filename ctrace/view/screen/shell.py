@@ -226,8 +226,9 @@ class Shell(App[None]):
         above = []
         if self._captioned and height > 6:
             for words in parts.sentence(self._captioned, width - 4, 3):
-                above.append(parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)],
-                                        width))  # fmt: skip
+                above.append(
+                    parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)], width)
+                )
         if self.state.mode != "advice" and height > 6 and (told := self.advice.reminder()):
             above.append(parts.line([(fmt.cut(told, width - 2), self.palette.warn)], width))
         if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:
@@ -235,8 +236,11 @@ class Shell(App[None]):
         if self._prompt.display and height > 6:
             hint = "  Enter: go on   Esc: leave it "
             room = len(self._question) + len(hint) < width
-            asked = parts.line([(fmt.cut(self._question, width - 2), self.palette.accent)], width,
-                               [(hint, self.palette.dim)] if room else [])  # fmt: skip
+            asked = parts.line(
+                [(fmt.cut(self._question, width - 2), self.palette.accent)],
+                width,
+                [(hint, self.palette.dim)] if room else [],
+            )
             asked.style = self.palette.band
             above.append(asked)
         return [*above, text]

@@ -80,9 +80,15 @@ class State:
         if self.mode in ("top", "namespaces"):
             mode, text = self.trail[-1] if self.trail else ("top", "")
             return replace(
-                self, mode=mode, filter=text, back="top", trail=self.trail[:-1], cursor=0,
-                held=("", 0), scroll=0,
-            )  # fmt: skip
+                self,
+                mode=mode,
+                filter=text,
+                back="top",
+                trail=self.trail[:-1],
+                cursor=0,
+                held=("", 0),
+                scroll=0,
+            )
         # From help over a drill-down back into it, and from there to the top.
         target = self.back if self.back != self.mode else "top"
         return replace(self, mode=target, back="top", scroll=0, cursor=0, held=("", 0))
