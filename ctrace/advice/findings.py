@@ -118,7 +118,14 @@ def _own_calls(subject: Subject, service: Service, settled: Settled) -> Iterator
 
 def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
     """What to know of a lever that breaks and opens nothing."""
-    found, lever = settled.found, settled.lever
+    yield from _of_rules(subject, service, settled)
+    yield from _of_others(subject, service, settled)
+    yield from _of_now(service, settled)
+
+
+def _of_rules(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
+    """What its rules meet, and what the firewall makes of that."""
+    lever = settled.lever
     if "half" in {service.entries_by_role().get(role) for role in subject.roles}:
         yield Finding(
             "info",
@@ -157,6 +164,11 @@ def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[
             "passes whomever it is for: a datagram does not tell an answer from a "
             "request",
         )
+
+
+def _of_others(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
+    """Whom it leaves out."""
+    lever = settled.lever
     if lever.peers and "forward" in lever.roles:
         more = {
             "tcp": "for all would meet connections that they must not touch",
@@ -182,6 +194,11 @@ def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[
                 f"{subject.port} right now: it may end when the rules come; advise again "
                 "when it is over",
             )
+
+
+def _of_now(service: Service, settled: Settled) -> Iterator[Finding]:
+    """What the moment of the change does to open connections, and what was tried."""
+    found = settled.found
     if found.cut:
         yield Finding(
             "unsafe",
