@@ -65,7 +65,9 @@ class Watch:
         with netns.enter(self.path):
             second, state = self._sample()
             verdict = health.compare(self.before, (self.last, second), self.plan.levers, self._open)
-            more = [] if verdict.proven else self._ask()
+            # a full table refuses these connections, too, whatever the rules do
+            full = _refused(second) > _refused(self.last)
+            more = [] if verdict.proven or full else self._ask()
         self.last = second
         if state == NOTHING:
             more.append("the rules are gone: something else removed them")
@@ -91,6 +93,10 @@ class Watch:
             for (address, port), times in self._silent.items()
             if times >= TWICE
         ]
+
+
+def _refused(sample: health.Sample) -> int:
+    return sample.counters.get(health.REFUSED, 0)
 
 
 def targets(plan: Plan, local: Iterable[str]) -> tuple[Target, ...]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import time
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from kit.changes import PORT, TRACKED, in_background, load, make_plan
 
-from ctrace.change import apply, undo
+from ctrace.change import apply, health, undo, watch
+from ctrace.change.plan import Plan
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
@@ -117,3 +121,22 @@ def test_rules_that_something_else_removed_are_missed(lab: Lab) -> None:
         verdict = apply.check(trial)
         apply.revert(trial)
     assert any("the rules are gone" in line for line in verdict.worse)
+
+
+@pytest.mark.parametrize("refused", [0, 3])
+def test_a_full_table_is_not_taken_for_a_service_that_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """Connections of ctrace's own are refused there like all others."""
+    drops, clock = itertools.count(0, refused), itertools.count(0.0, 1.0)
+
+    def sample(_: watch.Watch) -> tuple[health.Sample, str]:
+        return health.Sample(next(clock), {health.REFUSED: next(drops)}), "active"
+
+    monkeypatch.setattr(watch, "answering", lambda _: frozenset())
+    monkeypatch.setattr(watch.Watch, "_sample", sample)
+    plan = cast(Plan, SimpleNamespace(levers=()))
+    before = health.Before(dict.fromkeys(health.BAD, float(refused)), 0)
+    looks = watch.Watch(plan, "/proc/self/ns/net", before, (), (("192.0.2.1", PORT),))
+    worse = [one for _ in range(3) for one in looks.look().worse]
+    assert any("not taken any more" in one for one in worse) == (not refused)
