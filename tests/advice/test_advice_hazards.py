@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from kit.advice_cases import EST, LO, PING, RULES, SAFE, TRACK, UNSAFE, Setup, chain, fw, nft, xt
+from kit.advice_cases import EST, LO, PING, RULES, SAFE, TRACK, Setup, chain, fw, nft, xt
 from kit.advice_net import (
     FAMILIES,
     PORT,
@@ -499,9 +499,9 @@ def test_a_connection_that_is_translated_to_the_port_now(net: Net) -> None:
 
 CALLS = {
     "by state": (fw(chain("forward", EST + PING + "tcp dport 8063 accept\n"
-                          'ct state new iifname "to-s" accept', "drop")), UNSAFE, False),
+                          'ct state new iifname "to-s" accept', "drop")), RULES, True),
     "masqueraded": (nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
-                        'oifname "to-r2" tcp dport 22 masquerade\n}\n}\n'), UNSAFE, False),
+                        'oifname "to-r2" tcp dport 22 masquerade\n}\n}\n'), SAFE, True),
     "stateless": ((*TRACK, *nft("table inet f {" + chain(
         "forward", EST + PING + 'tcp dport 8063 accept\niifname "to-s" accept', "drop"
     ) + "}")), SAFE, True),

@@ -77,14 +77,14 @@ def attempt(net: Net, case: Case, patience: float = 1.0) -> Row:
     prints = {fingerprint(net.h.path)}
     put(net, replace(judgement.lever, accepts=(), icmp=False))
     bare = measure(net, case.role, case.proto, patience=patience).worse_than(before)
-    kept = held(net, case.proto)
+    kept = held(net, case.proto, judgement)
     take_away(net)
     harm, left = None, 0
     if judgement.verdict in GOOD:
         put(net, judgement.lever)
         harm = measure(net, case.role, case.proto, patience=patience).worse_than(before)
         prints.add(fingerprint(net.h.path))
-        left = held(net, case.proto)
+        left = held(net, case.proto, judgement)
     take_away(net)
     prints.add(fingerprint(net.h.path))
     return Row(
@@ -92,10 +92,14 @@ def attempt(net: Net, case: Case, patience: float = 1.0) -> Row:
     )
 
 
-def held(net: Net, proto: str) -> int:
-    """Entries that the service has, either way round."""
-    return sum(entry.dport == 8063 or entry.src in net.local
-               for entry in entries(net) if entry.proto == proto)  # fmt: skip
+def held(net: Net, proto: str, judgement: Judgement) -> int:
+    """Entries that the service has in the lever's roles, either way round."""
+    own = "loopback" in judgement.lever.roles
+    return sum(
+        entry.dport == 8063 or entry.src in net.local
+        for entry in entries(net)
+        if entry.proto == proto and (own or entry.src != entry.dst)
+    )
 
 
 @pytest.fixture(scope="module")

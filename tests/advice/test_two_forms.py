@@ -52,6 +52,7 @@ def quoted(family: str, at: int, bits: int, value: int) -> tuple[str, str]:
 
 _WORD = re.compile(r'@th,\d+,\d+ \d+|\{[^}]*\}|"[^"]*"|!=|[^\s{}"]+')
 HOOKS = {"prerouting": "in", "output": "out"}
+THROUGH = {"iifname": "received through", "oifname": "sent through"}
 
 
 def by_nft(lever: Notrack) -> set[Rule]:
@@ -86,8 +87,9 @@ def rules_of(hook: str, line: str, proto: str) -> Iterator[Rule]:
             choices.append([quoted(families[0], at // 8, bits, int(value))])
         elif word == proto:
             choices.append([(f"{proto} {words.pop(0)}", words.pop(0))])
-        elif word == "oifname":
-            choices.append([("sent through", words.pop(0).strip('"'))])
+        elif word in THROUGH:
+            no = words.pop(0) if words[0] == "!=" else ""
+            choices.append([(THROUGH[word], no + words.pop(0).strip('"'))])
         else:
             assert [word, *words[:2]] == ["fib", "daddr", "type"], line
             negated = words[2] == "!="
@@ -140,8 +142,9 @@ def rule_of(family: str, hooks: dict[str, str], words: list[str]) -> Rule:
             fields.append(("saddr" if option == "-s" else "daddr", value))
         elif option in ("--sport", "--dport"):
             fields.append((f"{proto} {option[2:]}", value.replace(":", "-")))
-        elif option == "-o":
-            fields.append(("sent through", value))
+        elif option in ("-i", "-o"):
+            through = THROUGH[f"{option[1]}ifname"]
+            fields.append((through, "!=" * negated + value))
         elif option == "--comment":
             fields.append(("comment", value))
         elif option == "--dst-type":

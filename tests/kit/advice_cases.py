@@ -446,7 +446,7 @@ CASES: tuple[Case, ...] = (
          RULES, True),
     Case("client: sport accept has a hole", "client",
          fw(chain("input", EST + LO + PING + "ct state untracked tcp sport 8063 accept", "drop")),
-         UNSAFE, True, reason="stranger"),
+         SAFE, False, reason="keep them tracked"),
     Case("client: masquerading gateway", "client",
          nft("table ip n { chain post { type nat hook postrouting priority 100;\n"
              'ip saddr 10.77.4.0/24 oifname "to-r2" masquerade\n}\n}\n'),
