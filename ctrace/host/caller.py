@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final, NamedTuple, Optional
 
 DEEPEST: Final = 64
@@ -41,7 +42,9 @@ def _told(proc: str, pid: int) -> Optional[Connected]:
             name, _, value = one.partition(b"=")
             words = value.decode("ascii", "replace").split()
             if name == b"SSH_CONNECTION" and len(words) == 4 and words[3].isdecimal():
-                return Connected(words[0].partition("%")[0], int(words[3]))
+                client = words[0].partition("%")[0]
+                with suppress(ValueError):  # UNKNOWN where sshd was not called by a socket
+                    return Connected(str(ip_address(client)), int(words[3]))
     return None
 
 

@@ -200,6 +200,7 @@ def test_by_which_connection_of_ssh_one_came(tmp_path: Path) -> None:
         (30, 20, b"SHELL=/bin/sh\0SSH_CONNECTION=2001:db8::7 50000 192.0.2.1 2222\0A=b"),
         (20, 1, b"SSH_CONNECTION=192.0.2.9 50000 192.0.2.1 22"),
         (50, 1, b"SSH_CONNECTION=odd"),
+        (70, 1, b"SSH_CONNECTION=UNKNOWN 65535 UNKNOWN 65535"),
     ):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "environ").write_bytes(environ)
@@ -207,6 +208,7 @@ def test_by_which_connection_of_ssh_one_came(tmp_path: Path) -> None:
     assert caller.connected(str(tmp_path), 40) == ("2001:db8::7", 2222)
     assert caller.connected(str(tmp_path), 50) is None
     assert caller.connected(str(tmp_path), 60) is None
+    assert caller.connected(str(tmp_path), 70) is None, "sshd without a socket"
 
 
 def test_a_drop_of_ones_own_connection_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
