@@ -209,12 +209,13 @@ class Guard:
             process.kill()
             process.wait()
             self._judging = None
+            if process.returncode:  # too long, or another ctrace was changing rules just then
+                self._stale, self._since = True, now
             self._times, self._last = self._times + 1, now
             if self._times > AT_ONCE:
                 self._again = now + SHARE * (now - began)
         elif self._stale and now - self._since >= QUIET_S and now >= self._again:
-            self._stale = False
-            if now - self._last > LONGEST_WAIT_S:
+            if now - max(self._last, self._again) > LONGEST_WAIT_S:
                 self._times = 0
             process = subprocess.Popen(
                 interpreter.module("ctrace.advice.again", str(self._inum)),
@@ -223,7 +224,7 @@ class Guard:
                 stderr=subprocess.DEVNULL,
                 cwd="/",
             )
-            self._judging = process, now
+            self._judging, self._stale = (process, now), False
 
     def _gone(self, note: notes.Note) -> bool:
         """The whole of it was removed, by hand or with every other rule: so it is over."""
