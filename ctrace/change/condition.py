@@ -102,7 +102,7 @@ def _state(note: notes.Note, plan: plans.Plan, space: Namespace) -> tuple[str, s
         return BROKEN, f"its rules cannot be read: {error}"
     if note.deadline and not note.placed:
         found = ON_TRIAL, ""
-    elif note.off and there:
+    elif note.off and (there or plan.backend != "nft"):  # iptables' rules go while it is off
         found = OFF, note.said
     elif not there:
         found = OVER, "something else removed its rules"

@@ -84,8 +84,9 @@ def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Appl
                     raise
             notes.forget(change.namespace.inum)
             done.append(change)
-        for note in notes.every():
-            if note.over and only in (None, note.netns):
+        for note in notes.every():  # of one that is off there may be no rule left: its guard ends
+            past = note.over or (note.off and not expired_only)
+            if past and only in (None, note.netns):
                 notes.forget(note.netns)
         notes.sweep({namespace.inum for namespace in netns.find()})
         return done

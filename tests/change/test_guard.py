@@ -1,13 +1,18 @@
-"""How often the guard has a change judged again, by made processes and a made clock."""
+"""How often the guard has a change judged again, by made processes and a made clock; what is told
+of a change that is off, and undone of it."""
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Optional
 
 import pytest
 
-from ctrace.change import guard
+from ctrace.change import condition, guard, notes, undo
+from ctrace.change import plan as plans
+from ctrace.host import netns
+from ctrace.host.netns import Namespace
 
 TOOK_S = 40
 
@@ -65,3 +70,38 @@ def test_rules_that_always_change_cost_a_twentieth(monkeypatch: pytest.MonkeyPat
     assert len(made.began) > guard.AT_ONCE
     least = guard.AT_ONCE + 1
     assert len(made.began) * TOOK_S <= least * TOOK_S + 20_000 / guard.SHARE
+
+
+def test_what_is_off_without_a_rule_is_told_so_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """iptables' rules are removed while a change is off, and a reload has dropped its accepts."""
+    here = os.stat("/proc/self/ns/net").st_ino
+    space = Namespace(here, "here", "/proc/self/ns/net")
+    plan = plans.Plan(
+        created=0,
+        host="host",
+        netns=here,
+        netns_name="here",
+        fingerprint="0" * 64,
+        backend="iptables-legacy",
+        levers=(plans.Notrack("tcp", 80, ("server",)),),
+    )
+    monkeypatch.setattr(netns, "find", lambda: [space])
+    monkeypatch.setattr(undo, "applied", lambda _only=None: [])
+    monkeypatch.setattr(condition.Standing, "look", lambda *_: (False, ()))
+    notes.write(
+        notes.Note(
+            netns=here,
+            boot=notes.boot_id(),
+            plan=plans.to_json(plan),
+            applied=0,
+            deadline=0,
+            flush=False,
+            said="off since 12:00:00",
+            off=True,
+        )
+    )
+    assert [(c.state, c.told) for c in condition.conditions()] == [
+        (condition.OFF, "off since 12:00:00")
+    ]
+    undo.undo(here)
+    assert notes.read(here) is None, "so nothing puts it back"

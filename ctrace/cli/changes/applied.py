@@ -26,7 +26,7 @@ def command(netns: Optional[str], format: str) -> None:
     is judged again.
     """
     from ctrace.advice.again import objection
-    from ctrace.change.condition import OVER, conditions
+    from ctrace.change.condition import OFF, OVER, conditions
     from ctrace.change.undo import applied
     from ctrace.host.netns import resolve
 
@@ -35,12 +35,12 @@ def command(netns: Optional[str], format: str) -> None:
     changes = applied(only)
     known = {one.netns: one for one in conditions(objection) if only in (None, one.netns)}
     there = {change.namespace.inum for change in changes}
-    over = [one for one in known.values() if one.state == OVER and one.netns not in there]
+    gone = [one for one in known.values() if one.netns not in there and one.state in (OFF, OVER)]
     if format == "json":
         found = [_json(change, known.get(change.namespace.inum)) for change in changes]
-        click.echo(json.dumps(found + [_gone(one) for one in over], indent=2))
+        click.echo(json.dumps(found + [_gone(one) for one in gone], indent=2))
         return
-    if not changes and not over:
+    if not changes and not gone:
         click.echo("Nothing of ctrace is applied.")
     for change in changes:
         click.echo(f"{change.namespace.name}: {_state(change, known.get(change.namespace.inum))}")
@@ -48,9 +48,10 @@ def command(netns: Optional[str], format: str) -> None:
             count = "" if rule.packets is None else f"  {number(rule.packets)} packets"
             count += " dropped" if count and rule.drops else ""
             click.echo(f"  {rule.tool} {rule.family} {rule.table} {rule.chain}  {rule.tag}{count}")
-    for one in over:
+    for one in gone:
+        until = "any more" if one.state == OVER else "for now"
         click.echo(
-            f"{one.name}: nothing is applied any more ({', '.join(one.services)}): {one.told}"
+            f"{one.name}: nothing is applied {until} ({', '.join(one.services)}): {one.told}"
         )
 
 
