@@ -176,8 +176,7 @@ class Guard:
                 f"off since {_clock()}, when something removed its accepts "
                 f"({', '.join(missing)}): its services are tracked",
             )
-        elif self._standing(note).needs and time.monotonic() >= self._due:
-            self._due = time.monotonic() + keep.RENEW_S
+        elif self._standing(note).needs and self._is_due():
             before = self._standing(note).now(self._path())
             with netns.enter(self._path()):
                 held = keep.renew(plan)
@@ -190,6 +189,16 @@ class Guard:
                 )
         else:
             self._rejudge(self._standing(note).generation)
+        return True
+
+    def _is_due(self) -> bool:
+        """Whether the lease is to be renewed. After a suspend, or when the wall clock was set, at
+        once: iptables' rules end by that clock."""
+        now = notes.now()
+        ahead = time.time() - now
+        if now < self._due and abs(ahead - self._ahead) < keep.CLOCK_SET_S / 2:
+            return False
+        self._due, self._ahead = now + keep.RENEW_S, ahead
         return True
 
     def _seen(self, before: Generation, after: Generation) -> None:

@@ -7,7 +7,9 @@ but iptables refuses a table with a chain that it did not make, and most reloads
 and keep the table. So a small process looks (:mod:`ctrace.change.guard`), and the kernel makes
 sure that it does: where a plan has accepts in chains of others, its confirmed rules have a
 timeout of :data:`LEASE_S` that is renewed only while all accepts stand. A guard that is killed,
-stopped or starved lets the services be tracked again, which costs entries and breaks nothing.
+stopped or starved lets the services be tracked again. That costs entries; nobody makes those of
+open connections then (:mod:`ctrace.change.carry`), so they are taken up in mid-stream, which a
+firewall that wants a SYN first does not do.
 iptables' own form of the rules has an end date that is put off instead. A plan without such
 accepts stands in one table of ours, and needs no lease.
 """

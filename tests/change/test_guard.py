@@ -9,7 +9,7 @@ from typing import Optional
 
 import pytest
 
-from ctrace.change import condition, guard, notes, undo
+from ctrace.change import condition, guard, keep, notes, undo
 from ctrace.change import plan as plans
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
@@ -105,3 +105,27 @@ def test_what_is_off_without_a_rule_is_told_so_and_undone(monkeypatch: pytest.Mo
     ]
     undo.undo(here)
     assert notes.read(here) is None, "so nothing puts it back"
+
+
+def test_a_lease_is_renewed_at_once_after_a_suspend_or_a_set_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = {"boot": 1000.0, "wall": 1e9}
+    monkeypatch.setattr(notes, "now", lambda: clock["boot"])
+    monkeypatch.setattr(guard, "time", SimpleNamespace(time=lambda: clock["wall"]))
+    one = guard.Guard(1)
+
+    def due(boot: float, wall: float) -> bool:
+        clock["boot"] += boot
+        clock["wall"] += wall
+        return one._is_due()
+
+    assert due(0, 0), "the first"
+    assert not due(1, 1)
+    assert due(1, 3600), "set forward"
+    assert not due(1, 1)
+    assert due(1, -7200), "set back"
+    assert not due(1, 1)
+    assert due(3600, 3600), "suspended: no time has passed for CLOCK_MONOTONIC"
+    assert not due(keep.RENEW_S - 1, keep.RENEW_S - 1)
+    assert due(1, 1)
