@@ -73,7 +73,7 @@ class Guard:
         self._looks = 0
         self._due = 0.0
         self._wait = QUIET_S
-        self._again = self._last = 0.0
+        self._again = self._next = self._last = 0.0
         self._tries = self._times = 0
         self._judging: Optional[tuple[subprocess.Popen[bytes], float]] = None
         self._generation: Optional[Generation] = None
@@ -222,9 +222,9 @@ class Guard:
                 self._stale, self._since = True, now
             self._times, self._last = self._times + 1, now
             if self._times > AT_ONCE:
-                self._again = now + SHARE * (now - began)
-        elif self._stale and now - self._since >= QUIET_S and now >= self._again:
-            if now - max(self._last, self._again) > LONGEST_WAIT_S:
+                self._next = now + SHARE * (now - began)
+        elif self._stale and now - self._since >= QUIET_S and now >= self._next:
+            if now - max(self._last, self._next) > LONGEST_WAIT_S:
                 self._times = 0
             process = subprocess.Popen(
                 interpreter.module("ctrace.advice.again", str(self._inum)),

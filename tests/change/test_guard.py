@@ -49,6 +49,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, made: Made, seconds: int, change_s:
     monkeypatch.setattr(guard, "subprocess", made)
     monkeypatch.setattr(guard, "time", made)
     one = guard.Guard(1)
+    one._again = made.now + 2 * seconds  # when it may be put back is another matter
     for second in range(seconds):
         made.now += 1
         try:
