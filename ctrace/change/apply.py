@@ -160,9 +160,9 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             probes=tuple(sorted(works)),
         )
         notes.write(note)
-        with netns.enter(home):  # in the namespace it would keep it alive
-            start_guard(namespace.inum)
         try:
+            with netns.enter(home):  # in the namespace it would keep it alive
+                start_guard(namespace.inum)
             # What the baseline and the guard's start took is not added to the trial.
             left = max(1, ceil(note.deadline - notes.now()))
             for step in steps.steps(plan, left):

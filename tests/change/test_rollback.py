@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 
 import pytest
-from kit.changes import PORT, TRACKED, make_plan
+from kit.changes import PORT, TRACKED, make_plan, rules_of
 
-from ctrace.change import apply
+from ctrace.change import apply, notes
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_server
 
@@ -114,3 +114,20 @@ def heard(connection: socket.socket) -> bool:
         return bool(connection.recv(8))
     except OSError:
         return False
+
+
+def test_where_no_guard_can_be_started_nothing_is_left(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host that has no process left to give."""
+
+    def full(_inum: int) -> None:
+        raise BlockingIOError("no more processes")
+
+    node = lab.namespace("node", track=True)
+    before = rules_of(node)
+    monkeypatch.setattr(apply, "start_guard", full)
+    with pytest.raises(BlockingIOError):
+        apply.start(apply.prepare(make_plan(node)), 60)
+    assert rules_of(node) == before
+    assert notes.read(node.inum) is None
