@@ -366,7 +366,7 @@ def start_guard(inum: int) -> None:
     """A process of its own that watches the change (:mod:`ctrace.change.guard`).
 
     It guards from the moment on at which this returns; where one still guards an earlier change
-    it waits for that to end.
+    it waits for that to end. Raises CtraceError.
     """
     lock = notes.claim(inum)
     locks = () if lock is None else (lock,)
@@ -380,6 +380,8 @@ def start_guard(inum: int) -> None:
             start_new_session=True,
             pass_fds=locks,
         )
+    except OSError as error:  # no process, memory or descriptor left
+        raise CtraceError(f"the change's guard cannot be started: {error.strerror}") from None
     finally:
         for fd in locks:
             os.close(fd)

@@ -29,7 +29,7 @@ def output(
 ) -> tuple[int, str, str]:
     """Exit status, standard output and the first line of standard error.
 
-    Raises CtraceError when the command is not there or does not come back.
+    Raises CtraceError when the command is not there, can't be started or does not come back.
     """
     done = _ended(argv, stdin, timeout)
     said = [line for line in done.stderr.splitlines() if line.strip()]
@@ -59,6 +59,8 @@ def _ended(argv: Sequence[str], stdin: str, timeout: float) -> subprocess.Comple
         )
     except subprocess.TimeoutExpired:
         raise CtraceError(f"{argv[0]} did not come back within {timeout:.0f} s") from None
+    except OSError as error:  # no process, memory or descriptor left
+        raise CtraceError(f"{argv[0]} cannot be started: {error.strerror}") from None
 
 
 def run(argv: Sequence[str], stdin: str = "") -> str:

@@ -3,15 +3,18 @@ of a change that is off, and undone of it."""
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 from types import SimpleNamespace
 from typing import Optional
 
 import pytest
 
-from ctrace.change import condition, guard, keep, notes, undo
+from ctrace.change import apply, condition, guard, keep, notes, undo
 from ctrace.change import plan as plans
-from ctrace.host import netns
+from ctrace.errors import CtraceError
+from ctrace.host import commands, netns
 from ctrace.host.netns import Namespace
 
 TOOK_S = 40
@@ -130,3 +133,14 @@ def test_a_lease_is_renewed_at_once_after_a_suspend_or_a_set_clock(
     assert due(3600, 3600), "suspended: no time has passed for CLOCK_MONOTONIC"
     assert not due(keep.RENEW_S - 1, keep.RENEW_S - 1)
     assert due(1, 1)
+
+
+def test_a_host_that_can_start_nothing_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    with pytest.raises(CtraceError, match="guard cannot be started: Resource"):
+        apply.start_guard(1)
+    with pytest.raises(CtraceError, match="sh cannot be started: Resource"):
+        commands.output(["sh"])
