@@ -180,7 +180,7 @@ class Guard:
             before = self._standing(note).now(self._path())
             with netns.enter(self._path()):
                 held = keep.renew(plan)
-            self._seen(before, self._standing(note).now(self._path()))
+            self._seen(before, self._standing(note).now(self._path()), plan.backend)
             if not held:
                 self._off(
                     note,
@@ -201,9 +201,11 @@ class Guard:
         self._due, self._ahead = now + keep.RENEW_S, ahead
         return True
 
-    def _seen(self, before: Generation, after: Generation) -> None:
-        """Renewing changes rules, too: of ours alone."""
-        if before == self._generation:
+    def _seen(self, before: Generation, after: Generation, backend: str) -> None:
+        """Renewing changes rules, too: of ours alone, in nftables by one transaction. More were
+        somebody else's."""
+        alone = backend != "nft" or after == (before[0] + 1, before[1])
+        if alone and before == self._generation:
             self._generation = after
 
     def _rejudge(self, generation: Optional[Generation]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ctrace.change import apply, condition, guard, keep, notes, undo
 from ctrace.change import plan as plans
+from ctrace.change.standing import Generation, Standing
 from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.netns import Namespace
@@ -91,7 +92,7 @@ def test_what_is_off_without_a_rule_is_told_so_and_undone(monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(netns, "find", lambda: [space])
     monkeypatch.setattr(undo, "applied", lambda _only=None: [])
-    monkeypatch.setattr(condition.Standing, "look", lambda *_: (False, ()))
+    monkeypatch.setattr(Standing, "look", lambda *_: (False, ()))
     notes.write(
         notes.Note(
             netns=here,
@@ -144,3 +145,17 @@ def test_a_host_that_can_start_nothing_is_told_in_one_line(monkeypatch: pytest.M
         apply.start_guard(1)
     with pytest.raises(CtraceError, match="sh cannot be started: Resource"):
         commands.output(["sh"])
+
+
+def test_what_others_change_during_a_renewal_is_not_taken_for_it() -> None:
+    """A renewal in nftables is one transaction."""
+    cases: list[tuple[Generation, bool]] = [
+        ((6, ()), True),
+        ((7, ()), False),
+        ((6, (("ip raw", 1),)), False),
+    ]
+    for after, taken in cases:
+        one = guard.Guard(1)
+        one._generation = (5, ())
+        one._seen((5, ()), after, "nft")
+        assert (one._generation == after) is taken
