@@ -158,7 +158,7 @@ def _ends(rules: Iterable[Rule], now: float) -> tuple[Optional[float], Optional[
 
 
 def _own_listing() -> dict[str, Any]:
-    """Our table, and of its sets only what arms it: others hold up to 65,535 addresses."""
+    """Our table, and of its sets only what arms it: others may hold many addresses."""
     found: list[dict[str, Any]] = []
     for argv in (["-t", "list", "table", "inet", TABLE], ["list", "set", "inet", TABLE, "armed"]):
         status, text, _ = commands.output(["nft", "-j", *argv])

@@ -42,9 +42,16 @@ _OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"
 _CALLS: Final = (("ip", "calls4", "ipv4_addr"), ("ip6", "calls6", "ipv6_addr"))
 OTHERS_PRIORITY: Final = "srcnat + 10"
 """Translated packets have their new source here."""
-MAX_OTHERS: Final = 65535
+MAX_OTHERS: Final = 1 << 19
+"""Ends that a set remembers: twice the entries of a large host's table by default."""
 OTHERS_TIMEOUT: Final = {"tcp": 432000, "udp": 180}
 """Seconds without a packet: as long as conntrack itself keeps an entry by default."""
+CLOSING: Final = 300
+"""Seconds that new and closing entries have at most; their ends are remembered no longer, so that
+a set holds hardly more ends than the table has entries."""
+
+_LEFT: Final = [(f" ct expiration < {CLOSING}s", CLOSING),
+                (f" ct expiration >= {CLOSING}s", OTHERS_TIMEOUT["tcp"])]  # fmt: skip
 
 
 def script(plan: Plan, timeout_s: Optional[int]) -> str:
@@ -258,14 +265,8 @@ def _remembered(kinds: Iterable[tuple[str, str, str]], rest: str) -> list[str]:
 
 
 def _chain(name: str, hook: str, priority: str, rules: list[str]) -> list[str]:
-    if not rules:
-        return []
-    return [
-        f"\tchain {name} {{",
-        f"\t\ttype filter hook {hook} priority {priority}; policy accept;",
-        *(f"\t\t{rule}" for rule in rules),
-        "\t}",
-    ]
+    what = f"\t\ttype filter hook {hook} priority {priority}; policy accept;"
+    return [f"\tchain {name} {{", what, *(f"\t\t{rule}" for rule in rules), "\t}"] if rules else []
 
 
 def _notrack(lever: Notrack, hook: str) -> list[str]:
@@ -307,11 +308,13 @@ def _called(lever: Notrack) -> list[str]:
 
 
 def _remember(lever: Notrack, match: str, far: str = "daddr", port: str = "dport") -> list[str]:
-    here = "sport" if port == "dport" else "dport"
+    here, long = "sport" if port == "dport" else "dport", OTHERS_TIMEOUT[lever.proto]
+    tracked = " ct " in match and long > CLOSING
     return [
-        f"{match} {_GATE} update @{name} {{ {family} {far} . meta l4proto . th {port} . th {here} "
-        f'timeout {OTHERS_TIMEOUT[lever.proto]}s }} comment "{tag_of(lever, "server", "others")}"'
+        f"{match}{left} {_GATE} update @{name} {{ {family} {far} . meta l4proto . th {port} "
+        f'. th {here} timeout {seconds}s }} comment "{tag_of(lever, "server", "others")}"'
         for family, name, _ in _OTHERS
+        for left, seconds in (_LEFT if tracked else [("", long)])
     ]
 
 
@@ -335,8 +338,7 @@ def _call(lever: Notrack, match: str) -> list[str]:
 
 
 def _calls(lever: Notrack) -> list[str]:
-    """Leave connections that others make from the service's port tracked: no answer begins with
-    a bare SYN. One that is translated has another end where it leaves."""
+    """Leave calls that others make from the port tracked, translated or not."""
     there = [
         f"tcp sport {lever.port} {family} saddr . tcp sport . {family} daddr . tcp dport @{name} "
         f'accept comment "{tag_of(lever, "forward", "others")}"'
@@ -384,13 +386,11 @@ def _policy_name(policy: CtTimeout, l3proto: str) -> str:
 
 def _peers(lever: Notrack, role: str, side: str) -> list[str]:
     """Address matches, one a family, each with a trailing space; one empty when unrestricted."""
-    peers = peers_of(lever, role)
-    if not peers:
+    if not (peers := peers_of(lever, role)):
         return [""]
     found = []
     for version, family in ((4, "ip"), (6, "ip6")):
-        mine = [address for address in peers if ip_network(address).version == version]
-        if mine:
+        if mine := [one for one in peers if ip_network(one).version == version]:
             found.append(f"{family} {side} {{ {', '.join(mine)} }} ")
     return found
 
