@@ -50,8 +50,10 @@ CLOSING: Final = 300
 """Seconds that new and closing entries have at most; their ends are remembered no longer, so that
 a set holds hardly more ends than the table has entries."""
 
-_LEFT: Final = [(f" ct expiration < {CLOSING}s", CLOSING),
-                (f" ct expiration >= {CLOSING}s", OTHERS_TIMEOUT["tcp"])]  # fmt: skip
+_LEFT: Final = [
+    (f" ct expiration < {CLOSING}s", CLOSING),
+    (f" ct expiration >= {CLOSING}s", OTHERS_TIMEOUT["tcp"]),
+]
 
 
 def script(plan: Plan, timeout_s: Optional[int]) -> str:
@@ -246,9 +248,8 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     learn += [rule for lever in called for rule in _call(lever, "ct status dnat")]
     lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)
     # Whoever comes by another port or address, which rules translate to the service's.
-    moved = [rule for lever in served
-             for rule in _remember(lever, f"{lever.proto} dport {lever.port} ct status dnat",
-                                   "saddr", "sport")]  # fmt: skip
+    dnat = "{0.proto} dport {0.port} ct status dnat"
+    moved = [rule for one in served for rule in _remember(one, dnat.format(one), "saddr", "sport")]
     lines += _chain("moved", "input", PRIORITY, moved)
     if timeouts:
         pre = [r for p in timeouts if {"server", "forward"} & set(p.roles) for r in _policy(p)]
