@@ -280,8 +280,7 @@ def _notrack(lever: Notrack, hook: str) -> list[str]:
 
 def _matches(lever: Notrack, packets: Packets) -> list[str]:
     """Packets as nft matches: one a family when the lever names peers, one of ICMP each."""
-    where = _WHERE.get(packets.where, "")
-    over = _OVER.get(packets.where, "")
+    where, over = _WHERE.get(packets.where, ""), _OVER.get(packets.where, "")
     if packets.flow == "icmp":
         return [over + rule + where for rule in _icmp(lever, packets.role)]
     ends = ENDS[packets.flow]

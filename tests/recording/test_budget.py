@@ -85,7 +85,7 @@ def many_names(i: int) -> dict[str, object]:
 
 
 def many_addresses(i: int) -> dict[str, object]:
-    return {"netns": [[i + 1, "n", ["1"] * 3200, True]]}
+    return {"netns": [[i + 1, "n", ["10.0.0.1"] * 3200, True]]}
 
 
 def test_what_the_limits_are() -> None:
