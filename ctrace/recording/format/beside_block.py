@@ -6,6 +6,7 @@ from typing import Any, Final, Optional
 
 from ctrace.beside import MOST, Beside, Left, PortsTaken, Refusing
 from ctrace.names import clean
+from ctrace.record import address_bytes, address_text
 from ctrace.recording.format.layout import LIMIT_TIME, Damaged
 
 TEXT: Final = 1024
@@ -54,12 +55,13 @@ def _refusing(data: Any) -> Refusing:
 
 def _left(data: Any) -> Left:
     proto, dst, port, backend, entries = _parts(data, 5)
-    return Left(_text(proto), _text(dst), _number(port, 1 << 16), _text(backend), _number(entries))
+    ends = (_text(proto), _address(dst), _number(port, 1 << 16), _address(backend))
+    return Left(*ends, _number(entries))
 
 
 def _ports(data: Any) -> PortsTaken:
     proto, source, dst, port, used, of, was, ms = _parts(data, 8)
-    ends = (_text(proto), _text(source), _text(dst), _number(port, 1 << 16))
+    ends = (_text(proto), _address(source), _address(dst), _number(port, 1 << 16))
     return PortsTaken(*ends, _number(used), max(1, _number(of)), _some(was), _number(ms) / 1000)
 
 
@@ -80,6 +82,14 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > TEXT:
         raise Damaged("expected a name")
     return clean(value)
+
+
+def _address(value: Any) -> str:
+    """Commands that are shown to be pasted have it in them."""
+    try:
+        return address_text(address_bytes(_text(value)))
+    except (OSError, ValueError):
+        raise Damaged("expected an address") from None
 
 
 def _number(value: Any, limit: int = LIMIT_TIME) -> int:
