@@ -22,7 +22,7 @@ from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.netns import Namespace, enter, local_addresses
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
 from ctrace.names import clean
-from ctrace.record import Events
+from ctrace.record import Events, address_bytes, address_text
 from ctrace.rehearsal.snapshot import Snapshot, take
 from ctrace.rehearsal.snapshot import from_text as from_line
 from ctrace.rehearsal.snapshot import to_text as to_line
@@ -108,7 +108,7 @@ def from_text(text: str) -> Facts:
     """The facts that :func:`to_text` wrote. Raises CtraceError when they are damaged."""
     try:
         return _build(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CtraceError("the recorded ruleset cannot be read: it is damaged") from None
 
 
@@ -117,7 +117,8 @@ def _build(found: dict[str, Any]) -> Facts:
     entry_low, entry_high = found["entry_bytes"]
     return Facts(
         ruleset=load(found["ruleset"]) if found["ruleset"] is not None else None,
-        addresses=tuple(str(address) for address in found["addresses"]),
+        # Commands that are shown to be pasted have them in them.
+        addresses=tuple(address_text(address_bytes(one)) for one in found["addresses"]),
         ephemeral=(int(low), int(high)),
         forwarding=bool(found["forwarding"]),
         timeouts={
