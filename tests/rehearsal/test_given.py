@@ -259,6 +259,8 @@ BAD_NFT = [
     "table ip x { chain c { accept; \\\n include \"/etc/passwd\"\n } }\n",
     "table ip x {\n\tdefine a = 1\n}\n",
     "table ip x {\n\tset s {\n\t\ttype ipv4_addr\n\t\tsize 4294967295\n\t}\n}\n",
+    "table ip x {\n\tset s {\n\t\tsize  0xffffffff\n\t}\n}\n",
+    "table ip x {\n# a\x0binclude \"/etc/shadow\"\n}\n",
     "table ip x {\n\tchain c {\n\t\tip saddr evil.example.org drop\n\t}\n}\n",
     "table ip x {\n\tchain c {\n\t\txt match \"owner\" counter\n\t}\n}\n",
 ]  # fmt: skip
@@ -307,8 +309,9 @@ def test_what_listings_print_passes() -> None:
         safe.ipsets("create a hash:ip hashsize 99999999 maxelem 9\n")
         == "create a hash:ip maxelem 9\n"
     )
-    with pytest.raises(CtraceError):
-        safe.ipsets("create a list:set size 99999999\n")
+    for line in ("list:set size  99999999", "hash:ip --hashsize 99999999", "hash:ip -f /etc/x"):
+        with pytest.raises(CtraceError):
+            safe.ipsets(f"create a {line}\n")
 
 
 # -- what is lacking --------------------------------------------------------------------

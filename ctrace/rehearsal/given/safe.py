@@ -14,8 +14,8 @@ from ctrace.errors import CtraceError
 MOST_ELEMENTS: Final = 1 << 20
 """The ``size`` of a set: the kernel may reserve room for all of it."""
 
-_INCLUDE: Final = re.compile(r"(?m)(?:^|[;{}])[\s\\]*(include|define|redefine|undefine)\b")
-_SIZE: Final = re.compile(r"\bsize (\d+)")
+_INCLUDE: Final = re.compile(r"(?m)(?:^|[;{}])[^\S\n]*(include|define|redefine|undefine)\b")
+_SIZE: Final = re.compile(r"\bsize[^\S\n]+([0-9]\w*)")
 _EXPIRES: Final = re.compile(r"\bexpires (?:\d+(?:ms|[dhmsw]))+")
 _TABLE: Final = re.compile(r"^table (?:(ip6?|inet|arp|bridge|netdev) )?(\S+) \{")
 _HOST: Final = re.compile(
@@ -31,9 +31,11 @@ _WORDS: Final = {
 
 def nft(text: str, without: set[tuple[str, str]]) -> str:
     """``nft list ruleset`` fit for ``nft -f``, without some tables. Raises CtraceError."""
-    if _INCLUDE.search(text):
+    # Python ends lines at more characters than nft does: what is looked at is what is loaded.
+    text = "\n".join(text.splitlines()) + "\n"
+    if "\\\n" in text or _INCLUDE.search(text):
         raise CtraceError("the nft rules include files or define words, which no listing does")
-    if any(int(size[:20]) > MOST_ELEMENTS for size in _SIZE.findall(text)):
+    if any(_more(size) for size in _SIZE.findall(text)):
         raise CtraceError(f"a set of the nft rules has room for more than {MOST_ELEMENTS:,}")
     out, keep = [], True
     for line in text.splitlines():
@@ -53,6 +55,11 @@ def nft(text: str, without: set[tuple[str, str]]) -> str:
         )
     # An element that expires would do so in the middle of a rehearsal.
     return _EXPIRES.sub("", kept)
+
+
+def _more(size: str) -> bool:
+    """Whether it is more than sets may have, or no number as listings print it."""
+    return re.fullmatch(r"[0-9]{1,9}", size) is None or int(size) > MOST_ELEMENTS
 
 
 def _is_hex(word: str) -> bool:
@@ -114,9 +121,11 @@ def ipsets(text: str) -> str:
         if not said:
             raise CtraceError(f"ipset save prints no such line: {line[:60]}")
         rest = said[3]
+        if re.search(r"(?:^|\s)-", re.sub(r'"[^"]*"', '""', rest)):
+            raise CtraceError(f"ipset save prints no option with a dash: {line[:60]}")
         if said[1] == "create":
-            rest = re.sub(r" (?:hashsize|bucketsize|initval) \S+", "", rest)
-            if any(int(size[:20]) > MOST_ELEMENTS for size in re.findall(r" size (\d+)", rest)):
+            rest = re.sub(r"\s+(?:hashsize|bucketsize|initval)\s+\S+", "", rest)
+            if any(_more(size) for size in re.findall(r"\ssize\s+(\S+)", rest)):
                 raise CtraceError(f"ipset {said[2]} has room for more than {MOST_ELEMENTS:,}")
         else:
             rest = re.sub(r" timeout \d+", " timeout 0", rest)
