@@ -386,6 +386,11 @@ def test_modules_that_are_not_loaded_are_named(tmp_path: Path) -> None:
         "iptable_filter", "nft_masq", "xt_LOG"
     ]  # fmt: skip
     assert modules.missing("masquerade", [save], "", str(tmp_path / "none")) == []
+    rule = {"comment": "a quota", "expr": [{"masquerade": None}]}
+    told = json.dumps({"nftables": [{"chain": {"type": "nat"}}, {"rule": rule}]})
+    assert modules.missing(told, [], "", str(tmp_path)) == ["nft_chain_nat", "nft_masq"]
+    with pytest.raises(CtraceError):  # it would stand in a command
+        modules.missing("", [(*save[:2], "-A INPUT -m $(reboot) -j LOG\n")], "", str(tmp_path))
 
 
 # -- lines of ip ------------------------------------------------------------------------

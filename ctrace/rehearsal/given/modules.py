@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Final, Optional
 
+from ctrace.errors import CtraceError
+
 _NFT: Final = {
     r"\bct\b": "nft_ct", r"\bct count\b": "nft_connlimit", r"\blimit\b": "nft_limit",
     r"\blog\b": "nft_log", r"\bmasquerade\b": "nft_masq", r"\b[sd]nat\b": "nft_nat",
@@ -34,7 +36,7 @@ def missing(
         return []
     wanted: dict[str, tuple[str, ...]] = {"nf_tables": ("nf_tables",)}
     if nft:
-        bare = re.sub(r'"[^"\n]*"', "", nft)
+        bare = _of_json(nft) if nft.startswith("{") else re.sub(r'"[^"\n]*"', "", nft)
         wanted.update({name: (name,) for word, name in _NFT.items() if re.search(word, bare)})
     for tool, family, text in saves:
         wanted.update(_of_save(tool, family, text))
@@ -42,7 +44,18 @@ def missing(
         kinds = set(re.findall(r"(?m)^create \S+ (\S+)", ipsets))
         names = ["ip_set", *(f"ip_set_{kind.replace(':', '_').replace(',', '')}" for kind in kinds)]
         wanted.update({name: (name,) for name in names})
-    return sorted(name for name, any_of in wanted.items() if not here.intersection(any_of))
+    found = sorted(name for name, any_of in wanted.items() if not here.intersection(any_of))
+    for name in found:  # a command that is shown to be pasted names them
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name):
+            raise CtraceError(f"no module is called {name[:60]!r}")
+    return found
+
+
+def _of_json(nft: str) -> str:
+    """The words of nft's JSON that are not names or values, as its text would have them."""
+    keys = sorted(set(re.findall(r'"([a-z0-9 ]+)": ', nft)))
+    kinds = ["type nat"] if '"type": "nat"' in nft else []
+    return ";".join([*keys, *kinds, *(["flow add"] if "flow" in keys else [])])
 
 
 def _of_save(tool: str, family: str, text: str) -> dict[str, tuple[str, ...]]:
