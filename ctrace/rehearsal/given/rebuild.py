@@ -29,6 +29,9 @@ DEFAULTS: Final = {"nf_conntrack_tcp_loose": "1"}
 """What the kernel begins with, where it is not 0, of the settings that matter."""
 ROUNDS: Final = 8
 """A gateway wants a route to itself first."""
+LISTED: Final = {"metainfo", "table", "chain", "rule", "set", "map", "element", "flowtable",
+                 "counter", "quota", "limit", "secmark", "synproxy", "tunnel"}  # fmt: skip
+"""What nft's JSON lists; other objects are commands."""
 SIZE: Final = 4 << 20
 """Bytes of rules that are loaded."""
 LOADING_S: Final = 20.0
@@ -185,7 +188,9 @@ def _of_json(text: str, without: set[tuple[str, str]]) -> str:
     try:
         kept = []
         for item in json.loads(text)["nftables"]:
-            kind, body = next(iter(item.items()))
+            ((kind, body),) = item.items()
+            if kind not in LISTED and not kind.startswith("ct "):
+                raise CtraceError(f"nft's JSON has {kind[:20]!r}, which no listing has")
             table = body.get("name") if kind == "table" else body.get("table")
             if (body.get("family"), table) in without:
                 continue
@@ -196,7 +201,7 @@ def _of_json(text: str, without: set[tuple[str, str]]) -> str:
             if int(body.get("size") or 0) > safe.MOST_ELEMENTS:
                 raise CtraceError(f"set {body.get('name')} is too large")
             kept.append(item)
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise CtraceError("nft's JSON cannot be read") from None
     return json.dumps({"nftables": kept}) if len(kept) > 1 else ""
 
