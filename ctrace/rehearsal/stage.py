@@ -111,6 +111,8 @@ class Stage:
         try:
             self._build(snapshot, scripts, rules, [] if known is None else known, traced)
         except BaseException:
+            for file, _ in self._files.values():  # each holds the namespace
+                os.close(file)
             self.space.close()
             raise
 

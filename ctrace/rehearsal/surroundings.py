@@ -78,6 +78,15 @@ def interfaces(snapshot: Snapshot, space: Space) -> tuple[Files, list[str]]:
     why = can()
     if why:
         raise CtraceError(why)
+    try:
+        return files, _made(snapshot, space, files)
+    except BaseException:
+        for file, _ in files.values():  # each holds the namespace
+            os.close(file)
+        raise
+
+
+def _made(snapshot: Snapshot, space: Space, files: Files) -> list[str]:
     wanted = [
         device
         for device in snapshot.devices
@@ -89,7 +98,7 @@ def interfaces(snapshot: Snapshot, space: Space) -> tuple[Files, list[str]]:
             header = device.mac + _FAR if device.kind == ETHER else b""
             files[device.index] = _tap(device), header
     if not _has_tun():
-        files = _pairs(wanted, space)
+        _pairs(wanted, space, files)
     messages = [
         _up(device)
         for device in snapshot.devices
@@ -98,7 +107,7 @@ def interfaces(snapshot: Snapshot, space: Space) -> tuple[Files, list[str]]:
     with Link(space.path, ROUTE) as link:
         failed = link.send(messages)
     names = {device.index: device.name for device in snapshot.devices}
-    return files, [f"interface {names.get(i, i)}: {os.strerror(code)}" for i, code in failed]
+    return [f"interface {names.get(i, i)}: {os.strerror(code)}" for i, code in failed]
 
 
 def _quiet() -> None:
@@ -116,6 +125,7 @@ def _quiet() -> None:
 
 def _tap(device: Device) -> int:
     mode = TAP if device.kind == ETHER else TUN
+    file = -1
     try:
         file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.ioctl(file, TUNSETIFINDEX, struct.pack("=I", device.index))
@@ -123,11 +133,13 @@ def _tap(device: Device) -> int:
         if device.kind not in (ETHER, NONE):
             fcntl.ioctl(file, TUNSETLINK, device.kind)
     except OSError as error:
+        if file >= 0:
+            os.close(file)
         raise CtraceError(f"cannot make interface {device.name}: {error.strerror}") from None
     return file
 
 
-def _pairs(wanted: list[Device], space: Space) -> Files:
+def _pairs(wanted: list[Device], space: Space, files: Files) -> None:
     """veth pairs instead: their far ends in a namespace that goes when their sockets do."""
     far = Space()
     try:
@@ -142,13 +154,11 @@ def _pairs(wanted: list[Device], space: Space) -> Files:
         with Link(far.path, ROUTE) as link:
             up = struct.pack("=BxHiII", 0, 0, 0, UP, UP)
             link.send([message(NEWLINK, ACK, up + text(3, f"p{d.index}"), d.index) for d in wanted])
-        files: Files = {}
         with far.inside():
             for device in wanted:
                 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
                 sock.bind((f"p{device.index}", 0x0800))
                 files[device.index] = sock.detach(), _mac(device) + _FAR
-        return files
     finally:
         far.close()
 
