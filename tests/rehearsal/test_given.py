@@ -260,6 +260,7 @@ BAD_NFT = [
     "table ip x {\n\tdefine a = 1\n}\n",
     "table ip x {\n\tset s {\n\t\ttype ipv4_addr\n\t\tsize 4294967295\n\t}\n}\n",
     "table ip x {\n\tset s {\n\t\tsize  0xffffffff\n\t}\n}\n",
+    "table ip x { }; monitor ruleset\n",
     "table ip x {\n# a\x0binclude \"/etc/shadow\"\n}\n",
     "table ip x {\n\tchain c {\n\t\tip saddr evil.example.org drop\n\t}\n}\n",
     "table ip x {\n\tchain c {\n\t\txt match \"owner\" counter\n\t}\n}\n",

@@ -147,9 +147,18 @@ def sentences(given: Given, links: Links, ours: str) -> Iterator[str]:
 
 def _is_terse(text: str) -> bool:
     """Whether sets have no elements though rules cannot have filled or emptied them."""
-    sets = re.findall(r"(?m)^\s+(?:set|map) \S+ \{\n((?:(?!^\s+\}).*\n)*)", text)
-    return any(not re.search(r"flags .*(?:dynamic|timeout)", one) for one in sets) and not any(
+    sets = re.findall(r"(?m)^[ \t]+(?:set|map) \S+ \{\n((?:(?![ \t]+\}).*\n)*)", text)
+    return any(not come_and_go(one) for one in sets) and not any(
         "elements = " in one for one in sets
+    )
+
+
+def come_and_go(text: str) -> bool:
+    """Whether sets in it have elements that rules add or that expire."""
+    return any(
+        {"dynamic", "timeout"} & set(re.findall(r"[a-z]+", line))
+        for line in text.splitlines()
+        if "flags " in line
     )
 
 

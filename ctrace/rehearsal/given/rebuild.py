@@ -162,7 +162,7 @@ def _remarks(given: Given) -> list[str]:
         f"rehearsed with the rules as the texts give them, on kernel {ours} of this "
         f"machine{theirs}: advise again on the host before applying anything"
     ]
-    if re.search(r"flags [^\n]*(?:dynamic|timeout)", given.nft_text) or " timeout " in given.ipsets:
+    if lacking.come_and_go(given.nft_text) or " timeout " in given.ipsets:
         found.append("sets whose elements come and go stand as they were when they were listed")
     return found
 

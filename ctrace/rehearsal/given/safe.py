@@ -14,7 +14,10 @@ from ctrace.errors import CtraceError
 MOST_ELEMENTS: Final = 1 << 20
 """The ``size`` of a set: the kernel may reserve room for all of it."""
 
-_INCLUDE: Final = re.compile(r"(?m)(?:^|[;{}])[^\S\n]*(include|define|redefine|undefine)\b")
+_COMMAND: Final = re.compile(
+    r"(?m)(?:^|[;{}])[^\S\n]*(?:"
+    r"(?:include|define|redefine|undefine)\b|(?:list|monitor|export|import|describe|flush)\s)"
+)
 _SIZE: Final = re.compile(r"\bsize[^\S\n]+([0-9]\w*)")
 _EXPIRES: Final = re.compile(r"\bexpires (?:\d+(?:ms|[dhmsw]))+")
 _TABLE: Final = re.compile(r"^table (?:(ip6?|inet|arp|bridge|netdev) )?(\S+) \{")
@@ -33,8 +36,8 @@ def nft(text: str, without: set[tuple[str, str]]) -> str:
     """``nft list ruleset`` fit for ``nft -f``, without some tables. Raises CtraceError."""
     # Python ends lines at more characters than nft does: what is looked at is what is loaded.
     text = "\n".join(text.splitlines()) + "\n"
-    if "\\\n" in text or _INCLUDE.search(text):
-        raise CtraceError("the nft rules include files or define words, which no listing does")
+    if "\\\n" in text or _COMMAND.search(text):
+        raise CtraceError("the nft rules include files or have commands, which no listing has")
     if any(_more(size) for size in _SIZE.findall(text)):
         raise CtraceError(f"a set of the nft rules has room for more than {MOST_ELEMENTS:,}")
     out, keep = [], True
