@@ -59,7 +59,8 @@ def stale(table: Table, left: Iterable[Left], where: str = "") -> Iterator[Cause
     for one in most[:SHOWN]:
         if one.entries < FEW or one.proto not in ("tcp", "udp"):
             continue
-        n, service = one.entries, f"{one.proto}/{one.port}"
+        # They were counted some time before the table was; by now it may hold fewer.
+        n, service = min(one.entries, table.count or one.entries), f"{one.proto}/{one.port}"
         family = "ipv6" if ":" in one.dst else "ipv4"
         command = (
             f"conntrack -D -f {family} -p {one.proto} --orig-dst {one.dst} "
