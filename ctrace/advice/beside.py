@@ -103,12 +103,20 @@ class Reader:
                 wanted = dict(self._wanted)
             with contextlib.suppress(CtraceError, OSError):
                 wanted = wanted or self._largest()
+            self._forget(wanted)
             for netns, held in wanted.items():
                 with contextlib.suppress(CtraceError, OSError):
                     self._read(netns, held)
             took = time.monotonic() - begin
             if self._over.wait(SOON if number < FIRST else max(EVERY, COST * took)):
                 return
+
+    def _forget(self, wanted: Mapping[int, int]) -> None:
+        """What was read of namespaces that are not read any more holds no longer."""
+        for netns in [one for one in self._spaces if one not in wanted]:
+            del self._spaces[netns]
+            with self._lock:
+                self._news[netns] = Beside(netns)
 
     def _largest(self) -> dict[int, int]:
         """The namespaces that hold most, as long as no batch has told."""

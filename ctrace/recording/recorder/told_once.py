@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from ctrace.batch import Batch, Counts, Names, TableReading
+from ctrace.beside import Beside
 
 NAMES: Final = 65_536
 """Names of a kind that are kept; the oldest go first."""
@@ -42,7 +43,7 @@ class Known:
             until=batch.until,
             counts=dict(batch.counts) or self.batch.counts,
             tables=self._tables(batch.tables),
-            beside=tuple({one.netns: one for one in (*self.batch.beside, *batch.beside)}.values()),
+            beside=_holding((*self.batch.beside, *batch.beside)),
         )
 
     def _tables(self, new: tuple[TableReading, ...]) -> tuple[TableReading, ...]:
@@ -52,3 +53,8 @@ class Known:
         here = {one.netns for one in new}
         gone = [one for one in self.batch.tables if one.gone and one.netns not in here]
         return (*gone[-NAMES:], *new)
+
+
+def _holding(readings: tuple[Beside, ...]) -> tuple[Beside, ...]:
+    """The last reading of each namespace, of those where anything was found."""
+    return tuple(one for one in {one.netns: one for one in readings}.values() if one)
