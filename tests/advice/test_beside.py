@@ -130,7 +130,9 @@ def test_what_drops_invalid_packets_stands_with_them() -> None:
             model.update(replace(batch, tables=tables, beside=(Beside(netns, (dropping,)),)))
         return next(one.text for one in model.snapshot().why if one.id == "invalid")
 
-    assert said(NETNS).endswith("; a rule dropped 290 such packets lately (ip t c, handle 1)")
+    assert said(NETNS).endswith(
+        "; a rule dropped 290 such packets since it was first read (ip t c, handle 1)"
+    )
     assert said(NETNS + 1).endswith("a rule may drop them")
 
 

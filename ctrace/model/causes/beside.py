@@ -110,8 +110,8 @@ def _limited(table: Table, rule: Refusing, since: int) -> Cause:
     return Cause(
         id="rule-limit",
         text=f"{table.name}: a rule's own limit of{most} connections refused "
-        f"{plural(since, 'packet')} lately ({rule.place}, handle {rule.handle}): the table itself "
-        f"is {percent(table.fill)} full",
+        f"{plural(since, 'packet')} since it was first read ({rule.place}, handle {rule.handle}): "
+        f"the table itself is {percent(table.fill)} full",
         evidence=(
             f"the rule's counter rose by {since:,} to {rule.packets or 0:,}",
             f"{table.count:,} of {table.max:,} entries, {table.totals.drop:,} refused by the table",
@@ -136,7 +136,8 @@ def _dropped(rule: Refusing) -> str:
     place = f"({rule.place}, handle {rule.handle})"
     if rule.since is None:
         return f"a rule without a counter drops such packets {place}"
-    return f"a rule dropped {plural(max(rule.since, 0), 'such packet')} lately {place}"
+    packets = plural(max(rule.since, 0), "such packet")
+    return f"a rule dropped {packets} since it was first read {place}"
 
 
 def _filling(table: Table, ports: Iterable[PortsTaken]) -> Iterator[Cause]:
