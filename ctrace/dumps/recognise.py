@@ -193,10 +193,10 @@ class Reader:
         events = row[1] is not None
         if self._dump is None or self._dump.events != events:
             self._begin(events)
+        if len(self._rows) >= ROWS:  # before: the last one may have its rest in the next line
+            self._flush()
         self._rows.append(row)
         self._lines.append(line)
-        if len(self._rows) >= ROWS:
-            self._flush()
 
     def _begin(self, events: bool) -> None:
         self._flush()
