@@ -5,6 +5,7 @@ So flows that this host forwards have a name, too, though no process of it opene
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -67,8 +68,9 @@ class Pods:
 
 
 def _name(space: Netns) -> str:
-    """Empty for the host itself, and for one without a name."""
-    return "" if space.name == "init" or space.name.startswith("netns:") else space.name
+    """Empty for the host itself, and for one without a name; of several hosts they begin with
+    the host's own (:mod:`ctrace.recording.merge`)."""
+    return "" if re.search(r"(?:^|:)(?:init$|netns:)", space.name) else space.name
 
 
 def _global(address: str) -> bool:
@@ -100,4 +102,4 @@ def by_pod(base: Group, known: Known, whole: bool) -> Group:
 def _space(name: str) -> str:
     """``k8s:shop`` of ``k8s:shop/cart-0``."""
     space, slash, _ = name.partition("/")
-    return space if slash and space.startswith("k8s:") else NO_SPACE
+    return space if slash and re.search(r"(?:^|:)k8s:", space) else NO_SPACE
