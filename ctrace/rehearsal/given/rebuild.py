@@ -33,7 +33,8 @@ LISTED: Final = {"metainfo", "table", "chain", "rule", "set", "map", "element", 
                  "counter", "quota", "limit", "secmark", "synproxy", "tunnel"}  # fmt: skip
 """What nft's JSON lists; other objects are commands."""
 SIZE: Final = 4 << 20
-"""Bytes of rules that are loaded."""
+"""Bytes of rules that are loaded, and of anything else that was listed: of what is longer, texts
+keep a part alone (:data:`ctrace.dumps.found.TEXT_LIMIT`), and a copy of a part is none."""
 LOADING_S: Final = 20.0
 CAGE: Final = 'mount -t tmpfs none /run && ulimit -v 2097152 && exec "$0" "$@"'
 """Without sockets below /run nobody can be asked for a host's name; in bounded memory."""
@@ -102,6 +103,14 @@ def _asked_for(given: Given, missing: list[str]) -> str:
 
 
 def _made(given: Given, links: Links) -> Rebuilt:
+    every = {
+        "rules": [given.nft_text or given.nft, *(text for _, _, text in given.saves)],
+        "sets": [given.ipsets],
+        "routes": [given.routes, given.rules, given.rules6, given.qdiscs, given.links],
+    }
+    for what, listings in every.items():  # what reads texts keeps no more of one
+        if any(len(text) > SIZE for text in listings):
+            raise CtraceError(f"the {what} are more than {SIZE >> 20} MiB")
     saves, tables = _saves(given)
     nft = safe.nft(given.nft_text, tables) if given.nft_text else ""
     if not nft and given.nft:
