@@ -103,14 +103,7 @@ def _asked_for(given: Given, missing: list[str]) -> str:
 
 
 def _made(given: Given, links: Links) -> Rebuilt:
-    every = {
-        "rules": [given.nft_text or given.nft, *(text for _, _, text in given.saves)],
-        "sets": [given.ipsets],
-        "routes": [given.routes, given.rules, given.rules6, given.qdiscs, given.links],
-    }
-    for what, listings in every.items():  # what reads texts keeps no more of one
-        if any(len(text) > SIZE for text in listings):
-            raise CtraceError(f"the {what} are more than {SIZE >> 20} MiB")
+    _check_sizes(given)
     saves, tables = _saves(given)
     nft = safe.nft(given.nft_text, tables) if given.nft_text else ""
     if not nft and given.nft:
@@ -155,6 +148,17 @@ def _made(given: Given, links: Links) -> Rebuilt:
     quiet = () if families & {NETDEV, BRIDGE} else _unmarked(given, links)
     snapshot = replace(found, devices=tuple(links.devices), unmarked=quiet)
     return Rebuilt(snapshot, ruleset, remarks=tuple(_remarks(given)))
+
+
+def _check_sizes(given: Given) -> None:
+    every = {
+        "rules": [given.nft_text or given.nft, *(text for _, _, text in given.saves)],
+        "sets": [given.ipsets],
+        "routes": [given.routes, given.rules, given.rules6, given.qdiscs, given.links],
+    }
+    for what, listings in every.items():
+        if any(len(text) > SIZE for text in listings):
+            raise CtraceError(f"the {what} are more than {SIZE >> 20} MiB")
 
 
 def _tracks_all(kernel: str) -> bool:
