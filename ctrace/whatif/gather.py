@@ -44,8 +44,11 @@ RETRY_S: Final = 130.0
 the same tuple within this time are one flow."""
 
 
-def gather(batches: Iterable[Batch]) -> Recorded:
-    """All batches of a source, paired. Memory: 60 bytes an event, bounded."""
+def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
+    """All batches of a source, paired. Memory: 60 bytes an event, bounded.
+
+    ``texts``: the source is made of texts, in which few ends tell which timeout they had.
+    """
     parts: list[npt.NDArray[Any]] = []
     rows: list[tuple[int, int, int, int, int]] = []
     names: dict[int, str] = {}
@@ -86,7 +89,7 @@ def gather(batches: Iterable[Batch]) -> Recorded:
     half = seconds / 2
     early = int(np.searchsorted(at, half, "right"))
     return Recorded(
-        flows=_flows(events, at, seconds),
+        flows=_flows(events, at, seconds, texts),
         readings=readings,
         seconds=seconds,
         started=start,
@@ -102,7 +105,7 @@ def gather(batches: Iterable[Batch]) -> Recorded:
         cut=cut,
         names=names,
         half_s=half,
-        first=_flows(events[:early], at[:early], half) if early else None,
+        first=_flows(events[:early], at[:early], half, texts) if early else None,
     )
 
 
@@ -157,7 +160,7 @@ def _tally(netns: npt.NDArray[Any]) -> dict[int, int]:
     return {int(value): int(count) for value, count in zip(values, counts)}
 
 
-def _flows(events: npt.NDArray[Any], at: F64, seconds: float) -> Flows:
+def _flows(events: npt.NDArray[Any], at: F64, seconds: float, texts: bool) -> Flows:
     begin, over = _pairs(events)
     # A flow is known by its last record: that has the final state, status and timeouts.
     row = np.where(over >= 0, over, begin)
@@ -205,7 +208,7 @@ def _flows(events: npt.NDArray[Any], at: F64, seconds: float) -> Flows:
         attempt_of=tries_of,
     )
     looks = _looks(events, at, begin, over)
-    if (events["timeout"] > 0).any():  # else nothing here tells timeouts: as with netlink
+    if not texts and (events["timeout"] > 0).any():  # with netlink nothing tells timeouts
         flows = replace(flows, sure=_sure(flows, looks))
     else:
         flows = replace(flows, sure=np.ones(len(flows), bool))

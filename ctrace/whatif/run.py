@@ -17,7 +17,7 @@ from typing import Any, Final, Optional
 
 import numpy as np
 
-from ctrace.batch import Source
+from ctrace.batch import DUMP, Source
 from ctrace.errors import CtraceError, UsageError
 from ctrace.record import proto_name
 from ctrace.whatif import table as tablemodel
@@ -45,7 +45,7 @@ def whatif(source: Source, levers: Levers, *, interval: float = 1.0) -> WhatIf:
 
     Raises CtraceError when there is nothing to model.
     """
-    recorded = gather(source.batches(interval))
+    recorded = gather(source.batches(interval), texts=source.hooks.family == DUMP)
     _check_services(recorded.flows, levers)
     return of_recording(recorded, levers, offset=source.clock.offset)
 
