@@ -98,7 +98,7 @@ def test_a_setting_changes_nothing_for_sure_of_what_a_policy_gave_its_timeout(se
     load = Kernel(rate=60, time_wait=30, seconds=90, looks=20)
     recorded = gather(under_policy(load, setting))
     assert not recorded.flows.sure.any()
-    assert gather(under_policy(load, setting), texts=True).flows.sure.all()  # that tell few timeouts
+    assert gather(under_policy(load, setting), texts=True).flows.sure.all()
     answer = of_recording(recorded, parse_levers(timeout=["tcp_time_wait=5"]))
     told = answer.places[0]
     low, high = told.changed.mean_range
