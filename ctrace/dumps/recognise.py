@@ -33,15 +33,13 @@ LINE: Final = 1 << 16
 """Bytes of a line; what is longer is none that any tool prints."""
 FACT: Final = 1000
 """Bytes of a line about anything but entries: no pattern gets more to go back and forth in."""
-ENTRY: Final = 8192
-"""The same of an entry's, in whatever form."""
+ENTRY: Final = 8192  # the same of an entry's, in whatever form
 ROWS: Final = 8192
 """Entries that become columns together."""
 _XML_HEADS: Final = (b"<conntrack>", b"<expect>")
 SNIFF: Final = 1 << 15
 """Bytes of a bundle's file in which something must be known, or the file is passed over."""
-LONG: Final = b"x" * LINE
-"""Stands for a line that is too long."""
+LONG: Final = b"x" * LINE  # stands for one that is longer
 RUNS: Final = 100
 """Changes between lines that are alike and others in a chunk, up to which reading them
 together is faster."""
@@ -239,6 +237,8 @@ class Reader:
             return
         if len(line) >= LINE:
             self._found.unread.add(self._text.name, number, "a line of more than 64 KiB")
+            if self._block is not None:
+                self._block.lacks()
         elif self._xml is not None or b"<flow" in line or line.strip() in _XML_HEADS:
             self._from_xml(line, number)
         elif entries.looks_like_entry(line) and self._entry(line, number):

@@ -28,6 +28,11 @@ class Block:
         self._size += len(text) + 1
         return True
 
+    def lacks(self) -> None:
+        """A line of it was too long: no tool takes what stands for it, so that the rest is never
+        loaded without it."""
+        self.take(b"-A line-of-more-than-64-KiB")
+
     def _goes_on(self, text: str) -> bool:
         raise NotImplementedError
 
