@@ -111,6 +111,7 @@ about() {
     keep "$folder/tc_qdisc" 5 "$@" tc qdisc
     keep "$folder/tables_names" 5 "$@" sh -c '
         for f in ip_tables_names ip6_tables_names ip_vs; do
+            [ -e /proc/net/$f ] && [ ! -r /proc/net/$f ] && continue # only root may know
             echo "/proc/net/$f: $(head -n 40 /proc/net/$f 2>/dev/null | tr "\n" " " | grep . || echo none)"
         done'
     if loaded ip_set; then
