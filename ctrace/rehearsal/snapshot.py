@@ -29,9 +29,10 @@ PLAIN_QUEUES: Final = {
 LOOPBACK: Final = 772
 ETHER: Final = 1
 UP: Final = 1
-_FIXED: Final = re.compile(  # of the whole machine, or a counter, a secret or an action
+_FIXED: Final = re.compile(  # of the whole machine, or a counter, a secret, an action or a module
     r"nf_conntrack_(max|count|buckets|expect_max)$|route/flush|/stable_secret|base_reachable_time"
     r"|retrans_time|nf_log|netdev_|tcp_fastopen_key|_mem$|disable_ipv6$|addr_gen_mode$|/neigh/"
+    r"|tcp_congestion_control$|nf_hooks_lwtunnel$"
 )
 _IPSET: Final = 6 << 8
 _IPSET_GET_BYNAME: Final = 14
