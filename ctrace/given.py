@@ -67,5 +67,12 @@ def from_line(line: str) -> Given:
             },
             **{name: str(found[name]) for name in texts},
         )
-    except (zlib.error, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        zlib.error,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError("the rules as they were given are damaged") from error
