@@ -29,8 +29,10 @@ DEFAULTS: Final = {"nf_conntrack_tcp_loose": "1"}
 """What the kernel begins with, where it is not 0, of the settings that matter."""
 ROUNDS: Final = 8
 """A gateway wants a route to itself first."""
-LISTED: Final = {"metainfo", "table", "chain", "rule", "set", "map", "element", "flowtable",
-                 "counter", "quota", "limit", "secmark", "synproxy", "tunnel"}  # fmt: skip
+LISTED: Final = re.compile(
+    "metainfo|table|chain|rule|set|map|element|flowtable|counter|quota|limit|secmark|synproxy"
+    "|tunnel|ct [a-z]+"
+)
 """What nft's JSON lists; other objects are commands."""
 SIZE: Final = 4 << 20
 """Bytes of rules that are loaded, and of anything else that was listed: of what is longer, texts
@@ -202,7 +204,7 @@ def _of_json(text: str, without: set[tuple[str, str]]) -> str:
         kept = []
         for item in json.loads(text)["nftables"]:
             ((kind, body),) = item.items()
-            if kind not in LISTED and not kind.startswith("ct "):
+            if not LISTED.fullmatch(kind):
                 raise CtraceError(f"nft's JSON has {kind[:20]!r}, which no listing has")
             table = body.get("name") if kind == "table" else body.get("table")
             if (body.get("family"), table) in without:
