@@ -45,10 +45,7 @@ the same tuple within this time are one flow."""
 
 
 def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
-    """All batches of a source, paired. Memory: 60 bytes an event, bounded.
-
-    ``texts``: the source is made of texts, in which few ends tell which timeout they had.
-    """
+    """All batches of a source, or of ``texts``, paired. Memory: 60 bytes an event, bounded."""
     parts: list[npt.NDArray[Any]] = []
     rows: list[tuple[int, int, int, int, int]] = []
     names: dict[int, str] = {}
@@ -208,7 +205,8 @@ def _flows(events: npt.NDArray[Any], at: F64, seconds: float, texts: bool) -> Fl
         attempt_of=tries_of,
     )
     looks = _looks(events, at, begin, over)
-    if not texts and (events["timeout"] > 0).any():  # with netlink nothing tells timeouts
+    # In texts few ends tell which timeout they had, with netlink none.
+    if not texts and (events["timeout"] > 0).any():
         flows = replace(flows, sure=_sure(flows, looks))
     else:
         flows = replace(flows, sure=np.ones(len(flows), bool))
