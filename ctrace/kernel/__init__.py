@@ -1,1 +1,1 @@
-"""What is asked of the kernel itself: BPF, BTF, its layout, rings, symbols."""
+"""Everything asked of the kernel itself: BPF, BTF, struct layouts, rings and symbols."""

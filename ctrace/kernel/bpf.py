@@ -98,12 +98,12 @@ class AttachType(IntEnum):
 F_MMAPABLE: Final = 1 << 10
 
 ENOTSUPP: Final = 524
-"""The kernel's own "not supported", which the C library has no words for: so answers a
-machine without trampolines (arm64 before 6.4) to who attaches to a function."""
+"""The kernel's own "not supported", unknown to the C library. Machines without trampolines (arm64
+before 6.4) return it when a program attaches to a function."""
 
 
 class BpfError(CtraceError):
-    """A refused bpf(2) call: ``errno`` and, for programs, the verifier's last words."""
+    """A bpf(2) call that failed: ``errno`` and, for programs, the end of the verifier's log."""
 
     def __init__(self, what: str, number: int, log: str = "") -> None:
         self.errno = number
@@ -155,7 +155,7 @@ def kernel_version() -> tuple[int, int, int]:
 
 @cache
 def possible_cpus() -> int:
-    """How many values a per-CPU map holds for a key."""
+    """How many values a per-CPU map holds per key."""
     try:
         with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
             return int(re.split(r"[-,]", file.read().strip())[-1]) + 1
@@ -164,7 +164,7 @@ def possible_cpus() -> int:
 
 
 def online_cpus() -> frozenset[int]:
-    """The CPUs that run now; all possible ones where that cannot be read."""
+    """The CPUs that are online; all possible ones where that cannot be read."""
     try:
         with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
             spans = [part.split("-") for part in file.read().strip().split(",")]
@@ -365,7 +365,7 @@ def prog_run(prog: int, args: tuple[int, ...] = (), cpu: Optional[int] = None) -
 
 @dataclass(frozen=True)
 class ProgInfo:
-    """What the kernel says of a program; times are 0 unless statistics are enabled."""
+    """What the kernel reports about a program; times are 0 unless statistics are enabled."""
 
     id: int
     name: str

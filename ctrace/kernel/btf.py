@@ -192,7 +192,7 @@ class Btf:
     # -- inside --------------------------------------------------------------------------
 
     def _row(self, type_id: int) -> list[int]:
-        """A type's words: name, info, size or type, then what its kind adds."""
+        """The words that describe a type: name, info, size or type, then what its kind adds."""
         if type_id < self._first and self.base:
             return self.base._row(type_id)
         place = int(self._place[type_id - self._first])
@@ -224,7 +224,7 @@ class Btf:
             yield self._first + int(index)
 
     def _string_offsets(self, name: str) -> Iterator[int]:
-        """Every place where the string stands, tails of longer strings included."""
+        """Every offset at which the string occurs, including as the tail of a longer string."""
         if self.base:
             yield from self.base._string_offsets(name)
         needle = name.encode() + b"\0"
@@ -235,7 +235,7 @@ class Btf:
 
 
 def _places(types: bytes) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """Where each type starts, in 32-bit words; kept, for the walk is what takes the time."""
+    """Where each type starts, in 32-bit words; cached, because the walk is the slow part."""
     name = disk_cache.name("btf", zlib.crc32(types).to_bytes(4, "little"), disk_cache.this_kernel())
     data = disk_cache.load(name)
     if data is None:

@@ -1,8 +1,7 @@
-"""The hash table as it is, walked by bpf/chains.c on request.
+"""Walks conntrack's hash table on request, with bpf/chains.c.
 
-The table is found by its symbol where the kernel lists data (KALLSYMS_ALL), else from
-any entry in it. Either way the walk proves it: each chain ends with its own bucket's
-number.
+The table is found by its symbol where the kernel lists data (KALLSYMS_ALL), otherwise from any
+entry in it. Either way the walk verifies it: each chain must end with the number of its own bucket.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ RUNS: Final = 1 << 16
 LENGTHS: Final = 256
 CANDIDATES: Final = 4
 DISTURBED: Final = 0.05
-"""More buckets than this end elsewhere: it is not the table."""
+"""Share of walked buckets. If more than this end with another bucket's number, what was walked is
+not the table."""
 NAMESPACES: Final = 4096
-"""How many namespaces' entries are told apart; what was met of more is forgotten."""
+"""How many namespaces are counted separately; entries of any others are dropped from the counts."""
 
 _PROGRAMS: Final = ("find_by_symbol", "find_by_entry", "walk")
 FOUND: Final = 1024
-"""Entries of a walk that can be told: the latest."""
+"""Entries of a walk that can be reported: the latest ones."""
 _CURSOR: Final = struct.Struct("<9Q")
 """``struct cursor``: base, next, step, end, disturbed, length, node, met, only."""
 _MAPS: Final = (
@@ -44,12 +44,12 @@ class Walked:
     """Where a walk ended, and whether it was over the table."""
 
     next: int
-    """The bucket that would follow."""
+    """The bucket to continue with."""
     disturbed: int
-    """Buckets whose chain ended elsewhere."""
+    """Buckets whose chain ended with another bucket's number."""
 
     def is_table(self, walked: int) -> bool:
-        """Whether so many walked buckets were the table's: few ended elsewhere."""
+        """Whether the walk was over the table: few enough of so many buckets ended elsewhere."""
         return walked > 0 and self.disturbed <= max(2, DISTURBED * walked)
 
 
@@ -88,10 +88,11 @@ class Walker:
             os.close(fd)
 
     def bases(self, symbol: int, entries: Sequence[int]) -> list[int]:
-        """Where the table may be: what most entries say first, they may have gone since.
+        """Candidate addresses of the table, the one that most entries point to first (they may be
+        gone).
 
-        ``symbol``: where nf_conntrack_hash is, or 0; ``entries``: ``ct``s. Raises CtraceError
-        when the kernel runs no program on request (before 5.10).
+        ``symbol``: where nf_conntrack_hash is, or 0; ``entries``: ``ct``s. Raises CtraceError when
+        the kernel cannot run programs on request (before 5.10).
         """
         votes: Counter[int] = Counter()
         wanted = [("find_by_symbol", symbol)] if symbol else []
@@ -114,10 +115,10 @@ class Walker:
         enough: int = 0,
         only: int = 0,
     ) -> Walked:
-        """Walk every ``step``th bucket from ``first`` on, before ``end``.
+        """Walk every ``step``th bucket from ``first`` up to ``end`` (exclusive).
 
-        Ends early after so many ``runs``, or ``enough`` entries (0: never). ``only``: the
-        namespace whose entries count (0: all).
+        Stops early after ``runs`` program runs, or after ``enough`` entries (0: no limit).
+        ``only``: the namespace whose entries count (0: all).
         """
         self._set(base, first, step, end, only)
         met = 0
@@ -130,7 +131,7 @@ class Walker:
         return Walked(following, disturbed)
 
     def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """How many chains of each length were met since :meth:`forget_lengths`."""
+        """How many chains of each length were seen since :meth:`forget_lengths`."""
         raw = (bpf.map_lookup(self._lengths, _key(n), 8) or bytes(8) for n in range(LENGTHS))
         return np.array([int.from_bytes(one, "little") for one in raw], np.int64)
 
@@ -140,9 +141,9 @@ class Walker:
             bpf.map_update(self._lengths, _key(length), bytes(8))
 
     def met(self) -> dict[int, tuple[int, int]]:
-        """Per namespace, entries met since loaded and how many of them were ASSURED.
+        """Per namespace: entries seen since loading, and how many of them were ASSURED.
 
-        Less than before where the namespace was forgotten meanwhile.
+        A count that went down means that the namespace was dropped from the counts in between.
         """
         keys, values = bpf.map_items(self._met, 4, 16, NAMESPACES)
         pairs = values.view(np.uint64).reshape(-1, 2).tolist()
@@ -150,7 +151,7 @@ class Walker:
         return {netns: (entries, assured) for netns, (entries, assured) in found}
 
     def found(self) -> list[int]:
-        """The entries (``ct``) that the last walk met, at most :data:`FOUND` of them."""
+        """The entries (``ct``) seen by the last walk, at most :data:`FOUND` of them."""
         met = min(self._read()[7], FOUND)
         _, values = bpf.map_items(self._found, 4, 8, FOUND)
         entries: list[int] = values.view(np.uint64)[:met, 0].tolist()

@@ -1,9 +1,8 @@
-"""C to BPF instructions, with BCC as a compiler and nothing else.
+"""C to BPF instructions, using BCC only as a compiler.
 
-Used when ctrace is built (scripts/programs) and in development; who runs ctrace has the
-programs already (:mod:`ctrace.kernel.programs`). BCC (LLVM) lives in a short child
-process. Maps and programs are created by us: the C code names map *i* by a fake
-descriptor.
+Used when ctrace is built (scripts/programs) and in development; an installed ctrace has its
+programs already (:mod:`ctrace.kernel.programs`). BCC (LLVM) runs in a short-lived child process.
+Maps and programs are created by us: the C code refers to map *i* by a fake descriptor.
 """
 
 from __future__ import annotations

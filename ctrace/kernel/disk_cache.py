@@ -1,4 +1,4 @@
-"""What is dear to find out, kept on disk for the next start.
+"""Results that are expensive to compute, kept on disk for the next start.
 
 Compiled hooks, the kernel's layout, where its types and functions lie: each costs
 tens of milliseconds or more and changes only with the kernel. A name carries a
@@ -18,7 +18,7 @@ from typing import Final, Optional
 from ctrace.digests import sha256
 
 KEPT: Final = 32
-"""Files of one sort that stay: filters and kernels make new ones."""
+"""Files of each kind that are kept: every new filter and kernel adds some."""
 ROOTS: Final = Path("/var/cache/ctrace")
 _CRC: Final = 4
 
@@ -33,7 +33,8 @@ def name(sort: str, *parts: bytes) -> str:
 
 
 def load(file: str) -> Optional[bytes]:
-    """What was stored under this name, or None; also when the file is damaged or a stranger's."""
+    """What was stored under this name; None also when the file is damaged or owned by somebody
+    else."""
     directory = _directory()
     if directory is None:
         return None
@@ -66,7 +67,7 @@ def store(file: str, data: bytes) -> None:
 
 
 def this_kernel() -> bytes:
-    """What tells this kernel's build, and nf_conntrack's, from any other's."""
+    """Identifies this build of the kernel and of nf_conntrack."""
     system = os.uname()
     parts = [system.release.encode(), system.version.encode(), system.machine.encode()]
     for path in (
@@ -80,7 +81,7 @@ def this_kernel() -> bytes:
 
 
 def this_boot() -> bytes:
-    """What changes whenever kernel code may lie elsewhere: the boot, and modules' places."""
+    """Changes whenever kernel code may have moved: the boot, and the addresses of modules."""
     modules = re.sub(rb"^(\S+ \S+) .* (0x\S+).*$", rb"\1 \2", _bytes("/proc/modules"), flags=re.M)
     return _bytes("/proc/sys/kernel/random/boot_id") + modules
 

@@ -158,7 +158,7 @@ _PROTO: Final = (
 )
 
 ENTRY_BYTES: Final = 8 * 36
-"""``struct entry`` in bpf/ct.h: what the programs have room for."""
+"""Bytes of ``struct entry`` in bpf/ct.h: the most that the programs can hold."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ class Layout:
 def running() -> Layout:
     """The running kernel's layout.
 
-    Raises CtraceError when it has no BTF, or no conntrack in it, or when nothing may be read of it.
+    Raises CtraceError when it has no BTF, when conntrack is not in it, or when reading it is not
+    permitted.
     """
     if lockdown() == "confidentiality":
         raise CtraceError(
@@ -201,14 +202,14 @@ def running() -> Layout:
 
 
 def names() -> set[str]:
-    """The names of everything that may be found."""
+    """The names of every constant that may be found."""
     tables = (_REQUIRED, _OPTIONAL, _SIZES, _ENUMS, _PERCPU)
     every = {name: 8 for table in tables for name in table}
     return {*every, *_places_in_entry(every), *_TRIED, "HZ", "CT_LISTS", "TASK_BTF"}
 
 
 def _loadable(constants: Mapping[str, int]) -> Mapping[str, int]:
-    """With what the kernel accepts in programs, found by trying: it depends on its JIT too."""
+    """Adds what the kernel accepts in programs, found by trying: it depends on the JIT too."""
     found = dict(constants)
     if "RDONLY_CAST" in found and not trial.can_cast(found["RDONLY_CAST"], found["RDONLY_TYPE"]):
         del found["RDONLY_CAST"], found["RDONLY_TYPE"]
@@ -284,7 +285,7 @@ def _places_in_entry(found: Mapping[str, int]) -> dict[str, int]:
 
 
 def _percpu(kernel: btf.Btf) -> dict[str, int]:
-    """Where the wanted per-CPU variables lie in their section."""
+    """Where the per-CPU variables we need lie in their section."""
     places = {define: kernel.percpu_offset(name) for define, name in _PERCPU.items()}
     if not any(place is not None for place in places.values()):
         return _percpu_symbols()
@@ -336,7 +337,8 @@ def function_range(name: str) -> Optional[tuple[int, int]]:
 
 
 def address(symbol: str) -> int:
-    """Where a variable of the core kernel is, by /proc/kallsyms (KALLSYMS_ALL); 0: not told."""
+    """Address of a variable of the core kernel, from /proc/kallsyms (KALLSYMS_ALL); 0 if not
+    listed."""
     try:
         text = Path("/proc/kallsyms").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -347,7 +349,7 @@ def address(symbol: str) -> int:
 
 @cache
 def _functions() -> dict[str, tuple[int, int]]:
-    """The few functions whose place in a call stack is looked for.
+    """The few functions that are looked for in call stacks.
 
     kallsyms lists the core kernel by address, so the next line with a higher address
     is a function's end; modules need not be sorted, so the nearest of a few is taken.

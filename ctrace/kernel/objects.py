@@ -35,20 +35,20 @@ class MapSpec:
 
 
 NAMESPACES: Final = (1024, 4096)
-"""How many namespaces are counted apart, at least and at most; the rest is counted together
-under 0. Each takes some 200 bytes on each CPU that the machine could have,"""
+"""How many namespaces are counted separately, at least and at most; the rest are counted together
+under 0. Each takes some 200 bytes for every possible CPU,"""
 COUNTED: Final = 16 << 20
-"""bytes in all."""
+"""bytes in total."""
 
 
 def namespaces() -> int:
-    """How many namespaces are counted apart on this machine."""
+    """How many namespaces are counted separately on this machine."""
     least, most = NAMESPACES
     return max(least, min(most, COUNTED // (200 * bpf.possible_cpus())))
 
 
 TALLY_WORDS: Final = N_REASONS + 2
-"""``struct tally``: the counters, and two words for the hooks alone."""
+"""``struct tally``: the counters, and two words that only the hooks use."""
 NEAR_PLACES: Final = 64
 """How many of them are counted where their number tells, on each CPU."""
 NEAR_WORDS: Final = 2 + TALLY_WORDS

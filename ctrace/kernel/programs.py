@@ -39,7 +39,7 @@ OFFSET_BASE: Final = 0x4000
 WORD_OFFSET_BASE: Final = 0x5000
 KFUNC_BASE: Final = 1_520_520_000
 FETCH_OFFSET: Final = 0x7000
-"""In bpf/helpers.h: added to the offset of an addition that gives the old value (5.12)."""
+"""Flag in bpf/helpers.h, added to the offset of an atomic add that returns the old value (5.12)."""
 
 TIMERS: Final = ("netfilter_first", "netfilter_before", "netfilter_after")
 """Programs of perf.c at netfilter's hooks, which `doctor` must know for ours."""
@@ -59,7 +59,7 @@ _PSEUDO_MAP_VALUE: Final = 2
 _LOADS_AND_STORES: Final = (0x61, 0x69, 0x71, 0x79, 0x62, 0x63, 0x6A, 0x6B, 0x72, 0x73, 0x7A, 0x7B)
 
 Instructions = Mapping[str, bytes]
-"""Program name to its instructions, complete but for the maps."""
+"""Program name to its instructions, ready to load once maps are linked."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Made:
     """A compiled source."""
 
     digest: str
-    """Of the C text that it was compiled from."""
+    """Digest of the C text that it was compiled from."""
     compiler: str
     """BCC's version."""
     constants: tuple[str, ...]
@@ -75,7 +75,7 @@ class Made:
     programs: Instructions
 
     def to_bytes(self) -> bytes:
-        """As it is kept: the same bytes for the same content."""
+        """As stored on disk: equal content gives equal bytes."""
         text = json.dumps(
             {
                 "digest": self.digest,
@@ -100,7 +100,8 @@ class Made:
 
 
 def instructions(source: str, names: Sequence[str], constants: Mapping[str, int]) -> Instructions:
-    """Programs of ``bpf/<source>`` with these constants; absent ones are said to be so.
+    """The programs of ``bpf/<source>`` with these constants; missing constants are marked as
+    absent.
 
     Raises CtraceError when the source was changed and cannot be compiled.
     """
@@ -116,7 +117,7 @@ def constant_names() -> tuple[str, ...]:
 
 
 def settle(code: bytes, names: Sequence[str], constants: Mapping[str, int]) -> bytes:
-    """The instructions with each stand-in replaced by the constant at its position."""
+    """The instructions with each placeholder replaced by the constant at its position."""
     rows, immediates, offsets = _columns(code)
     numbers = np.array([_signed(constants.get(name, ABSENT)) for name in names], np.int32)
     count = len(numbers)
@@ -134,9 +135,10 @@ def settle(code: bytes, names: Sequence[str], constants: Mapping[str, int]) -> b
 
 
 def link(code: bytes, maps: Sequence[int], *, fetch_add: bool) -> bytes:
-    """The instructions with ``maps`` by position for the fake descriptors.
+    """The instructions with the fake descriptors replaced by ``maps``, by position.
 
-    ``fetch_add``: additions that give the old value may be had; they are never reached else.
+    ``fetch_add``: the kernel accepts atomic adds that return the old value; without it, code that
+    uses them is never reached.
     """
     rows, immediates, offsets = _columns(code)
     loads = (rows[:, 0] == _LD_IMM64) & np.isin(
@@ -169,13 +171,13 @@ def _signed(value: int) -> int:
 
 
 def made_file(source: str, casts: bool) -> Path:
-    """Where a compiled source is kept."""
+    """Where a compiled source is stored."""
     kind = "cast" if casts else "plain"
     return compiler.source_dir() / "made" / f"{Path(source).stem}-{kind}.bpf"
 
 
 def digest(source: str) -> str:
-    """Of all the C text that compiling depends on."""
+    """Digest of all C text that the compiled source depends on."""
     total = sha256()
     for file in (compiler.source_dir() / source, *sorted(compiler.source_dir().rglob("*.h"))):
         total.update(file.read_bytes())
@@ -189,7 +191,7 @@ def check() -> None:
 
 
 def is_made(source: str) -> bool:
-    """Whether this source, as it is, was compiled before."""
+    """Whether the source, in its present state, has been compiled."""
     return all(_before(source, casts) is not None for casts in (False, True))
 
 

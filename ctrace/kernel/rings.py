@@ -31,11 +31,11 @@ PAGE: Final = mmap.PAGESIZE
 SLOT: Final = 8 + RECORD.itemsize
 
 CHUNK: Final = 4096
-"""Slots (512 KiB) read at a time: their payload is copied while still in the cache to
-which looking at their headers brought them."""
+"""Slots (512 KiB) read at a time, so that the payload is copied while it is still in the cache,
+right after the headers were checked."""
 BURST: Final = 2_000_000
-"""Records a second on one CPU that a ring must have room for between two readings: a
-flush deletes a million and a half entries a second, nothing makes as many."""
+"""Records per second on one CPU that a ring must absorb between two readings. A flush deletes 1.5
+million entries a second, and nothing creates entries as fast."""
 BRIEF: Final = 0.005
 OFTEN: Final = 0.02
 SELDOM: Final = 0.03
@@ -43,12 +43,12 @@ SELDOM: Final = 0.03
 quiet times, because a flood gives no warning. Each reading costs the same, and records cost
 no more after they have left the cache of who wrote them."""
 ROOM: Final = 1 << 15
-"""Records that one batch has room for in one piece, at least (4 MB)."""
+"""Records. Minimum contiguous space for one batch (4 MB)."""
 SLEEPING: Final = 1 << 16
-"""Bytes at most of a ring whose CPU does not run when the rings are made: a machine that could
-have hundreds of CPUs has few. One that comes later makes do with it."""
+"""Bytes at most for the ring of a CPU that is offline when the rings are made: some machines could
+have hundreds of CPUs and have few. A CPU that comes online later keeps the small ring."""
 ROOMS: Final = 3
-"""One being filled, one waiting, one being read."""
+"""Buffers: one being filled, one waiting, one being read."""
 
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
@@ -73,11 +73,11 @@ class Ring(Protocol):
     """One CPU's ring."""
 
     was_full: bool
-    """Whether there was no room for one more at some time since this was last cleared."""
+    """Whether the ring was ever too full for one more record since this was last cleared."""
 
     @property
     def pending(self) -> int:
-        """How many records were begun since the last reading."""
+        """How many records were started since the last reading."""
 
     def read(self, into: Rows) -> tuple[int, bool]:
         """Copy out and release at most as many records as ``into`` has room for, which
@@ -94,8 +94,8 @@ class ArrayRing:
     NEXT, LIMIT, FIRST, MASK, READ = 0, 1, 2, 3, 8
     """Words of ``struct ring``."""
     SPARE: Final = 64
-    """Places above the limit: more than there are contexts that interrupt one another
-    between looking for room and taking it."""
+    """Slots above the limit. There must be more of them than contexts that can interrupt one
+    another between checking for space and taking it."""
 
     def __init__(self, mapped: mmap.mmap, cpu: int, first: int, slots: int) -> None:
         """Set the ring up. ``mapped``: the whole array; ``first``: its first place in it."""
@@ -111,7 +111,7 @@ class ArrayRing:
 
     @property
     def pending(self) -> int:
-        """How many records were begun since the last reading."""
+        """How many records were started since the last reading."""
         return int(self._ring[self.NEXT]) - self._at
 
     def read(self, into: Rows) -> tuple[int, bool]:
@@ -164,7 +164,7 @@ class BufferRing:
 
     @property
     def pending(self) -> int:
-        """How many records were begun since the last reading."""
+        """How many records were started since the last reading."""
         return (int(self._producer[0]) - self._at) // SLOT
 
     def read(self, into: Rows) -> tuple[int, bool]:
@@ -211,7 +211,7 @@ class BufferRing:
 
 
 def _in_order(times: npt.NDArray[np.uint64], first: int, end: int) -> bool:
-    """Whether those from ``first`` to ``end`` are, also after the one before."""
+    """Whether records ``first`` to ``end`` are in time order, also relative to the one before."""
     new = times[max(first - 1, 0) : end].copy()  # side by side, they are compared in no time
     return not (new[1:] < new[:-1]).any()
 
@@ -241,11 +241,11 @@ def _references(rooms: list[Rows], at: int) -> int:
 
 
 _UNUSED: Final = _references([np.empty(0, ROW)], 0)
-"""What it counts for one that only the list has; that depends on the interpreter."""
+"""The reference count of an array that only its list holds; it depends on the interpreter."""
 
 
 class Rings:
-    """One ring for each possible CPU, and the map in which programs find theirs."""
+    """One ring for each possible CPU, and the map where programs find their ring."""
 
     def __init__(self, size: int, *, own: bool = False) -> None:
         """``size`` bytes for each CPU that runs, rounded up to a power of two. Raises BpfError.
@@ -261,10 +261,10 @@ class Rings:
         self.rings: list[Ring] = []
         self._room: Rows = np.empty(0, ROW)
         self._first = self._end = 0
-        """Where in the room what is held back begins and ends."""
+        """Where the records that are held back begin and end in the buffer."""
         self._rooms: list[Rows] = []
-        """Those of the last batches, to be used again: memory new to a process costs it as
-        much as filling that."""
+        """Buffers of the last batches, for reuse: the first touch of new memory costs as much as
+        filling it."""
         self._parted, self._small = False, 0
         self.map = -1
         self._mapped: Optional[mmap.mmap] = None
@@ -353,14 +353,15 @@ class Rings:
         return room[first : first + cut].view(RECORD)
 
     def part(self) -> None:
-        """What is polled from now on is for another batch: it need not lie beside the rest."""
+        """Start a new batch: what is polled from now on need not be contiguous with the rest."""
         self._parted = self._first > ROOM // 8
         self._small = 0 if self._parted else self._small + 1
         if self._small > len(self._rooms):
             self._rooms.clear()  # the flood is over
 
     def _make_room(self, count: int) -> None:
-        """For ``count`` records after what is held back, and for a whole batch after a parting."""
+        """Room for ``count`` records after those held back, or for a whole batch when a new one
+        starts."""
         held = self._room[self._first : self._end]
         if self._end + count > len(self._room) or self._parted:
             self._room = self._unused(len(held) + count)

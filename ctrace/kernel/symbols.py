@@ -20,17 +20,17 @@ CONNTRACK = re.compile(
     r"|hash_conntrack|resolve_normal_ct|init_conntrack|get_next_corpse|destroy_conntrack"
     r"|ctnetlink_|gc_worker|tcp_in_window|nf_tcp_)"
 )
-"""Functions of connection tracking itself; NAT and the rules that ask for it are not."""
+"""Functions of connection tracking itself, without NAT and the rules that use it."""
 
 
 LARGEST: Final = 1 << 17
-"""No function is longer; what lies further behind one belongs to none that is listed."""
+"""Bytes. No function is longer, so an address farther behind one belongs to none that is listed."""
 
 _PROGRAM: Final = re.compile(r"bpf_prog_[0-9a-f]{16}|bpf_trampoline_|bpf_trace_run\d|__bpf_prog_")
 
 
 def is_tracer(name: str) -> bool:
-    """Whether a function is a BPF program, or what calls one."""
+    """Whether a function is a BPF program, or code that calls one."""
     return _PROGRAM.match(name) is not None
 
 
@@ -66,7 +66,7 @@ class Symbols:
         return at
 
     def learn_programs(self) -> None:
-        """Take in the BPF programs and trampolines that came since (some 50 ms)."""
+        """Read the BPF programs and trampolines that were added since (some 50 ms)."""
         found = sorted(
             (int(at, 16), name, module)
             for at, name, module in _LINE.findall(_late_lines())
@@ -82,11 +82,11 @@ class Symbols:
             self._modules.insert(at, module)
 
     def data(self, name: str) -> int:
-        """Where one of conntrack's variables lies; 0 where that is not told (KALLSYMS_ALL)."""
+        """Address of one of conntrack's variables; 0 if not listed (KALLSYMS_ALL)."""
         return self._data.get(name, 0)
 
     def range(self, name: str) -> Optional[tuple[int, int]]:
-        """A function's start and size, its parts moved elsewhere (.cold) left out."""
+        """A function's start and size, without parts moved elsewhere (.cold)."""
         places = [at for at, other in enumerate(self._names[:-1]) if other == name]
         sizes = [(self._starts[at + 1] - self._starts[at], self._starts[at]) for at in places]
         size, start = max(sizes, default=(0, 0))

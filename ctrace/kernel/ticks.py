@@ -1,4 +1,4 @@
-"""How often the kernel's clock ticks (CONFIG_HZ): times in an entry are in ticks."""
+"""The frequency of the kernel's clock tick (CONFIG_HZ): times in an entry are in ticks."""
 
 from __future__ import annotations
 

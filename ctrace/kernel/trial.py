@@ -19,7 +19,7 @@ def can_cast(function: int, struct_type: int) -> bool:
 
 
 def can_fetch_add() -> bool:
-    """Whether programs may add to a number and learn what it was (5.12)."""
+    """Whether programs may use an atomic add that returns the old value (5.12)."""
     return _loads(
         (0xB7, 0x01, 0, 1),  # r1 = 1
         (0x7B, 0x1A, -8, 0),  # *(u64 *)(r10 - 8) = r1
