@@ -1,4 +1,4 @@
-"""From where whoever runs ctrace is connected."""
+"""Where the person who runs ctrace is connected from."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple, Optional
 
 DEEPEST: Final = 64
-"""Parents that are asked."""
+"""Parent processes to search at most."""
 
 
 class Connected(NamedTuple):
-    """A connection of ssh, as sshd tells its children (SSH_CONNECTION)."""
+    """An ssh connection, as sshd passes it to its children (SSH_CONNECTION)."""
 
     client: str
     port: int
-    """Of this host, where sshd was called."""
+    """The port of this host that the connection was made to."""
 
 
 def connected(proc: str = "/proc", pid: Optional[int] = None) -> Optional[Connected]:
-    """The connection that this process, or one of its parents, came by; None where there is none.
+    """The ssh connection of this process or of one of its parents, or None.
 
-    sudo leaves the variable out, so parents are asked, too.
+    sudo removes the variable, so parents are searched too.
     """
     now = os.getpid() if pid is None else pid
     for _ in range(DEEPEST):

@@ -93,7 +93,7 @@ def label(path: str) -> str:
 
 
 def of_pid(pid: int) -> str:
-    """A process's cgroup path: the v2 one, or where v1 still rules systemd's own.
+    """A process's cgroup path: from v2, or on v1 the one of systemd's own hierarchy.
 
     Empty when the process has gone.
     """
@@ -117,7 +117,7 @@ def _unescape(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _name(runtime: str, ident: str, uid: str) -> str:
-    """``uid``: of the pod that it is in."""
+    """``uid``: the pod's id."""
     for root in _ROOTS:
         if runtime == "docker":
             try:

@@ -1,7 +1,6 @@
-"""A process's command line as it is kept: the program, its arguments, no secrets.
+"""A process's command line as it is stored: program and arguments, without secrets.
 
-What is masked are known forms, not every secret: a program may take a password where
-nothing says that it is one.
+Only known forms of secrets are masked: a program may take a password where nothing marks it as one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Final
 from ctrace.names import clean
 
 MOST: Final = 256
-"""Characters that are kept."""
+"""Characters that are stored."""
 READ: Final = 4096
 """Bytes that are read: masking comes before cutting, so that a cut hides no mark."""
 MASK: Final = "***"
@@ -32,7 +31,7 @@ _LOGIN = re.compile(r"([^\s:/@=]{1,64}):(?!//)\S{1,1024}@")
 _USER = re.compile(r"(?:-[uU]|--user|--proxy-user)=?")
 _OF_USER = re.compile(r"[:%].*", re.S)
 _OF_PROGRAM: Final = {"redis-cli": "-a", "ldapsearch": "-w", "ldapmodify": "-w"}
-"""Options of a letter that take a password, by program."""
+"""Single-letter options that take a password, by program."""
 
 
 def masked(arguments: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What this kernel and this process may do: read, never tried."""
+"""What this kernel and this process may do, by reading alone: nothing is tried."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNSEEN: Final = {
     "CAP_DAC_READ_SEARCH": "which processes of other users listen",
     "CAP_NET_RAW": "rules of iptables-legacy",
 }
-"""Name to what goes unseen without it, where work goes on."""
+"""Capability to what stays unseen without it, where ctrace goes on working."""
 TUNABLES: Final = (
     "events",
     "acct",
@@ -99,7 +99,8 @@ def capabilities() -> dict[str, bool]:
 
 
 def unseen(*without: str) -> tuple[str, ...]:
-    """What cannot be seen for lack of rights, a sentence each, but for these capabilities."""
+    """What goes unseen for lack of capabilities, one sentence each; those in ``without`` are
+    skipped."""
     held = capabilities()
     return tuple(
         f"{what} ({name} is missing)"
@@ -120,16 +121,16 @@ def limits() -> tuple[Optional[int], Optional[int]]:
 
 
 class Module:
-    """Notices that a module of the kernel was unloaded, or loaded anew."""
+    """Notices that a kernel module was unloaded or reloaded."""
 
     def __init__(self, name: str) -> None:
         self._folder = os.path.join(MODULES, name)
         self._was: Optional[int] = None
-        """Its folder's number, which no other module ever had; 0: it went."""
+        """Inode of its folder, which no other module ever had; 0: unloaded."""
         self.changed()
 
     def changed(self) -> bool:
-        """Whether it was since the last call. The first load is none."""
+        """Whether it changed since the last call. The first load does not count."""
         try:
             now = os.stat(self._folder).st_ino
         except OSError:

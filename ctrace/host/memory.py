@@ -1,4 +1,4 @@
-"""Memory that this process no longer uses goes back to the kernel at once."""
+"""Returns memory that this process no longer uses to the kernel at once."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import ctypes
 from typing import Final
 
 LARGE: Final = 1 << 19
-"""Bytes from which on a block is mapped by itself, and unmapped when it is freed. Left alone,
-glibc raises this to 32 MiB, and then keeps what floods took for ever."""
+"""Bytes. Larger blocks are mapped on their own and unmapped when freed. By default glibc raises
+this to 32 MiB, and then keeps for ever what a flood needed once."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """M_* of malloc.h."""
 
 
 def give_back() -> None:
-    """For the rest of this process's life; nothing changes where the C library is another."""
+    """Applies for the rest of this process's life; does nothing with other C libraries than
+    glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

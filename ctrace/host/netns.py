@@ -27,7 +27,7 @@ CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703
 SO_NETNS_COOKIE: Final = 71
 TURNS: Final = 8
-"""A process already seen is looked at again every eighth time: setns is rare."""
+"""A known process is checked again every eighth time only, because setns is rare."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -83,7 +83,7 @@ class Finder:
         return found
 
     def _look(self) -> None:
-        """Bring the process map up to date."""
+        """Bring the map of processes up to date."""
         of = self._of
         pids = {name for name in os.listdir("/proc") if name.isdecimal()}
         for pid in of.keys() - pids:
@@ -131,7 +131,7 @@ class Finder:
 
 
 class Mounts:
-    """Tells at once that something was mounted or unmounted: a named namespace may be new.
+    """Notices at once that something was mounted or unmounted: there may be a new named namespace.
 
     poll(2) on mountinfo reports each change once (mounts_poll, fs/proc_namespace.c, 6.18).
     """
@@ -215,7 +215,7 @@ def enter(path: str) -> Iterator[str]:
 
 
 def move(path: str) -> None:
-    """This thread to the namespace at ``path``, for good. Raises OSError, CtraceError."""
+    """Move this thread to the namespace at ``path``, for good. Raises OSError, CtraceError."""
     there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _setns(there, path)

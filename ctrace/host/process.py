@@ -21,11 +21,11 @@ from ctrace.host.sockets import Bound, Holders, try_bound
 from ctrace.names import clean
 
 REMEMBERED: Final = 8192
-"""cgroup ids whose paths are kept, also after the cgroup has gone."""
+"""cgroup ids whose paths are remembered, also after the cgroup has gone."""
 FILEID_KERNFS: Final = 0xFE
 _SAME_MS: Final = 1000
-"""How far a captured start time and /proc/PID/stat's may differ: the latter counts in
-ticks of 10 ms. A process id comes round again only after all the others."""
+"""ms by which a captured start time and /proc/PID/stat's may differ: the latter counts in ticks of
+10 ms. A process id is reused only after all the others."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -47,7 +47,7 @@ def owner(key: int, comm: str, cgroup_id: int, path: str = "") -> Owner:
 
 
 def owner_of_pid(pid: int, cgroup_id: int = 0) -> Optional[Owner]:
-    """The same for a living process; None when it has gone."""
+    """Like :func:`owner`, for a living process; None when it has gone."""
     started = start_ms(pid)
     if started is None:
         return None
@@ -71,9 +71,9 @@ def start_ms(pid: int) -> Optional[int]:
 
 
 def cmdline(pid: int) -> str:
-    """A process's command line on one line, what looks like a secret masked.
+    """A process's command line on one line; anything that looks like a secret is masked.
 
-    Empty for kernel threads and the dead.
+    Empty for kernel threads and processes that have gone.
     """
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -84,7 +84,7 @@ def cmdline(pid: int) -> str:
 
 
 def _is(pid: int, key: int) -> bool:
-    """Whether the process that now has this id is the one that the key means."""
+    """Whether the process that has this id now is the one that the key refers to."""
     started = start_ms(pid)
     if started is None:
         return False
@@ -162,7 +162,8 @@ def _by_handle(cgroup_id: int) -> Optional[str]:
 
 
 def _by_walk() -> dict[int, str]:
-    """All cgroups by inode number, which is the id where the kernel has no handles."""
+    """Every cgroup by inode number, which is the cgroup id where the kernel has no file handles for
+    it."""
     return dict(_cgroups(cgroup_root())) if _no_handles() else {}
 
 
@@ -198,8 +199,8 @@ class Listeners:
     ) -> dict[Service, Owner]:
         """(namespace, protocol, port) to the process that listens there.
 
-        Only the services in ``wanted``, if given, and only namespaces that have some.
-        A holder not found yet within the time allowed comes with a later call.
+        With ``wanted``, only those services, and only namespaces that have some. A holder that
+        could not be found within the time allowed comes with a later call.
         """
         asked = None if wanted is None else {service[0] for service in wanted}
         sockets: dict[Service, Bound] = {}
@@ -219,7 +220,7 @@ class Listeners:
             if pid and (known is None or known.pid != pid):
                 known = owner_of_pid(pid, one.cgroup)
             if known is None and one.cgroup:
-                # Nobody visible holds it, yet its maker's cgroup is known.
+                # No visible process holds it, but the cgroup that created it is known.
                 unit = cgroup_label(one.cgroup)
                 known = Owner(0, "", one.cgroup, unit) if unit else None
             if known is not None:

@@ -1,4 +1,4 @@
-"""Namespaces without a name, and raw netlink to read and fill them."""
+"""Unnamed namespaces, and raw netlink to read and fill them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Interrupted(Exception):
-    """What was read changed meanwhile."""
+    """What was read changed while it was being read."""
 
 
 class Space:
-    """A namespace of ours: gone with the last file that is open on it."""
+    """A namespace of our own: it goes away with the last file that is open on it."""
 
     def __init__(self) -> None:
         """Raises CtraceError without CAP_SYS_ADMIN."""
@@ -48,17 +48,17 @@ class Space:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """This thread, and only it, in the namespace."""
+        """Run the block with this thread, and only it, in the namespace."""
         with netns.enter(self.path):
             yield
 
     def run(self, argv: Sequence[str], stdin: str = "") -> str:
-        """Output of a command inside. Raises CtraceError."""
+        """Output of a command run in the namespace. Raises CtraceError."""
         with self.inside():
             return commands.run(argv, stdin)
 
     def close(self) -> None:
-        """Let it go."""
+        """Release the namespace."""
         os.close(self.fd)
 
 
@@ -78,7 +78,7 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def be32(value: int) -> bytes:
-    """A number as nfnetlink has it."""
+    """A number in nfnetlink's byte order."""
     return struct.pack(">I", value)
 
 
@@ -88,7 +88,7 @@ def word(data: bytes) -> str:
 
 
 def number(data: bytes) -> int:
-    """A number of nfnetlink."""
+    """A number from nfnetlink's byte order."""
     return int.from_bytes(data, "big")
 
 
@@ -108,7 +108,7 @@ class Link:
     """A netlink socket that stays bound to the namespace in which it was opened."""
 
     def __init__(self, path: str, proto: int) -> None:
-        """Of the namespace at ``path``. Raises CtraceError."""
+        """In the namespace at ``path``. Raises CtraceError."""
         with netns.enter(path):
             kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
             self.sock = socket.socket(socket.AF_NETLINK, kind, proto)
@@ -127,7 +127,7 @@ class Link:
         self.sock.close()
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """Bodies of all answers; none where the kernel does not know the question.
+        """Bodies of all answers; none where the kernel does not support the request.
 
         Raises Interrupted, OSError.
         """
@@ -161,7 +161,7 @@ class Link:
         return data[16 : struct.unpack_from("=I", data)[0]]
 
     def send(self, messages: list[bytes], *, acks: int = -1, ok: Sequence[int] = ()) -> Failed:
-        """Send in one piece: (sequence number, errno) of what was refused.
+        """Send in one piece; returns (sequence number, errno) of each refused message.
 
         ``acks``: how many messages ask for an answer (by default: all do).
         """

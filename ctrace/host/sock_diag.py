@@ -1,4 +1,4 @@
-"""TCP sockets of a namespace as sock_diag lists them: which there are, and what each sent again."""
+"""TCP sockets of a namespace as sock_diag lists them: their states and their retransmissions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST_DUMP: Final = 0x301
 INET_DIAG_INFO: Final = 2
 TOTAL_RETRANS: Final = 100
-"""Of tcpi_total_retrans in struct tcp_info (linux/tcp.h), the same since 2.6.33."""
+"""Offset of tcpi_total_retrans in struct tcp_info (linux/tcp.h), the same since 2.6.33."""
 ESTABLISHED, SYN_SENT, SYN_RECV, CLOSE_WAIT = 1, 2, 3, 8
 OPENING: Final = (SYN_SENT, SYN_RECV)
 OPEN: Final = (ESTABLISHED, CLOSE_WAIT)
-"""From these a socket goes straight to CLOSE only by a reset: Tcp.EstabResets."""
+"""From these states only a reset takes a socket straight to CLOSE (counted in Tcp.EstabResets)."""
 STATES: Final = OPENING + OPEN + (4, 5, 9, 11)
-"""All that can be reset or send again; neither listeners nor TIME_WAIT."""
+"""Every state that can be reset or retransmit: no listeners, no TIME_WAIT."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Connection:
     sport: int
     dport: int
     resent: int
-    """Segments sent again in its life."""
+    """Segments retransmitted over its life."""
     here: bytes = b""
     there: bytes = b""
-    """Its addresses, 4 or 16 bytes."""
+    """Remote address, 4 or 16 bytes."""
 
 
 def connections(states: Collection[int] = STATES) -> dict[bytes, Connection]:

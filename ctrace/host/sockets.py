@@ -1,7 +1,7 @@
 """Which sockets receive on which port, and which process holds them.
 
-The kernel tells the first through sock_diag, fast; the second only by a walk over
-every process's open files, so that is done for new sockets only, and in portions.
+sock_diag lists the sockets quickly. Finding the process takes a walk over the open files of every
+process, so that is done in portions, and for new sockets only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WAITING: Final = {
     socket.IPPROTO_UDP: 1 << UNCONNECTED,
     socket.IPPROTO_SCTP: 1 << TCP_LISTEN,
 }
-"""Protocol to the states (as a mask) of a socket that waits for anybody."""
+"""Protocol to the states (as a mask) of a socket that accepts packets from anybody."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Bound:
     port: int
     inode: int
     cgroup: int = 0
-    """cgroup v2 id of the socket's maker, from 5.8; else 0."""
+    """cgroup v2 id of the socket's creator, from 5.8 on; else 0."""
 
 
 def bound(path: str) -> list[Bound]:

@@ -1,4 +1,4 @@
-"""How full each namespace's table is, and what the kernel itself counted there."""
+"""How full each namespace's table is, and the kernel's own counters of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _Counters = npt.NDArray[np.uint64]
 
 @dataclass
 class _Table:
-    """What is kept of one namespace between two readings."""
+    """What is remembered of one namespace between two readings."""
 
     count: int
     """File descriptor of its nf_conntrack_count, opened inside. It reads that
@@ -59,7 +59,7 @@ class TableReader:
         self._tables: dict[int, _Table] = {}
         self._limits: dict[str, int] = {}
         self.died: set[int] = set()
-        """Namespaces that went since they were opened; whoever looks takes them out."""
+        """Namespaces that went away since they were opened; the reader of this set empties it."""
 
     def __enter__(self) -> TableReader:
         return self
@@ -68,7 +68,7 @@ class TableReader:
         self.close()
 
     def close(self) -> None:
-        """Close every kept file."""
+        """Close every open file."""
         for table in self._tables.values():
             os.close(table.count)
         for fd in self._limits.values():
@@ -107,7 +107,7 @@ class TableReader:
         return tuple(readings)
 
     def _limit(self, name: str) -> Optional[int]:
-        """nf_conntrack_max and _buckets are one number for all namespaces."""
+        """nf_conntrack_max and _buckets are the same for all namespaces."""
         try:
             if name not in self._limits:
                 self._limits[name] = os.open(SETTINGS + name, os.O_RDONLY | os.O_CLOEXEC)

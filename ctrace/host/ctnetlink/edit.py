@@ -51,7 +51,7 @@ def flush(path: str) -> None:
 
 
 def delete(path: str, entry: np.void) -> None:
-    """Delete one entry, given as a record. Raises CtraceError when it is not there."""
+    """Delete one entry, given as a record. Raises CtraceError when it does not exist."""
     v6 = entry["family"] == socket.AF_INET6
     first = 0 if v6 else 12
     addresses = b"".join(
@@ -135,11 +135,12 @@ class Flow:
 
 
 def insert(path: str, flows: Iterable[Flow], timeout: int) -> int:
-    """Make ESTABLISHED entries for TCP connections that go on untracked; how many it took.
+    """Make ESTABLISHED entries for TCP connections that are open but untracked; returns how many
+    were made.
 
-    Windows are not checked (BE_LIBERAL), as for a connection that nf_conntrack_tcp_loose
-    picks up (tcp_new in nf_conntrack_proto_tcp.c). One that has an entry already keeps
-    it; what the table has no room for is left out. Raises CtraceError.
+    Windows are not checked (BE_LIBERAL), as for a connection that nf_conntrack_tcp_loose picks up
+    (tcp_new in nf_conntrack_proto_tcp.c). A connection that has an entry keeps it; those for which
+    the table has no room are left out. Raises CtraceError.
     """
     taken = 0
     status = Status.SEEN_REPLY | Status.ASSURED

@@ -32,7 +32,7 @@ NESTED: Final = frozenset(
 HEADER: Final = 20
 """struct nlmsghdr and struct nfgenmsg."""
 LAYOUTS: Final = 64
-"""Layouts kept for one message length; a stranger mix is parsed anew each time."""
+"""Layouts cached per message length; beyond that, a layout is parsed anew each time."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where one kind of message has what."""
+    """Where one kind of message has each field."""
 
     headers: npt.NDArray[np.intp]
     """Word index of every attribute header."""
@@ -66,7 +66,7 @@ class _Layout:
 
 
 class Decoder:
-    """Decodes batches of messages; remembers the layouts that it has met."""
+    """Decodes batches of messages; remembers the layouts that it has seen."""
 
     def __init__(self) -> None:
         self._layouts: dict[int, list[_Layout]] = {}

@@ -37,7 +37,8 @@ from ctrace.host.netns import enter
 from ctrace.record import Events, Kind, join
 
 CHUNK: Final = 1 << 20
-"""Bytes of a dump that are decoded together; all that a dump holds besides its result."""
+"""Bytes of a dump that are decoded together. They are all the memory a dump needs besides its
+result."""
 SLICE: Final = 1 << 14
 """Entries of a table that are handed on together (2 MB)."""
 NEW_GROUP: Final = 1
@@ -58,7 +59,7 @@ class Table:
     start: npt.NDArray[np.uint64]
     """When each entry was made, ns since the epoch; 0 without nf_conntrack_timestamp."""
     netns: int
-    """Inode of the namespace that it was: a process's path may lead to another by then."""
+    """Inode of the namespace that was read: the process's path may lead to another by now."""
 
 
 def dump(path: str) -> Events:
@@ -71,7 +72,7 @@ def dump(path: str) -> Events:
 
 
 def read_table(path: str) -> Table:
-    """The same with what a record has no room for."""
+    """Like :func:`dump`, with the fields that a record has no room for."""
     parts = list(slices(path))
     return Table(
         join([part.events for part in parts]),
@@ -83,7 +84,8 @@ def read_table(path: str) -> Table:
 
 
 def slices(path: str) -> Iterator[Table]:
-    """The same a part at a time, :data:`SLICE` entries and a few more, at least one part.
+    """Like :func:`read_table`, in parts of at least :data:`SLICE` entries; yields at least one
+    part.
 
     The kernel walks on when the next part is asked for. Raises CtraceError.
     """
@@ -250,7 +252,7 @@ def _bounds(data: U8, seq: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.i
 
 
 def _chain(data: U8) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The same by following the lengths one by one."""
+    """The same by following the message lengths one by one."""
     starts, lengths, at = [], [], 0
     while at + 20 <= len(data):
         (length,) = struct.unpack_from("=I", data.data, at)
