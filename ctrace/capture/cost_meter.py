@@ -1,4 +1,4 @@
-"""What this process, and its programs in the kernel, cost the host."""
+"""What this process and its programs in the kernel cost the host."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _rss() -> int:
 
 
 def _measures_programs() -> bool:
-    """kernel.bpf_stats_enabled: we leave it as it is, for it costs every program time."""
+    """Whether kernel.bpf_stats_enabled is set. We never set it, because it slows every program."""
     try:
         with open("/proc/sys/kernel/bpf_stats_enabled", encoding="ascii") as file:
             return file.read().strip() != "0"

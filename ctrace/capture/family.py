@@ -1,4 +1,4 @@
-"""What every hook family offers, and nothing more."""
+"""The interface of a hook family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ctrace.kernel.objects import Objects
 
 POLL: Final = 0.02
-"""Seconds between two polls of a family that does not say for itself."""
+"""Seconds between two polls of a family that sets no interval of its own."""
 
 NO_OWNERS: Final = (
     "the process that opened a flow: the kernel does not tell whether a packet is sent or comes in"
@@ -29,9 +29,9 @@ class Capture(ABC):
     hold: float = 0.002
     """Seconds for which a poll may keep records back, so that polls are in time order."""
     tells_left: bool = True
-    """Whether an entry's end tells the time that it had left, and its state."""
+    """Whether an entry's end carries its remaining time and its state."""
     looks: bool = False
-    """Whether :meth:`look` finds anything; then ``ct`` is where the entry lies, too."""
+    """Whether :meth:`look` finds anything; if so, ``ct`` is the entry's address."""
 
     @abstractmethod
     def poll(self) -> tuple[Events, int]:
@@ -59,25 +59,26 @@ class Capture(ABC):
         return POLL
 
     def part(self) -> None:
-        """What is polled from now on is for another batch."""
+        """Start a new batch: what is polled from now on belongs to it."""
         return
 
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:  # noqa: ARG002
-        """Owner key to (comm, cgroup id), for those still known."""
+        """Owner key to (comm, cgroup id), for the owners still known."""
         return {}
 
     def cgroup_names(self, ids: Iterable[int]) -> dict[int, str]:  # noqa: ARG002
-        """cgroup id to the last two parts of its path, for those still known.
+        """cgroup id to the last two parts of its path, for the cgroups still known.
 
-        As they were when a process of it first sent: the cgroup may have gone since.
+        The paths are those at the time when a process in it first sent: the cgroup may have gone
+        since.
         """
         return {}
 
     def look(self, entries: Iterable[int]) -> None:  # noqa: ARG002
-        """Have SAMPLED records made of these entries (``ct``), where they still live.
+        """Ask for SAMPLED records of these entries (``ct``), where they still live.
 
-        They come with the next poll; none where :attr:`looks` is false. Raises BpfError
-        where the kernel runs no program on request.
+        They come with the next poll; none where :attr:`looks` is false. Raises BpfError where the
+        kernel cannot run programs on request.
         """
         return
 
@@ -102,11 +103,11 @@ class BpfCapture(Capture):
 
     @property
     def interval(self) -> float:
-        """Seconds that may pass until the next poll: the fuller the rings, the fewer."""
+        """Seconds until the next poll; shorter when the rings are fuller."""
         return self._objects.rings.interval
 
     def part(self) -> None:
-        """What is polled from now on is for another batch."""
+        """Start a new batch: what is polled from now on belongs to it."""
         self._objects.rings.part()
 
     def owner_comms(self, keys: Iterable[int]) -> dict[int, tuple[str, int]]:
@@ -118,7 +119,7 @@ class BpfCapture(Capture):
         return self._objects.cgroup_names(ids)
 
     def look(self, entries: Iterable[int]) -> None:
-        """Have SAMPLED records made of these entries (``ct``), where they still live."""
+        """Ask for SAMPLED records of these entries (``ct``), where they still live."""
         self._objects.look(entries)
 
     def run_time(self) -> int:

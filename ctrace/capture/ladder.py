@@ -1,8 +1,8 @@
-"""Which hook families hold on this host, found out by trying each one for real.
+"""Which hook families work on this host, found by trying each one.
 
-A kernel may describe a facility and still refuse it (a hardened build, lockdown, a
-missing capability), so nothing is deduced from versions or configuration: the
-smallest program of each family is loaded, attached and let go.
+A kernel may advertise a facility and still refuse it (a hardened build, lockdown, a missing
+capability), so nothing is deduced from versions or configuration: the smallest program of each
+family is loaded, attached and released.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FamilyStatus:
     family: str
     holds: bool
     why: str
-    """What it sees when it holds; what stands against it when not."""
+    """What it sees when it works; otherwise what rules it out."""
 
 
 _HOLDS: Final = {
@@ -41,7 +41,7 @@ _HOLDS: Final = {
 
 
 def probe() -> list[FamilyStatus]:
-    """Every family, the preferred one first. Changes nothing that outlasts the call."""
+    """Every family, the preferred one first. Leaves nothing changed."""
     return [_status(family, trial) for family, trial in _TRIALS.items()]
 
 
@@ -54,7 +54,7 @@ def _status(family: str, trial: Callable[[], None]) -> FamilyStatus:
 
 
 def _bpf_basics() -> None:
-    """What all three BPF families need beside their hooks. Raises CtraceError."""
+    """What all three BPF families need besides their hooks. Raises CtraceError."""
     if os.geteuid() != 0:
         raise CtraceError("BPF needs root: run it with sudo")
     layout.running()
@@ -89,9 +89,9 @@ def _netfilter() -> None:
 
 
 def _elsewhere(action: Callable[[], None]) -> None:
-    """Run in a network namespace that lives as long as this call, and no packet visits.
+    """Run in an unused network namespace that lives as long as this call.
 
-    A thread of its own enters it; namespaces belong to threads.
+    A separate thread enters it, because namespaces belong to threads.
     """
     failure: list[Exception] = []
 

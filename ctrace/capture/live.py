@@ -1,4 +1,4 @@
-"""The live source: one attached hook family, joined with what the host says of itself."""
+"""The live source: one attached hook family, combined with what is read from the host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ctrace.kernel.rings import one_piece
 from ctrace.record import Events, Reason, by_time, join
 
 NEAR: Final = 0.05
-"""Seconds by which a look may come early, when a batch is due then."""
+"""Seconds by which a look may come early when a batch is due at that time."""
 NO_FILTER: Final = Filter()
 
 
@@ -46,7 +46,7 @@ class _Opener(Protocol):
 def _fentry(wanted: Filter, ring_bytes: int) -> Capture:
     from ctrace.capture.hooks import fentry
 
-    fentry.probe()  # nothing need be compiled to learn that it does not hold
+    fentry.probe()  # nothing need be compiled to find that it does not work
     return fentry.FentryCapture(wanted, ring_bytes=ring_bytes)
 
 
@@ -77,15 +77,14 @@ FAMILIES: Final[dict[str, _Opener]] = {
     "netfilter": _netfilter,
     "netlink": _netlink,
 }
-"""The ladder, from the top."""
+"""The ladder, best family first."""
 
 
 def open_capture(wanted: Filter, hooks: Optional[str], ring_bytes: int) -> tuple[Capture, str]:
-    """The first family of the ladder that holds, or the one asked for.
+    """The first family of the ladder that works, or the one asked for.
 
-    With what stood against the families above it, as one sentence; empty when none is
-    better or this one was asked for. Raises UsageError for an unknown name, CtraceError
-    when nothing holds.
+    Also returns what ruled out the families above it, as one sentence; empty when none is better or
+    this one was asked for. Raises UsageError for an unknown name, CtraceError when nothing works.
     """
     if hooks is not None and hooks not in FAMILIES:
         raise UsageError(f"unknown hook family {hooks!r}: one of {', '.join(FAMILIES)}")
@@ -103,7 +102,7 @@ def open_capture(wanted: Filter, hooks: Optional[str], ring_bytes: int) -> tuple
 
 
 def _against(reasons: dict[str, list[str]]) -> str:
-    """The reason nearest to the family in use first: it is the one to mend."""
+    """The reason closest to the family in use comes first: it is the one to fix."""
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in reversed(reasons.items()))
 
 
@@ -162,18 +161,18 @@ class LiveSource:
         self._lives = Lives()
         self._module = Module("nf_conntrack")
         self._ended: list[int] = []
-        """Lives that have ended, not told yet."""
+        """Lives that have ended and are not reported yet."""
         self.unseen = 0
-        """Entries that were in tables of namespaces when these were found, after the start:
-        nobody saw them made."""
+        """Entries that were already in the tables of namespaces found after the start: nobody saw
+        them inserted."""
         self._cost = CostMeter(capture)
         self.clock = Clock(time.time_ns() - _boot())
         self._follow()
         self.started = _boot()
         self._told_until = self.started
-        """Boot clock, ns: what comes is later."""
+        """Boot clock, ns: later events have not been reported yet."""
         self._seedings: list[Older] = []
-        """For namespaces whose older entries have not all come out yet."""
+        """For namespaces with older entries still to be yielded."""
         self._first = self._older(list(self._namespaces.values()))
         if self._seed:
             self._seedings.append(self._first)
@@ -188,8 +187,8 @@ class LiveSource:
     def batches(self, interval: float) -> Iterator[Batch]:
         """A batch every ``interval`` seconds; the first ones bring the entries already there.
 
-        In a flood, and each second for the readings of tables, they come earlier:
-        ``Batch.more`` says of each but the last that it is a part of what the interval brings.
+        In a flood, and once a second for the readings of tables, batches come earlier:
+        ``Batch.more`` marks every batch of an interval but the last.
         """
         due = time.monotonic() + interval
         look_due = min(due, time.monotonic() + LOOK)
@@ -205,7 +204,7 @@ class LiveSource:
                 if self._poller.stopped:
                     return  # closed meanwhile
                 events = self._with_older(in_order(taken.parts), now)
-                rest = taken.more and now < due + LOOK  # who is too slow for all gets on
+                rest = taken.more and now < due + LOOK  # a reader too slow for all of it gets on
                 more = more or bool(self._seedings) or rest
                 batch = self._batch(events, taken, look=look, more=more)
             self._told_until = batch.until
@@ -214,7 +213,7 @@ class LiveSource:
                 due = max(due + interval, time.monotonic())
 
     def older(self, keep: Callable[[Events], Events] = _all) -> Older:
-        """The entries that match and are older than the next batch: for who begins with it.
+        """The matching entries that are older than the next batch, for a reader that starts there.
 
         ``keep`` may leave some of them out.
         """
@@ -237,14 +236,14 @@ class LiveSource:
     # -- inside ------------------------------------------------------------------------------
 
     def _next(self, due: float) -> float:
-        """When (monotonic) something is to be done: what is due then, or older entries sooner."""
+        """When (monotonic) to wake: the next due time, or sooner for older entries."""
         with self._poller.lock:
             if any(older.reading for older in self._seedings):
                 return 0.0
             return max([due, *(older.due for older in self._seedings)])
 
     def _read_older(self) -> bool:
-        """Read on in the tables; whether that has come to an end."""
+        """Read more of the tables; whether the end was reached."""
         with self._poller.lock:
             reading = [older for older in self._seedings if older.reading]
         for older in reading:
@@ -252,18 +251,19 @@ class LiveSource:
         return bool(reading) and not any(older.reading for older in reading)
 
     def _look(self, entries: Sequence[int]) -> None:
-        """Have MET records made of what a walk over the table met: they come with a later poll."""
+        """Ask for MET records of the entries that the table walk met; they come with a later
+        poll."""
         if not self._samples:
             return
         try:
             self._capture.look([entry | LOOK_MET for entry in entries])
         except CtraceError:
-            self._samples = False  # refused here: nothing else is lost
+            self._samples = False  # refused here: only this is lost
 
     def _follow(self) -> list[Namespace]:
-        """Look which of the namespaces asked for exist; those that are new.
+        """Follow the namespaces asked for that exist; returns the new ones.
 
-        Raises CtraceError once nf_conntrack was unloaded: hooks in it went with it.
+        Raises CtraceError once nf_conntrack was unloaded: its hooks went with it.
         """
         if self._module.changed():
             raise CtraceError("nf_conntrack was unloaded, the hooks with it: start ctrace again")
@@ -279,9 +279,9 @@ class LiveSource:
         return fresh
 
     def _last_readings(self) -> tuple[TableReading, ...]:
-        """A last reading of each life that has ended.
+        """A final reading of each life that has ended.
 
-        One whose table went is looked for anew: its number may be another's by now.
+        The namespace is looked up anew: its number may be in use again.
         """
         died = self._tables.died & self._namespaces.keys()
         self._tables.died.clear()
@@ -292,18 +292,18 @@ class LiveSource:
         return tuple(TableReading(one, 0, 0, 0, at=_boot(), gone=True) for one in ended)
 
     def _counts(self) -> Mapping[int, Counts]:
-        """Exact counters of the namespaces asked for; hooks count the others', too."""
+        """Exact counters of the namespaces asked for; the hooks count the others too."""
         only, counts = self._wanted.netns, self._capture.counts()
         return counts if only is None else {at: c for at, c in counts.items() if at == only}
 
     def _matching(self, events: Events) -> Events:
-        """Only netlink leaves filtering to us; an existing entry always needs it."""
+        """Only netlink leaves filtering to us; existing entries always need it."""
         if self._wanted.is_empty:
             return events
         return events[self._wanted.mask(events)]
 
     def _newcomers(self) -> bool:
-        """Follow the namespaces; whether some are new, and had tables before we came."""
+        """Follow the namespaces; whether any are new and had tables before we came."""
         fresh = self._follow()
         global_hooks = self.hooks.family in ("fentry", "kprobe")
         if not fresh or global_hooks:
@@ -327,10 +327,10 @@ class LiveSource:
         return Older(spaces, seeding, ids, late=self._hold, named=named)
 
     def _with_older(self, events: Events, taken: float) -> Events:
-        """What came until ``taken`` (monotonic), with those older entries that are sure by now.
+        """What came until ``taken`` (monotonic), plus those older entries that are certain by now.
 
-        What came while the hooks were still being attached, one after another, is left
-        out: the dump, taken later, has its outcome.
+        Events from while the hooks were still being attached, one after another, are left out: the
+        dump, taken later, already has their outcome.
         """
         if self._seed and len(events) and int(events["ts"][0]) < self.started:
             events = events[events["ts"] >= self.started]
@@ -345,7 +345,7 @@ class LiveSource:
         return events
 
     def _batch(self, events: Events, taken: Taken, *, look: bool, more: bool) -> Batch:
-        """With what the kernel, and the host, say at this moment."""
+        """A batch, with the current readings of the kernel and the host."""
         spaces = list(self._namespaces.values())
         # one right after the other: what happens between them looks like a difference
         tables = self._tables.read(spaces) if look else ()
@@ -388,9 +388,9 @@ def in_order(parts: Sequence[Events]) -> Events:
 
 
 def _ring_bytes() -> int:
-    """For each CPU: few share a burst, so each needs more room.
+    """Bytes of each CPU's ring: with few CPUs each takes more of a burst, so needs more room.
 
-    8 MiB over all, 512 KiB to 4 MiB each; of more than 64 CPUs, 32 MiB over all.
+    8 MiB in total, 512 KiB to 4 MiB each; with more than 64 CPUs, 32 MiB in total.
     """
     cpus = len(bpf.online_cpus())
     return max(1 << 16, min(1 << 22, max((1 << 23) // cpus, min(1 << 19, (1 << 25) // cpus))))

@@ -1,8 +1,8 @@
-"""Namespaces as lives: the kernel gives a number again as soon as its namespace has gone.
+"""The lives of namespace numbers: the kernel reuses a number as soon as its namespace has gone.
 
-The first life of a number goes by the number itself, later ones by :func:`~ctrace.batch.life`.
-All entries of a namespace are freed before its number is (cleanup_net runs net_ns_net_exit
-last, net/core/net_namespace.c, 6.18), so one moment parts the events of two lives.
+The first life of a number is known by the number itself, later ones by :func:`~ctrace.batch.life`.
+All entries of a namespace are freed before its number is (cleanup_net runs net_ns_net_exit last,
+net/core/net_namespace.c, 6.18), so one moment separates the events of two lives.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ class _Life:
     number: int = 0
     """How many lives of the same number came before."""
     since: int = 0
-    """Boot clock, ns: what happened later is of this life."""
+    """Boot clock, ns: later events belong to this life."""
     base: Counts = field(default_factory=lambda: np.zeros(N_REASONS, np.uint64))
-    """What was counted under the number before."""
+    """What had been counted under this number before."""
     before: dict[int, Counts] = field(default_factory=dict)
-    """What was counted in earlier lives, by what they went by: few go by names of their own."""
+    """Counts of earlier lives, by id: only a few have ids of their own."""
 
 
 class Lives:
-    """Which life of its number each namespace is."""
+    """Which life of its number each namespace is in."""
 
     def __init__(self) -> None:
         self._of: dict[int, _Life] = {}
         self._again: set[int] = set()
-        """Numbers that were given more than once: only these need any work."""
+        """Numbers that were reused: only these need any work."""
         self._gone: dict[int, int] = {}
-        """Numbers whose namespace has gone, and when that was seen."""
+        """Numbers whose namespace has gone, and when that was noticed."""
 
     def left(self, gone: Iterable[int], at: int) -> list[int]:
-        """These numbers are nobody's since ``at`` (boot clock, ns): which lives ended."""
+        """These numbers are unused since ``at`` (boot clock, ns); returns the lives that ended."""
         gone = list(gone)
         self._gone.update(dict.fromkeys(gone, at))
         return [self.id_of(inum) for inum in gone]
 
     def came(self, fresh: Sequence[Namespace], counts: Mapping[int, Counts]) -> None:
-        """Namespaces that were not there at the last look; ``counts`` as they are now."""
+        """Namespaces that were not there at the last look; ``counts`` are the current counters."""
         for space in fresh:
             cookie = netns.cookie(space)
             known = self._of.get(space.inum)
@@ -67,12 +67,12 @@ class Lives:
                 self._again.add(space.inum)
 
     def id_of(self, inum: int) -> int:
-        """What the present, or last, life of a number goes by."""
+        """The id of the present, or last, life of a number."""
         known = self._of.get(inum)
         return life(inum, known.number) if known else inum
 
     def events(self, events: Events) -> Events:
-        """The same events, each of the life that it happened in."""
+        """The same events, each with the id of the life that it happened in."""
         return self._named(events, events["ts"]) if self._again and len(events) else events
 
     def dumped(self, events: Events) -> Events:

@@ -1,4 +1,4 @@
-"""Which names the batches have told already, and the new ones."""
+"""Which names the batches have already carried, and the new ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ctrace.host.netns import Namespace
 from ctrace.record import Events, Kind
 
 ADDRESSES: Final = 30.0
-"""Seconds between two looks at a namespace's addresses."""
+"""Seconds between two readings of a namespace's addresses."""
 OWNERS_KNOWN: Final = 65536
 
 
@@ -35,7 +35,8 @@ class NameBook:
     def learn(
         self, events: Events, spaces: Sequence[Namespace], every: Sequence[Namespace], look: bool
     ) -> Names:
-        """Names not told before; listeners, and of ``every`` namespace its own, if ``look``."""
+        """Names not reported before: listeners, and those of ``every`` namespace itself, if
+        ``look``."""
         owners = self._new_owners(events)
         if not look:
             return Names(owners=owners, cgroups=_units(owners))

@@ -1,8 +1,7 @@
-"""Empties the rings on time, whatever the reader of the batches is busy with.
+"""Empties the rings in time, no matter how busy the reader of the batches is.
 
-One thread per source: it polls the hook family and follows the namespaces, so a
-screen that takes a while to draw, or an interval of a minute, neither loses records
-nor holds on to a namespace that its owner deleted.
+One thread per source polls the hook family and follows the namespaces, so that neither a slow
+screen nor an interval of a minute loses records or holds on to a namespace that its owner deleted.
 """
 
 from __future__ import annotations
@@ -20,16 +19,17 @@ from ctrace.host.netns import Mounts
 from ctrace.record import Events
 
 LOOK: Final = 1.0
-"""Seconds between two looks at which namespaces exist."""
+"""Seconds between two checks of which namespaces exist."""
 MANY: Final = 25_000
-"""Records for which a reader is woken before its time (3 MB): what it reads is still in the
-processor's cache, and memory stays bounded however much comes in an interval."""
+"""Records that wake a reader early (3 MB): they are still in the processor's cache, and memory
+stays bounded however many come in an interval."""
 SOON: Final = 0.05
-"""Seconds between two looks at them when what is mounted changes: a named one is new then."""
+"""Seconds between two checks after mounts changed: a named namespace may be new then."""
 AT_ONCE: Final = 32_768
-"""Records that a reader gets together, at most: what it makes of them is many times as large."""
+"""Records handed to a reader at once, at most: what it makes of them is many times as large."""
 PENDING: Final = 200_000
-"""Records kept for a reader that does not come (24 MB); then the rings overflow, counted."""
+"""Records kept for a reader that does not come (24 MB); after that the rings overflow, and the loss
+is counted."""
 
 
 @dataclass
@@ -54,10 +54,10 @@ class Poller:
         sampler: Optional[Sampler] = None,
         survey: Optional[Survey] = None,
     ) -> None:
-        """``follow`` looks at the namespaces; whether the reader has something to do for new ones.
+        """``follow`` checks the namespaces; it returns whether new ones need the reader.
 
-        ``sampler`` sees every event once and looks at young entries each second; ``survey``
-        learns from them where the table is.
+        ``sampler`` sees every event once and looks at young entries each second; ``survey`` learns
+        from them where the table is.
         """
         self.lock = threading.RLock()
         self._capture = capture
@@ -74,9 +74,10 @@ class Poller:
         self._thread.start()
 
     def take(self) -> Taken:
-        """What came since the last call, up to now or to :meth:`stop`: the first of it, if much.
+        """What came since the last call, up to now or to :meth:`stop`; only the first part if it is
+        a lot.
 
-        Raises what stopped the polling.
+        Raises whatever stopped the polling.
         """
         with self.lock:
             if self._error is not None:
@@ -91,7 +92,7 @@ class Poller:
         return taken
 
     def _split(self) -> tuple[Taken, Taken]:
-        """The first records that a reader gets together, and the rest."""
+        """The first records, as many as a reader gets at once, and the rest."""
         taken, room = self._taken, AT_ONCE
         for i, part in enumerate(taken.parts):
             if len(part) > room:
@@ -104,17 +105,17 @@ class Poller:
 
     @property
     def stopped(self) -> bool:
-        """Whether :meth:`stop` was called; what is polled may be closed then."""
+        """Whether :meth:`stop` was called; the capture may be closed then."""
         return self._stop.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep; True as soon as polling was stopped."""
+        """Sleep; True as soon as polling is stopped."""
         return self._stop.wait(seconds)
 
     def wait_for_many(self, seconds: float) -> bool:
-        """Sleep, less when there are :data:`MANY` records or namespaces that are new.
+        """Sleep, but less once there are :data:`MANY` records or new namespaces.
 
-        Whether polling was stopped.
+        Returns whether polling was stopped.
         """
         self._wake.wait(max(seconds, 0.0))
         with self.lock:

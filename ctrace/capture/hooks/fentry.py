@@ -1,8 +1,8 @@
 """The ``fentry`` hook family: BPF trampolines at conntrack's functions.
 
-The cheapest one. Works by the kernel's BTF, also when nf_conntrack is a module (its
-BTF exists since 5.11); where the kernel was built without it, or refuses tracing
-programs, the first program that is loaded says so.
+The cheapest family. It needs the kernel's BTF and, where nf_conntrack is a module, the module's own
+(since 5.11). Where the kernel was built without it, or refuses tracing programs, loading the first
+program reports that.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class FentryCapture(FunctionCapture[Function]):
     family: ClassVar[str] = "fentry"
 
     def find(self, hook: Hook) -> Optional[Function]:
-        """The function's BTF id, when it takes the arguments that we know."""
+        """The function's BTF id, if it takes the arguments that we expect."""
         return _find(hook.function) if fits(hook) else None
 
     def arguments(self, hooks: Iterable[Hook]) -> Mapping[str, int]:
-        """One after the other, and behind them the result."""
+        """The arguments in order, followed by the result."""
         return context_constants({hook.function: arguments(hook) for hook in hooks})
 
     def programs(self, hook: Hook) -> list[tuple[str, bool]]:
-        """As ever, without entries that only serve return probes."""
+        """The hook's programs, without entry programs that only serve return probes."""
         found = super().programs(hook)
         return [part for part in found if part[1] or not hook.enter_for_return]
 
@@ -67,7 +67,7 @@ class FentryCapture(FunctionCapture[Function]):
 
 
 def context_constants(counts: Mapping[str, int]) -> dict[str, int]:
-    """Where a program finds arguments, and the results of functions with so many of them."""
+    """Where a program finds its arguments, and the result of functions with that many of them."""
     return {
         **{f"ARG_{n}": 8 * n for n in range(6)},
         **{f"RESULT_{function}": 8 * count for function, count in counts.items()},

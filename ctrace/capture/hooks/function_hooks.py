@@ -43,13 +43,14 @@ class Hook:
     enter: Optional[str] = None
     leave: Optional[str] = None
     blind: str = ""
-    """What cannot be shown without it; empty: there is no family without it."""
+    """What cannot be shown without it; empty: the family cannot work without it."""
     enter_for_return: bool = False
-    """The entry only keeps arguments for a return probe: an fexit program has them."""
+    """The entry program only saves arguments for a return probe; an fexit program has them
+    anyway."""
 
     @property
     def required(self) -> bool:
-        """Whether nothing is right without it."""
+        """Whether the family cannot work without it."""
         return not self.blind
 
 
@@ -91,7 +92,7 @@ _CPU_STATE: Final = 32
 
 
 class Unattachable(CtraceError):
-    """One function cannot be attached to."""
+    """A function that cannot be attached to."""
 
     def __init__(self, hook: Hook, why: str) -> None:
         self.hook = hook
@@ -155,7 +156,7 @@ class FunctionCapture(BpfCapture, Generic[Target]):
 
     @abstractmethod
     def find(self, hook: Hook) -> Optional[Target]:
-        """How this kernel names the function; None when it has none such."""
+        """How this kernel identifies the function; None when it does not have it."""
 
     @abstractmethod
     def attach(self, name: str, code: bytes, target: Target, *, exit_: bool) -> int:
@@ -169,7 +170,7 @@ class FunctionCapture(BpfCapture, Generic[Target]):
         """The constants ARG_* and RESULT_*: where in its context a program finds them."""
 
     def programs(self, hook: Hook) -> list[tuple[str, bool]]:
-        """Names of a hook's programs, and which of them runs at the exit; that one first.
+        """Names of a hook's programs and whether each runs at the exit; the exit comes first.
 
         An entry without its exit would leave a call open; the reverse is harmless.
         """
@@ -221,7 +222,8 @@ class FunctionCapture(BpfCapture, Generic[Target]):
         return super().counts()
 
     def follow(self, namespaces: Sequence[Namespace]) -> None:  # noqa: ARG002
-        """A function serves every namespace; a CPU that was switched on is covered."""
+        """A function serves every namespace, so there is nothing to attach; covers CPUs that came
+        online."""
         percpu.meet(self._objects)
 
     def missed(self) -> int:
@@ -257,7 +259,7 @@ class FunctionCapture(BpfCapture, Generic[Target]):
 
 
 def type_information() -> Optional[btf.Btf]:
-    """BTF that knows conntrack's functions: the module's, or the kernel's when built in."""
+    """The BTF that has conntrack's functions: the module's, or the kernel's when built in."""
     module = btf.kernel(MODULE)
     if module is not None:
         return module
@@ -273,10 +275,10 @@ def known_args(function: str) -> Optional[tuple[str, ...]]:
 
 
 def fits(hook: Hook) -> bool:
-    """Whether the function takes the arguments that we read where we read them.
+    """Whether the function takes the arguments that we read, in the same places.
 
-    More may follow: an exit finds the result behind all of them. Only kernels before 5.11
-    tell no module's arguments; none of those will change any more.
+    More may follow: an exit program finds the result after all of them. Only kernels before 5.11
+    have no BTF of a module's arguments, and none of those will change any more.
     """
     args = known_args(hook.function)
     if args is None:

@@ -1,7 +1,7 @@
 """The ``kprobe`` hook family: probes and return probes through perf_event_open(2).
 
-Each probe is a perf event of the kernel's kprobe PMU (4.17), so it is a descriptor
-of this process: no name in tracefs, nothing left whatever ends us.
+Each probe is a perf event of the kernel's kprobe PMU (4.17), so it is a descriptor of this process:
+it has no name in tracefs, and nothing remains however the process ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REGISTERS: Final[Mapping[str, tuple[tuple[int, ...], int, int]]] = {
 
 
 class Symbol(NamedTuple):
-    """A function by name, or by address where the name is not the only one."""
+    """A function by name, or by address where the name is ambiguous."""
 
     name: str
     address: int = 0
@@ -50,11 +50,11 @@ class KprobeCapture(FunctionCapture[Symbol]):
     family: ClassVar[str] = "kprobe"
 
     def find(self, hook: Hook) -> Optional[Symbol]:
-        """The function's symbol, when it takes the arguments that we know."""
+        """The function's symbol, if it takes the arguments that we expect."""
         return symbols().get(hook.function) if fits(hook) else None
 
     def arguments(self, hooks: Iterable[Hook]) -> Mapping[str, int]:
-        """In registers, where this machine passes them."""
+        """In registers, as this machine passes them."""
         return register_constants(hook.function for hook in hooks)
 
     def attach(self, name: str, code: bytes, target: Symbol, *, exit_: bool) -> int:
@@ -95,8 +95,8 @@ def open_probe(program: int, symbol: Symbol, *, exit_: bool) -> int:
 def symbols() -> Mapping[str, Symbol]:
     """The functions to probe that this kernel has.
 
-    A name that several functions bear is taken by its address in nf_conntrack, and
-    left out where that cannot be told (built in, or addresses hidden).
+    Where several functions share a name, the one in nf_conntrack is probed by address; it is left
+    out where the address is unknown (built in, or addresses hidden).
     """
     names = "|".join(hook.function for hook in HOOKS)
     pattern = re.compile(rf"^([0-9a-f]+) [tT] ({names})(?:\t\[(\w+)\])?$", re.M)

@@ -34,15 +34,15 @@ RETRACT: Final = 0
 """Record kind: the candidate with this ``ct`` never entered the table."""
 
 HOLD: Final = 0.012
-"""Seconds by which records wait for a possible retraction. One follows within
-microseconds, unless its task is preempted between two neighbouring hooks."""
+"""Seconds that records wait for a possible retraction. One follows within microseconds, unless its
+task is preempted between two neighbouring hooks."""
 
 _FUNCTIONS: Final = ("nf_conntrack_free", "early_drop", "gc_worker")
 _LEARNED: Final = (6, 7, 8)
 """Settings: struct net, and where the size of its table and the limit are."""
 _TABLE: Final = tuple(f"/proc/sys/net/netfilter/nf_conntrack_{name}" for name in ("count", "max"))
 _BASELINE: Final = 16
-"""Bytes of ``struct baseline``, which begins with whether it is valid."""
+"""Bytes of ``struct baseline``, which begins with a flag that says whether it is valid."""
 _PROGRAMS: Final = {
     "nf_confirm": (bpf.ProgType.NETFILTER, bpf.AttachType.NETFILTER),
     "nf_free": (bpf.ProgType.RAW_TRACEPOINT, bpf.AttachType.NONE),
@@ -87,7 +87,7 @@ class NetfilterCapture(BpfCapture):
         )
         self._links: dict[int, list[int]] = {}
         self._learned: dict[int, tuple[int, ...]] = {}
-        """By namespace: its struct net, and where the size of its table and the limit are."""
+        """By namespace: its struct net, and the addresses of its table's size and of the limit."""
         self._objects = Objects(ring_bytes)
         try:
             for name, (kind, attach_type) in _PROGRAMS.items():
@@ -114,11 +114,11 @@ class NetfilterCapture(BpfCapture):
             raise
 
     def poll(self) -> tuple[Events, int]:
-        """New records in time order, candidates that lost taken out, and how many were lost."""
+        """New records in time order, without the candidates that lost, and how many were lost."""
         return self._objects.poll(self.hold, without_retracted)
 
     def counts(self) -> dict[int, Counts]:
-        """Exact counters; candidates that never entered the table are taken off."""
+        """Exact counters; candidates that never entered the table are subtracted."""
         found = super().counts()
         for counts in found.values():
             # NONE counts the retractions
@@ -183,8 +183,8 @@ class NetfilterCapture(BpfCapture):
         return links
 
     def _meet(self, fresh: Collection[int]) -> None:
-        """CPUs that were switched on: the kernel's counters there count from now on, where
-        they did not before."""
+        """For CPUs that came online: count the kernel's counters from now on, unless they already
+        were."""
         if not fresh:
             return
         size = _BASELINE * bpf.possible_cpus()
@@ -195,9 +195,9 @@ class NetfilterCapture(BpfCapture):
             percpu.run(self._objects.programs["nf_baseline"], learned, lacking)
 
     def _baseline(self) -> tuple[int, ...]:
-        """Take the kernel's own counters of the entered namespace as zero, CPU by CPU.
+        """Take the kernel's counters of the entered namespace as the baseline, CPU by CPU.
 
-        Its struct net, and where the size of its table and the limit are.
+        Returns its struct net, and the addresses of its table's size and of the limit.
         """
         program = self._objects.programs["nf_baseline"]
         files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _TABLE]
@@ -254,7 +254,7 @@ def without_retracted(events: Events) -> Events:
 
 
 def _blind(evictions: bool) -> tuple[str, ...]:
-    """What this family cannot see, in plain sentences."""
+    """What this family cannot see, as plain sentences."""
     blind = [
         "entries created by conntrack -I, act_ct, Open vSwitch or a BPF program, until they end",
         "whether a refused packet that came in was to be forwarded",

@@ -17,13 +17,13 @@ from ctrace.host import ctnetlink
 from ctrace.record import Events, Kind, Reason, empty
 
 SOONEST: Final = 5.0
-"""Seconds between two looks at a small table."""
+"""Seconds between two readings of a small table."""
 SHARE: Final = 0.02
-"""At most this part of the time is spent with looking: a dump costs some 4 us an entry."""
+"""Share of the time spent reading, at most: a dump costs some 4 us an entry."""
 
 
 class OlderEntries:
-    """The entries of one namespace that were there before its listener."""
+    """The entries of one namespace that are older than its listener."""
 
     def __init__(self, path: str) -> None:
         """``path`` opens the namespace; the listener must be in place already."""
@@ -34,7 +34,8 @@ class OlderEntries:
         return len(self._rows)
 
     def ended(self, events: Events) -> None:
-        """Forget the entries whose DESTROY came after all (another listener had been there)."""
+        """Forget entries whose DESTROY did arrive (another listener was there when they were
+        made)."""
         if len(self._rows) and len(events):
             gone = events["ct"][events["kind"] == Kind.DESTROY]
             if len(gone):
@@ -42,14 +43,14 @@ class OlderEntries:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to look again."""
+        """Whether the table should be read again."""
         return len(self._rows) > 0 and time.monotonic() >= self._next
 
     def look(self) -> Events:
-        """Read the table (in any thread); the older entries that are missing from it.
+        """Read the table (in any thread); returns the older entries that are missing from it.
 
-        Messages that wait in the listener's socket may still tell of some of them:
-        take those first, then :meth:`take`.
+        Messages waiting in the listener's socket may still report some of them: take those first,
+        then call :meth:`take`.
         """
         try:
             now = self._read()
@@ -59,7 +60,7 @@ class OlderEntries:
         return missing
 
     def take(self, missing: Events) -> Events:
-        """Of the ``missing`` entries those that nothing else has reported, as DESTROY records."""
+        """DESTROY records for those ``missing`` entries that nothing else has reported."""
         gone = np.isin(self._rows["ct"], missing["ct"])
         rows: Events = self._rows[gone]
         self._rows = self._rows[~gone]

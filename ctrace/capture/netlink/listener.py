@@ -35,8 +35,8 @@ from ctrace.record import N_REASONS, Events, Kind, Reason, empty, join
 GROUPS: Final = (1, 3)
 """NFNLGRP_CONNTRACK_NEW and _DESTROY."""
 QUEUE: Final = 128 << 20
-"""Bytes that may wait in the kernel for each namespace: about 100 thousand events, for the
-kernel charges 1.3 KiB for each. Used only while events wait."""
+"""Bytes that may wait in the kernel per namespace: about 100 thousand events, because the kernel
+charges 1.3 KiB each. Used only while events wait."""
 MESSAGES, SLOT = 2048, 1024
 """Messages taken at a time, and the room for each; an event has at most some 600 bytes."""
 ROUNDS: Final = 128
@@ -44,7 +44,7 @@ ROUNDS: Final = 128
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_NO_ENOBUFS = 270, 1, 5
 DROPS: Final = slice(32, 36)
-"""SK_MEMINFO_DROPS of the nine words of SO_MEMINFO: messages that the queue had no room for."""
+"""SK_MEMINFO_DROPS in the nine words of SO_MEMINFO: messages for which the queue had no room."""
 TELLS_TIME_LEFT: Final = (5, 11)
 """First release whose DESTROY messages carry the time left (ctnetlink_conntrack_event)."""
 
@@ -72,7 +72,7 @@ class _Mmsghdr(ctypes.Structure):
 
 
 class Receiver:
-    """recvmmsg(2) into memory that is reserved once."""
+    """recvmmsg(2) into memory that is allocated once."""
 
     def __init__(self, messages: int = MESSAGES, slot: int = SLOT) -> None:
         self.slot = slot
@@ -89,10 +89,10 @@ class Receiver:
         self._lengths = raw[:, at : at + 4]
 
     def receive(self, fd: int) -> npt.NDArray[np.int64]:
-        """The length of each message that waited; they stand ``slot`` apart in ``data``.
+        """The length of each message that was waiting; they lie ``slot`` bytes apart in ``data``.
 
-        A message longer than its slot counts with its full length. Raises OSError,
-        ENOBUFS included; never waits.
+        A message longer than its slot counts with its full length. Raises OSError, ENOBUFS
+        included; never waits.
         """
         n = _libc.recvmmsg(
             fd, self._headers, len(self._headers), socket.MSG_DONTWAIT | socket.MSG_TRUNC, None
@@ -106,7 +106,7 @@ class Receiver:
 
 @dataclass
 class _Listener:
-    """One namespace that is listened to."""
+    """One namespace whose events are received."""
 
     space: Namespace
     sock: socket.socket
@@ -115,9 +115,9 @@ class _Listener:
     silent: bool = False
     """nf_conntrack_events is 0: the kernel makes no events."""
     older: Optional[OlderEntries] = None
-    """It is 2 and there were entries: their end will not be reported."""
+    """Set when nf_conntrack_events is 2 and there were entries: their end will not be reported."""
     missing: Optional[Future[Events]] = None
-    """Which of them have ended, being looked at."""
+    """Which of the older entries have ended, while that is being read."""
     dropped: int = 0
     """The socket's own count of lost messages, as last read."""
     received: Counts = field(default_factory=lambda: np.zeros(N_REASONS, np.uint64))
@@ -149,9 +149,9 @@ class NetlinkCapture(Capture):
         self._lost = 0
         self._module = Module("nf_conntrack_netlink")
         self._gaps = 0
-        """Namespaces of which something went by while it was unloaded, not told yet;"""
+        """Namespaces that lost something while the module was unloaded, not reported yet;"""
         self._gap = False
-        """and whether that ever was."""
+        """and whether that ever happened."""
         try:
             self._listen(Namespace(_own(), "self", "/proc/thread-self/ns/net"))
         except CtraceError:
@@ -160,7 +160,7 @@ class NetlinkCapture(Capture):
         self._describe()
 
     def follow(self, namespaces: Sequence[Namespace]) -> None:
-        """Listen in these namespaces and in no other."""
+        """Listen in these namespaces and no others."""
         wanted = {space.inum: space for space in namespaces}
         for inum in [inum for inum in self._listeners if inum not in wanted]:
             self._drop(inum)
@@ -213,7 +213,7 @@ class NetlinkCapture(Capture):
         return events, lost + gaps
 
     def counts(self) -> dict[int, Counts]:
-        """Events received, and from the kernel's counters what has no event."""
+        """Events received, and from the kernel's counters whatever has no event."""
         spaces = [listener.space for listener in self._listeners.values()]
         for reading in self._reader.read(spaces):
             listener = self._listeners[reading.netns]
@@ -266,7 +266,7 @@ class NetlinkCapture(Capture):
         self._ready.register(sock.fileno(), select.EPOLLIN)
 
     def _missing(self, listener: _Listener) -> Events:
-        """The older entries that have ended without a message about it."""
+        """The older entries that have ended without a message."""
         if listener.older is None or listener.missing is None:
             return empty()
         rows = listener.older.take(listener.missing.result())
@@ -282,7 +282,7 @@ class NetlinkCapture(Capture):
         listener.sock.close()
 
     def _take(self, listener: _Listener) -> tuple[Events, bool, int]:
-        """One recvmmsg: its events, whether more may wait, and losses without a number."""
+        """One recvmmsg: its events, whether more may be waiting, and losses that have no number."""
         receiver = self._receiver
         try:
             lengths = receiver.receive(listener.sock.fileno())

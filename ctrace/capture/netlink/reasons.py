@@ -1,4 +1,4 @@
-"""What ctnetlink's messages and the kernel's counters allow one to conclude."""
+"""What can be concluded from ctnetlink's messages and the kernel's counters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctrace.batch import Counts
 from ctrace.record import RECORD, TCP_STATES, Events, Kind, Reason, Status, words
 
 CLOSING: Final = (6, 33, 132)
-"""TCP, DCCP and SCTP: what gc_worker may take of them though ASSURED, once they are closing."""
+"""TCP, DCCP and SCTP: gc_worker may remove their ASSURED entries once they are closing."""
 FIN_WAIT: Final = TCP_STATES.index("FIN_WAIT")
 
 
@@ -24,12 +24,12 @@ def why_ended(
     *,
     tells_left: bool,
 ) -> None:
-    """Say why the entries ``gone`` went, as far as a DESTROY message lets one conclude.
+    """Say why the entries ``gone`` went, as far as a DESTROY message shows it.
 
-    A user's deletion names the user's port. Time left means that it did not expire;
-    then an ASSURED entry was deleted, for nothing else takes those unless they are
-    closing (gc_worker near the limit), while another may as well have been evicted.
-    No time left means under a second of it.
+    A deletion by a user carries that user's port. Time left means that the entry did not expire. An
+    ASSURED one was then deleted, because nothing else removes those unless they are closing
+    (gc_worker near the limit); any other may have been evicted instead. No time left means less
+    than a second.
     """
     time_left = left > 0
     closing = np.isin(events["proto"], CLOSING) & (events["state"] >= FIN_WAIT)
@@ -70,7 +70,7 @@ def merge(counts: Counts, received: Counts, since: dict[str, int]) -> None:
 def with_untold_births(events: Events) -> Events:
     """An entry that clashed and went in beside the winner (NAT) has no NEW message.
 
-    It lives for a second; its insert is told just before its end.
+    It lives for a second; its insert is reported just before its end.
     """
     end = (events["kind"] == Kind.DESTROY) & ((events["status"] & Status.NAT_CLASH) != 0)
     if not end.any():

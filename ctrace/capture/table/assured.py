@@ -1,8 +1,8 @@
-"""What is in each table, by walking a part of it each second.
+"""What is in each table, from a walk over a part of it each second.
 
-No event tells when an entry becomes ASSURED or changes its state, and those that end say
-little of those that stay. So a few hundred entries of the table itself are looked at, the
-next buckets each time: which bucket an entry is in depends on nothing that one asks for here.
+No event reports that an entry becomes ASSURED or changes its state, and entries that end say little
+about those that stay. So a few hundred entries of the table are looked at each second, bucket after
+bucket: the hash decides which bucket an entry is in, so the sample is fair.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from ctrace.kernel.chains import Walker
 from ctrace.record import Events, Kind
 
 ENOUGH: Final = 512
-"""Stop after this many entries a second; a run of 128 nodes may exceed it."""
+"""Entries per second after which the walk stops; a run of 128 nodes may exceed it."""
 RUNS: Final = 256
-"""Runs of a second: at most 32,768 nodes and empty buckets, about 2 ms."""
+"""Program runs per second: at most 32,768 nodes and empty buckets, about 2 ms."""
 FIRST_RUNS: Final = 1024
-"""The same until it has been once round the table, so that something is known soon."""
+"""Program runs per second until the first round of the table is complete, so that results come
+soon."""
 LOOKED_AT: Final = 256
-"""Entries that were met and are looked at more closely in a second: about 1 ms."""
+"""Walked entries per second that are examined more closely: about 1 ms."""
 ASKED: Final = 8
-"""Entries that are asked for where the table is."""
+"""Entries that are tried to find the table."""
 LOOK_MET: Final = 1
-"""Bit of an entry's address with which a look is one of these (bpf/look.h)."""
+"""Bit set in an entry's address to mark such a closer look (bpf/look.h)."""
 _NOTHING: Final = (0, 0)
 
 
 class Survey:
-    """Walks on from where it stopped the last time.
+    """Resumes where the last walk stopped.
 
     ``only``: the namespace whose entries count, or 0.
     """
@@ -42,28 +43,29 @@ class Survey:
         self._only = only
         self._found: list[int] = []
         self._round = False
-        """Whether it has been once round the table."""
+        """Whether it has completed a round of the table."""
         self._lock = threading.Lock()
         self._walker: Optional[Walker] = None
         self._works = True
         self._begun = False
-        """Loading takes some 50 ms, which shall not hold up the first snapshot."""
+        """Loading takes some 50 ms and must not delay the first snapshot."""
         self._recent: list[int] = []
         self._base = self._buckets = self._next = 0
         self._seen: dict[int, tuple[int, int]] = {}
-        """What the walker had met at the end of the last walk."""
+        """The walker's totals at the end of the last walk."""
         self._met: dict[int, tuple[int, int]] = {}
-        """The same of walks that were surely over the table."""
+        """The same, only of walks that were certainly over the table."""
 
     def note(self, events: Events) -> None:
-        """Some that were lately captured: inserts among them tell where the table is."""
+        """Recently captured events: inserts among them show where the table is."""
         if self._base or not self._works or not len(events):
             return
         inserts = events["ct"][events["kind"] == int(Kind.INSERT)][-ASKED:]
         self._recent = inserts.tolist() or self._recent
 
     def take(self, tables: Sequence[TableReading]) -> tuple[TableReading, ...]:
-        """The readings, with what was met of each table so far: nothing in the first ones."""
+        """The readings, each with the entries counted in its table so far: nothing in the first
+        ones."""
         with self._lock:
             buckets = max((table.buckets for table in tables), default=0)
             if self._works and self._begun and buckets and (self._base or self._recent):
@@ -82,11 +84,11 @@ class Survey:
 
     @property
     def lost(self) -> bool:
-        """Whether it does not know where the table is: nothing came since, or it is refused."""
+        """Whether the table cannot be found: no events came since, or walking is refused."""
         return not self._base
 
     def found(self) -> list[int]:
-        """Entries (``ct``) that the last :meth:`take` met, an even part of them; once."""
+        """Entries (``ct``) that the last :meth:`take` walked over, an even sample of them; once."""
         with self._lock:
             found, self._found = self._found, []
         return found

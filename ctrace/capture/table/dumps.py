@@ -1,8 +1,8 @@
-"""What is in each table, by reading it through ctnetlink now and then: where nothing walks it.
+"""What is in each table, from an occasional dump through ctnetlink, where walking is impossible.
 
-A dump tells what each entry has left. How long an ESTABLISHED connection had no packet follows
-from the setting that gives it its time; a shorter time than :data:`SHORTEST` may be another
-timeout's (nf_conntrack_tcp_timeout_unacknowledged, _max_retrans), and tells nothing.
+A dump carries each entry's remaining time. How long an ESTABLISHED connection has been idle follows
+from the setting that gives it its time; a setting shorter than :data:`SHORTEST` may be confused
+with another timeout (nf_conntrack_tcp_timeout_unacknowledged, _max_retrans), and shows nothing.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ctrace.record import TCP_STATES, Events, Kind, empty, join
 EVERY: Final = 5.0
 """Seconds between two readings, or more:"""
 COST: Final = 50.0
-"""They take at most one part of so many of one processor."""
+"""readings take at most one part in this many of one processor."""
 SHORTEST: Final = 3600
-"""Seconds: settings below this tell nothing of how long a connection had no packet."""
+"""Seconds: shorter settings do not show how long a connection was idle."""
 _SETTING: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 TCP: Final = 6
 KEPT: Final = 512
-"""How many entries of a reading are reported, an even part of each table."""
+"""Entries of a reading that are reported at most, an even sample of each table."""
 
 
 class Dumps:
     """Reads the tables when it is due."""
 
     def __init__(self, *, left: bool = True) -> None:
-        """``left``: tell what entries have left also where their timeout is not known."""
+        """``left``: also report the remaining time of entries whose timeout is not known."""
         self._left = left
         self._due = time.monotonic() + 1.0
 
     def take(
         self, spaces: Sequence[Namespace], readings: Sequence[TableReading], now: int
     ) -> Events:
-        """MET records as of ``now`` (boot clock, ns): mostly none. ``readings`` of the tables."""
+        """MET records as of ``now`` (boot clock, ns), mostly none. ``readings`` are the tables'."""
         begin = time.monotonic()
         if begin < self._due:
             return empty()
@@ -67,7 +67,7 @@ class Dumps:
 
 
 def _established(path: str) -> int:
-    """Seconds that the namespace gives an ESTABLISHED connection; 0 where that is not known."""
+    """Seconds that the namespace gives an ESTABLISHED connection; 0 where unknown."""
     with netns.enter(path), open(_SETTING) as file:
         return int(file.read())
 

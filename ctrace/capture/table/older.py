@@ -1,6 +1,6 @@
-"""What was in the tables before ctrace came, read while events already come in.
+"""What was in the tables before ctrace started, read while events already arrive.
 
-The tables are dumped a slice at a time, so that memory does not grow with what they hold.
+The tables are dumped a slice at a time, so that memory does not grow with their size.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ctrace.host.netns import Namespace
 from ctrace.record import Events, empty, join
 
 LATE: Final = 0.1
-"""Seconds to wait for the event of an entry that a dump has, also from a sender that a busy
-host interrupted between the entry and its event."""
+"""Seconds to wait for the event of an entry that a dump shows: its CPU may have been interrupted
+between making the entry and reporting it."""
 PATHS: Final = 5
-"""Paths by which a namespace's entries are sought."""
+"""Paths tried to reach a namespace's entries."""
 
 
 class Older:
@@ -40,9 +40,9 @@ class Older:
         late: float = LATE,
         named: Callable[[Events], Events] = lambda rows: rows,
     ) -> None:
-        """``ids``: what each number of a namespace goes by in events; ``late``: seconds that an
-        event may come after its dump; ``named`` gives a dump's rows the same names, and may
-        leave some out."""
+        """``ids``: the id that each namespace number has in events; ``late``: seconds by which an
+        event may follow its dump; ``named`` gives a dump's rows the same names, and may leave some
+        out."""
         self._ids = ids
         self._seeding, self._late, self._named = seeding, max(late, LATE), named
         self._slices = slices(spaces)
@@ -51,7 +51,7 @@ class Older:
 
     @property
     def done(self) -> bool:
-        """Whether everything has come out."""
+        """Whether everything has been yielded."""
         return not self._unread and not self._waiting
 
     @property
@@ -61,7 +61,7 @@ class Older:
 
     @property
     def due(self) -> float:
-        """When (monotonic) everything that was read is sure."""
+        """When (monotonic) everything read so far is certain."""
         return self._waiting[-1][0] if self._waiting else 0.0
 
     @property
@@ -91,8 +91,8 @@ class Older:
 
 
 def slices(spaces: Sequence[Namespace]) -> Iterator[Slice]:
-    """What is in the tables now, together at least :data:`~ctrace.host.ctnetlink.SLICE` rows
-    a slice but the last."""
+    """What is in the tables now, in slices of at least :data:`~ctrace.host.ctnetlink.SLICE` rows,
+    except the last."""
     parts: list[Events] = []
     ended: list[int] = []
     for space in spaces:
@@ -108,8 +108,8 @@ def slices(spaces: Sequence[Namespace]) -> Iterator[Slice]:
 def _existing(space: Namespace) -> Iterator[Events]:
     """The entries of one namespace; none where it has gone, or conntrack is not loaded.
 
-    A path through a process leads elsewhere once that ends or enters another namespace,
-    if only for a moment: then through another process.
+    A path through a process leads elsewhere when that process ends or enters another namespace,
+    even for a moment; then another process is tried.
     """
     found: Optional[Namespace] = space
     for _ in range(PATHS):

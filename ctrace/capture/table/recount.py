@@ -31,19 +31,19 @@ from ctrace.losses import Losses
 from ctrace.record import Events, Kind, Reason, empty, identity, join, words
 
 QUIET: Final = 1.0
-"""Seconds without a loss before a reading begins: in a flood it would be in vain."""
+"""Seconds without a loss before a reading begins: during a flood it would be in vain."""
 SPELL: Final = 0.05
-"""Seconds that reading takes of each second."""
+"""Seconds of each second that are spent reading."""
 ENTRIES: Final = 1 << 16
-"""Entries that one batch brings at most (8 MB), or a few thousand more."""
+"""Entries that one batch brings at most (8 MB), plus a few thousand."""
 COST: Final = 20.0
-"""After a reading none begins for so many times as long as it worked."""
+"""After a reading, the next begins no sooner than this many times its own duration."""
 MOST: Final = 1 << 22
-"""Entries, and ends while reading, that are told apart (32 MB); of more nothing is known."""
+"""Entries, and ends while reading, that can be told apart (32 MB); with more, nothing is known."""
 AGAIN: Final = 30.0
 """Seconds after which a reading that failed is tried again."""
 LATE_NS: Final = 100_000_000
-"""An entry that a piece has is told of within this time, also by an interrupted sender."""
+"""ns within which the event of an entry that was read arrives, also from an interrupted sender."""
 
 
 @dataclass
@@ -53,16 +53,16 @@ class _Reading:
     space: Namespace
     pieces: Iterator[Events]
     settled: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Identities of which something came since it began, sorted."""
+    """Identities that had an event since the reading began, sorted."""
     waiting: list[Events] = field(default_factory=list)
-    """Pieces that events not polled yet may tell more of."""
+    """Pieces that may still be changed by events not polled yet."""
     read_at: int = 0
     """Boot clock, ns, when the last of them was read."""
     done: bool = False
     worked: float = 0.0
 
     def settle(self, rows: Events) -> Events:
-        """Of these, in order of what comes first, those that were there when it began."""
+        """Of these, in order of arrival, the entries that were there when the reading began."""
         if not len(rows):
             return rows
         told = identity(words(rows))
@@ -81,12 +81,13 @@ class Recount:
     """Notes losses, and reads the tables again once they have ended."""
 
     def __init__(self, wanted: Filter, *, same_ids: bool) -> None:
-        """``same_ids``: events come from ctnetlink, too, so a dump's ``ct`` is theirs."""
+        """``same_ids``: events come from ctnetlink too, so a dump's ``ct`` is the same as
+        theirs."""
         self._wanted = wanted
         self._same_ids = same_ids
         self._losses = Losses()
         self._doubtful: dict[int, tuple[float, int]] = {}
-        """Namespaces, by inode number, of which something was lost, and when it was last told:
+        """Namespaces, by inode number, that lost something, and when that was last reported:
         monotonic seconds, and nanoseconds of the boot clock."""
         self._reading: Optional[_Reading] = None
         self._due = 0.0
@@ -94,7 +95,8 @@ class Recount:
         """Boot clock, ns: the end of the last batch."""
 
     def note(self, lost: int, counts: Mapping[int, Counts], spaces: Collection[int]) -> None:
-        """``lost`` records are missing from a batch; ``counts`` tell whose they were."""
+        """``lost`` records are missing from a batch; ``counts`` show which namespaces they belong
+        to."""
         whose = self._losses.of(lost, counts, spaces).keys() & set(spaces)
         if self._reading and self._reading.space.inum in whose:
             self._stop()
@@ -104,7 +106,7 @@ class Recount:
     def take(self, events: Events, until: int, spaces: Sequence[Namespace], look: bool) -> Events:
         """A batch's events, up to ``until`` (boot clock, ns), with what the reading adds.
 
-        ``look``: about once a second, when a part of the table may be read.
+        ``look``: set about once a second, when a part of the table may be read.
         """
         if not self._doubtful and not self._reading:
             return events
@@ -124,7 +126,7 @@ class Recount:
             return join([found, events, *([self._end(self._reading)] if done else [])])
         now = time.monotonic()
         if look and now >= self._due:
-            # A loss is told of before a backlog's events that came before it. One whose birth
+            # A loss is reported before older events of a backlog. An entry whose birth
             # comes after the beginning must not be one whose end was lost.
             quiet = [
                 inum
@@ -139,7 +141,7 @@ class Recount:
         return events
 
     def close(self) -> None:
-        """Let go of the table; safe to call twice."""
+        """Close the table; safe to call twice."""
         self._stop()
 
     def _stop(self, pause: float = 0.0) -> None:
@@ -152,7 +154,7 @@ class Recount:
     def _read_on(
         self, reading: _Reading, events: Events, until: int, look: bool
     ) -> tuple[Events, bool]:
-        """What is known by now to have been there, and whether that is all."""
+        """The entries now known to have been there, and whether the reading is complete."""
         begin = time.monotonic()
         mine = events["netns"] == reading.space.inum
         mine &= np.isin(events["kind"], (int(Kind.INSERT), int(Kind.DESTROY)))

@@ -1,4 +1,4 @@
-"""The table as it was when the hooks came on: a dump, freed of what events already tell.
+"""The table as it was when the hooks were attached: a dump, corrected by events.
 
 A dump takes time, and is read after the hooks are in place, so an entry may be in
 both. What an entry's *first* event says settles it:
@@ -31,7 +31,7 @@ class Slice:
 
     rows: Events
     ended: Sequence[int] = ()
-    """Namespaces whose last rows these, or earlier ones, were."""
+    """Namespaces that have no rows after this slice."""
 
 
 class Seeding:
@@ -52,10 +52,10 @@ class Seeding:
         self._told = _Set()
         """Entries of open namespaces whose first event has come."""
         self._given = _Set()
-        """Entries that came out of the dump of the namespace that is being dumped."""
+        """Entries already yielded from the dump of the namespace being dumped."""
 
     def first(self, events: Events, at: int) -> Events:
-        """Those of which the next events tell that they were there, at ``at`` (boot clock, ns).
+        """The entries that the next events show to have existed at ``at`` (boot clock, ns).
 
         Give it all events, in time order; ``at`` is before them.
         """
@@ -71,7 +71,8 @@ class Seeding:
         return self._older(found[found["kind"] == Kind.DESTROY], at)
 
     def dumped(self, part: Slice, at: int) -> Events:
-        """Those of a slice that were there; every event up to after its reading must have come."""
+        """The entries of a slice that existed; every event up to the end of its reading must have
+        come."""
         entries, index = np.unique(identity(words(part.rows)), return_index=True)
         new = ~(self._told.has(entries) | self._given.has(entries))
         entries, index = entries[new], index[new]
@@ -101,7 +102,7 @@ class _Set:
         self._piles: list[U64] = []
 
     def has(self, numbers: U64) -> npt.NDArray[np.bool_]:
-        """Which of them are in it."""
+        """Which of these numbers are in the set."""
         found = np.zeros(len(numbers), bool)
         for pile in self._piles:
             if len(pile):
@@ -110,7 +111,7 @@ class _Set:
         return found
 
     def add(self, numbers: U64) -> None:
-        """Sorted ones that are not in it yet."""
+        """Add sorted numbers that are not in the set yet."""
         self._piles.append(numbers)
         # Each is at least twice as large as the next, so there are few and each is seldom copied.
         while len(self._piles) > 1 and len(self._piles[-2]) < 2 * len(self._piles[-1]):

@@ -45,10 +45,9 @@ class Sampler:
         self._works = True
 
     def take(self, events: Events) -> Events:
-        """The events without SAMPLED rows of strangers; new inserts join the sample.
+        """The events without SAMPLED rows of other entries; new inserts join the sample.
 
-        A row that describes another entry than the one asked for (its address was
-        used again) is a stranger's.
+        A row belongs to another entry when the address that was asked for has been reused.
         """
         sampled = events["kind"] == int(Kind.SAMPLED)
         if sampled.any():
@@ -105,7 +104,7 @@ class Sampler:
         return mine
 
     def _forget(self, closed: Events) -> None:
-        """A closed connection needs no second look."""
+        """A closed connection need not be looked at again."""
         for stage, parts in enumerate(self._waiting):
             rows = join(parts)
             self._waiting[stage] = [rows[~np.isin(rows["ct"], closed["ct"])]]
