@@ -11,7 +11,7 @@ __all__ = ["Model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the model when it is asked for: views need only the snapshot's types."""
+    """Load the model only when asked for: views need just the snapshot's types."""
     if name == "Model":
         from ctrace.model.model import Model
 

@@ -1,8 +1,9 @@
-"""What entries with some status hold: reckoned, since a status comes while an entry lives.
+"""How many of the held entries have some status: estimated, since a status changes while an entry
+lives.
 
-Counts by key are of births and ends, and at its birth no entry is ASSURED or has seen a reply. Of
-what is held, looks at a sample tell which share is so: what is held here is that share of it, with
-two standard errors.
+Counts by key are of births and ends, and at its birth no entry is ASSURED or has seen a reply.
+Looks at a sample of the held entries show which share has the status; that share of what is held is
+reported, with two standard errors.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from ctrace.errors import UsageError
 from ctrace.model.snapshot import Composition, Culprit, Snapshot
 
 TOLD: Final = ("ASSURED", "SEEN_REPLY", "UNREPLIED")
-"""What comes and goes while an entry lives, and looks tell."""
+"""Statuses that come and go while an entry lives, and that looks can show."""
 
 
 def check(words: Iterable[str]) -> None:
-    """Raises UsageError where no entry, or nobody who looks, has all of these."""
+    """Raises UsageError where no entry can have all of these, or nothing looks at entries."""
     asked = {word.upper() for word in words}
     for word in sorted(asked - {*TOLD}):
         raise UsageError(
@@ -32,7 +33,7 @@ def check(words: Iterable[str]) -> None:
 
 
 def share(made_of: Composition, words: Iterable[str]) -> tuple[Optional[float], float]:
-    """Which share has all of these, and two standard errors of it; None while unknown."""
+    """The share that has all of these, and two standard errors of it; None while unknown."""
     asked = {word.upper() for word in words}
     if "UNREPLIED" in asked:
         return made_of.unreplied, made_of.unreplied_error or 0.0
@@ -43,9 +44,9 @@ def share(made_of: Composition, words: Iterable[str]) -> tuple[Optional[float], 
 
 
 def narrowed(snapshot: Snapshot, words: tuple[str, ...], services: Iterable[Culprit]) -> Snapshot:
-    """The snapshot with what entries with that status hold; ``services`` hold all of them.
+    """The snapshot reduced to entries with that status; ``services`` hold all of them.
 
-    Keys of which nothing was looked at are left out, and are in the error of the total.
+    Keys without a single look are left out; the error of the total includes them.
     """
     check(words)
     total = unknown = 0

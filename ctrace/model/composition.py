@@ -1,4 +1,4 @@
-"""What is held is made of: shares of a sample of it, with their error."""
+"""The composition of what is held: shares of a sample, with their error."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from ctrace.model.snapshot import Composition, Percentiles
 from ctrace.record import TCP_STATES, Status
 
 FEW: Final = 10
-"""Entries looked at below which shares are not told."""
+"""Looks. With fewer, shares are not reported."""
 ENOUGH: Final = 400
-"""Entries after which older looks add less than they are late."""
+"""Looks beyond which older ones add less precision than they cost in freshness."""
 FRESH_NS: Final = 2_500_000_000
-"""What is left of a timeout falls by a second in each: looks tell it that are as new as this."""
+"""ns. Only looks newer than this show the remaining time, because it falls by a second each
+second."""
 STEPS: Final = 41
-"""Quantiles that tell how long entries have waited: to 2.5 %."""
+"""Quantiles that describe how long entries have waited: a resolution of 2.5 %."""
 
 ONCE: Final = 2.0
-"""Seconds: packets that come in so short a time are one exchange (a UDP flow that goes on for
-longer is ASSURED, nf_conntrack_udp_packet)."""
+"""Seconds: packets within so short a time are one exchange (a UDP flow that lasts longer becomes
+ASSURED, nf_conntrack_udp_packet)."""
 
 UNACKNOWLEDGED: Final = 300
 """Seconds that entries of several states have while data waits for its ACK, or is sent again
 (nf_conntrack_tcp_timeout_unacknowledged, _max_retrans): no state's own."""
 MOST: Final = 0.6
-"""Part of the entries in a state that have to have one timeout for it to be told."""
+"""Share of the entries in a state that must have the same timeout for it to be reported."""
 Looks = npt.NDArray[np.void]
 """Rows of :data:`ctrace.model.sample.ROW`, newest first."""
 
 
 def error(share: float, n: int) -> float:
-    """Two standard errors of a share of ``n``: all or none of a few is not surely all or none."""
+    """Two standard errors of a share of ``n`` looks; not 0 even if it is all or none of a few."""
     likely = (share * n + 2) / (n + 4)
     return 2 * math.sqrt(likely * (1 - likely) / (n + 4))
 
@@ -88,7 +89,7 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
 
 
 def _once(looks: Looks) -> Optional[float]:
-    """The share that had one exchange, of those whose birth was seen a while ago."""
+    """The share that had one exchange, of those whose insert was seen a while ago."""
     old = looks[(looks["age"] >= 2 * ONCE) & ~np.isnan(looks["idle"])]
     if len(old) < 2 * FEW:
         return None
@@ -96,19 +97,19 @@ def _once(looks: Looks) -> Optional[float]:
 
 
 def _other(looks: Looks) -> Optional[float]:
-    """The share that has another timeout than the setting's, of those whose time left is known."""
+    """The share whose timeout differs from the setting's, of those with a known remaining time."""
     known = looks[~np.isnan(looks["left"])]
     return float(known["other"].mean()) if len(known) >= FEW else None
 
 
 def by_settings(made_of: Composition) -> bool:
-    """Whether most of it has the settings' timeouts, as far as looks tell: else no setting
+    """Whether most of it has the settings' timeouts, as far as looks show: otherwise no setting
     shortens its stay."""
     return (made_of.other_timeout or 0.0) < 0.5
 
 
 def _evenly(seconds: npt.NDArray[np.float32]) -> tuple[float, ...]:
-    """Quantiles at even steps; none of too few."""
+    """Quantiles at even steps; none if there are too few values."""
     known = np.sort(seconds[~np.isnan(seconds)])
     if len(known) < FEW:
         return ()

@@ -1,4 +1,5 @@
-"""When a table is full, or where it levels off: from the rate of new entries and their stay.
+"""When a table will be full, or where it levels off: from the rate of new entries and how long they
+stay.
 
 A straight line through the past says nothing of entries that leave: a steady load of entries that
 stay for 30 s rises for 30 s and then no more. What is known: how many come a second, how long
@@ -22,24 +23,24 @@ from ctrace.model.stays import Survival
 F64 = npt.NDArray[np.float64]
 
 WINDOW: Final = 60.0
-"""Seconds that the rate of new entries is taken from, at most: less where it has changed."""
+"""Seconds over which the rate of new entries is measured, at most; less where it changed."""
 LEAST: Final = 4
-"""Readings without which nothing is said."""
+"""Readings. With fewer, nothing is predicted."""
 HORIZON: Final = 7 * 86400.0
 """Seconds: a table that would be full later than this is not filling."""
 GROWTH: Final = 0.5
-"""Entries that were watched for so long are trusted to stay for half as long again, if their
-timeout allows: one that has twice the room would be told of loads that level off."""
+"""Share of the time watched by which entries are trusted to stay longer, if their timeout allows.
+Twice as much would announce full tables for loads that level off."""
 BURSTS: Final = 3.0
-"""Times the variance that chance has, from which on entries come in bursts."""
+"""Times the variance of random arrivals, from which entries are said to come in bursts."""
 SETTLED: Final = 0.05
-"""Share that stays longer than was watched, below which it is known where a table levels off."""
+"""Share that stays longer than was watched, below which the level is known."""
 _TIMES: Final = np.concatenate([[0.0], np.geomspace(0.5, HORIZON, 240)])
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The kernel's count at one moment, and what was inserted up to then."""
+    """The kernel's count at one moment, and the inserts up to then."""
 
     at: float
     """Seconds."""
@@ -53,16 +54,16 @@ class Staying:
 
     curve: Survival
     ages: F64
-    """Of some living entries, seconds; at least one."""
+    """Seconds, of some living entries; at least one."""
     left: float
-    """Seconds that nearly all have left of their timeout: before, none expires."""
+    """Seconds of timeout that nearly all have left: none expires before that."""
     waiting: bool
-    """Whether nearly all are closed and wait for nothing but that."""
+    """Whether nearly all are closed and only wait for their timeout."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds to full and entries in the end, each with what it may be off by."""
+    """Seconds until full and the final number of entries, each with its possible error."""
 
     full: Optional[float] = None
     full_error: Optional[float] = None
@@ -109,7 +110,7 @@ def forecast(  # noqa: PLR0911 - each way of not knowing by itself
 
 
 def _rates(readings: list[Reading]) -> F64:
-    """New entries a second, between readings, as far back as they were about as many as now."""
+    """New entries a second, between readings, as far back as the rate was about what it is now."""
     some = [reading for reading in readings if reading.at >= readings[-1].at - WINDOW]
     at = np.array([reading.at for reading in some])
     steps = np.maximum(np.diff(at), 1e-3)
@@ -125,8 +126,8 @@ def _rates(readings: list[Reading]) -> F64:
 
 
 def _uneven(rates: F64, entries: int) -> tuple[float, float]:
-    """Seconds by which so many entries may come sooner, or later: they come by chance, or in
-    bursts with gaps between."""
+    """Seconds by which this many entries may come sooner or later: by chance, or because they come
+    in bursts with gaps."""
     mean = max(float(rates.mean()), 1e-9)
     spread = max(1.0, float(rates.var()) / mean)
     chance = 2 * float(np.sqrt(entries * spread)) / mean + 1.0
@@ -153,7 +154,7 @@ def _between(chosen: F64) -> tuple[F64, F64]:
 
 
 def _slope(rates: F64) -> tuple[float, float]:
-    """Change of the rate in a second, with two standard errors."""
+    """Change of the rate per second, with two standard errors."""
     n = len(rates)
     if n < 8:
         return 0.0, 0.0
@@ -165,7 +166,7 @@ def _slope(rates: F64) -> tuple[float, float]:
 
 
 def _survivals(staying: Staying) -> tuple[F64, F64]:
-    """Which share stays longer than each of ``_TIMES``: at least, and at most."""
+    """The share that stays longer than each of ``_TIMES``: at least, and at most."""
     curve = staying.curve
     most = np.interp(_TIMES, EDGES, curve.share)
     most[curve.until < _TIMES] = curve.share[-1]
@@ -186,9 +187,9 @@ def _area(share: F64) -> F64:
 
 
 def _course(now: int, rate: F64, share: F64, ages: F64) -> F64:
-    """Entries at each of ``_TIMES``: of those that are there now, and of those that come.
+    """Entries at each of ``_TIMES``: of those there now, and of those still to come.
 
-    A rate that falls is reckoned as if it had been so low from now on, one that rises as so high.
+    A falling rate is assumed to stay as low as it is now, a rising one as high.
     """
     at_age = np.maximum(np.interp(ages, _TIMES, share), 1e-9)
     later = np.interp(ages[:, None] + _TIMES[None, :], _TIMES, share, right=float(share[-1]))

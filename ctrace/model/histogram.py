@@ -45,7 +45,7 @@ EDGES: Final = _edges()
 
 
 def quantile(counts: Counts, q: float) -> float | None:
-    """The q-quantile in seconds, interpolated inside its bin; None of nothing."""
+    """The q-quantile in seconds, interpolated inside its bin; None if it is empty."""
     total = int(counts.sum())
     if not total:
         return None

@@ -13,7 +13,7 @@ _WIDTH: Final = 6
 
 
 class Points:
-    """A bounded series of what a namespace, or the whole machine, did in each interval."""
+    """A bounded series: what a namespace, or the whole machine, did in each interval."""
 
     def __init__(self, points: int = POINTS) -> None:
         self._most = points * _WIDTH

@@ -47,12 +47,12 @@ from ctrace.model.who.rows import BASE, COARSER, coarser
 from ctrace.record import N_REASONS, PART, Kind, Reason
 
 EARLY_NS: Final = 50_000_000
-"""How much sooner than it is due an interval may end, with a batch."""
+"""ns by which an interval may end early, with a batch."""
 PACE_NS: Final = 950_000_000
-"""About a second: what the pace of events is measured over."""
+"""ns, about a second: the time over which the rate of events is measured."""
 FLOOD: Final = 200_000
-"""Events a second above which one entry of :data:`~ctrace.record.PART` is timed,
-until there are less than a quarter of it."""
+"""Events per second above which one entry in :data:`~ctrace.record.PART` is timed, until the rate
+falls below a quarter of it."""
 NAMES_LIMIT: Final = 65_536
 EVERYTHING: Final = Scope()
 VICTIMS_SHOWN: Final = 50
@@ -64,9 +64,9 @@ ORDERS: Final[dict[str, Callable[[Culprit], float]]] = {
     "residence": lambda c: -(c.residence.p50 or c.residence.at_least or 0.0),
     "drops": lambda c: -c.drops,
 }
-"""How rows that are made already are sorted."""
+"""How rows that exist already are sorted."""
 _KEY_BYTES: Final = 22 << 20
-"""About what the tables of keys take at scale 1."""
+"""Bytes, about: what the tables of keys take at scale 1."""
 
 
 class Model:
@@ -184,7 +184,7 @@ class Model:
         self._note_dumped(w, ends.take(np.flatnonzero(age == UNKNOWN)), extra, part)
 
     def _pair(self, w: Window, extra: npt.NDArray[np.uint16]) -> tuple[Rows, I64]:
-        """The ends that were looked for and their ages; ``extra`` becomes what their birth had."""
+        """The ends that were looked up and their ages; ``extra`` becomes that of their birth."""
         at = w.entries()
         if at is None:
             ends, age, found = self._births.step(w.ct, w.meta, w.ts, w.ended, extra)
@@ -204,7 +204,7 @@ class Model:
         return ends, age
 
     def _look(self, w: Window) -> None:
-        """What looks at living entries told: lives that are over before their entries are."""
+        """What looks at living entries showed: lives that are over before their entries are."""
         at = w.where(Kind.EXISTING)
         if at.size:
             self._sample.dumped(w, at)
@@ -226,7 +226,7 @@ class Model:
     ) -> None:
         """Entries of the first dump, as they come and as they end.
 
-        Those known by their identity are all among ``unpaired``, of the others one of ``part``.
+        ``unpaired`` has all of those known by their identity, and one in ``part`` of the others.
         """
         for netns, at in by_netns(w, w.where(Kind.EXISTING)):
             self._tables.dumped(netns).came(len(at), int(w.assured(at).sum()))
@@ -235,7 +235,7 @@ class Model:
             self._tables.dumped(netns).went(int(weight.sum()), int(weight[w.assured(at)].sum()))
 
     def _pace(self) -> None:
-        """In a flood fewer entries are timed."""
+        """In a flood, time fewer entries."""
         events = int(self._events.sum())
         rate = (events - self._events_paced) / (self._until - self._paced_at) * 1e9
         self._births.thin_out(rate > (FLOOD / 4 if self._births.thin else FLOOD), self._until)
@@ -341,7 +341,7 @@ class Model:
                 for at, netns in found.items()]  # fmt: skip
 
     def counts(self) -> dict[str, int]:
-        """Entries by namespace's name, as its table says."""
+        """Entries by namespace name, as its table reports."""
         return self._tables.counts(self._group("netns").by_netns())
 
     def _sums(
@@ -351,7 +351,7 @@ class Model:
         told: dict[int, Known],
         some_flows: bool,
     ) -> tuple[Counted, Rates]:
-        """Totals and rates of all, or of one namespace: of what was asked for, if of some flows."""
+        """Totals and rates of everything, or of one namespace; under a scope, only of its flows."""
         counted_here = self._tables.counted() and not some_flows
         if netns is None:
             if counted_here:
@@ -363,7 +363,7 @@ class Model:
         return totals, rates
 
     def _base(self, name: str, scope: Scope) -> Group:
-        """The grouping that totals are taken from; ``who`` has none of its own."""
+        """The grouping that totals are computed from; ``who`` has none of its own."""
         return self._group(("service" if scope.dst else "pair") if name == "who" else name, scope)
 
     def _who_rows(
@@ -431,7 +431,7 @@ class Model:
         return with_pods(rows, self._pods.known)
 
     def _refused(self, key: bytes) -> tuple[Optional[float], Optional[float]]:
-        """Which share of a victim's new flows was refused: of all, and of those to the service."""
+        """Share of a victim's new flows that was refused: of all, and of those to the service."""
         high, low, _, _, meta = np.frombuffer(key, np.uint64)
         return (
             self._group("src").refused(high, low, meta & NETNS_MASK),
@@ -464,7 +464,7 @@ class Model:
         )
 
     def _answer(self, measure: str, scope: Scope) -> Answer:
-        """Who holds, or was refused, most: looked for once in an interval."""
+        """Who holds, or was refused, most: computed once per interval."""
         return self._asked.answer(measure, scope, self._until, self._who_names(scope))
 
     def _who_names(self, scope: Scope) -> Names:

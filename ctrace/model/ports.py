@@ -19,9 +19,9 @@ from ctrace.model.keys.scatter import Rows
 from ctrace.record import Kind, Reason, Status, address_text, proto_name
 
 KEYS: Final = 256
-"""Destinations that are kept; of more, those with the fewest failures go."""
+"""Destinations that are remembered; beyond that, those with the fewest failures go."""
 ADDRESSES: Final = 8
-"""Translated addresses kept of one."""
+"""Translated addresses remembered per destination."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class SourcePorts:
             self._targets = dict(heavy[: KEYS // 2])
 
     def view(self, netns: Optional[int] = None) -> tuple[Failure, ...]:
-        """Where most failed first, in one namespace or all."""
+        """Where most failed, in one namespace or all; worst first."""
         found = [
             Failure(*key, target.failed, tuple(target.translated))
             for key, target in self._targets.items()
@@ -68,7 +68,7 @@ class SourcePorts:
 
 
 def _flow(w: Window, at: Rows) -> U64:
-    """A hash of whole original tuples, both ports with them."""
+    """A hash of whole original tuples, including both ports."""
     h = spread(w.pair_hash.take(at))
     ports: U64 = w.words[at, 10] & np.uint64(0xFFFFFFFF)
     high, low = (part[at] for part in w.dst)

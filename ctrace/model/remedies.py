@@ -1,7 +1,7 @@
-"""What helps, as objects: screens, reports, metrics and advice take their remedies from here.
+"""Remedies as objects: screens, reports, metrics and advice all take them from here.
 
-Commands are shell lines for root inside the namespace that the remedy is for; who prints them
-adds how to get there. A command that changes a setting comes with one that takes it back.
+Commands are shell lines for root inside the namespace that the remedy is for; a view that prints
+them adds how to get there. A command that changes a setting comes with one that undoes it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ctrace.dropping import Drop, command
 from ctrace.model.snapshot import Culprit, Remedy, Table
 
 POINTLESS: Final = 0.02
-"""A service below this part of the maximum is not worth a rule."""
+"""Share of the maximum. A service below it is not worth a rule."""
 BUCKET_BYTES: Final = 8
 """One pointer: struct hlist_nulls_head of nf_conntrack_hash (nf_conntrack_core.c)."""
 ENTRY_BYTES: Final = (256, 384)
-"""Where slabs cannot be read: nf_conn without and with accounting or timestamps."""
+"""Bytes, where slabs cannot be read: nf_conn without and with accounting or timestamps."""
 LARGEST: Final = 1 << 24
-"""Entries: no larger table is proposed, it would take gigabytes."""
+"""Entries: no larger table is proposed, because it would take gigabytes."""
 TIMEOUTS: Final[dict[str, int]] = {
     "tcp_timeout_syn_sent": 120,
     "tcp_timeout_syn_recv": 60,
@@ -42,7 +42,7 @@ TUNNELS: Final[dict[str, int]] = {
     "gre_timeout_stream": 180,
     "generic_timeout": 600,
 }
-"""The same of protocols that carry others: not every kernel has them all."""
+"""The same for protocols that carry others: not every kernel has them all."""
 SHORTER: Final[dict[str, int]] = {
     "tcp_timeout_syn_sent": 20,
     "tcp_timeout_syn_recv": 15,
@@ -66,7 +66,7 @@ FAMILY: Final = {True: "ipv6", False: "ipv4"}
 
 
 def untrackable(culprit: Culprit, nat: str, table: Optional[Table]) -> bool:
-    """Whether NOTRACK may be named for a service: advice would not refuse it.
+    """Whether NOTRACK may be suggested for a service: advice would not refuse it.
 
     ``nat`` is what was seen on its entries from any source.
     """
@@ -139,7 +139,7 @@ def timeout(
 def delete(
     culprit: Culprit, count: int, *, state: str = "", src: str = "", why: str = ""
 ) -> Optional[Remedy]:
-    """Delete the entries that are there: what alone frees them now."""
+    """Delete the existing entries: nothing else frees them now."""
     if count <= 0 or culprit.proto not in ("tcp", "udp") or not culprit.port:
         return None
     words = ["conntrack", "-D", "-p", culprit.proto]
@@ -168,7 +168,7 @@ def delete(
 
 
 def limit(culprit: Culprit, frees: int, *, per_second: int = 50) -> Remedy:
-    """Drop what comes too fast from one source before it gets an entry."""
+    """Drop packets that come too fast from one source before they get an entry."""
     drop = Drop(culprit.proto, culprit.port or 0, rate=per_second)
     return _dropping(
         drop,
@@ -203,7 +203,7 @@ def drop_source(src: str, netns: int, held: int) -> Remedy:
 
 
 def drop_service(culprit: Culprit, held: int) -> Remedy:
-    """Drop what comes to one port before it gets an entry."""
+    """Drop packets to one port before they get an entry."""
     drop = Drop(culprit.proto, culprit.port or 0)
     return _dropping(
         drop,
@@ -221,14 +221,14 @@ def drop_service(culprit: Culprit, held: int) -> Remedy:
 
 
 def _dropping(drop: Drop, table: str, remedy: Remedy) -> Remedy:
-    """With the rules in a table of their own, which goes as a whole."""
+    """The rules in a table of their own, which is removed as a whole."""
     return replace(
         remedy, commands=(command(drop, table),), undo=(f"nft delete table inet {table}",)
     )
 
 
 def syn_proxy(culprit: Culprit) -> Remedy:
-    """Let the kernel answer handshakes: an entry is made only for a finished one."""
+    """Let the kernel answer handshakes: only a completed one gets an entry."""
     table = f"ctrace_synproxy_{culprit.port}"
     hook = "forward" if culprit.direction == "forward" else "input"
     port = f"tcp dport {culprit.port}"
@@ -298,7 +298,7 @@ def _sizes(values: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def change(text: str, netns: int = 0, service: str = "") -> Remedy:
-    """Something that the program or set-up has to do otherwise."""
+    """A change to the program or set-up that makes the traffic."""
     return Remedy("change", text, netns, service)
 
 

@@ -40,15 +40,16 @@ timeout is not the setting's of now. The hashes are those of the levels' keys.""
 
 ROWS: Final = 8192
 GAP_NS: Final = 300_000_000
-"""A walk's looks come within milliseconds; the next walk is a second later."""
+"""ns. The looks of one walk come within milliseconds; the next walk is a second later."""
 WALKS: Final = 16
-"""Walks that a share goes back at most."""
+"""Walks that a share reaches back, at most."""
 RECENT_NS: Final = 20_000_000_000
-"""What was seen longer ago than this before the latest look says nothing of now."""
+"""ns. A look older than this, compared with the latest, says nothing about now."""
 AGAIN: Final = 0.5
-"""A walk of which so much was met again since is of an earlier round over the table."""
+"""Share. If this much of a walk has been met again since, the walk belongs to an earlier round of
+the table."""
 DUMPED: Final = 1024
-"""Entries of a dump's window that are kept."""
+"""Entries kept from one window of a dump."""
 
 
 class Sample:
@@ -77,7 +78,7 @@ class Sample:
         known = age != UNKNOWN
         rows["age"][known] = age[known] / 1e9
         idle = w.idle_ms(at)
-        # longer idle than it has existed is impossible: that is not the timeout that it has
+        # idle for longer than it has existed is impossible: it has another timeout
         wrong = known & (idle > age / 1e6 + TICK_MS)
         sure = (idle >= 0) & ~wrong
         rows["idle"][sure] = idle[sure] / 1e3
@@ -109,8 +110,8 @@ class Sample:
         self._rows["opener"] = moved[self._rows["opener"]]
 
     def latest(self, births: Births, until: int) -> npt.NDArray[np.void]:
-        """What tells of ``until`` (ns), newest first: at most one round over the table, each
-        entry once."""
+        """The looks that represent ``until`` (ns), newest first: at most one round of the table,
+        each entry once."""
         n = min(self._at, len(self._rows))
         order = (self._at - 1 - np.arange(n)) % len(self._rows)
         rows = self._rows[order]
@@ -137,7 +138,7 @@ class Sample:
 
 
 def _grow(rows: npt.NDArray[np.void], births: Births, until: int) -> None:
-    """Set how old those are by now that still live."""
+    """Set how old those still living are by now."""
     ct, meta = (np.ascontiguousarray(rows[name]) for name in ("ct", "meta"))
     age, _ = births.peek(ct, meta, np.full(len(rows), until, np.uint64))
     grown = rows["age"] + (until - rows["ts"]) / 1e9
@@ -146,7 +147,7 @@ def _grow(rows: npt.NDArray[np.void], births: Births, until: int) -> None:
 
 
 def _rows(w: Window, at: Rows, extra: npt.NDArray[np.uint16]) -> npt.NDArray[np.void]:
-    """Everything but times."""
+    """All fields but the times."""
     rows = np.zeros(at.size, ROW)
     opener = extra & np.uint16(EXISTING - 1)
     owned = np.flatnonzero(opener)
@@ -169,6 +170,6 @@ def _rows(w: Window, at: Rows, extra: npt.NDArray[np.uint16]) -> npt.NDArray[np.
 
 
 _SAME: Final = 0.01
-"""Seconds: another entry at the same address has another birth."""
+"""Seconds: if births differ by more, another entry has the same address."""
 _PORTS: Final = 10
 """The word of a record that holds both ports of the original direction, and of the reply's."""

@@ -1,7 +1,7 @@
 """Which flows a snapshot is about: one namespace, one service, a network at either end.
 
-The model keeps sums by (source, service), (destination, service) and the like, not single
-flows. A scope picks the sums that can tell; what none of them can tell is refused.
+The model keeps sums by (source, service), (destination, service) and the like, not single flows. A
+scope picks the sums that can answer it; one that no sums can answer is refused.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ class Scope:
     """An unset field lets everything pass."""
 
     netns: Optional[int] = None
-    """Inode number; one that is not known has no flows."""
+    """Inode number; an unknown one has no flows."""
     proto: Optional[int] = None
     port: Optional[int] = None
     src: tuple[Network, ...] = ()
-    """Networks that the original source is in: in every one of them."""
+    """Networks that must all contain the original source."""
     dst: tuple[Network, ...] = ()
 
     @property
     def of_namespace(self) -> Scope:
-        """Only its namespace: what table, causes and totals are of."""
+        """Only its namespace: table, causes and totals are for all of that."""
         return Scope(netns=self.netns)
 
     @property
     def by_service(self) -> bool:
-        """Whether it chooses by protocol or port."""
+        """Whether it selects by protocol or port."""
         return self.proto is not None or self.port is not None
 
     def refusal(self, group: str) -> str:
-        """Why rows of that grouping can't be narrowed so, and what to do; empty: they can."""
+        """Why rows of that grouping can't be narrowed this way, and what to do; empty: they can."""
         ends = [name for name, nets in (("src", self.src), ("dst", self.dst)) if nets]
         if len(ends) == 2:
             return "src and dst together can't be told: filter by one, or start ctrace with -s, -d"

@@ -1,4 +1,4 @@
-"""How long entries stay, with those that are still there counted.
+"""How long entries stay, including those that are still there.
 
 While entries outlive the time observed, those that have ended are the odd ones: reset, reopened,
 evicted. So this is Kaplan and Meier's estimator: at each age, the share that went of those that
@@ -26,34 +26,34 @@ from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Percentiles
 
 FEW: Final = 10
-"""Below so many entries of an age nothing is said of that age."""
+"""Entries of an age. With fewer, nothing is said about that age."""
 MOSTLY: Final = 0.75
-"""Share of closed entries from which on their timeout tells how long entries stay."""
+"""Share of closed entries above which their timeout shows how long entries stay."""
 
 ALIKE: Final = 1.25
-"""Times: stays that differ by less are one."""
+"""Factor: stays that differ by less count as one."""
 
 F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Survival:
-    """Which share of entries stays longer than each edge of :data:`histogram.EDGES`."""
+    """The share of entries that stays longer than each edge of :data:`histogram.EDGES`."""
 
     share: F64
     """(BINS + 1,); constant beyond ``until``."""
     until: float
     """Seconds: ages up to which it is known."""
     n: int
-    """Ends that it rests on."""
+    """Number of ends that it is based on."""
     living: int
-    """Living entries that it rests on."""
+    """Number of living entries that it is based on."""
 
     error: F64
     """(BINS + 1,); two standard errors of ``share``."""
 
     def quantile(self, q: float) -> Optional[float]:
-        """How long the first share ``q`` of entries stays at most; None while unknown."""
+        """The time within which the first share ``q`` of entries has gone; None while unknown."""
         below = np.flatnonzero(self.share <= 1 - q)
         if not below.size or below[0] == 0:
             return None
@@ -64,7 +64,8 @@ class Survival:
         return float(low + (high - low) * inside)
 
     def at_least(self) -> Optional[float]:
-        """Seconds that surely half of the entries stay, while their median is unknown."""
+        """Seconds that at least half of the entries certainly stay, while their median is
+        unknown."""
         if self.quantile(0.5) is not None:
             return None
         sure = np.flatnonzero(self.share - self.error > 0.5)
@@ -74,14 +75,14 @@ class Survival:
 
 @dataclass(frozen=True)
 class Living:
-    """The entries that live, of those whose insert was seen."""
+    """The living entries, of those inserted while ctrace watched."""
 
     ages: F64
     """Of some of them, seconds."""
     of: float
-    """How many they stand for."""
+    """How many entries they represent."""
     young: float = 0.0
-    """How many were made since those were looked at."""
+    """How many were inserted since those were looked at."""
     young_age: float = 0.0
 
 
@@ -123,16 +124,16 @@ class Over:
     ended: npt.NDArray[np.int64]
     """A histogram of those of entries that have ended."""
     gone: int
-    """How many these stand for: only of those whose insert was seen."""
+    """How many entries these represent, of those inserted while ctrace watched."""
     closed: npt.NDArray[np.int64]
     """A histogram of those of closed entries that were looked at while they were young."""
 
 
 def lives(over: Over, born: int, looks: Looks, young: Mapping[str, int], even: F64) -> Percentiles:
-    """What is said of how long entries live, wherever it is said.
+    """How long entries live, as every view reports it.
 
-    ``born`` entries are held whose insert was seen; ``looks`` are at some of them, ``young`` counts
-    looks at young ones, and ``even`` has their ages where there are too few looks.
+    ``born``: entries held that were inserted while ctrace watched; ``looks`` are at some of them,
+    ``young`` counts looks at young ones, and ``even`` has their ages where there are too few looks.
     """
     looks = looks[~looks["older"]]
     waiting = closed(looks)
@@ -176,7 +177,7 @@ def _closed_soon(young: Mapping[str, int]) -> float:
 
 
 def lived(looks: Looks) -> F64:
-    """Seconds that each of these open entries surely lives longer than; of known age."""
+    """Seconds that each of these open entries, all of known age, certainly lives longer than."""
     timeout = np.where(np.isnan(looks["timeout"]), 0.0, looks["timeout"])
     age = looks["now"] - np.where(looks["proto"] == TCP, 0.0, timeout)
     return np.asarray(age[~np.isnan(age)], np.float64)
@@ -194,9 +195,9 @@ def waiting_lives(waiting: Looks, looked: npt.NDArray[np.int64]) -> npt.NDArray[
 def told(
     curve: Survival, looks: Looks, held: int, rate: float, young: Optional[float] = None
 ) -> Percentiles:
-    """What is said of how long entries stay, wherever it is said.
+    """How long entries stay, as every view reports it.
 
-    Measured, or, for closed connections that nothing but their timeout ends, by that; ``looks``
+    Measured, or, for closed connections that only their timeout ends, taken from that; ``looks``
     are at those ``held``, and ``rate`` new ones come a second. ``young``: the timeout of closed
     ones, where looks at young entries found most of them closed already.
     """
@@ -220,8 +221,8 @@ def _told(curve: Survival, looks: Looks) -> Percentiles:
 
 
 def _middle(stay: npt.NDArray[np.float32], of: int) -> Optional[float]:
-    """The median stay of so many, of which some stay longer than these tell; None where the luck
-    of the sample decides it, as between a reset's timeout and TIME_WAIT."""
+    """The median stay of this many entries, some of which stay longer than these show; None where
+    the luck of the sample decides it, as between a reset's timeout and TIME_WAIT."""
     half, chance = of / 2 / len(stay), 1 / np.sqrt(len(stay))
     low, middle, high = np.quantile(stay, np.clip((half - chance, half, half + chance), 0, 1))
     return float(middle) if high <= ALIKE * low else None

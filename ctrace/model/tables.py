@@ -18,20 +18,20 @@ from ctrace.model.snapshot import Composition, Counted, Rates, Reconciliation, T
 from ctrace.record import KIND_OF, N_REASONS, Kind, Reason
 
 READINGS: Final = 60
-"""Readings that a forecast goes back at most."""
+"""Readings that a forecast uses, at most."""
 FULL_NS: Final = 5_000_000_000
-"""How long after the last refusal or eviction a table still counts as full."""
+"""ns after the last refusal or eviction for which a table still counts as full."""
 WALKS: Final = 16
-"""Readings that a share of met entries goes back at most."""
+"""Readings that a share of walked entries reaches back, at most."""
 ENOUGH: Final = 400
-"""Entries met after which it goes back no further: its standard error is below 2.5 %."""
+"""Walked entries after which it reaches back no further: its standard error is below 2.5 %."""
 FEW: Final = 30
-"""Fewer say nothing."""
+"""Entries. With fewer, no share is reported."""
 YOUNG: Final = 0.05
-"""Share of entries from which on those of the first dump no longer stand for all."""
+"""Share of newer entries above which those of the first dump no longer represent all."""
 _WRAP: Final = 1 << 32
 CHART: Final = 240
-"""Intervals that the chart of one namespace goes back: as many as a wide screen shows."""
+"""Intervals in the chart of one namespace: as many as a wide screen shows."""
 
 _REASONS_OF = {
     kind: [int(reason) for reason, its in KIND_OF.items() if its == kind]
@@ -41,8 +41,8 @@ _EVICTED: Final = [int(Reason.EVICTED), int(Reason.GC_PRESSURE)]
 
 
 Known = tuple[int, Counted, Rates, Composition, Callable[[], Optional[Staying]]]
-"""What events and looks tell of a namespace: entries held, totals, rates, composition, and, if
-asked, how long they stay."""
+"""What events and looks show of a namespace: entries held, totals, rates, composition, and, on
+request, how long they stay."""
 NOTHING: Final[Known] = (0, Counted(), Rates(), Composition(), lambda: None)
 
 
@@ -88,17 +88,17 @@ def _values(c: Counted) -> tuple[int, ...]:
 
 @dataclass
 class Rising:
-    """A counter that may wrap at 32 bits or start again, as a sum of its steps.
+    """A counter that may wrap at 32 bits or restart, as a sum of its steps.
 
-    A step down of more than half the range is a wrap of a 32-bit kernel counter;
-    any other step down is a counter that started again.
+    A step down of more than half the range is a wrap of a 32-bit kernel counter; any other step
+    down means that it restarted.
     """
 
     total: int = 0
     last: Optional[int] = None
 
     def see(self, value: int) -> None:
-        """The counter now reads ``value``."""
+        """Take a new reading of the counter."""
         if self.last is not None:
             step = value - self.last
             if step < 0:
@@ -109,7 +109,7 @@ class Rising:
 
 @dataclass
 class PinnedSample:
-    """The share of entries that are ASSURED, of those that walks over the table lately met."""
+    """The share of ASSURED entries, among those that recent walks over the table met."""
 
     walks: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WALKS))
     """Entries met so far, and how many were ASSURED."""
@@ -135,10 +135,10 @@ class PinnedSample:
 
 @dataclass
 class Dumped:
-    """The same of the entries that were there at the start, while nothing walks the table.
+    """The same for the entries that were there at the start, while nothing walks the table.
 
-    Of later ones nothing tells: an insert comes before ASSURED, and those that have ended are
-    not like those that stay.
+    Later entries show nothing: an insert comes before ASSURED, and those that have ended are not
+    like those that stay.
     """
 
     held: int = 0
@@ -150,7 +150,7 @@ class Dumped:
         self.assured += assured
 
     def went(self, n: int, assured: int) -> None:
-        """Some of them ended, or others whose beginning is unknown."""
+        """Some of them ended, or other entries of unknown birth."""
         self.held = max(0, self.held - n)
         self.assured = max(0, self.assured - assured)  # they may have become so since
 
@@ -179,10 +179,11 @@ class _State:
     met: PinnedSample = field(default_factory=PinnedSample)
     points: Points = field(default_factory=lambda: Points(CHART))
     gone_at: int = 0
-    """Boot clock, ns, at which its namespace was seen to have gone; 0: it is there."""
+    """Boot clock, ns, at which its namespace was seen to be gone; 0: it exists."""
 
     def count(self) -> int:
-        """Entries now: as last read, and what the counters say that came and went since."""
+        """Entries now: the last reading, plus what came and minus what went since, by the
+        counters."""
         if self.reading is None or self.at_last is None:
             return 0
         since = counted(self.totals() - self.at_last)
@@ -210,7 +211,7 @@ class Tables:
         return f"{name} (gone)" if state and state.gone_at else name
 
     def known(self) -> set[int]:
-        """Every namespace seen that is still there."""
+        """Every namespace seen that still exists."""
         return {netns for netns, one in self._states.items() if not one.gone_at}
 
     def names(self, netns: Optional[int] = None) -> dict[int, str]:
@@ -222,7 +223,7 @@ class Tables:
         }
 
     def gone(self) -> dict[int, int]:
-        """Namespaces that are no more, and when that was seen (boot clock, ns)."""
+        """Namespaces that have gone, and when that was seen (boot clock, ns)."""
         return {netns: one.gone_at for netns, one in self._states.items() if one.gone_at}
 
     def find(self, text: str) -> int:
@@ -237,7 +238,7 @@ class Tables:
         return state.points if state else Points()
 
     def dumped(self, netns: int) -> Dumped:
-        """What is left of a namespace's first dump."""
+        """What remains of a namespace's first dump."""
         return self._state(netns).dumped
 
     def _state(self, netns: int) -> _State:
@@ -315,10 +316,9 @@ class Tables:
         return any(state.totals().any() for state in self._states.values())
 
     def view(self, events: Mapping[int, Known], stale: Collection[int] = ()) -> tuple[Table, ...]:
-        """All tables, fullest first; ``stale`` are those whose keys are to be counted anew.
+        """All tables, fullest first; ``stale`` are those whose keys are to be recounted.
 
-        ``events`` per namespace: its first three stand in for sources that give no counters
-        or readings.
+        ``events`` per namespace: its first three stand in for sources without counters or readings.
         """
         hashed = self.entries() or 0  # all namespaces' entries are in one hash table
         views = [replace(self._view(netns, state, events.get(netns, NOTHING)), hashed=hashed,
@@ -327,7 +327,7 @@ class Tables:
         return tuple(sorted(views, key=lambda t: (-t.fill, -t.count, t.netns)))
 
     def counts(self, told: Mapping[int, int]) -> dict[str, int]:
-        """Entries by namespace's name; ``told``: what events tell of one that was not read."""
+        """Entries by namespace name; ``told``: the events' count for one that was not read."""
         found: dict[str, int] = {}
         for netns, state in self._states.items():
             if not state.gone_at:

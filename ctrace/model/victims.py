@@ -1,4 +1,4 @@
-"""Who was refused, who was evicted, who lost an insertion race."""
+"""Which flows were refused, evicted, or lost an insertion race."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctrace.record import RECORD, TCP_STATES, Events, Kind, Reason, address_text
 
 KEYS: Final = 4096
 ROW_BYTES: Final = 600
-"""What a row takes in CPython, with its sample."""
+"""Bytes of a row in CPython, with its sample."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class _Row:
     evicted: int = 0
     failed: int = 0
     error: int = 0
-    """What was not counted at most, up to when it was counted last."""
+    """Upper bound of what was missed until it was last counted."""
     passed: int = 0
     """:attr:`Victims._passed` when it was counted last."""
     owner: int = 0
@@ -51,7 +51,7 @@ class Victims:
         self._rows: dict[bytes, _Row] = {}
         self._floor = 0
         self._passed = 0
-        """What one key may have lacked by not being counted in any window, summed up."""
+        """The sum of what one key may have lost by not being counted in each window."""
         self.pruned = 0
         self._rates: dict[bytes, float] = {}
         self._at_tick: dict[bytes, int] = {}

@@ -1,4 +1,4 @@
-"""Why a table is as it is: causes recognised by shape, each with evidence and remedies."""
+"""Why a table is as it is: causes recognised by pattern, each with evidence and remedies."""
 
 from ctrace.model.causes.explain import explain
 from ctrace.model.causes.facts import Facts

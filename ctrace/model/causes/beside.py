@@ -15,18 +15,18 @@ from ctrace.model.remedies import change
 from ctrace.model.snapshot import Cause, Remedy, Table
 
 FEW: Final = 20
-"""Entries below which nothing is said of where they are translated to."""
+"""Entries. With fewer, nothing is said about where they are translated to."""
 FEW_REFUSED: Final = 5
 SHOWN: Final = 3
 NEARLY: Final = 0.8
-"""Part of the source ports from which on it is told."""
+"""Share of the source ports in use from which it is reported."""
 GREW: Final = 20
-"""Ports that have to be taken between two readings for a time to be told."""
+"""Ports that must have been taken between two readings before a time is predicted."""
 
 
 def beside(facts: Facts, found: list[Cause]) -> list[Cause]:
-    """What was read beside the events, then what was ``found`` in them; together where both are
-    of the same."""
+    """Causes read beside the events, then those ``found`` in the events; merged where both are
+    about the same."""
     first: list[Cause] = []
     said = list(found)
     for table in facts.tables:
@@ -47,14 +47,14 @@ def beside(facts: Facts, found: list[Cause]) -> list[Cause]:
 
 
 def with_stale(why: tuple[Cause, ...], table: Table, left: Iterable[Left]) -> tuple[Cause, ...]:
-    """The causes with entries that were left behind, unless they are told already."""
+    """The causes, plus entries left behind by the rules, unless those are reported already."""
     if any(one.id == "stale-nat" and one.netns == table.netns for one in why):
         return why
     return (*why, *stale(table, left))
 
 
 def stale(table: Table, left: Iterable[Left], where: str = "") -> Iterator[Cause]:
-    """Entries that keep to a backend which the rules have left."""
+    """Entries that are still translated to a backend that the rules no longer use."""
     most = sorted(left, key=lambda one: -one.entries)
     for one in most[:SHOWN]:
         if one.entries < FEW or one.proto not in ("tcp", "udp"):
@@ -122,7 +122,7 @@ def _limited(table: Table, rule: Refusing, since: int) -> Cause:
 
 
 def _with_drops(cause: Cause, table: Table, reading: Beside) -> Cause:
-    """INVALID packets with the rules of their namespace that drop them; of others nothing."""
+    """INVALID packets, with the rules of their namespace that drop them; other causes unchanged."""
     rules = [_dropped(one) for one in reading.refusing if one.kind == "invalid"]
     if cause.id != "invalid" or cause.netns != table.netns or not rules:
         return cause
@@ -170,7 +170,8 @@ def _filling(table: Table, ports: Iterable[PortsTaken]) -> Iterator[Cause]:
 
 
 def _until(one: PortsTaken) -> str:
-    """When they are used up, if they go on to be taken as between two readings: with its error."""
+    """When they will be used up if they are taken as fast as between the last two readings, with
+    the error."""
     grew = 0 if one.was is None else one.used - one.was
     if one.used >= one.of or grew < GREW or one.seconds <= 0:
         return ""
@@ -182,7 +183,7 @@ def _until(one: PortsTaken) -> str:
 
 
 def _same(one: Cause, other: Cause) -> bool:
-    """Whether both are of one destination's source ports."""
+    """Whether both are about the same destination's source ports."""
     key: tuple[Optional[int], ...] = (one.netns, one.port)
     return (
         one.id == other.id == "source-ports"

@@ -27,7 +27,7 @@ PINGS: Final = {"icmp": "icmp_timeout", "icmpv6": "icmpv6_timeout"}
 
 
 def tunnel(s: Service) -> Optional[Cause]:
-    """An overlay's outer packets: their inner flows are what is worth tracking."""
+    """An overlay's outer packets: the inner flows are the ones worth tracking."""
     name = TUNNELS.get(s.c.port or 0) if s.c.proto == "udp" else None
     if name is None and s.c.proto in TUNNEL_PROTOS:
         name = s.c.proto.upper()
@@ -49,7 +49,7 @@ def tunnel(s: Service) -> Optional[Cause]:
 
 
 def _tunnel_timeout(s: Service) -> str:
-    """The timeout that ends a tunnel's entries."""
+    """The timeout after which a tunnel's entries expire."""
     if s.c.proto == "gre":
         return "gre_timeout_stream" if (s.c.assured or 0.0) >= MOSTLY else "gre_timeout"
     return "udp_timeout" if s.c.proto == "udp" else "generic_timeout"
@@ -135,7 +135,7 @@ def answered_udp(s: Service) -> Optional[Cause]:
 
 
 def _streams(s: Service) -> Optional[bool]:
-    """Whether they are streams rather than single exchanges; None where neither can be told."""
+    """Whether they are streams rather than single exchanges; None where neither can be shown."""
     c = s.c
     assured, once = (c.assured or 0.0) >= MOSTLY, c.composition.once
     if once is not None and c.held >= FEW:

@@ -29,7 +29,7 @@ PER_SERVICE: Final[tuple[Recogniser, ...]] = (
     tcp.idle_established,
     datagrams.answered_udp,
 )
-"""The first that fits a service names it: from the most specific to the least."""
+"""The first that fits a service names it: ordered from the most specific to the least."""
 TOGETHER: Final[tuple[Recogniser, ...]] = (
     tcp.loopback_probes,
     floods.udp_flood,
@@ -40,11 +40,11 @@ TOGETHER: Final[tuple[Recogniser, ...]] = (
     tcp.idle_established,
     datagrams.answered_udp,
 )
-"""The same of several services at once: those that need no port."""
+"""The same for several services at once: only those that need no port."""
 TOLD: Final = 0.3
-"""Share from which on what who names is told as one;"""
+"""Share from which a key of ``who`` is reported as one cause;"""
 MOST: Final = 0.8
-"""or so much that single services of it are not told beside it."""
+"""share from which its single services are not reported as well."""
 
 
 def explain(facts: Facts) -> tuple[Cause, ...]:
@@ -65,7 +65,7 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
 
 
 def _of_services(facts: Facts, scans: list[Cause]) -> list[Cause]:
-    """The causes of what who names at once, then of single services that are not part of it."""
+    """Causes of keys that hold several services, then of single services not part of those."""
     scanners = {(one.netns, one.src) for one in scans}
     found: list[Cause] = []
     for s in several(facts):
@@ -88,7 +88,7 @@ def _first(s: Service, recognisers: tuple[Recogniser, ...]) -> Optional[Cause]:
 
 
 def _each_first(found: list[Cause], facts: Facts) -> list[Cause]:
-    """The causes, but of each full namespace its first one before any one's second."""
+    """The causes, but the first one of each full namespace comes before any second one."""
     full = {t.netns for t in facts.tables if t.full_since is not None or t.fill >= NEARLY_FULL}
     first = {cause.netns: cause for cause in reversed(found) if cause.netns in full}
     ahead = [cause for cause in found if first.get(cause.netns) is cause]
@@ -96,7 +96,7 @@ def _each_first(found: list[Cause], facts: Facts) -> list[Cause]:
 
 
 def _calm(cause: Cause, facts: Facts) -> Cause:
-    """The cause without remedies where its table has room and refuses nothing."""
+    """The cause, without remedies if its table has room and refuses nothing."""
     table = facts.table(cause.netns)
     if table is None or not table.max or table.fill >= CALM or table.totals.drop:
         return cause

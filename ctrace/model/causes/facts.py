@@ -1,4 +1,4 @@
-"""What recognisers look at: the tables, the groups of keys, and one service's part of them."""
+"""What recognisers read: the tables, the groups of keys, and each service's part of them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from ctrace.model.groups import Group
 
 LOOKED_AT: Final = 12
-"""Services looked at in each namespace, by entries held."""
+"""Services examined in each namespace, by entries held."""
 SHARE: Final = 0.10
 """A cause that explains less of its table than this is not worth a line."""
 ENDED: Final = 20
-"""Entries below which shares of them mean nothing."""
+"""Ended entries. Shares of fewer mean nothing."""
 NEARLY_FULL: Final = 0.90
 LOW_FILL: Final = 0.50
 CALM: Final = 0.002
 """Part of the limit below which a table that refuses nothing needs no help."""
 SPACES: Final = 24
-"""Namespaces whose services are looked at: the fullest, and those that refuse."""
+"""Namespaces examined for services: the fullest, and those that refuse flows."""
 WHOLE: Final = 0.9
-"""A dump with this part of what its table held shows the table, else some of it."""
+"""Share of the table's entries from which a dump is taken as the whole table."""
 OWNED: Final = 0.6
 """A source or process with this share of a service is named for it."""
 
@@ -55,7 +55,7 @@ class Failure:
 
 @dataclass
 class Facts:
-    """What recognisers look at."""
+    """What recognisers read."""
 
     tables: tuple[Table, ...]
     totals: Counted
@@ -66,7 +66,7 @@ class Facts:
     src: Group
     dst: Group
     space: Group
-    """By namespace: whole, however many keys there are."""
+    """By namespace: complete, however many keys there are."""
     failed_dns: int
     """Insertion races lost by flows to port 53."""
     failed: int
@@ -74,23 +74,23 @@ class Facts:
     """Translated connections that found no free source port."""
     ticks: int = 0
     several: tuple[tuple[Culprit, str], ...] = ()
-    """The keys of who that hold several services of one protocol, each in words."""
+    """The keys of ``who`` that hold several services of one protocol, each described in words."""
     gone: Collection[int] = ()
-    """Namespaces that are no more: what they held fills nothing."""
+    """Namespaces that have gone: what they held fills nothing."""
     changes: bool = True
-    """Whether entries were seen to come and go; else nothing is said of rates and ends."""
+    """Whether entries were seen to come and go; otherwise nothing is said about rates and ends."""
     logged: Optional[Logged] = None
-    """What the host's own log says of a full table."""
+    """What the host's own log says about a full table."""
     beside: Mapping[int, Beside] = field(default_factory=dict)
-    """What rules and the table show together, by namespace, as it was read last."""
+    """What rules and the table show together, by namespace, as last read."""
 
     def whole(self, netns: int, held: bool) -> float:
-        """What all of a namespace holds: entries, or table-seconds."""
+        """The total that a namespace holds: entries, or table-seconds."""
         return self._wholes[held].get(netns, 0.0)
 
     @cached_property
     def _wholes(self) -> dict[bool, dict[int, float]]:
-        """The same of each namespace."""
+        """The total of each namespace."""
         group = self.service
         found: dict[bool, dict[int, float]] = {}
         for held, name in ((True, "held"), (False, "table_seconds")):
@@ -105,12 +105,13 @@ class Facts:
 
     @cached_property
     def by_held(self) -> bool:
-        """Whether shares are of what is held; else, where hardly anything is, of what was."""
+        """Whether shares are of what is held now; otherwise, with hardly anything held, of what was
+        held over time."""
         return self.service.total_held >= ENDED or not self.changes
 
     @cached_property
     def _by_service(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
-        """Pairs in the order of their service, and these."""
+        """The order of the pairs by service, and their services in that order."""
         order = np.argsort(self.pair.key[:, 2], kind="stable")
         return order, self.pair.key[order, 2]
 
@@ -160,11 +161,11 @@ class Service:
     timeouts: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the kernel gives entries in a TCP state, by looks at those in it."""
     words: str = ""
-    """What it is called where it is several services; empty: by its key and sources."""
+    """Its name where it is several services; empty: named by its key and sources."""
     changes: bool = True
     """Whether entries were seen to come and go."""
     seen: int = 0
-    """Entries of its table that were seen: of a dump they may be fewer than it had."""
+    """Entries of its table that were seen; a dump may show fewer than there are."""
 
     @property
     def judged(self) -> int:
@@ -182,13 +183,13 @@ class Service:
 
     @property
     def stay(self) -> str:
-        """How long entries stay, as the table of keys says it; else the timeout of closed ones."""
+        """How long entries stay, as in the table of keys; otherwise the timeout of closed ones."""
         said = stay(self.c.residence)
         return duration(self.stays) if said == UNKNOWN and self.c.closed else said
 
     @property
     def they(self) -> str:
-        """``(they live 4 ms, their entries stay 120 s)``, as far as it is known."""
+        """``(they live 4 ms, their entries stay 120 s)``, as far as known."""
         known = [
             f"{what} {value}"
             for what, value in (
@@ -212,20 +213,19 @@ class Service:
 
     @property
     def quiet(self) -> Optional[float]:
-        """Share of its entries that had no packet for :attr:`long`; None where that is not
-        known."""
+        """Share of its entries without a packet for :attr:`long`; None where unknown."""
         idle = self.c.composition.idle
         return sum(one >= self.long for one in idle) / len(idle) if idle else None
 
     @property
     def long(self) -> float:
-        """Seconds without a packet from which on an entry counts as quiet: half of what was
-        observed, as looks are some seconds old; up to a minute."""
+        """Seconds without a packet after which an entry counts as quiet: half of the time observed,
+        because looks are some seconds old, but at most a minute."""
         return max(5.0, min(self.uptime / 2, 60.0))
 
     @property
     def alone(self) -> str:
-        """The source that nearly all of it is from; empty where it has several."""
+        """The source of nearly all of it; empty where there are several."""
         return self.top if self.top_share >= 0.95 else ""
 
     def timeout_of(self, state: str) -> Optional[float]:
@@ -240,7 +240,7 @@ class Service:
         return self.part_of(1.0)
 
     def part_of(self, share: float) -> str:
-        """The same of such a share of the service's entries."""
+        """The same for this share of the service's entries."""
         held = self.table.count if self.table and self.table.count else self.c.held
         if not self.changes and self.seen < WHOLE * held:
             return f"{percent(share * self.share)} of the {self.seen:,} entries shown"
@@ -268,7 +268,7 @@ class Service:
     def cause(
         self, id: str, text: str, evidence: tuple[str, ...], *remedies: Optional[Remedy]
     ) -> Cause:
-        """A cause that is this service's; no setting helps where it has timeouts of its own."""
+        """A cause about this service; no setting helps where it has timeouts of its own."""
         settings = by_settings(self.c.composition)
         return Cause(
             id=id,
@@ -289,8 +289,8 @@ class Service:
 def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
     """The services that hold most of each namespace, with their part of its table.
 
-    Of more than :data:`SPACES` namespaces, only of those that are fullest. ``least``: the part
-    of its namespace that a service has to hold.
+    With more than :data:`SPACES` namespaces, only those of the fullest. ``least``: the share of its
+    namespace that a service must hold.
     """
     group, use_held = facts.service, facts.by_held
     weight = group.measure("held" if use_held else "table_seconds")
@@ -308,7 +308,7 @@ def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
 
 
 def _places(code: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The place of each among those of its code, from 0."""
+    """The rank of each among those with the same code, from 0."""
     order = np.argsort(code, kind="stable")
     ordered = code[order]
     places = np.empty(len(code), np.intp)
@@ -317,7 +317,7 @@ def _places(code: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
 
 
 def _fullest(facts: Facts) -> Optional[set[int]]:
-    """The namespaces that are looked at where there are many; None: all."""
+    """The namespaces to examine where there are many; None: all."""
     if len(facts.tables) <= SPACES:
         return None
     order = sorted(facts.tables, key=lambda t: (-t.totals.drop, -t.fill, -t.count))
@@ -376,7 +376,7 @@ def _at_first(c: Culprit, looks: Mapping[str, int]) -> Culprit:
 
 
 def several(facts: Facts) -> Iterator[Service]:
-    """What who names where it is several services at once, as if it were one."""
+    """A key of ``who`` that holds several services, treated as one service."""
     for culprit, words in facts.several:
         whole = facts.whole(culprit.netns, held=True)
         if culprit.held < ENDED or not whole or culprit.netns in facts.gone:

@@ -1,4 +1,4 @@
-"""Floods and scans: connections that nobody finishes, from many sources or from one."""
+"""Floods and scans: connections that are never completed, from many sources or from one."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ctrace.model.snapshot import Cause, Culprit
 SOME: Final = 500
 """Connections below which nothing is called a flood or a scan."""
 MANY: Final = 100
-"""Sources from which on a flood is of many."""
+"""Sources from which a flood counts as coming from many."""
 FRESH: Final = 5000
 """Sources with one connection each from which on it is a flood before any entry has ended."""
 SPREAD: Final = 50
-"""Services, or hosts, that one source tries before it is said to scan."""
+"""Services, or hosts, that one source must try before it is called a scan."""
 SHOWN: Final = 5
 FEW: Final = 20
-"""Pairs that are looked at for who opened them."""
+"""Pairs examined to find the process that opened them."""
 _S32: Final = np.uint64(32)
 
 
 def half_open(c: Culprit, judged: int) -> bool:
-    """Whether hardly one of its connections was finished.
+    """Whether hardly any of its connections was completed.
 
-    A listening port answers a forged SYN too; only the handshake's last packet makes ASSURED.
-    Those that were refused are over at once, and hold nothing.
+    A listening port answers a forged SYN too; only the handshake's last packet makes an entry
+    ASSURED. Refused connections are over at once, and hold nothing.
     """
     refused = sum(n for state, n in c.ended_states if state == "CLOSE")
     if judged <= c.destroys and refused >= 0.5 * c.destroys:
@@ -42,7 +42,7 @@ def half_open(c: Culprit, judged: int) -> bool:
 
 
 def syn_flood(s: Service) -> Optional[Cause]:
-    """Many half-open connections to one service: forged sources, or somebody who knocks."""
+    """Many half-open connections to one service: forged sources, or a client that keeps trying."""
     c = s.c
     if c.proto != "tcp" or max(c.inserts, c.held) < SOME or c.held < ENDED:
         return None
@@ -78,7 +78,7 @@ def syn_flood(s: Service) -> Optional[Cause]:
 
 
 def _unanswered(s: Service, seen: str) -> Cause:
-    """A client that asks on and on, and gets no answer."""
+    """A client that keeps asking and gets no answer."""
     target = s.c.dst or "who is asked"
     return s.cause(
         "unanswered",
@@ -91,9 +91,9 @@ def _unanswered(s: Service, seen: str) -> Cause:
 
 
 def udp_flood(s: Service) -> Optional[Cause]:
-    """Datagrams of ever new sources, each with hardly an entry, and no answer: forged ones.
+    """Datagrams from ever new sources, each with hardly an entry, and no answer: forged sources.
 
-    Agents that send on from where they are have an entry each, too, but new ones do not come.
+    Agents that send from where they are have an entry each too, but no new ones appear.
     """
     c = s.c
     if c.proto not in ("udp", "udplite") or max(c.inserts, c.held) < SOME:
@@ -142,7 +142,7 @@ def scans(facts: Facts) -> Iterator[Cause]:
 
 
 def _scan(facts: Facts, c: Culprit, judged: int, share: float, services: int, hosts: int) -> Cause:
-    """A source that scans, and what stops it: one of our own is stopped where it runs."""
+    """A source that scans, and what stops it: a process of this host is stopped where it runs."""
     table = facts.table(c.netns)
     held = table.count if table and table.count else c.held
     to = [plural(services, "service")] + ([f"{hosts:,} hosts or more"] if hosts > 1 else [])
@@ -168,7 +168,7 @@ def _scan(facts: Facts, c: Culprit, judged: int, share: float, services: int, ho
 
 
 def _opener(facts: Facts, c: Culprit) -> str:
-    """The process that opened what most of a source's entries are of; empty if not known."""
+    """The process that opened most of a source's entries; empty if unknown."""
     group = facts.pair
     mine = [at for at in group.order("held", FEW) if group.address(int(at)) == c.src]
     for at in mine:
@@ -184,7 +184,7 @@ def _pace(facts: Facts, c: Culprit) -> str:
 
 
 def _asked(facts: Facts, src: npt.NDArray[np.uint64]) -> tuple[int, int]:
-    """To how many TCP services a source has entries, and how many entries."""
+    """How many TCP services a source has entries to, and how many entries."""
     key = facts.pair.key
     mine = (key[:, :2] == src[:2]).all(axis=1) & (key[:, 2] >> _S32 == src[2] >> _S32)
     mine &= key[:, 2] >> np.uint64(16) & np.uint64(0xFF) == np.uint64(TCP)
@@ -192,7 +192,7 @@ def _asked(facts: Facts, src: npt.NDArray[np.uint64]) -> tuple[int, int]:
 
 
 def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
-    """More sources than can be named, each with hardly an entry, to no service above all."""
+    """More sources than can be named, each with hardly an entry, and no service that stands out."""
     src, space = facts.src, facts.space
     if not src.floor:
         return  # every source has a row

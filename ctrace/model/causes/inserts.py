@@ -13,9 +13,9 @@ from ctrace.model.snapshot import Cause, Table
 FEW: Final = 5
 """Failed inserts below which nothing is said."""
 PART: Final = 0.0005
-"""Part of the inserts below which failures are not worth a line."""
+"""Share of the inserts below which failures are not worth a line."""
 BESIDE: Final = 0.25
-"""Part of those without a port that other failures have to be to be told beside them."""
+"""Other failures, as a share of those without a free port, from which they are reported as well."""
 PORTS: Final = 64_512
 """Ports 1024 to 65535, which source NAT takes without a range of its own
 (nf_nat_l4proto_unique_tuple in nf_nat_core.c)."""

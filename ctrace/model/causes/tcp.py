@@ -1,4 +1,4 @@
-"""Causes that a TCP service's entries show by their states and lives."""
+"""Causes that show in the states and lives of a TCP service's entries."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ctrace.model.causes.words import duration, percent
 from ctrace.model.snapshot import Cause, Culprit, Remedy
 
 SHORT_LIFE: Final = 5.0
-"""Seconds: a connection that was this short is one request."""
+"""Seconds: a connection this short served one request."""
 MOSTLY: Final = 0.6
 FEW: Final = 50
-"""Fewest connections for which it is said how they stay open."""
+"""Connections. With fewer, nothing is said about how they stay open."""
 GROWS: Final = 30.0
-"""Seconds that connections have to be watched before they are said to only grow;"""
+"""Seconds that connections must be watched before they are said to only grow;"""
 GROWS_QUIET: Final = 8.0
-"""or, where they carry nothing once they are open."""
+"""or this long, where they carry nothing once they are open."""
 GROWN: Final = 0.1
-"""Part of what is held that has to have come while it was watched."""
+"""Share of what is held that must have been inserted while ctrace watched."""
 STATES: Final[dict[str, tuple[str, str]]] = {
     "SYN_SENT": ("SYNs that nobody answers", "tcp_timeout_syn_sent"),
     "SYN_SENT2": ("SYNs of both sides at once", "tcp_timeout_syn_sent"),
@@ -74,7 +74,7 @@ def no_keepalive(s: Service) -> Optional[Cause]:
 
 
 def waiting(s: Service) -> Optional[Cause]:
-    """Closed connections of which it is not known that they were short."""
+    """Closed connections that are not known to have been short."""
     c = s.c
     if c.proto != "tcp" or c.closed is None or c.closed < MOSTLY or c.held < ENDED:
         return None
@@ -146,7 +146,8 @@ def leak(s: Service) -> Optional[Cause]:
 
 
 def _growing(c: Culprit) -> bool:
-    """Whether new ones come: in the last interval, or over the later half of the last minute."""
+    """Whether new ones keep coming: in the last interval, or over the later half of the last
+    minute."""
     if c.new_per_s > 0:
         return True
     later = c.trend[len(c.trend) // 2 :]
@@ -154,9 +155,10 @@ def _growing(c: Culprit) -> bool:
 
 
 def _coming(s: Service) -> float:
-    """Seconds that those have come for that are open: twice their mean age, as at an even pace.
+    """Seconds over which the open connections have been coming: twice their mean age, as at an even
+    rate.
 
-    A burst that has just been opened was watched for a moment, however long ctrace has run.
+    A burst that was just opened has been watched only for a moment, however long ctrace has run.
     """
     opened = max(1, s.c.inserts - s.c.destroys)
     seconds = s.c.table_seconds - s.c.older * s.uptime
@@ -164,7 +166,7 @@ def _coming(s: Service) -> float:
 
 
 def _idle(s: Service) -> bool:
-    """Whether most of its connections carry nothing, or nothing tells that they do."""
+    """Whether most of its connections carry nothing, or nothing shows that they do."""
     return s.quiet is None or s.quiet >= 0.5
 
 
@@ -210,7 +212,7 @@ def idle_established(s: Service) -> Optional[Cause]:
 
 
 def _established(s: Service) -> Cause:
-    """The same in a single dump, which does not tell whether they are idle."""
+    """The same for a single dump, which does not show whether connections are idle."""
     c = s.c
     return s.cause(
         "established",
@@ -223,9 +225,9 @@ def _established(s: Service) -> Cause:
 
 
 def most_held_state(s: Service) -> tuple[str, int, float]:
-    """The TCP state that most of the service's entries are in: its name, how many, which share.
+    """The TCP state of most of the service's entries: its name, how many, which share.
 
-    By looks at the table itself; empty where nothing could look, or too few were seen.
+    From looks at the table itself; empty where nothing could look, or too few were seen.
     """
     states, seen = s.c.composition.states, sum(n for _, n in s.c.composition.states)
     if s.c.proto != "tcp" or seen < ENDED:
@@ -235,7 +237,7 @@ def most_held_state(s: Service) -> tuple[str, int, float]:
 
 
 def notrack(s: Service) -> Optional[Remedy]:
-    """NOTRACK of the service, where advice would not refuse it."""
+    """NOTRACK for the service, where advice would not refuse it."""
     if not remedies.untrackable(s.c, s.nat, s.table):
         return None
     return remedies.notrack(s.c)

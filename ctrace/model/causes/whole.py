@@ -1,4 +1,4 @@
-"""Causes that are a whole table's: full ones, too small ones, INVALID packets, the unknown."""
+"""Causes that concern a whole table: full, too small, INVALID packets, unknown."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ INVALID: Final = 100
 LITTLE: Final = 0.1
 """Fill below which a table that refuses nothing needs no explanation."""
 LARGER: Final = 1.5
-"""How much larger a table is proposed: what it refuses comes again, so it is not what it lacks."""
+"""How many times larger a table is proposed. Refused flows are retried, so their number is not what
+is lacking."""
 INVALID_PART: Final = 0.05
-"""INVALID packets for each insert from which on they are worth a line."""
+"""INVALID packets per insert from which they are worth a line."""
 
 
 def other_netns(facts: Facts) -> Iterator[Cause]:
@@ -118,7 +119,7 @@ def _replied(facts: Facts, netns: int) -> tuple[float, int]:
 
 
 def logged(facts: Facts) -> Iterator[Cause]:
-    """The table was full by the host's own log, whatever it holds where it was read."""
+    """The host's own log says that the table was full, whatever it held when it was read."""
     log = facts.logged
     if log is None:
         return
@@ -146,7 +147,7 @@ def logged(facts: Facts) -> Iterator[Cause]:
 
 
 def invalid(facts: Facts) -> Iterator[Cause]:
-    """Packets that belong to no entry: whose they are only the kernel's log tells."""
+    """Packets that belong to no entry: only the kernel's log shows which flows they belong to."""
     for t in facts.tables:
         if t.invalid < INVALID or t.invalid < INVALID_PART * t.totals.insert:
             continue
@@ -174,7 +175,7 @@ def invalid(facts: Facts) -> Iterator[Cause]:
 
 
 def unknown(facts: Facts) -> Cause:
-    """What is there, where no shape fits: never a guess."""
+    """What is in the table, where no pattern fits: never a guess."""
     first = next(services(facts), None)
     if first is None and facts.gone:
         went = "namespace has" if len(facts.gone) == 1 else f"{len(facts.gone)} namespaces have"
@@ -195,7 +196,7 @@ def unknown(facts: Facts) -> Cause:
 
 
 def shapeless(s: Service, most: str) -> Cause:
-    """That no known cause fits, with what ``most`` of the table is, and its largest service."""
+    """States that no known cause fits, what ``most`` of the table is, and its largest service."""
     times = (("they live", s.c.life.p50), ("their entries stay", s.c.residence.p50))
     known = [f"{words} {duration(value)}" for words, value in times if value is not None]
     if not s.changes and s.c.states:
@@ -218,7 +219,7 @@ def _verdict(table: Optional[Table], changes: bool) -> str:
 
 
 def _protocol(facts: Facts, netns: int) -> str:
-    """``41 % udp to 12,000 ports``: of a table in which no service stands out."""
+    """``41 % udp to 12,000 ports``, for a table in which no service stands out."""
     group = facts.service
     held: dict[str, list[int]] = {}
     for at in range(group.n):

@@ -33,13 +33,14 @@ def percent(share: Optional[float]) -> str:
 
 
 def pace(rate: float, of: str) -> str:
-    """``120 new/s``; empty where it would be 0: what comes in bursts is not said to stand still."""
+    """``120 new/s``; empty where it would round to 0: a bursty load is not at a standstill."""
     each = f"{rate:,.0f}"
     return f"{each} {of}" if each != "0" else ""
 
 
 def stay(residence: Percentiles) -> str:
-    """How long half of the entries stay, or ``at least 20 s``; ``unknown`` where neither is."""
+    """How long half of the entries stay, or ``at least 20 s``; ``unknown`` where neither is
+    known."""
     if residence.p50 is None and residence.at_least is not None:
         return f"at least {duration(residence.at_least)}"
     return duration(residence.p50)

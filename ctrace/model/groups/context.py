@@ -1,4 +1,4 @@
-"""What names the keys of a group, and when it is."""
+"""What is needed to name the keys of a group, and the time."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Context:
     uptime: float
     """Seconds observed until then."""
     looks: Looks
-    """What the latest looks at living entries found, newest first."""
+    """Results of the latest looks at living entries, newest first."""
     gone: Mapping[int, int] = field(default_factory=dict)
-    """Namespaces that are no more, and when they went (boot clock >> TIME_SHIFT)."""
+    """Namespaces that have gone, and when they went (boot clock >> TIME_SHIFT)."""
     missed: Mapping[int, int] = field(default_factory=dict)
     """Records lost, by namespace."""
     stale: Collection[int] = ()
-    """Namespaces whose entries were not counted anew since."""
+    """Namespaces whose entries were not recounted since losses."""

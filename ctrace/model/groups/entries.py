@@ -1,4 +1,4 @@
-"""What the entries of each key are like: how long they stay and live, and in which states."""
+"""Properties of the entries of each key: how long they stay and live, and their states."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ctrace.model.snapshot import Composition, Percentiles
 from ctrace.record import TCP_STATES
 
 ENOUGH: Final = 20
-"""Fewest entries for which a share means something."""
+"""Entries. A share of fewer means nothing."""
 CANDIDATES: Final = 512
-"""How many of the heaviest keys are looked at when sorting by a percentile."""
+"""How many of the heaviest keys are considered when sorting by a percentile."""
 _SPREAD: Final = 64
-"""Ages that stand for those of all living entries of a key."""
+"""Ages that stand for those of all living entries of a key, at most."""
 
 
 class Entries(Sums):
-    """The sums, and what is inferred of the entries behind them."""
+    """The sums, and what is inferred about the entries behind them."""
 
     def order(self, sort: str, limit: int) -> Rows:
         """The first ``limit`` keys by a sort of :data:`~ctrace.model.snapshot.SORTS`.
@@ -53,7 +53,7 @@ class Entries(Sums):
         return ranked[::-1][:limit] if turned else ranked[:limit]
 
     def _median(self, at: int, part: int) -> Optional[float]:
-        """Of a key's lives (0) or residences (1); at least so much."""
+        """Median of a key's lives (0) or residences (1); a lower bound where it is not known."""
         one = self.percentiles(at)[part]
         return one.p50 if one.p50 is not None else one.at_least
 
@@ -78,7 +78,7 @@ class Entries(Sums):
         return found[bounds[at] : bounds[at + 1]]
 
     def _key_of(self, looks: Looks) -> Rows:
-        """Which key each look is of; -1 where it has no row."""
+        """The key of each look; -1 where it has no row."""
         key = np.full(len(looks), -1)
         for number, part in enumerate(self._parts):
             if not part.counted:
@@ -94,12 +94,12 @@ class Entries(Sums):
         return key
 
     def composition(self, at: int) -> Composition:
-        """What a key's entries are like that are held now."""
+        """What the entries that a key holds now are like."""
         older, until = int(self.sums["older"][at]), self._context.until
         return compose(self.looks_at(at), int(self.held[at]), older, until)
 
     def stays(self, at: int) -> stays.Survival:
-        """How long a key's entries stay, with the living counted."""
+        """How long a key's entries stay, including those still living."""
         held, older = int(self.held[at]), int(self.sums["older"][at])
         older = min(max(older, 0), held)
         born = held - older
@@ -118,7 +118,7 @@ class Entries(Sums):
         return stays.survival(residence, ended, living)
 
     def staying(self, at: int) -> Optional[Staying]:
-        """What a forecast of a key's entries rests on; None for too few."""
+        """The data for a forecast of a key's entries; None if too few."""
         if self.held[at] < ENOUGH:
             return None
         curve, looks = self.stays(at), self.looks_at(at)
@@ -138,7 +138,7 @@ class Entries(Sums):
         return self.lives(at), self.residence(at)
 
     def lives(self, at: int) -> Percentiles:
-        """How long a key's entries live, as it is said everywhere."""
+        """How long a key's entries live, as every view reports it."""
         ended, looked, _ = self._detail(at)
         held = int(self.held[at])
         born = held - min(max(int(self.sums["older"][at]), 0), held)
@@ -147,7 +147,7 @@ class Entries(Sums):
         return stays.lives(over, born, self.looks_at(at), self.looks(at)[0], even)
 
     def residence(self, at: int) -> Percentiles:
-        """How long a key's entries stay, as it is said everywhere."""
+        """How long a key's entries stay, as every view reports it."""
         held, rate = int(self.held[at]), float(self.rate[at])
         looks, timeout = self.looks(at)
         closed_soon = looks["young"] >= ENOUGH and looks["closed"] >= 0.75 * looks["young"]
@@ -201,7 +201,7 @@ class Entries(Sums):
         return tuple(float(v) for v in values[int(np.argmax(known)) :])
 
     def _missed(self, netns: int) -> tuple[int, bool]:
-        """Events lost that may have been a key's, and whether what it holds may be off."""
+        """Lost events that may have been a key's, and whether its held count may be off."""
         missed, stale = self._context.missed, self._context.stale
         lost = missed.get(netns, 0) if netns else sum(missed.values())
         if self.name in ("process", "container", "unit"):
@@ -209,9 +209,10 @@ class Entries(Sums):
         return lost, netns in stale
 
     def _shares(self, at: int, made_of: Composition) -> tuple[Optional[float], ...]:
-        """ASSURED, unreplied and closed ones of what a key holds.
+        """Shares of ASSURED, unreplied and closed entries among those that a key holds.
 
-        Where nothing looks into the table: of what ended, if that is most of what there was.
+        Where nothing looks into the table: among those that ended, if they are most of all there
+        were.
         """
         if made_of.n or not self._context.looks["older"].all():
             return made_of.assured, made_of.unreplied, made_of.closed
@@ -242,7 +243,7 @@ class Entries(Sums):
 
 
 def share(part: int, ended: int, looks: Mapping[str, int], name: str) -> Optional[float]:
-    """A share of the ended; of young entries looked at, while hardly any has ended."""
+    """A share of the ended entries; of young ones looked at, while hardly any has ended."""
     young = looks["young"]
     if young >= ENOUGH > ended:
         return min(1.0, looks[name] / young)

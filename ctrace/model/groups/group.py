@@ -89,7 +89,7 @@ class Group(Entries):
         )
 
     def _marks(self, members: Rows) -> tuple[int, int, int, int]:
-        """Flags seen, error bound, first event's time, latest owner."""
+        """Flags seen, error bound, time of the first event, latest owner."""
         flags = owner = 0
         first: Optional[int] = None
         error = 0 if len(self._parts) == 1 else self.floor

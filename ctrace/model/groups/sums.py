@@ -25,7 +25,7 @@ from ctrace.record import Direction, address_text
 Same = TypeVar("Same", bound="Sums")
 
 _WAYS: Final = sum(1 << int(one) for one in (Direction.IN, Direction.OUT, Direction.FORWARD))
-"""Bits of a row's flags that tell directions."""
+"""Bits of a row's flags that show directions."""
 _EVERYTHING: Final = Scope()
 
 
@@ -35,7 +35,8 @@ class Sums:
     def __init__(
         self, name: str, levels: Levels, context: Context, now: int, scope: Scope = _EVERYTHING
     ) -> None:
-        """``scope`` is one that the grouping can tell: :meth:`~Scope.refusal` is empty."""
+        """``scope`` must be one that the grouping can resolve: its :meth:`~Scope.refusal` is
+        empty."""
         self.name = name
         self._context = context
         self._scope = scope
@@ -81,19 +82,19 @@ class Sums:
         self.table_seconds = np.maximum(np.bincount(inverse, seconds, self.n), 0.0)
         s = self.sums
         self._told = s["inserts"] + s["existing"] + s["destroys"] + s["drops"] + s["failed"] > 0
-        """Keys about which something is known: not those that have just got a row."""
+        """Keys with any data: not those that have only just got a row."""
 
     def regrouped(
         self: Same, name: str, codes: Rows, key: npt.NDArray[np.uint64], said: tuple[str, ...]
     ) -> Same:
-        """The same by a coarser grouping: ``codes`` numbers the new key of each of these keys.
+        """Regrouped more coarsely: ``codes`` gives the number of each key's new key.
 
         Keys with -1 are left out; ``said`` are the names of the new ones.
         """
         return self._of_rows(name, codes[self._inverse], key, said)
 
     def by_direction(self: Same) -> Same:
-        """The same by the way that flows take, row by row: one key's may take several."""
+        """Regrouped by the flows' direction, row by row: a key's flows may have several."""
         flags = self._gather("flags") & np.uint8(_WAYS)
         found, codes = np.unique(flags, return_inverse=True)
         key = np.zeros((len(found), 3), np.uint64)
@@ -113,19 +114,19 @@ class Sums:
         return other
 
     def _until(self, netns: npt.NDArray[Any], now: int) -> npt.NDArray[np.int64]:
-        """Up to when each row's entries were held: until now, or their namespace went."""
+        """When each row's entries were last held: now, or when their namespace went."""
         until = np.full(len(netns), now, np.int64)
         for one, at in self._context.gone.items():
             until[netns == one] = min(at, now - 1)
         return until
 
     def inside(self, netns: int) -> npt.NDArray[np.bool_]:
-        """Which keys are of a namespace."""
+        """Which keys belong to a namespace."""
         mine: npt.NDArray[np.bool_] = self.key[:, 2] >> np.uint64(32) == netns
         return mine
 
     def refused(self, high: np.uint64, low: np.uint64, meta: np.uint64) -> Optional[float]:
-        """Which share of a key's new flows was refused, since the start; None if unknown."""
+        """The share of a key's new flows that was refused, since the start; None if unknown."""
         key = self.key
         at = np.flatnonzero((key[:, 1] == low) & (key[:, 0] == high) & (key[:, 2] == meta))
         drops, inserts = (float(self.sums[name][at].sum()) for name in ("drops", "inserts"))
@@ -147,7 +148,7 @@ class Sums:
         return found
 
     def measure(self, name: str) -> npt.NDArray[np.float64]:
-        """What each key has of ``held``, ``table_seconds`` or a counter; never below 0."""
+        """Each key's ``held``, ``table_seconds`` or a counter; never below 0."""
         columns = {"held": self.held, "table_seconds": self.table_seconds}
         column = columns[name] if name in columns else self.sums[name]
         found: npt.NDArray[np.float64] = np.maximum(column.astype(np.float64), 0.0)
@@ -167,7 +168,7 @@ class Sums:
         return known.unit if known else ""
 
     def units(self) -> set[str]:
-        """Containers and units of all processes known."""
+        """Containers and units of all known processes."""
         known = (*self._context.owners.values(), *self._context.listeners.values())
         return {one.unit for one in known if one.unit}
 
@@ -320,7 +321,7 @@ def unit_number(name: str) -> int:
 
 
 def way(flags: int) -> str:
-    """The direction that a row's flags tell: "mixed" for several, empty for none."""
+    """The direction in a row's flags: "mixed" for several, empty for none."""
     names = {Direction.IN: "in", Direction.OUT: "out", Direction.FORWARD: "forward"}
     seen = [name for bit, name in names.items() if flags & (1 << bit)]
     return seen[0] if len(seen) == 1 else ("mixed" if seen else "")

@@ -25,7 +25,7 @@ U16 = npt.NDArray[np.uint16]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 WINDOW: Final = 1 << 17
-"""Events handled at once: twice as many would not be cheaper, half as many dearer."""
+"""Events handled at once: twice as many would not be cheaper, half as many would cost more."""
 NETNS_MASK: Final = np.uint64(0xFFFFFFFF_00000000)
 OWNED: Final = np.uint64(1 << 24)
 SERVICE_MASK: Final = np.uint64(0xFFFFFFFF_00FFFFFF)
@@ -46,25 +46,25 @@ _S32: Final = np.uint64(32)
 _S48: Final = np.uint64(48)
 
 OWNER: Final = 13
-"""The place of the owner in a record seen as 64-bit words (ctrace.record.WORDS)."""
+"""Index of the owner in a record seen as 64-bit words (ctrace.record.WORDS)."""
 
 
 TIME_WAIT: Final = 7
 CLOSE: Final = 8
 KIND, REASON = np.uint16(0xF), np.uint16(0xF00)
-"""Of a code, kind | reason << 8."""
+"""Masks of a code, kind | reason << 8."""
 PACKED_BITS: Final = 21
 PACKED_MAX: Final = (1 << PACKED_BITS) - 1
-"""Events that a packed counter takes before it must be drained."""
+"""Events that a packed counter can hold before it must be drained."""
 
 TCP: Final = 6
 UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
 TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9
-"""Seconds."""
+"""Seconds in a unit of packed times."""
 TICK_MS: Final = np.float32(50)
-"""What a time in ticks, and its reader, may be late by."""
+"""ms by which a time measured in ticks, and its reading, may be late."""
 _ENTRY_KINDS: Final = [int(kind) for kind in (Kind.INSERT, Kind.DESTROY, Kind.EXISTING)]
 NOWHERE: Final = np.zeros(0, np.intp)
 NAT = int(Status.SRC_NAT) | int(Status.DST_NAT)
@@ -174,12 +174,13 @@ class Window:
         return self.meta.take(at) & NETNS_MASK
 
     def owner(self, at: npt.NDArray[np.intp]) -> U64:
-        """The word that is the owner, where the kind has one, of the events at these indices."""
+        """The owner word of the events at these indices, where their kind has one."""
         owner: U64 = self.words[at, OWNER]
         return owner
 
     def idle_ms(self, at: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
-        """How long nothing renewed them, -1 unknown; of destroys and looks at these indices."""
+        """ms since something last renewed them, -1 unknown; for destroys and looks at these
+        indices."""
         return self.owner(at).astype(np.uint32).view(np.int32)
 
     def where(self, kind: Kind) -> npt.NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""What a window says beyond its packed counters, looked at once for all tables."""
+"""What a window holds beyond its packed counters, extracted once for all tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDS_MEASURED: Final = 16_384
 
 @dataclass
 class Details:
-    """What a window says beyond its packed counters; all arrays are indices of events."""
+    """What a window holds beyond its packed counters; all arrays are indices of events."""
 
     adds: list[tuple[str, Rows, int]]
     """Counters to change by so much, once for each event at these indices."""
@@ -34,7 +34,7 @@ class Details:
     """Aligned with ``owned``."""
     born: Rows
     ends: Rows
-    """Ends whose lifetimes are looked at: all whose birth was looked for, or an even sample."""
+    """Ends with a lifetime to measure: all that were looked up in the births, or an even sample."""
     state: Rows
     """Aligned with ``ends``."""
     residence: Rows
@@ -60,9 +60,10 @@ def details(
     part: int,
     timeouts: Timeouts,
 ) -> Details:
-    """Look once at what all tables need, with what pairing told of ``ends`` and each event.
+    """Extract once what all tables need, using the ages of ``ends`` and each event's ``extra`` from
+    pairing.
 
-    They are one of ``part``.
+    ``ends`` are one in ``part`` of all.
     """
     adds = [
         (name, at, 1)

@@ -66,22 +66,22 @@ COUNTERS: Final = {
 
 _FLOW_NAMES: Final = ("inserts", "destroys", "expired")
 _END_NAMES: Final = ("assured", "unreplied", "closed")
-"""What a window's packed counters hold, from the lowest bits on."""
+"""Fields of a window's packed counters, from the lowest bits up."""
 
 SKETCHED: Final = np.uint8(0x40)
 """Bit of ``flags``: the key was in the sketch before it had a row."""
 
 _CAUTION: Final = 16
-"""Of this many free rows, one is given away in a window once keys are turned away."""
+"""Once keys are turned away, one in this many free rows may be given away per window."""
 _EAGER: Final = 2
-"""The same while none is taken."""
+"""The same, but while none has been taken."""
 _BUSY: Final = 16
-"""Events of a new key in one window that are worth counting at once."""
+"""Events of a new key in one window that make it worth counting at once."""
 _FIELD: Final = np.uint64(PACKED_MAX)
 
 
 _FEW: Final = 16
-"""Rows of the table from which the size of larger ones is derived."""
+"""Rows of the table that the sizes of larger ones are derived from."""
 
 
 _NONE: Final[Rows] = np.zeros(0, np.intp)
@@ -96,7 +96,7 @@ class HeavyTable:
         self.floor = 0
         self.pruned = 0
         self.turned = 0
-        """Events that came for keys without a row."""
+        """Events of keys without a row."""
         self._sketch: Optional[Sketch] = None
         """Taken once keys are turned away."""
         self.index = Index(rows)
@@ -161,7 +161,7 @@ class HeavyTable:
 
     @property
     def scarce(self) -> bool:
-        """Whether keys are turned away, so that a row must be earned."""
+        """Whether keys are turned away, so that rows must be earned."""
         return self._sketch is not None
 
     def _is_tight(self) -> bool:
@@ -209,7 +209,8 @@ class HeavyTable:
         return max(0, self.distinct() - self.used)
 
     def absorb(self, keys: npt.NDArray[np.uint64], counters: dict[str, npt.NDArray[Any]]) -> Rows:
-        """Add counters that a finer table gave up; returns the row of each, 0 if turned away."""
+        """Add counters that a finer table gave up; returns the row of each, 0 if it was turned
+        away."""
         h = key_hash(keys[:, 0], keys[:, 1], keys[:, 2])
         hashes, _, order, starts = grouped(h)
         rows = self.find_rows(hashes)
@@ -254,14 +255,14 @@ class HeavyTable:
     # -- giving rows up -------------------------------------------------------
 
     def weight(self) -> npt.NDArray[np.int64]:
-        """Per row, entries that came plus refusals, since it has a row."""
+        """Per row, entries that came plus refusals, since the row was given."""
         self.drain()
         c = self.counters
         total: npt.NDArray[np.int64] = c["inserts"] + c["existing"] + c["drops"]
         return np.maximum(total, 0)
 
     def _prune(self) -> None:
-        """Give up a quarter of the rows, the lightest, and those that tell nothing."""
+        """Give up a quarter of the rows: the lightest, and those without information."""
         bound = (self.weight() + self.error)[1 : self.used + 1]
         part = max(1, self.used // 4)
         order = np.argsort(bound)
@@ -328,7 +329,7 @@ class HeavyTable:
                 c[name][row] += total >> (at * PACKED_BITS) & PACKED_MAX
 
     def make_room(self, events: int) -> None:
-        """Drain the packed counters if so many more events might overflow one."""
+        """Drain the packed counters if this many more events might overflow one."""
         if self._pending + events > PACKED_MAX:
             self.drain()
         self._pending += events
@@ -363,7 +364,7 @@ class HeavyTable:
 
     @classmethod
     def needed(cls, rows: int) -> int:
-        """Bytes that a table of so many rows holds."""
+        """Bytes that a table of this many rows takes."""
         small = cls(_FEW)
         each = sum(column.nbytes for column in small.columns()) // (_FEW + 1)
         return Sketch.needed(rows) + Index.needed(rows) + each * (rows + 1)

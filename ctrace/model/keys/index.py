@@ -22,15 +22,15 @@ from ctrace.model.keys.scatter import Rows
 _ROW_BITS: Final = 17
 _ROW_MASK: Final = np.uint64((1 << _ROW_BITS) - 1)
 _DISPLACED: Final = np.uint64(1 << _ROW_BITS)
-"""Bit of an index entry: a key whose own place this is stands farther on."""
+"""Bit of an index entry: some key that belongs here is stored farther on."""
 _LOW: Final = _ROW_MASK | _DISPLACED
-"""What an entry holds beside the key's hash."""
+"""Bits of an entry that do not belong to the key's hash."""
 _EMPTY: Final = ~_LOW
-"""A place without an entry: what no hash begins with but by chance, one of 2**46."""
+"""An unused place. A hash begins like this only by chance, one in 2**46."""
 _NO_HASH: Final[U64] = np.zeros(0, np.uint64)
 
 _MOST: Final = 0.75
-"""Share of events with a row from which on all are handled."""
+"""Share of events with a row above which all are handled."""
 
 
 class Found:
@@ -87,7 +87,7 @@ class Found:
         self._all = None
 
     def among(self, n: int, at: Rows) -> Found:
-        """The same seen from a window of ``n`` events, of which these were those at ``at``."""
+        """The same for a window of ``n`` events, where these are the events at ``at``."""
         found = Found.nothing(n)
         found._entry[at], found.hit[at] = self._entry, self.hit
         return found
@@ -109,7 +109,7 @@ class Index:
 
     @classmethod
     def needed(cls, rows: int) -> int:
-        """Bytes that an index of so many rows holds."""
+        """Bytes that an index of this many rows takes."""
         return _EMPTY.itemsize << cls._bits(rows)
 
     def find(self, h: U64) -> Found:
@@ -136,7 +136,7 @@ class Index:
         return Found(entry, hit)
 
     def enter(self, hashes: U64, rows: Rows) -> None:
-        """Have these hashes lead to these rows; none was entered before."""
+        """Map these hashes to these rows; none of them may be in the index yet."""
         entry = (hashes & ~_LOW) | rows.astype(np.uint64)
         home = at = hashes >> self._shift
         displaced = [_NO_HASH]

@@ -16,7 +16,7 @@ from ctrace.model.keys.scatter import Rows, add_at
 from ctrace.record import Status
 
 _SWAPS: Final = 32
-"""Slots of detail that change rows in one interval, at most."""
+"""Detail slots that move to another row per interval, at most."""
 
 
 class Level:
@@ -57,7 +57,7 @@ class Level:
             self.rich.samples[slots, 0] = w.events[events[: len(slots)]]
 
     def _fold(self) -> None:
-        """Hand what pruned rows had counted to the coarser levels."""
+        """Hand the counts of pruned rows to the coarser levels."""
         table = self.table
         key, slots = table.dropped_key, table.dropped_rich
         held = np.flatnonzero(slots)

@@ -61,7 +61,7 @@ class Left:
 
 
 _PROCESS_ROWS: Final = 4_000
-"""A row of the processes fits the field by which entries remember it."""
+"""Rows of the process table; the number must fit the field in which entries remember it."""
 _SHARES: Final = (
     (28_000, 384, False),  # pair
     (14_000, 384, True),  # target
@@ -86,10 +86,10 @@ def _sizes(scale: float) -> Iterator[tuple[int, int, bool]]:
 
 
 def needed(scale: float) -> int:
-    """Bytes that ``Levels(scale)`` will hold, known without taking them.
+    """Bytes that ``Levels(scale)`` will take, computed without allocating.
 
-    Memory that was taken and given back is cleared by hand when it is taken again, so
-    every page of it counts as used; fresh memory counts page by page as it is used.
+    Memory that was taken and given back is zeroed explicitly when taken again, so every page of it
+    counts as used; fresh memory counts page by page as it is used.
     """
     return sum(
         HeavyTable.needed(rows) + RichPool.needed(rich, distinct)
@@ -167,9 +167,10 @@ class Levels:
     def feed(
         self, w: Window, ends: Rows, age: I64, extra: npt.NDArray[np.uint16], owned: Rows, part: int
     ) -> None:
-        """Count a window. ``age`` is what pairing told of ``ends``, ``extra`` of each event.
+        """Count a window. ``age`` is the age of ``ends``, ``extra`` that of each event, both from
+        pairing.
 
-        One end of ``part`` was looked for.
+        One in ``part`` of the ends was looked up.
         """
         d = details(w, ends, age, extra, owned, part, self.timeouts)
         opener = extra & np.uint16(EXISTING - 1)

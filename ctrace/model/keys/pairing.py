@@ -34,15 +34,15 @@ _UNITS: Final = np.uint64(UNIT_SHIFT)
 _NONE: Final[Rows] = np.zeros(0, np.intp)
 _NO_ID: Final[U64] = np.zeros(0, np.uint64)
 UNKNOWN: Final = -1
-"""Age of an end whose birth is not known."""
+"""Age of an end whose birth is unknown."""
 _TAG_BITS: Final = 64 - _TIME_BITS
 _MOST_BITS: Final = 25
-"""Of the slots' number: with more, bits of a tag would be those that a sort packs."""
+"""Bits of a slot number at most: with more, a tag's bits would overlap those that a sort packs."""
 EXISTING: Final = 0x8000
 """Bit of ``extra``: the entry was there before the tracer, its birth is unknown."""
 
 LATE_NS: Final = 100_000_000
-"""How much later a birth may be reported than its own end, by CPUs polled in turn."""
+"""ns by which a birth may be reported after its own end, because CPUs are polled in turn."""
 _LATE_MAX: Final = 1024
 
 
@@ -315,5 +315,5 @@ class Births:
         self._extra[:] = moved[self._extra & np.uint16(EXISTING - 1)] | flag
 
     def alive(self) -> int:
-        """Entries whose birth is known or that are known to be older."""
+        """Entries that are alive: their birth is known, or they are known to be older."""
         return int(np.count_nonzero(self._slot))

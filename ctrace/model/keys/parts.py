@@ -1,4 +1,4 @@
-"""Which tables the keys of a grouping are summed up from."""
+"""Which tables the keys of a grouping are summed from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Part:
 
 
 def narrow_part(name: str, levels: Levels, scope: Scope) -> Optional[Part]:
-    """The one table that can tell a scope's flows by this grouping; None: the usual ones can."""
+    """The one table that can resolve a scope for this grouping; None: the usual ones can."""
     masks = {"src": NETNS_MASK, "dst": NETNS_MASK, "pair": _ALL, "netns": NETNS_MASK}
     one = {"target": "dst"}.get(name, name)
     mask = masks.get(name, SERVICE_MASK)

@@ -50,7 +50,7 @@ def between_marks(w: Window) -> Iterator[Union[Window, np.void]]:
 
 
 class Recounts:
-    """Which namespaces events were lost of, and what was found there since."""
+    """Which namespaces lost events, and what was found there since."""
 
     def __init__(self, levels: Levels) -> None:
         self._levels = levels
@@ -62,7 +62,8 @@ class Recounts:
         """Records lost since the start, by namespace."""
 
     def lost(self, batch: Batch, known: set[int]) -> None:
-        """Note what a batch lacks: of those whose counters tell, else of every namespace."""
+        """Note a batch's losses: of the namespaces whose counters show them, otherwise of every
+        one."""
         if not batch.lost:
             return
         here = np.unique(batch.events["netns"]).tolist()
@@ -103,7 +104,7 @@ def _rows(table: HeavyTable, netns: int) -> Rows:
 
 
 def _begin(table: HeavyTable, netns: int) -> None:
-    """Keep what is held now, negative where more ends than births came."""
+    """Remember what is held now; negative where more ends than births came."""
     table.drain()
     mine, c = _rows(table, netns), table.counters
     net: npt.NDArray[np.int64] = c["inserts"] + c["existing"] - c["destroys"]

@@ -21,8 +21,8 @@ TREND: Final = 60
 STATES: Final = 16
 SAMPLES: Final = 3
 LOOKS: Final = ("young", "closed", "unreplied", "assured")
-"""Looks at living entries: at young ones (whatever else they are), and found closed; and
-of the young, without a reply and ASSURED."""
+"""Looks at living entries: at young ones (in any state), at those found closed; and among the
+young, without a reply, and ASSURED."""
 YOUNG_NS: Final = 3_000_000_000
 _HLL_BITS: Final = 10
 REGISTERS: Final = 1 << _HLL_BITS
@@ -42,12 +42,12 @@ class RichPool:
         self.states = np.zeros((n, STATES), np.uint32)
         self.looks = np.zeros((n, len(LOOKS)), np.uint32)
         self.timeout = np.zeros(n, np.uint32)
-        """Of the latest entry that was found closed, ms."""
+        """ms, of the latest entry found closed."""
         self.trend = np.full((n, TREND), np.nan, np.float32)
         self.samples = np.zeros((n, SAMPLES), RECORD)
         self.sources = np.zeros((n, REGISTERS), np.uint8) if distinct else None
         self._above = np.full(n, _BELOW[0])
-        """Sources whose remaining bits are not below this change none of a slot's registers."""
+        """Sources with remaining bits at or above this change none of a slot's registers."""
         self._above[0] = 0
         self._noted = 0
         self._free = list(range(slots, 0, -1))
@@ -88,7 +88,7 @@ class RichPool:
 
     @classmethod
     def needed(cls, slots: int, distinct: bool) -> int:
-        """Bytes that so many slots hold."""
+        """Bytes that this many slots take."""
         return cls(0, distinct).nbytes() * (slots + 1)
 
     def nbytes(self) -> int:
@@ -130,7 +130,7 @@ class RichPool:
     def count_looks(
         self, slots: Rows, seen: list[npt.NDArray[np.bool_]], timeout: U32, life_bin: I64
     ) -> None:
-        """Count looks: ``seen`` as in :data:`LOOKS`; a closed one's life is known for good."""
+        """Count looks: ``seen`` as in :data:`LOOKS`; the life of a closed one is final."""
         self.count_states(slots, seen)
         closed = slots[seen[1]]
         self.timeout[closed] = timeout[seen[1]]
@@ -163,7 +163,7 @@ class RichPool:
 
 _REST_BITS: Final = 52
 _LEARN: Final = 8
-"""Windows after which the lowest registers are looked for anew: they only rise."""
+"""Windows after which the lowest registers are recomputed: they only rise."""
 _BELOW: Final = np.array([1 << max(0, _REST_BITS - rank) for rank in range(64)], np.uint64)
 
 

@@ -1,4 +1,4 @@
-"""How much weight keys without a row may have: cells that several keys share.
+"""Upper bounds for the weight of keys without a row, in cells that several keys share.
 
 A cell never has less than the weight of any one of its keys, so it bounds each from above.
 """
@@ -31,7 +31,7 @@ class Sketch:
 
     @classmethod
     def needed(cls, rows: int) -> int:
-        """Bytes that the cells of a table of so many rows hold."""
+        """Bytes that the cells of a table of this many rows take."""
         return 4 << cls._bits(rows)
 
     def _cell(self, h: U64) -> Rows:
@@ -43,17 +43,17 @@ class Sketch:
         return cell.view(np.int64)
 
     def bounds(self, h: U64) -> npt.NDArray[np.int64]:
-        """What each of these keys weighs at most."""
+        """Upper bound of each key's weight."""
         return self._cells.take(self._cell(h)).astype(np.int64)
 
     def add(self, h: U64, weight: npt.NDArray[np.uint32] | int) -> npt.NDArray[np.uint32]:
-        """Add to the weight of keys; returns what each weighs at most then."""
+        """Add to the weight of keys; returns their new upper bounds."""
         cell = self._cell(h)
         add_at(self._cells, cell, weight)
         return self._cells.take(cell)
 
     def raise_to(self, h: U64, bound: npt.NDArray[np.int64]) -> None:
-        """Have these keys weigh so much at most, or what their cells say, if more."""
+        """Raise the bounds of these keys to at least these weights."""
         np.maximum.at(self._cells, self._cell(h), bound.astype(np.uint32))
 
     def distinct(self) -> int:

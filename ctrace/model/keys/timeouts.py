@@ -16,13 +16,13 @@ from ctrace.model.keys.columns import SERVICE_MASK, Window
 from ctrace.model.keys.scatter import Rows
 
 LATER_MS: Final = 90_000
-"""Expired entries are collected so much later at most (gc_worker, nf_conntrack_core.c)."""
+"""ms by which expired entries may be collected late (gc_worker, nf_conntrack_core.c)."""
 MOST: Final = 256
-"""Services that are remembered."""
+"""Services that are remembered, at most."""
 
 
 class Timeouts:
-    """Services whose entries' lives are not told from their ends for a while."""
+    """Services whose entries' lives are not derived from their ends for a while."""
 
     def __init__(self) -> None:
         self._until: dict[int, int] = {}
@@ -40,7 +40,7 @@ class Timeouts:
             self._until.pop(next(iter(self._until)))
 
     def doubtful(self, w: Window, at: Rows) -> npt.NDArray[np.bool_]:
-        """Which of these ends are of such a service."""
+        """Which of these ends belong to such a service."""
         if not self._until or not at.size:
             return np.zeros(at.size, bool)
         now = int(w.ts[0])

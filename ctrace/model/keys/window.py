@@ -1,4 +1,4 @@
-"""A slice of records made into columns: the one pass over its memory that every model does."""
+"""A slice of records turned into columns: the only pass over its memory, for every model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ U32 = npt.NDArray[np.uint32]
 
 _APART: Final = 136
 _SLAB: Final = 8192
-"""Records (1 MiB) whose columns are made while they, and these, are in the cache."""
+"""Records (1 MiB) whose columns are made while both are in the cache."""
 
 # Places in a record seen as 64-bit words (ctrace.record.WORDS).
 _TS, _CT, _SRC, _DST, _PORTS, _PLACE, _WHAT = 0, 1, 2, 4, 10, 11, 12
@@ -203,9 +203,9 @@ def _counted(code: U16) -> npt.NDArray[np.intp]:
 
 
 def sorted_from(events: Events, at: int) -> Events:
-    """The events with those from ``at`` on in time order.
+    """The events, with those from ``at`` on sorted by time.
 
-    Sources promise order; CPUs that are polled in turn may break it.
+    Sources promise order, but CPUs polled in turn may break it.
     """
     order = np.argsort(events["ts"][at:], kind="stable")
     events = events.copy()

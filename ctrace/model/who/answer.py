@@ -1,4 +1,4 @@
-"""The answer to who, kept from second to second."""
+"""The answer to "who", kept stable from second to second."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ctrace.model.who.weigh import Weighed
 STILL: Final = 0.72
 """Share above which an earlier answer stays."""
 PATIENCE: Final = 5
-"""Times in a row that a shorter answer has to be found before it takes the place of another."""
+"""Consecutive times that a shorter answer must be found before it replaces the present one."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Answer:
     parts: tuple[Parts, ...] = ()
     """Each with what it is made of."""
     beyond: Optional[npt.NDArray[np.bool_]] = None
-    """Of the pairs that hold anything, in their order: which no key has; None: not known."""
+    """Which of the pairs that hold anything, in order, belong to no key; None: unknown."""
 
 
 @dataclass
@@ -51,7 +51,8 @@ class Who:
     ) -> Answer:
         """The keys that explain most now; none if nothing is held.
 
-        ``far`` is asked for the same by destination, where sources and services do not tell.
+        ``far`` provides the same by destination, for when sources and services do not explain
+        enough.
         """
         if near.total <= 0 or not len(near.weight):
             self._kept, self.answer = (), Answer()
@@ -86,8 +87,8 @@ class Who:
 def choose(lattice: Callable[[bool], Lattice], has_far: bool) -> tuple[tuple[Key, ...], bool]:
     """The keys that together explain :data:`ENOUGH`, and whether they are by destination.
 
-    Destinations are asked where sources and services don't get so far, namespaces where they
-    don't either, then states, then what is wider; else it is the few that explain most.
+    Destinations are tried where sources and services do not explain enough, then namespaces, then
+    states, then wider keys; failing all, the few keys that explain most.
     """
     near = lattice(False)
     chosen = near.narrow()

@@ -1,4 +1,4 @@
-"""Who of a model: each measure and scope with an answer of its own."""
+"""The answers to "who" for a model, one for each measure and scope."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ctrace.model.who.weigh import Weighed, weighed
 KEPT: Final = 8
 """Answers that are kept from second to second."""
 ESTIMATED: Final = 10
-"""Services whose sources are estimated where they are too many to have rows."""
+"""Services with an estimated number of sources, where those are too many to have rows."""
 FEW: Final = 5
-"""Rows that there are at least, if there are so many keys."""
+"""Rows shown at least, if there are that many keys."""
 SMALL: Final = 0.01
-"""Share of what is held below which a pair beside them has no row of its own."""
+"""Share of what is held below which a pair beside the keys gets no row of its own."""
 
 Groups = Callable[[str, Scope], Group]
 
@@ -100,7 +100,7 @@ class Asked:
 def names_of(
     netns: Mapping[int, str], pods: Mapping[str, str], pair: Group, service: Group
 ) -> Names:
-    """What keys are called now."""
+    """The names of keys at this moment."""
 
     def process(key: int) -> str:
         one = pair.owner_of(key)

@@ -22,23 +22,23 @@ from ctrace.model.who.weigh import Weighed
 from ctrace.record import TCP_STATES
 
 ENOUGH: Final = 0.80
-"""Share that is to be explained."""
+"""Share that the keys together should explain."""
 MOST: Final = 4
-"""Keys; what takes more is scattered."""
+"""Keys at most; if it takes more, the load is scattered."""
 NEARLY: Final = 0.95
-"""Share of a key from which on it counts as of one protocol."""
+"""Share of a key above which it counts as one protocol."""
 LEAST: Final = 0.05
-"""A key that adds less is not told."""
+"""Share. A key that adds less is not reported."""
 GAP: Final = 8
-"""Ports between two of one range at most."""
+"""Ports between two that still count as one range, at most."""
 NARROW: Final = 256
-"""Ports of a range that is one service's; wider ones are told as a protocol."""
+"""Ports of a range that counts as one service, at most; wider ones are reported as a protocol."""
 WORTH: Final[dict[str, float]] = {
     "pair": 1.0, "process": 0.99, "service": 0.97, "src": 0.97, "dst": 0.97, "unit": 0.94,
     "ports": 0.90, "prefix": 0.80, "dst-prefix": 0.80, "netns": 0.72, "proto": 0.60, "net": 0.55,
     "direction": 0.50,
 }  # fmt: skip
-"""How much of what a key adds counts, by how specific its grouping is."""
+"""Weight of what a key adds, by how specific its grouping is."""
 NEAR: Final = ("pair", "process", "service", "src", "unit", "ports", "prefix")
 FAR: Final = ("process", "service", "dst", "unit", "ports", "dst-prefix")
 SPACE: Final = ("netns",)
@@ -59,7 +59,7 @@ class Key:
 
     @property
     def netns(self) -> int:
-        """The namespace that it is of; 0: not of one."""
+        """The key's namespace; 0: none in particular."""
         v = self.value
         if self.kind in ("src", "dst", "prefix", "net", "dst-prefix"):
             return v[2]
@@ -92,11 +92,12 @@ class Lattice:
         return self._codes[kind]
 
     def narrow(self) -> tuple[Key, ...]:
-        """The few keys that explain most, of groupings that name somebody."""
+        """The few keys that explain most, from groupings that name somebody."""
         return self._choose(FAR if self.w.far else NEAR)
 
     def wide(self, kinds: tuple[str, ...]) -> tuple[Key, ...]:
-        """The same, wide ones too: where one namespace is everything, it tells nothing."""
+        """The same, including wide groupings: where one namespace is everything, it says
+        nothing."""
         several = len(np.unique(self.w.meta[self.w.weight > 0] >> _S32)) > 1
         return self._choose((*NEAR, *(kind for kind in kinds if several or kind != "netns")))
 
@@ -130,7 +131,7 @@ class Lattice:
         return tuple(chosen)
 
     def grown(self, key: Key) -> Key:
-        """The same key; a range of ports as wide as it is now."""
+        """The same key; for a range of ports, with its present width."""
         if key.kind != "ports":
             return key
         inside = self._columns["ports"][self.members(key)]

@@ -1,4 +1,4 @@
-"""What the keys of who are called."""
+"""What the keys of "who" are called."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Names:
     """What keys are called."""
 
     netns: Mapping[int, str]
-    """Of every namespace shown; with one only, it needs no name."""
+    """Names of the namespaces shown; with only one, it need not be named."""
     process: Callable[[int], str]
     """By its number; empty if it is not known."""
     unit: Callable[[int], str]
@@ -48,7 +48,7 @@ class Names:
         return Holder(key.kind, text, parts.share, parts.held, netns, parts.sources)
 
     def text(self, key: Key, parts: Parts) -> str:
-        """A key with what it is scattered over: ``tcp/443 from 1,204 sources``."""
+        """A key with the number of its scattered parts: ``tcp/443 from 1,204 sources``."""
         label, kind = self.label(key), key.kind
         to = ("more than " if parts.more else "") + _many(parts.services, "service")
         if kind == "pair":

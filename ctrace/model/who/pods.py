@@ -1,6 +1,6 @@
-"""Which container or pod an address belongs to: the one in whose network namespace it is.
+"""Which container or pod an address belongs to: the one that has it in its network namespace.
 
-So flows that this host forwards have a name, too, though no process of it opened them.
+This gives names to flows that the host only forwards, which no local process opened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NO_POD: Final = "(no container's address)"
 NO_SPACE: Final = "(no pod's address)"
 Row = TypeVar("Row", Culprit, Victim)
 LEFT: Final = 4096
-"""Addresses remembered of namespaces that went."""
+"""Addresses remembered from namespaces that went."""
 Known = Mapping[str, str]
 """Address to the name of a container, pod or named namespace: ``k8s:shop/cart-0``."""
 

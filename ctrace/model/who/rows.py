@@ -1,4 +1,4 @@
-"""The keys of who as culprits, and coarser groupings of the ones that are kept."""
+"""The keys of "who" as culprits, and coarser groupings made of existing ones."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ BASE: Final = {
     "process": "process", "unit": "container", "direction": "service",
     "pod": "src", "pod-namespace": "src",
 }  # fmt: skip
-"""The grouping that a key's flows are summed up by; a coarser one is made of it."""
+"""The grouping that a key's flows are summed by; a coarser one is made from it."""
 COARSER: Final = ("prefix", "ports", "proto", "direction", "pod", "pod-namespace")
 """Groupings that can be asked for and are made of others."""
 ONE: Final = ("pair", "src", "dst", "service", "netns")
-"""Kinds whose key is one of its base."""
+"""Kinds with a key that is also a key of their base grouping."""
 SEVERAL: Final = ("process", "unit", "ports", "src", "prefix", "net")
 """Kinds of keys that may hold several services."""
 _S16, _S32 = np.uint64(16), np.uint64(32)

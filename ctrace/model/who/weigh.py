@@ -1,4 +1,4 @@
-"""What every pair holds or had refused, with what no pair is known of."""
+"""What every pair holds or had refused, plus what no pair accounts for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Weighed:
-    """Pairs with what each holds; ``total`` also has what no pair is known of."""
+    """Pairs with what each holds; ``total`` includes what no pair accounts for."""
 
     high: U64
     low: U64
