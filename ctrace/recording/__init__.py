@@ -1,1 +1,1 @@
-"""Recordings: the format, what writes and reads them, and what is done with whole ones."""
+"""Recordings: the format, reading and writing it, and tools for whole recordings."""

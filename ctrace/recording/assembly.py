@@ -21,21 +21,21 @@ from ctrace.recording.format.window import IMAGE, Ring
 
 @dataclass
 class Missing:
-    """What a recording lacks, as far as has been read. All zero: nothing."""
+    """What is missing from a recording, as far as it has been read. All zero: nothing."""
 
     bytes: int = 0
-    """Of the file, that could not be used."""
+    """Bytes of the file that could not be used."""
     events: int = 0
-    """Known to have been recorded and not readable: each is in some batch's ``lost``."""
+    """Events known to have been recorded but not readable: each counts in some batch's ``lost``."""
     truncated: bool = False
-    """The end is cut off: how many events stood there is not known."""
+    """The end is cut off: how many events were there is not known."""
     spent: list[str] = field(default_factory=list)
-    """Limits of a whole file that were reached, as sentences: what comes after is left out."""
+    """Limits of a whole file that were reached, as sentences: the rest of it is left out."""
     damage: list[str] = field(default_factory=list)
     """What was found broken, the first few."""
 
     seen: set[tuple[str, int]] = field(default_factory=set, repr=False, compare=False)
-    """What has been counted: reading twice finds the same again."""
+    """What has been counted already: reading twice finds the same again."""
 
     def add(self, what: str, size: int, at: tuple[str, int]) -> None:
         """Count a stretch of a file that cannot be used; ``at`` says which."""
@@ -72,7 +72,7 @@ class Missing:
 
 
 class Told:
-    """What a BATCHES block holds beside its events. Raises Damaged."""
+    """What a BATCHES block holds besides its events. Raises Damaged."""
 
     def __init__(self, columns: Columns, budget: Optional[Budget] = None) -> None:
         """Without a budget, names are left out."""
@@ -99,7 +99,7 @@ class Told:
 
 
 class Tally:
-    """Follows the counters: a block holds all of them once, then what changed."""
+    """Tracks the counters: a block holds all of them once, then only changes."""
 
     def __init__(self, header: meta.Header) -> None:
         self._base = header.base
@@ -141,7 +141,8 @@ class Assembly:
         self._names: Optional[Names] = None
 
     def start_late(self) -> None:
-        """The first block to come is not the file's first: earlier names go with its batch."""
+        """The first block to come is not the first of the file: names from before it go with its
+        batch."""
         self._row = None
         self._names = Names({}, {}, {}, {})
 
@@ -201,7 +202,7 @@ class Assembly:
         self._add(events[done:], good[done:], head.first_row + done)
 
     def rest(self) -> Optional[Batch]:
-        """Events whose batch was cut off, up to the last of them; None without any."""
+        """Events of a batch that was cut off, up to the last of them; None if there are none."""
         if not self._size:
             return None
         events = self._take()

@@ -1,4 +1,4 @@
-"""What one file may unfold to in all: each section has its limit, and so has their sum."""
+"""Limits on what one file may expand to: one for each section, and one for their sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT_RULES_BYTES: Final = 64 << 20
 LIMIT_NOTES_BYTES: Final = 1 << 20
 """Bytes of all names, all rules and all notes, expanded. Notes are shown as they are."""
 LIMIT_NAMES: Final = 1 << 19
-"""Names, with the addresses of namespaces."""
+"""Names, including the addresses of namespaces."""
 LIMIT_SPAN: Final = 400 * 86_400 * 1_000_000_000
 """Nanoseconds from the beginning of a recording to its last batch."""
 
@@ -25,7 +25,7 @@ TOO_LONG: Final = "it claims to last more than 400 days: what comes later is lef
 def latest(header: Header) -> int:
     """Boot clock, ns, after which a recording with this header holds nothing.
 
-    What was made of texts may tell of moments that are years apart.
+    A recording made of texts may contain moments that are years apart.
     """
     if evidence.FACT in header.facts:
         return LIMIT_TIME
@@ -33,11 +33,11 @@ def latest(header: Header) -> int:
 
 
 class Spent(Damaged):
-    """The file asks for more than all of it may take."""
+    """The file as a whole asks for more than it may take."""
 
 
 class Budget:
-    """What is left for one file. A block is paid for once, however often it is read."""
+    """What is left for one file. A block is charged once, however often it is read."""
 
     def __init__(self) -> None:
         self._names = _Purse(LIMIT_NAMES_BYTES, "bytes of names")
@@ -46,11 +46,11 @@ class Budget:
         self._notes = _Purse(LIMIT_NOTES_BYTES, "bytes of notes")
 
     def names(self, block: Block) -> None:
-        """Before a block's names are expanded. Raises Spent."""
+        """Charge for a block's names before they are expanded. Raises Spent."""
         self._names.pay(block.offset, _size(block, Column.NAMES))
 
     def learned(self, block: Block, found: Sequence[Names]) -> None:
-        """After they were: there may be many small ones. Raises Spent."""
+        """Charge for their number afterwards: there may be many small ones. Raises Spent."""
         n = 0
         for names in found:
             n += len(names.netns) + len(names.owners) + len(names.cgroups) + len(names.listeners)
@@ -58,7 +58,8 @@ class Budget:
         self._count.pay(block.offset, n)
 
     def text(self, block: Block) -> None:
-        """Before a note or a ruleset is expanded; other blocks are free. Raises Spent."""
+        """Charge for a note or a ruleset before it is expanded; other blocks are free. Raises
+        Spent."""
         purse = {BlockKind.NOTE: self._notes, BlockKind.RULESET: self._rules}.get(
             BlockKind(block.head.kind)
         )

@@ -40,7 +40,7 @@ class Change:
 
     @property
     def held(self) -> float:
-        """By how many entries it holds more."""
+        """How many more entries it holds."""
         return self.after.held - self.before.held
 
 
@@ -56,7 +56,7 @@ class Comparison:
     hosts: tuple[str, str]
 
     def to_json(self, limit: int) -> dict[str, Any]:
-        """The same for programs."""
+        """The same as JSON, for programs."""
         return {
             "group": self.group,
             "hosts": list(self.hosts),

@@ -1,4 +1,4 @@
-"""The counters of what a recording holds."""
+"""The counters of the flows in a recording."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ctrace.recording.format.meta import Header
 
 
 class Counted:
-    """Exact cumulative counters of the flows that were asked for, batch after batch.
+    """Exact cumulative counters of the flows asked for, batch after batch.
 
-    Hooks count every flow of a namespace, so under a filter that chooses among flows the
-    events themselves are counted: exact but for those that were lost.
+    Hooks count every flow of a namespace, so under a filter that selects among flows the events
+    themselves are counted: exact except for lost ones.
     """
 
     def __init__(self, header: Header) -> None:
@@ -23,7 +23,7 @@ class Counted:
         self._counts: dict[int, Counts] = {}
 
     def after(self, batch: Batch) -> Mapping[int, Counts]:
-        """By namespace and Reason, at the end of ``batch``; to be asked for each in turn."""
+        """By namespace and Reason, at the end of ``batch``; call it for each batch in turn."""
         if not self._own:
             return batch.counts
         events = batch.events

@@ -1,4 +1,4 @@
-"""What a recording, several merged, and a redacted one have in common."""
+"""What single, merged and redacted recordings have in common."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Headed:
         return self.header.started
 
     def close(self) -> None:
-        """Let go of the files; safe to call twice."""
+        """Close the files; safe to call twice."""
         raise NotImplementedError
 
     def __enter__(self: _S) -> _S:
@@ -53,7 +53,7 @@ class Recorded(Protocol):
 
     @property
     def missing(self) -> Missing:
-        """What it lacks, as far as has been read."""
+        """What is missing, as far as it has been read."""
 
     @property
     def header(self) -> Header:
@@ -82,19 +82,20 @@ class Recorded(Protocol):
         """Where :meth:`batches` begins, UTC ns."""
 
     def counts(self) -> Iterator[tuple[int, dict[int, Counts]]]:
-        """(boot clock ns, exact counters by namespace since the start), one a batch."""
+        """(boot clock ns, exact counters by namespace since the start), one per batch."""
 
     def rulesets(self) -> Iterator[tuple[int, str]]:
         """(namespace, its rules as text)."""
 
     def measurements(self) -> Iterator[tuple[str, Perf]]:
-        """(host, what conntrack cost there), the last one of a host over all the time."""
+        """(host, what conntrack cost there): the last measurement of each host, over all the
+        time."""
 
     def notes(self) -> Iterator[str]:
         """Remarks of the recorder."""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
 
 
 def copy(source: Recorded, path: str, show: Callable[[float], None] = lambda _: None) -> Writer:

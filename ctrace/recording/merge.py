@@ -1,4 +1,4 @@
-"""Recordings of several hosts as one, with the host in the name of each namespace."""
+"""Recordings of several hosts merged into one, with the host in the name of each namespace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTS = 255
 
 
 def open_several(paths: Sequence[str]) -> Recorded:
-    """One recording as it is, consecutive segments as one, else all merged.
+    """A single recording as it is, consecutive segments as one, anything else merged.
 
     Raises CtraceError when one of them cannot be read.
     """
@@ -82,7 +82,7 @@ class Merged(Headed):
 
     @property
     def missing(self) -> Missing:
-        """What all of them lack together."""
+        """What is missing from all of them together."""
         total = Missing()
         for host, one in zip(self._hosts, self._of):
             total.bytes += one.missing.bytes
@@ -209,7 +209,7 @@ class Merged(Headed):
 
 
 class _Ids:
-    """Numbers that hosts give out for themselves, made distinct: most stay as they are."""
+    """Numbers that each host assigns by itself, made distinct: most stay as they are."""
 
     def __init__(self, bits: int) -> None:
         self._last = (1 << bits) - 1
@@ -266,7 +266,7 @@ def _hooks(recordings: Sequence[Recorded], names: Sequence[str]) -> HookInfo:
 
 
 def _shared(headers: Sequence[Header]) -> dict[str, str]:
-    """Facts that all hosts agree on; of the others, each host's."""
+    """Facts on which all hosts agree; of the others, each host's."""
     out: dict[str, str] = {}
     for name, value in headers[0].facts.items():
         values: list[Optional[str]] = [header.facts.get(name) for header in headers]

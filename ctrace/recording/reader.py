@@ -57,7 +57,7 @@ class Recording(Headed):
         self.ended: Optional[str] = None
         """Why the recording ended; None when it was not ended cleanly (yet)."""
         self.remark = ""
-        """What there is to say of it that does not stand in it."""
+        """A remark about the recording that is not in the file itself."""
         self._expand = Decompressor()
         self._budget = Budget()
         self._resyncs = 0
@@ -91,7 +91,7 @@ class Recording(Headed):
 
     @property
     def writing(self) -> bool:
-        """Whether a recorder holds the file open at this moment."""
+        """Whether a recorder has the file open now."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -129,12 +129,12 @@ class Recording(Headed):
     def seek(self, utc: int) -> None:
         """Let :meth:`batches` begin with the first batch that ends at or after ``utc`` (ns).
 
-        Reads no more than the window of tuples before it, and the names.
+        Reads no more than the names, and the window of tuples before that batch.
         """
         self._from = utc - self.clock.offset
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
+        """Close the file; safe to call twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -160,13 +160,13 @@ class Recording(Headed):
                 self.missing.add(str(error), place.length, (self.path, place.offset))
 
     def tables(self) -> Iterator[tuple[int, tuple[TableReading, ...]]]:
-        """(boot clock ns, readings of every namespace's table), about one a second."""
+        """(boot clock ns, readings of every namespace's table), about one per second."""
         for batch_until, _, tables in self._numbers():
             if tables:
                 yield batch_until, tables
 
     def counts(self) -> Iterator[tuple[int, dict[int, Counts]]]:
-        """(boot clock ns, exact counters by namespace since the start), one a batch."""
+        """(boot clock ns, exact counters by namespace since the start), one per batch."""
         for batch_until, counts, _ in self._numbers():
             if counts:
                 yield batch_until, counts
@@ -179,7 +179,7 @@ class Recording(Headed):
                 yield netns if isinstance(netns, int) else 0, data["text"]
 
     def measurements(self) -> Iterator[tuple[str, Perf]]:
-        """(host, what conntrack cost there), each over all the time measured until then."""
+        """(host, what conntrack cost there), each over all the time measured up to then."""
         for place in self._of_kind(BlockKind.PERF):
             for data in self._json(BlockKind.PERF, [place]):
                 try:
@@ -190,7 +190,7 @@ class Recording(Headed):
                     yield host or self.header.host, perf
 
     def notes(self) -> Iterator[str]:
-        """Remarks that the recorder left, and one on what else stands beside this recording."""
+        """Remarks that the recorder left, and one on other files beside this recording."""
         if self.remark:
             yield self.remark
         for data in self._json(BlockKind.NOTE):
@@ -198,7 +198,7 @@ class Recording(Headed):
                 yield data
 
     def _warm_up(self, assembly: Assembly) -> int:
-        """Prepare to begin near the time wanted: how many blocks to leave out."""
+        """Prepare to begin near the time wanted; returns how many blocks to skip."""
         places = [p for p in self._places if p.kind == BlockKind.BATCHES]
         at = next((i for i, p in enumerate(places) if p.until >= self._from), len(places))
         assembly.start_late()
@@ -254,7 +254,7 @@ class Recording(Headed):
 
     @property
     def unread(self) -> int:
-        """Bytes after the last complete block: cut off, or just being written."""
+        """Bytes after the last complete block: cut off, or still being written."""
         return max(0, self._file.size - self._next)
 
     def _check_version(self) -> None:
@@ -286,7 +286,7 @@ class Recording(Headed):
             raise FormatError(f"{self.path} is damaged at its beginning: {error}") from None
 
     def _use_index(self) -> bool:
-        """Take the places of all blocks from the end of the file, if they are sound there."""
+        """Take the places of all blocks from the index at the end of the file, if it is intact."""
         end = self._file.size - TRAILER.size
         tail = self._file.read(max(0, end), TRAILER.size)
         if len(tail) < TRAILER.size:
@@ -316,7 +316,7 @@ class Recording(Headed):
             self.ended = reason if isinstance(reason, str) else ""
 
     def _skip(self, what: str) -> bool:
-        """Move on to the next sound block; False when there is none (yet)."""
+        """Move on to the next intact block; False when there is none (yet)."""
         place = self._next + 1
         while self._resyncs < LIMIT_RESYNC:
             found = self._find(place)
@@ -366,7 +366,7 @@ class Recording(Headed):
                 self.missing.add(str(error), place.length, (self.path, place.offset))
 
     def _block(self, place: Place) -> Block:
-        """The block there. Raises Damaged, also where the index told another time of it."""
+        """The block there. Raises Damaged, also where the index states another time for it."""
         block = read_block(self._file, place.offset)
         if block.head.until != place.until:
             raise Damaged("a block and the index differ")

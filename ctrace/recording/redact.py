@@ -37,9 +37,9 @@ KEPT = (
 VERBATIM = ("0.0.0.0/8", "127.0.0.0/8", "::/127")
 """Addresses that mean the same everywhere."""
 FACTS = ("net.", "machine", "cpus", "memory", "segment.number")
-"""Beginnings of the facts that tell nothing of whose host it is."""
+"""Prefixes of facts that do not reveal whose host it is."""
 REMEMBERED = 1 << 20
-"""Addresses whose mapping is cached."""
+"""Addresses with a cached mapping."""
 
 
 class Addresses:
@@ -51,7 +51,7 @@ class Addresses:
         self._fixed = {4: _paths(4), 6: _paths(6)}
 
     def text(self, address: str) -> str:
-        """The same for an address as text; what is none comes back empty."""
+        """The same for an address as text; empty for anything that is no address."""
         try:
             raw = np.frombuffer(address_bytes(address.split("/", maxsplit=1)[0]), np.uint8)
         except (ValueError, OSError):
@@ -87,7 +87,7 @@ class Addresses:
             if address in (bytes(16), bytes(15) + b"\x01"):
                 out.append(address)
             else:
-                # Within a /64 nothing is a prefix of anything: one hash for all of it.
+                # Below a /64 no prefixes are preserved: one hash for the whole rest.
                 low = hashlib.blake2b(address, digest_size=8, key=self._key).digest()
                 out.append(value.to_bytes(8, "big") + low)
         return out
@@ -125,7 +125,8 @@ class Addresses:
 
 
 def _paths(version: int) -> tuple[set[tuple[int, int]], list[tuple[int, int]]]:
-    """Prefixes on the way to a range that stays (no bit after them turns), and verbatim ones."""
+    """Prefixes on the way to a range that is kept (no bit after them is flipped), and verbatim
+    ones."""
     bits = 32 if version == 4 else 128
     fixed: set[tuple[int, int]] = set()
     verbatim = []
@@ -159,10 +160,10 @@ class Labels:
 
 
 class Redacted(Headed):
-    """A recording with everything that tells whose it is replaced.
+    """A recording with everything replaced that reveals whose it is.
 
-    Rules and notes are left out, identities of entries (kernel addresses) are mixed.
-    Times, ports, protocols, states and counters stay.
+    Rules and notes are left out, identities of entries (kernel addresses) are mixed. Times, ports,
+    protocols, states and counters stay.
     """
 
     def __init__(self, recording: Recorded, key: bytes = b"") -> None:
@@ -229,7 +230,7 @@ class Redacted(Headed):
             yield self._labels.get("host", host), replace(perf, tables=tables)
 
     def notes(self) -> Iterator[str]:
-        """One, that this is redacted."""
+        """A single note: that this recording is redacted."""
         yield "addresses and names are replaced; rules are left out"
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One pass over a recording: what a report shows, and what only hindsight can tell."""
+"""One pass over a recording: the contents of a report, including what only hindsight shows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ctrace.recording.format.evidence import logged
 POINTS = 600
 """Points of the time line, at most."""
 SHARES = 80
-"""Moments at which the culprits' shares are taken."""
+"""Moments at which the culprits' shares are sampled."""
 STACKED = 8
-"""Culprits told apart over time; the rest is one."""
+"""Culprits shown separately over time; the others are summed up."""
 RANKED = 2000
-"""Culprits ranked by table-seconds, of which a report shows the first."""
+"""Culprits ranked by table-seconds; a report shows the first of them."""
 HOLDERS = 50
-"""Keys of a moment."""
+"""Keys examined at each moment."""
 RISEN = 1.005
-"""Times the fill that was looked at before, from which a fullest moment is another one."""
+"""Factor over the last fill examined, from which a new fullest moment is taken."""
 BURST_S = 5.0
-"""Drops further apart than this are another burst."""
+"""Seconds. Drops farther apart than this belong to different bursts."""
 
 _INSERTS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.INSERT]
 _DESTROYS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DESTROY]
@@ -40,7 +40,7 @@ _DROPS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DROP]
 
 @dataclass
 class Timeline:
-    """Per point: UTC second at its end, rates over it, and the fill it reached."""
+    """Per point: UTC second at its end, average rates, and the highest fill."""
 
     ts: list[float] = field(default_factory=list)
     insert: list[float] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Shares:
 
 @dataclass
 class Review:
-    """All that a report shows."""
+    """Everything that a report shows."""
 
     recording: Recorded
     final: Snapshot
@@ -100,7 +100,7 @@ class Review:
     """UTC second at which a packet of a process known by name was first refused, the process,
     and where the packet went."""
     measured: dict[str, Perf] = field(default_factory=dict)
-    """By host: what conntrack cost there, where that was measured beside the recording."""
+    """By host: what conntrack cost there, where it was measured during the recording."""
 
 
 def review(
@@ -165,7 +165,7 @@ def review(
 
 
 def ranked(snapshot: Snapshot) -> Snapshot:
-    """Culprits by what they cost over the whole time, not by what they hold at its end."""
+    """Culprits by their cost over the whole time, not by what they hold at its end."""
     order = sorted(snapshot.culprits, key=lambda c: (-c.table_seconds, -c.held, -c.inserts, c.key))
     return replace(snapshot, culprits=tuple(order))
 
@@ -210,7 +210,7 @@ class _Pass:
         self._last_drop = 0
         self._new = np.zeros(16, np.int64)
         self._fullest, self._seen_at = 0, 0.0
-        """The namespace with the highest fill so far, and that fill when it was looked at."""
+        """The namespace with the highest fill so far, and that fill when it was last examined."""
 
     def look(self, batch: Batch) -> None:
         """Before the model has it: what shows only now that the moment before was telling.
@@ -233,7 +233,7 @@ class _Pass:
         self.peak, self._seen_at = self._snapshot(), self.peak_fill
 
     def take(self, batch: Batch) -> None:
-        """After the model has it."""
+        """Take a batch after the model has it."""
         new = self._new
         self._sums += new
         self._lost += batch.lost
@@ -281,7 +281,7 @@ class _Pass:
             shares.total.append(max(sum(counts.values()), sum(held.values())))
 
     def _complained(self, events: Events) -> Optional[tuple[float, str, str]]:
-        """The first packet among these that was refused to a process known by name."""
+        """The first packet among these that was refused to a process of known name."""
         refused = events[(events["kind"] == int(Kind.DROP)) & (events["owner"] != 0)]
         for one in refused[:100]:
             process = self._owners.get(int(one["owner"]))

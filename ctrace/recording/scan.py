@@ -1,4 +1,4 @@
-"""A few columns of a recording at full speed: only their bytes are read."""
+"""A few columns of a recording at full speed: only the bytes they need are read."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ctrace.recording.format.layout import FormatError
 from ctrace.recording.reader import Recording
 
 SUFFIX = ".ctrace"
-"""How a segment's name ends."""
+"""The suffix of a segment's file name."""
 SESSION, NUMBER = "segment.session", "segment.number"
 """Facts in a segment's header: which run of the recorder, and which segment of it."""
 
@@ -24,8 +24,8 @@ SESSION, NUMBER = "segment.session", "segment.number"
 class Series(Recording):
     """Consecutive segments of one run as one recording.
 
-    What concerns one file alone (``columns``, ``tables``, ``rulesets`` ...) goes through
-    all of them; the entries that each later segment repeats are left out.
+    What concerns single files (``columns``, ``tables``, ``rulesets`` ...) goes through all of them;
+    the entries that each later segment repeats are left out.
     """
 
     def __init__(self, paths: list[str]) -> None:
@@ -58,7 +58,7 @@ class Series(Recording):
                     yield batch
 
     def columns(self, *names: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Fields of every event; entries alive at each segment's start come again."""
+        """Fields of every event; entries alive at each segment's start are repeated."""
         for one in self._all():
             yield from Recording.columns(one, *names)
 
@@ -85,7 +85,7 @@ class Series(Recording):
         return [self, *self._rest]
 
     def close(self) -> None:
-        """Let go of every file."""
+        """Close every file."""
         super().close()
         for one in self._rest:
             one.close()
@@ -94,7 +94,7 @@ class Series(Recording):
 def runs(directory: str) -> list[list[str]]:
     """The segments in a directory as runs of consecutive ones, oldest run first.
 
-    What cannot be read is left out. Raises FormatError when that is everything.
+    Unreadable files are left out. Raises FormatError when all of them are.
     """
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(SUFFIX))

@@ -39,10 +39,10 @@ from ctrace.recording.format.layout import (
 from ctrace.recording.format.window import U64, TupleIndex
 
 FLUSH_NS = 1_000_000_000
-"""A crash costs at most this much time."""
+"""ns of recording that a crash loses at most."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SYNC_S = 5.0
-"""A power cut costs at most about this much more."""
+"""Seconds that a power cut loses at most in addition."""
 
 
 class Writer:
@@ -80,7 +80,7 @@ class Writer:
         self._index: list[tuple[int, int, int, int]] = []
         self._failed: Optional[CtraceError] = None
         self.full = False
-        """Whether the disk had no room, and so this has failed."""
+        """Whether writing failed because the disk was full."""
         self._make_room = make_room
         self._closed = False
         # kept, for fresh pages would cost more than what is written to them
@@ -145,7 +145,7 @@ class Writer:
         self._block(BlockHead(BlockKind.RULESET, until=self.until), Column.JSON, blob)
 
     def measurement(self, host: str, perf: Perf) -> None:
-        """What conntrack cost on a host, from the start of its measuring to this moment."""
+        """What conntrack cost on a host, from the start of measuring to now."""
         self.flush()
         blob = meta.dumps({"host": host, "perf": cost_block.to_json(perf)})
         self._block(BlockHead(BlockKind.PERF, until=self.until), Column.JSON, blob)
@@ -169,7 +169,7 @@ class Writer:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the file as it is: complete blocks stay, nothing is added."""
+        """Close the file as it is: complete blocks stay, nothing is added."""
         self._closed = True
         self._sync.stop()
         if self._fd >= 0:
@@ -261,7 +261,7 @@ class Writer:
         self._index.append((offset, self.size - offset, head.kind, head.until))
 
     def _append(self, buffers: list[Buffer]) -> None:
-        """All of these or none. Raises CtraceError when the system refuses."""
+        """Write all of these or none. Raises CtraceError when the system refuses."""
         total = sum(len(buffer) for buffer in buffers)
         written, rest = 0, memoryview(b"")
         try:
@@ -288,7 +288,7 @@ class Writer:
 
 
 class _Sync:
-    """Has the kernel write the file out every few seconds, off the capturing thread."""
+    """Makes the kernel write the file out every few seconds, off the capturing thread."""
 
     def __init__(self, fd: int) -> None:
         self._fd = os.dup(fd)
@@ -334,7 +334,7 @@ def _create(path: str) -> int:
 
 
 def _parts(batch: Batch) -> list[Batch]:
-    """A batch larger than a reader takes, as several; all but the last carry events alone."""
+    """A batch larger than a reader accepts, as several; all but the last carry events alone."""
     n = len(batch.events)
     if n <= LIMIT_BATCH:
         return [batch]

@@ -1,4 +1,4 @@
-"""What was read beside the events, as JSON in a block of batches, checked when read."""
+"""What was read besides the events, as JSON in a block of batches, checked when read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS: Final = ("limit", "invalid")
 
 
 def to_json(readings: tuple[Beside, ...]) -> list[Any]:
-    """Readings of one batch; what is added later goes to the end of each."""
+    """Readings of one batch; later versions append to the end of each."""
     return [
         [
             one.netns,
@@ -31,7 +31,7 @@ def to_json(readings: tuple[Beside, ...]) -> list[Any]:
 
 
 def parse(data: Any) -> tuple[Beside, ...]:
-    """The same back. Raises Damaged."""
+    """The readings of :func:`to_json`. Raises Damaged."""
     return tuple(_reading(one) for one in _list(data, 1 << 16))
 
 

@@ -1,4 +1,4 @@
-"""Sections of a recording, packed and unpacked; what a stranger's claims allocate is bounded."""
+"""Sections of a recording, packed and unpacked; memory that a crafted file can claim is bounded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def zstd_available() -> bool:
 
 
 class Compressor:
-    """Compresses sections with one codec, keeping them raw where that gains nothing."""
+    """Compresses sections with one codec, and keeps those raw that do not shrink."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -47,7 +47,7 @@ class Compressor:
 
 
 class Decompressor:
-    """Expands sections to exactly the length that the directory promises."""
+    """Expands sections to exactly the length stated in the directory."""
 
     def __init__(self) -> None:
         self._zstd = None
@@ -66,7 +66,7 @@ class Decompressor:
         elif codec == Codec.ZLIB:
             data = self._inflate(stored, length)
         elif codec == Codec.ZSTD:
-            # Columns that change together are stored alike.
+            # Columns that change together have equal bytes.
             stored = bytes(stored)
             if self._last[:2] != (length, stored):
                 self._last = (length, stored, self._unzstd(stored, length))

@@ -24,7 +24,7 @@ Unsigned = npt.NDArray[Any]
 """A contiguous array of u1, u2, u4 or u8."""
 
 CONSTANT = 0xFF
-"""Plane number of a column whose values are all the base."""
+"""Plane number of a column whose values all equal the base."""
 
 _HASH_BITS = 15
 _HASH = 0x9E3779B97F4A7C15
@@ -118,7 +118,7 @@ def _few(values: Unsigned) -> Optional[tuple[Unsigned, Unsigned]]:
 
 
 class Columns:
-    """The columns of one block, decoded when asked for. Every error is Damaged."""
+    """The columns of one block, decoded on request. Every error is Damaged."""
 
     def __init__(self, read: Read, block: Block, expand: Decompressor) -> None:
         self._read, self.block, self._expand = read, block, expand

@@ -1,7 +1,7 @@
-"""A measurement of what conntrack costs, kept in a recording as JSON (blocks of kind PERF).
+"""What conntrack costs, as measured, kept in a recording as JSON (blocks of kind PERF).
 
-A field that a file lacks takes its default, one that this version does not know is
-skipped: either may be the newer one.
+A field that a file lacks takes its default, and one that this version does not know is skipped:
+either may be the newer one.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def tuple_words(table: U64) -> list[Optional[U64]]:
 def encode_events(
     table: U64, index: TupleIndex, compress: Compressor
 ) -> tuple[list[Section], BlockHead]:
-    """The sections of these rows, and a header with the fields that follow from them.
+    """The sections of these rows, and a header with the fields derived from them.
 
     ``table`` is (15, n) words as :func:`transposed` gives them, or a slice of that.
     """
@@ -172,7 +172,7 @@ def _whole(word: Optional[U64], n: int) -> U64:
 def _encode_replies(
     image: Image, n: int, shape: npt.NDArray[np.uint8], compress: Compressor
 ) -> list[Section]:
-    """The replies' addresses, some of which are no mirror; their codes go into ``shape``."""
+    """The replies' addresses that do not mirror the original; their codes go into ``shape``."""
     words = [_whole(word, n) for word in image]
     differs = (words[5] | words[6] | words[7] | words[8]) != 0
     reply = {
@@ -233,7 +233,7 @@ class Rows:
         return rows, self._columns.get(column, len(rows), dtype)
 
     def numbers(self, is_destroy: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """For each row the number of its tuple, possibly one of an earlier block."""
+        """For each row the number of its tuple, which may be in an earlier block."""
         first, tuples = self.head.first_tuple, self.head.tuples
         if first >> 62:
             raise Damaged("a tuple number out of range")

@@ -1,4 +1,4 @@
-"""What a recording that was made of text says beside its events."""
+"""What a recording made of text says besides its events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ctrace.names import clean
 FACT: Final = "evidence"
 """The header's fact that holds it, as JSON."""
 _WHOSE: Final = ("files", "unread", "dumps")
-"""What names files and commands, which may tell whose host it was."""
+"""Names of files and commands, which may reveal whose host it was."""
 
 
 def parse(facts: Mapping[str, str]) -> Optional[dict[str, Any]]:
@@ -43,7 +43,7 @@ def _whole(value: object) -> int:
 
 
 def moment_of(said: object) -> Moment:
-    """A time of the log, as the evidence has it; unknown where it is damaged."""
+    """A time of the log, as in the evidence; unknown where it is damaged."""
     if not isinstance(said, dict):
         return Moment()
     utc, boot = (

@@ -71,7 +71,7 @@ ENTRY: Final = struct.Struct("<HBBIIIQ")
 CRC: Final = struct.Struct("<I")
 
 WINDOW: Final = 1 << 19
-"""How many tuples back a destroy may refer."""
+"""Tuples. A destroy may refer to one this far back."""
 MAX_ROWS: Final = 1 << 16
 """Rows that a writer puts in one block."""
 
@@ -81,11 +81,11 @@ LIMIT_SECTIONS: Final = 1024
 LIMIT_BLOCK: Final = 64 << 20
 LIMIT_BLOB: Final = 16 << 20
 LIMIT_BATCH: Final = 1 << 22
-"""Events in one batch; a writer splits longer ones."""
+"""Events in one batch; a writer splits larger ones."""
 LIMIT_TIME: Final = 1 << 62
 """Nanoseconds: year 2116 counted from 1970, and any uptime."""
 LIMIT_RESYNC: Final = 10_000
-"""Places to try for the next block after damage, in the whole file."""
+"""Positions tried for the next block after damage, in the whole file."""
 
 
 class BlockKind(IntEnum):
@@ -96,7 +96,7 @@ class BlockKind(IntEnum):
     RULESET = 3
     NOTE = 4
     PERF = 5
-    """What conntrack cost on a host, up to this moment of the recording."""
+    """What conntrack cost on a host, up to this point of the recording."""
     FOOT = 6
 
 
@@ -130,7 +130,7 @@ class Column(IntEnum):
     REFERS = 16
     """1 where the destroy's tuple is stored with its insert."""
     DISTANCE = 17
-    """One value per such destroy: this block's first tuple + tuples - the one meant."""
+    """One value per such destroy: this block's first tuple + tuples - the tuple's number."""
     # One value per tuple stored here.
     CT = 20
     SHAPE = 21
@@ -164,7 +164,7 @@ class Column(IntEnum):
     TEXT = 69
     INDEX = 70
     BESIDE = 72
-    """What was read of rules and tables together; earlier readers pass it over."""
+    """Readings of rules and tables together; earlier readers skip it."""
 
 
 TABLE: Final = 0x100
@@ -172,7 +172,7 @@ TABLE: Final = 0x100
 
 
 class Damaged(Exception):
-    """A block that does not hold what it says. Never leaves ctrace.trace."""
+    """A block that does not hold what it claims. Never leaves ctrace.recording."""
 
 
 class FormatError(CtraceError):
@@ -213,7 +213,7 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockHead:
-    """A block's header; numbers that its kind does not use are 0."""
+    """A block's header; numbers not used by its kind are 0."""
 
     kind: int
     rows: int = 0
@@ -261,7 +261,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """A block whose header and directory are sound."""
+    """A block with an intact header and directory."""
 
     offset: int
     length: int
@@ -270,7 +270,7 @@ class Block:
 
 
 class File:
-    """A file read by position. Not mapped: one that shrinks meanwhile must not kill us."""
+    """A file read by position. Not mapped: one that shrinks while it is read must not kill us."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -281,7 +281,7 @@ class File:
         return os.pread(self.fd, length, offset)
 
     def load(self, block: Block) -> Read:
-        """A whole block in memory, to be read by the same positions."""
+        """Load a whole block into memory, to be read by the same positions."""
         data = memoryview(self.read(block.offset, block.length))
 
         def read(offset: int, length: int) -> memoryview:
@@ -291,7 +291,7 @@ class File:
 
 
 def read_block(file: File, offset: int) -> Block:
-    """The block at ``offset`` of a file. Raises Damaged unless it is whole and sound.
+    """The block at ``offset`` of a file. Raises Damaged unless it is complete and intact.
 
     Sections are not touched: their own CRC is checked when they are read.
     """

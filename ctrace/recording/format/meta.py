@@ -1,4 +1,4 @@
-"""What a recording holds beside its events, as JSON and plain arrays, checked when read."""
+"""What a recording holds besides its events, as JSON and plain arrays, checked when read."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ENDS: Final = np.dtype(
         ("kernel", "<f8"),
     ]
 )
-"""The end of a batch: rows of its block up to there, and what stands in Batch."""
+"""The end of a batch: rows of its block up to there, and the numbers of Batch."""
 
 NO_COUNTS, ALL_COUNTS, CHANGED_COUNTS = 0, 1, 2
-"""``counts``: whether COUNTS has the batch's namespaces, or only those that changed."""
+"""``counts``: whether COUNTS has all of the batch's namespaces, or only those that changed."""
 
 COUNTS: Final = np.dtype([("batch", "<u4"), ("netns", "<u4"), ("counts", "<u8", (N_REASONS,))])
 """Counters of one namespace at the end of one batch (its index in the block)."""
@@ -40,9 +40,9 @@ LIMIT_TEXT: Final = 1 << 16
 AT: Final = "read_at"
 """Beside a table's counters: when it was read."""
 MET, MET_ASSURED = "met", "met_assured"
-"""And what walks over it met."""
+"""And what walks over it found."""
 GONE: Final = "gone"
-"""And whether its namespace is no more."""
+"""And whether its namespace has gone."""
 NO_MAX: Final = "max_unknown"
 """And whether its limit was not read."""
 _BESIDE: Final = (AT, MET, MET_ASSURED, GONE, NO_MAX)
@@ -50,7 +50,7 @@ _BESIDE: Final = (AT, MET, MET_ASSURED, GONE, NO_MAX)
 
 @dataclass(frozen=True)
 class Header:
-    """What was known when the recording began."""
+    """Facts known when the recording began."""
 
     hooks: HookInfo
     clock: Clock
@@ -72,8 +72,8 @@ class Header:
 
     @property
     def flow_filter(self) -> str:
-        """The filter where it chose among a namespace's flows: then the counters and readings
-        of tables tell of more than the events. Empty where it chose a namespace at most."""
+        """The filter, where it selected among a namespace's flows: then the counters and readings
+        of tables cover more than the events. Empty where it selected a namespace at most."""
         chose = any(not word.startswith("netns=") for word in self.filter.split())
         return self.filter if chose else ""
 
@@ -144,7 +144,7 @@ def tables_json(tables: Iterable[TableReading]) -> list[Any]:
 
 
 def parse_tables(data: Any) -> tuple[TableReading, ...]:
-    """The same back. Raises Damaged."""
+    """The readings of :func:`tables_json`. Raises Damaged."""
     return tuple(
         TableReading(
             _uint(netns, 32),
@@ -173,7 +173,7 @@ def names_json(names: Names) -> dict[str, Any]:
 
 
 def parse_names(data: Any) -> Names:
-    """The same back. Raises Damaged."""
+    """The names of :func:`names_json`. Raises Damaged."""
     data = _typed(data, dict)
     owners = [_owner(item) for item in _typed(data.get("owners", []), list)]
     return Names(
@@ -191,7 +191,7 @@ def parse_names(data: Any) -> Names:
 
 
 def has_names(batch: Batch) -> bool:
-    """Whether a batch brings any name."""
+    """Whether a batch brings any names."""
     names = batch.names
     return bool(names.netns or names.owners or names.cgroups or names.listeners)
 
@@ -266,12 +266,12 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    """A text to be shown: a recording may be a stranger's, so made harmless here."""
+    """A text to be shown, made harmless: the recording may come from a stranger."""
     return clean(_text(value))
 
 
 def _addresses(value: Any) -> tuple[str, ...]:
-    """Those texts that are addresses, as all that reads them takes for granted."""
+    """Those texts that are addresses; all code that reads them relies on that."""
     found = []
     for text in _texts(value):
         with suppress(ValueError):

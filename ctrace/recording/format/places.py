@@ -1,4 +1,4 @@
-"""Where the blocks of a file stand, as the index at its end tells."""
+"""Where the blocks of a file are, from the index at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ctrace.recording.format.layout import FILE_HEAD
 
 @dataclass(frozen=True)
 class Place:
-    """A block's place in the file, and what is needed to seek."""
+    """A block's place in the file, and the numbers needed to seek."""
 
     offset: int
     length: int
@@ -21,7 +21,7 @@ class Place:
 
 
 def places(blob: bytes, end: int, until: int) -> Optional[list[Place]]:
-    """The index of a FOOT block; None unless its blocks lie one after the other up to ``end``.
+    """The index of a FOOT block; None unless its blocks follow one another up to ``end``.
 
     ``until``: boot clock, ns, after which none may end.
     """

@@ -1,4 +1,4 @@
-"""What reaches across blocks: the last WINDOW tuples, to a writer and to a reader.
+"""What is shared across blocks, by writer and reader: the last WINDOW tuples.
 
 A tuple is eleven 64-bit words: identity, source and destination, the reply's source and
 destination, ports, and netns | proto | family | zone.
@@ -110,7 +110,7 @@ def _slots(identity: Optional[U64], n: int) -> npt.NDArray[np.int64]:
 
 
 def _age(place: npt.NDArray[np.uint32], total: int) -> npt.NDArray[np.uint32]:
-    """How many of ``total`` tuples came after the one that stands there."""
+    """How many of ``total`` tuples came after the one stored there."""
     age: npt.NDArray[np.uint32] = np.uint32(total - 1 & _WRAP) - place
     age &= np.uint32(_WRAP)
     return age
@@ -152,7 +152,8 @@ class Ring:
             done += len(part)
 
     def take(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The values numbered so, as (n, width); what the ring has not is arbitrary."""
+        """The values with these numbers, as (n, width); arbitrary where the ring does not have
+        one."""
         return self._data.take(numbers & (len(self._data) - 1), axis=0)
 
     def has(self, numbers: npt.NDArray[np.int64]) -> Optional[npt.NDArray[np.bool_]]:

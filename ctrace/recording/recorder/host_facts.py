@@ -1,4 +1,4 @@
-"""What the header of a recording says of the host: read once, when recording begins."""
+"""What the header of a recording says about the host, read once when recording begins."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A recording that begins while its source has long been running.
 
-A source tells each name once, and the entries of the table at its start. A recording
-that begins later gets both from here: the names kept so far, and a dump of the tables,
-freed of what began later, a part with each batch.
+A source yields each name once, and the entries of the table at its start. A recording that begins
+later gets both from here: the names remembered so far, and a dump of the tables.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from ctrace.recording.recorder.told_once import Known
 from ctrace.recording.writer import Writer
 
 AHEAD = 4
-"""Parts of the tables that wait for a batch (8 MB)."""
+"""Parts of the tables that may wait for a batch (8 MB)."""
 PATIENCE = 5.0
-"""Seconds that the end of a recording waits for what is still being read."""
+"""Seconds that the end of a recording waits for unfinished reading."""
 
 
 class Older(Protocol):
@@ -32,7 +31,7 @@ class Older(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether all have come out."""
+        """Whether all have been yielded."""
 
     @property
     def waiting(self) -> int:
@@ -52,14 +51,14 @@ class Older(Protocol):
 
 @runtime_checkable
 class Dumps(Protocol):
-    """A source that can say what is in the tables now."""
+    """A source that can dump the tables as they are now."""
 
     def older(self) -> Older:
         """The entries that match the source's filter and are older than the next batch."""
 
 
 class LateRecording:
-    """A file that batches are written to from now on. Nothing here waits but ``close``."""
+    """A file that receives batches from now on. Only ``close`` blocks."""
 
     def __init__(self, path: str, source: Source, known: Known, shown_filter: str = "") -> None:
         """Raises CtraceError when the file exists or cannot be made."""
@@ -93,7 +92,7 @@ class LateRecording:
 
     @property
     def complete(self) -> bool:
-        """Whether all entries that were there at the beginning are in it, if they can be."""
+        """Whether it has all entries that were there at the beginning, where that is possible."""
         return self._older is None
 
     def write(self, batch: Batch) -> None:

@@ -1,6 +1,6 @@
-"""The entries alive now, from the events alone: what a segment begins with.
+"""The entries alive now, from the events alone: the start of each segment.
 
-They are kept in a fifth of the room that their records would take.
+They take a fifth of the memory that their records would.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
 CHUNK: Final = 1 << 14
-"""Entries that are unpacked together (2 MB)."""
+"""Entries unpacked together (2 MB)."""
 OFTEN: Final = 1 << 16
-"""Events, at least, until those that they replaced are thrown away."""
+"""Events, at least, before the entries they replaced are discarded."""
 NETNS: Final = RECORD.fields["netns"][1] // 4 if RECORD.fields else 0
-"""Which half word of a record is the namespace's number."""
+"""Index of the namespace's number in a record seen as half words."""
 _LIVES: Final = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY), int(Kind.FOUND))
 _MARKS: Final = (int(Kind.RECOUNT), int(Kind.RECOUNTED))
 
 
 class Living:
-    """Follows every entry by its tuples: of those that a dump found ``ct`` is not known.
+    """Follows every entry by its tuples, because ``ct`` is unknown for those from a dump.
 
-    After losses, what a recount finds takes the place of what was thought to live, and what
-    lived in a namespace ends with it.
+    After losses, what a recount finds replaces the entries that were thought to live. When a
+    namespace ends, so do its entries.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class Living:
         self._lacks: dict[int, int] = {}
 
     def __len__(self) -> int:
-        """How many are kept; some may have ended."""
+        """How many are stored; some may have ended."""
         return sum(len(chunk.key) for chunk in self._chunks)
 
     @property
     def lacks(self) -> int:
-        """Records lost that no recount made good yet: the living may be wrong by so many."""
+        """Records lost and not yet covered by a recount: the living may be wrong by this many."""
         return sum(self._lacks.values())
 
     def take(self, batch: Batch) -> None:
@@ -68,7 +68,7 @@ class Living:
             self._forget(gone)
 
     def rows(self, now: int) -> Iterator[Events]:
-        """The living as EXISTING at ``now``, a part at a time."""
+        """The living as EXISTING at ``now``, in parts."""
         self._bury()
         for chunk in self._chunks:
             for first in range(0, len(chunk.key), CHUNK):
@@ -77,7 +77,7 @@ class Living:
                 yield rows
 
     def _follow(self, events: Events) -> None:
-        """An entry's last event tells."""
+        """Apply the events: the last one of each entry decides."""
         tracked = events[np.isin(events["kind"], _LIVES)]
         if not len(tracked):
             return
@@ -104,7 +104,8 @@ class Living:
                 chunk.keep(~(chunk.old & chunk.of(netns)))
 
     def _forget(self, gone: list[int]) -> None:
-        """Namespaces that are no more hold nothing, also where their entries' ends were lost."""
+        """Namespaces that have gone hold nothing, even where the ends of their entries were
+        lost."""
         for netns in gone:
             self._begun.discard(netns)
             self._lacks.pop(netns, None)
@@ -113,7 +114,7 @@ class Living:
         self._bury()
 
     def _bury(self) -> None:
-        """Drop those that a later chunk reported."""
+        """Drop entries that a later chunk reported."""
         later: U64 = np.zeros(0, np.uint64)
         kept: list[_Chunk] = []
         for chunk in reversed(self._chunks):
@@ -138,14 +139,14 @@ class Living:
 
 
 class _Chunk:
-    """Some entries as half words; those that all have in common are kept once."""
+    """Some entries as half words; values that are the same in all of them are stored once."""
 
     def __init__(self, rows: Events, key: U64, touched: U64) -> None:
         """``rows``, which become these entries, and their identities. ``touched``, sorted: whose
         earlier rows these events have replaced."""
         self.key, self.touched = key, touched
         self.old = np.zeros(len(rows), bool)
-        """Those from before the recount of their namespace that is under way."""
+        """Entries from before the recount of their namespace that is in progress."""
         rows["kind"], rows["reason"], rows["ts"] = Kind.EXISTING, Reason.NONE, 0
         # A destroy has no owner; an entry that existed keeps none either.
         rows["owner"], rows["cgroup"] = 0, 0

@@ -1,4 +1,4 @@
-"""From a source to a file, until someone or something says that it is enough."""
+"""Records from a source to a file, until a condition or a signal ends it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ctrace.errors import CtraceError
 from ctrace.recording.format.layout import SIGNATURE
 
 LAST: Final = 5_000_000_000
-"""Nanoseconds: how long, at most, the batch with what came before the end is waited for."""
+"""Nanoseconds to wait, at most, for the batch with the events from before the end."""
 
 
 class Sink(Protocol):
-    """What batches are written to: a file, or a flight recorder."""
+    """Where batches are written to: a file, or a flight recorder."""
 
     events: int
     lost: int
@@ -41,14 +41,14 @@ class Sink(Protocol):
         """Take a namespace's rules."""
 
     def measurement(self, host: str, perf: Perf) -> None:
-        """Take what conntrack cost until now."""
+        """Take a measurement of what conntrack cost so far."""
 
     def close(self, reason: str = "") -> None:
         """End cleanly."""
 
 
 class Beside(Protocol):
-    """Something that goes on while a recording is made, and leaves its part in it."""
+    """Work that goes on during a recording, and adds its results to it."""
 
     def take(self, batch: Batch, sink: Sink) -> None:
         """After each batch."""
@@ -79,7 +79,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Progress:
-    """How a recording stands, for whoever shows it."""
+    """The progress of a recording, for display."""
 
     seconds: float
     events: int
@@ -112,7 +112,7 @@ def record(
         with _stops() as stop:
             first, over = source.started, _Over(until, stop)
             for batch in Reader().along(source.batches(interval)):
-                # Until all hooks were in place and the first batch is here, nothing would
+                # Before all hooks are in place and the first batch is here, nothing would
                 # be seen of the command.
                 if until.command and child is None:
                     child = subprocess.Popen(until.command, shell=True)
@@ -158,10 +158,10 @@ def _first(batch: Batch, events: int) -> Batch:
 
 
 class _Over:
-    """When a recording has all that was asked for.
+    """Decides when a recording has all that was asked for.
 
-    A signal, and the end of a command, come between two batches: what happened before them
-    comes with the batch after.
+    A signal, or the end of a command, comes between two batches: what happened before it is in the
+    batch after it.
     """
 
     def __init__(self, until: Until, stop: threading.Event) -> None:
@@ -173,7 +173,8 @@ class _Over:
     def reason(
         self, at: int, seconds: float, events: int, child: Optional[subprocess.Popen[bytes]]
     ) -> str:
-        """Why it is over after a batch that covers all up to ``at``; empty while it isn't."""
+        """Why it is over after a batch that covers everything up to ``at``; empty while it
+        isn't."""
         until = self._until
         if until.duration is not None and seconds >= until.duration:
             return f"after {until.duration:g} s"
@@ -234,7 +235,7 @@ class RulesetReader:
                 self._found.append(one)
 
     def done(self, wait: float = 0.0) -> list[tuple[int, str]]:
-        """What was read since the last call; waits for the rest, for so many seconds at most."""
+        """What was read since the last call; waits for the rest, at most this many seconds."""
         self._thread.join(wait)
         found = self._found[:]
         del self._found[: len(found)]

@@ -29,12 +29,12 @@ from ctrace.recording.writer import Writer
 
 KEPT = ".kept" + SUFFIX
 SMALLEST = 64 << 10
-"""Bytes of a segment on a disk that turned out to be small."""
+"""Bytes of the smallest segment, on a disk that turned out to be small."""
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """Something worth keeping."""
+    """An event worth keeping a recording for."""
 
     name: str
     """``drop``, ``evict``, ``fill`` or ``inserts``."""
@@ -64,7 +64,7 @@ class Retention:
     """Bytes on disk, for everything in the directory."""
     seconds: Optional[float] = None
     triggers: tuple[Trigger, ...] = ()
-    """With any, only what surrounds them is kept."""
+    """With any triggers, only what surrounds them is kept."""
     before: float = 120.0
     after: float = 120.0
 
@@ -75,7 +75,7 @@ class Retention:
 
     @property
     def segment_seconds(self) -> float:
-        """And after this time: what is thrown away goes a segment at a time."""
+        """And after this many seconds: old data is thrown away a segment at a time."""
         if self.triggers:
             return max(1.0, min(60.0, self.before / 4))
         return max(1.0, min(600.0, (self.seconds or 86400.0) / 12))
@@ -92,7 +92,7 @@ def _check(header: Header, triggers: tuple[Trigger, ...]) -> None:
 
 
 class FlightRecorder:
-    """Writes segments into a directory and never more than it may. A sink."""
+    """Writes segments into a directory, never more than its limit. A sink."""
 
     def __init__(self, directory: str, header: Header, retention: Retention) -> None:
         """Raises CtraceError when the directory cannot be used, UsageError for a trigger that
@@ -118,7 +118,7 @@ class FlightRecorder:
         self._until: dict[str, int] = {}
         """Boot clock, ns, at which each segment ended: the wall clock may be set meanwhile."""
         self._spans: list[tuple[Path, int, int]] = []
-        """Finished segments that nothing has asked to keep: path, from, until."""
+        """Finished segments that no trigger has asked to keep: path, from, until."""
         self._fired: Optional[int] = None
         self._rate = (header.started, 0)
         self._others = 0
@@ -158,11 +158,11 @@ class FlightRecorder:
         self._writer.ruleset(netns, text)
 
     def measurement(self, host: str, perf: Perf) -> None:
-        """Into the segment being written: the latest one tells the whole time."""
+        """Into the segment being written: the latest measurement covers the whole time."""
         self._writer.measurement(host, perf)
 
     def close(self, reason: str = "") -> None:
-        """End the last segment; with triggers, drop what none has asked for."""
+        """End the last segment; with triggers, drop the segments that none has asked for."""
         self._put(None)
         self._end(reason)
         self._finish(self._known.batch.until)
@@ -235,11 +235,11 @@ class FlightRecorder:
         return False
 
     def _shrink(self, size: int) -> None:
-        """The disk is smaller than was allowed: several segments are to find room on it."""
+        """Shrink the limit to the disk's real size, so that several segments fit."""
         self._segment_size = max(SMALLEST, min(self._segment_size, size // 4))
 
     def _begin(self, now: int, living: Iterator[Events]) -> None:
-        """A segment: who is alive, how the tables stand, all names."""
+        """Begin a segment: entries alive, the state of the tables, all names."""
         self._number += 1
         self._began = now
         self._writer = self._open(now)
@@ -253,7 +253,7 @@ class FlightRecorder:
                 raise
 
     def _end(self, reason: str = "") -> None:
-        """End the segment; on a full disk it may lack the block that says so."""
+        """End the segment; on a full disk its closing block may be missing."""
         try:
             self._writer.close(reason)
         except CtraceError:
@@ -271,7 +271,7 @@ class FlightRecorder:
         self._prune(now)
 
     def _note_earlier(self, now: int) -> None:
-        """How old what earlier recorders left is, by the wall clock of this moment."""
+        """The age of segments left by earlier recorders, by the present wall clock."""
         utc = time.time_ns()
         for path, _ in self._files():
             with contextlib.suppress(OSError):
@@ -299,7 +299,7 @@ class FlightRecorder:
             self._fired = None
 
     def _prune(self, now: int) -> None:
-        """Throw away what is out of time, then the oldest of what is too much."""
+        """Delete what is too old, then the oldest of what is too much."""
         if self._retention.triggers:
             horizon = now - int(self._retention.before * 1e9)
             while self._spans and self._spans[0][2] < horizon:
@@ -325,7 +325,7 @@ class FlightRecorder:
         self._others = total
 
     def _room(self) -> int:
-        """What the segment being written takes, or will take."""
+        """Bytes that the segment being written takes, or will take."""
         return max(self._writer.size, self._segment_size)
 
     def _over(self) -> bool:

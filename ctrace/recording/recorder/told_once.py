@@ -1,4 +1,4 @@
-"""What a source tells only once: kept for a recording, or a segment, that begins later."""
+"""What a source reports only once, kept for recordings and segments that begin later."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ctrace.batch import Batch, Counts, Names, TableReading
 from ctrace.beside import Beside
 
 NAMES: Final = 65_536
-"""Names of a kind that are kept; the oldest go first."""
+"""Names of each kind that are kept; the oldest go first."""
 
 
 class Known:
-    """What a source has told so far and will not tell again."""
+    """What a source has reported so far and will not report again."""
 
     def __init__(self, started: int) -> None:
         """``started``: boot clock, ns."""
@@ -26,7 +26,7 @@ class Known:
         return dict(self.batch.counts)
 
     def learn(self, batch: Batch) -> None:
-        """Keep what this batch tells."""
+        """Remember what this batch reports."""
         names = self.batch.names
         for old, new in (
             (names.netns, batch.names.netns),
@@ -47,7 +47,7 @@ class Known:
         )
 
     def _tables(self, new: tuple[TableReading, ...]) -> tuple[TableReading, ...]:
-        """The last readings, with those of namespaces that have gone: they come but once."""
+        """The last readings, including those of namespaces that have gone: these come only once."""
         if not new:
             return self.batch.tables
         here = {one.netns for one in new}
