@@ -1,1 +1,1 @@
-"""A plan applied on trial, kept, watched and undone."""
+"""Applying a plan on trial, keeping it, watching it and undoing it."""

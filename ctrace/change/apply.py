@@ -42,10 +42,10 @@ __all__ = ["LONGEST_S", "describe"]
 
 BASELINE_S: Final = 1.0
 CHECK_S: Final = 1.0
-"""The first verdict is reached this long after the change, and a bad one undone at once."""
+"""Seconds after the change at which it is first judged; a bad one is undone at once."""
 SHORTEST_S = 5
 FLUSH_S: Final = 600
-"""Longest wait for ``conntrack -D``: it deletes some 50 000 entries a second."""
+"""Seconds to wait for ``conntrack -D`` at most: it deletes some 50 000 entries a second."""
 
 
 Judge = Callable[[Plan, Namespace], Plan]
@@ -56,18 +56,18 @@ when it is not safe any more."""
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan that this host can carry out; nothing has changed yet."""
+    """A plan that this host can carry out; nothing has been changed yet."""
 
     plan: Plan
     namespace: Namespace
     warnings: tuple[str, ...]
     present: str
-    """What of ours is there already: ``nothing``, ``trial``, ``expired`` or ``permanent``."""
+    """What exists of ours already: ``nothing``, ``trial``, ``expired`` or ``permanent``."""
     judge: Optional[Judge] = None
 
     @property
     def enter(self) -> tuple[str, ...]:
-        """What a command begins with to run in the namespace."""
+        """The prefix of a command that makes it run in the namespace."""
         return prefix(self.namespace)
 
 
@@ -77,7 +77,7 @@ class Trial:
 
     prepared: Prepared
     deadline: float
-    """Seconds of :func:`notes.now` at which it is over."""
+    """Seconds of :func:`notes.now` at which it ends."""
     watch: Watch
 
     @property
@@ -176,9 +176,9 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
 
 
 def check(trial: Trial) -> health.Verdict:
-    """Wait until a second after the change, then say whether anything got worse.
+    """Wait until a second after the change, then report whether anything got worse.
 
-    Called again later it judges the last second. The guard does the same by itself.
+    A later call judges the last second. The guard does the same by itself.
     """
     until = trial.watch.last.at + CHECK_S
     verdict = trial.watch.look(max(LISTEN_S, until - time.monotonic()))
@@ -187,7 +187,7 @@ def check(trial: Trial) -> health.Verdict:
 
 
 def fate(trial: Trial) -> str:
-    """Why the change is not there any more; empty while it is on trial."""
+    """Why the change is no longer there; empty while it is on trial."""
     note = notes.read(trial.prepared.namespace.inum)
     if note is None or not note.deadline:
         return (note and note.said) or "the trial is over: its rules were removed"
@@ -202,7 +202,7 @@ def revert(trial: Trial) -> None:
 
 
 def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]]:
-    """Keep the change on trial in a namespace; then flush old entries if that was asked.
+    """Keep the change on trial in a namespace; then flush old entries if that was requested.
 
     Returns the plan and what the flush did, one line each. Raises CtraceError when
     there is no trial, or when it has expired already.
@@ -272,7 +272,7 @@ def look_again(inum: int, judge: Judge, objection: Objection) -> None:
 
 
 def put_back(inum: int, judge: Judge) -> None:
-    """A confirmed change that is off: judged by the rules as they are, and put in place again.
+    """Judge a confirmed change that is off by the present rules, and put it back in place.
 
     Raises CtraceError, and the note says why, when it is not safe now.
     """
@@ -304,7 +304,7 @@ def put_back(inum: int, judge: Judge) -> None:
 
 
 def flush_old(plan: Plan) -> list[str]:
-    """Delete the entries that the plan's services left, in the namespace that we are in."""
+    """Delete the old entries of the plan's services, in the namespace that this thread is in."""
     if not commands.have("conntrack"):
         return ["conntrack is not installed: old entries go as they time out"]
     lines = []
@@ -329,7 +329,7 @@ def _as_rules_are(plan: Plan, namespace: Namespace, judge: Optional[Judge], when
 
 
 def locate(plan: Plan) -> Namespace:
-    """The plan's namespace as it is now. Raises CtraceError when it is gone."""
+    """The plan's namespace as it is now. Raises CtraceError when it has gone."""
     for namespace in netns.find():
         if namespace.inum == plan.netns:
             return namespace

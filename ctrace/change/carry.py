@@ -28,17 +28,18 @@ from ctrace.ruleset.installed import XT_TOOLS, nft_ruleset, saved_rules
 
 HERE: Final = "/proc/thread-self/ns/net"
 LONGEST_S: Final = 8000
-"""Timeout of such an entry until its first packet: above two hours, when TCP keep-alive asks."""
+"""Seconds. Timeout of such an entry until its first packet: more than the two hours after which TCP
+keep-alive sends one."""
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _FLAGS: Final = r"(--syn|--tcp-flags \S+ SYN)\b"
 _XT_SYN: Final = re.compile(rf"{_FLAGS}.*\bNEW\b|\bNEW\b.*{_FLAGS}")
 
 
 def carry_over(services: Collection[tuple[str, str, int]]) -> int:
-    """Make the entries of the open connections of (role, protocol, port); how many.
+    """Make entries for the open connections of (role, protocol, port); returns how many.
 
-    In the namespace that this thread is in. What cannot be made is left out: it fares as
-    it would have without.
+    Acts in the namespace that this thread is in. Connections for which none can be made are left
+    out: they fare as they would have without.
     """
     accepted = {port for role, proto, port in services if proto == "tcp" and role != "client"}
     called = {port for role, proto, port in services if proto == "tcp" and role == "client"}
@@ -63,7 +64,7 @@ def _flows(sockets: Collection[Connection], accepted: set[int], called: set[int]
 
 
 def plain(address: bytes) -> bytes:
-    """An IPv4 address in an IPv6 socket is one of IPv4 on the wire."""
+    """An IPv4 address in an IPv6 socket is sent as IPv4."""
     return address[12:] if len(address) == 16 and address[:12] == _MAPPED else address
 
 
@@ -76,7 +77,7 @@ def _established() -> int:
 
 
 def cuts_caller(plan: Plan) -> Iterator[str]:
-    """That a drop would end the connection by which whoever applies it is here."""
+    """Says that a drop would cut the connection through which its caller is logged in here."""
     caller = connected()
     with suppress(OSError):
         if caller is None or os.stat(f"/proc/{os.getppid()}/ns/net").st_ino != inode_of(plan.netns):
@@ -91,7 +92,7 @@ def cuts_caller(plan: Plan) -> Iterator[str]:
 
 
 def cut_off(plan: Plan) -> Iterator[str]:
-    """One sentence for each reason; reads the ruleset of the namespace that we are in.
+    """One sentence for each reason; reads the ruleset of the namespace that this thread is in.
 
     Forwarded connections have no socket here: they are picked up in mid-stream, as NEW.
     """

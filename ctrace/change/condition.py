@@ -1,6 +1,6 @@
-"""How a change fares that was applied: what `applied`, `advise`, `doctor` and `metrics` say.
+"""How an applied change fares: what `applied`, `advise`, `doctor` and `metrics` report.
 
-From its note and a few messages to the kernel, so it can be asked at any time.
+It comes from the change's note and a few messages to the kernel, so it can be read at any time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STATES: Final = (ON_TRIAL, HOLDS, UNWATCHED, OFF, BROKEN, OVER)
 
 @dataclass(frozen=True)
 class Condition:
-    """Of one namespace's change."""
+    """The condition of one namespace's change."""
 
     netns: int
     name: str
@@ -37,19 +37,20 @@ class Condition:
     rules with which it is not safe, so its services may be cut off; ``over``: taken away by
     something else than ctrace undo."""
     services: tuple[str, ...]
-    """``tcp/80``; of what is dropped ``drop-source 192.0.2.1``."""
+    """``tcp/80``; for what is dropped, ``drop-source 192.0.2.1``."""
     told: str
     """What to know, in one sentence; empty: nothing."""
 
 
 Objection = Callable[[plans.Plan, Namespace], str]
-"""Why a plan in place would not be made like that by the rules of now; empty: it would."""
+"""Why a plan in place would not be made like this with the present rules; empty: it would."""
 
 
 def conditions(objection: Optional[Objection] = None) -> list[Condition]:
-    """Of every change that has a note, by namespace. Reads only.
+    """The condition of every change that has a note, by namespace. Reads only.
 
-    With ``objection`` one that was judged by other rules than there are now is judged again.
+    With ``objection``, a change that was judged by other rules than the present ones is judged
+    again.
     """
     with suppress(CtraceError):
         noted = notes.every() if notes.any_yet() else []
@@ -79,7 +80,7 @@ def _of(note: notes.Note, space: Namespace, objection: Optional[Objection]) -> C
 def _judged(
     found: tuple[str, str], plan: plans.Plan, space: Namespace, objection: Objection
 ) -> tuple[str, str]:
-    """A change that stands: whether it is still right."""
+    """Whether a change that is in place is still right."""
     try:
         if fingerprint(space.path) == plan.fingerprint:
             return found

@@ -34,25 +34,25 @@ from ctrace.ruleset.installed import PERMANENT, listing, read_installed
 POLL_S: Final = 0.25
 TRIES: Final = 60
 PATIENCE_S: Final = 5
-"""For an earlier guard of the namespace to end."""
+"""Seconds to wait for an earlier guard of the namespace to end."""
 QUIET_S: Final = 1.0
-"""A reload comes in several pieces: nothing may have changed for so long."""
+"""Seconds without a change before rules are judged: a reload comes in several pieces."""
 LONGEST_WAIT_S: Final = 600
 SHARE: Final = 20
-"""Judging again takes at most a twentieth of the time,"""
+"""Judging again takes at most one part in this many of the time,"""
 AT_ONCE: Final = 3
-"""but for the first few times: a host that just reloads its firewall is busy."""
+"""except for the first few times: a host that just reloads its firewall is busy."""
 GIVE_UP_S: Final = 300
-"""On one judgement."""
+"""Seconds after which one judgement is given up."""
 HEAR_EVERY: Final = 5
-"""Looks between two at which new entries are listened to."""
+"""Looks from one check of new entries to the next."""
 _SCORE: Final = "-500"
-"""Of the out-of-memory killer: a process this small frees nothing."""
+"""Adjustment for the out-of-memory killer: killing a process this small frees nothing."""
 
 
 def watch(inum: int, lock: Optional[int] = None) -> None:
-    """Return once the change in the namespace needs no guard any more. ``lock``: a descriptor by
-    which it is the namespace's guard already."""
+    """Return once the change in the namespace needs no guard. ``lock``: a descriptor that makes
+    this process the namespace's guard already."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_SCORE)
     with suppress(OSError, CtraceError):
@@ -63,7 +63,7 @@ def watch(inum: int, lock: Optional[int] = None) -> None:
 
 
 class Guard:
-    """Of one namespace."""
+    """The guard of one namespace."""
 
     def __init__(self, inum: int) -> None:
         self._inum = inum
@@ -82,7 +82,7 @@ class Guard:
         self._ahead = 0.0
 
     def run(self) -> None:
-        """Until there is nothing to guard."""
+        """Run until there is nothing to guard."""
         while True:
             note = notes.read(self._inum)
             if note is None or note.over:
@@ -114,7 +114,7 @@ class Guard:
                 self._take_back(note, "it made things worse: " + "; ".join(worse))
 
     def _look(self, note: notes.Note) -> tuple[str, ...]:
-        """Once a second; the first look only begins."""
+        """Called once a second; the first look only starts the measurement."""
         from ctrace.change import health
         from ctrace.change.watch import LISTEN_S, Watch
 
@@ -132,7 +132,8 @@ class Guard:
         return self._watch.look(0.0 if self._looks % HEAR_EVERY else LISTEN_S).worse
 
     def _see_clock(self, note: notes.Note) -> None:
-        """iptables knows an end by the wall clock alone: it is written anew when that was set."""
+        """iptables knows an end by the wall clock only, so it is rewritten when the clock was
+        set."""
         plan, ahead = self._known(note)[1], time.time() - notes.now()
         if plan.backend == "nft" or abs(ahead - self._ahead) < keep.CLOCK_SET_S / 2:
             return
@@ -209,7 +210,7 @@ class Guard:
             self._generation = after
 
     def _rejudge(self, generation: Optional[Generation]) -> None:
-        """Have it judged again, beside, once the rules around it changed and are quiet."""
+        """Judge it again in the background once the rules around it changed and are quiet."""
         now = time.monotonic()
         if generation != self._generation:
             self._generation, self._since, self._stale = generation, now, True
@@ -238,7 +239,7 @@ class Guard:
             self._judging, self._stale = (process, now), False
 
     def _gone(self, note: notes.Note) -> bool:
-        """The whole of it was removed, by hand or with every other rule: so it is over."""
+        """All of it was removed, by hand or with every other rule: so it is over."""
         time.sleep(2 * QUIET_S)  # whoever does it by hand goes on to the accepts
         with notes.locked():
             if notes.read(self._inum) != note:
@@ -250,7 +251,7 @@ class Guard:
         return False
 
     def _off(self, note: notes.Note, said: str) -> None:
-        """Write down that it is off, and why, unless it is another's note by now."""
+        """Record that it is off, and why, unless the note is another change's by now."""
         now = time.monotonic()
         if now - self._again > LONGEST_WAIT_S:
             self._wait, self._tries = QUIET_S, 0
@@ -263,7 +264,7 @@ class Guard:
             time.sleep(POLL_S)
 
     def _put_back(self) -> None:
-        """Have it judged again, by a process whose memory goes with it."""
+        """Judge it again in a separate process, so that the memory is freed when that ends."""
         if time.monotonic() < self._again:
             return
         began = time.monotonic()
@@ -296,7 +297,7 @@ class Guard:
         return self._known(note)[2]
 
     def _path(self) -> str:
-        """To the namespace. Raises CtraceError; ends the process when it is gone."""
+        """Path of the namespace. Raises CtraceError; ends the process when it has gone."""
         if self._space is None or not _leads_to(self._space):
             found = [space for space in netns.find() if space.inum == self._inum]
             if not found:
@@ -317,7 +318,7 @@ def _clock() -> str:
 
 
 def _tidied(inum: int, note: notes.Note) -> bool:
-    """Take back a trial whose time is over; it is there until its rules are gone.
+    """Revert a trial whose time is over; the note stays until its rules are gone.
 
     The kernel disarms them by itself a little later (steps.BACKSTOP_S), but it makes no
     entries for the connections that are open.

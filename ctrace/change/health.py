@@ -31,7 +31,7 @@ BAD: Final = {
     "Tcp.AttemptFails": "failed connection attempts",
     "conntrack.drop": "packets refused by conntrack",
 }
-"""Counters that must not rise, by what they mean."""
+"""Counters that must not rise, with what they mean."""
 REFUSED: Final = "conntrack.drop"
 
 
@@ -43,7 +43,7 @@ class Sample:
     """Monotonic seconds."""
     counters: dict[str, int]
     waiting: int = 0
-    """Connections of this host to the services that wait for a first answer."""
+    """This host's own connections to the services that wait for a first answer."""
     packets: dict[tuple[str, str, int], dict[str, int]] = field(default_factory=dict)
     """(role, protocol, port) to packets untracked so far per flow (``to``, ``from``...)."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -52,10 +52,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Before:
-    """What was usual before the change."""
+    """What was normal before the change."""
 
     rates: dict[str, float]
-    """What counters rose by in a second."""
+    """Rise of each counter per second."""
     waiting: int
 
 
@@ -66,7 +66,7 @@ class Verdict:
     worse: tuple[str, ...] = ()
     """Empty: nothing got worse."""
     proven: bool = False
-    """Whether traffic of the services passed untracked in both directions meanwhile."""
+    """Whether traffic of the services passed untracked in both directions in the meantime."""
     seen: tuple[str, ...] = ()
     """What was seen, one sentence each."""
 
@@ -87,7 +87,7 @@ def sample(levers: Sequence[Lever], rules: Iterable[Rule] = ()) -> Sample:
 
 
 def usual(first: Sample, second: Sample, levers: Sequence[Lever]) -> Before:
-    """From two readings before the change."""
+    """What is normal, from two readings before the change."""
     span = max(second.at - first.at, 1e-3)
     names = [*BAD, *(name for name, _ in _good(levers))]
     rates = {n: (second.counters.get(n, 0) - first.counters.get(n, 0)) / span for n in names}
@@ -132,7 +132,7 @@ class Connections:
 def compare(
     before: Before, after: tuple[Sample, Sample], levers: Sequence[Lever], open_before: Connections
 ) -> Verdict:
-    """Judge a window of about a second after the change by what was usual before.
+    """Judge a window of about a second after the change by what was normal before.
 
     Counts are compared as Poisson counts: a change is one of more than four
     standard deviations and to less than a fifth (a fall) or more than double (a rise):
@@ -182,7 +182,7 @@ class _Window:
         return self._before.rates.get(name, 0.0) * self._span, new
 
     def falls(self, levers: Sequence[Lever]) -> tuple[list[str], list[str]]:
-        """(what fell that must not, what was seen beside)."""
+        """(counters that fell and must not, what else was seen)."""
         worse, seen = [], []
         for name, meaning in _good(levers):
             expected, found = self._change(name)
@@ -195,7 +195,7 @@ class _Window:
     def rises(
         self, levers: Sequence[Lever], open_before: Connections
     ) -> tuple[list[str], list[str]]:
-        """(what rose that must not, what rose and is explained)."""
+        """(counters that rose and must not, those that rose and are explained)."""
         worse, seen = [], []
         refused, still = self._change(REFUSED)
         excused: Optional[dict[str, int]] = None
@@ -217,7 +217,7 @@ class _Window:
 
 
 def _called(levers: Sequence[Lever]) -> set[int]:
-    """Ports that this host itself calls, as far as the levers go."""
+    """Ports that this host itself calls, as far as the levers cover them."""
     return {
         lever.port
         for lever in levers
@@ -226,8 +226,8 @@ def _called(levers: Sequence[Lever]) -> set[int]:
 
 
 def _good(levers: Sequence[Lever]) -> list[tuple[str, str]]:
-    """Counters that must not fall, for what the plan touches; less of what comes in is what a
-    drop is for."""
+    """Counters that must not fall, for what the plan touches; a drop is meant to reduce what comes
+    in."""
     names = []
     drops = any(isinstance(lever, Drop) for lever in levers)
     for lever in levers:

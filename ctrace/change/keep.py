@@ -29,10 +29,10 @@ from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import read_own
 
 LEASE_S: Final = 30
-"""Seconds: long against a busy second of the guard, short against an outage."""
+"""Seconds: long compared with a busy second of the guard, short compared with an outage."""
 RENEW_S: Final = 10
 CLOCK_SET_S: Final = 2
-"""Seconds: more than whole seconds of a date explain."""
+"""Seconds: more than rounding dates to whole seconds can explain."""
 
 
 def make_lasting(plan: Plan) -> None:
@@ -62,7 +62,7 @@ def redate(plan: Plan, seconds: float) -> None:
 
 
 def renew(plan: Plan) -> bool:
-    """Say that the accepts stand; False when the rules are off already."""
+    """Renew the lease: the accepts are in place. False when the rules are off already."""
     if not standing.accepts(plan):
         return True
     try:

@@ -1,4 +1,4 @@
-"""The note that apply leaves under /run/ctrace: what was there before, and until when.
+"""The note that apply leaves under /run/ctrace: what was there before, and until when it holds.
 
 The truth about what is applied is the ruleset itself (:mod:`ctrace.ruleset.installed`);
 the note only adds what the ruleset can't tell: which empty tables were made for
@@ -40,26 +40,26 @@ class Note:
     applied: int
     """UTC seconds."""
     deadline: float
-    """Seconds of :func:`now` at which the trial is over; 0 once confirmed."""
+    """Seconds of :func:`now` at which the trial ends; 0 once confirmed."""
     flush: bool
     made: tuple[str, ...] = ()
     """Tables that did not exist before: ``iptables-nft ip raw``."""
     listing: str = ""
     """Our rules as the kernel listed them when they were confirmed, without counters."""
     placed: bool = False
-    """Whether its rules are in: from then on they are watched."""
+    """Whether its rules are in place: from then on they are watched."""
     before: tuple[tuple[str, float], ...] = ()
-    """What the namespace's counters rose by in a second before the change."""
+    """Rise of the namespace's counters per second before the change."""
     waiting: int = 0
-    """Connections that waited for a first answer then."""
+    """Connections that were waiting for a first answer then."""
     probes: tuple[tuple[str, int], ...] = ()
-    """(address, port) that could be connected to from here then."""
+    """(address, port) pairs that could be connected to from here then."""
     said: str = ""
-    """What happened to the change since, in one sentence; empty: nothing."""
+    """What has happened to the change since, in one sentence; empty: nothing."""
     off: bool = False
-    """Confirmed, but its services are tracked for now: ``said`` says why."""
+    """Confirmed, but its services are tracked for now; ``said`` gives the reason."""
     over: bool = False
-    """Its rules were taken away; the note stays to say why."""
+    """Its rules were removed; the note stays to say why."""
 
     def confirmed(self, listing: str) -> Note:
         """The note of a change that stays."""
@@ -131,8 +131,8 @@ def guarding(netns: int, patience_s: float, lock: Optional[int] = None) -> Itera
 
 
 def claim(netns: int) -> Optional[int]:
-    """A descriptor that makes whoever has it the namespace's guard: it can be handed on to a new
-    process, so that there is no moment without one. None: another guards it."""
+    """A descriptor that makes its holder the namespace's guard; it can be handed to a new process,
+    so that there is always a guard. None: another process guards it."""
     where = _guard_file(netns)
     fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if _lock(fd, fcntl.LOCK_EX) and _is(fd, where):

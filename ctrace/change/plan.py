@@ -73,7 +73,7 @@ class Accept:
     chain: str
     position: int
     hook: str
-    """The hook whose base chain leads to ``chain``."""
+    """The hook with the base chain that leads to ``chain``."""
     role: str
     flow: str
     terms: tuple[Term, ...] = ()
@@ -94,7 +94,7 @@ class Notrack:
     peers: tuple[str, ...] = ()
     """Servers called (client) or backends (forward): only these addresses; empty: any."""
     addresses: tuple[str, ...] = ()
-    """Local addresses whose old entries are to be deleted once the rules are in place."""
+    """Local addresses; their old entries are deleted once the rules are in place."""
     accepts: tuple[Accept, ...] = ()
     shared: bool = False
     """Others' connections may be translated to this port of ours: leave those tracked."""

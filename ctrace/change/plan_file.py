@@ -1,4 +1,4 @@
-"""A plan's file: a regular one, of somebody who may say what root does."""
+"""A plan's file: a regular file, owned by somebody who may decide what root does."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(path: str, *, unasked: bool = False) -> Plan:
 
 
 def _refuse_theirs(path: str, found: os.stat_result) -> None:
-    """Raise UsageError when somebody other than root, or who called sudo, may decide what it is."""
+    """Raise UsageError when anyone but root, or the user who called sudo, can change the file."""
     trusted = {0, os.geteuid()}
     if os.environ.get("SUDO_UID", "").isdecimal():
         trusted.add(int(os.environ["SUDO_UID"]))
@@ -64,7 +64,7 @@ def _refuse_theirs(path: str, found: os.stat_result) -> None:
 
 
 def _foreign_way(path: Path, trusted: set[int], seen: set[Path]) -> str:
-    """Why others may exchange the file that ``path`` leads to; empty when they can't."""
+    """Why others can replace the file that ``path`` leads to; empty when they can't."""
     for place in (path, *path.parents):
         found = place.lstat()
         if stat.S_ISLNK(found.st_mode):

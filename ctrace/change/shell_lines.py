@@ -1,4 +1,4 @@
-"""What is run once a plan's rules are in, and what removes them by hand."""
+"""Commands to run once a plan's rules are in place, and to remove them by hand."""
 
 from __future__ import annotations
 

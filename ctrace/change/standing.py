@@ -1,4 +1,4 @@
-"""Whether what belongs together still stands together: NOTRACK, and the accepts that it needs.
+"""Whether NOTRACK and the accepts that it needs are still in place together.
 
 Accepts stand in chains of others, and go when those are loaded anew: ufw, firewalld,
 iptables-restore, kube-proxy. NOTRACK in a table of ours would stay, and cut its service off.
@@ -17,14 +17,14 @@ from ctrace.ruleset.notrack import CHAINS, TABLE, TAG, tag_of
 from ctrace.ruleset.tags import Reader
 
 LEGACY_S: Final = 5.0
-"""Between two looks at legacy tables, which have no number for their changes."""
+"""Seconds between two looks at legacy tables, which have no generation number."""
 Generation = tuple[int, tuple[tuple[str, int], ...]]
 Place = tuple[str, str, str, str]
-"""(tool, family, table, chain); of a legacy table the chain is empty."""
+"""(tool, family, table, chain); the chain is empty for a legacy table."""
 
 
 def accepts(plan: Plan) -> dict[Place, Counter[str]]:
-    """The comments of a plan's accepts by where they stand."""
+    """The comments of a plan's accepts, by where they are."""
     found: dict[Place, Counter[str]] = defaultdict(Counter)
     for lever in plan.levers:
         if not isinstance(lever, Notrack):
@@ -67,7 +67,7 @@ def own(plan: Plan) -> dict[Place, Counter[str]]:
 
 
 class Standing:
-    """Looks at one plan's rules again and again."""
+    """Checks one plan's rules again and again."""
 
     def __init__(self, plan: Plan) -> None:
         self._own = own(plan)
@@ -79,11 +79,11 @@ class Standing:
         self._old: dict[str, int] = {}
         self._due = 0.0
         self.generation: Optional[Generation] = None
-        """At the last look."""
+        """As of the last look."""
 
     @property
     def depends(self) -> bool:
-        """Whether it was judged by the rules around it."""
+        """Whether its verdict depended on the rules around it."""
         return self._untracks
 
     @property

@@ -1,4 +1,4 @@
-"""What applying a plan runs, in order; also as text, and as a test that changes nothing."""
+"""The commands that apply a plan, in order; also as text, and as a dry run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ctrace.ruleset import notrack, notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import XT_TOOLS
 
 LONGEST_S: Final = 3600
-"""Of a trial."""
+"""Seconds that a trial may last at most."""
 UNDO: Final = "# to undo it: "
-"""How the last line of a :func:`block` begins."""
+"""The prefix of the last line of a :func:`block`."""
 BACKSTOP_S: Final = 3
 """How long after a trial's end the kernel disarms the rules by itself, if nobody has taken them
 back: time for the guard to do that first, which also makes the open connections' entries."""

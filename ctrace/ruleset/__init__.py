@@ -1,1 +1,1 @@
-"""The packet filter of a namespace: read, judged, and our own rules written."""
+"""The packet filter of a namespace: reading it, judging it, and writing our own rules."""

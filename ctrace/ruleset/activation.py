@@ -33,11 +33,11 @@ class Place(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Its name."""
 
     @property
     def path(self) -> str:
-        """A path to enter it by."""
+        """A path through which to enter it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class NamespaceActivation:
     entries: Optional[int]
     """``conntrack -C`` there, now."""
     hooks: Optional[tuple[str, ...]]
-    """Families whose hooks the kernel itself lists; None where it can't be asked."""
+    """Families with hooks that the kernel itself lists; None where it can't be asked."""
     unread: tuple[str, ...] = ()
     """What could not be read, one line each: then an empty list proves nothing."""
 
@@ -64,7 +64,7 @@ class NamespaceActivation:
 
     @property
     def verdict(self) -> str:
-        """Whether it can be turned off altogether here, in one or two sentences."""
+        """Whether tracking can be turned off completely here, in one or two sentences."""
         if not self.users:
             return self._without_users()
         owners = sorted({user.owner for user in self.users} - {"unknown", "ctrace"})
@@ -163,9 +163,9 @@ class Activation:
 
 
 def explain(namespaces: Sequence[Place]) -> Activation:
-    """Read every namespace's rulesets and say who holds conntrack active in each.
+    """Read every namespace's rulesets and report what keeps conntrack active in each.
 
-    A namespace that has gone meanwhile is left out. Reads only.
+    A namespace that has gone in the meantime is left out. Reads only.
     """
     places = []
     for namespace in namespaces:
@@ -233,7 +233,7 @@ def _explain_here(namespace: Place) -> NamespaceActivation:
 
 
 def _harmless(user: User) -> User:
-    """The same with the names that a ruleset's writer chose fit to be shown."""
+    """The same, with names chosen by the ruleset's author made safe to show."""
     return replace(user, table=clean(user.table), chain=clean(user.chain), rule=clean(user.rule))
 
 

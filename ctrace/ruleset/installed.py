@@ -39,7 +39,7 @@ class Rule:
     table: str
     chain: str
     tag: str
-    """Its comment: ``ctrace:ROLE:PROTO:PORT:FLOW``; of one that drops ``ctrace:KIND:WHAT``."""
+    """Its comment: ``ctrace:ROLE:PROTO:PORT:FLOW``; for a rule that drops, ``ctrace:KIND:WHAT``."""
     handle: Optional[int] = None
     text: str = ""
     """As iptables-save prints it; empty for nft."""
@@ -47,23 +47,24 @@ class Rule:
     until: Optional[float] = None
     """UTC seconds at which it stops matching (iptables)."""
     lease: bool = False
-    """Whether that is put off again and again."""
+    """Whether that time is extended again and again."""
 
     @property
     def own(self) -> bool:
-        """In a table or chain of ours, rather than an accept in another's."""
+        """In a table or chain of ours, rather than an accept in somebody else's."""
         if self.tool == "nft":
             return (self.family, self.table) == ("inet", TABLE)
         return self.chain in CHAINS or self.tag == f"{TAG}jump"
 
     @property
     def drops(self) -> str:
-        """``limit-source tcp/80``, ``drop-source 192.0.2.1`` of a rule that drops; else empty."""
+        """``limit-source tcp/80``, ``drop-source 192.0.2.1`` for a rule that drops; otherwise
+        empty."""
         return told(self.tag.removeprefix(TAG))
 
     @property
     def service(self) -> tuple[str, str, int]:
-        """(role, protocol, port) out of the tag; ("", "", 0) for a jump, or where it drops."""
+        """(role, protocol, port) from the tag; ("", "", 0) for a jump or a rule that drops."""
         parts = self.tag.removeprefix(TAG).split(":")
         if self.drops or len(parts) < 3 or not parts[2].isdecimal():
             return "", "", 0
@@ -85,9 +86,9 @@ class Installed:
     chains: tuple[tuple[str, str, str], ...]
     """(iptables tool, family, name) of our chains."""
     seconds_left: Optional[float]
-    """Until the kernel disarms the rules; 0 when it has; None when they stay."""
+    """Seconds until the kernel disarms the rules; 0 when it has; None when they stay."""
     lease: Optional[float] = None
-    """Rules that stay as long as somebody says so: seconds until they would not."""
+    """Seconds until rules that must be renewed would stop; None for others."""
 
     @property
     def state(self) -> str:
@@ -149,7 +150,7 @@ def read_own(tool: str, now: float) -> Installed:
 
 
 def _ends(rules: Iterable[Rule], now: float) -> tuple[Optional[float], Optional[float]]:
-    """The seconds until iptables' rules stop matching, and until their lease is over."""
+    """Seconds until iptables' rules stop matching, and until their lease is over."""
     ends = [rule.until - now for rule in rules if rule.until is not None and not rule.lease]
     leases = [rule.until - now for rule in rules if rule.until is not None and rule.lease]
     if leases and min(leases) <= 0:
@@ -204,7 +205,7 @@ def listing() -> str:
 
 
 def tagged_rules(objects: Iterable[dict[str, Any]], skip: set[tuple[str, str]]) -> Iterator[Rule]:
-    """Ours in nft's JSON, but for the (family, table) pairs in ``skip``."""
+    """Our rules in nft's JSON, except in the (family, table) pairs in ``skip``."""
     for item in objects:
         body = item.get("rule")
         if not isinstance(body, dict) or (body["family"], body["table"]) in skip:
@@ -228,7 +229,7 @@ def tagged_rules(objects: Iterable[dict[str, Any]], skip: set[tuple[str, str]]) 
 
 
 def _own_table(ruleset: dict[str, Any]) -> tuple[bool, Optional[float], Optional[float]]:
-    """Whether our table is there, the seconds until it is disarmed, and until its lease is over."""
+    """Whether our table exists, the seconds until it is disarmed, and until its lease is over."""
     table, armed = False, None
     for item in ruleset.get("nftables", ()):
         (what, body), *_ = item.items()
@@ -252,7 +253,7 @@ def _own_table(ruleset: dict[str, Any]) -> tuple[bool, Optional[float], Optional
 
 
 def tagged_lines(text: str, tool: str, family: str) -> Iterator[Rule]:
-    """Ours in the text of ``iptables-save -c``."""
+    """Our rules in the text of ``iptables-save -c``."""
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):

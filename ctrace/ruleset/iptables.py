@@ -51,7 +51,7 @@ _ICMP6: Final = {"destination-unreachable": 1, "packet-too-big": 2, "time-exceed
                  "neighbour-advertisement": 136, "neighbor-advertisement": 136}  # fmt: skip
 
 QUIET: Final = frozenset(("--comment", "--limit-burst"))
-"""Options that do not decide by themselves."""
+"""Options that decide nothing on their own."""
 _SILENT_MODULES: Final = frozenset(
     ("tcp", "udp", "udplite", "sctp", "icmp", "icmp6", "ipv6-icmp", "multiport", "conntrack",
      "state", "mark", "addrtype", "comment", "standard")
@@ -125,7 +125,7 @@ class _Words:
         self.ct_state = False
 
     def rule(self) -> Rule:
-        """The rule; what is not known becomes a match that may be either."""
+        """The rule; an unknown condition becomes a match that may be either true or false."""
         verdict: Optional[Verdict] = None
         uses: list[Use] = []
         while self.at < len(self.words):
@@ -322,7 +322,7 @@ def _bits(word: str) -> Bits:
 
 
 def _set_mark(arguments: list[str]) -> Optional[Bits]:
-    """--set-xmark value/mask: new = (old & ~mask) ^ value; None for what is not that."""
+    """--set-xmark value/mask: new = (old & ~mask) ^ value; None for anything else."""
     if len(arguments) == 2 and arguments[0] == "--set-xmark":
         return _bits(arguments[1])
     return None

@@ -1,7 +1,7 @@
-"""A namespace's packet filter in one small model, whatever tool wrote it.
+"""A namespace's packet filter in one small model, whichever tool wrote it.
 
-Only what decides about tracking and verdicts is understood; a match that is not
-understood has an empty key and may be either true or false.
+Only what affects tracking and verdicts is represented; a match that is not understood has an empty
+key and may be either true or false.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Rule:
     position: int = 0
     """0-based, not counting ctrace's own rules; parts of one verdict map share it."""
     packets: Optional[int] = None
-    """Packets that met it so far; None when it does not count."""
+    """Packets that matched it so far; None when it does not count."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Ruleset:
     ipvs: tuple[tuple[str, int], ...] = ()
     """(protocol, port) of IPVS virtual services; port 0: by firewall mark."""
     ours: tuple[OurRule, ...] = ()
-    """ctrace's own rules, which are none of ``chains``."""
+    """ctrace's own rules, which are not part of ``chains``."""
     planes: tuple[tuple[str, str], ...] = ()
-    """(device, what works there): what sees packets before these rules, unread."""
+    """(device, what runs there): what sees packets before these rules, and is not read."""
     gaps: tuple[str, ...] = ()
     """What could not be read or understood at all, one sentence each."""
 

@@ -34,19 +34,19 @@ Objects = list[dict[str, Any]]
 
 @lru_cache(maxsize=1)
 def objects_of(text: str) -> Objects:
-    """What ``nft -j`` listed, to be read only: parsed once for all who ask one after the other.
+    """What ``nft -j`` listed, read-only, parsed once for consecutive callers.
 
-    Raises ValueError, KeyError, TypeError. A large listing's takes much memory: call
-    ``objects_of.cache_clear()`` when nobody will ask any more.
+    Raises ValueError, KeyError, TypeError. A large listing takes much memory: call
+    ``objects_of.cache_clear()`` when nobody needs it any more.
     """
     found: Objects = json.loads(text)["nftables"]
     return found
 
 
 def parse(objects: Objects, told: Collection[tuple[str, str, str]] = ()) -> list[Chain]:
-    """Chains of all ip, ip6 and inet tables but ctrace's own. Raises ValueError.
+    """Chains of all ip, ip6 and inet tables except ctrace's own. Raises ValueError.
 
-    Not those that are ``told`` (family, table, name) otherwise.
+    Those in ``told`` (family, table, name) are left out: another listing has them.
     """
     tables = _Tables(objects)
     chains: dict[tuple[str, str, str], Chain] = {}
@@ -84,7 +84,7 @@ def parse(objects: Objects, told: Collection[tuple[str, str, str]] = ()) -> list
 
 
 def bridged(objects: Objects) -> Iterator[str]:
-    """A sentence for each ``table bridge`` that tracks: what it tracks, our rules don't see.
+    """A sentence for each ``table bridge`` that tracks: our rules don't see what it tracks.
 
     Raises ValueError.
     """
@@ -95,9 +95,9 @@ def bridged(objects: Objects) -> Iterator[str]:
 
 
 def _packets(expr: list[Any]) -> Optional[int]:
-    """Of the rule's first counter; named counters count for others, too.
+    """Packets of the rule's first counter; named counters are shared with other rules.
 
-    None also where the number is missing, as in a text that was cut.
+    None also where the number is missing, as in a text that was cut off.
     """
     for part in expr:
         if isinstance(part, dict) and isinstance(part.get("counter"), dict):

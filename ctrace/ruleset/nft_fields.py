@@ -34,7 +34,7 @@ _STATE: Final = ("new", "established", "related", "invalid", "untracked")
 
 
 class Unclear(Exception):
-    """An expression that the model has no words for."""
+    """An expression that the model cannot represent."""
 
 
 def field_of(left: Any) -> tuple[str, list[Match], Optional[int]]:  # noqa: PLR0912

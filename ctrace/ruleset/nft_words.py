@@ -1,4 +1,4 @@
-"""A rule of ``nft -j`` about as nft itself prints it: to be recognised, not to be parsed."""
+"""A rule of ``nft -j`` roughly as nft prints it: to be recognised, not to be parsed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def as_text(expr: list[Any]) -> str:
-    """A rule about as nft prints it: to be recognised by its author, not to be parsed."""
+    """A rule roughly as nft prints it, so that its author recognises it; not to be parsed."""
     return " ".join(_words(part) for part in expr if not _is(part, "counter"))[:200]
 
 

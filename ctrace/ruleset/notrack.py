@@ -27,20 +27,20 @@ from ctrace.change.plan import Notrack
 
 TABLE: Final = "ctrace"
 TAG: Final = "ctrace:"
-"""How the comment of every rule of ours, in any table, begins."""
+"""The prefix of the comment of every rule of ours, in any table."""
 
 CHAINS: Final = ("CTRACE_PRE", "CTRACE_OUT")
 """Our iptables chains in ``raw``, jumped to from PREROUTING and OUTPUT."""
 
 KEPT: Final = "kept"
-"""Comment of an element of ``armed`` that is renewed."""
+"""Comment of an element of ``armed`` that is renewed regularly."""
 
 UNPRIVILEGED: Final = (1024, 65535)
-"""Ports, of which no well-known service waits for strangers."""
+"""Ports on which no well-known service accepts packets from strangers."""
 PROTO_NUMBER: Final = {"tcp": 6, "udp": 17}
 
 PRE, OUT = "pre", "out"
-"""Where our rules stand: at packets that come in, and at those that this host sends."""
+"""Where our rules are: on incoming packets, and on those that this host sends."""
 
 NEAR, AWAY, LO, WIRE = "near", "away", "lo", "wire"
 """Packets that come to an address of this host, from elsewhere; to any other; that leave through
@@ -52,7 +52,8 @@ it (nft_notrack_eval). So it is a role of its own, which no other role's rules m
 
 @dataclass(frozen=True)
 class Packets:
-    """What one NOTRACK rule is for (ICMP errors need several): a row of :data:`PACKETS`."""
+    """The packets that one NOTRACK rule matches (ICMP errors need several): a row of
+    :data:`PACKETS`."""
 
     role: str
     hook: str
@@ -71,14 +72,14 @@ PACKETS: Final = (
     Packets("forward", PRE, "from", AWAY),
     Packets("loopback", OUT, "to", LO),
     Packets("loopback", OUT, "from", LO),
-    # Errors about this host's own packets are sent to it, and no others are its business.
+    # Only errors about this host's own packets concern it, and those are sent to it.
     Packets("server", PRE, "icmp", NEAR),
     Packets("client", PRE, "icmp", NEAR),
     # A router makes ICMP errors about forwarded packets itself: those leave through output.
     Packets("forward", PRE, "icmp"),
     Packets("forward", OUT, "icmp"),
 )
-"""Which packets the rules of a role untrack, in the order of the rules."""
+"""The packets that the rules of a role untrack, in the order of the rules."""
 
 QUOTED: Final = {"server": ("sport",), "client": ("dport",), "forward": ("sport", "dport")}
 """Which port of the quoted packet is the service's: what a server sent came from that port, what
@@ -87,11 +88,11 @@ a client sent went to it. Over ``lo`` there are no errors."""
 
 @dataclass(frozen=True)
 class Ends:
-    """The fields of a packet that name the service's end, and the port of the other."""
+    """The field of a packet that names the service's end, and the one with the other port."""
 
     port: str
     address: str
-    """What a lever's peers narrow: they are servers."""
+    """The address that a lever's peers restrict: the peers are servers."""
     far_port: str
 
 
@@ -113,12 +114,12 @@ def icmp_state(lever: Notrack) -> str:
 
 
 def tag_of(lever: Notrack, role: str, flow: str) -> str:
-    """The comment of a rule: whose it is, and what it is for."""
+    """The comment of a rule: that it is ours, and what it is for."""
     return f"{TAG}{role}:{lever.proto}:{lever.port}:{flow}"
 
 
 def packets_of(lever: Notrack, hook: str) -> Iterator[Packets]:
-    """What the lever's rules at a hook are for, in their order."""
+    """The packets that the lever's rules at a hook match, in order."""
     for role in lever.roles:
         for packets in PACKETS:
             here = (packets.role, packets.hook) == (role, hook)
@@ -138,5 +139,5 @@ def far_ports(lever: Notrack, role: str) -> Optional[tuple[int, int]]:
 
 
 def peers_of(lever: Notrack, role: str) -> tuple[str, ...]:
-    """The only servers that the role's rules are for; empty: any."""
+    """The servers that the role's rules are limited to; empty: any."""
     return lever.peers if role in ("client", "forward") else ()

@@ -37,7 +37,7 @@ _WHERE: Final = {
     AWAY: ("-m", "addrtype", "!", "--dst-type", "LOCAL"),
 }
 LEASED: Final = "2000-01-01T00:00:00"
-"""The first day of a rule that is renewed, and of no other."""
+"""The first day of rules that are renewed; no other rules have it."""
 _OVER: Final = {NEAR: ("!", "-i", "lo"), LO: ("-o", "lo"), WIRE: ("!", "-o", "lo")}
 _ADDRESS: Final = {"saddr": "-s", "daddr": "-d"}
 
@@ -189,7 +189,7 @@ HOOKS: Final = (("PREROUTING", "CTRACE_PRE"), ("OUTPUT", "CTRACE_OUT"))
 
 
 def jump(chain: str) -> str:
-    """The jump to a chain of ours."""
+    """The jump to one of our chains."""
     return f'-m comment --comment "{TAG}jump" -j {chain}'
 
 

@@ -1,4 +1,4 @@
-"""Data planes beside netfilter: what sees packets before the rules that ctrace reads and makes.
+"""Data planes besides netfilter: what sees packets before the rules that ctrace reads and writes.
 
 eBPF programs at XDP, tc, tcx or netkit may carry packets past netfilter, or track them in
 tables of their own; tc's ct action and Open vSwitch call conntrack themselves, before
@@ -28,22 +28,23 @@ ATTACHED: Final = {46: "tcx", 47: "tcx", 54: "netkit", 55: "netkit"}
 """enum bpf_attach_type: TCX ingress and egress (6.6), netkit primary and peer (6.7)."""
 QUERY_SIZE: Final = 64
 KINDS: Final = {"openvswitch": "Open vSwitch", "netkit": "netkit", "vrf": "a VRF"}
-"""Of links: what they are, or what they are a port of."""
+"""Kinds of links: what they are, or what they are a port of."""
 EVERYWHERE: Final = "netfilter's hooks, of this namespace or another,"
-"""In place of a device: packets over lo pass there, too."""
+"""Stands for a device: it applies to packets over lo, too."""
 LINK_NETFILTER: Final = 10
 """BPF_LINK_TYPE_NETFILTER (6.4)."""
 OWN_PROGRAMS: Final = ("nf_confirm", "ctrace_probe", *(name[:15] for name in TIMERS))
-"""ctrace's own at netfilter's hooks, which let every packet pass; the kernel keeps 15 letters."""
+"""ctrace's own programs at netfilter's hooks, which let every packet pass; the kernel keeps 15
+letters of a name."""
 
 Plane = tuple[str, str]
-"""(device, what works there)."""
+"""(device, what runs there)."""
 
 
 def planes(gaps: list[str]) -> list[Plane]:
     """What is found in the namespace that this thread is in; reads only.
 
-    Appends a sentence to ``gaps`` for what could not be asked.
+    Appends a sentence to ``gaps`` for each thing that could not be read.
     """
     for tool in ("ip", "tc"):
         if not shutil.which(tool):
@@ -80,7 +81,7 @@ def _of_link(link: dict[str, Any]) -> Iterator[str]:
 
 
 def _programs(ifindex: int, kind: int) -> int:
-    """How many programs hang there (BPF_PROG_QUERY); 0 on a kernel that has no such place."""
+    """How many programs are attached there (BPF_PROG_QUERY); 0 on a kernel without that place."""
     attr = bytearray(QUERY_SIZE)
     struct.pack_into("<II", attr, 0, ifindex, kind)
     try:
@@ -91,7 +92,8 @@ def _programs(ifindex: int, kind: int) -> int:
 
 
 def _netfilter_programs() -> Iterator[str]:
-    """Names of the programs at netfilter's hooks; which namespace each is in, nobody tells."""
+    """Names of the programs at netfilter's hooks; the kernel does not say which namespace each is
+    in."""
     number = 0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Reading the live ruleset of one network namespace, whatever tools wrote it.
+"""Reads the live ruleset of one network namespace, whichever tools wrote it.
 
 ``nft -j`` shows iptables-nft's extensions without their arguments, so tables that
 use them are read through ``iptables-nft-save``; the legacy variant has tables of
@@ -30,14 +30,14 @@ from ctrace.ruleset.planes import Plane, planes
 XT_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 XT_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 TIMEOUT: Final = 60.0
-"""Seconds for one tool: 50,000 rules take one, and ten times that on a busy machine."""
+"""Seconds for one tool: 50,000 rules take one, and ten times as long on a busy machine."""
 
 __all__ = ["Ruleset", "dump", "fingerprint", "load", "read"]
 
 
 @dataclass(frozen=True)
 class _Listings:
-    """What the tools printed, before anything is understood."""
+    """What the tools printed, before it is interpreted."""
 
     nft: str = ""
     saves: tuple[tuple[str, str, str], ...] = ()
@@ -75,7 +75,7 @@ def dump(netns_path: str) -> dict[str, Any]:
 
 
 def load(document: Any) -> Ruleset:
-    """The ruleset of a :func:`dump`. Raises CtraceError when it is none."""
+    """The ruleset of a :func:`dump`. Raises CtraceError when it is not one."""
     try:
         saves = [(str(tool), str(family), str(text)) for tool, family, text in document["saves"]]
         gaps = tuple(str(gap) for gap in document["gaps"])
@@ -276,7 +276,7 @@ def _digest(listings: _Listings) -> str:
 
 
 def _saved_tables(listings: _Listings) -> set[tuple[str, str]]:
-    """iptables-nft's tables that a save command printed: nft's view of them says less."""
+    """iptables-nft's tables that a save command printed: nft's own listing says less."""
     return {
         (family, name)
         for tool, family, text in listings.saves

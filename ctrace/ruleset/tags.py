@@ -1,4 +1,4 @@
-"""Which comments of ours stand in a chain, read with as little work as possible.
+"""Which of our comments a chain has, read with as little work as possible.
 
 A few messages of nfnetlink or one getsockopt, nothing started, nothing parsed: what has to be
 looked at several times a second on a host with any number of rules.
@@ -34,7 +34,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Reader:
-    """Of the namespace at a path, for a moment: an open socket would keep the namespace alive."""
+    """Reads the namespace at a path, briefly: an open socket would keep the namespace alive."""
 
     def __init__(self, path: str) -> None:
         """Raises CtraceError when it is gone."""
@@ -48,7 +48,7 @@ class Reader:
         self._link.sock.close()
 
     def generation(self) -> int:
-        """A number that is another after every change of nftables' rules; 0 without nftables."""
+        """A number that changes with every change of nftables' rules; 0 without nftables."""
         try:
             found = dict(split(self._link.ask(_GETGEN, _head(0)), 4))
         except OSError:
@@ -74,13 +74,13 @@ class Reader:
         return Counter(tag for rule in rules for tag, raw in wanted.items() if raw in rule)
 
     def in_legacy(self, family: str, table: str, tags: Collection[str]) -> Counter[str]:
-        """The same of a whole table of iptables-legacy, which has no numbers for its changes."""
+        """The same for a whole table of iptables-legacy, which has no generation number."""
         with enter(self._path):
             entries = _legacy(family, table)
         return Counter({tag: entries.count(tag.encode() + b"\0") for tag in tags})
 
     def legacy_digest(self) -> dict[str, int]:
-        """A number for each table of iptables-legacy that there is: another once its rules are."""
+        """A number for each existing table of iptables-legacy, which changes with its rules."""
         found = {}
         with enter(self._path):
             for family, (head, counters) in _ENTRY.items():
@@ -90,7 +90,7 @@ class Reader:
 
 
 def _legacy_tables(family: str) -> list[str]:
-    """None where the tool has never been used: asking for a table would make it."""
+    """None where the tool has never been used: asking for a table would create it."""
     try:
         with open(f"/proc/thread-self/net/{family}_tables_names") as file:
             return sorted(file.read().split())
@@ -99,7 +99,7 @@ def _legacy_tables(family: str) -> list[str]:
 
 
 def _digest(entries: bytes, head: int, counters: int) -> int:
-    """Of a table's entries, without what they have counted."""
+    """A digest of a table's entries, without their counters."""
     found, at = 0, _ENTRIES
     while at + counters + 16 <= len(entries):
         (size,) = struct.unpack_from("=H", entries, at + head + 6)
@@ -128,7 +128,7 @@ def _legacy(family: str, table: str) -> bytes:
 
 
 def _getsockopt(sock: socket.socket, level: int, name: int, head: bytes, size: int) -> bytes:
-    """getsockopt(2) with something in the buffer, which Python's has not."""
+    """getsockopt(2) with an input in the buffer, which Python's lacks."""
     buffer = ctypes.create_string_buffer(head, size)
     length = ctypes.c_uint32(size)
     if _libc.getsockopt(sock.fileno(), level, name, buffer, ctypes.byref(length)) != 0:

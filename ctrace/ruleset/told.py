@@ -44,12 +44,12 @@ class Told:
 
     met: tuple[Met, ...] = ()
     targets: Optional[tuple[Span, ...]] = None
-    """Addresses that destination NAT may lead to; None where that can't be told for sure."""
+    """Addresses that destination NAT may lead to; None where that is not certain."""
     ports: tuple[tuple[int, int], ...] = ()
     """Ranges of ports that source NAT may take, first and last."""
 
     def leads_to(self, address: str) -> bool:
-        """Whether a rule may translate to an address; True where that can't be told."""
+        """Whether a rule may translate to an address; True where that is not certain."""
         if self.targets is None:
             return True
         found = ip_address(address)
@@ -113,7 +113,7 @@ def _kind(parts: list[dict[str, Any]]) -> tuple[str, int]:
 
 
 def _targets(document: dict[str, Any], items: list[Any]) -> Optional[tuple[Span, ...]]:
-    """Every address that destination NAT names; None where something else may translate, too."""
+    """Every address that destination NAT names; None where something else may translate as well."""
     if document.get("gaps") or document.get("ipvs") or document.get("planes"):
         return None
     words: list[str] = []
@@ -136,7 +136,7 @@ def _targets(document: dict[str, Any], items: list[Any]) -> Optional[tuple[Span,
 
 
 def _ports(document: dict[str, Any], items: list[Any]) -> Iterator[tuple[int, int]]:
-    """Of each rule with source NAT: its own range, else the one that the kernel takes."""
+    """For each rule with source NAT its own range, or else the one that the kernel uses."""
     for _, _, text in document.get("saves", ()):
         for line in text.splitlines():
             if "-j MASQUERADE" in line or "-j SNAT" in line:

@@ -79,7 +79,7 @@ OWNERS = (
 
 @dataclass(frozen=True)
 class User:
-    """One rule or object that holds conntrack active."""
+    """One rule or object that keeps conntrack active."""
 
     backend: str
     """``nftables``, ``iptables`` or ``iptables-legacy``."""
@@ -101,7 +101,7 @@ def users_of_nft(
     ruleset: dict[str, Any],
     skip: set[tuple[str, str]] = frozenset(),  # type: ignore[assignment]
 ) -> Iterator[User]:
-    """Rules and objects of ``nft -j list ruleset`` that hold conntrack.
+    """Rules and objects of ``nft -j list ruleset`` that keep conntrack active.
 
     ``skip``: (family, table) pairs that iptables-nft-save has printed already.
     """
@@ -135,7 +135,7 @@ def users_of_nft(
 
 
 def users_of_save(text: str, backend: str, family: str) -> Iterator[User]:
-    """Rules of an ``iptables-save`` text that hold conntrack."""
+    """Rules of an ``iptables-save`` text that keep conntrack active."""
     table = ""
     position: dict[str, int] = {}
     for line in text.splitlines():
@@ -166,7 +166,8 @@ def users_of_save(text: str, backend: str, family: str) -> Iterator[User]:
 
 
 def owner_of(*names: str) -> str:
-    """Who wrote a rule with these table, chain, comment and jump names; else ``unknown``."""
+    """Who wrote a rule with these table, chain, comment and jump names; ``unknown`` if nobody
+    known."""
     for name in names:
         for owner, pattern in OWNERS:
             if name and re.search(pattern, name):
