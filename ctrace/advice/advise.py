@@ -27,7 +27,7 @@ from ctrace.whatif.predict import Outlook, Part, Service
 
 TARGET: Final = 0.6
 MOST: Final = 20
-"""Services that are judged, by entries held."""
+"""Services that are judged, at most, by entries held."""
 WHOLE: Final = 0.95
 """Where less than this part of a client's calls is matched, the rules free less than they say."""
 
@@ -153,7 +153,7 @@ def advise(
 
 
 def _once_undone(name: str, about: Facts) -> str:
-    """What to do with what ctrace has applied there, before another plan."""
+    """What to do about changes that ctrace has applied there, before another plan."""
     if about.applied:
         return (
             f"{name}: the plan includes what ctrace has applied there already: run ctrace undo, "
@@ -166,7 +166,7 @@ def _once_undone(name: str, about: Facts) -> str:
 
 
 def _persist(known: Mapping[int, Facts], candidates: list[Candidate]) -> tuple[str, ...]:
-    """Hints for the host's own namespace; others are rebuilt by whatever made them."""
+    """Hints for the host's own namespace; other namespaces are rebuilt by whatever made them."""
     for netns, about in known.items():
         if about.initial and any(c.netns == netns and c.verdict in GOOD for c in candidates):
             found = persist.managers(about.ruleset)
@@ -286,19 +286,20 @@ def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
 
 
 def _of_some(candidate: Candidate, shown: int, table: Table) -> Candidate:
-    """The candidate of a dump that shows some of the table: of the rest nothing is known."""
+    """The candidate from a dump that shows only part of the table: nothing is known of the rest."""
     reasons = tuple(one for one in candidate.reasons if not one.startswith("pointless: it holds"))
     part = f"the texts show {shown:,} of its table's {table.count:,} entries: it may free more"
     return replace(candidate, reasons=(*reasons, part), fill_after=None)
 
 
 def _lasting(culprit: Culprit) -> bool:
-    """Whether its entries are open connections, which keep them whatever rules come."""
+    """Whether its entries are open connections, which keep them whatever the rules."""
     return culprit.proto == "tcp" and (culprit.closed or 0.0) < 0.2 and culprit.new_per_s < 1
 
 
 def _as_it_frees(candidate: Candidate, culprit: Culprit, table: Table) -> Candidate:
-    """The candidate with what stays: entries of open connections go by ``conntrack -D`` only."""
+    """The candidate with the entries that stay: those of open connections go only with ``conntrack
+    -D``."""
     if not _lasting(culprit):
         return candidate
     return replace(candidate, frees=0, fill_after=other.fill_after(table, Range(0.0, 0.0)))
@@ -336,7 +337,7 @@ def _choose(
     target: float,
     outlook: Outlook,
 ) -> Choice:
-    """The levers, largest first, so that no smaller number of them reaches the target."""
+    """The levers, largest first: the smallest number of them that reaches the target."""
     options: list[tuple[Union[Notrack, CtTimeout], float]] = [
         (c.lever, float(c.frees)) for c in candidates if c.verdict in GOOD and not c.in_place
     ]
@@ -364,7 +365,7 @@ def _choose(
 
 
 def made_plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:
-    """The plan of a namespace whose rules are known, with what ctrace has applied there."""
+    """The plan for a namespace with known rules, including what ctrace has applied there."""
     assert about.ruleset is not None
     return Plan(
         created=int(time.time()),
@@ -378,7 +379,7 @@ def made_plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about
 
 
 def _with_applied(levers: tuple[Lever, ...], applied: tuple[Lever, ...]) -> tuple[Lever, ...]:
-    """A plan replaces the one before it: it has to do what that does, too."""
+    """A plan replaces the one before it, so it must do what that one does as well."""
     new = {(lever.kind, lever.proto, lever.port) for lever in levers}
     kept = (one for one in applied if (one.kind, one.proto, one.port) not in new)
     return (*levers, *kept)

@@ -29,10 +29,10 @@ NAT: Final = int(Status.SRC_NAT | Status.DST_NAT)
 
 
 def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
-    """The plan with the accepts that its levers need now, for the rules that are there now.
+    """The plan with the accepts that its levers need under the present rules.
 
-    The same judge as of advise. Raises CtraceError, with the gravest reason, for a lever
-    that is not safe any more.
+    Judged as in advise. Raises CtraceError, with the gravest reason, for a lever that is not safe
+    any more.
     """
     about = facts(namespace.path)
     if about.ruleset is None:
@@ -77,8 +77,7 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
 
 
 def objection(plan: Plan, namespace: Namespace) -> str:
-    """Why a plan that is in place would not be made like that by the rules as they are now;
-    empty: it would."""
+    """Why a plan in place would not be made like this with the present rules; empty: it would."""
     try:
         now = judge_plan(plan, namespace)
     except CtraceError as error:
@@ -107,8 +106,8 @@ def _meant(lever: Notrack) -> tuple[object, ...]:
 
 
 def facts_of(inum: int) -> Optional[Facts]:
-    """The facts of a namespace as records name it, with how what ctrace applied there fares;
-    None when it is gone or unreadable."""
+    """The facts of a namespace as recorded, with the condition of what ctrace applied there; None
+    when it has gone or cannot be read."""
     for space in find():
         if space.inum == inode_of(inum):
             try:

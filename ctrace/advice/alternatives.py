@@ -1,4 +1,4 @@
-"""What helps besides NOTRACK, with what it frees and what it costs."""
+"""What helps besides NOTRACK: what each remedy frees, and what it costs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ct_timeout(
 ) -> Optional[CtTimeout]:
     """A timeout policy for the service, if shorter timeouts would free much of it.
 
-    ``seconds`` were observed, as everywhere here.
+    ``seconds``: the time observed.
     """
     culprit = seen.culprit
     if culprit.proto not in POLICY or not culprit.port or not roles or not facts.has_nft:
@@ -43,8 +43,8 @@ def ct_timeout(
 
 
 def frees_by_policy(culprit: Culprit, facts: Facts, seconds: float) -> Range:
-    """What :data:`POLICY` frees of a service, from how long its entries have waited; nothing for
-    sure where the timeout in force is not known."""
+    """What :data:`POLICY` would free of a service, from how long its entries have waited; nothing
+    certain where the timeout in force is not known."""
     name = {"tcp": "tcp_timeout_time_wait", "udp": "udp_timeout"}.get(culprit.proto, "")
     old = facts.timeouts.get(name)
     if old is None:
@@ -98,7 +98,7 @@ def alternatives(
 
 
 def _judged(remedy: Remedy) -> bool:
-    """Whether it was told already, with what it frees, or left out as it frees nothing."""
+    """Whether it was reported already, with what it frees, or left out because it frees nothing."""
     setting = f"{_SETTING}tcp_timeout_time_wait="
     return remedy.id == "sysctl-timeout" and setting in remedy.commands[0]
 
@@ -108,9 +108,10 @@ def _same(remedy: Remedy) -> tuple[str, ...]:
 
 
 def _as_it_is(remedy: Remedy, facts: Facts) -> Optional[Remedy]:
-    """A remedy with the timeout that holds in the namespace now; None where that is short."""
+    """A remedy based on the timeout now in force in the namespace; None where that is short
+    already."""
     if remedy.id == "larger-table":
-        return None  # its size is told by the target
+        return None  # the target states its size
     if remedy.id != "sysctl-timeout":
         return remedy
     name = remedy.commands[0].partition(_SETTING)[2].partition("=")[0]
@@ -126,7 +127,7 @@ def _with_fill(remedy: Remedy, table: Table) -> Remedy:
 
 
 def placed(remedy: Remedy, facts: Facts) -> Remedy:
-    """The remedy with commands as they are typed, wherever the shell is."""
+    """The remedy with commands that run in the right namespace from any shell."""
     if not facts.has_nft:
         remedy = replace(remedy, option="")  # what apply would put in place needs it
     enter = () if remedy.initial else facts.enter

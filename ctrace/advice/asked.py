@@ -25,12 +25,12 @@ OWN: Final = ("out", "loopback")
 
 @dataclass(frozen=True)
 class Asked:
-    """One drop that was asked for, in one namespace."""
+    """One requested drop in one namespace."""
 
     netns: int
     drop: Drop
     seen: Optional[int]
-    """New entries of its service or sources that were seen; None where one moment was seen."""
+    """New entries seen of its service or sources; None where only one moment was seen."""
     dropped: Optional[int]
     """How many of those it would have dropped, at least."""
     text: str
@@ -53,7 +53,7 @@ def include(
     facts: Mapping[int, Facts],
     netns: Optional[int] = None,
 ) -> Advice:
-    """The advice with the drops in its plans. Raises CtraceError where one can't be planned."""
+    """The advice with these drops in its plans. Raises CtraceError where one can't be planned."""
     asked: list[Asked] = []
     plans = {plan.netns: plan for plan in advice.plans}
     for drop in drops:
@@ -80,7 +80,7 @@ def _where(drop: Drop, views: Views, netns: Optional[int]) -> Table:
 
 
 def _met(drop: Drop, views: Views) -> Iterator[Culprit]:
-    """The rows that it is about, of any namespace."""
+    """The rows that it concerns, in any namespace."""
     if drop.sources:
         yield from (one for one in views.sources.culprits if drop.comes_from(one.src))
         return
@@ -101,7 +101,7 @@ def _refuse(drop: Drop, table: Table, about: Facts) -> None:
 
 
 def _with(plan: Optional[Plan], drop: Drop, services: Snapshot, table: Table, about: Facts) -> Plan:
-    """A plan with one drop more, and with what ctrace has applied there already."""
+    """A plan with one more drop, and with what ctrace has applied there already."""
     made = plan or made_plan(services, table, (), about)
     for old in made.levers:
         if isinstance(old, Drop) and (old.proto, old.port) == (drop.proto, drop.port):
@@ -143,7 +143,7 @@ def _judged(drop: Drop, views: Views, table: Table, about: Facts) -> Asked:
 
 
 def _above(drop: Drop, seen: int, pairs: Sequence[Culprit], about: Facts, watched: float) -> int:
-    """How many new ones were above the rate for sure: whatever came in bursts was more."""
+    """How many new entries were certainly above the rate: any bursts were more."""
     let = round(drop.rate * watched) + max(drop.rate, LEAST_BURST)
     by_source: Counter[str] = Counter()
     for one in pairs:

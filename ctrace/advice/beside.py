@@ -29,7 +29,7 @@ from ctrace.ruleset.reader import dump
 from ctrace.ruleset.told import Met, Told, told
 
 SPACES: Final = 4
-"""Namespaces that are read: those that hold most."""
+"""Namespaces that are read: those that hold most entries."""
 SOON: Final = 1.0
 """Seconds between the first readings: counters have to be read twice."""
 FIRST: Final = 4
@@ -37,12 +37,12 @@ FIRST: Final = 4
 EVERY: Final = 3.0
 """Seconds between two later ones, or more:"""
 COST: Final = 50.0
-"""they take at most one part of so many of the time."""
+"""readings take at most one part in this many of the time."""
 READ: Final = 200_000
-"""Entries above which a table is not read entry by entry for this."""
+"""Entries. A larger table is not read entry by entry for this."""
 TCP: Final = 6
 CLOSED: Final = (7, 8)
-"""TIME_WAIT and CLOSE: what is over goes by itself."""
+"""TIME_WAIT and CLOSE: closed connections' entries go by themselves."""
 
 Stale = tuple[str, str, int, str]
 """Protocol, original destination and port, and the address that it is translated to."""
@@ -70,11 +70,11 @@ class Reader:
             self._thread.start()
 
     def close(self) -> None:
-        """End the thread; what it reads just now it reads to the end."""
+        """End the thread, after the reading in progress."""
         self._over.set()
 
     def along(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, with what was read of their namespaces by then."""
+        """The batches, each with what was read of its namespaces by then."""
         try:
             for batch in batches:
                 yield self.with_news(batch)
@@ -89,7 +89,7 @@ class Reader:
         return replace(batch, beside=tuple(news.values())) if news else batch
 
     def _watch(self, tables: Sequence[TableReading]) -> None:
-        """Have the tables that hold most read."""
+        """Schedule readings of the tables that hold most."""
         most = sorted((t for t in tables if not t.gone), key=lambda t: -t.count)[:SPACES]
         with self._lock:
             self._wanted = {table.netns: table.count for table in most} or self._wanted
@@ -119,7 +119,7 @@ class Reader:
                 self._news[netns] = Beside(netns)
 
     def _largest(self) -> dict[int, int]:
-        """The namespaces that hold most, as long as no batch has told."""
+        """The namespaces that hold most, until batches show which do."""
         with TableReader() as reader:
             tables = reader.read([one for one in find() if self._only in (None, one.inum)])
         most = sorted(tables, key=lambda t: -t.count)[:SPACES]
@@ -156,7 +156,7 @@ class Space:
         left: Sequence[Left] = (),
         ports: Optional[Mapping[source_ports.Towards, source_ports.Ports]] = None,
     ) -> Beside:
-        """A reading, with what has changed since those before."""
+        """A reading, with the changes since earlier ones."""
         for one in rules.met:
             self._first.setdefault(_name(one), 0)
         now = time.monotonic()
@@ -185,7 +185,7 @@ def _name(rule: Met) -> tuple[str, int]:
 
 
 def leftovers(netns_path: str, rules: Told) -> tuple[Left, ...]:
-    """Living entries whose destination was translated to where no rule leads now."""
+    """Living entries that are translated to a destination no rule leads to now."""
     found: Counter[Stale] = Counter()
     if rules.targets is None:
         return ()

@@ -31,7 +31,7 @@ from ctrace.ruleset.reader import dump, load
 from ctrace.ruleset.told import Told, told
 
 BIGGEST: Final = 3 << 19
-"""Bytes of a snapshot, as text, that a recording takes: some thousands of rules."""
+"""Bytes of a snapshot, as text, that fit in a recording: some thousands of rules."""
 EPHEMERAL: Final = (32768, 60999)
 
 
@@ -44,16 +44,16 @@ class Facts:
     ephemeral: tuple[int, int] = EPHEMERAL
     forwarding: bool = True
     timeouts: dict[str, int] = field(default_factory=dict)
-    """Those that are known, by their names in :data:`~ctrace.model.remedies.TIMEOUTS`."""
+    """The known ones, by their names in :data:`~ctrace.model.remedies.TIMEOUTS`."""
     entry_bytes: tuple[int, int] = ENTRY_BYTES
     """Lowest and highest memory of one entry: equal when read from the slab."""
     has_nft: bool = True
     applied: tuple[Lever, ...] = ()
-    """What ctrace apply has in place there, as far as its note tells (live only)."""
+    """What ctrace apply has in place there, according to its note (live only)."""
     condition: str = ""
-    """What to know of that change: that its accepts are missing, for one (live only)."""
+    """The condition of that change, such as missing accepts (live only)."""
     enter: tuple[str, ...] = ()
-    """What a command begins with to run there (:func:`ctrace.host.commands_in.prefix`)."""
+    """The prefix of a command that makes it run there (:func:`ctrace.host.commands_in.prefix`)."""
     reserved: tuple[tuple[int, int], ...] = ()
     """``ip_local_reserved_ports``: ranges that the kernel never picks a source port from."""
     listening: frozenset[tuple[str, int]] = frozenset()
@@ -61,11 +61,11 @@ class Facts:
     initial: bool = False
     """Whether it is the host's first namespace, which alone can change max and buckets."""
     untold: tuple[str, ...] = ()
-    """What the texts that it was made from did not tell, and a default stands for."""
+    """What the texts did not say, so that a default stands for it."""
     snapshot: Optional[Snapshot] = None
-    """What a rehearsal is made from; None: it was not recorded, or not to be read."""
+    """The basis of a rehearsal; None: it was not recorded, or is not readable."""
     given: str = ""
-    """What a copy can be made from where only texts are known (:func:`ctrace.given.to_line`)."""
+    """The basis of a copy where only texts are known (:func:`ctrace.given.to_line`)."""
     entries: Optional[Events] = None
     """The table as it is (live only)."""
     left: tuple[Left, ...] = ()
@@ -177,7 +177,7 @@ def _collect(netns_path: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Written:
-    """A namespace as others wrote it down; None or empty, where they did not tell."""
+    """A namespace as others wrote it down; None or empty for what they left out."""
 
     ruleset: Optional[dict[str, Any]]
     """As ctrace.ruleset.reader.dump gives it."""
@@ -193,7 +193,7 @@ class Written:
 
 
 def written(texts: Written) -> str:
-    """The text of :func:`to_text`; the defaults of :class:`Facts` stand for what was not told."""
+    """The text of :func:`to_text`; the defaults of :class:`Facts` stand for what is missing."""
     size, given = texts.entry_bytes, texts.given
     line = to_given(given) if given else ""
     return json.dumps(

@@ -1,4 +1,4 @@
-"""What a rehearsal showed, in words: one finding for each reason for or against."""
+"""The results of a rehearsal in words: one finding for each reason for or against."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEVELS: Final = {
 }
 VERDICTS: Final = tuple(LEVELS.values())
 WHEN_THEY_GO: Final = "when the rules go again"
-"""How a reason begins that is about the end of a trial."""
+"""The prefix of a reason that concerns the end of a trial."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Finding:
 
 
 def rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
-    """What there is to say of a rehearsed lever."""
+    """The findings about a rehearsed lever."""
     found, lever = settled.found, settled.lever
     every = [service.tracked(setting).runs for setting in service.room.settings()]
     runs = every[0]
@@ -90,7 +90,7 @@ def rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[
 
 
 def _own_calls(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
-    """Of calls that this host would make from the service's port."""
+    """Findings about calls that this host would make from the service's port."""
     found = settled.found
     if any(
         isinstance(d.what, Talk)
@@ -117,14 +117,14 @@ def _own_calls(subject: Subject, service: Service, settled: Settled) -> Iterator
 
 
 def _unharmed(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
-    """What to know of a lever that breaks and opens nothing."""
+    """Remarks on a lever that breaks and opens nothing."""
     yield from _of_rules(subject, service, settled)
     yield from _of_others(subject, service, settled)
     yield from _of_now(service, settled)
 
 
 def _of_rules(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
-    """What its rules meet, and what the firewall makes of that."""
+    """Which packets its rules match, and what the firewall does with those."""
     lever = settled.lever
     if "half" in {service.entries_by_role().get(role) for role in subject.roles}:
         yield Finding(

@@ -31,7 +31,7 @@ from ctrace.ruleset.planes import EVERYWHERE
 BUDGET_S: Final = 120
 """Seconds for all rehearsals of one namespace."""
 FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error)
-"""What a rehearsal may end with on a host that nobody thought of: *cannot say*, not a traceback."""
+"""How a rehearsal may end on a host with surprises: the answer is *cannot say*, not a traceback."""
 
 
 SLOWER: Final = Finding(
@@ -136,7 +136,8 @@ class Judge:
         return _sum(findings, lever, evidence)
 
     def _tracking(self, subject: Subject, found: list[Finding]) -> list[Finding]:
-        """Of texts: entries that nothing there makes are told as such, not as untracked already."""
+        """With texts only: reports entries that no rule there creates, instead of calling them
+        untracked."""
         if not self._remarks or not subject.flows or all(one.id != "already" for one in found):
             return found
         found = [one for one in found if one.id != "already"]
@@ -218,7 +219,7 @@ def seen(subject: Subject) -> Iterator[Finding]:
 
 
 def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
-    """What lies around the rules and is not in a copy, where it can matter to this service."""
+    """What surrounds the rules and is not in a copy, where it can matter to this service."""
     for gap in ruleset.gaps:
         yield Finding("unknown", "unread", f"{gap}: that could not be rehearsed")
     for proto, port in ruleset.ipvs:
@@ -227,7 +228,7 @@ def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
         elif not port and "server" not in subject.roles:
             yield Finding("unknown", "ipvs", "IPVS balances connections by firewall mark here")
     for device, what in ruleset.planes:
-        # Packets over lo never leave it: what works at another device is none of their business.
+        # Packets over lo never leave it, so programs at other devices do not see them.
         near = subject.roles == ("loopback",) and device not in ("lo", EVERYWHERE)
         there = " there" if near else ""
         text = (

@@ -1,4 +1,4 @@
-"""What is done already: services that a ruleset untracks or gives timeouts of their own."""
+"""What is done already: services that a ruleset untracks, or gives timeouts of their own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class InPlace:
     proto: str
     port: int
     roles: tuple[str, ...]
-    """That the rules cover; for a half rule, the one that it is half of."""
+    """Roles that the rules cover; for half a pair of rules, the role that it is half of."""
     kind: str
     """``notrack``, ``timeout`` (a ct timeout policy) or ``drop``."""
     by: str
     """``ctrace``, or the chain that the rules are in."""
     packets: Optional[int]
-    """That the rules have met so far; None where they don't count."""
+    """Packets that the rules have matched so far; None where they don't count."""
     complete: bool = True
     """False: only one direction is untracked, which frees nothing."""
     drop: str = ""

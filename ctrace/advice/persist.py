@@ -1,4 +1,4 @@
-"""Where rules have to stand so that a reload or a reboot does not lose them.
+"""Where rules must be kept so that a reload or a reboot does not lose them.
 
 Rules that ``apply`` makes live in the kernel until the next boot, or until
 something flushes the ruleset: a reload of Debian's /etc/nftables.conf begins with
@@ -27,7 +27,7 @@ def managers(
     ruleset: Optional[Ruleset], exists: Callable[[str], bool] = os.path.exists
 ) -> list[str]:
     """What manages the packet filter here: ``firewalld``, ``ufw``, ``nftables``,
-    ``iptables-persistent``, ``kube-proxy``; empty when nothing is known to."""
+    ``iptables-persistent``, ``kube-proxy``; empty when no known manager does."""
     chains = ruleset.chains if ruleset else ()
     found = []
     if any(chain.table == "firewalld" for chain in chains):
@@ -44,7 +44,7 @@ def managers(
 
 
 def hint(manager: str) -> str:
-    """One sentence: where the rules go on a host with this manager."""
+    """One sentence: where to put the rules on a host with this manager."""
     return {
         "nftables": f'put the rules into {FILE} and add include "{FILE}" at the end of '
         "/etc/nftables.conf: its flush ruleset would remove a table that was loaded apart",

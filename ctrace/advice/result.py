@@ -1,4 +1,4 @@
-"""What advice is: candidates, tables, plans; as JSON, and as rules to paste."""
+"""The parts of advice: candidates, tables and plans, as JSON and as rules to paste."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Candidate:
     verdict: str
     reasons: tuple[str, ...]
     frees: int
-    """Entries that it holds now and that go with time; none where open connections keep them."""
+    """Entries held now that will go in time; none where open connections keep them."""
     share: float
     """Of all entries in its table."""
     fill_after: Optional[tuple[float, float]]
@@ -40,29 +40,29 @@ class Candidate:
     chosen: bool = False
     """Part of the smallest set that reaches the target."""
     in_place: bool = False
-    """Such rules are there already: what it holds is from before, or not theirs to prevent."""
+    """Such rules exist already: what it holds is from before, or beyond them."""
     enter: tuple[str, ...] = ()
-    """What a command begins with to run in its namespace."""
+    """The prefix of a command that makes it run in its namespace."""
     backend: str = "nft"
-    """What kind of rules that host takes."""
+    """The kind of rules that the host takes."""
     evidence: dict[str, Any] = field(default_factory=dict)
-    """Of the rehearsal: what was tried, what differed, what could not be copied."""
+    """From the rehearsal: what was tried, what differed, what could not be copied."""
     rising: Optional[Rising] = None
     """What the table does without it, where it goes on rising all the same."""
 
 
 @dataclass(frozen=True)
 class TableAdvice:
-    """One namespace: where it stands and where the chosen levers bring it."""
+    """One namespace: its fill now, and its fill with the chosen levers."""
 
     netns: int
     name: str
     count: int
     max: Optional[int]
-    """None, as with what follows from it, where it is not known."""
+    """None where it is not known; then so is everything derived from it."""
     fill: Optional[float]
     drops: Optional[int]
-    """New flows refused; None where nothing could see them."""
+    """New flows refused; None where they cannot be seen."""
     needed: Optional[int]
     """Entries above the target; 0 when there are none."""
     levers: tuple[Lever, ...]
@@ -75,7 +75,7 @@ class TableAdvice:
 
 @dataclass(frozen=True)
 class Choice:
-    """The fewest levers for a table, and where they bring it."""
+    """The fewest levers for a table, and its fill with them."""
 
     levers: tuple[Lever, ...] = ()
     fill_after: Optional[tuple[float, float]] = None
@@ -101,7 +101,7 @@ class Advice:
     plans: tuple[Plan, ...] = ()
     """One for each namespace with levers to apply and a known ruleset."""
     asked: tuple[Asked, ...] = ()
-    """Drops that somebody asked for, which the plans have."""
+    """Requested drops that are in the plans."""
 
     def plan(self, netns: Optional[int] = None) -> Plan:
         """The plan for a namespace (or the only one). Raises CtraceError when there is none."""
@@ -138,7 +138,7 @@ class Advice:
 
 
 def candidate_json(candidate: Candidate) -> dict[str, Any]:
-    """One candidate with its rules as text, and what removes them."""
+    """One candidate with its rules as text, and the commands that remove them."""
     texts: dict[str, Any] = {"nft": "", "iptables": "", "ip6tables": ""}
     undo = ""
     if _has_rules(candidate):
@@ -164,7 +164,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def flush_lines(candidate: Candidate) -> list[str]:
-    """The commands that delete the entries which stay behind, once its rules are in."""
+    """The commands that delete the remaining old entries, once its rules are in place."""
     if not _has_rules(candidate):
         return []
     commands = shell_lines.flush_commands(alone(candidate.lever))

@@ -54,7 +54,8 @@ class Seen:
 
 
 def translations(sample: Tuple5) -> set[str]:
-    """Which ends NAT changed, ``src`` and ``dst``: by its bits, or the reply's tuple."""
+    """The ends that NAT changed, ``src`` and ``dst``: from its status bits, or the reply's
+    tuple."""
     found = {
         name
         for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
@@ -188,7 +189,7 @@ def subject(
 
 
 def _flows(seen: Seen, mine: set[str], entries: Optional[Events]) -> tuple[Flow, ...]:
-    """Flows to the service's port: of the table where it is at hand, else those sampled."""
+    """Flows to the service's port: from the table where it was read, else the sampled ones."""
     port, proto = seen.culprit.port, seen.culprit.proto
     if entries is None:
         ends = {

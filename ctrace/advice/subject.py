@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Flow = tuple[str, bytes, int, bytes, int]
-"""One that the table has: (role, source, its port, destination, its port)."""
+"""A flow in the table: (role, source, its port, destination, its port)."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known of it beside the rules."""
+    """What is known of a service apart from the rules."""
 
     proto: str
     port: int
@@ -26,7 +26,7 @@ class Subject:
     nat: str = ""
     """``no``, or what was seen on its entries: ``src``, ``dst``; empty: nothing seen."""
     reply_ports: tuple[int, ...] = ()
-    """Ports that translated entries of the namespace answer from."""
+    """Ports from which translated entries of the namespace answer."""
     ephemeral: tuple[int, int] = (32768, 60999)
     picked: bool = True
     """Whether the kernel may pick ``port`` as a source port: neither reserved nor listened on."""

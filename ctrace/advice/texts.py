@@ -14,7 +14,7 @@ from ctrace.rehearsal.given.rebuild import Rebuilt, rebuild
 from ctrace.ruleset.reader import load
 
 MOST: Final = 50_000
-"""Entries of a dump that are kept, spread over all of it."""
+"""Entries of a dump that are kept, evenly spread."""
 
 
 class Kept:
@@ -26,7 +26,7 @@ class Kept:
         self._parts: list[Events] = []
 
     def add(self, events: Events) -> None:
-        """What a batch tells of."""
+        """Take the entries of a batch."""
         shown = events[(events["kind"] == Kind.EXISTING) | (events["kind"] == Kind.INSERT)]
         self._parts.append(shown[:: self._every])
         self._n += len(self._parts[-1])

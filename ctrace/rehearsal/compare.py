@@ -1,4 +1,4 @@
-"""The same packets on two stages: what fares otherwise, and how."""
+"""The same packets on two stages: which ones fare differently, and how."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Trusted = Callable[[bytes, bytes, tuple[int, int]], bool]
 
 @dataclass(frozen=True)
 class Difference:
-    """One packet that fares otherwise once the service is untracked."""
+    """One packet that fares differently once the service is untracked."""
 
     kind: str
     """``breaks``: what arrived is lost, or arrives as another or elsewhere; ``opens``: what was
@@ -121,7 +121,8 @@ def _run(
 
 
 def _within(talk: Talk, x: Outcome, y: Outcome) -> bool:
-    """Whether only the source differs of what this host sends to itself: its answer finds it."""
+    """Whether only the source differs, of a packet that this host sends to itself: its answer
+    arrives."""
     return talk.role == "loopback" and x[0:2] == y[0:2] and (x.dst, x.dport) == (y.dst, y.dport)
 
 

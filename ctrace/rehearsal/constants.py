@@ -32,7 +32,7 @@ _USER: Final = re.compile(r"--[ug]id-owner (\d+)")
 
 @dataclass
 class Named:
-    """What was found."""
+    """Addresses, ports and users found in the rules."""
 
     classes: dict[object, dict[bytes, None]] = field(default_factory=lambda: defaultdict(dict))
     """Addresses by class."""

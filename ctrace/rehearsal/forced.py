@@ -1,4 +1,4 @@
-"""What a copy can't decide as the host would: said yes to, and said no to.
+"""Conditions that a copy can't decide as the host would: tried with both answers.
 
 Limits, quotas and meters depend on what happened before; sockets, control groups, times of day
 and fields of a packet that are not varied depend on what is not here. Two rehearsals tell
@@ -50,7 +50,7 @@ _XT_TARGETS: Final = {
     "TCPOPTSTRIP", "ERROR", "HMARK", "RATEEST", "DNPT", "SNPT",
 }  # fmt: skip
 _SHARED: Final = {"IDLETIMER", "LED"}
-"""Targets whose state is the whole machine's: never loaded."""
+"""Targets with state shared by the whole machine: never loaded."""
 _FLAGS: Final = {"masq": 1, "redir": 3, "nat": 7}
 """The attribute with NF_NAT_RANGE_*."""
 _RANDOM: Final = 0x04 | 0x10
@@ -75,7 +75,7 @@ def change(answer: Optional[bool], *, untracked: bool, draw: bool = True) -> Cha
 
 
 class Needs(NamedTuple):
-    """What of a rule set a copy can't decide as it stands."""
+    """Parts of a rule set that a copy can't decide as they are."""
 
     changes: bool
     """Any of it: else rules are loaded as they are."""
@@ -167,7 +167,7 @@ def _inside(of: dict[int, bytes]) -> set[str]:
 def _loading(  # noqa: PLR0911
     name: str, of: dict[int, bytes], tainted: set[int], same: list[Expression], answer: bool
 ) -> list[Expression]:
-    """Registers that hold what depends, and the conditions on them."""
+    """Registers loaded with values that depend on the host, and the conditions on them."""
     target = _register(of.get(1 if name != "bitwise" else 2, b""))
     if name in _DRAWN:
         register, modulus, offset = (of.get(key, be32(0)) for key in _DRAWN[name])
@@ -200,7 +200,7 @@ def _register(data: bytes) -> int:
 
 
 def _foreign(name: str, of: dict[int, bytes]) -> bool:  # noqa: PLR0911
-    """Whether it loads what is not here, or not varied by the packets that are sent."""
+    """Whether it loads something that is missing here, or that the packets sent do not vary."""
     if name in ("socket", "osf", "xfrm"):
         return True
     if name == "meta":
@@ -259,7 +259,7 @@ def _kept(info: bytes) -> bytes:
 
 
 def legacy(text: str, answer: bool, *, untracked: bool = False, draw: bool = True) -> str:
-    """The same for what iptables-legacy-save prints: a match is taken out, or its rule is."""
+    """The same for the output of iptables-legacy-save: a match is removed, or its rule is."""
     out = []
     for line in text.splitlines():
         if " -A " not in line and not line.startswith("-A "):

@@ -1,4 +1,4 @@
-"""A packet's way through legacy iptables, from the counters of its rules before and after.
+"""A packet's path through legacy iptables, from the counters of its rules before and after.
 
 nf_tables' trace does not see legacy tables, and their own TRACE needs modules that write to
 the log. In a stage no other packet moves a counter.
@@ -35,7 +35,7 @@ Tables = dict[Place, _Chain]
 
 
 def parse(text: str, family: str) -> Tables:
-    """What iptables-legacy-save -c printed."""
+    """The output of iptables-legacy-save -c."""
     found: Tables = {}
     table = ""
     for line in text.splitlines():
@@ -70,7 +70,7 @@ def _hook(place: Place) -> str:
 
 
 def _way(place: Place, before: Tables, after: Tables) -> list[Hit]:
-    """Through one chain and those that it jumps to; empty when no packet came there."""
+    """The path through one chain and those that it jumps to; empty when no packet came there."""
     chain, old = after[place], before[place]
     family = 10 if place[0] == "ip6" else 2
     hits: list[Hit] = []

@@ -1,4 +1,5 @@
-"""From a lever that breaks something to one that does not: accepts, one more role, others' ports.
+"""Turns a lever that breaks something into one that does not: accepts, one more role, others'
+ports.
 
 Every attempt is rehearsed; what the kernel does not confirm is not proposed.
 """
@@ -24,25 +25,25 @@ from ctrace.ruleset.model import Ruleset
 
 ROUNDS: Final = 8
 MAX_PEERS: Final = 64
-"""Servers that rules name one by one."""
+"""Servers that rules list one by one, at most."""
 Ways = Sequence[Sequence[Hit]]
 """By step."""
 AT_ONCE: Final = 6
-"""Differences that are looked at closely in one round."""
+"""Differences examined closely in one round."""
 
 
 @dataclass
 class Settled:
-    """The best lever found, and what is left of differences with it."""
+    """The best lever found, and the differences that remain with it."""
 
     lever: Notrack
     found: Found
     reasons: dict[str, str] = field(default_factory=dict)
-    """By accept's place: what would drop the packet that it lets in."""
+    """By the accept's place: what would drop the packet that it lets in."""
     path_mtu: bool = False
-    """Whether path MTU discovery lives by the rules about ICMP errors alone."""
+    """Whether path MTU discovery depends only on the rules about ICMP errors."""
     deciders: list[tuple[Difference, str]] = field(default_factory=list)
-    """For what is left: the rule that decides, in words."""
+    """The remaining differences, each with the rule that decides it, in words."""
 
 
 class Mender:
@@ -72,8 +73,8 @@ class Mender:
         return Settled(lever, found, self._reasons, self._needs_icmp(lever), deciders)
 
     def _sparing(self, lever: Notrack, found: Found) -> tuple[Notrack, Found]:
-        """The lever that spares calls from the service's port: such as others make, and those of
-        this host to which a translation gives ports by lot."""
+        """The lever that leaves calls from the service's port tracked: those of others, and those
+        of this host to which a translation gives random ports."""
         if lever.shared or self._backend != "nft" or found.of(OPENS) or found.of(BREAKS):
             return lever, found
         lot = "server" in lever.roles and self._service.own_ports()
@@ -92,7 +93,8 @@ class Mender:
         return self._service.loses_path_mtu(replace(lever, icmp=False), self._backend)
 
     def _narrower(self, lever: Notrack, found: Found) -> Optional[Notrack]:
-        """For what is none of the service's business: other servers' and clients' packets."""
+        """A narrower lever, without packets of other servers and clients that the service has
+        nothing to do with."""
         wrong = [*found.of(OPENS), *found.of(BREAKS)]
         if lever.icmp and any(d.name == "path MTU error" and d.how == "translated" for d in wrong):
             return replace(lever, icmp=False)  # it is about somebody else's, translated flow
@@ -113,8 +115,8 @@ class Mender:
         return None
 
     def _sharing(self, lever: Notrack, found: Found) -> Optional[Notrack]:
-        """For others' connections that are made from the service's port, or translated to it: no
-        accept could mend those, half of each is untracked."""
+        """For others' connections made from the service's port, or translated to it: accepts could
+        not mend those, because half of each is untracked."""
         if self._backend != "nft" or lever.shared:
             return None
         port, served = self._service.port, "server" in lever.roles
@@ -123,7 +125,7 @@ class Mender:
             talk = isinstance(what, Talk)
             other = what.sport == port or (talk and what.dport != port)
             if other and (lever.proto == "tcp" or (served and talk)):
-                # ICMP errors don't tell whose flow they quote: no rule of a served port may catch
+                # ICMP errors don't show which flow they quote: no rule of a served port may catch
                 # them.
                 return replace(lever, shared=True, icmp=lever.icmp and not served)
         return None
@@ -190,7 +192,7 @@ class Mender:
             ]
 
     def _helps(self, lever: Notrack, talk: Talk, setting: Setting, at: int, dropped: Place) -> bool:
-        """Whether the packet passes now, or comes as far as another chain that drops it."""
+        """Whether the packet now passes, or gets as far as another chain that drops it."""
         try:
             run, looked = self._looked(setting, scripts(lever, self._backend), talk)
         except CtraceError:  # a rule that the tool does not take
@@ -220,7 +222,7 @@ class Mender:
         return out
 
     def _decider(self, lever: Notrack, one: Difference, setting: Setting) -> str:
-        """In words: what drops, stops or translates it; empty when the trace does not tell."""
+        """What drops, stops or translates it, in words; empty when the trace does not show it."""
         texts = scripts(lever, self._backend) if one.how == "lost" else []
         port = self._service.port
         with on_one_processor():

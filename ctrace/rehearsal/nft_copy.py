@@ -66,9 +66,9 @@ Change = Callable[[list[Expression]], Optional[list[Expression]]]
 
 
 def read(path: str, tries: int = 5) -> tuple[Thing, ...]:
-    """Everything in the namespace at ``path``, in an order in which it can be made again.
+    """Everything in the namespace at ``path``, in an order in which it can be recreated.
 
-    Of one generation of the ruleset. Raises Interrupted when it changes all the time.
+    All of one generation of the ruleset. Raises Interrupted when it keeps changing.
     """
     with Link(path, NETFILTER) as link:
         for _ in range(tries):
@@ -118,7 +118,7 @@ def _head(family: int, resource: int = 0) -> bytes:
 
 
 def _bound_first(chains: list[Thing], rules: list[Thing]) -> list[Thing]:
-    """Rules of a chain without a name have to be there before the rule that jumps to it."""
+    """The rules of an unnamed chain must exist before the rule that jumps to it."""
     bound = set()
     for _, family, body in chains:
         of = dict(split(body))
@@ -176,7 +176,7 @@ def batch(things: Iterable[Thing], change: Optional[Change] = None) -> Batch:
 def write(path: str, made: Batch) -> list[str]:
     """Load it into the empty namespace at ``path``.
 
-    Returns what was refused, in words; then nothing is there.
+    Returns what was refused, in words; in that case nothing was loaded.
     """
     if not made.things:
         return []
@@ -219,7 +219,7 @@ def _again(kind: int, family: int, attributes: bytes, change: Optional[Change]) 
 
 
 def _rule(family: int, blob: bytes, change: Optional[Change]) -> tuple[bytes, bytes]:
-    """A rule's expressions, and what iptables' extensions want to know beside them."""
+    """A rule's expressions, with the extra data that iptables' extensions need."""
     odd = any(name in blob for name in (b"dynset", b"exthdr", b"osf"))
     xt = b"match\0" in blob or b"target\0" in blob
     if not (odd or xt or change):
@@ -263,7 +263,7 @@ def _repair(found: list[Expression]) -> None:
 
 
 def _compat(family: int, found: list[Expression]) -> bytes:
-    """NFTA_RULE_COMPAT, which no dump tells: the protocol, from the rule's own first compare."""
+    """NFTA_RULE_COMPAT, which dumps lack: the protocol, from the rule's own first compare."""
     register, proto, inverted = b"", 0, 0
     for name, attributes in found:
         of = dict(attributes)
@@ -290,8 +290,8 @@ def _base(body: bytes) -> Optional[tuple[int, int]]:
 
 
 def equal_priorities(things: Iterable[Thing]) -> bool:
-    """Whether two base chains that see the same packets have one priority: their order is not
-    told, and may be either."""
+    """Whether two base chains that see the same packets have the same priority: their order is
+    unknown, and may be either."""
     seen: dict[tuple[int, int], set[int]] = {}
     for kind, family, body in things:
         place = _base(body) if kind == CHAIN else None

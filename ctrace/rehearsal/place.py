@@ -41,12 +41,12 @@ class Passage:
 
     @property
     def verdict(self) -> int:
-        """What it ended with."""
+        """The verdict that it ended with."""
         return self.hits[-1].verdict
 
 
 class Map:
-    """The rules of a stage by handle: where each stands, not counting ours."""
+    """The rules of a stage by handle: the place of each, not counting ours."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Map:
             self._chains.setdefault((table, chain), set()).add(family)
 
     def place(self, hit: Hit) -> Place:
-        """A hit's chain: the trace tells the packet's family, not the table's."""
+        """A hit's chain: the trace has the packet's family, not the table's."""
         families = sorted(self._chains.get((hit.table, hit.chain), ()))
         own = _FAMILIES.get(hit.family, "ip")
         usable = [f for f in families if f in (own, "inet")] or ["inet"]
@@ -73,7 +73,7 @@ class Map:
         return usable[0], hit.table, hit.chain
 
     def passages(self, hits: Sequence[Hit]) -> list[Passage]:
-        """A way, by base chains."""
+        """A packet's path, split by base chains."""
         found: list[tuple[Place, list[Hit]]] = []
         over = True
         for hit in hits:
@@ -88,7 +88,7 @@ class Map:
         return [Passage(place, self._base[place], tuple(hits)) for place, hits in found if hits]
 
     def dropped(self, hits: Sequence[Hit]) -> list[Passage]:
-        """The base chains in which a packet's way ended."""
+        """The base chains in which a packet's path ended."""
         return [p for p in self.passages(hits) if p.verdict in (NF_DROP, NF_STOLEN)]
 
     def position(self, hit: Hit) -> Optional[int]:
@@ -107,7 +107,8 @@ class Map:
         return path
 
     def rule(self, hit: Hit, port: int) -> Optional[Rule]:
-        """The rule as it was read; None where it can't be told. Of a map the part for the port."""
+        """The rule as it was read; None where it is not certain. For a map, the part for the
+        port."""
         chain = self._model.get(self.place(hit))
         at = self.position(hit)
         if chain is None or at is None or at < 0:
@@ -124,7 +125,7 @@ class Map:
         return parts[0] if parts else None
 
     def where(self, hit: Hit, port: int) -> str:
-        """A rule or a policy, for people: its text and place."""
+        """A rule or a policy, as people read it: its text and place."""
         place = self.place(hit)
         chain = self._model.get(place)
         name = chain.where if chain else " ".join(place)
@@ -136,7 +137,7 @@ class Map:
         return f'"{rule.text}" in {name}{order}' if rule else f"a rule of {name}{order}"
 
     def tool(self, place: Place) -> str:
-        """What owns a chain."""
+        """The tool that owns a chain."""
         chain = self._model.get(place)
         return chain.tool if chain else self._tool
 
@@ -174,11 +175,11 @@ def _of_port(rule: Rule, port: int) -> bool:
 
 @dataclass(frozen=True)
 class Need:
-    """A packet that is lost: its ways tracked and untracked, and what it is."""
+    """A lost packet: its paths tracked and untracked, and its fields."""
 
     tracked: Sequence[Hit]
     opening: Sequence[Hit]
-    """The way of its conversation's first packet, tracked; empty when that went the other way."""
+    """The path of its conversation's first packet, tracked; empty when that went the other way."""
     untracked: Sequence[Hit]
     role: str
     flow: str
@@ -187,7 +188,7 @@ class Need:
 
 
 def candidates(need: Need, before: Map, after: Map) -> Iterator[Accept]:
-    """Accepts that may mend it, the narrowest place first."""
+    """Accepts that may fix it, the narrowest place first."""
     lost = after.dropped(need.untracked)
     if not lost:
         return

@@ -39,11 +39,11 @@ class Talk:
     """The interface that it comes from; 0: this host."""
     server_at: int = 0
     uid: int = 0
-    """Of the process that calls."""
+    """User id of the calling process."""
     known: bool = False
     """The host's own table has it: it works."""
     kin: int = 0
-    """How many more flows of the table it stands for."""
+    """How many other flows of the table it represents."""
 
     def __str__(self) -> str:
         name = {TCP: "tcp", UDP: "udp"}[self.proto]
@@ -56,10 +56,11 @@ def _end(address: bytes, port: int) -> str:
 
 
 class Step(NamedTuple):
-    """Who sends what."""
+    """Who sends which packet."""
 
     who: str
-    """``c`` or ``s``; ``C``, ``S``: a router on the way says that a packet of theirs was big."""
+    """``c`` or ``s``; ``C``, ``S``: a router on the way reports that one of their packets was too
+    big."""
     flags: int = 0
     seq: int = 0
     ack: int = 0
@@ -96,7 +97,7 @@ SERVER_NEXT: Final = {
     TCP: (REST[TCP][1]._replace(ack=101), REST[TCP][0]._replace(ack=507)),
     UDP: REST[UDP][:2],
 }
-"""The server speaks next: what a change in mid-conversation must survive, too."""
+"""The server speaks next: a case that a change in mid-conversation must survive, too."""
 View = tuple[int, bytes, int, bytes, int]
 """An end's own: (where, own address, own port, other address, other port)."""
 
@@ -108,7 +109,7 @@ class Run:
         self.talk, self.alive = talk, True
         self.steps: list[Step] = []
         self.outcomes: list[Union[Outcome, str, None]] = []
-        """By step: where it came to an end; None: it did not; a text: it was not sent."""
+        """By step: where it ended; None: it did not; a text: why it was not sent."""
         self.ways: list[Sequence[Hit]] = []
         self.first: Optional[Outcome] = None
         self._ends: dict[str, View] = {
@@ -137,7 +138,7 @@ class Run:
         return where, talk.uid if step.who == "c" else 0, made
 
     def got(self, step: Step, outcomes: Sequence[Outcome], way: Sequence[Hit]) -> None:
-        """What became of it."""
+        """How it ended."""
         six = len(self.talk.client) == 16
         error = step.who in "CS"
         proto = (ICMP6 if six else ICMP) if error else self.talk.proto
@@ -155,7 +156,7 @@ class Run:
         if other not in self._ends:
             self._ends[other] = view
         elif self._ends[other][1:] != view[1:]:
-            self.alive = False  # not what that end waits for
+            self.alive = False  # not the packet that this end waits for
         ports = end.sport, end.dport
         # What a router beyond would quote is the packet as the far end sees it.
         self._sent[step.who] = (
@@ -229,7 +230,7 @@ def advance(stage: Stage, runs: Sequence[Run], step: Step) -> None:
 
 
 class Stray(NamedTuple):
-    """A packet that belongs to nothing."""
+    """A packet that belongs to no conversation."""
 
     where: int
     proto: int

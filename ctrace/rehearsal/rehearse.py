@@ -22,9 +22,9 @@ from ctrace.ruleset.notrack import far_ports
 Flow = tuple[str, bytes, int, bytes, int]
 """Of the table: (role, source, port, destination, port)."""
 EPHEMERAL: Final = 32768
-"""Where the ports begin that most systems give to connections (ip_local_port_range)."""
+"""First of the ports that most systems give to connections (ip_local_port_range)."""
 CARRIED_S: Final = 600
-"""Timeout of an entry that is made before the rules go: longer than any rehearsal."""
+"""Seconds. Timeout of an entry made before the rules go: longer than any rehearsal."""
 XT: Final = tuple(
     (tool, family) for tool in ("iptables-nft", "iptables-legacy") for family in ("ip", "ip6")
 )
@@ -42,17 +42,17 @@ class Tracked:
 
 @dataclass
 class Found:
-    """What a rehearsal of one lever showed."""
+    """The results of rehearsing one lever."""
 
     differences: list[Difference] = field(default_factory=list)
     entries: tuple[int, int] = (0, 0)
     """Of the service: tracked, and with the lever."""
     settings: dict[int, Setting] = field(default_factory=dict)
-    """By a difference's id: under which setting."""
+    """By a difference's id: the setting under which it appeared."""
     resets: list[Talk] = field(default_factory=list)
-    """Conversations opened untracked that do not outlive the lever."""
+    """Conversations opened untracked that do not survive the end of the lever."""
     cut: list[Talk] = field(default_factory=list)
-    """Conversations opened tracked that do not survive its coming."""
+    """Conversations opened tracked that do not survive its start."""
 
     def of(self, kind: str) -> list[Difference]:
         """Those of a kind."""
@@ -82,13 +82,13 @@ class Service:
         self.talks = plot.talks(room.names, talks.of_table(flows, number, port, self.cast))
         self.strays = plot.strays()
         self.left_out = self.cast.left_out, plot.ports_left_out
-        """Addresses and ports that rules name, for which others of their kind stand."""
+        """Addresses and ports named in rules that are represented by others like them."""
         self._tracked: dict[Setting, Tracked] = {}
         self.helped = False
         """Whether a rule gives its connections a conntrack helper."""
 
     def tracked(self, setting: Setting) -> Tracked:
-        """How all fare without our rules; twice, where something is random."""
+        """How all conversations fare without our rules; twice, where something is random."""
         if setting not in self._tracked:
             with self.room.stage(setting) as stage:
                 runs = play(stage, self.talks)
@@ -179,7 +179,7 @@ class Service:
         )
 
     def _trusted(self, lever: Notrack) -> compare.Trusted:
-        """Whether a datagram passes for an answer to a client, by the servers that it names."""
+        """Whether a datagram passes for an answer to a client, from the servers that it names."""
         peers = {ip_address(peer).packed for peer in lever.peers}
         mine = {address for address, _ in self.cast.local}
 
@@ -199,7 +199,7 @@ class Service:
         return [again.get(run.talk, run) for run in after]
 
     def servers(self, roles: Collection[str]) -> set[bytes]:
-        """Other hosts that the table's flows reach under their own address, in these roles."""
+        """Other hosts that flows in the table reach under their own address, in these roles."""
         return {
             run.talk.server
             for run in self.tracked(Setting()).runs
@@ -218,7 +218,7 @@ class Service:
         )
 
     def own_ports(self) -> bool:
-        """Whether calls of this host leave from ports that a translation chose at random."""
+        """Whether this host's calls leave from ports that a translation chose at random."""
         found = self.tracked(Setting())
         return any(
             run.talk.role == "client"
@@ -236,7 +236,7 @@ class Service:
         return found
 
     def _count(self, entries: Events, lever: Notrack) -> int:
-        """Entries of conversations that the lever's rules are meant for."""
+        """Entries of the conversations that the lever's rules are for."""
         peers = {ip_address(peer).packed for peer in lever.peers}
         every = (0, 65535)
         mine = {

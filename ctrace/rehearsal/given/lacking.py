@@ -1,4 +1,4 @@
-"""What of a host is not in the texts, though its packets' fate may depend on it."""
+"""What the texts lack about a host, though the fate of its packets may depend on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BY_ENTRY_NFT: Final = re.compile(r"\bct (?!state\b|helper\b|timeout\b|expectati
 
 
 def texts(given: Given, links: Links) -> Iterator[str]:
-    """What to give as well, as one would type it."""
+    """Further texts to give, as commands that one would type."""
     if not links.devices:
         yield "ip -d addr"
     elif links.unclear:
@@ -113,7 +113,7 @@ def _legacy(given: Given, links: Links) -> Iterator[str]:
 
 
 def sentences(given: Given, links: Links, ours: str) -> Iterator[str]:
-    """What no text can tell, or no namespace here can have."""
+    """What no text can say, or no namespace here can have."""
     modules = set(given.modules or ())
     services = given.ipvs not in ("", "none")
     if services or (not given.ipvs and "ip_vs" in modules):
@@ -169,6 +169,6 @@ def _reads_entries(given: Given) -> bool:
 
 
 def release(text: str) -> Optional[tuple[int, int]]:
-    """(6, 1) of ``6.1.0-18-amd64``; None when it is none."""
+    """(6, 1) for ``6.1.0-18-amd64``; None when it is not a release."""
     said = re.match(r"(\d{1,3})\.(\d{1,4})", text)
     return (int(said[1]), int(said[2])) if said else None

@@ -35,25 +35,25 @@ _SCOPES: Final = ("host", "link", "global", "site")
 
 @dataclass
 class Links:
-    """What was read."""
+    """The links that were read."""
 
     devices: list[Device] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
-    """What follows ``ip addr add``."""
+    """Arguments of ``ip addr add``."""
     six: bool = False
     """Whether any interface but lo has an IPv6 address."""
     planes: list[tuple[str, str]] = field(default_factory=list)
     """(interface, what sees packets there before the rules)."""
     away: list[str] = field(default_factory=list)
-    """Veth interfaces whose other end lies in another namespace."""
+    """Veth interfaces with the other end in another namespace."""
     unclear: list[str] = field(default_factory=list)
-    """Interfaces of which the text does not tell what they are: it was made without ``-d``."""
+    """Interfaces of unknown kind: the text was made without ``-d``."""
     groups: bool = False
-    """Whether any is in a group that has a name."""
+    """Whether any is in a named group."""
 
 
 def read(text: str) -> Links:
-    """Raises CtraceError for what cannot be made again."""
+    """Raises CtraceError for links that cannot be recreated."""
     found = Links()
     for head, body in _blocks(text):
         _device(found, head, body)

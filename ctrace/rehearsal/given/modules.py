@@ -1,4 +1,4 @@
-"""Kernel modules that rules want: those that are not here are named, and none is loaded unasked."""
+"""Kernel modules that rules need: missing ones are named, and none is loaded unasked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ALIAS: Final = {"state": "conntrack", "tcp": "tcpudp", "udp": "tcpudp", "udplit
 def missing(
     nft: str, saves: Iterable[tuple[str, str, str]], ipsets: str, root: str = "/"
 ) -> list[str]:
-    """Modules to load first, by name; none where the kernel does not tell, or has no modules."""
+    """Modules to load first, by name; none where the kernel has no modules, or no list of them."""
     here = _loaded(root)
     if here is None:
         return []
@@ -79,7 +79,7 @@ def _of_save(tool: str, family: str, text: str) -> dict[str, tuple[str, ...]]:
 
 
 def _loaded(root: str) -> Optional[set[str]]:
-    """Those loaded or built in; None where there is no list of modules at all."""
+    """Modules loaded or built in; None where there is no list of modules at all."""
     try:
         with open(os.path.join(root, "proc/modules")) as file:
             found = {line.split(" ", 1)[0] for line in file}

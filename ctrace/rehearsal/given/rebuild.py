@@ -1,4 +1,4 @@
-"""A namespace of our own with the interfaces, routes, settings and rules that texts tell of.
+"""A namespace of our own with the interfaces, routes, settings and rules given as texts.
 
 It is then read as every namespace is, and is gone: what is rehearsed is what the kernel made of
 the texts. Nothing is filled in that they lack; then there is no copy, and it is told what is
@@ -26,7 +26,7 @@ from ctrace.rehearsal.snapshot import BRIDGE, NETDEV, PLAIN_QUEUES, Snapshot, re
 from ctrace.ruleset import reader
 
 DEFAULTS: Final = {"nf_conntrack_tcp_loose": "1"}
-"""What the kernel begins with, where it is not 0, of the settings that matter."""
+"""The kernel's initial values of the settings that matter, where they are not 0."""
 ROUNDS: Final = 8
 """A gateway wants a route to itself first."""
 LISTED: Final = re.compile(
@@ -39,7 +39,7 @@ SIZE: Final = 4 << 20
 keep a part alone (:data:`ctrace.dumps.found.TEXT_LIMIT`), and a copy of a part is none."""
 LOADING_S: Final = 20.0
 CAGE: Final = 'mount -t tmpfs none /run && ulimit -v 2097152 && exec "$0" "$@"'
-"""Without sockets below /run nobody can be asked for a host's name; in bounded memory."""
+"""Hides the sockets below /run, so that no name server is asked; limits memory."""
 
 TRACKS: Final = """\
 table inet tracked-by-the-module {
@@ -49,13 +49,13 @@ table inet tracked-by-the-module {
     }
 }
 """
-"""A rule that decides nothing, and has everything tracked."""
+"""A rule that decides nothing, and makes everything tracked."""
 _THERE: Final = re.compile(r"File exists|already assigned")
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What came of it."""
+    """The result of rebuilding."""
 
     snapshot: Optional[Snapshot]
     """None: it could not be made, or something is lacking."""
@@ -64,7 +64,7 @@ class Rebuilt:
     lacking: str = ""
     """Why there is none, as a sentence."""
     remarks: tuple[str, ...] = ()
-    """What to know of a copy made of texts."""
+    """Remarks on a copy made of texts."""
 
 
 def rebuild(given: Given) -> Rebuilt:
@@ -164,7 +164,7 @@ def _check_sizes(given: Given) -> None:
 
 
 def _tracks_all(kernel: str) -> bool:
-    """Whether connections are tracked without a rule that asks for it: since 4.10 they are not
+    """Whether connections are tracked without a rule that asks for it: not since 4.10
     (nf_ct_netns_get, commit 0c66dc1ea3f0)."""
     said = lacking.release(kernel)
     return said is not None and said < (4, 10)
@@ -240,7 +240,7 @@ def _load(space: Space, argv: list[str], text: str) -> None:
 
 
 def _batch(space: Space, option: str, lines: list[str]) -> list[str]:
-    """Lines for ``ip -batch``, again and again until no more are taken; what is left."""
+    """Run lines through ``ip -batch`` again and again until no more are taken; returns the rest."""
     for _ in range(ROUNDS):
         if not lines:
             return []
@@ -291,7 +291,7 @@ def _routes(space: Space, given: Given) -> list[str]:
 
 
 def _settings(space: Space, given: Given, links: Links) -> list[str]:
-    """Settings as given; those that matter and were not are the kernel's default."""
+    """Settings as given; those that matter and are missing get the kernel's default."""
     names = {"all", "default", *(device.name for device in links.devices)}
     want: dict[str, str] = {}
     for path, said in given.settings.items():
@@ -320,13 +320,14 @@ def _settings(space: Space, given: Given, links: Links) -> list[str]:
 
 
 def _programs(qdiscs: str) -> list[tuple[str, str]]:
-    """Interfaces with a place for programs and actions: what hangs there is not told."""
+    """Interfaces that may have programs and actions attached, which the texts do not show."""
     said = re.findall(r"(?m)^qdisc (?:clsact|ingress) \S+ dev (\S+)", qdiscs)
     return [(device, "what hangs at tc, which no text tells whole,") for device in said]
 
 
 def _unmarked(given: Given, links: Links) -> tuple[int, ...]:
-    """As :func:`ctrace.rehearsal.snapshot.take` finds it: interfaces past which no mark is read."""
+    """As :func:`ctrace.rehearsal.snapshot.take` finds it: interfaces beyond which no mark is
+    read."""
     shaped = {
         device
         for kind, device in re.findall(r"(?m)^qdisc (\S+) \S+ dev (\S+)", given.qdiscs)

@@ -1,4 +1,4 @@
-"""Routes and routing rules as ``ip`` prints them, as what ``ip -batch`` takes."""
+"""Routes and routing rules as ``ip`` prints them, turned into input for ``ip -batch``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _TYPES: Final = ("unicast", "local", "broadcast", "multicast", "throw", "unreach
                  "blackhole", "nat", "anycast")  # fmt: skip
 _FLAGS: Final = {"linkdown", "dead", "offload", "trap", "offload_failed", "rt_offload", "rt_trap",
                  "pervasive", "notify", "unresolved", "cache", "[detached]"}  # fmt: skip
-"""What the kernel says of a route, and nobody sets."""
+"""Words that the kernel reports of a route, and nobody can set."""
 _DROPPED: Final = {"proto", "expires", "error", "nhid", "users", "age", "used", "cache", "mtu",
                    "advmss", "hoplimit", "initcwnd", "initrwnd", "rto_min", "quickack", "congctl",
                    "window", "rtt", "rttvar", "ssthresh", "cwnd", "reordering",
                    "features"}  # fmt: skip
-"""Words that a packet's fate does not depend on, each with its value."""
+"""Words that do not affect a packet's fate, each with its value."""
 _KEPT: Final = {"via", "dev", "src", "metric", "table", "scope", "tos", "dsfield", "weight", "pref",
                 "from", "realm", "realms"}  # fmt: skip
 _SCOPES: Final = {"host", "link", "global", "site", "nowhere"}
@@ -24,8 +24,8 @@ _ADDRESS: Final = re.compile(r"[0-9a-fA-F.:]+(?:/\d{1,3})?")
 
 
 class Tables:
-    """Numbers of routing tables: names stand in that host's /etc/iproute2/rt_tables alone, and
-    any number does, the same in routes and rules."""
+    """Numbers of routing tables. The names are known only to that host's /etc/iproute2/rt_tables,
+    and any number does if routes and rules agree."""
 
     def __init__(self) -> None:
         self._named: dict[str, str] = {}
@@ -60,9 +60,9 @@ def is_six(line: str) -> bool:
 
 
 def route(line: str, tables: Tables) -> Optional[str]:
-    """What follows ``ip route add``; None: the kernel makes it itself.
+    """The arguments of ``ip route add``; None: the kernel makes it itself.
 
-    Raises ValueError with the word that is not known.
+    Raises ValueError with the unknown word.
     """
     words = line.split()
     kind = words.pop(0) if words[0] in _TYPES else "unicast"
@@ -115,7 +115,7 @@ _RULE_DROPPED: Final = {"[detached]", "[iif", "[oif", "detached]", "[unresolved]
 
 
 def rule(line: str, tables: Tables) -> tuple[str, str]:
-    """(table that it looks up, or nothing; what follows ``ip rule add``). Raises ValueError."""
+    """(table that it looks up, or nothing; arguments of ``ip rule add``). Raises ValueError."""
     said = _RULE.match(line)
     if not said:
         raise ValueError(line)

@@ -1,4 +1,5 @@
-"""What of a stranger's rules may be given to nft, iptables-restore and ipset, which run as root.
+"""Which parts of a stranger's rules may be given to nft, iptables-restore and ipset, which run as
+root.
 
 These tools read files, run modprobe and ask name servers when a text tells them to. What is
 loaded is only what their own listings print.
@@ -29,7 +30,7 @@ _WORDS: Final = {
     "meta", "th", "tcp", "udp", "fib", "type", "iif", "oif", "iifname", "oifname", "mark",
     "timeout", "counter", "limit", "accept", "drop", "random", "fully-random", "persistent",
 }  # fmt: skip
-"""What may follow an address' name and is no host's."""
+"""Words that may follow an address's name and are not hosts."""
 
 
 def nft(text: str, without: set[tuple[str, str]]) -> str:
@@ -79,7 +80,7 @@ _TABLES: Final = re.compile(r"^\*(raw|mangle|nat|filter|security)$")
 _READS: Final = re.compile(r" --(?:object-pinned|path|fromfile|bytecode-file|log-file)\b")
 _OTHER_ADDRESS: Final = re.compile(r" -[sd] (?![0-9a-fA-F.:]+(?:/[0-9a-fA-F.:]+)?(?: |$))")
 _NO_DECISION: Final = re.compile(r" -j (?:AUDIT|LED|IDLETIMER)(?: |$)")
-"""Targets that decide nothing, and tell the whole machine of each packet."""
+"""Targets that decide nothing, and report each packet to the whole machine."""
 
 
 def save(text: str) -> str:
