@@ -26,7 +26,7 @@ class Column(Generic[Row]):
     cell: Callable[[Row, int], str]
     """The cell's text for a row, in at most so many cells."""
     rank: int
-    """0 is always shown; the highest go first when there is no room."""
+    """Priority. 0 is always shown; columns with the highest rank go first when room is short."""
     least: int
     most: int = 0
     """Grows up to this where there is room; 0 means as wide as its content."""
@@ -107,7 +107,7 @@ def head(
     reverse: bool = False,
     focus: bool = False,
 ) -> Text:
-    """The line of column heads; ``title`` stands before the first one's."""
+    """The line of column heads; ``title`` comes before the first one's."""
     line = Text(no_wrap=True, end="")
     used = 0
     for index, one in enumerate(placed):

@@ -48,7 +48,7 @@ _DURATIONS: Final = (
     (119.5, 60, "min"),
     (47.5, 3600, "h"),
 )
-"""Up to how many of which unit: a time-out of 120 s stays 120 s."""
+"""Up to how many of each unit: a timeout of 120 s stays 120 s."""
 
 
 def wants_ascii(environ: Optional[Mapping[str, str]] = None) -> bool:
@@ -72,7 +72,7 @@ def wants_ascii(environ: Optional[Mapping[str, str]] = None) -> bool:
 
 
 def ascii_only(text: str) -> str:
-    """The same text in ASCII, cell for cell; what has no likeness becomes ``?``."""
+    """The same text in ASCII, cell for cell; characters without an equivalent become ``?``."""
     if text.isascii():
         return text
     text = text.translate(ASCII)
@@ -167,7 +167,7 @@ def stays(residence: Percentiles) -> str:
 
 
 def _figures(number: float) -> str:
-    """One decimal below ten unless it is zero, none above."""
+    """One decimal below ten unless it is zero, otherwise none."""
     text = f"{number:.1f}" if number < 9.95 else f"{number:.0f}"
     return text[:-2] if text.endswith(".0") else text
 
@@ -327,5 +327,6 @@ def plural(number: int, one: str, many: str = "") -> str:
 
 
 def nameless(family: str, refused: int) -> str:
-    """What stands where victims would, under hooks that do not see whose a refused packet was."""
+    """Text in place of victims, under hooks that do not see which flow a refused packet belonged
+    to."""
     return f"{plural(refused, 'packet')} refused; {clean(family)} hooks cannot name who is"

@@ -26,7 +26,7 @@ class Palette:
     text: Style
     strong: Style
     dim: Style
-    """Units, labels, what can be read second."""
+    """Units, labels, and anything of secondary interest."""
     faint: Style
     """Lines and empty parts of bars."""
     accent: Style
@@ -50,13 +50,13 @@ class Palette:
         return Style(bgcolor=self.background)
 
     def gauge(self, share: float, trouble: bool) -> Style:
-        """The same as :meth:`fill` for a whole bar."""
+        """Like :meth:`fill`, for a whole bar."""
         if trouble or share >= 0.95:
             return self.area_bad
         return self.area_warn if share >= 0.75 else self.area_good
 
     def fill(self, share: float, trouble: bool) -> Style:
-        """How a table's fill is painted: by the word that stands beside it."""
+        """How a table's fill is painted: by the word beside it."""
         if trouble or share >= 0.95:
             return self.bad
         return self.warn if share >= 0.75 else self.good
@@ -129,7 +129,8 @@ PALETTES: Final[dict[str, Palette]] = {one.name: one for one in (DARK, LIGHT, TE
 
 
 def choose(asked: str = "", environ: Optional[Mapping[str, str]] = None) -> Palette:
-    """The palette that was asked for, else ``CTRACE_THEME``, else what the terminal can show.
+    """The palette that was asked for, else ``CTRACE_THEME``, else the best that the terminal can
+    show.
 
     ``NO_COLOR`` and terminals of fewer than 256 colours get their own colours only.
     """

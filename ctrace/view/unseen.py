@@ -24,12 +24,12 @@ def unseen(hooks: HookInfo) -> frozenset[str]:
 
 
 def told(data: dict[str, Any], absent: frozenset[str]) -> dict[str, Any]:
-    """JSON's object with null for what is unknown."""
+    """A JSON object with null for what is unknown."""
     return {name: None if name in absent else value for name, value in data.items()}
 
 
 def number(hooks: HookInfo, name: str, value: int) -> str:
-    """A count, or what stands for an unknown one."""
+    """A count, or the text for an unknown one."""
     return fmt.UNKNOWN if name in unseen(hooks) else fmt.count(value)
 
 
@@ -39,12 +39,12 @@ def rate(hooks: HookInfo, name: str, value: float) -> str:
 
 
 def newcomers(unseen: int) -> str:
-    """Behind a count of events: how many entries nobody saw made; empty for none."""
+    """Appended to a count of events: how many entries nobody saw made; empty for none."""
     return f"; {_made_before(unseen)}" if unseen else ""
 
 
 def blind(hooks: HookInfo, unseen: int) -> tuple[str, ...]:
-    """What this family cannot show here, one sentence each; what it did miss comes first."""
+    """What this family cannot show here, one sentence each; what it actually missed comes first."""
     return (f"inserts: {_made_before(unseen)}", *hooks.blind) if unseen else hooks.blind
 
 
@@ -54,12 +54,13 @@ def _made_before(unseen: int) -> str:
 
 
 def trusted(hooks: HookInfo) -> Optional[str]:
-    """What stands for ``exact`` where a source cannot be so: dumps miss what came between."""
+    """Text in place of ``exact`` where a source cannot be exact: dumps miss what happened in
+    between."""
     return "as read" if hooks.family == DUMP else None
 
 
 def nobody(hooks: HookInfo, refused: int) -> str:
-    """What stands where victims would, where whose a refused packet was is not seen."""
+    """Text in place of victims, where it is not visible which flow a refused packet belonged to."""
     if not hooks.refusals:
         return "dumps do not tell whose packets were refused"
     return fmt.nameless(hooks.family, refused)

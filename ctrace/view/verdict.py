@@ -1,4 +1,4 @@
-"""The first thing that anybody is told: how each table fares, in a word and half a sentence.
+"""The first line that anybody reads: how each table fares, in a word and half a sentence.
 
 Screen, plain frame and reports take it from here, so they cannot disagree.
 """
@@ -14,7 +14,7 @@ from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 
 HIGH = 0.75
-"""Share of the limit from which a table that is not refusing is called HIGH: one burst away."""
+"""Share of the limit from which a table that refuses nothing is called HIGH: one burst away."""
 
 
 SOON = 3600.0
@@ -23,7 +23,7 @@ nearly empty, for no load stays as it is for so long."""
 CLOSE = 60.0
 """Seconds: a table that its last interval's rise would fill sooner is not called HEALTHY."""
 FILLED = 0.25
-"""Share of the limit from which a forecast of any length is told first."""
+"""Share of the limit from which a forecast of any length is shown first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Verdict:
     word: str
     """At most seven capital letters, so that colour is never needed."""
     text: str
-    """What follows the word: ``3 % full, nothing refused``."""
+    """The text after the word: ``3 % full, nothing refused``."""
     level: str
     """``good``, ``plain``, ``warn`` or ``bad``."""
 
@@ -93,8 +93,8 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
 
 
 def rising(table: Table) -> float:
-    """Entries a second that more come than go, where that would fill the table within
-    :data:`CLOSE`; else 0. Counted, not foretold: of a table with no forecast yet."""
+    """Net entries gained per second, where that would fill the table within :data:`CLOSE`; else 0.
+    Counted, not predicted: for a table with no forecast yet."""
     more = table.rates.insert - table.rates.destroy
     known = table.seconds_to_full is not None or table.levels_off is not None
     if known or not table.max or table.fill < FILLED or more <= 0:
@@ -103,13 +103,13 @@ def rising(table: Table) -> float:
 
 
 def only_read(snapshot: Snapshot, table: Table) -> bool:
-    """Whether nothing tells if it has room: one dump has one moment, and of texts without the
-    limit nobody knows how near it was."""
+    """Whether nothing shows if it has room: one dump is one moment, and texts without the limit do
+    not show how near it was."""
     return not snapshot.hooks.changes or (snapshot.hooks.family == DUMP and not table.max_known)
 
 
 def counted(table: Table) -> bool:
-    """Whether anything tells how many entries it holds."""
+    """Whether anything shows how many entries it holds."""
     return table.read or table.count > 0
 
 
@@ -173,7 +173,7 @@ def _so_far(snapshot: Snapshot, table: Table, done: str = "") -> str:
 
 
 def until(seconds: float, error: Optional[float]) -> str:
-    """``4 to 6 min``: when a table is full, with what that may be off by."""
+    """``4 to 6 min``: when a table is full, including the possible error."""
     if not error:
         return fmt.duration(seconds)
     low, high = fmt.duration(max(0.0, seconds - error)), fmt.duration(seconds + error)

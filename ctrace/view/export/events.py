@@ -101,7 +101,7 @@ class EventLines:
         ]  # fmt: skip
 
     def _rest(self, events: Events) -> list[str]:
-        """What only a destroy, or only the others, have."""
+        """Fields that only a destroy has, or only the others."""
         columns = _lists(
             events, "kind", "owner", "cgroup", "idle_ms", "overdue_ms", "timeout_ms", "mark"
         )

@@ -71,7 +71,7 @@ def to_csv(recording: Recorded, out: TextIO, show: Show) -> int:
 
 
 def to_jsonl(recording: Recorded, out: TextIO, show: Show) -> int:
-    """One JSON object a line; what is unknown is null."""
+    """One JSON object per line; unknown values are null."""
 
     def write(rows: list[tuple[Any, ...]]) -> None:
         out.writelines(json.dumps(dict(zip(ORDER, row))) + "\n" for row in rows)

@@ -102,7 +102,7 @@ def utc_seconds(seconds: Optional[float]) -> Optional[str]:
 
 
 def _table(table: Table, absent: frozenset[str], texts: bool) -> dict[str, Any]:
-    """``texts``: it is known from texts, of which none may tell how many entries it holds."""
+    """``texts``: it comes from texts, which may all lack its number of entries."""
     data = {
         "netns": table.netns,
         "name": table.name,

@@ -36,7 +36,7 @@ LOST: Final = Measure(
 def of_counters(done: Counted, hooks: HookInfo) -> Iterator[tuple[Measure, str, int]]:
     """Each counter of a table: its measure, the reason (or empty), and its value.
 
-    What the source cannot see has no sample: a zero would be taken for a count.
+    A counter that the source cannot see has no sample: a zero would be taken for a count.
     """
     if hooks.changes:
         yield INSERTS, "", done.insert

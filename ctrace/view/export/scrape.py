@@ -23,7 +23,7 @@ ASKING = 2.0
 LIFETIME = 10.0
 """Seconds in all."""
 GRACE = 0.1
-"""Seconds that a connection has to ask before it must make room for a new one."""
+"""Seconds that a connection has to send its request before it must make room for a new one."""
 _WAITING = 128
 """Connections that wait in the kernel for their turn."""
 
@@ -143,7 +143,8 @@ class Scrapes(ThreadingHTTPServer):
             self._forget(request)
 
     def service_actions(self) -> None:
-        """Cut off those whose time is up; called twice a second, and after each connection."""
+        """Close connections that have run out of time; called twice a second, and after each
+        connection."""
         now = time.monotonic()
         with self._lock:
             late = [one for one, since in self._silent.items() if now - since > self.asking]

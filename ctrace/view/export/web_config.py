@@ -34,7 +34,7 @@ CLIENTS: Final = {
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
 NOBODY: Final = "$2b$10$abcdefghijklmnopqrstuuRTlyGTGGGnBqWQVcYKQR3ZAxUNpGz0G"
-"""A hash of nobody's: an unknown user costs as much time as a wrong password."""
+"""A hash that belongs to nobody: an unknown user costs as much time as a wrong password."""
 LIBRARIES: Final = ("libcrypt.so.1", "libcrypt.so.2", None)
 PROBE: Final = (b"U*U", b"$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW")
 """A password and its hash: glibc's own libcrypt, of old hosts, knows no bcrypt."""

@@ -1,4 +1,4 @@
-"""Advice as text: what to do first, why, the rules, and what else helps."""
+"""Advice as text: what to do first, why, the rules, and further remedies."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def rules_text(advice: Advice) -> str:
 
 
 def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy]:
-    """What the advice says of one service in one namespace; None when it was not judged."""
+    """The advice about one service in one namespace; None when it was not judged."""
     here = (proto, port, netns)
     found = next((c for c in advice.candidates if (c.proto, c.port, c.netns) == here), None)
     if found is None:
@@ -95,7 +95,7 @@ def render(
 ) -> RenderableType:
     """The advice as a rich renderable; ``how`` makes a plan of it (empty: one is made).
 
-    What can be done comes first, a line each; then why, and the rules unless ``folded``.
+    Actions come first, a line each; then the reasons, and the rules unless ``folded``.
     """
     parts: list[RenderableType] = []
     done = {c.netns for c in advice.candidates if c.in_place}
@@ -143,7 +143,8 @@ def _command(text: str) -> Text:
 
 
 def _asked(advice: Advice, full: bool, folded: bool) -> list[RenderableType]:
-    """Drops that were asked for: what they would have dropped, as nobody can say what is wanted."""
+    """Requested drops: what they would have dropped, since nobody can tell which of that is
+    wanted."""
     if not advice.asked:
         return []
     lines: list[RenderableType] = [Text("Asked for: dropped before tracking", style="bold")]
@@ -307,7 +308,7 @@ def _alternative(alternative: Helps, where: str, full: bool) -> list[RenderableT
 
 
 def _item(text: Text) -> RenderableType:
-    """A list's item, whose further lines stand below its first."""
+    """A list item; its further lines are indented below the first."""
     grid = Table.grid(padding=0)
     grid.add_row("- ", text)
     return grid

@@ -24,9 +24,9 @@ from ctrace.view.report.svg import (
 )
 
 FILLS = 5
-"""Namespaces whose fill is drawn."""
+"""Namespaces with a fill curve, at most."""
 TRACE = 0.02
-"""Share of the fullest table's fill below which a namespace has no line of its own."""
+"""Share of the fullest table's fill below which a namespace gets no line of its own."""
 LIVES = 4
 NAMES = {
     "who": "the few keys that hold most",

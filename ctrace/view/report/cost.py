@@ -36,9 +36,9 @@ POINTS = {
 """For people; packets' protocol is added."""
 NO_PACKET = ("early_drop", "gc_worker")
 WORTH_SHOWING = 0.01
-"""Of what all services' packets take: less is noise of single packets."""
+"""Share of the time of all services' packets. Less is noise of single packets."""
 EVENTS = {"insert": "inserts", "drop": "refused packets", "evict": "evictions"}
-"""By what ``ctrace perf --stacks`` is asked for."""
+"""Names of events as given to ``ctrace perf --stacks``."""
 
 
 def render(perf: Perf) -> RenderableType:
@@ -71,7 +71,7 @@ def render(perf: Perf) -> RenderableType:
 
 
 def other_lines(perf: Perf) -> list[str]:
-    """What waiting and the collector of expired entries take, and how late that comes."""
+    """What waiting and the collector of expired entries cost, and how late collection is."""
     lines = []
     if perf.waiting_share is not None:
         lines.append(
@@ -109,7 +109,7 @@ def headline(perf: Perf) -> Text:
 
 
 def grid(*columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """A table with text in the first column and numbers in the others."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
@@ -129,7 +129,7 @@ def _latencies(perf: Perf) -> RenderableType:
 
 
 def latency_name(row: Latency) -> str:
-    """What took the time."""
+    """The name of what took the time."""
     name = POINTS.get(row.point, row.point)
     return name if row.point in NO_PACKET else f"{name}, {row.proto}"
 

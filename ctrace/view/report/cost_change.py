@@ -1,4 +1,4 @@
-"""Two measurements beside each other: before a change and after it."""
+"""Two measurements side by side: before a change and after it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def load(path: str) -> Perf:
 
 
 def changes(before: Perf, after: Perf) -> Iterator[Change]:
-    """What both can be compared in, the share of CPU time first."""
+    """The values that can be compared, the share of CPU time first."""
     yield Change("conntrack's share of CPU time", "%", _percent(before), _percent(after))
     old, new = _numbers(before), _numbers(after)
     for what, unit in sorted(old.keys() | new.keys()):
@@ -60,7 +60,7 @@ def changes(before: Perf, after: Perf) -> Iterator[Change]:
 
 
 def _numbers(perf: Perf) -> dict[tuple[str, str], float]:
-    """By what it is, and its unit."""
+    """Values by name and unit."""
     found = {}
     for row in perf.latencies:
         name = latency_name(row)

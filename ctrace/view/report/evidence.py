@@ -1,4 +1,4 @@
-"""What text dumps said, in sentences: each with how it is known, and what is missing."""
+"""What text dumps show, in sentences: how each is known, and what is missing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def imported(data: dict[str, Any], path: str, events: int) -> Iterator[str]:
-    """What ``ctrace import`` says when it is done."""
+    """The summary that ``ctrace import`` prints."""
     what = ["no list of entries"]
     if data.get("dumps"):
         what = [f"{fmt.count(data.get('entries', 0))} entries in the last dump"]

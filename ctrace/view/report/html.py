@@ -41,7 +41,7 @@ GROUPS = {
 
 
 def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
-    """The page, with a what-if's answer in it when there is one."""
+    """The page, including a what-if's answer when there is one."""
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
@@ -97,7 +97,7 @@ def _section(title: str, inner: str) -> str:
 
 
 def _folded(title: str, inner: str) -> str:
-    """What only some want to see; it stays folded on paper."""
+    """Details for some readers only; they stay folded on paper."""
     return f"<section><details><summary>{title}</summary>{inner}</details></section>"
 
 
@@ -111,7 +111,7 @@ def _story(told: list[Moment]) -> str:
 
 
 def _said(texts: dict[str, Any]) -> str:
-    """What dumps and logs told beside entries."""
+    """What dumps and logs show besides entries."""
     rows = "".join(
         f"<dt>{head}</dt><dd>{_text(fmt.prose(text))}</dd>" for head, text in sentences(texts)
     )
@@ -240,7 +240,7 @@ def _culprits(snapshot: Snapshot) -> str:
 
 
 def _grouped(name: str, snapshot: Snapshot) -> str:
-    """The same by another grouping, folded; nothing where it tells nothing more."""
+    """The same by another grouping, folded; empty where it adds nothing."""
     if len(snapshot.culprits) < 2 or not snapshot.hooks.changes:
         return ""
     whole = snapshot.table_seconds_total or 1.0

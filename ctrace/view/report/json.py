@@ -1,4 +1,4 @@
-"""A review as JSON: the last snapshot's own fields, and what hindsight adds."""
+"""A review as JSON: the last snapshot's own fields, plus what hindsight adds."""
 
 from __future__ import annotations
 

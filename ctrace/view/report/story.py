@@ -1,4 +1,4 @@
-"""What happened in order: the few moments of a recording that a postmortem tells."""
+"""The events in order: the few moments of a recording that matter in a postmortem."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ctrace.view import format as fmt
 from ctrace.view.verdict import HIGH, Verdict, fullest, only_read, verdict
 
 RISE = 0.05
-"""Share of all that was held then, that a key must gain to be told: less is the usual coming
-and going."""
+"""Share of all that was held then, which a key must gain to be reported: less is normal
+fluctuation."""
 FEW = 16
-"""Entries: a key that gains fewer is not told."""
+"""Entries. A key that gains fewer is not reported."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Moment:
     ts: float
     """UTC seconds."""
     letter: str
-    """By which the charts mark it."""
+    """The letter that marks it in the charts."""
     text: str
 
     def __str__(self) -> str:
@@ -62,8 +62,9 @@ def last_refusal(review: Review) -> Optional[float]:
 
 
 def grouping(review: Review) -> tuple[str, Shares]:
-    """By what the holders are told over time: as asked, unless that leaves most of it unnamed, or
-    is a single key (a container, say, with all in it) where another grouping tells several."""
+    """The grouping in which holders are reported over time: the one asked for, unless that leaves
+    most unnamed, or has a single key (such as one container with everything in it) where another
+    grouping has several."""
     asked = review.final.group
     rest = {name: _unnamed(shares) for name, shares in review.groupings.items()}
     best = asked if rest.get(asked, 1.0) <= 0.5 else min(rest, key=lambda name: rest[name])
@@ -82,7 +83,8 @@ def _one_key(shares: Shares) -> bool:
 
 
 def story(review: Review) -> list[Moment]:
-    """When what rose, when it was fullest, who was refused first, and the end; in time order."""
+    """When holders rose, when the table was fullest, who was refused first, and the end; in time
+    order."""
     told = sorted(_moments(review), key=lambda one: one[0])
     return [Moment(ts, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i], text) for i, (ts, text) in enumerate(told)]
 
@@ -105,7 +107,7 @@ def _moments(review: Review) -> Iterator[tuple[float, str]]:
 
 
 def _rise(review: Review) -> Iterator[tuple[float, str]]:
-    """The key that gained most until the table was fullest, from what to what."""
+    """The key that gained most until the table was fullest: its entries before and then."""
     _, shares = grouping(review)
     best: Optional[tuple[int, str, int, int]] = None
     for key, series in shares.stacked().items():

@@ -21,7 +21,7 @@ COLOURS: Final = (
     "#7a4fbf",
     "#8c564b",
 )
-"""After Okabe and Ito: told apart also by the colour-blind."""
+"""After Okabe and Ito: distinguishable with colour-blindness, too."""
 GREY: Final = "#9aa3af"
 RED: Final = "#d0342c"
 DASHES: Final = ("", "7 4", "2 3", "9 3 2 3")
@@ -32,7 +32,7 @@ CLOSE: Final = 0.05
 LETTER: Final = 0.022
 """Shares of a small phone's width that a mark takes, and each letter in it."""
 SAME: Final = 0.004
-"""Share of a chart's width within which two marks are one."""
+"""Share of a chart's width within which two marks count as one."""
 ROWS: Final = 3
 """Rows of letters above a chart."""
 WIDE: Final = 1000
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """What goes along the foot of a chart."""
+    """The labels along the bottom of a chart."""
 
     first: float
     last: float
@@ -70,7 +70,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment that is told beside the chart, by its letter."""
+    """A moment that is explained beside the chart, by its letter."""
 
     at: float
     letter: str
@@ -227,8 +227,8 @@ def _figure(
 
 
 def _place(rows: list[list[tuple[float, str]]], part: float, letter: str) -> None:
-    """Put a mark's letter above its line: beside one at the same place, else in the first row
-    with room, else with the mark before."""
+    """Put a mark's letter above its line: beside one at the same place, else in the first row with
+    room, else with the mark before."""
     for letters in rows:
         if letters and part - letters[-1][0] < SAME:
             letters[-1] = (letters[-1][0], letters[-1][1] + letter)

@@ -89,7 +89,7 @@ def _story(review: Review) -> Iterator[RenderableType]:
 
 
 def _said(data: dict[str, Any]) -> Grid:
-    """What dumps and logs told beside entries."""
+    """What dumps and logs show besides entries."""
     grid = Grid.grid(padding=(0, 2))
     for head, text in sentences(data):
         grid.add_row(Text(head, style="dim"), Text(text))
@@ -101,9 +101,9 @@ def _title(text: str) -> Text:
 
 
 def telling(review: Review) -> Snapshot:
-    """The moment whose causes are told: the worst, as at the end all may look well.
+    """The moment whose causes are reported: the worst, because at the end all may look well.
 
-    Where nothing was recognised yet at that moment, the next that knows a cause.
+    Where nothing was recognised at that moment, the next one with a known cause.
     """
     told = [one for one in (review.before_drop, review.peak, review.final) if one is not None]
     return next((one for one in told if one.why and one.why[0].id != "unknown"), told[-1])
@@ -138,7 +138,7 @@ def peak_fills(review: Review) -> dict[str, Optional[float]]:
 
 
 def used_tables(review: Review) -> tuple[list[Table], int]:
-    """The tables that ever held or refused something, the fullest first; how many did not."""
+    """The tables that ever held or refused something, fullest first; and how many did not."""
     peaks = peak_fills(review)
     used = [
         t

@@ -20,7 +20,7 @@ LINES = (
 
 
 def whatif_html(answer: WhatIf, table: Callable[..., str]) -> str:
-    """The sections; ``table`` makes one of a title, columns, rows of HTML cells and a note."""
+    """The sections; ``table`` makes one from a title, columns, rows of HTML cells and a note."""
     notes = "".join(f'<p class="note">{_text(fmt.prose(note))}</p>' for note in answer.notes)
     return (
         f"<section><h2>What if: {_text(str(answer.levers))}</h2>"

@@ -81,7 +81,7 @@ def trust_text(place: Place) -> str:
 
 
 def vague_text(place: Place) -> str:
-    """That a range is wider than what is said to change; empty where none is."""
+    """Says that a range is wider than the predicted change; empty where none is."""
     if not place.vague:
         return ""
     which = " and of the ".join(place.vague)

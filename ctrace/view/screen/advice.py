@@ -21,7 +21,7 @@ from ctrace.view.screen.parts import Piece, blank, folded, line, wrapped
 
 @dataclass(frozen=True)
 class Remedy:
-    """What the advice says of one service in one namespace."""
+    """The advice about one service in one namespace."""
 
     text: str
     """The verdict and what it frees, in a sentence."""
@@ -31,11 +31,11 @@ class Remedy:
     rules: str = ""
     """To copy; empty where there is nothing that could be advised."""
     others: tuple[str, ...] = ()
-    """What else helps, with the commands."""
+    """Further remedies, with their commands."""
 
 
 class Adviser(Protocol):
-    """What the page needs of the advice: handed in, so that the view fetches nothing."""
+    """The advice that the page needs: passed in, so that the view fetches nothing."""
 
     def advise(self, snapshot: Snapshot) -> Any:
         """Makes the advice; may take seconds (it reads rulesets). Raises CtraceError."""
@@ -47,17 +47,18 @@ class Adviser(Protocol):
         """The rules to copy."""
 
     def about(self, advice: Any, proto: str, port: int, netns: int) -> Optional[Remedy]:
-        """What it says of a service; None when it was not judged."""
+        """The advice about a service; None when it was not judged."""
 
     @property
     def on_trial(self) -> bool:
         """Whether a change is in place that reverts by itself unless it is kept."""
 
     def status(self) -> str:
-        """What has been applied, and whether it may still revert; empty when nothing."""
+        """What has been applied, and whether it may still revert; empty when nothing has."""
 
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
-        """A question and the words that answer it. Raises CtraceError: why there is none."""
+        """A question and the words that answer it. Raises CtraceError with the reason when there is
+        none."""
 
     def act(self, advice: Any, word: str) -> str:
         """Do what was typed, and say what was done. Raises CtraceError."""
@@ -69,7 +70,7 @@ class AdvicePane:
     def __init__(self, adviser: Optional[Adviser] = None) -> None:
         self.adviser = adviser
         self.said = ""
-        """What the last typed word did."""
+        """The result of the last word typed."""
         self._advice: Any = None
         self._error = ""
         self._asked_at = 0.0
@@ -81,7 +82,7 @@ class AdvicePane:
         self._made: tuple[tuple[Any, int, bool], Sequence[Text]] = ((None, 0, True), ())
 
     def ask(self, snapshot: Snapshot, *, old: float = 0.0) -> None:
-        """Begin to make advice from this snapshot, unless something is under way.
+        """Start making advice from this snapshot, unless something is under way.
 
         Advice that is at most ``old`` seconds older than the snapshot is good enough.
         """
@@ -112,7 +113,7 @@ class AdvicePane:
         return self.adviser is not None and self.adviser.on_trial
 
     def reminder(self) -> str:
-        """What is on trial, to be told on every page; empty when nothing is."""
+        """What is on trial, shown on every page; empty when nothing is."""
         return self.adviser.status() if self.adviser is not None and self.on_trial else ""
 
     def _busy(self) -> bool:
@@ -205,7 +206,8 @@ class AdvicePane:
         return self.adviser.rules(self._advice)
 
     def offer(self) -> tuple[str, tuple[str, ...]]:
-        """The question to ask before anything is done. Raises CtraceError: why there is none."""
+        """The question to ask before anything is done. Raises CtraceError with the reason when
+        there is none."""
         if self.adviser is None:
             raise CtraceError("no advice can be given here")
         if self._advice is None:

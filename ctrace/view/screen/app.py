@@ -19,7 +19,7 @@ from ctrace.view.screen.frame import culprits_of, tables_of
 from ctrace.view.screen.travel import TravelKeys
 
 ADVICE_OLD = 30.0
-"""Seconds for which the page about one culprit is content with the advice that there is."""
+"""Seconds for which the page about one culprit is content with existing advice."""
 
 
 class TopApp(TravelKeys):
@@ -51,7 +51,7 @@ class TopApp(TravelKeys):
         self.paint()
 
     def action_drill(self) -> None:
-        """What Enter means depends on where the cursor is."""
+        """What Enter does depends on where the cursor is."""
         snapshot, state = self.snapshot, self.state
         if snapshot is None or state.is_page:
             return
@@ -103,7 +103,8 @@ class TopApp(TravelKeys):
         self._grouped(-1)
 
     def _grouped(self, step: int) -> None:
-        """Group otherwise; ways by which the filter can't be told are passed over, and said."""
+        """Change the grouping; groupings that the filter can't be applied to are skipped, with a
+        message."""
         state, said = self.state.next_group(step), ""
         while (refusal := scope_of(state.filter).refusal(state.group)) and (
             state.group != self.state.group
@@ -185,7 +186,7 @@ class TopApp(TravelKeys):
         self.say(f"copied {first}, if the terminal allows it")
 
     def _rows(self) -> Sequence[Any]:
-        """What the cursor moves over."""
+        """The rows that the cursor moves over."""
         snapshot, state = self.snapshot, self.state
         if snapshot is None or state.is_page:
             return ()

@@ -21,7 +21,7 @@ Row = TypeVar("Row", Culprit, Victim, Table)
 
 @dataclass(frozen=True)
 class Spot:
-    """What a click on a stretch of a line means."""
+    """What a click on part of a line does."""
 
     y: int
     start: int
@@ -38,11 +38,11 @@ class Painted:
     lines: list[Text]
     spots: list[Spot] = field(default_factory=list)
     state: State = field(default_factory=State)
-    """The state with its cursor and scroll brought within what there is."""
+    """The state, with cursor and scroll position clamped to what exists."""
 
 
 class Screen:
-    """Stacks lines and remembers what a click on them means."""
+    """Stacks lines and remembers what a click on them does."""
 
     def __init__(
         self, snapshot: Snapshot, width: int, height: int, palette: Palette, state: State
@@ -113,7 +113,7 @@ class Screen:
             self.state = replace(state, cursor=cursor, held=held)
 
     def _more(self, y: int, hidden: int, width: int) -> None:
-        """How many rows are below the last shown, in the head where nothing else stands."""
+        """How many rows are below the last shown, in the head where it has room."""
         head = self.lines[y]
         note = f" {fmt.count(hidden)} more ↓"
         plain = head.plain
@@ -145,6 +145,6 @@ class Screen:
 
 
 def identity(item: object) -> tuple[str, int]:
-    """What a cursor stays with: a row's key and namespace."""
+    """What a cursor stays on: a row's key and namespace."""
     name = item.name if isinstance(item, Table) else getattr(item, "key", "")
     return (str(name), int(getattr(item, "netns", 0)))

@@ -1,4 +1,5 @@
-"""What the screen draws over time: the entries of the last minutes, and where a replay stands."""
+"""What the screen draws over time: the entries of the last minutes, and the position of a
+replay."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def chart(values: Sequence[float], width: int, height: int, top: float) -> list[
 def chart_lines(snapshot: Snapshot, width: int, height: int, palette: Palette) -> list[Text]:
     """Entries over the last minutes, and where packets were dropped.
 
-    One table's stand under its limit. Those of several are a sum, which no table's limit is for.
+    A single table is drawn under its limit. Several are drawn as a sum, to which no single limit
+    applies.
     """
     p = palette
     past = snapshot.history
@@ -82,7 +84,7 @@ def _stretch(values: Sequence[float], width: int) -> list[float]:
 
 
 def timeline(position: Position, width: int, palette: Palette) -> Text:
-    """Where a replay stands, with the drops marked on it."""
+    """The position of a replay, with the drops marked on it."""
     p = palette
     head = f" {fmt.clock(position.start)} UTC "
     word = "paused" if position.paused else f"{position.speed:g} times as fast"

@@ -114,7 +114,7 @@ def _rate(culprit: Culprit, width: int, palette: Palette) -> list[Piece]:
 
 
 def _curves(culprit: Culprit, rates: Sequence[float], width: int, palette: Palette) -> list[Piece]:
-    """Its rate, and what it holds, over time."""
+    """Its rate, and the entries it holds, over time."""
     p = palette
     room = min(60, (width - LABEL) // 2 - 18)
     groups: list[list[Piece]] = []

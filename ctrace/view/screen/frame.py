@@ -33,7 +33,7 @@ class Layout:
     victims: int
     namespaces: int
     beside: bool
-    """Whether the top lists stand beside the victims."""
+    """Whether the top lists are shown beside the victims."""
 
 
 def layout(snapshot: Snapshot, width: int, height: int) -> Layout:
@@ -86,7 +86,7 @@ def tables_of(snapshot: Snapshot) -> list[Table]:
 
 
 def victim_note(snapshot: Snapshot) -> str:
-    """What stands in the place of victims when there are none to show."""
+    """Text in place of victims when there are none to show."""
     if not snapshot.hooks.drop_tuples:
         return nobody(snapshot.hooks, snapshot.totals.drop)
     if snapshot.totals.drop or snapshot.totals.early_drop:
@@ -130,7 +130,7 @@ def top_body(screen: Screen) -> None:
 
 
 def victims_table(screen: Screen, width: int, height: int, many: bool) -> None:
-    """Who was refused or evicted, before single flows what explains most of them."""
+    """Who was refused or evicted: first the keys that explain most of them, then single flows."""
     told = refused_line(screen.snapshot, width, screen.palette)
     if told and height > 2:
         screen.add(told)
@@ -147,7 +147,8 @@ def victims_table(screen: Screen, width: int, height: int, many: bool) -> None:
 
 
 def refused_line(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
-    """The few that explain most of what was refused, where rows are those that hold most."""
+    """The few keys that explain most of what was refused, while the rows are those that hold
+    most."""
     if snapshot.group != "who" or not snapshot.who_refused:
         return []
     parts_of = [f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in snapshot.who_refused]
@@ -209,7 +210,7 @@ def compose(
     note: Sequence[parts.Piece] = (),
     page: Optional[Callable[[int], Sequence[Text]]] = None,
 ) -> Painted:
-    """The screen below which only footer and time line may come.
+    """The screen except for footer and time line, which go below it.
 
     ``page`` makes the lines of a page mode for a width.
     """

@@ -27,7 +27,7 @@ class Key:
     text: str
     """On the help page."""
     shown: str = ""
-    """How the key is written, where its name is not what is printed on it."""
+    """How the key is written, where that differs from its name."""
     modes: tuple[str, ...] = ()
     """Where the footer shows it; empty: in ``top``, ``victims`` and ``namespaces``."""
     travel: bool = False
@@ -184,7 +184,7 @@ PRINTED: Final = {
     "left_square_bracket": "[", "plus": "+", "equals_sign": "=", "minus": "-", "colon": ":",
     "down": "↓", "up": "↑", "pagedown": "PgDn", "pageup": "PgUp", "home": "Home", "end": "End",
 }  # fmt: skip
-"""What stands on the keys, where the terminal library calls them otherwise."""
+"""What is printed on the keys, where the terminal library has other names for them."""
 
 
 def markdown() -> str:
@@ -204,11 +204,11 @@ WANTED: Final = (
     "quit", "help", "up", "step", "jump", "next_drop", "apply", "unfold", "copy", "advice", "drill",
     "group", "filter", "sort", "victims", "namespaces", "page", "record", "pause",
 )  # fmt: skip
-"""The footer's order, where not all keys may have room: none is needed to leave or to learn."""
+"""The footer's order when not all keys have room: none of these is needed to leave or to learn."""
 
 
 def footer_keys(mode: str, travels: bool) -> list[Key]:
-    """What the footer offers here, most wanted first."""
+    """The keys that the footer offers here, most wanted first."""
     modes = {mode, "top" if mode == NARROWED else mode}
     offered = [
         key for key in KEYS if key.short and modes & set(key.modes or ROWS) and key.serves(travels)
@@ -219,7 +219,7 @@ def footer_keys(mode: str, travels: bool) -> list[Key]:
 def footer(
     mode: str, width: int, palette: Palette, travels: bool
 ) -> tuple[Text, list[tuple[int, int, str]]]:
-    """The footer, and which action a click on which cells means."""
+    """The footer, and the action of a click on each cell."""
     text = Text(" ", no_wrap=True, end="")
     spots: list[tuple[int, int, str]] = []
     gap = 2 if width >= 110 else 1

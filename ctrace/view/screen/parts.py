@@ -201,7 +201,7 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
 
 
 def _pinned(table: Table) -> str:
-    """``pinned 92 % ± 2 %``; ``pinned about 92 %`` where nothing tells the error."""
+    """``pinned 92 % ± 2 %``; ``pinned about 92 %`` where the error is unknown."""
     if table.pinned_error is None:
         return f"pinned about {fmt.share(table.pinned)}"
     return f"pinned {fmt.share(table.pinned)} ± {max(1, round(100 * table.pinned_error))} %"
@@ -297,7 +297,7 @@ def sentence(text: str, width: int, most: int) -> list[str]:
 
 
 def wrapped(text: str, width: int, most: int) -> list[str]:
-    """Words in at most ``most`` lines; what is beyond them is cut."""
+    """Words in at most ``most`` lines; the rest is cut off."""
     lines = textwrap.wrap(text, max(8, width), break_on_hyphens=False) or [""]
     if len(lines) > most:
         lines[most - 1] = fmt.cut(" ".join(lines[most - 1 :]), width)

@@ -1,4 +1,4 @@
-"""What a screen has seen of each row's rate, for its page: a snapshot tells the last one only."""
+"""The rates that a screen has seen of each row, for its page: a snapshot has only the last one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = tuple[str, str, Optional[int], int]
 
 
 def row_of(culprit: Culprit) -> Row:
-    """What a row is known by, also when a name takes the place of its address."""
+    """What identifies a row, also when a name takes the place of its address."""
     who = f"{culprit.src} {culprit.dst}" if culprit.src or culprit.dst else culprit.key
     return (who, culprit.proto, culprit.port, culprit.netns)
 

@@ -1,4 +1,4 @@
-"""The live screen without its keys: what it shows, when it looks, how it asks.
+"""The live screen without its keys: what it shows, when it refreshes, how it prompts.
 
 Everything on the screen is :func:`ctrace.view.screen.frame.compose` of the feed's newest
 snapshot and a :class:`~ctrace.view.screen.state.State`. The shell asks the feed a few times a
@@ -56,7 +56,7 @@ def _believe_the_terminal() -> None:
 
 
 class Shell(App[None]):
-    """Looks at a feed, composes what is to be seen, asks for a line; the keys come on top."""
+    """Reads a feed, composes the screen, prompts for a line; the keys are added on top."""
 
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
@@ -90,7 +90,7 @@ class Shell(App[None]):
         self.record_to = "ctrace.data"
         self.names = names
         self.caption: Optional[Callable[[], str]] = None
-        """A sentence above the footer: what is being shown."""
+        """A sentence above the footer that says what is being shown."""
         self._captioned = ""
         self.left = count
         """Snapshots until the screen closes itself; None: never."""
@@ -114,7 +114,7 @@ class Shell(App[None]):
         return [*filters, self._ascii] if self._ascii.enabled else filters
 
     def compose(self) -> ComposeResult:
-        """The stage, and the prompt that is hidden until something is asked."""
+        """The stage, and the prompt, which is hidden until something is asked."""
         yield self._stage
         yield self._prompt
 
@@ -131,11 +131,11 @@ class Shell(App[None]):
         self.look()
 
     def on_resize(self, event: events.Resize) -> None:  # noqa: ARG002
-        """The size decides what is shown, so everything is composed anew."""
+        """The size decides what is shown, so everything is composed again."""
         self.paint()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002
-        """What the palette offers: every key by name."""
+        """The commands that the palette offers: every key by name."""
         for key in KEYS:
             if key.action in ("command_palette", "move", "page", "edge", "sort_digit"):
                 continue
@@ -287,7 +287,7 @@ class Shell(App[None]):
         self.paint()
 
     def change(self, state: State) -> None:
-        """Take on a new state; the feed is told when its view is another one."""
+        """Take on a new state; the feed is told when its view has changed."""
         old, self.state = self.state, state
         if (old.group, old.order, old.filter) != (state.group, state.order, state.filter):
             self.feed.set_view(state.group, state.order, state.filter)
@@ -306,7 +306,7 @@ class Shell(App[None]):
     # -- questions ---------------------------------------------------------------------
 
     def ask(self, question: str, value: str, answer: Callable[[str], None]) -> None:
-        """Ask for one line in place of the footer; the question stands above it."""
+        """Ask for one line in place of the footer; the question is shown above it."""
         self._asking, self._question = answer, question
         self._prompt.value = value
         self._prompt.cursor_position = len(value)
@@ -316,7 +316,7 @@ class Shell(App[None]):
         self.paint()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:  # noqa: ARG002
-        """While something is asked, or the palette is open, letters are letters."""
+        """While something is asked, or the palette is open, letter keys type letters."""
         asked = self._prompt.display or len(self.screen_stack) > 1
         return not (asked and action in OURS)
 

@@ -32,7 +32,7 @@ class AsciiFilter(LineFilter):
 
 
 class Stage(Widget):
-    """The whole screen as lines; repaints the lines that differ from what is shown."""
+    """The whole screen as lines; repaints only lines that changed."""
 
     can_focus = True
 
@@ -73,10 +73,10 @@ class Prompt(Input):
 
 
 def bindings() -> list[BindingType]:
-    """The keys as the library wants them.
+    """The keys in the form that the library wants.
 
-    All before the focused widget sees them, so that a key which opens the prompt has done
-    so when the next one is looked at, however fast they come.
+    All are handled before the focused widget sees them, so that a key which opens the prompt has
+    done so when the next one is looked at, however fast they come.
     """
     out: list[BindingType] = []
     for key in KEYS:

@@ -1,4 +1,4 @@
-"""What the person at the screen has chosen. The screen is a function of this and a snapshot."""
+"""The choices of the person at the screen. The screen is a function of these and a snapshot."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class State:
 
     @property
     def order(self) -> str:
-        """What is asked of the feed: the sort, with a ``-`` where it is turned round."""
+        """The sort as asked of the feed, with a ``-`` where it is reversed."""
         return f"-{self.sort}" if self.reverse else self.sort
 
     @property

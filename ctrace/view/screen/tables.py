@@ -52,7 +52,7 @@ def pod(name: str, width: int) -> str:
 
 
 def shown(culprit: Culprit, width: int) -> str:
-    """A row's key; with what it is scattered over, where that is known and fits."""
+    """A row's key, with the number of its scattered parts where that is known and fits."""
     words = fmt.prose(culprit.words)
     return words if words and len(words) <= width else fmt.key(culprit.key, width)
 
@@ -216,5 +216,5 @@ OF_CHANGES: Final = frozenset(("new", "life", "life99", "stays", "ends", "insert
 
 
 def no_limit(table: Table) -> str:
-    """What stands for the limit of a table without one, or with one that was not read."""
+    """Text in place of a limit, for a table without one or with one that was not read."""
     return "no limit" if table.max_known else "limit unknown"
