@@ -37,7 +37,7 @@ class Moments(Protocol):
 
 
 class FeedAdviser:
-    """What the advice page asks; see :class:`ctrace.view.screen.advice.Adviser`.
+    """Answers for the advice page; see :class:`ctrace.view.screen.advice.Adviser`.
 
     By itself it only advises, as over a recording: there is nothing to apply.
     """
@@ -73,7 +73,7 @@ class FeedAdviser:
         return rules_text(advice)
 
     def about(self, advice: Any, proto: str, port: int, netns: int) -> Optional[Remedy]:
-        """What it says of one service; None when it was not judged."""
+        """The advice about one service; None when it was not judged."""
         from ctrace.view.report.advice import remedy
 
         return remedy(advice, proto, port, netns)
@@ -88,7 +88,7 @@ class FeedAdviser:
         return ""
 
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:  # noqa: ARG002
-        """Raises CtraceError: what has been recorded is over."""
+        """Raises CtraceError: a recording is in the past, so nothing can be applied."""
         raise CtraceError(
             "nothing can be applied over a recording; ctrace advise FILE --plan makes a plan"
         )
@@ -134,7 +134,7 @@ class LiveAdviser(FeedAdviser):
         return question, ("apply",)
 
     def act(self, advice: Any, word: str) -> str:
-        """Do what was typed, and say what was done. Raises CtraceError; may take seconds."""
+        """Carry out what was typed, and say what was done. Raises CtraceError; may take seconds."""
         from ctrace.advice.again import judge_plan
         from ctrace.change import apply
 
@@ -170,13 +170,13 @@ class LiveAdviser(FeedAdviser):
                     self._trial, self._told = None, told
 
     def close(self) -> None:
-        """Take back what was not kept."""
+        """Revert what was not kept."""
         if self._trial is not None:
             self.act(None, "undo")
 
 
 def recorded_facts(rules: Mapping[int, str]) -> Callable[[int], Optional[Facts]]:
-    """What a recording knows of each namespace, from its :meth:`rulesets`."""
+    """What a recording knows about each namespace, from its :meth:`rulesets`."""
 
     def facts_of(netns: int) -> Optional[Facts]:
         from ctrace.advice.facts import from_text

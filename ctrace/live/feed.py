@@ -78,7 +78,7 @@ class LiveFeed:
 
     @property
     def phase(self) -> Phase:
-        """What the feed is doing."""
+        """The feed's activity."""
         return self._phase
 
     @property
@@ -109,7 +109,7 @@ class LiveFeed:
         self._again.set()
 
     def read_beside(self, reader: Reader) -> None:
-        """Have what rules tell of the same tables read, too, from now on."""
+        """From now on, read what the rules say about the same tables, too."""
         self._beside = reader
         reader.start()
 
@@ -147,7 +147,7 @@ class LiveFeed:
             self._writer = LateRecording(path, source, self._known, self._shown_filter)
 
     def stop_recording(self) -> str:
-        """Finish the file, once what was in the tables before is in it: seconds at most."""
+        """Finish the file once it has what was in the tables before: this takes seconds at most."""
         if self._writer is None:
             return ""
         from ctrace.recording.recorder.late_start import PATIENCE

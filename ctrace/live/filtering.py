@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ctrace.model.model import Model
 
 SEARCHED = 5000
-"""Culprits that a filter of rows is applied to: what is wanted may be small."""
+"""Culprits that a filter of rows is applied to: a match may be small."""
 
 Row = Union[Culprit, Victim]
 Test = Callable[[Row], bool]
@@ -40,7 +40,7 @@ FIELDS = {
 }
 
 FLOWS = ("netns", "proto", "port", "dport", "src", "dst")
-"""Fields that choose flows, in the model."""
+"""Fields that select flows, in the model."""
 _SERVICE = ("netns", "proto", "port", "dport")
 TOLD = {
     "pair": (*_SERVICE, "src"),
@@ -50,7 +50,7 @@ TOLD = {
     "netns": ("netns",),
     "process": ("netns",),
 }
-"""Those of them that rows of a grouping still have."""
+"""The flow fields that rows of each grouping still have."""
 
 
 def parse(text: str) -> list[tuple[str, Test]]:
@@ -74,7 +74,7 @@ def _words_of(text: str) -> list[str]:
 
 
 def scope_of(text: str, netns: Callable[[str], int] = lambda _: 0) -> Scope:
-    """The flows that a filter chooses; ``netns`` numbers a namespace. Raises UsageError."""
+    """The flows that a filter selects; ``netns`` gives a namespace's number. Raises UsageError."""
     parse(text)
     chosen: dict[str, Any] = {}
     for word in _words_of(text):
@@ -97,7 +97,7 @@ def scope_of(text: str, netns: Callable[[str], int] = lambda _: 0) -> Scope:
 
 
 def check(group: str, text: str) -> None:
-    """Raises UsageError, with what to do, when a grouping's rows can't be narrowed so."""
+    """Raises UsageError, with what to do, when a grouping's rows can't be narrowed this way."""
     if refusal := scope_of(text).refusal(group):
         raise UsageError(refusal)
     by_status.check(_statuses(text))
@@ -121,9 +121,9 @@ class View(NamedTuple):
 
 
 def view(model: Model, asked: View, flow_filter: str = "", whole: str = "") -> Snapshot:
-    """What a screen asked for, of what was captured as ``whole`` says.
+    """A screen's request, applied to what was captured as ``whole`` says.
 
-    ``flow_filter`` is that part of it that chose among a table's flows. Raises UsageError.
+    ``flow_filter`` is the part of it that selected among a table's flows. Raises UsageError.
     """
     group, sort, text, limit = asked
     scope = scope_of(text, model.netns)
@@ -224,7 +224,7 @@ def _words(row: Row) -> str:
 def filtered(snapshot: Snapshot, text: str) -> Snapshot:
     """The snapshot with only the rows that pass. Raises UsageError.
 
-    Where rows are grouped so that they have no such field, the flows were chosen before.
+    Where rows are grouped so that they lack such a field, the flows were selected before.
     """
     tests = parse(text)
     if not tests:

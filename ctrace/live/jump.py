@@ -39,7 +39,7 @@ def parse_jump(text: str, position: Position) -> float:
 
 
 def inside(moment: float, text: str, position: Position) -> float:
-    """The moment, which the recording has within a second. Raises UsageError when not."""
+    """The moment, if the recording has it to within a second. Raises UsageError when not."""
     if position.start - 1 <= moment <= position.end + 1:
         return moment
     first, last = (

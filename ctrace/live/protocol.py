@@ -16,17 +16,17 @@ PHASES = ("attaching", "reading", "live", "replay", "ended", "failed")
 
 @dataclass(frozen=True)
 class Phase:
-    """What a feed is doing, for the header and for the screen before the first snapshot."""
+    """The activity of a feed, for the header and for the screen before the first snapshot."""
 
     name: str = "attaching"
     """One of :data:`PHASES`."""
     text: str = ""
-    """One line for a person: what is being done, what is missing, why it failed."""
+    """One line for a person: what is going on, what is missing, why it failed."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a replay stands. Times are UTC seconds."""
+    """The position of a replay. Times are UTC seconds."""
 
     now: float
     start: float
@@ -48,13 +48,13 @@ class Feed(Protocol):
 
     @property
     def phase(self) -> Phase:
-        """What the feed is doing."""
+        """The feed's activity."""
 
     def latest(self) -> Optional[Snapshot]:
         """The newest snapshot; None before the first one. The same object until a newer one."""
 
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
-        """How the next snapshots shall be grouped, sorted and filtered.
+        """Set how the next snapshots are grouped, sorted and filtered.
 
         ``group`` is one of ``snapshot.GROUPS``, ``sort`` of ``snapshot.SORTS``, with a
         leading ``-`` for the other end first; the filter is the text that was typed. A
@@ -62,7 +62,7 @@ class Feed(Protocol):
         """
 
     def close(self) -> None:
-        """Stop the thread and let go of everything; safe to call twice."""
+        """Stop the thread and close everything; safe to call twice."""
 
 
 @runtime_checkable
@@ -71,10 +71,10 @@ class Travels(Protocol):
 
     @property
     def position(self) -> Position:
-        """Where the replay stands."""
+        """The position of the replay."""
 
     def pause(self, paused: bool) -> None:
-        """Stop or go on playing."""
+        """Pause or resume."""
 
     def step(self, intervals: int) -> None:
         """Go that many intervals forward, or back when negative; pauses."""
@@ -98,7 +98,7 @@ class Records(Protocol):
 
     @property
     def recording(self) -> str:
-        """The file being written; empty when none is."""
+        """The file being written; empty when there is none."""
 
     def record(self, path: str) -> None:
         """Start writing to ``path``. Raises CtraceError when that is impossible."""

@@ -21,7 +21,7 @@ from ctrace.recording.derived import Recorded
 from ctrace.recording.format.evidence import logged
 
 CHECKPOINTS = 6
-"""Copies of the model kept along the way, so that going back is not from the start."""
+"""Copies of the model kept along the way, so that going back need not start from the beginning."""
 BURST_NS = 5_000_000_000
 STEP_NS = 1_000_000_000
 
@@ -49,7 +49,7 @@ class ReplayFeed:
         start: Optional[float] = None,
         memory: int = 32 << 20,
     ) -> None:
-        """``start`` is the UTC second to begin at, else the recording's beginning."""
+        """``start`` is the UTC second to begin at, otherwise the recording's beginning."""
         self._of = recording
         self._memory = memory
         self._clock = recording.clock
@@ -64,11 +64,11 @@ class ReplayFeed:
         self._latest: Optional[Snapshot] = None
         self._error: Optional[BaseException] = None
         self._drops: Optional[tuple[int, ...]] = None
-        """Beginnings of bursts; None while they are still being looked for."""
+        """Beginnings of bursts; None while they are still being searched for."""
         self._burst = 0
-        """Bursts to go on or back, asked for before they were known."""
+        """Bursts to go forward or back, requested before they were known."""
         self._wanted = self._given = 0
-        """Changes of view asked for, and shown."""
+        """Changes of view requested, and shown."""
         self._closing = False
         self._wake = threading.Condition()
         self._now = self._start
@@ -84,7 +84,7 @@ class ReplayFeed:
 
     @property
     def phase(self) -> Phase:
-        """What the feed is doing."""
+        """The feed's activity."""
         return self._phase
 
     @property
@@ -93,11 +93,11 @@ class ReplayFeed:
         return self._error
 
     def latest(self) -> Optional[Snapshot]:
-        """The snapshot of the moment that the replay stands at."""
+        """The snapshot of the replay's present moment."""
         return self._latest
 
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
-        """Group, sort and filter otherwise; a snapshot follows at once. Raises UsageError."""
+        """Change grouping, sort and filter; a snapshot follows at once. Raises UsageError."""
         check(group, filter_text)
         with self._wake:
             self._view = View(group, sort, filter_text)
@@ -121,7 +121,7 @@ class ReplayFeed:
 
     @property
     def position(self) -> Position:
-        """Where the replay stands; a jump shows its target at once."""
+        """The position of the replay; a jump shows its target at once."""
         target = self._target
         return Position(
             self._utc(self._now if target is None else target),
@@ -133,7 +133,7 @@ class ReplayFeed:
         )
 
     def pause(self, paused: bool) -> None:
-        """Stop or go on playing."""
+        """Pause or resume."""
         with self._wake:
             self._paused = paused
             self._wake.notify_all()
@@ -317,7 +317,7 @@ class ReplayFeed:
 
     @property
     def _fresh(self) -> bool:
-        """Whether a changed view waits to be shown."""
+        """Whether a changed view has not been shown yet."""
         return self._wanted != self._given
 
     def _show(self) -> None:

@@ -17,12 +17,12 @@ from typing import Final
 from ctrace.model.snapshot import Culprit, Snapshot, Victim
 
 KNOWN: Final = 4096
-"""Names kept; the ones not used for longest go first."""
+"""Names kept; the least recently used go first."""
 WAITING: Final = 64
-"""Look-ups under way at most: an incident with a million sources asks for few of them."""
+"""Look-ups in progress at most: an incident with a million sources asks for only a few."""
 THREADS: Final = 4
 SHOWN: Final = 50
-"""Rows whose addresses are asked for."""
+"""Rows whose addresses are looked up."""
 
 
 def lookup(address: str) -> str:

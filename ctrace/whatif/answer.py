@@ -10,9 +10,10 @@ from ctrace.model.snapshot import Rising
 from ctrace.whatif.settings import Levers
 
 TRUST: Final = 0.05
-"""Share: where the events explain the kernel's own counts no better, nothing is foretold well."""
+"""Share. If the events explain the kernel's own counts no better than this, predictions are not
+trusted."""
 FORETOLD: Final = 0.15
-"""Share: a second half that is missed by more was not foretold."""
+"""Share. If the second half is missed by more than this, it was not predicted."""
 VAGUE: Final = 1.5
 """Times what the levers are said to do: of a wider range it is told. What they really do is known
 no closer, so it is told before the range is twice as wide."""
@@ -31,7 +32,7 @@ class Outcome:
     """New flows' packets refused."""
     evictions: int
     full_s: float
-    """Seconds at 99 % or above."""
+    """Seconds at 99 % full or above."""
     mean_range: tuple[float, float] = (math.nan, math.nan)
     peak_range: tuple[float, float] = (math.nan, math.nan)
 
@@ -54,28 +55,29 @@ class Place:
     limit: int
     new_limit: int
     recorded: Outcome
-    """As the kernel counted."""
+    """As the kernel counted it."""
     modelled: Outcome
-    """The model, with nothing changed."""
+    """From the model, with nothing changed."""
     changed: Outcome
-    """The model, with the levers."""
+    """From the model, with the levers."""
     error: Optional[float]
     """By how much the second half of the recording is missed when it is foretold from the first:
     mean distance from the kernel's count, relative; None: it can't be foretold."""
     drop_error: Optional[float]
-    """Foretold minus real refusals in that half, as a share of all tries."""
+    """Predicted minus real refusals in that half, as a share of all attempts."""
     replay_error: Optional[float]
     """Mean distance from the kernel's count when every entry leaves as it was seen to: how well the
     events explain the counts, which proves nothing of other settings. None: without counts."""
     rising: Optional[Rising]
-    """With the levers, at the end of the recording; None: it does not go on rising."""
+    """With the levers, at the end of the recording; None: it does not keep rising."""
     series_recorded: Series
     series_modelled: Series
     series_changed: Series
 
     @property
     def vague(self) -> tuple[str, ...]:
-        """``mean``, ``peak``: whose range is, or may be, wider than twice what the levers do."""
+        """``mean``, ``peak``: those with a range that is, or may be, wider than twice the levers'
+        effect."""
         was, would = self.modelled, self.changed
         figures = (
             ("mean", was.mean - would.mean, would.mean_range),
@@ -85,7 +87,7 @@ class Place:
 
     @property
     def trusted(self) -> bool:
-        """Whether the events explain the counts, and the first half foretells the second."""
+        """Whether the events explain the counts, and the first half predicts the second."""
         if self.error is None or self.replay_error is None or self.replay_error > TRUST:
             return False
         return self.error <= FORETOLD and abs(self.drop_error or 0.0) <= TRUST

@@ -42,9 +42,9 @@ def change(flows: Flows, levers: Levers, pace: float = 1.0) -> Flows:
 def altered(
     flows: Flows, levers: Levers, matches: Callable[[Timeout, Flows], Bool] = Timeout.matches
 ) -> Bool:
-    """Flows that stay for another time under the levers.
+    """Flows that stay for a different time under the levers.
 
-    With :meth:`Timeout.could_match`: that may, as their protocol is a lever's.
+    With :meth:`Timeout.could_match`: flows that may, because their protocol is a lever's.
     """
     hit = np.zeros(len(flows), bool)
     for lever in levers.timeouts:
@@ -55,7 +55,7 @@ def altered(
 
 
 def shortens(flows: Flows, levers: Levers) -> bool:
-    """Whether no flow stays longer under the levers: then nor does the table hold more."""
+    """Whether no flow stays longer under the levers: then the table never holds more, either."""
     return not any(
         (lever.seconds > flows.timeout[lever.could_match(flows)]).any() for lever in levers.timeouts
     )

@@ -21,35 +21,35 @@ from ctrace.whatif.settings import Levers, Timeout
 from ctrace.whatif.table import Setting
 
 PAUSE: Final = 0.2
-"""Share: gc_worker's longest pause is modelled no closer than this."""
+"""Share: gc_worker's longest pause is modelled no more accurately than this."""
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """Entries, of the mean over the recording, unless it says otherwise."""
+    """Entries, averaged over the recording, unless stated otherwise."""
 
     altered: float
-    """Held by flows that the levers give another stay."""
+    """Held by flows that stay for a different time under the levers."""
     drawn: float
-    """What the share of them among flows that did not end may be off by: two standard errors."""
+    """Possible error of their share among flows that did not end: two standard errors."""
     unknown: float
-    """Held by flows of which nothing tells, that the levers might give another stay."""
+    """Held by flows of unknown stay, which the levers might change."""
     unknown_peak: float
     """The same of the peak, at most."""
     unlisted: int
-    """Entries that no event speaks of, and that the levers might take away."""
+    """Entries without any event, which the levers might remove."""
     stay: float
     """Seconds that an entry stays, on average."""
     seconds: float
     mean: float
-    """By how much the second half's mean was missed, relative; and its peak."""
+    """Relative error of the predicted mean of the second half; and of its peak."""
     peak: float
 
 
 def doubt_of(
     recorded: Recorded, levers: Levers, inum: int, extra: int, missed: Optional[Miss]
 ) -> Doubt:
-    """What is not known of one namespace's answer; ``extra`` entries are in no event."""
+    """The uncertainty of one namespace's answer; ``extra`` entries are in no event."""
     flows, seconds = recorded.flows, recorded.seconds
     here = flows.netns == inum
     left = np.where(np.isnan(flows.leave), flows.expire, flows.leave)
@@ -77,7 +77,7 @@ def doubt_of(
 
 
 def widened(told: Outcome, doubt: Doubt, target: Setting) -> Outcome:
-    """The outcome with ranges that allow for it."""
+    """The outcome with ranges that allow for the uncertainty."""
     limit = target.limit or math.inf
     low, high = told.mean_range
     # A mean over some stays of one load differs from that of another like it.
@@ -105,7 +105,7 @@ def widened(told: Outcome, doubt: Doubt, target: Setting) -> Outcome:
 
 
 def at_most(told: Outcome, other: Outcome) -> Outcome:
-    """The outcome of levers under which the table never holds more than it did in another."""
+    """The outcome of levers under which the table never holds more than in another outcome."""
     (low, high), (least, most) = told.mean_range, told.peak_range
     return replace(
         told,
@@ -115,7 +115,7 @@ def at_most(told: Outcome, other: Outcome) -> Outcome:
 
 
 def _share_error(flows: Flows, drawn: Bool, maybe: Bool) -> float:
-    """Two standard errors of the share of those that are hit."""
+    """Two standard errors of the share of affected flows."""
     if not maybe.any():
         return 0.0
     n = float(np.median(flows.among[maybe]))
@@ -124,13 +124,13 @@ def _share_error(flows: Flows, drawn: Bool, maybe: Bool) -> float:
 
 
 def _least(levers: Levers, stays: F64) -> float:
-    """Seconds that those stay at least, if each waits for the timeout that is made shortest."""
+    """Seconds that these stay at least, if each waits for the timeout shortened most."""
     shortest = min((lever.seconds for lever in levers.timeouts), default=0)
     return float(np.minimum(stays, shortest).sum())
 
 
 def _most_at_once(arrive: F64, stays: F64) -> float:
-    """How many of those were there at once, at most."""
+    """How many of these were in the table at once, at most."""
     steps = np.argsort(np.concatenate([arrive, arrive + stays]), kind="stable")
     held = np.cumsum(np.where(steps < len(arrive), 1, -1))
     return float(held.max(initial=0))

@@ -1,4 +1,4 @@
-"""What did not end in a recording: as what, and when, it would have.
+"""Flows that did not end in a recording: how, and when, they would have.
 
 What has ended is no witness for what lives: the short-lived ended first. So an entry that lives
 at the end is known by what a look found in it; else by looks at others of the same age; else by
@@ -15,12 +15,12 @@ import numpy as np
 from ctrace.whatif.flows import F64, I64, U8, Basis, Bool, Flows, default_timeout
 
 FEW: Final = 5
-"""Fewer flows, or looks, tell nothing of others."""
+"""Flows, or looks. Fewer say nothing about others."""
 NEAR: Final = 16
-"""Looks at entries of about the same age, of which one is drawn."""
+"""Looks at entries of about the same age, one of which is drawn."""
 CHUNK: Final = 1 << 16
 FRESH_S: Final = 5.0
-"""A state that was seen so lately is taken to hold."""
+"""Seconds. A state seen this recently is assumed to hold."""
 TCP: Final = 6
 WAITING: Final = (7, 8)
 """TIME_WAIT and CLOSE: nothing but the timeout follows."""
@@ -29,7 +29,7 @@ UNKNOWN_STATE: Final = 255
 
 @dataclass(frozen=True)
 class Looks:
-    """What looks at living entries found: parallel arrays, oldest first."""
+    """Results of looks at living entries: parallel arrays, oldest first."""
 
     at: F64
     flow: I64
@@ -37,11 +37,11 @@ class Looks:
     state: U8
     assured: Bool
     left: F64
-    """Seconds until it expires; negative: that it waits for its collection."""
+    """Seconds until it expires; negative: it is waiting for collection."""
     timeout: F64
-    """Seconds, of the state that it was in; 0: unknown."""
+    """Seconds, for the state that it was in; 0: unknown."""
     even: Bool
-    """Whether it was met by chance, and not looked at since it was young."""
+    """Whether it was met by chance, not looked at because it was young."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class _Fates:
     among: I64
 
     def open(self) -> Bool:
-        """Flows of which nothing tells yet."""
+        """Flows about which nothing is known yet."""
         found: Bool = self.basis == Basis.NOTHING
         return found
 
@@ -107,7 +107,7 @@ def completed(flows: Flows, looks: Looks, seconds: float) -> Flows:
 
 
 def _take(found: _Fates, flow: I64, looks: Looks, of: I64, expire: F64, basis: Basis) -> None:
-    """Give flows the ends that looks tell of."""
+    """Set the ends that looks show for these flows."""
     proto = found.flows.proto[flow]
     found.state[flow], found.assured[flow] = looks.state[of], looks.assured[of]
     by_default = default_timeout(proto, np.minimum(looks.state[of], 9), looks.assured[of])
@@ -122,7 +122,7 @@ def _waits(proto: U8, looks: Looks) -> Bool:
 
 
 def _by_own_look(found: _Fates, looks: Looks) -> None:
-    """An entry that waits for its timeout, or was looked at just now, ends as that told."""
+    """An entry that waits for its timeout, or was looked at just now, ends as the look shows."""
     last = np.full(len(found.flows), -1, np.int64)
     last[looks.flow] = np.arange(len(looks.at))  # later looks overwrite
     flow = np.flatnonzero(found.open() & (last >= 0))
@@ -178,7 +178,7 @@ def _near(aged: F64, closed: F64, age: F64, lived: F64, random: np.random.Genera
 
 
 def _by_ends_of_others(found: _Fates, age: F64, group: I64) -> None:
-    """An entry ends as another that had stayed longer than it has."""
+    """An entry ends like another one that had stayed longer."""
     flows = found.flows
     born = ~flows.existed
     ended = np.minimum(flows.expire, flows.end)

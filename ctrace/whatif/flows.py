@@ -35,11 +35,11 @@ class Readings:
     limit: I64
     buckets: I64
     timed: bool = True
-    """Whether ``ts`` is when each was taken, and not when its batch of events ended."""
+    """Whether ``ts`` is when each was taken, rather than when its batch of events ended."""
 
 
 class Basis(IntEnum):
-    """What tells how a flow ended, or would have."""
+    """How it is known how a flow ended, or would have."""
 
     SEEN = 0
     """Its end."""
@@ -52,7 +52,7 @@ class Basis(IntEnum):
 
 @dataclass(frozen=True)
 class Flows:
-    """One element a flow, sorted by ``arrive``; then the attempts to enter, sorted by time."""
+    """One element per flow, sorted by ``arrive``; then the attempts to enter, sorted by time."""
 
     netns: I64
     arrive: F64
@@ -65,7 +65,7 @@ class Flows:
     """When it really left the table; inf when it was still there; NaN when it was evicted
     or never in."""
     timeout: F64
-    """Of the state that it died in, seconds."""
+    """Seconds, for the state that it died in."""
     proto: U8
     state: U8
     assured: Bool
@@ -73,11 +73,11 @@ class Flows:
     dport: I64
     reply_sport: I64
     existed: Bool
-    """Whether it was there before the recording began: its age is not known."""
+    """Whether it was there before the recording began: its age is unknown."""
     basis: U8
     """:class:`Basis` of ``expire``, ``timeout``, ``state`` and ``assured``."""
     among: I64
-    """Of :data:`Basis.LIKE`: how many it was drawn from."""
+    """For :data:`Basis.LIKE`: how many it was drawn from."""
     sure: Bool
     """Whether ``timeout`` is the one that it had: a ``ct timeout`` policy gives another, and so
     does a setting that was changed since."""

@@ -1,4 +1,4 @@
-"""What goes on growing: entries that come, and stay for longer than anybody looks on.
+"""Tables that keep growing: entries that come, and stay longer than anybody watches.
 
 An entry whose timeout is an hour or more doesn't expire while one watches. As many may leave as
 come, or fewer: then the table rises until it is full, and where it stands now is no prediction.
@@ -16,7 +16,7 @@ from ctrace.model.snapshot import Rising
 from ctrace.whatif.flows import Basis, Bool, Flows
 
 LASTING: Final = 3600.0
-"""Seconds: entries with longer timeouts do not expire while anybody looks on."""
+"""Seconds: entries with longer timeouts do not expire while anybody watches."""
 HORIZON: Final = 7 * 86400.0
 """Seconds: a table that would be full later than this is not filling."""
 TCP: Final = 6
@@ -24,7 +24,7 @@ TCP: Final = 6
 
 @dataclass(frozen=True)
 class Range:
-    """A number of entries that is not known more closely than this."""
+    """A number of entries known only to lie within this range."""
 
     low: float
     high: float
@@ -34,14 +34,15 @@ class Range:
 
 
 def net(came: float, went: float, seconds: float) -> Range:
-    """What ``came`` and ``went`` within some seconds add in one: two standard errors either way."""
+    """Net growth per second from what ``came`` and ``went`` in some seconds: two standard errors
+    either way."""
     error = 2 * math.sqrt(came + went + 1) / max(seconds, 1e-9)
     each = (came - went) / max(seconds, 1e-9)
     return Range(each - error, each + error)
 
 
 def rising(growth: Range, now: Range, limit: float) -> Optional[Rising]:
-    """None where it may as well not grow; ``now``: entries from which on it does."""
+    """None where it may just as well not grow; ``now``: entries above which it does."""
     if growth.low <= 0:
         return None
     per_s = (growth.low, growth.high)
@@ -53,9 +54,9 @@ def rising(growth: Range, now: Range, limit: float) -> Optional[Rising]:
 
 
 def of_flows(flows: Flows, since: float, until: float) -> Range:
-    """Entries a second by which those that last have grown between two times.
+    """Entries per second by which long-lived ones have grown between two times.
 
-    Of which nothing tells how long they stay may last: they are only in the highest.
+    Those with an unknown stay may be long-lived: they count only in the upper bound.
     """
     some = []
     for unknown in (False, True):
@@ -66,7 +67,7 @@ def of_flows(flows: Flows, since: float, until: float) -> Range:
 
 
 def _lasting(flows: Flows, at: float, unknown: bool) -> Bool:
-    """Entries that are in the table at a time, and neither wait for their end nor expire soon."""
+    """Entries in the table at a time that neither wait for their end nor expire soon."""
     left = np.where(np.isnan(flows.leave), flows.expire, flows.leave)
     inside = (flows.arrive <= at) & (np.minimum(left, flows.end) > at)
     long = flows.timeout >= LASTING

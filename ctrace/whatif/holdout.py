@@ -1,4 +1,4 @@
-"""How far predictions are off: the rest of a recording, foretold from its first half.
+"""How far predictions are off: the rest of a recording, predicted from its first half.
 
 Told is what tried to enter, as a what-if takes that from the recording, too. When entries leave is
 foretold: those that lived at the half as they were known then, and those that came later as one
@@ -18,26 +18,26 @@ from ctrace.whatif.flows import F64, I64, Basis, Flows, Recorded
 from ctrace.whatif.table import Known, Setting
 
 FEW: Final = 20
-"""Fewer flows in the first half tell nothing of the second."""
+"""Flows. Fewer in the first half say nothing about the second."""
 READINGS: Final = 5
-"""Fewer counts of the kernel's are no judge."""
+"""Counts by the kernel. Fewer are not enough to judge by."""
 
 
 @dataclass(frozen=True)
 class Miss:
-    """By how much the second half was missed in one namespace, relative to what was counted."""
+    """The error in one namespace's second half, relative to what was counted."""
 
     course: float
     """Mean distance of the two courses."""
     mean: float
-    """Foretold minus counted."""
+    """Predicted minus counted."""
     peak: float
     drops: float
-    """Foretold minus real refusals, as a share of all tries."""
+    """Predicted minus real refusals, as a share of all attempts."""
 
 
 def misses(recorded: Recorded, setting: Setting) -> dict[int, Miss]:
-    """Of each namespace whose second half can be foretold."""
+    """The errors of each namespace whose second half can be predicted."""
     first, half = recorded.first, recorded.half_s
     if first is None or not len(first):
         return {}
@@ -101,7 +101,7 @@ def _lag(first: Flows) -> float:
 
 
 def _next_pass(recorded: Recorded, lag: float) -> F64:
-    """When gc_worker comes by for the first time in the second half, as far as the first tells."""
+    """When gc_worker first runs in the second half, as predicted from the first."""
     before = recorded.collections[recorded.collections <= recorded.half_s]
     if not len(before):
         return np.array([recorded.half_s + 2 * lag]) if math.isfinite(lag) else np.zeros(0)
@@ -110,7 +110,7 @@ def _next_pass(recorded: Recorded, lag: float) -> F64:
 
 
 def _second(recorded: Recorded, first: Flows, lag: float) -> Flows:
-    """The flows of the second half as they are foretold; its times begin at 0."""
+    """The flows of the second half as predicted; its times begin at 0."""
     half = recorded.half_s
     inside = np.isinf(first.leave)
     old = first.only(inside)

@@ -1,4 +1,4 @@
-"""What has to be kept in mind beside a what-if's numbers."""
+"""Caveats to a what-if's numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctrace.whatif.settings import Levers
 
 
 def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator[str]:
-    """Each as one sentence; ``extra`` entries a namespace are in no event."""
+    """Each as one sentence; ``extra``: entries per namespace that are in no event."""
     flows = recorded.flows
     if recorded.lost:
         yield f"{recorded.lost:,} events were lost while recording: flows are missing here."

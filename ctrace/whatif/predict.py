@@ -34,7 +34,7 @@ for passes that give up early (measured: 32 with 120 s timeouts)."""
 POINTS: Final = (np.arange(16) + 0.5) / 16
 """Remaining timeouts of a steady load are spread evenly over its timeout."""
 MOSTLY: Final = 0.9
-"""Share of entries in one state from which on it stands for all."""
+"""Share of entries in one state from which that state stands for all."""
 FEW_CLOSED: Final = 0.05
 """Share of closed entries below which they do not hide how many open ones come."""
 OPEN: Final = {
@@ -95,7 +95,7 @@ def _shortened(culprit: Culprit, first: bool, old: float, new: float, seconds: f
 
 
 def _waits(culprit: Culprit) -> float:
-    """Of a key's closed entries, the share that waits out TIME_WAIT; all where none was reset."""
+    """The share of a key's closed entries that waits out TIME_WAIT; all where none was reset."""
     if culprit.proto != "tcp" or not culprit.composition.state("TIME_WAIT", "CLOSE"):
         return 1.0
     state = culprit.composition.state
@@ -103,9 +103,9 @@ def _waits(culprit: Culprit) -> float:
 
 
 def _by_stay(culprit: Culprit, new: float, freed: Range) -> Range:
-    """Less, where something else than the timeout ends entries: a port that is used again, an RST.
+    """Reduced, where something other than the timeout ends entries: a reused port, an RST.
 
-    Those that go before the new timeout anyway are not freed by it.
+    Entries that go before the new timeout anyway are not freed by it.
     """
     stays = culprit.residence
     if stays.by == "timeout":
@@ -118,14 +118,14 @@ def _by_stay(culprit: Culprit, new: float, freed: Range) -> Range:
 
 
 def _longer(waited: tuple[float, ...], seconds: float) -> float:
-    """Which share has waited so long, of quantiles at even steps."""
+    """The share that has waited this long, from quantiles at even steps."""
     at = np.arange(len(waited)) / (len(waited) - 1)
     return 1 - float(np.interp(seconds, waited, at, left=0.0, right=1.0))
 
 
 def _settled(culprit: Culprit, waited: tuple[float, ...], timeout: float, seconds: float) -> bool:
-    """Whether it holds in the end what it holds now: entries do reach their timeout, or as many
-    go as come."""
+    """Whether it will hold in the end what it holds now: entries reach their timeout, or as many go
+    as come."""
     if not culprit.new_per_s or waited[round(0.95 * (len(waited) - 1))] >= 0.9 * timeout:
         return True
     grown = growth.net(float(culprit.inserts), float(culprit.destroys), max(seconds, 1.0))
@@ -141,28 +141,28 @@ class _Stream:
     rate: float
     timeout: float
     refused: float
-    """Packets a second that found the table full: what comes in once there is room, at most."""
+    """Packets per second that found the table full: the most that comes in once there is room."""
     waited: tuple[float, ...] = ()
     """As in :class:`ctrace.model.snapshot.Composition`."""
     settled: bool = False
-    """Whether it holds in the end what it holds now."""
+    """Whether it will hold in the end what it holds now."""
     grows: Range = NONE
-    """Entries a second, of those whose timeout nobody sees pass."""
+    """Growth in entries per second, from entries whose timeout nobody sees expire."""
 
     @property
     def expiring(self) -> float:
-        """Entries a second whose timeout passes, at most."""
+        """Entries per second whose timeout expires, at most."""
         return self.rate if self.timeout < LASTING else 0.0
 
     def reach(self, timeout: float) -> float:
-        """The share of those that wait until such a timeout: of a used port's none does."""
+        """The share of those that wait until such a timeout: none for a reused port."""
         if not (self.settled and self.waited and self.rate):
             return 1.0
         before = _longer(self.waited, 0.7 * timeout) - _longer(self.waited, timeout)
         return min(1.0, before * self.held / (0.3 * timeout * self.rate))
 
     def living(self, before: float) -> float:
-        """Entries whose timeout has not passed; collections are ``before`` seconds apart."""
+        """Entries whose timeout has not expired; collections are ``before`` seconds apart."""
         if not self.expiring:
             return self.held
         if self.waited:
@@ -181,9 +181,9 @@ class _Stream:
 
 
 class Outlook:
-    """One namespace's table if everything goes on as it was seen, with and without levers.
+    """One namespace's table if everything continues as seen, with and without levers.
 
-    Where rates were not seen, or a timeout that it rests on is not known, it says nothing.
+    Where rates were not seen, or a timeout it depends on is unknown, it says nothing.
     """
 
     def __init__(
@@ -220,7 +220,8 @@ class Outlook:
         shorter: Optional[Mapping[Part, float]] = None,
         limit: int = 0,
     ) -> Optional[Rising]:
-        """How it goes on rising then; None where it may as well not. ``limit``: another one."""
+        """How it then keeps rising; None where it may just as well not. ``limit``: a different
+        one."""
         gone = set(untrack)
         left = [stream.grows for stream in self.streams if stream.part[:2] not in gone]
         grows = Range(sum(one.low for one in left), sum(one.high for one in left))
@@ -237,7 +238,7 @@ class Outlook:
 
     @property
     def most(self) -> float:
-        """Entries that it levels off at if nothing is done, at most; the limit aside."""
+        """Entries at which it levels off if nothing is done, at most; ignoring the limit."""
         return self._after(set(), {}, limited=False).high if self.known else float(self._now.count)
 
     def _after(
@@ -314,7 +315,7 @@ def _streams(culprit: Culprit, timeouts: Mapping[str, int], seconds: float) -> I
 
 
 def _open_timeout(culprit: Culprit) -> str:
-    """Of what nearly all that are not closed wait for."""
+    """The timeout that nearly all entries that are not closed wait for."""
     states = [(state, n) for state, n in culprit.states if state in OPEN]
     total = sum(n for _, n in states)
     for state, n in states:

@@ -33,9 +33,9 @@ from ctrace.whatif.settings import Levers
 from ctrace.whatif.table import Course, Known, Setting
 
 POINTS: Final = 600
-"""Of a series in the answer."""
+"""Points of a series in the answer, at most."""
 PASSES: Final = 4
-"""Passes of gc_worker: fewer do not tell how long its pauses are."""
+"""Passes of gc_worker: fewer do not show how long its pauses are."""
 DEFAULT_LIMIT: Final = 262144
 SKEWS: Final = np.arange(0.0, 2.01, 0.05)
 
@@ -67,7 +67,7 @@ def _check_services(flows: Flows, levers: Levers) -> None:
 
 
 def of_recording(recorded: Recorded, levers: Levers, *, offset: int = 0) -> WhatIf:
-    """The same from what was gathered already, for several levers over one recording."""
+    """The same for a recording gathered before, so that several levers can be tried on it."""
     if not len(recorded.flows) or recorded.seconds <= 0:
         raise CtraceError(
             "no entry came or went in the recording, so there is nothing to model: of texts, two "
@@ -104,7 +104,7 @@ class _Case:
     as_was: Course
     would_be: Course
     lazy: bool
-    """Whether collection is modelled also for the recording as it was."""
+    """Whether collection is modelled for the recording as it was, too."""
 
 
 def _case(recorded: Recorded, levers: Levers) -> _Case:
@@ -117,7 +117,7 @@ def _case(recorded: Recorded, levers: Levers) -> _Case:
         lag=lag,
         passes=recorded.collections,
         extra=extra,
-        # Namespaces without a single event were none of the recording's business.
+        # Namespaces without a single event were not part of the recording.
         netns=tuple(int(n) for n in np.unique(flows.netns)),
     )
     lazy = not known.measured
@@ -184,7 +184,7 @@ def _setting(recorded: Recorded) -> Setting:
 
 
 def _unlisted(recorded: Recorded) -> dict[int, int]:
-    """Entries that the kernel counted at the start and that no event speaks of."""
+    """Entries that the kernel counted at the start and no event mentions."""
     flows, readings = recorded.flows, recorded.readings
     extra: dict[int, int] = {}
     for inum in np.unique(flows.netns):

@@ -24,7 +24,7 @@ POLICY_UDP: Final = {"unreplied": "udp", "replied": "udp_stream"}
 
 @dataclass(frozen=True)
 class Timeout:
-    """Another timeout, for all flows or one service's."""
+    """A changed timeout, for all flows or for one service's."""
 
     name: str
     seconds: int
@@ -36,7 +36,7 @@ class Timeout:
         number = PROTO_NUMBERS.get(self.name.partition("_")[0])
         found = flows.proto == number
         if number is None:
-            # Protocols with timeouts of their own are none of the generic one's business.
+            # The generic timeout does not apply to protocols with timeouts of their own.
             found = ~np.isin(flows.proto, [1, 6, 17, 33, 47, 58, 132, 136])
         if self.port is not None and self.proto is not None:
             found = found & flows.of_service(self.proto, self.port)
