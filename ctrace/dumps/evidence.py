@@ -1,4 +1,4 @@
-"""What the texts say beside events: kept with the recording, and shown by its report."""
+"""What the texts say besides events: stored with the recording, and shown by its report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COUNTED: Final = (
 
 
 def evidence(told: Told) -> dict[str, Any]:
-    """JSON-ready; what the texts do not tell is None or left out."""
+    """JSON-ready; whatever the texts do not say is None or left out."""
     found = told.found
     out: dict[str, Any] = {
         "files": found.files[:50],
@@ -185,7 +185,7 @@ def _timeout(told: Told, proto: int, state: int) -> Optional[int]:
 
 
 def _events(told: Told) -> dict[str, Any]:
-    """What event streams have."""
+    """The contents of event streams."""
     if not told.streams:
         return {}
     kinds: Counter[int] = Counter()
@@ -234,7 +234,7 @@ def _modules(modules: Mapping[str, tuple[int, tuple[str, ...]]]) -> dict[str, li
 
 
 def _held_by(modules: Mapping[str, tuple[int, tuple[str, ...]]]) -> list[str]:
-    """What keeps nf_conntrack from being removed."""
+    """What keeps nf_conntrack from being unloaded."""
     users = (user for name in MODULES if name in modules for user in modules[name][1])
     return sorted(dict.fromkeys(users))
 

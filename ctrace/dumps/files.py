@@ -1,4 +1,4 @@
-"""What was given as files: plain or compressed, directories, archives; as bounded streams."""
+"""The given files, plain or compressed, directories and archives, as bounded streams."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from typing import IO, Final, Optional, Protocol, cast
 from ctrace.errors import CtraceError
 
 UNFOLDED: Final = 16 << 30
-"""Bytes read from all files together, unpacked, at most."""
+"""Bytes read from all files together, uncompressed, at most."""
 RATIO: Final = 250
-"""A compressed file that unfolds to more than this many times its size is no text dump: one of
-1 M alike entries comes to 60."""
+"""Times its size. A compressed file that expands to more is no text dump: one of 1 M equal entries
+reaches 60."""
 FREE: Final = 64 << 20
-"""Bytes that any file may unfold to, whatever its ratio."""
+"""Bytes to which any file may expand, whatever its ratio."""
 MEMBERS: Final = 50_000
-"""Files of a directory or archive that are looked at."""
+"""Files of a directory or archive that are read, at most."""
 XZ_MEMORY: Final = 256 << 20
 NESTED: Final = 4
-"""Archives in one another."""
+"""Depth of archives within archives."""
 HEADER: Final = 1 << 20
-"""Bytes of a name, or of what else an archive says of a member: read in one piece."""
+"""Bytes of a name, or of other headers of an archive member: they are read in one piece."""
 LATEST: Final = 1 << 33
 """UTC seconds: a file is from before the year 2242."""
 WAIT: Final = 10_000
@@ -51,12 +51,12 @@ class Text:
 
 
 class _Budget:
-    """What may still be unfolded."""
+    """How much may still be expanded."""
 
     def __init__(self) -> None:
         self.read = 0
         self.archives = 0
-        """That are open, one in another."""
+        """Archives that are open, one inside another."""
 
     def take(self, name: str, n: int) -> None:
         self.read += n
@@ -65,13 +65,13 @@ class _Budget:
 
 
 class _Tells(Protocol):
-    """Anything that knows how far it has been read."""
+    """A stream that knows how far it has been read."""
 
     def tell(self) -> int: ...
 
 
 class _Counted(io.RawIOBase):
-    """A stream that counts what it gives, and stops a bomb."""
+    """A stream that counts its bytes, and stops a decompression bomb."""
 
     def __init__(
         self, name: str, inner: IO[bytes], budget: _Budget, packed: Optional[_Tells]
@@ -99,7 +99,7 @@ class _Counted(io.RawIOBase):
 
 
 def _safely(name: str, stream: IO[bytes], n: int) -> bytes:
-    """Read; what is damaged or cut off ends with one line."""
+    """Read; damaged or truncated input ends with one line."""
     try:
         return stream.read(n) or b""  # None: a file of /proc that has nothing more for now
     except (OSError, EOFError, lzma.LZMAError, MemoryError, tarfile.TarError) as error:
@@ -170,7 +170,7 @@ def _directory(path: str, budget: _Budget) -> Iterator[Text]:
 def _unfold(
     name: str, modified: Optional[float], raw: IO[bytes], budget: _Budget, depth: int, asked: bool
 ) -> Iterator[Text]:
-    """The texts in a stream, by what it begins with."""
+    """The texts in a stream, recognised by its first bytes."""
     stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16)
     try:
         head = stream.peek(512)
@@ -193,7 +193,7 @@ def _unfold(
 
 
 class _Told(io.RawIOBase):
-    """A stream that tells how much was read of it, whatever it is read from."""
+    """A stream of any kind that knows how much of it was read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -272,7 +272,7 @@ def _when(seconds: float) -> Optional[float]:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is no larger than one needs to be."""
+    """A member with a header no larger than it needs to be."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
@@ -293,7 +293,7 @@ _TOLD: Final = (
 
 
 def _members(name: str, stream: IO[bytes], budget: _Budget, depth: int) -> Iterator[Text]:
-    """The files in an archive, whatever else it says of owners, links and devices."""
+    """The files in an archive, ignoring owners, links and devices."""
     seen = 0
     budget.archives += 1
     if budget.archives > NESTED:
@@ -316,7 +316,7 @@ def _members(name: str, stream: IO[bytes], budget: _Budget, depth: int) -> Itera
 
 
 def _solid(member: tarfile.TarInfo, inner: IO[bytes], budget: _Budget) -> IO[bytes]:
-    """A sparse member as a stream that counts; one that is mostly holes is refused."""
+    """A sparse member as a stream that counts; a mostly empty one is refused."""
     if member.size > FREE:
         size = f"{member.size >> 20:,} MiB"
         raise CtraceError(f"{member.name} is a file of {size} that are nearly all holes: no text")

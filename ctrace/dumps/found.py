@@ -1,4 +1,4 @@
-"""Everything that was understood in the given texts, before it is put in order."""
+"""Everything understood from the given texts, before it is put in order."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ctrace.record import RECORD, ROW, Events, Kind
 MOST: Final = 20_000_000
 """Entries of all dumps together: 2.4 GB of temporary file."""
 SHOWN: Final = 20
-"""Lines not understood that are shown with their number."""
+"""Lines not understood that are shown with their number, at most."""
 KIND_OF: Final = np.array([Kind.EXISTING, Kind.INSERT, Kind.SAMPLED, Kind.DESTROY], np.uint8)
 NOT_TOLD: Final = 1
 """``overdue_ms`` of an entry whose line has no timeout."""
 TEXT_LIMIT: Final = 4 << 20
-"""Characters kept of rules."""
+"""Characters of rules that are kept."""
 
 
 def plain(raw: bytes, limit: int = 200) -> str:
-    """Text from outside that can do no harm wherever it is shown: printable ASCII."""
+    """Text from outside, made safe to show anywhere: printable ASCII."""
     text = raw[:limit].replace(b"\t", b" ").decode("ascii", "replace")
     return "".join(one if " " <= one <= "~" else "?" for one in text)
 
@@ -90,7 +90,7 @@ class Spool:
         return events
 
     def close(self) -> None:
-        """The file goes."""
+        """Close and delete the file."""
         self._file.close()
 
 
@@ -103,7 +103,7 @@ class Dump:
     source: str
     """The file, and the command where one is shown."""
     series: str
-    """Dumps that were made alike, and so can be compared, have the same."""
+    """The same for dumps that were made the same way, and so can be compared."""
     netns: str
     events: bool
     """Whether it is what ``conntrack -E`` printed."""
@@ -145,7 +145,7 @@ class Space:
     sysctls: dict[str, str] = field(default_factory=dict)
     addresses: list[str] = field(default_factory=list)
     listeners: dict[tuple[int, int], Owner] = field(default_factory=dict)
-    """(protocol, port) to who listens there."""
+    """(protocol, port) to the process that listens there."""
     nft: str = ""
     """``nft -j list ruleset``."""
     nft_text: str = ""
@@ -157,16 +157,16 @@ class Space:
     counts: list[int] = field(default_factory=list)
     """``nf_conntrack_count``, one reading after the other."""
     settings: dict[str, str] = field(default_factory=dict)
-    """By path below /proc/sys: of net/ipv4, net/ipv6 and net/netfilter."""
+    """By path below /proc/sys: those of net/ipv4, net/ipv6 and net/netfilter."""
     network: dict[tuple[str, str], str] = field(default_factory=dict)
     """(``links``, ``routes``, ``rules``, ``rules6``, ``ipsets`` or ``qdiscs``; command) to what was
     printed."""
     legacy_tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Tables of iptables-legacy by family, where /proc/net/ip_tables_names was given."""
     ipvs: str = ""
-    """What /proc/net/ip_vs says, where that was given; ``none``: it is not there."""
+    """The contents of /proc/net/ip_vs, if given; ``none``: the file does not exist."""
     expectations: int = 0
-    """Expectations of helpers that were listed."""
+    """Expectations of helpers that the texts list."""
 
     @property
     def has_rules(self) -> bool:
@@ -176,7 +176,7 @@ class Space:
 
 @dataclass
 class Found:
-    """All of it."""
+    """Everything that was found."""
 
     spool: Spool = field(default_factory=Spool)
     dumps: list[Dump] = field(default_factory=list)
@@ -187,7 +187,7 @@ class Found:
     modules_whole: bool = False
     """Whether these are all that were loaded."""
     slab: Optional[int] = None
-    """Bytes of one entry, by /proc/slabinfo."""
+    """Bytes of one entry, from /proc/slabinfo."""
     host: str = ""
     kernel: str = ""
     uptime: Optional[tuple[float, Optional[float]]] = None

@@ -20,7 +20,7 @@ from ctrace.dumps.looks import Look
 from ctrace.record import RECORD, TCP_STATES, Events, Kind, Reason, empty, join
 
 PART: Final = 1 << 16
-"""Records that are handed on together."""
+"""Records yielded together."""
 CLOSED: Final = (TCP_STATES.index("TIME_WAIT"), TCP_STATES.index("CLOSE"))
 """States that no packet renews: their timeout tells when the connection closed."""
 NO_STATE: Final = 255
@@ -38,7 +38,7 @@ class Timeouts:
 
     @classmethod
     def of(cls, sysctls: Mapping[str, str]) -> Timeouts:
-        """From ``net.netfilter.nf_conntrack_*`` as given; nothing is filled in."""
+        """From ``net.netfilter.nf_conntrack_*`` as given; missing ones stay unknown."""
         tcp = np.full(256, -1, np.int64)
         for state, name in enumerate(TCP_STATES):
             text = sysctls.get(f"net.netfilter.nf_conntrack_tcp_timeout_{name.lower()}", "")
@@ -67,7 +67,7 @@ class Ledger:
     """Of event streams: entry to (number in the spool, boot ns) of its last event."""
 
     def look(self, look: Look) -> Iterator[Events]:
-        """What a look tells, in order of time."""
+        """The records that a look adds, in order of time."""
         now = self._boot(round(look.at * 1e9))
         series = look.dump.series
         before = self.at.get(series)
@@ -88,13 +88,13 @@ class Ledger:
         return utc - self.offset
 
     def _merge(self, ct: U64, at: I64) -> None:
-        """Entries as they were seen now take the place of what was known of them."""
+        """Replace what was known of these entries with how they were seen now."""
         whole, places = np.concatenate((ct, self.alive)), np.concatenate((at, self.where))
         self.alive, first = np.unique(whole, return_index=True)
         self.where = places[first]
 
     def _rows(self, at: I64) -> Events:
-        """Records of the spool by number, with nothing in their last bytes but its own."""
+        """Records of the spool by number, without its own use of their last bytes."""
         order = np.argsort(at, kind="stable")
         rows: Events = np.zeros(len(at), RECORD)
         sorted_ = at[order]
@@ -138,7 +138,7 @@ class Ledger:
             yield made
 
     def _births(self, rows: Events, before: int, now: int) -> U64:
-        """When each was made: by its age, else as late as its timeout allows."""
+        """When each was made: from its age, otherwise as late as its timeout allows."""
         age = rows["idle_ms"].astype(np.int64)
         idle = np.maximum(self._since_close(rows), 0)
         since = np.where(age >= 0, age, idle) * 1_000_000_000
@@ -153,7 +153,7 @@ class Ledger:
         return np.where(known, whole - left, -1)
 
     def _ends(self, rows: Events, before: int, now: int) -> Events:
-        """The entries as DESTROY records: by their timeout where it ran out between the looks."""
+        """The entries as DESTROY records: at their timeout where it expired between the looks."""
         left = -rows["overdue_ms"].astype(np.int64) * 1_000_000
         ran_out = (rows["overdue_ms"] <= 0) & (before + left <= now)
         end = np.where(ran_out, before + left, (before + now) // 2)
@@ -170,7 +170,7 @@ class Ledger:
     # -- events -----------------------------------------------------------------------
 
     def events(self, dump: Dump, untimed: int) -> Iterator[Events]:
-        """What ``conntrack -E`` printed; ``untimed`` is the time of events that tell none."""
+        """Output of ``conntrack -E``; ``untimed`` is the time of events without one."""
         latest = 0
         for first, part in self.spool.parts(dump.start, dump.stop, PART // 4):
             out: list[Events] = []

@@ -1,4 +1,4 @@
-"""Tables as they were at their moments: where one dump ends, and when each was made."""
+"""Tables at moments in time: where one dump ends, and when each was made."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from ctrace.dumps.host.network import NETWORK
 
 CHUNK: Final = 1 << 20
 LINE: Final = 1 << 16
-"""Bytes of a line; what is longer is none that any tool prints."""
+"""Bytes of a line; no tool prints longer ones."""
 FACT: Final = 1000
 """Bytes of a line about anything but entries: no pattern gets more to go back and forth in."""
 ENTRY: Final = 8192  # the same of an entry's, in whatever form

@@ -36,35 +36,35 @@ Bool = npt.NDArray[np.bool_]
 Octets = npt.NDArray[np.uint8]
 
 FORMS_MOST: Final = 4096
-"""Forms that are remembered; what has no form of these is read by itself."""
+"""Forms that are remembered; a line of any other form is read by itself."""
 _KEY: Final = re.compile(rb"[A-Za-z][\w-]*\Z")
 _NUMBER: Final = re.compile(rb"\d+\Z")
 _TIME: Final = re.compile(rb"\[\d+(?:\.\d+)?\]\Z")
 _PART_OF_TIME: Final = re.compile(rb"\[\d+(?:\.\d+)?\]|(?:\A|\[)[\d.]*\]?\Z")
-"""A word that is no time and no number, of which a line alike may have a time."""
+"""A word that is neither a time nor a number, though a similar line may have a time there."""
 _VALUES: Final = {
     "proto": 3, "left": 4, "sport": 8, "dport": 9, "type": 10, "code": 11, "ident": 12,
     "reply_sport": 16, "reply_dport": 17, "reply_type": 18, "reply_code": 19, "reply_ident": 20,
 }  # fmt: skip
-"""What a row has where."""
+"""The fields of a row, by position."""
 
 
 @dataclass(frozen=True)
 class _Form:
-    """Which word is what, in all lines of one form."""
+    """The meaning of each word, the same in all lines of one form."""
 
     addresses: tuple[int, ...]
     """src and dst of both directions."""
     numbers: Mapping[str, int]
     """Name in NUMBERS to the word with its value."""
     same: Mapping[str, int]
-    """What is the same in each line of the form."""
+    """Values that are the same in every line of the form."""
     time: Optional[int]
     helper: Optional[int]
 
 
 class Alike:
-    """Reads whole chunks of lines; remembers the forms that it has met."""
+    """Reads whole chunks of lines; remembers the forms that it has seen."""
 
     def __init__(self) -> None:
         self._forms: dict[int, Optional[_Form]] = {}
@@ -112,7 +112,7 @@ def _numbered(example: list[bytes]) -> tuple[list[bytes], dict[bytes, int]]:
 
 
 def _learn(example: list[bytes]) -> Optional[_Form]:
-    """The form of a line, by its words; None when it is none to be read in columns."""
+    """The form of a line, from its words; None when it cannot be read in columns."""
     try:
         line, keys = _numbered(example)
         found = row(b" ".join(line))
@@ -148,7 +148,7 @@ def _learn(example: list[bytes]) -> Optional[_Form]:
 
 
 def _fill(form: _Form, text: Chunk, lines: I64, told: Numbers, octets: Octets) -> Bool:
-    """Which of the lines are right; of these everything is filled in."""
+    """Which of the lines are valid; everything in those is filled in."""
     mine = np.zeros(len(lines), NUMBERS)
     for name, value in form.same.items():
         mine[name] = value

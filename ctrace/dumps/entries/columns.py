@@ -53,7 +53,7 @@ _MOST: Final = {
     "id": (1 << 32) - 1,
 }
 MOST: Final = {name: _MOST.get(name.replace("reply_", "")) for name in NUMBERS.names or ()}
-"""The highest that each may be."""
+"""The largest valid value of each."""
 _CALLED: Final = {"type": "type", "code": "code", "ident": "number of ICMP"}
 _TCP: Final = {name.encode(): at for at, name in enumerate(TCP_STATES)}
 _BITS: Final = {
@@ -103,9 +103,9 @@ class Entries:
 
 
 def entries(rows: Sequence[Row]) -> tuple[Entries, dict[int, str]]:
-    """The entries of rows, and (row number: reason) for those that make none.
+    """The entries of rows, and (row number: reason) for rows that are not valid.
 
-    The result has a place for each row that makes one, in their order.
+    The result has a place for each valid row, in their order.
     """
     bad: dict[int, str] = {}
     columns = [list(map(itemgetter(at), rows)) for at in range(COLUMNS)]
@@ -178,7 +178,7 @@ def build(octets: npt.NDArray[np.uint8], told: Numbers) -> Entries:
 
 
 def _mapped(octets: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Whether the first address of each is one of IPv4."""
+    """Whether the first address of each is IPv4."""
     found: npt.NDArray[np.bool_] = (
         octets[:, 0, :12] == np.frombuffer(MAPPED_PREFIX, np.uint8)
     ).all(axis=1)
@@ -186,13 +186,13 @@ def _mapped(octets: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 
 def other_family(octets: npt.NDArray[np.uint8], family: I64) -> npt.NDArray[np.bool_]:
-    """Where the line tells a family that its first address is not of."""
+    """Where the line states a family that does not fit its first address."""
     found: npt.NDArray[np.bool_] = (family > 0) & ((family == 4) != _mapped(octets))
     return found
 
 
 def tcp_state(word: Optional[bytes]) -> int:
-    """The number of a state's word, if it is one of TCP's."""
+    """The number of a TCP state's name; STATE_UNKNOWN for other words."""
     return _TCP.get(word or b"", STATE_UNKNOWN)
 
 
@@ -210,7 +210,7 @@ def _translated(events: Events) -> I64:
 
 
 def _each(column: Sequence[Optional[bytes]], value: Callable[[Optional[bytes]], int]) -> I64:
-    """A number for each word, worked out once for those that are alike."""
+    """A number for each word, computed once for equal words."""
     known = {word: value(word) for word in dict.fromkeys(column)}
     return np.fromiter(map(known.__getitem__, column), np.int64, len(column))
 
@@ -219,7 +219,7 @@ _OF_REST: Final = ("status", "mark", "zone", "age", "user", "id")
 
 
 def _rests(column: Sequence[Optional[bytes]], told: Numbers, bad: dict[int, str]) -> None:
-    """What the ends of lines tell, worked out once for those that are alike."""
+    """The values in the ends of lines, computed once for equal ends."""
     distinct = {text: at for at, text in enumerate(dict.fromkeys(column))}
     table, wrong = np.zeros((len(distinct), len(_OF_REST)), np.int64), {}
     for text, at in distinct.items():
@@ -253,7 +253,7 @@ _ZONES: Final = (b"zone", b"zone-orig", b"zone-reply")
 
 
 def _nanoseconds(text: Optional[bytes]) -> int:
-    """Exact, which a float would not be."""
+    """Exact nanoseconds; a float would not be exact."""
     if text is None:
         return 0
     whole, _, part = text.partition(b".")

@@ -92,7 +92,7 @@ def _flow(flow: dict[bytes, bytes]) -> tuple[Optional[bytes], ...]:
 
 
 def gre_key(text: Optional[bytes]) -> Optional[bytes]:
-    """GRE's key, printed in hexadecimal, as the port that it takes the place of. Raises Bad."""
+    """GRE's key, printed in hexadecimal, as the port whose place it takes. Raises Bad."""
     if text is None:
         return None
     if not re.fullmatch(rb"(0x)?[0-9a-fA-F]{1,8}", text):

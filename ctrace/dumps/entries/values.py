@@ -1,4 +1,5 @@
-"""A chunk of lines at once: where their words are, and words to numbers and addresses in numpy."""
+"""A whole chunk of lines: finds their words, and turns words into numbers and addresses with
+numpy."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ U64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
 
 WORDS_MOST: Final = 48
-"""Words of a line; vendors' longest have 30."""
+"""Words of a line, at most; vendors' longest lines have 30."""
 WORD: Final = 16
-"""Bytes by which words and names of values are told apart; none that means something is longer."""
+"""Bytes that distinguish words and names of values; every meaningful word is shorter."""
 _PAD: Final = 48
-"""Zeros behind the text, so that what is looked at beside a word is always there."""
+"""Zeros after the text, so that reading past a word never leaves it."""
 _ODD: Final = np.random.default_rng().integers(1, 1 << 63, WORDS_MOST + 4, np.uint64) | np.uint64(1)
-"""Another in each run, so that nobody can make two forms look alike."""
+"""Different in each run, so that nobody can make two forms collide."""
 _LOW: Final = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)
 _NIBBLE: Final = np.full(256, 255, np.uint8)
 for _digit in b"0123456789abcdefABCDEF":
@@ -75,12 +76,12 @@ class Chunk:
         return self._chunk[self._start[at] : self._stop[at]]
 
     def value(self, line: int, word: int) -> bytes:
-        """A word, or what stands behind its ``=``."""
+        """A word, or the part after its ``=``."""
         at = int(self.first[line]) + word
         return self._chunk[self._value[at] : self._stop[at]]
 
     def forms(self) -> U64:
-        """A number for each line; the same for lines alike. 0 for those that are like none."""
+        """A number for each line, the same for similar lines; 0 for those similar to none."""
         length = self._stop - self._start
         named = np.where(self._has_value, self._value - 1 - self._start, length)
         code = self._eight(self._start, named) * _ODD[-1]
@@ -127,7 +128,7 @@ class Chunk:
         return stop > start
 
     def numbers(self, lines: I64, word: int) -> tuple[I64, Bool]:
-        """Decimal numbers, and which are such."""
+        """Decimal numbers, and which are valid."""
         return self._decimal(*self._at(lines, word))
 
     def _decimal(self, start: I64, stop: I64) -> tuple[I64, Bool]:
@@ -142,7 +143,7 @@ class Chunk:
         return value, good
 
     def times(self, lines: I64, word: int) -> tuple[I64, Bool]:
-        """``[seconds.fraction]`` in ns, and which are such."""
+        """``[seconds.fraction]`` in ns, and which are valid."""
         return self._times(*self._at(lines, word))
 
     def _times(self, start: I64, stop: I64) -> tuple[I64, Bool]:

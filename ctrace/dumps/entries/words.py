@@ -1,4 +1,4 @@
-"""Words of lines to numbers and addresses, by column; nothing that is wrong passes."""
+"""Words of lines to numbers and addresses, by column; invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ctrace.record import MAPPED_PREFIX
 _WORD: Final = re.compile(rb"\[([^\]=]*)(?:=[^\]]*)?\]|([A-Za-z][\w-]*)=(\S*)")
 _CACHED: Final = 1 << 17
 _WRONG: Final = b"\xff" * 16
-"""What stands for something that is no address: this very object, not one that is equal."""
+"""Stands for an invalid address: this very object, not an equal one."""
 
 
 class Bad(Exception):
@@ -35,11 +35,11 @@ class Words:
                 self.flags.append(flag)
 
     def get(self, name: bytes) -> Optional[bytes]:
-        """A value as it stands; None when it is not there."""
+        """A value as it is written; None when it is missing."""
         return self._values.get(name)
 
     def whole(self, name: bytes, most: int) -> int:
-        """A value as a number, decimal or 0x...; -1 when it is not there. Raises Bad."""
+        """A value as a number, decimal or 0x...; -1 when it is missing. Raises Bad."""
         text = self._values.get(name)
         if text is None:
             return -1
@@ -52,7 +52,7 @@ class Words:
 
 
 class _Addresses(dict[bytes, bytes]):
-    """Text to the 16 bytes of a record; remembers, for a dump has each address often."""
+    """Text to the 16 bytes of a record; caches, because a dump repeats each address often."""
 
     def __missing__(self, text: bytes) -> bytes:
         try:
@@ -72,7 +72,7 @@ _KNOWN: Final = _Addresses()
 
 
 def addresses(column: Sequence[Optional[bytes]], bad: dict[int, str]) -> npt.NDArray[np.uint8]:
-    """An (n, 16) array; rows that are no address are noted in ``bad``."""
+    """An (n, 16) array; rows with an invalid address are noted in ``bad``."""
     known = _KNOWN
     raw = b"".join([known[text] if text is not None else _WRONG for text in column])
     out = np.frombuffer(raw, np.uint8).reshape(-1, 16)

@@ -22,22 +22,22 @@ def goes_on(line: bytes) -> bool:
 
 
 class Wrapped:
-    """Holds what may go on in the next line."""
+    """Holds an entry that may continue in the next line."""
 
     def __init__(self) -> None:
         self._open: Optional[Line] = None
         self._reason = ""
         self._whole: Optional[Line] = None
         self._at = 0
-        """Number of the line that is read."""
+        """Number of the line being read."""
 
     @property
     def is_open(self) -> bool:
-        """Whether a part of an entry waits for its rest."""
+        """Whether a partial entry waits for its rest."""
         return self._open is not None
 
     def begin(self, line: bytes, number: int, reason: str) -> None:
-        """An entry without its end: ``reason`` tells what it lacks."""
+        """An entry without its end: ``reason`` says what is missing."""
         self._open, self._reason, self._whole = (line.strip(), number), reason, None
 
     def whole(self, line: bytes) -> None:
@@ -72,7 +72,7 @@ class Wrapped:
         return joined, was_whole
 
     def lost(self) -> Optional[tuple[int, str]]:
-        """(number, reason) of the part whose rest did not come; nothing is held any more."""
+        """(number, reason) of the part whose rest never came; forgets it."""
         found = (self._open[1], self._reason) if self._open else None
         self._open = self._whole = None
         return found

@@ -52,7 +52,7 @@ _IDLE_HEADS: Final = re.compile(
 
 
 def fact(line: str, about: Context, found: Found, at: Optional[float]) -> bool:
-    """Whether the line tells something of the host; it is kept where it is of use."""
+    """Whether the line says something about the host; it is kept where that is useful."""
     space = found.space(about.netns)
     return any(one(line, about, found, space, at) for one in _FACTS)
 

@@ -57,13 +57,13 @@ class Message:
     """One message that the table was full, or how many were suppressed."""
 
     when: str
-    """The time as it stands in the log."""
+    """The time as written in the log."""
     boot: Optional[float]
     """Seconds since boot; None where the log has no such time."""
     utc: Optional[float]
     """UTC seconds; None where year or zone are not told."""
     suppressed: int
-    """0: it says that the table is full."""
+    """0: the message says that the table is full."""
     netns: int = 0
     """Inode of the namespace, where the kernel says it (not of the first one)."""
 
@@ -79,21 +79,21 @@ class Log:
     """(buckets, max) as the module was loaded."""
 
     _logs: dict[str, Counter[_Key]] = field(default_factory=dict)
-    """By the form of their times, how often each message stands: bundles have the same
-    message in several files."""
+    """By the form of their times, how often each message occurs: bundles have the same message in
+    several files."""
     _text: Counter[_Key] = field(default_factory=Counter)
-    """The same of the text that is being read."""
+    """The same for the text being read."""
     _form: str = ""
 
     def begin(self) -> None:
-        """Another text begins: what it repeats of those before it is not counted again."""
+        """Another text begins: messages that it repeats from earlier ones are not counted again."""
         if self._text:
             known = self._logs.setdefault(self._form, Counter())
             known |= self._text
         self._text, self._form = Counter(), ""
 
     def _most(self) -> tuple[int, int]:
-        """(messages that it was full, messages hidden), of the log that tells of most."""
+        """(messages that it was full, messages hidden), from the log with the most of them."""
         logs = dict(self._logs)
         logs[self._form] = logs.get(self._form, Counter()) | self._text
         sums = [
@@ -126,7 +126,7 @@ class Log:
         return full + (suppressed if full else 0)
 
     def take(self, line: str) -> bool:
-        """Whether it is a line of a log; what tells of the table is kept."""
+        """Whether it is a line of a log; messages about the table are kept."""
         shape = _SHAPE.match(line)
         if shape is None:
             return self._bare(line)

@@ -1,4 +1,5 @@
-"""Interfaces, routes and sets as ip, tc and ipset print them: taken whole, to be made again."""
+"""Interfaces, routes and sets as ip, tc and ipset print them, kept whole so that they can be
+recreated."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _TYPES: Final = (
 
 
 class _Lines(Block):
-    """Lines that follow one another and are all of one form."""
+    """Consecutive lines of the same form."""
 
     kind: str
     begins: re.Pattern[bytes]
@@ -43,7 +44,7 @@ class _Lines(Block):
         return True
 
     def end(self, space: Space) -> None:
-        """The same command again replaces what it printed before."""
+        """Output of the same command replaces the earlier one."""
         space.network[self._kind(), self._context.command or str(len(space.network))] = (
             "\n".join(self._lines) + "\n"
         )
