@@ -13,7 +13,7 @@ from ctrace.beside import Beside
 from ctrace.record import Events, empty
 
 DUMP: Final = "dump"
-"""``HookInfo.family`` of what was made of text: nothing was hooked."""
+"""``HookInfo.family`` of a source made of text: nothing was hooked."""
 
 Counts = npt.NDArray[np.uint64]
 """Exact cumulative counters of one namespace since attaching, indexed by Reason."""
@@ -39,24 +39,24 @@ class HookInfo:
     refusals: bool = True
     """Whether refused flows are counted at all: not in dumps of the table."""
     note: str = ""
-    """What stood against the families above this one; empty when none is, or it was asked for."""
+    """What ruled out the families above this one; empty when none is, or it was asked for."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a log says that something was."""
+    """The time that a log gives for an event."""
 
     utc: Optional[float] = None
-    """UTC seconds; None where the log does not tell the year or the zone."""
+    """UTC seconds; None where the log lacks the year or the zone."""
     boot: Optional[float] = None
     """Seconds since the host's start."""
     text: str = ""
-    """As it stands in the log."""
+    """As written in the log."""
 
 
 @dataclass(frozen=True)
 class Logged:
-    """What a host's own log says of a full table, where a source has that log."""
+    """What a host's own log says about a full table, if a source has that log."""
 
     full: int
     """Messages that it was full."""
@@ -69,15 +69,15 @@ class Logged:
 LOWEST_INODE: Final = 0xEFFFFFF0
 """PROC_IPC_INIT_INO: the lowest inode number of a namespace (include/linux/proc_ns.h)."""
 _DYNAMIC: Final = 0xF0000000
-"""PROC_DYNAMIC_FIRST: below it are those of the boot, which never go."""
+"""PROC_DYNAMIC_FIRST: lower numbers are the boot's own, which never go."""
 _LIVES: Final = 14
-"""Lives of one number that are told apart; the 15th goes by the name of the second."""
+"""Lives of one number that can be distinguished; the 15th gets the id of the second."""
 
 
 def life(inode: int, number: int) -> int:
-    """What a namespace goes by in records whose number ``number`` others had before it.
+    """The id in records of a namespace whose number ``number`` earlier namespaces had.
 
-    The first goes by its inode number; later ones by numbers that no inode has.
+    The first is known by its inode number, later ones by numbers that no inode has.
     """
     if not number or inode < _DYNAMIC:
         return inode
@@ -85,7 +85,7 @@ def life(inode: int, number: int) -> int:
 
 
 def inode_of(netns: int) -> int:
-    """The inode number of a namespace that goes by ``netns``."""
+    """The inode number of a namespace with the id ``netns``."""
     if netns >= LOWEST_INODE or netns < 1 << 28:
         return netns
     return _DYNAMIC | netns & 0xFFFFFFF
@@ -111,7 +111,7 @@ class TableReading:
     met_assured: int = 0
     """How many of them were ASSURED then."""
     gone: bool = False
-    """The last reading of a namespace that is no more; ``count`` is 0."""
+    """The last reading of a namespace that has gone; ``count`` is 0."""
     max_known: bool = True
     """False where only the count was read, as of texts that do not give the limit."""
 
@@ -190,7 +190,7 @@ class Batch:
     beside: tuple[Beside, ...] = ()
     """What rules and tables show together, as read lately; of a namespace in few of its batches."""
     more: bool = False
-    """Whether this is but a part of what the interval brings; ``cost`` comes with the last."""
+    """Whether this is only a part of the interval's events; ``cost`` comes with the last part."""
 
     @classmethod
     def idle(cls, until: int) -> Batch:

@@ -14,7 +14,7 @@ MOST: Final = 16
 
 @dataclass(frozen=True)
 class Refusing:
-    """A rule that drops or refuses what conntrack tells of."""
+    """A rule that drops or refuses packets by what conntrack knows of them."""
 
     place: str
     """``inet filter input``: family, table and chain."""

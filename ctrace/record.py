@@ -29,18 +29,18 @@ class Kind(IntEnum):
     DROP = 3
     INSERT_FAILED = 4
     EXISTING = 5
-    """Was there when its table was first read; with reason NEW, it was made after the start, in a
-    namespace that was found later."""
+    """Was there when its table was first read. With reason NEW, it was made after the start, in a
+    namespace found later."""
     SAMPLED = 6
-    """Nothing happened: what a look at a young entry found (its state, status, idle time)."""
+    """Nothing happened: the result of a look at a young entry (its state, status, idle time)."""
     MET = 7
-    """Nothing happened: the same of an entry that a walk over the table met, an even sample."""
+    """Nothing happened: the same for an entry met by a walk over the table, an even sample."""
     RECOUNT = 8
-    """From here on what ``netns`` holds is counted anew from its table: events were lost."""
+    """Marks the start of a recount of what ``netns`` holds, because events were lost."""
     FOUND = 9
-    """An entry that was there at the RECOUNT before; once each."""
+    """An entry that was there at the last RECOUNT; once for each."""
     RECOUNTED = 10
-    """Every such entry has been told."""
+    """All such entries have been reported."""
 
 
 class Reason(IntEnum):
@@ -84,7 +84,7 @@ KIND_OF: Final[dict[Reason, Kind]] = {
 
 
 class Direction(IntEnum):
-    """Which way the packet went that made, or was refused, the entry."""
+    """The direction of the packet that made the entry, or was refused one."""
 
     UNKNOWN = 0
     IN = 1
@@ -167,7 +167,7 @@ RECORD: Final[np.dtype[np.void]] = np.dtype(
 in C: read the ones that the row's kind has."""
 
 ROW: Final = np.dtype((np.void, RECORD.itemsize))
-"""A record as mere bytes: numpy copies these in half the time that fields or words take."""
+"""A record as plain bytes: numpy copies these in half the time it needs for fields or words."""
 Rows = npt.NDArray[np.void]
 """A one-dimensional array of :data:`ROW`."""
 
@@ -179,10 +179,10 @@ _PART_MASK: Final = np.uint64((PART - 1) << 9)
 
 
 def in_part(ct: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Which entries are among the one of :data:`PART` that is looked at when all are too many.
+    """Whether entries are in the one of :data:`PART` that is examined when all are too many.
 
-    Told by where in memory the entry lies, which has nothing to do with whose it is;
-    ctnetlink's ids are hashes.
+    Decided by the entry's address in memory, which does not depend on its flow; ctnetlink's ids are
+    hashes.
     """
     found: npt.NDArray[np.bool_] = (ct & _PART_MASK) == 0
     return found
@@ -220,10 +220,10 @@ def join(parts: Sequence[Events]) -> Events:
 
 
 def identity(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of what tells entries apart; two of a million collide once in 10^7 runs.
+    """A 64-bit hash that identifies entries; two of a million collide once in 10^7 runs.
 
-    ``rows`` are :func:`words`: both tuples, protocol, zone and namespace count. Another
-    in each run.
+    ``rows`` are :func:`words`: both tuples, protocol, zone and namespace count. Different in each
+    run.
     """
     zone_mask = np.uint64(0xFFFF)
     proto = (rows[:, 12] >> np.uint64(16)) & np.uint64(0xFF)
@@ -237,7 +237,7 @@ def identity(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 _ODD = np.frombuffer(os.urandom(80), np.uint64) | np.uint64(1)
-"""Random multipliers: nobody who chooses his own ports can choose collisions."""
+"""Random multipliers: a sender who chooses ports cannot choose collisions."""
 
 
 def by_time(events: Events) -> Events:

@@ -18,7 +18,7 @@ from ctrace.ruleset.installed import NOTHING, XT_TOOLS, Installed, Rule, nft_rul
 from ctrace.ruleset.notrack import CHAINS, TABLE
 
 LOOKS: Final = 3
-"""How often a namespace is looked for whose processes come and go."""
+"""Tries to find a namespace whose processes come and go."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ctrace.host import ctnetlink, netns
 from ctrace.ruleset.installed import EXPIRED, NOTHING, read_own
 
 LISTEN_S: Final = 0.2
-"""Shortest time for which new entries are listened to."""
+"""Seconds, at least, for which new entries are listened to."""
 TWICE: Final = 2
 """One probe that gets no answer may have been lost."""
 Target = tuple[str, int]

@@ -190,7 +190,7 @@ def _by_name(path: Optional[str], formats: Sequence[str]) -> str:
 
 
 def _into(path: str, force: bool, stream: bool, answer: Callable[[], None]) -> None:
-    """Let a file take what is printed. A verb that leaves with 0 or 1 has answered."""
+    """Write the verb's output to a file. A verb that exits with 0 or 1 has answered."""
     from ctrace.files import growing, new_text
 
     left: Optional[SystemExit] = None

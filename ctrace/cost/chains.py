@@ -1,4 +1,4 @@
-"""How long the hash table's chains are, from a walk over an even part of its buckets."""
+"""How long the hash table's chains are, from a walk over an even sample of its buckets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def measure(buckets: int, symbol: int, entries: Sequence[int], *, sample: int = 
 
 
 def _measured(walker: Walker, base: int, buckets: int, sample: int) -> Optional[Chains]:
-    """None when what lies there is not the table."""
+    """None when the memory there is not the table."""
     walker.forget_lengths()
     walked = walker.walk(base, 0, -(-buckets // sample), buckets)
     counts = walker.lengths()

@@ -26,7 +26,7 @@ UNKNOWN: Final = "a lock"
 LOCKS: Final = ("table lock", "all table locks", "expectations lock", UNKNOWN)
 """``enum lock`` in bpf/perf.c."""
 NO_ROOM: Final = -1
-"""Instead of a stack's number: there was no room for another one."""
+"""In place of a stack's number: there was no room for another stack."""
 NOT_KEPT: Final = "[stack not kept]"
 SPINLOCK: Final = 4
 """Bytes of a spinlock_t without lock debugging."""
@@ -51,7 +51,8 @@ class Contention:
             if start := names.data(symbol):
                 objects.bound(bound, start, size)
         self.unplaced = 0
-        """Waits that may be conntrack's, as of the last :meth:`read`: their stacks had no room."""
+        """Waits that may be conntrack's, as of the last :meth:`read`: there was no room for their
+        stacks."""
         for lock in range(len(LOCKS)):
             bpf.map_update(objects.maps["waits"], struct.pack("<iI", NO_ROOM, lock), bytes(24))
         try:

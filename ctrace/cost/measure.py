@@ -29,10 +29,10 @@ from ctrace.record import Events, Kind, Reason, proto_name
 from ctrace.recording.recorder.run import Sink
 
 KEPT: Final = 1 << 18
-"""Lags of expired entries that are kept, an even sample of all."""
+"""Delays of expired entries that are kept, an even sample of all."""
 
 HERTZ: Final = 199
-"""Samples a second on each CPU: no multiple of a usual tick."""
+"""Samples per second on each CPU: not a multiple of any usual tick."""
 SHOWN_STACKS: Final = 30
 FOLLOW_S: Final = 2.0
 ANSWER_S: Final = 60.0
@@ -41,7 +41,7 @@ Part = TypeVar("Part")
 
 
 class Measurement:
-    """Measures from its beginning until closed; :meth:`answer` tells what came so far."""
+    """Measures from its creation until closed; :meth:`answer` reports the result so far."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Measurement:
         self._reader.close()
 
     def follow(self) -> None:
-        """Time in namespaces that came since, and let go of those that went."""
+        """Time namespaces that are new, and release those that have gone."""
         self._spaces = active(netns.find())
         if self._timing is not None:
             self._timing.follow(self._spaces)
@@ -134,11 +134,11 @@ class Measurement:
 
     @property
     def hands_off(self) -> bool:
-        """Whether other hooks would spoil what is measured."""
+        """Whether other hooks would spoil the measurement."""
         return self._timing is not None and self._timing.hands_off
 
     def unseen(self, sentence: str) -> None:
-        """Another thing that cannot be measured here."""
+        """Note one more thing that cannot be measured here."""
         self._blind.append(sentence)
 
     # -- what was found ---------------------------------------------------------------------
@@ -199,7 +199,7 @@ class Measurement:
         return stacks(self._objects, what) if self._objects is not None else ([], 0)
 
     def _event_stacks(self) -> list[model.Stack]:
-        """Without the frames of the measuring itself."""
+        """The stacks without the frames of the measurement itself."""
         if not self._stacks_of:
             return []
         name = self._names.name

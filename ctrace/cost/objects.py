@@ -1,4 +1,4 @@
-"""The maps and programs of bpf/perf.c, shared by all that measures."""
+"""The maps and programs of bpf/perf.c, shared by all measurements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FUNCTION_PROGRAMS: Final = (
     "stack_enter",
     "stack_leave",
 )
-"""Those that find their arguments elsewhere with kprobes."""
+"""Programs that find their arguments elsewhere with kprobes."""
 NETFILTER: Final = programs.TIMERS
 OTHERS: Final = ("alloc_stack", "free_stack", "on_clock", "wait_begin", "wait_end")
 
@@ -111,7 +111,7 @@ class Objects:
         return programs.instructions(SOURCE, names, {**layout.running().constants, **context})
 
     def bound(self, name: str, start: int, size: int) -> None:
-        """Tell the programs where something lies; ``name`` is one of BOUNDS."""
+        """Tell the programs where code or data lies; ``name`` is one of BOUNDS."""
         self._bounds[name] = (start, size)
         words = [word for each in BOUNDS for word in self._bounds.get(each, (0, 0))]
         bpf.map_update(self.maps["bounds"], bytes(4), struct.pack(f"<{len(words)}Q", *words))

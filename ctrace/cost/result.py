@@ -26,21 +26,21 @@ BINS: Final = 128
 
 QUANTILES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999)
 RELATIVE_ERROR: Final = 0.125
-"""Half a bin's width over its middle: what a percentile may be off by."""
+"""Half a bin's width over its middle: the error of a percentile."""
 
 IDLE: Final = (
     "default_idle", "pv_native_safe_halt", "native_safe_halt", "acpi_safe_halt", "mwait_idle",
     "intel_idle", "acpi_idle_do_entry", "poll_idle", "arch_cpu_idle", "default_idle_call",
     "cpuidle_enter_state", "do_idle", "haltpoll_enter_idle", "cpu_idle_poll",
 )  # fmt: skip
-"""Innermost functions of a CPU that has nothing to do."""
+"""Innermost functions of an idle CPU."""
 
 
 LOCKING: Final = re.compile(
     r"(__)?(traceiter|probestub|bpf_trace|bpf_prog|pv_|native_queued|queued_spin|_raw_spin|raw_spin"
     r"|do_raw_spin|rt_spin|rtlock)"
 )
-"""Code between who wants a lock and the tracepoint."""
+"""Code between the function that wants a lock and the tracepoint."""
 SPINNING: Final = "queued_spin_lock_slowpath"
 """The end of the names of functions that wait for a spin lock."""
 
@@ -74,7 +74,7 @@ class Latency:
     packets: int
     mean: float
     percentiles: tuple[float, ...]
-    """p50, p90, p99, p99.9, p99.99, each right to 12.5 %."""
+    """p50, p90, p99, p99.9, p99.99, each accurate to 12.5 %."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Hot:
 
 @dataclass(frozen=True)
 class HashTable:
-    """The hash table and what looking things up in it met, over the time measured."""
+    """The hash table and what look-ups in it encountered, over the time measured."""
 
     netns: str
     count: int
@@ -150,9 +150,9 @@ class Perf:
 
     duration_s: float
     family: str
-    """How packets were timed; empty: they were not."""
+    """The family that timed packets; empty: they were not timed."""
     cost_ns: Optional[float]
-    """Median of what measuring itself takes for one packet; already subtracted."""
+    """Median overhead of the measurement for one packet; already subtracted."""
     latencies: tuple[Latency, ...]
     services: tuple[ServiceCost, ...]
     cpu_share: Optional[float]
@@ -168,15 +168,16 @@ class Perf:
     waits: Optional[tuple[Wait, ...]] = None
     """Waits for conntrack's locks, the costliest first; None: not measured."""
     stacks_of: str = ""
-    """insert, drop or evict: what ``stacks`` are of."""
+    """insert, drop or evict: the event that ``stacks`` were taken at."""
     stacks: tuple[tuple[str, int], ...] = ()
     """The most frequent ones, outermost function first, joined by ``;``."""
     sampled_stacks: tuple[tuple[str, int], ...] = ()
     """The most frequent ones by the CPU clock that pass through conntrack, as ``stacks``."""
     gc_share: Optional[float] = None
-    """Of all CPU time, in the collector (gc_worker)."""
+    """Share of all CPU time spent in the collector (gc_worker)."""
     waiting_share: Optional[float] = None
-    """Of all CPU time, spinning for conntrack's locks; tracepoints miss a lock's first waiter."""
+    """Share of all CPU time spent spinning for conntrack's locks; tracepoints miss a lock's first
+    waiter."""
     lost_samples: int = 0
     """Stacks that the kernel had no room for; not in ``samples``."""
     blind: tuple[str, ...] = ()
@@ -235,7 +236,7 @@ def latencies(times: Times) -> tuple[Optional[float], tuple[Latency, ...]]:
 def service_costs(
     times: Times, cost: Optional[float], duration: float, name: Callable[[int], str]
 ) -> tuple[ServiceCost, ...]:
-    """The dearest services first."""
+    """The most expensive services first."""
     found = []
     for key, (packets, ns) in zip(times.services.tolist(), times.totals.tolist()):
         each = max(0.0, ns / packets - (cost or 0.0)) if packets else 0.0
@@ -334,7 +335,7 @@ def poisson(mean: float, q: float) -> int:
 
 
 def chains(buckets: int, counts: npt.NDArray[np.int64], disturbed: int) -> Chains:
-    """From how many chains there are of each length."""
+    """Statistics from the number of chains of each length."""
     measured = int(counts.sum())
     longest = int(np.flatnonzero(counts)[-1]) if measured else 0
     average = float((counts * np.arange(len(counts))).sum() / measured) if measured else 0.0

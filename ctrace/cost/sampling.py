@@ -1,4 +1,4 @@
-"""Where the CPUs are: kernel stacks at a fixed rate, counted in the kernel.
+"""What the CPUs execute: kernel stacks at a fixed rate, counted in the kernel.
 
 Uses the software CPU clock, so it needs no performance counters: virtual machines
 have none.

@@ -30,7 +30,7 @@ from ctrace.kernel.symbols import Symbols
 
 FAMILIES: Final = ("fentry", "kprobe", "netfilter")
 PRIORITIES: Final = tuple((-203 - 2 * n, -202 - 2 * n, -199 + n) for n in range(16))
-"""Right around conntrack's hook; the kernel gives each to one BPF program only."""
+"""Directly around conntrack's hook; the kernel gives each priority to one BPF program only."""
 BESIDE_OTHERS: Final = "time in conntrack alone: another ctrace perf is attached there"
 FUNCTIONS: Final = (
     (Hook("nf_conntrack_in", ("skb", "state")), "in"),
@@ -39,7 +39,7 @@ FUNCTIONS: Final = (
     (Hook("gc_worker", ("work",)), "gc"),
 )
 OPTIONAL: Final = {"early_drop": "time in early_drop scans", "gc_worker": "time of the collector"}
-"""What is not told without them; compilers may have inlined them."""
+"""What cannot be reported without them; compilers may have inlined them."""
 NOTHING: Final = "bpf_fentry_test1"
 """A function of the kernel that returns its argument and one; run by BPF_PROG_TEST_RUN."""
 CALIBRATIONS: Final = 400
@@ -51,7 +51,7 @@ TRACEPOINTS: Final = {
     "drop": ("drop_stack", "kfree_skb", "", ""),
     "evict": ("free_stack", "kmem_cache_free", "free", "nf_conntrack_free"),
 }
-"""Program, tracepoint, and whose calls of it count."""
+"""Program, tracepoint, and the caller for which its calls count."""
 
 
 class Timing:
@@ -99,7 +99,7 @@ class Timing:
 
     @property
     def hands_off(self) -> bool:
-        """Whether nobody should set return probes now: they would cut off the stacks."""
+        """Whether return probes must not be set now: they would cut off the stacks."""
         return self.family == "kprobe" and self._for_stacks
 
     def __enter__(self) -> Timing:
@@ -165,7 +165,8 @@ class Timing:
             raise CtraceError(f"no network namespace can be timed: {self._refused}")
 
     def follow(self, namespaces: Sequence[Namespace]) -> None:
-        """Time in these namespaces from now on, and let go of others: a link keeps one alive."""
+        """Time in these namespaces from now on, and release the others: a link keeps a namespace
+        alive."""
         if self.family != "netfilter":
             return
         current = {space.inum: space for space in namespaces}
@@ -238,7 +239,7 @@ class Timing:
         return read_times(self._objects)
 
     def entries(self) -> list[int]:
-        """Addresses of some entries that packets belonged to lately; they may have gone since."""
+        """Addresses of some entries that recent packets belonged to; they may have gone since."""
         size, recent = 8 * self._objects.cpus, self._objects.maps["recent"]
         found = (bpf.map_lookup(recent, n.to_bytes(4, "little"), size) for n in range(RECENT))
         addresses = np.frombuffer(b"".join(raw for raw in found if raw), np.uint64)
@@ -268,7 +269,7 @@ class function_btf:
 
 
 def _run_nothing() -> None:
-    """Have the kernel call NOTHING some hundred times. Raises BpfError."""
+    """Make the kernel call NOTHING some hundred times. Raises BpfError."""
     with function_btf(NOTHING) as (target, module):
         program = bpf.prog_load(
             _RETURN_ZERO,

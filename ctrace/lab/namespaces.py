@@ -22,7 +22,7 @@ when that one died before the kernel was asked to see to it."""
 
 @dataclass
 class Node:
-    """One namespace, and how to act in it."""
+    """One namespace, and ways to act in it."""
 
     name: str
     holder: subprocess.Popen[bytes]
@@ -101,7 +101,7 @@ class Node:
         return total
 
     def close(self) -> None:
-        """Let go of the namespace; the kernel removes it when nothing else uses it."""
+        """Release the namespace; the kernel removes it when nothing else uses it."""
         self.holder.kill()
         self.holder.wait()
 

@@ -1,4 +1,4 @@
-"""Real traffic with its own record of what it did, to hold a trace against."""
+"""Real traffic with its own record of what it did, to compare a trace with."""
 
 from __future__ import annotations
 

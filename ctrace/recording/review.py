@@ -215,7 +215,7 @@ class _Pass:
     def look(self, batch: Batch) -> None:
         """Before the model has it: what shows only now that the moment before was telling.
 
-        A snapshot of many namespaces is dear, so there is one where a fill ends to rise, and
+        A snapshot of many namespaces is costly, so there is one where a fill stops rising, and
         one before the first refusal.
         """
         self._new = new = self._counted_in(batch)

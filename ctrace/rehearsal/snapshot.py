@@ -75,7 +75,7 @@ class Snapshot:
     gaps: tuple[str, ...]
     """What could not be read, one sentence each."""
     unmarked: tuple[int, ...] = ()
-    """Indexes of interfaces past whose output hook nothing reads a packet's mark."""
+    """Indexes of interfaces after whose output hook nothing reads a packet's mark."""
 
     @cached_property
     def local(self) -> tuple[tuple[bytes, int], ...]:

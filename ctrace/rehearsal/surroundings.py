@@ -56,7 +56,7 @@ NONE: Final = 65534
 """ARPHRD_NONE: what a TUN is by itself."""
 _REJECT: Final = re.compile(r" -j REJECT( --reject-with \S+)?$", re.M)
 _FALLBACK: Final = ("sit", "gre", "gretap", "erspan", "ipip", "ip6tnl", "vti", "vti6", "ip6gre")
-"""Some tunnels have a device that is always there; one that is down is nobody's way."""
+"""Some tunnels have a device that always exists; while it is down, no packets take it."""
 Files = dict[int, tuple[int, bytes]]
 """Index: (file to write packets to, Ethernet header's addresses or nothing)."""
 
@@ -323,7 +323,7 @@ def write(space: Space, values: Settings) -> None:
 
 
 def ipsets(snapshot: Snapshot, space: Space) -> None:
-    """Make them with the same index each, by which rules name them. Raises CtraceError."""
+    """Recreate them with the same indexes, because rules refer to those. Raises CtraceError."""
     if not snapshot.ipset_index:
         return
     by_index = dict(snapshot.ipset_index)

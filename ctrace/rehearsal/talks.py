@@ -60,7 +60,7 @@ class Cast:
     """A few of those that the table's flows are with."""
     uids: tuple[int, ...] = (0,)
     left_out: int = 0
-    """Addresses that rules name, of whose class others are tried."""
+    """Addresses named in rules that are represented by others of their class."""
     in_flows_only: int = 0
     """Addresses of the table that no more than their own flows are tried of."""
 

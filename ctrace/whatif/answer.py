@@ -61,8 +61,8 @@ class Place:
     changed: Outcome
     """From the model, with the levers."""
     error: Optional[float]
-    """By how much the second half of the recording is missed when it is foretold from the first:
-    mean distance from the kernel's count, relative; None: it can't be foretold."""
+    """By how much the second half of the recording is missed when it is predicted from the first:
+    mean distance from the kernel's count, relative; None: it can't be predicted."""
     drop_error: Optional[float]
     """Predicted minus real refusals in that half, as a share of all attempts."""
     replay_error: Optional[float]

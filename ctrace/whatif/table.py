@@ -46,7 +46,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Known:
-    """What a recording tells of a run beside its flows."""
+    """Facts of a recording about a run, besides its flows."""
 
     measured: bool
     """Entries leave when they were really seen to (evicted and refused ones: their timeout

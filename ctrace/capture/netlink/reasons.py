@@ -52,7 +52,7 @@ def merge(counts: Counts, received: Counts, since: dict[str, int]) -> None:
 
     nf_conntrack counts a lost clash as ``drop`` and ``insert_failed``, a chain too long
     as ``insert_failed`` alone; so a table-full refusal is a drop that is no clash. An
-    evicted entry's DESTROY came too, as one whose reason is not told.
+    evicted entry's DESTROY came too, without a reason.
     """
     too_long = since.get("chaintoolong", 0)
     clash = max(since.get("insert_failed", 0) - too_long, 0)

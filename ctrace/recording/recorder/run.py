@@ -186,7 +186,7 @@ class _Over:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if self._asked is None:
             self._asked = now
-        # a source that tells of another time than now is not waited for
+        # a source that reports another time than now is not waited for
         if at < self._asked and now - self._asked < LAST:
             return ""
         if self._stop.is_set() or child is None:
