@@ -1,4 +1,4 @@
-"""What an option's value may be, written and completed alike in every verb."""
+"""Types of option values, written and completed alike in every verb."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Time(click.ParamType):  # type: ignore[type-arg]
     name = "time"
 
     def __init__(self, least: float = 0.0, most: float = float("inf")) -> None:
-        """``least`` and ``most`` in seconds; a time of 0 is none."""
+        """``least`` and ``most`` in seconds; a time of 0 is refused."""
         self.least = least
         self.most = most
 
     def get_metavar(self, *_: Any, **__: Any) -> str:
-        """What the help shows in place of a value."""
+        """The placeholder for a value in the help."""
         return "TIME"
 
     def convert(
@@ -55,7 +55,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         self.least = least
 
     def get_metavar(self, *_: Any, **__: Any) -> str:
-        """What the help shows in place of a value."""
+        """The placeholder for a value in the help."""
         return "SIZE"
 
     def convert(
@@ -97,7 +97,7 @@ class Words(click.ParamType):  # type: ignore[type-arg]
     name = "list"
 
     def __init__(self, known: Sequence[str]) -> None:
-        """``known``: what completion offers. Who takes the value judges it."""
+        """``known``: offered by completion. The code that takes the value validates it."""
         self.known = known
 
     def shell_complete(

@@ -257,7 +257,7 @@ def group_option(command: F) -> F:
 
 
 def rows_by(group: Optional[str], format: str) -> str:
-    """What rows are of: programs get rows of one kind unless they ask for others."""
+    """The kind of rows: programs get rows of one kind unless they ask for others."""
     return group or ("pair" if format == "json" else "who")
 
 
@@ -343,6 +343,6 @@ def need_root(doing: str) -> None:
 
 
 def tell_unseen() -> None:
-    """Say what this verb goes on without for lack of rights."""
+    """Say what this verb does without for lack of rights."""
     for sentence in rights.unseen(click.get_current_context().info_name or ""):
         say(f"ctrace: not seen: {sentence}", err=True)

@@ -13,7 +13,7 @@ from typing import Any, Final, Optional, TextIO
 from ctrace.errors import CtraceError
 
 _COUNT: Final = re.compile(r"(?<![^\s(])\d{1,3}(?:,\d{3})+(?![\w,./'\"]\S)")
-"""A count in a sentence; what stands in quotes or in a path is left as it was given."""
+"""A count in a sentence; text in quotes or in a path is left as it was given."""
 
 
 class _Output(io.FileIO):
@@ -62,7 +62,7 @@ def _stream(raw: io.FileIO, before: Optional[TextIO]) -> TextIO:
 
 
 def drop() -> None:
-    """Standard output has failed: what is left of it goes nowhere, and not to a last complaint."""
+    """Standard output has failed: discard the rest of it, without a last complaint."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

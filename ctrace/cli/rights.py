@@ -46,7 +46,7 @@ def sentence(verb: str) -> str:
 
 
 def unseen(verb: str) -> tuple[str, ...]:
-    """What the verb goes on without for lack of rights, where nothing else tells it."""
+    """What the verb does without for lack of rights, where nothing else reports it."""
     from ctrace.host import kernel
 
     needed = set(RIGHTS.get(verb, ())) - (set(_LIVE) if verb in _NETLINK else set())
@@ -54,7 +54,7 @@ def unseen(verb: str) -> tuple[str, ...]:
 
 
 def missing(verb: str, error: str) -> str:
-    """What is to be added to an error that comes of too few rights; empty for others."""
+    """Addition to an error that is caused by missing rights; empty for other errors."""
     if not _DENIED.search(error):
         return ""
     from ctrace.host.kernel import capabilities

@@ -176,7 +176,7 @@ def _about_capabilities(held: dict[str, bool]) -> Finding:
 
 
 def _about_programs(compiler: kernel.Bcc, chosen: Optional[str]) -> Finding:
-    """The compiler matters to who changes the programs; all others have them made."""
+    """The compiler matters only to people who change the programs; others have them prebuilt."""
     from ctrace.kernel import programs
 
     where = f"BCC {compiler.version} in {compiler.path}"
@@ -239,7 +239,7 @@ def _about_tables(here: kernel.Kernel, readings: Sequence[TableReading]) -> list
 
 
 def _about_changes() -> list[Finding]:
-    """What ctrace apply has in place, where it does not hold."""
+    """Changes by ctrace apply that do not hold."""
     from ctrace.advice.again import objection
     from ctrace.change.condition import HOLDS, ON_TRIAL, conditions
 

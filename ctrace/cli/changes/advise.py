@@ -123,7 +123,7 @@ def command(
 
 @dataclass(frozen=True)
 class Asked:
-    """What the advice is to be about."""
+    """The subject of the advice."""
 
     wanted: Filter
     target: float
@@ -185,7 +185,7 @@ def _advise(
     host: str,
     log: Optional[Logged] = None,
 ) -> Advice:
-    """Drain a source into a model, then advise from what it holds."""
+    """Drain a source into a model, then advise from its contents."""
     from dataclasses import replace
 
     from ctrace.advice.advise import advise

@@ -75,7 +75,7 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
 
 
 def _checked(trial: object) -> None:
-    """One check, told. Raises CtraceError when something got worse."""
+    """Run one check and report it. Raises CtraceError when something got worse."""
     from ctrace.change import apply
 
     assert isinstance(trial, apply.Trial)

@@ -66,6 +66,6 @@ def what(change: Applied) -> str:
 
 
 def several(are: str, changes: list[Applied]) -> str:
-    """The refusal when none of several was named."""
+    """The error when none of several trials was named."""
     names = "; ".join(what(change) for change in changes)
     return f"several {are}: name one with --netns ({names})"

@@ -161,7 +161,7 @@ class ProgressLine:
     """One line on a terminal, written anew a few times a second."""
 
     def __init__(self, silent: bool, bounded: bool = False) -> None:
-        """``bounded``: what is on disk is less than what was recorded."""
+        """``bounded``: the disk holds less than what was recorded."""
         self._last: Optional[Progress] = None
         self._silent = silent
         self._bounded = bounded
@@ -169,7 +169,7 @@ class ProgressLine:
         self._width = 0
 
     def show(self, progress: Progress) -> None:
-        """Tell how it stands."""
+        """Show the progress."""
         self._last = progress
         now = time.monotonic()
         if self._silent or now < self._next:
@@ -181,7 +181,7 @@ class ProgressLine:
         self._width = len(text)
 
     def told(self, size: int) -> str:
-        """The last that it was told, with ``size`` bytes on disk."""
+        """The last progress reported, with ``size`` bytes on disk."""
         from ctrace.view import format as fmt
 
         if self._last is None:

@@ -15,7 +15,8 @@ from ctrace.errors import CtraceError
 
 LISTEN = "127.0.0.1:9632"
 MEMORY = 12 << 20
-"""Bytes for what grows with traffic: a few dozen names are served, and the unit has 256 MiB."""
+"""Bytes for data that grows with traffic: a few dozen names are served, and the unit has 256
+MiB."""
 
 
 @click.command()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ctrace.view.screen.state import State
 
 PLAIN_SIZE = (100, 40)
-"""Columns and lines of a plain frame where nobody says how large the terminal is."""
+"""Columns and lines of a plain frame where the terminal's size is unknown."""
 FIRST = 30.0
 """Seconds that attaching and the first interval may take beyond the interval itself."""
 
@@ -210,7 +210,7 @@ def run_plain(
         if snapshot is None and feed.phase.name == "ended":
             raise CtraceError("the stream of kernel events ended unexpectedly: start ctrace again")
         if snapshot is None:
-            continue  # a host that stands still is no end: what comes next tells of it
+            continue  # a host that stalls is not the end: the next snapshot shows it
         seen = snapshot
         if json_lines:
             import json
