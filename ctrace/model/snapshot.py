@@ -70,9 +70,9 @@ class Percentiles:
     n: int = 0
     """How many were measured."""
     living: int = 0
-    """Of a residence: living entries whose age counted, too."""
+    """For a residence: living entries whose age counted as well."""
     at_least: Optional[float] = None
-    """Of a residence whose median is not known yet: half of the entries stay at least so long."""
+    """For a residence with an unknown median: half of the entries stay at least this long."""
     by_load: Optional[float] = None
     """Of a residence, as a check from other counts: held entries over new ones a second, which is
     the mean stay of a load that is steady, and less of one that rises."""
@@ -296,7 +296,7 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Victim:
-    """Who was refused, or whose entries were evicted."""
+    """A flow that was refused, or whose entries were evicted."""
 
     key: str
     """``udp 10.0.0.2 -> 10.0.0.1:53``."""
@@ -323,12 +323,12 @@ class Victim:
     """The local process that got EPERM; None for packets received or forwarded."""
     sample: Optional[Tuple5] = None
     pod: str = ""
-    """As of a culprit: whose address ``src`` is."""
+    """As for a culprit: the owner of address ``src``."""
 
 
 @dataclass(frozen=True)
 class Rising:
-    """A table that goes on rising."""
+    """A table that keeps rising."""
 
     per_s: tuple[float, float]
     """Entries a second, lowest and highest."""
@@ -352,7 +352,7 @@ class Remedy:
     service: str = ""
     """``tcp/8063`` where it is for one service."""
     detail: str = ""
-    """What it rests on, and what it costs."""
+    """What it is based on, and what it costs."""
     now: int = 0
     """Entries that it frees at once."""
     frees: Optional[tuple[int, int]] = None
@@ -363,7 +363,7 @@ class Remedy:
     commands: tuple[str, ...] = ()
     """Shell lines, to be run as root inside the namespace."""
     undo: tuple[str, ...] = ()
-    """What takes them back, likewise; empty where they change no setting."""
+    """Commands that undo it, likewise; empty where they change no setting."""
     memory: Optional[tuple[int, int]] = None
     """Bytes that it takes when the table is full."""
     initial: bool = False
@@ -374,7 +374,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Cause:
-    """One recognised shape, with what it was recognised by."""
+    """One recognised pattern, with its evidence."""
 
     id: str
     """As in share/snapshot.md; ``unknown`` where no shape fits."""
@@ -387,7 +387,7 @@ class Cause:
     port: Optional[int] = None
     netns: int = 0
     src: str = ""
-    """The source behind it, where it is one source's whatever it does."""
+    """The source behind it, where one source causes it with all its services."""
     remedies: tuple[Remedy, ...] = ()
     """What helps, best first; empty where nothing is wrong."""
 
@@ -411,9 +411,9 @@ class Holder:
     held: int = 0
     """The same as a number of entries, or of refusals."""
     netns: int = 0
-    """0 where it is not one namespace's."""
+    """0 where it spans several namespaces."""
     sources: int = 0
-    """Sources that it has, as far as they have rows of their own."""
+    """Its sources, as far as they have rows of their own."""
 
 
 @dataclass(frozen=True)
@@ -477,7 +477,7 @@ class Snapshot:
     who: tuple[Holder, ...] = ()
     """The fewest keys that explain 80 % of what is held, or the few that explain most."""
     who_refused: tuple[Holder, ...] = ()
-    """The same of what was refused."""
+    """The same for what was refused."""
     why: tuple[Cause, ...] = ()
     """Best first; never empty once something was observed."""
     history: History = History()

@@ -162,7 +162,7 @@ def _values(
         elif one in (_UID, _GID):
             found.uids.add(struct.unpack("=I", part)[0])
         elif one not in _WIDTH:
-            return  # of a width that is not known here: what follows can't be told
+            return  # of a width unknown here: what follows can't be located
 
 
 def _rule(found: Named, rule: list[Expression], place: object) -> None:

@@ -161,9 +161,8 @@ class Service:
         return any(d.kind == BREAKS and d.name == "path MTU error" for d in found)
 
     def _never_so_far(self, one: Difference, plain: Collection[object]) -> bool:
-        """Whether it is about a call from the service's port, of which the table has none: no
-        kernel takes that port for somebody who does not ask for it. ``plain``: conversations that
-        are not translated."""
+        """Whether it concerns a call from the service's port of which the table has none: no kernel
+        picks that port unless asked for it. ``plain``: conversations that are not translated."""
         what = one.what
         if isinstance(what, Talk):
             fits = what in plain and not what.known and what.role in ("forward", "client")
@@ -305,7 +304,7 @@ class Service:
             for rest in (dict(REST), dict(SERVER_NEXT)):
                 found.cut += self._changed(works, (), texts, rest)
                 found.resets += self._changed(works, texts, going, rest, own)
-        if lever.shared:  # only those that there are, which subject.shared_now tells
+        if lever.shared:  # only those that exist, as subject.shared_now says
             found.cut = [t for t in found.cut if t.known or t.sport != self.port]
 
     def _changed(

@@ -240,7 +240,7 @@ class Stage:
     def _told(
         self, body: bytes, numbers: dict[bytes, int], found: dict[int, list[Outcome]]
     ) -> bool:
-        """One trace message; True when it is the marker's."""
+        """Take one trace message; True when it is the marker's."""
         of = dict(split(body))
         key, head = of[6], of.get(8)
         if head:

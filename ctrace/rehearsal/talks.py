@@ -41,7 +41,7 @@ class Far(NamedTuple):
     address: bytes
     device: int
     source: bytes
-    """Of this host's addresses, what it would use by itself; empty: none."""
+    """The address of this host that it would use by itself; empty: none."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Cast:
     near: list[Far] = field(default_factory=list)
     """Neighbours and strangers: one or two a way."""
     busy: list[Far] = field(default_factory=list)
-    """A few of those that the table's flows are with."""
+    """A few of the addresses that flows in the table go to."""
     uids: tuple[int, ...] = (0,)
     left_out: int = 0
     """Addresses named in rules that are represented by others of their class."""
@@ -258,7 +258,7 @@ class Plot:
                     )
 
     def _others(self, names: Named, most: int) -> list[int]:
-        """Other ports: one that hardly any rule names first, then those that rules name."""
+        """Other ports: first one that hardly any rule names, then those that rules name."""
         found = sorted(names.ports - {self._port, 443})
         self.ports_left_out = max(self.ports_left_out, len(found) - MOST_PORTS)
         return [443, *found[:: max(1, -(-len(found) // most))]]

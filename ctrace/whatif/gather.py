@@ -37,7 +37,8 @@ SAME_PASS_S: Final = 0.3
 TICK_S: Final = 0.05
 """What a time in ticks, and its reader, may be late by."""
 OTHER: Final = 0.5
-"""Share of a service's ends and looks that tell of another timeout from which on all have one."""
+"""Share of a service's ends and looks showing another timeout, from which all are taken to have
+one."""
 
 RETRY_S: Final = 130.0
 """A SYN is retried for 127 s (tcp_syn_retries 6): a refused packet and a later insert of
@@ -73,7 +74,7 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
     events = np.concatenate(parts) if parts else np.zeros(0, SLIM)
     if (events["ts"][1:] < events["ts"][:-1]).any():
         events = events[np.argsort(events["ts"], kind="stable")]
-    # Readings from before the first event tell that there was nothing.
+    # Readings from before the first event show that there was nothing.
     begins = [int(events["ts"][0])] if len(events) else [first or 0]
     start = min([*begins, *(row[0] for row in rows if timed and not cut)])
     readings = _readings(rows, start, timed)

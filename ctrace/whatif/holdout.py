@@ -139,7 +139,7 @@ def _second(recorded: Recorded, first: Flows, lag: float) -> Flows:
 
 
 def _as_before(new: Flows, first: Flows) -> Flows:
-    """New flows, each with the course of one of its service, or protocol, in the first half."""
+    """New flows, each with the course of one of the same service or protocol in the first half."""
     donors = np.flatnonzero(~first.existed & (first.basis != Basis.NOTHING))
     of = np.full(len(new), -1, np.int64)
     random = np.random.default_rng(1)

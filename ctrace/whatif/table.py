@@ -58,7 +58,7 @@ class Known:
     extra: Mapping[int, int] = field(default_factory=dict)
     """Entries that are always there, by namespace."""
     netns: tuple[int, ...] = ()
-    """The namespaces, in this order; none: those of the flows and of ``extra``."""
+    """The namespaces, in this order; empty: those of the flows and of ``extra``."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Course:
     netns: tuple[int, ...]
     count: npt.NDArray[np.float64]
     expired: npt.NDArray[np.float64]
-    """Of ``count``, entries whose timeout has passed, waiting for collection."""
+    """The part of ``count`` whose timeout has expired, waiting for collection."""
     drops: npt.NDArray[np.float64]
     evictions: npt.NDArray[np.float64]
     interval: float
@@ -221,7 +221,7 @@ class _Run:
             self.unassured -= np.bincount(self.ns[loose], minlength=self.places)
 
     def _arrive(self, flow: I64, when: F64, drops: F64, evictions: F64) -> None:
-        """Tries of one step: those of flows that are in already need no entry."""
+        """Attempts of one step: those of flows already in the table need no entry."""
         new = ~self.entered[flow]
         flow, when = flow[new], when[new]
         limit = self.setting.limit

@@ -184,7 +184,7 @@ class NetlinkCapture(Capture):
         """What has arrived, in order of arrival, and how many events were lost."""
         parts: list[Events] = []
         lost = 0
-        # What was found missing before this poll is told at its end: a DESTROY message that
+        # What was found missing before this poll is reported at its end: a DESTROY message that
         # waits comes first.
         looked = [one for one in self._listeners.values() if one.missing and one.missing.done()]
         for fd, _ in self._ready.poll(0):

@@ -56,7 +56,7 @@ def headline(review: Review) -> Verdict:
 
 
 def last_refusal(review: Review) -> Optional[float]:
-    """The end of the last stretch in which something was refused."""
+    """The end of the last period in which something was refused."""
     line = review.timeline
     return next((ts for ts, n in zip(reversed(line.ts), reversed(line.drop)) if n), None)
 

@@ -75,7 +75,7 @@ def culprits_of(snapshot: Snapshot, state: State) -> tuple[Culprit, ...]:
     """The culprits in the order that the person asked for."""
     turned = snapshot.sort.startswith("-")
     there = snapshot.culprits
-    if snapshot.sort.removeprefix("-") in ("held", "new"):  # what is gone is told of by the others
+    if snapshot.sort.removeprefix("-") in ("held", "new"):  # the other sorts show what is gone
         there = tuple(one for one in there if one.held or one.new_per_s or one.drop_per_s) or there
     return there if turned == state.reverse else there[::-1]
 
