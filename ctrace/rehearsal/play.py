@@ -269,16 +269,22 @@ def throw(stage: Stage, strays: Sequence[Stray]) -> list[tuple[Optional[Outcome]
     return found
 
 
+KEPT_FREE: Final = 16
+"""Ports at each end of the ephemeral range that no numbered conversation gets. Single packets and
+calls from the service's port use them: one with the ports of another's entry would pass for it."""
+
+
 def renumbered(talks: Sequence[Talk], ephemeral: tuple[int, int]) -> list[Talk]:
     """The same from source ports of their own (0: an ephemeral one, 1: one below 1024).
 
     Or one would find another's entry, or its translation taken.
     """
-    low, high = 600, max(ephemeral[0], 1024)
+    first = max(ephemeral[0], 1024) + KEPT_FREE
+    low, high, last = 600, first, max(ephemeral[1] - KEPT_FREE, first)
     out = []
     for talk in talks:
         if talk.sport == 0:
-            high = high + 1 if high < ephemeral[1] else max(ephemeral[0], 1024)
+            high = high + 1 if high < last else first
             out.append(replace(talk, sport=high))
         elif talk.sport == 1:
             low = low + 1 if low < 1023 else 600

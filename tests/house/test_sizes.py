@@ -21,7 +21,7 @@ LARGER = {
     "cli/recordings/record.py: command, lines": 90,
     "cli/watch/metrics.py: command, lines": 69,
     "cli/watch/top.py: command, lines": 82,
-    "model/keys/details.py: details, lines": 68,
+    "model/keys/details.py: details, lines": 69,
     "model/model.py": 490,
     "model/model.py: Model.snapshot, lines": 70,
     "model/snapshot.py": 490,

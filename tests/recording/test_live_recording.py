@@ -552,7 +552,7 @@ def test_a_recording_is_advised_on_by_the_rules_that_were_there(lab: Lab, tmp_pa
     assert "notrack" in remedy.rules
     assert "guard" in remedy.rules
     assert adviser.about(advice, "tcp", 8063, 1) is None
-    with pytest.raises(CtraceError, match="not changed"):
+    with pytest.raises(CtraceError, match="nothing can be applied over a recording"):
         adviser.offer(advice)
 
 

@@ -58,7 +58,7 @@ def test_a_flight_recorders_directory_is_read(ring: Path) -> None:
     assert place["recorded"]["peak"] > 50
     assert place["changed"]["peak"] == 0
     assert place["replay_error"] < 0.05
-    assert 0 <= place["error"] < 0.5, "of half of twelve seconds on a busy machine"
+    assert 0 <= place["error"] < 1, "of half of twelve seconds on a busy machine"
 
 
 @pytest.mark.kernel
