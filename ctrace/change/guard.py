@@ -37,6 +37,8 @@ PATIENCE_S: Final = 5
 """Seconds to wait for an earlier guard of the namespace to end."""
 QUIET_S: Final = 1.0
 """Seconds without a change before rules are judged: a reload comes in several pieces."""
+BY_HAND_S: Final = 5.0
+"""Seconds for whoever removes the rules by hand, line by line, to be done with them."""
 LONGEST_WAIT_S: Final = 600
 SHARE: Final = 20
 """Judging again takes at most one part in this many of the time,"""
@@ -103,7 +105,7 @@ class Guard:
         self._see_clock(note)
         there, missing = self._standing(note).look(self._path())
         if not there:
-            time.sleep(2 * QUIET_S)  # whoever does it by hand goes on to the accepts
+            time.sleep(BY_HAND_S)  # whoever does it by hand goes on to the accepts
             self._take_back(note, "the rules are gone: something else removed them")
         elif missing:
             self._take_back(note, f"something removed its accepts ({', '.join(missing)})")
@@ -178,19 +180,30 @@ class Guard:
                 f"({', '.join(missing)}): its services are tracked",
             )
         elif self._standing(note).needs and self._is_due():
-            before = self._standing(note).now(self._path())
-            with netns.enter(self._path()):
-                held = keep.renew(plan)
-            self._seen(before, self._standing(note).now(self._path()), plan.backend)
-            if not held:
-                self._off(
-                    note,
-                    f"off since before {_clock()}, as nothing had looked after its "
-                    "accepts for too long: its services are tracked",
-                )
+            self._renew(note)
         else:
             self._rejudge(self._standing(note).generation)
         return True
+
+    def _renew(self, note: notes.Note) -> None:
+        """Renew the lease, unless the change is undone just now: that would bring rules back."""
+        before = self._standing(note).now(self._path())
+        try:
+            with notes.locked():
+                if notes.read(self._inum) != note:
+                    return
+                with netns.enter(self._path()):
+                    held = keep.renew(self._known(note)[1])
+        except CtraceError:  # another ctrace is changing rules
+            self._due = notes.now() + POLL_S
+            return
+        self._seen(before, self._standing(note).now(self._path()), self._known(note)[1].backend)
+        if not held:
+            self._off(
+                note,
+                f"off since before {_clock()}, as nothing had looked after its "
+                "accepts for too long: its services are tracked",
+            )
 
     def _is_due(self) -> bool:
         """Whether the lease is to be renewed. After a suspend, or when the wall clock was set, at
@@ -240,7 +253,7 @@ class Guard:
 
     def _gone(self, note: notes.Note) -> bool:
         """All of it was removed, by hand or with every other rule: so it is over."""
-        time.sleep(2 * QUIET_S)  # whoever does it by hand goes on to the accepts
+        time.sleep(BY_HAND_S)  # whoever does it by hand goes on to the accepts
         with notes.locked():
             if notes.read(self._inum) != note:
                 return True

@@ -83,15 +83,20 @@ def directory() -> Path:
     return path
 
 
+TURN_S = 5.0
+"""Seconds to wait for another ctrace's change: a guard renews a lease in a fraction of one."""
+
+
 @contextmanager
 def locked() -> Iterator[None]:
-    """One change at a time on this host. Raises CtraceError when another is under way."""
+    """One change at a time on this host. Raises CtraceError when another does not end."""
     fd = os.open(directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + TURN_S
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CtraceError("another ctrace is changing rules right now: try again") from None
+        while not _lock(fd, fcntl.LOCK_EX):
+            if time.monotonic() > until:
+                raise CtraceError("another ctrace is changing rules right now: try again")
+            time.sleep(0.05)
         yield
     finally:
         os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -48,6 +49,11 @@ def pair(lab: Lab, rules: str = TRACKED) -> tuple[Node, Node, str]:
     else:
         server.run(["nft", "-f", "-"], stdin=rules)
     return server, client, server.addresses["client"][0]
+
+
+def undated(rules: str) -> str:
+    """Without the ends of leases, which the guard puts off meanwhile."""
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "DATE", rules)
 
 
 def test_the_incident_ends(lab: Lab) -> None:
@@ -110,7 +116,7 @@ def test_confirmed_then_undone_byte_for_byte(lab: Lab, backend: str) -> None:
         assert on_trial.installed.state == "trial"
 
         apply.confirm(server.inum)
-        confirmed = rules_of(server)
+        confirmed = undated(rules_of(server))
         assert confirmed != before
         (kept,) = undo.applied(server.inum)
         assert kept.installed.state == "permanent"
@@ -118,7 +124,7 @@ def test_confirmed_then_undone_byte_for_byte(lab: Lab, backend: str) -> None:
 
         # Once more changes nothing.
         assert apply.prepare(plan).present == "permanent"
-        assert rules_of(server) == confirmed
+        assert undated(rules_of(server)) == confirmed
 
         (undone,) = undo.undo(server.inum)
         assert undone.namespace.inum == server.inum
