@@ -244,14 +244,17 @@ class Guard:
         elif self._stale and now - self._since >= QUIET_S and now >= self._next:
             if now - max(self._last, self._next) > LONGEST_WAIT_S:
                 self._times = 0
-            process = subprocess.Popen(
-                interpreter.module("ctrace.advice.again", str(self._inum)),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-            )
-            self._judging, self._stale = (process, now), False
+            self._judging, self._stale = (self._judge(), now), False
+
+    def _judge(self) -> subprocess.Popen[bytes]:
+        """Judge it again in a separate process, so that the memory is freed when that ends."""
+        return subprocess.Popen(
+            interpreter.module("ctrace.advice.again", str(self._inum)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
 
     def _gone(self, note: notes.Note) -> bool:
         """All of it was removed, by hand or with every other rule: so it is over."""
@@ -279,21 +282,15 @@ class Guard:
             time.sleep(POLL_S)
 
     def _put_back(self) -> None:
-        """Judge it again in a separate process, so that the memory is freed when that ends."""
+        """Judge it again, and wait for that: while it is off there is nothing else to guard."""
         if time.monotonic() < self._again:
             return
         began = time.monotonic()
-        argv = interpreter.module("ctrace.advice.again", str(self._inum))
-        with suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                timeout=GIVE_UP_S,
-                check=False,
-            )
+        with self._judge() as process:
+            try:
+                process.wait(GIVE_UP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
         took = time.monotonic() - began
         self._tries += 1
         least = SHARE * took if self._tries > AT_ONCE else 0.0

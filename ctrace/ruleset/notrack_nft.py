@@ -39,6 +39,8 @@ _GATE: Final = "meta l4proto @armed"
 _WHERE: Final = {NEAR: " fib daddr type local", AWAY: " fib daddr type != local"}
 _OVER: Final = {NEAR: 'iifname != "lo" ', LO: 'oifname "lo" ', WIRE: 'oifname != "lo" '}
 _OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"))
+_FAR: Final = {"sport": ("daddr", "dport"), "dport": ("saddr", "sport")}
+"""The far end of a packet, by which of its ports is the service's."""
 _CALLS: Final = (("ip", "calls4", "ipv4_addr"), ("ip6", "calls6", "ipv6_addr"))
 OTHERS_PRIORITY: Final = "srcnat + 10"
 """Translated packets have their new source here."""
@@ -208,37 +210,26 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     notracks = [lever for lever in plan.levers if isinstance(lever, Notrack)]
     timeouts = [lever for lever in plan.levers if isinstance(lever, CtTimeout)]
     drops = [lever for lever in plan.levers if isinstance(lever, Drop)]
-    lines = [
-        f"table inet {TABLE} {{",
-        "\tset armed {",
-        "\t\ttype inet_proto",
-        "\t\tflags timeout",
-        f"\t\telements = {{ {elements} }}",
-        "\t}",
-    ]
+    armed = ["type inet_proto", "flags timeout", f"elements = {{ {elements} }}"]
+    lines = [f"table inet {TABLE} {{", *_block("set armed", armed)]
     shared = [lever for lever in notracks if lever.shared]
     served = [lever for lever in shared if "server" in lever.roles]
     called = [one for one in shared if {"client", "forward"} & {*one.roles} and one.proto == "tcp"]
     lines += _remembered(_OTHERS, "inet_proto . inet_service . inet_service") if served else []
     lines += _remembered(_CALLS, "inet_service . {0} . inet_service") if called else []
     for name, body in (one for drop in drops for one in sets(drop).items()):
-        lines += [f"\tset {name} {{", *(f"\t\t{line}" for line in body), "\t}"]
+        lines += _block(f"set {name}", body)
     for policy in timeouts:
         states = ", ".join(f"{state} : {seconds}" for state, seconds in policy.policy)
         for l3proto in ("ip", "ip6"):
-            lines += [
-                f"\tct timeout {_policy_name(policy, l3proto)} {{",
-                f"\t\tprotocol {policy.proto}",
-                f"\t\tl3proto {l3proto}",
-                f"\t\tpolicy = {{ {states} }}",
-                "\t}",
-            ]
+            what = [f"protocol {policy.proto}", f"l3proto {l3proto}", f"policy = {{ {states} }}"]
+            lines += _block(f"ct timeout {_policy_name(policy, l3proto)}", what)
     pre, out = ([rule for drop in drops for rule in rules(drop, chain, _GATE, TAG)]
                 for chain in (PRE, OUT))  # fmt: skip
-    pre += [rule for lever in served for rule in _others(lever, "saddr", "sport", "dport")]
+    pre += [rule for lever in served for rule in _others(lever, "dport")]
     pre += [rule for lever in called for rule in _calls(lever)]
     out += [rule for lever in served for rule in _called(lever)]
-    out += [rule for lever in served for rule in _others(lever, "daddr", "dport", "sport")]
+    out += [rule for lever in served for rule in _others(lever, "sport")]
     out += [rule for lever in called for rule in _answered(lever)]
     pre += [rule for lever in notracks for rule in _notrack(lever, PRE)]
     out += [rule for lever in notracks for rule in _notrack(lever, OUT)]
@@ -249,7 +240,7 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)
     # Whoever comes by another port or address, which rules translate to the service's.
     dnat = "{0.proto} dport {0.port} ct status dnat"
-    moved = [rule for one in served for rule in _remember(one, dnat.format(one), "saddr", "sport")]
+    moved = [rule for one in served for rule in _remember(one, dnat.format(one), "dport")]
     lines += _chain("moved", "input", PRIORITY, moved)
     if timeouts:
         pre = [r for p in timeouts if {"server", "forward"} & set(p.roles) for r in _policy(p)]
@@ -261,13 +252,18 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
 
 def _remembered(kinds: Iterable[tuple[str, str, str]], rest: str) -> list[str]:
     """The sets of both families that rules fill by themselves."""
-    end = f"\n\t\tsize {MAX_OTHERS}\n\t\tflags dynamic,timeout\n\t}}"
-    return [f"\tset {name} {{\n\t\ttype {a} . {rest.format(a)}{end}" for _, name, a in kinds]
+    end = [f"size {MAX_OTHERS}", "flags dynamic,timeout"]
+    found = (_block(f"set {name}", [f"type {a} . {rest.format(a)}", *end]) for _, name, a in kinds)
+    return [line for one in found for line in one]
 
 
 def _chain(name: str, hook: str, priority: str, rules: list[str]) -> list[str]:
-    what = f"\t\ttype filter hook {hook} priority {priority}; policy accept;"
-    return [f"\tchain {name} {{", what, *(f"\t\t{rule}" for rule in rules), "\t}"] if rules else []
+    what = f"type filter hook {hook} priority {priority}; policy accept;"
+    return _block(f"chain {name}", [what, *rules]) if rules else []
+
+
+def _block(head: str, body: Iterable[str]) -> list[str]:
+    return [f"\t{head} {{", *(f"\t\t{line}" for line in body), "\t}"]
 
 
 def _notrack(lever: Notrack, hook: str) -> list[str]:
@@ -304,22 +300,23 @@ def _called(lever: Notrack) -> list[str]:
     Of datagrams nothing tells a question from an answer.
     """
     match = f'oifname != "lo" tcp sport {lever.port} tcp flags & (syn | ack) == syn'
-    return _remember(lever, match) if lever.proto == "tcp" else []
+    return _remember(lever, match, first=True) if lever.proto == "tcp" else []
 
 
-def _remember(lever: Notrack, match: str, far: str = "daddr", port: str = "dport") -> list[str]:
-    here, long = "sport" if port == "dport" else "dport", OTHERS_TIMEOUT[lever.proto]
-    tracked = " ct " in match and long > CLOSING
+def _remember(lever: Notrack, match: str, here: str = "sport", *, first: bool = False) -> list[str]:
+    """``here``: which of its ports is the service's; ``first``: a packet without an entry yet."""
+    (far, there), long = _FAR[here], OTHERS_TIMEOUT[lever.proto]
     return [
-        f"{match}{left} {_GATE} update @{name} {{ {family} {far} . meta l4proto . th {port} "
+        f"{match}{left} {_GATE} update @{name} {{ {family} {far} . meta l4proto . th {there} "
         f'. th {here} timeout {seconds}s }} comment "{tag_of(lever, "server", "others")}"'
         for family, name, _ in _OTHERS
-        for left, seconds in (_LEFT if tracked else [("", long)])
+        for left, seconds in ([("", long)] if first or lever.proto != "tcp" else _LEFT)
     ]
 
 
-def _others(lever: Notrack, far: str, there: str, here: str) -> list[str]:
+def _others(lever: Notrack, here: str) -> list[str]:
     """Leave packets of the far ends that were remembered tracked: this chain ends for them."""
+    far, there = _FAR[here]
     return [
         f"{lever.proto} {here} {lever.port} {family} {far} . meta l4proto . th {there} . th {here} "
         f'@{name} accept comment "{tag_of(lever, "server", "others")}"'

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+import numpy as np
 import pytest
 from kit.changes import PORT, TRACKED, in_background
 
@@ -17,6 +18,7 @@ from ctrace.advice.in_place import InPlace, in_place
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
+from ctrace.record import address_bytes
 from ctrace.rehearsal.room import Room
 
 pytestmark = pytest.mark.kernel
@@ -75,10 +77,13 @@ def test_the_second_plan_adds_to_the_first(lab: Lab, tmp_path: Path) -> None:
         assert ports == {PORT, OTHER}
         ctrace("undo", "--netns", server.inum)
         ctrace("apply", second, "--yes")
-        count = {port: in_table(server, port) for port in (PORT, OTHER)}
-        for port in (PORT, OTHER):
-            assert len(tcp_connections(client, (address, port), 5).flows) == 5
-        assert {port: in_table(server, port) for port in (PORT, OTHER)} == count
+        filled = {port: in_table(server, port, but=client) for port in (PORT, OTHER)}
+        new = [flow for port in (PORT, OTHER)
+               for flow in tcp_connections(client, (address, port), 5).flows]  # fmt: skip
+        assert len(new) == 10
+        there = {(int(row["sport"]), int(row["dport"])) for row in ctnetlink.dump(server.path)}
+        assert not there & {(flow.sport, flow.dport) for flow in new}
+        assert {port: in_table(server, port, but=client) for port in (PORT, OTHER)} == filled
     unnamed = subprocess.run(
         [sys.executable, "-m", "ctrace", "undo"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
@@ -96,11 +101,15 @@ def use(client: Node, address: str) -> None:
     time.sleep(0.1)
 
 
-def in_table(node: Node, port: int) -> int:
-    """Entries of a port, but for this host's own calls: those stay tracked, and come and go."""
+def in_table(node: Node, port: int, but: Optional[Node] = None) -> int:
+    """Entries of a port; without those of a client, which come and go."""
     entries = ctnetlink.dump(node.path)
-    entries = entries[(entries["src"] != entries["dst"]).any(axis=1)]
-    return int(((entries["dport"] == port) | (entries["sport"] == port)).sum())
+    mine = (entries["dport"] == port) | (entries["sport"] == port)
+    for address in but.addresses["server"] if but else ():
+        theirs = np.frombuffer(address_bytes(address), np.uint8)
+        mine &= (entries["src"] != theirs).any(axis=1) & (entries["dst"] != theirs).any(axis=1)
+    own = (entries["src"] == entries["dst"]).all(axis=1)
+    return int((mine & ~own).sum())
 
 
 BY_HAND = {

@@ -102,15 +102,9 @@ class Levels:
 
     def __init__(self, scale: float) -> None:
         self.timeouts = Timeouts()
-        (
-            self.pair,
-            self.target,
-            self.source,
-            self.service,
-            self.destination,
-            self.process,
-            self.space,
-        ) = (Level(*size) for size in _sizes(scale))
+        self._all = tuple(Level(*size) for size in _sizes(scale))
+        self.pair, self.target, self.source, self.service, *others = self._all
+        self.destination, self.process, self.space = others
         self.pair.parents = [(self.source, NETNS_MASK, True)]
         self.target.parents = [
             (self.service, ~np.uint64(0), False),
@@ -119,15 +113,7 @@ class Levels:
 
     def all(self) -> tuple[Level, ...]:
         """Every level."""
-        return (
-            self.pair,
-            self.target,
-            self.source,
-            self.service,
-            self.destination,
-            self.process,
-            self.space,
-        )
+        return self._all
 
     def nbytes(self) -> int:
         """Memory held."""
