@@ -274,15 +274,13 @@ class LiveSource:
         gone = self._namespaces.keys() - found.keys()
         self._ended += self._lives.left(gone, _boot())
         self._lives.came(fresh, self._capture.counts() if self._namespaces else {})
+        self._names.came(fresh)
         self._namespaces = found
         self._capture.follow(list(found.values()))
         return fresh
 
     def _last_readings(self) -> tuple[TableReading, ...]:
-        """A final reading of each life that has ended.
-
-        The namespace is looked up anew: its number may be in use again.
-        """
+        """A final reading of each life that has ended; its number may be in use again."""
         died = self._tables.died & self._namespaces.keys()
         self._tables.died.clear()
         self._ended += self._lives.left(died, _boot())

@@ -32,6 +32,12 @@ class NameBook:
         self._netns: dict[int, Netns] = {}
         self._addresses_at: dict[int, float] = {}
 
+    def came(self, fresh: Sequence[Namespace]) -> None:
+        """These were not there at the last look: their numbers may have been those of others."""
+        for space in fresh:
+            self._addresses_at.pop(space.inum, None)
+            self._netns.pop(space.inum, None)
+
     def learn(
         self, events: Events, spaces: Sequence[Namespace], every: Sequence[Namespace], look: bool
     ) -> Names:

@@ -187,18 +187,26 @@ def check(trial: Trial) -> health.Verdict:
 
 
 def fate(trial: Trial) -> str:
-    """Why the change is no longer there; empty while it is on trial."""
+    """Why the change is no longer on trial; empty while it is."""
     note = notes.read(trial.prepared.namespace.inum)
-    if note is None or not note.deadline:
-        return (note and note.said) or "the trial is over: its rules were removed"
-    return ""
+    if note is None:
+        return "the trial is over: its rules were removed"
+    if note.deadline == trial.deadline:
+        return ""
+    if note.deadline:
+        return "another trial has taken its place"
+    return note.said or "another ctrace confirmed it meanwhile: it stays"
 
 
-def revert(trial: Trial) -> None:
-    """Take the change back, whatever state it is in."""
+def revert(trial: Trial) -> bool:
+    """Take the change back; False where somebody else has confirmed or replaced it."""
     namespace = trial.prepared.namespace
     with notes.locked(), inside(namespace):
-        _take_back(namespace, notes.read(namespace.inum))
+        note = notes.read(namespace.inum)
+        if note is not None and not note.over and note.deadline != trial.deadline:
+            return False
+        _take_back(namespace, note)
+    return True
 
 
 def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]]:

@@ -69,7 +69,11 @@ def of(space: Namespace, objection: Optional[Objection] = None) -> str:
 
 
 def _of(note: notes.Note, space: Namespace, objection: Optional[Objection]) -> Condition:
-    plan = plans.from_json(note.plan)
+    try:
+        plan = plans.from_json(note.plan)
+    except CtraceError:
+        told = "another version of ctrace wrote its plan: run ctrace undo, then apply it anew"
+        return Condition(note.netns, space.name, UNWATCHED, (), told)
     services = tuple(named(lever) for lever in plan.levers)
     state, told = _state(note, plan, space)
     if state in (HOLDS, UNWATCHED) and objection is not None:

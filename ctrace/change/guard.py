@@ -25,7 +25,7 @@ from ctrace import interpreter
 from ctrace.change import keep, notes
 from ctrace.change import plan as plans
 from ctrace.change.standing import Generation, Standing
-from ctrace.change.undo import applied, remove
+from ctrace.change.undo import LOOKS, applied, living, remove
 from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
@@ -86,12 +86,12 @@ class Guard:
     def run(self) -> None:
         """Run until there is nothing to guard."""
         while True:
-            note = notes.read(self._inum)
-            if note is None or note.over:
-                return
             # Something is changing rules, or a tool prints what it never did: look again. A guard
             # that ended would leave the trial to the kernel's timeout alone.
             with suppress(Exception):
+                note = notes.read(self._inum)
+                if note is None or note.over:
+                    return
                 if note.deadline:
                     if notes.now() >= note.deadline:
                         self._tidy(note)
@@ -311,10 +311,10 @@ class Guard:
     def _path(self) -> str:
         """Path of the namespace. Raises CtraceError; ends the process when it has gone."""
         if self._space is None or not _leads_to(self._space):
-            found = [space for space in netns.find() if space.inum == self._inum]
-            if not found:
+            looks = (living(self._inum) for _ in range(LOOKS))
+            self._space = next((space for space in looks if space), None)
+            if self._space is None:
                 sys.exit(0)
-            self._space = found[0]
         return self._space.path
 
 

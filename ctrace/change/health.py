@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final, Optional
@@ -33,6 +34,7 @@ BAD: Final = {
 }
 """Counters that must not rise, with what they mean."""
 REFUSED: Final = "conntrack.drop"
+_UDP_IN: Final = "Udp.InDatagrams"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Verdict:
 def sample(levers: Sequence[Lever], rules: Iterable[Rule] = ()) -> Sample:
     """Read the counters of the namespace that this thread is in. Raises OSError."""
     counters = {**_table("snmp"), **_table("netstat"), REFUSED: _conntrack_drops()}
+    # TCP counts both families together, UDP does not
+    counters[_UDP_IN] = counters.get(_UDP_IN, 0) + _udp6_in()
     packets: dict[tuple[str, str, int], dict[str, int]] = {}
     dropped: dict[str, int] = {}
     for rule in rules:
@@ -237,7 +241,7 @@ def _good(levers: Sequence[Lever]) -> list[tuple[str, str]]:
         if lever.proto == "tcp" and roles & {"client", "loopback"}:
             names.append(("Tcp.ActiveOpens", "connections opened"))
         if lever.proto == "udp" and roles & {"server", "client", "loopback"} and not drops:
-            names.append(("Udp.InDatagrams", "UDP datagrams received"))
+            names.append((_UDP_IN, "UDP datagrams received"))
     return list(dict.fromkeys(names))
 
 
@@ -321,6 +325,12 @@ def _table(name: str) -> dict[str, int]:
         pairs = zip(names.split()[1:], values.split()[1:])
         found.update({f"{prefix}.{key}": int(value) for key, value in pairs})
     return found
+
+
+def _udp6_in() -> int:
+    with suppress(OSError), open("/proc/thread-self/net/snmp6") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Udp6InDatagrams"))
+    return 0  # a kernel without IPv6
 
 
 def _conntrack_drops() -> int:

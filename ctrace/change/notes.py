@@ -154,9 +154,9 @@ def _is(fd: int, where: Path) -> bool:
 
 
 def guarded(netns: int) -> bool:
-    """Whether a process guards a namespace's change."""
+    """Whether a process guards a namespace's change. Reads only: /run may be read-only."""
     try:
-        fd = os.open(_guard_file(netns), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(_guard_file(netns), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -186,7 +186,10 @@ def boot_id() -> str:
 
 
 def read(netns: int) -> Optional[Note]:
-    """The note for a namespace; None when there is none, or it is damaged or of another boot."""
+    """The note for a namespace; None when there is none, or it is damaged or of another boot.
+
+    Raises CtraceError when it cannot be read.
+    """
     try:
         document: dict[str, Any] = json.loads(path(netns).read_text())
         note = Note(
@@ -197,8 +200,10 @@ def read(netns: int) -> Optional[Note]:
                 "probes": tuple((str(a), int(p)) for a, p in document.get("probes", ())),
             }
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    except OSError as error:
+        raise CtraceError(f"cannot read {path(netns)}: {error.strerror}") from None
     return note if note.boot == boot_id() and note.netns == netns else None
 
 

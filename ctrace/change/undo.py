@@ -58,7 +58,7 @@ def _read(namespace: Namespace) -> Optional[tuple[Namespace, Installed]]:
         except CtraceError:
             if _exists(namespace):
                 raise
-        now = _found(namespace.inum)
+        now = living(namespace.inum)
         if now is None:
             return None
         namespace = now
@@ -80,7 +80,7 @@ def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Appl
                 with netns.enter(change.namespace.path):
                     remove(change.installed, change.note)
             except CtraceError:
-                if _found(change.namespace.inum) is not None:
+                if living(change.namespace.inum) is not None:
                     raise
             notes.forget(change.namespace.inum)
             done.append(change)
@@ -92,7 +92,8 @@ def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Appl
         return done
 
 
-def _found(inum: int) -> Optional[Namespace]:
+def living(inum: int) -> Optional[Namespace]:
+    """A namespace as it is now; None when it is gone."""
     return next((space for space in netns.find() if space.inum == inum), None)
 
 

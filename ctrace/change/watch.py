@@ -121,7 +121,10 @@ def answering(wanted: Collection[Target]) -> frozenset[Target]:
     with ExitStack() as stack:
         for target in wanted:
             family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            try:  # a kernel without IPv6 (ipv6.disable=1) refuses the socket itself
+                sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            except OSError:
+                continue
             sock.setblocking(False)
             code = sock.connect_ex(target)
             if code in (0, EINPROGRESS):

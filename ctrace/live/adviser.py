@@ -145,17 +145,19 @@ class LiveAdviser(FeedAdviser):
                 self._over.clear()
                 threading.Thread(target=self._watch, args=(trial,), daemon=True).start()
                 return f"in place, on trial for {TRIAL_S} s: p keeps it or takes it back"
-            trial_now, self._trial = self._trial, None
-            self._over.set()
+            trial_now = self._trial
             if trial_now is None:
                 return "nothing is on trial any more"
             if word == "keep":
                 plan, _ = apply.confirm(trial_now.prepared.plan.netns)
-                self._told = f"kept. {apply.stays(plan)}"
+                told = f"kept. {apply.stays(plan)}"
+            elif apply.revert(trial_now):
+                told = "taken back: the rules are as they were"
             else:
-                apply.revert(trial_now)
-                self._told = "taken back: the rules are as they were"
-            return self._told
+                told = apply.fate(trial_now)
+            self._trial, self._told = None, told  # where that failed it is on trial still
+            self._over.set()
+            return told
 
     def _watch(self, trial: Trial) -> None:
         """Tell when its guard took the trial back, or its time was over."""

@@ -7,6 +7,7 @@ many seconds, so its threads are left to themselves.
 from __future__ import annotations
 
 import queue
+import re
 import socket
 import threading
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Final
 
 from ctrace.model.snapshot import Culprit, Snapshot, Victim
+from ctrace.names import clean
 
 KNOWN: Final = 4096
 """Names kept; the least recently used go first."""
@@ -26,12 +28,12 @@ SHOWN: Final = 50
 
 
 def lookup(address: str) -> str:
-    """The reverse name of an address; empty when it has none. Blocks."""
+    """The reverse name of an address, harmless to show; empty when it has none. Blocks."""
     try:
         name, _ = socket.getnameinfo((address, 0), socket.NI_NAMEREQD)
     except (OSError, UnicodeError):
         return ""
-    return name
+    return clean(name)
 
 
 class Resolver:
@@ -83,7 +85,13 @@ class Resolver:
         return replace(victim, key=self._in(victim.key, victim.src, victim.dst))
 
     def _in(self, key: str, *addresses: str) -> str:
-        for address in addresses:
-            if address and address in key:
-                key = key.replace(address, self.name(address))
-        return key
+        """Each address where it stands as a whole, not at the beginning of a longer one."""
+        whole = (
+            re.escape(one) + (r"(?![0-9a-f:.])" if ":" in one else r"(?!\.?[0-9])")
+            for one in addresses
+            if one
+        )
+        pattern = "|".join(whole)
+        if not pattern:
+            return key
+        return re.sub(rf"(?<![0-9a-f:.])(?:{pattern})", lambda found: self.name(found[0]), key)

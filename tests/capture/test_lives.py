@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,12 @@ from ctrace.batch import LOWEST_INODE, Batch, TableReading, inode_of, life
 from ctrace.capture import poller
 from ctrace.capture.live import open_live
 from ctrace.capture.lives import Lives
+from ctrace.capture.namebook import NameBook
+from ctrace.capture.netlink.ends import OlderEntries
+from ctrace.capture.netlink.listener import NetlinkCapture
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
-from ctrace.host import netns
+from ctrace.host import ctnetlink, netns
 from ctrace.host.netns import Namespace
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
@@ -191,6 +195,46 @@ def test_one_that_comes_back_is_the_same_life(monkeypatch: pytest.MonkeyPatch) -
     lives.left([inum], START)
     lives.came([Namespace(inum, "b", "/b")], {})
     assert lives.id_of(inum) == inum
+
+
+def test_one_that_takes_over_a_number_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks one went and another came: told by the name that is its own."""
+    monkeypatch.setattr(netns, "local_addresses", lambda _path: ("192.0.2.1",))
+    book = NameBook(NetlinkCapture.__new__(NetlinkCapture))
+    monkeypatch.setattr(book, "_new_owners", lambda _events: {})
+    inum = 0xF0000000 + 9
+
+    def told(space: Namespace) -> list[str]:
+        names = book.learn(empty(), [], [space], True)
+        return [one.name for one in names.netns.values()]
+
+    pod = Namespace(inum, "pod", "/a")
+    book.came([pod])
+    assert told(pod) == ["pod"]
+    assert told(pod) == []
+    book.came([pod])
+    assert told(pod) == ["pod"], "of the same name, but another one"
+    unnamed = Namespace(inum, f"netns:{inum}", "/b")
+    book.came([unnamed])
+    assert told(unnamed) == [unnamed.name], "not by the name of the one before"
+
+
+def test_older_entries_are_read_only_of_their_own_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process by which a namespace was found moves to another, or ends."""
+    here, elsewhere = Namespace(7, "n", "/proc/1/ns/net"), Namespace(7, "n", "/proc/2/ns/net")
+    zeros: Any = np.zeros(0)
+    rows = made(7, [START] * 3)
+    rows["ct"] = [1, 2, 3]
+    tables = {here.path: ctnetlink.Table(rows, zeros, zeros, zeros, 7)}
+    monkeypatch.setattr(ctnetlink, "read_table", lambda path: tables[path])
+    older = OlderEntries(here)
+    tables[here.path] = ctnetlink.Table(empty(), zeros, zeros, zeros, 8)
+    assert not len(older.look(here)), "another namespace's table tells nothing"
+    assert not older.due, "and is not read at once again"
+    tables[elsewhere.path] = ctnetlink.Table(rows[:2], zeros, zeros, zeros, 7)
+    assert older.look(elsewhere)["ct"].tolist() == [3]
 
 
 @given(st.integers(0xF0000000, (1 << 32) - 1), st.integers(0, 13))

@@ -3,15 +3,19 @@ of a change that is off, and undone of it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Optional
+from typing import Any, Optional, cast
 
 import pytest
 
-from ctrace.change import apply, condition, guard, keep, notes, undo
+from ctrace.change import apply, condition, guard, keep, notes, undo, watch
 from ctrace.change import plan as plans
 from ctrace.change.standing import Generation, Standing
 from ctrace.errors import CtraceError
@@ -62,6 +66,12 @@ def watched(monkeypatch: pytest.MonkeyPatch, made: Made, seconds: int, change_s:
             continue
 
 
+def noted(inum: int, plan: str, **more: Any) -> None:
+    """A confirmed change's note."""
+    note = notes.Note(inum, notes.boot_id(), plan, applied=0, deadline=0.0, flush=False)
+    notes.write(replace(note, **more))
+
+
 def test_a_judgement_that_failed_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first could not be started, the second failed, the third told."""
     made = Made(-1, 1, 0)
@@ -93,18 +103,7 @@ def test_what_is_off_without_a_rule_is_told_so_and_undone(monkeypatch: pytest.Mo
     monkeypatch.setattr(netns, "find", lambda: [space])
     monkeypatch.setattr(undo, "applied", lambda _only=None: [])
     monkeypatch.setattr(Standing, "look", lambda *_: (False, ()))
-    notes.write(
-        notes.Note(
-            netns=here,
-            boot=notes.boot_id(),
-            plan=plans.to_json(plan),
-            applied=0,
-            deadline=0,
-            flush=False,
-            said="off since 12:00:00",
-            off=True,
-        )
-    )
+    noted(here, plans.to_json(plan), said="off since 12:00:00", off=True)
     assert [(c.state, c.told) for c in condition.conditions()] == [
         (condition.OFF, "off since 12:00:00")
     ]
@@ -159,3 +158,98 @@ def test_what_others_change_during_a_renewal_is_not_taken_for_it() -> None:
         one._generation = (5, ())
         one._seen((5, ()), after, "nft")
         assert (one._generation == after) is taken
+
+
+def test_a_plan_of_another_version_hides_no_other_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    spaces = [
+        Namespace(inum, f"n{inum}", f"/proc/{inum}/ns/net") for inum in (4026533001, 4026533002)
+    ]
+    monkeypatch.setattr(netns, "find", lambda: spaces)
+    monkeypatch.setattr(Standing, "look", lambda *_: (True, ()))
+    monkeypatch.setattr(notes, "guarded", lambda _inum: True)
+    whole = plans.alone(plans.Notrack("tcp", 80, ("server",)))
+    plan = plans.to_json(replace(whole, netns_name="n", host="h"))
+    noted(spaces[0].inum, plan.replace('"version": 1', '"version": 2'))
+    noted(spaces[1].inum, plan)
+    found = {one.name: one for one in condition.conditions()}
+    assert found["n4026533002"].state == condition.HOLDS
+    assert "another version" in found["n4026533001"].told
+
+
+def test_whether_a_guard_lives_is_seen_where_nothing_may_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a unit with ProtectSystem=strict, in which /run is read-only."""
+    lock = notes.claim(4026533001)
+    assert lock is not None
+    plain = os.open
+
+    def read_only(path: str, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return plain(path, flags, *rest, **more)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(os, "open", read_only)
+        assert notes.guarded(4026533001)
+    os.close(lock)
+    assert not notes.guarded(4026533001)
+
+
+def test_a_guard_outlives_a_state_that_it_cannot_read(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody made the folder readable to all for a moment: it is no reason to leave a trial."""
+    noted(1, "{}", over=True)
+    state.chmod(0o755)
+    made = Made()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            state.chmod(0o700)
+
+    monkeypatch.setattr(guard, "time", SimpleNamespace(sleep=sleep, monotonic=made.monotonic))
+    guard.Guard(1).run()
+    assert len(slept) == 3, "it went on until it could read that the change is over"
+
+
+def test_probes_where_the_kernel_has_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ipv6.disable=1: socket(2) itself refuses the family."""
+
+    class NoSix(socket.socket):
+        def __init__(self, family: int = -1, *rest: Any, **more: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *rest, **more)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(socket, "socket", NoSix)
+        wanted = [("127.0.0.1", port), ("::1", port)]
+        assert watch.answering(wanted) == {("127.0.0.1", port)}
+
+
+def test_what_another_confirms_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One asks whether to keep it, and somebody else keeps it meanwhile."""
+    space = Namespace(4026533001, "n", "/nowhere")
+    plan = plans.alone(plans.Notrack("tcp", 80, ("server",)))
+    prepared = apply.Prepared(plan, space, (), "nothing")
+    trial = apply.Trial(prepared, 99.5, cast(watch.Watch, None))
+    taken: list[int] = []
+    monkeypatch.setattr(apply, "inside", lambda _space: contextlib.nullcontext(""))
+    monkeypatch.setattr(apply, "_take_back", lambda space, _note: taken.append(space.inum))
+    noted(space.inum, "{}", deadline=99.5)
+    assert not apply.fate(trial)
+    assert apply.revert(trial)
+    noted(space.inum, "{}")
+    assert "it stays" in apply.fate(trial)
+    assert not apply.revert(trial)
+    noted(space.inum, "{}", deadline=300.0)
+    assert "another trial" in apply.fate(trial)
+    assert not apply.revert(trial)
+    noted(space.inum, "{}", over=True, said="taken back")
+    assert apply.fate(trial) == "taken back"
+    assert apply.revert(trial)
+    assert len(taken) == 2

@@ -167,6 +167,18 @@ def test_a_port_in_use_is_one_clear_line(served: Scrapes) -> None:
         Scrapes(("127.0.0.1", served.server_address[1]), CONTENT_TYPE_LATEST)
 
 
+@pytest.mark.parametrize("host", ["no..host", "a" * 70])
+def test_a_host_that_is_none_is_one_clear_line(host: str) -> None:
+    with pytest.raises(CtraceError, match="cannot listen on"):
+        Scrapes((host, 0), CONTENT_TYPE_LATEST)
+
+
+def test_no_name_is_looked_up_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full table refuses look-ups, and each takes many seconds then."""
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("asked for a name"))
+    Scrapes(("0.0.0.0", 0), CONTENT_TYPE_LATEST).close()
+
+
 def test_hanging_scrapers_are_bounded_and_time_out(served: Scrapes) -> None:
     served.text = Exposition().text(snapshot(1000))
     hung = [socket.create_connection(served.server_address[:2]) for _ in range(3 * CONNECTIONS)]  # type: ignore[arg-type]

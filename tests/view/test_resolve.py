@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 
+import pytest
 from kit import samples
 from kit.feeds import FixedFeed
 
@@ -92,3 +93,23 @@ def test_a_hanging_resolver_does_not_hold_up_the_end() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "over\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "src", "dst", "shown"),
+    [
+        ("10.0.0.1 → 10.0.0.12:80", "10.0.0.1", "10.0.0.12", "<10.0.0.1> → <10.0.0.12>:80"),
+        ("10.0.0.12 → 10.0.0.1", "10.0.0.12", "10.0.0.1", "<10.0.0.12> → <10.0.0.1>"),
+        ("110.0.0.1 → tcp/80", "10.0.0.1", "", "110.0.0.1 → tcp/80"),
+        ("fd00::1 → fd00::1:2", "fd00::1", "fd00::1:2", "<fd00::1> → <fd00::1:2>"),
+        ("[fd00::1]:80", "fd00::1", "", "[<fd00::1>]:80"),
+        ("10.0.0.1.", "10.0.0.1", "", "<10.0.0.1>."),
+        ("tcp/80", "", "", "tcp/80"),
+    ],
+)
+def test_an_address_within_a_longer_one_keeps_its_place(
+    key: str, src: str, dst: str, shown: str
+) -> None:
+    resolver = Resolver(lambda _: "")
+    resolver.name = lambda address: f"<{address}>"  # type: ignore[method-assign]
+    assert resolver._in(key, src, dst) == shown

@@ -14,6 +14,7 @@ import numpy as np
 
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
+from ctrace.host.netns import Namespace
 from ctrace.record import Events, Kind, Reason, empty
 
 SOONEST: Final = 5.0
@@ -25,10 +26,9 @@ SHARE: Final = 0.02
 class OlderEntries:
     """The entries of one namespace that are older than its listener."""
 
-    def __init__(self, path: str) -> None:
-        """``path`` opens the namespace; the listener must be in place already."""
-        self._path = path
-        self._rows = self._read()
+    def __init__(self, space: Namespace) -> None:
+        """The listener in ``space`` must be in place already. Raises CtraceError."""
+        self._rows = self._read(space)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -46,16 +46,16 @@ class OlderEntries:
         """Whether the table should be read again."""
         return len(self._rows) > 0 and time.monotonic() >= self._next
 
-    def look(self) -> Events:
+    def look(self, space: Namespace) -> Events:
         """Read the table (in any thread); returns the older entries that are missing from it.
 
-        Messages waiting in the listener's socket may still report some of them: take those first,
-        then call :meth:`take`.
+        ``space``: with the path by which it is found now. Messages waiting in the listener's
+        socket may still report some of them: take those first, then call :meth:`take`.
         """
         try:
-            now = self._read()
-        except CtraceError:
-            return empty()  # the namespace has gone, and all of this with it
+            now = self._read(space)
+        except (CtraceError, OSError):
+            return empty()  # it has gone, or is found by another path by the next time
         missing: Events = self._rows[~np.isin(self._rows["ct"], now["ct"])]
         return missing
 
@@ -69,9 +69,12 @@ class OlderEntries:
         rows["idle_ms"] = -1
         return rows
 
-    def _read(self) -> Events:
+    def _read(self, space: Namespace) -> Events:
         began = time.monotonic()
-        rows = ctnetlink.dump(self._path)
-        took = time.monotonic() - began
-        self._next = time.monotonic() + max(SOONEST, took / SHARE)
-        return rows
+        self._next = began + SOONEST
+        table = ctnetlink.read_table(space.path)
+        if table.netns != space.inum:  # its process has ended, or moved to another one
+            raise CtraceError(f"namespace {space.name} is no longer at {space.path}")
+        now = time.monotonic()
+        self._next = now + max(SOONEST, (now - began) / SHARE)
+        return table.events

@@ -202,7 +202,7 @@ class NetlinkCapture(Capture):
             lost += self._newly_dropped(listener)
             older = listener.older
             if older is not None and listener.missing is None and older.due:
-                listener.missing = self._looking.submit(older.look)
+                listener.missing = self._looking.submit(older.look, listener.space)
         events = join(parts)
         if (events["ts"][1:] < events["ts"][:-1]).any():
             events = events[np.argsort(events["ts"], kind="stable")]
@@ -250,7 +250,7 @@ class NetlinkCapture(Capture):
                 readings = reader.read([space])
             base = dict(readings[0].stats) if readings else {}
             late = mode == "2" and bool(readings) and readings[0].count > 0
-            older = OlderEntries(space.path) if late else None
+            older = OlderEntries(space) if late else None
             listener = _Listener(space, sock, base, silent=mode == "0", older=older)
         except OSError as error:
             sock.close()

@@ -66,8 +66,7 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
             return
         settled = _ask(trial)
     finally:
-        if not settled:
-            apply.revert(trial)
+        if not settled and apply.revert(trial):
             say("Taken back: the rules are as they were.", err=True)
     if settled:
         kept, flushed = apply.confirm(wanted.netns)

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any, Optional
 
 from ctrace.errors import CtraceError, UsageError
@@ -97,13 +98,19 @@ class Scrapes(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         try:
             super().__init__(address, _Handler)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no host's name"
             raise CtraceError(
-                f"cannot listen on {address[0]} port {address[1]} ({error.strerror}): "
+                f"cannot listen on {address[0]} port {address[1]} ({why}): "
                 "choose another with --listen"
             ) from None
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
+
+    def server_bind(self) -> None:
+        """Without HTTPServer's look-up of the host's own name: DNS may be what is refused."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """A new connection. Its TLS handshake comes with its first byte, in its own thread."""
