@@ -68,12 +68,11 @@ def advise(
         full = table.fill > target or table.totals.drop > 0
         if not seen or not (full or every):
             continue
-        watched = services.uptime_s
         outlook = Outlook(
             table,
             [item.culprit for item in seen],
             about.timeouts,
-            watched if services.hooks.changes else None,
+            services.uptime_s if services.hooks.changes else None,
         )
         judged = [
             _candidate(table, item, seen, about, judge, done, outlook)
@@ -87,15 +86,7 @@ def advise(
             _as_it_frees(_of_a_flood(one, services.why), item.culprit, table)
             for one, item in zip(judged, [i for i in seen if i.culprit.port])
         ]
-        policies = [
-            (policy, other.frees_by_policy(item.culprit, about, watched), item.culprit)
-            for item, candidate in zip([i for i in seen if i.culprit.port], judged)
-            if (policy := other.ct_timeout(item, candidate.role, about, watched)) is not None
-            and not any(
-                one.covers(policy.proto, policy.port, ()) for one in done if one.kind == "timeout"
-            )
-            and not candidate.in_place
-        ]
+        policies = _policies(judged, seen, about, done, outlook)
         choice = _choose(table, judged, policies, target, outlook) if full else Choice()
         chosen = choice.levers
         judged = [replace(c, chosen=c.lever in chosen) for c in judged]
@@ -150,6 +141,22 @@ def advise(
         tuple(there),
         tuple(plans),
     )
+
+
+def _policies(
+    judged: list[Candidate], seen: list[Seen], about: Facts, done: list[InPlace], outlook: Outlook
+) -> list[tuple[CtTimeout, Range, Culprit]]:
+    """Timeout policies that would free much, with what they free, where nothing is in place."""
+    found = []
+    for item, candidate in zip([i for i in seen if i.culprit.port], judged):
+        made = other.ct_timeout(item, candidate.role, about, outlook)
+        if made is None or candidate.in_place:
+            continue
+        policy, freed = made
+        there = (one.covers(policy.proto, policy.port, ()) for one in done if one.kind == "timeout")
+        if not any(there):
+            found.append((policy, freed, item.culprit))
+    return found
 
 
 def _once_undone(name: str, about: Facts) -> str:

@@ -11,11 +11,11 @@ from ctrace.advice.roles import Seen
 from ctrace.change.plan import CtTimeout, alone
 from ctrace.model import remedies
 from ctrace.model.composition import by_settings
-from ctrace.model.snapshot import Cause, Culprit, Remedy, Table
+from ctrace.model.snapshot import Cause, Remedy, Table
 from ctrace.ruleset import notrack_nft
 from ctrace.ruleset.notrack import TABLE
 from ctrace.whatif.growth import Range
-from ctrace.whatif.predict import Outlook, Part, shortened
+from ctrace.whatif.predict import Outlook, Part
 
 POLICY: Final = {
     "tcp": (("fin_wait", 10), ("close_wait", 10), ("last_ack", 5), ("time_wait", 5), ("close", 2)),
@@ -27,36 +27,15 @@ _SETTING: Final = "net.netfilter.nf_conntrack_"
 
 
 def ct_timeout(
-    seen: Seen, roles: tuple[str, ...], facts: Facts, seconds: float
-) -> Optional[CtTimeout]:
-    """A timeout policy for the service, if shorter timeouts would free much of it.
-
-    ``seconds``: the time observed.
-    """
+    seen: Seen, roles: tuple[str, ...], facts: Facts, outlook: Outlook
+) -> Optional[tuple[CtTimeout, Range]]:
+    """A timeout policy for the service with what it frees, if shorter timeouts would free much."""
     culprit = seen.culprit
     if culprit.proto not in POLICY or not culprit.port or not roles or not facts.has_nft:
         return None
-    freed = frees_by_policy(culprit, facts, seconds)
-    if not freed.high or freed.high < MOSTLY * culprit.held:
-        return None
-    return CtTimeout(culprit.proto, culprit.port, roles, POLICY[culprit.proto])
-
-
-def frees_by_policy(culprit: Culprit, facts: Facts, seconds: float) -> Range:
-    """What :data:`POLICY` would free of a service, from how long its entries have waited; nothing
-    certain where the timeout in force is not known."""
-    name = {"tcp": "tcp_timeout_time_wait", "udp": "udp_timeout"}.get(culprit.proto, "")
-    old = facts.timeouts.get(name)
-    if old is None:
-        return Range(0.0, 0.0)
-    if culprit.proto == "tcp":
-        return shortened(culprit, True, old, dict(POLICY["tcp"])["time_wait"], seconds)
-    if culprit.proto == "udp":
-        one_way = shortened(culprit, True, old, 5, seconds)
-        # Only flows with more than two packets over two seconds reach the longer timeout.
-        both = shortened(culprit, False, old, 15, seconds)
-        return one_way + both
-    return Range(0.0, 0.0)
+    policy = CtTimeout(culprit.proto, culprit.port, roles, POLICY[culprit.proto])
+    freed = outlook.frees(shorter(policy))
+    return (policy, freed) if freed.high and freed.high >= MOSTLY * culprit.held else None
 
 
 def shorter(policy: CtTimeout) -> dict[Part, float]:
@@ -181,12 +160,10 @@ def _time_wait(
         return
     every = (one.culprit for one in services)
     mine = [one for one in every if one.proto == "tcp" and by_settings(one.composition)]
-    freed = Range(0.0, 0.0)
-    for culprit in mine:
-        freed += shortened(culprit, True, old, new, outlook.seconds)
+    waits = {("tcp", culprit.port or 0, True): float(new) for culprit in mine}
+    freed = outlook.frees(waits)
     if freed.high < 0.05 * table.count or freed.high < 1:
         return
-    waits = {("tcp", culprit.port or 0, True): float(new) for culprit in mine}
     made = remedies.timeout(
         name,
         table.netns,

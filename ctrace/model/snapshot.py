@@ -356,7 +356,7 @@ class Remedy:
     now: int = 0
     """Entries that it frees at once."""
     frees: Optional[tuple[int, int]] = None
-    """Entries that it frees in time, lowest and highest; None where that is not known."""
+    """Entries that it frees in time, of a young load also of those to come; None: unknown."""
     fill_after: Optional[tuple[float, float]] = None
     rising: Optional[Rising] = None
     """With it, where the table goes on rising; None where it does not, or that is not known."""

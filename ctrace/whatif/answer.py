@@ -77,13 +77,16 @@ class Place:
     @property
     def vague(self) -> tuple[str, ...]:
         """``mean``, ``peak``: those with a range that is, or may be, wider than twice the levers'
-        effect."""
-        was, would = self.modelled, self.changed
+        effect. Where it holds what was without them, they may do nothing."""
         figures = (
-            ("mean", was.mean - would.mean, would.mean_range),
-            ("peak", was.peak - would.peak, would.peak_range),
+            ("mean", self.modelled.mean, self.changed.mean, self.changed.mean_range),
+            ("peak", self.modelled.peak, self.changed.peak, self.changed.peak_range),
         )
-        return tuple(name for name, did, (low, high) in figures if high - low > VAGUE * abs(did))
+        return tuple(
+            name
+            for name, was, would, (low, high) in figures
+            if high - low > VAGUE * abs(was - would) or low < was < high
+        )
 
     @property
     def trusted(self) -> bool:

@@ -29,6 +29,11 @@ class Range:
     low: float
     high: float
 
+    @property
+    def middle(self) -> float:
+        """Its middle."""
+        return (self.low + self.high) / 2
+
     def __add__(self, other: Range) -> Range:
         return Range(self.low + other.low, self.high + other.high)
 

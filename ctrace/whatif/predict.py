@@ -10,6 +10,7 @@ the table model's arithmetic (:mod:`ctrace.whatif.table`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Optional
@@ -18,19 +19,11 @@ import numpy as np
 
 from ctrace.model.composition import by_settings, error
 from ctrace.model.remedies import TIMEOUTS
-from ctrace.model.snapshot import Culprit, Rising, Table
+from ctrace.model.snapshot import Culprit, Percentiles, Rising, Table
 from ctrace.whatif import growth
 from ctrace.whatif.growth import LASTING, Range
-from ctrace.whatif.table import (
-    GC_SCAN_INTERVAL_CLAMP,
-    GC_SCAN_INTERVAL_MAX,
-    collected,
-    next_interval,
-)
+from ctrace.whatif.table import GC_SCAN_INTERVAL_CLAMP, collected, next_interval
 
-GC_MEAN: Final = 35.0
-"""Seconds that expired entries wait on average at most: half the interval, and a little
-for passes that give up early (measured: 32 with 120 s timeouts)."""
 POINTS: Final = (np.arange(16) + 0.5) / 16
 """Remaining timeouts of a steady load are spread evenly over its timeout."""
 MOSTLY: Final = 0.9
@@ -54,67 +47,12 @@ Part = tuple[str, int, bool]
 """A service's closed (TCP) or unanswered (UDP) entries if True, else its others."""
 
 
-def load(rate: float, timeout: float) -> Range:
-    """Entries held by ``rate`` new ones a second that live ``timeout`` seconds each.
-
-    The lag of collection depends on every namespace's entries, so the range is as
-    wide as its longest interval makes it.
-    """
-    return Range(*collected(rate * timeout, rate, GC_SCAN_INTERVAL_MAX))
-
-
-def shortened(culprit: Culprit, first: bool, old: float, new: float, seconds: float) -> Range:
-    """Entries of a key freed in time when those that wait ``old`` seconds wait ``new``.
-
-    ``first``: its closed (TCP) or unanswered (UDP) entries, else its others; ``seconds`` were
-    observed. Of those that have another timeout than ``old`` none is freed for sure.
-    """
-    other = culprit.composition.other_timeout or 0.0
-    freed = _shortened(culprit, first, old, new, seconds)
-    return Range(freed.low * (1 - other), freed.high)
-
-
-def _shortened(culprit: Culprit, first: bool, old: float, new: float, seconds: float) -> Range:
-    if new >= old or not culprit.held:
-        return NONE
-    share = {"tcp": culprit.closed, "udp": culprit.unreplied}.get(culprit.proto) or 0.0
-    affected = culprit.held * (share * _waits(culprit) if first else 1 - share)
-    lag = old / (old + GC_MEAN)  # entries then wait for their collection, too
-    made_of = culprit.composition
-    waited = made_of.waited if first else made_of.idle
-    evenly = affected * (1 - new / old)
-    if not waited:
-        return _by_stay(culprit, new, Range(evenly * lag, evenly))
-    gone = _longer(waited, new)
-    doubt = error(gone, max(round(made_of.n * affected / culprit.held), 1)) if gone else 0.0
-    gained = max(gone - _longer(waited, old) - doubt, 0.0)  # what has expired goes on waiting
-    low, high = affected * gained * lag, affected * min(gone + doubt, 1.0)
-    if not _settled(culprit, waited, old, seconds):  # in the end they wait for all of it
-        high = max(high, evenly)
-    return Range(low, high)
-
-
 def _waits(culprit: Culprit) -> float:
     """The share of a key's closed entries that waits out TIME_WAIT; all where none was reset."""
     if culprit.proto != "tcp" or not culprit.composition.state("TIME_WAIT", "CLOSE"):
         return 1.0
     state = culprit.composition.state
     return (state("TIME_WAIT") or 0.0) / (state("TIME_WAIT", "CLOSE") or 1.0)
-
-
-def _by_stay(culprit: Culprit, new: float, freed: Range) -> Range:
-    """Reduced, where something other than the timeout ends entries: a reused port, an RST.
-
-    Entries that go before the new timeout anyway are not freed by it.
-    """
-    stays = culprit.residence
-    if stays.by == "timeout":
-        return freed
-    if stays.p90 is not None and stays.p90 <= new:
-        return Range(0.0, 0.1 * freed.high)
-    if stays.p50 is None or stays.p50 > new:
-        return freed
-    return Range(0.0, freed.high)
 
 
 def _longer(waited: tuple[float, ...], seconds: float) -> float:
@@ -142,11 +80,18 @@ class _Stream:
     timeout: float
     refused: float
     """Packets per second that found the table full: the most that comes in once there is room."""
-    waited: tuple[float, ...] = ()
+    waited: tuple[float, ...]
     """As in :class:`ctrace.model.snapshot.Composition`."""
-    settled: bool = False
+    looks: int
+    """How many entries ``waited`` is from, about."""
+    other: float
+    """Share with another timeout than ``timeout``, or an unknown one: no setting frees these for
+    sure."""
+    stays: Percentiles
+    """How long they stay, where ``waited`` is not known."""
+    settled: bool
     """Whether it will hold in the end what it holds now."""
-    grows: Range = NONE
+    grows: Range
     """Growth in entries per second, from entries whose timeout nobody sees expire."""
 
     @property
@@ -170,14 +115,44 @@ class _Stream:
         # What it holds now depends on when the last collection was; its rate does not.
         return max(min(self.held, self.rate * self.timeout), self.held - self.rate * before)
 
-    def under(self, timeout: float, before: float) -> float:
-        """The same with a shorter timeout."""
+    def under(self, timeout: float, before: float) -> Range:
+        """How many of these would be there with a shorter timeout: those that have not waited for
+        it, expired or not."""
         living = self.living(before)
         if timeout >= self.timeout:
-            return living
+            return Range(living, living)
         if self.waited:
-            return min(living, self.held * (1 - _longer(self.waited, timeout)))
-        return max(0.0, living - self.expiring * (self.timeout - timeout))
+            gone = _longer(self.waited, timeout)
+            doubt = error(gone, self.looks) if gone else 0.0
+            low = min(living, self.held * (1 - min(gone + doubt, 1.0)))
+            high = min(living, self.held * (1 - max(gone - doubt, 0.0)))
+        else:
+            spread = living * timeout / self.timeout
+            low = max(0.0, min(spread, living - self.expiring * (self.timeout - timeout)))
+            high = low
+            # Something else than the timeout ends them before: a reused port, an RST.
+            if self.stays.by != "timeout" and (self.stays.p50 or timeout + 1) <= timeout:
+                sure = 0.9 if (self.stays.p90 or timeout + 1) <= timeout else 0.0
+                low, high = max(low, sure * living), living
+        return Range(low, high + self.other * (living - high))
+
+    def freed(self, timeout: float, before: float, after: float) -> Range:
+        """Entries fewer in time with a shorter timeout; collections are ``before`` seconds apart
+        now, and then ``after``.
+
+        Those that have expired already wait for their collection as others will: none is freed.
+        """
+        if timeout >= self.timeout or self.other >= 1:
+            return NONE
+        living, kept = self.living(before), self.under(timeout, before)
+        waiting = self.expiring * self.reach(self.timeout) * before
+        later = self.expiring * self.reach(timeout) * after
+        low = living - kept.high - max(0.0, later - waiting / 2)
+        low -= 2 * math.sqrt(max(low, 0.0))  # as many come again, but for chance
+        high = min(living - kept.low + waiting, self.held)
+        if self.waited and not self.settled:  # of what it will hold: they wait for all of it
+            high = max(high, self.expiring * (self.timeout - timeout + before))
+        return Range(max(0.0, low), high)
 
 
 class Outlook:
@@ -196,8 +171,7 @@ class Outlook:
         """``seconds`` were observed; None: a single moment, without rates."""
         self.max, self.seconds, self._now = table.max, seconds or 0.0, table
         self.known = seconds is not None and all(name in timeouts for name in TIMEOUTS)
-        parts = culprits if self.known else ()
-        self.streams = [s for one in parts for s in _streams(one, timeouts, self.seconds)]
+        self.streams = [s for one in culprits for s in _streams(one, timeouts, seconds)]
         self.rest = max(0.0, table.count - sum(stream.held for stream in self.streams))
         """Entries of services that are not among ``culprits``: they stay."""
 
@@ -213,6 +187,19 @@ class Outlook:
         after = self._after(set(untrack), shorter or {})
         high = self.max if self.rising(untrack, shorter) else after.high
         return round(after.low / self.max, 4), round(high / self.max, 4)
+
+    def frees(self, shorter: Mapping[Part, float]) -> Range:
+        """Entries that other timeouts free in time: what :meth:`fill` counts, of these parts
+        alone. Nothing of those whose timeout is not known."""
+        before = self._before()
+        new = [min(one.timeout, shorter.get(one.part, one.timeout)) for one in self.streams]
+        after = _interval(
+            (timeout, one.under(timeout, before).middle) for timeout, one in zip(new, self.streams)
+        )
+        found = NONE
+        for timeout, one in zip(new, self.streams):
+            found += one.freed(timeout, before, after)
+        return found
 
     def rising(
         self,
@@ -234,12 +221,18 @@ class Outlook:
         if not self.known:
             return self._now.fill
         after = self._after(set(untrack), shorter or {}, growing=False)
-        return (after.low + after.high) / 2 / self.max if self.max else 0.0
+        return after.middle / self.max if self.max else 0.0
 
     @property
     def most(self) -> float:
         """Entries at which it levels off if nothing is done, at most; ignoring the limit."""
         return self._after(set(), {}, limited=False).high if self.known else float(self._now.count)
+
+    def _before(self) -> float:
+        """gc_worker's pause as it is."""
+        return _interval(
+            (one.timeout, min(one.held, one.rate * one.timeout)) for one in self.streams
+        )
 
     def _after(
         self,
@@ -249,8 +242,7 @@ class Outlook:
         growing: bool = True,
         limited: bool = True,
     ) -> Range:
-        living = [(one.timeout, min(one.held, one.rate * one.timeout)) for one in self.streams]
-        before = _interval(living)
+        before = self._before()
         expiring, refused, prompt, most = 0.0, 0.0, self.rest, self.rest
         left: list[tuple[float, float]] = []
         for stream in self.streams:
@@ -258,11 +250,11 @@ class Outlook:
                 continue
             timeout = min(stream.timeout, shorter.get(stream.part, stream.timeout))
             alive = stream.under(timeout, before)
-            left.append((timeout, alive))
-            prompt += alive
+            left.append((timeout, alive.middle))
+            prompt += alive.low
             # Where it has not yet held them for a whole timeout, it is still growing.
             grown = 0.0 if stream.settled else stream.expiring * timeout
-            most += max(alive, grown) if growing else alive
+            most += max(alive.high, grown) if growing else alive.high
             most += stream.refused * min(timeout, LASTING) if growing else 0.0
             expiring += stream.expiring * stream.reach(timeout)
             refused += stream.refused if growing else 0.0
@@ -274,42 +266,47 @@ class Outlook:
         )
 
 
-def _streams(culprit: Culprit, timeouts: Mapping[str, int], seconds: float) -> Iterator[_Stream]:
-    reset, waits = 0.0, _waits(culprit)
+def _streams(
+    culprit: Culprit, timeouts: Mapping[str, int], seconds: Optional[float]
+) -> Iterator[_Stream]:
+    made_of, waits, reset = culprit.composition, _waits(culprit), 0.0
+    unknown = {"tcp": culprit.closed, "udp": culprit.unreplied}.get(culprit.proto, 0.0) is None
     if culprit.proto == "tcp":
-        share, first, other = (
-            1.0 if culprit.closed is None else culprit.closed,
-            timeouts["tcp_timeout_time_wait"],
-            timeouts[_open_timeout(culprit)],
-        )
+        share = 1.0 if culprit.closed is None else culprit.closed
+        first, other = "tcp_timeout_time_wait", _open_timeout(culprit)
         share, reset = share * waits, share * (1 - waits)
     elif culprit.proto == "udp":
+        share, first = culprit.unreplied or 0.0, "udp_timeout"
         # Only flows with more than two packets over two seconds reach the longer timeout.
-        share, first = culprit.unreplied or 0.0, timeouts["udp_timeout"]
-        other = first
+        streams = (culprit.assured or 0.0) > (1 - share) / 2
+        other = "udp_timeout_stream" if streams else "udp_timeout"
     else:
-        share, first, other = 0.0, timeouts["icmp_timeout"], timeouts["icmp_timeout"]
-    made_of = culprit.composition
-    if not by_settings(made_of) and culprit.residence.p50 is not None:
-        first = other = round(culprit.residence.p50)
-    for closed, part, timeout, waited in (
+        share, first, other = 0.0, "icmp_timeout", "icmp_timeout"
+    stays = None if by_settings(made_of) else culprit.residence.p50
+    for closed, part, name, waited in (
         (True, share, first, made_of.waited),
-        (False, reset, timeouts["tcp_timeout_close"], ()),
+        (False, reset, "tcp_timeout_close", ()),
         (False, 1 - share - reset, other, made_of.idle),
     ):
-        if not part:
+        timeout = round(stays) if stays and name != "tcp_timeout_close" else timeouts.get(name)
+        if not part or not timeout:
             continue
         grows = NONE
         if not closed and timeout >= LASTING and seconds:
             grows = _grows(culprit, share + reset, seconds)
+        held = culprit.held * part
         yield _Stream(
             (culprit.proto, culprit.port or 0, closed),
-            culprit.held * part,
-            culprit.new_per_s * part,
+            held,
+            # of a single moment: a load as steady as its timeout
+            held / timeout if seconds is None else culprit.new_per_s * part,
             float(timeout),
             culprit.drop_per_s * part,
             waited,
-            bool(waited) and _settled(culprit, waited, timeout, seconds),
+            max(round(made_of.n * part), 1),
+            1.0 if unknown else made_of.other_timeout or 0.0,
+            culprit.residence,
+            bool(waited) and _settled(culprit, waited, timeout, seconds or 0.0),
             grows,
         )
 

@@ -105,6 +105,8 @@ class _Case:
     would_be: Course
     lazy: bool
     """Whether collection is modelled for the recording as it was, too."""
+    pause: float
+    """Seconds between two collections with the levers, on average, at most."""
 
 
 def _case(recorded: Recorded, levers: Levers) -> _Case:
@@ -133,15 +135,16 @@ def _case(recorded: Recorded, levers: Levers) -> _Case:
     resized = target != setting
     known = replace(known, lag=lag * pace, measured=known.measured and not resized)
     would_be = tablemodel.run(changed, recorded.seconds, target, known)
+    pause = would_be.interval
     if seen and not resized:
         # What is not in the recording keeps gc_worker at its pace: the range allows for it.
         part = _part(recorded)
         interval = 2 * lag * (part * pace + (1 - part) * max(1.0, pace))
-        longest = most * interval
+        longest, pause = most * interval, interval
         if len(recorded.collections) < PASSES:  # what waited was cut short by the beginning
-            longest = max(longest, tablemodel.GC_SCAN_INTERVAL_MAX)
+            longest = pause = max(longest, tablemodel.GC_SCAN_INTERVAL_MAX)
         would_be = replace(would_be, interval=interval, longest=longest)
-    return _Case(recorded, levers, setting, target, extra, changed, as_was, would_be, lazy)
+    return _Case(recorded, levers, setting, target, extra, changed, as_was, would_be, lazy, pause)
 
 
 def _part(recorded: Recorded) -> float:
@@ -220,12 +223,12 @@ def _place(case: _Case, i: int, missed: Optional[Miss], base: float) -> Place:
         full_s=float(np.mean(real >= 0.99 * limit) * recorded.seconds) if len(real) else math.nan,
     )
     span = (float(at.min()), float(at.max())) if len(at) > 1 else (0.0, recorded.seconds)
-    would = _outcome(case.would_be, i, case.target, span)
+    would = _outcome(case.would_be, i, case.target, span, case.pause)
     doubt = doubt_of(recorded, case.levers, inum, case.extra.get(inum, 0), missed)
     resized = case.target != case.setting
     if resized:
         doubt = replace(doubt, altered=would.mean)
-    modelled = _outcome(case.as_was, i, case.setting, span)
+    modelled = _outcome(case.as_was, i, case.setting, span, case.as_was.interval)
     if not resized and shortens(recorded.flows, case.levers):
         would = at_most(would, modelled)
     would = widened(would, doubt, case.target)
@@ -251,7 +254,9 @@ def _place(case: _Case, i: int, missed: Optional[Miss], base: float) -> Place:
     )
 
 
-def _outcome(course: Course, i: int, setting: Setting, span: tuple[float, float]) -> Outcome:
+def _outcome(
+    course: Course, i: int, setting: Setting, span: tuple[float, float], pause: float
+) -> Outcome:
     """Numbers over the time for which the kernel's own count is known, to compare alike."""
     inside = (course.ts >= span[0]) & (course.ts <= span[1])
     if not inside.any():
@@ -267,7 +272,7 @@ def _outcome(course: Course, i: int, setting: Setting, span: tuple[float, float]
         drops=int(course.drops[i].sum()),
         evictions=int(course.evictions[i].sum()),
         full_s=float(np.count_nonzero(count >= 0.99 * limit) * step),
-        mean_range=tablemodel.collected(float(prompt.mean()), expiring, course.interval, limit),
+        mean_range=tablemodel.collected(float(prompt.mean()), expiring, pause, limit),
         peak_range=tablemodel.collected(float(prompt.max()), expiring, course.longest, limit),
     )
 

@@ -55,6 +55,8 @@ class Table:
     """Living entries that are looked at each second."""
     untracked: frozenset[tuple[int, int]] = frozenset()
     seed: int = 0
+    first_pass: float = 10.0
+    """When gc_worker first comes by."""
     counts: list[int] = field(default_factory=list)
     """From ``since`` on."""
 
@@ -62,7 +64,7 @@ class Table:
         self._held: dict[tuple[int, int, int], _Entry] = {}
         self._rows: list[tuple[float, Kind, Reason, _Entry]] = []
         self._random = np.random.default_rng(self.seed)
-        self._pass = 10.0
+        self._pass = self.first_pass
 
     def run(self, packets: Iterable[Packet]) -> list[Batch]:
         """All packets through the table."""

@@ -59,6 +59,8 @@ def test_fill_after_a_shorter_timeout(
     (place,) = of_recording(recorded, lever).places
     assert low <= place.changed.mean <= high
     assert (low + high) / 2 == pytest.approx(sum(place.changed.mean_range) / 2, rel=0.1)
+    freed = outlook.frees({("tcp", 8063, True): float(seconds)})
+    assert freed.low <= place.modelled.mean - place.changed.mean <= freed.high
 
 
 def test_nothing_done_is_the_table_as_it_is(both: tuple[Recorded, Snapshot, Advice]) -> None:

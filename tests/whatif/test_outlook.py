@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ctrace.model.composition import by_settings
 from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Composition, Culprit, Table
-from ctrace.whatif.predict import Outlook, shortened
+from ctrace.whatif.growth import Range
+from ctrace.whatif.predict import Outlook
 
 SECONDS = 30.0
 
@@ -28,23 +29,28 @@ def evenly(low: float, high: float) -> tuple[float, ...]:
     return tuple(np.linspace(low, high, 41).tolist())
 
 
-def outlook(*culprits: Culprit, limit: int = 100_000) -> Outlook:
+def outlook(*culprits: Culprit, limit: int = 100_000, seconds: float = SECONDS) -> Outlook:
     table = Table(1, "a", sum(one.held for one in culprits), limit, limit)
-    return Outlook(table, culprits, TIMEOUTS, SECONDS)
+    return Outlook(table, culprits, TIMEOUTS, seconds)
+
+
+def frees(one: Culprit, time_wait: float, seconds: float = SECONDS) -> Range:
+    """What another TIME_WAIT frees of it."""
+    return outlook(one, seconds=seconds).frees({("tcp", 8063, True): time_wait})
 
 
 @given(st.floats(1, 119), st.integers(1, 10**6))
 def test_entries_that_wait_evenly_are_freed_in_proportion(new: float, held: int) -> None:
     one = service(evenly(0, 120), held=held, new_per_s=held / 120)
-    freed = shortened(one, True, 120, new, SECONDS)
+    freed = frees(one, new)
     assert 0 <= freed.low <= held * (1 - new / 120) <= freed.high <= held
 
 
 def test_ports_that_are_used_again_before_the_timeout_free_nothing() -> None:
     one = service(evenly(0, 2), held=800, new_per_s=400.0, inserts=12_000, destroys=12_000)
-    freed = shortened(one, True, 120, 30, SECONDS)
+    freed = frees(one, 30)
     assert freed.high == 0
-    assert shortened(one, True, 120, 1, SECONDS).low > 100
+    assert frees(one, 1).high > 100
     found = outlook(one, limit=1000).fill(shorter={("tcp", 8063, True): 30.0})
     assert found == pytest.approx((0.8, 0.8), abs=0.01)
 
@@ -53,7 +59,7 @@ def test_a_setting_frees_nothing_for_sure_of_entries_with_other_timeouts() -> No
     one = service(evenly(0, 120), new_per_s=8.0)
     for other, settings in ((0.2, True), (1.0, False)):
         mixed = replace(one, composition=replace(one.composition, other_timeout=other))
-        freed = shortened(mixed, True, 120, 30, SECONDS)
+        freed = frees(mixed, 30)
         assert freed.low <= 750 * (1 - other) <= freed.high
         assert by_settings(mixed.composition) is settings
 
@@ -62,7 +68,7 @@ def test_a_shorter_time_wait_frees_nothing_of_what_was_reset() -> None:
     one = service(evenly(0, 120), new_per_s=8.0)
     states = (("TIME_WAIT", 100), ("CLOSE", 300))
     reset = replace(one, states=states, composition=replace(one.composition, states=states))
-    freed = shortened(reset, True, 120, 30, SECONDS)
+    freed = frees(reset, 30)
     assert 0 < freed.low < freed.high <= 250
     told = outlook(reset, limit=1000)
     now, then = told.fill(), told.fill(shorter={("tcp", 8063, True): 30.0})
@@ -74,7 +80,7 @@ def test_a_shorter_time_wait_frees_nothing_of_what_was_reset() -> None:
 def test_a_load_that_has_just_begun_frees_what_it_will_hold() -> None:
     """Nothing has waited for 30 s yet, and all that comes will: between nothing and most."""
     one = service(evenly(0, 20), held=400, new_per_s=20.0, inserts=400)
-    freed = shortened(one, True, 120, 30, 20.0)
+    freed = frees(one, 30, 20.0)
     assert freed.low == 0
     assert freed.high >= 300
 

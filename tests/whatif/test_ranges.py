@@ -8,102 +8,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from kit.entries import (
-    ANY,
-    ASSURED,
-    CLOSE,
-    CLOSE_WAIT,
-    ESTABLISHED,
-    REPLIED,
-    SYN_SENT,
-    TIME_WAIT,
-    Packet,
-    Table,
+from kit.entries import Packet, Table
+from kit.packets import (
+    SECONDS,
+    SETTINGS,
+    Random,
+    closes_and_resets,
+    echoes,
+    half_closed,
+    leaks,
+    long_tail,
+    stops,
+    talks,
+    unanswered,
+    used_again,
 )
 
 from ctrace.whatif.gather import gather
 from ctrace.whatif.run import of_recording
 from ctrace.whatif.settings import parse_levers
 
-SETTINGS = {
-    "tcp_syn_sent": 20.0, "tcp_established": 432_000.0, "tcp_close_wait": 30.0,
-    "tcp_time_wait": 40.0, "tcp_close": 10.0, "udp": 15.0, "udp_stream": 30.0, "icmp": 30.0,
-}  # fmt: skip
-SECONDS = 120
 MOMENTS = (30, 60, 120)
-Random = np.random.Generator
-
-
-def arrivals(random: Random, rate: float) -> Iterator[tuple[float, int]]:
-    """(second, number) of flows that come by chance."""
-    for n, at in enumerate(np.sort(random.uniform(0, SECONDS, int(rate * SECONDS))).tolist()):
-        yield at, n
-
-
-def call(at: float, n: int, life: float, port: int = 8063, *, reset: bool = False,
-         sport: int = 0) -> list[Packet]:  # fmt: skip
-    """A connection that is closed after so long."""
-    five = (6, sport or 1024 + n % 60_000, port)
-    end = (CLOSE, ASSURED, "tcp_close") if reset else (TIME_WAIT, ASSURED, "tcp_time_wait")
-    return [
-        Packet(at, *five, SYN_SENT, 0, "tcp_syn_sent"),
-        Packet(at + 0.001, *five, ESTABLISHED, ASSURED, "tcp_established"),
-        Packet(at + 0.002 + life, *five, *end),
-    ]
-
-
-def closes_and_resets(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 15):
-        yield from call(at, n, 0.0, reset=n % 2 == 0)
-
-
-def long_tail(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 15):
-        yield from call(at, n, float(min(60.0, 0.2 * random.pareto(0.9))))
-
-
-def talks(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 6):
-        five = (17, 1024 + n % 60_000, 54, ANY)
-        yield Packet(at, *five, REPLIED, "udp")
-        for later in np.arange(1, 6) * 0.5:
-            stream = later > 2
-            yield Packet(at + float(later), *five, ASSURED if stream else REPLIED,
-                         "udp_stream" if stream else "udp")  # fmt: skip
-
-
-def used_again(random: Random) -> Iterator[Packet]:
-    for n in range(SECONDS * 20):
-        yield from call(n / 20 + random.uniform(0, 0.01), n, 0.0, sport=30_000 + n % 60)
-
-
-def leaks(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 5):
-        yield from call(at, n, 10_000.0, 8064)
-    for at, n in arrivals(random, 20):
-        yield Packet(at, 17, 1024 + n % 60_000, 53, ANY, 0, "udp")
-
-
-def half_closed(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 10):
-        yield from call(at, n, 0.0)[:2]
-        yield Packet(at + 0.1, 6, 1024 + n, 8063, CLOSE_WAIT, ASSURED, "tcp_close_wait")
-
-
-def unanswered(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 20):
-        yield call(at, n, 0.0, 9)[0]
-
-
-def echoes(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 20):
-        yield Packet(at, 1, n + 1, 0, ANY, REPLIED, "icmp")
-
-
-def stops(random: Random) -> Iterator[Packet]:
-    for at, n in arrivals(random, 40):
-        if at % 50 < 25:
-            yield from call(at, n, 0.0)
 
 
 @dataclass(frozen=True)
@@ -131,10 +56,11 @@ SITUATIONS = (
 
 def outcomes(one: Situation, seed: int) -> Iterator[tuple[int, str, bool, bool]]:
     """(moment, figure, whether the truth is inside, whether a wide range is not said to be)."""
-    recorded = Table(SETTINGS, SECONDS, one.since, seed=seed)
+    first_pass = 1.0 + seed * 17 % 58
+    recorded = Table(SETTINGS, SECONDS, one.since, seed=seed, first_pass=first_pass)
     batches = recorded.run(one.load(np.random.default_rng(seed)))
     changed = {**SETTINGS, one.timeout: float(one.seconds)}
-    truth = Table(changed, SECONDS, one.since, looks=0, untracked=frozenset([one.notrack]))
+    truth = Table(changed, SECONDS, one.since, 0, frozenset([one.notrack]), first_pass=first_pass)
     truth.run(one.load(np.random.default_rng(seed + 100)))
     name = {6: "tcp", 17: "udp"}.get(one.notrack[0])
     levers = parse_levers(
@@ -155,7 +81,7 @@ def outcomes(one: Situation, seed: int) -> Iterator[tuple[int, str, bool, bool]]
 
 
 @pytest.mark.slow
-def test_the_truth_is_inside_nine_of_ten_ranges_and_wide_ones_say_so() -> None:
+def test_the_truth_is_inside_the_ranges_and_wide_ones_say_so() -> None:
     told = [
         (one.load.__name__, *outcome)
         for seed, one in enumerate(SITUATIONS, 1)
@@ -163,5 +89,5 @@ def test_the_truth_is_inside_nine_of_ten_ranges_and_wide_ones_say_so() -> None:
     ]
     outside = [one[:3] for one in told if not one[3]]
     wide = [one[:3] for one in told if one[4]]
-    assert len(outside) <= 0.1 * len(told), outside
+    assert len(outside) <= 0.05 * len(told), outside
     assert len(wide) <= 0.02 * len(told), wide
