@@ -51,7 +51,7 @@ def test_the_report_tells_what_the_lines_do() -> None:
     for part in (
         "tcp/8443 TIME_WAIT 100",
         "at least 914 packets",
-        "5005.728809 s after boot",
+        "from 5000.752270 to 5005.728809 s after boot",
         "5 200 entries of 65 536",
         "held by xt_CT, xt_conntrack",
         "NOTRACK for tcp/8443, by --dport 8443 and --sport 8443 in PREROUTING and OUTPUT",
@@ -59,6 +59,55 @@ def test_the_report_tells_what_the_lines_do() -> None:
         "11 to 110 s since the last packet",  # 120 s less what is left
     ):
         assert part in " ".join(said.split()), part
+
+
+def test_the_markdown_tells_the_whole_story() -> None:
+    said = run("report", "-", "--markdown").replace("\\", "")
+    for part in (
+        "tcp/8443",
+        "waiting out TIME_WAIT",
+        "full, from 5000.752270 to 5005.728809 s after boot",
+        "held by xt_CT, xt_conntrack",
+        "NOTRACK for tcp/8443",
+        "ctrace advise proves, once its rules are in the texts",
+        "a shorter nf_conntrack_tcp_timeout_time_wait",
+        "a larger nf_conntrack_max",
+    ):
+        assert part in said, part
+    assert len(said.splitlines()) < 25
+    assert "fullest" not in said  # it was full before, and what was read is one moment
+
+
+def test_the_page_has_nothing_empty() -> None:
+    page = run("report", "-", "--format", "html")
+    assert "<polyline" not in page  # one moment has no course
+    assert "Over time" not in page
+    assert ">-<" not in page
+    assert "914</b><span>refused at least, by the log" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "helps"),
+    [
+        ("net.netfilter.nf_conntrack_count = 60000", True),
+        ("net.netfilter.nf_conntrack_count = 6000", False),
+        ("cpu=0 found=1 invalid=0 insert=0 insert_failed=0 drop=12 early_drop=0", True),
+    ],
+)
+def test_what_may_help_is_told_of_a_table_that_was_short_of_room(more: str, helps: bool) -> None:
+    lines = [*LINES.splitlines()[5:105], "net.netfilter.nf_conntrack_max = 65536", more]
+    assert ("NOTRACK for tcp/8443" in run("report", "-", text="\n".join(lines))) == helps
+
+
+def test_a_dated_log_stands_in_the_course_of_events() -> None:
+    log = "2024-07-28T11:02:03+0000 gw kernel: nf_conntrack: table full, dropping packet\n"
+    text = log + log.replace("02:03", "04:03") + "2024-07-29T09:00:00Z\n" + LINES.splitlines()[5]
+    said = run("report", "-", "--markdown", text=text)
+    for part in (
+        "`11:02:03` the kernel logs that the table is full, for the first time (2024-07-28)",
+        "`11:04:03` the kernel logs that the table is full, for the last time (2024-07-28)",
+    ):
+        assert part in said
 
 
 def test_advice_names_what_a_proof_wants() -> None:

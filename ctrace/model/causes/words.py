@@ -9,6 +9,8 @@ from ctrace.batch import Logged, Moment
 from ctrace.model.snapshot import Percentiles
 
 UNKNOWN: Final = "unknown"
+DAY: Final = 86_400.0
+AFTER: Final = " s after boot"
 
 
 def duration(seconds: Optional[float]) -> str:
@@ -52,18 +54,23 @@ def plural(n: int, noun: str) -> str:
 
 
 def moment(when: Moment) -> str:
-    """``2019-07-24 11:02:05 UTC``, ``5000.75 s after boot``, or as the log has it."""
+    """``2019-07-24 11:02:05 UTC``, ``5000.752270 s after boot``, or as the log has it."""
     if when.utc is not None:
         try:
             return f"{datetime.fromtimestamp(when.utc, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
         except (ValueError, OverflowError, OSError):
             return "an unknown time"
     if when.boot is not None:
-        return f"{when.boot} s after boot"
+        return f"{when.boot:.6f}{AFTER}"
     return when.text or "a time that the log does not show"
 
 
 def when(log: Logged) -> str:
     """``at 11:02 UTC`` or ``from ... to ...``, by the log's messages."""
     first, last = moment(log.first), moment(log.last)
-    return f"at {first}" if first == last else f"from {first} to {last}"
+    boot = log.last.boot if log.last.utc is None else None
+    days = f" (after {boot / DAY:.0f} days)" if boot and boot >= 2 * DAY else ""
+    if first == last:
+        return f"at {first}{days}"
+    both = first.removesuffix(AFTER) if last.endswith(AFTER) else first
+    return f"from {both} to {last}{days}"

@@ -190,7 +190,7 @@ def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
     if table.fill is None or table.needed is None:
         text.append("; nf_conntrack_max is not in the texts, so neither is the fill")
         return text
-    text.append(f" ({fmt.share(table.fill)})")
+    text.append(f" ({fmt.share(table.count / table.max if table.max else None)})")
     if table.drops:
         text.append(f", {fmt.count(table.drops)} new flows refused", "red")
     if not table.needed and not table.levers:

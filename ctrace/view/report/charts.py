@@ -1,10 +1,12 @@
-"""Which charts a review gives, over the same time and with the same marks."""
+"""Which figures and charts a review gives; charts over the same time and with the same marks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+from ctrace.batch import DUMP
 from ctrace.model.snapshot import Histogram
 from ctrace.recording.review import Review
 from ctrace.view import format as fmt
@@ -22,6 +24,7 @@ from ctrace.view.report.svg import (
     stacked_chart,
     times,
 )
+from ctrace.view.unseen import number
 
 FILLS = 5
 """Namespaces with a fill curve, at most."""
@@ -37,10 +40,49 @@ NAMES = {
 }
 
 
+def figures(review: Review, texts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(value, what it is, how good) of the most telling numbers; what a source cannot tell has
+    none."""
+    totals, hooks, log = review.final.totals, review.final.hooks, review.final.logged
+    good = "good" if hooks.refusals else ""
+    tiles = [
+        (
+            fmt.share(review.peak_fill or None),
+            "fullest" if hooks.changes else "full, as read",
+            "bad" if review.peak_fill > 0.95 else "",
+        ),
+        (fmt.count(texts["entries"]) if texts.get("entries") else fmt.UNKNOWN, "entries shown", ""),
+        (fmt.count(log.refused) if log else fmt.UNKNOWN, "refused at least, by the log", "bad"),
+        (number(hooks, "insert", totals.insert), "inserted", ""),
+        (number(hooks, "drop", totals.drop), "refused", "bad" if totals.drop else good),
+        (
+            number(hooks, "early_drop", totals.early_drop),
+            "evicted",
+            "warn" if totals.early_drop else good,
+        ),
+        (number(hooks, "insert_failed", totals.insert_failed), "failed to insert", ""),
+        (
+            fmt.clock(review.first_drop)
+            if review.first_drop is not None
+            else "none"
+            if hooks.refusals
+            else fmt.UNKNOWN,
+            "first refusal",
+            "bad" if review.drops else good,
+        ),
+        (
+            fmt.UNKNOWN if hooks.family == DUMP else fmt.count(review.final.lost),
+            "events lost",
+            "warn" if review.final.lost else "good",
+        ),
+    ]
+    return [one for one in tiles if one[0] != fmt.UNKNOWN]
+
+
 def over_time(review: Review, told: list[Moment]) -> Iterator[str]:
     """Fill; new and gone entries; refused and evicted: each a chart where there was any."""
     line, axis = review.timeline, _axis(review)
-    if not line.ts:
+    if len(line.ts) < 2:
         return
     names = {str(table.netns): table.name for table in review.final.tables}
     peaks = {
@@ -52,7 +94,7 @@ def over_time(review: Review, told: list[Moment]) -> Iterator[str]:
         Line(names.get(name, name), line.fill[name], COLOURS[i % len(COLOURS)], DASHES[i % 4])
         for i, name in enumerate(shown)
     ]
-    marks = [Mark(one.ts, one.letter) for one in told]
+    marks = _marks(review, told)
     limits = [1.0] if fullest and peaks[fullest[0]] > 0.5 else []
     yield lines_chart(
         "Fill, share of the limit", axis, line.ts, fills, fmt.share, marks=marks, limits=limits
@@ -88,8 +130,17 @@ def holders_over_time(review: Review, told: list[Moment]) -> str:
         shares.ts,
         parts,
         fmt.short,
-        marks=[Mark(one.ts, one.letter) for one in told],
+        marks=_marks(review, told),
     )
+
+
+def _marks(review: Review, told: list[Moment]) -> list[Mark]:
+    """Of the moments within the time that the charts show."""
+    return [
+        Mark(one.ts, one.letter)
+        for one in told
+        if one.dated and one.ts >= review.start and one.ts <= review.end
+    ]
 
 
 def lives(review: Review) -> str:

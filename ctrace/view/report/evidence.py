@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Optional
 
-from ctrace.model.causes.words import moment
+from ctrace.batch import Logged
+from ctrace.model.causes.words import when
 from ctrace.recording.format.evidence import moment_of
 from ctrace.view import format as fmt
+from ctrace.view.verdict import HIGH
 
 KNOWN_BY = {
     "told": "as the text says",
@@ -67,8 +69,8 @@ def _full(data: dict[str, Any]) -> Optional[str]:
     if not log or not log.get("full"):
         return None
     text = f"the kernel logged {fmt.plural(log['full'], 'time')} that the table was full, "
-    first, last = (moment(moment_of(log.get(name))) for name in ("first", "last"))
-    text += f"at {first}" if first == last else f"from {first} to {last}"
+    first, last = (moment_of(log.get(name)) for name in ("first", "last"))
+    text += when(Logged(log["full"], 0, first, last))
     if log.get("suppressed"):
         text += f", and kept {fmt.count(log['suppressed'])} messages back"
     text += f": at least {fmt.plural(data['refused_at_least'], 'packet')} refused"
@@ -225,7 +227,7 @@ def _rules(data: dict[str, Any]) -> Optional[str]:
 def _helps(data: dict[str, Any]) -> Iterator[str]:
     """What could keep the table from filling, each with what would prove it."""
     services, total = data.get("services") or [], data.get("entries") or 0
-    if not services or not data.get("full_seen"):
+    if not services or not _was_short(data):
         return
     name, state, n = services[0]
     proto, _, port = name.partition("/")
@@ -245,6 +247,17 @@ def _helps(data: dict[str, Any]) -> Iterator[str]:
     yield (
         "a larger nf_conntrack_max: how many entries it takes, a look at the table while it is "
         "full, or a recording, proves"
+    )
+
+
+def _was_short(data: dict[str, Any]) -> bool:
+    """Whether anything tells that the table was full, or nearly."""
+    counted, held = data.get("kernel_counted") or {}, data.get("count") or data.get("entries") or 0
+    return bool(
+        data.get("full_seen")
+        or counted.get("drop")
+        or counted.get("early_drop")
+        or (data.get("max") and held >= HIGH * data["max"])
     )
 
 

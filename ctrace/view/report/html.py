@@ -16,10 +16,10 @@ from ctrace.model.snapshot import Cause, Culprit, Snapshot
 from ctrace.recording.format.evidence import FACT, parse
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
-from ctrace.view.report.charts import holders_over_time, lives, over_time
+from ctrace.view.report.charts import figures, holders_over_time, lives, over_time
 from ctrace.view.report.cost_html import perf_html
 from ctrace.view.report.evidence import sentences
-from ctrace.view.report.story import Moment, headline, story
+from ctrace.view.report.story import Moment, headline, period, story
 from ctrace.view.report.text import limit, made_by, peak_fills, telling, used_tables
 from ctrace.view.report.whatif_html import whatif_html
 from ctrace.view.unseen import blind, nobody, number, rate
@@ -70,7 +70,7 @@ def _body(review: Review, answer: Optional[WhatIf]) -> str:
             _story(told),
             _said(texts) if texts is not None else "",
             whatif_html(answer, _table) if answer else "",
-            _tiles(review),
+            _tiles(review, texts or {}),
             _section("Over time", "".join(over_time(review, told))),
             _section("Who held the table", holders_over_time(review, told)),
             _culprits(review.final)
@@ -103,7 +103,7 @@ def _folded(title: str, inner: str) -> str:
 
 def _story(told: list[Moment]) -> str:
     rows = "".join(
-        f"<tr><td><b class='letter'>{one.letter}</b></td><td class='n'>{fmt.clock(one.ts)}</td>"
+        f"<tr><td><b class='letter'>{one.letter}</b></td><td class='n'>{one.time}</td>"
         f"<td class='w'>{_text(one.text)}</td></tr>"
         for one in told
     )
@@ -120,11 +120,12 @@ def _said(texts: dict[str, Any]) -> str:
 
 def _head(review: Review) -> str:
     header = review.recording.header
-    start = datetime.fromtimestamp(review.start, timezone.utc)
+    when = period(review)
+    if " to " in when:
+        when += f", {fmt.span(review.end - review.start)}"
     return (
         f"<header><h1>{_text(header.host or 'unknown host')}</h1>"
-        f"<p>{start:%Y-%m-%d} {fmt.clock(review.start)} to {fmt.clock(review.end)} UTC, "
-        f"{fmt.span(review.end - review.start)}; {_text(made_by(header))}</p>"
+        f"<p>{when}; {_text(made_by(header))}</p>"
         "</header>"
     )
 
@@ -132,6 +133,8 @@ def _head(review: Review) -> str:
 def _why(review: Review) -> str:
     worst, state = telling(review), headline(review)
     when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
+    if not review.final.hooks.changes:
+        when = f"As read at {fmt.clock(worst.ts / 1e9)}"
     lines = [f'<p><b class="{state.level}">{state.word}</b> {_text(state.text)}</p>']
     for label, holders in (("Held by", worst.who), ("Refused", worst.who_refused)):
         if holders:
@@ -145,37 +148,10 @@ def _why(review: Review) -> str:
     return f'<section class="why"><h2>In short</h2>{"".join(lines)}</section>'
 
 
-def _tiles(review: Review) -> str:
-    totals, hooks = review.final.totals, review.final.hooks
-    good = "good" if hooks.refusals else ""
-    tiles = [
-        (
-            fmt.share(review.peak_fill) if review.timeline.fill else fmt.UNKNOWN,
-            "fullest",
-            "bad" if review.peak_fill > 0.95 else "",
-        ),
-        (number(hooks, "insert", totals.insert), "inserted", ""),
-        (number(hooks, "drop", totals.drop), "refused", "bad" if totals.drop else good),
-        (
-            number(hooks, "early_drop", totals.early_drop),
-            "evicted",
-            "warn" if totals.early_drop else good,
-        ),
-        (number(hooks, "insert_failed", totals.insert_failed), "failed to insert", ""),
-        (
-            fmt.clock(review.first_drop)
-            if review.first_drop is not None
-            else "none"
-            if hooks.refusals
-            else fmt.UNKNOWN,
-            "first refusal",
-            "bad" if review.drops else good,
-        ),
-        (fmt.count(review.final.lost), "events lost", "warn" if review.final.lost else "good"),
-    ]
+def _tiles(review: Review, texts: dict[str, Any]) -> str:
     inner = "".join(
         f'<div class="tile"><b class="{kind}">{value}</b><span>{label}</span></div>'
-        for value, label, kind in tiles
+        for value, label, kind in figures(review, texts)
     )
     return f'<div class="tiles">{inner}</div>'
 
@@ -187,8 +163,16 @@ def _table(
     note: str = "",
     folded: bool = False,
 ) -> str:
-    """A section with a table; columns that begin with ``>`` hold numbers. Cells are HTML."""
-    names = list(columns)
+    """A section with a table; columns that begin with ``>`` hold numbers, and are left out where
+    all of them are unknown. Cells are HTML."""
+    cells = [list(row) for row in rows]
+    every = list(columns)
+    known = [
+        at
+        for at, name in enumerate(every)
+        if name[:1] != ">" or any(row[at] != fmt.UNKNOWN for row in cells)
+    ]
+    names = [every[at] for at in known]
     head = "".join(
         f'<th class="n">{name[1:]}</th>' if name.startswith(">") else f"<th>{name}</th>"
         for name in names
@@ -197,10 +181,10 @@ def _table(
         "<tr>"
         + "".join(
             f'<td class="{"n" if name.startswith(">") else "k"}">{cell}</td>'
-            for name, cell in zip(names, row)
+            for name, cell in zip(names, (row[at] for at in known))
         )
         + "</tr>"
-        for row in rows
+        for row in cells
     )
     if not body:
         return ""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import datetime, timezone
 
 from ctrace.recording.format.evidence import parse
 from ctrace.recording.review import Review
 from ctrace.view import format as fmt
 from ctrace.view.report.evidence import sentences
-from ctrace.view.report.story import headline, story
+from ctrace.view.report.story import headline, period, story
 from ctrace.view.report.text import telling, used_tables
 
 ROWS = 5
 LINES = 25
 """At most so many lines: more is not read."""
+TOLD = ("Kernel", "Table", "Read", "Events", "Modules", "May help", "Not read")
+"""Of what texts say, that which the lines about causes and holders do not repeat."""
 
 
 def report_markdown(review: Review) -> str:
@@ -26,20 +27,17 @@ def report_markdown(review: Review) -> str:
 
 def _lines(review: Review) -> Iterator[str]:
     header, said = review.recording.header, headline(review)
-    day = datetime.fromtimestamp(review.start, timezone.utc)
-    yield (
-        f"## Connection tracking on {_text(header.host or 'unknown host')}, {day:%Y-%m-%d} "
-        f"{fmt.clock(review.start)} to {fmt.clock(review.end)} UTC"
-    )
+    yield f"## Connection tracking on {_text(header.host or 'unknown host')}, {period(review)}"
     yield ""
     yield f"**{said.word}** {_text(said.text)}"
     yield ""
     for one in story(review):
-        yield f"- `{fmt.clock(one.ts)}` {_text(one.text)}"
+        yield f"- `{one.time}` {_text(one.text)}"
     texts = parse(header.facts)
     if texts is not None:
-        for head, text in sentences(texts)[:3]:
-            yield f"- {head}: {_text(text)}"
+        for head, text in sentences(texts):
+            if head in TOLD:
+                yield f"- {head}: {_text(text)}"
     yield ""
     worst = telling(review)
     for cause in worst.why[:2]:
@@ -61,7 +59,7 @@ def _lines(review: Review) -> Iterator[str]:
             yield (
                 f"| {key} | {fmt.count(v.drops)} | {fmt.share(v.share_of_new)} | {_text(owner)} |"
             )
-    elif used_tables(review)[0]:
+    elif texts is None and used_tables(review)[0]:
         yield ""
         tables = used_tables(review)[0][:3]
         yield "Tables at the end: " + ", ".join(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Optional
 
-from ctrace.recording.format.evidence import parse
+from ctrace.batch import DUMP
+from ctrace.model.causes.words import when
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
 from ctrace.view.verdict import HIGH, Verdict, fullest, only_read, verdict
@@ -23,13 +25,28 @@ class Moment:
     """One line of the story."""
 
     ts: float
-    """UTC seconds."""
+    """UTC seconds; of what has no date, some time before all that has."""
     letter: str
     """The letter that marks it in the charts."""
     text: str
+    dated: bool = True
+
+    @property
+    def time(self) -> str:
+        """Its time of day, as far as it is known."""
+        return fmt.clock(self.ts) if self.dated else "undated"
 
     def __str__(self) -> str:
-        return f"{self.letter}  {fmt.clock(self.ts)}  {self.text}"
+        return f"{self.letter}  {self.time}  {self.text}"
+
+
+def period(review: Review) -> str:
+    """``2024-07-29 11:02:03 to 11:12:03 UTC``, or the moment of which texts tell."""
+    start = datetime.fromtimestamp(review.start, timezone.utc)
+    first, last = fmt.clock(review.start), fmt.clock(review.end)
+    if first == last and not review.final.hooks.changes:
+        return f"{start:%Y-%m-%d} {first} UTC"
+    return f"{start:%Y-%m-%d} {first} to {last} UTC"
 
 
 def headline(review: Review) -> Verdict:
@@ -86,7 +103,17 @@ def story(review: Review) -> list[Moment]:
     """When holders rose, when the table was fullest, who was refused first, and the end; in time
     order."""
     told = sorted(_moments(review), key=lambda one: one[0])
-    return [Moment(ts, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i], text) for i, (ts, text) in enumerate(told)]
+    found = _undated(review) + [(ts, text, True) for ts, text in told]
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return [Moment(ts, letters[i], text, dated) for i, (ts, text, dated) in enumerate(found)]
+
+
+def _undated(review: Review) -> list[tuple[float, str, bool]]:
+    """A full table by a log that does not tell its date."""
+    log = review.final.logged
+    if log is None or log.first.utc is not None:
+        return []
+    return [(0.0, f"the kernel logs that the table is full, {when(log)}", False)]
 
 
 def _moments(review: Review) -> Iterator[tuple[float, str]]:
@@ -102,7 +129,9 @@ def _moments(review: Review) -> Iterator[tuple[float, str]]:
     if last is not None and last > (review.first_drop or 0):
         yield last, f"last refusal; {fmt.plural(review.final.totals.drop, 'packet')} in all"
     fills = [(values[-1] or 0.0) for values in review.timeline.fill.values() if values]
-    ended = "the recording ends" if review.final.hooks.changes else "the texts end"
+    if not review.final.hooks.changes:
+        return  # one moment, and it is told
+    ended = "the texts end" if review.final.hooks.family == DUMP else "the recording ends"
     yield review.end, ended + (f", the fullest table at {fmt.share(max(fills))}" if fills else "")
 
 
@@ -161,7 +190,8 @@ def _fullest(review: Review) -> Iterator[tuple[float, str]]:
         return
     where = f" {fmt.clean(table.name)}" if table is not None and len(names) > 1 else ""
     of = f" of {fmt.count(table.max)}" if table is not None and table.max else ""
-    yield ts, f"fullest:{where} {fmt.share(value)}{of}"
+    what = "fullest" if review.final.hooks.changes else "the table is read"
+    yield ts, f"{what}:{where} {fmt.share(value)}{of}"
 
 
 def _complaint(review: Review) -> Iterator[tuple[float, str]]:
@@ -169,10 +199,22 @@ def _complaint(review: Review) -> Iterator[tuple[float, str]]:
     if review.complaint is not None:
         ts, process, flow = review.complaint
         yield ts, f"{fmt.clean(process)} gets EPERM for {fmt.clean(flow)}: its first complaint"
-    texts = parse(review.recording.header.facts) or {}
-    first = ((texts.get("log") or {}).get("first") or {}).get("utc")
-    if first is not None and review.start <= first <= review.end:
-        yield float(first), "the kernel logs that the table is full, for the first time"
+    log, what = review.final.logged, "the kernel logs that the table is full"
+    if log is None or log.first.utc is None:
+        return
+    last = log.last.utc if log.full > 1 else None
+    yield (
+        log.first.utc,
+        what + (", for the first time" if last else "") + _day(review, log.first.utc),
+    )
+    if last is not None:
+        yield last, f"{what}, for the last time" + _day(review, last)
+
+
+def _day(review: Review, ts: float) -> str:
+    """The date of a moment on another day than the start."""
+    first, day = (datetime.fromtimestamp(one, timezone.utc).date() for one in (review.start, ts))
+    return "" if first == day else f" ({day})"
 
 
 def _unnamed(shares: Shares) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime, timezone
-from typing import Any, Optional
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional, Union
 
 from rich.console import Group, RenderableType
 from rich.table import Table as Grid
@@ -18,10 +17,11 @@ from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
-from ctrace.view.report.story import headline, story
+from ctrace.view.report.story import headline, period, story
 from ctrace.view.unseen import blind, nobody, number, rate
 from ctrace.view.verdict import counted
 
+Cell = Union[str, Text]
 SPARK = 48
 WIDTH = 100
 """Columns: no line is wider, whatever the terminal."""
@@ -64,12 +64,16 @@ def report_text(review: Review, limit: int = 10) -> Group:
 
 def _head(review: Review) -> Text:
     header = review.recording.header
-    start = datetime.fromtimestamp(review.start, timezone.utc)
+    when = period(review)
+    if " to " in when:
+        when += f" ({fmt.span(review.end - review.start)}), {fmt.count(review.events)} events, "
+        lost = f"{fmt.count(review.final.lost)} lost"
+    else:
+        lost = ", one moment"
     return Text.assemble(
         (fmt.clean(header.host or "unknown host"), "bold"),
-        f"  {start:%Y-%m-%d} {fmt.clock(review.start)} to {fmt.clock(review.end)} UTC"
-        f" ({fmt.span(review.end - review.start)}), {fmt.count(review.events)} events, ",
-        (f"{fmt.count(review.final.lost)} lost", "bold yellow" if review.final.lost else ""),
+        f"  {when}",
+        (lost, "bold yellow" if review.final.lost else ""),
         (", incomplete: see the end" if review.recording.missing else "", "bold yellow"),
     )
 
@@ -84,7 +88,7 @@ def _story(review: Review) -> Iterator[RenderableType]:
     """The moments, each with its time, wrapped under itself."""
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for one in story(review):
-        grid.add_row(Text(one.letter, style="bold"), fmt.clock(one.ts), Text(one.text))
+        grid.add_row(Text(one.letter, style="bold"), one.time, Text(one.text))
     yield grid
 
 
@@ -150,32 +154,28 @@ def used_tables(review: Review) -> tuple[list[Table], int]:
 
 
 def _tables(review: Review) -> Grid:
-    peaks = peak_fills(review)
-    grid = _grid(
-        "namespace",
-        ">at end",
-        ">max",
-        ">fullest",
-        ">inserted",
-        ">destroyed",
-        ">refused",
-        ">evicted",
-        ">failed",
-    )
+    peaks, hooks = peak_fills(review), review.final.hooks
     shown, idle = used_tables(review)
-    for table in shown[:TABLES]:
-        totals, hooks = table.totals, review.final.hooks
-        grid.add_row(
+
+    def row(table: Table) -> list[Cell]:
+        totals = table.totals
+        return [
             fmt.cut(fmt.clean(table.name), 22),
             fmt.count(table.count),
             limit(table),
             fmt.share(peaks.get(str(table.netns))),
             number(hooks, "insert", totals.insert),
             number(hooks, "destroy", totals.destroy),
-            Text(number(hooks, "drop", totals.drop), style="bold red" if totals.drop else ""),
+            _red(number(hooks, "drop", totals.drop), totals.drop),
             number(hooks, "early_drop", totals.early_drop),
             number(hooks, "insert_failed", totals.insert_failed),
-        )
+        ]
+
+    grid = _known(
+        ("namespace", ">at end" if hooks.changes else ">entries", ">max", ">fullest", ">inserted",
+         ">destroyed", ">refused", ">evicted", ">failed"),
+        [row(table) for table in shown[:TABLES]],
+    )  # fmt: skip
     if len(shown) > TABLES:
         grid.add_row(f"and {fmt.count(len(shown) - TABLES)} less full")
     if idle:
@@ -194,6 +194,8 @@ def _timeline(review: Review) -> Grid:
     line = review.timeline
     fullest = max(line.fill, key=lambda n: max((v or 0) for v in line.fill[n]), default=None)
     grid = Grid.grid(padding=(0, 2))
+    if len(line.ts) < 2:
+        return grid  # one moment has no course
     rows = [("inserts/s", line.insert), ("refused/s", line.drop), ("evicted/s", line.early_drop)]
     if fullest is not None:
         name = next((t.name for t in review.final.tables if str(t.netns) == fullest), fullest)
@@ -242,16 +244,19 @@ def culprits(snapshot: Snapshot, limit: int) -> Grid:
 
 def moment(snapshot: Snapshot, limit: int) -> Grid:
     """Who held how much of the table at one moment."""
-    grid = _grid(snapshot.group, ">held", ">share", ">new/s", ">refused/s")
-    for c in snapshot.culprits[:limit]:
-        grid.add_row(
-            fmt.key(_key(c, snapshot), KEY + 12),
-            fmt.held(c),
-            fmt.share(c.share),
-            rate(snapshot.hooks, "new_per_s", c.new_per_s),
-            rate(snapshot.hooks, "drop_per_s", c.drop_per_s),
-        )
-    return grid
+    return _known(
+        (snapshot.group, ">held", ">share", ">new/s", ">refused/s"),
+        [
+            [
+                fmt.key(_key(c, snapshot), KEY + 12),
+                fmt.held(c),
+                fmt.share(c.share),
+                rate(snapshot.hooks, "new_per_s", c.new_per_s),
+                rate(snapshot.hooks, "drop_per_s", c.drop_per_s),
+            ]
+            for c in snapshot.culprits[:limit]
+        ],
+    )
 
 
 def victims(rows: tuple[Victim, ...]) -> Grid:
@@ -322,6 +327,23 @@ def _owner(culprit: Culprit) -> str:
     if owner is None:
         return fmt.clean(culprit.pod)
     return fmt.clean(owner.unit) or f"{fmt.clean(owner.comm)}[{owner.pid}]"
+
+
+def _red(text: str, value: int) -> Cell:
+    return Text(text, style="bold red") if value else text
+
+
+def _known(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Grid:
+    """Without the columns of numbers that are unknown in all rows."""
+    known = [
+        at
+        for at, name in enumerate(columns)
+        if name[:1] != ">" or not rows or any(str(row[at]) != fmt.UNKNOWN for row in rows)
+    ]
+    grid = _grid(*(columns[at] for at in known))
+    for row in rows:
+        grid.add_row(*(row[at] for at in known))
+    return grid
 
 
 def _grid(*columns: str) -> Grid:
