@@ -45,13 +45,16 @@ def evidence(told: Told) -> dict[str, Any]:
                 "known_by": look.known_by,
                 "entries": len(look.rows),
                 "said": look.dump.said,
+                "cut": look.dump.cut,
                 "apart": None if look.apart is None else round(look.apart, 3),
             }
             for look in told.looks[-50:]
         ],
         "left_out": told.left_out,
-        "dying": sum(len(one) for one in found.dumps if one.list == "dying"),
-        "unconfirmed": sum(len(one) for one in found.dumps if one.list == "unconfirmed"),
+        **{
+            name: sum(len(one) for one in found.dumps if one.list == name)
+            for name in ("dying", "unconfirmed", "deleted")
+        },
         "expectations": sum(one.expectations for one in found.spaces.values()),
         "losses_told": any(one.lost for one in found.dumps),
         "log": _log(told),

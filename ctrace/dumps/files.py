@@ -7,12 +7,13 @@ import gzip
 import io
 import lzma
 import os
+import re
 import select
 import stat
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Final, Optional, Protocol, cast
 
 from ctrace.errors import CtraceError
@@ -31,6 +32,11 @@ NESTED: Final = 4
 """Depth of archives within archives."""
 HEADER: Final = 1 << 20
 """Bytes of a name, or of other headers of an archive member: they are read in one piece."""
+_HOST: Final = re.compile(
+    r"(?:^|/)(?:nodes/([\w.:-]{1,253})/|sosreport-([\w.-]{1,253}?)(?:/|\.tar\b)"
+    r"|(?:scc|nts)_([\w.-]{1,253}?)_\d{6}_\d{4}(?:/|\.t[bgx]z))"
+)
+"""Folders of hosts as must-gather, sos and supportconfig name them."""
 LATEST: Final = 1 << 33
 """UTC seconds: a file is from before the year 2242."""
 WAIT: Final = 10_000
@@ -48,6 +54,8 @@ class Text:
     stream: IO[bytes]
     asked: bool = True
     """Whether the user named it; others may be of no interest."""
+    host: str = ""
+    """Whose it is, where a bundle has a folder for each host."""
 
 
 class _Budget:
@@ -119,14 +127,14 @@ def texts(paths: Sequence[str]) -> Iterator[Text]:
     budget = _Budget()
     for path in paths:
         if path == "-":
-            yield from _unfold("standard input", None, sys.stdin.buffer, budget, 0, True)
+            yield from _unfold(Text("standard input", None, sys.stdin.buffer), budget, 0)
         elif os.path.isdir(path):
             yield from _directory(path, budget)
         else:
             with _open(path) as file:
                 found = os.fstat(file.fileno())
                 when = _when(found.st_mtime) if stat.S_ISREG(found.st_mode) else None
-                yield from _unfold(path, when, file, budget, 0, True)
+                yield from _unfold(Text(path, when, file), budget, 0)
 
 
 def _open(path: str) -> IO[bytes]:
@@ -164,14 +172,20 @@ def _directory(path: str, budget: _Budget) -> Iterator[Text]:
                 continue
             with _open(full) as file:
                 when = _when(os.fstat(file.fileno()).st_mtime)
-                yield from _unfold(os.path.relpath(full, path), when, file, budget, 0, False)
+                inside = os.path.relpath(full, path)
+                yield from _unfold(Text(inside, when, file, False, _host(full)), budget, 0)
 
 
-def _unfold(
-    name: str, modified: Optional[float], raw: IO[bytes], budget: _Budget, depth: int, asked: bool
-) -> Iterator[Text]:
-    """The texts in a stream, recognised by its first bytes."""
-    stream = io.BufferedReader(cast(io.RawIOBase, raw), 1 << 16)
+def _host(path: str, otherwise: str = "") -> str:
+    """Whose a bundle's file is, by the last of its folders that says so."""
+    said = [next(filter(None, one)) for one in _HOST.findall(path)]
+    return said[-1] if said else otherwise
+
+
+def _unfold(text: Text, budget: _Budget, depth: int) -> Iterator[Text]:
+    """The texts in a file, recognised by its first bytes."""
+    name = text.name
+    stream = io.BufferedReader(cast(io.RawIOBase, text.stream), 1 << 16)
     try:
         head = stream.peek(512)
     except (OSError, lzma.LZMAError, EOFError) as error:
@@ -181,15 +195,15 @@ def _unfold(
     if opened is not None:
         if depth >= 2:
             raise CtraceError(f"{name} is packed more than twice")
-        counted = _Counted(name, opened, budget, packed)
-        yield from _unfold(name, modified, cast(IO[bytes], counted), budget, depth + 1, asked)
+        counted = cast(IO[bytes], _Counted(name, opened, budget, packed))
+        yield from _unfold(replace(text, stream=counted), budget, depth + 1)
     elif head[257:262] == b"ustar":
-        yield from _members(name, stream, budget, depth)
+        yield from _members(replace(text, stream=stream), budget, depth)
     else:
         plain = (
             stream if depth else io.BufferedReader(_Counted(name, stream, budget, None), 1 << 18)
         )
-        yield Text(name, modified, plain, asked)
+        yield replace(text, stream=plain)
 
 
 class _Told(io.RawIOBase):
@@ -292,14 +306,14 @@ _TOLD: Final = (
 """Headers about another member."""
 
 
-def _members(name: str, stream: IO[bytes], budget: _Budget, depth: int) -> Iterator[Text]:
+def _members(whole: Text, budget: _Budget, depth: int) -> Iterator[Text]:
     """The files in an archive, ignoring owners, links and devices."""
-    seen = 0
+    seen, name = 0, whole.name
     budget.archives += 1
     if budget.archives > NESTED:
         raise CtraceError(f"{name} is the {budget.archives}th archive in another")
     try:
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
+        with tarfile.open(fileobj=whole.stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
                 seen += 1
                 if seen > MEMBERS:
@@ -309,7 +323,9 @@ def _members(name: str, stream: IO[bytes], budget: _Budget, depth: int) -> Itera
                     if member.issparse():  # its holes are stored nowhere
                         inner = _solid(member, inner, budget)
                     when = _when(float(member.mtime))
-                    yield from _unfold(member.name, when, inner, budget, max(depth, 1), False)
+                    host = _host(f"{name}/{member.name}", whole.host)
+                    one = Text(member.name, when, inner, False, host)
+                    yield from _unfold(one, budget, max(depth, 1))
         budget.archives -= 1
     except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError) as error:
         raise CtraceError(f"cannot read {name}: {error}") from None

@@ -108,7 +108,7 @@ class Dump:
     events: bool
     """Whether it is what ``conntrack -E`` printed."""
     list: str = ""
-    """``dying`` or ``unconfirmed`` where it is one of these lists; else the table."""
+    """``dying``, ``unconfirmed`` or ``deleted`` where it is one of these lists; else the table."""
     at: Optional[float] = None
     """UTC seconds, as far as the text tells."""
     file_time: Optional[float] = None
@@ -118,6 +118,12 @@ class Dump:
     """How many entries conntrack said it had shown."""
     lost: int = 0
     """Times that conntrack said it had lost events."""
+    filtered: bool = False
+    """Whether a command was asked for a part of the table."""
+    clock: Optional[tuple[str, float]] = None
+    """(zone, seconds) by the clock of a zone that only the host knows; of UTC the zone is empty."""
+    cut: bool = False
+    """Whether it shows a part: since it is filtered, or since lines were cut out."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -197,6 +203,8 @@ class Found:
     lines: int = 0
     files: list[str] = field(default_factory=list)
     """Those that something was found in."""
+    hosts: set[str] = field(default_factory=set)
+    """The hosts that a bundle's folders name, where something was found."""
     passed: int = 0
     """Files of a bundle that held nothing of interest."""
     unread: Unread = field(default_factory=Unread)
@@ -204,6 +212,25 @@ class Found:
     """Whether conntrack said that it had nothing to show."""
     whole: bool = False
     """Whether ``ctrace collect`` made it: its first namespace is the host's."""
+
+    @property
+    def weight(self) -> int:
+        """Grows with whatever is found, but for lines that tell nothing of the table."""
+        return (
+            self.spool.n
+            + len(self.log.messages)
+            + len(self.modules)
+            + sum(
+                len(one.sysctls)
+                + len(one.counts)
+                + len(one.saves)
+                + len(one.nft_text)
+                + len(one.nft)
+                + len(one.network)
+                + len(one.counters)
+                for one in self.spaces.values()
+            )
+        )
 
     def space(self, name: str = "") -> Space:
         """The namespace of this name; empty for the one where the commands were typed."""

@@ -39,7 +39,7 @@ class Look:
     at: float = 0.0
     """UTC seconds."""
     known_by: str = ""
-    """How ``at`` is known: ``told``, ``file``, ``now`` or ``countdown``."""
+    """How ``at`` is known: ``told``, ``file``, ``now``, ``clock`` or ``countdown``."""
     apart: Optional[float] = None
     """Seconds since the look before it in its series; None for the first."""
 
@@ -104,7 +104,10 @@ def _date(series: list[Look], now: float) -> int:
         gap = following.at - one.at
         same = one.dump is following.dump
         exact = one.known_by == "told" and following.known_by in ("told", "countdown")
-        if not exact or same or gap <= 0:
+        apart = None if same else _by_clock(one.dump.clock, following.dump.clock)
+        if apart is not None:
+            one.at, one.known_by = following.at - apart, "clock"
+        elif not exact or same or gap <= 0:
             counted = countdown(one, following)
             if counted is not None:
                 one.at, one.known_by = following.at - counted, "countdown"
@@ -113,6 +116,15 @@ def _date(series: list[Look], now: float) -> int:
                 return at + 1
         following.apart = following.at - one.at
     return 0
+
+
+def _by_clock(
+    one: Optional[tuple[str, float]], other: Optional[tuple[str, float]]
+) -> Optional[float]:
+    """Seconds between two times of the same zone; None where they are not of the same."""
+    if one is None or other is None or one[0] != other[0] or other[1] <= one[1]:
+        return None
+    return other[1] - one[1]
 
 
 def countdown(one: Look, other: Look) -> Optional[float]:

@@ -12,6 +12,7 @@ from ctrace.dumps.found import Found
 from ctrace.dumps.recognise import Reader
 from ctrace.dumps.rules import rulesets
 from ctrace.dumps.source import Told, nothing
+from ctrace.errors import CtraceError
 from ctrace.recording.format.evidence import FACT
 from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
@@ -24,6 +25,11 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
         reader = Reader(found)
         for text in texts(paths):
             reader.read(text)
+        if len(found.hosts) > 1:
+            raise CtraceError(
+                f"{', '.join(paths)} holds what {len(found.hosts)} hosts said "
+                f"({', '.join(sorted(found.hosts)[:5])}): unpack it, and give one host's folder"
+            )
         told = Told(found)
         if not _any(found):
             raise nothing(found, paths)

@@ -146,6 +146,10 @@ class Told:
             count = counts[next(i for i, one in enumerate(mine) if one is look)]
         elif counts and look is mine[-1]:
             count = counts[-1]
+        elif look.dump.said is not None and not look.dump.filtered:
+            count = look.dump.said
+        elif look.dump.cut:
+            return ()  # a part of it, and nothing tells of how many
         # A count that is less than the lines is of another moment.
         return self._table(look.dump.netns, max(count, len(look.rows)), until)
 

@@ -79,7 +79,9 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
         return Verdict("NONE", "no connection tracking table has been read yet", "warn")
     if table.full_since is not None:
         return _limited(snapshot, table)
-    fill = f"{fmt.share(table.fill)} full" if table.max else f"{fmt.count(table.count)} entries"
+    fill = f"{fmt.share(table.fill)} full"
+    if not table.max:
+        fill = fmt.plural(table.count, "entry", "entries")
     if only_read(snapshot, table):
         return _as_read(snapshot, table, fill)
     if table.rates.drop or table.rates.insert_failed:

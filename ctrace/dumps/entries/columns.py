@@ -245,7 +245,7 @@ def parse_rest(text: bytes) -> tuple[int, int, int, int, bool, int]:
         status |= int(Status.HELPER)
     zone = next((z for z in (said.whole(n, 65535) for n in _ZONES) if z >= 0), -1)
     user = b"USERSPACE" in said.flags or said.get(b"portid") is not None
-    mark, age = said.whole(b"mark", (1 << 32) - 1), said.whole(b"delta-time", 1 << 31)
+    mark, age = said.whole(b"mark", (1 << 32) - 1, mask=True), said.whole(b"delta-time", 1 << 31)
     return status, mark, zone, age, user, said.whole(b"id", (1 << 32) - 1)
 
 

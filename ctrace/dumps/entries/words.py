@@ -38,11 +38,14 @@ class Words:
         """A value as it is written; None when it is missing."""
         return self._values.get(name)
 
-    def whole(self, name: bytes, most: int) -> int:
-        """A value as a number, decimal or 0x...; -1 when it is missing. Raises Bad."""
+    def whole(self, name: bytes, most: int, *, mask: bool = False) -> int:
+        """A value as a number, decimal or 0x..., with ``mask`` also before a slash; -1 when it is
+        missing. Raises Bad."""
         text = self._values.get(name)
         if text is None:
             return -1
+        if mask:
+            text = text.partition(b"/")[0]
         if not re.fullmatch(rb"\d{1,20}|0x[0-9a-fA-F]{1,16}", text):
             raise Bad(f"{name.decode('ascii', 'replace')} is no number")
         value = int(text, 16) if text.startswith(b"0x") else int(text)

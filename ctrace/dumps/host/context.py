@@ -1,13 +1,15 @@
-"""What lines belong to, by a prompt, a heading or a file's name; and lines that are a time."""
+"""What lines belong to, by a prompt, a heading or a file's name."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Final, Optional
+from typing import Final
 
-_SYSCTL_PATH: Final = re.compile(r"(?:^|[\s/])(?:proc/sys/)((?:net|kernel|fs)/[\w./-]+)")
+_SYSCTL_PATH: Final = re.compile(
+    r"(?<![\w-])proc/sys/((?:net|kernel|fs)/[\w./-]*)(?:\{([\w,./-]{1,200})\})?(\*?)"
+)
+_SYSCTL_NAMES: Final = re.compile(r"\bsysctl (?:-\w+ )*(?:-\w*n\w*|--values) (.*)$")
 _NETNS: Final = re.compile(r"(?:^|/)netns/([\w.:-]+)/|ip[ _]netns[ _]exec[ _]([\w.:-]+?)[ _]")
 _ABOUT: Final = (
     ("log", re.compile(r"\b(dmesg|journal|messages|kern\.log|syslog)")),
@@ -26,7 +28,7 @@ _ABOUT: Final = (
     (
         "count",
         re.compile(
-            r"conntrack(_| )(-C|--count)|^(cat )?/proc/net/(nf|ip)_conntrack ?\| ?wc -l$"
+            r"conntrack(_| )(-C|--count)\b|^(cat )?/proc/net/(nf|ip)_conntrack ?\| ?wc -l$"
             r"|^wc -l ?<? ?/proc/net/(nf|ip)_conntrack$"
         ),
     ),
@@ -38,7 +40,7 @@ _ABOUT: Final = (
     ("stat", re.compile(r"stat/(nf|ip)_conntrack|conntrack(_| )-S")),
     ("slab", re.compile(r"slabinfo|slabtop")),
     ("rules", re.compile(r"tables(_|-)save|nft(_| )|ip6?tables")),
-    ("entries", re.compile(r"(nf|ip)_conntrack$|conntrack(_| )-[LEG]|dying|unconfirmed")),
+    ("entries", re.compile(r"(nf|ip)_conntrack$|conntrack(_| )-[LEGD]|dying|unconfirmed")),
 )
 
 
@@ -49,11 +51,11 @@ class Context:
     command: str = ""
     """As typed; empty where none was shown."""
     about: str = ""
-    sysctl: str = ""
-    """The setting whose bare value follows."""
+    settings: tuple[str, ...] = ()
+    """The settings whose bare values follow, one after the other."""
     netns: str = ""
     list: str = ""
-    """``dying`` or ``unconfirmed``."""
+    """``dying``, ``unconfirmed`` or ``deleted``."""
     ipv6: bool = False
     state: dict[str, str] = field(default_factory=dict)
     """What an earlier line of the same output said."""
@@ -66,50 +68,34 @@ class Context:
 
 def context(text: str, before: Context, *, named: bool = False) -> Context:
     """The context that a command, heading or file's name makes."""
-    path = _SYSCTL_PATH.search(text)
+    settings = _settings(text)
     about = next((name for name, pattern in _ABOUT if pattern.search(text)), "")
     spaces = _NETNS.search(text)
     netns = (spaces[1] or spaces[2]) if spaces else ("" if named else before.netns)
     kind = re.search(r"\b(dying|unconfirmed)\b", text)
-    if not (named or about or path):
+    list_ = "deleted" if re.search(r"\bconntrack\b.* (?:-D|--delete)\b", text) else ""
+    if not (named or about or settings):
         # Another command altogether: what it prints is not ours to understand.
         about = "other"
     return Context(
         "" if named else text,
-        "sysctl" if path else about,
-        path[1].replace("/", ".") if path else "",
+        "sysctl" if settings else about,
+        settings,
         netns,
-        kind[1] if kind else "",
+        kind[1] if kind else list_,
         "ip6tables" in text
         or "v6" in text.rsplit("/", 1)[-1]
         or bool(re.search(r"\bip[ _]-(6|f(amily)?[ _]inet6)", text)),
     )
 
 
-_DATE: Final = re.compile(
-    r"^(?:zzz \*+ ?)?[A-Z][a-z]{2},? ([A-Z][a-z]{2}) +(\d{1,2}) (\d\d):(\d\d):(\d\d)"
-    r"(?: ([AP]M))? (UTC|GMT) (\d{4})(?: .{0,20})?$"
-)
-_ISO: Final = re.compile(r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)$")
-_EPOCH: Final = re.compile(r"^(\d{10})(\.\d{1,9})?$")
-
-
-def moment(line: str, about: Context) -> Optional[float]:
-    """UTC seconds of a line that is nothing but a time, in UTC or with its zone."""
-    date = _DATE.match(line)
-    if date:
-        month, day, hour, minute, second, half, _, year = date.groups()
-        try:
-            text = f"{year} {month} {day} {hour}:{minute}:{second} {half or ''}".strip()
-            form = "%Y %b %d %I:%M:%S %p" if half else "%Y %b %d %H:%M:%S"
-            return datetime.strptime(text, form).replace(tzinfo=timezone.utc).timestamp()
-        except ValueError:
-            return None
-    if _ISO.match(line):
-        from ctrace.dumps.host.log import utc
-
-        return utc(line)
-    epoch = _EPOCH.match(line)
-    if epoch and not about.sysctl and 10**9 <= int(epoch[1]) < 1 << 32:
-        return float(line)
-    return None
+def _settings(text: str) -> tuple[str, ...]:
+    """Names of the settings in a command or path, in their order."""
+    names = _SYSCTL_NAMES.search(text)
+    if names:
+        return tuple(word for word in names[1].split() if re.fullmatch(r"[a-z]+\.[\w.]+", word))
+    found: list[str] = []
+    for path, several, more in _SYSCTL_PATH.findall(text):
+        if not more:  # which ones, only that host's shell knew
+            found += [path + one for one in several.split(",")]
+    return tuple(one.replace("/", ".") for one in found)

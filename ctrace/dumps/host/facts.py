@@ -47,7 +47,8 @@ _UP: Final = re.compile(r"\bup (?:(\d+) days?, +)?(?:(\d+):(\d\d)|(\d+) min)")
 _IDLE_HEADS: Final = re.compile(
     r"^(Module\s+Size\s+Used|State\s+Recv|Netid\s+State|Proto\s+Recv|Active Internet|slabinfo - |"
     r"# name\s|# Warning: |</?(?:conntrack|expect)>|<\?xml|total \d+$|tcpdump|Connection to )"
-    r"|^sysctl: |^conntrack v|^\d+: [\w.@-]+: <|^(link/|valid_lft |altname )"
+    r"|^sysctl: |^error: (?:permission denied on key|\"|unknown error)|^conntrack v"
+    r"|^\d+: [\w.@-]+: <|^(link/|valid_lft |altname )"
 )
 
 
@@ -67,8 +68,10 @@ def _setting(line: str, about: Context, found: Found, space: Space, at: Optional
             name = "net.netfilter." + name.replace("ip_conntrack", "nf_conntrack")
         _sysctl(space, name, said[2])
         return True
-    if about.sysctl and re.fullmatch(r"-?\d+([\t ]+-?\d+)*", line):
-        _sysctl(space, about.sysctl, line)
+    if about.settings and re.fullmatch(r"-?\d+([\t ]+-?\d+)*", line):
+        nth = int(about.state.get("settings", "0"))
+        _sysctl(space, about.settings[nth % len(about.settings)], line)
+        about.state["settings"] = str(nth + 1)
         return True
     counted = _LINES.match(line)
     if counted or (about.about == "count" and line.isdigit() and len(line) < 12):

@@ -48,6 +48,8 @@ _SUPPRESSED: Final = re.compile(
     r"(?:\w*ratelimit|printk|NET): (\d{1,12}) (?:callbacks|messages) suppressed"
 )
 """``net_ratelimit``; before Linux 2.6.26 all of the kernel shared one limit, ``printk``."""
+_KLOG: Final = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{1,9} +\d{1,10} \S{1,200}:\d{1,6}\] ")
+"""A line of a Kubernetes component's log."""
 _HEADING: Final = re.compile(r"-- (?:Logs|Journal) begins? |-- (?:Re)?[Bb]oot|-- No entries")
 _SIZES: Final = re.compile(r"nf_conntrack version \S+ \((\d{1,10}) buckets, (\d{1,10}) max\)")
 
@@ -152,7 +154,7 @@ class Log:
             self._message(said[1], "json", at[1] if at else "", None, float(at[1]) if at else None)
             return True
         if not (_FULL.search(line[:200]) or _SUPPRESSED.search(line[:200])):
-            return bool(_HEADING.match(line))
+            return bool(_HEADING.match(line) or _KLOG.match(line))
         self.lines += 1
         self._message(line, "none", "", None, None)
         return True

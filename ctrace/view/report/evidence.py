@@ -16,6 +16,7 @@ KNOWN_BY = {
     "told": "as the text says",
     "file": "by the file's date",
     "now": "when it was imported",
+    "clock": "by the times between dumps",
     "countdown": "by how far timeouts went down",
 }
 RULES = (
@@ -96,6 +97,7 @@ def _kernel(data: dict[str, Any]) -> Optional[str]:
 
 def _table(data: dict[str, Any]) -> Optional[str]:
     entries, count, limit = data.get("entries") or None, data.get("count"), data.get("max")
+    dumps = data.get("dumps") or []
     held = entries if count is None else count
     if held is None:
         if limit is None:
@@ -103,6 +105,9 @@ def _table(data: dict[str, Any]) -> Optional[str]:
         most = f"at most {fmt.count(limit)} entries" if limit else "no maximum is set"
         return f"{most}; how many it held is not in the texts"
     text = f"{fmt.count(held)} entries"
+    if count is None and dumps and dumps[-1].get("cut"):
+        most = f" of the {fmt.count(limit)} that may be" if limit else ""
+        return f"{text} are shown{most}: a part of the table, and how many it held is not told"
     if limit:
         text += f" of {fmt.count(limit)} ({fmt.share(held / limit)})"
     elif limit is None:
@@ -151,15 +156,14 @@ def _holds(data: dict[str, Any]) -> Optional[str]:
 def _states(data: dict[str, Any]) -> Optional[str]:
     total = data.get("entries") or 0
     by = data.get("by") or {}
-    if not by:
-        return None
-    text = ", ".join(f"{kind} {_share(n, total)}" for kind, n in list(by.items())[:10])
-    for name, what in (("dying", "dying"), ("unconfirmed", "unconfirmed")):
+    kinds = ", ".join(f"{kind} {_share(n, total)}" for kind, n in list(by.items())[:10])
+    parts = [kinds] if kinds else []
+    for name in ("dying", "unconfirmed", "deleted"):
         if data.get(name):
-            text += f"; beside the table {fmt.count(data[name])} {what}"
+            parts.append(f"beside the table {fmt.count(data[name])} {name}")
     if data.get("expectations"):
-        text += f"; {fmt.plural(data['expectations'], 'expectation')} of helpers"
-    return text
+        parts.append(f"{fmt.plural(data['expectations'], 'expectation')} of helpers")
+    return "; ".join(parts) or None
 
 
 def _left(data: dict[str, Any]) -> Iterator[str]:

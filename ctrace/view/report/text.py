@@ -37,8 +37,12 @@ def report_text(review: Review, limit: int = 10) -> Group:
     texts = parse(review.recording.header.facts)
     if texts is not None:
         blocks += [_title("What the texts say"), _said(texts), Text()]
-    blocks += [_why(review), Text(), _title("What happened, UTC"), *_story(review), Text()]
-    blocks += [_tables(review), Text(), _timeline(review), Text()]
+    blocks += [_why(review), Text()]
+    if story(review):
+        blocks += [_title("What happened, UTC"), *_story(review), Text()]
+    blocks += [_tables(review), Text()]
+    if len(review.timeline.ts) > 1:  # one moment has no course
+        blocks += [_timeline(review), Text()]
     if final.hooks.changes:
         blocks += [_title("What filled the table, by table-seconds"), culprits(final, limit)]
     else:
@@ -194,8 +198,6 @@ def _timeline(review: Review) -> Grid:
     line = review.timeline
     fullest = max(line.fill, key=lambda n: max((v or 0) for v in line.fill[n]), default=None)
     grid = Grid.grid(padding=(0, 2))
-    if len(line.ts) < 2:
-        return grid  # one moment has no course
     rows = [("inserts/s", line.insert), ("refused/s", line.drop), ("evicted/s", line.early_drop)]
     if fullest is not None:
         name = next((t.name for t in review.final.tables if str(t.netns) == fullest), fullest)
