@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
+from kit.command import ctrace
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cli import VERBS, cli, output
@@ -28,12 +28,6 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Writer(str(path), Header(HookInfo("netlink"), Clock(0), 1)) as writer:
         writer.write(Batch.idle(2))
     return path
-
-
-def ctrace(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ctrace", *arguments], capture_output=True, text=True, check=False
-    )
 
 
 def test_every_verb_is_there() -> None:
@@ -136,10 +130,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_without_root_is_one_line(arguments: list[str], doing: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ctrace", *arguments],
-        capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[],
-    )  # fmt: skip
+    done = ctrace(*arguments, user=65534)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"ctrace: {doing} needs root: run it with sudo\n"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
+from kit.command import ctrace
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cli import VERBS, cli
@@ -100,43 +99,34 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ctrace", *map(str, words)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
 def test_a_file_gets_what_would_be_printed(recording: Path, tmp_path: Path) -> None:
-    printed = run("report", recording, "--format", "json").stdout
+    printed = ctrace("report", recording, "--format", "json").stdout
     by_name, by_format = tmp_path / "r.json", tmp_path / "r"
-    assert run("report", recording, "-o", by_name).stdout == ""
-    assert run("report", recording, "--format", "json", "-o", by_format).returncode == 0
+    assert ctrace("report", recording, "-o", by_name).stdout == ""
+    assert ctrace("report", recording, "--format", "json", "-o", by_format).returncode == 0
     # Times of reading apart, all three are the same.
     assert json.loads(by_name.read_text()).keys() == json.loads(printed).keys()
     assert json.loads(by_format.read_text()) == json.loads(printed)
-    assert run("report", recording, "-o", "-").stdout == run("report", recording).stdout
-    taken = run("report", recording, "-o", by_name)
+    assert ctrace("report", recording, "-o", "-").stdout == ctrace("report", recording).stdout
+    taken = ctrace("report", recording, "-o", by_name)
     assert (taken.returncode, "exists" in taken.stderr) == (1, True)
-    assert run("report", recording, "-o", by_name, "--force").returncode == 0
+    assert ctrace("report", recording, "-o", by_name, "--force").returncode == 0
 
 
-@pytest.mark.slow
 def test_spellings_of_earlier_versions_work_and_are_not_shown(
     recording: Path, tmp_path: Path
 ) -> None:
-    assert run("report", recording, "-o", "json").stdout == (
-        run("report", recording, "--format", "json").stdout
+    assert ctrace("report", recording, "-o", "json").stdout == (
+        ctrace("report", recording, "--format", "json").stdout
     )
-    assert run("export", recording, "--to", "csv").stdout == (
-        run("export", recording, "--format", "csv").stdout
+    assert ctrace("export", recording, "--to", "csv").stdout == (
+        ctrace("export", recording, "--format", "csv").stdout
     )
     page = tmp_path / "page.html"
-    assert run("report", recording, "--html", page).returncode == 0
+    assert ctrace("report", recording, "--html", page).returncode == 0
     assert page.read_text().lower().startswith("<!doctype html>")
     for verb, old in (("report", "--html"), ("export", "--to"), ("trace", "--count")):
-        assert not re.search(rf"^\s+{old}\b", run(verb, "--help").stdout, re.M)
+        assert not re.search(rf"^\s+{old}\b", ctrace(verb, "--help").stdout, re.M)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +140,7 @@ def test_spellings_of_earlier_versions_work_and_are_not_shown(
     ids=lambda words: str(words[0]),
 )  # fmt: skip
 def test_a_missing_file_is_told_alike(words: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "ctrace", *words],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    ) if sys.version_info >= (3, 11) else run(*words)  # fmt: skip
+    done = ctrace(*words, cwd=tmp_path)
     assert done.returncode == 1
     assert re.fullmatch(
         r"ctrace: cannot (open|read) no\.(data|json): No such file or directory\n", done.stderr

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kit import synthetic
+from kit import command, synthetic
 
 import ctrace
 from ctrace import files
@@ -29,8 +29,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*words: str | Path) -> tuple[int, str]:
-    argv = [sys.executable, "-m", "ctrace", *map(str, words)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = command.ctrace(*words)
     return done.returncode, done.stderr
 
 
@@ -152,7 +151,7 @@ def test_what_is_in_the_way_of_a_recording(tmp_path: Path, recording: Path) -> N
 RING = """
 import sys
 from pathlib import Path
-from kit import synthetic
+from kit import command, synthetic
 from ctrace.recording.recorder.segments import FlightRecorder, Retention
 where, count = sys.argv[1], int(sys.argv[2])
 batches = synthetic.batches(synthetic.traffic(count, rate=count / 20))

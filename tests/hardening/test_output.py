@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.command import CLOSED, ctrace
 
 from ctrace.cli import VERBS
 
 CTRACE = [sys.executable, "-m", "ctrace"]
-SHORT = [
-    ["--help"], ["--version"], ["applied"], ["doctor"], ["doctor", "-o", "json"], ["man"],
-    ["completion", "bash"], *([verb, "--help"] for verb in VERBS),
-]  # fmt: skip
+SHORT = [["applied"], ["doctor", "-o", "json"], ["man"]]
+SAME = [["--help"], ["--version"], ["doctor"], ["completion", "bash"]]
 LONGER = [
     ["advise", "--duration", "1"],
     ["top", "0.2", "1", "--plain"],
@@ -52,6 +51,16 @@ def test_a_full_or_closed_output(words: list[str], out: str) -> None:
     lines = remarks(said)
     assert len(lines) == 1
     assert lines[0].startswith("ctrace: cannot write to standard output: ")
+
+
+@pytest.mark.parametrize("words", [*SAME, *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_every_output(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        for out in (full.fileno(), CLOSED):
+            done = ctrace(*words, out=out)
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert line.startswith("ctrace: cannot write to standard output: ")
 
 
 @root

@@ -35,6 +35,7 @@ BIDI = ("RLO", "LRO", "RLE", "LRE", "RLI", "LRI", "FSI", "PDF", "PDI")
 SHOWN = [
     ["report"], ["report", "--markdown"], ["report", "--format", "json"],
     ["replay", "--once"], ["whatif", "--notrack", "tcp/8063"], ["diff"],
+    ["report", "--group", "process"], ["diff", "--group", "process"],
     *(["export", "--format", form] for form in ("csv", "jsonl", "openmetrics")),
 ]  # fmt: skip
 

@@ -184,14 +184,14 @@ def test_sums_stay_whole_when_rows_run_out() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("memory", "step"), [(4 << 20, 0.25), (4 << 20, 3.0), (16 << 20, 1.0)])
+@pytest.mark.parametrize(("memory", "step"), [(4 << 20, 0.25), (4 << 20, 3.0), (8 << 20, 1.0)])
 def test_bounds_hold_when_every_table_is_short_of_rows(memory: int, step: float) -> None:
     """Sources, destinations and ports by Zipf's law, each with a long tail that has no room."""
     rng = np.random.default_rng(3)
-    trace, n, until = Trace(3), 400_000, 20
+    trace, n, until = Trace(3), 150_000, 20
     trace.flows(
         steady(n / until, until, rng), rng.choice([0.05, 1, 8], n), rng.choice([0, 5]),
-        src=(1 << 24) + rng.zipf(1.15, n) % 400_000, dst=(3 << 24) + rng.zipf(1.3, n) % 50_000,
+        src=(1 << 24) + rng.zipf(1.15, n) % 150_000, dst=(3 << 24) + rng.zipf(1.3, n) % 50_000,
         dport=1000 + rng.zipf(1.4, n) % 20_000,
     )  # fmt: skip
     rows = trace.events(until)
@@ -218,6 +218,7 @@ def test_bounds_hold_when_every_table_is_short_of_rows(memory: int, step: float)
             for key, a, b in zip(distinct, inserts, ends, strict=True)
         }
         snapshot = m.snapshot(group, limit=len(distinct))
+        assert snapshot.memory.pruned > 0
         assert snapshot.held_total == len(rows[born]) - len(rows[~born])
         for c in snapshot.culprits:
             came, stayed = held[c.key]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kit import synthetic
+from kit.command import ctrace
 
 from ctrace.batch import Batch
 from ctrace.recording import budget
@@ -142,9 +141,9 @@ def test_notes_and_rules_have_a_limit_each(crafted: Crafted) -> None:
 
 @pytest.mark.slow
 def test_a_bomb_of_names_stays_small(crafted: Crafted) -> None:
-    for i in range(60):
+    for i in range(24):  # more than 300 MiB when they are unfolded
         crafted.batch(crafted.until + i + 1, names=long_names(i))
-    assert crafted.path.stat().st_size < 2 << 20
+    assert crafted.path.stat().st_size < 1 << 20
     kept: list[Batch] = []
     tracemalloc.start()
     try:
@@ -180,8 +179,8 @@ def test_a_year_of_standstill_is_kept_and_jumped_over(crafted: Crafted) -> None:
         assert max(batch.until for batch in recording.batches()) == crafted.until + 399 * DAY
         assert "400 days" not in str(recording.missing)
         length = crafted.until - recording.started
-    command = [sys.executable, "-m", "ctrace", "replay", str(crafted.path), "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = ctrace("replay", crafted.path, "-o", "json")
+    assert done.returncode == 0
     said = [json.loads(line)["ts"][:19] + "+00:00" for line in done.stdout.splitlines()]
     moments = [datetime.fromisoformat(text).timestamp() for text in said]
     assert length / SECOND - 2 < len(moments) < length / SECOND + 4
@@ -201,8 +200,8 @@ def test_what_was_made_of_texts_may_span_decades_and_still_ends(tmp_path: Path) 
     with Recording(str(path)) as recording:
         assert [batch.until for batch in recording.batches()] == moments
         assert not recording.missing
-    command = [sys.executable, "-m", "ctrace", "replay", str(path), "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = ctrace("replay", path, "-o", "json")
+    assert done.returncode == 0
     assert 3 <= len(done.stdout.splitlines()) <= 6
 
 
@@ -211,8 +210,8 @@ def test_what_a_file_spent_is_told_in_one_line(crafted: Crafted) -> None:
     for i in range(12):
         crafted.batch(crafted.until + i + 1, names=long_names(i))
     crafted.batch(crafted.until + 1000 * DAY)
-    command = [sys.executable, "-m", "ctrace", "replay", "--once", str(crafted.path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = ctrace("replay", "--once", crafted.path)
+    assert done.returncode == 0
     (line,) = done.stderr.splitlines()
     assert "incomplete" in line
     assert "bytes of names" in line

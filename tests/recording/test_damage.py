@@ -61,7 +61,7 @@ def is_true(got: list[Batch], truth: list[Batch], recording: Recording) -> None:
 @pytest.mark.slow
 def test_cut_off_at_every_byte(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    truth = small(whole, 60, rate=20)
+    truth = small(whole, 40, rate=20)
     data = whole.read_bytes()
     edges = []
     with Recording(str(whole)) as recording:
@@ -87,14 +87,14 @@ def test_cut_off_at_every_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_thousands_of_random_corruptions(tmp_path: Path) -> None:
+def test_hundreds_of_random_corruptions(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     truth = small(whole, 300)
     data = whole.read_bytes()
     chance = random.Random(7)
     part = tmp_path / "part"
     partial, refusals = 0, set()
-    for round_ in range(1600):
+    for round_ in range(800):
         broken = bytearray(data)
         at = chance.randrange(len(data))
         how = round_ % 4
@@ -120,7 +120,7 @@ def test_thousands_of_random_corruptions(tmp_path: Path) -> None:
                 pass
             list(recording.tables())
     assert all(len(line) < 300 and line.isprintable() for line in refusals)
-    assert partial > 300  # damage in one place does not cost the rest
+    assert partial > 150  # damage in one place does not cost the rest
 
 
 def test_damage_in_the_middle_costs_that_block_and_is_counted(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -49,15 +50,17 @@ def run(*arguments: str, code: int = 0) -> str:
 
 
 def test_replay_gives_the_snapshots_that_live_gave(file: Path, truth: list[Batch]) -> None:
-    """Field by field, at every batch, in every grouping."""
+    """Field by field, in one grouping after another as time goes on, and in each at the end."""
     live, again = model(), model()
     with ctrace.open(str(file)) as recording:
         for n, (a, b) in enumerate(zip(truth, recording, strict=True)):
             live.update(a)
             again.update(b)
-            if n % 16 == 0:
-                for group in GROUPS:
-                    assert live.snapshot(group=group) == again.snapshot(group=group)
+            if n % 3 == 0:
+                group = GROUPS[n // 3 % len(GROUPS)]
+                assert live.snapshot(group=group) == again.snapshot(group=group)
+    for group in GROUPS:
+        assert live.snapshot(group=group) == again.snapshot(group=group)
 
 
 @pytest.fixture
@@ -191,16 +194,9 @@ class Tags(HTMLParser):
         assert not any(name.startswith("on") for name, _ in attrs), (tag, attrs)
 
 
-def test_names_from_a_stranger_do_no_harm(tmp_path: Path) -> None:
+def test_names_from_a_stranger_run_nothing_in_a_browser(tmp_path: Path) -> None:
+    """What a terminal obeys is left out of every view: tests/hardening/test_views.py."""
     path = hostile(tmp_path / "evil.data")
-    outputs = [run("report", str(path)), run("report", str(path), "--group", "process")]
-    outputs.append(run("replay", str(path), "--once"))
-    outputs.append(run("export", str(path), "--to", "csv"))
-    outputs.append(run("export", str(path), "--to", "openmetrics"))
-    outputs.append(run("diff", str(path), str(path), "--group", "process"))
-    for text in outputs:
-        assert "\x1b" not in text
-        assert "\u202e" not in text
     run("report", str(path), "--html", str(tmp_path / "evil.html"))
     page = (tmp_path / "evil.html").read_text()
     body = page
@@ -265,13 +261,13 @@ def test_hosts_merge_into_one(tmp_path: Path, truth: list[Batch]) -> None:
     both = json.loads(run("report", str(a), str(b), "-o", "json", "--limit", "1000"))
     assert both["totals"] == data["totals"]
     assert {table["name"] for table in data["tables"]} == {"web1:init", "db1:init"}
-    parts = [json.loads(run("report", str(p), "-o", "json", "--limit", "1000")) for p in (a, b)]
+    parts = [Counter(Kind(k).name for b in part for k in b.events["kind"].tolist())
+             for part in (truth, truth[:50])]  # fmt: skip
     for name in ("insert", "destroy", "drop"):
-        assert data["totals"][name] == sum(part["totals"][name] for part in parts)
-    per_host = {table["name"]: table["totals"]["insert"] for table in data["tables"]}
-    assert per_host == {
-        "web1:init": parts[0]["totals"]["insert"],
-        "db1:init": parts[1]["totals"]["insert"],
+        assert data["totals"][name] == sum(part[name.upper()] for part in parts)
+    assert {table["name"]: table["totals"]["insert"] for table in data["tables"]} == {
+        "web1:init": parts[0]["INSERT"],
+        "db1:init": parts[1]["INSERT"],
     }
 
 

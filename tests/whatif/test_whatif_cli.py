@@ -11,16 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from kit.command import ctrace
 
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
-
-
-def ctrace(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ctrace", *map(str, words)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
