@@ -7,6 +7,7 @@ import importlib.util
 import keyword
 import os
 import sys
+import traceback
 from typing import Optional
 
 import click
@@ -71,16 +72,29 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
         """The verb that was meant; the nearest is named when there is none so called."""
+        if ctx.resilient_parsing:  # completion: half a line is no mistake
+            return super().resolve_command(ctx, args)
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
             meant = f"; the nearest is {near[0]}" if near else ""
             ctx.fail(f"No such command {args[0][:40]!r}{meant}")
+        _refuse_empty(ctx, args)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in ``ctrace --help``, without importing any verb."""
         with formatter.section("Commands"):
             formatter.write_dl([(verb, VERBS[verb]) for verb in self.list_commands(ctx)])
+
+
+def _refuse_empty(ctx: click.Context, args: list[str]) -> None:
+    """Refuse an empty value, as of a shell variable that is not set: ``undo --netns "$NAME"`` would
+    remove what is applied anywhere else."""
+    for before, word in zip(args, args[1:]):
+        if word == "":
+            ctx.fail(f"The word after {before[:40]!r} is empty: give a value")
+        if word.startswith("--") and word.endswith("="):
+            ctx.fail(f"{word[:40]!r} is empty: give a value")
 
 
 @click.group(
@@ -110,6 +124,9 @@ def main() -> None:
         if not status:
             click.echo(f"ctrace: {output.remark(str(error))}", err=True)
         status = status or 1
+    if output.unsaid and not status:
+        click.echo(f"ctrace: {output.unsaid}; the work itself is done", err=True)
+        status = 1
     sys.exit(status)
 
 
@@ -143,7 +160,22 @@ def _status() -> int:
         # The reader of our output has gone (``| head``), and knows it: no word of it.
         output.drop()
         status = 1
+    except Exception as error:
+        click.echo(f"ctrace: {_defect(error)}", err=True)
+        status = 1
     return status
+
+
+def _defect(error: Exception) -> str:
+    """One line on an error that nobody foresaw, with the place in our code that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [one for one in frames if f"{os.sep}ctrace{os.sep}" in one.filename] or frames
+    place = f"{os.path.basename(ours[-1].filename)} line {ours[-1].lineno}"
+    text = " ".join(str(error).split())[:200]
+    return (
+        f"{type(error).__name__} in {place}: {text}; this is a defect: please report it with the "
+        "output of ctrace doctor"
+    )
 
 
 def _wrong(error: click.UsageError) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Optional, TypeVar, cast
 
 import click
 
-from ctrace.cli import rights
+from ctrace.cli import output, rights
 from ctrace.cli.kinds import Namespace, Words
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError, UsageError
@@ -319,11 +319,14 @@ def redact_option(command: F) -> F:
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, and go on when nobody reads it any more.
 
-    For verbs that change something: what they do must not depend on who reads.
+    For verbs that change something: what they do must not depend on who reads. That the output
+    could not be written is said at the end, unless it is a pipe whose reader has gone.
     """
     try:
         click.echo(text, err=err)
-    except (OSError, CtraceError):
+    except (OSError, CtraceError) as error:
+        if isinstance(error, CtraceError):
+            output.unsaid = str(error)
         with suppress(OSError):
             sink = os.open(os.devnull, os.O_WRONLY)
             os.dup2(sink, 2 if err else 1)

@@ -61,6 +61,10 @@ def _stream(raw: io.FileIO, before: Optional[TextIO]) -> TextIO:
     )
 
 
+unsaid = ""
+"""Why a verb that changes something could not say what it did; empty: it could."""
+
+
 def drop() -> None:
     """Standard output has failed: discard the rest of it, without a last complaint."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -217,4 +217,4 @@ def play(
         finally:
             feed.close()
     if feed.error is not None:
-        raise feed.error if isinstance(feed.error, CtraceError) else CtraceError(str(feed.error))
+        raise feed.error

@@ -38,6 +38,16 @@ def read_limit() -> int:
         raise CtraceError("nf_conntrack_max cannot be read: modprobe nf_conntrack first") from error
 
 
+def check_limit(limit: int) -> int:
+    """The present limit, if it may be lowered to this one. Raises CtraceError."""
+    if limit < LOWEST:
+        raise UsageError(f"--lower-max is at least {LOWEST}")
+    old = read_limit()
+    if old and limit >= old:
+        raise UsageError(f"--lower-max {limit} is not below the present {old}")
+    return old
+
+
 class LoweredLimit:
     """The limit is lowered while this object is open.
 
@@ -46,11 +56,7 @@ class LoweredLimit:
     """
 
     def __init__(self, limit: int) -> None:
-        if limit < LOWEST:
-            raise UsageError(f"--lower-max is at least {LOWEST}")
-        self.old = read_limit()
-        if self.old and limit >= self.old:
-            raise UsageError(f"--lower-max {limit} is not below the present {self.old}")
+        self.old = check_limit(limit)
         spaces = find()
         reader = TableReader()
         try:

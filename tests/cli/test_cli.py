@@ -12,7 +12,7 @@ import pytest
 from kit.command import ctrace
 
 from ctrace.batch import Batch, Clock, HookInfo
-from ctrace.cli import VERBS, cli, output
+from ctrace.cli import VERBS, LazyGroup, _status, cli, output
 from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
 
@@ -82,6 +82,10 @@ def test_help_explains_every_option(verb: str) -> None:
         (["record", "--ring", "5"], "--ring': 5 is too little: at least 8M"),
         (["record", "--keep", "never"], "'never' is not a time"),
         (["record", "--stop-after", "0"], "'--stop-after'"),
+        (["undo", "--netns="], "'--netns=' is empty: give a value"),
+        (["undo", "--netns", ""], "The word after '--netns' is empty"),
+        (["metrics", "--web.config.file", ""], "The word after '--web.config.file' is empty"),
+        (["report", ""], "The word after 'report' is empty"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_2(
@@ -115,6 +119,20 @@ def test_what_cannot_be_done_is_one_line_and_exit_1(
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("ctrace: ")
+
+
+def test_what_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr(LazyGroup, "invoke", broken)
+    monkeypatch.setattr(sys, "argv", ["ctrace", "man"])
+    assert _status() == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.match(r"ctrace: ValueError in \w+\.py line \d+: two lines; this is a defect", said)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives root's rights up, so it needs them")

@@ -161,6 +161,7 @@ def test_completion_knows_what_is_here() -> None:
     assert "drop,insert_failed" in completed("trace", "-e", "drop,ins")
     assert "init" in completed("undo", "--netns", "")
     assert {space.name for space in netns.find()} >= completed("top", "--netns", "in")
+    assert "top" in completed("tpo", ""), "a mistyped verb is no error while one types"
     assert completed("advise", "--hooks", "net") == {"netfilter", "netlink"}
 
 

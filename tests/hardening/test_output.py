@@ -72,6 +72,17 @@ def test_a_full_output_of_longer_work(words: list[str]) -> None:
     assert [line[:39] for line in remarks(said)] == ["ctrace: cannot write to standard output"]
 
 
+@root
+@pytest.mark.kernel
+def test_a_change_is_made_whoever_reads_and_its_status_tells() -> None:
+    """Where nothing is applied: what is said of it has no place all the same."""
+    status, said = run(["undo", "--netns", "init"], "> /dev/full")
+    assert status == 1
+    assert said.startswith("ctrace: cannot write to standard output: ")
+    assert said.endswith("; the work itself is done\n")
+    assert run(["undo", "--netns", "init"], "> >(:)") == (0, "")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["man"], ["doctor", "-o", "json"]], ids=" ".join)
 def test_a_reader_that_has_gone_is_no_news(words: list[str]) -> None:
     reader, writer = os.pipe()

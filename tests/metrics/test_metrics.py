@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -21,13 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.synthetic import incident, write
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+import ctrace
 from ctrace.batch import HookInfo, SelfCost
 from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.model import Model
 from ctrace.model.snapshot import Counted, Culprit, Snapshot, Table, Victim
+from ctrace.view.export.backfill import to_openmetrics
 from ctrace.view.export.openmetrics import CONTENT_TYPE_LATEST, Exposition
 from ctrace.view.export.scrape import CONNECTIONS, Scrapes, parse_listen
 
@@ -89,6 +94,33 @@ def test_numbers_are_the_snapshots() -> None:
     assert got["ctrace_lost_events_total", ()] == 7
     assert got["ctrace_unseen_inserts_total", ()] == 3
     assert ("ctrace_table_pinned_ratio", (("netns", "init"),)) not in got  # unknown stays absent
+
+
+def test_an_export_has_the_families_and_values_of_a_scrape(tmp_path: Path) -> None:
+    """Name by name: type, meaning, labels but the host's, and what was counted."""
+    path = write(tmp_path / "a.data", incident())
+    out = io.StringIO()
+    with ctrace.open(str(path)) as recording:
+        to_openmetrics(recording, out, lambda _: None)
+    exported = {one.name: one for one in text_string_to_metric_families(out.getvalue())}
+    with ctrace.open(str(path)) as recording:
+        model = Model(recording.hooks, recording.clock, recording.started, host="web1")
+        for batch in recording.batches():
+            model.update(batch)
+    text = Exposition().text(model.snapshot(group="service", sort="held", limit=50)).decode()
+    scraped = {one.name: one for one in text_string_to_metric_families(text)}
+    assert {"ctrace_table_entries", "ctrace_destroys", "ctrace_drops"} <= exported.keys()
+    for name, family in exported.items():
+        same = scraped[name]
+        assert (family.type, family.documentation) == (same.type, same.documentation), name
+        last = {
+            (one.name, *sorted((k, v) for k, v in one.labels.items() if k != "host")): one.value
+            for one in family.samples
+        }
+        assert all(one.labels["host"] == "web1" for one in family.samples)
+        live = {(one.name, *sorted(one.labels.items())): one.value for one in same.samples}
+        # a gauge is as of its last reading, a scrape goes on from there by what was counted since
+        assert last.keys() == live.keys() if family.type == "gauge" else last == live, name
 
 
 def test_addresses_leave_only_when_asked_for() -> None:

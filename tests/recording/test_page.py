@@ -198,6 +198,9 @@ def test_markdown_is_25_lines_that_any_reader_takes_as_they_are(found: Review) -
     text = report_markdown(found)
     lines = text.splitlines()
     assert 8 <= len(lines) <= 25
+    assert max(map(cell_len, lines)) <= 100
+    assert any(line.startswith("- **Held:** ") for line in lines), "what counts has room"
+    assert any(line.startswith("| tcp ") for line in lines)
     assert lines[0].startswith("## Connection tracking on web1")
     assert re.match(r"\*\*[A-Z]+\*\* ", lines[2])
     assert any("first refusal" in line for line in lines)

@@ -57,12 +57,15 @@ def command(
     """
     from ctrace.cli.watch.top import has_screen
     from ctrace.demo.director import play
+    from ctrace.demo.limit import check_limit
     from ctrace.demo.scene import Scene
 
     if os.geteuid() != 0:
         raise CtraceError("the demo makes network namespaces, which needs root: sudo ctrace demo")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    if lower_max is not None:
+        check_limit(lower_max)
     screen = has_screen() and not plain
 
     def show(feed: LiveFeed, adviser: LiveAdviser, director: Director) -> None:

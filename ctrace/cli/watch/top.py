@@ -139,11 +139,8 @@ def command(
             )
     finally:
         feed.close()
-    if isinstance(feed.error, CtraceError):
-        raise feed.error
     if feed.error is not None:
-        text = f"{type(feed.error).__name__}: {feed.error}"
-        raise CtraceError(f"{text}; this is a defect: please report it with `ctrace doctor`")
+        raise feed.error
 
 
 def has_screen() -> bool:

@@ -6,9 +6,10 @@ serves both.
 
 from __future__ import annotations
 
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Optional, TextIO
 
-from ctrace.batch import DUMP
+from ctrace.batch import DUMP, Counts
 from ctrace.model.tables import counted
 from ctrace.names import clean
 from ctrace.recording.counters import Counted
@@ -53,6 +54,15 @@ def _gathered(recording: Recorded, show: Show) -> _Points:
     def where(netns: int) -> str:
         return f'host="{host}",netns="{_label(names.get(netns, str(netns)))}"'
 
+    def count(until: int, told: Mapping[int, Counts]) -> None:
+        if lost or hooks.family != DUMP:
+            add(measures.LOST, f'host="{host}"', until, lost)
+        for netns, counts in told.items():
+            for measure, reason, value in measures.of_counters(counted(counts), hooks):
+                labels = f'{where(netns)},reason="{reason}"' if reason else where(netns)
+                add(measure, labels, until, value)
+
+    last: Optional[tuple[int, Mapping[int, Counts]]] = None
     for batch in recording.batches():
         show(done(recording, batch.until))
         names.update({inum: netns.name for inum, netns in batch.names.netns.items()})
@@ -62,15 +72,13 @@ def _gathered(recording: Recorded, show: Show) -> _Points:
             add(measures.ENTRIES, where(table.netns), batch.until, table.count)
             if table.max_known:
                 add(measures.LIMIT, where(table.netns), batch.until, table.max)
-        if batch.until < due:
-            continue
-        due = batch.until + _SECOND
-        if lost or hooks.family != DUMP:
-            add(measures.LOST, f'host="{host}"', batch.until, lost)
-        for netns, counts in told.items():
-            for measure, reason, value in measures.of_counters(counted(counts), hooks):
-                labels = f'{where(netns)},reason="{reason}"' if reason else where(netns)
-                add(measure, labels, batch.until, value)
+        last = batch.until, told
+        if batch.until >= due:
+            due = batch.until + _SECOND
+            count(*last)
+            last = None
+    if last is not None:  # the totals, also where it ended within a second
+        count(*last)
     return points
 
 

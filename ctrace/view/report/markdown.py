@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from rich.cells import cell_len
 
 from ctrace.recording.format.evidence import parse
 from ctrace.recording.review import Review
@@ -12,60 +14,107 @@ from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import headline, period, story
 from ctrace.view.report.text import telling, used_tables
 
-ROWS = 5
 LINES = 25
 """At most so many lines: more is not read."""
-TOLD = ("Kernel", "Table", "Read", "Events", "Modules", "May help", "Not read")
-"""Of what texts say, that which the lines about causes and holders do not repeat."""
+TOLD = ("Modules", "May help", "Events", "Not read", "Kernel", "Table", "Read")
+"""Of what texts say, that which the lines about causes and holders do not repeat. The last two
+the events repeat in part."""
+WIDTH = 100
+"""Columns of a line, as in a mail or a commit message."""
+_MARK = re.compile(r"[-+=]+")
+"""At the begin of a line these make a list or a heading."""
+SHRINK = ((7, 2, 3), (5, 2, 3), (5, 2, 2), (5, 1, 3), (5, 1, 2), (5, 1, 1), (5, 1, 0))
+"""How many of :data:`TOLD`, causes and refused flows are told, the most first: as many as leave
+room for all."""
 
 
 def report_markdown(review: Review) -> str:
     """The verdict, what happened when, why, what helps, who held it and who was refused."""
-    lines = list(_lines(review))
+    lines: list[str] = []
+    for told, causes, rows in SHRINK:
+        lines = [*_happened(review, TOLD[:told]), *_why(review, causes), *_refused(review, rows)]
+        if len(lines) <= LINES:
+            break
     return "\n".join(lines[:LINES]) + "\n"
 
 
-def _lines(review: Review) -> Iterator[str]:
+def _happened(review: Review, told: Sequence[str]) -> Iterator[str]:
     header, said = review.recording.header, headline(review)
-    yield f"## Connection tracking on {_text(header.host or 'unknown host')}, {period(review)}"
+    host = fmt.cut(fmt.clean(header.host or "unknown host"), 30)
+    yield from _wrapped("## ", f"Connection tracking on {host}, {period(review)}")[:1]
     yield ""
-    yield f"**{said.word}** {_text(said.text)}"
+    yield from _wrapped(f"**{said.word}** ", said.text, "")
     yield ""
     for one in story(review):
-        yield f"- `{one.time}` {_text(one.text)}"
+        yield from _wrapped(f"- `{one.time}` ", one.text)
     texts = parse(header.facts)
     if texts is not None:
         for head, text in sentences(texts):
-            if head in TOLD:
-                yield f"- {head}: {_text(text)}"
+            if head in told:
+                yield from _wrapped(f"- {head}: ", text)
     yield ""
+
+
+def _why(review: Review, causes: int) -> Iterator[str]:
     worst = telling(review)
-    for cause in worst.why[:2]:
-        yield f"- **Why:** {_text(fmt.prose(cause.text))}"
+    for cause in worst.why[:causes]:
+        yield from _wrapped("- **Why:** ", fmt.prose(cause.text))
         if cause.remedy:
-            yield f"  - What helps: {_text(fmt.prose(cause.remedy))}"
+            yield from _wrapped("  - What helps: ", fmt.prose(cause.remedy), "    ")
     for label, holders in (("Held", worst.who), ("Refused", worst.who_refused)):
         if holders:
-            parts = "; ".join(f"{fmt.share(o.share)} {_text(fmt.prose(o.text))}" for o in holders)
-            yield f"- **{label}:** {parts}"
-    rows = [v for v in review.final.victims if v.drops][:3]
-    if rows:
+            parts = "; ".join(f"{fmt.share(o.share)} {fmt.prose(o.text)}" for o in holders)
+            yield from _wrapped(f"- **{label}:** ", parts)
+
+
+def _refused(review: Review, rows: int) -> Iterator[str]:
+    victims = [v for v in review.final.victims if v.drops]
+    if victims and rows:
         yield ""
         yield "| refused flow | packets | of its tries | process |"
         yield "|---|---:|---:|---|"
-        for v in rows:
-            owner = f"{v.owner.comm}[{v.owner.pid}]" if v.owner else ""
-            key = _text(fmt.key(v.key, 120))
-            yield (
-                f"| {key} | {fmt.count(v.drops)} | {fmt.share(v.share_of_new)} | {_text(owner)} |"
-            )
-    elif texts is None and used_tables(review)[0]:
+        for v in victims[:rows]:
+            owner = _fitting(f"{fmt.clean(v.owner.comm)}[{v.owner.pid}]", 30) if v.owner else ""
+            rest = f" | {fmt.count(v.drops)} | {fmt.share(v.share_of_new)} | {owner} |"
+            key = _fitting(fmt.key(v.key, WIDTH), WIDTH - 2 - cell_len(rest))
+            yield f"| {key}{rest}"
+    elif not victims and parse(review.recording.header.facts) is None and used_tables(review)[0]:
         yield ""
         tables = used_tables(review)[0][:3]
-        yield "Tables at the end: " + ", ".join(
-            f"{_text(t.name)} {fmt.count(t.count)}" + (f" of {fmt.count(t.max)}" if t.max else "")
+        said = ", ".join(
+            f"{t.name} {fmt.count(t.count)}" + (f" of {fmt.count(t.max)}" if t.max else "")
             for t in tables
         )
+        yield from _wrapped("", f"Tables at the end: {said}", "")
+
+
+def _wrapped(first: str, text: str, rest: str = "  ") -> list[str]:
+    """``text`` behind ``first``, in lines of at most :data:`WIDTH` columns that belong together:
+    those after the first begin with ``rest``. No line breaks within an escaped letter."""
+    lines, line, empty = [], first, True
+    for word in fmt.clean(text).replace(" -> ", f" {fmt.ARROW} ").split():
+        harmless = _text(word)
+        if not empty and cell_len(line) + 1 + cell_len(harmless) > WIDTH:
+            lines.append(line)
+            line, empty = rest + ("\\" if _MARK.fullmatch(word) else ""), True
+        if not empty:
+            line += " "
+        for letter in map(_text, word):
+            if cell_len(line) + cell_len(letter) > WIDTH:
+                lines.append(line)
+                line = rest
+            line += letter
+        empty = False
+    return [*lines, line]
+
+
+def _fitting(text: str, room: int) -> str:
+    """Harmless and in so many columns: its middle goes."""
+    for width in range(room, 0, -1):
+        harmless = _text(fmt.key(text, width))
+        if cell_len(harmless) <= room:
+            return harmless
+    return ""
 
 
 def _text(text: str) -> str:
