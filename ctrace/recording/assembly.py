@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional, cast
+from typing import Any, Final, Optional, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from ctrace.recording.format.columns import Columns
 from ctrace.recording.format.events import Rows
 from ctrace.recording.format.layout import LIMIT_BATCH, LIMIT_BLOB, LIMIT_TIME, Column, Damaged
 from ctrace.recording.format.window import IMAGE, Ring
+
+LISTED: Final = 20
+"""Sentences on damage that are kept."""
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Missing:
             return
         self.seen.add(at)
         self.bytes += size
-        if len(self.damage) < 20:
+        if len(self.damage) < LISTED:
             self.damage.append(what)
 
     def exceed(self, what: str) -> None:
@@ -56,6 +59,15 @@ class Missing:
         if events and at not in self.seen:
             self.seen.add(at)
             self.events += events
+
+    def take(self, other: Missing) -> None:
+        """Add what is missing from another file of the same recording."""
+        self.bytes += other.bytes
+        self.events += other.events
+        self.truncated |= other.truncated
+        self.spent += [what for what in other.spent if what not in self.spent]
+        self.damage = [*self.damage, *other.damage][:LISTED]
+        self.seen |= other.seen
 
     def __bool__(self) -> bool:
         return bool(self.bytes or self.events or self.truncated or self.spent)

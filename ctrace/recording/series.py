@@ -39,6 +39,7 @@ class Series(Recording):
             raise
         for one in self._rest:
             one.header = replace(one.header, base=self.header.base)
+            self.missing.take(one.missing)
             one.missing = self.missing
         if self._rest:
             self.ended = self._rest[-1].ended

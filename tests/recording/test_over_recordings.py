@@ -26,6 +26,7 @@ from ctrace.live.replay import ReplayFeed
 from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
 from ctrace.record import Kind, Reason, address_bytes, address_text, words
+from ctrace.recording.format import layout as fmt
 from ctrace.recording.merge import open_several
 from ctrace.recording.recorder.segments import FlightRecorder, Retention, parse_trigger
 from ctrace.recording.redact import Addresses, Redacted
@@ -451,27 +452,49 @@ def test_the_ring_never_outgrows_its_limit(tmp_path: Path) -> None:
     assert len(runs(str(tmp_path / "ring"))) == 1
 
 
+def test_damage_of_each_segment_is_told(tmp_path: Path, truth: list[Batch]) -> None:
+    where = tmp_path / "ring"
+    fly(where, truth, Retention(size=None, seconds=36.0))
+    (run_,) = runs(str(where))
+    for path in run_[1:3]:  # without an index, and damaged where no block begins
+        data = bytearray(Path(path).read_bytes())
+        at = data.rindex(fmt.MAGIC, 0, data.rindex(fmt.MAGIC))
+        Path(path).write_bytes(data[:at] + bytes(100) + data[at:-16])
+    with ctrace.open(str(where)) as series:
+        assert series.missing.bytes >= 200
+        assert len(series.missing.damage) == 2
+
+
 @pytest.mark.parametrize("step", [86400.0, -86400.0])
 def test_a_clock_that_is_set_changes_nothing_of_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
-    """Neither is all too old at once, nor does what is too old stay."""
-    where, old = tmp_path / "ring", tmp_path / "ring/20200101T000000.000Z-0.ctrace"
-    where.mkdir()
-    for path, age in ((old, 60.0), (old.with_suffix(".kept.ctrace"), 3.0)):
+    """Neither is all too old at once, nor does what is too old stay. Files of others do."""
+    where, old = tmp_path / "ring", tmp_path / "ring/21990101T000000.000Z-0.ctrace"
+    folder = where / "21990101T000000.000Z-1.ctrace"
+    folder.mkdir(parents=True)
+    mine = where / "incident.ctrace"
+    for path, age in ((old, 60.0), (old.with_suffix(".kept.ctrace"), 3.0), (mine, 60.0)):
         path.write_bytes(b"")
         os.utime(path, (time.time() - age,) * 2)
     begin = 100 * SECOND
     recorder = FlightRecorder(str(where), synthetic.header(begin), Retention(None, seconds=12.0))
     assert not old.exists()
-    assert len(list(where.iterdir())) == 2
+    assert len(list(where.iterdir())) == 4
     real, real_ns = time.time, time.time_ns
     for second in range(1, 31):
+        if second == 5:  # a host that starts in 1970 gives names that sort before earlier ones
+            ages = [path.name[:4] for path, _ in recorder._files()]
+            assert ages[0] == "2199"
+            assert len(ages) > 2
         if second == 10:
             monkeypatch.setattr(time, "time", lambda: real() + step)
             monkeypatch.setattr(time, "time_ns", lambda: real_ns() + int(step * 1e9))
         recorder.write(Batch.idle(begin + second * SECOND))
     recorder.close()
+    assert mine.exists()
+    mine.unlink()
+    folder.rmdir()
     (run_,) = runs(str(where))
     kept = open_several(run_)
     first, last = kept.started, [batch.until for batch in kept.batches()][-1]

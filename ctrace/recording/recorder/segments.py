@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from ctrace.recording.series import NUMBER, SESSION, SUFFIX
 from ctrace.recording.writer import Writer
 
 KEPT = ".kept" + SUFFIX
+_SEGMENT = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]+(\.kept)?" + re.escape(SUFFIX))
+"""What a recorder calls its files; others are left alone."""
 SMALLEST = 64 << 10
 """Bytes of the smallest segment, on a disk that turned out to be small."""
 
@@ -61,7 +64,7 @@ class Retention:
     """What a flight recorder keeps."""
 
     size: Optional[int] = 1 << 30
-    """Bytes on disk, for everything in the directory."""
+    """Bytes on disk, for all segments in the directory."""
     seconds: Optional[float] = None
     triggers: tuple[Trigger, ...] = ()
     """With any triggers, only what surrounds them is kept."""
@@ -305,15 +308,14 @@ class FlightRecorder:
             while self._spans and self._spans[0][2] < horizon:
                 self._spans.pop(0)[0].unlink(missing_ok=True)
         files = [file for file in self._files() if str(file[0]) != self._writer.path]
+        # (one that another recorder left there meanwhile is as old as our knowing it)
+        self._until = {path.name: self._until.get(path.name, now) for path, _ in files}
         if self._retention.seconds is not None:
             old = now - int(self._retention.seconds * 1e9)
             for path, _ in list(files):
-                # (one that another recorder left there meanwhile is as old as our knowing it)
-                if self._until.setdefault(path.name, now) < old:
+                if self._until[path.name] < old:
                     path.unlink(missing_ok=True)
                     files = [file for file in files if file[0] != path]
-        names = {path.name for path, _ in files}
-        self._until = {name: at for name, at in self._until.items() if name in names}
         if self._retention.size is None:
             return
         total = sum(size for _, size in files)
@@ -332,11 +334,17 @@ class FlightRecorder:
         return self._others + self._room() > (self._retention.size or 0)
 
     def _files(self) -> list[tuple[Path, int]]:
-        """Every segment in the directory with its size, oldest first."""
+        """Every segment in the directory with its size, oldest first; the one being written last.
+
+        Not by name: what was written before the wall clock was set back has the later one.
+        """
         out = []
-        for path in sorted(self._directory.glob("*" + SUFFIX)):
+        for path in self._directory.iterdir():
             with contextlib.suppress(OSError):
-                out.append((path, path.stat().st_size))
+                found = path.lstat()
+                if _SEGMENT.fullmatch(path.name) and stat.S_ISREG(found.st_mode):
+                    out.append((path, found.st_size))
+        out.sort(key=lambda one: (self._until.get(one[0].name, float("inf")), one[0].name))
         return out
 
     def _fires(self, batch: Batch) -> bool:
