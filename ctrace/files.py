@@ -127,9 +127,11 @@ def growing(path: str, *, force: bool = False) -> Iterator[io.TextIOWrapper]:
     Raises CtraceError.
     """
     check_free(path, force=force)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        fd = os.open(path, flags | (os.O_TRUNC if force else os.O_EXCL), 0o600)
+        if force:  # a new file: what is there may be readable, or writable, for others
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_EXCL, 0o600)
     except OSError as error:
         raise CtraceError(f"cannot write {path}: {error.strerror}") from None
     give_to_caller(fd)

@@ -70,6 +70,7 @@ class Poller:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._error: Optional[BaseException] = None
+        self._mounts = Mounts()
         self._thread = threading.Thread(target=self._run, name="ctrace-poll", daemon=True)
         self._thread.start()
 
@@ -133,7 +134,7 @@ class Poller:
 
     def _run(self) -> None:
         looked = followed = time.monotonic()
-        mounts, pending = Mounts(), False
+        mounts, pending = self._mounts, False
         try:
             while not self._stop.wait(self._capture.interval):
                 with self.lock:

@@ -160,6 +160,9 @@ def _status() -> int:
         # The reader of our output has gone (``| head``), and knows it: no word of it.
         output.drop()
         status = 1
+    except (OSError, MemoryError) as error:  # a host that has nothing left, or refuses a file
+        click.echo(f"ctrace: {output.refused(error)}", err=True)
+        status = 1
     except Exception as error:
         click.echo(f"ctrace: {_defect(error)}", err=True)
         status = 1

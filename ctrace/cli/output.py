@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, Optional, TextIO
 
 from ctrace.errors import CtraceError
+from ctrace.names import clean
 
 _COUNT: Final = re.compile(r"(?<![^\s(])\d{1,3}(?:,\d{3})+(?![\w,./'\"]\S)")
 """A count in a sentence; text in quotes or in a path is left as it was given."""
@@ -39,7 +40,7 @@ class _Remarks(io.FileIO):
 
 
 def prepare() -> None:
-    """Take over both streams. A letter that their encoding lacks is written as ``\\uXXXX``."""
+    """Take over the streams. A letter that their encoding lacks is written as ``\\uXXXX``."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -47,6 +48,8 @@ def prepare() -> None:
             # Closed: a file that is opened later would take its place, and be printed into.
             # Reading only, so that writing to it fails as it should.
             os.open(os.devnull, os.O_RDONLY)
+    if sys.stdin is None:  # it was closed
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     sys.stdout = _stream(_Output(1, "w", closefd=False), sys.stdout)
     sys.stderr = _stream(_Remarks(2, "w", closefd=False), sys.stderr)
 
@@ -68,6 +71,14 @@ unsaid = ""
 def drop() -> None:
     """Standard output has failed: discard the rest of it, without a last complaint."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def refused(error: BaseException) -> str:
+    """In one line what the system refused."""
+    if not isinstance(error, OSError):
+        return "there is no memory left"
+    where = f"{clean(error.filename)}: " if isinstance(error.filename, str) else ""
+    return where + (error.strerror or str(error))
 
 
 def number(value: float) -> str:

@@ -43,7 +43,6 @@ class _Table:
     count: int
     """File descriptor of its nf_conntrack_count, opened inside. It reads that
     namespace's number from anywhere and does not keep the namespace alive."""
-    path: str
     raw: Optional[_Counters] = None
     wrapped: _Counters = field(default_factory=lambda: np.zeros(0, np.uint64))
 
@@ -101,8 +100,7 @@ class TableReader:
                 self._forget(space.inum)
                 self.died.add(space.inum)
                 continue
-            table.path = space.path
-            counted = self._stats(table) if stats else {}
+            counted = self._stats(table, space) if stats else {}
             readings.append(TableReading(space.inum, count, limit, buckets or 0, counted, at))
         return tuple(readings)
 
@@ -126,15 +124,15 @@ class TableReader:
                 fd = os.open(SETTINGS + "count", os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, CtraceError):
             return None
-        table = self._tables[space.inum] = _Table(fd, space.path)
+        table = self._tables[space.inum] = _Table(fd)
         return table
 
     def _forget(self, inum: int) -> None:
         os.close(self._tables.pop(inum).count)
 
-    def _stats(self, table: _Table) -> Mapping[str, int]:
+    def _stats(self, table: _Table, space: Namespace) -> Mapping[str, int]:
         try:
-            text = _stat_file(table.path)
+            text = _stat_file(space)
         except (OSError, CtraceError):
             return {}
         names, rows = parse_stats(text)
@@ -161,13 +159,19 @@ def parse_stats(text: str) -> tuple[list[str], _Counters]:
     return names, np.array(rows, np.uint64).reshape(len(rows), -1)[:, : len(names)]
 
 
-def _stat_file(path: str) -> str:
-    """The text of a namespace's /proc/net/stat/nf_conntrack."""
+def _stat_file(space: Namespace) -> str:
+    """The text of a namespace's /proc/net/stat/nf_conntrack. Raises OSError, CtraceError."""
+    path, here = space.path, f"net:[{space.inum}]"
     if path.startswith("/proc/") and path.endswith("/ns/net"):
         try:
             with open(path[: -len("ns/net")] + "net/stat/nf_conntrack") as file:
-                return file.read()
+                text = file.read()
+            if os.readlink(path) == here:  # else the process has moved, or is another
+                return text
         except OSError:
             pass
-    with enter(path), open("/proc/thread-self/net/stat/nf_conntrack") as file:
-        return file.read()
+    with enter(path):
+        if os.readlink("/proc/thread-self/ns/net") != here:
+            raise CtraceError(f"namespace {space.name} is no longer at {path}")
+        with open("/proc/thread-self/net/stat/nf_conntrack") as file:
+            return file.read()

@@ -24,13 +24,12 @@ import numpy.typing as npt
 
 from ctrace.errors import CtraceError
 
-# (bpf, perf_event_open)
+# (bpf, perf_event_open), of machines with the byte order in which everything here is written
 _NUMBERS: Final = {
     "x86_64": (321, 298),
     "aarch64": (280, 241),
     "riscv64": (280, 241),
     "ppc64le": (361, 319),
-    "s390x": (351, 331),
     "loongarch64": (280, 241),
 }
 _ATTR_SIZE: Final = 144

@@ -56,9 +56,13 @@ def store(file: str, data: bytes) -> None:
         return
     try:
         handle, temporary = tempfile.mkstemp(dir=directory, prefix=".new-")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(_crc(data) + data)
-        os.replace(temporary, directory / file)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(_crc(data) + data)
+            os.replace(temporary, directory / file)
+        except OSError:
+            os.unlink(temporary)  # else each start would leave one on a disk that is full
+            raise
         same = sorted(directory.glob(f"{file.rpartition('-')[0]}-*"), key=_age)
         for old in same[:-KEPT]:
             old.unlink(missing_ok=True)

@@ -26,6 +26,10 @@ _LEARNED: Final = re.compile(
     r"\t\telements = \{[^}]*\}\n"
 )
 _LEASE: Final = re.compile(r" -m time --datestart \S+ --datestop \S+")
+_OURS: Final = re.compile(rf"{TAG}[a-z0-9.:/_-]+")
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+ [A-Za-z0-9_.-]+")
+"""Comments and places of our rules. Whoever has a namespace of his own names things there as he
+likes: what looks different is none of ours, and is neither shown nor deleted."""
 PERMANENT, TRIAL, EXPIRED, NOTHING = "permanent", "trial", "expired", "nothing"
 
 
@@ -211,7 +215,7 @@ def tagged_rules(objects: Iterable[dict[str, Any]], skip: set[tuple[str, str]]) 
         if not isinstance(body, dict) or (body["family"], body["table"]) in skip:
             continue
         tag = body.get("comment", "")
-        if tag.startswith(TAG):
+        if _OURS.fullmatch(tag) and _NAME.fullmatch(f"{body['table']} {body['chain']}"):
             counters = [
                 part["counter"]["packets"]
                 for part in body.get("expr", ())
@@ -261,9 +265,12 @@ def tagged_lines(text: str, tool: str, family: str) -> Iterator[Rule]:
         found = re.match(r"\[(\d+):\d+\] (-A .*)", line)
         if not found or TAG not in line:
             continue
-        words = shlex.split(found[2])
+        try:
+            words = shlex.split(found[2])
+        except ValueError:  # somebody's comment holds the end of a line
+            continue
         tag = _value(words, "--comment")
-        if not tag.startswith(TAG):
+        if not (_OURS.fullmatch(tag) and _NAME.fullmatch(f"{table} {words[1]}")):
             continue
         stop = _value(words, "--datestop")
         until = None

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from ctrace.host import cgroup, netns, process
 from ctrace.lab import Lab
 from ctrace.names import clean
 from ctrace.recording.format.meta import names_json, parse_names
+from ctrace.ruleset.installed import tagged_lines, tagged_rules
 
 EVIL = "\x1b]0;owned\x07\x1b[31mEVIL\u202e\x0b\r\x85\u2028"
 ANY = st.text(max_size=40) | st.sampled_from((EVIL, "\u05d0\u0300\u0301\u0302", "\ud800"))
@@ -115,3 +117,34 @@ def test_a_namespace_is_found_by_the_name_that_it_was_given() -> None:
                 subprocess.run(["umount", point], check=True)
         finally:
             os.unlink(point)
+
+
+def test_rules_that_a_stranger_names_like_ours_are_none_of_ours() -> None:
+    """Who has a namespace of his own puts what he likes into the comments and names there."""
+    evil = "ctrace:\x1b]0;owned\x07:tcp:80:to"
+    saved = [
+        '[1:60] -A INPUT -m comment --comment "ctrace:', '" -j ACCEPT',
+        f'[1:60] -A INPUT -m comment --comment "{evil}" -j ACCEPT',
+        '[1:60] -A x\x1b -m comment --comment "ctrace:server:tcp:80:to" -j ACCEPT',
+        '[7:60] -A ufw-user.in -m comment --comment "ctrace:server:tcp:80:to" -j ACCEPT',
+    ]  # fmt: skip
+    text = "\n".join(["*filter", *saved, "COMMIT"])
+    assert [rule.packets for rule in tagged_lines(text, "iptables-nft", "ip")] == [7]
+
+    def rule(tag: str, table: str = "filter", chain: str = "INPUT") -> dict[str, Any]:
+        body = {"family": "ip", "table": table, "chain": chain, "handle": 4, "comment": tag}
+        return {"rule": body}
+
+    ours = [
+        "ctrace:server:tcp:80:to",
+        "ctrace:drop-source:2001:db8::/32",
+        "ctrace:limit-source:udp:53",
+        "ctrace:jump",
+    ]
+    objects = [
+        rule(evil),
+        rule(ours[0], table='f; include "/etc/shadow"'),
+        rule(ours[0], chain="c\nflush ruleset"),
+        *map(rule, ours),
+    ]
+    assert [one.tag for one in tagged_rules(objects, set())] == ours

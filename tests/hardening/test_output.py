@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kit.command import CLOSED, ctrace
 
+from ctrace import cli
 from ctrace.cli import VERBS
 
 CTRACE = [sys.executable, "-m", "ctrace"]
@@ -121,3 +122,36 @@ def test_a_closed_output_is_not_taken_by_a_file(tmp_path: Path) -> None:
     assert status == 1
     assert "is not a ctrace recording" in said
     assert page.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(28, "No space left on device", "/run/x\x1b"),
+            "/run/x\\x1b: No space left on device",
+        ),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (OSError("a library's own"), "a library's own"),
+        (MemoryError(), "there is no memory left"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: BaseException,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_context: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["ctrace", "man"])
+    monkeypatch.setattr(cli.cli, "invoke", refuse)
+    assert cli._status() == 1
+    assert capsys.readouterr().err == f"ctrace: {said}\n"
+
+
+def test_a_closed_input_is_an_empty_one() -> None:
+    status, said = run(["apply", "-"], "<&-")
+    assert status == 2
+    assert len(said.splitlines()) == 1

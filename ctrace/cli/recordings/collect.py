@@ -12,6 +12,7 @@ import click
 from ctrace.cli.options import file_option
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError
+from ctrace.files import give_to_caller
 
 SCRIPT = Path(__file__).parents[2] / "share" / "collect.sh"
 WAIT = 120.0
@@ -40,8 +41,12 @@ def command(printed: bool, output: Optional[str]) -> None:
         fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CtraceError(f"cannot create {output}: {error.strerror}") from None
-    with os.fdopen(fd, "wb") as file:
-        done = subprocess.run(["/bin/sh", str(SCRIPT)], stdout=file, timeout=WAIT, check=False)
+    give_to_caller(fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            done = subprocess.run(["/bin/sh", str(SCRIPT)], stdout=file, timeout=WAIT, check=False)
+    except subprocess.TimeoutExpired:
+        raise CtraceError(f"the script did not end within {WAIT:.0f} s; see {output}") from None
     if done.returncode:
         raise CtraceError(f"the script ended with status {done.returncode}; see {output}")
     click.echo(f"ctrace: {output}: {number(os.path.getsize(output) >> 10)} KiB", err=True)

@@ -31,20 +31,23 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
     from ctrace.recording.redact import Redacted
     from ctrace.view.report.evidence import imported
 
-    make_way(output)
+    old = make_way(output)
+    if old:
+        click.echo(f"ctrace: the earlier {output} is now {old}", err=True)
     if redact:
         import contextlib
         import os
         import tempfile
 
+        from ctrace.files import draft
         from ctrace.recording.derived import copy
         from ctrace.recording.reader import Recording
 
         with tempfile.TemporaryDirectory(prefix="ctrace-") as folder:
             whole = os.path.join(folder, "imported")
             _, told = make(files, whole)
-            with contextlib.closing(Redacted(Recording(whole))) as source:
-                writer = copy(source, output)
+            with contextlib.closing(Redacted(Recording(whole))) as source, draft(output) as own:
+                writer = copy(source, own)
     else:
         writer, told = make(files, output)
     for line in imported(told.said, output, writer.events):

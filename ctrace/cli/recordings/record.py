@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
+from click.core import ParameterSource
 
 from ctrace.cli.kinds import Size, Time
 from ctrace.cli.options import (
@@ -18,6 +19,7 @@ from ctrace.cli.options import (
     stop_after_option,
     tell_unseen,
 )
+from ctrace.errors import UsageError
 
 if TYPE_CHECKING:
     from ctrace.recording.recorder.run import Progress, Sink
@@ -107,6 +109,10 @@ def command(
     from ctrace.recording.writer import Writer
     from ctrace.view.unseen import newcomers
 
+    asked = click.get_current_context().get_parameter_source
+    for name in ("before", "after"):
+        if not trigger and asked(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name} goes with --trigger")
     until = Until(duration, stop_after, cmd)
     in_ring = bool(ring or keep or trigger)
     retention = _retention(ring, keep, trigger, (before, after))

@@ -24,7 +24,7 @@ from ctrace.cli.options import (
     screen_options,
     sort_option,
 )
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, UsageError
 from ctrace.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def command(
         filters["netns"] = inode_of(filters["netns"])
     wanted = make_filter(**filters)
     as_screen = not (once or plain or format == "json" or not has_screen())
+    if resolve and not as_screen:
+        raise UsageError("--resolve goes with the screen: names come later than a frame is printed")
     feed = LiveFeed(
         lambda: open_live(wanted, hooks=hooks, sample=True),
         interval=interval,
