@@ -109,10 +109,6 @@ def command(
     from ctrace.recording.writer import Writer
     from ctrace.view.unseen import newcomers
 
-    asked = click.get_current_context().get_parameter_source
-    for name in ("before", "after"):
-        if not trigger and asked(name) is ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name} goes with --trigger")
     until = Until(duration, stop_after, cmd)
     in_ring = bool(ring or keep or trigger)
     retention = _retention(ring, keep, trigger, (before, after))
@@ -212,9 +208,13 @@ def _retention(
     trigger: tuple[str, ...],
     around: tuple[float, float],
 ) -> Retention:
-    """What a flight recorder keeps."""
+    """What a flight recorder keeps. Raises UsageError."""
     from ctrace.recording.recorder.segments import Retention, parse_trigger
 
+    asked = click.get_current_context().get_parameter_source
+    for name in ("before", "after"):
+        if not trigger and asked(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name} goes with --trigger")
     return Retention(
         size=ring if ring else (None if keep else 1 << 30),
         seconds=keep,
