@@ -17,8 +17,9 @@ class Refusing:
     """A rule that drops or refuses packets by what conntrack knows of them."""
 
     place: str
-    """``inet filter input``: family, table and chain."""
+    """``inet filter input``: family, table and chain; ``iptables filter INPUT, rule 3``."""
     handle: int
+    """0: it has none, as a rule of iptables."""
     kind: str
     """``limit`` (of connections at once) or ``invalid``."""
     limit: int = 0

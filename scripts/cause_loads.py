@@ -290,31 +290,29 @@ def gre(p: Place) -> None:
     p.repeat(p.client, 90, one)
 
 
-def syn_flood(p: Place) -> None:
-    """SYNs of forged sources through the host to a server that lets them go by."""
+def forged(p: Place, seed: int, make: Callable[[str, int], bytes], to: str) -> None:
+    """Packets of ever new sources behind the client, 150 a second."""
     p.host.run(["ip", "route", "add", "10.200.0.0/16", "via", CLIENT])
-    silent(p.server, "tcp dport 6443")
-    out, draw = raw(p, p.client), random.Random(3)
+    out, draw = raw(p, p.client), random.Random(seed)
 
     def one(_: int) -> None:
         src = f"10.200.{draw.randrange(256)}.{draw.randrange(1, 255)}"
-        out.sendto(segment(src, draw.randrange(1024, 65000), SERVER, 6443), (SERVER, 0))
+        out.sendto(make(src, draw.randrange(1024, 65000)), (to, 0))
 
     p.repeat(p.client, 150, one)
+
+
+def syn_flood(p: Place) -> None:
+    """SYNs of forged sources through the host to a server that lets them go by."""
+    silent(p.server, "tcp dport 6443")
+    forged(p, 3, lambda src, sport: segment(src, sport, SERVER, 6443), SERVER)
 
 
 def syn_flood_answered(p: Place) -> None:
     """The same to a port of the host that listens, and answers each."""
-    p.host.run(["ip", "route", "add", "10.200.0.0/16", "via", CLIENT])
     silent(p.client, "ip daddr 10.200.0.0/16")
     p.serve(p.host, 25)
-    out, draw = raw(p, p.client), random.Random(4)
-
-    def one(_: int) -> None:
-        src = f"10.200.{draw.randrange(256)}.{draw.randrange(1, 255)}"
-        out.sendto(segment(src, draw.randrange(1024, 65000), NEAR, 25), (NEAR, 0))
-
-    p.repeat(p.client, 150, one)
+    forged(p, 4, lambda src, sport: segment(src, sport, NEAR, 25), NEAR)
 
 
 def half_closed(p: Place) -> None:
@@ -380,15 +378,8 @@ def scan_hosts(p: Place) -> None:
 
 def udp_flood(p: Place) -> None:
     """Datagrams of forged sources that nobody answers."""
-    p.host.run(["ip", "route", "add", "10.200.0.0/16", "via", CLIENT])
     silent(p.server, "udp dport 27015")
-    out, draw = raw(p, p.client), random.Random(5)
-
-    def one(_: int) -> None:
-        src = f"10.200.{draw.randrange(256)}.{draw.randrange(1, 255)}"
-        out.sendto(datagram(src, draw.randrange(1024, 65000), SERVER, 27015), (SERVER, 0))
-
-    p.repeat(p.client, 150, one)
+    forged(p, 5, lambda src, sport: datagram(src, sport, SERVER, 27015), SERVER)
 
 
 def answered_behind_dnat(p: Place) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -21,6 +22,10 @@ _XT_PORTS: Final = re.compile(r"(?:--to-ports |--to-source \S+:)(\d+)(?:-(\d+))?
 USUAL: Final = (1024, 65535)
 """What source NAT takes without a range of its own, for ports from 1024 on
 (nf_nat_l4proto_unique_tuple in nf_nat_core.c)."""
+_LINE: Final = re.compile(r"(?:\[(?P<packets>\d+):\d+\] )?-A (?P<chain>\S+)")
+_ABOVE: Final = re.compile(r"(?<!! )--connlimit-above (\d+)")
+_INVALID: Final = re.compile(r"(?<!! )--(?:ct)?state INVALID(?![,\w])")
+STATE: Final = {"ct": {"key": "state"}}
 _UNTOLD: Final = ("NETMAP", "netmap", "-j REDIRECT", "TPROXY", "-j DNPT")
 
 
@@ -29,8 +34,9 @@ class Met:
     """One rule, and how many packets it has dropped or refused so far."""
 
     place: str
-    """``inet filter input``: family, table and chain."""
+    """``inet filter input``: family, table and chain; ``iptables filter INPUT, rule 3``."""
     handle: int
+    """0: it has none, as a rule of iptables."""
     kind: str
     """``limit`` (of connections at once) or ``invalid``."""
     limit: int = 0
@@ -64,52 +70,128 @@ def told(document: dict[str, Any]) -> Told:
         items = json.loads(document["nft"])["nftables"] if document["nft"] else []
     except (ValueError, KeyError, TypeError):
         return Told()
-    return Told(tuple(_met(items)), _targets(document, items), tuple(_ports(document, items)))
+    return Told(
+        tuple(_met(document, items)), _targets(document, items), tuple(_ports(document, items))
+    )
 
 
-def _met(items: list[Any]) -> Iterator[Met]:
-    for item in items:
-        rule = item.get("rule") if isinstance(item, dict) else None
-        if not isinstance(rule, dict):
-            continue
-        parts = [one for one in rule.get("expr", ()) if isinstance(one, dict)]
-        if not any("drop" in one or "reject" in one or _refuses(one) for one in parts):
+def _met(document: dict[str, Any], items: list[Any]) -> Iterator[Met]:
+    """Rules that refuse, from nft's listing and, of iptables' tables, from its own."""
+    saved = set()
+    for tool, family, text in document.get("saves", ()):
+        yield from _met_in_lines(text, family)
+        if tool == "iptables-nft":
+            saved |= {(family, name) for name in re.findall(r"(?m)^\*(\S+)", text)}
+    rules = [one["rule"] for one in items if isinstance(one, dict) and _is_rule(one.get("rule"))]
+    refusing = {_chain(rule) for rule in rules if any(map(_refuses, _parts(rule)))}
+    refusing -= {_chain(rule) for rule in rules if not _only_refuses(_parts(rule))}
+    for rule in rules:
+        parts = _parts(rule)
+        family, table, chain = _chain(rule)
+        if (family, table) in saved or not any(
+            _refuses(one) or (family, table, _target(one)) in refusing for one in parts
+        ):
             continue
         kind, limit = _kind(parts)
         if kind:
-            packets = next(
-                (
-                    one["counter"]["packets"]
-                    for one in parts
-                    if isinstance(one.get("counter"), dict)
-                ),
-                None,
-            )
-            place = f"{rule.get('family')} {rule.get('table')} {rule.get('chain')}"
-            yield Met(place, int(rule.get("handle", 0)), kind, limit, packets)
+            counters = (one.get("counter") for one in parts)
+            packets = next((one["packets"] for one in counters if isinstance(one, dict)), None)
+            if kind == "invalid" and any("vmap" in one for one in parts):
+                packets = None  # of every packet that is looked up
+            handle = int(rule.get("handle", 0))
+            yield Met(f"{family} {table} {chain}", handle, kind, limit, packets)
+
+
+def _is_rule(rule: Any) -> bool:
+    return isinstance(rule, dict) and isinstance(rule.get("expr", []), list)
+
+
+def _parts(rule: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in rule.get("expr", ()) if isinstance(one, dict)]
+
+
+def _chain(rule: dict[str, Any]) -> tuple[str, str, str]:
+    return str(rule.get("family")), str(rule.get("table")), str(rule.get("chain"))
+
+
+def _only_refuses(parts: list[dict[str, Any]]) -> bool:
+    """Whether a rule asks nothing of what comes to it: it counts, logs or refuses it."""
+    return all({"counter", "log", "drop", "reject"} & one.keys() for one in parts)
+
+
+def _target(part: dict[str, Any]) -> str:
+    """The chain that a part jumps or goes to; empty: none."""
+    body = part.get("jump") or part.get("goto")
+    return str(body.get("target")) if isinstance(body, dict) else ""
 
 
 def _refuses(part: dict[str, Any]) -> bool:
-    xt = part.get("xt")
+    if "drop" in part or "reject" in part:
+        return True
+    xt, vmap = part.get("xt"), part.get("vmap")
+    if isinstance(vmap, dict):
+        return ["invalid", {"drop": None}] in list(_elements(vmap))
     return isinstance(xt, dict) and xt.get("type") == "target" and xt.get("name") == "REJECT"
 
 
+def _elements(vmap: dict[str, Any]) -> Iterator[Any]:
+    """What a map of packets' states to verdicts has, if it is written in the rule."""
+    data = vmap.get("data")
+    if vmap.get("key") == STATE and isinstance(data, dict) and isinstance(data.get("set"), list):
+        yield from data["set"]
+
+
 def _kind(parts: list[dict[str, Any]]) -> tuple[str, int]:
-    text = json.dumps(parts)
-    count = re.search(r'"ct count": \{"val": (\d+)', text)
-    if count:
-        return "limit", int(count[1])
-    if any(
-        isinstance(one.get("xt"), dict) and one["xt"].get("name") == "connlimit" for one in parts
-    ):
-        return "limit", 0
+    for count in _found(parts, "ct count"):
+        # Without "over" it matches those within the number.
+        return ("limit", int(count.get("val", 0))) if count.get("inv") else ("", 0)
     for one in parts:
-        match = one.get("match")
-        if isinstance(match, dict) and match.get("left") == {"ct": {"key": "state"}}:
+        xt, match = one.get("xt"), one.get("match")
+        if isinstance(xt, dict) and xt.get("name") == "connlimit":
+            return "limit", 0
+        if "vmap" in one:
+            return "invalid", 0
+        if isinstance(match, dict) and match.get("left") == STATE:
             right = match.get("right")
-            if right == "invalid" or (match.get("op") in ("==", "in") and right == ["invalid"]):
+            if match.get("op") in ("==", "in") and right in ("invalid", ["invalid"]):
                 return "invalid", 0
     return "", 0
+
+
+def _found(value: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Objects with this name, wherever in it."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _found(one, name)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            if key == name and isinstance(one, dict):
+                yield one
+            yield from _found(one, name)
+
+
+def _met_in_lines(text: str, family: str) -> Iterator[Met]:
+    """The same of what ``iptables-save -c`` prints: a rule has no handle, but a place."""
+    table, position = "", Counter[str]()
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table, position = line[1:].strip(), Counter()
+        found = _LINE.match(line)
+        if found is None:
+            continue
+        position[found["chain"]] += 1
+        if not re.search(r" -j (?:DROP|REJECT)\b", line):
+            continue
+        limit, invalid = _ABOVE.search(line), _INVALID.search(line)
+        if limit or invalid:
+            name = f"{'ip6' if family == 'ip6' else 'ip'}tables {table} {found['chain']}"
+            yield Met(
+                f"{name}, rule {position[found['chain']]}",
+                0,
+                "limit" if limit else "invalid",
+                int(limit[1]) if limit else 0,
+                None if found["packets"] is None else int(found["packets"]),
+            )
 
 
 def _targets(document: dict[str, Any], items: list[Any]) -> Optional[tuple[Span, ...]]:

@@ -99,12 +99,60 @@ def test_rules_with_a_limit_and_rules_that_drop_invalid() -> None:
         [{"xt": {"type": "match", "name": "connlimit"}}, counter,
          {"xt": {"type": "target", "name": "REJECT"}}],
         [{"ct count": {"val": 5, "inv": True}}, counter, {"log": None}],
+        [{"ct count": {"val": 5}}, counter, drop],  # without "over": those within the number
+        [{"vmap": {"key": {"ct": {"key": "state"}},
+                   "data": {"set": [["invalid", drop], ["established", {"accept": None}]]}}}],
+        [state, {"jump": {"target": "c"}}],  # not all that comes there is refused
     )  # fmt: skip
     assert said.met == (
         Met("ip t c", 0, "limit", 20, 7),
         Met("ip t c", 1, "invalid", 0, None),
         Met("ip t c", 3, "limit", 0, 7),
+        Met("ip t c", 6, "invalid", 0, None),
     )
+
+
+SAVED = """*filter
+:INPUT ACCEPT [0:0]
+[9:540] -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
+[5:300] -A INPUT -p tcp -m connlimit --connlimit-above 8 --connlimit-mask 32 -j REJECT
+[5:300] -A INPUT -p tcp -m connlimit --connlimit-upto 8 --connlimit-mask 32 -j REJECT
+[7:420] -A FORWARD -m conntrack --ctstate INVALID -j DROP
+[8:480] -A FORWARD -m conntrack ! --ctstate INVALID -j DROP
+[8:480] -A FORWARD -m state --state INVALID,NEW -j DROP
+[1:60] -A FORWARD -m conntrack --ctstate INVALID -j LOG
+COMMIT
+"""
+
+
+def test_rules_of_iptables_with_a_limit_and_such_as_drop_invalid() -> None:
+    """By their arguments, which nft's listing of iptables-nft's tables lacks."""
+    listed = [{"xt": {"type": "match", "name": "connlimit"}},
+              {"xt": {"type": "target", "name": "REJECT"}}]  # fmt: skip
+    rule = {"family": "ip", "table": "filter", "chain": "INPUT", "handle": 5, "expr": listed}
+    for tool, family in (("iptables-nft", "ip"), ("iptables-legacy", "ip6")):
+        document = {"nft": json.dumps({"nftables": [{"rule": rule}] if family == "ip" else []}),
+                    "saves": ((tool, family, SAVED),)}  # fmt: skip
+        name = f"{family}tables"
+        assert told(document).met == (
+            Met(f"{name} filter INPUT, rule 2", 0, "limit", 8, 5),
+            Met(f"{name} filter FORWARD, rule 1", 0, "invalid", 0, 7),
+        )
+
+
+def test_a_rule_that_sends_to_a_chain_which_refuses_all() -> None:
+    counter, drop = {"counter": {"packets": 7, "bytes": 420}}, {"drop": None}
+    over = {"ct count": {"val": 5, "inv": True}}
+    items = [
+        {"rule": {"family": "ip", "table": "t", "chain": chain, "handle": n, "expr": expr}}
+        for n, (chain, expr) in enumerate([
+            ("refuse", [{"log": None}, counter, drop]),
+            ("some", [{"match": {"op": "==", "left": {"meta": {}}, "right": 1}}, drop]),
+            ("c", [over, counter, {"goto": {"target": "refuse"}}]),
+            ("c", [over, counter, {"goto": {"target": "some"}}]),
+        ])
+    ]  # fmt: skip
+    assert told({"nft": json.dumps({"nftables": items})}).met == (Met("ip t c", 2, "limit", 5, 7),)
 
 
 def explained(trace: Trace, *readings: Beside) -> tuple[Cause, ...]:

@@ -300,6 +300,34 @@ def test_the_share_is_of_what_is_spoken_of() -> None:
     assert int(found[1]) == pytest.approx(67, abs=7)
 
 
+def test_what_no_cause_explains_stands_beside_one_that_explains_little() -> None:
+    """Honest connections of many services, and some hundreds that wait out TIME_WAIT."""
+    trace = Trace(seed=7)
+    trace.existing(300, state=TIME_WAIT, dport=9443)
+    legitimate(trace)
+    trace.walks(50)
+    s = run(trace, 50)
+    assert [one.id for one in s.why] == ["time-wait", "unknown"]
+    left = 100 - 30000 / s.tables[0].count
+    found = re.fullmatch(
+        r"([0-9]+) % of ([0-9,]+) entries fit no known cause; no service has more than ([0-9]+) %",
+        s.why[1].text,
+    )
+    assert found, s.why[1].text
+    assert int(found[1]) == pytest.approx(left, abs=3)
+    assert int(found[3]) == pytest.approx(left / 12, abs=1)
+
+
+def test_the_shape_of_each_full_namespace_is_told() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(80, 60, trace.rng), 0.2, 20.0, netns=OTHER, dport=8080)
+    for port in range(9000, 9016):
+        trace.existing(100, proto=132, dport=port)
+    why = run(trace, 50, limit=1600).why
+    assert [(one.id, one.netns) for one in why] == [("no-keepalive", OTHER), ("unknown", NETNS)]
+    assert why[1].text.startswith("100 % of 1,600 entries in init fit no known cause; no service")
+
+
 def test_a_leak_that_pauses_for_a_second_is_one() -> None:
     trace = Trace(seed=7)
     trace.flows(steady(80, 11, trace.rng), 0.01, 432000.0, dport=9200, state=ESTABLISHED)

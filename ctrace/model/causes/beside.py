@@ -110,7 +110,7 @@ def _limited(table: Table, rule: Refusing, since: int) -> Cause:
     return Cause(
         id="rule-limit",
         text=f"{table.name}: a rule's own limit of{most} connections refused "
-        f"{plural(since, 'packet')} since it was first read ({rule.place}, handle {rule.handle}): "
+        f"{plural(since, 'packet')} since it was first read ({_place(rule)}): "
         f"the table itself is {percent(table.fill)} full",
         evidence=(
             f"the rule's counter rose by {since:,} to {rule.packets or 0:,}",
@@ -133,11 +133,15 @@ def _with_drops(cause: Cause, table: Table, reading: Beside) -> Cause:
 
 
 def _dropped(rule: Refusing) -> str:
-    place = f"({rule.place}, handle {rule.handle})"
+    place = f"({_place(rule)})"
     if rule.since is None:
         return f"a rule without a counter drops such packets {place}"
     packets = plural(max(rule.since, 0), "such packet")
     return f"a rule dropped {packets} since it was first read {place}"
+
+
+def _place(rule: Refusing) -> str:
+    return f"{rule.place}, handle {rule.handle}" if rule.handle else rule.place
 
 
 def _filling(table: Table, ports: Iterable[PortsTaken]) -> Iterator[Cause]:

@@ -86,7 +86,7 @@ def one_way_udp(s: Service) -> Optional[Cause]:
         return None
     return s.cause(
         "one-way-udp",
-        f"{s.of}: {s.part} are one-way UDP, no reply to {percent(s.c.unreplied)}{s.they}",
+        f"{s.of}: {s.part} are one-way UDP{s.they}",
         (
             s.held_line,
             f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Final, Optional
 
 from ctrace.model.causes import datagrams, floods, inserts, tcp, whole
 from ctrace.model.causes.beside import beside
-from ctrace.model.causes.facts import CALM, NEARLY_FULL, SHARE, Facts, Service, services, several
+from ctrace.model.causes.facts import CALM, SHARE, Facts, Service, services, several
 from ctrace.model.snapshot import Cause
 
 SHOWN: Final = 5
@@ -56,10 +57,13 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
     # A share of a nearly empty table explains little: by entries, where limits are alike.
     found.sort(key=lambda cause: -cause.share * fill.get(cause.netns, 1.0))
     found += whole.too_small(facts, found)
+    found = _each_first(found, facts)
+    left = list(islice(whole.unexplained(facts, found), SHOWN))
+    most = max(SHOWN, 1 + sum(map(whole.at_limit, facts.tables)))
     failing = [*inserts.chains(facts), *inserts.source_ports(facts), *inserts.clash(facts)]
-    found = [*failing, *_each_first(found, facts), *whole.invalid(facts)]
-    found = [*whole.other_netns(facts), *found]
-    told = [one if one in failing else _calm(one, facts) for one in found[:SHOWN]]
+    found = [*whole.other_netns(facts), *failing, *found, *whole.invalid(facts)]
+    found = [*found[: max(1, most - len(left))], *left]
+    told = [one if one in failing else _calm(one, facts) for one in found]
     told = beside(facts, told) or [_calm(whole.unknown(facts), facts)]
     return (*whole.logged(facts), *told)
 
@@ -89,7 +93,7 @@ def _first(s: Service, recognisers: tuple[Recogniser, ...]) -> Optional[Cause]:
 
 def _each_first(found: list[Cause], facts: Facts) -> list[Cause]:
     """The causes, but the first one of each full namespace comes before any second one."""
-    full = {t.netns for t in facts.tables if t.full_since is not None or t.fill >= NEARLY_FULL}
+    full = {t.netns for t in facts.tables if whole.at_limit(t)}
     first = {cause.netns: cause for cause in reversed(found) if cause.netns in full}
     ahead = [cause for cause in found if first.get(cause.netns) is cause]
     return ahead + [cause for cause in found if first.get(cause.netns) is not cause]

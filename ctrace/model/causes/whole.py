@@ -16,6 +16,10 @@ INVALID: Final = 100
 """INVALID packets below which nothing is said."""
 LITTLE: Final = 0.1
 """Fill below which a table that refuses nothing needs no explanation."""
+MUCH: Final = 0.5
+"""Share of a table that is worth a line if no known cause fits it;"""
+SOME: Final = 100
+"""if it holds so many entries."""
 LARGER: Final = 1.5
 """How many times larger a table is proposed. Refused flows are retried, so their number is not what
 is lacking."""
@@ -78,7 +82,7 @@ def _is_full(t: Table) -> bool:
 def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
     """A full table whose load looks like honest work."""
     for t in facts.tables:
-        if not t.max or (t.fill < NEARLY_FULL and t.full_since is None):
+        if not at_limit(t):
             continue
         explained = sum(c.share for c in found if c.netns == t.netns)
         if explained >= 0.5:
@@ -101,6 +105,40 @@ def too_small(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
             netns=t.netns,
             remedies=(helps,) if helps else (),
         )
+
+
+def unexplained(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
+    """What the causes found leave open: the greater part of a table, or all of a full one."""
+    largest: Optional[list[Service]] = None
+    for t in sorted(facts.tables, key=lambda t: -t.fill):
+        mine = [c for c in found if c.netns == t.netns and c.share > 0]
+        left = 1.0 - sum(c.share for c in mine)
+        if left <= MUCH or t.netns in facts.gone or t.count < SOME:
+            continue
+        if not mine and (len(facts.tables) < 2 or not at_limit(t)):
+            continue  # where nothing else is said, this comes as unknown
+        largest = list(services(facts)) if largest is None else largest
+        named = {(c.proto, c.port) for c in mine}
+        first = next(
+            (s for s in largest if s.c.netns == t.netns and (s.c.proto, s.c.port) not in named),
+            None,
+        )
+        most = f"most is {first.of}: {percent(first.share)}" if first else "in no known service"
+        if first and first.share < SHARE:
+            most = f"no service has more than {percent(first.share)}"
+        yield Cause(
+            id="unknown",
+            text=f"{percent(left)} of {t.count:,} entries{facts.where(t.netns)} fit no known "
+            f"cause; {most}",
+            evidence=(f"the causes named explain {percent(1 - left)}",),
+            share=left,
+            netns=t.netns,
+        )
+
+
+def at_limit(t: Table) -> bool:
+    """Whether a table is full, or nearly."""
+    return bool(t.max) and (t.full_since is not None or t.fill >= NEARLY_FULL)
 
 
 def _stay(facts: Facts, table: Table) -> str:
