@@ -58,6 +58,47 @@ class PortsTaken:
 
 
 @dataclass(frozen=True)
+class Stray:
+    """INVALID packets of one kind in a sample of packets that came or went."""
+
+    src: str
+    proto: str
+    port: int
+    """Of the service, as far as the packet shows; 0: none."""
+    why: str
+    """One of :data:`WHY`."""
+    packets: int
+
+
+WHY: Final = (
+    "syn-ack", "fin", "rst", "ack", "reply", "error", "checksum", "one-way", "half-notrack",
+)  # fmt: skip
+"""A SYN-ACK, FIN, RST or ACK without an entry; an ICMP reply nobody asked for; an ICMP error about
+no known flow; a wrong checksum; a connection of which the table saw one direction only, because
+rules untrack the other (``half-notrack``) or for a reason that is not known."""
+
+
+@dataclass(frozen=True)
+class Short:
+    """A limit beside the table: how much of it is in use, or how often it refused."""
+
+    kind: str
+    """One of :data:`LIMITS`."""
+    name: str = ""
+    """The device."""
+    used: int = 0
+    of: int = 0
+    """0: not known."""
+    since: int = 0
+    """Refused since it was first read."""
+
+
+LIMITS: Final = ("cloud", "expectations")
+"""What a network card says of its provider's limit on connections; the table of connections
+that helpers expect (``nf_conntrack_expect_max``)."""
+
+
+@dataclass(frozen=True)
 class Beside:
     """One reading of one namespace."""
 
@@ -65,7 +106,11 @@ class Beside:
     refusing: tuple[Refusing, ...] = ()
     left: tuple[Left, ...] = ()
     ports: tuple[PortsTaken, ...] = ()
+    strays: tuple[Stray, ...] = ()
+    short: tuple[Short, ...] = ()
+    part: float = 1.0
+    """Which part of the table was read for ``left`` and ``ports``: of large ones an even sample."""
 
     def __bool__(self) -> bool:
         """Whether anything was found."""
-        return bool(self.refusing or self.left or self.ports)
+        return bool(self.refusing or self.left or self.ports or self.strays or self.short)

@@ -271,6 +271,11 @@ class Redacted(Headed):
             ),
             left=tuple(replace(e, dst=at(e.dst), backend=at(e.backend)) for e in one.left),
             ports=tuple(replace(p, source=at(p.source), dst=at(p.dst)) for p in one.ports),
+            strays=tuple(replace(s, src=at(s.src)) for s in one.strays),
+            short=tuple(
+                replace(s, name=self._labels.get("device", s.name) if s.name else "")
+                for s in one.short
+            ),
         )
 
     def _netns(self, netns: Netns) -> Netns:

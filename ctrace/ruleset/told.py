@@ -54,6 +54,11 @@ class Told:
     ports: tuple[tuple[int, int], ...] = ()
     """Ranges of ports that source NAT may take, first and last."""
 
+    untracked: frozenset[tuple[str, str, int]] = frozenset()
+    """Protocol, ``dport`` or ``sport``, and port of what rules take out of tracking."""
+    zones: bool = False
+    """Whether a rule puts packets into a zone."""
+
     def leads_to(self, address: str) -> bool:
         """Whether a rule may translate to an address; True where that is not certain."""
         if self.targets is None:
@@ -70,8 +75,13 @@ def told(document: dict[str, Any]) -> Told:
         items = json.loads(document["nft"])["nftables"] if document["nft"] else []
     except (ValueError, KeyError, TypeError):
         return Told()
+    lines = [line for _, _, text in document.get("saves", ()) for line in text.splitlines()]
     return Told(
-        tuple(_met(document, items)), _targets(document, items), tuple(_ports(document, items))
+        tuple(_met(document, items)),
+        _targets(document, items),
+        tuple(_ports(document, items)),
+        frozenset(_untracked(items, lines)),
+        '{"key": "zone"' in document["nft"] or any(" --zone" in line for line in lines),
     )
 
 
@@ -237,6 +247,33 @@ def _ports(document: dict[str, Any], items: list[Any]) -> Iterator[tuple[int, in
                     yield int(span[0]), int(span[-1])
                 elif port is None:
                     yield USUAL
+
+
+def _untracked(items: list[Any], lines: list[str]) -> Iterator[tuple[str, str, int]]:
+    """What rules with NOTRACK name: protocol, which of the ports, and the port."""
+    for line in lines:
+        if re.search(r" -j (?:NOTRACK|CT --notrack)\b", line):
+            proto = re.search(r" -p (tcp|udp)\b", line)
+            for way, port in re.findall(r" --([sd]port)s? (\d+)(?![\d:])", line):
+                yield (proto[1] if proto else ""), way, int(port)
+    for item in items:
+        rule = item.get("rule") if isinstance(item, dict) else None
+        parts = _parts(rule) if isinstance(rule, dict) else []
+        for part in parts if any("notrack" in one for one in parts) else ():
+            for match in _found(part, "match"):
+                left = match.get("left")
+                payload = left.get("payload") if isinstance(left, dict) else None
+                if isinstance(payload, dict) and payload.get("field") in ("sport", "dport"):
+                    for port in _numbers(match.get("right")):
+                        yield str(payload.get("protocol")), str(payload["field"]), port
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Ports of a match: one, or those of a set that is written in the rule."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict) and isinstance(value.get("set"), list):
+        yield from (one for one in value["set"] if isinstance(one, int))
 
 
 def _strings(value: Any) -> Iterator[str]:

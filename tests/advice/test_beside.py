@@ -12,18 +12,24 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from kit.shapes import NETNS, START, Trace, steady
 
-from ctrace.advice import beside, source_ports
+from ctrace.advice import beside
+from ctrace.advice.beside import short
 from ctrace.batch import Clock, HookInfo
-from ctrace.beside import Beside, Left, PortsTaken, Refusing
+from ctrace.beside import Beside, Left, PortsTaken, Refusing, Short
+from ctrace.host import ctnetlink, ethtool
+from ctrace.host.netns import enter
 from ctrace.lab import Lab, Node, traffic
 from ctrace.model.causes import beside as causes
 from ctrace.model.causes.beside import FEW, stale
 from ctrace.model.causes.facts import Facts
+from ctrace.model.causes.short import limits
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Cause, Table
+from ctrace.record import Status, address_bytes, empty
 from ctrace.ruleset.reader import dump
 from ctrace.ruleset.told import Met, Told, told
 
@@ -304,6 +310,59 @@ def test_source_ports_are_told_before_they_are_used_up() -> None:
     assert "ports" not in said(700, 0)
 
 
+def test_of_a_large_table_an_even_sample_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in five of its entries leads where no rule does; a fifth of the table is read."""
+    rows = empty(50_000)
+    rows["proto"], rows["dport"], rows["reply_dport"] = 17, 5060, np.arange(50_000) % 65_536
+    for name, text in (("dst", "192.0.2.1"), ("reply_src", "10.0.0.1"), ("reply_dst", "192.0.2.9")):
+        rows[name] = np.frombuffer(address_bytes(text), np.uint8)
+    rows["reply_src"][::5] = np.frombuffer(address_bytes("10.0.0.9"), np.uint8)
+    rows["status"] = int(Status.DST_NAT | Status.SRC_NAT)
+    parts = [SimpleNamespace(events=rows[at : at + 2000]) for at in range(0, 50_000, 2000)]
+    monkeypatch.setattr(ctnetlink, "slices", lambda _: iter(parts))
+    monkeypatch.setattr(beside.table, "local_addresses", lambda _: ())
+    found = beside.table.read("", rules([{"dnat": {"addr": "10.0.0.1"}}]), 50_000, 10_000)
+    assert (found.seen, found.part) == (10_000, 0.2)
+    assert found.left() == (Left("udp", "192.0.2.1", 5060, "10.0.0.9", 10_000),)
+    (cause,) = stale(replace(TABLE, count=50_000, max=65_536), found.left(), part=found.part)
+    assert "about 10,000 entries to 192.0.2.1" in cause.text
+    assert "by a sample of 20 % of the 50,000 entries" in cause.evidence[0]
+    frees = cause.remedies[0].frees
+    assert frees is not None
+    assert frees[0] < 10_000 < frees[1]
+    ports = beside.table.read("", Told(ports=((0, 65535),)), 50_000, 10_000).ports()
+    assert ports["udp", "192.0.2.9", "10.0.0.1", 0][0] == pytest.approx(40_000, rel=0.05)
+
+
+def test_limits_that_are_not_the_table() -> None:
+    first: dict[str, int] = {}
+    counted = {"conntrack_allowance_exceeded": 70, "conntrack_allowance_available": 0}
+    (before,) = short.clouds({"ens5": counted, "lo": {"drops": 3}}, first)
+    (after,) = short.clouds({"ens5": {**counted, "conntrack_allowance_exceeded": 95}}, first)
+    assert (before.since, after.since) == (0, 25)
+    many = Short("expectations", used=1000, of=1024)
+    few = Short("expectations", used=10, of=1024)
+    found = list(limits(TABLE, (before, after, many, few)))
+    assert [one.id for one in found] == ["cloud-limit", "expectations"]
+    assert "ens5" in found[0].text
+    assert "dropped 25 packets since it was first read; this table is 20 % full" in found[0].text
+    assert "1,000 of 1,024 expected connections" in found[1].text
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_statistics_of_a_device_are_those_of_its_driver() -> None:
+    """As sysfs has them: the number of the device at the other end."""
+    with Lab() as lab:
+        one, other = lab.namespace("a"), lab.namespace("b")
+        lab.link(one, other)
+        with enter(one.path):
+            found, others = ethtool.statistics("veth"), ethtool.statistics("ena")
+        index = one.run(["sh", "-c", "ip -o link show to-b"]).partition("link-netns")[0]
+    assert found["to-b"]["peer_ifindex"] == int(re.findall(r"@if(\d+)", index)[0])
+    assert others == {}
+
+
 def test_source_ports_that_fail_and_how_many_there_are_stand_together() -> None:
     failing = Cause("source-ports", "init: 30 packets found no free port", netns=NETNS,
                     proto="tcp", port=443)  # fmt: skip
@@ -337,5 +396,5 @@ def test_source_ports_in_use_are_counted_as_the_table_has_them() -> None:
         listed = gateway.run(["conntrack", "-L", "-p", "udp"], check=False)
         taken = set(re.findall(rf"dst={re.escape(out)} sport=53 dport=(\d+)", listed))
         assert len(taken) >= FEW
-        found = source_ports.used(gateway.path, told(dump(gateway.path)).ports)
+        found = beside.used(gateway.path, told(dump(gateway.path)).ports)
         assert found == {("udp", out, far, 53): (len(taken), 32)}

@@ -15,7 +15,7 @@ from kit import synthetic
 
 import ctrace
 from ctrace.batch import Batch
-from ctrace.beside import Beside, Left, PortsTaken, Refusing
+from ctrace.beside import Beside, Left, PortsTaken, Refusing, Short, Stray
 from ctrace.record import RECORD, Events, Kind, empty, join
 from ctrace.recording.format import beside_block
 from ctrace.recording.format.codecs import zstd_available
@@ -183,6 +183,9 @@ BESIDE = Beside(
     (Refusing("ip web in", 7, "limit", 20, 900, 8), Refusing("ip6 web in", 8, "invalid")),
     (Left("udp", "198.51.100.7", 5060, "203.0.113.9", 40),),
     (PortsTaken("tcp", "198.51.100.1", "203.0.113.7", 443, 900, 1000, 850, 3.004),),
+    (Stray("203.0.113.4", "tcp", 80, "syn-ack", 71),),
+    (Short("cloud", "web0", 90, 0, 12), Short("expectations", used=900, of=1024)),
+    0.25,
 )
 
 
@@ -202,6 +205,7 @@ def test_what_was_read_beside_comes_back(tmp_path: Path) -> None:
     redacted.close()
     said = str(one)
     assert (one.refusing[0].since, one.left[0].entries, one.ports[0].used) == (8, 40, 900)
+    assert (one.strays[0].packets, one.short[0].since, one.part) == (71, 12, 0.25)
     assert not [word for word in ("web", "198.51", "203.0") if word in said], said
 
 
@@ -217,6 +221,9 @@ def test_what_was_read_beside_comes_back(tmp_path: Path) -> None:
         [[7, [], [["udp", "a", 1, "b", True]], []]],
         [[7, [], [["udp", "a", 1, "b", 1]] * 17, []]],
         [[7, [], [], [["udp", "a", "b", 1, 1, 1, None]]]],
+        [[7, [], [], [], [["10.0.0.1", "tcp", 80, "no reason", 1]], [], 1]],
+        [[7, [], [], [], [], [["no limit", "eth0", 1, 1, 1]], 1]],
+        [[7, [], [], [], [], [], -1]],
     ],
 )
 def test_what_was_read_beside_is_checked(data: object) -> None:
@@ -228,6 +235,8 @@ def test_what_a_later_version_adds_is_passed_over() -> None:
     data = [[*one, "more"] for one in beside_block.to_json((BESIDE,))]
     data[0][1] = [[*rule, "more"] for rule in data[0][1]]
     assert beside_block.parse(data) == (BESIDE,)
+    earlier = [one[:4] for one in beside_block.to_json((BESIDE,))]
+    assert beside_block.parse(earlier) == (replace(BESIDE, strays=(), short=(), part=1.0),)
 
 
 def test_zlib_alone_suffices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

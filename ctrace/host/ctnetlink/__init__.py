@@ -4,8 +4,10 @@ from ctrace.host.ctnetlink.edit import Flow, delete, fill, flush, insert
 from ctrace.host.ctnetlink.socket import open_socket
 from ctrace.host.ctnetlink.table import (
     SLICE,
+    Packet,
     Table,
     dump,
+    lookup,
     new_entries,
     pieces,
     read_table,
@@ -16,12 +18,14 @@ from ctrace.host.ctnetlink.table import (
 __all__ = [
     "SLICE",
     "Flow",
+    "Packet",
     "Table",
     "delete",
     "dump",
     "fill",
     "flush",
     "insert",
+    "lookup",
     "new_entries",
     "open_socket",
     "pieces",

@@ -32,6 +32,7 @@ from ctrace.host.ctnetlink.socket import (
     attr,
     check,
     errors,
+    flow_tuple,
     header,
     nest,
     opened,
@@ -52,21 +53,10 @@ def flush(path: str) -> None:
 
 def delete(path: str, entry: np.void) -> None:
     """Delete one entry, given as a record. Raises CtraceError when it does not exist."""
-    v6 = entry["family"] == socket.AF_INET6
-    first = 0 if v6 else 12
-    addresses = b"".join(
-        attr((3 if v6 else 1) + i, bytes(entry[name])[first:])
-        for i, name in enumerate(("src", "dst"))
-    )
+    first = 0 if entry["family"] == socket.AF_INET6 else 12
+    src, dst = (bytes(entry[name])[first:] for name in ("src", "dst"))
     proto, sport, dport = (int(entry[name]) for name in ("proto", "sport", "dport"))
-    ports = attr(1, bytes([proto]))
-    if proto in (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6):
-        base = 4 if proto == socket.IPPROTO_ICMP else 7
-        ports += attr(base, struct.pack(">H", sport))
-        ports += attr(base + 1, bytes([dport >> 8])) + attr(base + 2, bytes([dport & 0xFF]))
-    else:
-        ports += attr(2, struct.pack(">H", sport)) + attr(3, struct.pack(">H", dport))
-    body = nest(1, nest(1, addresses) + nest(2, ports))
+    body = nest(1, flow_tuple(proto, src, dst, sport, dport))
     if entry["zone"]:
         body += attr(18, struct.pack(">H", int(entry["zone"])))
     family = int(entry["family"])

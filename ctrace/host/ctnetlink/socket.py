@@ -42,6 +42,20 @@ def nest(kind: int, value: bytes) -> bytes:
     return attr(kind | 0x8000, value)
 
 
+def flow_tuple(proto: int, src: bytes, dst: bytes, sport: int, dport: int) -> bytes:
+    """What CTA_TUPLE_ORIG holds. Addresses are of 4 or 16 bytes; of ICMP ``sport`` is the id, and
+    ``dport`` type and code."""
+    kind = 1 if len(src) == 4 else 3
+    ports = attr(1, bytes([proto]))
+    if proto in (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6):
+        base = 4 if proto == socket.IPPROTO_ICMP else 7
+        ports += attr(base, struct.pack(">H", sport))
+        ports += attr(base + 1, bytes([dport >> 8])) + attr(base + 2, bytes([dport & 0xFF]))
+    else:
+        ports += attr(2, struct.pack(">H", sport)) + attr(3, struct.pack(">H", dport))
+    return nest(1, attr(kind, src) + attr(kind + 1, dst)) + nest(2, ports)
+
+
 @contextmanager
 def opened(path: str) -> Iterator[tuple[socket.socket, int]]:
     """As open_socket, closed at the end; what goes wrong inside becomes a CtraceError."""

@@ -6,13 +6,14 @@ the namespace alive. What changes the table is in ``edit``.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,10 @@ from ctrace.host.ctnetlink.socket import (
     NLMSG_ERROR,
     REQUEST,
     check,
+    flow_tuple,
     header,
     here,
+    nest,
     open_socket,
     opened,
 )
@@ -133,6 +136,38 @@ def pieces(path: str, inum: int) -> Iterator[Events]:
             events["kind"] = Kind.EXISTING
             events["netns"] = inum
             yield events
+
+
+@dataclass(frozen=True)
+class Packet:
+    """What a packet has in common with its entry."""
+
+    proto: int
+    src: bytes
+    """4 or 16 bytes."""
+    dst: bytes
+    sport: int
+    dport: int
+
+
+def lookup(path: str, packets: Iterable[Packet]) -> Iterator[Optional[Events]]:
+    """For each packet, of either direction, the entry that it belongs to; None where there is none
+    (in zone 0). Raises CtraceError."""
+    decoder = Decoder()
+    with opened(path) as (sock, _):
+        for one in packets:
+            body = nest(1, flow_tuple(one.proto, one.src, one.dst, one.sport, one.dport))
+            family = socket.AF_INET if len(one.src) == 4 else socket.AF_INET6
+            sock.send(header(20 + len(body), GET, REQUEST, 1, family) + body)
+            answer = sock.recv(DATAGRAM)
+            length, kind, _, _, _ = struct.unpack_from("=IHHII", answer)
+            if kind == NLMSG_ERROR:
+                error = struct.unpack_from("=i", answer, 16)[0]
+                check(0 if error == -errno.ENOENT else error, "look up an entry")
+                yield None
+                continue
+            data = np.frombuffer(answer + bytes(-len(answer) % 4), np.uint8)
+            yield decoder.decode(data, np.array([0]), np.array([length])).events
 
 
 def new_entries(path: str, seconds: float) -> Events:

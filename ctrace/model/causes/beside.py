@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final, Optional
 
-from ctrace.beside import Beside, Left, PortsTaken, Refusing
+from ctrace.beside import Left, PortsTaken, Refusing
+from ctrace.model.causes import short, strays
 from ctrace.model.causes.facts import Facts
 from ctrace.model.causes.words import duration, percent, plural
 from ctrace.model.remedies import change
@@ -33,16 +34,17 @@ def beside(facts: Facts, found: list[Cause]) -> list[Cause]:
         reading = facts.beside.get(table.netns)
         if reading is None or table.netns in facts.gone:
             continue
-        first += stale(table, reading.left, facts.where(table.netns))
+        first += stale(table, reading.left, facts.where(table.netns), reading.part)
         first += _limits(table, reading.refusing)
-        for one in _filling(table, reading.ports):
+        first += short.limits(table, reading.short)
+        for one in _filling(table, reading.ports, reading.part):
             same = [n for n, other in enumerate(said) if _same(one, other)]
             for n in same:  # they fail already, and this is how many there are
                 how_many = one.text.partition(": ")[2]
                 said[n] = replace(said[n], text=f"{said[n].text}; {how_many}")
             if not same:
                 first.append(one)
-        said = [_with_drops(one, table, reading) for one in said]
+        said = [strays.told(one, table, reading) for one in said]
     return [*first, *said]
 
 
@@ -53,11 +55,14 @@ def with_stale(why: tuple[Cause, ...], table: Table, left: Iterable[Left]) -> tu
     return (*why, *stale(table, left))
 
 
-def stale(table: Table, left: Iterable[Left], where: str = "") -> Iterator[Cause]:
-    """Entries that are still translated to a backend that the rules no longer use."""
+def stale(
+    table: Table, left: Iterable[Left], where: str = "", part: float = 1.0
+) -> Iterator[Cause]:
+    """Entries that are still translated to a backend that the rules no longer use, by what this
+    ``part`` of the table has."""
     most = sorted(left, key=lambda one: -one.entries)
     for one in most[:SHOWN]:
-        if one.entries < FEW or one.proto not in ("tcp", "udp"):
+        if one.entries * part < FEW or one.proto not in ("tcp", "udp"):
             continue
         # They were counted some time before the table was; by now it may hold fewer.
         n, service = min(one.entries, table.count or one.entries), f"{one.proto}/{one.port}"
@@ -66,15 +71,17 @@ def stale(table: Table, left: Iterable[Left], where: str = "") -> Iterator[Cause
             f"conntrack -D -f {family} -p {one.proto} --orig-dst {one.dst} "
             f"--orig-port-dst {one.port} --reply-src {one.backend}"
         )
-        part = percent(n / table.count) if table.count else "some"
+        share = percent(n / table.count) if table.count else "some"
+        about = "" if part == 1.0 else "about "
+        error = round(2 * math.sqrt(n * part) / part) if about else 0
         yield Cause(
             id="stale-nat",
-            text=f"{service}{where}: {n:,} entries to {one.dst} are translated to {one.backend}, "
-            f"which no rule names any more ({part} of the table): their packets go there as long "
+            text=f"{service}{where}: {about}{n:,} entries to {one.dst} are translated to "
+            f"{one.backend}, which no rule names any more ({share} of the table): their packets go there as long "
             "as any come",
             evidence=(
-                f"{n:,} living entries with destination {one.dst}:{one.port} and replies from "
-                f"{one.backend}",
+                f"{about}{n:,} living entries with destination {one.dst}:{one.port} and replies "
+                f"from {one.backend}{_sample(table, part)}",
                 "no rule of this namespace translates to that address now",
                 "NAT is decided at the first packet: rules that change later do not move a flow",
             ),
@@ -85,13 +92,13 @@ def stale(table: Table, left: Iterable[Left], where: str = "") -> Iterator[Cause
             remedies=(
                 Remedy(
                     "delete",
-                    f"delete just these {n:,} (conntrack -D)",
+                    f"delete just these {about}{n:,} (conntrack -D)",
                     table.netns,
                     service,
                     f"deletes about {n:,} entries at once; the next packet of each flow is "
                     "translated as the rules say now, and open TCP connections to it break",
                     now=n,
-                    frees=(n, n),
+                    frees=(max(0, n - error), n + error),
                     commands=(command,),
                 ),
             ),
@@ -110,7 +117,7 @@ def _limited(table: Table, rule: Refusing, since: int) -> Cause:
     return Cause(
         id="rule-limit",
         text=f"{table.name}: a rule's own limit of{most} connections refused "
-        f"{plural(since, 'packet')} since it was first read ({_place(rule)}): "
+        f"{plural(since, 'packet')} since it was first read ({strays.place(rule)}): "
         f"the table itself is {percent(table.fill)} full",
         evidence=(
             f"the rule's counter rose by {since:,} to {rule.packets or 0:,}",
@@ -121,46 +128,30 @@ def _limited(table: Table, rule: Refusing, since: int) -> Cause:
     )
 
 
-def _with_drops(cause: Cause, table: Table, reading: Beside) -> Cause:
-    """INVALID packets, with the rules of their namespace that drop them; other causes unchanged."""
-    rules = [_dropped(one) for one in reading.refusing if one.kind == "invalid"]
-    if cause.id != "invalid" or cause.netns != table.netns or not rules:
-        return cause
-    text = cause.text.replace(", and a rule may drop them", "")
-    more = "" if len(rules) == 1 else f" (and {plural(len(rules) - 1, 'other rule')})"
-    evidence = (*cause.evidence, *rules[:SHOWN])
-    return replace(cause, text=f"{text}; {rules[0]}{more}", evidence=evidence)
+def _sample(table: Table, part: float) -> str:
+    """``, by a sample of 20 % of the table``; nothing where all of it was read."""
+    return "" if part == 1.0 else f", by a sample of {percent(part)} of the {table.count:,} entries"
 
 
-def _dropped(rule: Refusing) -> str:
-    place = f"({_place(rule)})"
-    if rule.since is None:
-        return f"a rule without a counter drops such packets {place}"
-    packets = plural(max(rule.since, 0), "such packet")
-    return f"a rule dropped {packets} since it was first read {place}"
-
-
-def _place(rule: Refusing) -> str:
-    return f"{rule.place}, handle {rule.handle}" if rule.handle else rule.place
-
-
-def _filling(table: Table, ports: Iterable[PortsTaken]) -> Iterator[Cause]:
-    """Where most of the source ports are in use."""
+def _filling(table: Table, ports: Iterable[PortsTaken], part: float = 1.0) -> Iterator[Cause]:
+    """Where most of the source ports are in use, by what this ``part`` of the table has."""
     most = sorted(ports, key=lambda one: -one.used / one.of)
     for one in most[:SHOWN]:
-        if one.used < NEARLY * one.of:
+        if one.used < NEARLY * one.of or (part < 1.0 and one.used * part < FEW):
             continue
+        about = "" if part == 1.0 else "about "
         place = f"[{one.dst}]:{one.port}" if ":" in one.dst else f"{one.dst}:{one.port}"
         service = f"{one.proto}/{one.port}"
         wider = "more addresses or a wider port range for the source NAT"
         yield Cause(
             id="source-ports",
-            text=f"{table.name}: source NAT to {one.source} uses {one.used:,} of the {one.of:,} "
+            text=f"{table.name}: source NAT to {one.source} uses {about}{one.used:,} of the "
+            f"{one.of:,} "
             f"ports that it may take towards {one.proto} {place} "
             f"({percent(one.used / one.of)}{_until(one)})",
             evidence=(
-                f"{one.used:,} different source ports in the table, all inside one range of "
-                f"{one.of:,}",
+                f"{about}{one.used:,} different source ports in the table, all inside one range "
+                f"of {one.of:,}{_sample(table, part)}",
                 "one address has each port once towards a destination and port",
             ),
             netns=table.netns,

@@ -9,6 +9,7 @@ import numpy as np
 
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
+from ctrace.model.causes.strays import UNSAID
 from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when
 from ctrace.model.snapshot import Cause, Remedy, Table
 
@@ -193,8 +194,7 @@ def invalid(facts: Facts) -> Iterator[Cause]:
         yield Cause(
             id="invalid",
             text=f"{t.name}: {plural(t.invalid, 'packet')} were INVALID, against "
-            f"{t.totals.insert:,} new entries; whose they are and why is not known here, and a "
-            "rule may drop them",
+            f"{t.totals.insert:,} new entries{UNSAID}",
             evidence=(
                 f"invalid rose by {t.invalid:,} in conntrack -S",
                 "no entry, out of the window, a bad checksum, or one direction untracked",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Optional
 
-from ctrace.beside import MOST, Beside, Left, PortsTaken, Refusing
+from ctrace.beside import LIMITS, MOST, WHY, Beside, Left, PortsTaken, Refusing, Short, Stray
 from ctrace.names import clean
 from ctrace.record import address_bytes, address_text
 from ctrace.recording.format.layout import LIMIT_TIME, Damaged
@@ -12,6 +12,8 @@ from ctrace.recording.format.layout import LIMIT_TIME, Damaged
 TEXT: Final = 1024
 """Characters of a name, at most."""
 KINDS: Final = ("limit", "invalid")
+WHOLE: Final = 1_000_000
+"""Parts of a table."""
 
 
 def to_json(readings: tuple[Beside, ...]) -> list[Any]:
@@ -25,6 +27,9 @@ def to_json(readings: tuple[Beside, ...]) -> list[Any]:
                 [p.proto, p.source, p.dst, p.port, p.used, p.of, p.was, round(p.seconds * 1000)]
                 for p in one.ports
             ],
+            [[s.src, s.proto, s.port, s.why, s.packets] for s in one.strays],
+            [[s.kind, s.name, s.used, s.of, s.since] for s in one.short],
+            round(one.part * WHOLE),
         ]
         for one in readings
     ]
@@ -37,11 +42,15 @@ def parse(data: Any) -> tuple[Beside, ...]:
 
 def _reading(data: Any) -> Beside:
     netns, refusing, left, ports = _parts(data, 4)
+    strays, short, part = data[4:7] if len(data) >= 7 else ([], [], WHOLE)
     return Beside(
         _number(netns, 1 << 32),
         tuple(_refusing(one) for one in _list(refusing)),
         tuple(_left(one) for one in _list(left)),
         tuple(_ports(one) for one in _list(ports)),
+        tuple(_stray(one) for one in _list(strays)),
+        tuple(_short(one) for one in _list(short)),
+        max(1, min(_number(part), WHOLE)) / WHOLE,
     )
 
 
@@ -63,6 +72,20 @@ def _ports(data: Any) -> PortsTaken:
     proto, source, dst, port, used, of, was, ms = _parts(data, 8)
     ends = (_text(proto), _address(source), _address(dst), _number(port, 1 << 16))
     return PortsTaken(*ends, _number(used), max(1, _number(of)), _some(was), _number(ms) / 1000)
+
+
+def _stray(data: Any) -> Stray:
+    src, proto, port, why, packets = _parts(data, 5)
+    if why not in WHY:
+        raise Damaged("a reason that there is not")
+    return Stray(_address(src), _text(proto), _number(port, 1 << 16), why, _number(packets))
+
+
+def _short(data: Any) -> Short:
+    kind, name, used, of, since = _parts(data, 5)
+    if kind not in LIMITS:
+        raise Damaged("a limit of a kind that there is not")
+    return Short(kind, _text(name), _number(used), _number(of), _number(since))
 
 
 def _parts(data: Any, n: int) -> list[Any]:

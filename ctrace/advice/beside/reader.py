@@ -1,5 +1,4 @@
-"""Reads what rules and tables show together, beside what is captured: entries translated to where
-no rule leads any more, source ports in use, limits of rules, and what rules drop as INVALID.
+"""Reads namespaces again and again, in a thread beside the capture.
 
 Reads only. What took long to read is read again the later.
 """
@@ -9,22 +8,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Final, Optional
 
-import numpy as np
-
-from ctrace.advice import source_ports
+from ctrace.advice.beside.short import short
+from ctrace.advice.beside.strays import FEW, SECONDS, invalid_so_far, strays
+from ctrace.advice.beside.table import Ports, Reading, Towards, read
 from ctrace.batch import Batch, TableReading, inode_of
-from ctrace.beside import MOST, Beside, Left, PortsTaken, Refusing
+from ctrace.beside import MOST, Beside, PortsTaken, Refusing, Short, Stray
 from ctrace.errors import CtraceError
-from ctrace.host import ctnetlink
-from ctrace.host.netns import find, local_addresses
+from ctrace.host.netns import find
 from ctrace.host.tables import TableReader
-from ctrace.record import Status, address_text, proto_name
 from ctrace.ruleset.reader import dump
 from ctrace.ruleset.told import Met, Told, told
 
@@ -38,14 +35,12 @@ EVERY: Final = 3.0
 """Seconds between two later ones, or more:"""
 COST: Final = 50.0
 """readings take at most one part in this many of the time."""
+LATELY: Final = 60.0
+"""Seconds for which a namespace is read after some of its packets were INVALID."""
+LOOKS: Final = 10
+"""The last looks at packets that count."""
 READ: Final = 200_000
-"""Entries. A larger table is not read entry by entry for this."""
-TCP: Final = 6
-CLOSED: Final = (7, 8)
-"""TIME_WAIT and CLOSE: closed connections' entries go by themselves."""
-
-Stale = tuple[str, str, int, str]
-"""Protocol, original destination and port, and the address that it is translated to."""
+"""Entries that are read of a table; of a larger one this even sample."""
 
 
 class Reader:
@@ -60,6 +55,10 @@ class Reader:
         self._wanted: dict[int, int] = {}
         self._news: dict[int, Beside] = {}
         self._lock = threading.Lock()
+        self._rose: dict[int, tuple[int, float]] = {}
+        """INVALID packets of each namespace, and when they last became more."""
+        self._waited = 0.0
+        """Seconds of the last readings that were spent waiting for packets."""
         self._over = threading.Event()
         self._thread: Optional[threading.Thread] = None
 
@@ -90,15 +89,28 @@ class Reader:
 
     def _watch(self, tables: Sequence[TableReading]) -> None:
         """Schedule readings of the tables that hold most."""
-        most = sorted((t for t in tables if not t.gone), key=lambda t: -t.count)[:SPACES]
+        here = [table for table in tables if not table.gone]
+        most = sorted(here, key=lambda t: -t.count)[:SPACES]
+        most += self._losing(here)
         with self._lock:
             self._wanted = {table.netns: table.count for table in most} or self._wanted
         if most:
             self.start()
 
+    def _losing(self, tables: Sequence[TableReading]) -> list[TableReading]:
+        """Tables in whose namespaces packets were INVALID lately."""
+        now, rose = time.monotonic(), {}
+        for table in tables:
+            lost = table.stats.get("invalid", 0)
+            before, when = self._rose.get(table.netns, (lost, -LATELY))
+            rose[table.netns] = lost, now if lost - before >= FEW else when
+        self._rose = rose
+        lately = (t for t in tables if now - rose[t.netns][1] < LATELY)
+        return sorted(lately, key=lambda t: -t.stats.get("invalid", 0))[:SPACES]
+
     def _work(self) -> None:
         for number in count():
-            begin = time.monotonic()
+            begin, self._waited = time.monotonic(), 0.0
             with self._lock:
                 wanted = dict(self._wanted)
             with contextlib.suppress(CtraceError, OSError):
@@ -107,7 +119,7 @@ class Reader:
             for netns, held in wanted.items():
                 with contextlib.suppress(CtraceError, OSError):
                     self._read(netns, held)
-            took = time.monotonic() - begin
+            took = time.monotonic() - begin - self._waited
             if self._over.wait(SOON if number < FIRST else max(EVERY, COST * took)):
                 return
 
@@ -130,12 +142,13 @@ class Reader:
         if path is None:
             return
         rules = told(dump(path))
-        few = held <= READ
-        left = leftovers(path, rules) if few else ()
-        ports = source_ports.used(path, rules.ports) if few else {}
+        table = read(path, rules, held, READ)
         before = self._spaces.get(netns)
         space = self._spaces.setdefault(netns, Space(netns, rules))
-        found = space.see(rules, left, ports)
+        found = space.see(rules, table)
+        if space.look(path, rules):
+            self._waited += SECONDS
+        found = replace(found, strays=space.strays, short=space.short)
         with self._lock:
             if found or before is not None:
                 self._news[netns] = found
@@ -147,31 +160,55 @@ class Space:
     def __init__(self, netns: int, rules: Told) -> None:
         self._netns = netns
         self._first = {_name(one): one.packets or 0 for one in rules.met}
-        self._ports: Mapping[source_ports.Towards, source_ports.Ports] = {}
+        self._ports: Mapping[Towards, Ports] = {}
+        self._invalid: Optional[int] = None
+        self._looks: deque[tuple[Stray, ...]] = deque(maxlen=LOOKS)
+        self._devices: dict[str, int] = {}
+        self.short: tuple[Short, ...] = ()
         self._at = 0.0
 
-    def see(
-        self,
-        rules: Told,
-        left: Sequence[Left] = (),
-        ports: Optional[Mapping[source_ports.Towards, source_ports.Ports]] = None,
-    ) -> Beside:
+    def see(self, rules: Told, table: Optional[Reading] = None) -> Beside:
         """A reading, with the changes since earlier ones."""
         for one in rules.met:
             self._first.setdefault(_name(one), 0)
-        now = time.monotonic()
+        table = table or Reading(rules)
+        ports, now = table.ports(), time.monotonic()
+        whole = table.part == 1.0  # of a sample the changes tell nothing
         taken = [
             PortsTaken(*towards, *used, was[0] if was else None, now - self._at if was else 0.0)
-            for towards, used in (ports or {}).items()
+            for towards, used in ports.items()
             for was in (self._ports.get(towards),)
         ]
-        self._ports, self._at = ports or {}, now
+        self._ports, self._at = ports if whole else {}, now
         return Beside(
             self._netns,
             tuple(sorted(map(self._refusing, rules.met), key=lambda one: -(one.since or 0))[:MOST]),
-            tuple(sorted(left, key=lambda one: -one.entries)[:MOST]),
+            tuple(sorted(table.left(), key=lambda one: -one.entries)[:MOST]),
             tuple(sorted(taken, key=lambda one: -one.used / one.of)[:MOST]),
+            part=table.part,
         )
+
+    def look(self, netns_path: str, rules: Told) -> bool:
+        """Read what else limits, and look at packets if some were INVALID lately; whether it did.
+        What there is no right to read is left out."""
+        with contextlib.suppress(CtraceError, OSError):
+            self.short = tuple(short(netns_path, self._devices)[:MOST])
+        looked = False
+        with contextlib.suppress(CtraceError, OSError):
+            now = invalid_so_far(netns_path)
+            if self._invalid is not None and now - self._invalid >= FEW:
+                looked = True
+                self._looks.append(strays(netns_path, rules))
+            self._invalid = now
+        return looked
+
+    @property
+    def strays(self) -> tuple[Stray, ...]:
+        """INVALID packets of the last looks, the most frequent kinds first."""
+        found: Counter[Stray] = Counter()
+        for one in (one for look in self._looks for one in look):
+            found[replace(one, packets=0)] += one.packets
+        return tuple(replace(one, packets=n) for one, n in found.most_common(MOST))
 
     def _refusing(self, rule: Met) -> Refusing:
         since = None if rule.packets is None else rule.packets - self._first[_name(rule)]
@@ -182,31 +219,3 @@ class Space:
 
 def _name(rule: Met) -> tuple[str, int]:
     return rule.place, rule.handle
-
-
-def leftovers(netns_path: str, rules: Told) -> tuple[Left, ...]:
-    """Living entries that are translated to a destination no rule leads to now."""
-    found: Counter[Stale] = Counter()
-    if rules.targets is None:
-        return ()
-    own = set(local_addresses(netns_path))
-    for table in ctnetlink.slices(netns_path):
-        rows = table.events
-        status = rows["status"].astype(int)
-        mine = (status & int(Status.DST_NAT) != 0) & (status & int(Status.EXPECTED) == 0)
-        mine &= (rows["proto"] != TCP) | ~np.isin(rows["state"], CLOSED)
-        rows = rows[mine]
-        if not len(rows):
-            continue
-        parts = (rows[name] for name in ("dst", "reply_src", "dport", "proto"))
-        ends = np.concatenate(
-            [np.ascontiguousarray(one).view(np.uint8).reshape(len(rows), -1) for one in parts],
-            axis=1,
-        )
-        _, first, counts = np.unique(ends, axis=0, return_index=True, return_counts=True)
-        for row, n in zip(rows[first], counts.tolist()):
-            backend = address_text(row["reply_src"])
-            if backend not in own and not rules.leads_to(backend):
-                dst, proto = address_text(row["dst"]), proto_name(int(row["proto"]))
-                found[proto, dst, int(row["dport"]), backend] += n
-    return tuple(Left(*towards, n) for towards, n in found.most_common())

@@ -1,0 +1,134 @@
+"""INVALID packets: whose they are, and why, by a short look at the packets of the namespace.
+
+The kernel only counts them. A packet that has no entry and cannot begin one is INVALID, so is an
+answer where the table saw no handshake, or a wrong checksum (nf_conntrack_tcp_packet in
+nf_conntrack_proto_tcp.c); what is merely out of its window does not show here. So the look counts
+for something only where it finds about as many as the kernel counted meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final, Optional
+
+from ctrace.beside import Stray
+from ctrace.host import ctnetlink
+from ctrace.host.ctnetlink import Packet
+from ctrace.host.netns import enter, local_addresses
+from ctrace.host.packets import ECHO, TCP, UDP, Seen, look
+from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, proto_name
+from ctrace.ruleset.told import Told
+
+SECONDS: Final = 0.5
+"""That a look takes."""
+FEW: Final = 5
+"""INVALID packets of a look below which it tells nothing."""
+LEAST, MOST = 0.4, 1.6
+"""What the look finds has to be between these parts of what the kernel counted."""
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+SYN_SENT: Final = 1
+LOOSE: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"
+
+
+def invalid_so_far(netns_path: str) -> int:
+    """INVALID packets by the kernel's own counter. Raises CtraceError."""
+    return ctnetlink.statistics(netns_path).get("invalid", 0)
+
+
+def strays(netns_path: str, rules: Told) -> tuple[Stray, ...]:
+    """What a look finds; nothing where that does not fit the kernel's count. Raises CtraceError."""
+    if rules.zones:
+        return ()
+    before = invalid_so_far(netns_path)
+    seen = look(netns_path, SECONDS)
+    counted = invalid_so_far(netns_path) - before
+    if counted < FEW:
+        return ()
+    own = {_short(address_bytes(one)) for one in local_addresses(netns_path)}
+    with enter(netns_path), open(LOOSE) as file:
+        loose = file.read().strip() != "0"
+    # A packet that is forwarded, or goes round through loopback, is copied twice.
+    once = [one for one in seen if (one.packet.src in own) == one.out or one.error]
+    found = sorted_out(netns_path, once, rules, loose)
+    fits = LEAST * counted <= sum(found.values()) <= MOST * counted + FEW
+    return tuple(replace(one, packets=n) for one, n in found.most_common()) if fits else ()
+
+
+def sorted_out(netns_path: str, seen: Iterable[Seen], rules: Told, loose: bool) -> Counter[Stray]:
+    """INVALID packets by whose they are and why, each kind with how many."""
+    packets = list(seen)
+    begun = {one.packet for one in packets if one.flags & (SYN | ACK) == SYN}
+    odd = [one for one in packets if _may_be_invalid(one, begun)]
+    unique = list(dict.fromkeys(one.packet for one in odd))
+    entries = dict(zip(unique, ctnetlink.lookup(netns_path, unique)))
+    found: Counter[Stray] = Counter()
+    for one in odd:
+        why = _why(one, entries[one.packet], loose)
+        if why is None:
+            continue
+        proto, port = proto_name(one.packet.proto), _service(one)
+        ways = {way for p, way, n in rules.untracked if (p, n) == (proto, port)}
+        if len(ways) == 2:
+            continue  # both directions are untracked: not INVALID
+        if ways and why not in ("checksum", "reply"):
+            why = "half-notrack"
+        found[Stray(address_text(_sixteen(one.sender)), proto, port, why, 0)] += 1
+    return found
+
+
+def _may_be_invalid(one: Seen, begun: set[Packet]) -> bool:
+    """Whether it is none that begins a flow, or ends one that it just refused."""
+    packet = one.packet
+    if one.bad or one.error:
+        return True
+    if packet.proto == UDP:
+        return False
+    if packet.proto == TCP:
+        asked = Packet(TCP, packet.dst, packet.src, packet.dport, packet.sport)
+        # The kernel deletes an entry whose only answer is a reset.
+        return one.flags & (SYN | ACK) != SYN and not (one.flags & RST and asked in begun)
+    return packet.dport >> 8 == ECHO[packet.proto][1]
+
+
+def _why(one: Seen, entry: Optional[Events], loose: bool) -> Optional[str]:
+    """Why conntrack calls it INVALID; None: it does not, or not for a reason that shows."""
+    packet, flags = one.packet, one.flags
+    if entry is not None and not one.bad:
+        row = entry[0]
+        forth = bytes(row["src"])[-len(packet.src) :] == packet.src and row["sport"] == packet.sport
+        if packet.proto != TCP or one.error or not forth or flags & RST:
+            return None
+        # The SYN was seen and no answer, or the SYN was not and what followed was picked up.
+        answers = flags & SYN and flags & ACK
+        return "one-way" if answers or (row["state"] == SYN_SENT and not flags & SYN) else None
+    tcp = packet.proto == TCP
+    reasons = (
+        ("checksum", one.bad),
+        ("error", one.error),
+        ("reply", not tcp),
+        ("rst", flags & RST),
+        ("syn-ack", flags & SYN),
+        ("fin", flags & FIN),
+        ("ack", not loose),
+    )
+    return next((why for why, so in reasons if so), None)
+
+
+def _service(one: Seen) -> int:
+    """The port that the packet's flow is about: of an answer where it comes from."""
+    packet = one.packet
+    if packet.proto not in (TCP, UDP):
+        return 0
+    if one.flags & SYN:
+        return packet.sport
+    return min(packet.sport, packet.dport)
+
+
+def _short(address: bytes) -> bytes:
+    return address[12:] if address.startswith(MAPPED_PREFIX) else address
+
+
+def _sixteen(address: bytes) -> bytes:
+    return address if len(address) == 16 else MAPPED_PREFIX + address
