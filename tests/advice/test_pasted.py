@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Final, cast
 
 import pytest
 
 from ctrace.advice.alternatives import placed, policy_alternative
 from ctrace.advice.facts import Facts
+from ctrace.beside import Left
 from ctrace.change.plan import CtTimeout, alone
 from ctrace.lab.namespaces import Lab, Node
 from ctrace.model import remedies
+from ctrace.model.causes import whole
+from ctrace.model.causes.beside import stale
+from ctrace.model.causes.facts import Facts as CauseFacts
 from ctrace.model.snapshot import Culprit, Remedy, Table
 from ctrace.ruleset import notrack_nft
 from ctrace.whatif.growth import Range
@@ -36,20 +44,38 @@ class Nothing:
     rising = fill
 
 
+WITHOUT: Final = {"notrack", "keep-alive", "change"}
+"""Kinds without commands: rules of NOTRACK are pasted elsewhere (test_by_hand.py)."""
+LASTING: Final = {**remedies.TIMEOUTS, **remedies.TUNNELS}
+"""Timeouts, and their defaults."""
+
+
+def logging() -> Remedy:
+    """As INVALID packets are found out about."""
+    table = Table(1, "here", 90, 10000, 4096, invalid=1000)
+    facts = cast(CauseFacts, SimpleNamespace(tables=(table,)))
+    (cause,) = whole.invalid(facts)
+    (found,) = cause.remedies
+    return found
+
+
 def every() -> list[Remedy]:
     """One of each kind that has commands, and of more than one service where rules could clash.
 
     Not those that are of the host's first namespace: they would change this machine.
     """
     table = Table(1, "here", 9000, 10000, 4096)
+    ends = (("192.0.2.1", "10.0.0.9"), ("2001:db8::1", "fd00::9"))
     found = [
         *(remedies.limit(replace(c, port=port), 100) for c in (TCP, UDP) for port in (1, 8063)),
         *(remedies.drop_service(c, 10) for c in (TCP, UDP)),
         *(remedies.drop_source(src, 1, 10) for src in ("192.0.2.1", "2001:db8::1")),
         *(remedies.syn_proxy(replace(TCP, port=port, direction=way))
           for port, way in ((443, "in"), (8443, "forward"))),
-        *(remedies.timeout(name, 1, old=remedies.TIMEOUTS[name] + 1000)
-          for name in remedies.TIMEOUTS),
+        *(remedies.timeout(name, 1, old=old + 1000) for name, old in LASTING.items()),
+        *(cause.remedies[0] for proto in ("tcp", "udp") for dst, backend in ends
+          for cause in stale(table, (Left(proto, dst, 53, backend, 40),))),
+        logging(),
         *(remedies.delete(c, 10, state=state, src=src)
           for c, state in ((TCP, "ESTABLISHED"), (UDP, ""))
           for src in ("", "192.0.2.1", "2001:db8::1")),
@@ -93,8 +119,8 @@ def pasted(node: Node, commands: tuple[str, ...], path: str) -> list[tuple[int, 
 
 def state(node: Node) -> tuple[str, ...]:
     """Rules and timeouts of a namespace."""
-    names = [f"net.netfilter.nf_conntrack_{name}" for name in remedies.TIMEOUTS]
-    names.append("net.netfilter.nf_conntrack_tcp_loose")
+    names = [f"net.netfilter.nf_conntrack_{name}" for name in LASTING]
+    names += [f"net.netfilter.nf_conntrack_{name}" for name in ("tcp_loose", "log_invalid")]
     return (node.run(["nft", "list", "ruleset"]), *(node.sysctl(name) for name in names))
 
 
@@ -113,8 +139,8 @@ def test_commands_work_as_pasted_wherever_the_shell_is(
     here, elsewhere = nodes
     shell = here if where == "here" else elsewhere
     facts = Facts(enter=("nsenter", f"--net={here.path}"))
-    for name in remedies.TIMEOUTS:
-        here.sysctl(f"net.netfilter.nf_conntrack_{name}", remedies.TIMEOUTS[name] + 1000)
+    for name, old in LASTING.items():
+        here.sysctl(f"net.netfilter.nf_conntrack_{name}", old + 1000)
     before, other = state(here), state(elsewhere)
     made = [
         placed(one, facts) if one.id != "ct-timeout" else policy_as_typed(one, facts)
@@ -128,6 +154,47 @@ def test_commands_work_as_pasted_wherever_the_shell_is(
         ordinary(one, pasted(shell, one.undo, path))
     assert state(here) == before
     assert state(elsewhere) == other
+
+
+def test_no_kind_of_remedy_is_left_out() -> None:
+    """Kinds that the source makes, wherever it does, against those that are pasted here."""
+    made = set()
+    for file in (Path(__file__).parents[2] / "ctrace").rglob("*.py"):
+        made |= set(re.findall(r"\bRemedy\(\s*\"([a-z-]+)\"", file.read_text()))
+    assert {one.id for one in every()} | {one.id for one in of_the_machine()} == made - WITHOUT
+    assert all(one.commands for one in every())
+
+
+def of_the_machine() -> list[Remedy]:
+    """Those for all namespaces, with what is so on this machine: they change nothing."""
+    size, buckets = (
+        int(Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").read_text())
+        for name in ("max", "buckets")
+    )
+    table = Table(1, "here", 10, size, buckets)
+    found = [remedies.larger(table, 2 * size), remedies.buckets(table)]
+    same = {"max": size, "buckets": buckets}
+    return [
+        replace(one, commands=tuple(
+            re.sub(r"(max|buckets)=\d+", lambda m: f"{m[1]}={same[m[1]]}", line)
+            for line in one.commands))
+        for one in found if one
+    ]  # fmt: skip
+
+
+def test_commands_for_the_machine_work_in_its_first_namespace_only(
+    nodes: tuple[Node, Node], path: str
+) -> None:
+    """They say so there, and change nothing."""
+    here, _ = nodes
+    facts = Facts(enter=("nsenter", f"--net={here.path}"))
+    machine = SimpleNamespace(enter=nullcontext)
+    for one in of_the_machine():
+        shown = placed(one, facts)
+        for lines in (shown.commands, shown.undo):
+            ordinary(one, pasted(cast(Node, machine), lines, path))
+            # sysctl(8) complains, and some of its versions exit with 0 all the same.
+            assert all(not said.endswith(": ") for _, said in pasted(here, lines, path))
 
 
 def policy_as_typed(one: Remedy, facts: Facts) -> Remedy:
