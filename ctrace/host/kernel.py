@@ -21,7 +21,7 @@ CAPABILITIES: Final = {
     "CAP_BPF": (39, "BPF programs and maps, from 5.8"),
     "CAP_SYSLOG": (34, "addresses of the kernel's functions"),
     "CAP_DAC_READ_SEARCH": (2, "files of other users"),
-    "CAP_NET_RAW": (13, "rules of iptables-legacy"),
+    "CAP_NET_RAW": (13, "rules of iptables-legacy; looks at INVALID packets"),
 }
 """Name to (bit, what it is for)."""
 _UNSEEN: Final = {
@@ -29,7 +29,7 @@ _UNSEEN: Final = {
     "CAP_SYS_ADMIN": "network namespaces other than this one",
     "CAP_SYS_PTRACE": "namespaces and sockets that only processes of others hold",
     "CAP_DAC_READ_SEARCH": "which processes of other users listen",
-    "CAP_NET_RAW": "rules of iptables-legacy",
+    "CAP_NET_RAW": "rules of iptables-legacy, and whose packets are INVALID",
 }
 """Capability to what stays unseen without it, where ctrace goes on working."""
 TUNABLES: Final = (
