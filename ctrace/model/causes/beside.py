@@ -77,8 +77,8 @@ def stale(
         yield Cause(
             id="stale-nat",
             text=f"{service}{where}: {about}{n:,} entries to {one.dst} are translated to "
-            f"{one.backend}, which no rule names any more ({share} of the table): their packets go there as long "
-            "as any come",
+            f"{one.backend}, which no rule names any more ({share} of the table): their packets go "
+            "there as long as any come",
             evidence=(
                 f"{about}{n:,} living entries with destination {one.dst}:{one.port} and replies "
                 f"from {one.backend}{_sample(table, part)}",
