@@ -71,8 +71,16 @@ class Stray:
 
 
 WHY: Final = (
-    "syn-ack", "fin", "rst", "ack", "reply", "error", "checksum", "one-way", "half-notrack",
-)  # fmt: skip
+    "syn-ack",
+    "fin",
+    "rst",
+    "ack",
+    "reply",
+    "error",
+    "checksum",
+    "one-way",
+    "half-notrack",
+)
 """A SYN-ACK, FIN, RST or ACK without an entry; an ICMP reply nobody asked for; an ICMP error about
 no known flow; a wrong checksum; a connection of which the table saw one direction only, because
 rules untrack the other (``half-notrack``) or for a reason that is not known."""
