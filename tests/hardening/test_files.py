@@ -16,6 +16,7 @@ import ctrace
 from ctrace import files
 from ctrace.errors import CtraceError
 from ctrace.recording.recorder.run import make_way
+from ctrace.recording.recorder.segments import FlightRecorder, Retention
 
 pytestmark = pytest.mark.slow
 
@@ -146,6 +147,19 @@ def test_what_is_in_the_way_of_a_recording(tmp_path: Path, recording: Path) -> N
     os.mkfifo(place)
     with pytest.raises(CtraceError, match="is a pipe, not a file"):
         make_way(str(place))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as sudo gives it")
+def test_a_ring_is_of_who_called_sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "4711")
+    monkeypatch.setenv("SUDO_GID", "4711")
+    FlightRecorder(str(tmp_path / "ring"), synthetic.header(), Retention(size=64 << 20)).close()
+    found = [tmp_path / "ring", *(tmp_path / "ring").iterdir()]
+    assert [path.stat().st_uid for path in found] == [4711, 4711]
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    FlightRecorder(str(theirs), synthetic.header(), Retention(size=64 << 20)).close()
+    assert theirs.stat().st_uid == 0
 
 
 RING = """

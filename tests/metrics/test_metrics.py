@@ -27,6 +27,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import ctrace
 from ctrace.batch import HookInfo, SelfCost
+from ctrace.change.condition import HOLDS, OFF, Condition
 from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
@@ -126,6 +127,18 @@ def test_an_export_has_the_families_and_values_of_a_scrape(tmp_path: Path) -> No
 def test_addresses_leave_only_when_asked_for() -> None:
     assert b"192.0.2." not in Exposition().text(snapshot())
     assert b"192.0.2.9" in Exposition(addresses=True).text(snapshot())
+
+
+def test_changes_that_share_a_label_are_one_series() -> None:
+    """Prometheus refuses a whole scrape that has a series twice."""
+    states = (HOLDS, HOLDS, OFF, HOLDS, OFF)
+    changes = [Condition(n, f"n{n}", state, (), "") for n, state in enumerate(states)]
+    text = Exposition(limit=1).text(snapshot(), changes).decode()
+    lines = re.findall(r"^ctrace_change_holds\{.*", text, re.M)
+    assert sorted(lines) == [
+        'ctrace_change_holds{netns="other",state="holds"} 1.0',
+        'ctrace_change_holds{netns="other",state="off"} 0.0',
+    ]
 
 
 def test_label_values_are_bounded_for_ever() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,3 +78,27 @@ def test_the_status_is_the_commands(tmp_path: Path, command: str, status: int) -
 def test_a_command_that_was_ended_for_another_reason_has_no_say(tmp_path: Path) -> None:
     held, _, status = recorded(tmp_path / "a", Steady(10), Until(events=100, command="sleep 600"))
     assert (held, status) == (100, 0)
+
+
+def test_a_terminal_that_goes_ends_it_whole(tmp_path: Path) -> None:
+
+    class Signalled(Steady):
+        def batches(self, interval: float) -> Iterator[Batch]:
+            for at, batch in enumerate(super().batches(interval)):
+                if at == 3:
+                    os.kill(os.getpid(), signal.SIGHUP)
+                yield replace(batch, until=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+    held, reason, _ = recorded(tmp_path / "a", Signalled(1), Until())
+    assert held >= 4
+    assert reason == "stopped by a signal"
+
+
+def test_nohup_keeps_it_going(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        command = f"kill -HUP {os.getpid()}; exit 3"
+        _, _, status = recorded(tmp_path / "a", Steady(0), Until(command=command))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert status == 3

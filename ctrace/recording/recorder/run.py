@@ -196,7 +196,8 @@ class _Over:
 
 @contextlib.contextmanager
 def _stops() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM ask for an end; a second one does not ask."""
+    """SIGINT and SIGTERM ask for an end, as does a terminal that goes (unless nohup keeps that
+    from us); a second one does not ask."""
     stop = threading.Event()
 
     def ask(_number: int, _frame: Optional[FrameType]) -> None:
@@ -207,7 +208,10 @@ def _stops() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    asking = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asking.append(signal.SIGHUP)
+    old = {number: signal.signal(number, ask) for number in asking}
     try:
         yield stop
     finally:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
+from ctrace import files
 from ctrace.batch import Batch
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError, UsageError
@@ -94,6 +95,18 @@ def _check(header: Header, triggers: tuple[Trigger, ...]) -> None:
             )
 
 
+def _make(directory: Path) -> None:
+    """The folder, of whoever asked for it, unless it is there."""
+    if directory.is_dir():
+        return
+    directory.mkdir(mode=0o700, parents=True)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        files.give_to_caller(fd)
+    finally:
+        os.close(fd)
+
+
 class FlightRecorder:
     """Writes segments into a directory, never more than its limit. A sink."""
 
@@ -103,7 +116,7 @@ class FlightRecorder:
         _check(header, retention.triggers)
         self._directory = Path(directory)
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(self._directory)
         except OSError as error:
             raise CtraceError(f"cannot create {directory}: {error.strerror}") from None
         self.path = directory

@@ -86,9 +86,9 @@ class Exposition:
             "1: what ctrace applied there is whole, or on trial; 0: see ctrace applied.",
             labels=["netns", "state"],
         )
-        for one in changes:
-            good = one.state in (HOLDS, ON_TRIAL)
-            holds.add_metric([self._netns(one.name), one.state], float(good))
+        # several may share ``other``, and a series may be there only once
+        for name, state in dict.fromkeys((self._netns(one.name), one.state) for one in changes):
+            holds.add_metric([name, state], float(state in (HOLDS, ON_TRIAL)))
         if changes:
             yield holds
 
