@@ -123,7 +123,7 @@ def _address(text: str) -> str:
             f"--{SOURCE} {text[:60]!r} is not an IPv4 or IPv6 address or prefix"
         ) from None
     if _no_source(found):
-        raise UsageError(f"--{SOURCE} {_short(found)} is no source outside this host")
+        raise UsageError(f"--{SOURCE} {_short(found)} is not a source outside this host")
     return _short(found)
 
 

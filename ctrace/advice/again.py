@@ -67,8 +67,8 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
             judged = judge.judge(subject)
             if judged.verdict not in GOOD:
                 raise CtraceError(
-                    f"the rules in {namespace.name} changed since the plan was made, and with "
-                    f"them {lever.proto}/{lever.port} is {judged.verdict}: "
+                    f"the rules in {namespace.name} changed since the plan was made, and "
+                    f"{lever.proto}/{lever.port} is {judged.verdict} now: "
                     f"{(judged.reasons or ('no reason was found',))[0]}"
                 )
             yield judged.lever

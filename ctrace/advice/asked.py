@@ -72,7 +72,7 @@ def _where(drop: Drop, views: Views, netns: Optional[int]) -> Table:
         met = {one.netns for one in _met(drop, views)}
         tables = [table for table in tables if table.netns in met]
     if not tables:
-        raise CtraceError(f"nothing of {drop} was seen: name the namespace with --netns")
+        raise CtraceError(f"no traffic of {drop} was seen: name the namespace with --netns")
     if len(tables) > 1:
         names = ", ".join(table.name or str(table.netns) for table in tables)
         raise CtraceError(f"several namespaces saw {drop}: choose one with --netns ({names})")

@@ -266,7 +266,7 @@ class LiveSource:
         Raises CtraceError once nf_conntrack was unloaded: its hooks went with it.
         """
         if self._module.changed():
-            raise CtraceError("nf_conntrack was unloaded, the hooks with it: start ctrace again")
+            raise CtraceError("nf_conntrack was unloaded, and its hooks with it: restart ctrace")
         only = self._wanted.netns
         self._every = netns.find()
         found = {one.inum: one for one in self._every if only is None or one.inum == only}

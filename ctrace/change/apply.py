@@ -217,7 +217,9 @@ def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]
     """
     note = notes.read(inum)
     if note is None:
-        raise CtraceError(f"no trial is running in netns:{inum}: ctrace applied lists what is")
+        raise CtraceError(
+            f"no trial is running in netns:{inum}: ctrace applied lists what is there"
+        )
     plan = plans.from_json(note.plan)
     namespace = locate(plan)
     with notes.locked(), inside(namespace):

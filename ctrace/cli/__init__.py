@@ -31,7 +31,7 @@ VERBS = {
     "whatif": "A recording through a model of the table, with other settings",
     "apply": "Apply a plan from advise; it reverts by itself unless confirmed",
     "confirm": "Keep what apply put in place",
-    "undo": "Remove everything that ctrace ever applied",
+    "undo": "Remove what ctrace applied, and nothing else",
     "applied": "List what ctrace has applied",
     "perf": "What connection tracking costs on this host, and where",
     "metrics": "OpenMetrics endpoint for Prometheus",

@@ -35,7 +35,7 @@ def sentence(verb: str) -> str:
     """For the verb's help."""
     needed = RIGHTS[verb]
     if not needed:
-        return "Rights: none but to read the files; no root."
+        return "Rights: no root; only to read the files."
     text = f"Rights: root, or {', '.join(needed)}."
     if verb in _NETLINK:
         text += (

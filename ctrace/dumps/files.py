@@ -335,5 +335,7 @@ def _solid(member: tarfile.TarInfo, inner: IO[bytes], budget: _Budget) -> IO[byt
     """A sparse member as a stream that counts; a mostly empty one is refused."""
     if member.size > FREE:
         size = f"{member.size >> 20:,} MiB"
-        raise CtraceError(f"{member.name} is a file of {size} that are nearly all holes: no text")
+        raise CtraceError(
+            f"{member.name} is a file of {size} that is nearly all holes: not a text dump"
+        )
     return cast(IO[bytes], _Counted(member.name, inner, budget, None))

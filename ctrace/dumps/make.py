@@ -27,8 +27,8 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
             reader.read(text)
         if len(found.hosts) > 1:
             raise CtraceError(
-                f"{', '.join(paths)} holds what {len(found.hosts)} hosts said "
-                f"({', '.join(sorted(found.hosts)[:5])}): unpack it, and give one host's folder"
+                f"{', '.join(paths)} holds output of {len(found.hosts)} hosts "
+                f"({', '.join(sorted(found.hosts)[:5])}): unpack it, and name one host's folder"
             )
         told = Told(found)
         if not _any(found):

@@ -42,7 +42,7 @@ def open_any(paths: Sequence[str]) -> Recorded:
     if all(known):
         return open_several(paths)
     if any(known):
-        raise CtraceError("recordings and texts together: make one of the texts with ctrace import")
+        raise CtraceError("recordings and texts cannot be read together: import the texts first")
     from ctrace.dumps.make import make
 
     with tempfile.TemporaryDirectory(prefix="ctrace-") as folder:

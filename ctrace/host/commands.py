@@ -58,7 +58,7 @@ def _ended(argv: Sequence[str], stdin: str, timeout: float) -> subprocess.Comple
             env={**os.environ, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
-        raise CtraceError(f"{argv[0]} did not come back within {timeout:.0f} s") from None
+        raise CtraceError(f"{argv[0]} did not finish within {timeout:.0f} s") from None
     except OSError as error:  # no process, memory or descriptor left
         raise CtraceError(f"{argv[0]} cannot be started: {error.strerror}") from None
 

@@ -25,8 +25,8 @@ def check(words: Iterable[str]) -> None:
     asked = {word.upper() for word in words}
     for word in sorted(asked - {*TOLD}):
         raise UsageError(
-            f"which entries held are {word[:20]!r} is not known: use {', '.join(TOLD[:-1])} or "
-            f"{TOLD[-1]}, or conntrack -L -u"
+            f"ctrace cannot tell which held entries are {word[:20]!r}: use "
+            f"{', '.join(TOLD[:-1])} or {TOLD[-1]}, or conntrack -L -u"
         )
     if "UNREPLIED" in asked and len(asked) > 1:
         raise UsageError("no entry is UNREPLIED and has seen a reply: ask for one of them")

@@ -218,7 +218,7 @@ def wait(snapshot: Snapshot, space: Space) -> None:
         while waiting:
             waiting = [one for one in waiting if not _is_local(link, *one)]
             if waiting and time.monotonic() > until:
-                raise CtraceError("the kernel did not put an address to work in time")
+                raise CtraceError("the kernel did not make an address usable in time")
             if waiting:
                 time.sleep(0.001)
 

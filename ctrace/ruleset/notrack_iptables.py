@@ -64,7 +64,7 @@ def restore(
     if any(isinstance(lever, Drop) for lever in plan.levers):
         raise UsageError("drops and limits need nftables: leave them out of an iptables plan")
     if any(isinstance(lever, Notrack) and lever.shared for lever in plan.levers):
-        raise UsageError("a port that translated connections may use, too, needs nftables")
+        raise UsageError("a port that translated connections may also use needs nftables")
     lines = ["*raw", *(f":{chain} - [0:0]" for chain in CHAINS)]
     for lever in plan.levers:
         if isinstance(lever, Notrack):

@@ -70,8 +70,8 @@ def of_recording(recorded: Recorded, levers: Levers, *, offset: int = 0) -> What
     """The same for a recording gathered before, so that several levers can be tried on it."""
     if not len(recorded.flows) or recorded.seconds <= 0:
         raise CtraceError(
-            "no entry came or went in the recording, so there is nothing to model: of texts, two "
-            "dumps some seconds apart or conntrack -E -o timestamp tell"
+            "no entry came or went in the recording, so there is nothing to model: from texts it "
+            "takes two dumps some seconds apart, or conntrack -E -o timestamp"
         )
     if not recorded.readings.timed:
         recorded = aligned(recorded)

@@ -53,7 +53,7 @@ def test_help_explains_every_option(verb: str) -> None:
         (["trace", "-p", "bogus"], "unknown protocol 'bogus'"),
         (["trace", "-s", "not-an-address"], "is not an address or prefix"),
         (["trace", "-s", "10.0.0.1", "-6"], "no flow can match both"),
-        (["top", "-u", "OFFLOAD"], "which entries held are 'OFFLOAD' is not known"),
+        (["top", "-u", "OFFLOAD"], "ctrace cannot tell which held entries are 'OFFLOAD'"),
         (["top", "-u", "ASSURED,UNREPLIED"], "no entry is UNREPLIED and has seen a reply"),
         (["top", "-u", "SLEEPY"], "unknown status 'SLEEPY'"),
         (["record", "-o", "/nonexistent/x", "-u", "ASSURED"], "-u can't choose what is recorded"),

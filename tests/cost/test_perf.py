@@ -194,7 +194,7 @@ def test_a_change_is_told_against_an_earlier_answer(tmp_path: Path) -> None:
 def test_what_is_no_earlier_answer_is_one_clear_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x"
     path.write_text(text)
-    with pytest.raises(CtraceError, match="is no measurement"):
+    with pytest.raises(CtraceError, match="is not a measurement"):
         load(str(path))
     with pytest.raises(CtraceError, match="cannot read"):
         load(str(tmp_path / "none"))

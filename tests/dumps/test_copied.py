@@ -210,7 +210,7 @@ def test_hosts_of_one_bundle_are_not_taken_for_one(kind: str, packed: bool, tmp_
         given = tmp_path / "bundle"
         with tarfile.open(path) as archive:
             archive.extractall(given)
-    with pytest.raises(CtraceError, match=r"what 2 hosts said .*web1.*web2.*one host's folder"):
+    with pytest.raises(CtraceError, match=r"output of 2 hosts .*web1.*web2.*one host's folder"):
         told(given)
     if not packed:
         one = given / names[0].partition("web1")[0]

@@ -69,8 +69,8 @@ class NetfilterCapture(BpfCapture):
         ranges = [layout.function_range(name) for name in _FUNCTIONS]
         if ranges[0] is None:
             raise CtraceError(
-                "nf_conntrack_free is not in /proc/kallsyms: load nf_conntrack "
-                "(modprobe nf_conntrack), and see that CAP_SYSLOG is held and kptr_restrict not 2"
+                "nf_conntrack_free is not in /proc/kallsyms: load nf_conntrack (modprobe "
+                "nf_conntrack), and check that CAP_SYSLOG is held and kptr_restrict is not 2"
             )
         code = programs.instructions(
             "netfilter_hooks.c",

@@ -62,9 +62,9 @@ def command(
 ) -> None:
     """Measure what connection tracking costs here, and where that time goes.
 
-    Time that packets spend in it, its share of CPU time, the hash table's chains, how late
-    expired entries are collected, waits for its locks. Attaches timers and a sampler for the
-    given time, which cost a few hundred nanoseconds a packet while they last.
+    It shows the time that packets spend in conntrack, its share of CPU time, the hash table's
+    chains, how late expired entries are collected, and waits for its locks. The timers and the
+    sampler that it attaches for that long cost a few hundred nanoseconds a packet.
 
     \b
     Examples:

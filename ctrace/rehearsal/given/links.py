@@ -89,7 +89,7 @@ def _device(found: Links, head: re.Match[str], body: list[str]) -> None:
     if not re.fullmatch(r"[\w.+-]+", name):
         raise CtraceError(f"an interface is called {name!r}")
     if link is None or link[1] not in TYPES:
-        raise CtraceError(f"what kind of interface {name} is, is not told: give ip -d addr")
+        raise CtraceError(f"the kind of interface {name} is unknown: give ip -d addr")
     kind = TYPES[link[1]]
     detailed = any(" promiscuity " in line or " minmtu " in line for line in (*body, rest))
     what = next(

@@ -116,7 +116,8 @@ def _made(given: Given, links: Links) -> Rebuilt:
     unloaded = modules.missing(nft, saves, ipsets)
     if unloaded:
         raise CtraceError(
-            f"modules are not loaded here, and none is unasked: modprobe -a {' '.join(unloaded)}"
+            "modules that it needs are not loaded here, and ctrace loads none unasked: "
+            f"modprobe -a {' '.join(unloaded)}"
         )
     bare = Snapshot(tuple(links.devices), (), (), (), (), (), (), (), (), (), ())
     space = Space()
@@ -211,7 +212,7 @@ def _of_json(text: str, without: set[tuple[str, str]]) -> str:
                 continue
             if '"xt": ' in (line := json.dumps(item)) and '"expr"' in line:
                 raise CtraceError(
-                    "nft's JSON lacks what iptables' extensions are told: give iptables-save, too"
+                    "nft's JSON lacks what iptables' extensions were given: add iptables-save"
                 )
             if int(body.get("size") or 0) > safe.MOST_ELEMENTS:
                 raise CtraceError(f"set {body.get('name')} is too large")

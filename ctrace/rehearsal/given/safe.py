@@ -55,7 +55,7 @@ def nft(text: str, without: set[tuple[str, str]]) -> str:
             raise CtraceError(f"the nft rules name a host, {name[:40]}: no listing does")
     if re.search(r"\bxt (match|target) ", bare) or "# xt_" in kept:
         raise CtraceError(
-            "nft's text lacks what iptables' extensions are told: give iptables-save, too"
+            "nft's text lacks what iptables' extensions were given: add iptables-save"
         )
     # An element that expires would do so in the middle of a rehearsal.
     return _EXPIRES.sub("", kept)

@@ -45,7 +45,7 @@ def load(path: str) -> Perf:
         raise CtraceError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError, Damaged):
         raise CtraceError(
-            f"{path} is no measurement: make one with ctrace perf -o FILE.json"
+            f"{path} is not a measurement: make one with ctrace perf -o FILE.json"
         ) from None
 
 
