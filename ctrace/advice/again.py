@@ -1,8 +1,7 @@
 """A plan judged again, by the rules and the table of its namespace as they are now.
 
-As a process of its own (the guard starts it) it looks at a confirmed change whose rules around
-changed: it takes one off that is not safe any more, and puts one back whose accepts a reload
-dropped.
+The guard runs it as a process of its own when the rules around a confirmed change have changed. It
+takes off a change that is no longer safe, and puts back one whose accepts a reload dropped.
 """
 
 from __future__ import annotations

@@ -375,8 +375,8 @@ def _take_back(namespace: Namespace, note: Optional[notes.Note]) -> None:
 def start_guard(inum: int) -> None:
     """A process of its own that watches the change (:mod:`ctrace.change.guard`).
 
-    It guards from the moment on at which this returns; where one still guards an earlier change
-    it waits for that to end. Raises CtraceError.
+    It is the guard as soon as this returns; where another still guards an earlier change, it waits
+    for that one to end. Raises CtraceError.
     """
     lock = notes.claim(inum)
     locks = () if lock is None else (lock,)

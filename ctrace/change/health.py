@@ -138,14 +138,14 @@ def compare(
 ) -> Verdict:
     """Judge a window of about a second after the change by what was normal before.
 
-    Counts are compared as Poisson counts: a change is one of more than four
-    standard deviations and to less than a fifth (a fall) or more than double (a rise):
-    rules that break a service stop it, while a load that only ebbs is none of ours.
+    Counts are compared as Poisson counts. A change counts when it is more than four standard
+    deviations, and a fall to less than a fifth or a rise to more than double: rules that break a
+    service stop it, while a load that only ebbs is not our doing.
 
-    Resets and retransmissions of connections older than the change, or of the plan's
-    own services, are no sign by themselves; and where the table refused packets before
-    and does so less now, they are what the relief sets free: clients that gave up
-    meanwhile, and segments that had been waiting.
+    Resets and retransmissions of connections older than the change, or of the plan's own services,
+    prove nothing by themselves. Nor do they where the table refused packets before and refuses
+    fewer now: then they come from clients that gave up meanwhile, and segments that had been
+    waiting.
     """
     window = _Window(before, after)
     worse, seen = window.falls(levers)

@@ -48,10 +48,10 @@ def _dropped(drop: Drop) -> list[tuple[str, ...]]:
 
 
 def undo_line(plan: Plan) -> str:
-    """What a person types to remove all of this plan's rules without ctrace: one shell line.
+    """One shell line that removes all of this plan's rules without ctrace.
 
-    Accepts in other tables are found by their comments and deleted as the tool itself
-    prints them, so the line also fits after rules of others came and went.
+    Accepts in other tables are found by their comments and deleted as the tool itself prints them,
+    so the line still works after other rules came and went.
     """
     steps = []
     if plan.backend == "nft":

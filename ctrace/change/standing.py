@@ -1,6 +1,6 @@
 """Whether NOTRACK and the accepts that it needs are still in place together.
 
-Accepts stand in chains of others, and go when those are loaded anew: ufw, firewalld,
+Accepts stand in other tools' chains, and go when those are reloaded: ufw, firewalld,
 iptables-restore, kube-proxy. NOTRACK in a table of ours would stay, and cut its service off.
 """
 

@@ -56,7 +56,7 @@ def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> s
 
 
 def block(plan: Plan, enter: Sequence[str] = ()) -> str:
-    """What puts a plan in place for good, to paste into root's shell, with what undoes it.
+    """Commands to paste into a root shell: they put a plan in place for good, or undo that.
 
     Made of the very texts that apply runs. ``enter`` as for :func:`describe`.
     """
@@ -69,9 +69,9 @@ def block(plan: Plan, enter: Sequence[str] = ()) -> str:
 
 
 def steps(plan: Plan, seconds: Optional[int]) -> list[notrack.Step]:
-    """What is run, in order: accepts of other tools first, the untracking rules last.
+    """The commands in order: accepts of other tools first, the untracking rules last.
 
-    For ``seconds`` from now; the kernel disarms them :data:`BACKSTOP_S` later. None: they stay.
+    They hold for ``seconds`` (None: for good); the kernel disarms them :data:`BACKSTOP_S` later.
     """
     late = None if seconds is None else seconds + BACKSTOP_S
     found = []

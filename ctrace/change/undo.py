@@ -48,8 +48,8 @@ def applied(only: Optional[int] = None) -> list[Applied]:
 def _read(namespace: Namespace) -> Optional[tuple[Namespace, Installed]]:
     """What is ours in a namespace, and a path to it; None when it is gone. Raises CtraceError.
 
-    A path by way of a process ends with the process, which may be the last command that
-    was run in there: the namespace is looked for again.
+    A path through a process ends with the process, which may be the last command that was run in
+    there: then the namespace is looked for again.
     """
     for _ in range(LOOKS):
         try:

@@ -1,10 +1,9 @@
 """A change on trial, looked at once a second: the namespace's counters, its own rules, probes.
 
 Each look reads files of /proc and one small table; nothing is dumped unless something rose. Where
-no load tells how the services fare, connections of our own do: only what answered before the
-change is asked again, this host's own addresses for what it serves, and for what it calls the
-servers that it was seen to call. What comes from outside can't be tried from here; for that there
-is the rehearsal.
+there is no load to judge by, ctrace opens connections of its own, and only to targets that answered
+before the change: this host's own addresses for what it serves, and the servers that it was seen to
+call. What comes from outside can't be tried from here; the rehearsal does that.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ class Watch:
             self.last = self._sample()[0]
 
     def look(self, listen_s: float = 0.0) -> health.Verdict:
-        """What has become of things since the last look. Raises CtraceError.
+        """The verdict on the time since the last look. Raises CtraceError.
 
-        ``listen_s``: how long new entries are listened to, which should not come.
+        ``listen_s``: how long to listen for new entries of the services, which should not come.
         """
         fresh = 0
         if listen_s:

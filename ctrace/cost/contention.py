@@ -1,10 +1,8 @@
 """Who waits for conntrack's locks, and for how long (tracepoints of Linux 5.19).
 
-With symbols of data (KALLSYMS_ALL) a lock is known by its address. Without, every
-wait for a spin lock is taken, and those kept whose waiting code is conntrack's.
-
-A wait is timed from when its stack has been taken, some microseconds after it began:
-what is told is a little less than it was.
+With symbols of data (KALLSYMS_ALL) a lock is known by its address. Without, every wait for a spin
+lock is taken, and those kept whose waiting code is conntrack's. A wait is timed from when its stack
+has been taken, some microseconds after it began, so what is reported is slightly too short.
 """
 
 from __future__ import annotations

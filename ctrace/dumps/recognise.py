@@ -1,8 +1,8 @@
-"""Which line is what: entries are told by themselves, the rest also by what it follows.
+"""Which line is what: entries are recognised by themselves, the rest also by what precedes it.
 
-A text may be one file, a pasted terminal, or the output of a loop; so each line is
-looked at by itself, and a prompt, a file's name or a heading only says what a bare
-number or a table without a head belongs to.
+A text may be one file, a pasted terminal, or the output of a loop; so each line is looked at by
+itself, and a prompt, a file's name or a heading only says what a bare number or a table without a
+head belongs to.
 """
 
 from __future__ import annotations

@@ -32,10 +32,10 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def owner(key: int, comm: str, cgroup_id: int, path: str = "") -> Owner:
-    """What is known of the process behind a record's ``owner`` key.
+    """What is known about the process behind a record's ``owner`` key.
 
-    ``comm``, ``cgroup_id`` and the end of the cgroup's ``path`` are as captured in the
-    kernel; the path serves when the cgroup has gone, as a container's does.
+    ``comm``, ``cgroup_id`` and the end of the cgroup's ``path`` are as captured in the kernel; the
+    path is used when the cgroup has gone, as a container's does.
     """
     pid = key >> 32
     alive = key != 0 and _is(pid, key)

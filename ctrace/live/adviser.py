@@ -1,8 +1,8 @@
-"""Advice for a screen: made from the feed's model; live, tried out and kept by typed words.
+"""Advice for a screen, made from the feed's model. On a live host it can be tried and kept.
 
-A change made from the screen is the same trial as that of ``ctrace apply``: the kernel
-takes it back by itself unless it is kept, its guard watches it every second meanwhile, and
-leaving the screen before it was kept takes it back at once.
+A change made from the screen is the same trial as that of ``ctrace apply``: the kernel takes it
+back by itself unless it is kept, its guard watches it every second meanwhile, and leaving the
+screen before it was kept takes it back at once.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ _DROPS = [int(reason) for reason, kind in KIND_OF.items() if kind == Kind.DROP]
 class ReplayFeed:
     """A :class:`ctrace.live.protocol.Feed` that :class:`~ctrace.live.protocol.Travels`.
 
-    One thread plays; the methods only say what is wanted. Going back means playing
-    from the last copy of the model before that moment, at full speed.
+    One thread plays; the methods only leave requests for it. To go back, it starts from the last
+    copy of the model before that moment and plays on at full speed.
     """
 
     def __init__(

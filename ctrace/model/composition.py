@@ -42,9 +42,10 @@ def error(share: float, n: int) -> float:
 
 
 def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
-    """Of a key that holds so many at ``until`` (ns), ``older`` of them from before the start.
+    """The composition of what a key holds at ``until`` (ns).
 
-    Entries of the dump at the start tell of what is held while nearly all of it is so old.
+    ``older`` of its entries are from before the start. The dump at the start speaks for what is
+    held only while nearly all of it is that old.
     """
     if older < 0.9 * held:
         looks = looks[~looks["older"]]

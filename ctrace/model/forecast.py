@@ -74,9 +74,9 @@ class Forecast:
 def forecast(  # noqa: PLR0911 - each way of not knowing by itself
     readings: list[Reading], limit: int, stays: Callable[[], Optional[Staying]]
 ) -> Forecast:
-    """From readings of about a second, oldest first; nothing where they do not rise.
+    """The forecast from readings about a second apart, oldest first; none where they do not rise.
 
-    ``stays`` is asked only where they do: most of many tables stand still.
+    ``stays`` is called only where they do: most of many tables stand still.
     """
     if not limit or len(readings) < LEAST:
         return Forecast()

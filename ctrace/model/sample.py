@@ -1,8 +1,8 @@
 """An even sample of the entries in the tables, as looks at them found them.
 
-What has ended is no witness for what is held: while entries outlive the time observed, those
-that ended are the odd ones. So shares of what is held, the ages of the living and the time that
-they have left come from here: from entries that a walk over the hash table met
+Entries that ended say little about those that are held: while entries outlive the time observed,
+those that ended are the odd ones. So shares of what is held, the ages of the living and the time
+that they have left come from here: from entries that a walk over the hash table met
 (:data:`~ctrace.record.Kind.MET`), and from those of the dump at the start.
 """
 

@@ -144,11 +144,10 @@ class Recording(Headed):
     def columns(self, *names: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Some fields of every event, one dict of equally long arrays per block.
 
-        ``names`` are those of :data:`ctrace.record.RECORD`. Only what these need is read:
-        two columns pass at well over a hundred million events a second. Fields that a
-        row's kind has not (``owner`` of a destroy, ``idle_ms`` of an insert) are 0.
-
-        Raises CtraceError for a name that there is not.
+        ``names`` are those of :data:`ctrace.record.RECORD`. Only what these need is read: two
+        columns pass at well over a hundred million events a second. Fields that a row's kind lacks
+        (``owner`` of a destroy, ``idle_ms`` of an insert) are 0. Raises CtraceError for an unknown
+        name.
         """
         scan = Scan(names)
         for place in self._of_kind(BlockKind.BATCHES):

@@ -213,10 +213,11 @@ class _Pass:
         """The namespace with the highest fill so far, and that fill when it was last examined."""
 
     def look(self, batch: Batch) -> None:
-        """Before the model has it: what shows only now that the moment before was telling.
+        """Take a snapshot before the model has this batch, if it shows that the moment before
+        mattered.
 
-        A snapshot of many namespaces is costly, so there is one where a fill stops rising, and
-        one before the first refusal.
+        A snapshot of many namespaces is costly, so there is one where a fill stops rising, and one
+        before the first refusal.
         """
         self._new = new = self._counted_in(batch)
         if new[_DROPS].any() and not self.drops and self.until:

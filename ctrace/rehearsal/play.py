@@ -275,9 +275,10 @@ calls from the service's port use them: one with the ports of another's entry wo
 
 
 def renumbered(talks: Sequence[Talk], ephemeral: tuple[int, int]) -> list[Talk]:
-    """The same from source ports of their own (0: an ephemeral one, 1: one below 1024).
+    """The same conversations from source ports of their own (0: an ephemeral one, 1: one below
+    1024).
 
-    Or one would find another's entry, or its translation taken.
+    Otherwise one would find another's entry, or its translation taken.
     """
     first = max(ephemeral[0], 1024) + KEPT_FREE
     low, high, last = 600, first, max(ephemeral[1] - KEPT_FREE, first)

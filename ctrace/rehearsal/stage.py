@@ -1,8 +1,8 @@
-"""A copy of a namespace in which packets are sent, and it is seen what became of them.
+"""A copy of a namespace in which packets are sent and their fate is observed.
 
-What arrives or would leave is dropped in chains of ours, which come last and tell what they
-saw through nf_tables' own trace: no further module is needed, nothing is written to a log, and
-nobody answers. The whole of it hangs on file descriptors and is gone with them.
+What arrives or would leave is dropped in chains of ours, which come last and report what they saw
+through nf_tables' own trace: no further module is needed, nothing is written to a log, and nobody
+answers. The whole of it hangs on file descriptors and is gone with them.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def addresses(snapshot: Snapshot, space: Space) -> list[str]:
 
 
 def wait(snapshot: Snapshot, space: Space) -> None:
-    """Until the kernel has put its IPv6 addresses to work, which it does beside.
+    """Wait until the kernel has made its IPv6 addresses usable, which it does in the background.
 
     Raises CtraceError when it never does (addrconf_dad_work, net/ipv6/addrconf.c).
     """

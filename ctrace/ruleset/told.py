@@ -1,8 +1,8 @@
-"""What rules say of connections that the table alone does not: limits of their own, what they
+"""What rules say about connections that the table alone does not: limits of their own, what they
 drop as INVALID, and where destination NAT leads now.
 
-Of what the tools print (:func:`ctrace.ruleset.reader.dump`): counters stand only in rules that
-have one, and a rule without one tells nothing of how often it was met.
+It is read from what the tools print (:func:`ctrace.ruleset.reader.dump`). Counters stand only in
+rules that have one; a rule without one does not show how often it was met.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much wider a what-if's range is than the kernel's lazy collection makes it.
 
-Four things are not known: how well the model foretells this load (its second half from its first),
-what those became that did not end, what those are that nothing tells of, and that the same load
-would not come twice quite alike.
+Four things are not known: how well the model predicts this load (its second half from its first),
+how the entries went on that did not end, what the entries are that nothing was seen of, and how
+much the same load would differ if it came again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Flows that did not end in a recording: how, and when, they would have.
 
-What has ended is no witness for what lives: the short-lived ended first. So an entry that lives
-at the end is known by what a look found in it; else by looks at others of the same age; else by
-others that ended and had stayed longer than it has; and else not at all.
+Entries that ended say little about those that live, because the short-lived end first. So what a
+look found in a living entry counts; else looks at others of the same age; else others that ended
+after a longer stay; else its end is unknown.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class _Fates:
 
 
 def completed(flows: Flows, looks: Looks, seconds: float) -> Flows:
-    """The flows with what the ends would have told of those whose end was not seen.
+    """The flows, with an end for those whose end was not seen.
 
-    Their ``basis`` is :data:`Basis.NOTHING` as long as nothing tells; so it stays for flows that
-    are like none that ended or was looked at: they keep an unknown end (inf).
+    Their ``basis`` is :data:`Basis.NOTHING` where nothing is known, as for flows unlike any that
+    ended or was looked at: these keep an unknown end (inf).
     """
     if not (flows.basis == Basis.NOTHING).any():
         return flows

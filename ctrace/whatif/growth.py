@@ -1,7 +1,7 @@
-"""Tables that keep growing: entries that come, and stay longer than anybody watches.
+"""Tables that keep growing: entries come, and stay longer than anybody watches.
 
-An entry whose timeout is an hour or more doesn't expire while one watches. As many may leave as
-come, or fewer: then the table rises until it is full, and where it stands now is no prediction.
+An entry whose timeout is an hour or more doesn't expire while one watches. If fewer leave than
+come, the table rises until it is full, and its present fill is no prediction.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How far predictions are off: the rest of a recording, predicted from its first half.
 
-Told is what tried to enter, as a what-if takes that from the recording, too. When entries leave is
-foretold: those that lived at the half as they were known then, and those that came later as one
-that came before, drawn at random. What the kernel counted is the judge.
+What tried to enter is given, as in a what-if. When entries leave is predicted: for those alive at
+half-time from what was known of them then, for later ones from an earlier one drawn at random. The
+kernel's own counts are the judge.
 """
 
 from __future__ import annotations

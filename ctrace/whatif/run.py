@@ -156,10 +156,10 @@ def _part(recorded: Recorded) -> float:
 
 
 def aligned(recorded: Recorded) -> Recorded:
-    """The table readings of a recording that does not tell their times, moved to them.
+    """The table readings of a recording without their times, moved to where they belong.
 
-    A reading was taken a moment after the time that its batch covers: how long, at
-    most a second or two on a loaded host, is where the counts fit the events best.
+    A reading was taken a moment after the time that its batch covers, at most a second or two on a
+    loaded host; the delay used is the one at which the counts fit the events best.
     """
     flows, readings = recorded.flows, recorded.readings
     best = np.zeros(len(SKEWS))

@@ -111,10 +111,10 @@ def next_interval(remaining: F64, weights: Optional[F64] = None) -> float:
 def collected(
     prompt: float, expiring: float, interval: float, limit: float = math.inf
 ) -> tuple[float, float]:
-    """Entries held when ``prompt`` of them have not expired and ``expiring`` a second do.
+    """Entries held when ``prompt`` of them have not expired and ``expiring`` expire each second.
 
-    Lowest: each is collected at once; highest: only a whole ``interval`` later. What
-    really happens is between.
+    Returns the lowest (each is collected at once) and the highest (only after a whole
+    ``interval``); the truth lies between.
     """
     return min(prompt, limit), min(prompt + expiring * interval, limit)
 

@@ -1,6 +1,6 @@
 """Reads namespaces again and again, in a thread beside the capture.
 
-Reads only. What took long to read is read again the later.
+Reads only. What takes long to read is read less often.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ def _begin(table: HeavyTable, netns: int) -> None:
 
 
 def _leave_to_openers(table: HeavyTable, netns: int) -> tuple[int, int]:
-    """Of what was found of each service, which counts as nobody's, give the openers theirs.
+    """Give the processes behind a service their part of what was found of it, which counts as
+    nobody's.
 
     Returns what they held before, and after.
     """

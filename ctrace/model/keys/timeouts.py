@@ -1,8 +1,8 @@
 """Which entries do not have the timeout that the kernel's settings give them now.
 
-How long an entry was idle is told from the timeout in force at its end. That is another one than
-it had where the setting was lowered meanwhile, or a ``ct timeout`` policy chose it; a look at a
-living entry tells both: what it has left is more than the timeout in force, or its policy is seen.
+How long an entry was idle is derived from the timeout in force at its end. The entry had another
+one where the setting was lowered meanwhile, or a ``ct timeout`` policy chose it. A look at a living
+entry shows both: it has more time left than the timeout in force, or its policy is seen.
 """
 
 from __future__ import annotations

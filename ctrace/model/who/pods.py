@@ -28,9 +28,9 @@ Known = Mapping[str, str]
 
 
 class Pods:
-    """Whose addresses are known: those that one namespace alone has, and no local ones.
+    """Pods by their addresses: those that only one namespace has, without local ones.
 
-    What a namespace had that went is its own until another comes with it.
+    An address stays its pod's after the namespace went, until another namespace comes with it.
     """
 
     def __init__(self) -> None:

@@ -53,7 +53,7 @@ def host_facts() -> dict[str, str]:
 
 
 def rulesets(spaces: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """(namespace, rules and facts as text) of (inode, path) pairs; what can't be read is left out.
+    """(namespace, rules and facts as text) for each (inode, path); what can't be read is left out.
 
     The text is what ``ctrace advise FILE`` reads back.
     """

@@ -206,13 +206,12 @@ class FlightRecorder:
         return writer
 
     def _put(self, batch: Optional[Batch]) -> None:
-        """Write a batch, whatever has to go for it; None: what was taken so far.
+        """Write a batch, dropping whatever it takes; None writes what was taken so far. Raises
+        CtraceError.
 
-        Raises CtraceError when nothing helps.
-
-        On a disk that is full, and has no older segment any more, the one being written goes:
-        a new one begins with who is alive. Where even that has no room, it begins without
-        them, and the batch's events are counted as lost; the counters stay exact.
+        On a disk that is full, and has no older segment any more, the one being written goes: a new
+        one begins with who is alive. Where even that has no room, it begins without them, and the
+        batch's events are counted as lost; the counters stay exact.
         """
         try:
             if batch is None:
@@ -384,7 +383,7 @@ class FlightRecorder:
     def _kernel(self, name: str, batch: Batch) -> bool:
         """Whether the kernel's own counter rose: hooks may not see every kind of drop.
 
-        It tells nothing of the flows that a filter chose among a namespace's.
+        It says nothing about the flows that a filter chose among a namespace's.
         """
         if self._header.flow_filter:
             return False

@@ -1,8 +1,8 @@
 """A namespace of our own with the interfaces, routes, settings and rules given as texts.
 
-It is then read as every namespace is, and is gone: what is rehearsed is what the kernel made of
-the texts. Nothing is filled in that they lack; then there is no copy, and it is told what is
-lacking.
+It is then read as every namespace is, and removed: what is rehearsed is what the kernel made of the
+texts. Nothing that they lack is made up: then there is no copy, and the reason names what is
+missing.
 """
 
 from __future__ import annotations

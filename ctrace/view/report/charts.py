@@ -135,7 +135,7 @@ def holders_over_time(review: Review, told: list[Moment]) -> str:
 
 
 def _marks(review: Review, told: list[Moment]) -> list[Mark]:
-    """Of the moments within the time that the charts show."""
+    """The moments of the story that lie within the charts' time."""
     return [
         Mark(one.ts, one.letter)
         for one in told

@@ -13,7 +13,7 @@ from ctrace.view import format as fmt
 
 
 def diff_text(found: Comparison, limit: int) -> Group:
-    """The sums, then the keys that changed the table most."""
+    """The sums, then the keys that changed most in the table."""
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column(found.group)
     for name in ("held", "", "new/s", "", "refused/s", "", "life", "", "stays", ""):

@@ -35,7 +35,7 @@ def detail_lines(
 ) -> list[Text]:
     """The page as lines. ``stale`` says why its numbers are not of this moment.
 
-    ``rates`` are its new entries per second, oldest first, as far as they were seen.
+    ``rates`` are its new entries per second, oldest first, for as long as they were seen.
     """
     p = palette
     out = [_title(culprit, width, p)]
