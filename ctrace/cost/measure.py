@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, Optional, TypeVar
+from typing import Final, Optional, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from ctrace.host import netns
 from ctrace.host.tables import TableReader
 from ctrace.kernel.symbols import Symbols, is_tracer
 from ctrace.record import Events, Kind, Reason, proto_name
-from ctrace.recording.recorder.run import Sink
 
 KEPT: Final = 1 << 18
 """Delays of expired entries that are kept, an even sample of all."""
@@ -246,6 +245,13 @@ class Measurement:
             name = names.get(row.netns, str(row.netns))
             found.append(model.hash_table(name, row.count, row.buckets, change))
         return tuple(found)
+
+
+class Sink(Protocol):
+    """A recording that is being made."""
+
+    def measurement(self, host: str, perf: model.Perf) -> None:
+        """Take a measurement of what conntrack cost so far."""
 
 
 class Beside:

@@ -6,7 +6,7 @@ scope picks the sums that can answer it; one that no sums can answer is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
@@ -78,7 +78,3 @@ class Scope:
             value, bits = network_words(network)
             keep &= ((key[:, :2] & bits) == value).all(axis=1)
         return keep
-
-    def without_ends(self) -> Scope:
-        """The same for keys without an address."""
-        return replace(self, src=(), dst=())

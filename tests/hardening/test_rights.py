@@ -31,13 +31,17 @@ def test_netlink_in_its_own_namespace_needs_net_admin_alone() -> None:
         a, b = lab.namespace("a", track=True), lab.namespace("b")
         lab.link(a, b)
         argv = with_only(",+net_admin", "trace", "--hooks", "netlink", "--count", "20",
-                         "--kinds", "insert", "--duration", "60")  # fmt: skip
+                         "--kinds", "insert", "--duration", "120")  # fmt: skip
         tracing = a.start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        first = 20_000
-        while tracing.poll() is None and first < 60_000:  # until it listens
-            traffic.udp_flows(a, (b.addresses["a"][0], 9), 20, first_port=first)
-            first += 20
-        out, said = tracing.communicate(timeout=120)
+        assert tracing.stderr is not None
+        said = b""
+        while b"listening with" not in said:
+            line = tracing.stderr.readline()
+            assert line, said
+            said += line
+        traffic.udp_flows(a, (b.addresses["a"][0], 9), 20)
+        out, rest = tracing.communicate(timeout=240)
+        said += rest
     assert tracing.returncode == 0, said
     inserts = [line for line in out.decode().splitlines() if " insert " in line]
     assert len(inserts) == 20

@@ -22,7 +22,6 @@ LARGER = {
     "cli/watch/metrics.py: command, lines": 69,
     "cli/watch/top.py: command, lines": 82,
     "model/keys/details.py: details, lines": 69,
-    "model/model.py": 490,
     "model/model.py: Model.snapshot, lines": 70,
     "model/snapshot.py": 490,
     "view/report/cost_html.py: perf_html, lines": 64,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect, bisect_left
 
 import numpy as np
 import numpy.typing as npt
@@ -111,11 +111,11 @@ def test_survival_is_the_textbooks(ends: list[float], ages: list[float]) -> None
     curve = stays.survival(histogram, len(ends), stays.Living(np.array(ages), len(ages)))
     share, wanted, edges = 1.0, [1.0], EDGES.tolist()
     living = [bisect(edges, x) - 1 for x in ages]
-    places = [*living, *(bisect(edges, x) - 1 for x in ends)]
+    places = sorted([*living, *(bisect(edges, x) - 1 for x in ends)])
     for at in range(len(EDGES) - 1):
-        risk = sum(place >= at for place in places)
+        risk = len(places) - bisect_left(places, at)
         gone = int(histogram[at])
-        stay = living.count(at)
+        stay = living.count(at) if gone else 0
         if risk >= stays.FEW and gone:
             share *= 1 - min(1.0, gone / (risk - stay / 2))
         wanted.append(share)

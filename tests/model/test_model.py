@@ -14,7 +14,8 @@ from kit.shapes import NETNS, SECOND, START, SYN_SENT, Trace, cut, joined, stead
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.errors import UsageError
-from ctrace.model.model import FLOOD, Model
+from ctrace.model.intake import FLOOD
+from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, SORTS, Culprit
 from ctrace.record import RECORD, Events, Kind, Reason, Status, address_text, empty
 
