@@ -116,9 +116,12 @@ class Beside:
     ports: tuple[PortsTaken, ...] = ()
     strays: tuple[Stray, ...] = ()
     short: tuple[Short, ...] = ()
+    echo: bool = False
+    """Whether pings fare the same without entries, by the rules."""
     part: float = 1.0
     """Which part of the table was read for ``left`` and ``ports``: of large ones an even sample."""
 
     def __bool__(self) -> bool:
         """Whether anything was found."""
-        return bool(self.refusing or self.left or self.ports or self.strays or self.short)
+        found = (self.refusing, self.left, self.ports, self.strays, self.short)
+        return any(found) or self.echo

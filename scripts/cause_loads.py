@@ -128,6 +128,8 @@ class Case:
     """A pattern that no cause and no remedy may hold."""
     before: float = 1.0
     """Seconds that it plays before anybody looks."""
+    who: str = ""
+    """A pattern that the key which holds most has to have, from then on."""
 
 
 def place(lab: Lab, stack: ExitStack) -> Place:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from math import ceil, log2
 from typing import Final, Optional
 
-from ctrace.dropping import Drop, command
+from ctrace.dropping import HOOKS, PRIORITY, Drop, command
 from ctrace.model.snapshot import Culprit, Remedy, Table
 
 POINTLESS: Final = 0.02
@@ -61,6 +61,7 @@ SHORTER: Final[dict[str, int]] = {
     "generic_timeout": 60,
 }
 """What is proposed instead, in seconds: below what answers and retransmissions take nowhere."""
+UNTRACK_ECHO: Final = "untrack-echo"
 KEEP: Final = "existing entries keep their timeout"
 FAMILY: Final = {True: "ipv6", False: "ipv4"}
 
@@ -224,6 +225,27 @@ def _dropping(drop: Drop, table: str, remedy: Remedy) -> Remedy:
     """The rules in a table of their own, which is removed as a whole."""
     return replace(
         remedy, commands=(command(drop, table),), undo=(f"nft delete table inet {table}",)
+    )
+
+
+def untrack_echo(proto: str, netns: int, held: int) -> Remedy:
+    """Pings without entries; only where no rule reads these (:attr:`ctrace.beside.Beside.echo`)."""
+    table = f"ctrace_echo_{proto}"
+    match = f"{'icmpv6' if proto == 'icmpv6' else 'icmp'} type {{ echo-request, echo-reply }}"
+    chains = "; ".join(
+        f"add chain inet {table} {name} {{ type filter hook {hook} priority {PRIORITY}; }}; "
+        f"add rule inet {table} {name} {match} notrack"
+        for name, hook in HOOKS
+    )
+    return Remedy(
+        UNTRACK_ECHO,
+        f"take {proto} echo out of tracking (no NAT seen on it, no rule reads its entries)",
+        netns,
+        proto,
+        f"requests and replies of this namespace; new ones get no entry; {KEEP}",
+        frees=(held, held),
+        commands=(f"nft 'add table inet {table}; {chains}'",),
+        undo=(f"nft delete table inet {table}",),
     )
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, Optional
 
+from ctrace.ruleset.users import nft_uses, xt_uses
+
 Span = tuple[int, int, int]
 """IP version, first and last address as numbers."""
 _TO: Final = re.compile(r"--to-destination (\S+)")
@@ -59,6 +61,9 @@ class Told:
     zones: bool = False
     """Whether a rule puts packets into a zone."""
 
+    echo: bool = False
+    """Whether pings fare the same without entries: what reads entries is about TCP or UDP."""
+
     def leads_to(self, address: str) -> bool:
         """Whether a rule may translate to an address; True where that is not certain."""
         if self.targets is None:
@@ -82,6 +87,7 @@ def told(document: dict[str, Any]) -> Told:
         tuple(_ports(document, items)),
         frozenset(_untracked(items, lines)),
         '{"key": "zone"' in document["nft"] or any(" --zone" in line for line in lines),
+        _echo(document, items),
     )
 
 
@@ -266,6 +272,37 @@ def _untracked(items: list[Any], lines: list[str]) -> Iterator[tuple[str, str, i
                 if isinstance(payload, dict) and payload.get("field") in ("sport", "dport"):
                     for port in _numbers(match.get("right")):
                         yield str(payload.get("protocol")), str(payload["field"]), port
+
+
+def _echo(document: dict[str, Any], items: list[Any]) -> bool:
+    """Whether no rule that pings may come to decides by their entries. Whoever may, is taken for
+    one: any rule that reads or needs an entry, decides something, and isn't of TCP or UDP alone."""
+    if document.get("gaps") or document.get("ipvs") or document.get("planes"):
+        return False
+    for item in items:
+        rule = item.get("rule") if isinstance(item, dict) else None
+        parts = _parts(rule) if isinstance(rule, dict) else []
+        decides = any(not {"match", "counter", "log", "limit"} & one.keys() for one in parts)
+        if decides and any(nft_uses(parts)) and not any(map(_of_ports, parts)):
+            return False
+    legacy = (text for tool, _, text in document.get("saves", ()) if tool == "iptables-legacy")
+    lines = (line for text in legacy for line in text.splitlines() if " -j " in line)
+    return not any(
+        any(xt_uses(line.split())) and not re.search(r"(?<!! )-p (?:tcp|udp)\b", line)
+        for line in lines
+    )
+
+
+def _of_ports(part: dict[str, Any]) -> bool:
+    """Whether a match lets TCP or UDP through alone."""
+    match = part.get("match")
+    left = match.get("left") if isinstance(match, dict) and match.get("op") == "==" else None
+    if not isinstance(match, dict) or not isinstance(left, dict):
+        return False
+    payload = left.get("payload")
+    if isinstance(payload, dict) and payload.get("protocol") in ("tcp", "udp"):
+        return True
+    return left == {"meta": {"key": "l4proto"}} and match.get("right") in ("tcp", "udp", 6, 17)
 
 
 def _numbers(value: Any) -> Iterator[int]:

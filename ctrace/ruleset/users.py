@@ -112,7 +112,7 @@ def users_of_nft(
         if (body["family"], body.get("table")) in skip:
             continue
         if what == "rule":
-            uses = tuple(dict.fromkeys(_nft_uses(body.get("expr", ()))))
+            uses = tuple(dict.fromkeys(nft_uses(body.get("expr", ()))))
             text = _nft_text(body)
         elif what in ("ct helper", "ct timeout", "ct expectation"):
             uses, text = (what,), f"{what} {body.get('name', '')}"
@@ -149,7 +149,7 @@ def users_of_save(text: str, backend: str, family: str) -> Iterator[User]:
             words = line.split()
         chain = words[1]
         position[chain] = position.get(chain, 0) + 1
-        uses = tuple(dict.fromkeys(_xt_uses(words)))
+        uses = tuple(dict.fromkeys(xt_uses(words)))
         if uses:
             comments = [words[i + 1] for i, w in enumerate(words[:-1]) if w in ("--comment", "-j")]
             yield User(
@@ -175,7 +175,7 @@ def owner_of(*names: str) -> str:
     return "unknown"
 
 
-def _nft_uses(node: Any) -> Iterator[str]:
+def nft_uses(node: Any) -> Iterator[str]:
     """Every statement or expression below ``node`` that needs an entry."""
     if isinstance(node, dict):
         for key, value in node.items():
@@ -188,13 +188,14 @@ def _nft_uses(node: Any) -> Iterator[str]:
                 name = str(value.get("name", ""))
                 if name in XT_MATCHES or (name in XT_TARGETS and name != "CT"):
                     yield name
-            yield from _nft_uses(value)
+            yield from nft_uses(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _nft_uses(value)
+            yield from nft_uses(value)
 
 
-def _xt_uses(words: Sequence[str]) -> Iterator[str]:
+def xt_uses(words: Sequence[str]) -> Iterator[str]:
+    """The same of a rule as iptables-save prints it."""
     for flag, value in zip(words, words[1:]):
         if flag == "-m" and value in XT_MATCHES:
             yield f"-m {value}"

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import socket
+import struct
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -398,3 +399,62 @@ def test_source_ports_in_use_are_counted_as_the_table_has_them() -> None:
         assert len(taken) >= FEW
         found = beside.used(gateway.path, told(dump(gateway.path)).ports)
         assert found == {("udp", out, far, 53): (len(taken), 32)}
+
+
+@pytest.mark.parametrize(
+    ("said", "echo"),
+    [
+        (rules([{"match": {"op": "==", "left": {"ct": {"key": "state"}}, "right": "new"}},
+                {"counter": None}]), True),
+        (rules([{"match": {"op": "==", "left": {"ct": {"key": "state"}}, "right": "new"}},
+                {"accept": None}]), False),
+        (rules([{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}},
+                           "right": 80}}, {"dnat": {"addr": "10.0.0.1"}}]), True),
+        (rules([{"match": {"op": "!=", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}},
+                {"masquerade": None}]), False),
+        (rules([{"masquerade": None}]), False),
+        (rules([{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": []}}}]), False),
+        (rules(ipvs="TCP 0A000001:0050 rr"), False),
+        (told({"nft": "", "ipvs": "", "gaps": ("?",)}), False),
+        (told({"nft": "", "saves": (("iptables-legacy", "ip", SAVED),)}), False),
+        (told({"nft": "", "saves": (("iptables-legacy", "ip",
+              "-A FORWARD -p tcp -m state --state NEW -j ACCEPT"),)}), True),
+    ],
+)  # fmt: skip
+def test_whether_a_rule_may_decide_of_pings_by_their_entries(said: Told, echo: bool) -> None:
+    assert said.echo is echo
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_pings_taken_out_of_tracking_are_answered_without_entries() -> None:
+    """Offered only where the rules allow it; then taken back."""
+    trace = Trace(seed=7)
+    trace.flows(steady(50, 12, trace.rng), 0.01, 30.0, proto=1, dport=2048)
+    allowed = explained(trace, Beside(NETNS, echo=True))[0].remedies
+    assert [one.id for one in allowed].count("untrack-echo") == 1
+    assert "untrack-echo" not in {one.id for one in explained(trace)[0].remedies}
+    with Lab() as lab:
+        client, server = lab.namespace("c"), lab.namespace("s", track=True)
+        _, target = lab.link(client, server)
+
+        def pings() -> tuple[int, int]:
+            """Those answered, and entries of them."""
+            server.run(["conntrack", "-F"])
+            answered = 0
+            with client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as one:
+                one.settimeout(60)
+                for number in range(3):
+                    check = 0xFFFF - (0x0800 + 77 + number)  # of type, code, id and number
+                    request = struct.pack("!BBHHH", 8, 0, check, 77, number)
+                    one.sendto(request, (target, 0))
+                    answered += one.recv(128)[20] == 0
+            return answered, server.count()
+
+        offered = next(one for one in allowed if one.id == "untrack-echo")
+        assert told(dump(server.path)).echo
+        assert pings() == (3, 1)
+        server.run(["sh", "-c", offered.commands[0]])
+        assert pings() == (3, 0)
+        server.run(["sh", "-c", offered.undo[0]])
+        assert pings() == (3, 1)

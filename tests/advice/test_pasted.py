@@ -70,6 +70,7 @@ def every() -> list[Remedy]:
         *(remedies.limit(replace(c, port=port), 100) for c in (TCP, UDP) for port in (1, 8063)),
         *(remedies.drop_service(c, 10) for c in (TCP, UDP)),
         *(remedies.drop_source(src, 1, 10) for src in ("192.0.2.1", "2001:db8::1")),
+        *(remedies.untrack_echo(proto, 1, 10) for proto in ("icmp", "icmpv6")),
         *(remedies.syn_proxy(replace(TCP, port=port, direction=way))
           for port, way in ((443, "in"), (8443, "forward"))),
         *(remedies.timeout(name, 1, old=old + 1000) for name, old in LASTING.items()),
@@ -161,6 +162,7 @@ def test_no_kind_of_remedy_is_left_out() -> None:
     made = set()
     for file in (Path(__file__).parents[2] / "ctrace").rglob("*.py"):
         made |= set(re.findall(r"\bRemedy\(\s*\"([a-z-]+)\"", file.read_text()))
+    made.add(remedies.UNTRACK_ECHO)
     assert {one.id for one in every()} | {one.id for one in of_the_machine()} == made - WITHOUT
     assert all(one.commands for one in every())
 

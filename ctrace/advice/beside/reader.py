@@ -185,6 +185,7 @@ class Space:
             tuple(sorted(map(self._refusing, rules.met), key=lambda one: -(one.since or 0))[:MOST]),
             tuple(sorted(table.left(), key=lambda one: -one.entries)[:MOST]),
             tuple(sorted(taken, key=lambda one: -one.used / one.of)[:MOST]),
+            echo=rules.echo,
             part=table.part,
         )
 

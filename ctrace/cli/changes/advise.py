@@ -17,9 +17,11 @@ from ctrace.errors import CtraceError
 from ctrace.files import check_free, new_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from ctrace.advice.facts import Facts
     from ctrace.advice.result import Advice
-    from ctrace.batch import Logged, Source
+    from ctrace.batch import Batch, Logged, Source
     from ctrace.dropping import Drop
     from ctrace.filters import Filter
 
@@ -149,15 +151,15 @@ def _live(duration: float, asked: Asked, hooks: Optional[str]) -> Advice:
     import socket
 
     from ctrace.advice.again import facts_of
+    from ctrace.advice.beside import Reader
     from ctrace.capture import open_live
 
-    source = open_live(asked.wanted, hooks=hooks, sample=True)
-    tell_unseen()
-    click.echo(f"ctrace: observing for {duration:g} s", err=True)
-    try:
-        return _advise(source, asked, duration, facts_of, socket.gethostname())
-    finally:
-        source.close()
+    reader = Reader(asked.wanted.netns)
+    with closing(reader), closing(open_live(asked.wanted, hooks=hooks, sample=True)) as source:
+        tell_unseen()
+        click.echo(f"ctrace: observing for {duration:g} s", err=True)
+        host = socket.gethostname()
+        return _advise(source, asked, duration, facts_of, host, along=reader.along)
 
 
 def _recorded(path: str, asked: Asked) -> Advice:
@@ -184,8 +186,10 @@ def _advise(
     facts_of: object,
     host: str,
     log: Optional[Logged] = None,
+    along: Callable[[Iterator[Batch]], Iterable[Batch]] = iter,
 ) -> Advice:
-    """Drain a source into a model, then advise from its contents."""
+    """Drain a source into a model, then advise from its contents. ``along`` adds what is read
+    beside it."""
     from dataclasses import replace
 
     from ctrace.advice.advise import advise
@@ -199,7 +203,7 @@ def _advise(
     model = Model(source.hooks, source.clock, source.started, host=host, logged=log)
     addresses: dict[int, tuple[str, ...]] = {}
     kept = Kept()
-    for batch in source.batches(min(1.0, duration or 1.0)):
+    for batch in along(source.batches(min(1.0, duration or 1.0))):
         if not wanted.is_empty:
             batch = replace(batch, events=batch.events[wanted.mask(batch.events)])  # noqa: PLW2901
         model.update(batch)

@@ -12,7 +12,7 @@ from ctrace.beside import Left, PortsTaken, Refusing
 from ctrace.model.causes import short, strays
 from ctrace.model.causes.facts import Facts
 from ctrace.model.causes.words import duration, percent, plural
-from ctrace.model.remedies import change
+from ctrace.model.remedies import UNTRACK_ECHO, change
 from ctrace.model.snapshot import Cause, Remedy, Table
 
 FEW: Final = 20
@@ -45,7 +45,15 @@ def beside(facts: Facts, found: list[Cause]) -> list[Cause]:
             if not same:
                 first.append(one)
         said = [strays.told(one, table, reading) for one in said]
-    return [*first, *said]
+    return [*first, *(_checked(one, facts) for one in said)]
+
+
+def _checked(cause: Cause, facts: Facts) -> Cause:
+    """Without what helps only if the rules allow it, where they were not read or don't."""
+    reading = facts.beside.get(cause.netns)
+    if cause.id != "pings" or (reading is not None and reading.echo):
+        return cause
+    return replace(cause, remedies=tuple(one for one in cause.remedies if one.id != UNTRACK_ECHO))
 
 
 def with_stale(why: tuple[Cause, ...], table: Table, left: Iterable[Left]) -> tuple[Cause, ...]:

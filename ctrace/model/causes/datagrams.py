@@ -166,6 +166,7 @@ def pings(s: Service) -> Optional[Cause]:
         f"{answers}{s.they}",
         (s.held_line, s.ends_line, "every id and target is an entry of its own"),
         _shorter(s, name),
+        remedies.untrack_echo(s.c.proto, s.c.netns, s.c.held) if s.nat == "no" else None,
         remedies.change("ping less often, or with one id for each target", s.c.netns, s.c.key),
     )
 

@@ -30,6 +30,7 @@ def to_json(readings: tuple[Beside, ...]) -> list[Any]:
             [[s.src, s.proto, s.port, s.why, s.packets] for s in one.strays],
             [[s.kind, s.name, s.used, s.of, s.since] for s in one.short],
             round(one.part * WHOLE),
+            one.echo,
         ]
         for one in readings
     ]
@@ -50,6 +51,7 @@ def _reading(data: Any) -> Beside:
         tuple(_ports(one) for one in _list(ports)),
         tuple(_stray(one) for one in _list(strays)),
         tuple(_short(one) for one in _list(short)),
+        len(data) > 7 and data[7] is True,
         max(1, min(_number(part), WHOLE)) / WHOLE,
     )
 
