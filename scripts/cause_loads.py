@@ -15,8 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
+from ctrace.errors import CtraceError
+from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.lab.nfqueue import Queue
 from ctrace.lab.traffic import tcp_server, udp_server
@@ -128,6 +131,8 @@ class Case:
     """A pattern that no cause and no remedy may hold."""
     before: float = 1.0
     """Seconds that it plays before anybody looks."""
+    machine: bool = False
+    """Whether it changes the whole machine: it plays in an emulated one only."""
     who: str = ""
     """A pattern that the key which holds most has to have, from then on."""
 
@@ -470,6 +475,41 @@ def clash(p: Place) -> None:
         queue.accept(queue.wait(2))
 
     p.repeat(p.host, 20, one)
+
+
+def both_families(p: Place) -> None:
+    """A and AAAA at once from one socket: since Linux 5.7 the kernel lets both pass
+    (clash_resolve)."""
+    p.answer(p.server, 53)
+    p.host.run(["iptables", "-A", "OUTPUT", "-p", "udp", "--dport", "53", "-j", "NFQUEUE",
+                "--queue-num", "7"])  # fmt: skip
+    queue = p.stack.enter_context(Queue(p.host, 7))
+    queue.socket.settimeout(2)
+
+    def one(_: int) -> None:
+        with socket.socket(socket.AF_INET, DGRAM) as s:
+            s.settimeout(1)
+            s.connect((SERVER, 53))
+            s.send(b"A")
+            s.send(b"AAAA")
+            queue.accept(queue.wait(2))
+            s.recv(9)
+            s.recv(9)
+
+    p.repeat(p.host, 20, one)
+
+
+def long_chains(p: Place) -> None:
+    """The smallest hash table, filled until chains are too long; then new flows."""
+    setting = Path("/proc/sys/net/netfilter/nf_conntrack_buckets")
+    before = setting.read_text()
+    p.stack.callback(setting.write_text, before)
+    setting.write_text("512")
+    with suppress(CtraceError):
+        for first in range(0, 20_000, 500):
+            ctnetlink.fill(p.host.path, 500, first=first)
+    p.answer(p.server, 9999)
+    p.repeat(p.host, 60, lambda n: ask(SERVER, 9999, sport=20000 + n, wait=False))
 
 
 def stale_nat(p: Place) -> None:
@@ -867,6 +907,15 @@ FAULTS = (
     ),
     Case("INVALID", invalid, ("invalid",), "rule dropped"),
     Case("a rule's limit", rule_limit, ("rule-limit",), "limit of 8"),
+    Case(
+        "chains too long",
+        long_chains,
+        ("chains-too-long",),
+        "512 buckets",
+        beside=("idle-established", "leak", "one-way-udp"),
+        wrong="lost a race",
+        machine=True,
+    ),
     Case("leak", leak, ("leak",), "tcp/9092"),
     Case("unanswered", unanswered, ("unanswered",), "tcp/5432"),
 )
@@ -875,6 +924,7 @@ LOOKALIKES = (
     Case("pool that opens", growing_pool),
     Case("load test that ends", load_test, beside=("no-keepalive", "time-wait")),
     Case("crawler", crawler, beside=()),
+    Case("A and AAAA at once", both_families, beside=("dns-storm",), wrong="race"),
     Case("resolver that answers", resolver, beside=("dns-storm",), wrong="caching resolver|flood"),
     Case("backup", backup),
     Case("answered pings", answered_pings),
