@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Optional
 from ctrace.batch import Batch, Source
 from ctrace.errors import CtraceError
 from ctrace.live.filtering import View, check, view
-from ctrace.live.protocol import Phase
+from ctrace.live.protocol import Phase, Progress
 from ctrace.model.snapshot import Snapshot
 from ctrace.record import Kind
 from ctrace.recording.recorder.told_once import Known
@@ -30,7 +30,7 @@ EARLY = 0.1
 """Seconds until the first snapshot."""
 
 
-class LiveFeed:
+class LiveFeed(Progress):
     """A :class:`ctrace.live.protocol.Feed` over a source that is opened in the background."""
 
     def __init__(
@@ -55,11 +55,10 @@ class LiveFeed:
         self._early = early
         self._shown_filter = shown_filter
         self._flow_filter = shown_filter if flows_filtered else ""
-        self._phase = self._listening = Phase("attaching", "attaching to the kernel")
+        super().__init__(Phase("attaching", "attaching to the kernel"))
+        self._listening = self._phase
         self._read = self._held = 0
         """Entries from before that were read, and of how many, as far as the tables tell."""
-        self._latest: Optional[Snapshot] = None
-        self._error: Optional[BaseException] = None
         self._source: Optional[Source] = None
         self._model: Optional[Model] = None
         self._writer: Optional[LateRecording] = None
@@ -75,20 +74,6 @@ class LiveFeed:
         self._viewer.start()
 
     # -- Feed ---------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        """The feed's activity."""
-        return self._phase
-
-    @property
-    def error(self) -> Optional[BaseException]:
-        """Why it failed, for the command line to report after the screen has closed."""
-        return self._error
-
-    def latest(self) -> Optional[Snapshot]:
-        """The newest snapshot, without waiting."""
-        return self._latest
 
     def wait(self, seen: Optional[Snapshot], timeout: float) -> Optional[Snapshot]:
         """The newest snapshot once it is another than ``seen``; None when time is up or over."""
@@ -194,11 +179,7 @@ class LiveFeed:
                     break
             self._phase = Phase("ended", "the source has ended")
         except Exception as error:  # shown on the screen, and by the command line after it
-            self._error = error
-            text = (
-                str(error) if isinstance(error, CtraceError) else f"{type(error).__name__}: {error}"
-            )
-            self._phase = Phase("failed", text)
+            self._fail(error)
         finally:
             with self._news:
                 self._news.notify_all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Protocol, runtime_checkable
 
+from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Snapshot
 
 PHASES = ("attaching", "reading", "live", "replay", "ended", "failed")
@@ -41,6 +42,34 @@ class Position:
         """How far through the recording, 0..1."""
         length = self.end - self.start
         return min(1.0, max(0.0, (self.now - self.start) / length)) if length > 0 else 1.0
+
+
+class Progress:
+    """What a feed's thread leaves for the screen to look at."""
+
+    def __init__(self, phase: Phase) -> None:
+        self._phase = phase
+        self._latest: Optional[Snapshot] = None
+        self._error: Optional[BaseException] = None
+
+    @property
+    def phase(self) -> Phase:
+        """The feed's activity."""
+        return self._phase
+
+    @property
+    def error(self) -> Optional[BaseException]:
+        """Why it failed, for the command line to report after the screen has closed."""
+        return self._error
+
+    def latest(self) -> Optional[Snapshot]:
+        """The newest snapshot, without waiting."""
+        return self._latest
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        kind = "" if isinstance(error, CtraceError) else f"{type(error).__name__}: "
+        self._phase = Phase("failed", f"{kind}{error}")
 
 
 class Feed(Protocol):

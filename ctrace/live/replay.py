@@ -12,7 +12,7 @@ from typing import Optional
 from ctrace.batch import Batch
 from ctrace.errors import CtraceError
 from ctrace.live.filtering import View, check, view
-from ctrace.live.protocol import Phase, Position
+from ctrace.live.protocol import Phase, Position, Progress
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
 from ctrace.record import KIND_OF, Kind
@@ -31,7 +31,7 @@ _ROUNDING = 1000
 _DROPS = [int(reason) for reason, kind in KIND_OF.items() if kind == Kind.DROP]
 
 
-class ReplayFeed:
+class ReplayFeed(Progress):
     """A :class:`ctrace.live.protocol.Feed` that :class:`~ctrace.live.protocol.Travels`.
 
     One thread plays; the methods only leave requests for it. To go back, it starts from the last
@@ -50,6 +50,7 @@ class ReplayFeed:
         memory: int = 32 << 20,
     ) -> None:
         """``start`` is the UTC second to begin at, otherwise the recording's beginning."""
+        super().__init__(Phase("replay", "reading the recording"))
         self._of = recording
         self._memory = memory
         self._clock = recording.clock
@@ -60,9 +61,6 @@ class ReplayFeed:
         self._paused = paused
         self._target: Optional[int] = None if start is None else self._boot(start)
         self._steps = 0
-        self._phase = Phase("replay", "reading the recording")
-        self._latest: Optional[Snapshot] = None
-        self._error: Optional[BaseException] = None
         self._drops: Optional[tuple[int, ...]] = None
         """Beginnings of bursts; None while they are still being searched for."""
         self._burst = 0
@@ -81,20 +79,6 @@ class ReplayFeed:
         self._worker.start()
 
     # -- Feed -------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        """The feed's activity."""
-        return self._phase
-
-    @property
-    def error(self) -> Optional[BaseException]:
-        """Why it failed."""
-        return self._error
-
-    def latest(self) -> Optional[Snapshot]:
-        """The snapshot of the replay's present moment."""
-        return self._latest
 
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
         """Change grouping, sort and filter; a snapshot follows at once. Raises UsageError."""
@@ -211,9 +195,7 @@ class ReplayFeed:
                     self._to_burst(step)
             self._play()
         except Exception as error:  # shown on the screen, reported after it
-            self._error = error
-            text = str(error) if isinstance(error, CtraceError) else repr(error)
-            self._phase = Phase("failed", text)
+            self._fail(error)
 
     def _play(self) -> None:
         due = time.monotonic()
