@@ -17,11 +17,11 @@ from ctrace.advice.result import GOOD, Advice, Candidate, Choice, TableAdvice
 from ctrace.advice.roles import Seen, half_tracked, subject, within
 from ctrace.advice.texts import copied
 from ctrace.batch import DUMP
-from ctrace.change.plan import CtTimeout, Lever, Notrack, Plan, clean_text
 from ctrace.model.causes.beside import with_stale
 from ctrace.model.causes.words import when
 from ctrace.model.remedies import POINTLESS
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
+from ctrace.plan.plan import CtTimeout, Lever, Notrack, Plan, clean_text
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook, Part, Service
 

@@ -18,9 +18,9 @@ from ctrace.advice.roles import flows_of, of_service
 from ctrace.advice.subject import Flow, Subject
 from ctrace.batch import inode_of
 from ctrace.change import condition
-from ctrace.change.plan import Lever, Notrack, Plan
 from ctrace.errors import CtraceError
 from ctrace.host.netns import Namespace, find
+from ctrace.plan.plan import Lever, Notrack, Plan
 from ctrace.record import Status
 
 GOOD: Final = ("safe", "safe-with-rules")

@@ -8,10 +8,10 @@ from typing import Final, Optional
 
 from ctrace.advice.facts import Facts
 from ctrace.advice.roles import Seen
-from ctrace.change.plan import CtTimeout, alone
 from ctrace.model import remedies
 from ctrace.model.composition import by_settings
 from ctrace.model.snapshot import Cause, Remedy, Table
+from ctrace.plan.plan import CtTimeout, alone
 from ctrace.ruleset import notrack_nft
 from ctrace.ruleset.notrack import TABLE
 from ctrace.whatif.growth import Range

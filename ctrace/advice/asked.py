@@ -13,11 +13,11 @@ from typing import Final, Optional
 from ctrace.advice.advise import made_plan
 from ctrace.advice.facts import Facts
 from ctrace.advice.result import Advice
-from ctrace.change.plan import Plan
 from ctrace.dropping import LEAST_BURST, Drop
 from ctrace.errors import CtraceError, UsageError
 from ctrace.model.causes.words import percent
 from ctrace.model.snapshot import Culprit, Snapshot, Table
+from ctrace.plan.plan import Plan
 
 OWN: Final = ("out", "loopback")
 """Directions of connections that this host opens."""

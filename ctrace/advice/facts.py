@@ -12,8 +12,6 @@ from typing import Any, Final, Optional
 from ctrace.advice.beside import leftovers
 from ctrace.beside import Left
 from ctrace.change import notes
-from ctrace.change import plan as plans
-from ctrace.change.plan import Lever
 from ctrace.errors import CtraceError
 from ctrace.given import Given
 from ctrace.given import to_line as to_given
@@ -22,6 +20,8 @@ from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.netns import Namespace, enter, local_addresses
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
 from ctrace.names import clean
+from ctrace.plan import plan as plans
+from ctrace.plan.plan import Lever
 from ctrace.record import Events, address_bytes, address_text
 from ctrace.rehearsal.snapshot import Snapshot, take
 from ctrace.rehearsal.snapshot import from_text as from_line

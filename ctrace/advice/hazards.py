@@ -15,8 +15,8 @@ from typing import Any, Final, Optional
 
 from ctrace.advice.findings import LEVELS, VERDICTS, Finding, rehearsed
 from ctrace.advice.subject import Subject
-from ctrace.change.plan import MAX_ADDRESSES, Notrack
 from ctrace.errors import CtraceError
+from ctrace.plan.plan import MAX_ADDRESSES, Notrack
 from ctrace.record import Status
 from ctrace.rehearsal.compare import HARMLESS
 from ctrace.rehearsal.given.rebuild import Rebuilt

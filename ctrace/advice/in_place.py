@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Optional, Union
 
-from ctrace.change.plan import ROLES
 from ctrace.errors import CtraceError
+from ctrace.plan.plan import ROLES
 from ctrace.rehearsal.rehearse import Service
 from ctrace.rehearsal.room import Room
 from ctrace.ruleset.installed import Rule as OurRule

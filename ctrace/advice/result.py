@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Optional
 
 from ctrace.advice.in_place import InPlace
 from ctrace.change import shell_lines, steps
-from ctrace.change.plan import Lever, Notrack, Plan, alone
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in
 from ctrace.model.snapshot import Remedy, Rising
+from ctrace.plan.plan import Lever, Notrack, Plan, alone
 from ctrace.ruleset import notrack_iptables, notrack_nft
 
 if TYPE_CHECKING:

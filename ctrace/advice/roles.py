@@ -10,8 +10,8 @@ from operator import or_
 from typing import Final, Optional
 
 from ctrace.advice.subject import Flow, Subject
-from ctrace.change.plan import ROLES
 from ctrace.model.snapshot import Culprit, Tuple5
+from ctrace.plan.plan import ROLES
 from ctrace.record import PROTO_NUMBERS, Events, Status, address_text
 
 MOST_FLOWS: Final = 20_000

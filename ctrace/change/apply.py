@@ -25,9 +25,7 @@ from typing import Final, Optional
 
 from ctrace import interpreter
 from ctrace.change import health, keep, notes, shell_lines, standing, steps
-from ctrace.change import plan as plans
 from ctrace.change.carry import cut_off, cuts_caller
-from ctrace.change.plan import Plan
 from ctrace.change.steps import LONGEST_S, describe
 from ctrace.change.undo import remove
 from ctrace.change.watch import LISTEN_S, Watch, answering, targets
@@ -35,6 +33,8 @@ from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.commands_in import prefix
 from ctrace.host.netns import Namespace
+from ctrace.plan import plan as plans
+from ctrace.plan.plan import Plan
 from ctrace.ruleset.installed import PERMANENT, TRIAL, listing, read_installed
 from ctrace.ruleset.reader import fingerprint
 

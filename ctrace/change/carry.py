@@ -17,13 +17,13 @@ from contextlib import suppress
 from typing import Final
 
 from ctrace.batch import inode_of
-from ctrace.change.plan import Notrack, Plan
 from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
 from ctrace.host import commands, ctnetlink, sock_diag
 from ctrace.host.caller import connected
 from ctrace.host.ctnetlink import Flow
 from ctrace.host.sock_diag import Connection
+from ctrace.plan.plan import Notrack, Plan
 from ctrace.ruleset.installed import XT_TOOLS, nft_ruleset, saved_rules
 
 HERE: Final = "/proc/thread-self/ns/net"

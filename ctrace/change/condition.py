@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Final, Optional
 
 from ctrace.change import notes
-from ctrace.change import plan as plans
 from ctrace.change.standing import Standing
 from ctrace.change.steps import named
 from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
+from ctrace.plan import plan as plans
 from ctrace.ruleset.reader import fingerprint
 
 ON_TRIAL, HOLDS, OFF, BROKEN, OVER = "on-trial", "holds", "off", "broken", "over"

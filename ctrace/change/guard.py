@@ -23,12 +23,12 @@ from typing import Final, Optional
 
 from ctrace import interpreter
 from ctrace.change import keep, notes
-from ctrace.change import plan as plans
 from ctrace.change.standing import Generation, Standing
 from ctrace.change.undo import LOOKS, applied, living, remove
 from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
+from ctrace.plan import plan as plans
 from ctrace.ruleset.installed import PERMANENT, listing, read_installed
 
 POLL_S: Final = 0.25

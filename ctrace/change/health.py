@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.change.carry import plain
-from ctrace.change.plan import Lever, Notrack
 from ctrace.dropping import Drop
 from ctrace.host import sock_diag
+from ctrace.plan.plan import Lever, Notrack
 from ctrace.record import PROTO_NUMBERS, Events, Status, address_bytes
 from ctrace.ruleset.installed import Rule
 from ctrace.ruleset.notrack import far_ports

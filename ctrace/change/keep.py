@@ -22,9 +22,9 @@ from typing import Final, Optional
 
 from ctrace.change import standing, steps
 from ctrace.change.carry import carry_over
-from ctrace.change.plan import Notrack, Plan
 from ctrace.errors import CtraceError
 from ctrace.host import commands
+from ctrace.plan.plan import Notrack, Plan
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import read_own
 

@@ -7,8 +7,8 @@ import stat
 import sys
 from pathlib import Path
 
-from ctrace.change.plan import MAX_BYTES, Plan, from_json
 from ctrace.errors import CtraceError, UsageError
+from ctrace.plan.plan import MAX_BYTES, Plan, from_json
 
 
 def read(path: str, *, unasked: bool = False) -> Plan:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from ctrace.change.plan import Notrack, Plan
 from ctrace.dropping import Drop
+from ctrace.plan.plan import Notrack, Plan
 from ctrace.ruleset import notrack_iptables
 from ctrace.ruleset.notrack import CHAINS, TABLE, TAG
 

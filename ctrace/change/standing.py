@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from typing import Final, Optional
 
 from ctrace.change import steps
-from ctrace.change.plan import Notrack, Plan
+from ctrace.plan.plan import Notrack, Plan
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.notrack import CHAINS, TABLE, TAG, tag_of
 from ctrace.ruleset.tags import Reader

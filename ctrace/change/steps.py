@@ -9,11 +9,11 @@ from datetime import datetime, timezone
 from typing import Final, Optional
 
 from ctrace.change import shell_lines
-from ctrace.change.plan import CtTimeout, Lever, Plan
 from ctrace.change.undo import nft_objects
 from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
 from ctrace.host import commands, commands_in
+from ctrace.plan.plan import CtTimeout, Lever, Plan
 from ctrace.ruleset import notrack, notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import XT_TOOLS
 

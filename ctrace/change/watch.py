@@ -19,9 +19,9 @@ from ipaddress import ip_address
 from typing import Final
 
 from ctrace.change import health
-from ctrace.change.plan import Notrack, Plan
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink, netns
+from ctrace.plan.plan import Notrack, Plan
 from ctrace.ruleset.installed import EXPIRED, NOTHING, read_own
 
 LISTEN_S: Final = 0.2

@@ -12,8 +12,8 @@ from ipaddress import ip_address
 from itertools import zip_longest
 from typing import Final, Optional
 
-from ctrace.change.plan import MAX_ACCEPTS, Notrack
 from ctrace.errors import CtraceError
+from ctrace.plan.plan import MAX_ACCEPTS, Notrack
 from ctrace.rehearsal import legacy_way
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
 from ctrace.rehearsal.place import Map, Need, Place, candidates, of_stage

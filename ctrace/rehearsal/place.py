@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from typing import Final, Optional
 
-from ctrace.change.plan import Accept, name_ok
-from ctrace.change.terms import MAX_TERMS, Term
 from ctrace.host.rawlink import number, split, word
+from ctrace.plan.plan import Accept, name_ok
+from ctrace.plan.terms import MAX_TERMS, Term
 from ctrace.rehearsal.nft_copy import CHAIN, RULE, read
 from ctrace.rehearsal.stage import ENDS, Hit, Stage
 from ctrace.ruleset.model import Chain, Match, Rule, Ruleset

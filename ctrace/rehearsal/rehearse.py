@@ -8,8 +8,8 @@ from ipaddress import ip_address
 from itertools import zip_longest
 from typing import Final, Optional
 
-from ctrace.change.plan import Notrack, alone
 from ctrace.host import ctnetlink
+from ctrace.plan.plan import Notrack, alone
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Optional
 
-from ctrace.change.plan import Notrack
+from ctrace.plan.plan import Notrack
 
 TABLE: Final = "ctrace"
 TAG: Final = "ctrace:"

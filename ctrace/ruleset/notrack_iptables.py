@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
-from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
-from ctrace.change.terms import Term
 from ctrace.dropping import Drop
 from ctrace.errors import UsageError
+from ctrace.plan.plan import Accept, CtTimeout, Notrack, Plan
+from ctrace.plan.terms import Term
 from ctrace.ruleset.notrack import (
     AWAY,
     CHAINS,

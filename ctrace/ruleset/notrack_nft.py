@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Final, Optional
 
-from ctrace.change.plan import Accept, CtTimeout, Notrack, Plan
-from ctrace.change.terms import Term
 from ctrace.dropping import PRIORITY, Drop, rules, sets
+from ctrace.plan.plan import Accept, CtTimeout, Notrack, Plan
+from ctrace.plan.terms import Term
 from ctrace.ruleset.notrack import (
     AWAY,
     ENDS,

@@ -16,11 +16,11 @@ from ctrace.advice.result import Advice
 from ctrace.advice.roles import Seen, roles
 from ctrace.advice.subject import Subject
 from ctrace.batch import HookInfo
-from ctrace.change.plan import CtTimeout, Notrack, from_json, to_json
 from ctrace.errors import CtraceError
 from ctrace.lab import Lab
 from ctrace.model.remedies import TIMEOUTS, keep_alive
 from ctrace.model.snapshot import Cause, Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
+from ctrace.plan.plan import CtTimeout, Notrack, from_json, to_json
 from ctrace.rehearsal.room import Room
 from ctrace.rehearsal.snapshot import Snapshot as Copy
 from ctrace.rehearsal.snapshot import take

@@ -31,8 +31,8 @@ from kit.advice_net import (
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import subject
-from ctrace.change.plan import Notrack, alone
 from ctrace.lab import Node
+from ctrace.plan.plan import Notrack, alone
 from ctrace.ruleset import notrack_nft
 
 pytestmark = pytest.mark.kernel

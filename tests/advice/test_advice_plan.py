@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrace.change import shell_lines
-from ctrace.change.plan import (
+from ctrace.dropping import Drop
+from ctrace.errors import CtraceError, UsageError
+from ctrace.lab import Lab
+from ctrace.plan.plan import (
     FLOWS,
     HOOKS,
     POLICY_STATES,
@@ -26,10 +29,7 @@ from ctrace.change.plan import (
     from_json,
     to_json,
 )
-from ctrace.change.terms import FIELDS, Term
-from ctrace.dropping import Drop
-from ctrace.errors import CtraceError, UsageError
-from ctrace.lab import Lab
+from ctrace.plan.terms import FIELDS, Term
 from ctrace.ruleset import notrack_iptables, notrack_nft
 
 ports = st.integers(1, 65535)

@@ -11,10 +11,10 @@ import pytest
 from kit.advice_net import Net, ask, entries, forget_paths, install, put, reset
 
 from ctrace.change import shell_lines
-from ctrace.change.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Lever, Notrack, Plan, alone
-from ctrace.change.terms import Term
 from ctrace.errors import UsageError
 from ctrace.lab import Lab, Node
+from ctrace.plan.plan import FLOWS, ROLES, TOOLS, Accept, CtTimeout, Lever, Notrack, Plan, alone
+from ctrace.plan.terms import Term
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.reader import dump, fingerprint, load, raw_before_defrag, read
 

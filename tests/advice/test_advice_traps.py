@@ -32,9 +32,9 @@ from kit.advice_net import (
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import subject
-from ctrace.change.plan import Notrack, alone
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.plan.plan import Notrack, alone
 from ctrace.ruleset import notrack_nft
 
 pytestmark = pytest.mark.kernel

@@ -15,12 +15,12 @@ from ctrace.advice.in_place import in_place
 from ctrace.advice.result import Advice
 from ctrace.batch import HookInfo
 from ctrace.change import carry
-from ctrace.change.plan import Notrack, from_json, to_json
 from ctrace.dropping import KINDS, Drop, parse
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import caller
 from ctrace.model import remedies
 from ctrace.model.snapshot import Cause, Culprit, Snapshot, Table
+from ctrace.plan.plan import Notrack, from_json, to_json
 from ctrace.ruleset.installed import Rule
 from ctrace.ruleset.model import Ruleset
 from ctrace.view.format import prose

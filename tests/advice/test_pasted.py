@@ -17,13 +17,13 @@ import pytest
 from ctrace.advice.alternatives import placed, policy_alternative
 from ctrace.advice.facts import Facts
 from ctrace.beside import Left
-from ctrace.change.plan import CtTimeout, alone
 from ctrace.lab.namespaces import Lab, Node
 from ctrace.model import remedies
 from ctrace.model.causes import whole
 from ctrace.model.causes.beside import stale
 from ctrace.model.causes.facts import Facts as CauseFacts
 from ctrace.model.snapshot import Culprit, Remedy, Table
+from ctrace.plan.plan import CtTimeout, alone
 from ctrace.ruleset import notrack_nft
 from ctrace.whatif.growth import Range
 

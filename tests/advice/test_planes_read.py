@@ -17,12 +17,12 @@ from kit.advice_net import FAMILIES, PORT, Net, ask, install, reset, seen, verdi
 from ctrace.advice.hazards import Judge, Judgement
 from ctrace.advice.roles import subject
 from ctrace.advice.subject import Subject
-from ctrace.change.plan import Notrack, alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.kernel import bpf
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.plan.plan import Notrack, alone
 from ctrace.ruleset import notrack_nft, planes
 from ctrace.ruleset.model import Ruleset
 

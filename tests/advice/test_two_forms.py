@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ctrace.change.plan import PROTOS, ROLES, Notrack, alone
+from ctrace.plan.plan import PROTOS, ROLES, Notrack, alone
 from ctrace.ruleset import notrack_iptables, notrack_nft
 
 Rule = tuple[tuple[str, str], ...]

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from kit.changes import PORT, STRICT, make_plan, rules_of
 
 from ctrace.change import apply, undo
-from ctrace.change.plan import Accept
 from ctrace.change.shell_lines import undo_line
 from ctrace.change.steps import UNDO, block
 from ctrace.host import commands_in, ctnetlink
 from ctrace.host.netns import Namespace, find
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.plan.plan import Accept
 
 XT_RULES = f"""*filter
 :INPUT DROP [0:0]

@@ -9,9 +9,9 @@ import pytest
 from kit.changes import PORT, load, make_plan, rules_of
 
 from ctrace.change import apply, undo
-from ctrace.change.plan import Notrack
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_server
+from ctrace.plan.plan import Notrack
 
 pytestmark = pytest.mark.kernel
 FAR = 443

@@ -16,11 +16,11 @@ from typing import Any, Optional, cast
 import pytest
 
 from ctrace.change import apply, condition, guard, keep, notes, undo, watch
-from ctrace.change import plan as plans
 from ctrace.change.standing import Generation, Standing
 from ctrace.errors import CtraceError
 from ctrace.host import commands, netns
 from ctrace.host.netns import Namespace
+from ctrace.plan import plan as plans
 
 TOOK_S = 40
 

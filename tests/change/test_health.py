@@ -13,10 +13,10 @@ import pytest
 from kit.changes import PORT, TRACKED, in_background, load, make_plan
 
 from ctrace.change import apply, health, undo, watch
-from ctrace.change.plan import Plan
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
+from ctrace.plan.plan import Plan
 
 pytestmark = pytest.mark.kernel
 TCP_REPAIR = 19

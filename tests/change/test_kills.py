@@ -20,10 +20,10 @@ import pytest
 from kit.changes import PORT, STRICT, guards, make_plan, rules_of
 
 from ctrace.change import notes, undo
-from ctrace.change import plan as plans
-from ctrace.change.plan import Accept
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.plan import plan as plans
+from ctrace.plan.plan import Accept
 
 pytestmark = pytest.mark.kernel
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ctrace.change import plan as plans
 from ctrace.change import plan_file
-from ctrace.change.plan import Notrack, Plan
 from ctrace.errors import UsageError
+from ctrace.plan import plan as plans
+from ctrace.plan.plan import Notrack, Plan
 
 PLAN = Plan(1, "host", 4026531840, "init", "0" * 64, "nft", (Notrack("tcp", 80, ("server",)),))
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")

@@ -13,9 +13,9 @@ from kit.changes import PORT, TRACKED, make_plan
 
 from ctrace.advice.alternatives import POLICY
 from ctrace.change import apply, undo
-from ctrace.change.plan import CtTimeout
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.plan.plan import CtTimeout
 
 pytestmark = pytest.mark.kernel
 OTHER = 9000

@@ -16,12 +16,12 @@ from kit.changes import PORT, TRACKED, make_plan, rules_of
 
 from ctrace.advice.again import judge_plan
 from ctrace.change import apply, notes, undo
-from ctrace.change import plan as plans
-from ctrace.change.plan import CtTimeout, Notrack, Plan
 from ctrace.cli.changes.apply import command as apply_command
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import commands
 from ctrace.lab import Lab
+from ctrace.plan import plan as plans
+from ctrace.plan.plan import CtTimeout, Notrack, Plan
 
 GOOD = Plan(
     created=1,

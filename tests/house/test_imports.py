@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ARROWS = {
-    "advice": "change host model rehearsal ruleset whatif",
+    "advice": "change host model plan rehearsal ruleset whatif",
     "capture": "host kernel",
-    "change": "host ruleset",
+    "change": "host plan ruleset",
     "cost": "capture host kernel",
     "demo": "capture host lab live model view",
     "dumps": "advice host model recording ruleset",
@@ -23,11 +23,12 @@ ARROWS = {
     "lab": "host",
     "live": "advice change model recording view",
     "model": "",
-    "rehearsal": "change host ruleset",
+    "plan": "",
+    "rehearsal": "host plan ruleset",
     "recording": "advice cost host model",
-    "ruleset": "change host kernel",
+    "ruleset": "host kernel plan",
     "selftest": "capture host lab",
-    "view": "advice change cost live model recording whatif",
+    "view": "advice change cost live model plan recording whatif",
     "whatif": "model",
 }
 """Room: what it may import beside the contract (record, batch, filters, errors)."""

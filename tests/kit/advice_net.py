@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from ctrace.advice.hazards import Judge, Judgement
 from ctrace.advice.roles import Seen
 from ctrace.advice.subject import Subject
-from ctrace.change.plan import Notrack, alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab, Node
 from ctrace.model.snapshot import Culprit, Tuple5
+from ctrace.plan.plan import Notrack, alone
 from ctrace.record import address_text, proto_name
 from ctrace.rehearsal.snapshot import take
 from ctrace.ruleset import notrack_iptables, notrack_nft

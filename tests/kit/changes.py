@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctrace.change.plan import Accept, Notrack, Plan, clean_text
 from ctrace.lab import Node
 from ctrace.lab.traffic import tcp_connections
+from ctrace.plan.plan import Accept, Notrack, Plan, clean_text
 from ctrace.ruleset.reader import fingerprint
 
 PORT = 8063

@@ -19,11 +19,11 @@ from kit.advice_net import verdict_on
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.subject import Subject
-from ctrace.change.plan import alone
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_server, udp_server
+from ctrace.plan.plan import alone
 from ctrace.record import Events, Status
 from ctrace.ruleset import notrack_nft
 

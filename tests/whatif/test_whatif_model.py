@@ -15,11 +15,11 @@ from kit.whatifs import NETNS, SECOND, Kernel
 
 from ctrace.batch import Batch
 from ctrace.capture import open_live
-from ctrace.change.plan import CtTimeout, Plan
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
+from ctrace.plan.plan import CtTimeout, Plan
 from ctrace.ruleset.notrack_nft import script
 from ctrace.view.report.whatif_text import whatif_text
 from ctrace.whatif.flows import Recorded

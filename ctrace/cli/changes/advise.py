@@ -230,7 +230,7 @@ def _advise(
 
 
 def _write(advice: Advice, path: str, netns: Optional[int], force: bool) -> None:
-    from ctrace.change.plan import to_json
+    from ctrace.plan.plan import to_json
 
     text = to_json(advice.plan(netns))
     with new_text(path, force=force) as file:

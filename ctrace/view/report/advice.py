@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ctrace.advice.result import GOOD, Advice, Candidate, TableAdvice, blocks, flush_lines
-from ctrace.change.plan import CtTimeout, Lever, alone
 from ctrace.change.steps import block
 from ctrace.model.snapshot import Remedy as Helps
+from ctrace.plan.plan import CtTimeout, Lever, alone
 from ctrace.view import format as fmt
 from ctrace.view.report.whatif_text import rising_text
 from ctrace.view.screen.advice import Remedy

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, NoReturn, TypeVar, Union
 
-from ctrace.change.terms import FIELDS, MAX_TERMS, MAX_VALUES, Term
 from ctrace.dropping import FASTEST, Drop
 from ctrace.errors import UsageError
+from ctrace.plan.terms import FIELDS, MAX_TERMS, MAX_VALUES, Term
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1 << 20

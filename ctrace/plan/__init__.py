@@ -1,0 +1,1 @@
+"""The plan that advice proposes and apply takes: checked fields, never rule text."""
