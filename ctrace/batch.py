@@ -64,6 +64,9 @@ class Logged:
     """Packets refused, at least: one for each message, also for those that were suppressed."""
     first: Moment = field(default_factory=Moment)
     last: Moment = field(default_factory=Moment)
+    netns: tuple[int, ...] = ()
+    """Inodes of the namespaces whose tables were full; empty where the first namespace's was, or
+    the kernel is too old to tell."""
 
 
 LOWEST_INODE: Final = 0xEFFFFFF0

@@ -18,7 +18,7 @@ from ctrace.advice.roles import Seen, half_tracked, subject, within
 from ctrace.advice.texts import copied
 from ctrace.batch import DUMP
 from ctrace.model.causes.beside import with_stale
-from ctrace.model.causes.words import when
+from ctrace.model.causes.words import when, where
 from ctrace.model.remedies import POINTLESS
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
 from ctrace.plan.plan import CtTimeout, Lever, Notrack, Plan, clean_text
@@ -189,8 +189,13 @@ def _notes(snapshot: Snapshot) -> list[str]:
         )
     if snapshot.logged is not None:
         notes.append(
-            f"the host's own log says that the table was full {when(snapshot.logged)}: it held "
-            "more then than when it was read"
+            f"the host's own log says that the table was full{where(snapshot.logged)} "
+            f"{when(snapshot.logged)}: "
+            + (
+                "that may be another table than the one that was read"
+                if snapshot.logged.netns
+                else "it held more then than when it was read"
+            )
         )
     if not snapshot.hooks.changes:
         notes.append(

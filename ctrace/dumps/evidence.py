@@ -215,6 +215,7 @@ def _log(told: Told) -> Optional[dict[str, Any]]:
         "suppressed": log.suppressed,
         "first": _moment(told, full[0]) if full else None,
         "last": _moment(told, full[-1]) if full else None,
+        "netns": sorted(log.spaces)[:100],
         "messages": [[_moment(told, one), one.suppressed, one.netns] for one in log.messages[:100]],
     }
 

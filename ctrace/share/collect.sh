@@ -32,7 +32,10 @@ began=$(now)
 
 # A quarter of what is free there, for on a router that is memory; at most 256 MiB a file.
 set -- $(df -Pk "$d" 2>/dev/null | tail -n 1)
-room=$((${4:-65536} / 4))
+case ${4:-none} in
+    *[!0-9]*) room=65536 ;; # in a chroot df may know of no mount, and print its heading alone
+    *) room=$(($4 / 4)) ;;
+esac
 [ "$room" -gt 262144 ] && room=262144
 
 # keep FILE SECONDS COMMAND...: its output in FILE, cut off after so long or so much.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ctrace.batch import DUMP
-from ctrace.model.causes.words import moment
+from ctrace.model.causes.words import moment, where
 from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
 
@@ -122,7 +122,9 @@ def _as_read(snapshot: Snapshot, table: Table, fill: str) -> Verdict:
     if log is not None:
         refused = f"at least {fmt.plural(log.refused, 'packet')} refused"
         return Verdict(
-            "READ", f"{read}; the log says it was full, last {moment(log.last)}, {refused}", "warn"
+            "READ",
+            f"{read}; the log says it was full{where(log)}, last {moment(log.last)}, {refused}",
+            "warn",
         )
     more = "" if snapshot.hooks.refusals else "; it does not say who was refused"
     return Verdict("READ", f"{read}{more}", "plain")

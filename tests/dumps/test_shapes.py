@@ -12,6 +12,8 @@ from ctrace.dumps.host.log import Log
 from ctrace.dumps.opened import open_any
 from ctrace.errors import CtraceError
 from ctrace.recording.format.evidence import parse
+from ctrace.recording.review import review
+from ctrace.view.report.story import headline
 
 FULL = "nf_conntrack: nf_conntrack: table full, dropping packet"
 AT = 1722250923.0
@@ -73,6 +75,21 @@ def test_the_message_as_containers_and_narrow_logs_have_it(text: str) -> None:
     log = Log()
     assert log.take(f"Jul 29 11:02:03 gw kernel: {text}")
     assert log.full == 1
+
+
+def test_a_full_table_of_another_namespace_is_not_the_hosts(tmp_path: Path) -> None:
+    line, path = "[12.345678] nf_conntrack: table full{}, dropping packet\n", tmp_path / "log.txt"
+    theirs = line.format(" in netns 4026532999") + line.format(" in netns 4026533111")
+    for text, where, what in (
+        (theirs, " in netns 4026532999 and 1 other", "may be another table"),
+        (theirs + line.format(""), "", "is from another moment"),
+    ):
+        path.write_text(text + ENTRY + "net.netfilter.nf_conntrack_max = 65536\n")
+        with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+            seen = review(recording)
+        assert f"full{where}, last 12.345678 s after boot" in str(headline(seen))
+        assert f"full{where} at 12.345678 s after boot" in seen.final.why[0].text
+        assert what in seen.final.why[0].text
 
 
 WRAPPED = {

@@ -67,7 +67,7 @@ def whole() -> Snapshot:
     made_of = Composition(400, 0.9, 0.03, 0.0, 0.01, 1.0, 0.01, (("CLOSE", 400),))
     full = replace(
         full,
-        logged=Logged(3, 1370, Moment(boot=5000.7), Moment(1563966125.0)),
+        logged=Logged(3, 1370, Moment(boot=5000.7), Moment(1563966125.0), (4026532999,)),
         tables=tuple(replace(one, composition=made_of) for one in full.tables),
         culprits=tuple(
             replace(one, composition=made_of, ended_states=(("TIME_WAIT", 1),))

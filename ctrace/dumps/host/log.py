@@ -77,6 +77,9 @@ class Log:
     lines: int = 0
     messages: list[Message] = field(default_factory=list)
     """The first ones and the last."""
+    spaces: set[int] = field(default_factory=set)
+    """Inodes of the namespaces whose tables were full; 0 for the first one, and where the kernel
+    does not tell."""
     sizes: Optional[tuple[int, int]] = None
     """(buckets, max) as the module was loaded."""
 
@@ -169,6 +172,8 @@ class Log:
         if not (full or suppressed):
             return
         hid = int(suppressed[1]) if suppressed and not full else 0
+        if full and len(self.spaces) < KEPT:
+            self.spaces.add(int(full[1] or 0))
         self._form = self._form or form
         key = when, hid
         self._text[key] += 1

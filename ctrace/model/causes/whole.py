@@ -9,8 +9,12 @@ import numpy as np
 
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
+<<<<<<< HEAD
 from ctrace.model.causes.strays import UNSAID
 from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when
+=======
+from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when, where
+>>>>>>> 3548c81 (A log's messages about other namespaces are told as theirs; collect works where df knows no mount)
 from ctrace.model.snapshot import Cause, Remedy, Table
 
 INVALID: Final = 100
@@ -163,13 +167,14 @@ def logged(facts: Facts) -> Iterator[Cause]:
     if log is None:
         return
     text = (
-        f"the table was full {when(log)}, by the host's own log: at least "
+        f"the table was full{where(log)} {when(log)}, by the host's own log: at least "
         f"{plural(log.refused, 'packet')} refused"
     )
     calm = [t for t in facts.tables if t.max and t.full_since is None and t.fill < NEARLY_FULL]
     if calm and len(calm) == len(facts.tables):
         fill = percent(max(t.fill for t in calm))
-        text += f"; what was read is from another moment, at {fill} fill"
+        what = "may be another table" if log.netns else "is from another moment"
+        text += f"; what was read {what}, at {fill} fill"
     yield Cause(
         id="logged-full",
         text=text,

@@ -65,6 +65,14 @@ def moment(when: Moment) -> str:
     return when.text or "a time that the log does not show"
 
 
+def where(log: Logged) -> str:
+    """`` in netns 4026532999``; empty where the log does not speak of other namespaces alone."""
+    if not log.netns:
+        return ""
+    others = f" and {plural(len(log.netns) - 1, 'other')}" if len(log.netns) > 1 else ""
+    return f" in netns {log.netns[0]}{others}"
+
+
 def when(log: Logged) -> str:
     """``at 11:02 UTC`` or ``from ... to ...``, by the log's messages."""
     first, last = moment(log.first), moment(log.last)

@@ -29,20 +29,35 @@ def parse(facts: Mapping[str, str]) -> Optional[dict[str, Any]]:
 
 def logged(facts: Mapping[str, str]) -> Optional[Logged]:
     """What the log among the evidence says; None where there is none, or it is damaged."""
-    log = (parse(facts) or {}).get("log")
+    return log_of(parse(facts) or {})
+
+
+def log_of(data: Mapping[str, Any]) -> Optional[Logged]:
+    """The same of what :func:`parse` gives."""
+    log = data.get("log")
     if not isinstance(log, dict):
         return None
     full, hidden = (_whole(log.get(name)) for name in ("full", "suppressed"))
     if not full:
         return None
-    return Logged(full, full + hidden, moment_of(log.get("first")), moment_of(log.get("last")))
+    first, last = (_moment_of(log.get(name)) for name in ("first", "last"))
+    return Logged(full, full + hidden, first, last, _netns_of(log))
+
+
+def _netns_of(log: Mapping[str, Any]) -> tuple[int, ...]:
+    """Inodes of the namespaces that its messages name; empty where some name none."""
+    said = log.get("netns")
+    if not isinstance(said, list):
+        return ()
+    found = [_whole(one) for one in said[:100]]
+    return tuple(found) if all(found) else ()
 
 
 def _whole(value: object) -> int:
     return value if isinstance(value, int) and 0 < value < 1 << 62 else 0
 
 
-def moment_of(said: object) -> Moment:
+def _moment_of(said: object) -> Moment:
     """A time of the log, as in the evidence; unknown where it is damaged."""
     if not isinstance(said, dict):
         return Moment()

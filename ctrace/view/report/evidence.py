@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Optional
 
-from ctrace.batch import Logged
-from ctrace.model.causes.words import when
-from ctrace.recording.format.evidence import moment_of
+from ctrace.model.causes.words import when, where
+from ctrace.recording.format.evidence import log_of
 from ctrace.view import format as fmt
 from ctrace.view.verdict import HIGH
 
@@ -66,16 +65,16 @@ def _share(part: int, whole: int) -> str:
 
 
 def _full(data: dict[str, Any]) -> Optional[str]:
-    log = data.get("log")
-    if not log or not log.get("full"):
+    log = log_of(data)
+    if log is None:
         return None
-    text = f"the kernel logged {fmt.plural(log['full'], 'time')} that the table was full, "
-    first, last = (moment_of(log.get(name)) for name in ("first", "last"))
-    text += when(Logged(log["full"], 0, first, last))
-    if log.get("suppressed"):
-        text += f", and kept {fmt.count(log['suppressed'])} messages back"
-    text += f": at least {fmt.plural(data['refused_at_least'], 'packet')} refused"
-    if log.get("suppressed"):
+    text = f"the kernel logged {fmt.plural(log.full, 'time')} that the table was full"
+    text += f"{where(log)}, {when(log)}"
+    hidden = log.refused - log.full
+    if hidden:
+        text += f", and kept {fmt.count(hidden)} messages back"
+    text += f": at least {fmt.plural(log.refused, 'packet')} refused"
+    if hidden:
         text += " (its limit, net_ratelimit, counts all of networking's warnings)"
     return text
 

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Optional
 
 from ctrace.batch import DUMP
-from ctrace.model.causes.words import when
+from ctrace.model.causes.words import when, where
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
 from ctrace.view.verdict import HIGH, Verdict, fullest, only_read, verdict
@@ -113,7 +113,7 @@ def _undated(review: Review) -> list[tuple[float, str, bool]]:
     log = review.final.logged
     if log is None or log.first.utc is not None:
         return []
-    return [(0.0, f"the kernel logs that the table is full, {when(log)}", False)]
+    return [(0.0, f"the kernel logs that the table is full{where(log)}, {when(log)}", False)]
 
 
 def _moments(review: Review) -> Iterator[tuple[float, str]]:
@@ -199,9 +199,10 @@ def _complaint(review: Review) -> Iterator[tuple[float, str]]:
     if review.complaint is not None:
         ts, process, flow = review.complaint
         yield ts, f"{fmt.clean(process)} gets EPERM for {fmt.clean(flow)}: its first complaint"
-    log, what = review.final.logged, "the kernel logs that the table is full"
+    log = review.final.logged
     if log is None or log.first.utc is None:
         return
+    what = f"the kernel logs that the table is full{where(log)}"
     last = log.last.utc if log.full > 1 else None
     yield (
         log.first.utc,
