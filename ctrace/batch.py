@@ -69,6 +69,8 @@ class Logged:
     the kernel is too old to tell."""
 
 
+TYPED_IN: Final = 1
+"""Number of the namespace in which texts were made: the host itself, as far as they tell."""
 LOWEST_INODE: Final = 0xEFFFFFF0
 """PROC_IPC_INIT_INO: the lowest inode number of a namespace (include/linux/proc_ns.h)."""
 _DYNAMIC: Final = 0xF0000000

@@ -24,6 +24,12 @@ PART: Final = 1 << 16
 CLOSED: Final = (TCP_STATES.index("TIME_WAIT"), TCP_STATES.index("CLOSE"))
 """States that no packet renews: their timeout tells when the connection closed."""
 NO_STATE: Final = 255
+MET: Final = 2048
+"""Entries of a look whose remaining time is reported at most, an even sample."""
+ESTABLISHED: Final = TCP_STATES.index("ESTABLISHED")
+SHORTEST: Final = 3600
+"""Seconds: a shorter timeout of ESTABLISHED may be another one (_unacknowledged, _max_retrans), and
+does not tell for how long a connection was idle."""
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -83,6 +89,22 @@ class Ledger:
         keep = ~gone
         self.alive, self.where = self.alive[keep], self.where[keep]
         self._merge(look.ct, at)
+
+    def met(self, look: Look) -> Events:
+        """Looks at some of its entries: the time that each has left, and for how long it was idle,
+        where the setting was given."""
+        known = look.rows[look.left >= 0]
+        rows = self._rows(look.start + known[:: max(1, -(-len(known) // MET))])
+        left = -rows["overdue_ms"].astype(np.int64)
+        whole = np.where(rows["proto"] == 6, self.timeouts.tcp[rows["state"]], -1) * 1000
+        closed = np.isin(rows["state"], CLOSED)
+        long_ = (rows["state"] == ESTABLISHED) & (np.minimum(left, whole) > SHORTEST * 1000)
+        told = (whole >= left) & (closed | long_)
+        rows["idle_ms"] = np.where(told, whole - left, -1).clip(-1, (1 << 31) - 1)
+        rows["timeout_ms"] = np.where(told & closed, whole, 0)
+        rows["ts"], rows["kind"] = self._boot(round(look.at * 1e9)), Kind.MET
+        rows["reason"] = Reason.NONE
+        return rows
 
     def _boot(self, utc: int) -> int:
         return utc - self.offset

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Optional
 
-from ctrace.batch import DUMP, Batch, Clock, HookInfo, Names, Netns, TableReading
+from ctrace.batch import DUMP, TYPED_IN, Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.dumps.found import Dump, Found
 from ctrace.dumps.ledger import Ledger, Timeouts
 from ctrace.dumps.looks import Look, looks
@@ -45,7 +45,11 @@ class Told:
         self.clock = Clock(round(self.boot * 1e9))
         self.started = max(1, round(first * 1e9) - self.clock.offset - 1)
         names = dict.fromkeys([*(one.netns for one in found.dumps), *found.spaces])
-        self.netns = {name: at for at, name in enumerate(names, 1)} or {"": 1}
+        own = "" in names
+        names.pop("", None)
+        self.netns = {name: at for at, name in enumerate(names, TYPED_IN + 1)}
+        if own or not names:
+            self.netns = {"": TYPED_IN, **self.netns}
 
     def _reference(self) -> float:
         """The time of a recording without entries."""
@@ -123,7 +127,8 @@ class Told:
                 yield Batch(events, until, more=True)
             if look is not None:
                 until = max(until, self._boot(at))
-                yield Batch(empty(), until, tables=self._reading(look, until))
+                met = ledgers[look.dump.netns].met(look)
+                yield Batch(met, until, tables=self._reading(look, until))
             elif dump is not None:
                 until = max(until, self._boot(self._times[id(dump)][1]))
                 yield Batch(empty(), until, lost=dump.lost, tables=self._unlooked(dump, until))

@@ -7,7 +7,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.batch import Batch, Clock, HookInfo, Logged, Owner, SelfCost
+from ctrace.batch import DUMP, Batch, Clock, HookInfo, Logged, Owner, SelfCost
 from ctrace.beside import Beside
 from ctrace.errors import UsageError
 from ctrace.model.composition import Looks
@@ -179,7 +179,8 @@ class Intake:
             self._sample.dumped(w, at)
         at = w.where(Kind.MET)
         if at.size:
-            settings = self._hooks.family != "netlink"  # which never knows the timeout in force
+            # netlink and dumps never know the timeout in force
+            settings = self._hooks.family not in ("netlink", DUMP)
             if settings:
                 self._levels.timeouts.learn(w, at)
             births = self._births.peek(w.ct[at], w.meta[at], w.ts[at])

@@ -9,12 +9,8 @@ import numpy as np
 
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
-<<<<<<< HEAD
 from ctrace.model.causes.strays import UNSAID
-from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when
-=======
 from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when, where
->>>>>>> 3548c81 (A log's messages about other namespaces are told as theirs; collect works where df knows no mount)
 from ctrace.model.snapshot import Cause, Remedy, Table
 
 INVALID: Final = 100

@@ -13,7 +13,7 @@ from typing import Final, Optional, TypeVar
 
 import numpy as np
 
-from ctrace.batch import Netns
+from ctrace.batch import TYPED_IN, Netns
 from ctrace.filters import network_words
 from ctrace.model.groups import Group
 from ctrace.model.snapshot import Culprit, Victim
@@ -70,7 +70,8 @@ class Pods:
 def _name(space: Netns) -> str:
     """Empty for the host itself, and for one without a name; of several hosts they begin with
     the host's own (:mod:`ctrace.recording.merge`)."""
-    return "" if re.search(r"(?:^|:)(?:init$|netns:)", space.name) else space.name
+    host = space.inum == TYPED_IN or re.search(r"(?:^|:)(?:init$|netns:)", space.name)
+    return "" if host else space.name
 
 
 def _global(address: str) -> bool:
