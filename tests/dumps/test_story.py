@@ -111,6 +111,23 @@ def test_a_dated_log_stands_in_the_course_of_events() -> None:
         assert part in " ".join(said.split())
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_how_long_connections_were_idle_is_told_where_the_timeout_is(told: bool) -> None:
+    left = 432000 - 9 * 3600
+    lines = [
+        f"ipv4     2 tcp      6 {left} ESTABLISHED src=198.51.100.{i} dst=192.0.2.10 sport={i} "
+        f"dport=8443 src=192.0.2.10 dst=198.51.100.{i} sport=8443 dport={i} [ASSURED] use=2"
+        for i in range(1, 101)
+    ]
+    if told:
+        lines.append("net.netfilter.nf_conntrack_tcp_timeout_established = 432000")
+    data = json.loads(run("report", "-", "-o", "json", text="\n".join(lines)))
+    assert data["tables"][0]["composition"]["left_p50_s"] == left
+    text = data["why"][0]["text"]
+    assert ("half had no packet for 9 h" in text) == told
+    assert ("whether they are idle one dump does not tell" in text) != told
+
+
 def test_advice_names_what_a_proof_wants() -> None:
     (one,) = json.loads(run("advise", "-", "-o", "json"))["candidates"]
     assert one["verdict"] == "cannot-say"

@@ -170,6 +170,12 @@ def _idle(s: Service) -> bool:
     return s.quiet is None or s.quiet >= 0.5
 
 
+def _middle(s: Service) -> Optional[float]:
+    """Seconds for which half of its entries had no packet; None where unknown."""
+    idle = s.c.composition.idle
+    return idle[len(idle) // 2] if idle else None
+
+
 def idle_established(s: Service) -> Optional[Cause]:
     """Connections that nobody closed, or whose other end has gone: they stay for days."""
     c = s.c
@@ -187,8 +193,8 @@ def idle_established(s: Service) -> Optional[Cause]:
     expired_open = sum(n for state, n in c.ended_states if state == "ESTABLISHED")
     if not old and expired_open < max(5, 0.5 * c.destroys):
         return None
-    middle = c.composition.idle[len(c.composition.idle) // 2 :][:1]
-    quiet = f"half had no packet for {duration(middle[0])}, " if middle else ""
+    middle = _middle(s)
+    quiet = "" if middle is None else f"half had no packet for {duration(middle)}, "
     return s.cause(
         "idle-established",
         f"{s.of}: {s.part_of(share or 1.0)} are long-lived ESTABLISHED connections "
@@ -212,12 +218,15 @@ def idle_established(s: Service) -> Optional[Cause]:
 
 
 def _established(s: Service) -> Cause:
-    """The same for a single dump, which does not show whether connections are idle."""
-    c = s.c
+    """The same for a single dump, which shows whether connections are idle if the timeout is
+    known."""
+    c, middle = s.c, _middle(s)
+    quiet = "whether they are idle one dump does not tell"
+    if middle is not None:
+        quiet = f"half had no packet for {duration(middle)}"
     return s.cause(
         "established",
-        f"{s.of}: {s.part} are ESTABLISHED connections ({c.held:,} held); whether they are idle "
-        "one dump does not tell",
+        f"{s.of}: {s.part} are ESTABLISHED connections ({c.held:,} held); {quiet}",
         (s.held_line, f"{percent(c.assured)} ASSURED: early_drop can't evict them"),
         remedies.change("close idle connections, TCP keep-alive below the timeout", c.netns, c.key),
         remedies.timeout("tcp_timeout_established", c.netns, old=s.timeout_of("ESTABLISHED")),
