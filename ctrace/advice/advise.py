@@ -187,15 +187,10 @@ def _notes(snapshot: Snapshot) -> list[str]:
         notes.append(
             f"{snapshot.lost} events were lost: the numbers of each service may be too low"
         )
-    if snapshot.logged is not None:
+    if (log := snapshot.logged) is not None:
+        other = "" if log.netns else ": it held more then than when it was read"
         notes.append(
-            f"the host's own log says that the table was full{where(snapshot.logged)} "
-            f"{when(snapshot.logged)}: "
-            + (
-                "that may be another table than the one that was read"
-                if snapshot.logged.netns
-                else "it held more then than when it was read"
-            )
+            f"the host's own log says that the table was full{where(log)} {when(log)}{other}"
         )
     if not snapshot.hooks.changes:
         notes.append(

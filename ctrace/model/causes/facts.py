@@ -220,10 +220,8 @@ class Service:
     @property
     def long(self) -> float:
         """Seconds without a packet after which an entry counts as quiet: half of the time observed,
-        because looks are some seconds old, but at most a minute. A single dump is not old."""
-        if not self.changes:
-            return 60.0
-        return max(5.0, min(self.uptime / 2, 60.0))
+        because looks are some seconds old, but at most a minute."""
+        return max(5.0, min(self.uptime / 2, 60.0)) if self.changes else 60.0
 
     @property
     def alone(self) -> str:
