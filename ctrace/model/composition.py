@@ -120,7 +120,8 @@ def _evenly(seconds: npt.NDArray[np.float32]) -> tuple[float, ...]:
 
 def closed(looks: Looks) -> npt.NDArray[np.bool_]:
     """Which are TCP connections that wait out TIME_WAIT or CLOSE."""
-    found: npt.NDArray[np.bool_] = np.isin(looks["state"], (TIME_WAIT, CLOSE))
+    state = looks["state"]
+    found: npt.NDArray[np.bool_] = (state == TIME_WAIT) | (state == CLOSE)
     found &= looks["proto"] == TCP
     return found
 

@@ -33,6 +33,12 @@ def bins(milliseconds: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     return exponent.astype(np.int64)
 
 
+def count(seconds: npt.NDArray[np.float64]) -> Counts:
+    """A histogram of durations."""
+    at = np.searchsorted(EDGES, seconds, side="right") - 1
+    return np.bincount(np.minimum(np.maximum(at, 0), BINS - 1), minlength=BINS)
+
+
 def _edges() -> npt.NDArray[np.float64]:
     steps = np.arange(BINS + 1)
     low = 2.0 ** (steps // PER_OCTAVE) * (1 + (steps % PER_OCTAVE) / PER_OCTAVE)

@@ -13,7 +13,7 @@ have lived for as long as they had when that began.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Optional
 
@@ -93,7 +93,7 @@ def survival(ended: npt.NDArray[np.int64], born_ended: int, living: Living) -> S
     stands for them.
     """
     edges = histogram.EDGES
-    ages = np.histogram(np.clip(living.ages, 0, edges[-1]), edges)[0].astype(float)
+    ages = histogram.count(living.ages).astype(float)
     n, looked = int(ended.sum()), int(ages.sum())
     raw = ended + ages
     gone = ended * (max(born_ended, 0) / n if n else 0.0)
@@ -129,11 +129,14 @@ class Over:
     """A histogram of those of closed entries that were looked at while they were young."""
 
 
-def lives(over: Over, born: int, looks: Looks, young: Mapping[str, int], even: F64) -> Percentiles:
+def lives(
+    over: Over, born: int, looks: Looks, young: Mapping[str, int], even: Callable[[], F64]
+) -> Percentiles:
     """How long entries live, as every view reports it.
 
     ``born``: entries held that were inserted while ctrace watched; ``looks`` are at some of them,
-    ``young`` counts looks at young ones, and ``even`` has their ages where there are too few looks.
+    ``young`` counts looks at young ones, and ``even`` gives their ages where there are too few
+    looks.
     """
     looks = looks[~looks["older"]]
     waiting = closed(looks)
@@ -141,14 +144,12 @@ def lives(over: Over, born: int, looks: Looks, young: Mapping[str, int], even: F
         share, living = float(waiting.mean()), lived(looks[~waiting])
         ended = waiting_lives(looks[waiting], over.closed)
     else:
-        share, living = _closed_soon(young), even
+        share, living = _closed_soon(young), even()
         ended = over.closed
     n, looked = int(over.ended.sum()), int(ended.sum())
     gone, longer = _gone(over, young)
     gone = gone + ended * (share * born / max(looked, 1))
-    edges = histogram.EDGES
-    on = np.histogram(np.clip(living[living > 0], 0, edges[-1]), edges)[0]
-    on = on * ((1 - share) * born / max(len(living), 1))
+    on = histogram.count(living[living > 0]) * ((1 - share) * born / max(len(living), 1))
     on[-1] += longer
     exposed = np.maximum(np.cumsum((gone + on)[::-1])[::-1] - on / 2, 1e-9)
     left = np.concatenate([[1.0], np.cumprod(1 - np.minimum(gone / exposed, 1.0))])

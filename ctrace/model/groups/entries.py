@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ctrace.model import histogram, stays
 from ctrace.model.composition import Looks, closed, compose
 from ctrace.model.forecast import Staying
-from ctrace.model.groups.sums import Sums
+from ctrace.model.groups.sums import Details, Sums
 from ctrace.model.keys.rich import LOOKS, TREND, distinct
 from ctrace.model.keys.scatter import Rows
 from ctrace.model.snapshot import Composition, Percentiles
@@ -57,15 +57,17 @@ class Entries(Sums):
         one = self.percentiles(at)[part]
         return one.p50 if one.p50 is not None else one.at_least
 
-    def _detail(self, at: int) -> tuple[npt.NDArray[np.int64], ...]:
+    def _detail(self, at: int) -> Details:
         """Histograms: lives of the ended, lives of closed ones looked at, and residences."""
+        if at in self._details:
+            return self._details[at]
         life = np.zeros(histogram.BINS, np.int64)
         looked, residence = life.copy(), life.copy()
         for level, slots in self._rich(at):
             life += level.rich.life[slots].sum(axis=0, dtype=np.int64)
             looked += level.rich.looked_life[slots].sum(axis=0, dtype=np.int64)
             residence += level.rich.residence[slots].sum(axis=0, dtype=np.int64)
-        return life, looked, residence
+        return self._details.setdefault(at, (life, looked, residence))
 
     def looks_at(self, at: int) -> Looks:
         """The latest looks at living entries of a key, newest first."""
@@ -143,8 +145,8 @@ class Entries(Sums):
         held = int(self.held[at])
         born = held - min(max(int(self.sums["older"][at]), 0), held)
         over = stays.Over(ended, max(int(self.sums["inserts"][at]) - born, 0), looked)
-        even = self._even_ages(at, max(born, 1))
-        return stays.lives(over, born, self.looks_at(at), self.looks(at)[0], even)
+        looks, young = self.looks_at(at), self.looks(at)[0]
+        return stays.lives(over, born, looks, young, lambda: self._even_ages(at, max(born, 1)))
 
     def residence(self, at: int) -> Percentiles:
         """How long a key's entries stay, as every view reports it."""

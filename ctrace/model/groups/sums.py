@@ -24,6 +24,8 @@ from ctrace.record import Direction, address_text
 
 Same = TypeVar("Same", bound="Sums")
 
+Details = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
 _WAYS: Final = sum(1 << int(one) for one in (Direction.IN, Direction.OUT, Direction.FORWARD))
 """Bits of a row's flags that show directions."""
 _EVERYTHING: Final = Scope()
@@ -71,6 +73,8 @@ class Sums:
         self._bounds = np.searchsorted(inverse[self._members], np.arange(self.n + 1))
         self._inverse = inverse
         self._looks: Optional[tuple[Looks, npt.NDArray[np.intp]]] = None
+        self._details: dict[int, Details] = {}
+        self._slots: dict[int, list[tuple[Level, Rows]]] = {}
         self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}
         self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)
         self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
@@ -286,8 +290,10 @@ class Sums:
 
     def _rich(self, at: int) -> list[tuple[Level, Rows]]:
         """Slots of detail of a key, by table."""
-        found = self._rich_rows(at)
-        return [(level, level.table.rich[rows].astype(np.intp)) for level, rows in found]
+        if at not in self._slots:
+            found = self._rich_rows(at)
+            self._slots[at] = [(one, one.table.rich[rows].astype(np.intp)) for one, rows in found]
+        return self._slots[at]
 
     def _rich_rows(self, at: int, counted: bool = False) -> list[tuple[Level, Rows]]:
         """Rows of a key that have detail, by table; of those that are ``counted`` or of all."""
