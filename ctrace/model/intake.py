@@ -180,11 +180,12 @@ class Intake:
         at = w.where(Kind.MET)
         if at.size:
             # netlink and dumps never know the timeout in force
-            settings = self._hooks.family not in ("netlink", DUMP)
-            if settings:
-                self._levels.timeouts.learn(w, at)
+            known = self._hooks.family not in ("netlink", DUMP)
+            timeouts = self._levels.timeouts if known else None
+            if timeouts is not None:
+                timeouts.learn(w, at)
             births = self._births.peek(w.ct[at], w.meta[at], w.ts[at])
-            self._sample.met(w, at, *births, settings)
+            self._sample.met(w, at, births, timeouts)
         at = w.where(Kind.SAMPLED)
         if not at.size:
             return

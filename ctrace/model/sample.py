@@ -8,7 +8,7 @@ that they have left come from here: from entries that a walk over the hash table
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ctrace.model.keys.columns import I64, OWNED, TICK_MS, U64, Window, service_hash, spread
 from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.keys.scatter import Rows
+from ctrace.model.keys.timeouts import Timeouts
 
 ROW: Final = np.dtype(
     [
@@ -67,12 +68,18 @@ class Sample:
         return self._rows.nbytes
 
     def met(
-        self, w: Window, at: Rows, age: I64, extra: npt.NDArray[np.uint16], settings: bool
+        self,
+        w: Window,
+        at: Rows,
+        born: tuple[I64, npt.NDArray[np.uint16]],
+        timeouts: Optional[Timeouts],
     ) -> None:
-        """Take looks at living entries; ``age`` in ns, and ``extra``, as their births tell.
+        """Take looks at living entries; ``born``: age in ns, and ``extra``, as their births tell.
 
-        ``settings``: where a look tells no timeout, the entry has another than the setting's.
+        ``timeouts`` tells which are not the settings': where a look shows none, neither. None:
+        looks never show any.
         """
+        age, extra = born
         rows = _rows(w, at, extra)
         ts = rows["ts"]
         known = age != UNKNOWN
@@ -80,6 +87,8 @@ class Sample:
         idle = w.idle_ms(at)
         # idle for longer than it has existed is impossible: it has another timeout
         wrong = known & (idle > age / 1e6 + TICK_MS)
+        if timeouts is not None:
+            wrong |= timeouts.older(w, at)
         sure = (idle >= 0) & ~wrong
         rows["idle"][sure] = idle[sure] / 1e3
         over = w.events["overdue_ms"][at]
@@ -87,7 +96,7 @@ class Sample:
         timeout = w.events["timeout_ms"][at]
         told = (timeout > 0) & ~wrong
         rows["timeout"][told] = timeout[told] / 1e3
-        rows["other"] = wrong | ((idle < 0) & (timeout == 0) & (over < 0) & settings)
+        rows["other"] = wrong | ((idle < 0) & (timeout == 0) & (over < 0) & (timeouts is not None))
         starts = np.diff(ts, prepend=self._last) > GAP_NS
         rows["walk"] = self._walk + np.cumsum(starts)
         self._walk, self._last = int(rows["walk"][-1]), int(ts[-1])

@@ -179,9 +179,11 @@ def _closed_soon(young: Mapping[str, int]) -> float:
 
 def lived(looks: Looks) -> F64:
     """Seconds that each of these open entries, all of known age, certainly lives longer than."""
-    timeout = np.where(np.isnan(looks["timeout"]), 0.0, looks["timeout"])
-    age = looks["now"] - np.where(looks["proto"] == TCP, 0.0, timeout)
-    return np.asarray(age[~np.isnan(age)], np.float64)
+    known = looks[~np.isnan(looks["now"])]
+    # one without a close, and of unknown timeout, may have been over at once
+    timeout = np.where(np.isnan(known["timeout"]), known["now"], known["timeout"])
+    age = known["now"] - np.where(known["proto"] == TCP, 0.0, timeout)
+    return np.asarray(age, np.float64)
 
 
 def waiting_lives(waiting: Looks, looked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -6,6 +6,7 @@ packet that meets an expired entry, or a SYN that meets a closed one, ends it, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Optional
@@ -57,6 +58,8 @@ class Table:
     seed: int = 0
     first_pass: float = 10.0
     """When gc_worker first comes by."""
+    later: tuple[float, Mapping[str, float]] = (math.inf, {})
+    """A second, and the settings that are changed then."""
     counts: list[int] = field(default_factory=list)
     """From ``since`` on."""
 
@@ -65,6 +68,10 @@ class Table:
         self._rows: list[tuple[float, Kind, Reason, _Entry]] = []
         self._random = np.random.default_rng(self.seed)
         self._pass = self.first_pass
+
+    def _setting(self, name: str, at: float) -> float:
+        since, changed = self.later
+        return changed.get(name, self.settings[name]) if at >= since else self.settings[name]
 
     def run(self, packets: Iterable[Packet]) -> list[Batch]:
         """All packets through the table."""
@@ -86,7 +93,7 @@ class Table:
             entry = self._end(key, packet.at, Reason.EXPIRED)
         elif entry and packet.state == SYN_SENT and entry.packet.state in (TIME_WAIT, CLOSE):
             entry = self._end(key, packet.at, Reason.DELETED)
-        expires = packet.at + self.settings[packet.timeout]
+        expires = packet.at + self._setting(packet.timeout, packet.at)
         if entry is None:
             self._held[key] = entry = _Entry(packet, expires, len(self._rows) + 1)
             self._rows.append((packet.at, Kind.INSERT, Reason.NEW, replace(entry)))
@@ -123,10 +130,12 @@ class Table:
             row["ct"] = 0 if kind == Kind.EXISTING else entry.ct << 8
             row["netns"], row["state"], row["status"] = NETNS, packet.state, packet.status
             if kind in (Kind.DESTROY, Kind.MET):
-                timeout = self.settings[packet.timeout]
-                row["timeout_ms"] = round(timeout * 1000)
+                timeout = self._setting(packet.timeout, now)
+                idle = now - entry.expires + timeout
                 row["overdue_ms"] = round((now - entry.expires) * 1000)
-                row["idle_ms"] = max(0, round((now - entry.expires + timeout) * 1000))
+                known = idle > -0.001  # as emit_life tells it
+                row["timeout_ms"] = round(timeout * 1000) if known else 0
+                row["idle_ms"] = max(0, round(idle * 1000)) if known else -1
         of = np.maximum(events["ts"].astype(np.int64) - 1, 0) // SECOND
         return [
             Batch(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from kit import entries
 from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
@@ -211,3 +213,22 @@ def test_what_is_left_of_a_timeout_is_told_by_fresh_looks() -> None:
         assert left is None or left == pytest.approx(60.5 - passed, abs=3)
         assert (left is None) == (made_of.left.n == 0)
     assert (left, made_of.unreplied) == (None, 1.0)
+
+
+@pytest.mark.parametrize("raised", [80.0, 0.0])
+def test_streams_under_a_timeout_that_was_raised_do_not_seem_to_live_shorter(raised: float) -> None:
+    """Streams of 60 s whose timeout is 40 s, and then 80 s: it may be unknown, but never 20 s."""
+    packets = [
+        entries.Packet(at + second, 17, 1024 + n, 53, entries.ANY, entries.ASSURED, "udp_stream")
+        for n, at in enumerate(np.linspace(0, 20, 300).tolist())
+        for second in range(0, 61, 4)
+    ]
+    later = (85.0, {"udp_stream": raised}) if raised else (math.inf, {})
+    table = entries.Table({"udp_stream": 40.0}, 170, looks=60, later=later)
+    model, told = Model(HookInfo("fentry"), Clock(0), 0), []
+    for second, batch in enumerate(table.run(packets)):
+        model.update(batch)
+        if second >= 80 and second % 5 == 0:
+            told.append(model.snapshot("service").culprits[0].life.p50)
+    assert all(life is None or life == pytest.approx(60.0, rel=0.15) for life in told), told
+    assert told[-1] is not None or raised

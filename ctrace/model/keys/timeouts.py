@@ -1,8 +1,10 @@
 """Which entries do not have the timeout that the kernel's settings give them now.
 
-How long an entry was idle is derived from the timeout in force at its end. The entry had another
-one where the setting was lowered meanwhile, or a ``ct timeout`` policy chose it. A look at a living
-entry shows both: it has more time left than the timeout in force, or its policy is seen.
+How long an entry was idle is derived from the timeout in force when it is looked at, or ends. The
+entry had another one where the setting was changed meanwhile, or a ``ct timeout`` policy chose it.
+After a shorter setting, or under a policy, looks at living entries show it: they have more time left
+than the timeout in force. After a longer one they seem to have been idle for longer than they
+were: renewed at a time at which others still had the old timeout.
 """
 
 from __future__ import annotations
@@ -12,23 +14,32 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys.columns import SERVICE_MASK, Window
+from ctrace.model.composition import UNACKNOWLEDGED
+from ctrace.model.keys.columns import SERVICE_MASK, U64, Window
 from ctrace.model.keys.scatter import Rows
 
 LATER_MS: Final = 90_000
 """ms by which expired entries may be collected late (gc_worker, nf_conntrack_core.c)."""
 MOST: Final = 256
-"""Services that are remembered, at most."""
+"""Services, and kinds of entries, that are remembered, at most."""
+_KIND: Final = SERVICE_MASK & ~np.uint64(0xFFFF)
+_REPLIED_OR_ASSURED: Final = np.uint64(6)
 
 
 class Timeouts:
-    """Services whose entries' lives are not derived from their ends for a while."""
+    """Entries whose lives are not derived from the timeouts in force."""
 
     def __init__(self) -> None:
         self._until: dict[int, int] = {}
+        """By service: until when none of its ends tells (ns)."""
+        self._seen: dict[int, dict[int, tuple[int, int]]] = {}
+        """By kind of entry, what looks showed: each timeout (ms), and when first and last (ns)."""
+        self._longer: dict[int, tuple[int, int]] = {}
+        """By kind, the timeout that took a shorter one's place, and since when (ns)."""
 
     def learn(self, w: Window, at: Rows) -> None:
         """Take looks at living entries."""
+        self._learn_settings(w, at)
         over = w.events["overdue_ms"][at]
         at = at[(w.idle_ms(at) < 0) & (w.events["timeout_ms"][at] == 0) & (over < 0)]
         left = -w.events["overdue_ms"][at].astype(np.int64)
@@ -39,11 +50,52 @@ class Timeouts:
         while len(self._until) > MOST:
             self._until.pop(next(iter(self._until)))
 
+    def _learn_settings(self, w: Window, at: Rows) -> None:
+        timeout = w.events["timeout_ms"][at]
+        told = np.flatnonzero((timeout > 0) & (timeout != UNACKNOWLEDGED * 1000))
+        at, timeout = at[told], timeout[told]
+        kinds = _kinds(w, at).tolist()
+        for kind, ms, now in zip(kinds, timeout.tolist(), w.ts.take(at).tolist()):
+            seen = self._seen.setdefault(kind, {})
+            seen[ms] = (seen[ms][0] if ms in seen else now, now)
+        for kind in set(kinds):
+            self._longer.pop(kind, None)
+            seen = self._seen[kind]
+            ms = max(seen, key=lambda one: seen[one][1])
+            since = seen[ms][0]
+            if any(one < ms and last < since for one, (_, last) in seen.items()):
+                self._longer[kind] = (ms, since)
+        while len(self._seen) > MOST:
+            gone = next(iter(self._seen))
+            del self._seen[gone]
+            self._longer.pop(gone, None)
+
+    def older(self, w: Window, at: Rows) -> npt.NDArray[np.bool_]:
+        """Which of these ends or looks are at entries that were renewed, as it seems, before the
+        timeout that they seem to have was set."""
+        found = np.zeros(at.size, bool)
+        if not self._longer or not at.size:
+            return found
+        kinds, timeout = _kinds(w, at), w.events["timeout_ms"][at]
+        renewed = w.ts.take(at).astype(np.int64) - w.idle_ms(at).astype(np.int64) * 1_000_000
+        for kind, (ms, since) in self._longer.items():
+            found |= (kinds == np.uint64(kind)) & (timeout == ms) & (renewed < since)
+        return found
+
     def doubtful(self, w: Window, at: Rows) -> npt.NDArray[np.bool_]:
-        """Which of these ends belong to such a service."""
+        """Which of these ends do not tell how long they were idle."""
+        found = self.older(w, at)
         if not self._until or not at.size:
-            return np.zeros(at.size, bool)
+            return found
         now = int(w.ts[0])
         services = np.array([one for one, end in self._until.items() if end >= now], np.uint64)
-        found: npt.NDArray[np.bool_] = np.isin(w.meta.take(at) & SERVICE_MASK, services)
+        found |= np.isin(w.meta.take(at) & SERVICE_MASK, services)
         return found
+
+
+def _kinds(w: Window, at: Rows) -> U64:
+    """What the settings tell entries apart by: namespace, protocol, state, replied and assured."""
+    some = w.meta.take(at) & _KIND
+    some |= w.states(at).astype(np.uint64)
+    some |= (w.status.take(at).astype(np.uint64) & _REPLIED_OR_ASSURED) << np.uint64(8)
+    return some
