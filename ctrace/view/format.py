@@ -16,6 +16,7 @@ from typing import Final, Optional
 
 from rich.cells import cell_len, set_cell_size
 
+from ctrace import units
 from ctrace.model.snapshot import Culprit, Percentiles
 from ctrace.names import clean as clean  # noqa: PLC0414 (views say fmt.clean)
 
@@ -41,14 +42,6 @@ ASCII: Final[dict[int, str]] = str.maketrans(
 
 _COMMAS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 """Between thousands, where nothing but three digits follows."""
-_DURATIONS: Final = (
-    (999.5, 1e-6, "µs"),
-    (999.5, 1e-3, "ms"),
-    (599.5, 1, "s"),
-    (119.5, 60, "min"),
-    (47.5, 3600, "h"),
-)
-"""Up to how many of each unit: a timeout of 120 s stays 120 s."""
 
 
 def wants_ascii(environ: Optional[Mapping[str, str]] = None) -> bool:
@@ -126,32 +119,12 @@ def per_second(value: Optional[float]) -> str:
 
 def share(part: Optional[float]) -> str:
     """``83 %``, ``2.7 %``, ``<0.1 %``; never ``100 %`` for less than all."""
-    if part is None:
-        return UNKNOWN
-    percent = part * 100
-    if percent <= 0:
-        return "0 %"
-    if percent < 0.05:
-        return "<0.1 %"
-    if percent < 9.95:
-        return f"{percent:.1f} %"
-    if 99.5 <= percent < 100:
-        return ">99 %"
-    return f"{percent:.0f} %"
+    return UNKNOWN if part is None else units.share(part)
 
 
 def duration(seconds: Optional[float]) -> str:
     """``350 µs``, ``4 ms``, ``1.5 s``, ``120 s``, ``12 min``, ``3 h``, ``4 d``."""
-    if seconds is None or not math.isfinite(seconds):
-        return UNKNOWN
-    if seconds < 0:
-        return "-" + duration(-seconds)
-    if seconds == 0:
-        return "0 s"
-    for below, unit, name in _DURATIONS:
-        if seconds < below * unit:
-            return f"{_figures(seconds / unit)} {name}"
-    return f"{count(seconds / 86400)} d"
+    return UNKNOWN if seconds is None or not math.isfinite(seconds) else units.duration(seconds)
 
 
 def held(culprit: Culprit) -> str:
@@ -164,12 +137,6 @@ def stays(residence: Percentiles) -> str:
     if residence.p50 is None and residence.at_least is not None:
         return ">" + duration(residence.at_least)
     return duration(residence.p50)
-
-
-def _figures(number: float) -> str:
-    """One decimal below ten unless it is zero, otherwise none."""
-    text = f"{number:.1f}" if number < 9.95 else f"{number:.0f}"
-    return text[:-2] if text.endswith(".0") else text
 
 
 def span(seconds: float) -> str:
@@ -189,9 +156,9 @@ def size(octets: int) -> str:
     number = float(octets)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(number) < 999.5:
-            return f"{_figures(number)} {unit}"
+            return f"{units.figures(number)} {unit}"
         number /= 1024
-    return f"{_figures(number)} TiB"
+    return f"{units.figures(number)} TiB"
 
 
 def clock(utc: float) -> str:

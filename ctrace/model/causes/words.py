@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Final, Optional
 
+from ctrace import units
 from ctrace.batch import Logged, Moment
 from ctrace.model.snapshot import Percentiles
 
@@ -14,24 +15,13 @@ AFTER: Final = " s after boot"
 
 
 def duration(seconds: Optional[float]) -> str:
-    """``4 ms``, ``2.5 s``, ``120 s``, ``41 min``, ``3 h``, ``5 days``; ``unknown`` for None."""
-    if seconds is None:
-        return UNKNOWN
-    for limit, step, unit in (
-        (1, 0.001, "ms"),
-        (600, 1, "s"),
-        (7200, 60, "min"),
-        (172800, 3600, "h"),
-    ):
-        if seconds < limit:
-            digits = 1 if 1 <= seconds < 10 and seconds % 1 > 0.05 else 0
-            return f"{max(seconds / step, 0):.{digits}f} {unit}"
-    return f"{seconds / 86400:.0f} days"
+    """``4 ms``, ``2.5 s``, ``120 s``, ``41 min``, ``3 h``, ``5 d``; ``unknown`` for None."""
+    return UNKNOWN if seconds is None else units.duration(seconds)
 
 
 def percent(share: Optional[float]) -> str:
     """``83 %``; ``unknown`` for None."""
-    return UNKNOWN if share is None else f"{100 * share:.0f} %"
+    return UNKNOWN if share is None else units.share(share)
 
 
 def pace(rate: float, of: str) -> str:

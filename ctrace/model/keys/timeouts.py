@@ -2,8 +2,8 @@
 
 How long an entry was idle is derived from the timeout in force when it is looked at, or ends. The
 entry had another one where the setting was changed meanwhile, or a ``ct timeout`` policy chose it.
-After a shorter setting, or under a policy, looks at living entries show it: they have more time left
-than the timeout in force. After a longer one they seem to have been idle for longer than they
+After a shorter setting, or under a policy, looks at living entries show it: they have more time
+left than the timeout in force. After a longer one they seem to have been idle for longer than they
 were: renewed at a time at which others still had the old timeout.
 """
 
