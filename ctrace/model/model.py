@@ -176,9 +176,9 @@ class Model(Intake):
             )
         if (name, scope) not in self._groups:
             gone = {netns: at >> TIME_SHIFT for netns, at in self._tables.gone().items()}
-            uptime = (self._until - self._started) / 1e9
+            uptime, since = (self._until - self._started) / 1e9, self._tables.shrunk()
             if self._looks is None:
-                self._looks = self._sample.latest(self._births, self._until)
+                self._looks = self._sample.latest(self._births, self._until, since)
             context = Context(
                 self._owners, self._cgroups, self._listeners, self._tables.name, self._clock,
                 self._until, uptime, self._looks, gone, self._recounts.missed,

@@ -8,6 +8,10 @@ that they have left come from here: from entries that a walk over the hash table
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Optional
 
 import numpy as np
@@ -49,6 +53,13 @@ RECENT_NS: Final = 20_000_000_000
 AGAIN: Final = 0.5
 """Share. If this much of a walk has been met again since, the walk belongs to an earlier round of
 the table."""
+ENOUGH: Final = 400
+"""Entries met after which a pinned share reaches back no further: its standard error is below
+2.5 %."""
+FEW: Final = 30
+"""Entries. With fewer, no pinned share is reported."""
+YOUNG: Final = 0.05
+"""Share of newer entries above which those of the first dump no longer represent all."""
 DUMPED: Final = 1024
 """Entries kept from one window of a dump."""
 
@@ -118,13 +129,20 @@ class Sample:
         """Renumber the openers: ``moved[old]`` is the new number."""
         self._rows["opener"] = moved[self._rows["opener"]]
 
-    def latest(self, births: Births, until: int) -> npt.NDArray[np.void]:
+    def latest(self, births: Births, until: int, since: Mapping[int, int]) -> npt.NDArray[np.void]:
         """The looks that represent ``until`` (ns), newest first: at most one round of the table,
-        each entry once."""
+        each entry once.
+
+        ``since``: by namespace, from when on they do (ns), where a collection has emptied its
+        table.
+        """
         n = min(self._at, len(self._rows))
         order = (self._at - 1 - np.arange(n)) % len(self._rows)
         rows = self._rows[order]
         rows = rows[(rows["ts"] >= int(rows["ts"].max(initial=0)) - RECENT_NS) | rows["older"]]
+        for netns, at in since.items():
+            here = rows["meta"] >> np.uint64(32) == np.uint64(netns)
+            rows = rows[~here | (rows["ts"] >= at)]
         _, first = np.unique(rows["ident"], return_index=True)
         fresh = np.zeros(len(rows), bool)
         fresh[first] = True
@@ -182,3 +200,57 @@ _SAME: Final = 0.01
 """Seconds: if births differ by more, another entry has the same address."""
 _PORTS: Final = 10
 """The word of a record that holds both ports of the original direction, and of the reply's."""
+
+
+@dataclass
+class PinnedSample:
+    """The share of ASSURED entries, among those that recent walks over the table met."""
+
+    walks: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WALKS))
+    """Entries met so far, and how many were ASSURED."""
+
+    def see(self, met: int, assured: int, shrunk: bool = False) -> None:
+        """The counters now; ``shrunk``: what was met before is no sample of what is held now."""
+        if shrunk or (self.walks and met < self.walks[-1][0]):  # of another capture
+            self.walks.clear()
+        self.walks.append((met, assured))
+
+    def share(self) -> Optional[tuple[float, float]]:
+        """The share and its standard error; None where too few were met."""
+        met = assured = 0
+        for earlier in reversed(self.walks):
+            met, assured = (now - was for now, was in zip(self.walks[-1], earlier))
+            if met >= ENOUGH:
+                break
+        if met < FEW:
+            return None
+        likely = (assured + 2) / (met + 4)  # all or none of a few is not certainly all or none
+        return assured / met, math.sqrt(likely * (1 - likely) / (met + 4))
+
+
+@dataclass
+class Dumped:
+    """The same for the entries that were there at the start, while nothing walks the table.
+
+    Later entries show nothing: an insert comes before ASSURED, and those that have ended are not
+    like those that stay.
+    """
+
+    held: int = 0
+    assured: int = 0
+
+    def came(self, n: int, assured: int) -> None:
+        """Entries of the first dump."""
+        self.held += n
+        self.assured += assured
+
+    def went(self, n: int, assured: int) -> None:
+        """Some of them ended, or other entries of unknown birth."""
+        self.held = max(0, self.held - n)
+        self.assured = max(0, self.assured - assured)  # they may have become so since
+
+    def share(self, count: int) -> Optional[float]:
+        """The share while they are nearly all of ``count`` entries, else None."""
+        if self.held <= 0 or self.held < (1 - YOUNG) * count:
+            return None
+        return min(1.0, self.assured / self.held)

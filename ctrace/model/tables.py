@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from ctrace.batch import Clock, Counts, Netns, TableReading
 from ctrace.model.forecast import Reading, Staying, forecast
 from ctrace.model.history import Points
+from ctrace.model.sample import Dumped, PinnedSample
 from ctrace.model.snapshot import Composition, Counted, Rates, Reconciliation, Table
 from ctrace.record import KIND_OF, N_REASONS, Kind, Reason
 
@@ -21,14 +21,8 @@ READINGS: Final = 60
 """Readings that a forecast uses, at most."""
 FULL_NS: Final = 5_000_000_000
 """ns after the last refusal or eviction for which a table still counts as full."""
-WALKS: Final = 16
-"""Readings that a share of walked entries reaches back, at most."""
-ENOUGH: Final = 400
-"""Walked entries after which it reaches back no further: its standard error is below 2.5 %."""
-FEW: Final = 30
-"""Entries. With fewer, no share is reported."""
-YOUNG: Final = 0.05
-"""Share of newer entries above which those of the first dump no longer represent all."""
+SHRUNK: Final = 1.25
+"""Factor: a table that held more than this times what it holds now held something else."""
 _WRAP: Final = 1 << 32
 CHART: Final = 240
 """Intervals in the chart of one namespace: as many as a wide screen shows."""
@@ -108,60 +102,6 @@ class Rising:
 
 
 @dataclass
-class PinnedSample:
-    """The share of ASSURED entries, among those that recent walks over the table met."""
-
-    walks: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WALKS))
-    """Entries met so far, and how many were ASSURED."""
-
-    def see(self, met: int, assured: int) -> None:
-        """The counters now."""
-        if self.walks and met < self.walks[-1][0]:  # of another capture
-            self.walks.clear()
-        self.walks.append((met, assured))
-
-    def share(self) -> Optional[tuple[float, float]]:
-        """The share and its standard error; None where too few were met."""
-        met = assured = 0
-        for earlier in reversed(self.walks):
-            met, assured = (now - was for now, was in zip(self.walks[-1], earlier))
-            if met >= ENOUGH:
-                break
-        if met < FEW:
-            return None
-        likely = (assured + 2) / (met + 4)  # all or none of a few is not certainly all or none
-        return assured / met, math.sqrt(likely * (1 - likely) / (met + 4))
-
-
-@dataclass
-class Dumped:
-    """The same for the entries that were there at the start, while nothing walks the table.
-
-    Later entries show nothing: an insert comes before ASSURED, and those that have ended are not
-    like those that stay.
-    """
-
-    held: int = 0
-    assured: int = 0
-
-    def came(self, n: int, assured: int) -> None:
-        """Entries of the first dump."""
-        self.held += n
-        self.assured += assured
-
-    def went(self, n: int, assured: int) -> None:
-        """Some of them ended, or other entries of unknown birth."""
-        self.held = max(0, self.held - n)
-        self.assured = max(0, self.assured - assured)  # they may have become so since
-
-    def share(self, count: int) -> Optional[float]:
-        """The share while they are nearly all of ``count`` entries, else None."""
-        if self.held <= 0 or self.held < (1 - YOUNG) * count:
-            return None
-        return min(1.0, self.assured / self.held)
-
-
-@dataclass
 class _State:
     reading: Optional[TableReading] = None
     readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=READINGS))
@@ -191,6 +131,16 @@ class _State:
 
     def totals(self) -> npt.NDArray[np.int64]:
         return self.base + self.counts.astype(np.int64)
+
+    def shrunk(self) -> float:
+        """Seconds, boot clock: since when it has held about as many as now, or fewer."""
+        most = SHRUNK * self.readings[-1].count if self.readings else 0
+        since = 0.0
+        for one in reversed(self.readings):
+            if one.count > most:
+                return since
+            since = one.at
+        return 0.0
 
 
 class Tables:
@@ -232,6 +182,12 @@ class Tables:
         named = (n for n in sorted(self._states) if text in (self.name(n), names.get(n), str(n)))
         return next(named, 0)
 
+    def shrunk(self) -> dict[int, int]:
+        """Namespaces whose tables have shrunk much within the last minute, and since when they hold
+        what they hold (boot clock, ns): what was looked at before is no sample of that."""
+        found = {netns: round(one.shrunk() * 1e9) for netns, one in self._states.items()}
+        return {netns: at for netns, at in found.items() if at}
+
     def points(self, netns: int) -> Points:
         """The last intervals of one namespace."""
         state = self._states.get(netns)
@@ -271,11 +227,12 @@ class Tables:
             state.reading, state.full_since, state.points = None, None, Points(CHART)
             state.readings.clear()
             return
-        state.reading = reading
+        before, state.reading = state.reading, reading
         inserted = counted(state.totals()).insert
         state.readings.append(Reading((reading.at or until) / 1e9, reading.count, inserted))
         if reading.met:
-            state.met.see(reading.met, reading.met_assured)
+            shrunk = before is not None and before.count > SHRUNK * reading.count
+            state.met.see(reading.met, reading.met_assured, shrunk)
         for name, value in reading.stats.items():
             state.stats.setdefault(name, Rising()).see(value)
         if state.at_first is None:

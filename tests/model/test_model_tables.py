@@ -12,8 +12,9 @@ from kit.shapes import NETNS, SECOND, START, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.model.model import Model
+from ctrace.model.sample import ENOUGH, FEW, WALKS, Dumped, PinnedSample
 from ctrace.model.snapshot import Reconciliation, Table
-from ctrace.model.tables import ENOUGH, FEW, WALKS, Dumped, PinnedSample, Rising
+from ctrace.model.tables import Rising
 from ctrace.record import N_REASONS, Reason, empty
 
 OFFSET = 1_700_000_000 * SECOND

@@ -232,3 +232,29 @@ def test_streams_under_a_timeout_that_was_raised_do_not_seem_to_live_shorter(rai
             told.append(model.snapshot("service").culprits[0].life.p50)
     assert all(life is None or life == pytest.approx(60.0, rel=0.15) for life in told), told
     assert told[-1] is not None or raised
+
+
+def test_shares_after_a_collection_are_of_what_it_left() -> None:
+    """Closed connections that have expired go all at once, open ones stay: what was looked at in
+    the seconds before is no sample of the rest."""
+    closed, opened = (
+        [
+            entries.Packet(at, 6, 1024 + n, port, state, entries.ASSURED, timeout)
+            for n, at in enumerate(np.linspace(0, 40, many).tolist())
+        ]
+        for many, port, state, timeout in (
+            (1500, 8063, entries.TIME_WAIT, "tcp_time_wait"),
+            (500, 8064, entries.ESTABLISHED, "tcp_established"),
+        )
+    )
+    settings = {"tcp_time_wait": 30.0, "tcp_established": 432_000.0}
+    table = entries.Table(settings, 60, looks=100, first_pass=58.0)
+    model = Model(HookInfo("fentry"), Clock(0), 0)
+    for batch in table.run([*closed, *opened])[:60]:
+        model.update(batch)
+    here = model.snapshot("netns")
+    whole, (table_,) = here.culprits[0], here.tables
+    truth = (whole.held - 500) / whole.held
+    assert truth < 0.6, "most closed ones have gone"
+    for made_of in (whole.composition, table_.composition):
+        assert made_of.closed == pytest.approx(truth, abs=made_of.closed_error)
