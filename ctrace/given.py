@@ -31,6 +31,8 @@ class Given:
     rules6: str = ""
     qdiscs: str = ""
     """``tc qdisc``."""
+    filters: str = ""
+    """``tc filter show dev DEVICE SIDE: none``, or what hangs there; a line each."""
     settings: dict[str, str] = field(default_factory=dict)
     """By path below /proc/sys."""
     modules: Optional[tuple[str, ...]] = None
@@ -54,7 +56,8 @@ def from_line(line: str) -> Given:
         inflate = zlib.decompressobj()
         found: dict[str, Any] = json.loads(inflate.decompress(base64.b85decode(line), BIGGEST))
         texts = ("nft", "nft_text", "ipsets", "links", "routes", "rules", "rules6", "qdiscs",
-                 "kernel", "ipvs")  # fmt: skip
+                 "filters", "kernel", "ipvs")  # fmt: skip
+        found.setdefault("filters", "")  # a recording from before it was kept
         legacy, modules = found["legacy_tables"], found["modules"]
         return Given(
             saves=tuple((str(a), str(b), str(c)) for a, b, c in found["saves"]),

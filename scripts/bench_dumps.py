@@ -66,8 +66,8 @@ def imported(path: Path) -> int:
 
     out = path.with_suffix(".data")
     try:
-        writer, _ = make([str(path)], str(out))
-        return writer.events
+        _, told = make([str(path)], str(out))
+        return int(told.said["entries"])
     finally:
         out.unlink()
 

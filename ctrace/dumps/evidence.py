@@ -94,18 +94,15 @@ def _entries(told: Told) -> dict[str, Any]:
     total = 0
     for rows in last_entries(told):
         total += len(rows)
-        for (proto, state), n in _pairs(rows["proto"], rows["state"]).items():
-            by[_kind(proto, state)] += n
-        for (proto, state), n in _pairs(rows["proto"], rows["dport"]).items():
-            for at in np.unique(rows["state"][(rows["proto"] == proto) & (rows["dport"] == state)]):
-                mine = (rows["proto"] == proto) & (rows["dport"] == state) & (rows["state"] == at)
-                services[proto, state, int(at)] += int(mine.sum())
-            del n
+        proto, state, port = (rows[name].astype(np.int64) for name in ("proto", "state", "dport"))
+        for (one, port_, of), n in _counted(proto, port, state).items():
+            services[one, port_, of] += n
         for name, bit, there in _STATUS:
             status[name] += int((((rows["status"] & bit) != 0) == there).sum())
-        for proto, state in _pairs(rows["proto"], rows["state"]):
-            mine = (rows["proto"] == proto) & (rows["state"] == state) & (rows["overdue_ms"] <= 0)
-            left.setdefault((proto, state), []).append(-rows["overdue_ms"][mine] // 1000)
+        for (one, of), n in _counted(proto, state).items():
+            by[_kind(one, of)] += n
+            mine = (proto == one) & (state == of) & (rows["overdue_ms"] <= 0)
+            left.setdefault((one, of), []).append(-rows["overdue_ms"][mine] // 1000)
     if not total:
         return {"entries": 0}
     first = services.most_common(1)[0][0]
@@ -132,12 +129,13 @@ _STATUS: Final = (
 )
 
 
-def _pairs(one: Any, other: Any) -> Counter[tuple[int, int]]:
+def _counted(*columns: Any) -> dict[tuple[int, ...], int]:
+    """How often each combination of their values (below 65,536) occurs."""
     keys, counts = np.unique(
-        one.astype(np.int64) << 16 | other.astype(np.int64), return_counts=True
+        sum(one << 16 * i for i, one in enumerate(columns)), return_counts=True
     )
-    pairs = ((int(key) >> 16, int(key) & 0xFFFF) for key in keys)
-    return Counter(dict(zip(pairs, counts.tolist())))
+    parts = [(keys >> 16 * i & 0xFFFF).tolist() for i in range(len(columns))]
+    return dict(zip(zip(*parts), counts.tolist()))
 
 
 def _state(state: int) -> str:

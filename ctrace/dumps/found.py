@@ -165,8 +165,8 @@ class Space:
     settings: dict[str, str] = field(default_factory=dict)
     """By path below /proc/sys: those of net/ipv4, net/ipv6 and net/netfilter."""
     network: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(``links``, ``routes``, ``rules``, ``rules6``, ``ipsets`` or ``qdiscs``; command) to what was
-    printed."""
+    """(``links``, ``routes``, ``rules``, ``rules6``, ``ipsets``, ``qdiscs`` or ``filters``;
+    command) to what was printed."""
     legacy_tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Tables of iptables-legacy by family, where /proc/net/ip_tables_names was given."""
     ipvs: str = ""

@@ -63,7 +63,7 @@ def given_of(found: Found, space: Space) -> Given:
     links = sorted(parts.get("links", ()), key=lambda t: (" inet" in t, " promiscuity " in t))
     joined = {
         name: "".join(parts.get(name, ()))
-        for name in ("routes", "rules", "rules6", "ipsets", "qdiscs")
+        for name in ("routes", "rules", "rules6", "ipsets", "qdiscs", "filters")
     }
     return Given(
         nft=space.nft,

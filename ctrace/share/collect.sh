@@ -112,6 +112,14 @@ about() {
         keep "$folder/ip_${family}_rule" 5 "$@" ip "$family" rule
     done
     keep "$folder/tc_qdisc" 5 "$@" tc qdisc
+    keep "$folder/tc_filters" 5 "$@" sh -c '
+        tc qdisc | while read -r _ kind _ _ dev _; do
+            case $kind in clsact) sides="ingress egress" ;; ingress) sides=ingress ;; *) continue ;; esac
+            for side in $sides; do
+                found=$(tc filter show dev "$dev" "$side") || continue
+                echo "tc filter show dev $dev $side: $(echo $found | head -c 4000 | grep . || echo none)"
+            done
+        done'
     keep "$folder/tables_names" 5 "$@" sh -c '
         for f in ip_tables_names ip6_tables_names ip_vs; do
             [ -e /proc/net/$f ] && [ ! -r /proc/net/$f ] && continue # only root may know

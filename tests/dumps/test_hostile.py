@@ -54,7 +54,9 @@ MUTANTS = int(os.environ.get("DUMP_MUTANTS", "300"))
 
 
 ODD = [b"9" * 40, b"=", b"src=", b"[", b"]", b"\n", b"\x00", b"-1", b"\xff\xfe", b"99999999999",
-       b"<flow", b"</flow>", b"{"]  # fmt: skip
+       b"<flow", b"</flow>", b"{", b"\x1b[31m", b"\xc2\xa0", b"\xef\xbb\xbf", b"\n...\n", b"cut",
+       b"# conntrack -D\n", b"~ # cat /proc/sys/net/netfilter/nf_conntrack_{count,max,max}\n",
+       b"Mon Jul 29 11:02:03 CEST 2024\n", b" in netns 4026532999"]  # fmt: skip
 
 
 def mutated(text: bytes, rng: random.Random) -> bytes:

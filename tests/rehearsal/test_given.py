@@ -27,7 +27,7 @@ from ctrace.lab import Lab, Node
 from ctrace.rehearsal import nft_copy
 from ctrace.rehearsal.given import lacking, modules, safe
 from ctrace.rehearsal.given.links import read as read_links
-from ctrace.rehearsal.given.rebuild import Rebuilt, rebuild
+from ctrace.rehearsal.given.rebuild import Rebuilt, _programs, rebuild
 from ctrace.rehearsal.given.routes import Tables, route, rule
 from ctrace.rehearsal.snapshot import Snapshot, take
 from ctrace.rehearsal.surroundings import MATTERS
@@ -43,6 +43,7 @@ ip link set br0 up
 ip tuntap add dev tun9 mode tun
 ip link set tun9 up
 ip link set to-one mtu 1400 group 7
+tc qdisc add dev to-one clsact
 ip addr add 10.50.0.1/24 dev br0 noprefixroute
 ip addr add 10.51.0.1 peer 10.51.0.2/32 dev tun9
 ip addr add 10.52.0.1/24 metric 50 dev to-one
@@ -120,6 +121,7 @@ def printed(node: Node, commands: tuple[str, ...] = COMMANDS) -> str:
     for family in ("ip", "ip6"):
         names = node.run(["cat", f"/proc/net/{family}_tables_names"], check=False).split()
         parts.append(f"/proc/net/{family}_tables_names: {' '.join(names) or 'none'}\n")
+    parts += [f"tc filter show dev to-one {side}: none\n" for side in ("ingress", "egress")]
     return "".join(parts) + "/proc/net/ip_vs: none\n"
 
 
@@ -379,13 +381,40 @@ def test_what_another_kernel_does_otherwise_is_no_copy() -> None:
     assert "nft -t" in unlike(nft_text="table ip x {\n\tset s {\n\t\ttype ipv4_addr\n\t}\n}\n")
 
 
+def test_what_may_hang_at_tc_is_no_copy() -> None:
+    qdiscs = "qdisc clsact ffff: dev eth0 parent ffff:fff1\nqdisc fq 0: dev eth1 root\n"
+    none = "tc filter show dev eth0 {}: none\n"
+    both = none.format("ingress") + none.format("egress")
+    for filters, said in (
+        (both, []),
+        (none.format("ingress"), [("eth0", "what hangs at tc, which only ctrace collect lists,")]),
+        (both.replace("egress: none", "egress: filter bpf"), [("eth0", "what hangs at tc egress")]),
+    ):
+        assert _programs(Given(qdiscs=qdiscs, filters=filters)) == said
+
+
 def test_modules_that_are_not_loaded_are_named(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/modules").write_text("nf_tables 1 1 -\nxt_conntrack 1 1 -\n")
     save = ("iptables-legacy", "ip", "*filter\n-A INPUT -m state --state NEW -j LOG\n")
     assert modules.missing("masquerade", [save], "", str(tmp_path)) == [
-        "iptable_filter", "nft_masq", "xt_LOG"
+        "iptable_filter", "nf_log_syslog", "nft_masq", "xt_LOG"
     ]  # fmt: skip
+    for text, wanted in (
+        ('ct helper f { type "ftp" protocol tcp }', "nf_conntrack_ftp"),
+        ('{"ct helper": {"type": "netbios-ns", "protocol": "udp"}}', "nf_conntrack_netbios_ns"),
+        ('ct helper r { type "rpc" protocol tcp }', "nfnetlink_cthelper"),
+        ("flowtable f { hook ingress priority 0 }", "nf_flow_table"),
+    ):
+        assert wanted in modules.missing(text, [], "", str(tmp_path)), text
+    for line, wanted in (
+        ("-j CT --helper ftp-2121", "nf_conntrack_ftp"),
+        ("-j CT --timeout short", "nfnetlink_cttimeout"),
+        ("-m string --algo bm --string x -j DROP", "ts_bm"),
+        ("-j NFLOG --nflog-group 5", "nfnetlink_log"),
+    ):
+        rules = ("iptables-nft", "ip", f"*nat\n-A PREROUTING {line}\nCOMMIT\n")
+        assert {wanted, "nft_chain_nat"} <= set(modules.missing("", [rules], "", str(tmp_path)))
     assert modules.missing("masquerade", [save], "", str(tmp_path / "none")) == []
     rule = {"comment": "a quota", "expr": [{"masquerade": None}]}
     told = json.dumps({"nftables": [{"chain": {"type": "nat"}}, {"rule": rule}]})

@@ -1,5 +1,5 @@
-"""Interfaces, routes and sets as ip, tc and ipset print them, kept whole so that they can be
-recreated."""
+"""Interfaces, routes, sets and filters as ip, tc and ipset print them, kept whole so that they can
+be recreated."""
 
 from __future__ import annotations
 
@@ -106,4 +106,12 @@ class Qdiscs(_Lines):
     goes_on = re.compile(rb"^ \S")
 
 
-NETWORK: Final[tuple[type[_Lines], ...]] = (Links, Routes, Rules, Sets, Qdiscs)
+class Filters(_Lines):
+    """``tc filter show dev DEVICE SIDE: ...`` as ctrace collect prints it."""
+
+    kind = "filters"
+    begins = re.compile(rb"^tc filter show dev \S{1,15} (?:ingress|egress): \S")
+    goes_on = re.compile(rb"(?!)")
+
+
+NETWORK: Final[tuple[type[_Lines], ...]] = (Links, Routes, Rules, Sets, Qdiscs, Filters)

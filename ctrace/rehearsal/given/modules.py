@@ -20,6 +20,14 @@ _NFT: Final = {
     r"\bfwd\b": "nft_fwd_netdev", r"\btype nat\b": "nft_chain_nat",
 }  # fmt: skip
 """A word of a rule set to the module behind it (net/netfilter/Makefile)."""
+_HELPER: Final = re.compile(
+    r'\btype "([\w.-]{1,20})" protocol|"type": "([\w.-]{1,20})", "protocol"'
+    r'|-j CT\b[^\n]* --helper "?([\w.-]{1,20})'
+)
+"""A helper that rules give to connections (nf_conntrack_helper.c asks for its module)."""
+_HELPERS: Final = {"ftp", "tftp", "sip", "irc", "pptp", "amanda", "sane", "snmp", "netbios_ns"}
+_LOGS: Final = ("nf_log_syslog", "nf_log_ipv4", "nf_log_ipv6", "nf_log_common")
+"""What LOG writes with: the first since 5.13."""
 _BUILT_IN: Final = {"icmp", "icmp6", "icmpv6", "ACCEPT", "DROP", "RETURN", "QUEUE", "standard"}
 _ALIAS: Final = {"state": "conntrack", "tcp": "tcpudp", "udp": "tcpudp", "udplite": "tcpudp",
                  "SNAT": "nat", "DNAT": "nat", "NOTRACK": "CT", "CONNMARK": "connmark",
@@ -38,8 +46,12 @@ def missing(
     if nft:
         bare = _of_json(nft) if nft.startswith("{") else re.sub(r'"[^"\n]*"', "", nft)
         wanted.update({name: (name,) for word, name in _NFT.items() if re.search(word, bare)})
+        wanted.update(_beside(nft))
+        if re.search(r"\blog\b(?! group)", bare):
+            wanted["nf_log_syslog"] = _LOGS
     for tool, family, text in saves:
         wanted.update(_of_save(tool, family, text))
+        wanted.update(_beside(text))
     if ipsets:
         kinds = set(re.findall(r"(?m)^create \S+ (\S+)", ipsets))
         names = ["ip_set", *(f"ip_set_{kind.replace(':', '_').replace(',', '')}" for kind in kinds)]
@@ -49,6 +61,27 @@ def missing(
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name):
             raise CtraceError(f"no module is called {name[:60]!r}")
     return found
+
+
+def _beside(text: str) -> dict[str, tuple[str, ...]]:
+    """What the kernel loads for the values of rules: helpers and their like, by whatever tool."""
+    found: list[str] = []
+    for said in _HELPER.findall(text):
+        name = next(filter(None, said)).replace("-", "_")
+        base = name if name in _HELPERS else name.partition("_")[0]  # ftp-2121
+        known = "h323" if name in ("RAS", "Q.931", "H.245") else base if base in _HELPERS else ""
+        found.append(f"nf_conntrack_{known}" if known else "nfnetlink_cthelper")
+    found += [f"ts_{algo}" for algo in re.findall(r" --algo (bm|kmp|fsm)\b", text)]
+    if re.search(r" -j CT\b[^\n]* --timeout ", text):
+        found.append("nfnetlink_cttimeout")
+    if re.search(r" -j NFLOG\b|\blog [^\n]*group \d|\"group\": \d", text):
+        found.append("nfnetlink_log")
+    if re.search(r"\bflowtable \w+ \{|\"flowtable\": \{", text):
+        found.append("nf_flow_table")
+    out: dict[str, tuple[str, ...]] = {name: (name,) for name in found}
+    if re.search(r" -j LOG\b", text):
+        out["nf_log_syslog"] = _LOGS
+    return out
 
 
 def _of_json(nft: str) -> str:
@@ -64,6 +97,8 @@ def _of_save(tool: str, family: str, text: str) -> dict[str, tuple[str, ...]]:
     for table in re.findall(r"(?m)^\*(\w+)", text):
         name = f"ip{mark}table_{table}" if tool == "iptables-legacy" else "nft_compat"
         found[name] = (name,)
+        if table == "nat" and tool != "iptables-legacy":
+            found["nft_chain_nat"] = ("nft_chain_nat",)
     own = set(re.findall(r"(?m)^:(\S+)", text))
     for word in set(re.findall(r" -[mj] (\S+)", text)) - _BUILT_IN - own:
         name = _ALIAS.get(word, word)

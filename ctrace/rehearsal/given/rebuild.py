@@ -77,7 +77,7 @@ def rebuild(given: Given) -> Rebuilt:
         unlike = [*lacking.sentences(given, links, os.uname().release)]
         unlike += [
             f"{what} at {device} sees packets before the rules"
-            for device, what in (*links.planes, *_programs(given.qdiscs))
+            for device, what in (*links.planes, *_programs(given))
         ]
         if unlike:
             return Rebuilt(
@@ -320,10 +320,18 @@ def _settings(space: Space, given: Given, links: Links) -> list[str]:
     ]
 
 
-def _programs(qdiscs: str) -> list[tuple[str, str]]:
-    """Interfaces that may have programs and actions attached, which the texts do not show."""
-    said = re.findall(r"(?m)^qdisc (?:clsact|ingress) \S+ dev (\S+)", qdiscs)
-    return [(device, "what hangs at tc, which no text tells whole,") for device in said]
+def _programs(given: Given) -> list[tuple[str, str]]:
+    """Interfaces that have filters, or may have some which the texts do not show."""
+    out = []
+    for kind, device in re.findall(r"(?m)^qdisc (clsact|ingress) \S+ dev (\S+)", given.qdiscs):
+        for side in ("ingress", "egress") if kind == "clsact" else ("ingress",):
+            head = f"tc filter show dev {device} {side}: "
+            said = [line for line in given.filters.splitlines() if line.startswith(head)]
+            if not said:
+                out.append((device, "what hangs at tc, which only ctrace collect lists,"))
+            elif said[-1] != head + "none":
+                out.append((device, f"what hangs at tc {side}"))
+    return list(dict.fromkeys(out))
 
 
 def _unmarked(given: Given, links: Links) -> tuple[int, ...]:
