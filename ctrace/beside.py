@@ -78,12 +78,14 @@ WHY: Final = (
     "reply",
     "error",
     "checksum",
+    "window",
     "one-way",
     "half-notrack",
 )
 """A SYN-ACK, FIN, RST or ACK without an entry; an ICMP reply nobody asked for; an ICMP error about
-no known flow; a wrong checksum; a connection of which the table saw one direction only, because
-rules untrack the other (``half-notrack``) or for a reason that is not known."""
+no known flow; a wrong checksum; a sequence number far from the other side's window; a connection of
+which the table saw one direction only, because rules untrack the other (``half-notrack``) or for a
+reason that is not known."""
 
 
 @dataclass(frozen=True)

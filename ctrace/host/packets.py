@@ -7,7 +7,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Optional
 
 from ctrace.errors import CtraceError
@@ -49,6 +49,9 @@ class Seen:
     """Whether its checksum is wrong."""
     out: bool = False
     """Whether it was leaving."""
+    seq: int = 0
+    ack: int = 0
+    """Numbers of TCP."""
 
 
 def look(netns_path: str, seconds: float) -> list[Seen]:
@@ -76,7 +79,7 @@ def look(netns_path: str, seconds: float) -> list[Seen]:
                 data, address[1], whole=not out and not (status or [NOT_READY])[0] & NOT_READY
             )
             if one is not None:
-                found.append(Seen(one.packet, one.sender, one.flags, one.error, one.bad, out))
+                found.append(replace(one, out=out))
     return found
 
 
@@ -91,13 +94,10 @@ def parse(data: bytes, kind: int, *, whole: bool) -> Optional[Seen]:
     proto, src, dst, body, length = found
     pseudo = src + dst + struct.pack("!II", length, proto)
     checked = whole and len(body) == length
-    if proto in (TCP, UDP) and len(body) >= (20 if proto == TCP else 8):
-        sport, dport = struct.unpack_from("!HH", body)
+    if proto in (TCP, UDP):
         none = proto == UDP and body[6:8] == b"\0\0"
         bad = checked and not none and _sum(pseudo + body) != 0xFFFF
-        return Seen(
-            Packet(proto, src, dst, sport, dport), src, body[13] if proto == TCP else 0, bad=bad
-        )
+        return _with_ports(proto, src, dst, body, bad)
     if proto not in ECHO or len(body) < 8:
         return None
     bad = checked and _sum((pseudo if proto == ICMPV6 else b"") + body) != 0xFFFF
@@ -108,6 +108,17 @@ def parse(data: bytes, kind: int, *, whole: bool) -> Optional[Seen]:
         return None
     (number,) = struct.unpack_from("!H", body, 4)
     return Seen(Packet(proto, src, dst, number, body[0] << 8 | body[1]), src, bad=bad)
+
+
+def _with_ports(proto: int, src: bytes, dst: bytes, body: bytes, bad: bool) -> Optional[Seen]:
+    """Of TCP or UDP; an ICMP error may quote no more than the ports and the sequence number."""
+    if len(body) < 8:
+        return None
+    flow = Packet(proto, src, dst, *struct.unpack_from("!HH", body))
+    if proto == UDP or len(body) < 20:
+        return Seen(flow, src, bad=bad)
+    seq, ack = struct.unpack_from("!II", body, 4)
+    return Seen(flow, src, body[13], bad=bad, seq=seq, ack=ack)
 
 
 def _ip(data: bytes, kind: int) -> Optional[tuple[int, bytes, bytes, bytes, int]]:

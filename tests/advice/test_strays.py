@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
@@ -65,7 +66,7 @@ def spoiled(packet: bytes) -> bytes:
 
 def test_headers_and_checksums_are_read() -> None:
     assert parse(segment(SYN | ACK), IPV4, whole=True) == Seen(
-        Packet(6, THERE, HERE, 80, 4000), THERE, SYN | ACK
+        Packet(6, THERE, HERE, 80, 4000), THERE, SYN | ACK, seq=7, ack=9
     )
     for good in (segment(RST), datagram(53, 4000), echo(0, 7)):
         known, wrong = parse(good, IPV4, whole=True), parse(spoiled(good), IPV4, whole=True)
@@ -150,12 +151,35 @@ def test_a_handshake_of_which_one_direction_is_missing(monkeypatch: pytest.Monke
     assert not why(monkeypatch, came(ACK), known={came(ACK).packet: entry(THERE, 80, 3)})
 
 
+def test_a_sequence_number_far_from_what_the_other_side_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = Seen(Packet(6, HERE, THERE, 4000, 80), HERE, ACK, out=True, seq=50, ack=1000)
+    near, far = replace(came(ACK), seq=2000, ack=60), replace(came(ACK), seq=1 << 30, ack=60)
+    known = {near.packet: entry(HERE, 4000, 3)}
+    assert not why(monkeypatch, answer, near, known=known)
+    assert not why(monkeypatch, answer, far, known=known), "which of the two, nothing shows"
+    assert why(monkeypatch, answer, far, near, far, known=known) == {("window", "10.0.0.9", 80): 2}
+    wrapped = [replace(answer, ack=5), replace(near, seq=(1 << 32) - 9), near, answer]
+    assert not why(monkeypatch, *wrapped, known=known)
+
+
+def test_translated_packets_are_found_by_the_other_direction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What leaves has the address of source NAT, which only the reply's tuple has."""
+    leaving = Seen(Packet(6, HERE, THERE, 4000, 80), HERE, FIN | ACK, out=True)
+    assert why(monkeypatch, leaving) == {("fin", "10.0.0.1", 80): 1}
+    back = Packet(6, THERE, HERE, 80, 4000)
+    assert not why(monkeypatch, leaving, known={back: entry(HERE, 1234, 3)})
+
+
 def test_the_cause_says_whose_and_why() -> None:
     table = Table(1, "init", 10, 1000, 1024)
     cause = Cause("invalid", f"init: 300 packets were INVALID{causes.UNSAID}", ("a", "b"), netns=1)
     found = (Stray("10.0.0.9", "tcp", 80, "syn-ack", 95), Stray("10.0.0.8", "tcp", 81, "fin", 5))
     said = causes.told(cause, table, Beside(1, strays=found))
-    assert "; of 100 looked at 95 % are SYN-ACKs that nobody asked for" in said.text
+    assert "; of 100 looked at 95 % are SYN-ACKs without an entry" in said.text
     assert "from 10.0.0.9 (tcp/80); no rule" in said.text
     few = causes.told(cause, table, Beside(1, strays=found[1:]))
     assert few.text == cause.text

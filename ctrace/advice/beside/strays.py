@@ -1,9 +1,10 @@
 """INVALID packets: whose they are, and why, by a short look at the packets of the namespace.
 
 The kernel only counts them. A packet that has no entry and cannot begin one is INVALID, so is an
-answer where the table saw no handshake, or a wrong checksum (nf_conntrack_tcp_packet in
-nf_conntrack_proto_tcp.c); what is merely out of its window does not show here. So the look counts
-for something only where it finds about as many as the kernel counted meanwhile.
+answer where the table saw no handshake, a wrong checksum, or a sequence number far from what the
+other side asks for (nf_conntrack_tcp_packet in nf_conntrack_proto_tcp.c). The kernel's own windows
+don't show here, so the look counts for something only where it finds about as many packets as the
+kernel counted meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ LEAST, MOST = 0.4, 1.6
 """What the look finds has to be between these parts of what the kernel counted."""
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 SYN_SENT: Final = 1
+WRAP: Final = 1 << 32
+FAR: Final = 1 << 26
+"""Bytes: more than any usual window, and than is sent within a look."""
+PARTNERS: Final = 64
+"""Packets of the other side that one is compared with."""
 LOOSE: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"
 
 
@@ -61,12 +67,16 @@ def sorted_out(netns_path: str, seen: Iterable[Seen], rules: Told, loose: bool) 
     packets = list(seen)
     begun = {one.packet for one in packets if one.flags & (SYN | ACK) == SYN}
     odd = [one for one in packets if _may_be_invalid(one, begun)]
-    unique = list(dict.fromkeys(one.packet for one in odd))
+    # What goes may have its addresses translated: then the other direction's has its tuple.
+    unique = list(dict.fromkeys(p for one in odd for p in (one.packet, _back(one.packet))))
     entries = dict(zip(unique, ctnetlink.lookup(netns_path, unique)))
+    far = _far_off(packets)
     found: Counter[Stray] = Counter()
     for one in odd:
-        why = _why(one, entries[one.packet], loose)
-        if why is None:
+        entry = entries[one.packet]
+        entry = entries[_back(one.packet)] if entry is None else entry
+        why = _why(one, entry, loose) or ("window" if id(one) in far and entry is not None else "")
+        if not why:
             continue
         proto, port = proto_name(one.packet.proto), _service(one)
         ways = {way for p, way, n in rules.untracked if (p, n) == (proto, port)}
@@ -86,9 +96,9 @@ def _may_be_invalid(one: Seen, begun: set[Packet]) -> bool:
     if packet.proto == UDP:
         return False
     if packet.proto == TCP:
-        asked = Packet(TCP, packet.dst, packet.src, packet.dport, packet.sport)
         # The kernel deletes an entry whose only answer is a reset.
-        return one.flags & (SYN | ACK) != SYN and not (one.flags & RST and asked in begun)
+        refuses = one.flags & RST and _back(packet) in begun
+        return one.flags & (SYN | ACK) != SYN and not refuses
     return packet.dport >> 8 == ECHO[packet.proto][1]
 
 
@@ -96,8 +106,11 @@ def _why(one: Seen, entry: Optional[Events], loose: bool) -> Optional[str]:
     """Why conntrack calls it INVALID; None: it does not, or not for a reason that shows."""
     packet, flags = one.packet, one.flags
     if entry is not None and not one.bad:
-        row = entry[0]
-        forth = bytes(row["src"])[-len(packet.src) :] == packet.src and row["sport"] == packet.sport
+        row, n = entry[0], len(packet.src)
+        forth = (packet.src, packet.sport) in (
+            (bytes(row["src"])[-n:], int(row["sport"])),
+            (bytes(row["reply_dst"])[-n:], int(row["reply_dport"])),
+        )
         if packet.proto != TCP or one.error or not forth or flags & RST:
             return None
         # The SYN was seen and no answer, or the SYN was not and what followed was picked up.
@@ -114,6 +127,40 @@ def _why(one: Seen, entry: Optional[Events], loose: bool) -> Optional[str]:
         ("ack", not loose),
     )
     return next((why for why, so in reasons if so), None)
+
+
+def _far_off(packets: Iterable[Seen]) -> set[int]:
+    """Packets, by id, whose numbers fit none of the other side's, though others of the connection
+    fit these."""
+    sides: dict[Packet, list[Seen]] = {}
+    for one in packets:
+        if one.packet.proto == TCP and one.flags & (SYN | RST | ACK) == ACK:
+            sides.setdefault(one.packet, []).append(one)
+    pairs = [(mine, sides.get(_back(flow), [])[:PARTNERS]) for flow, mine in sides.items()]
+    good = {id(one) for mine, other in pairs for one in mine if any(_fits(one, o) for o in other)}
+    return {
+        id(one)
+        for mine, other in pairs
+        for one in mine
+        if id(one) not in good and any(id(o) in good for o in other)
+    }
+
+
+def _fits(one: Seen, other: Seen) -> bool:
+    """Whether each is about what the other asks for."""
+    return all(
+        not FAR < (sent - wanted) % WRAP < WRAP - FAR
+        for sent, wanted in ((one.seq, other.ack), (other.seq, one.ack))
+    )
+
+
+def _back(packet: Packet) -> Packet:
+    """The same of the other direction."""
+    if packet.proto in ECHO:
+        request, reply = ECHO[packet.proto]
+        kind = request if packet.dport >> 8 == reply else reply
+        return Packet(packet.proto, packet.dst, packet.src, packet.sport, kind << 8)
+    return Packet(packet.proto, packet.dst, packet.src, packet.dport, packet.sport)
 
 
 def _service(one: Seen) -> int:

@@ -20,21 +20,24 @@ MOSTLY: Final = 0.8
 UNSAID: Final = "; whose they are and why is not known here, and a rule may drop them"
 """What a cause says as long as nothing of it was read."""
 WORDS: Final[dict[str, str]] = {
-    "syn-ack": "SYN-ACKs that nobody asked for, or whose SYN did not pass here",
-    "fin": "FINs without an entry: it expired or was deleted before the connection was closed",
-    "rst": "resets without an entry: it is closed or expired",
+    "syn-ack": "SYN-ACKs without an entry (nobody asked for them, or the SYN did not pass here)",
+    "fin": "FINs without an entry (it expired or was deleted before)",
+    "rst": "resets without an entry (it was closed or expired)",
     "ack": "packets of open connections without an entry, which nf_conntrack_tcp_loose=0 refuses",
-    "reply": "echo replies without a request",
+    "reply": "echo replies without an entry (nobody asked for them)",
     "error": "ICMP errors about flows without an entry",
     "checksum": "packets with a wrong checksum",
-    "one-way": "packets of connections whose answers do not pass here",
-    "half-notrack": "packets of connections of which rules untrack one direction only",
+    "window": "out of their connection's window, by their sequence numbers",
+    "one-way": "of connections whose answers do not pass here",
+    "half-notrack": "of connections that rules untrack in one direction only (half of a NOTRACK "
+    "pair)",
 }
 HELPS: Final[dict[str, str]] = {
     "syn-ack": "let both directions pass this host; drop answers to forged addresses upstream",
     "fin": "TCP keep-alive below nf_conntrack_tcp_timeout_established",
     "ack": "set nf_conntrack_tcp_loose to 1 to take up open connections",
     "checksum": "find what spoils them: a cable, a tunnel, an offload that is broken",
+    "window": "find who sends them; nf_conntrack_tcp_be_liberal=1 lets them pass",
     "one-way": "let both directions pass this host",
     "half-notrack": "untrack the other direction as well, or neither",
 }
