@@ -110,10 +110,14 @@ def facts_of(inum: int) -> Optional[Facts]:
     for space in find():
         if space.inum == inode_of(inum):
             try:
-                told = condition.of(space, objection)
-                return replace(facts(space.path), condition=told)
+                about = facts(space.path)
             except CtraceError:
                 return None
+            try:
+                told = condition.of(space, objection)
+            except CtraceError as error:  # its note cannot be read: the rules were
+                told = str(error)
+            return replace(about, condition=told)
     return None
 
 

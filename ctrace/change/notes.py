@@ -79,7 +79,8 @@ def directory() -> Path:
     except OSError as error:
         raise CtraceError(f"cannot use {path}: {error.strerror}") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise CtraceError(f"{path} is not a private directory of this user: remove it first")
+        mend = ": remove it first" if os.geteuid() == 0 else ""
+        raise CtraceError(f"{path} is not a private directory of this user{mend}")
     return path
 
 

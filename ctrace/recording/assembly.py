@@ -213,13 +213,16 @@ class Assembly:
             yield batch
         self._add(events[done:], good[done:], head.first_row + done)
 
-    def rest(self) -> Optional[Batch]:
-        """Events of a batch that was cut off, up to the last of them; None if there are none."""
-        if not self._size:
-            return None
-        events = self._take()
+    def rest(self, written: int) -> Optional[Batch]:
+        """Events of a batch that was cut off, up to the last of them, and how many are missing of
+        those that were ``written``; None if neither."""
+        if self._until and self._row is not None and written > self._row:
+            self._count_lost(written - self._row, "end", self._row)
+        events, until = self._take(), self._until
         lost, self._lost = self._lost, 0
-        return Batch(events, max(self._until, min(self._latest, int(events["ts"].max()))), lost)
+        if len(events):
+            until = max(until, min(self._latest, int(events["ts"].max())))
+        return Batch(events, until, lost) if len(events) or (lost and until) else None
 
     def _add(self, events: Events, good: npt.NDArray[np.bool_], row: int) -> None:
         if not good.all():

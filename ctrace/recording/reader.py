@@ -24,6 +24,7 @@ from ctrace.recording.format.layout import (
     FILE_HEAD,
     LIMIT_BLOB,
     LIMIT_RESYNC,
+    LIMIT_TIME,
     MAGIC,
     MAJOR,
     SIGNATURE,
@@ -60,6 +61,8 @@ class Recording(Headed):
         """A remark about the recording that is not in the file itself."""
         self._expand = Decompressor()
         self._budget = Budget()
+        self._written = 0
+        """Events that it holds, as its end says."""
         self._resyncs = 0
         self._from = 0
         self._reading: Optional[Iterator[Batch]] = None
@@ -119,7 +122,7 @@ class Recording(Headed):
                 self.missing.add(what, place.length, (self.path, place.offset))
         if self.missing.truncated and self.unread and not self.writing:
             self.missing.add("the end is cut off", self.unread, (self.path, -1))
-        rest = assembly.rest()
+        rest = assembly.rest(self._written)
         if rest:
             yield rest
 
@@ -247,6 +250,9 @@ class Recording(Headed):
             self._places.append(place)
             if block.head.kind == BlockKind.FOOT:
                 self._read_foot(self._places[-1])
+                rest = self._file.size - self._next - TRAILER.size
+                if rest > 0:  # as of another recording that was appended
+                    self.missing.add("something follows its end", rest, (self.path, self._next))
                 self._next = self._file.size
         self.missing.truncated = self.ended is None and not self.writing
         return len(self._places) > known
@@ -311,8 +317,10 @@ class Recording(Headed):
 
     def _read_foot(self, place: Place) -> None:
         for data in self._json(BlockKind.FOOT, [place]):
-            reason = data.get("reason") if isinstance(data, dict) else None
+            told = data if isinstance(data, dict) else {}
+            reason, events = told.get("reason"), told.get("events")
             self.ended = reason if isinstance(reason, str) else ""
+            self._written = events if type(events) is int and events < LIMIT_TIME else 0
 
     def _skip(self, what: str) -> bool:
         """Move on to the next intact block; False when there is none (yet)."""

@@ -15,6 +15,8 @@ from typing import Any, Optional, cast
 
 import pytest
 
+from ctrace.advice import again
+from ctrace.advice.facts import Facts
 from ctrace.change import apply, condition, guard, keep, notes, undo, watch
 from ctrace.change.standing import Generation, Standing
 from ctrace.errors import CtraceError
@@ -253,3 +255,17 @@ def test_what_another_confirms_is_not_taken_back(monkeypatch: pytest.MonkeyPatch
     assert apply.fate(trial) == "taken back"
     assert apply.revert(trial)
     assert len(taken) == 2
+
+
+def test_a_state_folder_of_others_hides_no_rules(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advice has the rules all the same, and says what is wrong with the folder."""
+    space = Namespace(4026533001, "n", "/nowhere")
+    monkeypatch.setattr(again, "find", lambda: [space])
+    monkeypatch.setattr(again, "facts", lambda _path: Facts(addresses=("192.0.2.1",)))
+    state.mkdir(mode=0o755)
+    about = again.facts_of(space.inum)
+    assert about is not None
+    assert about.addresses == ("192.0.2.1",)
+    assert "not a private directory" in about.condition

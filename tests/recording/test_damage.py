@@ -141,6 +141,26 @@ def test_damage_in_the_middle_costs_that_block_and_is_counted(tmp_path: Path) ->
         assert sum(len(b.events) for b in got) + recording.missing.events == 4000
 
 
+def test_what_is_cut_out_or_follows_the_end_is_told(tmp_path: Path) -> None:
+    """The last block before the end is gone; another recording was appended."""
+    path = tmp_path / "a"
+    truth = small(path, 300)
+    data = path.read_bytes()
+    with Recording(str(path)) as recording:
+        foot = recording._places[-1].offset
+        last = recording._places[-2]
+        rows = fmt.read_block(recording._file, last.offset).head.rows
+    path.write_bytes(data[: last.offset] + data[foot:])
+    with Recording(str(path)) as recording:
+        got = list(recording)
+        is_true(got, truth, recording)
+        assert sum(batch.lost for batch in got) == recording.missing.events == rows
+    path.write_bytes(data + data)
+    with Recording(str(path)) as recording:
+        is_true(list(recording), truth, recording)
+        assert recording.missing.bytes == len(data)
+
+
 def block(kind: int, sections: list[fmt.Section], **fields: int) -> bytes:
     return b"".join(fmt.BlockHead(kind, **fields).pack(sections))
 
