@@ -51,6 +51,8 @@ class Verb:
     last: dict[str, Any] = field(default_factory=dict)
     """The last JSON that it printed."""
     peak: int = 0
+    before: tuple[str, ...] = ()
+    """What starts it: words before its own command."""
     died: int = 0
     """How often it ended by itself."""
     lost: int = 0
@@ -60,7 +62,7 @@ class Verb:
         """Start it; what it prints is read, and the last of it kept."""
         self.last = {}
         self.process = subprocess.Popen(
-            interpreter.module("ctrace", *self.arguments),
+            [*self.before, *interpreter.module("ctrace", *self.arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -17,6 +17,7 @@ from ctrace.given import Given
 from ctrace.given import to_line as to_given
 from ctrace.host import commands_in, sock_diag
 from ctrace.host.ctnetlink import dump as dump_entries
+from ctrace.host.memory import unswept
 from ctrace.host.netns import Namespace, enter, local_addresses
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
 from ctrace.names import clean
@@ -27,7 +28,7 @@ from ctrace.rehearsal.snapshot import Snapshot, take
 from ctrace.rehearsal.snapshot import from_text as from_line
 from ctrace.rehearsal.snapshot import to_text as to_line
 from ctrace.ruleset.model import Ruleset
-from ctrace.ruleset.reader import dump, load
+from ctrace.ruleset.reader import dump, forget, load
 from ctrace.ruleset.told import Told, told
 
 BIGGEST: Final = 3 << 19
@@ -83,11 +84,12 @@ class Facts:
 
 def facts(netns_path: str) -> Facts:
     """Read everything in the namespace at ``netns_path``. Raises CtraceError."""
-    read = _collect(netns_path)
-    rules = told(read["ruleset"]) if read["ruleset"] is not None else Told()
-    found = replace(
-        _build(read), entries=dump_entries(netns_path), left=leftovers(netns_path, rules)
-    )
+    with unswept():
+        read, snapshot = _collect(netns_path), _snapshot(netns_path)
+        rules = told(read["ruleset"]) if read["ruleset"] is not None else Told()
+        found = _build(read, snapshot)
+    entries = dump_entries(netns_path)
+    found = replace(found, entries=entries, left=leftovers(netns_path, rules, entries))
     with enter(netns_path):
         here = os.stat("/proc/thread-self/ns/net").st_ino
     note = notes.read(here) if found.ruleset and found.ruleset.ours else None
@@ -99,20 +101,23 @@ def facts(netns_path: str) -> Facts:
 def to_text(netns_path: str) -> str:
     """Everything of a namespace as JSON text, for a recording. Raises CtraceError."""
     found = _collect(netns_path)
-    if len(found["snapshot"]) > BIGGEST:
-        found["snapshot"] = ""
-    return json.dumps(found)
+    forget()
+    snapshot = _snapshot(netns_path)
+    line = to_line(snapshot) if snapshot else ""
+    return json.dumps({**found, "snapshot": line if len(line) <= BIGGEST else ""})
 
 
 def from_text(text: str) -> Facts:
     """The facts that :func:`to_text` wrote. Raises CtraceError when they are damaged."""
     try:
-        return _build(json.loads(text))
+        found = json.loads(text)
+        line = found.get("snapshot")
+        return _build(found, from_line(line) if line else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CtraceError("the recorded ruleset cannot be read: it is damaged") from None
 
 
-def _build(found: dict[str, Any]) -> Facts:
+def _build(found: dict[str, Any], snapshot: Optional[Snapshot]) -> Facts:
     low, high = found["ephemeral"]
     entry_low, entry_high = found["entry_bytes"]
     return Facts(
@@ -131,7 +136,7 @@ def _build(found: dict[str, Any]) -> Facts:
         listening=frozenset((str(proto), int(port)) for proto, port in found.get("listening", ())),
         initial=bool(found["initial"]),
         untold=tuple(clean(str(one)) for one in found.get("untold", ())),
-        snapshot=from_line(found["snapshot"]) if found.get("snapshot") else None,
+        snapshot=snapshot,
         given=str(found.get("given", "")),
     )
 
@@ -171,7 +176,6 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "reserved": reserved,
         "listening": sorted(listening),
         "initial": _is_initial(here),
-        "snapshot": _snapshot(netns_path),
     }
 
 
@@ -222,11 +226,11 @@ def written(texts: Written) -> str:
     )
 
 
-def _snapshot(netns_path: str) -> str:
+def _snapshot(netns_path: str) -> Optional[Snapshot]:
     try:
-        return to_line(take(netns_path))
+        return take(netns_path)
     except CtraceError:
-        return ""
+        return None
 
 
 def entry_bytes() -> tuple[int, int]:

@@ -16,6 +16,7 @@ from typing import Any, Final, Optional
 from ctrace.advice.findings import LEVELS, VERDICTS, Finding, rehearsed
 from ctrace.advice.subject import Subject
 from ctrace.errors import CtraceError
+from ctrace.host.memory import unswept
 from ctrace.plan.plan import MAX_ADDRESSES, Notrack
 from ctrace.record import Status
 from ctrace.rehearsal.compare import HARMLESS
@@ -89,12 +90,17 @@ class Judge:
         if ruleset is None or snapshot is None:
             return
         try:
-            self.room = Room(snapshot, ruleset)
+            with unswept():
+                self.room = Room(snapshot, ruleset)
         except FAILURES as error:
             self._why_not = f"it could not be rehearsed: {error}"
 
     def judge(self, subject: Subject) -> Judgement:
         """The verdict on NOTRACK for a service."""
+        with unswept():
+            return self._judge(subject)
+
+    def _judge(self, subject: Subject) -> Judgement:
         lever = _lever(subject)
         findings = [*seen(subject), *(Finding("info", "texts", one) for one in self._remarks)]
         evidence: dict[str, Any] = {}

@@ -6,8 +6,10 @@ import io
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Optional, TextIO
 
 from ctrace.errors import CtraceError
@@ -117,3 +119,30 @@ def progress(what: str) -> Callable[[float], None]:
         sys.stderr.flush()
 
     return show
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """While the block runs a line on a terminal's standard error, from the second second on."""
+    over = threading.Event()
+
+    def tell() -> None:
+        seconds = 2
+        while not over.wait(2 if seconds == 2 else 1):
+            sys.stderr.write(f"\r\033[Kctrace: {what}: {seconds} s so far")
+            sys.stderr.flush()
+            seconds += 1
+        if seconds > 2:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+    if not sys.stderr.isatty():
+        yield
+        return
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

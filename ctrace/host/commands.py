@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
-from typing import Optional
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Optional
 
 from ctrace.errors import CtraceError
 
 TIMEOUT_S = 30
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def have(tool: str) -> bool:
@@ -25,13 +27,17 @@ def find(tool: str) -> Optional[str]:
 
 
 def output(
-    argv: Sequence[str], stdin: str = "", timeout: float = TIMEOUT_S
+    argv: Sequence[str],
+    stdin: str = "",
+    timeout: float = TIMEOUT_S,
+    more: Mapping[str, str] = _NOTHING,
 ) -> tuple[int, str, str]:
     """Exit status, standard output and the first line of standard error.
 
-    Raises CtraceError when the command is not there, can't be started or does not come back.
+    ``more``: of the environment. Raises CtraceError when the command is not there, can't be
+    started or does not come back.
     """
-    done = _ended(argv, stdin, timeout)
+    done = _ended(argv, stdin, timeout, more)
     said = [line for line in done.stderr.splitlines() if line.strip()]
     return done.returncode, done.stdout, said[0].strip() if said else ""
 
@@ -42,7 +48,9 @@ def complaints(argv: Sequence[str], stdin: str = "") -> tuple[int, list[str]]:
     return done.returncode, done.stderr.splitlines()
 
 
-def _ended(argv: Sequence[str], stdin: str, timeout: float) -> subprocess.CompletedProcess[str]:
+def _ended(
+    argv: Sequence[str], stdin: str, timeout: float, more: Mapping[str, str] = _NOTHING
+) -> subprocess.CompletedProcess[str]:
     program = find(argv[0])
     if program is None:
         raise CtraceError(f"{argv[0]} is not installed, and this needs it")
@@ -55,7 +63,7 @@ def _ended(argv: Sequence[str], stdin: str, timeout: float) -> subprocess.Comple
             errors="replace",
             timeout=timeout,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **more},
         )
     except subprocess.TimeoutExpired:
         raise CtraceError(f"{argv[0]} did not finish within {timeout:.0f} s") from None
@@ -63,9 +71,9 @@ def _ended(argv: Sequence[str], stdin: str, timeout: float) -> subprocess.Comple
         raise CtraceError(f"{argv[0]} cannot be started: {error.strerror}") from None
 
 
-def run(argv: Sequence[str], stdin: str = "") -> str:
+def run(argv: Sequence[str], stdin: str = "", more: Mapping[str, str] = _NOTHING) -> str:
     """Standard output. Raises CtraceError with the command's own first complaint."""
-    status, text, complaint = output(argv, stdin)
+    status, text, complaint = output(argv, stdin, TIMEOUT_S, more)
     if status != 0:
         raise CtraceError(f"{argv[0]} refused: {complaint or f'exit status {status}'}")
     return text

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 LARGE: Final = 1 << 19
@@ -21,3 +24,16 @@ def give_back() -> None:
         return
     for option, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, LARGE), (_TRIM_THRESHOLD, 2 * LARGE)):
         mallopt(option, value)
+
+
+@contextmanager
+def unswept() -> Iterator[None]:
+    """While the block makes very many objects that stay, none of them is looked at for cycles: that
+    took a third of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -24,6 +24,7 @@ BUFFER: Final = 512 << 20
 
 Attributes = list[tuple[int, bytes]]
 _libc = ctypes.CDLL(None, use_errno=True)
+_HEAD: Final = struct.Struct("=HH").unpack_from
 
 
 class Interrupted(Exception):
@@ -53,9 +54,12 @@ class Space:
             yield
 
     def run(self, argv: Sequence[str], stdin: str = "") -> str:
-        """Output of a command run in the namespace. Raises CtraceError."""
+        """Output of a command run in the namespace. Raises CtraceError.
+
+        iptables gets a lock of its own: the host's tools wait for the one of the machine.
+        """
         with self.inside():
-            return commands.run(argv, stdin)
+            return commands.run(argv, stdin, {"XTABLES_LOCKFILE": self.path})
 
     def close(self) -> None:
         """Release the namespace."""
@@ -95,13 +99,56 @@ def number(data: bytes) -> int:
 def split(data: bytes, at: int = 0) -> Attributes:
     """The attributes of a message or nest, in order: (type without flags, value)."""
     found = []
-    while at + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, at)
+    last = len(data) - 4
+    while at <= last:
+        size, kind = _HEAD(data, at)
         if size < 4:
             break
         found.append((kind & 0x3FFF, data[at + 4 : at + size]))
         at += (size + 3) & ~3
     return found
+
+
+class Layouts:
+    """Takes messages apart of which most are alike: one call for all attributes of one."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[struct.Struct, tuple[int, ...], tuple[int, ...]]] = {}
+        """By size: its form, and the sizes and types of the attributes."""
+
+    def split(self, data: bytes) -> dict[int, bytes]:
+        """As ``dict(split(data))``."""
+        known = self._known.get(len(data))
+        if known:
+            form, sizes, kinds = known
+            found = form.unpack(data)
+            if found[0::3] == sizes and found[1::3] == kinds:
+                return {kind & 0x3FFF: value for kind, value in zip(kinds, found[2::3])}
+        heads, at, form_of = [], 0, "="
+        while at + 4 <= len(data):
+            size, kind = _HEAD(data, at)
+            if size < 4 or at + size > len(data):
+                return dict(split(data))
+            heads.append((size, kind))
+            padding = min((size + 3) & ~3, len(data) - at) - size
+            form_of += f"HH{size - 4}s{padding}x"
+            at += size + padding
+        if at == len(data):
+            sizes, kinds = tuple(s for s, _ in heads), tuple(k for _, k in heads)
+            self._known[len(data)] = struct.Struct(form_of), sizes, kinds
+        return dict(split(data))
+
+
+def first(data: bytes, key: int, at: int = 0) -> bytes:
+    """The value of the first attribute of a kind; empty where there is none."""
+    while at + 4 <= len(data):
+        size, kind = _HEAD(data, at)
+        if size < 4:
+            break
+        if kind & 0x3FFF == key:
+            return data[at + 4 : at + size]
+        at += (size + 3) & ~3
+    return b""
 
 
 class Link:

@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
 from ctrace.host.rawlink import number, split
+from ctrace.rehearsal.forced import Needs
 from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expressions
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.ruleset.model import Ruleset
@@ -93,8 +94,9 @@ class Named:
         self.nat = self.nat or bool(re.search("DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP", line))
 
 
-def named(snapshot: Snapshot, ruleset: Optional[Ruleset]) -> Named:
-    """Of all rules, sets and maps."""
+def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named:
+    """Of all rules, sets and maps. ``needs`` sees each rule of nftables, too: it takes long to take
+    them apart."""
     found = Named()
     types = {}
     for kind, family, body in snapshot.nft:
@@ -109,11 +111,13 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset]) -> Named:
                 for value, parts, interval in _elements(of[3], about):
                     _values(found, value, parts, interval, (family, of[1], of[2]))
         elif kind == RULE and 4 in of:
-            _rule(found, expressions(of[4]), (family, of[1], of[2]))
+            taken = expressions(of[4])
+            _rule(found, taken, (family, of[1], of[2]))
+            needs.see(family, body, taken)
     for chain in ruleset.chains if ruleset else ():
         if chain.tool != "nft":
+            place = f"{chain.family} {chain.table} {re.sub('[A-Z0-9]{16}', '*', chain.name)}"
             for rule in chain.rules:
-                place = f"{chain.family} {chain.table} {re.sub('[A-Z0-9]{16}', '*', chain.name)}"
                 found.text(rule.text, place)
     for line in snapshot.ipsets:
         if line.startswith("add "):
@@ -173,7 +177,7 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
         tuple(
             (
                 name,
-                b"" if name in ("cmp", "immediate", "lookup", "bitwise", "counter") else repr(of),
+                () if name in ("cmp", "immediate", "lookup", "bitwise", "counter") else tuple(of),
             )
             for name, of in rule
         ),

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Final, NamedTuple, Optional
+from typing import Final, Optional
 
-from ctrace.host.rawlink import attr, be32, nested, number, split, text, word
-from ctrace.rehearsal.nft_copy import RULE as _RULE
-from ctrace.rehearsal.nft_copy import Change, Expression, Thing, expressions
+from ctrace.host.rawlink import attr, be32, first, nested, number, split, text, word
+from ctrace.rehearsal.nft_copy import Change, Expression
 
 _BREAK: Final[Expression] = (
     "immediate",
@@ -49,6 +48,10 @@ _XT_TARGETS: Final = {
     "TPROXY", "TEE", "TRACE", "SYNPROXY", "CONNSECMARK", "SECMARK", "NFQUEUE", "AUDIT", "ECN",
     "TCPOPTSTRIP", "ERROR", "HMARK", "RATEEST", "DNPT", "SNPT",
 }  # fmt: skip
+_KEEPING: Final = {"SET", "RATEEST"}
+"""Targets that leave something behind for later packets."""
+_XT_CHANGED: Final = {"NFQUEUE", "MASQUERADE", "SNAT", "REDIRECT"}
+"""Known targets that are loaded otherwise."""
 _SHARED: Final = {"IDLETIMER", "LED"}
 """Targets with state shared by the whole machine: never loaded."""
 _FLAGS: Final = {"masq": 1, "redir": 3, "nat": 7}
@@ -74,44 +77,57 @@ def change(answer: Optional[bool], *, untracked: bool, draw: bool = True) -> Cha
     return apply
 
 
-class Needs(NamedTuple):
+class Needs:
     """Parts of a rule set that a copy can't decide as they are."""
 
-    changes: bool
-    """Any of it: else rules are loaded as they are."""
-    depends: bool
-    """A condition that can only be forced."""
-    draws: bool
-    """A translation that chooses random ports."""
-    counts: bool
-    """A limit on tracked connections."""
+    def __init__(self) -> None:
+        self.depends = False
+        """A condition that can only be forced."""
+        self.draws = False
+        """A translation that chooses random ports."""
+        self.counts = False
+        """A limit on tracked connections."""
+        self.changed: set[bytes] = set()
+        """Attributes of the rules with any of it: the others are loaded as they are."""
+        self.learns: set[tuple[int, bytes, bytes]] = set()
+        """(family, table, name) of sets that rules fill."""
+        self.keeps = False
+        """What packets leave behind elsewhere than in sets and entries."""
+        self._ways = (
+            change(True, untracked=False),
+            change(False, untracked=False),
+            change(True, untracked=False, draw=False),
+            change(True, untracked=True),
+        )
 
-
-def needs(things: tuple[Thing, ...]) -> Needs:
-    """Of nftables' rules, each looked at once."""
-    yes, no = change(True, untracked=False), change(False, untracked=False)
-    kept, apart = change(True, untracked=False, draw=False), change(True, untracked=True)
-    out = [False] * 4
-    for kind, _, body in things:
-        if kind != _RULE:
-            continue
-        found = expressions(dict(split(body)).get(4, b""))
-        if not any(_odd(name, of) for name, of in found):
-            continue
-        said = yes(found)
-        out[0] |= said is not None
-        out[1] |= said != no(found)
-        out[2] |= said != kept(found)
-        out[3] |= said != apart(found)
-    return Needs(out[0] or any(out), *out[1:])
+    def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
+        """One rule of nftables, as its attributes and their expressions."""
+        if not any(_odd(name, of) for name, of in rule):
+            return
+        yes, no, kept, apart = (way(rule) for way in self._ways)
+        if any(said is not None for said in (yes, no, kept, apart)):
+            self.changed.add(body)
+        self.depends |= yes != no
+        self.draws |= yes != kept
+        self.counts |= yes != apart
+        for name, attributes in rule:
+            if name == "dynset":
+                self.learns.add((family, first(body, 1), dict(attributes)[1]))
+            elif name == "target":
+                self.keeps |= word(dict(attributes)[1]) in _KEEPING
 
 
 def _odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
-    """Whether an expression may be changed at all."""
+    """Whether an expression may be changed at all, or leave something behind."""
     if name in ("cmp", "immediate", "counter", "bitwise", "lookup", "log", "reject", "range"):
         return False
     if name in ("payload", "meta", "ct"):
         return _foreign(name, dict(attributes))
+    if name == "match":
+        return word(attributes[0][1]) not in _XT_PLAIN
+    if name == "target":
+        what = word(attributes[0][1])
+        return what not in _XT_TARGETS or what in _XT_CHANGED or what in _KEEPING
     return True
 
 
@@ -262,7 +278,7 @@ def legacy(text: str, answer: bool, *, untracked: bool = False, draw: bool = Tru
     """The same for the output of iptables-legacy-save: a match is removed, or its rule is."""
     out = []
     for line in text.splitlines():
-        if " -A " not in line and not line.startswith("-A "):
+        if not _TOUCHED.search(line) or (" -A " not in line and not line.startswith("-A ")):
             out.append(line)
             continue
         changed = _line(line, answer, untracked=untracked, draw=draw)
@@ -271,6 +287,10 @@ def legacy(text: str, answer: bool, *, untracked: bool = False, draw: bool = Tru
     return "\n".join(out) + "\n"
 
 
+_TOUCHED: Final = re.compile(
+    rf" -m (?!(?:{'|'.join(sorted(_XT_PLAIN))})(?: |$))| -j (?:IDLETIMER|LED|NFQUEUE)| --random"
+)
+"""In every line that is loaded otherwise."""
 _MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
 
 

@@ -14,13 +14,13 @@ from typing import Final, Optional
 
 from ctrace.errors import CtraceError
 from ctrace.plan.plan import MAX_ACCEPTS, Notrack
-from ctrace.rehearsal import legacy_way
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
-from ctrace.rehearsal.place import Map, Need, Place, candidates, of_stage
 from ctrace.rehearsal.play import Run, Talk, play, throw
-from ctrace.rehearsal.rehearse import Found, Service, scripts
-from ctrace.rehearsal.room import Setting
-from ctrace.rehearsal.stage import Hit, Script, on_one_processor
+from ctrace.rehearsal.rehearse import Found, Service
+from ctrace.rehearsal.room import Setting, ours
+from ctrace.rehearsal.stage import Hit, on_one_processor
+from ctrace.rehearsal.ways import legacy
+from ctrace.rehearsal.ways.place import Map, Need, Place, candidates, of_stage
 from ctrace.ruleset.model import Ruleset
 
 ROUNDS: Final = 8
@@ -159,8 +159,8 @@ class Mender:
         if role not in lever.roles or self._service.port != talk.dport:
             return None
         with on_one_processor():
-            before, tracked = self._looked(setting, (), talk)
-            after, untracked = self._looked(setting, scripts(lever, self._backend), talk)
+            before, tracked = self._looked(setting, None, talk)
+            after, untracked = self._looked(setting, lever, talk)
             at = _lost(before, after)
             if at is None:
                 return None
@@ -178,23 +178,24 @@ class Mender:
         return None
 
     def _looked(
-        self, setting: Setting, texts: Sequence[Script], talk: Talk
+        self, setting: Setting, lever: Optional[Notrack], talk: Talk
     ) -> tuple[Run, list[tuple[Map, Ways]]]:
         """A conversation, and its ways through nf_tables and legacy tables."""
-        with self._service.room.stage(setting, texts, untracked=bool(texts), traced=True) as stage:
+        rules = ours(lever, self._backend) if lever else None
+        with self._service.room.stage(setting, rules, traced=True) as stage:
             if not self._service.room.snapshot.legacy:
                 run = play(stage, [talk])[0]
-                return run, [(of_stage(stage, self._ruleset), run.ways)]
-            run, ways, tables = legacy_way.ways(stage, talk)
+                return run, [(of_stage(stage, self._ruleset, run.ways), run.ways)]
+            run, ways, tables = legacy.ways(stage, talk)
             return run, [
-                (of_stage(stage, self._ruleset), run.ways),
-                (legacy_way.known(tables, self._ruleset), ways),
+                (of_stage(stage, self._ruleset, run.ways), run.ways),
+                (legacy.known(tables, self._ruleset), ways),
             ]
 
     def _helps(self, lever: Notrack, talk: Talk, setting: Setting, at: int, dropped: Place) -> bool:
         """Whether the packet now passes, or gets as far as another chain that drops it."""
         try:
-            run, looked = self._looked(setting, scripts(lever, self._backend), talk)
+            run, looked = self._looked(setting, lever, talk)
         except CtraceError:  # a rule that the tool does not take
             return False
         if len(run.outcomes) > at and run.outcomes[at] is not None:
@@ -223,16 +224,16 @@ class Mender:
 
     def _decider(self, lever: Notrack, one: Difference, setting: Setting) -> str:
         """What drops, stops or translates it, in words; empty when the trace does not show it."""
-        texts = scripts(lever, self._backend) if one.how == "lost" else []
+        with_it = lever if one.how == "lost" else None
         port = self._service.port
         with on_one_processor():
             if isinstance(one.what, Talk):
-                _, looked = self._looked(setting, texts, one.what)
+                _, looked = self._looked(setting, with_it, one.what)
             else:
-                with self._service.room.stage(
-                    setting, texts, untracked=bool(texts), traced=True
-                ) as stage:
-                    looked = [(of_stage(stage, self._ruleset), [throw(stage, [one.what])[0][1]])]
+                rules = ours(lever, self._backend) if with_it else None
+                with self._service.room.stage(setting, rules, traced=True) as stage:
+                    way = [throw(stage, [one.what])[0][1]]
+                    looked = [(of_stage(stage, self._ruleset, way), way)]
         for known, ways in looked:
             if one.how == "translated":
                 every = [hit for way in ways[: one.step + 1] for hit in way]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -84,7 +84,7 @@ def read(path: str, tries: int = 5) -> tuple[Thing, ...]:
 
 def _generation(link: Link) -> bytes:
     try:
-        return dict(split(link.ask(NFT | GET_GENERATION, _head(0)), 4)).get(1, b"")
+        return dict(split(link.ask(NFT | GET_GENERATION, head(0)), 4)).get(1, b"")
     except OSError:
         return b""
 
@@ -92,11 +92,11 @@ def _generation(link: Link) -> bytes:
 def _read(link: Link) -> tuple[Thing, ...]:
     found: dict[int, list[Thing]] = {}
     for kind in _ORDER:
-        found[kind] = [(kind, body[0], body[4:]) for body in link.dump(NFT | kind + 1, _head(0))]
+        found[kind] = [(kind, body[0], body[4:]) for body in link.dump(NFT | kind + 1, head(0))]
     elements = []
     for _, family, body in found[SET]:
         of = dict(split(body))
-        which = _head(family) + attr(1, of[1]) + attr(2, of[2])
+        which = head(family) + attr(1, of[1]) + attr(2, of[2])
         elements += [
             (ELEMENT, piece[0], piece[4:])
             for piece in link.dump(NFT | ELEMENT + 1, which)
@@ -113,7 +113,8 @@ def _read(link: Link) -> tuple[Thing, ...]:
     )
 
 
-def _head(family: int, resource: int = 0) -> bytes:
+def head(family: int, resource: int = 0) -> bytes:
+    """Of a message: struct nfgenmsg."""
     return struct.pack(">BBH", family, 0, resource)
 
 
@@ -157,19 +158,22 @@ class Batch:
     messages: tuple[bytes, ...]
 
 
-def batch(things: Iterable[Thing], change: Optional[Change] = None) -> Batch:
-    """All of it as messages, with rules as ``change`` makes them."""
+def batch(
+    things: Iterable[Thing], change: Optional[Change] = None, only: Optional[Set[bytes]] = None
+) -> Batch:
+    """All of it as messages, with rules as ``change`` makes them: those in ``only``, or all."""
     todo = tuple(things)
-    out = [message(0x10, 0, _head(0, 10))]
+    out = [message(0x10, 0, head(0, 10))]
     ids: dict[tuple[int, bytes, bytes], int] = {}
     for seq, (kind, family, attributes) in enumerate(todo, 2):
-        body = _head(family) + _again(kind, family, attributes, change)
+        mine = change if only is None or attributes in only else None
+        body = head(family) + again(kind, family, attributes, mine)
         if kind == SET:
             of = dict(split(attributes))
             body += attr(10, be32(ids.setdefault((family, of[1], of[2]), len(ids) + 1)))
         flags = CREATE | (APPEND if kind == RULE else 0)
         out.append(message(NFT | kind, flags | (ACK if seq == len(todo) + 1 else 0), body, seq))
-    out.append(message(0x11, 0, _head(0, 10)))
+    out.append(message(0x11, 0, head(0, 10)))
     return Batch(todo, tuple(out))
 
 
@@ -204,7 +208,8 @@ def _described(todo: Sequence[Thing], seq: int) -> str:
     return f"{what} {' '.join(names)}"
 
 
-def _again(kind: int, family: int, attributes: bytes, change: Optional[Change]) -> bytes:
+def again(kind: int, family: int, attributes: bytes, change: Optional[Change]) -> bytes:
+    """The attributes of a dump as they can be sent back."""
     out = b""
     for key, data in split(attributes):
         if key in _LEFT_OUT[kind]:

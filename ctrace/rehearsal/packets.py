@@ -14,11 +14,11 @@ NUMBERS: Final = 65000
 
 
 def _sum(data: bytes) -> int:
+    """RFC 1071: the carry of a sum of 16-bit words goes round, so it is a remainder."""
     if len(data) & 1:
         data += b"\0"
-    total: int = sum(struct.unpack(f">{len(data) >> 1}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    total = int.from_bytes(data, "big")
+    return 0xFFFF - (total % 0xFFFF or (0xFFFF if total else 0))
 
 
 def _ip(number: int, src: bytes, dst: bytes, proto: int, payload: bytes) -> bytes:
@@ -64,3 +64,9 @@ def too_big(number: int, router: bytes, dst: bytes, quoted: bytes) -> bytes:
         return _ip(number, router, dst, ICMP, payload)
     payload = struct.pack(">BBHI", 2, 0, 0, 1300) + quoted[:64]
     return _ip(number, router, dst, ICMP6, _summed(router, dst, ICMP6, payload, 2))
+
+
+MARKER: Final = 253
+"""A protocol number for experiments (RFC 3692)."""
+MARK: Final = bytes(12) + b"\x08\0" + _ip(1, b"\x7f\0\0\1", b"\x7f\0\0\1", MARKER, b"")
+"""From lo to lo, with its Ethernet header: what was sent before it is over when it arrives."""

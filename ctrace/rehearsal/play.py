@@ -115,7 +115,7 @@ class Run:
         self._ends: dict[str, View] = {
             "c": (talk.client_at, talk.client, talk.sport, talk.server, talk.dport)
         }
-        self._sent: dict[str, bytes] = {}
+        self._sent: dict[str, Outcome] = {}
 
     def packet(self, step: Step, number: int) -> Optional[tuple[int, int, bytes]]:
         """(interface, user, packet) of a step; None when it cannot be sent."""
@@ -126,7 +126,7 @@ class Run:
             # No router lies between, when the other end is this host.
             if other is None or not other[0] or about not in self._sent:
                 return None
-            return other[0], 0, too_big(number, other[1], other[3], self._sent[about])
+            return other[0], 0, too_big(number, other[1], other[3], _quoted(self._sent[about]))
         end = self._ends.get(step.who)
         if end is None:
             return None
@@ -157,13 +157,7 @@ class Run:
             self._ends[other] = view
         elif self._ends[other][1:] != view[1:]:
             self.alive = False  # not the packet that this end waits for
-        ports = end.sport, end.dport
-        # What a router beyond would quote is the packet as the far end sees it.
-        self._sent[step.who] = (
-            tcp(1, end.src, end.dst, ports, ACK, (1, 1))
-            if proto == TCP
-            else udp(1, end.src, end.dst, ports)
-        )
+        self._sent[step.who] = end
 
     def _note(self, step: Step, end: Union[Outcome, str, None], way: Sequence[Hit]) -> None:
         self.steps.append(step)
@@ -173,6 +167,14 @@ class Run:
     def skipped(self, step: Step) -> None:
         """It could not be sent."""
         self._note(step, "-", ())
+
+
+def _quoted(end: Outcome) -> bytes:
+    """What a router beyond would quote is the packet as the far end sees it."""
+    ports = end.sport, end.dport
+    if end.proto == TCP:
+        return tcp(1, end.src, end.dst, ports, ACK, (1, 1))
+    return udp(1, end.src, end.dst, ports)
 
 
 Steps = dict[int, tuple[Step, ...]]

@@ -9,14 +9,13 @@ from itertools import zip_longest
 from typing import Final, Optional
 
 from ctrace.host import ctnetlink
-from ctrace.plan.plan import Notrack, alone
+from ctrace.plan.plan import Notrack
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
 from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, play, throw
-from ctrace.rehearsal.room import Room, Setting
-from ctrace.rehearsal.stage import Outcome, Script, Stage, on_one_processor
-from ctrace.ruleset import notrack_iptables, notrack_nft
+from ctrace.rehearsal.room import Ours, Room, Setting, ours
+from ctrace.rehearsal.stage import Outcome, Stage, on_one_processor
 from ctrace.ruleset.notrack import far_ports
 
 Flow = tuple[str, bytes, int, bytes, int]
@@ -25,9 +24,6 @@ EPHEMERAL: Final = 32768
 """First of the ports that most systems give to connections (ip_local_port_range)."""
 CARRIED_S: Final = 600
 """Seconds. Timeout of an entry made before the rules go: longer than any rehearsal."""
-XT: Final = tuple(
-    (tool, family) for tool in ("iptables-nft", "iptables-legacy") for family in ("ip", "ip6")
-)
 
 
 @dataclass
@@ -105,22 +101,21 @@ class Service:
     def with_lever(self, lever: Notrack, backend: str, settings: Sequence[Setting] = ()) -> Found:
         """Everything, with the very rules that would be applied. Raises CtraceError."""
         found = Found()
-        texts = scripts(lever, backend)
+        rules = ours(lever, backend)
         trusted = self._trusted(lever)
         with on_one_processor():
             for setting in settings or self.room.settings():
                 before = self.tracked(setting)
-                with self.room.stage(setting, texts, untracked=True) as stage:
+                with self.room.stage(setting, rules) as stage:
                     after = play(stage, self.talks)
-                    entries = self._entries(stage)
+                    if setting == Setting():
+                        found.entries = (
+                            self._count(before.entries, lever),
+                            self._count(self._entries(stage), lever),
+                        )
                     ends = [end for end, _ in throw(stage, self.strays)]
                 if lever.shared:  # what others' connections taught the rules is not for ours
-                    after = self._apart(setting, texts, after)
-                if setting == Setting():
-                    found.entries = (
-                        self._count(before.entries, lever),
-                        self._count(entries, lever),
-                    )
+                    after = self._apart(setting, rules, after)
                 welcome = {
                     (r.talk.client, r.talk.server, r.talk.dport) for r in before.runs if r.first
                 }
@@ -152,8 +147,8 @@ class Service:
                 key = talk.role, len(talk.client), talk.client_at, talk.server_at
                 kinds.setdefault(key, run)
         before = list(kinds.values())
-        texts = scripts(lever, backend)
-        with on_one_processor(), self.room.stage(Setting(), texts, untracked=True) as stage:
+        rules = ours(lever, backend)
+        with on_one_processor(), self.room.stage(Setting(), rules) as stage:
             after = play(stage, [run.talk for run in before])
         found = compare.runs(
             before, after, hears_mark=self.room.snapshot.hears_mark, drawn=self.room.draws
@@ -190,10 +185,10 @@ class Service:
 
         return trusted
 
-    def _apart(self, setting: Setting, texts: Sequence[Script], after: Sequence[Run]) -> list[Run]:
+    def _apart(self, setting: Setting, rules: Ours, after: Sequence[Run]) -> list[Run]:
         """Runs in which this host's own calls are on a stage of their own."""
         own = [run.talk for run in after if run.talk.role in ("client", "loopback")]
-        with self.room.stage(setting, texts, untracked=True) as stage:
+        with self.room.stage(setting, rules) as stage:
             again = {run.talk: run for run in play(stage, own)}
         return [again.get(run.talk, run) for run in after]
 
@@ -230,8 +225,8 @@ class Service:
     def _entries(self, stage: Stage) -> Events:
         events = ctnetlink.dump(stage.space.path)
         number = PROTO_NUMBERS[self.proto]
-        ours = (events["dport"] == self.port) | (events["sport"] == self.port)
-        found: Events = events[(events["proto"] == number) & ours]
+        mine = (events["dport"] == self.port) | (events["sport"] == self.port)
+        found: Events = events[(events["proto"] == number) & mine]
         return found
 
     def _count(self, entries: Events, lever: Notrack) -> int:
@@ -283,8 +278,7 @@ class Service:
 
         Before they go, entries are made for this host's own open connections, as undo does.
         """
-        texts = scripts(lever, backend)
-        going = removal(backend)
+        rules = ours(lever, backend)
         own = [
             ctnetlink.Flow(t.client, t.server, t.sport, t.dport)
             for t in self.talks
@@ -302,26 +296,27 @@ class Service:
                 ]
             )
             for rest in (dict(REST), dict(SERVER_NEXT)):
-                found.cut += self._changed(works, (), texts, rest)
-                found.resets += self._changed(works, texts, going, rest, own)
+                found.cut += self._changed(works, rules, rest)
+                found.resets += self._changed(works, rules, rest, own)
         if lever.shared:  # only those that exist, as subject.shared_now says
             found.cut = [t for t in found.cut if t.known or t.sport != self.port]
 
     def _changed(
         self,
         works: Sequence[Talk],
-        first: Sequence[Script],
-        then: Sequence[Script],
+        rules: Ours,
         rest: Steps,
-        carried: Sequence[ctnetlink.Flow] = (),
+        carried: Optional[Sequence[ctnetlink.Flow]] = None,
     ) -> list[Talk]:
-        with self.room.stage(Setting(), first, untracked=bool(first)) as stage:
+        """Conversations that are lost when the rules come; with ``carried``, the entries that are
+        made before, when they go."""
+        go = carried is not None
+        with self.room.stage(Setting(), rules, untracked=go) as stage:
 
             def change() -> None:
                 if carried:
                     ctnetlink.insert(stage.space.path, carried, CARRIED_S)
-                for argv, stdin in then:
-                    stage.space.run(argv, stdin)
+                stage.run(rules.track if go else rules.untrack)
 
             runs = play(stage, works, rest, change)
         return [
@@ -347,36 +342,6 @@ def _errors(run: Run) -> bool:
         step.who in "CS" and isinstance(end, Outcome)
         for step, end in zip_longest(run.steps, run.outcomes)
     )
-
-
-def scripts(lever: Notrack, backend: str) -> list[Script]:
-    """The rules of a lever as they would be applied: accepts first."""
-    plan = alone(lever, backend=backend)
-    found: list[Script] = []
-    for tool, family in XT:
-        text = notrack_iptables.accepts(plan, tool, family)
-        if text:
-            found.append((notrack_iptables.restore_argv(tool, family), text))
-    if backend == "nft":
-        found.append((("nft", "-f", "-"), notrack_nft.script(plan, None)))
-        return found
-    native = notrack_nft.accepts(plan)
-    if native:
-        found.append((("nft", "-f", "-"), "\n".join(native) + "\n"))
-    return found + [
-        (notrack_iptables.restore_argv(backend, family), notrack_iptables.restore(plan, family))
-        for family in ("ip", "ip6")
-    ]
-
-
-def removal(backend: str) -> list[Script]:
-    """What takes the untracking rules away. Accepts may stay: only untracked packets meet them."""
-    if backend == "nft":
-        return [(("nft", "-f", "-"), notrack_nft.remove_table() + "\n")]
-    return [
-        (notrack_iptables.restore_argv(backend, family), notrack_iptables.remove())
-        for family in ("ip", "ip6")
-    ]
 
 
 def _wide(address: bytes) -> bytes:

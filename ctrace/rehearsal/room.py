@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Final, Optional
 
-from ctrace.host.rawlink import split
-from ctrace.rehearsal import constants, forced, nft_copy
+from ctrace.errors import CtraceError
+from ctrace.host.rawlink import Interrupted, number, split
+from ctrace.plan.plan import Notrack, alone
+from ctrace.rehearsal import constants, forced, nft_copy, nft_edit
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.rehearsal.stage import Script, Stage
+from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.notrack import TABLE as OUR_TABLE
 from ctrace.ruleset.notrack import TAG
+
+XT: Final = tuple(
+    (tool, family) for tool in ("iptables-nft", "iptables-legacy") for family in ("ip", "ip6")
+)
+_TIMEOUT: Final = 0x10
+"""NFT_SET_TIMEOUT: elements go by themselves."""
+_MEASURES: Final = (2, 4, 5)
+"""NFT_OBJECT_QUOTA, LIMIT, CONNLIMIT."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +41,64 @@ class Setting:
     """Chains of one priority registered the other way round."""
 
 
+@dataclass(frozen=True)
+class Ours:
+    """The rules of a lever, as they would be applied."""
+
+    whole: tuple[Script, ...]
+    accepts: tuple[Script, ...]
+    untrack: tuple[Script, ...]
+    track: tuple[Script, ...]
+    """What takes the untracking rules away. Accepts may stay: only untracked packets meet them."""
+    undo: tuple[Script, ...]
+    """What takes legacy accepts away."""
+    backend: str
+
+
+def ours(lever: Notrack, backend: str) -> Ours:
+    """The rules of a lever."""
+    plan = alone(lever, backend=backend)
+    accepts: list[Script] = []
+    undo: list[Script] = []
+    for tool, family in XT:
+        text = notrack_iptables.accepts(plan, tool, family)
+        if text:
+            argv = notrack_iptables.restore_argv(tool, family)
+            accepts.append((argv, text))
+            if tool == "iptables-legacy":
+                undo.append((argv, notrack_iptables.accepts(plan, tool, family, remove=True)))
+    xt, native = list(accepts), notrack_nft.accepts(plan)
+    nft = ("nft", "-f", "-")
+    if native:
+        accepts.append((nft, "\n".join(native) + "\n"))
+    if backend == "nft":
+        bare = alone(replace(lever, accepts=()), backend=backend)
+        whole = [*xt, (nft, notrack_nft.script(plan, None))]
+        untrack: list[Script] = [(nft, notrack_nft.script(bare, None))]
+        track: list[Script] = [(nft, notrack_nft.remove_table() + "\n")]
+    else:
+        argvs = [(notrack_iptables.restore_argv(backend, f), f) for f in ("ip", "ip6")]
+        untrack = [(argv, notrack_iptables.restore(plan, family)) for argv, family in argvs]
+        track = [(argv, notrack_iptables.remove()) for argv, _ in argvs]
+        whole = [*accepts, *untrack]
+    return Ours(tuple(whole), tuple(accepts), tuple(untrack), tuple(track), tuple(undo), backend)
+
+
 class Room:
-    """A namespace's snapshot, and what all services in it share."""
+    """A namespace's snapshot, and what all services in it share.
+
+    A stage that a use is over with is emptied, and serves the next: to load the rules takes most
+    of the time where there are many.
+    """
 
     def __init__(self, snapshot: Snapshot, ruleset: Optional[Ruleset]) -> None:
         """Raises CtraceError when there can be no stage."""
         self.snapshot = replace(
             snapshot, nft=_without_ours(snapshot.nft), legacy=_legacy_without_ours(snapshot.legacy)
         )
-        self.names = constants.named(self.snapshot, ruleset)
         self._known: list[tuple[str, str]] = []
-        self._needs = forced.needs(self.snapshot.nft)
+        self._needs = forced.Needs()
+        self.names = constants.named(self.snapshot, ruleset, self._needs)
         self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
         old = [text for _, text in self.snapshot.legacy]
         self._depends = self._needs.depends or any(
@@ -47,7 +107,14 @@ class Room:
         self.draws = self._needs.draws or any(
             forced.legacy(text, True) != forced.legacy(text, True, draw=False) for text in old
         )
+        self._apart = self._needs.counts or any(
+            forced.legacy(text, True) != forced.legacy(text, True, untracked=True) for text in old
+        )
         self._orders = nft_copy.equal_priorities(self.snapshot.nft)
+        self._refill = _changing(self.snapshot.nft, self._needs)
+        self._keeps = self._needs.keeps or _keeps(self.snapshot)
+        self._idle: dict[tuple[Setting, bool, bool], Stage] = {}
+        weakref.finalize(self, _close, self._idle).atexit = False
         with self.stage(Setting()) as stage:
             self.gaps = [*snapshot.gaps, *stage.gaps]
 
@@ -62,36 +129,102 @@ class Room:
             found.append(replace(kept, late_first=True))
         return found
 
+    @contextmanager
     def stage(
         self,
         setting: Setting,
-        scripts: Sequence[Script] = (),
+        rules: Optional[Ours] = None,
         *,
-        untracked: bool = False,
+        untracked: bool = True,
         traced: bool = False,
-    ) -> Stage:
-        """A stage. Raises CtraceError."""
+    ) -> Iterator[Stage]:
+        """A stage with ``rules``; ``untracked``: False has their accepts alone.
+
+        Raises CtraceError.
+        """
+        apart = self._apart and rules is not None and untracked
+        key = setting, apart, traced and bool(self.snapshot.legacy)
+        stage = self._idle.pop(key, None) or self._new(*key)
+        good = False
+        try:
+            if traced:
+                stage.trace()
+            if rules is not None:
+                stage.run(rules.whole if untracked else rules.accepts)
+            yield stage
+            good = not self._keeps and key not in self._idle and self._emptied(stage, rules)
+        finally:
+            if good:
+                self._idle[key] = stage
+            else:
+                stage.close()
+
+    def _emptied(self, stage: Stage, rules: Optional[Ours]) -> bool:
+        """Make a stage as it was; False when that cannot be."""
+        if rules is not None and rules.backend != "nft":
+            return False
+        with suppress(CtraceError, OSError, Interrupted):
+            back = [*nft_edit.refilled(self._refill)]
+            if rules is not None:
+                stage.run(rules.undo)
+                back += nft_edit.without_table(1, OUR_TABLE)
+            stage.reset(back)
+            return True
+        return False
+
+    def _new(self, setting: Setting, apart: bool, silent: bool) -> Stage:
         legacy = tuple(
-            (family, forced.legacy(text, setting.answer, untracked=untracked, draw=setting.draw))
+            (family, forced.legacy(text, setting.answer, untracked=apart, draw=setting.draw))
             for family, text in self.snapshot.legacy
         )
         snapshot = replace(self.snapshot, legacy=legacy)
-        rules = self._rules(setting, untracked)
-        return Stage(snapshot, scripts, rules, self._known, traced=traced)
+        return Stage(snapshot, self._rules(setting, apart), self._known, silent=silent)
 
-    def _rules(self, setting: Setting, untracked: bool) -> nft_copy.Batch:
+    def _rules(self, setting: Setting, apart: bool) -> nft_copy.Batch:
         """nftables as a setting wants it, prepared once."""
-        apart = untracked and self._needs.counts
-        key = (setting.late_first, self._needs.changes and (setting.answer, setting.draw, apart))
+        changed = self._needs.changed
+        key = (setting.late_first, bool(changed) and (setting.answer, setting.draw, apart))
         if key not in self._batches:
             change = None
-            if self._needs.changes:
+            if changed:
                 change = forced.change(setting.answer, untracked=apart, draw=setting.draw)
             things = self.snapshot.nft
             if setting.late_first:
                 things = nft_copy.late_first(things)
-            self._batches[key] = nft_copy.batch(things, change)
+            self._batches[key] = nft_copy.batch(things, change, changed)
         return self._batches[key]
+
+
+def _close(stages: dict[tuple[Setting, bool, bool], Stage]) -> None:
+    for stage in stages.values():
+        stage.close()
+
+
+def _changing(things: Sequence[Thing], needs: forced.Needs) -> list[Thing]:
+    """Sets whose elements come and go, and then their elements as they were."""
+    sets, elements = {}, []
+    for thing in things:
+        kind, family, body = thing
+        if kind == SET:
+            of = dict(split(body))
+            name = family, of[1], of[2]
+            if name in needs.learns or number(of.get(3, b"")) & _TIMEOUT:
+                sets[name] = thing
+        elif kind == ELEMENT:
+            of = dict(split(body))
+            if (family, of[1], of[2]) in sets:
+                elements.append(thing)
+    return [*sets.values(), *elements]
+
+
+def _keeps(snapshot: Snapshot) -> bool:
+    """Whether packets change what is not put back: quotas and limits of their own, sets of ipset,
+    and sets whose elements measure."""
+    return any(
+        (kind == OBJECT and number(dict(split(body)).get(3, b"")) in _MEASURES)
+        or (kind in (SET, ELEMENT) and (b"limit\0" in body or b"quota\0" in body))
+        for kind, _, body in snapshot.nft
+    ) or any(f" -j {name} " in text for name in ("SET", "RATEEST") for _, text in snapshot.legacy)
 
 
 # ---- the snapshot as it would be after ctrace undo -----------------------------------------

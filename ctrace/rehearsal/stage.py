@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import socket
 import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Optional
 
 from ctrace.errors import CtraceError
+from ctrace.host import ctnetlink
 from ctrace.host.rawlink import (
+    APPEND,
+    CREATE,
     NETFILTER,
+    Layouts,
     Link,
     Space,
     attr,
@@ -31,21 +36,24 @@ from ctrace.host.rawlink import (
     text,
     word,
 )
-from ctrace.rehearsal import nft_copy, surroundings
+from ctrace.rehearsal import nft_copy, nft_edit, surroundings
 from ctrace.rehearsal.nft_copy import CHAIN, RULE, TABLE, Batch, Expression, Thing
+from ctrace.rehearsal.nft_edit import Place, Request
+from ctrace.rehearsal.packets import MARK, MARKER
 from ctrace.rehearsal.snapshot import Snapshot
+from ctrace.ruleset.notrack import TABLE as OURS
 
 ENDS: Final = "rehearsal-ends"
 INET, LO = 1, 1
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 FIRST, LAST = -(1 << 31) + 1, (1 << 31) - 1
-MARKER: Final = 253
-"""A protocol number for experiments (RFC 3692)."""
 PATIENCE_S: Final = 10.0
 _META_OIF, _META_NFTRACE, _META_L4PROTO = 5, 12, 16
 _DROP, _ACCEPT = 0, 1
 _TRACE: Final = 10 << 8 | 17
-_NFTRACE_GROUP: Final = 9
+_NFTABLES_GROUP, _NFTRACE_GROUP = 7, 9
+FAMILIES: Final = {"inet": INET, "ip": 2, "ip6": 10}
+_INDEX: Final = re.compile(r"(?m)^insert rule (inet|ip|ip6) (\S+) (\S+) index (\d+) ([^{\n]*)$")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -92,16 +100,15 @@ class Stage:
     def __init__(
         self,
         snapshot: Snapshot,
-        scripts: Sequence[Script] = (),
         rules: Optional[Batch] = None,
         known: Optional[surroundings.Settings] = None,
         *,
-        traced: bool = False,
+        silent: bool = False,
     ) -> None:
-        """Make it, and run ``scripts`` in it. Raises CtraceError; ``gaps`` says what is missing.
+        """Make it. Raises CtraceError; ``gaps`` says what is missing.
 
-        ``rules``: nftables as prepared from the snapshot; ``traced``: also tell each step of a
-        packet's way (:attr:`ways`).
+        ``rules``: nftables as prepared from the snapshot; ``silent``: what legacy tables reject is
+        dropped without an answer.
         """
         self.gaps: list[str] = []
         self._raw: dict[tuple[bytes, int], socket.socket] = {}
@@ -109,7 +116,7 @@ class Stage:
         self._scope = {a: index for a, index in snapshot.local if a[:2] == b"\xfe\x80"}
         self.space = Space()
         try:
-            self._build(snapshot, scripts, rules, [] if known is None else known, traced)
+            self._build(snapshot, rules, [] if known is None else known, silent)
         except BaseException:
             for file, _ in self._files.values():  # each holds the namespace
                 os.close(file)
@@ -117,12 +124,7 @@ class Stage:
             raise
 
     def _build(
-        self,
-        snapshot: Snapshot,
-        scripts: Sequence[Script],
-        rules: Optional[Batch],
-        known: surroundings.Settings,
-        traced: bool,
+        self, snapshot: Snapshot, rules: Optional[Batch], known: surroundings.Settings, silent: bool
     ) -> None:
         space = self.space
         self._files, self.gaps = surroundings.interfaces(snapshot, space)
@@ -131,23 +133,75 @@ class Stage:
         self.gaps += surroundings.routes(snapshot, space)
         # First of all: of chains with one priority the latest is first, and conntrack has to
         # confirm its entries, at the same priority, before we drop.
-        refused = nft_copy.write(space.path, nft_copy.batch(_ends(traced)))
+        refused = nft_copy.write(space.path, nft_copy.batch(_ends()))
         if refused:
             raise CtraceError(f"a rehearsal is not possible here: {refused[0]}")
         surroundings.ipsets(snapshot, space)
         refused = nft_copy.write(space.path, rules or nft_copy.batch(snapshot.nft))
         if refused:
             raise CtraceError(f"its rules cannot be copied: {refused[0]}")
-        surroundings.legacy(snapshot, space, traced)
-        for argv, stdin in scripts:
-            space.run(argv, stdin)
+        surroundings.legacy(snapshot, space, silent)
         surroundings.wait(snapshot, space)
         self._listen = Link(space.path, NETFILTER)
         self._listen.sock.setsockopt(270, 1, _NFTRACE_GROUP)  # NETLINK_ADD_MEMBERSHIP
+        self._news = Link(space.path, NETFILTER)
+        self._news.sock.setsockopt(270, 1, _NFTABLES_GROUP)
         with space.inside():
             self._lo = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._lo.bind(("lo", 0x0800))
         self.ways: dict[int, list[Hit]] = {}
+        self._layouts = Layouts()
+        self._positions: dict[Place, dict[int, int]] = {}
+        self.added: set[tuple[Place, int]] = set()
+        """Rules that :meth:`run` added: (chain, handle)."""
+
+    def run(self, scripts: Sequence[Script]) -> None:
+        """Run commands in it. Raises CtraceError, OSError.
+
+        For an index nft reads all rules: what has no set of its own is added, and moved there.
+        """
+        for argv, stdin in scripts:
+            moves: list[tuple[Place, int]] = []
+            if argv[0] == "nft":
+                stdin = _INDEX.sub(lambda found: self._last(found, moves), stdin)  # noqa: B023,PLW2901
+            self.space.run(argv, stdin)
+            added = nft_edit.moved(self.space.path, self._news, moves)
+            self.added |= {one for one in added if one[0][1] != ENDS}
+
+    def _last(self, found: re.Match[str], moves: list[tuple[Place, int]]) -> str:
+        where = FAMILIES[found[1]], found[2], found[3]
+        handles, at = list(self.positions(where)), int(found[4])
+        if at >= len(handles):
+            return found[0]
+        moves.append((where, handles[at]))
+        return f"add rule {found[1]} {found[2]} {found[3]} {found[5]}"
+
+    def positions(self, where: Place) -> dict[int, int]:
+        """The place of each of a chain's rules, by handle, without what was added here."""
+        if where not in self._positions:
+            added = {handle for place, handle in self.added if place == where}
+            kept = (one for one in nft_edit.handles(self.space.path, where) if one not in added)
+            self._positions[where] = {handle: at for at, handle in enumerate(kept)}
+        return self._positions[where]
+
+    def trace(self) -> None:
+        """From now on also tell each step of a packet's way (:attr:`ways`). Raises OSError."""
+        nft_edit.carry_out(
+            self.space.path,
+            [(RULE, CREATE | APPEND, _rule(name, _trace())) for name in ("pre", "send")],
+        )
+
+    def reset(self, requests: Iterable[Request] = ()) -> None:
+        """No entries, nothing traced, no added rules, and ``requests`` carried out.
+
+        Raises CtraceError, OSError.
+        """
+        ctnetlink.flush(self.space.path)
+        gone = [nft_edit.without((INET, ENDS, name)) for name in ("pre", "send")]
+        gone += [nft_edit.without(*one) for one in self.added if one[0][1] != OURS]
+        nft_edit.carry_out(self.space.path, [*gone, *requests])
+        self.added.clear()
+        nft_edit.added(self._news)
 
     def close(self) -> None:
         """Take it down, beside: the kernel waits for all its processors in each close."""
@@ -156,7 +210,7 @@ class Stage:
     def _close(self) -> None:
         for file, _ in self._files.values():
             os.close(file)
-        for sock in (*self._raw.values(), self._lo, self._listen.sock):
+        for sock in (*self._raw.values(), self._lo, self._listen.sock, self._news.sock):
             sock.close()
         self.space.close()
 
@@ -165,11 +219,6 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def devices(self) -> Sequence[int]:
-        """Indexes of the interfaces that packets can come from."""
-        return tuple(self._files)
 
     def receive(self, index: int, packet: bytes) -> None:
         """As if it had come in by an interface."""
@@ -218,7 +267,7 @@ class Stage:
         All is over when a marker that was sent last comes through lo: its queue is of this
         processor alone (see :func:`on_one_processor`). Raises CtraceError when it never comes.
         """
-        self._lo.send(_MARK)
+        self._lo.send(MARK)
         found: dict[int, list[Outcome]] = defaultdict(list)
         self.ways = defaultdict(list)
         numbers: dict[bytes, int] = {}
@@ -241,7 +290,7 @@ class Stage:
         self, body: bytes, numbers: dict[bytes, int], found: dict[int, list[Outcome]]
     ) -> bool:
         """Take one trace message; True when it is the marker's."""
-        of = dict(split(body))
+        of = self._layouts.split(body)
         key, head = of[6], of.get(8)
         if head:
             if head[0] >> 4 == 4 and head[9] == MARKER:
@@ -291,26 +340,11 @@ def _outcome(chain: str, of: dict[int, bytes], head: bytes) -> Outcome:
     return Outcome(chain, device, mark, tos, proto, src, dst, ports[0], ports[1], extra)
 
 
-_IP: Final = struct.pack(
-    ">BBHHHBBH4s4s", 0x45, 0, 20, 1, 0, 1, MARKER, 0, b"\x7f\0\0\1", b"\x7f\0\0\1"
-)
-
-
-def _summed(head: bytes) -> bytes:
-    total = sum(struct.unpack(">10H", head))
-    total = (total & 0xFFFF) + (total >> 16)
-    return head[:10] + struct.pack(">H", ~total & 0xFFFF) + head[12:]
-
-
-_MARK: Final = bytes(12) + b"\x08\0" + _summed(_IP)
-
-
-def _ends(traced: bool) -> Iterator[Thing]:
+def _ends() -> Iterator[Thing]:
     """The table that sees what comes to an end, in nf_tables' own form."""
     yield TABLE, INET, text(1, ENDS)
     chains = [("in", INPUT, LAST), ("out", POSTROUTING, LAST), ("mark", PREROUTING, FIRST)]
-    if traced:
-        chains += [("pre", PREROUTING, FIRST + 1), ("send", OUTPUT, FIRST)]
+    chains += [("pre", PREROUTING, FIRST + 1), ("send", OUTPUT, FIRST)]  # empty: see Stage.trace
     for name, hook, priority in chains:
         where = nested(4, attr(1, be32(hook)), attr(2, struct.pack(">i", priority)))
         yield (
@@ -324,11 +358,14 @@ def _ends(traced: bool) -> Iterator[Thing]:
         ("out", [*_trace(), _verdict(_DROP)]),
         ("mark", [*_equal(_META_L4PROTO, bytes([MARKER])), *_trace(), _verdict(_DROP)]),
     ]
-    if traced:
-        rules += [("pre", _trace()), ("send", _trace())]
     for name, found in rules:
-        body = text(1, ENDS) + text(2, name) + attr(4, nft_copy.packed(found))
-        yield RULE, INET, body
+        yield RULE, INET, _rule(name, found)[4:]
+
+
+def _rule(chain: str, found: list[Expression]) -> bytes:
+    """A rule in one of our chains, with its message's head."""
+    body = text(1, ENDS) + text(2, chain) + attr(4, nft_copy.packed(found))
+    return struct.pack(">BBH", INET, 0, 0) + body
 
 
 def _trace() -> list[Expression]:

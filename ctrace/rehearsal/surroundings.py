@@ -341,12 +341,12 @@ def ipsets(snapshot: Snapshot, space: Space) -> None:
     space.run(["ipset", "restore"], "\n".join(lines) + "\n")
 
 
-def legacy(snapshot: Snapshot, space: Space, traced: bool) -> None:
+def legacy(snapshot: Snapshot, space: Space, silent: bool) -> None:
     """Load the legacy tables with their counters. Raises CtraceError.
 
-    ``traced``: what is rejected is dropped. The answer of a REJECT is a packet, too, and the way
-    of the one that it is about is told from the counters (:mod:`ctrace.rehearsal.legacy_way`).
+    ``silent``: what is rejected is dropped. The answer of a REJECT is a packet, too, and the way
+    of the one that it is about is told from the counters (:mod:`ctrace.rehearsal.ways.legacy`).
     """
     for family, rules in snapshot.legacy:
-        loaded = _REJECT.sub(" -j DROP", rules) if traced else rules
+        loaded = _REJECT.sub(" -j DROP", rules) if silent else rules
         space.run([f"{family}tables-legacy-restore", "-c"], loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from typing import Final, Optional
@@ -50,6 +51,11 @@ _ICMP6: Final = {"destination-unreachable": 1, "packet-too-big": 2, "time-exceed
                  "neighbour-solicitation": 135, "neighbor-solicitation": 135,
                  "neighbour-advertisement": 136, "neighbor-advertisement": 136}  # fmt: skip
 
+_ODD: Final = re.compile(r"[\"'\\]|[^\S \t\r\n]")
+_SIMPLE: Final = re.compile(r"(?: *(?:\"(?:[^\"\\]|\\[\"\\])+\"|[^\s\"'\\]+)(?= |$))+ *")
+"""Words, each of them bare or in quotes as a whole."""
+_WORD: Final = re.compile(r"\"((?:[^\"\\]|\\[\"\\])+)\"|([^\s\"'\\]+)")
+_ESCAPED: Final = re.compile(r"\\([\"\\])")
 QUIET: Final = frozenset(("--comment", "--limit-burst"))
 """Options that decide nothing on their own."""
 _SILENT_MODULES: Final = frozenset(
@@ -105,6 +111,11 @@ def parse(text: str, tool: str, family: str) -> tuple[list[Chain], list[str]]:
 
 
 def _split(line: str) -> Optional[list[str]]:
+    if not _ODD.search(line):
+        return line.split()
+    if _SIMPLE.fullmatch(line):  # as save prints it, and twenty times as fast as shlex
+        found = _WORD.findall(line)
+        return [_ESCAPED.sub(r"\1", quoted) if quoted else bare for quoted, bare in found]
     try:
         return shlex.split(line)
     except ValueError:

@@ -136,5 +136,8 @@ def address_span(text: str) -> AddressSpan:
         if first.version != last.version:
             raise ValueError(text)
         return first.version, int(first), int(last)
+    if "/" not in text:
+        one = ip_address(text)
+        return one.version, int(one), int(one)
     net = ip_network(text, strict=False)
     return net.version, int(net.network_address), int(net.broadcast_address)

@@ -29,6 +29,7 @@ from ctrace.ruleset.planes import Plane, planes
 
 XT_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 XT_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_COUNTS: Final = frozenset(("handle", "packets", "bytes", "expires", "used"))
 TIMEOUT: Final = 60.0
 """Seconds for one tool: 50,000 rules take one, and ten times as long on a busy machine."""
 
@@ -63,15 +64,21 @@ def fingerprint(netns_path: str) -> str:
     if listings.gaps:
         raise CtraceError(f"the ruleset cannot be read: {listings.gaps[0]}")
     found = _digest(listings)
-    nft.objects_of.cache_clear()
+    forget()
     return found
 
 
 def dump(netns_path: str) -> dict[str, Any]:
-    """The ruleset as the tools print it, JSON-ready: :func:`load` reads it back."""
-    found = asdict(_collect(netns_path))
+    """The ruleset as the tools print it, JSON-ready: :func:`load` reads it back.
+
+    Without :func:`load`, :func:`forget` what was parsed.
+    """
+    return asdict(_collect(netns_path))
+
+
+def forget() -> None:
+    """Give back the memory that a parsed listing takes."""
     nft.objects_of.cache_clear()
-    return found
 
 
 def load(document: Any) -> Ruleset:
@@ -117,7 +124,7 @@ def build(listings: _Listings) -> Ruleset:
             chains.append(replace(chain, tool="iptables-nft") if xt else chain)
     ours = tuple(_ours(listings))
     digest = _digest(listings)
-    nft.objects_of.cache_clear()
+    forget()
     return Ruleset(tuple(chains), digest, _ipvs(listings.ipvs), ours, listings.planes, tuple(gaps))
 
 
@@ -328,15 +335,18 @@ def _jumps_to_us(body: dict[str, Any]) -> bool:
 
 
 def _without_counts(value: Any) -> Any:
-    if isinstance(value, dict):
+    """The same without counters, handles and the like."""
+    if type(value) is dict:
         return {
-            key: None if key == "counter" else _without_counts(inner)
+            key: None
+            if key == "counter"
+            else _without_counts(inner)
+            if type(inner) in (dict, list)
+            else inner
             for key, inner in value.items()
-            if key not in ("handle", "packets", "bytes", "expires", "used")
+            if key not in _COUNTS
         }
-    if isinstance(value, list):
-        return [_without_counts(inner) for inner in value]
-    return value
+    return [_without_counts(one) if type(one) in (dict, list) else one for one in value]
 
 
 def _stable_save(text: str) -> list[str]:

@@ -7,7 +7,6 @@ rules that have one; a rule without one does not show how often it was met.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, Optional
 
+from ctrace.ruleset import nft
 from ctrace.ruleset.users import nft_uses, xt_uses
 
 Span = tuple[int, int, int]
@@ -77,7 +77,7 @@ class Told:
 def told(document: dict[str, Any]) -> Told:
     """Of a :func:`ctrace.ruleset.reader.dump`."""
     try:
-        items = json.loads(document["nft"])["nftables"] if document["nft"] else []
+        items = nft.objects_of(document["nft"]) if document["nft"] else []
     except (ValueError, KeyError, TypeError):
         return Told()
     lines = [line for _, _, text in document.get("saves", ()) for line in text.splitlines()]

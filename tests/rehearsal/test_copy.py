@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from ipaddress import ip_address
 
 import pytest
 
 from ctrace.errors import CtraceError
-from ctrace.host import commands, netns
-from ctrace.host.rawlink import NETFILTER, Link, attr, number, split, text
+from ctrace.host import commands, ctnetlink, netns
+from ctrace.host.rawlink import NETFILTER, Link, Space, attr, number, split, text
 from ctrace.lab import Lab, Node
+from ctrace.plan.plan import Accept, Notrack
 from ctrace.rehearsal import forced, nft_copy, surroundings
 from ctrace.rehearsal.packets import SYN, tcp
+from ctrace.rehearsal.room import Room, Setting, ours
 from ctrace.rehearsal.snapshot import from_text, take, to_text
 from ctrace.rehearsal.stage import ENDS, Stage, on_one_processor
+from ctrace.ruleset.notrack import TABLE
+from ctrace.ruleset.reader import read
 
 pytestmark = pytest.mark.kernel
 RULES = """
@@ -131,6 +137,42 @@ def test_packets_are_seen_where_they_end(
     assert [(o.way, o.dport) for o in seen[1]] == [("in", 8063)]
     assert 2 not in seen
     assert [(o.way, o.device, o.dport) for o in seen[3]] == [("out", device, 9)]
+
+
+def test_a_stage_that_was_used_is_as_new(host: Node) -> None:
+    here, far = ip_address("10.77.1.1").packed, ip_address("10.77.1.2").packed
+    room = Room(take(host.path), read(host.path))
+    device = next(d.index for d in room.snapshot.devices if d.name == "to-c")
+    accept = Accept("nft", "inet", "fw", "in", position=4, hook="input", role="server", flow="to")
+    lever = Notrack("tcp", 8063, ("server",), accepts=(accept,))
+    with room.stage(Setting()) as stage:
+        before = listing(stage.space.path)
+    with room.stage(Setting(), ours(lever, "nft"), traced=True) as stage, on_one_processor():
+        assert f"table inet {TABLE} {{" in listing(stage.space.path)
+        stage.receive(device, tcp(1, far, here, (40000, 8063), SYN))
+        stage.receive(device, tcp(2, far, here, (40000, 9063), SYN))
+        stage.send(tcp(3, here, far, (40000, 9), SYN))
+        assert {number: bool(ends) for number, ends in stage.seen().items()} == {1: True, 3: True}
+        assert stage.ways[1]
+        assert "10.77.1.2" in "".join(stage.space.run(["nft", "list", "set", "inet", "fw", "seen"]))
+        assert len(ctnetlink.dump(stage.space.path)) == 1
+    with room.stage(Setting()) as again, on_one_processor():
+        assert again is stage
+        assert listing(again.space.path) == before
+        assert not len(ctnetlink.dump(again.space.path))
+        again.receive(device, tcp(1, far, here, (40000, 8063), SYN))
+        assert again.seen()[1]
+        assert not again.ways
+
+
+def test_its_iptables_does_not_wait_for_the_hosts() -> None:
+    with closing(Space()) as space, open(space.path) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(CtraceError, match="lock"):
+            space.run(["iptables-legacy-restore", "-w", "1"], "*filter\nCOMMIT\n")
+        fcntl.flock(held, fcntl.LOCK_UN)
+        space.run(["iptables-legacy-restore"], "*filter\n-A INPUT -j DROP\nCOMMIT\n")
+        assert "-A INPUT -j DROP" in space.run(["iptables-legacy-save"])
 
 
 LOTS = """

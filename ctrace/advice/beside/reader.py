@@ -22,7 +22,7 @@ from ctrace.beside import MOST, Beside, PortsTaken, Refusing, Short, Stray
 from ctrace.errors import CtraceError
 from ctrace.host.netns import find
 from ctrace.host.tables import TableReader
-from ctrace.ruleset.reader import dump
+from ctrace.ruleset.reader import dump, forget
 from ctrace.ruleset.told import Met, Told, told
 
 SPACES: Final = 4
@@ -142,6 +142,7 @@ class Reader:
         if path is None:
             return
         rules = told(dump(path))
+        forget()
         table = read(path, rules, held, READ)
         before = self._spaces.get(netns)
         space = self._spaces.setdefault(netns, Space(netns, rules))

@@ -114,9 +114,15 @@ def read(netns_path: str, rules: Told, held: int = 0, most: Optional[int] = None
     return reading
 
 
-def leftovers(netns_path: str, rules: Told) -> tuple[Left, ...]:
-    """Living entries that are translated to a destination no rule leads to now."""
-    return read(netns_path, Told(targets=rules.targets)).left()
+def leftovers(netns_path: str, rules: Told, entries: Optional[Events] = None) -> tuple[Left, ...]:
+    """Living entries that are translated to a destination no rule leads to now; ``entries``: the
+    table, where it was read already."""
+    only = Told(targets=rules.targets)
+    if entries is None:
+        return read(netns_path, only).left()
+    reading = Reading(only, frozenset(local_addresses(netns_path)))
+    reading.add(entries)
+    return reading.left()
 
 
 def used(netns_path: str, ranges: tuple[tuple[int, int], ...]) -> dict[Towards, Ports]:

@@ -13,6 +13,7 @@ import click
 
 from ctrace.cli.kinds import Percent, Time
 from ctrace.cli.options import answer_options, filter_options, hooks_option, tell_unseen
+from ctrace.cli.output import waiting
 from ctrace.errors import CtraceError
 from ctrace.files import check_free, new_text
 
@@ -216,12 +217,13 @@ def _advise(
     services = model.snapshot(group="service", sort="held", limit=100)
     pairs = model.snapshot(group="pair", sort="held", limit=500)
     known: dict[int, Facts] = {}
-    for table in services.tables:
-        found = facts_of(table.netns)  # type: ignore[operator]
-        known[table.netns] = found or Facts(addresses=addresses.get(table.netns, ()))
-        if source.hooks.family == DUMP:
-            known[table.netns] = replace(known[table.netns], entries=kept.of(table.netns))
-    advice = advise(services, pairs, known, target=asked.target)
+    with waiting("reading the rules and trying out what helps"):
+        for table in services.tables:
+            found = facts_of(table.netns)  # type: ignore[operator]
+            known[table.netns] = found or Facts(addresses=addresses.get(table.netns, ()))
+            if source.hooks.family == DUMP:
+                known[table.netns] = replace(known[table.netns], entries=kept.of(table.netns))
+        advice = advise(services, pairs, known, target=asked.target)
     if not asked.drops:
         return advice
     sources = model.snapshot(group="src", sort="held", limit=500)

@@ -140,6 +140,7 @@ def _made(given: Given, links: Links) -> Rebuilt:
             _load(space, [name, "-c"], text)
         found = take(space.path)
         ruleset = reader.dump(space.path)
+        reader.forget()
     finally:
         for file, _ in files.values():
             os.close(file)

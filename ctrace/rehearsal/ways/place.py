@@ -7,18 +7,16 @@ accept takes over that rule's own conditions but for its state: it is never wide
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from typing import Final, Optional
 
-from ctrace.host.rawlink import number, split, word
 from ctrace.plan.plan import Accept, name_ok
 from ctrace.plan.terms import MAX_TERMS, Term
-from ctrace.rehearsal.nft_copy import CHAIN, RULE, read
-from ctrace.rehearsal.stage import ENDS, Hit, Stage
+from ctrace.rehearsal import nft_edit
+from ctrace.rehearsal.stage import ENDS, INET, Hit, Stage
 from ctrace.ruleset.model import Chain, Match, Rule, Ruleset
-from ctrace.ruleset.notrack import TAG
 
 NF_DROP, NF_ACCEPT, NF_STOLEN = 0, 1, 2
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
@@ -142,21 +140,21 @@ class Map:
         return chain.tool if chain else self._tool
 
 
-def of_stage(stage: Stage, ruleset: Optional[Ruleset]) -> Map:
-    """Of nf_tables on a stage."""
+def of_stage(stage: Stage, ruleset: Optional[Ruleset], ways: Iterable[Sequence[Hit]]) -> Map:
+    """Of nf_tables on a stage: the chains that packets came through on these ways."""
     at: dict[tuple[Place, int], int] = {}
     base: dict[Place, str] = {}
-    places: dict[Place, int] = {}
-    for kind, family, body in read(stage.space.path):
-        of = dict(split(body))
-        name = _FAMILIES.get(family, "")
-        if kind == CHAIN and name and 4 in of:
-            base[name, word(of[1]), word(of[3])] = HOOKS[number(dict(split(of[4]))[1])]
-        elif kind == RULE and name:
-            place = name, word(of[1]), word(of[2])
-            ours = TAG.encode() in body
-            at[place, number(of[3])] = -1 if ours else places.get(place, 0)
-            places[place] = places.get(place, 0) + (not ours)
+    met = dict.fromkeys((hit.family, hit.table, hit.chain) for way in ways for hit in way)
+    asked = dict.fromkeys((f, t, c) for own, t, c in met if t != ENDS for f in (own, INET))
+    for where in asked:
+        hook = nft_edit.hook_of(stage.space.path, where)
+        if hook is None or where[0] not in _FAMILIES:
+            continue
+        place = _FAMILIES[where[0]], *where[1:]
+        if hook >= 0:
+            base[place] = HOOKS[hook]
+        at.update({(place, handle): index for handle, index in stage.positions(where).items()})
+        at.update({(place, handle): -1 for there, handle in stage.added if there == where})
     model = {
         (chain.family, chain.table, chain.name): chain
         for chain in (ruleset.chains if ruleset else ())

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
-from ctrace.rehearsal.place import HOOKS, Map, Place
 from ctrace.rehearsal.play import WHOLE, Run, Step, Talk, advance
 from ctrace.rehearsal.stage import Hit, Stage
+from ctrace.rehearsal.ways.place import HOOKS, Map, Place
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.notrack import TAG
 
@@ -34,32 +34,71 @@ class _Chain:
 Tables = dict[Place, _Chain]
 
 
-def parse(text: str, family: str) -> Tables:
-    """The output of iptables-legacy-save -c."""
-    found: Tables = {}
-    table = ""
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:].strip()
-        elif (policy := _POLICY.match(line)) is not None:
-            found[family, table, policy[1]] = _Chain(policy[2], int(policy[3]))
-        elif (rule := _LINE.match(line)) is not None:
-            found[family, table, rule[2]].rules.append((int(rule[1]), rule[3]))
-    return found
+class _Saved:
+    """The output of iptables-legacy-save -c again and again, of which little changes."""
+
+    def __init__(self, stage: Stage, family: str) -> None:
+        self._stage, self._family = stage, family
+        self._lines: list[str] = []
+        self._at: list[Optional[tuple[Place, int]]] = []
+        """By line: the chain, and the rule's number there, -1 for its policy."""
+        self._tables: Tables = {}
+
+    def read(self) -> Tables:
+        """The tables as they are now. Raises CtraceError."""
+        lines = self._stage.space.run([f"{self._family}tables-legacy-save", "-c"]).splitlines()
+        if len(lines) != len(self._lines):
+            self._parse(lines)
+        found = dict(self._tables)
+        for number, line in enumerate(lines):
+            at = self._at[number]
+            if at is None or line == self._lines[number]:
+                continue
+            place, rule = at
+            if found[place] is self._tables[place]:
+                chain = found[place]
+                found[place] = _Chain(chain.policy, chain.passed, list(chain.rules))
+            if rule < 0:
+                found[place].passed = _packets(_POLICY, line, 3)
+            else:
+                found[place].rules[rule] = _packets(_LINE, line, 1), found[place].rules[rule][1]
+        self._lines, self._tables = lines, found
+        return found
+
+    def _parse(self, lines: list[str]) -> None:
+        self._lines, self._at, self._tables = lines, [], {}
+        table = ""
+        for line in lines:
+            at = None
+            if line.startswith("*"):
+                table = line[1:].strip()
+            elif (policy := _POLICY.match(line)) is not None:
+                at = (self._family, table, policy[1]), -1
+                self._tables[at[0]] = _Chain(policy[2], int(policy[3]))
+            elif (rule := _LINE.match(line)) is not None:
+                place = self._family, table, rule[2]
+                at = place, len(self._tables[place].rules)
+                self._tables[place].rules.append((int(rule[1]), rule[3]))
+            self._at.append(at)
+
+
+def _packets(form: re.Pattern[str], line: str, group: int) -> int:
+    found = form.match(line)
+    return int(found[group]) if found else 0
 
 
 def ways(stage: Stage, talk: Talk) -> tuple[Run, list[list[Hit]], Tables]:
     """A conversation on a stage, with the way of each step; and the tables. Raises CtraceError."""
     family = "ip6" if len(talk.client) == 16 else "ip"
-    save = [f"{family}tables-legacy-save", "-c"]
     run, found = Run(talk), []
-    tables = parse(stage.space.run(save), family)
+    saved = _Saved(stage, family)
+    tables = saved.read()
     steps: Sequence[Step] = WHOLE[talk.proto]
     for step in steps:
         if not run.alive:
             break
         advance(stage, [run], step)
-        now = parse(stage.space.run(save), family)
+        now = saved.read()
         found.append([hit for place in now if _hook(place) for hit in _way(place, tables, now)])
         tables = now
     return run, found, tables
