@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from ctrace.capture.family import Capture
-from ctrace.capture.ladder import probe
+from ctrace.capture.ladder import FamilyStatus, probe
 from ctrace.kernel import bpf
 from ctrace.lab import Lab, Node
 from ctrace.record import N_REASONS, Events, Kind, Reason, Status, address_text, empty, join
@@ -30,9 +30,14 @@ NEXT_ID = {
 
 
 @cache
+def rungs() -> tuple[FamilyStatus, ...]:
+    """What holds of each family, tried once: a trial waits for the kernel's grace periods."""
+    return tuple(probe()) if os.geteuid() == 0 else ()
+
+
 def families() -> tuple[str, ...]:
-    """Those that hold here, tried once: each trial waits for the kernel's grace periods."""
-    return tuple(one.family for one in probe() if one.holds) if os.geteuid() == 0 else ()
+    """Those that hold here."""
+    return tuple(one.family for one in rungs() if one.holds)
 
 
 def objects() -> Objects:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
-from kit.machines import Net, Seen, Watch, flows, listed, note
+from kit.machines import Net, Seen, Watch, flows, listed, note, rungs
 
 from ctrace.capture.family import Capture
 from ctrace.capture.hooks.fentry import FentryCapture
 from ctrace.capture.hooks.kprobe import KprobeCapture
-from ctrace.capture.ladder import probe
+from ctrace.capture.live import FAMILIES
 from ctrace.errors import CtraceError
+from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns
 from ctrace.kernel import bpf
 from ctrace.kernel.chains import Walker
@@ -52,7 +54,7 @@ def test_the_ladder_finds_what_these_kernels_have() -> None:
         "arm64-6.12": {"fentry", "kprobe", "netfilter", "netlink"},
         "rt-6.12": {"fentry", "kprobe", "netfilter", "netlink"},
     }
-    statuses = probe()
+    statuses = rungs()
     assert {one.family for one in statuses if one.holds} == expected[KERNEL]
     assert all(one.why for one in statuses)
 
@@ -283,39 +285,41 @@ def test_the_end_of_a_namespace_ends_its_entries(family: str, net: Net, capture:
 
 # -- what is no event -----------------------------------------------------------------------
 
-RULES = {
-    "nft drop before conntrack": "hook output priority -300; udp dport 4444 drop;",
-    "nft drop after conntrack": "hook output priority 0; udp dport 4444 drop;",
-    "nft reject": "hook output priority 0; udp dport 4444 reject;",
+# Each for a port of its own.
+RULES = """
+table inet t {
+ chain before { type filter hook output priority -300; udp dport 4444 drop; }
+ chain after { type filter hook output priority 0; udp dport 4445 drop; udp dport 4446 reject; }
 }
+"""
+LEGACY = {"filter": 4447, "raw": 4448}
 
 
-@pytest.mark.parametrize("how", [*RULES, "iptables drop", "iptables raw drop"])
-def test_packets_that_rules_drop_are_no_events(
-    how: str, family: str, net: Net, capture: Capture
-) -> None:
+def test_packets_that_rules_drop_are_no_events(family: str, net: Net, capture: Capture) -> None:
+    """Before conntrack and after it, by nft and by iptables, with an answer and without."""
     client = net.client
-    undo = ["nft", "delete", "table", "inet", "t"]
-    if how in RULES:
-        text = f"table inet t {{ chain c {{ type filter {RULES[how]} }}; }}"
-        client.run(["nft", "-f", "-"], stdin=text)
-    else:
-        table = "raw" if "raw" in how else "filter"
-        rule = ["OUTPUT", "-p", "udp", "--dport", "4444", "-j", "DROP"]
-        client.run(["iptables", "-t", table, "-A", *rule])
-        undo = ["iptables", "-t", table, "-D", *rule]
+    client.run(["nft", "-f", "-"], stdin=RULES)
+    for table, port in LEGACY.items():
+        client.run(["iptables", "-t", table, "-A", "OUTPUT", *_dropped(port)])
     try:
         with Watch(capture, net.nodes) as watch:
             target = net.server.addresses["client"][0]
-            traffic.udp_flows(client, (target, 4444), 40, first_port=24000)
+            for n, port in enumerate(range(4444, 4449)):
+                traffic.udp_flows(client, (target, port), 40, first_port=24000 + 40 * n)
     finally:
-        client.run(undo)
+        client.run(["nft", "delete", "table", "inet", "t"])
+        for table, port in LEGACY.items():
+            client.run(["iptables", "-t", table, "-D", "OUTPUT", *_dropped(port)])
     watch.reconcile()
     for node in net.nodes:
         assert not len(watch.of(node, Kind.INSERT))
         assert not len(watch.of(node, Kind.DROP))
         assert not len(watch.of(node, Kind.INSERT_FAILED))
         assert not any(watch.counts[node.inum][int(r)] for r in (Reason.NEW, Reason.TABLE_FULL))
+
+
+def _dropped(port: int) -> list[str]:
+    return ["-p", "udp", "--dport", str(port), "-j", "DROP"]
 
 
 def test_rejected_connections_are_no_events(family: str, net: Net, capture: Capture) -> None:
@@ -361,7 +365,7 @@ def test_a_full_table_refuses_with_the_packets_own_tuple(
 ) -> None:
     client, server = net.client, net.server
     held = []
-    with traffic.tcp_server(server, 8063, handle=_hold):
+    with traffic.tcp_server(server, 8063, handle=_answer):
         for _ in range(30):
             one = client.socket(socket.AF_INET, socket.SOCK_STREAM)
             one.connect((server.addresses["client"][0], 8063))
@@ -398,7 +402,7 @@ def test_a_full_table_refuses_with_the_packets_own_tuple(
     note(seen, family, "refused", "tuple and process")
 
 
-def _hold(connection: socket.socket) -> None:
+def _answer(connection: socket.socket) -> None:
     connection.settimeout(60)
     connection.recv(8)
     connection.sendall(b"ok\n")
@@ -472,30 +476,32 @@ def _programs() -> set[int]:
         found.add(last)
 
 
-_HOLD = """
-import signal, sys
-from ctrace.capture.live import FAMILIES
-from ctrace.filters import Filter
-from ctrace.host import ctnetlink, netns
-made = FAMILIES[sys.argv[1]](Filter(), 1 << 16)
-made.follow(netns.find())
-print("ready", flush=True)
-signal.pause()
-"""
+def _hold(family: str, ready: int) -> NoReturn:
+    """A process that traces, and says so, until it is killed."""
+    try:
+        made = FAMILIES[family](Filter(), 1 << 16)
+        made.follow(netns.find())
+        os.write(ready, b"!")
+        signal.pause()
+    finally:
+        os._exit(1)
 
 
 @alone
 def test_kill_9_leaves_nothing(family: str, net: Net, capture: Capture) -> None:
     before = _programs()
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, family], stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        try:
-            assert child.stdout.readline() == "ready\n"
-            during = _programs()
-        finally:
-            child.kill()
+    told, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _hold(family, ready)
+    os.close(ready)
+    try:
+        assert os.read(told, 1) == b"!"
+        during = _programs()
+    finally:
+        os.close(told)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     assert family == "netlink" or during > before
     deadline = time.monotonic() + 60
     while _programs() != before and time.monotonic() < deadline:
