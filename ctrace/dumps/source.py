@@ -223,5 +223,6 @@ def nothing(found: Found, paths: Sequence[str]) -> CtraceError:
     text = f"{', '.join(paths)} is not a ctrace recording, and contains nothing about conntrack"
     if unread.first:
         _, line, reason = unread.first[0]
-        text += f" ({unread.count:,} lines not understood, the first is line {line}: {reason})"
+        lines = "1 line" if unread.count == 1 else f"{unread.count:,} lines"
+        text += f" ({lines} not understood, the first is line {line}: {reason})"
     return CtraceError(text)

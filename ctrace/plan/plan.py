@@ -157,7 +157,8 @@ def from_json(text: str) -> Plan:
     except (ValueError, RecursionError):
         _bad("", "is not valid JSON")
     fields = _Fields("plan", document)
-    version = fields.integer("version", VERSION, VERSION)
+    if (version := fields.integer("version", 0, 1 << 31)) != VERSION:
+        _bad("version", f"is {version}, of another ctrace: this one reads version {VERSION}")
     plan = Plan(
         created=fields.integer("created", 0, 1 << 40),
         host=fields.text("host"),
@@ -166,7 +167,6 @@ def from_json(text: str) -> Plan:
         fingerprint=fields.match("fingerprint", _HEX),
         backend=fields.choice("backend", TOOLS),
         levers=fields.items("levers", MAX_LEVERS, _lever),
-        version=version,
     )
     fields.end()
     if not plan.levers:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ctrace import files
 from ctrace.batch import Batch, Counts, TableReading
 from ctrace.cost.result import Perf
+from ctrace.names import clean
 from ctrace.recording.assembly import Assembly, Missing, Tally, Told
 from ctrace.recording.budget import TOO_LONG, Budget, Spent, latest
 from ctrace.recording.derived import Headed
@@ -264,16 +265,18 @@ class Recording(Headed):
 
     def _check_version(self) -> None:
         head = self._file.read(0, len(FILE_HEAD))
-        if head[: len(SIGNATURE)] != SIGNATURE[: len(head)] or not head:
+        if not head:
+            raise FormatError(f"{self.path} is empty")
+        if head[: len(SIGNATURE)] != SIGNATURE[: len(head)]:
             raise FormatError(f"{self.path} is not a ctrace recording")
         if len(head) < len(FILE_HEAD):
             raise FormatError(f"{self.path} was cut off before anything was recorded")
-        if head[len(SIGNATURE)] != MAJOR:
-            needs = f"format {head[len(SIGNATURE)]}; this ctrace reads format {MAJOR}"
+        if (major := head[len(SIGNATURE)]) != MAJOR:
+            needs = f"format {major}; this ctrace reads format {MAJOR}"
             with contextlib.suppress(Damaged):
                 data = meta.loads(self._head_blob(), dict)
-                if isinstance(data.get("needs"), str):
-                    needs += f": use ctrace {data['needs'][:20]!a} or later"
+                if isinstance(data.get("needs"), str) and major > MAJOR:
+                    needs += f": use ctrace {clean(data['needs'][:20])} or later"
             raise FormatError(f"{self.path} is a recording in {needs}")
 
     def _head_blob(self) -> bytes:

@@ -256,6 +256,11 @@ def test_what_is_not_a_plan(text: str) -> None:
         from_json(text)
 
 
+def test_a_plan_of_another_version_says_so() -> None:
+    with pytest.raises(UsageError, match=r"is 2, of another ctrace: this one reads version 1"):
+        from_json(json.dumps({**BASE, "version": 2}))
+
+
 # ---- fuzzed: shell, nft and iptables syntax in every text of a plan --------------------
 
 JUNK = st.text(alphabet=";{}()|&<>$`'\"\\#*!%@,=+~^? \t\n\r\0\x1b\u2028\u0660abA019.:/_-",

@@ -70,7 +70,7 @@ def test_cut_off_at_every_byte(tmp_path: Path) -> None:
     for length in range(len(data)):
         part.write_bytes(data[:length])
         if length < edges[0]:
-            with pytest.raises(CtraceError, match=r"cut off before anything|is not a ctrace"):
+            with pytest.raises(CtraceError, match=r"cut off before anything|is empty"):
                 Recording(str(part))
             continue
         with Recording(str(part)) as recording:
@@ -253,11 +253,18 @@ def test_other_files_and_other_versions(tmp_path: Path) -> None:
     path.write_bytes(later)
     with pytest.raises(CtraceError, match=r"format 2; this ctrace reads format 1: use ctrace"):
         ctrace.open(str(path))
+    later[11] = 0  # of before the first
+    path.write_bytes(later)
+    with pytest.raises(CtraceError, match=r"format 0; this ctrace reads format 1$"):
+        ctrace.open(str(path))
+    path.write_bytes(b"")
+    with pytest.raises(CtraceError, match="is empty"):
+        ctrace.open(str(path))
     minor = bytearray(data)
     minor[12] = 9
     path.write_bytes(minor)
     assert sum(len(batch.events) for batch in ctrace.open(str(path))) == 20
-    for text in (b"", b"\x7fELF" + bytes(100), b"perf.data", data[1:]):
+    for text in (b"\x7fELF" + bytes(100), b"perf.data", data[1:]):
         path.write_bytes(text)
         with pytest.raises(CtraceError, match="is not a ctrace recording"):
             ctrace.open(str(path))
