@@ -901,7 +901,9 @@ FAULTS = (
         beside=("leak", "syn-flood", "unanswered"),
         wrong="lost a race",
     ),
-    Case("racing packets", clash, ("clash",), "lost a race", beside=("unanswered",)),
+    Case(
+        "racing packets", clash, ("clash",), "lost a race", beside=("unanswered", "lasting-state")
+    ),
     Case(
         "stale NAT", stale_nat, ("stale-nat",), "10.77.2.3", beside=("udp-streams", "answered-udp")
     ),
@@ -924,7 +926,7 @@ LOOKALIKES = (
     Case("pool that opens", growing_pool),
     Case("load test that ends", load_test, beside=("no-keepalive", "time-wait")),
     Case("crawler", crawler, beside=()),
-    Case("A and AAAA at once", both_families, beside=("dns-storm",), wrong="race"),
+    Case("A and AAAA at once", both_families, beside=("dns-storm",), wrong="lost a race|racing"),
     Case("resolver that answers", resolver, beside=("dns-storm",), wrong="caching resolver|flood"),
     Case("backup", backup),
     Case("answered pings", answered_pings),

@@ -34,6 +34,7 @@ _NUMBERS: Final = {
 }
 _ATTR_SIZE: Final = 144
 _LOG_SIZE: Final = 1 << 20
+_TRIES: Final = range(20)  # a signal that is pending breaks a load off: EAGAIN
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -299,11 +300,9 @@ def prog_load(
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
     major, minor, patch = kernel_version()
-    log: Optional[ctypes.Array[ctypes.c_char]] = None
-    result = 0
     for level in (0, 1):
-        if level:
-            log = ctypes.create_string_buffer(_LOG_SIZE)
+        log = ctypes.create_string_buffer(_LOG_SIZE) if level else None
+        told = (level, _LOG_SIZE, ctypes.addressof(log)) if log is not None else (0, 0, 0)
         attr = bytearray(_ATTR_SIZE)
         struct.pack_into(
             "<IIQQIIQII16sII",
@@ -313,9 +312,7 @@ def prog_load(
             len(instructions) // 8,
             ctypes.addressof(code),
             ctypes.addressof(licence),
-            level,
-            _LOG_SIZE if log is not None else 0,
-            ctypes.addressof(log) if log is not None else 0,
+            *told,
             major << 16 | minor << 8 | min(patch, 255),
             0,
             _name(name),
@@ -323,7 +320,10 @@ def prog_load(
             attach_type,
         )
         struct.pack_into("<II", attr, 108, attach_btf_id, attach_btf_fd)
-        result, _ = bpf(Cmd.PROG_LOAD, attr)
+        for _ in _TRIES:
+            result, _ = bpf(Cmd.PROG_LOAD, attr)
+            if result != -errno.EAGAIN:
+                break
         if result >= 0:
             return result
     text = log.value.decode(errors="replace") if log is not None else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from ctrace.capture.hooks import fentry, kprobe
 from ctrace.capture.hooks.function_hooks import HOOKS
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter, parse_network
-from ctrace.kernel import compiler, layout, programs
+from ctrace.kernel import bpf, compiler, layout, programs
 from ctrace.kernel.objects import filter_constants
 from ctrace.record import Kind
 
@@ -128,3 +129,15 @@ def test_every_constant_is_read_by_a_program() -> None:
              for b in (f"{c}{n}" for c in ("VALUE", "MASK") for n in range(4))}  # fmt: skip
     words |= {f"ARG_{n}" for n in range(6)} | {f"RESULT_{hook.function}" for hook in HOOKS}
     assert [name for name in programs.constant_names() if not {name, f"K_{name}"} & words] == []
+
+
+def test_a_load_that_a_signal_breaks_off_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libbpf does; a program that is refused for another reason is not."""
+    answers = [-errno.EAGAIN, -errno.EAGAIN, -errno.EAGAIN, 7]
+    monkeypatch.setattr(bpf, "bpf", lambda *_: (answers.pop(0), b""))
+    assert bpf.prog_load(bytes(16), bpf.ProgType.KPROBE, "t") == 7
+    assert not answers
+    answers += [-errno.EINVAL, -errno.EINVAL]
+    with pytest.raises(bpf.BpfError):
+        bpf.prog_load(bytes(16), bpf.ProgType.KPROBE, "t")
+    assert not answers, "once without the verifier's log, once with it"
