@@ -423,6 +423,16 @@ def test_a_scan_by_one_source() -> None:
     assert "10.6.6.6" in why[0].text
 
 
+def test_a_few_sources_of_half_open_connections_are_counted_not_named() -> None:
+    trace = Trace(seed=7)
+    src = 0x0A060600 + np.arange(200 * 40) % 30
+    trace.flows(steady(200, 40, trace.rng), 0, 15.0, src=src, dport=2049, status=UNREPLIED,
+                state=SYN_SENT)  # fmt: skip
+    why = run(trace, 35).why
+    assert why[0].id == "syn-flood"
+    assert "half-open connections from 30 sources" in why[0].text
+
+
 def test_unknown_is_an_answer() -> None:
     trace = Trace(seed=7)
     trace.flows(steady(5, 30, trace.rng), 12.0, 3.0, state=ESTABLISHED)

@@ -60,7 +60,10 @@ def syn_flood(s: Service) -> Optional[Cause]:
     many = s.sources >= MANY
     if not many and (c.unreplied or 0.0) >= 0.8 and c.direction in ("out", "loopback"):
         return _unanswered(s, seen)
-    who = f"about {plural(s.sources, 'source')}" if many else s.top or plural(s.sources, "source")
+    mostly = s.top if s.top_share >= OWNED else ""
+    who = f"about {plural(s.sources, 'source')}"
+    if not many:
+        who = mostly or plural(s.sources, "source")
     what = ", ".join(("SYN flood" if many else "scan or unanswered SYNs", *s.pace("new/s")))
     received = c.direction in ("in", "forward", "mixed")
     answered = (c.unreplied or 0.0) < 0.5
@@ -71,9 +74,7 @@ def syn_flood(s: Service) -> Optional[Cause]:
         remedies.syn_proxy(c) if many and received and s.nat == "no" else None,
         remedies.limit(c, c.held) if received else None,
         remedies.timeout("tcp_timeout_syn_recv" if answered else "tcp_timeout_syn_sent", c.netns),
-        remedies.drop_source(s.top, c.netns, c.held)
-        if received and s.top and s.top_share >= OWNED
-        else None,
+        remedies.drop_source(mostly, c.netns, c.held) if received and mostly else None,
     )
 
 
