@@ -35,6 +35,8 @@ def open_several(paths: Sequence[str]) -> Recorded:
         opened.extend(open_recording(path) for path in paths)
         if _consecutive(opened):
             opened.sort(key=lambda one: one.started)
+            for one in opened:
+                one.close()
             return Series([one.path for one in opened])
     except BaseException:
         for one in opened:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Optional
@@ -176,6 +176,7 @@ class Redacted(Headed):
         hosts = tuple(self._labels.get("host", host) for host in header.hosts)
         self.header: Header = replace(
             header,
+            hooks=replace(header.hooks, blind=_nameless(header.hooks.blind), note=""),
             host=", ".join(hosts) or self._labels.get("host", header.host),
             hosts=hosts,
             filter="(redacted)"
@@ -227,7 +228,8 @@ class Redacted(Headed):
         """The original's, with other names of hosts and namespaces; stacks name functions."""
         for host, perf in self._of.measurements():
             tables = tuple(replace(t, netns=self._space(t.netns)) for t in perf.tables)
-            yield self._labels.get("host", host), replace(perf, tables=tables)
+            blind = _nameless(perf.blind)
+            yield self._labels.get("host", host), replace(perf, tables=tables, blind=blind)
 
     def notes(self) -> Iterator[str]:
         """A single note: that this recording is redacted."""
@@ -297,3 +299,11 @@ class Redacted(Headed):
             unit=self._labels.get("unit", owner.unit),
             cmdline="",
         )
+
+
+def _nameless(sentences: Sequence[str]) -> tuple[str, ...]:
+    """Those of what could not be seen that name no host and no namespace, as some do beside a
+    colon; and how many others there are."""
+    kept = tuple(one for one in sentences if ":" not in one)
+    others = len(sentences) - len(kept)
+    return (*kept, f"{others} more, which may hold names (redacted)") if others else kept

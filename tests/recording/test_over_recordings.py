@@ -20,7 +20,7 @@ from kit import synthetic
 from kit.synthetic import incident, write
 
 import ctrace
-from ctrace.batch import Batch, Names, Owner
+from ctrace.batch import Batch, HookInfo, Names, Owner
 from ctrace.cli import cli
 from ctrace.live.replay import ReplayFeed
 from ctrace.model.model import Model
@@ -32,6 +32,7 @@ from ctrace.recording.recorder.segments import FlightRecorder, Retention, parse_
 from ctrace.recording.redact import Addresses, Redacted
 from ctrace.recording.review import review
 from ctrace.recording.series import runs
+from ctrace.recording.writer import Writer
 
 pytestmark = pytest.mark.slow
 
@@ -370,6 +371,24 @@ def test_a_redacted_recording_tells_no_name_and_keeps_every_number(
     assert before.final.totals == after.final.totals
     with ctrace.open(str(file)) as original, pytest.raises(AttributeError):
         Redacted(original).columns  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_what_could_not_be_seen_is_redacted_too(tmp_path: Path) -> None:
+    """Some of its sentences name namespaces, and in a merged recording hosts."""
+    blind = (
+        "nothing in shop-db is seen: cannot enter",
+        "web1: no events at all: shop-api",
+        "which process opened a flow is not known",
+    )
+    header = replace(synthetic.header(), hooks=HookInfo("netlink", blind=blind, note="shop: x"))
+    with Writer(str(tmp_path / "a"), header) as writer:
+        writer.write(Batch.idle(101 * SECOND))
+    with ctrace.open(str(tmp_path / "a")) as original:
+        shown = Redacted(original).hooks
+    assert shown.family == "netlink"
+    assert blind[2] in shown.blind
+    assert "2 more" in shown.blind[-1]
+    assert not any(name in f"{shown}" for name in ("shop", "web1"))
 
 
 def fly(path: Path, batches: list[Batch], retention: Retention) -> FlightRecorder:
