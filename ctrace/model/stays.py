@@ -30,6 +30,8 @@ FEW: Final = 10
 MOSTLY: Final = 0.75
 """Share of closed entries above which their timeout shows how long entries stay."""
 
+NOTHING: Final = 0.05
+"""Share of entries of which nothing is known that changes no quantile by more than chance."""
 ALIKE: Final = 1.25
 """Factor: stays that differ by less count as one."""
 
@@ -139,23 +141,38 @@ def lives(
     looks.
     """
     looks = looks[~looks["older"]]
-    waiting = closed(looks)
+    ends = closed(looks) | (looks["idle"] >= looks["timeout"])  # closed, or expired
     if len(looks) >= min(FEW, max(born, 1)):
-        share, living = float(waiting.mean()), lived(looks[~waiting])
-        ended = waiting_lives(looks[waiting], over.closed)
+        share, open_ = float(ends.mean()), looks[~ends & ~np.isnan(looks["now"])]
+        living, ended = lived(open_), waiting_lives(looks[ends], over.closed)
+        odd = int(np.count_nonzero(_unlike(open_, looks) & (living <= 0)))
     else:
-        share, living = _closed_soon(young), even()
+        share, living, odd = _closed_soon(young), even(), 0
         ended = over.closed
     n, looked = int(over.ended.sum()), int(ended.sum())
     gone, longer = _gone(over, young)
     gone = gone + ended * (share * born / max(looked, 1))
-    on = histogram.count(living[living > 0]) * ((1 - share) * born / max(len(living), 1))
+    each = (1 - share) * born / max(len(living), 1)
+    on = histogram.count(living[living > 0]) * each
     on[-1] += longer
     exposed = np.maximum(np.cumsum((gone + on)[::-1])[::-1] - on / 2, 1e-9)
     left = np.concatenate([[1.0], np.cumprod(1 - np.minimum(gone / exposed, 1.0))])
     curve = Survival(left, 0.0, n, looked, np.zeros(len(left)))
-    p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
+    unknown = odd * each + (0 if looked else share * born)
+    unknown /= max(float(gone.sum() + on.sum()) + unknown, 1.0)
+    p50, p90, p99 = (_sure(curve, q, unknown) for q in (0.5, 0.9, 0.99))
     return Percentiles(p50, p90, p99, max(n, looked))
+
+
+def _sure(curve: Survival, q: float, unknown: float) -> Optional[float]:
+    """A quantile; None where it would be another one if those of which nothing is known (their
+    share) lived for long, or were over at once."""
+    found = curve.quantile(q)
+    if found is None or unknown <= NOTHING:
+        return found
+    before, after = np.interp((found / ALIKE, found * ALIKE), histogram.EDGES, curve.share)
+    sure = before * (1 - unknown) >= 1 - q >= after * (1 - unknown) + unknown
+    return found if sure else None
 
 
 def _gone(over: Over, young: Mapping[str, int]) -> tuple[F64, float]:
@@ -178,12 +195,25 @@ def _closed_soon(young: Mapping[str, int]) -> float:
 
 
 def lived(looks: Looks) -> F64:
-    """Seconds that each of these open entries, all of known age, certainly lives longer than."""
-    known = looks[~np.isnan(looks["now"])]
-    # one without a close, and of unknown timeout, may have been over at once
-    timeout = np.where(np.isnan(known["timeout"]), known["now"], known["timeout"])
-    age = known["now"] - np.where(known["proto"] == TCP, 0.0, timeout)
-    return np.asarray(age, np.float64)
+    """Seconds that each of these entries, which live on, was in use for at least, when it was
+    looked at; 0: not known.
+
+    Without a close, in use when its timeout began: it has had a packet since then.
+    """
+    timeout = np.where(np.isnan(looks["timeout"]), looks["age"], looks["timeout"])
+    age = looks["age"] - np.where(looks["proto"] == TCP, 0.0, timeout)
+    return np.asarray(np.maximum(age, 0.0), np.float64)
+
+
+def _unlike(some: Looks, every: Looks) -> npt.NDArray[np.bool_]:
+    """Which have another timeout than those that ended may have had: longer than others', or than
+    anybody has been there. So those that ended tell nothing of them."""
+    if not len(some):
+        return np.zeros(0, bool)
+    shortest = np.nanmin(np.append(every["timeout"], np.inf))
+    oldest = np.nanmax(np.append(every["now"], 0.0))
+    found: npt.NDArray[np.bool_] = ~(some["timeout"] <= min(shortest, ALIKE * oldest))
+    return found
 
 
 def waiting_lives(waiting: Looks, looked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -67,7 +67,7 @@ class Table:
         self._held: dict[tuple[int, int, int], _Entry] = {}
         self._rows: list[tuple[float, Kind, Reason, _Entry]] = []
         self._random = np.random.default_rng(self.seed)
-        self._pass = self.first_pass
+        self._pass, self._made = self.first_pass, 0
 
     def _setting(self, name: str, at: float) -> float:
         since, changed = self.later
@@ -95,7 +95,8 @@ class Table:
             entry = self._end(key, packet.at, Reason.DELETED)
         expires = packet.at + self._setting(packet.timeout, packet.at)
         if entry is None:
-            self._held[key] = entry = _Entry(packet, expires, len(self._rows) + 1)
+            self._made += 1
+            self._held[key] = entry = _Entry(packet, expires, self._made)
             self._rows.append((packet.at, Kind.INSERT, Reason.NEW, replace(entry)))
         entry.packet, entry.expires = packet, expires
 

@@ -258,3 +258,24 @@ def test_shares_after_a_collection_are_of_what_it_left() -> None:
     assert truth < 0.6, "most closed ones have gone"
     for made_of in (whole.composition, table_.composition):
         assert made_of.closed == pytest.approx(truth, abs=made_of.closed_error)
+
+
+@pytest.mark.parametrize("streams", [200, 0])
+def test_the_few_short_ones_that_ended_do_not_tell_how_long_streams_live(streams: int) -> None:
+    """Probes without an answer expire after 10 s; streams go on: none of them can have ended."""
+    packets = [
+        entries.Packet(float(at), 17, 1024 + n, 53, entries.ANY, entries.ASSURED, "udp_stream")
+        for n in range(streams)
+        for at in range(2, 100, 5)
+    ]
+    packets += [
+        entries.Packet(float(n), 17, 30_000 + n, 53, entries.ANY, 0, "udp") for n in range(100)
+    ]
+    settings = {"udp": 10.0, "udp_stream": 120.0}
+    table = entries.Table(settings, 100, looks=100, first_pass=15.0)
+    model = Model(HookInfo("fentry"), Clock(0), 0)
+    for batch in table.run(packets)[:90]:
+        model.update(batch)
+    life = model.snapshot("service").culprits[0].life
+    assert life.n >= 10
+    assert (life.p50 is None) == bool(streams)
