@@ -247,15 +247,16 @@ def test_without_a_compiler_it_says_that_netlink_is_left_and_why(
             capture_output=True, text=True, check=True,
         )  # fmt: skip
 
+    here = ("--netns", str(a.inum))
     traffic.udp_flows(a, (b.addresses["a"][0], 9), 5)
-    told = json.loads(run("top", "1", "--once", "-o", "json").stdout)
+    told = json.loads(run("top", "1", "--once", "-o", "json", *here).stdout)
     assert told["hooks"]["family"] == "netlink"
     assert why in told["hooks"]["note"]
     assert not told["hooks"]["drop_tuples"]
-    screen = run("top", "1", "--once").stdout
+    screen = run("top", "1", "--once", *here).stdout
     assert "only netlink, for " in screen
     assert "netlink hooks cannot name who is" in screen
-    assert why in run("trace", "--duration", "0.2").stderr
+    assert why in run("trace", "--duration", "0.2", *here).stderr
 
 
 @root

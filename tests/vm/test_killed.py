@@ -165,7 +165,7 @@ if KERNEL:  # each takes a quarter of a minute: what function hooks leave, and a
         ("record", running, signal.SIGTERM),
         ("top", running, signal.SIGKILL),
         ("trace", starting, signal.SIGKILL),
-        *(("demo", running, how) for how in (signal.SIGTERM, signal.SIGKILL)),
+        ("demo", running, signal.SIGKILL),
     ]
 
 
