@@ -163,6 +163,7 @@ def test_a_ring_is_of_who_called_sudo(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 RING = """
+import random
 import sys
 from pathlib import Path
 from kit import command, synthetic
@@ -170,8 +171,11 @@ from ctrace.recording.recorder.segments import FlightRecorder, Retention
 where, count = sys.argv[1], int(sys.argv[2])
 batches = synthetic.batches(synthetic.traffic(count, rate=count / 20))
 ring = FlightRecorder(where + "/ring", synthetic.header(), Retention(size=64 << 20))
-for batch in batches:
+for number, batch in enumerate(batches):
     ring.write(batch)
+    if number in (4, 8, 12):  # rules, some of which are larger than a small disk
+        size = 10_000 * number * number
+        ring.ruleset(number, random.randbytes(size // 2).hex())
 ring.close("over")
 print(ring.full)
 """

@@ -28,7 +28,8 @@ from ctrace.model.snapshot import GROUPS, Snapshot
 from ctrace.record import Kind, Reason, address_bytes, address_text, words
 from ctrace.recording.format import layout as fmt
 from ctrace.recording.merge import open_several
-from ctrace.recording.recorder.segments import FlightRecorder, Retention, parse_trigger
+from ctrace.recording.recorder.segments import FlightRecorder, Retention
+from ctrace.recording.recorder.triggers import parse_trigger
 from ctrace.recording.redact import Addresses, Redacted
 from ctrace.recording.review import review
 from ctrace.recording.series import runs

@@ -209,7 +209,8 @@ def _retention(
     around: tuple[float, float],
 ) -> Retention:
     """What a flight recorder keeps. Raises UsageError."""
-    from ctrace.recording.recorder.segments import Retention, parse_trigger
+    from ctrace.recording.recorder.segments import Retention
+    from ctrace.recording.recorder.triggers import parse_trigger
 
     asked = click.get_current_context().get_parameter_source
     for name in ("before", "after"):

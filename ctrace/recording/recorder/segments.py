@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
@@ -26,6 +26,7 @@ from ctrace.recording.counters import Counted
 from ctrace.recording.format.meta import Header
 from ctrace.recording.recorder.living import Living
 from ctrace.recording.recorder.told_once import Known
+from ctrace.recording.recorder.triggers import Trigger
 from ctrace.recording.series import NUMBER, SESSION, SUFFIX
 from ctrace.recording.writer import Writer
 
@@ -34,30 +35,6 @@ _SEGMENT = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]+(\.kept)?" + re.escape(SUFF
 """What a recorder calls its files; others are left alone."""
 SMALLEST = 64 << 10
 """Bytes of the smallest segment, on a disk that turned out to be small."""
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """An event worth keeping a recording for."""
-
-    name: str
-    """``drop``, ``evict``, ``fill`` or ``inserts``."""
-    value: float = 0.0
-    """Share of the table, or inserts per second."""
-
-
-def parse_trigger(text: str) -> Trigger:
-    """``drop``, ``evict``, ``fill=90`` or ``inserts=20000/s``. Raises UsageError."""
-    text = text.strip().lower()
-    if text in ("drop", "evict"):
-        return Trigger(text)
-    match = re.fullmatch(r"fill[=>]+(\d+(?:\.\d+)?)%?", text)
-    if match and 0 < float(match[1]) <= 100:
-        return Trigger("fill", float(match[1]) / 100)
-    match = re.fullmatch(r"inserts[=>]+(\d+)(?:/s)?", text)
-    if match:
-        return Trigger("inserts", float(match[1]))
-    raise UsageError(f"{text!r} is not a trigger: use drop, evict, fill=90 or inserts=20000/s")
 
 
 @dataclass(frozen=True)
@@ -171,11 +148,11 @@ class FlightRecorder:
     def ruleset(self, netns: int, text: str) -> None:
         """Rules go into every segment."""
         self._rules[netns] = text
-        self._writer.ruleset(netns, text)
+        self._between(lambda: self._writer.ruleset(netns, text))
 
     def measurement(self, host: str, perf: Perf) -> None:
         """Into the segment being written: the latest measurement covers the whole time."""
-        self._writer.measurement(host, perf)
+        self._between(lambda: self._writer.measurement(host, perf))
 
     def close(self, reason: str = "") -> None:
         """End the last segment; with triggers, drop the segments that none has asked for."""
@@ -201,8 +178,16 @@ class FlightRecorder:
             facts={**self._header.facts, SESSION: self._session, NUMBER: str(self._number)},
         )
         writer = Writer(str(path), header, make_room=lambda: self._drop_oldest(path))
-        for netns, text in self._rules.items():
-            writer.ruleset(netns, text)
+        try:
+            for netns, text in self._rules.items():
+                writer.ruleset(netns, text)
+        except CtraceError:
+            if not writer.full:
+                raise
+            writer.abandon()
+            path.unlink(missing_ok=True)
+            self._rules.clear()  # the disk is too small for them
+            return self._open(now)
         return writer
 
     def _put(self, batch: Optional[Batch]) -> None:
@@ -238,6 +223,15 @@ class FlightRecorder:
             except CtraceError as error:
                 if not self._writer.full or then is without:
                     raise CtraceError(f"{error}; there is nothing left to drop") from None
+
+    def _between(self, write: Callable[[], None]) -> None:
+        """Write what is no batch; on a full disk it is left out, and the next batch makes room."""
+        self._put(None)
+        try:
+            write()
+        except CtraceError:
+            if not self._writer.full:
+                raise
 
     def _drop_oldest(self, writing: Path) -> bool:
         """Free a segment's room on a full disk; False when only the one being written is left."""
