@@ -29,7 +29,10 @@ LEAST_BURST: Final = 5
 """nft's own default."""
 PRIORITY: Final = "raw - 10"
 """After defragmentation, before conntrack: as the rules of NOTRACK."""
-HOOKS: Final = (("pre", "prerouting"), ("out", "output"))
+HOOKS: Final = (
+    ("pre", "prerouting"),
+    ("output", "output"),
+)  # nft before 1.0 keeps "out" for itself
 _FAMILIES: Final = (("ip", "v4", "ipv4_addr"), ("ip6", "v6", "ipv6_addr"))
 _SYN: Final = "tcp flags & (syn | ack) == syn "
 
@@ -168,7 +171,7 @@ def sets(drop: Drop) -> dict[str, tuple[str, ...]]:
 
 
 def rules(drop: Drop, chain: str, gate: str = "", tag: Optional[str] = None) -> list[str]:
-    """Its rules for our chain ``pre`` or ``out``. ``gate`` is one more condition of each rule;
+    """Its rules for our chain ``pre`` or ``output``. ``gate`` is one more condition of each rule;
     with ``tag`` each has a comment that begins with it.
 
     A packet that this host sends itself has its entry before it comes back through

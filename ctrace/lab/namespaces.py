@@ -80,8 +80,8 @@ class Node:
             ["nft", "-f", "-"],
             stdin=(
                 "table inet track {\n"
-                " chain in { type filter hook prerouting priority 0; ct state invalid counter; }\n"
-                " chain out { type filter hook output priority 0; ct state invalid counter; }\n"
+                " chain pre { type filter hook prerouting priority 0; ct state invalid counter; }\n"
+                " chain own { type filter hook output priority 0; ct state invalid counter; }\n"
                 "}\n"
             ),
         )

@@ -39,7 +39,7 @@ UNPRIVILEGED: Final = (1024, 65535)
 """Ports on which no well-known service accepts packets from strangers."""
 PROTO_NUMBER: Final = {"tcp": 6, "udp": 17}
 
-PRE, OUT = "pre", "out"
+PRE, OUT = "pre", "output"
 """Where our rules are: on incoming packets, and on those that this host sends."""
 
 NEAR, AWAY, LO, WIRE = "near", "away", "lo", "wire"

@@ -33,7 +33,7 @@ from ctrace.ruleset.notrack import (
 
 TIMEOUT_PRIORITY: Final = -190
 """A ``ct timeout set`` needs the entry, so it must come after conntrack (-200)."""
-ARMED: Final = ("tcp", "udp", "icmp", "ipv6-icmp")
+ARMED: Final = ("tcp", "udp", "icmp", "icmpv6")  # nft itself knows these without /etc/protocols
 _NOT_SYN: Final = "tcp flags & (syn | ack) != syn"
 _GATE: Final = "meta l4proto @armed"
 _WHERE: Final = {NEAR: " fib daddr type local", AWAY: " fib daddr type != local"}
@@ -233,8 +233,8 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     out += [rule for lever in called for rule in _answered(lever)]
     pre += [rule for lever in notracks for rule in _notrack(lever, PRE)]
     out += [rule for lever in notracks for rule in _notrack(lever, OUT)]
-    lines += _chain("pre", "prerouting", PRIORITY, pre)
-    lines += _chain("out", "output", PRIORITY, out)
+    lines += _chain(PRE, "prerouting", PRIORITY, pre)
+    lines += _chain(OUT, "output", PRIORITY, out)
     learn = [rule for lever in served for rule in _learn(lever)]
     learn += [rule for lever in called for rule in _call(lever, "ct status dnat")]
     lines += _chain("others", "postrouting", OTHERS_PRIORITY, learn)

@@ -182,7 +182,7 @@ def test_drops_that_are_applied_are_in_place() -> None:
         for chain, tag, packets in (
             ("pre", "drop-source:198.51.100.0/24", 7),
             ("pre", "drop-service:tcp:80", 5),
-            ("out", "drop-service:tcp:80", 1),
+            ("output", "drop-service:tcp:80", 1),
         )
     )
     found = list(in_place(Ruleset(fingerprint="0" * 64, ours=rules), None))
