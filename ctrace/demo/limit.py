@@ -44,7 +44,7 @@ def check_limit(limit: int) -> int:
         raise UsageError(f"--lower-max is at least {LOWEST}")
     old = read_limit()
     if old and limit >= old:
-        raise UsageError(f"--lower-max {limit} is not below the present {old}")
+        raise UsageError(f"--lower-max {limit} is not below the present {old:,}")
     return old
 
 
@@ -67,7 +67,7 @@ class LoweredLimit:
             names = {space.inum: space.name for space in spaces}
             where = names.get(full[0].netns, str(full[0].netns))
             raise UsageError(
-                f"{where} holds {full[0].count} entries: lowering the limit to {limit} could "
+                f"{where} holds {full[0].count:,} entries: lowering the limit to {limit:,} could "
                 "refuse its flows; leave out --lower-max, which changes nothing on the host"
             )
         self._watchdog = subprocess.Popen(

@@ -141,10 +141,12 @@ class Scene:
         need = limit - self.room
         if limit == 0 or need > MOST_BALLAST:
             size = (
-                f"{need * ENTRY_BYTES >> 20} MiB of kernel memory" if limit else "no limit to reach"
+                f"{need * ENTRY_BYTES >> 20:,} MiB of kernel memory"
+                if limit
+                else "no limit to reach"
             )
             raise CtraceError(
-                f"nf_conntrack_max is {limit}: filling a table up to it needs {size}; "
+                f"nf_conntrack_max is {limit:,}: filling a table up to it needs {size}; "
                 "use --lower-max 8192 instead, which changes that setting while the demo runs"
             )
         if need > 0:

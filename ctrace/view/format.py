@@ -220,9 +220,14 @@ def address(text: str, width: int) -> str:
     return cut(text, width)
 
 
+def arrowed(text: str) -> str:
+    """Harmless, with the arrow between two ends as every view draws it."""
+    return clean(text).replace(" -> ", f" {ARROW} ")
+
+
 def key(text: str, width: int) -> str:
     """A culprit's or victim's key: the service stays whole as long as it can."""
-    text = clean(text).replace(" -> ", f" {ARROW} ")
+    text = arrowed(text)
     if cell_len(text) <= width:
         return text
     left, arrow, right = text.partition(f" {ARROW} ")

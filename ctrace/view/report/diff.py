@@ -20,7 +20,7 @@ def diff_text(found: Comparison, limit: int) -> Group:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_row("everything", *_cells(found.before, found.after), style="bold")
     for change in found.changes[:limit]:
-        grid.add_row(fmt.clean(change.key), *_cells(change.before, change.after))
+        grid.add_row(fmt.arrowed(change.key), *_cells(change.before, change.after))
     rest = len(found.changes) - limit
     if rest > 0:
         grid.add_row(f"and {fmt.count(rest)} more")

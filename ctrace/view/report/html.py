@@ -57,7 +57,7 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(fmt.clean(text))
+    return html.escape(fmt.arrowed(text))
 
 
 def _body(review: Review, answer: Optional[WhatIf]) -> str:
@@ -360,7 +360,7 @@ def _about(review: Review) -> str:
     )
     told = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines)
     return _section("This recording", f"<dl>{told}</dl>") + _folded(
-        f"This host: {settings} settings", f"<dl>{facts}</dl>"
+        f"This host: {fmt.plural(settings, 'setting')}", f"<dl>{facts}</dl>"
     )
 
 

@@ -92,7 +92,7 @@ def _wrapped(first: str, text: str, rest: str = "  ") -> list[str]:
     """``text`` behind ``first``, in lines of at most :data:`WIDTH` columns that belong together:
     those after the first begin with ``rest``. No line breaks within an escaped letter."""
     lines, line, empty = [], first, True
-    for word in fmt.clean(text).replace(" -> ", f" {fmt.ARROW} ").split():
+    for word in fmt.arrowed(text).split():
         harmless = _text(word)
         if not empty and cell_len(line) + 1 + cell_len(harmless) > WIDTH:
             lines.append(line)

@@ -154,7 +154,7 @@ def _rise(review: Review) -> Iterator[tuple[float, str]]:
     _, key, begin, high = best
     series = shares.stacked()[key]
     text = (
-        f"{fmt.clean(key)} rises from {fmt.count(series[begin])} to "
+        f"{fmt.arrowed(key)} rises from {fmt.count(series[begin])} to "
         f"{fmt.count(series[high])} entries, reached at {fmt.clock(shares.ts[high])}"
     )
     yield shares.ts[begin], text + _rate(review, shares.ts[begin], shares.ts[high])

@@ -256,4 +256,4 @@ def _key(name: str, colour: str, dash: str) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(fmt.clean(text))
+    return html.escape(fmt.arrowed(text))

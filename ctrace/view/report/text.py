@@ -286,7 +286,7 @@ def _about(review: Review) -> Iterator[Text]:
     if header.filter:
         yield Text(f"Only what matched: {fmt.clean(header.filter)}")
     limits = [
-        f"{name.rsplit('.', 1)[1].removeprefix('nf_conntrack_')} {fmt.clean(header.facts[name])}"
+        f"{name.rsplit('.', 1)[1].removeprefix('nf_conntrack_')} {_setting(header.facts[name])}"
         for name in (
             "net.netfilter.nf_conntrack_max",
             "net.netfilter.nf_conntrack_buckets",
@@ -308,6 +308,12 @@ def _about(review: Review) -> Iterator[Text]:
         yield Text("It is still being written.", style="yellow")
     for note in recording.notes():
         yield Text("Note: " + fmt.prose(note))
+
+
+def _setting(text: str) -> str:
+    """A number as all are written, in case it is one."""
+    plain = text.isascii() and text.isdecimal() and len(text) < 16
+    return fmt.count(int(text)) if plain else fmt.clean(text)
 
 
 def made_by(header: Header) -> str:
