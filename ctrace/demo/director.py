@@ -20,6 +20,8 @@ RATE: Final = 400.0
 ATTACHED, CALM, FULL, SHOWN, ADVISED, EMPTIED = 60.0, 7.0, 40.0, 11.0, 12.0, 45.0
 """Seconds: at most until it is watched; of calm; at most until full; to look at it; at the advice;
 at most to recover."""
+LOGGED: Final = 5.0
+"""Seconds, at most, until the service's log has the first refusals: it writes once a second."""
 PACE: Final = 1.0
 """How long the pauses are, in parts of what a reader needs; the incident takes its own time."""
 
@@ -98,6 +100,7 @@ class Director:
             "a few milliseconds long. Watch TABLE fill up all the same.",
         )
         self._until(lambda seen: seen.totals.drop > 5, FULL)
+        self._until(lambda _: any(self._refused()), LOGGED)
         yield Beat("full", self._refusals())
         self._breathe(SHOWN / 2)
         yield Beat("full", self._refusals())
@@ -149,14 +152,19 @@ class Director:
         )
 
     def _log(self) -> str:
-        did = self.scene.api.last
-        refused = did["metrics EPERM"], did["lookups EPERM"]
+        refused = self._refused()
         if not any(refused):
-            return f"shop-api's log: no errors, {did['served']} requests served last second."
+            served = self.scene.api.last["served"]
+            return f"shop-api's log: no errors, {served} requests served last second."
         return (
             f"shop-api's log: {refused[0]}x 'sendto: operation not permitted' (metrics), "
             f"{refused[1]}x the same (DNS) last second."
         )
+
+    def _refused(self) -> tuple[int, int]:
+        """Metrics and look-ups that the service could not send in the last second."""
+        did = self.scene.api.last
+        return did["metrics EPERM"], did["lookups EPERM"]
 
     def _recovery(self) -> str:
         did, front = self.scene.api.last, self.scene.front.last

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ctrace.advice.result import Advice
     from ctrace.change.apply import Trial
     from ctrace.live.feed import LiveFeed
+    from ctrace.plan.plan import Plan
     from ctrace.view.screen.advice import Remedy
 
 TRIAL_S: Final = 120
@@ -83,6 +84,11 @@ class FeedAdviser:
         """Never: nothing is applied."""
         return False
 
+    @property
+    def untracked(self) -> frozenset[tuple[int, str, int]]:
+        """None: nothing is applied."""
+        return frozenset()
+
     def status(self) -> str:
         """Nothing is ever applied."""
         return ""
@@ -105,6 +111,7 @@ class LiveAdviser(FeedAdviser):
         super().__init__(feed, _live_facts)
         self._trial: Optional[Trial] = None
         self._told = ""
+        self._in_place: Optional[Plan] = None
         self._lock = threading.Lock()
         self._over = threading.Event()
 
@@ -120,6 +127,15 @@ class LiveAdviser(FeedAdviser):
     def on_trial(self) -> bool:
         """Whether a change is in place and not kept yet."""
         return self._trial is not None
+
+    @property
+    def untracked(self) -> frozenset[tuple[int, str, int]]:
+        """(namespace, protocol, port) of what is on trial, or was kept here."""
+        plan = self._in_place
+        if plan is None:
+            return frozenset()
+        levers = [one for one in plan.levers if one.kind == "notrack"]
+        return frozenset((plan.netns, one.proto, one.port) for one in levers)
 
     def offer(self, advice: Any) -> tuple[str, tuple[str, ...]]:
         """The question and the words that answer it. Raises CtraceError when there is none."""
@@ -141,7 +157,7 @@ class LiveAdviser(FeedAdviser):
         with self._lock:
             if word == "apply":
                 trial = apply.start(apply.prepare(advice.plan(), judge_plan), TRIAL_S)
-                self._trial, self._told = trial, ""
+                self._trial, self._told, self._in_place = trial, "", trial.prepared.plan
                 self._over.clear()
                 threading.Thread(target=self._watch, args=(trial,), daemon=True).start()
                 return f"in place, on trial for {TRIAL_S} s: p keeps it or takes it back"
@@ -156,6 +172,8 @@ class LiveAdviser(FeedAdviser):
             else:
                 told = apply.fate(trial_now)
             self._trial, self._told = None, told  # where that failed it is on trial still
+            if word != "keep":
+                self._in_place = None
             self._over.set()
             return told
 
@@ -169,7 +187,7 @@ class LiveAdviser(FeedAdviser):
                 told = "the trial is over and reverted by itself"
             with self._lock:
                 if told and trial is self._trial:
-                    self._trial, self._told = None, told
+                    self._trial, self._told, self._in_place = None, told, None
 
     def close(self) -> None:
         """Revert what was not kept."""

@@ -138,22 +138,25 @@ class Sample:
         """
         n = min(self._at, len(self._rows))
         order = (self._at - 1 - np.arange(n)) % len(self._rows)
-        rows = self._rows[order]
-        rows = rows[(rows["ts"] >= int(rows["ts"].max(initial=0)) - RECENT_NS) | rows["older"]]
+        # by columns: a row is wide, and most are not chosen
+        ts, older = self._rows["ts"][order], self._rows["older"][order]
+        wanted = (ts >= int(ts.max(initial=0)) - RECENT_NS) | older
         for netns, at in since.items():
-            here = rows["meta"] >> np.uint64(32) == np.uint64(netns)
-            rows = rows[~here | (rows["ts"] >= at)]
-        _, first = np.unique(rows["ident"], return_index=True)
-        fresh = np.zeros(len(rows), bool)
+            here = self._rows["meta"][order] >> np.uint64(32) == np.uint64(netns)
+            wanted &= ~here | (ts >= at)
+        order, older = order[wanted], older[wanted]
+        walks = self._rows["walk"][order]
+        _, first = np.unique(self._rows["ident"][order], return_index=True)
+        fresh = np.zeros(len(order), bool)
         fresh[first] = True
-        keep = np.ones(len(rows), bool)
-        for walk in np.unique(rows["walk"])[::-1].tolist():
-            mine = rows["walk"] == walk
+        keep = np.ones(len(order), bool)
+        for walk in np.unique(walks)[::-1].tolist():
+            mine = walks == walk
             stale = np.count_nonzero(mine & ~fresh) > AGAIN * np.count_nonzero(mine)
             if stale or walk <= self._walk - WALKS:
-                keep &= (rows["walk"] > walk) | rows["older"]
+                keep &= (walks > walk) | older
                 break
-        chosen: npt.NDArray[np.void] = rows[keep & fresh]
+        chosen: npt.NDArray[np.void] = self._rows[order[keep & fresh]]
         _grow(chosen, births, until)
         return chosen
 

@@ -52,6 +52,11 @@ class Advice:
     def on_trial(self) -> bool:
         return bool(self.done)
 
+    @property
+    def untracked(self) -> frozenset[tuple[int, str, int]]:
+        cause = samples.incident().why[0]
+        return frozenset({(cause.netns, cause.proto, cause.port or 0)} if self.done else ())
+
     def status(self) -> str:
         return "on trial" if self.done else ""
 
@@ -347,6 +352,7 @@ def test_advice_is_shown_and_applied_only_when_typed() -> None:
         await pilot.press("p", "escape")
         assert adviser.done == []
         assert "nothing was changed" in shown(app)
+        assert "NOTRACK" in first_remedy(app)
         await pilot.press("p", *"apply", "enter")
         await pilot.pause(0.4)
         assert adviser.done == ["apply"]
@@ -354,11 +360,17 @@ def test_advice_is_shown_and_applied_only_when_typed() -> None:
         await pilot.press("pagedown", "end", "home", "a")
         assert app.state.mode == "top"
         assert "on trial" in shown(app)  # on every page: it may revert unseen otherwise
+        assert "it is untracked now" in first_remedy(app)  # not what is in place already
         await pilot.press("p")
         assert app._prompt.display
         await pilot.press("escape")
 
     drive(keys, advice=AdvicePane(adviser))
+
+
+def first_remedy(app: TopApp) -> str:
+    assert app.snapshot is not None
+    return app.advice.amended(app.snapshot).why[0].remedy
 
 
 def test_advice_that_fails_is_a_line_not_a_crash() -> None:
@@ -458,6 +470,21 @@ def test_the_mouse_selects_sorts_opens_and_presses_keys() -> None:
         assert app.state.mode == "help"
 
     drive(mouse)
+
+
+def test_a_key_that_changes_nothing_here_says_so() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("ctrl+l")
+        assert "no filter to clear" in shown(app)
+        await pilot.press("question_mark", "enter")
+        assert "no row to open here: Esc leads back" in shown(app)
+        await pilot.press("s")
+        assert "only culprits can be sorted" in shown(app)
+        await pilot.press("escape", "5")
+        columns = {spot.value for spot in app.painted.spots if spot.action == "sort"}
+        assert ("sorted by drops per second" in shown(app)) == ("drops" not in columns)
+
+    drive(keys, size=(60, 24))
 
 
 def test_help_names_every_key_and_every_key_does_something() -> None:

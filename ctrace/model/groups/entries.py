@@ -72,12 +72,13 @@ class Entries(Sums):
     def looks_at(self, at: int) -> Looks:
         """The latest looks at living entries of a key, newest first."""
         if self._looks is None:
-            looks = self._context.looks
-            key = self._key_of(looks)
+            key = self._key_of(self._context.looks)
             order = np.argsort(key, kind="stable")
-            self._looks = looks[order], np.searchsorted(key[order], np.arange(self.n + 1))
-        found, bounds = self._looks
-        return found[bounds[at] : bounds[at + 1]]
+            self._looks = order, np.searchsorted(key[order], np.arange(self.n + 1)), {}
+        order, bounds, found = self._looks
+        if at not in found:  # most keys are never asked for, and a look is a wide row
+            found[at] = self._context.looks[order[bounds[at] : bounds[at + 1]]]
+        return found[at]
 
     def _key_of(self, looks: Looks) -> Rows:
         """The key of each look; -1 where it has no row."""

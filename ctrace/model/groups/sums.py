@@ -72,7 +72,7 @@ class Sums:
         self._members = np.argsort(inverse, kind="stable")
         self._bounds = np.searchsorted(inverse[self._members], np.arange(self.n + 1))
         self._inverse = inverse
-        self._looks: Optional[tuple[Looks, npt.NDArray[np.intp]]] = None
+        self._looks: Optional[tuple[Rows, npt.NDArray[np.intp], dict[int, Looks]]] = None
         self._details: dict[int, Details] = {}
         self._slots: dict[int, list[tuple[Level, Rows]]] = {}
         self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}

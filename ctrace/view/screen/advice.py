@@ -5,18 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Optional, Protocol, Union
+from dataclasses import dataclass, replace
+from typing import Any, Final, Optional, Protocol, Union
 
 from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
 from ctrace.errors import CtraceError
+from ctrace.model import snapshot as model
 from ctrace.model.snapshot import Culprit, Snapshot
 from ctrace.view import format as fmt
 from ctrace.view.palette import Palette
 from ctrace.view.screen.parts import Piece, blank, folded, line, wrapped
+
+WAITING: Final = model.Remedy(
+    "look", "it is untracked now: the entries from before go by themselves, one timeout later"
+)
+"""In place of what helps a service that a change made here keeps untracked."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,10 @@ class Adviser(Protocol):
     @property
     def on_trial(self) -> bool:
         """Whether a change is in place that reverts by itself unless it is kept."""
+
+    @property
+    def untracked(self) -> frozenset[tuple[int, str, int]]:
+        """(namespace, protocol, port) of the services that a change made here keeps untracked."""
 
     def status(self) -> str:
         """What has been applied, and whether it may still revert; empty when nothing has."""
@@ -115,6 +125,19 @@ class AdvicePane:
     def reminder(self) -> str:
         """What is on trial, shown on every page; empty when nothing is."""
         return self.adviser.status() if self.adviser is not None and self.on_trial else ""
+
+    def amended(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot without a remedy that is in place already: what is left waits for time."""
+        untracked = self.adviser.untracked if self.adviser is not None else frozenset()
+        if not untracked:
+            return snapshot
+        why = tuple(
+            replace(cause, remedies=(WAITING,))
+            if (cause.netns, cause.proto, cause.port) in untracked
+            else cause
+            for cause in snapshot.why
+        )
+        return replace(snapshot, why=why)
 
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

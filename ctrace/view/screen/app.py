@@ -16,10 +16,20 @@ from ctrace.view import format as fmt
 from ctrace.view.palette import PALETTES
 from ctrace.view.screen.canvas import Spot, identity
 from ctrace.view.screen.frame import culprits_of, tables_of
+from ctrace.view.screen.state import State
 from ctrace.view.screen.travel import TravelKeys
 
 ADVICE_OLD = 30.0
 """Seconds for which the page about one culprit is content with existing advice."""
+
+
+SORTED = {
+    "held": "entries held",
+    "new": "new entries per second",
+    "life": "how long connections live",
+    "residence": "time in the table",
+    "drops": "drops per second",
+}
 
 
 class TopApp(TravelKeys):
@@ -53,11 +63,10 @@ class TopApp(TravelKeys):
     def action_drill(self) -> None:
         """What Enter does depends on where the cursor is."""
         snapshot, state = self.snapshot, self.state
-        if snapshot is None or state.is_page:
-            return
         rows = self._rows()
-        if not rows:
-            self.say("no row to open here")
+        if snapshot is None or not rows:
+            leads = ": Esc leads back to the rows" if state.is_page else ""
+            self.say(f"no row to open here{leads}")
             return
         row = rows[min(state.cursor, len(rows) - 1)]
         if isinstance(row, Table):
@@ -92,7 +101,7 @@ class TopApp(TravelKeys):
             self.say("nothing to unfold here: a asks for advice, x on its page shows its rules")
             return
         self.advice.folded = not self.advice.folded
-        self.paint()
+        self.say("rules and commands folded" if self.advice.folded else "rules and commands shown")
 
     def action_group(self) -> None:
         """Group by the next thing."""
@@ -116,19 +125,28 @@ class TopApp(TravelKeys):
 
     def action_sort(self) -> None:
         """Sort by the next column."""
-        self.change(self.state.next_sort())
+        self._sort(self.state.next_sort())
 
     def action_sort_back(self) -> None:
         """Sort by the column before."""
-        self.change(self.state.next_sort(-1))
+        self._sort(self.state.next_sort(-1))
 
     def action_sort_digit(self, digit: int) -> None:
         """Sort by the column of that number."""
-        self.change(self.state.sorted_by(SORTS[digit - 1]))
+        self._sort(self.state.sorted_by(SORTS[digit - 1]))
 
     def action_reverse(self) -> None:
         """Turn the order round."""
-        self.change(replace(self.state, reverse=not self.state.reverse))
+        self._sort(replace(self.state, reverse=not self.state.reverse))
+
+    def _sort(self, state: State) -> None:
+        """Sort otherwise, and say how where the column has no room here."""
+        if self.state.mode != "top":
+            self.say("only culprits can be sorted: Esc leads back to them")
+            return
+        self.change(state)
+        if not any(spot.value == state.sort for spot in self.painted.spots):
+            self.say(f"sorted by {SORTED[state.sort]}{', least first' if state.reverse else ''}")
 
     def action_victims(self) -> None:
         """All victims, or back."""
@@ -210,6 +228,9 @@ class TopApp(TravelKeys):
 
     def action_no_filter(self) -> None:
         """Show everything again."""
+        if not self.state.filter:
+            self.say("no filter to clear")
+            return
         self.change(replace(self.state.narrowed(""), trail=()))
 
     def action_record(self) -> None:
@@ -268,7 +289,7 @@ class TopApp(TravelKeys):
 
     def _clicked(self, spot: Spot, chain: int) -> None:
         if spot.action == "sort":
-            self.change(self.state.sorted_by(spot.value))
+            self._sort(self.state.sorted_by(spot.value))
         elif spot.action == "key":
             getattr(self, f"action_{spot.value}")()
         elif spot.action == "row":

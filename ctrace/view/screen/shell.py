@@ -196,7 +196,7 @@ class Shell(App[None]):
             lines = parts.waiting(self.feed.phase, width, height - len(bottom), self.palette)
         else:
             self.painted = compose(
-                self.snapshot,
+                self.advice.amended(self.snapshot),
                 width,
                 max(1, height - len(bottom)),
                 self.palette,
