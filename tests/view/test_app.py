@@ -487,6 +487,19 @@ def test_a_key_that_changes_nothing_here_says_so() -> None:
     drive(keys, size=(60, 24))
 
 
+def test_help_leads_back_to_the_page_where_it_was_asked_for() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        for page, key in (("advice", "a"), ("detail", "enter"), ("victims", "v")):
+            await pilot.press(key, "question_mark")
+            assert app.state.mode == "help"
+            await pilot.press("escape")
+            assert app.state.mode == page
+            await pilot.press("escape")
+            assert app.state.mode == "top"
+
+    drive(keys, advice=AdvicePane(Advice()))
+
+
 def test_help_names_every_key_and_every_key_does_something() -> None:
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("question_mark")

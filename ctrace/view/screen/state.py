@@ -63,7 +63,9 @@ class State:
         if mode == "namespaces":  # of all: which one is shown alone is chosen here
             text = without_namespace(self.filter)
             return replace(self._step(), mode=mode, filter=text)
-        back = self.mode if self.mode not in ("help", "advice") else self.back
+        # From help to where it was asked for; else from page to page without end.
+        aside = self.mode == "help" or (self.mode == "advice" and mode != "help")
+        back = self.back if aside else self.mode
         return replace(self, mode=mode, back=back, scroll=0, cursor=0, held=("", 0))
 
     def narrowed(self, text: str) -> State:
