@@ -244,7 +244,7 @@ def _candidate(
     if about.untold:
         reasons.append(f"not in the texts: {', '.join(about.untold)}")
     if culprit.held < POINTLESS * table.max:
-        reasons.append(f"pointless: it holds {culprit.held} of {table.max} entries")
+        reasons.append(f"pointless: it holds {culprit.held:,} of {table.max:,} entries")
         verdict = "warn" if verdict in GOOD else verdict
     elif _lasting(culprit):
         reasons.append("mostly long-lived connections: existing ones would keep their entries")
