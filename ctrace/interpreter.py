@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -12,6 +14,22 @@ _START: Final = (
 )
 """Finds this very ctrace first, whichever else is installed, then leaves the search path as it
 was: a folder that is put in front of the standard library could replace parts of it."""
+
+
+def called() -> str:
+    """What to type for ctrace as root: ``sudo ctrace`` where that is found, in a checkout ``sudo
+    scripts/ctrace``, else the one file that runs."""
+    root = Path(__file__).resolve().parent.parent
+    script, file = root / "scripts" / "ctrace", Path(sys.argv[0])
+    if shutil.which("ctrace"):
+        name = "ctrace"
+    elif script.is_file():
+        name = "scripts/ctrace" if Path.cwd() == root else shlex.quote(str(script))
+    elif file.name.startswith("ctrace") and file.is_file():
+        name = shlex.quote(str(file.absolute()))
+    else:
+        name = "ctrace"
+    return f"sudo {name}"
 
 
 def module(name: str, *arguments: str) -> list[str]:

@@ -75,7 +75,7 @@ def fullest(snapshot: Snapshot) -> Optional[Table]:
 def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     """The verdict on one table; without one, on the table in trouble or the fullest."""
     table = table or fullest(snapshot)
-    if table is None:
+    if table is None or _unread(snapshot, table):
         return Verdict("NONE", "no connection tracking table has been read yet", "warn")
     if table.full_since is not None:
         return _limited(snapshot, table)
@@ -92,6 +92,12 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
         level = "bad" if table.seconds_to_full < 120 else "warn"
         return Verdict("FILLING", f"{fill}, at its limit in {when}", level)
     return _with_room(table, fill, _refused(snapshot, table))
+
+
+def _unread(snapshot: Snapshot, table: Table) -> bool:
+    """Whether a live table has not been read: of nothing nobody can say that it is well."""
+    live = snapshot.hooks.family != DUMP
+    return live and not table.read and not table.max_known and not table.count
 
 
 def rising(table: Table) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ctrace import interpreter
 
 ROOT = Path(__file__).parents[2]
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount of its own")
@@ -116,3 +119,21 @@ def test_a_failed_download_is_one_line(checkout: Path) -> None:
     said = done.stderr.strip().splitlines()
     assert len(said) == 2, said  # what it does, and that it could not
     assert "is there a network?" in said[1]
+
+
+def test_commands_to_type_are_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    assert interpreter.called() == "sudo scripts/ctrace"
+    monkeypatch.chdir(tmp_path)
+    assert interpreter.called() == f"sudo {shlex.quote(str(ROOT / 'scripts' / 'ctrace'))}"
+    (tmp_path / "ctrace").write_text("#!/bin/sh\n")
+    (tmp_path / "ctrace").chmod(0o755)
+    assert interpreter.called() == "sudo ctrace"
+    monkeypatch.setattr(interpreter, "__file__", str(tmp_path / "x" / "interpreter.py"))
+    (tmp_path / "ctrace").unlink()
+    (tmp_path / "ctrace.pyz").touch()
+    monkeypatch.setattr(sys, "argv", ["ctrace.pyz"])
+    assert interpreter.called() == f"sudo {shlex.quote(str(tmp_path / 'ctrace.pyz'))}"

@@ -52,3 +52,9 @@ def test_a_table_that_the_last_rate_would_fill_within_a_minute_is_never_called_h
     said = verdict(replace(calm, tables=(table,)), table)
     assert said.word == word
     assert "full" in said.text
+
+
+def test_a_table_that_was_not_read_is_not_called_healthy() -> None:
+    calm = samples.calm()
+    unread = replace(calm.tables[0], count=0, max=0, max_known=False, read=False)
+    assert str(verdict(replace(calm, tables=(unread,)))).startswith("NONE no connection tracking")

@@ -16,6 +16,7 @@ from ctrace.cli.options import answer_options, filter_options, hooks_option, tel
 from ctrace.cli.output import waiting
 from ctrace.errors import CtraceError
 from ctrace.files import check_free, new_text
+from ctrace.interpreter import called
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -144,8 +145,8 @@ def _again(
 
     if target != TARGET:
         options.append(f" --target {100 * target:g}%")
-    command = f"ctrace advise {shlex.quote(file)}" if file else "sudo ctrace advise"
-    return command + "".join(options)
+    whole = f"{called()} advise{f' {shlex.quote(file)}' if file else ''}"
+    return whole + "".join(options)
 
 
 def _live(duration: float, asked: Asked, hooks: Optional[str]) -> Advice:
@@ -237,5 +238,5 @@ def _write(advice: Advice, path: str, netns: Optional[int], force: bool) -> None
     text = to_json(advice.plan(netns))
     with new_text(path, force=force) as file:
         file.write(text)
-    command = f"sudo ctrace apply {shlex.quote(path)}"
+    command = f"{called()} apply {shlex.quote(path)}"
     click.echo(f"ctrace: plan written; apply it with: {command}", err=True)

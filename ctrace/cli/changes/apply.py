@@ -12,6 +12,7 @@ import click
 from ctrace.cli.kinds import Time
 from ctrace.cli.options import say
 from ctrace.errors import CtraceError, UsageError
+from ctrace.interpreter import called
 
 
 @click.command()
@@ -113,5 +114,5 @@ def _pending(plan: str, left: float) -> None:
     at = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
     say(
         f"In place, and nothing got worse. It reverts by itself at {at} unless you run: "
-        f"sudo ctrace confirm{'' if plan == '-' else ' ' + shlex.quote(plan)}"
+        f"{called()} confirm{'' if plan == '-' else ' ' + shlex.quote(plan)}"
     )

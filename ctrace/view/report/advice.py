@@ -135,7 +135,8 @@ def render(
 
 def _planned(how: str, options: str) -> str:
     """The command that makes a plan and applies it."""
-    return f"{how}{options} --plan plan.json && sudo ctrace apply plan.json"
+    ctrace = how.partition(" advise")[0]
+    return f"{how}{options} --plan plan.json && {ctrace} apply plan.json"
 
 
 def _command(text: str) -> Text:
