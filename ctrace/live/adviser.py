@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ctrace.advice.result import Advice
     from ctrace.change.apply import Trial
     from ctrace.live.feed import LiveFeed
-    from ctrace.plan.plan import Plan
     from ctrace.view.screen.advice import Remedy
 
 TRIAL_S: Final = 120
@@ -111,7 +110,7 @@ class LiveAdviser(FeedAdviser):
         super().__init__(feed, _live_facts)
         self._trial: Optional[Trial] = None
         self._told = ""
-        self._in_place: Optional[Plan] = None
+        self._in_place: Optional[Trial] = None
         self._lock = threading.Lock()
         self._over = threading.Event()
 
@@ -131,9 +130,9 @@ class LiveAdviser(FeedAdviser):
     @property
     def untracked(self) -> frozenset[tuple[int, str, int]]:
         """(namespace, protocol, port) of what is on trial, or was kept here."""
-        plan = self._in_place
-        if plan is None:
+        if self._in_place is None:
             return frozenset()
+        plan = self._in_place.prepared.plan
         levers = [one for one in plan.levers if one.kind == "notrack"]
         return frozenset((plan.netns, one.proto, one.port) for one in levers)
 
@@ -157,7 +156,7 @@ class LiveAdviser(FeedAdviser):
         with self._lock:
             if word == "apply":
                 trial = apply.start(apply.prepare(advice.plan(), judge_plan), TRIAL_S)
-                self._trial, self._told, self._in_place = trial, "", trial.prepared.plan
+                self._trial, self._told, self._in_place = trial, "", trial
                 self._over.clear()
                 threading.Thread(target=self._watch, args=(trial,), daemon=True).start()
                 return f"in place, on trial for {TRIAL_S} s: p keeps it or takes it back"
