@@ -104,9 +104,8 @@ def peak(verb: Verb) -> dict[str, Any]:
         return {**row, "it_was": found}
 
 
-def run() -> list[dict[str, Any]]:
-    """One row for each verb, for scripts/bench."""
-    rows: list[dict[str, Any]] = []
+def rows() -> Iterator[dict[str, Any]]:
+    """One for each verb."""
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="bench.") as folder:
         nodes = [lab.namespace(f"full{number}", track=True) for number in range(SPACES)]
         for node in nodes:
@@ -117,12 +116,16 @@ def run() -> list[dict[str, Any]]:
         beside = f"beside {held:,} entries in {SPACES} tables and a flood"
         try:
             for verb in verbs(Path(folder)):
-                rows.append({"name": f"ctrace {verb.name} starts {beside}", **peak(verb)})
+                yield {"name": f"ctrace {verb.name} starts {beside}", **peak(verb)}
         finally:
             flood.end()
-    return rows
+
+
+def run() -> list[dict[str, Any]]:
+    """The rows, for scripts/bench."""
+    return list(rows())
 
 
 if __name__ == "__main__":
-    for row in run():
-        print(json.dumps(row))
+    for row in rows():
+        print(json.dumps(row), flush=True)

@@ -171,6 +171,7 @@ class Writer:
     def abandon(self) -> None:
         """Close the file as it is: complete blocks stay, nothing is added."""
         self._closed = True
+        self._room = np.empty((WORDS, 0), np.uint64)  # the next segment has its own
         self._sync.stop()
         if self._fd >= 0:
             os.close(self._fd)

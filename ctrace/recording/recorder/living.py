@@ -25,6 +25,8 @@ OFTEN: Final = 1 << 16
 NETNS: Final = RECORD.fields["netns"][1] // 4 if RECORD.fields else 0
 """Index of the namespace's number in a record seen as half words."""
 _LIVES: Final = (int(Kind.INSERT), int(Kind.EXISTING), int(Kind.DESTROY), int(Kind.FOUND))
+_NONE: Final[U64] = np.zeros(0, np.uint64)
+"""Not an empty part of another array: that would keep all of it."""
 _MARKS: Final = (int(Kind.RECOUNT), int(Kind.RECOUNTED))
 
 
@@ -115,10 +117,10 @@ class Living:
 
     def _bury(self) -> None:
         """Drop entries that a later chunk reported."""
-        later: U64 = np.zeros(0, np.uint64)
+        later = _NONE
         kept: list[_Chunk] = []
         for chunk in reversed(self._chunks):
-            touched, chunk.touched = chunk.touched, later[:0]
+            touched, chunk.touched = chunk.touched, _NONE
             if len(later):
                 at = np.searchsorted(later, chunk.key).clip(max=len(later) - 1)
                 chunk.keep(later[at] != chunk.key)
@@ -180,7 +182,7 @@ def _together(chunks: list[_Chunk]) -> _Chunk:
     if len(chunks) == 1:
         return chunks[0]
     key = np.concatenate([chunk.key for chunk in chunks])
-    whole = _Chunk(join([chunk.rows() for chunk in chunks]), key, key[:0])
+    whole = _Chunk(join([chunk.rows() for chunk in chunks]), key, _NONE)
     whole.old = np.concatenate([chunk.old for chunk in chunks])
     return whole
 
