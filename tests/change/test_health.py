@@ -99,6 +99,23 @@ def test_clients_that_were_stuck_are_no_harm(lab: Lab, others: str) -> None:
     assert any(words in told[0] for words in said)
 
 
+def test_datagrams_of_both_families_count(lab: Lab) -> None:
+    """/proc/net/snmp has those of IPv4 alone."""
+    node = lab.namespace("n")
+
+    def received() -> int:
+        with node.enter():
+            return health.sample([]).counters["Udp.InDatagrams"]
+
+    before, until = received(), time.monotonic() + 60
+    with udp_server(node, 9000, reply=False):
+        for to in ("127.0.0.1", "::1"):
+            udp_flows(node, (to, 9000), 5)
+        while received() - before < 10 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert received() - before == 10
+
+
 def test_fresh_failures_of_others_count(lab: Lab) -> None:
     """Nothing was refused before, and connections that began since fail: that is ours."""
     server, client, address = pair(lab)
