@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 from kit.changes import PORT, STRICT, TRACKED, load, make_plan, rules_of
@@ -255,15 +256,13 @@ def test_another_plan_is_refused_while_one_is_confirmed(lab: Lab) -> None:
     undo.undo(server.inum)
 
 
-def test_undo_without_the_note(lab: Lab, notes: object) -> None:
+def test_undo_without_the_note(lab: Lab, state: Path) -> None:
     """The truth is the ruleset: losing /run loses nothing that matters."""
-    from pathlib import Path
-
     server, _, _ = pair(lab)
     before = rules_of(server)
     apply.start(apply.prepare(make_plan(server)), 30)
     apply.confirm(server.inum)
-    for file in Path(str(notes)).iterdir():
+    for file in state.iterdir():
         file.unlink()
     (change,) = undo.undo(server.inum)
     assert change.note is None
