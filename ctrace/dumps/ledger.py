@@ -236,7 +236,7 @@ class Ledger:
             out["state"] = last["state"]
         left = int(last["overdue_ms"][0])
         if int(last["state"][0]) in CLOSED and int(row["proto"][0]) == 6 and left != NOT_TOLD:
-            idle = (at - known[1]) // 1_000_000
+            idle = round((at - known[1]) / 1_000_000)
             out["idle_ms"] = min(idle, (1 << 31) - 1)
             out["timeout_ms"] = -left
             out["overdue_ms"] = max(0, min(idle + left, (1 << 31) - 1))

@@ -239,3 +239,25 @@ def test_a_bundle_counts_no_message_twice(tmp_path: Path) -> None:
         assert said["not_understood"] == 0, said["unread"]
         assert (said["log"]["full"], said["log"]["suppressed"]) == (3, 33)
         assert said["refused_at_least"] == 36
+
+
+@pytest.mark.parametrize("life_us", [200, 3768, 40_000])
+def test_how_long_a_connection_of_events_lived(life_us: int, tmp_path: Path) -> None:
+    """From its birth to the event of its close, which is known to a millisecond."""
+    there, back = "src=198.51.100.7 dst=192.0.2.10", "src=192.0.2.10 dst=198.51.100.7"
+    told, path = [], tmp_path / "events.txt"
+    for port in range(3000, 3012):
+        at = 1_753_786_144_000_000 + port * 1000
+        flow = f"{there} sport={port} dport=8063 {{}}{back} sport=8063 dport={port}"
+        told += [
+            (at, f"[NEW] tcp 6 120 SYN_SENT {flow.format('[UNREPLIED] ')}"),
+            (at + life_us, f"[UPDATE] tcp 6 120 TIME_WAIT {flow.format('')} [ASSURED]"),
+            (at + 120_000_999, f"[DESTROY] tcp 6 {flow.format('')} [ASSURED]"),
+        ]
+    path.write_text(
+        "".join(f"[{at // 10**6}.{at % 10**6:06d}] {line}\n" for at, line in sorted(told))
+    )
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        life = review(recording).final.culprits[0].life
+    assert life.n == 12
+    assert life.p50 == pytest.approx(life_us / 1e6, rel=0.13, abs=0.0006)
