@@ -218,6 +218,12 @@ def in_use(t: Trace) -> None:
     quiet(t, idle=0.5)
 
 
+def one_way_tcp(t: Trace) -> None:
+    """Open connections whose answers pass elsewhere: picked up by their first packet."""
+    t.flows(steady(90, 12, t.rng), 0.0, 300.0, dport=5432, status=UNREPLIED, state=ESTABLISHED)
+    t.walks(12)
+
+
 def few_lookups(t: Trace) -> None:
     t.flows(steady(3, 60, t.rng), 0.002, 10.0, proto=17, dport=53)
 
@@ -241,6 +247,7 @@ SHAPES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("udp-streams", old_streams, 12, 262_144),
     ("time-wait", old_time_wait, 12, 262_144),
     ("leak", old_leak, 12, 262_144),
+    ("one-way-tcp", one_way_tcp, 12, 262_144),
 ]
 
 LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
@@ -266,6 +273,9 @@ LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("leak", opened_and_closed, 12, 262_144),
     ("idle-established", in_use, 12, 262_144),
     ("dns-storm", few_lookups, 50, 262_144),
+    ("syn-flood", one_way_tcp, 12, 262_144),
+    ("one-way-tcp", flood, 35, 262_144),
+    ("one-way-tcp", unused, 12, 262_144),
 ]
 
 

@@ -34,6 +34,9 @@ def half_open(c: Culprit, judged: int) -> bool:
     A listening port answers a forged SYN too; only the handshake's last packet makes an entry
     ASSURED. Refused connections are over at once, and hold nothing.
     """
+    states = c.composition.states
+    if states and states[0][0] == "ESTABLISHED":
+        return False  # not begun here, and never answered here
     refused = sum(n for state, n in c.ended_states if state == "CLOSE")
     if judged <= c.destroys and refused >= 0.5 * c.destroys:
         return False

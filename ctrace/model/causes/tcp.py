@@ -120,6 +120,26 @@ def lasting_state(s: Service) -> Optional[Cause]:
     )
 
 
+def one_way_tcp(s: Service) -> Optional[Cause]:
+    """Connections that were picked up in the middle, of which the other direction passes
+    elsewhere."""
+    state, count, share = most_held_state(s)
+    if state != "ESTABLISHED" or share < MOSTLY or count < FEW or (s.c.unreplied or 0.0) < 0.8:
+        return None
+    return s.cause(
+        "one-way-tcp",
+        f"{s.of}: {s.part_of(share)} are open connections of which this host sees one direction "
+        "only: they began elsewhere, and no answer passes here",
+        (
+            s.held_line,
+            f"{percent(s.c.unreplied)} of {s.basis} never saw a reply, and are ESTABLISHED",
+            "nf_conntrack_tcp_loose takes up what it did not see begin",
+        ),
+        remedies.change("let both directions pass this host", s.c.netns, s.c.key),
+        remedies.delete(s.c, count, state="ESTABLISHED", src=s.alone),
+    )
+
+
 def leak(s: Service) -> Optional[Cause]:
     """Open connections that only grow: they are opened, and none is closed."""
     c = s.c
