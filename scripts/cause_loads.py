@@ -932,7 +932,7 @@ LOOKALIKES = (
     Case("answered pings", answered_pings),
     Case("ports used again", port_reuse, wrong="stay 120 s", beside=("no-keepalive",)),
     Case("table that empties", falling, beside=("one-way-udp",)),
-    Case("popular site", popular),
+    Case("popular site", popular, beside=("no-keepalive", "time-wait")),
     Case("agents", agents, beside=("one-way-udp",)),
     Case("websockets", websockets),
     Case("refused", refused),
