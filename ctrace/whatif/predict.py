@@ -28,6 +28,8 @@ POINTS: Final = (np.arange(16) + 0.5) / 16
 """Remaining timeouts of a steady load are spread evenly over its timeout."""
 MOSTLY: Final = 0.9
 """Share of entries in one state from which that state stands for all."""
+LATELY: Final = 6
+"""Intervals in which a key holds as many as ever, though many come: as many go."""
 FEW_CLOSED: Final = 0.05
 """Share of closed entries below which they do not hide how many open ones come."""
 OPEN: Final = {
@@ -66,6 +68,11 @@ def _settled(culprit: Culprit, waited: tuple[float, ...], timeout: float, second
     as come."""
     if not culprit.new_per_s or waited[round(0.95 * (len(waited) - 1))] >= 0.9 * timeout:
         return True
+    lately = culprit.trend[-LATELY:]
+    if len(lately) == LATELY:
+        chance = 2 * math.sqrt(max(lately))
+        if max(lately) - min(lately) <= chance < LATELY * culprit.new_per_s:
+            return True
     grown = growth.net(float(culprit.inserts), float(culprit.destroys), max(seconds, 1.0))
     return grown.low <= 0 and seconds > 2 * waited[-1]
 

@@ -55,6 +55,15 @@ def test_ports_that_are_used_again_before_the_timeout_free_nothing() -> None:
     assert found == pytest.approx((0.8, 0.8), abs=0.01)
 
 
+def test_ports_that_are_all_in_use_free_nothing_from_the_first_seconds() -> None:
+    """400 come a second, as many go: what it holds no longer rises, though it did at first."""
+    one = service(evenly(0, 2), held=750, new_per_s=400.0, inserts=3000, destroys=2250)
+    full = replace(one, trend=(0.0, 400.0, *[750.0] * 6))
+    assert frees(full, 30, 8.0).high == 0
+    rising = replace(one, trend=tuple(float(n) for n in range(100, 900, 100)))
+    assert frees(rising, 30, 8.0).high > 750
+
+
 def test_a_setting_frees_nothing_for_sure_of_entries_with_other_timeouts() -> None:
     one = service(evenly(0, 120), new_per_s=8.0)
     for other, settings in ((0.2, True), (1.0, False)):

@@ -96,7 +96,7 @@ def details(
     idle = w.idle_ms(ends.take(residence))
     # longer idle than it existed is impossible: that was not the timeout that it had
     sure = (idle >= 0) & (idle <= milliseconds + TICK_MS)
-    told = np.flatnonzero(sure & ~timeouts.doubtful(w, ends.take(residence)))
+    told = np.flatnonzero(sure & ~timeouts.doubtful(w, ends.take(residence), age.take(residence)))
     life = milliseconds.take(told) - idle.take(told).astype(np.float32)
     np.maximum(life, np.float32(0), out=life)
     born = w.where(Kind.INSERT)

@@ -186,7 +186,7 @@ class Levels:
         idle = w.idle_ms(at).astype(np.int64)
         timeout = w.events["timeout_ms"][at]
         known = (age >= 0) & (idle >= 0) & (idle <= age / 1e6 + TICK_MS)
-        known &= ~self.timeouts.older(w, at)
+        known &= ~self.timeouts.older(w, at, age)
         at, age, idle = at[known], age[known], idle[known]
         timeout, extra = timeout[known], extra[known]
         young = age < YOUNG_NS

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.composition import UNACKNOWLEDGED
-from ctrace.model.keys.columns import SERVICE_MASK, U64, Window
+from ctrace.model.keys.columns import I64, SERVICE_MASK, U64, Window
 from ctrace.model.keys.scatter import Rows
 
 LATER_MS: Final = 90_000
@@ -34,8 +34,9 @@ class Timeouts:
         """By service: until when none of its ends tells (ns)."""
         self._seen: dict[int, dict[int, tuple[int, int]]] = {}
         """By kind of entry, what looks showed: each timeout (ms), and when first and last (ns)."""
-        self._longer: dict[int, tuple[int, int]] = {}
-        """By kind, the timeout that took a shorter one's place, and since when (ns)."""
+        self._changed: dict[int, tuple[int, int, int]] = {}
+        """By kind: the timeout that took another one's place, since when, and, of a shorter one,
+        until when entries with the other one may be there (ns); else 0."""
 
     def learn(self, w: Window, at: Rows) -> None:
         """Take looks at living entries."""
@@ -59,32 +60,40 @@ class Timeouts:
             seen = self._seen.setdefault(kind, {})
             seen[ms] = (seen[ms][0] if ms in seen else now, now)
         for kind in set(kinds):
-            self._longer.pop(kind, None)
+            self._changed.pop(kind, None)
             seen = self._seen[kind]
             ms = max(seen, key=lambda one: seen[one][1])
             since = seen[ms][0]
-            if any(one < ms and last < since for one, (_, last) in seen.items()):
-                self._longer[kind] = (ms, since)
+            before = [one for one, (_, last) in seen.items() if last < since]
+            if before:
+                until = since + (max(before) + LATER_MS) * 1_000_000
+                self._changed[kind] = (ms, since, 0 if min(before) < ms else until)
         while len(self._seen) > MOST:
             gone = next(iter(self._seen))
             del self._seen[gone]
-            self._longer.pop(gone, None)
+            self._changed.pop(gone, None)
 
-    def older(self, w: Window, at: Rows) -> npt.NDArray[np.bool_]:
-        """Which of these ends or looks are at entries that were renewed, as it seems, before the
-        timeout that they seem to have was set."""
+    def older(self, w: Window, at: Rows, age: I64) -> npt.NDArray[np.bool_]:
+        """Which of these ends or looks are at entries that may have been renewed before the timeout
+        was set that they seem to have; ``age`` in ns, negative: unknown.
+
+        A longer one makes it seem so itself; under a shorter one all that were there may have been.
+        """
         found = np.zeros(at.size, bool)
-        if not self._longer or not at.size:
+        if not self._changed or not at.size:
             return found
         kinds, timeout = _kinds(w, at), w.events["timeout_ms"][at]
-        renewed = w.ts.take(at).astype(np.int64) - w.idle_ms(at).astype(np.int64) * 1_000_000
-        for kind, (ms, since) in self._longer.items():
-            found |= (kinds == np.uint64(kind)) & (timeout == ms) & (renewed < since)
+        now = w.ts.take(at).astype(np.int64)
+        renewed = now - w.idle_ms(at).astype(np.int64) * 1_000_000
+        born = np.where(age < 0, 0, now - age)
+        for kind, (ms, since, until) in self._changed.items():
+            before = (born < since) & (now < until) if until else renewed < since
+            found |= (kinds == np.uint64(kind)) & (timeout == ms) & before
         return found
 
-    def doubtful(self, w: Window, at: Rows) -> npt.NDArray[np.bool_]:
+    def doubtful(self, w: Window, at: Rows, age: I64) -> npt.NDArray[np.bool_]:
         """Which of these ends do not tell how long they were idle."""
-        found = self.older(w, at)
+        found = self.older(w, at, age)
         if not self._until or not at.size:
             return found
         now = int(w.ts[0])
