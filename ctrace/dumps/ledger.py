@@ -67,6 +67,9 @@ class Ledger:
     alive: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
     where: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     """Number in the spool of each entry alive, as it was last seen; sorted by ``alive``."""
+    guessed: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Those alive that were made between two looks, nobody knows when: how long their connections
+    lived is not known either."""
     at: dict[str, int] = field(default_factory=dict)
     """Boot ns of the last look of each series."""
     seen: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -89,6 +92,7 @@ class Ledger:
         keep = ~gone
         self.alive, self.where = self.alive[keep], self.where[keep]
         self._merge(look.ct, at)
+        self.guessed = self.guessed[np.isin(self.guessed, self.alive)]
 
     def met(self, look: Look) -> Events:
         """Looks at some of its entries: the time that each has left, and for how long it was idle,
@@ -101,7 +105,7 @@ class Ledger:
         whole = np.where(rows["proto"] == 6, self.timeouts.tcp[rows["state"]], -1) * 1000
         closed = np.isin(rows["state"], CLOSED)
         long_ = (rows["state"] == ESTABLISHED) & (np.minimum(left, whole) > SHORTEST * 1000)
-        told = (whole >= left) & (closed | long_)
+        told = (whole >= left) & (closed | long_) & ~np.isin(rows["ct"], self.guessed)
         rows["idle_ms"] = np.where(told, whole - left, -1).clip(-1, (1 << 31) - 1)
         rows["timeout_ms"] = np.where(told & closed, whole, 0)
         rows["ts"], rows["kind"] = self._boot(round(look.at * 1e9)), Kind.MET
@@ -146,7 +150,10 @@ class Ledger:
         """Births and ends between two looks."""
         births, ends = [], []
         for part in range(0, len(new), PART):
-            births.append(self._births(self._rows(new[part : part + PART]), before, now))
+            rows = self._rows(new[part : part + PART])
+            births.append(self._births(rows, before, now))
+            unknown = rows["ct"][rows["idle_ms"].astype(np.int64) < 0]
+            self.guessed = np.union1d(self.guessed, unknown)
         for part in range(0, len(gone), PART):
             ends.append(self._ends(self._rows(gone[part : part + PART]), before, now)["ts"].copy())
         when = np.concatenate([np.zeros(0, np.uint64), *births, *ends])
@@ -182,7 +189,8 @@ class Ledger:
         ran_out = (rows["overdue_ms"] <= 0) & (before + left <= now)
         end = np.where(ran_out, before + left, (before + now) // 2)
         closed = self._since_close(rows)
-        idle = np.where(closed >= 0, (end - before) // 1_000_000 + closed * 1000, -1)
+        known = (closed >= 0) & ~np.isin(rows["ct"], self.guessed)
+        idle = np.where(known, (end - before) // 1_000_000 + closed * 1000, -1)
         whole = np.where(closed >= 0, self.timeouts.closed[rows["state"]], 0)
         mark = rows["mark"].copy()
         rows["ts"] = np.maximum(end, before + 1)

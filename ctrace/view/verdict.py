@@ -83,7 +83,8 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     if not table.max:
         fill = fmt.plural(table.count, "entry", "entries")
     if only_read(snapshot, table):
-        return _as_read(snapshot, table, fill)
+        read = f"{fill}, as it was read" if counted(table) else "nothing tells how many entries"
+        return as_read(snapshot, read)
     if table.rates.drop or table.rates.insert_failed:
         lost = table.rates.drop + table.rates.insert_failed
         return Verdict("LOSING", f"{fmt.per_second(lost)} new entries fail at {fill}", "bad")
@@ -91,7 +92,7 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
         when = until(table.seconds_to_full, table.seconds_to_full_error)
         level = "bad" if table.seconds_to_full < 120 else "warn"
         return Verdict("FILLING", f"{fill}, at its limit in {when}", level)
-    return _with_room(table, fill, _refused(snapshot, table))
+    return _with_room(snapshot, table, fill)
 
 
 def _unread(snapshot: Snapshot, table: Table) -> bool:
@@ -121,10 +122,9 @@ def counted(table: Table) -> bool:
     return table.read or table.count > 0
 
 
-def _as_read(snapshot: Snapshot, table: Table, fill: str) -> Verdict:
-    """Of texts: their moment, and what the log says of others."""
+def as_read(snapshot: Snapshot, read: str) -> Verdict:
+    """Of texts: what they show, and what the log says of other moments."""
     log = snapshot.logged
-    read = f"{fill}, as it was read" if counted(table) else "nothing tells how many entries"
     if log is not None:
         refused = f"at least {fmt.plural(log.refused, 'packet')} refused"
         return Verdict(
@@ -136,7 +136,10 @@ def _as_read(snapshot: Snapshot, table: Table, fill: str) -> Verdict:
     return Verdict("READ", f"{read}{more}", "plain")
 
 
-def _with_room(table: Table, fill: str, refused: str) -> Verdict:
+def _with_room(snapshot: Snapshot, table: Table, fill: str) -> Verdict:
+    refused = _refused(snapshot, table)
+    if not snapshot.hooks.refusals and not rising(table):
+        return as_read(snapshot, f"{fill}, as it was read")
     if table.max and table.levels_off is not None:
         error = table.levels_off_error or 0.0
         ends = [max(table.levels_off + by, table.count) / table.max for by in (-error, error)]
@@ -173,6 +176,8 @@ def _limited(snapshot: Snapshot, table: Table) -> Verdict:
 
 
 def _refused(snapshot: Snapshot, table: Table) -> str:
+    if not snapshot.hooks.refusals:
+        return "who was refused is not known"
     return _so_far(snapshot, table, " refused") if table.totals.drop else "nothing refused"
 
 

@@ -11,7 +11,7 @@ from ctrace.batch import DUMP
 from ctrace.model.causes.words import when, where
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
-from ctrace.view.verdict import HIGH, Verdict, fullest, only_read, verdict
+from ctrace.view.verdict import HIGH, Verdict, as_read, fullest, only_read, verdict
 
 RISE = 0.05
 """Share of all that was held then, which a key must gain to be reported: less is normal
@@ -57,6 +57,8 @@ def headline(review: Review) -> Verdict:
         return verdict(final, table)
     dropped, evicted = final.totals.drop, final.totals.early_drop
     fill = f"fullest at {fmt.share(review.peak_fill)}"
+    if not final.hooks.refusals and table is not None:
+        return as_read(final, fill)
     if dropped:
         word = "FULL" if review.peak_fill > 0.99 else "REFUSED"
         when = ""
@@ -64,7 +66,7 @@ def headline(review: Review) -> Verdict:
         if review.first_drop is not None and last is not None:
             when = f" from {fmt.clock(review.first_drop)} to {fmt.clock(last)}"
         return Verdict(word, f"{fmt.plural(dropped, 'packet')} refused{when}; {fill}", "bad")
-    nothing = "nothing refused" if final.hooks.refusals else "refusals are not known"
+    nothing = "nothing refused"
     if evicted:
         return Verdict("EVICTED", f"{fmt.count(evicted)} entries evicted early; {fill}", "warn")
     if review.peak_fill >= HIGH:
@@ -138,15 +140,18 @@ def _moments(review: Review) -> Iterator[tuple[float, str]]:
 def _rise(review: Review) -> Iterator[tuple[float, str]]:
     """The key that gained most until the table was fullest: its entries before and then."""
     _, shares = grouping(review)
+    first = 0
+    if review.final.hooks.family == DUMP:  # nothing is known before the first dump
+        first = next((i for i, held in enumerate(shares.total) if held), 0)
     best: Optional[tuple[int, str, int, int]] = None
     for key, series in shares.stacked().items():
         if key == "others" or not series:
             continue
         most = max(series)
-        high = next(i for i, held in enumerate(series) if held >= 0.98 * most)
-        low = min(series[: high + 1])
+        high = next(i for i, held in enumerate(series) if i >= first and held >= 0.98 * most)
+        low = min(series[first : high + 1])
         gain = series[high] - low
-        begin = max(i for i in range(high + 1) if series[i] <= low + gain / 10)
+        begin = max(i for i in range(first, high + 1) if series[i] <= low + gain / 10)
         if gain > max(FEW, RISE * shares.total[high]) and (best is None or gain > best[0]):
             best = gain, key, begin, high
     if best is None:

@@ -201,7 +201,7 @@ def _timeline(review: Review) -> Grid:
     rows = [("inserts/s", line.insert), ("refused/s", line.drop), ("evicted/s", line.early_drop)]
     if fullest is not None:
         name = next((t.name for t in review.final.tables if str(t.netns) == fullest), fullest)
-        values = [value or 0.0 for value in line.fill[fullest]]
+        values = [value for value in line.fill[fullest] if value is not None]
         grid.add_row(
             f"fill {fmt.cut(fmt.clean(name), 22)}",
             _spark(values, 1.0),
