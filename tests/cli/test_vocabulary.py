@@ -17,6 +17,7 @@ from kit.command import ctrace
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cli import VERBS, cli
 from ctrace.cli.kinds import Percent, Size, Time
+from ctrace.errors import UsageError
 from ctrace.host import netns
 from ctrace.recording.format.meta import Header
 from ctrace.recording.writer import Writer
@@ -170,3 +171,15 @@ def test_a_time_to_confirm_is_a_time_like_any(typed: str) -> None:
     done = CliRunner().invoke(cli, ["apply", "no.json", "--confirm-within", typed])
     assert "not a time" not in done.output
     assert "must be from" not in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["record", "--before", "1m"], ["record", "--ring", "1G", "--after", "1m"],
+     ["top", "--once", "--resolve"], ["top", "--resolve", "--format", "json"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_would_have_no_effect_is_refused(words: list[str]) -> None:
+    error = CliRunner().invoke(cli, words).exception
+    assert isinstance(error, UsageError), error
+    assert "goes with" in str(error)
