@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -113,6 +114,8 @@ class Room:
         self._orders = nft_copy.equal_priorities(self.snapshot.nft)
         self._refill = _changing(self.snapshot.nft, self._needs)
         self._keeps = self._needs.keeps or _keeps(self.snapshot)
+        self._took = 0.0
+        """Seconds that the last stage took to make."""
         self._idle: dict[tuple[Setting, bool, bool], Stage] = {}
         weakref.finalize(self, _close, self._idle).atexit = False
         with self.stage(Setting()) as stage:
@@ -152,7 +155,9 @@ class Room:
             if rules is not None:
                 stage.run(rules.whole if untracked else rules.accepts)
             yield stage
+            begin = time.monotonic()
             good = not self._keeps and key not in self._idle and self._emptied(stage, rules)
+            self._keeps |= good and not self._worth_it(time.monotonic() - begin)
         finally:
             if good:
                 self._idle[key] = stage
@@ -178,7 +183,15 @@ class Room:
             for family, text in self.snapshot.legacy
         )
         snapshot = replace(self.snapshot, legacy=legacy)
-        return Stage(snapshot, self._rules(setting, apart), self._known, silent=silent)
+        begin = time.monotonic()
+        stage = Stage(snapshot, self._rules(setting, apart), self._known, silent=silent)
+        self._took = time.monotonic() - begin
+        return stage
+
+    def _worth_it(self, emptying: float) -> bool:
+        """Whether a new stage would take longer. To forget entries the kernel walks the table of
+        all namespaces: where that is full, few rules are loaded sooner."""
+        return emptying < self._took
 
     def _rules(self, setting: Setting, apart: bool) -> nft_copy.Batch:
         """nftables as a setting wants it, prepared once."""
