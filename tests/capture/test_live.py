@@ -24,6 +24,7 @@ from ctrace.batch import LOWEST_INODE, Batch, Clock, Names, Netns, Owner, inode_
 from ctrace.capture import open_live
 from ctrace.capture.live import LiveSource
 from ctrace.capture.poller import MANY
+from ctrace.capture.table import dumps
 from ctrace.capture.table.older import slices
 from ctrace.errors import UsageError
 from ctrace.filters import Filter
@@ -499,3 +500,27 @@ def test_closing_ends_the_batches_that_another_thread_waits_for(lab: Lab) -> Non
         reader.join(60)
         assert not reader.is_alive()
         assert not failed, traceback.format_exception(failed[0])
+
+
+def test_a_batch_does_not_wait_for_the_dump_of_large_tables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, rows = threading.Event(), np.zeros(3, empty().dtype)
+    rows["netns"] = (7, 7, 8)
+
+    def slow(path: str) -> Iterator[ctnetlink.Table]:
+        assert go_on.wait(60), path
+        left, mark, made = np.zeros(3, np.int32), np.zeros(3, np.uint32), np.zeros(3, np.uint64)
+        yield ctnetlink.Table(rows, left, mark, made, 7)
+
+    monkeypatch.setattr(ctnetlink, "slices", slow)
+    monkeypatch.setattr(dumps, "_established", lambda _: 0)
+    reads, spaces = dumps.Dumps(), [Namespace(7, "a", "/nowhere")]
+    reads._due = 0.0
+    assert not len(reads.take(spaces, (), 1))  # it is being read
+    go_on.set()
+    deadline = time.monotonic() + 60
+    while not len(found := reads.take(spaces, (), 2)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert found["netns"].tolist() == [7, 7]  # of the namespaces that are there
+    assert set(found["ts"].tolist()) == {2}

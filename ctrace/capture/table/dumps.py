@@ -8,9 +8,10 @@ with another timeout (nf_conntrack_tcp_timeout_unacknowledged, _max_retrans), an
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Optional
 
 import numpy as np
 
@@ -28,27 +29,46 @@ SHORTEST: Final = 3600
 """Seconds: shorter settings do not show how long a connection was idle."""
 _SETTING: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 TCP: Final = 6
+WAIT: Final = 0.1
+"""Seconds that a batch waits for a reading: small tables are read by then."""
 KEPT: Final = 512
 """Entries of a reading that are reported at most, an even sample of each table."""
 
 
 class Dumps:
-    """Reads the tables when it is due."""
+    """Reads the tables when it is due, in a thread: large ones take seconds, and batches go on."""
 
     def __init__(self, *, left: bool = True) -> None:
         """``left``: also report the remaining time of entries whose timeout is not known."""
         self._left = left
         self._due = time.monotonic() + 1.0
+        self._reading: Optional[threading.Thread] = None
+        self._found = empty()
 
     def take(
         self, spaces: Sequence[Namespace], readings: Sequence[TableReading], now: int
     ) -> Events:
         """MET records as of ``now`` (boot clock, ns), mostly none. ``readings`` are the tables'."""
-        begin = time.monotonic()
-        if begin < self._due:
+        if self._reading is None:
+            if time.monotonic() < self._due:
+                return empty()
+            step = max(1, -(-sum(reading.count for reading in readings) // KEPT))
+            self._reading = threading.Thread(
+                target=self._read, args=(tuple(spaces), step), name="ctrace-dumps", daemon=True
+            )
+            self._reading.start()
+        self._reading.join(WAIT)
+        if self._reading.is_alive():
             return empty()
-        held = sum(reading.count for reading in readings)
-        step = max(1, -(-held // KEPT))
+        self._reading = None
+        there = [space.inum for space in spaces]
+        found: Events = self._found[np.isin(self._found["netns"], there)]
+        self._found = empty()
+        found["ts"] = now
+        return found
+
+    def _read(self, spaces: Sequence[Namespace], step: int) -> None:
+        begin = time.monotonic()
         parts = []
         for space in spaces:
             with contextlib.suppress(CtraceError, OSError):
@@ -58,12 +78,11 @@ class Dumps:
                         break
                     parts.append(_met(table, step, established))
         found = join(parts)
-        found["ts"] = now
         if not self._left:
             found["overdue_ms"][found["idle_ms"] < 0] = 0
+        self._found = found
         end = time.monotonic()
         self._due = end + max(EVERY, COST * (end - begin))
-        return found
 
 
 def _established(path: str) -> int:
