@@ -147,8 +147,9 @@ def shown(data: dict[str, Any], form: str) -> dict[str, Any]:
     (table,) = data["tables"]
     told = ("count", "max", "buckets", "fill", "load", "hashed", "composition")
     keys = {one["key"]: plain(one) for one in data["culprits"]}
-    if form == "xml":  # has no numbers of ICMP
-        keys = {key: {**one, "samples": []} for key, one in keys.items()}
+    for one in keys.values():  # of several any may be shown; XML has no numbers of ICMP
+        if one["held"] > 1 or (form == "xml" and one["proto"] == "icmp"):
+            one["samples"] = []
     return {
         "held": data["held_total"],
         "table": plain({name: table[name] for name in told}),
