@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.machines import Net, Seen, Watch, families
+from kit.machines import ASSURED, OTHERS, Net, Seen, Watch, families
 
 from ctrace.capture.family import Capture
 from ctrace.capture.live import FAMILIES
@@ -100,8 +100,8 @@ def entries(net: Net, capture: Capture) -> Iterator[Events]:
         node.run(["conntrack", "-F"])
     target = net.server.addresses["client"][0]
     with Watch(capture, net.nodes) as watch, traffic.tcp_server(net.server, 8063):
-        traffic.tcp_connections(net.client, (target, 8063), 300)
-        traffic.udp_flows(net.client, (target, 9), 500)
+        traffic.tcp_connections(net.client, (target, 8063), ASSURED)
+        traffic.udp_flows(net.client, (target, 9), OTHERS)
     yield watch.of(net.client, Kind.INSERT)
     for node in net.nodes:
         node.run(["conntrack", "-F"])
