@@ -55,7 +55,7 @@ def wait(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+        time.sleep(0.3)  # a look may start a program, which takes as long in here
 
 
 # -- modules ----------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 180 if KERNE
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+        time.sleep(0.3 if KERNEL else 0.02)  # a look at all processes takes as long in there
 
 
 def running(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
