@@ -30,6 +30,8 @@ pytestmark = [
 KERNEL = os.environ.get("CTRACE_VM", "")
 SLOW = 20 if KERNEL else 1
 """How much slower an emulated machine is, about."""
+PATIENCE = max(120, 20 * SLOW)
+"""Seconds for a start."""
 LIMIT = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 VERBS = {
     "top": (("top", "1"), "CULPRITS"),
@@ -124,13 +126,13 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 180 if KERNE
 
 def running(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
     """It does what it is for."""
-    wait(lambda: VERBS[verb][1] in said.read_text(), said.read_text(), 20 * (1 + SLOW))
+    wait(lambda: VERBS[verb][1] in said.read_text(), said.read_text(), PATIENCE)
     assert verb == "demo" or held([child.pid])
 
 
 def starting(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
     """Somewhere on the way: it has made its first object in the kernel."""
-    wait(lambda: bool(held(family(child.pid))), said.read_text(), 20 * (1 + SLOW))
+    wait(lambda: bool(held(family(child.pid))), said.read_text(), PATIENCE)
 
 
 def compiling(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
@@ -145,7 +147,7 @@ def compiling(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
                 continue
         return False
 
-    wait(compiler, said.read_text(), 20 * (1 + SLOW))
+    wait(compiler, said.read_text(), PATIENCE)
 
 
 CHANGED = (
