@@ -20,8 +20,8 @@ from ctrace.lab import Lab, Node
 from ctrace.record import N_REASONS, Events, Kind, Reason, Status, address_text, empty, join
 
 EMULATED = bool(os.environ.get("CTRACE_VM"))
-ASSURED, OTHERS = (60, 100) if EMULATED else (300, 500)
-"""Entries of the fixture that has some: each takes milliseconds in an emulated machine."""
+ASSURED, OTHERS = 300, 500
+"""Entries of the fixture that has some: enough for shares of a sample."""
 Flow = tuple[int, str, int, str, int]
 Seen = dict[str, dict[str, str]]
 Objects = set[tuple[str, int]]
