@@ -177,7 +177,8 @@ def _seen(end: Events, at: npt.NDArray[Any], kind: Kind) -> Events:
     over = idle >= 0
     seen["ts"] = at
     seen["kind"], seen["reason"] = int(kind), 0
-    open_state = np.where(end["state"] == 255, 255, ESTABLISHED)
+    replied = end["status"] & SEEN_REPLY != 0  # else it never was ESTABLISHED
+    open_state = np.where((end["state"] == 255) | ~replied, end["state"], ESTABLISHED)
     seen["state"] = np.where(over, end["state"], open_state)
     seen["idle_ms"] = np.where(over, idle // 1_000_000, 0)
     seen["timeout_ms"] = end["idle_ms"]
