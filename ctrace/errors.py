@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from subprocess import TimeoutExpired
+from typing import Final, Optional
+
+_SHORTAGES: Final = {
+    *(errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE),
+    *(errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.ETIMEDOUT),
+}
+"""Of memory, descriptors, processes, namespaces, time: they pass."""
+
 
 class CtraceError(Exception):
     """A problem that a person can act on.
@@ -17,3 +27,19 @@ class UsageError(CtraceError):
     """The arguments themselves are wrong (exit status 2)."""
 
     exit_code = 2
+
+
+class TryAgain(CtraceError):
+    """It may succeed later: time or memory ran out, or rules kept changing while they were read."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether what stood in the way may pass, by the error and those that it was made of."""
+    one: Optional[BaseException] = error
+    while one is not None:
+        if isinstance(one, (TryAgain, MemoryError, TimeoutError, TimeoutExpired)):
+            return True
+        if isinstance(one, OSError) and one.errno in _SHORTAGES:
+            return True
+        one = one.__cause__ or one.__context__
+    return False

@@ -13,7 +13,7 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.findings import WHEN_THEY_GO
 from ctrace.advice.hazards import Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
-from ctrace.advice.result import GOOD, Advice, Candidate, Choice, TableAdvice
+from ctrace.advice.result import Advice, Candidate, Choice, TableAdvice
 from ctrace.advice.roles import Seen, half_tracked, subject, within
 from ctrace.advice.texts import copied
 from ctrace.batch import DUMP
@@ -175,7 +175,7 @@ def _once_undone(name: str, about: Facts) -> str:
 def _persist(known: Mapping[int, Facts], candidates: list[Candidate]) -> tuple[str, ...]:
     """Hints for the host's own namespace; other namespaces are rebuilt by whatever made them."""
     for netns, about in known.items():
-        if about.initial and any(c.netns == netns and c.verdict in GOOD for c in candidates):
+        if about.initial and any(c.netns == netns and c.proposed for c in candidates):
             found = persist.managers(about.ruleset)
             return tuple(persist.hint(manager) for manager in found or [""])
     return ()
@@ -238,27 +238,24 @@ def _candidate(
         entries=about.entries,
     )
     judgement = judge.judge(who)
-    verdict, reasons = judgement.verdict, list(judgement.reasons)
+    verdict, reasons, remarks = judgement.verdict, list(judgement.reasons), list(judgement.remarks)
     if half_tracked(item, about.addresses):
         reasons.append("its entries are the wrong way round: one direction is already untracked")
     if about.untold:
         reasons.append(f"not in the texts: {', '.join(about.untold)}")
     if culprit.held < POINTLESS * table.max:
-        reasons.append(f"pointless: it holds {culprit.held:,} of {table.max:,} entries")
-        verdict = "warn" if verdict in GOOD else verdict
+        remarks.append(f"pointless: it holds {culprit.held:,} of {table.max:,} entries")
     elif _lasting(culprit):
-        reasons.append("mostly long-lived connections: existing ones would keep their entries")
-        verdict = "warn" if verdict in GOOD else verdict
+        remarks.append("mostly long-lived connections: existing ones would keep their entries")
     inside = within(item, about.addresses, about.ephemeral) if "client" in who.roles else None
     if inside is not None and inside < WHOLE:
         low, high = about.ephemeral
         part = "all" if not inside else f"{1 - inside:.0%}"
-        reasons.append(
+        remarks.append(
             f"{part} of its calls that were seen come from ports outside {low}-{high}, which the "
             f"client's rules do not match: {'nothing is' if not inside else 'only the rest is'} "
             "freed"
         )
-        verdict = "warn" if verdict in GOOD else verdict
     made = [
         one
         for one in done
@@ -266,6 +263,7 @@ def _candidate(
     ]
     for one in made[:1]:
         reasons.insert(0, f"{one}: the {culprit.held} entries that it holds are from before")
+    reasons += [one for one in remarks if one not in reasons]
     lever = judgement.lever
     candidate = _made(table, culprit, who.roles, verdict, tuple(reasons), lever, outlook)
     if inside is not None and inside < WHOLE:
@@ -277,6 +275,7 @@ def _candidate(
         enter=about.enter,
         backend=_backend(about),
         evidence=judgement.evidence,
+        remarks=tuple(remarks),
     )
 
 
@@ -285,18 +284,20 @@ def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
     here = (candidate.netns, candidate.proto, candidate.port)
     if not any(c.id == "syn-flood" and (c.netns, c.proto, c.port) == here for c in why):
         return candidate
-    reason = (
+    return candidate.held_back(
         "its entries come from a flood: without tracking, all of it reaches the service; see below"
     )
-    verdict = "warn" if candidate.verdict in GOOD else candidate.verdict
-    return replace(candidate, verdict=verdict, reasons=(reason, *candidate.reasons))
 
 
 def _of_some(candidate: Candidate, shown: int, table: Table) -> Candidate:
     """The candidate from a dump that shows only part of the table: nothing is known of the rest."""
-    reasons = tuple(one for one in candidate.reasons if not one.startswith("pointless: it holds"))
     part = f"the texts show {shown:,} of its table's {table.count:,} entries: it may free more"
-    return replace(candidate, reasons=(*reasons, part), fill_after=None)
+
+    def told(found: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(part if one.startswith("pointless: it holds") else one for one in found)
+
+    reasons = tuple(dict.fromkeys([*told(candidate.reasons), part]))
+    return replace(candidate, reasons=reasons, remarks=told(candidate.remarks), fill_after=None)
 
 
 def _lasting(culprit: Culprit) -> bool:
@@ -346,9 +347,9 @@ def _choose(
 ) -> Choice:
     """The levers, largest first: the smallest number of them that reaches the target."""
     options: list[tuple[Union[Notrack, CtTimeout], float]] = [
-        (c.lever, float(c.frees)) for c in candidates if c.verdict in GOOD and not c.in_place
+        (c.lever, float(c.frees)) for c in candidates if c.proposed and not c.in_place
     ]
-    safe = {(c.proto, c.port) for c in candidates if c.verdict in GOOD}
+    safe = {(c.proto, c.port) for c in candidates if c.proposed}
     options += [
         (policy, freed.low)
         for policy, freed, culprit in policies

@@ -14,14 +14,15 @@ from typing import Final, Optional
 
 from ctrace.advice.facts import Facts, facts
 from ctrace.advice.hazards import Judge
-from ctrace.advice.roles import flows_of, of_service
+from ctrace.advice.roles import flows_of, is_shared_now, of_service
 from ctrace.advice.subject import Flow, Subject
 from ctrace.batch import inode_of
 from ctrace.change import condition
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, TryAgain, passes
 from ctrace.host.netns import Namespace, find
 from ctrace.plan.plan import Lever, Notrack, Plan
 from ctrace.record import Status
+from ctrace.rehearsal.snapshot import take
 
 GOOD: Final = ("safe", "safe-with-rules")
 NAT: Final = int(Status.SRC_NAT | Status.DST_NAT)
@@ -31,23 +32,30 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
     """The plan with the accepts that its levers need under the present rules.
 
     Judged as in advise. Raises CtraceError, with the gravest reason, for a lever that is not safe
-    any more.
+    any more; TryAgain when there was no time or memory to judge it.
     """
+    return _judged(plan, namespace)
+
+
+def _judged(plan: Plan, namespace: Namespace, *, in_place: bool = False) -> Plan:
+    """``in_place``: its rules are in force, so they spare the connections of others already."""
     about = facts(namespace.path)
     if about.ruleset is None:
         raise CtraceError(f"the rules of {namespace.name} cannot be read: run advise again")
-    judge = Judge(about.ruleset, about.snapshot, plan.backend)
+    snapshot = about.snapshot or take(namespace.path)  # whose error tells why there is none
+    judge = Judge(about.ruleset, snapshot, plan.backend)
 
     def levers() -> Iterator[Lever]:
         for lever in plan.levers:
             if not isinstance(lever, Notrack):
                 yield lever
                 continue
-            table, nat = about.entries, False
+            table, nat, shared_now = about.entries, False, False
             flows: tuple[Flow, ...] = ()
             if table is not None:
                 here = of_service(table, lever.proto, lever.port)
                 nat = bool((here["status"] & NAT).any())
+                shared_now = not in_place and is_shared_now(table, lever.proto, lever.port)
                 flows = flows_of(table, lever.proto, lever.port, set(about.addresses))
             subject = Subject(
                 proto=lever.proto,
@@ -59,13 +67,14 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
                 nat="src,dst" if nat else "no",  # none was seen when the plan was made
                 ephemeral=about.ephemeral,
                 picked=about.picks(lever.proto, lever.port),
-                shared_now=lever.shared,
+                shared_now=shared_now,
                 forwarding=about.forwarding,
                 flows=flows,
             )
             judged = judge.judge(subject)
             if judged.verdict not in GOOD:
-                raise CtraceError(
+                raised = TryAgain if judged.not_now else CtraceError
+                raise raised(
                     f"the rules in {namespace.name} changed since the plan was made, and "
                     f"{lever.proto}/{lever.port} is {judged.verdict} now: "
                     f"{(judged.reasons or ('no reason was found',))[0]}"
@@ -76,10 +85,15 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
 
 
 def objection(plan: Plan, namespace: Namespace) -> str:
-    """Why a plan in place would not be made like this with the present rules; empty: it would."""
+    """Why a plan in place would not be made like this with the present rules; empty: it would.
+
+    Raises TryAgain when there was no time or memory to judge it.
+    """
     try:
-        now = judge_plan(plan, namespace)
+        now = _judged(plan, namespace, in_place=True)
     except CtraceError as error:
+        if passes(error):
+            raise TryAgain(str(error)) from error
         return str(error)
     for old, new in zip_longest(plan.levers, now.levers):
         if not isinstance(old, Notrack) or not isinstance(new, Notrack):

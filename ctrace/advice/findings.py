@@ -16,11 +16,14 @@ from ctrace.rehearsal.rehearse import Service
 LEVELS: Final = {
     "info": "safe",
     "rules": "safe-with-rules",
+    "remark": "safe",
     "warn": "warn",
     "unknown": "cannot-say",
     "unsafe": "unsafe",
 }
-VERDICTS: Final = tuple(LEVELS.values())
+"""By how much a finding weighs, the gravest last. A ``remark`` says why safe rules are not worth
+having; ``warn``: packets only carry another mark or TOS."""
+VERDICTS: Final = tuple(dict.fromkeys(LEVELS.values()))
 WHEN_THEY_GO: Final = "when the rules go again"
 """The prefix of a reason that concerns the end of a trial."""
 
@@ -54,10 +57,11 @@ def rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[
             "rehearsal lacks",
         )
     yield from _differences(settled)
+    yield from _beyond(settled)
     tracked, untracked = found.entries
     if tracked and untracked >= 0.9 * tracked:
         yield Finding(
-            "warn",
+            "remark",
             "ineffective",
             "pointless: NOTRACK would have no effect, its "
             f"conversations made {tracked} entries in a rehearsal, and {untracked} with "
@@ -87,6 +91,30 @@ def rehearsed(subject: Subject, service: Service, settled: Settled) -> Iterator[
         )
     if not found.of(BREAKS) and not found.of(OPENS):
         yield from _unharmed(subject, service, settled)
+
+
+def _beyond(settled: Settled) -> Iterator[Finding]:
+    """What differs in more than one packet, and what might spare the rest."""
+    if settled.counts:
+        yield Finding(
+            "unsafe",
+            "counts",
+            "without entries a limit, a quota or an hour in the rules is asked about every packet, "
+            "not only about the first of a connection",
+        )
+    for name in settled.found.unlearned[:1]:
+        yield Finding(
+            "unsafe",
+            "learns",
+            f"rules ask what is in set {name}, and once untracked its packets fill that otherwise",
+        )
+    if settled.lacks_nft:
+        yield Finding(
+            "info",
+            "no-nft",
+            "rules of iptables cannot spare connections that NAT moves to its port; those of "
+            "nftables may: install nft, then advise again",
+        )
 
 
 def _own_calls(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
@@ -188,7 +216,7 @@ def _of_others(subject: Subject, service: Service, settled: Settled) -> Iterator
         )
         if subject.shared_now:
             yield Finding(
-                "warn",
+                "unsafe",
                 "shared-now",
                 "another host's translated connection has port "
                 f"{subject.port} right now: it may end when the rules come; advise again "
@@ -295,4 +323,5 @@ def _what(one: Difference) -> str:
     if isinstance(what, Stray):
         return f"a stranger's packet {what}"
     user = f" (user {what.uid})" if what.uid else ""
+    user = f" (served by user {what.answering})" if what.answering else user
     return f"{what}{user}"

@@ -15,7 +15,7 @@ from typing import Any, Final, Optional
 
 from ctrace.advice.findings import LEVELS, VERDICTS, Finding, rehearsed
 from ctrace.advice.subject import Subject
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, passes
 from ctrace.host.memory import unswept
 from ctrace.plan.plan import MAX_ADDRESSES, Notrack
 from ctrace.record import Status
@@ -24,15 +24,17 @@ from ctrace.rehearsal.given.rebuild import Rebuilt
 from ctrace.rehearsal.mend import MAX_PEERS, Mender, Settled
 from ctrace.rehearsal.play import Talk
 from ctrace.rehearsal.rehearse import Service
-from ctrace.rehearsal.room import Room
+from ctrace.rehearsal.room import Room, Setting
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.planes import EVERYWHERE
 
 BUDGET_S: Final = 120
 """Seconds for all rehearsals of one namespace."""
-FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error)
+FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error, MemoryError)
 """How a rehearsal may end on a host with surprises: the answer is *cannot say*, not a traceback."""
+NOT_NOW: Final = ("no-time", "not-now")
+"""Ids of findings that say nothing of the rules: another time it may be told."""
 
 
 SLOWER: Final = Finding(
@@ -57,6 +59,17 @@ class Judgement:
         ranked = sorted(self.findings, key=lambda f: order.index(f.level))
         return tuple(dict.fromkeys(finding.text for finding in ranked))
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What speaks against rules that are safe: that they gain nothing."""
+        return tuple(finding.text for finding in self.findings if finding.level == "remark")
+
+    @property
+    def not_now(self) -> bool:
+        """Whether time or memory alone ran out, so that nothing is known for or against it."""
+        against = [f for f in self.findings if f.level in ("unknown", "unsafe")]
+        return bool(against) and all(f.id in NOT_NOW for f in against)
+
 
 class Judge:
     """Of one namespace: its snapshot is prepared once for all services."""
@@ -72,7 +85,7 @@ class Judge:
         of a copy made of texts, where there is nothing else."""
         self._ruleset, self._backend = ruleset, backend
         self.room: Optional[Room] = None
-        self._why_not = ""
+        self._why_not, self._later = "", False
         self._until = time.monotonic() + BUDGET_S
         self._remarks = texts.remarks if texts else ()
         if texts is not None and snapshot is None:
@@ -93,7 +106,8 @@ class Judge:
             with unswept():
                 self.room = Room(snapshot, ruleset)
         except FAILURES as error:
-            self._why_not = f"it could not be rehearsed: {error}"
+            failed = _failed(error)
+            self._why_not, self._later = failed.text, failed.id in NOT_NOW
 
     def judge(self, subject: Subject) -> Judgement:
         """The verdict on NOTRACK for a service."""
@@ -107,7 +121,8 @@ class Judge:
         if self._ruleset is not None:
             findings += around(subject, self._ruleset)
         if self.room is None:
-            findings.append(Finding("unknown", "no-rehearsal", self._why_not))
+            known = "not-now" if self._later else "no-rehearsal"
+            findings.append(Finding("unknown", known, self._why_not))
         elif time.monotonic() > self._until:
             findings.append(
                 Finding(
@@ -136,9 +151,7 @@ class Judge:
                 evidence = _evidence(service, settled, self.room)
                 findings += self._tracking(subject, [*rehearsed(subject, service, settled)])
             except FAILURES as error:
-                findings.append(
-                    Finding("unknown", "no-rehearsal", f"it could not be rehearsed: {error}")
-                )
+                findings.append(_failed(error))
         return _sum(findings, lever, evidence)
 
     def _tracking(self, subject: Subject, found: list[Finding]) -> list[Finding]:
@@ -157,6 +170,12 @@ class Judge:
                 "texts",
             ),
         ]
+
+
+def _failed(error: BaseException) -> Finding:
+    why = str(error) or "memory ran out"
+    known = "not-now" if passes(error) else "no-rehearsal"
+    return Finding("unknown", known, f"it could not be rehearsed: {why}")
 
 
 def _picked(subject: Subject) -> bool:
@@ -246,7 +265,7 @@ def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
         yield SLOWER
     if "synproxy" in ruleset.uses() and _meets(subject, ruleset, "synproxy"):
         yield Finding("unsafe", "synproxy", "SYNPROXY answers its handshakes, which needs tracking")
-    if "forward" in subject.roles and "tproxy" in ruleset.uses():
+    if "forward" in subject.roles and _meets(subject, ruleset, "tproxy"):
         yield Finding(
             "unknown",
             "tproxy",
@@ -271,6 +290,13 @@ def _meets(subject: Subject, ruleset: Ruleset, kind: str) -> bool:
     )
 
 
+def _limits(setting: Setting) -> str:
+    """What limits, quotas, hours and the like said where a difference appeared."""
+    words = {True: "open", False: "shut"}
+    later = "" if setting.later is None else f", then {words[setting.later]}"
+    return words[setting.answer] + later
+
+
 def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
     talks = service.talks
     found = settled.found
@@ -291,6 +317,7 @@ def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
                 "packet": d.name,
                 "of": str(d.what),
                 "role": d.what.role if isinstance(d.what, Talk) else "stranger",
+                "limits": _limits(found.settings[id(d)]),
             }
             for d in found.differences
             if d.kind != HARMLESS

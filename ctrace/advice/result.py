@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Optional
 
 from ctrace.advice.in_place import InPlace
@@ -49,6 +49,18 @@ class Candidate:
     """From the rehearsal: what was tried, what differed, what could not be copied."""
     rising: Optional[Rising] = None
     """What the table does without it, where it goes on rising all the same."""
+    remarks: tuple[str, ...] = ()
+    """Those of the reasons for which it is not proposed, though it may be safe: it gains nothing
+    or little, or lets a flood through."""
+
+    @property
+    def proposed(self) -> bool:
+        """Whether it may be part of a plan by itself: safe, and nothing speaks against it."""
+        return self.verdict in GOOD and not self.remarks
+
+    def held_back(self, why: str) -> Candidate:
+        """The same with one more remark, before the others."""
+        return replace(self, reasons=(why, *self.reasons), remarks=(why, *self.remarks))
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "role": list(candidate.role),
         "verdict": candidate.verdict,
         "reasons": list(candidate.reasons),
+        "remarks": list(candidate.remarks),
         "frees": candidate.frees,
         "share": round(candidate.share, 4),
         "fill_after": candidate.fill_after,

@@ -211,6 +211,12 @@ def of_service(entries: Events, proto: str, port: int) -> Events:
     return found
 
 
+def is_shared_now(entries: Events, proto: str, port: int) -> bool:
+    """Whether the source of an entry is translated to the port of a service."""
+    same = (entries["proto"] == PROTO_NUMBERS[proto]) & (entries["reply_dport"] == port)
+    return bool((same & ((entries["status"] & int(Status.SRC_NAT)) != 0)).any())
+
+
 def flows_of(entries: Events, proto: str, port: int, mine: set[str]) -> tuple[Flow, ...]:
     """Some of a table's flows that are a service's, spread over all of them; and calls of this
     host, or through it, from the service's port, which its rules meet, too."""

@@ -257,7 +257,8 @@ def stays(plan: Plan) -> str:
 
 def look_again(inum: int, judge: Judge, objection: Objection) -> None:
     """A confirmed change among rules that are others than it was judged by: off, if it is not
-    safe any more; one that is off already: put back. Raises CtraceError."""
+    safe any more; one that is off already: put back. Raises CtraceError, also where it could not be
+    judged: then it stays as it is."""
     note = notes.read(inum)
     if note is None or note.off:
         put_back(inum, judge)

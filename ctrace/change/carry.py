@@ -20,10 +20,11 @@ from ctrace.batch import inode_of
 from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
 from ctrace.host import commands, ctnetlink, sock_diag
-from ctrace.host.caller import connected
+from ctrace.host.caller import Connected, connected
 from ctrace.host.ctnetlink import Flow
 from ctrace.host.sock_diag import Connection
 from ctrace.plan.plan import Notrack, Plan
+from ctrace.record import address_text
 from ctrace.ruleset.installed import XT_TOOLS, nft_ruleset, saved_rules
 
 HERE: Final = "/proc/thread-self/ns/net"
@@ -78,17 +79,29 @@ def _established() -> int:
 
 def cuts_caller(plan: Plan) -> Iterator[str]:
     """Says that a drop would cut the connection through which its caller is logged in here."""
-    caller = connected()
+    caller, home = connected(), f"/proc/{os.getppid()}/ns/net"
     with suppress(OSError):
-        if caller is None or os.stat(f"/proc/{os.getppid()}/ns/net").st_ino != inode_of(plan.netns):
+        if caller is None or os.stat(home).st_ino != inode_of(plan.netns):
             return
         for lever in plan.levers:
             if not isinstance(lever, Drop) or lever.rate:
                 continue
             if lever.comes_from(caller.client):
                 yield f"you are connected from {caller.client} by ssh: it would be dropped, too"
-            elif (lever.proto, lever.port) == ("tcp", caller.port):
-                yield f"you are connected by ssh to port {caller.port}: it would be dropped, too"
+            elif lever.proto == "tcp" and lever.port in _called_ports(caller, home):
+                yield f"you are connected by ssh to port {lever.port}: it would be dropped, too"
+
+
+def _called_ports(caller: Connected, home: str) -> set[int]:
+    """The ports that the caller's packets are for: a translation may lead them to sshd's. Drops see
+    them before that."""
+    with suppress(CtraceError, OSError):
+        table = ctnetlink.dump(home)
+        mine = table[(table["sport"] == caller.sport) & (table["reply_sport"] == caller.port)]
+        found = {int(e["dport"]) for e in mine if address_text(e["src"]) == caller.client}
+        if found:
+            return found
+    return {caller.port}
 
 
 def cut_off(plan: Plan) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Final, Optional
 from ctrace.change import notes
 from ctrace.change.standing import Standing
 from ctrace.change.steps import named
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, TryAgain
 from ctrace.host import netns
 from ctrace.host.netns import Namespace
 from ctrace.plan import plan as plans
@@ -43,7 +43,8 @@ class Condition:
 
 
 Objection = Callable[[plans.Plan, Namespace], str]
-"""Why a plan in place would not be made like this with the present rules; empty: it would."""
+"""Why a plan in place would not be made like this with the present rules; empty: it would. Raises
+TryAgain when it could not be judged."""
 
 
 def conditions(objection: Optional[Objection] = None) -> list[Condition]:
@@ -90,7 +91,11 @@ def _judged(
             return found
     except CtraceError as error:
         return BROKEN, f"its rules cannot be read: {error}"
-    why = objection(plan, space)
+    try:
+        why = objection(plan, space)
+    except TryAgain as error:
+        later = f"the rules around it changed since it was judged; judging it again failed: {error}"
+        return found[0], "; ".join(part for part in (later, found[1]) if part)
     if why:
         return BROKEN, f"{why}; ctrace undo tracks its services again"
     again = "the rules around it changed since it was judged: judged again now, it is safe"

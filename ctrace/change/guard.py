@@ -236,7 +236,8 @@ class Guard:
             process.kill()
             process.wait()
             self._judging = None
-            if process.returncode:  # too long, or another ctrace was changing rules just then
+            # Too long, no memory, or another ctrace was changing rules just then.
+            if process.returncode:
                 self._stale, self._since = True, now
             self._times, self._last = self._times + 1, now
             if self._times > AT_ONCE:

@@ -17,7 +17,9 @@ class Connected(NamedTuple):
 
     client: str
     port: int
-    """The port of this host that the connection was made to."""
+    """The port of this host that sshd has the connection on."""
+    sport: int = 0
+    """The client's; 0: not known."""
 
 
 def connected(proc: str = "/proc", pid: Optional[int] = None) -> Optional[Connected]:
@@ -44,7 +46,7 @@ def _told(proc: str, pid: int) -> Optional[Connected]:
             if name == b"SSH_CONNECTION" and len(words) == 4 and words[3].isdecimal():
                 client = words[0].partition("%")[0]
                 with suppress(ValueError):  # UNKNOWN where sshd was not called by a socket
-                    return Connected(str(ip_address(client)), int(words[3]))
+                    return Connected(str(ip_address(client)), int(words[3]), int(words[1]))
     return None
 
 

@@ -39,8 +39,9 @@ class Space:
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _libc.unshare(netns.CLONE_NEWNET) != 0:
-                reason = os.strerror(ctypes.get_errno())
-                raise CtraceError(f"cannot make a network namespace: {reason} (CAP_SYS_ADMIN?)")
+                code = ctypes.get_errno()
+                told = f"cannot make a network namespace: {os.strerror(code)} (CAP_SYS_ADMIN?)"
+                raise CtraceError(told) from OSError(code, told)
             self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             _libc.setns(home, netns.CLONE_NEWNET)
         finally:

@@ -23,6 +23,7 @@ _PATTERNS: Final = {
     "dport": re.compile(r"\d{1,5}-\d{1,5}\Z"),
     "type": re.compile(r"(saddr|daddr) local\Z"),
     "family": re.compile(r"(ip|ip6)\Z"),
+    "later": re.compile(r"tcp\Z"),
 }
 FIELDS: Final = tuple(_PATTERNS)
 
@@ -35,7 +36,7 @@ class Term:
     """``saddr``, ``daddr`` (prefixes); ``iif``, ``oif`` (names, ``*`` at the end for any rest);
     ``saddr-set``, ``daddr-set`` (``ip NAME`` or ``ip6 NAME``); ``uid``; ``mark``
     (``0xVALUE/0xMASK``); ``sport``, ``dport`` (``LOW-HIGH``); ``type`` (``daddr local``);
-    ``family``."""
+    ``family``; ``later`` (``tcp``: no packet that opens a connection)."""
     values: tuple[str, ...]
     negate: bool = False
 

@@ -41,6 +41,8 @@ class Named:
     uids: set[int] = field(default_factory=set)
     nat: bool = False
     """Whether anything is translated."""
+    asked: set[tuple[int, bytes, bytes]] = field(default_factory=set)
+    """(family, table, name) of sets that a rule looks something up in."""
 
     def addresses(self, most: int) -> tuple[list[bytes], int]:
         """(addresses of all classes, how many are not among them).
@@ -113,6 +115,9 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named
         elif kind == RULE and 4 in of:
             taken = expressions(of[4])
             _rule(found, taken, (family, of[1], of[2]))
+            found.asked |= {
+                (family, of[1], dict(about)[1]) for name, about in taken if name == "lookup"
+            }
             needs.see(family, body, taken)
     for chain in ruleset.chains if ruleset else ():
         if chain.tool != "nft":

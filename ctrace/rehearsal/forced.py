@@ -20,6 +20,7 @@ _BREAK: Final[Expression] = (
     "immediate",
     [(1, be32(0)), (2, nested(2, attr(1, struct.pack(">i", -2))))],
 )
+_DROP: Final[Expression] = ("immediate", [(1, be32(0)), (2, nested(2, attr(1, be32(0))))])
 _COUNTER: Final = text(1, "counter") + nested(2)
 _COUNTS: Final = {7: _COUNTER, 10: nested(1, _COUNTER)}
 """A dynset's expression, and its list of them."""
@@ -34,6 +35,8 @@ _KNOWN: Final = {
 _META_VARIED: Final = {1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 19, 21, 22}
 """protocol, mark, iif, oif and their names and types, uid, gid, trace, families, packet type,
 groups."""
+_MEASURES: Final = {2, 4, 5}
+"""NFT_OBJECT_QUOTA, _LIMIT, _CONNLIMIT."""
 _CT_DEPENDS: Final = {13, 14, 15}
 """Packets, bytes, average: of an entry's counters."""
 _XT_PLAIN: Final = {
@@ -48,6 +51,10 @@ _XT_TARGETS: Final = {
     "TPROXY", "TEE", "TRACE", "SYNPROXY", "CONNSECMARK", "SECMARK", "NFQUEUE", "AUDIT", "ECN",
     "TCPOPTSTRIP", "ERROR", "HMARK", "RATEEST", "DNPT", "SNPT",
 }  # fmt: skip
+_LOGS: Final = {"LOG", "NFLOG", "ULOG"}
+_XT_KEPT: Final = {"tos", "dscp", "ttl", "hl", "socket", "cgroup", "policy", "realm", "tcpmss"}
+_META_VARIES: Final = {0, 20, 24, 27, 28, 29}
+"""Length, processor, random number, time, day, hour."""
 _KEEPING: Final = {"SET", "RATEEST"}
 """Targets that leave something behind for later packets."""
 _XT_CHANGED: Final = {"NFQUEUE", "MASQUERADE", "SNAT", "REDIRECT"}
@@ -60,18 +67,23 @@ _RANDOM: Final = 0x04 | 0x10
 """NF_NAT_RANGE_PROTO_RANDOM, _FULLY."""
 
 
-def change(answer: Optional[bool], *, untracked: bool, draw: bool = True) -> Change:
+def change(
+    answer: Optional[bool], *, untracked: bool, draw: bool = True, kept: Optional[bool] = None
+) -> Change:
     """A stage's change of rules: every condition that depends says ``answer`` (None: as it is).
+
+    ``kept``: what those say instead that say the same of all packets of a conversation.
 
     ``untracked``: where the service is, so that a limit on tracked connections counts none of
     it. ``draw``: False keeps source ports where a translation would draw them by lot.
     """
 
     def apply(rule: list[Expression]) -> Optional[list[Expression]]:
-        tainted: set[int] = set()
+        tainted: dict[int, Optional[bool]] = {}
         out: list[Expression] = []
         for name, attributes in rule:
-            out += _one(name, attributes, tainted, answer, untracked=untracked, draw=draw)
+            says = answer if kept is None or not _is_kept(name, attributes) else kept
+            out += _one(name, attributes, tainted, says, untracked=untracked, draw=draw)
         return out if out != rule else None
 
     return apply
@@ -82,7 +94,9 @@ class Needs:
 
     def __init__(self) -> None:
         self.depends = False
-        """A condition that can only be forced."""
+        """A condition that can only be forced, where more than a log hangs on it."""
+        self.turns = False
+        """The same, but for lots: it may change while a connection is open."""
         self.draws = False
         """A translation that chooses random ports."""
         self.counts = False
@@ -98,16 +112,20 @@ class Needs:
             change(False, untracked=False),
             change(True, untracked=False, draw=False),
             change(True, untracked=True),
+            change(False, untracked=False, kept=True),
         )
 
     def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
         """One rule of nftables, as its attributes and their expressions."""
         if not any(_odd(name, of) for name, of in rule):
             return
-        yes, no, kept, apart = (way(rule) for way in self._ways)
+        yes, no, kept, apart = (way(rule) for way in self._ways[:4])
         if any(said is not None for said in (yes, no, kept, apart)):
             self.changed.add(body)
-        self.depends |= yes != no
+        if yes != no and not _only_logs(rule):
+            self.depends = True
+            plain = [one for one in rule if not _is_lot(*one)]
+            self.turns |= self._ways[0](plain) != self._ways[4](plain)
         self.draws |= yes != kept
         self.counts |= yes != apart
         for name, attributes in rule:
@@ -115,6 +133,30 @@ class Needs:
                 self.learns.add((family, first(body, 1), dict(attributes)[1]))
             elif name == "target":
                 self.keeps |= word(dict(attributes)[1]) in _KEEPING
+
+
+def _only_logs(rule: list[Expression]) -> bool:
+    """Whether a rule decides and remembers nothing."""
+    names = {name for name, _ in rule}
+    targets = {word(of[0][1]) for name, of in rule if name == "target"}
+    logs = "log" in names or bool(targets & _LOGS)
+    return logs and not targets - _LOGS and not names & {"immediate", "reject", "dynset", "queue"}
+
+
+def _is_kept(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+    """Whether a condition says the same of all packets that an end of a conversation sends."""
+    of = dict(attributes)
+    if name == "match":
+        return word(of[1]) in _XT_KEPT
+    if name == "meta":
+        return 1 in of and number(of.get(2, b"")) not in _META_VARIES
+    if name == "payload" and 1 in of:
+        return number(of[2]) == 0 or (number(of[2]) == 1 and number(of[3]) in (1, 7, 8))
+    return name in ("socket", "osf", "xfrm")
+
+
+def _is_lot(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+    return name in _DRAWN or (name == "match" and word(attributes[0][1]) == "statistic")
 
 
 def _odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
@@ -134,7 +176,7 @@ def _odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
 def _one(  # noqa: PLR0911
     name: str,
     attributes: list[tuple[int, bytes]],
-    tainted: set[int],
+    tainted: dict[int, Optional[bool]],
     answer: Optional[bool],
     *,
     untracked: bool,
@@ -151,7 +193,9 @@ def _one(  # noqa: PLR0911
         return same if answer is None else [] if answer else [_BREAK, *same]
     if name == "flow_offload":
         return []  # a short cut past our ends; packets without it go the whole way
-    if name == "queue":  # without a listener: as with its bypass flag
+    if name == "queue":  # a listener lets everything pass, or nothing
+        if answer is False:
+            return [_DROP]
         return [(name, [(k, d) for k, d in attributes if k != 3] + [(3, struct.pack(">H", 1))])]
     if not draw and name in _FLAGS:
         return [(name, [(k, _quiet(d) if k == _FLAGS[name] else d) for k, d in attributes])]
@@ -164,7 +208,8 @@ def _one(  # noqa: PLR0911
                 return [_BREAK, *same]
             # Elements still come into the set; they count instead of measuring.
             return [(name, [(k, _COUNTS.get(k, d)) for k, d in attributes])]
-    if name in ("limit", "quota", "last"):
+    measured = name == "objref" and number(of.get(1, b"")) in _MEASURES
+    if measured or name in ("limit", "quota", "last"):
         return [] if answer else [_BREAK, *same]
     return _loading(name, of, tainted, same, answer)
 
@@ -181,31 +226,36 @@ def _inside(of: dict[int, bytes]) -> set[str]:
 
 
 def _loading(  # noqa: PLR0911
-    name: str, of: dict[int, bytes], tainted: set[int], same: list[Expression], answer: bool
+    name: str,
+    of: dict[int, bytes],
+    tainted: dict[int, Optional[bool]],
+    same: list[Expression],
+    answer: bool,
 ) -> list[Expression]:
     """Registers loaded with values that depend on the host, and the conditions on them."""
     target = _register(of.get(1 if name != "bitwise" else 2, b""))
     if name in _DRAWN:
         register, modulus, offset = (of.get(key, be32(0)) for key in _DRAWN[name])
         drawn = number(offset) + (0 if answer else max(0, number(modulus) - 1))
-        tainted.discard(_register(register))
+        tainted.pop(_register(register), None)
         value = nested(2, attr(1, struct.pack("=I", drawn)))
         return [("immediate", [(1, register), (2, value[4:])])]
     if _foreign(name, of):
-        tainted.add(target)
+        tainted[target] = answer
         return same
     if name in ("bitwise", "byteorder") and _register(of.get(1, b"")) in tainted:
-        tainted.add(_register(of.get(2, b"")))
+        tainted[_register(of.get(2, b""))] = tainted[_register(of.get(1, b""))]
         return same
     source = _register(of.get(2 if name == "lookup" else 1, b""))
-    if name in ("cmp", "range", "lookup") and any(source <= one < source + 4 for one in tainted):
+    said = [tainted[one] for one in tainted if source <= one < source + 4]
+    if name in ("cmp", "range", "lookup") and said:
         if name != "lookup" and source not in tainted:
             return same
-        return [] if answer else [_BREAK, *same]
+        return [] if all(said) else [_BREAK, *same]
     if name not in _KNOWN:
         return [] if answer else [_BREAK, *same]
     if name in ("payload", "meta", "ct", "fib", "rt", "exthdr") and 1 in of:
-        tainted.discard(target)
+        tainted.pop(target, None)
     return same
 
 
@@ -249,6 +299,8 @@ def _xt(  # noqa: PLR0911
     if name == "target":
         if what in _SHARED:
             return []
+        if what == "NFQUEUE" and answer is False:
+            return [_DROP]
         if what == "NFQUEUE" and len(of.get(3, b"")) >= 6:
             info = of[3][:4] + struct.pack("=H", 1) + of[3][6:]
             return [(name, [(k, info if k == 3 else d) for k, d in attributes])]
@@ -257,6 +309,8 @@ def _xt(  # noqa: PLR0911
         if answer is not None and what not in _XT_TARGETS:
             return [] if answer else [_BREAK, *same]
         return same
+    if what == "connbytes" and untracked:
+        return [_BREAK, *same]  # without an entry it is never true
     if what == "connlimit":
         inverted = bool(struct.unpack_from("=I", of[3], 20)[0] & 1)  # XT_CONNLIMIT_INVERT: at most
         if untracked:
@@ -274,16 +328,23 @@ def _kept(info: bytes) -> bytes:
     return info[:at] + struct.pack("=I", flags) + info[at + 4 :]
 
 
-def legacy(text: str, answer: bool, *, untracked: bool = False, draw: bool = True) -> str:
-    """The same for the output of iptables-legacy-save: a match is removed, or its rule is."""
+def legacy(
+    text: str,
+    answer: bool,
+    *,
+    untracked: bool = False,
+    draw: bool = True,
+    kept: Optional[bool] = None,
+) -> str:
+    """The same for the output of iptables-legacy-save: a match is removed, or its rule never
+    matches. Each rule keeps its number."""
     out = []
     for line in text.splitlines():
         if not _TOUCHED.search(line) or (" -A " not in line and not line.startswith("-A ")):
             out.append(line)
             continue
-        changed = _line(line, answer, untracked=untracked, draw=draw)
-        if changed is not None:
-            out.append(changed)
+        changed = _line(line, answer, kept, untracked=untracked, draw=draw)
+        out.append(_HEAD.sub(_NEVER, line) if changed is None else changed)
     return "\n".join(out) + "\n"
 
 
@@ -291,15 +352,36 @@ _TOUCHED: Final = re.compile(
     rf" -m (?!(?:{'|'.join(sorted(_XT_PLAIN))})(?: |$))| -j (?:IDLETIMER|LED|NFQUEUE)| --random"
 )
 """In every line that is loaded otherwise."""
+
+
+def depends(text: str, *, lots: bool = True) -> bool:
+    """Whether more than a log hangs on such a condition, by the output of iptables-legacy-save.
+    ``lots``: whether those count that fall on one of several."""
+    decide = "\n".join(
+        line if lots else _STATISTIC.sub("", line)
+        for line in text.splitlines()
+        if not re.search(r" -j (LOG|NFLOG|ULOG)( |$)", line)
+    )
+    return legacy(decide, True) != legacy(decide, False, kept=None if lots else True)
+
+
+_STATISTIC: Final = re.compile(r" -m statistic(?: (?!-m |-j |-g )\S+)*")
+_HEAD: Final = re.compile(r"^((?:\[\d+:\d+\] )?-A \S+).*")
+_NEVER: Final = r"\1 -p 254"
+"""A protocol number for experiments (RFC 3692), which no packet here has."""
 _MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
 
 
-def _line(line: str, answer: bool, *, untracked: bool, draw: bool) -> Optional[str]:
+def _line(
+    line: str, answer: bool, kept: Optional[bool], *, untracked: bool, draw: bool
+) -> Optional[str]:
     for match in _MATCH.finditer(line):
         module, options = match[1], match[2]
         if module in _XT_PLAIN:
             continue
-        said = answer
+        said = answer if kept is None or module not in _XT_KEPT else kept
+        if module == "connbytes" and untracked:
+            said = False
         if module == "connlimit" and untracked:
             said = "--connlimit-upto" in options
         if not said:
@@ -308,8 +390,11 @@ def _line(line: str, answer: bool, *, untracked: bool, draw: bool) -> Optional[s
     target = re.search(r" -j (\S+)", line)
     if target and target[1] in _SHARED:
         return None
-    if target and target[1] == "NFQUEUE" and "--queue-bypass" not in line:
-        line += " --queue-bypass"
+    if target and target[1] == "NFQUEUE":
+        if not answer:
+            line = f"{line[: target.start()]} -j DROP"
+        elif "--queue-bypass" not in line:
+            line += " --queue-bypass"
     if not draw:
         line = re.sub(r" --random(-fully)?", "", line)
     return line

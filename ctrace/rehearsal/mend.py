@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from itertools import zip_longest
 from typing import Final, Optional
@@ -15,7 +16,7 @@ from typing import Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.plan.plan import MAX_ACCEPTS, Notrack
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
-from ctrace.rehearsal.play import Run, Talk, play, throw
+from ctrace.rehearsal.play import Run, Talk, throw
 from ctrace.rehearsal.rehearse import Found, Service
 from ctrace.rehearsal.room import Setting, ours
 from ctrace.rehearsal.stage import Hit, on_one_processor
@@ -44,6 +45,10 @@ class Settled:
     """Whether path MTU discovery depends only on the rules about ICMP errors."""
     deciders: list[tuple[Difference, str]] = field(default_factory=list)
     """The remaining differences, each with the rule that decides it, in words."""
+    counts: bool = False
+    """Whether any remains because limits and the like are asked about each packet then."""
+    lacks_nft: bool = False
+    """Whether rules of nftables might spare what breaks: connections that share the port."""
 
 
 class Mender:
@@ -52,6 +57,7 @@ class Mender:
     def __init__(self, service: Service, ruleset: Optional[Ruleset], backend: str) -> None:
         self._service, self._ruleset, self._backend = service, ruleset, backend
         self._reasons: dict[str, str] = {}
+        self._lacks_nft = False
 
     def settle(self, lever: Notrack) -> Settled:
         """Mend until nothing breaks, something opens, or nothing helps. Raises CtraceError."""
@@ -70,7 +76,13 @@ class Mender:
         if not found.of(OPENS) and not found.of(BREAKS):
             self._service.coming_and_going(lever, self._backend, found)
         deciders = self._deciders(lever, found)
-        return Settled(lever, found, self._reasons, self._needs_icmp(lever), deciders)
+        path_mtu = self._needs_icmp(lever)
+        counts = any(
+            found.settings[id(one)].later is not None
+            for kind in (BREAKS, OPENS)
+            for one in found.of(kind)
+        )
+        return Settled(lever, found, self._reasons, path_mtu, deciders, counts, self._lacks_nft)
 
     def _sparing(self, lever: Notrack, found: Found) -> tuple[Notrack, Found]:
         """The lever that leaves calls from the service's port tracked: those of others, and those
@@ -117,14 +129,18 @@ class Mender:
     def _sharing(self, lever: Notrack, found: Found) -> Optional[Notrack]:
         """For others' connections made from the service's port, or translated to it: accepts could
         not mend those, because half of each is untracked."""
-        if self._backend != "nft" or lever.shared:
+        if lever.shared:
             return None
         port, served = self._service.port, "server" in lever.roles
+        moved = self._service.moved()
         for one in (*found.of(OPENS), *found.of(BREAKS)):
             what = one.what
             talk = isinstance(what, Talk)
-            other = what.sport == port or (talk and what.dport != port)
+            other = what.sport == port or (talk and (what.dport != port or what in moved))
             if other and (lever.proto == "tcp" or (served and talk)):
+                if self._backend != "nft":
+                    self._lacks_nft = True
+                    return None
                 # ICMP errors don't show which flow they quote: no rule of a served port may catch
                 # them.
                 return replace(lever, shared=True, icmp=lever.icmp and not served)
@@ -142,6 +158,7 @@ class Mender:
                     one.what.client_at,
                     one.what.server_at,
                     one.what.uid,
+                    one.what.answering,
                     found.settings[id(one)],
                 )
                 kinds.setdefault(key, one)
@@ -184,9 +201,11 @@ class Mender:
         rules = ours(lever, self._backend) if lever else None
         with self._service.room.stage(setting, rules, traced=True) as stage:
             if not self._service.room.snapshot.legacy:
-                run = play(stage, [talk])[0]
+                run = self._service.played(stage, setting, rules, [talk])[0]
                 return run, [(of_stage(stage, self._ruleset, run.ways), run.ways)]
-            run, ways, tables = legacy.ways(stage, talk)
+            turn = partial(self._service.room.turn, stage, setting, rules, silent=True)
+            between = None if setting.later is None else turn
+            run, ways, tables = legacy.ways(stage, talk, between)
             return run, [
                 (of_stage(stage, self._ruleset, run.ways), run.ways),
                 (legacy.known(tables, self._ruleset), ways),

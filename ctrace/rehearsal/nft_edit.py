@@ -22,7 +22,7 @@ from ctrace.host.rawlink import (
     text,
     word,
 )
-from ctrace.rehearsal.nft_copy import CHAIN, NFT, RULE, SET, TABLE, Thing, again, head
+from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, NFT, RULE, SET, TABLE, Thing, again, head
 
 DELETE_TABLE, DELETE_RULE, DELETE_ELEMENT = 2, 8, 14
 Place = tuple[int, str, str]
@@ -100,6 +100,16 @@ def without(where: Place, handle: int = 0) -> Request:
     """What deletes a rule, or all of a chain."""
     body = head(where[0]) + text(1, where[1]) + text(2, where[2])
     return DELETE_RULE, 0, body + (attr(3, struct.pack(">Q", handle)) if handle else b"")
+
+
+def elements(path: str, sets: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """(name, attributes) of the elements of sets, in pieces. Raises OSError, Interrupted."""
+    with Link(path, NETFILTER) as link:
+        for family, table, name in sets:
+            which = head(family) + attr(1, table) + attr(2, name)
+            for body in link.dump(NFT | ELEMENT + 1, which):
+                if any(kind == 3 for kind, _ in split(body, 4)):
+                    yield f"{word(table)} {word(name)}", body[4:]
 
 
 def without_table(family: int, name: str) -> Iterator[Request]:

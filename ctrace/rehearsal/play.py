@@ -44,6 +44,8 @@ class Talk:
     """The host's own table has it: it works."""
     kin: int = 0
     """How many other flows of the table it represents."""
+    answering: int = 0
+    """User id of the process that serves it here."""
 
     def __str__(self) -> str:
         name = {TCP: "tcp", UDP: "udp"}[self.proto]
@@ -135,7 +137,7 @@ class Run:
             made = tcp(number, own, far, (port, far_port), step.flags, step[2:4], step.data)
         else:
             made = udp(number, own, far, (port, far_port))
-        return where, talk.uid if step.who == "c" else 0, made
+        return where, talk.uid if step.who == "c" else talk.answering, made
 
     def got(self, step: Step, outcomes: Sequence[Outcome], way: Sequence[Hit]) -> None:
         """How it ended."""

@@ -14,12 +14,14 @@ from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
 from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, play, throw
-from ctrace.rehearsal.room import Ours, Room, Setting, ours
+from ctrace.rehearsal.room import Learned, Ours, Room, Setting, ours
 from ctrace.rehearsal.stage import Outcome, Stage, on_one_processor
 from ctrace.ruleset.notrack import far_ports
 
 Flow = tuple[str, bytes, int, bytes, int]
 """Of the table: (role, source, port, destination, port)."""
+MOST_TURNED: Final = 400
+"""Conversations for which conditions change while they are open."""
 EPHEMERAL: Final = 32768
 """First of the ports that most systems give to connections (ip_local_port_range)."""
 CARRIED_S: Final = 600
@@ -34,6 +36,7 @@ class Tracked:
     again: list[Run]
     strays: list[Optional[Outcome]]
     entries: Events
+    learned: Learned = frozenset()
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Found:
     """Conversations opened untracked that do not survive the end of the lever."""
     cut: list[Talk] = field(default_factory=list)
     """Conversations opened tracked that do not survive its start."""
+    unlearned: list[str] = field(default_factory=list)
+    """Sets that its packets fill otherwise, and that rules ask."""
 
     def of(self, kind: str) -> list[Difference]:
         """Those of a kind."""
@@ -86,17 +91,34 @@ class Service:
     def tracked(self, setting: Setting) -> Tracked:
         """How all conversations fare without our rules; twice, where something is random."""
         if setting not in self._tracked:
+            turns = setting.later is not None
             with self.room.stage(setting) as stage:
-                runs = play(stage, self.talks)
+                runs = self.played(stage, setting, None)
                 entries = self._entries(stage)
                 self.helped |= bool((entries["status"] & Status.HELPER).any())
-                strays = [end for end, _ in throw(stage, self.strays)]
+                learned = self.room.learned(stage) if setting == Setting() else frozenset()
+                strays = [end for end, _ in throw(stage, [] if turns else self.strays)]
             again: list[Run] = []
-            if self.room.names.nat or self.room.settings() != [Setting()]:
+            if not turns and (self.room.names.nat or self.room.settings() != [Setting()]):
                 with self.room.stage(setting) as stage:
                     again = play(stage, self.talks)
-            self._tracked[setting] = Tracked(runs, again, strays, entries)
+            self._tracked[setting] = Tracked(runs, again, strays, entries, learned)
         return self._tracked[setting]
+
+    def played(
+        self,
+        stage: Stage,
+        setting: Setting,
+        rules: Optional[Ours],
+        some: Optional[Sequence[Talk]] = None,
+    ) -> list[Run]:
+        """All conversations, or some: under a setting that turns only those with the service."""
+        if setting.later is None:
+            return play(stage, self.talks if some is None else some)
+        if some is None:
+            mine = [talk for talk in self.talks if talk.dport == self.port]
+            some = mine[:: -(-len(mine) // MOST_TURNED) or 1]
+        return play(stage, some, dict(REST), lambda: self.room.turn(stage, setting, rules))
 
     def with_lever(self, lever: Notrack, backend: str, settings: Sequence[Setting] = ()) -> Found:
         """Everything, with the very rules that would be applied. Raises CtraceError."""
@@ -104,16 +126,19 @@ class Service:
         rules = ours(lever, backend)
         trusted = self._trusted(lever)
         with on_one_processor():
-            for setting in settings or self.room.settings():
+            for setting in settings or [*self.room.settings(), *self.room.turns()]:
                 before = self.tracked(setting)
+                thrown = self.strays if setting.later is None else []
                 with self.room.stage(setting, rules) as stage:
-                    after = play(stage, self.talks)
+                    after = self.played(stage, setting, rules)
                     if setting == Setting():
                         found.entries = (
                             self._count(before.entries, lever),
                             self._count(self._entries(stage), lever),
                         )
-                    ends = [end for end, _ in throw(stage, self.strays)]
+                        learned = self.room.learned(stage) ^ before.learned
+                        found.unlearned = sorted({name for name, _ in learned})
+                    ends = [end for end, _ in throw(stage, thrown)]
                 if lever.shared:  # what others' connections taught the rules is not for ours
                     after = self._apart(setting, rules, after)
                 welcome = {
@@ -127,7 +152,7 @@ class Service:
                     drawn=self.room.draws and setting.draw,
                     trusted=trusted,
                 )
-                new += compare.strays(self.strays, before.strays, ends, welcome, trusted)
+                new += compare.strays(thrown, before.strays, ends, welcome, trusted)
                 plain = {r.talk for r in before.runs if r.first is None or _untranslated(r)}
                 new = [replace(d, kind=OWN) if self._never_so_far(d, plain) else d for d in new]
                 have = {(d.what, d.kind) for d in found.differences}
@@ -189,7 +214,7 @@ class Service:
         """Runs in which this host's own calls are on a stage of their own."""
         own = [run.talk for run in after if run.talk.role in ("client", "loopback")]
         with self.room.stage(setting, rules) as stage:
-            again = {run.talk: run for run in play(stage, own)}
+            again = {run.talk: run for run in self.played(stage, setting, rules, own)}
         return [again.get(run.talk, run) for run in after]
 
     def servers(self, roles: Collection[str]) -> set[bytes]:
@@ -210,6 +235,14 @@ class Service:
             run.talk.known and run.first is not None and not _untranslated(run)
             for run in self.tracked(Setting()).runs
         )
+
+    def moved(self) -> set[Talk]:
+        """Conversations that a translation leads to this host, though it has not the address."""
+        return {
+            run.talk
+            for run in self.tracked(Setting()).runs
+            if run.first is not None and run.first.way == "in" and run.first.dst != run.talk.server
+        }
 
     def own_ports(self) -> bool:
         """Whether this host's calls leave from ports that a translation chose at random."""

@@ -12,7 +12,7 @@ from typing import Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.host.rawlink import Interrupted, number, split
 from ctrace.plan.plan import Notrack, alone
-from ctrace.rehearsal import constants, forced, nft_copy, nft_edit
+from ctrace.rehearsal import constants, forced, nft_copy, nft_edit, surroundings
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.rehearsal.stage import Script, Stage
@@ -30,6 +30,9 @@ _MEASURES: Final = (2, 4, 5)
 """NFT_OBJECT_QUOTA, LIMIT, CONNLIMIT."""
 
 
+Learned = frozenset[tuple[str, bytes]]
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a stage is like beside the snapshot."""
@@ -40,6 +43,14 @@ class Setting:
     """Whether translations draw ports by lot."""
     late_first: bool = False
     """Chains of one priority registered the other way round."""
+    later: Optional[bool] = None
+    """What those conditions say that change, once a conversation is open; None: the same."""
+
+    def says(self, late: bool) -> tuple[bool, Optional[bool]]:
+        """(the answer, what conditions say instead that do not change); ``late``: once open."""
+        if late and self.later is not None:
+            return self.later, self.answer
+        return self.answer, None
 
 
 @dataclass(frozen=True)
@@ -102,9 +113,8 @@ class Room:
         self.names = constants.named(self.snapshot, ruleset, self._needs)
         self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
         old = [text for _, text in self.snapshot.legacy]
-        self._depends = self._needs.depends or any(
-            forced.legacy(text, True) != forced.legacy(text, False) for text in old
-        )
+        self._depends = self._needs.depends or any(forced.depends(text) for text in old)
+        self._turns = self._needs.turns or any(forced.depends(text, lots=False) for text in old)
         self.draws = self._needs.draws or any(
             forced.legacy(text, True) != forced.legacy(text, True, draw=False) for text in old
         )
@@ -112,6 +122,8 @@ class Room:
             forced.legacy(text, True) != forced.legacy(text, True, untracked=True) for text in old
         )
         self._orders = nft_copy.equal_priorities(self.snapshot.nft)
+        self._watched = sorted(self._needs.learns & self.names.asked)
+        self._fills = self._needs.keeps or any(" -j SET " in text for text in old)
         self._refill = _changing(self.snapshot.nft, self._needs)
         self._keeps = self._needs.keeps or _keeps(self.snapshot)
         self._took = 0.0
@@ -131,6 +143,26 @@ class Room:
         if self._orders:
             found.append(replace(kept, late_first=True))
         return found
+
+    def turns(self) -> list[Setting]:
+        """Further settings, in which a limit, a quota or an hour ends while conversations are open:
+        it may be asked about each packet then that has no entry."""
+        kept = Setting(draw=not self.draws)
+        both = (True, False) if self._turns else ()
+        return [replace(kept, answer=one, later=not one) for one in both]
+
+    def turn(
+        self, stage: Stage, setting: Setting, rules: Optional[Ours], silent: bool = False
+    ) -> None:
+        """Such conditions say from now on what they say later; entries stay. Raises CtraceError."""
+        apart = self._apart and rules is not None
+        made = nft_copy.instead(self._rules(setting, apart, late=True))
+        refused = nft_copy.write(stage.space.path, made)
+        if refused:
+            raise CtraceError(f"its rules cannot be copied: {refused[0]}")
+        surroundings.legacy(self._as(setting, apart, late=True), stage.space, silent)
+        if rules is not None:
+            stage.run(rules.accepts if rules.backend == "nft" else rules.whole)
 
     @contextmanager
     def stage(
@@ -156,13 +188,27 @@ class Room:
                 stage.run(rules.whole if untracked else rules.accepts)
             yield stage
             begin = time.monotonic()
-            good = not self._keeps and key not in self._idle and self._emptied(stage, rules)
+            good = not self._keeps and setting.later is None and key not in self._idle
+            good = good and self._emptied(stage, rules)
             self._keeps |= good and not self._worth_it(time.monotonic() - begin)
         finally:
             if good:
                 self._idle[key] = stage
             else:
                 stage.close()
+
+    def learned(self, stage: Stage) -> Learned:
+        """The elements of sets that packets fill and that rules ask: (set, key)."""
+        found = set()
+        for name, body in nft_edit.elements(stage.space.path, self._watched):
+            for _, one in split(dict(split(body))[3]):
+                found.add((name, dict(split(one)).get(1, b"")))
+        if self._fills and self.snapshot.ipset_index:
+            for line in stage.space.run(["ipset", "save"]).splitlines():
+                word, *rest = line.split()
+                if word == "add":
+                    found.add((rest[0], rest[1].encode()))
+        return frozenset(found)
 
     def _emptied(self, stage: Stage, rules: Optional[Ours]) -> bool:
         """Make a stage as it was; False when that cannot be."""
@@ -178,29 +224,34 @@ class Room:
         return False
 
     def _new(self, setting: Setting, apart: bool, silent: bool) -> Stage:
-        legacy = tuple(
-            (family, forced.legacy(text, setting.answer, untracked=apart, draw=setting.draw))
-            for family, text in self.snapshot.legacy
-        )
-        snapshot = replace(self.snapshot, legacy=legacy)
+        snapshot, rules = self._as(setting, apart), self._rules(setting, apart)
         begin = time.monotonic()
-        stage = Stage(snapshot, self._rules(setting, apart), self._known, silent=silent)
+        stage = Stage(snapshot, rules, self._known, silent=silent)
         self._took = time.monotonic() - begin
         return stage
+
+    def _as(self, setting: Setting, apart: bool, late: bool = False) -> Snapshot:
+        """The snapshot with its legacy tables as a setting wants them."""
+        says, kept = setting.says(late)
+        legacy = tuple(
+            (family, forced.legacy(text, says, untracked=apart, draw=setting.draw, kept=kept))
+            for family, text in self.snapshot.legacy
+        )
+        return replace(self.snapshot, legacy=legacy)
 
     def _worth_it(self, emptying: float) -> bool:
         """Whether a new stage would take longer. To forget entries the kernel walks the table of
         all namespaces: where that is full, few rules are loaded sooner."""
         return emptying < self._took
 
-    def _rules(self, setting: Setting, apart: bool) -> nft_copy.Batch:
+    def _rules(self, setting: Setting, apart: bool, late: bool = False) -> nft_copy.Batch:
         """nftables as a setting wants it, prepared once."""
-        changed = self._needs.changed
-        key = (setting.late_first, bool(changed) and (setting.answer, setting.draw, apart))
+        changed, (says, kept) = self._needs.changed, setting.says(late)
+        key = (setting.late_first, bool(changed) and (says, kept, setting.draw, apart))
         if key not in self._batches:
             change = None
             if changed:
-                change = forced.change(setting.answer, untracked=apart, draw=setting.draw)
+                change = forced.change(says, untracked=apart, draw=setting.draw, kept=kept)
             things = self.snapshot.nft
             if setting.late_first:
                 things = nft_copy.late_first(things)

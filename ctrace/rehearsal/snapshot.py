@@ -14,7 +14,7 @@ from errno import ENOENT
 from functools import cached_property
 from typing import Any, Final, Optional
 
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, TryAgain
 from ctrace.host import commands
 from ctrace.host.netns import enter
 from ctrace.host.rawlink import NETFILTER, ROUTE, Interrupted, Link, attr, number, split, text, word
@@ -128,7 +128,7 @@ def take(path: str) -> Snapshot:
                 rules += link.dump(GETRULE, ask)
         things = nft_copy.read(path)
     except Interrupted:
-        raise CtraceError("its rules changed again and again while they were read") from None
+        raise TryAgain("its rules changed again and again while they were read") from None
     except OSError as error:
         raise CtraceError(f"its rules cannot be read: {error.strerror}") from None
     legacy = _legacy(path, gaps)

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Optional
 
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, TryAgain
 from ctrace.host import ctnetlink
 from ctrace.host.rawlink import (
     APPEND,
@@ -229,7 +229,7 @@ class Stage:
             os.write(file, header + kind + packet if header else packet)
 
     def send(self, packet: bytes, uid: int = 0) -> None:
-        """As if the host itself had sent it, in a process of this user."""
+        """As if the host itself had sent it, in a process of this user and the group of that id."""
         six = packet[0] >> 4 == 6
         src, dst = (packet[8:24], packet[24:40]) if six else (packet[12:16], packet[16:20])
         family = socket.AF_INET6 if six else socket.AF_INET
@@ -243,13 +243,13 @@ class Stage:
 
     def _open(self, family: int, src: bytes, scope: int, uid: int) -> socket.socket:
         with self.space.inside():
-            if uid:
-                _libc.setfsuid(uid)
+            for become in (_libc.setfsgid, _libc.setfsuid) if uid else ():
+                become(uid)
             try:
                 sock = socket.socket(family, socket.SOCK_RAW, 255)
             finally:
-                if uid:
-                    _libc.setfsuid(0)
+                for become in (_libc.setfsuid, _libc.setfsgid) if uid else ():
+                    become(0)
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         name = socket.inet_ntop(family, src)
@@ -284,7 +284,7 @@ class Stage:
                 at += (size + 3) & ~3
                 if kind == _TRACE and self._told(body, numbers, found):
                     return found
-        raise CtraceError("the rehearsal came to a stop: the kernel did not answer in time")
+        raise TryAgain("the rehearsal came to a stop: the kernel did not answer in time")
 
     def _told(
         self, body: bytes, numbers: dict[bytes, int], found: dict[int, list[Outcome]]

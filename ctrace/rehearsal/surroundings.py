@@ -19,7 +19,7 @@ import time
 from errno import EEXIST
 from typing import Final
 
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, TryAgain
 from ctrace.host.rawlink import (
     ACK,
     APPEND,
@@ -218,7 +218,7 @@ def wait(snapshot: Snapshot, space: Space) -> None:
         while waiting:
             waiting = [one for one in waiting if not _is_local(link, *one)]
             if waiting and time.monotonic() > until:
-                raise CtraceError("the kernel did not make an address usable in time")
+                raise TryAgain("the kernel did not make an address usable in time")
             if waiting:
                 time.sleep(0.001)
 

@@ -142,7 +142,10 @@ class Plot:
         self._proto, self._port, self._ephemeral = proto, port, ephemeral
         self.ports_left_out = 0
         """Ports that rules name, and others stand for."""
-        self._lo = next((d.index for d in snapshot.devices if d.kind == LOOPBACK), 1)
+        lo = next((d.index for d in snapshot.devices if d.kind == LOOPBACK), 1)
+        self._lo = lo
+        # An address of a balancer or of anycast is on lo, and others call it all the same.
+        self._mine = [(a, i) for a, i in who.local if i != lo or not ip_address(a).is_loopback]
 
     def talks(self, names: Named, flows: Sequence[Talk]) -> list[Talk]:
         """All of them, each from a port of its own."""
@@ -161,7 +164,7 @@ class Plot:
     def _server(self, port: int, near: bool = False) -> Iterator[Talk]:
         """Others call this host."""
         far = self._who.near if near else list(self._who.far.values())
-        mine = [(a, i) for a, i in self._who.local if i != self._lo]
+        mine = self._mine
         few = len(far) * len(mine) <= MOST_PAIRS
         for number, other in enumerate(far):
             same = [(a, i) for a, i in mine if _fits(a, i, other)]
@@ -172,6 +175,9 @@ class Plot:
                     yield Talk(
                         "server", self._proto, other.address, sport, address, port, other.device, 0
                     )
+                for uid in self._who.uids[1:] if other in self._who.near and not near else ():
+                    ends = other.address, 0, address, port
+                    yield Talk("server", self._proto, *ends, other.device, answering=uid)
         for address, _ in mine:  # from an interface that no route leads to
             for device in self._snapshot.devices if not near else ():
                 if device.index not in (self._lo, 0) and address[:2] != b"\xfe\x80":
@@ -194,6 +200,8 @@ class Plot:
             if address[:2] != b"\xfe\x80":
                 for uid in self._who.uids:
                     yield Talk("loopback", self._proto, address, 0, address, port, 0, 0, uid)
+                for uid in self._who.uids[1:]:
+                    yield Talk("loopback", self._proto, address, 0, address, port, answering=uid)
 
     def _through(self, port: int) -> Iterator[Talk]:
         """Others call others by way of this host."""
@@ -293,7 +301,7 @@ class Plot:
         near = set(self._who.near)
         out = []
         for other in self._who.far.values():
-            targets = [(a, i) for a, i in self._who.local if i != self._lo and _fits(a, i, other)]
+            targets = [(a, i) for a, i in self._mine if _fits(a, i, other)]
             for address, _ in targets if other in near else targets[:1]:
                 ports = [(self._port, q) for q in (*CLOSED, low + 7, high - 2)]
                 for sport, dport in (*ports, (low + 11, self._port)):

@@ -130,6 +130,8 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...]]:
     match = _ports(lever, accept.flow, accept.role)
     if accept.flow == "from" and lever.proto == "tcp":
         match += _NOT_SYN
+    if lever.proto != "tcp" and any(term.field == "later" for term in accept.terms):
+        return []
     peers = _peers(lever, accept.role, accept.family, _ADDRESS[ENDS[accept.flow].address])
     return [
         (*peer, *match, *terms, *state, *comment)
@@ -172,6 +174,8 @@ def _terms(
             choices = [("-m", "addrtype", *word, side, "LOCAL")]
         elif term.field == "mark":
             choices = [("-m", "mark", *word, "--mark", values[0])]
+        elif term.field == "later":
+            choices = [_NOT_SYN[1:] if term.negate else _NOT_SYN]
         elif term.field == "uid":
             choices = [("-m", "owner", *word, "--uid-owner", values[0])]
         else:

@@ -42,8 +42,8 @@ _OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"
 _FAR: Final = {"sport": ("daddr", "dport"), "dport": ("saddr", "sport")}
 """The far end of a packet, by which of its ports is the service's."""
 _CALLS: Final = (("ip", "calls4", "ipv4_addr"), ("ip6", "calls6", "ipv6_addr"))
-OTHERS_PRIORITY: Final = "srcnat + 10"
-"""Translated packets have their new source here."""
+OTHERS_PRIORITY, MOVED_PRIORITY = "srcnat + 10", "110"
+"""Translated packets have their new source here, on the way out and on the way in."""
 MAX_OTHERS: Final = 1 << 19
 """Ends that a set remembers: twice the entries of a large host's table by default."""
 OTHERS_TIMEOUT: Final = {"tcp": 432000, "udp": 180}
@@ -159,9 +159,7 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[str]:
 
 def _anchor(accept: Accept, family: str, match: str) -> str:
     """Holds a rule of an inet table to one family, where its terms are of one but don't say so."""
-    bound = any(
-        t.field in ("saddr", "daddr", "saddr-set", "daddr-set", "family") for t in accept.terms
-    )
+    bound = any("addr" in t.field or t.field == "family" for t in accept.terms)
     if accept.family != "inet" or not bound or f"{family} " in match:
         return ""
     return f"meta nfproto {'ipv4' if family == 'ip' else 'ipv6'} "
@@ -197,6 +195,10 @@ def _terms(terms: Iterable[Term], family: str, proto: str) -> Optional[str]:  # 
         elif term.field == "mark":
             value, mask = values[0].split("/")
             out += f"meta mark & {mask} {'!=' if term.negate else '=='} {value} "
+        elif term.field == "later":
+            if proto != "tcp":
+                return None
+            out += f"tcp flags & (syn | ack) {'==' if term.negate else '!='} syn "
         elif term.field == "uid":
             out += f"meta skuid {unequal}{values[0]} "
         else:
@@ -241,7 +243,7 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     # Whoever comes by another port or address, which rules translate to the service's.
     dnat = "{0.proto} dport {0.port} ct status dnat"
     moved = [rule for one in served for rule in _remember(one, dnat.format(one), "dport")]
-    lines += _chain("moved", "input", PRIORITY, moved)
+    lines += _chain("moved", "input", MOVED_PRIORITY, moved)
     if timeouts:
         pre = [r for p in timeouts if {"server", "forward"} & set(p.roles) for r in _policy(p)]
         out = [r for p in timeouts if {"client", "loopback"} & set(p.roles) for r in _policy(p)]

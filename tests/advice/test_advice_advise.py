@@ -227,11 +227,15 @@ def test_half_a_pair_is_found_without_traffic() -> None:
 
 def test_small_or_idle_services_are_pointless() -> None:
     found = ask(service(8063, 900), service(22, 5), service(443, 60, closed=0.0, new_per_s=0.0))
-    verdicts = {c.port: (c.verdict, " ".join(c.reasons)) for c in found.candidates}
-    assert verdicts[22][0] == "warn"
-    assert "pointless" in verdicts[22][1]
-    assert verdicts[443][0] == "warn"
-    assert "long-lived" in verdicts[443][1]
+    by_port = {c.port: c for c in found.candidates}
+    assert by_port[8063].proposed
+    for port, why in ((22, "pointless"), (443, "long-lived")):
+        one = by_port[port]
+        assert one.verdict in ("safe", "safe-with-rules")
+        assert not one.proposed
+        assert why in " ".join(one.remarks)
+        assert set(one.remarks) <= set(one.reasons)
+    assert [lever.port for table in found.tables for lever in table.levers] == [8063]
     unseen = ask(service(443, 900, closed=None, new_per_s=0.0)).candidates[0]
     assert "long-lived" in " ".join(unseen.reasons)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import socket
 import threading
@@ -10,8 +11,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from kit.advice_cases import EST, LO, PING, RULES, SAFE, TRACK, Setup, chain, fw, nft, xt
+from kit.advice_cases import (
+    EST,
+    LO,
+    PING,
+    RULES,
+    SAFE,
+    TRACK,
+    XT_EST,
+    XT_ICMP,
+    XT_LO,
+    Setup,
+    chain,
+    fw,
+    nft,
+    xt,
+    xt_filter,
+)
 from kit.advice_net import (
+    CLOSED,
     FAMILIES,
     PORT,
     WAIT,
@@ -28,6 +46,7 @@ from kit.advice_net import (
     take_away,
     verdict_on,
 )
+from kit.tool_structures import VIP
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import subject
@@ -450,6 +469,29 @@ def test_a_gateways_own_service(net: Net, tool: str, proto: str, chosen: str) ->
     take_away(net)
 
 
+def test_a_clusters_address_with_the_services_own_port(net: Net) -> None:
+    """Whoever calls it is led to this host: by the port alone that looks like the service."""
+    reset(net)
+    install(net, (*nft("table ip n { chain pre { type nat hook prerouting priority -100;\n"
+                       f"ip daddr {VIP} tcp dport 8063 dnat to 10.77.3.2\n}}\n}}\n"),
+                  *FIREWALL))  # fmt: skip
+    direct, through_it = (net.addresses["h"][4], PORT), (VIP, PORT)
+    assert ask(net.c, direct)
+    judgement = judged(net)
+    assert judgement.verdict == RULES, judgement.reasons
+    lever = judgement.lever
+    assert ask(net.c, through_it)
+    put(net, replace(lever, shared=False, accepts=()))
+    assert not ask(net.c, through_it)
+    take_away(net)
+    put(net, lever)
+    assert ask(net.c, through_it)
+    net.h.run(["conntrack", "-F"], check=False)
+    assert ask(net.c, direct)
+    assert not entries(net)
+    take_away(net)
+
+
 def test_a_gateways_rules_survive_a_reload(net: Net) -> None:
     """As when somebody saves the ruleset for the next boot."""
     reset(net)
@@ -490,8 +532,182 @@ def test_a_connection_that_is_translated_to_the_port_now(net: Net) -> None:
     assert ask(net.c, (net.addresses["h"][4], PORT))
     about = replace(subject(seen(net), net.local, (32768, 60999), True, ()), shared_now=True)
     judgement = verdict_on(about, net.h.path)
-    assert judgement.verdict == "warn"
+    assert judgement.verdict == "unsafe"
     assert "right now" in judgement.reasons[0]
+
+
+# ---- users of this host ------------------------------------------------------------------
+
+USER, USERS_PORT = 33, 8064
+_libc = ctypes.CDLL(None)
+
+
+@contextlib.contextmanager
+def as_user(ids: int) -> Iterator[None]:
+    """This thread's new files are that user's and group's."""
+    _libc.setfsgid(ids)
+    _libc.setfsuid(ids)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(0)
+        _libc.setfsgid(0)
+
+
+@contextlib.contextmanager
+def serving_as(node: Node, ids: int, port: int) -> Iterator[None]:
+    with node.enter(), as_user(ids):
+        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+    def run() -> None:
+        with contextlib.suppress(OSError), as_user(ids):  # what is accepted is of who accepts it
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"u" * len(connection.recv(2)) * 2)
+
+    with server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("", port))
+        server.listen(16)
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(60)
+
+
+@pytest.mark.parametrize("word", ["skuid", "skgid"])
+def test_a_user_who_may_only_answer(net: Net, word: str) -> None:
+    """Its service's replies pass by state, before what stops everything else of that user."""
+    reset(net)
+    install(net, fw(chain("output", f"{EST}meta {word} {USER} reject")))
+    door = (net.addresses["h"][4], USERS_PORT)
+    with serving_as(net.h, USER, USERS_PORT):
+        assert ask(net.c, door)
+        judgement = judged(net, port=USERS_PORT)
+        assert judgement.verdict == RULES, judgement.reasons
+        put(net, bare(judgement))
+        assert not ask(net.c, door)
+        take_away(net)
+        put(net, judgement.lever)
+        net.h.run(["conntrack", "-F"], check=False)
+        assert ask(net.c, door)
+        assert not entries(net, USERS_PORT)
+    take_away(net)
+
+
+# ---- what only some packets meet ------------------------------------------------------
+
+
+def test_an_address_on_lo_that_others_call(net: Net) -> None:
+    """As a balancer's or anycast: nobody called it while the table was read."""
+    reset(net)
+    anycast = "192.0.2.55"
+    rules = f"ip saddr {anycast} ct state established accept\nip saddr {anycast} drop"
+    install(net, fw(chain("output", rules)))
+    net.h.run(["ip", "addr", "add", f"{anycast}/32", "dev", "lo"])
+    try:
+        assert ask(net.c, (net.addresses["h"][4], PORT))
+        judgement = judged(net)
+        assert judgement.verdict == RULES, judgement.reasons
+        assert ask(net.c, (anycast, PORT))
+        put(net, bare(judgement))
+        assert not ask(net.c, (anycast, PORT))
+        take_away(net)
+        put(net, judgement.lever)
+        assert ask(net.c, (anycast, PORT))
+        take_away(net)
+    finally:
+        net.h.run(["ip", "addr", "del", f"{anycast}/32", "dev", "lo"])
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_a_program_that_decides_about_new_connections(net: Net, variant: str) -> None:
+    """Nobody listens here, so without a bypass nothing is let in: untracked packets are."""
+    queue = "-A INPUT -p tcp --dport 8063 -m conntrack --ctstate NEW -j NFQUEUE --queue-num 9"
+    door = (net.addresses["h"][4], PORT)
+    reset(net)
+    install(net, xt(variant, f"*filter\n{queue} --queue-bypass\nCOMMIT\n"))
+    assert ask(net.c, door)
+    judgement = judged(net)
+    reset(net)
+    install(net, xt(variant, f"*filter\n{queue}\nCOMMIT\n"))
+    assert not ask(net.c, door)
+    put(net, bare(judgement))
+    assert ask(net.c, door)
+    take_away(net)
+    assert judgement.verdict == "unsafe", judgement.reasons
+
+
+SCARCE = "1/minute"
+XT_FEW = f"{XT_EST}{XT_LO}{XT_ICMP}-A INPUT -p tcp --dport 8063"
+NO_V6 = "*filter\nCOMMIT\n"
+FEW = {
+    "nft limit": fw(chain("input", EST + LO + PING + f"tcp dport 8063 limit rate {SCARCE} burst 5 "
+                          "packets accept", "drop")),
+    "nft quota": fw(chain("input", EST + LO + PING + "tcp dport 8063 quota until 9 kbytes accept",
+                          "drop")),
+    "iptables-nft limit": xt("nft", xt_filter(f"{XT_FEW} -m limit --limit {SCARCE} --limit-burst "
+                                              "5 -j ACCEPT\n"), NO_V6),
+    "iptables-legacy quota": xt("legacy", xt_filter(f"{XT_FEW} -m quota --quota 9000 -j ACCEPT\n"),
+                                NO_V6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_limit_that_only_first_packets_meet(net: Net, name: str) -> None:
+    """The others pass by state, before it: once untracked, all would count."""
+    reset(net)
+    install(net, FEW[name])
+    door = (net.addresses["h"][4], PORT)
+    assert ask(net.c, door, b"u")
+    judgement = judged(net)
+    put(net, bare(judgement))
+    assert not ask(net.c, door, b"u")
+    reset(net)
+    install(net, FEW[name])
+    if judgement.verdict == "unsafe":
+        assert "legacy" in name, judgement.reasons
+        assert any("asked about every packet" in reason for reason in judgement.reasons)
+        return
+    assert judgement.verdict == RULES, judgement.reasons
+    put(net, judgement.lever)
+    assert ask(net.c, door, b"u")
+    assert not entries(net)
+    take_away(net)
+
+
+def test_a_set_that_new_connections_fill(net: Net) -> None:
+    """Who uses the service is let in elsewhere for a while."""
+    reset(net)
+    rules = (
+        EST
+        + LO
+        + PING
+        + (
+            "tcp dport 8063 ct state new update @seen { ip saddr }\n"
+            "tcp dport 8063 accept\nip saddr @seen tcp dport 22 accept"
+        )
+    )
+    install(
+        net,
+        fw(
+            chain("input", rules, "drop"),
+            extra="set seen { type ipv4_addr; flags dynamic,timeout; timeout 5m; }\n",
+        ),
+    )
+    at = net.addresses["h"][4]
+    assert ask(net.c, (at, PORT))
+    assert ask(net.c, (at, CLOSED))
+    judgement = judged(net)
+    net.h.run(["nft", "flush", "set", "inet", "fw", "seen"])
+    put(net, judgement.lever)
+    assert ask(net.c, (at, PORT))
+    assert not ask(net.c, (at, CLOSED))
+    take_away(net)
+    assert judgement.verdict == "unsafe", judgement.reasons
+    assert any("set fw seen" in reason for reason in judgement.reasons)
 
 
 # ---- a host behind the router that calls out from the service's port -------------------

@@ -59,6 +59,7 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "dport": st.integers(0, 65535).map(lambda n: f"0-{n}"),
     "type": st.sampled_from(["saddr local", "daddr local"]),
     "family": st.sampled_from(["ip", "ip6"]),
+    "later": st.just("tcp"),
 }
 
 

@@ -28,6 +28,7 @@ NARROWED: tuple[tuple[Term, ...], ...] = (
         Term("iif", ("v*",)),
     ),
     (Term("type", ("daddr local",)), Term("sport", ("1024-65535",)), Term("family", ("ip",))),
+    (Term("iif", ("eth0",)), Term("later", ("tcp",))),
 )
 UNTOUCHED = "table inet fw { chain in { type filter hook input priority 0;\n"
 UNTOUCHED += "tcp dport 1 counter\ntcp dport 2 counter\n}\n}\n"

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ctrace.advice.advise import advise
@@ -17,10 +18,11 @@ from ctrace.batch import HookInfo
 from ctrace.change import carry
 from ctrace.dropping import KINDS, Drop, parse
 from ctrace.errors import CtraceError, UsageError
-from ctrace.host import caller
+from ctrace.host import caller, ctnetlink
 from ctrace.model import remedies
 from ctrace.model.snapshot import Cause, Culprit, Snapshot, Table
 from ctrace.plan.plan import Notrack, from_json, to_json
+from ctrace.record import RECORD, address_bytes
 from ctrace.ruleset.installed import Rule
 from ctrace.ruleset.model import Ruleset
 from ctrace.view.format import prose
@@ -205,7 +207,7 @@ def test_by_which_connection_of_ssh_one_came(tmp_path: Path) -> None:
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "environ").write_bytes(environ)
         (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nPPid:\t{parent}\n")
-    assert caller.connected(str(tmp_path), 40) == ("2001:db8::7", 2222)
+    assert caller.connected(str(tmp_path), 40) == ("2001:db8::7", 2222, 50000)
     assert caller.connected(str(tmp_path), 50) is None
     assert caller.connected(str(tmp_path), 60) is None
     assert caller.connected(str(tmp_path), 70) is None, "sshd without a socket"
@@ -222,3 +224,22 @@ def test_a_drop_of_ones_own_connection_is_warned_of(monkeypatch: pytest.MonkeyPa
     mine, others = Drop(sources=("198.51.100.0/24",)), Drop(sources=("198.51.100.7",))
     assert ["198.51.100.9" in one for one in said(mine)] == [True]
     assert said(others) == said(Drop("tcp", 80)) == said(mine, here + 1) == []
+    assert ["port 22" in one for one in said(Drop("tcp", 22))] == [True]
+
+
+def test_a_drop_sees_ones_own_connection_before_it_is_translated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = os.stat("/proc/self/ns/net").st_ino
+    moved = np.zeros(1, RECORD)
+    moved["src"] = np.frombuffer(address_bytes("198.51.100.9"), np.uint8)
+    moved["sport"], moved["dport"], moved["reply_sport"] = 40001, 2222, 22
+    monkeypatch.setattr(carry, "connected", lambda: caller.Connected("198.51.100.9", 22, 40001))
+    monkeypatch.setattr(ctnetlink, "dump", lambda _: moved)
+
+    def warned(port: int) -> bool:
+        (plan,) = ask(Drop("tcp", port)).plans
+        return bool([*carry.cuts_caller(replace(plan, netns=here))])
+
+    assert warned(2222)
+    assert not warned(22)

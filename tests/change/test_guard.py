@@ -15,16 +15,19 @@ from typing import Any, Optional, cast
 
 import pytest
 
-from ctrace.advice import again
+from ctrace.advice import again, hazards
 from ctrace.advice.facts import Facts
 from ctrace.change import apply, condition, guard, keep, notes, undo, watch
 from ctrace.change.standing import Generation, Standing
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, TryAgain
 from ctrace.host import commands, netns
 from ctrace.host.netns import Namespace
 from ctrace.plan import plan as plans
+from ctrace.rehearsal.snapshot import Snapshot
+from ctrace.ruleset.model import Ruleset
 
 TOOK_S = 40
+EMPTY = Snapshot((), (), (), (), (), (), (), (), (), (), ())
 
 
 class Made:
@@ -111,6 +114,66 @@ def test_what_is_off_without_a_rule_is_told_so_and_undone(monkeypatch: pytest.Mo
     ]
     undo.undo(here)
     assert notes.read(here) is None, "so nothing puts it back"
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_objection"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), False),
+        (MemoryError(), False),
+        (TryAgain("the kernel did not answer in time"), False),
+        (CtraceError("neither the tun nor the veth module is loaded"), True),
+    ],
+)
+def test_no_memory_or_time_is_no_objection(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, is_objection: bool
+) -> None:
+    """The change stays in force until it can be judged; what would always stand in the way is
+    one."""
+    here = os.stat("/proc/self/ns/net").st_ino
+    space = Namespace(here, "here", "/proc/self/ns/net")
+    plan = plans.Plan(
+        created=0,
+        host="host",
+        netns=here,
+        netns_name="here",
+        fingerprint="0" * 64,
+        backend="nft",
+        levers=(plans.Notrack("tcp", 80, ("server",)),),
+    )
+
+    def refused(*_: object) -> None:
+        raise failure
+
+    about = Facts(ruleset=Ruleset(), snapshot=EMPTY)
+    monkeypatch.setattr(again, "facts", lambda _: about)
+    monkeypatch.setattr(hazards, "Room", refused)
+    monkeypatch.setattr(apply, "fingerprint", lambda _: "1" * 64)
+    monkeypatch.setattr(condition, "fingerprint", lambda _: "1" * 64)
+    monkeypatch.setattr(Standing, "look", lambda *_: (True, ()))
+    monkeypatch.setattr(apply, "locate", lambda _: space)
+    monkeypatch.setattr(keep, "off", lambda _: None)
+    notes.write(
+        notes.Note(
+            netns=here,
+            boot=notes.boot_id(),
+            plan=plans.to_json(plan),
+            applied=0,
+            deadline=0,
+            flush=False,
+        )
+    )
+    if is_objection:
+        apply.look_again(here, again.judge_plan, again.objection)
+    else:
+        with pytest.raises(TryAgain):
+            apply.look_again(here, again.judge_plan, again.objection)
+        told = condition.of(space, again.objection)
+        assert "judging it again failed" in told
+    found = notes.read(here)
+    notes.forget(here)
+    assert found
+    assert found.off == is_objection
 
 
 def test_a_lease_is_renewed_at_once_after_a_suspend_or_a_set_clock(

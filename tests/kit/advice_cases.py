@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parents[1] / "advice" / "rulesets"
-SAFE, RULES, WARN, UNSAFE = "safe", "safe-with-rules", "warn", "unsafe"
+SAFE, RULES, UNSAFE = "safe", "safe-with-rules", "unsafe"
 PING = "icmp type { echo-request, destination-unreachable, time-exceeded } accept\n"
 PING += "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, "
 PING += "nd-router-advert, packet-too-big, destination-unreachable, echo-request } accept\n"
@@ -31,7 +31,7 @@ class Case:
     reason: str = ""
     """A word that the reasons must have."""
     stays: bool = False
-    """Whether entries are made under NOTRACK all the same."""
+    """Whether entries are made under NOTRACK all the same, which is why it is not proposed."""
 
 
 def nft(body: str) -> Setup:
@@ -353,7 +353,7 @@ CASES: tuple[Case, ...] = (
              fw(chain("prerouting", "ct zone set 3", priority=priority),
                 chain("output", "ct zone set 3", priority=priority),
                 chain("input", "ct state invalid counter")),
-             WARN, False, reason="no effect", stays=True)
+             SAFE, False, reason="no effect", stays=True)
         for priority in ("-350", "-310", "-300")
     ),
     Case("nft: untracked drops, at our priority", "server",

@@ -10,10 +10,11 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from kit.advice_cases import Setup
 
+T = TypeVar("T")
 PORT = 8063
 EXT, INT = "to-r2", "to-s"
 HOOK: Final = {"server": "input", "client": "output", "forward": "forward", "loopback": "input"}
@@ -41,7 +42,7 @@ class Draw:
     def maybe(self, chance: float, text: str) -> str:
         return text if self.rng.random() < chance else ""
 
-    def one(self, *choices: str) -> str:
+    def one(self, *choices: T) -> T:
         return self.rng.choice(choices)
 
     @property
@@ -115,6 +116,7 @@ def _condition(d: Draw) -> str:
         "numgen inc mod 1 == 0 ", "meta nfproto { ipv4, ipv6 } ", "ct status ! dnat ",
         "ct expiration > 1s ", "rt mtu > 500 " if d.hook == "output" else "",
         "socket transparent 0 " if d.hook == "input" else "", "meta l4proto { tcp, udp } ",
+        "limit rate 20/second burst 40 packets ", "quota until 50 kbytes ",
     ]  # fmt: skip
     if d.proto == "tcp":
         odd += ["tcp flags & (fin|syn|rst|ack) == syn ", "tcp flags syn / syn,ack ",
@@ -302,7 +304,8 @@ def _xt_condition(d: Draw) -> str:
            "-m connlimit --connlimit-upto 500 ", "-m devgroup --src-group 0x0 "
            if d.hook == "input" else "", "-m owner --uid-owner 0 " if d.hook == "output" else "",
            "-m tos --tos 0x00/0xff ", "-m dscp --dscp 0x00 ", "-m time --timestart 00:00 ",
-           "-m u32 --u32 \"0&0xF0000000=0x40000000\" "]  # fmt: skip
+           "-m u32 --u32 \"0&0xF0000000=0x40000000\" ", "-m quota --quota 50000 ",
+           "-m limit --limit 20/s --limit-burst 40 "]  # fmt: skip
     if d.proto == "tcp":
         odd += ["--syn ", "--tcp-flags FIN,SYN,RST,ACK SYN ", "-m tcpmss --mss 500:9000 "]
     return state + d.rng.choice(odd)

@@ -7,11 +7,11 @@ the log. In a stage no other packet moves a counter.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
-from ctrace.rehearsal.play import WHOLE, Run, Step, Talk, advance
+from ctrace.rehearsal.play import OPENING, WHOLE, Run, Step, Talk, advance
 from ctrace.rehearsal.stage import Hit, Stage
 from ctrace.rehearsal.ways.place import HOOKS, Map, Place
 from ctrace.ruleset.model import Ruleset
@@ -87,16 +87,23 @@ def _packets(form: re.Pattern[str], line: str, group: int) -> int:
     return int(found[group]) if found else 0
 
 
-def ways(stage: Stage, talk: Talk) -> tuple[Run, list[list[Hit]], Tables]:
-    """A conversation on a stage, with the way of each step; and the tables. Raises CtraceError."""
+def ways(
+    stage: Stage, talk: Talk, between: Optional[Callable[[], None]] = None
+) -> tuple[Run, list[list[Hit]], Tables]:
+    """A conversation on a stage, with the way of each step; and the tables. ``between``: called
+    after its opening. Raises CtraceError."""
     family = "ip6" if len(talk.client) == 16 else "ip"
     run, found = Run(talk), []
     saved = _Saved(stage, family)
     tables = saved.read()
     steps: Sequence[Step] = WHOLE[talk.proto]
-    for step in steps:
+    for number, step in enumerate(steps):
         if not run.alive:
             break
+        if between is not None and number == len(OPENING[talk.proto]):
+            between()
+            saved = _Saved(stage, family)
+            tables = saved.read()
         advance(stage, [run], step)
         now = saved.read()
         found.append([hit for place in now if _hook(place) for hit in _way(place, tables, now)])

@@ -24,6 +24,7 @@ _FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
 _SET: Final = re.compile(r"(ip6?) ([sd]addr) (?:!= )?@([\w.-]+)\Z")
 _IPSET: Final = re.compile(r"(?:! )?--match-set ([\w.-]+) (src|dst)\Z")
 _UID: Final = re.compile(r"(?:meta skuid|(?:! )?--uid-owner) (?:!= )?(\d+)\Z")
+LATER: Final = Term("later", ("tcp",))
 _STATES: Final = ("ct.state", "ct.dir")
 Place = tuple[str, str, str]
 """(family, table, chain)."""
@@ -191,12 +192,13 @@ def candidates(need: Need, before: Map, after: Map) -> Iterator[Accept]:
     if not lost:
         return
     drop = lost[-1]
-    ways = [before.passages(hits) for hits in (need.opening, need.tracked) if hits]
-    for passages in ways:
-        same = [p for p in passages if p.place == drop.place]
+    # What state alone let through is let through alone: no SYN may come by such an accept.
+    later = [LATER] if need.opening and need.proto == "tcp" else []
+    for hits, first in ((need.opening, []), (need.tracked, later)):
+        same = [p for p in before.passages(hits) if p.place == drop.place]
         if not same:
             continue
-        terms: list[Term] = []
+        terms: list[Term] = [*first]
         for hit in before.path(same[-1]):
             at = before.position(hit)
             if hit.kind == 3 and at is not None and need.flow != "icmp":

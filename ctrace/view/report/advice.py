@@ -64,7 +64,7 @@ def rules_text(advice: Advice) -> str:
         for table in advice.tables
         if table.levers and table.netns in where
     ]
-    good = [c for c in advice.candidates if c.verdict in GOOD]
+    good = [c for c in advice.candidates if c.proposed]
     if not parts and good:
         parts = list(blocks(good[0]).values())[:1]
     return "\n\n".join(parts)
@@ -76,12 +76,12 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
     found = next((c for c in advice.candidates if (c.proto, c.port, c.netns) == here), None)
     if found is None:
         return None
-    text = f"NOTRACK {proto}/{port}: {found.verdict}; it frees {fmt.count(found.frees)} entries"
+    text = f"NOTRACK {proto}/{port}: {_said(found)}; it frees {fmt.count(found.frees)} entries"
     if found.fill_after:
         text += f"; fill then {_range(found.fill_after)}"
     if found.rising:
         text += f", {rising_text(found.rising)}"
-    good = found.verdict in GOOD
+    good = found.proposed
     rules = list(blocks(found).values())[:1]
     others = []
     for other in advice.alternatives:
@@ -235,7 +235,7 @@ def _candidates(candidates: tuple[Candidate, ...]) -> Table:
     for c in candidates:
         table.add_row(
             f"{c.proto}/{c.port}",
-            Text(c.verdict, STYLE[c.verdict]),
+            Text(_said(c), _style(c)),
             fmt.count(c.frees),
             fmt.share(c.share),
             _range(c.fill_after),
@@ -245,9 +245,22 @@ def _candidates(candidates: tuple[Candidate, ...]) -> Table:
     return table
 
 
+def _said(candidate: Candidate) -> str:
+    """The verdict, and whether something else speaks against it."""
+    return candidate.verdict + (", not proposed" if _held_back(candidate) else "")
+
+
+def _style(candidate: Candidate) -> str:
+    return "yellow" if _held_back(candidate) else STYLE[candidate.verdict]
+
+
+def _held_back(candidate: Candidate) -> bool:
+    return candidate.verdict in GOOD and not candidate.proposed
+
+
 def _reasons(candidate: Candidate) -> list[RenderableType]:
     title = Text(f"{candidate.proto}/{candidate.port}: ")
-    title.append(candidate.verdict, STYLE[candidate.verdict])
+    title.append(_said(candidate), _style(candidate))
     if not candidate.reasons:
         title.append(", no rule treats its packets differently once they are untracked")
     lines: list[RenderableType] = [title]

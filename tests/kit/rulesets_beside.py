@@ -1,0 +1,375 @@
+"""What hosts have beside a filter, as small blocks: policy routing, marks, meters, maps, lookups.
+
+Each is common by itself. Some concern the service of :mod:`kit.rulesets`, most pass it by; a
+verdict has to be right either way. :data:`BESIDE` adds some by lot to the other rule sets, and
+to the structures of common tools.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from kit.advice_cases import Setup
+from kit.advice_net import Net
+from kit.rulesets import EXT, INT, KINDS, PORT, Draw, Maker
+from kit.tool_structures import HOST, NET, POD, STRUCTURES, VIP
+
+GATEWAY: Final = ("10.77.3.1", "fd77:3::1")
+TABLE: Final = 100
+"""Of the policy routes, and their preference."""
+
+
+def _chain(name: str, hook: str, priority: str, rules: str, kind: str = "filter") -> str:
+    return f"chain {name} {{\ntype {kind} hook {hook} priority {priority};\n{rules}\n}}\n"
+
+
+def _table(name: str, body: str, family: str = "inet") -> Setup:
+    return (("nft", f"table {family} {name} {{\n{body}}}\n"),)
+
+
+def _hook(d: Draw) -> str:
+    """Where the service's own packets come by, more often than not."""
+    return d.one(d.hook, d.hook, "input", "forward", "output", "prerouting", "postrouting")
+
+
+# ---- routing --------------------------------------------------------------------------------
+
+
+def _policy_routing(d: Draw) -> Setup:
+    """Replies leave by the line that the question came by: a mark, kept in the entry, routes."""
+    by = d.one(
+        f'iifname "{EXT}" ct state new ct mark set 0x10',
+        f'iifname "{EXT}" ct mark 0 ct mark set 0x10',
+        f'ct state new iifname vmap {{ "{EXT}" : jump one, "{INT}" : jump two }}',
+        f'iifname "{EXT}" ct mark set mark or 0x10',
+        "ct mark set 0x10",
+    )  # fmt: skip
+    restore = d.one("meta mark set ct mark", "ct mark 0x10 meta mark set 0x10",
+                    "ct mark != 0 meta mark set ct mark",
+                    "ct direction reply meta mark set ct mark")  # fmt: skip
+    jumped = "chain one {\nct mark set 0x10\n}\nchain two {\nct mark set 0x20\n}\n"
+    body = (jumped if "jump" in by else "") + _chain("pre", "prerouting", "mangle", (
+        f"{by}\n" + d.one("", f'iifname "{INT}" {restore}', restore)).strip())  # fmt: skip
+    body += _chain("out", "output", "mangle", restore, "route")
+    ways = [f"ip rule add pref {TABLE} fwmark 0x10 lookup {TABLE}",
+            f"ip -6 rule add pref {TABLE} fwmark 0x10 lookup {TABLE}"]  # fmt: skip
+    ways += [f"ip route add default via {GATEWAY[0]} dev {EXT} table {TABLE}",
+             f"ip -6 route add default via {GATEWAY[1]} dev {EXT} table {TABLE}"]  # fmt: skip
+    if d.rng.random() < 0.5:  # connected networks as in the main table
+        ways += [f"ip route add {NET} dev {INT} table {TABLE}"]
+    return (("sh", "\n".join(ways) + "\n"), *_table("pbr", body))
+
+
+def _strict_reverse_path(d: Draw) -> Setup:
+    value = d.one("1", "1", "2")
+    names = d.one("all", f"all {EXT} {INT}", EXT)
+    lines = [f"echo {value} > /proc/sys/net/ipv4/conf/{name}/rp_filter" for name in names.split()]
+    if d.rng.random() < 0.3:
+        lines.append("echo 1 > /proc/sys/net/ipv4/conf/all/src_valid_mark")
+    return (("sh", "\n".join(lines) + "\n"),)
+
+
+def _lookups(d: Draw) -> Setup:
+    rule = d.one(
+        "meta nfproto ipv6 fib saddr . mark . iif oif missing drop",
+        "fib saddr . iif oif missing drop", "fib saddr . iif oif 0 drop",
+        'fib daddr . iif type != { local, unicast, multicast, broadcast } drop',
+        "fib saddr type { broadcast, multicast } drop", "fib saddr oif 0 counter",
+        f'iifname "{EXT}" fib daddr type local counter',
+        f'iifname "{EXT}" ip saddr {{ 10.77.4.0/24, 127.0.0.0/8 }} drop',
+    )  # fmt: skip
+    return _table("reverse", _chain("pre", "prerouting", d.one("raw", "mangle", "-310", "-299"),
+                                    rule))  # fmt: skip
+
+
+# ---- tracking -----------------------------------------------------------------------------
+
+
+def _own_notrack(d: Draw) -> Setup:
+    """Notrack by others, whole pairs and halves."""
+    near, far = d.one(
+        ("iif lo", "oif lo"), (f"{d.proto} dport 22", f"{d.proto} sport 22"),
+        ("udp dport 53", "udp sport 53"), ("ip saddr 10.77.1.100", "ip daddr 10.77.1.100"),
+        (f"ip daddr {VIP}", f"ip saddr {VIP}"), (f'iifname "{INT}" udp dport 4789', ""),
+        (f"{d.proto} dport {PORT} ip saddr 10.77.1.100", ""),
+        ("meta l4proto icmp", "meta l4proto icmp"),
+    )  # fmt: skip
+    body = _chain("pre", "prerouting", "raw", f"{near} notrack")
+    if far:
+        body += _chain("out", "output", "raw", f"{far} notrack")
+    return _table("untracked", body)
+
+
+def _states(d: Draw) -> Setup:
+    """Odd questions about an entry, in a chain that lets everything else pass."""
+    rule = d.one(
+        "ct state invalid drop", "ct state invalid counter",
+        "ct state new tcp flags & (fin|syn|rst|ack) != syn drop",
+        "tcp flags & (fin|syn|rst|psh|ack|urg) == 0x0 drop",
+        "tcp flags & (syn|fin) == (syn|fin) drop",
+        f"meta l4proto {d.proto} ct original proto-dst {PORT} counter",
+        "ct original ip saddr 192.0.2.0/24 drop",
+        f"ct original ip daddr != {HOST} counter", "ct direction reply counter",
+        "ct status expected counter", "ct status dnat accept", "ct status assured counter",
+        'ct helper "ftp" accept', "ct state untracked counter", "ct state related counter accept",
+        f"meta l4proto {d.proto} ct reply proto-src {PORT} counter", "ct bytes > 100000000 drop",
+        "ct packets < 3 counter", "ct label 5 counter", "ct id 0 counter",
+        f"{d.proto} dport {PORT} ct state new counter", "ct state established accept",
+        "meta l4proto tcp ct state { new } tcp flags ! syn counter",
+    )  # fmt: skip
+    return _table("states", _chain("odd", _hook(d), d.one("-150", "-5", "5", "50"), rule))
+
+
+def _expecting(d: Draw) -> Setup:
+    port = d.one("21", "5060", "69")
+    body = ("ct expectation more {\nprotocol tcp\ndport 9876\ntimeout 2m\nsize 8\nl3proto ip\n}\n"
+            + _chain("want", "prerouting", "filter", f"tcp dport {port} ct state new ct "
+                     "expectation set more"))  # fmt: skip
+    if d.rng.random() < 0.5:
+        body = ('ct helper std {\ntype "ftp" protocol tcp\n}\n'
+                + _chain("help", d.one("prerouting", "output"), "filter",
+                         f'tcp dport {port} ct helper set "std"'))  # fmt: skip
+    return _table("helpers", body)
+
+
+# ---- limits -------------------------------------------------------------------------------
+
+
+def _meters(d: Draw) -> Setup:
+    service = d.one(f"{d.proto} dport {PORT} ", f"{d.proto} dport {PORT} ct state new ", "",
+                    "tcp dport 22 ct state new ")  # fmt: skip
+    rule, kept = d.one(
+        ("add @m { ip saddr limit rate over 900/second burst 900 packets } drop", "dynamic"),
+        ("update @m { ip saddr timeout 1m limit rate over 900/second burst 900 packets } drop",
+         "dynamic,timeout"),
+        ("update @m { ip saddr timeout 1m }", "dynamic,timeout"),
+        ("add @m { ip saddr ct count over 500 } drop", "dynamic"),
+        ("limit rate over 9000/second drop", ""), ("quota over 900 mbytes drop", ""),
+        ("ct count over 900 drop", ""), ("counter name hits", "object"),
+        ("limit rate over 100 mbytes/second drop", ""),
+    )  # fmt: skip
+    held = ""
+    if kept == "object":
+        held = "counter hits {\n}\n"
+    elif kept:
+        held = f"set m {{\ntype ipv4_addr\nsize 65535\nflags {kept}\n}}\n"
+    return _table("meters", held + _chain("rates", d.hook, d.one("-10", "5", "filter"),
+                                          service + rule))  # fmt: skip
+
+
+# ---- maps and translations ----------------------------------------------------------------
+
+
+def _dispatch(d: Draw) -> Setup:
+    """Zones by a map, as several generators write them: each opens what is for it."""
+    inner = d.one("accept", "ct state { established, related, new } accept")
+    outer = d.one(f"{d.proto} dport {{ 22, {PORT} }} accept\n", f"{d.proto} dport {PORT} "
+                  "ct state new accept\n", "accept\n")  # fmt: skip
+    head = d.one("ct state vmap { established : accept, related : accept }\n",
+                 "ct state established,related accept\n", "")  # fmt: skip
+    word = "oifname" if d.hook == "output" else "iifname"
+    end = d.one("", "reject with icmpx type admin-prohibited\n", "ct status dnat accept\n")
+    body = f"chain outer {{\n{outer}{end}}}\nchain inner {{\n{inner}\n}}\n"
+    body += _chain("zones", d.hook, d.one("1", "filter", "-1"), f'{head}{word} vmap {{ "{EXT}" : '
+                   f'jump outer, "{INT}" : goto inner, "lo" : accept }}')  # fmt: skip
+    return _table("zones", body)
+
+
+def _allow_list(d: Draw) -> Setup:
+    """Sets with intervals and concatenations: what is on it passes, the rest of the port not."""
+    side, word = ("daddr", "oifname") if d.hook == "output" else ("saddr", "iifname")
+    kind, key, elements = d.one(
+        ("ipv4_addr . inet_service", f"ip {side} . {d.proto} dport",
+         f"10.77.1.0/24 . 8000-9000, 192.0.2.0/24 . 443, {POD} . {PORT}"),
+        ("ifname . ipv4_addr", f"{word} . ip {side}",
+         f'"{EXT}" . 10.77.1.0/24, "{INT}" . 10.77.4.0/24, "{EXT}" . 10.77.4.0/24'),
+        ("ipv4_addr . inet_proto . inet_service", f"ip {side} . meta l4proto . th dport",
+         f"10.77.1.1-10.77.1.99 . {d.proto} . {PORT}, {POD} . {d.proto} . {PORT}"),
+    )  # fmt: skip
+    body = f"set may {{\ntype {kind}\nflags interval\nelements = {{ {elements} }}\n}}\n"
+    rule = d.one(f"{d.proto} dport {PORT} ct state new {key} != @may drop",
+                 f"{key} @may accept\n{d.proto} dport {PORT} ct state new ip {side} != 0.0.0.0/8 "
+                 "counter",
+                 f"meta nfproto ipv4 {d.proto} dport {PORT} {key} != @may reject")  # fmt: skip
+    return _table("allowed", body + _chain("listed", d.hook, d.one("-5", "5"), rule))
+
+
+def _balanced(d: Draw) -> Setup:
+    """A cluster's address in front of backends drawn by lot or by hash."""
+    port = d.one("22", str(PORT), str(PORT))
+    spread = d.one(
+        "numgen random mod 2 vmap { 0 : goto ep0, 1 : goto ep1 }",
+        "jhash ip saddr mod 2 vmap { 0 : goto ep0, 1 : goto ep1 }",
+        "numgen inc mod 3 vmap { 0 : goto ep0, 1 : goto ep1, 2 : goto ep0 }",
+        f"dnat to {POD}:{port}",
+    )  # fmt: skip
+    body = "".join(f"chain ep{n} {{\nip saddr {POD} meta mark set 0x4000\n{d.proto} dport 80 dnat "
+                   f"to {POD}:{port}\n}}\n" for n in (0, 1))  # fmt: skip
+    serve = f"ip daddr {VIP} {d.proto} dport 80 {spread}"
+    body += _chain("pre", "prerouting", "dstnat", serve, "nat")
+    body += _chain("out", "output", "-100", serve, "nat")
+    body += _chain("post", "postrouting", "srcnat", d.one(
+        "meta mark & 0x4000 == 0x4000 masquerade", "meta mark 0x4000 masquerade fully-random",
+        f'ip saddr {NET} oifname != "{INT}" masquerade'), "nat")  # fmt: skip
+    return _table("cluster", body, "ip")
+
+
+def _copies(d: Draw) -> Setup:
+    """To a monitor, a proxy, a log; fields of packets rewritten."""
+    rule, hook = d.one(
+        (f'tcp dport 514 dup to 10.77.4.9 device "{INT}"', "prerouting"),
+        ("tcp dport 15006 tproxy ip to :15001 meta mark set 1 accept", "prerouting"),
+        ("tcp dport 25 ct state new log group 2", "input"),
+        ("tcp dport 25 tcp flags syn notrack", "prerouting"),
+        ("meta l4proto tcp ip dscp set cs1", "postrouting"),
+        ("ct mark 0x5 ip dscp set af11", "postrouting"),
+        ("tcp flags syn tcp option maxseg size set 1200", "forward"),
+        ("meta priority set 1:10", "postrouting"),
+    )  # fmt: skip
+    family = "ip" if "dup" in rule else "inet"
+    return _table("copies", _chain("some", hook, "mangle", rule), family)
+
+
+# ---- iptables ----------------------------------------------------------------------------
+
+
+def _xt(d: Draw, tool: str) -> Setup:
+    """A rule put before the others by hand, or by a script of a daemon."""
+    chain = d.hook.upper()
+    port = f"-p {d.proto} --dport {PORT}"
+    lines = d.one(
+        ("-m conntrack --ctstate NEW -m recent --set --name R --rsource",
+         "-m recent --update --seconds 9 --hitcount 60 --name R --rsource -j DROP"),
+        (f"{port} -m hashlimit --hashlimit-above 900/sec --hashlimit-burst 900 --hashlimit-mode "
+         "srcip,dstport --hashlimit-name H -j DROP",),
+        (f"{port} -m connlimit --connlimit-above 500 --connlimit-mask 32 -j REJECT",),
+        (f"-p {d.proto} -m conntrack --ctorigdstport {PORT} --ctdir ORIGINAL -j ACCEPT",),
+        (f"-m conntrack --ctorigdst {HOST} --ctstate NEW -j ACCEPT",),
+        ("-m conntrack --ctreplsrc 192.0.2.0/24 -j DROP",),
+        ("-m conntrack --ctstate DNAT -j ACCEPT",),
+        ("-m conntrack ! --ctstate DNAT -m mark --mark 0x9 -j DROP",),
+        ("-m conntrack --ctstatus ASSURED -j ACCEPT",),
+        ("-m conntrack --ctexpire 1:90000 -m conntrack --ctstate ESTABLISHED -j ACCEPT",),
+        ("-m conntrack --ctproto 47 -j ACCEPT",),
+        ("-m policy --dir in --pol ipsec -j ACCEPT",) if chain == "INPUT" else (
+            "-m comment --comment none",),
+        (f"{port} -m string --algo bm --string attack -j DROP",),
+        ("-m helper --helper ftp -j ACCEPT",),
+        (f"{port} -m statistic --mode random --probability 0.0000001 -j DROP",),
+        ("-p tcp ! --syn -m conntrack --ctstate NEW -j DROP",),
+        (f"{port} -m addrtype --src-type LOCAL -j ACCEPT",),
+        (f"{port} -m connbytes --connbytes 999999999: --connbytes-dir both --connbytes-mode bytes "
+         "-j DROP",),
+        (f"{port} -m quota --quota 99999999 -j ACCEPT",),
+        (f"{port} -m length --length 1501:65535 -j DROP",),
+        ("-m state --state INVALID -j DROP",), ("-m u32 --u32 \"6&0xFF=0x84\" -j DROP",),
+    )  # fmt: skip
+    script = "".join(f"{tool} -w -A {chain} {line}\n" for line in lines)
+    if d.rng.random() < 0.7:  # before all others
+        first = [f"{tool} -w -I {chain} {n} {line}\n" for n, line in enumerate(lines, 1)]
+        script = "".join(first)
+    return (("sh", script),)
+
+
+def _xt_mangle(d: Draw, tool: str) -> Setup:
+    rules = d.one(
+        ("PREROUTING -j CONNMARK --restore-mark",
+         f"PREROUTING -i {EXT} -m mark --mark 0 -j MARK --set-mark 0x10",
+         "PREROUTING -m mark --mark 0x10 -j CONNMARK --save-mark",
+         "OUTPUT -j CONNMARK --restore-mark"),
+        ("PREROUTING -m rpfilter --invert --loose -j DROP",),
+        ("PREROUTING -m rpfilter --validmark --invert -j DROP",),
+        ("OUTPUT -m connmark --mark 0x10 -j MARK --set-mark 0x10",),
+        ("POSTROUTING -m conntrack --ctstate NEW -j TOS --set-tos 0x10",),
+        ("POSTROUTING -p tcp -j DSCP --set-dscp 8",),
+        ("PREROUTING -m conntrack --ctstate INVALID -j DROP",
+         "PREROUTING -p tcp ! --syn -m conntrack --ctstate NEW -j DROP"),
+        (f"PREROUTING -p {d.proto} --dport {PORT} -m conntrack --ctdir ORIGINAL -j MARK --set-mark "
+         "2",), ("FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",),
+        ("PREROUTING -m socket --transparent -j MARK --set-mark 1",),
+        ("POSTROUTING -j CLASSIFY --set-class 1:10",), ("PREROUTING -j TTL --ttl-inc 1",),
+    )  # fmt: skip
+    return (("sh", "".join(f"{tool} -w -t mangle -A {rule}\n" for rule in rules)),)
+
+
+def _xt_sets(d: Draw, tool: str) -> Setup:
+    """Sets of other types than addresses alone, some of them in a list."""
+    out = d.hook == "output"
+    kind, elements, side = d.one(
+        ("hash:ip,port", (f"10.77.1.1,{d.proto}:{PORT}", f"{POD},{d.proto}:{PORT}"),
+         "dst,dst" if out else "src,dst"),
+        ("hash:net,iface", (f"10.77.0.0/16,{EXT}", f"10.77.4.0/24,{INT}"),
+         "dst,dst" if out else "src,src"),
+        ("bitmap:port range 1-65535", (str(PORT), "22"), "dst"),
+        ("hash:net,port", (f"10.77.0.0/16,{d.proto}:8000-9000",), "dst,dst" if out else "src,dst"),
+        ("hash:ip timeout 9000", ("10.77.1.1", "10.77.4.2"), "dst" if out else "src"),
+    )  # fmt: skip
+    lines = [f"ipset create beside {kind}", *(f"ipset add beside {one}" for one in elements)]
+    way, match, new = "A", f"--match-set beside {side}", "-m conntrack --ctstate NEW"
+    port = f"-p {d.proto} --dport {PORT}"
+    end = d.one(f"{port} -m set {match} -j ACCEPT", f"{port} {new} -m set {match} -j ACCEPT",
+                f"-m set {match} {new} -j ACCEPT",
+                f"{port} {new} -m set ! {match} -j DROP")  # fmt: skip
+    if "DROP" in end:
+        way = "I"
+    return (("sh", "\n".join([*lines, f"{tool} -w -{way} {d.hook.upper()} {end}"]) + "\n"),)
+
+
+Block = Callable[[Draw], Setup]
+BLOCKS: Final[tuple[Block, ...]] = (
+    _policy_routing, _strict_reverse_path, _lookups, _own_notrack, _states, _states, _expecting,
+    _meters, _meters, _dispatch, _allow_list, _balanced, _copies,
+)  # fmt: skip
+XT_BLOCKS: Final = (_xt, _xt, _xt_mangle, _xt_sets)
+CLEAN: Final = (
+    f"ip rule del pref {TABLE}; ip -6 rule del pref {TABLE}; ip route flush table {TABLE}; "
+    f"ip -6 route flush table {TABLE}; for n in all {EXT} {INT}; do "
+    "echo 0 > /proc/sys/net/ipv4/conf/$n/rp_filter; done; "
+    "echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark; ipset destroy"
+)
+
+
+def clean(net: Net) -> None:
+    """Take away what :func:`kit.advice_net.reset` does not know of."""
+    net.h.run(["sh", "-c", CLEAN], check=False)
+
+
+def beside(rng: random.Random, role: str, proto: str, tool: str = "") -> Setup:
+    """One to three blocks; ``tool``: of iptables, for some of them."""
+    d = Draw(rng, role, proto)
+    chosen = rng.sample(range(len(BLOCKS)), rng.randint(1, 2))
+    found = {BLOCKS[n].__name__: BLOCKS[n](d) for n in chosen}
+    if tool:
+        one = rng.choice(XT_BLOCKS)
+        found = {**dict([*found.items()][:1]), one.__name__: one(d, tool)}
+    return tuple(part for setup in found.values() for part in setup)
+
+
+def _with(kind: str, tool: str = "") -> Maker:
+    def made(rng: random.Random, role: str, proto: str) -> Setup:
+        base = KINDS[kind](rng, role, proto)
+        return (*base, *beside(rng, role, proto, tool))
+
+    return made
+
+
+def _tools(rng: random.Random, role: str, proto: str) -> Setup:
+    """A common tool's structure, whichever role it has the service in."""
+    one = rng.choice(STRUCTURES)
+    tool = next((name.replace("-restore", "") for name, _ in one.setup if "restore" in name), "")
+    setup: Setup = tuple((name, text) for name, text in one.setup)
+    if rng.random() < 0.8:
+        setup = (*setup, *beside(rng, role, proto, tool if "ip6" not in tool else ""))
+    return setup
+
+
+BESIDE: Final[dict[str, Maker]] = {
+    "nft and beside": _with("mixed nft"),
+    "plain nft and beside": _with("nft"),
+    "gateway and beside": _with("gateway"),
+    "iptables-nft and beside": _with("mixed iptables-nft", "iptables-nft"),
+    "iptables-legacy and beside": _with("mixed iptables-legacy", "iptables-legacy"),
+    "tools": _tools,
+}
