@@ -153,6 +153,9 @@ class Run:
             self.alive = False
             return
         self.first = self.first or end
+        if end.way == "out" and end.src == end.dst:
+            self.alive = False  # its sender is led to itself, and answers without this host
+            return
         other = "s" if step.who == "c" else "c"
         view = (0 if end.way == "in" else end.device, end.dst, end.dport, end.src, end.sport)
         if other not in self._ends:

@@ -95,7 +95,8 @@ class Service:
             with self.room.stage(setting) as stage:
                 runs = self.played(stage, setting, None)
                 entries = self._entries(stage)
-                self.helped |= bool((entries["status"] & Status.HELPER).any())
+                served = (entries["dport"] == self.port) | (entries["reply_sport"] == self.port)
+                self.helped |= bool((entries["status"][served] & Status.HELPER).any())
                 learned = self.room.learned(stage) if setting == Setting() else frozenset()
                 strays = [end for end, _ in throw(stage, [] if turns else self.strays)]
             again: list[Run] = []
