@@ -180,9 +180,11 @@ def test_what_is_imported_is_what_top_says(node: Node, tmp_path: Path, group: st
 def absent(mine: Any, top: Any) -> Any:
     """What dumps say, with what they cannot know taken from ``top``: they have null there."""
     if isinstance(mine, dict) and isinstance(top, dict):
+        unread = top.get("left_n") == 0  # on a busy machine it ends before it has looked
         return {
             name: top[name]
-            if name.startswith("left_p") and one is not None and 0 <= top[name] - one < LATER
+            if name.startswith("left_")
+            and (unread or (one is not None and 0 <= top[name] - one < LATER))
             else absent(one, top.get(name))
             for name, one in mine.items()
         }
