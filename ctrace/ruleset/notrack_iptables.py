@@ -128,15 +128,18 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[tuple[str, ...]]:
     if icmp:
         return [(*match, *state, *comment) for match in _icmp(lever, accept.role, accept.family)]
     match = _ports(lever, accept.flow, accept.role)
+    own = accept.terms
+    later = [term for term in own if term.field == "later"]
     if accept.flow == "from" and lever.proto == "tcp":
-        match += _NOT_SYN
-    if lever.proto != "tcp" and any(term.field == "later" for term in accept.terms):
+        match += _NOT_SYN  # and flags can be asked for once only
+        own = tuple(term for term in own if term.field != "later")
+    if later and (lever.proto != "tcp" or (accept.flow == "from" and later[0].negate)):
         return []
     peers = _peers(lever, accept.role, accept.family, _ADDRESS[ENDS[accept.flow].address])
     return [
         (*peer, *match, *terms, *state, *comment)
         for peer in peers
-        for terms in _terms(accept.terms, accept.family, peer[:1])
+        for terms in _terms(own, accept.family, peer[:1])
     ]
 
 
