@@ -183,8 +183,8 @@ def absent(mine: Any, top: Any) -> Any:
         unread = top.get("left_n") == 0  # on a busy machine it ends before it has looked
         return {
             name: top[name]
-            if name.startswith("left_")
-            and (unread or (one is not None and 0 <= top[name] - one < LATER))
+            if name.startswith(("left_", "other_timeout"))
+            and (unread or (None not in (one, top[name]) and 0 <= top[name] - one < LATER))
             else absent(one, top.get(name))
             for name, one in mine.items()
         }
