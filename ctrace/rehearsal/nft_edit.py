@@ -68,16 +68,19 @@ def added(news: Link) -> list[tuple[Place, int, bytes]]:
     return found
 
 
-def moved(path: str, news: Link, moves: Sequence[tuple[Place, int]]) -> Iterator[tuple[Place, int]]:
-    """(chain, handle) of the rules that were added; of each chain the first are ``moved`` to before
-    others, by handle. Raises OSError."""
+def moved(
+    path: str, news: Link, moves: Sequence[tuple[Place, Optional[int]]]
+) -> Iterator[tuple[Place, int]]:
+    """(chain, handle) of the rules that were added, in their order; of each chain the first are
+    ``moved`` to before others, by handle, or stay where there is none. Raises OSError."""
     rest, requests = list(moves), []
     for where, handle, attributes in added(news):
         to = next((one for one in rest if one[0] == where), None)
-        if to is None:
+        if to is not None:
+            rest.remove(to)
+        if to is None or to[1] is None:
             yield where, handle
             continue
-        rest.remove(to)
         body = again(RULE, where[0], attributes, None) + attr(6, struct.pack(">Q", to[1]))
         requests += [without(where, handle), (RULE, CREATE, head(where[0]) + body)]
     if requests:

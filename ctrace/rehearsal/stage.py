@@ -53,7 +53,7 @@ _DROP, _ACCEPT = 0, 1
 _TRACE: Final = 10 << 8 | 17
 _NFTABLES_GROUP, _NFTRACE_GROUP = 7, 9
 FAMILIES: Final = {"inet": INET, "ip": 2, "ip6": 10}
-_INDEX: Final = re.compile(r"(?m)^insert rule (inet|ip|ip6) (\S+) (\S+) index (\d+) ([^{\n]*)$")
+_INDEX: Final = re.compile(r"(?m)^insert rule (inet|ip|ip6) (\S+) (\S+) index (\d+) (.*)$")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -161,20 +161,19 @@ class Stage:
         For an index nft reads all rules: what has no set of its own is added, and moved there.
         """
         for argv, stdin in scripts:
-            moves: list[tuple[Place, int]] = []
+            moves: list[tuple[Place, Optional[int]]] = []
             if argv[0] == "nft":
                 stdin = _INDEX.sub(lambda found: self._last(found, moves), stdin)  # noqa: B023,PLW2901
             self.space.run(argv, stdin)
             added = nft_edit.moved(self.space.path, self._news, moves)
             self.added |= {one for one in added if one[0][1] != ENDS}
 
-    def _last(self, found: re.Match[str], moves: list[tuple[Place, int]]) -> str:
+    def _last(self, found: re.Match[str], moves: list[tuple[Place, Optional[int]]]) -> str:
         where = FAMILIES[found[1]], found[2], found[3]
         handles, at = list(self.positions(where)), int(found[4])
-        if at >= len(handles):
-            return found[0]
-        moves.append((where, handles[at]))
-        return f"add rule {found[1]} {found[2]} {found[3]} {found[5]}"
+        before = handles[at] if at < len(handles) and "{" not in found[5] else None
+        moves.append((where, before))
+        return f"add rule {found[1]} {found[2]} {found[3]} {found[5]}" if before else found[0]
 
     def positions(self, where: Place) -> dict[int, int]:
         """The place of each of a chain's rules, by handle, without what was added here."""

@@ -383,7 +383,7 @@ CASES: tuple[Case, ...] = (
     Case("nft: redirected to it", "server",
          nft("table inet n { chain pre { type nat hook prerouting priority -100;\n"
              "tcp dport 7063 redirect to :8063\n}\n}\n"),
-         UNSAFE, False, reason="translated"),
+         SAFE, False, reason="translated"),
     Case("nft: dnat away", "server",
          nft("table inet n { chain pre { type nat hook prerouting priority -100;\n"
              "tcp dport 8063 dnat ip to 10.77.4.2:8063\n}\n"
