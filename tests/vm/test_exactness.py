@@ -301,7 +301,8 @@ def test_a_clash_that_enters_beside_the_winner(
             queue.accept(held)
         watch.settle()
         beside = watch.stats[client.inum]["clashres"]
-        assert watch.growth[client.inum] == len(CLASHES) + beside
+        # those beside have a second to live, which may be over
+        assert len(CLASHES) <= watch.growth[client.inum] <= len(CLASHES) + beside
         time.sleep(1.5)
         client.run(["conntrack", "-L"])  # collects what has expired
         client.run(["conntrack", "-F"])
