@@ -84,6 +84,7 @@ def test_the_second_plan_adds_to_the_first(lab: Lab, tmp_path: Path) -> None:
         there = {(int(row["sport"]), int(row["dport"])) for row in ctnetlink.dump(server.path)}
         assert not there & {(flow.sport, flow.dport) for flow in new}
         assert {port: in_table(server, port, but=client) for port in (PORT, OTHER)} == filled
+        ctrace("confirm", "--netns", server.inum)  # a trial ends with its services
     unnamed = subprocess.run(
         [sys.executable, "-m", "ctrace", "undo"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
