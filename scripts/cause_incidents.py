@@ -29,6 +29,7 @@ from cause_loads import (
     raw,
     segment,
     silent,
+    talk_on,
 )
 
 
@@ -225,9 +226,7 @@ def pool(p: Place) -> None:
                 if n % 8 == 0:
                     used.append(one)
             for one in used[n % 10 :: 10]:
-                with suppress(OSError):
-                    one.recv(8)
-                    one.sendall(b"q")
+                talk_on(one)
 
     p.begin(work)
 

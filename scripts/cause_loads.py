@@ -206,6 +206,13 @@ def opened(dst: str, port: int, source: str = "") -> socket.socket:
     return one
 
 
+def talk_on(one: socket.socket) -> None:
+    """Use an open connection once more: take the last answer and send the next question."""
+    with suppress(OSError):
+        one.recv(8)
+        one.sendall(b"q")
+
+
 def finish(one: socket.socket) -> None:
     """Close it with everything read: what is unread would reset it."""
     with suppress(OSError):
@@ -590,9 +597,7 @@ def keep_alive(p: Place) -> None:
         with p.client.enter():
             pool = [p.keep(opened(SERVER, 8080)) for _ in range(120)]
         for n in p.ticks(120):
-            with suppress(OSError):
-                pool[n % 120].recv(8)
-                pool[n % 120].sendall(b"q")
+            talk_on(pool[n % 120])
 
     p.begin(work)
 
@@ -608,9 +613,7 @@ def growing_pool(p: Place) -> None:
                 with p.host.enter(), suppress(OSError):
                     pool.append(p.keep(opened(SERVER, 5432)))
             for one in pool[n % 40 :: 40]:
-                with suppress(OSError):
-                    one.recv(8)
-                    one.sendall(b"q")
+                talk_on(one)
 
     p.begin(work)
 
@@ -626,9 +629,7 @@ def load_test(p: Place) -> None:
         for n in p.ticks(200):
             if time.monotonic() > end:
                 break
-            with suppress(OSError):
-                pool[n % 150].recv(8)
-                pool[n % 150].sendall(b"q")
+            talk_on(pool[n % 150])
         for one in pool:
             finish(one)
 
@@ -648,9 +649,7 @@ def crawler(p: Place) -> None:
                 with p.host.enter(), suppress(OSError):
                     held.append(p.keep(opened(f"198.18.0.{n // 4 % 250 + 1}", 443)))
             for one in held[n % 30 :: 30]:
-                with suppress(OSError):
-                    one.recv(8)
-                    one.sendall(b"q")
+                talk_on(one)
             if len(held) > 300:
                 finish(held.pop(0))
 
@@ -713,9 +712,7 @@ def popular(p: Place) -> None:
             with p.client.enter(), suppress(OSError):
                 held.append(p.keep(opened(NEAR, 443, sources[n % 200])))
             for one in held[n % 20 :: 20]:
-                with suppress(OSError):
-                    one.recv(8)
-                    one.sendall(b"q")
+                talk_on(one)
             if len(held) > 200:
                 finish(held.pop(0))
 
@@ -751,9 +748,7 @@ def websockets(p: Place) -> None:
             pool = [p.keep(opened(SERVER, 8443)) for _ in range(250)]
         ready.set()
         for n in p.ticks(100):
-            with suppress(OSError):
-                pool[n % 250].recv(8)
-                pool[n % 250].sendall(b"q")
+            talk_on(pool[n % 250])
 
     p.begin(work)
     assert ready.wait(60)
@@ -781,9 +776,7 @@ def many_services(p: Place) -> None:
             with p.client.enter(), suppress(OSError):
                 held.append(p.keep(opened(SERVER, 7000 + n % 80)))
             for one in held[n % 20 :: 20]:
-                with suppress(OSError):
-                    one.recv(8)
-                    one.sendall(b"q")
+                talk_on(one)
             if len(held) > 300:
                 finish(held.pop(0))
 

@@ -92,19 +92,17 @@ def test_rules_that_always_change_cost_a_twentieth(monkeypatch: pytest.MonkeyPat
     assert len(made.began) * TOOK_S <= least * TOOK_S + 20_000 / guard.SHARE
 
 
+def untracked(here: int, backend: str) -> plans.Plan:
+    """A plan for a web server of a namespace."""
+    web = plans.Notrack("tcp", 80, ("server",))
+    return replace(plans.alone(web, backend=backend), netns=here, netns_name="here")
+
+
 def test_what_is_off_without_a_rule_is_told_so_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     """iptables' rules are removed while a change is off, and a reload has dropped its accepts."""
     here = os.stat("/proc/self/ns/net").st_ino
     space = Namespace(here, "here", "/proc/self/ns/net")
-    plan = plans.Plan(
-        created=0,
-        host="host",
-        netns=here,
-        netns_name="here",
-        fingerprint="0" * 64,
-        backend="iptables-legacy",
-        levers=(plans.Notrack("tcp", 80, ("server",)),),
-    )
+    plan = untracked(here, "iptables-legacy")
     monkeypatch.setattr(netns, "find", lambda: [space])
     monkeypatch.setattr(undo, "applied", lambda _only=None: [])
     monkeypatch.setattr(Standing, "look", lambda *_: (False, ()))
@@ -132,15 +130,7 @@ def test_no_memory_or_time_is_no_objection(
     one."""
     here = os.stat("/proc/self/ns/net").st_ino
     space = Namespace(here, "here", "/proc/self/ns/net")
-    plan = plans.Plan(
-        created=0,
-        host="host",
-        netns=here,
-        netns_name="here",
-        fingerprint="0" * 64,
-        backend="nft",
-        levers=(plans.Notrack("tcp", 80, ("server",)),),
-    )
+    plan = untracked(here, "nft")
 
     def refused(*_: object) -> None:
         raise failure
