@@ -13,8 +13,8 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.findings import WHEN_THEY_GO
 from ctrace.advice.hazards import Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
-from ctrace.advice.result import Advice, Candidate, Choice, TableAdvice
-from ctrace.advice.roles import Seen, half_tracked, subject, within
+from ctrace.advice.result import GOOD, Advice, Candidate, Choice, TableAdvice
+from ctrace.advice.roles import Seen, half_tracked, subject, unmatched, within
 from ctrace.advice.texts import copied
 from ctrace.batch import DUMP
 from ctrace.model.causes.beside import with_stale
@@ -249,13 +249,9 @@ def _candidate(
         remarks.append("mostly long-lived connections: existing ones would keep their entries")
     inside = within(item, about.addresses, about.ephemeral) if "client" in who.roles else None
     if inside is not None and inside < WHOLE:
-        low, high = about.ephemeral
-        part = "all" if not inside else f"{1 - inside:.0%}"
-        remarks.append(
-            f"{part} of its calls that were seen come from ports outside {low}-{high}, which the "
-            f"client's rules do not match: {'nothing is' if not inside else 'only the rest is'} "
-            "freed"
-        )
+        remarks.append(unmatched(inside, about.ephemeral))
+        if not inside and who.roles == ("client",) and verdict in GOOD:
+            verdict = "cannot-say"  # no connection that was seen shows how one fares untracked
     made = [
         one
         for one in done

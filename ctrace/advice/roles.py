@@ -130,6 +130,16 @@ def within(seen: Seen, local: Iterable[str], ephemeral: tuple[int, int]) -> Opti
     return sum(low <= port <= high for port in ports) / len(ports) if ports else None
 
 
+def unmatched(inside: float, ephemeral: tuple[int, int]) -> str:
+    """A reason: how many of the service's calls the client role's rules do not match."""
+    low, high = ephemeral
+    part, freed = (f"{1 - inside:.0%}", "only the rest is") if inside else ("all", "nothing is")
+    return (
+        f"{part} of its calls that were seen come from ports outside {low}-{high}, which the "
+        f"client's rules do not match: {freed} freed"
+    )
+
+
 def half_tracked(seen: Seen, local: Iterable[str]) -> bool:
     """Whether entries look as if one direction were untracked: the tuple is the wrong way round.
 

@@ -182,6 +182,24 @@ def test_the_story_is_what_was_recorded(found: Review, truth: list[Batch]) -> No
     assert fmt.share(most) in fullest.text
 
 
+def test_what_was_there_before_the_first_reading_did_not_rise_and_the_end_is_not_empty(
+    truth: list[Batch], tmp_path: Path
+) -> None:
+    """A recording begins before all that is there is read, and ends between two readings."""
+    path, n = tmp_path / "edges.data", len(truth) // 4
+    fills = [max((one.count / one.max for one in b.tables), default=0.0) for b in truth]
+    until = fills.index(max(fills)) + 2
+    unread = [replace(one, tables=()) for one in truth]
+    write(path, [*unread[:n], *truth[n : until - 1], unread[until - 1]])
+    with ctrace.open(str(path)) as recording:
+        told = story(review(recording))
+    read = synthetic.header().clock.utc(truth[n].until) / 1e9
+    assert all(one.ts >= read for one in told if "rises from" in one.text)
+    words, _, fill = told[-1].text.removesuffix(" %").rpartition(" ")
+    assert words == "the recording ends, the fullest table at"
+    assert float(fill) / 100 == pytest.approx(max(fills), rel=0.05)  # some went since
+
+
 @pytest.mark.parametrize("limit", [10, 1000])
 def test_text_is_no_wider_than_100_columns_and_names_no_idle_namespace(
     found: Review, limit: int

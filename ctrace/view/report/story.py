@@ -130,7 +130,7 @@ def _moments(review: Review) -> Iterator[tuple[float, str]]:
     last = last_refusal(review)
     if last is not None and last > (review.first_drop or 0):
         yield last, f"last refusal; {fmt.plural(review.final.totals.drop, 'packet')} in all"
-    fills = [(values[-1] or 0.0) for values in review.timeline.fill.values() if values]
+    fills = [min(table.fill, review.peak_fill) for table in review.final.tables if table.max]
     if not review.final.hooks.changes:
         return  # one moment, and it is told
     ended = "the texts end" if review.final.hooks.family == DUMP else "the recording ends"
@@ -140,8 +140,12 @@ def _moments(review: Review) -> Iterator[tuple[float, str]]:
 def _rise(review: Review) -> Iterator[tuple[float, str]]:
     """The key that gained most until the table was fullest: its entries before and then."""
     _, shares = grouping(review)
-    first = 0
-    if review.final.hooks.family == DUMP:  # nothing is known before the first dump
+    # What was there already is known from the first reading of a table, or dump, on.
+    line = review.timeline
+    fills = [zip(line.ts, values) for values in line.fill.values()]
+    known = min((ts for one in fills for ts, fill in one if fill is not None), default=0.0)
+    first = next((i for i, ts in enumerate(shares.ts) if ts >= known), 0)
+    if review.final.hooks.family == DUMP:
         first = next((i for i, held in enumerate(shares.total) if held), 0)
     best: Optional[tuple[int, str, int, int]] = None
     for key, series in shares.stacked().items():
