@@ -24,7 +24,7 @@ from ctrace.recording.review import Review, review
 from ctrace.view import format as fmt
 from ctrace.view.report.html import report_html
 from ctrace.view.report.markdown import report_markdown
-from ctrace.view.report.story import headline, story
+from ctrace.view.report.story import grouping, headline, story
 from ctrace.view.report.text import WIDTH, report_text
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
@@ -198,6 +198,22 @@ def test_what_was_there_before_the_first_reading_did_not_rise_and_the_end_is_not
     words, _, fill = told[-1].text.removesuffix(" %").rpartition(" ")
     assert words == "the recording ends, the fullest table at"
     assert float(fill) / 100 == pytest.approx(max(fills), rel=0.05)  # some went since
+
+
+def test_a_table_that_is_first_read_when_its_holders_have_passed_their_most(
+    found: Review, truth: list[Batch], tmp_path: Path
+) -> None:
+    """The story tells no rise before the reading, though the most was held then."""
+    path, shares = tmp_path / "late.data", grouping(found)[1].stacked()
+    most = max(series.index(max(series)) for series in shares.values())
+    n = most * len(truth) // len(next(iter(shares.values()))) + 2
+    assert n < len(truth), "the holders are at their most in the end"
+    write(path, [*[replace(one, tables=()) for one in truth[:n]], *truth[n:]])
+    with ctrace.open(str(path)) as recording:
+        told = story(review(recording))
+    read = synthetic.header().clock.utc(truth[n].until) / 1e9
+    assert all(one.ts >= read for one in told if "rises from" in one.text)
+    assert "the recording ends" in told[-1].text
 
 
 @pytest.mark.parametrize("limit", [10, 1000])

@@ -151,8 +151,8 @@ def _rise(review: Review) -> Iterator[tuple[float, str]]:
     for key, series in shares.stacked().items():
         if key == "others" or not series:
             continue
-        most = max(series)
-        high = next(i for i, held in enumerate(series) if i >= first and held >= 0.98 * most)
+        most = max(series[first:])
+        high = next(i for i in range(first, len(series)) if series[i] >= 0.98 * most)
         low = min(series[first : high + 1])
         gain = series[high] - low
         begin = max(i for i in range(first, high + 1) if series[i] <= low + gain / 10)
