@@ -36,6 +36,7 @@ BURST_S = 5.0
 _INSERTS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.INSERT]
 _DESTROYS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DESTROY]
 _DROPS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DROP]
+_FAILED = [int(r) for r, kind in KIND_OF.items() if kind == Kind.INSERT_FAILED]
 
 
 @dataclass
@@ -94,6 +95,8 @@ class Review:
     before_drop: Optional[Snapshot] = None
     """Just before the first refused flow."""
     first_drop: Optional[float] = None
+    first_failed: Optional[float] = None
+    """UTC second of the first insert that failed for another reason than a full table."""
     drops: list[float] = field(default_factory=list)
     """UTC seconds of the first drop of each burst."""
     complaint: Optional[tuple[float, str, str]] = None
@@ -158,6 +161,7 @@ def review(
         pass_.peak_fill,
         pass_.before_drop,
         pass_.drops[0] if pass_.drops else None,
+        pass_.first_failed,
         pass_.drops,
         pass_.complaint,
         dict(recording.measurements()),  # the last one of a host tells the whole time
@@ -189,6 +193,7 @@ class _Pass:
         self.peak: Optional[Snapshot] = None
         self.peak_fill = 0.0
         self.before_drop: Optional[Snapshot] = None
+        self.first_failed: Optional[float] = None
         self.drops: list[float] = []
         self.until = 0
         self.done = 0.0
@@ -242,6 +247,8 @@ class _Pass:
         self._owners |= {key: f"{o.comm}[{o.pid}]" for key, o in batch.names.owners.items()}
         if self.complaint is None:
             self.complaint = self._complained(batch.events)
+        if self.first_failed is None and new[_FAILED].any():
+            self.first_failed = self._clock.utc(batch.until) / 1e9
         if drops:
             if batch.until - self._last_drop > BURST_S * 1e9 or not self.drops:
                 self.drops.append(self._clock.utc(batch.until) / 1e9)

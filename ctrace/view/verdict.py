@@ -10,7 +10,7 @@ from typing import Optional
 
 from ctrace.batch import DUMP
 from ctrace.model.causes.words import moment, where
-from ctrace.model.snapshot import Snapshot, Table
+from ctrace.model.snapshot import Counted, Snapshot, Table
 from ctrace.view import format as fmt
 
 HIGH = 0.75
@@ -152,7 +152,8 @@ def _with_room(snapshot: Snapshot, table: Table, fill: str) -> Verdict:
         )
     if table.max and table.fill >= HIGH:
         return Verdict("HIGH", f"{fill}, {refused}", "warn")
-    return Verdict("HEALTHY", f"{fill}, {refused}", "plain" if table.totals.drop else "good")
+    lost = table.totals.drop or table.totals.insert_failed
+    return Verdict("HEALTHY", f"{fill}, {refused}", "plain" if lost else "good")
 
 
 def _limited(snapshot: Snapshot, table: Table) -> Verdict:
@@ -178,7 +179,14 @@ def _limited(snapshot: Snapshot, table: Table) -> Verdict:
 def _refused(snapshot: Snapshot, table: Table) -> str:
     if not snapshot.hooks.refusals:
         return "who was refused is not known"
-    return _so_far(snapshot, table, " refused") if table.totals.drop else "nothing refused"
+    told = _so_far(snapshot, table, " refused") if table.totals.drop else "nothing refused"
+    return told + failed(table.totals)
+
+
+def failed(totals: Counted) -> str:
+    """The inserts that failed for another reason than a full table, after what was refused."""
+    n = totals.insert_failed
+    return f", {fmt.plural(n, 'insert')} failed" if n else ""
 
 
 def _so_far(snapshot: Snapshot, table: Table, done: str = "") -> str:

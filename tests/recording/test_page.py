@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kit import synthetic
+from kit import shapes, synthetic
 from kit.browser import CHROMIUM, Browser
 from kit.synthetic import incident, write
 from rich.cells import cell_len
@@ -26,6 +26,7 @@ from ctrace.view.report.html import report_html
 from ctrace.view.report.markdown import report_markdown
 from ctrace.view.report.story import grouping, headline, story
 from ctrace.view.report.text import WIDTH, report_text
+from ctrace.view.verdict import verdict
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|`[x](y)\x1b[31m"
@@ -214,6 +215,25 @@ def test_a_table_that_is_first_read_when_its_holders_have_passed_their_most(
     read = synthetic.header().clock.utc(truth[n].until) / 1e9
     assert all(one.ts >= read for one in told if "rises from" in one.text)
     assert "the recording ends" in told[-1].text
+
+
+@pytest.mark.parametrize(("failures", "word"), [(0, "HEALTHY"), (3, "HEALTHY"), (300, "LOSING")])
+def test_inserts_that_failed_are_not_passed_over(tmp_path: Path, failures: int, word: str) -> None:
+    """Source ports used up, or chains too long: the table has room, and nothing is refused."""
+    load = shapes.Trace()
+    load.flows(shapes.steady(100, 20, load.rng), 0.01, 5)
+    load.failures(np.linspace(8.5, 12.4, failures))
+    path = tmp_path / "failed.data"
+    write(path, load.batches(20))
+    with ctrace.open(str(path)) as recording:
+        found = review(recording)
+    told = str(headline(found))
+    assert told.startswith(word), told
+    assert (f"{failures} inserts failed" in told) == bool(failures)
+    moments = [one for one in story(found) if "insert that failed" in one.text]
+    first = synthetic.header().clock.utc(shapes.START + 9 * shapes.SECOND) / 1e9
+    assert [one.ts for one in moments] == ([first] if failures else [])
+    assert str(verdict(found.final)).count("failed") == bool(failures)
 
 
 @pytest.mark.parametrize("limit", [10, 1000])

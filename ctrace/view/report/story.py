@@ -11,11 +11,14 @@ from ctrace.batch import DUMP
 from ctrace.model.causes.words import when, where
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
-from ctrace.view.verdict import HIGH, Verdict, as_read, fullest, only_read, verdict
+from ctrace.view.verdict import HIGH, Verdict, as_read, failed, fullest, only_read, verdict
 
 RISE = 0.05
 """Share of all that was held then, which a key must gain to be reported: less is normal
 fluctuation."""
+LOSING = 0.01
+"""Share of all new entries. A recording in which more could not be inserted is not called
+HEALTHY; a single clash is normal."""
 FEW = 16
 """Entries. A key that gains fewer is not reported."""
 
@@ -66,12 +69,16 @@ def headline(review: Review) -> Verdict:
         if review.first_drop is not None and last is not None:
             when = f" from {fmt.clock(review.first_drop)} to {fmt.clock(last)}"
         return Verdict(word, f"{fmt.plural(dropped, 'packet')} refused{when}; {fill}", "bad")
-    nothing = "nothing refused"
+    nothing = "nothing refused" + failed(final.totals)
     if evicted:
-        return Verdict("EVICTED", f"{fmt.count(evicted)} entries evicted early; {fill}", "warn")
-    if review.peak_fill >= HIGH:
-        return Verdict("HIGH", f"{fill}, {nothing}", "warn")
-    return Verdict("HEALTHY", f"{fill}, {nothing}", "good")
+        text = f"{fmt.count(evicted)} entries evicted early{failed(final.totals)}; {fill}"
+        return Verdict("EVICTED", text, "warn")
+    word, level = "HEALTHY", "plain" if final.totals.insert_failed else "good"
+    if final.totals.insert_failed > LOSING * (final.totals.insert + final.totals.insert_failed):
+        word, level = "LOSING", "bad"
+    elif review.peak_fill >= HIGH:
+        word, level = "HIGH", "warn"
+    return Verdict(word, f"{fill}, {nothing}", level)
 
 
 def last_refusal(review: Review) -> Optional[float]:
@@ -126,6 +133,9 @@ def _moments(review: Review) -> Iterator[tuple[float, str]]:
         bursts = len(review.drops)
         more = f", the first of {bursts} bursts" if bursts > 1 else ""
         yield review.first_drop, f"first refusal{more}"
+    if review.first_failed is not None:
+        totals = review.final.totals
+        yield review.first_failed, f"first insert that failed, of {fmt.count(totals.insert_failed)}"
     yield from _complaint(review)
     last = last_refusal(review)
     if last is not None and last > (review.first_drop or 0):
