@@ -16,6 +16,7 @@ from ctrace.model.keys.columns import NETNS_MASK, TIME_SHIFT
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import (
     GROUPS,
+    OVER_TIME,
     SORTS,
     Counted,
     Culprit,
@@ -42,6 +43,7 @@ ORDERS: Final[dict[str, Callable[[Culprit], float]]] = {
     "life": lambda c: NEVER if c.life.p50 is None else c.life.p50,
     "residence": lambda c: -(c.residence.p50 or c.residence.at_least or 0.0),
     "drops": lambda c: -c.drops,
+    OVER_TIME: lambda c: -c.table_seconds,
 }
 """How rows that exist already are sorted."""
 
@@ -64,17 +66,16 @@ class Model(Intake):
         limit: int = 50,
         filter_text: str = "",
         scope: Scope = EVERYTHING,
-        over_time: bool = False,
     ) -> Snapshot:
         """The answer at this moment, for any group and sort. Raises UsageError.
 
         A sort with a leading ``-`` turns the order round, over all keys. Of ``scope`` the
-        culprits are those of its flows; everything else is that of its namespace. With
-        ``over_time`` the group ``who`` is of what was held all the time, not of what is now.
+        culprits are those of its flows; everything else is that of its namespace. Sorted by
+        ``table_seconds``, the group ``who`` is of what was held all the time, not of what is now.
         """
         if group not in GROUPS:
             raise UsageError(f"unknown group {group!r}: use one of {', '.join(GROUPS)}")
-        if sort.removeprefix("-") not in SORTS:
+        if sort.removeprefix("-") not in (*SORTS, OVER_TIME):
             raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
         if refusal := scope.refusal(group):
             raise UsageError(refusal)
@@ -83,7 +84,7 @@ class Model(Intake):
         every = self._tables.view(told, self._recounts.stale)
         tables = tuple(table for table in every if scope.netns in (None, table.netns))
         if group == "who":
-            measure = "table_seconds" if over_time else "held"
+            measure = OVER_TIME if sort == OVER_TIME else "held"
             culprits, rest = self._who_rows(measure, sort, limit, scope)
             keys = len(culprits) + rest
         else:

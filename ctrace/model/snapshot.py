@@ -16,10 +16,10 @@ GROUPS = (
     "who", "src", "prefix", "dst", "direction", "ports", "proto", "service", "pair", "process",
     "container", "pod", "pod-namespace", "netns",
 )  # fmt: skip
-"""What culprits can be grouped by; ``pair`` is source to service, ``who`` the few keys of all of
-them that explain most."""
+"""Of culprits. ``pair`` is source to service, ``who`` the few keys of all that explain most."""
 
 SORTS = ("held", "new", "life", "residence", "drops")
+OVER_TIME = "table_seconds"  # how reports sort: not by what is held at the end
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from typing import Any, Optional
 
 from ctrace.errors import CtraceError
 from ctrace.model.model import Model
-from ctrace.model.snapshot import Culprit, Snapshot
+from ctrace.model.snapshot import OVER_TIME, Culprit, Snapshot
 from ctrace.recording.derived import Recorded
 from ctrace.recording.format.evidence import logged
 
 KEYS = 5000
+"""Keys of each recording that are compared, the costliest first."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,12 @@ class Side:
     inserts_per_s: Optional[float] = 0.0
     """None, as with drops, where the source cannot tell."""
     drops_per_s: Optional[float] = 0.0
-    held: float = 0.0
-    """Entries held on average: table-seconds per second."""
-    share: float = 0.0
+    failed_per_s: Optional[float] = None
+    """Inserts that failed for another reason than a full table; of everything only."""
+    held: Optional[float] = 0.0
+    """Entries held on average: table-seconds per second. None, as all else, of a key that is not
+    among the :data:`KEYS` of a recording that has more."""
+    share: Optional[float] = 0.0
     """Of all table-seconds."""
     life: Optional[float] = None
     """p50, seconds."""
@@ -41,7 +45,7 @@ class Change:
     @property
     def held(self) -> float:
         """How many more entries it holds."""
-        return self.after.held - self.before.held
+        return (self.after.held or 0.0) - (self.before.held or 0.0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Comparison:
     changes: tuple[Change, ...]
     seconds: tuple[float, float]
     hosts: tuple[str, str]
+    complete: bool
+    """Whether every key of both is among the changes."""
 
     def to_json(self, limit: int) -> dict[str, Any]:
         """The same as JSON, for programs."""
@@ -61,6 +67,7 @@ class Comparison:
             "group": self.group,
             "hosts": list(self.hosts),
             "seconds": list(self.seconds),
+            "complete": self.complete,
             "before": vars(self.before),
             "after": vars(self.after),
             "changes": [
@@ -73,9 +80,13 @@ class Comparison:
 def compare(before: Recorded, after: Recorded, group: str) -> Comparison:
     """Run both through a model. Raises CtraceError when one of them is empty."""
     first, second = _final(before, group), _final(after, group)
-    old, new = _sides(first), _sides(second)
-    changes = [Change(key, old.get(key, Side()), new.get(key, Side())) for key in {**old, **new}]
-    changes.sort(key=lambda c: (-abs(c.held), -c.before.held - c.after.held, c.key))
+    several = group != "netns" and any(
+        len({culprit.netns for culprit in one.culprits}) > 1 for one in (first, second)
+    )
+    old, new = _sides(first, several), _sides(second, several)
+    no, none = _absent(first), _absent(second)
+    changes = [Change(key, old.get(key, no), new.get(key, none)) for key in {**old, **new}]
+    changes.sort(key=lambda c: (-abs(c.held), c.key))
     return Comparison(
         group,
         _whole(first),
@@ -83,6 +94,7 @@ def compare(before: Recorded, after: Recorded, group: str) -> Comparison:
         tuple(changes),
         (first.uptime_s, second.uptime_s),
         (first.host, second.host),
+        not any(_cut(one) for one in (first, second)),
     )
 
 
@@ -102,13 +114,25 @@ def _final(recording: Recorded, group: str) -> Snapshot:
     if not seen:
         raise CtraceError(f"{recording.path}: nothing was recorded; {recording.missing}")
     flows = recording.header.flow_filter
-    return model.snapshot(group=group, sort="held", limit=KEYS, filter_text=flows)
+    sort = OVER_TIME if recording.hooks.changes else "held"
+    return model.snapshot(group=group, sort=sort, limit=KEYS, filter_text=flows)
 
 
-def _sides(snapshot: Snapshot) -> dict[str, Side]:
-    whole = sum(c.table_seconds for c in snapshot.culprits) or 1.0
+def _cut(snapshot: Snapshot) -> bool:
+    return snapshot.culprits_total > len(snapshot.culprits)
+
+
+def _absent(snapshot: Snapshot) -> Side:
+    """A key that a recording does not list: it was not there, unless the list is cut off."""
+    if _cut(snapshot):
+        return Side(None, None, held=None, share=None)
+    return Side(0.0 if snapshot.hooks.changes else None, 0.0 if snapshot.hooks.refusals else None)
+
+
+def _sides(snapshot: Snapshot, several: bool) -> dict[str, Side]:
+    """Each key's side; of ``several`` namespaces with its namespace."""
+    whole = snapshot.table_seconds_total or 1.0
     out: dict[str, Side] = {}
-    several = len({c.netns for c in snapshot.culprits}) > 1 and snapshot.group != "netns"
     for c in snapshot.culprits:
         key = f"{c.key} in {c.netns_name}" if several and c.netns_name else c.key
         out.setdefault(key, _side(c, snapshot, whole))
@@ -123,6 +147,7 @@ def _side(culprit: Culprit, snapshot: Snapshot, whole: float) -> Side:
     return Side(
         culprit.inserts / seconds if hooks.changes else None,
         culprit.drops / seconds if hooks.refusals else None,
+        None,
         held,
         share,
         culprit.life.p50,
@@ -132,10 +157,11 @@ def _side(culprit: Culprit, snapshot: Snapshot, whole: float) -> Side:
 
 def _whole(snapshot: Snapshot) -> Side:
     hooks, seconds = snapshot.hooks, max(snapshot.uptime_s, 1e-9)
-    held = sum(c.table_seconds for c in snapshot.culprits) / seconds
+    held = snapshot.table_seconds_total / seconds
     return Side(
         snapshot.totals.insert / seconds if hooks.changes else None,
         snapshot.totals.drop / seconds if hooks.refusals else None,
+        snapshot.totals.insert_failed / seconds if hooks.refusals else None,
         held if hooks.changes else float(snapshot.held_total),
         1.0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
@@ -12,7 +12,7 @@ from ctrace.batch import Batch, Counts
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.model.model import Model
-from ctrace.model.snapshot import Snapshot
+from ctrace.model.snapshot import OVER_TIME, Snapshot
 from ctrace.record import KIND_OF, Events, Kind, Reason, address_text, proto_name
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
@@ -139,12 +139,10 @@ def review(
     pass_.finish()
     flows = recording.header.flow_filter
     # A single dump tells what is held now, and nothing over time.
-    over_time = recording.hooks.changes
-    final = ranked(
-        model.snapshot(group=group, limit=RANKED, filter_text=flows, over_time=over_time)
-    )
+    sort = OVER_TIME if recording.hooks.changes else "held"
+    final = model.snapshot(group, sort, RANKED, flows)
     others = {
-        name: ranked(model.snapshot(group=name, limit=RANKED, filter_text=flows))
+        name: model.snapshot(name, sort, RANKED, flows)
         for name in ("service", "src", "process", "container", "netns")
         if name != group
     }
@@ -166,12 +164,6 @@ def review(
         pass_.complaint,
         dict(recording.measurements()),  # the last one of a host tells the whole time
     )
-
-
-def ranked(snapshot: Snapshot) -> Snapshot:
-    """Culprits by their cost over the whole time, not by what they hold at its end."""
-    order = sorted(snapshot.culprits, key=lambda c: (-c.table_seconds, -c.held, -c.inserts, c.key))
-    return replace(snapshot, culprits=tuple(order))
 
 
 def beyond(snapshot: Snapshot, shown: int) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from ctrace.model.forecast import Staying
 from ctrace.model.groups.sums import Details, Sums
 from ctrace.model.keys.rich import LOOKS, TREND, distinct
 from ctrace.model.keys.scatter import Rows
-from ctrace.model.snapshot import Composition, Percentiles
+from ctrace.model.snapshot import OVER_TIME, Composition, Percentiles
 from ctrace.record import TCP_STATES
 
 ENOUGH: Final = 20
@@ -31,7 +31,7 @@ class Entries(Sums):
     def order(self, sort: str, limit: int) -> Rows:
         """The first ``limit`` keys by a sort of :data:`~ctrace.model.snapshot.SORTS`.
 
-        With a leading ``-``, the last ones, last first.
+        Or by table-seconds. With a leading ``-``, the last ones, last first.
         """
         turned, sort = sort.startswith("-"), sort.removeprefix("-")
         weight: tuple[npt.NDArray[Any], ...] = (self.held, self.table_seconds, self.rate)
@@ -39,6 +39,8 @@ class Entries(Sums):
             weight = (self.rate, self.sums["inserts"], self.held)
         elif sort == "drops":
             weight = (self.sums["drops"], self.drop_rate, self.held)
+        elif sort == OVER_TIME:
+            weight = (self.table_seconds, self.held, self.sums["inserts"])
         ranked = np.lexsort(tuple(-part for part in reversed(weight)))
         ranked = ranked[self._told[ranked]]
         if sort in ("life", "residence"):

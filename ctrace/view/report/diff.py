@@ -23,19 +23,27 @@ def diff_text(found: Comparison, limit: int) -> Group:
         grid.add_row(fmt.arrowed(change.key), *_cells(change.before, change.after))
     rest = len(found.changes) - limit
     if rest > 0:
-        grid.add_row(f"and {fmt.count(rest)} more")
+        grid.add_row(f"and {'' if found.complete else 'at least '}{fmt.count(rest)} more")
     hosts = [fmt.clean(host) or "unknown host" for host in found.hosts]
     head = (
         f"before: {hosts[0]}, {fmt.span(found.seconds[0])}; "
         f"after: {hosts[1]}, {fmt.span(found.seconds[1])}; each column before, then after"
     )
-    return Group(Text(head), Text(), grid)
+    return Group(Text(head), *_failed(found), Text(), grid)
+
+
+def _failed(found: Comparison) -> list[Text]:
+    """Inserts that failed while the table had room, where there were some."""
+    before, after = found.before.failed_per_s, found.after.failed_per_s
+    if not before and not after:
+        return []
+    return [Text(f"inserts that failed each second: {_rate(before)} before, {_rate(after)} after")]
 
 
 def _cells(before: Side, after: Side) -> list[str]:
     return [
-        fmt.short(before.held),
-        fmt.short(after.held) + _arrow(before.held, after.held),
+        _held(before.held),
+        _held(after.held) + _arrow(before.held, after.held),
         _rate(before.inserts_per_s),
         _rate(after.inserts_per_s),
         _rate(before.drops_per_s),
@@ -51,7 +59,13 @@ def _rate(value: Optional[float]) -> str:
     return fmt.UNKNOWN if value is None else fmt.rate(value)
 
 
-def _arrow(before: float, after: float) -> str:
+def _held(value: Optional[float]) -> str:
+    return fmt.UNKNOWN if value is None else fmt.short(value)
+
+
+def _arrow(before: Optional[float], after: Optional[float]) -> str:
+    if before is None or after is None:
+        return ""
     if max(before, after) < 0.5 or abs(after - before) < 0.05 * max(before, after):
         return " ="
     if before < 0.5:
