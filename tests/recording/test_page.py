@@ -25,7 +25,7 @@ from ctrace.view import format as fmt
 from ctrace.view.report.html import report_html
 from ctrace.view.report.markdown import report_markdown
 from ctrace.view.report.story import grouping, headline, story
-from ctrace.view.report.text import WIDTH, report_text
+from ctrace.view.report.text import WIDTH, report_text, telling
 from ctrace.view.verdict import verdict
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
@@ -234,6 +234,22 @@ def test_inserts_that_failed_are_not_passed_over(tmp_path: Path, failures: int, 
     first = synthetic.header().clock.utc(shapes.START + 9 * shapes.SECOND) / 1e9
     assert [one.ts for one in moments] == ([first] if failures else [])
     assert str(verdict(found.final)).count("failed") == bool(failures)
+
+
+def test_the_cause_told_is_that_of_what_went_wrong_not_of_the_peak(tmp_path: Path) -> None:
+    """The table is fullest with a load that hurts nobody; later, at less, inserts fail."""
+    load = shapes.Trace()
+    load.flows(shapes.steady(1000, 10, load.rng), 0.01, 5)
+    load.flows(shapes.steady(50, 20, load.rng), 0.01, 5)
+    load.walks(30)
+    load.failures(np.linspace(25, 29, 300), dport=53, proto=17)
+    path = write(tmp_path / "later.data", load.batches(30))
+    with ctrace.open(str(path)) as recording:
+        found = review(recording)
+    assert found.peak is not None
+    assert found.peak.why[0].id not in ("unknown", "clash")
+    assert telling(found).why[0].id == "clash"
+    assert "lost a race" in report_markdown(found)
 
 
 @pytest.mark.parametrize("limit", [10, 1000])

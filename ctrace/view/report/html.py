@@ -20,7 +20,7 @@ from ctrace.view.report.charts import figures, holders_over_time, lives, over_ti
 from ctrace.view.report.cost_html import perf_html
 from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import Moment, headline, period, story
-from ctrace.view.report.text import limit, made_by, peak_fills, telling, used_tables
+from ctrace.view.report.text import limit, made_by, moment_told, peak_fills, telling, used_tables
 from ctrace.view.report.whatif_html import whatif_html
 from ctrace.view.unseen import blind, nobody, number, rate
 from ctrace.whatif.answer import WhatIf
@@ -132,15 +132,12 @@ def _head(review: Review) -> str:
 
 def _why(review: Review) -> str:
     worst, state = telling(review), headline(review)
-    when = f"At {fmt.clock(worst.ts / 1e9)}" if worst is not review.final else "At the end"
-    if not review.final.hooks.changes:
-        when = f"As read at {fmt.clock(worst.ts / 1e9)}"
     lines = [f'<p><b class="{state.level}">{state.word}</b> {_text(state.text)}</p>']
     for label, holders in (("Held by", worst.who), ("Refused", worst.who_refused)):
         if holders:
             parts = "; ".join(f"{fmt.share(o.share)} {_text(fmt.prose(o.text))}" for o in holders)
             lines.append(f"<p>{label}: {parts}</p>")
-    lines.append(f'<p class="note">{when}:</p>')
+    lines.append(f'<p class="note">{moment_told(review)}:</p>')
     for cause in worst.why[:3]:
         lines.append(f"<p>{_text(fmt.prose(cause.text))}</p>")
         if cause.remedy:

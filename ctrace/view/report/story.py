@@ -9,6 +9,7 @@ from typing import Optional
 
 from ctrace.batch import DUMP
 from ctrace.model.causes.words import when, where
+from ctrace.model.snapshot import Snapshot
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
 from ctrace.view.verdict import HIGH, Verdict, as_read, failed, fullest, only_read, verdict
@@ -74,11 +75,17 @@ def headline(review: Review) -> Verdict:
         text = f"{fmt.count(evicted)} entries evicted early{failed(final.totals)}; {fill}"
         return Verdict("EVICTED", text, "warn")
     word, level = "HEALTHY", "plain" if final.totals.insert_failed else "good"
-    if final.totals.insert_failed > LOSING * (final.totals.insert + final.totals.insert_failed):
+    if losing(final):
         word, level = "LOSING", "bad"
     elif review.peak_fill >= HIGH:
         word, level = "HIGH", "warn"
     return Verdict(word, f"{fill}, {nothing}", level)
+
+
+def losing(snapshot: Snapshot) -> bool:
+    """Whether more inserts failed than single clashes explain."""
+    failed_, inserted = snapshot.totals.insert_failed, snapshot.totals.insert
+    return failed_ > LOSING * (inserted + failed_)
 
 
 def last_refusal(review: Review) -> Optional[float]:

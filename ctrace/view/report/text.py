@@ -17,7 +17,7 @@ from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
-from ctrace.view.report.story import headline, period, story
+from ctrace.view.report.story import headline, losing, period, story
 from ctrace.view.unseen import blind, nobody, number, rate
 from ctrace.view.verdict import counted
 
@@ -111,16 +111,28 @@ def _title(text: str) -> Text:
 def telling(review: Review) -> Snapshot:
     """The moment whose causes are reported: the worst, because at the end all may look well.
 
-    Where nothing was recognised at that moment, the next one with a known cause.
+    Where nothing was recognised at that moment, the next one with a known cause. Inserts that fail
+    need no full table: of them, the end tells all.
     """
-    told = [one for one in (review.before_drop, review.peak, review.final) if one is not None]
+    moments = [review.before_drop, review.peak, review.final]
+    if review.before_drop is None and losing(review.final):
+        moments = [review.final, review.peak]
+    told = [one for one in moments if one is not None]
     return next((one for one in told if one.why and one.why[0].id != "unknown"), told[-1])
+
+
+def moment_told(review: Review) -> str:
+    """``At 11:02:03``: the moment of :func:`telling`."""
+    worst = telling(review)
+    if not review.final.hooks.changes:
+        return f"As read at {fmt.clock(worst.ts / 1e9)}"
+    return "At the end" if worst is review.final else f"At {fmt.clock(worst.ts / 1e9)}"
 
 
 def _why(review: Review) -> Group:
     grid = Grid.grid(padding=(0, 2, 0, 0))
-    lines: list[RenderableType] = [grid]
     worst = telling(review)
+    lines: list[RenderableType] = [Text(f"{moment_told(review)}:", style="dim"), grid]
     for label, holders in (("WHO", worst.who), ("REFUSED", worst.who_refused)):
         if holders:
             parts = [f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in holders]
