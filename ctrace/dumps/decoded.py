@@ -12,10 +12,20 @@ LINE: Final = 1 << 16
 """Bytes of a line; no tool prints longer ones."""
 SNIFF: Final = 1 << 15
 """Bytes of a bundle's file in which something must be known, or the file is passed over."""
+RULES: Final = b'{"nftables"'
+"""What ``nft -j`` prints begins so, and is one line, however many rules there are."""
+RULES_LINE: Final = 8 << 20
 LONG: Final = b"x" * LINE  # stands for one that is longer
 
-_COLOUR: Final = re.compile(rb"\x1b\[[0-9;?]{0,20}[A-Za-z]")
-"""What ``grep --color`` and others tell a terminal, often within a word."""
+_COLOUR: Final = re.compile(
+    rb"\x1b(?:\[[0-9;?]{0,20}[A-Za-z]|\][^\x07\x1b\n]{0,400}(?:\x07|\x1b\\))"
+)
+"""What ``grep --color`` and others tell a terminal, often within a word; and its window's title."""
+_QUOTED: Final = re.compile(rb"(?:> ?)+")
+"""What mails put in front of a line that they quote."""
+_MAILED: Final = re.compile(rb"(?:src|port|mark)=3D")
+"""An equal sign as mail has it (quoted-printable)."""
+_NULS: Final = re.compile(rb"\0+")
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}".encode()
 """What pages have in place of several spaces."""
 
@@ -31,26 +41,48 @@ def chunks(stream: IO[bytes]) -> Iterator[bytes]:
             skipping, data = False, LONG + data[data.index(b"\n") :]
         if data:
             yield _plain(data)
-        if len(rest) > LINE:
+        if len(rest) > (RULES_LINE if rest.startswith(RULES) else LINE):
             rest, skipping = b"", True
     if rest or skipping:
         yield _plain((LONG if skipping else rest) + b"\n")
 
 
 def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
-    """Its bytes; those of UTF-16, which PowerShell writes, as UTF-8."""
+    """Its bytes; those of UTF-16, which PowerShell writes, as UTF-8, and carriage returns alone
+    as ends of lines."""
     first = stream.read(SNIFF)
-    wide = first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    decoder = codecs.getincrementaldecoder("utf-16")("replace") if wide else None
+    wide = _wide(first)
+    decoder = codecs.getincrementaldecoder(wide)("replace") if wide else None
+    returns = b"\n" not in first
     data = first.removeprefix(codecs.BOM_UTF8)
     while data:
-        yield decoder.decode(data).encode("utf-8", "replace") if decoder else data
+        text = decoder.decode(data).encode("utf-8", "replace") if decoder else data
+        yield text.replace(b"\r", b"\n") if returns else text
         data = stream.read(CHUNK)
 
 
+def _wide(first: bytes) -> str:
+    """The name of an encoding with two bytes a character, or nothing: not every text has a mark."""
+    if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    some = first[:64] if len(first) > 8 else b"00"
+    low, high = any(some[::2]), any(some[1::2])
+    return {(True, False): "utf-16-le", (False, True): "utf-16-be"}.get((low, high), "")
+
+
 def _plain(data: bytes) -> bytes:
-    if b"\x1b[" in data:
+    if b"\x1b" in data:
         data = _COLOUR.sub(b"", data)
+    if b"\0" in data:  # a crash leaves them in a log
+        data = _NULS.sub(b"\n", data)
     if _NO_BREAK in data and b"src=" in data:  # rules may have one in a comment, and keep it
         data = data.replace(_NO_BREAK, b" ")
     return data
+
+
+def unmailed(line: bytes) -> bytes:
+    """A line without what mail has done to it."""
+    quoted = _QUOTED.match(line)
+    if quoted:
+        line = line[quoted.end() :]
+    return line.replace(b"=3D", b"=") if _MAILED.search(line) else line

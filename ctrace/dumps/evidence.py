@@ -63,6 +63,7 @@ def evidence(told: Told) -> dict[str, Any]:
         "modules": _modules(found.modules),
         "held_by": _held_by(found.modules),
         "rules": {name or "": one.has_rules for name, one in found.spaces.items()},
+        "rules_listed": sorted(set().union(*(one.listed for one in found.spaces.values()))),
         "max": told.limit(next(iter(told.netns))),
         "count": next((one.counts[-1] for one in found.spaces.values() if one.counts), None),
         "kernel_counted": _kernel(found.spaces),
@@ -214,6 +215,7 @@ def _log(told: Told) -> Optional[dict[str, Any]]:
         "first": _moment(told, full[0]) if full else None,
         "last": _moment(told, full[-1]) if full else None,
         "netns": sorted(log.spaces)[:100],
+        "hosts": sorted(log.hosts)[:20],
         "messages": [[_moment(told, one), one.suppressed, one.netns] for one in log.messages[:100]],
     }
 

@@ -171,6 +171,8 @@ class Space:
     """Tables of iptables-legacy by family, where /proc/net/ip_tables_names was given."""
     ipvs: str = ""
     """The contents of /proc/net/ip_vs, if given; ``none``: the file does not exist."""
+    listed: set[str] = field(default_factory=set)
+    """Commands of which the texts have the output, though it has not all of the rules."""
     expectations: int = 0
     """Expectations of helpers that the texts list."""
 
@@ -205,6 +207,10 @@ class Found:
     """Those that something was found in."""
     hosts: set[str] = field(default_factory=set)
     """The hosts that a bundle's folders name, where something was found."""
+    prompts: set[str] = field(default_factory=set)
+    """The hosts whose prompts stand before something that was found."""
+    named: set[str] = field(default_factory=set)
+    """The hosts that ``uname`` and ``hostname`` name."""
     passed: int = 0
     """Files of a bundle that held nothing of interest."""
     unread: Unread = field(default_factory=Unread)

@@ -70,24 +70,27 @@ class Ledger:
     guessed: U64 = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Those alive that were made between two looks, nobody knows when: how long their connections
     lived is not known either."""
-    at: dict[str, int] = field(default_factory=dict)
+    at: dict[int, int] = field(default_factory=dict)
     """Boot ns of the last look of each series."""
+    shown: dict[int, U64] = field(default_factory=dict)
+    """The entries of that look."""
     seen: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Of event streams: entry to (number in the spool, boot ns) of its last event."""
 
     def look(self, look: Look) -> Iterator[Events]:
         """The records that a look adds, in order of time."""
         now = self._boot(round(look.at * 1e9))
-        series = look.dump.series
+        series = look.series
         before = self.at.get(series)
         self.at[series] = now
+        last, self.shown[series] = self.shown.get(series, look.ct), look.ct
         known = np.isin(look.ct, self.alive)
         at = look.start + look.rows
         if before is None or look.apart is None:
             yield from self._existing(at[~known], now)
             self._merge(look.ct, at)
             return
-        gone = ~np.isin(self.alive, look.ct)
+        gone = np.isin(self.alive, last) & ~np.isin(self.alive, look.ct)
         yield from self._changed(at[~known], self.where[gone], before, now)
         keep = ~gone
         self.alive, self.where = self.alive[keep], self.where[keep]

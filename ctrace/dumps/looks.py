@@ -20,6 +20,8 @@ list an entry twice while its hash table is walked, but hardly more."""
 RACE: Final = 1
 """Seconds by which the timeout of an entry that one walk lists twice may differ."""
 PIECES: Final = 10_000
+MANY: Final = 10
+"""Entries of a protocol that do not all go between two looks."""
 
 Rows = npt.NDArray[np.intp]
 
@@ -42,21 +44,95 @@ class Look:
     """How ``at`` is known: ``told``, ``file``, ``now``, ``clock`` or ``countdown``."""
     apart: Optional[float] = None
     """Seconds since the look before it in its series; None for the first."""
+    series: int = 0
+    """The same for looks that can be compared."""
+    beside: int = 0
+    """Entries of other series, of protocols that this one has not, that were held then."""
 
 
 def looks(spool: Spool, dumps: list[Dump], now: float) -> tuple[list[Look], int]:
-    """The looks of table dumps, oldest first, and how many had to be left out because
-    nothing tells how long before the next they were."""
+    """The looks of table dumps, oldest first, and how many had to be left out: nothing tells how
+    long before the next they were, or what another shows of the same protocols is taken."""
     by_series: dict[tuple[str, str], list[Look]] = {}
     for dump in dumps:
         if not dump.events and not dump.list and len(dump):
             found = by_series.setdefault((dump.netns, dump.series), [])
             found += _split(spool, dump)
-    out, left_out = [], 0
-    for series in by_series.values():
-        left_out += _date(series, now)
-        out += series
+    left_out, tables = 0, Tables(spool)
+    by_netns: dict[str, list[list[Look]]] = {}
+    for (netns, name), looks_ in by_series.items():
+        for series in [looks_] if name else tables.alike(looks_):
+            left_out += _date(series, now, files=not name)
+            by_netns.setdefault(netns, []).append(series)
+    out: list[Look] = []
+    for several in by_netns.values():
+        for number, series in enumerate(several):
+            for look in series:
+                look.series = number
+        left_out += tables.one(several)
+        out += _in_order([look for series in several for look in series])
     return sorted(out, key=lambda look: (look.at, look.start)), left_out
+
+
+def _in_order(found: list[Look]) -> list[Look]:
+    """Each told what others have beside it."""
+    last: dict[int, int] = {}
+    for look in sorted(found, key=lambda look: (look.at, look.start)):
+        last[look.series] = len(look.rows)
+        look.beside = sum(last.values()) - len(look.rows)
+    return found
+
+
+class Tables:
+    """Which looks are of the same table: files that a user names say nothing of how they were
+    made."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def _kinds(self, look: Look) -> npt.NDArray[np.intp]:
+        """Family and protocol of each of its entries, as a number."""
+        stop = look.start + int(look.rows[-1]) + 1
+        found = [
+            part["family"].astype(np.intp) << 8 | part["proto"]
+            for _, part in self._spool.parts(look.start, stop)
+        ]
+        return np.concatenate(found)[look.rows]
+
+    def alike(self, found: list[Look]) -> list[list[Look]]:
+        """Looks of different files apart where one shows kinds of entries that another has not."""
+        files: dict[str, list[Look]] = {}
+        for look in found:
+            files.setdefault(look.dump.source, []).append(look)
+        if len(files) < 2:
+            return [found]
+        out: list[tuple[set[int], set[int], list[Look]]] = []
+        for mine in files.values():
+            kinds, counts = np.unique(self._kinds(mine[-1]), return_counts=True)
+            every, many = set(kinds.tolist()), set(kinds[counts >= MANY].tolist())
+            of = next((one for one in out if many <= one[0] and one[1] <= every), None)
+            if of is None:
+                out.append((every, many, list(mine)))
+            else:
+                of[2].extend(mine)
+        return [looks_ for _, _, looks_ in out]
+
+    def one(self, several: list[list[Look]]) -> int:
+        """Of series of one table keep what the fullest has not; the number of looks left out."""
+        if len(several) < 2:
+            return 0
+        main = max(several, key=lambda s: (not s[-1].dump.cut, len(s) > 1, len(s[-1].rows)))
+        shown, left_out = np.unique(self._kinds(main[-1])), 0
+        for series in several:
+            if series is main:
+                continue
+            for look in list(series):
+                keep = ~np.isin(self._kinds(look), shown)
+                look.rows, look.ct, look.left = look.rows[keep], look.ct[keep], look.left[keep]
+                if not len(look.rows):
+                    series.remove(look)
+                    left_out += 1
+        return left_out
 
 
 def _split(spool: Spool, dump: Dump) -> Iterator[Look]:
@@ -91,8 +167,11 @@ def _before(ct: npt.NDArray[np.uint64]) -> Rows:
     return out
 
 
-def _date(series: list[Look], now: float) -> int:
-    """Give each look its time, from the last to the first; the number of those dropped."""
+def _date(series: list[Look], now: float, *, files: bool = False) -> int:
+    """Give each look its time, from the last to the first; the number of those dropped.
+
+    ``files``: these are of files that may be of different hosts.
+    """
     for look in series:
         dump = look.dump
         told = [("told", dump.at), ("file", dump.file_time), ("now", now)]
@@ -105,6 +184,10 @@ def _date(series: list[Look], now: float) -> int:
         same = one.dump is following.dump
         exact = one.known_by == "told" and following.known_by in ("told", "countdown")
         apart = None if same else _by_clock(one.dump.clock, following.dump.clock)
+        strange = files and one.dump.source != following.dump.source
+        if strange and not np.isin(one.ct, following.ct).any():
+            del series[: at + 1]
+            return at + 1
         if apart is not None:
             one.at, one.known_by = following.at - apart, "clock"
         elif not exact or same or gap <= 0:

@@ -25,17 +25,27 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
         reader = Reader(found)
         for text in texts(paths):
             reader.read(text)
-        if len(found.hosts) > 1:
-            raise CtraceError(
-                f"{', '.join(paths)} holds output of {len(found.hosts)} hosts "
-                f"({', '.join(sorted(found.hosts)[:5])}): unpack it, and name one host's folder"
-            )
+        _check_hosts(found, paths)
         told = Told(found)
         if not _any(found):
             raise nothing(found, paths)
         return write(told, path), told
     finally:
         found.close()
+
+
+def _check_hosts(found: Found, paths: Sequence[str]) -> None:
+    """One host's table and another's maximum would make a third. Raises CtraceError."""
+    for hosts, way in (
+        (found.hosts, "unpack it, and name one host's folder"),
+        (found.prompts, "give one host's lines"),
+        (found.named, "give one host's files"),
+    ):
+        if len(hosts) > 1:
+            raise CtraceError(
+                f"{', '.join(paths)} holds output of {len(hosts)} hosts "
+                f"({', '.join(sorted(hosts)[:5])}): {way}"
+            )
 
 
 def _any(found: Found) -> bool:

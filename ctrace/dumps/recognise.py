@@ -13,8 +13,8 @@ from typing import Final, Optional
 
 import numpy as np
 
-from ctrace.dumps.decoded import LINE, chunks
-from ctrace.dumps.entries import foreign, xml
+from ctrace.dumps.decoded import LINE, RULES, chunks, unmailed
+from ctrace.dumps.entries import copied, foreign, xml
 from ctrace.dumps.entries import lines as entries
 from ctrace.dumps.entries.alike import Alike
 from ctrace.dumps.entries.columns import Entries
@@ -29,7 +29,7 @@ from ctrace.dumps.host.context import Context, context
 from ctrace.dumps.host.facts import fact
 from ctrace.dumps.host.network import NETWORK
 from ctrace.dumps.host.times import Clock, moment
-from ctrace.dumps.typed import is_comment, is_fence, is_filtered, left_out, typed
+from ctrace.dumps.typed import host, is_comment, is_fence, is_filtered, left_out, typed
 
 FACT: Final = 1000
 """Bytes of a line about anything but entries: no pattern gets more to go back and forth in."""
@@ -49,13 +49,6 @@ _SHOWN: Final = re.compile(
 )
 _SAID: Final = b" have been shown"
 _LOST: Final = b"We have hit ENOBUFS"
-_EXPECTED: Final = re.compile(
-    rb"^\s*(?:\[\s*[\d.]+\]\s*)?(?:\[(?:NEW|UPDATE|DESTROY)\]\s+)?(?:EXPECTING: )?(?:-|\d+) "
-    rb"(?:use=\d+ )?(?:l3proto = \d+ )?proto=\d+ src=\S+ dst=\S+"
-)
-"""An expectation, by the kernel (exp_seq_show, and ip_conntrack before 2.6.12) or conntrack."""
-_MAILED: Final = re.compile(rb"(?:src|port|mark)=3D")
-"""An equal sign as mail has it (quoted-printable)."""
 _GLUED: Final = re.compile(rb"\b(?:use|id)=\d+(?=[a-z])")
 """The end of a dump without its newline, as ``$(cat ...)`` leaves it, and the next one's start."""
 
@@ -78,6 +71,10 @@ class Reader:
         self._begun = b""
         """The beginning of a line that conntrack's own message came into."""
         self._known = 0
+        self._host, self._weight = "", 0
+        """Whose prompt was seen last, and how much was found before it."""
+        self._inside = False
+        """Whether the line being read was inside another."""
         self._wrapped = Wrapped()
         self._left_out = False
         """Whether somebody cut lines out just before."""
@@ -99,6 +96,7 @@ class Reader:
             if not (self._known or self._rows or text.asked):
                 break
         self._end()
+        self._told_by("")
         unread_now = self._found.unread
         if not self._known and not text.asked:  # a bundle's file about something else
             unread_now.count = unread[0]
@@ -109,8 +107,6 @@ class Reader:
             self._found.files.append(plain(text.name.encode("utf-8", "replace")))
             if text.host and self._found.weight > weight:
                 self._found.hosts.add(text.host)
-
-    # -- entries ----------------------------------------------------------------------
 
     def _lines_of(self, chunk: Chunk, before: int) -> int:
         """A chunk's lines; how many there are. ``before`` were read of the text."""
@@ -141,6 +137,7 @@ class Reader:
     def _line(self, line: bytes, number: int) -> None:
         if self._begun:
             line, self._begun = self._begun + line, b""
+        line = unmailed(line)
         joined = self._wrapped.more(line, number)
         if joined is not None:
             (line, number), again = joined
@@ -153,8 +150,6 @@ class Reader:
             self._give_up()
             if self._wrapped.breaks(line, number):
                 return
-        if _MAILED.search(line):
-            line = line.replace(b"=3D", b"=")
         if not (_SAID in line and self._interrupted(line)):
             self._other(line, number)
 
@@ -188,7 +183,7 @@ class Reader:
     def _begin(self, events: bool) -> None:
         self._flush()
         here, text = self._context, self._text
-        command = here.command or text.name
+        command = here.command or ("" if text.asked else text.name)
         self._dump = Dump(
             self._found.spool.n, plain(f"{text.name}: {here.command}".encode("utf-8", "replace"))
             if here.command else plain(text.name.encode("utf-8", "replace")),
@@ -220,13 +215,11 @@ class Reader:
             self._block.end(self._found.space(self._context.netns))
             self._block = None
 
-    # -- everything else --------------------------------------------------------------
-
     def _other(self, line: bytes, number: int) -> None:
         stripped = line.strip()
         if not stripped:
             return
-        if len(line) >= LINE:
+        if len(line) >= LINE and not line.startswith(RULES):
             self._found.unread.add(self._text.name, number, "a line of more than 64 KiB")
             if self._block is not None:
                 self._block.lacks()
@@ -236,7 +229,7 @@ class Reader:
             return
         elif self._block is not None and self._block.take(line):
             self._known += 1
-        elif _EXPECTED.match(line):
+        elif entries.is_expectation(line):
             self._found.space(self._context.netns).expectations += 1
             self._known += 1
         elif entries.looks_like_entry(line):
@@ -263,6 +256,14 @@ class Reader:
 
     def _no_entry(self, line: bytes, number: int) -> None:
         if self._log(line):
+            return
+        parts = [] if self._inside else copied.bare(line)
+        inside = [one for one in parts if entries.looks_like_entry(one)]
+        if inside:
+            self._inside = True
+            for one in inside:
+                self._other(one, number)
+            self._inside = False
             return
         if reason := foreign.reason(line[:FACT]):
             self._found.unread.add(self._text.name, number, reason)
@@ -354,6 +355,7 @@ class Reader:
         command = typed(line) if len(line) < FACT else None
         if command is not None:
             self._end()
+            self._told_by(host(line, command))
             self._left_out = False
             self._context = context(plain(command, 400), self._context)
             return True
@@ -364,6 +366,12 @@ class Reader:
         self._at = when
         self._found.date = self._utc()
         return True
+
+    def _told_by(self, host: str) -> None:
+        """Whose prompt comes now: what was found before is of the host whose prompt was there."""
+        if self._host and self._found.weight > self._weight:
+            self._found.prompts.add(self._host)
+        self._host, self._weight = host, self._found.weight
 
     def _utc(self) -> Optional[float]:
         return self._at[1] if self._at is not None and not self._at[0] else None

@@ -61,6 +61,7 @@ def given_of(found: Found, space: Space) -> Given:
     for (kind, _), text in space.network.items():
         parts.setdefault(kind, []).append(text)
     links = sorted(parts.get("links", ()), key=lambda t: (" inet" in t, " promiscuity " in t))
+    parts.setdefault("ipsets", parts.get("listed sets", []))
     joined = {
         name: "".join(parts.get(name, ()))
         for name in ("routes", "rules", "rules6", "ipsets", "qdiscs", "filters")

@@ -156,7 +156,7 @@ class Told:
         elif look.dump.cut:
             return ()  # a part of it, and nothing tells of how many
         # A count that is less than the lines is of another moment.
-        return self._table(look.dump.netns, max(count, len(look.rows)), until)
+        return self._table(look.dump.netns, max(count, len(look.rows) + look.beside), until)
 
     def _unlooked(self, dump: Optional[Dump], until: int) -> tuple[TableReading, ...]:
         """Tables for which only a count and settings are known."""
@@ -204,8 +204,8 @@ def _number(text: Optional[str]) -> Optional[int]:
 def last_entries(told: Told) -> Iterator[Events]:
     """The entries of each namespace's last look, piece by piece."""
     for name in told.netns:
-        mine = [look for look in told.looks if look.dump.netns == name]
-        for look in mine[-1:]:
+        last = {look.series: look for look in told.looks if look.dump.netns == name}
+        for look in last.values():
             for at in range(0, len(look.rows), 1 << 16):
                 rows = look.rows[at : at + (1 << 16)]
                 yield told.found.spool.read(

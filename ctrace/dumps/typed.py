@@ -26,7 +26,13 @@ _LEFT_OUT: Final = re.compile(
     rb"|(?:\d+ )?(?:more )?lines? (?:omitted|skipped|truncated))\W{0,6}$",
     re.I,
 )
-_FENCE: Final = re.compile(rb"^(?:```\w*|~~~\w*|</?(?:pre|code|details|summary)>)$")
+_FENCE: Final = re.compile(
+    rb"^(?:```+[^`]{0,80}|~~~+\w*|(?:</?(?:pre|code|details|summary|p|div|br)\b[^<>]{0,80}>)+"
+    rb"|\{(?:noformat|code)[^{}]{0,80}\}|\[/?(?:code|quote|pre)[^]]{0,40}\]|[][{}],?|~|\(END\)"
+    rb"|Script (?:started|done) on .{0,200}|=~=[=~]* PuTTY log .{0,60}|Every \d+[.,]\d+s: .{0,300}"
+    rb"|\S{1,100} \| (?:CHANGED|SUCCESS|FAILED) \| rc=\d+ >>|\[\d+\] [\d:]{8} \[\w+\] \S{1,100})$"
+)
+"""Also what a page, a pager or a program that asks many hosts puts around it."""
 
 
 def typed(line: bytes) -> Optional[bytes]:
@@ -37,6 +43,20 @@ def typed(line: bytes) -> Optional[bytes]:
     if said is None and _MARKED.match(line):
         said = _BARE.match(line)
     return said[1] if said else None
+
+
+_AT: Final = re.compile(rb"^\[?[\w.-]{1,64}@([\w.-]{1,253})")
+_ELSEWHERE: Final = re.compile(
+    rb"^(?:sudo )?(?:ssh|kubectl|oc|docker|podman|crictl|lxc|pct|ansible|salt|pdsh|nsenter)\b"
+)
+
+
+def host(line: bytes, command: bytes) -> str:
+    """The host that a prompt names, where the command runs on it; else nothing."""
+    said = _AT.match(line)
+    if said is None or _ELSEWHERE.match(command):
+        return ""
+    return said[1].decode("ascii", "replace").lower().partition(".")[0]
 
 
 def is_comment(line: bytes) -> bool:
@@ -50,7 +70,7 @@ def left_out(line: bytes) -> bool:
 
 
 def is_fence(line: bytes) -> bool:
-    """Whether it only marks where a page quotes a terminal."""
+    """Whether it only marks where somebody quotes a terminal."""
     return _FENCE.match(line) is not None
 
 

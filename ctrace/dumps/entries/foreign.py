@@ -16,6 +16,18 @@ _FORMS: Final = (
      "a connection as Open vSwitch prints it, without its status: give conntrack -L -o extended"),
     (re.compile(rb"\bORIG: SRC=\S+ DST=\S+ .*\bREPLY: SRC="),
      "a connection as ulogd logs it, without its times: give conntrack -L -o extended"),
+    (re.compile(rb"\borig-src=\S+ orig-dst=\S+ .*\breply-src=\S+"),
+     "a connection as Sophos prints it, with names of its own"),
+    (re.compile(rb"^(?:all|\S{1,15}) \w+ \S+ (?:\(\S+\) )?(?:<-|->) \S+ .*\b[A-Z_]+:[A-Z_]+"),
+     "a state of pf, which is not Linux's: it has no conntrack"),
+    (re.compile(rb"^(?:TCP|UDP|ICMP|GRE|SCTP|ESP) \S+ .*, idle \d+:\d\d:\d\d, bytes \d+"),
+     "a connection of a Cisco ASA, which is not Linux's: it has no conntrack"),
+    (re.compile(rb"^session info: proto=\d+ proto_state=\d+ duration="),
+     "a session of FortiOS, which has a table of its own"),
+    (re.compile(rb"^(?:TCP|UDP|ICMP|ICMPv6) (?:IN|OUT|SVC) \S+ -> \S+ .*\bRxFlagsSeen="),
+     "an entry of Cilium's own table, which nf_conntrack's limits do not concern"),
+    (re.compile(rb"^(?:ConntrackKey\{proto=)"),
+     "an entry of Calico's own table, which nf_conntrack's limits do not concern"),
 )  # fmt: skip
 """What such a line looks like, and why it is not read."""
 

@@ -21,11 +21,21 @@ ports, type, code, id, and after the first direction [UNREPLIED]; then the rest.
 COLUMNS: Final = 22
 
 _HEAD: Final = re.compile(
-    rb"(?:^|(?<=[\s:\]|]))(?:(ipv4|ipv6)\s+\d+\s+)?([a-z][\w-]*)\s+(\d{1,3})\s+(?:(\d+)\s+)?"
+    rb"(?:^|(?<=[\s:\]|]))(?:(ipv4|ipv6)\s+\d+\s+)?([a-z][\w-]*)\s+(\d{1,3})\s+(?:(-?\d+)\s+)?"
     rb"(?:([A-Z][A-Z0-9_]*)\s+)?(?=(?:[^\s=]+=\S*\s+|\[[^\]]*\]\s+){0,4}src=)"
 )
 _TIME: Final = re.compile(rb"\[\s*(\d+(?:\.\d+)?)\]")
 _TAG: Final = re.compile(rb"\[(NEW|UPDATE|DESTROY)\]")
+_EXPECTED: Final = re.compile(
+    rb"^\s*(?:\[\s*[\d.]+\]\s*)?(?:\[(?:NEW|UPDATE|DESTROY)\]\s+)?(?:EXPECTING: )?(?:-|\d+) "
+    rb"(?:use=\d+ )?(?:l3proto = \d+ )?proto=\d+ src=\S+ dst=\S+"
+)
+"""An expectation, by the kernel (exp_seq_show, and ip_conntrack before 2.6.12) or conntrack."""
+
+
+def is_expectation(line: bytes) -> bool:
+    """Whether a line tells of a connection that a helper expects."""
+    return _EXPECTED.match(line) is not None
 
 
 def looks_like_entry(line: bytes) -> bool:
@@ -62,7 +72,7 @@ def row(line: bytes) -> Row:
         tag and tag[1],
         family and family[3:],
         proto,
-        left,
+        left and (b"0" if left[:1] == b"-" else left),  # before Linux 4.9 an overdue one's was -1
         state,
         *one,
         unreplied,

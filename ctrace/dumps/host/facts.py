@@ -16,7 +16,8 @@ _SETTING: Final = re.compile(
     r"\s*[=:]\s?(.*)$"
 )
 _SHORT: Final = re.compile(
-    r"^((?:nf|ip)_conntrack_(?:max|count|buckets|\w*timeout\w*))\s*[=:]\s*(\d+)$"
+    r"^(?!\S*(?:etc/|\.conf))(?:\S{1,200}[:|] ?)?(?:[\w/.-]{1,80}[./])?"
+    r"((?:nf|ip)_conntrack_(?:max|count|buckets|\w*timeout\w*))(?:\s*[=:]\s*|\s+)(\d+)$"
 )
 _MODULE: Final = re.compile(
     r"^(\w+)\s+(\d+)\s+(-?\d+)(?:\s+([\w,-]+))?(?:\s+\w+\s+0x[0-9a-f]+.*)?\s*$"
@@ -31,16 +32,36 @@ _STAT_HEAD: Final = re.compile(r"^entries\s+(?:searched|clashres)\s+found\b.*$")
 _STAT_ROW: Final = re.compile(r"^[0-9a-f]{8}(\s+[0-9a-f]{8}){8,24}$")
 _INET: Final = re.compile(r"\binet6? (?:addr: ?)?([0-9a-fA-F:.]+)(?:%\S+)?/?\d*")
 _LINES: Final = re.compile(r"^(\d{1,11}) /proc/net/(?:nf|ip)_conntrack$")
-_SLAB: Final = re.compile(r"^(?:nf|ip)_conntrack(?:_[0-9a-f]+)?\s+\d+\s+\d+\s+(\d+)\s")
-_UNAME: Final = re.compile(r"^Linux (\S+) (\d\S*) ")
+_OLD_STAT: Final = re.compile(r"^([a-z]+(?:_[a-z]+)?)\s+(\d{1,20})$")
+"""``conntrack -S`` of conntrack-tools before 1.0: summed over CPUs, ``entries`` first."""
+_SLAB: Final = re.compile(r"^(?:nf|ip)_conntrack(?:[:_](?!expect)[0-9a-f]+)?\s+\d+\s+\d+\s+(\d+)\s")
+_SLAB_ROW: Final = re.compile(r"^[\w:.-]+(?: +\d+){5}(?: |$)")
+_UNAME: Final = re.compile(r"^Linux (?:version|(?!version )(\S+)) (\d\S*) ")
+"""``uname -a``; /proc/version tells the release alone."""
 _SS: Final = re.compile(
     r"^(?:(tcp|udp)6?\s+)?(?:LISTEN|UNCONN)\s+\d+\s+\d+\s+(\S+):(\d+)\s+\S+"
     r'(?:\s+users:\(\("([^"]{1,64})",(?:pid=)?(\d+))?'
 )
-_NETSTAT: Final = re.compile(
-    r"^(tcp|udp)6?\s+\d+\s+\d+\s+(\S+):(\d+)\s+\S+:\*\s+(?:LISTEN\s+)?.*?(?:\s(\d+)/(\S+))?\s*$"
+_NETSTAT: Final = re.compile(r"^(tcp|udp)6?\s+\d+\s+\d+\s+(\S+):(\d+)\s+\S+:\*(?=\s)")
+_PROGRAM: Final = re.compile(r"\s(\d{1,10})/([^\s:]{1,64})")
+_SOCKETS: Final = re.compile(
+    r"(?:(?:tcp|udp|udplite|raw|sctp|dccp|icmp6?|u_\w+|nl|p_\w+|v_\w+|mptcp|ESTAB|TIME-WAIT"
+    r"|SYN-(?:RECV|SENT)|FIN-WAIT-[12]|CLOS(?:E-WAIT|ING)|LAST-ACK|UNCONN)6?\s+){1,2}\d+\s+\d+\s"
+    r"|unix\s+\d+\s+\[ "
 )
+"""A socket that does not listen, or of another kind."""
 _NAMES: Final = re.compile(r"^/proc/net/(ip_tables_names|ip6_tables_names|ip_vs): ?(.*)$")
+_LISTED: Final = (
+    (
+        "iptables -S",
+        re.compile(r"^-P (?:INPUT|OUTPUT|FORWARD|PREROUTING|POSTROUTING) (?:ACCEPT|DROP)\b"),
+    ),
+    ("iptables -L", re.compile(r"^Chain \S{1,40} \((?:policy [A-Z]+|\d+ references?)\b")),
+)
+_LISTED_MORE: Final = re.compile(
+    r"^-[AN] [\w.:+/@~-]{1,40}(?: |$)|(?:num +)?(?:pkts +bytes +)?target +prot +opt "
+    r"|(?:\d+ +)?(?:\d+[KMGT]? +\d+[KMGT]? +)?[\w.:+/@~-]+ +\S+ +(?:--|-f|!f) "
+)
 _SWAPPED: Final = str.maketrans("./", "/.")
 MOST_SETTINGS: Final = 40_000
 _UP: Final = re.compile(r"\bup (?:(\d+) days?, +)?(?:(\d+):(\d\d)|(\d+) min)")
@@ -152,7 +173,20 @@ def _counters(line: str, about: Context, found: Found, space: Space, at: Optiona
         known = [(COLUMNS[n], v) for n, v in zip(names, values) if n in COLUMNS]
         _count(space, [n for n, _ in known], [v for _, v in known], first)
         return True
-    return False
+    return _old_counter(line, about, space)
+
+
+def _old_counter(line: str, about: Context, space: Space) -> bool:
+    said = _OLD_STAT.match(line)
+    if not said or (said[1] != "entries" and "old" not in about.state):
+        return False
+    if said[1] == "entries":
+        about.state["old"] = "yes"
+        space.counters.append({})
+        if not space.counts and len(said[2]) < 12:
+            space.counts.append(int(said[2]))
+    _count(space, [said[1]], [int(said[2]) % (1 << 64)], False)
+    return True
 
 
 def _count(space: Space, names: list[str], values: list[int], first: bool) -> None:
@@ -185,14 +219,17 @@ def take_address(line: str, space: Space) -> bool:
 
 def _listener(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
     del found, at
+    del about
     said, pid, comm = _SS.match(line), None, ""
     if said:
         proto, port, pid, comm = said[1] or "tcp", said[3], said[5], said[4] or ""
     else:
         said = _NETSTAT.match(line)
         if not said:
-            return about.about == "listeners" and bool(re.match(r"(tcp|udp|ESTAB|TIME-WAIT)", line))
-        proto, port, pid, comm = said[1], said[3], said[4], said[5] or ""
+            return _SOCKETS.match(line) is not None
+        proto, port = said[1], said[3]
+        program = _PROGRAM.search(line, said.end())
+        pid, comm = program.groups() if program else (None, "")
     if pid and int(port) < 65536 and int(pid) < 1 << 31 and len(space.listeners) < 4096:
         key = (PROTO_NUMBERS[proto], int(port))
         space.listeners[key] = Owner(int(pid) << 32, comm[:64].split("/")[0])
@@ -214,27 +251,45 @@ def _names(line: str, about: Context, found: Found, space: Space, at: Optional[f
     return True
 
 
+def _rules(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
+    """Rules in forms that leave out too much to make them again."""
+    del about, found, at
+    shown = next((name for name, form in _LISTED if form.match(line)), "")
+    if shown:
+        space.listed.add(shown)
+    return bool(shown or (space.listed and _LISTED_MORE.match(line)))
+
+
 def _other(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
     del space
     slab, name, up = _SLAB.match(line), _UNAME.match(line), _UP.search(line)
     if slab:
         found.slab = int(slab[1]) if int(slab[1]) < 1 << 20 else None
     elif name:
-        found.host, found.kernel = name[1][:64], name[2][:64]
+        found.kernel = name[2][:64]
+        if name[1]:
+            _named(found, name[1][:64])
     elif about.about == "uptime" and (two := re.fullmatch(r"(\d{1,12}\.\d+) \d+\.\d+", line)):
         found.uptime = float(two[1]), at
     elif up and "load average" in line:
         days, hours, minutes, alone = (int(one or 0) for one in up.groups())
         found.uptime = float(((days * 24 + hours) * 60 + minutes + alone) * 60), at
     elif about.about == "host" and re.fullmatch(r"[\w.-]{1,64}", line):
-        found.host = line
+        _named(found, line)
     elif about.about == "kernel" and re.fullmatch(r"\d[\w.+-]{1,64}", line):
         found.kernel = line
     elif line == "made by ctrace collect":
         found.whole = True
     else:
-        return bool(_IDLE_HEADS.match(line)) or about.about == "other"
+        idle = _IDLE_HEADS.match(line) or _SLAB_ROW.match(line)
+        return bool(idle) or about.about == "other"
     return True
+
+
+def _named(found: Found, name: str) -> None:
+    found.host = name
+    if len(found.named) < 100:
+        found.named.add(name.lower().partition(".")[0])
 
 
 _Fact = Callable[[str, Context, Found, Space, Optional[float]], bool]
@@ -245,5 +300,6 @@ _FACTS: Final[tuple[_Fact, ...]] = (
     _module,
     _listener,
     _address,
+    _rules,
     _other,
 )

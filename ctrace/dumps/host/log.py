@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Final, Optional
 
+from ctrace.dumps.host.journal import Fields
+
 KEPT: Final = 1000
 """Messages kept with their times; all are counted."""
 DIFFERENT: Final = 100_000
@@ -19,7 +21,7 @@ _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _CLOCK: Final = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
 _SHAPE: Final = re.compile(
     r"(?:<\d+>(?:1 (?=\d{4}-))?)?(?:kernel: (?=\[)|\w+\s*:\s*\w+\s*:\s*)?"
-    r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})(?:,\d+)?\](?:\[\s*[TC]\d+\])?"
+    r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})(?:,\d+| <\s*[+\d.]+ ?>)?\](?:\[\s*[TC]\d+\])?"
     # dmesg -T, -H and its differences to the line before
     rf"|\[(?P<long>[A-Z][a-z]{{2}} {_MONTH} +\d+ {_CLOCK} \d{{4}}|{_MONTH} *\d+ \d\d:\d\d)\]"
     r"|\[\s*(?P<since>\+\d{1,12}\.\d{1,9})\]"
@@ -34,12 +36,19 @@ _SHAPE: Final = re.compile(
     r"(?(kmsg)|\s+)(?P<text>.*)"
 )
 _FROM: Final = re.compile(
-    r"(?:\S+ (?:\w+\.\w+ )?kernel: |\w+\.\w+ kernel: )?"
+    r"(?:(?P<host>\S+) (?:\w+\.\w+ )?kernel: |\w+\.\w+ kernel: )?"
     r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})\] )?(?P<text>.*)"
 )
 _TIMES: Final = ("boot", "long", "since", "iso", "full", "unix", "kmsg", "short")
-_JSON: Final = re.compile(r'\{.*"MESSAGE"\s*:\s*"([^"]{1,400})"')
-_JSON_TIME: Final = re.compile(r'"__REALTIME_TIMESTAMP"\s*:\s*"(\d{10,16})\d{6}"')
+_LATER: Final = re.compile(r"(?<=[\s:|>}\])\"])(?=[\[<A-Z\d])")
+"""Where a time may begin, behind what grep, containers and mails put in front of it."""
+_FOREIGN: Final = re.compile(
+    r"(?:[^\s:>[]{1,12} {1,2}){0,3}\d\d?:\d\d:\d\d(?:[.,]\d{1,9})?"
+    r"(?: \d{4}(?=\]))?"
+)
+"""A time with the month in another language, as it stands."""
+_AGAIN: Final = re.compile(r"\b(?P<last>last )?message repeated (?P<times>\d{1,9}) times")
+_NO_NAME: Final = re.compile(r"localhost\b|[\d.:]+$|.*:$")
 _FULL: Final = re.compile(
     r"(?:nf|ip)_conntrack: (?:nf_conntrack: |VPS \d+ )?table full(?: in netns (\d{1,10}))?,"
     r" ?(?:dropping packet|$)"
@@ -82,6 +91,8 @@ class Log:
     does not tell."""
     sizes: Optional[tuple[int, int]] = None
     """(buckets, max) as the module was loaded."""
+    hosts: set[str] = field(default_factory=set)
+    """Those that the messages about the table are of, where a line names one."""
 
     _logs: dict[str, Counter[_Key]] = field(default_factory=dict)
     """By the form of their times, how often each message occurs: bundles have the same message in
@@ -89,6 +100,9 @@ class Log:
     _text: Counter[_Key] = field(default_factory=Counter)
     """The same for the text being read."""
     _form: str = ""
+    _fields: Fields = field(default_factory=Fields)
+    _before: str = ""
+    """The message before, if it was about the table."""
 
     def begin(self) -> None:
         """Another text begins: messages that it repeats from earlier ones are not counted again."""
@@ -96,6 +110,7 @@ class Log:
             known = self._logs.setdefault(self._form, Counter())
             known |= self._text
         self._text, self._form = Counter(), ""
+        self._fields, self._before = Fields(), ""
 
     def _most(self) -> tuple[int, int]:
         """(messages that it was full, messages hidden), from the log with the most of them."""
@@ -135,6 +150,10 @@ class Log:
         shape = _SHAPE.match(line)
         if shape is None:
             return self._bare(line)
+        self._shaped(shape)
+        return True
+
+    def _shaped(self, shape: re.Match[str]) -> None:
         self.lines += 1
         inner = _FROM.match(shape["text"])
         text = inner["text"] if inner else shape["text"]
@@ -145,42 +164,59 @@ class Log:
         at = float(shape["unix"]) if shape["unix"] else utc(shape["iso"] or _zoned(shape["full"]))
         form = next(name for name in _TIMES if shape[name])
         when = f"{seconds:.6f}" if shape["kmsg"] else shape[form]
-        self._message(text, form, when, seconds, at)
-        return True
+        if text.startswith("[s="):  # what it says is in the fields below (journalctl -o verbose)
+            self._fields.begin(when)
+            return
+        about = self._message(text, form, when, seconds, at)
+        if about and inner and inner["host"] and len(self.hosts) < KEPT:
+            name = inner["host"].lower().partition(".")[0]
+            self.hosts |= set() if _NO_NAME.match(inner["host"]) else {name}
 
     def _bare(self, line: str) -> bool:
-        """A message without any time, or in the journal's JSON; what journalctl says itself."""
-        said = _JSON.match(line)
-        if said:
-            at = _JSON_TIME.search(line)
+        """A message whose time is elsewhere, or that has none; what journalctl says itself."""
+        if self._fields.take(line):
             self.lines += 1
-            self._message(said[1], "json", at[1] if at else "", None, float(at[1]) if at else None)
+            for text, boot, at, when in self._fields.told():
+                self._message(text, "fields", when, boot, at)
             return True
-        if not (_FULL.search(line[:200]) or _SUPPRESSED.search(line[:200])):
+        said = _FULL.search(line) or _SUPPRESSED.search(line)
+        if not said:
             return bool(_HEADING.match(line) or _KLOG.match(line))
+        for begins in _LATER.finditer(line, 0, said.start() + 1):
+            shape = _SHAPE.match(line, begins.start())
+            if shape and shape.start("text") <= said.start():
+                self._shaped(shape)
+                return True
         self.lines += 1
-        self._message(line, "none", "", None, None)
+        clock = _FOREIGN.search(line[: said.start()])
+        self._message(line, "foreign" if clock else "none", clock[0] if clock else "", None, None)
         return True
 
     def _message(
         self, text: str, form: str, when: str, boot: Optional[float], utc: Optional[float]
-    ) -> None:
+    ) -> bool:
+        """Whether it is about the table."""
+        again = _AGAIN.search(text)
+        if again and again["last"]:
+            text = self._before
         full, suppressed = _FULL.search(text), _SUPPRESSED.search(text)
         sizes = _SIZES.search(text)
         if sizes:
             self.sizes = int(sizes[1]), int(sizes[2])
+        self._before = text if full or suppressed else ""
         if not (full or suppressed):
-            return
+            return False
         hid = int(suppressed[1]) if suppressed and not full else 0
         if full and len(self.spaces) < KEPT:
             self.spaces.add(int(full[1] or 0))
         self._form = self._form or form
         key = when, hid
-        self._text[key] += 1
+        self._text[key] += int(again["times"]) if again else 1
         if len(self._text) > DIFFERENT:
             self.begin()
         if self._text[key] > self._logs.get(self._form, Counter())[key]:
             self._keep(Message(when, boot, utc, hid, int(full[1] or 0) if full else 0))
+        return True
 
     def _keep(self, message: Message) -> None:
         if len(self.messages) >= KEPT:

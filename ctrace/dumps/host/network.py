@@ -98,6 +98,41 @@ class Sets(_Lines):
     goes_on = re.compile(rb"^add \S{1,31} \S")
 
 
+class SetLists(_Lines):
+    """``ipset list``, kept as ``ipset save`` has the same."""
+
+    kind = "listed sets"
+    begins = re.compile(rb"^Name: \S{1,31}$")
+    goes_on = re.compile(
+        rb"^(?:Type|Revision|Header|Size in memory|References|Number of entries|Members):"
+        rb"|^[^\s#]\S*(?: (?:timeout|packets|bytes|comment|skb\w{4,5}|nomatch|before|after)\b.*)?$"
+    )
+
+    def take(self, line: bytes) -> bool:
+        """Other things have names, too."""
+        if self._lines and self._lines[-1].startswith("Name: ") and line[:6] != b"Type: ":
+            return False
+        return super().take(line)
+
+    def end(self, space: Space) -> None:
+        """A set's header is what it was created with."""
+        saved: list[str] = []
+        for one in re.split(r"(?m)^Name: ", "\n".join(self._lines))[1:]:
+            head, there, members = one.partition("\nMembers:")
+            if not there:
+                continue
+            name, *rest = head.split("\n")
+            told = dict(line.split(": ", 1) for line in rest if ": " in line)
+            adds = [f"add {name} {member}" for member in members.split("\n") if member]
+            saved.append(f"create {name} {told.get('Type', '')} {told.get('Header', '')}".rstrip())
+            saved += adds
+            if told.get("Number of entries", str(len(adds))) != str(len(adds)):
+                saved.append(f"the members of {name} are cut off")  # no tool takes it
+        if saved:
+            self._lines = saved
+            super().end(space)
+
+
 class Qdiscs(_Lines):
     """``tc qdisc``."""
 
@@ -114,4 +149,4 @@ class Filters(_Lines):
     goes_on = re.compile(rb"(?!)")
 
 
-NETWORK: Final[tuple[type[_Lines], ...]] = (Links, Routes, Rules, Sets, Qdiscs, Filters)
+NETWORK: Final[tuple[type[_Lines], ...]] = (Links, Routes, Rules, Sets, SetLists, Qdiscs, Filters)

@@ -73,4 +73,7 @@ def redacted(facts: Mapping[str, str]) -> dict[str, str]:
     data = parse(facts)
     if data is None:
         return {}
-    return {FACT: json.dumps({name: v for name, v in data.items() if name not in _WHOSE})}
+    kept = {name: v for name, v in data.items() if name not in _WHOSE}
+    if isinstance(kept.get("log"), dict):
+        kept["log"] = {name: v for name, v in kept["log"].items() if name != "hosts"}
+    return {FACT: json.dumps(kept)}

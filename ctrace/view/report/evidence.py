@@ -69,6 +69,10 @@ def _full(data: dict[str, Any]) -> Optional[str]:
     if log is None:
         return None
     text = f"the kernel logged {fmt.plural(log.full, 'time')} that the table was full"
+    hosts = (data.get("log") or {}).get("hosts") or []
+    if len(hosts) > 1:
+        shown = ", ".join(hosts[:5]) + (", ..." if len(hosts) > 5 else "")
+        text += f", in the logs of {len(hosts)} hosts ({shown}) together"
     text += f"{where(log)}, {when(log)}"
     hidden = log.refused - log.full
     if hidden:
@@ -139,7 +143,10 @@ def _when(data: dict[str, Any]) -> Optional[str]:
             f"; conntrack showed {fmt.count(said)} entries, {fmt.count(last['entries'])} are here"
         )
     if data.get("left_out"):
-        text += f"; {fmt.plural(data['left_out'], 'dump')} left out, as nothing tells when"
+        text += (
+            f"; {fmt.plural(data['left_out'], 'dump')} left out, as nothing tells that it was this "
+            "table, or how long before"
+        )
     return text
 
 
@@ -221,9 +228,11 @@ def _rules(data: dict[str, Any]) -> Optional[str]:
     rules = data.get("rules") or {}
     if not (data.get("entries") or data.get("inserts")) or any(rules.values()):
         return None
+    listed = " and ".join(data.get("rules_listed") or ())
+    less = f" ({listed} of one table do not show all of them)" if listed else ""
     return (
-        "not in the texts. Whether packets fare the same without tracking can only be tried with "
-        f"them: add the output of {RULES}"
+        f"not in the texts{less}. Whether packets fare the same without tracking can only be "
+        f"tried with them: add the output of {RULES}"
     )
 
 

@@ -1,0 +1,316 @@
+"""The same facts in other forms: logs in other orders and languages, tools of other ages, and
+hosts that do not belong together."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ctrace.cli import cli
+from ctrace.dumps.files import Text
+from ctrace.dumps.found import Found
+from ctrace.dumps.host.log import Log
+from ctrace.dumps.opened import open_any
+from ctrace.dumps.recognise import Reader
+from ctrace.dumps.rules import given_of
+from ctrace.errors import CtraceError
+from ctrace.record import PROTO_NUMBERS
+from ctrace.recording.format.evidence import parse, redacted
+
+FULL = "nf_conntrack: nf_conntrack: table full, dropping packet"
+AT = 1722250923.0
+BARE = (
+    "tcp      6 28 TIME_WAIT src=198.51.100.{0} dst=192.0.2.10 sport=63518 dport=8063 "
+    "src=192.0.2.10 dst=198.51.100.{0} sport=8063 dport=63518 [ASSURED] mark=0 use=2"
+)
+ONE, TWO = BARE.format(7), BARE.format(8)
+
+
+def told(*paths: Path) -> dict[str, Any]:
+    with open_any([str(path) for path in paths]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+    assert said is not None
+    return said
+
+
+def found(text: str) -> Found:
+    one = Found()
+    Reader(one).read(Text("typed", None, io.BytesIO(text.encode())))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("text", "when", "boot", "utc"),
+    [
+        (f"[   12.345678 <    0.000005 >] gw kernel: {FULL}", "12.345678", 12.345678, None),
+        (f"Mär 29 11:02:03 gw kernel: {FULL}", "Mär 29 11:02:03", None, None),
+        (f"29 juil. 11:02:03 gw kernel: {FULL}", "29 juil. 11:02:03", None, None),
+        (f"[lun. juil. 29 11:02:03 2024] {FULL}", "lun. juil. 29 11:02:03 2024", None, None),
+        (f"/var/log/kern.log.1.gz:7:Jul 29 11:02:03 gw kernel: {FULL}", "Jul 29 11:02:03", None,
+         None),
+        (f"node-1  | [   12.345678] {FULL}", "12.345678", 12.345678, None),
+        (f"> [   12.345678] {FULL}", "12.345678", 12.345678, None),
+        (f"Mon 2024-07-29 11:02:03 UTC [s=ab;i=1;b=cd;m=1;t=2;x=3]\n    PRIORITY=4\n"
+         f"    MESSAGE={FULL}", "2024-07-29 11:02:03 UTC", None, None),
+        (f"__CURSOR=s=ab\n__REALTIME_TIMESTAMP=1722250923000000\nPRIORITY=4\nMESSAGE={FULL}\n",
+         "1722250923", None, AT),
+        (f'{{"MESSAGE":"{FULL}","__REALTIME_TIMESTAMP":"1722250923000000"}}', "1722250923", None,
+         AT),
+        (f'data: {{"__REALTIME_TIMESTAMP":"1722250923000000","MESSAGE":"{FULL}"}}', "1722250923",
+         None, AT),
+        (f'\t"MESSAGE" : "{FULL}",\n\t"__REALTIME_TIMESTAMP" : "1722250923000000"\n}}',
+         "1722250923", None, AT),
+        (f'   "dmesg": [\n      {{\n         "pri": 4,\n         "time":   12.345678,\n'
+         f'         "msg": "{FULL}"\n      }}', "12.345678", 12.345678, None),
+    ],
+)  # fmt: skip
+def test_the_time_stands_elsewhere(
+    text: str, when: str, boot: float | None, utc: float | None
+) -> None:
+    log = Log()
+    for line in text.split("\n"):
+        assert log.take(line), line
+    (message,) = log.messages
+    assert (message.when, message.boot, message.utc) == (when, boot, utc)
+    assert log.full == 1
+
+
+@pytest.mark.parametrize("again", [
+    "Jul 29 11:02:33 gw last message repeated 17 times",
+    f"Jul 29 11:02:33 gw kernel: message repeated 17 times: [ {FULL}]",
+])  # fmt: skip
+def test_a_message_that_a_log_repeats_counts_as_often(again: str) -> None:
+    log = Log()
+    log.take(f"Jul 29 11:02:03 gw kernel: {FULL}")
+    log.take(again)
+    assert (log.full, log.refused, log.messages[-1].when) == (18, 18, "Jul 29 11:02:33")
+    log.take("Jul 29 11:02:34 gw sshd[1]: x")
+    log.take("Jul 29 11:02:39 gw last message repeated 9 times")
+    assert log.full == 18
+
+
+NETSTAT = (
+    "Proto Recv-Q Send-Q Local Address           Foreign Address         State       "
+    "PID/Program name    \n"
+    "tcp        0      0 0.0.0.0:22              0.0.0.0:*               LISTEN      "
+    "715/sshd: /usr/sbin \n"
+    "tcp6       0      0 :::80                   :::*                    LISTEN      5/nginx\n"
+    "tcp        0      0 192.0.2.1:22            192.0.2.9:5000          ESTABLISHED 9/sshd: x\n"
+    "tcp        0      0 127.0.0.1:6010          0.0.0.0:*               LISTEN      -\n"
+    "udp        0      0 0.0.0.0:53              0.0.0.0:*                           7/dnsmasq\n"
+)
+
+
+def test_who_listens_by_netstat() -> None:
+    one = found(NETSTAT)
+    assert {key: owner.comm for key, owner in one.space().listeners.items()} == {
+        (PROTO_NUMBERS["tcp"], 22): "sshd",
+        (PROTO_NUMBERS["tcp"], 80): "nginx",
+        (PROTO_NUMBERS["udp"], 53): "dnsmasq",
+    }
+    assert one.unread.count == 0
+
+
+def test_what_old_kernels_and_tools_print() -> None:
+    one = found(
+        "Linux version 3.10.0-229.el7.x86_64 (builder@x) (gcc version 4.8.2) #1 SMP\n"
+        "entries                 4489\nsearched                123\ninsert_failed           12\n"
+        "drop                    13\nnf_conntrack_max 65536\n"
+        f"{ONE.replace(' 28 ', ' -1 ')}\n"
+        "nf_conntrack_expect      0      0    216   18    1 : tunables    0    0    0\n"
+    )
+    space = one.space()
+    assert (one.kernel, one.host) == ("3.10.0-229.el7.x86_64", "")
+    assert space.counts == [4489]
+    assert (space.counters[-1]["drop"], space.counters[-1]["insert_failed"]) == (13, 12)
+    assert space.sysctls["net.netfilter.nf_conntrack_max"] == "65536"
+    assert len(one.dumps[0]) == 1
+    assert one.unread.count == 0
+
+
+@pytest.mark.parametrize("text", [
+    "\x1b]0;root@gw: ~\x07root@gw:~# conntrack -C\n2\nroot@gw:~# conntrack -L\n{0}\n{1}\n",
+    "> root@gw:~# sysctl net.netfilter.nf_conntrack_count\n> net.netfilter.nf_conntrack_count = 2\n"
+    "> {0}\n> {1}\n",
+    '{{"log":"{0}\\n","stream":"stdout"}}\n{{"log":"{1}\\n","stream":"stdout"}}\n'
+    "nf_conntrack_count: 2\n",
+    "<pre><code>{0}\n{1}</code></pre>\nnf_conntrack_count: 2\n",
+    "- `{0}`\n- `{1}`\nnf_conntrack_count: 2\n",
+    "['{0}\\n', '{1}\\n']\nnf_conntrack_count: 2\n",
+    "+{0}\n+{1}\nnf_conntrack_count: 2\n",
+    "{{noformat}}\n{0}\n{1}\n{{noformat}}\nnf_conntrack_count: 2\n",
+    "\0\0\0{0}\0\n{1}\nnf_conntrack_count: 2\n",
+    "{0}\r{1}\rnf_conntrack_count: 2\r",
+    "/tmp/a.txt:{0}\n/tmp/a.txt:{1}\n/tmp/a.txt:net.netfilter.nf_conntrack_count = 2\n"
+    "/etc/sysctl.conf:net.netfilter.nf_conntrack_max = 9\n",
+])  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_entries_inside_something_else(text: str, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "copied.txt"
+    path.write_bytes(text.format(ONE, TWO).replace("\0", "" if "16" in encoding else "\0")
+                     .encode(encoding))  # fmt: skip
+    said = told(path)
+    assert (said["entries"], said["count"], said["assured"]) == (2, 2, 2)
+    assert said["max"] is None
+    unread = [line for _, line, _ in said["unread"]]
+    assert len(unread) == (4 in unread)  # the last line of one of them
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("all tcp 10.0.0.1:22 <- 10.0.0.2:51234       ESTABLISHED:ESTABLISHED", "a state of pf"),
+        ("TCP outside 192.0.2.1:443 inside 10.0.0.1:51234, idle 0:00:01, bytes 100, flags UIO",
+         "Cisco ASA"),
+        ("session info: proto=6 proto_state=01 duration=142 expire=3590 timeout=3600", "FortiOS"),
+        ("TCP OUT 10.0.0.1:51234 -> 10.0.0.2:443 expires=123 RxFlagsSeen=0x1b LastRxReport=1",
+         "Cilium"),
+        ("proto=tcp proto-no=6 orig-src=192.0.2.1 orig-dst=192.0.2.2 orig-sport=1 "
+         "reply-src=192.0.2.2 reply-dst=192.0.2.1 reply-sport=2", "Sophos"),
+    ],
+)  # fmt: skip
+def test_tables_that_are_not_conntracks_have_their_reason(line: str, why: str) -> None:
+    one = found(f"{ONE}\n{line}\n")
+    ((_, number, reason),) = one.unread.first
+    assert number == 2
+    assert why in reason
+
+
+# -- rules ------------------------------------------------------------------------------
+
+LISTED = """\
+Name: banned
+Type: hash:ip
+Revision: 4
+Header: family inet hashsize 1024 maxelem 65536 timeout 300
+Size in memory: 200
+References: 1
+Number of entries: {}
+Members:
+192.0.2.1 timeout 5
+192.0.2.2 timeout 6
+
+Name: of
+Type: list:set
+Header: size 8
+Size in memory: 200
+References: 1
+Members:
+banned
+"""
+SAVED = (
+    "create banned hash:ip family inet hashsize 1024 maxelem 65536 timeout 300\n"
+    "add banned 192.0.2.1 timeout 5\nadd banned 192.0.2.2 timeout 6\n"
+    "create of list:set size 8\nadd of banned\n"
+)
+
+
+def test_sets_that_are_listed_are_as_if_saved() -> None:
+    one = found("# ipset list\n" + LISTED.format(2))
+    assert given_of(one, one.space()).ipsets == SAVED
+    both = found("# ipset list\n" + LISTED.format(2) + "# ipset save\n" + SAVED)
+    assert given_of(both, both.space()).ipsets == SAVED
+    cut = found("# ipset list\n" + LISTED.format(7))
+    assert "the members of banned are cut off" in given_of(cut, cut.space()).ipsets
+    other = found("Name: x\nfoo\n")
+    assert (given_of(other, other.space()).ipsets, other.unread.count) == ("", 1)
+
+
+def test_rules_as_json_of_any_length_and_form() -> None:
+    rules = {"nftables": [{"metainfo": {"version": "1.0"}}] + [
+        {"table": {"family": "inet", "name": f"t{i}", "comment": 'a } "b'}} for i in range(3000)
+    ]}  # fmt: skip
+    for text in (json.dumps(rules), json.dumps(rules, indent=2)):
+        one = found(text + "\n" + ONE + "\n")
+        assert json.loads(one.space().nft) == rules
+        assert one.unread.count == 0
+
+
+def test_rules_in_a_form_that_lacks_some_are_told() -> None:
+    text = (
+        "# iptables -S\n-P INPUT DROP\n-A INPUT -p tcp --dport 22 -j ACCEPT\n"
+        "Chain INPUT (policy DROP 0 packets, 0 bytes)\n"
+        " pkts bytes target     prot opt in     out     source               destination\n"
+        "  123  4567 ACCEPT     all  --  *      *       0.0.0.0/0            0.0.0.0/0\n"
+    )
+    one = found(text)
+    assert (one.space().has_rules, one.unread.count) == (False, 0)
+    done = CliRunner().invoke(cli, ["report", "-"], input=text + ONE + "\n")
+    said = " ".join(done.stdout.split())
+    assert "iptables -L and iptables -S of one table do not show all of them" in said
+    assert "iptables-save" in said
+
+
+# -- whose it is ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [
+    f"[root@web1 ~]# conntrack -L\n{ONE}\n[root@db2 ~]# conntrack -C\n99\n",
+    f"Linux web1 3.10.0 #1 SMP x86_64\n{ONE}\nLinux db2 4.18.0 #1 SMP x86_64\n",
+])  # fmt: skip
+def test_two_hosts_are_not_made_one(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "both.txt"
+    path.write_text(text)
+    with pytest.raises(CtraceError, match=r"output of 2 hosts \(db2, web1\)"):
+        told(path)
+
+
+@pytest.mark.parametrize("text", [
+    "me@jump:~$ ssh web1 conntrack -L\n{0}\n[root@web1 ~]# conntrack -C\n9\n",
+    "me@jump:~$ ssh web1\n[root@web1 ~]# conntrack -C\n9\n{0}\n",
+    "[root@web1 ~]# conntrack -C\n9\n{0}\nadmin@web1.example.com:~$ sysctl -a\n"
+    "net.netfilter.nf_conntrack_max = 5\n",
+])  # fmt: skip
+def test_the_way_to_a_host_is_no_second_host(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text(text.format(ONE))
+    assert told(path)["count"] == 9
+
+
+def test_logs_of_several_hosts_are_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "messages"
+    path.write_text("".join(f"Jul 29 11:02:0{i} web{i} kernel: {FULL}\n" for i in range(3)))
+    done = CliRunner().invoke(cli, ["report", str(path)])
+    assert "in the logs of 3 hosts (web0, web1, web2) together" in " ".join(done.stdout.split())
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        assert "web1" not in json.dumps(redacted(recording.header.facts))
+
+
+def table(first: int, n: int, proto: str = "tcp", left: int = 28) -> str:
+    word = "6 {} TIME_WAIT" if proto == "tcp" else "17 {}"
+    return "".join(
+        f"{proto} {word.format(left)} src=198.51.100.7 dst=192.0.2.10 sport={port} dport=80 "
+        f"src=192.0.2.10 dst=198.51.100.7 sport=80 dport={port} use=2\n"
+        for port in range(first, first + n)
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "looks", "entries", "left_out"),
+    [  # (entries of each look, seconds apart)
+        ((table(1, 50), table(11, 50, left=21)), [(50, None), (50, 7)], 50, 0),
+        ((table(1, 50), table(1, 30, "udp")), [(50, None), (30, None)], 80, 0),
+        ((table(1, 50), table(1000, 30)), [(30, None)], 30, 1),
+        ((table(1, 50) + table(1, 30, "udp"), table(11, 50)), [(80, None)], 80, 1),
+    ],
+)
+def test_files_are_compared_where_they_show_the_same_table(
+    texts: tuple[str, ...], looks: list[tuple[int, Any]], entries: int, left_out: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    paths = [tmp_path / name for name in ("before.txt", "after.txt")]
+    for at, (path, text) in enumerate(zip(paths, texts)):
+        path.write_text(text)
+        os.utime(path, (AT + 7 * at, AT + 7 * at))
+    said = told(*paths)
+    assert [(one["entries"], one["apart"]) for one in said["dumps"]] == looks
+    assert (said["entries"], said["left_out"]) == (entries, left_out)
+    done = CliRunner().invoke(cli, ["report", *map(str, paths), "-o", "json"])
+    data = json.loads(done.stdout)
+    assert data["tables"][0]["count"] == data["held_total"] == entries
