@@ -117,6 +117,10 @@ class Status(IntFlag):
     HW_OFFLOAD = 1 << 15
 
 
+OF_THEN: Final = 1 << 31
+"""A bit of ``status`` that is ctrace's own: the EXISTING record's state and status are those of
+when its entry was made or first read, long ago, and tell nothing of now."""
+
 TCP_STATES: Final = (
     "NONE",
     "SYN_SENT",

@@ -26,7 +26,7 @@ from ctrace.model.snapshot import Counted, Rates
 from ctrace.model.tables import Tables, counted, per_second
 from ctrace.model.victims import Victims
 from ctrace.model.who.pods import Pods
-from ctrace.record import N_REASONS, PART, Kind
+from ctrace.record import N_REASONS, OF_THEN, PART, Kind
 
 EARLY_NS: Final = 50_000_000
 """ns by which an interval may end early, with a batch."""
@@ -174,7 +174,7 @@ class Intake:
 
     def _look(self, w: Window) -> None:
         """What looks at living entries showed: lives that are over before their entries are."""
-        at = w.where(Kind.EXISTING)
+        at = _as_of_now(w)
         if at.size:
             self._sample.dumped(w, at)
         at = w.where(Kind.MET)
@@ -199,7 +199,7 @@ class Intake:
 
         ``unpaired`` has all of those known by their identity, and one in ``part`` of the others.
         """
-        for netns, at in by_netns(w, w.where(Kind.EXISTING)):
+        for netns, at in by_netns(w, _as_of_now(w)):
             self._tables.dumped(netns).came(len(at), int(w.assured(at).sum()))
         for netns, at in by_netns(w, unpaired):
             weight = np.where(extra.take(at) & EXISTING, 1, part)
@@ -231,3 +231,10 @@ class Intake:
 
     def _seen(self) -> Counted:
         return counted(self._events[1:5].sum(axis=0))
+
+
+def _as_of_now(w: Window) -> Rows:
+    """Entries of a dump whose state and status were read with them."""
+    at = w.where(Kind.EXISTING)
+    found: Rows = at[w.events["status"][at] & np.uint32(OF_THEN) == 0]
+    return found

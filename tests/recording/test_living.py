@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit import synthetic
+from kit import shapes, synthetic
 
 from ctrace.batch import Batch, Clock, TableReading
 from ctrace.model.model import Model
@@ -147,3 +147,23 @@ def test_a_segment_after_many_holds_what_was_there_before_the_recorder(tmp_path:
         assert snapshot.lost == lost
         assert {c.stale for c in snapshot.culprits} == {lost > 0}
     assert existing == 50 - 6 + ends
+
+
+def test_a_segment_does_not_take_the_state_at_birth_for_the_state_of_now(tmp_path: Path) -> None:
+    """Every TCP entry begins as SYN_SENT and unreplied; when the segment begins it is long over."""
+    load = shapes.Trace()
+    load.flows(shapes.steady(200, 30, load.rng), 0.01, 5)
+    ring = Retention(size=None, seconds=12.0)
+    recorder = FlightRecorder(str(tmp_path / "ring"), synthetic.header(shapes.START), ring)
+    for batch in load.batches(30):
+        recorder.write(batch)
+    recorder.close()
+    with Recording(str(sorted((tmp_path / "ring").glob("*.ctrace"))[0])) as recording:
+        model = Model(recording.hooks, Clock(0), recording.started)
+        model.update(next(recording.batches()))
+    snapshot = model.snapshot("service")
+    (service,) = snapshot.culprits
+    assert service.held > 900
+    assert (service.unreplied, service.assured, service.closed, service.states) == (*[None] * 3, ())
+    assert snapshot.tables[0].pinned is None
+    assert all("half-open" not in cause.text for cause in snapshot.why)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrace.batch import Batch
-from ctrace.record import Events, Kind, Reason, empty, join
+from ctrace.record import OF_THEN, Events, Kind, Reason, empty, join
 from ctrace.recording.recorder import living
 from ctrace.recording.recorder.living import Living
 
@@ -48,6 +48,7 @@ def test_entries_come_back_as_they_were(steps: list[tuple[int, int, int, bool]])
         kept.take(Batch(event.copy(), NOW))
         event["kind"], event["reason"], event["ts"] = Kind.EXISTING, Reason.NONE, NOW
         event["owner"] = event["cgroup"] = 0
+        event["status"] |= OF_THEN
         wanted[event.tobytes()] = event
         if look:
             list(kept.rows(NOW - 1))

@@ -222,12 +222,11 @@ class Entries(Sums):
         if made_of.n or not self._context.looks["older"].all():
             return made_of.assured, made_of.unreplied, made_of.closed
         s = {name: int(column[at]) for name, column in self.sums.items()}
-        ended, existing = s["destroys"], s["existing"]
+        ended = s["destroys"]
         looks, _ = self.looks(at)
         known = ended if ended >= int(self.held[at]) else 0
-        assured = s["assured"] + s["existing_assured"]
         return (
-            share(assured, known + existing if known else 0, looks, "assured"),
+            share(s["assured"], known, looks, "assured"),
             share(s["unreplied"], known, looks, "unreplied"),
             share(s["closed"], known, looks, "closed"),
         )

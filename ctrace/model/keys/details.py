@@ -78,7 +78,6 @@ def details(
     existing = w.where(Kind.EXISTING)
     if existing.size:
         adds += [("existing", existing, 1), ("older", existing, 1)]
-        adds.append(("existing_assured", existing[w.assured(existing)], 1))
     found = w.where(Kind.FOUND)
     if found.size:
         adds.append(("found", found, 1))

@@ -55,7 +55,6 @@ COUNTERS: Final = {
     "evicted": np.int64,
     "failed": np.int32,
     "existing": np.int64,
-    "existing_assured": np.int32,
     "older": np.int64,
     "begun": np.int32,
     "found": np.int32,

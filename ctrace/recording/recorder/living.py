@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ctrace.batch import Batch
 from ctrace.losses import Losses
-from ctrace.record import RECORD, WORDS, Events, Kind, Reason, identity, join, words
+from ctrace.record import OF_THEN, RECORD, WORDS, Events, Kind, Reason, identity, join, words
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -152,6 +152,7 @@ class _Chunk:
         rows["kind"], rows["reason"], rows["ts"] = Kind.EXISTING, Reason.NONE, 0
         # A destroy has no owner; an entry that existed keeps none either.
         rows["owner"], rows["cgroup"] = 0, 0
+        rows["status"] |= OF_THEN
         halves = _mirrored(words(rows)).view(np.uint32).reshape(-1, 2 * WORDS)
         self._common: U32 = halves[0].copy() if len(halves) else np.zeros(2 * WORDS, np.uint32)
         self._at = np.flatnonzero((halves != self._common).any(axis=0))
