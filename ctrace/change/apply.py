@@ -25,7 +25,7 @@ from typing import Final, Optional
 
 from ctrace import interpreter
 from ctrace.change import health, keep, notes, shell_lines, standing, steps
-from ctrace.change.carry import cut_off, cuts_caller
+from ctrace.change.carry import HERE, cut_off, cuts_caller
 from ctrace.change.steps import LONGEST_S, describe
 from ctrace.change.undo import remove
 from ctrace.change.watch import LISTEN_S, Watch, answering, targets
@@ -137,15 +137,14 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             f"not {confirm_within}"
         )
     plan, namespace = prepared.plan, prepared.namespace
-    local = netns.local_addresses(namespace.path)
-    with notes.locked(), inside(namespace) as home:
+    with notes.locked(namespace.inum) as lock, inside(namespace) as home:
         installed = read_installed(time.time())
         if installed.state == PERMANENT:
             raise CtraceError(f"rules are applied in {namespace.name} already: run ctrace undo")
         old = notes.read(namespace.inum)
         remove(installed, old)  # a trial that was left behind
         before = _baseline(plan)
-        works = answering(targets(plan, local))
+        works = answering(targets(plan, netns.local_addresses(HERE)))
         plan = _as_rules_are(plan, namespace, prepared.judge, "just now")
         note = notes.Note(
             netns=namespace.inum,
@@ -165,9 +164,9 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
                 start_guard(namespace.inum)
             # What the baseline and the guard's start took is not added to the trial.
             left = max(1, ceil(note.deadline - notes.now()))
-            for step in steps.steps(plan, left):
-                commands.run(step.argv, step.stdin)
-            watch = Watch(plan, namespace.path, before, local, note.probes)
+            _put_in(plan, left, lock)
+            way = netns.Way(namespace.inum, namespace)
+            watch = Watch(plan, way, before, note.probes)
             notes.write(replace(note, placed=True))
         except BaseException:
             _take_back(namespace, note)
@@ -201,7 +200,7 @@ def fate(trial: Trial) -> str:
 def revert(trial: Trial) -> bool:
     """Take the change back; False where somebody else has confirmed or replaced it."""
     namespace = trial.prepared.namespace
-    with notes.locked(), inside(namespace):
+    with notes.locked(namespace.inum), inside(namespace):
         note = notes.read(namespace.inum)
         if note is not None and not note.over and note.deadline != trial.deadline:
             return False
@@ -222,7 +221,7 @@ def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]
         )
     plan = plans.from_json(note.plan)
     namespace = locate(plan)
-    with notes.locked(), inside(namespace):
+    with notes.locked(inum), inside(namespace):
         installed = read_installed(time.time())
         if installed.state == PERMANENT and not note.deadline:
             raise CtraceError(f"what is applied in {namespace.name} is confirmed already")
@@ -266,11 +265,11 @@ def look_again(inum: int, judge: Judge, objection: Objection) -> None:
     plan = plans.from_json(note.plan)
     namespace = locate(plan)
     with inside(namespace):
-        now = fingerprint("/proc/thread-self/ns/net")
+        now = fingerprint(HERE)
     if now == plan.fingerprint:
         return
     why = objection(plan, namespace)
-    with notes.locked(), inside(namespace):
+    with notes.locked(inum), inside(namespace):
         if notes.read(inum) != note:
             return
         if why:
@@ -294,20 +293,19 @@ def put_back(inum: int, judge: Judge) -> None:
     try:
         namespace = locate(plan)
         plan = judge(plan, namespace)
-        with notes.locked(), inside(namespace):
+        with notes.locked(inum) as lock, inside(namespace):
             if notes.read(inum) != note:
                 return
             plan = _as_rules_are(plan, namespace, judge, "just now")
             remove(read_installed(time.time()), note)
-            for step in steps.steps(plan, keep.LEASE_S):
-                commands.run(step.argv, step.stdin)
+            _put_in(plan, keep.LEASE_S, lock)
             keep.make_lasting(plan)
             kept = replace(note.confirmed(listing()), plan=plans.to_json(plan))
             was = note.said.split("; ")[0].split(": its services")[0]
             again = f"put back at {time.strftime('%H:%M:%S')}; it was {was}"
             notes.write(replace(kept, said=again))
     except CtraceError as error:
-        with notes.locked():
+        with notes.locked(inum):
             if notes.read(inum) == note:
                 said = f"{note.said.split('; ')[0]}; it was not put back: {error}"
                 notes.write(replace(note, said=said))
@@ -332,7 +330,7 @@ def flush_old(plan: Plan) -> list[str]:
 def _as_rules_are(plan: Plan, namespace: Namespace, judge: Optional[Judge], when: str) -> Plan:
     """The plan, judged again where the rules are others; inside the namespace, to which the
     path of a process that has ended meanwhile leads no more. Raises CtraceError."""
-    if fingerprint("/proc/thread-self/ns/net") == plan.fingerprint:
+    if fingerprint(HERE) == plan.fingerprint:
         return plan
     if judge is None:
         raise CtraceError(f"the rules in {namespace.name} changed {when}: run advise again")
@@ -352,14 +350,22 @@ def locate(plan: Plan) -> Namespace:
 
 @contextmanager
 def inside(namespace: Namespace) -> Iterator[str]:
-    """This thread inside the namespace, and only if the path still leads to it.
+    """This thread inside the namespace.
 
     Yields a path to where it came from.
     """
-    with netns.enter(namespace.path) as home:
-        if os.stat("/proc/thread-self/ns/net").st_ino != namespace.inum:
+    with netns.Way(namespace.inum, namespace).held() as there:
+        if there is None:
             raise CtraceError(f"network namespace {namespace.name} is gone: run advise again")
-        yield home
+        with netns.enter(there.path) as home:
+            yield home
+
+
+def _put_in(plan: Plan, seconds: int, lock: int) -> None:
+    """Run the plan's commands. Each has the lock: killed just now, this process leaves none behind
+    that acts when the guard has put everything right."""
+    for step in steps.steps(plan, seconds):
+        commands.run(step.argv, step.stdin, keep=(lock,))
 
 
 def _baseline(plan: Plan) -> health.Before:

@@ -57,16 +57,30 @@ def conditions(objection: Optional[Objection] = None) -> list[Condition]:
         noted = notes.every() if notes.any_yet() else []
         if noted:
             known = {space.inum: space for space in netns.find()}
-            return [
-                _of(note, known[note.netns], objection) for note in noted if note.netns in known
-            ]
+            found = (
+                _held(note, known[note.netns], objection) for note in noted if note.netns in known
+            )
+            return [one for one in found if one is not None]
     return []
 
 
 def of(space: Namespace, objection: Optional[Objection] = None) -> str:
     """What to know of the change in a namespace; empty: nothing."""
     note = notes.read(space.inum) if notes.any_yet() else None
-    return "" if note is None else _of(note, space, objection).told
+    found = None if note is None else _held(note, space, objection)
+    return "" if found is None else found.told
+
+
+def _held(
+    note: notes.Note, space: Namespace, objection: Optional[Objection]
+) -> Optional[Condition]:
+    """None where the namespace has gone."""
+    try:
+        with netns.Way(space.inum, space).held() as there:
+            return None if there is None else _of(note, there, objection)
+    except CtraceError as error:
+        told = f"its rules cannot be read: {error}"
+        return Condition(note.netns, space.name, BROKEN, (), told)
 
 
 def _of(note: notes.Note, space: Namespace, objection: Optional[Objection]) -> Condition:

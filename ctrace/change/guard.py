@@ -16,18 +16,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, Optional
 
 from ctrace import interpreter
 from ctrace.change import keep, notes
 from ctrace.change.standing import Generation, Standing
-from ctrace.change.undo import LOOKS, applied, living, remove
+from ctrace.change.undo import remove
 from ctrace.errors import CtraceError
 from ctrace.host import netns
-from ctrace.host.netns import Namespace
 from ctrace.plan import plan as plans
 from ctrace.ruleset.installed import PERMANENT, listing, read_installed
 
@@ -69,7 +68,7 @@ class Guard:
 
     def __init__(self, inum: int) -> None:
         self._inum = inum
-        self._space: Optional[Namespace] = None
+        self._way = netns.Way(inum)
         self._plan: Optional[tuple[str, plans.Plan, Standing]] = None
         self._watch: Optional[object] = None
         self._looks = 0
@@ -105,7 +104,8 @@ class Guard:
 
     def _on_trial(self, note: notes.Note) -> None:
         self._see_clock(note)
-        there, missing = self._standing(note).look(self._path())
+        with self._there() as path:
+            there, missing = self._standing(note).look(path)
         if not there:
             time.sleep(BY_HAND_S)  # whoever does it by hand goes on to the accepts
             self._take_back(note, "the rules are gone: something else removed them")
@@ -125,14 +125,12 @@ class Guard:
         if not isinstance(self._watch, Watch) or self._watch.plan is not self._known(note)[1]:
             self._watch = Watch(
                 self._known(note)[1],
-                self._path(),
+                self._way,
                 health.Before(dict(note.before), note.waiting),
-                netns.local_addresses(self._path()),
                 note.probes,
             )
             return ()
         self._looks += 1
-        self._watch.path = self._path()
         return self._watch.look(0.0 if self._looks % HEAR_EVERY else LISTEN_S).worse
 
     def _see_clock(self, note: notes.Note) -> None:
@@ -141,25 +139,25 @@ class Guard:
         plan, ahead = self._known(note)[1], time.time() - notes.now()
         if plan.backend == "nft" or abs(ahead - self._ahead) < keep.CLOCK_SET_S / 2:
             return
-        with notes.locked():
+        with notes.locked(self._inum):
             if notes.read(self._inum) != note:
                 return
-            with netns.enter(self._path()):
+            with self._inside():
                 keep.redate(plan, note.deadline - notes.now())
         self._ahead, self._watch = ahead, None
 
     def _take_back(self, note: notes.Note, why: str) -> None:
-        with notes.locked():
+        with notes.locked(self._inum):
             if notes.read(self._inum) != note:
                 return
-            with netns.enter(self._path()):
+            with self._inside():
                 remove(read_installed(time.time()), note)
             notes.write(note.ended(f"taken back at {_clock()}: {why}"))
 
     def _tidy(self, note: notes.Note) -> None:
         for _ in range(TRIES):
             with suppress(CtraceError):
-                if _tidied(self._inum, note):
+                if _tidied(self._way, note):
                     return
             time.sleep(POLL_S)
 
@@ -168,13 +166,14 @@ class Guard:
     def _kept(self, note: notes.Note) -> bool:
         """Whether there is anything left to guard."""
         plan = self._known(note)[1]
-        there, missing = self._standing(note).look(self._path())
+        with self._there() as path:
+            there, missing = self._standing(note).look(path)
         if note.off:
             self._put_back()
         elif not there:
             return self._gone(note)
         elif missing:
-            with netns.enter(self._path()):
+            with self._inside():
                 keep.off(plan)
             self._off(
                 note,
@@ -189,17 +188,18 @@ class Guard:
 
     def _renew(self, note: notes.Note) -> None:
         """Renew the lease, unless the change is undone just now: that would bring rules back."""
-        before = self._standing(note).now(self._path())
-        try:
-            with notes.locked():
-                if notes.read(self._inum) != note:
-                    return
-                with netns.enter(self._path()):
-                    held = keep.renew(self._known(note)[1])
-        except CtraceError:  # another ctrace is changing rules
-            self._due = notes.now() + POLL_S
-            return
-        self._seen(before, self._standing(note).now(self._path()), self._known(note)[1].backend)
+        with self._there() as path:
+            before = self._standing(note).now(path)
+            try:
+                with notes.locked(self._inum):
+                    if notes.read(self._inum) != note:
+                        return
+                    with netns.enter(path):
+                        held = keep.renew(self._known(note)[1])
+            except CtraceError:  # another ctrace is changing rules
+                self._due = notes.now() + POLL_S
+                return
+            self._seen(before, self._standing(note).now(path), self._known(note)[1].backend)
         if not held:
             self._off(
                 note,
@@ -260,12 +260,11 @@ class Guard:
     def _gone(self, note: notes.Note) -> bool:
         """All of it was removed, by hand or with every other rule: so it is over."""
         time.sleep(BY_HAND_S)  # whoever does it by hand goes on to the accepts
-        with notes.locked():
+        with notes.locked(self._inum):
             if notes.read(self._inum) != note:
                 return True
-            with netns.enter(self._path()):
-                installed = read_installed(time.time())
-                remove(installed, note)
+            with self._inside():
+                remove(read_installed(time.time()), note)
             notes.write(note.ended(f"something else removed its rules before {_clock()}"))
         return False
 
@@ -276,7 +275,7 @@ class Guard:
             self._wait, self._tries = QUIET_S, 0
         self._again, self._due = now + self._wait, 0.0
         for _ in range(TRIES):
-            with suppress(CtraceError), notes.locked():
+            with suppress(CtraceError), notes.locked(self._inum):
                 if notes.read(self._inum) == note:
                     notes.write(replace(note, said=said, off=True))
                 return
@@ -309,44 +308,44 @@ class Guard:
     def _standing(self, note: notes.Note) -> Standing:
         return self._known(note)[2]
 
-    def _path(self) -> str:
-        """Path of the namespace. Raises CtraceError; ends the process when it has gone."""
-        if self._space is None or not _leads_to(self._space):
-            looks = (living(self._inum) for _ in range(LOOKS))
-            self._space = next((space for space in looks if space), None)
-            if self._space is None:
+    @contextmanager
+    def _there(self) -> Iterator[str]:
+        """A path of the namespace. Raises CtraceError; ends the process when it has gone."""
+        with self._way.held() as space:
+            if space is None:
                 sys.exit(0)
-        return self._space.path
+            yield space.path
 
-
-def _leads_to(space: Namespace) -> bool:
-    try:
-        return Path(space.path).stat().st_ino == space.inum
-    except OSError:
-        return False
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """This thread inside the namespace. Raises as :meth:`_there`."""
+        with self._there() as path, netns.enter(path):
+            yield
 
 
 def _clock() -> str:
     return time.strftime("%H:%M:%S")
 
 
-def _tidied(inum: int, note: notes.Note) -> bool:
+def _tidied(way: netns.Way, note: notes.Note) -> bool:
     """Revert a trial whose time is over; the note stays until its rules are gone.
 
     The kernel disarms them by itself a little later (steps.BACKSTOP_S), but it makes no
     entries for the connections that are open.
     """
-    with notes.locked():
-        if notes.read(inum) != note:
+    with notes.locked(note.netns):
+        if notes.read(note.netns) != note:
             return True  # removed, confirmed, or another plan's by now
-        for change in applied(inum):
-            with netns.enter(change.namespace.path):
-                if change.installed.state == PERMANENT:
-                    # Killed between confirming and writing it down.
-                    notes.write(note.confirmed(listing()))
-                    return True
-                remove(change.installed, note)
-        notes.forget(inum)
+        with way.held() as space:
+            if space is not None:
+                with netns.enter(space.path):
+                    installed = read_installed(time.time())
+                    if installed.state == PERMANENT:
+                        # Killed between confirming and writing it down.
+                        notes.write(note.confirmed(listing()))
+                        return True
+                    remove(installed, note)
+        notes.forget(note.netns)
     return True
 
 

@@ -15,8 +15,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -89,18 +89,34 @@ TURN_S = 5.0
 
 
 @contextmanager
-def locked() -> Iterator[None]:
-    """One change at a time on this host. Raises CtraceError when another does not end."""
-    fd = os.open(directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    until = time.monotonic() + TURN_S
-    try:
-        while not _lock(fd, fcntl.LOCK_EX):
-            if time.monotonic() > until:
-                raise CtraceError("another ctrace is changing rules right now: try again")
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
+def locked(netns: int) -> Iterator[int]:
+    """One change at a time in a namespace. Raises CtraceError when another does not end.
+
+    Yields the lock's descriptor. A command that is given it keeps the lock until it ends, also
+    when this process is killed.
+    """
+    with _turn(_file(netns, "lock"), TURN_S) as fd:
+        if fd is None:
+            raise CtraceError("another ctrace is changing rules right now: try again")
+        yield fd
+
+
+@contextmanager
+def _turn(where: Path, patience_s: float) -> Iterator[Optional[int]]:
+    """The file, locked by this process alone; None when that takes too long."""
+    until = time.monotonic() + patience_s
+    while True:
+        fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if _lock(fd, fcntl.LOCK_EX) and _is(fd, where):  # else it was removed just now
+                yield fd
+                return
+        finally:
+            os.close(fd)
+        if time.monotonic() > until:
+            yield None
+            return
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -110,36 +126,20 @@ def guarding(netns: int, patience_s: float, lock: Optional[int] = None) -> Itera
     ``lock``: from :func:`claim`, by the process that started this one. The file goes with the
     guard.
     """
-    where = _guard_file(netns)
-    if lock is not None:
-        try:
-            yield True
-        finally:
-            where.unlink(missing_ok=True)
-            os.close(lock)
-        return
-    until = time.monotonic() + patience_s
-    while True:
-        fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if _lock(fd, fcntl.LOCK_EX) and _is(fd, where):  # else a guard just ended with it
-                try:
-                    yield True
-                finally:
-                    where.unlink(missing_ok=True)
-                return
-        finally:
-            os.close(fd)
-        if time.monotonic() > until:
-            yield False
-            return
-        time.sleep(0.1)
+    where = _file(netns, "guard")
+    with ExitStack() as stack:
+        held = lock if lock is not None else stack.enter_context(_turn(where, patience_s))
+        if lock is not None:
+            stack.callback(os.close, lock)
+        if held is not None:
+            stack.callback(where.unlink, missing_ok=True)
+        yield held is not None
 
 
 def claim(netns: int) -> Optional[int]:
     """A descriptor that makes its holder the namespace's guard; it can be handed to a new process,
     so that there is always a guard. None: another process guards it."""
-    where = _guard_file(netns)
+    where = _file(netns, "guard")
     fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if _lock(fd, fcntl.LOCK_EX) and _is(fd, where):
         return fd
@@ -157,7 +157,7 @@ def _is(fd: int, where: Path) -> bool:
 def guarded(netns: int) -> bool:
     """Whether a process guards a namespace's change. Reads only: /run may be read-only."""
     try:
-        fd = os.open(_guard_file(netns), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(_file(netns, "guard"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -219,18 +219,27 @@ def every() -> list[Note]:
     return [note for note in found if note is not None]
 
 
-def sweep(alive: Collection[int]) -> None:
-    """Remove the notes of namespaces that are gone, and of earlier boots."""
-    for inum in _noted():
-        if inum not in alive or read(inum) is None:
-            forget(inum)
-    for inum in _noted("guard"):  # of a guard that was killed
-        if inum not in alive:
-            _guard_file(inum).unlink(missing_ok=True)
+def sweep(alive: Callable[[], Collection[int]]) -> None:
+    """Remove the notes of namespaces that are gone, and of earlier boots; what else was left.
+
+    ``alive`` is asked for the namespaces that exist while nobody applies anything in one that is
+    thought to be gone: its number may have been given to another.
+    """
+    there = alive()
+    for inum in {inum for kind in ("json", "guard", "lock") for inum in _noted(kind)}:
+        if inum in there and (not path(inum).exists() or read(inum) is not None):
+            continue
+        with suppress(CtraceError), locked(inum):  # else it is changed just now
+            gone = inum not in alive()
+            if gone or read(inum) is None:
+                forget(inum)
+            if gone:
+                _file(inum, "guard").unlink(missing_ok=True)
+                _file(inum, "lock").unlink(missing_ok=True)
 
 
-def _guard_file(netns: int) -> Path:
-    return directory() / f"netns-{int(netns)}.guard"
+def _file(netns: int, kind: str) -> Path:
+    return directory() / f"netns-{int(netns)}.{kind}"
 
 
 def _noted(kind: str = "json") -> list[int]:
@@ -260,4 +269,4 @@ def forget(netns: int) -> None:
 
 def path(netns: int) -> Path:
     """Where the note of a namespace is."""
-    return directory() / f"netns-{int(netns)}.json"
+    return _file(netns, "json")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from dataclasses import dataclass
-from typing import Final, Optional
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Optional
 
 from ctrace.change import notes
 from ctrace.change.carry import carry_over
@@ -16,9 +17,6 @@ from ctrace.host.netns import Namespace
 from ctrace.ruleset import notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import NOTHING, XT_TOOLS, Installed, Rule, nft_ruleset, read_installed
 from ctrace.ruleset.notrack import CHAINS, TABLE
-
-LOOKS: Final = 3
-"""Tries to find a namespace whose processes come and go."""
 
 
 @dataclass(frozen=True)
@@ -30,78 +28,72 @@ class Applied:
     note: Optional[notes.Note]
 
 
-def applied(only: Optional[int] = None) -> list[Applied]:
-    """What is applied now, in every namespace (or one). Reads only."""
+def applied(only: Optional[int] = None, unread: Optional[list[str]] = None) -> list[Applied]:
+    """What is applied now, in every namespace (or one). Changes nothing.
+
+    ``unread``: gets a line for each namespace whose rules cannot be read: anybody may own one.
+    Raises CtraceError at the first, where that is not given.
+    """
     found = []
     for namespace in netns.find():
         if only is not None and namespace.inum != only:
             continue
-        read = _read(namespace)
-        if read is None:
-            continue  # it went away while we looked, and its rules with it
-        there, installed = read
+        try:
+            with netns.Way(namespace.inum, namespace).held() as there:
+                if there is None:
+                    continue  # it went away while we looked, and its rules with it
+                with netns.enter(there.path):
+                    installed = read_installed(time.time())
+        except CtraceError as error:
+            if unread is None:
+                raise
+            unread.append(f"{namespace.name} cannot be read: {error}")
+            continue
         if installed.state != NOTHING:
-            found.append(Applied(there, installed, notes.read(there.inum)))
+            found.append(Applied(namespace, installed, notes.read(namespace.inum)))
     return found
 
 
-def _read(namespace: Namespace) -> Optional[tuple[Namespace, Installed]]:
-    """What is ours in a namespace, and a path to it; None when it is gone. Raises CtraceError.
-
-    A path through a process ends with the process, which may be the last command that was run in
-    there: then the namespace is looked for again.
-    """
-    for _ in range(LOOKS):
-        try:
-            with netns.enter(namespace.path):
-                return namespace, read_installed(time.time())
-        except CtraceError:
-            if _exists(namespace):
-                raise
-        now = living(namespace.inum)
-        if now is None:
-            return None
-        namespace = now
-    return None
-
-
-def undo(only: Optional[int] = None, *, expired_only: bool = False) -> list[Applied]:
+def undo(only: Optional[int] = None) -> list[Applied]:
     """Remove what ctrace applied, in every namespace (or one); what was removed.
 
-    ``expired_only`` leaves confirmed changes and running trials alone. Connections
-    that were opened while untracked are picked up again as NEW by their next packet.
+    Connections that were opened while untracked are picked up again as NEW by their next
+    packet. Raises CtraceError.
     """
-    with notes.locked():
-        done = []
-        for change in applied(only):
-            if expired_only and change.installed.state != "expired":
-                continue
-            try:
-                with netns.enter(change.namespace.path):
-                    remove(change.installed, change.note)
-            except CtraceError:
-                if living(change.namespace.inum) is not None:
-                    raise
-            notes.forget(change.namespace.inum)
-            done.append(change)
-        for note in notes.every():  # of one that is off there may be no rule left: its guard ends
-            past = note.over or (note.off and not expired_only)
-            if past and only in (None, note.netns):
-                notes.forget(note.netns)
-        notes.sweep({namespace.inum for namespace in netns.find()})
-        return done
+    return take_away(applied(only), only)
 
 
-def living(inum: int) -> Optional[Namespace]:
-    """A namespace as it is now; None when it is gone."""
-    return next((space for space in netns.find() if space.inum == inum), None)
+def take_away(
+    changes: Sequence[Applied], only: Optional[int] = None, failed: Optional[list[str]] = None
+) -> list[Applied]:
+    """Remove these changes, one namespace at a time, and the notes of what was removed before
+    (of one namespace, if ``only`` that).
 
-
-def _exists(namespace: Namespace) -> bool:
-    try:
-        return os.stat(namespace.path).st_ino == namespace.inum
-    except OSError:
-        return False
+    ``failed``: gets a line for each that stays; where that is not given, CtraceError is raised.
+    """
+    done = []
+    for change in changes:
+        inum, installed = change.namespace.inum, change.installed
+        try:
+            with notes.locked(inum), netns.Way(inum, change.namespace).held() as there:
+                if there is not None:
+                    with netns.enter(there.path):
+                        installed = read_installed(time.time())
+                        remove(installed, notes.read(inum))
+                notes.forget(inum)
+            if installed.state != NOTHING:  # else its guard was faster
+                done.append(replace(change, installed=installed))
+        except CtraceError as error:
+            if failed is None:
+                raise
+            failed.append(f"{change.namespace.name} stays as it is: {error}")
+    for note in notes.every():  # of one that is off there may be no rule left: its guard ends
+        if only in (None, note.netns) and (note.over or note.off):
+            with suppress(CtraceError), notes.locked(note.netns):
+                if notes.read(note.netns) == note and not applied(note.netns):
+                    notes.forget(note.netns)
+    notes.sweep(lambda: {namespace.inum for namespace in netns.find()})
+    return done
 
 
 def remove(installed: Installed, note: Optional[notes.Note]) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Collection, Iterable
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from errno import EINPROGRESS
 from ipaddress import ip_address
@@ -38,30 +38,42 @@ class Watch:
     """What a look compares with; made when the rules are in."""
 
     plan: Plan
-    path: str
-    """Of the namespace."""
+    way: netns.Way
+    """Into the namespace."""
     before: health.Before
-    local: tuple[str, ...]
     probes: tuple[Target, ...] = ()
     last: health.Sample = field(init=False)
     _open: health.Connections = field(init=False)
     _silent: dict[Target, int] = field(default_factory=dict)
+    _local: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        with netns.enter(self.path):
+        with self._there() as path, netns.enter(path):
+            self._local = netns.local_addresses(path)
             self._open = health.Connections()
             self.last = self._sample()[0]
+
+    @contextmanager
+    def _there(self) -> Iterator[str]:
+        with self.way.held() as space:
+            if space is None:
+                raise CtraceError("the network namespace is gone")
+            yield space.path
 
     def look(self, listen_s: float = 0.0) -> health.Verdict:
         """The verdict on the time since the last look. Raises CtraceError.
 
         ``listen_s``: how long to listen for new entries of the services, which should not come.
         """
+        with self._there() as path:
+            return self._look(path, listen_s)
+
+    def _look(self, path: str, listen_s: float) -> health.Verdict:
         fresh = 0
         if listen_s:
-            made = ctnetlink.new_entries(self.path, max(LISTEN_S, listen_s))
-            fresh = len(health.of_services(made, self.plan.levers, self.local))
-        with netns.enter(self.path):
+            made = ctnetlink.new_entries(path, max(LISTEN_S, listen_s))
+            fresh = len(health.of_services(made, self.plan.levers, self._local))
+        with netns.enter(path):
             second, state = self._sample()
             verdict = health.compare(self.before, (self.last, second), self.plan.levers, self._open)
             # a full table refuses these connections, too, whatever the rules do

@@ -31,13 +31,14 @@ def output(
     stdin: str = "",
     timeout: float = TIMEOUT_S,
     more: Mapping[str, str] = _NOTHING,
+    keep: tuple[int, ...] = (),
 ) -> tuple[int, str, str]:
     """Exit status, standard output and the first line of standard error.
 
-    ``more``: of the environment. Raises CtraceError when the command is not there, can't be
-    started or does not come back.
+    ``more``: of the environment; ``keep``: descriptors that the command has, too. Raises
+    CtraceError when the command is not there, can't be started or does not come back.
     """
-    done = _ended(argv, stdin, timeout, more)
+    done = _ended(argv, stdin, timeout, more, keep)
     said = [line for line in done.stderr.splitlines() if line.strip()]
     return done.returncode, done.stdout, said[0].strip() if said else ""
 
@@ -49,7 +50,11 @@ def complaints(argv: Sequence[str], stdin: str = "") -> tuple[int, list[str]]:
 
 
 def _ended(
-    argv: Sequence[str], stdin: str, timeout: float, more: Mapping[str, str] = _NOTHING
+    argv: Sequence[str],
+    stdin: str,
+    timeout: float,
+    more: Mapping[str, str] = _NOTHING,
+    keep: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     program = find(argv[0])
     if program is None:
@@ -64,6 +69,7 @@ def _ended(
             timeout=timeout,
             check=False,
             env={**os.environ, "LC_ALL": "C", **more},
+            pass_fds=keep,
         )
     except subprocess.TimeoutExpired:
         raise CtraceError(f"{argv[0]} did not finish within {timeout:.0f} s") from None
@@ -71,9 +77,14 @@ def _ended(
         raise CtraceError(f"{argv[0]} cannot be started: {error.strerror}") from None
 
 
-def run(argv: Sequence[str], stdin: str = "", more: Mapping[str, str] = _NOTHING) -> str:
+def run(
+    argv: Sequence[str],
+    stdin: str = "",
+    more: Mapping[str, str] = _NOTHING,
+    keep: tuple[int, ...] = (),
+) -> str:
     """Standard output. Raises CtraceError with the command's own first complaint."""
-    status, text, complaint = output(argv, stdin, TIMEOUT_S, more)
+    status, text, complaint = output(argv, stdin, TIMEOUT_S, more, keep)
     if status != 0:
         raise CtraceError(f"{argv[0]} refused: {complaint or f'exit status {status}'}")
     return text

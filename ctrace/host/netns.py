@@ -15,7 +15,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Optional
 
 from ctrace.batch import LOWEST_INODE
@@ -26,6 +26,8 @@ from ctrace.names import clean
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703
 SO_NETNS_COOKIE: Final = 71
+LOOKS: Final = 20
+"""Tries to open a namespace whose processes come and go."""
 TURNS: Final = 8
 """A known process is checked again every eighth time only, because setns is rare."""
 
@@ -212,6 +214,49 @@ def enter(path: str) -> Iterator[str]:
                 _setns(home, "of this process")
     finally:
         os.close(home)
+
+
+class Way:
+    """A way into one namespace, found anew whenever it leads elsewhere. Keeps no file open.
+
+    A path through a process leads to wherever that process's first thread is now: soon to
+    another namespace, where that one only looked in, or where it ended and its number was used
+    again. So whoever reads or changes rules must hold what was opened, and know it by its inode.
+    """
+
+    def __init__(self, inum: int, known: Optional[Namespace] = None) -> None:
+        self._inum, self._known = inum, known
+
+    @contextmanager
+    def held(self) -> Iterator[Optional[Namespace]]:
+        """The namespace with a path that leads nowhere else until the block ends; None: it is
+        gone. Raises CtraceError when it is there and cannot be opened."""
+        fd = self._open()
+        if fd is None or self._known is None:
+            yield None
+            return
+        try:
+            yield replace(self._known, path=f"/proc/{os.getpid()}/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    def _open(self) -> Optional[int]:
+        why = "its processes come and go"
+        for _ in range(LOOKS):
+            if self._known is None:
+                self._known = next((one for one in find() if one.inum == self._inum), None)
+            if self._known is None:
+                return None
+            try:
+                fd = os.open(self._known.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                why = os.strerror(error.errno or 0)
+            else:
+                if os.fstat(fd).st_ino == self._inum:
+                    return fd
+                os.close(fd)
+            self._known = None
+        raise CtraceError(f"cannot open network namespace netns:{self._inum}: {why}")
 
 
 def move(path: str) -> None:

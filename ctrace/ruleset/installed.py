@@ -249,7 +249,8 @@ def _own_table(ruleset: dict[str, Any]) -> tuple[bool, Optional[float], Optional
         return table, 0.0, None
     # An element that stays is a plain string; others say when they expire.
     timed = [part["elem"] for part in armed if isinstance(part, dict)]
-    ends = [float(part["expires"]) for part in timed if part.get("expires") is not None]
+    # nft leaves out an end that is just now.
+    ends = [float(part.get("expires", 0)) for part in timed if "timeout" in part]
     soonest = min(ends) if ends else None
     if any(part.get("comment") == KEPT for part in timed):
         return table, None, soonest

@@ -220,6 +220,7 @@ def test_a_plan_of_another_version_hides_no_other_change(monkeypatch: pytest.Mon
         Namespace(inum, f"n{inum}", f"/proc/{inum}/ns/net") for inum in (4026533001, 4026533002)
     ]
     monkeypatch.setattr(netns, "find", lambda: spaces)
+    monkeypatch.setattr(netns.Way, "held", lambda way: contextlib.nullcontext(way._known))
     monkeypatch.setattr(Standing, "look", lambda *_: (True, ()))
     monkeypatch.setattr(notes, "guarded", lambda _inum: True)
     whole = plans.alone(plans.Notrack("tcp", 80, ("server",)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import time
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from kit.changes import PORT, TRACKED, in_background, load, make_plan
 
 from ctrace.change import apply, health, undo, watch
-from ctrace.host import ctnetlink
+from ctrace.host import ctnetlink, netns
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.plan.plan import Plan
@@ -154,6 +155,7 @@ def test_a_full_table_is_not_taken_for_a_service_that_is_cut_off(
     monkeypatch.setattr(watch.Watch, "_sample", sample)
     plan = cast(Plan, SimpleNamespace(levers=()))
     before = health.Before(dict.fromkeys(health.BAD, float(refused)), 0)
-    looks = watch.Watch(plan, "/proc/self/ns/net", before, (), (("192.0.2.1", PORT),))
+    here = netns.Way(os.stat("/proc/self/ns/net").st_ino)
+    looks = watch.Watch(plan, here, before, (("192.0.2.1", PORT),))
     worse = [one for _ in range(3) for one in looks.look().worse]
     assert any("not taken any more" in one for one in worse) == (not refused)

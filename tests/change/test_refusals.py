@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +18,10 @@ from hypothesis import strategies as st
 from kit.changes import PORT, TRACKED, make_plan, rules_of
 
 from ctrace.advice.again import judge_plan
-from ctrace.change import apply, notes, undo
+from ctrace.change import apply, guard, notes, undo
+from ctrace.cli.changes.applied import command as applied_verb
 from ctrace.cli.changes.apply import command as apply_command
+from ctrace.cli.changes.undo import command as undo_verb
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import commands
 from ctrace.lab import Lab
@@ -239,27 +244,65 @@ def test_a_namespace_that_vanishes_while_all_are_looked_at(
     node = lab.namespace("node", track=True)
     gone = netns.Namespace(4026539998, "gone", "/proc/4194305/ns/net")
     here = [space for space in netns.find() if space.inum == node.inum]
-    monkeypatch.setattr(netns, "find", lambda: [gone, *here])
     apply.start(apply.prepare(make_plan(node)), 30)
+    looks = itertools.count()
+    monkeypatch.setattr(netns, "find", lambda: here if next(looks) % 2 else [gone, *here])
     assert [change.namespace.inum for change in undo.applied()] == [node.inum]
     assert [change.namespace.inum for change in undo.undo()] == [node.inum]
     assert not undo.applied()
 
 
 @pytest.mark.kernel
-def test_a_namespace_known_by_a_process_that_ended(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("path", ["/proc/4194305/ns/net", "/proc/self/ns/net"])
+def test_a_namespace_known_by_a_process_that_ended_or_only_looked_in(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Its rules are found all the same, and taken back."""
+    """Its rules are found all the same, and taken back: by undo, and by the trial's guard."""
     from ctrace.host import netns
 
     node = lab.namespace("node", track=True)
     before = rules_of(node)
     apply.start(apply.prepare(make_plan(node)), 30)
     real = next(space for space in netns.find() if space.inum == node.inum)
-    ended = replace(real, path="/proc/4194305/ns/net")
-    answers = iter([[ended], [ended], [real]])
-    monkeypatch.setattr(netns, "find", lambda: next(answers, [real]))
-    assert [change.namespace.inum for change in undo.applied(node.inum)] == [node.inum]
-    assert [change.namespace.inum for change in undo.undo(node.inum)] == [node.inum]
+    other = replace(real, path=path)
+    answers = iter([[other], [other], [real]])
+    with monkeypatch.context() as patch:
+        patch.setattr(netns, "find", lambda: next(answers, [real]))
+        assert [change.namespace.inum for change in undo.applied(node.inum)] == [node.inum]
+        answers = iter([[other], [other], [real]])
+        assert [change.namespace.inum for change in undo.undo(node.inum)] == [node.inum]
+    assert rules_of(node) == before
+    apply.start(apply.prepare(make_plan(node)), 30)
+    note = notes.read(node.inum)
+    assert note
+    assert guard._tidied(netns.Way(node.inum, other), note)
+    assert rules_of(node) == before
+
+
+@pytest.mark.kernel
+def test_a_namespace_that_cannot_be_read_keeps_no_other_from_an_answer(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever has one of his own can make nft fail in it, or never end."""
+    from ctrace.host import netns
+
+    node, stranger = lab.namespace("node"), lab.namespace("stranger")
+    before = rules_of(node)
+    apply.start(apply.prepare(make_plan(node)), 60)
+    shim = tmp_path / "nft"
+    shim.write_text(
+        f"#!/bin/sh\n[ $(readlink /proc/self/ns/net) = 'net:[{stranger.inum}]' ] && exit 1\n"
+        f'exec {shutil.which("nft")} "$@"\n'
+    )
+    shim.chmod(0o755)
+    ours = [space for space in netns.find() if space.inum in (node.inum, stranger.inum)]
+    name = next(space.name for space in ours if space.inum == stranger.inum)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        patch.setattr(netns, "find", lambda: ours)
+        for verb, told in ((applied_verb, "on trial"), (undo_verb, "removed server tcp/8063")):
+            ran = CliRunner().invoke(verb, ["-y"] if verb is undo_verb else [])
+            assert told in ran.output
+            assert isinstance(ran.exception, CtraceError)
+            assert f"{name} cannot be read" in str(ran.exception)
     assert rules_of(node) == before

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
+from ctrace.cli.changes.confirm import nothing, tell_failed
 from ctrace.cli.options import answer_options, need_root, netns_option
 from ctrace.cli.output import number
 
@@ -32,16 +33,18 @@ def command(netns: Optional[str], format: str) -> None:
 
     need_root("reading every namespace's rules")
     only = resolve(netns) if netns else None
-    changes = applied(only)
+    unread: list[str] = []
+    changes = applied(only, unread if only is None else None)
     known = {one.netns: one for one in conditions(objection) if only in (None, one.netns)}
     there = {change.namespace.inum for change in changes}
     gone = [one for one in known.values() if one.netns not in there and one.state in (OFF, OVER)]
     if format == "json":
         found = [_json(change, known.get(change.namespace.inum)) for change in changes]
         click.echo(json.dumps(found + [_gone(one) for one in gone], indent=2))
+        tell_failed(unread)
         return
     if not changes and not gone:
-        click.echo("Nothing of ctrace is applied.")
+        click.echo(nothing(unread))
     for change in changes:
         click.echo(f"{change.namespace.name}: {_state(change, known.get(change.namespace.inum))}")
         for rule in change.installed.rules:
@@ -53,6 +56,7 @@ def command(netns: Optional[str], format: str) -> None:
         click.echo(
             f"{one.name}: nothing is applied {until} ({', '.join(one.services)}): {one.told}"
         )
+    tell_failed(unread)
 
 
 def _state(change: Applied, known: Optional[Condition]) -> str:

@@ -40,7 +40,11 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
         from ctrace.change import plan_file
 
         inum = plan_file.read(plan).netns
-    trials = [change for change in applied(inum) if change.installed.state == "trial"]
+    unread: list[str] = []
+    found = applied(inum, unread if inum is None else None)
+    for line in unread:
+        say(f"Warning: {line}.", err=True)
+    trials = [change for change in found if change.installed.state == "trial"]
     if inum is None:
         if not trials:
             raise CtraceError("no trial is running: ctrace applied lists what is there")
@@ -63,6 +67,19 @@ def what(change: Applied) -> str:
     """``server tcp/80 in web (3 rules)``: a change in words."""
     services = ", ".join(change.installed.services) or "nothing but an empty table or chains"
     return f"{services} in {change.namespace.name} ({len(change.installed.rules)} rules)"
+
+
+def nothing(unread: list[str]) -> str:
+    """That nothing was found, where some namespaces may not have been read."""
+    return f"Nothing of ctrace is applied{' in those that could be read' if unread else ''}."
+
+
+def tell_failed(lines: list[str]) -> None:
+    """Tell what could not be done, a line each, and end with status 1; nothing, if all was."""
+    for line in lines[:-1]:
+        say(f"Error: {line}", err=True)
+    if lines:
+        raise CtraceError(lines[-1])
 
 
 def several(are: str, changes: list[Applied]) -> str:

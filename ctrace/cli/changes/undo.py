@@ -7,7 +7,7 @@ from typing import Optional
 
 import click
 
-from ctrace.cli.changes.confirm import several, what
+from ctrace.cli.changes.confirm import nothing, several, tell_failed, what
 from ctrace.cli.options import need_root, netns_option, say
 from ctrace.errors import CtraceError
 
@@ -26,12 +26,13 @@ def command(netns: Optional[str], every: bool, yes: bool) -> None:
     Works from the ruleset itself, also after a crash. TCP connections of this host that were
     opened untracked go on: ctrace creates entries for them.
     """
-    from ctrace.change.undo import applied, undo
+    from ctrace.change.undo import applied, take_away
     from ctrace.host.netns import resolve
 
     need_root("changing rules")
     only = resolve(netns) if netns else None
-    there = applied(only)
+    failed: list[str] = []
+    there = applied(only, failed if only is None else None)
     if len(there) > 1 and not every:
         raise CtraceError(several("changes are applied", there) + ", or give --all")
     here = there and there[0].namespace.inum == resolve("/proc/self/ns/net")
@@ -43,10 +44,12 @@ def command(netns: Optional[str], every: bool, yes: bool) -> None:
         say(f"Remove {what(change)}.")
     if there and not yes and sys.stdin.isatty() and not click.confirm("Remove?", default=True):
         raise CtraceError("nothing was changed")
-    removed = undo(there[0].namespace.inum if len(there) == 1 else only)
-    if not removed:
-        say("Nothing of ctrace is applied.")
+    alone = there[0].namespace.inum if len(there) == 1 else only
+    removed = take_away(there, alone, failed)
+    if not removed and not there:
+        say(nothing(failed))
     for change in removed:
         services = ", ".join(change.installed.services) or "empty table or chains"
         rules = len(change.installed.rules)
         say(f"{change.namespace.name}: removed {services} ({rules} rules)")
+    tell_failed(failed)
