@@ -120,7 +120,13 @@ class Advice:
         found = [plan for plan in self.plans if netns in (None, plan.netns)]
         if not found:
             full = any(table.needed for table in self.tables if netns in (None, table.netns))
-            why = "no lever is safe" if full else "no table is above the target"
+            good = any(
+                c.verdict in GOOD and not c.in_place
+                for c in self.candidates
+                if netns in (None, c.netns)
+            )
+            safe = "what is safe is not proposed, the advice says why"
+            why = (safe if good else "no lever is safe") if full else "no table is above the target"
             raise CtraceError(f"there is nothing to apply: {why}")
         if len(found) > 1:
             names = ", ".join(plan.netns_name or str(plan.netns) for plan in found)

@@ -164,7 +164,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
                 start_guard(namespace.inum)
             # What the baseline and the guard's start took is not added to the trial.
             left = max(1, ceil(note.deadline - notes.now()))
-            _put_in(plan, left, lock)
+            steps.carry_out(plan, left, lock)
             way = netns.Way(namespace.inum, namespace)
             watch = Watch(plan, way, before, note.probes)
             notes.write(replace(note, placed=True))
@@ -298,7 +298,7 @@ def put_back(inum: int, judge: Judge) -> None:
                 return
             plan = _as_rules_are(plan, namespace, judge, "just now")
             remove(read_installed(time.time()), note)
-            _put_in(plan, keep.LEASE_S, lock)
+            steps.carry_out(plan, keep.LEASE_S, lock)
             keep.make_lasting(plan)
             kept = replace(note.confirmed(listing()), plan=plans.to_json(plan))
             was = note.said.split("; ")[0].split(": its services")[0]
@@ -359,13 +359,6 @@ def inside(namespace: Namespace) -> Iterator[str]:
             raise CtraceError(f"network namespace {namespace.name} is gone: run advise again")
         with netns.enter(there.path) as home:
             yield home
-
-
-def _put_in(plan: Plan, seconds: int, lock: int) -> None:
-    """Run the plan's commands. Each has the lock: killed just now, this process leaves none behind
-    that acts when the guard has put everything right."""
-    for step in steps.steps(plan, seconds):
-        commands.run(step.argv, step.stdin, keep=(lock,))
 
 
 def _baseline(plan: Plan) -> health.Before:

@@ -93,6 +93,13 @@ def steps(plan: Plan, seconds: Optional[int]) -> list[notrack.Step]:
     return found
 
 
+def carry_out(plan: Plan, seconds: int, lock: int) -> None:
+    """Run them. Each has the lock: if this process is killed just now, it leaves none behind that
+    acts when the guard has put everything right. Raises CtraceError."""
+    for step in steps(plan, seconds):
+        commands.run(step.argv, step.stdin, keep=(lock,))
+
+
 def backstop(seconds: float) -> datetime:
     """When iptables' rules of a trial stop to match that has so long to go."""
     return datetime.fromtimestamp(time.time() + seconds + BACKSTOP_S, timezone.utc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 from rich.console import Console, Group, RenderableType
@@ -98,9 +99,9 @@ def render(
     Actions come first, a line each; then the reasons, and the rules unless ``folded``.
     """
     parts: list[RenderableType] = []
-    done = {c.netns for c in advice.candidates if c.in_place}
     for table in advice.tables:
-        parts += [_table(table, advice.target, done), Text("")]
+        mine = [c for c in advice.candidates if c.netns == table.netns]
+        parts += [_table(table, advice.target, mine), Text("")]
     if not advice.tables:
         parts += [Text("No service holds entries here: there is nothing to advise."), Text("")]
     shown = advice.candidates[:SHOWN]
@@ -184,7 +185,7 @@ def _in_place(advice: Advice) -> list[RenderableType]:
     return [*lines, Text("")]
 
 
-def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
+def _table(table: TableAdvice, target: float, candidates: Sequence[Candidate]) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
     of = f" of {fmt.count(table.max)}" if table.max else ""
     text.append(f"{_name(table)}: {fmt.count(table.count)}{of} entries", "bold")
@@ -205,10 +206,14 @@ def _table(table: TableAdvice, target: float, done: set[int]) -> Text:
             text.append(f"\n   {rising_text(table.rising)}", "yellow")
         if not table.reached:
             text.append("\n   that is not enough by itself: see what else helps", "yellow")
-    elif table.netns in done:
+    elif any(c.in_place for c in candidates):
         text.append(
             "-> NOTRACK is in place: existing entries go when they time out, or as described below",
             "green",
+        )
+    elif any(c.verdict in GOOD for c in candidates):
+        text.append(
+            "-> what is safe to untrack is not proposed: see why, and what else helps", "yellow"
         )
     else:
         text.append("-> nothing here is safe to untrack: see what else helps", "yellow")
