@@ -15,20 +15,26 @@ export LC_ALL TZ PATH
     echo "collect: this prints a tar.gz: send it to a file" >&2
     exit 2
 }
-d=${TMPDIR:-/tmp}/ctrace-collect.$$
 child= guard= made=
 # Set before the folder is made: no moment is left in which a signal would leave it behind.
 trap 'for p in $child $guard; do kill -9 "$p"; done; [ -z "$made" ] || rm -rf "$d"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
-made=yes
-mkdir "$d" || {
+exec 3>&2 2>/dev/null # bash tells of each job that is ended
+set -- /tmp /var/tmp /run /var/run /dev/shm "$PWD"
+[ -z "${TMPDIR:-}" ] || set -- "$TMPDIR"
+for place in "$@"; do
+    d=$place/ctrace-collect.$$
+    made=yes
+    mkdir "$d" && break
     made=
+done
+[ -n "$made" ] || {
+    echo "collect: no folder can be made below ${TMPDIR:-/tmp}: set TMPDIR to a place with room" >&3
     exit 1
 }
-exec 3>&2 2>/dev/null # bash tells of each job that is ended
 
 now() { date +%s 2>/dev/null || echo 0; }
-began=$(now)
+began=$(now) last=60 # seconds after which no command is begun
 
 # A quarter of what is free there, for on a router that is memory; at most 256 MiB a file.
 set -- $(df -Pk "$d" 2>/dev/null | tail -n 1)
@@ -43,7 +49,7 @@ keep() {
     file=$d/$1 limit=$2
     shift 2
     command -v "$1" >/dev/null 2>&1 || return 0
-    [ $(($(now) - began)) -lt 60 ] || return 0
+    [ $(($(now) - began)) -lt "$last" ] || return 0
     mkdir -p "${file%/*}"
     (
         ulimit -f "$room"
@@ -75,6 +81,7 @@ loaded() { # built in, or loaded already: asking it then loads nothing
 table() {
     folder=$1
     shift
+    keep "$folder/epoch" 5 date +%s
     keep "$folder/proc/sys/net/netfilter/nf_conntrack_count" 5 "$@" \
         cat /proc/sys/net/netfilter/nf_conntrack_count
     if [ -r /proc/net/nf_conntrack ]; then
@@ -171,6 +178,7 @@ keep dmesg 10 sh -c 'dmesg | grep -E "conntrack|suppressed" | tail -n 20000'
     keep journalctl 10 sh -c 'journalctl -k -o short-iso -n 200000 --no-pager |
         grep -E "conntrack|suppressed" | tail -n 20000'
 while [ $(($(now) - first)) -lt 5 ] && [ "$first" -gt 0 ]; do sleep 1; done
+last=70 # also where other commands have been slow
 table dump2
 each_namespace table dump2
 rm -rf "$d/seen"
@@ -182,8 +190,15 @@ if command -v tar >/dev/null 2>&1; then
         tar -cf - -C "$d" . 2>&3
     fi
 else # one text that says what each part is
-    find "$d" -type f | while read -r file; do
-        echo "==> ${file#"$d"/} <=="
-        cat "$file"
-    done
+    show() {
+        for file in "$1"/*; do
+            if [ -d "$file" ]; then
+                show "$file"
+            elif [ -f "$file" ]; then
+                echo "==> ${file#"$d"/} <=="
+                cat "$file"
+            fi
+        done
+    }
+    show "$d"
 fi

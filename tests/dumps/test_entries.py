@@ -83,7 +83,7 @@ def line(one: dict[str, Any], form: str, counters: bool, extra: str) -> bytes:
     out += f"{one['state']} " if one["state"] else ""
     if form == "proc" and one["proto"] == 47:
         out += "timeout=30, stream_timeout=180 "
-    count = "packets=3 bytes=180 " if counters else ""
+    count = "packets=3 bytes=18446744073709551615 " if counters else ""
     out += flow(one, 0, form) + count + ("[UNREPLIED] " if one["unreplied"] else "")
     out += flow(one, 2, form) + count + ("[ASSURED] " if one["assured"] else "")
     out += extra
@@ -135,7 +135,8 @@ def test_the_last_words_of_conntrack_may_come_within_a_line(tmp_path: Path) -> N
     st.sampled_from(["proc", "list"]),
     st.booleans(),
     st.sampled_from(["", "[FASTNAT] [RTCACHE o33/r37] ifw=37 mac=00:00:5e:00:53:01 ",
-                     "secctx=system_u:object_r:unlabeled_t:s0 ", "helper=ftp [OFFLOAD] "]),
+                     "secctx=system_u:object_r:unlabeled_t:s0 ", "helper=ftp [OFFLOAD] ",
+                     "labels=three,five words "]),
 )  # fmt: skip
 def test_what_is_printed_is_read_back(
     table: list[dict[str, Any]], form: str, counters: bool, extra: str
@@ -166,12 +167,15 @@ def test_xml_is_read_back(one: dict[str, Any]) -> None:
                 out += f"<srckey>0x{first:x}</srckey><dstkey>0x{second:x}</dstkey>"
             else:
                 out += f"<sport>{first}</sport><dport>{second}</dport>"
-        return out + "</layer4></meta>"
+        counted = "<counters><packets>7</packets><bytes>18446744073709551615</bytes></counters>"
+        return out + f"</layer4>{counted}</meta>"
 
     own = f"<timeout>{one['left']}</timeout>"
     own += f"<state>{one['state']}</state>" if one["state"] else ""
     own += f"<mark>{one['mark']}</mark>" if one["mark"] is not None else ""
     own += f"<zone>{one['zone']}</zone>" if one["zone"] is not None else ""
+    own += "<labels><label>three</label><label>five words</label></labels>"
+    own += "<secctx>system_u:object_r:unlabeled_t:s0</secctx>"
     own += "<assured/>" if one["assured"] else ""
     own += "<unreplied/>" if one["unreplied"] else ""
     text = f'<flow>{meta(0, "original")}{meta(2, "reply")}<meta direction="independent">{own}'

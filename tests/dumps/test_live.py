@@ -31,6 +31,7 @@ table ip t {
     chain p { type nat hook postrouting priority 100; udp dport 7002 snat to 127.0.0.9:4077; }
 }
 """
+LABELS = "table ip l { chain o { type filter hook output priority 0; ct label set 3; }; }"
 SENDS = """
 import socket
 for port in (7001, 7002):
@@ -41,11 +42,24 @@ for port in (7001, 7002):
 """One entry with its destination and one with its source translated, by the kernel."""
 STATES = ("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK",
           "TIME_WAIT", "CLOSE")  # fmt: skip
+NAMED = (
+    "mount -t tmpfs none /etc && mkdir /etc/xtables && "
+    "printf '3 three\\n5 five words\\n' >/etc/xtables/connlabel.conf && exec "
+)
+"""conntrack(8) shows only labels that a file names: one in a mount namespace of its own."""
+
+
+def labelled(command: str) -> list[str]:
+    """The command, where labels have names."""
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", NAMED + command]
+
+
 FORMS = {
     "list": ["conntrack", "-L"],
     "extended": ["conntrack", "-L", "-o", "extended,id,timestamp"],
-    "every word": ["conntrack", "-L", "-o", "extended,id,timestamp,ktimestamp,labels,userspace"],
-    "labels": ["conntrack", "-L", "-o", "labels"],
+    "every word": labelled("conntrack -L -o extended,id,timestamp,ktimestamp,labels,userspace"),
+    "labels": labelled("conntrack -L -o labels"),
+    "labels in xml": labelled("conntrack -L -o xml,labels"),
     "proc": ["cat", "/proc/thread-self/net/nf_conntrack"],
     "xml": ["conntrack", "-L", "-o", "xml"],
 }
@@ -60,8 +74,10 @@ def node() -> Iterator[Node]:
 
 
 def make(node: Node) -> None:
-    """Entries of every kind that conntrack(8) can make."""
-
+    """Entries of every kind that conntrack(8) can make, with counters, times and labels."""
+    for name in ("acct", "timestamp"):
+        node.sysctl(f"net.netfilter.nf_conntrack_{name}", 1)
+    node.run(["nft", LABELS])
     for address in ("192.0.2.1/32", "2001:db8::1/128"):
         node.run(["ip", "addr", "add", address, "dev", "lo"])
 
@@ -85,6 +101,8 @@ def make(node: Node) -> None:
     entry(four, "-p gre --orig-key-src 5 --orig-key-dst 300")
     entry(four, "-p dccp --sport 5 --dport 6 --state OPEN --role client")
     entry(four, "-p 89")
+    node.run(labelled("conntrack -I -s 198.51.100.8 -d 192.0.2.1 -p udp --sport 7 --dport 53 "
+                      "-t 900 --label-add 'three,five words'"))  # fmt: skip
     node.sysctl("net.netfilter.nf_conntrack_udp_timeout", 900)
     node.run(["nft", TRANSLATES])
     node.run([sys.executable, "-c", SENDS])
@@ -105,7 +123,9 @@ def ordered(events: Events, icmp: bool = True) -> Events:
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_tells_what_the_kernel_does(node: Node, tmp_path: Path, form: str) -> None:
     path = tmp_path / "dump.txt"
-    path.write_text(node.run(FORMS[form]))
+    text = node.run(FORMS[form])
+    assert ("packets" in text, "five words" in text) == (True, "unshare" in FORMS[form])
+    path.write_text(text)
     table = ctnetlink.read_table(node.path)
     kernel = table.events
     both = kernel["status"] & STATUS
@@ -116,7 +136,7 @@ def test_each_form_tells_what_the_kernel_does(node: Node, tmp_path: Path, form: 
     assert said is not None
     assert said["not_understood"] == 0
     assert len(existing) == len(kernel) == said["entries"]
-    mine, its = ordered(existing, form != "xml"), ordered(kernel, form != "xml")
+    mine, its = (ordered(one, "xml" not in form) for one in (existing, kernel))
     for name in SAME:
         assert np.array_equal(mine[name], its[name]), name
     assert sorted(mine["status"]) == sorted(both)
@@ -148,7 +168,7 @@ def shown(data: dict[str, Any], form: str) -> dict[str, Any]:
     told = ("count", "max", "buckets", "fill", "load", "hashed", "composition")
     keys = {one["key"]: plain(one) for one in data["culprits"]}
     for one in keys.values():  # of several any may be shown; XML has no numbers of ICMP
-        if one["held"] > 1 or (form == "xml" and one["proto"] == "icmp"):
+        if one["held"] > 1 or ("xml" in form and one["proto"] == "icmp"):
             one["samples"] = []
     return {
         "held": data["held_total"],

@@ -199,6 +199,35 @@ def test_collect_needs_a_shell_alone_and_leaves_nothing(tmp_path: Path, shell: l
     assert said["recording"]["kernel"] == os.uname().release
 
 
+def test_collect_without_tar_is_one_text(tmp_path: Path) -> None:
+    """A router may have neither tar nor find."""
+    tools, place = tmp_path / "tools", tmp_path / "tmp"
+    for folder in (tools, place):
+        folder.mkdir()
+    (tools / "find").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "find").chmod(0o755)
+    script = SCRIPT.read_text()
+    assert script.count("command -v tar") == 1
+    done = subprocess.run(
+        ["sh"], input=script.replace("command -v tar", "command -v no-tar"), capture_output=True,
+        timeout=110, check=True, text=True,
+        env={"PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(place)},
+    )  # fmt: skip
+    assert list(place.iterdir()) == []
+    assert "==> dump2/epoch <==" in done.stdout
+    said = json.loads(run("report", "-", "-o", "json", text=done.stdout))
+    assert said["recording"]["kernel"] == os.uname().release
+
+
+def test_collect_that_finds_no_place_says_so() -> None:
+    done = subprocess.run(
+        ["sh", str(SCRIPT)], capture_output=True, timeout=110, check=False, text=True,
+        env={"PATH": os.environ["PATH"], "TMPDIR": "/proc/self"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no folder can be made below /proc/self: set TMPDIR" in done.stderr
+
+
 @pytest.mark.parametrize(
     "shell", [one for one in shells() if len(one) == 1], ids=lambda argv: Path(argv[-1]).name
 )
