@@ -10,6 +10,8 @@ from typing import Final, Optional
 
 MOST: Final = 16
 """Findings of one kind in a reading: the largest ones."""
+EPHEMERAL: Final = (32768, 60999)
+"""Ports that the kernel chooses from by default (inet_init_net in af_inet.c)."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,10 @@ class Beside:
     """Whether pings fare the same without entries, by the rules."""
     part: float = 1.0
     """Which part of the table was read for ``left`` and ``ports``: of large ones an even sample."""
+    ephemeral: tuple[int, int] = EPHEMERAL
+    """Ports that the kernel chooses from there, first and last."""
 
     def __bool__(self) -> bool:
         """Whether anything was found."""
         found = (self.refusing, self.left, self.ports, self.strays, self.short)
-        return any(found) or self.echo
+        return any(found) or self.echo or self.ephemeral != EPHEMERAL

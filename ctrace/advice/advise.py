@@ -19,7 +19,7 @@ from ctrace.advice.texts import copied
 from ctrace.batch import DUMP
 from ctrace.model.causes.beside import with_stale
 from ctrace.model.causes.words import when, where
-from ctrace.model.remedies import POINTLESS
+from ctrace.model.remedies import POINTLESS, WHOLE
 from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
 from ctrace.plan.plan import CtTimeout, Lever, Notrack, Plan, clean_text
 from ctrace.whatif.growth import Range
@@ -28,8 +28,6 @@ from ctrace.whatif.predict import Outlook, Part, Service
 TARGET: Final = 0.6
 MOST: Final = 20
 """Services that are judged, at most, by entries held."""
-WHOLE: Final = 0.95
-"""Where less than this part of a client's calls is matched, the rules free less than they say."""
 
 
 def advise(
@@ -91,14 +89,9 @@ def advise(
         chosen = choice.levers
         judged = [replace(c, chosen=c.lever in chosen) for c in judged]
         candidates += judged
-        offered = {(o.proto, o.port) for o in chosen if isinstance(o, Notrack)}
-        for policy, freed, _ in policies:
-            worth = policy in chosen or freed.high >= POINTLESS * table.max
-            if worth and (policy.proto, policy.port) not in offered:
-                planned = policy in chosen
-                others.append(
-                    other.policy_alternative(table, policy, freed, outlook, about, planned)
-                )
+        least = POINTLESS * table.max if other.in_need(table, target, outlook) else float("inf")
+        made = [(policy, freed) for policy, freed, _ in policies]
+        others += other.policies(table, made, chosen, least, outlook, about)
         causes = with_stale(services.why, table, about.left)
         others += other.alternatives(table, seen, about, target, outlook, causes)
         tables.append(

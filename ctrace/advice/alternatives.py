@@ -9,9 +9,10 @@ from typing import Final, Optional
 from ctrace.advice.facts import Facts
 from ctrace.advice.roles import Seen
 from ctrace.model import remedies
+from ctrace.model.causes.room import short
 from ctrace.model.composition import by_settings
 from ctrace.model.snapshot import Cause, Remedy, Table
-from ctrace.plan.plan import CtTimeout, alone
+from ctrace.plan.plan import CtTimeout, Lever, Notrack, alone
 from ctrace.ruleset import notrack_nft
 from ctrace.ruleset.notrack import TABLE
 from ctrace.whatif.growth import Range
@@ -60,12 +61,15 @@ def alternatives(
     """Everything else that helps one namespace's table, the most freeing first.
 
     ``causes`` are those of all tables, whose remedies these are; NOTRACK is not among them, as
-    it has a verdict of its own.
+    it has a verdict of its own. Of ordinary traffic nothing is told while the table has room.
     """
-    services = list(seen)
-    found = [*_time_wait(table, services, facts, outlook), *_larger(table, facts, target, outlook)]
+    found = list(_larger(table, facts, target, outlook))
+    needed = in_need(table, target, outlook)
+    if needed:
+        found += _time_wait(table, list(seen), facts, outlook)
     taken = {_same(one) for one in found}
-    for remedy in (one for cause in causes for one in cause.remedies):
+    helps = (one for c in causes for one in (*c.remedies, *(c.at_need if needed else ())))
+    for remedy in helps:
         if remedy.netns not in (0, table.netns) or remedy.id == "notrack":
             continue
         here = _as_it_is(remedy, facts)
@@ -74,6 +78,11 @@ def alternatives(
             found.append(_with_fill(here, table))
     found.sort(key=lambda one: (-one.now, -(one.frees[1] if one.frees else 0)))
     yield from (placed(one, facts) for one in found)
+
+
+def in_need(table: Table, target: float, outlook: Outlook) -> bool:
+    """Whether a table has, or will have, less room than it should."""
+    return max(table.count, outlook.most) > target * table.max or short(table)
 
 
 def _judged(remedy: Remedy) -> bool:
@@ -127,6 +136,23 @@ def fill_after(table: Table, freed: Range) -> Optional[tuple[float, float]]:
         return None
     low, high = (max(0.0, table.count - amount) / table.max for amount in (freed.high, freed.low))
     return round(low, 4), round(high, 4)
+
+
+def policies(
+    table: Table,
+    made: Iterable[tuple[CtTimeout, Range]],
+    chosen: Sequence[Lever],
+    least: float,
+    outlook: Outlook,
+    facts: Facts,
+) -> Iterator[Remedy]:
+    """Timeout policies as remedies: those in the plan, and others without NOTRACK in the plan that
+    free ``least`` entries or more."""
+    offered = {(one.proto, one.port) for one in chosen if isinstance(one, Notrack)}
+    for policy, freed in made:
+        planned = policy in chosen
+        if (planned or freed.high >= least) and (policy.proto, policy.port) not in offered:
+            yield policy_alternative(table, policy, freed, outlook, facts, planned)
 
 
 def policy_alternative(

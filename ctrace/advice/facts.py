@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
 from ctrace.advice.beside import leftovers
-from ctrace.beside import Left
+from ctrace.beside import EPHEMERAL, Left
 from ctrace.change import notes
 from ctrace.errors import CtraceError
 from ctrace.given import Given
@@ -33,7 +33,6 @@ from ctrace.ruleset.told import Told, told
 
 BIGGEST: Final = 3 << 19
 """Bytes of a snapshot, as text, that fit in a recording: some thousands of rules."""
-EPHEMERAL: Final = (32768, 60999)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from operator import or_
 from typing import Final, Optional
 
 from ctrace.advice.subject import Flow, Subject
+from ctrace.model.remedies import within as inside
 from ctrace.model.snapshot import Culprit, Tuple5
 from ctrace.plan.plan import ROLES
 from ctrace.record import PROTO_NUMBERS, Events, Status, address_text
@@ -119,7 +120,7 @@ def within(seen: Seen, local: Iterable[str], ephemeral: tuple[int, int]) -> Opti
     The client role's rules match that range only: programs that bind a port of their
     own (NFS mounts below 1024, NTP from 123) stay tracked.
     """
-    mine, (low, high) = set(local), ephemeral
+    mine = set(local)
     ports = [
         sample.sport
         for sample in seen.samples
@@ -127,7 +128,7 @@ def within(seen: Seen, local: Iterable[str], ephemeral: tuple[int, int]) -> Opti
         and _is_mine(sample.src, mine)
         and not _is_mine(sample.dst, mine)
     ]
-    return sum(low <= port <= high for port in ports) / len(ports) if ports else None
+    return inside(ports, ephemeral)
 
 
 def unmatched(inside: float, ephemeral: tuple[int, int]) -> str:

@@ -6,16 +6,20 @@ them adds how to get there. A command that changes a setting comes with one that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import ceil, log2
 from typing import Final, Optional
 
+from ctrace.beside import EPHEMERAL
 from ctrace.dropping import HOOKS, PRIORITY, Drop, command
 from ctrace.model.snapshot import Culprit, Remedy, Table
+from ctrace.record import Status
 
 POINTLESS: Final = 0.02
 """Share of the maximum. A service below it is not worth a rule."""
+WHOLE: Final = 0.95
+"""Where less than this part of a client's calls is matched, the rules free less than they say."""
 BUCKET_BYTES: Final = 8
 """One pointer: struct hlist_nulls_head of nf_conntrack_hash (nf_conntrack_core.c)."""
 ENTRY_BYTES: Final = (256, 384)
@@ -66,18 +70,32 @@ KEEP: Final = "existing entries keep their timeout"
 FAMILY: Final = {True: "ipv6", False: "ipv4"}
 
 
-def untrackable(culprit: Culprit, nat: str, table: Optional[Table]) -> bool:
-    """Whether NOTRACK may be suggested for a service: advice would not refuse it.
+def untrackable(
+    culprit: Culprit, nat: str, table: Optional[Table], ephemeral: tuple[int, int] = EPHEMERAL
+) -> bool:
+    """Whether NOTRACK may be suggested for a service: by its entries advice would not refuse it.
 
-    ``nat`` is what was seen on its entries from any source.
+    ``nat`` is what was seen on its entries from any source, ``ephemeral`` the ports that the kernel
+    chooses from.
     """
-    if culprit.proto not in ("tcp", "udp") or not culprit.port or nat != "no":
+    port, calls = culprit.port, culprit.direction in ("out", "mixed")
+    if culprit.proto not in ("tcp", "udp") or not port or nat != "no" or not culprit.direction:
+        return False  # without a direction advice would not know the role either
+    if any(one.status & (Status.HELPER | Status.EXPECTED) for one in culprit.samples):
         return False
-    if not culprit.direction or (
-        culprit.proto == "udp" and culprit.direction in ("out", "mixed") and not culprit.dst
-    ):
-        return False  # a role, or the servers called, that advice would not know either
+    if calls and culprit.proto == "udp" and not culprit.dst:
+        return False  # answers are told from strangers by address alone
+    own = within((one.sport for one in culprit.samples if one.dport == port), ephemeral)
+    if calls and own is not None and own < WHOLE:
+        return False
     return table is None or not table.max or culprit.held >= POINTLESS * table.max
+
+
+def within(ports: Iterable[int], ephemeral: tuple[int, int]) -> Optional[float]:
+    """The share of a client's calls that its rules match: those whose ports the kernel chose. None:
+    none was seen."""
+    (low, high), every = ephemeral, list(ports)
+    return sum(low <= port <= high for port in every) / len(every) if every else None
 
 
 def notrack(culprit: Culprit) -> Remedy:

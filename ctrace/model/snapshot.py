@@ -74,8 +74,7 @@ class Percentiles:
     at_least: Optional[float] = None
     """For a residence with an unknown median: half of the entries stay at least this long."""
     by_load: Optional[float] = None
-    """Of a residence, as a check from other counts: held entries over new ones a second, which is
-    the mean stay of a load that is steady, and less of one that rises."""
+    """Of a residence, as a check: held over new a second, the mean stay of a steady load."""
     by: str = ""
     """Of a residence: ``ends`` (measured, the living counted) or ``timeout`` (closed ones')."""
 
@@ -106,8 +105,7 @@ class Composition:
     idle: tuple[float, ...] = ()
     """The same of the others."""
     once: Optional[float] = None
-    """Of entries that are old enough to tell: the share whose last packet came within two seconds
-    of their first."""
+    """Of entries old enough to tell: the share whose last packet came within 2 s of their first."""
     other_timeout: Optional[float] = None
     """Share with another timeout than the setting's: a ``ct timeout`` policy's, or older."""
 
@@ -128,8 +126,7 @@ class Table:
     buckets: int
     active: bool = True
     read: bool = True
-    """Whether its count was read; else ``count`` is what events tell, and ``max`` and ``buckets``
-    are unknown."""
+    """Whether its count was read; else events tell it, and ``max`` and ``buckets`` are unknown."""
     pinned: Optional[float] = None
     """Share of entries that are ASSURED, which early_drop never evicts: of a sample."""
     pinned_error: Optional[float] = None
@@ -137,8 +134,7 @@ class Table:
     totals: Counted = Counted()
     rates: Rates = Rates()
     seconds_to_full: Optional[float] = None
-    """Until it is full, from the rate of new entries and how long they stay; None where it does not
-    rise, or may never fill."""
+    """Until it is full, by its new entries and their stay; None where it may never fill."""
     seconds_to_full_error: Optional[float] = None
     """What that may be off by, either way."""
     levels_off: Optional[float] = None
@@ -388,8 +384,12 @@ class Cause:
     netns: int = 0
     src: str = ""
     """The source behind it, where one source causes it with all its services."""
+    load: bool = False
+    """Ordinary traffic: nothing is wrong with it as long as its table has room."""
     remedies: tuple[Remedy, ...] = ()
     """What helps, best first; empty where nothing is wrong."""
+    at_need: tuple[Remedy, ...] = ()
+    """What would help if its table had no room; not shown, for advice with a lower target."""
 
     @property
     def remedy(self) -> str:

@@ -9,21 +9,10 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ctrace.batch import DUMP
+from ctrace.model.causes.room import HIGH, filling, rising
 from ctrace.model.causes.words import moment, where
 from ctrace.model.snapshot import Counted, Snapshot, Table
 from ctrace.view import format as fmt
-
-HIGH = 0.75
-"""Share of the limit from which a table that refuses nothing is called HIGH: one burst away."""
-
-
-SOON = 3600.0
-"""Seconds: a table that would be full later than that is not called FILLING while it is
-nearly empty, for no load stays as it is for so long."""
-CLOSE = 60.0
-"""Seconds: a table that its last interval's rise would fill sooner is not called HEALTHY."""
-FILLED = 0.25
-"""Share of the limit from which a forecast of any length is shown first."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     if table.rates.drop or table.rates.insert_failed:
         lost = table.rates.drop + table.rates.insert_failed
         return Verdict("LOSING", f"{fmt.per_second(lost)} new entries fail at {fill}", "bad")
-    if table.seconds_to_full is not None and (table.fill >= FILLED or table.seconds_to_full < SOON):
+    if table.seconds_to_full is not None and filling(table):
         when = until(table.seconds_to_full, table.seconds_to_full_error)
         level = "bad" if table.seconds_to_full < 120 else "warn"
         return Verdict("FILLING", f"{fill}, at its limit in {when}", level)
@@ -99,16 +88,6 @@ def _unread(snapshot: Snapshot, table: Table) -> bool:
     """Whether a live table has not been read: of nothing nobody can say that it is well."""
     live = snapshot.hooks.family != DUMP
     return live and not table.read and not table.max_known and not table.count
-
-
-def rising(table: Table) -> float:
-    """Net entries gained per second, where that would fill the table within :data:`CLOSE`; else 0.
-    Counted, not predicted: for a table with no forecast yet."""
-    more = table.rates.insert - table.rates.destroy
-    known = table.seconds_to_full is not None or table.levels_off is not None
-    if known or not table.max or table.fill < FILLED or more <= 0:
-        return 0.0
-    return more if table.max - table.count <= more * CLOSE else 0.0
 
 
 def only_read(snapshot: Snapshot, table: Table) -> bool:

@@ -122,12 +122,17 @@ def test_a_translated_service_gets_a_timeout_policy_instead() -> None:
 
 
 def test_a_table_below_the_target_needs_nothing() -> None:
-    quiet = snapshot(service(8063, 100), count=120, drops=0)
+    calls = service(8063, 100)
+    cause = Cause("no-keepalive", "short", netns=1, load=True, at_need=(keep_alive(calls),))
+    quiet = replace(snapshot(calls, count=120, drops=0), why=(cause,))
     found = advise(quiet, None, {1: facts()})
     assert found.tables[0].levers == ()
     assert found.candidates[0].verdict == "safe"
+    assert found.alternatives == ()
     with pytest.raises(CtraceError):
         found.plan()
+    asked = advise(quiet, None, {1: facts()}, target=0.05)
+    assert "keep-alive" in {one.id for one in asked.alternatives}
 
 
 def test_json_has_what_a_program_needs() -> None:

@@ -431,9 +431,9 @@ def test_pings_taken_out_of_tracking_are_answered_without_entries() -> None:
     """Offered only where the rules allow it; then taken back."""
     trace = Trace(seed=7)
     trace.flows(steady(50, 12, trace.rng), 0.01, 30.0, proto=1, dport=2048)
-    allowed = explained(trace, Beside(NETNS, echo=True))[0].remedies
+    allowed = explained(trace, Beside(NETNS, echo=True))[0].at_need  # they are answered
     assert [one.id for one in allowed].count("untrack-echo") == 1
-    assert "untrack-echo" not in {one.id for one in explained(trace)[0].remedies}
+    assert "untrack-echo" not in {one.id for one in explained(trace)[0].at_need}
     with Lab() as lab:
         client, server = lab.namespace("c"), lab.namespace("s", track=True)
         _, target = lab.link(client, server)

@@ -256,7 +256,7 @@ def _service(pair: Culprit, table: Table) -> Service:
     whole = replace(pair, key=pair.key.rpartition(" ")[2], src="")
     share = pair.held / max(1, table.count)
     return Service(whole, table, share, "", pair.src or "10.42.3.9", 1.0, owner, 1, pair.nat, 0,
-                   None, 130.0)  # fmt: skip
+                   None, 130.0, ephemeral=(1024, 65535))  # fmt: skip
 
 
 def _history(limit: int, length: int = 120) -> History:

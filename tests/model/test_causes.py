@@ -13,6 +13,7 @@ from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
 from ctrace.record import Direction, Kind, Reason
+from ctrace.view.verdict import verdict
 
 UNREPLIED, SEEN_REPLY = 0, 2
 CLOSE = 8
@@ -286,8 +287,59 @@ def test_recognised(cause: str, shape: Callable[[Trace], None], until: float, li
     why = run(trace, until, limit=limit).why
     assert why[0].id == cause, why
     assert why[0].evidence
-    assert why[0].remedy
+    assert why[0].remedies or (why[0].load and why[0].at_need)
     assert any(char.isdigit() for char in why[0].text)
+
+
+@pytest.mark.parametrize("shape", [no_keepalive, one_way, tunnel, dns, loopback])
+def test_ordinary_traffic_is_helped_only_where_room_is_short(
+    shape: Callable[[Trace], None],
+) -> None:
+    """As the verdict says: a table that is HEALTHY needs no help, and one without room does."""
+    trace = Trace(seed=7)
+    shape(trace)
+    roomy = run(trace, 50)
+    count = roomy.tables[0].count
+    assert verdict(roomy).word == "HEALTHY"
+    assert roomy.why[0].load
+    assert not [one.remedy for one in roomy.why if one.remedy]
+    for limit in (round(count * 1.2), count // 2):
+        short = run(trace, 50, limit=limit)
+        assert verdict(short).word in ("HIGH", "FILLING", "RISING", "FULL")
+        assert short.why[0].id == roomy.why[0].id
+        assert short.why[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("shape", "until"), [(udp_flood, 35), (no_answer, 38), (unused, 12), (one_way_tcp, 12)]
+)
+def test_what_is_wrong_is_helped_however_much_room_there_is(
+    shape: Callable[[Trace], None], until: float
+) -> None:
+    trace = Trace(seed=7)
+    shape(trace)
+    s = run(trace, until, limit=1 << 24)
+    assert s.tables[0].fill < 0.001
+    assert not s.why[0].load
+    assert s.why[0].remedy
+
+
+@pytest.mark.parametrize(("reply", "load"), [(UNREPLIED, False), (SEEN_REPLY, True)])
+def test_look_ups_and_pings_without_an_answer_are_wrong(reply: int, load: bool) -> None:
+    for proto, port, cause in ((17, 53, "dns-storm"), (1, 0, "pings")):
+        trace = Trace(seed=7)
+        trace.flows(steady(100, 40, trace.rng), 0.002, 10.0, proto=proto, dport=port, status=reply)
+        first = run(trace, 38).why[0]
+        assert first.id == cause
+        assert (first.load, bool(first.remedy)) == (load, not load)
+        assert ("nobody answers" in first.text or "unanswered" in first.text) != load or proto == 1
+
+
+def test_a_flood_to_a_name_server_is_not_told_as_its_answers() -> None:
+    trace = Trace(seed=7)
+    src = trace.rng.integers(0x0B000000, 0xDF000000, 200 * 40)
+    trace.flows(steady(200, 40, trace.rng), 0, 10.0, src=src, proto=17, dport=53, status=UNREPLIED)
+    assert run(trace, 35).why[0].id == "udp-flood"
 
 
 @pytest.mark.parametrize(("cause", "shape", "until", "limit"), LOOKALIKES)
@@ -473,7 +525,8 @@ def test_streams_in_use_are_named_and_not_shortened() -> None:
     streams(trace)
     why = run(trace, 12).why
     assert why[0].id == "udp-streams", why
-    assert not [one for one in why[0].remedies if one.id == "sysctl-timeout"]
+    helps = (*why[0].remedies, *why[0].at_need)
+    assert not [one for one in helps if one.id == "sysctl-timeout"]
 
 
 def test_who_asks_a_server_is_not_told_to_cache() -> None:
@@ -483,7 +536,7 @@ def test_who_asks_a_server_is_not_told_to_cache() -> None:
     why = run(trace, 38).why
     assert why[0].id == "dns-storm"
     assert "it answers" in why[0].text
-    assert not [one for one in why[0].remedies if "resolver" in one.text]
+    assert not [one for one in why[0].at_need if "resolver" in one.text]
 
 
 def test_a_scanner_of_this_host_is_stopped_where_it_runs() -> None:
@@ -504,7 +557,7 @@ def test_tunnels_have_timeouts_of_their_own() -> None:
     trace.flows(steady(100, 40, trace.rng), 0, 30.0, proto=47, dport=0, status=UNREPLIED)
     why = run(trace, 38).why
     assert why[0].id == "tunnel", why
-    assert "nf_conntrack_gre_timeout" in why[0].remedy
+    assert [one for one in why[0].at_need if "nf_conntrack_gre_timeout" in one.text]
 
 
 def test_why_names_what_who_names() -> None:

@@ -15,7 +15,7 @@ from kit import synthetic
 
 import ctrace
 from ctrace.batch import Batch
-from ctrace.beside import Beside, Left, PortsTaken, Refusing, Short, Stray
+from ctrace.beside import EPHEMERAL, Beside, Left, PortsTaken, Refusing, Short, Stray
 from ctrace.record import RECORD, Events, Kind, empty, join
 from ctrace.recording.format import beside_block
 from ctrace.recording.format.codecs import zstd_available
@@ -187,6 +187,7 @@ BESIDE = Beside(
     (Short("cloud", "web0", 90, 0, 12), Short("expectations", used=900, of=1024)),
     echo=True,
     part=0.25,
+    ephemeral=(1024, 65535),
 )
 
 
@@ -238,7 +239,7 @@ def test_what_a_later_version_adds_is_passed_over() -> None:
     assert beside_block.parse(data) == (BESIDE,)
     earlier = [one[:4] for one in beside_block.to_json((BESIDE,))]
     assert beside_block.parse(earlier) == (
-        replace(BESIDE, strays=(), short=(), echo=False, part=1.0),
+        replace(BESIDE, strays=(), short=(), echo=False, part=1.0, ephemeral=EPHEMERAL),
     )
 
 

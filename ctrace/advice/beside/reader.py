@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Final, Optional
 
-from ctrace.advice.beside.short import short
+from ctrace.advice.beside.short import ephemeral, short
 from ctrace.advice.beside.strays import FEW, SECONDS, invalid_so_far, strays
 from ctrace.advice.beside.table import Ports, Reading, Towards, read
 from ctrace.batch import Batch, TableReading, inode_of
@@ -149,7 +149,7 @@ class Reader:
         found = space.see(rules, table)
         if space.look(path, rules):
             self._waited += SECONDS
-        found = replace(found, strays=space.strays, short=space.short)
+        found = replace(found, strays=space.strays, short=space.short, ephemeral=ephemeral(path))
         with self._lock:
             if found or before is not None:
                 self._news[netns] = found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from ctrace.beside import Short
+from ctrace.beside import EPHEMERAL, Short
 from ctrace.host import ethtool
 from ctrace.host.netns import enter
 
@@ -16,12 +16,23 @@ connections, and how many more it allows."""
 DRIVER: Final = "ena"
 EXPECTED: Final = "/proc/thread-self/net/nf_conntrack_expect"
 MOST_EXPECTED: Final = "/proc/sys/net/netfilter/nf_conntrack_expect_max"
+CHOSEN: Final = "/proc/sys/net/ipv4/ip_local_port_range"
 
 
 def short(netns_path: str, first: dict[str, int]) -> list[Short]:
     """Each such limit of a namespace. ``first`` remembers what counters were when first read."""
     with enter(netns_path):
         return [*clouds(ethtool.statistics(DRIVER), first), *_expectations()]
+
+
+def ephemeral(netns_path: str) -> tuple[int, int]:
+    """The ports that the kernel chooses from in a namespace, first and last."""
+    try:
+        with enter(netns_path), open(CHOSEN) as file:
+            first, last = map(int, file.read().split())
+    except (OSError, ValueError):
+        return EPHEMERAL
+    return first, last
 
 
 def clouds(devices: Mapping[str, Mapping[str, int]], first: dict[str, int]) -> Iterator[Short]:

@@ -53,7 +53,11 @@ def _checked(cause: Cause, facts: Facts) -> Cause:
     reading = facts.beside.get(cause.netns)
     if cause.id != "pings" or (reading is not None and reading.echo):
         return cause
-    return replace(cause, remedies=tuple(one for one in cause.remedies if one.id != UNTRACK_ECHO))
+
+    def allowed(found: tuple[Remedy, ...]) -> tuple[Remedy, ...]:
+        return tuple(one for one in found if one.id != UNTRACK_ECHO)
+
+    return replace(cause, remedies=allowed(cause.remedies), at_need=allowed(cause.at_need))
 
 
 def with_stale(why: tuple[Cause, ...], table: Table, left: Iterable[Left]) -> tuple[Cause, ...]:

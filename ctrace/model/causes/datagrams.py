@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Optional
 
 from ctrace.model import remedies
@@ -62,9 +63,16 @@ def dns_storm(s: Service) -> Optional[Cause]:
     if s.c.new_per_s <= 0 and s.c.inserts < FEW:
         return None
     served = s.c.direction == "in"
+    silent = s.judged >= ENDED and (s.c.unreplied or 0.0) >= 0.9
     what = "DNS look-ups that it answers" if served else "DNS look-ups"
-    helps = () if served else ("a caching resolver on the host", "fewer search domains")
-    return s.cause(
+    helps: tuple[str, ...] = (
+        () if served else ("a caching resolver on the host", "fewer search domains")
+    )
+    if silent:
+        what = "DNS look-ups that nobody answers"
+        asked = "this host" if served else s.c.dst or "who is asked"
+        helps = (f"find out why {asked} does not answer on udp/53",)
+    cause = s.cause(
         "dns-storm",
         f"{s.of}: {s.part} are {', '.join((what, *s.pace('a second')))}{s.they}",
         (
@@ -74,8 +82,9 @@ def dns_storm(s: Service) -> Optional[Cause]:
             _nat(s),
         ),
         *(remedies.change(one, s.c.netns, s.c.key) for one in helps),
-        notrack(s) or _shorter(s, "udp_timeout"),
+        (None if silent else notrack(s)) or _shorter(s, "udp_timeout"),
     )
+    return replace(cause, load=not silent)
 
 
 def one_way_udp(s: Service) -> Optional[Cause]:
@@ -160,7 +169,7 @@ def pings(s: Service) -> Optional[Cause]:
     silent = s.c.unreplied is not None and s.judged >= ENDED
     answers = f", {percent(s.c.unreplied)} unanswered" if silent else ""
     kind = "ICMPv6" if s.c.proto == "icmpv6" else "ICMP"
-    return s.cause(
+    cause = s.cause(
         "pings",
         f"{s.of}: {s.part} are {', '.join((f'pings ({kind} echo)', *s.pace('new ids a second')))}"
         f"{answers}{s.they}",
@@ -169,6 +178,7 @@ def pings(s: Service) -> Optional[Cause]:
         remedies.untrack_echo(s.c.proto, s.c.netns, s.c.held) if s.nat == "no" else None,
         remedies.change("ping less often, or with one id for each target", s.c.netns, s.c.key),
     )
+    return replace(cause, load=not silent or (s.c.unreplied or 0.0) < MOSTLY)
 
 
 def _shorter(s: Service, name: str, detail: str = "") -> Optional[Remedy]:

@@ -9,7 +9,8 @@ from typing import Final, Optional
 
 from ctrace.model.causes import datagrams, floods, inserts, tcp, whole
 from ctrace.model.causes.beside import beside
-from ctrace.model.causes.facts import CALM, SHARE, Facts, Service, services, several
+from ctrace.model.causes.facts import SHARE, Facts, Service, services, several
+from ctrace.model.causes.room import short
 from ctrace.model.snapshot import Cause
 
 SHOWN: Final = 5
@@ -18,8 +19,8 @@ Recogniser = Callable[[Service], Optional[Cause]]
 PER_SERVICE: Final[tuple[Recogniser, ...]] = (
     datagrams.tunnel,
     tcp.loopback_probes,
-    datagrams.dns_storm,
     floods.udp_flood,
+    datagrams.dns_storm,
     datagrams.one_way_udp,
     datagrams.pings,
     tcp.one_way_tcp,
@@ -65,8 +66,7 @@ def explain(facts: Facts) -> tuple[Cause, ...]:
     failing = [*inserts.chains(facts), *inserts.source_ports(facts), *inserts.clash(facts)]
     found = [*whole.other_netns(facts), *failing, *found, *whole.invalid(facts)]
     found = [*found[: max(1, most - len(left))], *left]
-    told = [one if one in failing else _calm(one, facts) for one in found]
-    told = beside(facts, told) or [_calm(whole.unknown(facts), facts)]
+    told = beside(facts, [_calm(one, facts) for one in found]) or [whole.unknown(facts)]
     return (*whole.logged(facts), *told)
 
 
@@ -102,8 +102,8 @@ def _each_first(found: list[Cause], facts: Facts) -> list[Cause]:
 
 
 def _calm(cause: Cause, facts: Facts) -> Cause:
-    """The cause, without remedies if its table has room and refuses nothing."""
+    """The cause; where it is ordinary traffic and its table has room, nothing needs help."""
     table = facts.table(cause.netns)
-    if table is None or not table.max or table.fill >= CALM or table.totals.drop:
+    if not cause.load or facts.logged or table is None or short(table):
         return cause
-    return replace(cause, remedies=())
+    return replace(cause, remedies=(), at_need=cause.remedies)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Logged
-from ctrace.beside import Beside
+from ctrace.beside import EPHEMERAL, Beside
+from ctrace.model.causes.room import LOADS
 from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, stay
 from ctrace.model.composition import by_settings, timeouts
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
@@ -25,18 +26,12 @@ SHARE: Final = 0.10
 """A cause that explains less of its table than this is not worth a line."""
 ENDED: Final = 20
 """Ended entries. Shares of fewer mean nothing."""
-NEARLY_FULL: Final = 0.90
-LOW_FILL: Final = 0.50
-CALM: Final = 0.002
-"""Part of the limit below which a table that refuses nothing needs no help."""
 SPACES: Final = 24
 """Namespaces examined for services: the fullest, and those that refuse flows."""
 WHOLE: Final = 0.9
 """Share of the table's entries from which a dump is taken as the whole table."""
 OWNED: Final = 0.6
 """A source or process with this share of a service is named for it."""
-
-
 _S32: Final = np.uint64(32)
 
 
@@ -164,6 +159,8 @@ class Service:
     """Its name where it is several services; empty: named by its key and sources."""
     changes: bool = True
     """Whether entries were seen to come and go."""
+    ephemeral: tuple[int, int] = EPHEMERAL
+    """Ports that the kernel chooses from in its namespace."""
     seen: int = 0
     """Entries of its table that were seen; a dump may show fewer than there are."""
 
@@ -225,7 +222,7 @@ class Service:
 
     @property
     def alone(self) -> str:
-        """The source of nearly all of it; empty where there are several."""
+        """Its source; empty where there are several."""
         return self.top if self.top_share >= 0.95 else ""
 
     def timeout_of(self, state: str) -> Optional[float]:
@@ -249,7 +246,7 @@ class Service:
     @property
     def held_line(self) -> str:
         """How much it holds, as evidence."""
-        return ", ".join((f"holds {self.c.held:,} entries", self.part, *self.pace("new/s")))
+        return ", ".join([f"holds {self.c.held:,} entries", self.part, *self.pace("new/s")])
 
     def pace(self, of: str) -> tuple[str, ...]:
         """``("120 new/s",)``; nothing where entries were not seen to come."""
@@ -278,6 +275,7 @@ class Service:
             proto=self.c.proto,
             port=self.c.port,
             netns=self.c.netns,
+            load=id in LOADS,
             remedies=tuple(
                 one
                 for one in remedies
@@ -359,6 +357,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         uptime=facts.uptime,
         timeouts=timeouts(group.looks_at(at)),
         changes=facts.changes,
+        ephemeral=facts.beside[netns].ephemeral if netns in facts.beside else EPHEMERAL,
         seen=round(facts.whole(netns, held=True)),
     )
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from ctrace.model import remedies
-from ctrace.model.causes.facts import LOW_FILL, Facts, Failure
+from ctrace.model.causes.facts import Facts, Failure
+from ctrace.model.causes.room import LOW_FILL
 from ctrace.model.causes.words import percent, plural
 from ctrace.model.snapshot import Cause, Table
 

@@ -267,7 +267,7 @@ def most_held_state(s: Service) -> tuple[str, int, float]:
 
 def notrack(s: Service) -> Optional[Remedy]:
     """NOTRACK for the service, where advice would not refuse it."""
-    if not remedies.untrackable(s.c, s.nat, s.table):
+    if not remedies.untrackable(s.c, s.nat, s.table, s.ephemeral):
         return None
     return remedies.notrack(s.c)
 

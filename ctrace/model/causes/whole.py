@@ -8,7 +8,8 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model import remedies
-from ctrace.model.causes.facts import ENDED, LOW_FILL, NEARLY_FULL, SHARE, Facts, Service, services
+from ctrace.model.causes.facts import ENDED, SHARE, Facts, Service, services
+from ctrace.model.causes.room import LOW_FILL, NEARLY_FULL
 from ctrace.model.causes.strays import UNSAID
 from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when, where
 from ctrace.model.snapshot import Cause, Remedy, Table

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Final, Optional
 
-from ctrace.beside import LIMITS, MOST, WHY, Beside, Left, PortsTaken, Refusing, Short, Stray
+from ctrace.beside import (
+    EPHEMERAL,
+    LIMITS,
+    MOST,
+    WHY,
+    Beside,
+    Left,
+    PortsTaken,
+    Refusing,
+    Short,
+    Stray,
+)
 from ctrace.names import clean
 from ctrace.record import address_bytes, address_text
 from ctrace.recording.format.layout import LIMIT_TIME, Damaged
@@ -31,6 +42,7 @@ def to_json(readings: tuple[Beside, ...]) -> list[Any]:
             [[s.kind, s.name, s.used, s.of, s.since] for s in one.short],
             round(one.part * WHOLE),
             one.echo,
+            list(one.ephemeral),
         ]
         for one in readings
     ]
@@ -53,7 +65,13 @@ def _reading(data: Any) -> Beside:
         tuple(_short(one) for one in _list(short)),
         len(data) > 7 and data[7] is True,
         max(1, min(_number(part), WHOLE)) / WHOLE,
+        _range(data[8]) if len(data) > 8 else EPHEMERAL,
     )
+
+
+def _range(data: Any) -> tuple[int, int]:
+    first, last = (_number(one, 1 << 16) for one in _parts(data, 2))
+    return first, last
 
 
 def _refusing(data: Any) -> Refusing:

@@ -239,8 +239,10 @@ def _cause(cause: Cause) -> dict[str, Any]:
         "port": cause.port,
         "netns": cause.netns,
         "src": cause.src,
+        "load": cause.load,
         "remedy": cause.remedy,
         "remedies": [_remedy(one) for one in cause.remedies],
+        "at_need": [_remedy(one) for one in cause.at_need],
     }
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Optional
 
+from ctrace.model.causes.room import HIGH
 from ctrace.model.causes.words import when, where
 from ctrace.recording.format.evidence import log_of
 from ctrace.view import format as fmt
-from ctrace.view.verdict import HIGH
 
 KNOWN_BY = {
     "told": "as the text says",

@@ -8,11 +8,12 @@ from datetime import datetime, timezone
 from typing import Optional
 
 from ctrace.batch import DUMP
+from ctrace.model.causes.room import HIGH
 from ctrace.model.causes.words import when, where
 from ctrace.model.snapshot import Snapshot
 from ctrace.recording.review import Review, Shares
 from ctrace.view import format as fmt
-from ctrace.view.verdict import HIGH, Verdict, as_read, failed, fullest, only_read, verdict
+from ctrace.view.verdict import Verdict, as_read, failed, fullest, only_read, verdict
 
 RISE = 0.05
 """Share of all that was held then, which a key must gain to be reported: less is normal
