@@ -32,7 +32,7 @@ from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
 from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.model import Model
-from ctrace.model.snapshot import Counted, Culprit, Snapshot, Table, Victim
+from ctrace.model.snapshot import Cause, Counted, Culprit, Snapshot, Table, Victim
 from ctrace.view.export.backfill import to_openmetrics
 from ctrace.view.export.openmetrics import CONTENT_TYPE_LATEST, Exposition
 from ctrace.view.export.scrape import CONNECTIONS, Scrapes, parse_listen
@@ -110,9 +110,14 @@ def test_an_export_has_the_families_and_values_of_a_scrape(tmp_path: Path) -> No
             model.update(batch)
     text = Exposition().text(model.snapshot(group="service", sort="held", limit=50)).decode()
     scraped = {one.name: one for one in text_string_to_metric_families(text)}
-    assert {"ctrace_table_entries", "ctrace_destroys", "ctrace_drops"} <= exported.keys()
+    assert {
+        "ctrace_table_entries", "ctrace_destroys", "ctrace_drops", "ctrace_cause_share_ratio"
+    } <= exported.keys()  # fmt: skip
     for name, family in exported.items():
         same = scraped[name]
+        if name == "ctrace_cause_share_ratio":  # other causes may have been told before
+            end = max(one.timestamp for one in family.samples)
+            family.samples = [one for one in family.samples if one.timestamp == end]
         assert (family.type, family.documentation) == (same.type, same.documentation), name
         last = {
             (one.name, *sorted((k, v) for k, v in one.labels.items() if k != "host")): one.value
@@ -122,6 +127,22 @@ def test_an_export_has_the_families_and_values_of_a_scrape(tmp_path: Path) -> No
         live = {(one.name, *sorted(one.labels.items())): one.value for one in same.samples}
         # a gauge is as of its last reading, a scrape goes on from there by what was counted since
         assert last.keys() == live.keys() if family.type == "gauge" else last == live, name
+
+
+def test_causes_are_told_by_namespace_and_kind() -> None:
+    """What is wrong, and what is ordinary traffic; one sample for several services."""
+    why = (
+        Cause("no-keepalive", "one", share=0.5, netns=1, load=True),
+        Cause("no-keepalive", "other", share=0.25, netns=1, load=True),
+        Cause("clash", "races", netns=1),
+        Cause("unknown", "nothing", share=1.0, netns=1),
+    )
+    got = values(Exposition().text(replace(snapshot(), why=why)))
+    told = {key[1]: n for key, n in got.items() if key[0] == "ctrace_cause_share_ratio"}
+    assert told == {
+        (("cause", "no-keepalive"), ("kind", "load"), ("netns", "init")): 0.75,
+        (("cause", "clash"), ("kind", "fault"), ("netns", "init")): 0.0,
+    }
 
 
 def test_addresses_leave_only_when_asked_for() -> None:
@@ -177,6 +198,7 @@ def test_a_host_never_has_more_series_than_the_page_says() -> None:
                 Victim(str(n), "udp", "192.0.2.1", "192.0.2.2", n + 1, 1, drop_per_s=1.0)
                 for n in names
             ),
+            why=tuple(Cause(f"c{n}", "made", netns=1) for n in names),
         )
         seen |= set(values(exposition.text(shot)))
     assert len(seen) == int(told)
@@ -382,7 +404,7 @@ def test_hung_scrapers_do_not_stall_capture() -> None:
 
 def test_rules_and_dashboard_name_only_metrics_that_exist() -> None:
     names = {key[0] for key in values(Exposition().text(snapshot()))}
-    names |= {"ctrace_table_pinned_ratio", "ctrace_change_holds"}
+    names |= {"ctrace_table_pinned_ratio", "ctrace_change_holds", "ctrace_cause_share_ratio"}
     dashboard = json.loads((SHARE / "grafana-dashboard.json").read_text())
     expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
     text = " ".join(expressions) + (SHARE / "alerts.yml").read_text()

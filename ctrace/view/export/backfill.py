@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Optional, TextIO
 
 from ctrace.batch import DUMP, Counts
+from ctrace.model import Model
 from ctrace.model.tables import counted
 from ctrace.names import clean
 from ctrace.recording.counters import Counted
@@ -19,11 +20,13 @@ from ctrace.view.export.files import Show, done
 from ctrace.view.export.measures import Measure
 
 _SECOND = 1_000_000_000
-_Points = dict[Measure, dict[str, list[tuple[int, int]]]]
+CAUSES_EVERY = 15 * _SECOND
+"""Nanoseconds: causes are looked for as often as Prometheus scrapes by default."""
+_Points = dict[Measure, dict[str, list[tuple[int, float]]]]
 
 
 def to_openmetrics(recording: Recorded, out: TextIO, show: Show) -> int:
-    """Tables and counters once a second; the number of samples.
+    """Tables and counters once a second, causes less often; the number of samples.
 
     The format wants the samples of a family together, and of a label set in the order of
     time, so they are gathered first: some forty bytes a namespace, measure and second.
@@ -48,7 +51,7 @@ def _gathered(recording: Recorded, show: Show) -> _Points:
     points: _Points = {}
     counters = Counted(recording.header)
 
-    def add(measure: Measure, labels: str, until: int, value: int) -> None:
+    def add(measure: Measure, labels: str, until: int, value: float) -> None:
         points.setdefault(measure, {}).setdefault(labels, []).append((until, value))
 
     def where(netns: int) -> str:
@@ -62,11 +65,20 @@ def _gathered(recording: Recorded, show: Show) -> _Points:
                 labels = f'{where(netns)},reason="{reason}"' if reason else where(netns)
                 add(measure, labels, until, value)
 
+    def explain(until: int) -> None:
+        for (netns, cause, kind), share in measures.of_causes(model.snapshot(limit=1)).items():
+            labels = f'host="{host}",netns="{_label(netns)}",cause="{cause}",kind="{kind}"'
+            add(measures.CAUSES, labels, until, share)
+
+    model = Model(recording.hooks, recording.clock, recording.started)
+    explained = until = recording.started
     last: Optional[tuple[int, Mapping[int, Counts]]] = None
     for batch in recording.batches():
-        show(done(recording, batch.until))
+        until = batch.until
+        show(done(recording, until))
         names.update({inum: netns.name for inum, netns in batch.names.netns.items()})
         lost += batch.lost
+        model.update(batch)
         told = counters.after(batch)
         for table in batch.tables:
             add(measures.ENTRIES, where(table.netns), batch.until, table.count)
@@ -77,6 +89,11 @@ def _gathered(recording: Recorded, show: Show) -> _Points:
             due = batch.until + _SECOND
             count(*last)
             last = None
+        if until >= explained + CAUSES_EVERY:
+            explained = until
+            explain(until)
+    if until > explained:
+        explain(until)
     if last is not None:  # the totals, also where it ended within a second
         count(*last)
     return points

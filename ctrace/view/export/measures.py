@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ctrace.batch import DUMP, HookInfo
-from ctrace.model.snapshot import Counted
+from ctrace.model.snapshot import Counted, Snapshot
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,35 @@ INSERTS: Final = Measure("ctrace_inserts", "counter", "Entries inserted since ct
 DESTROYS: Final = Measure("ctrace_destroys", "counter", "Entries that ended, by reason.")
 DROPS: Final = Measure("ctrace_drops", "counter", "Packets refused because the table was full.")
 FAILED: Final = Measure("ctrace_insert_failed", "counter", "Entries that could not be inserted.")
+CAUSES: Final = Measure(
+    "ctrace_cause_share_ratio",
+    "gauge",
+    "Part of its table that a cause explains; 0: it is about something else than entries. Of kind "
+    "load nothing is wrong while there is room.",
+)
 LOST: Final = Measure(
     "ctrace_lost_events",
     "counter",
     "Events that the stream lost; per-table totals stay exact without them.",
 )
+
+UNKNOWN: Final = "unknown"
+
+
+def of_causes(snapshot: Snapshot) -> dict[tuple[str, str, str], float]:
+    """The causes: namespace (empty: of none alone), id and kind (``load`` or ``fault``) to share.
+
+    Several services with one cause are one sample.
+    """
+    names = {table.netns: table.name for table in snapshot.tables}
+    found: dict[tuple[str, str, str], float] = {}
+    for cause in snapshot.why:
+        if cause.id == UNKNOWN:
+            continue
+        netns = names.get(cause.netns, str(cause.netns or ""))
+        key = netns, cause.id, "load" if cause.load else "fault"
+        found[key] = round(min(1.0, found.get(key, 0.0) + cause.share), 4)
+    return found
 
 
 def of_counters(done: Counted, hooks: HookInfo) -> Iterator[tuple[Measure, str, int]]:

@@ -56,7 +56,7 @@ class _Registry:
 class Exposition:
     """Turns snapshots (grouped by ``service``) into the text of one scrape.
 
-    ``limit`` bounds the distinct culprits, victims and namespaces each; ``addresses``
+    ``limit`` bounds the distinct culprits, victims, namespaces and causes each; ``addresses``
     adds the sources of the largest source→service pairs when the snapshot is
     grouped by ``pair``.
     """
@@ -66,6 +66,7 @@ class Exposition:
         self._culprit = LabelBudget(limit)
         self._victim = LabelBudget(limit)
         self._netns = LabelBudget(limit)
+        self._cause = LabelBudget(limit)
 
     def text(self, snapshot: Snapshot, changes: Sequence[Condition] = ()) -> bytes:
         """The exposition, UTF-8, ending in ``# EOF``; ``changes``: what ctrace has applied."""
@@ -78,6 +79,7 @@ class Exposition:
         yield from self._tables(snapshot.tables, snapshot.hooks)
         yield from self._culprits(snapshot.culprits)
         yield from self._victims(snapshot.victims)
+        yield self._causes(snapshot)
         yield from _itself(snapshot)
 
     def _changes(self, changes: Sequence[Condition]) -> Iterator[Metric]:
@@ -177,6 +179,20 @@ class Exposition:
         for name, rate in rows.items():
             refused.add_metric([name], rate)
         yield refused
+
+    def _causes(self, snapshot: Snapshot) -> Metric:
+        family = GaugeMetricFamily(
+            measures.CAUSES.name, measures.CAUSES.text, labels=["netns", "cause", "kind"]
+        )
+        rows: dict[tuple[str, ...], float] = {}
+        for (netns, cause, kind), share in measures.of_causes(snapshot).items():
+            key: tuple[str, ...] = (netns, cause, kind)
+            if self._cause("\0".join(key)) == OTHER:
+                key = (OTHER,) * len(key)
+            rows[key] = max(share, rows.get(key, 0.0))
+        for key, share in rows.items():
+            family.add_metric(key, share)
+        return family
 
 
 def _service(proto: str, port: Optional[int]) -> str:
