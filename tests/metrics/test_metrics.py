@@ -162,6 +162,28 @@ def test_changes_that_share_a_label_are_one_series() -> None:
     ]
 
 
+def test_counters_of_tables_that_share_a_label_are_summed_and_never_fall() -> None:
+    """A host may have more namespaces than labels: what any of them refused is counted."""
+
+    def scraped(drops: dict[int, int]) -> dict[str, float]:
+        tables = tuple(
+            Table(n, f"pod{n}", 10 * n, 100, 64, totals=Counted(insert=9, drop=refused))
+            for n, refused in drops.items()
+        )
+        got = values(exposition.text(replace(snapshot(), tables=tables)))
+        return {dict(at)["netns"]: n for (name, at), n in got.items() if name == asked}
+
+    exposition, asked = Exposition(limit=1), "ctrace_drops_total"
+    assert scraped({1: 5, 2: 10, 3: 20}) == {"pod1": 5, "other": 30}
+    assert scraped({1: 5, 2: 11, 3: 20}) == {"pod1": 5, "other": 31}
+    assert scraped({1: 5, 2: 12}) == {"pod1": 5, "other": 32}  # one has gone
+    assert scraped({1: 5, 2: 3, 4: 1}) == {"pod1": 5, "other": 36}  # one began anew, one came
+    assert scraped({4: 1}) == {"other": 36}
+    assert scraped({1: 1, 4: 1}) == {"pod1": 6, "other": 36}
+    exposition, asked = Exposition(limit=1), "ctrace_table_entries"
+    assert scraped({1: 0, 3: 0, 2: 0}) == {"pod1": 10, "other": 30}  # of the fullest
+
+
 def test_label_values_are_bounded_for_ever() -> None:
     exposition = Exposition(limit=20)
     seen = set()

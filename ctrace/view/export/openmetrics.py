@@ -16,6 +16,7 @@ from ctrace.batch import HookInfo
 from ctrace.change.condition import HOLDS, ON_TRIAL, Condition
 from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
 from ctrace.view.export import measures
+from ctrace.view.export.sums import Sums
 
 __all__ = ["CONTENT_TYPE_LATEST", "Exposition", "LabelBudget"]
 
@@ -63,6 +64,7 @@ class Exposition:
 
     def __init__(self, *, limit: int = 50, addresses: bool = False) -> None:
         self.addresses = addresses
+        self._sums: Sums[tuple[measures.Measure, str]] = Sums()
         self._culprit = LabelBudget(limit)
         self._victim = LabelBudget(limit)
         self._netns = LabelBudget(limit)
@@ -126,17 +128,22 @@ class Exposition:
             (pinned, "pinned"),
             (to_full, "seconds_to_full"),
         )
-        seen: set[str] = set()
+        # Of tables that share a label the fullest is told: its limit belongs to its entries.
+        fullest: dict[str, Table] = {}
+        counted: dict[tuple[str, int], dict[tuple[measures.Measure, str], int]] = {}
         for table in tables:
             name = self._netns(table.name)
-            if name in seen:  # a sum over unrelated tables would say nothing
-                continue
-            seen.add(name)
+            if name not in fullest or table.fill > fullest[name].fill:
+                fullest[name] = table
+            told = measures.of_counters(table.totals, hooks)
+            counted[name, table.netns] = {(one, reason): value for one, reason, value in told}
+        for name, table in fullest.items():
             for family, field in gauges:
                 read: Optional[float] = getattr(table, field)
                 if read is not None and (family is not limit or table.max_known):
                     family.add_metric([name], read)
-            for measure, reason, value in measures.of_counters(table.totals, hooks):
+        for name, sums in self._sums.of(counted).items():
+            for (measure, reason), value in sums.items():
                 counters[measure].add_metric([name, *([reason] if reason else [])], value)
         yield from (entries, limit, buckets, pinned, to_full, *counters.values())
 
