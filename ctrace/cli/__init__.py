@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
         if ctx.resilient_parsing:  # completion: half a line is no mistake
             return super().resolve_command(ctx, args)
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            near = difflib.get_close_matches(args[0].lower(), self.list_commands(ctx), 1)
             meant = f"; the nearest is {near[0]}" if near else ""
             ctx.fail(f"No such command {args[0][:40]!r}{meant}")
         _refuse_empty(ctx, args)
@@ -183,7 +183,8 @@ def _defect(error: Exception) -> str:
 
 def _wrong(error: click.UsageError) -> int:
     """One line on wrong arguments, and where help is; without any, the help itself."""
-    words = " ".join(error.format_message().split()).rstrip(".") + "."
+    words = " ".join(error.format_message().split()).rstrip(".")
+    words += "" if words.endswith(("?", "?)")) else "."
     if len(sys.argv) == 1:
         error.show()
     else:

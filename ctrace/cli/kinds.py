@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from ctrace import units
 
+MOST_PORT = 65535
 _SIZE_SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -91,6 +92,49 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
         return share
 
 
+class Port(click.ParamType):  # type: ignore[type-arg]
+    """A port as its number (int); names and ranges are refused with what to type instead."""
+
+    name = "port"
+
+    def convert(
+        self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]
+    ) -> int:
+        """The number; a usage error in one line else."""
+        text = str(value)
+        number = _number(text)
+        if number is None or number > MOST_PORT:
+            import socket
+
+            known = ""
+            with contextlib.suppress(OSError, ValueError):
+                known = f", {socket.getservbyname(text)} for {text}"
+            self.fail(
+                f"{text[:40]!r} is not a port: give one number up to {MOST_PORT}{known}", param, ctx
+            )
+        return number
+
+
+class Whole(click.IntRange):
+    """A whole number (int) between two bounds."""
+
+    def convert(
+        self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]
+    ) -> int:
+        """The number; a usage error in one line else."""
+        text = str(value)
+        number = _number(text)
+        least = 0 if self.min is None else self.min
+        if number is None or number < least or (self.max is not None and number > self.max):
+            words = f"give a whole number, {self._describe_range()}"
+            self.fail(f"{text[:40]!r} does not fit: {words}", param, ctx)
+        return number
+
+    def _describe_range(self) -> str:
+        """The bounds in words, for the help as well."""
+        return f"at least {self.min}" if self.max is None else f"{self.min} to {self.max}"
+
+
 class Words(click.ParamType):  # type: ignore[type-arg]
     """Words with commas between, as they were typed; known ones are completed."""
 
@@ -129,6 +173,11 @@ class Namespace(click.ParamType):  # type: ignore[type-arg]
         with contextlib.suppress(OSError):
             return [CompletionItem(s.name) for s in find() if s.name.startswith(incomplete)]
         return []
+
+
+def _number(text: str) -> Optional[int]:
+    """What consists of digits alone, as a number."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 
 def _shown(seconds: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Optional, TypeVar, cast
 import click
 
 from ctrace.cli import output, rights
-from ctrace.cli.kinds import Namespace, Words
+from ctrace.cli.kinds import Namespace, Port, Whole, Words
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import AT_BIRTH, STATUSES, Filter, parse_network, parse_proto, parse_status
@@ -27,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FAMILIES = {"ipv4": 2, "ipv6": 10}
 HOOKS = ("fentry", "kprobe", "netfilter", "netlink")
 THEMES = ("dark", "light", "terminal")
-PORT = click.IntRange(0, 65535)
+PORT, ZONE = Port(), Whole(0, 65535)
 
 
 def filter_options(command: F) -> F:
@@ -48,7 +48,7 @@ def filter_options(command: F) -> F:
             ),
             click.option("-n", "--src-nat", is_flag=True, help="Only source-NATed flows."),
             click.option("-g", "--dst-nat", is_flag=True, help="Only destination-NATed flows."),
-            click.option("-w", "--zone", type=PORT, metavar="ZONE", help="Conntrack zone."),
+            click.option("-w", "--zone", type=ZONE, metavar="ZONE", help="Conntrack zone."),
             click.option(
                 "-f",
                 "--family",
@@ -276,12 +276,7 @@ def sort_option(command: F) -> F:
 def limit_option(default: int, most: int, what: str) -> Callable[[F], F]:
     """``--limit N``."""
     return click.option(
-        "--limit",
-        type=click.IntRange(1, most),
-        default=default,
-        show_default=True,
-        metavar="N",
-        help=what,
+        "--limit", type=Whole(1, most), default=default, show_default=True, metavar="N", help=what
     )
 
 
@@ -304,9 +299,9 @@ def screen_options(command: F) -> F:
 
 def stop_after_option(command: F) -> F:
     """``--stop-after N``, exact."""
-    return click.option(
-        "--stop-after", type=click.IntRange(1), metavar="N", help="Stop after N events."
-    )(command)
+    return click.option("--stop-after", type=Whole(1), metavar="N", help="Stop after N events.")(
+        command
+    )
 
 
 def redact_option(command: F) -> F:

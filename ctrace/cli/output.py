@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any, Final, Optional, TextIO
 
 from ctrace.errors import CtraceError
 from ctrace.names import clean
+from ctrace.view.letters import replaced, wants_ascii
 
 _COUNT: Final = re.compile(r"(?<![^\s(])\d{1,3}(?:,\d{3})+(?![\w,./'\"]\S)")
 """A count in a sentence; text in quotes or in a path is left as it was given."""
@@ -42,7 +44,9 @@ class _Remarks(io.FileIO):
 
 
 def prepare() -> None:
-    """Take over the streams. A letter that their encoding lacks is written as ``\\uXXXX``."""
+    """Take over the streams. A letter that their encoding, or the terminal's locale, lacks is
+    written in ASCII as far as there is one like it, else as ``\\uXXXX``."""
+    codecs.register_error("ctrace", replaced)
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -58,10 +62,13 @@ def prepare() -> None:
 
 def _stream(raw: io.FileIO, before: Optional[TextIO]) -> TextIO:
     encoding = before.encoding if before is not None else "utf-8"
+    # Python writes UTF-8 in the locale C, too. What goes to a file or a pipe stays as it is.
+    if raw.isatty() and wants_ascii():
+        encoding = "ascii"
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=encoding,
-        errors="backslashreplace",
+        errors="ctrace",
         line_buffering=raw.isatty() or raw.fileno() == 2,
     )
 

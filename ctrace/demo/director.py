@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Optional
 
 from ctrace.demo.scene import TIME_WAIT, Scene
@@ -194,6 +194,17 @@ class Director:
                 return
 
 
+class SmallAdviser(LiveAdviser):
+    """Advice on the demo's table, whose limit is not the host's: what would change that is left
+    out, for here the commands would lower it."""
+
+    def advise(self, snapshot: Snapshot) -> Any:
+        """As always, without a larger table."""
+        advice = super().advise(snapshot)
+        rest = tuple(one for one in advice.alternatives if one.id != "larger-table")
+        return replace(advice, alternatives=rest)
+
+
 def _fill(snapshot: Snapshot) -> float:
     return max((table.fill for table in snapshot.tables), default=0.0)
 
@@ -214,7 +225,7 @@ def play(
     feed = LiveFeed(
         lambda: SmallTable(open_live(wanted, hooks=hooks, seed=False, sample=True), scene)
     )
-    adviser = LiveAdviser(feed)
+    adviser = LiveAdviser(feed) if scene.lowers else SmallAdviser(feed)
     director = Director(scene, feed, adviser, auto=auto)
     try:
         show(feed, adviser, director)

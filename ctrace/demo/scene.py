@@ -105,6 +105,11 @@ class Scene:
         self._lower = lower_max
         self._lowered: Optional[LoweredLimit] = None
 
+    @property
+    def lowers(self) -> bool:
+        """Whether the host's own limit is lowered meanwhile."""
+        return self._lower is not None
+
     def __enter__(self) -> Scene:
         try:
             self._build()

@@ -6,6 +6,7 @@ A namespace is known by its inode number, as in ``readlink /proc/PID/ns/net``.
 from __future__ import annotations
 
 import ctypes
+import difflib
 import fcntl
 import os
 import re
@@ -163,15 +164,14 @@ def find() -> list[Namespace]:
 def resolve(text: str) -> int:
     """The inode number for a name, path, pid or inode. Raises UsageError."""
     bare = re.fullmatch(r"(?:net(?:ns)?:)?\[?(\d+)\]?", text)
-    if bare and int(bare[1]) >= LOWEST_INODE:
-        wanted = int(bare[1])
-        if any(space.inum == wanted for space in find()):
-            return wanted
+    inode = int(bare[1]) if bare else 0
+    if inode >= LOWEST_INODE:
+        if any(space.inum == inode for space in find()):
+            return inode
     elif text.isdecimal():
         inum = _inode(f"/proc/{text}/ns/net")
         if inum is not None:
             return inum
-        raise UsageError(f"no process {text} whose network namespace can be read")
     elif "/" in text and os.path.exists(text):
         inum = _nsfs(text)
         if inum is not None:
@@ -181,9 +181,14 @@ def resolve(text: str) -> int:
     for space in spaces:
         if text and shown in (space.name, space.name.partition(":")[2]):
             return space.inum
-    some = ", ".join(space.name for space in spaces[:8])
+    if text.isdecimal() and inode < LOWEST_INODE:
+        raise UsageError(f"no process {text} whose network namespace can be read")
+    names = [space.name for space in spaces]
+    some = difflib.get_close_matches(shown, names, 3) or names[:8]
+    rest = f" and {len(names) - len(some)} more" if len(names) > len(some) else ""
     raise UsageError(
-        f"no network namespace {text!r}: give a name, path, pid or inode (here: {some})"
+        f"no network namespace {text[:40]!r}: give a name, path, pid or inode (here: "
+        f"{', '.join(some)}{rest})"
     )
 
 

@@ -188,10 +188,11 @@ class LiveAdviser(FeedAdviser):
                 if told and trial is self._trial:
                     self._trial, self._told, self._in_place = None, told, None
 
-    def close(self) -> None:
-        """Revert what was not kept."""
-        if self._trial is not None:
-            self.act(None, "undo")
+    def close(self) -> str:
+        """Revert what was not kept; what became of it, empty when there was nothing to revert."""
+        with self._lock:  # a change that is being made is made first
+            trial = self._trial
+        return self.act(None, "undo") if trial is not None else ""
 
 
 def recorded_facts(rules: Mapping[int, str]) -> Callable[[int], Optional[Facts]]:

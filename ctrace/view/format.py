@@ -8,9 +8,8 @@ set apart by a narrow no-break space, units by a plain space.
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Final, Optional
 
@@ -18,62 +17,14 @@ from rich.cells import cell_len, set_cell_size
 
 from ctrace import units
 from ctrace.model.snapshot import Culprit, Percentiles
-from ctrace.names import clean as clean  # noqa: PLC0414 (views say fmt.clean)
+from ctrace.names import clean
+from ctrace.view.letters import ARROW, EIGHTHS, ELLIPSIS, RAMP, THIN, ascii_only, wants_ascii
 
-THIN: Final = "\u202f"
+__all__ = ("ARROW", "ELLIPSIS", "RAMP", "THIN", "ascii_only", "clean", "wants_ascii")
+"""Of other modules, which views say as ``fmt.clean``."""
 UNKNOWN: Final = "-"
-ELLIPSIS: Final = "…"
-ARROW: Final = "→"
-RAMP: Final = "▁▂▃▄▅▆▇█"
-EIGHTHS: Final = "▏▎▍▌▋▊▉"
-
-ASCII: Final[dict[int, str]] = str.maketrans(
-    dict(zip(RAMP + EIGHTHS, "_.-:=+*#" + "..--==="))
-    | {
-        THIN: ",", "\u00a0": " ", ELLIPSIS: "~", ARROW: ">", "←": "<", "↑": "^", "↓": "v",
-        "▒": "=", "░": ".", "▐": "|", "│": "|", "─": "-", "┄": "-", "━": "=", "┃": "|",
-        "┌": "+", "┐": "+", "└": "+", "┘": "+", "├": "+", "┤": "+", "┬": "+", "┴": "+", "┼": "+",
-        "·": ".", "•": "*", "●": "*", "○": "o", "▶": ">", "▸": ">", "‖": "=", "✓": "+", "✗": "x",
-        "µ": "u", "≥": ">", "≤": "<", "\u00d7": "x", "±": "~", "\u2013": "-", "—": "-",
-        "\u2019": "'", "“": '"', "”": '"', "▲": "^", "▼": "*", "◆": "*", "⚠": "!",
-    }
-)  # fmt: skip
-"""One ASCII character for each of ours, so that a line keeps its columns."""
-
 _COMMAS: Final = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 """Between thousands, where nothing but three digits follows."""
-
-
-def wants_ascii(environ: Optional[Mapping[str, str]] = None) -> bool:
-    """Whether this terminal should get ASCII only.
-
-    ``CTRACE_ASCII`` decides when it is set (``0`` asks for Unicode). Else a locale that
-    is not UTF-8 does, and the Linux console, whose font lacks most of our characters.
-    Python itself turns ``LANG=C`` into ``LC_CTYPE=C.UTF-8`` (PEP 538): seen through here.
-    """
-    environ = os.environ if environ is None else environ
-    asked = environ.get("CTRACE_ASCII", "")
-    if asked:
-        return asked != "0"
-    if environ.get("TERM") == "linux":
-        return True
-    overall, ctype, lang = (environ.get(name, "") for name in ("LC_ALL", "LC_CTYPE", "LANG"))
-    if not overall and lang in ("", "C", "POSIX") and ctype in ("C.UTF-8", "C.utf8", "UTF-8"):
-        return True
-    locale = (overall or ctype or lang).lower().replace("-", "")
-    return not locale.endswith("utf8")
-
-
-def ascii_only(text: str) -> str:
-    """The same text in ASCII, cell for cell; characters without an equivalent become ``?``."""
-    if text.isascii():
-        return text
-    text = text.translate(ASCII)
-    return text if text.isascii() else "".join(map(_ascii_char, text))
-
-
-def _ascii_char(char: str) -> str:
-    return char if char.isascii() else "?" * cell_len(char)
 
 
 def count(number: float) -> str:

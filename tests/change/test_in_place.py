@@ -34,6 +34,16 @@ def ctrace(*words: object) -> str:
     return done.stdout
 
 
+def refused(*words: object) -> str:
+    """What a command says that fails, with nobody to ask."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ctrace", *map(str, words)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    return done.stderr
+
+
 def advise(node: Node, plan: Path, target: str) -> dict[str, Any]:
     words = ("--duration", 3, "--netns", node.inum, "--target", target, "--plan", plan)
     found: dict[str, Any] = json.loads(ctrace("advise", *words, "-o", "json"))
@@ -84,13 +94,9 @@ def test_the_second_plan_adds_to_the_first(lab: Lab, tmp_path: Path) -> None:
         there = {(int(row["sport"]), int(row["dport"])) for row in ctnetlink.dump(server.path)}
         assert not there & {(flow.sport, flow.dport) for flow in new}
         assert {port: in_table(server, port, but=client) for port in (PORT, OTHER)} == filled
-        ctrace("confirm", "--netns", server.inum)  # a trial ends with its services
-    unnamed = subprocess.run(
-        [sys.executable, "-m", "ctrace", "undo"],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert unnamed.returncode == 1, unnamed.stderr
-    assert "with --netns" in unnamed.stderr
+        assert "is not what is on trial" in refused("confirm", first)
+        ctrace("confirm", second)  # before its services end, as a trial ends with them
+    assert "with --netns" in refused("undo")
     assert str(OTHER) in ctrace("applied", "--netns", server.inum)
     ctrace("undo", "--netns", server.inum)
 

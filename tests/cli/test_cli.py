@@ -49,7 +49,7 @@ def test_help_explains_every_option(verb: str) -> None:
     ("arguments", "says"),
     [
         (["nonsense"], "No such command"),
-        (["trace", "--count", "x"], "not a valid integer"),
+        (["trace", "--count", "x"], "'x' does not fit: give a whole number, at least 1"),
         (["trace", "-p", "bogus"], "unknown protocol 'bogus'"),
         (["trace", "-s", "not-an-address"], "is not an address or prefix"),
         (["trace", "-s", "10.0.0.1", "-6"], "no flow can match both"),
@@ -59,7 +59,12 @@ def test_help_explains_every_option(verb: str) -> None:
         (["record", "-o", "/nonexistent/x", "-u", "ASSURED"], "-u can't choose what is recorded"),
         (["advise", "-u", "unreplied"], "-u can't choose what is recorded or advised on"),
         (["trace", "-u", "SLEEPY"], "unknown status 'SLEEPY'"),
-        (["trace", "--dport", "70000"], "0<=x<=65535"),
+        (["trace", "--dport", "70000"], "'70000' is not a port: give one number up to 65535"),
+        (["top", "--sport", "80-443"], "'80-443' is not a port"),
+        (["top", "--dport", "http"], "one number up to 65535, 80 for http. See ctrace top --help"),
+        (["top", "-w", "9e9"], "give a whole number, 0 to 65535"),
+        (["report", "--limt", "3"], "Did you mean '--limit'? See ctrace report --help"),
+        (["undo", "--all", "--netns", "init"], "give one of the two"),
         (["trace", "--netns", "no-such-namespace"], "no-such-namespace"),
         (["trace", "--hooks", "magic"], "magic"),
         (

@@ -57,7 +57,9 @@ def test_every_option_that_is_a_time_takes_the_same_ones() -> None:
                 assert isinstance(option.type, Time), (verb, option.name)
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("tpo", "top"), ("advice", "advise"), ("xyzzy", "")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("tpo", "top"), ("TOP", "top"), ("advice", "advise"), ("xyzzy", "")]
+)
 def test_a_mistyped_verb_gets_the_nearest(typed: str, meant: str) -> None:
     done = CliRunner().invoke(cli, [typed])
     assert done.exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from rich.console import Console
 
 import ctrace
 from ctrace.batch import Batch, Names, Netns, TableReading
+from ctrace.dumps.opened import open_any
 from ctrace.record import Kind
 from ctrace.recording.review import Review, review
 from ctrace.view import format as fmt
@@ -278,3 +280,21 @@ def test_markdown_is_25_lines_that_any_reader_takes_as_they_are(found: Review) -
     assert not re.search(r"(?<!\\)\[", text), "a name made a link"
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}
     assert len(widths) <= 1, "a name added a column"
+
+
+def test_a_page_made_of_a_dump_has_no_empty_section(tmp_path: Path) -> None:
+    dump = tmp_path / "dump.txt"
+    dump.write_text(
+        "".join(
+            f"ipv4 2 tcp 6 {i % 100 + 1} TIME_WAIT src=10.1.0.1 dst=10.0.0.5 sport={20000 + i} "
+            f"dport=443 src=10.0.0.5 dst=10.1.0.1 sport=443 dport={20000 + i} [ASSURED] use=1\n"
+            for i in range(50)
+        ),
+        encoding="utf-8",
+    )
+    with contextlib.closing(open_any([str(dump)])) as recording:
+        found = review(recording)
+    page = report_html(found)
+    assert re.findall(r"<section>(?:<h2>[^<]*</h2>)?</section>", page) == []
+    assert re.findall(r"<(table|dl|ul)[^>]*></\1>", page) == []
+    assert "tcp/443" in page

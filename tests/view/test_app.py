@@ -106,6 +106,29 @@ def test_a_feed_that_cannot_start_closes_the_screen() -> None:
     assert not app.is_running
 
 
+def test_a_feed_that_fails_later_leaves_its_last_numbers_and_says_why() -> None:
+    feed = FixedFeed([samples.incident()])
+
+    async def look(app: TopApp, pilot: Pilot[None]) -> None:
+        feed.phase = Phase("failed", "the hooks were detached by somebody else")
+        await pilot.pause(0.3)
+        text = shown(app)
+        for wanted in ("the hooks were detached by somebody else", "ENDED", "CULPRITS", "tcp/8063"):
+            assert wanted in text, wanted
+        assert "cannot start" not in text
+
+    drive(look, feed)
+
+
+def test_a_long_message_is_shown_whole() -> None:
+    async def look(app: TopApp, pilot: Pilot[None]) -> None:
+        app.say("nothing was changed: " + "the rules refuse it, " * 6 + "that is all")
+        last = " ".join(" ".join(line.plain for line in app.painted.lines[-4:]).split())
+        assert f"nothing was changed: {'the rules refuse it, ' * 6}that is all" in last
+
+    drive(look, size=(80, 24))
+
+
 def test_enter_drills_down_and_backspace_comes_back() -> None:
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("down", "down", "enter")
@@ -470,6 +493,24 @@ def test_the_mouse_selects_sorts_opens_and_presses_keys() -> None:
         assert app.state.mode == "help"
 
     drive(mouse)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("escape", "this is the first screen: q quits"),
+        ("up", "this is the first row"),
+        ("end", "this is the last row"),
+        ("home", "this is the first row"),
+    ],
+)
+def test_a_key_at_the_edge_says_so(key: str, said: str) -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press(key)
+        await pilot.press(key)
+        assert said in shown(app)
+
+    drive(keys)
 
 
 def test_a_key_that_changes_nothing_here_says_so() -> None:

@@ -55,7 +55,7 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
     if dry_run:
         say("Checked: the kernel would take it. Nothing was changed.")
         return
-    if not yes and not click.confirm("Apply it?", default=False):
+    if not yes and not _wanted():
         raise CtraceError("nothing was changed")
     trial = apply.start(prepared, within, flush=flush)
     settled = False
@@ -72,6 +72,17 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
     if settled:
         kept, flushed = apply.confirm(wanted.netns)
         say("\n".join([f"Confirmed. {apply.stays(kept)}", *flushed]))
+
+
+def _wanted() -> bool:
+    """Ask. Raises CtraceError where nobody can answer."""
+    try:
+        return click.confirm("Apply it?", default=False)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+    say("")
+    raise CtraceError("nothing was changed: nobody is here to answer; -y applies it without asking")
 
 
 def _checked(trial: object) -> None:

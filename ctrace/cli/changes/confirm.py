@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from ctrace.cli.options import need_root, netns_option, say
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, UsageError
+from ctrace.interpreter import called
 
 if TYPE_CHECKING:
     from ctrace.change.undo import Applied
+    from ctrace.plan.plan import Plan
 
 
 @click.command()
@@ -36,15 +38,16 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
         from ctrace.host.netns import resolve
 
         inum = resolve(netns)
-    elif plan is not None:
-        from ctrace.change import plan_file
-
-        inum = plan_file.read(plan).netns
+    wanted = _read(plan, inum) if plan is not None else None
+    if wanted is not None:
+        inum = wanted.netns
     unread: list[str] = []
     found = applied(inum, unread if inum is None else None)
     for line in unread:
         say(f"Warning: {line}.", err=True)
     trials = [change for change in found if change.installed.state == "trial"]
+    if trials and wanted is not None:
+        _compare(str(plan), wanted, trials[0])
     if inum is None:
         if not trials:
             raise CtraceError("no trial is running: ctrace applied lists what is there")
@@ -61,6 +64,32 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
         raise CtraceError("nothing was confirmed: it still reverts by itself")
     plan_kept, said = apply.confirm(inum, flush=flush)
     say("\n".join([f"Confirmed. {apply.stays(plan_kept)}", *said]))
+
+
+def _read(path: str, inum: Optional[int]) -> Plan:
+    """The plan named on the command line. Raises UsageError when it is for a namespace other than
+    the one named beside it."""
+    from ctrace.change import plan_file
+
+    wanted = plan_file.read(path)
+    if inum not in (None, wanted.netns):
+        raise UsageError(f"{path} is a plan for {wanted.netns_name}: leave out --netns")
+    return wanted
+
+
+def _compare(path: str, wanted: Plan, trial: Applied) -> None:
+    """Raise CtraceError when another plan than this one is on trial."""
+    from ctrace.change.steps import named
+    from ctrace.plan.plan import from_json
+
+    if trial.note is None:
+        return
+    there = from_json(trial.note.plan)
+    if sorted(map(named, there.levers)) != sorted(map(named, wanted.levers)):
+        raise CtraceError(
+            f"{path} is not what is on trial ({what(trial)}): "
+            f"{called()} confirm --netns {there.netns} keeps that"
+        )
 
 
 def what(change: Applied) -> str:

@@ -9,7 +9,7 @@ import click
 
 from ctrace.cli.changes.confirm import nothing, several, tell_failed, what
 from ctrace.cli.options import need_root, netns_option, say
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, UsageError
 
 
 @click.command()
@@ -29,6 +29,8 @@ def command(netns: Optional[str], every: bool, yes: bool) -> None:
     from ctrace.change.undo import applied, take_away
     from ctrace.host.netns import resolve
 
+    if netns and every:
+        raise UsageError("--netns is one namespace and --all is every one: give one of the two")
     need_root("changing rules")
     only = resolve(netns) if netns else None
     failed: list[str] = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ctrace.cli.kinds import Whole
 from ctrace.cli.options import answer_options, page_option
 from ctrace.cli.output import progress, prose
 
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
     metavar="NAME=TIME",
     help="Another timeout: tcp_time_wait=30s, or for one service tcp/8063:time_wait=5s.",
 )
-@click.option(
-    "--max", "limit", type=click.IntRange(0, 1 << 31), metavar="N", help="nf_conntrack_max."
-)
-@click.option(
-    "--buckets", type=click.IntRange(1, 1 << 31), metavar="N", help="nf_conntrack_buckets."
-)
+@click.option("--max", "limit", type=Whole(0, 1 << 31), metavar="N", help="nf_conntrack_max.")
+@click.option("--buckets", type=Whole(1, 1 << 31), metavar="N", help="nf_conntrack_buckets.")
 @page_option
 @answer_options("text", "json", "html")
 def command(

@@ -22,7 +22,7 @@ from ctrace.cli.options import (
 from ctrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from ctrace.recording.recorder.run import Progress, Sink
+    from ctrace.recording.recorder.run import Progress, Sink, Until
     from ctrace.recording.recorder.segments import Retention
 
 DEFAULT = "ctrace.data"
@@ -139,9 +139,9 @@ def command(
             sink = Writer(path, header)
         tell_unseen()
         if not quiet:
-            what = "until " + (f"{cmd!r} ends" if cmd else "Ctrl-C")
             click.echo(
-                f"ctrace: recording to {path} with {source.hooks.family} hooks, {what}", err=True
+                f"ctrace: recording to {path} with {source.hooks.family} hooks, {_told(until)}",
+                err=True,
             )
         line = ProgressLine(quiet or not sys.stderr.isatty(), bounded=in_ring)
         costs = Beside(measurement, header.host) if measurement is not None else None
@@ -157,6 +157,18 @@ def command(
 
     if ended.status:
         sys.exit(ended.status)
+
+
+def _told(until: Until) -> str:
+    """When the recording ends: ``until Ctrl-C, 5 min at most``."""
+    from ctrace.view import format as fmt
+
+    bounds = [f"until {until.command!r} ends" if until.command else "until Ctrl-C"]
+    if until.duration:
+        bounds.append(f"{fmt.duration(until.duration)} at most")
+    if until.events:
+        bounds.append(f"{fmt.plural(until.events, 'event')} at most")
+    return ", ".join(bounds)
 
 
 class ProgressLine:
@@ -188,11 +200,11 @@ class ProgressLine:
 
         if self._last is None:
             return "nothing recorded"
-        events = max(1, self._last.events)
-        each = "on disk" if self._bounded else f"({size / events:.1f} B each)"
+        events = self._last.events
+        each = " on disk" if self._bounded else f" ({size / events:.1f} B each)" if events else ""
         return (
-            f"{fmt.span(self._last.seconds)}, {fmt.count(self._last.events)} events, "
-            f"{fmt.size(size)} {each}, {fmt.count(self._last.lost)} lost"
+            f"{fmt.span(self._last.seconds)}, {fmt.plural(events, 'event')}, "
+            f"{fmt.size(size)}{each}, {fmt.count(self._last.lost)} lost"
         )
 
     def end(self) -> None:

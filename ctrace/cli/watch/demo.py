@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ctrace.cli.kinds import Whole
 from ctrace.cli.options import hooks_option, screen_options
 from ctrace.errors import CtraceError
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lower-max",
-    type=int,
+    type=Whole(1),
     metavar="N",
     help="Lower the host's nf_conntrack_max to N meanwhile, instead of filling the "
     "demo's own table. A watchdog puts it back, whatever happens to ctrace.",
@@ -86,6 +87,7 @@ def on_screen(
 
     What was told of the incident stays in the terminal when the screen has gone.
     """
+    from ctrace.cli.watch.top import end_recording
     from ctrace.view import format as fmt
     from ctrace.view.palette import choose
     from ctrace.view.screen.advice import AdvicePane
@@ -110,6 +112,7 @@ def on_screen(
     director.on_beat = turn
     director.start()
     app.run()
+    end_recording(feed)
     for name in ("full", "applied", "recovered", "end"):
         if name in told:
             text = click.wrap_text(told[name], shutil.get_terminal_size().columns)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ctrace.cli.kinds import Time
+from ctrace.cli.kinds import Time, Whole
 from ctrace.cli.options import hooks_option
 from ctrace.errors import CtraceError
 
@@ -34,7 +34,7 @@ MiB."""
     "--limit",
     default=50,
     show_default=True,
-    type=click.IntRange(1, 1000),
+    type=Whole(1, 1000),
     metavar="N",
     help="Distinct culprits and victims ever named; later ones share the label 'other'.",
 )

@@ -8,7 +8,7 @@ from typing import Optional
 
 import click
 
-from ctrace.cli.kinds import Time
+from ctrace.cli.kinds import Time, Whole
 from ctrace.cli.options import answer_options, hooks_option, tell_unseen
 from ctrace.files import check_free, new_text
 
@@ -25,7 +25,7 @@ from ctrace.files import check_free, new_text
     "--hertz",
     default=199,
     show_default=True,
-    type=click.IntRange(1, 5000),
+    type=Whole(1, 5000),
     metavar="N",
     help="Samples a second on each CPU.",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from ctrace.cli.kinds import Size, Time
+from ctrace.cli.kinds import Size, Time, Whole
 from ctrace.cli.options import (
     answer_options,
     filter_options,
@@ -21,6 +21,7 @@ from ctrace.cli.options import (
     limit_option,
     make_filter,
     rows_by,
+    say,
     screen_options,
     sort_option,
 )
@@ -39,7 +40,7 @@ FIRST = 30.0
 
 @click.command()
 @click.argument("interval", type=Time(0.1, 86400), default="1", metavar="[INTERVAL]")
-@click.argument("count", type=click.IntRange(1), required=False)
+@click.argument("count", type=Whole(1), required=False)
 @filter_options
 @group_option
 @sort_option
@@ -182,7 +183,15 @@ def run_screen(
     try:
         app.run()
     finally:
-        adviser.close()
+        if told := adviser.close():
+            say(f"ctrace: {told}", err=True)
+        end_recording(feed)
+
+
+def end_recording(feed: LiveFeed) -> None:
+    """Finish what the screen was asked to record, and say where it is."""
+    if path := feed.stop_recording():
+        say(f"ctrace: recorded to {path}; ctrace report {path} tells what happened", err=True)
 
 
 def run_plain(

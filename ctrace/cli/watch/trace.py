@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import click
 
-from ctrace.cli.kinds import Time, Words
+from ctrace.cli.kinds import Time, Whole, Words
 from ctrace.cli.options import (
     answer_options,
     filter_options,
@@ -41,7 +41,7 @@ KINDS = {kind.name.lower(): kind for kind in Kind if kind < Kind.EXISTING}
     help=f"Only these, separated by commas: {', '.join(KINDS)}.",
 )
 @stop_after_option
-@click.option("--count", type=click.IntRange(1), hidden=True, help="As --stop-after.")
+@click.option("--count", type=Whole(1), hidden=True, help="As --stop-after.")
 @click.option("--duration", type=Time(), help="Stop after this long: 30, 5m, 2h.")
 @answer_options("text", "json", stream=True)
 @hooks_option

@@ -34,7 +34,7 @@ def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("Holds", _holds(data)),
         ("States", _states(data)),
         *(("Time left", text) for text in _left(data)),
-        ("NAT", _nat(data)),
+        ("Status", _status(data)),
         ("Events", _events(data)),
         ("Modules", _modules(data)),
         ("Rules", _rules(data)),
@@ -186,7 +186,7 @@ def _left(data: dict[str, Any]) -> Iterator[str]:
         yield text
 
 
-def _nat(data: dict[str, Any]) -> Optional[str]:
+def _status(data: dict[str, Any]) -> Optional[str]:
     total = data.get("entries") or 0
     if not total:
         return None

@@ -107,7 +107,7 @@ def _story(told: list[Moment]) -> str:
         f"<td class='w'>{_text(one.text)}</td></tr>"
         for one in told
     )
-    return _section("What happened, UTC", f'<table class="story">{rows}</table>')
+    return _section("What happened, UTC", rows and f'<table class="story">{rows}</table>')
 
 
 def _said(texts: dict[str, Any]) -> str:
@@ -356,9 +356,8 @@ def _about(review: Review) -> str:
         if name != FACT  # what was made of texts stands above, in sentences
     )
     told = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines)
-    return _section("This recording", f"<dl>{told}</dl>") + _folded(
-        f"This host: {fmt.plural(settings, 'setting')}", f"<dl>{facts}</dl>"
-    )
+    host = _folded(f"This host: {fmt.plural(settings, 'setting')}", f"<dl>{facts}</dl>")
+    return _section("This recording", f"<dl>{told}</dl>") + (host if settings else "")
 
 
 def _key(culprit: Culprit, snapshot: Snapshot) -> str:

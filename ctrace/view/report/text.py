@@ -43,11 +43,11 @@ def report_text(review: Review, limit: int = 10) -> Group:
     blocks += [_tables(review), Text()]
     if len(review.timeline.ts) > 1:  # one moment has no course
         blocks += [_timeline(review), Text()]
-    if final.hooks.changes:
-        blocks += [_title("What filled the table, by table-seconds"), culprits(final, limit)]
-    else:
-        blocks += [_title("What the table held"), moment(final, limit)]
-    blocks.append(Text())
+    if final.culprits and final.hooks.changes:
+        title = "What filled the table, by table-seconds"
+        blocks += [_title(title), culprits(final, limit), Text()]
+    elif final.culprits:
+        blocks += [_title("What the table held"), moment(final, limit), Text()]
     if review.before_drop is not None and review.before_drop.culprits:
         title = f"Just before the first drop, at {fmt.clock(review.before_drop.ts / 1e9)}"
         blocks += [_title(title), moment(review.before_drop, min(5, limit)), Text()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Optional, Protocol, Union
@@ -19,6 +20,8 @@ from ctrace.view import format as fmt
 from ctrace.view.palette import Palette
 from ctrace.view.screen.parts import Piece, blank, folded, line, wrapped
 
+DOING: Final = {"apply": "applying", "keep": "keeping", "undo": "taking back"}
+"""The words of an offer, as what is done while they are carried out."""
 WAITING: Final = model.Remedy(
     "look", "it is untracked now: the entries from before go by themselves, one timeout later"
 )
@@ -79,14 +82,19 @@ class AdvicePane:
 
     def __init__(self, adviser: Optional[Adviser] = None) -> None:
         self.adviser = adviser
-        self.said = ""
-        """The result of the last word typed."""
         self._advice: Any = None
         self._error = ""
         self._asked_at = 0.0
-        self._thread: Optional[threading.Thread] = None
+        self._making: Optional[threading.Thread] = None
         self._began = 0.0
-        self._news = False
+        self._offered: Any = None
+        """The advice that the last question was about: newer advice may have come since."""
+        self._acting: Optional[threading.Thread] = None
+        self._doing = ""
+        self._acted_at = 0.0
+        self._news: deque[str] = deque()
+        self._tried = False
+        """Whether something was on trial when that was last looked at."""
         self.folded = True
         """Whether rules and commands are left out of the page."""
         self._made: tuple[tuple[Any, int, bool], Sequence[Text]] = ((None, 0, True), ())
@@ -96,7 +104,7 @@ class AdvicePane:
 
         Advice that is at most ``old`` seconds older than the snapshot is good enough.
         """
-        if self.adviser is None or self._busy():
+        if self.adviser is None or _alive(self._making):
             return
         if self._advice is not None and 0 <= snapshot.ts / 1e9 - self._asked_at < old:
             return
@@ -107,15 +115,20 @@ class AdvicePane:
             self._advice = adviser.advise(snapshot)
             return ""
 
-        self._begin(make)
+        self._began = time.monotonic()
+        self._making = self._begin(make)
 
-    def act(self, word: str) -> None:
-        """Do what was typed, in the background; :attr:`said` tells the outcome."""
-        if self.adviser is None or self._busy():
-            self.said = "busy: try again in a moment"
-            return
-        adviser, advice = self.adviser, self._advice
-        self._begin(lambda: adviser.act(advice, word))
+    def act(self, word: str) -> str:
+        """Do in the background what was typed about what was offered; what goes on now, in words.
+
+        It does not wait for advice that is being made: a trial has a deadline.
+        """
+        if self.adviser is None or _alive(self._acting):
+            return "nothing was changed: what was asked for before is still under way"
+        adviser, advice = self.adviser, self._offered
+        self._doing, self._acted_at = DOING.get(word, word), time.monotonic()
+        self._acting = self._begin(lambda: adviser.act(advice, word), told=True)
+        return self._under_way()
 
     @property
     def on_trial(self) -> bool:
@@ -123,7 +136,9 @@ class AdvicePane:
         return self.adviser is not None and self.adviser.on_trial
 
     def reminder(self) -> str:
-        """What is on trial, shown on every page; empty when nothing is."""
+        """What is under way or on trial, shown on every page; empty when nothing is."""
+        if _alive(self._acting):
+            return self._under_way()
         return self.adviser.status() if self.adviser is not None and self.on_trial else ""
 
     def amended(self, snapshot: Snapshot) -> Snapshot:
@@ -139,27 +154,30 @@ class AdvicePane:
         )
         return replace(snapshot, why=why)
 
-    def _busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+    def _begin(self, work: Callable[[], str], *, told: bool = False) -> threading.Thread:
+        thread = threading.Thread(target=self._work, args=(work, told), daemon=True)
+        thread.start()
+        return thread
 
-    def _begin(self, work: Callable[[], str]) -> None:
-        self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._work, args=(work,), daemon=True)
-        self._thread.start()
-
-    def _work(self, work: Callable[[], str]) -> None:
+    def _work(self, work: Callable[[], str], told: bool) -> None:
+        said = ""
         try:
-            self.said, self._error = work(), ""
+            said, self._error = work(), ""
         except CtraceError as error:
             self._error = str(error)
         except Exception as error:  # a screen must survive what its page could not make
             self._error = f"{type(error).__name__}: {error}"
-        self._news = True
+        self._news.append(said or (self._error if told else ""))
 
-    def arrived(self) -> bool:
-        """Whether something has come since the last call."""
-        news, self._news = self._news, False
-        return news
+    def arrived(self) -> Optional[str]:
+        """What has come since the last call, in a sentence to show (empty: it stands on the page);
+        None: nothing."""
+        tried, self._tried = self._tried, self.on_trial
+        if self._news:
+            return self._news.popleft()
+        if tried and not self._tried and self.adviser is not None and not _alive(self._acting):
+            return self.adviser.status()  # its guard took it back, or its time was over
+        return None
 
     def lines(self, width: int, palette: Palette) -> Sequence[Text]:
         """The page."""
@@ -170,14 +188,18 @@ class AdvicePane:
         out[0].style = p.band
         if self.adviser is None:
             return [*out, line([("no advice can be given here", p.dim)], width)]
-        for text, style in ((self.adviser.status(), p.warn), (self._error, p.bad)):
+        going_on = self._under_way() if _alive(self._acting) else self.adviser.status()
+        for text, style in ((going_on, p.warn), (self._error, p.bad)):
             if text:
                 words = wrapped(fmt.clean(text), width - 3, 4)
                 out += [line([(one, style)], width) for one in words]
         if made:
             return [*out, *self._body(width, p)]
         if not self._error:
-            out += [blank(width), line([(self._working(), p.dim)], width)]
+            out.append(blank(width))
+            out += [
+                line([(words, p.dim)], width) for words in wrapped(self._working(), width - 3, 3)
+            ]
         return out
 
     def _body(self, width: int, palette: Palette) -> list[Text]:
@@ -204,8 +226,9 @@ class AdvicePane:
         remedy = self.about(culprit)
         if remedy is not None:
             return remedy_lines(remedy, width, palette)
-        said = line([(self._silence(culprit), palette.dim)], width)
-        return [_head(width, palette), said, blank(width)]
+        words = wrapped(self._silence(culprit), width - 3, 3)
+        said = [line([(one, palette.dim)], width) for one in words]
+        return [_head(width, palette), *said, blank(width)]
 
     def _silence(self, culprit: Culprit) -> str:
         if self.adviser is None:
@@ -218,9 +241,13 @@ class AdvicePane:
 
     def _working(self) -> str:
         words = "reading the rules and trying out what helps"
-        if not self._busy():
+        if not _alive(self._making):
             return words
-        return f"{words}: {fmt.duration(int(time.monotonic() - self._began))} so far"
+        so_far = fmt.duration(int(time.monotonic() - self._began))
+        return f"{words}: {so_far} so far. It goes on while you look at other pages"
+
+    def _under_way(self) -> str:
+        return f"{self._doing}: {fmt.duration(int(time.monotonic() - self._acted_at))} so far"
 
     def copyable(self) -> str:
         """The rules as text."""
@@ -235,7 +262,12 @@ class AdvicePane:
             raise CtraceError("no advice can be given here")
         if self._advice is None:
             raise CtraceError("no advice yet")
-        return self.adviser.offer(self._advice)
+        self._offered = self._advice
+        return self.adviser.offer(self._offered)
+
+
+def _alive(thread: Optional[threading.Thread]) -> bool:
+    return thread is not None and thread.is_alive()
 
 
 def remedy_lines(remedy: Remedy, width: int, palette: Palette) -> list[Text]:

@@ -49,6 +49,9 @@ class TopApp(TravelKeys):
 
     def action_up(self) -> None:
         """One step back: from a page to its list, from some flows to those before."""
+        if self.state.mode == "top" and not self.state.trail:
+            self.say("this is the first screen: q quits")
+            return
         self.change(self.state.up())
 
     def action_pause(self) -> None:
@@ -183,8 +186,13 @@ class TopApp(TravelKeys):
         state = self.state
         if state.is_page:
             self.change(replace(state, scroll=max(0, state.scroll + step)))
+            end = "the page ends here" if step > 0 else "the page begins here"
         else:
             self.change(replace(state, cursor=max(0, state.cursor + step), held=("", 0)))
+            end = f"this is the {'last' if step > 0 else 'first'} row"
+            end = end if self._rows() else "no row to move to"
+        if (state.scroll, state.cursor) == (self.state.scroll, self.state.cursor):
+            self.say(end)
 
     def action_copy(self) -> None:
         """Put the key or the rules on the clipboard (OSC 52, through ssh as well)."""
@@ -265,9 +273,8 @@ class TopApp(TravelKeys):
         self.ask(question, "", lambda text: self._confirmed(text, words))
 
     def _confirmed(self, text: str, words: tuple[str, ...]) -> None:
-        if text in words:
-            self.advice.act(text)
-            self.say("working")
+        if text.lower() in words:
+            self.say(self.advice.act(text.lower()))
         else:
             self.say("nothing was changed")
 
@@ -277,17 +284,12 @@ class TopApp(TravelKeys):
         """A click on a row, a column's head, a key, or the time line."""
         if self._prompt.display and event.y == self.size.height - 1:
             return
-        if isinstance(self.feed, Travels) and event.screen_y == self.size.height - 2:
-            position = self.feed.position
-            share = event.screen_x / max(1, self.size.width)
-            self.feed.seek(position.start + share * (position.end - position.start))
-            return
         for spot in self.painted.spots:
             if spot.y == event.screen_y and spot.start <= event.screen_x < spot.end:
-                self._clicked(spot, event.chain)
+                self._clicked(spot, event)
                 return
 
-    def _clicked(self, spot: Spot, chain: int) -> None:
+    def _clicked(self, spot: Spot, event: events.Click) -> None:
         if spot.action == "sort":
             self._sort(self.state.sorted_by(spot.value))
         elif spot.action == "key":
@@ -297,8 +299,12 @@ class TopApp(TravelKeys):
             if self.state.mode == "top":
                 self.state = replace(self.state, pane=pane)
             self.change(replace(self.state, cursor=int(index), held=("", 0)))
-            if chain >= 2:
+            if event.chain >= 2:
                 self.action_drill()
+        elif spot.action == "seek" and isinstance(self.feed, Travels):
+            position = self.feed.position
+            share = event.screen_x / max(1, self.size.width)
+            self.feed.seek(position.start + share * (position.end - position.start))
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         """The wheel moves as the arrows do, three at a time."""

@@ -27,7 +27,7 @@ class Spot:
     start: int
     end: int
     action: str
-    """``row``, ``sort``, ``key`` (a footer key) or ``pane``."""
+    """``row``, ``sort``, ``key`` (a footer key) or ``seek`` (the time line of a replay)."""
     value: str
 
 

@@ -164,15 +164,17 @@ class Shell(App[None]):
             self.exit()  # whoever opened the feed says why, on a terminal that is sane again
             return
         phase, self._phase = self._phase, self.feed.phase
+        changed = changed or phase.name != self._phase.name
         # before the first snapshot the whole screen tells what the feed is doing
         if self.snapshot and phase.name == self._phase.name and phase.text != self._phase.text:
             self._message = (self._phase.text, time.monotonic() + TOAST)
             changed = True
-        if (news := self.advice.arrived()) and self.advice.said:
-            self._message = (self.advice.said, time.monotonic() + TOAST)
+        news = self.advice.arrived()
+        if news:
+            self._message = (news, time.monotonic() + TOAST)
         caption = self.caption() if self.caption else ""
         captioned, self._captioned = caption != self._captioned, caption
-        if news or changed or captioned or self.snapshot is None or self._expired():
+        if news is not None or changed or captioned or self.snapshot is None or self._expired():
             self.paint()
 
     _seen: Optional[Snapshot] = None
@@ -192,7 +194,7 @@ class Shell(App[None]):
         lines: list[Text] = []
         spots: list[Spot] = []
         bottom = self._bottom(width, spots, height)
-        if self.snapshot is None or self.feed.phase.name == "failed":
+        if self.snapshot is None:
             lines = parts.waiting(self.feed.phase, width, height - len(bottom), self.palette)
         else:
             self.painted = compose(
@@ -217,13 +219,18 @@ class Shell(App[None]):
         narrowed = self.state.mode == "top" and self.state.filter
         mode = NARROWED if narrowed else self.state.mode
         text, keys = footer(mode, width, self.palette, travels)
+        last = [text]
         if self._message[0]:
-            words = fmt.cut(fmt.clean(self._message[0]), width - 2)
-            text = parts.line([(words, self.palette.strong)], width)
-            text.style = self.palette.band
+            rows = parts.wrapped(fmt.clean(self._message[0]), width - 2, 3 if height > 12 else 1)
+            last = [parts.line([(words, self.palette.strong)], width) for words in rows]
+            for row in last:
+                row.style = self.palette.band
         else:
             spots += [Spot(height - 1, start, end, "key", name) for start, end, name in keys]
         above = []
+        if self.feed.phase.name == "failed" and self.snapshot is not None and height > 6:
+            why = fmt.cut(fmt.clean(self.feed.phase.text), width - 2)
+            above.append(parts.line([(why, self.palette.bad)], width))
         if self._captioned and height > 6:
             for words in parts.sentence(self._captioned, width - 4, 3):
                 above.append(
@@ -233,6 +240,8 @@ class Shell(App[None]):
             above.append(parts.line([(fmt.cut(told, width - 2), self.palette.warn)], width))
         if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:
             above.append(curves.timeline(self.feed.position, width, self.palette))
+            below = len(last) + bool(self._prompt.display)
+            spots.append(Spot(height - 1 - below, 0, width, "seek", ""))
         if self._prompt.display and height > 6:
             hint = "  Enter: go on   Esc: leave it "
             room = len(self._question) + len(hint) < width
@@ -243,7 +252,7 @@ class Shell(App[None]):
             )
             asked.style = self.palette.band
             above.append(asked)
-        return [*above, text]
+        return [*above, *last]
 
     def _note(self) -> list[parts.Piece]:
         p = self.palette
@@ -251,7 +260,7 @@ class Shell(App[None]):
             return [("● recording", p.bad)]
         if self._frozen or (isinstance(self.feed, Travels) and self.feed.position.paused):
             return [(" PAUSED ", p.alarm)]
-        if self.feed.phase.name == "ended" and not isinstance(self.feed, Travels):
+        if self.feed.phase.name in ("ended", "failed") and not isinstance(self.feed, Travels):
             return [(" ENDED ", p.alarm)]
         return []
 

@@ -21,11 +21,15 @@ class TravelKeys(Shell):
     def action_step(self) -> None:
         """One step on."""
         if (feed := self._travel()) is not None:
+            if feed.position.share >= 1:
+                self.say("the recording ends here")
             feed.step(1)
 
     def action_step_back(self) -> None:
         """One step back in time."""
         if (feed := self._travel()) is not None:
+            if feed.position.share <= 0:
+                self.say("the recording begins here")
             feed.step(-1)
 
     def action_next_drop(self) -> None:
