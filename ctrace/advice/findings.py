@@ -99,8 +99,8 @@ def _beyond(settled: Settled) -> Iterator[Finding]:
         yield Finding(
             "unsafe",
             "counts",
-            "without entries a limit, a quota or an hour in the rules is asked about every packet, "
-            "not only about the first of a connection",
+            "without entries a limit, a quota, an hour or a set whose elements expire in the rules "
+            "is asked about every packet, not only about the first of a connection",
         )
     for name in settled.found.unlearned[:1]:
         yield Finding(

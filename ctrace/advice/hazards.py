@@ -294,6 +294,7 @@ def _limits(setting: Setting) -> str:
     """What limits, quotas, hours and the like said where a difference appeared."""
     words = {True: "open", False: "shut"}
     later = "" if setting.later is None else f", then {words[setting.later]}"
+    later = ", then expired" if setting.expired else later
     return words[setting.answer] + later
 
 

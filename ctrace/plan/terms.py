@@ -17,7 +17,8 @@ _PATTERNS: Final = {
     "oif": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}\*?\Z"),
     "saddr-set": re.compile(r"(ip|ip6) [A-Za-z_][A-Za-z0-9_.-]{0,30}\Z"),
     "daddr-set": re.compile(r"(ip|ip6) [A-Za-z_][A-Za-z0-9_.-]{0,30}\Z"),
-    "uid": re.compile(r"\d{1,10}\Z"),
+    "uid": re.compile(r"\d{1,10}(-\d{1,10})?\Z"),
+    "gid": re.compile(r"\d{1,10}(-\d{1,10})?\Z"),
     "mark": re.compile(r"0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}\Z"),
     "sport": re.compile(r"\d{1,5}-\d{1,5}\Z"),
     "dport": re.compile(r"\d{1,5}-\d{1,5}\Z"),
@@ -26,6 +27,11 @@ _PATTERNS: Final = {
     "later": re.compile(r"tcp\Z"),
 }
 FIELDS: Final = tuple(_PATTERNS)
+_MOST: Final = {
+    **dict.fromkeys(("sport", "dport"), (65535, "has an invalid range of ports")),
+    **dict.fromkeys(("uid", "gid"), (0xFFFFFFFF, "has an impossible user")),
+}
+"""The largest number of a field, and what is wrong beyond."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,9 @@ class Term:
 
     field: str
     """``saddr``, ``daddr`` (prefixes); ``iif``, ``oif`` (names, ``*`` at the end for any rest);
-    ``saddr-set``, ``daddr-set`` (``ip NAME`` or ``ip6 NAME``); ``uid``; ``mark``
-    (``0xVALUE/0xMASK``); ``sport``, ``dport`` (``LOW-HIGH``); ``type`` (``daddr local``);
-    ``family``; ``later`` (``tcp``: no packet that opens a connection)."""
+    ``saddr-set``, ``daddr-set`` (``ip NAME`` or ``ip6 NAME``); ``uid``, ``gid`` (``N`` or
+    ``LOW-HIGH``); ``mark`` (``0xVALUE/0xMASK``); ``sport``, ``dport`` (``LOW-HIGH``); ``type``
+    (``daddr local``); ``family``; ``later`` (``tcp``: no packet that opens a connection)."""
     values: tuple[str, ...]
     negate: bool = False
 
@@ -47,7 +53,8 @@ class Term:
             return "is of an unknown field"
         if not 1 <= len(self.values) <= MAX_VALUES:
             return f"must have from 1 to {MAX_VALUES} values"
-        if self.field not in ("saddr", "daddr", "iif", "oif") and len(self.values) != 1:
+        several = ("saddr", "daddr", "iif", "oif", "uid", "gid")
+        if self.field not in several and len(self.values) != 1:
             return "can have one value only"
         for value in self.values:
             if not pattern.match(value):
@@ -57,14 +64,12 @@ class Term:
                     ip_network(value)
                 except ValueError:
                     return "has a value that is not an address or prefix"
-            if self.field in ("sport", "dport"):
-                low, high = (int(part) for part in value.split("-"))
-                if not low <= high <= 65535:
-                    return "has an invalid range of ports"
+            most, problem = _MOST.get(self.field, (0, ""))
+            low, _, high = value.partition("-") if most else ("0", "", "0")
+            if not int(low) <= int(high or low) <= most:
+                return problem
             if value.endswith("*") and len(self.values) > 1:
                 return "can have a wildcard by itself only"
-        if self.field == "uid" and int(self.values[0]) > 0xFFFFFFFF:
-            return "has an impossible user"
         if self.negate and len(self.values) > 1:
             return "can exclude one value only"
         return ""

@@ -15,20 +15,20 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
-from ctrace.host.rawlink import number, split
-from ctrace.rehearsal.forced import Needs
+from ctrace.host.rawlink import first, number, split, word
+from ctrace.rehearsal.forced import KEEPING, LOGS, MEASURES, change, is_lot, odd
 from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expressions
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.ruleset.model import Ruleset
 
-_IPV4, _IPV6, _SERVICE, _UID, _GID = 7, 8, 13, 30, 31
+_IPV4, _IPV6, _SERVICE, _UID, _GID = 7, 8, 13, 24, 25
 """Data types as nft numbers them (include/datatype.h)."""
 _WIDTH: Final = {_IPV4: 4, _IPV6: 16, _SERVICE: 2, _UID: 4, _GID: 4}
 _ADDRESS: Final = re.compile(
     r"(?<![\w.:])(?:\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:]+)(?:/\d+)?(?![\w.])"
 )
 _PORT: Final = re.compile(r"(?<![\w.:/x])(\d{1,5})(?![\w./x])|(?<=[\d\]]:)(\d{1,5})(?![\w.])")
-_USER: Final = re.compile(r"--[ug]id-owner (\d+)")
+_USER: Final = re.compile(r"--[ug]id-owner (\d+)(?:-(\d+))?")
 
 
 @dataclass
@@ -92,8 +92,64 @@ class Named:
             value = int(found[1] or found[2])
             if 0 < value < 65536:
                 self.ports.add(value)
-        self.uids |= {int(found[1]) for found in _USER.finditer(line)}
+        self.uids |= {int(n) for found in _USER.finditer(line) for n in found.groups() if n}
         self.nat = self.nat or bool(re.search("DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP", line))
+
+
+class Needs:
+    """Parts of a rule set that a copy can't decide as they are."""
+
+    def __init__(self) -> None:
+        self.depends = False
+        """A condition that can only be forced, where more than a log hangs on it."""
+        self.turns = False
+        """The same, but for lots: it may change while a connection is open."""
+        self.draws = False
+        """A translation that chooses random ports."""
+        self.counts = False
+        """A limit on tracked connections."""
+        self.changed: set[bytes] = set()
+        """Attributes of the rules with any of it: the others are loaded as they are."""
+        self.learns: set[tuple[int, bytes, bytes]] = set()
+        """(family, table, name) of sets that rules fill."""
+        self.keeps = False
+        """What packets leave behind elsewhere than in sets and entries."""
+        self.maps: set[bytes] = set()
+        """Names of maps to limits and quotas."""
+        self._ways = (
+            change(True, untracked=False, maps=self.maps),
+            change(False, untracked=False, maps=self.maps),
+            change(True, untracked=False, draw=False, maps=self.maps),
+            change(True, untracked=True, maps=self.maps),
+            change(False, untracked=False, kept=True, maps=self.maps),
+        )
+
+    def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
+        """One rule of nftables, as its attributes and their expressions."""
+        if not any(odd(name, of) for name, of in rule):
+            return
+        yes, no, kept, apart = (way(rule) for way in self._ways[:4])
+        if any(said is not None for said in (yes, no, kept, apart)):
+            self.changed.add(body)
+        if yes != no and not _only_logs(rule):
+            self.depends = True
+            plain = [one for one in rule if not is_lot(*one)]
+            self.turns |= self._ways[0](plain) != self._ways[4](plain)
+        self.draws |= yes != kept
+        self.counts |= yes != apart
+        for name, attributes in rule:
+            if name == "dynset":
+                self.learns.add((family, first(body, 1), dict(attributes)[1]))
+            elif name == "target":
+                self.keeps |= word(dict(attributes)[1]) in KEEPING
+
+
+def _only_logs(rule: list[Expression]) -> bool:
+    """Whether a rule decides and remembers nothing."""
+    names = {name for name, _ in rule}
+    targets = {word(of[0][1]) for name, of in rule if name == "target"}
+    logs = "log" in names or bool(targets & LOGS)
+    return logs and not targets - LOGS and not names & {"immediate", "reject", "dynset", "queue"}
 
 
 def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named:
@@ -107,6 +163,8 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named
             flags = number(of.get(3, b""))
             fields = _types(number(of.get(4, b""))), _types(number(of.get(6, b"")))
             types[family, of[1], of[2]] = (*fields, bool(flags & 4))
+            if number(of.get(15, b"")) in MEASURES:
+                needs.maps.add(of[2])
         elif kind == ELEMENT:
             about = types.get((family, of[1], of[2]))
             if about:
@@ -149,15 +207,15 @@ def _elements(data: bytes, about: _About) -> Iterator[tuple[bytes, tuple[int, ..
             if key in of:
                 value = dict(split(of[key])).get(1)
                 if value:
-                    yield value, fields, about[2] and key == 1
+                    yield value, fields, about[2] and key != 2
 
 
 def _values(
     found: Named, value: bytes, fields: tuple[int, ...], interval: bool, kind: object
 ) -> None:
+    widths = _widths(fields, len(value))
     at = 0
-    for one in fields:
-        width = _WIDTH.get(one, 4)
+    for one, width in zip(fields, widths):
         part = value[at : at + width]
         at += (width + 3) & ~3
         if len(part) < width:
@@ -169,9 +227,24 @@ def _values(
         elif one == _SERVICE:
             found.ports.add(struct.unpack(">H", part)[0])
         elif one in (_UID, _GID):
-            found.uids.add(struct.unpack("=I", part)[0])
-        elif one not in _WIDTH:
-            return  # of a width unknown here: what follows can't be located
+            found.uids.add(_user(part, ordered=interval))
+
+
+def _user(value: bytes, *, ordered: bool) -> int:
+    """``ordered``: ranges are compared in network byte order."""
+    return int(struct.unpack(">I" if ordered else "=I", value)[0])
+
+
+def _widths(fields: tuple[int, ...], length: int) -> list[int]:
+    """Of the parts of a key; empty where they are not certain. Each begins at a word of 32 bits."""
+    known = [_WIDTH.get(one, 4) for one in fields]
+    more = length - sum((width + 3) & ~3 for width in known)
+    strange = [at for at, one in enumerate(fields) if one not in _WIDTH]
+    if len(fields) > 1 and more > 0:
+        if len(strange) != 1:
+            return []
+        known[strange[0]] += more  # an interface's name, say
+    return known
 
 
 def _rule(found: Named, rule: list[Expression], place: object) -> None:
@@ -194,6 +267,8 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
         if name in ("payload", "meta") and 1 in of:
             loads[of[1]] = _loaded(name, of)
             masks.pop(of[1], None)
+        elif name == "byteorder" and of.get(1) in loads:
+            loads[of[2]] = _ORDERED.get(loads[of[1]], loads[of[1]])
         elif name == "bitwise" and 4 in of and of.get(1) in loads:
             loads[of[2]] = loads[of[1]]
             mask = dict(split(of[4])).get(1, b"")
@@ -214,10 +289,16 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
                 found.ports.add(struct.unpack(">H", value)[0])
 
 
+_FIELD: Final = {"ports": "port", "addresses": "address"}
+_ORDERED: Final = {("uid", 4): ("ordered uid", 4)}
+
+
 def _loaded(name: str, of: dict[int, bytes]) -> tuple[str, int]:
     if name == "meta":
         return {10: ("uid", 4), 11: ("uid", 4)}.get(number(of.get(2, b"")), ("", 0))
-    base, offset = number(of[2]), number(of[3])
+    base, offset, length = number(of[2]), number(of[3]), number(of[4])
+    if (base, offset, length) in ((2, 0, 4), (1, 12, 8)):
+        return ("ports", 2) if base == 2 else ("addresses", 4)  # two fields compared at once
     if base == 1:
         return {
             12: ("address", 4),
@@ -237,5 +318,8 @@ def _compared(
         found.take(value + bytes(width - len(value)), length, kind)
     elif what == "port" and len(value) == 2:
         found.ports.add(struct.unpack(">H", value)[0])
-    elif what == "uid" and len(value) == 4:
-        found.uids.add(struct.unpack("=I", value)[0])
+    elif what in ("ports", "addresses") and mask is None and len(value) == 2 * width:
+        for part in (value[:width], value[width:]):
+            _compared(found, _FIELD[what], width, part, None, kind)
+    elif what in ("uid", "ordered uid") and len(value) == 4:
+        found.uids.add(_user(value, ordered=what != "uid"))

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Set
 from typing import Final, Optional
 
-from ctrace.host.rawlink import attr, be32, first, nested, number, split, text, word
+from ctrace.host.rawlink import attr, be32, nested, number, split, text, word
 from ctrace.rehearsal.nft_copy import Change, Expression
 
 _BREAK: Final[Expression] = (
@@ -35,13 +36,13 @@ _KNOWN: Final = {
 _META_VARIED: Final = {1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 19, 21, 22}
 """protocol, mark, iif, oif and their names and types, uid, gid, trace, families, packet type,
 groups."""
-_MEASURES: Final = {2, 4, 5}
+MEASURES: Final = {2, 4, 5}
 """NFT_OBJECT_QUOTA, _LIMIT, _CONNLIMIT."""
-_CT_DEPENDS: Final = {13, 14, 15}
+_CT_DEPENDS: Final = {14, 15, 16}
 """Packets, bytes, average: of an entry's counters."""
 _XT_PLAIN: Final = {
     "conntrack", "state", "tcp", "udp", "icmp", "icmp6", "multiport", "comment", "set", "mark",
-    "connmark", "addrtype", "iprange", "owner", "pkttype", "mac", "devgroup", "rpfilter", "helper",
+    "connmark", "addrtype", "iprange", "owner", "pkttype", "devgroup", "rpfilter", "helper",
     "connlabel", "sctp", "standard", "cluster", "rt", "frag", "hbh", "dst", "ah", "esp",
     "ipv6header", "mh",
 }  # fmt: skip
@@ -51,11 +52,12 @@ _XT_TARGETS: Final = {
     "TPROXY", "TEE", "TRACE", "SYNPROXY", "CONNSECMARK", "SECMARK", "NFQUEUE", "AUDIT", "ECN",
     "TCPOPTSTRIP", "ERROR", "HMARK", "RATEEST", "DNPT", "SNPT",
 }  # fmt: skip
-_LOGS: Final = {"LOG", "NFLOG", "ULOG"}
-_XT_KEPT: Final = {"tos", "dscp", "ttl", "hl", "socket", "cgroup", "policy", "realm", "tcpmss"}
-_META_VARIES: Final = {0, 20, 24, 27, 28, 29}
+LOGS: Final = {"LOG", "NFLOG", "ULOG"}
+_OF_A_HEADER: Final = {"tos", "dscp", "ttl", "hl", "tcpmss", "mac"}
+_XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm"}
+_META_VARIES: Final = {0, 20, 24, 30, 31, 32}
 """Length, processor, random number, time, day, hour."""
-_KEEPING: Final = {"SET", "RATEEST"}
+KEEPING: Final = {"SET", "RATEEST"}
 """Targets that leave something behind for later packets."""
 _XT_CHANGED: Final = {"NFQUEUE", "MASQUERADE", "SNAT", "REDIRECT"}
 """Known targets that are loaded otherwise."""
@@ -68,79 +70,36 @@ _RANDOM: Final = 0x04 | 0x10
 
 
 def change(
-    answer: Optional[bool], *, untracked: bool, draw: bool = True, kept: Optional[bool] = None
+    answer: Optional[bool],
+    *,
+    untracked: bool,
+    draw: bool = True,
+    kept: Optional[bool] = None,
+    maps: Set[bytes] = frozenset(),
 ) -> Change:
     """A stage's change of rules: every condition that depends says ``answer`` (None: as it is).
 
     ``kept``: what those say instead that say the same of all packets of a conversation.
-
     ``untracked``: where the service is, so that a limit on tracked connections counts none of
-    it. ``draw``: False keeps source ports where a translation would draw them by lot.
+    it. ``draw``: False keeps source ports where a translation would draw them by lot. ``maps``:
+    names of maps to limits and quotas.
     """
 
     def apply(rule: list[Expression]) -> Optional[list[Expression]]:
         tainted: dict[int, Optional[bool]] = {}
         out: list[Expression] = []
+        last: list[Expression] = []
         for name, attributes in rule:
             says = answer if kept is None or not _is_kept(name, attributes) else kept
+            if name == "objref" and dict(attributes).get(4) in maps:
+                # An unnamed map has to stay with its rule: after its end, it is never asked.
+                (last if says else out).extend([_BREAK, (name, attributes)])
+                continue
             out += _one(name, attributes, tainted, says, untracked=untracked, draw=draw)
+        out += last
         return out if out != rule else None
 
     return apply
-
-
-class Needs:
-    """Parts of a rule set that a copy can't decide as they are."""
-
-    def __init__(self) -> None:
-        self.depends = False
-        """A condition that can only be forced, where more than a log hangs on it."""
-        self.turns = False
-        """The same, but for lots: it may change while a connection is open."""
-        self.draws = False
-        """A translation that chooses random ports."""
-        self.counts = False
-        """A limit on tracked connections."""
-        self.changed: set[bytes] = set()
-        """Attributes of the rules with any of it: the others are loaded as they are."""
-        self.learns: set[tuple[int, bytes, bytes]] = set()
-        """(family, table, name) of sets that rules fill."""
-        self.keeps = False
-        """What packets leave behind elsewhere than in sets and entries."""
-        self._ways = (
-            change(True, untracked=False),
-            change(False, untracked=False),
-            change(True, untracked=False, draw=False),
-            change(True, untracked=True),
-            change(False, untracked=False, kept=True),
-        )
-
-    def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
-        """One rule of nftables, as its attributes and their expressions."""
-        if not any(_odd(name, of) for name, of in rule):
-            return
-        yes, no, kept, apart = (way(rule) for way in self._ways[:4])
-        if any(said is not None for said in (yes, no, kept, apart)):
-            self.changed.add(body)
-        if yes != no and not _only_logs(rule):
-            self.depends = True
-            plain = [one for one in rule if not _is_lot(*one)]
-            self.turns |= self._ways[0](plain) != self._ways[4](plain)
-        self.draws |= yes != kept
-        self.counts |= yes != apart
-        for name, attributes in rule:
-            if name == "dynset":
-                self.learns.add((family, first(body, 1), dict(attributes)[1]))
-            elif name == "target":
-                self.keeps |= word(dict(attributes)[1]) in _KEEPING
-
-
-def _only_logs(rule: list[Expression]) -> bool:
-    """Whether a rule decides and remembers nothing."""
-    names = {name for name, _ in rule}
-    targets = {word(of[0][1]) for name, of in rule if name == "target"}
-    logs = "log" in names or bool(targets & _LOGS)
-    return logs and not targets - _LOGS and not names & {"immediate", "reject", "dynset", "queue"}
 
 
 def _is_kept(name: str, attributes: list[tuple[int, bytes]]) -> bool:
@@ -155,11 +114,12 @@ def _is_kept(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     return name in ("socket", "osf", "xfrm")
 
 
-def _is_lot(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+def is_lot(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+    """Whether it falls on one of several by chance or in turn."""
     return name in _DRAWN or (name == "match" and word(attributes[0][1]) == "statistic")
 
 
-def _odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+def odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     """Whether an expression may be changed at all, or leave something behind."""
     if name in ("cmp", "immediate", "counter", "bitwise", "lookup", "log", "reject", "range"):
         return False
@@ -169,7 +129,7 @@ def _odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
         return word(attributes[0][1]) not in _XT_PLAIN
     if name == "target":
         what = word(attributes[0][1])
-        return what not in _XT_TARGETS or what in _XT_CHANGED or what in _KEEPING
+        return what not in _XT_TARGETS or what in _XT_CHANGED or what in KEEPING
     return True
 
 
@@ -208,7 +168,7 @@ def _one(  # noqa: PLR0911
                 return [_BREAK, *same]
             # Elements still come into the set; they count instead of measuring.
             return [(name, [(k, _COUNTS.get(k, d)) for k, d in attributes])]
-    measured = name == "objref" and number(of.get(1, b"")) in _MEASURES
+    measured = name == "objref" and number(of.get(1, b"")) in MEASURES
     if measured or name in ("limit", "quota", "last"):
         return [] if answer else [_BREAK, *same]
     return _loading(name, of, tainted, same, answer)
@@ -281,7 +241,8 @@ def _foreign(name: str, of: dict[int, bytes]) -> bool:  # noqa: PLR0911
             return True
         if base == 1:
             return offset not in (9, 6, 12, 16, 8, 24, 13, 14, 15, 17, 18, 19)
-        return offset not in (0, 2, 13, 1, 17, 30, 28, 14, 50, 48, 4, 12)
+        # What is beyond the header of TCP or UDP is the program's.
+        return base > 2 or offset not in (0, 2, 13, 1, 17, 30, 28, 14, 50, 48)
     return False
 
 

@@ -326,3 +326,27 @@ def late_first(things: Sequence[Thing]) -> tuple[Thing, ...]:
     others = [thing for thing in things if thing[0] != CHAIN]
     tables = sum(thing[0] == TABLE for thing in others)
     return (*others[:tables], *reversed(chains), *others[tables:])
+
+
+def lasting(things: Sequence[Thing], sets: Set[tuple[int, bytes, bytes]]) -> tuple[Thing, ...]:
+    """The same without elements of these sets, (family, table, name), that expire by themselves."""
+    found: list[Thing] = []
+    for thing in things:
+        kind, family, body = thing
+        of = dict(split(body)) if kind == ELEMENT else {}
+        if kind == ELEMENT and (family, of[1], of[2]) in sets:
+            every = split(of[3])
+            kept = [
+                (key, one) for key, one in every if not _EXPIRATION & {k for k, _ in split(one)}
+            ]
+            if len(kept) < len(every):
+                elements = nested(3, *(attr(key | NESTED, one) for key, one in kept))
+                thing = kind, family, attr(1, of[1]) + attr(2, of[2]) + elements  # noqa: PLW2901
+                if not kept:
+                    continue
+        found.append(thing)
+    return tuple(found)
+
+
+_EXPIRATION: Final = {5}
+"""NFTA_SET_ELEM_EXPIRATION."""

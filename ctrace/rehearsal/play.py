@@ -95,6 +95,7 @@ REST: Final = {
         Step("C", name="path MTU error"),
     ),
 }
+FIRST: Final = {proto: steps[:1] for proto, steps in OPENING.items()}
 SERVER_NEXT: Final = {
     TCP: (REST[TCP][1]._replace(ack=101), REST[TCP][0]._replace(ack=507)),
     UDP: REST[UDP][:2],
@@ -274,6 +275,20 @@ def throw(stage: Stage, strays: Sequence[Stray]) -> list[tuple[Optional[Outcome]
             ends = [o for o in seen.get(number, ()) if o.proto == stray.proto]
             found.append((ends[-1] if ends else None, stage.ways.get(number, ())))
     return found
+
+
+def by_their_users(stage: Stage, talks: Sequence[Talk], uids: Sequence[int]) -> list[Talk]:
+    """The same; flows of the table that only one of these users can have opened are that user's.
+
+    A table does not tell whose a flow is. Raises CtraceError.
+    """
+    whose: dict[Talk, Talk] = {}
+    left = [talk for talk in talks if talk.known and talk.role in ("client", "loopback")]
+    for uid in uids:
+        runs = play(stage, [replace(talk, uid=uid) for talk in left], FIRST)
+        whose.update((old, run.talk) for old, run in zip(left, runs) if run.first is not None)
+        left = [talk for talk in left if talk not in whose]
+    return [whose.get(talk, talk) for talk in talks]
 
 
 KEPT_FREE: Final = 16

@@ -13,7 +13,7 @@ from ctrace.plan.plan import Notrack
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
-from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, play, throw
+from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, by_their_users, play, throw
 from ctrace.rehearsal.room import Learned, Ours, Room, Setting, ours
 from ctrace.rehearsal.stage import Outcome, Stage, on_one_processor
 from ctrace.ruleset.notrack import far_ports
@@ -81,6 +81,9 @@ class Service:
             self.cast = talks.cast(room.snapshot, stage, room.names, seen)
         plot = talks.Plot(room.snapshot, self.cast, number, port, ephemeral)
         self.talks = plot.talks(room.names, talks.of_table(flows, number, port, self.cast))
+        if len(self.cast.uids) > 1:
+            with on_one_processor(), room.stage(Setting()) as stage:
+                self.talks = by_their_users(stage, self.talks, self.cast.uids)
         self.strays = plot.strays()
         self.left_out = self.cast.left_out, plot.ports_left_out
         """Addresses and ports named in rules that are represented by others like them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +27,6 @@ XT: Final = tuple(
 )
 _TIMEOUT: Final = 0x10
 """NFT_SET_TIMEOUT: elements go by themselves."""
-_MEASURES: Final = (2, 4, 5)
-"""NFT_OBJECT_QUOTA, LIMIT, CONNLIMIT."""
 
 
 Learned = frozenset[tuple[str, bytes]]
@@ -45,6 +44,8 @@ class Setting:
     """Chains of one priority registered the other way round."""
     later: Optional[bool] = None
     """What those conditions say that change, once a conversation is open; None: the same."""
+    expired: bool = False
+    """Whether elements of sets that have a timeout are gone, once a conversation is open."""
 
     def says(self, late: bool) -> tuple[bool, Optional[bool]]:
         """(the answer, what conditions say instead that do not change); ``late``: once open."""
@@ -109,7 +110,7 @@ class Room:
             snapshot, nft=_without_ours(snapshot.nft), legacy=_legacy_without_ours(snapshot.legacy)
         )
         self._known: list[tuple[str, str]] = []
-        self._needs = forced.Needs()
+        self._needs = constants.Needs()
         self.names = constants.named(self.snapshot, ruleset, self._needs)
         self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
         old = [text for _, text in self.snapshot.legacy]
@@ -124,6 +125,8 @@ class Room:
         self._orders = nft_copy.equal_priorities(self.snapshot.nft)
         self._watched = sorted(self._needs.learns & self.names.asked)
         self._fills = self._needs.keeps or any(" -j SET " in text for text in old)
+        self._lasting = nft_copy.lasting(self.snapshot.nft, self.names.asked)
+        self._leaving = _leaving(self.snapshot.ipsets)
         self._refill = _changing(self.snapshot.nft, self._needs)
         self._keeps = self._needs.keeps or _keeps(self.snapshot)
         self._took = 0.0
@@ -145,11 +148,14 @@ class Room:
         return found
 
     def turns(self) -> list[Setting]:
-        """Further settings, in which a limit, a quota or an hour ends while conversations are open:
-        it may be asked about each packet then that has no entry."""
+        """Further settings, in which a limit, a quota, an hour or an element ends while
+        conversations are open: it may be asked about each packet then that has no entry."""
         kept = Setting(draw=not self.draws)
         both = (True, False) if self._turns else ()
-        return [replace(kept, answer=one, later=not one) for one in both]
+        found = [replace(kept, answer=one, later=not one) for one in both]
+        if self._leaving or self._lasting != self.snapshot.nft:
+            found.append(replace(kept, later=True, expired=True))
+        return found
 
     def turn(
         self, stage: Stage, setting: Setting, rules: Optional[Ours], silent: bool = False
@@ -160,6 +166,8 @@ class Room:
         refused = nft_copy.write(stage.space.path, made)
         if refused:
             raise CtraceError(f"its rules cannot be copied: {refused[0]}")
+        if setting.expired and self._leaving:
+            stage.space.run(["ipset", "restore"], self._leaving)
         surroundings.legacy(self._as(setting, apart, late=True), stage.space, silent)
         if rules is not None:
             stage.run(rules.accepts if rules.backend == "nft" else rules.whole)
@@ -247,12 +255,15 @@ class Room:
     def _rules(self, setting: Setting, apart: bool, late: bool = False) -> nft_copy.Batch:
         """nftables as a setting wants it, prepared once."""
         changed, (says, kept) = self._needs.changed, setting.says(late)
-        key = (setting.late_first, bool(changed) and (says, kept, setting.draw, apart))
+        expired = late and setting.expired
+        key = (setting.late_first, expired, bool(changed) and (says, kept, setting.draw, apart))
         if key not in self._batches:
             change = None
             if changed:
-                change = forced.change(says, untracked=apart, draw=setting.draw, kept=kept)
-            things = self.snapshot.nft
+                change = forced.change(
+                    says, untracked=apart, draw=setting.draw, kept=kept, maps=self._needs.maps
+                )
+            things = self._lasting if expired else self.snapshot.nft
             if setting.late_first:
                 things = nft_copy.late_first(things)
             self._batches[key] = nft_copy.batch(things, change, changed)
@@ -264,7 +275,13 @@ def _close(stages: dict[tuple[Setting, bool, bool], Stage]) -> None:
         stage.close()
 
 
-def _changing(things: Sequence[Thing], needs: forced.Needs) -> list[Thing]:
+def _leaving(lines: Sequence[str]) -> str:
+    """Input for ipset: without the elements that expire by themselves, by what it saved."""
+    timed = (re.match(r"add (\S+ \S+) .*\btimeout [1-9]", line) for line in lines)
+    return "".join(f"del {found[1]}\n" for found in timed if found)
+
+
+def _changing(things: Sequence[Thing], needs: constants.Needs) -> list[Thing]:
     """Sets whose elements come and go, and then their elements as they were."""
     sets, elements = {}, []
     for thing in things:
@@ -285,7 +302,7 @@ def _keeps(snapshot: Snapshot) -> bool:
     """Whether packets change what is not put back: quotas and limits of their own, sets of ipset,
     and sets whose elements measure."""
     return any(
-        (kind == OBJECT and number(dict(split(body)).get(3, b"")) in _MEASURES)
+        (kind == OBJECT and number(dict(split(body)).get(3, b"")) in forced.MEASURES)
         or (kind in (SET, ELEMENT) and (b"limit\0" in body or b"quota\0" in body))
         for kind, _, body in snapshot.nft
     ) or any(f" -j {name} " in text for name in ("SET", "RATEEST") for _, text in snapshot.legacy)

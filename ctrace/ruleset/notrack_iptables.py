@@ -179,8 +179,8 @@ def _terms(
             choices = [("-m", "mark", *word, "--mark", values[0])]
         elif term.field == "later":
             choices = [_NOT_SYN[1:] if term.negate else _NOT_SYN]
-        elif term.field == "uid":
-            choices = [("-m", "owner", *word, "--uid-owner", values[0])]
+        elif term.field in ("uid", "gid"):
+            choices = [("-m", "owner", *word, f"--{term.field}-owner", v) for v in values]
         else:
             choices = [("-m", "multiport", *word, f"--{term.field}s", values[0].replace("-", ":"))]
         found = [(*one, *more) for one in found for more in choices]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 from typing import Final, Optional
 
@@ -41,6 +41,10 @@ _OVER: Final = {NEAR: 'iifname != "lo" ', LO: 'oifname "lo" ', WIRE: 'oifname !=
 _OTHERS: Final = (("ip", "others4", "ipv4_addr"), ("ip6", "others6", "ipv6_addr"))
 _FAR: Final = {"sport": ("daddr", "dport"), "dport": ("saddr", "sport")}
 """The far end of a packet, by which of its ports is the service's."""
+_BOTH: Final = {
+    "sport": "{0} saddr . tcp sport . {0} daddr . tcp dport",
+    "dport": "{0} daddr . tcp dport . {0} saddr . tcp sport",
+}
 _CALLS: Final = (("ip", "calls4", "ipv4_addr"), ("ip6", "calls6", "ipv6_addr"))
 OTHERS_PRIORITY, MOVED_PRIORITY = "srcnat + 10", "110"
 """Translated packets have their new source here, on the way out and on the way in."""
@@ -199,8 +203,9 @@ def _terms(terms: Iterable[Term], family: str, proto: str) -> Optional[str]:  # 
             if proto != "tcp":
                 return None
             out += f"tcp flags & (syn | ack) {'==' if term.negate else '!='} syn "
-        elif term.field == "uid":
-            out += f"meta skuid {unequal}{values[0]} "
+        elif term.field in ("uid", "gid"):
+            users = values[0] if len(values) == 1 else f"{{ {', '.join(values)} }}"
+            out += f"meta sk{term.field} {unequal}{users} "
         else:
             out += f"{proto} {term.field} {unequal}{values[0]} "
     return out
@@ -229,10 +234,11 @@ def _table(plan: Plan, timeout_s: Optional[int]) -> list[str]:
     pre, out = ([rule for drop in drops for rule in rules(drop, chain, _GATE, TAG)]
                 for chain in (PRE, OUT))  # fmt: skip
     pre += [rule for lever in served for rule in _others(lever, "dport")]
-    pre += [rule for lever in called for rule in _calls(lever)]
+    pre += [rule for lever in called for rule in _call(lever, 'iifname != "lo"')]
+    pre += [rule for lever in called for here in _BOTH for rule in _known(lever, here)]
     out += [rule for lever in served for rule in _called(lever)]
     out += [rule for lever in served for rule in _others(lever, "sport")]
-    out += [rule for lever in called for rule in _answered(lever)]
+    out += [rule for lever in called for rule in _known(lever, "dport")]
     pre += [rule for lever in notracks for rule in _notrack(lever, PRE)]
     out += [rule for lever in notracks for rule in _notrack(lever, OUT)]
     lines += _chain(PRE, "prerouting", PRIORITY, pre)
@@ -288,12 +294,11 @@ def _matches(lever: Notrack, packets: Packets) -> list[str]:
 
 
 def _learn(lever: Notrack) -> list[str]:
-    """Remember the far ends of translated packets that leave here from the port.
-
-    Their entry tells them from the service's own answers, which have none.
-    """
-    match = f"{lever.proto} sport {lever.port} ct status snat,dnat fib saddr type local"
-    return _remember(lever, match)
+    """Remember the far ends of translated packets that leave here from the port, and of this host's
+    own calls: those have an entry, and the service's own answers have none."""
+    own = 'oifname != "lo" ct state new,established,related'
+    entry = own if lever.proto == "tcp" else "ct status snat,dnat"
+    return _remember(lever, f"{lever.proto} sport {lever.port} {entry} fib saddr type local")
 
 
 def _called(lever: Notrack) -> list[str]:
@@ -329,29 +334,25 @@ def _others(lever: Notrack, here: str) -> list[str]:
 def _call(lever: Notrack, match: str) -> list[str]:
     """Remember a connection from the service's port through this host, by all of its ends."""
     return [
-        f"{match} tcp sport {lever.port} tcp flags & (syn | ack) == syn {_GATE} update @{name} "
-        f"{{ {family} saddr . tcp sport . {family} daddr . tcp dport "
-        f'timeout {OTHERS_TIMEOUT["tcp"]}s }} comment "{tag_of(lever, "forward", "others")}"'
-        for family, name, _ in _CALLS
+        f"{match} tcp sport {lever.port} tcp flags & (syn | ack) == syn {_GATE} {kept} "
+        f'comment "{tag_of(lever, "forward", "others")}"'
+        for _, kept in _pairs("sport")
     ]
 
 
-def _calls(lever: Notrack) -> list[str]:
-    """Leave calls that others make from the port tracked, translated or not."""
-    there = [
-        f"tcp sport {lever.port} {family} saddr . tcp sport . {family} daddr . tcp dport @{name} "
-        f'accept comment "{tag_of(lever, "forward", "others")}"'
-        for family, name, _ in _CALLS
-    ]
-    return [*_call(lever, 'iifname != "lo"'), *there, *_answered(lever)]
+def _pairs(here: str) -> Iterator[tuple[str, str]]:
+    """The ends of a packet as they are looked up, and what keeps them while they talk."""
+    for family, name, _ in _CALLS:
+        ends = _BOTH[here].format(family)
+        yield f"{ends} @{name}", f"update @{name} {{ {ends} timeout {OTHERS_TIMEOUT['tcp']}s }}"
 
 
-def _answered(lever: Notrack) -> list[str]:
-    """Leave the answers to those tracked."""
+def _known(lever: Notrack, here: str) -> list[str]:
+    """Leave packets of those calls tracked, translated or not, or (``dport``) of the answers."""
+    tag = tag_of(lever, "forward", "others")
     return [
-        f"tcp dport {lever.port} {family} daddr . tcp dport . {family} saddr . tcp sport @{name} "
-        f'accept comment "{tag_of(lever, "forward", "others")}"'
-        for family, name, _ in _CALLS
+        f'tcp {here} {lever.port} {there} {kept} accept comment "{tag}"'
+        for there, kept in _pairs(here)
     ]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -29,6 +31,7 @@ from kit.advice_cases import (
     xt_filter,
 )
 from kit.advice_net import (
+    ABORT,
     CLOSED,
     FAMILIES,
     PORT,
@@ -365,7 +368,7 @@ def test_before_defragmentation_fragments_are_lost(net: Net) -> None:
     assert [large(net.c, (hosts[family], PORT)) for family in FAMILIES] == [2048, 2048]
     judgement = judged(net, "udp")
     assert judgement.verdict == "safe"
-    script = notrack_nft.script(alone(judgement.lever), 9)
+    script = notrack_nft.script(alone(judgement.lever), None)
     early = script.replace("priority raw - 10", "priority -450")
     assert early != script
     net.h.run(["nft", "-f", "-"], stdin=early)
@@ -761,3 +764,47 @@ def test_a_server_behind_the_router_calls_from_its_port(net: Net, name: str) -> 
     assert judgement.verdict == verdict
     differed = judgement.evidence["differed"]
     assert works or any(f":{PORT} -> " in one["of"] for one in differed)
+
+
+def expires(net: Net, name: str) -> int:
+    """Seconds until a set of ours forgets the only end in it; 0: nothing is there."""
+    said = json.loads(net.h.run(["nft", "-j", "list", "set", "inet", "ctrace", name]))["nftables"]
+    every = [one for part in said for one in part.get("set", {}).get("elem", ())]
+    return max((int(one["elem"]["expires"]) for one in every), default=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "caller"), [("others4", "server", "h"), ("calls4", "forward", "s")]
+)
+def test_a_call_from_the_port_is_remembered_while_it_talks(
+    net: Net, name: str, role: str, caller: str
+) -> None:
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(connection.recv(1))
+            connection.recv(1)
+
+    reset(net)
+    install(net, TRACK)
+    put(net, Notrack("tcp", PORT, (role,), shared=True, icmp=False))
+    node, deadline = {"h": net.h, "s": net.s}[caller], time.monotonic() + 60
+    with (
+        serving(net.c, socket.SOCK_STREAM, FAR, answer),
+        node.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
+    ):
+        client.settimeout(WAIT * 10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        client.bind((net.addresses[caller][4], PORT))
+        client.connect((net.addresses["c"][4], FAR))
+        left = first = expires(net, name)
+        assert first > 86400
+        while left > first - 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+            left = expires(net, name)
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert expires(net, name) > left
+    take_away(net)

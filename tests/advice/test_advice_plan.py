@@ -54,6 +54,7 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "saddr-set": st.sampled_from(["ip friends", "ip6 friends6"]),
     "daddr-set": st.sampled_from(["ip targets"]),
     "uid": st.integers(0, 2**32 - 1).map(str),
+    "gid": st.integers(0, 2**32 - 1).map(lambda n: f"{n}-{2**32 - 1}"),
     "mark": st.integers(0, 2**32 - 1).map(lambda n: f"{n:#x}/0xffffffff"),
     "sport": st.integers(0, 65535).map(lambda n: f"{n}-65535"),
     "dport": st.integers(0, 65535).map(lambda n: f"0-{n}"),
@@ -67,7 +68,7 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
 def terms(draw: st.DrawFn) -> Term:
     field = draw(st.sampled_from(FIELDS))
     negate = draw(st.booleans())
-    several = field in ("saddr", "daddr") and not negate
+    several = field in ("saddr", "daddr", "uid", "gid") and not negate
     found = draw(st.lists(VALUES[field], min_size=1, max_size=3 if several else 1))
     return Term(field, tuple(found), negate)
 

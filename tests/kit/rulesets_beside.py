@@ -19,6 +19,7 @@ from kit.tool_structures import HOST, NET, POD, STRUCTURES, VIP
 GATEWAY: Final = ("10.77.3.1", "fd77:3::1")
 TABLE: Final = 100
 """Of the policy routes, and their preference."""
+BRIDGE: Final = "br9"
 
 
 def _chain(name: str, hook: str, priority: str, rules: str, kind: str = "filter") -> str:
@@ -232,6 +233,49 @@ def _copies(d: Draw) -> Setup:
     return _table("copies", _chain("some", hook, "mangle", rule), family)
 
 
+# ---- beside the hooks of IP ------------------------------------------------------------
+
+
+def _fast_path(d: Draw) -> Setup:
+    which = d.one("ct state established", "meta l4proto { tcp, udp }", f"{d.proto} dport {PORT}")
+    held = f'flowtable fast {{\nhook ingress priority 0\ndevices = {{ "{EXT}", "{INT}" }}\n}}\n'
+    return _table("fast", held + _chain(
+        "speed", "forward", d.one("filter", "-5", "5"), f"{which} flow add @fast"))  # fmt: skip
+
+
+def _at_a_device(d: Draw) -> Setup:
+    """Before routing is asked, and behind it."""
+    side, rule = d.one(
+        ("ingress", "ip saddr 192.0.2.0/24 drop"), ("egress", "meta mark 0x10 counter"),
+        ("ingress", "tcp flags & (fin|syn) == fin|syn drop"), ("ingress", "meta mark set 0x10"),
+        ("ingress", f'udp dport 4789 fwd to "{INT}"'), ("egress", "ip dscp set cs1"),
+        ("ingress", f'ip daddr 192.0.2.77 dup to "{INT}"'),
+        ("egress", f"{d.proto} sport {PORT} meta mark 0x5 drop"),
+        ("egress", f"{d.proto} sport {PORT} meta mark != 0x0 drop"),
+    )  # fmt: skip
+    where = f'type filter hook {side} device "{EXT}" priority {d.one("0", "-10")};'
+    return _table("device", f"chain near {{\n{where}\n{rule}\n}}\n", "netdev")
+
+
+def _shield(d: Draw) -> Setup:
+    """Handshakes answered by the kernel, for one port."""
+    port = d.one("80", "80", str(PORT))
+    shield = (f"tcp dport {port} ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp "
+              f"sack-perm\ntcp dport {port} ct state invalid drop")  # fmt: skip
+    body = _chain("pre", "prerouting", "raw", f"tcp dport {port} tcp flags syn notrack")
+    return (("sh", "echo 0 > /proc/sys/net/netfilter/nf_conntrack_tcp_loose\n"),
+            *_table("shield", body + _chain("in", "input", "-5", shield)))  # fmt: skip
+
+
+def _bridged(d: Draw) -> Setup:
+    """A bridge without ports, and rules about what it would carry."""
+    rule = d.one("ip saddr 192.0.2.9 drop", "ct state invalid drop", "ether type arp accept",
+                 f"{d.proto} dport {PORT} counter")  # fmt: skip
+    made = f"ip link add {BRIDGE} type bridge\nip addr add 10.77.9.1/24 dev {BRIDGE}\n"
+    chain = _chain("carried", d.one("forward", "input", "prerouting"), "0", rule)
+    return (("sh", f"{made}ip link set {BRIDGE} up\n"), *_table("bridged", chain, "bridge"))
+
+
 # ---- iptables ----------------------------------------------------------------------------
 
 
@@ -320,14 +364,15 @@ def _xt_sets(d: Draw, tool: str) -> Setup:
 Block = Callable[[Draw], Setup]
 BLOCKS: Final[tuple[Block, ...]] = (
     _policy_routing, _strict_reverse_path, _lookups, _own_notrack, _states, _states, _expecting,
-    _meters, _meters, _dispatch, _allow_list, _balanced, _copies,
+    _meters, _meters, _dispatch, _allow_list, _balanced, _copies, _fast_path, _at_a_device,
+    _shield, _bridged,
 )  # fmt: skip
 XT_BLOCKS: Final = (_xt, _xt, _xt_mangle, _xt_sets)
 CLEAN: Final = (
     f"ip rule del pref {TABLE}; ip -6 rule del pref {TABLE}; ip route flush table {TABLE}; "
     f"ip -6 route flush table {TABLE}; for n in all {EXT} {INT}; do "
     "echo 0 > /proc/sys/net/ipv4/conf/$n/rp_filter; done; "
-    "echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark; ipset destroy"
+    f"echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark; ip link del {BRIDGE}; ipset destroy"
 )
 
 

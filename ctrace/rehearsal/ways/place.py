@@ -23,7 +23,9 @@ HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
 _FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
 _SET: Final = re.compile(r"(ip6?) ([sd]addr) (?:!= )?@([\w.-]+)\Z")
 _IPSET: Final = re.compile(r"(?:! )?--match-set ([\w.-]+) (src|dst)\Z")
-_UID: Final = re.compile(r"(?:meta skuid|(?:! )?--uid-owner) (?:!= )?(\d+)\Z")
+_OWNER: Final = re.compile(
+    r"(?:meta sk|(?:! )?--)([ug]id)(?:-owner)? (?:!= )?(?:\{ )?(\d[\d, -]*?)(?: \})?\Z"
+)
 LATER: Final = Term("later", ("tcp",))
 _STATES: Final = ("ct.state", "ct.dir")
 Place = tuple[str, str, str]
@@ -270,7 +272,7 @@ def carried(rule: Optional[Rule], need: Need) -> Optional[list[Term]]:
 
 def _term(match: Match) -> Optional[Term]:  # noqa: PLR0911
     text = match.text
-    for pattern in (_SET, _IPSET, _UID):
+    for pattern in (_SET, _IPSET, _OWNER):
         hit = pattern.search(text)
         if hit and pattern is _SET:
             return Term(f"{hit[2]}-set", (f"{hit[1]} {hit[3]}",), "!=" in text)
@@ -278,7 +280,7 @@ def _term(match: Match) -> Optional[Term]:  # noqa: PLR0911
             side = "saddr-set" if hit[2] == "src" else "daddr-set"
             return Term(side, (f"ip {hit[1]}",), text.startswith("!"))
         if hit:
-            return Term("uid", (hit[1],), "!" in text)
+            return Term(hit[1], tuple(hit[2].split(", ")), "!" in text)
     values = match.values
     if match.key in ("saddr", "daddr"):
         nets = tuple(str(net) for span in values for net in _networks(span))
