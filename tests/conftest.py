@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_TOGETHER = 25
+"""Tests: of more that share something, each so many get one of their own, to run side by side."""
+
+
 def _alone(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("machine", "clocks"))
 
@@ -63,27 +68,53 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not hasattr(config, "workerinput"):
         return
     longest = {item.path for item in items if item.get_closest_marker("slow")}
+    sharing = Counter[str]()
     for item in items:
         if _shared(item):
             of = getattr(item, "callspec", None)
             family = of.params.get("family", "") if of else ""
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {family}".strip()))
+            group = f"{item.path.stem} {family}".strip()
+            _keep_with(item, f"{group} {sharing[group] // _TOGETHER}")
+            sharing[group] += 1
 
     def turn(item: pytest.Item) -> int:
         if _alone(item):
             return 0  # before there is anything that it would wait for
-        if item.get_closest_marker("xdist_group"):
+        if _group(item.nodeid):
             return 1 if item.path in longest else 2
         return 1 if item.get_closest_marker("slow") else 3
 
     items.sort(key=turn)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A group is no part of a test's name: what failed can be run again by that name."""
-    if report.nodeid.rfind("@") > report.nodeid.rfind("]"):
-        report.nodeid = report.nodeid.rpartition("@")[0]
+def _group(nodeid: str) -> str:
+    """What stands behind the last @ that is in no parameter."""
+    return nodeid.rpartition("@")[2] if nodeid.rfind("@") > nodeid.rfind("]") else ""
+
+
+def _keep_with(item: pytest.Item, group: str) -> None:
+    """Tests whose names end in the same @group stay together.
+
+    The mark ``xdist_group`` writes that name where pytest looks for it no more since 9.2.
+    """
+    name, structured = f"{item.nodeid}@{group}", getattr(item, "_id", None)
+    if structured is None:
+        setattr(item, "_nodeid", name)  # noqa: B010
+    else:
+        setattr(item, "_id", structured.parse(name))  # noqa: B010
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker tells each by the name that it was sent
+        config.pluginmanager.register(_PlainNames())
+
+
+class _PlainNames:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A group is no part of a test's name: what failed can be run again by that name."""
+        if _group(report.nodeid):
+            report.nodeid = report.nodeid.rpartition("@")[0]
 
 
 # -- what each test costs -------------------------------------------------------------------

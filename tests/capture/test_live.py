@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,11 @@ def lab() -> Iterator[Lab]:
 
 
 def pair(lab: Lab) -> tuple[Node, Node]:
+    """Two that are linked; what is sent outlives the test, however busy the machine is."""
     a, b = lab.namespace("a", track=True), lab.namespace("b", track=True)
     lab.link(a, b)
+    for node in (a, b):
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout", 600)
     return a, b
 
 
@@ -56,6 +58,16 @@ def batches(source: LiveSource, seconds: float) -> list[Batch]:
         if time.monotonic() >= until and not batch.more:
             break  # (a part of an interval may lack entries that were there before)
     return found
+
+
+def until(source: LiveSource, met: Callable[[Events], object]) -> Events:
+    """The events of batches until they meet a condition, or a minute has passed."""
+    parts, end = [empty()], time.monotonic() + 60
+    for batch in source.batches(0.1):
+        parts.append(batch.events)
+        if not batch.more and (met(join(parts)) or time.monotonic() > end):
+            break
+    return join(parts)
 
 
 def of(events: Events, node: Node, *kinds: Kind) -> Events:
@@ -77,11 +89,19 @@ def test_what_was_there_before_and_what_came_since_is_the_table(lab: Lab) -> Non
     a, b = pair(lab)
     target = b.addresses["a"][0]
     traffic.udp_flows(a, (target, 9), 80)
-    source = open_live()
+    source = open_live(Filter(netns=a.inum))  # of all namespaces a busy reader may lose some
     try:
         traffic.udp_flows(a, (target, 9), 40, first_port=30000)
         a.run(["conntrack", "-D", "-p", "udp", "--sport", "20005"])
-        found = batches(source, 1.5)
+        found, end = [], time.monotonic() + 60
+        for batch in source.batches(0.1):
+            found.append(batch)
+            ended = sum(len(of(one.events, a, Kind.DESTROY)) for one in found)
+            known = sum(len(of(one.events, a, Kind.EXISTING, Kind.INSERT)) for one in found)
+            counts = [r.count for r in batch.tables if r.netns == a.inum]
+            settled = not batch.more and (known, ended, counts) == (120, 1, [119])
+            if settled or time.monotonic() > end:
+                break
         table = ctnetlink.dump(a.path)
     finally:
         source.close()
@@ -112,16 +132,16 @@ def test_what_was_there_before_and_what_came_since_is_the_table(lab: Lab) -> Non
 @root
 @pytest.mark.kernel
 def test_a_namespace_that_appears_is_followed_and_seeded(lab: Lab) -> None:
-    source = open_live()
+    source = open_live(ring_bytes=1 << 25)  # others may lose a whole table meanwhile
     try:
         batches(source, 0.2)  # may tell of one that had the number of the next, and has gone
         a, b = pair(lab)
         traffic.udp_flows(a, (b.addresses["a"][0], 9), 30)
-        events = join([batch.events for batch in batches(source, 2.5)])
-        seen = identity(of(events, a, Kind.EXISTING, Kind.INSERT))
-        assert seen == identity(ctnetlink.dump(a.path))
+        known = (a, Kind.EXISTING, Kind.INSERT)
+        events = until(source, lambda events: len(of(events, *known)) >= 30)
+        assert identity(of(events, *known)) == identity(ctnetlink.dump(a.path))
         traffic.udp_flows(a, (b.addresses["a"][0], 9), 30, first_port=30000)
-        later = join([batch.events for batch in batches(source, 0.5)])
+        later = until(source, lambda events: len(of(events, a, Kind.INSERT)) >= 30)
         assert len(of(later, a, Kind.INSERT)) == 30
     finally:
         source.close()
@@ -167,10 +187,12 @@ def test_tables_are_read_each_second_of_a_long_interval(lab: Lab) -> None:
             parts.append(batch)
             if not batch.more:
                 break
-        assert [batch.more for batch in parts] == [True, True, True, False]
-        assert all(batch.tables for batch in parts[:3])
-        assert [batch.cost.rss > 0 for batch in parts] == [False, False, False, True]
-        (last,) = parts[2].tables
+        # on a busy machine two of them may be one
+        early = parts[:-1]
+        assert 1 <= len(early) <= 3
+        assert all(batch.more and batch.tables for batch in early)
+        assert [batch.cost.rss > 0 for batch in parts] == [False] * len(early) + [True]
+        (last,) = early[-1].tables
         assert last.count == 300
         if hasattr(source._capture, "look"):
             assert 0 < last.met < 300
@@ -265,7 +287,7 @@ def test_without_a_compiler_it_says_that_netlink_is_left_and_why(
 def test_netlink_pairs_the_end_of_an_older_entry_with_its_row(lab: Lab) -> None:
     a, b = pair(lab)
     traffic.udp_flows(a, (b.addresses["a"][0], 9), 25)
-    source = open_live(hooks="netlink")
+    source = open_live(Filter(netns=a.inum), hooks="netlink")
     try:
         first = batches(source, 0.5)
         # the listener's namespace is known: these ends are told, or found missing in 5 s
@@ -375,15 +397,14 @@ def start(*args: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_trace_prints_what_happens_until_it_is_stopped(lab: Lab, end: signal.Signals) -> None:
     a, b = pair(lab)
-    child = start("-o", "json", "-p", "udp", "--hooks", "netfilter")
+    child = start("-o", "json", "-p", "udp", "--hooks", "netfilter", "--netns", str(a.inum))
     began = datetime.now(timezone.utc)
     sent = traffic.udp_flows(a, (b.addresses["a"][0], 9), 12).flows
     a.run(["conntrack", "-F"])
     assert child.stdout is not None
     events: list[dict[str, Any]] = []
     while len(events) < 24:  # the suite's own time limit ends it otherwise
-        event = json.loads(child.stdout.readline())
-        events += [event] if event["netns"] == a.inum else []
+        events.append(json.loads(child.stdout.readline()))
     child.send_signal(end)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 0
@@ -442,15 +463,6 @@ def test_bad_arguments_get_one_line(args: tuple[str, ...], status: int, text: st
     assert len(done.stderr.splitlines()) == 1
 
 
-def attached(child: subprocess.Popen[str]) -> bool:
-    """Whether the process holds BPF links, or has ended."""
-    for info in Path(f"/proc/{child.pid}/fdinfo").glob("*"):
-        with contextlib.suppress(OSError):  # closed meanwhile
-            if "link_id:" in info.read_text():
-                return True
-    return child.poll() is not None
-
-
 @root
 @pytest.mark.kernel
 @pytest.mark.parametrize("more", [(), ("-p", "udp", "--dport", "53")], ids=["all", "some flows"])
@@ -459,22 +471,24 @@ def test_totals_are_of_the_namespace_and_the_flows_asked_for(
 ) -> None:
     a, b = pair(lab)
     there, back = b.addresses["a"][0], a.addresses["b"][0]
+    wanted = 530 if more else 600
     with subprocess.Popen(
-        [sys.executable, "-m", "ctrace", "top", "6", "--once", "-o", "json",
-         "--netns", str(a.inum), *more],
+        [sys.executable, "-m", "ctrace", "top", "0.5", "-o", "json", "--netns", str(a.inum), *more],
         stdout=subprocess.PIPE, text=True,
     ) as top:  # fmt: skip
-        while not attached(top):  # the suite's own time limit ends it otherwise
-            time.sleep(0.1)
-        time.sleep(0.5)
+        assert top.stdout is not None
+        seen = json.loads(top.stdout.readline())
         traffic.udp_flows(a, (there, 53), 30)
         traffic.udp_flows(a, (there, 9), 70, first_port=30000)
         traffic.udp_flows(b, (back, 53), 500, first_port=40000)
-        assert top.stdout is not None
-        seen = json.loads(top.stdout.read())
+        while seen["totals"]["insert"] < wanted:  # the suite's own time limit ends it otherwise
+            seen = json.loads(top.stdout.readline())
+        seen = json.loads(top.stdout.readline())
+        top.terminate()
+        top.stdout.read()
     assert [table["netns"] for table in seen["tables"]] == [a.inum]
     # what b sends arrives, and is tracked, at a, too
-    assert seen["totals"]["insert"] == (530 if more else 600)
+    assert seen["totals"]["insert"] == wanted
     assert sum(culprit["inserts"] for culprit in seen["culprits"]) == seen["totals"]["insert"]
 
 

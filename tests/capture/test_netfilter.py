@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +183,8 @@ def test_deletions_by_d_f_rst_and_expiry(pair: tuple[Node, Node], trace: Trace) 
     first = of(before, Kind.INSERT, a)[0]
     a.run(["conntrack", "-D", "-p", "tcp", "--sport", str(first["sport"])])
     a.run(["conntrack", "-L"])
-    deleted = of(trace.take(), Kind.DESTROY, a)
+    trace.take()
+    deleted = of(trace.seen, Kind.DESTROY, a)  # some expire while a busy machine looks
     reasons = Counter((int(e["proto"]), int(e["reason"])) for e in deleted)
     assert reasons == {(6, Reason.DELETED): 1, (17, Reason.EXPIRED): 30}
     udp = deleted[deleted["proto"] == 17]
@@ -636,12 +639,18 @@ def test_filters_in_the_kernel_agree_with_the_mask(
 # -- leaving nothing behind --------------------------------------------------------------
 
 
-def _loaded(ids: set[int] | None = None) -> set[int]:
-    """Ids of the loaded BPF programs of ours (and of those ids, when given)."""
+def _programs(pid: int) -> set[int]:
+    """Ids of the BPF programs that a process holds."""
+    found = set()
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        found |= {int(one) for one in re.findall(r"^prog_id:\s*(\d+)", info.read_text(), re.M)}
+    return found
+
+
+def _loaded(ids: set[int]) -> set[int]:
+    """Those of these that are loaded."""
     told = subprocess.run(["bpftool", "-j", "prog"], capture_output=True, text=True, check=True)
-    names = ("nf_confirm", "nf_free", "nf_drop", "nf_baseline", "nf_forget", "locate_cpu")
-    found = {p["id"] for p in json.loads(told.stdout) if p.get("name") in names}
-    return found if ids is None else found & ids
+    return ids & {program["id"] for program in json.loads(told.stdout)}
 
 
 def test_kill_9_leaves_nothing(pair: tuple[Node, Node]) -> None:
@@ -656,14 +665,14 @@ def test_kill_9_leaves_nothing(pair: tuple[Node, Node]) -> None:
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )
-    before = _loaded()
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     with os.scandir(f"/proc/{child.pid}/fd") as descriptors:
         kinds = Counter(os.readlink(entry.path) for entry in descriptors)
     assert kinds["anon_inode:bpf_link"] >= 4
-    ours = _loaded() - before
+    ours = _programs(child.pid)
+    assert _loaded(ours) == ours
     assert len(ours) >= 4
     child.kill()
     child.wait()

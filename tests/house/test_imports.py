@@ -60,6 +60,27 @@ def test_every_room_has_its_rule() -> None:
     assert rooms == set(ARROWS) | ANY
 
 
+def modules(file: Path) -> Iterator[str]:
+    """Modules of ours that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ctrace"):
+            yield str(node.module)
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+
+
+def test_files_import_each_other_in_no_circle() -> None:
+    """Types included: what two files need of each other belongs into one, or into a third."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for file in (ROOT / "ctrace").rglob("*.py")
+        if file.name != "__init__.py"  # these only hand on what their folder has
+    }
+    left = {name: set(modules(file)) & files.keys() - {name} for name, file in files.items()}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left, {name: needs & left.keys() for name, needs in left.items()}
+
+
 def test_what_is_pointed_to_exists() -> None:
     """Paths in comments, docstrings and pages."""
     listed = subprocess.run(

@@ -136,12 +136,15 @@ class Watch:
     def drain(self, quiet: float = 0.3) -> Events:
         """Poll until nothing has come for ``quiet`` seconds."""
         parts, until = [], time.monotonic() + quiet
-        while time.monotonic() < until:
+        last = False
+        while not last:
+            # on a busy machine the time may pass between two polls: one more settles it
+            last = time.monotonic() >= until
             events, lost = self.capture.poll()
             self.lost += lost
             if len(events):
                 parts.append(events)
-                until = time.monotonic() + quiet
+                until, last = time.monotonic() + quiet, False
             time.sleep(0.01)
         return join(parts)
 

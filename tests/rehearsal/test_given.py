@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,24 @@ table netdev nd {
 """
 
 
+def settle(node: Node, *peers: str) -> None:
+    """Until its links have carriers and IPv6 addresses of their own: the kernel gives these to them
+    a second or more after they are up, later on a busy machine."""
+    until = time.monotonic() + 60
+    while True:
+        links = {one["ifname"]: one for one in json.loads(node.run(["ip", "-j", "addr"]))}
+        addresses = [one for link in links.values() for one in link["addr_info"]]
+        own = [
+            {"link", "global"} <= {one["scope"] for one in links[f"to-{peer}"]["addr_info"]}
+            and links[f"to-{peer}"]["operstate"] == "UP"
+            for peer in peers
+        ]
+        if all(own) and not any(one.get("tentative") for one in addresses):
+            return
+        assert time.monotonic() < until, links
+        time.sleep(0.05)
+
+
 def printed(node: Node, commands: tuple[str, ...] = COMMANDS) -> str:
     """What its tools print, as somebody would copy it from a terminal."""
     parts = [f"[root@gw ~]# {line}\n{node.run(line.split(), check=False)}" for line in commands]
@@ -158,6 +177,7 @@ def test_the_kernel_has_the_same_of_texts_as_of_the_host() -> None:
         lab.link(gw, two)
         gw.run(["sh", "-ec", SETUP])
         gw.run(["nft", "-f", "-"], stdin=NFT)
+        settle(gw, "one", "two")
         text, host = printed(gw), take(gw.path)
     line = to_line(given(text))
     made = rebuild(from_line(line))

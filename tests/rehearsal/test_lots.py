@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ctrace.record import TCP
 from ctrace.rehearsal import compare
 from ctrace.rehearsal.compare import BREAKS
-from ctrace.rehearsal.packets import TCP
 from ctrace.rehearsal.play import OPENING, Run, Talk
 from ctrace.rehearsal.stage import Outcome
 
