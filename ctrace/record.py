@@ -83,6 +83,13 @@ KIND_OF: Final[dict[Reason, Kind]] = {
 }
 
 
+ICMP: Final = 1
+TCP: Final = 6
+UDP: Final = 17
+ICMPV6: Final = 58
+"""Protocols by their numbers in IP's header (IANA)."""
+
+
 class Direction(IntEnum):
     """The direction of the packet that made the entry, or was refused one."""
 

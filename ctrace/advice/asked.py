@@ -12,7 +12,7 @@ from typing import Final, Optional
 
 from ctrace.advice.advise import made_plan
 from ctrace.advice.facts import Facts
-from ctrace.advice.result import Advice
+from ctrace.advice.result import Advice, Asked
 from ctrace.dropping import LEAST_BURST, Drop
 from ctrace.errors import CtraceError, UsageError
 from ctrace.model.causes.words import percent
@@ -21,20 +21,6 @@ from ctrace.plan.plan import Plan
 
 OWN: Final = ("out", "loopback")
 """Directions of connections that this host opens."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One requested drop in one namespace."""
-
-    netns: int
-    drop: Drop
-    seen: Optional[int]
-    """New entries seen of its service or sources; None where only one moment was seen."""
-    dropped: Optional[int]
-    """How many of those it would have dropped, at least."""
-    text: str
-    """The same in words."""
 
 
 @dataclass(frozen=True)

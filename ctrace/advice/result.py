@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Optional
+from typing import Any, Final, Optional
 
 from ctrace.advice.in_place import InPlace
 from ctrace.change import shell_lines, steps
+from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
 from ctrace.host import commands_in
 from ctrace.model.snapshot import Remedy, Rising
 from ctrace.plan.plan import Lever, Notrack, Plan, alone
 from ctrace.ruleset import notrack_iptables, notrack_nft
-
-if TYPE_CHECKING:
-    from ctrace.advice.asked import Asked
-
 
 GOOD: Final = ("safe", "safe-with-rules")
 
@@ -93,6 +90,20 @@ class Choice:
     fill_after: Optional[tuple[float, float]] = None
     reached: bool = True
     rising: Optional[Rising] = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One requested drop in one namespace."""
+
+    netns: int
+    drop: Drop
+    seen: Optional[int]
+    """New entries seen of its service or sources; None where only one moment was seen."""
+    dropped: Optional[int]
+    """How many of those it would have dropped, at least."""
+    text: str
+    """The same in words."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from ctrace.dumps.found import Space
 from ctrace.dumps.host.log import Message
 from ctrace.dumps.source import Told, last_entries
-from ctrace.record import TCP_STATES, Kind, Status, proto_name
+from ctrace.record import TCP, TCP_STATES, Kind, Status, proto_name
 from ctrace.recording.format.meta import LIMIT_TEXT
 
 TOP: Final = 12
@@ -112,7 +112,7 @@ def _entries(told: Told) -> dict[str, Any]:
         "by": dict(by.most_common(40)),
         "service": _service(first[0], first[1]),
         "services": [
-            [_service(proto, port), "" if proto != 6 else _state(state), n]
+            [_service(proto, port), "" if proto != TCP else _state(state), n]
             for (proto, port, state), n in services.most_common(TOP)
         ],
         **{name: status[name] for name, _, _ in _STATUS},
@@ -145,7 +145,7 @@ def _state(state: int) -> str:
 
 def _kind(proto: int, state: int) -> str:
     """``tcp TIME_WAIT``, ``udp``, ``89``."""
-    word = _state(state) if proto == 6 else ""
+    word = _state(state) if proto == TCP else ""
     return f"{proto_name(proto)} {word}".strip()
 
 
@@ -176,7 +176,7 @@ def _remaining(told: Told, left: Mapping[tuple[int, int], list[Any]]) -> list[di
 
 def _timeout(told: Told, proto: int, state: int) -> Optional[int]:
     """The timeout of a TCP state as the texts give it; never the kernel's default."""
-    if proto != 6 or not _state(state):
+    if proto != TCP or not _state(state):
         return None
     name = f"net.netfilter.nf_conntrack_tcp_timeout_{_state(state).lower()}"
     for space in told.found.spaces.values():

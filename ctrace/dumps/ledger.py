@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ctrace.dumps.found import NOT_TOLD, Dump, Spool
 from ctrace.dumps.looks import Look
-from ctrace.record import RECORD, TCP_STATES, Events, Kind, Reason, empty, join
+from ctrace.record import RECORD, TCP, TCP_STATES, Events, Kind, Reason, empty, join
 
 PART: Final = 1 << 16
 """Records yielded together."""
@@ -105,7 +105,7 @@ class Ledger:
         edges = np.flatnonzero(np.diff(at // PART)) + 1  # what is read at once stays small
         rows = join([self._rows(some) for some in np.split(at, edges)])
         left = -rows["overdue_ms"].astype(np.int64)
-        whole = np.where(rows["proto"] == 6, self.timeouts.tcp[rows["state"]], -1) * 1000
+        whole = np.where(rows["proto"] == TCP, self.timeouts.tcp[rows["state"]], -1) * 1000
         closed = np.isin(rows["state"], CLOSED)
         long_ = (rows["state"] == ESTABLISHED) & (np.minimum(left, whole) > SHORTEST * 1000)
         told = (whole >= left) & (closed | long_) & ~np.isin(rows["ct"], self.guessed)
@@ -182,7 +182,7 @@ class Ledger:
     def _since_close(self, rows: Events) -> I64:
         """Seconds since a closed connection's last packet; -1 where that is not known."""
         left = -rows["overdue_ms"].astype(np.int64) // 1000
-        whole = np.where(rows["proto"] == 6, self.timeouts.closed[rows["state"]], -1)
+        whole = np.where(rows["proto"] == TCP, self.timeouts.closed[rows["state"]], -1)
         known = (whole >= 0) & (rows["overdue_ms"] <= 0) & (left <= whole)
         return np.where(known, whole - left, -1)
 
@@ -246,7 +246,7 @@ class Ledger:
         if int(out["state"][0]) == NO_STATE:
             out["state"] = last["state"]
         left = int(last["overdue_ms"][0])
-        if int(last["state"][0]) in CLOSED and int(row["proto"][0]) == 6 and left != NOT_TOLD:
+        if int(last["state"][0]) in CLOSED and int(row["proto"][0]) == TCP and left != NOT_TOLD:
             idle = round((at - known[1]) / 1_000_000)
             out["idle_ms"] = min(idle, (1 << 31) - 1)
             out["timeout_ms"] = -left

@@ -13,12 +13,12 @@ from typing import Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.host.ctnetlink import Packet
 from ctrace.host.netns import enter
+from ctrace.record import ICMP, ICMPV6, TCP, UDP
 
 MOST: Final = 2000
 """Packets of one look."""
 BYTES: Final = 2048
 """That are copied of each packet; checksums of longer ones are not looked at."""
-TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 ERRORS: Final = {ICMP: (3, 4, 5, 11, 12), ICMPV6: (1, 2, 3, 4)}
 """Types that quote a packet (nf_conntrack_proto_icmp.c, nf_conntrack_proto_icmpv6.c);"""
 ECHO: Final = {ICMP: (8, 0), ICMPV6: (128, 129)}
@@ -121,6 +121,11 @@ def _with_ports(proto: int, src: bytes, dst: bytes, body: bytes, bad: bool) -> O
     return Seen(flow, src, body[13], bad=bad, seq=seq, ack=ack)
 
 
+def ends(packet: bytes, six: bool) -> tuple[bytes, bytes]:
+    """Source and destination of a whole header of IPv4 or IPv6."""
+    return (packet[8:24], packet[24:40]) if six else (packet[12:16], packet[16:20])
+
+
 def _ip(data: bytes, kind: int) -> Optional[tuple[int, bytes, bytes, bytes, int]]:
     """Protocol, ends, what follows the header, and how long that was."""
     if kind == IPV4 and len(data) >= 20:
@@ -128,12 +133,12 @@ def _ip(data: bytes, kind: int) -> Optional[tuple[int, bytes, bytes, bytes, int]
         total, fragment = struct.unpack_from("!2xH2xH", data)
         if fragment & 0x3FFF or total < head:
             return None
-        return data[9], data[12:16], data[16:20], data[head:total], total - head
+        return data[9], *ends(data, six=False), data[head:total], total - head
     if kind == IPV6 and len(data) >= 40:
         length, proto, at = struct.unpack_from("!H", data, 4)[0] + 40, data[6], 40
         while proto in EXTENSIONS and at + 8 <= len(data):
             proto, at = data[at], at + 8 + 8 * data[at + 1]
-        return proto, data[8:24], data[24:40], data[at:length], length - at
+        return proto, *ends(data, six=True), data[at:length], length - at
     return None
 
 

@@ -8,9 +8,9 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.model.keys.columns import CLOSE, TCP, TIME_WAIT
+from ctrace.model.keys.columns import CLOSE, TIME_WAIT
 from ctrace.model.snapshot import Composition, Percentiles
-from ctrace.record import TCP_STATES, Status
+from ctrace.record import TCP, TCP_STATES, Status
 
 FEW: Final = 10
 """Looks. With fewer, shares are not reported."""

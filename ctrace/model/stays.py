@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from ctrace.model import histogram
 from ctrace.model.composition import Looks, closed
-from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Percentiles
+from ctrace.record import TCP
 
 FEW: Final = 10
 """Entries of an age. With fewer, nothing is said about that age."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Final, Optional, Union
 
-from ctrace.rehearsal.packets import UDP
+from ctrace.record import TCP, UDP
 from ctrace.rehearsal.play import Run, Stray, Talk
 from ctrace.rehearsal.stage import Outcome
 
@@ -174,6 +174,6 @@ def strays(
 
 
 def _name(packet: Stray) -> str:
-    if packet.proto != 6:
+    if packet.proto != TCP:
         return "datagram"
     return {2: "SYN", 16: "ACK", 18: "SYN-ACK", 4: "RST", 17: "FIN"}[packet.flags]

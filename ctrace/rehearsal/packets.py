@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from ctrace.record import ICMP, ICMPV6, TCP, UDP
+
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
-TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 MSS: Final = struct.pack(">BBHBBBBII", 2, 4, 1460, 1, 1, 8, 10, 1, 0)
 """A SYN's options as Linux has them: MSS, timestamps."""
 NUMBERS: Final = 65000
@@ -63,7 +64,7 @@ def too_big(number: int, router: bytes, dst: bytes, quoted: bytes) -> bytes:
         payload = payload[:2] + struct.pack(">H", _sum(payload)) + payload[4:]
         return _ip(number, router, dst, ICMP, payload)
     payload = struct.pack(">BBHI", 2, 0, 0, 1300) + quoted[:64]
-    return _ip(number, router, dst, ICMP6, _summed(router, dst, ICMP6, payload, 2))
+    return _ip(number, router, dst, ICMPV6, _summed(router, dst, ICMPV6, payload, 2))
 
 
 MARKER: Final = 253

@@ -7,20 +7,8 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Final, NamedTuple, Optional, Union
 
-from ctrace.rehearsal.packets import (
-    ACK,
-    FIN,
-    ICMP,
-    ICMP6,
-    NUMBERS,
-    PSH,
-    SYN,
-    TCP,
-    UDP,
-    tcp,
-    too_big,
-    udp,
-)
+from ctrace.record import ICMP, ICMPV6, TCP, UDP
+from ctrace.rehearsal.packets import ACK, FIN, NUMBERS, PSH, SYN, tcp, too_big, udp
 from ctrace.rehearsal.stage import Hit, Outcome, Stage
 
 
@@ -144,7 +132,7 @@ class Run:
         """How it ended."""
         six = len(self.talk.client) == 16
         error = step.who in "CS"
-        proto = (ICMP6 if six else ICMP) if error else self.talk.proto
+        proto = (ICMPV6 if six else ICMP) if error else self.talk.proto
         ends = [o for o in outcomes if o.proto == proto and (o.way, o.device) != ("out", 1)]
         end = ends[-1] if ends else None
         self._note(step, end, way)

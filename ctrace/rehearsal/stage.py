@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, Optional
 
 from ctrace.errors import CtraceError, TryAgain
 from ctrace.host import ctnetlink
+from ctrace.host.packets import ends
 from ctrace.host.rawlink import (
     APPEND,
     CREATE,
@@ -36,6 +37,7 @@ from ctrace.host.rawlink import (
     text,
     word,
 )
+from ctrace.record import ICMP, ICMPV6, TCP, UDP
 from ctrace.rehearsal import nft_copy, nft_edit, surroundings
 from ctrace.rehearsal.nft_copy import CHAIN, RULE, TABLE, Batch, Expression, Thing
 from ctrace.rehearsal.nft_edit import Place, Request
@@ -230,7 +232,7 @@ class Stage:
     def send(self, packet: bytes, uid: int = 0) -> None:
         """As if the host itself had sent it, in a process of this user and the group of that id."""
         six = packet[0] >> 4 == 6
-        src, dst = (packet[8:24], packet[24:40]) if six else (packet[12:16], packet[16:20])
+        src, dst = ends(packet, six)
         family = socket.AF_INET6 if six else socket.AF_INET
         scope = self._scope.get(src, 0)
         sock = self._raw.get((src, uid))
@@ -326,14 +328,12 @@ def _number(head: bytes) -> int:
 
 
 def _outcome(chain: str, of: dict[int, bytes], head: bytes) -> Outcome:
-    if head[0] >> 4 == 4:
-        tos, proto, src, dst = head[1], head[9], head[12:16], head[16:20]
-    else:
-        tos = struct.unpack_from(">H", head)[0] >> 4 & 255
-        proto, src, dst = head[6], head[8:24], head[24:40]
+    six = head[0] >> 4 == 6
+    tos = struct.unpack_from(">H", head)[0] >> 4 & 255 if six else head[1]
+    proto, (src, dst) = head[6 if six else 9], ends(head, six)
     rest = of.get(9, b"")
-    ports = struct.unpack_from(">HH", rest) if proto in (6, 17) and len(rest) >= 4 else (0, 0)
-    extra = rest[13:14] if proto == 6 else rest[:2] if proto in (1, 58) else b""
+    ports = struct.unpack_from(">HH", rest) if proto in (TCP, UDP) and len(rest) >= 4 else (0, 0)
+    extra = rest[13:14] if proto == TCP else rest[:2] if proto in (ICMP, ICMPV6) else b""
     device = number(of.get(10 if chain == "in" else 12, b""))
     mark = number(of.get(14, b""))
     return Outcome(chain, device, mark, tos, proto, src, dst, ports[0], ports[1], extra)

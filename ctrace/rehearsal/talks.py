@@ -10,8 +10,9 @@ from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple, Optional
 
 from ctrace.host.rawlink import ROUTE, Link, attr, split
+from ctrace.record import TCP
 from ctrace.rehearsal.constants import Named
-from ctrace.rehearsal.packets import ACK, FIN, RST, SYN, TCP
+from ctrace.rehearsal.packets import ACK, FIN, RST, SYN
 from ctrace.rehearsal.play import Stray, Talk, renumbered
 from ctrace.rehearsal.snapshot import LOOPBACK, Snapshot
 from ctrace.rehearsal.stage import Stage

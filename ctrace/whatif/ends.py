@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from ctrace.record import STATE_UNKNOWN, TCP
 from ctrace.whatif.flows import F64, I64, U8, Basis, Bool, Flows, default_timeout
 
 FEW: Final = 5
@@ -21,10 +22,8 @@ NEAR: Final = 16
 CHUNK: Final = 1 << 16
 FRESH_S: Final = 5.0
 """Seconds. A state seen this recently is assumed to hold."""
-TCP: Final = 6
 WAITING: Final = (7, 8)
 """TIME_WAIT and CLOSE: nothing but the timeout follows."""
-UNKNOWN_STATE: Final = 255
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def completed(flows: Flows, looks: Looks, seconds: float) -> Flows:
     # One that is neither looked at nor like another is in a state that nobody knows.
     rest = found.open()
     tcp = rest & (flows.proto == TCP)
-    found.state[tcp] = UNKNOWN_STATE
+    found.state[tcp] = STATE_UNKNOWN
     last = np.minimum(found.state, 9).astype(np.uint8)
     fallback = default_timeout(flows.proto, last, found.assured)
     found.timeout = np.where(np.isnan(found.timeout), fallback, found.timeout)

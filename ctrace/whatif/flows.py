@@ -12,6 +12,8 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.record import TCP, UDP
+
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -154,9 +156,9 @@ class Recorded:
 def default_timeout(proto: U8, state: U8, assured: Bool) -> F64:
     """The kernel's default timeout of each flow's last state, seconds."""
     result = np.full(len(proto), GENERIC)
-    tcp = proto == 6
+    tcp = proto == TCP
     result[tcp] = np.array(TCP_TIMEOUTS)[np.minimum(state[tcp], len(TCP_TIMEOUTS) - 1)]
     for number, seconds in OTHER_TIMEOUTS.items():
         result[proto == number] = seconds
-    result[(proto == 17) & assured] = UDP_STREAM
+    result[(proto == UDP) & assured] = UDP_STREAM
     return result

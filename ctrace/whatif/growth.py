@@ -13,13 +13,13 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model.snapshot import Rising
+from ctrace.record import TCP
 from ctrace.whatif.flows import Basis, Bool, Flows
 
 LASTING: Final = 3600.0
 """Seconds: entries with longer timeouts do not expire while anybody watches."""
 HORIZON: Final = 7 * 86400.0
 """Seconds: a table that would be full later than this is not filling."""
-TCP: Final = 6
 
 
 @dataclass(frozen=True)

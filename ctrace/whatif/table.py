@@ -22,6 +22,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.record import TCP
 from ctrace.whatif.flows import F64, I64, Bool, Flows
 
 GC_SCAN_INTERVAL_MIN: Final = 1.0
@@ -292,7 +293,7 @@ class _Run:
     def _press(self, living: I64, now: float, evictions: F64) -> None:
         """Above 95 %: unassured and closing TCP entries go until it is below."""
         flows = self.flows
-        closing = (flows.proto[living] == 6) & np.isin(flows.state[living], CLOSING)
+        closing = (flows.proto[living] == TCP) & np.isin(flows.state[living], CLOSING)
         closing &= self.expire[living] - flows.timeout[living] <= now
         usable = living[closing | ~flows.assured[living]]
         for place in range(self.places):
@@ -308,7 +309,7 @@ class _Run:
         flows = self.flows
         left = self.expire[living] - now
         before = left > flows.timeout[living]
-        live = np.where(flows.proto[living] == 6, GC_SCAN_INTERVAL_CLAMP, flows.timeout[living])
+        live = np.where(flows.proto[living] == TCP, GC_SCAN_INTERVAL_CLAMP, flows.timeout[living])
         return np.where(before, live, left)
 
     def _expired(self, out: npt.NDArray[np.float64], ends: F64) -> None:

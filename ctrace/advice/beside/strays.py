@@ -18,8 +18,8 @@ from ctrace.beside import Stray
 from ctrace.host import ctnetlink
 from ctrace.host.ctnetlink import Packet
 from ctrace.host.netns import enter, local_addresses
-from ctrace.host.packets import ECHO, TCP, UDP, Seen, look
-from ctrace.record import MAPPED_PREFIX, Events, address_bytes, address_text, proto_name
+from ctrace.host.packets import ECHO, Seen, look
+from ctrace.record import MAPPED_PREFIX, TCP, UDP, Events, address_bytes, address_text, proto_name
 from ctrace.ruleset.told import Told
 
 SECONDS: Final = 0.5

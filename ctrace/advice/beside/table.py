@@ -15,10 +15,9 @@ import numpy.typing as npt
 from ctrace.beside import Left
 from ctrace.host import ctnetlink
 from ctrace.host.netns import local_addresses
-from ctrace.record import Events, Status, address_text, proto_name
+from ctrace.record import TCP, Events, Status, address_text, proto_name
 from ctrace.ruleset.told import Told
 
-TCP: Final = 6
 CLOSED: Final = (7, 8)
 """TIME_WAIT and CLOSE: closed connections' entries go by themselves."""
 

@@ -19,7 +19,7 @@ from ctrace.batch import TableReading
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink, netns
 from ctrace.host.netns import Namespace
-from ctrace.record import TCP_STATES, Events, Kind, empty, join
+from ctrace.record import TCP, TCP_STATES, Events, Kind, empty, join
 
 EVERY: Final = 5.0
 """Seconds between two readings, or more:"""
@@ -28,7 +28,6 @@ COST: Final = 50.0
 SHORTEST: Final = 3600
 """Seconds: shorter settings do not show how long a connection was idle."""
 _SETTING: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
-TCP: Final = 6
 WAIT: Final = 0.1
 """Seconds that a batch waits for a reading: small tables are read by then."""
 KEPT: Final = 512

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, OWNED, SHARE, Facts, Service
 from ctrace.model.causes.words import pace, percent, plural
-from ctrace.model.keys.columns import TCP
 from ctrace.model.snapshot import Cause, Culprit
+from ctrace.record import TCP
 
 SOME: Final = 500
 """Connections below which nothing is called a flood or a scan."""

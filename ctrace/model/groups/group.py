@@ -10,11 +10,10 @@ import numpy as np
 from ctrace.model import histogram
 from ctrace.model.groups.entries import Entries
 from ctrace.model.groups.sums import way
-from ctrace.model.keys.columns import TCP
 from ctrace.model.keys.scatter import Rows
 from ctrace.model.snapshot import Culprit, Ends, OwnerView, Tuple5
 from ctrace.model.victims import owner_view, tuple5
-from ctrace.record import Status, address_text, proto_name
+from ctrace.record import TCP, Status, address_text, proto_name
 
 
 class Group(Entries):

@@ -57,8 +57,6 @@ PACKED_BITS: Final = 21
 PACKED_MAX: Final = (1 << PACKED_BITS) - 1
 """Events that a packed counter can hold before it must be drained."""
 
-TCP: Final = 6
-UDP: Final = 17
 AF_INET: Final = 2
 TIME_SHIFT: Final = 10
 TIME_UNIT: Final = (1 << TIME_SHIFT) / 1e9

@@ -23,7 +23,6 @@ from ctrace.model.keys.columns import (
     I64,
     NETNS_MASK,
     OWNED,
-    TCP,
     TICK_MS,
     TIME_WAIT,
     U64,
@@ -41,7 +40,7 @@ from ctrace.model.keys.pairing import EXISTING
 from ctrace.model.keys.rich import YOUNG_NS, RichPool
 from ctrace.model.keys.scatter import Rows
 from ctrace.model.keys.timeouts import Timeouts
-from ctrace.record import Kind, Status
+from ctrace.record import TCP, Kind, Status
 
 SEEN_REPLY: Final = np.uint16(int(Status.SEEN_REPLY))
 
