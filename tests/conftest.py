@@ -15,7 +15,6 @@ import resource
 import signal
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_TOGETHER = 25
-"""Tests: of more that share something, each so many get one of their own, to run side by side."""
-
-
 def _alone(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("machine", "clocks"))
 
@@ -68,14 +63,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not hasattr(config, "workerinput"):
         return
     longest = {item.path for item in items if item.get_closest_marker("slow")}
-    sharing = Counter[str]()
     for item in items:
         if _shared(item):
             of = getattr(item, "callspec", None)
             family = of.params.get("family", "") if of else ""
-            group = f"{item.path.stem} {family}".strip()
-            _keep_with(item, f"{group} {sharing[group] // _TOGETHER}")
-            sharing[group] += 1
+            _keep_with(item, f"{item.path.stem} {family}".strip())
 
     def turn(item: pytest.Item) -> int:
         if _alone(item):

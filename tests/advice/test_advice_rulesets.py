@@ -28,7 +28,7 @@ from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import roles, subject
 from ctrace.ruleset.reader import fingerprint
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 GOOD = (SAFE, RULES)
 AT_ONCE = 4
 """Networks in use at the same time: most of a case is waiting for what must not come."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.keys.scatter import Rows
-from ctrace.record import MAPPED_PREFIX, STATE_UNKNOWN, Events, Kind, Reason, Status
+from ctrace.record import MAPPED_PREFIX, Events, Kind, Reason, Status
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -276,9 +276,6 @@ def service_hash(meta: U64) -> U64:
 def has_port(proto: int) -> bool:
     """Whether a protocol's tuple holds ports."""
     return proto in PORTED
-
-
-UNKNOWN_STATE: Final = STATE_UNKNOWN
 
 
 class Keys:

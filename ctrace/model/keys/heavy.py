@@ -275,7 +275,6 @@ class HeavyTable:
         self.pruned += gone.size
         dropped = gone + 1
         self.gave_up = True
-        self.dropped_hash = self.hash[dropped]
         self.dropped_key = self.key[dropped]
         self.dropped = {name: column[dropped] for name, column in self.counters.items()}
         self.dropped_rich = self.rich[dropped]
