@@ -15,11 +15,15 @@ import numpy as np
 
 from ctrace.capture.family import Capture
 from ctrace.capture.ladder import FamilyStatus, probe
+from ctrace.host import netns
+from ctrace.host.netns import Namespace
 from ctrace.kernel import bpf
 from ctrace.lab import Lab, Node
 from ctrace.record import N_REASONS, Events, Kind, Reason, Status, address_text, empty, join
 
 EMULATED = bool(os.environ.get("CTRACE_VM"))
+UDP_TIMEOUT = 600
+"""Seconds."""
 ASSURED, OTHERS = 300, 500
 """Entries of the fixture that has some: enough for shares of a sample."""
 Flow = tuple[int, str, int, str, int]
@@ -57,6 +61,13 @@ def objects() -> Objects:
     return found
 
 
+def followed(*nodes: Node) -> list[Namespace]:
+    """What a capture follows: an emulated machine has no namespaces but ours; on other hosts the
+    events of others would fill the rings."""
+    ours = {node.inum for node in nodes}
+    return [space for space in netns.find() if EMULATED or space.inum in ours]
+
+
 class Net:
     """A client and a server, linked directly and through a router that translates."""
 
@@ -71,6 +82,8 @@ class Net:
             (self.router, self.server),
         ):
             lab.link(a, b)
+        for node in self.nodes:  # what is sent outlives a test, however busy the machine is
+            node.sysctl("net.netfilter.nf_conntrack_udp_timeout", UDP_TIMEOUT)
         self.router.sysctl("net.ipv4.ip_forward", 1)
         self.front = self.router.addresses["client"][0]
         self.back = self.server.addresses["router"][0]

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.machines import ASSURED, OTHERS, Net, Seen, Watch, families
+from kit.machines import ASSURED, OTHERS, Net, Seen, Watch, families, followed
 
 from ctrace.capture.family import Capture
 from ctrace.capture.live import FAMILIES
 from ctrace.filters import Filter
-from ctrace.host import netns
 from ctrace.lab import Lab, traffic
 from ctrace.record import Events, Kind
 
@@ -76,9 +75,7 @@ def capture(family: str, net: Net) -> Iterator[Capture]:
     for node in net.nodes:
         node.run(["conntrack", "-F"], check=False)
     made = FAMILIES[family](Filter(), 1 << 23)
-    ours = {node.inum for node in net.nodes}
-    # an emulated machine has no namespaces but ours; here others' events would fill the rings
-    made.follow([space for space in netns.find() if KERNEL or space.inum in ours])
+    made.follow(followed(*net.nodes))
     # The kernel empties a namespace some time after its last process: what others left
     # must be over before anything is counted.
     quiet = time.monotonic()

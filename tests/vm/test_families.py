@@ -20,7 +20,20 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
-from kit.machines import ASSURED, EMULATED, OTHERS, Net, Seen, Watch, flows, listed, note, rungs
+from kit.machines import (
+    ASSURED,
+    EMULATED,
+    OTHERS,
+    UDP_TIMEOUT,
+    Net,
+    Seen,
+    Watch,
+    flows,
+    followed,
+    listed,
+    note,
+    rungs,
+)
 
 from ctrace.capture.family import Capture
 from ctrace.capture.hooks.fentry import FentryCapture
@@ -226,7 +239,7 @@ def test_deletions(family: str, net: Net, capture: Capture, seen: Seen) -> None:
         inserted = watch.of(client, Kind.INSERT)
         assert Counter(gone["ct"].tolist()).keys() == set(inserted["ct"].tolist())
         # the state they died in still had most of its timeout to run
-        assert (gone["timeout_ms"] == 30_000).all()
+        assert (gone["timeout_ms"] == UDP_TIMEOUT * 1000).all()
         assert (gone["overdue_ms"] < 0).all()
     note(seen, family, "deletions")
 
@@ -259,7 +272,7 @@ def test_the_end_of_a_namespace_ends_its_entries(family: str, net: Net, capture:
     if family == "netlink":
         pytest.skip("a namespace that ends has no listener any more")
     gone = net.lab.namespace("gone", track=True)
-    capture.follow(netns.find())
+    capture.follow(followed(*net.nodes, gone))
     with gone.enter():
         for port in range(23000, 23020):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -272,7 +285,7 @@ def test_the_end_of_a_namespace_ends_its_entries(family: str, net: Net, capture:
     assert len(inserted) == 20
     net.lab.nodes.remove(gone)
     gone.close()
-    capture.follow(netns.find())
+    capture.follow(followed(*net.nodes))
     ended: set[int] = set()
     deadline = time.monotonic() + 60
     while ended != inserted and time.monotonic() < deadline:
