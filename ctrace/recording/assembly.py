@@ -86,14 +86,15 @@ class Missing:
 class Told:
     """What a BATCHES block holds besides its events. Raises Damaged."""
 
-    def __init__(self, columns: Columns, budget: Optional[Budget] = None) -> None:
-        """Without a budget, names are left out."""
+    def __init__(self, columns: Columns, budget: Budget, *, named: bool = True) -> None:
+        """Names are left out unless ``named``."""
         head = columns.block.head
         n = head.batches
         self.ends = meta.ends(columns.blob(Column.BATCHES, LIMIT_BLOB), n, head.rows)
         if n and int(self.ends["until"][-1]) > head.until:
             raise Damaged("a batch ends after its block")
-        self.counts = meta.counts(columns.blob(Column.COUNTS, LIMIT_BLOB), n)
+        self._counts = meta.counts(columns.blob(Column.COUNTS, LIMIT_BLOB), n)
+        self._first = np.searchsorted(self._counts["batch"], np.arange(n + 1))
         self.tables: dict[int, tuple[TableReading, ...]] = {}
         self.names: dict[int, Names] = {}
         self.spent = ""
@@ -101,13 +102,20 @@ class Told:
         blob = columns.blob(Column.TABLES, LIMIT_BLOB)
         for i, data in meta.indexed(blob, n):
             self.tables[i] = meta.parse_tables(data)
+        budget.spaces(self._counts["netns"].tolist())
+        budget.spaces(t.netns for tables in self.tables.values() for t in tables)
         blob = columns.blob(Column.BESIDE, LIMIT_BLOB)
         self.beside = {i: beside_block.parse(data) for i, data in meta.indexed(blob, n)}
-        if budget is not None:
+        if named:
             try:
                 self.names = dict(_names(columns, budget))
             except Spent as error:
                 self.spent = str(error)
+
+    def counts(self, i: int) -> npt.NDArray[Any]:
+        """The counters told at the end of batch ``i``."""
+        rows: npt.NDArray[Any] = self._counts[self._first[i] : self._first[i + 1]]
+        return rows
 
 
 class Tally:
@@ -122,7 +130,7 @@ class Tally:
         kind = int(told.ends["counts"][i])
         if kind == meta.NO_COUNTS:
             return {}
-        rows = told.counts[told.counts["batch"] == i]
+        rows = told.counts(i)
         changed: dict[int, Counts] = {}
         for netns, values in zip(rows["netns"].tolist(), rows["counts"]):
             base = self._base.get(netns)

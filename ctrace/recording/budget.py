@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from ctrace.batch import Names
+from ctrace.record import RECORD
 from ctrace.recording.format import evidence
 from ctrace.recording.format.layout import LIMIT_TIME, Block, BlockKind, Column, Damaged
 from ctrace.recording.format.meta import Header
@@ -16,8 +20,23 @@ LIMIT_NOTES_BYTES: Final = 1 << 20
 """Bytes of all names, all rules and all notes, expanded. Notes are shown as they are."""
 LIMIT_NAMES: Final = 1 << 19
 """Names, including the addresses of namespaces."""
+LIMIT_SPACES: Final = 1 << 14
+"""Network namespaces by number. The kernel gives a number that is free again to the next one."""
+FREE: Final = 8 << 20
+"""Bytes that any file may expand to."""
+RATIO: Final = 250
+"""Bytes that each stored byte may expand to. A quiet host's recording comes to 130."""
+OF_BATCH: Final = 1 << 11
+"""Bytes that a batch counts for, besides what it holds: each takes time."""
+OF_SECOND: Final = 1 << 15
+"""And one that is a second or more after the batch before it: a model ages by then."""
+OF_SPACE: Final = 64
+"""And for each namespace that the file has told of, whose counters go on from batch to batch."""
 LIMIT_SPAN: Final = 400 * 86_400 * 1_000_000_000
 """Nanoseconds from the beginning of a recording to its last batch."""
+
+_BLOBS: Final = (Column.BATCHES, Column.COUNTS, Column.TABLES, Column.BESIDE)
+"""Names are charged by themselves."""
 
 TOO_LONG: Final = "it claims to last more than 400 days: what comes later is left out"
 
@@ -44,6 +63,31 @@ class Budget:
         self._count = _Purse(LIMIT_NAMES, "names")
         self._rules = _Purse(LIMIT_RULES_BYTES, "bytes of rules")
         self._notes = _Purse(LIMIT_NOTES_BYTES, "bytes of notes")
+        self._spaces: set[int] = set()
+        self._whole = 0
+        self._fits: dict[int, bool] = {}
+        """By offset of a block: whether the file had room for it."""
+
+    def block(self, block: Block, until: npt.NDArray[np.uint64], stored: int) -> None:
+        """Charge for all that a block expands to. ``until``: the ends of its batches, ns;
+        ``stored``: bytes of the file. Raises Spent where a file is denser than a recorder's is."""
+        if block.offset not in self._fits:
+            seconds = 1 + int(np.count_nonzero(np.diff(until) >= np.uint64(1_000_000_000)))
+            size = block.head.rows * RECORD.itemsize + seconds * OF_SECOND
+            size += sum(_size(block, column) for column in _BLOBS)
+            size += len(until) * (OF_BATCH + OF_SPACE * len(self._spaces))
+            fits = self._whole + size <= FREE + RATIO * stored
+            self._whole += size * fits
+            self._fits[block.offset] = fits
+        if not self._fits[block.offset]:
+            raise Spent(f"parts of it expand to more than {RATIO} times their size: left out")
+
+    def spaces(self, numbers: Iterable[int]) -> None:
+        """Take the namespaces that a block tells of. Raises Spent where they are too many."""
+        found = self._spaces.union(numbers)
+        if len(found) > LIMIT_SPACES:
+            raise Spent(f"it has more than {LIMIT_SPACES:,} namespaces: the rest is left out")
+        self._spaces = found
 
     def names(self, block: Block) -> None:
         """Charge for a block's names before they are expanded. Raises Spent."""

@@ -115,12 +115,9 @@ class Recording(Headed):
             if i < skip:
                 continue
             try:
-                block = self._block(place)
-                columns = Columns(self._file.load(block), block, self._expand)
-                yield from assembly.block(columns, self._from)
+                yield from assembly.block(self._block(place, whole=True), self._from)
             except Damaged as error:
-                what = f"{error}, in the block at byte {place.offset:,}"
-                self.missing.add(what, place.length, (self.path, place.offset))
+                self._lacks(place, error, f", in the block at byte {place.offset:,}")
         if self.missing.truncated and self.unread and not self.writing:
             self.missing.add("the end is cut off", self.unread, (self.path, -1))
         rest = assembly.rest(self._written)
@@ -156,11 +153,11 @@ class Recording(Headed):
         scan = Scan(names)
         for place in self._of_kind(BlockKind.BATCHES):
             try:
-                block = self._block(place)
-                if block.head.rows:
-                    yield scan.block(Rows(Columns(self._file.read, block, self._expand)))
+                columns = self._block(place)
+                if columns.block.head.rows:
+                    yield scan.block(Rows(columns))
             except Damaged as error:
-                self.missing.add(str(error), place.length, (self.path, place.offset))
+                self._lacks(place, error)
 
     def tables(self) -> Iterator[tuple[int, tuple[TableReading, ...]]]:
         """(boot clock ns, readings of every namespace's table), about one per second."""
@@ -188,7 +185,7 @@ class Recording(Headed):
                 try:
                     host, perf = cost_block.parse(data)
                 except Damaged as error:
-                    self.missing.add(str(error), place.length, (self.path, place.offset))
+                    self._lacks(place, error)
                 else:
                     yield host or self.header.host, perf
 
@@ -223,10 +220,9 @@ class Recording(Headed):
         for i, block in enumerate(heads[:skip]):
             if block is not None:
                 try:
-                    columns = Columns(self._file.read, block, self._expand)
-                    assembly.warm_up(columns, i >= first)
+                    assembly.warm_up(Columns(self._file.read, block, self._expand), i >= first)
                 except Damaged as error:
-                    self.missing.add(str(error), block.length, (self.path, block.offset))
+                    self._lacks(places[i], error)
         return skip
 
     # -- the file ---------------------------------------------------------------------
@@ -370,26 +366,35 @@ class Recording(Headed):
                     self._budget.text(block)
                 blob = Columns(self._file.read, block, self._expand).blob(Column.JSON, LIMIT_BLOB)
                 yield meta.loads(blob, object)
-            except Spent as error:
-                self.missing.exceed(str(error))
             except Damaged as error:
-                self.missing.add(str(error), place.length, (self.path, place.offset))
+                self._lacks(place, error)
 
-    def _block(self, place: Place) -> Block:
-        """The block there. Raises Damaged, also where the index states another time for it."""
+    def _block(self, place: Place, *, whole: bool = False) -> Columns:
+        """The block of batches there, in memory if it is to be read ``whole``. Raises Damaged,
+        also where the index states another time for it, and Spent."""
         block = read_block(self._file, place.offset)
         if block.head.until != place.until:
             raise Damaged("a block and the index differ")
-        return block
+        columns = Columns(self._file.load(block) if whole else self._file.read, block, self._expand)
+        blob = columns.blob(Column.BATCHES, LIMIT_BLOB)
+        ends = meta.ends(blob, block.head.batches, block.head.rows)["until"]
+        self._budget.block(block, ends, self._file.size)
+        return columns
+
+    def _lacks(self, place: Place, error: Damaged, where: str = "") -> None:
+        """Keep in mind that a block is not used, and why."""
+        if isinstance(error, Spent):
+            self.missing.exceed(str(error))
+        else:
+            self.missing.add(f"{error}{where}", place.length, (self.path, place.offset))
 
     def _numbers(self) -> Iterator[tuple[int, dict[int, Counts], tuple[TableReading, ...]]]:
         tally = Tally(self.header)
         for place in self._of_kind(BlockKind.BATCHES):
             try:
-                block = self._block(place)
-                told = Told(Columns(self._file.read, block, self._expand))
+                told = Told(self._block(place), self._budget, named=False)
             except Damaged as error:
-                self.missing.add(str(error), place.length, (self.path, place.offset))
+                self._lacks(place, error)
                 continue
             for i, end in enumerate(told.ends):
                 yield int(end["until"]), tally.at(told, i), told.tables.get(i, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 from kit import synthetic
 from kit.command import ctrace
 
-from ctrace.batch import Batch
+from ctrace.batch import Batch, TableReading
+from ctrace.record import empty
 from ctrace.recording import budget
 from ctrace.recording.format import evidence, meta
 from ctrace.recording.format import layout as fmt
+from ctrace.recording.format.columns import CONSTANT
 from ctrace.recording.format.layout import BlockHead, BlockKind, Column, Section
 from ctrace.recording.reader import Recording
 from ctrace.recording.writer import Writer
@@ -44,16 +47,20 @@ class Crafted:
         self._data.append(b"".join(bytes(part) for part in block))
         self.path.write_bytes(b"".join(self._data))
 
-    def batch(self, *ends: int, names: object = None, until: int = 0) -> None:
+    def batch(
+        self, *ends: int, names: object = None, until: int = 0, rows: int = 0,
+        more: Sequence[Section] = (),
+    ) -> None:  # fmt: skip
         table = np.zeros(len(ends), meta.ENDS)
-        table["until"] = ends
-        sections = [packed(Column.BATCHES, table.tobytes())]
+        table["until"], table["end"], table["counts"] = ends, rows, meta.CHANGED_COUNTS
+        sections = [packed(Column.BATCHES, table.tobytes()), *more]
         if names is not None:
             sections.append(packed(Column.NAMES, json.dumps([[0, names]]).encode()))
         self.add(
-            BlockKind.BATCHES, sections, batches=len(ends), first_row=self._row,
-            ts=ends[0], until=until or ends[-1],
+            BlockKind.BATCHES, sections, batches=len(ends), first_row=self._row, rows=rows,
+            tuples=rows, first_tuple=self._row, ts=ends[0], until=until or ends[-1],
         )  # fmt: skip
+        self._row += rows
 
     def events(self, got: list[Batch]) -> bool:
         """Whether every event of the sound part was read."""
@@ -152,6 +159,110 @@ def test_a_bomb_of_names_stays_small(crafted: Crafted) -> None:
         assert tracemalloc.get_traced_memory()[1] < 200 << 20
     finally:
         tracemalloc.stop()
+
+
+def rows_without_bytes(crafted: Crafted) -> None:
+    """All rows alike: every column is a constant."""
+    alike = {Column.TS: 0, Column.KIND: 1, Column.REASON: 0, Column.DIRECTION: 0, Column.STATE: 0,
+             Column.STATUS: 0, Column.OWNER: 0, Column.CGROUP: 0, Column.CT: 7, Column.SHAPE: 3,
+             Column.SPORT: 1, Column.DPORT: 80, Column.NETNS: 5, Column.ZONE: 0, Column.PROTO: 6,
+             Column.FAMILY: 2, Column.SRC4: 1, Column.DST4: 2}  # fmt: skip
+    n = fmt.LIMIT_ROWS
+    sections = [Section(column, CONSTANT, 0, n, base, b"") for column, base in alike.items()]
+    for i in range(40):  # 600 MiB of events in 30 KB
+        crafted.batch(crafted.until + i + 1, rows=n, more=sections)
+
+
+def batches_without_bytes(crafted: Crafted) -> None:
+    for i in range(4):
+        crafted.batch(*[crafted.until + i + 1] * 100_000)
+
+
+def hours_without_bytes(crafted: Crafted) -> None:
+    crafted.batch(*(crafted.until + (i + 1) * 3600 * SECOND for i in range(9000)))
+
+
+def counters_of_each_batch(crafted: Crafted) -> None:
+    """Work that grows with the square of the batches, if each looks for its own among all."""
+    counts = np.zeros(60_000, meta.COUNTS)
+    counts["batch"], counts["netns"] = np.arange(len(counts)), 5
+    crafted.batch(
+        *range(crafted.until + 1, crafted.until + 1 + len(counts)),
+        more=[packed(Column.COUNTS, counts.tobytes())],
+    )
+
+
+@pytest.mark.parametrize(
+    "dense",
+    [rows_without_bytes, batches_without_bytes, hours_without_bytes, counters_of_each_batch],
+)  # fmt: skip
+def test_what_is_denser_than_a_recorder_writes_is_left_out(
+    crafted: Crafted, dense: Callable[[Crafted], None]
+) -> None:
+    dense(crafted)
+    before = len(crafted.truth)
+    with Recording(str(crafted.path)) as recording:
+        for _ in range(2):
+            got = list(recording.batches())
+            assert crafted.events(got[:before])
+            assert len(got) < before + 100
+            assert sum(len(batch.events) for batch in got) < 1_000_000
+            assert str(recording.missing).count("more than 250 times their size") == 1
+        read = sum(len(batch.events) for batch in got)
+        assert sum(len(one["ts"]) for one in recording.columns("ts")) == read
+        assert len(list(recording.tables())) < before + 100
+
+
+def test_a_quiet_recording_is_not_too_dense(tmp_path: Path) -> None:
+    """An hour in which nothing happens, with twenty batches a second at its end."""
+    path = tmp_path / "a"
+    counts = {5: np.zeros(16, np.uint64)}
+    ends = [*range(1, 4000), *(4000 + i / 20 for i in range(4000))]
+    with Writer(str(path), synthetic.header(), codec=fmt.Codec.ZLIB) as writer:
+        for end in ends:
+            table = TableReading(5, 0, 1000, 1000, {})
+            writer.write(Batch(empty(), int((100 + end) * SECOND), 0, counts, (table,)))
+    with Recording(str(path)) as recording:
+        assert sum(1 for _ in recording.batches()) == len(ends)
+        assert not recording.missing
+
+
+def test_namespaces_have_a_limit(crafted: Crafted) -> None:
+    counts = np.zeros(10_000, meta.COUNTS)
+    for i in range(3):
+        counts["netns"] = np.arange(len(counts)) + i * len(counts)
+        crafted.batch(crafted.until + i + 1, more=[packed(Column.COUNTS, counts.tobytes())])
+    with Recording(str(crafted.path)) as recording:
+        for _ in range(2):
+            assert len(max((told for _, told in recording.counts()), key=len)) <= 10_001
+            assert crafted.events(list(recording.batches()))
+        assert str(recording.missing).count("16,384 namespaces") == 1
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [[[5, 1, 2, 3, {f"counter{i}": i for i in range(100)}]], [[5, 1, 2, 3, {}]] * 20_000],
+    ids=["counters", "tables"],
+)
+def test_more_than_a_batch_can_tell_of_tables_is_damage(
+    crafted: Crafted, tables: list[object]
+) -> None:
+    told = json.dumps([[0, tables]]).encode()
+    crafted.batch(crafted.until + 1, more=[packed(Column.TABLES, told)])
+    with Recording(str(crafted.path)) as recording:
+        assert crafted.events(list(recording.batches()))
+        assert "more tables or counters" in "".join(recording.missing.damage)
+
+
+def test_frames_are_printed_only_of_what_was_recorded(crafted: Crafted) -> None:
+    crafted.batch(*(crafted.until + (i + 1) * 3500 * SECOND for i in range(50)))
+    done = ctrace("replay", crafted.path, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line)["ts"][:19] + "+00:00" for line in done.stdout.splitlines()]
+    moments = [datetime.fromisoformat(text).timestamp() for text in said]
+    assert 50 < len(moments) < 60
+    assert all((later - moments[0]) % 1 < 0.01 for later in moments)  # whole steps
+    assert moments[-1] - moments[-2] == pytest.approx(3500, abs=1)
 
 
 @pytest.mark.parametrize("how", ["a later block", "a later batch", "a lie in the header"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -17,9 +18,6 @@ from ctrace.live.protocol import Position
 
 if TYPE_CHECKING:
     from ctrace.live.replay import ReplayFeed
-
-QUIET_S = 3600.0
-"""Seconds without a batch: frames that follow one another jump over a longer stretch."""
 
 
 @click.command()
@@ -58,7 +56,7 @@ def command(
 
     Space pauses, t and T step, j jumps to a time, ? shows the other keys. Without a
     terminal, and with --format json, frames are printed one after the other, --step apart;
-    where nothing was recorded for more than an hour, the next frame is the one after it.
+    a step in which nothing was recorded has none.
     """
     from ctrace.cli.watch.top import has_screen
     from ctrace.dumps.opened import open_any
@@ -167,6 +165,6 @@ def _print(
             return
         here += step
         following = feed.following
-        if following is not None and following - here > max(QUIET_S, step):
-            here = following  # nothing was recorded until then
+        if following is not None and following > here:  # nothing was recorded until then
+            here += step * math.ceil((following - here) / step)
         here = min(here, feed.position.end)

@@ -37,6 +37,10 @@ COUNTS: Final = np.dtype([("batch", "<u4"), ("netns", "<u4"), ("counts", "<u8", 
 """Counters of one namespace at the end of one batch (its index in the block)."""
 
 LIMIT_TEXT: Final = 1 << 16
+LIMIT_STATS: Final = 64
+"""Counters of one table; the kernel has 17."""
+LIMIT_TABLES: Final = 1 << 14
+"""Tables read in one batch."""
 AT: Final = "read_at"
 """Beside a table's counters: when it was read."""
 MET, MET_ASSURED = "met", "met_assured"
@@ -45,6 +49,7 @@ GONE: Final = "gone"
 """And whether its namespace has gone."""
 NO_MAX: Final = "max_unknown"
 """And whether its limit was not read."""
+_TOO_MANY: Final = "more tables or counters than there can be"
 _BESIDE: Final = (AT, MET, MET_ASSURED, GONE, NO_MAX)
 
 
@@ -145,13 +150,15 @@ def tables_json(tables: Iterable[TableReading]) -> list[Any]:
 
 def parse_tables(data: Any) -> tuple[TableReading, ...]:
     """The readings of :func:`tables_json`. Raises Damaged."""
+    if len(_typed(data, list)) > LIMIT_TABLES:
+        raise Damaged(_TOO_MANY)
     return tuple(
         TableReading(
             _uint(netns, 32),
             _uint(count),
             _uint(limit),
             _uint(buckets),
-            {_name(n): _uint(v) for n, v in _typed(stats, dict).items() if n not in _BESIDE},
+            {_name(n): _uint(v) for n, v in _stats(stats).items() if n not in _BESIDE},
             _uint(stats.get(AT, 0)),
             _uint(stats.get(MET, 0)),
             _uint(stats.get(MET_ASSURED, 0)),
@@ -243,6 +250,8 @@ def counts(blob: bytes, batches: int) -> np.ndarray[Any, Any]:
     out = np.frombuffer(blob, COUNTS)
     if len(out) and (int(out["batch"].max()) >= batches or int(out["counts"].max()) > LIMIT_TIME):
         raise Damaged("a counter out of range")
+    if (out["batch"][1:] < out["batch"][:-1]).any():
+        raise Damaged("counters in another order than their batches")
     return out
 
 
@@ -250,6 +259,13 @@ def _typed(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise Damaged(f"expected {kind.__name__}")
     return value
+
+
+def _stats(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = _typed(value, dict)
+    if len(found) > LIMIT_STATS:
+        raise Damaged(_TOO_MANY)
+    return found
 
 
 def _pairs(value: Any, n: int) -> list[list[Any]]:
