@@ -140,7 +140,12 @@ def view(model: Model, asked: View, flow_filter: str = "", whole: str = "") -> S
     if text:
         snapshot = filtered(snapshot, text)
         snapshot = replace(snapshot, culprits=snapshot.culprits[:limit])
-    return replace(snapshot, filter=f"{whole} {text}".strip())
+    return replace(snapshot, filter=_both(whole, text))
+
+
+def _both(whole: str, text: str) -> str:
+    """The words of two filters, each once."""
+    return " ".join(dict.fromkeys([*whole.split(), *text.split()]))
 
 
 def _test(word: str) -> tuple[str, Test]:
@@ -235,5 +240,5 @@ def filtered(snapshot: Snapshot, text: str) -> Snapshot:
         snapshot,
         culprits=tuple(row for row in snapshot.culprits if all(test(row) for test in of_rows)),
         victims=tuple(row for row in snapshot.victims if all(test(row) for _, test in tests)),
-        filter=snapshot.filter if text in snapshot.filter else f"{snapshot.filter} {text}".strip(),
+        filter=_both(snapshot.filter, text),
     )

@@ -65,7 +65,10 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     """The verdict on one table; without one, on the table in trouble or the fullest."""
     table = table or fullest(snapshot)
     if table is None or _unread(snapshot, table):
-        return Verdict("NONE", "no connection tracking table has been read yet", "warn")
+        none = "no connection tracking table has been read yet"
+        if table is None and "netns=" in snapshot.filter:
+            none = "no table has been read of a namespace that matches the filter"
+        return Verdict("NONE", none, "warn")
     if table.full_since is not None:
         return _limited(snapshot, table)
     fill = f"{fmt.share(table.fill)} full"

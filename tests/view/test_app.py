@@ -273,6 +273,9 @@ def test_a_filter_is_typed_and_taken_away() -> None:
         assert "10.42.3.17 → udp/53" in text
         assert "udp/8125" not in text.split("CULPRITS")[1].split("NAMESPACES")[0]
         assert "filter dport=53" in text
+        await pilot.press("slash", *"netns=nowhere", "enter")  # another word, and no such place
+        assert "no namespace 'nowhere' was seen: n lists them" in shown(app)
+        assert app.state.filter == "dport=53"
         await pilot.press("slash", "ctrl+u", *"bogus=1", "enter")
         assert "unknown filter" in shown(app)
         await pilot.press("slash", "escape", "ctrl+l")

@@ -8,7 +8,7 @@ from typing import Any
 
 from textual import events
 
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, UsageError
 from ctrace.live.filtering import check, scope_of
 from ctrace.live.protocol import Records, Travels
 from ctrace.model.snapshot import SORTS, Culprit, Table
@@ -228,10 +228,17 @@ class TopApp(TravelKeys):
 
     def action_filter(self) -> None:
         """Ask for a filter."""
-        self.ask("filter: dport=53, src=10.0.0.0/8, or any text", self.state.filter, self._filtered)
+        there = self.state.filter
+        question = "filter: dport=53, src=10.0.0.0/8, or any text"
+        # What is typed next is another word.
+        self.ask(question, f"{there} " if there else "", self._filtered)
 
     def _filtered(self, text: str) -> None:
         check(self.state.group, text)  # raises what is then shown to the person
+        for word in text.replace(",", " ").split():
+            name, _, value = word.partition("=")
+            if name.lower() == "netns" and value not in self.namespaces:
+                raise UsageError(f"no namespace {fmt.clean(value)[:40]!r} was seen: n lists them")
         self.change(self.state.narrowed(text))
 
     def action_no_filter(self) -> None:

@@ -100,6 +100,8 @@ class Shell(App[None]):
         self._frozen = False
         self._subject: Optional[Culprit] = None
         self.rates = Rates()
+        self.namespaces: set[str] = set()
+        """Names and numbers of those that were seen, to choose from."""
         self._asking: Optional[Callable[[str], None]] = None
         self._question = ""
         self._message: tuple[str, float] = ("", 0.0)
@@ -154,6 +156,8 @@ class Shell(App[None]):
         if changed and snapshot is not None:
             self._seen = snapshot
             self.rates.take(snapshot)
+            for table in snapshot.tables:
+                self.namespaces |= {table.name, str(table.netns)}
             snapshot = self.names(snapshot) if self.names else snapshot
             self.snapshot = filtered(snapshot, self.state.filter)
             if self.left is not None:
