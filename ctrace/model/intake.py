@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, Optional
 
 import numpy as np
@@ -36,6 +38,8 @@ FLOOD: Final = 200_000
 """Events per second above which one entry in :data:`~ctrace.record.PART` is timed, until the rate
 falls below a quarter of it."""
 NAMES_LIMIT: Final = 65_536
+SAME_MS: Final = 1000
+"""ms by which the start of one process may differ, as captured and as /proc tells it."""
 _KEY_BYTES: Final = 22 << 20
 """Bytes, about: what the tables of keys take at scale 1."""
 
@@ -137,6 +141,17 @@ class Intake:
             known.update(new)  # type: ignore[arg-type]
             while len(known) > NAMES_LIMIT:
                 known.pop(next(iter(known)))  # type: ignore[call-overload]
+        if batch.names.owners or batch.names.listeners:
+            self._one_process(self._owners if batch.names.listeners else batch.names.owners)
+
+    def _one_process(self, opened: Mapping[int, Owner]) -> None:
+        """A process that listens and opens connections is one: its start is read in ticks for the
+        one, and in milliseconds for the other."""
+        keys = {key >> 32: key for key in opened}
+        for place, one in self._listeners.items():
+            key = keys.get(one.pid, one.key)
+            if key != one.key and abs(key - one.key) <= SAME_MS:
+                self._listeners[place] = replace(one, key=key)
 
     def _window(self, w: Window) -> None:
         owned, extra, moved = self._levels.owners(w)

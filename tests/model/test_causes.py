@@ -335,6 +335,30 @@ def test_look_ups_and_pings_without_an_answer_are_wrong(reply: int, load: bool) 
         assert ("nobody answers" in first.text or "unanswered" in first.text) != load or proto == 1
 
 
+@pytest.mark.parametrize(("status", "proto", "cause"), [
+    (UNREPLIED, 6, "syn-flood"), (UNREPLIED, 17, "udp-flood"), (SEEN_REPLY | 4, 6, "unknown"),
+])  # fmt: skip
+def test_more_sources_than_can_be_named_are_a_flood_only_if_nothing_is_completed(
+    status: int, proto: int, cause: str
+) -> None:
+    """To many services; a popular site's visitors look the same until their entries are seen."""
+    trace = Trace(seed=7)
+    n = 60_000
+    trace.flows(np.linspace(0.1, 5.9, n), 0.01, 60, proto=proto, status=status,
+                state=TIME_WAIT if status else SYN_SENT, dport=trace.rng.integers(1, 60_000, n),
+                src=trace.rng.integers(1 << 24, 3 << 24, n))  # fmt: skip
+    trace.walks(6)
+    m = Model(HookInfo("fentry"), Clock(0), START, memory=4 << 20)
+    for batch in trace.batches(6):
+        m.update(batch)
+    why = m.snapshot().why
+    if cause == "unknown":
+        assert not {"syn-flood", "udp-flood", "scan"} & {one.id for one in why}, why
+    else:
+        assert why[0].id == cause, why
+        assert [one for one in why[0].remedies if proto == 6 or "udp_timeout" in one.text]
+
+
 def test_a_flood_to_a_name_server_is_not_told_as_its_answers() -> None:
     trace = Trace(seed=7)
     src = trace.rng.integers(0x0B000000, 0xDF000000, 200 * 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,6 +201,28 @@ def test_two_causes_of_different_kinds_are_both_named() -> None:
     last = answers(scanner_and_service)[-1]
     assert [one.kind for one in last] == ["service", "src"]
     assert last[1].text.startswith("10.6.6.6")
+
+
+def test_one_process_that_serves_and_calls_is_one_key() -> None:
+    """Its start is known in milliseconds from its calls, and in ticks from its sockets."""
+    key = (700 << 32) + 1234567
+    opened, listens = Owner(key, "proxy"), Owner(key - 7, "proxy")
+    trace, n = Trace(seed=5), 100 * 20
+    trace.flows(steady(100, 20, trace.rng), 0.1, 20, dport=trace.rng.choice([8080, 8443], n),
+                src=addresses(trace, 0x0B000000, 1 << 28, n))  # fmt: skip
+    trace.flows(steady(100, 20, trace.rng), 0.1, 20, src="10.0.0.9", direction=2, owner=key,
+                dst=addresses(trace, 0x0B000000, 1 << 28, n),
+                dport=trace.rng.integers(1024, 40000, n))  # fmt: skip
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    places = {(NETNS, 6, port): listens for port in (8080, 8443)}
+    named = Names(netns={NETNS: Netns(NETNS, "init")}, listeners=places)
+    model.update(Batch(trace.events(0)[:0], START, names=named))
+    batches = trace.batches(20)
+    for batch in (replace(batches[0], names=Names(owners={key: opened})), *batches[1:]):
+        model.update(batch)
+    (only,) = model.snapshot().who
+    assert (only.kind, only.text) == ("process", "proxy[700]")
+    assert only.share > 0.99
 
 
 def test_what_is_scattered_is_not_explained_by_force() -> None:

@@ -23,6 +23,7 @@ FRESH: Final = 5000
 SPREAD: Final = 50
 """Services, or hosts, that one source must try before it is called a scan."""
 SHOWN: Final = 5
+MOSTLY: Final = 0.5
 FEW: Final = 20
 """Pairs examined to find the process that opened them."""
 _S32: Final = np.uint64(32)
@@ -206,14 +207,14 @@ def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
             continue
         named = int(src.held[src.inside(c.netns)].sum())
         share = 1 - named / c.held if c.held else 0.0
-        if share < SHARE or (c.destroys >= ENDED and not half_open(c, c.destroys)):
-            continue
-        seen = f"none of {c.inserts:,} has ended yet"
-        if c.destroys >= ENDED:
-            seen = f"{percent(c.unreplied)} of {c.destroys:,} ended never saw a reply"
+        judged = max(c.destroys, c.composition.n)
+        if share < SHARE or not half_open(c, judged):
+            continue  # as a popular site has; or nothing shows what they are
+        seen = f"{percent(c.unreplied)} of {judged:,} ended or looked at never saw a reply"
         where = f"{c.netns_name}: " if len(facts.tables) > 1 else ""
+        tcp = _of_tcp(facts, c.netns) >= MOSTLY
         yield Cause(
-            id="syn-flood",
+            id="syn-flood" if tcp else "udp-flood",
             text=f"{where}{percent(share)} of {c.held:,} entries belong to about "
             f"{src.distinct:,} sources with hardly an entry each, to many services "
             f"(scan or flood{_pace(facts, c)})",
@@ -228,8 +229,16 @@ def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
                 one
                 for one in (
                     remedies.change("drop what nobody should send before conntrack", c.netns),
-                    remedies.timeout("tcp_timeout_syn_sent", c.netns),
+                    remedies.timeout("tcp_timeout_syn_sent" if tcp else "udp_timeout", c.netns),
                 )
                 if one is not None
             ),
         )
+
+
+def _of_tcp(facts: Facts, netns: int) -> float:
+    """The share of a namespace's entries that are TCP's."""
+    group = facts.service
+    mine = group.inside(netns)
+    tcp = mine & (group.key[:, 2] >> np.uint64(16) & np.uint64(0xFF) == np.uint64(TCP))
+    return float(group.held[tcp].sum()) / max(1.0, float(group.held[mine].sum()))

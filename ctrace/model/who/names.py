@@ -57,7 +57,9 @@ class Names:
             return f"{to} {label}"
         sources = max(parts.sources, self._estimated(key))
         if kind in ("service", "ports") and sources:
-            return f"{label} from {_many(sources, 'source')}"
+            # what each port of a range has is estimated, not what all have together
+            least = "more than " if kind == "ports" and sources > parts.sources else ""
+            return f"{label} from {least}{_many(sources, 'source')}"
         if kind in ("prefix", "net"):
             return f"{label} ({_many(sources, 'source')}) to {to}"
         if kind in ("process", "unit") and parts.only:
