@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 from pathlib import Path
-from typing import Optional
+from typing import IO, Final, Optional
 
 import click
 
@@ -17,6 +19,8 @@ from ctrace.files import give_to_caller
 SCRIPT = Path(__file__).parents[2] / "share" / "collect.sh"
 WAIT = 120.0
 """Seconds: the script ends by itself before."""
+PR_SET_PDEATHSIG: Final = 1
+"""linux/prctl.h"""
 
 
 @click.command()
@@ -44,9 +48,32 @@ def command(printed: bool, output: Optional[str]) -> None:
     give_to_caller(fd)
     try:
         with os.fdopen(fd, "wb") as file:
-            done = subprocess.run(["/bin/sh", str(SCRIPT)], stdout=file, timeout=WAIT, check=False)
+            status = _run(file)
     except subprocess.TimeoutExpired:
         raise CtraceError(f"the script did not end within {WAIT:.0f} s; see {output}") from None
-    if done.returncode:
-        raise CtraceError(f"the script ended with status {done.returncode}; see {output}")
+    except BaseException:  # interrupted
+        os.unlink(output)
+        raise
+    if status:
+        raise CtraceError(f"the script ended with status {status}; see {output}")
     click.echo(f"ctrace: {output}: {number(os.path.getsize(output) >> 10)} KiB", err=True)
+
+
+def _run(file: IO[bytes]) -> int:
+    """The script's exit status. It is never killed: it has a folder to remove."""
+    with subprocess.Popen(
+        ["/bin/sh", str(SCRIPT)],
+        stdout=file,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509  # no other thread is here
+    ) as running:
+        try:
+            return running.wait(WAIT)
+        except BaseException:
+            running.terminate()
+            running.wait()
+            raise
+
+
+def _end_with_parent() -> None:
+    """However ctrace ends, the script is told to."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -8,6 +8,7 @@ from typing import Any, Final, Optional
 
 from ctrace.batch import Logged, Moment
 from ctrace.names import clean
+from ctrace.recording.format.evidence_form import well_formed
 
 FACT: Final = "evidence"
 """The header's fact that holds it, as JSON."""
@@ -16,7 +17,8 @@ _WHOSE: Final = ("files", "unread", "dumps")
 
 
 def parse(facts: Mapping[str, str]) -> Optional[dict[str, Any]]:
-    """The evidence in a header's facts; None where the recording was not made of text."""
+    """The evidence in a header's facts, without what has not its form; None where the recording was
+    not made of text."""
     text = facts.get(FACT)
     if not text:
         return None
@@ -24,7 +26,7 @@ def parse(facts: Mapping[str, str]) -> Optional[dict[str, Any]]:
         data = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return data if isinstance(data, dict) else None
+    return well_formed(data) if isinstance(data, dict) else None
 
 
 def logged(facts: Mapping[str, str]) -> Optional[Logged]:
