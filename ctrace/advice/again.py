@@ -19,7 +19,8 @@ from ctrace.advice.subject import Flow, Subject
 from ctrace.batch import inode_of
 from ctrace.change import condition
 from ctrace.errors import CtraceError, TryAgain, passes
-from ctrace.host.netns import Namespace, find
+from ctrace.host.commands_in import prefix
+from ctrace.host.netns import Namespace, Way, find
 from ctrace.plan.plan import Lever, Notrack, Plan
 from ctrace.record import Status
 from ctrace.rehearsal.snapshot import take
@@ -39,6 +40,13 @@ def judge_plan(plan: Plan, namespace: Namespace) -> Plan:
 
 def _judged(plan: Plan, namespace: Namespace, *, in_place: bool = False) -> Plan:
     """``in_place``: its rules are in force, so they spare the connections of others already."""
+    with Way(namespace.inum, namespace).held() as there:
+        if there is None:
+            raise CtraceError(f"network namespace {namespace.name} is gone: run advise again")
+        return _judged_there(plan, there, in_place=in_place)
+
+
+def _judged_there(plan: Plan, namespace: Namespace, *, in_place: bool) -> Plan:
     about = facts(namespace.path)
     if about.ruleset is None:
         raise CtraceError(f"the rules of {namespace.name} cannot be read: run advise again")
@@ -124,7 +132,10 @@ def facts_of(inum: int) -> Optional[Facts]:
     for space in find():
         if space.inum == inode_of(inum):
             try:
-                about = facts(space.path)
+                with Way(space.inum, space).held() as there:
+                    if there is None:
+                        return None
+                    about = replace(facts(there.path), enter=prefix(space))
             except CtraceError:
                 return None
             try:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Optional
 
 from ctrace.batch import LOWEST_INODE
-from ctrace.errors import CtraceError, UsageError
+from ctrace.errors import CtraceError, TryAgain, UsageError
 from ctrace.host import cgroup
 from ctrace.names import clean
 
@@ -261,7 +261,7 @@ class Way:
                     return fd
                 os.close(fd)
             self._known = None
-        raise CtraceError(f"cannot open network namespace netns:{self._inum}: {why}")
+        raise TryAgain(f"cannot open network namespace netns:{self._inum}: {why}")
 
 
 def move(path: str) -> None:

@@ -315,7 +315,7 @@ def test_a_state_folder_of_others_hides_no_rules(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Advice has the rules all the same, and says what is wrong with the folder."""
-    space = Namespace(4026533001, "n", "/nowhere")
+    space = Namespace(os.stat("/proc/self/ns/net").st_ino, "n", "/proc/self/ns/net")
     monkeypatch.setattr(again, "find", lambda: [space])
     monkeypatch.setattr(again, "facts", lambda _path: Facts(addresses=("192.0.2.1",)))
     state.mkdir(mode=0o755)

@@ -24,6 +24,7 @@ from ctrace.cli.changes.apply import command as apply_command
 from ctrace.cli.changes.undo import command as undo_verb
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import commands
+from ctrace.host.netns import Namespace
 from ctrace.lab import Lab
 from ctrace.plan import plan as plans
 from ctrace.plan.plan import CtTimeout, Notrack, Plan
@@ -210,6 +211,11 @@ def test_rollback_hazards_are_named(lab: Lab) -> None:
     assert "without" in warnings[1]
 
 
+def judge_by_one_that_ended(plan: Plan, space: Namespace) -> Plan:
+    """In a namespace known by a process that has ended meanwhile."""
+    return judge_plan(plan, replace(space, path="/proc/4194305/ns/net"))
+
+
 @pytest.mark.kernel
 def test_rules_that_changed_are_judged_again(lab: Lab) -> None:
     """A ban makes no difference; a translation of the port does, and is named."""
@@ -218,7 +224,7 @@ def test_rules_that_changed_are_judged_again(lab: Lab) -> None:
     node.run(["nft", "-f", "-"], stdin=TRACKED)
     plan = make_plan(node)
     node.run(["nft", "add", "rule", "inet", "fw", "in", "ip", "saddr", "192.0.2.7", "drop"])
-    prepared = apply.prepare(plan, judge_plan)
+    prepared = apply.prepare(plan, judge_by_one_that_ended)
     assert "judged again" in prepared.warnings[0]
     assert prepared.plan.fingerprint != plan.fingerprint
     node.run(["nft", "add", "rule", "inet", "fw", "in", "ip", "saddr", "192.0.2.8", "drop"])
