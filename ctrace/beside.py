@@ -121,7 +121,7 @@ class Beside:
     strays: tuple[Stray, ...] = ()
     short: tuple[Short, ...] = ()
     echo: bool = False
-    """Whether pings fare the same without entries, by the rules."""
+    """Whether pings fare the same without entries, by the rules and a rehearsal."""
     part: float = 1.0
     """Which part of the table was read for ``left`` and ``ports``: of large ones an even sample."""
     ephemeral: tuple[int, int] = EPHEMERAL

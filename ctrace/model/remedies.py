@@ -247,7 +247,7 @@ def _dropping(drop: Drop, table: str, remedy: Remedy) -> Remedy:
 
 
 def untrack_echo(proto: str, netns: int, held: int) -> Remedy:
-    """Pings without entries; only where no rule reads these (:attr:`ctrace.beside.Beside.echo`)."""
+    """Pings without entries; only where they fare the same (:attr:`ctrace.beside.Beside.echo`)."""
     table = f"ctrace_echo_{proto}"
     match = f"{'icmpv6' if proto == 'icmpv6' else 'icmp'} type {{ echo-request, echo-reply }}"
     chains = "; ".join(
@@ -257,7 +257,7 @@ def untrack_echo(proto: str, netns: int, held: int) -> Remedy:
     )
     return Remedy(
         UNTRACK_ECHO,
-        f"take {proto} echo out of tracking (no NAT seen on it, no rule reads its entries)",
+        f"take {proto} echo out of tracking (no NAT seen on it; rehearsed: pings fare the same)",
         netns,
         proto,
         f"requests and replies of this namespace; new ones get no entry; {KEEP}",

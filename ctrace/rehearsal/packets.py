@@ -67,6 +67,16 @@ def too_big(number: int, router: bytes, dst: bytes, quoted: bytes) -> bytes:
     return _ip(number, router, dst, ICMPV6, _summed(router, dst, ICMPV6, payload, 2))
 
 
+def echo(number: int, src: bytes, dst: bytes, *, answer: bool) -> bytes:
+    """A ping, or the answer to it; ``number`` is its id, too."""
+    if len(dst) == 4:
+        payload = struct.pack(">BBHHH", 0 if answer else 8, 0, 0, number, 1)
+        payload = payload[:2] + struct.pack(">H", _sum(payload)) + payload[4:]
+        return _ip(number, src, dst, ICMP, payload)
+    payload = struct.pack(">BBHHH", 129 if answer else 128, 0, 0, number, 1)
+    return _ip(number, src, dst, ICMPV6, _summed(src, dst, ICMPV6, payload, 2))
+
+
 MARKER: Final = 253
 """A protocol number for experiments (RFC 3692)."""
 MARK: Final = bytes(12) + b"\x08\0" + _ip(1, b"\x7f\0\0\1", b"\x7f\0\0\1", MARKER, b"")

@@ -168,7 +168,7 @@ class Plot:
         mine = self._mine
         few = len(far) * len(mine) <= MOST_PAIRS
         for number, other in enumerate(far):
-            same = [(a, i) for a, i in mine if _fits(a, i, other)]
+            same = [(a, i) for a, i in mine if fits(a, i, other)]
             first = [(a, i) for a, i in same if a == other.source] or same[:1]
             every = same if few or other in self._who.near or number % 64 == 0 else first
             for address, _ in every:
@@ -302,7 +302,7 @@ class Plot:
         near = set(self._who.near)
         out = []
         for other in self._who.far.values():
-            targets = [(a, i) for a, i in self._mine if _fits(a, i, other)]
+            targets = [(a, i) for a, i in self._mine if fits(a, i, other)]
             for address, _ in targets if other in near else targets[:1]:
                 ports = [(self._port, q) for q in (*CLOSED, low + 7, high - 2)]
                 for sport, dport in (*ports, (low + 11, self._port)):
@@ -321,7 +321,7 @@ class Plot:
         return out
 
 
-def _fits(address: bytes, index: int, other: Far) -> bool:
+def fits(address: bytes, index: int, other: Far) -> bool:
     """Whether a host and an address of ours can speak: one family, one link where it counts."""
     if len(address) != len(other.address):
         return False

@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from dataclasses import replace
+from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from kit.shapes import NETNS, START, Trace, steady
 
 from ctrace.advice import beside
 from ctrace.advice.beside import short
+from ctrace.advice.beside.pings import Pings
 from ctrace.batch import Clock, HookInfo
 from ctrace.beside import Beside, Left, PortsTaken, Refusing, Short
 from ctrace.host import ctnetlink, ethtool
@@ -453,6 +455,15 @@ def test_pings_taken_out_of_tracking_are_answered_without_entries() -> None:
 
         offered = next(one for one in allowed if one.id == "untrack-echo")
         assert told(dump(server.path)).echo
+        seen = {ip_address(a).packed for a in server.addresses["c"] + client.addresses["s"]}
+        assert Pings().fare_the_same(server.path, seen)
+        assert not Pings().fare_the_same(server.path, set()), "nobody pings, so it is not said"
+        server.run(
+            ["nft", "add rule inet track pre icmpv6 type echo-request ct state untracked drop"]
+        )
+        assert not Pings().fare_the_same(server.path, seen)
+        server.run(["nft", "flush chain inet track pre"])
+        assert Pings().fare_the_same(server.path, seen)
         assert pings() == (3, 1)
         server.run(["sh", "-c", offered.commands[0]])
         assert pings() == (3, 0)

@@ -6,6 +6,7 @@ Reads only. What takes long to read is read less often.
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 import time
 from collections import Counter, deque
@@ -14,13 +15,14 @@ from dataclasses import replace
 from itertools import count
 from typing import Final, Optional
 
+from ctrace.advice.beside.pings import Pings, Seen
 from ctrace.advice.beside.short import ephemeral, short
 from ctrace.advice.beside.strays import FEW, SECONDS, invalid_so_far, strays
 from ctrace.advice.beside.table import Ports, Reading, Towards, read
 from ctrace.batch import Batch, TableReading, inode_of
 from ctrace.beside import MOST, Beside, PortsTaken, Refusing, Short, Stray
 from ctrace.errors import CtraceError
-from ctrace.host.netns import find
+from ctrace.host.netns import Way, find
 from ctrace.host.tables import TableReader
 from ctrace.ruleset.reader import dump, forget
 from ctrace.ruleset.told import Met, Told, told
@@ -55,6 +57,7 @@ class Reader:
         self._wanted: dict[int, int] = {}
         self._news: dict[int, Beside] = {}
         self._lock = threading.Lock()
+        self._pings = Seen()
         self._rose: dict[int, tuple[int, float]] = {}
         """INVALID packets of each namespace, and when they last became more."""
         self._waited = 0.0
@@ -83,6 +86,7 @@ class Reader:
     def with_news(self, batch: Batch) -> Batch:
         """A batch with what was read since the last one."""
         self._watch(batch.tables)
+        self._pings.learn(batch)
         with self._lock:
             news, self._news = self._news, {}
         return replace(batch, beside=tuple(news.values())) if news else batch
@@ -138,18 +142,20 @@ class Reader:
         return {table.netns: table.count for table in most}
 
     def _read(self, netns: int, held: int) -> None:
-        path = next((one.path for one in find() if one.inum == inode_of(netns)), None)
-        if path is None:
-            return
-        rules = told(dump(path))
-        forget()
-        table = read(path, rules, held, READ)
         before = self._spaces.get(netns)
-        space = self._spaces.setdefault(netns, Space(netns, rules))
-        found = space.see(rules, table)
-        if space.look(path, rules):
-            self._waited += SECONDS
-        found = replace(found, strays=space.strays, short=space.short, ephemeral=ephemeral(path))
+        with Way(inode_of(netns)).held() as there:
+            if there is None:
+                return
+            rules = told(dump(there.path))
+            forget()
+            table = read(there.path, rules, held, READ)
+            space = self._spaces.setdefault(netns, Space(netns, rules))
+            found = space.see(rules, table)
+            if space.look(there.path, rules):
+                self._waited += SECONDS
+            ports = ephemeral(there.path)
+            echo = rules.echo and space.pings_fare(there.path, self._pings.of(netns))
+        found = replace(found, strays=space.strays, short=space.short, ephemeral=ports, echo=echo)
         with self._lock:
             if found or before is not None:
                 self._news[netns] = found
@@ -165,6 +171,7 @@ class Space:
         self._invalid: Optional[int] = None
         self._looks: deque[tuple[Stray, ...]] = deque(maxlen=LOOKS)
         self._devices: dict[str, int] = {}
+        self._echo = Pings()
         self.short: tuple[Short, ...] = ()
         self._at = 0.0
 
@@ -186,7 +193,6 @@ class Space:
             tuple(sorted(map(self._refusing, rules.met), key=lambda one: -(one.since or 0))[:MOST]),
             tuple(sorted(table.left(), key=lambda one: -one.entries)[:MOST]),
             tuple(sorted(taken, key=lambda one: -one.used / one.of)[:MOST]),
-            echo=rules.echo,
             part=table.part,
         )
 
@@ -203,6 +209,13 @@ class Space:
                 self._looks.append(strays(netns_path, rules))
             self._invalid = now
         return looked
+
+    def pings_fare(self, netns_path: str, seen: set[bytes]) -> bool:
+        """Whether those would fare the same without entries; no, where it cannot be rehearsed."""
+        try:
+            return self._echo.fare_the_same(netns_path, seen)
+        except (CtraceError, OSError, ValueError, LookupError, struct.error, MemoryError):
+            return False
 
     @property
     def strays(self) -> tuple[Stray, ...]:
