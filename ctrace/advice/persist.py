@@ -17,9 +17,10 @@ from ctrace.ruleset.model import Ruleset
 FILE: Final = "/etc/nftables.d/ctrace.nft"
 UNIT: Final = "/etc/systemd/system/ctrace-notrack.service"
 
+_INTO: Final = f"put nft's rules (the lines between <<'CTRACE' and CTRACE) into {FILE}"
 _OWN_UNIT: Final = (
-    f"put the rules into {FILE} and load them from a unit of their own ({UNIT}, oneshot, "
-    "Before=network-pre.target, ExecStart=nft -f)"
+    f"{_INTO} and load them from a unit of their own ({UNIT}, oneshot, "
+    f"Before=network-pre.target, ExecStart=/usr/sbin/nft -f {FILE})"
 )
 
 
@@ -46,10 +47,11 @@ def managers(
 def hint(manager: str) -> str:
     """One sentence: where to put the rules on a host with this manager."""
     return {
-        "nftables": f'put the rules into {FILE} and add include "{FILE}" at the end of '
+        "nftables": f'{_INTO} and add include "{FILE}" at the end of '
         "/etc/nftables.conf: its flush ruleset would remove a table that was loaded apart",
         "firewalld": f"firewalld: {_OWN_UNIT}; firewall-cmd --reload leaves other tables alone, "
-        "and zones and policies cannot express notrack",
+        "and zones and policies cannot express notrack; accepts in its own chains go with each "
+        "reload, and a change that ctrace applied puts them back",
         "ufw": f"ufw: {_OWN_UNIT}; accepts in ufw's own chains belong into /etc/ufw/before.rules "
         "and before6.rules, before its INVALID drop",
         "iptables-persistent": f"iptables-persistent does not save nftables tables: {_OWN_UNIT}; "
