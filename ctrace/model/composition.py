@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, Optional
 
 import numpy as np
@@ -29,6 +30,8 @@ ASSURED, nf_conntrack_udp_packet)."""
 UNACKNOWLEDGED: Final = 300
 """Seconds that entries of several states have while data waits for its ACK, or is sent again
 (nf_conntrack_tcp_timeout_unacknowledged, _max_retrans): no state's own."""
+CHANGED: Final = 0.02
+"""Part of what is held that looks do not stand for, below which they all count."""
 MOST: Final = 0.6
 """Share of the entries in a state that must have the same timeout for it to be reported."""
 Looks = npt.NDArray[np.void]
@@ -41,15 +44,18 @@ def error(share: float, n: int) -> float:
     return 2 * math.sqrt(likely * (1 - likely) / (n + 4))
 
 
-def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
+def compose(
+    looks: Looks, held: int, older: int, until: int, unlike: Callable[[Looks], float]
+) -> Composition:
     """The composition of what a key holds at ``until`` (ns).
 
     ``older`` of its entries are from before the start. The dump at the start speaks for what is
-    held only while nearly all of it is that old.
+    held only while nearly all of it is that old. ``unlike`` tells which part of what is held
+    looks do not stand for.
     """
     if older < 0.9 * held:
         looks = looks[~looks["older"]]
-    looks = looks[:ENOUGH]
+    looks, rest = _best(looks[:ENOUGH], held, unlike)
     n = len(looks)
     if not held or n < min(FEW, held):
         return Composition()
@@ -57,8 +63,8 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
     ended = closed(looks)
     assured = looks["status"] & np.uint16(int(Status.ASSURED)) != 0
     unreplied = looks["status"] & np.uint16(int(Status.SEEN_REPLY)) == 0
-    shares = [_share(which, n) for which in (assured, unreplied)]
-    shares.append(_share(ended[tcp], int(tcp.sum())) if tcp.any() else (None, None))
+    shares = [_share(which, n, rest) for which in (assured, unreplied)]
+    shares.append(_share(ended[tcp], int(tcp.sum()), rest) if tcp.any() else (None, None))
     names, counts = np.unique(looks["state"][tcp], return_counts=True)
     states = [
         (TCP_STATES[name], count)
@@ -68,7 +74,7 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
     # a reset's timeout is another one: where some wait out TIME_WAIT, these tell of it alone
     waits = tcp & (looks["state"] == TIME_WAIT)
     first = (waits if np.count_nonzero(waits) >= FEW else ended) | (unreplied & ~tcp)
-    rest = ~(ended | (unreplied & ~tcp))
+    others = ~(ended | (unreplied & ~tcp))
     left = looks["left"][~np.isnan(looks["left"]) & (looks["ts"] >= until - FRESH_NS)]
     left = left if left.size >= min(FEW, held) else left[:0]
     p50, p90, p99 = np.quantile(left, (0.5, 0.9, 0.99)).tolist() if left.size else (None,) * 3
@@ -83,7 +89,7 @@ def compose(looks: Looks, held: int, older: int, until: int) -> Composition:
         states=tuple(sorted(states, key=lambda item: -item[1])),
         left=Percentiles(p50, p90, p99, int(left.size)),
         waited=_evenly(looks["idle"][first]),
-        idle=_evenly(looks["idle"][rest]),
+        idle=_evenly(looks["idle"][others]),
         once=_once(looks),
         other_timeout=_other(looks),
     )
@@ -126,9 +132,26 @@ def closed(looks: Looks) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _share(which: npt.NDArray[np.bool_], n: int) -> tuple[Optional[float], Optional[float]]:
+def _best(looks: Looks, held: int, unlike: Callable[[Looks], float]) -> tuple[Looks, float]:
+    """The looks that tell most of what is held now, and which part of it they do not stand for.
+
+    Of a key that changes, fewer looks that are fresh tell more than many old ones.
+    """
+    rest = unlike(looks) if held and len(looks) else 0.0
+    some, found = looks, error(0.5, len(looks)) + rest
+    while rest > CHANGED and len(some) >= 4 * FEW:
+        some = some[: len(some) // 2]
+        part = unlike(some)
+        if error(0.5, len(some)) + part < found:
+            looks, rest, found = some, part, error(0.5, len(some)) + part
+    return looks, rest
+
+
+def _share(
+    which: npt.NDArray[np.bool_], n: int, rest: float
+) -> tuple[Optional[float], Optional[float]]:
     share = float(np.count_nonzero(which)) / n
-    return share, error(share, n)
+    return share, min(1.0, error(share, n) + rest * max(share, 1 - share))
 
 
 def timeouts(looks: Looks) -> dict[str, float]:

@@ -14,6 +14,7 @@ from ctrace.beside import Beside
 from ctrace.errors import UsageError
 from ctrace.model.composition import Looks
 from ctrace.model.groups import Group
+from ctrace.model.groups.passes import Passes
 from ctrace.model.history import Points
 from ctrace.model.keys.columns import I64, WINDOW, Window
 from ctrace.model.keys.levels import Levels, needed
@@ -81,6 +82,7 @@ class Intake:
             scale *= 0.95
         self._levels = Levels(scale)
         self._ports = SourcePorts()
+        self._passes = Passes()
         self._recounts = Recounts(self._levels)
         self._tables = Tables(clock)
         self._pods = Pods()
@@ -164,6 +166,7 @@ class Intake:
         self._look(w)
         self._victims.feed(w)
         self._ports.feed(w)
+        self._passes.see(w)
         self._events += w.counts.T
         self._note_dumped(w, ends.take(np.flatnonzero(age == UNKNOWN)), extra, part)
 

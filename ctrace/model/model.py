@@ -88,7 +88,7 @@ class Model(Intake):
             culprits, rest = self._who_rows(measure, sort, limit, scope)
             keys = len(culprits) + rest
         else:
-            culprits, keys = chosen.culprits(sort, limit, self._ticks - 1), chosen.distinct
+            culprits, keys = chosen.culprits(sort, limit), chosen.distinct
         totals, rates = self._sums(scope.netns, tables, told, bool(filter_text))
         return Snapshot(
             ts=self._clock.utc(self._until),
@@ -161,9 +161,7 @@ class Model(Intake):
         self, measure: str, sort: str, limit: int, scope: Scope
     ) -> tuple[tuple[Culprit, ...], int]:
         """The few keys that explain most, most telling first unless sorted otherwise."""
-        rows, rest = self._asked.rows(
-            measure, scope, self._until, self._who_names(scope), self._ticks - 1
-        )
+        rows, rest = self._asked.rows(measure, scope, self._until, self._who_names(scope))
         turned, by = sort.startswith("-"), sort.removeprefix("-")
         if by != "held":
             rows.sort(key=ORDERS[by])
@@ -182,8 +180,8 @@ class Model(Intake):
                 self._looks = self._sample.latest(self._births, self._until, since)
             context = Context(
                 self._owners, self._cgroups, self._listeners, self._tables.name, self._clock,
-                self._until, uptime, self._looks, gone, self._recounts.missed,
-                self._recounts.stale,
+                self._until, uptime, self._looks, gone, self._recounts.missed, self._recounts.stale,
+                self._passes, self._ticks - 1, self._tick_at, self._interval,
             )  # fmt: skip
             now = self._until >> TIME_SHIFT
             self._groups[name, scope] = Group(name, self._levels, context, now, scope)
@@ -241,13 +239,10 @@ class Model(Intake):
             src=self._group("src", scope),
             dst=self._group("dst", scope),
             space=self._group("netns", scope),
-            several=self._asked.several(
-                scope, self._until, self._who_names(scope), self._ticks - 1
-            ),
+            several=self._asked.several(scope, self._until, self._who_names(scope)),
             failed_dns=self._victims.failed(53, scope.netns),
             failed=self._victims.failed(None, scope.netns),
             portless=self._ports.view(scope.netns),
-            ticks=self._ticks - 1,
             gone=self._tables.gone(),
             changes=self._hooks.changes,
             logged=self._logged,

@@ -37,11 +37,13 @@ ROW: Final = np.dtype(
         ("proto", np.uint8),
         ("older", np.bool_),
         ("other", np.bool_),
+        ("gone", np.bool_),
     ]
 )
 """``age``, ``left``, ``idle`` and ``timeout`` are seconds, NaN: unknown; ``now``: the age of what
 still lives, at the time that one asks. ``older``: of the dump at the start; ``other``: that its
-timeout is not the setting's of now. The hashes are those of the levels' keys."""
+timeout is not the setting's of now; ``gone``: that it has ended since. The hashes are those of the
+levels' keys."""
 
 ROWS: Final = 8192
 GAP_NS: Final = 300_000_000
@@ -168,12 +170,13 @@ class Sample:
 
 
 def _grow(rows: npt.NDArray[np.void], births: Births, until: int) -> None:
-    """Set how old those still living are by now."""
+    """Set how old those still living are by now, and which have ended."""
     ct, meta = (np.ascontiguousarray(rows[name]) for name in ("ct", "meta"))
     age, _ = births.peek(ct, meta, np.full(len(rows), until, np.uint64))
     grown = rows["age"] + (until - rows["ts"]) / 1e9
     same = (age != UNKNOWN) & (np.abs(age / 1e9 - grown) < _SAME)
     rows["now"] = np.where(same, grown, np.nan)
+    rows["gone"] = ~same & ~np.isnan(rows["age"]) & (rows["ts"] > births.certain_since)
 
 
 def _rows(w: Window, at: Rows, extra: npt.NDArray[np.uint16]) -> npt.NDArray[np.void]:

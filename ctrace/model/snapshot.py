@@ -72,18 +72,20 @@ class Percentiles:
     living: int = 0
     """For a residence: living entries whose age counted as well."""
     at_least: Optional[float] = None
-    """For a residence with an unknown median: half of the entries stay at least this long."""
+    """For a residence with an unknown median: half of the entries have stayed this long already."""
     by_load: Optional[float] = None
     """Of a residence, as a check: held over new a second, the mean stay of a steady load."""
     by: str = ""
     """Of a residence: ``ends`` (measured, the living counted) or ``timeout`` (closed ones')."""
+    error: Optional[float] = None
+    """Of a residence: seconds that the median may be off by, either way."""
 
 
 @dataclass(frozen=True)
 class Composition:
     """What is held now is made of, by looks at an even sample of it: never by what has ended.
 
-    Shares are None where too few were looked at; each ``_error`` is two standard errors.
+    Shares are None where too few were looked at; errors are two standard ones, and what changed.
     """
 
     n: int = 0
@@ -306,8 +308,7 @@ class Victim:
     """New flows refused because the table was full."""
     drop_per_s: float = 0.0
     share_of_new: Optional[float] = None
-    """Share of the source's new flows, to any service, that was refused since the start:
-    refused over refused + inserted. A packet sent again counts again."""
+    """Share of the source's new flows, to any service, that was refused; each packet counts."""
     share_of_service: Optional[float] = None
     """The same of its new flows to this service."""
     evicted: int = 0
@@ -329,8 +330,7 @@ class Rising:
     per_s: tuple[float, float]
     """Entries a second, lowest and highest."""
     full_s: Optional[tuple[float, float]]
-    """Seconds until it is full, soonest and latest; None without a limit, or where even the
-    soonest is more than a week away."""
+    """Seconds until it is full, soonest and latest; None without a limit, or a week away."""
 
 
 @dataclass(frozen=True)

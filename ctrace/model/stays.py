@@ -13,23 +13,32 @@ have lived for as long as they had when that began.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Optional
+from typing import Any, Final, Optional
 
 import numpy as np
 import numpy.typing as npt
 
 from ctrace.model import histogram
 from ctrace.model.composition import Looks, closed
+from ctrace.model.keys.columns import ESTABLISHED
 from ctrace.model.snapshot import Percentiles
 from ctrace.record import TCP
 
+TOGETHER: Final = 0.4
+"""Part of all entries by which the share that one collection left may be off: it took those that
+had expired by then, at once."""
+VAGUE: Final = 0.5
+"""Share of a median that it may be off by, at most, to be told."""
 FEW: Final = 10
 """Entries of an age. With fewer, nothing is said about that age."""
 MOSTLY: Final = 0.75
 """Share of closed entries above which their timeout shows how long entries stay."""
 
+SHORT: Final = 0.05
+"""Seconds: a median that may be off by no more is told."""
 NOTHING: Final = 0.05
 """Share of entries of which nothing is known that changes no quantile by more than chance."""
 ALIKE: Final = 1.25
@@ -50,9 +59,10 @@ class Survival:
     """Number of ends that it is based on."""
     living: int
     """Number of living entries that it is based on."""
-
-    error: F64
-    """(BINS + 1,); two standard errors of ``share``."""
+    at_least: Optional[float] = None
+    """Seconds that half of the entries have stayed already."""
+    at_most: Optional[float] = None
+    """Seconds within which half of them have gone already."""
 
     def quantile(self, q: float) -> Optional[float]:
         """The time within which the first share ``q`` of entries has gone; None while unknown."""
@@ -65,14 +75,17 @@ class Survival:
         inside = (before - (1 - q)) / (before - after) if before > after else 1.0
         return float(low + (high - low) * inside)
 
-    def at_least(self) -> Optional[float]:
-        """Seconds that at least half of the entries certainly stay, while their median is
-        unknown."""
-        if self.quantile(0.5) is not None:
+    def off(self, ends: int) -> Optional[float]:
+        """Seconds that the median may be off by, either way, if that many ``ends`` came by
+        themselves; None where it may be any."""
+        part = 1 / np.sqrt(max(self.n + self.living, 1)) + TOGETHER / np.sqrt(max(ends, 1))
+        low, middle = self.quantile(max(0.5 - part, 0.0)) or 0.0, self.quantile(0.5)
+        high = self.quantile(0.5 + part) if part < 0.5 else None
+        high = min(high or np.inf, self.at_most or np.inf)
+        if middle is None or math.isinf(high):
             return None
-        sure = np.flatnonzero(self.share - self.error > 0.5)
-        edge = float(histogram.EDGES[sure[-1]]) if sure.size else 0.0
-        return min(edge, self.until) or None
+        low = max(low, self.at_least or 0.0)
+        return max(middle - low, high - middle, 0.0) + histogram.RELATIVE_ERROR / 2 * middle
 
 
 @dataclass(frozen=True)
@@ -109,14 +122,26 @@ def survival(ended: npt.NDArray[np.int64], born_ended: int, living: Living) -> S
     share = np.concatenate([[1.0], np.cumprod(step)])
     last = int(np.flatnonzero(known)[-1]) if known.any() else -1
     until = float(edges[last]) if last >= 0 else 0.0
-    return Survival(share, until, n, looked, _error(share, np.cumsum(raw[::-1])[::-1]))
+    total = max(float(at_risk[0]), 1e-9)
+    at_least, at_most = (
+        _stayed(at_risk / total, min(n + looked, round(total))),
+        _went(gone / total, n < born_ended),
+    )
+    return Survival(share, until, n, looked, at_least, at_most)
 
 
-def _error(share: F64, seen: F64) -> F64:
-    """Two standard errors (Greenwood): ``seen``, entries that were watched at each age."""
-    steps = 1 - share[1:] / np.maximum(share[:-1], 1e-12)
-    odds = steps / np.maximum(1 - steps, 1e-12) / np.maximum(seen, 1)
-    return np.concatenate([[0.0], 2 * share[1:] * np.sqrt(np.cumsum(odds))])
+def _stayed(still: F64, seen: int) -> Optional[float]:
+    """Seconds that half of the entries have stayed by now, beyond the chance of a sample."""
+    error = 2 * np.sqrt(still * (1 - still) / max(seen, 1))
+    sure = np.flatnonzero(still - error > 0.5)
+    return float(histogram.EDGES[sure[-1]]) or None if sure.size else None
+
+
+def _went(gone: npt.NDArray[np.floating[Any]], sampled: bool) -> Optional[float]:
+    """Seconds within which half of the entries have gone; None where fewer have, or only some of
+    those were measured."""
+    sure = np.flatnonzero(np.cumsum(gone) >= 0.5)
+    return float(histogram.EDGES[sure[0] + 1]) if sure.size and not sampled else None
 
 
 @dataclass(frozen=True)
@@ -157,7 +182,7 @@ def lives(
     on[-1] += longer
     exposed = np.maximum(np.cumsum((gone + on)[::-1])[::-1] - on / 2, 1e-9)
     left = np.concatenate([[1.0], np.cumprod(1 - np.minimum(gone / exposed, 1.0))])
-    curve = Survival(left, 0.0, n, looked, np.zeros(len(left)))
+    curve = Survival(left, 0.0, n, looked)
     unknown = odd * each + (0 if looked else share * born)
     unknown /= max(float(gone.sum() + on.sum()) + unknown, 1.0)
     p50, p90, p99 = (_sure(curve, q, unknown) for q in (0.5, 0.9, 0.99))
@@ -201,7 +226,8 @@ def lived(looks: Looks) -> F64:
     Without a close, in use when its timeout began: it has had a packet since then.
     """
     timeout = np.where(np.isnan(looks["timeout"]), looks["age"], looks["timeout"])
-    age = looks["age"] - np.where(looks["proto"] == TCP, 0.0, timeout)
+    open_ = (looks["proto"] == TCP) & (looks["state"] == ESTABLISHED)
+    age = looks["age"] - np.where(open_, 0.0, timeout)
     return np.asarray(np.maximum(age, 0.0), np.float64)
 
 
@@ -225,32 +251,44 @@ def waiting_lives(waiting: Looks, looked: npt.NDArray[np.int64]) -> npt.NDArray[
     return np.bincount(histogram.bins(np.maximum(life * 1000, 0)), minlength=histogram.BINS)
 
 
-def told(
-    curve: Survival, looks: Looks, held: int, rate: float, young: Optional[float] = None
-) -> Percentiles:
+@dataclass(frozen=True)
+class Going:
+    """How entries went, beside how long they stayed."""
+
+    ends: int
+    """How many went by themselves, or together with others at one time."""
+    pause: float
+    """Seconds that expired ones may wait for their collection."""
+    young: Optional[float] = None
+    """The timeout of closed ones, where looks at young entries found most of them closed
+    already."""
+
+
+def told(curve: Survival, looks: Looks, held: int, rate: float, going: Going) -> Percentiles:
     """How long entries stay, as every view reports it.
 
     Measured, or, for closed connections that only their timeout ends, taken from that; ``looks``
-    are at those ``held``, and ``rate`` new ones come a second. ``young``: the timeout of closed
-    ones, where looks at young entries found most of them closed already.
+    are at those ``held``, and ``rate`` new ones come a second.
     """
-    found = _told(curve, looks)
+    found, young = _told(curve, looks, going), going.young
     if found.p50 is None and young is not None and curve.until > 0 and _lasts(curve, young):
-        found = replace(found, p50=young, at_least=None, by="timeout")
+        found = replace(found, p50=young, at_least=None, by="timeout", error=going.pause)
     return replace(found, by_load=held / rate if held and rate > 0 else None)
 
 
-def _told(curve: Survival, looks: Looks) -> Percentiles:
+def _told(curve: Survival, looks: Looks, going: Going) -> Percentiles:
     p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
-    if p50 is not None:
-        return Percentiles(p50, p90, p99, curve.n, living=curve.living, by="ends")
+    off = curve.off(going.ends)
+    if p50 is not None and off is not None and off <= max(VAGUE * p50, SHORT):
+        return Percentiles(p50, p90, p99, curve.n, living=curve.living, by="ends", error=off)
     known = looks[~np.isnan(looks["age"]) & ~np.isnan(looks["left"])]
     waiting = known[closed(known)]
     if len(waiting) >= max(FEW, MOSTLY * len(looks)) and curve.until > 0:
         timeout = _middle(waiting["age"] + waiting["left"], len(looks))
         if timeout is not None and _lasts(curve, timeout):
-            return Percentiles(timeout, None, None, curve.n, living=curve.living, by="timeout")
-    return Percentiles(n=curve.n, living=curve.living, at_least=curve.at_least())
+            of = Percentiles(n=curve.n, living=curve.living)
+            return replace(of, p50=timeout, by="timeout", error=going.pause)
+    return Percentiles(n=curve.n, living=curve.living, at_least=curve.at_least)
 
 
 def _middle(stay: npt.NDArray[np.float32], of: int) -> Optional[float]:

@@ -41,6 +41,7 @@ class Packet(NamedTuple):
 class _Entry:
     packet: Packet
     expires: float
+    made: float
     ct: int = 0
 
 
@@ -62,12 +63,20 @@ class Table:
     """A second, and the settings that are changed then."""
     counts: list[int] = field(default_factory=list)
     """From ``since`` on."""
+    walks: bool = False
+    """Whether it looks at the next ones of the table, rather than at some drawn by chance."""
+    moments: frozenset[int] = frozenset()
+    """Seconds at which it is listed,"""
+    listed: dict[int, list[Packet]] = field(default_factory=dict)
+    """with the last packet of each entry,"""
+    stayed: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """and when each entry was made, and how long it stayed; inf: it is still there."""
 
     def __post_init__(self) -> None:
         self._held: dict[tuple[int, int, int], _Entry] = {}
         self._rows: list[tuple[float, Kind, Reason, _Entry]] = []
         self._random = np.random.default_rng(self.seed)
-        self._pass, self._made = self.first_pass, 0
+        self._pass, self._made, self._place = self.first_pass, 0, -1
 
     def _setting(self, name: str, at: float) -> float:
         since, changed = self.later
@@ -96,12 +105,15 @@ class Table:
         expires = packet.at + self._setting(packet.timeout, packet.at)
         if entry is None:
             self._made += 1
-            self._held[key] = entry = _Entry(packet, expires, self._made)
+            self._held[key] = entry = _Entry(packet, expires, packet.at, self._made)
             self._rows.append((packet.at, Kind.INSERT, Reason.NEW, replace(entry)))
+            self.stayed[entry.ct] = packet.at, math.inf
         entry.packet, entry.expires = packet, expires
 
     def _end(self, key: tuple[int, int, int], at: float, reason: Reason) -> Optional[_Entry]:
-        self._rows.append((at, Kind.DESTROY, reason, self._held.pop(key)))
+        entry = self._held.pop(key)
+        self._rows.append((at, Kind.DESTROY, reason, entry))
+        self.stayed[entry.ct] = entry.made, at - entry.made
         return None
 
     def _second(self, now: int) -> None:
@@ -112,15 +124,28 @@ class Table:
             self._pass += float(np.clip((6000 + left.sum()) / (100 + len(left)), 1, 60))
         if now == self.since and now:
             self._rows = [
-                (float(now), Kind.EXISTING, Reason.NONE, entry) for entry in self._held.values()
+                (float(now), Kind.EXISTING, Reason.NONE, replace(entry))
+                for entry in self._held.values()
             ]
         if now < self.since:
             return
         self.counts.append(len(self._held))
-        living = list(self._held.values())
-        for at in self._random.permutation(len(living))[: self.looks].tolist():
-            one = living[at]
+        if now in self.moments:
+            self.listed[now] = [one.packet for one in self._held.values()]
+        for one in self._walked() if self.walks else self._drawn():
             self._rows.append((float(now), Kind.MET, Reason.NONE, replace(one)))
+
+    def _drawn(self) -> list[_Entry]:
+        living = list(self._held.values())
+        chosen = self._random.permutation(len(living))[: self.looks].tolist()
+        return [living[at] for at in chosen]
+
+    def _walked(self) -> list[_Entry]:
+        """The next ones in the order of a hash, up to its end."""
+        places = sorted((one.ct * 0x9E3779B1 % (1 << 32), one) for one in self._held.values())
+        left = [one for one in places if one[0] > self._place][: self.looks]
+        self._place = left[-1][0] if len(left) == self.looks else -1
+        return [one for _, one in left]
 
     def _batches(self) -> list[Batch]:
         events = empty(len(self._rows))

@@ -32,7 +32,7 @@ def test_the_check_by_load_agrees_with_a_steady_load(rate: float, stay: float) -
     ended[np.searchsorted(histogram.EDGES, stay, "right") - 1] = 1000
     ages = np.linspace(0, stay, 64)
     curve = stays.survival(ended, 1000, stays.Living(ages, held))
-    told = stays.told(curve, NO_LOOKS, held, rate)
+    told = stays.told(curve, NO_LOOKS, held, rate, stays.Going(1000, 1.0))
     assert told.p50 is not None
     assert told.by_load is not None
     assert told.by_load == pytest.approx(told.p50, rel=0.2)
@@ -40,17 +40,19 @@ def test_the_check_by_load_agrees_with_a_steady_load(rate: float, stay: float) -
 
 def test_without_new_entries_there_is_no_check() -> None:
     curve = stays.survival(np.zeros(histogram.BINS, np.int64), 0, stays.Living(np.zeros(0), 0))
-    assert stays.told(curve, NO_LOOKS, 50, 0.0).by_load is None
+    assert stays.told(curve, NO_LOOKS, 50, 0.0, stays.Going(0, 1.0)).by_load is None
 
 
 def test_closed_young_ones_tell_their_timeout_unless_half_has_gone_before() -> None:
     living = stays.Living(np.linspace(0, 9, 64), 300)
     none = np.zeros(histogram.BINS, np.int64)
-    told = stays.told(stays.survival(none, 0, living), NO_LOOKS, 300, 30.0, young=120.0)
+    going = stays.Going(0, 60.0, young=120.0)
+    told = stays.told(stays.survival(none, 0, living), NO_LOOKS, 300, 30.0, going)
     assert (told.p50, told.by, told.at_least) == (120.0, "timeout", None)
     many = none.copy()
     many[np.searchsorted(histogram.EDGES, 2.0) - 1] = 400
-    told = stays.told(stays.survival(many, 2000, living), NO_LOOKS, 300, 30.0, young=120.0)
+    going = stays.Going(2000, 60.0, young=120.0)
+    told = stays.told(stays.survival(many, 2000, living), NO_LOOKS, 300, 30.0, going)
     assert told.p50 is not None
     assert told.p50 < 9
 

@@ -67,7 +67,6 @@ class Facts:
     failed: int
     portless: tuple[Failure, ...] = ()
     """Translated connections that found no free source port."""
-    ticks: int = 0
     several: tuple[tuple[Culprit, str], ...] = ()
     """The keys of ``who`` that hold several services of one protocol, each described in words."""
     gone: Collection[int] = ()
@@ -325,7 +324,7 @@ def _fullest(facts: Facts) -> Optional[set[int]]:
 def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64]) -> Service:
     group, pair = facts.service, facts.pair
     whole = facts.whole(netns, facts.by_held)
-    culprit = group.culprit(at, facts.ticks)
+    culprit = group.culprit(at)
     mine = facts.pairs_of(int(group.key[at, 2]))
     top, top_share, sources, owner, nat = "", 0.0, mine.size, "", {culprit.nat}
     if mine.size:
@@ -333,7 +332,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         best = int(mine[int(parts.argmax())])
         top = pair.address(best)
         top_share = float(parts.max()) / max(1.0, float(weight[at]))
-        first = pair.culprit(best, facts.ticks)
+        first = pair.culprit(best)
         nat.add(first.nat)
         if first.owner and first.owner.role == "opened":
             owner = first.owner.comm

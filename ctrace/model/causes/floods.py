@@ -128,7 +128,7 @@ def scans(facts: Facts) -> Iterator[Cause]:
     """One source behind half-open connections to many services or hosts."""
     group = facts.src
     for at in group.order("held", 3):
-        c = group.culprit(int(at), facts.ticks)
+        c = group.culprit(int(at))
         if c.share < SHARE or max(c.inserts, c.held) < SOME:
             continue
         looks, _ = group.looks(int(at))
@@ -177,7 +177,7 @@ def _opener(facts: Facts, c: Culprit) -> str:
     group = facts.pair
     mine = [at for at in group.order("held", FEW) if group.address(int(at)) == c.src]
     for at in mine:
-        found = group.culprit(int(at), facts.ticks)
+        found = group.culprit(int(at))
         if found.netns == c.netns and found.owner and found.owner.role == "opened":
             return f"{found.owner.comm}[{found.owner.pid}]"
     return ""
@@ -202,7 +202,7 @@ def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
     if not src.floor:
         return  # every source has a row
     for at in space.order("held", SHOWN):
-        c = space.culprit(int(at), facts.ticks)
+        c = space.culprit(int(at))
         if c.inserts < SOME or sum(one.share for one in found if one.netns == c.netns) >= 0.5:
             continue
         named = int(src.held[src.inside(c.netns)].sum())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ctrace.batch import Clock, Owner
 from ctrace.model.composition import Looks
+from ctrace.model.groups.passes import Passes
 
 
 @dataclass
@@ -30,3 +31,10 @@ class Context:
     """Records lost, by namespace."""
     stale: Collection[int] = ()
     """Namespaces whose entries were not recounted since losses."""
+    passes: Passes = field(default_factory=Passes)
+    ticks: int = 0
+    """The number of the last interval that is over,"""
+    ticked: int = 0
+    """when it ended (boot clock, ns),"""
+    interval: float = 1.0
+    """and how many seconds it took."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, Optional
 
 import numpy as np
@@ -23,6 +24,7 @@ CANDIDATES: Final = 512
 """How many of the heaviest keys are considered when sorting by a percentile."""
 _SPREAD: Final = 64
 """Ages that stand for those of all living entries of a key, at most."""
+_EVENLY: Final[npt.NDArray[np.float64]] = np.linspace(0, 1, _SPREAD)
 
 
 class Entries(Sums):
@@ -57,7 +59,7 @@ class Entries(Sums):
     def _median(self, at: int, part: int) -> Optional[float]:
         """Median of a key's lives (0) or residences (1); a lower bound where it is not known."""
         one = self.percentiles(at)[part]
-        return one.p50 if one.p50 is not None else one.at_least
+        return one.p50 if one.p50 is not None else max(one.at_least or 0, one.by_load or 0) or None
 
     def _detail(self, at: int) -> Details:
         """Histograms: lives of the ended, lives of closed ones looked at, and residences."""
@@ -79,8 +81,40 @@ class Entries(Sums):
             self._looks = order, np.searchsorted(key[order], np.arange(self.n + 1)), {}
         order, bounds, found = self._looks
         if at not in found:  # most keys are never asked for, and a look is a wide row
-            found[at] = self._context.looks[order[bounds[at] : bounds[at + 1]]]
+            found[at] = self._still(at, self._context.looks[order[bounds[at] : bounds[at + 1]]])
         return found[at]
+
+    def _still(self, at: int, looks: Looks) -> Looks:
+        """Those of entries that are not known to have ended since."""
+        gone = float(looks["gone"].mean()) if len(looks) else 0.0
+        if not gone:
+            return looks
+        self._went[at] = gone * self._held_then(at, looks)
+        found: Looks = looks[~looks["gone"]]
+        return found
+
+    def _held_then(self, at: int, looks: Looks) -> float:
+        """How much a key held when it was looked at, on average."""
+        trend, context, held = self._trend(at), self._context, int(self.held[at])
+        if not trend:
+            late = (context.until - float(looks["ts"].mean())) / 1e9
+            came, gone = late * float(self.rate[at]), float(looks["gone"].mean())
+            return max(held - came, 1.0) / max(1 - gone, 0.1)
+        ended = context.ticked - np.arange(len(trend))[::-1] * context.interval * 1e9
+        times, values = np.append(ended, context.until), (*trend, held)
+        return float(np.interp(looks["ts"].astype(np.float64), times, values).mean())
+
+    def _unlike(self, at: int, looks: Looks) -> float:
+        """The part of what a key holds that looks do not stand for.
+
+        It came since; or as much went, and it is not known what; or it was looked at while it was
+        young, and no other took its place.
+        """
+        held, then, went = int(self.held[at]), self._held_then(at, looks), self._went.get(at, 0.0)
+        since = (self._context.until - looks["ts"]) / 1e9
+        young = float(np.mean(looks["age"] < since))
+        came = (held - then + went) / held
+        return min(1.0, abs(came) + max(0.0, young - max(0.0, came)))
 
     def _key_of(self, looks: Looks) -> Rows:
         """The key of each look; -1 where it has no row."""
@@ -101,7 +135,9 @@ class Entries(Sums):
     def composition(self, at: int) -> Composition:
         """What the entries that a key holds now are like."""
         older, until = int(self.sums["older"][at]), self._context.until
-        return compose(self.looks_at(at), int(self.held[at]), older, until)
+        return compose(
+            self.looks_at(at), int(self.held[at]), older, until, partial(self._unlike, at)
+        )
 
     def stays(self, at: int) -> stays.Survival:
         """How long a key's entries stay, including those still living."""
@@ -156,8 +192,22 @@ class Entries(Sums):
         held, rate = int(self.held[at]), float(self.rate[at])
         looks, timeout = self.looks(at)
         closed_soon = looks["young"] >= ENOUGH and looks["closed"] >= 0.75 * looks["young"]
-        young = timeout if closed_soon else None
-        return stays.told(self.stays(at), self.looks_at(at), held, rate, young)
+        going = stays.Going(
+            self._apart(at), self._context.passes.pause(), timeout if closed_soon else None
+        )
+        return stays.told(self.stays(at), self.looks_at(at), held, rate, going)
+
+    def _apart(self, at: int) -> int:
+        """How many of a key's ends say something of their own: those at one moment say it
+        together."""
+        chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
+        first = min(
+            int(part.level.table.first[rows].min())
+            for number, part in enumerate(self._parts)
+            if (rows := self._row_of[chosen[self._level_of[chosen] == number]]).size
+        )
+        alone = int(self.sums["destroys"][at] - self.sums["expired"][at])
+        return alone + self._context.passes.since(first)
 
     def states(self, at: int) -> tuple[tuple[str, int], ...]:
         """TCP states at the end, most frequent first."""
@@ -189,8 +239,13 @@ class Entries(Sums):
             return None
         return distinct(registers)
 
-    def _trend(self, at: int, ticks: int) -> tuple[float, ...]:
+    def _trend(self, at: int) -> tuple[float, ...]:
         """``held`` per interval; empty if most of it is in rows without detail."""
+        if at not in self._trends:
+            self._trends[at] = self._trend_of(at)
+        return self._trends[at]
+
+    def _trend_of(self, at: int) -> tuple[float, ...]:
         total = np.zeros(TREND)
         seen = np.zeros(TREND, bool)
         now = 0
@@ -201,7 +256,7 @@ class Entries(Sums):
             now += int(level.table.held(rows).sum())
         if not seen.any() or now < 0.9 * self.held[at]:
             return ()
-        order = (np.arange(TREND) + ticks + 1) % TREND
+        order = (np.arange(TREND) + self._context.ticks + 1) % TREND
         values, known = total[order], seen[order]
         return tuple(float(v) for v in values[int(np.argmax(known)) :])
 
@@ -242,8 +297,7 @@ class Entries(Sums):
         seconds -= max(int(self.sums["older"][at]), 0) * uptime
         mean = min(max(seconds / born, 0.0), uptime)
         low, high = max(0.0, 2 * mean - uptime), min(2 * mean, uptime)
-        spread_evenly: npt.NDArray[np.float64] = np.linspace(low, high, _SPREAD)
-        return spread_evenly
+        return low + (high - low) * _EVENLY
 
 
 def share(part: int, ended: int, looks: Mapping[str, int], name: str) -> Optional[float]:

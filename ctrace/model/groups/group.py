@@ -23,11 +23,11 @@ class Group(Entries):
         """The key as shown."""
         return str(self._show(at, 0)["key"])
 
-    def culprits(self, sort: str, limit: int, ticks: int) -> tuple[Culprit, ...]:
+    def culprits(self, sort: str, limit: int) -> tuple[Culprit, ...]:
         """The first keys by a sort, as views show them."""
-        return tuple(self.culprit(int(at), ticks) for at in self.order(sort, limit))
+        return tuple(self.culprit(int(at)) for at in self.order(sort, limit))
 
-    def culprit(self, at: int, ticks: int) -> Culprit:
+    def culprit(self, at: int) -> Culprit:
         """One key as views show it."""
         s = {name: int(column[at]) for name, column in self.sums.items()}
         key = self.key[at]
@@ -78,7 +78,7 @@ class Group(Entries):
             closed=closed if tcp else None,
             distinct_src=self.sources(at),
             owner=process,
-            trend=self._trend(at, ticks),
+            trend=self._trend(at),
             first_seen=self._context.clock.utc(first) / 1e9 if first else None,
             life_histogram=histogram.view(life),
             residence_histogram=histogram.view(residence),

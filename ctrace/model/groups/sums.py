@@ -74,6 +74,9 @@ class Sums:
         self._inverse = inverse
         self._looks: Optional[tuple[Rows, npt.NDArray[np.intp], dict[int, Looks]]] = None
         self._details: dict[int, Details] = {}
+        self._trends: dict[int, tuple[float, ...]] = {}
+        self._went: dict[int, float] = {}
+        """Of what keys held when they were looked at: how much has ended since."""
         self._slots: dict[int, list[tuple[Level, Rows]]] = {}
         self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}
         self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)

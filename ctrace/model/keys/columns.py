@@ -49,6 +49,7 @@ OWNER: Final = 13
 """Index of the owner in a record seen as 64-bit words (ctrace.record.WORDS)."""
 
 
+ESTABLISHED: Final = 3
 TIME_WAIT: Final = 7
 CLOSE: Final = 8
 KIND, REASON = np.uint16(0xF), np.uint16(0xF00)

@@ -15,6 +15,7 @@ the others, except where the birth has an ``extra``: who opened an entry is need
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -86,6 +87,11 @@ class Births:
     def thin(self) -> bool:
         """Whether most entries without an ``extra`` are left out."""
         return self._thin
+
+    @property
+    def certain_since(self) -> float:
+        """Boot clock, ns: entries that were known after this, and are not now, have ended."""
+        return math.inf if self._thin else self._thick_since
 
     def thin_out(self, thin: bool, now: int) -> None:
         """Begin or stop to leave most out, at ``now`` (ns); call it once an interval."""

@@ -72,19 +72,17 @@ class Asked:
         shares = {name: n / made_of.n for name, n in made_of.states}
         return {name: share - error(share, made_of.n) for name, share in shares.items()}
 
-    def several(
-        self, scope: Scope, until: int, names: Names, ticks: int
-    ) -> tuple[tuple[Culprit, str], ...]:
+    def several(self, scope: Scope, until: int, names: Names) -> tuple[tuple[Culprit, str], ...]:
         """Of the keys that hold most, those of several services of one protocol, in words."""
         answer = self.answer("held", scope, until, names)
-        return tuple(several(answer, lambda name: self._groups(name, scope), names, ticks))
+        return tuple(several(answer, lambda name: self._groups(name, scope), names))
 
     def rows(
-        self, measure: str, scope: Scope, until: int, names: Names, ticks: int
+        self, measure: str, scope: Scope, until: int, names: Names
     ) -> tuple[list[Culprit], int]:
         """The keys that explain most, then single pairs that hold much; and how many have none."""
         answer = self.answer(measure, scope, until, names)
-        found = list(culprits(answer, lambda name: self._groups(name, scope), names, ticks))
+        found = list(culprits(answer, lambda name: self._groups(name, scope), names))
         if scope.dst:
             return found, 0
         pair = self._groups("pair", scope)
@@ -94,7 +92,7 @@ class Asked:
         shown = [
             at for n, at in enumerate(others) if weight[at] >= SMALL * total or n + len(found) < FEW
         ]
-        return [*found, *(pair.culprit(int(at), ticks) for at in shown)], len(others) - len(shown)
+        return [*found, *(pair.culprit(int(at)) for at in shown)], len(others) - len(shown)
 
 
 def names_of(

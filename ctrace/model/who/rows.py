@@ -37,13 +37,11 @@ _PORT = np.uint64(0xFFFF)
 Mask = npt.NDArray[np.bool_]
 
 
-def culprits(
-    answer: Answer, groups: Callable[[str], Group], names: Names, ticks: int
-) -> tuple[Culprit, ...]:
+def culprits(answer: Answer, groups: Callable[[str], Group], names: Names) -> tuple[Culprit, ...]:
     """Each key with all that it holds, also what others have too; its words in ``words``."""
     return tuple(
         replace(
-            _culprit(key, groups, names, ticks, holder.share, holder.held),
+            _culprit(key, groups, names, holder.share, holder.held),
             key=names.label(key),
             words=words,
             distinct_src=max(holder.sources, names.scattered.get(key.value[0], 0)) or None,
@@ -53,14 +51,14 @@ def culprits(
 
 
 def several(
-    answer: Answer, groups: Callable[[str], Group], names: Names, ticks: int
+    answer: Answer, groups: Callable[[str], Group], names: Names
 ) -> Iterator[tuple[Culprit, str]]:
     """The keys that hold several services of one protocol, each with its words."""
     found = zip(answer.keys, answer.holders, answer.parts, answer.words)
     for key, holder, parts, words in found:
         if key.kind not in SEVERAL or parts.only or not parts.proto:
             continue
-        one = _culprit(key, groups, names, ticks, holder.share, holder.held)
+        one = _culprit(key, groups, names, holder.share, holder.held)
         sources = max(holder.sources, names.scattered.get(key.value[0], 0)) or None
         yield (
             replace(
@@ -76,7 +74,7 @@ def several(
 
 
 def _culprit(
-    key: Key, groups: Callable[[str], Group], names: Names, ticks: int, share: float, held: int
+    key: Key, groups: Callable[[str], Group], names: Names, share: float, held: int
 ) -> Culprit:
     sampled = Culprit(key.kind, share=share, held=held)
     if key.kind == "state":
@@ -85,17 +83,17 @@ def _culprit(
     if key.kind == "direction":
         ways = group.by_direction()
         at = np.flatnonzero(ways.key[:, 0] == np.uint64(key.value[0]))
-        return ways.culprit(int(at[0]), ticks) if at.size else sampled
+        return ways.culprit(int(at[0])) if at.size else sampled
     mine = members(key, group)
     at = np.flatnonzero(mine)
     if not at.size:
         return sampled
     if key.kind in ONE:
-        return group.culprit(int(at[0]), ticks)
+        return group.culprit(int(at[0]))
     meta = {"ports": key.value[0] << 16, "proto": key.value[0] << 16}.get(key.kind, key.netns << 32)
     whole = np.array([[0, 0, meta]], np.uint64)
     one = group.regrouped(key.kind, np.where(mine, 0, -1), whole, (names.label(key),))
-    found = one.culprit(0, ticks)
+    found = one.culprit(0)
     return replace(found, owner=group.owner_of(key.value[0])) if key.kind == "process" else found
 
 

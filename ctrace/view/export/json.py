@@ -189,6 +189,7 @@ def _culprit(culprit: Culprit) -> dict[str, Any]:
         "residence_at_least_s": _round(culprit.residence.at_least),
         "residence_by_load_s": _round(culprit.residence.by_load),
         "residence_by": culprit.residence.by,
+        "residence_error_s": _round(culprit.residence.error),
         "ends": dataclasses.asdict(culprit.ends),
         "nat": culprit.nat,
         "composition": _composition(culprit.composition),
