@@ -354,7 +354,8 @@ class LiveSource:
             tables = self._survey.take(tables)
             self._look(self._survey.found())
         if tables and self._dumps and (self._survey is None or self._survey.lost):
-            events = join([events, self._dumps.take(spaces, tables, taken.until)])
+            met = self._dumps.take(spaces, tables, taken.until)
+            events = by_time(join([events, met])) if len(met) else events
         tables = self._lives.tables(tables)
         if look:
             tables += self._last_readings()

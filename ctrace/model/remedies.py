@@ -13,9 +13,13 @@ from typing import Final, Optional
 
 from ctrace.beside import EPHEMERAL
 from ctrace.dropping import HOOKS, PRIORITY, Drop, command
+from ctrace.model.composition import error
 from ctrace.model.snapshot import Culprit, Remedy, Table
 from ctrace.record import Status
 
+KEPT: Final = 0.8
+"""Part of the closed entries that go, at least, where connections are kept: each client keeps some
+open, which are entries, too."""
 POINTLESS: Final = 0.02
 """Share of the maximum. A service below it is not worth a rule."""
 WHOLE: Final = 0.95
@@ -111,14 +115,16 @@ def notrack(culprit: Culprit) -> Remedy:
 
 
 def keep_alive(culprit: Culprit, text: str = "keep connections alive", detail: str = "") -> Remedy:
-    """Few long connections instead of many short ones."""
+    """Few long connections instead of many short ones: of entries, those that are closed."""
+    share, off = culprit.closed, culprit.composition.closed_error or 0.0
+    low, high = (0.0, 1.0) if share is None else (max(0.0, share - off), min(1.0, share + off))
     return Remedy(
         "keep-alive",
         text,
         culprit.netns,
         f"{culprit.proto}/{culprit.port}" if culprit.port else "",
         detail,
-        frees=(round(0.8 * culprit.held), culprit.held),
+        frees=(round(KEPT * low * culprit.held), round(high * culprit.held)),
     )
 
 
@@ -172,6 +178,8 @@ def delete(
         seen = {":" in one.src for one in culprit.samples} or {False, True}
         families = [FAMILY[six] for six in sorted(seen)]
     whose = f" from {src}" if src else ""
+    looked, held = culprit.composition.n, max(culprit.held, count)
+    off = round(error(count / held, looked) * held) if looked and state else 0
     return Remedy(
         "delete",
         f"delete them (conntrack -D: {count:,} now)",
@@ -181,7 +189,7 @@ def delete(
         "that still lives is taken up again at its next packet, unless NAT changed it or a rule "
         "drops it as not new",
         now=count,
-        frees=(count, count),
+        frees=(max(0, count - off), min(held, count + off)),
         commands=tuple(" ".join([*words[:2], "-f", family, *words[2:]]) for family in families),
     )
 

@@ -11,8 +11,8 @@ from kit import packets
 from kit.entries import ANY, ASSURED, CLOSE, CLOSE_WAIT, REPLIED, TIME_WAIT, Packet, Table
 
 from ctrace.batch import Clock, HookInfo
-from ctrace.model import Model
-from ctrace.model.snapshot import Culprit
+from ctrace.model import Model, remedies
+from ctrace.model.snapshot import Composition, Culprit
 
 MOMENTS = (3, 6, 10, 16, 23, 30, 36, 60, 88)
 Load = Callable[[packets.Random], Iterable[Packet]]
@@ -108,3 +108,17 @@ def test_a_half_closed_connection_lives_until_its_last_packet() -> None:
     told = [row.life.p50 for _, row, _ in seen(load, 40, 15.0) if row.life.n >= 100]
     assert told == [pytest.approx(np.log(2), rel=0.2)] * len(told)
     assert len(told) >= 2
+
+
+def test_what_is_freed_is_of_those_that_it_frees() -> None:
+    """A keep-alive spares closed entries, not those that are open; of a sample, with its error."""
+    made_of = Composition(n=100, closed=0.6, closed_error=0.1)
+    one = Culprit("tcp/80", proto="tcp", port=80, held=1000, closed=0.6, composition=made_of)
+    low, high = remedies.keep_alive(one).frees or (0, 0)
+    assert 0 < low <= 0.8 * 500
+    assert high == 700
+    deleted = remedies.delete(one, 600, state="CLOSE_WAIT")
+    assert deleted is not None
+    assert deleted.frees is not None
+    assert deleted.frees[0] < 520
+    assert 680 < deleted.frees[1] <= 1000

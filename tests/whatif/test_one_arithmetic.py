@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
+from kit import packets
+from kit.entries import Packet, Table
 from kit.whatifs import NETNS, Kernel
 
 from ctrace.advice.advise import advise
@@ -15,7 +19,7 @@ from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Snapshot
 from ctrace.whatif.flows import Recorded
 from ctrace.whatif.gather import gather
-from ctrace.whatif.predict import Outlook
+from ctrace.whatif.predict import Outlook, Part
 from ctrace.whatif.run import of_recording
 from ctrace.whatif.settings import parse_levers
 
@@ -68,3 +72,36 @@ def test_nothing_done_is_the_table_as_it_is(both: tuple[Recorded, Snapshot, Advi
     outlook = Outlook(services.tables[0], services.culprits, ABOUT.timeouts)
     settled = float(np.mean(LOAD.counts[100:]))
     assert outlook.expected() * LIMIT == pytest.approx(settled, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("load", "timeout", "part", "seconds"),
+    [
+        (packets.closes_and_resets, "tcp_time_wait", ("tcp", 8063, True), 5),
+        (packets.long_tail, "tcp_time_wait", ("tcp", 8063, True), 8),
+        (packets.used_again, "tcp_time_wait", ("tcp", 8063, True), 15),
+        (packets.one_way, "udp", ("udp", 53, True), 5),
+        (packets.talks, "udp_stream", ("udp", 54, False), 8),
+    ],
+)
+def test_a_lever_and_a_what_if_tell_the_same_of_a_settled_load(
+    load: Callable[[packets.Random], Iterator[Packet]], timeout: str, part: Part, seconds: int
+) -> None:
+    """Both from one recording; the middle of each is inside the other's range."""
+    table = Table(packets.SETTINGS, packets.SECONDS, since=60, looks=100, first_pass=29.0)
+    batches = table.run(load(np.random.default_rng(2)))
+    model = Model(HookInfo("fentry"), Clock(0), 60 * 10**9)
+    for batch in batches:
+        model.update(batch)
+    shown = model.snapshot("service", limit=10)
+    settings = {
+        name: int(packets.SETTINGS.get(name.replace("_timeout", ""), default))
+        for name, default in TIMEOUTS.items()
+    }
+    outlook = Outlook(shown.tables[0], shown.culprits, settings, shown.uptime_s)
+    freed = outlook.frees({part: float(seconds)})
+    lever = parse_levers(timeout=[f"{timeout}={seconds}"])
+    (place,) = of_recording(gather(batches), lever).places
+    low, high = (place.modelled.mean - mean for mean in reversed(place.changed.mean_range))
+    assert low <= freed.middle <= high
+    assert freed.low - 1 <= place.modelled.mean - place.changed.mean <= freed.high + 1

@@ -47,7 +47,8 @@ class Dumps:
     def take(
         self, spaces: Sequence[Namespace], readings: Sequence[TableReading], now: int
     ) -> Events:
-        """MET records as of ``now`` (boot clock, ns), mostly none. ``readings`` are the tables'."""
+        """MET records of up to ``now`` (boot clock, ns), mostly none, dated when their part of
+        a table was read. ``readings`` are the tables'."""
         if self._reading is None:
             if time.monotonic() < self._due:
                 return empty()
@@ -63,7 +64,7 @@ class Dumps:
         there = [space.inum for space in spaces]
         found: Events = self._found[np.isin(self._found["netns"], there)]
         self._found = empty()
-        found["ts"] = now
+        np.minimum(found["ts"], np.uint64(now), out=found["ts"])
         return found
 
     def _read(self, spaces: Sequence[Namespace], step: int) -> None:
@@ -76,6 +77,7 @@ class Dumps:
                     if table.netns != space.inum:
                         break
                     parts.append(_met(table, step, established))
+                    parts[-1]["ts"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         found = join(parts)
         if not self._left:
             found["overdue_ms"][found["idle_ms"] < 0] = 0
