@@ -27,7 +27,8 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
     """Keep the change that is on trial.
 
     It says what it keeps and where, and asks first on a terminal. Without PLAN or --netns
-    exactly one trial must be running, and without a terminal it needs -y.
+    exactly one trial must be running, and without a terminal it needs -y. A PLAN must be
+    the one on trial.
     """
     from ctrace.change import apply
     from ctrace.change.undo import applied
