@@ -81,8 +81,9 @@ def alternatives(
 
 
 def in_need(table: Table, target: float, outlook: Outlook) -> bool:
-    """Whether a table has, or will have, less room than it should."""
-    return max(table.count, outlook.most) > target * table.max or short(table)
+    """Whether a table has, will have, or had since the start, less room than it should."""
+    refused = table.totals.drop > 0
+    return refused or max(table.count, outlook.most) > target * table.max or short(table)
 
 
 def _judged(remedy: Remedy) -> bool:

@@ -310,6 +310,22 @@ def test_ordinary_traffic_is_helped_only_where_room_is_short(
         assert short.why[0].remedy
 
 
+def test_a_table_that_has_recovered_needs_no_help_any_more() -> None:
+    """It was full for a while; then most of what held it was gone."""
+    trace = Trace(seed=7)
+    trace.flows(steady(300, 20, trace.rng), 0.004, 10.0)
+    trace.drops(np.linspace(18, 20, 50))
+    trace.flows(steady(5, 60, trace.rng), 0.004, 10.0)
+    full = run(trace, 20, limit=3000)
+    assert verdict(full).word == "FULL"
+    assert full.why[0].remedy
+    after = run(trace, 55, limit=3000)
+    assert verdict(after).word == "HEALTHY"
+    assert after.totals.drop == 50
+    assert [one.id for one in after.why if one.load]
+    assert not [one.remedy for one in after.why if one.remedy]
+
+
 @pytest.mark.parametrize(
     ("shape", "until"), [(udp_flood, 35), (no_answer, 38), (unused, 12), (one_way_tcp, 12)]
 )

@@ -25,11 +25,11 @@ FILLED: Final = 0.25
 
 
 def short(table: Table) -> bool:
-    """Whether it refuses, evicts or is full, was so since the start, is nearly full, or will be.
+    """Whether it refuses, evicts or did so a moment ago, is nearly full, or will be.
 
     Of a table whose limit is not known nobody can say that it has room.
     """
-    if table.full_since is not None or table.totals.drop or table.totals.early_drop:
+    if table.full_since is not None:
         return True
     if not table.max:
         return not table.max_known
