@@ -133,6 +133,7 @@ def texts(paths: Sequence[str]) -> Iterator[Text]:
         else:
             with _open(path) as file:
                 found = os.fstat(file.fileno())
+                _check_holes(path, found)
                 when = _when(found.st_mtime) if stat.S_ISREG(found.st_mode) else None
                 yield from _unfold(Text(path, when, file), budget, 0)
 
@@ -157,6 +158,15 @@ def _open(path: str) -> IO[bytes]:
     return os.fdopen(fd, "rb")
 
 
+def _check_holes(path: str, found: os.stat_result) -> None:
+    """A file that is mostly not there takes long to read. Raises CtraceError."""
+    if found.st_size > FREE and found.st_size > RATIO * max(1, found.st_blocks * 512):
+        raise CtraceError(
+            f"{path} is a file of {found.st_size >> 20:,} MiB that is nearly all holes: not a text "
+            "dump"
+        )
+
+
 def _directory(path: str, budget: _Budget) -> Iterator[Text]:
     seen = 0
     for folder, folders, names in os.walk(path):
@@ -171,7 +181,9 @@ def _directory(path: str, budget: _Budget) -> Iterator[Text]:
             if not os.path.isfile(full) or os.path.islink(full):
                 continue
             with _open(full) as file:
-                when = _when(os.fstat(file.fileno()).st_mtime)
+                found = os.fstat(file.fileno())
+                _check_holes(full, found)
+                when = _when(found.st_mtime)
                 inside = os.path.relpath(full, path)
                 yield from _unfold(Text(inside, when, file, False, _host(full)), budget, 0)
 

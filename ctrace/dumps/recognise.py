@@ -129,7 +129,7 @@ class Reader:
                 self._give_up()
                 self._take_many(made.part(slice(taken, taken + stop - start)))
             else:
-                for at in range(start, stop):
+                for at in chunk.telling(start, stop):
                     self._line(chunk.line(at), before + at + 1)
             taken += (stop - start) * alike
         return n

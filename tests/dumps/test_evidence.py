@@ -51,7 +51,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_all_that_was_told_has_its_form(stored: dict[str, Any]) -> None:
     assert parse({FACT: json.dumps(stored)}) == stored
     heads = {head for head, _ in sentences(stored)}
-    assert heads == {"Full", "Kernel", "Table", "Read", "Holds", "States", "Time left", "NAT",
+    assert heads == {"Full", "Kernel", "Table", "Read", "Holds", "States", "Time left", "Status",
                      "Events", "Modules", "Rules", "May help", "Not read"}  # fmt: skip
 
 

@@ -270,8 +270,11 @@ def test_a_time_that_is_none_is_not_known(tmp_path: Path, when: str) -> None:
 @pytest.mark.parametrize(
     "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 )
-def test_a_header_of_any_size_is_not_read(tmp_path: Path, kind: bytes) -> None:
-    """It would be read in one piece."""
+def test_a_header_of_any_size_is_not_read(
+    tmp_path: Path, kind: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be read in one piece; here it is made of holes, which a real one need not be."""
+    monkeypatch.setattr(files, "_check_holes", lambda *_: None)
     header = tarfile.TarInfo("header")
     header.type, header.size = kind, 8 << 30
     path = tmp_path / "a.tar"
@@ -290,6 +293,27 @@ def test_holes_are_not_read(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", [holes])
     with pytest.raises(CtraceError, match="nearly all holes"):
         list(files.texts([str(path)]))
+
+
+def test_a_file_of_holes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "holes"
+    with path.open("wb") as file:
+        file.write(ENTRY)
+        file.truncate(1 << 40)
+    for given in (path, tmp_path):
+        with pytest.raises(CtraceError, match="nearly all holes"):
+            open_any([str(given)])
+
+
+def test_blank_lines_cost_nothing_and_count(tmp_path: Path) -> None:
+    """A text of 16 kB may unfold to 64 million of them."""
+    path = tmp_path / "blank.gz"
+    path.write_bytes(gzip.compress(ENTRY + b"\n" * (8 << 20) + b"what\n" + ENTRY + b"\n\nwhat\n"))
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+    assert said is not None
+    assert [line for _, line, _ in said["unread"]] == [(8 << 20) + 2, (8 << 20) + 6]
+    assert said["lines"] == (8 << 20) + 6
 
 
 def test_archives_in_archives_end(tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ class Chunk:
         """A line without its end."""
         return self._chunk[0 if at == 0 else self.ends[at - 1] + 1 : self.ends[at]]
 
+    def telling(self, start: int, stop: int) -> list[int]:
+        """The lines of a range that have words, and the first blank one behind each."""
+        there = self._count[start:stop] > 0
+        there[1:] |= there[:-1].copy()
+        there[:1] = True
+        found: list[int] = (start + np.flatnonzero(there)).tolist()
+        return found
+
     def words(self, line: int) -> list[bytes]:
         """The words of a line."""
         first = int(self.first[line])
