@@ -21,6 +21,7 @@ from kit.advice_net import (
     WAIT,
     Net,
     ask,
+    asked,
     entries,
     install,
     put,
@@ -215,7 +216,7 @@ def test_marks_would_not_come_back(net: Net) -> None:
 
     def marked() -> int:
         before = _counted(net)
-        assert ask(net.c, (net.addresses["h"][4], PORT))
+        assert asked(net.c, (net.addresses["h"][4], PORT))
         return _counted(net) - before
 
     assert marked() > 0
@@ -245,18 +246,18 @@ def test_own_connections_from_a_served_port_of_the_ephemeral_range(net: Net) -> 
     reset(net)
     install(net, fw(chain("input", EST + LO + PING + 'iifname "to-s" tcp dport 40000 accept',
                           "drop")))  # fmt: skip
-    assert ask(net.s, (net.h.addresses["s"][0], HIGH))
+    assert asked(net.s, (net.h.addresses["s"][0], HIGH))
     far, source = (net.addresses["c"][4], PORT), (net.addresses["h"][4], HIGH)
-    assert ask(net.h, far, source=source)
+    assert asked(net.h, far, source=source)
     judgement = judged(net, HIGH)
     put(net, replace(judgement.lever, shared=False))
     assert not ask(net.h, far, source=source)
     take_away(net)
     assert judgement.verdict in ("safe", "safe-with-rules"), judgement.reasons
     put(net, judgement.lever)
-    assert ask(net.s, (net.h.addresses["s"][0], HIGH))
+    assert asked(net.s, (net.h.addresses["s"][0], HIGH))
     assert not entries(net, HIGH)
-    assert ask(net.h, far, source=source)
+    assert asked(net.h, far, source=source)
     assert {entry.sport for entry in entries(net, HIGH)} == {HIGH}, "it is tracked"
     take_away(net)
 
@@ -267,8 +268,8 @@ def test_others_connections_from_a_forwarded_port_stay_tracked(net: Net) -> None
     install(net, fw(chain("forward", EST + PING + ports, "drop")))
     use, other = (net.addresses["s"][4], PORT), (net.addresses["s"][4], CLOSED)
     source = net.addresses["c"][4], PORT
-    assert ask(net.c, use)
-    assert ask(net.c, other, source=source)
+    assert asked(net.c, use)
+    assert asked(net.c, other, source=source)
     judgement = judged(net)
     assert judgement.verdict in ("safe", "safe-with-rules"), judgement.reasons
     every = replace(judgement.lever, peers=())
@@ -276,9 +277,9 @@ def test_others_connections_from_a_forwarded_port_stay_tracked(net: Net) -> None
     assert not ask(net.c, other, source=source)
     take_away(net)
     put(net, every)
-    assert ask(net.c, use)
+    assert asked(net.c, use)
     assert not entries(net)
-    assert ask(net.c, other, source=source)
+    assert asked(net.c, other, source=source)
     assert [entry.dport for entry in entries(net)] == [CLOSED]
     take_away(net)
 
@@ -289,17 +290,17 @@ def test_clients_that_come_from_a_called_port(net: Net, family: int) -> None:
     reset(net)
     install(net, fw(chain("input", EST + LO + PING + f"ct state new tcp dport {CLOSED} accept",
                           "drop")))  # fmt: skip
-    assert ask(net.h, (net.addresses["c"][family], PORT))
+    assert asked(net.h, (net.addresses["c"][family], PORT))
     lever = judged(net).lever
     assert lever.roles == ("client",)
     door, source = (net.addresses["h"][family], CLOSED), (net.addresses["c"][family], PORT)
-    assert ask(net.c, door, source=source)
+    assert asked(net.c, door, source=source)
     put(net, replace(lever, ephemeral=(1, 65535)))
     assert not ask(net.c, door, source=source)
     take_away(net)
     put(net, lever)
-    assert ask(net.c, door, source=source)
-    assert ask(net.h, (net.addresses["c"][family], PORT))
+    assert asked(net.c, door, source=source)
+    assert asked(net.h, (net.addresses["c"][family], PORT))
     take_away(net)
 
 
@@ -310,7 +311,7 @@ def test_what_is_forwarded_to_the_same_port(net: Net, family: int) -> None:
     install(net, fw(chain("forward", EST + PING + 'iifname "to-r2" ct state new accept', "drop"),
                     chain("input", "ct state invalid counter")))  # fmt: skip
     here, there = ((net.addresses[name][family], PORT) for name in "hs")
-    assert ask(net.c, here)
+    assert asked(net.c, here)
     judgement = judged(net)
     assert (judgement.verdict, judgement.lever.roles) == ("safe", ("server",))
     unbound = script(judgement.lever).replace(" fib daddr type local", "")
@@ -318,8 +319,8 @@ def test_what_is_forwarded_to_the_same_port(net: Net, family: int) -> None:
     assert not ask(net.c, there)
     take_away(net)
     put(net, judgement.lever)
-    assert ask(net.c, there)
-    assert ask(net.c, here)
+    assert asked(net.c, there)
+    assert asked(net.c, here)
     assert {entry.dst for entry in entries(net)} == {there[0]}
     take_away(net)
 
@@ -356,15 +357,15 @@ def test_a_servers_rules_leave_what_the_host_sends_to_itself(net: Net) -> None:
                           + f"ct state new tcp dport {PORT} accept", "drop"),
                     chain("output", redirect, priority="-100").replace(
                         "type filter", "type nat")))  # fmt: skip
-    assert ask(net.c, (net.addresses["h"][4], PORT))
+    assert asked(net.c, (net.addresses["h"][4], PORT))
     judgement = judged(net)
     assert judgement.verdict in ("safe", "safe-with-rules"), judgement.reasons
     put(net, judgement.lever)
     for address in (LOCAL[4], net.addresses["h"][4]):
-        assert ask(net.h, (address, PORT))
+        assert asked(net.h, (address, PORT))
         assert [entry.dst for entry in entries(net)] == [address], "it is tracked"
         net.h.run(["conntrack", "-F"], check=False)
-    assert ask(net.c, (net.addresses["h"][4], PORT))
+    assert asked(net.c, (net.addresses["h"][4], PORT))
     assert not entries(net)
     take_away(net)
 

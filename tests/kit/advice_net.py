@@ -34,6 +34,7 @@ HIGH = 40000
 """In the ephemeral range, with a listener that the firewall hides."""
 BACKEND = 9063
 WAIT = 1.0
+PATIENCE = 60.0
 SHORT = 0.4
 """Seconds for what ought to be closed: open doors here answer within a millisecond."""
 LONGEST = 4 * WAIT
@@ -250,6 +251,13 @@ def ask(
                 got += len(data)
             return data if what == b"w" else data[-2:]
         return b""
+
+
+def asked(
+    node: Node, target: Address, what: bytes = b"s", *, source: Address | None = None
+) -> bytes:
+    """The same of one that is to be answered, however busy the machine is."""
+    return ask(node, target, what, source=source, wait=PATIENCE)
 
 
 def echo(
