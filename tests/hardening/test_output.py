@@ -18,9 +18,9 @@ CTRACE = [sys.executable, "-m", "ctrace"]
 SHORT = [["applied"], ["doctor", "-o", "json"], ["man"]]
 SAME = [["--help"], ["--version"], ["doctor"], ["completion", "bash"]]
 LONGER = [
-    ["advise", "--duration", "1"],
-    ["top", "0.2", "1", "--plain"],
-    ["top", "0.2", "1", "-o", "json"],
+    ["advise", "--duration", "1", "--netns", "init"],
+    ["top", "0.2", "1", "--plain", "--netns", "init"],
+    ["top", "0.2", "1", "-o", "json", "--netns", "init"],
     ["trace", "--duration", "1"],
     ["perf", "--duration", "0.5"],
 ]
