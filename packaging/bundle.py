@@ -158,9 +158,10 @@ def fetch_wheels(machine: str, into: Path) -> Iterator[Path]:
     """Packages for Python 3.9 and that machine."""
     print(f"bundle: fetching wheels for {machine}", file=sys.stderr)
     run(
-        sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "-d", into,
-        "--only-binary=:all:", "--python-version", "3.9", "--implementation", "cp", "--abi", "cp39",
-        "--abi", "none", f"--platform=manylinux2014_{machine}", "--require-hashes", "-r", WHEELS,
+        sys.executable, "-I", "-m", "pip", "download", "-q", "--disable-pip-version-check",
+        "-d", into, "--only-binary=:all:", "--python-version", "3.9", "--implementation", "cp",
+        "--abi", "cp39", "--abi", "none", f"--platform=manylinux2014_{machine}",
+        "--require-hashes", "-r", WHEELS,
     )  # fmt: skip
     return into.glob("*.whl")
 
@@ -243,7 +244,7 @@ def compile_modules(machine: str, system: Path, tree: Path, work: Path) -> None:
     run(
         "env", f"PYTHONHOME={system}/usr", loader, "--library-path", libraries,
         system / "usr/bin/python3.9", "-S", "-m", "compileall", "-q", "-b", "-s", tree,
-        "--invalidation-mode", "unchecked-hash", modules,
+        "--invalidation-mode", "unchecked-hash", modules, cwd=work,
     )  # fmt: skip
     for file in [*modules.rglob("*.py"), *modules.rglob("__pycache__")]:
         shutil.rmtree(file) if file.is_dir() else file.unlink()

@@ -1,6 +1,12 @@
 # Shared by the scripts beside it (sourced): install what is missing, and say so.
 # Sets ROOT, the checkout; VENV, its virtual environment; PYTHON, that one's interpreter.
 
+# A tool is never looked for in the folder that the caller happens to stand in.
+set -f
+IFS=: read -ra folders <<<"$PATH"
+PATH=
+for folder in "${folders[@]}"; do [[ $folder != /* ]] || PATH+=${PATH:+:}$folder; done
+set +f
 unset "${!PYTHON@}" # what Python runs is not for variables to say; pip's own children heed them
 umask 022 # nor may others write what root installs to run
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kit import command, synthetic
 
 import ctrace
 from ctrace import files
+from ctrace.cli import cli
 from ctrace.errors import CtraceError
 from ctrace.recording.recorder.run import make_way
 from ctrace.recording.recorder.segments import FlightRecorder, Retention
@@ -210,3 +212,37 @@ def test_a_ring_on_a_full_disk_goes_on(tmp_path: Path, disk: str, count: int) ->
             assert told == {k: v.tolist() for k, v in whole.counts.items()}
             seen += len(batch.events)
     assert seen > 0
+
+
+def test_an_import_that_fails_leaves_the_earlier_recording_where_it_was(
+    recording: Path, tmp_path: Path
+) -> None:
+    out, text = tmp_path / "imported.data", tmp_path / "text"
+    out.write_bytes(recording.read_bytes())
+    text.write_text("nothing that tells of a table\n")
+    for more in ([], ["--redact"]):
+        assert run("import", text, "-o", out, *more)[0] == 1
+        assert out.read_bytes() == recording.read_bytes()
+        assert set(os.listdir(tmp_path)) == {"imported.data", "text"}
+
+
+def test_an_archive_of_evidence_is_written_as_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, out, target = tmp_path / "collect.sh", tmp_path / "out", tmp_path / "another's"
+    monkeypatch.setattr("ctrace.cli.recordings.collect.SCRIPT", script)
+
+    def collect(*words: str) -> int:
+        return CliRunner().invoke(cli, ["collect", "-o", str(out), *words]).exit_code
+
+    script.write_text("echo half; exit 3")
+    assert collect() == 1
+    assert not out.exists()
+    script.write_text("echo whole")
+    target.write_text("kept")
+    out.symlink_to(target)
+    assert (collect(), collect("--force"), target.read_text()) == (1, 1, "kept")
+    out.unlink()
+    assert (collect(), collect(), collect("--force")) == (0, 1, 0)
+    assert out.read_text() == "whole\n"
+    assert out.stat().st_mode & 0o777 == 0o600

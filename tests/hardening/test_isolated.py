@@ -20,6 +20,11 @@ TRAPPED = (
     "sitecustomize", "socket", "subprocess", "textual", "typing", "usercustomize", "venv", "zlib",
 )  # fmt: skip
 """Modules that ctrace, its scripts or its interpreter import."""
+TOOLS = (
+    "nft", "conntrack", "iptables-save", "ip", "dirname", "readlink", "find", "stat", "id",
+    "cat", "sha256sum", "cut", "grep", "sed", "apt-get", "dpkg-query", "uname",
+)  # fmt: skip
+"""Commands that these run."""
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def traps(tmp_path: Path) -> Path:
         for file in {place, *(p for p in place.parents if folder in p.parents)}:
             (file / "__init__.py").write_text(code)
             (file / "__main__.py").write_text(code)
-    for tool in ("nft", "conntrack", "iptables-save", "ip"):
+    for tool in TOOLS:
         (folder / tool).write_text(f"#!/bin/sh\necho {tool} >>{tmp_path / 'ran'}\n")
         (folder / tool).chmod(0o755)
     return folder
@@ -81,7 +86,9 @@ def test_every_verb(traps: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("argv", [["doctor", "--why"], ["applied"], ["advise", "--duration", "1"]])
+@pytest.mark.parametrize(
+    "argv", [["doctor", "--why"], ["applied"], ["advise", "--duration", "1", "--netns", "init"]]
+)
 def test_verbs_that_run_tools(traps: Path, argv: list[str]) -> None:
     done = start(traps, ROOT / "scripts/ctrace", *argv)
     assert (done.returncode, ran(traps)) == (0, ""), done.stderr
@@ -98,7 +105,8 @@ def test_the_module_asked_for_by_name(traps: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["bench", "test", "kernels", "vm", "predictions", "pictures", "figures"]
+    "script",
+    ["bench", "test", "kernels", "vm", "predictions", "pictures", "figures", "soak", "bundle"],
 )
 def test_every_script(traps: Path, script: str) -> None:
     start(traps, ROOT / "scripts" / script, "--help")
@@ -117,6 +125,26 @@ def test_every_child(traps: Path, module: str, arguments: list[str]) -> None:
     )
     assert ran(traps) == ""
     assert "No module named" not in done.stderr
+
+
+def test_what_pip_installs_comes_with_its_hashes() -> None:
+    """Or is this checkout itself, for which nothing is fetched."""
+    files = [*(ROOT / "scripts").iterdir(), *(ROOT / "packaging").glob("*.py"),
+             ROOT / "ctrace/share/container/Containerfile"]  # fmt: skip
+    seen = 0
+    for file in files:
+        if file.is_file() and file.name not in UNPINNED:
+            text = file.read_text()
+            if re.search(r"pip[\"',\s]+(install|download)\b", text):
+                assert "--require-hashes" in text, file
+                seen += 1
+            if re.search(r"pip[\"',\s]+wheel\b", text):
+                assert "--no-build-isolation --no-index" in text, file
+    assert seen >= 4
+
+
+UNPINNED = ("lock", "test-floor")
+"""What finds the versions, and tests under an older Python in a root of their own."""
 
 
 def test_no_other_way_to_start_a_child() -> None:

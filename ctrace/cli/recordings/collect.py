@@ -11,10 +11,10 @@ from typing import IO, Final, Optional
 
 import click
 
-from ctrace.cli.options import file_option
+from ctrace.cli.options import file_option, force_option
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError
-from ctrace.files import give_to_caller
+from ctrace.files import new
 
 SCRIPT = Path(__file__).parents[2] / "share" / "collect.sh"
 WAIT = 120.0
@@ -26,7 +26,8 @@ PR_SET_PDEATHSIG: Final = 1
 @click.command()
 @click.option("--print", "printed", is_flag=True, help="Print the script, to be run elsewhere.")
 @file_option("The archive to write on this host.", "evidence.tar.gz")
-def command(printed: bool, output: Optional[str]) -> None:
+@force_option
+def command(printed: bool, output: Optional[str], force: bool) -> None:
     """Gather evidence on connection tracking from a host, with only its shell.
 
     The script needs no ctrace, Python or compiler, works on old kernels and routers, is
@@ -41,21 +42,13 @@ def command(printed: bool, output: Optional[str]) -> None:
         click.echo(SCRIPT.read_text(encoding="utf-8"), nl=False)
         return
     assert output is not None
-    try:
-        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CtraceError(f"cannot create {output}: {error.strerror}") from None
-    give_to_caller(fd)
-    try:
-        with os.fdopen(fd, "wb") as file:
+    with new(output, force=force) as file:
+        try:
             status = _run(file)
-    except subprocess.TimeoutExpired:
-        raise CtraceError(f"the script did not end within {WAIT:.0f} s; see {output}") from None
-    except BaseException:  # interrupted
-        os.unlink(output)
-        raise
-    if status:
-        raise CtraceError(f"the script ended with status {status}; see {output}")
+        except subprocess.TimeoutExpired:
+            raise CtraceError(f"the script did not end within {WAIT:.0f} s") from None
+        if status:
+            raise CtraceError(f"the script ended with status {status}")
     click.echo(f"ctrace: {output}: {number(os.path.getsize(output) >> 10)} KiB", err=True)
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
 import click
 
 from ctrace.cli.options import file_option, redact_option
+
+if TYPE_CHECKING:
+    from ctrace.dumps.source import Told
+    from ctrace.recording.writer import Writer
 
 
 @click.command()
@@ -26,29 +34,37 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
       ctrace import sosreport-web1.tar.xz -o web1.data
       ctrace report dump.txt            reads it directly; so do advise and replay
     """
-    from ctrace.dumps.make import make
     from ctrace.recording.recorder.run import make_way
-    from ctrace.recording.redact import Redacted
     from ctrace.view.report.evidence import imported
 
     old = make_way(output)
+    try:
+        writer, told = _made(files, output, redact)
+    except BaseException:
+        if old:
+            os.rename(old, output)
+        raise
     if old:
         click.echo(f"ctrace: the earlier {output} is now {old}", err=True)
-    if redact:
-        import contextlib
-        import os
-        import tempfile
-
-        from ctrace.files import draft
-        from ctrace.recording.derived import copy
-        from ctrace.recording.reader import Recording
-
-        with tempfile.TemporaryDirectory(prefix="ctrace-") as folder:
-            whole = os.path.join(folder, "imported")
-            _, told = make(files, whole)
-            with contextlib.closing(Redacted(Recording(whole))) as source, draft(output) as own:
-                writer = copy(source, own)
-    else:
-        writer, told = make(files, output)
     for line in imported(told.said, output, writer.events):
         click.echo(f"ctrace: {line}", err=True)
+
+
+def _made(files: tuple[str, ...], output: str, redact: bool) -> tuple[Writer, Told]:
+    """Write the recording. Raises CtraceError, and leaves nothing of it then."""
+    from ctrace.dumps.make import make
+
+    if not redact:
+        return make(files, output)
+    import tempfile
+
+    from ctrace.files import draft
+    from ctrace.recording.derived import copy
+    from ctrace.recording.reader import Recording
+    from ctrace.recording.redact import Redacted
+
+    with tempfile.TemporaryDirectory(prefix="ctrace-") as folder:
+        whole = os.path.join(folder, "imported")
+        _, told = make(files, whole)
+        with contextlib.closing(Redacted(Recording(whole))) as source, draft(output) as own:
+            return copy(source, own), told
