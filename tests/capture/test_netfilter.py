@@ -210,7 +210,7 @@ def test_a_reset_connection_dies_at_once(pair: tuple[Node, Node], trace: Trace) 
         # nobody listens on port + 1: the RST kills the unreplied entry on both sides
         for _ in range(20):
             with b.enter(), pytest.raises(ConnectionRefusedError):
-                socket.create_connection((a.addresses["b"][0], port + 1), timeout=2)
+                socket.create_connection((a.addresses["b"][0], port + 1), timeout=60)
     events = trace.take()
     for node in (a, b):
         assert len(of(events, Kind.INSERT, node)) == 20
@@ -362,7 +362,7 @@ def test_tcp_reject_and_invalid_packets_are_no_events(
     )
     for _ in range(30):
         with a.enter(), pytest.raises(ConnectionRefusedError):
-            socket.create_connection((v4, 4444), timeout=2)
+            socket.create_connection((v4, 4444), timeout=60)
     inside = trace.take()
     assert not len(of(inside, Kind.INSERT, b))
     assert not len(of(inside, Kind.DROP, b))

@@ -210,7 +210,7 @@ def test_an_old_connection_goes_on(lab: Lab) -> None:
     with tcp_server(server, PORT, handle=_echo), client.enter():
         import socket
 
-        with socket.create_connection((address, PORT), timeout=5) as old:
+        with socket.create_connection((address, PORT), timeout=60) as old:
             for step in ("before", "during", "after", "undone"):
                 if step == "during":
                     trial = apply.start(apply.prepare(make_plan(server)), 60, flush=True)

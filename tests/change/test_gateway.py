@@ -30,7 +30,7 @@ table ip n {
 def call(inside: Node, far: str) -> socket.socket:
     """A connection from the service's port that is translated on its way."""
     client = inside.socket(socket.AF_INET, socket.SOCK_STREAM)
-    client.settimeout(3)
+    client.settimeout(60)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     client.bind((inside.addresses["gate"][0], PORT))
@@ -41,7 +41,7 @@ def call(inside: Node, far: str) -> socket.socket:
 def own_call(gate: Node, far: str) -> None:
     """One of the gateway's own, which leaves from the service's port."""
     with gate.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-        client.settimeout(30)
+        client.settimeout(60)
         client.connect((far, MOVED))
         client.sendall(b"x")
         assert client.recv(1) == b"x"
@@ -49,7 +49,7 @@ def own_call(gate: Node, far: str) -> None:
 
 def patient(connection: socket.socket) -> None:
     """Answer the first word, however late it comes."""
-    connection.settimeout(30)
+    connection.settimeout(60)
     connection.sendall(connection.recv(1))
     connection.recv(1)
 

@@ -122,12 +122,16 @@ def test_fresh_failures_of_others_count(lab: Lab) -> None:
     server, client, address = pair(lab)
     there = client.addresses["server"][0]
     with tcp_server(server, PORT), load(client, address):
-        trial = apply.start(apply.prepare(make_plan(server)), 60)
-        # Nobody listens there: each is answered with a reset.
-        with in_background(lambda: tcp_connections(server, (there, 9), 5)):
-            verdict = apply.check(trial)
-        apply.revert(trial)
-    assert any("failed connection attempts rose" in line for line in verdict.worse)
+        for _ in range(5):  # on a busy machine a second may pass with few of them
+            trial = apply.start(apply.prepare(make_plan(server)), 60)
+            # Nobody listens there: each is answered with a reset.
+            with in_background(lambda: tcp_connections(server, (there, 9), 5)):
+                verdict = apply.check(trial)
+            apply.revert(trial)
+            rose = any("failed connection attempts rose" in line for line in verdict.worse)
+            if rose:
+                break
+    assert rose, verdict
     assert not undo.applied(server.inum)
 
 

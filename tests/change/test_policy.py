@@ -63,7 +63,7 @@ def test_new_connections_have_it_and_older_ones_never(lab: Lab, role: str) -> No
     with tcp_server(server, PORT, handle=at_once), tcp_server(server, OTHER):
         first = tcp_connections(source, (target, PORT), 5).flows
         living = source.socket(socket.AF_INET, socket.SOCK_STREAM)
-        living.settimeout(5)
+        living.settimeout(60)
         living.connect((target, PORT))
         lever = CtTimeout("tcp", PORT, (role,), POLICY["tcp"])
         trial = apply.start(apply.prepare(replace(make_plan(here), levers=(lever,))), 60)

@@ -87,7 +87,7 @@ class Load:
         """In a thread of its own."""
         try:
             while not self._stop.is_set():
-                sent = tcp_connections(self.source, self.target, 5, timeout=8)
+                sent = tcp_connections(self.source, self.target, 5, timeout=30)
                 self.done += len(sent.flows)
                 self.failed += sent.failed + len(sent.refused)
                 time.sleep(0.02)

@@ -64,7 +64,7 @@ def every(seconds: float, stop: threading.Event, n: Optional[int] = None) -> Ite
 
 def connect(port: int, sport: int = 0) -> socket.socket:
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    one.settimeout(10)
+    one.settimeout(60)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sport:
         one.bind((HERE, sport))

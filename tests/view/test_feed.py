@@ -146,7 +146,7 @@ def test_before_the_first_batch_it_is_attaching() -> None:
     ready = threading.Event()
 
     def slow() -> Script:
-        ready.wait(10)
+        ready.wait(60)
         return Script(3)
 
     feed = LiveFeed(slow)

@@ -346,7 +346,7 @@ def test_rejected_connections_are_no_events(family: str, net: Net, capture: Capt
         with Watch(capture, net.nodes) as watch:
             for _ in range(20):
                 with net.client.enter(), pytest.raises(ConnectionRefusedError):
-                    socket.create_connection((server.addresses["client"][0], 4444), timeout=5)
+                    socket.create_connection((server.addresses["client"][0], 4444), timeout=60)
     finally:
         server.run(["nft", "delete", "table", "inet", "t"])
     watch.reconcile()
