@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
@@ -15,7 +14,7 @@ from ctrace.change import notes
 from ctrace.errors import CtraceError
 from ctrace.given import Given
 from ctrace.given import to_line as to_given
-from ctrace.host import commands_in, sock_diag
+from ctrace.host import commands, commands_in, sock_diag
 from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.memory import unswept
 from ctrace.host.netns import Namespace, enter, local_addresses
@@ -170,7 +169,7 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "forwarding": forwarding,
         "timeouts": timeouts,
         "entry_bytes": entry_bytes(),
-        "has_nft": shutil.which("nft") is not None,
+        "has_nft": commands.have("nft"),
         "enter": list(commands_in.prefix(Namespace(here, "", netns_path))),
         "reserved": reserved,
         "listening": sorted(listening),

@@ -91,4 +91,4 @@ def run(
 
 
 def _path() -> str:
-    return os.environ.get("PATH", "/usr/bin:/bin") + SBIN
+    return (os.environ.get("PATH") or "/usr/bin:/bin") + SBIN

@@ -13,13 +13,12 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ctrace.errors import CtraceError
+from ctrace.host import commands
 from ctrace.kernel.bpf import Cmd, bpf, prog_info
 from ctrace.kernel.programs import TIMERS
 
@@ -47,7 +46,7 @@ def planes(gaps: list[str]) -> list[Plane]:
     Appends a sentence to ``gaps`` for each thing that could not be read.
     """
     for tool in ("ip", "tc"):
-        if not shutil.which(tool):
+        if not commands.have(tool):
             gaps.append(
                 f"{tool} is missing, so data planes beside netfilter cannot be seen: "
                 "install iproute2"
@@ -151,13 +150,11 @@ def _of_filter(one: dict[str, Any]) -> Iterator[str]:
 
 def _json(argv: tuple[str, ...], gaps: list[str]) -> list[dict[str, Any]]:
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=TIMEOUT, check=False, errors="replace"
-        )
-        if done.returncode != 0:
+        status, text, _ = commands.output(argv, timeout=TIMEOUT)
+        if status != 0:
             raise ValueError
-        found = json.loads(done.stdout or "[]")
+        found = json.loads(text or "[]")
         return [item for item in found if isinstance(item, dict)]
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+    except (CtraceError, ValueError):
         gaps.append(f"{' '.join(argv)} gave no answer that can be read")
         return []

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, Final
 
 from ctrace.digests import sha256
 from ctrace.errors import CtraceError
+from ctrace.host import commands
 from ctrace.host.netns import enter
 from ctrace.ruleset import iptables, nft
 from ctrace.ruleset.installed import Rule, tagged_lines, tagged_rules
@@ -143,7 +142,7 @@ def _collect(netns_path: str) -> _Listings:
     saves: list[tuple[str, str, str]] = []
     listing, ipvs = "", ""
     with enter(netns_path):
-        has_nft = bool(shutil.which("nft"))
+        has_nft = commands.have("nft")
         if has_nft:
             listing = _run(["nft", "-j", "list", "ruleset"], gaps)
         elif _may_have_nf_tables():
@@ -151,7 +150,7 @@ def _collect(netns_path: str) -> _Listings:
         for family in ("ip", "ip6"):
             command = f"{family}tables-nft-save"
             if not has_nft or _wants_save(listing, family):
-                if shutil.which(command):
+                if commands.have(command):
                     saves.append(("iptables-nft", family, _compatible(_run([command, "-c"], gaps))))
                 elif has_nft:
                     gaps.append(f"{command} is missing, and iptables-nft rules are in use")
@@ -163,9 +162,9 @@ def _collect(netns_path: str) -> _Listings:
                 )
             if names:
                 command = f"{family}tables-legacy-save"
-                if shutil.which(command):
+                if commands.have(command):
                     saves.append(("iptables-legacy", family, _run([command, "-c"], gaps)))
-                elif shutil.which(f"{family}tables-save"):
+                elif commands.have(f"{family}tables-save"):
                     plain = f"{family}tables-save"
                     saves.append(("iptables-legacy", family, _run([plain, "-c"], gaps)))
                 else:
@@ -177,17 +176,14 @@ def _collect(netns_path: str) -> _Listings:
 
 def _run(argv: list[str], gaps: list[str]) -> str:
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=TIMEOUT, check=False, errors="replace"
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        gaps.append(f"{argv[0]} did not answer ({type(error).__name__})")
+        status, text, said = commands.output(argv, timeout=TIMEOUT)
+    except CtraceError as error:
+        gaps.append(str(error))
         return ""
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no message"])[0]
-        gaps.append(f"{' '.join(argv)} failed: {said[:120]}")
+    if status != 0:
+        gaps.append(f"{' '.join(argv)} failed: {said[:120] or 'no message'}")
         return ""
-    return done.stdout
+    return text
 
 
 def _proc(path: str) -> str:
