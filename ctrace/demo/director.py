@@ -17,9 +17,9 @@ from ctrace.view import format as fmt
 
 RATE: Final = 400.0
 """Connections a second once the traffic is switched over."""
-ATTACHED, CALM, FULL, SHOWN, ADVISED, EMPTIED = 60.0, 7.0, 40.0, 11.0, 12.0, 45.0
+ATTACHED, CALM, FULL, SHOWN, ADVISED, EMPTIED = 60.0, 7.0, 40.0, 11.0, 12.0, 75.0
 """Seconds: at most until it is watched; of calm; at most until full; to look at it; at the advice;
-at most to recover."""
+at most to recover: the kernel collects what has expired once a minute at least."""
 LOGGED: Final = 5.0
 """Seconds, at most, until the service's log has the first refusals: it writes once a second."""
 PACE: Final = 1.0
