@@ -119,7 +119,7 @@ class Director:
         yield Beat(
             "applied",
             f"Applied in the demo's namespace, {said.split(':')[0]}. New connections are no "
-            f"longer tracked; old entries go within {TIME_WAIT} s.",
+            f"longer tracked; old entries expire in {TIME_WAIT} s, and go up to a minute later.",
         )
         self._until(lambda seen: seen.rates.drop == 0 and _fill(seen) < 0.3, EMPTIED)
         self._breathe(3)

@@ -14,7 +14,7 @@ from kit.shapes import NETNS, START, SYN_SENT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.model.model import Model
-from ctrace.model.snapshot import Holder
+from ctrace.model.snapshot import Holder, Snapshot
 from ctrace.model.who.lattice import ENOUGH, Key, Lattice
 from ctrace.model.who.weigh import Weighed
 
@@ -223,6 +223,39 @@ def test_one_process_that_serves_and_calls_is_one_key() -> None:
     (only,) = model.snapshot().who
     assert (only.kind, only.text) == ("process", "proxy[700]")
     assert only.share > 0.99
+
+
+def proxy(main: int, beside: int) -> Snapshot:
+    """A full table: a process serves one port, another one, and sends look-ups beside."""
+    key = (700 << 32) + 1234567
+    trace = Trace(seed=5)
+    for port, rate in ((8063, main), (8064, beside)):
+        trace.flows(steady(rate, 40, trace.rng), 0.004, 20, dport=port)
+    trace.flows(steady(4, 40, trace.rng), 0.1, 20, proto=17, dport=53, direction=2, owner=key)
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    places = {(NETNS, 6, port): Owner(key, "proxy") for port in (8063, 8064)}
+    named = Names(
+        netns={NETNS: Netns(NETNS, "init")}, listeners=places, owners={key: Owner(key, "proxy")}
+    )
+    model.update(Batch(trace.events(0)[:0], START, names=named))
+    for batch in trace.batches(40, limit=(main + beside + 4) * 20):
+        model.update(batch)
+    return model.snapshot()
+
+
+def test_a_process_with_nearly_all_in_one_service_is_told_by_that_service() -> None:
+    """What helps is for the service; the few entries beside do not hide it."""
+    why = proxy(300, 2).why[0]
+    assert (why.id, why.proto, why.port) == ("no-keepalive", "tcp", 8063)
+    assert [one.id for one in why.remedies].count("notrack") == 1
+
+
+def test_a_timeout_longer_than_the_entries_stay_is_no_help() -> None:
+    """TIME_WAIT is 20 s here, as the stays tell: 30 s would free nothing."""
+    why = proxy(150, 150).why[0]
+    assert (why.id, why.port) == ("no-keepalive", None)
+    assert why.remedies
+    assert not any("tcp_timeout_time_wait" in one.text for one in why.remedies)
 
 
 def test_what_is_scattered_is_not_explained_by_force() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
@@ -17,7 +18,8 @@ from textual.pilot import Pilot
 
 from ctrace.errors import CtraceError
 from ctrace.live.protocol import Phase
-from ctrace.model.snapshot import GROUPS, Histogram, Snapshot
+from ctrace.model import snapshot as model
+from ctrace.model.snapshot import GROUPS, Cause, Histogram, Snapshot
 from ctrace.view.palette import DARK, PALETTES
 from ctrace.view.screen.advice import AdvicePane, Remedy
 from ctrace.view.screen.app import TopApp
@@ -640,3 +642,18 @@ def test_no_keys_and_no_size_can_upset_it(seed: int) -> None:
             assert app.state.group in GROUPS
 
     drive(fuzz, feed, advice=AdvicePane(Advice()))
+
+
+def test_what_is_on_trial_is_told_with_a_cause_of_several_services() -> None:
+    """A process holds more than the service that is untracked: its other help stays."""
+    adviser: Any = SimpleNamespace(untracked=frozenset({(1, "tcp", 8063)}))
+    help_ = (model.Remedy("keep-alive", "keep connections alive"),)
+    why = tuple(
+        Cause("no-keepalive", "", proto=proto, port=port, netns=netns, remedies=help_)
+        for proto, port, netns in (("tcp", None, 1), ("tcp", 8063, 1), ("udp", None, 1),
+                                   ("tcp", None, 2))
+    )  # fmt: skip
+    shown = AdvicePane(adviser).amended(replace(samples.incident(), why=why)).why
+    texts = [[one.text.split(" untracked now")[0] for one in cause.remedies] for cause in shown]
+    keep = "keep connections alive"
+    assert texts == [["tcp/8063 is", keep], ["it is"], [keep], [keep]]

@@ -273,5 +273,8 @@ def notrack(s: Service) -> Optional[Remedy]:
 
 
 def time_wait(s: Service) -> Optional[Remedy]:
-    """A shorter TIME_WAIT, as far as the present one is known."""
-    return remedies.timeout("tcp_timeout_time_wait", s.c.netns, old=s.timeout_of("TIME_WAIT"))
+    """A shorter TIME_WAIT, as far as the present one is known, or what it can be at most."""
+    old, stays = s.timeout_of("TIME_WAIT"), s.c.residence.p50
+    if old is None and stays is not None and stays <= remedies.SHORTER["tcp_timeout_time_wait"]:
+        return None
+    return remedies.timeout("tcp_timeout_time_wait", s.c.netns, old=old)

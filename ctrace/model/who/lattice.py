@@ -181,12 +181,15 @@ class Lattice:
             known = mine & ((self.w.high != 0) | (self.w.low != 0))
             pairs = np.stack((self.w.high[known], self.w.low[known]), axis=1)
             ends = len(np.unique(pairs.view([("", np.uint64)] * 2))) if len(pairs) else 0
-            served = self.w.meta[mine & ((self.w.meta >> _S16) & _BYTE != 0)]
-            unique = np.unique(served & ~np.uint64(1 << 24))
-            services = len(unique)
-            more = len(served) < int(np.count_nonzero(mine))
+            served = mine & ((self.w.meta >> _S16) & _BYTE != 0)
+            of, code = np.unique(self.w.meta[served] & ~np.uint64(1 << 24), return_inverse=True)
+            services = len(of)
+            more = int(np.count_nonzero(served)) < int(np.count_nonzero(mine))
             sources = 0 if self.w.far else ends
-            only = int(unique[0]) if services == 1 and not more else 0
+            weight = np.bincount(code.ravel(), self.w.weight[served], services)
+            most = int(weight.argmax()) if services else 0
+            mostly = services and weight[most] >= NEARLY * self.w.weight[mine].sum()
+            only = int(of[most]) if mostly else 0
             yield (
                 key,
                 Parts(
@@ -222,7 +225,7 @@ class Parts:
     more: bool
     """Whether it has services that are too many to be kept."""
     only: int = 0
-    """Its service where it has one alone, as the last word of a key; else 0."""
+    """The service that it has alone, or nearly so, as the last word of a key; else 0."""
     proto: int = 0
     """Namespace and protocol of nearly all of it, as a key's last word without its port; else 0."""
     of_proto: int = 0

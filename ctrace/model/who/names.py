@@ -63,7 +63,8 @@ class Names:
         if kind in ("prefix", "net"):
             return f"{label} ({_many(sources, 'source')}) to {to}"
         if kind in ("process", "unit") and parts.only:
-            label += f" on {service(parts.only)}"
+            alone = parts.services == 1 and not parts.more
+            label += f"{'' if alone else ' mostly'} on {service(parts.only)}"
         label += " (by a sample)" if kind == "state" else ""
         return f"{label} to {to}" if kind in ("src", "proto", "direction") else label
 

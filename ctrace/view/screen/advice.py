@@ -22,10 +22,6 @@ from ctrace.view.screen.parts import Piece, blank, folded, line, wrapped
 
 DOING: Final = {"apply": "applying", "keep": "keeping", "undo": "taking back"}
 """The words of an offer, as what is done while they are carried out."""
-WAITING: Final = model.Remedy(
-    "look", "it is untracked now: the entries from before go by themselves, one timeout later"
-)
-"""In place of what helps a service that a change made here keeps untracked."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +142,7 @@ class AdvicePane:
         untracked = self.adviser.untracked if self.adviser is not None else frozenset()
         if not untracked:
             return snapshot
-        why = tuple(
-            replace(cause, remedies=(WAITING,))
-            if (cause.netns, cause.proto, cause.port) in untracked
-            else cause
-            for cause in snapshot.why
-        )
-        return replace(snapshot, why=why)
+        return replace(snapshot, why=tuple(_amended(cause, untracked) for cause in snapshot.why))
 
     def _begin(self, work: Callable[[], str], *, told: bool = False) -> threading.Thread:
         thread = threading.Thread(target=self._work, args=(work, told), daemon=True)
@@ -264,6 +254,22 @@ class AdvicePane:
             raise CtraceError("no advice yet")
         self._offered = self._advice
         return self.adviser.offer(self._offered)
+
+
+def _amended(cause: model.Cause, untracked: frozenset[tuple[int, str, int]]) -> model.Cause:
+    if (cause.netns, cause.proto, cause.port) in untracked:
+        return replace(cause, remedies=(_waiting("it"),))
+    parts = [
+        _waiting(f"{proto}/{port}")
+        for netns, proto, port in sorted(untracked)
+        if cause.port is None and netns == cause.netns and cause.proto in ("", proto)
+    ]
+    return replace(cause, remedies=(*parts, *cause.remedies)) if parts else cause
+
+
+def _waiting(what: str) -> model.Remedy:
+    text = f"{what} is untracked now: entries from before go up to a minute after their timeout"
+    return model.Remedy("look", text)
 
 
 def _alive(thread: Optional[threading.Thread]) -> bool:
