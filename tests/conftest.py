@@ -9,17 +9,15 @@ stay together, and the longest begin first.
 from __future__ import annotations
 
 import builtins
-import fcntl
 import os
 import resource
 import signal
 import sys
-import tempfile
 from collections.abc import Generator, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.turns import turn
 
 if sys.version_info < (3, 10):
     # The tests compare lengths by it; the product must do without (tests/house/test_floor.py).
@@ -42,6 +40,8 @@ if "CTRACE_VM" not in os.environ:  # whose tests have none, and starting takes l
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # what nohup sets, a recorder heeds
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _alone(item: pytest.Item) -> bool:
@@ -152,21 +152,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{seconds:.1f} s  {test}")
 
 
-_LOCKS = [Path(tempfile.gettempdir()) / f"ctrace-tests-{name}" for name in ("door", "room")]
-
-
-@pytest.fixture(autouse=True)
-def _beside(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kernel tests run beside each other, one marked ``machine`` or ``clocks`` by itself.
-
-    It waits at the door, so that those that come later wait behind it.
-    """
-    alone = _alone(request.node)
-    if not alone and request.node.get_closest_marker("kernel") is None:
-        yield
-        return
-    with _LOCKS[0].open("w") as door, _LOCKS[1].open("w") as room:
-        fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(door, fcntl.LOCK_UN)
-        yield
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Kernel tests run beside each other, one marked ``machine`` or ``clocks`` by itself: with what
+    it shares with others, whose making and end are part of a test's turn, too."""
+    alone = _alone(item)
+    if not alone and item.get_closest_marker("kernel") is None:
+        return (yield)
+    with turn(alone=alone):
+        return (yield)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
@@ -23,6 +23,7 @@ from kit.advice_net import (
     take_away,
     verdict_on,
 )
+from kit.turns import stay
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import roles, subject
@@ -125,6 +126,8 @@ def rows(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Row]]:
     try:
         with ThreadPoolExecutor(len(nets)) as pool:
             jobs: dict[str, Future[Row]] = {case.name: pool.submit(work, case) for case in chosen}
+            done = stay()  # nobody may change the machine before the last case is over
+            pool.submit(lambda: (wait(jobs.values()), done()))
             yield lambda case: jobs[case.name].result()
     finally:
         for net in nets:

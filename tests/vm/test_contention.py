@@ -266,7 +266,8 @@ def test_waits_are_counted_as_perf_counts_them(known: str, measured: Measured) -
     # Perf's waits also hold what taking the stacks takes; ours begin after that.
     lengths = [one.ended - one.began for one in theirs]
     assert 0.1 < sum(wait.total_ns for wait in seen.waits) / 1e9 / sum(lengths) < 1.1
-    assert max(wait.longest_ns for wait in seen.waits) / 1e9 < 1.1 * max(lengths)
+    # Ours may end after perf has taken a stack at the end of the wait.
+    assert max(wait.longest_ns for wait in seen.waits) / 1e9 < 2 * max(lengths)
 
 
 @traced
