@@ -19,6 +19,7 @@ import numpy as np
 
 from ctrace.batch import DUMP, Source
 from ctrace.errors import CtraceError, UsageError
+from ctrace.model.groups.passes import GC_SCAN_INTERVAL_MAX
 from ctrace.record import proto_name
 from ctrace.whatif import table as tablemodel
 from ctrace.whatif.answer import Outcome, Place, Series, WhatIf
@@ -142,7 +143,7 @@ def _case(recorded: Recorded, levers: Levers) -> _Case:
         interval = 2 * lag * (part * pace + (1 - part) * max(1.0, pace))
         longest, pause = most * interval, interval
         if len(recorded.collections) < PASSES:  # what waited was cut short by the beginning
-            longest = pause = max(longest, tablemodel.GC_SCAN_INTERVAL_MAX)
+            longest = pause = max(longest, GC_SCAN_INTERVAL_MAX)
         would_be = replace(would_be, interval=interval, longest=longest)
     return _Case(recorded, levers, setting, target, extra, changed, as_was, would_be, lazy, pause)
 

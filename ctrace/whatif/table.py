@@ -22,11 +22,11 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.model.groups.passes import GC_SCAN_INTERVAL_MAX
 from ctrace.record import TCP
 from ctrace.whatif.flows import F64, I64, Bool, Flows
 
 GC_SCAN_INTERVAL_MIN: Final = 1.0
-GC_SCAN_INTERVAL_MAX: Final = 60.0
 GC_SCAN_INTERVAL_CLAMP: Final = 300.0
 GC_SCAN_INITIAL_COUNT: Final = 100
 NF_CT_EVICTION_RANGE: Final = 8

@@ -18,6 +18,7 @@ from ctrace.advice.subject import Subject
 from ctrace.batch import HookInfo
 from ctrace.errors import CtraceError
 from ctrace.lab import Lab
+from ctrace.model.groups.passes import GC_SCAN_INTERVAL_MAX
 from ctrace.model.remedies import TIMEOUTS, keep_alive
 from ctrace.model.snapshot import Cause, Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
 from ctrace.plan.plan import CtTimeout, Notrack, from_json, to_json
@@ -27,7 +28,7 @@ from ctrace.rehearsal.snapshot import take
 from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.reader import load as load_ruleset
 from ctrace.view.report.advice import advice_text, rules_text
-from ctrace.whatif.table import GC_SCAN_INTERVAL_MAX, collected
+from ctrace.whatif.table import collected
 
 pytestmark = pytest.mark.kernel
 LOCAL = ("127.0.0.1", "192.0.2.10")

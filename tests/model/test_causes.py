@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,14 +26,19 @@ ROOMY = 262_144
 
 def run(trace: Trace, until: float, limit: int = 0) -> Snapshot:
     """What is told at the end. Without a ``limit`` the table is short of room by then."""
+    batches = trace.batches(until, limit=limit)
     if not limit:
-        limit = max(one.tables[0].count for one in trace.batches(until)) * 5 // 4
+        limit = max(one.tables[0].count for one in batches) * 5 // 4
+        batches = [
+            replace(one, tables=tuple(replace(table, max=limit) for table in one.tables))
+            for one in batches
+        ]
     m = Model(HookInfo("fentry"), Clock(0), START)
     names = Names(netns={NETNS: Netns(NETNS, "init"), OTHER: Netns(OTHER, "web")})
     seen = {int(n) for n in np.unique(trace.events()["netns"])}
     names = Names(netns={k: v for k, v in names.netns.items() if k in seen})
     m.update(Batch(trace.events(0)[:0], START, names=names))
-    for batch in trace.batches(until, limit=limit):
+    for batch in batches:
         m.update(batch)
     return m.snapshot()
 

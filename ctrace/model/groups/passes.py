@@ -17,6 +17,8 @@ from ctrace.record import Kind, Reason
 _EXPIRED: Final = int(Kind.DESTROY) | int(Reason.EXPIRED) << 8
 APART_NS: Final = 1_000_000_000
 """ns: within a second is one moment, whether a collection or lookups took them."""
+GC_SCAN_INTERVAL_MAX: Final = 60.0
+"""Seconds (nf_conntrack_core.c)."""
 KEPT: Final = 1024
 LOOKED_AT: Final = 4096
 """Ends of a window that are looked at, about."""
@@ -47,7 +49,3 @@ class Passes:
         known."""
         few = len(self._at) < 2
         return GC_SCAN_INTERVAL_MAX if few else float(self._at[-1] - self._at[-2])
-
-
-GC_SCAN_INTERVAL_MAX: Final = 60.0
-"""Seconds (nf_conntrack_core.c)."""
