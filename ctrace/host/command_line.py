@@ -18,20 +18,57 @@ READ: Final = 4096
 MASK: Final = "***"
 
 _WORD = (
-    r"(?:pass|pwd|(?<![a-z])pw(?![a-z])|secret|token|key|credential|cred(?![a-z])|auth"
-    r"|cookie|bearer|private|(?<![a-z])psk(?![a-z]))"
+    r"(?:pass(?:w(?:or[dt]|d)|phrase|code)?|pwd|secret|token|key|credential|auth|cookie|bearer|private"
+    r"|signature|session|jwt|community|licen[cs]e|(?<![a-z])(?:pw|pin|otp|salt|sig|sas|psk|creds?|login)"
+    r"(?![a-z]))"
 )
 # Bounded repeats: a hostile command line costs no more than an ordinary one.
 _NAMED = re.compile(rf"({_WORD}[\w.-]{{0,64}}[\"'\])]{{0,4}}[\s=:,]{{1,8}})\S.*", re.I | re.S)
 _BARE = re.compile(rf"^-{{0,2}}[\w.-]{{0,64}}{_WORD}[s:=]?$", re.I)
 _BARE_OPTION = re.compile(rf"^-{{1,2}}[\w.-]{{0,64}}{_WORD}[\w.-]{{0,64}}[:=]?$", re.I)
 _SHORT = re.compile(r"((?:^|\s)-p)(?!\s*-)\s*\S.*", re.S)
+_LATER = re.compile(r"(\s-[Pw]\s+)\S.*", re.S)
 _URL = re.compile(r"://\S{1,1024}@")
-_LOGIN = re.compile(r"([^\s:/@=]{1,64}):(?!//)\S{1,1024}@")
-_USER = re.compile(r"(?:-[uU]|--user|--proxy-user)=?")
-_OF_USER = re.compile(r"[:%].*", re.S)
-_OF_PROGRAM: Final = {"redis-cli": "-a", "ldapsearch": "-w", "ldapmodify": "-w"}
-"""Single-letter options that take a password, by program."""
+_LOGIN = re.compile(r"([^\s:/@=]{1,64})([:/%])(?!//)\S{1,1024}@")
+_USER = re.compile(r"(?:-[a-zA-Z]{0,3}[uU]|--user|--proxy-user)=?")
+_USER_IN_TEXT = re.compile(
+    r"(\s(?:-[a-zA-Z]{0,3}[uU]|--user)[=\s]{0,8}[^\s:%,]{1,64}[:%,])\S.*", re.S
+)
+_OF_USER = re.compile(r"[:%,].*", re.S)
+_LETTERS: Final = {"-p", "-P", "-w"}
+"""Options that take a password in so many programs that their values are masked in all."""
+_OF_PROGRAM: Final = (
+    (re.compile(r"redis-"), "a"),
+    (re.compile(r"ldap"), "wsay"),
+    (re.compile(r"snmp"), "cAXk"),
+    (re.compile(r"openssl|ccrypt"), "kKS"),
+    (re.compile(r"curl"), "bEH"),
+    (re.compile(r"(?:https?|xhs?|ab)$"), "aA"),
+    (re.compile(r"ssh-keygen"), "NP"),
+    (re.compile(r"sqlcmd|bcp|isql|tsql|mosquitto_|ipmitool|u?n?zip"), "P"),
+    (re.compile(r"x?freerdp|rdesktop"), "p"),
+)
+"""Letters of options that take a password or its like, also without a space, by how the program's
+name begins."""
+_POSITIONAL: Final = re.compile(
+    r"htpasswd|wpa_passphrase|rabbitmqctl|vault|mc|sqlplus|sqlldr|chpasswd|expect|lftp|secret-tool|pass|op"
+)
+"""Programs that take a password where nothing marks it: of their arguments none is kept."""
+_CODE: Final = re.compile(
+    r"(?:python|perl|ruby|node|php|lua|expect|tclsh|osascript|pwsh)[\d.]*", re.I
+)
+_STRING = re.compile(r"(['\"`])(?:(?!\1).)+\1", re.S)
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:gh[a-z]_|github_pat_|gl[a-z]{2,6}-|xox[a-z]-|sk[-_]|rk[-_]|pk[-_]|hv[a-z]\.|npm_"
+    r"|pypi-|dop_v1_|AIza|ya29\.|SG\.|eyJ|A[KS]IA|bot\d{5,16}:"
+    r"|hooks\.[\w.-]{1,64}/)[\w./+=-]{8,}"
+)
+"""Tokens that say themselves what they are."""
+_LOT = re.compile(r"(?=[^\s]{0,200}\d)(?=[^\s]{0,200}[a-z])(?=[^\s]{0,200}[A-Z])")
+_RUN = re.compile(
+    r"[A-Za-z0-9_+=-]{20,}|(?<![A-Za-z0-9_+/=.-])[A-Za-z0-9+][A-Za-z0-9+/]{38,}={0,2}"
+)
+"""Long enough for a key by lot; it is one where it has digits, small and capital letters."""
 
 
 def masked(arguments: Sequence[str]) -> str:
@@ -39,20 +76,37 @@ def masked(arguments: Sequence[str]) -> str:
 
     ``***`` stands for the value of an option or variable whose name holds a word such as
     password, secret, token, key or credential (``--token X``, ``DB_PASS=X``, ``"Cookie: X"``),
-    for what follows ``-p``, for the login in ``scheme://login@host``, and for the
-    password in ``user:password@host`` and ``-u user:password``.
+    for what follows ``-p``, ``-P`` or ``-w``, for the login in ``scheme://login@host``, for the
+    password in ``user:password@host`` and ``-u user:password``, for strings in code after
+    ``-c`` or ``-e``, for what looks like a key made by lot, and for what programs such as
+    ``htpasswd`` and ``vault`` are given.
     """
+    program = arguments[0].rpartition("/")[2] if arguments else ""
+    letters = {letter for name, of in _OF_PROGRAM if name.match(program) for letter in of}
+    taking = _LETTERS | {f"-{letter}" for letter in letters}
+    if _POSITIONAL.fullmatch(program) and len(arguments) > 1:
+        arguments = [arguments[0], MASK]
     kept: list[str] = []
     before = ""
-    letters = ("-p", _OF_PROGRAM.get(arguments[0].rpartition("/")[2]) if arguments else "")
     for argument in arguments:
-        if before and (before in letters or _BARE.match(before) or _BARE_OPTION.match(before)):
+        if before and (before in taking or _BARE.match(before) or _BARE_OPTION.match(before)):
             kept.append(MASK)
             before = ""
             continue
-        kept.append(_argument(argument, before))
+        if before in ("-c", "-e") and _CODE.match(program):
+            kept.append(_without_keys(_STRING.sub(MASK, _argument(argument, before))))
+        elif len(argument) > 2 and argument[0] in "-/" and argument[1] in letters:
+            kept.append(argument[:2] + MASK)
+        else:
+            kept.append(_without_keys(_argument(argument, before)))
         before = argument if len(kept) > 1 else ""
     return clean(" ".join(kept))[:MOST]
+
+
+def _without_keys(text: str) -> str:
+    """Without what looks like a key by lot, wherever it stands."""
+    text = _TOKEN.sub(MASK, text)
+    return _RUN.sub(lambda run: MASK if _LOT.match(run[0]) else run[0], text)
 
 
 def split(raw: bytes) -> list[str]:
@@ -76,6 +130,8 @@ def _argument(text: str, before: str) -> str:
         text = _OF_USER.sub(":" + MASK, text)
     text = _NAMED.sub(rf"\g<1>{MASK}", text)
     text = _SHORT.sub(rf"\g<1>{MASK}", text)
+    text = _LATER.sub(rf"\g<1>{MASK}", text)
+    text = _USER_IN_TEXT.sub(rf"\g<1>{MASK}", text)
     if "@" in text:
-        text = _LOGIN.sub(rf"\g<1>:{MASK}@", _URL.sub(f"://{MASK}@", text))
+        text = _LOGIN.sub(rf"\g<1>\g<2>{MASK}@", _URL.sub(f"://{MASK}@", text))
     return text
