@@ -18,12 +18,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 #include <zstd.h>
 
 #define KEY 32
+#define DRAFT ".bundle-"
 #define BLOCK 512
 #define PYTHON "bin/python3.9"
 #define PLACE 256
@@ -172,6 +174,33 @@ static void sweep(int parent, const char *name)
 	unlinkat(parent, name, AT_REMOVEDIR);
 }
 
+/* What others made half of and were killed over; the caller has the folder's lock. */
+static void sweep_left(int folder)
+{
+	int copy = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *all = copy < 0 ? NULL : fdopendir(copy);
+	struct dirent *entry;
+
+	while (all && (entry = readdir(all)))
+		if (!strncmp(entry->d_name, DRAFT, strlen(DRAFT)))
+			sweep(folder, entry->d_name);
+	if (all)
+		closedir(all);
+}
+
+/* One process unpacks at a time, and the lock goes with it. One that stands still is not waited
+ * for: then two unpack, and nothing is swept. */
+static void take_turn(int folder)
+{
+	for (int tries = 0; tries < 100; tries++) {
+		if (!flock(folder, LOCK_EX | LOCK_NB))
+			return sweep_left(folder);
+		if (errno != EWOULDBLOCK)
+			return;
+		usleep(100000);
+	}
+}
+
 /* A folder that is ours alone to write; -1 with `why`. */
 static int private_folder(const char *path, char *why, size_t size)
 {
@@ -203,9 +232,11 @@ static int offer(const char *path, struct stream *from, const struct trailer *tr
 	if (folder < 0)
 		return -1;
 	snprintf(name, sizeof(name), "bundle-%.*s", KEY, trailer->key);
-	snprintf(draft, sizeof(draft), ".%s.%d", name, (int)getpid());
+	snprintf(draft, sizeof(draft), DRAFT "%.*s.%d", KEY, trailer->key, (int)getpid());
 	snprintf(loader, sizeof(loader), "%s/%s/lib/ld.so", path, name);
 	bad = -1;
+	if (faccessat(folder, name, X_OK, 0))
+		take_turn(folder);
 	if (fstatvfs(folder, &disk))
 		snprintf(why, size, "%s: %s", path, strerror(errno));
 	else if (disk.f_flag & ST_NOEXEC)

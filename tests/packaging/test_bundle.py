@@ -101,6 +101,16 @@ def test_it_unpacks_once_into_a_private_folder(root: Root) -> None:
     ]
 
 
+def test_what_a_killed_start_left_half_goes_with_the_next(root: Root) -> None:
+    cache = root.place / "var/cache/ctrace"
+    shutil.rmtree(cache, ignore_errors=True)
+    (cache / f".bundle-{'0' * 32}.1/lib").mkdir(parents=True)
+    (cache / f".bundle-{'0' * 32}.1/lib/half").write_bytes(bytes(1 << 20))
+    cache.chmod(0o700)
+    assert root.run("--version").returncode == 0
+    assert [path.name[:7] for path in cache.iterdir()] == ["bundle-"]
+
+
 @pytest.mark.parametrize("family", families())
 def test_its_counts_are_the_kernels(root: Root, node: Node, family: str) -> None:
     ctnetlink.fill(node.path, 700)
