@@ -206,8 +206,7 @@ class BufferRing:
     def close(self) -> None:
         """Unmap."""
         del self._consumer, self._producer, self._slots, self._headers
-        self._writable.close()
-        self._readable.close()
+        del self._writable, self._readable
 
 
 def _in_order(times: npt.NDArray[np.uint64], first: int, end: int) -> bool:
@@ -390,9 +389,7 @@ class Rings:
         """Unmap and close everything."""
         for ring in self.rings:
             ring.close()
-        if self._mapped is not None:
-            self._mapped.close()
-            self._mapped = None
+        self._mapped = None  # an error on its way up may hold rows: it is unmapped with them
         for fd in (*self._fds, self.map):
             if fd >= 0:
                 os.close(fd)
