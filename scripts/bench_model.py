@@ -157,7 +157,7 @@ def measure(sources: int, owned: float = 0.0) -> dict[str, Any]:
 def _who(model: Model, names: Names) -> None:
     """Who holds most, as rows, and who was refused most: found anew."""
     asked = Asked(model._group)
-    asked.rows("held", EVERYTHING, 1, names, 0)
+    asked.rows("held", EVERYTHING, 1, names)
     asked.answer("drops", EVERYTHING, 1, names)
 
 

@@ -166,7 +166,7 @@ class Sums:
         found = np.zeros(self.n, np.uint8)
         flags = self._gather("flags")
         for bit in (1 << int(way) for way in (Direction.IN, Direction.OUT, Direction.FORWARD)):
-            found[np.unique(self._inverse[flags & bit != 0])] |= bit
+            found[self._inverse[flags & bit != 0]] |= bit  # a key that comes twice gets it once
         return found
 
     def unit_of(self, process: int) -> str:

@@ -10,7 +10,7 @@ to a wider one that adds hardly more (:data:`WORTH`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -41,6 +41,8 @@ WORTH: Final[dict[str, float]] = {
 """Weight of what a key adds, by how specific its grouping is."""
 NEAR: Final = ("pair", "process", "service", "src", "unit", "ports", "prefix")
 FAR: Final = ("process", "service", "dst", "unit", "ports", "dst-prefix")
+NEAR_ONLY: Final = ("pair", "src", "prefix", "net")
+FAR_ONLY: Final = ("dst", "dst-prefix")
 SPACE: Final = ("netns",)
 WIDE: Final = (*SPACE, "proto", "net", "direction")
 _S16, _S32, _S48, _S56 = (np.uint64(n) for n in (16, 32, 48, 56))
@@ -75,21 +77,22 @@ class Lattice:
 
     def __init__(self, weighed: Weighed) -> None:
         self.w = weighed
-        self._columns = dict(columns(weighed))
+        self._columns: dict[str, npt.NDArray[np.uint64]] = {}
         self._codes: dict[str, tuple[Codes, npt.NDArray[np.uint64]]] = {}
 
     def codes(self, kind: str) -> tuple[Codes, npt.NDArray[np.uint64]]:
         """Each pair's code in a grouping, -1 where it has none; and the keys of the codes."""
         if kind not in self._codes:
-            column = self._columns[kind]
-            mixed = np.zeros(len(column), np.uint64)
-            for words in column.T:
-                mixed = (mixed ^ words) * _MIX
-                mixed ^= mixed >> _S32
-            _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
+            column = self._column(kind)
+            _, first, inverse = np.unique(mixed(column.T), return_index=True, return_inverse=True)
             code = np.where(column.any(axis=1), inverse.ravel(), -1)
             self._codes[kind] = code, column[first]
         return self._codes[kind]
+
+    def _column(self, kind: str) -> npt.NDArray[np.uint64]:
+        if kind not in self._columns:
+            self._columns[kind] = column(self.w, kind)
+        return self._columns[kind]
 
     def narrow(self) -> tuple[Key, ...]:
         """The few keys that explain most, from groupings that name somebody."""
@@ -134,7 +137,7 @@ class Lattice:
         """The same key; for a range of ports, with its present width."""
         if key.kind != "ports":
             return key
-        inside = self._columns["ports"][self.members(key)]
+        inside = self._column("ports")[self.members(key)]
         ranges = np.unique(inside[inside.any(axis=1)], axis=0)
         if len(ranges) != 1 or ranges[0][1] > key.value[1] or ranges[0][2] < key.value[2]:
             return key
@@ -142,9 +145,9 @@ class Lattice:
 
     def members(self, key: Key) -> npt.NDArray[np.bool_]:
         """Which pairs belong to a key; none of them to a state, which only samples tell."""
-        if key.kind == "state" or key.kind not in self._columns:
+        if key.kind == "state" or key.kind in (NEAR_ONLY if self.w.far else FAR_ONLY):
             return np.zeros(len(self.w.weight), bool)
-        column = self._columns[key.kind]
+        column = self._column(key.kind)
         same: npt.NDArray[np.bool_] = (column == np.array(key.value, np.uint64)).all(axis=1)
         if key.kind == "ports":  # a range may have grown by a port
             netns_proto, low, high = key.value
@@ -179,8 +182,7 @@ class Lattice:
                 held = self._sampled(key) * self.w.total
             left[mine] = 0.0
             known = mine & ((self.w.high != 0) | (self.w.low != 0))
-            pairs = np.stack((self.w.high[known], self.w.low[known]), axis=1)
-            ends = len(np.unique(pairs.view([("", np.uint64)] * 2))) if len(pairs) else 0
+            ends = len(np.unique(mixed((self.w.high[known], self.w.low[known]))))
             served = mine & ((self.w.meta >> _S16) & _BYTE != 0)
             of, code = np.unique(self.w.meta[served] & ~np.uint64(1 << 24), return_inverse=True)
             services = len(of)
@@ -232,40 +234,44 @@ class Parts:
     """What of it is of these: a process or a unit may hold entries in other namespaces, too."""
 
 
-def columns(w: Weighed) -> dict[str, npt.NDArray[np.uint64]]:
-    """Each grouping's keys, aligned with the pairs; a row of zeros: it has none there."""
+def column(w: Weighed, kind: str) -> npt.NDArray[np.uint64]:
+    """A grouping's keys, aligned with the pairs; a row of zeros: it has none there."""
     meta = w.meta & ~np.uint64(1 << 24)
     netns, proto = meta >> _S32, meta >> _S16
     src = (w.high != 0) | (w.low != 0)
     served = (proto & _BYTE) != 0
-    prefix, net = narrowed(w.high, w.low), widened(w.high, w.low)
+    parts: tuple[U64, ...] = (w.high, w.low, netns)
+    keep = src
+    if kind == "pair":
+        keep, parts = src & served, (w.high, w.low, meta)
+    elif kind in ("prefix", "dst-prefix"):
+        parts = (*narrowed(w.high, w.low), netns)
+    elif kind == "net":
+        parts = (*widened(w.high, w.low), netns)
+    elif kind == "ports":
+        low, high, keep = port_ranges(meta)
+        parts = (proto, low, high)
+    elif kind not in ("src", "dst"):
+        keep, alone = {
+            "process": (w.process != 0, w.process),
+            "unit": (w.unit != 0, w.unit),
+            "service": (served, meta),
+            "netns": (netns != 0, netns),
+            "proto": (served, proto),
+            "direction": (w.way != 0, w.way),
+        }[kind]
+        parts = (alone,)
+    found: npt.NDArray[np.uint64] = np.stack(parts, axis=1) * keep[:, None].astype(np.uint64)
+    return found
 
-    def rows(keep: npt.NDArray[np.bool_], *parts: U64) -> npt.NDArray[np.uint64]:
-        return np.stack(parts, axis=1).astype(np.uint64) * keep[:, None].astype(np.uint64)
 
-    low, high, some = port_ranges(meta)
-    common = {
-        "process": rows(w.process != 0, w.process),
-        "unit": rows(w.unit != 0, w.unit),
-        "service": rows(served, meta),
-        "ports": rows(some, proto, low, high),
-        "netns": rows(netns != 0, netns),
-        "proto": rows(served, proto),
-        "direction": rows(w.way != 0, w.way),
-    }
-    if w.far:
-        return {
-            "dst": rows(src, w.high, w.low, netns),
-            "dst-prefix": rows(src, *prefix, netns),
-            **common,
-        }
-    return {
-        "pair": rows(src & served, w.high, w.low, meta),
-        "src": rows(src, w.high, w.low, netns),
-        "prefix": rows(src, *prefix, netns),
-        "net": rows(src, *net, netns),
-        **common,
-    }
+def mixed(words: Iterable[U64]) -> U64:
+    """One number for each row of these columns: quicker to sort than rows are."""
+    found: U64 = np.zeros(1, np.uint64)
+    for word in words:
+        found = (found ^ word) * _MIX
+        found ^= found >> _S32
+    return found
 
 
 def narrowed(high: U64, low: U64) -> tuple[U64, U64]:

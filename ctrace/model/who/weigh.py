@@ -56,6 +56,9 @@ def weighed(
     total = max(float(weight.sum()), float(whole.sum()), float(theirs.sum()))
     if measure == "held":
         total = max(total, float(pair.total_held))
+    if total <= 0:
+        none, nothing = np.zeros(0, np.uint64), np.zeros(0)
+        return Weighed(none, none, none, none, none, nothing, 0.0, none, far)
     some = np.flatnonzero(weight > 0)
     key, held = pair.key[some], weight[some]
     by_service = _beyond(whole, service.key[:, 2], held, key[:, 2])
