@@ -103,10 +103,13 @@ def within(ports: Iterable[int], ephemeral: tuple[int, int]) -> Optional[float]:
 
 
 def notrack(culprit: Culprit) -> Remedy:
-    """Take a service out of tracking; only where :func:`untrackable`."""
+    """Take a service out of tracking; only where :func:`untrackable`.
+
+    What rules ask of tracking no entry tells; advice tries it out, so that is a condition.
+    """
     return Remedy(
         "notrack",
-        f"NOTRACK {culprit.proto}/{culprit.port} (no NAT seen on it)",
+        f"NOTRACK {culprit.proto}/{culprit.port} if advise calls it safe (no NAT seen on it)",
         culprit.netns,
         f"{culprit.proto}/{culprit.port}",
         f"new ones get no entry; {KEEP}",

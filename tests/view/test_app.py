@@ -18,6 +18,7 @@ from textual.pilot import Pilot
 
 from ctrace.errors import CtraceError
 from ctrace.live.protocol import Phase
+from ctrace.model import remedies
 from ctrace.model import snapshot as model
 from ctrace.model.snapshot import GROUPS, Cause, Histogram, Snapshot
 from ctrace.view.palette import DARK, PALETTES
@@ -657,3 +658,23 @@ def test_what_is_on_trial_is_told_with_a_cause_of_several_services() -> None:
     texts = [[one.text.split(" untracked now")[0] for one in cause.remedies] for cause in shown]
     keep = "keep connections alive"
     assert texts == [["tcp/8063 is", keep], ["it is"], [keep], [keep]]
+
+
+@pytest.mark.parametrize(("good", "helps"), [(True, ["notrack", "change"]), (False, ["change"])])
+def test_what_advice_refuses_helps_no_more(good: bool, helps: list[str]) -> None:
+    """Before it was judged it is a condition, in the same sentence."""
+    judged = {(1, "tcp", 8063): Remedy("", good=good)}
+    adviser: Any = SimpleNamespace(
+        untracked=frozenset(), about=lambda _, proto, port, netns: judged.get((netns, proto, port))
+    )
+    both = (remedies.notrack(samples.incident().culprits[0]), model.Remedy("change", "call less"))
+    assert "if advise calls it safe" in both[0].text
+    why = tuple(
+        Cause("no-keepalive", "", proto="tcp", port=port, netns=1, remedies=both)
+        for port in (8063, 8064)
+    )
+    pane, before = AdvicePane(adviser), replace(samples.incident(), why=why)
+    assert pane.amended(before) is before  # nothing was judged so far
+    pane._advice = object()
+    shown = [[one.id for one in cause.remedies] for cause in pane.amended(before).why]
+    assert shown == [helps, ["notrack", "change"]]

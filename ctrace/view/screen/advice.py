@@ -138,11 +138,27 @@ class AdvicePane:
         return self.adviser.status() if self.adviser is not None and self.on_trial else ""
 
     def amended(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot without a remedy that is in place already: what is left waits for time."""
-        untracked = self.adviser.untracked if self.adviser is not None else frozenset()
-        if not untracked:
+        """The snapshot without what the advice made so far refuses, and without a remedy that is
+        in place already: what is left waits for time."""
+        if self.adviser is None:
             return snapshot
-        return replace(snapshot, why=tuple(_amended(cause, untracked) for cause in snapshot.why))
+        untracked, why = self.adviser.untracked, snapshot.why
+        if self._advice is not None:
+            why = tuple(self._allowed(cause) for cause in why)
+        if untracked:
+            why = tuple(_amended(cause, untracked) for cause in why)
+        return snapshot if why is snapshot.why else replace(snapshot, why=why)
+
+    def _allowed(self, cause: model.Cause) -> model.Cause:
+        """The cause without NOTRACK where that was judged and is not safe."""
+        if all(one.id != "notrack" for one in cause.remedies) or cause.port is None:
+            return cause
+        assert self.adviser is not None
+        judged = self.adviser.about(self._advice, cause.proto, cause.port, cause.netns)
+        if judged is None or judged.good:
+            return cause
+        left = tuple(one for one in cause.remedies if one.id != "notrack")
+        return replace(cause, remedies=left)
 
     def _begin(self, work: Callable[[], str], *, told: bool = False) -> threading.Thread:
         thread = threading.Thread(target=self._work, args=(work, told), daemon=True)
