@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,7 +31,7 @@ from ctrace.batch import HookInfo, SelfCost
 from ctrace.change.condition import HOLDS, OFF, Condition
 from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
-from ctrace.lab.traffic import tcp_connections, tcp_server
+from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows
 from ctrace.model import Model
 from ctrace.model.snapshot import Cause, Counted, Culprit, Snapshot, Table, Victim
 from ctrace.view.export.backfill import to_openmetrics
@@ -482,6 +483,37 @@ def test_prometheus_scrapes_real_traffic(tmp_path: Path) -> None:
         finally:
             prometheus.kill()
             prometheus.wait()
+
+
+@pytest.mark.kernel
+@pytest.mark.machine  # the rules of the namespaces that hold most are read
+def test_what_only_rules_tell_is_scraped() -> None:
+    """Connections that a rule refuses, in a table with room."""
+    with Lab() as lab, exporter() as port, ExitStack() as stack:
+        server, client = lab.namespace("server", track=True), lab.namespace("client")
+        _, target = lab.link(client, server)
+        server.sysctl("net.netfilter.nf_conntrack_udp_timeout", 600)
+        udp_flows(client, (target, 9), 3000)
+        server.run(["nft", "-f", "-"], stdin="table ip z {\n chain i {\n"
+                   "  type filter hook input priority 0\n  tcp dport 80 ct state new "
+                   "ct count over 2 counter reject with tcp reset\n }\n}\n")  # fmt: skip
+        listener = stack.enter_context(server.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener.bind((target, 80))
+        listener.listen(50)
+        told = f'{{cause="rule-limit",kind="fault",netns="netns:{server.inum}"}}'
+        text, deadline = "", time.monotonic() + 200
+        while told not in text and time.monotonic() < deadline:
+            held = [client.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(9)]
+            for one in held:
+                with contextlib.suppress(ConnectionRefusedError):
+                    one.connect((target, 80))
+            for one in held:
+                one.close()
+            time.sleep(0.5)
+            with contextlib.suppress(urllib.error.HTTPError):  # there is no answer at first
+                page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
+                text = page.read().decode()
+        assert f"ctrace_cause_share_ratio{told}" in text
 
 
 def query(port: int, expression: str) -> float:

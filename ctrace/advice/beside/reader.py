@@ -48,11 +48,16 @@ READ: Final = 200_000
 class Reader:
     """Reads some namespaces again and again, in a thread of its own.
 
-    ``only``: the one that is looked at, until batches tell which hold most.
+    ``only``: the one that is looked at, until batches tell which hold most. ``every``: seconds
+    between two later readings. Without ``pings`` nothing is rehearsed.
     """
 
-    def __init__(self, only: Optional[int] = None) -> None:
+    def __init__(
+        self, only: Optional[int] = None, *, every: float = EVERY, pings: bool = True
+    ) -> None:
         self._only = only
+        self._every = every
+        self._rehearse = pings
         self._spaces: dict[int, Space] = {}
         self._wanted: dict[int, int] = {}
         self._news: dict[int, Beside] = {}
@@ -86,7 +91,8 @@ class Reader:
     def with_news(self, batch: Batch) -> Batch:
         """A batch with what was read since the last one."""
         self._watch(batch.tables)
-        self._pings.learn(batch)
+        if self._rehearse:
+            self._pings.learn(batch)
         with self._lock:
             news, self._news = self._news, {}
         return replace(batch, beside=tuple(news.values())) if news else batch
@@ -124,7 +130,7 @@ class Reader:
                 with contextlib.suppress(CtraceError, OSError):
                     self._read(netns, held)
             took = time.monotonic() - begin - self._waited
-            if self._over.wait(SOON if number < FIRST else max(EVERY, COST * took)):
+            if self._over.wait(SOON if number < FIRST else max(self._every, COST * took)):
                 return
 
     def _forget(self, wanted: Mapping[int, int]) -> None:
@@ -154,7 +160,8 @@ class Reader:
             if space.look(there.path, rules):
                 self._waited += SECONDS
             ports = ephemeral(there.path)
-            echo = rules.echo and space.pings_fare(there.path, self._pings.of(netns))
+            echo = self._rehearse and rules.echo
+            echo = echo and space.pings_fare(there.path, self._pings.of(netns))
         found = replace(found, strays=space.strays, short=space.short, ephemeral=ports, echo=echo)
         with self._lock:
             if found or before is not None:

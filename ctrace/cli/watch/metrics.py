@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -17,6 +17,10 @@ LISTEN = "127.0.0.1:9632"
 MEMORY = 12 << 20
 """Bytes for data that grows with traffic: a few dozen names are served, and the unit has 256
 MiB."""
+
+
+RULES: Final = 15.0
+"""Seconds between two readings of the rules: Prometheus scrapes no more often by default."""
 
 
 @click.command()
@@ -71,6 +75,7 @@ def command(
         raise CtraceError(
             "prometheus_client is missing: install it with pip install prometheus-client"
         ) from None
+    from ctrace.advice.beside import Reader
     from ctrace.capture import open_live
     from ctrace.change.condition import conditions
     from ctrace.model import Model
@@ -102,7 +107,8 @@ def command(
                     f"({source.hooks.family} hooks)",
                     err=True,
                 )
-            for batch in source.batches(interval):
+            reader = Reader(every=RULES, pings=False)  # whose answer is for help alone
+            for batch in reader.along(source.batches(interval)):
                 model.update(batch)
                 if batch.more:
                     continue
