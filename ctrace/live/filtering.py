@@ -78,12 +78,12 @@ def scope_of(text: str, netns: Callable[[str], int] = lambda _: 0) -> Scope:
     parse(text)
     chosen: dict[str, Any] = {}
     for word in _words_of(text):
-        name, _, value = word.partition("=")
+        name, equals, value = word.partition("=")
         name = name.lower().lstrip("-")
+        if name not in FLOWS or not equals:
+            continue
         if name in ("src", "dst"):
             chosen[name] = (*chosen.get(name, ()), parse_network(value))
-            continue
-        if name not in ("netns", "proto", "port", "dport") or "=" not in word:
             continue
         field = "port" if name == "dport" else name
         one = (

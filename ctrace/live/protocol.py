@@ -106,7 +106,7 @@ class Travels(Protocol):
         """Pause or resume."""
 
     def step(self, intervals: int) -> None:
-        """Go that many intervals forward, or back when negative; pauses."""
+        """Go that many seconds forward, or back when negative, but at least a batch; pauses."""
 
     def seek(self, utc: float) -> None:
         """Go to that time (UTC seconds), clamped to the recording."""

@@ -123,11 +123,19 @@ class ReplayFeed(Progress):
             self._wake.notify_all()
 
     def step(self, intervals: int) -> None:
-        """Go that many seconds of the recording forward or back, and stay there."""
+        """Go that many seconds of the recording forward or back, and stay there.
+
+        Where batches are further apart than that (text dumps, long intervals), forward means to
+        the next one.
+        """
         with self._wake:
             self._paused = True
             base = self._now if self._target is None else self._target
-            self._go(base + intervals * STEP_NS)
+            target = base + intervals * STEP_NS
+            following = self._next
+            if intervals > 0 and following is not None:
+                target = max(target, following.until)
+            self._go(target)
 
     def seek(self, utc: float) -> None:
         """Go to that time, clamped to the recording."""

@@ -108,6 +108,24 @@ def test_time_travel_shows_what_live_showed_then(feed: ReplayFeed, truth: list[B
     assert feed.position.drops == (clock.utc(first) / 1e9,)
 
 
+def test_a_step_reaches_the_next_batch_however_far_it_is(tmp_path: Path) -> None:
+    sparse = synthetic.incident()[::20]
+    file = synthetic.write(tmp_path / "sparse.data", sparse)
+    with ctrace.open(str(file)) as recording:
+        feed = ReplayFeed(recording, paused=True)
+        assert feed.settle()
+        ends = [recording.clock.utc(batch.until) / 1e9 for batch in sparse]
+        for end in ends:
+            if feed.position.now < end:
+                feed.step(1)
+                assert feed.settle()
+                assert feed.position.now == end
+        feed.step(-1)
+        assert feed.settle()
+        assert feed.position.now == ends[-2]
+        feed.close()
+
+
 def test_a_view_can_change_while_paused(feed: ReplayFeed) -> None:
     feed.seek(feed.position.start + 9)
     assert feed.settle()
