@@ -149,7 +149,7 @@ pip_install() {
 		"${pip[@]}" --no-deps --no-build-isolation --no-index -e "$ROOT" 2>&1) && return
 	why=$(grep -oiE 'no space left|(connection|network|name resolution|no matching distribution).*' \
 		<<<"$said" | tail -n 1) || why=$(grep . <<<"$said" | tail -n 1)
-	die "pip could not install the Python packages into $VENV; is there a network? ($why)"
+	die "pip could not install the Python packages into $VENV; is there a network? ($why) Without one, use the single file of docs/install.md"
 }
 
 # want_extra EXTRA MODULE: what a verb needs beyond the rest, when it is first asked for.
