@@ -24,9 +24,10 @@ HOSTS = 255
 
 
 def open_several(paths: Sequence[str]) -> Recorded:
-    """A single recording as it is, consecutive segments as one, anything else merged.
+    """A single recording as it is, consecutive segments as one, those of several hosts merged.
 
-    Raises CtraceError when one of them cannot be read.
+    Raises CtraceError when one of them cannot be read, UsageError when two are of the same flows
+    of one host: its entries would count twice.
     """
     if len(paths) == 1:
         return open_recording(paths[0])
@@ -38,6 +39,7 @@ def open_several(paths: Sequence[str]) -> Recorded:
             for one in opened:
                 one.close()
             return Series([one.path for one in opened])
+        _check_hosts(opened)
     except BaseException:
         for one in opened:
             one.close()
@@ -52,6 +54,20 @@ def _consecutive(recordings: Sequence[Recording]) -> bool:
     if len(sessions) > 1 or None in sessions or len(numbers) != len(facts):
         return False
     return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _check_hosts(recordings: Sequence[Recording]) -> None:
+    """Raises UsageError when two recordings were made since one start of one host, with the same
+    filter."""
+    seen: dict[tuple[str, str], str] = {}
+    for one in recordings:
+        boot = one.header.facts.get("boot_id", "")
+        other = seen.setdefault((boot, one.header.filter), one.path)
+        if boot and other != one.path:
+            raise UsageError(
+                f"{other} and {one.path} are of the same host: give one of them, or compare them "
+                f"with ctrace diff. A flight recorder's files go together only without gaps"
+            )
 
 
 class Merged(Headed):

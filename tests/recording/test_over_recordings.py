@@ -22,6 +22,7 @@ from kit.synthetic import incident, write
 import ctrace
 from ctrace.batch import Batch, HookInfo, Names, Owner
 from ctrace.cli import cli
+from ctrace.errors import UsageError
 from ctrace.live.replay import ReplayFeed
 from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
@@ -435,6 +436,28 @@ def test_segments_read_as_one_recording(tmp_path: Path, truth: list[Batch]) -> N
                    for a, b in zip(truth, got, strict=True))  # fmt: skip
         source.close()
     assert json.loads(run("report", str(where), "-o", "json"))["totals"]["drop"] == 200
+
+
+def test_recordings_of_one_host_are_not_taken_for_those_of_two(
+    tmp_path: Path, truth: list[Batch]
+) -> None:
+    """Its entries would count twice. Other namespaces, or another start of the host, are others."""
+
+    def recorded(name: str, boot: str, shown: str = "") -> str:
+        head = replace(synthetic.header(), facts={"boot_id": boot}, filter=shown)
+        with Writer(str(tmp_path / name), head) as writer:
+            writer.write(truth[0])
+        return str(tmp_path / name)
+
+    morning, evening = recorded("morning", "one"), recorded("evening", "one")
+    with pytest.raises(UsageError, match="of the same host: give one"):
+        open_several([morning, evening])
+    for others in (
+        [morning, recorded("rebooted", "two")],
+        [recorded("a", "one", "netns=a"), recorded("b", "one", "netns=b")],
+        [recorded("old", ""), recorded("older", "")],
+    ):
+        open_several(others).close()
 
 
 def test_one_segment_alone_begins_with_the_living(tmp_path: Path, truth: list[Batch]) -> None:
