@@ -442,6 +442,14 @@ def test_the_shape_of_each_full_namespace_is_told() -> None:
     assert why[1].text.startswith("100 % of 1,600 entries in init fit no known cause; no service")
 
 
+def test_a_namespace_that_holds_nothing_any_more_has_no_cause() -> None:
+    trace = Trace(seed=9)
+    trace.flows(steady(80, 60, trace.rng), 0.2, 20.0, dport=8080)
+    trace.flows(steady(100, 20, trace.rng), 0.02, 10.0, proto=17, dport=5060, netns=OTHER)
+    why = run(trace, 60).why
+    assert {one.netns for one in why} == {NETNS}, [one.text for one in why]
+
+
 def test_a_leak_that_pauses_for_a_second_is_one() -> None:
     trace = Trace(seed=7)
     trace.flows(steady(80, 11, trace.rng), 0.01, 432000.0, dport=9200, state=ESTABLISHED)

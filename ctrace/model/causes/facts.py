@@ -299,7 +299,8 @@ def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
         np.inf if one in facts.gone or (fullest is not None and one not in fullest)
         else least * facts.whole(one, use_held) for one in spaces.tolist()
     ])  # fmt: skip
-    chosen = order[(_places(code) < LOOKED_AT) & (weight[order] >= needed[code])]
+    part = weight[order]  # of a namespace that holds nothing, nothing is a large part
+    chosen = order[(_places(code) < LOOKED_AT) & (part > 0) & (part >= needed[code])]
     for at in chosen.tolist():
         yield _service(facts, at, int(group.key[at, 2]) >> 32, weight)
 
