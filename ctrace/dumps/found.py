@@ -23,6 +23,8 @@ SHOWN: Final = 20
 KIND_OF: Final = np.array([Kind.EXISTING, Kind.INSERT, Kind.SAMPLED, Kind.DESTROY], np.uint8)
 NOT_TOLD: Final = 1
 """``overdue_ms`` of an entry whose line has no timeout."""
+TABLES: Final = ("raw", "mangle", "nat", "filter")
+"""Those that every kernel with iptables may have rules in; security is seldom there."""
 TEXT_LIMIT: Final = 4 << 20
 """Characters of rules that are kept."""
 
@@ -71,8 +73,8 @@ class Spool:
             return np.zeros(0, RECORD)
         self._file.flush()
         self._file.seek(start * RECORD.itemsize)
-        data = bytearray(self._file.read((stop - start) * RECORD.itemsize))
-        events: Events = np.frombuffer(data, RECORD)
+        events: Events = np.empty(stop - start, RECORD)
+        self._file.readinto(events.view(np.uint8).data)
         return events
 
     def parts(self, start: int, stop: int, size: int = 1 << 17) -> Iterator[tuple[int, Events]]:
@@ -158,6 +160,8 @@ class Space:
     """``nft list ruleset``, as people print it."""
     saves: list[tuple[str, str, str]] = field(default_factory=list)
     """(tool, family, text) of iptables-save."""
+    shown: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By family and table what ``iptables -S`` printed, in the form of iptables-save."""
     counters: list[dict[str, int]] = field(default_factory=list)
     """``conntrack -S`` summed over CPUs, one reading after the other."""
     counts: list[int] = field(default_factory=list)
@@ -175,6 +179,16 @@ class Space:
     """Commands of which the texts have the output, though it has not all of the rules."""
     expectations: int = 0
     """Expectations of helpers that the texts list."""
+
+    def settle(self) -> None:
+        """Tables shown one by one are a family's rules once all of them are there."""
+        others = self.nft or self.nft_text  # they may be the same rules
+        for family, tables in self.shown.items():
+            whole = all(table in tables for table in TABLES)
+            if whole and not others and all(one != family for _, one, _ in self.saves):
+                self.saves.append(("iptables-legacy", family, "".join(tables.values())))
+            elif not whole:
+                self.listed.add("iptables -S")
 
     @property
     def has_rules(self) -> bool:

@@ -26,6 +26,9 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
         for text in texts(paths):
             reader.read(text)
         _check_hosts(found, paths)
+        for space in found.spaces.values():
+            space.settle()
+        found.host = found.host or next(iter(found.prompts), "")
         told = Told(found)
         if not _any(found):
             raise nothing(found, paths)

@@ -89,7 +89,7 @@ class Told:
         blind.append("which process opened a flow")
         return HookInfo(
             DUMP,
-            (f"{len(self.looks)} dumps, {len(self.streams)} streams of events",),
+            (f"dumps: {len(self.looks)}, streams of events: {len(self.streams)}",),
             tuple(blind),
             drop_tuples=False,
             evictions=False,
@@ -208,9 +208,9 @@ def last_entries(told: Told) -> Iterator[Events]:
         for look in last.values():
             for at in range(0, len(look.rows), 1 << 16):
                 rows = look.rows[at : at + (1 << 16)]
-                yield told.found.spool.read(
-                    look.start + int(rows[0]), look.start + int(rows[-1]) + 1
-                )[rows - rows[0]]
+                first, final = int(rows[0]), int(rows[-1])
+                found = told.found.spool.read(look.start + first, look.start + final + 1)
+                yield found if len(found) == len(rows) else found[rows - first]
 
 
 def nothing(found: Found, paths: Sequence[str]) -> CtraceError:

@@ -153,24 +153,24 @@ def _fill(form: _Form, text: Chunk, lines: I64, told: Numbers, octets: Octets) -
     for name, value in form.same.items():
         mine[name] = value
     good = np.ones(len(lines), bool)
-    for name, at in form.numbers.items():
-        mine[name], right = text.numbers(lines, at)
-        good &= right & (mine[name] <= (MOST[name] or 0))
+    values, right = text.numbers(lines, list(form.numbers.values()))
+    for at, name in enumerate(form.numbers):
+        good &= right[at] & (values[at] <= (MOST[name] or 0))
+        mine[name] = values[at]
     if form.time is not None:
-        mine["time"], right = text.times(lines, form.time)
-        good &= right
+        mine["time"], there = text.times(lines, form.time)
+        good &= there
     if form.helper is not None:
         good &= text.filled(lines, form.helper)
-    raw = np.zeros((len(lines), 4, 16), np.uint8)
+    raw, right = text.addresses(lines, form.addresses)
     for at, word in enumerate(form.addresses):
-        raw[:, at], right = text.addresses(lines, word)
-        rest = np.flatnonzero(~right)
+        rest = np.flatnonzero(~right[at])
         if len(rest):
             bad: dict[int, str] = {}
-            raw[rest, at] = addresses([text.value(int(i), word) for i in lines[rest]], bad)
-            right[rest] = True
-            right[rest[list(bad)]] = False
-        good &= right
-    good &= ~other_family(raw, mine["family"])
-    told[lines], octets[lines] = mine, raw
+            raw[at, rest] = addresses(text.values(lines[rest], word), bad)
+            right[at, rest] = True
+            right[at, rest[list(bad)]] = False
+        good &= right[at]
+    good &= ~other_family(raw[0], mine["family"])
+    told[lines], octets[lines] = mine, raw.transpose(1, 0, 2)
     return good

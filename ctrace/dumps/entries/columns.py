@@ -28,8 +28,9 @@ from ctrace.record import (
 
 I64 = npt.NDArray[np.int64]
 TAGS: Final = (b"", b"NEW", b"UPDATE", b"DESTROY")
+_WIDE: Final = ("time", "left", "mark", "age", "id")
 NUMBERS: Final = np.dtype([
-    (name, np.int64)
+    (name, np.int64 if name in _WIDE else np.int32)
     for name in (
         "time", "tag", "family", "proto", "left", "state", "replied", "status", "mark", "zone",
         "age", "user", "id", "sport", "dport", "type", "code", "ident", "reply_sport",
@@ -129,7 +130,7 @@ def entries(rows: Sequence[Row]) -> tuple[Entries, dict[int, str]]:
     told["state"] = _each(columns[5], tcp_state)
     told["replied"] = np.fromiter((one is None for one in columns[13]), bool, n)
     _rests(columns[21], told, bad)
-    for at in np.flatnonzero(other_family(octets, told["family"])).tolist():
+    for at in np.flatnonzero(other_family(octets[:, 0], told["family"])).tolist():
         bad.setdefault(at, "an address of another family")
     if bad:
         keep = np.ones(n, bool)
@@ -155,7 +156,7 @@ def build(octets: npt.NDArray[np.uint8], told: Numbers) -> Entries:
         )
         events[prefix + "sport"] = np.where(icmp, ident, source)
         events[prefix + "dport"] = np.where(icmp, kind << 8 | code, target)
-    events["family"] = np.where(_mapped(octets), 2, 10)
+    events["family"] = np.where(_mapped(octets[:, 0]), 2, 10)
     events["state"] = np.where(proto == 6, told["state"], STATE_UNKNOWN)
     events["zone"] = np.maximum(told["zone"], 0)
     seen = told["replied"] * int(Status.SEEN_REPLY)
@@ -177,17 +178,17 @@ def build(octets: npt.NDArray[np.uint8], told: Numbers) -> Entries:
     )
 
 
-def _mapped(octets: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Whether the first address of each is IPv4."""
-    found: npt.NDArray[np.bool_] = (
-        octets[:, 0, :12] == np.frombuffer(MAPPED_PREFIX, np.uint8)
-    ).all(axis=1)
+def _mapped(first: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Whether addresses, (n, 16), are IPv4."""
+    found: npt.NDArray[np.bool_] = (first[:, :12] == np.frombuffer(MAPPED_PREFIX, np.uint8)).all(
+        axis=1
+    )
     return found
 
 
-def other_family(octets: npt.NDArray[np.uint8], family: I64) -> npt.NDArray[np.bool_]:
+def other_family(first: npt.NDArray[np.uint8], family: I64) -> npt.NDArray[np.bool_]:
     """Where the line states a family that does not fit its first address."""
-    found: npt.NDArray[np.bool_] = (family > 0) & ((family == 4) != _mapped(octets))
+    found: npt.NDArray[np.bool_] = (family > 0) & ((family == 4) != _mapped(first))
     return found
 
 

@@ -12,6 +12,20 @@ _FORMS: Final = (
      "a connection as RouterOS prints it, with names of its own"),
     (re.compile(rb"^\d{1,10}\s+\S+:\d+\s+\S+:\d+\s+[a-z]\w*\s+(?:\[\d+\]|[A-Z_]+\s+\d|\d)"),
      "a row of 'show conntrack table', without the reply: give conntrack -L -o extended"),
+    (re.compile(rb"^\d{1,10}(?:\s+[\da-fA-F.:]+){4}\s+[a-z][a-z\d-]{1,10}\s+(?:[A-Z_\d]+\s+)?\d"),
+     "a row of 'show conntrack table', without its status: give conntrack -L -o extended"),
+    (re.compile(rb"^(?:tcp|udp|icmp|[\da-fA-F.:]+:\d+)\s+[\w.:-]+:\d+\s+[\w.:-]+(?::\d+)?\s+"
+                rb"(?:[A-Z_]+$|(?:tcp|udp|icmp)\s+(?:[A-Z_]+\s+)?\d+:\d\d:\d\d)"
+                rb"|^[\w.-]+:\d+\s+[\w.-]+:\d+\s+(?:tcp|udp)\s.*\d:\d\d:\d\d"),
+     "a connection as netstat-nat or iptstate prints it, without the reply: give conntrack -L -o "
+     "extended"),
+    (re.compile(rb"^\s*\d+\s+[A-Z][A-Za-z ]{0,9}\s+(?:tcp|udp|icmp|gre|\d{1,3})\s+"
+                rb"[\d.]+(?::\d+)?\s+[\d.]+(?::\d+)?\s"),
+     "a connection as RouterOS prints it, without the reply"),
+    (re.compile(rb"^Session ID: \d+, Policy name: |^\s+(?:In|Out): \S+ --> \S+;\w+,"),
+     "a session of Junos, which has a table of its own"),
+    (re.compile(rb"^\d+\s+\S+\s+(?:ACTIVE|INIT|DISCARD|OPENING|CLOSING)\s+FLOW\b"),
+     "a session of PAN-OS, which has a table of its own"),
     (re.compile(rb"\borig=\(src=\S+\),reply=\(src="),
      "a connection as Open vSwitch prints it, without its status: give conntrack -L -o extended"),
     (re.compile(rb"\bORIG: SRC=\S+ DST=\S+ .*\bREPLY: SRC="),
@@ -22,7 +36,8 @@ _FORMS: Final = (
      "a state of pf, which is not Linux's: it has no conntrack"),
     (re.compile(rb"^(?:TCP|UDP|ICMP|GRE|SCTP|ESP) \S+ .*, idle \d+:\d\d:\d\d, bytes \d+"),
      "a connection of a Cisco ASA, which is not Linux's: it has no conntrack"),
-    (re.compile(rb"^session info: proto=\d+ proto_state=\d+ duration="),
+    (re.compile(rb"^(?:tcp|udp|icmp|\d{1,3})\s+\d+\s+[\d.]+:\d+\s+(?:[\d.]+:\d+|-)\s+[\d.]+:\d+\s"
+                rb"|^session info: proto=\d+ proto_state=\d+ duration="),
      "a session of FortiOS, which has a table of its own"),
     (re.compile(rb"^(?:TCP|UDP|ICMP|ICMPv6) (?:IN|OUT|SVC) \S+ -> \S+ .*\bRxFlagsSeen="),
      "an entry of Cilium's own table, which nf_conntrack's limits do not concern"),

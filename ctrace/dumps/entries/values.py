@@ -3,6 +3,7 @@ numpy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from ctrace.record import MAPPED_PREFIX
 
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
@@ -18,6 +20,8 @@ WORDS_MOST: Final = 48
 """Words of a line, at most; vendors' longest lines have 30."""
 WORD: Final = 16
 """Bytes that distinguish words and names of values; every meaningful word is shorter."""
+_PIECE: Final = 1 << 16
+"""Bytes that stay in a processor's cache while they are gone through."""
 _PAD: Final = 48
 """Zeros after the text, so that reading past a word never leaves it."""
 _ODD: Final = np.random.default_rng().integers(1, 1 << 63, WORDS_MOST + 4, np.uint64) | np.uint64(1)
@@ -28,6 +32,10 @@ for _digit in b"0123456789abcdefABCDEF":
     _NIBBLE[_digit] = int(chr(_digit), 16)
 _FULL: Final = np.array([5 * group + digit for group in range(8) for digit in range(4)])
 """Where the digits are in an IPv6 address with all its zeros, as the kernel prints it."""
+_VALUE: Final = 1023
+_HOW_MANY: Final = 10
+"""Bits of three digits' value, below the number of digits."""
+_MAPPED: Final = np.frombuffer(MAPPED_PREFIX, "<u4")[2]
 _LEAST: Final = np.array([0, 0, 10, 100], np.int16)
 _COLONS: Final = np.arange(4, 39, 5)
 
@@ -57,7 +65,7 @@ class Chunk:
         self._value[word[::-1]] = equals[::-1] + 1  # the first of a word wins
         self._has_value = self._value > self._start
 
-        self._dots = np.append(np.flatnonzero(text == ord(".")), [len(chunk)] * 4)
+        self._digits = _digits(padded)
         self.has_entries = b"src=" in chunk
 
     def __len__(self) -> int:
@@ -83,10 +91,10 @@ class Chunk:
     def _word(self, at: int) -> bytes:
         return self._chunk[self._start[at] : self._stop[at]]
 
-    def value(self, line: int, word: int) -> bytes:
-        """A word, or the part after its ``=``."""
-        at = int(self.first[line]) + word
-        return self._chunk[self._value[at] : self._stop[at]]
+    def values(self, lines: I64, word: int) -> list[bytes]:
+        """Of each line a word, or the part after its ``=``."""
+        start, stop = self._at(lines, word)
+        return [self._chunk[one:end] for one, end in zip(start.tolist(), stop.tolist())]
 
     def forms(self) -> U64:
         """A number for each line, the same for similar lines; 0 for those similar to none."""
@@ -126,7 +134,7 @@ class Chunk:
 
     # -- values of one word in some lines ----------------------------------------------
 
-    def _at(self, lines: I64, word: int) -> tuple[I64, I64]:
+    def _at(self, lines: I64, word: int | I64) -> tuple[I64, I64]:
         at = self.first[lines] + word
         return self._value[at], self._stop[at]
 
@@ -135,19 +143,21 @@ class Chunk:
         start, stop = self._at(lines, word)
         return stop > start
 
-    def numbers(self, lines: I64, word: int) -> tuple[I64, Bool]:
-        """Decimal numbers, and which are valid."""
-        return self._decimal(*self._at(lines, word))
+    def numbers(self, lines: I64, words: Sequence[int]) -> tuple[I64, Bool]:
+        """Decimal numbers, an array (word, line), and which are valid."""
+        return self._decimal(*self._at(lines, np.array(words)[:, None]))
 
     def _decimal(self, start: I64, stop: I64) -> tuple[I64, Bool]:
         length = stop - start
         good: Bool = (length > 0) & (length <= 10)
-        value = np.zeros(len(start), np.int64)
-        for at in range(min(int(length.max(initial=0)), 10)):
-            digit = self._bytes[start + at] - np.uint8(48)
-            there = at < length
-            good &= ~there | (digit < 10)
-            value = np.where(there, value * 10 + digit, value)
+        found = self._digits[stop]
+        value = (found & _VALUE).astype(np.int64)
+        good &= found >> _HOW_MANY >= np.minimum(length, 3)
+        for at in range(3, min(int(length.max(initial=0)), 10), 3):
+            more = np.nonzero(length > at)
+            found = self._digits[stop[more] - at]
+            good[more] &= found >> _HOW_MANY >= np.minimum(length[more] - at, 3)
+            value[more] += (found & _VALUE).astype(np.int64) * 10**at
         return value, good
 
     def times(self, lines: I64, word: int) -> tuple[I64, Bool]:
@@ -157,43 +167,67 @@ class Chunk:
     def _times(self, start: I64, stop: I64) -> tuple[I64, Bool]:
         good: Bool = self._bytes[stop - 1] == ord("]")
         start, stop = start + 1, stop - 1
-        dot = np.minimum(self._dots[np.searchsorted(self._dots, start)], stop)
+        dots = np.append(np.flatnonzero(self._bytes == ord(".")), len(self._bytes))
+        dot = np.minimum(dots[np.searchsorted(dots, start)], stop)
         seconds, right = self._decimal(start, dot)
-        part, exact = self._decimal(np.minimum(dot + 1, stop), stop)
         places = np.maximum(stop - dot - 1, 0)
+        part, exact = self._decimal(stop - places, stop)
+        part = np.where(places > 0, part, 0)
         good &= right & (seconds < 1 << 32) & ((exact & (places <= 9)) | (dot == stop))
         return seconds * 10**9 + part * 10 ** np.clip(9 - places, 0, 9), good
 
-    def addresses(self, lines: I64, word: int) -> tuple[npt.NDArray[np.uint8], Bool]:
-        """(n, 16) bytes, and which are dotted quads or IPv6 with all its zeros."""
-        start, stop = self._at(lines, word)
-        out = np.zeros((len(lines), 16), np.uint8)
-        out[:, :12] = np.frombuffer(MAPPED_PREFIX, np.uint8)
-        out[:, 12:], good = self._quads(start, stop)
-        full = np.flatnonzero(stop - start == 39)
-        if len(full):
-            digits = _NIBBLE[self._bytes[start[full, None] + _FULL]]
-            colons = self._bytes[start[full, None] + _COLONS] == ord(":")
+    def addresses(self, lines: I64, words: Sequence[int]) -> tuple[npt.NDArray[np.uint8], Bool]:
+        """(word, line, 16) bytes, and which are dotted quads or IPv6 with all its zeros."""
+        start, stop = self._at(lines, np.array(words)[:, None])
+        out = np.zeros((*start.shape, 16), np.uint8)
+        quads, good = self._quads(start, stop)
+        out.view("<u4")[..., 2] = _MAPPED
+        out.view("<u4")[..., 3] = quads
+        full = np.nonzero(stop - start == 39)
+        if len(full[0]):
+            digits = _NIBBLE[self._bytes[start[full][:, None] + _FULL]]
+            colons = self._bytes[start[full][:, None] + _COLONS] == ord(":")
             out[full] = digits[:, ::2] << 4 | digits[:, 1::2] & 15
             good[full] = colons[:, :7].all(axis=1) & (digits < 16).all(axis=1)
         return out, good
 
-    def _quads(self, start: I64, stop: I64) -> tuple[npt.NDArray[np.uint8], Bool]:
-        first = np.searchsorted(self._dots, start)
-        dots = [self._dots[first + at] for at in range(4)]
-        good: Bool = (dots[2] < stop) & (dots[3] >= stop)
-        out = np.zeros((len(start), 4), np.uint8)
-        edges = [start - 1, *dots[:3], stop]
-        for at in range(4):
-            length = edges[at + 1] - edges[at] - 1
-            value, place = np.zeros(len(start), np.int16), edges[at + 1]
-            good &= (length > 0) & (length < 4)
-            for back, tens in ((1, 1), (2, 10), (3, 100)):
-                digit = self._bytes[place - back] - np.uint8(48)
-                there = length >= back
-                good &= ~there | (digit < 10)
-                value += np.where(there, digit, 0) * np.int16(tens)
+    def _quads(self, start: I64, stop: I64) -> tuple[npt.NDArray[np.uint32], Bool]:
+        """The four bytes of each as one number, the first the lowest."""
+        out, good, end = np.zeros(start.shape, np.uint32), np.ones(start.shape, bool), stop
+        for at in range(4):  # from the last to the first
+            found = self._digits[end]
+            value, length = (found & _VALUE).astype(np.uint32), found >> _HOW_MANY
             # One that begins with a zero is none (inet_pton).
-            good &= (value < 256) & (value >= _LEAST[np.clip(length, 0, 3)])
-            out[:, at] = value
-        return out, good
+            good &= (length > 0) & (value < 256) & (value >= _LEAST[length])
+            out = out << np.uint32(8) | value
+            end = end - length
+            if at < 3:
+                end -= 1
+                good &= self._bytes[end] == ord(".")
+        return out, good & (end == start)
+
+
+def _digits(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+    """Of the digits before each byte, three at most: their number above :data:`_VALUE`, and
+    their value."""
+    out = np.zeros(len(text), np.uint16)
+    for at in range(0, len(text), _PIECE):
+        _digits_of(text[max(0, at - 3) : at + _PIECE], out[max(0, at - 3) : at + _PIECE][3:])
+    return out
+
+
+def _digits_of(text: npt.NDArray[np.uint8], out: npt.NDArray[np.uint16]) -> None:
+    """The same of every byte but the first three."""
+    digit = text - np.uint8(48)
+    there = digit < 10
+    digit *= there
+    last, before, first = there[2:-1], there[1:-2], there[:-3]
+    before = before & last
+    first = first & before
+    out += last.view(np.uint8)
+    out += before
+    out += first
+    out <<= _HOW_MANY
+    out += digit[2:-1]
+    out += digit[1:-2] * np.uint8(10)  # at most 90
+    out += (digit[:-3] * first).astype(np.uint16) * np.uint16(100)

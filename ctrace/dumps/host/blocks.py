@@ -80,6 +80,68 @@ class Save(Block):
         space.saves.append((self.tool, self._family, "\n".join(self._lines) + "\n"))
 
 
+class Shown(Block):
+    """One table as ``iptables -S`` prints it, where the command that was typed tells which."""
+
+    @classmethod
+    def starting(cls, line: bytes, context: Context) -> Optional[Block]:
+        """The block that a line begins, or None."""
+        table = _shown_table(context.command)
+        if table is None or not re.match(rb"-P [A-Z]+ (?:ACCEPT|DROP)\b", line):
+            return None
+        block = cls(context)
+        block._family, block._table = table
+        block.take(line)
+        return block
+
+    _family, _table = "ip", ""
+
+    def _goes_on(self, text: str) -> bool:
+        del text
+        return True
+
+    def take(self, line: bytes) -> bool:
+        """Policies, chains and rules."""
+        return bool(re.match(rb"-[PNA] \S", line)) and super().take(line.strip())
+
+    def end(self, space: Space) -> None:
+        """Beside the family's other tables, in the form of ``iptables-save``."""
+        out = [f"*{self._table}"]
+        for line in self._lines:
+            kind, name, rest = f"{line} ".split(" ", 2)
+            if kind == "-A":
+                out.append(_COUNTED.sub(lambda said: said[1] or "", line))
+            else:
+                out.append(f":{name} {rest.split()[0] if kind == '-P' else '-'} [0:0]")
+        space.shown.setdefault(self._family, {})[self._table] = "\n".join([*out, "COMMIT\n"])
+
+
+_COUNTED: Final = re.compile(r'("(?:[^"\\]|\\.)*")| -c \d+ \d+(?= |$)')
+"""A rule's counters, or a comment, which may have the same within."""
+_FLAGS: Final = frozenset(("-v", "--verbose", "-n", "--numeric", "-w", "--wait"))
+
+
+def _shown_table(command: str) -> Optional[tuple[str, str]]:
+    """(family, table) of a command that lists all rules of a table; None for another command."""
+    words = command.split()
+    if words[:1] == ["sudo"]:
+        del words[0]
+    tool = re.fullmatch(r"(?:\S*/)?ip(6?)tables(?:-legacy)?", words[0]) if words else None
+    table, lists, at = "filter", False, 1
+    while tool and at < len(words):
+        word = words[at]
+        if word in ("-t", "--table") and at + 1 < len(words):
+            at += 1
+            table = words[at]
+        elif word in ("-S", "--list-rules"):
+            lists = True
+        elif not (word in _FLAGS or (word.isdigit() and words[at - 1] in ("-w", "--wait"))):
+            return None  # of one chain, or into another program
+        at += 1
+    known = table in ("raw", "mangle", "nat", "filter", "security")
+    return ("ip" + tool[1], table) if tool and lists and known else None
+
+
 class NftText(Block):
     """``nft list ruleset`` as people print it: ``table inet filter {`` to its brace."""
 
@@ -129,4 +191,9 @@ class NftJson(Block):
         space.nft = "\n".join(self._lines)
 
 
-BLOCKS: Final[tuple[type[Save] | type[NftText] | type[NftJson], ...]] = (Save, NftText, NftJson)
+BLOCKS: Final[tuple[type[Save] | type[Shown] | type[NftText] | type[NftJson], ...]] = (
+    Save,
+    Shown,
+    NftText,
+    NftJson,
+)

@@ -20,7 +20,7 @@ _SHORT: Final = re.compile(
     r"((?:nf|ip)_conntrack_(?:max|count|buckets|\w*timeout\w*))(?:\s*[=:]\s*|\s+)(\d+)$"
 )
 _MODULE: Final = re.compile(
-    r"^(\w+)\s+(\d+)\s+(-?\d+)(?:\s+([\w,-]+))?(?:\s+\w+\s+0x[0-9a-f]+.*)?\s*$"
+    r"^(\w+)\s+(\d+)\s+(-?\d+)(?:\s+([\w,\[\]-]+))?(?:\s+\w+\s+0x[0-9a-f]+.*)?\s*$"
 )
 _WHOLE: Final = ("", "lsmod", "sudo lsmod", "cat /proc/modules", "sudo cat /proc/modules")
 """Commands that print all modules; a file's name is none."""
@@ -66,7 +66,8 @@ _SWAPPED: Final = str.maketrans("./", "/.")
 MOST_SETTINGS: Final = 40_000
 _UP: Final = re.compile(r"\bup (?:(\d+) days?, +)?(?:(\d+):(\d\d)|(\d+) min)")
 _IDLE_HEADS: Final = re.compile(
-    r"^(Module\s+Size\s+Used|State\s+Recv|Netid\s+State|Proto\s+Recv|Active Internet|slabinfo - |"
+    r"^(Module\s+Size\s+Used|State\s+Recv|Netid\s+State|Proto\s+Re[cf]|slabinfo - |"
+    r"Active (?:Internet|UNIX)|"
     r"# name\s|# Warning: |</?(?:conntrack|expect)>|<\?xml|total \d+$|tcpdump|Connection to )"
     r"|^sysctl: |^error: (?:permission denied on key|\"|unknown error)|^conntrack v"
     r"|^\d+: [\w.@-]+: <|^(link/|valid_lft |altname )"
@@ -143,7 +144,7 @@ def _module(line: str, about: Context, found: Found, space: Space, at: Optional[
     said = _MODULE.match(line)
     if not said or (about.about != "modules" and not _NETFILTER.search(said[1])):
         return False
-    users = tuple(one for one in (said[4] or "").split(",") if one and one != "-")
+    users = tuple(one for one in (said[4] or "").split(",") if one[:1] not in ("", "-", "["))
     if len(found.modules) < 2000:
         found.modules[said[1]] = max(0, int(said[3])), users
         if about.about == "modules" and about.command in _WHOLE:

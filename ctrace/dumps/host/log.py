@@ -36,7 +36,8 @@ _SHAPE: Final = re.compile(
     r"(?(kmsg)|\s+)(?P<text>.*)"
 )
 _FROM: Final = re.compile(
-    r"(?:(?P<host>\S+) (?:\w+\.\w+ )?kernel: |\w+\.\w+ kernel: )?"
+    r"(?:(?P<host>(?!(?:kern|user|daemon|syslog|local\d)\.[a-z]+ )\S+) (?:\w+\.\w+ )?kernel: "
+    r"|\w+\.\w+ kernel: )?"
     r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})\] )?(?P<text>.*)"
 )
 _TIMES: Final = ("boot", "long", "since", "iso", "full", "unix", "kmsg", "short")

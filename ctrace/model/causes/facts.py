@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ctrace.batch import Logged
 from ctrace.beside import EPHEMERAL, Beside
 from ctrace.model.causes.room import LOADS
-from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, stay
+from ctrace.model.causes.words import UNKNOWN, duration, entries, pace, percent, stay
 from ctrace.model.composition import by_settings, timeouts
 from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
 
@@ -239,13 +239,13 @@ class Service:
         """The same for this share of the service's entries."""
         held = self.table.count if self.table and self.table.count else self.c.held
         if not self.changes and self.seen < WHOLE * held:
-            return f"{percent(share * self.share)} of the {self.seen:,} entries shown"
-        return f"{percent(share * self.share)} of {held:,} entries"
+            return f"{percent(share * self.share)} of the {entries(self.seen)} shown"
+        return f"{percent(share * self.share)} of {entries(held)}"
 
     @property
     def held_line(self) -> str:
         """How much it holds, as evidence."""
-        return ", ".join([f"holds {self.c.held:,} entries", self.part, *self.pace("new/s")])
+        return ", ".join([f"holds {entries(self.c.held)}", self.part, *self.pace("new/s")])
 
     def pace(self, of: str) -> tuple[str, ...]:
         """``("120 new/s",)``; nothing where entries were not seen to come."""

@@ -43,6 +43,11 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def entries(n: int) -> str:
+    """``1 entry``, ``76,000 entries``."""
+    return f"{n:,} {'entry' if n == 1 else 'entries'}"
+
+
 def moment(when: Moment) -> str:
     """``2019-07-24 11:02:05 UTC``, ``5000.752270 s after boot``, or as the log has it."""
     if when.utc is not None:

@@ -77,7 +77,8 @@ def remedy(advice: Advice, proto: str, port: int, netns: int) -> Optional[Remedy
     found = next((c for c in advice.candidates if (c.proto, c.port, c.netns) == here), None)
     if found is None:
         return None
-    text = f"NOTRACK {proto}/{port}: {_said(found)}; it frees {fmt.count(found.frees)} entries"
+    text = f"NOTRACK {proto}/{port}: {_said(found)}; it frees "
+    text += fmt.plural(found.frees, "entry", "entries")
     if found.fill_after:
         text += f"; fill then {_range(found.fill_after)}"
     if found.rising:
@@ -187,8 +188,10 @@ def _in_place(advice: Advice) -> list[RenderableType]:
 
 def _table(table: TableAdvice, target: float, candidates: Sequence[Candidate]) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
-    of = f" of {fmt.count(table.max)}" if table.max else ""
-    text.append(f"{_name(table)}: {fmt.count(table.count)}{of} entries", "bold")
+    held = fmt.plural(table.count, "entry", "entries")
+    if table.max:
+        held = f"{fmt.count(table.count)} of {fmt.count(table.max)} entries"
+    text.append(f"{_name(table)}: {held}", "bold")
     if table.fill is None or table.needed is None:
         text.append("; nf_conntrack_max is not in the texts, so neither is the fill")
         return text

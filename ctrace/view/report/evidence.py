@@ -48,16 +48,20 @@ def imported(data: dict[str, Any], path: str, events: int) -> Iterator[str]:
     """The summary that ``ctrace import`` prints."""
     what = ["no list of entries"]
     if data.get("dumps"):
-        what = [f"{fmt.count(data.get('entries', 0))} entries in the last dump"]
+        what = [f"{fmt.plural(data.get('entries', 0), 'entry', 'entries')} in the last dump"]
     if data.get("inserts") is not None:
-        what = [f"{fmt.count(data['inserts'])} inserts, {fmt.count(data['destroys'])} ends"]
+        what = [_came_and_went(data)]
     yield fmt.clean(
-        f"{path}: {fmt.count(data.get('lines', 0))} lines, {', '.join(what)}, "
-        f"{fmt.count(events)} records"
+        f"{path}: {fmt.plural(data.get('lines', 0), 'line')}, {', '.join(what)}, "
+        f"{fmt.plural(events, 'record')}"
     )
     unread = _unread(data)
     if unread:
         yield fmt.clean(unread)
+
+
+def _came_and_went(data: dict[str, Any]) -> str:
+    return f"{fmt.plural(data['inserts'], 'insert')}, {fmt.plural(data['destroys'], 'end')}"
 
 
 def _share(part: int, whole: int) -> str:
@@ -76,7 +80,7 @@ def _full(data: dict[str, Any]) -> Optional[str]:
     text += f"{where(log)}, {when(log)}"
     hidden = log.refused - log.full
     if hidden:
-        text += f", and kept {fmt.count(hidden)} messages back"
+        text += f", and kept {fmt.plural(hidden, 'message')} back"
     text += f": at least {fmt.plural(log.refused, 'packet')} refused"
     if hidden:
         text += " (its limit, net_ratelimit, counts all of networking's warnings)"
@@ -105,12 +109,13 @@ def _table(data: dict[str, Any]) -> Optional[str]:
     if held is None:
         if limit is None:
             return None
-        most = f"at most {fmt.count(limit)} entries" if limit else "no maximum is set"
+        most = f"at most {fmt.plural(limit, 'entry', 'entries')}" if limit else "no maximum is set"
         return f"{most}; how many it held is not in the texts"
-    text = f"{fmt.count(held)} entries"
+    text = fmt.plural(held, "entry", "entries")
     if count is None and dumps and dumps[-1].get("cut"):
         most = f" of the {fmt.count(limit)} that may be" if limit else ""
-        return f"{text} are shown{most}: a part of the table, and how many it held is not told"
+        verb = "is" if held == 1 else "are"
+        return f"{text} {verb} shown{most}: a part of the table, and how many it held is not told"
     if limit:
         text += f" of {fmt.count(limit)} ({fmt.share(held / limit)})"
     elif limit is None:
@@ -140,7 +145,8 @@ def _when(data: dict[str, Any]) -> Optional[str]:
     said = last.get("said")
     if said is not None and said != last["entries"]:
         text += (
-            f"; conntrack showed {fmt.count(said)} entries, {fmt.count(last['entries'])} are here"
+            f"; conntrack showed {fmt.plural(said, 'entry', 'entries')}, and the texts have "
+            f"{fmt.count(last['entries'])}"
         )
     if data.get("left_out"):
         text += (
@@ -175,15 +181,20 @@ def _states(data: dict[str, Any]) -> Optional[str]:
 def _left(data: dict[str, Any]) -> Iterator[str]:
     for row in (data.get("remaining") or [])[:5]:
         low, middle, high = row["left"]
-        text = f"{row['kind']}: {low} to {high} s until they expire, half within {middle} s"
+        text = f"{row['kind']}: {_span(low, high)} until they expire"
+        text += f", half within {middle} s" if low < high else ""
         if "idle" in row:
             text += (
-                f"; so {row['idle'][0]} to {row['idle'][2]} s since the last packet "
+                f"; so {_span(row['idle'][0], row['idle'][2])} since the last packet "
                 f"(timeout {row['timeout']} s)"
             )
         else:
             text += "; since when is not known without the timeout"
         yield text
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low} to {high} s" if low < high else f"{low} s"
 
 
 def _status(data: dict[str, Any]) -> Optional[str]:
@@ -208,7 +219,7 @@ def _status(data: dict[str, Any]) -> Optional[str]:
 def _events(data: dict[str, Any]) -> Optional[str]:
     if data.get("inserts") is None:
         return None
-    text = f"{fmt.count(data['inserts'])} inserts, {fmt.count(data['destroys'])} ends"
+    text = _came_and_went(data)
     if data.get("losses_told"):
         text += "; conntrack said that it lost events, so these are lower bounds"
     return text

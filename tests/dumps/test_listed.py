@@ -1,0 +1,118 @@
+"""Rules that iptables lists table by table, and lists that are no conntrack's."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from ctrace.cli import cli
+from ctrace.dumps.files import Text
+from ctrace.dumps.found import TABLES, Found
+from ctrace.dumps.recognise import Reader
+from ctrace.lab import Lab
+
+ONE = (
+    "tcp      6 28 TIME_WAIT src=198.51.100.7 dst=192.0.2.10 sport=63518 dport=8063 "
+    "src=192.0.2.10 dst=198.51.100.7 sport=8063 dport=63518 [ASSURED] mark=0 use=2"
+)
+FULL = "nf_conntrack: nf_conntrack: table full, dropping packet"
+FILTER = "-P INPUT DROP\n-N mine\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n"
+RULES = (
+    "-N mine", "-A mine -s 192.0.2.0/24 -j RETURN", "-A INPUT -p tcp --dport 22 -j mine",
+    "-P FORWARD DROP", "-t raw -A PREROUTING -p udp --dport 53 -j NOTRACK",
+    "-t nat -A POSTROUTING -o lo -j MASQUERADE", "-t mangle -A OUTPUT -m comment --comment 'a -c 1 "
+    "2 b' -j MARK --set-mark 7",
+)  # fmt: skip
+
+
+def found(text: str) -> Found:
+    one = Found()
+    Reader(one).read(Text("typed", None, io.BytesIO(text.encode())))
+    one.space().settle()
+    return one
+
+
+def told(save: str) -> dict[str, list[str]]:
+    """Lines by table, without comments and counters."""
+    return {
+        part.split("\n", 1)[0]: sorted(
+            re.sub(r" \[\d+:\d+\]", "", line)
+            for line in part.splitlines()
+            if line[:1] in (":", "-")
+        )
+        for part in re.split(r"(?m)^\*", save)[1:]
+    }
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("more", ["", " -v"])
+def test_all_tables_shown_one_by_one_are_what_iptables_saves(more: str) -> None:
+    if not shutil.which("iptables"):
+        pytest.skip("no iptables here")
+    with Lab() as lab:
+        one = lab.namespace("listed")
+        for rule in RULES:
+            one.run(["sh", "-c", f"iptables {rule}"])
+        text = "".join(
+            f"root@fw:~# iptables -t {table} -S{more}\n"
+            + one.run(["sh", "-c", f"iptables -t {table} -S{more}"])
+            for table in TABLES
+        )
+        saved = told(one.run(["iptables-save"]))
+    mine = found(text + f"root@fw:~# conntrack -L\n{ONE}\n")
+    ((_, family, save),) = mine.space().saves
+    assert (family, mine.unread.count, mine.space().listed) == ("ip", 0, set())
+    assert told(save) == saved
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["iptables -S", "iptables -S INPUT", "iptables -S | grep 22", "ip6tables -S", "iptables -S -t"],
+)
+def test_one_table_or_one_chain_is_not_all_rules(asked: str) -> None:
+    one = found(f"root@fw:~# {asked}\n{FILTER}root@fw:~# conntrack -L\n{ONE}\n")
+    assert not one.space().has_rules
+    assert one.space().listed == {"iptables -S"}
+    assert (one.unread.count, one.spool.n) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("tcp   192.0.2.2:1234     198.51.100.4:80     ESTABLISHED", "netstat-nat"),
+        ("192.0.2.2:1234   198.51.100.4:80   tcp  ESTABLISHED 119:59:59", "iptstate"),
+        ("Session ID: 10115977, Policy name: a/4, State: Active, Timeout: 62", "Junos"),
+        ("tcp    3599   192.0.2.1:123    198.51.100.1:123 203.0.113.4:80    -", "FortiOS"),
+        (" 0  SAC   tcp     192.0.2.254:59040  198.51.100.226:443   23h59m51s", "RouterOS"),
+        ("34  192.0.2.14:22  192.0.2.1:59 192.0.2.1:59 192.0.2.14:22  tcp  ESTABLISHED  431",
+         "show conntrack table"),
+        ("12345   web  ACTIVE  FLOW  NS   192.0.2.2[1234]/trust/6  (192.0.2.4[5555])", "PAN-OS"),
+    ],
+)  # fmt: skip
+def test_other_lists_are_named_for_what_they_are(line: str, why: str) -> None:
+    one = found(f"{line}\n{ONE}\n")
+    assert one.spool.n == 1
+    ((_, _, reason),) = one.unread.first
+    assert why in reason
+
+
+def test_a_module_that_cannot_be_unloaded_has_its_users() -> None:
+    one = found("Module Size Used by\nnf_conntrack 90112 3 xt_conntrack,nf_nat,[permanent]\n")
+    assert one.modules["nf_conntrack"] == (3, ("xt_conntrack", "nf_nat"))
+    assert one.unread.count == 0
+
+
+def test_a_facility_is_no_host() -> None:
+    one = found(f"Mon Jul 29 11:02:03 2024 kern.warn kernel: [12345.678901] {FULL}\n")
+    assert (one.log.full, one.log.hosts) == (1, set())
+
+
+def test_the_only_prompt_tells_the_host() -> None:
+    done = CliRunner().invoke(cli, ["report", "-"], input=f"[root@web1 ~]# conntrack -L\n{ONE}\n")
+    assert done.stdout.startswith("web1 ")
+    assert "1 entry" in done.stdout
+    assert "1 entries" not in done.stdout
