@@ -22,8 +22,8 @@ def parse_jump(text: str, position: Position) -> float:
     """
     text = text.strip()
     if (share := _SHARE.match(text)) is not None:
-        part = min(100.0, float(share[1])) / 100
-        return position.start + part * (position.end - position.start)
+        length = position.end - position.start
+        return inside(position.start + float(share[1]) / 100 * length, text, position)
     if (stretch := _STRETCH.match(text)) is not None:
         length = float(stretch[2]) * _UNITS[stretch[3]]
         return position.now + (length if stretch[1] == "+" else -length)

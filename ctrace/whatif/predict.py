@@ -84,6 +84,8 @@ class _Stream:
     part: Part
     held: float
     rate: float
+    all_rate: float
+    """That of the whole key, which ``stays`` are of."""
     timeout: float
     refused: float
     """Packets per second that found the table full: the most that comes in once there is room."""
@@ -95,7 +97,7 @@ class _Stream:
     """Share with another timeout than ``timeout``, or an unknown one: no setting frees these for
     sure."""
     stays: Percentiles
-    """How long they stay, where ``waited`` is not known."""
+    """How long the key's entries stay."""
     settled: bool
     """Whether it will hold in the end what it holds now."""
     grows: Range
@@ -106,10 +108,31 @@ class _Stream:
         """Entries per second whose timeout expires, at most."""
         return self.rate if self.timeout < LASTING else 0.0
 
+    def lasting(self, seconds: float) -> float:
+        """Entries per second that will stay for longer than this, at most: fewer where many were
+        seen to end before, as those of ports that are used again."""
+        shares = [self.share_beyond(q) for q, stay in self._measured() if stay <= seconds]
+        return min([self.expiring, *(self.all_rate * share for share in shares)])
+
+    def grown(self, timeout: float) -> float:
+        """How many it will hold in the end, at most, if it has not held them for so long yet."""
+        means = [stay + self.share_beyond(q) * timeout for q, stay in self._measured()]
+        return min([self.expiring * timeout, *(self.all_rate * mean for mean in means)])
+
+    def share_beyond(self, q: float) -> float:
+        """The share that stays longer than quantile ``q``, at most."""
+        return min(1.0, 1 - q + error(1 - q, self.stays.n))
+
+    def _measured(self) -> Iterator[tuple[float, float]]:
+        """Quantiles of how long the key's entries stay, from those that were seen to end."""
+        if self.stays.by == "ends":
+            of = ((0.5, self.stays.p50), (0.9, self.stays.p90), (0.99, self.stays.p99))
+            yield from ((q, seconds) for q, seconds in of if seconds is not None)
+
     def reach(self, timeout: float) -> float:
         """The share of those that wait until such a timeout: none for a reused port."""
         if not (self.settled and self.waited and self.rate):
-            return 1.0
+            return self.lasting(timeout) / self.expiring if self.expiring else 1.0
         before = _longer(self.waited, 0.7 * timeout) - _longer(self.waited, timeout)
         return min(1.0, before * self.held / (0.3 * timeout * self.rate))
 
@@ -158,7 +181,7 @@ class _Stream:
         low -= 2 * math.sqrt(max(low, 0.0))  # as many come again, but for chance
         high = min(living - kept.low + waiting, self.held)
         if self.waited and not self.settled:  # of what it will hold: they wait for all of it
-            high = max(high, self.expiring * (self.timeout - timeout + before))
+            high = max(high, self.lasting(timeout) * (self.timeout - timeout + before))
         return Range(max(0.0, low), high)
 
 
@@ -260,7 +283,7 @@ class Outlook:
             left.append((timeout, alive.middle))
             prompt += alive.low
             # Where it has not yet held them for a whole timeout, it is still growing.
-            grown = 0.0 if stream.settled else stream.expiring * timeout
+            grown = 0.0 if stream.settled else stream.grown(timeout)
             most += max(alive.high, grown) if growing else alive.high
             most += stream.refused * min(timeout, LASTING) if growing else 0.0
             expiring += stream.expiring * stream.reach(timeout)
@@ -307,6 +330,7 @@ def _streams(
             held,
             # of a single moment: a load as steady as its timeout
             held / timeout if seconds is None else culprit.new_per_s * part,
+            culprit.new_per_s,
             float(timeout),
             culprit.drop_per_s * part,
             waited,

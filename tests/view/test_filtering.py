@@ -70,8 +70,8 @@ def test_jumps(text: str, where: float) -> None:
     assert parse_jump(text, Position(1_000_100.0, 1_000_000.0, 1_007_200.0)) == where
 
 
-@pytest.mark.parametrize("text", ["13:46:30", "16:00", "23:59:59"])
-def test_a_time_of_day_that_was_not_recorded_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["13:46:30", "16:00", "23:59:59", "101%"])
+def test_a_moment_that_was_not_recorded_is_refused(text: str) -> None:
     """Not clamped: a local time would lead to an end of it without a word."""
     with pytest.raises(UsageError, match="from 1970-01-12 13:46:40 to 15:46:40 UTC"):
         parse_jump(text, Position(1_000_100.0, 1_000_000.0, 1_007_200.0))
