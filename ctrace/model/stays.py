@@ -29,9 +29,12 @@ from ctrace.record import TCP
 
 TOGETHER: Final = 0.4
 """Part of all entries by which the share that one collection left may be off: it took those that
-had expired by then, at once."""
+had expired by then, at once. Two standard errors where pauses are of any length up to the longest,
+and entries expire evenly: of a pause p of the longest 1, min(1, x / p) waited for less than the
+median x = 1 - sqrt(1/2); 2 sqrt(mean(p^2 (min(1, x / p) - 1/2)^2)) / mean(p) is 0.402."""
 VAGUE: Final = 0.5
-"""Share of a median that it may be off by, at most, to be told."""
+"""Share of a median that it may be off by, at most, to be told: beyond that, one would act
+on it as on a number, and it is none."""
 FEW: Final = 10
 """Entries of an age. With fewer, nothing is said about that age."""
 MOSTLY: Final = 0.75

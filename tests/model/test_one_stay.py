@@ -298,3 +298,43 @@ def test_closed_ones_under_a_shorter_timeout_do_not_seem_to_have_lived_until_now
         model.update(batch)
         told.append(model.snapshot("service").culprits[0].life.p50)
     assert all(life is None or life < 0.1 for life in told), told
+
+
+def test_ends_with_the_age_of_an_earlier_entry_tell_no_life() -> None:
+    """One-way flows of 7 s under a setting of 30 s, which the kernel's settings would have idle for
+    30 s; addresses are used again at once, and events of 40 s are lost."""
+    trace = Trace(seed=14)
+    at = np.arange(0, 80, 0.05)
+    ends = trace.flows(at, 0.0, 7.0, proto=17, dport=53, status=0)
+    for part in trace.parts:
+        part["ct"] = part["ct"][np.arange(len(at)) % 150]
+    ends["idle_ms"] = 30_000
+    trace.parts = [
+        part[(part["ts"] < START + 15 * 10**9) | (part["ts"] > START + 55 * 10**9)]
+        for part in trace.parts
+    ]
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    for batch in trace.batches(80):
+        model.update(batch)
+        assert model.snapshot("service").culprits[0].life.p50 is None
+
+
+@pytest.mark.parametrize("shortest", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("passes", [8, 20, 60])
+def test_how_far_so_many_collections_put_a_share_off(passes: int, shortest: float) -> None:
+    """Not by a model of a table: entries expire evenly, and each waits for the end of its pause."""
+    rng = np.random.default_rng(passes)
+    off, middle = [], _middle_wait(shortest)
+    for _ in range(1000):
+        pauses = rng.uniform(shortest, 1.0, passes)
+        waited_less = np.minimum(pauses, middle).sum() / pauses.sum()
+        off.append(abs(waited_less - 0.5) * math.sqrt(len(pauses)))
+    assert np.mean(np.array(off) <= stays.TOGETHER) > 0.92
+
+
+def _middle_wait(shortest: float) -> float:
+    """The time that half of all wait for less, of pauses from ``shortest`` to 1."""
+    pauses = np.linspace(shortest, 1.0, 1001)
+    tries = np.linspace(0.0, 1.0, 2001)
+    shares = np.minimum(pauses[:, None], tries).sum(axis=0) / pauses.sum()
+    return float(np.interp(0.5, shares, tries))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model import histogram
-from ctrace.model.keys.columns import I64, TICK_MS, U64, Window
+from ctrace.model.keys.columns import I64, U64, Window
 from ctrace.model.keys.pairing import EXISTING, UNKNOWN
 from ctrace.model.keys.rich import registers_of
 from ctrace.model.keys.scatter import Rows
@@ -93,9 +93,8 @@ def details(
     milliseconds = age.take(residence).astype(np.float32)
     milliseconds *= np.float32(1e-6)
     idle = w.idle_ms(ends.take(residence))
-    # longer idle than it existed is impossible: that was not the timeout that it had
-    sure = (idle >= 0) & (idle <= milliseconds + TICK_MS)
-    told = np.flatnonzero(sure & ~timeouts.doubtful(w, ends.take(residence), age.take(residence)))
+    doubtful = timeouts.doubtful(w, ends.take(residence), age.take(residence))
+    told = np.flatnonzero((idle >= 0) & ~doubtful)
     life = milliseconds.take(told) - idle.take(told).astype(np.float32)
     np.maximum(life, np.float32(0), out=life)
     born = w.where(Kind.INSERT)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model.composition import UNACKNOWLEDGED
-from ctrace.model.keys.columns import I64, SERVICE_MASK, U64, Window
+from ctrace.model.keys.columns import I64, SERVICE_MASK, TICK_MS, U64, Window
 from ctrace.model.keys.scatter import Rows
 
 LATER_MS: Final = 90_000
@@ -48,8 +48,7 @@ class Timeouts:
         services = (w.meta.take(at) & SERVICE_MASK).tolist()
         for service, end in zip(services, until.tolist()):
             self._until[service] = max(end, self._until.get(service, 0))
-        while len(self._until) > MOST:
-            self._until.pop(next(iter(self._until)))
+        self._forget()
 
     def _learn_settings(self, w: Window, at: Rows) -> None:
         timeout = w.events["timeout_ms"][at]
@@ -92,14 +91,33 @@ class Timeouts:
         return found
 
     def doubtful(self, w: Window, at: Rows, age: I64) -> npt.NDArray[np.bool_]:
-        """Which of these ends do not tell how long they were idle."""
+        """Which of these ends do not tell how long they were idle; ``age`` in ns."""
         found = self.older(w, at, age)
-        if not self._until or not at.size:
+        if not at.size:
             return found
         now = int(w.ts[0])
+        # longer idle than it existed is impossible: that was not the timeout that it had
+        wrong = w.idle_ms(at) > age / 1e6 + TICK_MS
+        found |= wrong
+        if wrong.any():
+            self._distrust(w.meta.take(at) & SERVICE_MASK, wrong, now + LATER_MS * 1_000_000)
+        if not self._until:
+            return found
         services = np.array([one for one, end in self._until.items() if end >= now], np.uint64)
         found |= np.isin(w.meta.take(at) & SERVICE_MASK, services)
         return found
+
+    def _distrust(self, services: U64, wrong: npt.NDArray[np.bool_], until: int) -> None:
+        """Services most of whose ends had another timeout: where events were lost, the others may
+        have the age of an earlier entry at the same address."""
+        names, which, many = np.unique(services, return_inverse=True, return_counts=True)
+        for service in names[2 * np.bincount(which, wrong) > many].tolist():
+            self._until[service] = max(until, self._until.get(service, 0))
+        self._forget()
+
+    def _forget(self) -> None:
+        while len(self._until) > MOST:
+            self._until.pop(next(iter(self._until)))
 
 
 def _kinds(w: Window, at: Rows) -> U64:
