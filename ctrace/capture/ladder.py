@@ -7,19 +7,17 @@ family is loaded, attached and released.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from ctrace.capture.hooks import fentry, kprobe
 from ctrace.errors import CtraceError
+from ctrace.host import rawlink
 from ctrace.kernel import bpf, layout, programs
 
 _RETURN_ACCEPT: Final = bytes.fromhex("b700000001000000 9500000000000000")
-_CLONE_NEWNET: Final = 0x40000000
 
 
 @dataclass(frozen=True)
@@ -83,32 +81,9 @@ def _netfilter() -> None:
         _RETURN_ACCEPT, bpf.ProgType.NETFILTER, "ctrace_probe", attach_type=bpf.AttachType.NETFILTER
     )
     try:
-        _elsewhere(lambda: os.close(bpf.link_netfilter(program, 2, 1, 2**31 - 3)))
+        rawlink.aside(lambda: os.close(bpf.link_netfilter(program, 2, 1, 2**31 - 3)))
     finally:
         os.close(program)
-
-
-def _elsewhere(action: Callable[[], None]) -> None:
-    """Run in an unused network namespace that lives as long as this call.
-
-    A separate thread enters it, because namespaces belong to threads.
-    """
-    failure: list[Exception] = []
-
-    def run() -> None:
-        try:
-            if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-            action()
-        except (CtraceError, OSError) as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
 
 
 def _netlink() -> None:

@@ -30,7 +30,7 @@ from ctrace.change.steps import LONGEST_S, describe
 from ctrace.change.undo import remove
 from ctrace.change.watch import LISTEN_S, Watch, answering, targets
 from ctrace.errors import CtraceError
-from ctrace.host import commands, netns
+from ctrace.host import commands, netns, rawlink
 from ctrace.host.commands_in import prefix
 from ctrace.host.netns import Namespace
 from ctrace.plan import plan as plans
@@ -137,7 +137,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             f"not {confirm_within}"
         )
     plan, namespace = prepared.plan, prepared.namespace
-    with notes.locked(namespace.inum) as lock, inside(namespace) as home:
+    with notes.locked(namespace.inum) as lock, inside(namespace):
         installed = read_installed(time.time())
         if installed.state == PERMANENT:
             raise CtraceError(f"rules are applied in {namespace.name} already: run ctrace undo")
@@ -160,8 +160,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
         )
         notes.write(note)
         try:
-            with netns.enter(home):  # in the namespace it would keep it alive
-                start_guard(namespace.inum)
+            start_guard(namespace.inum)
             # What the baseline and the guard's start took is not added to the trial.
             left = max(1, ceil(note.deadline - notes.now()))
             steps.carry_out(plan, left, lock)
@@ -239,21 +238,6 @@ def confirm(inum: int, *, flush: Optional[bool] = None) -> tuple[Plan, list[str]
     return plan, done
 
 
-def stays(plan: Plan) -> str:
-    """How long a confirmed plan stays, in one sentence."""
-    if standing.accepts(plan):
-        return (
-            "It stays until ctrace undo, a reboot, or a flush of all rules. A reload that drops "
-            "its accepts takes it off until it has been judged again (ctrace applied tells)."
-        )
-    if standing.Standing(plan).depends:
-        return (
-            "It stays until ctrace undo, a reboot, or a flush of all rules. When the rules around "
-            "it change it is judged again, and taken off where it is not safe any more."
-        )
-    return "It stays until ctrace undo, a reboot, or a flush of all rules."
-
-
 def look_again(inum: int, judge: Judge, objection: Objection) -> None:
     """A confirmed change among rules that are others than it was judged by: off, if it is not
     safe any more; one that is off already: put back. Raises CtraceError, also where it could not be
@@ -328,8 +312,7 @@ def flush_old(plan: Plan) -> list[str]:
 
 
 def _as_rules_are(plan: Plan, namespace: Namespace, judge: Optional[Judge], when: str) -> Plan:
-    """The plan, judged again where the rules are others; inside the namespace, to which the
-    path of a process that has ended meanwhile leads no more. Raises CtraceError."""
+    """The plan, judged again where the rules are others, from inside. Raises CtraceError."""
     if fingerprint(HERE) == plan.fingerprint:
         return plan
     if judge is None:
@@ -349,16 +332,13 @@ def locate(plan: Plan) -> Namespace:
 
 
 @contextmanager
-def inside(namespace: Namespace) -> Iterator[str]:
-    """This thread inside the namespace.
-
-    Yields a path to where it came from.
-    """
+def inside(namespace: Namespace) -> Iterator[None]:
+    """This thread inside the namespace."""
     with netns.Way(namespace.inum, namespace).held() as there:
         if there is None:
             raise CtraceError(f"network namespace {namespace.name} is gone: run advise again")
-        with netns.enter(there.path) as home:
-            yield home
+        with netns.enter(there.path):
+            yield
 
 
 def _baseline(plan: Plan) -> health.Before:
@@ -375,23 +355,32 @@ def _take_back(namespace: Namespace, note: Optional[notes.Note]) -> None:
 def start_guard(inum: int) -> None:
     """A process of its own that watches the change (:mod:`ctrace.change.guard`).
 
-    It is the guard as soon as this returns; where another still guards an earlier change, it waits
-    for that one to end. Raises CtraceError.
+    It is the guard as soon as this returns, or once that of an earlier change has ended. In the
+    change's own namespace it would keep that alive. Raises CtraceError.
     """
     lock = notes.claim(inum)
     locks = () if lock is None else (lock,)
-    try:
+    argv = interpreter.module("ctrace.change.guard", str(inum), *map(str, locks))
+
+    def begin() -> None:
         subprocess.Popen(
-            interpreter.module("ctrace.change.guard", str(inum), *map(str, locks)),
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            start_new_session=True,
             pass_fds=locks,
+            start_new_session=True,
         )
-    except OSError as error:  # no process, memory or descriptor left
-        raise CtraceError(f"the change's guard cannot be started: {error.strerror}") from None
+
+    try:
+        try:
+            rawlink.aside(begin, "/proc/1/ns/net")
+        except PermissionError:  # no CAP_SYS_ADMIN: there is no other namespace then
+            begin()
+    except (OSError, RuntimeError) as error:  # no process, thread, memory or descriptor left
+        why = getattr(error, "strerror", error)
+        raise CtraceError(f"the change's guard cannot be started: {why}") from None
     finally:
         for fd in locks:
             os.close(fd)

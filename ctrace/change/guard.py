@@ -7,8 +7,8 @@ the rules around it changed it has the change judged again, and taken off when i
 more. Where the plan has accepts in chains of others it sees that these stand, too
 (:mod:`ctrace.change.keep` says why): when they are gone the services are tracked again within
 :data:`POLL_S`, then judged by the rules as they are then, and the rules put back when that is
-safe; else it is tried again ever more rarely. It holds no file of the namespace, so it keeps none
-alive.
+safe; else it is tried again ever more rarely. It lives elsewhere and holds no file of the
+namespace, so it does not keep it alive.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ GIVE_UP_S: Final = 300
 """Seconds after which one judgement is given up."""
 HEAR_EVERY: Final = 5
 """Looks from one check of new entries to the next."""
+GONE_LOOKS: Final = 4
+"""Looks in a row that do not find the namespace: one may miss it while its only process is replaced
+by another."""
 _SCORE: Final = "-500"
 """Adjustment for the out-of-memory killer: killing a process this small frees nothing."""
 
@@ -56,11 +59,13 @@ def watch(inum: int, lock: Optional[int] = None) -> None:
     this process the namespace's guard already."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(_SCORE)
-    with suppress(OSError, CtraceError):
-        netns.move("/proc/1/ns/net")  # whoever lives in a namespace keeps it alive
     with notes.guarding(inum, PATIENCE_S, lock) as mine:
         if mine:
             Guard(inum).run()
+
+
+class _Gone(Exception):
+    """The namespace is not found any more."""
 
 
 class Guard:
@@ -84,21 +89,33 @@ class Guard:
 
     def run(self) -> None:
         """Run until there is nothing to guard."""
-        while True:
+        lost = 0
+        while lost < GONE_LOOKS:
             # Something is changing rules, or a tool prints what it never did: look again. A guard
             # that ended would leave the trial to the kernel's timeout alone.
             with suppress(Exception):
-                note = notes.read(self._inum)
-                if note is None or note.over:
-                    return
-                if note.deadline:
-                    if notes.now() >= note.deadline:
-                        self._tidy(note)
-                    elif note.placed:
-                        self._on_trial(note)
-                elif not self._standing(note).depends or not self._kept(note):
-                    return
+                try:
+                    if not self._turn():
+                        return
+                    lost = 0
+                except _Gone:
+                    lost += 1
             time.sleep(POLL_S)
+        with suppress(CtraceError, OSError):
+            notes.sweep(lambda: {space.inum for space in netns.find()}, self._inum)
+
+    def _turn(self) -> bool:
+        """One look; False when there is nothing to guard any more."""
+        note = notes.read(self._inum)
+        if note is None or note.over:
+            return False
+        if not note.deadline:
+            return self._standing(note).depends and self._kept(note)
+        if notes.now() >= note.deadline:
+            self._tidy(note)
+        elif note.placed:
+            self._on_trial(note)
+        return True
 
     # ---- on trial ----------------------------------------------------------------
 
@@ -310,10 +327,10 @@ class Guard:
 
     @contextmanager
     def _there(self) -> Iterator[str]:
-        """A path of the namespace. Raises CtraceError; ends the process when it has gone."""
+        """A path of the namespace. Raises CtraceError, and _Gone when it is not found."""
         with self._way.held() as space:
             if space is None:
-                sys.exit(0)
+                raise _Gone
             yield space.path
 
     @contextmanager

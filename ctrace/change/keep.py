@@ -72,6 +72,21 @@ def renew(plan: Plan) -> bool:
     return True
 
 
+def stays(plan: Plan) -> str:
+    """How long a confirmed plan stays, in one sentence."""
+    if standing.accepts(plan):
+        return (
+            "It stays until ctrace undo, a reboot, or a flush of all rules. A reload that drops "
+            "its accepts takes it off until it has been judged again (ctrace applied tells)."
+        )
+    if standing.Standing(plan).depends:
+        return (
+            "It stays until ctrace undo, a reboot, or a flush of all rules. When the rules around "
+            "it change it is judged again, and taken off where it is not safe any more."
+        )
+    return "It stays until ctrace undo, a reboot, or a flush of all rules."
+
+
 def off(plan: Plan) -> None:
     """Track its services again, at once; open connections of this host get their entries."""
     services = {

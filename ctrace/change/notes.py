@@ -219,14 +219,17 @@ def every() -> list[Note]:
     return [note for note in found if note is not None]
 
 
-def sweep(alive: Callable[[], Collection[int]]) -> None:
-    """Remove the notes of namespaces that are gone, and of earlier boots; what else was left.
+def sweep(alive: Callable[[], Collection[int]], only: Optional[int] = None) -> None:
+    """Remove the notes of namespaces that are gone (or of one), and of earlier boots; what else
+    was left.
 
     ``alive`` is asked for the namespaces that exist while nobody applies anything in one that is
     thought to be gone: its number may have been given to another.
     """
     there = alive()
     for inum in {inum for kind in ("json", "guard", "lock") for inum in _noted(kind)}:
+        if only not in (None, inum):
+            continue
         if inum in there and (not path(inum).exists() or read(inum) is not None):
             continue
         with suppress(CtraceError), locked(inum):  # else it is changed just now

@@ -92,8 +92,13 @@ def take_away(
             with suppress(CtraceError), notes.locked(note.netns):
                 if notes.read(note.netns) == note and not applied(note.netns):
                     notes.forget(note.netns)
-    notes.sweep(lambda: {namespace.inum for namespace in netns.find()})
+    sweep()
     return done
+
+
+def sweep() -> None:
+    """Remove the notes of namespaces that are gone. Raises CtraceError."""
+    notes.sweep(lambda: {namespace.inum for namespace in netns.find()})
 
 
 def remove(installed: Installed, note: Optional[notes.Note]) -> None:

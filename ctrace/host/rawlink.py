@@ -6,7 +6,8 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EINVAL, EOPNOTSUPP, EPROTONOSUPPORT
 from typing import Final
@@ -27,6 +28,38 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _HEAD: Final = struct.Struct("=HH").unpack_from
 
 
+def aside(action: Callable[[], object], path: str = "") -> None:
+    """Run in the namespace at ``path``, or where that can't be entered in a new one, which lives as
+    long as this call and what it starts.
+
+    A separate thread enters it, because namespaces belong to threads. Raises OSError, and what the
+    action raises.
+    """
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            try:
+                netns.move(path)
+            except (OSError, CtraceError):
+                _unshare()
+            action()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _unshare() -> None:
+    if _libc.unshare(netns.CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 class Interrupted(Exception):
     """What was read changed while it was being read."""
 
@@ -38,10 +71,11 @@ class Space:
         """Raises CtraceError without CAP_SYS_ADMIN."""
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if _libc.unshare(netns.CLONE_NEWNET) != 0:
-                code = ctypes.get_errno()
-                told = f"cannot make a network namespace: {os.strerror(code)} (CAP_SYS_ADMIN?)"
-                raise CtraceError(told) from OSError(code, told)
+            try:
+                _unshare()
+            except OSError as error:
+                told = f"cannot make a network namespace: {error.strerror} (CAP_SYS_ADMIN?)"
+                raise CtraceError(told) from error
             self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             _libc.setns(home, netns.CLONE_NEWNET)
         finally:

@@ -151,7 +151,7 @@ class LiveAdviser(FeedAdviser):
     def act(self, advice: Any, word: str) -> str:
         """Carry out what was typed, and say what was done. Raises CtraceError; may take seconds."""
         from ctrace.advice.again import judge_plan
-        from ctrace.change import apply
+        from ctrace.change import apply, keep
 
         with self._lock:
             if word == "apply":
@@ -165,7 +165,7 @@ class LiveAdviser(FeedAdviser):
                 return "nothing is on trial any more"
             if word == "keep":
                 plan, _ = apply.confirm(trial_now.prepared.plan.netns)
-                told = f"kept. {apply.stays(plan)}"
+                told = f"kept. {keep.stays(plan)}"
             elif apply.revert(trial_now):
                 told = "taken back: the rules are as they were"
             else:

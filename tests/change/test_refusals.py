@@ -306,6 +306,12 @@ def test_a_namespace_that_cannot_be_read_keeps_no_other_from_an_answer(
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         patch.setattr(netns, "find", lambda: ours)
+        note = notes.read(node.inum)
+        assert note
+        notes.write(replace(note, netns=4026539998))  # of one that is gone
+        asked = CliRunner().invoke(undo_verb, [])
+        assert "name it with --netns" in str(asked.exception)
+        assert not notes.path(4026539998).exists(), "swept by the way"
         for verb, told in ((applied_verb, "on trial"), (undo_verb, "removed server tcp/8063")):
             ran = CliRunner().invoke(verb, ["-y"] if verb is undo_verb else [])
             assert told in ran.output

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from kit.changes import PORT, STRICT, guards, make_plan, rules_of
@@ -261,15 +263,22 @@ def test_on_trial_a_reload_takes_it_back(lab: Lab) -> None:
     undo.undo(server.inum)
 
 
-def test_the_namespace_is_not_kept_alive(lab: Lab) -> None:
+def test_the_namespace_is_not_kept_alive(lab: Lab, state: Path) -> None:
+    """Also when ctrace itself runs in it, as with ip netns exec. Nothing of it is left."""
     server = lab.namespace("server", track=True)
     server.run(["nft", "-f", "-"], stdin=STRICT)
-    apply.start(apply.prepare(make_plan(server, accepts=(KINDS["nft"][3],))), 60)
-    until(lambda: notes.guarded(server.inum), "its guard is there")
-    apply.confirm(server.inum)
+    with server.enter():
+        apply.start(apply.prepare(make_plan(server, accepts=(KINDS["nft"][3],))), 60)
+        until(lambda: notes.guarded(server.inum), "its guard is there")
+        apply.confirm(server.inum)
     guard = the_guard(server)
+    (home,) = {os.readlink(task) for task in glob.glob(f"/proc/{guard}/task/*/ns/net")}
+    assert home != f"net:[{server.inum}]"
+    with suppress(OSError):
+        assert home == os.readlink("/proc/1/ns/net")
     server.close()
     until(lambda: not os.path.exists(f"/proc/{guard}") or dead(guard), "the guard ends")
+    assert not list(state.iterdir())
 
 
 def dead(pid: int) -> bool:

@@ -37,7 +37,7 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
     seconds.
     """
     from ctrace.advice.again import judge_plan
-    from ctrace.change import apply, plan_file
+    from ctrace.change import apply, keep, plan_file
 
     if not apply.SHORTEST_S <= confirm_within <= apply.LONGEST_S:
         raise UsageError(
@@ -71,7 +71,7 @@ def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: b
             say("Taken back: the rules are as they were.", err=True)
     if settled:
         kept, flushed = apply.confirm(wanted.netns)
-        say("\n".join([f"Confirmed. {apply.stays(kept)}", *flushed]))
+        say("\n".join([f"Confirmed. {keep.stays(kept)}", *flushed]))
 
 
 def _wanted() -> bool:

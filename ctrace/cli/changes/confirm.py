@@ -30,7 +30,7 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
     exactly one trial must be running, and without a terminal it needs -y. A PLAN must be
     the one on trial.
     """
-    from ctrace.change import apply
+    from ctrace.change import apply, keep
     from ctrace.change.undo import applied
 
     need_root("changing rules")
@@ -64,7 +64,7 @@ def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optiona
     if trials and not yes and sys.stdin.isatty() and not click.confirm("Keep it?", default=False):
         raise CtraceError("nothing was confirmed: it still reverts by itself")
     plan_kept, said = apply.confirm(inum, flush=flush)
-    say("\n".join([f"Confirmed. {apply.stays(plan_kept)}", *said]))
+    say("\n".join([f"Confirmed. {keep.stays(plan_kept)}", *said]))
 
 
 def _read(path: str, inum: Optional[int]) -> Plan:

@@ -26,7 +26,7 @@ def command(netns: Optional[str], every: bool, yes: bool) -> None:
     Works from the ruleset itself, also after a crash. TCP connections of this host that were
     opened untracked go on: ctrace creates entries for them.
     """
-    from ctrace.change.undo import applied, take_away
+    from ctrace.change.undo import applied, sweep, take_away
     from ctrace.host.netns import resolve
 
     if netns and every:
@@ -35,6 +35,7 @@ def command(netns: Optional[str], every: bool, yes: bool) -> None:
     only = resolve(netns) if netns else None
     failed: list[str] = []
     there = applied(only, failed if only is None else None)
+    sweep()
     if len(there) > 1 and not every:
         raise CtraceError(several("changes are applied", there) + ", or give --all")
     here = there and there[0].namespace.inum == resolve("/proc/self/ns/net")
