@@ -18,9 +18,14 @@ from ctrace.host import netns
 from ctrace.host.netns import Namespace
 from ctrace.plan import plan as plans
 from ctrace.ruleset.reader import fingerprint
+from ctrace.ruleset.tags import Reader
 
 ON_TRIAL, HOLDS, OFF, BROKEN, OVER = "on-trial", "holds", "off", "broken", "over"
 UNWATCHED: Final = "unwatched"
+UNNOTED: Final = (
+    "ctrace has no note of its rules, so nothing watches them (a saved firewall that was loaded "
+    "again, or an emptied /run/ctrace): run ctrace undo, then advise and apply"
+)
 STATES: Final = (ON_TRIAL, HOLDS, UNWATCHED, OFF, BROKEN, OVER)
 
 
@@ -48,27 +53,40 @@ TryAgain when it could not be judged."""
 
 
 def conditions(objection: Optional[Objection] = None) -> list[Condition]:
-    """The condition of every change that has a note, by namespace. Reads only.
+    """The condition of every change, by namespace. Reads only.
 
     With ``objection``, a change that was judged by other rules than the present ones is judged
-    again.
+    again, and rules that have no note are looked for everywhere; without, in init alone, which
+    is where a firewall that was saved is loaded.
     """
     with suppress(CtraceError):
-        noted = notes.every() if notes.any_yet() else []
-        if noted:
-            known = {space.inum: space for space in netns.find()}
-            found = (
-                _held(note, known[note.netns], objection) for note in noted if note.netns in known
-            )
-            return [one for one in found if one is not None]
+        noted = {note.netns: note for note in (notes.every() if notes.any_yet() else [])}
+        found = []
+        for at, space in enumerate(netns.find()):
+            note = noted.get(space.inum)
+            if note is not None:
+                found.append(_held(note, space, objection))
+            elif objection is not None or at == 0:
+                found.append(_unnoted(space))
+        return sorted((one for one in found if one is not None), key=lambda one: one.netns)
     return []
 
 
 def of(space: Namespace, objection: Optional[Objection] = None) -> str:
     """What to know of the change in a namespace; empty: nothing."""
     note = notes.read(space.inum) if notes.any_yet() else None
-    found = None if note is None else _held(note, space, objection)
+    found = _unnoted(space) if note is None else _held(note, space, objection)
     return "" if found is None else found.told
+
+
+def _unnoted(space: Namespace) -> Optional[Condition]:
+    """Rules of ours without a note; None: there are none, or they cannot be read."""
+    with suppress(CtraceError, OSError), netns.Way(space.inum, space).held() as there:
+        if there is not None:
+            with Reader(there.path) as reader:
+                if reader.has_ours():
+                    return Condition(space.inum, space.name, UNWATCHED, (), UNNOTED)
+    return None
 
 
 def _held(

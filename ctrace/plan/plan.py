@@ -312,8 +312,8 @@ def name_ok(name: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """A host or namespace name with what a plan does not accept replaced."""
-    return re.sub(r"[^A-Za-z0-9_.:@/+=\[\] -]", "?", text)[:128]
+    """A host or namespace name with what a plan does not accept replaced by ``_``."""
+    return re.sub(r"[^A-Za-z0-9_.:@/+=\[\] -]", "_", text)[:128]
 
 
 def _timeout(where: str, item: Any, states: tuple[str, ...]) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from typing import Final
 from ctrace.errors import CtraceError
 from ctrace.host.netns import enter
 from ctrace.host.rawlink import NETFILTER, Interrupted, Link, number, split, text
+from ctrace.ruleset.notrack import TABLE, TAG
 
 FAMILY: Final = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 """NFPROTO_* by nft's names."""
@@ -78,6 +79,18 @@ class Reader:
         with enter(self._path):
             entries = _legacy(family, table)
         return Counter({tag: entries.count(tag.encode() + b"\0") for tag in tags})
+
+    def has_ours(self) -> bool:
+        """Whether untracking rules of ours are there."""
+        if self.has_table("inet", TABLE):
+            return True
+        jump = (f"{TAG}jump",)
+        for family in _ENTRY:
+            if any(self.in_chain(family, "raw", "PREROUTING", jump).values()):
+                return True
+        with enter(self._path):
+            legacy = [family for family in _ENTRY if "raw" in _legacy_tables(family)]
+        return any(any(self.in_legacy(one, "raw", jump).values()) for one in legacy)
 
     def legacy_digest(self) -> dict[str, int]:
         """A number for each existing table of iptables-legacy, which changes with its rules."""

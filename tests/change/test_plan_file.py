@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctrace.change import plan_file
 from ctrace.errors import UsageError
@@ -27,6 +30,13 @@ def file(tmp_path: Path) -> Path:
 
 def test_ours_is_taken(file: Path) -> None:
     assert plan_file.read(str(file), unasked=True) == PLAN
+
+
+@given(st.text(max_size=200))
+def test_a_plan_of_a_host_or_namespace_of_any_name_can_be_read(name: str) -> None:
+    clean = plans.clean_text(name)
+    plan = replace(PLAN, host=clean, netns_name=clean)
+    assert plans.from_json(plans.to_json(plan)) == plan
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from kit.changes import PORT, STRICT, guards, make_plan, rules_of
 from ctrace.advice.again import facts_of
 from ctrace.change import apply, condition, keep, notes, undo
 from ctrace.errors import CtraceError
-from ctrace.host import ctnetlink
+from ctrace.host import ctnetlink, netns
 from ctrace.lab import Lab, Node
 from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.plan import plan as plans
@@ -261,6 +262,26 @@ def test_on_trial_a_reload_takes_it_back(lab: Lab) -> None:
     with pytest.raises(CtraceError, match="accepts"):
         apply.confirm(server.inum)
     undo.undo(server.inum)
+
+
+@pytest.mark.parametrize("backend", KINDS)
+def test_rules_that_a_saved_firewall_brought_back_are_told(
+    lab: Lab, state: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved while the change was in place, loaded at the next boot: there is no note, no guard."""
+    server = lab.namespace("server", track=True)
+    apply.start(apply.prepare(make_plan(server, backend=backend)), 60)
+    apply.confirm(server.inum)
+    os.kill(the_guard(server), signal.SIGKILL)
+    shutil.rmtree(state)
+    spaces = [space for space in netns.find() if space.inum == server.inum]
+    monkeypatch.setattr(netns, "find", lambda: spaces)
+    (told,) = condition.conditions()
+    assert told.state == condition.UNWATCHED
+    assert "no note" in condition.of(spaces[0])
+    assert "no note" in ctrace("applied", "--netns", str(server.inum))
+    undo.undo(server.inum)
+    assert not condition.conditions()
 
 
 def test_the_namespace_is_not_kept_alive(lab: Lab, state: Path) -> None:

@@ -247,7 +247,8 @@ def _about_changes() -> list[Finding]:
         Finding(
             "applied",
             GOOD if one.state in (HOLDS, ON_TRIAL) else WARN,
-            f"{', '.join(one.services)} in {one.name}: {one.told or one.state.replace('-', ' ')}",
+            f"{', '.join(one.services) or 'a change'} in {one.name}: "
+            f"{one.told or one.state.replace('-', ' ')}",
         )
         for one in conditions(objection)
     ]
