@@ -265,9 +265,9 @@ def write(note: Note) -> None:
 
 
 def forget(netns: int) -> None:
-    """Remove the note."""
-    with suppress(FileNotFoundError):
-        path(netns).unlink()
+    """Remove the note, and what a killed ctrace had begun to write."""
+    path(netns).with_suffix(".new").unlink(missing_ok=True)
+    path(netns).unlink(missing_ok=True)
 
 
 def path(netns: int) -> Path:

@@ -57,17 +57,12 @@ def undo_line(plan: Plan) -> str:
     if plan.backend == "nft":
         steps.append(f"nft delete table inet {TABLE}")
     else:
-        steps += [
-            f"{argv[0]} -t raw -D {hook} {notrack_iptables.jump(chain)}"
-            for argv in (_tables_argv(plan.backend, family) for family in ("ip", "ip6"))
-            for hook, chain in notrack_iptables.HOOKS
-        ]
-        steps += [
-            f"{_tables_argv(plan.backend, family)[0]} -t raw -{verb} {chain}"
-            for family in ("ip", "ip6")
-            for chain in CHAINS
-            for verb in ("F", "X")
-        ]
+        flush = "".join(f'echo "-F {chain}"; ' for chain in CHAINS)
+        for family in ("ip", "ip6"):
+            steps.append(_taken_out(plan.backend, family, "raw", f"{TAG}jump", flush))
+            command = notrack_iptables.restore_argv(plan.backend, family)[0]
+            tables = command.replace("-restore", "")
+            steps += [f"{tables} -w -t raw -X {chain}" for chain in CHAINS]
     accepts = [
         accept for lever in plan.levers if isinstance(lever, Notrack) for accept in lever.accepts
     ]
@@ -80,15 +75,17 @@ def undo_line(plan: Plan) -> str:
     ]
     for tool, family, table in dict.fromkeys(place[:3] for place in places):
         if tool != "nft":
-            command, *flags = notrack_iptables.restore_argv(tool, family)
-            save = command.replace("-restore", "-save")
-            found = f'sed -n "/--comment .\\{{0,1\\}}{TAG}/s/^-A /-D /p"'
-            steps.append(
-                f'{{ echo "*{table}"; {save} -t {table} | {found}; echo COMMIT; }} | '
-                f"{' '.join((command, *flags))}"
-            )
+            steps.append(_taken_out(tool, family, table, TAG))
     return "; ".join(steps)
 
 
-def _tables_argv(tool: str, family: str) -> tuple[str, ...]:
-    return (notrack_iptables.restore_argv(tool, family)[0].removesuffix("-restore"),)
+def _taken_out(tool: str, family: str, table: str, tag: str, more: str = "") -> str:
+    """What takes all rules with such a comment out of a table of iptables, as often as they are
+    there, in one transaction; ``more``: what prints further lines of it."""
+    command, *flags = notrack_iptables.restore_argv(tool, family)
+    save = command.replace("-restore", "-save")
+    found = f'sed -n "/--comment .\\{{0,1\\}}{tag}/s/^-A /-D /p"'
+    return (
+        f'{{ echo "*{table}"; {save} -t {table} | {found}; {more}echo COMMIT; }} | '
+        f"{' '.join((command, *flags))}"
+    )

@@ -58,13 +58,15 @@ def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> s
 def block(plan: Plan, enter: Sequence[str] = ()) -> str:
     """Commands to paste into a root shell: they put a plan in place for good, or undo that.
 
-    Made of the very texts that apply runs. ``enter`` as for :func:`describe`.
+    Made of the very texts that apply runs. Where one fails, the next does not run: the accepts come
+    first, and without them untracked packets would be dropped. ``enter`` as for :func:`describe`.
     """
     lines = ["# as root: nothing watches it, and no deadline takes it back; ctrace apply does both"]
-    for step in steps(plan, None):
+    todo = steps(plan, None)
+    for step in todo:
         # A shell that is typed into takes a tab for a question.
-        text = step.stdin.rstrip().expandtabs(2)
-        lines += [f"{' '.join((*enter, *step.argv))} <<'CTRACE'", text, "CTRACE"]
+        text, then = step.stdin.rstrip().expandtabs(2), "" if step is todo[-1] else " &&"
+        lines += [f"{' '.join((*enter, *step.argv))} <<'CTRACE'{then}", text, "CTRACE"]
     return "\n".join([*lines, f"{UNDO}{commands_in.inside(enter, shell_lines.undo_line(plan))}"])
 
 

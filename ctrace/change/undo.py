@@ -87,8 +87,9 @@ def take_away(
             if failed is None:
                 raise
             failed.append(f"{change.namespace.name} stays as it is: {error}")
-    for note in notes.every():  # of one that is off there may be no rule left: its guard ends
-        if only in (None, note.netns) and (note.over or note.off):
+    # Of what is off, over, or was killed half way there may be no rule left: its guard ends.
+    for note in notes.every():
+        if only in (None, note.netns):
             with suppress(CtraceError), notes.locked(note.netns):
                 if notes.read(note.netns) == note and not applied(note.netns):
                     notes.forget(note.netns)

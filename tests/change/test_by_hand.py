@@ -15,6 +15,7 @@ from kit.changes import PORT, STRICT, make_plan, rules_of
 from ctrace.change import apply, undo
 from ctrace.change.shell_lines import undo_line
 from ctrace.change.steps import UNDO, block
+from ctrace.errors import CtraceError
 from ctrace.host import commands_in, ctnetlink
 from ctrace.host.netns import Namespace, find
 from ctrace.lab import Lab, Node
@@ -109,10 +110,26 @@ def test_a_block_that_is_pasted_works_alone_and_can_be_undone(
         shell(text)
         assert len(tcp_connections(client, (address, PORT), 3, timeout=60).flows) == 3
         assert not len(ctnetlink.dump(server.path)), "none of them is tracked"
+        shell(text)  # once more, by mistake
         shell(last[len(UNDO) :])
         assert bare_rules(server) == before
         assert len(tcp_connections(client, (address, PORT), 3, timeout=60).flows) == 3
         assert len(ctnetlink.dump(server.path)), "tracked again"
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("firewall", ["nft", "iptables-nft", "iptables-legacy"])
+def test_a_block_that_is_pasted_elsewhere_untracks_nothing_without_its_accepts(
+    lab: Lab, firewall: str
+) -> None:
+    """The shell is in another namespace, which has not got the chain."""
+    server, other = lab.namespace("server"), lab.namespace("other")
+    install(server, firewall)
+    backend = firewall if firewall != "nft" else "iptables-nft"
+    text = block(make_plan(server, backend=backend, accepts=accepts(firewall)))
+    with pytest.raises(CtraceError):
+        other.run(["bash", "-c", text])
+    assert "notrack" not in rules_of(other).lower()
 
 
 @pytest.mark.kernel

@@ -114,6 +114,19 @@ def test_what_is_off_without_a_rule_is_told_so_and_undone(monkeypatch: pytest.Mo
     assert notes.read(here) is None, "so nothing puts it back"
 
 
+def test_an_undo_that_was_killed_half_way_is_finished_by_the_next(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules are gone, its note is not; a draft of the note was being written."""
+    here = os.stat("/proc/self/ns/net").st_ino
+    monkeypatch.setattr(netns, "find", lambda: [Namespace(here, "here", "/proc/self/ns/net")])
+    monkeypatch.setattr(undo, "applied", lambda _only=None: [])
+    noted(here, plans.to_json(untracked(here, "nft")))
+    notes.path(here).with_suffix(".new").touch()
+    undo.undo()
+    assert [path.suffix for path in state.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize(
     ("failure", "is_objection"),
     [
