@@ -315,6 +315,10 @@ def _sentence(one: Difference, rule: str, many: int) -> str:
             f"{what} is translated today{f' by {rule}' if rule else ''}, and would not be once "
             f"untracked{more}"
         )
+    if one.how == "rewritten" and one.before and one.after:
+        then, now = one.before.ttl, one.after.ttl
+        told = "other TCP options or flags" if then == now else f"TTL {now} instead of {then}"
+        return f"{what} would have {told} once untracked{more}"
     return f"{what} would take another way once untracked{by}{more}"
 
 

@@ -39,7 +39,7 @@ class Difference:
 
     @property
     def how(self) -> str:
-        """``lost``, ``translated``, ``elsewhere``, ``let in`` or ``marked``."""
+        """``lost``, ``translated``, ``elsewhere``, ``let in``, ``rewritten`` or ``marked``."""
         if self.after is None:
             return "translated" if self._moved else "lost"
         if self.before is None:
@@ -48,7 +48,7 @@ class Difference:
             return (
                 "translated" if _place(self.before)[2:] != _place(self.after)[2:] else "elsewhere"
             )
-        return "marked"
+        return "marked" if _header(self.before) == _header(self.after) else "rewritten"
 
     @property
     def _moved(self) -> bool:
@@ -114,6 +114,8 @@ def _run(
             return Difference(kind, one.talk, number, step.name, x, y)
         if _differ(_place(x), _place(y), lots) and not _within(one.talk, x, y):
             return Difference(BREAKS, one.talk, number, step.name, x, y)
+        if _header(x) != _header(y) and (not isinstance(z, Outcome) or _header(x) == _header(z)):
+            return Difference(BREAKS, one.talk, number, step.name, x, y)
         other_mark = x.mark != y.mark and hears_mark(x.way, x.device)
         if (x.tos != y.tos or other_mark) and marked is None:
             marked = Difference(MARKS, one.talk, number, step.name, x, y)
@@ -132,6 +134,11 @@ def _at(run: Run, number: int) -> Union[Outcome, str, None]:
 
 def _place(outcome: Outcome) -> tuple[object, ...]:
     return (outcome.way, outcome.device, outcome.src, outcome.dst, outcome.sport, outcome.dport)
+
+
+def _header(outcome: Outcome) -> tuple[object, ...]:
+    """What rules may rewrite, and an end or a router heeds."""
+    return outcome.ttl, outcome.extra
 
 
 def _lots(x: Optional[Outcome], z: Union[Outcome, str, None]) -> set[int]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
-from ctrace.host.rawlink import first, number, split, word
+from ctrace.host.rawlink import Attributes, first, number, split, word
 from ctrace.rehearsal.forced import KEEPING, LOGS, MEASURES, change, is_lot, odd
 from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expressions
 from ctrace.rehearsal.snapshot import Snapshot
@@ -28,7 +28,15 @@ _ADDRESS: Final = re.compile(
     r"(?<![\w.:])(?:\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:]+)(?:/\d+)?(?![\w.])"
 )
 _PORT: Final = re.compile(r"(?<![\w.:/x])(\d{1,5})(?![\w./x])|(?<=[\d\]]:)(\d{1,5})(?![\w.])")
+_SHIFT: Final = re.compile(r"--to-destination \S+:(\d+)-(\d+)/(\d+)")
+_NAMES: Final = re.compile(r"\b[A-Z0-9]{16}\b|(?<=--comment )(?:\"[^\"]*\"|\S+)")
+"""Of one service, say: a hash, a comment."""
 _USER: Final = re.compile(r"--[ug]id-owner (\d+)(?:-(\d+))?")
+
+
+FEWEST: Final = 4
+MOST_ALIKE: Final = 64
+"""Addresses of one class, at least and at most, where there are too many to try them all."""
 
 
 @dataclass
@@ -41,24 +49,50 @@ class Named:
     uids: set[int] = field(default_factory=set)
     nat: bool = False
     """Whether anything is translated."""
+    beside: dict[int, dict[bytes, None]] = field(default_factory=lambda: defaultdict(dict))
+    """By port the addresses that stand in one rule with it, or in one element of a set."""
     asked: set[tuple[int, bytes, bytes]] = field(default_factory=set)
     """(family, table, name) of sets that a rule looks something up in."""
+    shifts: set[tuple[int, int, int]] = field(default_factory=set)
+    """(first, last, base): ports from ``base`` on are translated to these, one by one."""
+    _addresses: list[bytes] = field(default_factory=list)
+    _ports: list[int] = field(default_factory=list)
 
-    def addresses(self, most: int) -> tuple[list[bytes], int]:
+    def addresses(self, most: int, port: int) -> tuple[list[bytes], int]:
         """(addresses of all classes, how many are not among them).
 
-        All of them up to ``most``; beyond that some of each class, evenly.
+        All of them up to ``most``; beyond that some of each class, evenly, and those whose rule
+        names the port.
         """
         every = {address for found in self.classes.values() for address in found}
         if len(every) <= most:
             return sorted(every), 0
-        each = max(4, most // max(1, len(self.classes)))
-        chosen: dict[bytes, None] = {}
-        for found in self.classes.values():
-            listed = sorted(found)
-            step = max(1, len(listed) // each)
-            chosen.update(dict.fromkeys(listed[::step][:each]))
+        classes: dict[object, dict[bytes, None]] = self.classes
+        if FEWEST * len(classes) > most:  # a chain for each service, say
+            classes = defaultdict(dict)
+            for kind, found in self.classes.items():
+                classes[_anywhere(kind)].update(found)
+        each = min(MOST_ALIKE, max(FEWEST, most // len(classes)))
+        chosen = dict.fromkeys(_evenly(self.beside.get(port, {}), most))
+        for found in classes.values():
+            chosen.update(dict.fromkeys(_evenly(found, each)))
         return sorted(chosen), len(every) - len(chosen)
+
+    def together(self) -> None:
+        """A rule or an element ends: what it named stands beside each other."""
+        if self._addresses:
+            for port in self._ports:
+                self.beside[port].update(dict.fromkeys(self._addresses))
+        self._addresses, self._ports = [], []
+
+    def leading_to(self, port: int) -> set[int]:
+        """Ports that a shift of a whole range translates to this one."""
+        return {base + port - low for low, high, base in self.shifts if low <= port <= high}
+
+    def port(self, value: int) -> None:
+        """A port."""
+        self.ports.add(value)
+        self._ports.append(value)
 
     def _net(self, text: str, kind: object) -> None:
         try:
@@ -81,19 +115,35 @@ class Named:
                 else []
             )
         self.classes[kind].update(dict.fromkeys(hosts))
+        self._addresses += hosts
 
     def text(self, line: str, place: str) -> None:
         """A rule of iptables, or a line about an ipset."""
-        kind = place, re.sub(r"\b[A-Z0-9]{16}\b", "*", _ADDRESS.sub("*", line))
+        kind = place, _NAMES.sub("*", _ADDRESS.sub("*", line))
         for found in _ADDRESS.finditer(line):
             self._net(found[0], kind)
         bare = _ADDRESS.sub(lambda m: ":" if ":" in m[0] and "." not in m[0] else "", line)
         for found in _PORT.finditer(bare):
             value = int(found[1] or found[2])
             if 0 < value < 65536:
-                self.ports.add(value)
+                self.port(value)
+        for found in _SHIFT.finditer(line):
+            self.shifts.add((int(found[1]), int(found[2]), int(found[3])))
         self.uids |= {int(n) for found in _USER.finditer(line) for n in found.groups() if n}
         self.nat = self.nat or bool(re.search("DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP", line))
+        self.together()
+
+
+def _anywhere(kind: object) -> object:
+    """A class without the chain, set or map that it is of."""
+    if isinstance(kind, tuple) and len(kind) == 2 and isinstance(kind[0], tuple):
+        return kind[0][0], kind[1]
+    return kind[0] if isinstance(kind, tuple) and len(kind) == 3 else kind
+
+
+def _evenly(found: Iterable[bytes], most: int) -> list[bytes]:
+    listed = sorted(found)
+    return listed[:: -(-len(listed) // most) or 1]
 
 
 class Needs:
@@ -129,12 +179,13 @@ class Needs:
         if not any(odd(name, of) for name, of in rule):
             return
         yes, no, kept, apart = (way(rule) for way in self._ways[:4])
-        if any(said is not None for said in (yes, no, kept, apart)):
+        plain = [one for one in rule if not is_lot(*one)]
+        turns = self._ways[0](plain) != self._ways[4](plain)
+        if turns or any(said is not None for said in (yes, no, kept, apart)):
             self.changed.add(body)
-        if yes != no and not _only_logs(rule):
-            self.depends = True
-            plain = [one for one in rule if not is_lot(*one)]
-            self.turns |= self._ways[0](plain) != self._ways[4](plain)
+        if not _only_logs(rule):
+            self.depends |= yes != no
+            self.turns |= turns
         self.draws |= yes != kept
         self.counts |= yes != apart
         for name, attributes in rule:
@@ -168,11 +219,11 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named
         elif kind == ELEMENT:
             about = types.get((family, of[1], of[2]))
             if about:
-                for value, parts, interval in _elements(of[3], about):
-                    _values(found, value, parts, interval, (family, of[1], of[2]))
+                _listed(found, of[3], about, (family, of[1], of[2]))
         elif kind == RULE and 4 in of:
             taken = expressions(of[4])
             _rule(found, taken, (family, of[1], of[2]))
+            found.together()
             found.asked |= {
                 (family, of[1], dict(about)[1]) for name, about in taken if name == "lookup"
             }
@@ -186,6 +237,14 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named
         if line.startswith("add "):
             found.text(line.replace(",", " "), line.split()[1])
     return found
+
+
+def _listed(found: Named, elements: bytes, about: _About, kind: object) -> None:
+    for value, parts, interval in _elements(elements, about):
+        if parts is about[0]:
+            found.together()
+        _values(found, value, parts, interval, kind)
+    found.together()
 
 
 def _types(packed: int) -> tuple[int, ...]:
@@ -225,7 +284,7 @@ def _values(
             if interval and any(part) and part != b"\xff" * width:
                 found.take((ip_address(part) + 1).packed, width * 8, kind)
         elif one == _SERVICE:
-            found.ports.add(struct.unpack(">H", part)[0])
+            found.port(struct.unpack(">H", part)[0])
         elif one in (_UID, _GID):
             found.uids.add(_user(part, ordered=interval))
 
@@ -255,7 +314,11 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
         tuple(
             (
                 name,
-                () if name in ("cmp", "immediate", "lookup", "bitwise", "counter") else tuple(of),
+                _code(of)
+                if name == "immediate"
+                else ()
+                if name in ("cmp", "lookup", "bitwise", "counter")
+                else tuple(of),
             )
             for name, of in rule
         ),
@@ -286,7 +349,14 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
             if len(value) in (4, 16):
                 found.take(value, len(value) * 8, kind)
             elif len(value) == 2:
-                found.ports.add(struct.unpack(">H", value)[0])
+                found.port(struct.unpack(">H", value)[0])
+
+
+def _code(attributes: Attributes) -> tuple[bytes, ...]:
+    """Of a verdict, without the chain that it leads to; of a value nothing."""
+    of = dict(attributes)
+    verdict = dict(split(dict(split(of.get(2, b""))).get(2, b"")))
+    return (verdict.get(1, b""),)
 
 
 _FIELD: Final = {"ports": "port", "addresses": "address"}
@@ -317,7 +387,7 @@ def _compared(
         length = mask if mask is not None else len(value) * 8
         found.take(value + bytes(width - len(value)), length, kind)
     elif what == "port" and len(value) == 2:
-        found.ports.add(struct.unpack(">H", value)[0])
+        found.port(struct.unpack(">H", value)[0])
     elif what in ("ports", "addresses") and mask is None and len(value) == 2 * width:
         for part in (value[:width], value[width:]):
             _compared(found, _FIELD[what], width, part, None, kind)

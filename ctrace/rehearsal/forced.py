@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Set
 from typing import Final, Optional
 
@@ -40,6 +41,7 @@ MEASURES: Final = {2, 4, 5}
 """NFT_OBJECT_QUOTA, _LIMIT, _CONNLIMIT."""
 _CT_DEPENDS: Final = {14, 15, 16}
 """Packets, bytes, average: of an entry's counters."""
+_COUNTED: Final = "connbytes"
 _XT_PLAIN: Final = {
     "conntrack", "state", "tcp", "udp", "icmp", "icmp6", "multiport", "comment", "set", "mark",
     "connmark", "addrtype", "iprange", "owner", "pkttype", "devgroup", "rpfilter", "helper",
@@ -90,16 +92,31 @@ def change(
         out: list[Expression] = []
         last: list[Expression] = []
         for name, attributes in rule:
+            if kept is None and _grows(name, attributes):
+                # Our packets are counted as any: of a connection's first ones nothing is unknown.
+                tainted.pop(_register(dict(attributes)[1]) if name == "ct" else -1, None)
+                out += _one(name, attributes, tainted, None, untracked=untracked, draw=draw)
+                continue
             says = answer if kept is None or not _is_kept(name, attributes) else kept
             if name == "objref" and dict(attributes).get(4) in maps:
                 # An unnamed map has to stay with its rule: after its end, it is never asked.
                 (last if says else out).extend([_BREAK, (name, attributes)])
                 continue
             out += _one(name, attributes, tainted, says, untracked=untracked, draw=draw)
+            if name == "exthdr" and 1 not in dict(attributes):  # it writes
+                out += _visible(attributes)
         out += last
         return out if out != rule else None
 
     return apply
+
+
+def _grows(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+    """Whether it asks for an entry's counters."""
+    of = dict(attributes)
+    if name == "match":
+        return word(of[1]) == _COUNTED
+    return name == "ct" and 1 in of and number(of.get(2, b"")) in _CT_DEPENDS
 
 
 def _is_kept(name: str, attributes: list[tuple[int, bytes]]) -> bool:
@@ -172,6 +189,21 @@ def _one(  # noqa: PLR0911
     if measured or name in ("limit", "quota", "last"):
         return [] if answer else [_BREAK, *same]
     return _loading(name, of, tainted, same, answer)
+
+
+def _visible(attributes: list[tuple[int, bytes]]) -> list[Expression]:
+    """What shows in a TCP header that a rule has written an option, which no trace tells: a number
+    of its own as the urgent pointer, which nothing reads."""
+    value = zlib.crc32(repr(attributes).encode()) & 0xFFFF
+    register = be32(_LAST_REGISTER)
+    load = [(1, register), (2, nested(2, attr(1, struct.pack(">H", value)))[4:])]
+    place = [(2, be32(2)), (3, be32(18)), (4, be32(2)), (5, register)]  # transport header
+    checksum = [(6, be32(1)), (7, be32(16)), (8, be32(0))]
+    return [("immediate", load), ("payload", place + checksum)]
+
+
+_LAST_REGISTER: Final = 23
+"""NFT_REG32_15: nft takes them from the first on."""
 
 
 def _quiet(flags: bytes) -> bytes:
@@ -265,12 +297,14 @@ def _xt(  # noqa: PLR0911
         if what == "NFQUEUE" and len(of.get(3, b"")) >= 6:
             info = of[3][:4] + struct.pack("=H", 1) + of[3][6:]
             return [(name, [(k, info if k == 3 else d) for k, d in attributes])]
+        if what == "TCPMSS":
+            return [*_visible(attributes), *same]
         if not draw and what in ("MASQUERADE", "SNAT", "REDIRECT"):
             return [(name, [(k, _kept(d) if k == 3 else d) for k, d in attributes])]
         if answer is not None and what not in _XT_TARGETS:
             return [] if answer else [_BREAK, *same]
         return same
-    if what == "connbytes" and untracked:
+    if what == _COUNTED and untracked:
         return [_BREAK, *same]  # without an entry it is never true
     if what == "connlimit":
         inverted = bool(struct.unpack_from("=I", of[3], 20)[0] & 1)  # XT_CONNLIMIT_INVERT: at most
@@ -341,8 +375,10 @@ def _line(
         if module in _XT_PLAIN:
             continue
         said = answer if kept is None or module not in _XT_KEPT else kept
-        if module == "connbytes" and untracked:
+        if module == _COUNTED and untracked:
             said = False
+        elif module == _COUNTED and kept is None:
+            continue
         if module == "connlimit" and untracked:
             said = "--connlimit-upto" in options
         if not said:

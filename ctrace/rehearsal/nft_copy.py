@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Optional
 
 from ctrace.host.rawlink import (
@@ -33,6 +33,7 @@ from ctrace.host.rawlink import (
 )
 
 NFT: Final = 10 << 8
+NETDEV, BRIDGE = 5, 7
 TABLE, CHAIN, RULE, SET, ELEMENT, OBJECT, FLOWTABLE = 0, 3, 6, 9, 12, 18, 22
 GET_GENERATION: Final = 16
 _ORDER: Final = (TABLE, CHAIN, SET, OBJECT, FLOWTABLE, RULE)
@@ -54,6 +55,8 @@ _NESTS: Final = {
     OBJECT: (4,),
     FLOWTABLE: (3,),
 }
+EGRESS: Final = 1
+"""NF_NETDEV_EGRESS (5.16)."""
 _BINDING: Final = 4
 _OWNED: Final = 2 | 4
 """The table goes when its socket does; persistent."""
@@ -156,6 +159,10 @@ class Batch:
 
     things: tuple[Thing, ...]
     messages: tuple[bytes, ...]
+    positions: dict[tuple[int, str, str], dict[int, int]] = field(default_factory=dict)
+    """By chain, (family, table, name), the place of each rule by its handle, as far as asked: a
+    table counts handles from one (nf_tables_alloc_handle), so they are the same wherever this is
+    loaded."""
 
 
 def batch(
@@ -185,7 +192,7 @@ def instead(made: Batch) -> Batch:
         for kind, family, body in made.things
         if kind == TABLE
     ]
-    return Batch(made.things, (first_of_all, *gone, *rest))
+    return Batch(made.things, (first_of_all, *gone, *rest), made.positions)
 
 
 def write(path: str, made: Batch) -> list[str]:
@@ -303,6 +310,17 @@ def _base(body: bytes) -> Optional[tuple[int, int]]:
     if 1 not in of or 2 not in of:
         return None
     return int.from_bytes(of[1], "big"), int.from_bytes(of[2], "big", signed=True)
+
+
+def at_egress(things: Iterable[Thing]) -> set[str]:
+    """Names of the devices with chains that see what leaves by them."""
+    found = set()
+    for kind, family, body in things:
+        place = _base(body) if kind == CHAIN and family == NETDEV else None
+        if place is not None and place[0] == EGRESS:
+            of = dict(split(dict(split(body))[4]))
+            found |= {word(name) for _, name in split(of.get(4, b""))} | {word(of.get(3, b""))}
+    return found - {""}
 
 
 def equal_priorities(things: Iterable[Thing]) -> bool:

@@ -42,7 +42,7 @@ def fare_the_same(snapshot: Snapshot, rules: str, seen: Iterable[bytes]) -> bool
     mine = Ours((nft,), (), (nft,), (off,), (), "nft")
     with on_one_processor():
         with room.stage(Setting()) as stage:
-            some = list(_pings(snapshot, talks.cast(room.snapshot, stage, room.names, seen)))
+            some = list(_pings(snapshot, talks.cast(room.snapshot, stage, room.names, seen, 0)))
         some = some[:: -(-len(some) // MOST) or 1]
         for setting in room.settings():
             with room.stage(setting) as stage:

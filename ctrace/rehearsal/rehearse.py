@@ -78,7 +78,7 @@ class Service:
         number = PROTO_NUMBERS[proto]
         with room.stage(Setting()) as stage:
             seen = dict.fromkeys(a for _, src, _, dst, _ in flows for a in (src, dst))
-            self.cast = talks.cast(room.snapshot, stage, room.names, seen)
+            self.cast = talks.cast(room.snapshot, stage, room.names, seen, port)
         plot = talks.Plot(room.snapshot, self.cast, number, port, ephemeral)
         self.talks = plot.talks(room.names, talks.of_table(flows, number, port, self.cast))
         if len(self.cast.uids) > 1:

@@ -9,6 +9,7 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from errno import ENOENT
 from functools import cached_property
@@ -19,10 +20,12 @@ from ctrace.host import commands
 from ctrace.host.netns import enter
 from ctrace.host.rawlink import NETFILTER, ROUTE, Interrupted, Link, attr, number, split, text, word
 from ctrace.rehearsal import nft_copy
+from ctrace.rehearsal.nft_copy import BRIDGE
 
 GETLINK, GETADDR, GETROUTE, GETRULE, GETQDISC, GETNEXTHOP = 18, 22, 26, 34, 38, 106
 LINK_NETNSID: Final = 37
-NETDEV, BRIDGE = 5, 7
+_STACKED: Final = {"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"}
+"""Devices that hand what they send to the one below them."""
 PLAIN_QUEUES: Final = {
     "noqueue", "noop", "pfifo_fast", "pfifo", "bfifo", "mq", "fq", "fq_codel", "codel", "sfq", "",
 }  # fmt: skip
@@ -89,6 +92,11 @@ class Snapshot:
         return tuple(dict.fromkeys(found))
 
     @cached_property
+    def leaving(self) -> set[str]:
+        """Names of the interfaces with chains that see what leaves by them."""
+        return nft_copy.at_egress(self.nft)
+
+    @cached_property
     def forwards(self) -> bool:
         """Whether it routes in either family, from any interface."""
         return any(
@@ -131,6 +139,7 @@ def take(path: str) -> Snapshot:
         raise TryAgain("its rules changed again and again while they were read") from None
     except OSError as error:
         raise CtraceError(f"its rules cannot be read: {error.strerror}") from None
+    gaps += _below(devices, nft_copy.at_egress(things))
     legacy = _legacy(path, gaps)
     sets, index = _ipsets(path, gaps)
     if _by_bridge_port(path, devices, things, legacy):
@@ -138,8 +147,16 @@ def take(path: str) -> Snapshot:
     return Snapshot(
         tuple(devices), tuple(addresses), tuple(routes), tuple(nexthops), tuple(rules),
         tuple(read_sysctls(path).items()), things, tuple(sets), tuple(index), tuple(legacy),
-        tuple(gaps), () if any(family in (NETDEV, BRIDGE) for _, family, _ in things) else quiet,
+        tuple(gaps), () if any(family == BRIDGE for _, family, _ in things) else quiet,
     )  # fmt: skip
+
+
+def _below(devices: list[Device], at_egress: set[str]) -> Iterator[str]:
+    """Sentences on chains at a device by which packets of others leave: a copy's don't reach it."""
+    stacked = any(device.what in _STACKED for device in devices)
+    for device in devices:
+        if device.name in at_egress and (device.master or stacked):
+            yield f"the egress chain at {device.name}, which other interfaces send by"
 
 
 def _unmarked(link: Link) -> tuple[int, ...]:

@@ -21,37 +21,19 @@ from typing import Final, NamedTuple, Optional
 
 from ctrace.errors import CtraceError, TryAgain
 from ctrace.host import ctnetlink
-from ctrace.host.packets import ends
-from ctrace.host.rawlink import (
-    APPEND,
-    CREATE,
-    NETFILTER,
-    Layouts,
-    Link,
-    Space,
-    attr,
-    be32,
-    nested,
-    number,
-    split,
-    text,
-    word,
-)
+from ctrace.host.packets import ends as addresses
+from ctrace.host.rawlink import APPEND, CREATE, NETFILTER, Layouts, Link, Space, number, split, word
 from ctrace.record import ICMP, ICMPV6, TCP, UDP
 from ctrace.rehearsal import nft_copy, nft_edit, surroundings
-from ctrace.rehearsal.nft_copy import CHAIN, RULE, TABLE, Batch, Expression, Thing
+from ctrace.rehearsal.nft_copy import RULE, Batch
 from ctrace.rehearsal.nft_edit import Place, Request
 from ctrace.rehearsal.packets import MARK, MARKER
 from ctrace.rehearsal.snapshot import Snapshot
+from ctrace.rehearsal.ways import ends
+from ctrace.rehearsal.ways.ends import ENDS, INET
 from ctrace.ruleset.notrack import TABLE as OURS
 
-ENDS: Final = "rehearsal-ends"
-INET, LO = 1, 1
-PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
-FIRST, LAST = -(1 << 31) + 1, (1 << 31) - 1
 PATIENCE_S: Final = 10.0
-_META_OIF, _META_NFTRACE, _META_L4PROTO = 5, 12, 16
-_DROP, _ACCEPT = 0, 1
 _TRACE: Final = 10 << 8 | 17
 _NFTABLES_GROUP, _NFTRACE_GROUP = 7, 9
 FAMILIES: Final = {"inet": INET, "ip": 2, "ip6": 10}
@@ -73,7 +55,9 @@ class Outcome(NamedTuple):
     sport: int
     dport: int
     extra: bytes
-    """TCP flags, or an ICMP message's type and code."""
+    """TCP's flags, window and urgent pointer, or an ICMP message's type and code."""
+    ttl: int = 64
+    """Or hop limit."""
 
 
 class Hit(NamedTuple):
@@ -135,11 +119,12 @@ class Stage:
         self.gaps += surroundings.routes(snapshot, space)
         # First of all: of chains with one priority the latest is first, and conntrack has to
         # confirm its entries, at the same priority, before we drop.
-        refused = nft_copy.write(space.path, nft_copy.batch(_ends()))
+        refused = nft_copy.write(space.path, nft_copy.batch(ends.table(snapshot)))
         if refused:
             raise CtraceError(f"a rehearsal is not possible here: {refused[0]}")
         surroundings.ipsets(snapshot, space)
-        refused = nft_copy.write(space.path, rules or nft_copy.batch(snapshot.nft))
+        made = rules or nft_copy.batch(snapshot.nft)
+        refused = nft_copy.write(space.path, made)
         if refused:
             raise CtraceError(f"its rules cannot be copied: {refused[0]}")
         surroundings.legacy(snapshot, space, silent)
@@ -153,7 +138,7 @@ class Stage:
         self._lo.bind(("lo", 0x0800))
         self.ways: dict[int, list[Hit]] = {}
         self._layouts = Layouts()
-        self._positions: dict[Place, dict[int, int]] = {}
+        self._positions = made.positions
         self.added: set[tuple[Place, int]] = set()
         """Rules that :meth:`run` added: (chain, handle)."""
 
@@ -189,7 +174,7 @@ class Stage:
         """From now on also tell each step of a packet's way (:attr:`ways`). Raises OSError."""
         nft_edit.carry_out(
             self.space.path,
-            [(RULE, CREATE | APPEND, _rule(name, _trace())) for name in ("pre", "send")],
+            [(RULE, CREATE | APPEND, ends.rule(name, ends.trace())) for name in ("pre", "send")],
         )
 
     def reset(self, requests: Iterable[Request] = ()) -> None:
@@ -232,7 +217,7 @@ class Stage:
     def send(self, packet: bytes, uid: int = 0) -> None:
         """As if the host itself had sent it, in a process of this user and the group of that id."""
         six = packet[0] >> 4 == 6
-        src, dst = ends(packet, six)
+        src, dst = addresses(packet, six)
         family = socket.AF_INET6 if six else socket.AF_INET
         scope = self._scope.get(src, 0)
         sock = self._raw.get((src, uid))
@@ -330,60 +315,17 @@ def _number(head: bytes) -> int:
 def _outcome(chain: str, of: dict[int, bytes], head: bytes) -> Outcome:
     six = head[0] >> 4 == 6
     tos = struct.unpack_from(">H", head)[0] >> 4 & 255 if six else head[1]
-    proto, (src, dst) = head[6 if six else 9], ends(head, six)
+    proto, (src, dst) = head[6 if six else 9], addresses(head, six)
     rest = of.get(9, b"")
     ports = struct.unpack_from(">HH", rest) if proto in (TCP, UDP) and len(rest) >= 4 else (0, 0)
-    extra = rest[13:14] if proto == TCP else rest[:2] if proto in (ICMP, ICMPV6) else b""
+    extra = rest[:2] if proto in (ICMP, ICMPV6) else b""
+    if proto == TCP:
+        extra = rest[13:16] + rest[18:20]
     device = number(of.get(10 if chain == "in" else 12, b""))
     mark = number(of.get(14, b""))
-    return Outcome(chain, device, mark, tos, proto, src, dst, ports[0], ports[1], extra)
-
-
-def _ends() -> Iterator[Thing]:
-    """The table that sees what comes to an end, in nf_tables' own form."""
-    yield TABLE, INET, text(1, ENDS)
-    chains = [("in", INPUT, LAST), ("out", POSTROUTING, LAST), ("mark", PREROUTING, FIRST)]
-    chains += [("pre", PREROUTING, FIRST + 1), ("send", OUTPUT, FIRST)]  # empty: see Stage.trace
-    for name, hook, priority in chains:
-        where = nested(4, attr(1, be32(hook)), attr(2, struct.pack(">i", priority)))
-        yield (
-            CHAIN,
-            INET,
-            text(1, ENDS) + text(3, name) + where + attr(5, be32(_ACCEPT)) + text(7, "filter"),
-        )
-    rules: list[tuple[str, list[Expression]]] = [
-        ("in", [*_trace(), _verdict(_DROP)]),
-        ("out", [*_equal(_META_OIF, struct.pack("=I", LO)), _verdict(_ACCEPT)]),
-        ("out", [*_trace(), _verdict(_DROP)]),
-        ("mark", [*_equal(_META_L4PROTO, bytes([MARKER])), *_trace(), _verdict(_DROP)]),
-    ]
-    for name, found in rules:
-        yield RULE, INET, _rule(name, found)[4:]
-
-
-def _rule(chain: str, found: list[Expression]) -> bytes:
-    """A rule in one of our chains, with its message's head."""
-    body = text(1, ENDS) + text(2, chain) + attr(4, nft_copy.packed(found))
-    return struct.pack(">BBH", INET, 0, 0) + body
-
-
-def _trace() -> list[Expression]:
-    one = nested(2, attr(1, b"\1"))
-    return [
-        ("immediate", [(1, be32(1)), (2, one[4:])]),
-        ("meta", [(2, be32(_META_NFTRACE)), (3, be32(1))]),
-    ]
-
-
-def _equal(key: int, value: bytes) -> list[Expression]:
-    return [
-        ("meta", [(1, be32(1)), (2, be32(key))]),
-        ("cmp", [(1, be32(1)), (2, be32(0)), (3, attr(1, value))]),
-    ]
-
-
-def _verdict(code: int) -> Expression:
-    return "immediate", [(1, be32(0)), (2, nested(2, attr(1, be32(code))))]
+    sport, dport = ports
+    ttl = head[7 if six else 8]
+    return Outcome(chain, device, mark, tos, proto, src, dst, sport, dport, extra, ttl)
 
 
 @contextlib.contextmanager

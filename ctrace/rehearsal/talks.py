@@ -66,7 +66,7 @@ class Cast:
     """Addresses of the table that no more than their own flows are tried of."""
 
 
-def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes]) -> Cast:
+def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes], port: int) -> Cast:
     """Local addresses, and every far one with its route on ``stage``.
 
     A flood's sources are thousands that no rule names: an even part of them plays every role,
@@ -74,7 +74,7 @@ def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes]) 
     """
     local = tuple((a, i) for a, i in snapshot.local)
     mine = {address for address, _ in local}
-    found, left_out = names.addresses(MOST_ADDRESSES)
+    found, left_out = names.addresses(MOST_ADDRESSES, port)
     # A user whom no rule names, too: what is for one user only must not open to others.
     other = next(uid for uid in range(64_000, 64_999) if uid not in names.uids)
     uids = (0, *sorted(names.uids - {0}), other) if names.uids else (0,)
@@ -155,7 +155,7 @@ class Plot:
             *self._server(self._port),
             *self._client(self._port),
             *self._loopback(self._port),
-            *self._through(self._port),
+            *self._through(self._port, names.nat),
             *self._from_port(names),
             *self._from_here(names, flows),
             *self._elsewhere(names),
@@ -204,12 +204,13 @@ class Plot:
                 for uid in self._who.uids[1:]:
                     yield Talk("loopback", self._proto, address, 0, address, port, answering=uid)
 
-    def _through(self, port: int) -> Iterator[Talk]:
+    def _through(self, port: int, nat: bool) -> Iterator[Talk]:
         """Others call others by way of this host."""
         if not self._snapshot.forwards:
             return
         far = [f for f in self._who.far.values() if f.address[:2] != b"\xfe\x80"]
-        for a, b in pairs_of(far, set(self._who.near)):
+        same = [(a, b) for b in far if nat for a in self._callers(b, 2) if a.device == b.device]
+        for a, b in (*pairs_of(far, set(self._who.near)), *same):
             yield Talk("forward", self._proto, a.address, 0, b.address, port, a.device, b.device)
 
     def _from_port(self, names: Named) -> Iterator[Talk]:
@@ -270,30 +271,33 @@ class Plot:
         """Other ports: first one that hardly any rule names, then those that rules name."""
         found = sorted(names.ports - {self._port, 443})
         self.ports_left_out = max(self.ports_left_out, len(found) - MOST_PORTS)
-        return [443, *found[:: max(1, -(-len(found) // most))]]
+        some = found[:: max(1, -(-len(found) // most))]
+        return list(dict.fromkeys([443, *names.leading_to(self._port), *some]))
 
     def _elsewhere(self, names: Named) -> Iterator[Talk]:
         """Ports that a rule names, which may be translated to the service's."""
         if not names.nat:
             return
-        for port in self._others(names, MOST_PORTS):
+        ports = self._others(names, MOST_PORTS)
+        each = 2 if len(ports) * len(self._who.far) <= MOST_PAIRS else 1
+        for port in ports:
             yield from self._server(port, near=True)
             yield from self._client(port, near=True)
             yield from self._loopback(port)
-            for target in self._who.far.values():
-                for a in self._who.near:
-                    if self._snapshot.forwards and _apart(a, target):
-                        yield Talk(
-                            "forward",
-                            self._proto,
-                            a.address,
-                            0,
-                            target.address,
-                            port,
-                            a.device,
-                            target.device,
-                        )
-                        break
+            for target in self._who.far.values() if self._snapshot.forwards else ():
+                for a in self._callers(target, each):
+                    ends = a.address, 0, target.address, port
+                    yield Talk("forward", self._proto, *ends, a.device, target.device)
+
+    def _callers(self, target: Far, each: int) -> Iterator[Far]:
+        """Of those nearby so many at each interface, also at the target's own: a translation may
+        lead elsewhere than its route, back to one of them."""
+        seen: Counter[int] = Counter()
+        for one in self._who.near:
+            other = one.address != target.address and one.address[:2] != b"\xfe\x80"
+            if other and len(one.address) == len(target.address) and seen[one.device] < each:
+                seen[one.device] += 1
+                yield one
 
     def strays(self) -> list[Stray]:
         """Single packets of strangers: to the service's port, and from it to others."""

@@ -247,6 +247,13 @@ def kube(node: int, port: int = 8063, inner: int = 8063, vip: str = "10.96.0.10"
     return (("iptables-nft-restore", text),)
 
 
+def egress(marked: str, rules: str) -> Setup:
+    """A mark from the state of a connection, asked for at the device."""
+    mark = chain("output", f"tcp sport 8063 {marked} meta mark set 0x9")
+    at = 'type filter hook egress device "to-r2" priority 0;'
+    return (*fw(mark), *nft(f"table netdev d {{ chain leaving {{\n{at}\n{rules}\n}}\n}}\n"))
+
+
 NAT_DROP_IN = fw(chain("input", EST + LO + PING + "tcp dport 8063 accept", "drop"))
 
 CASES: tuple[Case, ...] = (
@@ -485,6 +492,17 @@ CASES: tuple[Case, ...] = (
          UNSAFE, False, reason="translate"),
     Case("forward: backend of a DNAT", "forward", docker(7063, 8063), UNSAFE, False,
          reason="translate"),
+    # ---- what only shows behind routing ------------------------------------------
+    Case("netdev: egress wants the mark of a connection", "server",
+         egress("ct state established", "meta mark 0x9 accept\ntcp sport 8063 drop"),
+         UNSAFE, True, reason="netdev"),
+    Case("netdev: egress drops what is untracked", "server",
+         egress("ct state untracked", "meta mark 0x9 drop"), UNSAFE, True, reason="netdev"),
+    Case("netdev: egress asks for another mark", "server",
+         egress("ct state established", "meta mark 0x7 drop"), SAFE, False),
+    Case("nft: a hop limit for what is untracked", "server",
+         fw(chain("output", "ct state untracked ip ttl set 1")),
+         UNSAFE, True, reason="TTL"),
     # ---- loopback ----------------------------------------------------------------
     Case("loopback: no decision", "loopback",
          fw(chain("input", "ct state invalid counter"), chain("output", "")), SAFE, False),

@@ -20,7 +20,8 @@ from ctrace.rehearsal import forced, nft_copy, surroundings
 from ctrace.rehearsal.packets import SYN, tcp
 from ctrace.rehearsal.room import Room, Setting, ours
 from ctrace.rehearsal.snapshot import from_text, take, to_text
-from ctrace.rehearsal.stage import ENDS, Stage, on_one_processor
+from ctrace.rehearsal.stage import Stage, on_one_processor
+from ctrace.rehearsal.ways.ends import ENDS
 from ctrace.ruleset.notrack import TABLE
 from ctrace.ruleset.reader import read
 

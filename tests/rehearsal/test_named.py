@@ -88,3 +88,18 @@ LASTING = {
 @pytest.mark.parametrize("name", LASTING)
 def test_what_stays_the_same(host: Node, name: str) -> None:
     assert not room(host, *LASTING[name]).turns()
+
+
+def test_of_thousands_of_alike_rules_some_are_tried_and_those_with_the_port(host: Node) -> None:
+    alike = [f"ip saddr 198.18.{n // 250}.{n % 250} drop\n" for n in range(1, 1500)]
+    chains = "".join(
+        f"chain s{n} {{\nip saddr 198.19.{n // 250}.9 accept\n}}\n" for n in range(600)
+    )
+    rules = "".join(alike) + "ip saddr 192.0.2.1 accept\nip saddr 192.0.2.2 tcp dport 22 drop\n"
+    pairs = "set p { type ipv4_addr . inet_service; elements = { 192.0.2.3 . 22 }; }\n"
+    names = room(host, rules + "ip saddr . tcp dport @p drop\n", pairs + chains).names
+    found, left_out = names.addresses(600, 22)
+    rare = {ip_address(f"192.0.2.{n}").packed for n in (1, 2, 3)}
+    assert rare <= set(found)
+    assert len(found) < 200
+    assert left_out == len({a for one in names.classes.values() for a in one}) - len(found)

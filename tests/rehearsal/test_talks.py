@@ -5,7 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrace.rehearsal.talks import MOST_PAIRS, Far, pairs_of
+from ctrace.record import PROTO_NUMBERS
+from ctrace.rehearsal.constants import Named
+from ctrace.rehearsal.snapshot import Snapshot
+from ctrace.rehearsal.talks import MOST_PAIRS, Cast, Far, Plot, pairs_of
 
 
 def hosts(first: int, n: int, device: int, family: int = 4) -> list[Far]:
@@ -38,3 +41,33 @@ def test_a_flood_of_sources_has_as_many_pairs_as_any() -> None:
     found = pairs_of(far, set(far[-4:]))
     assert MOST_PAIRS <= len(found) <= 2 * MOST_PAIRS
     assert all(a.device != b.device for a, b in found)
+
+
+FORWARDS = (("/proc/sys/net/ipv4/ip_forward", "1"),)
+HOST = Snapshot((), (), (), (), (), FORWARDS, (), (), (), (), ())
+POD, NEAR, ALSO, CLIENT, VIRTUAL = (
+    Far(bytes([10, 0, *last]), device, b"")
+    for last, device in (((4, 2), 2), ((4, 3), 2), ((3, 3), 1), ((3, 1), 1), ((9, 9), 1))
+)
+
+
+def forwarded(names: Named, port: int) -> set[tuple[bytes, bytes, int]]:
+    """Who is tried to call whom through the host, and where."""
+    far = {one.address: one for one in (POD, NEAR, ALSO, CLIENT, VIRTUAL)}
+    who = Cast((), far, far, [POD, NEAR, ALSO, CLIENT])
+    plot = Plot(HOST, who, PROTO_NUMBERS["tcp"], port, (32768, 60999))
+    return {(t.client, t.server, t.dport) for t in plot.talks(names, []) if t.role == "forward"}
+
+
+def test_a_virtual_address_is_called_from_the_side_that_its_route_leads_to() -> None:
+    names = Named(ports={80}, nat=True)
+    tried = forwarded(names, 8063)
+    for dport in (80, 8063):
+        assert (CLIENT.address, VIRTUAL.address, dport) in tried
+        assert (NEAR.address, VIRTUAL.address, dport) in tried
+
+
+def test_of_a_shifted_range_the_port_that_becomes_the_service_is_tried() -> None:
+    names = Named()
+    names.text("-A PREROUTING -j DNAT --to-destination 10.0.4.2:8000-8999/7000", "nat")
+    assert 7063 in {dport for _, _, dport in forwarded(names, 8063)}

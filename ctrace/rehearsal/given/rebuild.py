@@ -22,7 +22,8 @@ from ctrace.rehearsal.given import lacking, modules, safe
 from ctrace.rehearsal.given.links import Links
 from ctrace.rehearsal.given.links import read as read_links
 from ctrace.rehearsal.given.routes import Tables, is_six, route, route_lines, rule
-from ctrace.rehearsal.snapshot import BRIDGE, NETDEV, PLAIN_QUEUES, Snapshot, read_sysctls, take
+from ctrace.rehearsal.nft_copy import BRIDGE
+from ctrace.rehearsal.snapshot import PLAIN_QUEUES, Snapshot, read_sysctls, take
 from ctrace.ruleset import reader
 
 DEFAULTS: Final = {"nf_conntrack_tcp_loose": "1"}
@@ -148,8 +149,8 @@ def _made(given: Given, links: Links) -> Rebuilt:
     gaps = [*found.gaps, *ruleset["gaps"]]
     if gaps:
         raise CtraceError("; ".join(gaps[:5]))
-    families = {family for _, family, _ in found.nft}
-    quiet = () if families & {NETDEV, BRIDGE} else _unmarked(given, links)
+    bridged = any(family == BRIDGE for _, family, _ in found.nft)
+    quiet = () if bridged else _unmarked(given, links)
     snapshot = replace(found, devices=tuple(links.devices), unmarked=quiet)
     return Rebuilt(snapshot, ruleset, remarks=tuple(_remarks(given)))
 

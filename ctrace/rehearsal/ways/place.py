@@ -15,12 +15,15 @@ from typing import Final, Optional
 from ctrace.plan.plan import Accept, name_ok
 from ctrace.plan.terms import MAX_TERMS, Term
 from ctrace.rehearsal import nft_edit
-from ctrace.rehearsal.stage import ENDS, INET, Hit, Stage
+from ctrace.rehearsal.nft_copy import NETDEV
+from ctrace.rehearsal.stage import Hit, Stage
+from ctrace.rehearsal.ways.ends import ENDS, INET
 from ctrace.ruleset.model import Chain, Match, Rule, Ruleset
 
 NF_DROP, NF_ACCEPT, NF_STOLEN = 0, 1, 2
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
-_FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
+DEVICE_HOOKS: Final = ("ingress", "egress")
+_FAMILIES: Final = {1: "inet", 2: "ip", 5: "netdev", 10: "ip6"}
 _SET: Final = re.compile(r"(ip6?) ([sd]addr) (?:!= )?@([\w.-]+)\Z")
 _IPSET: Final = re.compile(r"(?:! )?--match-set ([\w.-]+) (src|dst)\Z")
 _OWNER: Final = re.compile(
@@ -155,7 +158,7 @@ def of_stage(stage: Stage, ruleset: Optional[Ruleset], ways: Iterable[Sequence[H
             continue
         place = _FAMILIES[where[0]], *where[1:]
         if hook >= 0:
-            base[place] = HOOKS[hook]
+            base[place] = DEVICE_HOOKS[hook] if where[0] == NETDEV else HOOKS[hook]
         at.update({(place, handle): index for handle, index in stage.positions(where).items()})
         at.update({(place, handle): -1 for there, handle in stage.added if there == where})
     model = {
@@ -194,6 +197,8 @@ def candidates(need: Need, before: Map, after: Map) -> Iterator[Accept]:
     if not lost:
         return
     drop = lost[-1]
+    if drop.hook in DEVICE_HOOKS:  # an accept is of three families, and sees no device's hook
+        return
     # What state alone let through is let through alone: no SYN may come by such an accept.
     later = [LATER] if need.opening and need.proto == "tcp" else []
     for hits, first in ((need.opening, []), (need.tracked, later)):
