@@ -333,10 +333,9 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         best = int(mine[int(parts.argmax())])
         top = pair.address(best)
         top_share = float(parts.max()) / max(1.0, float(weight[at]))
-        first = pair.culprit(best)
-        nat.add(first.nat)
-        if first.owner and first.owner.role == "opened":
-            owner = first.owner.comm
+        how, opener = pair.opened(best)
+        nat.add(how)
+        owner = opener.comm if opener else ""
     estimate = culprit.distinct_src
     if pair.floor and estimate is not None:
         sources = max(sources, estimate)

@@ -127,16 +127,16 @@ def udp_flood(s: Service) -> Optional[Cause]:
 def scans(facts: Facts) -> Iterator[Cause]:
     """One source behind half-open connections to many services or hosts."""
     group = facts.src
-    for at in group.order("held", 3):
-        c = group.culprit(int(at))
-        if c.share < SHARE or max(c.inserts, c.held) < SOME:
+    for at in group.order("held", 3).tolist():
+        if group.held[at] < SHARE * group.total_held or group.unreplied(at) < 0.8:
             continue
-        looks, _ = group.looks(int(at))
+        c = group.culprit(at)
+        looks, _ = group.looks(at)
         judged = max(c.destroys, looks["young"], c.composition.n)
-        if not half_open(c, judged) or (c.unreplied or 0.0) < 0.8:
+        if max(c.inserts, c.held) < SOME or not half_open(c, judged):
             continue
         whole = facts.whole(c.netns, held=True)
-        services, asked = _asked(facts, group.key[int(at)])
+        services, asked = _asked(facts, group.key[at])
         if asked < 0.8 * c.held:  # pings are no connections
             continue
         hosts = int(np.count_nonzero(facts.dst.inside(c.netns))) if c.held >= 0.8 * whole else 0

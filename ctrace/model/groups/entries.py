@@ -80,29 +80,38 @@ class Entries(Sums):
             order = np.argsort(key, kind="stable")
             self._looks = order, np.searchsorted(key[order], np.arange(self.n + 1)), {}
         order, bounds, found = self._looks
-        if at not in found:  # most keys are never asked for, and a look is a wide row
-            found[at] = self._still(at, self._context.looks[order[bounds[at] : bounds[at + 1]]])
+        if at not in found:
+            found[at] = self._still(at, order[bounds[at] : bounds[at + 1]])
         return found[at]
 
-    def _still(self, at: int, looks: Looks) -> Looks:
+    def _still(self, at: int, rows: Rows) -> Looks:
         """Those of entries that are not known to have ended since."""
-        gone = float(looks["gone"].mean()) if len(looks) else 0.0
-        if not gone:
-            return looks
-        self._went[at] = gone * self._held_then(at, looks)
-        found: Looks = looks[~looks["gone"]]
+        looks = self._context.looks
+        gone = looks["gone"][rows]
+        if gone.any():  # by columns first: a look is a wide row
+            then = self._held_then(at, looks["ts"][rows], gone)
+            self._went[at] = float(gone.mean()) * then
+            rows = rows[~gone]
+        found: Looks = looks[rows]
         return found
 
-    def _held_then(self, at: int, looks: Looks) -> float:
-        """How much a key held when it was looked at, on average."""
-        trend, context, held = self._trend(at), self._context, int(self.held[at])
-        if not trend:
-            late = (context.until - float(looks["ts"].mean())) / 1e9
-            came, gone = late * float(self.rate[at]), float(looks["gone"].mean())
-            return max(held - came, 1.0) / max(1 - gone, 0.1)
-        ended = context.ticked - np.arange(len(trend))[::-1] * context.interval * 1e9
-        times, values = np.append(ended, context.until), (*trend, held)
-        return float(np.interp(looks["ts"].astype(np.float64), times, values).mean())
+    def _held_then(self, at: int, ts: npt.NDArray[np.uint64], gone: npt.NDArray[np.bool_]) -> float:
+        """How much a key held when it was looked at (ns), on average; which of it has gone."""
+        context, held = self._context, int(self.held[at])
+        if not self._trend(at):
+            late = (context.until - float(ts.mean())) / 1e9
+            came = late * float(self.rate[at])
+            return max(held - came, 1.0) / max(1 - float(gone.mean()), 0.1)
+        return float(np.interp(ts.astype(np.float64), *self._curve(at)).mean())
+
+    def _curve(self, at: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Times (ns) and how much a key with a trend held then."""
+        if at not in self._curves:
+            trend, context = self._trend(at), self._context
+            ended = context.ticked - np.arange(len(trend))[::-1] * context.interval * 1e9
+            times = np.append(ended, context.until)
+            self._curves[at] = times, np.array((*trend, self.held[at]), np.float64)
+        return self._curves[at]
 
     def _unlike(self, at: int, looks: Looks) -> float:
         """The part of what a key holds that looks do not stand for.
@@ -110,8 +119,9 @@ class Entries(Sums):
         It came since; or as much went, and it is not known what; or it was looked at while it was
         young, and no other took its place.
         """
-        held, then, went = int(self.held[at]), self._held_then(at, looks), self._went.get(at, 0.0)
-        since = (self._context.until - looks["ts"]) / 1e9
+        ts, went = looks["ts"], self._went.get(at, 0.0)
+        held, then = int(self.held[at]), self._held_then(at, ts, looks["gone"])
+        since = (self._context.until - ts) / 1e9
         young = float(np.mean(looks["age"] < since))
         came = (held - then + went) / held
         return min(1.0, abs(came) + max(0.0, young - max(0.0, came)))
@@ -134,10 +144,12 @@ class Entries(Sums):
 
     def composition(self, at: int) -> Composition:
         """What the entries that a key holds now are like."""
-        older, until = int(self.sums["older"][at]), self._context.until
-        return compose(
-            self.looks_at(at), int(self.held[at]), older, until, partial(self._unlike, at)
-        )
+        if at not in self._made_of:
+            older, until = int(self.sums["older"][at]), self._context.until
+            self._made_of[at] = compose(
+                self.looks_at(at), int(self.held[at]), older, until, partial(self._unlike, at)
+            )
+        return self._made_of[at]
 
     def stays(self, at: int) -> stays.Survival:
         """How long a key's entries stay, including those still living."""

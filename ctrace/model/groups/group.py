@@ -66,12 +66,7 @@ class Group(Entries):
             life=self.lives(at),
             residence=self.residence(at),
             ends=Ends(s["expired"], s["evicted"], s["deleted"], destroyed_other),
-            nat=",".join(
-                name
-                for name, bit in (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
-                if flags & int(bit)
-            )
-            or "no",
+            nat=_nat(flags),
             composition=made_of,
             assured=assured,
             unreplied=unreplied,
@@ -86,6 +81,16 @@ class Group(Entries):
             ended_states=self.states(at),
             samples=samples,
         )
+
+    def opened(self, at: int) -> tuple[str, Optional[OwnerView]]:
+        """How a key's flows are translated, and the process that opened them, as its row says."""
+        flags, _, _, owner = self._marks(self._members[self._bounds[at] : self._bounds[at + 1]])
+        found = self._owner(owner, int(self.key[at, 2]))
+        return _nat(flags), found if found and found.role == "opened" else None
+
+    def unreplied(self, at: int) -> float:
+        """The share of a key's entries that never saw a reply; 0 where it is not known."""
+        return self._shares(at, self.composition(at))[1] or 0.0
 
     def _marks(self, members: Rows) -> tuple[int, int, int, int]:
         """Flags seen, error bound, time of the first event, latest owner."""
@@ -205,3 +210,9 @@ class Group(Entries):
         # What it opened and what it listens for are two rows: their keys differ, too.
         name = f"{shown.comm or '?'}[{shown.pid}]" + (" listens" if role == "listens" else "")
         return {"key": name, "owner": shown, "direction": way(flags)}
+
+
+def _nat(flags: int) -> str:
+    """``src``, ``dst``, both or ``no``."""
+    both = (("src", Status.SRC_NAT), ("dst", Status.DST_NAT))
+    return ",".join(name for name, bit in both if flags & int(bit)) or "no"

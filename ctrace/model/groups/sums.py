@@ -19,7 +19,7 @@ from ctrace.model.keys.levels import Levels
 from ctrace.model.keys.parts import Part, beyond, narrow_part, parts_of
 from ctrace.model.keys.scatter import Rows
 from ctrace.model.scope import Scope
-from ctrace.model.snapshot import OwnerView
+from ctrace.model.snapshot import Composition, OwnerView
 from ctrace.record import Direction, address_text
 
 Same = TypeVar("Same", bound="Sums")
@@ -75,9 +75,12 @@ class Sums:
         self._looks: Optional[tuple[Rows, npt.NDArray[np.intp], dict[int, Looks]]] = None
         self._details: dict[int, Details] = {}
         self._trends: dict[int, tuple[float, ...]] = {}
+        self._curves: dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = {}
+        self._made_of: dict[int, Composition] = {}
         self._went: dict[int, float] = {}
         """Of what keys held when they were looked at: how much has ended since."""
         self._slots: dict[int, list[tuple[Level, Rows]]] = {}
+        self._by_part = [self._row_of[self._level_of == at] for at in range(len(self._parts))]
         self.sums = {field: np.bincount(inverse, self._gather(field), self.n) for field in COUNTERS}
         self.rate = np.bincount(inverse, self._gather("rate:inserts"), self.n)
         self.drop_rate = np.bincount(inverse, self._gather("rate:drops"), self.n)
@@ -281,7 +284,7 @@ class Sums:
                 column = table.rate[field[5:]]
             else:
                 column = c[field]
-            rows = self._row_of[self._level_of == number]
+            rows = self._by_part[number]
             counted = part.counted or field in ("netns", "flags")
             values.append(column[rows] if counted else np.zeros(len(rows), column.dtype))
         return np.concatenate(values)

@@ -10,7 +10,7 @@ import numpy as np
 from ctrace.model.composition import error
 from ctrace.model.groups import Group, unit_number
 from ctrace.model.scope import Scope
-from ctrace.model.snapshot import Culprit
+from ctrace.model.snapshot import Composition, Culprit
 from ctrace.model.who.answer import Answer, Who
 from ctrace.model.who.names import Names
 from ctrace.model.who.rows import culprits, rest, several
@@ -65,9 +65,10 @@ class Asked:
         if measure != "held" or scope != scope.of_namespace:
             return {}
         space = self._groups("netns", scope)
-        whole = space.regrouped("all", np.zeros(space.n, np.intp), space.key[:1], ("all",))
-        made_of = whole.composition(0) if space.n else None
-        if made_of is None or not made_of.n:
+        if space.n > 1:
+            space = space.regrouped("all", np.zeros(space.n, np.intp), space.key[:1], ("all",))
+        made_of = space.composition(0) if space.n else Composition()
+        if not made_of.n:
             return {}
         shares = {name: n / made_of.n for name, n in made_of.states}
         return {name: share - error(share, made_of.n) for name, share in shares.items()}
