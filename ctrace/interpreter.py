@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -40,3 +43,17 @@ def module(name: str, *arguments: str) -> list[str]:
     """
     root = str(Path(__file__).resolve().parent.parent)
     return [sys.executable, "-I", "-c", _START, root, name, *arguments]
+
+
+PR_SET_PDEATHSIG: Final = 1
+"""linux/prctl.h"""
+
+
+def end_with_parent(number: signal.Signals, parent: int = 0) -> None:
+    """This process gets the signal when the thread that started it ends, however it ends.
+
+    ``parent``: its process; where that has gone already this one ends at once.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if parent and os.getppid() != parent:
+        sys.exit(1)

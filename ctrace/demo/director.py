@@ -198,9 +198,9 @@ class SmallAdviser(LiveAdviser):
     """Advice on the demo's table, whose limit is not the host's: what would change that is left
     out, for here the commands would lower it."""
 
-    def advise(self, snapshot: Snapshot) -> Any:
+    def advise(self, snapshot: Snapshot, stop: Optional[threading.Event] = None) -> Any:
         """As always, without a larger table."""
-        advice = super().advise(snapshot)
+        advice = super().advise(snapshot, stop)
         rest = tuple(one for one in advice.alternatives if one.id != "larger-table")
         return replace(advice, alternatives=rest)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Optional, Protocol
 
 from ctrace.errors import CtraceError
+from ctrace.live import apart
 from ctrace.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -47,18 +49,12 @@ class FeedAdviser:
         self._feed = feed
         self._facts_of = facts_of
 
-    def advise(self, snapshot: Snapshot) -> Advice:
-        """Advice on everything held now, with each namespace's ruleset."""
-        from ctrace.advice.advise import advise
-        from ctrace.advice.facts import Facts
-
+    def advise(self, snapshot: Snapshot, stop: Optional[threading.Event] = None) -> Advice:
+        """Advice on everything held now, with each namespace's ruleset, until ``stop`` is set."""
         services = self._feed.at("service", SERVICES)
         pairs = self._feed.at("pair", PAIRS)
-        facts = {}
-        for table in snapshot.tables:
-            if table.count:
-                facts[table.netns] = self._facts_of(table.netns) or Facts()
-        return advise(services, pairs, facts)
+        tables = [table.netns for table in snapshot.tables if table.count]
+        return apart.advise(services, pairs, tables, self._facts_of, stop or threading.Event())
 
     def lines(self, advice: Any, width: int, folded: bool) -> Sequence[Text]:
         """The advice in words; ``folded`` without its rules and commands."""
@@ -197,16 +193,16 @@ class LiveAdviser(FeedAdviser):
 
 def recorded_facts(rules: Mapping[int, str]) -> Callable[[int], Optional[Facts]]:
     """What a recording knows about each namespace, from its :meth:`rulesets`."""
+    return partial(_recorded, dict(rules))
 
-    def facts_of(netns: int) -> Optional[Facts]:
-        from ctrace.advice.facts import from_text
 
-        try:
-            return from_text(rules[netns]) if netns in rules else None
-        except CtraceError:  # as a later version wrote it
-            return None
+def _recorded(rules: Mapping[int, str], netns: int) -> Optional[Facts]:
+    from ctrace.advice.facts import from_text
 
-    return facts_of
+    try:
+        return from_text(rules[netns]) if netns in rules else None
+    except CtraceError:  # as a later version wrote it
+        return None
 
 
 def _live_facts(netns: int) -> Optional[Facts]:

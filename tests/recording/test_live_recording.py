@@ -574,7 +574,7 @@ def test_a_recording_is_advised_on_by_the_rules_that_were_there(lab: Lab, tmp_pa
         adviser = FeedAdviser(feed, recorded_facts(rules))
         advice = adviser.advise(snapshot)
         remedy = adviser.about(advice, "tcp", 8063, here.inum)
-        live = FeedAdviser(feed, lambda _: then)
+        live = FeedAdviser(feed, {here.inum: then}.get)
         other = live.about(live.advise(snapshot), "tcp", 8063, here.inum)
         assert other is not None
         assert remedy is not None

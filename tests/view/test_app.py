@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ class Advice:
     def __init__(self) -> None:
         self.done: list[str] = []
 
-    def advise(self, snapshot: Snapshot) -> str:
+    def advise(self, snapshot: Snapshot, stop: threading.Event) -> str:
         return f"advice for {snapshot.host}"
 
     def lines(self, advice: str, width: int, folded: bool) -> list[Text]:
@@ -404,7 +405,7 @@ def first_remedy(app: TopApp) -> str:
 
 def test_advice_that_fails_is_a_line_not_a_crash() -> None:
     class Failing(Advice):
-        def advise(self, snapshot: Snapshot) -> str:
+        def advise(self, snapshot: Snapshot, stop: threading.Event) -> str:
             raise CtraceError("the ruleset cannot be read: install nftables")
 
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:

@@ -31,8 +31,10 @@ class Adviser:
         self.advise_now.set()
         self.act_now.set()
 
-    def advise(self, snapshot: Snapshot) -> str:
-        assert self.advise_now.wait(60)
+    def advise(self, snapshot: Snapshot, stop: threading.Event) -> str:
+        until(lambda: self.advise_now.is_set() or stop.is_set())
+        if stop.is_set():
+            raise CtraceError("given up")
         self.made += 1
         return f"advice {self.made}"
 
@@ -165,3 +167,18 @@ def test_what_took_a_trial_back_is_told_on_every_page(pane: AdvicePane, adviser:
     assert news(pane) == adviser.fate
     assert pane.arrived() is None
     assert pane.reminder() == ""
+
+
+def test_advice_that_is_not_wanted_any_more_is_given_up(pane: AdvicePane, adviser: Adviser) -> None:
+    assert not pane.give_up()
+    adviser.advise_now.clear()
+    pane.ask(samples.incident())
+    assert pane.give_up()
+    assert news(pane) == ""
+    assert "advice 1" in page(pane)
+    assert "given up" in page(pane)
+    adviser.advise_now.set()
+    pane.ask(samples.incident())
+    assert "given up" not in page(pane)
+    assert news(pane) == ""
+    assert "advice 2" in page(pane)

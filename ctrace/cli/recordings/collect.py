@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import IO, Final, Optional
+from typing import IO, Optional
 
 import click
 
+from ctrace import interpreter
 from ctrace.cli.options import file_option, force_option
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError
@@ -19,8 +19,6 @@ from ctrace.files import new
 SCRIPT = Path(__file__).parents[2] / "share" / "collect.sh"
 WAIT = 120.0
 """Seconds: the script ends by itself before."""
-PR_SET_PDEATHSIG: Final = 1
-"""linux/prctl.h"""
 
 
 @click.command()
@@ -69,4 +67,4 @@ def _run(file: IO[bytes]) -> int:
 
 def _end_with_parent() -> None:
     """However ctrace ends, the script is told to."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    interpreter.end_with_parent(signal.SIGTERM)

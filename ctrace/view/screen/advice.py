@@ -42,8 +42,9 @@ class Remedy:
 class Adviser(Protocol):
     """The advice that the page needs: passed in, so that the view fetches nothing."""
 
-    def advise(self, snapshot: Snapshot) -> Any:
-        """Makes the advice; may take seconds (it reads rulesets). Raises CtraceError."""
+    def advise(self, snapshot: Snapshot, stop: threading.Event) -> Any:
+        """Makes the advice; may take seconds (it reads rulesets). Raises CtraceError, also once
+        ``stop`` is set."""
 
     def lines(self, advice: Any, width: int, folded: bool) -> Sequence[Text]:
         """The advice in words, for a width; ``folded`` without its rules and commands."""
@@ -83,6 +84,7 @@ class AdvicePane:
         self._asked_at = 0.0
         self._making: Optional[threading.Thread] = None
         self._began = 0.0
+        self._stop = threading.Event()
         self._offered: Any = None
         """The advice that the last question was about: newer advice may have come since."""
         self._acting: Optional[threading.Thread] = None
@@ -104,15 +106,21 @@ class AdvicePane:
             return
         if self._advice is not None and 0 <= snapshot.ts / 1e9 - self._asked_at < old:
             return
-        adviser = self.adviser
-        self._asked_at = snapshot.ts / 1e9
+        adviser, stop = self.adviser, threading.Event()
+        when, self._stop, self._error = snapshot.ts / 1e9, stop, ""
 
         def make() -> str:
-            self._advice = adviser.advise(snapshot)
+            self._advice, self._asked_at = adviser.advise(snapshot, stop), when
             return ""
 
         self._began = time.monotonic()
         self._making = self._begin(make)
+
+    def give_up(self) -> bool:
+        """End the making of advice; whether any was being made."""
+        going_on = _alive(self._making)
+        self._stop.set()
+        return going_on
 
     def act(self, word: str) -> str:
         """Do in the background what was typed about what was offered; what goes on now, in words.
@@ -250,7 +258,7 @@ class AdvicePane:
         if not _alive(self._making):
             return words
         so_far = fmt.duration(int(time.monotonic() - self._began))
-        return f"{words}: {so_far} so far. It goes on while you look at other pages"
+        return f"{words}: {so_far} so far. It goes on while you look at other pages; Esc ends it"
 
     def _under_way(self) -> str:
         return f"{self._doing}: {fmt.duration(int(time.monotonic() - self._acted_at))} so far"

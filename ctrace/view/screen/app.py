@@ -52,7 +52,10 @@ class TopApp(TravelKeys):
         if self.state.mode == "top" and not self.state.trail:
             self.say("this is the first screen: q quits")
             return
+        ended = self.state.mode in ("advice", "detail") and self.advice.give_up()
         self.change(self.state.up())
+        if ended:
+            self.say("advice was not made to its end: a asks for it again")
 
     def action_pause(self) -> None:
         """Stand still or go on. A live feed goes on counting behind a standing screen."""
