@@ -153,8 +153,11 @@ def give_to_caller(fd: int) -> None:
 
 
 class _Draft:
-    """A file without a name where the file system has such, which a kill takes away with it;
-    else one with a name of its own beside the place."""
+    """A file that becomes ``name`` once it is complete.
+
+    It has no name where the file system allows that (O_TMPFILE), so a kill leaves nothing behind;
+    otherwise it has a temporary name in the same folder.
+    """
 
     def __init__(self, place: int, name: str) -> None:
         self._place, self._name = place, name

@@ -34,7 +34,7 @@ BUDGET_S: Final = 120
 FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error, MemoryError)
 """How a rehearsal may end on a host with surprises: the answer is *cannot say*, not a traceback."""
 NOT_NOW: Final = ("no-time", "not-now")
-"""Ids of findings that say nothing of the rules: another time it may be told."""
+"""Ids of findings that say nothing about the rules: a later attempt may give an answer."""
 
 
 SLOWER: Final = Finding(
@@ -66,7 +66,7 @@ class Judgement:
 
     @property
     def not_now(self) -> bool:
-        """Whether time or memory alone ran out, so that nothing is known for or against it."""
+        """Whether the only obstacle was a lack of time or memory: nothing is known against it."""
         against = [f for f in self.findings if f.level in ("unknown", "unsafe")]
         return bool(against) and all(f.id in NOT_NOW for f in against)
 

@@ -52,7 +52,7 @@ class Candidate:
 
     @property
     def proposed(self) -> bool:
-        """Whether it may be part of a plan by itself: safe, and nothing speaks against it."""
+        """Whether a plan may include it unasked: it is safe, and worth doing."""
         return self.verdict in GOOD and not self.remarks
 
     def held_back(self, why: str) -> Candidate:

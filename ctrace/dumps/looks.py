@@ -51,8 +51,11 @@ class Look:
 
 
 def looks(spool: Spool, dumps: list[Dump], now: float) -> tuple[list[Look], int]:
-    """The looks of table dumps, oldest first, and how many had to be left out: nothing tells how
-    long before the next they were, or what another shows of the same protocols is taken."""
+    """The looks of table dumps, oldest first, and how many were left out.
+
+    A look is left out if its distance in time to the next is unknown, or if another series of the
+    same protocols is used in its place.
+    """
     by_series: dict[tuple[str, str], list[Look]] = {}
     for dump in dumps:
         if not dump.events and not dump.list and len(dump):
@@ -75,7 +78,7 @@ def looks(spool: Spool, dumps: list[Dump], now: float) -> tuple[list[Look], int]
 
 
 def _in_order(found: list[Look]) -> list[Look]:
-    """Each told what others have beside it."""
+    """In order of time, each with the number of entries that the other series held then."""
     last: dict[int, int] = {}
     for look in sorted(found, key=lambda look: (look.at, look.start)):
         last[look.series] = len(look.rows)

@@ -185,7 +185,7 @@ class LiveAdviser(FeedAdviser):
                     self._trial, self._told, self._in_place = None, told, None
 
     def close(self) -> str:
-        """Revert what was not kept; what became of it, empty when there was nothing to revert."""
+        """Revert a change that was not kept. Returns the outcome; empty if there was none."""
         with self._lock:  # a change that is being made is made first
             trial = self._trial
         return self.act(None, "undo") if trial is not None else ""

@@ -50,8 +50,8 @@ def compose(
     """The composition of what a key holds at ``until`` (ns).
 
     ``older`` of its entries are from before the start. The dump at the start speaks for what is
-    held only while nearly all of it is that old. ``unlike`` tells which part of what is held
-    looks do not stand for.
+    held only while nearly all of it is that old. ``unlike`` gives the share of the held
+    entries that the looks do not represent.
     """
     if older < 0.9 * held:
         looks = looks[~looks["older"]]

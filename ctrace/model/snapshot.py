@@ -268,8 +268,8 @@ class Culprit:
     nat: str = ""
     """``src``, ``dst``, ``src,dst`` when seen on its entries; ``no`` otherwise."""
     composition: Composition = Composition()
-    """Of what it holds; ``assured`` to ``closed`` and ``states`` are its. Where nothing can look
-    into the table, those are of what ended, once more than what is held; ``n`` is 0 then."""
+    """Of entries held; ``assured`` to ``closed`` and ``states`` come from it. Where no table can
+    be read, they are of ended entries once these outnumber those held, and ``n`` is 0."""
     assured: Optional[float] = None
     """Share of the entries held that are ASSURED."""
     unreplied: Optional[float] = None

@@ -24,7 +24,7 @@ LISTED: Final = 20
 
 @dataclass
 class Missing:
-    """What is missing from a recording, as far as it has been read. All zero: nothing."""
+    """What is missing from a recording, as far as it has been read. All zero: it is complete."""
 
     bytes: int = 0
     """Bytes of the file that could not be used."""

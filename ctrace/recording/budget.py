@@ -29,9 +29,10 @@ RATIO: Final = 250
 OF_BATCH: Final = 1 << 11
 """Bytes that a batch counts for, besides what it holds: each takes time."""
 OF_SECOND: Final = 1 << 15
-"""And one that is a second or more after the batch before it: a model ages by then."""
+"""Bytes that a batch counts for if it is a second or more after the one before: the model then
+ages its figures."""
 OF_SPACE: Final = 64
-"""And for each namespace that the file has told of, whose counters go on from batch to batch."""
+"""Bytes that a batch counts for with each namespace known so far: it carries their counters."""
 LIMIT_SPAN: Final = 400 * 86_400 * 1_000_000_000
 """Nanoseconds from the beginning of a recording to its last batch."""
 

@@ -60,7 +60,10 @@ class Mender:
         self._lacks_nft = False
 
     def settle(self, lever: Notrack) -> Settled:
-        """Mend until nothing breaks, something opens, or nothing helps. Raises CtraceError."""
+        """Mend until nothing breaks any more, a mend would open something, or none helps.
+
+        Raises CtraceError.
+        """
         found = self._service.with_lever(lever, self._backend)
         best = lever, found
         for _ in range(ROUNDS):

@@ -223,7 +223,7 @@ def _nft_text(body: dict[str, Any]) -> str:
 
 
 def output(argv: Sequence[str]) -> tuple[str, str]:
-    """A tool's standard output, and what went wrong (``missing``: no such program) or nothing."""
+    """A tool's standard output, and its error: ``missing`` without the program, empty if none."""
     if not commands.have(argv[0]):
         return "", "missing"
     try:

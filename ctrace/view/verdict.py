@@ -105,7 +105,7 @@ def counted(table: Table) -> bool:
 
 
 def as_read(snapshot: Snapshot, read: str) -> Verdict:
-    """Of texts: what they show, and what the log says of other moments."""
+    """The verdict on imported texts: what they show, and what the log says about other times."""
     log = snapshot.logged
     if log is not None:
         refused = f"at least {fmt.plural(log.refused, 'packet')} refused"

@@ -15,8 +15,8 @@ trusted."""
 FORETOLD: Final = 0.15
 """Share. If the second half is missed by more than this, it was not predicted."""
 VAGUE: Final = 1.5
-"""Times what the levers are said to do: of a wider range it is told. What they really do is known
-no closer, so it is told before the range is twice as wide."""
+"""Times the levers' effect. A wider range is reported as vague. The effect itself is only an
+estimate, so the report comes before the range is twice as wide."""
 ENTRY_BYTES: Final = (256, 384)
 """struct nf_conn's slab object, without and with the optional extensions, x86-64."""
 BUCKET_BYTES: Final = 8
@@ -66,8 +66,8 @@ class Place:
     drop_error: Optional[float]
     """Predicted minus real refusals in that half, as a share of all attempts."""
     replay_error: Optional[float]
-    """Mean distance from the kernel's count when every entry leaves as it was seen to: how well the
-    events explain the counts, which proves nothing of other settings. None: without counts."""
+    """Mean distance from the kernel's count when every entry leaves as recorded. It shows how well
+    the events explain the counts, and proves nothing about other settings. None without counts."""
     rising: Optional[Rising]
     """With the levers, at the end of the recording; None: it does not keep rising."""
     series_recorded: Series
@@ -76,8 +76,8 @@ class Place:
 
     @property
     def vague(self) -> tuple[str, ...]:
-        """``mean``, ``peak``: those with a range that is, or may be, wider than twice the levers'
-        effect. Where it holds what was without them, they may do nothing."""
+        """Those of ``mean`` and ``peak`` whose range is, or may be, wider than twice the levers'
+        effect. If the range includes the value without levers, they may have no effect."""
         figures = (
             ("mean", self.modelled.mean, self.changed.mean, self.changed.mean_range),
             ("peak", self.modelled.peak, self.changed.peak, self.changed.peak_range),

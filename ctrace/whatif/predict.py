@@ -130,7 +130,7 @@ class _Stream:
             yield from ((q, seconds) for q, seconds in of if seconds is not None)
 
     def reach(self, timeout: float) -> float:
-        """The share of those that wait until such a timeout: none for a reused port."""
+        """The share of entries that wait for such a timeout; none if the port is used again."""
         if not (self.settled and self.waited and self.rate):
             return self.lasting(timeout) / self.expiring if self.expiring else 1.0
         before = _longer(self.waited, 0.7 * timeout) - _longer(self.waited, timeout)
@@ -353,7 +353,7 @@ def _open_timeout(culprit: Culprit) -> str:
 
 
 def _grows(culprit: Culprit, closed: float, seconds: float) -> Range:
-    """Open connections that come, less those that go; nothing sure where closed ones hide it."""
+    """Net growth of open connections, never negative; from 0 up where closed ones hide it."""
     found = growth.net(float(culprit.inserts), float(culprit.destroys), seconds)
     if not (culprit.composition.n and culprit.new_per_s) or closed > FEW_CLOSED:
         return Range(0.0, max(0.0, found.high))

@@ -12,7 +12,7 @@ _MARKS: Final = re.compile(r"\\[rt\"]|[\"'`]|\A\s*(?:\+|[-*] )")
 
 
 def bare(line: bytes) -> list[bytes]:
-    """The lines in it without what is around them; empty where nothing is."""
+    """The lines in it without markup and quotation marks; empty if it has none."""
     text = line.decode("latin-1")
     parts = [
         _MARKS.sub(" ", html.unescape(_TAG.sub(" ", part))).encode("latin-1", "replace")

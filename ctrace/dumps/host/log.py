@@ -13,9 +13,9 @@ from ctrace.dumps.host.journal import Fields
 KEPT: Final = 1000
 """Messages kept with their times; all are counted."""
 DIFFERENT: Final = 100_000
-"""Messages of one text that are told apart; what comes after is compared with the later ones."""
+"""Messages of one text that are told apart; further ones are compared with the latest only."""
 _Key = tuple[str, int]
-"""The time as it stands there, and how many messages were hidden (0: it was full)."""
+"""The time as written, and the number of suppressed messages (0: the table was full)."""
 
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _CLOCK: Final = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
@@ -47,7 +47,7 @@ _FOREIGN: Final = re.compile(
     r"(?:[^\s:>[]{1,12} {1,2}){0,3}\d\d?:\d\d:\d\d(?:[.,]\d{1,9})?"
     r"(?: \d{4}(?=\]))?"
 )
-"""A time with the month in another language, as it stands."""
+"""A time whose month is written in another language."""
 _AGAIN: Final = re.compile(r"\b(?P<last>last )?message repeated (?P<times>\d{1,9}) times")
 _NO_NAME: Final = re.compile(r"localhost\b|[\d.:]+$|.*:$")
 _FULL: Final = re.compile(

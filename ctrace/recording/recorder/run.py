@@ -95,7 +95,7 @@ def record(
     show: Callable[[Progress], None],
     beside: Optional[Beside] = None,
 ) -> Ended:
-    """Record until a condition holds or SIGINT or SIGTERM comes; how it ended.
+    """Record until a condition holds or SIGINT or SIGTERM comes. Returns how it ended.
 
     The rules of the namespaces are read beside it, so that capture is not held up, and what
     they and the tables show together.

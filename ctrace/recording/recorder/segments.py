@@ -308,7 +308,7 @@ class FlightRecorder:
             self._fired = None
 
     def _prune(self, now: int) -> None:
-        """Delete what is too old, then the oldest of what is too much."""
+        """Delete segments that are too old, then the oldest until the rest fits the size limit."""
         if self._retention.triggers:
             horizon = now - int(self._retention.before * 1e9)
             while self._spans and self._spans[0][2] < horizon:

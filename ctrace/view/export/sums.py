@@ -20,8 +20,11 @@ class Sums(Generic[Name]):
         self._gone: dict[str, Counter[Name]] = {}
 
     def of(self, told: Mapping[tuple[str, int], Mapping[Name, int]]) -> dict[str, Counter[Name]]:
-        """By label: the counters of its tables, of which ``told`` has those of now by label and
-        namespace. A label without a table has none."""
+        """Counters by label, those of tables that have gone included.
+
+        ``told`` holds the current counters by label and namespace. A label without a table is
+        left out.
+        """
         for place, was in list(self._last.items()):
             now = told.get(place)
             if now is None or any(now.get(name, 0) < value for name, value in was.items()):

@@ -40,7 +40,7 @@ class Remedy:
 
 
 class Adviser(Protocol):
-    """The advice that the page needs: passed in, so that the view fetches nothing."""
+    """The source of advice. The page is given one, because a view fetches nothing itself."""
 
     def advise(self, snapshot: Snapshot, stop: threading.Event) -> Any:
         """Makes the advice; may take seconds (it reads rulesets). Raises CtraceError, also once
@@ -123,7 +123,7 @@ class AdvicePane:
         return going_on
 
     def act(self, word: str) -> str:
-        """Do in the background what was typed about what was offered; what goes on now, in words.
+        """Carry out a typed word on the offered advice, in the background. Returns the status line.
 
         It does not wait for advice that is being made: a trial has a deadline.
         """
@@ -146,8 +146,8 @@ class AdvicePane:
         return self.adviser.status() if self.adviser is not None and self.on_trial else ""
 
     def amended(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot without what the advice made so far refuses, and without a remedy that is
-        in place already: what is left waits for time."""
+        """The snapshot without remedies that the advice refuses or that are in place already. A
+        remedy in place needs time to show its effect."""
         if self.adviser is None:
             return snapshot
         untracked, why = self.adviser.untracked, snapshot.why
@@ -184,8 +184,8 @@ class AdvicePane:
         self._news.append(said or (self._error if told else ""))
 
     def arrived(self) -> Optional[str]:
-        """What has come since the last call, in a sentence to show (empty: it stands on the page);
-        None: nothing."""
+        """A sentence on the outcome since the last call; empty if the page shows it, None without
+        one."""
         tried, self._tried = self._tried, self.on_trial
         if self._news:
             return self._news.popleft()

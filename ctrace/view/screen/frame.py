@@ -147,8 +147,8 @@ def victims_table(screen: Screen, width: int, height: int, many: bool) -> None:
 
 
 def refused_line(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
-    """The few keys that explain most of what was refused, while the rows are those that hold
-    most."""
+    """The few keys that explain most refusals. The rows above are ranked by entries held, so
+    they may not show these."""
     if snapshot.group != "who" or not snapshot.who_refused:
         return []
     parts_of = [f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in snapshot.who_refused]
