@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ import pytest
 
 from ctrace.errors import UsageError
 from ctrace.view.export import web_config
-from ctrace.view.export.scrape import Scrapes
+from ctrace.view.export.scrape import CONNECTIONS, Scrapes
 from ctrace.view.export.web_config import WebConfig, read_web_config
 
 HASH = "$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
@@ -95,6 +96,31 @@ def test_only_users_with_their_password_get_an_answer(
             got, body = get(f"http://127.0.0.1:{port}{path}", user=user)
             assert got == status
             assert (TEXT in body) == (status == 200 and path == "/metrics")
+
+
+def test_who_is_known_is_answered_while_others_guess(
+    tmp_path: Path, made: list[Scrapes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither do they hold the places, nor does anyone wait behind their passwords."""
+    how = config(tmp_path, USERS)
+    port = serve(made, how)
+    url, over = f"http://127.0.0.1:{port}/metrics", threading.Event()
+    assert get(url, user="prometheus:U*U")[0] == 200
+    for guess in range(2 * web_config.REMEMBERED):
+        how._wrong[b"%d" % guess] = None
+    monkeypatch.setattr(web_config, "_matches", lambda *_: over.wait(60) and False)
+    made[-1].asking = made[-1].lifetime = 3600.0  # nobody goes because of time
+    guessing = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * CONNECTIONS)]
+    try:
+        for number, one in enumerate(guessing):
+            user = b64encode(b"prometheus:%d" % number)
+            one.sendall(b"GET /metrics HTTP/1.0\r\nAuthorization: Basic " + user + b"\r\n\r\n")
+        for _ in range(3):
+            assert get(url, user="prometheus:U*U") == (200, TEXT)
+    finally:
+        over.set()
+        for one in guessing:
+            one.close()
 
 
 @pytest.mark.parametrize("header", ["Bearer x", "Basic", "Basic !!!", "Basic ///w", "basic Og=="])

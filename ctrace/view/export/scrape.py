@@ -1,8 +1,8 @@
 """The HTTP side of ``ctrace metrics``: it serves a text made elsewhere, and nothing else.
 
-There are a few places. A connection that has not asked yet has a place for two seconds,
-and makes room for a new one when all are taken. One that reads its answer slowly is cut
-off too. None of them ever reaches the thread that captures.
+There are a few places. A connection that has not asked yet, or with a wrong password, has
+one for two seconds, and makes room for a new one when all are taken. One that reads its answer
+slowly is cut off too. None of them ever reaches the thread that captures.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, body: bool) -> None:
-        self.server.asked(self.connection)
+        # who guesses passwords has no right to a place, and makes room as the silent do
         if not self.server.config.allows(self.headers.get("Authorization")):
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="ctrace"')
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        self.server.asked(self.connection)
         path = self.path.split("?", 1)[0]
         if path == "/metrics":
             text, kind = self.server.text, self.server.content_type

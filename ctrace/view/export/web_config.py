@@ -39,7 +39,9 @@ LIBRARIES: Final = ("libcrypt.so.1", "libcrypt.so.2", None)
 PROBE: Final = (b"U*U", b"$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW")
 """A password and its hash: glibc's own libcrypt, of old hosts, knows no bcrypt."""
 REMEMBERED: Final = 100
-"""Answers that are kept: bcrypt is slow on purpose, and a scrape comes every few seconds."""
+"""Wrong answers that are kept: bcrypt is slow on purpose, and a scrape comes every few seconds."""
+PATIENCE: Final = 5.0
+"""Seconds that a new password waits for its turn."""
 LARGEST: Final = 1 << 20
 _LINE: Final = re.compile(
     r"(?P<indent> *)(?P<key>[^\s:#'\"][^:]*|'[^']*'|\"[^\"]*\") *:(?P<rest>.*)"
@@ -54,7 +56,9 @@ class WebConfig:
     users: Mapping[str, str] = field(default_factory=dict)
     """Name to bcrypt hash; empty: everyone may ask."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _known: dict[bytes, bool] = field(default_factory=dict, repr=False)
+    _right: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """By user: who guesses cannot push it out."""
+    _wrong: dict[bytes, None] = field(default_factory=dict, repr=False)
 
     def allows(self, authorization: Optional[str]) -> bool:
         """Whether a request with this ``Authorization`` header is answered."""
@@ -68,14 +72,27 @@ class WebConfig:
         name, colon, password = text.partition(":")
         if kind.lower() != "basic" or not colon or "\0" in password:
             return False
-        with self._lock:  # one at a time: who guesses may have one processor, and no more
-            asked = hashlib.sha256(text.encode()).digest()
-            if asked not in self._known:
-                right = _matches(password, self.users.get(name, NOBODY)) and name in self.users
-                while len(self._known) >= REMEMBERED:
-                    del self._known[next(iter(self._known))]
-                self._known[asked] = right
-            return self._known[asked]
+        asked = hashlib.sha256(text.encode()).digest()
+        # whoever is known does not wait behind those who guess
+        return self._right.get(name) == asked or self._checked(name, password, asked)
+
+    def _checked(self, name: str, password: str, asked: bytes) -> bool:
+        """One at a time: who guesses may have one processor, and no more."""
+        if not self._lock.acquire(timeout=PATIENCE):
+            return False
+        try:
+            if asked in self._wrong:
+                return False
+            right = _matches(password, self.users.get(name, NOBODY)) and name in self.users
+            if right:
+                self._right[name] = asked
+            else:
+                while len(self._wrong) >= REMEMBERED:
+                    del self._wrong[next(iter(self._wrong))]
+                self._wrong[asked] = None
+            return right
+        finally:
+            self._lock.release()
 
 
 def read_web_config(path: str) -> WebConfig:
