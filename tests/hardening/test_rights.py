@@ -137,6 +137,22 @@ def test_the_units_have_the_rights_that_their_verbs_take() -> None:
         assert set(line[1].split()) == set(rights.RIGHTS[verb])
 
 
+def test_the_page_says_what_each_verb_takes() -> None:
+    page = (Path(__file__).parents[2] / "docs/hooks.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if re.match(r"\| (verb|`[a-z]+`.*) \|.*\|.*\|.*\|.*\|.*\|$", line)
+    ]
+    head = next(at for at, row in enumerate(rows) if row[0] == "verb")
+    told = {
+        verb: {name for name, mark in zip(rows[head][1:], row[1:]) if mark == "yes"}
+        for row in rows[head + 1 :]
+        for verb in re.findall(r"`([a-z]+)`", row[0])
+    }
+    assert told == {verb: set(rights.RIGHTS[verb]) for verb in VERBS}
+
+
 def test_help_says_what_a_verb_takes() -> None:
     for verb in VERBS:
         told = " ".join(CliRunner().invoke(cli, [verb, "--help"]).output.split())
