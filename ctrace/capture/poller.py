@@ -27,8 +27,8 @@ SOON: Final = 0.05
 """Seconds between two checks after mounts changed: a named namespace may be new then."""
 AT_ONCE: Final = 32_768
 """Records handed to a reader at once, at most: what it makes of them is many times as large."""
-PENDING: Final = 200_000
-"""Records kept for a reader that does not come (24 MB); after that the rings overflow, and the loss
+PENDING: Final = 4 * AT_ONCE
+"""Records kept for a reader that does not come (16 MB); after that the rings overflow, and the loss
 is counted."""
 
 

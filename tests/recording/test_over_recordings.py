@@ -26,7 +26,7 @@ from ctrace.errors import UsageError
 from ctrace.live.replay import ReplayFeed
 from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
-from ctrace.record import Kind, Reason, address_bytes, address_text, words
+from ctrace.record import Kind, Reason, address_bytes, address_text, empty, words
 from ctrace.recording.format import layout as fmt
 from ctrace.recording.merge import open_several
 from ctrace.recording.recorder.segments import FlightRecorder, Retention
@@ -419,6 +419,22 @@ def fly(path: Path, batches: list[Batch], retention: Retention) -> FlightRecorde
             assert recorder.stored <= retention.size + (1 << 20)
     recorder.close()
     return recorder
+
+
+def test_who_is_alive_may_take_more_than_a_segment(tmp_path: Path) -> None:
+    """Else each batch began another segment, and the ring was full of beginnings."""
+    rng, rows, at = np.random.default_rng(7), 1 << 15, 100 * SECOND
+    recorder = FlightRecorder(str(tmp_path / "ring"), synthetic.header(), Retention(16 << 20))
+    recorder._segment_size = 256 << 10
+    alive = empty(4 * rows)
+    alive["kind"], alive["ts"], alive["family"] = Kind.EXISTING, at, 10
+    alive["src"] = rng.integers(0, 256, (len(alive), 16), np.uint8)
+    recorder.write(Batch(alive, at))
+    recorder.write(Batch.idle(at + SECOND))
+    for number in range(20):
+        recorder.write(Batch(alive[:100].copy(), at + SECOND + number))
+    recorder.close()
+    assert len(list((tmp_path / "ring").iterdir())) == 2
 
 
 def test_segments_read_as_one_recording(tmp_path: Path, truth: list[Batch]) -> None:

@@ -89,7 +89,7 @@ class Living:
         begun = np.sort(last[tracked["kind"][last] != int(Kind.DESTROY)])
         self._chunks.append(_Chunk(tracked[begun], key[begun], key[last]))
         self._touched += len(last)
-        if self._touched > max(OFTEN, len(self) // 2):
+        if self._touched > max(OFTEN, len(self) // 4):
             self._bury()
 
     def _mark(self, kind: int, netns: int) -> None:
@@ -125,7 +125,8 @@ class Living:
                 at = np.searchsorted(later, chunk.key).clip(max=len(later) - 1)
                 chunk.keep(later[at] != chunk.key)
             if len(touched):
-                later = np.unique(np.concatenate([later, touched]))
+                later = np.concatenate([later, touched])
+                later.sort()  # in place: there may be many, and some of them twice do no harm
             if len(chunk.key):
                 kept.append(chunk)
         self._touched = 0

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class Retention:
 
     @property
     def segment_size(self) -> int:
-        """A segment ends at this size."""
+        """A segment ends when so much has come after its beginning, which may itself be larger."""
         return max(1 << 20, min(256 << 20, (self.size or 4 << 30) // 16))
 
     @property
@@ -107,7 +108,7 @@ class FlightRecorder:
         self._known = Known(header.started)
         self._counted = Counted(header)
         self._last: dict[Reason, int] = {}
-        self._rules: dict[int, str] = {}
+        self._rules: dict[int, bytes] = {}  # compressed: the texts may be many megabytes
         self._until: dict[str, int] = {}
         """Boot clock, ns, at which each segment ended: the wall clock may be set meanwhile."""
         self._spans: list[tuple[Path, int, int]] = []
@@ -122,6 +123,7 @@ class FlightRecorder:
         self._note_earlier(header.started)
         self._writer = self._open(header.started)
         self._began = header.started
+        self._before = self._writer.size  # its beginning
         self._prune(header.started)
 
     @property
@@ -140,14 +142,15 @@ class FlightRecorder:
         if fired:
             self._fired = batch.until
         age = (batch.until - self._began) / 1e9
-        if self._writer.size >= self._segment_size or age >= self._retention.segment_seconds:
+        come = self._writer.size - self._before
+        if come >= self._segment_size or age >= self._retention.segment_seconds:
             self._roll(batch.until)
         elif self._retention.size is not None and self._over():
             self._prune(batch.until)
 
     def ruleset(self, netns: int, text: str) -> None:
         """Rules go into every segment."""
-        self._rules[netns] = text
+        self._rules[netns] = zlib.compress(text.encode(errors="surrogatepass"))
         self._between(lambda: self._writer.ruleset(netns, text))
 
     def measurement(self, host: str, perf: Perf) -> None:
@@ -168,9 +171,7 @@ class FlightRecorder:
     # -- inside -----------------------------------------------------------------------
 
     def _open(self, now: int) -> Writer:
-        utc = self._header.clock.utc(now)
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(utc / 1e9))
-        path = self._directory / f"{stamp}.{utc // 1_000_000 % 1000:03d}Z-{self._session}{SUFFIX}"
+        path = self._path(self._header.clock.utc(now))
         header = replace(
             self._header,
             started=now,
@@ -180,7 +181,7 @@ class FlightRecorder:
         writer = Writer(str(path), header, make_room=lambda: self._drop_oldest(path))
         try:
             for netns, text in self._rules.items():
-                writer.ruleset(netns, text)
+                writer.ruleset(netns, zlib.decompress(text).decode(errors="surrogatepass"))
         except CtraceError:
             if not writer.full:
                 raise
@@ -189,6 +190,15 @@ class FlightRecorder:
             self._rules.clear()  # the disk is too small for them
             return self._open(now)
         return writer
+
+    def _path(self, utc: int) -> Path:
+        """Of a segment that begins then (ns); its milliseconds may be taken by the one before."""
+        while True:
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(utc / 1e9))
+            name = f"{stamp}.{utc // 1_000_000 % 1000:03d}Z-{self._session}"
+            if not any((self._directory / (name + end)).exists() for end in (SUFFIX, KEPT)):
+                return self._directory / (name + SUFFIX)
+            utc += 1_000_000
 
     def _put(self, batch: Optional[Batch]) -> None:
         """Write a batch, dropping whatever it takes; None writes what was taken so far. Raises
@@ -260,6 +270,7 @@ class FlightRecorder:
         except CtraceError:
             if not self._writer.full:  # else whatever is written next makes room
                 raise
+        self._before = self._writer.size
 
     def _end(self, reason: str = "") -> None:
         """End the segment; on a full disk its closing block may be missing."""
