@@ -74,7 +74,7 @@ find_python() {
 
 # What an environment is made of.
 stamp() {
-	echo "$(cat "$ROOT/pyproject.toml" "$ROOT"/packaging/locks/*.txt 2>/dev/null | sha256sum | cut -c1-16) $ROOT"
+	echo "$(cat "$ROOT/pyproject.toml" "$ROOT"/packaging/locks/{bundle,dev,metrics,parquet,run}.txt 2>/dev/null | sha256sum | cut -c1-16) $ROOT"
 }
 
 # fits VENV EXTRA: it was made for this checkout as it is, with that extra or for development.

@@ -57,6 +57,8 @@ class Verb:
     """How often it ended by itself."""
     lost: int = 0
     killed: int = 0
+    said: str = ""
+    """Its last word on standard error."""
 
     def start(self) -> None:
         """Start it; what it prints is read, and the last of it kept."""
@@ -64,10 +66,16 @@ class Verb:
         self.process = subprocess.Popen(
             [*self.before, *interpreter.module("ctrace", *self.arguments)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        for read in (self._read, self._hear):
+            threading.Thread(target=read, args=(self.process,), daemon=True).start()
+
+    def _hear(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.said = line.strip() or self.said
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -176,7 +184,9 @@ class Soak:
         """Load for so long: (what top tells against what was sent, memory)."""
         for verb in self.verbs:
             if verb.process is None or verb.process.poll() is not None:
-                verb.died += verb.process is not None
+                if verb.process is not None:
+                    verb.died += 1
+                    print(f"        {verb.name} ended by itself: {verb.said}", flush=True)
                 verb.start()
         base, sent = self.told(), self.flood.sent()
         self.flood.go()
