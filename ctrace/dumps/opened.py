@@ -43,9 +43,10 @@ def open_any(paths: Sequence[str]) -> Recorded:
         return open_several(paths)
     if any(known):
         raise CtraceError("recordings and texts cannot be read together: import the texts first")
+    from ctrace.dumps.ended import cleanly
     from ctrace.dumps.make import make
 
-    with tempfile.TemporaryDirectory(prefix="ctrace-") as folder:
+    with cleanly(), tempfile.TemporaryDirectory(prefix="ctrace-") as folder:
         path = os.path.join(folder, "imported")
         make(paths, path)
         recording = Recording(path)  # stays open, though the file goes

@@ -34,16 +34,18 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
       ctrace import sosreport-web1.tar.xz -o web1.data
       ctrace report dump.txt            reads it directly; so do advise and replay
     """
+    from ctrace.dumps.ended import cleanly
     from ctrace.recording.recorder.run import make_way
     from ctrace.view.report.evidence import imported
 
-    old = make_way(output)
-    try:
-        writer, told = _made(files, output, redact)
-    except BaseException:
-        if old:
-            os.rename(old, output)
-        raise
+    with cleanly():
+        old = make_way(output)
+        try:
+            writer, told = _made(files, output, redact)
+        except BaseException:
+            if old:
+                os.rename(old, output)
+            raise
     if old:
         click.echo(f"ctrace: the earlier {output} is now {old}", err=True)
     for line in imported(told.said, output, writer.events):

@@ -107,6 +107,7 @@ class Chunk:
         bare = np.flatnonzero(~self._has_value)
         begins = self._bytes[self._start[bare]]
         timed, bare = bare[begins == ord("[")], bare[begins - np.uint8(48) < 10]
+        timed = timed[self._bytes[self._start[timed] + 1] - np.uint8(48) < 10]
         code[bare[self._decimal(self._start[bare], self._stop[bare])[1]]] = _ODD[-4]
         timed = timed[self._times(self._start[timed], self._stop[timed])[1]]
         code[timed] = _ODD[-4] << np.uint64(8)
