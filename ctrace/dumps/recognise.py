@@ -28,7 +28,7 @@ from ctrace.dumps.host.blocks import BLOCKS, Block
 from ctrace.dumps.host.context import Context, context
 from ctrace.dumps.host.facts import fact
 from ctrace.dumps.host.network import NETWORK
-from ctrace.dumps.host.times import Clock, moment
+from ctrace.dumps.host.times import Clock, heading_time, moment
 from ctrace.dumps.typed import host, is_comment, is_fence, is_filtered, left_out, typed
 
 FACT: Final = 1000
@@ -181,7 +181,7 @@ class Reader:
         self._lines.append(line)
 
     def _begin(self, events: bool) -> None:
-        self._flush()
+        self._close()
         here, text = self._context, self._text
         command = here.command or ("" if text.asked else text.name)
         self._dump = Dump(
@@ -203,14 +203,18 @@ class Reader:
         self._found.add(self._dump, made)
         self._rows, self._lines = [], []
 
-    def _end(self) -> None:
-        """What stood together ends here."""
-        self._give_up()
+    def _close(self) -> None:
+        """The dump that is being read has no more entries."""
         self._flush()
         if self._dump is not None and len(self._dump):
             self._found.dumps.append(self._dump)
             self._last = self._dump
         self._dump = None
+
+    def _end(self) -> None:
+        """What stood together ends here."""
+        self._give_up()
+        self._close()
         if self._block is not None:
             self._block.end(self._found.space(self._context.netns))
             self._block = None
@@ -255,7 +259,7 @@ class Reader:
         return is_fence(line)
 
     def _no_entry(self, line: bytes, number: int) -> None:
-        if self._log(line):
+        if self._found.log.take(plain(line, 2000)):
             return
         parts = [] if self._inside else copied.bare(line)
         inside = [one for one in parts if entries.looks_like_entry(one)]
@@ -353,13 +357,14 @@ class Reader:
         if is_comment(line):
             return False
         command = typed(line) if len(line) < FACT else None
-        if command is not None:
+        when = None if command is None else heading_time(plain(command))
+        if command is not None and when is None:
             self._end()
             self._told_by(host(line, command))
             self._left_out = False
             self._context = context(plain(command, 400), self._context)
             return True
-        when = moment(plain(line), epoch=not self._context.settings)
+        when = when or moment(plain(line), epoch=not self._context.settings)
         if when is None:
             return False
         self._end()
@@ -378,7 +383,7 @@ class Reader:
 
     def _about_host(self, line: bytes) -> bool:
         return (
-            self._log(line)
+            self._found.log.take(plain(line, 2000))
             or self._starts_block(line)
             or fact(
                 plain(line, FACT), self._context, self._found, self._utc() or self._text.modified
@@ -393,6 +398,3 @@ class Reader:
                 self._block = block
                 return True
         return False
-
-    def _log(self, line: bytes) -> bool:
-        return self._found.log.take(plain(line, 2000))

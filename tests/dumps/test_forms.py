@@ -19,6 +19,7 @@ from ctrace.dumps.host.log import Log
 from ctrace.dumps.opened import open_any
 from ctrace.dumps.recognise import Reader
 from ctrace.dumps.rules import given_of
+from ctrace.dumps.source import Told
 from ctrace.errors import CtraceError
 from ctrace.record import PROTO_NUMBERS
 from ctrace.recording.format.evidence import parse, redacted
@@ -314,3 +315,28 @@ def test_files_are_compared_where_they_show_the_same_table(
     done = CliRunner().invoke(cli, ["report", *map(str, paths), "-o", "json"])
     data = json.loads(done.stdout)
     assert data["tables"][0]["count"] == data["held_total"] == entries
+
+
+@pytest.mark.parametrize(
+    ("heads", "apart"),
+    [
+        (("=== Mon Jul 29 11:02:03 UTC 2024 ===", "=== Mon Jul 29 11:02:09 UTC 2024 ==="), 6),
+        (("----- Dump at 2024-07-29 11:02:03 -----", "----- Dump at 2024-07-29 11:02:09 -----"), 6),
+        (("11:02:03", "11:02:09"), 6),
+        (("--- 11:02:03 ---", "--- 11:02:09 ---"), 6),
+        (("##### round 1 #####", "##### round 2 #####"), 7),  # by how far timeouts went down
+    ],
+)
+def test_a_loop_has_headings_of_many_forms(heads: tuple[str, str], apart: int) -> None:
+    """The time between two dumps is that of their headings, where these tell one."""
+    text = f"{heads[0]}\n{table(1, 9)}{heads[1]}\n{table(1, 9, left=21)}"
+    one = found(text)
+    assert [look.apart for look in Told(one, now=AT).looks] == [None, apart]
+    assert one.unread.count == 0
+
+
+def test_a_table_before_events_without_anything_between_is_kept() -> None:
+    """As when both were written into one file."""
+    event = f"[1722250923.112233]\t[DESTROY] {BARE.format(9).replace(' 28', '')}\n"
+    one = found(table(1, 9) + event + table(1, 9, left=21))
+    assert [(len(dump), dump.events) for dump in one.dumps] == [(9, False), (1, True), (9, False)]

@@ -27,6 +27,11 @@ _DATES: Final = (
 )
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?")
 _EPOCH: Final = re.compile(r"(\d{10})(\.\d{1,9})?")
+_DAY: Final = re.compile(r"(\d\d):(\d\d):(\d\d)(\.\d{1,9})?")
+_SAYS: Final = re.compile(
+    r"(?:[A-Za-z][a-z]{1,11} ){0,2}?(?:date|time|at|ts|timestamp|on)[:=]? ?", re.I
+)
+"""What stands before the time in a heading: ``Dump at``, ``date:``."""
 _UTC: Final = ("UTC", "GMT", "Z")
 
 
@@ -44,7 +49,17 @@ def moment(line: str, *, epoch: bool = True) -> Optional[Clock]:
     bare = _EPOCH.fullmatch(line) if epoch else None
     if bare and 10**9 <= int(bare[1]) < 1 << 32:
         return "", float(line)
+    clock = _DAY.fullmatch(line)
+    if clock and int(clock[1]) < 24:
+        seconds = int(clock[1]) * 3600 + int(clock[2]) * 60 + int(clock[3])
+        return "some day", seconds + float(clock[4] or 0)
     return None
+
+
+def heading_time(text: str) -> Optional[Clock]:
+    """The time that a heading is of, or None."""
+    said = _SAYS.match(text)
+    return moment(text) or (moment(text[said.end() :]) if said else None)
 
 
 def _date(said: re.Match[str]) -> Optional[Clock]:
