@@ -29,7 +29,7 @@ from ctrace.dumps.host.context import Context, context
 from ctrace.dumps.host.facts import fact
 from ctrace.dumps.host.network import NETWORK
 from ctrace.dumps.host.times import Clock, heading_time, moment
-from ctrace.dumps.typed import host, is_comment, is_fence, is_filtered, left_out, typed
+from ctrace.dumps.typed import host, is_fence, is_filtered, left_out, typed
 
 FACT: Final = 1000
 """Bytes of a line about anything but entries: no pattern gets more to go back and forth in."""
@@ -246,7 +246,7 @@ class Reader:
             or (told := self._about_host(stripped))
         ):
             self._known += told
-        elif not (self._context.ignored or self._mark(stripped)):
+        elif not (self._mark(stripped) or self._context.ignored):
             self._found.unread.add(self._text.name, number, "an unknown line")
 
     def _mark(self, line: bytes) -> bool:
@@ -354,8 +354,6 @@ class Reader:
 
     def _moves(self, line: bytes) -> bool:
         """A prompt, heading or time: what follows is something else, or later."""
-        if is_comment(line):
-            return False
         command = typed(line) if len(line) < FACT else None
         when = None if command is None else heading_time(plain(command))
         if command is not None and when is None:
@@ -363,6 +361,7 @@ class Reader:
             self._told_by(host(line, command))
             self._left_out = False
             self._context = context(plain(command, 400), self._context)
+            self._found.log.begin()
             return True
         when = when or moment(plain(line), epoch=not self._context.settings)
         if when is None:

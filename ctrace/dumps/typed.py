@@ -30,6 +30,7 @@ _FENCE: Final = re.compile(
     rb"^(?:```+[^`]{0,80}|~~~+\w*|(?:</?(?:pre|code|details|summary|p|div|br)\b[^<>]{0,80}>)+"
     rb"|\{(?:noformat|code)[^{}]{0,80}\}|\[/?(?:code|quote|pre)[^]]{0,40}\]|[][{}],?|~|\(END\)"
     rb"|Script (?:started|done) on .{0,200}|=~=[=~]* PuTTY log .{0,60}|Every \d+[.,]\d+s: .{0,300}"
+    rb"|#==\[ [\w ]{1,40} \]=+#"
     rb"|\S{1,100} \| (?:CHANGED|SUCCESS|FAILED) \| rc=\d+ >>|\[\d+\] [\d:]{8} \[\w+\] \S{1,100})$"
 )
 """Also what a page, a pager or a program that asks many hosts puts around it."""

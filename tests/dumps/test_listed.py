@@ -116,3 +116,28 @@ def test_the_only_prompt_tells_the_host() -> None:
     assert done.stdout.startswith("web1 ")
     assert "1 entry" in done.stdout
     assert "1 entries" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "root@a:~# dmesg | grep table\n[7.5] {0}\n[9.5] {0}\nroot@a:~# dmesg | tail\n[9.5] {0}\n",
+        "[7.5] {0}\n[9.5] {0}\nJul 29 11:02:03 a kernel: [7.5] {0}\n",
+        "#==[ Command ]====#\n# /usr/bin/dmesg\n[7.5] {0}\n[9.5] {0}\n#==[ Log File ]====#\n"
+        "# /var/log/messages\n2024-07-29T11:02:03.1+02:00 a kernel: [    7.500000] {0}\n",
+    ],
+)
+def test_a_message_that_is_shown_twice_counts_once(text: str) -> None:
+    one = found(text.format(FULL).replace("[7.5]", "[7.500000]").replace("[9.5]", "[9.500000]"))
+    assert (one.log.full, one.log.refused, one.unread.count) == (2, 2, 0)
+
+
+def test_counters_and_counts_as_tools_of_other_ages_print_them() -> None:
+    one = found(
+        "root@a:~# conntrack -S\ncpu=0   \tfound=1 invalid=0 insert_failed=3 drop=7 early_drop=0\n"
+        "cpu=1   \tfound=1 invalid=0 insert_failed=3 drop=7 (null)=0 chaintoolong=2\n"
+        "root@a:~# conntrack -L 2>/dev/null | wc -l\n16384\n"
+    )
+    assert one.space().counters[-1]["drop"] == 14
+    assert one.space().counters[-1]["chaintoolong"] == 2
+    assert (one.space().counts, one.unread.count) == ([16384], 0)

@@ -30,6 +30,7 @@ _ABOUT: Final = (
         re.compile(
             r"conntrack(_| )(-C|--count)\b|^(cat )?/proc/net/(nf|ip)_conntrack ?\| ?wc -l$"
             r"|^wc -l ?<? ?/proc/net/(nf|ip)_conntrack$"
+            r"|^(sudo )?conntrack -L( 2> ?/dev/null)? ?\| ?wc -l$"
         ),
     ),
     ("uptime", re.compile(r"proc/uptime|(^|/)uptime$")),

@@ -27,7 +27,7 @@ _WHOLE: Final = ("", "lsmod", "sudo lsmod", "cat /proc/modules", "sudo cat /proc
 _NETFILTER: Final = re.compile(
     r"conntrack|nf_nat|^xt_|^nf_|^ip_|^ip6_|^x_tables|^nft_|tables?$|^br_netfilter"
 )
-_CPU: Final = re.compile(r"^cpu=\d+ +((?:[a-z_]+=\d{1,20} +)*[a-z_]+=\d{1,20}) *$")
+_CPU: Final = re.compile(r"^cpu=\d+ +((?:(?:[a-z_]+|\(null\))=\d{1,20}(?: +|$))+)$")
 _STAT_HEAD: Final = re.compile(r"^entries\s+(?:searched|clashres)\s+found\b.*$")
 _STAT_ROW: Final = re.compile(r"^[0-9a-f]{8}(\s+[0-9a-f]{8}){8,24}$")
 _INET: Final = re.compile(r"\binet6? (?:addr: ?)?([0-9a-fA-F:.]+)(?:%\S+)?/?\d*")

@@ -107,11 +107,14 @@ class Log:
 
     def begin(self) -> None:
         """Another text begins: messages that it repeats from earlier ones are not counted again."""
-        if self._text:
-            known = self._logs.setdefault(self._form, Counter())
-            known |= self._text
-        self._text, self._form = Counter(), ""
+        self._fold()
+        self._form = ""
         self._fields, self._before = Fields(), ""
+
+    def _fold(self) -> None:
+        known = self._logs.setdefault(self._form, Counter())
+        known |= self._text
+        self._text = Counter()
 
     def _most(self) -> tuple[int, int]:
         """(messages that it was full, messages hidden), from the log with the most of them."""
@@ -210,7 +213,9 @@ class Log:
         hid = int(suppressed[1]) if suppressed and not full else 0
         if full and len(self.spaces) < KEPT:
             self.spaces.add(int(full[1] or 0))
-        self._form = self._form or form
+        if form != self._form:  # the same log again, as another tool shows it
+            self._fold()
+        self._form = form
         key = when, hid
         self._text[key] += int(again["times"]) if again else 1
         if len(self._text) > DIFFERENT:
