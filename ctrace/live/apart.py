@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Optional
+from typing import IO, TYPE_CHECKING, Any, Final, Optional
 
 from ctrace import interpreter
 from ctrace.errors import CtraceError
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from ctrace.advice.result import Advice
 
 FactsOf = Callable[[int], Optional["Facts"]]
-NICE: Final = 10
-"""Added to the niceness of ctrace: advice can wait, the host's services can't."""
+NICE: Final = 5
+"""Added to the niceness of ctrace: the host's services go first. With more, advice would hardly
+come on a host that is short of processors, which is when it is wanted."""
 LOOK_S: Final = 0.1
 """Seconds from one look whether it is still wanted to the next."""
 
@@ -39,22 +40,15 @@ def advise(
     ``facts_of`` goes to the other process, so it can be pickled. Raises CtraceError, also once
     ``stop`` is set.
     """
-    asked = pickle.dumps((services, pairs, tuple(tables), facts_of))
-    with subprocess.Popen(
-        interpreter.module(__name__, str(os.getpid())),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as made:
-        try:
-            said, complaint = _answer(made, asked, stop)
-        finally:
-            made.kill()
+    with os.fdopen(os.memfd_create("advice"), "wb+") as asked:
+        pickle.dump((services, pairs, tuple(tables), facts_of), asked)
+        asked.seek(0)
+        said, complaint, status = _answer(asked, stop)
     if stop.is_set():
         raise CtraceError("given up: a asks for advice again")
     if not said:
         lines = complaint.decode("utf-8", "replace").strip().splitlines()
-        raise CtraceError(lines[-1] if lines else f"advice ended with {made.returncode}")
+        raise CtraceError(lines[-1] if lines else f"advice ended with {status}")
     answer: Any = pickle.loads(said)  # of our own process
     if isinstance(answer, CtraceError):
         raise answer
@@ -62,17 +56,23 @@ def advise(
     return advice
 
 
-def _answer(
-    made: subprocess.Popen[bytes], asked: bytes, stop: threading.Event
-) -> tuple[bytes, bytes]:
-    given: Optional[bytes] = asked  # only once: what is left of it is sent on
-    while True:
+def _answer(asked: IO[bytes], stop: threading.Event) -> tuple[bytes, bytes, int]:
+    """What the other process writes, what it complains of, and its exit status."""
+    with subprocess.Popen(
+        interpreter.module(__name__, str(os.getpid())),
+        stdin=asked,  # no pipe: with a timeout communicate() may lose what it writes
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as made:
         try:
-            return made.communicate(given, LOOK_S)
-        except subprocess.TimeoutExpired:
-            given = None
-            if stop.is_set():
-                made.kill()
+            while True:
+                try:
+                    return (*made.communicate(timeout=LOOK_S), made.returncode)
+                except subprocess.TimeoutExpired:
+                    if stop.is_set():
+                        made.kill()
+        finally:
+            made.kill()
 
 
 def _make(services: Snapshot, pairs: Snapshot, tables: Sequence[int], facts_of: FactsOf) -> Advice:

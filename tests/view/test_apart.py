@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from kit import samples
 
-from ctrace.advice.facts import Facts
 from ctrace.errors import CtraceError
 from ctrace.live import apart
 
@@ -55,6 +54,6 @@ def test_what_goes_wrong_there_is_told() -> None:
 
 def test_the_advice_comes_back() -> None:
     calm = samples.calm()
-    nothing: dict[int, Facts] = {}
-    advice = apart.advise(calm, calm, [], nothing.get, threading.Event())
+    facts: dict[int, Any] = {1: "more than a pipe takes at once" * 100_000}
+    advice = apart.advise(calm, calm, [], facts.get, threading.Event())
     assert advice.host == calm.host
