@@ -35,7 +35,7 @@ if "CTRACE_VM" not in os.environ:  # whose tests have none, and starting takes l
     from hypothesis import settings
 
     settings.register_profile("patient", deadline=None)
-    settings.register_profile("quick", deadline=None, max_examples=25)
+    settings.register_profile("quick", deadline=None, max_examples=10)
     settings.load_profile("patient")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -9,8 +9,9 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.change import shell_lines
 from ctrace.dropping import Drop
@@ -122,13 +123,11 @@ plans = st.lists(
 ).map(plan_of)
 
 
-@settings(deadline=None)
 @given(plans)
 def test_a_plan_survives_json(plan: Plan) -> None:
     assert from_json(to_json(plan)) == plan
 
 
-@settings(deadline=None)
 @given(plans)
 def test_rules_are_made_of_known_words_only(plan: Plan) -> None:
     script = notrack_nft.script(plan, 60)
@@ -204,7 +203,6 @@ def test_hostile_values_are_refused_or_harmless(path: tuple[Any, ...]) -> None:
             assert value not in notrack_nft.script(plan, None)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(), st.binary().map(lambda raw: raw.decode("latin-1"))))
 def test_any_text_is_a_plan_or_one_line(text: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -212,7 +210,6 @@ def test_any_text_is_a_plan_or_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(deadline=None)
 @given(st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()),
     lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
@@ -292,7 +289,7 @@ def tampered(draw: st.DrawFn) -> tuple[tuple[Any, ...], str]:
     return path, draw(st.sampled_from([junk, old + junk, junk + old, old[:at] + junk + old[at:]]))
 
 
-@settings(deadline=None, max_examples=600)
+@examples(600)
 @given(tampered())
 @example((("levers", 0, "accepts", 0, "terms", 1, "values", 0), "eth0*"))
 def test_junk_in_a_text_is_refused_or_plain(case: tuple[tuple[Any, ...], str]) -> None:
@@ -337,7 +334,7 @@ def test_no_plan_file_reaches_beyond_its_own_rules() -> None:
         before = node.run(["nft", "list", "ruleset"])
         loaded = 0
 
-        @settings(deadline=None, max_examples=150)
+        @examples(150)
         @given(tampered())
         def load(case: tuple[tuple[Any, ...], str]) -> None:
             nonlocal loaded

@@ -9,6 +9,7 @@ import pytest
 from ctrace.kernel import btf, compiler
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(btf.kernel() is None, reason="this kernel has no BTF")
 def test_nothing_is_imported_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

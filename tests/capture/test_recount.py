@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.batch import Counts
 from ctrace.capture.family import Capture
@@ -44,7 +45,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.sets(st.integers(0, 19)), steps)
 def test_found_is_what_was_there_when_it_began(
     before: set[int], steps: list[tuple[str, int]]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.capture.table.seed import Seeding, Slice
 from ctrace.record import Events, Kind, Reason, empty, join
@@ -98,7 +99,7 @@ class Walk:
         self.batch()
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.sets(st.integers(0, 29)), steps, st.booleans())
 def test_existing_plus_events_is_the_table(
     before: set[int], steps: list[tuple[str, int]], same_ids: bool

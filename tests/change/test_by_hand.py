@@ -8,7 +8,7 @@ import shlex
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kit.changes import PORT, STRICT, make_plan, rules_of
 
@@ -153,7 +153,6 @@ def own_inode() -> int:
     return os.stat("/proc/self/ns/net").st_ino
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="ascii", min_codepoint=32), min_size=1)))
 def test_any_command_arrives_whole(words: list[str]) -> None:
     """Through a prefix that only passes on, a command says what it says without it."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kit.changes import PORT, TRACKED, make_plan, rules_of
+from kit.examples import examples
 
 from ctrace.advice.again import judge_plan
 from ctrace.change import apply, guard, notes, undo
@@ -67,7 +68,7 @@ def places(document: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.data())
 def test_a_plan_edited_by_hand_stays_within_its_fields(data: st.DataObject) -> None:
     """Whatever is written into a field: refused in one line, or rules of the same shape."""
@@ -91,7 +92,7 @@ def test_a_plan_edited_by_hand_stays_within_its_fields(data: st.DataObject) -> N
     assert [line for line in scripts if line.startswith("delete")] == ["delete table inet ctrace"]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
 def test_any_file_gets_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.mktemp("plan") / "plan.json"

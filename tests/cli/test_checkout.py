@@ -70,6 +70,7 @@ def test_help_and_wrong_arguments_install_nothing(
     assert not (checkout / "installed").exists(), done.stderr
 
 
+@pytest.mark.slow
 def test_work_installs_what_only_it_needs(checkout: Path) -> None:
     recording = checkout / "a.data"
     recording.write_bytes(b"not one")

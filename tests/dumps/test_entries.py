@@ -9,8 +9,9 @@ from typing import Any, Optional
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.dumps.entries import columns, lines, xml
 from ctrace.dumps.entries.alike import Alike
@@ -116,6 +117,7 @@ def in_family(one: dict[str, Any]) -> bool:
     return not (one["v6"] and any(a.ipv4_mapped for a in one["addresses"]))
 
 
+@pytest.mark.slow
 def test_the_last_words_of_conntrack_may_come_within_a_line(tmp_path: Path) -> None:
     """With 2>&1 they are written whenever they are, and what they cut through goes on below."""
     one = line(EXAMPLE, "list", True, "").decode()
@@ -129,7 +131,7 @@ def test_the_last_words_of_conntrack_may_come_within_a_line(tmp_path: Path) -> N
         assert told["not_understood"] == 0, one[:at]
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     st.lists(made().filter(in_family), min_size=1, max_size=20),
     st.sampled_from(["proc", "list"]),
@@ -153,7 +155,7 @@ def test_what_is_printed_is_read_back(
         expect(one, alone, at)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(made().filter(in_family))
 def test_xml_is_read_back(one: dict[str, Any]) -> None:
     def meta(at: int, direction: str) -> str:
@@ -201,7 +203,7 @@ LONG = b"2001:0db8:0000:0000:0000:0000:0000:000"
 WHOLE += [WHOLE[0].replace(b"192.0.2.", LONG).replace(b"ipv4", b"ipv6")]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.lists(
         st.tuples(

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.dumps.opened import open_any
 from ctrace.recording.format.evidence import FACT, log_of, parse, redacted
@@ -65,7 +66,7 @@ ANY = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.data())
 def test_changed_evidence_is_told_as_far_as_it_goes(
     stored: dict[str, Any], data: st.DataObject

@@ -189,6 +189,7 @@ def test_what_was_not_counted_is_not_nought() -> None:
     assert "held nothing" not in said
 
 
+@pytest.mark.slow
 def test_a_loop_tells_no_life_that_it_did_not_see_and_no_rise_from_nothing(tmp_path: Path) -> None:
     """What comes between two looks in TIME_WAIT was made at an unknown time."""
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kit import synthetic
+from kit.examples import examples
 
 import ctrace
 from ctrace.batch import Names, Netns, Owner
@@ -102,7 +103,7 @@ def test_nothing_that_a_terminal_obeys_gets_through(
     assert not got_through(text + done.stderr)
 
 
-@settings(max_examples=3, deadline=None)
+@examples(3)
 @given(st.lists(ANY, min_size=10, max_size=10))
 def test_any_names_in_every_view(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

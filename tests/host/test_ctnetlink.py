@@ -11,8 +11,9 @@ from typing import Any, Optional
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
@@ -311,7 +312,7 @@ def mapped(raw: bytes) -> bytes:
     return raw if len(raw) == 16 else bytes(10) + b"\xff\xff" + raw
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(flows(), min_size=1, max_size=30), st.integers(1, 3))
 def test_decoding_says_what_each_message_said(said: list[dict[str, Any]], times: int) -> None:
     said = said * times
@@ -338,7 +339,7 @@ def test_decoding_says_what_each_message_said(said: list[dict[str, Any]], times:
             assert (got.kind[i], got.portid[i]) == (flow["kind"], flow["portid"])
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.binary(min_size=0, max_size=120), max_size=8))
 def test_decoding_survives_any_bytes(junk: list[bytes]) -> None:
     messages = [b"\x00" * 20 + one for one in junk]
@@ -346,7 +347,7 @@ def test_decoding_survives_any_bytes(junk: list[bytes]) -> None:
     assert got is None or len(got.events) == len(messages)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(flows(), min_size=1, max_size=20), st.integers(1, 2**32 - 1), st.data())
 def test_bounds_are_the_chain_of_lengths(
     said: list[dict[str, Any]], seq: int, data: st.DataObject

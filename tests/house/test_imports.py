@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,22 @@ ANY = {"cli"}
 FOUNDATION = {"__version__", "open"} | {file.stem for file in (ROOT / "ctrace").glob("*.py")}
 
 
+@cache
+def imports(file: Path) -> list[tuple[str, list[str]]]:
+    """Our modules that a file imports from, wherever in it, and the names it takes of each."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    return [
+        (node.module, [one.name for one in node.names])
+        for node in found
+        if node.module and node.module.split(".")[0] == "ctrace"
+    ]
+
+
 def imported(file: Path) -> Iterator[str]:
-    """Rooms that a file imports from, wherever in it."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "ctrace":
-            yield from (one.name for one in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ctrace."):
-            yield str(node.module).split(".")[1]
+    """Rooms that a file imports from."""
+    for module, names in imports(file):
+        yield from names if module == "ctrace" else [module.split(".")[1]]
 
 
 @pytest.mark.parametrize("room", sorted(ARROWS))
@@ -61,11 +71,10 @@ def test_every_room_has_its_rule() -> None:
 
 
 def modules(file: Path) -> Iterator[str]:
-    """Modules of ours that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ctrace"):
-            yield str(node.module)
-            yield from (f"{node.module}.{one.name}" for one in node.names)
+    """Modules of ours that a file imports, if each name is one."""
+    for module, names in imports(file):
+        yield module
+        yield from (f"{module}.{name}" for name in names)
 
 
 def test_files_import_each_other_in_no_circle() -> None:

@@ -38,6 +38,7 @@ class Kernel:
         tries += [(t, 17) for t in random.uniform(0, self.seconds,
                                                   int(self.udp_rate * self.seconds))]  # fmt: skip
         table: dict[int, tuple[float, int]] = {}
+        loose: dict[int, None] = {}  # those of them that may be evicted
         rows: list[tuple[float, Kind, Reason, int, int, float]] = []
         next_pass, refused_since = 15.0, False
 
@@ -45,10 +46,12 @@ class Kernel:
             nonlocal refused_since
             for i in [i for i, (expires, _) in table.items() if expires <= now]:
                 expires, proto = table.pop(i)
+                loose.pop(i, None)
                 rows.append((now, Kind.DESTROY, Reason.EXPIRED, proto, i, now - expires))
             while refused_since and len(table) >= self.limit * 0.95:
                 i = next(iter(table))
                 expires, proto = table.pop(i)
+                loose.pop(i, None)
                 self.evictions += 1
                 rows.append((now, Kind.DESTROY, Reason.GC_PRESSURE, proto, i, now - expires))
             refused_since = False
@@ -65,7 +68,6 @@ class Kernel:
                     rows.append((at, Kind.MET, Reason.NONE, of, int(j), at - expires))
                 self.counts.append(len(table))
             if len(table) >= self.limit:
-                loose = [j for j, (_, p) in table.items() if p == 17]
                 buckets = random.poisson(2 * len(loose) / self.buckets, 8)
                 found = buckets[buckets > 0][:1]
                 if not len(found):
@@ -73,28 +75,31 @@ class Kernel:
                     refused_since = True
                     rows.append((now, Kind.DROP, Reason.TABLE_FULL, proto, i, 0.0))
                     continue
-                for j in random.choice(loose, min(int(found[0]), len(loose)), replace=False):
+                for j in random.choice(list(loose), min(int(found[0]), len(loose)), replace=False):
                     expires, _ = table.pop(int(j))
+                    del loose[int(j)]
                     self.evictions += 1
                     rows.append((now, Kind.DESTROY, Reason.EVICTED, 17, int(j), now - expires))
             table[i] = now + (self.time_wait if proto == 6 else self.udp_timeout), proto
+            if proto == 17:
+                loose[i] = None
             rows.append((now, Kind.INSERT, Reason.NEW, proto, i, 0.0))
         return self._batches(rows)
 
     def _batches(self, rows: list[tuple[float, Kind, Reason, int, int, float]]) -> list[Batch]:
         events = empty(len(rows))
-        for record, (now, kind, reason, proto, i, overdue) in zip(events, rows, strict=True):
-            record["ts"] = int(now * SECOND) + SECOND
-            record["kind"], record["reason"], record["proto"] = kind, reason, proto
-            record["src"][12:] = np.frombuffer(np.uint32(i // 60000 + 1).tobytes(), "u1")
-            record["sport"], record["dport"] = i % 60000, 8063 if proto == 6 else 53
-            record["netns"], record["state"] = NETNS, 255 if proto == 17 else 1
-            if kind in (Kind.DESTROY, Kind.MET):
-                record["overdue_ms"] = round(overdue * 1000)
-                seconds = self.time_wait if proto == 6 else self.udp_timeout
-                record["timeout_ms"] = round(seconds * 1000)
-                if proto == 6:
-                    record["state"], record["status"] = 7, int(Status.ASSURED)
+        now, kind, reason, proto, number, overdue = (np.array(column) for column in zip(*rows))
+        tcp, n = proto == 6, number.astype(np.int64)
+        events["ts"] = (now * SECOND).astype(np.int64) + SECOND
+        events["kind"], events["reason"], events["proto"] = kind, reason, proto
+        events["src"][:, 12:] = (n // 60000 + 1).astype("<u4").view("u1").reshape(-1, 4)
+        events["sport"], events["dport"] = n % 60000, np.where(tcp, 8063, 53)
+        events["netns"], events["state"] = NETNS, np.where(tcp, 1, 255)
+        known = (kind == Kind.DESTROY) | (kind == Kind.MET)
+        seconds = np.where(tcp, self.time_wait, self.udp_timeout)
+        events["overdue_ms"] = np.where(known, np.round(overdue * 1000), 0)
+        events["timeout_ms"] = np.where(known, np.round(seconds * 1000), 0)
+        events["state"][known & tcp], events["status"][known & tcp] = 7, int(Status.ASSURED)
         second = np.maximum(events["ts"].astype(np.int64) - 1, 0) // SECOND
         return [
             Batch(

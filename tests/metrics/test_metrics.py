@@ -98,6 +98,7 @@ def test_numbers_are_the_snapshots() -> None:
     assert ("ctrace_table_pinned_ratio", (("netns", "init"),)) not in got  # unknown stays absent
 
 
+@pytest.mark.slow
 def test_an_export_has_the_families_and_values_of_a_scrape(tmp_path: Path) -> None:
     """Name by name: type, meaning, labels but the host's, and what was counted."""
     path = write(tmp_path / "a.data", incident())

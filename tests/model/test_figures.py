@@ -65,6 +65,7 @@ def half_closed(random: packets.Random) -> Iterator[Packet]:
 LOADS = (some_streams, become_streams, half_closed, packets.closes_and_resets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("looks", [6, 40])
 def test_shares_of_what_is_held(load: Load, looks: int) -> None:
@@ -85,6 +86,7 @@ def test_shares_of_what_is_held(load: Load, looks: int) -> None:
     assert len(wrong) <= 1, wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_pass", [17.0, 31.0, 55.0])
 @pytest.mark.parametrize("load", [packets.one_way, packets.closes_and_resets, packets.talks])
 def test_stays_where_few_collections_came(load: Load, first_pass: float) -> None:

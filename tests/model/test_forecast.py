@@ -145,6 +145,7 @@ def test_a_table_that_falls_is_not_filling() -> None:
     assert (table.count > 100, table.seconds_to_full) == (True, None)
 
 
+@pytest.mark.slow
 def test_where_it_levels_off_is_told_once_entries_have_gone() -> None:
     trace = Trace(seed=3)
     at = arrivals(np.full(60, 50.0), trace.rng)

@@ -6,8 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 from kit.shapes import NETNS, START, Trace
 
 from ctrace.model.keys.columns import Keys, grouped, key_hash, service_hash
@@ -42,7 +43,7 @@ def rows_of(table: HeavyTable) -> dict[int, tuple[int, int]]:
     }
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.lists(st.lists(st.integers(1, 400), min_size=1, max_size=200), max_size=12))
 def test_bounds_hold_for_every_key(windows: list[list[int]]) -> None:
     table = HeavyTable(64)

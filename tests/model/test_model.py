@@ -252,6 +252,7 @@ def test_a_culprit_that_comes_in_the_midst_of_a_flood_is_named() -> None:
         assert first.error < 100
 
 
+@pytest.mark.slow
 def test_what_has_no_row_counts_where_shares_are_taken() -> None:
     """Sources, destinations and ports at random: no table of keys can hold them."""
     trace = Trace()
@@ -453,6 +454,7 @@ def test_an_offloaded_or_unknown_life_stays_unknown() -> None:
     assert c.residence.n == 30
 
 
+@pytest.mark.slow
 def test_junk_does_not_raise() -> None:
     rng = np.random.default_rng(3)
     raw = rng.integers(0, 256, 120 * 1000, np.uint8).view("V120").view(RECORD)

@@ -144,6 +144,7 @@ def test_at_least_is_what_half_of_them_stay_beyond_chance() -> None:
         assert row.residence.at_least is None or row.residence.at_least <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "linger"), [(4.0, 30.0), (20.0, 5.0), (40.0, 120.0)])
 @pytest.mark.parametrize("proto", [6, 17])
 def test_lives_about_as_long_as_was_watched_are_told_right_or_not_at_all(
@@ -218,6 +219,7 @@ def test_what_is_left_of_a_timeout_is_told_by_fresh_looks() -> None:
     assert (left, made_of.unreplied) == (None, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raised", [80.0, 0.0])
 def test_streams_under_a_timeout_that_was_raised_do_not_seem_to_live_shorter(raised: float) -> None:
     """Streams of 60 s whose timeout is 40 s, and then 80 s: it may be unknown, but never 20 s."""
@@ -284,6 +286,7 @@ def test_the_few_short_ones_that_ended_do_not_tell_how_long_streams_live(streams
     assert (life.p50 is None) == bool(streams)
 
 
+@pytest.mark.slow
 def test_closed_ones_under_a_shorter_timeout_do_not_seem_to_have_lived_until_now() -> None:
     """TIME_WAIT is lowered from 40 to 8 s under 300 connections of 2 ms, and no other comes."""
     packets = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
 from ctrace.record import PART
@@ -118,7 +119,7 @@ def test_memory_stays_fixed_and_the_young_survive() -> None:
     assert sum(a >= 0 for a in age) > 70  # buckets fill unevenly
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.booleans(), st.integers(0, 500)), max_size=120),
     st.lists(st.integers(0, 120), max_size=5),
@@ -209,7 +210,7 @@ def test_after_a_flood_nothing_is_taken_for_what_was_left_out() -> None:
     assert (peeked == UNKNOWN).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(
         st.tuples(

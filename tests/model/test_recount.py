@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 from kit.shapes import START
 
 from ctrace.batch import Batch, Clock, Counts, HookInfo
@@ -118,7 +119,7 @@ steps = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(steps, st.lists(st.integers(0, 63), max_size=20), st.lists(st.integers(0, 63), max_size=20))
 def test_after_a_recount_every_grouping_holds_what_the_table_holds(
     before: list[tuple[str, list[int]]], meanwhile: list[int], after: list[int]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 from kit.shapes import NETNS, SECOND, START, Trace, cut, joined, steady
 
 from ctrace.batch import Batch, Clock, HookInfo
@@ -100,7 +101,7 @@ def streams(draw: st.DrawFn) -> Events:
     return rows
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(streams(), st.lists(st.integers(0, 120), max_size=4))
 def test_every_group_agrees_with_a_dictionary(events: Events, cuts: list[int]) -> None:
     until = int(events["ts"][-1]) + SECOND

@@ -7,8 +7,9 @@ from ipaddress import ip_address, ip_network
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 from kit.shapes import START, Trace
 
 from ctrace.batch import Clock, HookInfo
@@ -82,7 +83,7 @@ FILTERS = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(loads(), FILTERS, st.sampled_from(["service", "src", "pair"]))
 def test_flows_are_chosen_whatever_rows_are_grouped_by(
     load: tuple[Trace, Events], wanted: dict[str, str], group: str
@@ -94,7 +95,7 @@ def test_flows_are_chosen_whatever_rows_are_grouped_by(
     assert {(c.netns, c.key): c.held for c in shown.culprits} == dict(expected)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(loads(), st.sampled_from(["10.100.0.0/24", "10.100.1.0/24"]))
 def test_destinations_too(load: tuple[Trace, Events], network: str) -> None:
     trace, events = load
@@ -104,7 +105,7 @@ def test_destinations_too(load: tuple[Trace, Events], network: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(loads())
 def test_everything_shown_is_of_the_namespace(load: tuple[Trace, Events]) -> None:
     trace, events = load

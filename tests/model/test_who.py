@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 from kit.shapes import NETNS, START, SYN_SENT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
@@ -197,6 +198,7 @@ def test_the_right_key_comes_first_and_stays(
     assert len({tuple((one.kind, without_counts(one.text)) for one in who) for who in found}) == 1
 
 
+@pytest.mark.slow
 def test_two_causes_of_different_kinds_are_both_named() -> None:
     last = answers(scanner_and_service)[-1]
     assert [one.kind for one in last] == ["service", "src"]
@@ -258,6 +260,7 @@ def test_a_timeout_longer_than_the_entries_stay_is_no_help() -> None:
     assert not any("tcp_timeout_time_wait" in one.text for one in why.remedies)
 
 
+@pytest.mark.slow
 def test_what_is_scattered_is_not_explained_by_force() -> None:
     def scattered(t: Trace) -> None:
         n = 150 * SECONDS
@@ -278,7 +281,7 @@ def rows(weights: list[int], sources: list[int], ports: list[int]) -> Weighed:
     return Weighed(zero, low, meta, zero, zero, weight, float(weight.sum()), zero)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_what_keys_explain_is_what_their_members_have(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 40))

@@ -101,7 +101,7 @@ def test_what_the_limits_are() -> None:
 @pytest.mark.parametrize(
     ("names", "kept", "told"),
     [
-        (long_names, 5, "67,108,864 bytes of names"),
+        pytest.param(long_names, 5, "67,108,864 bytes of names", marks=pytest.mark.slow),
         (many_names, 5, "16,384 names"),
         (many_addresses, 5, "16,384 names"),
     ],
@@ -213,6 +213,7 @@ def test_what_is_denser_than_a_recorder_writes_is_left_out(
         assert len(list(recording.tables())) < before + 100
 
 
+@pytest.mark.slow
 def test_a_quiet_recording_is_not_too_dense(tmp_path: Path) -> None:
     """An hour in which nothing happens, with twenty batches a second at its end."""
     path = tmp_path / "a"
@@ -254,6 +255,7 @@ def test_more_than_a_batch_can_tell_of_tables_is_damage(
         assert "more tables or counters" in "".join(recording.missing.damage)
 
 
+@pytest.mark.slow
 def test_frames_are_printed_only_of_what_was_recorded(crafted: Crafted) -> None:
     crafted.batch(*(crafted.until + (i + 1) * 3500 * SECOND for i in range(50)))
     done = ctrace("replay", crafted.path, "--format", "json")

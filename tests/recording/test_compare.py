@@ -50,6 +50,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recorded(tmp_path_factory.mktemp("many") / "r", 3000, failures=80)
 
 
+@pytest.mark.slow
 def test_what_filled_the_table_and_has_gone_is_first_in_the_report(many: Path) -> None:
     """More keys than a report ranks hold something at the end."""
     with ctrace.open(str(many)) as recording:
@@ -60,6 +61,7 @@ def test_what_filled_the_table_and_has_gone_is_first_in_the_report(many: Path) -
     assert first.table_seconds == pytest.approx(CALLS * 20 * LINGER, rel=0.05)
 
 
+@pytest.mark.slow
 def test_sums_are_of_all_keys_and_one_not_listed_is_unknown(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from ctrace.view.export.files import to_parquet
 ROOT = Path(__file__).parents[2]
 QUERIES = ROOT / "ctrace" / "share" / "queries"
 HOSTS = 10
+pytestmark = pytest.mark.slow
 
 Key = tuple[str, int]
 Ask = Callable[[str], list[dict[str, Any]]]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kit import shapes, synthetic
+from kit.examples import examples
 
 from ctrace.batch import Batch, Clock, TableReading
 from ctrace.model.model import Model
@@ -74,7 +75,7 @@ class Story:
 flows = st.lists(st.integers(0, 19), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.sets(st.integers(0, 19)), st.lists(st.tuples(flows, st.booleans()), max_size=4), flows,
        st.booleans())  # fmt: skip
 def test_the_living_are_those_of_the_table(

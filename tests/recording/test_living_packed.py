@@ -5,8 +5,9 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.batch import Batch
 from ctrace.record import OF_THEN, Events, Kind, Reason, empty, join
@@ -39,7 +40,7 @@ def row(kind: Kind, ct: int, netns: int, shape: int) -> Events:
 steps = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 2), st.integers(0, 3), st.booleans()))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(steps)
 def test_entries_come_back_as_they_were(steps: list[tuple[int, int, int, bool]]) -> None:
     kept, wanted = Living(), {}

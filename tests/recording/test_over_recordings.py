@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kit import synthetic
+from kit.examples import examples
 from kit.synthetic import incident, write
 
 import ctrace
@@ -332,7 +333,7 @@ def test_bursts_of_drops_are_found_in_whatever_is_replayed(
     source.close()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(st.ip_addresses(), min_size=2, max_size=12))
 def test_redaction_preserves_prefixes_and_nothing_else(addresses: list[object]) -> None:
     mapping = Addresses(b"k" * 32)

@@ -60,7 +60,7 @@ def truth() -> list[Batch]:
     return list(incident())
 
 
-@pytest.fixture(scope="module", params=["plain", "evil"])
+@pytest.fixture(scope="module", params=["plain", pytest.param("evil", marks=pytest.mark.slow)])
 def found(
     request: pytest.FixtureRequest, truth: list[Batch], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Review]:
@@ -185,6 +185,7 @@ def test_the_story_is_what_was_recorded(found: Review, truth: list[Batch]) -> No
     assert fmt.share(most) in fullest.text
 
 
+@pytest.mark.slow
 def test_what_was_there_before_the_first_reading_did_not_rise_and_the_end_is_not_empty(
     truth: list[Batch], tmp_path: Path
 ) -> None:
@@ -203,6 +204,7 @@ def test_what_was_there_before_the_first_reading_did_not_rise_and_the_end_is_not
     assert float(fill) / 100 == pytest.approx(max(fills), rel=0.05)  # some went since
 
 
+@pytest.mark.slow
 def test_a_table_that_is_first_read_when_its_holders_have_passed_their_most(
     found: Review, truth: list[Batch], tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def test_speed_and_pause(file: Path) -> None:
     drive(file, keys)
 
 
+@pytest.mark.slow
 def test_a_view_is_changed_and_drilled_into_while_standing(file: Path) -> None:
     async def keys(app: TopApp, pilot: Pilot[None], feed: ReplayFeed) -> None:
         await pilot.press("j", *"60%", "enter")

@@ -15,6 +15,8 @@ from ctrace.model.model import Model
 from ctrace.record import Kind
 from ctrace.recording.review import Review, review
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def looks() -> list[str]:
@@ -34,7 +36,6 @@ def found(file: Path, looks: list[str]) -> Review:
         return review(source)
 
 
-@pytest.mark.slow
 def test_the_moment_before_the_first_refusal_is_just_before_it(
     found: Review, truth: list[Batch]
 ) -> None:

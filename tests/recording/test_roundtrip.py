@@ -9,9 +9,10 @@ from typing import Optional
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from kit import synthetic
+from kit.examples import examples
 
 import ctrace
 from ctrace.batch import Batch
@@ -79,9 +80,7 @@ def test_a_recording_of_the_first_version_is_read_as_it_was(codec: str) -> None:
         assert not recording.missing
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n=st.integers(0, 3000),
     seed=st.integers(0, 1 << 30),
@@ -116,6 +115,7 @@ def test_a_tuple_is_found_again_only_when_every_word_of_it_is_the_same(tmp_path:
         assert b"".join(b.events.tobytes() for b in recording) == events.tobytes()
 
 
+@pytest.mark.slow
 def test_references_reach_back_a_whole_window_and_no_further(tmp_path: Path) -> None:
     """More entries at once than the window holds: the oldest are written out again."""
     n = (1 << 19) + 100_000
@@ -152,6 +152,7 @@ def test_columns_equal_the_fields_of_the_events(tmp_path: Path) -> None:
             next(recording.columns("port"))
 
 
+@pytest.mark.slow
 def test_seeking_gives_the_same_batches_and_every_name(tmp_path: Path) -> None:
     batches = synthetic.batches(synthetic.traffic(300_000, rate=20_000))
     assert len(batches) > 40

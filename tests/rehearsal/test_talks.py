@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
+from kit.examples import examples
 
 from ctrace.record import PROTO_NUMBERS
 from ctrace.rehearsal.constants import Named
@@ -25,7 +27,7 @@ def by_definition(far: list[Far], near: set[Far]) -> list[tuple[Far, Far]]:
     return pairs
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3), st.sampled_from([4, 16])),
                 max_size=5), st.integers(0, 9))  # fmt: skip
 def test_pairs_are_those_of_the_definition(parts: list[tuple[int, int, int]], every: int) -> None:
@@ -35,6 +37,7 @@ def test_pairs_are_those_of_the_definition(parts: list[tuple[int, int, int]], ev
     assert pairs_of(far, near) == by_definition(far, near)
 
 
+@pytest.mark.slow
 def test_a_flood_of_sources_has_as_many_pairs_as_any() -> None:
     """A hundred thousand addresses: every pair of them would never end."""
     far = [*hosts(1, 100_000, 1), *hosts(1 << 24, 4, 2)]

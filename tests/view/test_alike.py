@@ -70,6 +70,7 @@ def plain(html: str) -> str:
     return unescape(re.sub(r"<[^>]+>", "|", re.sub(r"\s*</tr>\s*", "\n", text)))
 
 
+@pytest.mark.slow
 def test_json_of_replay_and_report_is_the_snapshot(file: str, end: Snapshot) -> None:
     (table,) = end.tables
     for verb in (("replay", "--once"), ("report",)):
@@ -107,6 +108,7 @@ def test_the_screen_has_the_same_rows_and_sentences(file: str, end: Snapshot) ->
         assert fmt.prose(cause.text).split(" are ")[0] in text
 
 
+@pytest.mark.slow
 def test_text_page_and_markdown_say_the_same(file: str, end: Snapshot) -> None:
     texts = [
         run("report", file, "--group", "service", "--format", format)

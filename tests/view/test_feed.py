@@ -192,6 +192,7 @@ def test_advice_sees_this_moment_by_another_grouping() -> None:
     feed.close()
 
 
+@pytest.mark.slow
 def test_what_is_recorded_can_be_opened(tmp_path: Path) -> None:
     import ctrace
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kit import samples
+from kit.examples import examples
 from rich.cells import cell_len
 from rich.console import Console
 from textual.binding import Binding
@@ -214,7 +215,7 @@ def test_no_name_reaches_the_terminal_raw(mode: str, size: tuple[int, int]) -> N
         assert cell_len(line.plain) == size[0]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.sampled_from(sorted(SCENES)),
     st.integers(1, 260),

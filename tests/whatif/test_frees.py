@@ -54,6 +54,7 @@ def held_in_the_end(packets: Sequence[Packet], changed: Mapping[str, float] = {}
     return float(np.mean(held))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_freed_in_the_end_was_inside_each_range(name: str) -> None:
     load, timeout, part, new = CASES[name]

@@ -74,6 +74,7 @@ def test_nothing_done_is_the_table_as_it_is(both: tuple[Recorded, Snapshot, Advi
     assert outlook.expected() * LIMIT == pytest.approx(settled, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("load", "timeout", "part", "seconds"),
     [

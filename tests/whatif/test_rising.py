@@ -74,6 +74,7 @@ def test_a_lever_against_them_ends_it(lever: str) -> None:
     assert place.rising is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("looks", "timeout", "close"), [(0, 432_000, 0), (20, 60, 0), (20, 432_000, 40)]
 )

@@ -60,6 +60,7 @@ def mean_under(load: Kernel, timeout: int) -> tuple[float, Outcome]:
     return float(np.mean(truth.counts)), of_recording(recorded, lever).places[0].changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [5, 30])
 def test_a_recording_shorter_than_the_timeout_has_a_range_as_wide_as_what_is_not_known(
     timeout: int,
@@ -70,6 +71,7 @@ def test_a_recording_shorter_than_the_timeout_has_a_range_as_wide_as_what_is_not
     assert high - low > 0.5 * truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [5, 30])
 def test_looks_at_the_living_tell_what_they_wait_for(timeout: int) -> None:
     truth, told = mean_under(replace(SHORT, looks=40), timeout)
@@ -93,6 +95,7 @@ def under_policy(load: Kernel, setting: int) -> list[Batch]:
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [120, 12], ids=["shorter", "longer than the setting"])
 def test_a_setting_changes_nothing_for_sure_of_what_a_policy_gave_its_timeout(setting: int) -> None:
     load = Kernel(rate=60, time_wait=30, seconds=90, looks=20)

@@ -52,6 +52,7 @@ def test_the_recording_as_it_was(busy: Recorded) -> None:
     assert place.modelled.drops == place.recorded.drops == 0
 
 
+@pytest.mark.slow
 def test_a_reading_counts_for_its_own_time_and_not_for_its_batchs_end() -> None:
     late = np.random.default_rng(1)
     batches = [
@@ -104,6 +105,7 @@ def test_predictions(busy: Recorded, levers: Levers, changes: dict[str, float]) 
     assert place.changed.mean == pytest.approx(mean, rel=0.15)
 
 
+@pytest.mark.slow
 def test_room_ends_the_refusals(full: tuple[Recorded, Kernel]) -> None:
     """A larger maximum, or the culprit untracked: nobody is refused; a smaller one: more are."""
     recorded, kernel = full
