@@ -227,12 +227,14 @@ def sweep(alive: Callable[[], Collection[int]], only: Optional[int] = None) -> N
     thought to be gone: its number may have been given to another.
     """
     there = alive()
-    for inum in {inum for kind in ("json", "guard", "lock") for inum in _noted(kind)}:
+    for inum in {inum for kind in ("json", "new", "guard", "lock") for inum in _noted(kind)}:
         if only not in (None, inum):
             continue
-        if inum in there and (not path(inum).exists() or read(inum) is not None):
+        whole = not path(inum).exists() or read(inum) is not None
+        if inum in there and whole and not _draft(inum).exists():
             continue
         with suppress(CtraceError), locked(inum):  # else it is changed just now
+            _draft(inum).unlink(missing_ok=True)
             gone = inum not in alive()
             if gone or read(inum) is None:
                 forget(inum)
@@ -253,9 +255,8 @@ def _noted(kind: str = "json") -> list[int]:
 def write(note: Note) -> None:
     """Write the note, whole or not at all."""
     where = path(note.netns)
-    draft = where.with_suffix(".new")
-    with suppress(FileNotFoundError):
-        draft.unlink()
+    draft = _draft(note.netns)
+    draft.unlink(missing_ok=True)
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:
         json.dump(asdict(note), file)
@@ -265,9 +266,12 @@ def write(note: Note) -> None:
 
 
 def forget(netns: int) -> None:
-    """Remove the note, and what a killed ctrace had begun to write."""
-    path(netns).with_suffix(".new").unlink(missing_ok=True)
+    """Remove the note."""
     path(netns).unlink(missing_ok=True)
+
+
+def _draft(netns: int) -> Path:
+    return _file(netns, "new")
 
 
 def path(netns: int) -> Path:

@@ -42,11 +42,19 @@ def accepts(plan: Plan) -> dict[Place, Counter[str]]:
 
 
 def own(plan: Plan) -> dict[Place, Counter[str]]:
-    """The comments of its untracking rules, where those are of iptables: there each family's
-    go apart. nftables' stand in one table, which is there or is not."""
+    """The comments of its own rules, by where they are: each family's, or each chain's, may be
+    flushed apart, and half a pair of rules cuts a service off. Of nftables, each once."""
     found: dict[Place, Counter[str]] = {}
     if plan.backend == "nft":
-        return found
+        chain = ""
+        for line in notrack_nft.script(plan, None).splitlines():
+            if line == "}":  # the end of our table
+                return found
+            if line.startswith("\tchain "):
+                chain = line.split()[1]
+            elif f'comment "{TAG}' in line:
+                tag = TAG + line.split(f'comment "{TAG}')[1].split('"')[0]
+                found.setdefault(("nft", "inet", TABLE, chain), Counter())[tag] = 1
     for family in steps.families():
         lines = notrack_iptables.restore(plan, family).splitlines()
         for chain in CHAINS:
@@ -70,7 +78,7 @@ class Standing:
     """Checks one plan's rules again and again."""
 
     def __init__(self, plan: Plan) -> None:
-        self._own = own(plan)
+        self._own, self._nft = own(plan), plan.backend == "nft"
         self._untracks = any(isinstance(lever, Notrack) for lever in plan.levers)
         self._accepts = accepts(plan)
         self._legacy = any(place[0] == "iptables-legacy" for place in (*self._own, *self._accepts))
@@ -113,7 +121,7 @@ class Standing:
             self.generation = self._generation(reader)
             now = self.generation[0]
             if self._legacy or not now or now != self._seen:
-                there = bool(self._own) or reader.has_table("inet", TABLE)
+                there = reader.has_table("inet", TABLE) if self._nft else bool(self._own)
                 there = there and not _lacking(reader, self._own)
                 self._found = there, _lacking(reader, self._accepts)
                 self._seen = now

@@ -122,6 +122,7 @@ def test_an_undo_that_was_killed_half_way_is_finished_by_the_next(
     monkeypatch.setattr(netns, "find", lambda: [Namespace(here, "here", "/proc/self/ns/net")])
     monkeypatch.setattr(undo, "applied", lambda _only=None: [])
     noted(here, plans.to_json(untracked(here, "nft")))
+    undo.undo()
     notes.path(here).with_suffix(".new").touch()
     undo.undo()
     assert [path.suffix for path in state.iterdir()] == [".lock"]

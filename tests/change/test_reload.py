@@ -191,9 +191,11 @@ def test_without_its_guard_it_ends_by_itself(
             server.run(KINDS["nft"][0], stdin=NATIVE)
 
 
-def test_taken_away_by_hand_it_stays_away(lab: Lab) -> None:
+@pytest.mark.parametrize("removed", ["delete table inet ctrace", "flush chain inet ctrace pre"])
+def test_taken_away_by_hand_it_stays_away(lab: Lab, removed: str) -> None:
+    """Also half a pair of rules, which would cut the service off: the rest goes, too."""
     with confirmed(lab, "nft") as (server, client, address):
-        server.run(["nft", "delete", "table", "inet", "ctrace"])
+        server.run(["nft", *removed.split()])
         until(lambda: "ctrace" not in rules_of(server), "its accepts go, too")
         until(lambda: not notes.guarded(server.inum), "the guard ends")
         assert state(server) == condition.OVER
