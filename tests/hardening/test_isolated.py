@@ -113,6 +113,19 @@ def test_every_script(traps: Path, script: str) -> None:
     assert ran(traps) == ""
 
 
+def test_what_a_shell_would_run_first(traps: Path) -> None:
+    scripts = [one for one in (ROOT / "scripts").iterdir() if one.is_file()]
+    shells = [one for one in scripts if one.read_bytes().startswith(b"#!/bin/bash")]
+    assert len(shells) > 8
+    assert {one.read_text().partition("\n")[0] for one in shells} == {"#!/bin/bash -p"}
+    hostile = {
+        "BASH_ENV": str(traps / "nft"),
+        "BASH_FUNC_readlink%%": f"() {{ echo readlink >>{traps.parent / 'ran'}; }}",
+    }
+    done = start(traps, ROOT / "scripts/ctrace", "--version", **hostile)
+    assert (done.returncode, ran(traps)) == (0, ""), done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"), [("ctrace.change.guard", ["1"]), ("ctrace.demo.actors", ["net"])]
 )
