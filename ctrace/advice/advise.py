@@ -271,7 +271,8 @@ def _candidate(
 def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
     """NOTRACK lets a flood through to the service, without an entry: it comes after the rest."""
     here = (candidate.netns, candidate.proto, candidate.port)
-    if not any(c.id == "syn-flood" and (c.netns, c.proto, c.port) == here for c in why):
+    floods = (c for c in why if c.id in ("syn-flood", "ack-flood"))
+    if all((c.netns, c.proto, c.port) != here for c in floods):
         return candidate
     return candidate.held_back(
         "its entries come from a flood: without tracking, all of it reaches the service; see below"

@@ -11,6 +11,7 @@ import pytest
 from kit.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, TIME_WAIT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
+from ctrace.beside import Beside, Stray
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
 from ctrace.record import Direction, Kind, Reason
@@ -237,6 +238,20 @@ def one_way_tcp(t: Trace) -> None:
     t.walks(12)
 
 
+def ack_flood(t: Trace) -> None:
+    """Lone packets of ever new sources, each taken up as an open connection."""
+    src = t.rng.integers(0x0B000000, 0xDF000000, 300 * 12)
+    t.flows(steady(300, 12, t.rng), 0.0, 300.0, src=src, dport=443, status=UNREPLIED,
+            state=ESTABLISHED)  # fmt: skip
+    t.walks(12)
+
+
+def udp_scan(t: Trace) -> None:
+    ports = t.rng.integers(1, 65535, 200 * 40)
+    t.flows(steady(200, 40, t.rng), 0, 10.0, src="10.6.6.6", dport=ports, proto=17,
+            status=UNREPLIED)  # fmt: skip
+
+
 def few_lookups(t: Trace) -> None:
     t.flows(steady(3, 60, t.rng), 0.002, 10.0, proto=17, dport=53)
 
@@ -261,6 +276,8 @@ SHAPES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("time-wait", old_time_wait, 12, 262_144),
     ("leak", old_leak, 12, 262_144),
     ("one-way-tcp", one_way_tcp, 12, 262_144),
+    ("ack-flood", ack_flood, 12, 262_144),
+    ("scan", udp_scan, 35, 262_144),
 ]
 
 LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
@@ -289,6 +306,9 @@ LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("syn-flood", one_way_tcp, 12, 262_144),
     ("one-way-tcp", flood, 35, 262_144),
     ("one-way-tcp", unused, 12, 262_144),
+    ("ack-flood", one_way_tcp, 12, 262_144),
+    ("ack-flood", flood, 35, 262_144),
+    ("scan", one_way, 50, 262_144),
 ]
 
 
@@ -532,6 +552,55 @@ def test_looks_at_living_connections_name_nothing() -> None:
     assert [c.id for c in snapshot.why] == ["unknown"]
     assert snapshot.culprits[0].life.n == 0
     assert snapshot.culprits[0].held == snapshot.culprits[0].inserts
+
+
+ONE_WAY = Stray("10.0.0.1", "tcp", 80, "one-way", 40)
+
+
+@pytest.mark.parametrize(
+    ("each", "looked_at", "cause"),
+    [
+        (5, (), "one-way-tcp"),
+        (0, (), "syn-flood"),
+        (0, (ONE_WAY,), "one-way-tcp"),
+        (5, (replace(ONE_WAY, why="syn-ack"),), "syn-flood"),
+        (5, (replace(ONE_WAY, port=443),), "syn-flood"),
+    ],
+)
+def test_a_host_that_sees_one_direction_is_not_flooded(
+    each: int, looked_at: tuple[Stray, ...], cause: str
+) -> None:
+    """What follows a SYN whose answer passes elsewhere is INVALID; ``each``: of every entry."""
+    trace = Trace(seed=7)
+    flood(trace)
+    m = Model(HookInfo("fentry"), Clock(0), START)
+    for number, batch in enumerate(trace.batches(35, limit=40_000)):
+        tables = tuple(
+            replace(one, stats={**one.stats, "invalid": each * 1000 * number})
+            for one in batch.tables
+        )
+        m.update(replace(batch, tables=tables, beside=(Beside(NETNS, strays=looked_at),)))
+    why = m.snapshot().why
+    assert why[0].id == cause
+    assert any("SYN proxy" in one.text for one in why[0].remedies) == (cause == "syn-flood")
+
+
+def test_who_asks_ever_other_name_servers_is_told_of_no_caching_resolver() -> None:
+    for servers, words in ((4000, "a larger cache"), (1, "a caching resolver on the host")):
+        trace = Trace(seed=7)
+        dst = 0x0C000000 + np.arange(100 * 40) % servers
+        trace.flows(steady(100, 40, trace.rng), 0.01, 30.0, dst=dst, proto=17, dport=53,
+                    direction=int(Direction.OUT))  # fmt: skip
+        assert words in run(trace, 35).why[0].remedy
+
+
+def test_connections_that_were_reset_do_not_wait_out_time_wait() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(90, 12, trace.rng), 0.001, 10.0, dport=3389, state=CLOSE)
+    trace.walks(12)
+    why = run(trace, 12).why
+    assert "were reset" in why[0].text
+    assert "TIME_WAIT" not in why[0].text
 
 
 def test_a_scan_by_one_source() -> None:

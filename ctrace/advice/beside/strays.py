@@ -71,8 +71,10 @@ def sorted_out(netns_path: str, seen: Iterable[Seen], rules: Told, loose: bool) 
     unique = list(dict.fromkeys(p for one in odd for p in (one.packet, _back(one.packet))))
     entries = dict(zip(unique, ctnetlink.lookup(netns_path, unique)))
     far = _far_off(packets)
+    # What refuses one of them is INVALID as well, and says nothing of its own.
+    refused = {one.packet: one for one in odd if not one.flags & RST}
     found: Counter[Stray] = Counter()
-    for one in odd:
+    for one in (refused.get(_back(o.packet), o) if o.flags & RST else o for o in odd):
         entry = entries[one.packet]
         entry = entries[_back(one.packet)] if entry is None else entry
         why = _why(one, entry, loose) or ("window" if id(one) in far and entry is not None else "")

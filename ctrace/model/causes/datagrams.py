@@ -24,6 +24,8 @@ TUNNEL_PROTOS: Final = ("ipip", "ipv6", "gre", "esp", "ah")
 UDP: Final = ("udp", "udplite")
 FEW: Final = 100
 """Entries below which a few look-ups, pings or tunnels are not worth a line."""
+SERVERS: Final = 3
+"""Different name servers in the samples: a client asks the first two or three that it knows."""
 PINGS: Final = {"icmp": "icmp_timeout", "icmpv6": "icmpv6_timeout"}
 
 
@@ -65,9 +67,7 @@ def dns_storm(s: Service) -> Optional[Cause]:
     served = s.c.direction == "in"
     silent = s.judged >= ENDED and (s.c.unreplied or 0.0) >= 0.9
     what = "DNS look-ups that it answers" if served else "DNS look-ups"
-    helps: tuple[str, ...] = (
-        () if served else ("a caching resolver on the host", "fewer search domains")
-    )
+    helps = () if served else _fewer(s)
     if silent:
         what = "DNS look-ups that nobody answers"
         asked = "this host" if served else s.c.dst or "who is asked"
@@ -85,6 +85,14 @@ def dns_storm(s: Service) -> Optional[Cause]:
         (None if silent else notrack(s)) or _shorter(s, "udp_timeout"),
     )
     return replace(cause, load=not silent)
+
+
+def _fewer(s: Service) -> tuple[str, ...]:
+    """What makes fewer look-ups: who asks ever other servers is a resolver itself."""
+    if s.c.direction == "out" and len({one.dst for one in s.c.samples}) >= SERVERS:
+        return ("a larger cache, or one resolver to forward to, instead of all these servers",)
+    where = "on the host" if s.c.direction in ("out", "loopback") else "on the clients' side"
+    return (f"a caching resolver {where}", "fewer search domains")
 
 
 def one_way_udp(s: Service) -> Optional[Cause]:

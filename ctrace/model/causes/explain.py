@@ -23,6 +23,7 @@ PER_SERVICE: Final[tuple[Recogniser, ...]] = (
     datagrams.dns_storm,
     datagrams.one_way_udp,
     datagrams.pings,
+    floods.ack_flood,
     tcp.one_way_tcp,
     floods.syn_flood,
     tcp.no_keepalive,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Logged
-from ctrace.beside import EPHEMERAL, Beside
+from ctrace.beside import EPHEMERAL, Beside, Stray
 from ctrace.model.causes.room import LOADS
 from ctrace.model.causes.words import UNKNOWN, duration, entries, pace, percent, stay
 from ctrace.model.composition import by_settings, timeouts
@@ -162,6 +162,7 @@ class Service:
     """Ports that the kernel chooses from in its namespace."""
     seen: int = 0
     """Entries of its table that were seen; a dump may show fewer than there are."""
+    strays: tuple[Stray, ...] = ()
 
     @property
     def judged(self) -> int:
@@ -358,6 +359,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         changes=facts.changes,
         ephemeral=facts.beside[netns].ephemeral if netns in facts.beside else EPHEMERAL,
         seen=round(facts.whole(netns, held=True)),
+        strays=facts.beside[netns].strays if netns in facts.beside else (),
     )
 
 

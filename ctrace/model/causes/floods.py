@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, OWNED, SHARE, Facts, Service
+from ctrace.model.causes.tcp import most_held_state, notrack
 from ctrace.model.causes.words import pace, percent, plural
 from ctrace.model.snapshot import Cause, Culprit
-from ctrace.record import TCP
+from ctrace.record import TCP, UDP
 
 SOME: Final = 500
 """Connections below which nothing is called a flood or a scan."""
@@ -51,6 +52,8 @@ def syn_flood(s: Service) -> Optional[Cause]:
     if c.proto != "tcp" or max(c.inserts, c.held) < SOME or c.held < ENDED:
         return None
     open_ = half_open(c, s.judged)
+    if open_ and one_sided(s):
+        return _one_way(s)
     per_source = c.inserts / max(1, s.sources)
     fresh = s.changes and s.judged < ENDED and s.sources >= FRESH and per_source < 1.3
     if not (open_ or fresh):
@@ -79,6 +82,66 @@ def syn_flood(s: Service) -> Optional[Cause]:
         remedies.limit(c, c.held) if received else None,
         remedies.timeout("tcp_timeout_syn_recv" if answered else "tcp_timeout_syn_sent", c.netns),
         remedies.drop_source(mostly, c.netns, c.held) if received and mostly else None,
+    )
+
+
+def one_sided(s: Service) -> bool:
+    """Whether the connections go on unseen: what follows their SYNs is INVALID where no answer
+    passes (an ACK in SYN_SENT, tcp_conntracks in nf_conntrack_proto_tcp.c)."""
+    c, looked_at = s.c, sum(one.packets for one in s.strays)
+    if (c.unreplied or 0.0) < 0.8:
+        return False
+    if looked_at >= ENDED:
+        here = [one for one in s.strays if (one.proto, one.port) == (c.proto, c.port)]
+        return sum(one.packets for one in here if one.why == "one-way") >= MOSTLY * looked_at
+    if s.table is None or c.inserts < MOSTLY * s.table.totals.insert:
+        return False
+    return s.table.invalid >= max(0.8 * c.inserts, MANY)
+
+
+def _one_way(s: Service) -> Cause:
+    """Connections whose answers take another way, as a balancer with direct return has them."""
+    assert s.table is not None
+    return s.cause(
+        "one-way-tcp",
+        f"{s.of}: {s.part} are connections of which this host sees one direction only: no answer "
+        "passes here, and what follows their SYNs is INVALID",
+        (
+            f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
+            f"{plural(s.table.invalid, 'packet')} were INVALID meanwhile: forged SYNs have none",
+            s.held_line,
+        ),
+        remedies.change("let both directions pass this host", s.c.netns, s.c.key),
+        notrack(s),
+        remedies.timeout("tcp_timeout_syn_sent", s.c.netns),
+    )
+
+
+def ack_flood(s: Service) -> Optional[Cause]:
+    """Lone packets of connections that never were: each is taken up as an open one."""
+    c, once = s.c, s.c.composition.once
+    state, count, share = most_held_state(s)
+    if state != "ESTABLISHED" or share < 0.8 or count < SOME or (c.unreplied or 0.0) < 0.8:
+        return None
+    if s.sources < MANY or c.held > 2 * s.sources or once is None or once < 0.8:
+        return None
+    return s.cause(
+        "ack-flood",
+        f"{c.key}{s.where}: {s.part} are lone packets of about {plural(s.sources, 'source')} that "
+        f"belong to no connection ({', '.join(('ACK flood', *s.pace('new/s')))}): each is taken "
+        "up as an open one",
+        (
+            f"{percent(c.unreplied)} of {s.basis} never saw a reply, and are ESTABLISHED",
+            f"{percent(once)} of them had one packet",
+            s.held_line,
+        ),
+        remedies.change(
+            "set nf_conntrack_tcp_loose to 0 and drop INVALID packets, so that only a SYN begins "
+            "an entry",
+            c.netns,
+            c.key,
+        ),
+        remedies.delete(c, count, state="ESTABLISHED", src=s.alone),
     )
 
 
@@ -136,18 +199,24 @@ def scans(facts: Facts) -> Iterator[Cause]:
         if max(c.inserts, c.held) < SOME or not half_open(c, judged):
             continue
         whole = facts.whole(c.netns, held=True)
-        services, asked = _asked(facts, group.key[at])
+        proto, services, asked = max(
+            (_asked(facts, group.key[at], one) for one in (TCP, UDP)), key=lambda one: one[2]
+        )
         if asked < 0.8 * c.held:  # pings are no connections
             continue
         hosts = int(np.count_nonzero(facts.dst.inside(c.netns))) if c.held >= 0.8 * whole else 0
         if max(services, hosts) < SPREAD:
             continue
         share = c.held / whole if whole else c.share
-        yield _scan(facts, c, judged, share, services, hosts)
+        yield _scan(facts, c, judged, share, (proto, services, hosts))
 
 
-def _scan(facts: Facts, c: Culprit, judged: int, share: float, services: int, hosts: int) -> Cause:
-    """A source that scans, and what stops it: a process of this host is stopped where it runs."""
+def _scan(
+    facts: Facts, c: Culprit, judged: int, share: float, asked: tuple[int, int, int]
+) -> Cause:
+    """A source that scans, and what stops it: a process of this host is stopped where it runs.
+    ``asked``: the protocol, services and hosts."""
+    proto, services, hosts = asked
     table = facts.table(c.netns)
     held = table.count if table and table.count else c.held
     to = [plural(services, "service")] + ([f"{hosts:,} hosts or more"] if hosts > 1 else [])
@@ -155,12 +224,15 @@ def _scan(facts: Facts, c: Culprit, judged: int, share: float, services: int, ho
     stop = remedies.drop_source(c.src, c.netns, c.held)
     if c.direction in ("out", "loopback"):
         stop = remedies.change(f"stop or slow down {owner or c.src}, of this host", c.netns)
-    helps = (stop, remedies.timeout("tcp_timeout_syn_sent", c.netns))
+    tcp = proto == TCP
+    what = "connections" if tcp else "datagrams"
+    like = "a scan" if tcp else "a scan, traceroutes or peer-to-peer"
+    helps = (stop, remedies.timeout("tcp_timeout_syn_sent" if tcp else "udp_timeout", c.netns))
     return Cause(
         id="scan",
         text=f"{c.src}{f' ({owner})' if owner else ''}{facts.where(c.netns)}: {percent(share)} of "
-        f"{held:,} entries are its unanswered connections to {' of '.join(to)} "
-        f"(a scan{_pace(facts, c)})",
+        f"{held:,} entries are its unanswered {what} to {' of '.join(to)} "
+        f"({like}{_pace(facts, c)})",
         evidence=(
             f"{percent(c.unreplied)} of {judged:,} looked at or ended never saw a reply",
             f"holds {c.held:,} entries of {held:,}",
@@ -168,6 +240,7 @@ def _scan(facts: Facts, c: Culprit, judged: int, share: float, services: int, ho
         share=share,
         netns=c.netns,
         src=c.src,
+        load=not tcp,
         remedies=tuple(one for one in helps if one is not None),
     )
 
@@ -188,12 +261,12 @@ def _pace(facts: Facts, c: Culprit) -> str:
     return f", {said}" if said else ""
 
 
-def _asked(facts: Facts, src: npt.NDArray[np.uint64]) -> tuple[int, int]:
-    """How many TCP services a source has entries to, and how many entries."""
+def _asked(facts: Facts, src: npt.NDArray[np.uint64], proto: int) -> tuple[int, int, int]:
+    """The protocol, how many of its services a source has entries to, and how many entries."""
     key = facts.pair.key
     mine = (key[:, :2] == src[:2]).all(axis=1) & (key[:, 2] >> _S32 == src[2] >> _S32)
-    mine &= key[:, 2] >> np.uint64(16) & np.uint64(0xFF) == np.uint64(TCP)
-    return int(np.count_nonzero(mine)), int(facts.pair.held[mine].sum())
+    mine &= key[:, 2] >> np.uint64(16) & np.uint64(0xFF) == np.uint64(proto)
+    return proto, int(np.count_nonzero(mine)), int(facts.pair.held[mine].sum())
 
 
 def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Optional
 
-from ctrace.beside import Beside, Refusing, Stray
+from ctrace.beside import MOST, Beside, Refusing, Stray
 from ctrace.model.causes.words import percent, plural
 from ctrace.model.remedies import change
 from ctrace.model.snapshot import Cause, Remedy, Table
@@ -96,7 +96,8 @@ def _from(found: Sequence[Stray]) -> str:
     what = service if its >= MOSTLY * total else f"{len(services):,} services"
     if most >= MOSTLY * total:
         return f"from {src} ({what})"
-    return f"from {plural(len(sources), 'source')} ({what})"
+    more = " or more" if len(found) >= MOST else ""  # no more are kept
+    return f"from {plural(len(sources), 'source')}{more} ({what})"
 
 
 def _dropped(rule: Refusing) -> str:

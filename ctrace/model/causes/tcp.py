@@ -61,7 +61,7 @@ def no_keepalive(s: Service) -> Optional[Cause]:
         return None
     return s.cause(
         "no-keepalive",
-        f"{s.of}: {s.part_of(c.closed)} are closed connections waiting out TIME_WAIT{s.they}",
+        f"{s.of}: {s.part_of(c.closed)} are {_closed(s)}{s.they}",
         (
             s.held_line,
             f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
@@ -71,6 +71,14 @@ def no_keepalive(s: Service) -> Optional[Cause]:
         remedies.keep_alive(c),
         notrack(s) or time_wait(s),
     )
+
+
+def _closed(s: Service) -> str:
+    """What closed connections wait for: a reset ends them without TIME_WAIT."""
+    state, _, share = most_held_state(s)
+    if state == "CLOSE" and share >= MOSTLY:
+        return "connections that were reset, until their timeout (CLOSE)"
+    return "closed connections waiting out TIME_WAIT"
 
 
 def waiting(s: Service) -> Optional[Cause]:
