@@ -16,14 +16,16 @@ import pytest
 
 from ctrace.advice.alternatives import placed, policy_alternative
 from ctrace.advice.facts import Facts
+from ctrace.advice.result import Candidate, flush_lines
 from ctrace.beside import Left
+from ctrace.lab import traffic
 from ctrace.lab.namespaces import Lab, Node
 from ctrace.model import remedies
 from ctrace.model.causes import whole
 from ctrace.model.causes.beside import stale
 from ctrace.model.causes.facts import Facts as CauseFacts
 from ctrace.model.snapshot import Culprit, Remedy, Table
-from ctrace.plan.plan import CtTimeout, alone
+from ctrace.plan.plan import CtTimeout, Notrack, alone
 from ctrace.ruleset import notrack_nft
 from ctrace.whatif.growth import Range
 
@@ -197,6 +199,36 @@ def test_commands_for_the_machine_work_in_its_first_namespace_only(
             ordinary(one, pasted(cast(Node, machine), lines, path))
             # sysctl(8) complains, and some of its versions exit with 0 all the same.
             assert all(not said.endswith(": ") for _, said in pasted(here, lines, path))
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_what_deletes_entries_deletes_as_many_as_it_says_and_no_others(
+    nodes: tuple[Node, Node], path: str, where: str
+) -> None:
+    """Of a remedy, and of what stays behind once NOTRACK is in place."""
+    shell = nodes[0] if where == "here" else nodes[1]
+    facts = Facts(enter=("nsenter", f"--net={nodes[0].path}"))
+    held = 20
+    for node in nodes:
+        node.sysctl("net.netfilter.nf_conntrack_udp_timeout", 600)
+        traffic.udp_flows(node, ("127.0.0.1", 53), held)
+        traffic.udp_flows(node, ("127.0.0.1", 54), held)
+    left = Candidate(1, "here", "udp", 53, ("loopback",), "safe", (), held, 1.0, None,
+                     Notrack("udp", 53, ("loopback",)), enter=facts.enter)  # fmt: skip
+    offered = remedies.delete(replace(UDP, held=held), held)
+    assert offered
+    assert offered.now == held
+    for commands in (placed(offered, facts).commands, tuple(flush_lines(left))):
+        assert count(nodes[0]) == 2 * held
+        said = "".join(text for _, text in pasted(shell, commands, path))
+        deleted = map(int, re.findall(r"(\d+) flow entries have been deleted", said))
+        assert sum(deleted) == held, said
+        assert [count(node) for node in nodes] == [held, 2 * held]
+        traffic.udp_flows(nodes[0], ("127.0.0.1", 53), held)
+
+
+def count(node: Node) -> int:
+    return int(node.sysctl("net.netfilter.nf_conntrack_count"))
 
 
 def policy_as_typed(one: Remedy, facts: Facts) -> Remedy:
