@@ -141,3 +141,10 @@ def test_counters_and_counts_as_tools_of_other_ages_print_them() -> None:
     assert one.space().counters[-1]["drop"] == 14
     assert one.space().counters[-1]["chaintoolong"] == 2
     assert (one.space().counts, one.unread.count) == ([16384], 0)
+
+
+def test_a_row_of_counters_is_no_connection() -> None:
+    head = "entries searched found new invalid ignore delete delete_list insert insert_failed drop"
+    row = "00000010 00000001 00000002 00000003 00000004 ab000005 " + "00000000 " * 4 + "00000007"
+    one = found(f"{head}\n{row}\n")
+    assert (one.space().counters[-1]["drop"], one.unread.count) == (7, 0)

@@ -12,7 +12,7 @@ _FORMS: Final = (
      "a connection as RouterOS prints it, with names of its own"),
     (re.compile(rb"^\d{1,10}\s+\S+:\d+\s+\S+:\d+\s+[a-z]\w*\s+(?:\[\d+\]|[A-Z_]+\s+\d|\d)"),
      "a row of 'show conntrack table', without the reply: give conntrack -L -o extended"),
-    (re.compile(rb"^\d{1,10}(?:\s+[\da-fA-F.:]+){4}\s+[a-z][a-z\d-]{1,10}\s+(?:[A-Z_\d]+\s+)?\d"),
+    (re.compile(rb"^\d{1,10}(?:\s+[\da-fA-F.:]+){4}\s+(?:tcp|udp|icmp|gre|sctp|unknown)\w*\s"),
      "a row of 'show conntrack table', without its status: give conntrack -L -o extended"),
     (re.compile(rb"^(?:tcp|udp|icmp|[\da-fA-F.:]+:\d+)\s+[\w.:-]+:\d+\s+[\w.:-]+(?::\d+)?\s+"
                 rb"(?:[A-Z_]+$|(?:tcp|udp|icmp)\s+(?:[A-Z_]+\s+)?\d+:\d\d:\d\d)"
