@@ -101,7 +101,7 @@ class Sample:
         # idle for longer than it has existed is impossible: it has another timeout
         wrong = known & (idle > age / 1e6 + TICK_MS)
         if timeouts is not None:
-            wrong |= timeouts.older(w, at, age)
+            wrong |= timeouts.vague(w, at, age)
         sure = (idle >= 0) & ~wrong
         rows["idle"][sure] = idle[sure] / 1e3
         over = w.events["overdue_ms"][at]

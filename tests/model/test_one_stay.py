@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
@@ -341,3 +342,19 @@ def _middle_wait(shortest: float) -> float:
     tries = np.linspace(0.0, 1.0, 2001)
     shares = np.minimum(pauses[:, None], tries).sum(axis=0) / pauses.sum()
     return float(np.interp(0.5, shares, tries))
+
+
+def test_flows_first_looked_at_after_their_timeout_was_lowered_do_not_seem_to_live_on() -> None:
+    """One packet each; the timeout is lowered from 30 to 8 s before the first look."""
+    packets = [
+        entries.Packet(float(at), 17, 1024 + n, 53, entries.ANY, 0, "udp")
+        for n, at in enumerate(np.linspace(0, 55, 600))
+    ]
+    table = entries.Table({"udp": 30.0}, 60, looks=60, later=(20.0, {"udp": 8.0}))
+    model, told = Model(HookInfo("fentry"), Clock(0), 0), []
+    for second, batch in enumerate(table.run(packets)):
+        rows = batch.events
+        rows = rows[(rows["kind"] != int(Kind.MET)) | (second > 21)]
+        model.update(replace(batch, events=rows))
+        told.append(model.snapshot("service").culprits[0].life.p50)
+    assert all(life is None or life < 0.1 for life in told), told

@@ -32,6 +32,9 @@ class Timeouts:
     def __init__(self) -> None:
         self._until: dict[int, int] = {}
         """By service: until when none of its ends tells (ns)."""
+        self._before: dict[int, tuple[int, int]] = {}
+        """By service: until when looks at entries made before a time do not tell (ns; that time,
+        until)."""
         self._seen: dict[int, dict[int, tuple[int, int]]] = {}
         """By kind of entry, what looks showed: each timeout (ms), and when first and last (ns)."""
         self._changed: dict[int, tuple[int, int, int]] = {}
@@ -42,12 +45,18 @@ class Timeouts:
         """Take looks at living entries."""
         self._learn_settings(w, at)
         over = w.events["overdue_ms"][at]
-        at = at[(w.idle_ms(at) < 0) & (w.events["timeout_ms"][at] == 0) & (over < 0)]
+        more = (w.idle_ms(at) < 0) & (w.events["timeout_ms"][at] == 0) & (over < 0)
+        often = _often(w.meta.take(at) & SERVICE_MASK, more)
+        at = at[more]
         left = -w.events["overdue_ms"][at].astype(np.int64)
         until = w.ts.take(at).astype(np.int64) + (left + LATER_MS) * 1_000_000
         services = (w.meta.take(at) & SERVICE_MASK).tolist()
         for service, end in zip(services, until.tolist()):
             self._until[service] = max(end, self._until.get(service, 0))
+        now = int(w.ts[0])
+        for service in often:
+            since, end = self._before.get(service, (now, 0))
+            self._before[service] = (since if end >= now else now, self._until[service])
         self._forget()
 
     def _learn_settings(self, w: Window, at: Rows) -> None:
@@ -90,6 +99,21 @@ class Timeouts:
             found |= (kinds == np.uint64(kind)) & (timeout == ms) & before
         return found
 
+    def vague(self, w: Window, at: Rows, age: I64) -> npt.NDArray[np.bool_]:
+        """Which of these looks do not tell how long an entry was idle.
+
+        Where many entries of its service had more time left than the timeout in force, all that are
+        older than the first such look may have another one: nobody need have looked before it was
+        changed.
+        """
+        found = self.older(w, at, age)
+        born = np.where(age < 0, 0, w.ts.take(at).astype(np.int64) - age)
+        services, now = w.meta.take(at) & SERVICE_MASK, int(w.ts[0])
+        for service, (since, until) in self._before.items():
+            if until >= now:
+                found |= (services == np.uint64(service)) & (born < since)
+        return found
+
     def doubtful(self, w: Window, at: Rows, age: I64) -> npt.NDArray[np.bool_]:
         """Which of these ends do not tell how long they were idle; ``age`` in ns."""
         found = self.older(w, at, age)
@@ -116,8 +140,18 @@ class Timeouts:
         self._forget()
 
     def _forget(self) -> None:
-        while len(self._until) > MOST:
-            self._until.pop(next(iter(self._until)))
+        for known in (self._until, self._before):
+            while len(known) > MOST:
+                known.pop(next(iter(known)))
+
+
+def _often(services: U64, some: npt.NDArray[np.bool_]) -> list[int]:
+    """The services at least a quarter of whose looks are among ``some``."""
+    if not some.any():
+        return []
+    names, which, many = np.unique(services, return_inverse=True, return_counts=True)
+    found: list[int] = names[4 * np.bincount(which, some) >= many].tolist()
+    return found
 
 
 def _kinds(w: Window, at: Rows) -> U64:
