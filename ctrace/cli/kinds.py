@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -13,6 +14,8 @@ from click.shell_completion import CompletionItem
 from ctrace import units
 
 MOST_PORT = 65535
+SLOWEST, FASTEST = 1 / 64, 1024.0
+"""How many times as fast a replay can be as what happened."""
 _SIZE_SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -133,6 +136,37 @@ class Whole(click.IntRange):
     def _describe_range(self) -> str:
         """The bounds in words, for the help as well."""
         return f"at least {self.min}" if self.max is None else f"{self.min} to {self.max}"
+
+
+class OneOf(click.Choice):  # type: ignore[type-arg]
+    """One of a few words; the nearest is named when it is none of them."""
+
+    def convert(
+        self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]
+    ) -> Any:
+        """The word; a usage error in one line else."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            near = difflib.get_close_matches(str(value).lower(), list(self.choices), 1)
+            meant = f"; the nearest is {near[0]}" if near else ""
+            self.fail(f"{error.message.rstrip('.')}{meant}", param, ctx)
+
+
+class Speed(click.ParamType):  # type: ignore[type-arg]
+    """How many times as fast as it happened (float)."""
+
+    name = "speed"
+
+    def convert(
+        self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]
+    ) -> float:
+        """The number; a usage error in one line else."""
+        text = str(value)
+        match = re.fullmatch(r"[0-9]{1,4}(?:\.[0-9]{1,9})?", text)
+        if match is None or not SLOWEST <= float(text) <= FASTEST:
+            self.fail(f"{text[:40]!r} is not a speed: give one like 0.5, 2 or 60", param, ctx)
+        return float(text)
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]

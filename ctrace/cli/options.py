@@ -16,7 +16,7 @@ from typing import Any, Optional, TypeVar, cast
 import click
 
 from ctrace.cli import output, rights
-from ctrace.cli.kinds import Namespace, Port, Whole, Words
+from ctrace.cli.kinds import Namespace, OneOf, Port, Whole, Words
 from ctrace.cli.output import number
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import AT_BIRTH, STATUSES, Filter, parse_network, parse_proto, parse_status
@@ -50,11 +50,7 @@ def filter_options(command: F) -> F:
             click.option("-g", "--dst-nat", is_flag=True, help="Only destination-NATed flows."),
             click.option("-w", "--zone", type=ZONE, metavar="ZONE", help="Conntrack zone."),
             click.option(
-                "-f",
-                "--family",
-                type=click.Choice(list(FAMILIES)),
-                metavar="FAMILY",
-                help="ipv4 or ipv6.",
+                "-f", "--family", type=OneOf(list(FAMILIES)), metavar="FAMILY", help="ipv4 or ipv6."
             ),
             click.option("-4", "ipv4", is_flag=True, help="IPv4 only."),
             click.option("-6", "ipv6", is_flag=True, help="IPv6 only."),
@@ -170,7 +166,7 @@ def answer_options(*formats: str, stream: bool = False, forced: bool = False) ->
         )(added)
         added = click.option(
             "--format",
-            type=click.Choice(formats),
+            type=OneOf(formats),
             metavar="FORMAT",
             help=f"{', '.join(formats[:-1])} or {formats[-1]} [default: as FILE is called, "
             f"else {formats[0]}].",
@@ -232,7 +228,7 @@ def hooks_option(command: F) -> F:
     """``--hooks FAMILY``."""
     return click.option(
         "--hooks",
-        type=click.Choice(HOOKS),
+        type=OneOf(HOOKS),
         metavar="FAMILY",
         help=f"Force {', '.join(HOOKS[:-1])} or {HOOKS[-1]}.",
     )(command)
@@ -249,7 +245,7 @@ def group_option(command: F) -> F:
     """``--group KEY``; None where it was not given: see :func:`rows_by`."""
     return click.option(
         "--group",
-        type=click.Choice(GROUPS),
+        type=OneOf(GROUPS),
         metavar="KEY",
         help=f"What to rank: {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.  [default: who, the few "
         "keys of all of these that hold most; in JSON pair]",
@@ -265,7 +261,7 @@ def sort_option(command: F) -> F:
     """``--sort COLUMN``."""
     return click.option(
         "--sort",
-        type=click.Choice(SORTS),
+        type=OneOf(SORTS),
         metavar="COLUMN",
         default="held",
         show_default=True,
@@ -287,10 +283,7 @@ def screen_options(command: F) -> F:
             "--ascii", "ascii_only", is_flag=True, help="ASCII only, also in a UTF-8 locale."
         ),
         click.option(
-            "--theme",
-            type=click.Choice(THEMES),
-            metavar="THEME",
-            help="Colours: dark, light or terminal.",
+            "--theme", type=OneOf(THEMES), metavar="THEME", help="Colours: dark, light or terminal."
         ),
     ):
         command = option(command)

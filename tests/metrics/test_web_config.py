@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ctrace.errors import UsageError
+from ctrace.errors import CtraceError, UsageError
 from ctrace.view.export import web_config
 from ctrace.view.export.scrape import CONNECTIONS, Scrapes
 from ctrace.view.export.web_config import WebConfig, read_web_config
@@ -219,8 +219,9 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, text: str, why: str) 
 
 
 def test_no_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot read .*: No such file"):
+    with pytest.raises(CtraceError, match=r"cannot read .*: No such file") as raised:
         read_web_config(str(tmp_path / "none"))
+    assert raised.value.exit_code == 1  # as every file that is missing
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\0")
     with pytest.raises(UsageError, match="not text"):
         read_web_config(str(tmp_path / "bytes"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from ctrace.cli.kinds import OneOf
+
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="SHELL")
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]), metavar="SHELL")
 def command(shell: str) -> None:
     """Print the completion script for SHELL: bash, zsh or fish.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(), metavar="FILE")
+@click.argument("file", type=click.Path(), metavar="[FILE]", default="ctrace.data")
 @click.option("--notrack", multiple=True, metavar="PROTO/PORT", help="Untrack a service: tcp/8063.")
 @click.option(
     "--timeout",
@@ -38,7 +38,7 @@ def command(
 ) -> None:
     """Say what the table in FILE would have done with other settings.
 
-    FILE is a recording, or a flight recorder's directory.
+    FILE is a recording (default ctrace.data), or a flight recorder's directory.
 
     The model predicts the second half of the recording from the first and prints its error:
     above 15 %, do not trust it.

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from ctrace.cli.kinds import OneOf
 from ctrace.cli.options import answer_options, limit_option
 from ctrace.model.snapshot import GROUPS
 
@@ -17,7 +18,7 @@ from ctrace.model.snapshot import GROUPS
 @click.argument("after", metavar="AFTER")
 @click.option(
     "--group",
-    type=click.Choice(GROUPS[1:]),
+    type=OneOf(GROUPS[1:]),
     metavar="KEY",
     default="service",
     show_default=True,

@@ -9,6 +9,7 @@ from typing import Optional
 
 import click
 
+from ctrace.cli.kinds import OneOf
 from ctrace.cli.options import file_option, force_option, redact_option
 from ctrace.errors import UsageError
 from ctrace.files import check_free, new, new_text
@@ -21,11 +22,11 @@ FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(FORMATS),
+    type=OneOf(FORMATS),
     metavar="FORMAT",
     help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} [default: as FILE is called].",
 )
-@click.option("--to", "earlier", type=click.Choice(FORMATS), hidden=True, help="As --format.")
+@click.option("--to", "earlier", type=OneOf(FORMATS), hidden=True, help="As --format.")
 @file_option("Write to FILE instead of standard output (parquet needs a file).")
 @redact_option
 @force_option

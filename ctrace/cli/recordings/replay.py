@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ctrace.cli.kinds import Time
+from ctrace.cli.kinds import Speed, Time
 from ctrace.cli.options import answer_options, group_option, rows_by, screen_options, sort_option
 from ctrace.errors import CtraceError, UsageError
 from ctrace.live.protocol import Position
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @click.option("--at", metavar="MOMENT", help="Start at 14:03:20 (UTC), -5m from the end, +30, 50%.")
 @click.option(
     "--speed",
-    type=click.FloatRange(1 / 64, 1024),
-    default=1.0,
+    type=Speed(),
+    default="1",
     show_default=True,
     metavar="N",
     help="Playback speed: 2 is twice as fast as it happened.",

@@ -8,7 +8,7 @@ from typing import Optional
 
 import click
 
-from ctrace.cli.kinds import Time, Whole
+from ctrace.cli.kinds import OneOf, Time, Whole
 from ctrace.cli.options import answer_options, hooks_option, tell_unseen
 from ctrace.files import check_free, new_text
 
@@ -37,7 +37,7 @@ from ctrace.files import check_free, new_text
 )
 @click.option(
     "--stacks",
-    type=click.Choice(["insert", "drop", "evict"]),
+    type=OneOf(["insert", "drop", "evict"]),
     metavar="EVENT",
     help="Sample the stacks at each insert, drop or evict, not by the clock.",
 )

@@ -96,15 +96,14 @@ class WebConfig:
 
 
 def read_web_config(path: str) -> WebConfig:
-    """The file's meaning. Raises UsageError."""
+    """The file's meaning. Raises UsageError; CtraceError where it cannot be read."""
     try:
         with open(files.opened(path), encoding="utf-8") as file:
             text = file.read(LARGEST)
-    except CtraceError as error:
-        raise UsageError(str(error)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"cannot read {path}: {why}") from None
+    except OSError as error:
+        raise CtraceError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read {path}: it is not text") from None
     try:
         said = _mapping(text)
         users = said.pop("basic_auth_users", {})
