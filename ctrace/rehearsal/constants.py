@@ -53,6 +53,8 @@ class Named:
     """By port the addresses that stand in one rule with it, or in one element of a set."""
     asked: set[tuple[int, bytes, bytes]] = field(default_factory=set)
     """(family, table, name) of sets that a rule looks something up in."""
+    security: bool = False
+    """Whether connections keep security marks, of which no copy can tell."""
     shifts: set[tuple[int, int, int]] = field(default_factory=set)
     """(first, last, base): ports from ``base`` on are translated to these, one by one."""
     _addresses: list[bytes] = field(default_factory=list)
@@ -130,6 +132,7 @@ class Named:
         for found in _SHIFT.finditer(line):
             self.shifts.add((int(found[1]), int(found[2]), int(found[3])))
         self.uids |= {int(n) for found in _USER.finditer(line) for n in found.groups() if n}
+        self.security |= " CONNSECMARK " in f"{line} "
         self.nat = self.nat or bool(re.search("DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP", line))
         self.together()
 
@@ -227,6 +230,7 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named
             found.asked |= {
                 (family, of[1], dict(about)[1]) for name, about in taken if name == "lookup"
             }
+            found.security |= any(_keeps_security(name, dict(about)) for name, about in taken)
             needs.see(family, body, taken)
     for chain in ruleset.chains if ruleset else ():
         if chain.tool != "nft":
@@ -309,20 +313,7 @@ def _widths(fields: tuple[int, ...], length: int) -> list[int]:
 def _rule(found: Named, rule: list[Expression], place: object) -> None:
     has_nat = any(name in ("nat", "masq", "redir", "tproxy") for name, _ in rule)
     found.nat = found.nat or has_nat
-    kind = (
-        place,
-        tuple(
-            (
-                name,
-                _code(of)
-                if name == "immediate"
-                else ()
-                if name in ("cmp", "lookup", "bitwise", "counter")
-                else tuple(of),
-            )
-            for name, of in rule
-        ),
-    )
+    kind = place, tuple((name, _alike(name, of)) for name, of in rule)
     loads: dict[bytes, tuple[str, int]] = {}
     masks: dict[bytes, int] = {}
     for name, attributes in rule:
@@ -352,11 +343,19 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
                 found.port(struct.unpack(">H", value)[0])
 
 
-def _code(attributes: Attributes) -> tuple[bytes, ...]:
-    """Of a verdict, without the chain that it leads to; of a value nothing."""
-    of = dict(attributes)
-    verdict = dict(split(dict(split(of.get(2, b""))).get(2, b"")))
-    return (verdict.get(1, b""),)
+def _alike(name: str, attributes: Attributes) -> object:
+    """What one class of rules has in common: no values, of a verdict its code without a chain."""
+    if name == "immediate":
+        verdict = dict(split(dict(split(dict(attributes).get(2, b""))).get(2, b"")))
+        return verdict.get(1)
+    return None if name in ("cmp", "lookup", "bitwise", "counter") else tuple(attributes)
+
+
+def _keeps_security(name: str, of: dict[int, bytes]) -> bool:
+    """Whether it reads or writes an entry's security mark (NFT_CT_SECMARK 4)."""
+    if name == "target":
+        return word(of[1]) == "CONNSECMARK"
+    return name == "ct" and number(of.get(2, b"")) == 4
 
 
 _FIELD: Final = {"ports": "port", "addresses": "address"}

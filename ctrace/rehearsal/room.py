@@ -135,6 +135,8 @@ class Room:
         weakref.finalize(self, _close, self._idle).atexit = False
         with self.stage(Setting()) as stage:
             self.gaps = [*snapshot.gaps, *stage.gaps]
+        if self.names.security:
+            self.gaps.append("security marks that connections keep (ct secmark, CONNSECMARK)")
 
     def settings(self) -> list[Setting]:
         """Under which everything is rehearsed: ports are drawn in the first, compared in others."""

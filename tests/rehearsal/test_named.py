@@ -103,3 +103,9 @@ def test_of_thousands_of_alike_rules_some_are_tried_and_those_with_the_port(host
     assert rare <= set(found)
     assert len(found) < 200
     assert left_out == len({a for one in names.classes.values() for a in one}) - len(found)
+
+
+def test_security_marks_of_connections_cannot_be_copied(host: Node) -> None:
+    assert not room(host, "tcp dport 7 meta mark set ct mark").gaps
+    (gap,) = room(host, "tcp dport 7 meta secmark set ct secmark").gaps
+    assert "ct secmark" in gap
