@@ -100,12 +100,12 @@ class Service:
                 entries = self._entries(stage)
                 served = (entries["dport"] == self.port) | (entries["reply_sport"] == self.port)
                 self.helped |= bool((entries["status"][served] & Status.HELPER).any())
-                learned = self.room.learned(stage) if setting == Setting() else frozenset()
                 strays = [end for end, _ in throw(stage, [] if turns else self.strays)]
             again: list[Run] = []
             if not turns and (self.room.names.nat or self.room.settings() != [Setting()]):
                 with self.room.stage(setting) as stage:
                     again = play(stage, self.talks)
+            learned = self._learned(None) if setting == Setting() else frozenset()
             self._tracked[setting] = Tracked(runs, again, strays, entries, learned)
         return self._tracked[setting]
 
@@ -140,9 +140,10 @@ class Service:
                             self._count(before.entries, lever),
                             self._count(self._entries(stage), lever),
                         )
-                        learned = self.room.learned(stage) ^ before.learned
-                        found.unlearned = sorted({name for name, _ in learned})
                     ends = [end for end, _ in throw(stage, thrown)]
+                if setting == Setting():
+                    learned = self._learned(rules) ^ before.learned
+                    found.unlearned = sorted({name for name, _ in learned})
                 if lever.shared:  # what others' connections taught the rules is not for ours
                     after = self._apart(setting, rules, after)
                 welcome = {
@@ -165,6 +166,16 @@ class Service:
                         found.differences.append(one)
                         found.settings[id(one)] = setting
         return found
+
+    def _learned(self, rules: Optional[Ours]) -> Learned:
+        """What its own conversations leave in sets: others with the same hosts would leave it too,
+        calls from its port among them, which stay tracked."""
+        if not self.room.learns:
+            return frozenset()
+        mine = [talk for talk in self.talks if talk.dport == self.port != talk.sport]
+        with self.room.stage(Setting(), rules) as stage:
+            self.played(stage, Setting(), rules, mine)
+            return self.room.learned(stage)
 
     def loses_path_mtu(self, lever: Notrack, backend: str) -> bool:
         """Whether errors of routers about packets of the service no longer arrive: tried with one

@@ -207,6 +207,11 @@ class Room:
             else:
                 stage.close()
 
+    @property
+    def learns(self) -> bool:
+        """Whether packets fill sets that rules ask."""
+        return bool(self._watched) or (self._fills and bool(self.snapshot.ipset_index))
+
     def learned(self, stage: Stage) -> Learned:
         """The elements of sets that packets fill and that rules ask: (set, key)."""
         found = set()

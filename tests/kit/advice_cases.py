@@ -492,6 +492,12 @@ CASES: tuple[Case, ...] = (
          UNSAFE, False, reason="translate"),
     Case("forward: backend of a DNAT", "forward", docker(7063, 8063), UNSAFE, False,
          reason="translate"),
+    Case("nft: a door for whoever is connected", "server",
+         fw(chain("input", "tcp dport 8063 ct state established update @known { ip saddr }\n"
+                  + EST + LO + PING + "tcp dport 8063 accept\nip saddr @known tcp dport 22 accept",
+                  "drop"),
+            extra="set known { type ipv4_addr; flags dynamic,timeout; timeout 1m; }\n"),
+         UNSAFE, False, reason="set"),
     # ---- what only shows behind routing ------------------------------------------
     Case("netdev: egress wants the mark of a connection", "server",
          egress("ct state established", "meta mark 0x9 accept\ntcp sport 8063 drop"),
