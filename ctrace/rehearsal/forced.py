@@ -56,7 +56,7 @@ _XT_TARGETS: Final = {
 }  # fmt: skip
 LOGS: Final = {"LOG", "NFLOG", "ULOG"}
 _OF_A_HEADER: Final = {"tos", "dscp", "ttl", "hl", "tcpmss", "mac"}
-_XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm"}
+_XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm", "osf"}
 _META_VARIES: Final = {0, 20, 24, 30, 31, 32}
 """Length, processor, random number, time, day, hour."""
 KEEPING: Final = {"SET", "RATEEST"}
