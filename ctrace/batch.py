@@ -24,20 +24,22 @@ class HookInfo:
     """The hook family in use and what it can and cannot see."""
 
     family: str
-    """``fentry``, ``kprobe``, ``netfilter``, ``netlink`` or :data:`DUMP`."""
+    """``fentry``, ``kprobe``, ``netfilter``, ``netlink`` or, made of text, ``dump``."""
     attached: tuple[str, ...] = ()
+    """What is hooked."""
     blind: tuple[str, ...] = ()
     """One plain sentence per thing that this family, here, cannot show."""
     drop_tuples: bool = True
-    """Whether a refused packet's own tuple is seen."""
+    """bool: whether a refused packet's own tuple is seen."""
     evictions: bool = True
-    """Whether early_drop's evictions are distinguished from other deletions."""
+    """bool: whether early_drop's evictions are distinguished from other deletions."""
     owners: bool = True
-    """Whether the process that opened a local flow is captured."""
+    """bool: whether the process that opened a local flow is captured."""
     changes: bool = True
-    """Whether entries are seen to come and go at all: not in a single dump."""
+    """bool: whether entries are seen to come and go at all: not in a single dump. What depends on
+    it is unknown then."""
     refusals: bool = True
-    """Whether refused flows are counted at all: not in dumps of the table."""
+    """bool: whether refused flows are counted at all: not in dumps of the table."""
     note: str = ""
     """What ruled out the families above this one; empty when none is, or it was asked for."""
 
@@ -47,9 +49,9 @@ class Moment:
     """The time that a log gives for an event."""
 
     utc: Optional[float] = None
-    """UTC seconds; None where the log lacks the year or the zone."""
+    """s: UTC, since 1970; None where the log lacks the year or the zone."""
     boot: Optional[float] = None
-    """Seconds since the host's start."""
+    """s: since the host's start."""
     text: str = ""
     """As written in the log."""
 
@@ -59,9 +61,9 @@ class Logged:
     """What a host's own log says about a full table, if a source has that log."""
 
     full: int
-    """Messages that it was full."""
+    """messages: that the table was full; ``logged`` is None without such a log."""
     refused: int
-    """Packets refused, at least: one for each message, also for those that were suppressed."""
+    """packets: refused at least: one for each message, also for those that were suppressed."""
     first: Moment = field(default_factory=Moment)
     last: Moment = field(default_factory=Moment)
     netns: tuple[int, ...] = ()
@@ -170,11 +172,11 @@ class SelfCost:
     """What ctrace itself costs the host."""
 
     cpu: float = 0.0
-    """Cores, user and system time over the last interval (0.02 is 2 % of one core)."""
+    """cores: user and system time over the last interval; 0.02 is 2 % of one core."""
     rss: int = 0
-    """Resident memory, bytes."""
+    """bytes: resident memory."""
     kernel: float = 0.0
-    """Cores spent inside the BPF programs, where the kernel measures it, else 0."""
+    """cores: spent inside the BPF programs, where the kernel measures it, else 0."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ctrace.model import histogram
 from ctrace.model.composition import Looks, closed
 from ctrace.model.keys.columns import ESTABLISHED
-from ctrace.model.snapshot import Percentiles
+from ctrace.model.snapshot import Percentiles, Residence
 from ctrace.record import TCP
 
 TOGETHER: Final = 0.4
@@ -267,7 +267,7 @@ class Going:
     already."""
 
 
-def told(curve: Survival, looks: Looks, held: int, rate: float, going: Going) -> Percentiles:
+def told(curve: Survival, looks: Looks, held: int, rate: float, going: Going) -> Residence:
     """How long entries stay, as every view reports it.
 
     Measured, or, for closed connections that only their timeout ends, taken from that; ``looks``
@@ -279,19 +279,19 @@ def told(curve: Survival, looks: Looks, held: int, rate: float, going: Going) ->
     return replace(found, by_load=held / rate if held and rate > 0 else None)
 
 
-def _told(curve: Survival, looks: Looks, going: Going) -> Percentiles:
+def _told(curve: Survival, looks: Looks, going: Going) -> Residence:
     p50, p90, p99 = (curve.quantile(q) for q in (0.5, 0.9, 0.99))
     off = curve.off(going.ends)
     if p50 is not None and off is not None and off <= max(VAGUE * p50, SHORT):
-        return Percentiles(p50, p90, p99, curve.n, living=curve.living, by="ends", error=off)
+        return Residence(p50, p90, p99, curve.n, living=curve.living, by="ends", error=off)
     known = looks[~np.isnan(looks["age"]) & ~np.isnan(looks["left"])]
     waiting = known[closed(known)]
     if len(waiting) >= max(FEW, MOSTLY * len(looks)) and curve.until > 0:
         timeout = _middle(waiting["age"] + waiting["left"], len(looks))
         if timeout is not None and _lasts(curve, timeout):
-            of = Percentiles(n=curve.n, living=curve.living)
+            of = Residence(n=curve.n, living=curve.living)
             return replace(of, p50=timeout, by="timeout", error=going.pause)
-    return Percentiles(n=curve.n, living=curve.living, at_least=curve.at_least)
+    return Residence(n=curve.n, living=curve.living, at_least=curve.at_least)
 
 
 def _middle(stay: npt.NDArray[np.float32], of: int) -> Optional[float]:

@@ -16,7 +16,7 @@ from typing import Final, Optional
 from rich.cells import cell_len, set_cell_size
 
 from ctrace import units
-from ctrace.model.snapshot import Culprit, Percentiles
+from ctrace.model.snapshot import Culprit, Residence
 from ctrace.names import clean
 from ctrace.view.letters import ARROW, EIGHTHS, ELLIPSIS, RAMP, THIN, ascii_only, wants_ascii
 
@@ -83,7 +83,7 @@ def held(culprit: Culprit) -> str:
     return ("~" if culprit.stale else "") + count(culprit.held)
 
 
-def stays(residence: Percentiles) -> str:
+def stays(residence: Residence) -> str:
     """How long entries stay: the median, or ``>15 s`` while only that much is known."""
     if residence.p50 is None and residence.at_least is not None:
         return ">" + duration(residence.at_least)

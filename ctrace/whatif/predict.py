@@ -19,7 +19,7 @@ import numpy as np
 
 from ctrace.model.composition import by_settings, error
 from ctrace.model.remedies import TIMEOUTS
-from ctrace.model.snapshot import Culprit, Percentiles, Rising, Table
+from ctrace.model.snapshot import Culprit, Residence, Rising, Table
 from ctrace.whatif import growth
 from ctrace.whatif.growth import LASTING, Range
 from ctrace.whatif.table import GC_SCAN_INTERVAL_CLAMP, collected, next_interval
@@ -96,7 +96,7 @@ class _Stream:
     other: float
     """Share with another timeout than ``timeout``, or an unknown one: no setting frees these for
     sure."""
-    stays: Percentiles
+    stays: Residence
     """How long the key's entries stay."""
     settled: bool
     """Whether it will hold in the end what it holds now."""

@@ -20,7 +20,16 @@ from ctrace.errors import CtraceError
 from ctrace.lab import Lab
 from ctrace.model.groups.passes import GC_SCAN_INTERVAL_MAX
 from ctrace.model.remedies import TIMEOUTS, keep_alive
-from ctrace.model.snapshot import Cause, Counted, Culprit, Percentiles, Snapshot, Table, Tuple5
+from ctrace.model.snapshot import (
+    Cause,
+    Counted,
+    Culprit,
+    Percentiles,
+    Residence,
+    Snapshot,
+    Table,
+    Tuple5,
+)
 from ctrace.plan.plan import CtTimeout, Notrack, from_json, to_json
 from ctrace.rehearsal.room import Room
 from ctrace.rehearsal.snapshot import Snapshot as Copy
@@ -57,7 +66,7 @@ def service(port: int, held: int, *samples: Tuple5, proto: str = "tcp", **other:
     made = Culprit(
         key=f"{proto}/{port}", proto=proto, port=port, netns=1, held=held, share=held / 1000,
         new_per_s=held / 150, closed=1.0, unreplied=0.0, nat="no", direction="in",
-        life=Percentiles(0.004, 0.01, 0.02, 100), residence=Percentiles(120.0, 121.0, 130.0, 100),
+        life=Percentiles(0.004, 0.01, 0.02, 100), residence=Residence(120.0, 121.0, 130.0, 100),
         samples=samples or (flow("198.51.100.7", "192.0.2.10", port),),
     )  # fmt: skip
     return replace(made, **other)  # type: ignore[arg-type]

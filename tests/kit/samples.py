@@ -25,6 +25,7 @@ from ctrace.model.snapshot import (
     Percentiles,
     Rates,
     Reconciliation,
+    Residence,
     Snapshot,
     Table,
     Tuple5,
@@ -87,7 +88,7 @@ def _culprit(key: str, held: int, new: float, total: int, **more: object) -> Cul
         "nat": "no",
         "trend": _wave(held / 2),
         "first_seen": NOW - 3_600,
-        "residence": Percentiles(120.0, 120.4, 121.0, int(new * 120)),
+        "residence": Residence(120.0, 120.4, 121.0, int(new * 120)),
     }
     return Culprit(key, **(values | more))  # type: ignore[arg-type]
 
@@ -134,7 +135,7 @@ def incident() -> Snapshot:
         _culprit(
             "10.42.3.0 -> tcp/6379", 4_700, 0.4, total,
             direction="out", life=Percentiles(2_460.0, 7_200.0, 9_000.0, 50), nat="src",
-            residence=Percentiles(), older=4_650, assured=1.0,
+            residence=Residence(), older=4_650, assured=1.0,
             ends=Ends(expired=3, deleted=1), trend=_wave(4_700, rise=0.0),
         ),
         _culprit(
@@ -147,30 +148,30 @@ def incident() -> Snapshot:
         _culprit(
             "10.42.3.9 -> udp/8125", 1_210, 60.1, total,
             direction="out", life=Percentiles(0.0, 0.0, 0.0, 7_100), unreplied=1.0, nat="dst",
-            residence=Percentiles(22.1, 30.0, 30.2, 7_100),
+            residence=Residence(22.1, 30.0, 30.2, 7_100),
             ends=Ends(expired=5_400, evicted=1_700), drops=310, drop_per_s=4.0, owner=STATSD,
         ),
         _culprit(
             "fd00:10:42:3::9f21 -> udp/4789", 1_010, 35.0, total,
             direction="out", life=Percentiles(0.0, 0.0, 0.0, 1_000), unreplied=1.0,
-            residence=Percentiles(29.0, 30.0, 30.2, 4_000),
+            residence=Residence(29.0, 30.0, 30.2, 4_000),
             ends=Ends(expired=3_640, evicted=360), trend=_wave(1_000, rise=0.1),
         ),
         _culprit(
             "10.42.3.17 -> udp/53", 840, 28.0, total,
             direction="out", life=Percentiles(0.0021, 0.009, 5.0, 900), nat="dst",
-            residence=Percentiles(30.0, 30.1, 30.4, 3_000), drops=208, drop_per_s=2.1,
+            residence=Residence(30.0, 30.1, 30.4, 3_000), drops=208, drop_per_s=2.1,
             ends=Ends(expired=2_900, evicted=100), owner=RESOLVER, trend=_wave(700, rise=0.2),
         ),
         _culprit(
             "192.0.2.14 -> tcp/22", 12, 0.1, total,
             direction="in", life=Percentiles(640.0, 900.0, 901.0, 4), trend=_wave(12, rise=0),
-            residence=Percentiles(760.0, 1_020.0, 1_021.0, 4), assured=1.0,
+            residence=Residence(760.0, 1_020.0, 1_021.0, 4), assured=1.0,
         ),
         _culprit(
             "10.42.3.17 -> icmp", 3, 0.1, total,
             direction="out", life=Percentiles(0.001, 0.001, 0.001, 4),
-            residence=Percentiles(30.0, 30.0, 30.0, 4), trend=_wave(3, rise=0),
+            residence=Residence(30.0, 30.0, 30.0, 4), trend=_wave(3, rise=0),
         ),
     )  # fmt: skip
     totals = Counted(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ctrace.model.composition import by_settings
 from ctrace.model.remedies import TIMEOUTS
-from ctrace.model.snapshot import Composition, Culprit, Percentiles, Table
+from ctrace.model.snapshot import Composition, Culprit, Residence, Table
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook
 
@@ -67,10 +67,10 @@ def test_ports_that_are_all_in_use_free_nothing_from_the_first_seconds() -> None
 def test_what_will_stay_is_no_more_than_of_those_that_ended() -> None:
     """Ports are used again after 2 s, and how many are held still changes: nine in ten of what
     comes will not be there for 30 s, whatever the timeout is."""
-    stays = Percentiles(2.0, 3.0, 4.0, 2000, by="ends")
+    stays = Residence(2.0, 3.0, 4.0, 2000, by="ends")
     one = service(evenly(0, 2), held=750, new_per_s=400.0, inserts=3000, destroys=2250)
     told = {}
-    for known in (Percentiles(), stays):
+    for known in (Residence(), stays):
         some = replace(one, residence=known, trend=tuple(float(n) for n in range(100, 900, 100)))
         fill = outlook(some).fill()
         assert fill is not None

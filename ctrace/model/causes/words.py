@@ -7,7 +7,7 @@ from typing import Final, Optional
 
 from ctrace import units
 from ctrace.batch import Logged, Moment
-from ctrace.model.snapshot import Percentiles
+from ctrace.model.snapshot import Residence
 
 UNKNOWN: Final = "unknown"
 DAY: Final = 86_400.0
@@ -30,7 +30,7 @@ def pace(rate: float, of: str) -> str:
     return f"{each} {of}" if each != "0" else ""
 
 
-def stay(residence: Percentiles) -> str:
+def stay(residence: Residence) -> str:
     """How long half of the entries stay, or ``at least 20 s``; ``unknown`` where neither is
     known."""
     if residence.p50 is None and residence.at_least is not None:

@@ -15,7 +15,7 @@ from ctrace.model.forecast import Staying
 from ctrace.model.groups.sums import Details, Sums
 from ctrace.model.keys.rich import LOOKS, TREND, distinct
 from ctrace.model.keys.scatter import Rows
-from ctrace.model.snapshot import OVER_TIME, Composition, Percentiles
+from ctrace.model.snapshot import OVER_TIME, Composition, Percentiles, Residence
 from ctrace.record import TCP_STATES
 
 ENOUGH: Final = 20
@@ -59,7 +59,9 @@ class Entries(Sums):
     def _median(self, at: int, part: int) -> Optional[float]:
         """Median of a key's lives (0) or residences (1); a lower bound where it is not known."""
         one = self.percentiles(at)[part]
-        return one.p50 if one.p50 is not None else max(one.at_least or 0, one.by_load or 0) or None
+        if one.p50 is not None or not isinstance(one, Residence):
+            return one.p50
+        return max(one.at_least or 0, one.by_load or 0) or None
 
     def _detail(self, at: int) -> Details:
         """Histograms: lives of the ended, lives of closed ones looked at, and residences."""
@@ -186,7 +188,7 @@ class Entries(Sums):
             bool(waiting),
         )
 
-    def percentiles(self, at: int) -> tuple[Percentiles, Percentiles]:
+    def percentiles(self, at: int) -> tuple[Percentiles, Residence]:
         """Life and residence of a key."""
         return self.lives(at), self.residence(at)
 
@@ -199,7 +201,7 @@ class Entries(Sums):
         looks, young = self.looks_at(at), self.looks(at)[0]
         return stays.lives(over, born, looks, young, lambda: self._even_ages(at, max(born, 1)))
 
-    def residence(self, at: int) -> Percentiles:
+    def residence(self, at: int) -> Residence:
         """How long a key's entries stay, as every view reports it."""
         held, rate = int(self.held[at]), float(self.rate[at])
         looks, timeout = self.looks(at)
