@@ -12,6 +12,7 @@ import struct
 from contextlib import suppress
 
 from cause_loads import (
+    ACK,
     CLIENT,
     DGRAM,
     NEAR,
@@ -23,6 +24,7 @@ from cause_loads import (
     call,
     datagram,
     echo,
+    forged,
     nft,
     opened,
     packet,
@@ -272,6 +274,43 @@ def quiet_agents(p: Place) -> None:
     p.repeat(p.client, 70, lambda n: p.keep(opened(NEAR, 9997, sources[n % 60])))
 
 
+def direct_return(p: Place) -> None:
+    """A balancer whose servers answer the clients past it: it sees one direction."""
+    p.lab.link(p.server, p.client)
+    for node in (p.client, p.host, p.server):
+        for device in node.run(["ls", "/proc/sys/net/ipv4/conf"]).split():
+            node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 0)
+    p.server.run(["ip", "route", "replace", "10.77.1.0/24", "via", p.client.addresses["s"][0]])
+    sources = p.addresses(p.client, "to-h", 20, 150)
+    p.serve(p.server, 8080)
+    p.repeat(p.client, 120, lambda n: call(SERVER, 8080, source=sources[n % 150]))
+
+
+def lone_acks(p: Place) -> None:
+    """Forged packets of connections that never were, to a server that lets them go by."""
+    silent(p.server, "tcp dport 443")
+    forged(p, 9, lambda src, sport: segment(src, sport, SERVER, 443, ACK), SERVER)
+
+
+def udp_scan(p: Place) -> None:
+    """One host asks ever other UDP ports, and nothing answers."""
+    silent(p.server, "udp dport 1-65535")
+    p.repeat(p.client, 120, lambda n: ask(SERVER, 1 + n * 977 % 60000, wait=False))
+
+
+def reset_each(p: Place) -> None:
+    """Connections that their clients reset."""
+    p.serve(p.server, 3389)
+
+    def one(_: int) -> None:
+        with socket.socket() as made:
+            made.settimeout(3)
+            made.connect((SERVER, 3389))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    p.repeat(p.client, 90, one)
+
+
 INCIDENTS = (
     Case("NodePort", node_port, ("no-keepalive", "time-wait"), "tcp/30443|tcp/8443",
          wrong="NOTRACK", who="tcp/30443|tcp/8443"),
@@ -298,4 +337,10 @@ INCIDENTS = (
     Case("one behind the gateway", gateway_of_many, ("no-keepalive", "time-wait"),
          "tcp/443 from 10.77.1.27", who="10.77.1.27"),
     Case("half-closed agents", quiet_agents, ("half-closed",), "tcp/9997", who="tcp/9997"),
+    Case("direct server return", direct_return, ("one-way-tcp",), "tcp/8080", who="tcp/8080",
+         wrong="flood|SYN proxy", beside=("invalid",)),
+    Case("ACK flood", lone_acks, ("ack-flood",), "tcp/443", who="tcp/443"),
+    Case("scan of UDP ports", udp_scan, ("scan",), CLIENT, who=CLIENT),
+    Case("reset each time", reset_each, ("no-keepalive", "time-wait"), "were reset",
+         who="tcp/3389", wrong="waiting out TIME_WAIT"),
 )  # fmt: skip

@@ -43,6 +43,7 @@ class Place:
     host: Node
     server: Node
     stack: ExitStack
+    lab: Lab
     stop: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -149,7 +150,7 @@ def place(lab: Lab, stack: ExitStack) -> Place:
     client.run(["ip", "-6", "route", "add", "default", "via", "fd77:1::2"])
     server.run(["ip", "route", "add", "default", "via", OUT])
     server.run(["ip", "-6", "route", "add", "default", "via", "fd77:2::1"])
-    return Place(client, host, server, stack)
+    return Place(client, host, server, stack, lab)
 
 
 # -- packets and connections -------------------------------------------------------------------
