@@ -92,6 +92,10 @@ def take_away(
         if only in (None, note.netns):
             with suppress(CtraceError), notes.locked(note.netns):
                 if notes.read(note.netns) == note and not applied(note.netns):
+                    with netns.Way(note.netns).held() as there:
+                        if there is not None and note.made:
+                            with netns.enter(there.path):
+                                _drop_empty(note.made)
                     notes.forget(note.netns)
     sweep()
     return done
