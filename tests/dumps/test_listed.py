@@ -148,3 +148,12 @@ def test_a_row_of_counters_is_no_connection() -> None:
     row = "00000010 00000001 00000002 00000003 00000004 ab000005 " + "00000000 " * 4 + "00000007"
     one = found(f"{head}\n{row}\n")
     assert (one.space().counters[-1]["drop"], one.unread.count) == (7, 0)
+
+
+@pytest.mark.parametrize("n", [1, 50])
+def test_a_name_with_the_number_of_another_protocol_is_not_read(n: int) -> None:
+    """Neither alone nor among lines that are alike."""
+    right = "".join(ONE.replace("63518", str(1000 + i)) + "\n" for i in range(n))
+    one = found(right + ONE.replace("tcp      6", "tcp      17") + "\n")
+    assert (one.spool.n, one.unread.count) == (n, 1)
+    assert one.unread.first[0][1:] == (n + 1, "a protocol's name with the number of another")

@@ -27,7 +27,7 @@ from ctrace.dumps.entries.columns import (
     parse_rest,
     tcp_state,
 )
-from ctrace.dumps.entries.lines import row
+from ctrace.dumps.entries.lines import NAMED, named_row
 from ctrace.dumps.entries.values import Chunk
 from ctrace.dumps.entries.words import Bad, addresses
 
@@ -61,6 +61,8 @@ class _Form:
     """Values that are the same in every line of the form."""
     time: Optional[int]
     helper: Optional[int]
+    proto: Optional[int]
+    """The number that the protocol's name stands for, where it is known."""
 
 
 class Alike:
@@ -115,17 +117,17 @@ def _learn(example: list[bytes]) -> Optional[_Form]:
     """The form of a line, from its words; None when it cannot be read in columns."""
     try:
         line, keys = _numbered(example)
-        found = row(b" ".join(line))
+        found, name = named_row(b" ".join(line))
         status, mark, zone, age, user, own = parse_rest(found[21] or b"")
     except Bad:
         return None
     if keys[b"src"] != int(found[6] or b""):
         return None
-    numbers = {name: int(found[at] or b"") for name, at in _VALUES.items() if found[at]}
+    numbers = {one: int(found[at] or b"") for one, at in _VALUES.items() if found[at]}
     numbers.update(
         {
-            name: at
-            for name, at in (("mark", mark), ("zone", zone), ("age", age), ("id", own))
+            one: at
+            for one, at in (("mark", mark), ("zone", zone), ("age", age), ("id", own))
             if at >= 0
         }
     )
@@ -136,7 +138,7 @@ def _learn(example: list[bytes]) -> Optional[_Form]:
         "replied": int(found[13] is None),
         "status": status,
         "user": int(user),
-        **{name: -1 for name in MOST if MOST[name] and name not in numbers},
+        **{one: -1 for one in MOST if MOST[one] and one not in numbers},
     }
     return _Form(
         tuple(int(found[at] or b"") for at in (6, 7, 14, 15)),
@@ -144,6 +146,7 @@ def _learn(example: list[bytes]) -> Optional[_Form]:
         same,
         int(found[0]) if found[0] else None,
         keys.get(b"helper"),
+        NAMED.get(name),
     )
 
 
@@ -157,6 +160,8 @@ def _fill(form: _Form, text: Chunk, lines: I64, told: Numbers, octets: Octets) -
     for at, name in enumerate(form.numbers):
         good &= right[at] & (values[at] <= (MOST[name] or 0))
         mine[name] = values[at]
+    if form.proto is not None:
+        good &= mine["proto"] == form.proto
     if form.time is not None:
         mine["time"], there = text.times(lines, form.time)
         good &= there

@@ -43,22 +43,37 @@ def looks_like_entry(line: bytes) -> bool:
     return b"src=" in line and b"dst=" in line
 
 
+NAMED: Final = {
+    b"icmp": 1, b"tcp": 6, b"udp": 17, b"dccp": 33, b"gre": 47, b"icmpv6": 58, b"sctp": 132,
+    b"udplite": 136,
+}  # fmt: skip
+"""The protocols that the kernel has a name for, and their numbers."""
+
+
 def row(line: bytes) -> Row:
     """The row of a line in any order of words. Raises Bad with the reason."""
+    found, name = named_row(line)
+    if NAMED.get(name, int(found[3] or 0)) != int(found[3] or 0):
+        raise Bad("a protocol's name with the number of another")
+    return found
+
+
+def named_row(line: bytes) -> tuple[Row, bytes]:
+    """The same whatever the number, and the protocol's name. Raises Bad."""
     head = _HEAD.search(line)
     if head is None:
         raise Bad("no protocol and number before the addresses")
-    family, _, proto, left, state = head.groups()
+    family, name, proto, left, state = head.groups()
     flows: list[dict[bytes, bytes]] = [{}, {}]
     at, rest, unreplied = -1, [], None
     for word in line[head.end() :].split():
-        name, is_, value = word.partition(b"=")
-        if name == b"src" and is_:
+        key, is_, value = word.partition(b"=")
+        if key == b"src" and is_:
             at += 1
         if word == b"[UNREPLIED]":
             unreplied = word
-        elif at in (0, 1) and is_ and _of_flow(name, flows[at]):
-            flows[at][name] = value
+        elif at in (0, 1) and is_ and _of_flow(key, flows[at]):
+            flows[at][key] = value
         else:
             rest.append(word)
     if at < 1:
@@ -67,7 +82,7 @@ def row(line: bytes) -> Row:
         raise Bad("more than two directions")
     time, tag = _TIME.search(line[: head.start()]), _TAG.search(line[: head.start()])
     one, other = (_flow(flow) for flow in flows)
-    return (
+    found = (
         time and time[1],
         tag and tag[1],
         family and family[3:],
@@ -79,6 +94,7 @@ def row(line: bytes) -> Row:
         *other,
         b" ".join(rest),
     )
+    return found, name
 
 
 _FLOW_WORDS: Final = frozenset(
