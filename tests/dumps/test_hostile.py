@@ -109,7 +109,8 @@ def test_what_the_seed_tells(tmp_path: Path) -> None:
         rules = [text for _, text in recording.rulesets()]
     assert said is not None
     assert [line for _, line, _ in said["unread"]] == [9]
-    assert (said["refused_at_least"], said["max"], said["count"]) == (1369, 65536, 3)
+    # The message with another kind of time may be one of the two before it.
+    assert (said["refused_at_least"], said["max"], said["count"]) == (1368, 65536, 3)
     assert said["kernel_counted"]["drop"] == 7
     assert "--notrack" in rules[0]
 
