@@ -43,10 +43,12 @@ def looks_like_entry(line: bytes) -> bool:
     return b"src=" in line and b"dst=" in line
 
 
-NAMED: Final = {
-    b"icmp": 1, b"tcp": 6, b"udp": 17, b"dccp": 33, b"gre": 47, b"icmpv6": 58, b"sctp": 132,
-    b"udplite": 136,
-}  # fmt: skip
+NAMED: Final = dict(
+    zip(
+        (b"icmp", b"tcp", b"udp", b"dccp", b"gre", b"icmpv6", b"sctp", b"udplite"),
+        (1, 6, 17, 33, 47, 58, 132, 136),
+    )
+)
 """The protocols that the kernel has a name for, and their numbers."""
 
 
