@@ -42,7 +42,7 @@ RUNS: Final = 100
 together is faster."""
 
 _CONFIGURED: Final = re.compile(r"(?:^|/)(?:etc/(?!hostname$)|usr/|lib/|boot/)")
-"""A bundle's files that say what a host is told to be at its start, not what it was."""
+"""Files of a bundle that hold a host's configuration, not its state at the time."""
 _SHOWN: Final = re.compile(
     rb"conntrack v[\d.]+ \(conntrack-tools\): (\d{1,12}) (?:flow |dying |unconfirmed )?"
     rb"(entries|events)(?: have been (deleted))?"
@@ -292,7 +292,7 @@ class Reader:
         return True
 
     def _entry(self, line: bytes, number: int) -> bool:
-        """Whether it is one by all its words; else ``_why`` tells what it has not got."""
+        """Whether every word of the line fits an entry; otherwise ``_why`` says what is missing."""
         glued = _GLUED.search(line) if line.count(b"src=") > 2 else None
         ends = [0, *([glued.end()] if glued else []), len(line)]
         try:
@@ -372,7 +372,7 @@ class Reader:
         return True
 
     def _told_by(self, host: str) -> None:
-        """Whose prompt comes now: what was found before is of the host whose prompt was there."""
+        """Note a prompt of ``host``. What came before it belongs to the host of the prompt before."""
         if self._host and self._found.weight > self._weight:
             self._found.prompts.add(self._host)
         self._host, self._weight = host, self._found.weight

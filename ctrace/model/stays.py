@@ -43,7 +43,7 @@ MOSTLY: Final = 0.75
 SHORT: Final = 0.05
 """Seconds: a median that may be off by no more is told."""
 NOTHING: Final = 0.05
-"""Share of entries of which nothing is known that changes no quantile by more than chance."""
+"""Share of unknown entries up to which no quantile changes by more than chance."""
 ALIKE: Final = 1.25
 """Factor: stays that differ by less count as one."""
 
@@ -107,8 +107,8 @@ class Living:
 def survival(ended: npt.NDArray[np.int64], born_ended: int, living: Living) -> Survival:
     """From ``ended``, a histogram of measured residences, and the ages of the living.
 
-    ``born_ended``: how many entries have ended of those whose insert was seen; what was measured
-    stands for them.
+    ``born_ended`` is the number of ended entries whose insert was seen; the measured ones are
+    a sample of them.
     """
     edges = histogram.EDGES
     ages = histogram.count(living.ages).astype(float)
@@ -193,8 +193,8 @@ def lives(
 
 
 def _sure(curve: Survival, q: float, unknown: float) -> Optional[float]:
-    """A quantile; None where it would be another one if those of which nothing is known (their
-    share) lived for long, or were over at once."""
+    """A quantile. None if it would differ should the unknown entries (``unknown``: their share)
+    have lived for long, or ended at once."""
     found = curve.quantile(q)
     if found is None or unknown <= NOTHING:
         return found
@@ -235,8 +235,8 @@ def lived(looks: Looks) -> F64:
 
 
 def _unlike(some: Looks, every: Looks) -> npt.NDArray[np.bool_]:
-    """Which have another timeout than those that ended may have had: longer than others', or than
-    anybody has been there. So those that ended tell nothing of them."""
+    """Which looks show a timeout that no ended entry can have had: longer than others', or than the
+    oldest entry's age. Ended entries say nothing about these."""
     if not len(some):
         return np.zeros(0, bool)
     shortest = np.nanmin(np.append(every["timeout"], np.inf))

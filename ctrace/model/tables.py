@@ -183,8 +183,8 @@ class Tables:
         return next(named, 0)
 
     def shrunk(self) -> dict[int, int]:
-        """Namespaces whose tables have shrunk much within the last minute, and since when they hold
-        what they hold (boot clock, ns): what was looked at before is no sample of that."""
+        """Namespaces whose tables shrank much within the last minute, with the time (boot clock, ns)
+        of the shrinking. Looks from before it are no sample of what is left."""
         found = {netns: round(one.shrunk() * 1e9) for netns, one in self._states.items()}
         return {netns: at for netns, at in found.items() if at}
 

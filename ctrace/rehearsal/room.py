@@ -306,8 +306,8 @@ def _changing(things: Sequence[Thing], needs: constants.Needs) -> list[Thing]:
 
 
 def _keeps(snapshot: Snapshot) -> bool:
-    """Whether packets change what is not put back: quotas and limits of their own, sets of ipset,
-    and sets whose elements measure."""
+    """Whether packets change state that is not restored: quota and limit objects, sets of ipset,
+    and sets whose elements count."""
     return any(
         (kind == OBJECT and number(dict(split(body)).get(3, b"")) in forced.MEASURES)
         or (kind in (SET, ELEMENT) and (b"limit\0" in body or b"quota\0" in body))

@@ -27,7 +27,7 @@ ATTACHED: Final = {46: "tcx", 47: "tcx", 54: "netkit", 55: "netkit"}
 """enum bpf_attach_type: TCX ingress and egress (6.6), netkit primary and peer (6.7)."""
 QUERY_SIZE: Final = 64
 KINDS: Final = {"openvswitch": "Open vSwitch", "netkit": "netkit", "vrf": "a VRF"}
-"""Kinds of links: what they are, or what they are a port of."""
+"""Names of link kinds; for a port, that of the thing it belongs to."""
 EVERYWHERE: Final = "netfilter's hooks, of this namespace or another,"
 """Stands for a device: it applies to packets over lo, too."""
 LINK_NETFILTER: Final = 10

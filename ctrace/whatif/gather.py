@@ -108,7 +108,7 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
 
 
 def _bursts(at: F64) -> F64:
-    """Ends of clusters of times, without those that are small beside the largest.
+    """The end of each cluster of times. Clusters far smaller than the largest are left out.
 
     Single expired entries also go when a lookup meets them.
     """

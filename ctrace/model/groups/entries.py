@@ -285,8 +285,8 @@ class Entries(Sums):
     def _shares(self, at: int, made_of: Composition) -> tuple[Optional[float], ...]:
         """Shares of ASSURED, unreplied and closed entries among those that a key holds.
 
-        Where nothing looks into the table: among those that ended, if they are most of all there
-        were.
+        Where the table cannot be read, they are shares of the ended entries, provided that most
+        entries have ended.
         """
         if made_of.n or not self._context.looks["older"].all():
             return made_of.assured, made_of.unreplied, made_of.closed

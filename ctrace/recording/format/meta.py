@@ -138,8 +138,8 @@ def parse_header(blob: bytes) -> Header:
 
 
 def tables_json(tables: Iterable[TableReading]) -> list[Any]:
-    """Readings of one batch. When they were taken, and what walks met, stands among the
-    counters, where earlier readers look for nothing that they do not know."""
+    """Readings of one batch. Their times and what walks met are stored among the counters, where
+    earlier readers ignore names that they do not know."""
     return [
         [t.netns, t.count, t.max, t.buckets,
          {**t.stats, AT: t.at, MET: t.met, MET_ASSURED: t.met_assured,
