@@ -372,7 +372,7 @@ class Reader:
         return True
 
     def _told_by(self, host: str) -> None:
-        """Note a prompt of ``host``. What came before it belongs to the host of the prompt before."""
+        """Note a prompt of ``host``. What came before belongs to the host of the last prompt."""
         if self._host and self._found.weight > self._weight:
             self._found.prompts.add(self._host)
         self._host, self._weight = host, self._found.weight

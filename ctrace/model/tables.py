@@ -183,8 +183,10 @@ class Tables:
         return next(named, 0)
 
     def shrunk(self) -> dict[int, int]:
-        """Namespaces whose tables shrank much within the last minute, with the time (boot clock, ns)
-        of the shrinking. Looks from before it are no sample of what is left."""
+        """Namespaces whose tables shrank much within the last minute, and when (boot clock, ns).
+
+        Looks from before that are no sample of what is left.
+        """
         found = {netns: round(one.shrunk() * 1e9) for netns, one in self._states.items()}
         return {netns: at for netns, at in found.items() if at}
 

@@ -29,8 +29,8 @@ class Block:
         return True
 
     def lacks(self) -> None:
-        """Note a line that was too long. A line that every tool refuses takes its place, so the block
-        is never loaded without it."""
+        """Note a line that was too long. A line that every tool refuses takes its place, so that
+        the block is never loaded without it."""
         self.take(b"-A line-of-more-than-64-KiB")
 
     def _goes_on(self, text: str) -> bool:
