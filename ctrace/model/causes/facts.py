@@ -199,11 +199,12 @@ class Service:
 
     @property
     def of(self) -> str:
-        """``tcp/80 from php-fpm``, ``... from 10.0.0.7`` or ``... from 214 sources``."""
+        """``tcp/80 from php-fpm``, ``..., mostly from 10.0.0.7`` or ``... from 214 sources``."""
         if self.words:
             return f"{self.words}{self.where}"
         if self.top and self.top_share >= OWNED:
-            return f"{self.c.key} from {self.owner or self.top}{self.where}"
+            mostly = "" if self.alone else ", mostly"
+            return f"{self.c.key}{mostly} from {self.owner or self.top}{self.where}"
         if not self.sources:
             return f"{self.c.key}{self.where}"
         return f"{self.c.key} from {self.sources:,} sources{self.where}"
@@ -288,7 +289,7 @@ def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
     """The services that hold most of each namespace, with their part of its table.
 
     With more than :data:`SPACES` namespaces, only those of the fullest. ``least``: the share of its
-    namespace that a service must hold.
+    namespace that a service must hold; none is of one that holds nothing.
     """
     group, use_held = facts.service, facts.by_held
     weight = group.measure("held" if use_held else "table_seconds")
@@ -298,10 +299,9 @@ def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
     fullest = _fullest(facts)
     needed = np.array([
         np.inf if one in facts.gone or (fullest is not None and one not in fullest)
-        else least * facts.whole(one, use_held) for one in spaces.tolist()
+        else max(1e-9, least * facts.whole(one, use_held)) for one in spaces.tolist()
     ])  # fmt: skip
-    part = weight[order]  # of a namespace that holds nothing, nothing is a large part
-    chosen = order[(_places(code) < LOOKED_AT) & (part > 0) & (part >= needed[code])]
+    chosen = order[(_places(code) < LOOKED_AT) & (weight[order] >= needed[code])]
     for at in chosen.tolist():
         yield _service(facts, at, int(group.key[at, 2]) >> 32, weight)
 
