@@ -45,7 +45,7 @@ def advise(
         asked.seek(0)
         said, complaint, status = _answer(asked, stop)
     if stop.is_set():
-        raise CtraceError("given up: a asks for advice again")
+        raise CtraceError("given up: press a to ask again")
     if not said:
         lines = complaint.decode("utf-8", "replace").strip().splitlines()
         raise CtraceError(lines[-1] if lines else f"advice ended with {status}")

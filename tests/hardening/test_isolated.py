@@ -127,7 +127,13 @@ def test_what_a_shell_would_run_first(traps: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"), [("ctrace.change.guard", ["1"]), ("ctrace.demo.actors", ["net"])]
+    ("module", "arguments"),
+    [
+        ("ctrace.change.guard", ["1"]),
+        ("ctrace.demo.actors", ["net"]),
+        ("ctrace.advice.again", ["1"]),
+        ("ctrace.live.apart", ["1"]),
+    ],
 )
 def test_every_child(traps: Path, module: str, arguments: list[str]) -> None:
     """Each is started as ctrace starts it. What it then makes of its work is its own matter."""

@@ -42,7 +42,7 @@ def test_it_ends_when_it_is_not_wanted_any_more() -> None:
         time.sleep(0.01)
     stop.set()
     making.join(60)
-    assert told == ["given up: a asks for advice again"]
+    assert told == ["given up: press a to ask again"]
     assert children() == before
 
 
