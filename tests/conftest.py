@@ -34,7 +34,8 @@ if sys.version_info < (3, 10):
 if "CTRACE_VM" not in os.environ:  # whose tests have none, and starting takes long in there
     from hypothesis import settings
 
-    settings.register_profile("patient", deadline=None)
+    settings.register_profile("thorough", deadline=None)
+    settings.register_profile("patient", deadline=None, max_examples=50)
     settings.register_profile("quick", deadline=None, max_examples=10)
     settings.load_profile("patient")
 

@@ -8,6 +8,6 @@ from hypothesis import settings
 
 
 def examples(whole: int, **more: Any) -> settings:
-    """So many in a whole run, and of those the share that the profile draws of its usual 100."""
+    """So many in a thorough run, else as many of these as the profile draws of the usual 100."""
     usual = settings().max_examples
     return settings(max_examples=max(1, whole * usual // 100), **more)

@@ -16,7 +16,7 @@ from ctrace.model.model import Model
 from ctrace.record import Kind
 
 F64 = npt.NDArray[np.float64]
-RUNS = 10
+RUNS = 5
 Load = Callable[[np.random.Generator], tuple[F64, F64, int]]
 """When entries come, how long each stays, and the limit."""
 

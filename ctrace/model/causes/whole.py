@@ -220,6 +220,8 @@ def unknown(facts: Facts) -> Cause:
     if first is None and facts.gone:
         went = "namespace has" if len(facts.gone) == 1 else f"{len(facts.gone)} namespaces have"
         return Cause(id="unknown", text=f"nothing is held: the {went} gone with all entries")
+    if first is None and facts.service.n:
+        return Cause(id="unknown", text="nothing is held: what came has gone, or was refused")
     if first is None:
         return Cause(
             id="unknown",
@@ -231,7 +233,7 @@ def unknown(facts: Facts) -> Cause:
         return shapeless(first, f"{first.of}: {first.part}")
     most = _protocol(facts, first.c.netns)
     if not most:
-        return Cause(id="unknown", text="nothing is held now: what came has gone")
+        return Cause(id="unknown", text="nothing is held: what came has gone, or was refused")
     return shapeless(first, most)
 
 
