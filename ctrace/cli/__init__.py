@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import keyword
 import os
@@ -75,8 +74,9 @@ class LazyGroup(click.Group):
         if ctx.resilient_parsing:  # completion: half a line is no mistake
             return super().resolve_command(ctx, args)
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            near = difflib.get_close_matches(args[0].lower(), self.list_commands(ctx), 1)
-            meant = f"; the nearest is {near[0]}" if near else ""
+            from ctrace.cli.kinds import nearest
+
+            meant = nearest(args[0], self.list_commands(ctx))
             ctx.fail(f"No such command {args[0][:40]!r}{meant}")
         _refuse_empty(ctx, args)
         return super().resolve_command(ctx, args)

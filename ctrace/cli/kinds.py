@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 import click
 from click.shell_completion import CompletionItem
 
 from ctrace import units
+from ctrace.live.protocol import FASTEST, SLOWEST
 
 MOST_PORT = 65535
-SLOWEST, FASTEST = 1 / 64, 1024.0
-"""How many times as fast a replay can be as what happened."""
 _SIZE_SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -138,6 +137,12 @@ class Whole(click.IntRange):
         return f"at least {self.min}" if self.max is None else f"{self.min} to {self.max}"
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; the nearest is top`` of what may have been meant, or nothing."""
+    near = difflib.get_close_matches(word.lower(), list(known), 1)
+    return f"; the nearest is {near[0]}" if near else ""
+
+
 class OneOf(click.Choice):  # type: ignore[type-arg]
     """One of a few words; the nearest is named when it is none of them."""
 
@@ -148,8 +153,7 @@ class OneOf(click.Choice):  # type: ignore[type-arg]
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
-            near = difflib.get_close_matches(str(value).lower(), list(self.choices), 1)
-            meant = f"; the nearest is {near[0]}" if near else ""
+            meant = nearest(str(value), self.choices)
             self.fail(f"{error.message.rstrip('.')}{meant}", param, ctx)
 
 

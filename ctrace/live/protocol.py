@@ -7,12 +7,15 @@ about to paint, so a slow terminal costs frames and never events.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Protocol, runtime_checkable
+from typing import Final, Optional, Protocol, runtime_checkable
 
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Snapshot
 
 PHASES = ("attaching", "reading", "live", "replay", "ended", "failed")
+SLOWEST: Final = 1 / 64
+FASTEST: Final = 1024.0
+"""How many times as fast as it happened a replay can be."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import re
 from typing import Final, Optional
 
 from ctrace.dumps.entries.words import Bad
+from ctrace.record import PROTO_NUMBERS
 
 Row = tuple[Optional[bytes], ...]
 """time, tag, family, protocol number, seconds left, state, then of each direction: src, dst,
@@ -43,12 +44,10 @@ def looks_like_entry(line: bytes) -> bool:
     return b"src=" in line and b"dst=" in line
 
 
-NAMED: Final = dict(
-    zip(
-        (b"icmp", b"tcp", b"udp", b"dccp", b"gre", b"icmpv6", b"sctp", b"udplite"),
-        (1, 6, 17, 33, 47, 58, 132, 136),
-    )
-)
+NAMED: Final = {
+    name.encode(): PROTO_NUMBERS[name]
+    for name in ("icmp", "tcp", "udp", "dccp", "gre", "icmpv6", "sctp", "udplite")
+}
 """The protocols that the kernel has a name for, and their numbers."""
 
 

@@ -134,8 +134,8 @@ class Timeouts:
     def _distrust(self, services: U64, wrong: npt.NDArray[np.bool_], until: int) -> None:
         """Services most of whose ends had another timeout: where events were lost, the others may
         have the age of an earlier entry at the same address."""
-        names, which, many = np.unique(services, return_inverse=True, return_counts=True)
-        for service in names[2 * np.bincount(which, wrong) > many].tolist():
+        names, part = _parts(services, wrong)
+        for service in names[part > 0.5].tolist():
             self._until[service] = max(until, self._until.get(service, 0))
         self._forget()
 
@@ -149,9 +149,15 @@ def _often(services: U64, some: npt.NDArray[np.bool_]) -> list[int]:
     """The services at least a quarter of whose looks are among ``some``."""
     if not some.any():
         return []
-    names, which, many = np.unique(services, return_inverse=True, return_counts=True)
-    found: list[int] = names[4 * np.bincount(which, some) >= many].tolist()
+    names, part = _parts(services, some)
+    found: list[int] = names[part >= 0.25].tolist()
     return found
+
+
+def _parts(services: U64, some: npt.NDArray[np.bool_]) -> tuple[U64, npt.NDArray[np.float64]]:
+    """Each service once, and the share of its rows that are among ``some``."""
+    names, which, many = np.unique(services, return_inverse=True, return_counts=True)
+    return names, np.bincount(which, some) / many
 
 
 def _kinds(w: Window, at: Rows) -> U64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from ctrace.live.jump import parse_jump
-from ctrace.live.protocol import Travels
+from ctrace.live.protocol import FASTEST, SLOWEST, Travels
 from ctrace.view.screen.shell import Shell
 
 
@@ -53,7 +53,7 @@ class TravelKeys(Shell):
             self._at_speed(feed, feed.position.speed / 2)
 
     def _at_speed(self, feed: Travels, speed: float) -> None:
-        speed = min(1024.0, max(1 / 64, speed))
+        speed = min(FASTEST, max(SLOWEST, speed))
         feed.set_speed(speed)
         self.say(f"{speed:g} times as fast")
 
