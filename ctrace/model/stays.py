@@ -265,6 +265,9 @@ class Going:
     young: Optional[float] = None
     """The timeout of closed ones, where looks at young entries found most of them closed
     already."""
+    early: float = 0.0
+    """Share of those held that goes each second before its timeout, at least: those from before the
+    start, too, whose ages nobody knows."""
 
 
 def told(curve: Survival, looks: Looks, held: int, rate: float, going: Going) -> Residence:
@@ -274,7 +277,7 @@ def told(curve: Survival, looks: Looks, held: int, rate: float, going: Going) ->
     are at those ``held``, and ``rate`` new ones come a second.
     """
     found, young = _told(curve, looks, going), going.young
-    if found.p50 is None and young is not None and curve.until > 0 and _lasts(curve, young):
+    if found.p50 is None and young is not None and _lasts(curve, young, going.early):
         found = replace(found, p50=young, at_least=None, by="timeout", error=going.pause)
     return replace(found, by_load=held / rate if held and rate > 0 else None)
 
@@ -286,9 +289,9 @@ def _told(curve: Survival, looks: Looks, going: Going) -> Residence:
         return Residence(p50, p90, p99, curve.n, living=curve.living, by="ends", error=off)
     known = looks[~np.isnan(looks["age"]) & ~np.isnan(looks["left"])]
     waiting = known[closed(known)]
-    if len(waiting) >= max(FEW, MOSTLY * len(looks)) and curve.until > 0:
+    if len(waiting) >= max(FEW, MOSTLY * len(looks)):
         timeout = _middle(waiting["age"] + waiting["left"], len(looks))
-        if timeout is not None and _lasts(curve, timeout):
+        if timeout is not None and _lasts(curve, timeout, going.early):
             of = Residence(n=curve.n, living=curve.living)
             return replace(of, p50=timeout, by="timeout", error=going.pause)
     return Residence(n=curve.n, living=curve.living, at_least=curve.at_least)
@@ -302,7 +305,9 @@ def _middle(stay: npt.NDArray[np.float32], of: int) -> Optional[float]:
     return float(middle) if high <= ALIKE * low else None
 
 
-def _lasts(curve: Survival, seconds: float) -> bool:
+def _lasts(curve: Survival, seconds: float, early: float) -> bool:
     """Whether half would still be there by then if they go on to end as they did."""
+    if curve.until <= 0 or np.exp(-early * seconds) <= 0.5:
+        return False
     share = float(curve.share[-1])
     return seconds <= curve.until or share ** (seconds / curve.until) > 0.5

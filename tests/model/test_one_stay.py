@@ -58,6 +58,16 @@ def test_closed_young_ones_tell_their_timeout_unless_half_has_gone_before() -> N
     assert told.p50 < 9
 
 
+@pytest.mark.parametrize(("early", "told"), [(0.0, 120.0), (0.003, 120.0), (0.02, None)])
+def test_a_timeout_is_no_stay_where_entries_from_before_go_early(
+    early: float, told: Optional[float]
+) -> None:
+    """As those of ports that are used again. What came since has not gone yet."""
+    none, living = np.zeros(histogram.BINS, np.int64), stays.Living(np.linspace(0, 3, 64), 690)
+    going = stays.Going(0, 60.0, 120.0, early)
+    assert stays.told(stays.survival(none, 0, living), NO_LOOKS, 2190, 230.0, going).p50 == told
+
+
 @pytest.mark.parametrize(("resets", "told"), [(0.05, 60.0), (0.5, None), (0.9, 10.0)])
 def test_between_two_timeouts_no_luck_of_a_sample_tells_the_stay(
     resets: float, told: Optional[float]

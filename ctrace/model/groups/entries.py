@@ -206,8 +206,13 @@ class Entries(Sums):
         held, rate = int(self.held[at]), float(self.rate[at])
         looks, timeout = self.looks(at)
         closed_soon = looks["young"] >= ENOUGH and looks["closed"] >= 0.75 * looks["young"]
+        deleted = float(self.sums["deleted"][at])
+        early = (deleted - 2 * deleted**0.5) / (max(held, 1) * max(self._context.uptime, 0.1))
         going = stays.Going(
-            self._apart(at), self._context.passes.pause(), timeout if closed_soon else None
+            self._apart(at),
+            self._context.passes.pause(),
+            timeout if closed_soon else None,
+            max(0.0, early),
         )
         return stays.told(self.stays(at), self.looks_at(at), held, rate, going)
 
