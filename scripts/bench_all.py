@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SUITES = ("capture", "model", "trace", "view", "perf", "dumps", "memory")
+SUITES = ("capture", "traffic", "model", "trace", "view", "perf", "dumps", "memory")
 
 
 def table(suite: str, rows: list[dict[str, Any]]) -> Table:

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 
-from bench_capture import FLOWS, Flood  # noqa: E402
+from bench_traffic import FLOWS, Flood  # noqa: E402
 from kit import samples  # noqa: E402
 
 from ctrace.cost.measure import Measurement  # noqa: E402
