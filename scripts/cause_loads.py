@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from kit.nfqueue import Queue
+from kit.traffic import tcp_server, udp_server
+
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
-from ctrace.lab.nfqueue import Queue
-from ctrace.lab.traffic import tcp_server, udp_server
 
 CLIENT, NEAR, OUT, SERVER = "10.77.1.1", "10.77.1.2", "10.77.2.1", "10.77.2.2"
 TCP, UDP, STREAM, DGRAM = (

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Optional
 
 import numpy as np
+from kit.traffic import pings, tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.batch import Batch
 from ctrace.capture import open_live
 from ctrace.filters import Filter
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import pings, tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.whatif.gather import gather
 from ctrace.whatif.run import of_recording
 from ctrace.whatif.settings import parse_levers

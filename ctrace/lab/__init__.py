@@ -1,4 +1,4 @@
-"""Private network namespaces with real traffic, for the demo, the self-test and the tests.
+"""Private network namespaces, for the demo, the self-test and the tests.
 
 Nothing here outlives the process that made it, however that process ends: a
 namespace has no name and no mount, only a holder process that the kernel kills

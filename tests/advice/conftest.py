@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from kit.advice_net import Net, build
+from kit.rulesets.net import Net, build
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from kit.shapes import NETNS, START, Trace, steady
+from kit import traffic
+from kit.loads.shapes import NETNS, START, Trace, steady
 
 from ctrace.advice import beside
 from ctrace.advice.beside import short
@@ -25,7 +26,7 @@ from ctrace.batch import Clock, HookInfo
 from ctrace.beside import Beside, Left, PortsTaken, Refusing, Short
 from ctrace.host import ctnetlink, ethtool
 from ctrace.host.netns import enter
-from ctrace.lab import Lab, Node, traffic
+from ctrace.lab import Lab, Node
 from ctrace.model.causes import beside as causes
 from ctrace.model.causes.beside import FEW, stale
 from ctrace.model.causes.facts import Facts

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import Final, cast
 
 import pytest
+from kit import traffic
 
 from ctrace.advice.alternatives import placed, policy_alternative
 from ctrace.advice.facts import Facts
 from ctrace.advice.result import Candidate, flush_lines
 from ctrace.beside import Left
-from ctrace.lab import traffic
 from ctrace.lab.namespaces import Lab, Node
 from ctrace.model import remedies
 from ctrace.model.causes import whole

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kit.advice_cases import SAFE, TRACK
-from kit.advice_net import FAMILIES, PORT, Net, ask, install, reset, seen, verdict_on
+from kit.rulesets.cases import SAFE, TRACK
+from kit.rulesets.net import FAMILIES, PORT, Net, ask, install, reset, seen, verdict_on
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.advice.hazards import Judge, Judgement
 from ctrace.advice.roles import subject
@@ -21,7 +22,6 @@ from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.kernel import bpf
 from ctrace.lab import Lab
-from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.plan.plan import Notrack, alone
 from ctrace.ruleset import notrack_nft, planes
 from ctrace.ruleset.model import Ruleset

@@ -15,10 +15,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from kit.advice_cases import RULES, SAFE
-from kit.advice_net import LONGEST, WAIT, Net, install, put, reset, seen, verdict_on
-from kit.tool_structures import STRUCTURES, Structure
-from kit.uses import answers, uses
+from kit.rulesets.cases import RULES, SAFE
+from kit.rulesets.net import LONGEST, WAIT, Net, install, put, reset, seen, verdict_on
+from kit.rulesets.tools import STRUCTURES, Structure
+from kit.rulesets.uses import answers, uses
 
 from ctrace.advice.roles import subject
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit import traffic
 
 from ctrace.batch import LOWEST_INODE, Batch, Clock, Names, Netns, Owner, inode_of
 from ctrace.capture import open_live
@@ -29,7 +30,7 @@ from ctrace.errors import UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
-from ctrace.lab import Lab, Node, traffic
+from ctrace.lab import Lab, Node
 from ctrace.record import Events, Kind, Reason, Status, address_bytes, empty, join, words
 from ctrace.view.export.events import HEADER, EventLines
 

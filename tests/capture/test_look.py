@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 import pytest
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.capture import open_live
 from ctrace.capture.table.young import CLOSED, SAMPLE, Sampler
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.lab import Lab
-from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.record import Events, Kind, empty, join, words
 
 

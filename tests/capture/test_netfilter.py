@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit import traffic
+from kit.nfqueue import Queue
 
 from ctrace.capture.hooks.netfilter import NetfilterCapture, without_retracted
 from ctrace.filters import Filter, parse_network
@@ -24,8 +26,7 @@ from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
 from ctrace.kernel import programs
 from ctrace.kernel.objects import NEAR_PLACES
-from ctrace.lab import Lab, Node, traffic
-from ctrace.lab.nfqueue import Queue
+from ctrace.lab import Lab, Node
 from ctrace.record import Direction, Events, Kind, Reason, Status, address_text, empty, join, words
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from kit.traffic import Flow, tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.capture.netlink.listener import NetlinkCapture, Receiver
 from ctrace.capture.netlink.reasons import merge
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import Flow, tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.record import N_REASONS, Events, Kind, Reason, Status, address_text, join
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

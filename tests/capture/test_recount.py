@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import traffic
 from kit.examples import examples
 
 from ctrace.batch import Counts
@@ -24,7 +25,7 @@ from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
-from ctrace.lab import Lab, traffic
+from ctrace.lab import Lab
 from ctrace.model.model import Model
 from ctrace.record import Events, Kind, empty, join
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from kit.traffic import udp_flows
 
 from ctrace.host import netns
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import udp_flows
 from ctrace.ruleset.activation import explain, read_modules
 from ctrace.ruleset.users import owner_of, users_of_save
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from kit.changes import PORT, STRICT, TRACKED, load, make_plan, rules_of
+from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.change import apply, undo
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.plan.plan import Accept
 
 pytestmark = pytest.mark.kernel

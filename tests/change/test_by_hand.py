@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.changes import PORT, STRICT, make_plan, rules_of
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.change import apply, undo
 from ctrace.change.shell_lines import undo_line
@@ -19,7 +20,6 @@ from ctrace.errors import CtraceError
 from ctrace.host import commands_in, ctnetlink
 from ctrace.host.netns import Namespace, find
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.plan.plan import Accept
 
 XT_RULES = f"""*filter

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 from kit.changes import PORT, TRACKED, make_plan, rules_of
+from kit.traffic import tcp_connections, tcp_server, udp_flows
 
 from ctrace.change import apply, undo
 from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows
 from ctrace.plan.plan import alone
 from ctrace.ruleset import notrack_nft
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from kit.changes import PORT, load, make_plan, rules_of
+from kit.traffic import tcp_server
 
 from ctrace.change import apply, undo
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_server
 from ctrace.plan.plan import Notrack
 
 pytestmark = pytest.mark.kernel

@@ -12,11 +12,11 @@ from typing import cast
 
 import pytest
 from kit.changes import PORT, TRACKED, in_background, load, make_plan
+from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.change import apply, health, undo, watch
 from ctrace.host import ctnetlink, netns
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.plan.plan import Plan
 
 pytestmark = pytest.mark.kernel

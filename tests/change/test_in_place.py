@@ -12,12 +12,12 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 from kit.changes import PORT, TRACKED, in_background
+from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.advice.facts import facts
 from ctrace.advice.in_place import InPlace, in_place
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.record import address_bytes
 from ctrace.rehearsal.room import Room
 

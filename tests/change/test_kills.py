@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 from kit.changes import PORT, STRICT, guards, make_plan, rules_of
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.change import notes, undo
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.plan import plan as plans
 from ctrace.plan.plan import Accept
 

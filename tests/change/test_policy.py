@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 from kit.changes import PORT, TRACKED, make_plan
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.advice.alternatives import POLICY
 from ctrace.change import apply, undo
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.plan.plan import CtTimeout
 
 pytestmark = pytest.mark.kernel

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from kit.changes import PORT, STRICT, guards, make_plan, rules_of
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.advice.again import facts_of
 from ctrace.change import apply, condition, keep, notes, undo
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink, netns
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.plan import plan as plans
 from ctrace.plan.plan import Accept
 from ctrace.view.export.openmetrics import Exposition

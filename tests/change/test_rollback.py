@@ -6,10 +6,10 @@ import socket
 
 import pytest
 from kit.changes import PORT, TRACKED, make_plan, rules_of
+from kit.traffic import tcp_server
 
 from ctrace.change import apply, notes
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_server
 
 pytestmark = pytest.mark.kernel
 INVALID = """

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.traffic import udp_flows
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.cost.result import Chains, HashTable, Hot, Latency, Perf, ServiceCost, Wait
 from ctrace.lab import Lab
-from ctrace.lab.traffic import udp_flows
 from ctrace.recording.derived import copy
 from ctrace.recording.format import cost_block
 from ctrace.recording.format.layout import BlockHead, BlockKind, Column, Damaged

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from kit import traffic
 
 import ctrace
 from ctrace import interpreter
 from ctrace.cli import VERBS, cli, rights
-from ctrace.lab import Lab, Node, traffic
+from ctrace.lab import Lab, Node
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.kernel]
 

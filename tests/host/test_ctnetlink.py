@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
+from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.ctnetlink.message import Decoder
 from ctrace.host.ctnetlink.table import _bounds
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.record import (
     PROTO_NUMBERS,
     STATE_UNKNOWN,

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit import traffic
 
 from ctrace.batch import Owner
 from ctrace.capture import open_live
 from ctrace.filters import Filter
 from ctrace.host.process import cgroup_root
-from ctrace.lab import Lab, Node, traffic
+from ctrace.lab import Lab, Node
 from ctrace.record import Events, Kind, join
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

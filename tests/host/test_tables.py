@@ -6,13 +6,13 @@ import re
 import time
 
 import pytest
+from kit.traffic import udp_flows
 
 from ctrace.batch import TableReading
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader, parse_stats
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import udp_flows
 
 
 def space(node: Node) -> Namespace:

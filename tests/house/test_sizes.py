@@ -10,7 +10,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-HOUSE = Path(__file__).parents[2] / "ctrace"
+TESTS = Path(__file__).parents[1]
+HOUSE = TESTS.parent / "ctrace"
 LINES, FUNCTION, PARAMETERS, FOLDER = 400, 60, 7, 15
 """Lines of a file and of a function, parameters, files of a folder: at most."""
 VERBS = "cli/"
@@ -67,6 +68,15 @@ def larger() -> Iterator[tuple[str, int]]:
 def test_nothing_is_larger_than_it_may_be() -> None:
     found = {what: n for what, n in larger() if n > LARGER.get(what, 0)}
     assert not found, "too large: cut it in two"
+
+
+def test_a_folder_of_tests_is_no_larger_either() -> None:
+    for folder in (path for path in TESTS.rglob("*") if path.is_dir()):
+        files = [
+            one.name for one in folder.glob("*.py") if one.stem not in ("__init__", "conftest")
+        ]
+        assert len(files) <= FOLDER, folder
+        assert f"test_{folder.name}_" not in "".join(files), f"the folder says {folder.name}"
 
 
 def test_few_statements_are_laid_out_by_hand() -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctrace.lab import Node
-from ctrace.lab.traffic import tcp_connections
 from ctrace.plan.plan import Accept, Notrack, Plan, clean_text
 from ctrace.ruleset.reader import fingerprint
+from kit.traffic import tcp_connections
 
 PORT = 8063
 

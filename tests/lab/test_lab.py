@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
+from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.lab import Lab
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 pytestmark = pytest.mark.kernel
 

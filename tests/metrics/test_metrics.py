@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from kit.synthetic import incident, write
+from kit.traffic import tcp_connections, tcp_server, udp_flows
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import ctrace
@@ -31,7 +32,6 @@ from ctrace.batch import HookInfo, SelfCost
 from ctrace.change.condition import HOLDS, OFF, Condition
 from ctrace.errors import CtraceError, UsageError
 from ctrace.lab import Lab
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows
 from ctrace.model import Model
 from ctrace.model.snapshot import Cause, Counted, Culprit, Snapshot, Table, Victim
 from ctrace.view.export.backfill import to_openmetrics

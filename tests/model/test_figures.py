@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
-from kit import packets
-from kit.entries import ANY, ASSURED, CLOSE, CLOSE_WAIT, REPLIED, TIME_WAIT, Packet, Table
+from kit.loads import packets
+from kit.loads.entries import ANY, ASSURED, CLOSE, CLOSE_WAIT, REPLIED, TIME_WAIT, Packet, Table
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import Model, remedies

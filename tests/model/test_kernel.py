@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from kit.traffic import tcp_connections, tcp_server, udp_flows
 
 from ctrace.batch import Batch
 from ctrace.capture import open_live
 from ctrace.filters import Filter
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows
 from ctrace.model import Model
 
 pytestmark = pytest.mark.kernel

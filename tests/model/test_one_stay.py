@@ -9,9 +9,9 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 import pytest
-from kit import entries
-from kit.packets import call
-from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
+from kit.loads import entries
+from kit.loads.packets import call
+from kit.loads.shapes import ASSURED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import histogram, stays

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import traffic
 from kit.machines import families
 
 from ctrace.host import ctnetlink
-from ctrace.lab import Lab, Node, traffic
+from ctrace.lab import Lab, Node
 
 BUNDLE = Path(os.environ.get("CTRACE_BUNDLE", ""))
 KERNEL = os.environ.get("CTRACE_VM", "")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kit import shapes, synthetic
+from kit import synthetic
+from kit.loads import shapes
 
 import ctrace
 from ctrace.recording import compare as compared

@@ -21,6 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 import pytest
+from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 import ctrace
 from ctrace.advice.again import facts_of
@@ -30,7 +31,6 @@ from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.live.adviser import FeedAdviser, recorded_facts
 from ctrace.live.feed import LiveFeed
 from ctrace.live.replay import ReplayFeed

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from kit.advice_cases import RULES, SAFE
-from kit.advice_net import (
+from kit.rulesets.cases import RULES, SAFE
+from kit.rulesets.kinds import KINDS, ROLES
+from kit.rulesets.net import (
     LONGEST,
     WAIT,
     Net,
@@ -28,7 +29,6 @@ from kit.advice_net import (
     take_away,
     verdict_on,
 )
-from kit.rulesets import KINDS, ROLES
 
 from ctrace.advice.roles import subject
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from kit import synthetic
-from kit.entries import Table
-from kit.packets import SETTINGS, closes_and_resets, leaks, one_way, talks
+from kit.loads.entries import Table
+from kit.loads.packets import SETTINGS, closes_and_resets, leaks, one_way, talks
 
 import ctrace
 from ctrace.cli import cli

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from kit.traffic import udp_flows
 
 from ctrace.lab import Lab
-from ctrace.lab.traffic import udp_flows
 
 pytestmark = pytest.mark.kernel
 CTRACE = [sys.executable, "-m", "ctrace"]

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import traffic
 from kit.machines import ASSURED, OTHERS, Net, Seen, Watch, families, followed
 
 from ctrace.capture.family import Capture
 from ctrace.capture.live import FAMILIES
 from ctrace.filters import Filter
-from ctrace.lab import Lab, traffic
+from ctrace.lab import Lab
 from ctrace.record import Events, Kind
 
 KERNEL = os.environ.get("CTRACE_VM", "")

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from kit.advice_net import verdict_on
+from kit.rulesets.net import verdict_on
+from kit.traffic import tcp_server, udp_server
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.subject import Subject
 from ctrace.host.ctnetlink import dump
 from ctrace.host.netns import local_addresses
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_server, udp_server
 from ctrace.plan.plan import alone
 from ctrace.record import Events, Status
 from ctrace.ruleset import notrack_nft

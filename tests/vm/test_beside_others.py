@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit import traffic
 from kit.machines import Net, Watch, flows, objects
 
 import ctrace
@@ -28,7 +29,7 @@ from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import netns
 from ctrace.kernel import bpf, btf, layout, symbols
-from ctrace.lab import Node, traffic
+from ctrace.lab import Node
 from ctrace.model import Model
 from ctrace.record import Kind, Reason
 from ctrace.recording.recorder import host_facts

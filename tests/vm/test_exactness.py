@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit import traffic
 from kit.machines import Net, Seen, Watch, first_packet, flows, listed, note
+from kit.nfqueue import Queue
 
 from ctrace.capture.family import Capture
 from ctrace.errors import CtraceError
 from ctrace.host import process
-from ctrace.lab import Node, traffic
-from ctrace.lab.nfqueue import Queue
+from ctrace.lab import Node
 from ctrace.record import Kind, Reason, Status
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+from kit import traffic
 from kit.machines import (
     ASSURED,
     EMULATED,
@@ -44,7 +45,6 @@ from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns
 from ctrace.kernel import bpf
 from ctrace.kernel.chains import Walker
-from ctrace.lab import traffic
 from ctrace.record import Direction, Events, Kind, Reason, Status, address_text
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

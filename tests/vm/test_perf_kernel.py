@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from kit import traffic
 from kit.costs import PORT, Ballast, open_flows, pair, send, totals
 from kit.machines import families
 
@@ -25,7 +26,7 @@ from ctrace.errors import CtraceError
 from ctrace.host import netns
 from ctrace.host.tables import TableReader
 from ctrace.kernel import symbols
-from ctrace.lab import Node, traffic
+from ctrace.lab import Node
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 KERNEL = os.environ.get("CTRACE_VM", "")

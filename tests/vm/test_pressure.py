@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import traffic
 from kit.machines import Net, Seen, Watch, families, flows, note
 
 from ctrace.capture.family import Capture
@@ -22,7 +23,6 @@ from ctrace.capture.live import FAMILIES
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink, netns
-from ctrace.lab import traffic
 from ctrace.record import Kind, Reason, Status
 
 KERNEL = os.environ.get("CTRACE_VM", "")

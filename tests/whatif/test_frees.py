@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
-from kit.entries import Packet, Table
-from kit.packets import (
+from kit.loads.entries import Packet, Table
+from kit.loads.packets import (
     SECONDS,
     SETTINGS,
     Random,

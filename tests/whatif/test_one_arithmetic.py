@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from kit import packets
-from kit.entries import Packet, Table
+from kit.loads import packets
+from kit.loads.entries import Packet, Table
 from kit.whatifs import NETNS, Kernel
 
 from ctrace.advice.advise import advise

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from kit.entries import Packet, Table
-from kit.packets import (
+from kit.loads.entries import Packet, Table
+from kit.loads.packets import (
     SECONDS,
     SETTINGS,
     Random,

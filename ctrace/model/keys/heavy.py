@@ -15,7 +15,7 @@ table, so that sums over a source or a service stay whole.
 One window is counted in four steps: ``find`` looks each event's hash up in an open-addressed
 index; ``locate`` gives rows to the keys without one that have earned it; ``count`` adds each
 event's counters, packed in one word, to its row; ``drain`` unpacks them when somebody reads.
-tests/model/test_heavy.py holds the bounds above for any sequence of windows.
+tests/model/keys/test_heavy.py holds the bounds above for any sequence of windows.
 
 A plain sorted merge (sort a window's hashes, sum runs, insert what is new) takes 1.7 to 4 times
 as long with 200 to 40,000 keys, for one counter, and bounds neither rows nor errors.

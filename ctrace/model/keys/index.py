@@ -3,7 +3,7 @@
 An entry is the hash with its lowest bits replaced by the row. A hash looks at its own place, and
 at those behind it as long as a bit there says that a key of this place stands farther on.
 
-Invariants, held by tests/model/test_heavy.py:
+Invariants, held by tests/model/keys/test_heavy.py:
 
 - every hash that was entered and not cleared is found, with the row that it was entered with;
 - a hash that was not entered is not found, but where it is alike in all bits above the row's.

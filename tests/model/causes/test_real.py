@@ -19,14 +19,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from kit import traffic
+from kit.nfqueue import Queue
 
 from ctrace.batch import Batch
 from ctrace.capture import open_live
 from ctrace.capture.live import LiveSource
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
-from ctrace.lab import Lab, Node, traffic
-from ctrace.lab.nfqueue import Queue
+from ctrace.lab import Lab, Node
 from ctrace.model import Model
 from ctrace.model.snapshot import Cause
 

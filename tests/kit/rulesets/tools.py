@@ -1,6 +1,6 @@
 """The rules of common tools, in the structure that each gives them, around one container.
 
-The network is that of :mod:`kit.advice_net`: ``to-r2`` leads to the world, ``to-s`` is the
+The network is that of :mod:`kit.rulesets.net`: ``to-r2`` leads to the world, ``to-s`` is the
 container's bridge, tunnel or inner network. The service is tcp/8063 or udp/8063. A published
 container port is 7063 to 22, a cluster's address is 10.96.0.10:80, a node port 30063.
 """
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from kit.advice_cases import Setup, firewalld, nft, ufw
+from kit.rulesets.cases import Setup, firewalld, nft, ufw
 
 EXT, BR = "to-r2", "to-s"
 POD, NET, GATE = "10.77.4.2", "10.77.4.0/24", "10.77.4.1"

@@ -1,6 +1,6 @@
 """What hosts have beside a filter, as small blocks: policy routing, marks, meters, maps, lookups.
 
-Each is common by itself. Some concern the service of :mod:`kit.rulesets`, most pass it by; a
+Each is common by itself. Some concern the service of :mod:`kit.rulesets.kinds`, most pass it by; a
 verdict has to be right either way. :data:`BESIDE` adds some by lot to the other rule sets, and
 to the structures of common tools.
 """
@@ -11,10 +11,10 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from kit.advice_cases import Setup
-from kit.advice_net import Net
-from kit.rulesets import EXT, INT, KINDS, PORT, Draw, Maker
-from kit.tool_structures import HOST, NET, POD, STRUCTURES, VIP
+from kit.rulesets.cases import Setup
+from kit.rulesets.kinds import EXT, INT, KINDS, PORT, Draw, Maker
+from kit.rulesets.net import Net
+from kit.rulesets.tools import HOST, NET, POD, STRUCTURES, VIP
 
 GATEWAY: Final = ("10.77.3.1", "fd77:3::1")
 TABLE: Final = 100
@@ -377,7 +377,7 @@ CLEAN: Final = (
 
 
 def clean(net: Net) -> None:
-    """Take away what :func:`kit.advice_net.reset` does not know of."""
+    """Take away what :func:`kit.rulesets.net.reset` does not know of."""
     net.h.run(["sh", "-c", CLEAN], check=False)
 
 

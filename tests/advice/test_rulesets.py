@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 import pytest
-from kit.advice_cases import CASES, RULES, SAFE, Case
-from kit.advice_net import (
+from kit.rulesets.cases import CASES, RULES, SAFE, Case
+from kit.rulesets.net import (
     LONGEST,
     WAIT,
     Net,

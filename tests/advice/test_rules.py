@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from kit.advice_net import Net, ask, entries, forget_paths, install, put, reset
+from kit.rulesets.net import Net, ask, entries, forget_paths, install, put, reset
 
 from ctrace.change import shell_lines
 from ctrace.errors import UsageError

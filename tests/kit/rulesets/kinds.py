@@ -1,6 +1,6 @@
 """Rule sets by lot, of the idioms that people use: every feature alone is common, the mix is not.
 
-The network is that of :mod:`kit.advice_net`. A rule set lets the service live in its role more
+The network is that of :mod:`kit.rulesets.net`. A rule set lets the service live in its role more
 often than not; what else it does is drawn.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from kit.advice_cases import Setup
+from kit.rulesets.cases import Setup
 
 T = TypeVar("T")
 PORT = 8063

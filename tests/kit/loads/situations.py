@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_server, udp_server
+from kit.traffic import tcp_server, udp_server
 
 HERE = "127.0.0.1"
 

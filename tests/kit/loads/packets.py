@@ -1,4 +1,4 @@
-"""Loads as packets, for :class:`kit.entries.Table`: flows that end in every way."""
+"""Loads as packets, for :class:`kit.loads.entries.Table`: flows that end in every way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kit.entries import (
+from kit.loads.entries import (
     ANY,
     ASSURED,
     CLOSE,

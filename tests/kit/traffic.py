@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from errno import EPERM
 from typing import NamedTuple, Optional
 
-from ctrace.lab.namespaces import Node
+from ctrace.lab import Node
 
 TCP, UDP, SCTP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP
 

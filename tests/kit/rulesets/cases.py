@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parents[1] / "advice" / "rulesets"
+HERE = Path(__file__).parents[2] / "advice" / "rulesets"
 SAFE, RULES, UNSAFE = "safe", "safe-with-rules", "unsafe"
 PING = "icmp type { echo-request, destination-unreachable, time-exceeded } accept\n"
 PING += "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, "

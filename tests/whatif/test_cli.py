@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from kit.command import ctrace
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.lab import Lab
-from ctrace.lab.traffic import tcp_connections, tcp_server
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from kit.advice_cases import (
+from kit.rulesets.cases import (
     EST,
     LO,
     PING,
@@ -30,7 +30,7 @@ from kit.advice_cases import (
     xt,
     xt_filter,
 )
-from kit.advice_net import (
+from kit.rulesets.net import (
     ABORT,
     CLOSED,
     FAMILIES,
@@ -49,7 +49,7 @@ from kit.advice_net import (
     take_away,
     verdict_on,
 )
-from kit.tool_structures import VIP
+from kit.rulesets.tools import VIP
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import subject

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from kit.advice_cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft
-from kit.advice_net import (
+from kit.rulesets.cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft
+from kit.rulesets.net import (
     BACKEND,
     CLOSED,
     FAMILIES,
@@ -30,11 +30,11 @@ from kit.advice_net import (
     take_away,
     verdict_on,
 )
+from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.advice.hazards import Judgement
 from ctrace.advice.roles import subject
 from ctrace.lab import Lab
-from ctrace.lab.traffic import tcp_connections, tcp_server
 from ctrace.plan.plan import Notrack, alone
 from ctrace.ruleset import notrack_nft
 

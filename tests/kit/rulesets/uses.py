@@ -1,4 +1,4 @@
-"""All that goes on around the host of :mod:`kit.advice_net`, and who answers it."""
+"""All that goes on around the host of :mod:`kit.rulesets.net`, and who answers it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from kit.advice_net import (
+from kit.rulesets.net import (
     CLOSED,
     FAMILIES,
     HIGH,
@@ -20,7 +20,7 @@ from kit.advice_net import (
     echo,
     forget_paths,
 )
-from kit.tool_structures import GATE, NODE, VIP
+from kit.rulesets.tools import GATE, NODE, VIP
 
 
 @dataclass(frozen=True)

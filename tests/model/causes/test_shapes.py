@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from kit.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, TIME_WAIT, Trace, steady
+from kit.loads.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, TIME_WAIT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
 from ctrace.beside import Beside, Stray

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from kit.whatifs import NETNS, SECOND, Kernel
 
 from ctrace.batch import Batch
@@ -18,7 +19,6 @@ from ctrace.capture import open_live
 from ctrace.errors import CtraceError, UsageError
 from ctrace.filters import Filter
 from ctrace.lab import Lab, Node
-from ctrace.lab.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from ctrace.plan.plan import CtTimeout, Plan
 from ctrace.ruleset.notrack_nft import script
 from ctrace.view.report.whatif_text import whatif_text

@@ -1,0 +1,1 @@
+"""Loads: as packets, as traces of known shape, and real ones."""
