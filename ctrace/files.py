@@ -40,6 +40,29 @@ def opened(path: str) -> int:
     raise CtraceError(f"{path} is {_SORTS.get(stat.S_IFMT(mode), 'something else')}, not a file")
 
 
+def content(path: str, most: int) -> bytes:
+    """What a regular file holds, at most ``most`` bytes of it. Raises as :func:`opened` does."""
+    fd = opened(path)
+    try:
+        return taken(fd, most)
+    finally:
+        os.close(fd)
+
+
+def taken(fd: int, most: int) -> bytes:
+    """The next bytes of a descriptor that does not wait, at most ``most``. Raises OSError.
+
+    Some of the kernel's files (kmsg, trace_pipe) are called regular and wait for ever: what they
+    have now is all that they hold.
+    """
+    parts, left = [], most
+    with contextlib.suppress(BlockingIOError):
+        while left and (part := os.read(fd, min(left, 1 << 20))):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
+
+
 def check_free(path: str, *, force: bool = False) -> None:
     """Raise CtraceError where ``new`` would refuse to write: before the work, not after it."""
     try:

@@ -7,6 +7,7 @@ import stat
 import sys
 from pathlib import Path
 
+from ctrace import files
 from ctrace.errors import CtraceError, UsageError
 from ctrace.plan.plan import MAX_BYTES, Plan, from_json
 
@@ -35,8 +36,7 @@ def read(path: str, *, unasked: bool = False) -> Plan:
                 )
             if unasked:
                 _refuse_theirs(path, found)
-            with os.fdopen(fd, "rb", closefd=False) as file:
-                return from_json(file.read(MAX_BYTES + 1).decode())
+            return from_json(files.taken(fd, MAX_BYTES + 1).decode())
         finally:
             os.close(fd)
     except OSError as error:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Final
 
+from ctrace.errors import CtraceError
+
 CHUNK: Final = 1 << 20
 LINE: Final = 1 << 16
 """Bytes of a line; no tool prints longer ones."""
@@ -16,6 +18,8 @@ RULES: Final = b'{"nftables"'
 """What ``nft -j`` prints begins so, and is one line, however many rules there are."""
 RULES_LINE: Final = 8 << 20
 LONG: Final = b"x" * LINE  # stands for one that is longer
+NO_TEXT: Final = 256 << 20
+"""Bytes of lines that are too long, in one stream: what has more is data, and may never end."""
 
 _COLOUR: Final = re.compile(
     rb"\x1b(?:\[[0-9;?]{0,20}[A-Za-z]|\][^\x07\x1b\n]{0,400}(?:\x07|\x1b\\))"
@@ -30,18 +34,25 @@ _NO_BREAK: Final = "\N{NO-BREAK SPACE}".encode()
 """What pages have in place of several spaces."""
 
 
-def chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    """Whole lines of a stream, in bounded memory; the first part of it is short."""
-    rest, skipping = b"", False
+def chunks(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """Whole lines of a stream, in bounded memory; the first part of it is short. Nothing of a part
+    in which no line ends.
+
+    Raises CtraceError with its name where it is no text.
+    """
+    rest, skipping, skipped = b"", False, 0
     for part in _decoded(stream):
         data = rest + part
         end = data.rfind(b"\n") + 1
         data, rest = data[:end], data[end:]
         if skipping and end:
             skipping, data = False, LONG + data[data.index(b"\n") :]
-        if data:
+        if data or skipping:
             yield _plain(data)
         if len(rest) > (RULES_LINE if rest.startswith(RULES) else LINE):
+            skipped += len(rest)
+            if skipped > NO_TEXT:
+                raise CtraceError(f"{name} is not text: most of it has no ends of lines")
             rest, skipping = b"", True
     if rest or skipping:
         yield _plain((LONG if skipping else rest) + b"\n")

@@ -168,24 +168,26 @@ def _check_holes(path: str, found: os.stat_result) -> None:
 
 
 def _directory(path: str, budget: _Budget) -> Iterator[Text]:
-    seen = 0
+    for full in _inside(path):
+        if not os.path.isfile(full) or os.path.islink(full):
+            continue
+        with _open(full) as file:
+            found = os.fstat(file.fileno())
+            _check_holes(full, found)
+            when = _when(found.st_mtime)
+            inside = os.path.relpath(full, path)
+            yield from _unfold(Text(inside, when, file, False, _host(full)), budget, 0)
+
+
+def _inside(path: str) -> list[str]:
+    """All names below a directory, in order: counted before the first of them is read."""
+    found: list[str] = []
     for folder, folders, names in os.walk(path):
         folders.sort()
-        for name in sorted(names):
-            full = os.path.join(folder, name)
-            seen += 1
-            if seen > MEMBERS:
-                raise CtraceError(
-                    f"{path} holds more than {MEMBERS:,} files: name the ones you mean"
-                )
-            if not os.path.isfile(full) or os.path.islink(full):
-                continue
-            with _open(full) as file:
-                found = os.fstat(file.fileno())
-                _check_holes(full, found)
-                when = _when(found.st_mtime)
-                inside = os.path.relpath(full, path)
-                yield from _unfold(Text(inside, when, file, False, _host(full)), budget, 0)
+        found += [os.path.join(folder, name) for name in sorted(names)]
+        if len(found) > MEMBERS:
+            raise CtraceError(f"{path} holds more than {MEMBERS:,} files: name the ones you mean")
+    return found
 
 
 def _host(path: str, otherwise: str = "") -> str:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 
+from ctrace import files
 from ctrace.errors import CtraceError
 from ctrace.recording.derived import Recorded
 from ctrace.recording.format.layout import SIGNATURE
@@ -29,9 +30,8 @@ def is_recording(path: str) -> bool:
     if not os.path.isfile(path):
         return not os.path.exists(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(len(SIGNATURE))
-    except OSError:
+        head = files.content(path, len(SIGNATURE))
+    except (OSError, CtraceError):
         return True
     return not head or head == SIGNATURE[: len(head)] or head.startswith(SIGNATURE[:7])
 

@@ -91,8 +91,8 @@ class Reader:
         unread = self._found.unread.count, len(self._found.unread.first)
         weight = self._found.weight
         number = 0
-        for data in chunks(text.stream):
-            number += self._lines_of(Chunk(data), number)
+        for data in chunks(text.stream, text.name):
+            number += self._lines_of(Chunk(data), number) if data else 0
             if not (self._known or self._rows or text.asked):
                 break
         self._end()

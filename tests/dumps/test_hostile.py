@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from ctrace.cli import cli
-from ctrace.dumps import files
+from ctrace.dumps import decoded, files
 from ctrace.dumps.opened import open_any
 from ctrace.errors import CtraceError
 from ctrace.record import Kind
@@ -162,13 +162,46 @@ def test_a_bomb_is_refused_before_it_has_unfolded(
 
 def test_a_bomb_in_an_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evidence.tar"
-    inner = bomb("gzip")
+    inner = gzip.compress(ENTRY) + bomb("gzip")  # without an entry it is passed over
     with tarfile.open(path, "w") as archive:
         member = tarfile.TarInfo("proc/net/nf_conntrack.gz")
         member.size = len(inner)
         archive.addfile(member, io.BytesIO(inner))
     with pytest.raises(CtraceError, match="times its size"):
         open_any([str(path)])
+
+
+def test_what_has_no_ends_of_lines_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data" / "blob"
+    path.parent.mkdir()
+    path.write_bytes(b"x" * (8 << 20))
+    read = [0]
+    take = files._Budget.take
+
+    def counting(self: files._Budget, name: str, n: int) -> None:
+        read[0] += n
+        take(self, name, n)
+
+    monkeypatch.setattr(files._Budget, "take", counting)
+    with pytest.raises(CtraceError, match="contains nothing about conntrack"):
+        open_any([str(path.parent)])
+    assert 0 < read[0] < 4 << 20
+    monkeypatch.setattr(decoded, "NO_TEXT", 4 << 20)
+    with pytest.raises(CtraceError, match="blob is not text: most of it has no ends of lines"):
+        open_any([str(path)])
+
+
+def test_files_of_a_folder_are_counted_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        (tmp_path / name).write_bytes(ENTRY)
+    monkeypatch.setattr(files, "MEMBERS", 3)
+    monkeypatch.delattr(files, "_open")
+    with pytest.raises(CtraceError, match="holds more than 3 files: name the ones you mean"):
+        open_any([str(tmp_path)])
 
 
 def test_packed_as_people_pack(tmp_path: Path) -> None:

@@ -253,8 +253,9 @@ def make_way(path: str) -> str:
     """
     if not os.path.lexists(path):
         return ""
-    with contextlib.suppress(OSError), open(files.opened(path), "rb") as file:
-        if file.read(len(SIGNATURE)) == SIGNATURE and not os.path.islink(path):
+    with contextlib.suppress(OSError):
+        head = files.content(path, len(SIGNATURE))
+        if head == SIGNATURE and not os.path.islink(path):
             number = next(n for n in itertools.count(1) if not os.path.lexists(f"{path}.{n}"))
             os.rename(path, f"{path}.{number}")
             return f"{path}.{number}"

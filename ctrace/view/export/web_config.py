@@ -98,8 +98,7 @@ class WebConfig:
 def read_web_config(path: str) -> WebConfig:
     """The file's meaning. Raises UsageError; CtraceError where it cannot be read."""
     try:
-        with open(files.opened(path), encoding="utf-8") as file:
-            text = file.read(LARGEST)
+        text = files.content(path, LARGEST).decode()
     except OSError as error:
         raise CtraceError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

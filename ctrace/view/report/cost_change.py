@@ -35,8 +35,7 @@ class Change:
 def load(path: str) -> Perf:
     """What ``ctrace perf --format json`` printed earlier. Raises CtraceError."""
     try:
-        with open(files.opened(path), "rb") as file:
-            data = json.loads(file.read(LIMIT))
+        data = json.loads(files.content(path, LIMIT))
         for latency in data["latencies"]:
             values = latency.pop("ns")
             latency["percentiles"] = [values[name] for name in PERCENTILES]
