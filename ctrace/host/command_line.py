@@ -19,23 +19,27 @@ MASK: Final = "***"
 
 _WORD = (
     r"(?:pass(?:w(?:or[dt]|d)|phrase|code)?|pwd|secret|token|key|credential|auth|cookie|bearer|private"
-    r"|signature|session|jwt|community|licen[cs]e|(?<![a-z])(?:pw|pin|otp|salt|sig|sas|psk|creds?|login)"
-    r"(?![a-z]))"
+    r"|signature|session|jwt|community|licen[cs]e|kennwort|contrase|wachtwoord|l[oö]senord|парол"
+    r"|(?<![a-z])(?:pw|pin|otp|salt|sig|sas|psk|creds?|login|senha|clave|parola|heslo|has[lł]o)(?![a-z]))"
 )
 # Bounded repeats: a hostile command line costs no more than an ordinary one.
-_NAMED = re.compile(rf"({_WORD}[\w.-]{{0,64}}[\"'\])]{{0,4}}[\s=:,]{{1,8}})\S.*", re.I | re.S)
+_NAMED = re.compile(rf"({_WORD}[\w.-]{{0,64}}[\"'\])]{{0,4}}[\s=:,>]{{1,8}})\S.*", re.I | re.S)
 _BARE = re.compile(rf"^-{{0,2}}[\w.-]{{0,64}}{_WORD}[s:=]?$", re.I)
 _BARE_OPTION = re.compile(rf"^-{{1,2}}[\w.-]{{0,64}}{_WORD}[\w.-]{{0,64}}[:=]?$", re.I)
+_VERB = re.compile(r"passwd|secret|auth|login", re.I)
+"""Words after which a program may take a password in any of its arguments."""
 _SHORT = re.compile(r"((?:^|\s)-p)(?!\s*-)\s*\S.*", re.S)
 _LATER = re.compile(r"(\s-[Pw]\s+)\S.*", re.S)
+_BASIC = re.compile(r"(\bBasic\s+)[\w+/=-]{4,}")
+_PIPED = re.compile(r"(\b(?:echo|printf)\s)[^|]{1,1024}(?=\|)")
 _URL = re.compile(r"://\S{1,1024}@")
 _LOGIN = re.compile(r"([^\s:/@=]{1,64})([:/%])(?!//)\S{1,1024}@")
-_USER = re.compile(r"(?:-[a-zA-Z]{0,3}[uU]|--user|--proxy-user)=?")
+_USER = re.compile(r"(?:-[a-zA-Z]{0,3}[uU]|--user|--proxy-user|--cert|--proxy-cert)=?")
 _USER_IN_TEXT = re.compile(
     r"(\s(?:-[a-zA-Z]{0,3}[uU]|--user)[=\s]{0,8}[^\s:%,]{1,64}[:%,])\S.*", re.S
 )
 _OF_USER = re.compile(r"[:%,].*", re.S)
-_LETTERS: Final = {"-p", "-P", "-w"}
+_LETTERS: Final = {"-p", "-P", "-w", "-ap", "-xp"}
 """Options that take a password in so many programs that their values are masked in all."""
 _OF_PROGRAM: Final = (
     (re.compile(r"redis-"), "a"),
@@ -45,18 +49,26 @@ _OF_PROGRAM: Final = (
     (re.compile(r"curl"), "bEH"),
     (re.compile(r"(?:https?|xhs?|ab)$"), "aA"),
     (re.compile(r"ssh-keygen"), "NP"),
-    (re.compile(r"sqlcmd|bcp|isql|tsql|mosquitto_|ipmitool|u?n?zip"), "P"),
+    (re.compile(r"sqlcmd|bcp|isql|tsql|mosquitto_|u?n?zip"), "P"),
+    (re.compile(r"ipmitool"), "Pk"),
     (re.compile(r"x?freerdp|rdesktop"), "p"),
+    (re.compile(r"(?:un)?rar$"), "hp"),
+    (re.compile(r"nxc|netexec|crackmapexec|evil-winrm"), "pH"),
+    (re.compile(r"doctl|zerotier-"), "tT"),
 )
 """Letters of options that take a password or its like, also without a space, by how the program's
 name begins."""
 _POSITIONAL: Final = re.compile(
-    r"htpasswd|wpa_passphrase|rabbitmqctl|vault|mc|sqlplus|sqlldr|chpasswd|expect|lftp|secret-tool|pass|op"
+    r"htpasswd|wpa_passphrase|rabbitmqctl|vault|mc|sqlplus|sqlldr|rman|(?:imp|exp)(?:dp)?|isql|net|chpasswd|mkpasswd|expect|lftp|secret-tool|pass|op"
 )
 """Programs that take a password where nothing marks it: of their arguments none is kept."""
 _CODE: Final = re.compile(
-    r"(?:python|perl|ruby|node|php|lua|expect|tclsh|osascript|pwsh)[\d.]*", re.I
+    r"(?:python|perl|ruby|node|php|lua|expect|tclsh|osascript|pwsh|mysql|mariadb|psql|cqlsh|sqlite"
+    r"|clickhouse-client|mongosh?)[\d.]*",
+    re.I,
 )
+_GIVES_CODE: Final = re.compile(r"-[a-zA-Z]{0,4}[ceErp]|--(?:eval|print|execute|command|query|run)")
+"""Options of those that are followed by code."""
 _STRING = re.compile(r"(['\"`])(?:(?!\1).)+\1", re.S)
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:gh[a-z]_|github_pat_|gl[a-z]{2,6}-|xox[a-z]-|sk[-_]|rk[-_]|pk[-_]|hv[a-z]\.|npm_"
@@ -67,6 +79,7 @@ _TOKEN = re.compile(
 _LOT = re.compile(r"(?=[^\s]{0,200}\d)(?=[^\s]{0,200}[a-z])(?=[^\s]{0,200}[A-Z])")
 _RUN = re.compile(
     r"[A-Za-z0-9_+=-]{20,}|(?<![A-Za-z0-9_+/=.-])[A-Za-z0-9+][A-Za-z0-9+/]{38,}={0,2}"
+    r"|0x[0-9a-fA-F]{32,}"
 )
 """Long enough for a key by lot; it is one where it has digits, small and capital letters."""
 
@@ -77,8 +90,8 @@ def masked(arguments: Sequence[str]) -> str:
     ``***`` stands for the value of an option or variable whose name holds a word such as
     password, secret, token, key or credential (``--token X``, ``DB_PASS=X``, ``"Cookie: X"``),
     for what follows ``-p``, ``-P`` or ``-w``, for the login in ``scheme://login@host``, for the
-    password in ``user:password@host`` and ``-u user:password``, for strings in code after
-    ``-c`` or ``-e``, for what looks like a key made by lot, and for what programs such as
+    password in ``user:password@host`` and ``-u user:password``, for strings in code that is
+    given as an argument, for what looks like a key made by lot, and for what programs such as
     ``htpasswd`` and ``vault`` are given.
     """
     program = arguments[0].rpartition("/")[2] if arguments else ""
@@ -89,17 +102,25 @@ def masked(arguments: Sequence[str]) -> str:
     kept: list[str] = []
     before = ""
     for argument in arguments:
+        if before and re.fullmatch(
+            r"[=:]+", argument
+        ):  # ``password = X``: what was meant comes later
+            kept.append(argument)
+            continue
+        if before and not before.startswith("-") and _VERB.fullmatch(before):
+            kept.append(MASK)
+            break
         if before and (before in taking or _BARE.match(before) or _BARE_OPTION.match(before)):
             kept.append(MASK)
             before = ""
             continue
-        if before in ("-c", "-e") and _CODE.match(program):
+        if _GIVES_CODE.fullmatch(before) and _CODE.match(program):
             kept.append(_without_keys(_STRING.sub(MASK, _argument(argument, before))))
         elif len(argument) > 2 and argument[0] in "-/" and argument[1] in letters:
             kept.append(argument[:2] + MASK)
         else:
             kept.append(_without_keys(_argument(argument, before)))
-        before = argument if len(kept) > 1 else ""
+        before = argument.strip("\"'") if len(kept) > 1 else ""
     return clean(" ".join(kept))[:MOST]
 
 
@@ -131,7 +152,8 @@ def _argument(text: str, before: str) -> str:
     text = _NAMED.sub(rf"\g<1>{MASK}", text)
     text = _SHORT.sub(rf"\g<1>{MASK}", text)
     text = _LATER.sub(rf"\g<1>{MASK}", text)
-    text = _USER_IN_TEXT.sub(rf"\g<1>{MASK}", text)
+    for form in (_USER_IN_TEXT, _BASIC, _PIPED):
+        text = form.sub(rf"\g<1>{MASK}", text)
     if "@" in text:
         text = _LOGIN.sub(rf"\g<1>\g<2>{MASK}@", _URL.sub(f"://{MASK}@", text))
     return text
