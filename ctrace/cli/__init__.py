@@ -171,6 +171,8 @@ def _status() -> int:
 
 def _defect(error: Exception) -> str:
     """One line on an error that nobody foresaw, with the place in our code that it came from."""
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "no more threads or memory can be had: see ulimit -u -v, and pids.max of the cgroup"
     frames = traceback.extract_tb(error.__traceback__)
     ours = [one for one in frames if f"{os.sep}ctrace{os.sep}" in one.filename] or frames
     place = f"{os.path.basename(ours[-1].filename)} line {ours[-1].lineno}"
