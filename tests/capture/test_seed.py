@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
 
+from ctrace.capture.table import older
 from ctrace.capture.table.seed import Seeding, Slice
+from ctrace.host import ctnetlink
+from ctrace.host.netns import Namespace
 from ctrace.record import Events, Kind, Reason, empty, join
 
 AT = 1_000
@@ -179,3 +185,28 @@ def test_inputs_are_left_alone() -> None:
     seeding.dumped(Slice(dump), AT)
     assert (dump == copies[0]).all()
     assert (events == copies[1]).all()
+
+
+def test_what_was_told_of_a_namespace_goes_with_its_dump() -> None:
+    rows = join([record(Kind.INSERT, flow, 9, 5) for flow in (0, 1, 2, 11)])
+    busy, other = 7, int(rows["netns"][0])
+    seeding = Seeding([busy, other])
+    seeding.first(rows, AT)
+    assert (seeding.told(busy), seeding.told(other)) == (3, 1)
+    assert len(seeding.dumped(Slice(rows, (busy,)), AT)) == 0
+    assert (seeding.told(busy), seeding.told(other)) == (0, 1)
+
+
+def test_the_busiest_namespace_is_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def existing(space: Namespace) -> Iterator[Events]:
+        read.append(space.inum)
+        told[3] = 9  # a flood begins
+        yield empty(ctnetlink.SLICE)
+
+    monkeypatch.setattr(older, "_existing", existing)
+    told = {1: 0, 2: 5, 3: 0}
+    parts = list(older.slices([Namespace(one, "", "") for one in told], told.__getitem__))
+    assert read == [2, 3, 1]
+    assert [part.ended for part in parts] == [(), (2,), (3,), (1,)]

@@ -45,7 +45,7 @@ class Older:
         out."""
         self._ids = ids
         self._seeding, self._late, self._named = seeding, max(late, LATE), named
-        self._slices = slices(spaces)
+        self._slices = slices(spaces, lambda inum: seeding.told(ids[inum]))
         self._unread = set(ids.values())
         self._waiting: deque[tuple[float, Slice]] = deque()
 
@@ -90,12 +90,21 @@ class Older:
         return join(found)
 
 
-def slices(spaces: Sequence[Namespace]) -> Iterator[Slice]:
+def slices(
+    spaces: Sequence[Namespace], told: Callable[[int], int] = lambda _: 0
+) -> Iterator[Slice]:
     """What is in the tables now, in slices of at least :data:`~ctrace.host.ctnetlink.SLICE` rows,
-    except the last."""
+    except the last.
+
+    ``told``: how much has to be remembered of a namespace, by its number, until it is read; the
+    next one is that with most.
+    """
     parts: list[Events] = []
     ended: list[int] = []
-    for space in spaces:
+    left = list(spaces)
+    while left:
+        space = max(left, key=lambda one: told(one.inum))
+        left.remove(space)
         for rows in _existing(space):
             parts.append(rows)
             if sum(map(len, parts)) >= ctnetlink.SLICE:

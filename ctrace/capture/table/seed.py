@@ -8,8 +8,8 @@ both. What an entry's *first* event says settles it:
 - none: it was there before if the dump has it.
 
 With that, existing + inserts - destroys is the table at every later moment, entry by
-entry. A large table is never held whole: the dump comes in slices, and of what is done
-only identities stay, 8 bytes each, until the namespace's dump has ended.
+entry. A large table is never held whole: the dump comes in slices, and of what is done, and
+of what events told, only identities stay, 8 bytes each, until the namespace's dump has ended.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Seeding:
     def __init__(self, open: Collection[int], *, same_ids: bool = False) -> None:
         self._open: set[int] = set(open)
         self._same_ids = same_ids
-        self._told = _Set()
-        """Entries of open namespaces whose first event has come."""
+        self._told = {netns: _Set() for netns in open}
+        """For each open namespace: its entries whose first event has come."""
         self._given = _Set()
         """Entries already yielded from the dump of the namespace being dumped."""
 
@@ -61,12 +61,15 @@ class Seeding:
         """
         ends = (events["kind"] == Kind.INSERT) | (events["kind"] == Kind.DESTROY)
         ends &= np.isin(events["netns"], list(self._open))
-        rows = words(events[ends])
-        if not len(rows):
+        events = events[ends]
+        if not len(events):
             return empty()
+        rows = words(events)
         entries, index = np.unique(identity(rows), return_index=True)
-        new = ~(self._told.has(entries) | self._given.has(entries))
-        self._told.add(entries[new])
+        spaces = events["netns"][index]
+        new = ~(self._has_told(entries, spaces) | self._given.has(entries))
+        for netns in np.unique(spaces[new]).tolist():
+            self._told[netns].add(entries[new & (spaces == netns)])
         found: Events = rows[np.sort(index[new])].view(RECORD).reshape(-1)
         return self._older(found[found["kind"] == Kind.DESTROY], at)
 
@@ -74,10 +77,12 @@ class Seeding:
         """The entries of a slice that existed; every event up to the end of its reading must have
         come."""
         entries, index = np.unique(identity(words(part.rows)), return_index=True)
-        new = ~(self._told.has(entries) | self._given.has(entries))
+        new = ~(self._has_told(entries, part.rows["netns"][index]) | self._given.has(entries))
         entries, index = entries[new], index[new]
         if part.ended:
             self._open -= set(part.ended)
+            for netns in part.ended:
+                self._told.pop(netns, None)
             self._given = _Set()
             going_on = np.isin(part.rows["netns"][index], list(self._open))
             self._given.add(entries[going_on])
@@ -87,6 +92,19 @@ class Seeding:
         if not self._same_ids:
             rows["ct"] = 0
         return rows
+
+    def told(self, netns: int) -> int:
+        """How many entries of an open namespace had their first event."""
+        return len(self._told.get(netns, ()))
+
+    def _has_told(self, entries: U64, spaces: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """Which of these entries, in these namespaces, had their first event."""
+        found = np.zeros(len(entries), bool)
+        for netns in np.unique(spaces).tolist():
+            if netns in self._told:
+                mine = spaces == netns
+                found[mine] = self._told[netns].has(entries[mine])
+        return found
 
     def _older(self, rows: Events, at: int) -> Events:
         """``rows``, a copy, as entries that were there at ``at``."""
@@ -100,6 +118,9 @@ class _Set:
 
     def __init__(self) -> None:
         self._piles: list[U64] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._piles))
 
     def has(self, numbers: U64) -> npt.NDArray[np.bool_]:
         """Which of these numbers are in the set."""
