@@ -44,6 +44,8 @@ SHORT: Final = 0.05
 """Seconds: a median that may be off by no more is told."""
 NOTHING: Final = 0.05
 """Share of unknown entries up to which no quantile changes by more than chance."""
+UNEVEN: Final = 0.25
+"""Part by which the rates of a steady load differ: generators and the interval's ends jitter."""
 ALIKE: Final = 1.25
 """Factor: stays that differ by less count as one."""
 
@@ -280,6 +282,18 @@ def told(curve: Survival, looks: Looks, held: int, rate: float, going: Going) ->
     if found.p50 is None and young is not None and _lasts(curve, young, going.early):
         found = replace(found, p50=young, at_least=None, by="timeout", error=going.pause)
     return replace(found, by_load=held / rate if held and rate > 0 else None)
+
+
+def pace(rate: float, came: float, seconds: float, interval: float = 1.0) -> tuple[float, bool]:
+    """Entries a second of which ``came`` in so many seconds, and whether they come evenly.
+
+    Evenly: the ``rate`` of the last ``interval`` is, but for chance, the mean. Not so of bursts,
+    and of a load that stops or falls: of these the rate is the mean.
+    """
+    last, mean = rate * interval, came * interval / max(seconds, interval)
+    chance = 2 * (math.sqrt(last) + math.sqrt(mean)) + 3
+    even = abs(last - mean) <= max(chance, UNEVEN * max(last, mean))
+    return (rate if even else mean / interval), even
 
 
 def _told(curve: Survival, looks: Looks, going: Going) -> Residence:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final, Optional
 
 import numpy as np
 
 from ctrace.whatif.flows import Basis, Recorded
 from ctrace.whatif.settings import Levers
+
+LONG_S: Final = 5.0
+"""Seconds. Readings further apart are told,"""
+PART: Final = 0.1
+"""if that is more than this share of the recording,"""
+USUAL: Final = 5.0
+"""and more than this many times the usual distance: dumps may be minutes apart."""
 
 
 def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator[str]:
@@ -19,6 +27,12 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
         yield f"the first {recorded.cut:,} events were left out: the recording is very long."
     if not len(recorded.readings.ts):
         yield "the recording has no readings of the table: the model can't be checked against it."
+    elif pause := _uncounted(recorded):
+        begin, end = pause
+        yield (
+            f"nobody counted the table from {begin:.0f} to {end:.0f} s of {recorded.seconds:.0f}, "
+            "as on a host too busy for the recorder: means and peaks leave that out."
+        )
     inside = np.isinf(flows.leave)
     if levers.timeouts and inside.any():
         looked, others = (
@@ -58,3 +72,15 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
         yield "a shorter timeout can also create new entries after a pause: that is not modelled."
     if levers.buckets is not None:
         yield "buckets change what early_drop finds and how long lookups take, not the count."
+
+
+def _uncounted(recorded: Recorded) -> Optional[tuple[float, float]]:
+    """The longest time without a reading (seconds, from and to); None where none is long."""
+    at = np.unique(recorded.readings.ts)
+    edges = np.concatenate([[0.0], at, [recorded.seconds]])
+    pauses = np.diff(edges)
+    longest = int(pauses.argmax())
+    usual = float(np.median(np.diff(at))) if len(at) > 1 else 0.0
+    if pauses[longest] <= max(LONG_S, PART * recorded.seconds, USUAL * usual):
+        return None
+    return float(edges[longest]), float(edges[longest + 1])

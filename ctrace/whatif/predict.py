@@ -18,8 +18,10 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model.composition import by_settings, error
+from ctrace.model.keys.rich import TREND
 from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Culprit, Residence, Rising, Table
+from ctrace.model.stays import pace
 from ctrace.whatif import growth
 from ctrace.whatif.growth import LASTING, Range
 from ctrace.whatif.table import GC_SCAN_INTERVAL_CLAMP, collected, next_interval
@@ -66,8 +68,11 @@ def _longer(waited: tuple[float, ...], seconds: float) -> float:
 def _settled(culprit: Culprit, waited: tuple[float, ...], timeout: float, seconds: float) -> bool:
     """Whether it will hold in the end what it holds now: entries reach their timeout, or as many go
     as come."""
-    if not culprit.new_per_s or waited[round(0.95 * (len(waited) - 1))] >= 0.9 * timeout:
+    if waited[round(0.95 * (len(waited) - 1))] >= 0.9 * timeout:
         return True
+    rate, even = _pace(culprit, seconds)
+    if not rate or not even:
+        return not rate
     lately = culprit.trend[-LATELY:]
     if len(lately) == LATELY:
         chance = 2 * math.sqrt(max(lately))
@@ -75,6 +80,14 @@ def _settled(culprit: Culprit, waited: tuple[float, ...], timeout: float, second
             return True
     grown = growth.net(float(culprit.inserts), float(culprit.destroys), max(seconds, 1.0))
     return grown.low <= 0 and seconds > 2 * waited[-1]
+
+
+def _pace(culprit: Culprit, seconds: float) -> tuple[float, bool]:
+    """Entries that come a second, and whether they come evenly."""
+    rate, points = culprit.new_per_s, len(culprit.trend)
+    if points < TREND:
+        seconds = points or seconds
+    return pace(rate, culprit.inserts, seconds) if seconds else (rate, True)
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,8 @@ class _Stream:
     """Whether it will hold in the end what it holds now."""
     grows: Range
     """Growth in entries per second, from entries whose timeout nobody sees expire."""
+    lately: float
+    """The most that it held lately, where entries do not come evenly; else 0."""
 
     @property
     def expiring(self) -> float:
@@ -180,6 +195,8 @@ class _Stream:
         low = living - kept.high - max(0.0, later - waiting / 2)
         low -= 2 * math.sqrt(max(low, 0.0))  # as many come again, but for chance
         high = min(living - kept.low + waiting, self.held)
+        if self.lately:  # it may hold none by then, or as many as it did
+            low, high = 0.0, max(high, self.lately)
         if self.waited and not self.settled:  # of what it will hold: they wait for all of it
             high = max(high, self.lasting(timeout) * (self.timeout - timeout + before))
         return Range(max(0.0, low), high)
@@ -281,9 +298,9 @@ class Outlook:
             timeout = min(stream.timeout, shorter.get(stream.part, stream.timeout))
             alive = stream.under(timeout, before)
             left.append((timeout, alive.middle))
-            prompt += alive.low
+            prompt += 0.0 if stream.lately else alive.low
             # Where it has not yet held them for a whole timeout, it is still growing.
-            grown = 0.0 if stream.settled else stream.grown(timeout)
+            grown = stream.lately if stream.settled else max(stream.grown(timeout), stream.lately)
             most += max(alive.high, grown) if growing else alive.high
             most += stream.refused * min(timeout, LASTING) if growing else 0.0
             expiring += stream.expiring * stream.reach(timeout)
@@ -313,6 +330,7 @@ def _streams(
     else:
         share, first, other = 0.0, "icmp_timeout", "icmp_timeout"
     stays = None if by_settings(made_of) else culprit.residence.p50
+    rate, even = _pace(culprit, seconds or 0.0)
     for closed, part, name, waited in (
         (True, share, first, made_of.waited),
         (False, reset, "tcp_timeout_close", ()),
@@ -329,8 +347,8 @@ def _streams(
             (culprit.proto, culprit.port or 0, closed),
             held,
             # of a single moment: a load as steady as its timeout
-            held / timeout if seconds is None else culprit.new_per_s * part,
-            culprit.new_per_s,
+            held / timeout if seconds is None else rate * part,
+            rate,
             float(timeout),
             culprit.drop_per_s * part,
             waited,
@@ -339,6 +357,7 @@ def _streams(
             culprit.residence,
             bool(waited) and _settled(culprit, waited, timeout, seconds or 0.0),
             grows,
+            0.0 if even else part * max((*culprit.trend, culprit.held)),
         )
 
 

@@ -109,6 +109,53 @@ def row_of(trace: Trace, seconds: float) -> Culprit:
     return model.snapshot("service").culprits[0]
 
 
+@pytest.mark.parametrize(("every", "told"), [(2, None), (8, 120.0)])
+def test_those_that_were_reset_do_not_tell_how_long_the_others_wait(
+    every: int, told: Optional[float]
+) -> None:
+    """One of so many ends by RST; the latest that was looked at, too."""
+    trace, at = Trace(seed=8), np.linspace(0, 8, 400)
+    reset = np.arange(400) % every == every - 1
+    trace.flows(at[~reset], 0.001, 120.0)
+    trace.flows(at[reset], 0.001, 10.0, state=CLOSE)
+    trace.looks()
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    for batch in trace.batches(9.5):
+        model.update(batch)
+    snapshot = model.snapshot("service")
+    (row,) = snapshot.culprits
+    assert row.residence.p50 == told
+    assert ("stay 120 s" in snapshot.why[0].text) == (told is not None)
+
+
+def test_a_flush_by_hand_does_not_tell_how_long_entries_stay() -> None:
+    """All that was held is deleted in the eighth second; the timeout is 30 s. It is told while that
+    is half of all."""
+    trace, at = Trace(seed=9), np.linspace(0, 20, 400)
+    old = at < 7.5
+    trace.flows(at[old], 0.0, 7.5 - at[old], proto=17, status=0, reason=Reason.DELETED)
+    trace.flows(at[~old], 0.0, 30.0, proto=17, status=0)
+    trace.walks(20)
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    for batch in trace.batches(20):
+        model.update(batch)
+        (row,) = model.snapshot("service").culprits
+        assert row.residence.p50 is None or 2 * row.destroys >= row.inserts
+        assert (row.residence.at_least or 0.0) <= 30
+
+
+@pytest.mark.parametrize(("until", "known"), [(50, True), (56, False)])
+def test_the_check_by_load_is_silent_where_entries_do_not_come_evenly(
+    until: float, known: bool
+) -> None:
+    """50 a second, which stay for 8 s, and none from the fifty-first second on."""
+    trace = Trace(seed=10)
+    trace.flows(np.linspace(0, 50, 2500), 0.0, 8.0, proto=17, status=0)
+    load = row_of(trace, until).residence.by_load
+    assert (load is not None) == known
+    assert load is None or load == pytest.approx(8.0, rel=0.25)
+
+
 def test_the_few_that_were_reset_tell_no_life_of_those_that_are_open() -> None:
     trace = Trace(seed=6)
     trace.flows(np.linspace(0, 4, 1500), 600.0, 120.0, status=SEEN_REPLY | ASSURED)

@@ -136,6 +136,18 @@ def test_lost_events_are_told() -> None:
     assert any("17 events were lost" in note for note in answer.notes)
 
 
+@pytest.mark.parametrize(("late", "told"), [(0, False), (15, True)])
+def test_a_time_without_readings_is_told(late: int, told: bool) -> None:
+    """The recorder got no processor for the first seconds: what came meanwhile is there, its
+    count is not."""
+    batches = Kernel(rate=20, time_wait=10, seconds=60).run()
+    batches[:late] = [replace(one, tables=()) for one in batches[:late]]
+    answer = of_recording(gather(batches), Levers())
+    said = [note for note in answer.notes if "nobody counted" in note]
+    assert bool(said) == told
+    assert all("from 0 to 15 s of 59" in note for note in said), said
+
+
 def test_nothing_recorded() -> None:
     with pytest.raises(CtraceError, match="nothing to model"):
         of_recording(gather([Batch.idle(5)]), Levers())

@@ -137,3 +137,19 @@ def test_connections_that_stay_rise_until_the_table_is_full() -> None:
 )
 def test_what_may_as_well_not_rise_is_not_said_to(steady: Culprit) -> None:
     assert outlook(steady).rising() is None
+
+
+@pytest.mark.parametrize("new", [0.0, 300.0])
+def test_bursts_are_not_foretold_from_the_last_second(new: float) -> None:
+    """300 datagrams at once every ten seconds, each held for 30 s: neither none nor 300 a second
+    will come."""
+    trend = tuple([300.0] * 10 + [600.0] * 10 + [900.0] * 20)
+    one = service(evenly(0, 30), held=900, new_per_s=new, inserts=1200, destroys=300, trend=trend)
+    udp = replace(one, proto="udp", port=53, closed=None, unreplied=1.0)
+    told = outlook(udp, limit=10_000, seconds=40.0)
+    lever = {("udp", 53, True): 5.0}
+    assert told.frees(lever).low == 0
+    for fill in (told.fill(), told.fill(shorter=lever)):
+        assert fill is not None
+        assert fill[0] < 0.02
+        assert 0.08 < fill[1] < 0.3

@@ -160,7 +160,7 @@ def _streams(s: Service) -> Optional[bool]:
             return False
         if once < 0.3:
             return True
-    stays, lives = c.residence.p50 if c.residence.p50 is not None else s.stays, c.life.p50
+    stays, lives = c.residence.p50, c.life.p50
     if stays is None or lives is None:
         # of old ones only this is known: a packet after the first answer made them ASSURED
         return True if assured else None

@@ -148,8 +148,8 @@ class Service:
     """As :attr:`Culprit.nat`, of the service's entries from every source."""
     young: int
     """Looks at living entries, which stand in while hardly any entry has ended."""
-    stays: Optional[float]
-    """Seconds that a closed entry stays, by the kernel's own timeout."""
+    waits: Optional[float]
+    """Seconds that an entry stays in TIME_WAIT, by the kernel's own timeout."""
     uptime: float = 0.0
     """Seconds observed."""
     timeouts: Mapping[str, float] = field(default_factory=dict)
@@ -180,9 +180,8 @@ class Service:
 
     @property
     def stay(self) -> str:
-        """How long entries stay, as in the table of keys; otherwise the timeout of closed ones."""
-        said = stay(self.c.residence)
-        return duration(self.stays) if said == UNKNOWN and self.c.closed else said
+        """How long entries stay, as in the table of keys."""
+        return stay(self.c.residence)
 
     @property
     def they(self) -> str:
@@ -228,8 +227,8 @@ class Service:
 
     def timeout_of(self, state: str) -> Optional[float]:
         """Seconds that the kernel gives an entry in a TCP state, where some were looked at."""
-        if state == "TIME_WAIT" and self.stays:
-            return round(self.stays)
+        if state == "TIME_WAIT" and self.waits:
+            return round(self.waits)
         return self.timeouts.get(state)
 
     @property
@@ -340,7 +339,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
     estimate = culprit.distinct_src
     if pair.floor and estimate is not None:
         sources = max(sources, estimate)
-    looks, stays = group.looks(at)
+    looks, waits = group.looks(at), group.closed_for(at)[0]
     seen = {word for one in nat for word in one.split(",")} - {"", "no"}
     return Service(
         c=_at_first(culprit, looks),
@@ -353,7 +352,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         sources=int(sources),
         nat=",".join(sorted(seen)) or "no",
         young=looks["young"],
-        stays=stays,
+        waits=waits,
         uptime=facts.uptime,
         timeouts=timeouts(group.looks_at(at)),
         changes=facts.changes,
@@ -392,7 +391,7 @@ def several(facts: Facts) -> Iterator[Service]:
             sources=culprit.distinct_src or 0,
             nat=culprit.nat,
             young=0,
-            stays=None,
+            waits=None,
             uptime=facts.uptime,
             words=words,
             changes=facts.changes,

@@ -194,7 +194,7 @@ def scans(facts: Facts) -> Iterator[Cause]:
         if group.held[at] < SHARE * group.total_held or group.unreplied(at) < 0.8:
             continue
         c = group.culprit(at)
-        looks, _ = group.looks(at)
+        looks = group.looks(at)
         judged = max(c.destroys, looks["young"], c.composition.n)
         if max(c.inserts, c.held) < SOME or not half_open(c, judged):
             continue

@@ -56,7 +56,7 @@ def no_keepalive(s: Service) -> Optional[Cause]:
     if c.proto != "tcp" or s.judged < ENDED or c.closed is None or c.closed < MOSTLY:
         return None
     life = c.life.p50
-    residence = c.residence.p50 if c.residence.p50 is not None else s.stays
+    residence = c.residence.p50 if c.residence.p50 is not None else s.waits
     if life is None or residence is None or life > SHORT_LIFE or residence < 4 * life:
         return None
     return s.cause(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Optional
@@ -198,27 +199,27 @@ class Entries(Sums):
         held = int(self.held[at])
         born = held - min(max(int(self.sums["older"][at]), 0), held)
         over = stays.Over(ended, max(int(self.sums["inserts"][at]) - born, 0), looked)
-        looks, young = self.looks_at(at), self.looks(at)[0]
+        looks, young = self.looks_at(at), self.looks(at)
         return stays.lives(over, born, looks, young, lambda: self._even_ages(at, max(born, 1)))
 
     def residence(self, at: int) -> Residence:
         """How long a key's entries stay, as every view reports it."""
         held, rate = int(self.held[at]), float(self.rate[at])
-        looks, timeout = self.looks(at)
-        closed_soon = looks["young"] >= ENOUGH and looks["closed"] >= 0.75 * looks["young"]
         deleted = float(self.sums["deleted"][at])
         early = (deleted - 2 * deleted**0.5) / (max(held, 1) * max(self._context.uptime, 0.1))
         going = stays.Going(
-            self._apart(at),
-            self._context.passes.pause(),
-            timeout if closed_soon else None,
-            max(0.0, early),
+            self._apart(at), self._context.passes.pause(), self._closed_soon(at), max(0.0, early)
         )
-        return stays.told(self.stays(at), self.looks_at(at), held, rate, going)
+        came, points = float(self.sums["inserts"][at]), len(self._trend(at))
+        seconds = self._context.uptime
+        if points < TREND:  # it came since, or its trend is not known
+            seconds = points * self._context.interval or seconds
+        even = stays.pace(rate, came, seconds, self._context.interval)[1]
+        return stays.told(self.stays(at), self.looks_at(at), held, rate if even else 0.0, going)
 
     def _apart(self, at: int) -> int:
         """How many of a key's ends say something of their own: those at one moment say it
-        together."""
+        together, be they expired or deleted."""
         chosen = self._members[self._bounds[at] : self._bounds[at + 1]]
         first = min(
             int(part.level.table.first[rows].min())
@@ -226,7 +227,14 @@ class Entries(Sums):
             if (rows := self._row_of[chosen[self._level_of[chosen] == number]]).size
         )
         alone = int(self.sums["destroys"][at] - self.sums["expired"][at])
-        return alone + self._context.passes.since(first)
+        held = np.array((*self._trend(at), self.held[at]))
+        fell = held[:-1] - held[1:]
+        flushed = fell[fell > held[:-1] / 2]  # by hand, as by conntrack -F
+        each = (
+            int(self.sums["inserts"][at]) * self._context.interval / max(self._context.uptime, 1.0)
+        )
+        together = math.ceil(float((flushed + each).sum()))  # with those that came in the interval
+        return max(0, alone - together) + len(flushed) + self._context.passes.since(first)
 
     def states(self, at: int) -> tuple[tuple[str, int], ...]:
         """TCP states at the end, most frequent first."""
@@ -236,14 +244,29 @@ class Entries(Sums):
         named = [(TCP_STATES[s], int(counts[s])) for s in range(len(TCP_STATES)) if counts[s]]
         return tuple(sorted(named, key=lambda item: -item[1]))
 
-    def looks(self, at: int) -> tuple[dict[str, int], Optional[float]]:
-        """Looks at living entries, as in LOOKS, and seconds that a closed one stays."""
-        counts, timeout = np.zeros(len(LOOKS), np.int64), 0
+    def looks(self, at: int) -> dict[str, int]:
+        """Looks at living entries, as in LOOKS."""
+        counts = np.zeros(len(LOOKS), np.int64)
         for level, slots in self._rich(at):
             counts += level.rich.looks[slots].sum(axis=0, dtype=np.int64)
-            timeout = max(timeout, int(level.rich.timeout[slots].max()))
-        found = dict(zip(LOOKS, counts.tolist()))
-        return found, timeout / 1000 if timeout else None
+        return dict(zip(LOOKS, counts.tolist()))
+
+    def closed_for(self, at: int) -> tuple[Optional[float], Optional[float]]:
+        """Seconds that looks found an entry to stay in TIME_WAIT, and in CLOSE; None: none was."""
+        most = np.zeros(2, np.int64)
+        for level, slots in self._rich(at):
+            most = np.maximum(most, level.rich.timeout[slots].max(axis=0))
+        wait, reset = (ms / 1000 or None for ms in most.tolist())
+        return wait, reset
+
+    def _closed_soon(self, at: int) -> Optional[float]:
+        """The timeout of nearly all entries, where they are closed while they are young."""
+        looks = self.looks(at)
+        reset, most = looks["reset"], max(ENOUGH, stays.MOSTLY * looks["young"])
+        for number, seconds in zip((looks["closed"] - reset, reset), self.closed_for(at)):
+            if looks["young"] >= ENOUGH and number >= most:
+                return seconds
+        return None
 
     def sources(self, at: int) -> Optional[int]:
         """Estimated distinct sources; None where they aren't counted."""
@@ -297,7 +320,7 @@ class Entries(Sums):
             return made_of.assured, made_of.unreplied, made_of.closed
         s = {name: int(column[at]) for name, column in self.sums.items()}
         ended = s["destroys"]
-        looks, _ = self.looks(at)
+        looks = self.looks(at)
         known = ended if ended >= int(self.held[at]) else 0
         return (
             share(s["assured"], known, looks, "assured"),

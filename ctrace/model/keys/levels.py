@@ -192,7 +192,7 @@ class Levels:
         closed = np.isin(w.states(at), (TIME_WAIT, CLOSE)) & (w.proto(at) == TCP)
         unreplied = young & (w.status.take(at) & SEEN_REPLY == 0)
         assured = young & w.assured(at)
-        seen = [young, closed, unreplied, assured]
+        seen = [young, closed, unreplied, assured, closed & (w.states(at) == CLOSE)]
         life = np.maximum(age / 1e6 - idle, 0).astype(np.float32)
         life_bin = histogram.bins(life)
         opener = (extra & np.uint16(EXISTING - 1)).astype(np.intp)

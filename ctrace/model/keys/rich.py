@@ -20,9 +20,9 @@ U32 = npt.NDArray[np.uint32]
 TREND: Final = 60
 STATES: Final = 16
 SAMPLES: Final = 3
-LOOKS: Final = ("young", "closed", "unreplied", "assured")
-"""Looks at living entries: at young ones (in any state), at those found closed; and among the
-young, without a reply, and ASSURED."""
+LOOKS: Final = ("young", "closed", "unreplied", "assured", "reset")
+"""Looks at living entries: at young ones (in any state), at those found closed; among the young,
+without a reply, and ASSURED; and among the closed, those that an RST closed."""
 YOUNG_NS: Final = 3_000_000_000
 _HLL_BITS: Final = 10
 REGISTERS: Final = 1 << _HLL_BITS
@@ -41,8 +41,8 @@ class RichPool:
         self.residence = np.zeros((n, BINS), np.uint32)
         self.states = np.zeros((n, STATES), np.uint32)
         self.looks = np.zeros((n, len(LOOKS)), np.uint32)
-        self.timeout = np.zeros(n, np.uint32)
-        """ms, of the latest entry found closed."""
+        self.timeout = np.zeros((n, 2), np.uint32)
+        """ms, of the latest entry found in TIME_WAIT, and in CLOSE."""
         self.trend = np.full((n, TREND), np.nan, np.float32)
         self.samples = np.zeros((n, SAMPLES), RECORD)
         self.sources = np.zeros((n, REGISTERS), np.uint8) if distinct else None
@@ -133,7 +133,7 @@ class RichPool:
         """Count looks: ``seen`` as in :data:`LOOKS`; the life of a closed one is final."""
         self.count_states(slots, seen)
         closed = slots[seen[1]]
-        self.timeout[closed] = timeout[seen[1]]
+        self.timeout[closed, seen[4][seen[1]].astype(np.intp)] = timeout[seen[1]]
         add_at(self.looked_life.reshape(-1), closed * BINS + life_bin[seen[1]], 1)
 
     def count_states(self, slots: Rows, seen: list[npt.NDArray[np.bool_]]) -> None:

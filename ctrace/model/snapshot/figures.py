@@ -83,7 +83,7 @@ class Residence(Percentiles):
     """s: while the median is unknown: half of the entries have stayed so long already."""
     by_load: Optional[float] = None
     """s: ``held`` over ``new_per_s``, the mean stay of a steady load: a check, from other
-    counts."""
+    counts. Unknown where they do not come evenly."""
     by: str = ""
     """``ends`` (measured), ``timeout`` (closed connections by what is left of their timeout, before
     enough have ended), or empty."""
