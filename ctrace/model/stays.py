@@ -290,6 +290,8 @@ def pace(rate: float, came: float, seconds: float, interval: float = 1.0) -> tup
     Evenly: the ``rate`` of the last ``interval`` is, but for chance, the mean. Not so of bursts,
     and of a load that stops or falls: of these the rate is the mean.
     """
+    if seconds <= 0 or interval <= 0:
+        return rate, True  # at the very beginning, as of a ring's first moment
     last, mean = rate * interval, came * interval / max(seconds, interval)
     chance = 2 * (math.sqrt(last) + math.sqrt(mean)) + 3
     even = abs(last - mean) <= max(chance, UNEVEN * max(last, mean))

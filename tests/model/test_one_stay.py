@@ -9,6 +9,8 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kit.loads import entries
 from kit.loads.packets import call
 from kit.loads.shapes import ASSURED, SEEN_REPLY, START, Trace
@@ -415,3 +417,13 @@ def test_flows_first_looked_at_after_their_timeout_was_lowered_do_not_seem_to_li
         model.update(replace(batch, events=rows))
         told.append(model.snapshot("service").culprits[0].life.p50)
     assert all(life is None or life < 0.1 for life in told), told
+
+
+@given(*[st.floats(0, 1e6)] * 4)
+def test_a_pace_is_between_the_last_rate_and_the_mean(
+    rate: float, came: float, seconds: float, interval: float
+) -> None:
+    """Also in the first moment of a ring, when no time has passed."""
+    told, even = stays.pace(rate, came, seconds, interval)
+    assert not even or told == rate
+    assert 0 <= told <= max(rate, came / max(seconds, interval, 1e-9)) * 1.001
