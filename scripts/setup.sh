@@ -11,6 +11,15 @@ unset "${!PYTHON@}" # what Python runs is not for variables to say; pip's own ch
 umask 022 # nor may others write what root installs to run
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
+# --help prints a script's first lines, and nothing is installed for it; ctrace has its own.
+case ${0##*/}:${1:-} in
+ctrace:*) ;;
+*:-h | *:--help)
+	sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+	exit 0
+	;;
+esac
+
 die() {
 	echo "ctrace: $*" >&2
 	exit 1

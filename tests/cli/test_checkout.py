@@ -71,6 +71,25 @@ def test_help_and_wrong_arguments_install_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "script",
+    ["bench", "bundle", "image", "lock", "package", "programs", "soak", "test", "test-floor"],
+)
+def test_help_of_a_script_is_its_first_lines(checkout: Path, script: str) -> None:
+    for tool in ("apt-get", "dnf", "dpkg-query", "python3", "uv"):
+        (checkout / tool).write_text(f"#!/bin/sh\ntouch {checkout}/installed\n")
+        (checkout / tool).chmod(0o755)
+    path = f"{checkout}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [checkout / "scripts" / script, "--help"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PATH": path}, timeout=60,
+    )  # fmt: skip
+    first = (ROOT / "scripts" / script).read_text().splitlines()[1]
+    assert first == f"# {done.stdout.splitlines()[0]}"
+    assert f"scripts/{script}" in done.stdout or script == "programs"
+    assert not (checkout / "installed").exists()
+
+
 def test_work_installs_what_only_it_needs(checkout: Path) -> None:
     recording = checkout / "a.data"
     recording.write_bytes(b"not one")

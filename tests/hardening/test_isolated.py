@@ -104,6 +104,20 @@ def test_the_module_asked_for_by_name(traps: Path) -> None:
     assert (done.returncode, ran(traps)) == (0, ""), done.stderr
 
 
+def test_what_pip_installs_as_a_command(traps: Path, tmp_path: Path) -> None:
+    place = tmp_path / "env" / "bin"
+    subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", place.parent], check=True)
+    (packages,) = place.parent.glob("lib/python3*/site-packages")
+    found = [str(ROOT), *(one for one in sys.path if one.endswith("-packages"))]
+    (packages / "ours.pth").write_text("\n".join(found))
+    shutil.copy(ROOT / "packaging/start", place / "ctrace")
+    link = tmp_path / "link"
+    link.symlink_to(place / "ctrace")
+    for argv in ([place / "ctrace", "doctor", "--why"], [link, "--version"]):
+        done = start(traps, *argv)
+        assert (done.returncode, ran(traps)) == (0, ""), done.stderr
+
+
 @pytest.mark.parametrize(
     "script",
     ["bench", "test", "kernels", "vm", "predictions", "pictures", "figures", "soak", "bundle"],
