@@ -17,6 +17,8 @@ SNIFF: Final = 1 << 15
 RULES: Final = b'{"nftables"'
 """What ``nft -j`` prints begins so, and is one line, however many rules there are."""
 RULES_LINE: Final = 8 << 20
+MAILED: Final = 1 << 13
+"""Bytes of a line that mail broke into several, at most."""
 LONG: Final = b"x" * LINE  # stands for one that is longer
 NO_TEXT: Final = 256 << 20
 """Bytes of lines that are too long, in one stream: what has more is data, and may never end."""
@@ -91,9 +93,13 @@ def _plain(data: bytes) -> bytes:
     return data
 
 
-def unmailed(line: bytes) -> bytes:
-    """A line without what mail has done to it."""
+def unmailed(line: bytes) -> tuple[bytes, bytes]:
+    """A line without what mail has done to it; or nothing, and what its next line goes on with."""
     quoted = _QUOTED.match(line)
     if quoted:
         line = line[quoted.end() :]
-    return line.replace(b"=3D", b"=") if _MAILED.search(line) else line
+    if not _MAILED.search(line):
+        return line, b""
+    if line.endswith(b"=") and len(line) < MAILED:
+        return b"", line[:-1]
+    return line.replace(b"=3D", b"="), b""

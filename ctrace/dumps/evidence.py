@@ -27,6 +27,8 @@ COUNTED: Final = (
     "invalid",
     "search_restart",
 )
+WRAPS: Final = ("clash_resolve", "search_restart")
+"""Those that grow so fast that their 32 bits (of each CPU) do not last."""
 
 
 def evidence(told: Told) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def evidence(told: Told) -> dict[str, Any]:
         "max": told.limit(next(iter(told.netns))),
         "count": next((one.counts[-1] for one in found.spaces.values() if one.counts), None),
         "kernel_counted": _kernel(found.spaces),
+        "counted_between": _between(found.spaces),
     }
     out.update(_events(told))
     out.update(_entries(told))
@@ -247,7 +250,30 @@ def _kernel(spaces: Mapping[str, Space]) -> dict[str, int]:
     """The kernel's own counters, as last read: since it started."""
     out: dict[str, int] = {}
     for space in spaces.values():
+        last = space.readings[-1][1] if space.counters else {}
         for name in COUNTED:
-            if space.counters and name in space.counters[-1]:
-                out[name] = out.get(name, 0) + space.counters[-1][name]
+            if name in last:
+                out[name] = out.get(name, 0) + last[name]
     return out
+
+
+def _between(spaces: Mapping[str, Space]) -> Optional[dict[str, Any]]:
+    """By how much the kernel's counters went up from the first reading to the last; None where
+    there is one only, or where they began anew."""
+    counts: dict[str, int] = {}
+    spans: list[Optional[float]] = []
+    for space in spaces.values():
+        if len(space.counters) < 2:
+            continue
+        (begun, first), (ended, last) = space.readings[0], space.readings[-1]
+        up = {name: last[name] - first[name] for name in COUNTED if name in first and name in last}
+        if any(n < 0 and name not in WRAPS for name, n in up.items()):
+            return None
+        spans.append(ended - begun if begun is not None and ended is not None else None)
+        for name, n in up.items():
+            if n >= 0:
+                counts[name] = counts.get(name, 0) + n
+    if not counts:
+        return None
+    apart = spans[0] if len(spans) == 1 else None
+    return {"seconds": round(apart, 3) if apart and apart > 0 else None, "counts": counts}

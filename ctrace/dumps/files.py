@@ -14,7 +14,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import IO, Final, Optional, Protocol, cast
+from typing import IO, Any, Final, Optional, Protocol, cast
 
 from ctrace.errors import CtraceError
 
@@ -127,7 +127,7 @@ def texts(paths: Sequence[str]) -> Iterator[Text]:
     budget = _Budget()
     for path in paths:
         if path == "-":
-            yield from _unfold(Text("standard input", None, sys.stdin.buffer), budget, 0)
+            yield from _unfold(Text("standard input", None, _standard_input()), budget, 0)
         elif os.path.isdir(path):
             yield from _directory(path, budget)
         else:
@@ -136,6 +136,23 @@ def texts(paths: Sequence[str]) -> Iterator[Text]:
                 _check_holes(path, found)
                 when = _when(found.st_mtime) if stat.S_ISREG(found.st_mode) else None
                 yield from _unfold(Text(path, when, file), budget, 0)
+
+
+class _Heeding(io.FileIO):
+    """Each read begins in Python, which heeds a signal that came since the one before: in a long
+    read of a pipe, that of Python itself goes on to wait for more."""
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As of any file."""
+        return super().readinto(buffer)
+
+
+def _standard_input() -> IO[bytes]:
+    try:
+        fd = sys.stdin.fileno()
+    except (OSError, ValueError):
+        return sys.stdin.buffer
+    return io.BufferedReader(_Heeding(fd, "rb", closefd=False))
 
 
 def _open(path: str) -> IO[bytes]:
@@ -155,7 +172,7 @@ def _open(path: str) -> IO[bytes]:
     elif not stat.S_ISREG(mode):
         os.close(fd)
         raise CtraceError(f"{path} is not a file, directory or pipe")
-    return os.fdopen(fd, "rb")
+    return io.BufferedReader(_Heeding(fd, "rb"))
 
 
 def _check_holes(path: str, found: os.stat_result) -> None:

@@ -162,8 +162,9 @@ class Space:
     """(tool, family, text) of iptables-save."""
     shown: dict[str, dict[str, str]] = field(default_factory=dict)
     """By family and table what ``iptables -S`` printed, in the form of iptables-save."""
-    counters: list[dict[str, int]] = field(default_factory=list)
-    """``conntrack -S`` summed over CPUs, one reading after the other."""
+    counters: list[tuple[Optional[float], dict[str, int]]] = field(default_factory=list)
+    """``conntrack -S`` summed over CPUs, one reading after the other, each with its time (UTC
+    seconds, where known)."""
     counts: list[int] = field(default_factory=list)
     """``nf_conntrack_count``, one reading after the other."""
     settings: dict[str, str] = field(default_factory=dict)
@@ -179,6 +180,13 @@ class Space:
     """Commands of which the texts have the output, though it has not all of the rules."""
     expectations: int = 0
     """Expectations of helpers that the texts list."""
+
+    @property
+    def readings(self) -> list[tuple[Optional[float], dict[str, int]]]:
+        """``counters``, oldest first: a bundle's files need not be in order."""
+        if any(at is None for at, _ in self.counters):
+            return self.counters
+        return sorted(self.counters, key=lambda one: one[0] or 0.0)
 
     def settle(self) -> None:
         """Tables shown one by one are a family's rules once all of them are there."""

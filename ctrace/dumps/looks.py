@@ -151,8 +151,12 @@ def _split(spool: Spool, dump: Dump) -> Iterator[Look]:
     again = np.flatnonzero(before >= 0)
     edges = [0]
     earlier = before[again]
-    moved = (left[again] >= 0) & (left[earlier] - left[again] > RACE)
-    if len(again) > REPEATED * len(ct) or int(moved.sum()) > MOVED * len(ct):
+    known = (left[again] >= 0) & (left[earlier] >= 0)
+    gone = left[earlier] - left[again]
+    moved = known & (gone > RACE)
+    # Few lines of one moment that occur twice are no second dump, however small the first is.
+    twice = 2 * len(again) < len(ct) and bool((known & (abs(gone) <= RACE)).all())
+    if not twice and (len(again) > REPEATED * len(ct) or int(moved.sum()) > MOVED * len(ct)):
         for at in again.tolist():
             if before[at] >= edges[-1] and len(edges) < PIECES:
                 edges.append(at)

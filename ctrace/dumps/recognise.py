@@ -48,7 +48,6 @@ _SHOWN: Final = re.compile(
     rb"(entries|events)(?: have been (deleted))?"
 )
 _SAID: Final = b" have been shown"
-_LOST: Final = b"We have hit ENOBUFS"
 _GLUED: Final = re.compile(rb"\b(?:use|id)=\d+(?=[a-z])")
 """The end of a dump without its newline, as ``$(cat ...)`` leaves it, and the next one's start."""
 
@@ -120,24 +119,23 @@ class Reader:
                 runs, made = np.array([0, n]), None
         taken = 0
         for start, stop in zip(runs.tolist(), runs[1:].tolist()):
-            alike = made is not None and bool(done[start])
-            if alike and stop < n and goes_on(chunk.line(stop)):
-                alike = False  # the last of them has a rest, and is read with it
-                taken += stop - start
-            if alike and self._xml is None and not self._begun:
-                assert made is not None
+            alike, first = made is not None and bool(done[start]), start
+            if made is not None and alike and self._xml is None and not self._begun:
+                # The last of them may have a rest, and is then read with it.
+                first = stop - (stop == n or goes_on(chunk.line(stop)))
                 self._give_up()
-                self._take_many(made.part(slice(taken, taken + stop - start)))
-            else:
-                for at in chunk.telling(start, stop):
-                    self._line(chunk.line(at), before + at + 1)
+                self._take_many(made.part(slice(taken, taken + first - start)))
+            for at in chunk.telling(first, stop):
+                self._line(chunk.line(at), before + at + 1)
             taken += (stop - start) * alike
         return n
 
     def _line(self, line: bytes, number: int) -> None:
         if self._begun:
             line, self._begun = self._begun + line, b""
-        line = unmailed(line)
+        line, self._begun = unmailed(line)
+        if self._begun:
+            return
         joined = self._wrapped.more(line, number)
         if joined is not None:
             (line, number), again = joined
@@ -160,10 +158,10 @@ class Reader:
             self._found.unread.add(self._text.name, *lost)
 
     def _take_many(self, made: Entries) -> None:
-        """Entries of lines that were alike."""
+        """Entries of lines that were alike, if any."""
         events = made.tag > 0
         edges = [0, *(np.flatnonzero(np.diff(events)) + 1).tolist(), len(made)]
-        for start, stop in zip(edges, edges[1:]):
+        for start, stop in zip(edges, edges[1:]) if len(made) else ():
             self._flush()
             if self._dump is None or self._dump.events != events[start]:
                 self._begin(bool(events[start]))
@@ -246,6 +244,8 @@ class Reader:
             or (told := self._about_host(stripped))
         ):
             self._known += told
+        elif b" src=" in line and entries.begins(line):
+            self._wrapped.begin(line, number, "cut off before its addresses")
         elif not (self._mark(stripped) or self._context.ignored):
             self._found.unread.add(self._text.name, number, "an unknown line")
 
@@ -333,7 +333,7 @@ class Reader:
 
     def _about_entries(self, line: bytes) -> bool:
         """What conntrack itself says of what it has shown."""
-        shown, lost = _SHOWN.search(line), _LOST in line
+        shown, lost = _SHOWN.search(line), b"We have hit ENOBUFS" in line
         if not (shown or lost):
             return False
         self._flush()

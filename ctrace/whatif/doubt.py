@@ -18,7 +18,7 @@ from ctrace.whatif.change import altered
 from ctrace.whatif.flows import F64, Basis, Bool, Flows, Recorded
 from ctrace.whatif.holdout import Miss
 from ctrace.whatif.settings import Levers, Timeout
-from ctrace.whatif.table import Setting
+from ctrace.whatif.table import Setting, most_of
 
 PAUSE: Final = 0.2
 """Share: gc_worker's longest pause is modelled no more accurately than this."""
@@ -78,7 +78,7 @@ def doubt_of(
 
 def widened(told: Outcome, doubt: Doubt, target: Setting) -> Outcome:
     """The outcome with ranges that allow for the uncertainty."""
-    limit = target.limit or math.inf
+    limit = most_of(target, told.peak)
     low, high = told.mean_range
     # A mean over some stays of one load differs from that of another like it.
     alike = 2 * math.sqrt(told.mean * min(1.0, 2 * doubt.stay / doubt.seconds))

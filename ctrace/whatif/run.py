@@ -266,15 +266,16 @@ def _outcome(
     prompt = count - course.expired[i][inside]
     limit = setting.limit or math.inf
     expiring = float(course.expiring[i])
-    step = course.ts[0]
+    step, peak = course.ts[0], float(count.max())
+    most = tablemodel.most_of(setting, peak)
     return Outcome(
         mean=float(count.mean()),
-        peak=float(count.max()),
+        peak=peak,
         drops=int(course.drops[i].sum()),
         evictions=int(course.evictions[i].sum()),
         full_s=float(np.count_nonzero(count >= 0.99 * limit) * step),
-        mean_range=tablemodel.collected(float(prompt.mean()), expiring, pause, limit),
-        peak_range=tablemodel.collected(float(prompt.max()), expiring, course.longest, limit),
+        mean_range=tablemodel.collected(float(prompt.mean()), expiring, pause, most),
+        peak_range=tablemodel.collected(float(prompt.max()), expiring, course.longest, most),
     )
 
 

@@ -120,6 +120,12 @@ def collected(
     return min(prompt, limit), min(prompt + expiring * interval, limit)
 
 
+def most_of(setting: Setting, peak: float) -> float:
+    """What a table of this size holds at most: not its maximum, if it is lowered below what is
+    there, which stays until it expires."""
+    return setting.limit if setting.limit and peak <= setting.limit else math.inf
+
+
 def run(flows: Flows, seconds: float, setting: Setting, known: Known) -> Course:
     """Run the flows through a table of this setting."""
     return _Run(flows, seconds, setting, known).course()

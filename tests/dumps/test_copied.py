@@ -91,6 +91,20 @@ READ: dict[str, tuple[bytes, dict[str, Any]]] = {
         BARE.replace("[ASSURED]", "[ASSURED] [SWFLOW] [blog:0 ] fc_fwd:1 qid=0 dscp=0x0").encode(),
         {"entries": 1, "assured": 1},
     ),
+    "an Android bug report": (
+        "------ KERNEL LOG (dmesg) ------\n"
+        "<4>[  100.500000] nf_conntrack: table full, dropping packet\n"
+        "------ 0.123s was the duration of 'KERNEL LOG (dmesg)' ------\n"
+        f"------ NAT (/proc/net/nf_conntrack: 2024-07-29 11:02:03) ------\n{ENTRY}"
+        "------ 0.003s was the duration of 'NAT' ------\n"
+        "------ COUNT (cat /proc/sys/net/netfilter/nf_conntrack_count) ------\n"
+        "cat: /proc/x: Permission denied\n7\n".encode(),
+        {"entries": 1, "full_seen": True, "count": 7},
+    ),
+    "a message of a log in two lines": (
+        f"Jul 29 11:02:03 a kernel: nf_conntrack: table full,\ndropping packet\n{BARE}".encode(),
+        {"refused_at_least": 1},
+    ),
     "what conntrack deleted": (
         f"root@h:~# conntrack -D -p tcp\n{BARE}{SHOWN.format(1, 'deleted')}"
         f"root@h:~# conntrack -L\n{OTHER[11:]}{SHOWN.format(1, 'shown')}".encode(),

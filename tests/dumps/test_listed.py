@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from typing import Optional
 
 import pytest
 from click.testing import CliRunner
@@ -138,16 +139,63 @@ def test_counters_and_counts_as_tools_of_other_ages_print_them() -> None:
         "cpu=1   \tfound=1 invalid=0 insert_failed=3 drop=7 (null)=0 chaintoolong=2\n"
         "root@a:~# conntrack -L 2>/dev/null | wc -l\n16384\n"
     )
-    assert one.space().counters[-1]["drop"] == 14
-    assert one.space().counters[-1]["chaintoolong"] == 2
+    ((_, counted),) = one.space().counters
+    assert (counted["drop"], counted["chaintoolong"]) == (14, 2)
     assert (one.space().counts, one.unread.count) == ([16384], 0)
+
+
+STAT = (
+    "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop\n"
+    + "00000010 00000001 00000000 00000000 00000004 00000000 00000000 00000000 00000000 00000000 "
+      "{:08x}\n" * 2
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "drops"),
+    [
+        ("cpu=0   found=1 drop=5 early_drop=0 \\\n        error=0 chaintoolong=3\n" * 1, [5]),
+        ("cpu=0   found=1 drop=5\nearly_drop=0 chaintoolong=3\ncpu=1   found=1 drop=6\n"
+         "early_drop=0 chaintoolong=3\n", [11]),
+        ("# cpu=0   found=1 drop=5 early_drop=0\n# cpu=1   found=1 drop=6 early_drop=0\n", [11]),
+        ("# cat /proc/net/stat/nf_conntrack; sleep 9; cat /proc/net/stat/nf_conntrack\n"
+         + STAT.format(5, 6) + STAT.format(7, 8), [11, 15]),
+    ],
+)  # fmt: skip
+def test_each_reading_of_the_counters_is_one(text: str, drops: list[int]) -> None:
+    one = found(text + ONE + "\n")
+    assert [counted["drop"] for _, counted in one.space().counters] == drops
+    assert one.unread.count == 0
+
+
+@pytest.mark.parametrize(
+    ("drops", "dates", "said"),
+    [
+        ((5, 45), True, "from the first reading to the last, 20 s apart: drop 80 (4.0/s)"),
+        ((5, 45), False, "from the first reading to the last: drop 80"),
+        ((5, 5), True, "from the first reading to the last, 20 s apart: none of them"),
+        ((45, 5), True, None),  # the host was started anew
+    ],
+)
+def test_what_the_kernel_counted_between_two_readings(
+    drops: tuple[int, int], dates: bool, said: Optional[str]
+) -> None:
+    text = "".join(
+        f"{f'Mon Jul 29 11:02:{second} UTC 2024' if dates else ''}\n{STAT.format(n, n)}"
+        for second, n in zip(("03", "23"), drops)
+    )
+    done = CliRunner().invoke(cli, ["report", "-"], input=text)
+    shown = " ".join(done.stdout.split())
+    assert f"it counted drop {2 * drops[1]}, clash_resolve 2, invalid 8" in shown
+    assert ("from the first reading" in shown) == (said is not None)
+    assert (said or "") in shown
 
 
 def test_a_row_of_counters_is_no_connection() -> None:
     head = "entries searched found new invalid ignore delete delete_list insert insert_failed drop"
     row = "00000010 00000001 00000002 00000003 00000004 ab000005 " + "00000000 " * 4 + "00000007"
     one = found(f"{head}\n{row}\n")
-    assert (one.space().counters[-1]["drop"], one.unread.count) == (7, 0)
+    assert (one.space().counters[-1][1]["drop"], one.unread.count) == (7, 0)
 
 
 @pytest.mark.parametrize("n", [1, 50])

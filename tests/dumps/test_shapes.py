@@ -106,6 +106,12 @@ WRAPPED = {
         "> dport=3D53 [ASSURED] mark=3D0 zone=3D0 use=3D2\n",
         {"entries": 1, "assured": 1},
     ),
+    "a mail's ends of lines": (
+        "> udp      17 119 src=3D192.0.2.1 dst=3D192.0.2.9 sport=3D5=\n3\n"
+        "> dport=3D49469 src=3D192.0.2.9 dst=3D192.0.2.1 sport=3D4=\n9469\n"
+        "> dport=3D53 [ASSURED] mark=3D0 use=3D2\n",
+        {"entries": 1, "assured": 1, "src_nat": 0, "dst_nat": 0},
+    ),
     "a page": (
         "tcp      6 119 ESTABLISHED src=192.0.2.1 dst=192.0.2.9 sport=5 dport=80 src=192.0.2.9 "
         "dst=192.0.2.1 sport=80 dport=5\n    [ASSURED] mark=0 use=1\n"
@@ -129,6 +135,23 @@ def test_an_entry_that_was_broken_into_lines_is_one(where: str, tmp_path: Path) 
     said = told(path)
     assert {name: said[name] for name in expected} == expected
     assert said["not_understood"] == 0
+
+
+@pytest.mark.parametrize("width", [62, 65, 80, 97, 120, 148])
+def test_a_terminal_breaks_entries_within_words(width: int, tmp_path: Path) -> None:
+    """At its width, whatever stands there: ports are whole again, and nothing looks translated."""
+    whole = [ENTRY.strip().replace("63518", str(port)) for port in range(9996, 10004)]
+    path = tmp_path / "terminal.txt"
+    path.write_text("\n".join(
+        line[at : at + width] for line in whole for at in range(0, len(line), width)
+    ))  # fmt: skip
+    said = told(path)
+    assert (said["entries"], said["src_nat"], said["dst_nat"]) == (8, 0, 0)
+    assert (said["not_understood"], said["by"]) == (0, {"tcp TIME_WAIT": 8})
+    path.write_text(f"{ENTRY}4489\nnf_conntrack_max=65536\ncpu=0   found=1 drop=5\n")
+    said = told(path)
+    assert (said["entries"], said["max"], said["kernel_counted"]) == (1, 65536, {"drop": 5})
+    assert [line for _, line, _ in said["unread"]] == [2]
 
 
 def test_one_direction_alone_is_no_entry_whatever_follows(tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def told(*paths: str) -> tuple[dict[str, Any], list[int]]:
     return said, np.bincount(events["kind"], minlength=len(Kind) + 1).tolist()
 
 
+@pytest.mark.parametrize("later", [0, 3])
+def test_a_line_that_occurs_twice_is_no_second_dump(later: int, tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_bytes(line(1, 90) + line(2, 80) + line(3, 70) + line(2, 80 - later))
+    said, _ = told(str(path))
+    looks = [one["entries"] for one in said["dumps"]]
+    assert (said["entries"], looks) == ((1, [3, 1]) if later else (3, [3]))
+
+
 def check(said: dict[str, Any], kinds: list[int]) -> None:
     assert [(one["entries"], one["apart"]) for one in said["dumps"]] == [
         (10, None), (10, EVERY), (10, EVERY), (10, EVERY)

@@ -113,6 +113,11 @@ def test_room_ends_the_refusals(full: tuple[Recorded, Kernel]) -> None:
         (place,) = of_recording(recorded, levers).places
         assert place.changed.drops == 0
     (place,) = of_recording(recorded, parse_levers(limit=1500)).places
+    for value, (low, high) in (
+        (place.changed.mean, place.changed.mean_range),
+        (place.changed.peak, place.changed.peak_range),
+    ):
+        assert low <= value <= high
     assert place.changed.drops > kernel.drops
     roomy = replace(FULL, counts=[], limit=20000)
     roomy.run()

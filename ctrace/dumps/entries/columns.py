@@ -160,7 +160,9 @@ def build(octets: npt.NDArray[np.uint8], told: Numbers) -> Entries:
     events["state"] = np.where(proto == 6, told["state"], STATE_UNKNOWN)
     events["zone"] = np.maximum(told["zone"], 0)
     seen = told["replied"] * int(Status.SEEN_REPLY)
-    events["status"] = told["status"] | seen | _translated(events)
+    # An identifier of ICMP that was replaced; XML has none.
+    other = icmp & (told["ident"] >= 0) & (told["ident"] != told["reply_ident"])
+    events["status"] = told["status"] | seen | _translated(events) | other * int(Status.SRC_NAT)
     events["kind"] = Kind.EXISTING
     if len(told):
         # The kernel's own id tells apart what has neither ports nor identifier (XML's ICMP).

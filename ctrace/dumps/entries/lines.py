@@ -44,6 +44,11 @@ def looks_like_entry(line: bytes) -> bool:
     return b"src=" in line and b"dst=" in line
 
 
+def begins(line: bytes) -> bool:
+    """Whether a line may be the beginning of an entry, without its destination."""
+    return _HEAD.search(line) is not None
+
+
 NAMED: Final = {
     name.encode(): PROTO_NUMBERS[name]
     for name in ("icmp", "tcp", "udp", "dccp", "gre", "icmpv6", "sctp", "udplite")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final, Optional
 
+from ctrace.dumps.entries.lines import row
+from ctrace.dumps.entries.words import Bad
+
 MOST: Final = 8192
 _MORE: Final = re.compile(
     rb"^[>|\s]*((?:(?:src|dst|sport|dport|type|code|id|srckey|dstkey|packets|bytes|mark|zone|use"
@@ -12,13 +15,41 @@ _MORE: Final = re.compile(
     re.S,
 )
 _BROKEN: Final = re.compile(rb"(?:^|[\s>|])(?:tcp|udp|icmp|icmpv6|sctp|gre|dccp)\s+\d{1,3}\s.*\\$")
+_TORN: Final = re.compile(
+    rb"[^\s\[]{1,60}(?:\s+(?:\[[A-Z_]{1,20}\]|[a-z][\w-]{0,20}=\S*))*(?:\s+\[?[\w.:-]{0,40})?\s*"
+    rb"|[A-Z_]{1,20}\](?:\s.*)?"
+)
+"""What may follow a line that a terminal broke within a word."""
+_WORD: Final = re.compile(
+    rb"(?:src|dst|sport|dport|type|code|id|srckey|dstkey|packets|bytes|mark|zone|use|secctx|secmark)"
+    rb"=[\w.:/-]*|\[(?:UNREPLIED|ASSURED|OFFLOAD|HW_OFFLOAD)\]|[A-Z_]{4,12}"
+)
+NARROW: Final = 60
+"""Columns that a terminal has at least."""
 Line = tuple[bytes, int]
 """Its text and number."""
 
 
 def goes_on(line: bytes) -> bool:
     """Whether a line looks like the rest of an entry."""
-    return _MORE.match(line) is not None
+    return _MORE.match(line) is not None or (b"=" in line and _TORN.fullmatch(line) is not None)
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        row(line)
+    except Bad:
+        return False
+    return len(line) <= MOST
+
+
+def _torn(before: bytes, line: bytes) -> bool:
+    """Whether the end of ``before`` and the beginning of a line are one word."""
+    if len(before) < NARROW or not before.count(b"=") or not _TORN.fullmatch(line):
+        return False
+    if not (re.search(rb"[]=]", line) or before.endswith(b"=")):
+        return False  # it may be a number that stands for itself
+    return _WORD.fullmatch(before.rsplit(None, 1)[-1] + line.split(None, 1)[0]) is not None
 
 
 class Wrapped:
@@ -59,14 +90,20 @@ class Wrapped:
         self._at = number
         if before is None and self._whole is not None and self._whole[1] == number - 1:
             before, was_whole = self._whole, True
-        said = _MORE.match(line) if before is not None else None
         self._whole = None
-        if said is None or before is None or len(before[0]) > MOST:
+        if before is None or len(before[0]) > MOST:
+            return None
+        said, space = _MORE.match(line), b" "
+        if said is None and _torn(before[0], line):
+            space = b""
+        elif said is None:
             return None
         self._open = None
-        rest = said[1].strip()
+        rest = (said[1] if said else line).strip()
         ended = rest[:-1] if rest.endswith(b"\\") else rest
-        joined = before[0] + b" " + ended, before[1]
+        joined = before[0] + space + ended, before[1]
+        if was_whole and len(ended) == len(rest) and not _is_entry(joined[0]):
+            return None  # then it was no rest, and what came before stays what it was
         if len(ended) < len(rest):
             self.begin(*joined, self._reason)
         return joined, was_whole

@@ -13,7 +13,7 @@ from ctrace.record import PROTO_NUMBERS
 
 _SETTING: Final = re.compile(
     r"^(?:/proc/sys/)?((?:net|kernel|vm|fs|dev|user|debug|abi|crypto|sunrpc)[./][\w./:@+-]+?)"
-    r"\s*[=:]\s?(.*)$"
+    r"\s*(?:=>|[=:])\s?(.*)$"
 )
 _SHORT: Final = re.compile(
     r"^(?!\S*(?:etc/|\.conf))(?:\S{1,200}[:|] ?)?(?:[\w/.-]{1,80}[./])?"
@@ -27,7 +27,10 @@ _WHOLE: Final = ("", "lsmod", "sudo lsmod", "cat /proc/modules", "sudo cat /proc
 _NETFILTER: Final = re.compile(
     r"conntrack|nf_nat|^xt_|^nf_|^ip_|^ip6_|^x_tables|^nft_|tables?$|^br_netfilter"
 )
-_CPU: Final = re.compile(r"^cpu=\d+ +((?:(?:[a-z_]+|\(null\))=\d{1,20}(?: +|$))+)$")
+_COUNTED: Final = r"((?:(?:[a-z_]+|\(null\))=\d{1,20}(?: +|$))+)\\?$"
+_CPU: Final = re.compile(r"^(?:# )?cpu=\d+ +" + _COUNTED)
+_CPU_MORE: Final = re.compile(r"^(?:# )?" + _COUNTED)
+"""The rest of a CPU's line that was broken into two."""
 _STAT_HEAD: Final = re.compile(r"^entries\s+(?:searched|clashres)\s+found\b.*$")
 _STAT_ROW: Final = re.compile(r"^[0-9a-f]{8}(\s+[0-9a-f]{8}){8,24}$")
 _INET: Final = re.compile(r"\binet6? (?:addr: ?)?([0-9a-fA-F:.]+)(?:%\S+)?/?\d*")
@@ -71,6 +74,7 @@ _IDLE_HEADS: Final = re.compile(
     r"# name\s|# Warning: |</?(?:conntrack|expect)>|<\?xml|total \d+$|tcpdump|Connection to )"
     r"|^sysctl: |^error: (?:permission denied on key|\"|unknown error)|^conntrack v"
     r"|^\d+: [\w.@-]+: <|^(link/|valid_lft |altname )"
+    r"|^[\w./-]{1,60}: .*(?:No such file|not found|[Pp]ermission denied|not permitted|can't open)"
 )
 
 
@@ -119,7 +123,7 @@ def _sysctl(space: Space, name: str, value: str) -> None:
     for prefix, new in old.items():
         if name.startswith(prefix):
             name = new + name[len(prefix) :]
-    value = " ".join(value.split())[:200]
+    value = " ".join(value.strip("'\"").split())[:200]
     if name == "net.nf_conntrack_max":
         name = "net.netfilter.nf_conntrack_max"
     if name.endswith("nf_conntrack_count"):
@@ -153,48 +157,51 @@ def _module(line: str, about: Context, found: Found, space: Space, at: Optional[
 
 
 def _counters(line: str, about: Context, found: Found, space: Space, at: Optional[float]) -> bool:
-    del found, at
+    del found
     cpu = _CPU.match(line)
+    if not cpu and "cpu" in about.state:
+        cpu = _CPU_MORE.match(line.lstrip())
     if cpu:
         said = dict(word.split("=") for word in cpu[1].split())
-        first = line.startswith("cpu=0")
-        names = list(said)
-        _count(space, names, [int(v) % (1 << 64) for v in said.values()], first)
+        first = "cpu=0 " in line
+        about.state["cpu"] = "yes"
+        _count(space, at, list(said), [int(v) % (1 << 64) for v in said.values()], first)
         return True
     if _STAT_HEAD.match(line):
-        about.state["stat"] = line
+        about.state["stat"], about.state["rows"] = line, ""
         return True
     if "stat" in about.state and _STAT_ROW.match(line):
         from ctrace.host.tables import COLUMNS
 
         names = about.state["stat"].split()
         values = [int(word, 16) for word in line.split()]
-        first = about.state.get("rows", "") != about.state["stat"]
-        about.state["rows"] = about.state["stat"]
+        first = not about.state["rows"]
+        about.state["rows"] = "yes"
         known = [(COLUMNS[n], v) for n, v in zip(names, values) if n in COLUMNS]
-        _count(space, [n for n, _ in known], [v for _, v in known], first)
+        _count(space, at, [n for n, _ in known], [v for _, v in known], first)
         return True
-    return _old_counter(line, about, space)
+    return _old_counter(line, about, space, at)
 
 
-def _old_counter(line: str, about: Context, space: Space) -> bool:
+def _old_counter(line: str, about: Context, space: Space, at: Optional[float]) -> bool:
     said = _OLD_STAT.match(line)
     if not said or (said[1] != "entries" and "old" not in about.state):
         return False
     if said[1] == "entries":
         about.state["old"] = "yes"
-        space.counters.append({})
         if not space.counts and len(said[2]) < 12:
             space.counts.append(int(said[2]))
-    _count(space, [said[1]], [int(said[2]) % (1 << 64)], False)
+    _count(space, at, [said[1]], [int(said[2]) % (1 << 64)], said[1] == "entries")
     return True
 
 
-def _count(space: Space, names: list[str], values: list[int], first: bool) -> None:
+def _count(
+    space: Space, at: Optional[float], names: list[str], values: list[int], first: bool
+) -> None:
     if first or not space.counters:
-        space.counters.append({})
-        del space.counters[:-1000]
-    reading = space.counters[-1]
+        space.counters.append((at, {}))
+        del space.counters[1:-1000]  # the first one stays: what came since is told
+    _, reading = space.counters[-1]
     for name, value in zip(names, values):
         reading[name] = reading.get(name, 0) + value
 

@@ -36,8 +36,8 @@ _SHAPE: Final = re.compile(
     r"(?(kmsg)|\s+)(?P<text>.*)"
 )
 _FROM: Final = re.compile(
-    r"(?:(?P<host>(?!(?:kern|user|daemon|syslog|local\d)\.[a-z]+ )\S+) (?:\w+\.\w+ )?kernel: "
-    r"|\w+\.\w+ kernel: )?"
+    r"(?:(?P<host>(?!(?:kern|user|daemon|syslog|local\d)\.[a-z]+ )\S+) (?:\w+\.\w+ )?"
+    r"kernel(?:\[\d+\])?: |\w+\.\w+ kernel: )?"
     r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})\] )?(?P<text>.*)"
 )
 _TIMES: Final = ("boot", "long", "since", "iso", "full", "unix", "kmsg", "short")
@@ -61,7 +61,9 @@ _SUPPRESSED: Final = re.compile(
 _KLOG: Final = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{1,9} +\d{1,10} \S{1,200}:\d{1,6}\] ")
 """A line of a Kubernetes component's log."""
 _HEADING: Final = re.compile(r"-- (?:Logs|Journal) begins? |-- (?:Re)?[Bb]oot|-- No entries")
-_SIZES: Final = re.compile(r"nf_conntrack version \S+ \((\d{1,10}) buckets, (\d{1,10}) max\)")
+_SIZES: Final = re.compile(
+    r"(?:nf|ip)_conntrack version \S+ \((\d{1,10}) buckets, (\d{1,10}) max\)"
+)
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,10 @@ class Log:
             for text, boot, at, when in self._fields.told():
                 self._message(text, "fields", when, boot, at)
             return True
-        said = _FULL.search(line) or _SUPPRESSED.search(line)
+        said = _FULL.search(line) or _SUPPRESSED.search(line) or _SIZES.search(line)
         if not said:
-            return bool(_HEADING.match(line) or _KLOG.match(line))
+            rest = self._before and line.rstrip(".") == "dropping packet"  # broken into two lines
+            return bool(rest or _HEADING.match(line) or _KLOG.match(line))
         for begins in _LATER.finditer(line, 0, said.start() + 1):
             shape = _SHAPE.match(line, begins.start())
             if shape and shape.start("text") <= said.start():

@@ -50,6 +50,7 @@ FORMS: Final[Mapping[str, Any]] = {
     "count": Maybe(int),
     "refused_at_least": Maybe(int),
     "kernel_counted": _COUNTS,
+    "counted_between": Maybe({"seconds": Maybe(float), "counts": _COUNTS}),
     "by": _COUNTS,
     "service": str,
     "services": Each(list, (str, str, int)),

@@ -99,7 +99,18 @@ def _kernel(data: dict[str, Any]) -> Optional[str]:
     if not counted:
         return None
     parts = ", ".join(f"{name} {fmt.count(n)}" for name, n in counted.items())
-    return f"since the module was loaded it counted {parts}"
+    text = f"since the module was loaded it counted {parts}"
+    between = data.get("counted_between")
+    if between:
+        seconds = between["seconds"]
+        up = [
+            f"{name} {fmt.count(n)}" + (f" ({fmt.rate(n / seconds)}/s)" if seconds else "")
+            for name, n in between["counts"].items()
+            if n
+        ]
+        apart = f", {seconds:g} s apart" if seconds else ""
+        text += f"; from the first reading to the last{apart}: {', '.join(up) or 'none of them'}"
+    return text
 
 
 def _table(data: dict[str, Any]) -> Optional[str]:

@@ -239,7 +239,8 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
     if not snapshot.hooks.changes:
         groups[:2] = [[("what came and went is not in the dump", p.dim)]]
     if not snapshot.hooks.refusals:
-        groups[-2:] = [[("nor who was refused", p.dim)]]
+        nor = "who was refused is unknown" if snapshot.hooks.changes else "nor who was refused"
+        groups[-2:] = [[(nor, p.dim)]]
     elif not snapshot.hooks.evictions:
         groups[2] = [("evictions not seen", p.dim)]
     # A narrow screen keeps the refused, then the new ones, in the usual order.
