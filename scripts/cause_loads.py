@@ -26,12 +26,7 @@ from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 
 CLIENT, NEAR, OUT, SERVER = "10.77.1.1", "10.77.1.2", "10.77.2.1", "10.77.2.2"
-TCP, UDP, STREAM, DGRAM = (
-    socket.IPPROTO_TCP,
-    socket.IPPROTO_UDP,
-    socket.SOCK_STREAM,
-    socket.SOCK_DGRAM,
-)
+TCP, UDP, DGRAM = (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.SOCK_DGRAM)
 SYN, RST, ACK, SYN_ACK = 0x02, 0x04, 0x10, 0x12
 SETTING = "net.netfilter.nf_conntrack_"
 

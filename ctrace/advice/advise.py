@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Optional, Union
 
 from ctrace.advice import alternatives as other
 from ctrace.advice import persist
+from ctrace.advice.candidates import backend, candidate, held_to_the_table
 from ctrace.advice.facts import Facts
 from ctrace.advice.findings import WHEN_THEY_GO
 from ctrace.advice.hazards import Judge
 from ctrace.advice.in_place import OURS, InPlace, in_place
-from ctrace.advice.result import GOOD, Advice, Candidate, Choice, TableAdvice
-from ctrace.advice.roles import Seen, half_tracked, subject, unmatched, within
+from ctrace.advice.result import Advice, Candidate, Choice, TableAdvice
+from ctrace.advice.roles import Seen
 from ctrace.advice.texts import copied
 from ctrace.batch import DUMP
 from ctrace.model.causes.beside import with_stale
 from ctrace.model.causes.words import when, where
-from ctrace.model.remedies import POINTLESS, WHOLE
-from ctrace.model.snapshot import Cause, Culprit, Remedy, Snapshot, Table
+from ctrace.model.remedies import POINTLESS
+from ctrace.model.snapshot import Culprit, Remedy, Snapshot, Table
 from ctrace.plan.plan import CtTimeout, Lever, Notrack, Plan, clean_text
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook, Part, Service
@@ -45,94 +46,105 @@ def advise(
     tables below the target.
     """
     known = facts or {}
-    tables: list[TableAdvice] = []
-    candidates: list[Candidate] = []
-    others: list[Remedy] = []
-    plans: list[Plan] = []
-    notes = _notes(services)
-    there: list[tuple[int, InPlace]] = []
+    found = _Found(notes=_notes(services))
     for table in services.tables:
-        if not table.max and (table.max_known or services.hooks.family != DUMP):
-            continue  # no limit, or it went away before that was read
-        about = known.get(table.netns, Facts())
-        about, texts = copied(about)
-        judge = Judge(about.ruleset, about.snapshot, _backend(about), texts)
-        done = list(in_place(about.ruleset, judge.room)) if about.ruleset else []
-        there += [(table.netns, one) for one in done]
-        if about.condition:
-            name = table.name or str(table.netns)
-            notes.append(f"{name}: what ctrace applied there: {about.condition}")
-        seen = _seen(services, pairs, table)
-        full = table.fill > target or table.totals.drop > 0
-        if not seen or not (full or every):
-            continue
-        outlook = Outlook(
-            table,
-            [item.culprit for item in seen],
-            about.timeouts,
-            services.uptime_s if services.hooks.changes else None,
-        )
-        judged = [
-            _candidate(table, item, seen, about, judge, done, outlook)
-            for item in seen
-            if item.culprit.port
-        ]
-        shown = sum(item.culprit.held for item in seen)
-        if not services.hooks.changes and shown < WHOLE * table.count:
-            judged = [_of_some(one, shown, table) for one in judged]
-        judged = [
-            _as_it_frees(_of_a_flood(one, services.why), item.culprit, table)
-            for one, item in zip(judged, [i for i in seen if i.culprit.port])
-        ]
-        policies = _policies(judged, seen, about, done, outlook)
-        choice = _choose(table, judged, policies, target, outlook) if full else Choice()
-        chosen = choice.levers
-        judged = [replace(c, chosen=c.lever in chosen) for c in judged]
-        candidates += judged
-        least = POINTLESS * table.max if other.in_need(table, target, outlook) else float("inf")
-        made = [(policy, freed) for policy, freed, _ in policies]
-        others += other.policies(table, made, chosen, least, outlook, about)
-        causes = with_stale(services.why, table, about.left)
-        others += other.alternatives(table, seen, about, target, outlook, causes)
-        tables.append(
-            TableAdvice(
-                table.netns,
-                table.name,
-                table.count,
-                table.max or None,
-                round(table.fill, 4) if table.max else None,
-                table.totals.drop if services.hooks.refusals else None,
-                max(0, round(table.count - target * table.max)) if table.max else None,
-                chosen,
-                choice.fill_after,
-                choice.reached and bool(table.max),
-                choice.rising,
-            )
-        )
-        notes += [
-            f"{c.proto}/{c.port}: {reason}"
-            for c in judged
-            if c.chosen
-            for reason in c.reasons
-            if reason.startswith(WHEN_THEY_GO)
-        ]
-        if chosen and about.ruleset is not None:
-            plans.append(made_plan(services, table, chosen, about))
-            if any(one.by == OURS for one in done):
-                name = clean_text(table.name or str(table.netns))
-                notes.append(_once_undone(name, about))
-    candidates.sort(key=lambda c: -c.frees)
+        if table.max or not (table.max_known or services.hooks.family != DUMP):
+            _add(found, table, known.get(table.netns, Facts()), services, pairs, target, every)
+    found.candidates.sort(key=lambda c: -c.frees)
     return Advice(
         services.host,
         services.ts // 10**9 or int(time.time()),
         target,
-        tuple(tables),
-        tuple(candidates),
-        tuple(others),
-        tuple(notes),
-        _persist(known, candidates),
-        tuple(there),
-        tuple(plans),
+        tuple(found.tables),
+        tuple(found.candidates),
+        tuple(found.others),
+        tuple(found.notes),
+        _persist(known, found.candidates),
+        tuple(found.there),
+        tuple(found.plans),
+    )
+
+
+@dataclass
+class _Found:
+    """The advice so far, table by table."""
+
+    notes: list[str]
+    tables: list[TableAdvice] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    others: list[Remedy] = field(default_factory=list)
+    there: list[tuple[int, InPlace]] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
+
+
+def _add(
+    found: _Found,
+    table: Table,
+    about: Facts,
+    services: Snapshot,
+    pairs: Optional[Snapshot],
+    target: float,
+    every: bool,
+) -> None:
+    """The advice for one table."""
+    about, texts = copied(about)
+    judge = Judge(about.ruleset, about.snapshot, backend(about), texts)
+    done = list(in_place(about.ruleset, judge.room)) if about.ruleset else []
+    found.there += [(table.netns, one) for one in done]
+    if about.condition:
+        name = table.name or str(table.netns)
+        found.notes.append(f"{name}: what ctrace applied there: {about.condition}")
+    seen = _seen(services, pairs, table)
+    full = table.fill > target or table.totals.drop > 0
+    if not seen or not (full or every):
+        return
+    outlook = Outlook(
+        table,
+        [item.culprit for item in seen],
+        about.timeouts,
+        services.uptime_s if services.hooks.changes else None,
+    )
+    with_port = [item for item in seen if item.culprit.port]
+    judged = [candidate(table, item, seen, about, judge, done, outlook) for item in with_port]
+    judged = held_to_the_table(judged, seen, table, services)
+    policies = _policies(judged, with_port, about, done, outlook)
+    choice = _choose(table, judged, policies, target, outlook) if full else Choice()
+    judged = [replace(c, chosen=c.lever in choice.levers) for c in judged]
+    found.candidates += judged
+    least = POINTLESS * table.max if other.in_need(table, target, outlook) else float("inf")
+    made = [(policy, freed) for policy, freed, _ in policies]
+    found.others += other.policies(table, made, choice.levers, least, outlook, about)
+    causes = with_stale(services.why, table, about.left)
+    found.others += other.alternatives(table, seen, about, target, outlook, causes)
+    found.tables.append(_told(table, choice, services, target))
+    found.notes += [
+        f"{c.proto}/{c.port}: {reason}"
+        for c in judged
+        if c.chosen
+        for reason in c.reasons
+        if reason.startswith(WHEN_THEY_GO)
+    ]
+    if choice.levers and about.ruleset is not None:
+        found.plans.append(made_plan(services, table, choice.levers, about))
+        if any(one.by == OURS for one in done):
+            name = clean_text(table.name or str(table.netns))
+            found.notes.append(_once_undone(name, about))
+
+
+def _told(table: Table, choice: Choice, services: Snapshot, target: float) -> TableAdvice:
+    """The table and what is chosen for it. What has no limit, or was not seen, is None."""
+    return TableAdvice(
+        table.netns,
+        table.name,
+        table.count,
+        table.max or None,
+        round(table.fill, 4) if table.max else None,
+        table.totals.drop if services.hooks.refusals else None,
+        max(0, round(table.count - target * table.max)) if table.max else None,
+        choice.levers,
+        choice.fill_after,
+        choice.reached and bool(table.max),
+        choice.rising,
     )
 
 
@@ -141,12 +153,12 @@ def _policies(
 ) -> list[tuple[CtTimeout, Range, Culprit]]:
     """Timeout policies that would free much, with what they free, where nothing is in place."""
     found = []
-    for item, candidate in zip([i for i in seen if i.culprit.port], judged):
-        made = other.ct_timeout(item, candidate.role, about, outlook)
-        if made is None or candidate.in_place:
+    for item, one in zip(seen, judged):
+        made = other.ct_timeout(item, one.role, about, outlook)
+        if made is None or one.in_place:
             continue
         policy, freed = made
-        there = (one.covers(policy.proto, policy.port, ()) for one in done if one.kind == "timeout")
+        there = (put.covers(policy.proto, policy.port, ()) for put in done if put.kind == "timeout")
         if not any(there):
             found.append((policy, freed, item.culprit))
     return found
@@ -207,127 +219,6 @@ def _seen(services: Snapshot, pairs: Optional[Snapshot], table: Table) -> list[S
     return [Seen(c, tuple(parts.get((c.proto, c.port), ()))) for c in mine[:MOST]]
 
 
-def _candidate(
-    table: Table,
-    item: Seen,
-    everything: list[Seen],
-    about: Facts,
-    judge: Judge,
-    done: list[InPlace],
-    outlook: Outlook,
-) -> Candidate:
-    culprit = item.culprit
-    if culprit.proto not in ("tcp", "udp"):
-        lever = Notrack("tcp", culprit.port or 1, ())
-        reason = f"NOTRACK by port is for TCP and UDP, not {culprit.proto}"
-        return _made(table, culprit, (), "unsafe", (reason,), lever, outlook)
-    who = subject(
-        item,
-        about.addresses,
-        about.ephemeral,
-        about.forwarding,
-        [one for seen in everything for one in seen.samples if one.proto == culprit.proto],
-        picked=about.picks(culprit.proto, culprit.port or 0),
-        entries=about.entries,
-    )
-    judgement = judge.judge(who)
-    verdict, reasons, remarks = judgement.verdict, list(judgement.reasons), list(judgement.remarks)
-    if half_tracked(item, about.addresses):
-        reasons.append("its entries are the wrong way round: one direction is already untracked")
-    if about.untold:
-        reasons.append(f"not in the texts: {', '.join(about.untold)}")
-    if culprit.held < POINTLESS * table.max:
-        remarks.append(f"pointless: it holds {culprit.held:,} of {table.max:,} entries")
-    elif _lasting(culprit):
-        remarks.append("mostly long-lived connections: existing ones would keep their entries")
-    inside = within(item, about.addresses, about.ephemeral) if "client" in who.roles else None
-    if inside is not None and inside < WHOLE:
-        remarks.append(unmatched(inside, about.ephemeral))
-        if not inside and who.roles == ("client",) and verdict in GOOD:
-            verdict = "cannot-say"  # no connection that was seen shows how one fares untracked
-    made = [
-        one
-        for one in done
-        if one.kind == "notrack" and who.roles and one.covers(who.proto, who.port, who.roles)
-    ]
-    for one in made[:1]:
-        reasons.insert(0, f"{one}: the {culprit.held} entries that it holds are from before")
-    reasons += [one for one in remarks if one not in reasons]
-    lever = judgement.lever
-    candidate = _made(table, culprit, who.roles, verdict, tuple(reasons), lever, outlook)
-    if inside is not None and inside < WHOLE:
-        freed = round(culprit.held * inside)
-        candidate = replace(candidate, frees=freed, fill_after=None)
-    return replace(
-        candidate,
-        in_place=bool(made),
-        enter=about.enter,
-        backend=_backend(about),
-        evidence=judgement.evidence,
-        remarks=tuple(remarks),
-    )
-
-
-def _of_a_flood(candidate: Candidate, why: tuple[Cause, ...]) -> Candidate:
-    """NOTRACK lets a flood through to the service, without an entry: it comes after the rest."""
-    here = (candidate.netns, candidate.proto, candidate.port)
-    floods = (c for c in why if c.id in ("syn-flood", "ack-flood"))
-    if all((c.netns, c.proto, c.port) != here for c in floods):
-        return candidate
-    return candidate.held_back(
-        "its entries come from a flood: without tracking, all of it reaches the service; see below"
-    )
-
-
-def _of_some(candidate: Candidate, shown: int, table: Table) -> Candidate:
-    """The candidate from a dump that shows only part of the table: nothing is known of the rest."""
-    part = f"the texts show {shown:,} of its table's {table.count:,} entries: it may free more"
-
-    def told(found: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(part if one.startswith("pointless: it holds") else one for one in found)
-
-    reasons = tuple(dict.fromkeys([*told(candidate.reasons), part]))
-    return replace(candidate, reasons=reasons, remarks=told(candidate.remarks), fill_after=None)
-
-
-def _lasting(culprit: Culprit) -> bool:
-    """Whether its entries are open connections, which keep them whatever the rules."""
-    return culprit.proto == "tcp" and (culprit.closed or 0.0) < 0.2 and culprit.new_per_s < 1
-
-
-def _as_it_frees(candidate: Candidate, culprit: Culprit, table: Table) -> Candidate:
-    """The candidate with the entries that stay: those of open connections go only with ``conntrack
-    -D``."""
-    if not _lasting(culprit):
-        return candidate
-    return replace(candidate, frees=0, fill_after=other.fill_after(table, Range(0.0, 0.0)))
-
-
-def _made(
-    table: Table,
-    culprit: Culprit,
-    role: tuple[str, ...],
-    verdict: str,
-    reasons: tuple[str, ...],
-    lever: Notrack,
-    outlook: Outlook,
-) -> Candidate:
-    return Candidate(
-        table.netns,
-        table.name,
-        culprit.proto,
-        culprit.port or 0,
-        role,
-        verdict,
-        reasons,
-        culprit.held,
-        culprit.held / table.count if table.count else 0.0,
-        outlook.fill([(culprit.proto, culprit.port or 0)]),
-        lever,
-        rising=outlook.rising([(culprit.proto, culprit.port or 0)]),
-    )
-
-
 def _choose(
     table: Table,
     candidates: list[Candidate],
@@ -371,7 +262,7 @@ def made_plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about
         netns=table.netns,
         netns_name=clean_text(table.name),
         fingerprint=about.ruleset.fingerprint,
-        backend=_backend(about),
+        backend=backend(about),
         levers=_with_applied(levers, about.applied),
     )
 
@@ -381,10 +272,3 @@ def _with_applied(levers: tuple[Lever, ...], applied: tuple[Lever, ...]) -> tupl
     new = {(lever.kind, lever.proto, lever.port) for lever in levers}
     kept = (one for one in applied if (one.kind, one.proto, one.port) not in new)
     return (*levers, *kept)
-
-
-def _backend(about: Facts) -> str:
-    if about.has_nft:
-        return "nft"
-    tools = {chain.tool for chain in about.ruleset.chains} if about.ruleset else set()
-    return "iptables-nft" if "iptables-nft" in tools else "iptables-legacy"

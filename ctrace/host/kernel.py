@@ -56,13 +56,9 @@ class Kernel:
     """/sys/kernel/btf/vmlinux is there."""
     conntrack: str
     """``built in``, ``module`` or ``not loaded``."""
-    conntrack_btf: bool
-    """The module has type information of its own (5.11 and later); needed for fentry."""
     lockdown: str
     """``none``, ``integrity``, ``confidentiality``, or ``unknown`` without securityfs."""
     jit: Optional[bool]
-    bpf_stats: bool
-    """kernel.bpf_stats_enabled: the cost of BPF programs is being measured."""
 
 
 def read() -> Kernel:
@@ -76,10 +72,8 @@ def read() -> Kernel:
         name.machine,
         os.path.exists("/sys/kernel/btf/vmlinux"),
         "module" if module else "built in" if loaded else "not loaded",
-        os.path.exists("/sys/kernel/btf/nf_conntrack"),
         lockdown(),
         None if jit is None else jit > 0,
-        _number("/proc/sys/kernel/bpf_stats_enabled") == 1,
     )
 
 

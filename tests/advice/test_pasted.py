@@ -134,6 +134,7 @@ def ordinary(remedy: Remedy, results: list[tuple[int, str]]) -> None:
         assert status == 0 or nothing, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_commands_work_as_pasted_wherever_the_shell_is(
     nodes: tuple[Node, Node], path: str, where: str

@@ -28,7 +28,13 @@ ABSENT = {
 """What a kernel lacks: names of other versions, and of other machines than x86."""
 
 
-@pytest.fixture(params=kernel_files.VERSIONS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(one, marks=pytest.mark.slow) for one in kernel_files.VERSIONS[:-1]),
+        kernel_files.VERSIONS[-1],
+    ],
+)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     found = kernel_files.types(request.param)
     if found is None:

@@ -101,6 +101,7 @@ def test_offsets_agree_with_pahole(struct: str) -> None:
 
 
 @needs_btf
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bpftool") is None, reason="needs bpftool")
 def test_ids_values_and_functions_agree_with_bpftool() -> None:
     kernel = btf.kernel()

@@ -51,13 +51,18 @@ def run(checkout: Path, *arguments: str, path: str = "") -> subprocess.Completed
     ("arguments", "status"),
     [
         (["--help"], 0),
-        (["metrics", "--help"], 0),
-        (["metrics", "--no-such-option"], 2),
         (["metrics", "--once", "--listen"], 2),
         (["report", "a.data", "--html", "a.html", "-h"], 0),
-        (["report", "a.data", "--html"], 2),
-        (["export", "a.data", "-o", "a.parquet", "--help"], 0),
-        (["export", "a.data", "-o", "a.parquet", "--nonsense"], 2),
+        *(
+            pytest.param(words, status, marks=pytest.mark.slow)
+            for words, status in (
+                (["metrics", "--help"], 0),
+                (["metrics", "--no-such-option"], 2),
+                (["report", "a.data", "--html"], 2),
+                (["export", "a.data", "-o", "a.parquet", "--help"], 0),
+                (["export", "a.data", "-o", "a.parquet", "--nonsense"], 2),
+            )
+        ),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else None,
 )

@@ -21,9 +21,14 @@ LINE = "udp 17 25 src=192.0.2.10 dst=203.0.113.53 sport=1 dport=53 [UNREPLIED] s
     ("verb", "number"),
     [
         ("report", signal.SIGTERM),
-        ("report", signal.SIGHUP),
-        ("import", signal.SIGTERM),
-        ("import --redact", signal.SIGTERM),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                ("report", signal.SIGHUP),
+                ("import", signal.SIGTERM),
+                ("import --redact", signal.SIGTERM),
+            )
+        ),
     ],
 )
 def test_a_signal_leaves_nothing_behind(tmp_path: Path, verb: str, number: signal.Signals) -> None:

@@ -174,6 +174,7 @@ def shells() -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", shells(), ids=lambda argv: Path(argv[-1]).name)
 def test_collect_needs_a_shell_alone_and_leaves_nothing(tmp_path: Path, shell: list[str]) -> None:
     tools, place = tmp_path / "tools", tmp_path / "tmp"
@@ -199,6 +200,7 @@ def test_collect_needs_a_shell_alone_and_leaves_nothing(tmp_path: Path, shell: l
     assert said["recording"]["kernel"] == os.uname().release
 
 
+@pytest.mark.slow
 def test_collect_without_tar_is_one_text(tmp_path: Path) -> None:
     """A router may have neither tar nor find."""
     tools, place = tmp_path / "tools", tmp_path / "tmp"

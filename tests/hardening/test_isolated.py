@@ -70,7 +70,7 @@ def test_the_traps_are_real(traps: Path) -> None:
     assert "stranger" in ran(traps)
 
 
-@pytest.mark.parametrize("verb", ["top", "import"])
+@pytest.mark.parametrize("verb", ["top", pytest.param("import", marks=pytest.mark.slow)])
 def test_help_of_a_verb(traps: Path, verb: str) -> None:
     done = start(traps, ROOT / "scripts/ctrace", verb, "--help")
     assert (done.returncode, ran(traps)) == (0, ""), done.stderr
@@ -94,6 +94,7 @@ def test_verbs_that_run_tools(traps: Path, argv: list[str]) -> None:
     assert (done.returncode, ran(traps)) == (0, ""), done.stderr
 
 
+@pytest.mark.slow
 def test_the_module_asked_for_by_name(traps: Path) -> None:
     """``python -m ctrace`` puts the current folder first; the package itself is the user's word."""
     shutil.rmtree(traps / "ctrace")
@@ -120,7 +121,13 @@ def test_what_pip_installs_as_a_command(traps: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["bench", "test", "kernels", "vm", "predictions", "pictures", "figures", "soak", "bundle"],
+    [
+        *("bench", "test", "kernels", "vm"),
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("predictions", "pictures", "figures", "soak", "bundle")
+        ),
+    ],
 )
 def test_every_script(traps: Path, script: str) -> None:
     start(traps, ROOT / "scripts" / script, "--help")

@@ -84,7 +84,11 @@ def test_a_change_is_made_whoever_reads_and_its_status_tells() -> None:
     assert run(["undo", "--netns", "init"], "> >(:)") == (0, "")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["man"], ["doctor", "-o", "json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["man"], pytest.param(["doctor", "-o", "json"], marks=pytest.mark.slow)],
+    ids=" ".join,
+)
 def test_a_reader_that_has_gone_is_no_news(words: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -97,7 +101,7 @@ def test_a_reader_that_has_gone_is_no_news(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-@pytest.mark.parametrize("err", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize("err", ["2>/dev/full", pytest.param("2>&-", marks=pytest.mark.slow)])
 def test_remarks_without_a_place_end_no_work(tmp_path: Path, err: str) -> None:
     status, _ = run(["report", str(tmp_path / "nothing")], f">/dev/null {err}")
     assert status == 1

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from kit.source import tree
 
 ROOT = Path(__file__).parents[2]
 LATER_KEYWORDS = {("zip", "strict"), ("dataclass", "slots"), ("dataclass", "kw_only")}
@@ -16,7 +17,7 @@ LATER_NAMES = {"pairwise", "batched", "aiter", "anext", "StrEnum", "UTC", "file_
 def test_only_what_python_3_9_has(folder: str) -> None:
     found = []
     for file in (ROOT / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 9))):
+        for node in ast.walk(tree(file)):
             later: list[str] = []
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 called = node.func.id

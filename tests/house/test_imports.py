@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from kit.source import tree
 
 ROOT = Path(__file__).parents[2]
 ARROWS = {
@@ -41,8 +42,7 @@ FOUNDATION = {"__version__", "open"} | {file.stem for file in (ROOT / "ctrace").
 @cache
 def imports(file: Path) -> list[tuple[str, list[str]]]:
     """Our modules that a file imports from, wherever in it, and the names it takes of each."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    found = (node for node in ast.walk(tree(file)) if isinstance(node, ast.ImportFrom))
     return [
         (node.module, [one.name for one in node.names])
         for node in found

@@ -191,8 +191,8 @@ def _mapped(four: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def incident() -> list[Batch]:
-    """Twenty seconds with refusals in the middle."""
-    events = traffic(20_000, rate=1000)
+    """Twenty seconds of 400 clients with refusals in the middle."""
+    events = traffic(20_000, rate=1000, clients=400)
     inserts = np.flatnonzero(events["kind"] == Kind.INSERT)
     refused = inserts[len(inserts) // 2 : len(inserts) // 2 + 1400 : 7]
     gone = np.isin(events["ct"], []) | False

@@ -81,7 +81,9 @@ def test_an_error_is_never_nothing(part: int, n: int) -> None:
     assert 0 < error(min(part, n) / n, n) <= 1
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 3, 4))]
+)
 @pytest.mark.parametrize("watched", [5.0, 20.0, 60.0])
 def test_a_steady_mix_stays_as_long_as_it_does_or_longer_than_was_said(
     watched: float, seed: int

@@ -363,6 +363,7 @@ def test_closed_ones_under_a_shorter_timeout_do_not_seem_to_have_lived_until_now
     assert all(life is None or life < 0.1 for life in told), told
 
 
+@pytest.mark.slow
 def test_ends_with_the_age_of_an_earlier_entry_tell_no_life() -> None:
     """One-way flows of 7 s under a setting of 30 s, which the kernel's settings would have idle for
     30 s; addresses are used again at once, and events of 40 s are lost."""
@@ -403,6 +404,7 @@ def _middle_wait(shortest: float) -> float:
     return float(np.interp(0.5, shares, tries))
 
 
+@pytest.mark.slow
 def test_flows_first_looked_at_after_their_timeout_was_lowered_do_not_seem_to_live_on() -> None:
     """One packet each; the timeout is lowered from 30 to 8 s before the first look."""
     packets = [

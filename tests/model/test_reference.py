@@ -158,6 +158,7 @@ def test_percentiles_of_a_known_distribution() -> None:
         assert shown == pytest.approx(np.quantile(life + linger, q), rel=0.125)
 
 
+@pytest.mark.slow
 def test_sums_stay_whole_when_rows_run_out() -> None:
     """A flood past the memory limit: services, and so shares, stay exact."""
     trace = Trace()

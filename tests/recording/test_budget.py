@@ -103,7 +103,7 @@ def test_what_the_limits_are() -> None:
     [
         pytest.param(long_names, 5, "67,108,864 bytes of names", marks=pytest.mark.slow),
         (many_names, 5, "16,384 names"),
-        (many_addresses, 5, "16,384 names"),
+        pytest.param(many_addresses, 5, "16,384 names", marks=pytest.mark.slow),
     ],
 )
 def test_names_have_a_limit_together_and_events_are_kept(
@@ -131,6 +131,7 @@ def test_names_have_a_limit_together_and_events_are_kept(
             assert str(recording.missing).count(told) == 1
 
 
+@pytest.mark.slow
 def test_notes_and_rules_have_a_limit_each(crafted: Crafted) -> None:
     for _ in range(12):
         note, rules = "A" * (120 << 10), {"netns": 1, "text": "A" * (8 << 20)}

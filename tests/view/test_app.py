@@ -614,7 +614,9 @@ def test_in_ascii_nothing_else_leaves_for_the_terminal() -> None:
     drive(keys, FixedFeed([samples.hostile()]), ascii_only=True)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2))]
+)
 def test_no_keys_and_no_size_can_upset_it(seed: int) -> None:
     """Random keys, mouse and resizes over every kind of snapshot and feed."""
     dice = random.Random(seed)

@@ -86,11 +86,16 @@ def test_a_full_table_as_it_was(full: tuple[Recorded, Kernel]) -> None:
 @pytest.mark.parametrize(
     ("levers", "changes"),
     [
-        (parse_levers(timeout=["tcp_time_wait=10"]), {"time_wait": 10}),
         (parse_levers(timeout=["tcp/8063:time_wait=20"]), {"time_wait": 20}),
-        (parse_levers(timeout=["udp=90"]), {"udp_timeout": 90}),
-        (parse_levers(notrack=["tcp/8063"]), {"rate": 0}),
         (parse_levers(notrack=["udp/53"]), {"udp_rate": 0}),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                (parse_levers(timeout=["tcp_time_wait=10"]), {"time_wait": 10}),
+                (parse_levers(timeout=["udp=90"]), {"udp_timeout": 90}),
+                (parse_levers(notrack=["tcp/8063"]), {"rate": 0}),
+            )
+        ),
     ],
     ids=str,
 )

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ctrace.record import MAPPED_PREFIX
 
-I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]

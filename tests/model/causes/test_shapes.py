@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
 from ctrace.beside import Beside, Stray
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
-from ctrace.record import Direction, Kind, Reason
+from ctrace.record import Direction, Kind, Reason, empty
 from ctrace.view.verdict import verdict
 
 UNREPLIED, SEEN_REPLY = 0, 2
@@ -35,13 +36,24 @@ def run(trace: Trace, until: float, limit: int = 0) -> Snapshot:
             for one in batches
         ]
     m = Model(HookInfo("fentry"), Clock(0), START)
-    names = Names(netns={NETNS: Netns(NETNS, "init"), OTHER: Netns(OTHER, "web")})
-    seen = {int(n) for n in np.unique(trace.events()["netns"])}
-    names = Names(netns={k: v for k, v in names.netns.items() if k in seen})
-    m.update(Batch(trace.events(0)[:0], START, names=names))
+    seen = {int(n) for part in trace.parts for n in np.unique(part["netns"])}
+    known = {NETNS: Netns(NETNS, "init"), OTHER: Netns(OTHER, "web")}
+    names = Names(netns={k: v for k, v in known.items() if k in seen})
+    m.update(Batch(empty(), START, names=names))
     for batch in batches:
         m.update(batch)
     return m.snapshot()
+
+
+Shape = Callable[[Trace], None]
+
+
+@cache
+def told(shape: Shape, until: float, limit: int = 0) -> Snapshot:
+    """What is told of this shape: once, for it is frozen."""
+    trace = Trace(seed=7)
+    shape(trace)
+    return run(trace, until, limit)
 
 
 def no_keepalive(t: Trace) -> None:
@@ -256,7 +268,7 @@ def few_lookups(t: Trace) -> None:
     t.flows(steady(3, 60, t.rng), 0.002, 10.0, proto=17, dport=53)
 
 
-SHAPES: list[tuple[str, Callable[[Trace], None], float, int]] = [
+SHAPES: list[tuple[str, Shape, float, int]] = [
     ("no-keepalive", no_keepalive, 50, 262_144),
     ("one-way-udp", one_way, 50, 262_144),
     ("dns-storm", dns, 50, 262_144),
@@ -280,7 +292,7 @@ SHAPES: list[tuple[str, Callable[[Trace], None], float, int]] = [
     ("scan", udp_scan, 35, 262_144),
 ]
 
-LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
+LOOKALIKES: list[tuple[str, Shape, float, int]] = [
     ("no-keepalive", kept_alive, 50, 262_144),
     ("one-way-udp", answered_udp, 50, 262_144),
     ("one-way-udp", tunnel, 50, 262_144),
@@ -313,10 +325,8 @@ LOOKALIKES: list[tuple[str, Callable[[Trace], None], float, int]] = [
 
 
 @pytest.mark.parametrize(("cause", "shape", "until", "limit"), SHAPES)
-def test_recognised(cause: str, shape: Callable[[Trace], None], until: float, limit: int) -> None:
-    trace = Trace(seed=7)
-    shape(trace)
-    why = run(trace, until, limit=limit).why
+def test_recognised(cause: str, shape: Shape, until: float, limit: int) -> None:
+    why = told(shape, until, limit).why
     assert why[0].id == cause, why
     assert why[0].evidence
     assert why[0].remedies or (why[0].load and why[0].at_need)
@@ -324,19 +334,15 @@ def test_recognised(cause: str, shape: Callable[[Trace], None], until: float, li
 
 
 @pytest.mark.parametrize("shape", [no_keepalive, one_way, tunnel, dns, loopback])
-def test_ordinary_traffic_is_helped_only_where_room_is_short(
-    shape: Callable[[Trace], None],
-) -> None:
+def test_ordinary_traffic_is_helped_only_where_room_is_short(shape: Shape) -> None:
     """As the verdict says: a table that is HEALTHY needs no help, and one without room does."""
-    trace = Trace(seed=7)
-    shape(trace)
-    roomy = run(trace, 50, limit=ROOMY)
+    roomy = told(shape, 50, ROOMY)
     count = roomy.tables[0].count
     assert verdict(roomy).word == "HEALTHY"
     assert roomy.why[0].load
     assert not [one.remedy for one in roomy.why if one.remedy]
     for limit in (round(count * 1.2), count // 2):
-        short = run(trace, 50, limit=limit)
+        short = told(shape, 50, limit)
         assert verdict(short).word in ("HIGH", "FILLING", "RISING", "FULL")
         assert short.why[0].id == roomy.why[0].id
         assert short.why[0].remedy
@@ -361,12 +367,8 @@ def test_a_table_that_has_recovered_needs_no_help_any_more() -> None:
 @pytest.mark.parametrize(
     ("shape", "until"), [(udp_flood, 35), (no_answer, 38), (unused, 12), (one_way_tcp, 12)]
 )
-def test_what_is_wrong_is_helped_however_much_room_there_is(
-    shape: Callable[[Trace], None], until: float
-) -> None:
-    trace = Trace(seed=7)
-    shape(trace)
-    s = run(trace, until, limit=1 << 24)
+def test_what_is_wrong_is_helped_however_much_room_there_is(shape: Shape, until: float) -> None:
+    s = told(shape, until, 1 << 24)
     assert s.tables[0].fill < 0.001
     assert not s.why[0].load
     assert s.why[0].remedy
@@ -415,10 +417,8 @@ def test_a_flood_to_a_name_server_is_not_told_as_its_answers() -> None:
 
 
 @pytest.mark.parametrize(("cause", "shape", "until", "limit"), LOOKALIKES)
-def test_not_mistaken(cause: str, shape: Callable[[Trace], None], until: float, limit: int) -> None:
-    trace = Trace(seed=7)
-    shape(trace)
-    assert cause not in {c.id for c in run(trace, until, limit=limit).why}
+def test_not_mistaken(cause: str, shape: Shape, until: float, limit: int) -> None:
+    assert cause not in {c.id for c in told(shape, until, limit).why}
 
 
 def test_the_share_is_of_what_is_spoken_of() -> None:
@@ -480,12 +480,10 @@ def test_a_leak_that_pauses_for_a_second_is_one() -> None:
 
 
 def test_the_why_line() -> None:
-    trace = Trace(seed=7)
-    no_keepalive(trace)
     assert re.fullmatch(
         r"tcp/8063 from 10\.0\.0\.7: 95 % of 6,[0-9]{3} entries are closed connections waiting "
         r"out TIME_WAIT \(they live 4\.[0-9] ms, their entries stay (19|20) s\)",
-        run(trace, 50).why[0].text,
+        told(no_keepalive, 50).why[0].text,
     )
 
 
@@ -493,11 +491,9 @@ def test_the_why_line() -> None:
     ("shape", "until"), [(dns, 63), (one_way, 63), (tunnel, 63), (flood, 43), (udp_flood, 43)]
 )
 def test_what_came_in_a_burst_is_not_said_to_come_at_none_a_second(
-    shape: Callable[[Trace], None], until: float
+    shape: Shape, until: float
 ) -> None:
-    trace = Trace(seed=7)
-    shape(trace)
-    snapshot = run(trace, until)
+    snapshot = told(shape, until)
     assert snapshot.tables[0].rates.insert == 0
     said = "; ".join(one for cause in snapshot.why for one in (cause.text, *cause.evidence))
     assert not re.search(r"(?<![0-9,.])0 (new|a second|come)", said), said
@@ -505,9 +501,7 @@ def test_what_came_in_a_burst_is_not_said_to_come_at_none_a_second(
 
 def test_a_table_that_is_too_small_says_how_long_its_entries_stay_as_the_rows_do() -> None:
     """They live for 10 to 20 s, and stay for 2 s more."""
-    trace = Trace(seed=7)
-    legitimate(trace)
-    text = run(trace, 50, limit=1500).why[0].text
+    text = told(legitimate, 50, 1500).why[0].text
     found = re.fullmatch(
         r"init: 1,500 entries are too few for this load "
         r"\([0-9]+ new/s, their entries stay ([0-9]+) s\)",
@@ -650,9 +644,7 @@ def test_evicted_floods_are_still_floods() -> None:
 
 
 def test_streams_in_use_are_named_and_not_shortened() -> None:
-    trace = Trace(seed=7)
-    streams(trace)
-    why = run(trace, 12).why
+    why = told(streams, 12).why
     assert why[0].id == "udp-streams", why
     helps = (*why[0].remedies, *why[0].at_need)
     assert not [one for one in helps if one.id == "sysctl-timeout"]
