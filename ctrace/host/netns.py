@@ -14,6 +14,7 @@ import select
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,10 +54,11 @@ class Finder:
 
     The first :meth:`find` reads every process's link (about 4 us each); later ones
     only those of new processes, of one process for each namespace, and of every
-    eighth of the rest.
+    eighth of the rest. Threads look one after the other.
     """
 
     def __init__(self) -> None:
+        self._looking = threading.Lock()
         self._of: dict[str, Optional[int]] = {}  # pid -> inode; None: not to be read
         self._pids: dict[int, str] = {}  # inode -> the process that we know it by
         self._names: dict[int, tuple[str, str]] = {}  # inode -> (path when named, name)
@@ -64,6 +66,10 @@ class Finder:
 
     def find(self) -> list[Namespace]:
         """Every namespace that a process lives in or that is mounted, init first."""
+        with self._looking:
+            return self._find()
+
+    def _find(self) -> list[Namespace]:
         self._look()
         paths = {inum: f"/proc/{pid}/ns/net" for inum, pid in self._pids.items()}
         mounts = _mounts()

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from typing import Optional
 
 import pytest
 
@@ -163,3 +165,26 @@ def test_a_namespace_stays_found_when_a_visitor_leaves_before_its_owner_is_seen(
         owner.kill()
         owner.wait()
     assert inum not in {space.inum for space in finder.find()}
+
+
+def test_threads_look_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map of processes must not change while another thread goes through it."""
+    finder, ended = netns.Finder(), list[str]()
+    read = netns._inode
+
+    def look(name: str) -> None:
+        finder.find()
+        ended.append(name)
+
+    second = threading.Thread(target=look, args=("second",))
+
+    def begin(path: str) -> Optional[int]:
+        if threading.current_thread() is not second and second.ident is None:
+            second.start()
+            second.join(1)  # which it does at once where nothing keeps it out
+        return read(path)
+
+    monkeypatch.setattr(netns, "_inode", begin)
+    look("first")
+    second.join()
+    assert ended == ["first", "second"]
