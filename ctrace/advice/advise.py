@@ -199,12 +199,13 @@ def _notes(snapshot: Snapshot) -> list[str]:
         )
     if not snapshot.hooks.changes:
         notes.append(
-            "one dump shows one moment: rates, stays and what a change would lead to are not known"
+            "one dump shows one moment: rates, how long entries stay, and what a change would do, "
+            "are not known"
         )
     elif snapshot.uptime_s < 30:
         notes.append(
-            f"only {snapshot.uptime_s:.0f} s were observed: residences are longer than that, so "
-            "rates and predictions are rough; watch longer with --duration, or use a recording"
+            f"only {snapshot.uptime_s:.0f} s were observed, and entries may stay longer: rates "
+            "and predictions are rough. Watch for longer (advise --duration 2m), or use a recording"
         )
     return notes
 

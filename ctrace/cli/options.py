@@ -35,8 +35,20 @@ def filter_options(command: F) -> F:
     for option in reversed(
         (
             click.option("-p", "--proto", metavar="PROTO", help="Protocol, by name or number."),
-            click.option("-s", "--src", "--orig-src", metavar="NET", help="Original source."),
-            click.option("-d", "--dst", "--orig-dst", metavar="NET", help="Original destination."),
+            click.option(
+                "-s",
+                "--src",
+                "--orig-src",
+                metavar="NET",
+                help="Original source: address or prefix.",
+            ),
+            click.option(
+                "-d",
+                "--dst",
+                "--orig-dst",
+                metavar="NET",
+                help="Original destination: address or prefix.",
+            ),
             click.option("--sport", type=PORT, metavar="PORT", help="Original source port."),
             click.option("--dport", type=PORT, metavar="PORT", help="Original destination port."),
             click.option(
@@ -168,7 +180,7 @@ def answer_options(*formats: str, stream: bool = False, forced: bool = False) ->
             "--format",
             type=OneOf(formats),
             metavar="FORMAT",
-            help=f"{', '.join(formats[:-1])} or {formats[-1]} [default: as FILE is called, "
+            help=f"{', '.join(formats[:-1])} or {formats[-1]} [default: by the suffix of FILE, "
             f"else {formats[0]}].",
         )(added)
         return cast(F, added)
@@ -230,7 +242,8 @@ def hooks_option(command: F) -> F:
         "--hooks",
         type=OneOf(HOOKS),
         metavar="FAMILY",
-        help=f"Force {', '.join(HOOKS[:-1])} or {HOOKS[-1]}.",
+        help=f"Watch with {', '.join(HOOKS[:-1])} or {HOOKS[-1]} only.  [default: the best that "
+        "works here]",
     )(command)
 
 
@@ -247,8 +260,8 @@ def group_option(command: F) -> F:
         "--group",
         type=OneOf(GROUPS),
         metavar="KEY",
-        help=f"What to rank: {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.  [default: who, the few "
-        "keys of all of these that hold most; in JSON pair]",
+        help=f"What to rank: {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.  [default: who, the "
+        "few keys of any kind that hold most; pair in JSON]",
     )(command)
 
 
@@ -300,7 +313,7 @@ def stop_after_option(command: F) -> F:
 def redact_option(command: F) -> F:
     """``--redact``."""
     return click.option(
-        "--redact", is_flag=True, help="Replace addresses and names, consistently."
+        "--redact", is_flag=True, help="Replace addresses and names by consistent aliases."
     )(command)
 
 

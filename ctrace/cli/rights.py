@@ -24,6 +24,11 @@ RIGHTS: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Verb to capabilities, to look at all network namespaces. iptables-legacy reads its rules
 through a raw socket (CAP_NET_RAW)."""
+_NO_ROOT: Final = {
+    "collect": "Rights: none; as root it sees more.",
+    "completion": "Rights: none.",
+    "man": "Rights: none.",
+}
 _NETLINK: Final = ("top", "trace", "record", "metrics")
 """Verbs that work with ``--hooks netlink``; their source tells what it does not see."""
 _DENIED: Final = re.compile(
@@ -35,7 +40,7 @@ def sentence(verb: str) -> str:
     """For the verb's help."""
     needed = RIGHTS[verb]
     if not needed:
-        return "Rights: no root; only to read the files."
+        return _NO_ROOT.get(verb, "Rights: none, except to read the files.")
     text = f"Rights: root, or {', '.join(needed)}."
     if verb in _NETLINK:
         text += (

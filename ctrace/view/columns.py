@@ -118,7 +118,8 @@ def head(
         if index == 0 and title:
             line.append(title + "  ", palette.accent + Style(underline=focus))
             room = one.width - cell_len(title) - 2
-            line.append(fmt.fit(label, room) if room > 0 else "", palette.band)
+            whole = cell_len(label) <= room  # a head that is cut says less than none
+            line.append(fmt.fit(label if whole else "", room) if room > 0 else "", palette.band)
             used = one.start + max(one.width, cell_len(title) + 2)
             continue
         line.append(fmt.fit(label, one.width, column.right), Style(bold=sorted_by))

@@ -35,6 +35,8 @@ def state_word(table: Table) -> str:
     if not table.active:
         return "off"
     if table.full_since is not None:
+        if table.max_known and table.fill < HIGH:
+            return "EASING"  # it was full within the interval, and has emptied since
         if table.rates.drop or table.fill >= 0.999:
             return "FULL"
         return "EVICTING" if table.rates.early_drop else "EASING"

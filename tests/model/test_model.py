@@ -109,6 +109,25 @@ def test_processes_that_opened_and_those_that_listen() -> None:
     assert pair.owner.comm == "php-fpm"
 
 
+def test_two_containers_of_one_control_group_stay_two() -> None:
+    """With version 1 of control groups every process is in the root of version 2."""
+    trace = Trace()
+    trace.flows(np.linspace(0, 0.5, 10), 0.1, 60, direction=2, owner=PID, cgroup=1)
+    trace.flows(np.linspace(0, 0.5, 3), 0.1, 60, direction=2, owner=DAEMON, cgroup=1)
+    m = model()
+    names = Names(
+        owners={
+            PID: Owner(PID, "php-fpm", 1, "docker:shop"),
+            DAEMON: Owner(DAEMON, "nginx", 1, "docker:web"),
+        },
+        cgroups={1: "docker:web"},
+    )
+    m.update(Batch(empty(), START, names=names))
+    feed(m, trace, 1)
+    containers = {c.key: c.held for c in m.snapshot("container").culprits}
+    assert containers == {"docker:shop": 10, "docker:web": 3}
+
+
 def test_ended_entries_leave_their_opener_too() -> None:
     """A destroy carries no process: pairing brings it back."""
     trace = Trace()

@@ -520,6 +520,17 @@ def test_a_key_at_the_edge_says_so(key: str, said: str) -> None:
     drive(keys)
 
 
+def test_an_answer_does_not_outlive_the_next_key() -> None:
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("x")
+        assert "nothing to unfold here" in shown(app)
+        await pilot.press("n")
+        assert "nothing to unfold" not in shown(app)
+        assert "q quit" in shown(app)
+
+    drive(keys)
+
+
 def test_a_key_that_changes_nothing_here_says_so() -> None:
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("ctrl+l")

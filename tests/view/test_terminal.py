@@ -114,6 +114,30 @@ def test_however_it_ends_the_terminal_is_sane(how: str) -> None:
         assert b"Traceback" not in one.said
 
 
+ENDED_BY_A_SIGNAL = """
+import sys
+from ctrace.live.protocol import Phase
+from ctrace.view.screen.app import TopApp
+
+class Feed:
+    phase, looks = Phase(), 0
+    def set_view(self, *view): pass
+    def latest(self):
+        self.looks += 1
+        if self.looks == 3:
+            sys.exit(129)  # as the handler of a signal does
+
+TopApp(Feed()).run()
+"""
+
+
+def test_a_signal_that_ends_the_loop_ends_the_process() -> None:
+    """The library's input thread kept the process, and read a terminal that was gone, for ever."""
+    with terminal(program=[sys.executable, "-c", ENDED_BY_A_SIGNAL]) as one:
+        assert one.end() == 129
+        assert one.settings() == one.before
+
+
 def test_a_screen_of_a_terminal_without_colours_or_unicode() -> None:
     with terminal("top", *HERE, LANG="C", LC_ALL="C", NO_COLOR="1") as one:
         one.until(b"CULPRITS")

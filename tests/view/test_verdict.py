@@ -8,6 +8,8 @@ from typing import Optional
 import pytest
 from kit import samples
 
+from ctrace.view.palette import DARK
+from ctrace.view.screen.parts import rate_line, table_lines
 from ctrace.view.verdict import verdict
 
 
@@ -52,6 +54,35 @@ def test_a_table_that_the_last_rate_would_fill_within_a_minute_is_never_called_h
     said = verdict(replace(calm, tables=(table,)), table)
     assert said.word == word
     assert "full" in said.text
+
+
+@pytest.mark.parametrize(("count", "word"), [(65_536, "FULL"), (64_900, "FULL"), (4_587, "EASING")])
+def test_a_table_that_emptied_within_the_interval_is_not_called_full(count: int, word: str) -> None:
+    calm = samples.calm()
+    table = replace(
+        calm.tables[0], count=count, max=65_536, full_since=calm.ts / 1e9 - 15,
+        rates=replace(calm.tables[0].rates, drop=47.0),
+    )  # fmt: skip
+    assert verdict(replace(calm, tables=(table,)), table).word == word
+
+
+def test_a_narrow_screen_leaves_out_clauses_rather_than_cuts_them() -> None:
+    calm = samples.calm()
+    table = replace(calm.tables[0], count=20_000, max=65_536, full_since=calm.ts / 1e9 - 15)
+    first = table_lines(replace(calm, tables=(table,)), 40, DARK)[0].plain
+    assert "EASING  31 % full" in first
+    assert "…" not in first
+
+
+@pytest.mark.parametrize("width", [40, 60, 72, 80, 100, 160])
+def test_rates_keep_their_place_whatever_they_are(width: int) -> None:
+    def places(rate: float) -> list[int]:
+        rates = replace(samples.calm().rates, insert=rate, destroy=rate, drop=rate)
+        said = rate_line(replace(samples.calm(), rates=rates), width, DARK).plain
+        return [said.find(word) for word in ("new", "gone", "EVICTED", "DROPPED")]
+
+    assert width < 72 or places(1.0) == places(9_812.0)
+    assert places(9_812.0)[3] > 0
 
 
 def test_a_table_that_was_not_read_is_not_called_healthy() -> None:

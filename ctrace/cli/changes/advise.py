@@ -87,12 +87,13 @@ def command(
 ) -> None:
     """Which services to take out of connection tracking, and what else helps.
 
-    Watches the host for a while, or reads a recording; checks each service against the live
+    It watches the host for a while, or reads a recording; checks each service against the
     ruleset; and prints the fewest changes that bring each full table below the target.
-    Nothing is changed: --plan writes a file that ctrace apply takes.
+    Nothing is changed: --plan writes a file for ctrace apply.
 
-    Only you choose what is dropped before tracking, and it needs nft: the advice then says
-    how much of the traffic seen it would have dropped. For UDP a limit counts datagrams.
+    ctrace never chooses what to drop. If you do, with a --drop or --limit option, the advice
+    says how much of the traffic seen it would have dropped. These options need nft. For UDP
+    a limit counts datagrams.
     """
     from ctrace.cli.options import held_filter
     from ctrace.dropping import KINDS, parse

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def command(netns: Optional[str], format: str) -> None:
     """List what ctrace has applied: where, what, until when, and how much it caught.
 
-    Says when a change does not hold: its accepts are missing, its services are tracked for
-    now, or something else removed it. One that was judged by rules that have changed since
-    is judged again.
+    It says when a change is not in force: its accepts are missing, its services are tracked
+    for now, or something else removed it. If the rules around a change are no longer those
+    that it was judged by, it is judged again.
     """
     from ctrace.advice.again import objection
     from ctrace.change.condition import OFF, OVER, conditions

@@ -30,9 +30,9 @@ from ctrace.interpreter import called
 def command(plan: str, yes: bool, confirm_within: float, flush: bool, dry_run: bool) -> None:
     """Apply a PLAN made by ``ctrace advise``.
 
-    It is shown in full first. The kernel itself takes the change back after the time to
-    confirm, also when ctrace or the connection to this host dies. Until then a separate
-    process watches, also with --yes: it reads the host's counters and, where there is no
+    The plan is shown in full first. Unless you confirm the change in time, the kernel itself
+    takes it back, even if ctrace or your connection to this host dies. Until then a separate
+    process watches, even with --yes: it reads the host's counters and, where there is no
     load, opens test connections. A change that makes things worse is taken back within two
     seconds.
     """

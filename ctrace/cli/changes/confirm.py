@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 @netns_option("Which namespace's trial")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option(
-    "--flush/--no-flush", default=None, help="Delete the services' old entries (as apply was told)."
+    "--flush/--no-flush",
+    default=None,
+    help="Delete the services' old entries [default: as given to apply].",
 )
 def command(plan: Optional[str], netns: Optional[str], yes: bool, flush: Optional[bool]) -> None:
     """Keep the change that is on trial.
 
-    It says what it keeps and where, and asks first on a terminal. Without PLAN or --netns
-    exactly one trial must be running, and without a terminal it needs -y. A PLAN must be
-    the one on trial.
+    On a terminal it says what it will keep and where, and asks. Without a terminal it needs
+    -y. If several trials are running, name one: its PLAN, or its namespace with --netns.
     """
     from ctrace.change import apply, keep
     from ctrace.change.undo import applied

@@ -19,12 +19,13 @@ from ctrace.errors import CtraceError, UsageError
 def command(netns: Optional[str], every: bool, yes: bool) -> None:
     """Remove what ctrace applied, and nothing else.
 
-    It says what it removes and where, and asks first on a terminal. Without one it removes
-    what is applied in the namespace that it runs in; another needs --netns, --all or -y.
-    Where something is applied in several namespaces, name one or give --all. Only the table
-    inet ctrace, the chains CTRACE_* and rules whose comment begins with ctrace: are touched.
-    Works from the ruleset itself, also after a crash. TCP connections of this host that were
-    opened untracked go on: ctrace creates entries for them.
+    On a terminal it says what it will remove and where, and asks. Without a terminal it
+    removes what is applied in the namespace that it runs in; for another, give --netns,
+    --all or -y. If changes are applied in several namespaces, name one or give --all.
+
+    Only the table inet ctrace, the chains CTRACE_* and rules whose comment begins with
+    ctrace: are touched. They are found in the ruleset itself, so undo works after a crash.
+    TCP connections that this host opened untracked continue: ctrace creates entries for them.
     """
     from ctrace.change.undo import applied, sweep, take_away
     from ctrace.host.netns import resolve

@@ -27,7 +27,7 @@ from ctrace.model.snapshot import GROUPS
 @limit_option(20, 5000, "Show at most N rows.")
 @answer_options("text", "json")
 def command(before: str, after: str, group: str, limit: int, format: str) -> None:
-    """Compare two recordings, key by key: entries held, rates, refusals, lives.
+    """Compare two recordings, key by key: entries held, rates, refusals, lifetimes.
 
     Everything is per second, so the recordings may differ in length.
     """

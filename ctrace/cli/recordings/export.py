@@ -24,7 +24,7 @@ FORMATS = ("parquet", "csv", "jsonl", "openmetrics")
     "kind",
     type=OneOf(FORMATS),
     metavar="FORMAT",
-    help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} [default: as FILE is called].",
+    help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} [default: by the suffix of FILE].",
 )
 @click.option("--to", "earlier", type=OneOf(FORMATS), hidden=True, help="As --format.")
 @file_option("Write to FILE instead of standard output (parquet needs a file).")

@@ -26,7 +26,7 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
     support bundle, or what ctrace collect prints), or - for standard input. Each line is
     recognised by its content: /proc/net/nf_conntrack, conntrack -L, -E and -S in any of
     their forms, dmesg, journalctl, sysctl -a, lsmod, iptables-save, nft list ruleset, ss
-    and netstat. Lines that are not understood are counted and shown with their number.
+    and netstat. Lines that are not understood are counted, and the first are shown.
 
     \b
     Examples:

@@ -86,20 +86,20 @@ def command(
 ) -> None:
     """Record every conntrack event for the postmortem.
 
-    Ctrl-C ends it cleanly; after a crash everything but the last second is there. With
-    --cmd the exit status is the command's own. An existing recording is renamed
-    (ctrace.data.1), not overwritten.
+    Ctrl-C ends it cleanly; a crash loses at most the last second. With --cmd the exit
+    status is that of the command. An existing recording is renamed (ctrace.data.1), not
+    overwritten.
 
-    It holds addresses, ports, the names of namespaces, containers, units and processes, and
-    command lines up to 256 characters, with what looks like a secret as ***. ctrace merge
-    FILE --redact makes a copy for others.
+    A recording holds addresses, ports, the names of namespaces, containers, units and
+    processes, and command lines up to 256 characters, in which *** replaces what looks like
+    a secret. To share it, make a copy with ctrace merge FILE --redact.
 
     \b
     Examples:
       ctrace record                            to ctrace.data, until Ctrl-C
       ctrace record --cmd './loadtest'         as long as the test runs
-      ctrace record --keep 2h --ring 1G        the last two hours, for ever
-      ctrace record --trigger drop             the minutes around each drop, for ever
+      ctrace record --keep 2h --ring 1G        always the last two hours
+      ctrace record --trigger drop             the minutes around each drop
     """
     from ctrace.capture import open_live
     from ctrace.cli.watch.top import shown_filter

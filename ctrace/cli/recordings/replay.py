@@ -56,7 +56,7 @@ def command(
 
     Space pauses, t and T step, j jumps to a time, ? shows the other keys. Without a
     terminal, and with --format json, frames are printed one after the other, --step apart;
-    a step in which nothing was recorded has none.
+    a step in which nothing was recorded is left out.
     """
     from ctrace.cli.watch.top import has_screen
     from ctrace.dumps.opened import open_any

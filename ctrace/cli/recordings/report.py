@@ -26,7 +26,9 @@ from ctrace.cli.output import progress
 @group_option
 @limit_option(10, 1000, "Show at most N rows.")
 @page_option
-@click.option("--markdown", is_flag=True, help="As --format markdown: to paste in a postmortem.")
+@click.option(
+    "--markdown", is_flag=True, help="The same as --format markdown: to paste into a postmortem."
+)
 @answer_options("text", "markdown", "json", "html")
 @redact_option
 def command(

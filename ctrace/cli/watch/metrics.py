@@ -66,8 +66,8 @@ def command(
 ) -> None:
     """Serve fill, rates, culprits and victims to Prometheus.
 
-    Listens on loopback unless told otherwise. The answer is made once an interval,
-    so scraping costs nothing and cannot hold up capture.
+    It listens on loopback unless --listen says otherwise. The answer is made once an
+    interval, so scraping costs nothing and cannot delay capture.
     """
     try:
         from ctrace.view.export.openmetrics import CONTENT_TYPE_LATEST, Exposition

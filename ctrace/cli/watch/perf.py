@@ -63,8 +63,8 @@ def command(
     """Measure what connection tracking costs here, and where that time goes.
 
     It shows the time that packets spend in conntrack, its share of CPU time, the hash table's
-    chains, how late expired entries are collected, and waits for its locks. The timers and the
-    sampler that it attaches for that long cost a few hundred nanoseconds a packet.
+    chains, how late expired entries are collected, and waits for its locks. While
+    it measures, its timers and its sampler cost a few hundred nanoseconds a packet.
 
     \b
     Examples:

@@ -85,8 +85,8 @@ def command(
 ) -> None:
     """Live: what fills the connection tracking table, who is refused, and why.
 
-    INTERVAL is a TIME like 1, 5s or 2m; COUNT is how many intervals to observe. JSON is one
-    object a line, with --once a single object.
+    INTERVAL is a TIME like 1, 5s or 2m; COUNT is how many intervals to observe. In JSON each
+    interval is one line; with --once there is a single object.
 
     \b
     Examples:

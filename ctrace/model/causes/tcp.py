@@ -65,12 +65,16 @@ def no_keepalive(s: Service) -> Optional[Cause]:
         (
             s.held_line,
             f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
-            f"half of them live at most {duration(life)}, 99 % at most {duration(c.life.p99)}; "
-            f"half of the entries stay {s.stay}, 99 % at most {duration(c.residence.p99)}",
+            f"half of them live at most {duration(life)}{_longest(c.life.p99)}; "
+            f"half of the entries stay {s.stay}{_longest(c.residence.p99)}",
         ),
         remedies.keep_alive(c),
         notrack(s) or time_wait(s),
     )
+
+
+def _longest(p99: Optional[float]) -> str:
+    return "" if p99 is None else f", 99 % at most {duration(p99)}"
 
 
 def _closed(s: Service) -> str:

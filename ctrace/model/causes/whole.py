@@ -11,7 +11,17 @@ from ctrace.model import remedies
 from ctrace.model.causes.facts import ENDED, SHARE, Facts, Service, services
 from ctrace.model.causes.room import LOW_FILL, NEARLY_FULL
 from ctrace.model.causes.strays import UNSAID
-from ctrace.model.causes.words import UNKNOWN, duration, pace, percent, plural, stay, when, where
+from ctrace.model.causes.words import (
+    UNKNOWN,
+    duration,
+    entries,
+    pace,
+    percent,
+    plural,
+    stay,
+    when,
+    where,
+)
 from ctrace.model.snapshot import Cause, Remedy, Table
 
 INVALID: Final = 100
@@ -221,7 +231,7 @@ def unknown(facts: Facts) -> Cause:
         went = "namespace has" if len(facts.gone) == 1 else f"{len(facts.gone)} namespaces have"
         return Cause(id="unknown", text=f"nothing is held: the {went} gone with all entries")
     if first is None and facts.service.n:
-        return Cause(id="unknown", text="nothing is held: what came has gone, or was refused")
+        return _nothing(facts)
     if first is None:
         return Cause(
             id="unknown",
@@ -233,8 +243,16 @@ def unknown(facts: Facts) -> Cause:
         return shapeless(first, f"{first.of}: {first.part}")
     most = _protocol(facts, first.c.netns)
     if not most:
-        return Cause(id="unknown", text="nothing is held: what came has gone, or was refused")
+        return _nothing(facts)
     return shapeless(first, most)
+
+
+def _nothing(facts: Facts) -> Cause:
+    held = sum(table.count for table in facts.tables)
+    if held:
+        some = f"{entries(held)} {'is' if held == 1 else 'are'} held"
+        return Cause(id="unknown", text=f"{some}, and too little was seen to say why")
+    return Cause(id="unknown", text="nothing is held: what came has gone, or was refused")
 
 
 def shapeless(s: Service, most: str) -> Cause:

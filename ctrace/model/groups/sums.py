@@ -239,18 +239,13 @@ class Sums:
             self._names[at] = name
             return at
 
-        column = 1 if part.address else 2
-        values, inverse = np.unique(key[:, column], return_inverse=True)
-        found = np.zeros(len(values), np.uint64)
-        for at, value in enumerate(values):
-            if part.address:
-                found[at] = number(self._cgroup(int(value)))
-                continue
-            listener = self._listener(int(value))
-            unit = (
-                listener.unit or self._context.cgroups.get(listener.cgroup, "") if listener else ""
-            )
-            found[at] = number(unit or self._context.netns_name(int(value) >> 32))
+        if part.address:  # the process table
+            values, inverse = np.unique(key[:, :2], axis=0, return_inverse=True)
+            units = [self._unit(int(owner), int(cgroup)) for owner, cgroup in values]
+        else:
+            values, inverse = np.unique(key[:, 2], return_inverse=True)
+            units = [self._listening(int(meta)) for meta in values]
+        found = np.array([number(unit) for unit in units], np.uint64)
         key[:] = 0
         key[:, 0] = found[inverse.ravel()]
         return key
@@ -261,13 +256,20 @@ class Sums:
             self._label_of: dict[int, str] = {}
         return self._label_of
 
-    def _cgroup(self, cgroup: int) -> str:
+    def _unit(self, key: int, cgroup: int) -> str:
+        """Of a process. Its own comes first: with version 1 of control groups all processes are in
+        one of version 2, and so have its number."""
+        owner = self._context.owners.get(key)
+        if owner is not None and owner.unit:
+            return owner.unit
         name = self._context.cgroups.get(cgroup, "")
-        if not name:
-            for owner in self._context.owners.values():
-                if owner.cgroup == cgroup and owner.unit:
-                    return owner.unit
         return name or (f"cgroup:{cgroup}" if cgroup else "(no cgroup)")
+
+    def _listening(self, meta: int) -> str:
+        """Of what listens for a service; the namespace's name where that is not known."""
+        listener = self._listener(meta)
+        unit = listener.unit or self._context.cgroups.get(listener.cgroup, "") if listener else ""
+        return unit or self._context.netns_name(meta >> 32)
 
     def _gather(self, field: str) -> npt.NDArray[Any]:
         values = []

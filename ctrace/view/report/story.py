@@ -71,6 +71,9 @@ def headline(review: Review) -> Verdict:
         if review.first_drop is not None and last is not None:
             when = f" from {fmt.clock(review.first_drop)} to {fmt.clock(last)}"
         return Verdict(word, f"{fmt.plural(dropped, 'packet')} refused{when}; {fill}", "bad")
+    held = sum(one.count for one in final.tables)
+    if held and not evicted and not any(one.max_known for one in final.tables):
+        return as_read(final, f"{fmt.plural(held, 'entry', 'entries')}, the limit was not read")
     nothing = "nothing refused" + failed(final.totals)
     if evicted:
         text = f"{fmt.count(evicted)} entries evicted early{failed(final.totals)}; {fill}"

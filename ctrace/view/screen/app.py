@@ -55,7 +55,7 @@ class TopApp(TravelKeys):
         ended = self.state.mode in ("advice", "detail") and self.advice.give_up()
         self.change(self.state.up())
         if ended:
-            self.say("advice was not made to its end: a asks for it again")
+            self.say("advice was stopped: a asks for it again")
 
     def action_pause(self) -> None:
         """Stand still or go on. A live feed goes on counting behind a standing screen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
+from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
@@ -20,7 +21,8 @@ BARS = 24
 """Longest bar of a histogram, in cells."""
 BINS = 12
 """Rows of a histogram: its shape at a glance, and the page's end within reach."""
-PEERS = 12
+PEERS, ROWS = 12, 9
+"""Peers; and lines of one sentence: the page scrolls, so a narrow one cuts nothing."""
 
 
 def detail_lines(
@@ -75,6 +77,8 @@ def _title(culprit: Culprit, width: int, palette: Palette) -> Text:
     seen = f"first seen {fmt.clock(culprit.first_seen)}" if culprit.first_seen else ""
     right: list[Piece] = [(f"in {where}  ", p.dim), (seen + " ", p.dim)]
     room = width - sum(len(text) for text, _ in right) - 3
+    while right and cell_len(fmt.key(culprit.key, width)) > room and width < 80:
+        room += len(right.pop()[0])
     # Here the name stands whole if it possibly can: this is where a cut name is looked up.
     text = line([(fmt.key(culprit.key, room), p.strong)], width, right)
     text.style = p.band
@@ -216,15 +220,9 @@ def _histograms(culprit: Culprit, width: int, palette: Palette) -> list[Text]:
     p = palette
     beside = width >= 96
     each = width // 2 if beside else width
-    life = _histogram("LIFE", "first to last packet", culprit.life, culprit.life_histogram, each, p)
-    stay = _histogram(
-        "IN TABLE",
-        "from insert to destroy",
-        culprit.residence,
-        culprit.residence_histogram,
-        each,
-        p,
-    )
+    lives, stays = culprit.life_histogram, culprit.residence_histogram
+    life = _histogram("LIFE", "first to last packet", culprit.life, lives, each, p)
+    stay = _histogram("IN TABLE", "from insert to destroy", culprit.residence, stays, each, p)
     if not beside:
         return [*life, blank(width), *stay, blank(width)]
     half = width // 2
@@ -244,8 +242,10 @@ def _histogram(
 ) -> list[Text]:
     p = palette
     if not values.n:
-        head: list[Piece] = [(f"{what}: none measured yet", p.dim)]
-        return [_labelled(label, head, width, p)]
+        words = wrapped(f"{what}: none measured yet", width - LABEL - 2, 2)
+        return [
+            _labelled("" if y else label, [(one, p.dim)], width, p) for y, one in enumerate(words)
+        ]
     groups: list[list[Piece]] = [
         [(f"{name} ", p.dim), (fmt.duration(value), p.strong)]
         for name, value in (("p50", values.p50), ("p90", values.p90), ("p99", values.p99))
@@ -288,13 +288,15 @@ def _why(snapshot: Snapshot, culprit: Culprit, width: int, palette: Palette) -> 
     for cause in snapshot.why:
         if culprit.port is None or (cause.proto, cause.port) != (culprit.proto, culprit.port):
             continue
-        for index, words in enumerate(wrapped(fmt.prose(cause.text), width - LABEL - 2, 3)):
+        for index, words in enumerate(wrapped(fmt.prose(cause.text), width - LABEL - 2, ROWS)):
             out.append(_labelled("" if index else "WHY", [(words, p.strong)], width, p))
         for fact in cause.evidence:
-            for words in wrapped(f"· {fmt.prose(fact)}", width - LABEL - 2, 2):
+            for words in wrapped(f"· {fmt.prose(fact)}", width - LABEL - 2, ROWS):
                 out.append(_labelled("", [(words, p.dim)], width, p))
         if cause.remedy:
-            for index, words in enumerate(wrapped(fmt.prose(cause.remedy), width - LABEL - 2, 2)):
+            for index, words in enumerate(
+                wrapped(fmt.prose(cause.remedy), width - LABEL - 2, ROWS)
+            ):
                 out.append(_labelled("" if index else "HELPS", [(words, p.text)], width, p))
     return [*out, blank(width)] if out else out
 

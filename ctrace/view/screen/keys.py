@@ -265,6 +265,7 @@ COLUMNS: Final = (
         "a minute; FILLING: it will be full; "
         "FULL: refusing; EVICTS: making room; EASING: full a moment ago; LOSING: new entries fail",
     ),
+    ("chains", "entries for each of the hash table's buckets; far above 1, look-ups are slow"),
     ("~, stale", "events were lost: held counts are being recounted from the table"),
     ("exact", "ctrace's counts agree with the kernel's own (conntrack -C and -S)"),
     ("differs", "by how much they disagree; DIFFERS: of that namespace's entries"),
@@ -283,7 +284,7 @@ def help_lines(width: int, palette: Palette, travels: bool) -> Sequence[Text]:
         return text
 
     def told(name: str, text: str, style: Style) -> list[Text]:
-        rows = wrapped(text, width - 17, 3)
+        rows = wrapped(text, width - 17, len(text))  # the page scrolls: nothing is cut
         return [
             line([(f"{'' if row else name:>13}  ", style), (words, p.text)], width)
             for row, words in enumerate(rows)

@@ -28,6 +28,8 @@ LABEL: Final = 8
 """Cells of the label column at the left: TABLE, RATES, WHY, HELPS."""
 RATE: Final = 7
 """Cells of the longest rate, ``9 812/s``."""
+CURVE: Final = 3
+"""Cells of the shortest curve that is worth its place."""
 SKEW: Final = 0.2
 """Seconds that two readings may be apart."""
 RACES: Final = 64
@@ -174,7 +176,8 @@ def _state(snapshot: Snapshot, table: Table, width: int, palette: Palette) -> li
     style = {"good": p.good, "plain": p.text, "warn": p.warn, "bad": p.bad}[said.level]
     word = p.alarm if said.level == "bad" and at_limit(table) else style + Style(bold=True)
     pad = " " * (LABEL - len(said.word))
-    first = [(said.word, word), (pad, p.text), (fmt.cut(said.text, width - LABEL - 2), style)]
+    words = clauses(said.text, width - LABEL - 2)
+    first = [(said.word, word), (pad, p.text), (words, style)]
     groups: list[list[Piece]] = [first]
     others = len(snapshot.tables) - 1
     name = fmt.clean(table.name)
@@ -218,16 +221,18 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
         ("DROPPED ", rates.drop, past.drop, p.bad, p.bad),
     )
     names = sum(len(name) for name, *_ in rows)
-    # Narrow screens give up a fixed place for each, then the curves, before any of the numbers.
+    # Narrow screens give up two of the curves, then all, then the fixed places: never a number.
     room = width - LABEL - 2 - names - 3 * 2
-    field = RATE if (room - 4 * RATE) // 4 - 1 >= 3 else 0
-    words = sum(max(field, len(fmt.per_second(value))) for _, value, *_ in rows)
-    spark = min(24, (room - words) // 4 - 1)
-    spark = spark if spark >= 3 else 0
+    field = RATE if room >= 4 * RATE else 0
+    spark = (room - 4 * RATE) // 4 - 1
+    curved = [name for name, *_ in rows]
+    if spark < CURVE:
+        curved, spark = ["new ", "DROPPED "], (room - 4 * RATE) // 2 - 1
+    spark = min(24, spark) if spark >= CURVE else 0
     groups: list[list[Piece]] = []
     for name, value, series, style, spark_style in rows:
         quiet = not value and not any(series[-spark or len(series) :])
-        bars = " " + fmt.sparkline(series, spark) if spark else ""
+        bars = " " + fmt.sparkline(series, spark) if spark and name in curved else ""
         groups.append(
             [
                 (name, p.dim if quiet else style),
@@ -242,7 +247,7 @@ def rate_line(snapshot: Snapshot, width: int, palette: Palette) -> Text:
         nor = "who was refused is unknown" if snapshot.hooks.changes else "nor who was refused"
         groups[-2:] = [[(nor, p.dim)]]
     elif not snapshot.hooks.evictions:
-        groups[2] = [("evictions not seen", p.dim)]
+        groups[2] = [("evictions unseen", p.dim)]
     # A narrow screen keeps the refused, then the new ones, in the usual order.
     kept: list[int] = []
     for index in (len(groups) - 1, *range(len(groups) - 1)):
@@ -261,7 +266,7 @@ def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -
     out: list[Text] = []
     first = snapshot.why[0]
     calm = first.id == "unknown"
-    body = sentence(first.text, width - LABEL - 2, 2)
+    body = sentence(first.text, width - LABEL - 2, 2 if width >= 60 else most - 2)
     for index, words in enumerate(body):
         label = fmt.fit("WHY" if index == 0 else "", LABEL)
         out.append(line([(label, p.accent), (words, p.text if calm else p.strong)], width))
@@ -303,6 +308,14 @@ def wrapped(text: str, width: int, most: int) -> list[str]:
     if len(lines) > most:
         lines[most - 1] = fmt.cut(" ".join(lines[most - 1 :]), width)
     return [fmt.cut(one, width) for one in lines[:most]]
+
+
+def clauses(text: str, width: int) -> str:
+    """As many of a sentence's clauses, from its beginning, as fit: never half a number."""
+    whole = text
+    while cell_len(text) > width and ", " in text:
+        text = text.rpartition(", ")[0]
+    return fmt.cut(text if cell_len(text) <= width else whole, width)
 
 
 def folded(text: str, width: int) -> list[str]:

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 from rich.text import Text
 from textual import events
@@ -105,10 +105,25 @@ class Shell(App[None]):
         self._asking: Optional[Callable[[str], None]] = None
         self._question = ""
         self._message: tuple[str, float] = ("", 0.0)
+        self._answer: Optional[str] = None
+        """The last message that answered a key; others tell what happened by itself."""
         self._stage = Stage()
         self._prompt = Prompt(id="prompt", select_on_focus=False)
 
     # -- the library's hooks ---------------------------------------------------------
+
+    def run(self, **options: Any) -> None:
+        """Run it. Where a signal's exception ends the loop, the terminal is put right as well, and
+        the library's input thread ends: it would keep the process for ever."""
+        try:
+            super().run(**options)
+        except BaseException:
+            if (driver := self._driver) is not None:
+                with contextlib.suppress(Exception):  # the terminal may be gone
+                    driver.stop_application_mode()
+                with contextlib.suppress(AttributeError):  # another driver has no such thread
+                    driver.exit_event.set()  # type: ignore[attr-defined]
+            raise
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """The library's own filters, then ASCII where the terminal wants it."""
@@ -236,7 +251,7 @@ class Shell(App[None]):
             why = fmt.cut(fmt.clean(self.feed.phase.text), width - 2)
             above.append(parts.line([(why, self.palette.bad)], width))
         if self._captioned and height > 6:
-            for words in parts.sentence(self._captioned, width - 4, 3):
+            for words in parts.sentence(self._captioned, width - 4, 3 if width >= 70 else 5):
                 above.append(
                     parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)], width)
                 )
@@ -295,13 +310,16 @@ class Shell(App[None]):
         )
 
     def say(self, text: str) -> None:
-        """Show one line in place of the footer for a few seconds."""
+        """Answer a key in place of the footer, for a few seconds or until the next one."""
+        self._answer = text
         self._message = (text, time.monotonic() + TOAST)
         self.paint()
 
     def change(self, state: State) -> None:
         """Take on a new state; the feed is told when its view has changed."""
         old, self.state = self.state, state
+        if self._answer is not None and self._message[0] == self._answer:
+            self._message = ("", 0.0)  # it was about the key before
         if (old.group, old.order, old.filter) != (state.group, state.order, state.filter):
             self.feed.set_view(state.group, state.order, state.filter)
             if self._seen is not None and old.filter != state.filter:
