@@ -43,6 +43,8 @@ case ${4:-none} in
     *) room=$(($4 / 4)) ;;
 esac
 [ "$room" -gt 262144 ] && room=262144
+[ "$room" -ge 1024 ] ||
+    echo "collect: there is little room below $place, so long texts are cut off: set TMPDIR to a place with more" >&3
 
 # keep FILE SECONDS COMMAND...: its output in FILE, cut off after so long or so much.
 keep() {

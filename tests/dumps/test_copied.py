@@ -91,6 +91,18 @@ READ: dict[str, tuple[bytes, dict[str, Any]]] = {
         BARE.replace("[ASSURED]", "[ASSURED] [SWFLOW] [blog:0 ] fc_fwd:1 qid=0 dscp=0x0").encode(),
         {"entries": 1, "assured": 1},
     ),
+    "DCCP and security labels, as Linux 6.1 prints them": (
+        b"ipv4     2 dccp     33 478 PARTOPEN src=192.0.2.1 dst=192.0.2.1 sport=39988 dport=7000 "
+        b"packets=3 bytes=304 src=192.0.2.1 dst=192.0.2.1 sport=7000 dport=39988 packets=1 "
+        b"bytes=104 [ASSURED] mark=0 secctx=kernel zone=0 delta-time=1 use=2\n"
+        b"dccp     33 239 TIMEWAIT src=192.0.2.1 dst=192.0.2.1 sport=40004 dport=7000 packets=4 "
+        b"bytes=368 src=192.0.2.1 dst=192.0.2.1 sport=7000 dport=40004 packets=2 bytes=156 "
+        b"[ASSURED] mark=0 secctx=kernel delta-time=1 use=1 id=2451538374\n"
+        b"udp      17 29 src=192.0.2.1 dst=192.0.2.1 sport=34249 dport=53 packets=1 bytes=29 "
+        b"[UNREPLIED] src=192.0.2.1 dst=192.0.2.1 sport=53 dport=34249 packets=0 bytes=0 mark=0 "
+        b"secctx=kernel delta-time=1 use=1\n",
+        {"by": {"dccp": 2, "udp": 1}, "assured": 2, "unreplied": 1, "src_nat": 0, "dst_nat": 0},
+    ),
     "an Android bug report": (
         "------ KERNEL LOG (dmesg) ------\n"
         "<4>[  100.500000] nf_conntrack: table full, dropping packet\n"

@@ -202,12 +202,13 @@ def test_collect_needs_a_shell_alone_and_leaves_nothing(tmp_path: Path, shell: l
 
 @pytest.mark.slow
 def test_collect_without_tar_is_one_text(tmp_path: Path) -> None:
-    """A router may have neither tar nor find."""
+    """A router may have neither tar nor find, and little room."""
     tools, place = tmp_path / "tools", tmp_path / "tmp"
     for folder in (tools, place):
         folder.mkdir()
-    (tools / "find").write_text("#!/bin/sh\nexit 1\n")
-    (tools / "find").chmod(0o755)
+    for name, text in (("find", "exit 1"), ("df", "echo tmpfs 9000 7000 2000 78% /tmp")):
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
     script = SCRIPT.read_text()
     assert script.count("command -v tar") == 1
     done = subprocess.run(
@@ -217,6 +218,10 @@ def test_collect_without_tar_is_one_text(tmp_path: Path) -> None:
     )  # fmt: skip
     assert list(place.iterdir()) == []
     assert "==> dump2/epoch <==" in done.stdout
+    assert done.stderr == (
+        f"collect: there is little room below {place}, so long texts are cut off: set TMPDIR to a "
+        "place with more\n"
+    )
     said = json.loads(run("report", "-", "-o", "json", text=done.stdout))
     assert said["recording"]["kernel"] == os.uname().release
 
