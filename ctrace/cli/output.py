@@ -47,6 +47,9 @@ def prepare() -> None:
     """Take over the streams. A letter that their encoding, or the terminal's locale, lacks is
     written in ASCII as far as there is one like it, else as ``\\uXXXX``."""
     codecs.register_error("ctrace", replaced)
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch(r"[0-9]{1,4}", os.environ.get(name, "0")):
+            del os.environ[name]  # no screen is as large: a line of that many blanks takes minutes
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit import synthetic
 from kit.command import CLOSED, ctrace
 
 from ctrace import cli
@@ -153,6 +154,20 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr(cli.cli, "invoke", refuse)
     assert cli._status() == 1
     assert capsys.readouterr().err == f"ctrace: {said}\n"
+
+
+@pytest.mark.parametrize("size", ["99999999", "-5", "many"])
+def test_a_size_that_no_screen_has_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    recording = synthetic.write(tmp_path / "a.data", synthetic.batches(synthetic.traffic(30)))
+    shown = []
+    for columns, lines in (("100", "40"), (size, size)):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setenv("LINES", lines)
+        shown.append(ctrace("replay", "--once", recording))
+    assert [one.returncode for one in shown] == [0, 0]
+    assert len(shown[0].stdout) == len(shown[1].stdout)
 
 
 def test_a_closed_input_is_an_empty_one() -> None:
