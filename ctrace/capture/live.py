@@ -16,7 +16,7 @@ from ctrace.capture.namebook import NameBook
 from ctrace.capture.poller import LOOK, Poller, Taken
 from ctrace.capture.table.assured import LOOK_MET, Survey
 from ctrace.capture.table.dumps import Dumps
-from ctrace.capture.table.older import Older
+from ctrace.capture.table.first_dump import Older
 from ctrace.capture.table.recount import Recount
 from ctrace.capture.table.seed import Seeding
 from ctrace.capture.table.young import Sampler

@@ -29,7 +29,7 @@ from ctrace.view import format as fmt
 
 if TYPE_CHECKING:
     from ctrace.capture.live import LiveSource
-    from ctrace.capture.table.older import Older
+    from ctrace.capture.table.first_dump import Older
 
 ROOM: Final = 4096
 """Free places in the demo's table."""

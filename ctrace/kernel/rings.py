@@ -39,9 +39,9 @@ million entries a second, and nothing creates entries as fast."""
 BRIEF: Final = 0.005
 OFTEN: Final = 0.02
 SELDOM: Final = 0.03
-"""Seconds between two readings: in a flood, and from a small ring and one with room enough in
-quiet times, because a flood gives no warning. Each reading costs the same, and records cost
-no more after they have left the cache of who wrote them."""
+"""Seconds between two readings: BRIEF in a flood, OFTEN from a small ring, SELDOM from one with
+room enough. A flood gives no warning, so these are short, too. Each reading costs the same,
+and records cost no more after they have left the cache of who wrote them."""
 ROOM: Final = 1 << 15
 """Records. Minimum contiguous space for one batch (4 MB)."""
 SLEEPING: Final = 1 << 16

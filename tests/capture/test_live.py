@@ -25,7 +25,7 @@ from ctrace.capture import open_live
 from ctrace.capture.live import LiveSource
 from ctrace.capture.poller import MANY
 from ctrace.capture.table import dumps
-from ctrace.capture.table.older import slices
+from ctrace.capture.table.first_dump import slices
 from ctrace.errors import UsageError
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
 
-from ctrace.capture.table import older
+from ctrace.capture.table import first_dump
 from ctrace.capture.table.seed import Seeding, Slice
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
@@ -205,8 +205,8 @@ def test_the_busiest_namespace_is_read_first(monkeypatch: pytest.MonkeyPatch) ->
         told[3] = 9  # a flood begins
         yield empty(ctnetlink.SLICE)
 
-    monkeypatch.setattr(older, "_existing", existing)
+    monkeypatch.setattr(first_dump, "_existing", existing)
     told = {1: 0, 2: 5, 3: 0}
-    parts = list(older.slices([Namespace(one, "", "") for one in told], told.__getitem__))
+    parts = list(first_dump.slices([Namespace(one, "", "") for one in told], told.__getitem__))
     assert read == [2, 3, 1]
     assert [part.ended for part in parts] == [(), (2,), (3,), (1,)]
