@@ -106,7 +106,7 @@ def _beyond(settled: Settled) -> Iterator[Finding]:
         yield Finding(
             "unsafe",
             "learns",
-            f"rules ask what is in set {name}, and once untracked its packets fill that otherwise",
+            f"rules ask what is in {name}, and once untracked its packets fill that otherwise",
         )
     if settled.lacks_nft:
         yield Finding(
@@ -298,7 +298,8 @@ def _differences(settled: Settled) -> Iterator[Finding]:
 
 
 def _marks(outcome: Any) -> str:
-    return f"mark {outcome.mark:#x} and TOS {outcome.tos:#x}"
+    more = f" and priority {outcome.priority:#x}" if outcome.priority else ""
+    return f"mark {outcome.mark:#x} and TOS {outcome.tos:#x}{more}"
 
 
 def _sentence(one: Difference, rule: str, many: int) -> str:

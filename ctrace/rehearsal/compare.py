@@ -27,8 +27,8 @@ class Difference:
 
     kind: str
     """``breaks``: what arrived is lost, or arrives as another or elsewhere; ``opens``: what was
-    refused gets in; ``marks``: it only has another mark or TOS; ``own``: it breaks for a call that
-    this host would have to make from the service's port; ``harmless``."""
+    refused gets in; ``marks``: it only has another mark, TOS or priority; ``own``: it breaks for a
+    call that this host would have to make from the service's port; ``harmless``."""
     what: Union[Talk, Stray]
     step: int
     """Of a conversation."""
@@ -104,11 +104,12 @@ def _run(
         if isinstance(x, str) or isinstance(y, str):
             continue
         lots = always | _lots(x, z)
+        if x is None and step.who in "CS":
+            continue  # an error that is not heard ends nothing, and opens nothing once it is
         if x is None and y is None:
             break
         if x is None or y is None:
-            error = step.who in "CS"
-            kind = BREAKS if y is None else HARMLESS if error else OPENS
+            kind = BREAKS if y is None else OPENS
             if x is None and number >= len(other.steps):
                 break
             return Difference(kind, one.talk, number, step.name, x, y)
@@ -117,7 +118,8 @@ def _run(
         if _header(x) != _header(y) and (not isinstance(z, Outcome) or _header(x) == _header(z)):
             return Difference(BREAKS, one.talk, number, step.name, x, y)
         other_mark = x.mark != y.mark and hears_mark(x.way, x.device)
-        if (x.tos != y.tos or other_mark) and marked is None:
+        other_class = x.tos != y.tos or x.priority != y.priority
+        if (other_class or other_mark) and marked is None:
             marked = Difference(MARKS, one.talk, number, step.name, x, y)
     return marked
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
-from ctrace.host.rawlink import Attributes, first, number, split, word
-from ctrace.rehearsal.forced import KEEPING, LOGS, MEASURES, change, is_lot, odd
+from ctrace.host.rawlink import Attributes, number, split, word
+from ctrace.rehearsal.forced import MEASURES
+from ctrace.rehearsal.needs import Needs
 from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expressions
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.ruleset.model import Ruleset
@@ -149,63 +150,6 @@ def _evenly(found: Iterable[bytes], most: int) -> list[bytes]:
     return listed[:: -(-len(listed) // most) or 1]
 
 
-class Needs:
-    """Parts of a rule set that a copy can't decide as they are."""
-
-    def __init__(self) -> None:
-        self.depends = False
-        """A condition that can only be forced, where more than a log hangs on it."""
-        self.turns = False
-        """The same, but for lots: it may change while a connection is open."""
-        self.draws = False
-        """A translation that chooses random ports."""
-        self.counts = False
-        """A limit on tracked connections."""
-        self.changed: set[bytes] = set()
-        """Attributes of the rules with any of it: the others are loaded as they are."""
-        self.learns: set[tuple[int, bytes, bytes]] = set()
-        """(family, table, name) of sets that rules fill."""
-        self.keeps = False
-        """What packets leave behind elsewhere than in sets and entries."""
-        self.maps: set[bytes] = set()
-        """Names of maps to limits and quotas."""
-        self._ways = (
-            change(True, untracked=False, maps=self.maps),
-            change(False, untracked=False, maps=self.maps),
-            change(True, untracked=False, draw=False, maps=self.maps),
-            change(True, untracked=True, maps=self.maps),
-            change(False, untracked=False, kept=True, maps=self.maps),
-        )
-
-    def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
-        """One rule of nftables, as its attributes and their expressions."""
-        if not any(odd(name, of) for name, of in rule):
-            return
-        yes, no, kept, apart = (way(rule) for way in self._ways[:4])
-        plain = [one for one in rule if not is_lot(*one)]
-        turns = self._ways[0](plain) != self._ways[4](plain)
-        if turns or any(said is not None for said in (yes, no, kept, apart)):
-            self.changed.add(body)
-        if not _only_logs(rule):
-            self.depends |= yes != no
-            self.turns |= turns
-        self.draws |= yes != kept
-        self.counts |= yes != apart
-        for name, attributes in rule:
-            if name == "dynset":
-                self.learns.add((family, first(body, 1), dict(attributes)[1]))
-            elif name == "target":
-                self.keeps |= word(dict(attributes)[1]) in KEEPING
-
-
-def _only_logs(rule: list[Expression]) -> bool:
-    """Whether a rule decides and remembers nothing."""
-    names = {name for name, _ in rule}
-    targets = {word(of[0][1]) for name, of in rule if name == "target"}
-    logs = "log" in names or bool(targets & LOGS)
-    return logs and not targets - LOGS and not names & {"immediate", "reject", "dynset", "queue"}
-
-
 def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named:
     """Of all rules, sets and maps. ``needs`` sees each rule of nftables, too: it takes long to take
     them apart."""
@@ -318,7 +262,7 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
     masks: dict[bytes, int] = {}
     for name, attributes in rule:
         of = dict(attributes)
-        if name in ("payload", "meta") and 1 in of:
+        if name in ("payload", "meta", "ct") and 1 in of:
             loads[of[1]] = _loaded(name, of)
             masks.pop(of[1], None)
         elif name == "byteorder" and of.get(1) in loads:
@@ -359,12 +303,21 @@ def _keeps_security(name: str, of: dict[int, bytes]) -> bool:
 
 
 _FIELD: Final = {"ports": "port", "addresses": "address"}
+_OF_ENTRIES: Final = {
+    **dict.fromkeys((8, 9), ("address", 0)),  # of either family
+    **dict.fromkeys((21, 22), ("address", 16)),
+    **dict.fromkeys((19, 20), ("address", 4)),
+    **dict.fromkeys((11, 12), ("port", 2)),
+}
+"""NFT_CT_SRC, _DST, _SRC_IP, _DST_IP, _SRC_IP6, _DST_IP6, _PROTO_SRC, _PROTO_DST."""
 _ORDERED: Final = {("uid", 4): ("ordered uid", 4)}
 
 
 def _loaded(name: str, of: dict[int, bytes]) -> tuple[str, int]:
     if name == "meta":
         return {10: ("uid", 4), 11: ("uid", 4)}.get(number(of.get(2, b"")), ("", 0))
+    if name == "ct":
+        return _OF_ENTRIES.get(number(of.get(2, b"")), ("", 0))
     base, offset, length = number(of[2]), number(of[3]), number(of[4])
     if (base, offset, length) in ((2, 0, 4), (1, 12, 8)):
         return ("ports", 2) if base == 2 else ("addresses", 4)  # two fields compared at once
@@ -381,6 +334,7 @@ def _loaded(name: str, of: dict[int, bytes]) -> tuple[str, int]:
 def _compared(
     found: Named, what: str, width: int, value: bytes, mask: Optional[int], kind: object
 ) -> None:
+    width = width or len(value)
     if what == "address" and len(value) <= width:
         # Networks of whole bytes are compared by those bytes alone.
         length = mask if mask is not None else len(value) * 8

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 import struct
-import zlib
 from collections.abc import Set
 from typing import Final, Optional
 
 from ctrace.host.rawlink import attr, be32, nested, number, split, text, word
+from ctrace.rehearsal import recent
 from ctrace.rehearsal.nft_copy import Change, Expression
 
 _BREAK: Final[Expression] = (
@@ -103,8 +103,6 @@ def change(
                 (last if says else out).extend([_BREAK, (name, attributes)])
                 continue
             out += _one(name, attributes, tainted, says, untracked=untracked, draw=draw)
-            if name == "exthdr" and 1 not in dict(attributes):  # it writes
-                out += _visible(attributes)
         out += last
         return out if out != rule else None
 
@@ -189,21 +187,6 @@ def _one(  # noqa: PLR0911
     if measured or name in ("limit", "quota", "last"):
         return [] if answer else [_BREAK, *same]
     return _loading(name, of, tainted, same, answer)
-
-
-def _visible(attributes: list[tuple[int, bytes]]) -> list[Expression]:
-    """What shows in a TCP header that a rule has written an option, which no trace tells: a number
-    of its own as the urgent pointer, which nothing reads."""
-    value = zlib.crc32(repr(attributes).encode()) & 0xFFFF
-    register = be32(_LAST_REGISTER)
-    load = [(1, register), (2, nested(2, attr(1, struct.pack(">H", value)))[4:])]
-    place = [(2, be32(2)), (3, be32(18)), (4, be32(2)), (5, register)]  # transport header
-    checksum = [(6, be32(1)), (7, be32(16)), (8, be32(0))]
-    return [("immediate", load), ("payload", place + checksum)]
-
-
-_LAST_REGISTER: Final = 23
-"""NFT_REG32_15: nft takes them from the first on."""
 
 
 def _quiet(flags: bytes) -> bytes:
@@ -297,8 +280,6 @@ def _xt(  # noqa: PLR0911
         if what == "NFQUEUE" and len(of.get(3, b"")) >= 6:
             info = of[3][:4] + struct.pack("=H", 1) + of[3][6:]
             return [(name, [(k, info if k == 3 else d) for k, d in attributes])]
-        if what == "TCPMSS":
-            return [*_visible(attributes), *same]
         if not draw and what in ("MASQUERADE", "SNAT", "REDIRECT"):
             return [(name, [(k, _kept(d) if k == 3 else d) for k, d in attributes])]
         if answer is not None and what not in _XT_TARGETS:
@@ -311,7 +292,7 @@ def _xt(  # noqa: PLR0911
         if untracked:
             return [] if inverted else [_BREAK, *same]
         return same if answer is None else [] if answer else [_BREAK, *same]
-    if answer is None or what in _XT_PLAIN:
+    if answer is None or what in _XT_PLAIN or (what == recent.MATCH and recent.fills(of[3])):
         return same
     return [] if answer else [_BREAK, *same]
 
@@ -375,6 +356,8 @@ def _line(
         if module in _XT_PLAIN:
             continue
         said = answer if kept is None or module not in _XT_KEPT else kept
+        if module == recent.MATCH and " --set" in options:
+            continue
         if module == _COUNTED and untracked:
             said = False
         elif module == _COUNTED and kept is None:

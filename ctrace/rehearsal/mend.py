@@ -16,7 +16,7 @@ from typing import Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.plan.plan import MAX_ACCEPTS, Notrack
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
-from ctrace.rehearsal.play import Run, Talk, throw
+from ctrace.rehearsal.play import ERRORS, Run, Talk, throw
 from ctrace.rehearsal.rehearse import Found, Service
 from ctrace.rehearsal.room import Setting, ours
 from ctrace.rehearsal.stage import Hit, on_one_processor
@@ -111,7 +111,7 @@ class Mender:
         """A narrower lever, without packets of other servers and clients that the service has
         nothing to do with."""
         wrong = [*found.of(OPENS), *found.of(BREAKS)]
-        if lever.icmp and any(d.name == "path MTU error" and d.how == "translated" for d in wrong):
+        if lever.icmp and any(d.name in ERRORS and d.how == "translated" for d in wrong):
             return replace(lever, icmp=False)  # it is about somebody else's, translated flow
         if "forward" not in lever.roles or lever.peers:
             return None

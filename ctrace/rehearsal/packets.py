@@ -8,8 +8,9 @@ from typing import Final
 from ctrace.record import ICMP, ICMPV6, TCP, UDP
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
-MSS: Final = struct.pack(">BBHBBBBII", 2, 4, 1460, 1, 1, 8, 10, 1, 0)
-"""A SYN's options as Linux has them: MSS, timestamps."""
+MSS: Final = struct.pack(">BBHBBBBII", 2, 4, 65483, 1, 1, 8, 10, 1, 0)
+"""A SYN's options as Linux has them: MSS, timestamps. The MSS is that of lo, so that rules lower
+it that lower any."""
 NUMBERS: Final = 65000
 """IPv4's identification has 16 bits; 0 is replaced by the kernel."""
 
@@ -57,14 +58,22 @@ def udp(number: int, src: bytes, dst: bytes, ports: tuple[int, int]) -> bytes:
     return _ip(number, src, dst, UDP, _summed(src, dst, UDP, payload, 6))
 
 
-def too_big(number: int, router: bytes, dst: bytes, quoted: bytes) -> bytes:
-    """From a router: a packet of ``dst``'s did not fit."""
+TOO_BIG: Final = {4: (3, 4, 1300), 16: (2, 0, 1300)}
+"""An error's type, code and word, by the length of an address: a packet did not fit."""
+REFUSED: Final = {4: (3, 3, 0), 16: (1, 4, 0)}
+"""Nobody listens on its port."""
+
+
+def error(
+    number: int, source: bytes, dst: bytes, quoted: bytes, what: dict[int, tuple[int, int, int]]
+) -> bytes:
+    """About a packet of ``dst``'s: :data:`TOO_BIG` or :data:`REFUSED`."""
+    kind, code, word = what[len(dst)]
+    payload = struct.pack(">BBHI", kind, code, 0, word) + quoted[:64]
     if len(dst) == 4:
-        payload = struct.pack(">BBHHH", 3, 4, 0, 0, 1300) + quoted[:64]
         payload = payload[:2] + struct.pack(">H", _sum(payload)) + payload[4:]
-        return _ip(number, router, dst, ICMP, payload)
-    payload = struct.pack(">BBHI", 2, 0, 0, 1300) + quoted[:64]
-    return _ip(number, router, dst, ICMPV6, _summed(router, dst, ICMPV6, payload, 2))
+        return _ip(number, source, dst, ICMP, payload)
+    return _ip(number, source, dst, ICMPV6, _summed(source, dst, ICMPV6, payload, 2))
 
 
 def echo(number: int, src: bytes, dst: bytes, *, answer: bool) -> bytes:

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import Final, NamedTuple, Optional, Union
 
 from ctrace.record import ICMP, ICMPV6, TCP, UDP
-from ctrace.rehearsal.packets import ACK, FIN, NUMBERS, PSH, SYN, tcp, too_big, udp
+from ctrace.rehearsal.packets import ACK, FIN, NUMBERS, PSH, REFUSED, SYN, TOO_BIG, error, tcp, udp
 from ctrace.rehearsal.stage import Hit, Outcome, Stage
 
 
@@ -49,8 +49,7 @@ class Step(NamedTuple):
     """Who sends which packet."""
 
     who: str
-    """``c`` or ``s``; ``C``, ``S``: a router on the way reports that one of their packets was too
-    big."""
+    """``c`` or ``s``; ``C``, ``S``: an error about one of their packets comes back."""
     flags: int = 0
     seq: int = 0
     ack: int = 0
@@ -58,20 +57,25 @@ class Step(NamedTuple):
     name: str = ""
 
 
+_PATH_MTU: Final = "path MTU error"
+REFUSAL: Final = "refusal"
+ERRORS: Final = {_PATH_MTU: TOO_BIG, REFUSAL: REFUSED}
+"""ICMP errors, by the names of their steps."""
 OPENING: Final = {
     TCP: (
         Step("c", SYN, 100, 0, name="SYN"),
+        Step("C", name=REFUSAL),
         Step("s", SYN | ACK, 500, 101, name="SYN-ACK"),
         Step("c", ACK, 101, 501, name="ACK"),
     ),
-    UDP: (Step("c", name="first datagram"),),
+    UDP: (Step("c", name="first datagram"), Step("C", name=REFUSAL)),
 }
 REST: Final = {
     TCP: (
         Step("c", PSH | ACK, 101, 501, b"question", "data"),
         Step("s", PSH | ACK, 501, 109, b"answer", "answer"),
-        Step("S", name="path MTU error"),
-        Step("C", name="path MTU error"),
+        Step("S", name=_PATH_MTU),
+        Step("C", name=_PATH_MTU),
         Step("s", FIN | ACK, 507, 109, name="FIN"),
         Step("c", FIN | ACK, 109, 508, name="FIN"),
     ),
@@ -79,8 +83,8 @@ REST: Final = {
         Step("s", name="answer"),
         Step("c", name="later datagram"),
         Step("s", name="later answer"),
-        Step("S", name="path MTU error"),
-        Step("C", name="path MTU error"),
+        Step("S", name=_PATH_MTU),
+        Step("C", name=_PATH_MTU),
     ),
 }
 FIRST: Final = {proto: steps[:1] for proto, steps in OPENING.items()}
@@ -114,10 +118,11 @@ class Run:
         if step.who in "CS":
             about = step.who.lower()
             other = self._ends.get("s" if about == "c" else "c")
-            # No router lies between, when the other end is this host.
+            # Nobody else is between, when the other end is this host.
             if other is None or not other[0] or about not in self._sent:
                 return None
-            return other[0], 0, too_big(number, other[1], other[3], _quoted(self._sent[about]))
+            quoted = _quoted(self._sent[about])
+            return other[0], 0, error(number, other[1], other[3], quoted, ERRORS[step.name])
         end = self._ends.get(step.who)
         if end is None:
             return None
@@ -279,6 +284,8 @@ def by_their_users(stage: Stage, talks: Sequence[Talk], uids: Sequence[int]) -> 
     return [whose.get(talk, talk) for talk in talks]
 
 
+FIRST_LOW: Final = 600
+"""First of the ports below 1024 that numbered conversations get."""
 KEPT_FREE: Final = 16
 """Ports at each end of the ephemeral range that no numbered conversation gets. Single packets and
 calls from the service's port use them: one with the ports of another's entry would pass for it."""
@@ -291,14 +298,14 @@ def renumbered(talks: Sequence[Talk], ephemeral: tuple[int, int]) -> list[Talk]:
     Otherwise one would find another's entry, or its translation taken.
     """
     first = max(ephemeral[0], 1024) + KEPT_FREE
-    low, high, last = 600, first, max(ephemeral[1] - KEPT_FREE, first)
+    low, high, last = FIRST_LOW, first, max(ephemeral[1] - KEPT_FREE, first)
     out = []
     for talk in talks:
         if talk.sport == 0:
             high = high + 1 if high < last else first
             out.append(replace(talk, sport=high))
         elif talk.sport == 1:
-            low = low + 1 if low < 1023 else 600
+            low = low + 1 if low < 1023 else FIRST_LOW
             out.append(replace(talk, sport=low))
         else:
             out.append(talk)

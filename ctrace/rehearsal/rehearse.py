@@ -36,7 +36,6 @@ class Tracked:
     again: list[Run]
     strays: list[Optional[Outcome]]
     entries: Events
-    learned: Learned = frozenset()
 
 
 @dataclass
@@ -88,6 +87,7 @@ class Service:
         self.left_out = self.cast.left_out, plot.ports_left_out
         """Addresses and ports named in rules that are represented by others like them."""
         self._tracked: dict[Setting, Tracked] = {}
+        self._learned: dict[tuple[str, ...], Learned] = {}
         self.helped = False
         """Whether a rule gives its connections a conntrack helper."""
 
@@ -105,8 +105,7 @@ class Service:
             if not turns and (self.room.names.nat or self.room.settings() != [Setting()]):
                 with self.room.stage(setting) as stage:
                     again = play(stage, self.talks)
-            learned = self._learned(None) if setting == Setting() else frozenset()
-            self._tracked[setting] = Tracked(runs, again, strays, entries, learned)
+            self._tracked[setting] = Tracked(runs, again, strays, entries)
         return self._tracked[setting]
 
     def played(
@@ -142,8 +141,7 @@ class Service:
                         )
                     ends = [end for end, _ in throw(stage, thrown)]
                 if setting == Setting():
-                    learned = self._learned(rules) ^ before.learned
-                    found.unlearned = sorted({name for name, _ in learned})
+                    found.unlearned = self._unlearned(lever, rules)
                 if lever.shared:  # what others' connections taught the rules is not for ours
                     after = self._apart(setting, rules, after)
                 welcome = {
@@ -167,12 +165,18 @@ class Service:
                         found.settings[id(one)] = setting
         return found
 
-    def _learned(self, rules: Optional[Ours]) -> Learned:
-        """What its own conversations leave in sets: others with the same hosts would leave it too,
-        calls from its port among them, which stay tracked."""
+    def _unlearned(self, lever: Notrack, rules: Ours) -> list[str]:
+        """Sets in which its own conversations leave other elements: those in its roles alone, for
+        others with the same hosts stay tracked, and would leave the same."""
         if not self.room.learns:
-            return frozenset()
-        mine = [talk for talk in self.talks if talk.dport == self.port != talk.sport]
+            return []
+        if lever.roles not in self._learned:
+            self._learned[lever.roles] = self._leaves(lever.roles, None)
+        other = self._leaves(lever.roles, rules) ^ self._learned[lever.roles]
+        return sorted({name for name, _ in other})
+
+    def _leaves(self, roles: Collection[str], rules: Optional[Ours]) -> Learned:
+        mine = [t for t in self.talks if t.dport == self.port != t.sport and t.role in roles]
         with self.room.stage(Setting(), rules) as stage:
             self.played(stage, Setting(), rules, mine)
             return self.room.learned(stage)

@@ -14,6 +14,7 @@ from ctrace.errors import CtraceError
 from ctrace.host.rawlink import Interrupted, number, split
 from ctrace.plan.plan import Notrack, alone
 from ctrace.rehearsal import constants, forced, nft_copy, nft_edit, surroundings
+from ctrace.rehearsal.needs import Needs
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.rehearsal.stage import Script, Stage
@@ -110,7 +111,7 @@ class Room:
             snapshot, nft=_without_ours(snapshot.nft), legacy=_legacy_without_ours(snapshot.legacy)
         )
         self._known: list[tuple[str, str]] = []
-        self._needs = constants.Needs()
+        self._needs = Needs()
         self.names = constants.named(self.snapshot, ruleset, self._needs)
         self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
         old = [text for _, text in self.snapshot.legacy]
@@ -128,7 +129,10 @@ class Room:
         self._lasting = nft_copy.lasting(self.snapshot.nft, self.names.asked)
         self._leaving = _leaving(self.snapshot.ipsets)
         self._refill = _changing(self.snapshot.nft, self._needs)
-        self._keeps = self._needs.keeps or _keeps(self.snapshot)
+        for text in old:
+            self._needs.recent.text(text)
+            self._needs.classes |= " -j CLASSIFY " in text
+        self._keeps = self._needs.keeps or self._needs.recent.filled or _keeps(self.snapshot)
         self._took = 0.0
         """Seconds that the last stage took to make."""
         self._idle: dict[tuple[Setting, bool, bool], Stage] = {}
@@ -210,11 +214,12 @@ class Room:
     @property
     def learns(self) -> bool:
         """Whether packets fill sets that rules ask."""
-        return bool(self._watched) or (self._fills and bool(self.snapshot.ipset_index))
+        filled = self._fills and self.snapshot.ipset_index
+        return bool(self._watched or filled or self._needs.recent.watched)
 
     def learned(self, stage: Stage) -> Learned:
         """The elements of sets that packets fill and that rules ask: (set, key)."""
-        found = set()
+        found = set(self._needs.recent.held(stage.space))
         for name, body in nft_edit.elements(stage.space.path, self._watched):
             for _, one in split(dict(split(body))[3]):
                 found.add((name, dict(split(one)).get(1, b"")))
@@ -241,7 +246,8 @@ class Room:
     def _new(self, setting: Setting, apart: bool, silent: bool) -> Stage:
         snapshot, rules = self._as(setting, apart), self._rules(setting, apart)
         begin = time.monotonic()
-        stage = Stage(snapshot, rules, self._known, silent=silent)
+        classed = self._needs.classes
+        stage = Stage(snapshot, rules, self._known, silent=silent, classed=classed)
         self._took = time.monotonic() - begin
         return stage
 
@@ -288,7 +294,7 @@ def _leaving(lines: Sequence[str]) -> str:
     return "".join(f"del {found[1]}\n" for found in timed if found)
 
 
-def _changing(things: Sequence[Thing], needs: constants.Needs) -> list[Thing]:
+def _changing(things: Sequence[Thing], needs: Needs) -> list[Thing]:
     """Sets whose elements come and go, and then their elements as they were."""
     sets, elements = {}, []
     for thing in things:

@@ -55,9 +55,12 @@ class Outcome(NamedTuple):
     sport: int
     dport: int
     extra: bytes
-    """TCP's flags, window and urgent pointer, or an ICMP message's type and code."""
+    """TCP's header beyond its ports and numbers, or an ICMP message's type and code; and of TCP and
+    UDP what the checksum tells of the rest: options and data."""
     ttl: int = 64
     """Or hop limit."""
+    priority: int = 0
+    """That rules gave it: its class in a queue."""
 
 
 class Hit(NamedTuple):
@@ -90,11 +93,12 @@ class Stage:
         known: Optional[surroundings.Settings] = None,
         *,
         silent: bool = False,
+        classed: bool = False,
     ) -> None:
         """Make it. Raises CtraceError; ``gaps`` says what is missing.
 
         ``rules``: nftables as prepared from the snapshot; ``silent``: what legacy tables reject is
-        dropped without an answer.
+        dropped without an answer; ``classed``: packets' priorities are looked at, too.
         """
         self.gaps: list[str] = []
         self._raw: dict[tuple[bytes, int], socket.socket] = {}
@@ -102,7 +106,7 @@ class Stage:
         self._scope = {a: index for a, index in snapshot.local if a[:2] == b"\xfe\x80"}
         self.space = Space()
         try:
-            self._build(snapshot, rules, [] if known is None else known, silent)
+            self._build(snapshot, rules, [] if known is None else known, silent, classed)
         except BaseException:
             for file, _ in self._files.values():  # each holds the namespace
                 os.close(file)
@@ -110,7 +114,12 @@ class Stage:
             raise
 
     def _build(
-        self, snapshot: Snapshot, rules: Optional[Batch], known: surroundings.Settings, silent: bool
+        self,
+        snapshot: Snapshot,
+        rules: Optional[Batch],
+        known: surroundings.Settings,
+        silent: bool,
+        classed: bool,
     ) -> None:
         space = self.space
         self._files, self.gaps = surroundings.interfaces(snapshot, space)
@@ -119,7 +128,7 @@ class Stage:
         self.gaps += surroundings.routes(snapshot, space)
         # First of all: of chains with one priority the latest is first, and conntrack has to
         # confirm its entries, at the same priority, before we drop.
-        refused = nft_copy.write(space.path, nft_copy.batch(ends.table(snapshot)))
+        refused = nft_copy.write(space.path, nft_copy.batch(ends.table(snapshot, classed)))
         if refused:
             raise CtraceError(f"a rehearsal is not possible here: {refused[0]}")
         surroundings.ipsets(snapshot, space)
@@ -302,6 +311,8 @@ class Stage:
             )
         elif head and chain in ("in", "out"):
             found[mine].append(_outcome(chain, of, head))
+        elif chain == "out" and found[mine] and 14 in of:  # where the mark is the priority by now
+            found[mine][-1] = found[mine][-1]._replace(priority=number(of[14]))
         return False
 
 
@@ -319,13 +330,25 @@ def _outcome(chain: str, of: dict[int, bytes], head: bytes) -> Outcome:
     rest = of.get(9, b"")
     ports = struct.unpack_from(">HH", rest) if proto in (TCP, UDP) and len(rest) >= 4 else (0, 0)
     extra = rest[:2] if proto in (ICMP, ICMPV6) else b""
-    if proto == TCP:
-        extra = rest[13:16] + rest[18:20]
+    if proto in (TCP, UDP):
+        size = int.from_bytes(head[4:6] if six else head[2:4], "big") - (0 if six else 20)
+        extra = _beyond(src + dst, proto, size, rest)
     device = number(of.get(10 if chain == "in" else 12, b""))
     mark = number(of.get(14, b""))
     sport, dport = ports
     ttl = head[7 if six else 8]
     return Outcome(chain, device, mark, tos, proto, src, dst, sport, dport, extra, ttl)
+
+
+def _beyond(ends: bytes, proto: int, size: int, rest: bytes) -> bytes:
+    """Of a segment or datagram what rules may rewrite beyond addresses and ports; a trace has the
+    first 20 bytes of it. What a checksum is made of beside that follows from it (RFC 1071), and
+    translations keep it right."""
+    at, known, shown = {TCP: (16, 20, rest[12:16] + rest[18:20]), UDP: (6, 8, b"")}[proto]
+    if rest[at : at + 2] in (b"\0\0", b""):
+        return shown  # it has none
+    begin = ends + struct.pack(">II", size, proto) + rest[:known]
+    return shown + struct.pack(">H", -int.from_bytes(begin, "big") % 0xFFFF)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple, Optional
 
@@ -13,7 +13,7 @@ from ctrace.host.rawlink import ROUTE, Link, attr, split
 from ctrace.record import TCP
 from ctrace.rehearsal.constants import Named
 from ctrace.rehearsal.packets import ACK, FIN, RST, SYN
-from ctrace.rehearsal.play import Stray, Talk, renumbered
+from ctrace.rehearsal.play import FIRST_LOW, Stray, Talk, renumbered
 from ctrace.rehearsal.snapshot import LOOPBACK, Snapshot
 from ctrace.rehearsal.stage import Stage
 
@@ -24,6 +24,7 @@ MOST_OPEN: Final = 2000
 MOST_PAIRS: Final = 1500
 MOST_BUSY: Final = 16
 MOST_PORTS: Final = 256
+MOST_FROM: Final = 8
 FEW_USERS: Final = 4
 STRANGERS: Final = tuple(
     ip_address(text).packed for text in ("203.0.113.250", "2001:db8:ffff::250")
@@ -160,6 +161,10 @@ class Plot:
             *self._from_here(names, flows),
             *self._elsewhere(names),
         ]
+        named = list(self._from_named(names))
+        # The other way round it would be the same entry.
+        turned = {(talk.server, talk.dport, talk.client, talk.sport) for talk in named}
+        found = [t for t in found if (t.client, t.sport, t.server, t.dport) not in turned] + named
         return renumbered(list(dict.fromkeys(found)), self._ephemeral)
 
     def _server(self, port: int, near: bool = False) -> Iterator[Talk]:
@@ -222,16 +227,8 @@ class Plot:
             for a in (*near, *self._who.busy):
                 for b in near:
                     if _apart(a, b):
-                        yield Talk(
-                            "forward",
-                            self._proto,
-                            a.address,
-                            self._port,
-                            b.address,
-                            dport,
-                            a.device,
-                            b.device,
-                        )
+                        ends = a.address, self._port, b.address, dport
+                        yield Talk("forward", self._proto, *ends, a.device, b.device)
 
     def _from_here(self, names: Named, flows: Sequence[Talk]) -> Iterator[Talk]:
         """This host calls others from the service's port.
@@ -256,16 +253,20 @@ class Plot:
         for dport in (_ODD,) if names.nat else (_ODD, *self._others(names, 8)):
             for other in (*self._who.near, *self._who.busy):
                 if other.source and (other.source, other.address, dport) not in known:
-                    yield Talk(
-                        "client",
-                        self._proto,
-                        other.source,
-                        self._port,
-                        other.address,
-                        dport,
-                        0,
-                        other.device,
-                    )
+                    ends = other.source, self._port, other.address, dport
+                    yield Talk("client", self._proto, *ends, 0, other.device)
+
+    def _from_named(self, names: Named) -> Iterator[Talk]:
+        """Calls of the service from ports that rules name: one of each for a way and a family."""
+        port = self._port
+        every = (*self._server(port, near=True), *self._client(port, near=True))
+        ways = {
+            (talk.role, len(talk.client), talk.client_at, talk.server_at): talk
+            for talk in (*every, *self._through(port, nat=False))
+        }
+        for sport in self._others(names, MOST_FROM)[1:]:
+            if sport < FIRST_LOW or 1024 <= sport < self._ephemeral[0]:
+                yield from (replace(talk, sport=sport) for talk in ways.values())
 
     def _others(self, names: Named, most: int) -> list[int]:
         """Other ports: first one that hardly any rule names, then those that rules name."""

@@ -16,14 +16,15 @@ ENDS: Final = "rehearsal-ends"
 INET, LO = 1, 1
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 FIRST, LAST = -(1 << 31) + 1, (1 << 31) - 1
-_META_OIF, _META_NFTRACE, _META_L4PROTO = 5, 12, 16
+_META_PRIORITY, _META_MARK, _META_OIF, _META_NFTRACE, _META_L4PROTO = 2, 3, 5, 12, 16
 _DROP, _ACCEPT = 0, 1
 
 
-def table(snapshot: Snapshot) -> Iterator[Thing]:
+def table(snapshot: Snapshot, classed: bool = False) -> Iterator[Thing]:
     """The table that sees what comes to an end, in nf_tables' own form.
 
     Where rules look at packets at a device that they leave by, the end is behind these.
+    ``classed``: where it leaves its priority is told, as its mark, after its mark.
     """
     behind = bool(snapshot.leaving)
     yield TABLE, INET, text(1, ENDS)
@@ -39,22 +40,30 @@ def table(snapshot: Snapshot) -> Iterator[Thing]:
     rules: list[tuple[str, list[Expression]]] = [
         ("in", [*trace(), _verdict(_DROP)]),
         ("out", [*_equal(_META_OIF, struct.pack("=I", LO)), _verdict(_ACCEPT)]),
-        ("out", [_verdict(_ACCEPT)] if behind else [*trace(), _verdict(_DROP)]),
+        *([("out", [_verdict(_ACCEPT)])] if behind else _out(classed)),
         ("mark", [*_equal(_META_L4PROTO, bytes([MARKER])), *trace(), _verdict(_DROP)]),
     ]
     for name, found in rules:
         yield RULE, INET, rule(name, found)[4:]
     if behind:
-        yield from _at_devices(snapshot)
+        yield from _at_devices(snapshot, classed)
 
 
-def _at_devices(snapshot: Snapshot) -> Iterator[Thing]:
+def _out(classed: bool) -> list[tuple[str, list[Expression]]]:
+    if not classed:
+        return [("out", [*trace(), _verdict(_DROP)])]
+    load = [(1, be32(1)), (2, be32(_META_PRIORITY))], [(2, be32(_META_MARK)), (3, be32(1))]
+    return [("out", trace()), ("out", [*(("meta", of) for of in load), _verdict(_DROP)])]
+
+
+def _at_devices(snapshot: Snapshot, classed: bool) -> Iterator[Thing]:
     names = [text(1, device.name) for device in snapshot.devices if device.kind != LOOPBACK]
     yield TABLE, NETDEV, text(1, ENDS)
     last = attr(1, be32(EGRESS)), attr(2, struct.pack(">i", LAST)), nested(4, *names)
     base = nested(4, *last) + attr(5, be32(_ACCEPT)) + text(7, "filter")
     yield CHAIN, NETDEV, text(1, ENDS) + text(3, "out") + base
-    yield RULE, NETDEV, rule("out", [*trace(), _verdict(_DROP)], NETDEV)[4:]
+    for name, found in _out(classed):
+        yield RULE, NETDEV, rule(name, found, NETDEV)[4:]
 
 
 def rule(chain: str, found: list[Expression], family: int = INET) -> bytes:

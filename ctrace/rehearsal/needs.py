@@ -1,0 +1,78 @@
+"""Which parts of a rule set a copy has to load otherwise, and what packets leave behind in it."""
+
+from __future__ import annotations
+
+from ctrace.host.rawlink import first, number, word
+from ctrace.rehearsal import recent
+from ctrace.rehearsal.forced import KEEPING, LOGS, change, is_lot, odd
+from ctrace.rehearsal.nft_copy import Expression
+
+
+class Needs:
+    """Parts of a rule set that a copy can't decide as they are."""
+
+    def __init__(self) -> None:
+        self.depends = False
+        """A condition that can only be forced, where more than a log hangs on it."""
+        self.turns = False
+        """The same, but for lots: it may change while a connection is open."""
+        self.draws = False
+        """A translation that chooses random ports."""
+        self.counts = False
+        """A limit on tracked connections."""
+        self.changed: set[bytes] = set()
+        """Attributes of the rules with any of it: the others are loaded as they are."""
+        self.learns: set[tuple[int, bytes, bytes]] = set()
+        """(family, table, name) of sets that rules fill."""
+        self.keeps = False
+        """What packets leave behind elsewhere than in sets and entries."""
+        self.maps: set[bytes] = set()
+        """Names of maps to limits and quotas."""
+        self.recent = recent.Lists()
+        self.classes = False
+        """Whether rules give packets a priority."""
+        self._ways = (
+            change(True, untracked=False, maps=self.maps),
+            change(False, untracked=False, maps=self.maps),
+            change(True, untracked=False, draw=False, maps=self.maps),
+            change(True, untracked=True, maps=self.maps),
+            change(False, untracked=False, kept=True, maps=self.maps),
+        )
+
+    def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
+        """One rule of nftables, as its attributes and their expressions."""
+        self.classes |= any(_gives_class(name, dict(attributes)) for name, attributes in rule)
+        if not any(odd(name, of) for name, of in rule):
+            return
+        yes, no, kept, apart = (way(rule) for way in self._ways[:4])
+        plain = [one for one in rule if not is_lot(*one)]
+        turns = self._ways[0](plain) != self._ways[4](plain)
+        if turns or any(said is not None for said in (yes, no, kept, apart)):
+            self.changed.add(body)
+        if not _only_logs(rule):
+            self.depends |= yes != no
+            self.turns |= turns
+        self.draws |= yes != kept
+        self.counts |= yes != apart
+        for name, attributes in rule:
+            if name == "dynset":
+                self.learns.add((family, first(body, 1), dict(attributes)[1]))
+            elif name == "target":
+                self.keeps |= word(dict(attributes)[1]) in KEEPING
+            elif name == "match" and word(dict(attributes)[1]) == recent.MATCH:
+                self.recent.see(dict(attributes)[3])
+
+
+def _gives_class(name: str, of: dict[int, bytes]) -> bool:
+    """Whether it sets NFT_META_PRIORITY."""
+    if name == "target":
+        return word(of[1]) == "CLASSIFY"
+    return name == "meta" and 3 in of and number(of[2]) == 2
+
+
+def _only_logs(rule: list[Expression]) -> bool:
+    """Whether a rule decides and remembers nothing."""
+    names = {name for name, _ in rule}
+    targets = {word(of[0][1]) for name, of in rule if name == "target"}
+    logs = "log" in names or bool(targets & LOGS)
+    return logs and not targets - LOGS and not names & {"immediate", "reject", "dynset", "queue"}
