@@ -142,7 +142,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
         if installed.state == PERMANENT:
             raise CtraceError(f"rules are applied in {namespace.name} already: run ctrace undo")
         old = notes.read(namespace.inum)
-        remove(installed, old)  # a trial that was left behind
+        remove(installed, old, lock)  # a trial that was left behind
         before = _baseline(plan)
         works = answering(targets(plan, netns.local_addresses(HERE)))
         plan = _as_rules_are(plan, namespace, prepared.judge, "just now")
@@ -168,7 +168,7 @@ def start(prepared: Prepared, confirm_within: int, *, flush: bool = False) -> Tr
             watch = Watch(plan, way, before, note.probes)
             notes.write(replace(note, placed=True))
         except BaseException:
-            _take_back(namespace, note)
+            _take_back(namespace, note, lock)
             raise
     return Trial(replace(prepared, plan=plan), note.deadline, watch)
 
@@ -199,11 +199,11 @@ def fate(trial: Trial) -> str:
 def revert(trial: Trial) -> bool:
     """Take the change back; False where somebody else has confirmed or replaced it."""
     namespace = trial.prepared.namespace
-    with notes.locked(namespace.inum), inside(namespace):
+    with notes.locked(namespace.inum) as lock, inside(namespace):
         note = notes.read(namespace.inum)
         if note is not None and not note.over and note.deadline != trial.deadline:
             return False
-        _take_back(namespace, note)
+        _take_back(namespace, note, lock)
     return True
 
 
@@ -281,7 +281,7 @@ def put_back(inum: int, judge: Judge) -> None:
             if notes.read(inum) != note:
                 return
             plan = _as_rules_are(plan, namespace, judge, "just now")
-            remove(read_installed(time.time()), note)
+            remove(read_installed(time.time()), note, lock)
             steps.carry_out(plan, keep.LEASE_S, lock)
             keep.make_lasting(plan)
             kept = replace(note.confirmed(listing()), plan=plans.to_json(plan))
@@ -347,8 +347,8 @@ def _baseline(plan: Plan) -> health.Before:
     return health.usual(first, health.sample(plan.levers), plan.levers)
 
 
-def _take_back(namespace: Namespace, note: Optional[notes.Note]) -> None:
-    remove(read_installed(time.time()), note)
+def _take_back(namespace: Namespace, note: Optional[notes.Note], lock: int) -> None:
+    remove(read_installed(time.time()), note, lock)
     notes.forget(namespace.inum)
 
 

@@ -164,11 +164,11 @@ class Guard:
         self._ahead, self._watch = ahead, None
 
     def _take_back(self, note: notes.Note, why: str) -> None:
-        with notes.locked(self._inum):
+        with notes.locked(self._inum) as lock:
             if notes.read(self._inum) != note:
                 return
             with self._inside():
-                remove(read_installed(time.time()), note)
+                remove(read_installed(time.time()), note, lock)
             notes.write(note.ended(f"taken back at {_clock()}: {why}"))
 
     def _tidy(self, note: notes.Note) -> None:
@@ -204,12 +204,16 @@ class Guard:
         return True
 
     def _renew(self, note: notes.Note) -> None:
-        """Renew the lease, unless the change is undone just now: that would bring rules back."""
+        """Renew the lease, unless an undo is at work or was killed half way: that would bring
+        rules back."""
         with self._there() as path:
             before = self._standing(note).now(path)
             try:
                 with notes.locked(self._inum):
                     if notes.read(self._inum) != note:
+                        return
+                    if self._standing(note).look(path) != (True, ()):
+                        self._due = 0.0
                         return
                     with netns.enter(path):
                         held = keep.renew(self._known(note)[1])
@@ -277,11 +281,11 @@ class Guard:
     def _gone(self, note: notes.Note) -> bool:
         """All of it was removed, by hand or with every other rule: so it is over."""
         time.sleep(BY_HAND_S)  # whoever does it by hand goes on to the accepts
-        with notes.locked(self._inum):
+        with notes.locked(self._inum) as lock:
             if notes.read(self._inum) != note:
                 return True
             with self._inside():
-                remove(read_installed(time.time()), note)
+                remove(read_installed(time.time()), note, lock)
             notes.write(note.ended(f"something else removed its rules before {_clock()}"))
         return False
 
@@ -350,7 +354,7 @@ def _tidied(way: netns.Way, note: notes.Note) -> bool:
     The kernel disarms them by itself a little later (steps.BACKSTOP_S), but it makes no
     entries for the connections that are open.
     """
-    with notes.locked(note.netns):
+    with notes.locked(note.netns) as lock:
         if notes.read(note.netns) != note:
             return True  # removed, confirmed, or another plan's by now
         with way.held() as space:
@@ -361,7 +365,7 @@ def _tidied(way: netns.Way, note: notes.Note) -> bool:
                         # Killed between confirming and writing it down.
                         notes.write(note.confirmed(listing()))
                         return True
-                    remove(installed, note)
+                    remove(installed, note, lock)
         notes.forget(note.netns)
     return True
 

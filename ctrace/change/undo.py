@@ -75,11 +75,11 @@ def take_away(
     for change in changes:
         inum, installed = change.namespace.inum, change.installed
         try:
-            with notes.locked(inum), netns.Way(inum, change.namespace).held() as there:
+            with notes.locked(inum) as lock, netns.Way(inum, change.namespace).held() as there:
                 if there is not None:
                     with netns.enter(there.path):
                         installed = read_installed(time.time())
-                        remove(installed, notes.read(inum))
+                        remove(installed, notes.read(inum), lock)
                 notes.forget(inum)
             if installed.state != NOTHING:  # else its guard was faster
                 done.append(replace(change, installed=installed))
@@ -90,12 +90,12 @@ def take_away(
     # Of what is off, over, or was killed half way there may be no rule left: its guard ends.
     for note in notes.every():
         if only in (None, note.netns):
-            with suppress(CtraceError), notes.locked(note.netns):
+            with suppress(CtraceError), notes.locked(note.netns) as lock:
                 if notes.read(note.netns) == note and not applied(note.netns):
                     with netns.Way(note.netns).held() as there:
                         if there is not None and note.made:
                             with netns.enter(there.path):
-                                _drop_empty(note.made)
+                                _drop_empty(note.made, lock)
                     notes.forget(note.netns)
     sweep()
     return done
@@ -106,36 +106,46 @@ def sweep() -> None:
     notes.sweep(lambda: {namespace.inum for namespace in netns.find()})
 
 
-def remove(installed: Installed, note: Optional[notes.Note]) -> None:
+def remove(installed: Installed, note: Optional[notes.Note], lock: int) -> None:
     """Remove everything of ours from the namespace that this thread is in.
 
     The untracking rules go first, then the accepts that only untracked packets
     need. Open connections of this host get their entries before, and those that
-    were opened meanwhile after. Raises CtraceError when the kernel refuses; nothing
-    of that tool's part has changed then.
+    were opened meanwhile after. Each command has the ``lock`` of the namespace: if this process is
+    killed just now, nobody else begins before that command is over. Raises CtraceError when the
+    kernel refuses; nothing of that tool's part has changed then.
     """
     services = {rule.service for rule in installed.rules if rule.own}
     carry_over(services)
-    script = ""
-    if installed.table:
-        script += f"delete table inet {TABLE}\n"
-    script += notrack_nft.delete_accepts(
+    accepts = notrack_nft.delete_accepts(
         [
             (rule.family, rule.table, rule.chain, rule.handle)
             for rule in installed.rules
             if rule.tool == "nft" and not rule.own and rule.handle is not None
         ]
     )
-    if script:
-        commands.run(["nft", "-f", "-"], script)
-    for tool in XT_TOOLS:
+    if installed.table:
+        _nft(f"delete table inet {TABLE}\n{accepts}", lock)
+    untracking = {chain[0] for chain in installed.chains}
+    _by_iptables(installed, [tool for tool in XT_TOOLS if tool in untracking], lock)
+    if accepts and not installed.table:
+        _nft(accepts, lock)
+    _by_iptables(installed, [tool for tool in XT_TOOLS if tool not in untracking], lock)
+    carry_over(services)
+    if note is not None:
+        _drop_empty(note.made, lock)
+
+
+def _by_iptables(installed: Installed, tools: Sequence[str], lock: int) -> None:
+    for tool in tools:
         for family in ("ip", "ip6"):
             text = _restore(installed, tool, family)
             if text:
-                commands.run(notrack_iptables.restore_argv(tool, family), text)
-    carry_over(services)
-    if note is not None:
-        _drop_empty(note.made)
+                commands.run(notrack_iptables.restore_argv(tool, family), text, keep=(lock,))
+
+
+def _nft(script: str, lock: int) -> None:
+    commands.run(["nft", "-f", "-"], script, keep=(lock,))
 
 
 def nft_objects(family: str, table: str) -> set[str]:
@@ -173,7 +183,7 @@ def _delete(rule: Rule) -> str:
     return re.sub(r"^-A ", "-D ", rule.text, count=1)
 
 
-def _drop_empty(made: tuple[str, ...]) -> None:
+def _drop_empty(made: tuple[str, ...], lock: int) -> None:
     """Remove tables and chains that iptables-nft made for us and that are still empty."""
     if not made or not commands.have("nft"):
         return
@@ -193,4 +203,4 @@ def _drop_empty(made: tuple[str, ...]) -> None:
         words = name.split()
         if name not in used and (len(words) == 2 or name in chains):
             what = "table" if len(words) == 2 else "chain"
-            commands.output(["nft", "delete", what, *words])
+            commands.output(["nft", "delete", what, *words], keep=(lock,))

@@ -309,7 +309,7 @@ def test_what_another_confirms_is_not_taken_back(monkeypatch: pytest.MonkeyPatch
     trial = apply.Trial(prepared, 99.5, cast(watch.Watch, None))
     taken: list[int] = []
     monkeypatch.setattr(apply, "inside", lambda _space: contextlib.nullcontext(""))
-    monkeypatch.setattr(apply, "_take_back", lambda space, _note: taken.append(space.inum))
+    monkeypatch.setattr(apply, "_take_back", lambda space, *_: taken.append(space.inum))
     noted(space.inum, "{}", deadline=99.5)
     assert not apply.fate(trial)
     assert apply.revert(trial)
