@@ -16,8 +16,8 @@ from ipaddress import ip_address, ip_network
 from typing import Final, Optional
 
 from ctrace.host.rawlink import Attributes, number, split, word
-from ctrace.rehearsal.forced import MEASURES
-from ctrace.rehearsal.needs import Needs
+from ctrace.rehearsal.conditions.forced import MEASURES
+from ctrace.rehearsal.conditions.needs import Needs
 from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expressions
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.ruleset.model import Ruleset

@@ -13,8 +13,9 @@ from typing import Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.host.rawlink import Interrupted, number, split
 from ctrace.plan.plan import Notrack, alone
-from ctrace.rehearsal import constants, forced, nft_copy, nft_edit, surroundings
-from ctrace.rehearsal.needs import Needs
+from ctrace.rehearsal import constants, nft_copy, nft_edit, surroundings
+from ctrace.rehearsal.conditions import forced
+from ctrace.rehearsal.conditions.needs import Needs
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.rehearsal.stage import Script, Stage

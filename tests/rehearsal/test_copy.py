@@ -16,7 +16,8 @@ from ctrace.host import commands, ctnetlink, netns
 from ctrace.host.rawlink import NETFILTER, Link, Space, attr, number, split, text
 from ctrace.lab import Lab, Node
 from ctrace.plan.plan import Accept, Notrack
-from ctrace.rehearsal import forced, nft_copy, surroundings
+from ctrace.rehearsal import nft_copy, surroundings
+from ctrace.rehearsal.conditions import forced
 from ctrace.rehearsal.packets import SYN, tcp
 from ctrace.rehearsal.room import Room, Setting, ours
 from ctrace.rehearsal.snapshot import from_text, take, to_text

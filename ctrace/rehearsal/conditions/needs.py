@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ctrace.host.rawlink import first, number, word
-from ctrace.rehearsal import recent
-from ctrace.rehearsal.forced import KEEPING, LOGS, change, is_lot, odd
+from ctrace.rehearsal.conditions import recent
+from ctrace.rehearsal.conditions.forced import KEEPING, LOGS, change, is_lot, odd
 from ctrace.rehearsal.nft_copy import Expression
 
 

@@ -15,7 +15,7 @@ from collections.abc import Set
 from typing import Final, Optional
 
 from ctrace.host.rawlink import attr, be32, nested, number, split, text, word
-from ctrace.rehearsal import recent
+from ctrace.rehearsal.conditions import recent
 from ctrace.rehearsal.nft_copy import Change, Expression
 
 _BREAK: Final[Expression] = (

@@ -1,0 +1,1 @@
+"""Conditions that a copy loads otherwise, and what packets leave behind."""
