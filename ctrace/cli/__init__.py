@@ -134,7 +134,7 @@ def _status() -> int:
     """Run what was asked for; its exit status, with the one line of an error said."""
     try:
         if "_CTRACE_COMPLETE" in os.environ:
-            cli.main(standalone_mode=False)
+            cli.main(prog_name="ctrace", standalone_mode=False)
         # Not cli.main: it makes a closed pipe an exit status of 1 before we see it.
         with cli.make_context("ctrace", sys.argv[1:]) as context:
             cli.invoke(context)

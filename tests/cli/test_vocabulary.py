@@ -156,6 +156,15 @@ def completed(*words: str) -> set[str]:
     return {item.value for item in items}
 
 
+def test_a_shell_is_answered_however_ctrace_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout and the one file run it as a module, which is called otherwise."""
+    monkeypatch.setenv("_CTRACE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "ctrace re")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    done = ctrace()
+    assert done.stdout.split() == ["plain,record", "plain,replay", "plain,report"]
+
+
 def test_completion_knows_what_is_here() -> None:
     assert completed("top", "--hooks", "") == {"fentry", "kprobe", "netfilter", "netlink"}
     assert completed("trace", "-u", "UNREPLIED,a") == {"UNREPLIED,ASSURED"}

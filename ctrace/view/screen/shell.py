@@ -255,7 +255,8 @@ class Shell(App[None]):
                 above.append(
                     parts.line([("▐ ", self.palette.accent), (words, self.palette.strong)], width)
                 )
-        if self.state.mode != "advice" and height > 6 and (told := self.advice.reminder()):
+        told = self.advice.reminder() if self.state.mode != "advice" and height > 6 else ""
+        if told and told != self._message[0]:  # what a key was just answered is not said twice
             above.append(parts.line([(fmt.cut(told, width - 2), self.palette.warn)], width))
         if isinstance(self.feed, Travels) and self.snapshot is not None and height > 6:
             above.append(curves.timeline(self.feed.position, width, self.palette))
