@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Optional, Protocol
 
@@ -198,6 +198,8 @@ class Batch:
     """What rules and tables show together, as read lately; of a namespace in few of its batches."""
     more: bool = False
     """Whether this is only a part of the interval's events; ``cost`` comes with the last part."""
+    unread: Collection[int] = ()
+    """Namespaces whose entries from before ctrace have not all come yet."""
 
     @classmethod
     def idle(cls, until: int) -> Batch:

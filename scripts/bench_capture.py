@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from ctrace.capture.family import Capture
-from ctrace.capture.live import in_order
-from ctrace.capture.poller import Poller
+from ctrace.capture.poller import Poller, in_order
 from ctrace.kernel import bpf, compiler, layout, programs
 from ctrace.kernel.rings import Rings
 

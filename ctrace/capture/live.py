@@ -13,10 +13,10 @@ from ctrace.capture.cost_meter import CostMeter
 from ctrace.capture.family import Capture
 from ctrace.capture.lives import Lives
 from ctrace.capture.namebook import NameBook
-from ctrace.capture.poller import LOOK, Poller, Taken
+from ctrace.capture.poller import LOOK, Poller, Taken, in_order
 from ctrace.capture.table.assured import LOOK_MET, Survey
 from ctrace.capture.table.dumps import Dumps
-from ctrace.capture.table.first_dump import Older
+from ctrace.capture.table.first_dump import Older, must_wait
 from ctrace.capture.table.recount import Recount
 from ctrace.capture.table.seed import Seeding
 from ctrace.capture.table.young import Sampler
@@ -27,7 +27,6 @@ from ctrace.host.kernel import Module
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader
 from ctrace.kernel import bpf
-from ctrace.kernel.rings import one_piece
 from ctrace.record import Events, Reason, by_time, join
 
 NEAR: Final = 0.05
@@ -173,6 +172,8 @@ class LiveSource:
         """Boot clock, ns: later events have not been reported yet."""
         self._seedings: list[Older] = []
         """For namespaces with older entries still to be yielded."""
+        self._entries = 0
+        """In all tables, when they were last read."""
         self._first = self._older(list(self._namespaces.values()))
         if self._seed:
             self._seedings.append(self._first)
@@ -205,7 +206,7 @@ class LiveSource:
                     return  # closed meanwhile
                 events = self._with_older(in_order(taken.parts), now)
                 rest = taken.more and now < due + LOOK  # a reader too slow for all of it gets on
-                more = more or bool(self._seedings) or rest
+                more = more or must_wait(self._seedings, self._entries) or rest
                 batch = self._batch(events, taken, look=look, more=more)
             self._told_until = batch.until
             yield batch
@@ -320,9 +321,12 @@ class LiveSource:
         named: Callable[[Events], Events] = _all,
     ) -> Older:
         ids = ids or {space.inum: space.inum for space in spaces}
+        with TableReader() as reader:
+            held = {table.netns: table.count for table in reader.read(spaces)}
+        self._entries = max(self._entries, sum(held.values()))
         # ctnetlink's DESTROY carries the identity of its own dump
         seeding = Seeding(ids.values(), same_ids=self.hooks.family == "netlink")
-        return Older(spaces, seeding, ids, late=self._hold, named=named)
+        return Older(spaces, seeding, ids, held=held, late=self._hold, named=named)
 
     def _with_older(self, events: Events, taken: float) -> Events:
         """What came until ``taken`` (monotonic), plus those older entries that are certain by now.
@@ -356,6 +360,8 @@ class LiveSource:
         if tables and self._dumps and (self._survey is None or self._survey.lost):
             met = self._dumps.take(spaces, tables, taken.until)
             events = by_time(join([events, met])) if len(met) else events
+        if tables:
+            self._entries = sum(table.count for table in tables)
         tables = self._lives.tables(tables)
         if look:
             tables += self._last_readings()
@@ -373,17 +379,8 @@ class LiveSource:
             names=names,
             cost=SelfCost() if more else self._cost.read(),
             more=more,
+            unread={self._lives.id_of(inum) for one in self._seedings for inum in one.missing},
         )
-
-
-def in_order(parts: Sequence[Events]) -> Events:
-    """The parts as one array by time; existing entries first among equals."""
-    whole = one_piece(parts)
-    if whole is None:
-        return by_time(join(parts))
-    # each is in order; after one that held back for too long an earlier record may follow
-    met = all(one["ts"][-1] <= other["ts"][0] for one, other in zip(parts, parts[1:]))
-    return whole if met else by_time(whole)
 
 
 def _ring_bytes() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
@@ -16,7 +16,8 @@ from ctrace.capture.family import Capture
 from ctrace.capture.table.assured import Survey
 from ctrace.capture.table.young import Sampler
 from ctrace.host.netns import Mounts
-from ctrace.record import Events
+from ctrace.kernel.rings import one_piece
+from ctrace.record import Events, by_time, join
 
 LOOK: Final = 1.0
 """Seconds between two checks of which namespaces exist."""
@@ -169,3 +170,13 @@ class Poller:
             self._rows += len(events)
             if self._rows >= MANY:
                 self._wake.set()
+
+
+def in_order(parts: Sequence[Events]) -> Events:
+    """The parts as one array by time; existing entries first among equals."""
+    whole = one_piece(parts)
+    if whole is None:
+        return by_time(join(parts))
+    # each is in order; after one that held back for too long an earlier record may follow
+    met = all(one["ts"][-1] <= other["ts"][0] for one, other in zip(parts, parts[1:]))
+    return whole if met else by_time(whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final, Optional
 
@@ -84,6 +84,7 @@ class Intake:
         self._ports = SourcePorts()
         self._passes = Passes()
         self._recounts = Recounts(self._levels)
+        self._unread: Collection[int] = ()
         self._tables = Tables(clock)
         self._pods = Pods()
         self._points = Points()
@@ -123,6 +124,7 @@ class Intake:
                 else:
                     self._recounts.mark(part)
         self._lost += batch.lost
+        self._unread = batch.unread
         if batch.cost != SelfCost():
             self._cost = batch.cost
         self._until = max(self._until, batch.until)
@@ -132,6 +134,11 @@ class Intake:
             self._pace()
         if self._until - self._tick_at >= self._every:
             self._tick()
+
+    @property
+    def _stale(self) -> set[int]:
+        """Namespaces whose keys may hold more than is known."""
+        return self._recounts.stale.union(self._unread)
 
     def _name(self, batch: Batch) -> None:
         for known, new in (

@@ -81,7 +81,7 @@ class Model(Intake):
             raise UsageError(refusal)
         chosen, here = self._base(group, scope), scope.of_namespace
         told = self._by_netns()
-        every = self._tables.view(told, self._recounts.stale)
+        every = self._tables.view(told, self._stale)
         tables = tuple(table for table in every if scope.netns in (None, table.netns))
         if group == "who":
             measure = OVER_TIME if sort == OVER_TIME else "held"
@@ -180,7 +180,7 @@ class Model(Intake):
                 self._looks = self._sample.latest(self._births, self._until, since)
             context = Context(
                 self._owners, self._cgroups, self._listeners, self._tables.name, self._clock,
-                self._until, uptime, self._looks, gone, self._recounts.missed, self._recounts.stale,
+                self._until, uptime, self._looks, gone, self._recounts.missed, self._stale,
                 self._passes, self._ticks - 1, self._tick_at, self._interval,
             )  # fmt: skip
             now = self._until >> TIME_SHIFT

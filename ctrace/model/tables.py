@@ -275,7 +275,7 @@ class Tables:
         return any(state.totals().any() for state in self._states.values())
 
     def view(self, events: Mapping[int, Known], stale: Collection[int] = ()) -> tuple[Table, ...]:
-        """All tables, fullest first; ``stale`` are those whose keys are to be recounted.
+        """All tables, fullest first; ``stale`` are those that are not read to the end.
 
         ``events`` per namespace: its first three stand in for sources without counters or readings.
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Optional
 
 import numpy as np
@@ -52,9 +52,9 @@ class Dumps:
         if self._reading is None:
             if time.monotonic() < self._due:
                 return empty()
-            step = max(1, -(-sum(reading.count for reading in readings) // KEPT))
+            held = {reading.netns: reading.count for reading in readings}
             self._reading = threading.Thread(
-                target=self._read, args=(tuple(spaces), step), name="ctrace-dumps", daemon=True
+                target=self._read, args=(tuple(spaces), held), name="ctrace-dumps", daemon=True
             )
             self._reading.start()
         self._reading.join(WAIT)
@@ -67,17 +67,23 @@ class Dumps:
         np.minimum(found["ts"], np.uint64(now), out=found["ts"])
         return found
 
-    def _read(self, spaces: Sequence[Namespace], step: int) -> None:
+    def _read(self, spaces: Sequence[Namespace], held: Mapping[int, int]) -> None:
         begin = time.monotonic()
+        step = max(1, -(-sum(held.values()) // KEPT))
         parts = []
         for space in spaces:
+            first = int(time.monotonic_ns() >> 10) % step
+            # The kernel walks all namespaces' entries to dump one: not for those with none to take.
+            if first >= held.get(space.inum, step):
+                continue
             with contextlib.suppress(CtraceError, OSError):
                 established = _established(space.path)
                 for table in ctnetlink.slices(space.path):
                     if table.netns != space.inum:
                         break
-                    parts.append(_met(table, step, established))
+                    parts.append(_met(table, slice(first, None, step), established))
                     parts[-1]["ts"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                    first = (first - len(table.events)) % step
         found = join(parts)
         if not self._left:
             found["overdue_ms"][found["idle_ms"] < 0] = 0
@@ -92,10 +98,9 @@ def _established(path: str) -> int:
         return int(file.read())
 
 
-def _met(table: ctnetlink.Table, step: int, established: int) -> Events:
-    """Every ``step``th entry; the order of a dump is the hash table's."""
-    at = np.arange(int(time.monotonic_ns() >> 10) % step, len(table.events), step)
-    found: Events = table.events[at]
+def _met(table: ctnetlink.Table, at: slice, established: int) -> Events:
+    """An even part of the entries; the order of a dump is the hash table's."""
+    found: Events = table.events[at].copy()
     left = table.left[at].astype(np.int64) * 1000
     found["kind"] = Kind.MET
     found["idle_ms"] = -1

@@ -1,6 +1,8 @@
 """What was in the tables before ctrace started, read while events already arrive.
 
-The tables are dumped a slice at a time, so that memory does not grow with their size.
+The tables are dumped a slice at a time, so that memory does not grow with their size, the largest
+first: for each namespace the kernel walks the one hash table of all, so a hundred small ones beside
+a large one take seconds (ctnetlink_dump_table in nf_conntrack_netlink.c).
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from ctrace.record import Events, empty, join
 LATE: Final = 0.1
 """Seconds to wait for the event of an entry that a dump shows: its CPU may have been interrupted
 between making the entry and reporting it."""
+SPELL: Final = 0.2
+"""Seconds after which a slice ends with its namespace, however small it is."""
+MISSING: Final = 0.02
+"""Share of all entries that may be missing when something is told of the rest."""
 PATHS: Final = 5
 """Paths tried to reach a namespace's entries."""
 
@@ -37,17 +43,21 @@ class Older:
         seeding: Seeding,
         ids: Mapping[int, int],
         *,
+        held: Optional[Mapping[int, int]] = None,
         late: float = LATE,
         named: Callable[[Events], Events] = lambda rows: rows,
     ) -> None:
-        """``ids``: the id that each namespace number has in events; ``late``: seconds by which an
-        event may follow its dump; ``named`` gives a dump's rows the same names, and may leave some
-        out."""
+        """``ids``: the id that each namespace number has in events; ``held``: how many entries
+        each number has, where known; ``late``: seconds by which an event may follow its dump;
+        ``named`` gives a dump's rows the same names, and may leave some out."""
         self._ids = ids
         self._seeding, self._late, self._named = seeding, max(late, LATE), named
-        self._slices = slices(spaces, lambda inum: seeding.told(ids[inum]))
+        counts = held or {}
+        self._slices = slices(spaces, lambda inum: counts.get(inum, 0) + seeding.told(ids[inum]))
         self._unread = set(ids.values())
         self._waiting: deque[tuple[float, Slice]] = deque()
+        self.missing = {space: counts.get(inum, 0) for inum, space in ids.items()}
+        """Entries by the id of each namespace of which some have not been yielded."""
 
     @property
     def done(self) -> bool:
@@ -86,30 +96,40 @@ class Older:
         found = [self._seeding.first(events, at)]
         while self._waiting and self._waiting[0][0] <= taken:
             found.append(self._seeding.dumped(self._waiting[0][1], at))
-            self._waiting.popleft()
+            for ended in self._waiting.popleft()[1].ended:
+                self.missing.pop(ended, None)
         return join(found)
 
 
-def slices(
-    spaces: Sequence[Namespace], told: Callable[[int], int] = lambda _: 0
-) -> Iterator[Slice]:
-    """What is in the tables now, in slices of at least :data:`~ctrace.host.ctnetlink.SLICE` rows,
-    except the last.
+def must_wait(seedings: Sequence[Older], entries: int) -> bool:
+    """Whether too many of all ``entries`` have not been yielded to tell what holds the tables."""
+    missing = sum(sum(older.missing.values()) for older in seedings)
+    return bool(seedings) and (not missing or missing > MISSING * entries)
 
-    ``told``: how much has to be remembered of a namespace, by its number, until it is read; the
-    next one is that with most.
+
+def slices(
+    spaces: Sequence[Namespace], weight: Callable[[int], int] = lambda _: 0
+) -> Iterator[Slice]:
+    """What is in the tables now, in slices of at least :data:`~ctrace.host.ctnetlink.SLICE` rows
+    or :data:`SPELL` seconds of reading, except the last.
+
+    ``weight``: how many entries wait for a namespace, by its number, to be read: those in its
+    table, and those that have to be remembered until then. The next one is that with most.
     """
     parts: list[Events] = []
     ended: list[int] = []
-    left = list(spaces)
+    left, began = list(spaces), time.monotonic()
     while left:
-        space = max(left, key=lambda one: told(one.inum))
+        if ended and time.monotonic() - began > SPELL:
+            yield Slice(join(parts) if parts else empty(), tuple(ended))
+            parts, ended, began = [], [], time.monotonic()
+        space = max(left, key=lambda one: weight(one.inum))
         left.remove(space)
         for rows in _existing(space):
             parts.append(rows)
             if sum(map(len, parts)) >= ctnetlink.SLICE:
                 yield Slice(join(parts), tuple(ended))
-                parts, ended = [], []
+                parts, ended, began = [], [], time.monotonic()
         ended.append(space.inum)
     yield Slice(join(parts) if parts else empty(), tuple(ended))
 

@@ -112,8 +112,8 @@ class Culprit:
     """entries: upper bound of what ``inserts`` may lack, lost events of its namespace included; 0:
     exact."""
     stale: bool = False
-    """bool: what it holds may be off, since events were lost; rows of processes and containers stay
-    so."""
+    """bool: what it holds may be off: its table has not been read to the end, or events were lost;
+    after that rows of processes and containers stay so."""
     older: int = 0
     """entries: of ``held``, those that were there before ctrace; estimated while more than 200,000
     events come each second."""

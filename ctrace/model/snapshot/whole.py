@@ -59,7 +59,8 @@ class Table:
     invalid: int = 0
     """packets: that the kernel called INVALID since attaching; 0 where it does not tell."""
     stale: bool = False
-    """bool: events were lost, and what its keys hold is still to be counted anew from the table."""
+    """bool: what its keys hold is still to be read from the table: at the start, or anew after
+    events were lost."""
     hashed: int = 0
     """entries: of all namespaces that are known: the hash table is one for all."""
     max_known: bool = True

@@ -266,7 +266,7 @@ COLUMNS: Final = (
         "FULL: refusing; EVICTS: making room; EASING: full a moment ago; LOSING: new entries fail",
     ),
     ("chains", "entries for each of the hash table's buckets; far above 1, look-ups are slow"),
-    ("~, stale", "events were lost: held counts are being recounted from the table"),
+    ("~, stale", "held counts are still being read from the table: at the start, or after losses"),
     ("exact", "ctrace's counts agree with the kernel's own (conntrack -C and -S)"),
     ("differs", "by how much they disagree; DIFFERS: of that namespace's entries"),
     ("STATE", "FULL: refusing; EVICTING: making room; EASING: full a moment ago"),
