@@ -44,7 +44,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         yield made(space.inum, HELD[space.inum])
 
     monkeypatch.setattr(first_dump, "_existing", existing)
-    monkeypatch.setattr("ctrace.capture.table.first_dump.time.monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(
+        "ctrace.capture.table.first_dump.time.monotonic", lambda: float(next(seconds))
+    )
     return order
 
 
