@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ctrace.model.keys.columns import CLOSE, TIME_WAIT
 from ctrace.model.snapshot import Composition, Percentiles
-from ctrace.record import TCP, TCP_STATES, Status
+from ctrace.record import PROTO_NUMBERS, TCP, TCP_STATES, UDP, Status
 
 FEW: Final = 10
 """Looks. With fewer, shares are not reported."""
@@ -87,12 +87,22 @@ def compose(
         closed=shares[2][0],
         closed_error=shares[2][1],
         states=tuple(sorted(states, key=lambda item: -item[1])),
+        zones=_zones(looks),
         left=Percentiles(p50, p90, p99, int(left.size)),
         waited=_evenly(looks["idle"][first]),
         idle=_evenly(looks["idle"][others]),
         once=_once(looks),
         other_timeout=_other(looks),
     )
+
+
+def _zones(looks: Looks) -> tuple[tuple[str, int], ...]:
+    """How many are in each zone, most first; none where all are in the default one."""
+    if not looks["zone"].any():
+        return ()
+    names, counts = np.unique(looks["zone"], return_counts=True)
+    found = zip(map(str, names.tolist()), counts.tolist())
+    return tuple(sorted(found, key=lambda item: -item[1]))
 
 
 def _once(looks: Looks) -> Optional[float]:
@@ -155,13 +165,28 @@ def _share(
 
 
 def timeouts(looks: Looks) -> dict[str, float]:
-    """The timeout that most entries of a TCP state have, where enough of them tell."""
-    found = {}
-    known = looks[(looks["proto"] == TCP) & (looks["timeout"] > 0)]
-    for state in np.unique(known["state"]).tolist():
-        seconds, counts = np.unique(known["timeout"][known["state"] == state], return_counts=True)
-        most = int(counts.argmax())
-        alone = counts[most] >= max(2 * FEW, MOST * counts.sum())
-        if alone and seconds[most] != UNACKNOWLEDGED and state < len(TCP_STATES):
-            found[TCP_STATES[state]] = float(seconds[most])
-    return found
+    """The timeout that most entries of a TCP state have, by the state, and of other protocols, by
+    the setting; where enough of them tell."""
+    known = looks[looks["timeout"] > 0]
+    assured = known["status"] & np.uint16(int(Status.ASSURED)) != 0
+    udp, tcp = known["proto"] == UDP, known["proto"] == TCP
+    kinds = {
+        "udp_timeout_stream": udp & assured,
+        "udp_timeout": udp & ~assured,
+        "icmp_timeout": known["proto"] == PROTO_NUMBERS["icmp"],
+        "icmpv6_timeout": known["proto"] == PROTO_NUMBERS["icmpv6"],
+    } | {
+        TCP_STATES[state]: tcp & (known["state"] == state) & (known["timeout"] != UNACKNOWLEDGED)
+        for state in np.unique(known["state"][tcp]).tolist()
+        if state < len(TCP_STATES)
+    }
+    of = {name: _most_have(known["timeout"][mine]) for name, mine in kinds.items()}
+    return {name: seconds for name, seconds in of.items() if seconds is not None}
+
+
+def _most_have(seconds: npt.NDArray[np.float32]) -> Optional[float]:
+    """What most of these are; None where they are few, or differ."""
+    values, counts = np.unique(seconds, return_counts=True)
+    most = int(counts.argmax()) if len(counts) else 0
+    alone = len(counts) and counts[most] >= max(2 * FEW, MOST * counts.sum())
+    return float(values[most]) if alone else None

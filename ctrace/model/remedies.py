@@ -174,6 +174,9 @@ def delete(
     if state:
         words += ["--state", state]
     words += ["--orig-port-dst", str(culprit.port)]
+    zone = culprit.composition.zone
+    if zone:
+        words += ["-w", str(zone)]
     if src:
         families = [FAMILY[":" in src]]
         words += ["-s", src]

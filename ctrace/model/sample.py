@@ -33,6 +33,7 @@ ROW: Final = np.dtype(
         ("walk", np.uint32),
         ("opener", np.uint16),
         ("status", np.uint16),
+        ("zone", np.uint16),
         ("state", np.uint8),
         ("proto", np.uint8),
         ("older", np.bool_),
@@ -191,7 +192,9 @@ def _rows(w: Window, at: Rows, extra: npt.NDArray[np.uint16]) -> npt.NDArray[np.
     rows["pair"], rows["target"] = w.pair_hash.take(at), target
     rows["src"], rows["dst"] = w.src_only(at), w.dst_only(at)
     rows["service"], rows["space"] = service_hash(owned_meta), w.space_only(at)
-    rows["ident"] = spread(rows["pair"] + w.dst_hash.take(at) + w.words[at, _PORTS])
+    rows["zone"] = w.events["zone"][at]
+    ends = rows["pair"] + w.dst_hash.take(at) + w.words[at, _PORTS]
+    rows["ident"] = spread(ends + rows["zone"])  # the same tuple may be in several zones
     rows["ts"] = w.ts.take(at).view(np.int64)
     rows["ct"], rows["meta"] = w.ct.take(at), meta
     for name in ("age", "now", "left", "idle", "timeout"):

@@ -22,6 +22,7 @@ from kit.loads.shapes import NETNS, START, Trace, steady
 from ctrace.advice import beside
 from ctrace.advice.beside import short
 from ctrace.advice.beside.pings import Pings
+from ctrace.advice.beside.table import Reading
 from ctrace.batch import Clock, HookInfo
 from ctrace.beside import Beside, Left, PortsTaken, Refusing, Short
 from ctrace.host import ctnetlink, ethtool
@@ -33,7 +34,7 @@ from ctrace.model.causes.facts import Facts
 from ctrace.model.causes.short import limits
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Cause, Table
-from ctrace.record import Status, address_bytes, empty
+from ctrace.record import RECORD, Status, address_bytes, empty
 from ctrace.ruleset.reader import dump
 from ctrace.ruleset.told import Met, Told, told
 
@@ -365,6 +366,18 @@ def test_statistics_of_a_device_are_those_of_its_driver() -> None:
         index = one.run(["sh", "-c", "ip -o link show to-b"]).partition("link-netns")[0]
     assert found["to-b"]["peer_ifindex"] == int(re.findall(r"@if(\d+)", index)[0])
     assert others == {}
+
+
+def test_each_zone_has_every_source_port_once() -> None:
+    rows = np.zeros(24, RECORD)
+    rows["proto"], rows["status"] = 6, int(Status.SRC_NAT)
+    rows["reply_sport"] = 443
+    for zone, ports in ((7, range(20000, 20012)), (8, range(20008, 20020))):
+        mine = slice(0, 12) if zone == 7 else slice(12, 24)
+        rows["zone"][mine], rows["reply_dport"][mine] = zone, list(ports)
+    reading = Reading(Told(ports=((20000, 20019),)))
+    reading.add(rows)
+    assert list(reading.ports().values()) == [(12, 20)]
 
 
 def test_source_ports_that_fail_and_how_many_there_are_stand_together() -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ctrace.batch import HookInfo, SelfCost
 from ctrace.model.causes import datagrams, tcp, whole
-from ctrace.model.causes.facts import Service
+from ctrace.model.causes.service import Service
 from ctrace.model.snapshot import (
     Cause,
     Counted,
@@ -297,7 +297,7 @@ def filling() -> Snapshot:
 
 def _shapeless(first: Culprit, total: int) -> Cause:
     service = _service(first, Table(INIT, "init", total, 262_144, 65_536))
-    return whole.shapeless(service, f"{service.of}: {service.part}")
+    return whole.shapeless(service, f"most is {service.of}: {service.part}")
 
 
 def calm() -> Snapshot:

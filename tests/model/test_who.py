@@ -140,6 +140,15 @@ def a_state(t: Trace) -> None:
     t.walks(SECONDS)
 
 
+def a_zone(t: Trace) -> None:
+    """Tenants with the same addresses, each in a conntrack zone; one of them holds nearly all."""
+    for zone, rate in ((7, 150), (8, 12)):
+        n = rate * SECONDS
+        t.flows(steady(rate, SECONDS, t.rng), 0.1, 20, src=addresses(t, 0x0A2A0300, 256, n),
+                dport=t.rng.integers(1024, 40000, n), zone=zone)  # fmt: skip
+    t.walks(SECONDS)
+
+
 SHAPES: list[tuple[Callable[[Trace], None], str, str]] = [
     (one_pair, "pair", "tcp/8063 from 10.0.0.7"),
     (one_source_many_ports, "src", "10.6.6.6 to "),
@@ -157,6 +166,7 @@ SHAPES: list[tuple[Callable[[Trace], None], str, str]] = [
     (a_container, "unit", "docker:crawl"),
     (a_protocol, "proto", "all udp to "),
     (a_state, "state", "tcp in TIME_WAIT"),
+    (a_zone, "zone", "zone 7"),
 ]
 
 
@@ -203,6 +213,48 @@ def test_two_causes_of_different_kinds_are_both_named() -> None:
     last = answers(scanner_and_service)[-1]
     assert [one.kind for one in last] == ["service", "src"]
     assert last[1].text.startswith("10.6.6.6")
+
+
+def test_two_services_tell_more_than_the_network_of_their_clients() -> None:
+    def pools(t: Trace) -> None:
+        for port, rate in ((5432, 90), (6379, 60)):
+            n = rate * SECONDS
+            t.flows(steady(rate, SECONDS, t.rng), 0.1, 20, dport=port,
+                    src=addresses(t, 0x0A2A0300, 9, n))  # fmt: skip
+
+    found = answers(pools)
+    assert {tuple(one.text for one in who) for who in found} == {
+        ("tcp/5432 from 9 sources", "tcp/6379 from 9 sources")
+    }
+
+
+def test_processes_that_are_known_later_are_named_all_the_same() -> None:
+    trace = Trace(seed=5)
+    a_listener(trace)
+    model = Model(HookInfo("fentry"), Clock(0), START)
+    model.update(
+        Batch(trace.events(0)[:0], START, names=Names(netns={NETNS: Netns(NETNS, "init")}))
+    )
+    known = Names(listeners={(NETNS, 6, port): NGINX for port in (7001, 7101, 7201, 7301)})
+    kinds = []
+    for second, batch in enumerate(trace.batches(12)):
+        model.update(replace(batch, names=known) if second == 7 else batch)
+        kinds.append(model.snapshot().who[0].kind)
+    assert "process" not in kinds[:7]
+    assert set(kinds[7:]) == {"process"}
+
+
+def test_what_outgrows_another_key_comes_first() -> None:
+    def changing(t: Trace) -> None:
+        t.flows(steady(60, 8, t.rng), 0.01, 60, dport=80)
+        n = 40 * (SECONDS - 10)
+        t.flows(10 + steady(40, SECONDS - 10, t.rng), 0, 60, dport=443, status=0, state=SYN_SENT,
+                src=addresses(t, 0x0B000000, 1 << 29, n))  # fmt: skip
+
+    found = answers(changing)
+    assert [one.text for one in found[0]] == ["tcp/80 from 10.0.0.7"]
+    assert [one.text.partition(" ")[0] for one in found[-1]] == ["tcp/443", "tcp/80"]
+    assert sum(a[0].text[:7] != b[0].text[:7] for a, b in zip(found, found[1:])) == 1
 
 
 def test_one_process_that_serves_and_calls_is_one_key() -> None:

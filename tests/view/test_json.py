@@ -20,7 +20,7 @@ from ctrace.model.snapshot import Composition, Rising, Snapshot, Tuple5
 from ctrace.view.export.json import snapshot_json, status_names, utc
 
 DOC = Path(__file__).parents[2] / "ctrace" / "share" / "snapshot.md"
-MAPS = ("top", "states", "ended_states")
+MAPS = ("top", "states", "ended_states", "zones")
 """Objects whose keys are data."""
 SAME = {
     "tables[].totals.*",
@@ -66,7 +66,9 @@ def whole() -> Snapshot:
     """A snapshot in which every optional thing is there."""
     full = samples.incident()
     flow = Tuple5("tcp", "10.0.0.1", "10.0.0.2", 1, 2, "10.0.0.2", "10.0.0.1", 2, 1, 6, "CLOSE")
-    made_of = Composition(400, 0.9, 0.03, 0.0, 0.01, 1.0, 0.01, (("CLOSE", 400),))
+    made_of = Composition(
+        400, 0.9, 0.03, 0.0, 0.01, 1.0, 0.01, (("CLOSE", 400),), (("7", 380), ("0", 20))
+    )
     full = replace(
         full,
         logged=Logged(3, 1370, Moment(boot=5000.7), Moment(1563966125.0), (4026532999,)),

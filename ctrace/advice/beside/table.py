@@ -25,6 +25,8 @@ Stale = tuple[str, str, int, str]
 """Protocol, original destination and port, and the address that it is translated to."""
 Towards = tuple[str, str, str, int]
 """Protocol, translated source address, destination and its port."""
+Zoned = tuple[Towards, int]
+"""The same in a conntrack zone: each has every port once."""
 Ports = tuple[int, int]
 """In use, and how many there are."""
 
@@ -41,7 +43,7 @@ class Reading:
     part: float = 1.0
     """Which part of the table these are."""
     _stale: Counter[Stale] = field(default_factory=Counter)
-    _ports: dict[Towards, set[int]] = field(default_factory=dict)
+    _ports: dict[Zoned, set[int]] = field(default_factory=dict)
 
     def add(self, rows: Events) -> None:
         """Some more entries."""
@@ -63,7 +65,7 @@ class Reading:
                 self._stale[proto, dst, int(row["dport"]), backend] += n
 
     def _add_ports(self, rows: Events) -> None:
-        first, code = _ends(rows, "proto", "reply_dst", "reply_src", "reply_sport")
+        first, code = _ends(rows, "proto", "zone", "reply_dst", "reply_src", "reply_sport")
         if not len(first):
             return
         order = np.argsort(code, kind="stable")
@@ -75,7 +77,7 @@ class Reading:
                 address_text(row["reply_src"]),
                 int(row["reply_sport"]),
             )
-            self._ports.setdefault(key, set()).update(mine.tolist())
+            self._ports.setdefault((key, int(row["zone"])), set()).update(mine.tolist())
 
     def left(self) -> tuple[Left, ...]:
         """Entries that lead where no rule does, of the whole table by what the part has."""
@@ -84,9 +86,10 @@ class Reading:
         )
 
     def ports(self) -> dict[Towards, Ports]:
-        """Ports in use, of groups whose ports are all in one range that rules name."""
-        found = {}
-        for key, some in self._ports.items():
+        """Ports in use, of groups whose ports are all in one range that rules name; of the zone
+        that uses most."""
+        found: dict[Towards, Ports] = {}
+        for (key, _), some in sorted(self._ports.items(), key=lambda one: len(one[1])):
             if len(some) < 2 or key[0] not in ("tcp", "udp"):
                 continue
             low, high = min(some), max(some)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Final, Optional
 
 from ctrace.model import remedies
-from ctrace.model.causes.facts import ENDED, Service
+from ctrace.model.causes.service import ENDED, Service
 from ctrace.model.causes.tcp import MOSTLY, SHORT_LIFE, notrack
 from ctrace.model.causes.words import duration, percent
 from ctrace.model.snapshot import Cause, Remedy
+from ctrace.record import Status
 
 TUNNELS: Final = {
     4789: "VXLAN",
@@ -24,6 +25,9 @@ TUNNEL_PROTOS: Final = ("ipip", "ipv6", "gre", "esp", "ah")
 UDP: Final = ("udp", "udplite")
 FEW: Final = 100
 """Entries below which a few look-ups, pings or tunnels are not worth a line."""
+TFTP: Final = 69
+ECHO_FLOOD: Final = 500
+"""Sources that ping once each: no monitor has as many."""
 SERVERS: Final = 3
 """Different name servers in the samples: a client asks the first two or three that it knows."""
 PINGS: Final = {"icmp": "icmp_timeout", "icmpv6": "icmpv6_timeout"}
@@ -47,15 +51,20 @@ def tunnel(s: Service) -> Optional[Cause]:
         "their own",
         tuple(evidence),
         notrack(s),
-        _shorter(s, _tunnel_timeout(s)),
+        None if _in_use(s) else _shorter(s, _tunnel_timeout(s)),
     )
 
 
 def _tunnel_timeout(s: Service) -> str:
     """The timeout after which a tunnel's entries expire."""
-    if s.c.proto == "gre":
-        return "gre_timeout_stream" if (s.c.assured or 0.0) >= MOSTLY else "gre_timeout"
-    return "udp_timeout" if s.c.proto == "udp" else "generic_timeout"
+    if s.c.proto not in ("gre", "udp"):
+        return "generic_timeout"
+    return f"{s.c.proto}_timeout{'_stream' if (s.c.assured or 0.0) >= MOSTLY else ''}"
+
+
+def _in_use(s: Service) -> bool:
+    """Whether most of its entries had a packet lately: no timeout ends these."""
+    return s.quiet is not None and s.quiet < 0.2
 
 
 def dns_storm(s: Service) -> Optional[Cause]:
@@ -67,6 +76,8 @@ def dns_storm(s: Service) -> Optional[Cause]:
     served = s.c.direction == "in"
     silent = s.judged >= ENDED and (s.c.unreplied or 0.0) >= 0.9
     what = "DNS look-ups that it answers" if served else "DNS look-ups"
+    if s.c.direction == "mixed":
+        what = "DNS look-ups, those that it answers and its own"
     helps = () if served else _fewer(s)
     if silent:
         what = "DNS look-ups that nobody answers"
@@ -74,7 +85,8 @@ def dns_storm(s: Service) -> Optional[Cause]:
         helps = (f"find out why {asked} does not answer on udp/53",)
     cause = s.cause(
         "dns-storm",
-        f"{s.of}: {s.part} are {', '.join((what, *s.pace('a second')))}{s.they}",
+        f"{s.of}: {s.part} are {', '.join((what, *s.pace('a second')))}{s.they}"
+        f"{s.raised('udp_timeout')}",
         (
             s.held_line,
             s.ends_line,
@@ -89,6 +101,8 @@ def dns_storm(s: Service) -> Optional[Cause]:
 
 def _fewer(s: Service) -> tuple[str, ...]:
     """What makes fewer look-ups: who asks ever other servers is a resolver itself."""
+    if s.c.direction == "mixed":  # it is a resolver itself
+        return ("a larger cache",)
     if s.c.direction == "out" and len({one.dst for one in s.c.samples}) >= SERVERS:
         return ("a larger cache, or one resolver to forward to, instead of all these servers",)
     where = "on the host" if s.c.direction in ("out", "loopback") else "on the clients' side"
@@ -101,9 +115,11 @@ def one_way_udp(s: Service) -> Optional[Cause]:
         return None
     if s.c.unreplied is None or s.c.unreplied < 0.9:
         return None
+    requests = _answered_elsewhere(s)
+    what = f"one-way UDP: {requests}" if requests else "one-way UDP"
     return s.cause(
         "one-way-udp",
-        f"{s.of}: {s.part} are one-way UDP{s.they}",
+        f"{s.of}: {s.part} are {what}{s.they}{s.raised('udp_timeout')}",
         (
             s.held_line,
             f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
@@ -112,10 +128,20 @@ def one_way_udp(s: Service) -> Optional[Cause]:
         ),
         notrack(s),
         remedies.change("send from one fixed source port", s.c.netns, s.c.key)
-        if s.c.direction in ("out", "loopback") or s.alone
+        if (s.c.direction in ("out", "loopback") or s.alone) and not requests
         else None,
         _shorter(s, "udp_timeout"),
     )
+
+
+def _answered_elsewhere(s: Service) -> str:
+    """Requests whose answers come from another port, so that they are entries of their own."""
+    answers = "whose answers come from another port, as entries of their own"
+    if s.c.port == TFTP:
+        return f"TFTP requests, {answers}"
+    if s.samples_have(Status.HELPER):
+        return f"requests that a conntrack helper follows, {answers}"
+    return ""
 
 
 def answered_udp(s: Service) -> Optional[Cause]:
@@ -127,10 +153,11 @@ def answered_udp(s: Service) -> Optional[Cause]:
     assured = (c.assured or 0.0) >= MOSTLY
     quic = ", as QUIC has" if c.port == 443 else ""
     what = f"UDP streams of both ways{quic}" if streams else "answered UDP requests"
-    used = streams and s.quiet is not None and s.quiet < 0.2
+    used = streams and _in_use(s)
     over = "of use only for streams that have ended" if streams and s.quiet is None else ""
     if streams is None:
         what, over = "answered UDP flows", "of use only for those that are over"
+    name = f"udp_timeout{'_stream' if assured else ''}"
     in_use = (
         f"{percent(1 - s.quiet)} had a packet in the last {duration(s.long)}"
         if (s.quiet is not None)
@@ -138,15 +165,16 @@ def answered_udp(s: Service) -> Optional[Cause]:
     )
     return s.cause(
         "udp-streams" if streams else "answered-udp",
-        f"{s.of}: {s.part} are {what}{s.they}",
+        f"{s.of}: {s.part} are {what}{s.they}{s.raised(name)}",
         (
             s.held_line,
             f"{percent(c.unreplied)} of {s.basis} never saw a reply",
             in_use,
+            s.expected_line,
             s.ends_line,
             _nat(s),
         ),
-        None if used else _shorter(s, "udp_timeout_stream" if assured else "udp_timeout", over),
+        None if used else _shorter(s, name, over),
         notrack(s),
     )
 
@@ -176,17 +204,22 @@ def pings(s: Service) -> Optional[Cause]:
         return None
     silent = s.c.unreplied is not None and s.judged >= ENDED
     answers = f", {percent(s.c.unreplied)} unanswered" if silent else ""
-    kind = "ICMPv6" if s.c.proto == "icmpv6" else "ICMP"
+    what = f"pings ({'ICMPv6' if s.c.proto == 'icmpv6' else 'ICMP'} echo)"
+    fewer = "ping less often, or with one id for each target"
+    flood = s.flooded(ECHO_FLOOD)
+    if flood:
+        what += " of ever new sources, hardly an entry each (ping flood)"
+        fewer = "limit echo requests before conntrack, or drop them upstream"
     cause = s.cause(
         "pings",
-        f"{s.of}: {s.part} are {', '.join((f'pings ({kind} echo)', *s.pace('new ids a second')))}"
-        f"{answers}{s.they}",
+        f"{s.of}: {s.part} are {', '.join((what, *s.pace('new ids a second')))}{answers}"
+        f"{s.they}{s.raised(name)}",
         (s.held_line, s.ends_line, "every id and target is an entry of its own"),
         _shorter(s, name),
         remedies.untrack_echo(s.c.proto, s.c.netns, s.c.held) if s.nat == "no" else None,
-        remedies.change("ping less often, or with one id for each target", s.c.netns, s.c.key),
+        remedies.change(fewer, s.c.netns, s.c.key),
     )
-    return replace(cause, load=not silent or (s.c.unreplied or 0.0) < MOSTLY)
+    return replace(cause, load=not flood and (not silent or (s.c.unreplied or 0.0) < MOSTLY))
 
 
 def _shorter(s: Service, name: str, detail: str = "") -> Optional[Remedy]:

@@ -9,8 +9,9 @@ from typing import Final, Optional
 
 from ctrace.model.causes import datagrams, floods, inserts, tcp, whole
 from ctrace.model.causes.beside import beside
-from ctrace.model.causes.facts import SHARE, Facts, Service, services, several
+from ctrace.model.causes.facts import SHARE, Facts, services, several
 from ctrace.model.causes.room import short
+from ctrace.model.causes.service import Service
 from ctrace.model.snapshot import Cause
 
 SHOWN: Final = 5

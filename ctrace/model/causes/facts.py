@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Logged
-from ctrace.beside import EPHEMERAL, Beside, Stray
-from ctrace.model.causes.room import LOADS
-from ctrace.model.causes.words import UNKNOWN, duration, entries, pace, percent, stay
-from ctrace.model.composition import by_settings, timeouts
-from ctrace.model.snapshot import Cause, Counted, Culprit, Rates, Remedy, Table
+from ctrace.beside import EPHEMERAL, Beside
+from ctrace.model.causes.service import ENDED, Service
+from ctrace.model.composition import timeouts
+from ctrace.model.snapshot import Counted, Culprit, Rates, Table
 
 if TYPE_CHECKING:
     from ctrace.model.groups import Group
@@ -24,14 +23,8 @@ LOOKED_AT: Final = 12
 """Services examined in each namespace, by entries held."""
 SHARE: Final = 0.10
 """A cause that explains less of its table than this is not worth a line."""
-ENDED: Final = 20
-"""Ended entries. Shares of fewer mean nothing."""
 SPACES: Final = 24
 """Namespaces examined for services: the fullest, and those that refuse flows."""
-WHOLE: Final = 0.9
-"""Share of the table's entries from which a dump is taken as the whole table."""
-OWNED: Final = 0.6
-"""A source or process with this share of a service is named for it."""
 _S32: Final = np.uint64(32)
 
 
@@ -129,161 +122,6 @@ class Facts:
         return f" in {table.name}" if table and len(self.tables) > 1 else ""
 
 
-@dataclass(frozen=True)
-class Service:
-    """One service in one namespace, with its part of that namespace's table."""
-
-    c: Culprit
-    table: Optional[Table]
-    share: float
-    where: str
-    """Suffix naming the namespace, where there are several."""
-    top: str
-    """The source that holds most of it."""
-    top_share: float
-    owner: str
-    """The process that opened what that source holds."""
-    sources: int
-    nat: str
-    """As :attr:`Culprit.nat`, of the service's entries from every source."""
-    young: int
-    """Looks at living entries, which stand in while hardly any entry has ended."""
-    waits: Optional[float]
-    """Seconds that an entry stays in TIME_WAIT, by the kernel's own timeout."""
-    uptime: float = 0.0
-    """Seconds observed."""
-    timeouts: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that the kernel gives entries in a TCP state, by looks at those in it."""
-    words: str = ""
-    """Its name where it is several services; empty: named by its key and sources."""
-    changes: bool = True
-    """Whether entries were seen to come and go."""
-    ephemeral: tuple[int, int] = EPHEMERAL
-    """Ports that the kernel chooses from in its namespace."""
-    seen: int = 0
-    """Entries of its table that were seen; a dump may show fewer than there are."""
-    strays: tuple[Stray, ...] = ()
-
-    @property
-    def judged(self) -> int:
-        """How many entries the shares of replies and states rest on."""
-        return max(self.c.destroys, self.young, self.c.composition.n)
-
-    @property
-    def basis(self) -> str:
-        """``1,200 ended`` or ``128 looked at``."""
-        if self.c.composition.n >= ENDED:
-            return f"{self.c.composition.n:,} of its entries looked at"
-        if self.young >= ENDED > self.c.destroys:
-            return f"{self.young:,} looked at"
-        return f"{self.c.destroys:,} ended"
-
-    @property
-    def stay(self) -> str:
-        """How long entries stay, as in the table of keys."""
-        return stay(self.c.residence)
-
-    @property
-    def they(self) -> str:
-        """``(they live 4 ms, their entries stay 120 s)``, as far as known."""
-        known = [
-            f"{what} {value}"
-            for what, value in (
-                ("they live", duration(self.c.life.p50)),
-                ("their entries stay", self.stay),
-            )
-            if value != UNKNOWN
-        ]
-        return f" ({', '.join(known)})" if known else ""
-
-    @property
-    def of(self) -> str:
-        """``tcp/80 from php-fpm``, ``..., mostly from 10.0.0.7`` or ``... from 214 sources``."""
-        if self.words:
-            return f"{self.words}{self.where}"
-        if self.top and self.top_share >= OWNED:
-            mostly = "" if self.alone else ", mostly"
-            return f"{self.c.key}{mostly} from {self.owner or self.top}{self.where}"
-        if not self.sources:
-            return f"{self.c.key}{self.where}"
-        return f"{self.c.key} from {self.sources:,} sources{self.where}"
-
-    @property
-    def quiet(self) -> Optional[float]:
-        """Share of its entries without a packet for :attr:`long`; None where unknown."""
-        idle = self.c.composition.idle
-        return sum(one >= self.long for one in idle) / len(idle) if idle else None
-
-    @property
-    def long(self) -> float:
-        """Seconds without a packet after which an entry counts as quiet: half of the time observed,
-        because looks are some seconds old, but at most a minute."""
-        return max(5.0, min(self.uptime / 2, 60.0)) if self.changes else 60.0
-
-    @property
-    def alone(self) -> str:
-        """Its source; empty where there are several."""
-        return self.top if self.top_share >= 0.95 else ""
-
-    def timeout_of(self, state: str) -> Optional[float]:
-        """Seconds that the kernel gives an entry in a TCP state, where some were looked at."""
-        if state == "TIME_WAIT" and self.waits:
-            return round(self.waits)
-        return self.timeouts.get(state)
-
-    @property
-    def part(self) -> str:
-        """``83 % of 65,536 entries``: of what is held, however full the table is."""
-        return self.part_of(1.0)
-
-    def part_of(self, share: float) -> str:
-        """The same for this share of the service's entries."""
-        held = self.table.count if self.table and self.table.count else self.c.held
-        if not self.changes and self.seen < WHOLE * held:
-            return f"{percent(share * self.share)} of the {entries(self.seen)} shown"
-        return f"{percent(share * self.share)} of {entries(held)}"
-
-    @property
-    def held_line(self) -> str:
-        """How much it holds, as evidence."""
-        return ", ".join([f"holds {entries(self.c.held)}", self.part, *self.pace("new/s")])
-
-    def pace(self, of: str) -> tuple[str, ...]:
-        """``("120 new/s",)``; nothing where entries were not seen to come."""
-        said = pace(self.c.new_per_s, of) if self.changes else ""
-        return (said,) if said else ()
-
-    @property
-    def ends_line(self) -> str:
-        """How its entries ended, as evidence; empty where none was seen to end."""
-        if not self.changes:
-            return ""
-        e = self.c.ends
-        ways = f"{e.expired:,} expired, {e.evicted:,} evicted, {e.deleted:,} deleted"
-        return f"{self.c.destroys:,} ended: {ways}"
-
-    def cause(
-        self, id: str, text: str, evidence: tuple[str, ...], *remedies: Optional[Remedy]
-    ) -> Cause:
-        """A cause about this service; no setting helps where it has timeouts of its own."""
-        settings = by_settings(self.c.composition)
-        return Cause(
-            id=id,
-            text=text,
-            evidence=tuple(one for one in evidence if one),
-            share=self.share,
-            proto=self.c.proto,
-            port=self.c.port,
-            netns=self.c.netns,
-            load=id in LOADS,
-            remedies=tuple(
-                one
-                for one in remedies
-                if one is not None and (settings or one.id != "sysctl-timeout")
-            ),
-        )
-
-
 def services(facts: Facts, least: float = 0.0) -> Iterator[Service]:
     """The services that hold most of each namespace, with their part of its table.
 
@@ -332,7 +170,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         parts = pair.measure("held" if facts.by_held else "table_seconds")[mine]
         best = int(mine[int(parts.argmax())])
         top = pair.address(best)
-        top_share = float(parts.max()) / max(1.0, float(weight[at]))
+        top_share = float(parts.max()) / (float(weight[at]) or 1.0)
         how, opener = pair.opened(best)
         nat.add(how)
         owner = opener.comm if opener else ""
@@ -345,7 +183,7 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         c=_at_first(culprit, looks),
         table=facts.table(netns),
         share=float(weight[at]) / whole if whole else 0.0,
-        where=facts.where(netns),
+        where=_in_zone(culprit) + facts.where(netns),
         top=top,
         top_share=top_share,
         owner=owner,
@@ -360,6 +198,11 @@ def _service(facts: Facts, at: int, netns: int, weight: npt.NDArray[np.float64])
         seen=round(facts.whole(netns, held=True)),
         strays=facts.beside[netns].strays if netns in facts.beside else (),
     )
+
+
+def _in_zone(c: Culprit) -> str:
+    """Suffix naming the conntrack zone that all of a key is in, as far as looks tell."""
+    return f" in zone {c.composition.zone}" if c.composition.zone else ""
 
 
 def _at_first(c: Culprit, looks: Mapping[str, int]) -> Culprit:
@@ -384,7 +227,7 @@ def several(facts: Facts) -> Iterator[Service]:
             c=culprit,
             table=facts.table(culprit.netns),
             share=culprit.held / whole,
-            where=facts.where(culprit.netns),
+            where=_in_zone(culprit) + facts.where(culprit.netns),
             top="",
             top_share=0.0,
             owner="",

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.model import remedies
-from ctrace.model.causes.facts import ENDED, OWNED, SHARE, Facts, Service
+from ctrace.model.causes.facts import SHARE, Facts
+from ctrace.model.causes.service import ENDED, OWNED, Service
 from ctrace.model.causes.tcp import most_held_state, notrack
 from ctrace.model.causes.words import pace, percent, plural
 from ctrace.model.snapshot import Cause, Culprit
@@ -23,10 +24,14 @@ FRESH: Final = 5000
 """Sources with one connection each from which on it is a flood before any entry has ended."""
 SPREAD: Final = 50
 """Services, or hosts, that one source must try before it is called a scan."""
+AGAIN: Final = 3
+"""Entries to each service of each host, on average, above which a source does not scan."""
 SHOWN: Final = 5
 MOSTLY: Final = 0.5
 FEW: Final = 20
 """Pairs examined to find the process that opened them."""
+PICKED_UP: Final = ("ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT")
+"""States of connections that are past their handshake, or were taken up without one."""
 _S32: Final = np.uint64(32)
 
 
@@ -37,7 +42,7 @@ def half_open(c: Culprit, judged: int) -> bool:
     ASSURED. Refused connections are over at once, and hold nothing.
     """
     states = c.composition.states
-    if states and states[0][0] == "ESTABLISHED":
+    if states and states[0][0] in PICKED_UP:
         return False  # not begun here, and never answered here
     refused = sum(n for state, n in c.ended_states if state == "CLOSE")
     if judged <= c.destroys and refused >= 0.5 * c.destroys:
@@ -94,7 +99,8 @@ def one_sided(s: Service) -> bool:
     if looked_at >= ENDED:
         here = [one for one in s.strays if (one.proto, one.port) == (c.proto, c.port)]
         return sum(one.packets for one in here if one.why == "one-way") >= MOSTLY * looked_at
-    if s.table is None or c.inserts < MOSTLY * s.table.totals.insert:
+    # of one zone the others' entries tell nothing
+    if s.table is None or (not s.zone and c.inserts < MOSTLY * s.table.totals.insert):
         return False
     return s.table.invalid >= max(0.8 * c.inserts, MANY)
 
@@ -102,16 +108,21 @@ def one_sided(s: Service) -> bool:
 def _one_way(s: Service) -> Cause:
     """Connections whose answers take another way, as a balancer with direct return has them."""
     assert s.table is not None
+    unseen = "this host sees one direction only: no answer passes here"
+    both = "let both directions pass this host"
+    if s.zone:
+        unseen = f"zone {s.zone} sees one direction only: no answer comes to it"
+        both = f"let rules put both directions into zone {s.zone}"
     return s.cause(
         "one-way-tcp",
-        f"{s.of}: {s.part} are connections of which this host sees one direction only: no answer "
-        "passes here, and what follows their SYNs is INVALID",
+        f"{s.of}: {s.part} are connections of which {unseen}, and what follows their SYNs is "
+        "INVALID",
         (
             f"{percent(s.c.unreplied)} of {s.basis} never saw a reply",
             f"{plural(s.table.invalid, 'packet')} were INVALID meanwhile: forged SYNs have none",
             s.held_line,
         ),
-        remedies.change("let both directions pass this host", s.c.netns, s.c.key),
+        remedies.change(both, s.c.netns, s.c.key),
         notrack(s),
         remedies.timeout("tcp_timeout_syn_sent", s.c.netns),
     )
@@ -147,13 +158,13 @@ def ack_flood(s: Service) -> Optional[Cause]:
 
 def _unanswered(s: Service, seen: str) -> Cause:
     """A client that keeps asking and gets no answer."""
-    target = s.c.dst or "who is asked"
+    nobody = f"{s.c.dst} does not answer" if s.c.dst else "nobody answers"
     return s.cause(
         "unanswered",
-        f"{s.of}: {s.part} are connections that {target} does not answer"
+        f"{s.of}: {s.part} are connections that {nobody}"
         f"{''.join(f' ({pace})' for pace in s.pace('new/s'))}",
         (seen, s.held_line),
-        remedies.change(f"find out why {target} does not answer on {s.c.key}", s.c.netns, s.c.key),
+        remedies.change(f"find out why {nobody} on {s.c.key}", s.c.netns, s.c.key),
         remedies.timeout("tcp_timeout_syn_sent", s.c.netns),
     )
 
@@ -168,9 +179,7 @@ def udp_flood(s: Service) -> Optional[Cause]:
         return None
     per_source = max(c.inserts, c.held) / max(1, s.sources)
     unreplied = c.unreplied is not None and s.judged >= ENDED and c.unreplied >= 0.9
-    if not unreplied or s.sources < SOME or per_source > 1.5 or c.new_per_s * 60 < c.held:
-        return None
-    if c.direction not in ("in", "forward", "mixed"):
+    if not unreplied or not s.flooded(SOME) or c.new_per_s * 60 < c.held:
         return None
     return s.cause(
         "udp-flood",
@@ -207,6 +216,8 @@ def scans(facts: Facts) -> Iterator[Cause]:
         hosts = int(np.count_nonzero(facts.dst.inside(c.netns))) if c.held >= 0.8 * whole else 0
         if max(services, hosts) < SPREAD:
             continue
+        if hosts and not facts.dst.floor and c.held > AGAIN * services * hosts:
+            continue  # it asks the same ones again and again
         share = c.held / whole if whole else c.share
         yield _scan(facts, c, judged, share, (proto, services, hosts))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Optional
 
 from ctrace.model import remedies
-from ctrace.model.causes.facts import ENDED, Service
+from ctrace.model.causes.service import ENDED, Service
 from ctrace.model.causes.words import duration, percent
 from ctrace.model.snapshot import Cause, Culprit, Remedy
 
@@ -65,10 +65,11 @@ def no_keepalive(s: Service) -> Optional[Cause]:
         (
             s.held_line,
             f"{percent(c.closed)} of {s.basis} were in TIME_WAIT or CLOSE",
+            s.expected_line,
             f"half of them live at most {duration(life)}{_longest(c.life.p99)}; "
             f"half of the entries stay {s.stay}{_longest(c.residence.p99)}",
         ),
-        remedies.keep_alive(c),
+        None if s.expected_line else remedies.keep_alive(c),
         notrack(s) or time_wait(s),
     )
 
@@ -122,7 +123,8 @@ def lasting_state(s: Service) -> Optional[Cause]:
     words, name = STATES[state]
     return s.cause(
         "half-closed" if state in ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK") else "lasting-state",
-        f"{s.of}: {s.part_of(share)} are {words} ({state}, about {count:,} of its {s.c.held:,})",
+        f"{s.of}: {s.part_of(share)} are {words} ({state}, about {count:,} of its {s.c.held:,})"
+        f"{s.raised(name, state)}",
         (s.held_line, f"{percent(share)} of its entries are in {state}", s.ends_line),
         remedies.change("find out who does not close them", s.c.netns, s.c.key)
         if state == "CLOSE_WAIT"

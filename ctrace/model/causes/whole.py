@@ -8,8 +8,9 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.model import remedies
-from ctrace.model.causes.facts import ENDED, SHARE, Facts, Service, services
+from ctrace.model.causes.facts import SHARE, Facts, services
 from ctrace.model.causes.room import LOW_FILL, NEARLY_FULL
+from ctrace.model.causes.service import ENDED, Service
 from ctrace.model.causes.strays import UNSAID
 from ctrace.model.causes.words import (
     UNKNOWN,
@@ -239,9 +240,7 @@ def unknown(facts: Facts) -> Cause:
             if facts.changes
             else "no entries are in the texts: what held the table is not known",
         )
-    if first.share >= SHARE:
-        return shapeless(first, f"{first.of}: {first.part}")
-    most = _protocol(facts, first.c.netns)
+    most = _most(first, facts)
     if not most:
         return _nothing(facts)
     return shapeless(first, most)
@@ -255,8 +254,19 @@ def _nothing(facts: Facts) -> Cause:
     return Cause(id="unknown", text="nothing is held: what came has gone, or was refused")
 
 
+def _most(first: Service, facts: Facts) -> str:
+    """What most of the table is, or was while it held something; empty where nothing is held."""
+    if first.share >= SHARE and not facts.by_held:
+        now = entries(first.table.count) if first.table and first.table.count else "nothing"
+        return f"{now} held now, most of what was is {first.of}"
+    if first.share >= SHARE:
+        return f"most is {first.of}: {first.part}"
+    most = _protocol(facts, first.c.netns)
+    return f"most is {most}" if most else ""
+
+
 def shapeless(s: Service, most: str) -> Cause:
-    """States that no known cause fits, what ``most`` of the table is, and its largest service."""
+    """States that no known cause fits, what most of the table is, and its largest service."""
     times = (("they live", s.c.life.p50), ("their entries stay", s.c.residence.p50))
     known = [f"{words} {duration(value)}" for words, value in times if value is not None]
     if not s.changes and s.c.states:
@@ -265,7 +275,7 @@ def shapeless(s: Service, most: str) -> Cause:
     rate = ", ".join([*s.pace("new/s"), *known])
     return s.cause(
         "unknown",
-        f"{_verdict(s.table, s.changes)}; most is {most}" + (f" ({rate})" if rate else ""),
+        f"{_verdict(s.table, s.changes)}; {most}" + (f" ({rate})" if rate else ""),
         (s.held_line, s.ends_line),
     )
 

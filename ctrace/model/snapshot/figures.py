@@ -127,6 +127,8 @@ class Composition:
     """share."""
     states: tuple[tuple[str, int], ...] = ()
     """entries: looked at, by TCP state."""
+    zones: tuple[tuple[str, int], ...] = ()
+    """entries: looked at, by conntrack zone; none where all are in zone 0, the default."""
     left: Percentiles = Percentiles()
     """s: until they expire if nothing renews them, by looks of the last 2.5 s; None where too few
     are so new."""
@@ -141,6 +143,11 @@ class Composition:
     other_timeout: Optional[float] = None
     """share: whose timeout is not the setting's of now: a ``ct timeout`` policy gave it, or the
     setting was changed since; None where looks do not tell."""
+
+    @property
+    def zone(self) -> int:
+        """The zone that all looked at are in; 0: the default one, or several."""
+        return int(self.zones[0][0]) if len(self.zones) == 1 else 0
 
     def state(self, *names: str) -> Optional[float]:
         """The share of TCP entries in any of these states; None while unknown."""

@@ -16,6 +16,8 @@ from ctrace.model.who.weigh import Weighed
 
 STILL: Final = 0.72
 """Share above which an earlier answer stays."""
+KNOWN: Final = 0.5
+"""Share of what is held whose processes or zone became known, from which it is answered anew."""
 PATIENCE: Final = 5
 """Consecutive times that a shorter answer must be found before it replaces the present one."""
 
@@ -45,6 +47,9 @@ class Who:
     _kept: tuple[Key, ...] = ()
     _far: bool = False
     _shorter: int = 0
+    _known: float = 0.0
+    """Share of what is held whose processes were known when it was chosen, or since then, and of
+    the largest zone."""
 
     def look(
         self, near: Weighed, names: Names, far: Optional[Callable[[], Weighed]] = None
@@ -65,6 +70,11 @@ class Who:
             return lattices[of_far]
 
         kept = tuple(lattice(self._far).grown(key) for key in self._kept)
+        known = float(near.weight[near.process != 0].sum()) / near.total
+        known += max(near.zones.values(), default=0.0)
+        if known > self._known + KNOWN:
+            kept = ()  # chosen while hardly a process, or no zone, was known
+        self._known = min(self._known, known) if kept else known
         if not kept or lattice(self._far).covered(kept) < STILL:
             self._kept, self._far = choose(lattice, far is not None)
             self._shorter = 0
@@ -75,6 +85,7 @@ class Who:
             self._shorter = self._shorter + 1 if better else 0
             if self._shorter >= PATIENCE:
                 self._kept, self._far, self._shorter = other, of_far, 0
+        self._kept = lattice(self._far).ordered(self._kept)
         chosen = lattice(self._far)
         parts = list(chosen.told(self._kept))
         told = [names.holder(*one) for one in parts]
@@ -87,18 +98,23 @@ class Who:
 def choose(lattice: Callable[[bool], Lattice], has_far: bool) -> tuple[tuple[Key, ...], bool]:
     """The keys that together explain :data:`ENOUGH`, and whether they are by destination.
 
-    Destinations are tried where sources and services do not explain enough, then namespaces, then
-    states, then wider keys; failing all, the few keys that explain most.
+    Destinations are tried where sources and services do not explain enough, then zones, then
+    namespaces, then states, then wider keys; failing all, the few keys that explain most.
     """
     near = lattice(False)
-    chosen = near.narrow()
+    chosen, zone = near.narrow(), near.zone()
     if near.covered(chosen) >= ENOUGH:
-        return chosen, False
+        network = chosen[0].kind == "prefix"
+        # a tenant's zone tells more than a network that several tenants have
+        if (network or len(chosen) > 1) and near.covered(zone) >= ENOUGH:
+            return zone, False
+        few = near.named() if network and len(chosen) == 1 else ()
+        return few if few and near.covered(few) >= ENOUGH else chosen, False
     if has_far:
         others = lattice(True).narrow()
         if lattice(True).covered(others) >= ENOUGH:
             return others, True
-    for wider in (near.wide(SPACE), near.state(), near.wide(WIDE)):
+    for wider in (zone, near.wide(SPACE), near.state(), near.wide(WIDE)):
         if near.covered(wider) >= ENOUGH:
             return wider, False
     return chosen, False

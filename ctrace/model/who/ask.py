@@ -56,22 +56,27 @@ class Asked:
             self._groups("service", scope),
             self._groups("src", scope),
             measure,
-            states=self._states(measure, scope),
+            sampled=self._sampled(measure, scope),
         )
         return who.look(near, names, None if scope.src else far)
 
-    def _states(self, measure: str, scope: Scope) -> dict[str, float]:
-        """TCP states by their share of what is held, less two standard errors."""
+    def _sampled(self, measure: str, scope: Scope) -> tuple[dict[str, float], dict[str, float]]:
+        """TCP states and zones by their share of what is held, less two standard errors."""
         if measure != "held" or scope != scope.of_namespace:
-            return {}
+            return {}, {}
         space = self._groups("netns", scope)
-        if space.n > 1:
+        alone = space.n == 1  # the zones of different namespaces have nothing in common
+        if not alone:
             space = space.regrouped("all", np.zeros(space.n, np.intp), space.key[:1], ("all",))
         made_of = space.composition(0) if space.n else Composition()
         if not made_of.n:
-            return {}
-        shares = {name: n / made_of.n for name, n in made_of.states}
-        return {name: share - error(share, made_of.n) for name, share in shares.items()}
+            return {}, {}
+
+        def shares(found: tuple[tuple[str, int], ...]) -> dict[str, float]:
+            each = {name: n / made_of.n for name, n in found}
+            return {name: share - error(share, made_of.n) for name, share in each.items()}
+
+        return shares(made_of.states), shares(made_of.zones if alone else ())
 
     def several(self, scope: Scope, until: int, names: Names) -> tuple[tuple[Culprit, str], ...]:
         """Of the keys that hold most, those of several services of one protocol, in words."""

@@ -27,6 +27,8 @@ MOST: Final = 4
 """Keys at most; if it takes more, the load is scattered."""
 NEARLY: Final = 0.95
 """Share of a key above which it counts as one protocol."""
+LARGER: Final = 1.1
+"""How much larger a key must be to come before another."""
 LEAST: Final = 0.05
 """Share. A key that adds less is not reported."""
 GAP: Final = 8
@@ -40,9 +42,12 @@ WORTH: Final[dict[str, float]] = {
 }  # fmt: skip
 """Weight of what a key adds, by how specific its grouping is."""
 NEAR: Final = ("pair", "process", "service", "src", "unit", "ports", "prefix")
+RANGES: Final = ("ports", "prefix")
 FAR: Final = ("process", "service", "dst", "unit", "ports", "dst-prefix")
 NEAR_ONLY: Final = ("pair", "src", "prefix", "net")
 FAR_ONLY: Final = ("dst", "dst-prefix")
+SAMPLED: Final = ("state", "zone")
+"""Kinds that only looks at the table tell: which pairs belong to them is not known."""
 SPACE: Final = ("netns",)
 WIDE: Final = (*SPACE, "proto", "net", "direction")
 _S16, _S32, _S48, _S56 = (np.uint64(n) for n in (16, 32, 48, 56))
@@ -98,6 +103,10 @@ class Lattice:
         """The few keys that explain most, from groupings that name somebody."""
         return self._choose(FAR if self.w.far else NEAR)
 
+    def named(self) -> tuple[Key, ...]:
+        """The first two keys of those that name somebody or something alone."""
+        return self._choose(tuple(kind for kind in NEAR if kind not in RANGES))[:2]
+
     def wide(self, kinds: tuple[str, ...]) -> tuple[Key, ...]:
         """The same, including wide groupings: where one namespace is everything, it says
         nothing."""
@@ -109,6 +118,12 @@ class Lattice:
         states = self.w.states
         found = max(states, key=lambda name: states[name], default="")
         return (Key("state", (TCP_STATES.index(found),)),) if found else ()
+
+    def zone(self) -> tuple[Key, ...]:
+        """The conntrack zone that most entries are in, by the same sample."""
+        zones = self.w.zones
+        found = max(zones, key=lambda name: zones[name], default="")
+        return (Key("zone", (int(found),)),) if found else ()
 
     def _choose(self, kinds: tuple[str, ...]) -> tuple[Key, ...]:
         left = self.w.weight.copy()
@@ -144,8 +159,8 @@ class Lattice:
         return Key("ports", tuple(int(x) for x in ranges[0]))
 
     def members(self, key: Key) -> npt.NDArray[np.bool_]:
-        """Which pairs belong to a key; none of them to a state, which only samples tell."""
-        if key.kind == "state" or key.kind in (NEAR_ONLY if self.w.far else FAR_ONLY):
+        """Which pairs belong to a key; none of them to what only samples tell."""
+        if key.kind in SAMPLED or key.kind in (NEAR_ONLY if self.w.far else FAR_ONLY):
             return np.zeros(len(self.w.weight), bool)
         column = self._column(key.kind)
         same: npt.NDArray[np.bool_] = (column == np.array(key.value, np.uint64)).all(axis=1)
@@ -163,13 +178,26 @@ class Lattice:
             some |= self.members(key)
         return some
 
+    def ordered(self, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        """The same keys, the larger ones first; hardly larger ones stay where they are."""
+        found: list[Key] = []
+        shares = {key: self.covered((key,)) for key in keys if len(keys) > 1}
+        for key in keys:
+            at = len(found)
+            while at and shares[key] > LARGER * shares[found[at - 1]]:
+                at -= 1
+            found.insert(at, key)
+        return tuple(found)
+
     def covered(self, keys: tuple[Key, ...]) -> float:
         """The share that keys explain together."""
-        sampled = [self._sampled(key) for key in keys if key.kind == "state"]
+        sampled = [self._sampled(key) for key in keys if key.kind in SAMPLED]
         counted = float(self.w.weight[self.inside(keys)].sum()) / self.w.total
         return max(counted, *sampled, 0.0)
 
     def _sampled(self, key: Key) -> float:
+        if key.kind == "zone":
+            return self.w.zones.get(str(key.value[0]), 0.0)
         return self.w.states.get(TCP_STATES[key.value[0]], 0.0)
 
     def told(self, keys: tuple[Key, ...]) -> Iterator[tuple[Key, Parts]]:
@@ -178,7 +206,7 @@ class Lattice:
         for key in keys:
             mine = self.members(key) & (self.w.weight > 0)
             held = float(left[mine].sum())
-            if key.kind == "state":
+            if key.kind in SAMPLED:
                 held = self._sampled(key) * self.w.total
             left[mine] = 0.0
             known = mine & ((self.w.high != 0) | (self.w.low != 0))

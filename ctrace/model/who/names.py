@@ -10,7 +10,7 @@ import numpy as np
 
 from ctrace.model.keys.columns import has_port
 from ctrace.model.snapshot import Holder
-from ctrace.model.who.lattice import Key, Parts
+from ctrace.model.who.lattice import SAMPLED, Key, Parts
 from ctrace.record import TCP_STATES, Direction, address_text, proto_name
 
 WAYS: Final = {
@@ -65,7 +65,7 @@ class Names:
         if kind in ("process", "unit") and parts.only:
             alone = parts.services == 1 and not parts.more
             label += f"{'' if alone else ' mostly'} on {service(parts.only)}"
-        label += " (by a sample)" if kind == "state" else ""
+        label += " (by a sample)" if kind in SAMPLED else ""
         return f"{label} to {to}" if kind in ("src", "proto", "direction") else label
 
     def label(self, key: Key) -> str:
@@ -81,6 +81,7 @@ class Names:
             "ports": lambda: f"{proto_name(v[0] & 0xFF)}/{v[1]}-{v[2]}",
             "proto": lambda: f"all {proto_name(v[0] & 0xFF)}",
             "direction": lambda: WAYS.get(v[0], "traffic"),
+            "zone": lambda: f"zone {v[0]}",
             "state": lambda: f"tcp in {TCP_STATES[v[0]]}",
         }
         if key.kind in spelled:

@@ -13,7 +13,7 @@ from ctrace.model.groups import Group, unit_number
 from ctrace.model.keys.columns import NETNS_MASK
 from ctrace.model.snapshot import Culprit
 from ctrace.model.who.answer import Answer
-from ctrace.model.who.lattice import Key, narrowed, port_ranges, widened
+from ctrace.model.who.lattice import SAMPLED, Key, narrowed, port_ranges, widened
 from ctrace.model.who.names import Names, network, service
 from ctrace.model.who.pods import Known, by_pod
 from ctrace.record import proto_name
@@ -77,7 +77,7 @@ def _culprit(
     key: Key, groups: Callable[[str], Group], names: Names, share: float, held: int
 ) -> Culprit:
     sampled = Culprit(key.kind, share=share, held=held)
-    if key.kind == "state":
+    if key.kind in SAMPLED:
         return sampled
     group = groups(BASE[key.kind])
     if key.kind == "direction":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +33,8 @@ class Weighed:
     far: bool = False
     states: dict[str, float] = field(default_factory=dict)
     """TCP states by the share of all entries that is in each: of a sample, less its error."""
+    zones: dict[str, float] = field(default_factory=dict)
+    """Conntrack zones by the same, where there are several."""
 
 
 def weighed(
@@ -43,13 +44,14 @@ def weighed(
     measure: str,
     *,
     far: bool = False,
-    states: Optional[dict[str, float]] = None,
+    sampled: tuple[dict[str, float], dict[str, float]] = ({}, {}),
 ) -> Weighed:
     """Pairs with what each holds (``held``, ``table_seconds``) or had refused (``drops``).
 
     ``pair`` are the keys by address and service, ``end`` those by that address alone (``far``:
     the destination's). What a service, or an address, has beyond its pairs (they are too many to
     have rows) comes as rows that know only that; of the two, the ones that are more concentrated.
+    ``sampled``: the shares of states, and of zones.
     """
     weight, whole = pair.measure(measure), service.measure(measure)
     theirs = end.measure(measure)
@@ -87,7 +89,7 @@ def weighed(
         total,
         np.concatenate([way for _, _, way in parts]),
         far,
-        states or {},
+        *sampled,
     )
 
 

@@ -29,7 +29,7 @@ NAMES: Final = {"cost": "self", "rates": "rates_per_s", "edges": "edges_s"}
 """Fields that JSON calls otherwise."""
 SECONDS: Final = ("p50", "p90", "p99", "at_least", "by_load", "error")
 """Of percentiles: what ends in ``_s``."""
-COUNTS: Final = ("states", "ended_states")
+COUNTS: Final = ("states", "ended_states", "zones")
 """Pairs of a name and a number, which become an object."""
 QUANTILES: Final = ("waited", "idle")
 """Quantiles at even steps, of which JSON has three."""

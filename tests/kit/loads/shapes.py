@@ -70,6 +70,7 @@ class Trace:
         netns: int = NETNS,
         owner: Any = 0,
         cgroup: int = 0,
+        zone: int = 0,
     ) -> Events:
         """Open flows at ``at`` seconds; each lives ``life`` and lingers ``linger`` seconds."""
         n = len(at)
@@ -82,7 +83,7 @@ class Trace:
         born["sport"] = self.rng.integers(32768, 60999, n)
         born["dport"] = dport
         born["reply_sport"], born["reply_dport"] = born["dport"], born["sport"]
-        born["netns"], born["proto"] = netns, proto
+        born["netns"], born["proto"], born["zone"] = netns, proto, zone
         born["family"] = 10 if isinstance(src, str) and ":" in src else 2
         born["direction"], born["state"] = direction, 1 if proto == 6 else 255
         born["kind"], born["reason"] = int(Kind.INSERT), int(Reason.NEW)

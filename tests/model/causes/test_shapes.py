@@ -19,15 +19,16 @@ from ctrace.record import Direction, Kind, Reason, empty
 from ctrace.view.verdict import verdict
 
 UNREPLIED, SEEN_REPLY = 0, 2
-CLOSE = 8
+FIN_WAIT, CLOSE_WAIT, CLOSE = 4, 5, 8
 OTHER = 4026532500
 
 
 ROOMY = 262_144
 
 
-def run(trace: Trace, until: float, limit: int = 0) -> Snapshot:
-    """What is told at the end. Without a ``limit`` the table is short of room by then."""
+def run(trace: Trace, until: float, limit: int = 0, invalid: int = 0) -> Snapshot:
+    """What is told at the end. Without a ``limit`` the table is short of room by then.
+    ``invalid``: packets that are INVALID each second."""
     batches = trace.batches(until, limit=limit)
     if not limit:
         limit = max(one.tables[0].count for one in batches) * 5 // 4
@@ -35,6 +36,13 @@ def run(trace: Trace, until: float, limit: int = 0) -> Snapshot:
             replace(one, tables=tuple(replace(table, max=limit) for table in one.tables))
             for one in batches
         ]
+    if invalid:
+        batches = [
+            replace(one, tables=tuple(
+                replace(table, stats={**table.stats, "invalid": invalid * second})
+                for table in one.tables))
+            for second, one in enumerate(batches)
+        ]  # fmt: skip
     m = Model(HookInfo("fentry"), Clock(0), START)
     seen = {int(n) for part in trace.parts for n in np.unique(part["netns"])}
     known = {NETNS: Netns(NETNS, "init"), OTHER: Netns(OTHER, "web")}
@@ -608,6 +616,88 @@ def test_a_scan_by_one_source() -> None:
     assert "10.6.6.6" in why[0].text
 
 
+def test_who_asks_the_same_dead_hosts_again_and_again_does_not_scan() -> None:
+    trace = Trace(seed=7)
+    dst = 0xC6120000 + np.arange(60 * 40) % 60
+    trace.flows(steady(60, 40, trace.rng), 0, 120.0, dst=dst, dport=9100, status=UNREPLIED,
+                state=SYN_SENT, direction=int(Direction.OUT))  # fmt: skip
+    trace.walks(38)
+    why = run(trace, 38).why
+    assert why[0].id == "unanswered", why
+    assert "nobody answers" in why[0].text
+
+
+def test_what_goes_at_once_is_no_part_of_nothing() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(200, 20, trace.rng), 0, 0.0005, dport=8080, status=UNREPLIED,
+                state=SYN_SENT, reason=Reason.DELETED, direction=int(Direction.OUT))  # fmt: skip
+    (why,) = run(trace, 20, limit=ROOMY).why
+    assert why.id == "unknown"
+    assert "nothing held now, most of what was is tcp/8080 from 10.0.0.7" in why.text
+
+
+def test_requests_that_are_answered_from_another_port() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(90, 30, trace.rng), 0, 30.0, proto=17, dport=69, status=UNREPLIED)
+    trace.walks(29)
+    why = run(trace, 30).why
+    assert why[0].id == "one-way-udp"
+    assert "TFTP requests, whose answers come from another port" in why[0].text
+    assert not [one for one in why[0].remedies if "fixed source port" in one.text]
+
+
+def test_peers_of_a_tunnel_expire_as_streams() -> None:
+    trace = Trace(seed=7)
+    src = 0x0AC80000 + np.arange(10 * 30)
+    trace.flows(steady(10, 30, trace.rng), 0, 120.0, proto=17, dport=51820, src=src)
+    trace.walks(29)
+    why = run(trace, 29).why
+    assert why[0].id == "tunnel"
+    assert [one for one in why[0].remedies if "nf_conntrack_udp_timeout_stream" in one.text]
+
+
+def test_a_resolver_is_not_told_to_have_one() -> None:
+    """It answers its clients, and asks ever other servers."""
+    trace = Trace(seed=7)
+    n = 60 * 40
+    trace.flows(steady(60, 40, trace.rng), 0.002, 30.0, proto=17, dport=53,
+                src=0x0A2A0000 + np.arange(n) % 60)  # fmt: skip
+    dst = 0xC6120000 + np.arange(90 * 40) % 200
+    trace.flows(steady(90, 40, trace.rng), 0.002, 30.0, proto=17, dport=53, src="10.0.0.9",
+                direction=int(Direction.OUT), dst=dst)  # fmt: skip
+    why = run(trace, 38).why
+    assert why[0].id == "dns-storm"
+    assert "those that it answers and its own" in why[0].text
+    assert "a caching resolver" not in why[0].remedy
+    assert "a larger cache" in why[0].remedy
+
+
+def test_what_is_in_one_zone_is_named_and_deleted_with_it() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(40, 20, trace.rng), 0, 3600.0, dport=8443, state=CLOSE_WAIT, zone=5)
+    trace.walks(19)
+    why = run(trace, 19).why
+    assert why[0].id == "half-closed", why
+    assert "tcp/8443 from 10.0.0.7 in zone 5:" in why[0].text
+    commands = [line for one in why[0].remedies for line in one.commands]
+    assert [line for line in commands if line.startswith("conntrack -D") and " -w 5" in line]
+
+
+def test_answers_that_miss_their_zone_are_no_scan() -> None:
+    """Rules put requests into a zone and forget their answers, which are INVALID, or taken up."""
+    trace = Trace(seed=7)
+    trace.flows(steady(80, 30, trace.rng), 0, 120.0, dport=8000, status=UNREPLIED, state=SYN_SENT,
+                direction=int(Direction.FORWARD), zone=7)  # fmt: skip
+    ports = 32768 + np.arange(80 * 30) % 20000
+    trace.flows(steady(80, 30, trace.rng), 0, 120.0, src="10.0.0.9", dst="10.0.0.7", dport=ports,
+                status=UNREPLIED, state=FIN_WAIT, direction=int(Direction.FORWARD))  # fmt: skip
+    trace.walks(29)
+    why = run(trace, 29, limit=ROOMY, invalid=200).why
+    assert not {"scan", "syn-flood"} & {one.id for one in why}
+    (one,) = (one for one in why if one.id == "one-way-tcp")
+    assert "zone 7 sees one direction only" in one.text
+
+
 def test_a_few_sources_of_half_open_connections_are_counted_not_named() -> None:
     trace = Trace(seed=7)
     src = 0x0A060600 + np.arange(200 * 40) % 30
@@ -725,3 +815,26 @@ def test_the_timeout_in_force_is_the_one_that_looks_tell() -> None:
     setting = "net.netfilter.nf_conntrack_tcp_timeout_close_wait"
     assert shorter.commands == (f"sysctl -w {setting}=60",)
     assert shorter.undo == (f"sysctl -w {setting}=3600",)
+
+
+def test_a_timeout_that_something_raised_is_told() -> None:
+    trace = Trace(seed=7)
+    trace.flows(steady(40, 20, trace.rng), 3.0, 3600.0, proto=17, dport=5683)
+    trace.walks(19)
+    why = run(trace, 19).why
+    assert why[0].id in ("answered-udp", "udp-streams"), why
+    assert "nf_conntrack_udp_timeout_stream is 3,600 s here, 120 s by default" in why[0].text
+    (helps,) = (one for one in why[0].remedies if one.id == "sysctl-timeout")
+    assert "from 3600 s to 30 s" in helps.text
+    assert helps.undo == ("sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=3600",)
+
+
+@pytest.mark.parametrize(("sources", "flood"), [(1 << 28, True), (200, False)])
+def test_pings_of_ever_new_sources_are_a_flood(sources: int, flood: bool) -> None:
+    trace = Trace(seed=7)
+    src = trace.rng.integers(0x0B000000, 0x0B000000 + sources, 100 * 30)
+    trace.flows(steady(100, 30, trace.rng), 0, 30.0, proto=1, dport=0, src=src)
+    why = run(trace, 29).why
+    assert why[0].id == "pings"
+    assert ("(ping flood)" in why[0].text) == flood
+    assert any("ping less often" in one.text for one in why[0].remedies) != flood
