@@ -244,6 +244,22 @@ def lowered(trace: Trace, lives: npt.NDArray[np.float64]) -> Culprit:
     return row
 
 
+@pytest.mark.parametrize(("old", "late"), [(12.0, 4.0), (4.0, 12.0)])
+def test_a_timeout_that_changed_while_nobody_looked_gives_no_life(old: float, late: float) -> None:
+    """One datagram each; the recorder gets no processor, so it has only what the kernel noted."""
+    packets = [
+        entries.Packet(at, 17, 1024 + n, 53, entries.ANY, 0, "udp")
+        for n, at in enumerate(np.linspace(0, 60, 3000).tolist())
+    ]
+    later = (30.0, {"udp": late})
+    table = entries.Table({"udp": old}, 70, looks=0, later=later)
+    model, told = Model(HookInfo("fentry"), Clock(0), 0), []
+    for batch in table.run(packets):
+        model.update(batch)
+        told += [one.life.p50 for one in model.snapshot("service").culprits]
+    assert all(life is None or life < 0.01 for life in told), max(x or 0.0 for x in told)
+
+
 def test_lives_under_a_timeout_that_was_lowered_are_told_by_looks_at_young_ones() -> None:
     trace = Trace(seed=11)
     row = lowered(trace, np.full(400, 0.004))

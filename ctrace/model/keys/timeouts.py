@@ -20,6 +20,8 @@ from ctrace.model.keys.scatter import Rows
 
 LATER_MS: Final = 90_000
 """ms by which expired entries may be collected late (gc_worker, nf_conntrack_core.c)."""
+SOME: Final = 64
+"""Ends of a window whose timeouts are noted."""
 MOST: Final = 256
 """Services, and kinds of entries, that are remembered, at most."""
 _KIND: Final = SERVICE_MASK & ~np.uint64(0xFFFF)
@@ -115,7 +117,12 @@ class Timeouts:
         return found
 
     def doubtful(self, w: Window, at: Rows, age: I64) -> npt.NDArray[np.bool_]:
-        """Which of these ends do not tell how long they were idle; ``age`` in ns."""
+        """Which of these ends do not tell how long they were idle; ``age`` in ns.
+
+        Ends show a changed setting, too: where nobody looked for long, they alone do.
+        """
+        if at.size:
+            self._learn_settings(w, at[:: max(1, at.size // SOME)])
         found = self.older(w, at, age)
         if not at.size:
             return found
