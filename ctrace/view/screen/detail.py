@@ -87,11 +87,11 @@ def _title(culprit: Culprit, width: int, palette: Palette) -> Text:
 
 def _holds(culprit: Culprit, hooks: HookInfo, width: int, palette: Palette) -> list[Piece]:
     p, older = palette, "the first dump" if hooks.family == DUMP else "ctrace"
-    stale = " (stale)" if culprit.stale else ""
+    stale, part = " (stale)" if culprit.stale else "", f", {fmt.share(culprit.share)} of all"
     groups: list[list[Piece]] = [
         [
             (fmt.held(culprit), p.strong),
-            (f" entries now{stale}, {fmt.share(culprit.share)} of all", p.text),
+            (f" entries now{stale}{part if width >= 60 else ''}", p.text),
         ],
         [(f"{fmt.count(culprit.older)} older than {older}", p.dim)] if culprit.older else [],
         [(f"{fmt.short(culprit.table_seconds)} table-seconds", p.dim)],

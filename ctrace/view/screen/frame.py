@@ -41,7 +41,7 @@ def layout(snapshot: Snapshot, width: int, height: int) -> Layout:
     tall = height - 24
     others = len(snapshot.tables) > 1
     return Layout(
-        why=3 if tall < -4 else (4 if tall < 6 else 5) + 2 * (width < 60),
+        why=3 if tall < -4 else (4 if tall < 6 else 5) + 2 * (width < 80),
         chart=0 if tall < 2 else min(10, 5 + tall // 8),
         blind=0
         if snapshot.hooks.drop_tuples

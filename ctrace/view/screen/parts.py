@@ -266,7 +266,7 @@ def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -
     out: list[Text] = []
     first = snapshot.why[0]
     calm = first.id == "unknown"
-    body = sentence(first.text, width - LABEL - 2, 2 if width >= 60 else most - 2)
+    body = sentence(first.text, width - LABEL - 2, 2 if width >= 80 else most - 2)
     for index, words in enumerate(body):
         label = fmt.fit("WHY" if index == 0 else "", LABEL)
         out.append(line([(label, p.accent), (words, p.text if calm else p.strong)], width))
