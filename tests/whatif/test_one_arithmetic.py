@@ -23,6 +23,7 @@ from ctrace.whatif.predict import Outlook, Part
 from ctrace.whatif.run import of_recording
 from ctrace.whatif.settings import parse_levers
 
+pytestmark = pytest.mark.slow
 LIMIT = 5000
 LOAD = Kernel(rate=40, time_wait=40, seconds=900, udp_rate=20, udp_timeout=30, limit=LIMIT)
 ABOUT = Facts(timeouts={**TIMEOUTS, "tcp_timeout_time_wait": 40, "udp_timeout": 30})
@@ -74,7 +75,6 @@ def test_nothing_done_is_the_table_as_it_is(both: tuple[Recorded, Snapshot, Advi
     assert outlook.expected() * LIMIT == pytest.approx(settled, rel=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("load", "timeout", "part", "seconds"),
     [
