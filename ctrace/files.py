@@ -63,10 +63,17 @@ def taken(fd: int, most: int) -> bytes:
     return b"".join(parts)
 
 
+def named(path: str) -> str:
+    """``path``, but CtraceError for ``-``, by which people mean standard output."""
+    if path == "-":
+        raise CtraceError("this is not written to standard output: give a file's name")
+    return path
+
+
 def check_free(path: str, *, force: bool = False) -> None:
     """Raise CtraceError where ``new`` would refuse to write: before the work, not after it."""
     try:
-        mode = os.lstat(path).st_mode
+        mode = os.lstat(named(path)).st_mode
     except OSError:
         return
     if not stat.S_ISREG(mode):

@@ -138,6 +138,24 @@ def test_a_pipe_is_no_recording(tmp_path: Path) -> None:
     assert run("perf", "--against", pipe) == (1, f"ctrace: {pipe} is a pipe, not a file\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["record", "--duration", "1", "-o"], ["record", "--ring", "64M", "-o"],
+        ["import", "RECORDING", "-o"], ["merge", "RECORDING", "--redact", "-o"],
+        ["export", "RECORDING", "--format", "parquet", "-o"], ["perf", "--folded"],
+        ["advise", "RECORDING", "--plan"],
+    ],
+)  # fmt: skip
+def test_what_needs_a_file_makes_none_called_dash(
+    words: list[str], recording: Path, tmp_path: Path
+) -> None:
+    argv = [str(recording) if one == "RECORDING" else one for one in words]
+    done = command.ctrace(*argv, "-", cwd=tmp_path)
+    assert (done.returncode in (1, 2), done.stderr.count("\n")) == (True, 1), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for the kernel's files")
 @pytest.mark.parametrize("place", ["/proc/kmsg", "/sys/kernel/tracing/trace_pipe"])
 def test_a_file_of_the_kernel_that_waits_is_read_as_far_as_it_goes(

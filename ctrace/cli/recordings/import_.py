@@ -35,11 +35,12 @@ def command(files: tuple[str, ...], output: str, redact: bool) -> None:
       ctrace report dump.txt            reads it directly; so do advise and replay
     """
     from ctrace.dumps.ended import cleanly
+    from ctrace.files import named
     from ctrace.recording.recorder.run import make_way
     from ctrace.view.report.evidence import imported
 
     with cleanly():
-        old = make_way(output)
+        old = make_way(named(output))
         try:
             writer, told = _made(files, output, redact)
         except BaseException:

@@ -20,6 +20,7 @@ from ctrace.cli.options import (
     tell_unseen,
 )
 from ctrace.errors import UsageError
+from ctrace.files import named
 
 if TYPE_CHECKING:
     from ctrace.recording.recorder.run import Progress, Sink, Until
@@ -118,7 +119,7 @@ def command(
 
         filters["netns"] = resolve(filters["netns"])
     wanted = held_filter(**filters)
-    path = output or (DEFAULT_RING if in_ring else DEFAULT)
+    path = named(output or (DEFAULT_RING if in_ring else DEFAULT))
     with contextlib.ExitStack() as opened:
         measurement = None
         if perf:
