@@ -29,7 +29,7 @@ from ctrace.dumps.host.context import Context, context
 from ctrace.dumps.host.facts import fact
 from ctrace.dumps.host.network import NETWORK
 from ctrace.dumps.host.times import Clock, heading_time, moment
-from ctrace.dumps.typed import host, is_fence, is_filtered, left_out, typed
+from ctrace.dumps.typed import CONFIGURED, DATED, host, is_fence, is_filtered, left_out, typed
 
 FACT: Final = 1000
 """Bytes of a line about anything but entries: no pattern gets more to go back and forth in."""
@@ -41,8 +41,6 @@ RUNS: Final = 100
 """Changes between lines that are alike and others in a chunk, up to which reading them
 together is faster."""
 
-_CONFIGURED: Final = re.compile(r"(?:^|/)(?:etc/(?!hostname$)|usr/|lib/|boot/)")
-"""Files of a bundle that hold a host's configuration, not its state at the time."""
 _SHOWN: Final = re.compile(
     rb"conntrack v[\d.]+ \(conntrack-tools\): (\d{1,12}) (?:flow |dying |unconfirmed )?"
     rb"(entries|events)(?: have been (deleted))?"
@@ -80,12 +78,13 @@ class Reader:
 
     def read(self, text: Text) -> None:
         """One text to its end. Raises CtraceError when it cannot be read."""
-        if not text.asked and _CONFIGURED.search(text.name):
+        if not text.asked and CONFIGURED.search(text.name):
             self._found.passed += 1
             return
         self._text, self._block, self._xml, self._at = text, None, None, None
         self._last, self._known, self._begun, self._left_out = None, 0, b"", False
         self._context = context(text.name, Context(), named=True)
+        self._dated = text.asked or bool(DATED.search(text.name))
         self._found.log.begin()
         unread = self._found.unread.count, len(self._found.unread.first)
         weight = self._found.weight
@@ -97,9 +96,10 @@ class Reader:
         self._end()
         self._told_by("")
         unread_now = self._found.unread
-        if not self._known and not text.asked:  # a bundle's file about something else
+        if self._found.weight == weight and not text.asked:  # a bundle's file about something else
             unread_now.count = unread[0]
             del unread_now.first[unread[1] :]
+        if not self._known and not text.asked:
             self._found.passed += 1
         else:
             self._found.lines += number
@@ -110,6 +110,7 @@ class Reader:
     def _lines_of(self, chunk: Chunk, before: int) -> int:
         """A chunk's lines; how many there are. ``before`` were read of the text."""
         n = len(chunk)
+        self._dated |= chunk.has_entries
         if not chunk.has_entries:
             runs, made = np.array([0, n]), None
         else:
@@ -363,12 +364,12 @@ class Reader:
             self._context = context(plain(command, 400), self._context)
             self._found.log.begin()
             return True
-        when = when or moment(plain(line), epoch=not self._context.settings)
+        when = when or moment(plain(line), epoch=self._dated and not self._context.settings)
         if when is None:
             return False
         self._end()
-        self._at = when
-        self._found.date = self._utc()
+        if self._dated:
+            self._at, self._found.date = when, None if when[0] else when[1]
         return True
 
     def _told_by(self, host: str) -> None:

@@ -6,6 +6,10 @@ import re
 from typing import Final, Optional
 
 _PROMPT: Final = re.compile(rb"^(?:\+ |\[?[\w.-]+@[\w.-]+[^#$%>]{0,80}[#$%>] ?|[#$] )(\S.*)$")
+CONFIGURED: Final = re.compile(r"(?:^|/)(?:etc/(?!hostname$)|usr/|lib/|boot/)")
+"""Files of a bundle that hold a host's configuration, not its state at the time."""
+DATED: Final = re.compile(r"(?:^|[/_])(?:date|epoch)$")
+"""Those that hold the time; what looks like one in others, without entries, may be any number."""
 _BANNER: Final = re.compile(rb"^[=>#*_\-+ ]{2,}\s*(/?[\w./ :@=|-]{3,200}?)\s*[=<#*_\-+ ]{2,}$")
 _SECTION: Final = re.compile(rb"^-{4,} [^()]{1,80} \((.{2,300}?)(?:: \d{4}-[\d: -]+)?\) -{4,}$")
 """A heading of an Android bug report: its name, the command or file, and the time."""

@@ -216,3 +216,24 @@ def test_a_loop_tells_no_life_that_it_did_not_see_and_no_rise_from_nothing(tmp_p
     assert data["culprits"][0]["life_n"] == 0
     assert data["culprits"][0]["destroys"] > 2000
     assert "rises from 0" not in run("report", "-", text=text.encode())
+
+
+def test_numbers_and_lists_of_a_bundle_are_no_time_and_no_unread_lines(tmp_path: Path) -> None:
+    """As in a sosreport, which has thousands of files about other things."""
+    files = {
+        "date": "Mon Jul 29 11:02:03 UTC 2024\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "1787343104\n",
+        "sys/block/vda/queue/max_segment_size": "4294967295\n",
+        "var/log/other.log": "Jul 29 11:02:03 a sshd[1]: x\nwhat is this\n2031-01-01 00:00:00Z\n",
+        "proc/sys/net/netfilter/nf_conntrack_count": "7\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / "sosreport-a" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    with open_any([str(tmp_path / "sosreport-a")]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+        clock = recording.clock.offset / 1e9 + 86400
+    assert said is not None
+    assert (said["count"], said["not_understood"]) == (7, 0)
+    assert round(clock) == 1722250923

@@ -274,9 +274,12 @@ def _helps(data: dict[str, Any]) -> Iterator[str]:
             f"{fmt.count(n)} out. Whether packets fare the same, ctrace advise proves{proof}"
         )
     if state in ("TIME_WAIT", "CLOSE_WAIT", "FIN_WAIT", "LAST_ACK", "CLOSE"):
+        proof = "two dumps some seconds apart prove"
+        if any(one.get("apart") for one in data.get("dumps") or ()):
+            proof = f"ctrace whatif --timeout tcp_{state.lower()}=30s tells from these dumps"
         yield (
             f"a shorter nf_conntrack_tcp_timeout_{state.lower()}: how many entries it would save, "
-            "two dumps some seconds apart prove"
+            f"{proof}"
         )
     yield (
         "a larger nf_conntrack_max: how many entries it takes, a look at the table while it is "
