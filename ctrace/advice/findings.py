@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any, Final
 
 from ctrace.advice.subject import Subject
+from ctrace.record import UDP
 from ctrace.rehearsal.compare import BREAKS, MARKS, OPENS, OWN, Difference
 from ctrace.rehearsal.mend import Settled
 from ctrace.rehearsal.play import Stray, Talk
@@ -22,7 +23,7 @@ LEVELS: Final = {
     "unsafe": "unsafe",
 }
 """By how much a finding weighs, the gravest last. A ``remark`` says why safe rules are not worth
-having; ``warn``: packets only carry another mark or TOS."""
+having; ``warn``: packets only carry another mark, TOS or priority."""
 VERDICTS: Final = tuple(dict.fromkeys(LEVELS.values()))
 WHEN_THEY_GO: Final = "when the rules go again"
 """The prefix of a reason that concerns the end of a trial."""
@@ -318,7 +319,9 @@ def _sentence(one: Difference, rule: str, many: int) -> str:
         )
     if one.how == "rewritten" and one.before and one.after:
         then, now = one.before.ttl, one.after.ttl
-        told = "other TCP options or flags" if then == now else f"TTL {now} instead of {then}"
+        told = f"TTL {now} instead of {then}"
+        if then == now:
+            told = "other data" if one.before.proto == UDP else "other TCP options, flags or data"
         return f"{what} would have {told} once untracked{more}"
     return f"{what} would take another way once untracked{by}{more}"
 
