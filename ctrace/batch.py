@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Optional, Protocol
 
@@ -121,6 +121,8 @@ class TableReading:
     """The last reading of a namespace that has gone; ``count`` is 0."""
     max_known: bool = True
     """False where only the count was read, as of texts that do not give the limit."""
+    unread: bool = False
+    """Whether its entries from before ctrace have not all come yet."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,6 @@ class Batch:
     """What rules and tables show together, as read lately; of a namespace in few of its batches."""
     more: bool = False
     """Whether this is only a part of the interval's events; ``cost`` comes with the last part."""
-    unread: Collection[int] = ()
-    """Namespaces whose entries from before ctrace have not all come yet."""
 
     @classmethod
     def idle(cls, until: int) -> Batch:

@@ -362,6 +362,8 @@ class LiveSource:
             events = by_time(join([events, met])) if len(met) else events
         if tables:
             self._entries = sum(table.count for table in tables)
+            missing = {inum for older in self._seedings for inum in older.missing}
+            tables = tuple(replace(t, unread=t.netns in missing) for t in tables)
         tables = self._lives.tables(tables)
         if look:
             tables += self._last_readings()
@@ -379,7 +381,6 @@ class LiveSource:
             names=names,
             cost=SelfCost() if more else self._cost.read(),
             more=more,
-            unread={self._lives.id_of(inum) for one in self._seedings for inum in one.missing},
         )
 
 

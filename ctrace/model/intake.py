@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, Optional
 
@@ -84,7 +84,6 @@ class Intake:
         self._ports = SourcePorts()
         self._passes = Passes()
         self._recounts = Recounts(self._levels)
-        self._unread: Collection[int] = ()
         self._tables = Tables(clock)
         self._pods = Pods()
         self._points = Points()
@@ -124,7 +123,6 @@ class Intake:
                 else:
                     self._recounts.mark(part)
         self._lost += batch.lost
-        self._unread = batch.unread
         if batch.cost != SelfCost():
             self._cost = batch.cost
         self._until = max(self._until, batch.until)
@@ -138,7 +136,7 @@ class Intake:
     @property
     def _stale(self) -> set[int]:
         """Namespaces whose keys may hold more than is known."""
-        return self._recounts.stale.union(self._unread)
+        return self._recounts.stale | self._tables.unread()
 
     def _name(self, batch: Batch) -> None:
         for known, new in (

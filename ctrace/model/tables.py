@@ -270,6 +270,10 @@ class Tables:
         known = [state.reading.count for state in self._states.values() if state.reading]
         return sum(known) if known else None
 
+    def unread(self) -> set[int]:
+        """Namespaces whose entries from before ctrace have not all come yet."""
+        return {n for n, state in self._states.items() if state.reading and state.reading.unread}
+
     def counted(self) -> bool:
         """Whether any namespace has exact counters."""
         return any(state.totals().any() for state in self._states.values())

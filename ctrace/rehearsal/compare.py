@@ -124,6 +124,15 @@ def _run(
     return marked
 
 
+def lost(before: Sequence[Run], after: Sequence[Run], name: str) -> bool:
+    """Whether a packet of that name no longer arrives in any of these conversations."""
+    return any(
+        step.name == name and isinstance(x, Outcome) and y is None
+        for one, other in zip_longest(before, after)
+        for step, x, y in zip(one.steps, one.outcomes, other.outcomes)
+    )
+
+
 def _within(talk: Talk, x: Outcome, y: Outcome) -> bool:
     """Whether only the source differs, of a packet that this host sends to itself: its answer
     arrives."""

@@ -194,10 +194,7 @@ class Service:
         rules = ours(lever, backend)
         with on_one_processor(), self.room.stage(Setting(), rules) as stage:
             after = play(stage, [run.talk for run in before])
-        found = compare.runs(
-            before, after, hears_mark=self.room.snapshot.hears_mark, drawn=self.room.draws
-        )
-        return any(d.kind == BREAKS and d.name == "path MTU error" for d in found)
+        return compare.lost(before, after, "path MTU error")
 
     def _never_so_far(self, one: Difference, plain: Collection[object]) -> bool:
         """Whether it concerns a call from the service's port of which the table has none: no kernel

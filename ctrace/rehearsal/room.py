@@ -219,16 +219,17 @@ class Room:
         return bool(self._watched or filled or self._needs.recent.watched)
 
     def learned(self, stage: Stage) -> Learned:
-        """The elements of sets that packets fill and that rules ask: (set, key)."""
-        found = set(self._needs.recent.held(stage.space))
+        """The elements of sets, and of lists of recent, that packets fill and that rules ask:
+        (``set NAME`` or ``list NAME``, key)."""
+        found = {(f"list {name}", key) for name, key in self._needs.recent.held(stage.space)}
         for name, body in nft_edit.elements(stage.space.path, self._watched):
             for _, one in split(dict(split(body))[3]):
-                found.add((name, dict(split(one)).get(1, b"")))
+                found.add((f"set {name}", dict(split(one)).get(1, b"")))
         if self._fills and self.snapshot.ipset_index:
             for line in stage.space.run(["ipset", "save"]).splitlines():
                 word, *rest = line.split()
                 if word == "add":
-                    found.add((rest[0], rest[1].encode()))
+                    found.add((f"set {rest[0]}", rest[1].encode()))
         return frozenset(found)
 
     def _emptied(self, stage: Stage, rules: Optional[Ours]) -> bool:

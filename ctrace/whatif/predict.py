@@ -83,8 +83,11 @@ def _settled(culprit: Culprit, waited: tuple[float, ...], timeout: float, second
 
 
 def _pace(culprit: Culprit, seconds: float) -> tuple[float, bool]:
-    """Entries that come a second, and whether they come evenly."""
+    """Entries that come a second, and whether they come evenly. Where more are refused it is the
+    table that lets few in, not the load that ends."""
     rate, points = culprit.new_per_s, len(culprit.trend)
+    if culprit.drop_per_s:
+        return rate, True
     if points < TREND:
         seconds = points or seconds
     return pace(rate, culprit.inserts, seconds) if seconds else (rate, True)
@@ -264,7 +267,8 @@ class Outlook:
     def expected(
         self, untrack: Iterable[Service] = (), shorter: Optional[Mapping[Part, float]] = None
     ) -> float:
-        """The middle of that: expired entries wait half an interval on average."""
+        """The middle of that: expired entries wait half an interval on average. What comes in
+        bursts counts as now."""
         if not self.known:
             return self._now.fill
         after = self._after(set(untrack), shorter or {}, growing=False)
@@ -298,7 +302,7 @@ class Outlook:
             timeout = min(stream.timeout, shorter.get(stream.part, stream.timeout))
             alive = stream.under(timeout, before)
             left.append((timeout, alive.middle))
-            prompt += 0.0 if stream.lately else alive.low
+            prompt += 0.0 if stream.lately and growing else alive.low
             # Where it has not yet held them for a whole timeout, it is still growing.
             grown = stream.lately if stream.settled else max(stream.grown(timeout), stream.lately)
             most += max(alive.high, grown) if growing else alive.high

@@ -7,6 +7,7 @@ or after doing the real work.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -239,6 +240,7 @@ def test_no_kill_of_undo_leaves_a_service_cut_off(
 ) -> None:
     """After each command of undo that changes rules: looked at, then what the guard makes of it."""
     monkeypatch.setattr(guard, "BY_HAND_S", 0.0)
+    monkeypatch.setattr(guard, "QUIET_S", math.inf)
     monkeypatch.setattr(guard.Guard, "_judge", lambda _self: pytest.fail("nothing is judged here"))
     number, whole = 0, False
     while not whole:

@@ -153,3 +153,26 @@ def test_bursts_are_not_foretold_from_the_last_second(new: float) -> None:
         assert fill is not None
         assert fill[0] < 0.02
         assert 0.08 < fill[1] < 0.3
+
+
+def test_a_load_that_the_full_table_refuses_is_not_one_that_ends() -> None:
+    """Nearly nothing gets in any more: what helps is counted as if all of it still came."""
+    full = tuple([4000.0] * 20)
+    one = service(
+        evenly(0, 20), held=4000, new_per_s=10.0, inserts=5000, destroys=1000, drop_per_s=1000.0,
+        trend=full,
+    )  # fmt: skip
+    told = outlook(one, limit=4000, seconds=20.0)
+    assert told.expected() > 0.9
+    after = told.fill({("tcp", 8063)})
+    assert after is not None
+    assert after[1] < 0.1
+
+
+@pytest.mark.parametrize("new", [0.0, 300.0])
+def test_what_comes_in_bursts_is_expected_as_it_is(new: float) -> None:
+    """A table that bursts have filled is not taken for one with room."""
+    trend = tuple([300.0] * 10 + [600.0] * 10 + [900.0] * 20)
+    one = service(evenly(0, 30), held=900, new_per_s=new, inserts=1200, destroys=300, trend=trend)
+    udp = replace(one, proto="udp", port=53, closed=None, unreplied=1.0)
+    assert outlook(udp, limit=1000, seconds=40.0).expected() > 0.6

@@ -49,8 +49,10 @@ GONE: Final = "gone"
 """And whether its namespace has gone."""
 NO_MAX: Final = "max_unknown"
 """And whether its limit was not read."""
+UNREAD: Final = "unread"
+"""And whether entries of it had not come yet."""
 _TOO_MANY: Final = "more tables or counters than there can be"
-_BESIDE: Final = (AT, MET, MET_ASSURED, GONE, NO_MAX)
+_BESIDE: Final = (AT, MET, MET_ASSURED, GONE, NO_MAX, UNREAD)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def tables_json(tables: Iterable[TableReading]) -> list[Any]:
     return [
         [t.netns, t.count, t.max, t.buckets,
          {**t.stats, AT: t.at, MET: t.met, MET_ASSURED: t.met_assured,
-          **({GONE: 1} if t.gone else {}), **({} if t.max_known else {NO_MAX: 1})}]
+          **({GONE: 1} if t.gone else {}), **({} if t.max_known else {NO_MAX: 1}),
+          **({UNREAD: 1} if t.unread else {})}]
         for t in tables
     ]  # fmt: skip
 
@@ -164,6 +167,7 @@ def parse_tables(data: Any) -> tuple[TableReading, ...]:
             _uint(stats.get(MET_ASSURED, 0)),
             bool(stats.get(GONE)),
             not stats.get(NO_MAX),
+            bool(stats.get(UNREAD)),
         )
         for netns, count, limit, buckets, stats in _pairs(data, 5)
     )
