@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from kit import traffic
-from kit.loads.shapes import NETNS, START, Trace, steady
+from kit.shapes import NETNS, START, Trace, steady
 
 from ctrace.advice import beside
 from ctrace.advice.beside import short

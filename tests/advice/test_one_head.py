@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 import pytest
-from kit.loads.shapes import NETNS, START, TIME_WAIT, Trace, steady
+from kit.shapes import NETNS, START, TIME_WAIT, Trace, steady
 
 from ctrace.advice.advise import advise
 from ctrace.advice.facts import Facts, facts

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.loads.shapes import START
+from kit.shapes import START
 
 from ctrace.batch import LOWEST_INODE, Batch, TableReading, inode_of, life
 from ctrace.capture import poller

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from kit.source import tree
+from kit import tree
 
 ROOT = Path(__file__).parents[2]
 LATER_KEYWORDS = {("zip", "strict"), ("dataclass", "slots"), ("dataclass", "kw_only")}

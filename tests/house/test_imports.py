@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from kit.source import tree
+from kit import tree
 
 ROOT = Path(__file__).parents[2]
 ARROWS = {

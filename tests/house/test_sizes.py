@@ -10,7 +10,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from kit.source import tree
+from kit import tree
 
 TESTS = Path(__file__).parents[1]
 HOUSE = TESTS.parent / "ctrace"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kit.loads.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, START, Trace
+from kit.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.errors import UsageError

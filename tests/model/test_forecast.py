@@ -8,7 +8,7 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 import pytest
-from kit.loads.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, Trace
+from kit.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model.forecast import Forecast, Reading, _rates, forecast

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.loads.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, Trace, steady
+from kit.shapes import ASSURED, ESTABLISHED, SEEN_REPLY, Trace, steady
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import stays

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit.loads.shapes import NETNS, SECOND, START, SYN_SENT, Trace, cut, joined, steady
+from kit.shapes import NETNS, SECOND, START, SYN_SENT, Trace, cut, joined, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.errors import UsageError

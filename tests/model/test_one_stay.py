@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.loads import entries
 from kit.loads.packets import call
-from kit.loads.shapes import ASSURED, SEEN_REPLY, START, Trace
+from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import histogram, stays

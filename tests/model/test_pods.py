@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from kit.loads.shapes import NETNS, START, Trace, steady
+from kit.shapes import NETNS, START, Trace, steady
 from rich.console import Console
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
-from kit.loads.shapes import NETNS, SECOND, START, Trace, cut, joined, steady
+from kit.shapes import NETNS, SECOND, START, Trace, cut, joined, steady
 
 from ctrace.batch import Batch, Clock, HookInfo
 from ctrace.model import histogram

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
-from kit.loads.shapes import START, Trace
+from kit.shapes import START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.errors import UsageError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.loads.shapes import NETNS, SECOND, START, Trace, steady
+from kit.shapes import NETNS, SECOND, START, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.model.model import Model

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
-from kit.loads.shapes import NETNS, START, SYN_SENT, Trace, steady
+from kit.shapes import NETNS, START, SYN_SENT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner
 from ctrace.model.model import Model

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from kit.loads.shapes import NETNS, START, SYN_SENT, Trace, steady
+from kit.shapes import NETNS, START, SYN_SENT, Trace, steady
 from rich.console import Console
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns

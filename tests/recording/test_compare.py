@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kit import synthetic
-from kit.loads import shapes
+from kit import shapes, synthetic
 
 import ctrace
 from ctrace.recording import compare as compared

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from kit import synthetic
+from kit import shapes, synthetic
 from kit.examples import examples
-from kit.loads import shapes
 
 from ctrace.batch import Batch, Clock, TableReading
 from ctrace.model.model import Model

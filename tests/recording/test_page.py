@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kit import synthetic
+from kit import shapes, synthetic
 from kit.browser import CHROMIUM, Browser
-from kit.loads import shapes
 from kit.synthetic import incident, write
 from rich.cells import cell_len
 from rich.console import Console

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
-from kit.loads.shapes import NETNS, START, Trace
+from kit.shapes import NETNS, START, Trace
 
 from ctrace.model.keys.columns import Keys, grouped, key_hash, service_hash
 from ctrace.model.keys.heavy import HeavyTable

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.examples import examples
-from kit.loads.shapes import START
+from kit.shapes import START
 
 from ctrace.batch import Batch, Clock, Counts, HookInfo
 from ctrace.model.model import Model

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from kit.loads.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, TIME_WAIT, Trace, steady
+from kit.shapes import ESTABLISHED, NETNS, SECOND, START, SYN_SENT, TIME_WAIT, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns
 from ctrace.beside import Beside, Stray
