@@ -317,9 +317,7 @@ def dead_targets(p: Place) -> None:
     silent(p.server, "ip daddr 198.18.0.0/16")
 
     def one(n: int) -> None:
-        s = p.keep(socket.socket())
-        s.setblocking(False)
-        s.connect((f"198.18.0.{n % 60 + 1}", 9100))
+        p.knock(f"198.18.0.{n % 60 + 1}", 9100)
 
     p.repeat(p.host, 60, one)
 

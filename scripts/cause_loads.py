@@ -85,6 +85,12 @@ class Place:
         self.stack.callback(one.close)
         return one
 
+    def knock(self, address: str, port: int) -> None:
+        """Send a SYN without waiting for an answer. Raises BlockingIOError, as connect(2) does."""
+        one = self.keep(socket.socket())
+        one.setblocking(False)
+        one.connect((address, port))
+
     def kept(self, node: Node, port: int) -> None:
         """A server that answers what comes, and keeps each connection until the client goes."""
 
@@ -380,9 +386,7 @@ def scan_hosts(p: Place) -> None:
     silent(p.server, "ip daddr 198.18.0.0/16")
 
     def one(n: int) -> None:
-        s = p.keep(socket.socket())
-        s.setblocking(False)
-        s.connect((f"198.18.{n >> 8 & 255}.{n & 255}", 22))
+        p.knock(f"198.18.{n >> 8 & 255}.{n & 255}", 22)
 
     p.repeat(p.host, 120, one)
 
@@ -576,9 +580,7 @@ def unanswered(p: Place) -> None:
     silent(p.server, "tcp dport 5432")
 
     def one(_: int) -> None:
-        s = p.keep(socket.socket())
-        s.setblocking(False)
-        s.connect((SERVER, 5432))
+        p.knock(SERVER, 5432)
 
     p.repeat(p.host, 90, one)
 

@@ -25,7 +25,7 @@ from ctrace.filters import Filter
 from ctrace.host import kernel, memory, netns
 from ctrace.host.kernel import Module
 from ctrace.host.netns import Namespace
-from ctrace.host.tables import TableReader
+from ctrace.host.tables import TableReader, held_now
 from ctrace.kernel import bpf
 from ctrace.record import Events, Reason, by_time, join
 
@@ -308,8 +308,7 @@ class LiveSource:
         if not fresh or global_hooks:
             return False
         if not self._seed:
-            with TableReader() as reader:
-                self.unseen += sum(table.count for table in reader.read(fresh))
+            self.unseen += sum(held_now(fresh).values())
             return False
         self._seedings.append(self._older(fresh))
         return True
@@ -321,8 +320,7 @@ class LiveSource:
         named: Callable[[Events], Events] = _all,
     ) -> Older:
         ids = ids or {space.inum: space.inum for space in spaces}
-        with TableReader() as reader:
-            held = {table.netns: table.count for table in reader.read(spaces)}
+        held = held_now(spaces)
         self._entries = max(self._entries, sum(held.values()))
         # ctnetlink's DESTROY carries the identity of its own dump
         seeding = Seeding(ids.values(), same_ids=self.hooks.family == "netlink")

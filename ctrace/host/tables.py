@@ -159,6 +159,12 @@ def parse_stats(text: str) -> tuple[list[str], _Counters]:
     return names, np.array(rows, np.uint64).reshape(len(rows), -1)[:, : len(names)]
 
 
+def held_now(namespaces: Sequence[Namespace]) -> dict[int, int]:
+    """Entries in each table that can be read, by the number of its namespace."""
+    with TableReader() as reader:
+        return {one.netns: one.count for one in reader.read(namespaces, stats=False)}
+
+
 def _stat_file(space: Namespace) -> str:
     """The text of a namespace's /proc/net/stat/nf_conntrack. Raises OSError, CtraceError."""
     path, here = space.path, f"net:[{space.inum}]"

@@ -87,6 +87,13 @@ def serving(
     server.bind(("::", port))
     if kind == socket.SOCK_STREAM:
         server.listen(16)
+    with answering(server, serve):
+        yield
+
+
+@contextlib.contextmanager
+def answering(server: socket.socket, serve: Callable[[socket.socket], None]) -> Iterator[None]:
+    """``serve`` in a thread, called with the socket again and again until it is closed."""
 
     def run() -> None:
         with contextlib.suppress(OSError):
@@ -259,24 +266,17 @@ def proxy(net: Net) -> Iterator[None]:
     listener.bind(("::", PROXY))
     listener.listen(16)
 
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(1)
-                    connection.sendall(b"px")
-                    connection.recv(1)
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1)
+            connection.sendall(b"px")
+            connection.recv(1)
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
     try:
-        yield
+        with answering(listener, serve):
+            yield
     finally:
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(5)
         net.h.run(["sh"], stdin=route.replace(" add ", " del "))
 
 

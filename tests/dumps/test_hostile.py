@@ -141,20 +141,26 @@ def bomb(kind: str) -> bytes:
     return b"".join(pack.compress(zeros) for _ in range(300)) + pack.flush()
 
 
-@pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
-def test_a_bomb_is_refused_before_it_has_unfolded(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "bomb"
-    path.write_bytes(bomb(kind))
-    taken = [0]
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes were taken from all budgets: the only element."""
+    bytes_taken = [0]
     take = files._Budget.take
 
     def counting(self: files._Budget, name: str, n: int) -> None:
-        taken[0] += n
+        bytes_taken[0] += n
         take(self, name, n)
 
     monkeypatch.setattr(files._Budget, "take", counting)
+    return bytes_taken
+
+
+@pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
+def test_a_bomb_is_refused_before_it_has_unfolded(
+    tmp_path: Path, kind: str, taken: list[int]
+) -> None:
+    path = tmp_path / "bomb"
+    path.write_bytes(bomb(kind))
     with pytest.raises(CtraceError, match="times its size"):
         open_any([str(path)])
     assert taken[0] < 200 << 20
@@ -172,22 +178,14 @@ def test_a_bomb_in_an_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_has_no_ends_of_lines_is_not_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[int]
 ) -> None:
     path = tmp_path / "data" / "blob"
     path.parent.mkdir()
     path.write_bytes(b"x" * (8 << 20))
-    read = [0]
-    take = files._Budget.take
-
-    def counting(self: files._Budget, name: str, n: int) -> None:
-        read[0] += n
-        take(self, name, n)
-
-    monkeypatch.setattr(files._Budget, "take", counting)
     with pytest.raises(CtraceError, match="contains nothing about conntrack"):
         open_any([str(path.parent)])
-    assert 0 < read[0] < 4 << 20
+    assert 0 < taken[0] < 4 << 20
     monkeypatch.setattr(decoded, "NO_TEXT", 4 << 20)
     with pytest.raises(CtraceError, match="blob is not text: most of it has no ends of lines"):
         open_any([str(path)])

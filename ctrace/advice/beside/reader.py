@@ -23,7 +23,7 @@ from ctrace.batch import Batch, TableReading, inode_of
 from ctrace.beside import MOST, Beside, PortsTaken, Refusing, Short, Stray
 from ctrace.errors import CtraceError
 from ctrace.host.netns import Way, find
-from ctrace.host.tables import TableReader
+from ctrace.host.tables import held_now
 from ctrace.ruleset.reader import dump, forget
 from ctrace.ruleset.told import Met, Told, told
 
@@ -142,10 +142,9 @@ class Reader:
 
     def _largest(self) -> dict[int, int]:
         """The namespaces that hold most, until batches show which do."""
-        with TableReader() as reader:
-            tables = reader.read([one for one in find() if self._only in (None, one.inum)])
-        most = sorted(tables, key=lambda t: -t.count)[:SPACES]
-        return {table.netns: table.count for table in most}
+        held = held_now([one for one in find() if self._only in (None, one.inum)])
+        most = sorted(held, key=lambda netns: -held[netns])[:SPACES]
+        return {netns: held[netns] for netns in most}
 
     def _read(self, netns: int, held: int) -> None:
         before = self._spaces.get(netns)
