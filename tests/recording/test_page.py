@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kit import shapes, synthetic
 from kit.browser import CHROMIUM, Browser
 from kit.synthetic import incident, write
@@ -24,6 +26,7 @@ from ctrace.dumps.opened import open_any
 from ctrace.record import Kind
 from ctrace.recording.review import Review, review
 from ctrace.view import format as fmt
+from ctrace.view.report import charts, svg
 from ctrace.view.report.html import report_html
 from ctrace.view.report.markdown import report_markdown
 from ctrace.view.report.story import grouping, headline, story
@@ -300,3 +303,13 @@ def test_a_page_made_of_a_dump_has_no_empty_section(tmp_path: Path) -> None:
     assert re.findall(r"<section>(?:<h2>[^<]*</h2>)?</section>", page) == []
     assert re.findall(r"<(table|dl|ul)[^>]*></\1>", page) == []
     assert "tcp/443" in page
+
+
+@given(st.floats(1e-5, 1.0))
+def test_shares_at_an_axis_are_where_they_stand(most: float) -> None:
+    top, ticks = svg._scale(most)
+    assert top == ticks[-1]
+    for value in ticks:
+        number, unit = charts._tick(value).split()
+        assert unit == "%"
+        assert float(number) == pytest.approx(100 * value, rel=1e-5)

@@ -97,7 +97,7 @@ def over_time(review: Review, told: list[Moment]) -> Iterator[str]:
     marks = _marks(review, told)
     limits = [1.0] if fullest and peaks[fullest[0]] > 0.5 else []
     yield lines_chart(
-        "Fill, share of the limit", axis, line.ts, fills, fmt.share, marks=marks, limits=limits
+        "Fill, share of the limit", axis, line.ts, fills, _tick, marks=marks, limits=limits
     )
     if review.final.hooks.changes:
         flows = [
@@ -158,7 +158,7 @@ def lives(review: Review) -> str:
         Line(key, ys, COLOURS[i % len(COLOURS)], DASHES[i % 4], xs)
         for i, (key, xs, ys) in enumerate(told)
     ]
-    return lines_chart("Share of the entries that ended", axis, (), found, fmt.share)
+    return lines_chart("Share of the entries that ended", axis, (), found, _tick)
 
 
 def _steps(histogram: Histogram) -> tuple[list[float], list[float]]:
@@ -181,3 +181,8 @@ def _axis(review: Review) -> Axis:
 
 def _rate(value: float) -> str:
     return f"{fmt.short(value)}/s" if value else "0"
+
+
+def _tick(part: float) -> str:
+    """``0.25 %``: a share at an axis, which is a round number, in full."""
+    return f"{100 * part:.6g} %"
