@@ -30,7 +30,9 @@ from ctrace.ruleset.model import Ruleset
 from ctrace.ruleset.planes import EVERYWHERE
 
 BUDGET_S: Final = 120
-"""Seconds for all rehearsals of one namespace."""
+"""Seconds for all rehearsals of one namespace, of which this process had a processor."""
+LONGEST_S: Final = 900
+"""Seconds for them by the clock: on a loaded host little of it is spent on them."""
 FAILURES: Final = (CtraceError, OSError, ValueError, LookupError, struct.error, MemoryError)
 """How a rehearsal may end on a host with surprises: the answer is *cannot say*, not a traceback."""
 NOT_NOW: Final = ("no-time", "not-now")
@@ -86,7 +88,7 @@ class Judge:
         self._ruleset, self._backend = ruleset, backend
         self.room: Optional[Room] = None
         self._why_not, self._later = "", False
-        self._until = time.monotonic() + BUDGET_S
+        self._began = time.monotonic(), time.process_time()
         self._remarks = texts.remarks if texts else ()
         if texts is not None and snapshot is None:
             self._why_not = texts.lacking
@@ -109,6 +111,12 @@ class Judge:
             failed = _failed(error)
             self._why_not, self._later = failed.text, failed.id in NOT_NOW
 
+    def _over(self) -> bool:
+        """Whether the time for this namespace is."""
+        clock, spent = self._began
+        took = time.monotonic() - clock
+        return took > LONGEST_S or min(took, time.process_time() - spent) > BUDGET_S
+
     def judge(self, subject: Subject) -> Judgement:
         """The verdict on NOTRACK for a service."""
         with unswept():
@@ -123,13 +131,13 @@ class Judge:
         if self.room is None:
             known = "not-now" if self._later else "no-rehearsal"
             findings.append(Finding("unknown", known, self._why_not))
-        elif time.monotonic() > self._until:
+        elif self._over():
             findings.append(
                 Finding(
                     "unknown",
                     "no-time",
                     "the rehearsals of this namespace took "
-                    f"{BUDGET_S} s already: advise on it alone",
+                    f"{time.monotonic() - self._began[0]:.0f} s already: advise on it alone",
                 )
             )
         elif subject.roles:

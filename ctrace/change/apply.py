@@ -45,7 +45,7 @@ CHECK_S: Final = 1.0
 """Seconds after the change at which it is first judged; a bad one is undone at once."""
 SHORTEST_S = 5
 FLUSH_S: Final = 600
-"""Seconds to wait for ``conntrack -D`` at most: it deletes some 50 000 entries a second."""
+"""Seconds of a processor for ``conntrack -D``: it deletes some 50 000 entries a second."""
 
 
 Judge = Callable[[Plan, Namespace], Plan]
@@ -304,7 +304,7 @@ def flush_old(plan: Plan) -> list[str]:
     for argv in shell_lines.flush_commands(plan):
         # conntrack -D exits with 1 when there was nothing to delete.
         try:
-            _, _, said = commands.output(argv, timeout=FLUSH_S)
+            _, _, said = commands.output(argv, patience=FLUSH_S)
         except CtraceError as error:  # the rules are in place all the same
             said = str(error)
         lines.append(f"{' '.join(argv)}: {said.split(': ', 1)[-1] or 'nothing to delete'}")

@@ -32,7 +32,7 @@ from ctrace.ruleset.installed import PERMANENT, listing, read_installed
 
 POLL_S: Final = 0.25
 TRIES: Final = 60
-PATIENCE_S: Final = 5
+PATIENCE_S: Final = 60
 """Seconds to wait for an earlier guard of the namespace to end."""
 QUIET_S: Final = 1.0
 """Seconds without a change before rules are judged: a reload comes in several pieces."""
@@ -43,8 +43,8 @@ SHARE: Final = 20
 """Judging again takes at most one part in this many of the time,"""
 AT_ONCE: Final = 3
 """except for the first few times: a host that just reloads its firewall is busy."""
-GIVE_UP_S: Final = 300
-"""Seconds after which one judgement is given up."""
+GIVE_UP_S: Final = 1200
+"""Seconds after which one judgement is given up: more than it gives itself."""
 HEAR_EVERY: Final = 5
 """Looks from one check of new entries to the next."""
 GONE_LOOKS: Final = 4

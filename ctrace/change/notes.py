@@ -84,8 +84,9 @@ def directory() -> Path:
     return path
 
 
-TURN_S = 5.0
-"""Seconds to wait for another ctrace's change: a guard renews a lease in a fraction of one."""
+TURN_S = 30.0
+"""Seconds to wait for another ctrace's change: a guard renews a lease in a fraction of one, and in
+some on a loaded host."""
 
 
 @contextmanager

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Optional
 
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, TryAgain
 
-TIMEOUT_S = 30
+PATIENCE_S: Final = 30.0
+"""Seconds: how much of a processor's time a tool may take, and how long it may sleep at a stretch.
+Waiting for a processor is neither: on a loaded host that alone can take minutes."""
+LONGEST_S: Final = 900.0
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -29,52 +33,86 @@ def find(tool: str) -> Optional[str]:
 def output(
     argv: Sequence[str],
     stdin: str = "",
-    timeout: float = TIMEOUT_S,
+    patience: float = PATIENCE_S,
     more: Mapping[str, str] = _NOTHING,
     keep: tuple[int, ...] = (),
 ) -> tuple[int, str, str]:
     """Exit status, standard output and the first line of standard error.
 
-    ``more``: of the environment; ``keep``: descriptors that the command has, too. Raises
-    CtraceError when the command is not there, can't be started or does not come back.
+    ``patience``: as :data:`PATIENCE_S`. ``more``: of the environment; ``keep``: descriptors that
+    the command has, too. Raises CtraceError when the command is not there or can't be started,
+    TryAgain when it does not come back.
     """
-    done = _ended(argv, stdin, timeout, more, keep)
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return done.returncode, done.stdout, said[0].strip() if said else ""
+    status, text, complaint = _ended(argv, stdin, patience, more, keep)
+    said = [line for line in complaint.splitlines() if line.strip()]
+    return status, text, said[0].strip() if said else ""
 
 
 def complaints(argv: Sequence[str], stdin: str = "") -> tuple[int, list[str]]:
     """Exit status and all lines of standard error. Raises CtraceError as :func:`output` does."""
-    done = _ended(argv, stdin, TIMEOUT_S)
-    return done.returncode, done.stderr.splitlines()
+    status, _, complaint = _ended(argv, stdin, PATIENCE_S)
+    return status, complaint.splitlines()
 
 
 def _ended(
     argv: Sequence[str],
     stdin: str,
-    timeout: float,
+    patience: float,
     more: Mapping[str, str] = _NOTHING,
     keep: tuple[int, ...] = (),
-) -> subprocess.CompletedProcess[str]:
+) -> tuple[int, str, str]:
     program = find(argv[0])
     if program is None:
         raise CtraceError(f"{argv[0]} is not installed, and this needs it")
     try:
-        return subprocess.run(
-            [program, *argv[1:]],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-            env={**os.environ, "LC_ALL": "C", **more},
-            pass_fds=keep,
-        )
-    except subprocess.TimeoutExpired:
-        raise CtraceError(f"{argv[0]} did not finish within {timeout:.0f} s") from None
+        with os.fdopen(os.memfd_create("stdin"), "wb+") as given:
+            given.write(stdin.encode(errors="replace"))
+            given.seek(0)
+            with subprocess.Popen(
+                [program, *argv[1:]],
+                stdin=given,  # no pipe: with a timeout communicate() may lose what it writes
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env={**os.environ, "LC_ALL": "C", **more},
+                pass_fds=keep,
+            ) as process:
+                try:
+                    text, complaint = _heard(process, argv[0], patience)
+                except BaseException:
+                    process.kill()
+                    raise
     except OSError as error:  # no process, memory or descriptor left
         raise CtraceError(f"{argv[0]} cannot be started: {error.strerror}") from None
+    return process.returncode, text, complaint
+
+
+def _heard(process: subprocess.Popen[str], name: str, patience: float) -> tuple[str, str]:
+    """Standard output and error, once it has ended. Raises TryAgain."""
+    until = time.monotonic() + max(LONGEST_S, patience)
+    before = -1.0
+    while True:
+        try:
+            return process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            asleep, spent = _progress(process.pid)
+        if spent >= patience:
+            raise TryAgain(f"{name} took more than {patience:.0f} s of a processor's time")
+        if (asleep and spent == before) or time.monotonic() > until:
+            raise TryAgain(f"{name} does not come to an end")
+        before = spent
+
+
+def _progress(pid: int) -> tuple[bool, float]:
+    """Whether a process sleeps until something else happens, and the seconds of a processor's time
+    that it has had (proc_pid_stat(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return False, 0.0
+    return fields[0] in "STt", sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(
@@ -84,7 +122,7 @@ def run(
     keep: tuple[int, ...] = (),
 ) -> str:
     """Standard output. Raises CtraceError with the command's own first complaint."""
-    status, text, complaint = output(argv, stdin, TIMEOUT_S, more, keep)
+    status, text, complaint = output(argv, stdin, PATIENCE_S, more, keep)
     if status != 0:
         raise CtraceError(f"{argv[0]} refused: {complaint or f'exit status {status}'}")
     return text

@@ -33,7 +33,9 @@ from ctrace.rehearsal.ways import ends
 from ctrace.rehearsal.ways.ends import ENDS, INET
 from ctrace.ruleset.notrack import TABLE as OURS
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 60.0
+"""Seconds without a word from the kernel: what it does in the background waits on a loaded host."""
+LONGEST_S: Final = 600.0
 _TRACE: Final = 10 << 8 | 17
 _NFTABLES_GROUP, _NFTRACE_GROUP = 7, 9
 FAMILIES: Final = {"inet": INET, "ip": 2, "ip6": 10}
@@ -266,7 +268,7 @@ class Stage:
         found: dict[int, list[Outcome]] = defaultdict(list)
         self.ways = defaultdict(list)
         numbers: dict[bytes, int] = {}
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + LONGEST_S
         self._listen.sock.settimeout(PATIENCE_S)
         while time.monotonic() < until:
             try:

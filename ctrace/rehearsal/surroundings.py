@@ -48,7 +48,7 @@ from ctrace.rehearsal.snapshot import (
 TUNSETIFF, TUNSETLINK, TUNSETIFINDEX = 0x400454CA, 0x400454CD, 0x400454DA
 TUN, TAP, NO_PI = 1, 2, 0x1000
 NOARP: Final = 0x80
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 60.0
 NEWLINK, NEWADDR, NEWROUTE, NEWRULE, DELRULE, NEWNEXTHOP = 16, 20, 24, 32, 33, 104
 _FAR: Final = b"\x02\0\0\0\0\x01"
 """The link address of whoever sends."""

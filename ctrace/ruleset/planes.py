@@ -22,7 +22,6 @@ from ctrace.host import commands
 from ctrace.kernel.bpf import Cmd, bpf, prog_info
 from ctrace.kernel.programs import TIMERS
 
-TIMEOUT: Final = 20.0
 ATTACHED: Final = {46: "tcx", 47: "tcx", 54: "netkit", 55: "netkit"}
 """enum bpf_attach_type: TCX ingress and egress (6.6), netkit primary and peer (6.7)."""
 QUERY_SIZE: Final = 64
@@ -150,7 +149,7 @@ def _of_filter(one: dict[str, Any]) -> Iterator[str]:
 
 def _json(argv: tuple[str, ...], gaps: list[str]) -> list[dict[str, Any]]:
     try:
-        status, text, _ = commands.output(argv, timeout=TIMEOUT)
+        status, text, _ = commands.output(argv)
         if status != 0:
             raise ValueError
         found = json.loads(text or "[]")

@@ -29,8 +29,9 @@ from ctrace.ruleset.planes import Plane, planes
 XT_TABLES: Final = ("raw", "mangle", "nat", "filter", "security")
 XT_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _COUNTS: Final = frozenset(("handle", "packets", "bytes", "expires", "used"))
-TIMEOUT: Final = 60.0
-"""Seconds for one tool: 50,000 rules take one, and ten times as long on a busy machine."""
+PATIENCE_S: Final = 60.0
+"""Seconds of a processor for one tool (:data:`ctrace.host.commands.PATIENCE_S`): 50,000 rules
+take some."""
 
 __all__ = ["Ruleset", "dump", "fingerprint", "load", "read"]
 
@@ -176,7 +177,7 @@ def _collect(netns_path: str) -> _Listings:
 
 def _run(argv: list[str], gaps: list[str]) -> str:
     try:
-        status, text, said = commands.output(argv, timeout=TIMEOUT)
+        status, text, said = commands.output(argv, patience=PATIENCE_S)
     except CtraceError as error:
         gaps.append(str(error))
         return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctrace.advice.facts import facts
+from ctrace.errors import TryAgain
 from ctrace.host import commands
 from ctrace.lab import Lab
 
@@ -47,3 +48,22 @@ def test_nothing_is_taken_from_the_folder_one_is_in(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
     assert not commands.have("planted-tool")
+
+
+def test_a_tool_that_only_waits_for_a_processor_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also gets all of its input, which is more than a pipe holds."""
+    monkeypatch.setattr(commands, "_progress", lambda _: (False, 0.0))
+    text = "rule\n" * 100_000
+    found = commands.output(["sh", "-c", "sleep 0.3; cat"], text, patience=0.02)
+    assert found == (0, text, "")
+
+
+@pytest.mark.parametrize(
+    ("tool", "why"),
+    [("sleep 1000", "does not come to an end"), ("while :; do :; done", "of a processor's time")],
+)
+def test_a_tool_that_hangs_is_given_up(tool: str, why: str) -> None:
+    with pytest.raises(TryAgain, match=why):
+        commands.output(["sh", "-c", tool], patience=0.1)

@@ -39,6 +39,7 @@ SIZE: Final = 4 << 20
 """Bytes of rules that are loaded, and of anything else that was listed: of what is longer, texts
 keep a part alone (:data:`ctrace.dumps.found.TEXT_LIMIT`), and a copy of a part is none."""
 LOADING_S: Final = 20.0
+"""Seconds of a processor: the text is a stranger's."""
 CAGE: Final = 'mount -t tmpfs none /run && ulimit -v 2097152 && exec "$0" "$@"'
 """Hides the sockets below /run, so that no name server is asked; limits memory."""
 
