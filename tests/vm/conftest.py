@@ -23,28 +23,12 @@ from ctrace.lab import Lab
 from ctrace.record import Events, Kind
 
 KERNEL = os.environ.get("CTRACE_VM", "")
-QUIET = os.environ.get("CTRACE_VM_QUIET", "")
-"""A file that is there as soon as nothing else runs on the host: what compares clocks waits."""
 _seen: Seen = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", families(), scope="module")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if QUIET:
-        items.sort(key=lambda item: item.get_closest_marker("clocks") is not None)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Before the test's own time begins to count."""
-    if item.get_closest_marker("clocks"):
-        while QUIET and not os.path.exists(QUIET):
-            time.sleep(1)
-    return (yield)
 
 
 def pytest_sessionfinish() -> None:
