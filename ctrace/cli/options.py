@@ -87,9 +87,14 @@ def make_filter(
     family: Optional[str] = None,
     ipv4: bool = False,
     ipv6: bool = False,
-    netns: Optional[int] = None,
+    netns: Optional[str] = None,
 ) -> Filter:
-    """The options' values as a Filter. Raises UsageError when no flow could match."""
+    """The options' values as a Filter. Raises UsageError when no flow could match.
+
+    The namespace is looked for among those that are alive.
+    """
+    from ctrace.host.netns import resolve
+
     families = {FAMILIES[family]} if family else set()
     families |= {2} if ipv4 else set()
     families |= {10} if ipv6 else set()
@@ -111,7 +116,7 @@ def make_filter(
         dst_nat=dst_nat,
         zone=zone,
         family=families.pop() if families else None,
-        netns=netns,
+        netns=None if netns is None else resolve(netns),
     )
 
 

@@ -73,12 +73,7 @@ class Model(Intake):
         culprits are those of its flows; everything else is that of its namespace. Sorted by
         ``table_seconds``, the group ``who`` is of what was held all the time, not of what is now.
         """
-        if group not in GROUPS:
-            raise UsageError(f"unknown group {group!r}: use one of {', '.join(GROUPS)}")
-        if sort.removeprefix("-") not in (*SORTS, OVER_TIME):
-            raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
-        if refusal := scope.refusal(group):
-            raise UsageError(refusal)
+        _check(group, sort, scope)
         chosen, here = self._base(group, scope), scope.of_namespace
         told = self._by_netns()
         every = self._tables.view(told, self._stale)
@@ -273,3 +268,13 @@ class Model(Intake):
             tracked_keys=sum(level.table.used for level in levels.all()),
             pruned=sum(level.table.given_up() for level in levels.all()) + self._victims.pruned,
         )
+
+
+def _check(group: str, sort: str, scope: Scope) -> None:
+    """Raises UsageError where there is no such answer."""
+    if group not in GROUPS:
+        raise UsageError(f"unknown group {group!r}: use one of {', '.join(GROUPS)}")
+    if sort.removeprefix("-") not in (*SORTS, OVER_TIME):
+        raise UsageError(f"unknown sort {sort!r}: use one of {', '.join(SORTS)}")
+    if refusal := scope.refusal(group):
+        raise UsageError(refusal)

@@ -102,11 +102,6 @@ def command(
     drops = parse(given)
     if plan:
         check_free(plan, force=force)
-    netns = filters.pop("netns")
-    if isinstance(netns, str):
-        from ctrace.host.netns import resolve
-
-        filters["netns"] = resolve(netns)
     wanted = held_filter(**filters)
     asked = Asked(wanted, target, drops)
     advice = _recorded(file, asked) if file else _live(duration, asked, hooks)
@@ -120,7 +115,7 @@ def command(
         # In a file or a pipe lines may be longer than in a narrow terminal.
         width = None if sys.stdout.isatty() else 120
         console = Console(highlight=False, markup=False, width=width)
-        how = "" if plan else _again(file, given, str(netns or ""), target)
+        how = "" if plan else _again(file, given, str(filters["netns"] or ""), target)
         console.print(render(advice, full=full, how=how), crop=False)
     if plan:
         _write(advice, plan, wanted.netns, force)

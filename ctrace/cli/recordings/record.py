@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -114,10 +115,6 @@ def command(
     in_ring = bool(ring or keep or trigger)
     retention = _retention(ring, keep, trigger, (before, after))
     shown = shown_filter(filters)
-    if filters.get("netns"):
-        from ctrace.host.netns import resolve
-
-        filters["netns"] = resolve(filters["netns"])
     wanted = held_filter(**filters)
     path = named(output or (DEFAULT_RING if in_ring else DEFAULT))
     with contextlib.ExitStack() as opened:
@@ -130,34 +127,32 @@ def command(
         source = open_live(wanted, hooks=hooks, sample=True)
         opened.callback(source.close)
         header = host_facts.header(source, shown)
+        tell = _teller(quiet)
         sink: Sink
         if in_ring:
             sink = FlightRecorder(path, header, retention)
         else:
-            old = make_way(path)
-            if old and not quiet:
-                click.echo(f"ctrace: the earlier {path} is now {old}", err=True)
+            if old := make_way(path):
+                tell(f"the earlier {path} is now {old}")
             sink = Writer(path, header)
         tell_unseen()
-        if not quiet:
-            click.echo(
-                f"ctrace: recording to {path} with {source.hooks.family} hooks, {_told(until)}",
-                err=True,
-            )
+        tell(f"recording to {path} with {source.hooks.family} hooks, {_told(until)}")
         line = ProgressLine(quiet or not sys.stderr.isatty(), bounded=in_ring)
         costs = Beside(measurement, header.host) if measurement is not None else None
         ended = record(source, sink, until, interval, line.show, costs)
         line.end()
-        if not quiet:
-            if isinstance(sink, FlightRecorder) and sink.full:
-                told = "the disk was full: older segments went for newer ones"
-                click.echo(f"ctrace: {told}", err=True)
-            kept = "; nothing was kept, as no trigger fired" if trigger and not sink.stored else ""
-            told = line.told(sink.stored) + newcomers(source.unseen)
-            click.echo(f"ctrace: {path}: {told} ({ended.reason}){kept}", err=True)
-
+        if isinstance(sink, FlightRecorder) and sink.full:
+            tell("the disk was full: older segments went for newer ones")
+        kept = "; nothing was kept, as no trigger fired" if trigger and not sink.stored else ""
+        told = line.told(sink.stored) + newcomers(source.unseen)
+        tell(f"{path}: {told} ({ended.reason}){kept}")
     if ended.status:
         sys.exit(ended.status)
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    """Says a line on standard error, unless nothing is to be said."""
+    return lambda line: None if quiet else click.echo(f"ctrace: {line}", err=True)
 
 
 def _told(until: Until) -> str:

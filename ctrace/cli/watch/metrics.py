@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ctrace.cli.kinds import Time, Whole
 from ctrace.cli.options import hooks_option
 from ctrace.errors import CtraceError
+
+if TYPE_CHECKING:
+    from ctrace.view.export.scrape import Scrapes
+    from ctrace.view.export.web_config import WebConfig
 
 LISTEN = "127.0.0.1:9632"
 MEMORY = 12 << 20
@@ -88,46 +93,39 @@ def command(
     group = "pair" if addresses else "service"
     signal.signal(signal.SIGTERM, _stop)
     server = None if once else Scrapes(address, CONTENT_TYPE_LATEST, config)
-    try:
-        source = open_live(hooks=hooks, sample=True)
-        try:
-            model = Model(
-                source.hooks,
-                source.clock,
-                source.started,
-                host=socket.gethostname(),
-                memory=MEMORY,
-                interval=interval,
-            )
-            if server is not None:
-                host, port = server.server_address[:2]
-                scheme = "https" if config.tls else "http"
-                click.echo(
-                    f"ctrace: serving {scheme}://{_host(host)}:{port}/metrics "
-                    f"({source.hooks.family} hooks)",
-                    err=True,
-                )
-            reader = Reader(every=RULES, pings=False)  # whose answer is for help alone
-            for batch in reader.along(source.batches(interval)):
-                model.update(batch)
-                if batch.more:
-                    continue
-                moment = model.snapshot(group=group, sort="held", limit=limit)
-                text = exposition.text(moment, conditions())
-                if server is None:
-                    click.echo(text.decode(), nl=False)
-                    return
-                server.text = text
-        finally:
-            source.close()
-    finally:
+    with contextlib.ExitStack() as opened:
         if server is not None:
-            server.close()
+            opened.callback(server.close)
+        source = open_live(hooks=hooks, sample=True)
+        opened.callback(source.close)
+        model = Model(
+            source.hooks,
+            source.clock,
+            source.started,
+            host=socket.gethostname(),
+            memory=MEMORY,
+            interval=interval,
+        )
+        if server is not None:
+            url = _url(server, config)
+            click.echo(f"ctrace: serving {url} ({source.hooks.family} hooks)", err=True)
+        reader = Reader(every=RULES, pings=False)  # whose answer is for help alone
+        for batch in reader.along(source.batches(interval)):
+            model.update(batch)
+            if batch.more:
+                continue
+            moment = model.snapshot(group=group, sort="held", limit=limit)
+            text = exposition.text(moment, conditions())
+            if server is None:
+                click.echo(text.decode(), nl=False)
+                return
+            server.text = text
 
 
-def _host(host: Any) -> str:
-    text = str(host)
-    return f"[{text}]" if ":" in text else text
+def _url(server: Scrapes, config: WebConfig) -> str:
+    host, port = str(server.server_address[0]), server.server_address[1]
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if config.tls else 'http'}://{name}:{port}/metrics"
 
 
 def _stop(*_: object) -> None:

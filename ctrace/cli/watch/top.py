@@ -6,7 +6,9 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import click
@@ -106,10 +108,6 @@ def command(
     by = rows_by(group, format)
     check(by, by_status)
     shown = shown_filter(filters)
-    if filters.get("netns"):
-        from ctrace.host.netns import resolve as inode_of
-
-        filters["netns"] = inode_of(filters["netns"])
     wanted = make_filter(**filters)
     as_screen = not (once or plain or format == "json" or not has_screen())
     if resolve and not as_screen:
@@ -126,22 +124,15 @@ def command(
     from ctrace.advice.beside import Reader  # while the hooks are being attached
 
     feed.read_beside(Reader(wanted.netns))
-    try:
+    with contextlib.closing(feed):
         if as_screen:
             chosen = State(group=by, sort=sort, filter=by_status)
             run_screen(feed, chosen, count, theme or "", ascii_only, resolve)
         else:
-            run_plain(
-                feed,
-                interval,
-                1 if once else count,
-                json_lines=format == "json",
-                indent=2 if once else None,
-                ascii_only=ascii_only or fmt.wants_ascii(),
-                theme=theme or "",
-            )
-    finally:
-        feed.close()
+            show: Callable[[Snapshot], None] = partial(print_json, indent=2 if once else None)
+            if format == "text":
+                show = frames(ascii_only or fmt.wants_ascii(), theme or "")
+            run_plain(feed, interval, 1 if once else count, show)
     if feed.error is not None:
         raise feed.error
 
@@ -195,20 +186,9 @@ def end_recording(feed: LiveFeed) -> None:
 
 
 def run_plain(
-    feed: LiveFeed,
-    interval: float,
-    count: Optional[int],
-    *,
-    json_lines: bool,
-    indent: Optional[int],
-    ascii_only: bool,
-    theme: str,
+    feed: LiveFeed, interval: float, count: Optional[int], show: Callable[[Snapshot], None]
 ) -> None:
-    """Frames or JSON on standard output, until the count is reached or the reader goes."""
-    if not json_lines:  # what a frame needs is loaded while the first interval passes
-        import rich.console  # noqa: F401
-
-        import ctrace.view.screen.frame  # noqa: F401
+    """Show each snapshot, until the count is reached or the reader goes."""
     seen: Optional[Snapshot] = None
     shown = 0
     while count is None or shown < count:
@@ -220,15 +200,26 @@ def run_plain(
         if snapshot is None:
             continue  # a host that stalls is not the end: the next snapshot shows it
         seen = snapshot
-        if json_lines:
-            import json
-
-            from ctrace.view.export.json import snapshot_json
-
-            click.echo(json.dumps(snapshot_json(snapshot), indent=indent))
-        else:
-            print_frame(snapshot, ascii_only=ascii_only, theme=theme)
+        show(snapshot)
         shown += 1
+
+
+def print_json(snapshot: Snapshot, *, indent: Optional[int]) -> None:
+    """One object, on a line of its own without ``indent``."""
+    import json
+
+    from ctrace.view.export.json import snapshot_json
+
+    click.echo(json.dumps(snapshot_json(snapshot), indent=indent))
+
+
+def frames(ascii_only: bool, theme: str) -> Callable[[Snapshot], None]:
+    """Prints a frame; what that needs is loaded now, while the first interval passes."""
+    import rich.console  # noqa: F401
+
+    import ctrace.view.screen.frame  # noqa: F401
+
+    return partial(print_frame, ascii_only=ascii_only, theme=theme)
 
 
 def print_frame(snapshot: Snapshot, *, ascii_only: bool, theme: str) -> None:

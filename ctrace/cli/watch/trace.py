@@ -70,10 +70,6 @@ def command(
     from ctrace.capture import open_live
     from ctrace.view.unseen import newcomers
 
-    if filters.get("netns"):
-        from ctrace.host.netns import resolve
-
-        filters["netns"] = resolve(filters["netns"])
     wanted = make_filter(**filters)
     if kinds:
         wanted = replace(wanted, kinds=frozenset(map(parse_kind, kinds.split(","))))

@@ -65,28 +65,7 @@ def details(
 
     ``ends`` are one in ``part`` of all.
     """
-    adds = [
-        (name, at, 1)
-        for name, at in (
-            ("drops", w.where(Kind.DROP)),
-            ("failed", w.where(Kind.INSERT_FAILED)),
-            ("deleted", w.because(Reason.DELETED)),
-            ("evicted", w.because(Reason.EVICTED, Reason.GC_PRESSURE)),
-        )
-        if at.size
-    ]
-    existing = w.where(Kind.EXISTING)
-    if existing.size:
-        adds += [("existing", existing, 1), ("older", existing, 1)]
-    found = w.where(Kind.FOUND)
-    if found.size:
-        adds.append(("found", found, 1))
-    unpaired = ends.take(np.flatnonzero(age == UNKNOWN))
-    if unpaired.size:
-        adds.append(("older", unpaired, -1))
-        if part > 1:  # those of the first dump are all known, others stand for what is left out
-            adds.append(("older", unpaired[extra.take(unpaired) & EXISTING == 0], 1 - part))
-
+    adds = _changes(w, ends.take(np.flatnonzero(age == UNKNOWN)), extra, part)
     step = max(1, -(-len(ends) // ENDS_MEASURED))
     ends, age = ends[::step], age[::step]
     residence = np.flatnonzero(age >= 0)
@@ -118,3 +97,30 @@ def details(
         directions=[(one, looked[direction == one]) for one in np.unique(direction).tolist()],
         latest=w.words[ends[-SAMPLED:]],
     )
+
+
+def _changes(
+    w: Window, unpaired: Rows, extra: npt.NDArray[np.uint16], part: int
+) -> list[tuple[str, Rows, int]]:
+    """Counters to change; ``unpaired`` are the ends whose births nobody saw."""
+    adds = [
+        (name, at, 1)
+        for name, at in (
+            ("drops", w.where(Kind.DROP)),
+            ("failed", w.where(Kind.INSERT_FAILED)),
+            ("deleted", w.because(Reason.DELETED)),
+            ("evicted", w.because(Reason.EVICTED, Reason.GC_PRESSURE)),
+        )
+        if at.size
+    ]
+    existing = w.where(Kind.EXISTING)
+    if existing.size:
+        adds += [("existing", existing, 1), ("older", existing, 1)]
+    found = w.where(Kind.FOUND)
+    if found.size:
+        adds.append(("found", found, 1))
+    if unpaired.size:
+        adds.append(("older", unpaired, -1))
+        if part > 1:  # those of the first dump are all known, others stand for what is left out
+            adds.append(("older", unpaired[extra.take(unpaired) & EXISTING == 0], 1 - part))
+    return adds

@@ -18,35 +18,55 @@ from ctrace.view.report.cost import (
     table_lines,
 )
 
+Table = Callable[..., str]
+"""Makes a section of a title, columns, rows of HTML cells and a note."""
 
-def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
-    """The sections; ``table`` makes one of a title, columns, rows of HTML cells and a note."""
+
+def perf_html(host: str, perf: Perf, table: Table) -> str:
+    """The sections."""
     told = [*headline(perf).plain.splitlines(), *other_lines(perf)]
     lines = "<br>".join(_text(line) for line in told)
     return (
         f"<section><h2>What conntrack cost on {_text(host) or 'this host'}</h2><p>{lines}</p>"
-        f"{_missing(perf)}</section>"
-        + table(
-            "Time in conntrack, nanoseconds",
-            ("packets that were", ">packets", ">mean", *(f">{name}" for name in PERCENTILES)),
-            (
-                [_text(latency_name(row)), fmt.count(row.packets), fmt.count(row.mean),
-                 *(fmt.count(value) for value in row.percentiles)]
-                for row in perf.latencies
-            ),
-            precision(perf).capitalize() + ".",
-        )
-        + table(
-            "What NOTRACK would save",
-            ("service", ">packets/s", ">ns a packet", ">CPU ms a second"),
-            (
-                [_text(name), fmt.count(row.packets_per_s), fmt.count(row.ns_per_packet),
-                 fmt.decimal(row.cores * 1e3, 2)]
-                for name, row in services(perf)
-            ),
-            saving(perf).capitalize() + ".",
-        )
-        + table(
+        f"{_missing(perf)}</section>" + _of_packets(perf, table) + _of_the_kernel(perf, table)
+    )
+
+
+def _of_packets(perf: Perf, table: Table) -> str:
+    """What each kind of packet took, and what NOTRACK would save."""
+    return table(
+        "Time in conntrack, nanoseconds",
+        ("packets that were", ">packets", ">mean", *(f">{name}" for name in PERCENTILES)),
+        (
+            [
+                _text(latency_name(row)),
+                fmt.count(row.packets),
+                fmt.count(row.mean),
+                *(fmt.count(value) for value in row.percentiles),
+            ]
+            for row in perf.latencies
+        ),
+        precision(perf).capitalize() + ".",
+    ) + table(
+        "What NOTRACK would save",
+        ("service", ">packets/s", ">ns a packet", ">CPU ms a second"),
+        (
+            [
+                _text(name),
+                fmt.count(row.packets_per_s),
+                fmt.count(row.ns_per_packet),
+                fmt.decimal(row.cores * 1e3, 2),
+            ]
+            for name, row in services(perf)
+        ),
+        saving(perf).capitalize() + ".",
+    )
+
+
+def _of_the_kernel(perf: Perf, table: Table) -> str:
+    """Functions, stacks, the hash table and its locks."""
+    return (
+        table(
             "Where conntrack's CPU time went",
             ("function", ">share of all CPU time"),
             ([_text(row.function), f"{100 * row.share:.2f} %"] for row in perf.hot),
@@ -55,15 +75,22 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
         + table(
             "Kernel stacks through conntrack",
             (">samples", "outermost function first"),
-            ([fmt.count(count), _text(" → ".join(stack.split(";")))]
-             for stack, count in perf.sampled_stacks),
+            (
+                [fmt.count(count), _text(" → ".join(stack.split(";")))]
+                for stack, count in perf.sampled_stacks
+            ),
         )
         + table(
             "Hash table",
             ("namespace", ">entries", ">search restarts", ">chains too long", ">clashes resolved"),
             (
-                [_text(row.netns), fmt.count(row.count), fmt.count(row.search_restart),
-                 fmt.count(row.chaintoolong), fmt.count(row.clash_resolve)]
+                [
+                    _text(row.netns),
+                    fmt.count(row.count),
+                    fmt.count(row.search_restart),
+                    fmt.count(row.chaintoolong),
+                    fmt.count(row.clash_resolve),
+                ]
                 for row in perf.tables
             ),
             _text(". ".join(table_lines(perf))),
@@ -72,14 +99,18 @@ def perf_html(host: str, perf: Perf, table: Callable[..., str]) -> str:
             "Waiting for conntrack's locks",
             ("lock", ">waits", ">total ms", ">longest us", "kernel stack, innermost first"),
             (
-                [_text(row.lock), fmt.count(row.count), fmt.decimal(row.total_ns / 1e6, 2),
-                 fmt.decimal(row.longest_ns / 1e3, 1),
-                 _text(" ← ".join(row.stack.split(";")[::-1][:6]))]
+                [
+                    _text(row.lock),
+                    fmt.count(row.count),
+                    fmt.decimal(row.total_ns / 1e6, 2),
+                    fmt.decimal(row.longest_ns / 1e3, 1),
+                    _text(" ← ".join(row.stack.split(";")[::-1][:6])),
+                ]
                 for row in perf.waits or ()
             ),
             folded=True,
         )
-    )  # fmt: skip
+    )
 
 
 def _missing(perf: Perf) -> str:
