@@ -134,7 +134,7 @@ def draft(path: str, *, force: bool = False) -> Iterator[str]:
     folder, name = os.path.split(path)
     if not os.path.isdir(folder or "."):
         raise CtraceError(f"cannot write {path}: there is no such folder")
-    own = os.path.join(folder, f".{name}.{os.getpid()}-{os.urandom(4).hex()}")
+    own = os.path.join(folder, _beside(name))
     try:
         yield own
         if force:
@@ -182,6 +182,12 @@ def give_to_caller(fd: int) -> None:
             os.fchown(fd, int(user), int(group))
 
 
+def _beside(name: str) -> str:
+    """A name for a file until it is whole: one that no file has, of 255 bytes at most."""
+    start = os.fsdecode(os.fsencode(name)[:200])
+    return f".{start}.{os.getpid()}-{os.urandom(4).hex()}"
+
+
 class _Draft:
     """A file that becomes ``name`` once it is complete.
 
@@ -191,7 +197,7 @@ class _Draft:
 
     def __init__(self, place: int, name: str) -> None:
         self._place, self._name = place, name
-        self._own = f".{name}.{os.getpid()}-{os.urandom(4).hex()}"
+        self._own = _beside(name)
         self._named = False
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:

@@ -75,7 +75,10 @@ def _decoded(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _wide(first: bytes) -> str:
-    """The name of an encoding with two bytes a character, or nothing: not every text has a mark."""
+    """The name of an encoding with several bytes a character, or nothing: not every text has a
+    mark."""
+    if first[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
     if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
     some = first[:64] if len(first) > 8 else b"00"

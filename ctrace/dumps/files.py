@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import lzma
 import os
@@ -16,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any, Final, Optional, Protocol, cast
 
+from ctrace.dumps.packed import Unreadable, unpacker
 from ctrace.errors import CtraceError
 
 UNFOLDED: Final = 16 << 30
@@ -27,7 +26,6 @@ FREE: Final = 64 << 20
 """Bytes to which any file may expand, whatever its ratio."""
 MEMBERS: Final = 50_000
 """Files of a directory or archive that are read, at most."""
-XZ_MEMORY: Final = 256 << 20
 NESTED: Final = 4
 """Depth of archives within archives."""
 HEADER: Final = 1 << 20
@@ -72,6 +70,20 @@ class _Budget:
             raise CtraceError(f"{name}: more than {UNFOLDED >> 30} GiB of text: give fewer files")
 
 
+class _Broken(io.RawIOBase):
+    """A stream that cannot be read: who reads it is told why."""
+
+    def __init__(self, error: Unreadable) -> None:
+        self._error = error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        del buffer
+        raise self._error
+
+
 class _Tells(Protocol):
     """A stream that knows how far it has been read."""
 
@@ -112,17 +124,18 @@ def _safely(name: str, stream: IO[bytes], n: int) -> bytes:
         return stream.read(n) or b""  # None: a file of /proc that has nothing more for now
     except (OSError, EOFError, lzma.LZMAError, MemoryError, tarfile.TarError) as error:
         what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise CtraceError(f"cannot read {name}: {what}") from None
+        raise Unreadable(f"cannot read {name}: {what}") from None
     except Exception as error:  # zlib's and zstandard's own
         if type(error).__module__ not in ("zlib", "zstd", "zstandard"):
             raise
-        raise CtraceError(f"cannot read {name}: {error}") from None
+        raise Unreadable(f"cannot read {name}: {error}") from None
 
 
 def texts(paths: Sequence[str]) -> Iterator[Text]:
     """Every text of the files, directories and archives at ``paths``; ``-`` is standard input.
 
-    A text is to be read before the next is asked for. Raises CtraceError.
+    A text is to be read before the next is asked for. Of directories and archives, what cannot be
+    read is a text that raises Unreadable. Raises CtraceError.
     """
     budget = _Budget()
     for path in paths:
@@ -160,7 +173,7 @@ def _open(path: str) -> IO[bytes]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise CtraceError(f"cannot open {path}: {error.strerror}") from None
+        raise Unreadable(f"cannot open {path}: {error.strerror}") from None
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode):
         poll = select.poll()
@@ -176,9 +189,9 @@ def _open(path: str) -> IO[bytes]:
 
 
 def _check_holes(path: str, found: os.stat_result) -> None:
-    """A file that is mostly not there takes long to read. Raises CtraceError."""
+    """A file that is mostly not there takes long to read. Raises Unreadable."""
     if found.st_size > FREE and found.st_size > RATIO * max(1, found.st_blocks * 512):
-        raise CtraceError(
+        raise Unreadable(
             f"{path} is a file of {found.st_size >> 20:,} MiB that is nearly all holes: not a text "
             "dump"
         )
@@ -188,12 +201,24 @@ def _directory(path: str, budget: _Budget) -> Iterator[Text]:
     for full in _inside(path):
         if not os.path.isfile(full) or os.path.islink(full):
             continue
-        with _open(full) as file:
-            found = os.fstat(file.fileno())
-            _check_holes(full, found)
-            when = _when(found.st_mtime)
-            inside = os.path.relpath(full, path)
-            yield from _unfold(Text(inside, when, file, False, _host(full)), budget, 0)
+        inside = os.path.relpath(full, path)
+        yield from _tried(inside, _file(full, inside, budget))
+
+
+def _file(full: str, inside: str, budget: _Budget) -> Iterator[Text]:
+    with _open(full) as file:
+        found = os.fstat(file.fileno())
+        _check_holes(full, found)
+        when = _when(found.st_mtime)
+        yield from _unfold(Text(inside, when, file, False, _host(full)), budget, 0)
+
+
+def _tried(name: str, found: Iterator[Text]) -> Iterator[Text]:
+    """The same texts; where they cannot be read, one that says why."""
+    try:
+        yield from found
+    except Unreadable as error:
+        yield Text(name, None, cast(IO[bytes], _Broken(error)), False)
 
 
 def _inside(path: str) -> list[str]:
@@ -220,12 +245,12 @@ def _unfold(text: Text, budget: _Budget, depth: int) -> Iterator[Text]:
     try:
         head = stream.peek(512)
     except (OSError, lzma.LZMAError, EOFError) as error:
-        raise CtraceError(f"cannot read {name}: {error}") from None
+        raise Unreadable(f"cannot read {name}: {error}") from None
     packed = _Told(stream)
-    opened = _unpacker(name, head, cast(IO[bytes], packed))
+    opened = unpacker(name, head, cast(IO[bytes], packed))
     if opened is not None:
         if depth >= 2:
-            raise CtraceError(f"{name} is packed more than twice")
+            raise Unreadable(f"{name} is packed more than twice")
         counted = cast(IO[bytes], _Counted(name, opened, budget, packed))
         yield from _unfold(replace(text, stream=counted), budget, depth + 1)
     elif head[257:262] == b"ustar":
@@ -254,61 +279,6 @@ class _Told(io.RawIOBase):
 
     def tell(self) -> int:
         return self._read
-
-
-def _unpacker(name: str, head: bytes, stream: IO[bytes]) -> Optional[IO[bytes]]:
-    if head.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-    if head.startswith(b"\xfd7zXZ\0"):
-        return cast(IO[bytes], _Xz(stream))
-    if head.startswith(b"BZh"):
-        return cast(IO[bytes], bz2.BZ2File(stream))
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            import zstandard
-        except ImportError:
-            raise CtraceError(
-                f"{name} is packed with zstd: install the zstandard package, or unpack it"
-            ) from None
-        unpack = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        reader: IO[bytes] = unpack.stream_reader(stream, read_across_frames=True)
-        return reader
-    return None
-
-
-class _Xz:
-    """lzma.LZMAFile with a limit on memory."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._engine: Optional[lzma.LZMADecompressor] = None
-
-    def read(self, n: int) -> bytes:
-        while True:
-            if self._engine is None or (self._engine.eof and not self._more()):
-                if self._engine is not None:
-                    return b""
-                self._engine = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
-            packed = self._rest if self._engine.needs_input else b""
-            if self._engine.needs_input and not packed:
-                packed = self._stream.read(1 << 16)
-                if not packed:
-                    raise EOFError("it is cut off")
-            self._rest = b""
-            data = self._engine.decompress(packed, n)
-            if data:
-                return data
-
-    _rest = b""
-
-    def _more(self) -> bool:
-        """Whether another packed stream follows."""
-        assert self._engine is not None
-        self._rest = (self._engine.unused_data or self._stream.read(1 << 16)).lstrip(b"\0")
-        if not self._rest:
-            return False
-        self._engine = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
-        return True
 
 
 def _when(seconds: float) -> Optional[float]:
@@ -356,17 +326,22 @@ def _members(whole: Text, budget: _Budget, depth: int) -> Iterator[Text]:
                     when = _when(float(member.mtime))
                     host = _host(f"{name}/{member.name}", whole.host)
                     one = Text(member.name, when, inner, False, host)
-                    yield from _unfold(one, budget, max(depth, 1))
+                    yield from _tried(member.name, _unfold(one, budget, max(depth, 1)))
+    except (Unreadable, tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError) as error:
+        why = str(error) if isinstance(error, Unreadable) else f"cannot read {name}: {error}"
+        if not seen:
+            raise Unreadable(why) from None
+        yield Text(name, None, cast(IO[bytes], _Broken(Unreadable(why))), False)
+    finally:
         budget.archives -= 1
-    except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError) as error:
-        raise CtraceError(f"cannot read {name}: {error}") from None
 
 
 def _solid(member: tarfile.TarInfo, inner: IO[bytes], budget: _Budget) -> IO[bytes]:
-    """A sparse member as a stream that counts; a mostly empty one is refused."""
+    """A sparse member as a stream that counts; a mostly empty one cannot be read."""
     if member.size > FREE:
         size = f"{member.size >> 20:,} MiB"
-        raise CtraceError(
+        error = Unreadable(
             f"{member.name} is a file of {size} that is nearly all holes: not a text dump"
         )
+        return cast(IO[bytes], _Broken(error))
     return cast(IO[bytes], _Counted(member.name, inner, budget, None))

@@ -137,7 +137,7 @@ class Unread:
 
     count: int = 0
     first: list[tuple[str, int, str]] = field(default_factory=list)
-    """(file, line, reason), the first few."""
+    """(file, line, reason), the first few; line 0 is a file that cannot be read."""
 
     def add(self, file: str, line: int, reason: str) -> None:
         """One more."""
@@ -240,6 +240,8 @@ class Found:
     """Whether conntrack said that it had nothing to show."""
     whole: bool = False
     """Whether ``ctrace collect`` made it: its first namespace is the host's."""
+    _last: tuple[str, int] = ("", 0)
+    """Whose prompt was seen last, and how much was found before it."""
 
     @property
     def weight(self) -> int:
@@ -263,6 +265,12 @@ class Found:
     def space(self, name: str = "") -> Space:
         """The namespace of this name; empty for the one where the commands were typed."""
         return self.spaces.setdefault(name, Space())
+
+    def prompt(self, host: str) -> None:
+        """Note a prompt of ``host``. What came before belongs to the host of the last prompt."""
+        if self._last[0] and self.weight > self._last[1]:
+            self.prompts.add(self._last[0])
+        self._last = host, self.weight
 
     def add(self, dump: Dump, made: Entries) -> None:
         """Entries of the dump that is being read."""

@@ -21,7 +21,7 @@ from ctrace.dumps.entries.columns import Entries
 from ctrace.dumps.entries.columns import entries as columns
 from ctrace.dumps.entries.values import Chunk
 from ctrace.dumps.entries.words import Bad
-from ctrace.dumps.entries.wrapped import Wrapped, goes_on
+from ctrace.dumps.entries.wrapped import Wrapped, goes_on, is_entry
 from ctrace.dumps.files import Text
 from ctrace.dumps.found import Dump, Found, plain
 from ctrace.dumps.host.blocks import BLOCKS, Block
@@ -29,6 +29,7 @@ from ctrace.dumps.host.context import Context, context
 from ctrace.dumps.host.facts import fact
 from ctrace.dumps.host.network import NETWORK
 from ctrace.dumps.host.times import Clock, heading_time, moment
+from ctrace.dumps.packed import Unreadable
 from ctrace.dumps.typed import CONFIGURED, DATED, host, is_fence, is_filtered, left_out, typed
 
 FACT: Final = 1000
@@ -68,8 +69,6 @@ class Reader:
         self._begun = b""
         """The beginning of a line that conntrack's own message came into."""
         self._known = 0
-        self._host, self._weight = "", 0
-        """Whose prompt was seen last, and how much was found before it."""
         self._inside = False
         """Whether the line being read was inside another."""
         self._wrapped = Wrapped()
@@ -88,17 +87,26 @@ class Reader:
         self._found.log.begin()
         unread = self._found.unread.count, len(self._found.unread.first)
         weight = self._found.weight
-        number = 0
-        for data in chunks(text.stream, text.name):
-            number += self._lines_of(Chunk(data), number) if data else 0
-            if not (self._known or self._rows or text.asked):
-                break
+        number, broken = 0, ""
+        try:
+            for data in chunks(text.stream, text.name):
+                number += self._lines_of(Chunk(data), number) if data else 0
+                if not (self._known or self._rows or text.asked):
+                    break
+        except Unreadable as error:
+            if text.asked:
+                raise
+            broken = str(error)
+            if self._dump is not None:
+                self._dump.cut = True
         self._end()
-        self._told_by("")
+        self._found.prompt("")
         unread_now = self._found.unread
         if self._found.weight == weight and not text.asked:  # a bundle's file about something else
             unread_now.count = unread[0]
             del unread_now.first[unread[1] :]
+        if broken:
+            unread_now.add(text.name, 0, broken)
         if not self._known and not text.asked:
             self._found.passed += 1
         else:
@@ -260,10 +268,10 @@ class Reader:
         return is_fence(line)
 
     def _no_entry(self, line: bytes, number: int) -> None:
-        if self._found.log.take(plain(line, 2000)):
-            return
         parts = [] if self._inside else copied.bare(line)
         inside = [one for one in parts if entries.looks_like_entry(one)]
+        if not any(map(is_entry, inside)) and self._found.log.take(plain(line, 2000)):
+            return
         if inside:
             self._inside = True
             for one in inside:
@@ -313,11 +321,8 @@ class Reader:
 
     def _from_xml(self, line: bytes, number: int) -> None:
         """``conntrack -o xml``: an element may stand on one line or on many."""
-        self._xml = (self._xml or b"") + line
-        while self._xml is not None:
-            element, self._xml = xml.next_flow(self._xml)
-            if element is None:
-                break
+        found, self._xml = xml.flows((self._xml or b"") + line)
+        for element in found:
             try:
                 if len(element) > ENTRY:
                     raise Bad(f"an element of more than {ENTRY} bytes")
@@ -359,7 +364,7 @@ class Reader:
         when = None if command is None else heading_time(plain(command))
         if command is not None and when is None:
             self._end()
-            self._told_by(host(line, command))
+            self._found.prompt(host(line, command))
             self._left_out = False
             self._context = context(plain(command, 400), self._context)
             self._found.log.begin()
@@ -371,12 +376,6 @@ class Reader:
         if self._dated:
             self._at, self._found.date = when, None if when[0] else when[1]
         return True
-
-    def _told_by(self, host: str) -> None:
-        """Note a prompt of ``host``. What came before belongs to the host of the last prompt."""
-        if self._host and self._found.weight > self._weight:
-            self._found.prompts.add(self._host)
-        self._host, self._weight = host, self._found.weight
 
     def _utc(self) -> Optional[float]:
         return self._at[1] if self._at is not None and not self._at[0] else None

@@ -220,6 +220,8 @@ def nothing(found: Found, paths: Sequence[str]) -> CtraceError:
         return CtraceError(
             f"{', '.join(paths)}: conntrack had nothing to show, the table was empty"
         )
+    if unread.first and not unread.first[0][1]:
+        return CtraceError(unread.first[0][2])
     text = f"{', '.join(paths)} is not a ctrace recording, and contains nothing about conntrack"
     if unread.first:
         _, line, reason = unread.first[0]

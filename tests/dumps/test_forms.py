@@ -142,6 +142,11 @@ def test_what_old_kernels_and_tools_print() -> None:
     "> {0}\n> {1}\n",
     '{{"log":"{0}\\n","stream":"stdout"}}\n{{"log":"{1}\\n","stream":"stdout"}}\n'
     "nf_conntrack_count: 2\n",
+    '{{"__REALTIME_TIMESTAMP":"1722250923000000","MESSAGE":"{0}","_PID":"7"}}\n'
+    '{{"__REALTIME_TIMESTAMP":"1722250923000001","MESSAGE":"{1}","_PID":"7"}}\n'
+    "nf_conntrack_count: 2\n",
+    '{{"stdout": "{0}\\n{1}", "stdout_lines": ["{0}", "{1}"]}}\nnf_conntrack_count: 2\n',
+    "1,{0}\n2,{1}\nnf_conntrack_count: 2\n",
     "<pre><code>{0}\n{1}</code></pre>\nnf_conntrack_count: 2\n",
     "- `{0}`\n- `{1}`\nnf_conntrack_count: 2\n",
     "['{0}\\n', '{1}\\n']\nnf_conntrack_count: 2\n",
@@ -152,10 +157,10 @@ def test_what_old_kernels_and_tools_print() -> None:
     "/tmp/a.txt:{0}\n/tmp/a.txt:{1}\n/tmp/a.txt:net.netfilter.nf_conntrack_count = 2\n"
     "/etc/sysctl.conf:net.netfilter.nf_conntrack_max = 9\n",
 ])  # fmt: skip
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32"])
 def test_entries_inside_something_else(text: str, encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "copied.txt"
-    path.write_bytes(text.format(ONE, TWO).replace("\0", "" if "16" in encoding else "\0")
+    path.write_bytes(text.format(ONE, TWO).replace("\0", "" if encoding != "utf-8" else "\0")
                      .encode(encoding))  # fmt: skip
     said = told(path)
     assert (said["entries"], said["count"], said["assured"]) == (2, 2, 2)
@@ -171,6 +176,10 @@ def test_entries_inside_something_else(text: str, encoding: str, tmp_path: Path)
         ("TCP outside 192.0.2.1:443 inside 10.0.0.1:51234, idle 0:00:01, bytes 100, flags UIO",
          "Cisco ASA"),
         ("session info: proto=6 proto_state=01 duration=142 expire=3590 timeout=3600", "FortiOS"),
+        ("10.0.2.2:36278  10.0.2.15:22  10.0.2.15:22  10.0.2.2:36278  tcp  TIME_WAIT  34  0",
+         "show conntrack table"),
+        ("28  192.0.2.1  192.0.2.4  31953  2684052  192.0.2.4  192.0.2.1  31953  2684052  icmp  2",
+         "show conntrack table"),
         ("TCP OUT 10.0.0.1:51234 -> 10.0.0.2:443 expires=123 RxFlagsSeen=0x1b LastRxReport=1",
          "Cilium"),
         ("proto=tcp proto-no=6 orig-src=192.0.2.1 orig-dst=192.0.2.2 orig-sport=1 "

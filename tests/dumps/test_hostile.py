@@ -219,6 +219,31 @@ def test_a_file_that_is_cut_off_says_so(tmp_path: Path) -> None:
             open_any([str(path)])
 
 
+def test_what_cannot_be_read_of_a_bundle_is_named_and_the_rest_told(tmp_path: Path) -> None:
+    folder, cut = tmp_path / "host", tmp_path / "host.tar"
+    folder.mkdir()
+    (folder / "a.gz").write_bytes(gzip.compress(os.urandom(4000))[:-2000])
+    (folder / "b.xz").write_bytes(b"\xfd7zXZ\0" + bytes(40))
+    (folder / "nf_conntrack").write_bytes(ENTRY)
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    archive(cut, [])
+    with tarfile.open(cut, "a") as tar:
+        tar.add(folder / "a.gz", "a.gz")
+    cut.write_bytes(cut.read_bytes()[: tarfile.BLOCKSIZE * 4])
+    for given, names in ((folder, ["a.gz", "b.xz", "sparse"]), (cut, ["host.tar"])):
+        with open_any([str(given)]) as recording:  # type: ignore[attr-defined]
+            said = parse(recording.header.facts)
+        assert said is not None
+        assert said["entries"] == 1
+        assert [line for _, line, _ in said["unread"]] == [0] * len(names), said["unread"]
+        shown = CliRunner().invoke(cli, ["report", str(given)], env={"COLUMNS": "500"}).output
+        assert all(name in shown for name in names), shown
+    (folder / "nf_conntrack").unlink()
+    with pytest.raises(CtraceError, match=r"^cannot read a\.gz: "):
+        open_any([str(folder)])
+
+
 def test_links_and_devices_of_an_archive_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "evidence.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -323,8 +348,12 @@ def test_holes_are_not_read(tmp_path: Path) -> None:
     holes.pax_headers = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,0",
                          "GNU.sparse.numblocks": "1"}  # fmt: skip
     path = archive(tmp_path / "a.tar", [holes])
-    with pytest.raises(CtraceError, match="nearly all holes"):
-        list(files.texts([str(path)]))
+    with open_any([str(path)]) as recording:  # type: ignore[attr-defined]
+        said = parse(recording.header.facts)
+    assert said is not None
+    ((_, line, why),) = said["unread"]
+    assert (said["entries"], line) == (1, 0)
+    assert "nearly all holes" in why
 
 
 def test_a_file_of_holes_is_not_read(tmp_path: Path) -> None:

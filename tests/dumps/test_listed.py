@@ -133,6 +133,26 @@ def test_a_message_that_is_shown_twice_counts_once(text: str) -> None:
     assert (one.log.full, one.log.refused, one.unread.count) == (2, 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        # a log whose first line's head is missing
+        ("s kernel: [    7.500000] {0}\nJul 29 11:02:03 a kernel: [    9.500000] {0}\n", 2),
+        ("7.500000] {0}\n[    9.500000] {0}\n", 2),
+        ("1:02:03 a kernel: {0}\nJul 29 11:02:03 a kernel: {0}\n", 2),
+        ("29T11:02:03.5Z a kernel: {0}\n2024-07-29T11:02:03.7Z a kernel: {0}\n", 2),
+        # somebody's words before the log
+        ("{0}\n[    9.500000] {0}\n", 1),
+        # the first of a minute has its time, the others how long after it they are (dmesg -H)
+        ("[Jul29 11:02] {0}\n[  +0.000012] {0}\n[  +0.000012] {0}\n", 3),
+        # from a month with an English name to another
+        ("Feb 28 23:59:59 a kernel: {0}\nMär  1 00:00:01 a kernel: {0}\n", 2),
+    ],
+)
+def test_messages_of_one_log_count_whatever_the_form_of_their_times(text: str, times: int) -> None:
+    assert found(text.format(FULL)).log.full == times
+
+
 def test_counters_and_counts_as_tools_of_other_ages_print_them() -> None:
     one = found(
         "root@a:~# conntrack -S\ncpu=0   \tfound=1 invalid=0 insert_failed=3 drop=7 early_drop=0\n"

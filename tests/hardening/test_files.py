@@ -49,7 +49,7 @@ def verbs(recording: Path, out: Path) -> list[list[str | Path]]:
 
 @pytest.mark.parametrize("number", range(7))
 def test_every_verb_that_writes_a_file(recording: Path, tmp_path: Path, number: int) -> None:
-    out, target = tmp_path / "out", tmp_path / "another's"
+    out, target = tmp_path / ("o" * 255), tmp_path / "another's"
     words = verbs(recording, out)[number]
     assert run(*words)[0] == 0
     assert out.stat().st_mode & 0o777 == 0o600
@@ -68,7 +68,7 @@ def test_every_verb_that_writes_a_file(recording: Path, tmp_path: Path, number: 
     out.write_text("older")
     assert run(*words, "--force")[0] == 0
     assert len(out.read_bytes()) == pytest.approx(len(made), rel=0.05)
-    assert set(os.listdir(tmp_path)) == {"out", "another's"}
+    assert set(os.listdir(tmp_path)) == {out.name, "another's"}
 
 
 @pytest.mark.parametrize("number", range(7))

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 _TAG: Final = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
-_BREAK: Final = re.compile(r"\\r?\\n|\\n|<br ?/?>")
+_BREAK: Final = re.compile(r"\\r?\\n|\\n|<br ?/?>|\",\s{0,20}\"")
 _MARKS: Final = re.compile(r"\\[rt\"]|[\"'`]|\A\s*(?:\+|[-*] )")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+_TWO: Final = rb"(?:(?=\S*[.:])[][\da-fA-F.:]+\s+){2}(?:\d{1,20}\s+\d{1,20}\s+)?"
+"""A direction's two addresses, with its packets and bytes where they are counted."""
 _FORMS: Final = (
     (re.compile(rb"^-[AUD] (?:-\w+ \S+ )*-s \S+ -d \S+"),
      "what conntrack -o save prints: give conntrack -L -o extended"),
@@ -12,7 +14,7 @@ _FORMS: Final = (
      "a connection as RouterOS prints it, with names of its own"),
     (re.compile(rb"^\d{1,10}\s+\S+:\d+\s+\S+:\d+\s+[a-z]\w*\s+(?:\[\d+\]|[A-Z_]+\s+\d|\d)"),
      "a row of 'show conntrack table', without the reply: give conntrack -L -o extended"),
-    (re.compile(rb"^\d{1,10}(?:\s+[\da-fA-F.:]+){4}\s+(?:tcp|udp|icmp|gre|sctp|unknown)\w*\s"),
+    (re.compile(rb"^(?:\d{1,10}\s+)?" + _TWO + _TWO + rb"(?:tcp|udp|icmp|gre|sctp|unknown)\w*\s"),
      "a row of 'show conntrack table', without its status: give conntrack -L -o extended"),
     (re.compile(rb"^(?:tcp|udp|icmp|[\da-fA-F.:]+:\d+)\s+[\w.:-]+:\d+\s+[\w.:-]+(?::\d+)?\s+"
                 rb"(?:[A-Z_]+$|(?:tcp|udp|icmp)\s+(?:[A-Z_]+\s+)?\d+:\d\d:\d\d)"

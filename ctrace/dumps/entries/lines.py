@@ -22,7 +22,7 @@ ports, type, code, id, and after the first direction [UNREPLIED]; then the rest.
 COLUMNS: Final = 22
 
 _HEAD: Final = re.compile(
-    rb"(?:^|(?<=[\s:\]|]))(?:(ipv4|ipv6)\s+\d+\s+)?([a-z][\w-]*)\s+(\d{1,3})\s+(?:(-?\d+)\s+)?"
+    rb"(?:^|(?<=[\s:\]|,]))(?:(ipv4|ipv6)\s+\d+\s+)?([a-z][\w-]*)\s+(\d{1,3})\s+(?:(-?\d+)\s+)?"
     rb"(?:([A-Z][A-Z0-9_]*)\s+)?(?=(?:[^\s=]+=\S*\s+|\[[^\]]*\]\s+){0,4}src=)"
 )
 _TIME: Final = re.compile(rb"\[\s*(\d+(?:\.\d+)?)\]")

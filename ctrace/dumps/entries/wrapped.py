@@ -35,7 +35,8 @@ def goes_on(line: bytes) -> bool:
     return _MORE.match(line) is not None or (b"=" in line and _TORN.fullmatch(line) is not None)
 
 
-def _is_entry(line: bytes) -> bool:
+def is_entry(line: bytes) -> bool:
+    """Whether a line by itself is an entry."""
     try:
         row(line)
     except Bad:
@@ -102,7 +103,7 @@ class Wrapped:
         rest = (said[1] if said else line).strip()
         ended = rest[:-1] if rest.endswith(b"\\") else rest
         joined = before[0] + space + ended, before[1]
-        if was_whole and len(ended) == len(rest) and not _is_entry(joined[0]):
+        if was_whole and len(ended) == len(rest) and not is_entry(joined[0]):
             return None  # then it was no rest, and what came before stays what it was
         if len(ended) < len(rest):
             self.begin(*joined, self._reason)

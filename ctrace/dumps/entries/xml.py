@@ -34,6 +34,18 @@ def next_flow(text: bytes) -> tuple[Optional[bytes], Optional[bytes]]:
     return text[start : end + 7], text[end + 7 :]
 
 
+def flows(text: bytes) -> tuple[list[bytes], Optional[bytes]]:
+    """All whole ``flow`` elements, and what follows as :func:`next_flow` leaves it."""
+    found: list[bytes] = []
+    rest: Optional[bytes] = text
+    while rest is not None:
+        element, rest = next_flow(rest)
+        if element is None:
+            break
+        found.append(element)
+    return found, rest
+
+
 def row(element: bytes) -> Row:
     """The element as a row of ctrace.dumps.entries.lines. Raises Bad."""
     metas: dict[bytes, bytes] = dict(_META.findall(element))

@@ -14,8 +14,9 @@ KEPT: Final = 1000
 """Messages kept with their times; all are counted."""
 DIFFERENT: Final = 100_000
 """Messages of one text that are told apart; further ones are compared with the latest only."""
-_Key = tuple[str, int]
-"""The time as written, and the number of suppressed messages (0: the table was full)."""
+_Key = tuple[str, str, int]
+"""The form of its time, the time, and the number of suppressed messages (0: the table was full).
+Times since boot are one form, wherever they stand."""
 
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _CLOCK: Final = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
@@ -23,7 +24,8 @@ _SHAPE: Final = re.compile(
     r"(?:<\d+>(?:1 (?=\d{4}-))?)?(?:kernel: (?=\[)|\w+\s*:\s*\w+\s*:\s*)?"
     r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})(?:,\d+| <\s*[+\d.]+ ?>)?\](?:\[\s*[TC]\d+\])?"
     # dmesg -T, -H and its differences to the line before
-    rf"|\[(?P<long>[A-Z][a-z]{{2}} {_MONTH} +\d+ {_CLOCK} \d{{4}}|{_MONTH} *\d+ \d\d:\d\d)\]"
+    rf"|\[(?:(?P<long>[A-Z][a-z]{{2}} {_MONTH} +\d+ {_CLOCK} \d{{4}})"
+    rf"|(?P<human>{_MONTH} *\d+ \d\d:\d\d))\]"
     r"|\[\s*(?P<since>\+\d{1,12}\.\d{1,9})\]"
     r"|(?P<iso>\d{4}-\d\d-\d\d[T ][\d:]{8}(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?)"
     # journalctl -o short-full and short-unix, /dev/kmsg
@@ -40,7 +42,7 @@ _FROM: Final = re.compile(
     r"kernel(?:\[\d+\])?: |\w+\.\w+ kernel: )?"
     r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})\] )?(?P<text>.*)"
 )
-_TIMES: Final = ("boot", "long", "since", "iso", "full", "unix", "kmsg", "short")
+_TIMES: Final = ("boot", "long", "human", "since", "iso", "full", "unix", "kmsg", "short")
 _LATER: Final = re.compile(r"(?<=[\s:|>}\])\"])(?=[\[<A-Z\d])")
 """Where a time may begin, behind what grep, containers and mails put in front of it."""
 _FOREIGN: Final = re.compile(
@@ -48,6 +50,8 @@ _FOREIGN: Final = re.compile(
     r"(?: \d{4}(?=\]))?"
 )
 """A time whose month is written in another language."""
+_CUT: Final = re.compile(r"kernel: (?:\[[ \d.]*\] )?$|\] $")
+"""What stands before a message in a line whose own beginning is missing."""
 _AGAIN: Final = re.compile(r"\b(?P<last>last )?message repeated (?P<times>\d{1,9}) times")
 _NO_NAME: Final = re.compile(r"localhost\b|[\d.:]+$|.*:$")
 _FULL: Final = re.compile(
@@ -97,13 +101,14 @@ class Log:
     hosts: set[str] = field(default_factory=set)
     """Those that the messages about the table are of, where a line names one."""
 
-    _logs: dict[str, Counter[_Key]] = field(default_factory=dict)
-    """By the form of their times, how often each message occurs: bundles have the same message in
-    several files."""
+    _known: Counter[_Key] = field(default_factory=Counter)
+    """How often each message occurs: bundles have the same message in several files."""
     _text: Counter[_Key] = field(default_factory=Counter)
     """The same for the text being read."""
     _form: str = ""
     _fields: Fields = field(default_factory=Fields)
+    _begun: int = 0
+    """Lines before the text being read."""
     _before: str = ""
     """The message before, if it was about the table."""
 
@@ -111,25 +116,19 @@ class Log:
         """Another text begins: messages that it repeats from earlier ones are not counted again."""
         self._fold()
         self._form = ""
-        self._fields, self._before = Fields(), ""
+        self._fields, self._before, self._begun = Fields(), "", self.lines
 
     def _fold(self) -> None:
-        known = self._logs.setdefault(self._form, Counter())
-        known |= self._text
+        self._known |= self._text
         self._text = Counter()
 
     def _most(self) -> tuple[int, int]:
         """(messages that it was full, messages hidden), from the log with the most of them."""
-        logs = dict(self._logs)
-        logs[self._form] = logs.get(self._form, Counter()) | self._text
-        sums = [
-            (
-                sum(n for (_, hid), n in log.items() if not hid),
-                sum(n * hid for (_, hid), n in log.items()),
-            )
-            for log in logs.values()
-        ]
-        return max(sums, key=lambda one: (one[0] > 0, sum(one)))
+        sums: dict[str, tuple[int, int]] = {"": (0, 0)}
+        for (form, _, hid), n in (self._known | self._text).items():
+            full, hidden = sums.get(form, (0, 0))
+            sums[form] = full + n * (not hid), hidden + n * hid
+        return max(sums.values(), key=lambda one: (one[0] > 0, sum(one)))
 
     @property
     def full(self) -> int:
@@ -194,9 +193,12 @@ class Log:
             if shape and shape.start("text") <= said.start():
                 self._shaped(shape)
                 return True
-        self.lines += 1
         clock = _FOREIGN.search(line[: said.start()])
-        self._message(line, "foreign" if clock else "none", clock[0] if clock else "", None, None)
+        form = ("long" if line[0] == "[" else "short") if clock else "none"
+        if self.lines == self._begun and _CUT.search(line, 0, said.start()):
+            form = ""  # of the same log as the next
+        self.lines += 1
+        self._message(line, form, clock[0] if clock else "", None, None)
         return True
 
     def _message(
@@ -216,14 +218,18 @@ class Log:
         hid = int(suppressed[1]) if suppressed and not full else 0
         if full and len(self.spaces) < KEPT:
             self.spaces.add(int(full[1] or 0))
-        if form != self._form:  # the same log again, as another tool shows it
+        if form == "since":  # dmesg -H: the first of a minute has another
+            form = "human"
+        key = ("boot", f"{boot:.6f}", hid) if boot is not None else (form, when, hid)
+        if not self._form:
+            self._text = Counter({(key[0], *old[1:]): n for old, n in self._text.items()})
+        elif form != self._form:  # the same log again, as another tool shows it
             self._fold()
         self._form = form
-        key = when, hid
         self._text[key] += int(again["times"]) if again else 1
         if len(self._text) > DIFFERENT:
             self.begin()
-        if self._text[key] > self._logs.get(self._form, Counter())[key]:
+        if self._text[key] > self._known[key]:
             self._keep(Message(when, boot, utc, hid, int(full[1] or 0) if full else 0))
         return True
 

@@ -302,7 +302,10 @@ def _unread(data: dict[str, Any]) -> Optional[str]:
     n = data.get("not_understood") or 0
     if not n:
         return None
+    first = data.get("unread") or []
     shown = "; ".join(
-        f"{file} line {line}: {why}" for file, line, why in (data.get("unread") or [])[:5]
+        f"{file} line {line}: {why}" if line else why for file, line, why in first[:5]
     )
-    return f"{fmt.plural(n, 'line')} not understood" + (f": {shown}" if shown else "")
+    files = any(not line for _, line, _ in first)
+    words = ("line or file", "lines or files") if files else ("line",)
+    return f"{fmt.plural(n, *words)} not understood" + (f": {shown}" if shown else "")
