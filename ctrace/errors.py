@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from subprocess import TimeoutExpired
 from typing import Final, Optional
 
@@ -31,6 +32,15 @@ class UsageError(CtraceError):
 
 class TryAgain(CtraceError):
     """It may succeed later: time or memory ran out, or rules kept changing while they were read."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; the nearest is tcp`` of what may have been meant, as a user knows it, or nothing."""
+    from difflib import get_close_matches
+
+    like = {one.lower(): one for one in known}
+    near = get_close_matches(word.lower(), list(like), 1)
+    return f"; the nearest is {like[near[0]]}" if near else ""
 
 
 def passes(error: BaseException) -> bool:

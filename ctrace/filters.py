@@ -9,7 +9,7 @@ from typing import Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.errors import UsageError
+from ctrace.errors import UsageError, nearest
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Kind, Status, words
 
 Network = Union[IPv4Network, IPv6Network]
@@ -98,8 +98,8 @@ def parse_proto(text: str) -> int:
     if number is None and text.isascii() and text.isdigit() and int(text) < 256:
         number = int(text)
     if number is None:
-        known = ", ".join(sorted(PROTO_NUMBERS))
-        raise UsageError(f"unknown protocol {text!r}: give a number or one of {known}")
+        known, meant = ", ".join(sorted(PROTO_NUMBERS)), nearest(text, PROTO_NUMBERS)
+        raise UsageError(f"unknown protocol {text!r}: give a number or one of {known}{meant}")
     return number
 
 
@@ -122,7 +122,6 @@ def parse_status(text: str) -> tuple[int, bool]:
         elif word in Status.__members__:
             bits |= Status[word]
         else:
-            raise UsageError(
-                f"unknown status {word!r}: use {', '.join(STATUSES[:-1])} or {STATUSES[-1]}"
-            )
+            known = f"{', '.join(STATUSES[:-1])} or {STATUSES[-1]}"
+            raise UsageError(f"unknown status {word!r}: use {known}{nearest(word, STATUSES)}")
     return bits, unreplied

@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
         if ctx.resilient_parsing:  # completion: half a line is no mistake
             return super().resolve_command(ctx, args)
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            from ctrace.cli.kinds import nearest
+            from ctrace.errors import nearest
 
             meant = nearest(args[0], self.list_commands(ctx))
             ctx.fail(f"No such command {args[0][:40]!r}{meant}")

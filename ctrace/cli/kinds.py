@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import click
 from click.shell_completion import CompletionItem
 
 from ctrace import units
+from ctrace.errors import nearest
 from ctrace.live.protocol import FASTEST, SLOWEST
 
 MOST_PORT = 65535
@@ -135,12 +135,6 @@ class Whole(click.IntRange):
     def _describe_range(self) -> str:
         """The bounds in words, for the help as well."""
         return f"at least {self.min}" if self.max is None else f"{self.min} to {self.max}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; the nearest is top`` of what may have been meant, or nothing."""
-    near = difflib.get_close_matches(word.lower(), list(known), 1)
-    return f"; the nearest is {near[0]}" if near else ""
 
 
 class OneOf(click.Choice):  # type: ignore[type-arg]

@@ -94,7 +94,7 @@ class FeedAdviser:
             "nothing can be applied over a recording; ctrace advise FILE --plan makes a plan"
         )
 
-    def act(self, advice: Any, word: str) -> str:  # noqa: ARG002
+    def act(self, advice: Any, word: str, stop: Optional[threading.Event] = None) -> str:  # noqa: ARG002
         """Raises CtraceError."""
         raise CtraceError("nothing can be applied over a recording")
 
@@ -144,18 +144,23 @@ class LiveAdviser(FeedAdviser):
         question = f"type apply to change the rules of {where} for {services}, on trial"
         return question, ("apply",)
 
-    def act(self, advice: Any, word: str) -> str:
-        """Carry out what was typed, and say what was done. Raises CtraceError; may take seconds."""
+    def act(self, advice: Any, word: str, stop: Optional[threading.Event] = None) -> str:
+        """Carry out what was typed, and say what was done. Raises CtraceError; may take seconds.
+
+        What is being applied is not put in place once ``stop`` is set, or is taken back at once.
+        """
         from ctrace.advice.again import judge_plan
         from ctrace.change import apply, keep
 
         with self._lock:
             if word == "apply":
-                trial = apply.start(apply.prepare(advice.plan(), judge_plan), TRIAL_S)
-                self._trial, self._told, self._in_place = trial, "", trial
-                self._over.clear()
-                threading.Thread(target=self._watch, args=(trial,), daemon=True).start()
-                return f"in place, on trial for {TRIAL_S} s: p keeps it or takes it back"
+                unwanted = stop or threading.Event()
+                prepared = apply.prepare(advice.plan(), judge_plan)
+                if unwanted.is_set():
+                    return "given up: nothing was changed"
+                self._begin(apply.start(prepared, TRIAL_S))
+                if not unwanted.is_set():
+                    return f"in place, on trial for {TRIAL_S} s: p keeps it or takes it back"
             trial_now = self._trial
             if trial_now is None:
                 return "nothing is on trial any more"
@@ -171,6 +176,11 @@ class LiveAdviser(FeedAdviser):
                 self._in_place = None
             self._over.set()
             return told
+
+    def _begin(self, trial: Trial) -> None:
+        self._trial, self._told, self._in_place = trial, "", trial
+        self._over.clear()
+        threading.Thread(target=self._watch, args=(trial,), daemon=True).start()
 
     def _watch(self, trial: Trial) -> None:
         """Tell when its guard took the trial back, or its time was over."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from ctrace.errors import UsageError
+from ctrace.errors import UsageError, nearest
 from ctrace.filters import Network, parse_network, parse_proto
 from ctrace.model import by_status
 from ctrace.model.scope import Scope
@@ -156,7 +156,8 @@ def _test(word: str) -> tuple[str, Test]:
     name = name.lower().lstrip("-")
     make = _TESTS.get(name)
     if make is None:
-        raise UsageError(f"unknown filter {name!r}: use {', '.join(FIELDS)}, or any text")
+        known = f"{', '.join(FIELDS)}, or any text{nearest(name, FIELDS)}"
+        raise UsageError(f"unknown filter {name!r}: use {known}")
     return name, make(name, value)
 
 

@@ -10,7 +10,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace import units
-from ctrace.errors import UsageError
+from ctrace.errors import UsageError, nearest
 from ctrace.filters import parse_proto
 from ctrace.record import PROTO_NUMBERS, TCP_STATES, proto_name
 from ctrace.whatif.flows import Bool, Flows
@@ -120,5 +120,6 @@ def parse_timeout(text: str) -> Timeout:
     if proto == 6 and not name.startswith("tcp_"):
         name = f"tcp_{name}"
     if name not in TIMEOUTS:
-        raise UsageError(f"unknown timeout {name[:40]!r}: use one of {', '.join(TIMEOUTS)}")
+        known = f"{', '.join(TIMEOUTS)}{nearest(name, TIMEOUTS)}"
+        raise UsageError(f"unknown timeout {name[:40]!r}: use one of {known}")
     return Timeout(name, seconds, proto, port)

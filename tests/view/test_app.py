@@ -67,7 +67,7 @@ class Advice:
     def offer(self, advice: str) -> tuple[str, tuple[str, ...]]:
         return "type apply", ("apply",)
 
-    def act(self, advice: str, word: str) -> str:
+    def act(self, advice: str, word: str, stop: threading.Event) -> str:
         self.done.append(word)
         return "in place"
 
@@ -509,6 +509,8 @@ def test_the_mouse_selects_sorts_opens_and_presses_keys() -> None:
         ("up", "this is the first row"),
         ("end", "this is the last row"),
         ("home", "this is the first row"),
+        ("z", "z does nothing here: ? lists the keys"),
+        ("f5", "f5 does nothing here: ? lists the keys"),
     ],
 )
 def test_a_key_at_the_edge_says_so(key: str, said: str) -> None:
@@ -527,6 +529,8 @@ def test_an_answer_does_not_outlive_the_next_key() -> None:
         await pilot.press("n")
         assert "nothing to unfold" not in shown(app)
         assert "q quit" in shown(app)
+        await pilot.press("x", "space")  # changes no page
+        assert "nothing to unfold" not in shown(app)
 
     drive(keys)
 

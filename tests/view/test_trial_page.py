@@ -6,13 +6,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Optional
+from types import SimpleNamespace
+from typing import Optional, cast
 
 import pytest
 from kit import samples
 from rich.text import Text
 
+from ctrace.change import apply
 from ctrace.errors import CtraceError
+from ctrace.live.adviser import LiveAdviser
+from ctrace.live.feed import LiveFeed
 from ctrace.model.snapshot import Snapshot
 from ctrace.view.palette import DARK
 from ctrace.view.screen.advice import AdvicePane, Remedy
@@ -61,8 +65,10 @@ class Adviser:
     def offer(self, advice: str) -> tuple[str, tuple[str, ...]]:
         return (f"type apply for {advice}", ("apply",)) if not self.trial else ("keep?", ("keep",))
 
-    def act(self, advice: str, word: str) -> str:
-        assert self.act_now.wait(60)
+    def act(self, advice: str, word: str, stop: threading.Event) -> str:
+        until(lambda: self.act_now.is_set() or stop.is_set())
+        if stop.is_set():
+            return "given up: nothing was changed"
         if self.fails:
             raise CtraceError(self.fails)
         self.done.append((advice, word))
@@ -144,6 +150,54 @@ def test_what_is_under_way_is_told_and_not_begun_twice(pane: AdvicePane, adviser
     assert news(pane) == "in place"
     assert adviser.done == [("advice 1", "apply")]
     assert pane.reminder().startswith("on trial")
+
+
+def test_what_is_being_applied_can_be_given_up(pane: AdvicePane, adviser: Adviser) -> None:
+    assert not pane.give_up_applying()
+    adviser.act_now.clear()
+    pane.offer()
+    pane.act("apply")
+    assert "Esc ends it" in page(pane)
+    assert "Esc" not in pane.reminder()
+    assert pane.give_up_applying()
+    assert news(pane) == "given up: nothing was changed"
+    pane.offer()
+    pane.act("keep")
+    assert "Esc ends it" not in page(pane)
+    assert not pane.give_up_applying()  # what is on trial is kept, or not: nothing between
+    adviser.act_now.set()
+    assert news(pane) == "kept"
+    assert adviser.done == [("advice 1", "keep")]
+
+
+@pytest.mark.parametrize("at", ["prepare", "start", "never"])
+def test_given_up_while_it_is_applied_nothing_stays(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    stop = threading.Event()
+
+    def step(name: str) -> Callable[..., object]:
+        def carry_out(*_: object) -> object:
+            done.append(name)
+            if name == at:
+                stop.set()
+            return SimpleNamespace(seconds_left=60.0, prepared=None)
+
+        return carry_out
+
+    for name in ("prepare", "start", "revert"):
+        monkeypatch.setattr(apply, name, step(name))
+    monkeypatch.setattr(apply, "fate", lambda _: "")
+    adviser = LiveAdviser(cast(LiveFeed, None))
+    said = adviser.act(SimpleNamespace(plan=lambda: None), "apply", stop)
+    assert adviser.on_trial is (at == "never")
+    assert (done, said.partition(":")[0]) == {
+        "prepare": (["prepare"], "given up"),
+        "start": (["prepare", "start", "revert"], "taken back"),
+        "never": (["prepare", "start"], "in place, on trial for 120 s"),
+    }[at]
+    assert adviser.close() == ("taken back: the rules are as they were" if at == "never" else "")
 
 
 def test_a_failure_is_told_and_not_the_success_before_it(

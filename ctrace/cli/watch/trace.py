@@ -20,7 +20,7 @@ from ctrace.cli.options import (
     stop_after_option,
 )
 from ctrace.cli.output import number
-from ctrace.errors import UsageError
+from ctrace.errors import UsageError, nearest
 from ctrace.record import Kind
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def parse_kind(text: str) -> Kind:
     """A kind by name. Raises UsageError."""
     kind = KINDS.get(text.strip().lower())
     if kind is None:
-        raise UsageError(f"unknown kind {text!r}: use {', '.join(KINDS)}")
+        raise UsageError(f"unknown kind {text!r}: use {', '.join(KINDS)}{nearest(text, KINDS)}")
     return kind
 
 

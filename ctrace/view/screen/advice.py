@@ -70,8 +70,9 @@ class Adviser(Protocol):
         """A question and the words that answer it. Raises CtraceError with the reason when there is
         none."""
 
-    def act(self, advice: Any, word: str) -> str:
-        """Do what was typed, and say what was done. Raises CtraceError."""
+    def act(self, advice: Any, word: str, stop: threading.Event) -> str:
+        """Do what was typed, and say what was done. Raises CtraceError. Nothing of what is being
+        applied stays once ``stop`` is set."""
 
 
 class AdvicePane:
@@ -88,6 +89,7 @@ class AdvicePane:
         self._offered: Any = None
         """The advice that the last question was about: newer advice may have come since."""
         self._acting: Optional[threading.Thread] = None
+        self._not_wanted = threading.Event()
         self._doing = ""
         self._acted_at = 0.0
         self._news: deque[str] = deque()
@@ -122,6 +124,14 @@ class AdvicePane:
         self._stop.set()
         return going_on
 
+    def give_up_applying(self) -> bool:
+        """Let nothing stay of what is being applied; whether anything was."""
+        going_on = _alive(self._acting) and self._doing == DOING["apply"]
+        if going_on:
+            self._not_wanted.set()
+            self._doing = "giving up what was being applied"
+        return going_on
+
     def act(self, word: str) -> str:
         """Carry out a typed word on the offered advice, in the background. Returns the status line.
 
@@ -131,7 +141,8 @@ class AdvicePane:
             return "nothing was changed: what was asked for before is still under way"
         adviser, advice = self.adviser, self._offered
         self._doing, self._acted_at = DOING.get(word, word), time.monotonic()
-        self._acting = self._begin(lambda: adviser.act(advice, word), told=True)
+        stop = self._not_wanted = threading.Event()
+        self._acting = self._begin(lambda: adviser.act(advice, word, stop), told=True)
         return self._under_way()
 
     @property
@@ -203,6 +214,8 @@ class AdvicePane:
         if self.adviser is None:
             return [*out, line([("no advice can be given here", p.dim)], width)]
         going_on = self._under_way() if _alive(self._acting) else self.adviser.status()
+        if _alive(self._acting) and self._doing == DOING["apply"]:
+            going_on += ". Esc ends it, and nothing of it stays"
         for text, style in ((going_on, p.warn), (self._error, p.bad)):
             if text:
                 words = wrapped(fmt.clean(text), width - 3, 4)

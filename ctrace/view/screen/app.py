@@ -52,9 +52,13 @@ class TopApp(TravelKeys):
         if self.state.mode == "top" and not self.state.trail:
             self.say("this is the first screen: q quits")
             return
-        ended = self.state.mode in ("advice", "detail") and self.advice.give_up()
+        mode = self.state.mode
+        ended = mode in ("advice", "detail") and self.advice.give_up()
+        undone = mode == "advice" and self.advice.give_up_applying()
         self.change(self.state.up())
-        if ended:
+        if undone:
+            self.say("given up: what was being applied is not put in place, or is taken back")
+        elif ended:
             self.say("advice was stopped: a asks for it again")
 
     def action_pause(self) -> None:
@@ -280,7 +284,7 @@ class TopApp(TravelKeys):
         except CtraceError as error:
             self.say(str(error))
             return
-        self.ask(question, "", lambda text: self._confirmed(text, words))
+        self.ask(question, "", lambda text: self._confirmed(text, words), "nothing was changed")
 
     def _confirmed(self, text: str, words: tuple[str, ...]) -> None:
         if text.lower() in words:

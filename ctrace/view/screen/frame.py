@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Final, Optional
 
 from rich.console import Group
 from rich.text import Text
@@ -21,6 +21,9 @@ from ctrace.view.screen.canvas import Painted, Screen
 from ctrace.view.screen.state import State
 from ctrace.view.unseen import blind, nobody
 from ctrace.view.verdict import in_trouble
+
+TINY: Final = 8
+"""Lines. With fewer, a page has them to itself."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ def compose(
     if state.mode == "top":
         top_body(screen)
         return screen.painted()
-    if state.mode != "help":
+    if state.mode != "help" and height >= TINY:
         screen.add(parts.table_lines(snapshot, width, palette))
         if height > 12:
             screen.add([parts.rate_line(snapshot, width, palette)])

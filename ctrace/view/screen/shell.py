@@ -103,11 +103,11 @@ class Shell(App[None]):
         self.namespaces: set[str] = set()
         """Names and numbers of those that were seen, to choose from."""
         self._asking: Optional[Callable[[str], None]] = None
-        self._question = ""
+        self._question = self._left = ""
         self._message: tuple[str, float] = ("", 0.0)
         self._answer: Optional[str] = None
         """The last message that answered a key; others tell what happened by itself."""
-        self._stage = Stage()
+        self._stage = Stage(self.strange)
         self._prompt = Prompt(id="prompt", select_on_focus=False)
 
     # -- the library's hooks ---------------------------------------------------------
@@ -316,11 +316,28 @@ class Shell(App[None]):
         self._message = (text, time.monotonic() + TOAST)
         self.paint()
 
+    async def run_action(self, action: Any, *where: Any, **options: Any) -> bool:
+        """What a key does; first the answer to the one before is put away."""
+        if self._answered():
+            self.paint()
+        return await super().run_action(action, *where, **options)
+
+    def _answered(self) -> bool:
+        """Put away the answer to an earlier key; whether there was one."""
+        shown = self._answer is not None and self._message[0] == self._answer
+        self._answer = None
+        if shown:
+            self._message = ("", 0.0)
+        return shown
+
+    def strange(self, key: str) -> None:
+        """A key that none of ours is."""
+        self.say(f"{fmt.clean(key)} does nothing here: ? lists the keys")
+
     def change(self, state: State) -> None:
         """Take on a new state; the feed is told when its view has changed."""
         old, self.state = self.state, state
-        if self._answer is not None and self._message[0] == self._answer:
-            self._message = ("", 0.0)  # it was about the key before
+        self._answered()
         if (old.group, old.order, old.filter) != (state.group, state.order, state.filter):
             self.feed.set_view(state.group, state.order, state.filter)
             if self._seen is not None and old.filter != state.filter:
@@ -337,9 +354,10 @@ class Shell(App[None]):
 
     # -- questions ---------------------------------------------------------------------
 
-    def ask(self, question: str, value: str, answer: Callable[[str], None]) -> None:
-        """Ask for one line in place of the footer; the question is shown above it."""
-        self._asking, self._question = answer, question
+    def ask(self, question: str, value: str, answer: Callable[[str], None], left: str = "") -> None:
+        """Ask for one line in place of the footer; the question is shown above it. ``left`` is said
+        when it is left unanswered."""
+        self._asking, self._question, self._left = answer, question, left
         self._prompt.value = value
         self._prompt.cursor_position = len(value)
         self._prompt.display = True
@@ -353,7 +371,12 @@ class Shell(App[None]):
         return not (asked and action in OURS)
 
     def action_cancel(self) -> None:
-        """Put the question away."""
+        """Leave the question unanswered."""
+        self._put_away()
+        if self._left:
+            self.say(self._left)
+
+    def _put_away(self) -> None:
         self._asking = None
         self._prompt.display = False
         self.screen.set_focus(self._stage)
@@ -362,7 +385,7 @@ class Shell(App[None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """An answer."""
         answer, self._asking = self._asking, None
-        self.action_cancel()
+        self._put_away()
         if answer is not None:
             try:
                 answer(event.value.strip())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from rich.segment import Segment
 from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.events import Key
 from textual.filter import LineFilter
 from textual.geometry import Region
 from textual.strip import Strip
@@ -36,8 +38,10 @@ class Stage(Widget):
 
     can_focus = True
 
-    def __init__(self) -> None:
+    def __init__(self, strange: Callable[[str], None]) -> None:
         super().__init__()
+        self.strange = strange
+        """Told the name of a key that does nothing."""
         self.lines: list[Text] = []
         self.base = PALETTES["dark"].text
 
@@ -55,6 +59,10 @@ class Stage(Widget):
         ]
         if changed:
             self.refresh(*changed)
+
+    def on_key(self, event: Key) -> None:
+        """A key that is not bound: those that are never come here."""
+        self.strange(event.character if event.is_printable and event.character else event.key)
 
     def render_line(self, y: int) -> Strip:
         """One line, in the screen's own colours where it names none."""

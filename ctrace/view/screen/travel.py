@@ -60,7 +60,7 @@ class TravelKeys(Shell):
     def action_jump(self) -> None:
         """Ask where to."""
         if self._travel() is not None:
-            self.ask("jump to 10:03:07 (UTC), by +30 or -2m, or to 50%", "", self._jump)
+            self.ask("jump to: 10:03:07 (UTC), +30, -2m or 50%", "", self._jump)
 
     def _jump(self, text: str) -> None:
         if text and (feed := self._travel()) is not None:
