@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from subprocess import TimeoutExpired
 from typing import Final, Optional
 
@@ -53,3 +54,21 @@ def passes(error: BaseException) -> bool:
             return True
         one = one.__cause__ or one.__context__
     return False
+
+
+def no_thread(error: BaseException) -> bool:
+    """Whether the host refused a thread: Python has no error of its own for that."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+
+
+@contextmanager
+def for_later() -> Iterator[None]:
+    """Pass over what the host refuses, memory and threads too: for a thread that will try again,
+    or whose work can do without."""
+    try:
+        yield
+    except (CtraceError, OSError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if not no_thread(error):
+            raise

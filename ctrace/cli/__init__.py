@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import os
+import re
+import resource
 import sys
+import threading
 import traceback
 from typing import Optional
 
@@ -13,7 +16,7 @@ import click
 
 from ctrace import __version__
 from ctrace.cli import output, rights
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, no_thread
 
 VERBS = {
     "top": "Live screen: what fills the table, who is refused, and why",
@@ -112,6 +115,9 @@ def main() -> None:
     # Tools are never looked for where the caller happens to stand, which "." and "" would mean.
     places = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(filter(os.path.isabs, places))
+    # numpy's BLAS, of which nothing is used here, begins a thread and 40 MiB for each processor.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    threading.excepthook = _thread_ended
     output.prepare()
     status = _status()
     try:
@@ -169,10 +175,26 @@ def _status() -> int:
     return status
 
 
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """One line, as for any error; what the thread was for may be missing from then on."""
+    error = ended.exc_value
+    if isinstance(error, (OSError, MemoryError)):
+        told = output.refused(error)
+    elif isinstance(error, CtraceError):
+        told = output.remark(str(error))
+    else:
+        told = _defect(error) if isinstance(error, Exception) else ended.exc_type.__name__
+    name = ended.thread.name if ended.thread is not None else "a thread"
+    click.echo(f"ctrace: {name} has ended, the rest goes on: {told}", err=True)
+
+
 def _defect(error: Exception) -> str:
     """One line on an error that nobody foresaw, with the place in our code that it came from."""
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+    if no_thread(error):
         return "no more threads or memory can be had: see ulimit -u -v, and pids.max of the cgroup"
+    short = isinstance(error, ImportError) and re.search(r"map segment|allocate mem", str(error))
+    if short or (isinstance(error, SystemError) and _is_bounded()):
+        return "there is no memory left: see ulimit -v"
     frames = traceback.extract_tb(error.__traceback__)
     ours = [one for one in frames if f"{os.sep}ctrace{os.sep}" in one.filename] or frames
     place = f"{os.path.basename(ours[-1].filename)} line {ours[-1].lineno}"
@@ -181,6 +203,12 @@ def _defect(error: Exception) -> str:
         f"{type(error).__name__} in {place}: {text}; this is a defect: please report it with the "
         "output of ctrace doctor"
     )
+
+
+def _is_bounded() -> bool:
+    """Whether this process may have only so much memory: Python then fails in odd places, without
+    a word of why (``error return without exception set``)."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _wrong(error: click.UsageError) -> int:

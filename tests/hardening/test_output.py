@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from kit.command import CLOSED, ctrace
 
 from ctrace import cli
 from ctrace.cli import VERBS
+from ctrace.errors import for_later
 
 CTRACE = [sys.executable, "-m", "ctrace"]
 SHORT = [["applied"], ["doctor", "-o", "json"], ["man"]]
@@ -139,6 +141,10 @@ def test_a_closed_output_is_not_taken_by_a_file(tmp_path: Path) -> None:
         (OSError(24, "Too many open files"), "Too many open files"),
         (OSError("a library's own"), "a library's own"),
         (MemoryError(), "there is no memory left"),
+        (
+            ImportError("x.so: failed to map segment from shared object"),
+            "there is no memory left: see ulimit -v",
+        ),
     ],
 )
 def test_what_the_system_refuses_is_one_line(
@@ -174,3 +180,36 @@ def test_a_closed_input_is_an_empty_one() -> None:
     status, said = run(["apply", "-"], "<&-")
     assert status == 2
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "there is no memory left"),
+        (ValueError("odd"), "ValueError in test_output.py line"),
+    ],
+)
+def test_a_thread_that_fails_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", cli._thread_ended)
+    thread = threading.Thread(target=fail, name="ctrace-one")
+    thread.start()
+    thread.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ctrace: ctrace-one has ended, the rest goes on: {said}")
+
+
+def test_what_can_wait_passes_over_what_the_host_refuses() -> None:
+    def go(error: Exception) -> None:
+        with for_later():
+            raise error
+
+    for refused in (OSError(12, "x"), MemoryError(), RuntimeError("can't start new thread")):
+        go(refused)
+    for defect in (RuntimeError("dictionary changed size"), ValueError()):
+        with pytest.raises(type(defect)):
+            go(defect)

@@ -5,7 +5,6 @@ Reads only. What takes long to read is read less often.
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import threading
 import time
@@ -21,7 +20,7 @@ from ctrace.advice.beside.strays import FEW, SECONDS, invalid_so_far, strays
 from ctrace.advice.beside.table import Ports, Reading, Towards, read
 from ctrace.batch import Batch, TableReading, inode_of
 from ctrace.beside import MOST, Beside, PortsTaken, Refusing, Short, Stray
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, for_later
 from ctrace.host.netns import Way, find
 from ctrace.host.tables import held_now
 from ctrace.ruleset.reader import dump, forget
@@ -123,11 +122,11 @@ class Reader:
             begin, self._waited = time.monotonic(), 0.0
             with self._lock:
                 wanted = dict(self._wanted)
-            with contextlib.suppress(CtraceError, OSError):
+            with for_later():
                 wanted = wanted or self._largest()
             self._forget(wanted)
             for netns, held in wanted.items():
-                with contextlib.suppress(CtraceError, OSError):
+                with for_later():
                     self._read(netns, held)
             took = time.monotonic() - begin - self._waited
             if self._over.wait(SOON if number < FIRST else max(self._every, COST * took)):
@@ -205,10 +204,10 @@ class Space:
     def look(self, netns_path: str, rules: Told) -> bool:
         """Read what else limits, and look at packets if some were INVALID lately; whether it did.
         What there is no right to read is left out."""
-        with contextlib.suppress(CtraceError, OSError):
+        with for_later():
             self.short = tuple(short(netns_path, self._devices)[:MOST])
         looked = False
-        with contextlib.suppress(CtraceError, OSError):
+        with for_later():
             now = invalid_so_far(netns_path)
             if self._invalid is not None and now - self._invalid >= FEW:
                 looked = True

@@ -7,7 +7,6 @@ with another timeout (nf_conntrack_tcp_timeout_unacknowledged, _max_retrans), an
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Final, Optional
 import numpy as np
 
 from ctrace.batch import TableReading
-from ctrace.errors import CtraceError
+from ctrace.errors import for_later
 from ctrace.host import ctnetlink, netns
 from ctrace.host.netns import Namespace
 from ctrace.record import TCP, TCP_STATES, Events, Kind, empty, join
@@ -69,6 +68,12 @@ class Dumps:
 
     def _read(self, spaces: Sequence[Namespace], held: Mapping[int, int]) -> None:
         begin = time.monotonic()
+        with for_later():
+            self._found = self._sample(spaces, held)
+        end = time.monotonic()
+        self._due = end + max(EVERY, COST * (end - begin))
+
+    def _sample(self, spaces: Sequence[Namespace], held: Mapping[int, int]) -> Events:
         step = max(1, -(-sum(held.values()) // KEPT))
         parts = []
         for space in spaces:
@@ -76,7 +81,7 @@ class Dumps:
             # The kernel walks all namespaces' entries to dump one: not for those with none to take.
             if first >= held.get(space.inum, step):
                 continue
-            with contextlib.suppress(CtraceError, OSError):
+            with for_later():
                 established = _established(space.path)
                 for table in ctnetlink.slices(space.path):
                     if table.netns != space.inum:
@@ -87,9 +92,7 @@ class Dumps:
         found = join(parts)
         if not self._left:
             found["overdue_ms"][found["idle_ms"] < 0] = 0
-        self._found = found
-        end = time.monotonic()
-        self._due = end + max(EVERY, COST * (end - begin))
+        return found
 
 
 def _established(path: str) -> int:

@@ -6,14 +6,13 @@ later gets both from here: the names remembered so far, and a dump of the tables
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from ctrace.batch import Batch, Names, Source
-from ctrace.errors import CtraceError
+from ctrace.errors import for_later
 from ctrace.record import Events, by_time, join
 from ctrace.recording.recorder import host_facts
 from ctrace.recording.recorder.run import RulesetReader
@@ -83,7 +82,7 @@ class LateRecording:
 
     def _read(self) -> None:
         older = self._older
-        with contextlib.suppress(CtraceError, OSError):
+        with for_later():
             while older is not None and older.reading and not self._closing.is_set():
                 if older.waiting >= AHEAD:
                     self._closing.wait(0.02)

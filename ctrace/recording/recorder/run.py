@@ -17,7 +17,7 @@ from typing import Final, Optional, Protocol
 from ctrace import files
 from ctrace.batch import Batch, Source
 from ctrace.cost.result import Perf
-from ctrace.errors import CtraceError
+from ctrace.errors import CtraceError, for_later
 from ctrace.recording.format.layout import SIGNATURE
 
 LAST: Final = 5_000_000_000
@@ -232,7 +232,7 @@ class RulesetReader:
         from ctrace.host import netns
         from ctrace.recording.recorder.host_facts import rulesets
 
-        with contextlib.suppress(OSError, CtraceError):
+        with for_later():
             spaces = [(space.inum, space.path) for space in netns.find()]
             spaces.sort(key=lambda space: space[0] not in self._recorded)
             for one in rulesets(spaces):
