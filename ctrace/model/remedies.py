@@ -6,7 +6,7 @@ them adds how to get there. A command that changes a setting comes with one that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, log2
 from typing import Final, Optional
@@ -69,6 +69,8 @@ SHORTER: Final[dict[str, int]] = {
     "generic_timeout": 60,
 }
 """What is proposed instead, in seconds: below what answers and retransmissions take nowhere."""
+LIMIT_PER_S: Final = 50
+"""New connections, or datagrams, of each source: far more than a client of one service needs."""
 UNTRACK_ECHO: Final = "untrack-echo"
 KEEP: Final = "existing entries keep their timeout"
 FAMILY: Final = {True: "ipv6", False: "ipv4"}
@@ -200,20 +202,28 @@ def delete(
     )
 
 
-def limit(culprit: Culprit, frees: int, *, per_second: int = 50) -> Remedy:
-    """Drop packets that come too fast from one source before they get an entry."""
-    drop = Drop(culprit.proto, culprit.port or 0, rate=per_second)
-    return _dropping(
-        drop,
-        f"ctrace_limit_{culprit.proto}_{culprit.port}",
-        Remedy(
-            "limit",
-            f"limit each source to {per_second} a second before conntrack",
-            culprit.netns,
-            f"{culprit.proto}/{culprit.port}",
-            f"of no use against sources that come once; {KEEP}",
-            frees=(0, frees),
-            option=f"--{drop.option} {culprit.proto}/{culprit.port}={per_second}",
+def limit(culprit: Culprit, frees: int) -> Remedy:
+    """Drop packets to a service that come too fast from one source before they get an entry."""
+    one = limits(culprit.proto, (culprit.port or 0,), culprit.netns, frees)
+    return replace(one, service=f"{culprit.proto}/{culprit.port}")
+
+
+def limits(proto: str, ports: Sequence[int], netns: int, frees: int) -> Remedy:
+    """The same for several ports, each with rules of its own."""
+    drops = [Drop(proto, port, rate=LIMIT_PER_S) for port in ports]
+    tables = [f"ctrace_limit_{proto}_{port}" for port in ports]
+    names = [f"{proto}/{port}" for port in ports]
+    to = f" to each of {', '.join(names)}" if len(names) > 1 else ""
+    return Remedy(
+        "limit",
+        f"limit each source to {LIMIT_PER_S} a second{to} before conntrack",
+        netns,
+        detail=f"of no use against sources that come once; {KEEP}",
+        frees=(0, frees),
+        commands=tuple(map(command, drops, tables)),
+        undo=tuple(f"nft delete table inet {table}" for table in tables),
+        option=" ".join(
+            f"--{drop.option} {name}={LIMIT_PER_S}" for drop, name in zip(drops, names)
         ),
     )
 

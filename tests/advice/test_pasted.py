@@ -69,7 +69,7 @@ def every() -> list[Remedy]:
     table = Table(1, "here", 9000, 10000, 4096)
     ends = (("192.0.2.1", "10.0.0.9"), ("2001:db8::1", "fd00::9"))
     found = [
-        *(remedies.limit(replace(c, port=port), 100) for c in (TCP, UDP) for port in (1, 8063)),
+        *(remedies.limits(c.proto, (1, 8063), 1, 100) for c in (TCP, UDP)),
         *(remedies.drop_service(c, 10) for c in (TCP, UDP)),
         *(remedies.drop_source(src, 1, 10) for src in ("192.0.2.1", "2001:db8::1")),
         *(remedies.untrack_echo(proto, 1, 10) for proto in ("icmp", "icmpv6")),

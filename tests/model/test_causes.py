@@ -614,6 +614,24 @@ def test_a_scan_by_one_source() -> None:
     why = run(trace, 35).why
     assert why[0].id == "scan"
     assert "10.6.6.6" in why[0].text
+    assert "limit" not in {one.id for one in why[0].remedies}, "no port stands out"
+
+
+def test_a_scan_of_a_few_ports_can_be_slowed_down() -> None:
+    """By rules that can stand beside each other: the scanner may be one's own."""
+    trace = Trace(seed=7)
+    dst = trace.rng.integers(0xC6120000, 0xC613FFFF, 200 * 40)
+    ports = trace.rng.choice([22, 3389, 8080, 8080], 200 * 40)
+    trace.flows(steady(200, 40, trace.rng), 0, 120.0, src="10.6.6.6", dst=dst, dport=ports,
+                status=UNREPLIED, state=SYN_SENT, direction=int(Direction.FORWARD))  # fmt: skip
+    trace.walks(38)
+    why = run(trace, 38).why
+    assert why[0].id == "scan", why
+    stop, slower, _ = why[0].remedies
+    assert (stop.id, slower.id) == ("drop-source", "limit")
+    assert "tcp/8080" in slower.text
+    assert len({one.split("add chain")[0] for one in slower.commands}) == 3
+    assert slower.option.split()[::2] == ["--limit-source"] * 3
 
 
 def test_who_asks_the_same_dead_hosts_again_and_again_does_not_scan() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Optional
+from typing import Final, NamedTuple, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,22 @@ AGAIN: Final = 3
 """Entries to each service of each host, on average, above which a source does not scan."""
 SHOWN: Final = 5
 MOSTLY: Final = 0.5
+PART: Final = 0.1
 FEW: Final = 20
 """Pairs examined to find the process that opened them."""
 PICKED_UP: Final = ("ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT")
 """States of connections that are past their handshake, or were taken up without one."""
 _S32: Final = np.uint64(32)
+
+
+class _Asked(NamedTuple):
+    """What a source has entries to, of one protocol."""
+
+    proto: int
+    services: int
+    held: int
+    most: tuple[int, ...]
+    """Ports that have :data:`PART` of the entries each."""
 
 
 def half_open(c: Culprit, judged: int) -> bool:
@@ -208,37 +219,35 @@ def scans(facts: Facts) -> Iterator[Cause]:
         if max(c.inserts, c.held) < SOME or not half_open(c, judged):
             continue
         whole = facts.whole(c.netns, held=True)
-        proto, services, asked = max(
-            (_asked(facts, group.key[at], one) for one in (TCP, UDP)), key=lambda one: one[2]
-        )
-        if asked < 0.8 * c.held:  # pings are no connections
+        asked = max((_asked(facts, group.key[at], x) for x in (TCP, UDP)), key=lambda x: x.held)
+        if asked.held < 0.8 * c.held:  # pings are no connections
             continue
         hosts = int(np.count_nonzero(facts.dst.inside(c.netns))) if c.held >= 0.8 * whole else 0
-        if max(services, hosts) < SPREAD:
+        if max(asked.services, hosts) < SPREAD:
             continue
-        if hosts and not facts.dst.floor and c.held > AGAIN * services * hosts:
+        if hosts and not facts.dst.floor and c.held > AGAIN * asked.services * hosts:
             continue  # it asks the same ones again and again
         share = c.held / whole if whole else c.share
-        yield _scan(facts, c, judged, share, (proto, services, hosts))
+        yield _scan(facts, c, judged, share, asked, hosts)
 
 
-def _scan(
-    facts: Facts, c: Culprit, judged: int, share: float, asked: tuple[int, int, int]
-) -> Cause:
-    """A source that scans, and what stops it: a process of this host is stopped where it runs.
-    ``asked``: the protocol, services and hosts."""
-    proto, services, hosts = asked
+def _scan(facts: Facts, c: Culprit, judged: int, share: float, asked: _Asked, hosts: int) -> Cause:
+    """A source that scans, and what stops it: a process of this host is stopped where it runs."""
     table = facts.table(c.netns)
     held = table.count if table and table.count else c.held
-    to = [plural(services, "service")] + ([f"{hosts:,} hosts or more"] if hosts > 1 else [])
-    owner = _opener(facts, c) if c.direction in ("out", "loopback") else ""
+    to = [plural(asked.services, "service")] + ([f"{hosts:,} hosts or more"] if hosts > 1 else [])
+    here, tcp = c.direction in ("out", "loopback"), asked.proto == TCP
+    owner = _opener(facts, c) if here else ""
     stop = remedies.drop_source(c.src, c.netns, c.held)
-    if c.direction in ("out", "loopback"):
+    if here:
         stop = remedies.change(f"stop or slow down {owner or c.src}, of this host", c.netns)
-    tcp = proto == TCP
+    slower = None
+    if asked.most and not here:
+        slower = remedies.limits("tcp" if tcp else "udp", asked.most, c.netns, c.held)
     what = "connections" if tcp else "datagrams"
     like = "a scan" if tcp else "a scan, traceroutes or peer-to-peer"
-    helps = (stop, remedies.timeout("tcp_timeout_syn_sent" if tcp else "udp_timeout", c.netns))
+    shorter = remedies.timeout("tcp_timeout_syn_sent" if tcp else "udp_timeout", c.netns)
+    helps = (stop, slower, shorter)
     return Cause(
         id="scan",
         text=f"{c.src}{f' ({owner})' if owner else ''}{facts.where(c.netns)}: {percent(share)} of "
@@ -272,12 +281,15 @@ def _pace(facts: Facts, c: Culprit) -> str:
     return f", {said}" if said else ""
 
 
-def _asked(facts: Facts, src: npt.NDArray[np.uint64], proto: int) -> tuple[int, int, int]:
-    """The protocol, how many of its services a source has entries to, and how many entries."""
+def _asked(facts: Facts, src: npt.NDArray[np.uint64], proto: int) -> _Asked:
+    """What a source has entries to."""
     key = facts.pair.key
     mine = (key[:, :2] == src[:2]).all(axis=1) & (key[:, 2] >> _S32 == src[2] >> _S32)
     mine &= key[:, 2] >> np.uint64(16) & np.uint64(0xFF) == np.uint64(proto)
-    return proto, int(np.count_nonzero(mine)), int(facts.pair.held[mine].sum())
+    held, ports = facts.pair.held[mine], key[mine, 2] & np.uint64(0xFFFF)
+    order = np.argsort(-held, kind="stable")
+    most = [at for at in order[:SHOWN].tolist() if ports[at] and held[at] >= PART * held.sum()]
+    return _Asked(proto, len(held), int(held.sum()), tuple(ports[most].tolist()))
 
 
 def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
