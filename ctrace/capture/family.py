@@ -30,6 +30,8 @@ class Capture(ABC):
     """Seconds for which a poll may keep records back, so that polls are in time order."""
     tells_left: bool = True
     """Whether an entry's end carries its remaining time and its state."""
+    lags: bool = False
+    """Whether :meth:`counts` knows only of what was polled."""
     looks: bool = False
     """Whether :meth:`look` finds anything; if so, ``ct`` is the entry's address."""
 

@@ -17,6 +17,7 @@ from ctrace.capture.poller import LOOK, Poller, Taken, in_order
 from ctrace.capture.table.assured import LOOK_MET, Survey
 from ctrace.capture.table.dumps import Dumps
 from ctrace.capture.table.first_dump import Older, must_wait
+from ctrace.capture.table.instant import Instant
 from ctrace.capture.table.recount import Recount
 from ctrace.capture.table.seed import Seeding
 from ctrace.capture.table.young import Sampler
@@ -178,6 +179,7 @@ class LiveSource:
         if self._seed:
             self._seedings.append(self._first)
         self._poller = Poller(capture, self._newcomers, sampler, self._survey)
+        self._instant = Instant(self._tables.read, self._counts, self._poller.catch_up)
 
     @property
     def hooks(self) -> HookInfo:
@@ -347,9 +349,7 @@ class LiveSource:
     def _batch(self, events: Events, taken: Taken, *, look: bool, more: bool) -> Batch:
         """A batch, with the current readings of the kernel and the host."""
         spaces = list(self._namespaces.values())
-        # one right after the other: what happens between them looks like a difference
-        tables = self._tables.read(spaces) if look else ()
-        raw = self._counts()
+        tables, raw = self._instant.take(spaces) if look else ((), self._counts())
         counts = self._lives.counts(raw)
         names = self._lives.names(self._names.learn(events, spaces, self._every, look))
         if tables and self._survey:

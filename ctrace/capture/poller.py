@@ -93,6 +93,17 @@ class Poller:
                 self._wake.clear()
         return taken
 
+    def catch_up(self) -> bool:
+        """Bring the counters of a family that counts what it receives up to now; whether they are.
+        What comes by it is for the next :meth:`take`."""
+        with self.lock:
+            if not self._capture.lags:
+                return True
+            if self._rows >= PENDING or self.stopped:
+                return False
+            self._step()
+        return True
+
     def _split(self) -> tuple[Taken, Taken]:
         """The first records, as many as a reader gets at once, and the rest."""
         taken, room = self._taken, AT_ONCE

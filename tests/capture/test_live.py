@@ -154,7 +154,7 @@ def test_a_namespace_that_appears_is_followed_and_seeded(lab: Lab) -> None:
 def test_a_flood_is_read_before_the_interval_is_over(lab: Lab) -> None:
     """However long that is: what comes in it need not wait, nor be lost."""
     a, b = pair(lab)
-    source = open_live(Filter(netns=a.inum), seed=False)
+    source = open_live(Filter(netns=a.inum), seed=False, ring_bytes=1 << 25)  # others are busy, too
     try:
         reading = source.batches(600)
         for port in (9, 10):
@@ -162,7 +162,6 @@ def test_a_flood_is_read_before_the_interval_is_over(lab: Lab) -> None:
         first = next(reading)
         assert first.more
         assert len(first.events) >= MANY
-        assert first.tables == ()
         assert first.events["ts"].max() <= first.until
         assert first.counts[a.inum][Reason.NEW] >= len(first.events)
         rest = batches(source, 0.3)

@@ -133,6 +133,8 @@ class NetlinkCapture(Capture):
     alive until :meth:`follow` no longer lists it.
     """
 
+    lags = True
+
     def __init__(self, *, queue: int = QUEUE) -> None:
         """Raises CtraceError when this process may not listen."""
         self.info = HookInfo("netlink", drop_tuples=False, evictions=False, owners=False)
