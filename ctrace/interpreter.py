@@ -11,12 +11,19 @@ import sys
 from pathlib import Path
 from typing import Final
 
-_START: Final = (
-    "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); import ctrace; sys.path.pop(0); "
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-)
-"""Finds this very ctrace first, whichever else is installed, then leaves the search path as it
-was: a folder that is put in front of the standard library could replace parts of it."""
+_START: Final = """
+import runpy, sys
+root, paths = sys.argv.pop(1), sys.path
+paths.insert(0, root)
+import ctrace
+del paths[0]
+if root.endswith("-packages") and root not in paths:
+    paths.insert(next((n for n, one in enumerate(paths) if one.endswith("-packages")), 9), root)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+"""Finds this very ctrace first, whichever else is installed. Its folder does not stay in front of
+the standard library, parts of which it could replace; what pip put beside it comes before what
+the distribution has."""
 
 
 def called() -> str:

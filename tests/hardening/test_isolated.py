@@ -117,6 +117,30 @@ def test_what_pip_installs_as_a_command(traps: Path, tmp_path: Path) -> None:
     for argv in ([place / "ctrace", "doctor", "--why"], [link, "--version"]):
         done = start(traps, *argv)
         assert (done.returncode, ran(traps)) == (0, ""), done.stderr
+    # for one user or by a prefix: no interpreter beside it, the distribution's finds the packages
+    for python in place.glob("python*"):
+        python.unlink()
+    asked = "import sys; print('python%d.%d' % sys.version_info[:2])"
+    version = subprocess.check_output(["/usr/bin/python3", "-Ic", asked], text=True).strip()
+    other = place.parent / "lib" / version / "site-packages"
+    other.mkdir(parents=True, exist_ok=True)
+    (other / "ours.pth").write_text("\n".join(found))
+    done = start(traps, link, "--version", HOME=str(traps))
+    assert (done.returncode, ran(traps)) == (0, ""), done.stderr
+
+
+def test_a_child_finds_what_pip_put_beside_ctrace(tmp_path: Path) -> None:
+    """And nothing there replaces a part of the standard library."""
+    place = tmp_path / "lib" / "site-packages"
+    (place / "ctrace").mkdir(parents=True)
+    (place / "ctrace/__init__.py").write_text("")
+    (place / "click.py").write_text("mine = True")
+    (place / "json.py").write_text("raise SystemExit(42)")
+    (place / "probe.py").write_text("import json, click; print(click.mine)")
+    argv = interpreter.module("probe")
+    argv[-2] = str(place)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 @pytest.mark.parametrize(
