@@ -145,6 +145,12 @@ def draft(path: str, *, force: bool = False) -> Iterator[str]:
         raise CtraceError(f"{path} exists: give another name, or --force to replace it") from None
     except OSError as error:
         raise CtraceError(f"cannot write {path}: {error.strerror}") from None
+    except CtraceError as error:
+        why = error.__context__
+        if own not in str(error) or not isinstance(why, OSError):
+            raise
+        # a writer tells what its file keeps, and by a name that nobody gave: it goes
+        raise CtraceError(f"cannot write {path}: {why.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(own)

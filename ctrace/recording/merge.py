@@ -58,11 +58,16 @@ def _consecutive(recordings: Sequence[Recording]) -> bool:
 
 def _check_hosts(recordings: Sequence[Recording]) -> None:
     """Raises UsageError when two recordings were made since one start of one host, with the same
-    filter."""
+    filter, or are one file."""
     seen: dict[tuple[str, str], str] = {}
+    files = set()
     for one in recordings:
         boot = one.header.facts.get("boot_id", "")
         other = seen.setdefault((boot, one.header.filter), one.path)
+        file = os.path.realpath(one.path)
+        if file in files:
+            raise UsageError(f"{one.path} is given twice: its entries would count twice")
+        files.add(file)
         if boot and other != one.path:
             raise UsageError(
                 f"{other} and {one.path} are of the same host: give one of them, or compare them "

@@ -85,7 +85,8 @@ def test_a_disk_that_fills_leaves_no_half_file(
     )
     if "openmetrics" not in words:  # whose few lines fit
         assert done.stdout == "1\n"
-        assert "No space left on device" in done.stderr
+        told = f"ctrace: cannot write {tmp_path / 'out'}: No space left on device\n"
+        assert done.stderr == told
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -469,10 +469,14 @@ def test_recordings_of_one_host_are_not_taken_for_those_of_two(
     morning, evening = recorded("morning", "one"), recorded("evening", "one")
     with pytest.raises(UsageError, match="of the same host: give one"):
         open_several([morning, evening])
+    old = recorded("old", "")
+    (tmp_path / "link").symlink_to(old)
+    with pytest.raises(UsageError, match="given twice"):
+        open_several([old, recorded("young", ""), str(tmp_path / "link")])
     for others in (
         [morning, recorded("rebooted", "two")],
         [recorded("a", "one", "netns=a"), recorded("b", "one", "netns=b")],
-        [recorded("old", ""), recorded("older", "")],
+        [old, recorded("older", "")],
     ):
         open_several(others).close()
 
