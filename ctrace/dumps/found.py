@@ -29,10 +29,14 @@ TEXT_LIMIT: Final = 4 << 20
 """Characters of rules that are kept."""
 
 
+_PRINTABLE: Final = bytes(
+    one if 32 <= one < 127 else 32 if one == 9 else ord("?") for one in range(256)
+)
+
+
 def plain(raw: bytes, limit: int = 200) -> str:
     """Text from outside, made safe to show anywhere: printable ASCII."""
-    text = raw[:limit].replace(b"\t", b" ").decode("ascii", "replace")
-    return "".join(one if " " <= one <= "~" else "?" for one in text)
+    return raw[:limit].translate(_PRINTABLE).decode("ascii")
 
 
 class Spool:

@@ -369,7 +369,8 @@ class Reader:
             self._context = context(plain(command, 400), self._context)
             self._found.log.begin()
             return True
-        when = when or moment(plain(line), epoch=self._dated and not self._context.settings)
+        if when is None and len(line) < 100:  # no time is longer
+            when = moment(plain(line), epoch=self._dated and not self._context.settings)
         if when is None:
             return False
         self._end()

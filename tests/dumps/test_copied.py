@@ -58,6 +58,10 @@ READ: dict[str, tuple[bytes, dict[str, Any]]] = {
         f"root@h:~# cat /proc/net/nf_conntrack\n{ENTRY}".encode(),
         {"count": None, "max": None, "entries": 1},
     ),
+    "both in one line": (
+        f"h:~# echo $(cat {COUNTS}count) of $(cat {COUNTS}max)\n4489 of 65536\n".encode(),
+        {"count": 4489, "max": 65536},
+    ),
     "sysctl -n": (
         b"gw:~ # sysctl -n net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max\n"
         b"4489\n65536\n",

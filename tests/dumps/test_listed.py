@@ -105,6 +105,14 @@ def test_a_module_that_cannot_be_unloaded_has_its_users() -> None:
     one = found("Module Size Used by\nnf_conntrack 90112 3 xt_conntrack,nf_nat,[permanent]\n")
     assert one.modules["nf_conntrack"] == (3, ("xt_conntrack", "nf_nat"))
     assert one.unread.count == 0
+    for said in ("rmmod: ERROR: Module nf_conntrack is in use by: xt_CT nf_nat",
+                 "ERROR: Module nf_conntrack is in use by xt_CT,nf_nat"):  # fmt: skip
+        one = found(
+            "[root@h ~]# modprobe -r nf_nat\nmodprobe: FATAL: Module nf_nat is in use.\n"
+            f"[root@h ~]# rmmod nf_conntrack\n{said}\n"
+        )
+        assert one.modules == {"nf_conntrack": (2, ("xt_CT", "nf_nat"))}
+        assert one.unread.count == 0
 
 
 def test_a_facility_is_no_host() -> None:

@@ -49,6 +49,12 @@ _FORMS: Final = (
 """What such a line looks like, and why it is not read."""
 
 
+_TRIES: Final = tuple(
+    (form.match if form.pattern.startswith(b"^") else form.search, why) for form, why in _FORMS
+)
+"""Those that stand at the beginning are looked for there alone: a journal has many lines."""
+
+
 def reason(line: bytes) -> str:
     """Why a connection in another form than conntrack's is not read; empty for other lines."""
-    return next((why for form, why in _FORMS if form.search(line)), "")
+    return next((why for found, why in _TRIES if found(line)), "")

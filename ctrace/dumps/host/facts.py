@@ -22,6 +22,13 @@ _SHORT: Final = re.compile(
 _MODULE: Final = re.compile(
     r"^(\w+)\s+(\d+)\s+(-?\d+)(?:\s+([\w,\[\]-]+))?(?:\s+\w+\s+0x[0-9a-f]+.*)?\s*$"
 )
+_IN_USE: Final = re.compile(
+    r"^(?:(?:rmmod|modprobe): )?(?:ERROR|FATAL): Module (\w{1,64}) is in use"
+    r"(?: by:? ?(\w[\w, ]*))?\.?$"
+)
+"""The answer to an attempt to unload it, which names its users."""
+_SEVERAL: Final = re.compile(r"\D{0,20}\d{1,11}(?:\D{1,12}\d{1,11}){1,3}\D{0,20}")
+"""Several settings in one line, as ``echo $(cat ...)/$(cat ...)`` prints them."""
 _WHOLE: Final = ("", "lsmod", "sudo lsmod", "cat /proc/modules", "sudo cat /proc/modules")
 """Commands that print all modules; a file's name is none."""
 _NETFILTER: Final = re.compile(
@@ -94,6 +101,13 @@ def _setting(line: str, about: Context, found: Found, space: Space, at: Optional
             name = "net.netfilter." + name.replace("ip_conntrack", "nf_conntrack")
         _sysctl(space, name, said[2])
         return True
+    if len(about.settings) > 1 and _SEVERAL.fullmatch(line):
+        values = re.findall(r"\d+", line)
+        short = all(name.endswith(("_max", "_count", "_buckets")) for name in about.settings)
+        if short and len(values) == len(about.settings):
+            for name, value in zip(about.settings, values):
+                _sysctl(space, name, value)
+            return True
     if about.settings and re.fullmatch(r"-?\d+([\t ]+-?\d+)*", line):
         nth = int(about.state.get("settings", "0"))
         _sysctl(space, about.settings[nth % len(about.settings)], line)
@@ -144,6 +158,12 @@ def _module(line: str, about: Context, found: Found, space: Space, at: Optional[
     del space, at
     if re.match(r"Module\s+Size\s+Used", line):
         found.modules_whole |= "|" not in about.command
+        return True
+    used = _IN_USE.match(line)
+    if used:
+        users = tuple(re.split(r"[, ]+", used[2] or "", maxsplit=64))
+        if used[2] and used[1] not in found.modules and len(found.modules) < 2000:
+            found.modules[used[1]] = len(users), users
         return True
     said = _MODULE.match(line)
     if not said or (about.about != "modules" and not _NETFILTER.search(said[1])):
