@@ -75,8 +75,9 @@ def _settled(culprit: Culprit, waited: tuple[float, ...], timeout: float, second
         return not rate
     lately = culprit.trend[-LATELY:]
     if len(lately) == LATELY:
-        chance = 2 * math.sqrt(max(lately))
-        if max(lately) - min(lately) <= chance < LATELY * culprit.new_per_s:
+        chance, come = 2 * math.sqrt(max(lately)), (LATELY - 1) * culprit.new_per_s
+        # without ends it would have risen by more
+        if max(lately) - min(lately) <= chance < come - 2 * math.sqrt(come):
             return True
     grown = growth.net(float(culprit.inserts), float(culprit.destroys), max(seconds, 1.0))
     return grown.low <= 0 and seconds > 2 * waited[-1]
@@ -332,8 +333,10 @@ def _streams(
         streams = (culprit.assured or 0.0) > (1 - share) / 2
         other = "udp_timeout_stream" if streams else "udp_timeout"
     else:
-        share, first, other = 0.0, "icmp_timeout", "icmp_timeout"
+        share, first, other = 0.0, "", f"{culprit.proto}_timeout"
     stays = None if by_settings(made_of) else culprit.residence.p50
+    if other not in timeouts:  # as of tunnels: read from the entries, else nobody sees them expire
+        stays = made_of.timeout or culprit.residence.p50 or LASTING
     rate, even = _pace(culprit, seconds or 0.0)
     for closed, part, name, waited in (
         (True, share, first, made_of.waited),
@@ -378,7 +381,8 @@ def _open_timeout(culprit: Culprit) -> str:
 def _grows(culprit: Culprit, closed: float, seconds: float) -> Range:
     """Net growth of open connections, never negative; from 0 up where closed ones hide it."""
     found = growth.net(float(culprit.inserts), float(culprit.destroys), seconds)
-    if not (culprit.composition.n and culprit.new_per_s) or closed > FEW_CLOSED:
+    told = culprit.composition.n or culprit.proto != "tcp"  # how many are closed
+    if not (told and culprit.new_per_s) or closed > FEW_CLOSED:
         return Range(0.0, max(0.0, found.high))
     return Range(max(0.0, found.low), max(0.0, found.high))
 

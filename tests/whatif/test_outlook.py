@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctrace.model.composition import by_settings
+from ctrace.model.keys.rich import TREND
 from ctrace.model.remedies import TIMEOUTS
-from ctrace.model.snapshot import Composition, Culprit, Residence, Table
+from ctrace.model.snapshot import Composition, Culprit, Percentiles, Residence, Table
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook
 
@@ -167,6 +168,28 @@ def test_a_load_that_the_full_table_refuses_is_not_one_that_ends() -> None:
     after = told.fill({("tcp", 8063)})
     assert after is not None
     assert after[1] < 0.1
+
+
+@pytest.mark.parametrize("seconds", [30.0, 100.0, 300.0])
+@pytest.mark.parametrize(("proto", "timeout"), [("gre", 180.0), ("sctp", 210.0), ("esp", 600.0)])
+@pytest.mark.parametrize("looked", [True, False])
+def test_protocols_without_settings_here_wait_for_their_own_timeout(
+    proto: str, timeout: float, looked: bool, seconds: float
+) -> None:
+    """Ten come a second and expire: by the looks at them, not as pings do, after 30 s."""
+    held, right = round(10 * min(seconds, timeout)), 10 * timeout
+    waited = min(seconds, timeout)
+    made_of = Composition(n=400, idle=evenly(0, waited), left=Percentiles(timeout - waited / 2))
+    trend = tuple(10.0 * min(at, timeout) for at in range(int(seconds)))[-TREND:]
+    one = Culprit(
+        proto, proto=proto, port=0, held=held, new_per_s=10.0, inserts=round(10 * seconds),
+        destroys=round(10 * seconds) - held, trend=trend,
+        composition=made_of if looked else Composition(),
+    )  # fmt: skip
+    told = outlook(one, limit=10_000, seconds=seconds).fill()
+    assert told is not None
+    assert told[0] <= right / 10_000 <= told[1]
+    assert told[0] >= 0.99 * held / 10_000
 
 
 @pytest.mark.parametrize("new", [0.0, 300.0])

@@ -149,6 +149,15 @@ class Composition:
         """The zone that all looked at are in; 0: the default one, or several."""
         return int(self.zones[0][0]) if len(self.zones) == 1 else 0
 
+    @property
+    def timeout(self) -> Optional[float]:
+        """s: of its entries, where they have one: what half have waited, and have left. None where
+        they wait for two, or looks do not tell."""
+        idle = () if self.idle and self.waited else self.idle or self.waited
+        if not idle or self.left.p50 is None:
+            return None
+        return float(idle[len(idle) // 2] + self.left.p50)
+
     def state(self, *names: str) -> Optional[float]:
         """The share of TCP entries in any of these states; None while unknown."""
         total = sum(count for _, count in self.states)
