@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 from ctrace.names import clean
@@ -54,14 +55,23 @@ _OF_PROGRAM: Final = (
     (re.compile(r"x?freerdp|rdesktop"), "p"),
     (re.compile(r"(?:un)?rar$"), "hp"),
     (re.compile(r"nxc|netexec|crackmapexec|evil-winrm"), "pH"),
-    (re.compile(r"doctl|zerotier-"), "tT"),
+    (re.compile(r"doctl|zerotier-|k3s|rke2|frpc|frps"), "tT"),
+    (re.compile(r"gitlab-runner"), "rt"),
+    (re.compile(r"ss-|sslocal|ssserver|shadowsocks|l2tpd"), "k"),
 )
 """Letters of options that take a password or its like, also without a space, by how the program's
 name begins."""
 _POSITIONAL: Final = re.compile(
-    r"htpasswd|wpa_passphrase|rabbitmqctl|vault|mc|sqlplus|sqlldr|rman|(?:imp|exp)(?:dp)?|isql|net|chpasswd|mkpasswd|expect|lftp|secret-tool|pass|op"
+    r"htpasswd|wpa_passphrase|rabbitmqctl|vault|mc|sqlplus|sqlldr|rman|(?:imp|exp)(?:dp)?|isql|net|chpasswd|mkpasswd|expect|lftp|secret-tool|pass|op|radtest|samba-tool|setkey|db2"
 )
 """Programs that take a password where nothing marks it: of their arguments none is kept."""
+_RUNS: Final = re.compile(
+    r"[a-z]{0,4}sh|su|sudo|doas|runuser|env|nice|nohup|setsid|stdbuf|timeout|time|watch|xargs|script"
+    r"|flock|chroot|unshare|nsenter|ip|systemd-run|docker|podman|nerdctl|crictl|kubectl|oc|lxc|busybox"
+    r"|screen|tmux|strace|entr|parallel|tini|dumb-init"
+)
+"""Programs that run another one, which is among their arguments or in a line of theirs."""
+_HERE: Final = re.compile(r"(<<<?-?)\s*\S.*", re.S)
 _CODE: Final = re.compile(
     r"(?:python|perl|ruby|node|php|lua|expect|tclsh|osascript|pwsh|mysql|mariadb|psql|cqlsh|sqlite"
     r"|clickhouse-client|mongosh?)[\d.]*",
@@ -94,11 +104,14 @@ def masked(arguments: Sequence[str]) -> str:
     given as an argument, for what looks like a key made by lot, and for what programs such as
     ``htpasswd`` and ``vault`` are given.
     """
-    program = arguments[0].rpartition("/")[2] if arguments else ""
-    letters = {letter for name, of in _OF_PROGRAM if name.match(program) for letter in of}
+    names = [one.rpartition("/")[2] for one in arguments] or [""]
+    program, runs = names[0], bool(_RUNS.fullmatch(names[0]))
+    names = names if runs else names[:1]
+    letters = {letter for name, of in _OF_PROGRAM if any(map(name.match, names)) for letter in of}
     taking = _LETTERS | {f"-{letter}" for letter in letters}
-    if _POSITIONAL.fullmatch(program) and len(arguments) > 1:
-        arguments = [arguments[0], MASK]
+    named = next((n for n, one in enumerate(names) if _POSITIONAL.fullmatch(one)), len(arguments))
+    if named + 1 < len(arguments):
+        arguments = [*arguments[: named + 1], MASK]
     kept: list[str] = []
     before = ""
     for argument in arguments:
@@ -114,8 +127,10 @@ def masked(arguments: Sequence[str]) -> str:
             kept.append(MASK)
             before = ""
             continue
-        if _GIVES_CODE.fullmatch(before) and _CODE.match(program):
+        if _CODE.match(program) and (_GIVES_CODE.fullmatch(before) or " " in argument):
             kept.append(_without_keys(_STRING.sub(MASK, _argument(argument, before))))
+        elif runs and re.search(r"\s", argument):
+            kept.append(_without_keys(_argument(_line(argument), before)))
         elif len(argument) > 2 and argument[0] in "-/" and argument[1] in letters:
             kept.append(argument[:2] + MASK)
         else:
@@ -141,6 +156,25 @@ def split(raw: bytes) -> list[str]:
     if cut and arguments:
         arguments[-1] = arguments[-1].partition(":")[0]
     return arguments
+
+
+@cache
+def _in_lines() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Those programs in a line for a shell: up to such an option, up to the first argument."""
+    begin = r"(?:^|[\s;|&(/'\"`])"
+    options = "|".join(
+        rf"(?:{name.pattern.replace('$', '(?=[ ])')})\S{{0,64}}\s(?:[^;|&]{{0,256}}\s)??-[{of}]"
+        for name, of in _OF_PROGRAM
+    )
+    taking = re.compile(rf"({begin}(?:{options})\s*)\S.*", re.S)
+    return taking, re.compile(rf"({begin}(?:{_POSITIONAL.pattern})\s+)\S.*", re.S)
+
+
+def _line(text: str) -> str:
+    """A line for a shell without what the programs in it are given."""
+    for form in (*_in_lines(), _HERE):
+        text = form.sub(rf"\g<1>{MASK}", text)
+    return text
 
 
 def _argument(text: str, before: str) -> str:

@@ -77,6 +77,16 @@ FORMS = (
     ["tool", "ghp_hunter2hunter2hunter2"],
     ["tool", "hunter2Wjalr/XUtnFEMIK7MDENGbPxRfiCYEXAM"],
     ["curl", "https://hooks.slack.com/services/T0/B0/hunter2hunter2"],
+    ["sudo", "redis-cli", "-a", "hunter2"],
+    ["docker", "exec", "c", "redis-cli", "-ahunter2"],
+    ["ssh", "host", "redis-cli -a hunter2 ping"],
+    ["timeout", "5", "vault", "write", "a/b", "hunter2"],
+    ["/bin/busybox", "sh", "-c", "mc alias set m http://h key hunter2"],
+    ["bash", "-lc", "cd /x && exec /usr/bin/snmpwalk -v 2c -c hunter2 host"],
+    ["sh", "-c", "unrar x -hphunter2 file"],
+    ["sh", "-c", "cat <<END | app\nhunter2\nEND"],
+    ["sqlite3", "file", "insert into t values('hunter2')"],
+    ["ss-local", "-s", "host", "-k", "hunter2"],
 )
 
 
