@@ -11,12 +11,14 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Final, Optional
 
 from ctrace.advice.findings import LEVELS, VERDICTS, Finding, rehearsed
 from ctrace.advice.subject import Subject
 from ctrace.errors import CtraceError, passes
 from ctrace.host.memory import unswept
+from ctrace.host.rawlink import split
 from ctrace.plan.plan import MAX_ADDRESSES, Notrack
 from ctrace.record import Status
 from ctrace.rehearsal.compare import HARMLESS
@@ -157,6 +159,7 @@ class Judge:
                 settled = Mender(service, self._ruleset, self._backend).settle(lever)
                 lever = settled.lever
                 evidence = _evidence(service, settled, self.room)
+                findings += to_many(subject, self.room.snapshot)
                 findings += self._tracking(subject, [*rehearsed(subject, service, settled)])
             except FAILURES as error:
                 findings.append(_failed(error))
@@ -251,6 +254,20 @@ def seen(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def to_many(subject: Subject, snapshot: Snapshot) -> Iterator[Finding]:
+    """Datagrams to a group or to everybody on a link: a rehearsal has no such receivers."""
+    every = {b"\xff\xff\xff\xff", *(dict(split(a, 8)).get(4) for a in snapshot.addresses)}
+    for _, _, _, target, _ in subject.flows:
+        address = ip_address(target)
+        if address.is_multicast or target in every:
+            yield Finding(
+                "unknown",
+                "to-many",
+                f"some of its datagrams go to many at once ({address}), which no rehearsal plays",
+            )
+            return
+
+
 def around(subject: Subject, ruleset: Ruleset) -> Iterator[Finding]:
     """What surrounds the rules and is not in a copy, where it can matter to this service."""
     for gap in ruleset.gaps:
@@ -303,7 +320,8 @@ def _limits(setting: Setting) -> str:
     words = {True: "open", False: "shut"}
     later = "" if setting.later is None else f", then {words[setting.later]}"
     later = ", then expired" if setting.expired else later
-    return words[setting.answer] + later
+    packet = "" if setting.packet is None else f", what reads a packet {words[setting.packet]}"
+    return words[setting.answer] + packet + later
 
 
 def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Lab:
             stdin=subprocess.DEVNULL,
         )
         ours = os.stat("/proc/self/ns/net").st_ino
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         inum = ours
         # The child is in the new namespace only after unshare(1) ran and sleep(1) replaced it.
         while inum == ours or _comm(holder.pid) != "sleep":

@@ -208,7 +208,7 @@ class Mender:
                 return run, [(of_stage(stage, self._ruleset, run.ways), run.ways)]
             turn = partial(self._service.room.turn, stage, setting, rules, silent=True)
             between = None if setting.later is None else turn
-            run, ways, tables = legacy.ways(stage, talk, between)
+            run, ways, tables = legacy.ways(stage, talk, self._service.room.whole, between)
             return run, [
                 (of_stage(stage, self._ruleset, run.ways), run.ways),
                 (legacy.known(tables, self._ruleset), ways),

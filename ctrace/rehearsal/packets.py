@@ -7,7 +7,7 @@ from typing import Final
 
 from ctrace.record import ICMP, ICMPV6, TCP, UDP
 
-FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 MSS: Final = struct.pack(">BBHBBBBII", 2, 4, 65483, 1, 1, 8, 10, 1, 0)
 """A SYN's options as Linux has them: MSS, timestamps. The MSS is that of lo, so that rules lower
 it that lower any."""

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from itertools import zip_longest
 from typing import Final, NamedTuple, Optional, Union
 
 from ctrace.record import ICMP, ICMPV6, TCP, UDP
-from ctrace.rehearsal.packets import ACK, FIN, NUMBERS, PSH, REFUSED, SYN, TOO_BIG, error, tcp, udp
+from ctrace.rehearsal.packets import (
+    ACK,
+    CWR,
+    ECE,
+    FIN,
+    NUMBERS,
+    PSH,
+    REFUSED,
+    RST,
+    SYN,
+    TOO_BIG,
+    URG,
+    error,
+    tcp,
+    udp,
+)
 from ctrace.rehearsal.stage import Hit, Outcome, Stage
 
 
@@ -87,6 +103,20 @@ REST: Final = {
         Step("C", name=_PATH_MTU),
     ),
 }
+FLAGGED: Final = tuple(
+    Step(who, flags, seq, 508 if who == "c" else 110, name=name)
+    for name, flags, seqs in (
+        ("FIN with data", FIN | PSH | ACK, (109, 507)),
+        ("urgent segment", URG | PSH | ACK, (110, 508)),
+        ("congestion signal", ECE | CWR | ACK, (110, 508)),
+        ("reset", RST | ACK, (110, 508)),
+        ("reset", RST, (110, 508)),
+    )
+    for who, seq in zip("cs", seqs)
+)
+"""Segments of a connection with other flags than most have: sent where rules read flags."""
+SPARED: Final = frozenset(step.name for step in FLAGGED)
+"""Whoever loses one of these goes on; and one that was refused opens nothing."""
 FIRST: Final = {proto: steps[:1] for proto, steps in OPENING.items()}
 SERVER_NEXT: Final = {
     TCP: (REST[TCP][1]._replace(ack=101), REST[TCP][0]._replace(ack=507)),
@@ -111,6 +141,20 @@ class Run:
             "c": (talk.client_at, talk.client, talk.sport, talk.server, talk.dport)
         }
         self._sent: dict[str, Outcome] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that it needs arrived: errors are no part of that, nor are spared steps."""
+        return all(
+            end is not None or step.who in "CS" or step.name in SPARED
+            for step, end in zip_longest(self.steps, self.outcomes)
+        )
+
+    @property
+    def untranslated(self) -> bool:
+        """Whether its first packet arrived where it was sent to, from whom it was sent."""
+        talk, end = self.talk, self.first
+        return end is not None and (end.src, end.dst) == (talk.client, talk.server)
 
     def packet(self, step: Step, number: int) -> Optional[tuple[int, int, bytes]]:
         """(interface, user, packet) of a step; None when it cannot be sent."""
@@ -144,7 +188,7 @@ class Run:
         if error:
             return
         if end is None:
-            self.alive = False
+            self.alive = step.name in SPARED
             return
         self.first = self.first or end
         if end.way == "out" and end.src == end.dst:
@@ -177,27 +221,32 @@ def _quoted(end: Outcome) -> bytes:
 
 
 Steps = dict[int, tuple[Step, ...]]
-WHOLE: Final[Steps] = {proto: (*OPENING[proto], *REST[proto]) for proto in (TCP, UDP)}
+
+
+def rest(*, flagged: bool) -> Steps:
+    """What follows the opening. ``flagged``: with :data:`FLAGGED`."""
+    return {TCP: (*REST[TCP], *(FLAGGED if flagged else ())), UDP: REST[UDP]}
+
+
+def whole(*, flagged: bool) -> Steps:
+    """All of a conversation's steps."""
+    return {proto: (*OPENING[proto], *steps) for proto, steps in rest(flagged=flagged).items()}
 
 
 def play(
-    stage: Stage,
-    talks: Sequence[Talk],
-    steps: Optional[Steps] = None,
-    between: Optional[Callable[[], None]] = None,
+    stage: Stage, talks: Sequence[Talk], steps: Steps, between: Optional[Callable[[], None]] = None
 ) -> list[Run]:
     """All conversations, step by step together. ``between``: called after their opening.
 
     Raises CtraceError.
     """
     runs = [Run(talk) for talk in talks]
-    todo: Steps = WHOLE if steps is None else steps
     if between is None:
-        _steps(stage, runs, todo)
+        _steps(stage, runs, steps)
         return runs
     _steps(stage, runs, dict(OPENING))
     between()
-    _steps(stage, runs, todo)
+    _steps(stage, runs, steps)
     return runs
 
 

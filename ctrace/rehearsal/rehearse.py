@@ -104,7 +104,7 @@ class Service:
             again: list[Run] = []
             if not turns and (self.room.names.nat or self.room.settings() != [Setting()]):
                 with self.room.stage(setting) as stage:
-                    again = play(stage, self.talks)
+                    again = play(stage, self.talks, self.room.whole)
             self._tracked[setting] = Tracked(runs, again, strays, entries)
         return self._tracked[setting]
 
@@ -117,11 +117,11 @@ class Service:
     ) -> list[Run]:
         """All conversations, or some: under a setting that turns only those with the service."""
         if setting.later is None:
-            return play(stage, self.talks if some is None else some)
+            return play(stage, self.talks if some is None else some, self.room.whole)
         if some is None:
             mine = [talk for talk in self.talks if talk.dport == self.port]
             some = mine[:: -(-len(mine) // MOST_TURNED) or 1]
-        return play(stage, some, dict(REST), lambda: self.room.turn(stage, setting, rules))
+        return play(stage, some, self.room.rest, lambda: self.room.turn(stage, setting, rules))
 
     def with_lever(self, lever: Notrack, backend: str, settings: Sequence[Setting] = ()) -> Found:
         """Everything, with the very rules that would be applied. Raises CtraceError."""
@@ -156,7 +156,7 @@ class Service:
                     trusted=trusted,
                 )
                 new += compare.strays(thrown, before.strays, ends, welcome, trusted)
-                plain = {r.talk for r in before.runs if r.first is None or _untranslated(r)}
+                plain = {r.talk for r in before.runs if r.first is None or r.untranslated}
                 new = [replace(d, kind=OWN) if self._never_so_far(d, plain) else d for d in new]
                 have = {(d.what, d.kind) for d in found.differences}
                 for one in new:
@@ -193,7 +193,7 @@ class Service:
         before = list(kinds.values())
         rules = ours(lever, backend)
         with on_one_processor(), self.room.stage(Setting(), rules) as stage:
-            after = play(stage, [run.talk for run in before])
+            after = play(stage, [run.talk for run in before], self.room.whole)
         return compare.lost(before, after, "path MTU error")
 
     def _never_so_far(self, one: Difference, plain: Collection[object]) -> bool:
@@ -201,16 +201,21 @@ class Service:
         picks that port unless asked for it. ``plain``: conversations that are not translated."""
         what = one.what
         if isinstance(what, Talk):
-            fits = what in plain and not what.known and what.role in ("forward", "client")
-            own = what.role == "client"
+            own, fits = what.role == "client", self._imagined(what, plain)
         else:
-            fits, own = what.dst not in {address for address, _ in self.cast.local}, False
+            own, fits = False, what.dst not in {address for address, _ in self.cast.local}
+            fits = fits and what.sport == self.port != what.dport and self.port < EPHEMERAL
+        return fits and (one.kind == BREAKS or (own and one.kind == OPENS and self.proto == "udp"))
+
+    def _imagined(self, talk: Talk, plain: Collection[object]) -> bool:
+        """Whether it is a call from the service's port of which the table has none."""
         return (
-            fits
-            and what.sport == self.port != what.dport
+            talk in plain
+            and not talk.known
+            and talk.role in ("forward", "client")
+            and talk.sport == self.port != talk.dport
             and self.port < EPHEMERAL
-            and not (own and self.picked)
-            and (one.kind == BREAKS or (own and one.kind == OPENS and self.proto == "udp"))
+            and not (talk.role == "client" and self.picked)
         )
 
     def _trusted(self, lever: Notrack) -> compare.Trusted:
@@ -242,13 +247,13 @@ class Service:
             and run.talk.role in roles
             and run.talk.role in ("client", "forward")
             and run.talk.dport == self.port
-            and _untranslated(run)
+            and run.untranslated
         }
 
     def translates(self) -> bool:
         """Whether any of the table's flows is translated in the rehearsal."""
         return any(
-            run.talk.known and run.first is not None and not _untranslated(run)
+            run.talk.known and run.first is not None and not run.untranslated
             for run in self.tracked(Setting()).runs
         )
 
@@ -338,16 +343,14 @@ class Service:
         ]
         with on_one_processor():
             works = talks.some(
-                [
-                    r.talk
-                    for r in self.tracked(Setting()).runs
-                    if len(r.outcomes) > 3 and None not in r.outcomes
-                ]
+                [r.talk for r in self.tracked(Setting()).runs if len(r.outcomes) > 3 and r.whole]
             )
             for rest in (dict(REST), dict(SERVER_NEXT)):
                 found.cut += self._changed(works, rules, rest)
                 found.resets += self._changed(works, rules, rest, own)
-        if lever.shared:  # only those that exist, as subject.shared_now says
+        plain = {r.talk for r in self.tracked(Setting()).runs if r.untranslated}
+        found.cut = [t for t in found.cut if not self._imagined(t, plain)]
+        if lever.shared:
             found.cut = [t for t in found.cut if t.known or t.sport != self.port]
 
     def _changed(
@@ -368,21 +371,11 @@ class Service:
                 stage.run(rules.track if go else rules.untrack)
 
             runs = play(stage, works, rest, change)
-        return [
-            run.talk
-            for run in runs
-            if any(run.outcomes[i] is None and s.who in "cs" for i, s in enumerate(run.steps))
-        ]
+        return [run.talk for run in runs if not run.whole]
 
 
 def _span(ports: tuple[int, int]) -> tuple[int, int]:
     return ports[0], ports[1] + 1
-
-
-def _untranslated(run: Run) -> bool:
-    """Whether its first packet arrived where it was sent to, from whom it was sent."""
-    talk, end = run.talk, run.first
-    return end is not None and (end.src, end.dst) == (talk.client, talk.server)
 
 
 def _errors(run: Run) -> bool:

@@ -13,9 +13,9 @@ from typing import Final, Optional
 from ctrace.errors import CtraceError
 from ctrace.host.rawlink import Interrupted, number, split
 from ctrace.plan.plan import Notrack, alone
-from ctrace.rehearsal import constants, nft_copy, nft_edit, surroundings
-from ctrace.rehearsal.conditions import forced
-from ctrace.rehearsal.conditions.needs import Needs
+from ctrace.rehearsal import constants, nft_copy, nft_edit, play, surroundings
+from ctrace.rehearsal.conditions import forced, legacy
+from ctrace.rehearsal.conditions.needs import Needs, flags_in
 from ctrace.rehearsal.nft_copy import CHAIN, ELEMENT, OBJECT, RULE, SET, TABLE, Thing
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.rehearsal.stage import Script, Stage
@@ -40,6 +40,9 @@ class Setting:
 
     answer: bool = True
     """What conditions that depend on more than a packet say."""
+    packet: Optional[bool] = None
+    """What those of them say instead that read something of a packet which is not varied. Then
+    only they change later."""
     draw: bool = True
     """Whether translations draw ports by lot."""
     late_first: bool = False
@@ -49,11 +52,14 @@ class Setting:
     expired: bool = False
     """Whether elements of sets that have a timeout are gone, once a conversation is open."""
 
-    def says(self, late: bool) -> tuple[bool, Optional[bool]]:
-        """(the answer, what conditions say instead that do not change); ``late``: once open."""
-        if late and self.later is not None:
-            return self.later, self.answer
-        return self.answer, None
+    def says(self, late: bool) -> tuple[bool, Optional[bool], Optional[bool]]:
+        """(the answer, what conditions say instead that do not change, and those that read
+        something of a packet); ``late``: once open."""
+        if not late or self.later is None:
+            return self.answer, None, self.packet
+        if self.packet is not None:
+            return self.answer, self.packet, self.later
+        return self.later, self.answer, None
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,17 @@ class Room:
         self.names = constants.named(self.snapshot, ruleset, self._needs)
         self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
         old = [text for _, text in self.snapshot.legacy]
-        self._depends = self._needs.depends or any(forced.depends(text) for text in old)
-        self._turns = self._needs.turns or any(forced.depends(text, lots=False) for text in old)
+        self._depends = self._needs.depends or any(legacy.depends(text) for text in old)
+        self._turns = self._needs.turns or any(legacy.depends(text, lots=False) for text in old)
+        groups = [self._needs.groups, *(legacy.groups(text) for text in old)]
+        self._mixed = any(one for one, _ in groups) and any(other for _, other in groups)
+        flagged = self._needs.flags or any(flags_in(text) for text in old)
+        self.rest, self.whole = play.rest(flagged=flagged), play.whole(flagged=flagged)
         self.draws = self._needs.draws or any(
-            forced.legacy(text, True) != forced.legacy(text, True, draw=False) for text in old
+            legacy.loaded(text, True) != legacy.loaded(text, True, draw=False) for text in old
         )
         self._apart = self._needs.counts or any(
-            forced.legacy(text, True) != forced.legacy(text, True, untracked=True) for text in old
+            legacy.loaded(text, True) != legacy.loaded(text, True, untracked=True) for text in old
         )
         self._orders = nft_copy.equal_priorities(self.snapshot.nft)
         self._watched = sorted(self._needs.learns & self.names.asked)
@@ -148,6 +158,8 @@ class Room:
         found, kept = [Setting()], Setting(draw=not self.draws)
         if self._depends:
             found.append(replace(kept, answer=False))
+        if self._mixed:  # a limit that holds hides what a length decides, say
+            found += [replace(kept, answer=one, packet=not one) for one in (True, False)]
         if self.draws:
             found.append(kept)
         if self._orders:
@@ -160,6 +172,8 @@ class Room:
         kept = Setting(draw=not self.draws)
         both = (True, False) if self._turns else ()
         found = [replace(kept, answer=one, later=not one) for one in both]
+        if self._mixed:
+            found += [replace(kept, answer=False, packet=one, later=not one) for one in both]
         if self._leaving or self._lasting != self.snapshot.nft:
             found.append(replace(kept, later=True, expired=True))
         return found
@@ -255,12 +269,17 @@ class Room:
 
     def _as(self, setting: Setting, apart: bool, late: bool = False) -> Snapshot:
         """The snapshot with its legacy tables as a setting wants them."""
-        says, kept = setting.says(late)
-        legacy = tuple(
-            (family, forced.legacy(text, says, untracked=apart, draw=setting.draw, kept=kept))
+        says, kept, packet = setting.says(late)
+        tables = tuple(
+            (
+                family,
+                legacy.loaded(
+                    text, says, untracked=apart, draw=setting.draw, kept=kept, packet=packet
+                ),
+            )
             for family, text in self.snapshot.legacy
         )
-        return replace(self.snapshot, legacy=legacy)
+        return replace(self.snapshot, legacy=tables)
 
     def _worth_it(self, emptying: float) -> bool:
         """Whether a new stage would take longer. To forget entries the kernel walks the table of
@@ -269,14 +288,20 @@ class Room:
 
     def _rules(self, setting: Setting, apart: bool, late: bool = False) -> nft_copy.Batch:
         """nftables as a setting wants it, prepared once."""
-        changed, (says, kept) = self._needs.changed, setting.says(late)
+        changed, (says, kept, packet) = self._needs.changed, setting.says(late)
         expired = late and setting.expired
-        key = (setting.late_first, expired, bool(changed) and (says, kept, setting.draw, apart))
+        forced_to = says, kept, packet, setting.draw, apart
+        key = (setting.late_first, expired, bool(changed) and forced_to)
         if key not in self._batches:
             change = None
             if changed:
                 change = forced.change(
-                    says, untracked=apart, draw=setting.draw, kept=kept, maps=self._needs.maps
+                    says,
+                    untracked=apart,
+                    draw=setting.draw,
+                    kept=kept,
+                    packet=packet,
+                    maps=self._needs.maps,
                 )
             things = self._lasting if expired else self.snapshot.nft
             if setting.late_first:

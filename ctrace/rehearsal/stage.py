@@ -205,6 +205,11 @@ class Stage:
         threading.Thread(target=self._close).start()
 
     def _close(self) -> None:
+        # With entries the kernel would walk the whole host's table for each interface that goes
+        # (nf_nat_masquerade.c), and once more while nobody may make or end a namespace, or load a
+        # first masquerade (cleanup_net, net_namespace.c): other tools waited half a minute for it.
+        with contextlib.suppress(CtraceError, OSError):
+            ctnetlink.flush(self.space.path)
         for file, _ in self._files.values():
             os.close(file)
         for sock in (*self._raw.values(), self._lo, self._listen.sock, self._news.sock):

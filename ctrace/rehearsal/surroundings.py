@@ -49,6 +49,7 @@ TUNSETIFF, TUNSETLINK, TUNSETIFINDEX = 0x400454CA, 0x400454CD, 0x400454DA
 TUN, TAP, NO_PI = 1, 2, 0x1000
 NOARP: Final = 0x80
 PATIENCE_S: Final = 60.0
+LASTS_S: Final = 600
 NEWLINK, NEWADDR, NEWROUTE, NEWRULE, DELRULE, NEWNEXTHOP = 16, 20, 24, 32, 33, 104
 _FAR: Final = b"\x02\0\0\0\0\x01"
 """The link address of whoever sends."""
@@ -281,7 +282,7 @@ def sysctls(snapshot: Snapshot, space: Space, known: Settings) -> list[str]:
 
     ``known`` is what differed in another stage of this snapshot, and is filled for the next.
     """
-    want = dict(snapshot.sysctls)
+    want = {path: _lasting(path, value) for path, value in snapshot.sysctls}
     if known:
         write(space, known)
         return []
@@ -298,6 +299,12 @@ def sysctls(snapshot: Snapshot, space: Space, known: Settings) -> list[str]:
         for path, value in differ
         if path.rsplit("/", 1)[1] in MATTERS
     ]
+
+
+def _lasting(path: str, value: str) -> str:
+    """A setting as a stage has it: no entry may go while packets are played, however slowly."""
+    timeout = "/nf_conntrack_" in path and "_timeout" in path and value.strip().isdigit()
+    return f"{LASTS_S}\n" if timeout and int(value) < LASTS_S else value
 
 
 MATTERS: Final = (

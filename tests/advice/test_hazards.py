@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from kit.rulesets.cases import (
@@ -51,10 +52,12 @@ from kit.rulesets.net import (
 )
 from kit.rulesets.tools import VIP
 
-from ctrace.advice.hazards import Judgement
+from ctrace.advice.hazards import Judgement, to_many
 from ctrace.advice.roles import subject
+from ctrace.advice.subject import Subject
 from ctrace.lab import Node
 from ctrace.plan.plan import Notrack, alone
+from ctrace.rehearsal.snapshot import take
 from ctrace.ruleset import notrack_nft
 
 pytestmark = pytest.mark.kernel
@@ -808,3 +811,18 @@ def test_a_call_from_the_port_is_remembered_while_it_talks(
         assert client.recv(1) == b"x"
         assert expires(net, name) > left
     take_away(net)
+
+
+@pytest.mark.parametrize(
+    ("target", "many"),
+    [("224.0.0.251", True), ("255.255.255.255", True), ("10.77.9.255", True), ("ff02::fb", True),
+     ("10.77.3.2", False), ("fd77:3::2", False)],
+)  # fmt: skip
+def test_what_goes_to_many_at_once_is_not_judged(net: Net, target: str, many: bool) -> None:
+    more = ["10.77.9.1/24", "brd", "10.77.9.255", "dev", "to-r2"]
+    net.h.run(["ip", "addr", "add", *more])
+    flow = "server", b"\x0a\x4d\x03\x01", 40000, ip_address(target).packed, 5353
+    found = list(to_many(Subject("udp", 5353, ("server",), flows=(flow,)), take(net.h.path)))
+    net.h.run(["ip", "addr", "del", *more])
+    assert [one.level for one in found] == ["unknown"] * many
+    assert all(target in one.text for one in found)

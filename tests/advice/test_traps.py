@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from kit.rulesets.cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft
+from kit.rulesets.cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft, xt, xt_filter
 from kit.rulesets.net import (
+    ABORT,
     BACKEND,
     CLOSED,
     FAMILIES,
     HIGH,
     LOCAL,
+    PATIENCE,
     PORT,
     WAIT,
     Net,
@@ -367,6 +369,39 @@ def test_a_servers_rules_leave_what_the_host_sends_to_itself(net: Net) -> None:
         net.h.run(["conntrack", "-F"], check=False)
     assert asked(net.c, (net.addresses["h"][4], PORT))
     assert not entries(net)
+    take_away(net)
+
+
+@pytest.mark.parametrize("tool", ["nft", "legacy"])
+def test_resets_of_open_connections_arrive(net: Net, tool: str) -> None:
+    """Of those that no connection has are dropped, as scripts against scans do: untracked, all."""
+    old = "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n"
+    drop = {
+        "nft": fw(chain("input", EST + "tcp flags & rst == rst counter drop")),
+        "legacy": xt("legacy", xt_filter(old + "-A INPUT -p tcp --tcp-flags RST RST -j DROP\n",
+                                         inp="ACCEPT")),
+    }  # fmt: skip
+    reset(net)
+    install(net, drop[tool])
+    server = (net.addresses["h"][4], PORT)
+    assert asked(net.c, server)
+    judgement = judged(net)
+    assert judgement.verdict == "safe-with-rules", judgement.reasons
+    assert "reset" in str(judgement.reasons)
+    put(net, judgement.lever)
+    with net.h.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((server[0], PORT))
+        listener.listen()
+        client = net.c.socket(socket.AF_INET, socket.SOCK_STREAM)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        client.connect(server)
+        listener.settimeout(PATIENCE)
+        served, _ = listener.accept()
+        client.close()
+        served.settimeout(PATIENCE)
+        with served, pytest.raises(ConnectionResetError):
+            served.recv(1)
     take_away(net)
 
 

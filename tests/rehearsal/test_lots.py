@@ -7,6 +7,7 @@ import pytest
 from ctrace.record import TCP
 from ctrace.rehearsal import compare
 from ctrace.rehearsal.compare import BREAKS
+from ctrace.rehearsal.conditions.needs import flags_in
 from ctrace.rehearsal.play import OPENING, Run, Talk
 from ctrace.rehearsal.stage import Outcome
 
@@ -45,3 +46,20 @@ def test_a_port_that_a_rule_names_is_compared() -> None:
     found = compare.runs(run(HOST, 628), run(HOST, 600), run(HOST, 628),
                          hears_mark=nobody)  # fmt: skip
     assert [one.how for one in found] == ["translated"]
+
+
+@pytest.mark.parametrize(
+    ("match", "read"),
+    [
+        ("-p tcp -m tcp --tcp-flags RST RST", True),
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG FIN,PSH,URG", True),
+        ("-p tcp -m tcp --tcp-flags ACK,URG URG", True),
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN", False),
+        ("-p tcp -m tcp --tcp-flags SYN,RST SYN", False),
+        ("-p tcp -m tcp --tcp-flags FIN,SYN FIN,SYN", False),
+        ("-p tcp -m tcp --dport 22", False),
+    ],
+)
+def test_rules_that_tell_one_segment_from_another_by_its_flags(match: str, read: bool) -> None:
+    """A rule for SYNs says the same of all other segments."""
+    assert flags_in(f"-A INPUT {match} -j DROP") == read

@@ -9,7 +9,6 @@ Constants: include/uapi/linux/netfilter/nf_tables.h and x_tables' structs.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Set
 from typing import Final, Optional
@@ -41,8 +40,8 @@ MEASURES: Final = {2, 4, 5}
 """NFT_OBJECT_QUOTA, _LIMIT, _CONNLIMIT."""
 _CT_DEPENDS: Final = {14, 15, 16}
 """Packets, bytes, average: of an entry's counters."""
-_COUNTED: Final = "connbytes"
-_XT_PLAIN: Final = {
+COUNTED: Final = "connbytes"
+XT_PLAIN: Final = {
     "conntrack", "state", "tcp", "udp", "icmp", "icmp6", "multiport", "comment", "set", "mark",
     "connmark", "addrtype", "iprange", "owner", "pkttype", "devgroup", "rpfilter", "helper",
     "connlabel", "sctp", "standard", "cluster", "rt", "frag", "hbh", "dst", "ah", "esp",
@@ -56,14 +55,19 @@ _XT_TARGETS: Final = {
 }  # fmt: skip
 LOGS: Final = {"LOG", "NFLOG", "ULOG"}
 _OF_A_HEADER: Final = {"tos", "dscp", "ttl", "hl", "tcpmss", "mac"}
-_XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm", "osf"}
+XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm", "osf"}
 _META_VARIES: Final = {0, 20, 24, 30, 31, 32}
 """Length, processor, random number, time, day, hour."""
+_META_CHANCE: Final = _META_VARIES - {0}
+XT_MEASURES: Final = {
+    "limit", "hashlimit", "connlimit", "quota", "statistic", "time", "recent", "rateest", "nfacct",
+    "cpu", "connbytes",
+}  # fmt: skip
 KEEPING: Final = {"SET", "RATEEST"}
 """Targets that leave something behind for later packets."""
 _XT_CHANGED: Final = {"NFQUEUE", "MASQUERADE", "SNAT", "REDIRECT"}
 """Known targets that are loaded otherwise."""
-_SHARED: Final = {"IDLETIMER", "LED"}
+SHARED: Final = {"IDLETIMER", "LED"}
 """Targets with state shared by the whole machine: never loaded."""
 _FLAGS: Final = {"masq": 1, "redir": 3, "nat": 7}
 """The attribute with NF_NAT_RANGE_*."""
@@ -77,14 +81,16 @@ def change(
     untracked: bool,
     draw: bool = True,
     kept: Optional[bool] = None,
+    packet: Optional[bool] = None,
     maps: Set[bytes] = frozenset(),
 ) -> Change:
     """A stage's change of rules: every condition that depends says ``answer`` (None: as it is).
 
-    ``kept``: what those say instead that say the same of all packets of a conversation.
-    ``untracked``: where the service is, so that a limit on tracked connections counts none of
-    it. ``draw``: False keeps source ports where a translation would draw them by lot. ``maps``:
-    names of maps to limits and quotas.
+    ``kept``: what those say instead that say the same of all packets of a conversation;
+    ``packet``: what those say instead that read something of a packet. ``untracked``: where the
+    service is, so that a limit on tracked connections counts none of it. ``draw``: False keeps
+    source ports where a translation would draw them by lot. ``maps``: names of maps to limits and
+    quotas.
     """
 
     def apply(rule: list[Expression]) -> Optional[list[Expression]]:
@@ -97,7 +103,10 @@ def change(
                 tainted.pop(_register(dict(attributes)[1]) if name == "ct" else -1, None)
                 out += _one(name, attributes, tainted, None, untracked=untracked, draw=draw)
                 continue
-            says = answer if kept is None or not _is_kept(name, attributes) else kept
+            of_packet = packet is not None and _is_of_packet(name, attributes)
+            says = packet if packet is not None and of_packet else answer
+            if kept is not None and _is_kept(name, attributes):
+                says = kept
             if name == "objref" and dict(attributes).get(4) in maps:
                 # An unnamed map has to stay with its rule: after its end, it is never asked.
                 (last if says else out).extend([_BREAK, (name, attributes)])
@@ -113,7 +122,7 @@ def _grows(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     """Whether it asks for an entry's counters."""
     of = dict(attributes)
     if name == "match":
-        return word(of[1]) == _COUNTED
+        return word(of[1]) == COUNTED
     return name == "ct" and 1 in of and number(of.get(2, b"")) in _CT_DEPENDS
 
 
@@ -121,12 +130,24 @@ def _is_kept(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     """Whether a condition says the same of all packets that an end of a conversation sends."""
     of = dict(attributes)
     if name == "match":
-        return word(of[1]) in _XT_KEPT
+        return word(of[1]) in XT_KEPT
     if name == "meta":
         return 1 in of and number(of.get(2, b"")) not in _META_VARIES
     if name == "payload" and 1 in of:
-        return number(of[2]) == 0 or (number(of[2]) == 1 and number(of[3]) in (1, 7, 8))
+        return number(of[2]) == 0 or (
+            number(of[2]) == 1 and number(of[3]) in (1, 7, 8) and number(of[4]) < 4
+        )
     return name in ("socket", "osf", "xfrm")
+
+
+def _is_of_packet(name: str, attributes: list[tuple[int, bytes]]) -> bool:
+    """Whether a condition reads something of the packet, other than how many there were, when."""
+    of = dict(attributes)
+    if name == "match":
+        return word(of[1]) not in XT_MEASURES
+    if name == "meta":
+        return 1 in of and number(of.get(2, b"")) not in _META_CHANCE
+    return name in ("payload", "exthdr", "socket", "osf", "xfrm")
 
 
 def is_lot(name: str, attributes: list[tuple[int, bytes]]) -> bool:
@@ -141,7 +162,7 @@ def odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     if name in ("payload", "meta", "ct"):
         return _foreign(name, dict(attributes))
     if name == "match":
-        return word(attributes[0][1]) not in _XT_PLAIN
+        return word(attributes[0][1]) not in XT_PLAIN
     if name == "target":
         what = word(attributes[0][1])
         return what not in _XT_TARGETS or what in _XT_CHANGED or what in KEEPING
@@ -255,7 +276,8 @@ def _foreign(name: str, of: dict[int, bytes]) -> bool:  # noqa: PLR0911
         if base == 0:  # link layer: the MAC addresses
             return True
         if base == 1:
-            return offset not in (9, 6, 12, 16, 8, 24, 13, 14, 15, 17, 18, 19)
+            ttl = (offset, number(of[4])) == (8, 1)
+            return ttl or offset not in (9, 6, 12, 16, 8, 24, 13, 14, 15, 17, 18, 19)
         # What is beyond the header of TCP or UDP is the program's.
         return base > 2 or offset not in (0, 2, 13, 1, 17, 30, 28, 14, 50, 48)
     return False
@@ -273,7 +295,7 @@ def _xt(  # noqa: PLR0911
     what = word(of[1])
     same: list[Expression] = [(name, attributes)]
     if name == "target":
-        if what in _SHARED:
+        if what in SHARED:
             return []
         if what == "NFQUEUE" and answer is False:
             return [_DROP]
@@ -285,14 +307,14 @@ def _xt(  # noqa: PLR0911
         if answer is not None and what not in _XT_TARGETS:
             return [] if answer else [_BREAK, *same]
         return same
-    if what == _COUNTED and untracked:
+    if what == COUNTED and untracked:
         return [_BREAK, *same]  # without an entry it is never true
     if what == "connlimit":
         inverted = bool(struct.unpack_from("=I", of[3], 20)[0] & 1)  # XT_CONNLIMIT_INVERT: at most
         if untracked:
             return [] if inverted else [_BREAK, *same]
         return same if answer is None else [] if answer else [_BREAK, *same]
-    if answer is None or what in _XT_PLAIN or (what == recent.MATCH and recent.fills(of[3])):
+    if answer is None or what in XT_PLAIN or (what == recent.MATCH and recent.fills(of[3])):
         return same
     return [] if answer else [_BREAK, *same]
 
@@ -302,79 +324,3 @@ def _kept(info: bytes) -> bytes:
     at = 0 if len(info) >= 36 else 4  # nf_nat_range(2): flags first; the old form: a count first
     flags = struct.unpack_from("=I", info, at)[0] & ~_RANDOM
     return info[:at] + struct.pack("=I", flags) + info[at + 4 :]
-
-
-def legacy(
-    text: str,
-    answer: bool,
-    *,
-    untracked: bool = False,
-    draw: bool = True,
-    kept: Optional[bool] = None,
-) -> str:
-    """The same for the output of iptables-legacy-save: a match is removed, or its rule never
-    matches. Each rule keeps its number."""
-    out = []
-    for line in text.splitlines():
-        if not _TOUCHED.search(line) or (" -A " not in line and not line.startswith("-A ")):
-            out.append(line)
-            continue
-        changed = _line(line, answer, kept, untracked=untracked, draw=draw)
-        out.append(_HEAD.sub(_NEVER, line) if changed is None else changed)
-    return "\n".join(out) + "\n"
-
-
-_TOUCHED: Final = re.compile(
-    rf" -m (?!(?:{'|'.join(sorted(_XT_PLAIN))})(?: |$))| -j (?:IDLETIMER|LED|NFQUEUE)| --random"
-)
-"""In every line that is loaded otherwise."""
-
-
-def depends(text: str, *, lots: bool = True) -> bool:
-    """Whether more than a log hangs on such a condition, by the output of iptables-legacy-save.
-    ``lots``: whether those count that fall on one of several."""
-    decide = "\n".join(
-        line if lots else _STATISTIC.sub("", line)
-        for line in text.splitlines()
-        if not re.search(r" -j (LOG|NFLOG|ULOG)( |$)", line)
-    )
-    return legacy(decide, True) != legacy(decide, False, kept=None if lots else True)
-
-
-_STATISTIC: Final = re.compile(r" -m statistic(?: (?!-m |-j |-g )\S+)*")
-_HEAD: Final = re.compile(r"^((?:\[\d+:\d+\] )?-A \S+).*")
-_NEVER: Final = r"\1 -p 254"
-"""A protocol number for experiments (RFC 3692), which no packet here has."""
-_MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
-
-
-def _line(
-    line: str, answer: bool, kept: Optional[bool], *, untracked: bool, draw: bool
-) -> Optional[str]:
-    for match in _MATCH.finditer(line):
-        module, options = match[1], match[2]
-        if module in _XT_PLAIN:
-            continue
-        said = answer if kept is None or module not in _XT_KEPT else kept
-        if module == recent.MATCH and " --set" in options:
-            continue
-        if module == _COUNTED and untracked:
-            said = False
-        elif module == _COUNTED and kept is None:
-            continue
-        if module == "connlimit" and untracked:
-            said = "--connlimit-upto" in options
-        if not said:
-            return None
-        line = line.replace(match[0], "", 1)
-    target = re.search(r" -j (\S+)", line)
-    if target and target[1] in _SHARED:
-        return None
-    if target and target[1] == "NFQUEUE":
-        if not answer:
-            line = f"{line[: target.start()]} -j DROP"
-        elif "--queue-bypass" not in line:
-            line += " --queue-bypass"
-    if not draw:
-        line = re.sub(r" --random(-fully)?", "", line)
-    return line

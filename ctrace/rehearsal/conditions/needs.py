@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from ctrace.host.rawlink import first, number, word
 from ctrace.rehearsal.conditions import recent
 from ctrace.rehearsal.conditions.forced import KEEPING, LOGS, change, is_lot, odd
 from ctrace.rehearsal.nft_copy import Expression
+from ctrace.rehearsal.packets import SYN
 
 
 class Needs:
@@ -16,6 +19,8 @@ class Needs:
         """A condition that can only be forced, where more than a log hangs on it."""
         self.turns = False
         """The same, but for lots: it may change while a connection is open."""
+        self.groups = False, False
+        """Whether such conditions read something of a packet, and whether others depend, too."""
         self.draws = False
         """A translation that chooses random ports."""
         self.counts = False
@@ -31,17 +36,21 @@ class Needs:
         self.recent = recent.Lists()
         self.classes = False
         """Whether rules give packets a priority."""
+        self.flags = False
+        """Whether rules read the flags of segments that are no SYN."""
         self._ways = (
             change(True, untracked=False, maps=self.maps),
             change(False, untracked=False, maps=self.maps),
             change(True, untracked=False, draw=False, maps=self.maps),
             change(True, untracked=True, maps=self.maps),
             change(False, untracked=False, kept=True, maps=self.maps),
+            change(True, untracked=False, packet=False, maps=self.maps),
         )
 
     def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
         """One rule of nftables, as its attributes and their expressions."""
         self.classes |= any(_gives_class(name, dict(attributes)) for name, attributes in rule)
+        self.flags |= _reads_flags(rule)
         if not any(odd(name, of) for name, of in rule):
             return
         yes, no, kept, apart = (way(rule) for way in self._ways[:4])
@@ -51,6 +60,8 @@ class Needs:
             self.changed.add(body)
         if not _only_logs(rule):
             self.depends |= yes != no
+            split = self._ways[5](rule)
+            self.groups = self.groups[0] or split != yes, self.groups[1] or split != no
             self.turns |= turns
         self.draws |= yes != kept
         self.counts |= yes != apart
@@ -68,6 +79,34 @@ def _gives_class(name: str, of: dict[int, bytes]) -> bool:
     if name == "target":
         return word(of[1]) == "CLASSIFY"
     return name == "meta" and 3 in of and number(of[2]) == 2
+
+
+def _reads_flags(rule: list[Expression]) -> bool:
+    """Whether it asks for TCP's flags of segments that are no SYN."""
+    mask, read = 0xFF, False
+    for name, attributes in rule:
+        of = dict(attributes)
+        if name == "match" and word(of[1]) == "tcp":  # struct xt_tcp: flags at 9, values at 10
+            mask, value = of[3][9], of[3][10]
+        elif name == "payload" and 1 in of:
+            read = tuple(number(of[key]) for key in (2, 3, 4)) == (2, 13, 1)
+            mask = 0xFF
+            continue
+        elif name == "bitwise" and 4 in of:
+            mask = first(of[4], 1)[-1]
+            continue
+        elif read and name in ("cmp", "lookup", "range"):
+            value = first(of[3], 1)[-1] if name == "cmp" else 0
+        else:
+            continue
+        if mask & ~SYN and not mask & value & SYN:
+            return True
+    return False
+
+
+def flags_in(text: str) -> bool:
+    """The same of what iptables-legacy-save printed."""
+    return bool(re.search(r" --tcp-flags (?!\S+ \S*SYN)", text))
 
 
 def _only_logs(rule: list[Expression]) -> bool:

@@ -7,11 +7,11 @@ the log. In a stage no other packet moves a counter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Optional
 
-from ctrace.rehearsal.play import OPENING, WHOLE, Run, Step, Talk, advance
+from ctrace.rehearsal.play import OPENING, Run, Steps, Talk, advance
 from ctrace.rehearsal.stage import Hit, Stage
 from ctrace.rehearsal.ways.place import HOOKS, Map, Place
 from ctrace.ruleset.model import Ruleset
@@ -88,16 +88,15 @@ def _packets(form: re.Pattern[str], line: str, group: int) -> int:
 
 
 def ways(
-    stage: Stage, talk: Talk, between: Optional[Callable[[], None]] = None
+    stage: Stage, talk: Talk, todo: Steps, between: Optional[Callable[[], None]] = None
 ) -> tuple[Run, list[list[Hit]], Tables]:
-    """A conversation on a stage, with the way of each step; and the tables. ``between``: called
-    after its opening. Raises CtraceError."""
+    """A conversation on a stage, with the way of each step; and the tables. ``todo``: all
+    steps; ``between``: called after its opening. Raises CtraceError."""
     family = "ip6" if len(talk.client) == 16 else "ip"
     run, found = Run(talk), []
     saved = _Saved(stage, family)
     tables = saved.read()
-    steps: Sequence[Step] = WHOLE[talk.proto]
-    for number, step in enumerate(steps):
+    for number, step in enumerate(todo[talk.proto]):
         if not run.alive:
             break
         if between is not None and number == len(OPENING[talk.proto]):

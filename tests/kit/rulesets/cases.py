@@ -343,6 +343,10 @@ CASES: tuple[Case, ...] = (
          fw(chain("input", EST + LO + PING + "ct state new tcp dport 8063 limit rate 100/second "
                   "burst 50 packets accept", "drop")),
          UNSAFE, True),
+    Case("nft: a length behind a limit that is never reached", "server",
+         fw(chain("output", "limit rate over 400000/second drop\n" + EST
+                  + "meta length > 1000 drop")),
+         UNSAFE, True),
     Case("nft: connection limit", "server",
          fw(chain("input", "tcp dport 8063 ct state new add @many { ip saddr ct count over 100 } "
                   "reject\ntcp dport 8063 ct state new add @many6 { ip6 saddr ct count over 100 } "

@@ -1,0 +1,109 @@
+"""The conditions of :mod:`ctrace.rehearsal.conditions.forced`, in legacy tables."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Optional
+
+from ctrace.rehearsal.conditions import recent
+from ctrace.rehearsal.conditions.forced import COUNTED, SHARED, XT_KEPT, XT_MEASURES, XT_PLAIN
+
+
+def loaded(
+    text: str,
+    answer: bool,
+    *,
+    untracked: bool = False,
+    draw: bool = True,
+    kept: Optional[bool] = None,
+    packet: Optional[bool] = None,
+) -> str:
+    """The same for the output of iptables-legacy-save: a match is removed, or its rule never
+    matches. Each rule keeps its number."""
+    out = []
+    for line in text.splitlines():
+        if not _TOUCHED.search(line) or (" -A " not in line and not line.startswith("-A ")):
+            out.append(line)
+            continue
+        changed = _line(line, answer, kept, packet, untracked=untracked, draw=draw)
+        out.append(_HEAD.sub(_NEVER, line) if changed is None else changed)
+    return "\n".join(out) + "\n"
+
+
+_TOUCHED: Final = re.compile(
+    rf" -m (?!(?:{'|'.join(sorted(XT_PLAIN))})(?: |$))| -j (?:IDLETIMER|LED|NFQUEUE)| --random"
+)
+"""In every line that is loaded otherwise."""
+
+
+def depends(text: str, *, lots: bool = True) -> bool:
+    """Whether more than a log hangs on such a condition, by the output of iptables-legacy-save.
+    ``lots``: whether those count that fall on one of several."""
+    decide = _deciding(text, lots=lots)
+    return loaded(decide, True) != loaded(decide, False, kept=None if lots else True)
+
+
+def groups(text: str) -> tuple[bool, bool]:
+    """Whether conditions there read something of a packet, and whether others depend, too."""
+    decide = _deciding(text)
+    apart = loaded(decide, True, packet=False)
+    return apart != loaded(decide, True), apart != loaded(decide, False)
+
+
+def _deciding(text: str, *, lots: bool = True) -> str:
+    return "\n".join(
+        line if lots else _STATISTIC.sub("", line)
+        for line in text.splitlines()
+        if not re.search(r" -j (LOG|NFLOG|ULOG)( |$)", line)
+    )
+
+
+_STATISTIC: Final = re.compile(r" -m statistic(?: (?!-m |-j |-g )\S+)*")
+_HEAD: Final = re.compile(r"^((?:\[\d+:\d+\] )?-A \S+).*")
+_NEVER: Final = r"\1 -p 254"
+"""A protocol number for experiments (RFC 3692), which no packet here has."""
+_MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
+
+
+def _line(
+    line: str,
+    answer: bool,
+    kept: Optional[bool],
+    packet: Optional[bool],
+    *,
+    untracked: bool,
+    draw: bool,
+) -> Optional[str]:
+    for match in _MATCH.finditer(line):
+        module, options = match[1], match[2]
+        if module in XT_PLAIN:
+            continue
+        if module == COUNTED and kept is None and not untracked:
+            continue
+        if module == recent.MATCH and " --set" in options:
+            continue
+        said = _says(module, answer, kept, packet)
+        if module == COUNTED and untracked:
+            said = False
+        if module == "connlimit" and untracked:
+            said = "--connlimit-upto" in options
+        if not said:
+            return None
+        line = line.replace(match[0], "", 1)
+    target = re.search(r" -j (\S+)", line)
+    if target and target[1] in SHARED:
+        return None
+    if target and target[1] == "NFQUEUE":
+        if not answer:
+            line = f"{line[: target.start()]} -j DROP"
+        elif "--queue-bypass" not in line:
+            line += " --queue-bypass"
+    if not draw:
+        line = re.sub(r" --random(-fully)?", "", line)
+    return line
+
+
+def _says(module: str, answer: bool, kept: Optional[bool], packet: Optional[bool]) -> bool:
+    if kept is not None and module in XT_KEPT:
+        return kept
+    return answer if packet is None or module in XT_MEASURES else packet
