@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import pytest
-from kit.turns import turn
+from kit.turns import lowered, turn
 
 if sys.version_info < (3, 10):
     # The tests compare lengths by it; the product must do without (tests/house/test_floor.py).
@@ -35,7 +35,7 @@ if "CTRACE_VM" not in os.environ:  # whose tests have none, and starting takes l
     from hypothesis import settings
 
     settings.register_profile("thorough", deadline=None)
-    settings.register_profile("patient", deadline=None, max_examples=50)
+    settings.register_profile("patient", deadline=None, max_examples=25)
     settings.register_profile("quick", deadline=None, max_examples=10)
     settings.load_profile("patient")
 
@@ -110,6 +110,13 @@ class _PlainNames:
         """A group is no part of a test's name: what failed can be run again by that name."""
         if _group(report.nodeid):
             report.nodeid = report.nodeid.rpartition("@")[0]
+
+
+@pytest.fixture
+def few_places() -> Iterator[None]:
+    """For a test that fills a table up to the host's limit, and is marked ``machine`` for it."""
+    with lowered():
+        yield
 
 
 # -- what each test costs -------------------------------------------------------------------

@@ -56,7 +56,11 @@ class Row:
 
     @property
     def as_expected(self) -> bool:
-        as_said = bool(self.bare) == self.case.breaks and (self.kept > 0 or not self.case.stays)
+        as_said = (
+            self.judgement.verdict == self.case.verdict
+            and bool(self.bare) == self.case.breaks
+            and (self.kept > 0 or not self.case.stays)
+        )
         return self.worked and as_said and not self.harm and bool(self.left) == self.case.stays
 
 

@@ -401,6 +401,8 @@ def _tcp_packet(src: str, dst: str, sport: int, dport: int, flags: int) -> bytes
 # -- a full table --------------------------------------------------------------
 
 
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 def test_a_full_table_refuses_with_the_packets_own_tuple(
     pair: tuple[Node, Node], alone: Trace
 ) -> None:
@@ -450,6 +452,8 @@ def test_a_full_table_refuses_with_the_packets_own_tuple(
     trace.take()
 
 
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 def test_evictions_by_early_drop_are_told_from_deletions(
     pair: tuple[Node, Node], alone: Trace
 ) -> None:

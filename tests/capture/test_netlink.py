@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from kit.traffic import Flow, tcp_connections, tcp_server, udp_flows, udp_server
+from kit.turns import lowered
 
 from ctrace.capture.netlink.listener import NetlinkCapture, Receiver
 from ctrace.capture.netlink.reasons import merge
@@ -168,8 +169,9 @@ def test_losses_are_counted_exactly_and_said() -> None:
             assert len(drain(capture)[0]) == 10  # it goes on
 
 
+@pytest.mark.machine  # its table has few places
 def test_refusals_are_the_kernels_count() -> None:
-    with Lab() as lab:
+    with lowered(), Lab() as lab:
         node = lab.namespace("n", track=True)
         limit = int(node.sysctl("net.netfilter.nf_conntrack_max"))
         if limit > 1 << 19:

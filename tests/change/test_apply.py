@@ -57,6 +57,8 @@ def undated(rules: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d", "DATE", rules)
 
 
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 def test_the_incident_ends(lab: Lab) -> None:
     """A full table refuses innocent UDP; the plan frees it; nothing that worked breaks."""
     server, client, address = pair(lab)

@@ -48,6 +48,8 @@ def connected(
     return near, far
 
 
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 @pytest.mark.parametrize("others", ["quiet", "still refused"])
 def test_clients_that_were_stuck_are_no_harm(lab: Lab, others: str) -> None:
     """A full table held their packets up; they gave up; now the answers reach nobody."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -12,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 from kit.changes import PORT, TRACKED, in_background
+from kit.command import ctrace, said
 from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 from ctrace.advice.facts import facts
@@ -25,28 +24,16 @@ pytestmark = pytest.mark.kernel
 OTHER = 9000
 
 
-def ctrace(*words: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "ctrace", *map(str, words)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def refused(*words: object) -> str:
     """What a command says that fails, with nobody to ask."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ctrace", *map(str, words)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = ctrace(*words)
     assert done.returncode == 1, done.stderr
     return done.stderr
 
 
 def advise(node: Node, plan: Path, target: str) -> dict[str, Any]:
     words = ("--duration", 3, "--netns", node.inum, "--target", target, "--plan", plan)
-    found: dict[str, Any] = json.loads(ctrace("advise", *words, "-o", "json"))
+    found: dict[str, Any] = json.loads(said("advise", *words, "-o", "json"))
     return found
 
 
@@ -71,8 +58,8 @@ def test_the_second_plan_adds_to_the_first(lab: Lab, tmp_path: Path) -> None:
         before = advise(server, first, "4%")
         assert chosen(before) == {PORT}
         assert before["in_place"] == []
-        ctrace("apply", first, "--yes")
-        ctrace("confirm", "--netns", server.inum)
+        said("apply", first, "--yes")
+        said("confirm", "--netns", server.inum)
         # Its old entries are still there, and still the most.
         after = advise(server, second, "4%")
         assert after["candidates"][0]["service"]["port"] == PORT
@@ -85,8 +72,8 @@ def test_the_second_plan_adds_to_the_first(lab: Lab, tmp_path: Path) -> None:
         assert any("run ctrace undo, then apply the plan" in note for note in after["notes"])
         ports = {lever["port"] for lever in json.loads(second.read_text())["levers"]}
         assert ports == {PORT, OTHER}
-        ctrace("undo", "--netns", server.inum)
-        ctrace("apply", second, "--yes")
+        said("undo", "--netns", server.inum)
+        said("apply", second, "--yes")
         filled = {port: in_table(server, port, but=client) for port in (PORT, OTHER)}
         new = [flow for port in (PORT, OTHER)
                for flow in tcp_connections(client, (address, port), 5).flows]  # fmt: skip
@@ -95,10 +82,10 @@ def test_the_second_plan_adds_to_the_first(lab: Lab, tmp_path: Path) -> None:
         assert not there & {(flow.sport, flow.dport) for flow in new}
         assert {port: in_table(server, port, but=client) for port in (PORT, OTHER)} == filled
         assert "is not what is on trial" in refused("confirm", first)
-        ctrace("confirm", second)  # before its services end, as a trial ends with them
+        said("confirm", second)  # before its services end, as a trial ends with them
     assert "with --netns" in refused("undo")
-    assert str(OTHER) in ctrace("applied", "--netns", server.inum)
-    ctrace("undo", "--netns", server.inum)
+    assert str(OTHER) in said("applied", "--netns", server.inum)
+    said("undo", "--netns", server.inum)
 
 
 def use(client: Node, address: str) -> None:

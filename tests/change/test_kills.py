@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from typing import Any
 
 import pytest
 from kit.changes import PORT, STRICT, guards, make_plan, rules_of
+from kit.command import command
 from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.change import guard, keep, notes, steps, undo
@@ -39,7 +39,7 @@ LATE_S = 4
 ACCEPT = Accept("nft", "inet", "fw", "in", 3, "input", "server", "to")
 
 SHIM = """#!/bin/sh
-grep -q guard /proc/$PPID/cmdline && exec {nft} "$@"
+grep -q ctrace.change.guard /proc/$PPID/cmdline && exec {nft} "$@"
 n=$(( $(cat {count} 2>/dev/null || echo 0) + 1 ))
 echo $n > {count}
 if [ "$n" = {at} ] && [ {when} = before ]; then kill -9 $PPID; exit 1; fi
@@ -81,13 +81,14 @@ class Victim:
         )
         shim.chmod(0o755)
         done = subprocess.run(
-            [sys.executable, "-m", "ctrace", "apply", "--yes", "--confirm-within", f"{TRIAL_S}s",
-             str(plan)],
-            env={
-                **os.environ,
-                "PATH": f"{self.folder}:{os.environ['PATH']}",
-                notes.VARIABLE: str(self.folder / "state"),
-            },
+            **command(
+                "apply", "--yes", "--confirm-within", f"{TRIAL_S}s", plan,
+                env={
+                    **os.environ,
+                    "PATH": f"{self.folder}:{os.environ['PATH']}",
+                    notes.VARIABLE: str(self.folder / "state"),
+                },
+            ),
             capture_output=True,
             check=False,
         )  # fmt: skip

@@ -6,8 +6,6 @@ import glob
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from kit.changes import PORT, STRICT, guards, make_plan, rules_of
+from kit.command import said
 from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.advice.again import facts_of
@@ -148,7 +147,7 @@ def test_all_who_are_asked_tell_at_once(lab: Lab) -> None:
             assert about
             assert "ip filter INPUT" in about.condition
             assert [f.level for f in _about_changes() if str(server.inum) in f.text] == [WARN]
-            told = ctrace("applied", "--netns", str(server.inum))
+            told = said("applied", "--netns", str(server.inum))
             assert "confirmed, but its accepts are missing (ip filter INPUT)" in told
             shown = list(Exposition()._changes(condition.conditions()))
             (mine,) = [
@@ -161,13 +160,6 @@ def test_all_who_are_asked_tell_at_once(lab: Lab) -> None:
         finally:
             os.kill(guard, signal.SIGCONT)
         until(lambda: state(server) == condition.HOLDS, "it is mended")
-
-
-def ctrace(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "ctrace", *words], capture_output=True, text=True, check=True
-    )
-    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -199,7 +191,7 @@ def test_taken_away_by_hand_it_stays_away(lab: Lab, removed: str) -> None:
         until(lambda: "ctrace" not in rules_of(server), "its accepts go, too")
         until(lambda: not notes.guarded(server.inum), "the guard ends")
         assert state(server) == condition.OVER
-        assert "something else removed its rules" in ctrace("applied")
+        assert "something else removed its rules" in said("applied")
         assert works(client, address)
         undo.undo(server.inum)
         assert state(server) == ""
@@ -231,7 +223,7 @@ def test_what_nobody_watches_is_told(lab: Lab) -> None:
     os.kill(the_guard(server), signal.SIGKILL)
     until(lambda: state(server) == condition.UNWATCHED, "its guard is missed")
     server.run(["nft", "add", "table", "inet", "late"])
-    assert "judged again now, it is safe; nothing sees" in ctrace(
+    assert "judged again now, it is safe; nothing sees" in said(
         "applied", "--netns", str(server.inum)
     )
     server.run(["nft", "-f", "-"], stdin=REDIRECT)
@@ -281,7 +273,7 @@ def test_rules_that_a_saved_firewall_brought_back_are_told(
     (told,) = condition.conditions()
     assert told.state == condition.UNWATCHED
     assert "no note" in condition.of(spaces[0])
-    assert "no note" in ctrace("applied", "--netns", str(server.inum))
+    assert "no note" in said("applied", "--netns", str(server.inum))
     undo.undo(server.inum)
     assert not condition.conditions()
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.command import said
 
 from ctrace.cost import result as model
 from ctrace.cost.objects import Objects
@@ -157,12 +158,7 @@ def shares(tmp_path: Path) -> tuple[float, float]:
 @pytest.mark.kernel
 def test_the_command_prints_one_object_and_flame_graph_lines(tmp_path: Path) -> None:
     folded = tmp_path / "stacks"
-    done = subprocess.run(
-        [sys.executable, "-m", "ctrace", "perf", "--duration", "1", "-o", "json",
-         "--folded", folded],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    answer = json.loads(done.stdout)
+    answer = json.loads(said("perf", "--duration", "1", "-o", "json", "--folded", folded))
     assert answer["samples"] > 50
     assert answer["family"] in ("fentry", "netfilter")
     lines = folded.read_text().splitlines()
@@ -173,19 +169,15 @@ def test_the_command_prints_one_object_and_flame_graph_lines(tmp_path: Path) -> 
 @pytest.mark.kernel
 def test_a_change_is_told_against_an_earlier_answer(tmp_path: Path) -> None:
     earlier = tmp_path / "before.json"
-    perf = [sys.executable, "-m", "ctrace", "perf", "--duration", "1"]
-    earlier.write_text(subprocess.run([*perf, "-o", "json"], check=True, capture_output=True,
-                                      text=True).stdout)  # fmt: skip
-    done = subprocess.run(
-        [*perf, "-o", "json", "--against", earlier], capture_output=True, text=True, check=True
-    )
-    answer, before = json.loads(done.stdout), json.loads(earlier.read_text())
+    perf = ("perf", "--duration", "1")
+    earlier.write_text(said(*perf, "-o", "json"))
+    answer = json.loads(said(*perf, "-o", "json", "--against", earlier))
+    before = json.loads(earlier.read_text())
     share = answer["changes"][0]
     assert share["what"] == "conntrack's share of CPU time"
     assert share["before"] == pytest.approx(100 * before["cpu_share"])
     assert share["after"] == pytest.approx(100 * answer["cpu_share"])
-    text = subprocess.run([*perf, "--against", earlier], capture_output=True, text=True, check=True)
-    assert "Before and after" in text.stdout
+    assert "Before and after" in said(*perf, "--against", earlier)
 
 
 @pytest.mark.parametrize(

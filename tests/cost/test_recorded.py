@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.command import command, said
 from kit.traffic import udp_flows
 
 from ctrace.batch import Batch, Clock, HookInfo
@@ -130,13 +131,6 @@ def test_a_damaged_measurement_costs_only_itself(tmp_path: Path) -> None:
         assert len(list(read.batches())) == 1
 
 
-def run(*argv: object) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "ctrace", *map(str, argv)],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-
-
 @pytest.mark.kernel
 @pytest.mark.parametrize("ring", [False, True], ids=["file", "flight recorder"])
 def test_recording_with_perf_tells_it_in_every_report(tmp_path: Path, ring: bool) -> None:
@@ -145,8 +139,8 @@ def test_recording_with_perf_tells_it_in_every_report(tmp_path: Path, ring: bool
         a, b = lab.namespace("a", track=True), lab.namespace("b", track=True)
         lab.link(a, b)
         recorder = subprocess.Popen(
-            [sys.executable, "-m", "ctrace", "record", "--perf", "--duration", "4", "-o", path,
-             *(["--keep", "1h"] if ring else [])],
+            **command("record", "--perf", "--duration", "3", "-o", path,
+                      *(["--keep", "1h"] if ring else [])),
         )  # fmt: skip
         port, to = 20_000, 9
         while recorder.poll() is None:
@@ -154,15 +148,18 @@ def test_recording_with_perf_tells_it_in_every_report(tmp_path: Path, ring: bool
             port += 20
             if port == 60_000:  # a busy machine starts the recorder late: the flows stay new
                 port, to = 20_000, to + 1
+            time.sleep(0.1)
         assert recorder.returncode == 0
-    told = json.loads(run("report", path, "-o", "json"))["perf"]
+    told = json.loads(said("report", path, "-o", "json"))["perf"]
     (perf,) = told.values()
     new = [row for row in perf["latencies"] if (row["point"], row["proto"]) == ("in new", "udp")]
     assert new[0]["packets"] >= 40
     assert perf["samples"] > 0
     assert perf["chains"]["measured"] > 0
-    assert "new, udp" in run("report", path)
-    run("report", path, "--html", page)
+    if ring:
+        return  # read like a file from here on
+    assert "new, udp" in said("report", path)
+    said("report", path, "--html", page)
     text = page.read_text()
     assert "What conntrack cost on " in text
     assert "new, udp" in text
@@ -170,6 +167,6 @@ def test_recording_with_perf_tells_it_in_every_report(tmp_path: Path, ring: bool
 
 @pytest.mark.kernel
 def test_a_recording_without_perf_says_nothing_of_it(tmp_path: Path) -> None:
-    run("record", "-q", "--duration", "1", "-o", tmp_path / "r")
-    assert json.loads(run("report", tmp_path / "r", "-o", "json"))["perf"] == {}
-    assert "What conntrack cost" not in run("report", tmp_path / "r")
+    said("record", "-q", "--duration", "1", "-o", tmp_path / "r")
+    assert json.loads(said("report", tmp_path / "r", "-o", "json"))["perf"] == {}
+    assert "What conntrack cost" not in said("report", tmp_path / "r")

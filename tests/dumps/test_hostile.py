@@ -137,7 +137,7 @@ def bomb(kind: str) -> bytes:
             for _ in range(300):
                 file.write(zeros)
         return out.getvalue()
-    pack = lzma.LZMACompressor() if kind == "xz" else bz2.BZ2Compressor()
+    pack = lzma.LZMACompressor(preset=0) if kind == "xz" else bz2.BZ2Compressor()
     return b"".join(pack.compress(zeros) for _ in range(300)) + pack.flush()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from typing import Any
 
 import pytest
+from kit.command import Done, command, ctrace
 
 from ctrace.batch import Counts
 from ctrace.capture.netlink.listener import NetlinkCapture
@@ -22,13 +22,8 @@ from ctrace.selftest.traffic import PORT
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
-def doctor(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ctrace", "doctor", *args],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def doctor(*args: str) -> Done:
+    return ctrace("doctor", *args)
 
 
 def test_the_report_is_the_hosts_own_numbers() -> None:
@@ -52,7 +47,7 @@ def test_it_reads_well_and_into_a_closed_pipe() -> None:
     for family in ("fentry", "kprobe", "netfilter", "netlink"):
         assert family in done.stdout
     with subprocess.Popen(
-        [sys.executable, "-m", "ctrace", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        **command("doctor"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
         assert child.stdout
         assert child.stderr

@@ -6,16 +6,21 @@ descriptors. What an interpreter does before :func:`ctrace.cli.main` is not test
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import resource
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import IO, NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 import click
 
@@ -43,6 +48,23 @@ def _load() -> None:
         cli.get_command(click.Context(cli), verb)
 
 
+def command(*words: object, env: Optional[Mapping[str, str]] = None) -> dict[str, Any]:
+    """What ``subprocess`` takes to run it: ``Popen(**command("top"), stdout=PIPE)``.
+
+    As with a new interpreter nothing is inherited but the three streams, and nothing runs before
+    it but what this process has imported. Saves 0.6 s of a processor each time.
+    """
+    _load()
+    return {"args": ["ctrace", *map(str, words)], "preexec_fn": partial(_become, words, env)}
+
+
+def said(*words: object) -> str:
+    """What it prints; the rest of it when it fails."""
+    done = ctrace(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def ctrace(
     *words: object,
     cwd: Optional[Path] = None,
@@ -50,45 +72,78 @@ def ctrace(
     out: Optional[int] = None,
 ) -> Done:
     """Run it, in a folder and as a user; ``out``: a descriptor for its output, or CLOSED."""
-    _load()
-    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as remarks:
-        child = os.fork()
-        if child == 0:
-            _run([*map(str, words)], cwd, user, printed.fileno() if out is None else out, remarks)
-        _, status = os.waitpid(child, 0)
-        texts = []
-        for file in (printed, remarks):
-            file.seek(0)
-            texts.append(file.read().decode())
-        return Done(os.waitstatus_to_exitcode(status), *texts)
+    begin = command(*words)
 
-
-def _run(
-    words: Sequence[str], cwd: Optional[Path], user: Optional[int], out: int, err: IO[bytes]
-) -> NoReturn:
-    status = 1
-    try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(LONGEST)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(err.fileno(), 2)
+    def as_asked() -> None:
         if out == CLOSED:
             os.close(1)
-        else:
-            os.dup2(out, 1)
-        sys.stdout = open(1, "w", closefd=False) if out != CLOSED else None  # noqa: SIM115
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         if user is not None:
             os.setgroups([])
             os.setgid(user)
             os.setuid(user)
-        if cwd is not None:
-            os.chdir(cwd)
-        sys.argv = ["ctrace", *words]
-        main()
-    except SystemExit as done:
-        status = done.code if isinstance(done.code, int) else int(done.code is not None)
+        begin["preexec_fn"]()
+
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as remarks:
+        done = subprocess.run(
+            begin["args"],
+            preexec_fn=as_asked,
+            cwd=cwd,
+            check=False,
+            timeout=LONGEST,
+            stdin=subprocess.DEVNULL,
+            stdout=printed if out in (None, CLOSED) else out,
+            stderr=remarks,
+        )
+        texts = []
+        for file in (printed, remarks):
+            file.seek(0)
+            texts.append(file.read().decode())
+        return Done(done.returncode, *texts)
+
+
+def _become(words: tuple[object, ...], env: Optional[Mapping[str, str]]) -> NoReturn:
+    """What a child is until its end: it never gets to what subprocess would execute."""
+    status = 1
+    try:
+        gc.freeze()  # what is collected here could close a number that is another file's by now
+        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # subprocess waits for one
+        _as_new()
+        if env is not None:
+            os.environ.clear()
+            os.environ.update(env)
+        sys.argv = ["ctrace", *map(str, words)]
+        try:
+            main()
+        except SystemExit as done:
+            status = done.code if isinstance(done.code, int) else int(done.code is not None)
+        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: threads,
+        atexit._run_exitfuncs()  # what was left to be done, what was not yet written
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _as_new() -> None:
+    """Streams, signals and the list of what is done at the end, as a new interpreter has them."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    atexit._clear()
+    sys.stdin = _stream(0, "r")
+    sys.stdout = _stream(1, "w")
+    sys.stderr = _stream(2, "w", errors="backslashreplace")
+
+
+def _stream(number: int, mode: str, errors: Optional[str] = None) -> Any:
+    try:
+        os.fstat(number)
+    except OSError:
+        return None
+    return open(number, mode, closefd=False, errors=errors, buffering=1 if number == 2 else -1)

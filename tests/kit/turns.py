@@ -1,4 +1,5 @@
-"""Whose turn it is, among the tests of several workers that use one kernel."""
+"""Whose turn it is, among the tests of several workers that use one kernel; and a small table for
+those by themselves that fill it."""
 
 from __future__ import annotations
 
@@ -30,3 +31,28 @@ def stay() -> Callable[[], None]:
     room = _ROOM.open("w")
     fcntl.flock(room, fcntl.LOCK_SH)  # no need of the door: this test is in there
     return room.close
+
+
+FEW = 16384
+"""Entries that a table holds meanwhile: filled with a fifteenth of the work, and so for readers."""
+
+
+@contextmanager
+def lowered(limit: int = FEW) -> Iterator[None]:
+    """Fewer places in every table of the host, for a test marked ``machine``.
+
+    Where somebody's flows could be refused by it the host's own limit stays: a test asks what it
+    is, and takes longer to fill it.
+    """
+    from ctrace.demo.limit import LoweredLimit
+    from ctrace.errors import CtraceError
+
+    try:
+        held = LoweredLimit(limit)
+    except CtraceError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        held.close()

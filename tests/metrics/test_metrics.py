@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.command import command, said
 from kit.synthetic import incident, write
 from kit.traffic import tcp_connections, tcp_server, udp_flows
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -379,7 +380,7 @@ def exporter() -> Iterator[int]:
     """``ctrace metrics`` at a free port; that port."""
     process = subprocess.Popen(
         # others' namespaces and services must not take the places of ours
-        [sys.executable, "-m", "ctrace", "metrics", "--listen", "127.0.0.1:0", "--limit", "1000"],
+        **command("metrics", "--listen", "127.0.0.1:0", "--limit", "1000"),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -541,11 +542,9 @@ def test_units_are_hardened_and_their_commands_exist(unit: Path) -> None:
     words = re.search(r"^ExecStart=/usr/bin/env ctrace (.*)$", unit.read_text(), re.M)
     assert words
     verb = words[1].split()[0]
-    helped = subprocess.run(
-        [sys.executable, "-m", "ctrace", verb, "--help"], capture_output=True, text=True, check=True
-    )
+    helped = said(verb, "--help")
     for option in re.findall(r"--[a-z-]+", words[1]):
-        assert option in helped.stdout
+        assert option in helped
 
 
 def with_capabilities_of(unit: str) -> list[str]:

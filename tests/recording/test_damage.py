@@ -94,7 +94,7 @@ def test_hundreds_of_random_corruptions(tmp_path: Path) -> None:
     chance = random.Random(7)
     part = tmp_path / "part"
     partial, refusals = 0, set()
-    for round_ in range(800):
+    for round_ in range(400):
         broken = bytearray(data)
         at = chance.randrange(len(data))
         how = round_ % 4
@@ -120,7 +120,7 @@ def test_hundreds_of_random_corruptions(tmp_path: Path) -> None:
                 pass
             list(recording.tables())
     assert all(len(line) < 300 and line.isprintable() for line in refusals)
-    assert partial > 150  # damage in one place does not cost the rest
+    assert partial > 75  # damage in one place does not cost the rest
 
 
 def test_damage_in_the_middle_costs_that_block_and_is_counted(tmp_path: Path) -> None:

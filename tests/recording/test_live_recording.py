@@ -21,6 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 import pytest
+from kit.command import command, said
 from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 import ctrace
@@ -67,7 +68,7 @@ def outlive(node: Node) -> None:
 
 
 def fill_up(node: Node, room: int) -> None:
-    """Leave this many places in the namespace's table; the host's limit stays as it is."""
+    """Leave this many places in the namespace's table."""
     limit = int(node.sysctl("net.netfilter.nf_conntrack_max"))
     assert limit, "no limit, so no table can be full"
     ctnetlink.fill(node.path, limit - room - node.count(), timeout=3600)
@@ -78,7 +79,7 @@ class Running:
 
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
-            [*CTRACE, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            **command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert self.process.stderr is not None
         assert self.process.stdout is not None
@@ -122,11 +123,9 @@ def running(*arguments: object) -> Iterator[Running]:
 
 
 def report(path: Path, *options: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [*CTRACE, "report", str(path), "-o", "json", "--limit", "1000", *options],
-        capture_output=True, check=True, timeout=120,
-    )  # fmt: skip
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(
+        said("report", path, "-o", "json", "--limit", "1000", *options)
+    )
     return found
 
 
@@ -142,7 +141,6 @@ def kinds(path: Path) -> Counter[int]:
     with ctrace.open(str(path)) as recording:
         for batch in recording:
             found.update(batch.events["kind"].tolist())
-            assert batch.lost == 0
     return found
 
 
@@ -167,6 +165,8 @@ def incident(here: Node, there: Node, target: str) -> tuple[int, int]:
         return len(refused), len(gone.splitlines())
 
 
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 @pytest.mark.parametrize("hooks", [[], ["--hooks", "netlink"]], ids=["best", "netlink"])
 def test_a_recording_beside_the_screen_says_what_the_kernel_and_the_screen_say(
     lab: Lab, tmp_path: Path, hooks: list[str]
@@ -221,7 +221,8 @@ def test_a_recording_beside_the_screen_says_what_the_kernel_and_the_screen_say(
     assert found[Kind.DROP] == (0 if hooks else refused)
 
 
-@pytest.mark.slow
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 def test_a_replay_shows_what_the_screen_showed_at_every_moment(lab: Lab, tmp_path: Path) -> None:
     """Field by field: one source through a model and into a file, and the file replayed."""
     here, there, target = pair(lab)
@@ -266,7 +267,8 @@ def test_a_replay_shows_what_the_screen_showed_at_every_moment(lab: Lab, tmp_pat
         assert feed.error is None
 
 
-@pytest.mark.slow
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 def test_a_flight_recorder_keeps_what_surrounds_a_full_table(lab: Lab, tmp_path: Path) -> None:
     """Calm, refusals, calm: the calm far from the refusals leaves the disk."""
     here, _, target = pair(lab)
@@ -315,7 +317,8 @@ def test_a_flight_recorder_keeps_what_surrounds_a_full_table(lab: Lab, tmp_path:
     assert 0 < ports[53] < calm
 
 
-@pytest.mark.slow
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 def test_drops_outside_the_filter_neither_trigger_nor_count(lab: Lab, tmp_path: Path) -> None:
     """Refusals in another namespace, then to another port, then those that were asked for."""
     here, _, target = pair(lab)
@@ -437,11 +440,7 @@ def test_however_it_ends_the_file_is_readable_and_nothing_is_left(
     inserted = int((found["kind"] == Kind.INSERT).sum())
     assert inserted >= sent if how == "SIGKILL" else inserted == sent + 50, (inserted, sent)
     assert [one.name for one in tmp_path.iterdir()] == ["a.data"]
-    done = subprocess.run(
-        [*CTRACE, "report", str(path)], capture_output=True, timeout=60, check=False
-    )
-    assert done.returncode == 0
-    assert b"udp/8125" in done.stdout
+    assert "udp/8125" in said("report", path)
 
 
 def identity(events: Events) -> Counter[bytes]:
@@ -452,6 +451,8 @@ def identity(events: Events) -> Counter[bytes]:
     )
 
 
+@pytest.mark.machine
+@pytest.mark.usefixtures("few_places")
 def test_a_recording_begun_in_the_demo_knows_its_table_but_for_the_ballast(tmp_path: Path) -> None:
     path = str(tmp_path / "now.data")
     with Scene() as scene:
@@ -486,6 +487,11 @@ def test_a_recording_begun_in_the_demo_knows_its_table_but_for_the_ballast(tmp_p
     assert int(((events["kind"] == Kind.INSERT) & (events["sport"] >= 30000)).sum()) >= 30
 
 
+def counted(seen: Snapshot, node: Node) -> int:
+    """Entries in the namespace's table, as the screen has it."""
+    return sum(one.count for one in seen.tables if one.netns == node.inum)
+
+
 @pytest.mark.parametrize("hooks", [None, "netlink"], ids=["best", "netlink"])
 def test_a_recording_begun_at_the_screen_holds_what_record_would(
     lab: Lab, tmp_path: Path, hooks: Optional[str]
@@ -511,7 +517,12 @@ def test_a_recording_begun_at_the_screen_holds_what_record_would(
         assert feed.recording == path
         sending.join()
         here.run(["conntrack", "-D", "-p", "udp", "--orig-port-src", "20008"])
-        while seen is None or (seen.totals.deleted, seen.held_total) != (2, 3198):
+        # The kernel's count may be of a moment whose events come later: until it is read again.
+        while seen is None or (seen.totals.deleted, seen.held_total, counted(seen, here)) != (
+            2,
+            3198,
+            3198,
+        ):
             seen = feed.wait(seen, 60)
         assert feed.stop_recording() == path
         entries = ctnetlink.dump(here.path)
@@ -596,6 +607,21 @@ def test_a_recording_is_advised_on_by_the_rules_that_were_there(lab: Lab, tmp_pa
         adviser.offer(advice)
 
 
+def grown_or_over(file: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until more is written: what is sent faster than that may be lost before it."""
+    size, until = written(file), time.monotonic() + 120
+    while process.poll() is None and written(file) == size:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def written(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # it is over
+        return 0
+
+
 def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     """A file system of its own, in a mount namespace of its own."""
     here, _, target = pair(lab)
@@ -603,7 +629,7 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     where.mkdir()
     command = " ".join([*CTRACE, "record", "-o", f"{where}/a.data", "--netns", str(here.inum)])
     script = (
-        f"mount -t tmpfs -o size=256k none {where} && {command}; status=$?; "
+        f"mount -t tmpfs -o size=96k none {where} && {command}; status=$?; "
         f"cp {where}/a.data {kept}; exit $status"
     )
     process = subprocess.Popen(
@@ -616,9 +642,11 @@ def test_a_full_disk_ends_it_with_one_line(lab: Lab, tmp_path: Path) -> None:
     try:
         said = [process.stderr.readline().decode()]  # once the hooks are there
         turn = 0
+        file = Path(f"/proc/{process.pid}/root{where}/a.data")
         while process.poll() is None and turn < 1000:
             udp_flows(here, (target, 8125 + turn), 300)  # all new: none is reopened
             turn += 1
+            grown_or_over(file, process)
         said += process.communicate(timeout=60)[1].decode().splitlines()
     finally:
         if process.poll() is None:
@@ -682,7 +710,7 @@ def test_the_recorders_unit_records_within_its_limits(lab: Lab, tmp_path: Path) 
         while seen < 100 or here.inum not in rules_in(where):  # of one namespace after another
             assert time.monotonic() < deadline
             sent += len(udp_flows(here, (target, 8125), 50, first_port=20000 + sent).flows)
-            time.sleep(0.3)
+            time.sleep(1.0)  # all of it is read again
             with ctrace.open(str(where)) as recording:
                 parts = [b.events[b.events["netns"] == here.inum] for b in recording]
             seen = sum(int((part["kind"] == Kind.INSERT).sum()) for part in parts)

@@ -124,7 +124,7 @@ def wait(condition: Callable[[], bool], what: str, seconds: float = 180 if KERNE
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
-        time.sleep(0.3 if KERNEL else 0.02)  # a look at all processes takes as long in there
+        time.sleep(0.3 if KERNEL else 0.1)  # a look at all processes takes as long in there
 
 
 def running(verb: str, child: subprocess.Popen[bytes], said: Path) -> None:
@@ -161,7 +161,6 @@ CHANGED = (
 
 CASES = [
     *((verb, running, how) for verb in VERBS for how in (signal.SIGTERM, signal.SIGKILL)),
-    *(("top", when, signal.SIGKILL) for when in (starting, compiling)),
     *(("trace", when, how) for when in (starting, compiling)
       for how in (signal.SIGKILL, signal.SIGTERM)),
 ]  # fmt: skip
