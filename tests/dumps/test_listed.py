@@ -146,6 +146,7 @@ def test_a_message_that_is_shown_twice_counts_once(text: str) -> None:
     [
         # a log whose first line's head is missing
         ("s kernel: [    7.500000] {0}\nJul 29 11:02:03 a kernel: [    9.500000] {0}\n", 2),
+        ("el: {0}\nJul 29 11:02:03 a kernel: {0}\n", 2),
         ("7.500000] {0}\n[    9.500000] {0}\n", 2),
         ("1:02:03 a kernel: {0}\nJul 29 11:02:03 a kernel: {0}\n", 2),
         ("29T11:02:03.5Z a kernel: {0}\n2024-07-29T11:02:03.7Z a kernel: {0}\n", 2),

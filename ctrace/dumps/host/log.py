@@ -50,7 +50,7 @@ _FOREIGN: Final = re.compile(
     r"(?: \d{4}(?=\]))?"
 )
 """A time whose month is written in another language."""
-_CUT: Final = re.compile(r"kernel: (?:\[[ \d.]*\] )?$|\] $")
+_CUT: Final = re.compile(r"kernel: (?:\[[ \d.]*\] )?$|\] $|\A(?:ernel|rnel|nel|el|l)?: $")
 """What stands before a message in a line whose own beginning is missing."""
 _AGAIN: Final = re.compile(r"\b(?P<last>last )?message repeated (?P<times>\d{1,9}) times")
 _NO_NAME: Final = re.compile(r"localhost\b|[\d.:]+$|.*:$")
