@@ -211,7 +211,7 @@ def _log(told: Told) -> Optional[dict[str, Any]]:
     log = told.found.log
     if not log.full and not log.suppressed:
         return None
-    full = [one for one in log.messages if not one.suppressed]
+    full = [one for one in log.main if not one.suppressed]
     return {
         "full": log.full,
         "suppressed": log.suppressed,
@@ -219,7 +219,7 @@ def _log(told: Told) -> Optional[dict[str, Any]]:
         "last": _moment(told, full[-1]) if full else None,
         "netns": sorted(log.spaces)[:100],
         "hosts": sorted(log.hosts)[:20],
-        "messages": [[_moment(told, one), one.suppressed, one.netns] for one in log.messages[:100]],
+        "messages": [[_moment(told, one), one.suppressed, one.netns] for one in log.main[:100]],
     }
 
 

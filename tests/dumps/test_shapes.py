@@ -262,6 +262,9 @@ def test_a_bundle_counts_no_message_twice(tmp_path: Path) -> None:
         assert said["not_understood"] == 0, said["unread"]
         assert (said["log"]["full"], said["log"]["suppressed"]) == (3, 33)
         assert said["refused_at_least"] == 36
+        assert [said["log"][one]["text"] for one in ("first", "last")] == [
+            "Jul 29 11:02:03", "Jul 29 11:03:04",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("life_us", [200, 3768, 40_000])

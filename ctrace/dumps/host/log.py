@@ -84,6 +84,8 @@ class Message:
     """0: the message says that the table is full."""
     netns: int = 0
     """Inode of the namespace, where the kernel says it (not of the first one)."""
+    form: str = ""
+    """Of its time."""
 
 
 @dataclass
@@ -122,23 +124,30 @@ class Log:
         self._known |= self._text
         self._text = Counter()
 
-    def _most(self) -> tuple[int, int]:
-        """(messages that it was full, messages hidden), from the log with the most of them."""
+    @property
+    def main(self) -> list[Message]:
+        """Those of the log with the most: others may be the same ones with other times."""
+        form, _ = self._most()
+        return [one for one in self.messages if one.form == form]
+
+    def _most(self) -> tuple[str, tuple[int, int]]:
+        """The log with the most messages, by the form of its times: (how many that it was full,
+        how many hidden)."""
         sums: dict[str, tuple[int, int]] = {"": (0, 0)}
         for (form, _, hid), n in (self._known | self._text).items():
             full, hidden = sums.get(form, (0, 0))
             sums[form] = full + n * (not hid), hidden + n * hid
-        return max(sums.values(), key=lambda one: (one[0] > 0, sum(one)))
+        return max(sums.items(), key=lambda one: (one[1][0] > 0, sum(one[1])))
 
     @property
     def full(self) -> int:
         """Messages that it was full."""
-        return self._most()[0]
+        return self._most()[1][0]
 
     @property
     def suppressed(self) -> int:
         """Messages that the rate limit of networking's warnings hid, next to them."""
-        return self._most()[1]
+        return self._most()[1][1]
 
     @property
     def refused(self) -> int:
@@ -147,7 +156,7 @@ class Log:
         The limit is shared by all of networking (net_ratelimit), so suppressed ones count
         only where a message that the table is full stands in the same log.
         """
-        full, suppressed = self._most()
+        _, (full, suppressed) = self._most()
         return full + (suppressed if full else 0)
 
     def take(self, line: str) -> bool:
@@ -230,7 +239,7 @@ class Log:
         if len(self._text) > DIFFERENT:
             self.begin()
         if self._text[key] > self._known[key]:
-            self._keep(Message(when, boot, utc, hid, int(full[1] or 0) if full else 0))
+            self._keep(Message(when, boot, utc, hid, int(full[1] or 0) if full else 0, key[0]))
         return True
 
     def _keep(self, message: Message) -> None:
