@@ -86,6 +86,7 @@ KIND_OF: Final[dict[Reason, Kind]] = {
 ICMP: Final = 1
 TCP: Final = 6
 UDP: Final = 17
+GRE: Final = 47
 ICMPV6: Final = 58
 """Protocols by their numbers in IP's header (IANA)."""
 

@@ -12,7 +12,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.record import TCP, UDP
+from ctrace.record import GRE, TCP, UDP
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -22,8 +22,8 @@ U64 = npt.NDArray[np.uint64]
 
 # Seconds by default (net/netfilter/nf_conntrack_proto_tcp.c tcp_timeouts, in state order).
 TCP_TIMEOUTS: Final = (120.0, 120.0, 60.0, 432000.0, 120.0, 60.0, 30.0, 120.0, 10.0, 120.0)
-OTHER_TIMEOUTS: Final = {1: 30.0, 58: 30.0, 17: 30.0}
-UDP_STREAM: Final = 120.0
+OTHER_TIMEOUTS: Final = {1: 30.0, 58: 30.0, UDP: 30.0, GRE: 30.0}
+STREAM_TIMEOUTS: Final = {UDP: 120.0, GRE: 180.0}
 GENERIC: Final = 600.0
 
 
@@ -160,5 +160,6 @@ def default_timeout(proto: U8, state: U8, assured: Bool) -> F64:
     result[tcp] = np.array(TCP_TIMEOUTS)[np.minimum(state[tcp], len(TCP_TIMEOUTS) - 1)]
     for number, seconds in OTHER_TIMEOUTS.items():
         result[proto == number] = seconds
-    result[(proto == UDP) & assured] = UDP_STREAM
+    for number, seconds in STREAM_TIMEOUTS.items():
+        result[(proto == number) & assured] = seconds
     return result

@@ -16,7 +16,9 @@ from ctrace.record import PROTO_NUMBERS, TCP_STATES, proto_name
 from ctrace.whatif.flows import Bool, Flows
 
 MAX_SECONDS: Final = 30 * 86400
-OTHER: Final = ("udp", "udp_stream", "icmp", "icmpv6", "generic")
+STREAMS: Final = ("udp", "gre")
+"""Protocols with two timeouts: that of streams is for ASSURED entries."""
+OTHER: Final = ("udp", "udp_stream", "gre", "gre_stream", "icmp", "icmpv6", "generic")
 TIMEOUTS: Final = (*(f"tcp_{state.lower()}" for state in TCP_STATES[1:9]), *OTHER)
 """Names as in nf_conntrack's sysctls, without ``nf_conntrack_`` and ``_timeout``."""
 POLICY_UDP: Final = {"unreplied": "udp", "replied": "udp_stream"}
@@ -47,8 +49,8 @@ class Timeout:
         found = self.could_match(flows)
         if self.name.startswith("tcp_"):
             found &= flows.state == TCP_STATES.index(self.name[4:].upper())
-        elif self.name in ("udp", "udp_stream"):
-            found &= flows.assured == (self.name == "udp_stream")
+        elif self.name.partition("_")[0] in STREAMS:
+            found &= flows.assured == self.name.endswith("_stream")
         return found
 
     def __str__(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.shapes import ASSURED, SEEN_REPLY, Trace, steady
 from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 from kit.whatifs import NETNS, SECOND, Kernel
 
@@ -189,6 +190,27 @@ def test_refusal_is_a_chance(count: int, loose: float, buckets: int) -> None:
     assert each >= 0
     # The more that can be evicted, the fewer are refused.
     assert refusal(count, count, buckets)[0] <= chance + 1e-12
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_tunnels_have_two_timeouts_of_their_own(stream: bool) -> None:
+    """Ten GRE calls a second, each held for 60 s; the other timeout changes nothing of them."""
+    trace = Trace(seed=3)
+    status = SEEN_REPLY | ASSURED if stream else 0
+    at = steady(10, 120, trace.rng)
+    ends = trace.flows(at, 0.0, 60.0, proto=47, dport=0, status=status, state=255)
+    ends["timeout_ms"] = 60_000
+    recorded = gather(trace.batches(120.0))
+    own, other = ("gre_timeout_stream", "gre_timeout")[:: 1 if stream else -1]
+    means = {}
+    for name in (own, other):
+        (place,) = of_recording(recorded, parse_levers(timeout=[f"{name}=20"])).places
+        means[name] = place.changed.mean
+        low, high = place.changed.mean_range
+        assert low <= place.changed.mean <= high
+    (as_was,) = of_recording(recorded, Levers()).places
+    assert means[other] == pytest.approx(as_was.changed.mean, rel=0.05)
+    assert means[own] == pytest.approx(10 * 20 * (1 - 10 / 120), rel=0.1)
 
 
 @given(st.text(max_size=30))
