@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,33 @@ def test_a_page_made_of_a_dump_has_no_empty_section(tmp_path: Path) -> None:
     assert re.findall(r"<section>(?:<h2>[^<]*</h2>)?</section>", page) == []
     assert re.findall(r"<(table|dl|ul)[^>]*></\1>", page) == []
     assert "tcp/443" in page
+
+
+def test_times_tell_their_day_where_a_recording_is_of_several(found: Review) -> None:
+    """Two weeks had been told as a part of one day."""
+    assert found.first_drop is not None
+    day = datetime.fromtimestamp(found.first_drop, timezone.utc)
+    weeks = replace(found, start=found.start - 13 * 86400)
+    begun = day - timedelta(days=13)
+    for told in (report_markdown(weeks), _as_text(weeks)):
+        assert f"{begun:%Y-%m-%d} " in told.splitlines()[0]
+        assert f" to {day:%Y-%m-%d} " in told.replace("\n", " ")[:200]
+        assert f"refused from {day:%m-%d %H:%M:%S} to {day:%m-%d} " in told
+    assert all(one.time.startswith(f"{day:%m-%d} ") for one in story(weeks))
+    assert all(re.fullmatch(r"[\d:]{8}", one.time) for one in story(found))
+
+
+def _as_text(found: Review) -> str:
+    out = io.StringIO()
+    Console(file=out, width=WIDTH).print(report_text(found))
+    return out.getvalue()
+
+
+@given(st.floats(1e-5, 1.0))
+def test_rates_below_one_a_second_are_told_apart_at_an_axis(most: float) -> None:
+    _, ticks = svg._scale(most)
+    told = [charts._rate(value) for value in ticks]
+    assert len(set(told)) == len(told)
 
 
 @given(st.floats(1e-5, 1.0))

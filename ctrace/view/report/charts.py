@@ -10,7 +10,7 @@ from ctrace.batch import DUMP
 from ctrace.model.snapshot import Histogram
 from ctrace.recording.review import Review
 from ctrace.view import format as fmt
-from ctrace.view.report.story import Moment, grouping
+from ctrace.view.report.story import Moment, at, grouping
 from ctrace.view.report.svg import (
     COLOURS,
     DASHES,
@@ -62,7 +62,7 @@ def figures(review: Review, texts: dict[str, Any]) -> list[tuple[str, str, str]]
         ),
         (number(hooks, "insert_failed", totals.insert_failed), "failed to insert", ""),
         (
-            fmt.clock(review.first_drop)
+            at(review, review.first_drop)
             if review.first_drop is not None
             else "none"
             if hooks.refusals
@@ -137,9 +137,7 @@ def holders_over_time(review: Review, told: list[Moment]) -> str:
 def _marks(review: Review, told: list[Moment]) -> list[Mark]:
     """The moments of the story that lie within the charts' time."""
     return [
-        Mark(one.ts, one.letter)
-        for one in told
-        if one.dated and one.ts >= review.start and one.ts <= review.end
+        Mark(one.ts, one.letter) for one in told if one.ts >= review.start and one.ts <= review.end
     ]
 
 
@@ -180,7 +178,9 @@ def _axis(review: Review) -> Axis:
 
 
 def _rate(value: float) -> str:
-    return f"{fmt.short(value)}/s" if value else "0"
+    if not value:
+        return "0"
+    return f"{value:g}/s" if value < 1 else f"{fmt.short(value)}/s"
 
 
 def _tick(part: float) -> str:

@@ -19,7 +19,7 @@ from ctrace.view import format as fmt
 from ctrace.view.report.charts import figures, holders_over_time, lives, over_time
 from ctrace.view.report.cost_html import perf_html
 from ctrace.view.report.evidence import sentences
-from ctrace.view.report.story import Moment, headline, period, story
+from ctrace.view.report.story import Moment, at, headline, period, story
 from ctrace.view.report.text import limit, made_by, moment_told, peak_fills, telling, used_tables
 from ctrace.view.report.whatif_html import whatif_html
 from ctrace.view.unseen import blind, nobody, number, rate
@@ -165,11 +165,11 @@ def _table(
     cells = [list(row) for row in rows]
     every = list(columns)
     known = [
-        at
-        for at, name in enumerate(every)
-        if name[:1] != ">" or any(row[at] != fmt.UNKNOWN for row in cells)
+        index
+        for index, name in enumerate(every)
+        if name[:1] != ">" or any(row[index] != fmt.UNKNOWN for row in cells)
     ]
-    names = [every[at] for at in known]
+    names = [every[index] for index in known]
     head = "".join(
         f'<th class="n">{name[1:]}</th>' if name.startswith(">") else f"<th>{name}</th>"
         for name in names
@@ -178,7 +178,7 @@ def _table(
         "<tr>"
         + "".join(
             f'<td class="{"n" if name.startswith(">") else "k"}">{cell}</td>'
-            for name, cell in zip(names, (row[at] for at in known))
+            for name, cell in zip(names, (row[index] for index in known))
         )
         + "</tr>"
         for row in cells
@@ -248,7 +248,7 @@ def _worst(review: Review) -> str:
     if moment is None or not moment.culprits or not moment.hooks.changes:
         return ""
     what = "Just before the first refusal" if review.before_drop else "When it was fullest"
-    return _moment(moment, f"{what}, at {fmt.clock(moment.ts / 1e9)}", folded=True)
+    return _moment(moment, f"{what}, at {at(review, moment.ts / 1e9)}", folded=True)
 
 
 def _moment(moment: Snapshot, title: str, folded: bool = False) -> str:

@@ -39,9 +39,9 @@ def report_markdown(review: Review) -> str:
 
 
 def _happened(review: Review, told: Sequence[str]) -> Iterator[str]:
-    header, said = review.recording.header, headline(review)
-    host = fmt.cut(fmt.clean(header.host or "unknown host"), 30)
-    yield from _wrapped("## ", f"Connection tracking on {host}, {period(review)}")[:1]
+    header, said, time = review.recording.header, headline(review), period(review)
+    host = fmt.cut(fmt.clean(header.host or "unknown host"), 66 - len(time))
+    yield from _wrapped("## ", f"Connection tracking on {host}, {time}")[:1]
     yield ""
     yield from _wrapped(f"**{said.word}** ", said.text, "")
     yield ""

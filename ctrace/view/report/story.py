@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from typing import Optional
 
 from ctrace.batch import DUMP
@@ -34,12 +34,8 @@ class Moment:
     letter: str
     """The letter that marks it in the charts."""
     text: str
-    dated: bool = True
-
-    @property
-    def time(self) -> str:
-        """Its time of day, as far as it is known."""
-        return fmt.clock(self.ts) if self.dated else "undated"
+    time: str
+    """Its time, as far as it is known."""
 
     def __str__(self) -> str:
         return f"{self.letter}  {self.time}  {self.text}"
@@ -47,11 +43,23 @@ class Moment:
 
 def period(review: Review) -> str:
     """``2024-07-29 11:02:03 to 11:12:03 UTC``, or the moment of which texts tell."""
-    start = datetime.fromtimestamp(review.start, timezone.utc)
+    start, end = _date(review.start), _date(review.end)
     first, last = fmt.clock(review.start), fmt.clock(review.end)
-    if first == last and not review.final.hooks.changes:
-        return f"{start:%Y-%m-%d} {first} UTC"
-    return f"{start:%Y-%m-%d} {first} to {last} UTC"
+    if start == end and first == last and not review.final.hooks.changes:
+        return f"{start} {first} UTC"
+    return f"{start} {first} to {'' if start == end else f'{end} '}{last} UTC"
+
+
+def at(review: Review, ts: float) -> str:
+    """A time of day, with its month and day where the recording begins on one day and ends on
+    another: ``07-29 11:02:03``."""
+    if _date(review.start) == _date(review.end):
+        return fmt.clock(ts)
+    return f"{_date(ts):%m-%d} {fmt.clock(ts)}"
+
+
+def _date(ts: float) -> date:
+    return datetime.fromtimestamp(ts, timezone.utc).date()
 
 
 def headline(review: Review) -> Verdict:
@@ -69,7 +77,7 @@ def headline(review: Review) -> Verdict:
         when = ""
         last = last_refusal(review)
         if review.first_drop is not None and last is not None:
-            when = f" from {fmt.clock(review.first_drop)} to {fmt.clock(last)}"
+            when = f" from {at(review, review.first_drop)} to {at(review, last)}"
         return Verdict(word, f"{fmt.plural(dropped, 'packet')} refused{when}; {fill}", "bad")
     held = sum(one.count for one in final.tables)
     if held and not evicted and not any(one.max_known for one in final.tables):
@@ -125,7 +133,10 @@ def story(review: Review) -> list[Moment]:
     told = sorted(_moments(review), key=lambda one: one[0])
     found = _undated(review) + [(ts, text, True) for ts, text in told]
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return [Moment(ts, letters[i], text, dated) for i, (ts, text, dated) in enumerate(found)]
+    return [
+        Moment(ts, letters[i], text, at(review, ts) if dated else "undated")
+        for i, (ts, text, dated) in enumerate(found)
+    ]
 
 
 def _undated(review: Review) -> list[tuple[float, str, bool]]:
@@ -185,7 +196,7 @@ def _rise(review: Review) -> Iterator[tuple[float, str]]:
     series = shares.stacked()[key]
     text = (
         f"{fmt.arrowed(key)} rises from {fmt.count(series[begin])} to "
-        f"{fmt.count(series[high])} entries, reached at {fmt.clock(shares.ts[high])}"
+        f"{fmt.count(series[high])} entries, reached at {at(review, shares.ts[high])}"
     )
     yield shares.ts[begin], text + _rate(review, shares.ts[begin], shares.ts[high])
 
@@ -243,9 +254,9 @@ def _complaint(review: Review) -> Iterator[tuple[float, str]]:
 
 
 def _day(review: Review, ts: float) -> str:
-    """The date of a moment on another day than the start."""
-    first, day = (datetime.fromtimestamp(one, timezone.utc).date() for one in (review.start, ts))
-    return "" if first == day else f" ({day})"
+    """The date of a moment on another day than the recording, where times are told without."""
+    day = _date(ts)
+    return f" ({day})" if _date(review.start) == _date(review.end) != day else ""
 
 
 def _unnamed(shares: Shares) -> float:

@@ -17,7 +17,7 @@ from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
 from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
-from ctrace.view.report.story import headline, losing, period, story
+from ctrace.view.report.story import at, headline, losing, period, story
 from ctrace.view.unseen import blind, nobody, number, rate
 from ctrace.view.verdict import counted
 
@@ -49,10 +49,10 @@ def report_text(review: Review, limit: int = 10) -> Group:
     elif final.culprits:
         blocks += [_title("What the table held"), moment(final, limit), Text()]
     if review.before_drop is not None and review.before_drop.culprits:
-        title = f"Just before the first drop, at {fmt.clock(review.before_drop.ts / 1e9)}"
+        title = f"Just before the first drop, at {at(review, review.before_drop.ts / 1e9)}"
         blocks += [_title(title), moment(review.before_drop, min(5, limit)), Text()]
     elif review.peak is not None and review.peak.culprits and final.hooks.changes:
-        title = f"At the peak, {fmt.clock(peak.ts / 1e9)}"
+        title = f"At the peak, {at(review, peak.ts / 1e9)}"
         blocks += [_title(title), moment(peak, min(5, limit)), Text()]
     if final.victims:
         blocks += [_title("Who was refused or evicted"), victims(final.victims[:limit]), Text()]
@@ -125,8 +125,8 @@ def moment_told(review: Review) -> str:
     """``At 11:02:03``: the moment of :func:`telling`."""
     worst = telling(review)
     if not review.final.hooks.changes:
-        return f"As read at {fmt.clock(worst.ts / 1e9)}"
-    return "At the end" if worst is review.final else f"At {fmt.clock(worst.ts / 1e9)}"
+        return f"As read at {at(review, worst.ts / 1e9)}"
+    return "At the end" if worst is review.final else f"At {at(review, worst.ts / 1e9)}"
 
 
 def _why(review: Review) -> Group:
@@ -144,7 +144,7 @@ def _why(review: Review) -> Group:
     if review.first_drop is not None:
         bursts = fmt.plural(len(review.drops), "burst")
         lines.append(
-            Text(f"First refused at {fmt.clock(review.first_drop)}, in {bursts} of drops.")
+            Text(f"First refused at {at(review, review.first_drop)}, in {bursts} of drops.")
         )
     return Group(*lines)
 
@@ -221,7 +221,7 @@ def _timeline(review: Review) -> Grid:
         )
     for label, values in rows:
         if any(values):
-            grid.add_row(label, _spark(values), f"up to {fmt.count(round(max(values)))}/s")
+            grid.add_row(label, _spark(values), f"up to {_up_to(max(values))}/s")
     return grid
 
 
@@ -353,16 +353,20 @@ def _red(text: str, value: int) -> Cell:
     return Text(text, style="bold red") if value else text
 
 
+def _up_to(rate: float) -> str:
+    return fmt.count(round(rate)) if rate >= 1 else fmt.rate(rate)
+
+
 def _known(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Grid:
     """Without the columns of numbers that are unknown in all rows."""
     known = [
-        at
-        for at, name in enumerate(columns)
-        if name[:1] != ">" or not rows or any(str(row[at]) != fmt.UNKNOWN for row in rows)
+        index
+        for index, name in enumerate(columns)
+        if name[:1] != ">" or not rows or any(str(row[index]) != fmt.UNKNOWN for row in rows)
     ]
-    grid = _grid(*(columns[at] for at in known))
+    grid = _grid(*(columns[index] for index in known))
     for row in rows:
-        grid.add_row(*(row[at] for at in known))
+        grid.add_row(*(row[index] for index in known))
     return grid
 
 
