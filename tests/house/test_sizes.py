@@ -18,14 +18,7 @@ LINES, FUNCTION, PARAMETERS, FOLDER = 400, 60, 7, 15
 """Lines of a file and of a function, parameters, files of a folder: at most."""
 VERBS = "cli/"
 """A verb has a parameter for each of its options."""
-LARGER = {
-    "cli/recordings/record.py: command, lines": 90,
-    "cli/watch/metrics.py: command, lines": 69,
-    "cli/watch/top.py: command, lines": 82,
-    "model/keys/details.py: details, lines": 69,
-    "model/model.py: Model.snapshot, lines": 70,
-    "view/report/cost_html.py: perf_html, lines": 64,
-}
+LARGER = {"cli/recordings/record.py: command, lines": 79, "cli/watch/top.py: command, lines": 67}
 """What is larger than that, and how large it may be."""
 BY_HAND = 70
 """Statements that are laid out by hand, as the tables that they are."""

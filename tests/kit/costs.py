@@ -69,6 +69,11 @@ def _spinning(turns: int) -> bytes:
     return code + struct.pack("<BBhi", 0xB7, 0, 0, 1) + struct.pack("<BBhi", 0x95, 0, 0, 0)
 
 
+TURNS = 5_000 if os.environ.get("CTRACE_VM") else 20_000
+"""Turns of a loop: some ten microseconds. The kernel's verifier follows each of them, which takes
+it a minute for 20,000 in an emulated machine."""
+
+
 class Ballast:
     """A program that takes microseconds within what the timers measure.
 
@@ -77,7 +82,7 @@ class Ballast:
     ctrace's own, else no rehearsal beside it would vouch for anything.
     """
 
-    def __init__(self, family: str, node: Node, turns: int = 20_000) -> None:
+    def __init__(self, family: str, node: Node, turns: int = TURNS) -> None:
         self._fds = [bpf.enable_stats()]
         code = _spinning(turns)
         if family == "netfilter":
