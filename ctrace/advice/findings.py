@@ -239,8 +239,14 @@ def _of_now(service: Service, settled: Settled) -> Iterator[Finding]:
         yield Finding("info", "resets", resets(settled))
     told, (addresses, ports) = _told(service), service.left_out
     rest = ""
+    known = [talk.kin for talk in service.talks if talk.known]
+    if any(known):
+        rest += (
+            f"; {sum(known):,} of these flows differ from one that was played only in ports, or in "
+            "addresses that no rule tells apart"
+        )
     if addresses or ports:
-        rest = (
+        rest += (
             f"; for {addresses:,} addresses and {ports:,} ports that rules name others stood, of "
         )
         rest += "the same kinds of rules"

@@ -330,6 +330,7 @@ def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
     return {
         "conversations": len(talks),
         "flows_of_table": sum(1 + t.kin for t in talks if t.known),
+        "flows_stood_for": sum(t.kin for t in talks if t.known),
         "single_packets": len(service.strays),
         "roles": sorted({t.role for t in talks}),
         "families": sorted({(len(t.client) == 16 and "ip6") or "ip" for t in talks}),

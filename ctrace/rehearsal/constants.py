@@ -32,6 +32,10 @@ _PORT: Final = re.compile(r"(?<![\w.:/x])(\d{1,5})(?![\w./x])|(?<=[\d\]]:)(\d{1,
 _SHIFT: Final = re.compile(r"--to-destination \S+:(\d+)-(\d+)/(\d+)")
 _NAMES: Final = re.compile(r"\b[A-Z0-9]{16}\b|(?<=--comment )(?:\"[^\"]*\"|\S+)")
 """Of one service, say: a hash, a comment."""
+_BY_BITS: Final = re.compile(
+    r"/(?:\d+\.){3}\d+|/[0-9a-f]*:|-m (?:cluster|u32|bpf)\b|-j (?:HMARK|CLUSTERIP)\b"
+)
+"""Rules that choose addresses otherwise than by networks."""
 _USER: Final = re.compile(r"--[ug]id-owner (\d+)(?:-(\d+))?")
 
 
@@ -58,6 +62,11 @@ class Named:
     """Whether connections keep security marks, of which no copy can tell."""
     shifts: set[tuple[int, int, int]] = field(default_factory=set)
     """(first, last, base): ports from ``base`` on are translated to these, one by one."""
+    bounds: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """By an address's length: the first of each network and address, and the first behind it. No
+    comparison tells two addresses apart between which there is none of these."""
+    scattered: bool = False
+    """Whether rules pick addresses by a hash, or by other bits than a network's."""
     _addresses: list[bytes] = field(default_factory=list)
     _ports: list[int] = field(default_factory=list)
 
@@ -101,6 +110,7 @@ class Named:
         try:
             net = ip_network(text, strict=False)
         except ValueError:
+            self.scattered |= "/" in text
             return
         self.take(net.network_address.packed, net.prefixlen, kind)
 
@@ -109,6 +119,9 @@ class Named:
         first = ip_address(address)
         if first.is_multicast or (first.is_unspecified and length == first.max_prefixlen):
             return
+        size = 1 << first.max_prefixlen - length
+        begin = int(first) & -size
+        self.bounds[len(address)] |= {begin, begin + size}
         if length in (0, first.max_prefixlen):
             hosts = [address] if length else []
         else:
@@ -134,6 +147,7 @@ class Named:
             self.shifts.add((int(found[1]), int(found[2]), int(found[3])))
         self.uids |= {int(n) for found in _USER.finditer(line) for n in found.groups() if n}
         self.security |= " CONNSECMARK " in f"{line} "
+        self.scattered |= bool(_BY_BITS.search(line))
         self.nat = self.nat or bool(re.search("DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP", line))
         self.together()
 
@@ -262,6 +276,7 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
     masks: dict[bytes, int] = {}
     for name, attributes in rule:
         of = dict(attributes)
+        found.scattered |= name == "hash"
         if name in ("payload", "meta", "ct") and 1 in of:
             loads[of[1]] = _loaded(name, of)
             masks.pop(of[1], None)
@@ -269,8 +284,10 @@ def _rule(found: Named, rule: list[Expression], place: object) -> None:
             loads[of[2]] = _ORDERED.get(loads[of[1]], loads[of[1]])
         elif name == "bitwise" and 4 in of and of.get(1) in loads:
             loads[of[2]] = loads[of[1]]
-            mask = dict(split(of[4])).get(1, b"")
-            masks[of[2]] = bin(int.from_bytes(mask, "big")).count("1")
+            mask = int.from_bytes(mask_bytes := dict(split(of[4])).get(1, b""), "big")
+            masks[of[2]] = bin(mask).count("1")
+            hosts = mask ^ ((1 << 8 * len(mask_bytes)) - 1)
+            found.scattered |= loads[of[2]][0].startswith("address") and bool(hosts & (hosts + 1))
         elif name == "cmp" and of.get(1) in loads:
             what, width = loads[of[1]]
             value = dict(split(of[3])).get(1, b"")

@@ -13,6 +13,7 @@ from ctrace.plan.plan import Notrack
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
+from ctrace.rehearsal.flows import of_table, some
 from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, by_their_users, play, throw
 from ctrace.rehearsal.room import Learned, Ours, Room, Setting, ours
 from ctrace.rehearsal.stage import Outcome, Stage, on_one_processor
@@ -79,7 +80,8 @@ class Service:
             seen = dict.fromkeys(a for _, src, _, dst, _ in flows for a in (src, dst))
             self.cast = talks.cast(room.snapshot, stage, room.names, seen, port)
         plot = talks.Plot(room.snapshot, self.cast, number, port, ephemeral)
-        self.talks = plot.talks(room.names, talks.of_table(flows, number, port, self.cast))
+        known = of_table(flows, number, port, self.cast, room.names)
+        self.talks = plot.talks(room.names, known)
         if len(self.cast.uids) > 1:
             with on_one_processor(), room.stage(Setting()) as stage:
                 self.talks = by_their_users(stage, self.talks, self.cast.uids)
@@ -342,7 +344,7 @@ class Service:
             and t.role != "forward"
         ]
         with on_one_processor():
-            works = talks.some(
+            works = some(
                 [r.talk for r in self.tracked(Setting()).runs if len(r.outcomes) > 3 and r.whole]
             )
             for rest in (dict(REST), dict(SERVER_NEXT)):

@@ -19,8 +19,6 @@ from ctrace.rehearsal.stage import Stage
 
 MOST_ADDRESSES: Final = 600
 """That rules name, and as many of the table, which take part in every role."""
-MOST_OPEN: Final = 2000
-"""Flows of the table that are open when rules come or go."""
 MOST_PAIRS: Final = 1500
 MOST_BUSY: Final = 16
 MOST_PORTS: Final = 256
@@ -351,38 +349,3 @@ def pairs_of(far: Sequence[Far], near: set[Far]) -> list[tuple[Far, Far]]:
 
 def _apart(a: Far, b: Far) -> bool:
     return a.device != b.device and len(a.address) == len(b.address)
-
-
-def some(talks: Sequence[Talk]) -> list[Talk]:
-    """Every conversation that rules or routes gave rise to, and flows of the table evenly."""
-    known = [talk for talk in talks if talk.known]
-    made = [talk for talk in talks if not talk.known]
-    return [*known[:: -(-len(known) // MOST_OPEN) or 1], *made]
-
-
-def of_table(
-    flows: Iterable[tuple[str, bytes, int, bytes, int]], proto: int, port: int, who: Cast
-) -> list[Talk]:
-    """Flows of the host's table, as (role, source, port, destination, port), one of a kind each.
-
-    Those from the service's ``port`` keep it.
-    """
-    kinds: dict[tuple[str, bytes, bytes, int, int], int] = {}
-    for role, src, sport, dst, dport in flows:
-        key = role, src, dst, dport, sport if sport == port else int(sport < 1024)
-        kinds[key] = kinds.get(key, 0) + 1
-    found = []
-    mine = {address for address, _ in who.local}
-    for (role, src, dst, dport, sport), many in kinds.items():
-        a, b = who.ways.get(src), who.ways.get(dst)
-        here = (
-            src in mine or ip_address(src).is_loopback,
-            dst in mine or ip_address(dst).is_loopback,
-        )
-        if (not here[0] and a is None) or (not here[1] and b is None):
-            continue
-        found.append(Talk(
-            role, proto, src, sport, dst, dport, 0 if here[0] or a is None else a.device,
-            0 if here[1] or b is None else b.device, known=True, kin=many - 1,
-        ))  # fmt: skip
-    return found
