@@ -61,17 +61,19 @@ def totals(times: Times) -> tuple[int, int]:
     return 0, 0
 
 
+_WORK = 16
+"""Multiplications in each turn of the loop. The kernel's verifier follows every turn, and compares
+it with those before: 20,000 turns of a single step take it a minute in an emulated machine."""
+
+
 def _spinning(turns: int) -> bytes:
     """A program that counts down and lets the packet go."""
     code = struct.pack("<BBhi", 0xB7, 1, 0, turns)  # r1 = turns
+    code += struct.pack("<BBhi", 0xB7, 2, 0, 3)  # r2 = 3
+    code += struct.pack("<BBhi", 0x2F, 0x22, 0, 0) * _WORK  # r2 *= r2
     code += struct.pack("<BBhi", 0x17, 1, 0, 1)  # r1 -= 1
-    code += struct.pack("<BBhi", 0x55, 1, -2, 0)  # if r1 != 0: back
+    code += struct.pack("<BBhi", 0x55, 1, -(_WORK + 2), 0)  # if r1 != 0: back
     return code + struct.pack("<BBhi", 0xB7, 0, 0, 1) + struct.pack("<BBhi", 0x95, 0, 0, 0)
-
-
-TURNS = 5_000 if os.environ.get("CTRACE_VM") else 20_000
-"""Turns of a loop: some ten microseconds. The kernel's verifier follows each of them, which takes
-it a minute for 20,000 in an emulated machine."""
 
 
 class Ballast:
@@ -82,7 +84,7 @@ class Ballast:
     ctrace's own, else no rehearsal beside it would vouch for anything.
     """
 
-    def __init__(self, family: str, node: Node, turns: int = TURNS) -> None:
+    def __init__(self, family: str, node: Node, turns: int = 2_000) -> None:
         self._fds = [bpf.enable_stats()]
         code = _spinning(turns)
         if family == "netfilter":
