@@ -14,6 +14,8 @@ from ctrace.names import clean
 
 MOST: Final = 256
 """Characters that are stored."""
+_SPACES: Final = re.compile(r"(?![ -~])[^\S\x00-\x1f]")
+"""Spaces that are not the common one, such as the no-break space: nobody sees the difference."""
 READ: Final = 4096
 """Bytes that are read: masking comes before cutting, so that a cut hides no mark."""
 MASK: Final = "***"
@@ -136,7 +138,7 @@ def masked(arguments: Sequence[str]) -> str:
         else:
             kept.append(_without_keys(_argument(argument, before)))
         before = argument.strip("\"'") if len(kept) > 1 else ""
-    return clean(" ".join(kept))[:MOST]
+    return clean(_SPACES.sub(" ", " ".join(kept)))[:MOST]
 
 
 def _without_keys(text: str) -> str:
