@@ -10,22 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.beside import Beside
-from ctrace.record import KIND_OF, Events, Kind, empty
+from ctrace.record import REASONS_OF, Events, Kind, empty
 
 DUMP: Final = "dump"
 """``HookInfo.family`` of a source made of text: nothing was hooked."""
 
 Counts = npt.NDArray[np.uint64]
 """Exact cumulative counters of one namespace since attaching, indexed by Reason."""
-_MADE: Final = [int(reason) for reason, kind in KIND_OF.items() if kind == Kind.INSERT]
-_ENDED: Final = [int(reason) for reason, kind in KIND_OF.items() if kind == Kind.DESTROY]
 
 
 def made_and_ended(counts: Optional[Counts]) -> tuple[int, int]:
     """Entries that came into the table and that left it, by counters; none without any."""
     if counts is None:
         return 0, 0
-    return int(counts[_MADE].sum()), int(counts[_ENDED].sum())
+    made, ended = (counts[REASONS_OF[kind]] for kind in (Kind.INSERT, Kind.DESTROY))
+    return int(made.sum()), int(ended.sum())
 
 
 @dataclass(frozen=True)

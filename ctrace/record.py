@@ -81,6 +81,11 @@ KIND_OF: Final[dict[Reason, Kind]] = {
     Reason.CHAIN_TOO_LONG: Kind.INSERT_FAILED,
     Reason.FAILED: Kind.INSERT_FAILED,
 }
+REASONS_OF: Final[dict[Kind, list[int]]] = {
+    kind: [int(reason) for reason, its in KIND_OF.items() if its == kind]
+    for kind in (Kind.INSERT, Kind.DESTROY, Kind.DROP, Kind.INSERT_FAILED)
+}
+"""By kind the indices of its counters."""
 
 
 ICMP: Final = 1

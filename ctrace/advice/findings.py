@@ -239,10 +239,10 @@ def _of_now(service: Service, settled: Settled) -> Iterator[Finding]:
         yield Finding("info", "resets", resets(settled))
     told, (addresses, ports) = _told(service), service.left_out
     rest = ""
-    known = [talk.kin for talk in service.talks if talk.known]
-    if any(known):
+    _, stood_for = service.table_flows
+    if stood_for:
         rest += (
-            f"; {sum(known):,} of these flows differ from one that was played only in ports, or in "
+            f"; {stood_for:,} of these flows differ from one that was played only in ports, or in "
             "addresses that no rule tells apart"
         )
     if addresses or ports:
@@ -270,9 +270,8 @@ def resets(settled: Settled) -> str:
 
 
 def _told(service: Service) -> str:
-    known = [t for t in service.talks if t.known]
-    flows = sum(1 + t.kin for t in known)
-    others = len(service.talks) - len(known)
+    flows, stood_for = service.table_flows
+    others = len(service.talks) - (flows - stood_for)
     parts = [
         f"{flows:,} flows of the table" if flows else "",
         f"{others:,} conversations",

@@ -329,8 +329,8 @@ def _evidence(service: Service, settled: Settled, room: Room) -> dict[str, Any]:
     found = settled.found
     return {
         "conversations": len(talks),
-        "flows_of_table": sum(1 + t.kin for t in talks if t.known),
-        "flows_stood_for": sum(t.kin for t in talks if t.known),
+        "flows_of_table": service.table_flows[0],
+        "flows_stood_for": service.table_flows[1],
         "single_packets": len(service.strays),
         "roles": sorted({t.role for t in talks}),
         "families": sorted({(len(t.client) == 16 and "ip6") or "ip" for t in talks}),

@@ -15,7 +15,7 @@ from ctrace.live.filtering import View, check, view
 from ctrace.live.protocol import Phase, Position, Progress
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
-from ctrace.record import KIND_OF, Kind
+from ctrace.record import REASONS_OF, Kind
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
 from ctrace.recording.format.evidence import logged
@@ -28,7 +28,7 @@ STEP_NS = 1_000_000_000
 _ROUNDING = 1000
 """UTC seconds as a float are good to a quarter of a microsecond."""
 
-_DROPS = [int(reason) for reason, kind in KIND_OF.items() if kind == Kind.DROP]
+_DROPS = REASONS_OF[Kind.DROP]
 
 
 class ReplayFeed(Progress):

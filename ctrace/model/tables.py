@@ -15,7 +15,7 @@ from ctrace.model.forecast import Reading, Staying, forecast
 from ctrace.model.history import Points
 from ctrace.model.sample import Dumped, PinnedSample
 from ctrace.model.snapshot import Composition, Counted, Rates, Reconciliation, Table
-from ctrace.record import KIND_OF, N_REASONS, Kind, Reason
+from ctrace.record import N_REASONS, REASONS_OF, Kind, Reason
 
 READINGS: Final = 60
 """Readings that a forecast uses, at most."""
@@ -27,10 +27,6 @@ _WRAP: Final = 1 << 32
 CHART: Final = 240
 """Intervals in the chart of one namespace: as many as a wide screen shows."""
 
-_REASONS_OF = {
-    kind: [int(reason) for reason, its in KIND_OF.items() if its == kind]
-    for kind in (Kind.INSERT, Kind.DESTROY, Kind.DROP, Kind.INSERT_FAILED)
-}
 _EVICTED: Final = [int(Reason.EVICTED), int(Reason.GC_PRESSURE)]
 
 
@@ -47,10 +43,10 @@ def counted(counts: npt.NDArray[np.generic]) -> Counted:
         return int(sum(int(counts[reason]) for reason in reasons))
 
     return Counted(
-        insert=total(_REASONS_OF[Kind.INSERT]),
-        destroy=total(_REASONS_OF[Kind.DESTROY]),
-        drop=total(_REASONS_OF[Kind.DROP]),
-        insert_failed=total(_REASONS_OF[Kind.INSERT_FAILED]),
+        insert=total(REASONS_OF[Kind.INSERT]),
+        destroy=total(REASONS_OF[Kind.DESTROY]),
+        drop=total(REASONS_OF[Kind.DROP]),
+        insert_failed=total(REASONS_OF[Kind.INSERT_FAILED]),
         early_drop=total(_EVICTED),
         expired=int(counts[Reason.EXPIRED]),
         deleted=int(counts[Reason.DELETED]),

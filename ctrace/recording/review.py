@@ -13,7 +13,7 @@ from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.model.model import Model
 from ctrace.model.snapshot import OVER_TIME, Snapshot
-from ctrace.record import KIND_OF, Events, Kind, Reason, address_text, proto_name
+from ctrace.record import REASONS_OF, Events, Kind, Reason, address_text, proto_name
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
 from ctrace.recording.format.evidence import logged
@@ -33,10 +33,8 @@ RISEN = 1.005
 BURST_S = 5.0
 """Seconds. Drops farther apart than this belong to different bursts."""
 
-_INSERTS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.INSERT]
-_DESTROYS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DESTROY]
-_DROPS = [int(r) for r, kind in KIND_OF.items() if kind == Kind.DROP]
-_FAILED = [int(r) for r, kind in KIND_OF.items() if kind == Kind.INSERT_FAILED]
+_INSERTS, _DESTROYS = REASONS_OF[Kind.INSERT], REASONS_OF[Kind.DESTROY]
+_DROPS, _FAILED = REASONS_OF[Kind.DROP], REASONS_OF[Kind.INSERT_FAILED]
 
 
 @dataclass

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import Final, Optional
+from typing import Final, Optional, TypeVar
 
 from ctrace.host.rawlink import Attributes, number, split, word
 from ctrace.rehearsal.conditions.forced import MEASURES
@@ -22,6 +22,7 @@ from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expression
 from ctrace.rehearsal.snapshot import Snapshot
 from ctrace.ruleset.model import Ruleset
 
+_Any = TypeVar("_Any")
 _IPV4, _IPV6, _SERVICE, _UID, _GID = 7, 8, 13, 24, 25
 """Data types as nft numbers them (include/datatype.h)."""
 _WIDTH: Final = {_IPV4: 4, _IPV6: 16, _SERVICE: 2, _UID: 4, _GID: 4}
@@ -85,9 +86,9 @@ class Named:
             for kind, found in self.classes.items():
                 classes[_anywhere(kind)].update(found)
         each = min(MOST_ALIKE, max(FEWEST, most // len(classes)))
-        chosen = dict.fromkeys(_evenly(self.beside.get(port, {}), most))
+        chosen = dict.fromkeys(evenly(sorted(self.beside.get(port, {})), most))
         for found in classes.values():
-            chosen.update(dict.fromkeys(_evenly(found, each)))
+            chosen.update(dict.fromkeys(evenly(sorted(found), each)))
         return sorted(chosen), len(every) - len(chosen)
 
     def together(self) -> None:
@@ -159,9 +160,9 @@ def _anywhere(kind: object) -> object:
     return kind[0] if isinstance(kind, tuple) and len(kind) == 3 else kind
 
 
-def _evenly(found: Iterable[bytes], most: int) -> list[bytes]:
-    listed = sorted(found)
-    return listed[:: -(-len(listed) // most) or 1]
+def evenly(every: Sequence[_Any], most: int) -> list[_Any]:
+    """An even part of them, or all where these are no more than ``most``."""
+    return list(every[:: -(-len(every) // most) or 1])
 
 
 def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named:

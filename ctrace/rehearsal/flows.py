@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Final, TypeVar
+from typing import Final
 
-from ctrace.rehearsal.constants import Named
+from ctrace.rehearsal.constants import Named, evenly
 from ctrace.rehearsal.play import Talk
 from ctrace.rehearsal.talks import Cast
 
@@ -18,14 +18,13 @@ OF_A_CLASS: Final = 256
 """Flows that no rule tells apart: so many are played, and stand for all."""
 MOST_OPEN: Final = 2000
 """Flows of the table that are open when rules come or go."""
-_Any = TypeVar("_Any")
 
 
 def some(talks: Sequence[Talk]) -> list[Talk]:
     """Every conversation that rules or routes gave rise to, and flows of the table evenly."""
     known = [talk for talk in talks if talk.known]
     made = [talk for talk in talks if not talk.known]
-    return [*known[:: -(-len(known) // MOST_OPEN) or 1], *made]
+    return [*evenly(known, MOST_OPEN), *made]
 
 
 def of_table(
@@ -85,14 +84,10 @@ def represented(talks: Sequence[Talk], who: Cast, names: Named) -> list[Talk]:
         classes.setdefault(key, {}).setdefault(talk.server, []).append(talk)
     out = []
     for by_server in classes.values():
-        servers = _evenly(list(by_server), OF_A_CLASS)
+        servers = evenly(list(by_server), OF_A_CLASS)
         each = OF_A_CLASS // len(servers)
-        kept = [talk for server in servers for talk in _evenly(by_server[server], each)]
+        kept = [talk for server in servers for talk in evenly(by_server[server], each)]
         left = sum(1 + talk.kin for of in by_server.values() for talk in of)
         left -= sum(1 + talk.kin for talk in kept)
         out += [replace(kept[0], kin=kept[0].kin + left), *kept[1:]]
     return out
-
-
-def _evenly(every: Sequence[_Any], most: int) -> list[_Any]:
-    return list(every[:: -(-len(every) // most)])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Optional
 
 from ctrace.rehearsal import talks
+from ctrace.rehearsal.constants import evenly
 from ctrace.rehearsal.packets import NUMBERS, echo
 from ctrace.rehearsal.room import Ours, Room, Setting
 from ctrace.rehearsal.snapshot import Snapshot
@@ -42,8 +43,8 @@ def fare_the_same(snapshot: Snapshot, rules: str, seen: Iterable[bytes]) -> bool
     mine = Ours((nft,), (), (nft,), (off,), (), "nft")
     with on_one_processor():
         with room.stage(Setting()) as stage:
-            some = list(_pings(snapshot, talks.cast(room.snapshot, stage, room.names, seen, 0)))
-        some = some[:: -(-len(some) // MOST) or 1]
+            every = list(_pings(snapshot, talks.cast(room.snapshot, stage, room.names, seen, 0)))
+        some = evenly(every, MOST)
         for setting in room.settings():
             with room.stage(setting) as stage:
                 before = _sent(stage, some)

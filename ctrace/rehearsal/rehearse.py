@@ -13,6 +13,7 @@ from ctrace.plan.plan import Notrack
 from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
 from ctrace.rehearsal import compare, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
+from ctrace.rehearsal.constants import evenly
 from ctrace.rehearsal.flows import of_table, some
 from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, by_their_users, play, throw
 from ctrace.rehearsal.room import Learned, Ours, Room, Setting, ours
@@ -93,6 +94,12 @@ class Service:
         self.helped = False
         """Whether a rule gives its connections a conntrack helper."""
 
+    @property
+    def table_flows(self) -> tuple[int, int]:
+        """Flows of the host's table, and how many of these are stood for by others."""
+        kin = [talk.kin for talk in self.talks if talk.known]
+        return len(kin) + sum(kin), sum(kin)
+
     def tracked(self, setting: Setting) -> Tracked:
         """How all conversations fare without our rules; twice, where something is random."""
         if setting not in self._tracked:
@@ -121,8 +128,7 @@ class Service:
         if setting.later is None:
             return play(stage, self.talks if some is None else some, self.room.whole)
         if some is None:
-            mine = [talk for talk in self.talks if talk.dport == self.port]
-            some = mine[:: -(-len(mine) // MOST_TURNED) or 1]
+            some = evenly([t for t in self.talks if t.dport == self.port], MOST_TURNED)
         return play(stage, some, self.room.rest, lambda: self.room.turn(stage, setting, rules))
 
     def with_lever(self, lever: Notrack, backend: str, settings: Sequence[Setting] = ()) -> Found:

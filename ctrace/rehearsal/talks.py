@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Optional
 
 from ctrace.host.rawlink import ROUTE, Link, attr, split
 from ctrace.record import TCP
-from ctrace.rehearsal.constants import Named
+from ctrace.rehearsal.constants import Named, evenly
 from ctrace.rehearsal.packets import ACK, FIN, RST, SYN
 from ctrace.rehearsal.play import FIRST_LOW, Stray, Talk, renumbered
 from ctrace.rehearsal.snapshot import LOOPBACK, Snapshot
@@ -80,7 +80,7 @@ def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes], 
     made = Cast(local, uids=uids, left_out=left_out)
     neighbours = [address for address in _neighbours(snapshot) if address not in mine]
     listed = sorted(set(seen))
-    tried = {*listed[:: -(-len(listed) // MOST_ADDRESSES) or 1], *found, *neighbours, *STRANGERS}
+    tried = {*evenly(listed, MOST_ADDRESSES), *found, *neighbours, *STRANGERS}
     with Link(stage.space.path, ROUTE) as link:
         for address in dict.fromkeys([*listed, *found, *neighbours, *STRANGERS]):
             if address in mine or address[:2] == b"\xfe\x80" or ip_address(address).is_loopback:
@@ -95,7 +95,7 @@ def cast(snapshot: Snapshot, stage: Stage, names: Named, seen: Iterable[bytes], 
                 if address in neighbours or address in STRANGERS:
                     made.near.append(way)
     known = [made.far[address] for address in listed if address in made.far]
-    made.busy = [far for far in known[:: -(-len(known) // MOST_BUSY) or 1] if far not in made.near]
+    made.busy = [far for far in evenly(known, MOST_BUSY) if far not in made.near]
     for address, index in local:
         if address[:2] == b"\xfe\x80" and len(address) == 16:
             other_end = address[:15] + bytes([address[15] ^ 1])
@@ -270,7 +270,7 @@ class Plot:
         """Other ports: first one that hardly any rule names, then those that rules name."""
         found = sorted(names.ports - {self._port, 443})
         self.ports_left_out = max(self.ports_left_out, len(found) - MOST_PORTS)
-        some = found[:: max(1, -(-len(found) // most))]
+        some = evenly(found, most)
         return list(dict.fromkeys([443, *names.leading_to(self._port), *some]))
 
     def _elsewhere(self, names: Named) -> Iterator[Talk]:
