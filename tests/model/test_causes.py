@@ -617,18 +617,22 @@ def test_a_scan_by_one_source() -> None:
     assert "limit" not in {one.id for one in why[0].remedies}, "no port stands out"
 
 
-def test_a_scan_of_a_few_ports_can_be_slowed_down() -> None:
-    """By rules that can stand beside each other: the scanner may be one's own."""
+@pytest.mark.parametrize("rate", [200, 40])
+def test_a_scan_of_a_few_ports_can_be_slowed_down(rate: int) -> None:
+    """By rules that can stand beside each other: the scanner may be one's own. Not by a limit that
+    it keeps anyway."""
     trace = Trace(seed=7)
-    dst = trace.rng.integers(0xC6120000, 0xC613FFFF, 200 * 40)
-    ports = trace.rng.choice([22, 3389, 8080, 8080], 200 * 40)
-    trace.flows(steady(200, 40, trace.rng), 0, 120.0, src="10.6.6.6", dst=dst, dport=ports,
+    dst = trace.rng.integers(0xC6120000, 0xC613FFFF, rate * 40)
+    ports = trace.rng.choice([22, 3389, 8080, 8080], rate * 40)
+    trace.flows(steady(rate, 40, trace.rng), 0, 120.0, src="10.6.6.6", dst=dst, dport=ports,
                 status=UNREPLIED, state=SYN_SENT, direction=int(Direction.FORWARD))  # fmt: skip
     trace.walks(38)
     why = run(trace, 38).why
     assert why[0].id == "scan", why
-    stop, slower, _ = why[0].remedies
-    assert (stop.id, slower.id) == ("drop-source", "limit")
+    stop, slower = why[0].remedies[:2]
+    assert (stop.id, slower.id == "limit") == ("drop-source", rate > 50)
+    if rate < 50:
+        return
     assert "tcp/8080" in slower.text
     assert len({one.split("add chain")[0] for one in slower.commands}) == 3
     assert slower.option.split()[::2] == ["--limit-source"] * 3
@@ -654,13 +658,22 @@ def test_what_goes_at_once_is_no_part_of_nothing() -> None:
     assert "nothing held now, most of what was is tcp/8080 from 10.0.0.7" in why.text
 
 
-def test_requests_that_are_answered_from_another_port() -> None:
+@pytest.mark.parametrize(
+    ("first", "ports", "words"),
+    [
+        (69, 1, "TFTP requests, whose answers come from another port"),
+        (33434, 30, "probes of traceroute, which only ICMP errors answer"),
+    ],
+)
+def test_datagrams_that_nothing_answers_as_such(first: int, ports: int, words: str) -> None:
     trace = Trace(seed=7)
-    trace.flows(steady(90, 30, trace.rng), 0, 30.0, proto=17, dport=69, status=UNREPLIED)
+    n = np.arange(90 * 30)
+    trace.flows(steady(90, 30, trace.rng), 0, 30.0, src=0x0A2A0000 + n % 40, proto=17,
+                dport=first + n // 40 % ports, status=UNREPLIED)  # fmt: skip
     trace.walks(29)
     why = run(trace, 30).why
     assert why[0].id == "one-way-udp"
-    assert "TFTP requests, whose answers come from another port" in why[0].text
+    assert words in why[0].text
     assert not [one for one in why[0].remedies if "fixed source port" in one.text]
 
 

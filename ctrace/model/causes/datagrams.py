@@ -26,6 +26,8 @@ UDP: Final = ("udp", "udplite")
 FEW: Final = 100
 """Entries below which a few look-ups, pings or tunnels are not worth a line."""
 TFTP: Final = 69
+TRACEROUTE: Final = range(33434, 33534)
+"""Ports that traceroute(8) sends to, a port for each probe; ICMP errors answer them."""
 ECHO_FLOOD: Final = 500
 """Sources that ping once each: no monitor has as many."""
 SERVERS: Final = 3
@@ -115,7 +117,7 @@ def one_way_udp(s: Service) -> Optional[Cause]:
         return None
     if s.c.unreplied is None or s.c.unreplied < 0.9:
         return None
-    requests = _answered_elsewhere(s)
+    requests = _known(s)
     what = f"one-way UDP: {requests}" if requests else "one-way UDP"
     return s.cause(
         "one-way-udp",
@@ -134,8 +136,11 @@ def one_way_udp(s: Service) -> Optional[Cause]:
     )
 
 
-def _answered_elsewhere(s: Service) -> str:
-    """Requests whose answers come from another port, so that they are entries of their own."""
+def _known(s: Service) -> str:
+    """Probes that only errors answer, and requests whose answers come from another port, so that
+    they are entries of their own."""
+    if s.c.samples and all(one.dport in TRACEROUTE for one in s.c.samples):
+        return "probes of traceroute, which only ICMP errors answer"
     answers = "whose answers come from another port, as entries of their own"
     if s.c.port == TFTP:
         return f"TFTP requests, {answers}"

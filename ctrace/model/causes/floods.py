@@ -43,7 +43,9 @@ class _Asked(NamedTuple):
     services: int
     held: int
     most: tuple[int, ...]
-    """Ports that have :data:`PART` of the entries each."""
+    """Ports that have :data:`PART` of the entries each, the busiest first."""
+    busiest: float
+    """The share of the busiest port."""
 
 
 def half_open(c: Culprit, judged: int) -> bool:
@@ -95,7 +97,9 @@ def syn_flood(s: Service) -> Optional[Cause]:
         f"{c.key}{s.where}: {s.part} are half-open connections from {who} ({what})",
         (seen, f"about {s.sources:,} distinct sources (estimated)", s.held_line),
         remedies.syn_proxy(c) if many and received and s.nat == "no" else None,
-        remedies.limit(c, c.held) if received else None,
+        remedies.limit(c, c.held)
+        if received and (many or _fast(s.changes, c, s.top_share))
+        else None,
         remedies.timeout("tcp_timeout_syn_recv" if answered else "tcp_timeout_syn_sent", c.netns),
         remedies.drop_source(mostly, c.netns, c.held) if received and mostly else None,
     )
@@ -242,7 +246,7 @@ def _scan(facts: Facts, c: Culprit, judged: int, share: float, asked: _Asked, ho
     if here:
         stop = remedies.change(f"stop or slow down {owner or c.src}, of this host", c.netns)
     slower = None
-    if asked.most and not here:
+    if asked.most and not here and _fast(facts.changes, c, asked.busiest):
         slower = remedies.limits("tcp" if tcp else "udp", asked.most, c.netns, c.held)
     what = "connections" if tcp else "datagrams"
     like = "a scan" if tcp else "a scan, traceroutes or peer-to-peer"
@@ -263,6 +267,12 @@ def _scan(facts: Facts, c: Culprit, judged: int, share: float, asked: _Asked, ho
         load=not tcp,
         remedies=tuple(one for one in helps if one is not None),
     )
+
+
+def _fast(changes: bool, c: Culprit, share: float) -> bool:
+    """Whether a limit would refuse anything of a source with this share; where nothing was seen to
+    come, that is not known."""
+    return not changes or share * c.new_per_s > remedies.LIMIT_PER_S
 
 
 def _opener(facts: Facts, c: Culprit) -> str:
@@ -289,7 +299,8 @@ def _asked(facts: Facts, src: npt.NDArray[np.uint64], proto: int) -> _Asked:
     held, ports = facts.pair.held[mine], key[mine, 2] & np.uint64(0xFFFF)
     order = np.argsort(-held, kind="stable")
     most = [at for at in order[:SHOWN].tolist() if ports[at] and held[at] >= PART * held.sum()]
-    return _Asked(proto, len(held), int(held.sum()), tuple(ports[most].tolist()))
+    busiest = float(held.max() / held.sum()) if len(held) else 0.0
+    return _Asked(proto, len(held), int(held.sum()), tuple(ports[most].tolist()), busiest)
 
 
 def scattered(facts: Facts, found: list[Cause]) -> Iterator[Cause]:
