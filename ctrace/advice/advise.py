@@ -24,7 +24,7 @@ from ctrace.model.remedies import POINTLESS
 from ctrace.model.snapshot import Culprit, Remedy, Snapshot, Table
 from ctrace.plan.plan import CtTimeout, Lever, Notrack, Plan, clean_text
 from ctrace.whatif.growth import Range
-from ctrace.whatif.predict import Outlook, Part, Service
+from ctrace.whatif.predict import Outlook
 
 TARGET: Final = 0.6
 MOST: Final = 20
@@ -115,7 +115,7 @@ def _add(
     made = [(policy, freed) for policy, freed, _ in policies]
     found.others += other.policies(table, made, choice.levers, least, outlook, about)
     causes = with_stale(services.why, table, about.left)
-    found.others += other.alternatives(table, seen, about, target, outlook, causes)
+    found.others += other.alternatives(table, about, target, outlook, causes)
     found.tables.append(_told(table, choice, services, target))
     found.notes += [
         f"{c.proto}/{c.port}: {reason}"
@@ -239,19 +239,14 @@ def _choose(
     ]
     options.sort(key=lambda option: -option[1])
     chosen: list[Lever] = []
-    gone: list[Service] = []
-    short: dict[Part, float] = {}
     for lever, _ in options:
-        if outlook.expected(gone, short) <= target:
+        if outlook.expected(other.levers_of(*chosen)) <= target:
             break
         chosen.append(lever)
-        if isinstance(lever, Notrack):
-            gone.append((lever.proto, lever.port))
-        else:
-            short.update(other.shorter(lever))
-    rising = outlook.rising(gone, short)
-    reached = outlook.expected(gone, short) <= target and (rising is None or not rising.full_s)
-    return Choice(tuple(chosen), outlook.fill(gone, short), reached, rising)
+    levers = other.levers_of(*chosen)
+    rising = outlook.rising(levers)
+    reached = outlook.expected(levers) <= target and (rising is None or not rising.full_s)
+    return Choice(tuple(chosen), outlook.fill(levers), reached, rising)
 
 
 def made_plan(services: Snapshot, table: Table, levers: tuple[Lever, ...], about: Facts) -> Plan:

@@ -10,13 +10,14 @@ from ctrace.advice.facts import Facts
 from ctrace.advice.roles import Seen
 from ctrace.model import remedies
 from ctrace.model.causes.room import short
-from ctrace.model.composition import by_settings
 from ctrace.model.snapshot import Cause, Remedy, Table
 from ctrace.plan.plan import CtTimeout, Lever, Notrack, alone
+from ctrace.record import PROTO_NUMBERS
 from ctrace.ruleset import notrack_nft
 from ctrace.ruleset.notrack import TABLE
 from ctrace.whatif.growth import Range
-from ctrace.whatif.predict import Outlook, Part
+from ctrace.whatif.predict import Outlook
+from ctrace.whatif.settings import POLICY_UDP, Levers, Timeout
 
 POLICY: Final = {
     "tcp": (("fin_wait", 10), ("close_wait", 10), ("last_ack", 5), ("time_wait", 5), ("close", 2)),
@@ -35,28 +36,25 @@ def ct_timeout(
     if culprit.proto not in POLICY or not culprit.port or not roles or not facts.has_nft:
         return None
     policy = CtTimeout(culprit.proto, culprit.port, roles, POLICY[culprit.proto])
-    freed = outlook.frees(shorter(policy))
+    freed = outlook.frees(levers_of(policy))
     return (policy, freed) if freed.high and freed.high >= MOSTLY * culprit.held else None
 
 
-def shorter(policy: CtTimeout) -> dict[Part, float]:
-    """The policy's timeouts, as :class:`ctrace.whatif.predict.Outlook` takes them."""
-    names = dict(policy.policy)
-    first, other = {"tcp": ("time_wait", ""), "udp": ("unreplied", "replied")}[policy.proto]
-    return {
-        (policy.proto, policy.port, closed): float(names[name])
-        for closed, name in ((True, first), (False, other))
-        if name in names
-    }
+def levers_of(*chosen: Lever) -> Levers:
+    """NOTRACK and timeout policies of a plan, as a what-if takes them."""
+    return Levers(
+        tuple((PROTO_NUMBERS[one.proto], one.port) for one in chosen if isinstance(one, Notrack)),
+        tuple(
+            Timeout(POLICY_UDP.get(state, f"tcp_{state}"), s, PROTO_NUMBERS[one.proto], one.port)
+            for one in chosen
+            if isinstance(one, CtTimeout)
+            for state, s in one.policy
+        ),
+    )
 
 
 def alternatives(
-    table: Table,
-    seen: Iterable[Seen],
-    facts: Facts,
-    target: float,
-    outlook: Outlook,
-    causes: Sequence[Cause] = (),
+    table: Table, facts: Facts, target: float, outlook: Outlook, causes: Sequence[Cause] = ()
 ) -> Iterator[Remedy]:
     """Everything else that helps one namespace's table, the most freeing first.
 
@@ -66,7 +64,7 @@ def alternatives(
     found = list(_larger(table, facts, target, outlook))
     needed = in_need(table, target, outlook)
     if needed:
-        found += _time_wait(table, list(seen), facts, outlook)
+        found += _time_wait(table, facts, outlook)
     taken = {_same(one) for one in found}
     helps = (one for c in causes for one in (*c.remedies, *(c.at_need if needed else ())))
     for remedy in helps:
@@ -170,25 +168,21 @@ def policy_alternative(
         f"{policy.proto}/{policy.port}",
         "tracking, NAT and stateful rules keep working; existing connections never get them",
         frees=(round(freed.low), round(freed.high)),
-        fill_after=outlook.fill(shorter=shorter(policy)),
-        rising=outlook.rising(shorter=shorter(policy)),
+        fill_after=outlook.fill(levers_of(policy)),
+        rising=outlook.rising(levers_of(policy)),
         commands=() if planned else ("nft -f - <<'EOF'", *script.splitlines(), "EOF"),
         undo=() if planned else (f"nft delete table inet {table_name}",),
     )
     return placed(made, facts)
 
 
-def _time_wait(
-    table: Table, services: list[Seen], facts: Facts, outlook: Outlook
-) -> Iterator[Remedy]:
+def _time_wait(table: Table, facts: Facts, outlook: Outlook) -> Iterator[Remedy]:
     name = "tcp_timeout_time_wait"
     old, new = facts.timeouts.get(name), remedies.SHORTER[name]
     if old is None:
         return
-    every = (one.culprit for one in services)
-    mine = [one for one in every if one.proto == "tcp" and by_settings(one.composition)]
-    waits = {("tcp", culprit.port or 0, True): float(new) for culprit in mine}
-    freed = outlook.frees(waits)
+    shorter = Levers(timeouts=(Timeout("tcp_time_wait", new),))
+    freed = outlook.frees(shorter)
     if freed.high < 0.05 * table.count or freed.high < 1:
         return
     made = remedies.timeout(
@@ -196,10 +190,10 @@ def _time_wait(
         table.netns,
         old=old,
         frees=(round(freed.low), round(freed.high)),
-        fill_after=outlook.fill(shorter=waits),
+        fill_after=outlook.fill(shorter),
     )
     if made is not None:
-        yield replace(made, rising=outlook.rising(shorter=waits))
+        yield replace(made, rising=outlook.rising(shorter))
 
 
 def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iterator[Remedy]:
@@ -217,5 +211,5 @@ def _larger(table: Table, facts: Facts, target: float, outlook: Outlook) -> Iter
         fill_after=(round(table.count / size, 4), round(max(table.count, growth) / size, 4))
         if outlook.known
         else None,
-        rising=outlook.rising(limit=size),
+        rising=outlook.rising(Levers(limit=size)),
     )

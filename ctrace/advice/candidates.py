@@ -14,8 +14,10 @@ from ctrace.advice.subject import Subject
 from ctrace.model.remedies import POINTLESS, WHOLE
 from ctrace.model.snapshot import Cause, Culprit, Snapshot, Table
 from ctrace.plan.plan import Notrack
+from ctrace.record import PROTO_NUMBERS
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook
+from ctrace.whatif.settings import Levers
 
 
 def candidate(
@@ -124,6 +126,7 @@ def _made(
     lever: Notrack,
     outlook: Outlook,
 ) -> Candidate:
+    gone = Levers(notrack=((PROTO_NUMBERS.get(culprit.proto, 0), culprit.port or 0),))
     return Candidate(
         table.netns,
         table.name,
@@ -134,9 +137,9 @@ def _made(
         reasons,
         culprit.held,
         culprit.held / table.count if table.count else 0.0,
-        outlook.fill([(culprit.proto, culprit.port or 0)]),
+        outlook.fill(gone),
         lever,
-        rising=outlook.rising([(culprit.proto, culprit.port or 0)]),
+        rising=outlook.rising(gone),
     )
 
 

@@ -4,8 +4,9 @@ An entry that has waited for longer than a shorter timeout would not be there un
 timeout frees is counted in the table: entries that a used port opens again after two seconds, or
 that an RST ends, have not waited for 30, and no timeout of 30 s frees them. That is how a what-if
 treats each flow (:mod:`ctrace.whatif.change`); here it is applied to a load that goes on as it was
-seen. Expired entries stay until gc_worker (nf_conntrack_core.c) or a lookup finds them, and count:
-the table model's arithmetic (:mod:`ctrace.whatif.table`).
+seen. Both take the same :class:`ctrace.whatif.settings.Levers`. Expired entries stay until
+gc_worker (nf_conntrack_core.c) or a lookup finds them, and count: the table model's arithmetic
+(:mod:`ctrace.whatif.table`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from ctrace.model.keys.rich import TREND
 from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Culprit, Residence, Rising, Table
 from ctrace.model.stays import pace
+from ctrace.record import PROTO_NUMBERS
 from ctrace.whatif import growth
 from ctrace.whatif.growth import LASTING, Range
+from ctrace.whatif.settings import Levers, Timeout
 from ctrace.whatif.table import GC_SCAN_INTERVAL_CLAMP, collected, next_interval
 
 POINTS: Final = (np.arange(16) + 0.5) / 16
@@ -44,11 +47,7 @@ OPEN: Final = {
     "LAST_ACK": "tcp_timeout_last_ack",
 }
 NONE: Final = Range(0.0, 0.0)
-
-Service = tuple[str, int]
-"""Protocol and port."""
-Part = tuple[str, int, bool]
-"""A service's closed (TCP) or unanswered (UDP) entries if True, else its others."""
+AS_IT_IS: Final = Levers()
 
 
 def _waits(culprit: Culprit) -> float:
@@ -98,7 +97,12 @@ def _pace(culprit: Culprit, seconds: float) -> tuple[float, bool]:
 class _Stream:
     """Part of a table: entries that come at a rate and wait out one timeout."""
 
-    part: Part
+    service: tuple[int, int]
+    """Protocol number and port."""
+    setting: str
+    """The timeout's name, as in :data:`ctrace.whatif.settings.TIMEOUTS`."""
+    by_settings: bool
+    """Whether the setting gives it, for most: else only a policy for its port changes it."""
     held: float
     rate: float
     all_rate: float
@@ -122,21 +126,30 @@ class _Stream:
     lately: float
     """The most that it held lately, where entries do not come evenly; else 0."""
 
-    @property
-    def expiring(self) -> float:
-        """Entries per second whose timeout expires, at most."""
-        return self.rate if self.timeout < LASTING else 0.0
+    def changed(self, levers: Levers) -> float:
+        """Its timeout under these: a longer one is not foretold from what is held."""
+        seconds = [one.seconds for one in levers.timeouts if self._has(one)]
+        return min([self.timeout, *seconds[-1:]])
+
+    def _has(self, changed: Timeout) -> bool:
+        if changed.port is None:
+            return self.by_settings and changed.name == self.setting
+        return (changed.proto, changed.port) == self.service and changed.name == self.setting
+
+    def expiring(self, timeout: float) -> float:
+        """Entries per second whose timeout expires if it is this, at most."""
+        return self.rate if timeout < LASTING else 0.0
 
     def lasting(self, seconds: float) -> float:
         """Entries per second that will stay for longer than this, at most: fewer where many were
         seen to end before, as those of ports that are used again."""
         shares = [self.share_beyond(q) for q, stay in self._measured() if stay <= seconds]
-        return min([self.expiring, *(self.all_rate * share for share in shares)])
+        return min([self.expiring(seconds), *(self.all_rate * share for share in shares)])
 
     def grown(self, timeout: float) -> float:
         """How many it will hold in the end, at most, if it has not held them for so long yet."""
         means = [stay + self.share_beyond(q) * timeout for q, stay in self._measured()]
-        return min([self.expiring * timeout, *(self.all_rate * mean for mean in means)])
+        return min([self.expiring(timeout) * timeout, *(self.all_rate * mean for mean in means)])
 
     def share_beyond(self, q: float) -> float:
         """The share that stays longer than quantile ``q``, at most."""
@@ -151,13 +164,14 @@ class _Stream:
     def reach(self, timeout: float) -> float:
         """The share of entries that wait for such a timeout; none if the port is used again."""
         if not (self.settled and self.waited and self.rate):
-            return self.lasting(timeout) / self.expiring if self.expiring else 1.0
+            expiring = self.expiring(timeout)
+            return self.lasting(timeout) / expiring if expiring else 1.0
         before = _longer(self.waited, 0.7 * timeout) - _longer(self.waited, timeout)
         return min(1.0, before * self.held / (0.3 * timeout * self.rate))
 
     def living(self, before: float) -> float:
         """Entries whose timeout has not expired; collections are ``before`` seconds apart."""
-        if not self.expiring:
+        if not self.expiring(self.timeout):
             return self.held
         if self.waited:
             return self.held * (1 - _longer(self.waited, self.timeout))
@@ -177,7 +191,7 @@ class _Stream:
             high = min(living, self.held * (1 - max(gone - doubt, 0.0)))
         else:
             spread = living * timeout / self.timeout
-            low = max(0.0, min(spread, living - self.expiring * (self.timeout - timeout)))
+            low = max(0.0, min(spread, living - self.expiring(timeout) * (self.timeout - timeout)))
             high = low
             # Something else than the timeout ends them before: a reused port, an RST.
             if self.stays.by != "timeout" and (self.stays.p50 or timeout + 1) <= timeout:
@@ -194,14 +208,15 @@ class _Stream:
         if timeout >= self.timeout or self.other >= 1:
             return NONE
         living, kept = self.living(before), self.under(timeout, before)
-        waiting = self.expiring * self.reach(self.timeout) * before
-        later = self.expiring * self.reach(timeout) * after
+        waiting = self.expiring(self.timeout) * self.reach(self.timeout) * before
+        later = self.expiring(timeout) * self.reach(timeout) * after
         low = living - kept.high - max(0.0, later - waiting / 2)
         low -= 2 * math.sqrt(max(low, 0.0))  # as many come again, but for chance
         high = min(living - kept.low + waiting, self.held)
         if self.lately:  # it may hold none by then, or as many as it did
             low, high = 0.0, max(high, self.lately)
-        if self.waited and not self.settled:  # of what it will hold: they wait for all of it
+        if self.waited and not self.settled and self.timeout < LASTING:
+            # of what it will hold: they wait for all of it
             high = max(high, self.lasting(timeout) * (self.timeout - timeout + before))
         return Range(max(0.0, low), high)
 
@@ -226,24 +241,22 @@ class Outlook:
         self.rest = max(0.0, table.count - sum(stream.held for stream in self.streams))
         """Entries of services that are not among ``culprits``: they stay."""
 
-    def fill(
-        self, untrack: Iterable[Service] = (), shorter: Optional[Mapping[Part, float]] = None
-    ) -> Optional[tuple[float, float]]:
-        """Mean fill without some services and with other timeouts, lowest first.
+    def fill(self, levers: Levers = AS_IT_IS) -> Optional[tuple[float, float]]:
+        """Mean fill under the levers, lowest first.
 
         Where it goes on rising (:meth:`rising`), up to full.
         """
         if not self.max or not self.known:
             return None
-        after = self._after(set(untrack), shorter or {})
-        high = self.max if self.rising(untrack, shorter) else after.high
+        after = self._after(levers)
+        high = self.max if self.rising(levers) else after.high
         return round(after.low / self.max, 4), round(high / self.max, 4)
 
-    def frees(self, shorter: Mapping[Part, float]) -> Range:
-        """Entries that other timeouts free in time: what :meth:`fill` counts, of these parts
-        alone. Nothing of those whose timeout is not known."""
+    def frees(self, levers: Levers) -> Range:
+        """Entries that other timeouts free in time: what :meth:`fill` counts, of the parts that
+        have them alone. Nothing of those whose timeout is not known."""
         before = self._before()
-        new = [min(one.timeout, shorter.get(one.part, one.timeout)) for one in self.streams]
+        new = [one.changed(levers) for one in self.streams]
         after = _interval(
             (timeout, one.under(timeout, before).middle) for timeout, one in zip(new, self.streams)
         )
@@ -252,33 +265,25 @@ class Outlook:
             found += one.freed(timeout, before, after)
         return found
 
-    def rising(
-        self,
-        untrack: Iterable[Service] = (),
-        shorter: Optional[Mapping[Part, float]] = None,
-        limit: int = 0,
-    ) -> Optional[Rising]:
-        """How it then keeps rising; None where it may just as well not. ``limit``: a different
-        one."""
-        gone = set(untrack)
-        left = [stream.grows for stream in self.streams if stream.part[:2] not in gone]
+    def rising(self, levers: Levers = AS_IT_IS) -> Optional[Rising]:
+        """How it then keeps rising; None where it may just as well not."""
+        left = [one.grows for one in self._left(levers) if one.changed(levers) >= LASTING]
         grows = Range(sum(one.low for one in left), sum(one.high for one in left))
-        return growth.rising(grows, self._after(gone, shorter or {}), limit or self.max)
+        limit = self.max if levers.limit is None else levers.limit
+        return growth.rising(grows, self._after(levers), limit)
 
-    def expected(
-        self, untrack: Iterable[Service] = (), shorter: Optional[Mapping[Part, float]] = None
-    ) -> float:
+    def expected(self, levers: Levers = AS_IT_IS) -> float:
         """The middle of that: expired entries wait half an interval on average. What comes in
         bursts counts as now."""
         if not self.known:
             return self._now.fill
-        after = self._after(set(untrack), shorter or {}, growing=False)
+        after = self._after(levers, growing=False)
         return after.middle / self.max if self.max else 0.0
 
     @property
     def most(self) -> float:
         """Entries at which it levels off if nothing is done, at most; ignoring the limit."""
-        return self._after(set(), {}, limited=False).high if self.known else float(self._now.count)
+        return self._after(AS_IT_IS, limited=False).high if self.known else float(self._now.count)
 
     def _before(self) -> float:
         """gc_worker's pause as it is."""
@@ -286,21 +291,16 @@ class Outlook:
             (one.timeout, min(one.held, one.rate * one.timeout)) for one in self.streams
         )
 
-    def _after(
-        self,
-        untrack: set[Service],
-        shorter: Mapping[Part, float],
-        *,
-        growing: bool = True,
-        limited: bool = True,
-    ) -> Range:
+    def _left(self, levers: Levers) -> list[_Stream]:
+        """What stays tracked."""
+        return [one for one in self.streams if one.service not in levers.notrack]
+
+    def _after(self, levers: Levers, *, growing: bool = True, limited: bool = True) -> Range:
         before = self._before()
         expiring, refused, prompt, most = 0.0, 0.0, self.rest, self.rest
         left: list[tuple[float, float]] = []
-        for stream in self.streams:
-            if stream.part[:2] in untrack:
-                continue
-            timeout = min(stream.timeout, shorter.get(stream.part, stream.timeout))
+        for stream in self._left(levers):
+            timeout = stream.changed(levers)
             alive = stream.under(timeout, before)
             left.append((timeout, alive.middle))
             prompt += 0.0 if stream.lately and growing else alive.low
@@ -308,7 +308,7 @@ class Outlook:
             grown = stream.lately if stream.settled else max(stream.grown(timeout), stream.lately)
             most += max(alive.high, grown) if growing else alive.high
             most += stream.refused * min(timeout, LASTING) if growing else 0.0
-            expiring += stream.expiring * stream.reach(timeout)
+            expiring += stream.expiring(timeout) * stream.reach(timeout)
             refused += stream.refused if growing else 0.0
         after = _interval(left)
         limit = float(self.max) if self.max and limited else float("inf")
@@ -338,20 +338,22 @@ def _streams(
     if other not in timeouts:  # as of tunnels: read from the entries, else nobody sees them expire
         stays = made_of.timeout or culprit.residence.p50 or LASTING
     rate, even = _pace(culprit, seconds or 0.0)
-    for closed, part, name, waited in (
+    for over, part, name, waited in (
         (True, share, first, made_of.waited),
-        (False, reset, "tcp_timeout_close", ()),
+        (True, reset, "tcp_timeout_close", ()),
         (False, 1 - share - reset, other, made_of.idle),
     ):
         timeout = round(stays) if stays and name != "tcp_timeout_close" else timeouts.get(name)
         if not part or not timeout:
             continue
         grows = NONE
-        if not closed and timeout >= LASTING and seconds:
+        if not over and timeout >= LASTING and seconds:
             grows = _grows(culprit, share + reset, seconds)
         held = culprit.held * part
         yield _Stream(
-            (culprit.proto, culprit.port or 0, closed),
+            (PROTO_NUMBERS.get(culprit.proto, 0), culprit.port or 0),
+            name.replace("_timeout", ""),
+            by_settings(made_of),
             held,
             # of a single moment: a load as steady as its timeout
             held / timeout if seconds is None else rate * part,

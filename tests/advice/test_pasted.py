@@ -40,7 +40,7 @@ POLICIES = (
 class Nothing:
     """An outlook that foretells nothing."""
 
-    def fill(self, **_: object) -> None:
+    def fill(self, *_: object) -> None:
         return None
 
     rising = fill

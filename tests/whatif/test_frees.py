@@ -22,17 +22,18 @@ from kit.loads.packets import (
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import Model
 from ctrace.model.remedies import TIMEOUTS
-from ctrace.whatif.predict import Outlook, Part
+from ctrace.whatif.predict import Outlook
+from ctrace.whatif.settings import parse_levers
 
 MOMENTS = (10, 30, 60, 119)
 SETTLED = 70
 """Second from which these loads hold as many as ever."""
-CASES: dict[str, tuple[Callable[[Random], Iterator[Packet]], str, Part, int]] = {
-    "half end by RST": (closes_and_resets, "tcp_time_wait", ("tcp", 8063, True), 5),
-    "some live long": (long_tail, "tcp_time_wait", ("tcp", 8063, True), 8),
-    "ports are used again": (used_again, "tcp_time_wait", ("tcp", 8063, True), 15),
-    "nobody answers": (one_way, "udp", ("udp", 53, True), 5),
-    "streams": (talks, "udp_stream", ("udp", 54, False), 8),
+CASES: dict[str, tuple[Callable[[Random], Iterator[Packet]], str, int]] = {
+    "half end by RST": (closes_and_resets, "tcp_time_wait", 5),
+    "some live long": (long_tail, "tcp_time_wait", 8),
+    "ports are used again": (used_again, "tcp_time_wait", 15),
+    "nobody answers": (one_way, "udp", 5),
+    "streams": (talks, "udp_stream", 8),
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def held_in_the_end(packets: Sequence[Packet], changed: Mapping[str, float] = {}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_freed_in_the_end_was_inside_each_range(name: str) -> None:
-    load, timeout, part, new = CASES[name]
+    load, timeout, new = CASES[name]
     packets = list(load(np.random.default_rng(1)))
     recorded = Table(SETTINGS, SECONDS, looks=100, seed=1)
     batches = recorded.run(packets)
@@ -69,5 +70,5 @@ def test_what_is_freed_in_the_end_was_inside_each_range(name: str) -> None:
             continue
         services = model.snapshot(group="service", limit=10)
         outlook = Outlook(services.tables[0], services.culprits, known_as(), services.uptime_s)
-        told = outlook.frees({part: float(new)})
+        told = outlook.frees(parse_levers(timeout=[f"{timeout}={new}"]))
         assert told.low - 1 <= freed <= told.high + 1, (second, told, freed)

@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctrace.advice.alternatives import levers_of
 from ctrace.model.composition import by_settings
 from ctrace.model.keys.rich import TREND
 from ctrace.model.remedies import TIMEOUTS
 from ctrace.model.snapshot import Composition, Culprit, Percentiles, Residence, Table
+from ctrace.plan.plan import CtTimeout
 from ctrace.whatif.growth import Range
 from ctrace.whatif.predict import Outlook
+from ctrace.whatif.settings import parse_levers
 
 SECONDS = 30.0
+SHORTER = parse_levers(timeout=["tcp_time_wait=30"])
 
 
 def service(waited: tuple[float, ...] = (), idle: tuple[float, ...] = (), **of: object) -> Culprit:
@@ -35,13 +39,13 @@ def outlook(*culprits: Culprit, limit: int = 100_000, seconds: float = SECONDS) 
     return Outlook(table, culprits, TIMEOUTS, seconds)
 
 
-def frees(one: Culprit, time_wait: float, seconds: float = SECONDS) -> Range:
+def frees(one: Culprit, time_wait: int, seconds: float = SECONDS) -> Range:
     """What another TIME_WAIT frees of it."""
-    return outlook(one, seconds=seconds).frees({("tcp", 8063, True): time_wait})
+    return outlook(one, seconds=seconds).frees(parse_levers(timeout=[f"tcp_time_wait={time_wait}"]))
 
 
-@given(st.floats(1, 119), st.integers(1, 10**6))
-def test_entries_that_wait_evenly_are_freed_in_proportion(new: float, held: int) -> None:
+@given(st.integers(1, 119), st.integers(1, 10**6))
+def test_entries_that_wait_evenly_are_freed_in_proportion(new: int, held: int) -> None:
     one = service(evenly(0, 120), held=held, new_per_s=held / 120)
     freed = frees(one, new)
     assert 0 <= freed.low <= held * (1 - new / 120) <= freed.high <= held
@@ -52,7 +56,7 @@ def test_ports_that_are_used_again_before_the_timeout_free_nothing() -> None:
     freed = frees(one, 30)
     assert freed.high == 0
     assert frees(one, 1).high > 100
-    found = outlook(one, limit=1000).fill(shorter={("tcp", 8063, True): 30.0})
+    found = outlook(one, limit=1000).fill(SHORTER)
     assert found == pytest.approx((0.8, 0.8), abs=0.01)
 
 
@@ -96,7 +100,7 @@ def test_a_shorter_time_wait_frees_nothing_of_what_was_reset() -> None:
     freed = frees(reset, 30)
     assert 0 < freed.low < freed.high <= 250
     told = outlook(reset, limit=1000)
-    now, then = told.fill(), told.fill(shorter={("tcp", 8063, True): 30.0})
+    now, then = told.fill(), told.fill(SHORTER)
     assert now is not None
     assert then is not None
     assert now[0] - 0.25 <= then[0] < now[0]
@@ -123,7 +127,22 @@ def test_connections_that_stay_rise_until_the_table_is_full() -> None:
     fill = told.fill()
     assert fill is not None
     assert fill[1] == 1.0
-    assert told.rising([("tcp", 8063)]) is None, "it goes with the service"
+    assert told.rising(parse_levers(["tcp/8063"])) is None, "it goes with the service"
+    for lever in ("tcp_established=60", "tcp/8063:established=60"):
+        assert told.rising(parse_levers(timeout=[lever])) is None, "they expire then"
+    assert told.rising(parse_levers(timeout=["tcp/80:established=60"])) == found
+
+
+def test_a_policy_for_streams_leaves_short_answers_the_timeout_of_the_unanswered() -> None:
+    """nf_conntrack_udp_packet: a flow answered within two seconds waits as one that is not."""
+    one = service(idle=evenly(0, 30), new_per_s=33.3, inserts=1000, proto="udp", port=53)
+    told = outlook(replace(one, closed=None, unreplied=0.0, assured=0.0))
+    streams, answers = (
+        told.frees(levers_of(CtTimeout("udp", 53, ("server",), ((name, 5),))))
+        for name in ("replied", "unreplied")
+    )
+    assert streams == Range(0, 0)
+    assert 0 < answers.low <= 1000 * 25 / 30 <= answers.high
 
 
 @pytest.mark.parametrize(
@@ -148,9 +167,9 @@ def test_bursts_are_not_foretold_from_the_last_second(new: float) -> None:
     one = service(evenly(0, 30), held=900, new_per_s=new, inserts=1200, destroys=300, trend=trend)
     udp = replace(one, proto="udp", port=53, closed=None, unreplied=1.0)
     told = outlook(udp, limit=10_000, seconds=40.0)
-    lever = {("udp", 53, True): 5.0}
+    lever = parse_levers(timeout=["udp=5"])
     assert told.frees(lever).low == 0
-    for fill in (told.fill(), told.fill(shorter=lever)):
+    for fill in (told.fill(), told.fill(lever)):
         assert fill is not None
         assert fill[0] < 0.02
         assert 0.08 < fill[1] < 0.3
@@ -165,7 +184,7 @@ def test_a_load_that_the_full_table_refuses_is_not_one_that_ends() -> None:
     )  # fmt: skip
     told = outlook(one, limit=4000, seconds=20.0)
     assert told.expected() > 0.9
-    after = told.fill({("tcp", 8063)})
+    after = told.fill(parse_levers(["tcp/8063"]))
     assert after is not None
     assert after[1] < 0.1
 
