@@ -179,7 +179,7 @@ class Measurement:
                 self._names.name,
                 SHOWN_STACKS,
             ),
-            gc_share=model.share_of(clock, self._names.name, "gc_worker"),
+            gc_share=model.gc_share(clock, self._names.name),
             chains=self._chains(readings, blind),
             waits=waits,
             waiting_share=model.waiting_share(clock, self._names.name, self._names.is_conntrack),

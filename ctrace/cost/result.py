@@ -271,10 +271,10 @@ def cpu(
     )
 
 
-def share_of(stacks: Sequence[Stack], name: Callable[[int], str], function: str) -> Optional[float]:
-    """Of all samples, those with the function in their stack; None without samples."""
+def gc_share(stacks: Sequence[Stack], name: Callable[[int], str]) -> Optional[float]:
+    """Of all samples, those with the collector in their stack; None without samples."""
     total = sum(stack.count for stack in stacks)
-    inside = sum(s.count for s in stacks if any(name(at) == function for at in s.frames))
+    inside = sum(s.count for s in stacks if any(name(at) == "gc_worker" for at in s.frames))
     return inside / total if total else None
 
 
@@ -316,18 +316,18 @@ def hash_table(netns: str, count: int, buckets: int, stats: Mapping[str, int]) -
         count,
         buckets,
         load,
-        poisson(load, 0.99),
+        poisson_p99(load),
         stats.get("search_restart", 0),
         stats.get("chaintoolong", 0),
         stats.get("clash_resolve", 0),
     )
 
 
-def poisson(mean: float, q: float) -> int:
-    """The q-quantile of a Poisson distribution, up to 1000."""
+def poisson_p99(mean: float) -> int:
+    """The 99th percentile of a Poisson distribution, up to 1000."""
     found, term = 0, float(np.exp(-mean))
     total = term
-    while total < q and found < 1000:
+    while total < 0.99 and found < 1000:
         found += 1
         term *= mean / found
         total += term
@@ -341,9 +341,8 @@ def chains(buckets: int, counts: npt.NDArray[np.int64], disturbed: int) -> Chain
     average = float((counts * np.arange(len(counts))).sum() / measured) if measured else 0.0
     p99 = int(np.searchsorted(np.cumsum(counts), 0.99 * measured)) if measured else 0
     lengths = tuple(counts[: longest + 1].tolist())
-    return Chains(
-        buckets, measured, disturbed, lengths, average, p99, longest, poisson(average, 0.99)
-    )
+    expected = poisson_p99(average)
+    return Chains(buckets, measured, disturbed, lengths, average, p99, longest, expected)
 
 
 def gc_lag(overdue_ms: npt.NDArray[np.int32]) -> tuple[float, ...]:

@@ -202,19 +202,16 @@ def map_create(
     return _checked(Cmd.MAP_CREATE, attr, f"cannot create BPF map {name or kind.name}")
 
 
-def _element(
-    cmd: Cmd, fd: int, key: bytes, value: Optional[ctypes.Array[ctypes.c_char]], flags: int = 0
-) -> int:
+def _element(cmd: Cmd, fd: int, key: bytes, value: Optional[ctypes.Array[ctypes.c_char]]) -> int:
     keys = ctypes.create_string_buffer(key, len(key))
     at = ctypes.addressof(value) if value is not None else 0
-    return bpf(cmd, struct.pack("<IIQQQ", fd, 0, ctypes.addressof(keys), at, flags))[0]
+    return bpf(cmd, struct.pack("<IIQQQ", fd, 0, ctypes.addressof(keys), at, 0))[0]
 
 
-def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
+def map_update(fd: int, key: bytes, value: bytes) -> None:
     """Set one element; a per-CPU map wants all CPUs' values joined. Raises BpfError."""
-    result = _element(
-        Cmd.MAP_UPDATE_ELEM, fd, key, ctypes.create_string_buffer(value, len(value)), flags
-    )
+    raw = ctypes.create_string_buffer(value, len(value))
+    result = _element(Cmd.MAP_UPDATE_ELEM, fd, key, raw)
     if result < 0:
         _fail("cannot update BPF map", -result)
 
@@ -388,11 +385,12 @@ def enable_stats() -> int:
     return _checked(Cmd.ENABLE_STATS, struct.pack("<I", 0), "cannot enable BPF statistics")
 
 
-def perf_event_open(attr: bytes, pid: int, cpu: int, group: int = -1, flags: int = 8) -> int:
+def perf_event_open(attr: bytes, pid: int, cpu: int) -> int:
     """perf_event_open(2), close-on-exec. Raises BpfError."""
     buffer = ctypes.create_string_buffer(attr, len(attr))
     ctypes.set_errno(0)
-    result = _libc.syscall(_numbers()[1], buffer, pid, cpu, group, ctypes.c_ulong(flags))
+    cloexec = ctypes.c_ulong(8)
+    result = _libc.syscall(_numbers()[1], buffer, pid, cpu, -1, cloexec)
     if result < 0:
         _fail("cannot open a perf event", ctypes.get_errno())
     return int(result)

@@ -12,7 +12,6 @@ from typing import Final, Optional, Protocol, runtime_checkable
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import Snapshot
 
-PHASES = ("attaching", "reading", "live", "replay", "ended", "failed")
 SLOWEST: Final = 1 / 64
 FASTEST: Final = 1024.0
 """How many times as fast as it happened a replay can be."""
@@ -23,7 +22,7 @@ class Phase:
     """The activity of a feed, for the header and for the screen before the first snapshot."""
 
     name: str = "attaching"
-    """One of :data:`PHASES`."""
+    """``attaching``, ``reading``, ``live``, ``replay``, ``ended`` or ``failed``."""
     text: str = ""
     """One line for a person: what is going on, what is missing, why it failed."""
 

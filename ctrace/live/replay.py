@@ -60,7 +60,6 @@ class ReplayFeed(Progress):
         self._speed = speed
         self._paused = paused
         self._target: Optional[int] = None if start is None else self._boot(start)
-        self._steps = 0
         self._drops: Optional[tuple[int, ...]] = None
         """Beginnings of bursts; None while they are still being searched for."""
         self._burst = 0

@@ -119,7 +119,7 @@ def notrack(culprit: Culprit) -> Remedy:
     )
 
 
-def keep_alive(culprit: Culprit, text: str = "keep connections alive", detail: str = "") -> Remedy:
+def keep_alive(culprit: Culprit, text: str = "keep connections alive") -> Remedy:
     """Few long connections instead of many short ones: of entries, those that are closed."""
     share, off = culprit.closed, culprit.composition.closed_error or 0.0
     low, high = (0.0, 1.0) if share is None else (max(0.0, share - off), min(1.0, share + off))
@@ -128,7 +128,6 @@ def keep_alive(culprit: Culprit, text: str = "keep connections alive", detail: s
         text,
         culprit.netns,
         f"{culprit.proto}/{culprit.port}" if culprit.port else "",
-        detail,
         frees=(round(KEPT * low * culprit.held), round(high * culprit.held)),
     )
 

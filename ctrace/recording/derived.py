@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Optional, Protocol, TypeVar
 
-from ctrace.batch import Batch, Clock, Counts, HookInfo
+from ctrace.batch import Batch, Clock, Counts, HookInfo, Source
 from ctrace.cost.result import Perf
 from ctrace.recording.assembly import Missing
 from ctrace.recording.format.meta import Header
@@ -45,7 +45,7 @@ class Headed:
         self.close()
 
 
-class Recorded(Protocol):
+class Recorded(Source, Protocol):
     """A finished source: batches by time, and what its header says."""
 
     path: str
@@ -58,18 +58,6 @@ class Recorded(Protocol):
     @property
     def header(self) -> Header:
         """Host, hooks, clock, facts."""
-
-    @property
-    def hooks(self) -> HookInfo:
-        """The hook family that made the records."""
-
-    @property
-    def clock(self) -> Clock:
-        """Boot clock to UTC."""
-
-    @property
-    def started(self) -> int:
-        """Boot clock, ns."""
 
     @property
     def until(self) -> int:
@@ -93,9 +81,6 @@ class Recorded(Protocol):
 
     def notes(self) -> Iterator[str]:
         """Remarks of the recorder."""
-
-    def close(self) -> None:
-        """Close the files."""
 
 
 def copy(source: Recorded, path: str, show: Callable[[float], None] = lambda _: None) -> Writer:

@@ -94,8 +94,6 @@ class HeavyTable:
         self.used = 0
         self.floor = 0
         self.pruned = 0
-        self.turned = 0
-        """Events of keys without a row."""
         self._sketch: Optional[Sketch] = None
         """Taken once keys are turned away."""
         self.index = Index(rows)
@@ -174,7 +172,6 @@ class HeavyTable:
         """
         assert self._sketch is not None
         weight = self._sketch.add(h.take(new), 1)
-        self.turned += new.size
         heavy = np.flatnonzero(weight > self.floor)
         if not heavy.size:
             return False

@@ -151,7 +151,7 @@ def lives(review: Review) -> str:
         return ""
     low = min(min(xs) for _, xs, _ in told)
     high = max(max(xs) for _, xs, _ in told)
-    axis = decades(10**low, 10**high, "time in the table, from insert to destroy")
+    axis = decades(10**low, 10**high)
     found = [
         Line(key, ys, COLOURS[i % len(COLOURS)], DASHES[i % 4], xs)
         for i, (key, xs, ys) in enumerate(told)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ctrace.cost.result import RELATIVE_ERROR, Chains, Latency, Perf, ServiceCost, Wait, poisson
+from ctrace.cost.result import RELATIVE_ERROR, Chains, Latency, Perf, ServiceCost, Wait, poisson_p99
 from ctrace.view import format as fmt
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9", "p99.99")
@@ -191,7 +191,7 @@ def table_lines(perf: Perf) -> list[str]:
         load = sum(row.load for row in perf.tables)
         lines.append(
             f"{entries:,} entries, each in two of {buckets:,} buckets: chains of {load:.2f} "
-            f"expected, p99 {poisson(load, 0.99)}"
+            f"expected, p99 {poisson_p99(load)}"
         )
     return lines + ([chains_text(perf.chains)] if perf.chains else [])
 

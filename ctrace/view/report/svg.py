@@ -91,12 +91,12 @@ def times(first: float, last: float) -> Axis:
     return Axis(first, last, tuple(ticks), "time, UTC")
 
 
-def decades(low: float, high: float, name: str) -> Axis:
+def decades(low: float, high: float) -> Axis:
     """A logarithmic axis of seconds; values on it are given as their logarithms."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     last = max(last, first + 1)
     ticks = tuple((float(n), fmt.duration(10.0**n)) for n in range(first, last + 1))
-    return Axis(float(first), float(last), ticks, name)
+    return Axis(float(first), float(last), ticks, "time in the table, from insert to destroy")
 
 
 def lines_chart(
