@@ -270,3 +270,26 @@ def test_a_wrong_line_says_why_and_the_others_stay(
         found, _ = columns.entries(rows)
     assert reason in (said or "")
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("line", [
+    b"tcp      6 28 TIME_WAIT src=198.51.100.7 dst=192.0.2.10 sport=63518 dport=8063 "
+    b"src=192.0.2.10 dst=198.51.100.7 sport=8063 dport=63518 [ASSURED] mark=0 use=2",
+    b"icmp     1 29 src=192.0.2.1 dst=192.0.2.9 type=8 code=0 id=768 packets=1 bytes=84 "
+    b"src=192.0.2.9 dst=192.0.2.1 type=0 code=0 id=768 packets=1 bytes=84 mark=0 use=1",
+    b"gre      47 179 src=192.0.2.1 dst=192.0.2.9 srckey=0x1b dstkey=0x1a "
+    b"src=192.0.2.9 dst=192.0.2.1 srckey=0x1a dstkey=0x1b [ASSURED] mark=0 use=2",
+])  # fmt: skip
+def test_a_line_that_ends_anywhere_does_not_look_translated(line: bytes) -> None:
+    """As of ``cut -c``, a narrow window, or a file that was cut off."""
+    cut = [line[:end] for end in range(1, len(line) + 1)]
+    rows = []
+    for one in cut:
+        with contextlib.suppress(Bad):
+            rows.append(lines.row(one))
+    singly, _ = columns.entries(rows)
+    _, together = Alike().read(Chunk(b"\n".join(cut) + b"\n"))
+    assert 0 < len(together) <= len(singly) < len(line)
+    nat = int(Status.SRC_NAT) | int(Status.DST_NAT)
+    assert not (singly.events["status"] & nat).any()
+    assert not (together.events["status"] & nat).any()

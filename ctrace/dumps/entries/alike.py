@@ -47,6 +47,8 @@ _VALUES: Final = {
     "reply_sport": 16, "reply_dport": 17, "reply_type": 18, "reply_code": 19, "reply_ident": 20,
 }  # fmt: skip
 """The fields of a row, by position."""
+_ENDS: Final = {"reply_dport": "sport", "reply_ident": "ident"}
+"""What the reply has last, and what it mirrors where nothing is translated."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class _Form:
     helper: Optional[int]
     proto: Optional[int]
     """The number that the protocol's name stands for, where it is known."""
+    ends: Optional[str]
+    """Name in :data:`_ENDS` of the word that ends the line, if it is one of these."""
 
 
 class Alike:
@@ -147,6 +151,7 @@ def _learn(example: list[bytes]) -> Optional[_Form]:
         int(found[0]) if found[0] else None,
         keys.get(b"helper"),
         NAMED.get(name),
+        next((one for one in _ENDS if numbers.get(one) == len(example) - 1), None),
     )
 
 
@@ -167,6 +172,9 @@ def _fill(form: _Form, text: Chunk, lines: I64, told: Numbers, octets: Octets) -
         good &= there
     if form.helper is not None:
         good &= text.filled(lines, form.helper)
+    if form.ends is not None:  # the line may end within the number
+        for tens in (10, 100, 1000, 10_000):
+            good &= mine[_ENDS[form.ends]] // tens != mine[form.ends]
     raw, right = text.addresses(lines, form.addresses)
     for at, word in enumerate(form.addresses):
         rest = np.flatnonzero(~right[at])

@@ -71,7 +71,7 @@ def named_row(line: bytes) -> tuple[Row, bytes]:
         raise Bad("no protocol and number before the addresses")
     family, name, proto, left, state = head.groups()
     flows: list[dict[bytes, bytes]] = [{}, {}]
-    at, rest, unreplied = -1, [], None
+    at, rest, unreplied, key = -1, [], None, b""
     for word in line[head.end() :].split():
         key, is_, value = word.partition(b"=")
         if key == b"src" and is_:
@@ -88,6 +88,8 @@ def named_row(line: bytes) -> tuple[Row, bytes]:
         raise Bad("more than two directions")
     time, tag = _TIME.search(line[: head.start()]), _TAG.search(line[: head.start()])
     one, other = (_flow(flow) for flow in flows)
+    if _torn(flows, key):
+        raise Bad("cut off within the reply's ports")
     found = (
         time and time[1],
         tag and tag[1],
@@ -121,6 +123,22 @@ def _flow(flow: dict[bytes, bytes]) -> tuple[Optional[bytes], ...]:
     if b"srckey" in flow:
         ports = [gre_key(flow.get(key)) for key in (b"srckey", b"dstkey")]
     return (flow[b"src"], flow[b"dst"], *ports, *(flow.get(n) for n in (b"type", b"code", b"id")))
+
+
+_LAST: Final = ((b"dport", b"sport"), (b"dstkey", b"srckey"), (b"id", b"id"))
+"""A direction's last word, and the original's that the reply's mirrors."""
+
+
+def _torn(flows: list[dict[bytes, bytes]], last: bytes) -> bool:
+    """Whether the line ends within its reply, which then would seem to be translated.
+
+    ``last`` is the name of the line's last word.
+    """
+    original, reply = flows
+    end, mirrored = next((pair for pair in _LAST if pair[0] in original), (b"", b""))
+    whole, part = original.get(mirrored, b""), reply.get(end, b"")
+    cut = last == end and part != whole and whole.startswith(part)
+    return cut or bool(end and not part)
 
 
 def gre_key(text: Optional[bytes]) -> Optional[bytes]:
