@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, Optional
+from typing import Any, Final, Optional, Union, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,39 @@ CHANGED: Final = 0.02
 """Part of what is held that looks do not stand for, below which they all count."""
 MOST: Final = 0.6
 """Share of the entries in a state that must have the same timeout for it to be reported."""
-Looks = npt.NDArray[np.void]
-"""Rows of :data:`ctrace.model.sample.ROW`, newest first."""
+ALL: Final = slice(None)
+
+
+class Looks:
+    """Rows of :data:`ctrace.model.sample.ROW`, newest first.
+
+    A row is wide, and few of its columns are asked for: each is gathered when it is, and once.
+    """
+
+    def __init__(
+        self, of: Union[npt.NDArray[np.void], Looks], chosen: Union[slice, npt.NDArray[Any]] = ALL
+    ) -> None:
+        """Of these the ``chosen``: a slice, numbers or a mask."""
+        self._of, self._rows = of, np.arange(len(of))[chosen]
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, chosen: str) -> npt.NDArray[Any]: ...
+
+    @overload
+    def __getitem__(self, chosen: Union[slice, npt.NDArray[Any]]) -> Looks: ...
+
+    def __getitem__(
+        self, chosen: Union[str, slice, npt.NDArray[Any]]
+    ) -> Union[npt.NDArray[Any], Looks]:
+        if not isinstance(chosen, str):
+            return Looks(self, chosen)
+        if chosen not in self._columns:
+            self._columns[chosen] = self._of[chosen][self._rows]
+        return self._columns[chosen]
 
 
 def error(share: float, n: int) -> float:

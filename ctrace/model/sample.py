@@ -17,6 +17,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
+from ctrace.model.composition import Looks
 from ctrace.model.keys.columns import I64, OWNED, TICK_MS, U64, Window, service_hash, spread
 from ctrace.model.keys.pairing import EXISTING, UNKNOWN, Births
 from ctrace.model.keys.scatter import Rows
@@ -132,7 +133,7 @@ class Sample:
         """Renumber the openers: ``moved[old]`` is the new number."""
         self._rows["opener"] = moved[self._rows["opener"]]
 
-    def latest(self, births: Births, until: int, since: Mapping[int, int]) -> npt.NDArray[np.void]:
+    def latest(self, births: Births, until: int, since: Mapping[int, int]) -> Looks:
         """The looks that represent ``until`` (ns), newest first: at most one round of the table,
         each entry once.
 
@@ -161,7 +162,7 @@ class Sample:
                 break
         chosen: npt.NDArray[np.void] = self._rows[order[keep & fresh]]
         _grow(chosen, births, until)
-        return chosen
+        return Looks(chosen)
 
     def _put(self, rows: npt.NDArray[np.void]) -> None:
         rows = rows[-len(self._rows) :]

@@ -17,14 +17,14 @@ from kit.shapes import ASSURED, SEEN_REPLY, START, Trace
 
 from ctrace.batch import Clock, HookInfo
 from ctrace.model import histogram, stays
-from ctrace.model.composition import by_settings
+from ctrace.model.composition import Looks, by_settings
 from ctrace.model.keys.columns import CLOSE
 from ctrace.model.model import Model
 from ctrace.model.sample import ROW
 from ctrace.model.snapshot import Culprit
 from ctrace.record import Kind, Reason
 
-NO_LOOKS = np.zeros(0, ROW)
+NO_LOOKS = Looks(np.zeros(0, ROW))
 
 
 @pytest.mark.parametrize(("rate", "stay"), [(10.0, 8.0), (200.0, 30.0)])

@@ -95,8 +95,7 @@ class Entries(Sums):
             then = self._held_then(at, looks["ts"][rows], gone)
             self._went[at] = float(gone.mean()) * then
             rows = rows[~gone]
-        found: Looks = looks[rows]
-        return found
+        return looks[rows]
 
     def _held_then(self, at: int, ts: npt.NDArray[np.uint64], gone: npt.NDArray[np.bool_]) -> float:
         """How much a key held when it was looked at (ns), on average; which of it has gone."""
@@ -141,7 +140,7 @@ class Entries(Sums):
             if part.hash == "opener":
                 rows = looks["opener"].astype(np.intp)
             else:
-                rows = part.level.table.find_rows(np.ascontiguousarray(looks[part.hash]))
+                rows = part.level.table.find_rows(looks[part.hash])
             key = np.where(key < 0, key_of_row[np.minimum(rows, len(key_of_row) - 1)], key)
         return key
 

@@ -28,7 +28,12 @@ class Group(Entries):
         return tuple(self.culprit(int(at)) for at in self.order(sort, limit))
 
     def culprit(self, at: int) -> Culprit:
-        """One key as views show it."""
+        """One key as views show it: rows and causes share it."""
+        if at not in self._rows:
+            self._rows[at] = self._culprit(at)
+        return self._rows[at]
+
+    def _culprit(self, at: int) -> Culprit:
         s = {name: int(column[at]) for name, column in self.sums.items()}
         key = self.key[at]
         meta = int(key[2])

@@ -19,7 +19,7 @@ from ctrace.model.keys.levels import Levels
 from ctrace.model.keys.parts import Part, beyond, narrow_part, parts_of
 from ctrace.model.keys.scatter import Rows
 from ctrace.model.scope import Scope
-from ctrace.model.snapshot import Composition, OwnerView
+from ctrace.model.snapshot import Composition, Culprit, OwnerView
 from ctrace.record import Direction, address_text
 
 Same = TypeVar("Same", bound="Sums")
@@ -77,6 +77,7 @@ class Sums:
         self._trends: dict[int, tuple[float, ...]] = {}
         self._curves: dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = {}
         self._made_of: dict[int, Composition] = {}
+        self._rows: dict[int, Culprit] = {}
         self._went: dict[int, float] = {}
         """Of what keys held when they were looked at: how much has ended since."""
         self._slots: dict[int, list[tuple[Level, Rows]]] = {}
