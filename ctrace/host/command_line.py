@@ -1,195 +1,137 @@
-"""A process's command line as it is stored: program and arguments, without secrets.
+"""A process's command line as it is stored: the program and words that can hold no secret.
 
-Only known forms of secrets are masked: a program may take a password where nothing marks it as one.
+A word is kept for its form, not left out for it: forms of secrets have no end.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from typing import Final
 
 from ctrace.names import clean
 
 MOST: Final = 256
 """Characters that are stored."""
-_SPACES: Final = re.compile(r"(?![ -~])[^\S\x00-\x1f]")
-"""Spaces that are not the common one, such as the no-break space: nobody sees the difference."""
 READ: Final = 4096
-"""Bytes that are read: masking comes before cutting, so that a cut hides no mark."""
+"""Bytes that are read of a command line."""
 MASK: Final = "***"
+"""Stands for one or more words, or the rest of one."""
 
-_WORD = (
-    r"(?:pass(?:w(?:or[dt]|d)|phrase|code)?|pwd|secret|token|key|credential|auth|cookie|bearer|private"
-    r"|signature|session|jwt|community|licen[cs]e|kennwort|contrase|wachtwoord|l[oö]senord|парол"
-    r"|(?<![a-z])(?:pw|pin|otp|salt|sig|sas|psk|creds?|login|senha|clave|parola|heslo|has[lł]o)(?![a-z]))"
+_PLAIN = re.compile(r"[A-Za-z_]{1,32}(?:[.:-][A-Za-z_]{1,32}){0,8}:?", re.A)
+"""A name without digits: a subcommand, a module, a class; kept where it comes first."""
+_OPTION = re.compile(r"(--[a-z][A-Za-z0-9-]{0,31}|-[A-Za-z]{1,3}|-)(?:([=:])(.*))?", re.A | re.S)
+_SHORT = re.compile(r"-[A-Za-z]", re.A)
+_VARIABLE = re.compile(r"([A-Z][A-Z0-9_]{0,31})=([^=].*)", re.A | re.S)
+_PATH = re.compile(r"(?:~|\.{1,2})?(?:/[\w.,@-]{1,255}){1,32}/?", re.A)
+_FILE = re.compile(
+    r"(?:[\w.-]{1,64}/){0,8}[\w.-]{1,64}\.(?:py|pl|rb|php|m?js|ts|lua|sh|jar|war|conf|cfg|ini|ya?ml"
+    r"|json|toml|xml|socket|service|pid|log)",
+    re.A,
 )
-# Bounded repeats: a hostile command line costs no more than an ordinary one.
-_NAMED = re.compile(rf"({_WORD}[\w.-]{{0,64}}[\"'\])]{{0,4}}[\s=:,>]{{1,8}})\S.*", re.I | re.S)
-_BARE = re.compile(rf"^-{{0,2}}[\w.-]{{0,64}}{_WORD}[s:=]?$", re.I)
-_BARE_OPTION = re.compile(rf"^-{{1,2}}[\w.-]{{0,64}}{_WORD}[\w.-]{{0,64}}[:=]?$", re.I)
-_VERB = re.compile(r"passwd|secret|auth|login", re.I)
-"""Words after which a program may take a password in any of its arguments."""
-_SHORT = re.compile(r"((?:^|\s)-p)(?!\s*-)\s*\S.*", re.S)
-_LATER = re.compile(r"(\s-[Pw]\s+)\S.*", re.S)
-_BASIC = re.compile(r"(\bBasic\s+)[\w+/=-]{4,}")
-_PIPED = re.compile(r"(\b(?:echo|printf)\s)[^|]{1,1024}(?=\|)")
-_URL = re.compile(r"://\S{1,1024}@")
-_LOGIN = re.compile(r"([^\s:/@=]{1,64})([:/%])(?!//)\S{1,1024}@")
-_USER = re.compile(r"(?:-[a-zA-Z]{0,3}[uU]|--user|--proxy-user|--cert|--proxy-cert)=?")
-_USER_IN_TEXT = re.compile(
-    r"(\s(?:-[a-zA-Z]{0,3}[uU]|--user)[=\s]{0,8}[^\s:%,]{1,64}[:%,])\S.*", re.S
+_PORT = re.compile(r"--(?:[a-z]{1,16}-)?port", re.A)
+_NUMBER = re.compile(r"\d{1,5}", re.A)
+_URL = re.compile(r"([a-z][a-z0-9+]{1,11}://)([^/]*)(/?)(.*)", re.A | re.S)
+_PLACE = re.compile(
+    r"(\[[0-9a-fA-F:.]{2,45}\]|[\w.*-]{1,255}|[0-9a-fA-F:.]{2,45})(?::\d{1,5}|\(\d{1,5}\)|/\d{1,3})?",
+    re.A,
 )
-_OF_USER = re.compile(r"[:%,].*", re.S)
-_LETTERS: Final = {"-p", "-P", "-w", "-ap", "-xp"}
-"""Options that take a password in so many programs that their values are masked in all."""
-_OF_PROGRAM: Final = (
-    (re.compile(r"redis-"), "a"),
-    (re.compile(r"ldap"), "wsay"),
-    (re.compile(r"snmp"), "cAXk"),
-    (re.compile(r"openssl|ccrypt"), "kKS"),
-    (re.compile(r"curl"), "bEH"),
-    (re.compile(r"(?:https?|xhs?|ab)$"), "aA"),
-    (re.compile(r"ssh-keygen"), "NP"),
-    (re.compile(r"sqlcmd|bcp|isql|tsql|mosquitto_|u?n?zip"), "P"),
-    (re.compile(r"ipmitool"), "Pk"),
-    (re.compile(r"x?freerdp|rdesktop"), "p"),
-    (re.compile(r"(?:un)?rar$"), "hp"),
-    (re.compile(r"nxc|netexec|crackmapexec|evil-winrm"), "pH"),
-    (re.compile(r"doctl|zerotier-|k3s|rke2|frpc|frps"), "tT"),
-    (re.compile(r"gitlab-runner"), "rt"),
-    (re.compile(r"ss-|sslocal|ssserver|shadowsocks|l2tpd"), "k"),
-)
-"""Letters of options that take a password or its like, also without a space, by how the program's
-name begins."""
-_POSITIONAL: Final = re.compile(
-    r"htpasswd|wpa_passphrase|rabbitmqctl|vault|mc|sqlplus|sqlldr|rman|(?:imp|exp)(?:dp)?|isql|net|chpasswd|mkpasswd|expect|lftp|secret-tool|pass|op|radtest|samba-tool|setkey|db2"
-)
-"""Programs that take a password where nothing marks it: of their arguments none is kept."""
-_RUNS: Final = re.compile(
-    r"[a-z]{0,4}sh|su|sudo|doas|runuser|env|nice|nohup|setsid|stdbuf|timeout|time|watch|xargs|script"
-    r"|flock|chroot|unshare|nsenter|ip|systemd-run|docker|podman|nerdctl|crictl|kubectl|oc|lxc|busybox"
-    r"|screen|tmux|strace|entr|parallel|tini|dumb-init"
-)
-"""Programs that run another one, which is among their arguments or in a line of theirs."""
-_HERE: Final = re.compile(r"(<<<?-?)\s*\S.*", re.S)
-_CODE: Final = re.compile(
-    r"(?:python|perl|ruby|node|php|lua|expect|tclsh|osascript|pwsh|mysql|mariadb|psql|cqlsh|sqlite"
-    r"|clickhouse-client|mongosh?)[\d.]*",
-    re.I,
-)
-_GIVES_CODE: Final = re.compile(r"-[a-zA-Z]{0,4}[ceErp]|--(?:eval|print|execute|command|query|run)")
-"""Options of those that are followed by code."""
-_STRING = re.compile(r"(['\"`])(?:(?!\1).)+\1", re.S)
-_TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?:gh[a-z]_|github_pat_|gl[a-z]{2,6}-|xox[a-z]-|sk[-_]|rk[-_]|pk[-_]|hv[a-z]\.|npm_"
-    r"|pypi-|dop_v1_|AIza|ya29\.|SG\.|eyJ|A[KS]IA|bot\d{5,16}:"
-    r"|hooks\.[\w.-]{1,64}/)[\w./+=-]{8,}"
-)
-"""Tokens that say themselves what they are."""
-_LOT = re.compile(r"(?=[^\s]{0,200}\d)(?=[^\s]{0,200}[a-z])(?=[^\s]{0,200}[A-Z])")
-_RUN = re.compile(
-    r"[A-Za-z0-9_+=-]{20,}|(?<![A-Za-z0-9_+/=.-])[A-Za-z0-9+][A-Za-z0-9+/]{38,}={0,2}"
-    r"|0x[0-9a-fA-F]{32,}"
-)
+_DIGITS = re.compile(r"[0-9a-fA-F]{0,4}[.:][0-9a-fA-F.:]{1,45}")
+_HOST = re.compile(r"(?:[a-z0-9-]{1,63}\.){0,8}[a-z][a-z0-9-]{0,62}", re.A)
+"""Without a URL around it, it may as well be a password, or a login before one."""
+_EVERYWHERE = re.compile(r"\*|localhost")
+_LOT = re.compile(r"(?=.*\d)(?=.*[a-z])(?=.*[A-Z])", re.A)
+_PIECE = re.compile(r"[\w-]{12,}", re.A)
 """Long enough for a key by lot; it is one where it has digits, small and capital letters."""
 
 
 def masked(arguments: Sequence[str]) -> str:
-    """The arguments on one line of at most :data:`MOST` characters, harmless to show.
+    """The command line as words, at most :data:`MOST` characters, harmless to show.
 
-    ``***`` stands for the value of an option or variable whose name holds a word such as
-    password, secret, token, key or credential (``--token X``, ``DB_PASS=X``, ``"Cookie: X"``),
-    for what follows ``-p``, ``-P`` or ``-w``, for the login in ``scheme://login@host``, for the
-    password in ``user:password@host`` and ``-u user:password``, for strings in code that is
-    given as an argument, for what looks like a key made by lot, and for what programs such as
-    ``htpasswd`` and ``vault`` are given.
+    Kept are the program, names of options and variables, the first word of letters alone (a
+    subcommand, a module), paths, files of known kinds, addresses, hosts of URLs and values of
+    ``--port``. ``***`` stands for all else: a value that nobody can tell from a secret.
+    A title that a daemon gave itself (``nginx: worker process``) keeps its words of letters.
     """
-    names = [one.rpartition("/")[2] for one in arguments] or [""]
-    program, runs = names[0], bool(_RUNS.fullmatch(names[0]))
-    names = names if runs else names[:1]
-    letters = {letter for name, of in _OF_PROGRAM if any(map(name.match, names)) for letter in of}
-    taking = _LETTERS | {f"-{letter}" for letter in letters}
-    named = next((n for n, one in enumerate(names) if _POSITIONAL.fullmatch(one)), len(arguments))
-    if named + 1 < len(arguments):
-        arguments = [*arguments[: named + 1], MASK]
-    kept: list[str] = []
-    before = ""
-    for argument in arguments:
-        if before and re.fullmatch(
-            r"[=:]+", argument
-        ):  # ``password = X``: what was meant comes later
-            kept.append(argument)
-            continue
-        if before and not before.startswith("-") and _VERB.fullmatch(before):
-            kept.append(MASK)
-            break
-        if before and (before in taking or _BARE.match(before) or _BARE_OPTION.match(before)):
-            kept.append(MASK)
-            before = ""
-            continue
-        if _CODE.match(program) and (_GIVES_CODE.fullmatch(before) or " " in argument):
-            kept.append(_without_keys(_STRING.sub(MASK, _argument(argument, before))))
-        elif runs and re.search(r"\s", argument):
-            kept.append(_without_keys(_argument(_line(argument), before)))
-        elif len(argument) > 2 and argument[0] in "-/" and argument[1] in letters:
-            kept.append(argument[:2] + MASK)
-        else:
-            kept.append(_without_keys(_argument(argument, before)))
-        before = argument.strip("\"'") if len(kept) > 1 else ""
-    return clean(_SPACES.sub(" ", " ".join(kept)))[:MOST]
-
-
-def _without_keys(text: str) -> str:
-    """Without what looks like a key by lot, wherever it stands."""
-    text = _TOKEN.sub(MASK, text)
-    return _RUN.sub(lambda run: MASK if _LOT.match(run[0]) else run[0], text)
+    words = [_program(arguments[0])] if arguments else []
+    for word in _words(arguments):
+        if word != MASK or words[-1] != MASK:
+            words.append(word)
+    return clean(" ".join(words))[:MOST]
 
 
 def split(raw: bytes) -> list[str]:
     """The arguments in the first :data:`READ` bytes of /proc/PID/cmdline.
 
-    Of an argument that goes on beyond them only what comes before a colon is kept: the
-    ``@`` that tells a login may be what is missing.
+    The last of a longer one is left out: what would tell its form may be missing.
     """
-    cut = len(raw) >= READ
     arguments = raw.rstrip(b"\0").decode(errors="replace").split("\0")
-    if cut and arguments:
-        arguments[-1] = arguments[-1].partition(":")[0]
-    return arguments
+    return arguments[: max(1, len(arguments) - 1)] if len(raw) >= READ else arguments
 
 
-@cache
-def _in_lines() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Those programs in a line for a shell: up to such an option, up to the first argument."""
-    begin = r"(?:^|[\s;|&(/'\"`])"
-    options = "|".join(
-        rf"(?:{name.pattern.replace('$', '(?=[ ])')})\S{{0,64}}\s(?:[^;|&]{{0,256}}\s)??-[{of}]"
-        for name, of in _OF_PROGRAM
-    )
-    taking = re.compile(rf"({begin}(?:{options})\s*)\S.*", re.S)
-    return taking, re.compile(rf"({begin}(?:{_POSITIONAL.pattern})\s+)\S.*", re.S)
+def _program(first: str) -> str:
+    """Its path; of one with a blank, which may be a title, as far as that."""
+    program = first.split(maxsplit=1)[0] if first.strip() else ""
+    return MASK if _by_lot(program) or re.search(r"[=@]|://", program) else program
 
 
-def _line(text: str) -> str:
-    """A line for a shell without what the programs in it are given."""
-    for form in (*_in_lines(), _HERE):
-        text = form.sub(rf"\g<1>{MASK}", text)
-    return text
+def _words(arguments: Sequence[str]) -> Iterator[str]:
+    if not arguments:
+        return
+    title = arguments[0].split()
+    titled = len(arguments) == 1 and bool(title) and title[0].endswith(":")
+    shell = bool(title) and title[0].endswith("sh")
+    before, plain = "", True  # the option that a word may belong to; whether one may be kept
+    for argument in (" ".join(title[1:]), *arguments[1:]):
+        parts = argument.split()
+        if shell and len(parts) > 1:  # a line with a program and its words
+            before = ""
+        for word in parts:
+            kept = _kept(word, before)
+            if kept == MASK and plain and before in ("", "-m") and _PLAIN.fullmatch(word):
+                kept, plain = word, titled
+            yield kept
+            before = word if word.startswith("-") else ""
 
 
-def _argument(text: str, before: str) -> str:
-    user = _USER.match(text)
-    if user and len(text) > user.end():
-        text = text[: user.end()] + _OF_USER.sub(":" + MASK, text[user.end() :])
-    elif _USER.fullmatch(before):
-        text = _OF_USER.sub(":" + MASK, text)
-    text = _NAMED.sub(rf"\g<1>{MASK}", text)
-    text = _SHORT.sub(rf"\g<1>{MASK}", text)
-    text = _LATER.sub(rf"\g<1>{MASK}", text)
-    for form in (_USER_IN_TEXT, _BASIC, _PIPED):
-        text = form.sub(rf"\g<1>{MASK}", text)
-    if "@" in text:
-        text = _LOGIN.sub(rf"\g<1>\g<2>{MASK}@", _URL.sub(f"://{MASK}@", text))
-    return text
+def _kept(word: str, before: str) -> str:
+    """A word, or as much of it as is of a form that is no secret's; ``before``: as in masked."""
+    option = _OPTION.fullmatch(word)
+    if option:
+        name, sign, value = option.groups(default="")
+        return name + sign + (_value(value, name) if value else "")
+    if _SHORT.match(word):  # -phunter2
+        return word[:2] + MASK
+    variable = _VARIABLE.fullmatch(word)
+    if variable:
+        return f"{variable[1]}={_value(variable[2], '')}"
+    return _value(word, before)
+
+
+def _value(text: str, option: str) -> str:
+    if _PORT.fullmatch(option) and _NUMBER.fullmatch(text):
+        return text
+    if (_PATH.fullmatch(text) or _FILE.fullmatch(text)) and not _by_lot(text):
+        return text
+    url = _URL.fullmatch(text)
+    if url and "@" not in text:
+        scheme, host, slash, rest = url.groups()
+        return scheme + (host if _is_place(host, _HOST) else MASK) + slash + (rest and MASK)
+    return text if _is_place(text, _EVERYWHERE) else MASK
+
+
+def _is_place(text: str, named: re.Pattern[str]) -> bool:
+    """Whether it is an address or such a name, with or without a port."""
+    place = _PLACE.fullmatch(text)
+    host = place[1].strip("[]") if place else ""
+    if named.fullmatch(host):
+        return True
+    try:
+        return bool(_DIGITS.fullmatch(host) and ip_address(host))
+    except ValueError:
+        return False
+
+
+def _by_lot(text: str) -> bool:
+    return any(_LOT.match(piece) for piece in _PIECE.findall(text))

@@ -71,7 +71,7 @@ def start_ms(pid: int) -> Optional[int]:
 
 
 def cmdline(pid: int) -> str:
-    """A process's command line on one line; anything that looks like a secret is masked.
+    """A process's command line on one line; ``***`` stands for what may be a secret.
 
     Empty for kernel threads and processes that have gone.
     """

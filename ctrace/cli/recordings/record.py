@@ -93,8 +93,8 @@ def command(
     overwritten.
 
     A recording holds addresses, ports, the names of namespaces, containers, units and
-    processes, and command lines up to 256 characters, in which *** replaces what looks like
-    a secret. To share it, make a copy with ctrace merge FILE --redact.
+    processes, and command lines, in which *** replaces every word that may be a secret. To
+    share it, make a copy with ctrace merge FILE --redact.
 
     \b
     Examples:
