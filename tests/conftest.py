@@ -3,7 +3,8 @@
 Programs under test can be interrupted, no example is timed, and what the whole machine sees
 is changed by one test at a time, with no kernel test beside it. Several workers (``-n 6 --dist
 loadgroup``) share the tests out one by one, for most of them wait; those that share a fixture
-stay together, and the longest begin first.
+stay together. Those that run by themselves begin, one after the other by one worker; beside them
+the longest of those that wait for nobody.
 """
 
 from __future__ import annotations
@@ -71,13 +72,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             of = getattr(item, "callspec", None)
             family = of.params.get("family", "") if of else ""
             _keep_with(item, f"{item.path.stem} {family}".strip())
+        elif _alone(item):
+            _keep_with(item, "alone")  # one worker's, while the others do what waits for nobody
 
     def turn(item: pytest.Item) -> int:
+        slow = item.get_closest_marker("slow") is not None
         if _alone(item):
             return 0  # before there is anything that it would wait for
+        if slow and item.get_closest_marker("kernel") is None:
+            return 1  # which waits for none of these
         if _group(item.nodeid):
-            return 1 if item.path in longest else 2
-        return 1 if item.get_closest_marker("slow") else 3
+            return 2 if item.path in longest else 3
+        return 2 if slow else 4
 
     items.sort(key=turn)
 
