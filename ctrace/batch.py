@@ -106,6 +106,17 @@ def inode_of(netns: int) -> int:
     return _DYNAMIC | netns & 0xFFFFFFF
 
 
+INVALID: Final = ("invalid", "icmp_error")
+"""The kernel's counters of INVALID packets: those of ICMP have one of their own
+(nf_conntrack_handle_icmp in nf_conntrack_core.c). Before Linux 5.10 both counted them: then
+readings leave the second out."""
+
+
+def invalid(stats: Mapping[str, int]) -> int:
+    """How many packets were INVALID, by the kernel's counters."""
+    return sum(stats.get(name, 0) for name in INVALID)
+
+
 @dataclass(frozen=True)
 class TableReading:
     """One namespace's table as the kernel itself counts it, at one instant."""

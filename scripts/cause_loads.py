@@ -557,6 +557,19 @@ def invalid(p: Place) -> None:
     )
 
 
+def stray_errors(p: Place) -> None:
+    """ICMP errors about flows that nobody has, which a rule drops."""
+    nft(p.host, "filter hook forward priority 0", "ct state invalid counter drop")
+    out = raw(p, p.client)
+
+    def one(n: int) -> None:
+        body = struct.pack("!BBHI", 3, 3, 0, 0) + datagram(SERVER, 1024 + n, "203.0.113.9", 53)[:28]
+        body = body[:2] + struct.pack("!H", _sum(body)) + body[4:]
+        out.sendto(packet(CLIENT, SERVER, 1, body, 2)[:20] + body, (SERVER, 0))
+
+    p.repeat(p.client, 100, one)
+
+
 def rule_limit(p: Place) -> None:
     """A rule lets each source have eight connections."""
     p.kept(p.server, 8080)
@@ -900,6 +913,9 @@ FAULTS = (
         "stale NAT", stale_nat, ("stale-nat",), "10.77.2.3", beside=("udp-streams", "answered-udp")
     ),
     Case("INVALID", invalid, ("invalid",), "rule dropped"),
+    Case(
+        "INVALID, ICMP", stray_errors, ("invalid",), "rule dropped.*ICMP errors|ICMP errors.*rule"
+    ),
     Case("a rule's limit", rule_limit, ("rule-limit",), "limit of 8"),
     Case(
         "chains too long",

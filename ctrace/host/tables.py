@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ COLUMNS: Final = {
 """Names in /proc/net/stat/nf_conntrack to ``conntrack -S`` names. The columns that the
 kernel no longer fills (searched, new, ignore, delete, ...) are left out."""
 
+ICMP_APART: Final = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (5, 10)
+"""Whether ``icmp_error`` is no part of ``invalid`` here (:data:`ctrace.batch.INVALID`)."""
 HALF: Final = np.uint64(1 << 31)
 
 _Counters = npt.NDArray[np.uint64]
@@ -145,7 +148,10 @@ class TableReader:
             table.wrapped += fell.astype(np.uint64) << np.uint64(32)
         table.raw = rows
         total = (rows + table.wrapped).sum(axis=0)
-        return {COLUMNS[name]: int(n) for name, n in zip(names, total) if name in COLUMNS}
+        read = {COLUMNS[name]: int(n) for name, n in zip(names, total) if name in COLUMNS}
+        if not ICMP_APART:
+            read.pop("icmp_error", None)
+        return read
 
 
 def parse_stats(text: str) -> tuple[list[str], _Counters]:

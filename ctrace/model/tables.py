@@ -10,7 +10,7 @@ from typing import Final, Optional
 import numpy as np
 import numpy.typing as npt
 
-from ctrace.batch import Clock, Counts, Netns, TableReading
+from ctrace.batch import INVALID, Clock, Counts, Netns, TableReading
 from ctrace.model.forecast import Reading, Staying, forecast
 from ctrace.model.history import Points
 from ctrace.model.sample import Dumped, PinnedSample
@@ -324,7 +324,7 @@ class Tables:
             composition=events[3],
             off_by=self._off_by(state),
             chain_too_long=max(chains, int(state.totals()[Reason.CHAIN_TOO_LONG])),
-            invalid=state.stats.get("invalid", Rising()).total,
+            invalid=sum(state.stats.get(name, Rising()).total for name in INVALID),
             max_known=reading is not None and reading.max_known,
         )
 

@@ -59,6 +59,11 @@ def echo(kind: int, number: int) -> bytes:
     return ipv4(1, struct.pack("!BBHHH", kind, 0, 0, number, 1), 2, pseudo=False)
 
 
+def error() -> bytes:
+    """Port unreachable, about a datagram."""
+    return ipv4(1, struct.pack("!BBHI", 3, 3, 0, 0) + datagram(4000, 53)[:28], 2, pseudo=False)
+
+
 def spoiled(packet: bytes) -> bytes:
     """With another last byte."""
     return packet[:-1] + bytes([packet[-1] ^ 1])
@@ -76,9 +81,8 @@ def test_headers_and_checksums_are_read() -> None:
         open_ = parse(spoiled(good), IPV4, whole=False)
         assert open_ is not None
         assert not open_.bad, "a device fills it in later"
-    quoted = ipv4(1, struct.pack("!BBHI", 3, 3, 0, 0) + datagram(4000, 53)[:28], 2, pseudo=False)
-    error = parse(quoted, IPV4, whole=True)
-    assert error == Seen(Packet(17, THERE, HERE, 4000, 53), THERE, error=True)
+    about = parse(error(), IPV4, whole=True)
+    assert about == Seen(Packet(17, THERE, HERE, 4000, 53), THERE, error=True)
 
 
 def test_extension_headers_are_passed_over() -> None:
@@ -193,7 +197,7 @@ def test_the_cause_says_whose_and_why() -> None:
 @pytest.mark.kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_look_finds_what_the_kernel_counts_as_invalid() -> None:
-    """Three kinds from one source, beside calls that are answered and such as are refused."""
+    """Four kinds from one source, beside calls that are answered and such as are refused."""
     with Lab() as lab:
         client, server = lab.namespace("c"), lab.namespace("s", track=True)
         source, target = lab.link(client, server)
@@ -217,6 +221,7 @@ def test_a_look_finds_what_the_kernel_counts_as_invalid() -> None:
                     for packet in (
                         again(segment(SYN | ACK, 80, 1024 + number), 16, 1),
                         again(echo(0, number), 2, 0),
+                        again(error(), 2, 0),
                         spoiled(again(datagram(2000, 3000 + number), 6, 1)),
                     ):
                         raw.sendto(packet, (target, 0))
@@ -239,6 +244,6 @@ def test_a_look_finds_what_the_kernel_counts_as_invalid() -> None:
             raw.close()
     # The server resets what it was said to have asked for: INVALID, too, and no reason of its own.
     assert {(one.why, one.src) for one in found} == {
-        ("syn-ack", source), ("reply", source), ("checksum", source)
+        ("syn-ack", source), ("reply", source), ("checksum", source), ("error", source)
     }  # fmt: skip
     assert LEAST * counted * 0.5 <= sum(one.packets for one in found) <= MOST * counted

@@ -18,7 +18,7 @@ from ctrace.advice.beside.pings import Pings, Seen
 from ctrace.advice.beside.short import ephemeral, short
 from ctrace.advice.beside.strays import FEW, SECONDS, invalid_so_far, strays
 from ctrace.advice.beside.table import Ports, Reading, Towards, read
-from ctrace.batch import Batch, TableReading, inode_of
+from ctrace.batch import Batch, TableReading, inode_of, invalid
 from ctrace.beside import MOST, Beside, PortsTaken, Refusing, Short, Stray
 from ctrace.errors import CtraceError, for_later
 from ctrace.host.netns import Way, find
@@ -110,12 +110,12 @@ class Reader:
         """Tables in whose namespaces packets were INVALID lately."""
         now, rose = time.monotonic(), {}
         for table in tables:
-            lost = table.stats.get("invalid", 0)
+            lost = invalid(table.stats)
             before, when = self._rose.get(table.netns, (lost, -LATELY))
             rose[table.netns] = lost, now if lost - before >= FEW else when
         self._rose = rose
         lately = (t for t in tables if now - rose[t.netns][1] < LATELY)
-        return sorted(lately, key=lambda t: -t.stats.get("invalid", 0))[:SPACES]
+        return sorted(lately, key=lambda t: -invalid(t.stats))[:SPACES]
 
     def _work(self) -> None:
         for number in count():

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final, Optional
 
+from ctrace.batch import invalid
 from ctrace.beside import Stray
 from ctrace.host import ctnetlink
 from ctrace.host.ctnetlink import Packet
@@ -39,8 +40,8 @@ LOOSE: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"
 
 
 def invalid_so_far(netns_path: str) -> int:
-    """INVALID packets by the kernel's own counter. Raises CtraceError."""
-    return ctnetlink.statistics(netns_path).get("invalid", 0)
+    """INVALID packets by the kernel's own counters. Raises CtraceError."""
+    return invalid(ctnetlink.statistics(netns_path))
 
 
 def strays(netns_path: str, rules: Told) -> tuple[Stray, ...]:

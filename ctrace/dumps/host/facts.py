@@ -197,7 +197,9 @@ def _counters(line: str, about: Context, found: Found, space: Space, at: Optiona
         values = [int(word, 16) for word in line.split()]
         first = not about.state["rows"]
         about.state["rows"] = "yes"
-        known = [(COLUMNS[n], v) for n, v in zip(names, values) if n in COLUMNS]
+        # Whether the second is a part of the first depends on the kernel.
+        apart = COLUMNS.keys() - {"icmp_error"}
+        known = [(COLUMNS[n], v) for n, v in zip(names, values) if n in apart]
         _count(space, at, [n for n, _ in known], [v for _, v in known], first)
         return True
     return _old_counter(line, about, space, at)

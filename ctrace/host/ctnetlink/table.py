@@ -37,6 +37,7 @@ from ctrace.host.ctnetlink.socket import (
     opened,
 )
 from ctrace.host.netns import enter
+from ctrace.host.tables import ICMP_APART
 from ctrace.record import Events, Kind, join
 
 CHUNK: Final = 1 << 20
@@ -210,7 +211,7 @@ def statistics(path: str) -> dict[str, int]:
                     size, kind = struct.unpack_from("=HH", data.data, at)
                     (value,) = struct.unpack_from(">I", data.data, at + 4)
                     name = STATISTICS.get(kind & 0x3FFF)
-                    if name:
+                    if name and (ICMP_APART or name != "icmp_error"):
                         total[name] = total.get(name, 0) + value
                     at += max((size + 3) & ~3, 4)
     return total
