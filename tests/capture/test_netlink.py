@@ -10,21 +10,17 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from kit.tracing import spaces
 from kit.traffic import Flow, tcp_connections, tcp_server, udp_flows, udp_server
 from kit.turns import lowered
 
 from ctrace.capture.netlink.listener import NetlinkCapture, Receiver
 from ctrace.capture.netlink.reasons import merge
 from ctrace.host import ctnetlink
-from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node
 from ctrace.record import N_REASONS, Events, Kind, Reason, Status, address_text, join
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-
-
-def spaces(*nodes: Node) -> list[Namespace]:
-    return [Namespace(node.inum, node.name, node.path) for node in nodes]
 
 
 @contextmanager

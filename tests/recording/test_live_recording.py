@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-import numpy as np
 import pytest
-from kit.command import command, said
+from kit.command import said
+from kit.recorder import fill_up, kinds, pair, report, rules_in, running, table
 from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 import ctrace
 from ctrace.advice.again import facts_of
 from ctrace.capture import open_live
-from ctrace.demo.scene import Scene, SmallTable
 from ctrace.errors import CtraceError
 from ctrace.filters import Filter
-from ctrace.host import ctnetlink
 from ctrace.lab import Lab, Node
 from ctrace.live.adviser import FeedAdviser, recorded_facts
-from ctrace.live.feed import LiveFeed
 from ctrace.live.replay import ReplayFeed
 from ctrace.model.model import Model
 from ctrace.model.snapshot import GROUPS, Snapshot
-from ctrace.record import Events, Kind, Reason, join, words
+from ctrace.record import Kind, Reason, join
 from ctrace.recording.recorder import host_facts
 from ctrace.recording.writer import Writer
 
@@ -45,103 +36,6 @@ pytestmark = pytest.mark.kernel
 CTRACE = [sys.executable, "-m", "ctrace"]
 ROOM = 400
 """Places that the tests leave free in a table."""
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
-def pair(lab: Lab) -> tuple[Node, Node, str]:
-    """Two namespaces, the first of them tracked, and the second's address."""
-    here, there = lab.namespace("here", track=True), lab.namespace("there")
-    _, target = lab.link(here, there)
-    outlive(here)
-    return here, there, target
-
-
-def outlive(node: Node) -> None:
-    """No entry expires while a test runs, however busy the machine is."""
-    for name in ("udp_timeout", "udp_timeout_stream", "tcp_timeout_time_wait"):
-        node.sysctl(f"net.netfilter.nf_conntrack_{name}", 600)
-
-
-def fill_up(node: Node, room: int) -> None:
-    """Leave this many places in the namespace's table."""
-    limit = int(node.sysctl("net.netfilter.nf_conntrack_max"))
-    assert limit, "no limit, so no table can be full"
-    ctnetlink.fill(node.path, limit - room - node.count(), timeout=3600)
-
-
-class Running:
-    """A command, and what it says."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            **command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert self.process.stderr is not None
-        assert self.process.stdout is not None
-        self.said = b""
-
-    def until(self, words: bytes, timeout: float = 60.0) -> None:
-        """Wait until it has said this on standard error."""
-        deadline = time.monotonic() + timeout
-        assert self.process.stderr is not None
-        while words not in self.said:
-            assert time.monotonic() < deadline, self.said
-            if select.select([self.process.stderr], [], [], 0.1)[0]:
-                more = os.read(self.process.stderr.fileno(), 1 << 16)
-                assert more, self.said
-                self.said += more
-
-    def frame(self) -> dict[str, Any]:
-        """The next JSON line."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def end(self, how: signal.Signals = signal.SIGINT) -> int:
-        """Send a signal; the exit status."""
-        self.process.send_signal(how)
-        self.said += self.process.communicate(timeout=60)[1]
-        return self.process.returncode
-
-
-@contextmanager
-def running(*arguments: object) -> Iterator[Running]:
-    one = Running(*arguments)
-    try:
-        yield one
-    finally:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.communicate()
-
-
-def report(path: Path, *options: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
-        said("report", path, "-o", "json", "--limit", "1000", *options)
-    )
-    return found
-
-
-def table(data: dict[str, Any], node: Node) -> dict[str, Any]:
-    """What is said of the namespace's table: counters are kept for the whole host."""
-    found: dict[str, Any] = next(one for one in data["tables"] if one["netns"] == node.inum)
-    return found
-
-
-def kinds(path: Path) -> Counter[int]:
-    """How many records of each kind are in the file."""
-    found: Counter[int] = Counter()
-    with ctrace.open(str(path)) as recording:
-        for batch in recording:
-            found.update(batch.events["kind"].tolist())
-    return found
 
 
 def by_key(data: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -267,149 +161,6 @@ def test_a_replay_shows_what_the_screen_showed_at_every_moment(lab: Lab, tmp_pat
         assert feed.error is None
 
 
-@pytest.mark.machine
-@pytest.mark.usefixtures("few_places")
-def test_a_flight_recorder_keeps_what_surrounds_a_full_table(lab: Lab, tmp_path: Path) -> None:
-    """Calm, refusals, calm: the calm far from the refusals leaves the disk."""
-    here, _, target = pair(lab)
-    where = tmp_path / "ring"
-    with running(
-        "record", "-o", where, "--netns", here.inum, "--ring", "64M", "--trigger", "drop",
-        "--before", "3s", "--after", "2s",
-    ) as record:  # fmt: skip
-        record.until(b"recording to")
-        begun = time.time()
-        calm = 0
-        while time.time() < begun + 8:
-            calm += len(udp_flows(here, (target, 53), 10, first_port=20000 + calm).flows)
-            time.sleep(0.2)
-        early = sum(path.stat().st_size for path in where.iterdir())
-        fill_up(here, 30)
-        # filling takes a busy machine longer than what is kept before
-        calm += len(udp_flows(here, (target, 53), 10, first_port=20000 + calm).flows)
-        before, first = here.stats()["drop"], time.time()
-        refused = len(udp_flows(here, (target, 8125), 300, first_port=40000).refused)
-        last = time.time()
-        ctnetlink.flush(here.path)
-        while time.time() < last + 12:
-            calm += len(udp_flows(here, (target, 53), 10, first_port=20000 + calm).flows)
-            time.sleep(0.2)
-        assert record.end() == 0
-    assert early < 64 << 20
-    assert refused == here.stats()["drop"] - before > 200
-    kept = sorted(where.iterdir())
-    assert kept
-    assert all(path.name.endswith(".kept.ctrace") for path in kept)
-    data = report(where)
-    assert table(data, here)["totals"]["drop"] == refused
-    bursts = [datetime.fromisoformat(text.rstrip("Z") + "+00:00") for text in data["drop_bursts"]]
-    assert any(first - 1 < burst.timestamp() < last + 1 for burst in bursts)
-    with ctrace.open(str(where)) as recording:
-        start, end = (recording.clock.utc(t) / 1e9 for t in (recording.started, recording.until))
-        ports = Counter[int]()
-        for batch in recording:
-            fresh = batch.events[batch.events["kind"] == Kind.INSERT]
-            ports.update(fresh["dport"].tolist())
-    # All that was asked for, and a segment of a second more at most at either end, and the
-    # time that filling the table and the recorder's own clockwork take.
-    assert begun + 1 < start < first - 2
-    assert last + 1 < end < last + 10
-    assert 0 < ports[53] < calm
-
-
-@pytest.mark.machine
-@pytest.mark.usefixtures("few_places")
-def test_drops_outside_the_filter_neither_trigger_nor_count(lab: Lab, tmp_path: Path) -> None:
-    """Refusals in another namespace, then to another port, then those that were asked for."""
-    here, _, target = pair(lab)
-    other, beyond = lab.namespace("other", track=True), lab.namespace("beyond")
-    _, elsewhere = lab.link(other, beyond)
-    of_netns, of_flows = tmp_path / "netns", tmp_path / "flows"
-    common = ("--netns", here.inum, "--trigger", "drop", "--before", "5s", "--after", "3s")
-
-    def refuse(node: Node, where: tuple[str, int], n: int) -> int:
-        fill_up(node, 20)
-        before = node.stats()["drop"]
-        refused = len(udp_flows(node, where, n, first_port=40000).refused)
-        assert refused == node.stats()["drop"] - before > n // 2
-        time.sleep(4.0)  # more than the time kept after one
-        return refused
-
-    def keeps(where: Path) -> bool:
-        until = time.monotonic() + 120
-        while not kept(where) and time.monotonic() < until:
-            time.sleep(0.2)
-        return bool(kept(where))
-
-    with (
-        running("record", "-o", of_netns, *common) as first,
-        running("record", "-o", of_flows, *common, "-p", "udp", "--dport", 53) as second,
-    ):
-        first.until(b"recording to")
-        second.until(b"recording to")
-        refuse(other, (elsewhere, 53), 300)
-        ctnetlink.flush(other.path)
-        assert kept(of_netns) == kept(of_flows) == []
-        at = time.time()
-        others = refuse(here, (target, 8125), 300)
-        assert keeps(of_netns)
-        assert kept(of_flows) == []
-        wanted = refuse(here, (target, 53), 200)
-        assert first.end() == second.end() == 0
-    assert kept(of_flows)
-    whole, some = report(of_netns), report(of_flows)
-    assert table(whole, here)["totals"]["drop"] == whole["totals"]["drop"] == others + wanted
-    assert some["totals"]["drop"] == wanted == sum(v["drops"] for v in some["victims"])
-    assert len(some["drop_bursts"]) == 1
-    bursts = [datetime.fromisoformat(b.rstrip("Z") + "+00:00") for b in whole["drop_bursts"]]
-    assert min(burst.timestamp() for burst in bursts) > at
-
-
-def kept(where: Path) -> list[str]:
-    return sorted(path.name for path in where.iterdir() if path.name.endswith(".kept.ctrace"))
-
-
-def test_a_calm_flight_recorder_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
-    here, _, target = pair(lab)
-    where = tmp_path / "ring"
-    with running(
-        "record", "-o", where, "--netns", here.inum, "--trigger", "fill=90", "--before", "2s"
-    ) as record:
-        record.until(b"recording to")
-        for turn in range(8):
-            udp_flows(here, (target, 53), 10, first_port=20000 + turn * 10)
-            time.sleep(0.5)
-        assert record.end(signal.SIGTERM) == 0
-    assert b"nothing was kept, as no trigger fired" in record.said
-    assert list(where.iterdir()) == []
-
-
-def started(where: Path) -> float:
-    """When what is kept begins (UTC)."""
-    with ctrace.open(str(where)) as recording:
-        return recording.clock.utc(recording.started) / 1e9
-
-
-@pytest.mark.slow
-def test_keep_forgets_what_is_older(lab: Lab, tmp_path: Path) -> None:
-    here, _, target = pair(lab)
-    where = tmp_path / "ring"
-    with running("record", "-o", where, "--netns", here.inum, "--keep", "4s") as record:
-        record.until(b"recording to")
-        begun = time.time()
-        sent = 0
-        while time.time() < begun + 12 or started(where) <= begun + 4:
-            assert time.time() < begun + 180
-            sent += len(udp_flows(here, (target, 53), 10, first_port=20000 + sent).flows)
-            time.sleep(0.2)
-        assert record.end() == 0
-    assert started(where) > begun + 4
-    with ctrace.open(str(where)) as recording:
-        old = [int((batch.events["kind"] == Kind.EXISTING).sum()) for batch in recording]
-    # What was alive when the oldest segment began is told, though its insert is forgotten.
-    assert old[0] > 0
-
-
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_however_it_ends_the_file_is_readable_and_nothing_is_left(
     lab: Lab, tmp_path: Path, how: str
@@ -441,127 +192,6 @@ def test_however_it_ends_the_file_is_readable_and_nothing_is_left(
     assert inserted >= sent if how == "SIGKILL" else inserted == sent + 50, (inserted, sent)
     assert [one.name for one in tmp_path.iterdir()] == ["a.data"]
     assert "udp/8125" in said("report", path)
-
-
-def identity(events: Events) -> Counter[bytes]:
-    """Entries by what tells them apart: both tuples, the ports and the protocol."""
-    return Counter(
-        bytes(row[2:11]) + bytes(event["proto"])
-        for row, event in zip(words(events), events, strict=True)
-    )
-
-
-@pytest.mark.machine
-@pytest.mark.usefixtures("few_places")
-def test_a_recording_begun_in_the_demo_knows_its_table_but_for_the_ballast(tmp_path: Path) -> None:
-    path = str(tmp_path / "now.data")
-    with Scene() as scene:
-        assert scene.ballast
-        outlive(scene.host)
-        wanted = Filter(netns=scene.host.inum)
-        feed = LiveFeed(lambda: SmallTable(open_live(wanted, seed=False), scene), interval=0.3)
-        try:
-            assert feed.wait(None, 60) is not None
-            udp_flows(scene.host, (scene.address, 53), 100)
-            seen = feed.wait(feed.latest(), 60)
-            assert feed.wait(seen, 60) is not None  # so the batch that has them is over
-            # What the screen shows is what the kernel counts, but for the ballast.
-            entries = scene.host.count() - scene.ballast
-            feed.record(path)
-            udp_flows(scene.host, (scene.address, 53), 30, first_port=30000)
-            writer, deadline = feed._writer, time.monotonic() + 240
-            assert writer is not None
-            while not writer.complete:  # a large table takes a while to read
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            assert feed.stop_recording() == path
-        finally:
-            feed.close()
-        assert feed.error is None
-    with ctrace.open(path) as recording:
-        events = join([batch.events for batch in recording])
-        assert not list(recording.notes())
-    there = events[events["kind"] == Kind.EXISTING]
-    assert 100 <= len(there) <= entries
-    assert set(there["sport"][there["dport"] == 53].tolist()) >= set(range(20000, 20100))
-    assert int(((events["kind"] == Kind.INSERT) & (events["sport"] >= 30000)).sum()) >= 30
-
-
-def counted(seen: Snapshot, node: Node) -> int:
-    """Entries in the namespace's table, as the screen has it."""
-    return sum(one.count for one in seen.tables if one.netns == node.inum)
-
-
-@pytest.mark.parametrize("hooks", [None, "netlink"], ids=["best", "netlink"])
-def test_a_recording_begun_at_the_screen_holds_what_record_would(
-    lab: Lab, tmp_path: Path, hooks: Optional[str]
-) -> None:
-    """Facts, rules, names and the entries alive when it began, while traffic goes on."""
-    here, _, target = pair(lab)
-    path = str(tmp_path / "now.data")
-    feed = LiveFeed(lambda: open_live(Filter(netns=here.inum), hooks=hooks), interval=0.3)
-    try:
-        assert feed.wait(None, 60) is not None
-        udp_flows(here, (target, 53), 200)
-        here.run(["conntrack", "-D", "-p", "udp", "--orig-port-src", "20007"])
-        seen = feed.latest()
-        # The kernel's counters know of the end before its event has come: until then the entry
-        # was there when the recording began.
-        while seen is None or (seen.totals.deleted, seen.held_total) != (1, 199):
-            seen = feed.wait(seen, 60)  # the suite's own time limit ends it otherwise
-        sending = threading.Thread(
-            target=udp_flows, args=(here, (target, 8125), 3000), kwargs={"first_port": 30000}
-        )
-        sending.start()
-        feed.record(path)
-        assert feed.recording == path
-        sending.join()
-        here.run(["conntrack", "-D", "-p", "udp", "--orig-port-src", "20008"])
-        # The kernel's count may be of a moment whose events come later: until it is read again.
-        while seen is None or (seen.totals.deleted, seen.held_total, counted(seen, here)) != (
-            2,
-            3198,
-            3198,
-        ):
-            seen = feed.wait(seen, 60)
-        assert feed.stop_recording() == path
-        entries = ctnetlink.dump(here.path)
-    finally:
-        feed.close()
-    with ctrace.open(path) as recording:
-        assert recording.ended == "ended at the screen"
-        got = list(recording)
-        events = join([batch.events for batch in got])
-        header, rules = recording.header, dict(recording.rulesets())
-        assert list(recording.notes()) == []
-    assert "net.netfilter.nf_conntrack_max" in header.facts
-    assert '\\"prerouting\\"' in rules[here.inum]
-    names = {inum: n for batch in got for inum, n in batch.names.netns.items()}
-    assert set(here.addresses["there"]) <= set(names[here.inum].addresses)
-    if header.hooks.owners:
-        owners = {owner.pid for batch in got for owner in batch.names.owners.values()}
-        assert os.getpid() in owners
-    before = events[events["kind"] == Kind.EXISTING]
-    assert (before["ts"] >= header.started).all()
-    assert (before["dport"] == 53).sum() == 199
-    live = identity(events[np.isin(events["kind"], (Kind.EXISTING, Kind.INSERT))])
-    live.subtract(identity(events[events["kind"] == Kind.DESTROY]))
-    assert +live == identity(entries)
-    assert not -live
-    told = table(report(Path(path)), here)
-    assert told["count"] == len(entries)
-    # The counters that it begins with are read after the events before them: of the first ones
-    # some are counted there already.
-    inserts = [int((batch.events["kind"] == Kind.INSERT).sum()) for batch in got]
-    first = next(n for n in inserts if n)
-    assert sum(inserts) - first <= told["totals"]["insert"] <= sum(inserts)
-    assert told["totals"]["deleted"] == 1
-
-
-def rules_in(path: Path) -> dict[int, str]:
-    """Rules of each namespace that the file has by now."""
-    with ctrace.open(str(path)) as recording:
-        return dict(recording.rulesets())
 
 
 def test_a_recording_is_advised_on_by_the_rules_that_were_there(lab: Lab, tmp_path: Path) -> None:
