@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 import click
+from click.testing import CliRunner
 
 from ctrace.cli import VERBS, cli, main
 
@@ -62,6 +63,13 @@ def said(*words: object) -> str:
     """What it prints; the rest of it when it fails."""
     done = ctrace(*words)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """What it prints, run in this process; it has to end with ``code``."""
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == code, done.output
     return done.stdout
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, Owner, SelfCost, TableReading
+from ctrace.model.model import Model
+from ctrace.model.snapshot import Snapshot
 from ctrace.record import (
     MAPPED_PREFIX,
     N_REASONS,
@@ -213,3 +215,18 @@ def write(path: Path, batches: list[Batch], host: str = "web1") -> Path:
         for batch in batches:
             writer.write(batch)
     return path
+
+
+def model() -> Model:
+    """A model of the recording's host, without events."""
+    head = header()
+    return Model(head.hooks, head.clock, head.started, host=head.host)
+
+
+def at(truth: list[Batch], until: int) -> Snapshot:
+    """What a live screen would have shown then."""
+    live = model()
+    for batch in truth:
+        if batch.until <= until:
+            live.update(batch)
+    return live.snapshot(limit=200)

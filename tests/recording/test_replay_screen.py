@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from recording.test_over_recordings import at
+from kit.screen import shown
+from kit.synthetic import at
 from textual.pilot import Pilot
 
 import ctrace
@@ -38,10 +39,6 @@ async def arrived(pilot: Pilot[None], feed: ReplayFeed) -> None:
     while not await asyncio.to_thread(feed.settle, 0.1):
         pass
     await pilot.pause(0.25)
-
-
-def shown(app: TopApp) -> str:
-    return "\n".join(line.plain for line in app.painted.lines)
 
 
 @pytest.mark.slow
