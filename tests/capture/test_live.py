@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kit import traffic
-from kit.tracing import identity, linked, of
+from kit.running.tracing import identity, linked, of
 
 from ctrace.batch import LOWEST_INODE, Batch
 from ctrace.capture import open_live, poller

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from kit.tracing import spaces
+from kit.running.tracing import spaces
 from kit.traffic import Flow, tcp_connections, tcp_server, udp_flows, udp_server
 from kit.turns import lowered
 

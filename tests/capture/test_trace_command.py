@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kit import traffic
 from kit.command import command, ctrace
-from kit.tracing import linked
+from kit.running.tracing import linked
 
 from ctrace.batch import Clock, Names, Netns, Owner
 from ctrace.lab import Lab

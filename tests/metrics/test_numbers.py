@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.scrapes import snapshot, values
+from kit.running.scrapes import snapshot, values
 from kit.synthetic import incident, write
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from kit.command import command
-from kit.scrapes import snapshot, values
+from kit.running.scrapes import snapshot, values
 from kit.traffic import tcp_connections, tcp_server, udp_flows
 
 from ctrace.lab import Lab

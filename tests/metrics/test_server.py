@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from kit.scrapes import snapshot, values
+from kit.running.scrapes import snapshot, values
 
 from ctrace.errors import CtraceError, UsageError
 from ctrace.view.export.openmetrics import CONTENT_TYPE_LATEST, Exposition

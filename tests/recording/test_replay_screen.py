@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from kit.screen import shown
+from kit.running.screen import shown
 from kit.synthetic import at
 from textual.pilot import Pilot
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kit import samples
 from kit.feeds import FixedFeed
-from kit.screen import Advice, drive, shown
+from kit.running.screen import Advice, appears, drive, shown
 from textual.pilot import Pilot
 
 from ctrace.live.protocol import Phase
@@ -154,8 +154,7 @@ def test_what_a_feed_has_to_say_is_shown() -> None:
 
     async def look(app: TopApp, pilot: Pilot[None]) -> None:
         feed.phase = Phase("live", "recording stopped: no space left on device")
-        await pilot.pause(0.3)
-        assert "recording stopped: no space left on device" in shown(app)
+        await appears(app, pilot, "recording stopped: no space left on device")
 
     drive(look, feed)
 
@@ -220,12 +219,10 @@ def test_a_paused_screen_stands_still() -> None:
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("space")
         feed.at = 1
-        await pilot.pause(0.3)
-        assert "PAUSED" in shown(app)
+        await appears(app, pilot, "PAUSED")
         assert "FULL" not in shown(app)
         await pilot.press("space")
-        await pilot.pause(0.3)
-        assert "FULL" in shown(app)
+        await appears(app, pilot, "FULL")
 
     drive(keys, feed)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kit import samples
 from kit.feeds import FixedFeed, RecordingFeed, TravelFeed
-from kit.screen import Advice, drive, shown
+from kit.running.screen import Advice, appears, drive, shown
 from textual.pilot import Pilot
 
 from ctrace.errors import CtraceError
@@ -31,8 +31,7 @@ def test_advice_is_shown_and_applied_only_when_typed() -> None:
         await pilot.press("p")
         assert not app._prompt.display
         await pilot.press("a")
-        await pilot.pause(0.4)
-        assert "advice for node-17" in shown(app)
+        await appears(app, pilot, "advice for node-17")
         assert "counter notrack" not in shown(app)
         assert "x shows the rules" in shown(app)
         unsafe = next(one for one in app.painted.lines if "tcp/8063 unsafe" in one.plain)
@@ -46,9 +45,8 @@ def test_advice_is_shown_and_applied_only_when_typed() -> None:
         assert "nothing was changed" in shown(app)
         assert "NOTRACK" in first_remedy(app)
         await pilot.press("p", *"apply", "enter")
-        await pilot.pause(0.4)
+        await appears(app, pilot, "in place")
         assert adviser.done == ["apply"]
-        assert "in place" in shown(app)
         await pilot.press("pagedown", "end", "home", "a")
         assert app.state.mode == "top"
         assert "on trial" in shown(app)  # on every page: it may revert unseen otherwise
@@ -72,8 +70,7 @@ def test_advice_that_fails_is_a_line_not_a_crash() -> None:
 
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("a")
-        await pilot.pause(0.4)
-        assert "the ruleset cannot be read" in shown(app)
+        await appears(app, pilot, "the ruleset cannot be read")
         await pilot.press("p")
         assert "no advice yet" in shown(app)
 
@@ -115,8 +112,7 @@ def test_a_replay_travels() -> None:
         assert feed.speed == 2.0
         await pilot.press("left_square_bracket", "space", "home")
         assert feed.at == 2
-        await pilot.pause(0.2)
-        assert "10:03:07" in shown(app)
+        await appears(app, pilot, "10:03:07")
         assert "paused" in shown(app) or not feed.paused
         await pilot.click(offset=(60, 38))
         assert feed.at in (4, 5)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kit import samples
 from kit.feeds import FixedFeed, RecordingFeed, TravelFeed
-from kit.screen import Advice, drive, shown
+from kit.running.screen import Advice, drive, shown
 from textual.pilot import Pilot
 
 from ctrace.model.snapshot import GROUPS, Snapshot

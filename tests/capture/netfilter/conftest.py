@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from kit import traffic
-from kit.tracing import Trace
+from kit.running.tracing import Trace
 
 from ctrace.filters import Filter
 from ctrace.host import ctnetlink

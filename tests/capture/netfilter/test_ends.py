@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from kit import traffic
-from kit.tracing import Trace, both_tuples, spaces
+from kit.running.tracing import Trace, both_tuples, spaces
 
 from ctrace.lab import Lab, Node
 

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from kit import traffic
-from kit.tracing import Trace, both_tuples, flows, of, spaces, tcp_packet
+from kit.running.tracing import Trace, both_tuples, flows, of, spaces, tcp_packet
 
 from ctrace.filters import Filter, parse_network
 from ctrace.host import ctnetlink

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kit import traffic
 from kit.nfqueue import Queue
-from kit.tracing import Trace, flows, of, tcp_packet, udp_packet
+from kit.running.tracing import Trace, flows, of, tcp_packet, udp_packet
 
 from ctrace.capture.hooks.netfilter import without_retracted
 from ctrace.host import ctnetlink

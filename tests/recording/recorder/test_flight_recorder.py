@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from kit.recorder import fill_up, pair, report, running, table
+from kit.running.recorder import fill_up, pair, report, running, table
 from kit.traffic import udp_flows
 
 import ctrace

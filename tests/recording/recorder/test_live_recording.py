@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from kit.command import said
-from kit.recorder import fill_up, kinds, pair, report, rules_in, running, table
+from kit.running.recorder import fill_up, kinds, pair, report, rules_in, running, table
 from kit.traffic import tcp_connections, tcp_server, udp_flows, udp_server
 
 import ctrace

@@ -10,8 +10,8 @@ from typing import Optional
 
 import numpy as np
 import pytest
-from kit.recorder import outlive, pair, report, table
-from kit.tracing import identity
+from kit.running.recorder import outlive, pair, report, table
+from kit.running.tracing import identity
 from kit.traffic import udp_flows
 
 import ctrace

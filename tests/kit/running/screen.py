@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Optional
 
@@ -79,3 +80,11 @@ def drive(
 
 def shown(app: TopApp) -> str:
     return "\n".join(line.plain for line in app.painted.lines)
+
+
+async def appears(app: TopApp, pilot: Pilot[None], text: str) -> None:
+    """Wait until the screen shows this, however busy the machine is."""
+    end = time.monotonic() + 60
+    while text not in shown(app) and time.monotonic() < end:
+        await pilot.pause(0.05)
+    assert text in shown(app)
