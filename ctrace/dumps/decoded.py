@@ -32,6 +32,8 @@ _QUOTED: Final = re.compile(rb"(?:> ?)+")
 _MAILED: Final = re.compile(rb"(?:src|port|mark)=3D")
 """An equal sign as mail has it (quoted-printable)."""
 _NULS: Final = re.compile(rb"\0+")
+_INVISIBLE: Final = (codecs.BOM_UTF8, "\N{ZERO WIDTH SPACE}".encode())
+"""What stands where one text was put behind another, and in what pages show."""
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}".encode()
 """What pages have in place of several spaces."""
 
@@ -89,6 +91,9 @@ def _wide(first: bytes) -> str:
 def _plain(data: bytes) -> bytes:
     if b"\x1b" in data:
         data = _COLOUR.sub(b"", data)
+    for mark in _INVISIBLE:
+        if mark in data:
+            data = data.replace(mark, b"")
     if b"\0" in data:  # a crash leaves them in a log
         data = _NULS.sub(b"\n", data)
     if _NO_BREAK in data and b"src=" in data:  # rules may have one in a comment, and keep it

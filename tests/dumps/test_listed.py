@@ -234,3 +234,34 @@ def test_a_name_with_the_number_of_another_protocol_is_not_read(n: int) -> None:
     one = found(right + ONE.replace("tcp      6", "tcp      17") + "\n")
     assert (one.spool.n, one.unread.count) == (n, 1)
     assert one.unread.first[0][1:] == (n + 1, "a protocol's name with the number of another")
+
+
+@pytest.mark.parametrize("line", [
+    "net.netfilter.nf_conntrack_max = 262,144", "nf_conntrack_max: 262.144",
+    "nf_conntrack_max 262 144",
+    "| net.netfilter.nf_conntrack_max | 262144 |", '  "net.netfilter.nf_conntrack_max": "262144",',
+    "net.netfilter.nf_conntrack_max -> 262'144",
+])  # fmt: skip
+def test_a_number_is_read_as_people_write_it(line: str) -> None:
+    one = found(line + "\n")
+    assert one.space().sysctls == {"net.netfilter.nf_conntrack_max": "262144"}
+    assert one.unread.count == 0
+
+
+@pytest.mark.parametrize(("text", "times", "refused"), [
+    (f"[1.5] {FULL[:-4]}>\n[9.5] net_ratelimit: 7 callb>", 1, 8),
+    (f"[1.5] {FULL[:-10]}...\n[2.5] nf_conntrack: nf_conntrack: table full\u2026", 2, 2),
+    ('[root@gw ~]# dmesg | grep -c "table full"\n1234', 1234, 1234),
+    (f"[root@gw ~]# grep 'table full' /var/log/messages | wc -l\n7\n# dmesg\n[1.5] {FULL}", 7, 7),
+    ("# grep -c conntrack /var/log/messages\n12", 0, 0),
+])  # fmt: skip
+def test_messages_that_a_window_cuts_or_somebody_counts(
+    text: str, times: int, refused: int
+) -> None:
+    one = found(text + "\n")
+    assert (one.log.full, one.log.refused) == (times, refused)
+
+
+def test_texts_put_behind_one_another_keep_their_first_lines() -> None:
+    one = found(f"{ONE}\n\ufeff{ONE.replace('63518', '63519')}\n")
+    assert (one.spool.n, one.unread.count) == (2, 0)

@@ -16,9 +16,12 @@ _SETTING: Final = re.compile(
     r"\s*(?:=>|[=:])\s?(.*)$"
 )
 _SHORT: Final = re.compile(
-    r"^(?!\S*(?:etc/|\.conf))(?:\S{1,200}[:|] ?)?(?:[\w/.-]{1,80}[./])?"
-    r"((?:nf|ip)_conntrack_(?:max|count|buckets|\w*timeout\w*))(?:\s*[=:]\s*|\s+)(\d+)$"
+    r"^(?!\S*(?:etc/|\.conf))(?:\S{1,200}[:|] ?)?[|\"' ]{0,3}(?:[\w/.-]{1,80}[./])?"
+    r"((?:nf|ip)_conntrack_(?:max|count|buckets|\w*timeout\w*))"
+    r"[\"']?(?:\s*(?:[=-]>|[=:|])\s*|\s+)[\"']?(\d{1,3}(?:[,._' ]\d{3})+|\d+)[\"',| ]{0,3}$"
 )
+_GROUPED: Final = re.compile(r"\d{1,3}(?:[,._' ]\d{3})+")
+"""A number whose thousands somebody set apart."""
 _MODULE: Final = re.compile(
     r"^(\w+)\s+(\d+)\s+(-?\d+)(?:\s+([\w,\[\]-]+))?(?:\s+\w+\s+0x[0-9a-f]+.*)?\s*$"
 )
@@ -74,6 +77,9 @@ _LISTED_MORE: Final = re.compile(
 )
 _SWAPPED: Final = str.maketrans("./", "/.")
 MOST_SETTINGS: Final = 40_000
+_COUNTS_FULL: Final = re.compile(
+    r"\bz?[ef]?grep (?:-[a-z]+ )*(?:-[a-z]*c|--count\b).*table full|table full.*\| ?wc -l$"
+)
 _UP: Final = re.compile(r"\bup (?:(\d+) days?, +)?(?:(\d+):(\d\d)|(\d+) min)")
 _IDLE_HEADS: Final = re.compile(
     r"^(Module\s+Size\s+Used|State\s+Recv|Netid\s+State|Proto\s+Re[cf]|slabinfo - |"
@@ -99,7 +105,10 @@ def _setting(line: str, about: Context, found: Found, space: Space, at: Optional
         _path(space, said[1], said[2])
         if name.startswith(("nf_conntrack", "ip_conntrack")):
             name = "net.netfilter." + name.replace("ip_conntrack", "nf_conntrack")
-        _sysctl(space, name, said[2])
+        value = said[2].strip()
+        if "_conntrack_" in name and _GROUPED.fullmatch(value):
+            value = re.sub(r"\D", "", value)
+        _sysctl(space, name, value)
         return True
     if len(about.settings) > 1 and _SEVERAL.fullmatch(line):
         values = re.findall(r"\d+", line)
@@ -308,6 +317,8 @@ def _other(line: str, about: Context, found: Found, space: Space, at: Optional[f
         _named(found, line)
     elif about.about == "kernel" and re.fullmatch(r"\d[\w.+-]{1,64}", line):
         found.kernel = line
+    elif line.isdigit() and len(line) < 12 and _COUNTS_FULL.search(about.command):
+        found.log.counted(int(line))
     elif line == "made by ctrace collect":
         found.whole = True
     else:

@@ -15,12 +15,19 @@ _FIELD: Final = re.compile(
 )
 _OBJECT: Final = re.compile(r'"(?:MESSAGE|pri)"\s*:')
 _PAIR: Final = re.compile(
-    r'"(MESSAGE|__REALTIME_TIMESTAMP|msg|time)"\s*:\s*(?:"([^"]{0,400})"|([\d.]{1,30}))'
+    r'"(MESSAGE|__REALTIME_TIMESTAMP|msg|time)"\s*:\s*'
+    r'(?:"([^"]{0,400})"|([\d.]{1,30})|\[([\d, ]{1,1900})\])'
 )
+"""A text that is not UTF-8 is a list of its bytes."""
 _EDGE: Final = re.compile(r'\s*(?:"dmesg"\s*:\s*\[|[\[\]{}],?)?')
 _BEGINS: Final = re.compile(
     r'\s*(?:__CURSOR=|"(?:_[A-Z_]+|MESSAGE|PRIORITY|SYSLOG_[A-Z_]+)"\s*:|"dmesg"\s*:)'
 )
+
+
+def _text(listed: str) -> str:
+    """The ASCII of a list of bytes."""
+    return "".join(chr(int(one)) for one in re.findall(r"\d{1,3}", listed) if 31 < int(one) < 127)
 
 
 class Fields:
@@ -41,7 +48,10 @@ class Fields:
         begins = line.find("{")
         if begins >= 0 and _OBJECT.search(line, begins):
             self._end()
-            self._have = {name: text or bare for name, text, bare in _PAIR.findall(line)}
+            self._have = {
+                name: text or bare or _text(listed)
+                for name, text, bare, listed in _PAIR.findall(line)
+            }
             self._end()
             return True
         if not self._open and not _BEGINS.match(line):

@@ -38,6 +38,7 @@ _SHAPE: Final = re.compile(
     r"(?(kmsg)|\s+)(?P<text>.*)"
 )
 _FROM: Final = re.compile(
+    r"(?:std(?:out|err) F )?"
     r"(?:(?P<host>(?!(?:kern|user|daemon|syslog|local\d)\.[a-z]+ )\S+) (?:\w+\.\w+ )?"
     r"kernel(?:\[\d+\])?: |\w+\.\w+ kernel: )?"
     r"(?:\[\s*(?P<boot>\d{1,12}\.\d{1,9})\] )?(?P<text>.*)"
@@ -52,14 +53,22 @@ _FOREIGN: Final = re.compile(
 """A time whose month is written in another language."""
 _CUT: Final = re.compile(r"kernel: (?:\[[ \d.]*\] )?$|\] $|\A(?:ernel|rnel|nel|el|l)?: $")
 """What stands before a message in a line whose own beginning is missing."""
+_WHOLE: Final = re.compile(r"\[|\d{1,4}[./-]\d{1,2}[./-]\d{1,4}[, T]")
+"""The beginning of a line that has its own."""
+_ISO: Final = re.compile(
+    r"(?<!\d)\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)"
+)
 _AGAIN: Final = re.compile(r"\b(?P<last>last )?message repeated (?P<times>\d{1,9}) times")
 _NO_NAME: Final = re.compile(r"localhost\b|[\d.:]+$|.*:$")
+_ELIDED: Final = r"(?:>|\.\.\.|\?\?\?)"
+"""What a pager shows at its window's edge; an ellipsis stands as three question marks."""
 _FULL: Final = re.compile(
-    r"(?:nf|ip)_conntrack: (?:nf_conntrack: |VPS \d+ )?table full(?: in netns (\d{1,10}))?,"
-    r" ?(?:dropping packet|$)"
+    r"(?:nf|ip)_conntrack: (?:nf_conntrack: |VPS \d+ )?table full(?: in netns (\d{1,10}))?"
+    rf"(?:, ?(?:dropping packet|[dropingacket ]{{0,15}}{_ELIDED}?$)|{_ELIDED}$)"
 )
 _SUPPRESSED: Final = re.compile(
-    r"(?:\w*ratelimit|printk|NET): (\d{1,12}) (?:callbacks|messages) suppressed"
+    r"(?:\w*ratelimit|printk|NET): (\d{1,12}) "
+    rf"(?:(?:callbacks|messages) suppressed|[calbkmesgupr]{{1,9}} ?[suprem]{{0,8}}{_ELIDED}$)"
 )
 """``net_ratelimit``; before Linux 2.6.26 all of the kernel shared one limit, ``printk``."""
 _KLOG: Final = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{1,9} +\d{1,10} \S{1,200}:\d{1,6}\] ")
@@ -124,11 +133,15 @@ class Log:
         self._known |= self._text
         self._text = Counter()
 
+    def counted(self, times: int) -> None:
+        """Somebody counted its messages that the table was full."""
+        self._known["counted", "", 0] = max(times, self._known["counted", "", 0])
+
     @property
     def main(self) -> list[Message]:
         """Those of the log with the most: others may be the same ones with other times."""
         form, _ = self._most()
-        return [one for one in self.messages if one.form == form]
+        return [one for one in self.messages if one.form == form] or self.messages
 
     def _most(self) -> tuple[str, tuple[int, int]]:
         """The log with the most messages, by the form of its times: (how many that it was full,
@@ -197,17 +210,21 @@ class Log:
         if not said:
             rest = self._before and line.rstrip(".") == "dropping packet"  # broken into two lines
             return bool(rest or _HEADING.match(line) or _KLOG.match(line))
-        for begins in _LATER.finditer(line, 0, said.start() + 1):
+        at = said.start()
+        for begins in _LATER.finditer(line, 0, at + 1):
             shape = _SHAPE.match(line, begins.start())
-            if shape and shape.start("text") <= said.start():
+            if shape and shape.start("text") <= at:
                 self._shaped(shape)
                 return True
-        clock = _FOREIGN.search(line[: said.start()])
+        clock = _FOREIGN.search(line[:at])
         form = ("long" if line[0] == "[" else "short") if clock else "none"
-        if self.lines == self._begun and _CUT.search(line, 0, said.start()):
+        iso = _ISO.search(line)
+        if iso:  # in JSON also behind the message
+            form, clock = "iso", iso
+        elif self.lines == self._begun and not _WHOLE.match(line) and _CUT.search(line, 0, at):
             form = ""  # of the same log as the next
         self.lines += 1
-        self._message(line, form, clock[0] if clock else "", None, None)
+        self._message(line, form, clock[0] if clock else "", None, utc(iso[0]) if iso else None)
         return True
 
     def _message(
