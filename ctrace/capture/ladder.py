@@ -7,6 +7,7 @@ family is loaded, attached and released.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def _bpf_basics() -> None:
     try:
         os.close(bpf.map_create(bpf.MapType.RINGBUF, 0, 0, os.sysconf("SC_PAGE_SIZE")))
     except bpf.BpfError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise CtraceError(
+                f"{error}: it takes CAP_BPF outside of any user namespace, and that no seccomp "
+                "profile holds bpf(2) back"
+            ) from error
         raise CtraceError(f"no BPF ring buffers (they need 5.8): {error}") from error
 
 

@@ -24,6 +24,8 @@ CAPABILITIES: Final = {
     "CAP_NET_RAW": (13, "rules of iptables-legacy; looks at INVALID packets"),
 }
 """Name to (bit, what it is for)."""
+_OF_THE_KERNEL: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG")
+"""What the kernel asks for in the first user namespace alone (capable())."""
 _UNSEEN: Final = {
     "CAP_NET_ADMIN": "entries that were in the tables before",
     "CAP_SYS_ADMIN": "network namespaces other than this one",
@@ -80,7 +82,9 @@ def read() -> Kernel:
 def capabilities() -> dict[str, bool]:
     """Which of :data:`CAPABILITIES` this process has in effect.
 
-    With CAP_SYS_ADMIN that is CAP_BPF and CAP_PERFMON, too (bpf_capable, perfmon_capable).
+    With CAP_SYS_ADMIN that is CAP_BPF and CAP_PERFMON, too (bpf_capable, perfmon_capable). Those
+    of a user namespace count for what belongs to it, as its network namespaces do; the kernel's
+    own things (:data:`_OF_THE_KERNEL`) it has not.
     """
     effective = 0
     with open("/proc/self/status") as file:
@@ -89,7 +93,19 @@ def capabilities() -> dict[str, bool]:
                 effective = int(line.split()[1], 16)
     held = {name: bool(effective >> bit & 1) for name, (bit, _) in CAPABILITIES.items()}
     covered = dict.fromkeys(("CAP_BPF", "CAP_PERFMON"), True) if held["CAP_SYS_ADMIN"] else {}
-    return {**held, **covered}
+    apart = dict.fromkeys(_OF_THE_KERNEL, False) if in_user_namespace() else {}
+    return {**held, **covered, **apart}
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is root, if at all, only within a user namespace (rootless containers).
+
+    The first one has a fixed inode: PROC_USER_INIT_INO in include/linux/proc_ns.h.
+    """
+    try:
+        return os.readlink("/proc/self/ns/user") != "user:[4026531837]"
+    except OSError:  # a kernel without them
+        return False
 
 
 def unseen(*without: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -47,6 +48,28 @@ def test_netlink_in_its_own_namespace_needs_net_admin_alone() -> None:
     inserts = [line for line in out.decode().splitlines() if " insert " in line]
     assert len(inserts) == 20
     assert all(a.addresses["b"][0] in line for line in inserts)
+
+
+def test_root_of_a_user_namespace_sees_its_own_network() -> None:
+    """As in rootless containers: it has every right, but over its own namespaces alone."""
+    script = """
+        ip link set lo up
+        nft 'add table t; add chain t c { type filter hook output priority 0; }'
+        nft add rule t c ct state new accept
+        for port in $(seq 9001 9020); do echo x >/dev/udp/127.0.0.1/$port; done
+        conntrack -C; "$@"
+    """
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "bash", "-c", script, "bash",
+         *interpreter.module("ctrace", "top", "0.1", "--once", "-o", "json")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    held, _, told = done.stdout.partition("\n")
+    answer = json.loads(told)
+    assert answer["hooks"]["family"] == "netlink"
+    assert int(held) >= 20
+    assert int(held) in [table["count"] for table in answer["tables"]]
 
 
 def test_without_it_the_message_names_what_is_missing() -> None:

@@ -239,7 +239,10 @@ class NetlinkCapture(Capture):
         try:
             if inum != space.inum:
                 raise CtraceError(f"namespace {space.name} has gone")
-            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._queue)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._queue)
+            except PermissionError:  # root of a user namespace: net.core.rmem_max at most
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._queue)
             if _drops(sock) is not None:
                 # An overrun then costs the messages that found no room, and not all until
                 # the queue is empty again; how many, the socket counts.

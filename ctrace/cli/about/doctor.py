@@ -172,7 +172,8 @@ def _about_capabilities(held: dict[str, bool]) -> Finding:
     if not missing:
         return Finding("capabilities", GOOD, "all that are used")
     uses = "; ".join(f"{name} for {kernel.CAPABILITIES[name][1]}" for name in missing)
-    return Finding("capabilities", WARN, f"missing {uses}", "run it with sudo")
+    fix = "run it outside this user namespace" if kernel.in_user_namespace() else "run it with sudo"
+    return Finding("capabilities", WARN, f"missing {uses}", fix)
 
 
 def _about_programs(compiler: kernel.Bcc, chosen: Optional[str]) -> Finding:
