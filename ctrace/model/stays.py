@@ -115,6 +115,8 @@ def survival(ended: npt.NDArray[np.int64], born_ended: int, living: Living) -> S
     edges = histogram.EDGES
     ages = histogram.count(living.ages).astype(float)
     n, looked = int(ended.sum()), int(ages.sum())
+    if not n and born_ended > NOTHING * (born_ended + living.of + living.young):
+        return Survival(np.ones(len(edges)), 0.0, 0, looked)  # those left would speak for all
     raw = ended + ages
     gone = ended * (max(born_ended, 0) / n if n else 0.0)
     stay = ages * (max(living.of, 0.0) / looked if looked else 0.0)

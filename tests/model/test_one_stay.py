@@ -46,6 +46,18 @@ def test_without_new_entries_there_is_no_check() -> None:
     assert stays.told(curve, NO_LOOKS, 50, 0.0, stays.Going(0, 1.0)).by_load is None
 
 
+def test_where_no_end_was_measured_those_that_are_left_do_not_speak_for_all() -> None:
+    living = stays.Living(np.linspace(0, 60, 64), 200)
+    none = np.zeros(histogram.BINS, np.int64)
+    few, many = stays.survival(none, 5, living), stays.survival(none, 5000, living)
+    assert few.at_least is not None
+    assert few.until > 0
+    assert (many.at_least, many.until) == (None, 0.0)
+    going = stays.Going(0, 60.0, young=120.0)
+    told = stays.told(many, NO_LOOKS, 200, 30.0, going)
+    assert (told.p50, told.at_least) == (None, None)
+
+
 def test_closed_young_ones_tell_their_timeout_unless_half_has_gone_before() -> None:
     living = stays.Living(np.linspace(0, 9, 64), 300)
     none = np.zeros(histogram.BINS, np.int64)
