@@ -39,6 +39,14 @@ class Readings:
     timed: bool = True
     """Whether ``ts`` is when each was taken, rather than when its batch of events ended."""
 
+    def limits(self, since: float = 0.0) -> dict[int, tuple[F64, I64]]:
+        """By namespace, when it was read, in seconds after ``since``, and its limit then."""
+        found = {}
+        for inum in np.unique(self.netns).tolist():
+            mine = self.netns == inum
+            found[inum] = self.ts[mine] - since, self.limit[mine]
+        return found
+
 
 class Basis(IntEnum):
     """How it is known how a flow ended, or would have."""

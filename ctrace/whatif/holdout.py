@@ -58,7 +58,14 @@ def misses(recorded: Recorded, setting: Setting) -> dict[int, Miss]:
         rest,
         recorded.seconds - half,
         setting,
-        Known(measured, lag if measured else 0.0, _next_pass(recorded, lag) - half, extra, places),
+        Known(
+            measured,
+            lag if measured else 0.0,
+            _next_pass(recorded, lag) - half,
+            extra,
+            places,
+            readings.limits(half),
+        ),
     )
     found = {}
     for i, inum in enumerate(places):

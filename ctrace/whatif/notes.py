@@ -21,18 +21,7 @@ USUAL: Final = 5.0
 def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator[str]:
     """Each as one sentence; ``extra``: entries per namespace that are in no event."""
     flows = recorded.flows
-    if recorded.lost:
-        yield f"{recorded.lost:,} events were lost while recording: flows are missing here."
-    if recorded.cut:
-        yield f"the first {recorded.cut:,} events were left out: the recording is very long."
-    if not len(recorded.readings.ts):
-        yield "the recording has no readings of the table: the model can't be checked against it."
-    elif pause := _uncounted(recorded):
-        begin, end = pause
-        yield (
-            f"nobody counted the table from {begin:.0f} to {end:.0f} s of {recorded.seconds:.0f}, "
-            "as on a host too busy for the recorder: means and peaks leave that out."
-        )
+    yield from _of_the_recording(recorded, levers)
     inside = np.isinf(flows.leave)
     if levers.timeouts and inside.any():
         looked, others = (
@@ -72,6 +61,27 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
         yield "a shorter timeout can also create new entries after a pause: that is not modelled."
     if levers.buckets is not None:
         yield "buckets change what early_drop finds and how long lookups take, not the count."
+
+
+def _of_the_recording(recorded: Recorded, levers: Levers) -> Iterator[str]:
+    """What it lacks, whatever the levers."""
+    if recorded.lost:
+        yield f"{recorded.lost:,} events were lost while recording: flows are missing here."
+    if recorded.cut:
+        yield f"the first {recorded.cut:,} events were left out: the recording is very long."
+    if not len(recorded.readings.ts):
+        yield "the recording has no readings of the table: the model can't be checked against it."
+    elif pause := _uncounted(recorded):
+        begin, end = pause
+        yield (
+            f"nobody counted the table from {begin:.0f} to {end:.0f} s of {recorded.seconds:.0f}, "
+            "as on a host too busy for the recorder: means and peaks leave that out."
+        )
+    if levers.limit is None and len(limits := np.unique(recorded.readings.limit)) > 1:
+        yield (
+            f"nf_conntrack_max was between {limits[0]:,} and {limits[-1]:,} while recording: the "
+            "model has it as it was, and shares are of the last."
+        )
 
 
 def _uncounted(recorded: Recorded) -> Optional[tuple[float, float]]:

@@ -122,6 +122,7 @@ def _case(recorded: Recorded, levers: Levers) -> _Case:
         extra=extra,
         # Namespaces without a single event were not part of the recording.
         netns=tuple(int(n) for n in np.unique(flows.netns)),
+        limits=recorded.readings.limits(),
     )
     lazy = not known.measured
     as_was = tablemodel.run(flows, recorded.seconds, setting, known)
@@ -135,6 +136,8 @@ def _case(recorded: Recorded, levers: Levers) -> _Case:
     # how long they stayed in it says little about another one, where gc_worker is alone.
     resized = target != setting
     known = replace(known, lag=lag * pace, measured=known.measured and not resized)
+    if levers.limit is not None:
+        known = replace(known, limits={})
     would_be = tablemodel.run(changed, recorded.seconds, target, known)
     pause = would_be.interval
     if seen and not resized:
@@ -184,7 +187,7 @@ def _setting(recorded: Recorded) -> Setting:
     readings = recorded.readings
     if not len(readings.ts):
         return Setting(DEFAULT_LIMIT, DEFAULT_LIMIT)
-    return Setting(int(np.median(readings.limit)), int(np.median(readings.buckets)))
+    return Setting(int(readings.limit[-1]), int(readings.buckets[-1]))
 
 
 def _unlisted(recorded: Recorded) -> dict[int, int]:
@@ -215,21 +218,23 @@ def _place(case: _Case, i: int, missed: Optional[Miss], base: float) -> Place:
     at = readings.ts[mine]
     # When collections fall is chance; what they leave on average over one interval is not.
     window = case.as_was.interval if case.lazy else 0.0
-    limit = case.setting.limit or math.inf
+    limits = readings.limit[mine]
+    limit = int(limits[-1]) if len(limits) else case.setting.limit
+    full = np.mean((real >= 0.99 * limits) & (limits > 0)) if len(real) else math.nan
     was = Outcome(
         mean=float(real.mean()) if len(real) else math.nan,
         peak=float(real.max()) if len(real) else math.nan,
         drops=recorded.drops.get(inum, 0),
         evictions=recorded.evictions.get(inum, 0),
-        full_s=float(np.mean(real >= 0.99 * limit) * recorded.seconds) if len(real) else math.nan,
+        full_s=float(full * recorded.seconds),
     )
     span = (float(at.min()), float(at.max())) if len(at) > 1 else (0.0, recorded.seconds)
-    would = _outcome(case.would_be, i, case.target, span, case.pause)
+    would = _outcome(case.would_be, i, span, case.pause)
     doubt = doubt_of(recorded, case.levers, inum, case.extra.get(inum, 0), missed)
     resized = case.target != case.setting
     if resized:
         doubt = replace(doubt, altered=would.mean)
-    modelled = _outcome(case.as_was, i, case.setting, span, case.as_was.interval)
+    modelled = _outcome(case.as_was, i, span, case.as_was.interval)
     if not resized and shortens(recorded.flows, case.levers):
         would = at_most(would, modelled)
     would = widened(would, doubt, case.target)
@@ -240,8 +245,8 @@ def _place(case: _Case, i: int, missed: Optional[Miss], base: float) -> Place:
     return Place(
         inum,
         recorded.names.get(inum, f"netns:{inum}"),
-        case.setting.limit,
-        case.target.limit,
+        limit,
+        limit if case.levers.limit is None else case.target.limit,
         was,
         modelled,
         would,
@@ -255,19 +260,17 @@ def _place(case: _Case, i: int, missed: Optional[Miss], base: float) -> Place:
     )
 
 
-def _outcome(
-    course: Course, i: int, setting: Setting, span: tuple[float, float], pause: float
-) -> Outcome:
+def _outcome(course: Course, i: int, span: tuple[float, float], pause: float) -> Outcome:
     """Numbers over the time for which the kernel's own count is known, to compare alike."""
     inside = (course.ts >= span[0]) & (course.ts <= span[1])
     if not inside.any():
         inside[:] = True
     count = course.count[i][inside]
     prompt = count - course.expired[i][inside]
-    limit = setting.limit or math.inf
+    limit = course.limits[i][inside]
     expiring = float(course.expiring[i])
     step, peak = course.ts[0], float(count.max())
-    most = tablemodel.most_of(setting, peak)
+    most = float(limit.max()) if peak <= limit.max() else math.inf
     return Outcome(
         mean=float(count.mean()),
         peak=peak,

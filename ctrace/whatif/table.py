@@ -60,6 +60,8 @@ class Known:
     """Entries that are always there, by namespace."""
     netns: tuple[int, ...] = ()
     """The namespaces, in this order; empty: those of the flows and of ``extra``."""
+    limits: Mapping[int, tuple[F64, I64]] = field(default_factory=dict)
+    """By namespace, what nf_conntrack_max was at some times (s); else it is the setting's."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Course:
     """Longest time between two."""
     expiring: F64
     """Entries that expire per second, mean, per namespace."""
+    limits: npt.NDArray[np.float64]
+    """nf_conntrack_max; inf: none."""
 
 
 def refusal(count: float, unassured: float, buckets: int) -> tuple[float, float]:
@@ -151,7 +155,14 @@ class _Run:
         self.places = len(self.netns)
         self.step = max(seconds / STEPS, SHORTEST_STEP)
         self.steps = max(1, math.ceil(seconds / self.step))
+        self.ends: F64 = np.arange(1.0, self.steps + 1) * self.step
         self.seconds = seconds
+        limits = np.full((self.places, self.steps), float(setting.limit))
+        for inum, (at, limit) in known.limits.items():
+            if inum in index:
+                limits[index[inum]] = limit[np.searchsorted(at, self.ends, "right").clip(1) - 1]
+        self.limits: npt.NDArray[np.float64] = np.where(limits > 0, limits, np.inf)
+        self.limit: F64 = self.limits[:, 0]
         # When each leaves by itself: as seen, or deleted; expiry then needs a collection.
         natural = np.where(np.isnan(flows.leave), flows.expire + known.lag, flows.leave)
         self.leave: F64 = np.minimum(natural, flows.end) if known.measured else flows.end.copy()
@@ -182,12 +193,12 @@ class _Run:
         self._admit(np.flatnonzero(~tried))
         by_leave = np.argsort(self.leave, kind="stable")
         leave_sorted = self.leave[by_leave]
-        ends: F64 = np.arange(1.0, self.steps + 1) * self.step
+        ends = self.ends
         leave_at = np.searchsorted(leave_sorted, ends, "right")
         tries_at = np.searchsorted(flows.attempt_at, ends, "right")
         went = tried_up_to = 0
         for k in range(self.steps):
-            now = ends[k]
+            now, self.limit = ends[k], self.limits[:, k]
             self._remove(by_leave[went : leave_at[k]])
             went = leave_at[k]
             if now >= self.next_pass:
@@ -210,6 +221,7 @@ class _Run:
             float(pauses.mean()),
             float(pauses.max()),
             self._expiring(),
+            self.limits,
         )
 
     def _admit(self, flow: I64) -> None:
@@ -231,17 +243,13 @@ class _Run:
         """Attempts of one step: those of flows already in the table need no entry."""
         new = ~self.entered[flow]
         flow, when = flow[new], when[new]
-        limit = self.setting.limit
-        if (
-            not limit
-            or (self.count + np.bincount(self.ns[flow], minlength=self.places) <= limit).all()
-        ):
+        if (self.count + np.bincount(self.ns[flow], minlength=self.places) <= self.limit).all():
             self._enter(flow, when)
             return
         for place in range(self.places):
             here = self.ns[flow] == place
             mine, at = flow[here], when[here]
-            room = max(0, int(limit - self.count[place]))
+            room = int(np.clip(self.limit[place] - self.count[place], 0, len(mine)))
             self._enter(mine[:room], at[:room])
             mine, at = mine[room:], at[room:]
             if not len(mine):
@@ -303,10 +311,10 @@ class _Run:
         closing &= self.expire[living] - flows.timeout[living] <= now
         usable = living[closing | ~flows.assured[living]]
         for place in range(self.places):
-            surplus = int(self.count[place] - self.setting.limit * 0.95)
+            surplus = self.count[place] - self.limit[place] * 0.95
             mine = usable[self.ns[usable] == place]
-            if surplus > 0 and len(mine):
-                chosen = self.random.choice(mine, min(surplus, len(mine)), replace=False)
+            if surplus >= 1 and len(mine):
+                chosen = self.random.choice(mine, min(int(surplus), len(mine)), replace=False)
                 self._remove(chosen)
                 evictions[place] += len(chosen)
 

@@ -24,6 +24,8 @@ class Kernel:
     udp_timeout: float = 30.0
     limit: int = 1 << 30
     buckets: int = 65536
+    later: tuple[float, int] = (float("inf"), 0)
+    """A second, and what the limit is from then on."""
     seed: int = 0
     looks: int = 0
     """Living entries that are looked at each second."""
@@ -48,7 +50,7 @@ class Kernel:
                 expires, proto = table.pop(i)
                 loose.pop(i, None)
                 rows.append((now, Kind.DESTROY, Reason.EXPIRED, proto, i, now - expires))
-            while refused_since and len(table) >= self.limit * 0.95:
+            while refused_since and len(table) >= self.limit_at(now) * 0.95:
                 i = next(iter(table))
                 expires, proto = table.pop(i)
                 loose.pop(i, None)
@@ -67,7 +69,7 @@ class Kernel:
                     expires, of = table[int(j)]
                     rows.append((at, Kind.MET, Reason.NONE, of, int(j), at - expires))
                 self.counts.append(len(table))
-            if len(table) >= self.limit:
+            if len(table) >= self.limit_at(now):
                 buckets = random.poisson(2 * len(loose) / self.buckets, 8)
                 found = buckets[buckets > 0][:1]
                 if not len(found):
@@ -85,6 +87,10 @@ class Kernel:
                 loose[i] = None
             rows.append((now, Kind.INSERT, Reason.NEW, proto, i, 0.0))
         return self._batches(rows)
+
+    def limit_at(self, now: float) -> int:
+        since, changed = self.later
+        return changed if now >= since else self.limit
 
     def _batches(self, rows: list[tuple[float, Kind, Reason, int, int, float]]) -> list[Batch]:
         events = empty(len(rows))
@@ -105,7 +111,7 @@ class Kernel:
             Batch(
                 events[second == n],
                 until=n * SECOND + SECOND,
-                tables=(TableReading(NETNS, count, self.limit, self.buckets),),
+                tables=(TableReading(NETNS, count, self.limit_at(n), self.buckets),),
             )
             for n, count in enumerate(self.counts)
         ]

@@ -131,6 +131,23 @@ def test_room_ends_the_refusals(full: tuple[Recorded, Kernel]) -> None:
     assert place.changed.mean == pytest.approx(float(np.mean(roomy.counts)), rel=0.1)
 
 
+@pytest.mark.parametrize(("limit", "later"), [(2000, (60.0, 10_000)), (10_000, (110.0, 2000))])
+def test_a_limit_that_was_changed_counts_from_then_on(limit: int, later: tuple[float, int]) -> None:
+    load = Kernel(rate=40, time_wait=40, seconds=180, udp_rate=60, udp_timeout=30, looks=40,
+                  limit=limit, later=later, buckets=2048)  # fmt: skip
+    recorded = gather(load.run())
+    changed = replace(load, udp_timeout=10, looks=0, counts=[])
+    changed.run()
+    answer = of_recording(recorded, parse_levers(timeout=["udp=10"]))
+    (place,) = answer.places
+    assert place.replay_error is not None
+    assert place.replay_error < 0.1, "with one limit for all of it, a third"
+    assert place.changed.mean_range[0] <= np.mean(changed.counts) <= place.changed.mean_range[1]
+    assert place.modelled.drops == pytest.approx(load.drops, rel=0.2)
+    assert (place.limit, place.new_limit) == (later[1], later[1])
+    assert any("nf_conntrack_max was between 2,000 and 10,000" in note for note in answer.notes)
+
+
 def test_a_model_that_is_off_says_so(busy: Recorded) -> None:
     """Readings that the events can't explain: not to be trusted, in words."""
     rows = busy.readings
