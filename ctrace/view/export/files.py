@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from ctrace.errors import CtraceError
 from ctrace.names import clean
 from ctrace.recording.derived import Recorded
+from ctrace.view.export.json import utc
 from ctrace.view.export.rows import NUMBERS, OF_DESTROYS, ORDER, TEXTS, Rows
 
 Show = Callable[[float], None]
@@ -91,7 +91,7 @@ def _lines(recording: Recorded, show: Show, write: Callable[[list[tuple[Any, ...
 
 def _values(name: str, column: Any) -> list[Any]:
     if name == "time":
-        return [_time(value) for value in column.tolist()]
+        return [utc(value) for value in column.tolist()]
     if name in TEXTS:
         values, codes = column
         values = [clean(value) for value in values]
@@ -101,12 +101,6 @@ def _values(name: str, column: Any) -> list[Any]:
         return [v if ok else None for v, ok in zip(values.tolist(), valid.tolist())]
     listed: list[Any] = column.tolist()
     return listed
-
-
-def _time(nanoseconds: int) -> str:
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
 def plain(text: str) -> str:

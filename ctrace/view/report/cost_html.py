@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 
 from ctrace.cost.result import Perf
@@ -17,6 +16,7 @@ from ctrace.view.report.cost import (
     services,
     table_lines,
 )
+from ctrace.view.report.svg import quoted
 
 Table = Callable[..., str]
 """Makes a section of a title, columns, rows of HTML cells and a note."""
@@ -25,9 +25,9 @@ Table = Callable[..., str]
 def perf_html(host: str, perf: Perf, table: Table) -> str:
     """The sections."""
     told = [*headline(perf).plain.splitlines(), *other_lines(perf)]
-    lines = "<br>".join(_text(line) for line in told)
+    lines = "<br>".join(quoted(line) for line in told)
     return (
-        f"<section><h2>What conntrack cost on {_text(host) or 'this host'}</h2><p>{lines}</p>"
+        f"<section><h2>What conntrack cost on {quoted(host) or 'this host'}</h2><p>{lines}</p>"
         f"{_missing(perf)}</section>" + _of_packets(perf, table) + _of_the_kernel(perf, table)
     )
 
@@ -39,7 +39,7 @@ def _of_packets(perf: Perf, table: Table) -> str:
         ("packets that were", ">packets", ">mean", *(f">{name}" for name in PERCENTILES)),
         (
             [
-                _text(latency_name(row)),
+                quoted(latency_name(row)),
                 fmt.count(row.packets),
                 fmt.count(row.mean),
                 *(fmt.count(value) for value in row.percentiles),
@@ -52,7 +52,7 @@ def _of_packets(perf: Perf, table: Table) -> str:
         ("service", ">packets/s", ">ns a packet", ">CPU ms a second"),
         (
             [
-                _text(name),
+                quoted(name),
                 fmt.count(row.packets_per_s),
                 fmt.count(row.ns_per_packet),
                 fmt.decimal(row.cores * 1e3, 2),
@@ -69,14 +69,14 @@ def _of_the_kernel(perf: Perf, table: Table) -> str:
         table(
             "Where conntrack's CPU time went",
             ("function", ">share of all CPU time"),
-            ([_text(row.function), f"{100 * row.share:.2f} %"] for row in perf.hot),
+            ([quoted(row.function), f"{100 * row.share:.2f} %"] for row in perf.hot),
             folded=True,
         )
         + table(
             "Kernel stacks through conntrack",
             (">samples", "outermost function first"),
             (
-                [fmt.count(count), _text(" → ".join(stack.split(";")))]
+                [fmt.count(count), quoted(" → ".join(stack.split(";")))]
                 for stack, count in perf.sampled_stacks
             ),
         )
@@ -85,7 +85,7 @@ def _of_the_kernel(perf: Perf, table: Table) -> str:
             ("namespace", ">entries", ">search restarts", ">chains too long", ">clashes resolved"),
             (
                 [
-                    _text(row.netns),
+                    quoted(row.netns),
                     fmt.count(row.count),
                     fmt.count(row.search_restart),
                     fmt.count(row.chaintoolong),
@@ -93,18 +93,18 @@ def _of_the_kernel(perf: Perf, table: Table) -> str:
                 ]
                 for row in perf.tables
             ),
-            _text(". ".join(table_lines(perf))),
+            quoted(". ".join(table_lines(perf))),
         )
         + table(
             "Waiting for conntrack's locks",
             ("lock", ">waits", ">total ms", ">longest us", "kernel stack, innermost first"),
             (
                 [
-                    _text(row.lock),
+                    quoted(row.lock),
                     fmt.count(row.count),
                     fmt.decimal(row.total_ns / 1e6, 2),
                     fmt.decimal(row.longest_ns / 1e3, 1),
-                    _text(" ← ".join(row.stack.split(";")[::-1][:6])),
+                    quoted(" ← ".join(row.stack.split(";")[::-1][:6])),
                 ]
                 for row in perf.waits or ()
             ),
@@ -116,9 +116,5 @@ def _of_the_kernel(perf: Perf, table: Table) -> str:
 def _missing(perf: Perf) -> str:
     if not perf.blind:
         return ""
-    sentences = "; ".join(_text(sentence) for sentence in perf.blind)
+    sentences = "; ".join(quoted(sentence) for sentence in perf.blind)
     return f'<p class="note">Not measured: {sentences}</p>'
-
-
-def _text(text: str) -> str:
-    return html.escape(fmt.clean(text))

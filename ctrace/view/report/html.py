@@ -6,7 +6,6 @@ page's own policy forbids it to run, load or send anything. On paper it takes at
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +19,7 @@ from ctrace.view.report.charts import figures, holders_over_time, lives, over_ti
 from ctrace.view.report.cost_html import perf_html
 from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import Moment, at, headline, period, story
+from ctrace.view.report.svg import quoted
 from ctrace.view.report.text import limit, made_by, moment_told, peak_fills, telling, used_tables
 from ctrace.view.report.whatif_html import whatif_html
 from ctrace.view.unseen import blind, nobody, number, rate
@@ -45,7 +45,7 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     start = datetime.fromtimestamp(review.start, timezone.utc)
     parts = {
-        "@TITLE@": f"{_text(review.recording.header.host or 'ctrace')} {start:%Y-%m-%d %H:%M} UTC",
+        "@TITLE@": f"{quoted(review.recording.header.host or 'ctrace')} {start:%Y-%m-%d %H:%M} UTC",
         "@BODY@": _body(review, answer),
     }
     # One pass: what a part brings in is never looked at again.
@@ -54,10 +54,6 @@ def report_html(review: Review, answer: Optional[WhatIf] = None) -> str:
         before, rest = rest.split(mark, 1)
         out += [before, part]
     return "".join([*out, rest])
-
-
-def _text(text: str) -> str:
-    return html.escape(fmt.arrowed(text))
 
 
 def _body(review: Review, answer: Optional[WhatIf]) -> str:
@@ -104,7 +100,7 @@ def _folded(title: str, inner: str) -> str:
 def _story(told: list[Moment]) -> str:
     rows = "".join(
         f"<tr><td><b class='letter'>{one.letter}</b></td><td class='n'>{one.time}</td>"
-        f"<td class='w'>{_text(one.text)}</td></tr>"
+        f"<td class='w'>{quoted(one.text)}</td></tr>"
         for one in told
     )
     return _section("What happened, UTC", rows and f'<table class="story">{rows}</table>')
@@ -113,7 +109,7 @@ def _story(told: list[Moment]) -> str:
 def _said(texts: dict[str, Any]) -> str:
     """What dumps and logs show besides entries."""
     rows = "".join(
-        f"<dt>{head}</dt><dd>{_text(fmt.prose(text))}</dd>" for head, text in sentences(texts)
+        f"<dt>{head}</dt><dd>{quoted(fmt.prose(text))}</dd>" for head, text in sentences(texts)
     )
     return _section("Evidence: what the texts say", f"<dl>{rows}</dl>")
 
@@ -124,24 +120,24 @@ def _head(review: Review) -> str:
     if " to " in when:
         when += f", {fmt.span(review.end - review.start)}"
     return (
-        f"<header><h1>{_text(header.host or 'unknown host')}</h1>"
-        f"<p>{when}; {_text(made_by(header))}</p>"
+        f"<header><h1>{quoted(header.host or 'unknown host')}</h1>"
+        f"<p>{when}; {quoted(made_by(header))}</p>"
         "</header>"
     )
 
 
 def _why(review: Review) -> str:
     worst, state = telling(review), headline(review)
-    lines = [f'<p><b class="{state.level}">{state.word}</b> {_text(state.text)}</p>']
+    lines = [f'<p><b class="{state.level}">{state.word}</b> {quoted(state.text)}</p>']
     for label, holders in (("Held by", worst.who), ("Refused", worst.who_refused)):
         if holders:
-            parts = "; ".join(f"{fmt.share(o.share)} {_text(fmt.prose(o.text))}" for o in holders)
+            parts = "; ".join(f"{fmt.share(o.share)} {quoted(fmt.prose(o.text))}" for o in holders)
             lines.append(f"<p>{label}: {parts}</p>")
     lines.append(f'<p class="note">{moment_told(review)}:</p>')
     for cause in worst.why[:3]:
-        lines.append(f"<p>{_text(fmt.prose(cause.text))}</p>")
+        lines.append(f"<p>{quoted(fmt.prose(cause.text))}</p>")
         if cause.remedy:
-            lines.append(f'<p class="remedy">{_text(fmt.prose(cause.remedy))}</p>')
+            lines.append(f'<p class="remedy">{quoted(fmt.prose(cause.remedy))}</p>')
     return f'<section class="why"><h2>In short</h2>{"".join(lines)}</section>'
 
 
@@ -206,14 +202,14 @@ def _culprits(snapshot: Snapshot) -> str:
             fmt.duration(c.residence.p99),
             _number(c.drops, "bad") if snapshot.hooks.refusals else fmt.UNKNOWN,
             number(snapshot.hooks, "evicted", c.ends.evicted),
-            _text(c.nat),
+            quoted(c.nat),
             _owner(c),
         ]
 
     rest, left = beyond(snapshot, ROWS)
     return _table(
         "What filled the table, by table-seconds",
-        (_text(snapshot.group), ">share", ">inserts", ">life, median", ">in table, median",
+        (quoted(snapshot.group), ">share", ">inserts", ">life, median", ">in table, median",
          ">99 % within", ">refused", ">evicted", "NAT", "process"),
         map(row, snapshot.culprits[:ROWS]),
         f"and {fmt.count(rest)} more, {fmt.share(left)}" if rest else "",
@@ -254,7 +250,7 @@ def _worst(review: Review) -> str:
 def _moment(moment: Snapshot, title: str, folded: bool = False) -> str:
     return _table(
         title,
-        (_text(moment.group), ">held", ">share", ">new/s", ">refused/s"),
+        (quoted(moment.group), ">held", ">share", ">new/s", ">refused/s"),
         (
             [
                 _key(c, moment),
@@ -272,14 +268,14 @@ def _moment(moment: Snapshot, title: str, folded: bool = False) -> str:
 def _victims(snapshot: Snapshot) -> str:
     if not snapshot.hooks.drop_tuples and not snapshot.victims:
         said = nobody(snapshot.hooks, snapshot.totals.drop)
-        return f"<section><h2>Who was refused or evicted</h2><p>{_text(said)}</p></section>"
+        return f"<section><h2>Who was refused or evicted</h2><p>{quoted(said)}</p></section>"
     return _table(
         "Who was refused or evicted",
         ("flow", ">refused", ">of its tries", ">evicted", ">failed", "process that got EPERM"),
         (
-            [_text(fmt.key(v.key, 120)), _number(v.drops, "bad"), fmt.share(v.share_of_new),
+            [quoted(fmt.key(v.key, 120)), _number(v.drops, "bad"), fmt.share(v.share_of_new),
              fmt.count(v.evicted), fmt.count(v.failed),
-             f"{_text(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
+             f"{quoted(v.owner.comm)}[{v.owner.pid}]" if v.owner else ""]
             for v in snapshot.victims[:ROWS]
         ),
     )  # fmt: skip
@@ -294,7 +290,7 @@ def _tables(review: Review) -> str:
         ("namespace", ">at end", ">max", ">buckets", ">fullest", ">inserted", ">destroyed",
          ">refused", ">evicted", ">failed", ">differs from kernel by"),
         (
-            [_text(t.name), fmt.count(t.count), limit(t),
+            [quoted(t.name), fmt.count(t.count), limit(t),
              fmt.count(t.buckets) if t.buckets else fmt.UNKNOWN, fmt.share(peaks.get(str(t.netns))),
              number(hooks, "insert", t.totals.insert),
              number(hooks, "destroy", t.totals.destroy),
@@ -321,9 +317,9 @@ def _causes(review: Review) -> str:
         "Causes and their evidence",
         ("cause", "evidence", ">explains", "what usually helps", "seen"),
         (
-            [_text(fmt.prose(cause.text)),
-             "<br>".join(_text(fmt.prose(fact)) for fact in cause.evidence), fmt.share(cause.share),
-             _text(fmt.prose(cause.remedy)), name]
+            [quoted(fmt.prose(cause.text)),
+             "<br>".join(quoted(fmt.prose(fact)) for fact in cause.evidence),
+             fmt.share(cause.share), quoted(fmt.prose(cause.remedy)), name]
             for name, cause in list(seen.values())[:ROWS]
         ),
         folded=True,
@@ -333,25 +329,25 @@ def _causes(review: Review) -> str:
 def _about(review: Review) -> str:
     recording, header = review.recording, review.recording.header
     lines = [
-        ("recording", _text(recording.path)),
-        ("written by", f"ctrace {_text(header.version)}"),
-        ("hooks", _text(header.hooks.family)),
-        ("filter", _text(header.filter) or "none"),
+        ("recording", quoted(recording.path)),
+        ("written by", f"ctrace {quoted(header.version)}"),
+        ("hooks", quoted(header.hooks.family)),
+        ("filter", quoted(header.filter) or "none"),
         ("events", f"{fmt.count(review.events)}, {fmt.count(review.final.lost)} lost"),
-        ("complete", _text(fmt.prose(str(recording.missing))) if recording.missing else "yes"),
+        ("complete", quoted(fmt.prose(str(recording.missing))) if recording.missing else "yes"),
         (
             "ended",
-            _text(recording.ended or "cleanly") if recording.ended is not None else "not cleanly",
+            quoted(recording.ended or "cleanly") if recording.ended is not None else "not cleanly",
         ),
     ]
     if header.hooks.note and not header.hooks.drop_tuples:
-        lines.append(("no better hooks", _text(header.hooks.note)))
+        lines.append(("no better hooks", quoted(header.hooks.note)))
     missed = blind(header.hooks, review.final.unseen)
-    lines += [("not seen", _text(sentence)) for sentence in missed]
-    lines += [("note", _text(fmt.prose(note))) for note in recording.notes()]
+    lines += [("not seen", quoted(sentence)) for sentence in missed]
+    lines += [("note", quoted(fmt.prose(note))) for note in recording.notes()]
     settings = len(set(header.facts) - {FACT})
     facts = "".join(
-        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>"
+        f"<dt>{quoted(name)}</dt><dd>{quoted(value)}</dd>"
         for name, value in header.facts.items()
         if name != FACT  # what was made of texts stands above, in sentences
     )
@@ -363,15 +359,15 @@ def _about(review: Review) -> str:
 def _key(culprit: Culprit, snapshot: Snapshot) -> str:
     several = len(snapshot.tables) > 1 and snapshot.group != "netns" and culprit.netns_name
     key = fmt.prose(culprit.words or culprit.key)
-    return _text(key + (f" in {culprit.netns_name}" if several else ""))
+    return quoted(key + (f" in {culprit.netns_name}" if several else ""))
 
 
 def _owner(culprit: Culprit) -> str:
     owner = culprit.owner
     if owner is None:
-        return _text(culprit.pod)
-    unit = f" {_text(owner.unit)}" if owner.unit else ""
-    return f"{_text(owner.comm)}[{owner.pid}]{unit}"
+        return quoted(culprit.pod)
+    unit = f" {quoted(owner.unit)}" if owner.unit else ""
+    return f"{quoted(owner.comm)}[{owner.pid}]{unit}"
 
 
 def _number(value: int, kind: str) -> str:

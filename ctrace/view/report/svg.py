@@ -191,7 +191,7 @@ def _figure(
         lines.append(
             f'<line class="grid" x1="0" x2="{WIDE}" y1="{HIGH * at:.1f}" y2="{HIGH * at:.1f}"/>'
         )
-        words.append(f'<span class="y" style="top:{100 * at:.1f}%">{_text(show(value))}</span>')
+        words.append(f'<span class="y" style="top:{100 * at:.1f}%">{quoted(show(value))}</span>')
     some = max(1, math.ceil(len(axis.ticks) / 3))  # as many as a phone has room for
     for i, (x, name) in enumerate(axis.ticks):
         if 0 <= axis.part(x) <= 1:
@@ -216,12 +216,12 @@ def _figure(
     ]
     keys = "".join(_key(*one) for one in legend)
     return (
-        f"<figure><figcaption>{_text(title)}</figcaption>"
+        f"<figure><figcaption>{quoted(title)}</figcaption>"
         f'<div class="plot r{len(rows) - 1}" role="img" '
-        f'aria-label="{_text(title)}, over {_text(axis.name)}">'
+        f'aria-label="{quoted(title)}, over {quoted(axis.name)}">'
         f'<svg viewBox="0 0 {WIDE} {HIGH}" preserveAspectRatio="none" aria-hidden="true">'
         f"{''.join(lines[: len(ticks)])}{drawn}{''.join(lines[len(ticks) :])}</svg>"
-        f'{"".join(words)}</div><p class="axis">{_text(axis.name)}</p>'
+        f'{"".join(words)}</div><p class="axis">{quoted(axis.name)}</p>'
         f'<ul class="legend">{keys}</ul></figure>'
     )
 
@@ -252,8 +252,9 @@ def _key(name: str, colour: str, dash: str) -> str:
             f'<line x1="0" x2="26" y1="5" y2="5" stroke="{colour}" stroke-width="3" '
             f'stroke-dasharray="{dash}"/>'
         )
-    return f'<li><svg width="26" height="10" aria-hidden="true">{drawn}</svg>{_text(name)}</li>'
+    return f'<li><svg width="26" height="10" aria-hidden="true">{drawn}</svg>{quoted(name)}</li>'
 
 
-def _text(text: str) -> str:
+def quoted(text: str) -> str:
+    """A stranger's text, harmless in a page."""
     return html.escape(fmt.arrowed(text))

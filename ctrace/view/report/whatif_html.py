@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable
 
 from ctrace.view import format as fmt
-from ctrace.view.report.svg import Line, lines_chart, times
+from ctrace.view.report.svg import Line, lines_chart, quoted, times
 from ctrace.view.report.whatif_text import rising_text, trust_text, vague_text
 from ctrace.whatif.answer import Outcome, Place, WhatIf
 
@@ -21,16 +20,16 @@ LINES = (
 
 def whatif_html(answer: WhatIf, table: Callable[..., str]) -> str:
     """The sections; ``table`` makes one from a title, columns, rows of HTML cells and a note."""
-    notes = "".join(f'<p class="note">{_text(fmt.prose(note))}</p>' for note in answer.notes)
+    notes = "".join(f'<p class="note">{quoted(fmt.prose(note))}</p>' for note in answer.notes)
     return (
-        f"<section><h2>What if: {_text(str(answer.levers))}</h2>"
+        f"<section><h2>What if: {quoted(str(answer.levers))}</h2>"
         + "".join(_place(place) for place in answer.places)
         + f"{notes}</section>"
         + table(
             "What if, in numbers",
             ("namespace", "", ">mean", ">peak", ">of max", ">refused", ">evicted"),
             (
-                [_text(place.name), label, *_numbers(outcome, limit)]
+                [quoted(place.name), label, *_numbers(outcome, limit)]
                 for place in answer.places
                 for (label, _, _), outcome, limit in zip(
                     LINES,
@@ -59,10 +58,10 @@ def _place(place: Place) -> str:
     growing = f"; {rising_text(place.rising)}" if place.rising else ""
     growing += f"; {vague_text(place)}" if place.vague else ""
     return (
-        f"<p>{_text(place.name)}: with the change the mean lies between {fmt.count(low)} and "
+        f"<p>{quoted(place.name)}: with the change the mean lies between {fmt.count(low)} and "
         f"{fmt.count(high)} entries, the peak between {fmt.count(least)} and "
-        f"{fmt.count(most)}{_text(growing)}</p>"
-        f'{_chart(place)}<p class="{kind}">{_text(trust_text(place))}</p>'
+        f"{fmt.count(most)}{quoted(growing)}</p>"
+        f'{_chart(place)}<p class="{kind}">{quoted(trust_text(place))}</p>'
     )
 
 
@@ -83,7 +82,3 @@ def _chart(place: Place) -> str:
     ]
     title = f"Entries of {place.name}, as they were and with the change"
     return lines_chart(title, times(first, last), (), lines, fmt.short, limits=limits)
-
-
-def _text(text: str) -> str:
-    return html.escape(fmt.clean(text))
