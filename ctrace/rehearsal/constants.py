@@ -191,6 +191,7 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named
             }
             found.security |= any(_keeps_security(name, dict(about)) for name, about in taken)
             needs.see(family, body, taken)
+    needs.decide()
     for chain in ruleset.chains if ruleset else ():
         if chain.tool != "nft":
             place = f"{chain.family} {chain.table} {re.sub('[A-Z0-9]{16}', '*', chain.name)}"

@@ -114,11 +114,11 @@ class Room:
 
     def __init__(self, snapshot: Snapshot, ruleset: Optional[Ruleset]) -> None:
         """Raises CtraceError when there can be no stage."""
-        self.snapshot = replace(
-            snapshot, nft=_without_ours(snapshot.nft), legacy=_legacy_without_ours(snapshot.legacy)
-        )
-        self._known: list[tuple[str, str]] = []
         self._needs = Needs()
+        things, meters = forced.unmetered(_without_ours(snapshot.nft))
+        self._needs.meters.update(meters)
+        self.snapshot = replace(snapshot, nft=things, legacy=_legacy_without_ours(snapshot.legacy))
+        self._known: list[tuple[str, str]] = []
         self.names = constants.named(self.snapshot, ruleset, self._needs)
         self._batches: dict[tuple[object, ...], nft_copy.Batch] = {}
         old = [text for _, text in self.snapshot.legacy]
@@ -302,6 +302,7 @@ class Room:
                     kept=kept,
                     packet=packet,
                     maps=self._needs.maps,
+                    meters=self._needs.meters,
                 )
             things = self._lasting if expired else self.snapshot.nft
             if setting.late_first:

@@ -177,6 +177,9 @@ def held(net: Net, many: int) -> int:
 
 LIMITS: dict[str, Setup] = {
     "nft": fw(chain("input", "tcp dport 8063 ct state new ct count over 3 reject")),
+    "elements": fw(chain("input", "tcp dport 8063 ct state new ip saddr @full reject"),
+                   extra="set full { type ipv4_addr; flags dynamic; ct count over 3; "
+                   "elements = { 10.77.1.1 ct count over 3 }; }\n"),
     **{
         f"iptables-{variant}": ((
             f"iptables-{variant}-restore",
@@ -198,7 +201,7 @@ def test_a_connection_limit_would_be_gone(net: Net, tool: str) -> None:
     assert held(net, 8) == 8
     take_away(net)
     assert judgement.verdict == "unsafe"
-    assert "ct count" in judgement.reasons[0] or "connlimit" in judgement.reasons[0]
+    assert re.search("ct count|connlimit|@full", judgement.reasons[0])
 
 
 def test_marks_would_not_come_back(net: Net) -> None:

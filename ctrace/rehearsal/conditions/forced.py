@@ -10,12 +10,12 @@ Constants: include/uapi/linux/netfilter/nf_tables.h and x_tables' structs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Final, Optional
 
-from ctrace.host.rawlink import attr, be32, nested, number, split, text, word
+from ctrace.host.rawlink import NESTED, attr, be32, nested, number, split, text, word
 from ctrace.rehearsal.conditions import recent
-from ctrace.rehearsal.nft_copy import Change, Expression
+from ctrace.rehearsal.nft_copy import ELEMENT, SET, Change, Expression, Thing
 
 _BREAK: Final[Expression] = (
     "immediate",
@@ -53,7 +53,6 @@ _XT_TARGETS: Final = {
     "TPROXY", "TEE", "TRACE", "SYNPROXY", "CONNSECMARK", "SECMARK", "NFQUEUE", "AUDIT", "ECN",
     "TCPOPTSTRIP", "ERROR", "HMARK", "RATEEST", "DNPT", "SNPT",
 }  # fmt: skip
-LOGS: Final = {"LOG", "NFLOG", "ULOG"}
 _OF_A_HEADER: Final = {"tos", "dscp", "ttl", "hl", "tcpmss", "mac"}
 XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm", "osf"}
 _META_VARIES: Final = {0, 20, 24, 30, 31, 32}
@@ -71,8 +70,13 @@ SHARED: Final = {"IDLETIMER", "LED"}
 """Targets with state shared by the whole machine: never loaded."""
 _FLAGS: Final = {"masq": 1, "redir": 3, "nat": 7}
 """The attribute with NF_NAT_RANGE_*."""
+_EVAL: Final = 0x20
+"""NFT_SET_EVAL: packets may fill it, and its elements measure."""
 _RANDOM: Final = 0x04 | 0x10
 """NF_NAT_RANGE_PROTO_RANDOM, _FULLY."""
+
+
+_NONE: Final[Mapping[bytes, str]] = {}
 
 
 def change(
@@ -83,6 +87,7 @@ def change(
     kept: Optional[bool] = None,
     packet: Optional[bool] = None,
     maps: Set[bytes] = frozenset(),
+    meters: Mapping[bytes, str] = _NONE,
 ) -> Change:
     """A stage's change of rules: every condition that depends says ``answer`` (None: as it is).
 
@@ -90,7 +95,8 @@ def change(
     ``packet``: what those say instead that read something of a packet. ``untracked``: where the
     service is, so that a limit on tracked connections counts none of it. ``draw``: False keeps
     source ports where a translation would draw them by lot. ``maps``: names of maps to limits and
-    quotas.
+    quotas; ``meters``: by a set's name what its elements measure, ``over`` or ``within``
+    a number of connections, or something else. They come without that (:func:`unmetered`).
     """
 
     def apply(rule: list[Expression]) -> Optional[list[Expression]]:
@@ -111,6 +117,9 @@ def change(
                 # An unnamed map has to stay with its rule: after its end, it is never asked.
                 (last if says else out).extend([_BREAK, (name, attributes)])
                 continue
+            meter = name in ("lookup", "dynset") and meters.get(dict(attributes)[1])
+            if meter and not (untracked and meter == "within"):
+                out += [_BREAK] if not says or (untracked and meter == "over") else []
             out += _one(name, attributes, tainted, says, untracked=untracked, draw=draw)
         out += last
         return out if out != rule else None
@@ -199,8 +208,8 @@ def _one(  # noqa: PLR0911
         return same
     if name == "dynset" and (7 in of or 10 in of):
         inner = _inside(of)
-        if inner & {"limit", "quota", "connlimit"}:
-            if not answer or (untracked and inner == {"connlimit"}):
+        if _meter(inner):
+            if not answer or (untracked and set(inner) == {"connlimit"}):
                 return [_BREAK, *same]
             # Elements still come into the set; they count instead of measuring.
             return [(name, [(k, _COUNTS.get(k, d)) for k, d in attributes])]
@@ -214,11 +223,47 @@ def _quiet(flags: bytes) -> bytes:
     return be32(number(flags) & ~_RANDOM)
 
 
-def _inside(of: dict[int, bytes]) -> set[str]:
-    found = {word(dict(split(of[7]))[1])} if 7 in of else set()
-    for _, data in split(of.get(10, b"")):
-        found.add(word(dict(split(data))[1]))
-    return found
+def _inside(of: dict[int, bytes], one: int = 7, several: int = 10) -> dict[str, dict[int, bytes]]:
+    """Expressions within one, or of a set or an element, by the numbers of their attributes."""
+    every = [of[one]] if one in of else []
+    found = (dict(split(body)) for body in (*every, *(b for _, b in split(of.get(several, b"")))))
+    return {word(body[1]): dict(split(body.get(2, b""))) for body in found}
+
+
+def _meter(inner: dict[str, dict[int, bytes]]) -> str:
+    if {"limit", "quota"} & set(inner):
+        return "packets"
+    if "connlimit" not in inner:
+        return ""
+    return "over" if number(inner["connlimit"].get(2, b"")) & 1 else "within"
+
+
+def unmetered(things: Iterable[Thing]) -> tuple[tuple[Thing, ...], dict[bytes, str]]:
+    """Sets and elements without what these measure by themselves, and by the set's name what that
+    is: whether a packet is within it depends on all before it."""
+    out, dynamic, meters = [], set(), {}
+    for kind, family, body in things:
+        of = dict(split(body)) if kind in (SET, ELEMENT) else {}
+        if kind == SET and number(of.get(3, b"")) & _EVAL:
+            dynamic.add((family, of[1], of[2]))
+            meter = _meter(_inside(of, 17, 18))
+            if meter:
+                meters[of[2]] = meter
+                body = _less(body, (17, 18))  # noqa: PLW2901
+        elif kind == ELEMENT and (family, of[1], of[2]) in dynamic:
+            every = [
+                (key, one, _meter(_inside(dict(split(one)), 7, 11))) for key, one in split(of[3])
+            ]
+            if any(meter for _, _, meter in every):
+                meters[of[2]] = next(meter for _, _, meter in every if meter)
+                kept = (attr(key | NESTED, _less(one, (7, 11))) for key, one, _ in every)
+                body = attr(1, of[1]) + attr(2, of[2]) + nested(3, *kept)  # noqa: PLW2901
+        out.append((kind, family, body))
+    return tuple(out), meters
+
+
+def _less(body: bytes, left_out: tuple[int, int]) -> bytes:
+    return b"".join(attr(key, data) for key, data in split(body) if key not in left_out)
 
 
 def _loading(  # noqa: PLR0911

@@ -7,6 +7,7 @@ from typing import Final, Optional
 
 from ctrace.rehearsal.conditions import recent
 from ctrace.rehearsal.conditions.forced import COUNTED, SHARED, XT_KEPT, XT_MEASURES, XT_PLAIN
+from ctrace.rehearsal.conditions.quiet import LOGS, SENT, SHARED_MATCHES, Quiet
 
 
 def loaded(
@@ -51,13 +52,49 @@ def groups(text: str) -> tuple[bool, bool]:
 
 
 def _deciding(text: str, *, lots: bool = True) -> str:
+    """The rules that decide something about such packets as are sent."""
+    quiet: Quiet[tuple[str, str]] = Quiet()
+    rules, chains, table = [], set(), ""
+    for line in text.splitlines():
+        found = _RULE.search(line)
+        if line.startswith("*"):
+            table = line
+        elif line.startswith(":"):
+            chains.add((table, line[1:].split()[0]))
+        elif found:
+            to, ends = _does(line, table, chains)
+            quiet.see((table, found[1]), to)
+            if not _unheard(line):
+                rules.append(((table, found[1]), to, ends, line))
+    loud = quiet.loud()
     return "\n".join(
         line if lots else _STATISTIC.sub("", line)
-        for line in text.splitlines()
-        if not re.search(r" -j (LOG|NFLOG|ULOG)( |$)", line)
+        for chain, to, ends, line in rules
+        if chain in loud and (to is None or ends or loud & set(to))
     )
 
 
+def _does(
+    line: str, table: str, chains: set[tuple[str, str]]
+) -> tuple[Optional[list[tuple[str, str]]], bool]:
+    """As :func:`ctrace.rehearsal.conditions.quiet.does`."""
+    end = _END.search(line)
+    target = end[2] if end else ""
+    ends = target == "RETURN" or (end is not None and end[1] == "g")
+    if (table, target) in chains:
+        return [(table, target)], ends
+    return (None if _SHARED.search(line) or target not in {"", "RETURN", *LOGS} else []), ends
+
+
+def _unheard(line: str) -> bool:
+    kind = _ICMP.search(line)
+    return kind is not None and int(kind[1]) not in SENT[1] | SENT[58]
+
+
+_RULE: Final = re.compile(r"^(?:\[\d+:\d+\] )?-A (\S+)")
+_END: Final = re.compile(r" -([jg]) (\S+)")
+_SHARED: Final = re.compile(rf" -m (?:{'|'.join(sorted(SHARED_MATCHES))}) ")
+_ICMP: Final = re.compile(r"(?<!!) --icmp(?:v6)?-type (\d+)")
 _STATISTIC: Final = re.compile(r" -m statistic(?: (?!-m |-j |-g )\S+)*")
 _HEAD: Final = re.compile(r"^((?:\[\d+:\d+\] )?-A \S+).*")
 _NEVER: Final = r"\1 -p 254"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from ctrace.host.rawlink import first, number, word
 from ctrace.rehearsal.conditions import recent
-from ctrace.rehearsal.conditions.forced import KEEPING, LOGS, change, is_lot, odd
+from ctrace.rehearsal.conditions.forced import KEEPING, change, is_lot, odd
+from ctrace.rehearsal.conditions.quiet import Chain, Does, Quiet, does, unheard
 from ctrace.rehearsal.nft_copy import Expression
 from ctrace.rehearsal.packets import SYN
+
+_Conditional = tuple[Chain, Does, bool, bool, tuple[bool, bool]]
+"""(chain, what a rule does, whether it depends, whether it may change, its groups)."""
 
 
 class Needs:
@@ -33,36 +38,46 @@ class Needs:
         """What packets leave behind elsewhere than in sets and entries."""
         self.maps: set[bytes] = set()
         """Names of maps to limits and quotas."""
+        self.meters: dict[bytes, str] = {}
+        """By name of a set or a map what its elements measure by themselves, whoever asks."""
         self.recent = recent.Lists()
         self.classes = False
         """Whether rules give packets a priority."""
         self.flags = False
         """Whether rules read the flags of segments that are no SYN."""
+        self._quiet: Quiet[Chain] = Quiet()
+        self._conditional: list[_Conditional] = []
+        with_these = partial(change, maps=self.maps, meters=self.meters)
         self._ways = (
-            change(True, untracked=False, maps=self.maps),
-            change(False, untracked=False, maps=self.maps),
-            change(True, untracked=False, draw=False, maps=self.maps),
-            change(True, untracked=True, maps=self.maps),
-            change(False, untracked=False, kept=True, maps=self.maps),
-            change(True, untracked=False, packet=False, maps=self.maps),
+            with_these(True, untracked=False),
+            with_these(False, untracked=False),
+            with_these(True, untracked=False, draw=False),
+            with_these(True, untracked=True),
+            with_these(False, untracked=False, kept=True),
+            with_these(True, untracked=False, packet=False),
         )
 
     def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
         """One rule of nftables, as its attributes and their expressions."""
         self.classes |= any(_gives_class(name, dict(attributes)) for name, attributes in rule)
         self.flags |= _reads_flags(rule)
-        if not any(odd(name, of) for name, of in rule):
+        chain = family, first(body, 1), first(body, 2)
+        if not self._quiet.knows_loud(chain):
+            self._quiet.see(chain, does(rule, chain)[0])
+        metered = self.meters and any(
+            name == "lookup" and dict(attributes)[1] in self.meters for name, attributes in rule
+        )
+        if not metered and not any(odd(name, of) for name, of in rule):
             return
         yes, no, kept, apart = (way(rule) for way in self._ways[:4])
         plain = [one for one in rule if not is_lot(*one)]
         turns = self._ways[0](plain) != self._ways[4](plain)
         if turns or any(said is not None for said in (yes, no, kept, apart)):
             self.changed.add(body)
-        if not _only_logs(rule):
-            self.depends |= yes != no
+        if (turns or yes != no) and not unheard(rule):
             split = self._ways[5](rule)
-            self.groups = self.groups[0] or split != yes, self.groups[1] or split != no
-            self.turns |= turns
+            groups = split != yes, split != no
+            self._conditional.append((chain, does(rule, chain), yes != no, turns, groups))
         self.draws |= yes != kept
         self.counts |= yes != apart
         for name, attributes in rule:
@@ -72,6 +87,15 @@ class Needs:
                 self.keeps |= word(dict(attributes)[1]) in KEEPING
             elif name == "match" and word(dict(attributes)[1]) == recent.MATCH:
                 self.recent.see(dict(attributes)[3])
+
+    def decide(self) -> None:
+        """All rules are seen: which of their conditions matter."""
+        loud = self._quiet.loud()
+        for chain, (targets, ends), depends, turns, groups in self._conditional:
+            if chain in loud and (targets is None or ends or loud & set(targets)):
+                self.depends |= depends
+                self.turns |= turns
+                self.groups = self.groups[0] or groups[0], self.groups[1] or groups[1]
 
 
 def _gives_class(name: str, of: dict[int, bytes]) -> bool:
@@ -107,11 +131,3 @@ def _reads_flags(rule: list[Expression]) -> bool:
 def flags_in(text: str) -> bool:
     """The same of what iptables-legacy-save printed."""
     return bool(re.search(r" --tcp-flags (?!\S+ \S*SYN)", text))
-
-
-def _only_logs(rule: list[Expression]) -> bool:
-    """Whether a rule decides and remembers nothing."""
-    names = {name for name, _ in rule}
-    targets = {word(of[0][1]) for name, of in rule if name == "target"}
-    logs = "log" in names or bool(targets & LOGS)
-    return logs and not targets - LOGS and not names & {"immediate", "reject", "dynset", "queue"}
