@@ -25,6 +25,8 @@ VERDICTS: Final = ("accept", "drop", "reject", "return", "jump", "goto", "contin
 HARMLESS: Final = ("counter", "log", "comment", "quota", "last", "dup", "secmark")
 """Statements that neither decide nor depend on tracking (quota is a match: see below)."""
 MAX_ELEMENTS: Final = 8192
+MAX_ALTERNATIVES: Final = 256
+"""Elements of concatenated fields that are read one by one."""
 
 UNKNOWN: Final = Match("")
 
@@ -124,19 +126,23 @@ class _Tables:
                     self.sets[found["family"], found["table"], found["name"]] = found
 
     def rules(self, family: str, table: str, expr: list[Any]) -> list[Rule]:  # noqa: PLR0912
-        """One nft rule as one or, with a verdict map, several rules of the model."""
+        """One nft rule as one or, with a map or fields that are compared together, several."""
         matches: list[Match] = []
         uses: list[Use] = []
         verdict: Optional[Verdict] = None
-        cases: list[tuple[tuple[Match, ...], Verdict]] = []
+        cases: list[tuple[tuple[Match, ...], Optional[Verdict]]] = []
+        either: list[list[Match]] = [[]]
         text = as_text(expr)
         for part in expr:
             kind: str = next(iter(part)) if isinstance(part, dict) else str(part)
             body: Any = part[kind] if isinstance(part, dict) else None
             if kind == "match":
-                matches += self._match(family, table, body)
+                each = self._each(family, table, body)
+                several = 1 < len(each) <= MAX_ALTERNATIVES and len(either) == 1
+                either = each if several else either
+                matches += [] if several else self._match(family, table, body)
             elif kind == "vmap":
-                cases = self._vmap(family, table, body)
+                cases = [*self._vmap(family, table, body)]
             elif kind in VERDICTS:
                 verdict = _verdict(kind, body)
             elif kind in ("limit", "quota"):
@@ -158,15 +164,14 @@ class _Tables:
                     matches.append(Match("", text=as_text([part])))
                 if not found:
                     verdict = verdict or Verdict("unknown", kind)
-        if cases:
-            made = [
-                Rule((*matches, *extra), then, tuple(uses), text)
-                for extra, then in cases[:MAX_ELEMENTS]
-            ]
-            if len(cases) > MAX_ELEMENTS:
-                made.append(Rule(tuple(matches), Verdict("unknown", "map"), tuple(uses), text))
-            return made
-        return [Rule(tuple(matches), verdict, tuple(uses), text)]
+        made = [
+            Rule((*matches, *one, *extra), then, tuple(uses), text)
+            for one in either
+            for extra, then in cases[:MAX_ELEMENTS] or [((), verdict)]
+        ]
+        if len(cases) > MAX_ELEMENTS:
+            made.append(Rule(tuple(matches), Verdict("unknown", "map"), tuple(uses), text))
+        return made
 
     def _vmap(self, family: str, table: str, body: Any) -> list[tuple[tuple[Match, ...], Verdict]]:
         elements = self._elements(family, table, body["data"])
@@ -207,7 +212,8 @@ class _Tables:
         try:
             left, right, op = body["left"], body["right"], body["op"]
             if isinstance(left, dict) and "concat" in left:
-                return self._concat(family, table, left["concat"], right, op, text)
+                each = self._each(family, table, body)
+                return each[0] if len(each) == 1 else [Match("", text=text)]
             key, implied, mask = field_of(left)
             if not key:
                 return [*implied, Match("", text=text)]
@@ -219,31 +225,26 @@ class _Tables:
         except (Unclear, KeyError, TypeError, ValueError):
             return [*implied, Match("", text=text)]
 
-    def _concat(
-        self, family: str, table: str, fields: list[Any], right: Any, op: str, text: str
-    ) -> list[Match]:
-        """``a . b == { x . y }``: exact for one element, else each part by itself is needed.
-
-        Several elements become a condition that is looser than the real one, so
-        they are only usable when no part can match; otherwise: not understood.
-        """
-        elements = self._elements(family, table, right)
-        if elements is None and isinstance(right, dict) and "concat" in right:
-            elements = [right]
-        if elements is None or op != "==":
-            return [Match("", text=text)]
-        columns: list[Any] = [[] for _ in fields]
-        for element in elements:
-            for column, value in zip(columns, element["concat"]):
-                column.append(value)
-        found = []
-        for field, column in zip(fields, columns):
-            found += self._match(
-                family, table, {"op": "==", "left": field, "right": {"set": column}}
-            )
-        if len(elements) > 1:
-            found.append(Match("", text=text))
-        return found
+    def _each(self, family: str, table: str, body: dict[str, Any]) -> list[list[Match]]:
+        """The alternatives of ``a . b == { x . y, z . w }``; none where it is something else, or a
+        set with a name, which may be another tomorrow."""
+        left, right = body.get("left"), body.get("right")
+        if not isinstance(left, dict) or "concat" not in left or body.get("op") != "==":
+            return []
+        one = isinstance(right, dict) and "concat" in right
+        elements = [right] if one else self._elements(family, table, right) or []
+        elements = elements if len(elements) == 1 or not isinstance(right, str) else []
+        return [
+            [
+                match
+                for field, value in zip(left["concat"], element["concat"])
+                for match in self._match(
+                    family, table, {"op": "==", "left": field, "right": {"set": [value]}}
+                )
+            ]
+            for element in elements
+            if isinstance(element, dict) and "concat" in element
+        ]
 
     def _values(
         self, family: str, table: str, key: str, mask: Optional[int], right: Any, op: str

@@ -30,6 +30,8 @@ _OWNER: Final = re.compile(
     r"(?:meta sk|(?:! )?--)([ug]id)(?:-owner)? (?:!= )?(?:\{ )?(\d[\d, -]*?)(?: \})?\Z"
 )
 LATER: Final = Term("later", ("tcp",))
+MOST_PARTS: Final = 8
+"""Of one rule, tried one after the other."""
 _STATES: Final = ("ct.state", "ct.dir")
 Place = tuple[str, str, str]
 """(family, table, chain)."""
@@ -110,23 +112,22 @@ class Map:
                 path.append(hit)
         return path
 
-    def rule(self, hit: Hit, port: int) -> Optional[Rule]:
-        """The rule as it was read; None where it is not certain. For a map, the part for the
-        port."""
+    def rules(self, hit: Hit, port: int) -> list[Rule]:
+        """A rule as it was read; of a map, or of fields compared together, the parts for the port.
+        None where it is not certain."""
         chain = self._model.get(self.place(hit))
         at = self.position(hit)
         if chain is None or at is None or at < 0:
-            return None
+            return []
         parts = [rule for rule in chain.rules if rule.position == at]
-        if len(parts) > 1:
-            wanted = [
-                part
-                for part in parts
-                if part.verdict and part.verdict.target == hit.target and _of_port(part, port)
-                if hit.target or part.verdict.kind == "accept"
-            ]
-            return wanted[0] if wanted else None
-        return parts[0] if parts else None
+        if len(parts) == 1:
+            return parts
+        return [
+            part
+            for part in parts
+            if part.verdict and part.verdict.target == hit.target and _of_port(part, port)
+            if hit.target or part.verdict.kind == "accept"
+        ]
 
     def where(self, hit: Hit, port: int) -> str:
         """A rule or a policy, as people read it: its text and place."""
@@ -135,10 +136,10 @@ class Map:
         name = chain.where if chain else " ".join(place)
         if hit.kind != 3:
             return f"the policy of {name}"
-        rule = self.rule(hit, port)
+        rules = self.rules(hit, port)
         at = self.position(hit)
         order = "" if at is None else f", rule {at + 1}"
-        return f'"{rule.text}" in {name}{order}' if rule else f"a rule of {name}{order}"
+        return f'"{rules[0].text}" in {name}{order}' if rules else f"a rule of {name}{order}"
 
     def tool(self, place: Place) -> str:
         """The tool that owns a chain."""
@@ -205,22 +206,27 @@ def candidates(need: Need, before: Map, after: Map) -> Iterator[Accept]:
         same = [p for p in before.passages(hits) if p.place == drop.place]
         if not same:
             continue
-        terms: list[Term] = [*first]
+        terms: dict[tuple[Term, ...], None] = {tuple(first): None}
         for hit in before.path(same[-1]):
             at = before.position(hit)
             if hit.kind == 3 and at is not None and need.flow != "icmp":
-                more = carried(before.rule(hit, need.port), need)
-                if more is None:
-                    break
-                terms += [t for t in more if t not in terms]
-            if hit.kind == 3 and at is not None and len(terms) <= MAX_TERMS:
-                yield from _accept(need, before, hit, at, drop.hook, tuple(terms))
-        else:
-            # Before what drops it, in the order from the outermost chain inwards.
-            for hit in reversed(after.path(drop)):
-                at = after.position(hit)
-                if at is not None:
-                    yield from _accept(need, after, hit, at, drop.hook, tuple(terms))
+                every = [carried(rule, need) for rule in before.rules(hit, need.port)]
+                terms = {
+                    tuple(dict.fromkeys([*some, *more])): None
+                    for some in terms
+                    for more in every[:MOST_PARTS]
+                    if more is not None
+                }
+            if hit.kind == 3 and at is not None:
+                for some in terms:
+                    yield from _accept(need, before, hit, at, drop.hook, some)
+        # Before what drops it, in the order from the outermost chain inwards.
+        for hit in reversed(after.path(drop)):
+            at = after.position(hit)
+            if at is None:
+                continue
+            for some in terms:
+                yield from _accept(need, after, hit, at, drop.hook, some)
 
 
 def _accept(
@@ -230,7 +236,7 @@ def _accept(
     if need.role == "loopback" and hook in ("input", "output"):
         lo = Term("iif" if hook == "input" else "oif", ("lo",))
         terms = terms if lo in terms else (lo, *terms)
-    if not (name_ok(place[1]) and name_ok(place[2])):
+    if len(terms) > MAX_TERMS or not (name_ok(place[1]) and name_ok(place[2])):
         return
     terms = tuple(t for t in terms if _sees(t, hook))
     accept = Accept(
@@ -251,10 +257,8 @@ def _sees(term: Term, hook: str) -> bool:
     return hook not in blind.get(term.field, ())
 
 
-def carried(rule: Optional[Rule], need: Need) -> Optional[list[Term]]:
+def carried(rule: Rule, need: Need) -> Optional[list[Term]]:
     """A rule's conditions but for its state; None when one can't be taken over."""
-    if rule is None:
-        return None
     found = []
     for match in rule.matches:
         if match.key in _STATES or match.key in ("proto", "flags"):

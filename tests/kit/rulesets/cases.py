@@ -282,6 +282,12 @@ CASES: tuple[Case, ...] = (
          fw(chain("input", "ct state vmap { established : accept, related : accept, "
                   "invalid : drop }\n" + LO + PING + "tcp dport 8063 accept", "drop")),
          SAFE, True, reason="path MTU"),
+    Case("nft: state and interface at once", "server",
+         fw("chain web {\ntcp dport 8063 accept\n}\n", chain("input", (
+             LO + PING + "ct state . iifname vmap { established . to-r2 : accept, "
+             "established . to-s : accept, new . to-r2 : jump web, new . to-s : jump web }"),
+             "drop")),
+         RULES, True),
     Case("nft: invalid drop, then icmp", "server",
          fw(chain("input", EST + LO + "ct state invalid drop\n" + PING + "tcp dport 8063 accept",
                   "drop")),
