@@ -14,10 +14,8 @@ from ctrace.rehearsal.nft_copy import Expression
 
 _JUMP, _GOTO, _RETURN = -3, -4, -5
 LOGS: Final = {"LOG", "NFLOG", "ULOG"}
-_ASKS: Final = {
-    "cmp", "bitwise", "byteorder", "range", "counter", "log", "limit", "quota", "connlimit", "fib",
-    "rt", "socket", "osf", "numgen", "hash", "xfrm", "last",
-}  # fmt: skip
+_COMPARE: Final = {"cmp", "bitwise", "byteorder", "range", "fib", "rt", "socket", "osf", "xfrm"}
+_COUNT: Final = {"counter", "log", "limit", "quota", "connlimit", "numgen", "hash", "last"}
 SHARED_MATCHES: Final = {"recent", "hashlimit", "rateest", "nfacct"}
 """Matches with a memory that other rules may ask."""
 SENT: Final[dict[int, set[int]]] = {6: set(), 17: set(), 1: {0, 3, 8}, 58: {1, 2, 128, 129}}
@@ -61,7 +59,7 @@ def does(rule: list[Expression], chain: Chain) -> Does:
     to: list[Chain] = []
     ends = False
     for name, attributes in rule:
-        if name in _ASKS:
+        if name in _COMPARE or name in _COUNT:
             continue
         of = dict(attributes)
         if name == "immediate" and not number(of[1]):
