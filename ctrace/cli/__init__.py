@@ -76,6 +76,11 @@ class LazyGroup(click.Group):
         """The verb that was meant; the nearest is named when there is none so called."""
         if ctx.resilient_parsing:  # completion: half a line is no mistake
             return super().resolve_command(ctx, args)
+        if args[:1] == ["help"]:  # as git's and docker's
+            if not args[1:]:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            args = [args[1], "--help"]
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             from ctrace.errors import nearest
 
@@ -218,6 +223,7 @@ def _wrong(error: click.UsageError) -> int:
     if len(sys.argv) == 1:
         error.show()
     else:
-        path = error.ctx.command_path if error.ctx is not None else "ctrace"
+        verb = next((one for one in sys.argv[1:] if one in VERBS), "")
+        path = error.ctx.command_path if error.ctx is not None else f"ctrace {verb}".rstrip()
         click.echo(f"ctrace: {words} See {path} --help", err=True)
     return error.exit_code

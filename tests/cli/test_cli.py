@@ -50,6 +50,8 @@ def test_help_explains_every_option(verb: str) -> None:
     ("arguments", "says"),
     [
         (["nonsense"], "No such command"),
+        (["help", "tpo"], "the nearest is top"),
+        (["report", "-o"], "requires an argument. See ctrace report --help"),
         (["trace", "--count", "x"], "'x' does not fit: give a whole number, at least 1"),
         (["trace", "-p", "bogus"], "unknown protocol 'bogus'"),
         (["top", "-p", "tpc"], "udplite; the nearest is tcp"),
