@@ -126,7 +126,7 @@ def command(
             measurement = opened.enter_context(Measurement(symbols.kernel()))
         source = open_live(wanted, hooks=hooks, sample=True)
         opened.callback(source.close)
-        header = host_facts.header(source, shown)
+        header = host_facts.header(source, shown, wanted.netns)
         tell = _teller(quiet)
         sink: Sink
         if in_ring:

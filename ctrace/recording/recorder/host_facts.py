@@ -8,8 +8,11 @@ import os
 import platform
 import socket
 from collections.abc import Iterator, Sequence
+from typing import Optional
 
 from ctrace.batch import Source
+from ctrace.errors import CtraceError
+from ctrace.host.netns import Way, enter
 from ctrace.recording.format.meta import Header
 
 SYSCTLS = (
@@ -24,8 +27,9 @@ RULESETS = 64
 """Namespaces whose rules are recorded, at most: each costs a call of nft."""
 
 
-def header(source: Source, shown_filter: str = "") -> Header:
-    """The header for a recording of ``source`` on this host."""
+def header(source: Source, shown_filter: str = "", netns: Optional[int] = None) -> Header:
+    """The header for a recording of ``source`` on this host; ``netns``: the only namespace in
+    it."""
     return Header(
         source.hooks,
         source.clock,
@@ -33,23 +37,36 @@ def header(source: Source, shown_filter: str = "") -> Header:
         host=socket.gethostname(),
         kernel=platform.release(),
         filter=shown_filter,
-        facts=host_facts(),
+        facts=host_facts(netns),
     )
 
 
-def host_facts() -> dict[str, str]:
-    """Sysctls that matter to conntrack, by name, and the machine's size."""
+def host_facts(netns: Optional[int] = None) -> dict[str, str]:
+    """Sysctls that matter to conntrack, by name, and the machine's size. Each namespace has its
+    own: they are those of ``netns``, or of the one that this runs in."""
     facts = {
         "machine": platform.machine(),
         "cpus": str(os.cpu_count() or 0),
         "memory": str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         "boot_id": _first_line("/proc/sys/kernel/random/boot_id"),
     }
-    for pattern in SYSCTLS:
-        for path in sorted(glob.glob(f"/proc/sys/{pattern}")):
-            name = path.removeprefix("/proc/sys/").replace("/", ".")
-            facts[name] = _first_line(path)
+    with contextlib.suppress(CtraceError):
+        facts.update(_settings(netns))
     return {name: value for name, value in facts.items() if value}
+
+
+def _settings(netns: Optional[int]) -> dict[str, str]:
+    """None where the namespace has gone. Raises CtraceError."""
+    with contextlib.ExitStack() as there:
+        if netns is not None:
+            space = there.enter_context(Way(netns).held())
+            if space is None:
+                return {}
+            there.enter_context(enter(space.path))
+        paths = [path for some in SYSCTLS for path in sorted(glob.glob(f"/proc/sys/{some}"))]
+        return {
+            path.removeprefix("/proc/sys/").replace("/", "."): _first_line(path) for path in paths
+        }
 
 
 def rulesets(spaces: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
@@ -58,7 +75,6 @@ def rulesets(spaces: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     The text is what ``ctrace advise FILE`` reads back.
     """
     from ctrace.advice.facts import to_text
-    from ctrace.errors import CtraceError
 
     for inum, path in spaces[:RULESETS]:
         with contextlib.suppress(CtraceError, OSError):

@@ -62,9 +62,10 @@ class LateRecording:
     def __init__(self, path: str, source: Source, known: Known, shown_filter: str = "") -> None:
         """Raises CtraceError when the file exists or cannot be made."""
         self._until = at = known.batch.until
-        header = replace(
-            host_facts.header(source, shown_filter), started=at, base=dict(known.counts)
-        )
+        tables = known.batch.tables
+        alone = tables[0].netns if len(tables) == 1 else None
+        header = host_facts.header(source, shown_filter, alone)
+        header = replace(header, started=at, base=dict(known.counts))
         self._writer = Writer(path, header)
         self.path = path
         names = known.batch.names

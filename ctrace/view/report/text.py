@@ -309,7 +309,9 @@ def _about(review: Review) -> Iterator[Text]:
         if name in header.facts
     ]
     if limits:
-        yield Text("Settings: " + ", ".join(limits))
+        several = len(review.final.tables) > 1  # each has its own
+        where = " of the namespace that ctrace ran in" if several else ""
+        yield Text(f"Settings{where}: " + ", ".join(limits))
     if header.hooks.note and not header.hooks.drop_tuples:
         yield Text("No better hooks: " + fmt.clean(header.hooks.note), style="dim")
     for sentence in blind(header.hooks, review.final.unseen):

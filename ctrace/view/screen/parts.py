@@ -266,7 +266,8 @@ def why_lines(snapshot: Snapshot, width: int, palette: Palette, most: int = 3) -
     out: list[Text] = []
     first = snapshot.why[0]
     calm = first.id == "unknown"
-    body = sentence(first.text, width - LABEL - 2, 2 if width >= 80 else most - 2)
+    # its end says what it is: two lines have it, also where few are left for the rest
+    body = sentence(first.text, width - LABEL - 2, 2 if width >= 80 else max(2, most - 2))
     for index, words in enumerate(body):
         label = fmt.fit("WHY" if index == 0 else "", LABEL)
         out.append(line([(label, p.accent), (words, p.text if calm else p.strong)], width))
@@ -377,7 +378,7 @@ def waiting(phase: Phase, width: int, height: int, palette: Palette) -> list[Tex
     p = palette
     words = {"failed": "cannot start", "ended": "ended", "reading": "starting"}
     word = words.get(phase.name, "attaching")
-    text = fmt.clean(phase.text) or "preparing the hooks"
+    text = fmt.prose(phase.text) or "preparing the hooks"
     body = wrapped(text, min(72, width - 4), 6)
     lines = [
         line([("ctrace", p.accent), ("  ", p.text), (word, p.warn)], width),

@@ -74,6 +74,7 @@ def test_a_recording_begun_at_the_screen_holds_what_record_would(
 ) -> None:
     """Facts, rules, names and the entries alive when it began, while traffic goes on."""
     here, _, target = pair(lab)
+    here.sysctl("net.netfilter.nf_conntrack_icmp_timeout", 17)
     path = str(tmp_path / "now.data")
     feed = LiveFeed(lambda: open_live(Filter(netns=here.inum), hooks=hooks), interval=0.3)
     try:
@@ -111,6 +112,7 @@ def test_a_recording_begun_at_the_screen_holds_what_record_would(
         header, rules = recording.header, dict(recording.rulesets())
         assert list(recording.notes()) == []
     assert "net.netfilter.nf_conntrack_max" in header.facts
+    assert header.facts["net.netfilter.nf_conntrack_icmp_timeout"] == "17"
     assert '\\"prerouting\\"' in rules[here.inum]
     names = {inum: n for batch in got for inum, n in batch.names.netns.items()}
     assert set(here.addresses["there"]) <= set(names[here.inum].addresses)
