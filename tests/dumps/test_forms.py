@@ -86,6 +86,15 @@ def test_the_time_stands_elsewhere(
     assert log.full == 1
 
 
+def test_dmesg_prints_its_objects_one_behind_the_other() -> None:
+    one = f'         "pri": 4,\n         "time": %d.5,\n         "msg": "{FULL}"\n'
+    text = '   "dmesg": [\n      {\n' + "      },{\n".join(one % at for at in (1, 2, 3))
+    log = Log()
+    for line in (text + "      }\n   ]\n}").split("\n"):
+        assert log.take(line), line
+    assert [message.boot for message in log.messages] == [1.5, 2.5, 3.5]
+
+
 @pytest.mark.parametrize("again", [
     "Jul 29 11:02:33 gw last message repeated 17 times",
     f"Jul 29 11:02:33 gw kernel: message repeated 17 times: [ {FULL}]",

@@ -19,7 +19,7 @@ _PAIR: Final = re.compile(
     r'(?:"([^"]{0,400})"|([\d.]{1,30})|\[([\d, ]{1,1900})\])'
 )
 """A text that is not UTF-8 is a list of its bytes."""
-_EDGE: Final = re.compile(r'\s*(?:"dmesg"\s*:\s*\[|[\[\]{}],?)?')
+_EDGE: Final = re.compile(r'\s*(?:"dmesg"\s*:\s*\[|[\[\]{}],?|\},\{)?')
 _BEGINS: Final = re.compile(
     r'\s*(?:__CURSOR=|"(?:_[A-Z_]+|MESSAGE|PRIORITY|SYSLOG_[A-Z_]+)"\s*:|"dmesg"\s*:)'
 )
