@@ -54,6 +54,12 @@ def banned(net: Net, port: int = 0) -> bytes:
     return ask(net.c, (net.addresses["h"][4], PORT), source=(STRANGER[4], port))
 
 
+def three_more(net: Net) -> bytes:
+    """Three, of which two are let in."""
+    net.h.run(["ipset", "-exist", "add", "spent", "10.77.0.0/16", "packets", "899998"])
+    return b" ".join(ask(net.c, (net.addresses["h"][4], PORT)) for _ in range(3))
+
+
 def segment(net: Net) -> bytes:
     """The size of segments that two others agree on."""
     with net.c.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
@@ -94,9 +100,19 @@ MARKED = (
     f"table inet q {{\n{chain('prerouting', f'tcp dport {PORT} ct state new ct mark set 7')}"
     f"{chain('postrouting', 'ct mark 7 meta priority set 1:10')}}}\n"
 )
+SPENT = (
+    "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n"
+    f"-A INPUT -p tcp --dport {PORT} -m set --match-set spent src --packets-lt 900000 -j ACCEPT\n"
+    f"-A INPUT -p tcp --dport {PORT} -j DROP\n"
+)
+"""So many packets that begin connections."""
+COUNT = (("sh", "ipset -exist create spent hash:net counters && ipset flush spent\n"
+          "ipset add spent 10.77.0.0/16\n"),)  # fmt: skip
 BESIDE: dict[str, tuple[Setup, str, Use]] = {
     "recent nft": (xt("nft", "filter", KNOCK), "server", knocked),
     "recent legacy": (xt("legacy", "filter", KNOCK), "server", knocked),
+    "counters of an ipset nft": (COUNT + xt("nft", "filter", SPENT), "server", three_more),
+    "counters of an ipset legacy": (COUNT + xt("legacy", "filter", SPENT), "server", three_more),
     "a set that established fills": (
         fw(
             chain("prerouting", f"ct state established tcp dport {PORT} add @web {{ ip saddr }}"),

@@ -41,6 +41,8 @@ MEASURES: Final = {2, 4, 5}
 _CT_DEPENDS: Final = {14, 15, 16}
 """Packets, bytes, average: of an entry's counters."""
 COUNTED: Final = "connbytes"
+SET_COUNTED: Final = "set, by an element's counters"
+"""Not only whether an element is in a set, but how much of it was seen (``--packets-lt``)."""
 XT_PLAIN: Final = {
     "conntrack", "state", "tcp", "udp", "icmp", "icmp6", "multiport", "comment", "set", "mark",
     "connmark", "addrtype", "iprange", "owner", "pkttype", "devgroup", "rpfilter", "helper",
@@ -60,7 +62,7 @@ _META_VARIES: Final = {0, 20, 24, 30, 31, 32}
 _META_CHANCE: Final = _META_VARIES - {0}
 XT_MEASURES: Final = {
     "limit", "hashlimit", "connlimit", "quota", "statistic", "time", "recent", "rateest", "nfacct",
-    "cpu", "connbytes",
+    "cpu", "connbytes", SET_COUNTED,
 }  # fmt: skip
 KEEPING: Final = {"SET", "RATEEST"}
 """Targets that leave something behind for later packets."""
@@ -149,11 +151,21 @@ def _is_kept(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     return name in ("socket", "osf", "xfrm")
 
 
+def _match(of: dict[int, bytes]) -> str:
+    """An extension's name; xt_set(8) is two, by its arguments (xt_set_info_match_v3, _v4)."""
+    name, info = word(of[1]), of.get(3, b"")
+    if name == "set" and len(info) >= 40:  # those of the first revisions are shorter
+        at = {3: (8, 24), 4: (16, 32)}.get(number(of[2]), ())
+        if any(info[one] for one in at):  # anything but IPSET_COUNTER_NONE
+            return SET_COUNTED
+    return name
+
+
 def _is_of_packet(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     """Whether a condition reads something of the packet, other than how many there were, when."""
     of = dict(attributes)
     if name == "match":
-        return word(of[1]) not in XT_MEASURES
+        return _match(of) not in XT_MEASURES
     if name == "meta":
         return 1 in of and number(of.get(2, b"")) not in _META_CHANCE
     return name in ("payload", "exthdr", "socket", "osf", "xfrm")
@@ -171,7 +183,7 @@ def odd(name: str, attributes: list[tuple[int, bytes]]) -> bool:
     if name in ("payload", "meta", "ct"):
         return _foreign(name, dict(attributes))
     if name == "match":
-        return word(attributes[0][1]) not in XT_PLAIN
+        return _match(dict(attributes)) not in XT_PLAIN
     if name == "target":
         what = word(attributes[0][1])
         return what not in _XT_TARGETS or what in _XT_CHANGED or what in KEEPING
@@ -337,7 +349,7 @@ def _xt(  # noqa: PLR0911
     draw: bool,
 ) -> list[Expression]:
     of = dict(attributes)
-    what = word(of[1])
+    what = word(of[1]) if name == "target" else _match(of)
     same: list[Expression] = [(name, attributes)]
     if name == "target":
         if what in SHARED:

@@ -6,7 +6,14 @@ import re
 from typing import Final, Optional
 
 from ctrace.rehearsal.conditions import recent
-from ctrace.rehearsal.conditions.forced import COUNTED, SHARED, XT_KEPT, XT_MEASURES, XT_PLAIN
+from ctrace.rehearsal.conditions.forced import (
+    COUNTED,
+    SET_COUNTED,
+    SHARED,
+    XT_KEPT,
+    XT_MEASURES,
+    XT_PLAIN,
+)
 from ctrace.rehearsal.conditions.quiet import LOGS, SENT, SHARED_MATCHES, Quiet
 
 
@@ -33,6 +40,7 @@ def loaded(
 
 _TOUCHED: Final = re.compile(
     rf" -m (?!(?:{'|'.join(sorted(XT_PLAIN))})(?: |$))| -j (?:IDLETIMER|LED|NFQUEUE)| --random"
+    r"| --(?:packets|bytes)-(?:eq|lt|gt) "
 )
 """In every line that is loaded otherwise."""
 
@@ -97,6 +105,7 @@ _SHARED: Final = re.compile(rf" -m (?:{'|'.join(sorted(SHARED_MATCHES))}) ")
 _ICMP: Final = re.compile(r"(?<!!) --icmp(?:v6)?-type (\d+)")
 _STATISTIC: Final = re.compile(r" -m statistic(?: (?!-m |-j |-g )\S+)*")
 _HEAD: Final = re.compile(r"^((?:\[\d+:\d+\] )?-A \S+).*")
+_COUNTERS: Final = re.compile(r" --(?:packets|bytes)-(?:eq|lt|gt) ")
 _NEVER: Final = r"\1 -p 254"
 """A protocol number for experiments (RFC 3692), which no packet here has."""
 _MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
@@ -113,6 +122,8 @@ def _line(
 ) -> Optional[str]:
     for match in _MATCH.finditer(line):
         module, options = match[1], match[2]
+        if module == "set" and _COUNTERS.search(options):
+            module = SET_COUNTED
         if module in XT_PLAIN:
             continue
         if module == COUNTED and kept is None and not untracked:
