@@ -325,12 +325,13 @@ def test_a_demo_that_is_broken_off_leaves_nothing(how: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it takes its own time, and the longer the busier the host
 def test_the_demo_plays_itself_through() -> None:
     """The table fills, ctrace names who, its advice is applied, the fill falls, all recover."""
     with nothing_left():
         done = subprocess.run(
             [*HASTY, "demo", "--auto", "--plain", "--ascii"],
-            capture_output=True, text=True, env=environment(), timeout=240, check=False,
+            capture_output=True, text=True, env=environment(), timeout=840, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     turns = [part.split("\n", 1) for part in done.stdout.split("\n== ")[1:]]
@@ -356,14 +357,15 @@ def test_the_demo_plays_itself_through() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_demo_turns_the_pages_of_the_screen() -> None:
     with nothing_left(), terminal("demo", "--auto", program=HASTY, size=(120, 40)) as one:
-        one.until(b"Traffic is switched over", 60)
-        one.until(b"FULL", 90)
-        one.until(b"VERDICT", 90)
-        one.until(b"Applied in the demo", 60)
-        one.until(b"refusals last second", 90)
-        assert one.end(60) == 0
+        one.until(b"Traffic is switched over", 300)
+        one.until(b"FULL", 300)
+        one.until(b"VERDICT", 300)
+        one.until(b"Applied in the demo", 300)
+        one.until(b"refusals last second", 300)
+        assert one.end(300) == 0
         assert one.settings() == one.before
         assert b"Traceback" not in one.said
         assert b"\\x1b" not in one.said  # an escape sequence shown as letters

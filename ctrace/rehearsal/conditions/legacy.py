@@ -121,9 +121,8 @@ def _line(
     draw: bool,
 ) -> Optional[str]:
     for match in _MATCH.finditer(line):
-        module, options = match[1], match[2]
-        if module == "set" and _COUNTERS.search(options):
-            module = SET_COUNTED
+        options = match[2]
+        module = SET_COUNTED if _COUNTERS.search(options) else match[1]
         if module in XT_PLAIN:
             continue
         if module == COUNTED and kept is None and not untracked:
