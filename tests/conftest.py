@@ -4,7 +4,7 @@ Programs under test can be interrupted, no example is timed, and what the whole 
 is changed by one test at a time, with no kernel test beside it. Several workers (``-n 6 --dist
 loadgroup``) share the tests out one by one, for most of them wait; those that share a fixture
 stay together. Those that run by themselves begin, one after the other by one worker; beside them
-the longest of those that wait for nobody. Then those that wait and those that compute are mixed.
+the longest of those that wait for nobody.
 """
 
 from __future__ import annotations
@@ -46,10 +46,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # what nohup sets, a reco
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-_BESIDE = 0.15
-"""The part of the tests that only compute which is done beside those that run by themselves."""
-
-
 def _alone(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("machine", "clocks"))
 
@@ -81,20 +77,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def turn(item: pytest.Item) -> int:
         slow = item.get_closest_marker("slow") is not None
+        if _alone(item):
+            return 0  # before there is anything that it would wait for
+        if slow and item.get_closest_marker("kernel") is None:
+            return 1  # which waits for none of these
         if _group(item.nodeid):
-            return 0 if item.path in longest else 1
-        return 0 if slow else 2
+            return 2 if item.path in longest else 3
+        return 2 if slow else 4
 
-    alone = [item for item in items if _alone(item)]  # before there is anything to wait for
-    others = sorted((item for item in items if not _alone(item)), key=turn)
-    kernel = [item for item in others if item.get_closest_marker("kernel")]
-    plain = [item for item in others if not item.get_closest_marker("kernel")]
-    # Those that wait and those that compute take turns, but for the first of these: they go on
-    # beside those that are alone.
-    places = [*((_BESIDE + (1 - _BESIDE) * at / len(kernel), at) for at in range(len(kernel)))]
-    places += [(at / len(plain), at) for at in range(len(plain))]
-    mixed = sorted(zip(places, [*kernel, *plain]), key=lambda one: one[0])
-    items[:] = [*alone, *(item for _, item in mixed)]
+    items.sort(key=turn)
 
 
 def _group(nodeid: str) -> str:

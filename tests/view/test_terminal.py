@@ -325,7 +325,9 @@ def test_a_demo_that_is_broken_off_leaves_nothing(how: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 @pytest.mark.timeout(900)  # it takes its own time, and the longer the busier the host
+@pytest.mark.usefixtures("few_places")
 def test_the_demo_plays_itself_through() -> None:
     """The table fills, ctrace names who, its advice is applied, the fill falls, all recover."""
     with nothing_left():
@@ -357,7 +359,9 @@ def test_the_demo_plays_itself_through() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("few_places")
 def test_the_demo_turns_the_pages_of_the_screen() -> None:
     with nothing_left(), terminal("demo", "--auto", program=HASTY, size=(120, 40)) as one:
         one.until(b"Traffic is switched over", 300)
