@@ -209,7 +209,7 @@ def invalid(facts: Facts) -> Iterator[Cause]:
             text=f"{t.name}: {plural(t.invalid, 'packet')} were INVALID, against "
             f"{t.totals.insert:,} new entries{UNSAID}",
             evidence=(
-                f"invalid and error rose by {t.invalid:,} in conntrack -S",
+                f"{t.invalid:,} more INVALID packets in conntrack -S",
                 "no entry, out of the window, a bad checksum, or one direction untracked",
             ),
             netns=t.netns,

@@ -14,7 +14,7 @@ from ctrace.rehearsal.conditions.forced import (
     XT_MEASURES,
     XT_PLAIN,
 )
-from ctrace.rehearsal.conditions.quiet import LOGS, SENT, SHARED_MATCHES, Quiet
+from ctrace.rehearsal.conditions.quiet import LOGS, SENT, SHARED_MATCHES, Does, Quiet, decides
 
 
 def loaded(
@@ -38,9 +38,11 @@ def loaded(
     return "\n".join(out) + "\n"
 
 
+_ASKS_COUNTERS: Final = " --(?:packets|bytes)-(?:eq|lt|gt) "
+"""Of an ipset's elements."""
 _TOUCHED: Final = re.compile(
     rf" -m (?!(?:{'|'.join(sorted(XT_PLAIN))})(?: |$))| -j (?:IDLETIMER|LED|NFQUEUE)| --random"
-    r"| --(?:packets|bytes)-(?:eq|lt|gt) "
+    rf"|{_ASKS_COUNTERS}"
 )
 """In every line that is loaded otherwise."""
 
@@ -70,21 +72,19 @@ def _deciding(text: str, *, lots: bool = True) -> str:
         elif line.startswith(":"):
             chains.add((table, line[1:].split()[0]))
         elif found:
-            to, ends = _does(line, table, chains)
-            quiet.see((table, found[1]), to)
+            does = _does(line, table, chains)
+            quiet.see((table, found[1]), does[0])
             if not _unheard(line):
-                rules.append(((table, found[1]), to, ends, line))
+                rules.append(((table, found[1]), does, line))
     loud = quiet.loud()
     return "\n".join(
         line if lots else _STATISTIC.sub("", line)
-        for chain, to, ends, line in rules
-        if chain in loud and (to is None or ends or loud & set(to))
+        for chain, does, line in rules
+        if decides(loud, chain, does)
     )
 
 
-def _does(
-    line: str, table: str, chains: set[tuple[str, str]]
-) -> tuple[Optional[list[tuple[str, str]]], bool]:
+def _does(line: str, table: str, chains: set[tuple[str, str]]) -> Does[tuple[str, str]]:
     """As :func:`ctrace.rehearsal.conditions.quiet.does`."""
     end = _END.search(line)
     target = end[2] if end else ""
@@ -105,7 +105,6 @@ _SHARED: Final = re.compile(rf" -m (?:{'|'.join(sorted(SHARED_MATCHES))}) ")
 _ICMP: Final = re.compile(r"(?<!!) --icmp(?:v6)?-type (\d+)")
 _STATISTIC: Final = re.compile(r" -m statistic(?: (?!-m |-j |-g )\S+)*")
 _HEAD: Final = re.compile(r"^((?:\[\d+:\d+\] )?-A \S+).*")
-_COUNTERS: Final = re.compile(r" --(?:packets|bytes)-(?:eq|lt|gt) ")
 _NEVER: Final = r"\1 -p 254"
 """A protocol number for experiments (RFC 3692), which no packet here has."""
 _MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
@@ -122,7 +121,7 @@ def _line(
 ) -> Optional[str]:
     for match in _MATCH.finditer(line):
         options = match[2]
-        module = SET_COUNTED if _COUNTERS.search(options) else match[1]
+        module = SET_COUNTED if re.search(_ASKS_COUNTERS, options) else match[1]
         if module in XT_PLAIN:
             continue
         if module == COUNTED and kept is None and not untracked:

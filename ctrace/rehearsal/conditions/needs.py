@@ -8,11 +8,11 @@ from functools import partial
 from ctrace.host.rawlink import first, number, word
 from ctrace.rehearsal.conditions import recent
 from ctrace.rehearsal.conditions.forced import KEEPING, change, is_lot, odd
-from ctrace.rehearsal.conditions.quiet import Chain, Does, Quiet, does, unheard
+from ctrace.rehearsal.conditions.quiet import Chain, Does, Quiet, decides, does, unheard
 from ctrace.rehearsal.nft_copy import Expression
 from ctrace.rehearsal.packets import SYN
 
-_Conditional = tuple[Chain, Does, bool, bool, tuple[bool, bool]]
+_Conditional = tuple[Chain, Does[Chain], bool, bool, tuple[bool, bool]]
 """(chain, what a rule does, whether it depends, whether it may change, its groups)."""
 
 
@@ -62,8 +62,9 @@ class Needs:
         self.classes |= any(_gives_class(name, dict(attributes)) for name, attributes in rule)
         self.flags |= _reads_flags(rule)
         chain = family, first(body, 1), first(body, 2)
-        if not self._quiet.knows_loud(chain):
-            self._quiet.see(chain, does(rule, chain)[0])
+        what = None if self._quiet.knows_loud(chain) else does(rule, chain)
+        if what is not None:
+            self._quiet.see(chain, what[0])
         metered = self.meters and any(
             name == "lookup" and dict(attributes)[1] in self.meters for name, attributes in rule
         )
@@ -77,7 +78,7 @@ class Needs:
         if (turns or yes != no) and not unheard(rule):
             split = self._ways[5](rule)
             groups = split != yes, split != no
-            self._conditional.append((chain, does(rule, chain), yes != no, turns, groups))
+            self._conditional.append((chain, what or does(rule, chain), yes != no, turns, groups))
         self.draws |= yes != kept
         self.counts |= yes != apart
         for name, attributes in rule:
@@ -91,8 +92,8 @@ class Needs:
     def decide(self) -> None:
         """All rules are seen: which of their conditions matter."""
         loud = self._quiet.loud()
-        for chain, (targets, ends), depends, turns, groups in self._conditional:
-            if chain in loud and (targets is None or ends or loud & set(targets)):
+        for chain, what, depends, turns, groups in self._conditional:
+            if decides(loud, chain, what):
                 self.depends |= depends
                 self.turns |= turns
                 self.groups = self.groups[0] or groups[0], self.groups[1] or groups[1]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence, Set
 from typing import Final, Generic, Optional, TypeVar
 
 from ctrace.host.rawlink import first, number, split, word
@@ -23,7 +23,8 @@ SENT: Final[dict[int, set[int]]] = {6: set(), 17: set(), 1: {0, 3, 8}, 58: {1, 2
 _Chain = TypeVar("_Chain", bound=Hashable)
 Chain = tuple[int, bytes, bytes]
 """(family, table, name)."""
-Does = tuple[Optional[Sequence[Chain]], bool]
+Does = tuple[Optional[Sequence[_Chain]], bool]
+"""(chains that a rule sends to, None: it decides by itself; whether it ends its own chain)."""
 
 
 class Quiet(Generic[_Chain]):
@@ -53,9 +54,14 @@ class Quiet(Generic[_Chain]):
             self._loud |= more
 
 
-def does(rule: list[Expression], chain: Chain) -> Does:
-    """(the chains that a rule of nftables sends to, whether it ends its own chain, ``chain``);
-    None: it does more than that."""
+def decides(loud: Set[_Chain], chain: _Chain, does: Does[_Chain]) -> bool:
+    """Whether anything hangs on a rule's conditions; ``loud``: as :meth:`Quiet.loud` says."""
+    targets, ends = does
+    return chain in loud and (targets is None or ends or not loud.isdisjoint(targets))
+
+
+def does(rule: list[Expression], chain: Chain) -> Does[Chain]:
+    """What a rule of nftables does in its chain."""
     to: list[Chain] = []
     ends = False
     for name, attributes in rule:
