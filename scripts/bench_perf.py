@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 
 from bench_traffic import FLOWS, Flood  # noqa: E402
-from kit import samples  # noqa: E402
+from kit.loads import snapshots  # noqa: E402
 
 from ctrace.cost.measure import Measurement  # noqa: E402
 from ctrace.kernel import symbols  # noqa: E402
@@ -101,7 +101,7 @@ def scrape() -> list[Row]:
     exposition = Exposition(limit=CULPRITS)
     making = []
     for tick in range(20):
-        churning = samples.churning(CULPRITS, tick)
+        churning = snapshots.churning(CULPRITS, tick)
         culprits = tuple(
             replace(culprit, proto="tcp", port=port)  # each is a label of its own
             for port, culprit in enumerate(churning.culprits, 1)

@@ -20,7 +20,7 @@ from typing import Any, Optional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from kit import samples  # noqa: E402
+from kit.loads import snapshots  # noqa: E402
 
 from ctrace.live.protocol import Phase  # noqa: E402
 from ctrace.model.snapshot import Snapshot  # noqa: E402
@@ -105,7 +105,7 @@ def _child(seconds: float, size: tuple[int, int]) -> None:
                    "COLUMNS": str(size[0]), "LINES": str(size[1])}  # fmt: skip
     from ctrace.view.screen.app import TopApp
 
-    feed = Churn([samples.churning(KEYS, tick) for tick in range(int(seconds) + 4)])
+    feed = Churn([snapshots.churning(KEYS, tick) for tick in range(int(seconds) + 4)])
     app = TopApp(feed)
 
     def measure() -> None:
@@ -122,10 +122,10 @@ def _child(seconds: float, size: tuple[int, int]) -> None:
 
 def run() -> list[dict[str, Any]]:
     """One row for each measurement, for scripts/bench."""
-    snapshots = [samples.churning(KEYS, tick) for tick in range(10)]
+    turning = [snapshots.churning(KEYS, tick) for tick in range(10)]
     rows: list[dict[str, Any]] = []
     for width, height in ((80, 24), SIZE, (200, 60)):
-        seconds = frames(snapshots, width, height)
+        seconds = frames(turning, width, height)
         rows.append({
             "name": f"compose a frame, {width}x{height}, {KEYS} keys changing",
             "value": round(seconds * 1e3, 2), "unit": "ms CPU",

@@ -8,22 +8,9 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from kit.rulesets.cases import EST, LO, PING, Setup, chain, fw
-from kit.rulesets.net import (
-    CLOSED,
-    PORT,
-    STRANGER,
-    WAIT,
-    Net,
-    ask,
-    echo,
-    install,
-    put,
-    reset,
-    seen,
-    take_away,
-    verdict_on,
-)
+from kit.rulesets.net import Net, ask, echo, install, put, reset, seen, take_away, verdict_on
+from kit.rulesets.services import CLOSED, PORT, STRANGER, WAIT
+from kit.rulesets.texts import EST, LO, PING, Setup, chain, fw
 
 from ctrace.advice.roles import subject
 

@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kit.rulesets.cases import SAFE, TRACK
-from kit.rulesets.net import FAMILIES, PORT, Net, ask, install, reset, seen, verdict_on
+from kit.rulesets.cases import SAFE
+from kit.rulesets.net import Net, ask, install, reset, seen, verdict_on
+from kit.rulesets.services import FAMILIES, PORT
+from kit.rulesets.texts import TRACK
 from kit.traffic import tcp_connections, tcp_server
 
 from ctrace.advice.hazards import Judge, Judgement

@@ -10,8 +10,6 @@ from queue import SimpleQueue
 import pytest
 from kit.rulesets.cases import CASES, RULES, SAFE, Case
 from kit.rulesets.net import (
-    LONGEST,
-    WAIT,
     Net,
     build,
     entries,
@@ -23,6 +21,7 @@ from kit.rulesets.net import (
     take_away,
     verdict_on,
 )
+from kit.rulesets.services import LONGEST, WAIT
 from kit.turns import stay
 
 from ctrace.advice.hazards import Judgement

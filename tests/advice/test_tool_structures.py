@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 import pytest
 from kit.rulesets.cases import RULES, SAFE
-from kit.rulesets.net import LONGEST, WAIT, Net, install, put, reset, seen, verdict_on
-from kit.rulesets.tools import STRUCTURES, Structure
+from kit.rulesets.net import Net, install, put, reset, seen, verdict_on
+from kit.rulesets.services import LONGEST, WAIT
+from kit.rulesets.tool.structures import STRUCTURES, Structure
 from kit.rulesets.uses import answers, uses
 
 from ctrace.advice.roles import subject

@@ -10,56 +10,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from kit.rulesets.cases import EST, LO, PING, TRACK, Setup, chain, docker, fw, nft, xt, xt_filter
-from kit.rulesets.net import (
-    ABORT,
-    BACKEND,
-    CLOSED,
-    FAMILIES,
-    HIGH,
-    LOCAL,
-    PATIENCE,
-    PORT,
-    WAIT,
-    Net,
-    ask,
-    asked,
-    entries,
-    install,
-    put,
-    reset,
-    seen,
-    take_away,
-    verdict_on,
-)
+from kit.rulesets.net import Net, ask, asked, entries, install, put, put_text, reset, take_away
+from kit.rulesets.services import BACKEND, CLOSED, FAMILIES, HIGH, LOCAL, PORT, WAIT
+from kit.rulesets.texts import EST, LO, NAIVE, PING, TRACK, Setup, chain, docker, fw, nft
+from kit.rulesets.verdicts import judged
 from kit.traffic import tcp_connections, tcp_server
 
-from ctrace.advice.hazards import Judgement
-from ctrace.advice.roles import subject
 from ctrace.lab import Lab
 from ctrace.plan.plan import Notrack, alone
 from ctrace.ruleset import notrack_nft
 
 pytestmark = pytest.mark.kernel
-FOUR = (
-    "table inet naive {\n"
-    + "".join(
-        chain(hook, "tcp dport 8063 notrack\ntcp sport 8063 notrack", priority="raw")
-        for hook in ("prerouting", "output")
-    )
-    + "}\n"
-)
-"""The usual recipe: the port in both directions, in both hooks, and nothing else."""
-
-
-def judged(net: Net, port: int = PORT) -> Judgement:
-    about = subject(seen(net, port=port), net.local, (32768, 60999), True, ())
-    return verdict_on(about, net.h.path)
-
-
-def put_text(net: Net, script: str) -> None:
-    net.h.run(["nft", "-f", "-"], stdin=script)
-    net.h.run(["conntrack", "-F"], check=False)
 
 
 def script(lever: Notrack) -> str:
@@ -144,7 +105,7 @@ def test_translated_connections_are_refused(net: Net, name: str) -> None:
     assert plain(net)
     judgement = judged(net)
     assert translated(net)
-    put_text(net, FOUR)
+    put_text(net, NAIVE)
     assert not translated(net)
     reset(net)
     if name in SPARED:
@@ -257,7 +218,7 @@ def test_own_connections_from_a_served_port_of_the_ephemeral_range(net: Net) -> 
     assert asked(net.s, (net.h.addresses["s"][0], HIGH))
     far, source = (net.addresses["c"][4], PORT), (net.addresses["h"][4], HIGH)
     assert asked(net.h, far, source=source)
-    judgement = judged(net, HIGH)
+    judgement = judged(net, port=HIGH)
     put(net, replace(judgement.lever, shared=False))
     assert not ask(net.h, far, source=source)
     take_away(net)
@@ -375,39 +336,6 @@ def test_a_servers_rules_leave_what_the_host_sends_to_itself(net: Net) -> None:
         net.h.run(["conntrack", "-F"], check=False)
     assert asked(net.c, (net.addresses["h"][4], PORT))
     assert not entries(net)
-    take_away(net)
-
-
-@pytest.mark.parametrize("tool", ["nft", "legacy"])
-def test_resets_of_open_connections_arrive(net: Net, tool: str) -> None:
-    """Of those that no connection has are dropped, as scripts against scans do: untracked, all."""
-    old = "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n"
-    drop = {
-        "nft": fw(chain("input", EST + "tcp flags & rst == rst counter drop")),
-        "legacy": xt("legacy", xt_filter(old + "-A INPUT -p tcp --tcp-flags RST RST -j DROP\n",
-                                         inp="ACCEPT")),
-    }  # fmt: skip
-    reset(net)
-    install(net, drop[tool])
-    server = (net.addresses["h"][4], PORT)
-    assert asked(net.c, server)
-    judgement = judged(net)
-    assert judgement.verdict == "safe-with-rules", judgement.reasons
-    assert "reset" in str(judgement.reasons)
-    put(net, judgement.lever)
-    with net.h.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((server[0], PORT))
-        listener.listen()
-        client = net.c.socket(socket.AF_INET, socket.SOCK_STREAM)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
-        client.connect(server)
-        listener.settimeout(PATIENCE)
-        served, _ = listener.accept()
-        client.close()
-        served.settimeout(PATIENCE)
-        with served, pytest.raises(ConnectionResetError):
-            served.recv(1)
     take_away(net)
 
 

@@ -16,19 +16,8 @@ from dataclasses import replace
 import pytest
 from kit.rulesets.cases import RULES, SAFE
 from kit.rulesets.kinds import KINDS, ROLES
-from kit.rulesets.net import (
-    LONGEST,
-    WAIT,
-    Net,
-    build,
-    install,
-    measure,
-    put,
-    reset,
-    seen,
-    take_away,
-    verdict_on,
-)
+from kit.rulesets.net import Net, build, install, measure, put, reset, seen, take_away, verdict_on
+from kit.rulesets.services import LONGEST, WAIT
 
 from ctrace.advice.roles import subject
 

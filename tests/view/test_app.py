@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from kit import samples
 from kit.feeds import FixedFeed
+from kit.loads import snapshots
 from kit.running.screen import Advice, appears, drive, shown
 from textual.pilot import Pilot
 
@@ -132,8 +133,8 @@ def test_the_page_about_one_culprit_tells_everything() -> None:
 
 
 def test_the_order_is_turned_round_over_all_rows() -> None:
-    first = samples.churning(20, 0)
-    whole = samples.churning(40, 0)
+    first = snapshots.churning(20, 0)
+    whole = snapshots.churning(40, 0)
     feed = FixedFeed([first, replace(first, sort="-held", culprits=whole.culprits[:-21:-1])])
 
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
@@ -160,8 +161,8 @@ def test_what_a_feed_has_to_say_is_shown() -> None:
 
 
 def test_the_cursor_stays_with_its_row_when_rows_move() -> None:
-    first = samples.churning(20, 0)
-    turned = samples.churning(20, 0)
+    first = snapshots.churning(20, 0)
+    turned = snapshots.churning(20, 0)
     turned = type(turned)(**{**turned.__dict__, "culprits": turned.culprits[::-1]})
     feed = FixedFeed([first, turned])
 
@@ -240,11 +241,11 @@ def test_namespaces_victims_and_panes() -> None:
         await pilot.press("enter")
         assert app.state.filter == "udp/8125"
 
-    drive(keys, FixedFeed([samples.namespaces()]))
+    drive(keys, FixedFeed([snapshots.namespaces()]))
 
 
 def test_escape_walks_back_through_what_was_narrowed() -> None:
-    feed = FixedFeed([samples.namespaces()])
+    feed = FixedFeed([snapshots.namespaces()])
 
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("slash", *"proto=udp", "enter", "n")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from kit import samples
 from kit.feeds import FixedFeed, RecordingFeed, TravelFeed
+from kit.loads import snapshots
 from kit.running.screen import Advice, appears, drive, shown
 from textual.pilot import Pilot
 
@@ -95,7 +96,7 @@ def test_recording_starts_and_ends() -> None:
 
 
 def test_a_replay_travels() -> None:
-    feed = TravelFeed([samples.churning(5, tick) for tick in range(10)])
+    feed = TravelFeed([snapshots.churning(5, tick) for tick in range(10)])
 
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("t", "t", "t")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kit import samples
 from kit.feeds import FixedFeed, RecordingFeed, TravelFeed
+from kit.loads import snapshots
 from kit.running.screen import Advice, drive, shown
 from textual.pilot import Pilot
 
@@ -84,7 +85,7 @@ def test_in_ascii_nothing_else_leaves_for_the_terminal() -> None:
                 filtered = strip.apply_filter(app._ascii, app.screen.background_colors[1])
                 assert filtered.text.isascii()
 
-    drive(keys, FixedFeed([samples.hostile()]), ascii_only=True)
+    drive(keys, FixedFeed([snapshots.hostile()]), ascii_only=True)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,8 @@ def test_no_keys_and_no_size_can_upset_it(seed: int) -> None:
     """Random keys, mouse and resizes over every kind of snapshot and feed."""
     dice = random.Random(seed)
     scenes = [
-        samples.incident(), samples.calm(), samples.netlink(), samples.hostile(),
-        samples.namespaces(), Snapshot(0, "", 1.0, 0.0, samples.NETFILTER, "pair", "held"),
+        samples.incident(), samples.calm(), samples.netlink(), snapshots.hostile(),
+        snapshots.namespaces(), Snapshot(0, "", 1.0, 0.0, samples.NETFILTER, "pair", "held"),
     ]  # fmt: skip
     feed: Any = (FixedFeed, RecordingFeed, TravelFeed)[seed % 3](scenes)
     keys = [name for key in KEYS for name in key.keys if name not in ("q", "ctrl+c", "ctrl+p",

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import samples
+from kit.loads import snapshots
 
 from ctrace.cli.recordings.replay import parse_moment
 from ctrace.errors import UsageError
@@ -50,7 +51,7 @@ def test_what_makes_no_sense_is_said(text: str) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_filters_or_is_refused(text: str) -> None:
-    snapshot = samples.hostile()
+    snapshot = snapshots.hostile()
     try:
         found = filtered(snapshot, text)
     except UsageError:

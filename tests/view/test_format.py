@@ -7,13 +7,13 @@ import unicodedata
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kit import samples
+from kit.loads import snapshots
 from rich.cells import cell_len
 
 from ctrace.view import format as fmt
 
 finite = st.floats(0, 1e12, allow_nan=False)
-names = st.text(max_size=60) | st.sampled_from(samples.HOSTILE)
+names = st.text(max_size=60) | st.sampled_from(snapshots.HOSTILE)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import samples
 from kit.examples import examples
+from kit.loads import snapshots
 from rich.cells import cell_len
 from rich.console import Console
 from textual.binding import Binding
@@ -36,8 +37,8 @@ SCENES: dict[str, Callable[[], Snapshot]] = {
     "filling": samples.filling,
     "calm": samples.calm,
     "netlink": samples.netlink,
-    "namespaces": samples.namespaces,
-    "hostile": samples.hostile,
+    "namespaces": snapshots.namespaces,
+    "hostile": snapshots.hostile,
 }
 SIZES = ((80, 24), (120, 40), (200, 60))
 
@@ -167,7 +168,7 @@ def test_full_is_not_said_of_a_table_that_has_room_and_refuses_nobody() -> None:
 @pytest.mark.parametrize("width", [40, 50, 64, 80])
 @pytest.mark.parametrize("name", SCENES)
 def test_a_gauge_and_its_number_never_touch(name: str, width: int) -> None:
-    gauge = printed(getattr(samples, name)(), width, 20, TERMINAL).splitlines()[2]
+    gauge = printed(SCENES[name](), width, 20, TERMINAL).splitlines()[2]
     assert re.search(r"[█▒░] +\d", gauge), gauge
 
 
@@ -199,7 +200,7 @@ def test_a_table_that_is_nearly_empty_is_healthy_first() -> None:
 
 
 def test_the_table_in_trouble_is_the_one_shown() -> None:
-    text = printed(samples.namespaces(), 120, 40, TERMINAL)
+    text = printed(snapshots.namespaces(), 120, 40, TERMINAL)
     assert "in pod-08" in text
     assert "+39 namespaces" in text
 
@@ -207,7 +208,7 @@ def test_the_table_in_trouble_is_the_one_shown() -> None:
 @pytest.mark.parametrize("mode", ["top", "victims", "namespaces"])
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
 def test_no_name_reaches_the_terminal_raw(mode: str, size: tuple[int, int]) -> None:
-    lines = compose(samples.hostile(), *size, DARK, State(mode=mode)).lines
+    lines = compose(snapshots.hostile(), *size, DARK, State(mode=mode)).lines
     for line in lines:
         for char in line.plain:
             assert unicodedata.category(char) not in ("Cc", "Cf", "Cs")

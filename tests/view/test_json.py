@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import samples
+from kit.loads import snapshots
 
 from ctrace.batch import Logged, Moment
 from ctrace.model.snapshot import Composition, Rising, Snapshot, Tuple5
@@ -37,8 +38,8 @@ SNAPSHOTS = [
     samples.filling(),
     samples.calm(),
     samples.netlink(),
-    samples.namespaces(),
-    samples.hostile(),
+    snapshots.namespaces(),
+    snapshots.hostile(),
     Snapshot(0, "", 1.0, 0.0, samples.NETFILTER, "pair", "held"),
 ]
 

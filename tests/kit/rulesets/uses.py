@@ -7,20 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from kit.rulesets.net import (
-    CLOSED,
-    FAMILIES,
-    HIGH,
-    LOCAL,
-    PORT,
-    STRANGER,
-    Address,
-    Net,
-    ask,
-    echo,
-    forget_paths,
-)
-from kit.rulesets.tools import GATE, NODE, VIP
+from kit.rulesets.net import Net, ask, echo, forget_paths
+from kit.rulesets.services import CLOSED, FAMILIES, HIGH, LOCAL, PORT, STRANGER, Address
+from kit.rulesets.tool.words import GATE, NODE, VIP
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Faults and loads that only look like them, each with real traffic in three namespaces."""

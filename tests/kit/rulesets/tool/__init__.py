@@ -1,0 +1,1 @@
+"""The rules of common tools, in the structure that each gives them, around one container."""
