@@ -19,7 +19,7 @@ from ctrace.advice.subject import Flow, Subject
 from ctrace.batch import inode_of
 from ctrace.change import condition
 from ctrace.errors import CtraceError, TryAgain, passes
-from ctrace.host.commands_in import prefix
+from ctrace.host.commands import prefix
 from ctrace.host.netns import Namespace, Way, find
 from ctrace.plan.plan import Lever, Notrack, Plan
 from ctrace.record import Status

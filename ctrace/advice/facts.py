@@ -14,7 +14,7 @@ from ctrace.change import notes
 from ctrace.errors import CtraceError
 from ctrace.given import Given
 from ctrace.given import to_line as to_given
-from ctrace.host import commands, commands_in, sock_diag
+from ctrace.host import commands, sock_diag
 from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.memory import unswept
 from ctrace.host.netns import Namespace, enter, local_addresses
@@ -52,7 +52,7 @@ class Facts:
     condition: str = ""
     """The condition of that change, such as missing accepts (live only)."""
     enter: tuple[str, ...] = ()
-    """The prefix of a command that makes it run there (:func:`ctrace.host.commands_in.prefix`)."""
+    """The prefix of a command that makes it run there (:func:`ctrace.host.commands.prefix`)."""
     reserved: tuple[tuple[int, int], ...] = ()
     """``ip_local_reserved_ports``: ranges that the kernel never picks a source port from."""
     listening: frozenset[tuple[str, int]] = frozenset()
@@ -170,7 +170,7 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "timeouts": timeouts,
         "entry_bytes": entry_bytes(),
         "has_nft": commands.have("nft"),
-        "enter": list(commands_in.prefix(Namespace(here, "", netns_path))),
+        "enter": list(commands.prefix(Namespace(here, "", netns_path))),
         "reserved": reserved,
         "listening": sorted(listening),
         "initial": _is_initial(here),

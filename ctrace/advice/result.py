@@ -9,7 +9,7 @@ from ctrace.advice.in_place import InPlace
 from ctrace.change import shell_lines, steps
 from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
-from ctrace.host import commands_in
+from ctrace.host import commands
 from ctrace.model.snapshot import Remedy, Rising
 from ctrace.plan.plan import Lever, Notrack, Plan, alone
 from ctrace.ruleset import notrack_iptables, notrack_nft
@@ -172,7 +172,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
     undo = ""
     if _has_rules(candidate):
         texts = rule_texts(candidate.lever)
-        undo = commands_in.inside(candidate.enter, shell_lines.undo_line(alone(candidate.lever)))
+        undo = commands.inside(candidate.enter, shell_lines.undo_line(alone(candidate.lever)))
     return {
         "service": {"proto": candidate.proto, "port": candidate.port},
         "netns": candidate.netns,
@@ -197,8 +197,8 @@ def flush_lines(candidate: Candidate) -> list[str]:
     """The commands that delete the remaining old entries, once its rules are in place."""
     if not _has_rules(candidate):
         return []
-    commands = shell_lines.flush_commands(alone(candidate.lever))
-    return [commands_in.inside(candidate.enter, " ".join(argv)) for argv in commands]
+    lines = shell_lines.flush_commands(alone(candidate.lever))
+    return [commands.inside(candidate.enter, " ".join(argv)) for argv in lines]
 
 
 def _has_rules(candidate: Candidate) -> bool:

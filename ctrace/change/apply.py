@@ -31,7 +31,7 @@ from ctrace.change.undo import remove
 from ctrace.change.watch import LISTEN_S, Watch, answering, targets
 from ctrace.errors import CtraceError
 from ctrace.host import commands, netns, rawlink
-from ctrace.host.commands_in import prefix
+from ctrace.host.commands import prefix
 from ctrace.host.netns import Namespace
 from ctrace.plan import plan as plans
 from ctrace.plan.plan import Plan

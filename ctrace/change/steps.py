@@ -12,7 +12,7 @@ from ctrace.change import shell_lines
 from ctrace.change.undo import nft_objects
 from ctrace.dropping import Drop
 from ctrace.errors import CtraceError
-from ctrace.host import commands, commands_in
+from ctrace.host import commands
 from ctrace.plan.plan import CtTimeout, Lever, Plan
 from ctrace.ruleset import notrack, notrack_iptables, notrack_nft
 from ctrace.ruleset.installed import XT_TOOLS
@@ -47,10 +47,10 @@ def describe(plan: Plan, seconds: Optional[int], enter: Sequence[str] = ()) -> s
         lines.append(f"  {named(lever)}{roles}: {what}")
     for step in steps(plan, seconds):
         lines += ["", f"# {' '.join(step.argv)}", step.stdin.rstrip()]
-    flush = [commands_in.inside(enter, " ".join(argv)) for argv in shell_lines.flush_commands(plan)]
+    flush = [commands.inside(enter, " ".join(argv)) for argv in shell_lines.flush_commands(plan)]
     if flush:
         lines += ["", "# old entries, once confirmed and only if asked (--flush)", *flush]
-    undo = commands_in.inside(enter, shell_lines.undo_line(plan))
+    undo = commands.inside(enter, shell_lines.undo_line(plan))
     lines += ["", f"# undo: ctrace undo, or by hand: {undo}"]
     return "\n".join(lines) + "\n"
 
@@ -67,7 +67,7 @@ def block(plan: Plan, enter: Sequence[str] = ()) -> str:
         # A shell that is typed into takes a tab for a question.
         text, then = step.stdin.rstrip().expandtabs(2), "" if step is todo[-1] else " &&"
         lines += [f"{' '.join((*enter, *step.argv))} <<'CTRACE'{then}", text, "CTRACE"]
-    return "\n".join([*lines, f"{UNDO}{commands_in.inside(enter, shell_lines.undo_line(plan))}"])
+    return "\n".join([*lines, f"{UNDO}{commands.inside(enter, shell_lines.undo_line(plan))}"])
 
 
 def steps(plan: Plan, seconds: Optional[int]) -> list[notrack.Step]:

@@ -1,8 +1,15 @@
-"""Running nft, iptables and conntrack in the namespace that this thread is in."""
+"""Running nft, iptables and conntrack in the namespace that this thread is in; and what a person
+types to run them there.
+
+``prefix`` is made where the namespace is read (:class:`ctrace.advice.facts.Facts` keeps
+it as ``enter``), ``inside`` where a command is put together for display.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -11,12 +18,15 @@ from types import MappingProxyType
 from typing import Final, Optional
 
 from ctrace.errors import CtraceError, TryAgain
+from ctrace.host.netns import Namespace
 
 PATIENCE_S: Final = 30.0
 """Seconds: how much of a processor's time a tool may take, and how long it may sleep at a stretch.
 Waiting for a processor is neither: on a loaded host that alone can take minutes."""
 LONGEST_S: Final = 900.0
 SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"
+_NAMED = "/run/netns/"
+_PROC = re.compile(r"/proc/(\d+)/ns/net\Z")
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -130,3 +140,38 @@ def run(
 
 def _path() -> str:
     return (os.environ.get("PATH") or "/usr/bin:/bin") + SBIN
+
+
+def prefix(namespace: Namespace) -> tuple[str, ...]:
+    """The words before a command that make it run in ``namespace``.
+
+    Empty for the namespace that this process is in, so also its shell's; ``ip netns
+    exec`` where ip-netns(8) knows a name; else ``nsenter`` by process or by mount.
+    """
+    try:
+        if os.stat("/proc/self/ns/net").st_ino == namespace.inum:
+            return ()
+    except OSError:
+        pass
+    path = namespace.path.replace("/var/run/", "/run/", 1)
+    if path.startswith(_NAMED) and "/" not in path[len(_NAMED) :]:
+        return ("ip", "netns", "exec", path[len(_NAMED) :])
+    process = _PROC.match(path)
+    if process:
+        return ("nsenter", "-t", process[1], "-n")
+    return ("nsenter", f"--net={namespace.path}")
+
+
+def inside(enter: Sequence[str], command: str) -> str:
+    """A shell command, of any shape, as it is typed to run in a namespace.
+
+    ``enter`` is a :func:`prefix`. A plain command follows it directly; one with pipes,
+    quotes or several lines becomes the argument of ``sh -c``: only the first command of a
+    pipe would be in the namespace otherwise.
+    """
+    if not enter:
+        return command
+    words = shlex.join(enter)
+    if re.search(r"[|;&<>$`'\"\\\n(){}*?#]", command):
+        return f"{words} sh -c {shlex.quote(command)}"
+    return f"{words} {command}"

@@ -16,13 +16,13 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final, Optional
 
 from ctrace.batch import LOWEST_INODE
 from ctrace.errors import CtraceError, TryAgain, UsageError
-from ctrace.host import cgroup
+from ctrace.host import cgroup, marker
 from ctrace.names import clean
 
 CLONE_NEWNET: Final = 0x40000000
@@ -65,7 +65,8 @@ class Finder:
         self._turn = 0
 
     def find(self) -> list[Namespace]:
-        """Every namespace that a process lives in or that is mounted, init first."""
+        """Every namespace that a process lives in or that is mounted, init first; none that a
+        rehearsal made."""
         with self._looking:
             return self._find()
 
@@ -75,6 +76,7 @@ class Finder:
         mounts = _mounts()
         paths.update(mounts)
         init = self._of.get("1") or (self._of.get("2") if _kthreadd() else None)
+        before = self._names
         self._names = {
             inum: named for inum, named in self._names.items() if paths.get(inum) == named[0]
         }
@@ -82,6 +84,8 @@ class Finder:
         for inum in sorted(paths, key=lambda inum: (inum != init, inum)):
             path = paths[inum]
             if inum not in self._names:
+                if inum not in mounts and _rehearsal(inum, path, inum in before):
+                    continue
                 name = "init" if inum == init else self._name(inum, mounts.get(inum))
                 self._names[inum] = path, name
             name = self._names[inum][1]
@@ -324,6 +328,17 @@ def _address(message: bytes) -> str:
     if len(raw) not in (4, 16):
         return ""
     return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+
+
+def _rehearsal(inum: int, path: str, known: bool) -> bool:
+    """Whether a ctrace made this namespace, at ``path``, for a rehearsal.
+
+    Yes as well where nobody ``known`` before is seen once, by a process that has left it again.
+    """
+    with suppress(OSError, CtraceError), enter(path):
+        if _inode("/proc/thread-self/ns/net") == inum:
+            return marker.marked()
+    return not known and _inode(path) != inum
 
 
 def _setns(fd: int, path: str) -> None:

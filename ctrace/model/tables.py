@@ -21,6 +21,9 @@ READINGS: Final = 60
 """Readings that a forecast uses, at most."""
 FULL_NS: Final = 5_000_000_000
 """ns after the last refusal or eviction for which a table still counts as full."""
+UNFOUND_NS: Final = 5_000_000_000
+"""ns after the last event of a namespace that no look ever found: those that live for less than a
+second are known by the hooks' counters only."""
 SHRUNK: Final = 1.25
 """Factor: a table that held more than this times what it holds now held something else."""
 _WRAP: Final = 1 << 32
@@ -116,6 +119,8 @@ class _State:
     points: Points = field(default_factory=lambda: Points(CHART))
     gone_at: int = 0
     """Boot clock, ns, at which its namespace was seen to be gone; 0: it exists."""
+    counted_at: int = 0
+    """Boot clock, ns, at which its counters last rose."""
 
     def count(self) -> int:
         """Entries now: the last reading, plus what came and minus what went since, by the
@@ -214,7 +219,8 @@ class Tables:
             state = self._state(netns)
             if (new < state.counts).any():  # attached anew: it counts from zero again
                 state.base += state.counts.astype(np.int64)
-            state.counts = np.array(new, np.uint64)
+            if (new != state.counts).any():
+                state.counts, state.counted_at = np.array(new, np.uint64), until
         for reading in readings:
             self._read(until, reading)
 
@@ -241,6 +247,9 @@ class Tables:
         """Close an interval."""
         for state in self._states.values():
             now = counted(state.totals())
+            if state.at_first is None and state.counted_at:
+                idle = until - state.counted_at > UNFOUND_NS and now.insert <= now.destroy
+                state.gone_at = state.counted_at if idle else 0
             state.rates = per_second(now, state.tick, seconds)
             refused = now.drop > state.tick.drop or now.early_drop > state.tick.early_drop
             state.tick = now

@@ -17,7 +17,7 @@ from ctrace.change import apply, undo
 from ctrace.change.shell_lines import undo_line
 from ctrace.change.steps import UNDO, block
 from ctrace.errors import CtraceError
-from ctrace.host import commands_in, ctnetlink
+from ctrace.host import commands, ctnetlink
 from ctrace.host.netns import Namespace, find
 from ctrace.lab import Lab, Node
 from ctrace.plan.plan import Accept
@@ -81,8 +81,8 @@ def test_undo_by_hand_leaves_nothing(lab: Lab, firewall: str, backend: str) -> N
     trial = apply.start(apply.prepare(plan), 60)
     during = rules_of(node)
     assert during.count("ctrace:server") > 4
-    enter = commands_in.prefix(trial.prepared.namespace)
-    shell(commands_in.inside(enter, undo_line(plan)))
+    enter = commands.prefix(trial.prepared.namespace)
+    shell(commands.inside(enter, undo_line(plan)))
     after = bare_rules(node)
     undo.undo(node.inum)
     assert after == before
@@ -101,7 +101,7 @@ def test_a_block_that_is_pasted_works_alone_and_can_be_undone(
     before = bare_rules(server)
     plan = make_plan(server, backend=backend, accepts=accepts(firewall))
     space = next(space for space in find() if space.inum == server.inum)
-    text = block(plan, commands_in.prefix(space))
+    text = block(plan, commands.prefix(space))
     *_, last = text.splitlines()
     assert "\t" not in text
     assert last.startswith(UNDO)
@@ -141,12 +141,12 @@ def test_the_prefix_leads_there(lab: Lab) -> None:
         Namespace(node.inum, "", node.path),
         next(space for space in find() if space.inum == node.inum),
     ):
-        line = commands_in.inside(commands_in.prefix(namespace), asked)
+        line = commands.inside(commands.prefix(namespace), asked)
         said = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
         assert int(said.stdout) == node.inum, line
     mine = next(space for space in find() if space.inum == own_inode())
-    assert commands_in.prefix(mine) == ()
-    assert commands_in.inside((), asked) == asked
+    assert commands.prefix(mine) == ()
+    assert commands.inside((), asked) == asked
 
 
 def own_inode() -> int:
@@ -158,18 +158,13 @@ def test_any_command_arrives_whole(words: list[str]) -> None:
     """Through a prefix that only passes on, a command says what it says without it."""
     line = shlex.join(["printf", "%s|", *words])
     plain = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
-    through = commands_in.inside(("env", "-u", "NOTHING"), line)
+    through = commands.inside(("env", "-u", "NOTHING"), line)
     again = subprocess.run(["sh", "-c", through], capture_output=True, text=True, check=True)
     assert again.stdout == plain.stdout
 
 
 def test_names_of_every_kind() -> None:
-    assert commands_in.prefix(Namespace(1, "web", "/run/netns/web")) == (
-        "ip",
-        "netns",
-        "exec",
-        "web",
-    )
-    assert commands_in.prefix(Namespace(1, "x", "/proc/77/ns/net")) == ("nsenter", "-t", "77", "-n")
-    docker = commands_in.prefix(Namespace(1, "x", "/run/docker/netns/0a1b"))
+    assert commands.prefix(Namespace(1, "web", "/run/netns/web")) == ("ip", "netns", "exec", "web")
+    assert commands.prefix(Namespace(1, "x", "/proc/77/ns/net")) == ("nsenter", "-t", "77", "-n")
+    docker = commands.prefix(Namespace(1, "x", "/run/docker/netns/0a1b"))
     assert docker == ("nsenter", "--net=/run/docker/netns/0a1b")

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from typing import Optional
 
 import pytest
 
 from ctrace.errors import CtraceError, UsageError
 from ctrace.host import netns
+from ctrace.host.rawlink import Space
 from ctrace.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -165,6 +167,27 @@ def test_a_namespace_stays_found_when_a_visitor_leaves_before_its_owner_is_seen(
         owner.kill()
         owner.wait()
     assert inum not in {space.inum for space in finder.find()}
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_namespace_of_a_rehearsal_is_none_of_the_hosts(mine: bool) -> None:
+    """Its firewall has the rules that are tried: whoever found it would call them applied."""
+    # Root of another user namespace can't hide behind the mark.
+    code = "import sys\nfrom ctrace.host import marker\nmarker.mark()\nprint(1, flush=True)\n"
+    code += "sys.stdin.readline()"
+    with closing(Space()) as space, space.inside():
+        into = [] if mine else ["unshare", "--user", "--map-root-user", "--net"]
+        visitor = subprocess.Popen(
+            [*into, sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+    try:
+        assert visitor.stdout is not None
+        assert visitor.stdout.readline()
+        inum = os.stat(f"/proc/{visitor.pid}/ns/net").st_ino
+        assert (inum not in {one.inum for one in netns.Finder().find()}) == mine
+    finally:
+        visitor.kill()
+        visitor.communicate()
 
 
 def test_threads_look_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,22 @@ def test_counters_agree_with_the_kernels() -> None:
     assert t.off_by == Reconciliation()
 
 
+def test_a_namespace_that_only_counters_know_goes_once_it_is_idle_and_empty() -> None:
+    m = model()
+
+    def shown(second: float, **by_reason: int) -> list[str]:
+        m.update(Batch(empty(), at(second), counts=counts(**by_reason)))
+        return [t.name for t in m.snapshot().tables]
+
+    name = [f"netns:{NETNS}"]
+    assert shown(1, NEW=5, EXPIRED=4) == name
+    assert shown(9, NEW=5, EXPIRED=4) == name, "it holds an entry"
+    assert shown(10, NEW=5, EXPIRED=5) == name
+    assert shown(16, NEW=5, EXPIRED=5) == []
+    assert m.snapshot().totals.insert == 5
+    assert shown(17, NEW=6, EXPIRED=5) == name
+
+
 def test_one_hash_table_holds_the_entries_of_all_namespaces() -> None:
     m = model()
     others = tuple(TableReading(NETNS + n, 10 * n, 1000, 1024, {}) for n in (1, 2))
