@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import html
 import re
 from collections.abc import Iterator
 from typing import IO, Final
@@ -27,6 +28,11 @@ _COLOUR: Final = re.compile(
     rb"\x1b(?:\[[0-9;?]{0,20}[A-Za-z]|\][^\x07\x1b\n]{0,400}(?:\x07|\x1b\\))"
 )
 """What ``grep --color`` and others tell a terminal, often within a word; and its window's title."""
+_WRITTEN: Final = (b"^[[", b"ESC[", b"\\x1b[", b"\\033[", b"\\u001b[", b"#033[")
+"""How it begins as pagers, JSON and rsyslog write it."""
+_ESCAPED: Final = re.compile(rb"^[^\n]*(?:src=|&lt;)[^\n]*$", re.M)
+"""Lines in which a page's entities are made characters: rules may have some in a comment."""
+_ENTITY: Final = re.compile(rb"&(?:#\d{1,5}|#x[0-9a-fA-F]{1,4}|lt|gt|amp|quot|apos|nbsp);")
 _QUOTED: Final = re.compile(rb"(?:> ?)+")
 """What mails put in front of a line that they quote."""
 _MAILED: Final = re.compile(rb"(?:src|port|mark)=3D")
@@ -89,8 +95,13 @@ def _wide(first: bytes) -> str:
 
 
 def _plain(data: bytes) -> bytes:
+    for written in _WRITTEN:
+        if written in data:
+            data = data.replace(written, b"\x1b[")
     if b"\x1b" in data:
         data = _COLOUR.sub(b"", data)
+    if b"&" in data and _ENTITY.search(data):
+        data = _ESCAPED.sub(lambda line: _ENTITY.sub(_character, line[0]), data)
     for mark in _INVISIBLE:
         if mark in data:
             data = data.replace(mark, b"")
@@ -99,6 +110,10 @@ def _plain(data: bytes) -> bytes:
     if _NO_BREAK in data and b"src=" in data:  # rules may have one in a comment, and keep it
         data = data.replace(_NO_BREAK, b" ")
     return data
+
+
+def _character(entity: re.Match[bytes]) -> bytes:
+    return html.unescape(entity[0].decode("ascii")).encode("utf-8", "replace")
 
 
 def unmailed(line: bytes) -> tuple[bytes, bytes]:

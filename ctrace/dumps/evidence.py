@@ -11,7 +11,7 @@ import numpy as np
 
 from ctrace.dumps.found import Space
 from ctrace.dumps.host.log import Message
-from ctrace.dumps.source import Told, last_entries
+from ctrace.dumps.source import Told, last_entries, last_looks
 from ctrace.record import TCP, TCP_STATES, Kind, Status, proto_name
 from ctrace.recording.format.meta import LIMIT_TEXT
 
@@ -68,6 +68,7 @@ def evidence(told: Told) -> dict[str, Any]:
         "rules_listed": sorted(set().union(*(one.listed for one in found.spaces.values()))),
         "max": told.limit(next(iter(told.netns))),
         "count": next((one.counts[-1] for one in found.spaces.values() if one.counts), None),
+        "tables": _tables(told),
         "kernel_counted": _kernel(found.spaces),
         "counted_between": _between(found.spaces),
     }
@@ -84,6 +85,22 @@ def to_text(data: dict[str, Any]) -> str:
             return text
         data[name] = data[name][:5] if isinstance(data[name], list) else {}
     return json.dumps(data, separators=(",", ":"))[: LIMIT_TEXT // 2]
+
+
+def _tables(told: Told) -> list[dict[str, Any]]:
+    """Each namespace's own, where something is told of several."""
+    found = []
+    for name in told.netns:
+        last, counts = last_looks(told, name), told.found.space(name).counts
+        if last or counts:
+            found.append({
+                "netns": name or "the host",
+                "entries": sum(len(one.rows) for one in last),
+                "cut": any(one.dump.cut for one in last),
+                "count": counts[-1] if counts else None,
+                "max": told.limit(name),
+            })  # fmt: skip
+    return found[:20] if len(found) > 1 else []
 
 
 # -- entries --------------------------------------------------------------------------

@@ -21,6 +21,7 @@ MOST: Final = 20_000_000
 SHOWN: Final = 20
 """Lines not understood that are shown with their number, at most."""
 KIND_OF: Final = np.array([Kind.EXISTING, Kind.INSERT, Kind.SAMPLED, Kind.DESTROY], np.uint8)
+HOSTS: Final = 1000
 NOT_TOLD: Final = 1
 """``overdue_ms`` of an entry whose line has no timeout."""
 TABLES: Final = ("raw", "mangle", "nat", "filter")
@@ -231,12 +232,8 @@ class Found:
     lines: int = 0
     files: list[str] = field(default_factory=list)
     """Those that something was found in."""
-    hosts: set[str] = field(default_factory=set)
-    """The hosts that a bundle's folders name, where something was found."""
-    prompts: set[str] = field(default_factory=set)
-    """The hosts whose prompts stand before something that was found."""
-    named: set[str] = field(default_factory=set)
-    """The hosts that ``uname`` and ``hostname`` name."""
+    hosts: dict[str, set[str]] = field(default_factory=dict)
+    """Of which something was found, by what names them (:mod:`ctrace.dumps.whose`)."""
     passed: int = 0
     """Files of a bundle that held nothing of interest."""
     unread: Unread = field(default_factory=Unread)
@@ -244,8 +241,8 @@ class Found:
     """Whether conntrack said that it had nothing to show."""
     whole: bool = False
     """Whether ``ctrace collect`` made it: its first namespace is the host's."""
-    _last: tuple[str, int] = ("", 0)
-    """Whose prompt was seen last, and how much was found before it."""
+    _last: tuple[str, str, int] = ("", "", 0)
+    """Whose prompt was seen last, by what, and how much was found before it."""
 
     @property
     def weight(self) -> int:
@@ -270,11 +267,17 @@ class Found:
         """The namespace of this name; empty for the one where the commands were typed."""
         return self.spaces.setdefault(name, Space())
 
-    def prompt(self, host: str) -> None:
+    def belongs(self, named: str, host: str) -> None:
+        """Something was found of this host, if one is named."""
+        if host and len(self.hosts.get(named, ())) < HOSTS:
+            self.hosts.setdefault(named, set()).add(host)
+
+    def prompt(self, named: str = "", host: str = "") -> None:
         """Note a prompt of ``host``. What came before belongs to the host of the last prompt."""
-        if self._last[0] and self.weight > self._last[1]:
-            self.prompts.add(self._last[0])
-        self._last = host, self.weight
+        by, last, weight = self._last
+        if self.weight > weight:
+            self.belongs(by, last)
+        self._last = named, host, self.weight
 
     def add(self, dump: Dump, made: Entries) -> None:
         """Entries of the dump that is being read."""

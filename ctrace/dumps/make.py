@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
+from ctrace.dumps import whose
 from ctrace.dumps.evidence import evidence, to_text
 from ctrace.dumps.files import texts
 from ctrace.dumps.found import Found
@@ -28,7 +29,7 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
         _check_hosts(found, paths)
         for space in found.spaces.values():
             space.settle()
-        found.host = found.host or next(iter(found.prompts), "")
+        found.host = found.host or next(iter(found.hosts.get(whose.PROMPTS, ())), "")
         told = Told(found)
         if not _any(found):
             raise nothing(found, paths)
@@ -39,14 +40,11 @@ def make(paths: Sequence[str], path: str) -> tuple[Writer, Told]:
 
 def _check_hosts(found: Found, paths: Sequence[str]) -> None:
     """One host's table and another's maximum would make a third. Raises CtraceError."""
-    for hosts, way in (
-        (found.hosts, "unpack it, and name one host's folder"),
-        (found.prompts, "give one host's lines"),
-        (found.named, "give one host's files"),
-    ):
+    for way, hosts in found.hosts.items():
         if len(hosts) > 1:
+            kinds = "hosts, containers or files" if way == whose.REACHED else "hosts"
             raise CtraceError(
-                f"{', '.join(paths)} holds output of {len(hosts)} hosts "
+                f"{', '.join(paths)} holds output of {len(hosts)} {kinds} "
                 f"({', '.join(sorted(hosts)[:5])}): {way}"
             )
 

@@ -13,6 +13,7 @@ from typing import Final, Optional
 
 import numpy as np
 
+from ctrace.dumps import typed, whose
 from ctrace.dumps.decoded import LINE, RULES, chunks, unmailed
 from ctrace.dumps.entries import copied, foreign, xml
 from ctrace.dumps.entries import lines as entries
@@ -30,25 +31,15 @@ from ctrace.dumps.host.facts import fact
 from ctrace.dumps.host.network import NETWORK
 from ctrace.dumps.host.times import Clock, heading_time, moment
 from ctrace.dumps.packed import Unreadable
-from ctrace.dumps.typed import CONFIGURED, DATED, host, is_fence, is_filtered, left_out, typed
 
 FACT: Final = 1000
 """Bytes of a line about anything but entries: no pattern gets more to go back and forth in."""
 ENTRY: Final = 8192  # the same of an entry's, in whatever form
-ROWS: Final = 8192
-"""Entries that become columns together."""
+ROWS: Final = 8192  # entries that become columns together
 _XML_HEADS: Final = (b"<conntrack>", b"<expect>")
 RUNS: Final = 100
 """Changes between lines that are alike and others in a chunk, up to which reading them
 together is faster."""
-
-_SHOWN: Final = re.compile(
-    rb"conntrack v[\d.]+ \(conntrack-tools\): (\d{1,12}) (?:flow |dying |unconfirmed )?"
-    rb"(entries|events)(?: have been (deleted))?"
-)
-_SAID: Final = b" have been shown"
-_GLUED: Final = re.compile(rb"\b(?:use|id)=\d+(?=[a-z])")
-"""The end of a dump without its newline, as ``$(cat ...)`` leaves it, and the next one's start."""
 
 
 class Reader:
@@ -65,7 +56,8 @@ class Reader:
         self._block: Optional[Block] = None
         self._at: Optional[Clock] = None
         self._xml: Optional[bytes] = None
-        self._alike = Alike()
+        self._alike = Alike(lambda line: found.belongs(whose.REACHED, whose.before(line)))
+        self._ruled = b""  # the line before, if it is about no entry
         self._begun = b""
         """The beginning of a line that conntrack's own message came into."""
         self._known = 0
@@ -77,13 +69,13 @@ class Reader:
 
     def read(self, text: Text) -> None:
         """One text to its end. Raises CtraceError when it cannot be read."""
-        if not text.asked and CONFIGURED.search(text.name):
+        if not text.asked and typed.CONFIGURED.search(text.name):
             self._found.passed += 1
             return
         self._text, self._block, self._xml, self._at = text, None, None, None
         self._last, self._known, self._begun, self._left_out = None, 0, b"", False
         self._context = context(text.name, Context(), named=True)
-        self._dated = text.asked or bool(DATED.search(text.name))
+        self._dated = text.asked or bool(typed.DATED.search(text.name))
         self._found.log.begin()
         unread = self._found.unread.count, len(self._found.unread.first)
         weight = self._found.weight
@@ -100,7 +92,7 @@ class Reader:
             if self._dump is not None:
                 self._dump.cut = True
         self._end()
-        self._found.prompt("")
+        self._found.prompt()
         unread_now = self._found.unread
         if self._found.weight == weight and not text.asked:  # a bundle's file about something else
             unread_now.count = unread[0]
@@ -113,7 +105,7 @@ class Reader:
             self._found.lines += number
             self._found.files.append(plain(text.name.encode("utf-8", "replace")))
             if text.host and self._found.weight > weight:
-                self._found.hosts.add(text.host)
+                self._found.belongs(whose.FOLDERS, text.host)
 
     def _lines_of(self, chunk: Chunk, before: int) -> int:
         """A chunk's lines; how many there are. ``before`` were read of the text."""
@@ -157,7 +149,7 @@ class Reader:
             self._give_up()
             if self._wrapped.breaks(line, number):
                 return
-        if not (_SAID in line and self._interrupted(line)):
+        if not (typed.SAID in line and self._interrupted(line)):
             self._other(line, number)
 
     def _give_up(self) -> None:
@@ -195,8 +187,8 @@ class Reader:
             self._found.spool.n, plain(f"{text.name}: {here.command}".encode("utf-8", "replace"))
             if here.command else plain(text.name.encode("utf-8", "replace")),
             re.sub(r"\d+", "#", command), here.netns, events, here.list, self._utc(),
-            text.modified, self._found.spool.n, filtered=is_filtered(here.command),
-            cut=self._left_out or is_filtered(here.command), clock=self._at,
+            text.modified, self._found.spool.n, filtered=typed.is_filtered(here.command),
+            cut=self._left_out or typed.is_filtered(here.command), clock=self._at,
         )  # fmt: skip
         self._left_out = False
 
@@ -250,7 +242,7 @@ class Reader:
         elif (
             (told := self._about_entries(stripped))
             or self._moves(stripped)  # a comment looks like a prompt: alone it tells nothing
-            or (told := self._about_host(stripped))
+            or (not self._context.configured and (told := self._about_host(stripped)))
         ):
             self._known += told
         elif b" src=" in line and entries.begins(line):
@@ -260,12 +252,14 @@ class Reader:
 
     def _mark(self, line: bytes) -> bool:
         """Whether a line is a quotation's: its edge, or what stands for lines left out."""
-        if left_out(line):
+        if line.endswith(b":"):  # somebody's heading
+            self._end()
+        elif typed.left_out(line):
             self._left_out = self._dump is None
             if self._dump is not None:
                 self._dump.cut = True
             return True
-        return is_fence(line)
+        return typed.is_fence(line)
 
     def _no_entry(self, line: bytes, number: int) -> None:
         parts = [] if self._inside else copied.bare(line)
@@ -290,7 +284,7 @@ class Reader:
 
         What they cut through goes on in the next line.
         """
-        said = _SHOWN.search(line)
+        said = typed.SHOWN.search(line)
         if said is None or not line[: said.start()].strip() or len(line) > ENTRY:
             return False
         if self._dump is None or line[: said.start()].rstrip()[-1:] in (b":", b"#", b"$"):
@@ -302,12 +296,10 @@ class Reader:
 
     def _entry(self, line: bytes, number: int) -> bool:
         """Whether every word of the line fits an entry; otherwise ``_why`` says what is missing."""
-        glued = _GLUED.search(line) if line.count(b"src=") > 2 else None
-        ends = [0, *([glued.end()] if glued else []), len(line)]
         try:
             if len(line) > ENTRY:
                 raise Bad(f"an entry of more than {ENTRY} bytes")
-            rows = [entries.row(line[start:stop]) for start, stop in zip(ends, ends[1:])]
+            rows = [entries.row(one) for one in entries.glued(line)]
         except Bad as error:
             self._why = str(error)
             return False
@@ -315,6 +307,7 @@ class Reader:
             if at:
                 self._end()
             self._take(row, number)
+        self._found.belongs(whose.REACHED, whose.before(line))
         if len(rows) == 1 and self._rows:
             self._wrapped.whole(line)
         return True
@@ -339,7 +332,7 @@ class Reader:
 
     def _about_entries(self, line: bytes) -> bool:
         """What conntrack itself says of what it has shown."""
-        shown, lost = _SHOWN.search(line), b"We have hit ENOBUFS" in line
+        shown, lost = typed.SHOWN.search(line), b"We have hit ENOBUFS" in line
         if not (shown or lost):
             return False
         self._flush()
@@ -360,11 +353,18 @@ class Reader:
 
     def _moves(self, line: bytes) -> bool:
         """A prompt, heading or time: what follows is something else, or later."""
-        command = typed(line) if len(line) < FACT else None
+        before, self._ruled = self._ruled, line
+        asked = whose.announced(line, before)
+        if asked:
+            self._end()
+            self._found.prompt(whose.REACHED, asked)
+        if asked or line in whose.RULES:
+            return True
+        command = typed.command(line) if len(line) < FACT else None
         when = None if command is None else heading_time(plain(command))
         if command is not None and when is None:
             self._end()
-            self._found.prompt(host(line, command))
+            self._found.prompt(*whose.prompted(line, command))
             self._left_out = False
             self._context = context(plain(command, 400), self._context)
             self._found.log.begin()

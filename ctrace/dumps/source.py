@@ -201,11 +201,15 @@ def _number(text: Optional[str]) -> Optional[int]:
     return int(text) if text and text.isdigit() and len(text) < 12 else None
 
 
+def last_looks(told: Told, netns: str) -> list[Look]:
+    """The last look of each series of a namespace."""
+    return list({one.series: one for one in told.looks if one.dump.netns == netns}.values())
+
+
 def last_entries(told: Told) -> Iterator[Events]:
     """The entries of each namespace's last look, piece by piece."""
     for name in told.netns:
-        last = {look.series: look for look in told.looks if look.dump.netns == name}
-        for look in last.values():
+        for look in last_looks(told, name):
             for at in range(0, len(look.rows), 1 << 16):
                 rows = look.rows[at : at + (1 << 16)]
                 first, final = int(rows[0]), int(rows[-1])

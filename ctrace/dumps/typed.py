@@ -5,6 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final, Optional
 
+SHOWN: Final = re.compile(
+    rb"conntrack v[\d.]+ \(conntrack-tools\): (\d{1,12}) (?:flow |dying |unconfirmed )?"
+    rb"(entries|events)(?: have been (deleted))?"
+)
+"""What conntrack itself says of what it has shown."""
+SAID: Final = b" have been shown"
 _PROMPT: Final = re.compile(rb"^(?:\+ |\[?[\w.-]+@[\w.-]+[^#$%>]{0,80}[#$%>] ?|[#$] )(\S.*)$")
 CONFIGURED: Final = re.compile(r"(?:^|/)(?:etc/(?!hostname$)|usr/|lib/|boot/)")
 """Files of a bundle that hold a host's configuration, not its state at the time."""
@@ -36,13 +42,12 @@ _FENCE: Final = re.compile(
     rb"^(?:```+[^`]{0,80}|~~~+\w*|(?:</?(?:pre|code|details|summary|p|div|br)\b[^<>]{0,80}>)+"
     rb"|\{(?:noformat|code)[^{}]{0,80}\}|\[/?(?:code|quote|pre)[^]]{0,40}\]|[][{}],?|~|\(END\)"
     rb"|Script (?:started|done) on .{0,200}|=~=[=~]* PuTTY log .{0,60}|Every \d+[.,]\d+s: .{0,300}"
-    rb"|#==\[ [\w ]{1,40} \]=+#|-{4,} (?:[\d.]+s was the duration of|beginning of) .{1,200}"
-    rb"|\S{1,100} \| (?:CHANGED|SUCCESS|FAILED) \| rc=\d+ >>|\[\d+\] [\d:]{8} \[\w+\] \S{1,100})$"
+    rb"|#==\[ [\w ]{1,40} \]=+#|-{4,} (?:[\d.]+s was the duration of|beginning of) .{1,200})$"
 )
-"""Also what a page, a pager or a program that asks many hosts puts around it."""
+"""Also what a page or a pager puts around it."""
 
 
-def typed(line: bytes) -> Optional[bytes]:
+def command(line: bytes) -> Optional[bytes]:
     """The command after a prompt, or what a heading names; None where a line is neither."""
     if is_comment(line):
         return None
@@ -50,20 +55,6 @@ def typed(line: bytes) -> Optional[bytes]:
     if said is None and _MARKED.match(line):
         said = _BARE.match(line)
     return said[1] if said else None
-
-
-_AT: Final = re.compile(rb"^\[?[\w.-]{1,64}@([\w.-]{1,253})")
-_ELSEWHERE: Final = re.compile(
-    rb"^(?:sudo )?(?:ssh|kubectl|oc|docker|podman|crictl|lxc|pct|ansible|salt|pdsh|nsenter)\b"
-)
-
-
-def host(line: bytes, command: bytes) -> str:
-    """The host that a prompt names, where the command runs on it; else nothing."""
-    said = _AT.match(line)
-    if said is None or _ELSEWHERE.match(command):
-        return ""
-    return said[1].decode("ascii", "replace").lower().partition(".")[0]
 
 
 def is_comment(line: bytes) -> bool:

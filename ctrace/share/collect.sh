@@ -67,11 +67,16 @@ keep() {
     ) >/dev/null &
     guard=$!
     wait "$child"
+    ended=$?
     child= # and never with TERM: a subshell that has just begun may still have our trap for it
     kill -9 "$guard"
     wait "$guard"
     guard=
-    [ -s "$file" ] || rm -f "$file"
+    if [ ! -s "$file" ]; then
+        rm -f "$file"
+    elif [ "$ended" -gt 128 ]; then # a signal: it had too much to tell, or took too long
+        printf '\n...\n' >>"$file"
+    fi
 }
 
 loaded() { # built in, or loaded already: asking it then loads nothing

@@ -43,6 +43,23 @@ READ: dict[str, tuple[bytes, dict[str, Any]]] = {
         (ENTRY + OTHER).replace("\n", "\r\n").encode("utf-16"), {"entries": 2, "lines": 2},
     ),
     "a byte order mark": (("\ufeff" + ENTRY).encode(), {"entries": 1}),
+    "a page's entities": (
+        ENTRY.replace("[", "&#91;").replace("]", "&#93;").replace("     ", "&nbsp; ").encode(),
+        {"entries": 1, "assured": 1},
+    ),
+    "colours as less shows them": (
+        ENTRY.replace("8063", "ESC[01;31mESC[K8063^[[m^[[K").encode(), {"service": "tcp/8063"},
+    ),
+    "what is to be, beside what is": (
+        f"# cat {COUNTS}max\n65536\n# cat /etc/sysctl.d/9.conf\n"
+        f"net.netfilter.nf_conntrack_max = 9\n# cat /etc/hostname\ngw\n# conntrack -L\n{BARE}"
+        .encode(),
+        {"max": 65536, "entries": 1},
+    ),
+    "headings of somebody": (
+        f"Before:\n{ENTRY}After:\n{OTHER}{OTHER.replace('19', '20')}".encode(),
+        {"entries": 2, "left_out": 1},
+    ),
     "a page's spaces": (ENTRY.replace("  ", " \N{NO-BREAK SPACE}").encode(), {"entries": 1}),
     "a fenced quotation": (f"```\n$ conntrack -L\n{BARE}```\n".encode(), {"entries": 1}),
     "braces": (
@@ -141,7 +158,7 @@ def test_it_is_read_as_if_it_had_not_been_copied(form: str, tmp_path: Path) -> N
     path.write_bytes(text)
     said = told(path)
     assert {name: said[name] for name in expected} == expected
-    assert said["not_understood"] == 0, said["unread"]
+    assert said["not_understood"] == 2 * (form == "headings of somebody"), said["unread"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +224,19 @@ def test_a_part_of_a_table_is_not_taken_for_all_of_it(text: str, tmp_path: Path)
     shown = " ".join(CliRunner().invoke(cli, ["report", str(path)]).stdout.split())
     assert "a part of the table, and how many it held is not told" in shown
     assert told(path)["not_understood"] == 0
+
+
+def test_each_namespace_has_its_own_table(tmp_path: Path) -> None:
+    path = tmp_path / "two.txt"
+    path.write_text(
+        f"# conntrack -C\n7\n# ip netns exec blue conntrack -L\n{BARE}"
+        f"# ip netns exec red conntrack -L\n{BARE}{OTHER[11:]}"
+    )
+    done = CliRunner().invoke(cli, ["report", str(path)])
+    told = [line.split(None, 1)[1] for line in done.stdout.split("\n") if line[:5] == "Table"]
+    assert [one.partition(";")[0] for one in told] == [
+        "the host: 7 entries", "blue: 1 entry", "red: 2 entries",
+    ]  # fmt: skip
 
 
 def test_what_conntrack_says_it_showed_is_how_many_there_were(tmp_path: Path) -> None:

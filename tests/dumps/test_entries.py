@@ -146,7 +146,7 @@ def test_what_is_printed_is_read_back(
     text = [line(one, form, counters, extra) for one in table]
     alone, bad = columns.entries([lines.row(one) for one in text])
     assert not bad
-    done, together = Alike().read(Chunk(b"".join(one + b"\n" for one in text)))
+    done, together = Alike(str).read(Chunk(b"".join(one + b"\n" for one in text)))
     grey = [one["proto"] == 47 for one in table]
     assert (done | grey).all()  # GRE's keys are hexadecimal, and read one by one
     for name in ("events", "left", "mark", "age", "tag", "time", "user"):
@@ -219,7 +219,7 @@ def test_lines_read_together_are_as_read_alone(
 ) -> None:
     """Whatever a line has become: the same entry, or it is left to be read by itself."""
     text = [one[:at] + junk + one[at + gone :] for one, at, gone, junk in mutants]
-    done, together = Alike().read(Chunk(b"".join(one + b"\n" for one in text)))
+    done, together = Alike(str).read(Chunk(b"".join(one + b"\n" for one in text)))
     rows = [lines.row(one) for one, well in zip(text, done) if well]
     alone, bad = columns.entries(rows)
     assert not bad
@@ -288,7 +288,7 @@ def test_a_line_that_ends_anywhere_does_not_look_translated(line: bytes) -> None
         with contextlib.suppress(Bad):
             rows.append(lines.row(one))
     singly, _ = columns.entries(rows)
-    _, together = Alike().read(Chunk(b"\n".join(cut) + b"\n"))
+    _, together = Alike(str).read(Chunk(b"\n".join(cut) + b"\n"))
     assert len(together) <= len(singly)
     assert 0 < len(singly) < len(line)
     nat = int(Status.SRC_NAT) | int(Status.DST_NAT)

@@ -206,7 +206,8 @@ def test_collect_without_tar_is_one_text(tmp_path: Path) -> None:
     tools, place = tmp_path / "tools", tmp_path / "tmp"
     for folder in (tools, place):
         folder.mkdir()
-    for name, text in (("find", "exit 1"), ("df", "echo tmpfs 9000 7000 2000 78% /tmp")):
+    fakes = {"find": "exit 1", "df": "echo tmpfs 9000 7000 2000 78% /tmp", "tc": "seq 46000"}
+    for name, text in fakes.items():
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     script = SCRIPT.read_text()
@@ -218,6 +219,9 @@ def test_collect_without_tar_is_one_text(tmp_path: Path) -> None:
     )  # fmt: skip
     assert list(place.iterdir()) == []
     assert "==> dump2/epoch <==" in done.stdout
+    cut = done.stdout.partition("==> host/tc_qdisc <==\n")[2].partition("==>")[0]
+    assert cut.startswith("1\n2\n")
+    assert cut.endswith("\n...\n")  # as of a table that is cut off
     assert done.stderr == (
         f"collect: there is little room below {place}, so long texts are cut off: set TMPDIR to a "
         "place with more\n"

@@ -9,7 +9,7 @@ also finds the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Optional
 
@@ -72,7 +72,9 @@ class _Form:
 class Alike:
     """Reads whole chunks of lines; remembers the forms that it has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[bytes], None]) -> None:
+        """``read`` is told one line of each form."""
+        self._told = read
         self._forms: dict[int, Optional[_Form]] = {}
 
     def read(self, text: Chunk) -> tuple[Bool, Entries]:
@@ -91,6 +93,8 @@ class Alike:
         if name in self._forms:
             return self._forms[name]
         form = _learn(example) if name else None
+        if form is not None:
+            self._told(b" ".join(example))
         if len(self._forms) < FORMS_MOST:
             self._forms[name] = form
         return form

@@ -44,6 +44,16 @@ def looks_like_entry(line: bytes) -> bool:
     return b"src=" in line and b"dst=" in line
 
 
+_GLUED: Final = re.compile(rb"\b(?:use|id)=\d+(?=[a-z])")
+"""The end of a dump without its newline, as ``$(cat ...)`` leaves it, and the next one's start."""
+
+
+def glued(line: bytes) -> list[bytes]:
+    """The entries of a line that holds the last of a dump and the first of the next."""
+    found = _GLUED.search(line) if line.count(b"src=") > 2 else None
+    return [line[: found.end()], line[found.end() :]] if found else [line]
+
+
 def begins(line: bytes) -> bool:
     """Whether a line may be the beginning of an entry, without its destination."""
     return _HEAD.search(line) is not None

@@ -11,6 +11,10 @@ _SYSCTL_PATH: Final = re.compile(
 )
 _SYSCTL_NAMES: Final = re.compile(r"\bsysctl (?:-\w+ )*(?:-\w*n\w*|--values) (.*)$")
 _NETNS: Final = re.compile(r"(?:^|/)netns/([\w.:-]+)/|ip[ _]netns[ _]exec[ _]([\w.:-]+?)[ _]")
+_CONFIGURED: Final = re.compile(
+    r"^(?!.*(?:sysctl|-restore|nft|modprobe) )(?:.*[\s<])?/?etc/(?!hostname\b)"
+)
+"""A file that says how a host is to be, which it need not be."""
 _ABOUT: Final = (
     ("log", re.compile(r"\b(dmesg|journal|messages|kern\.log|syslog)")),
     ("modules", re.compile(r"\b(lsmod|proc/modules|modinfo)")),
@@ -62,6 +66,11 @@ class Context:
     """What an earlier line of the same output said."""
 
     @property
+    def configured(self) -> bool:
+        """Whether lines tell how the host is to be, not how it is."""
+        return self.about == "configured"
+
+    @property
     def ignored(self) -> bool:
         """Whether lines that nothing is known of are no surprise: a known tool printed them."""
         return bool(self.about and self.about not in ("entries", "count", "epoch"))
@@ -75,6 +84,8 @@ def context(text: str, before: Context, *, named: bool = False) -> Context:
     netns = (spaces[1] or spaces[2]) if spaces else ("" if named else before.netns)
     kind = re.search(r"\b(dying|unconfirmed)\b", text)
     list_ = "deleted" if re.search(r"\bconntrack\b.* (?:-D|--delete)\b", text) else ""
+    if not named and _CONFIGURED.search(text):
+        settings, about = (), "configured"
     if not (named or about or settings):
         # Another command altogether: what it prints is not ours to understand.
         about = "other"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, Optional
 
 from ctrace.batch import Owner
+from ctrace.dumps import whose
 from ctrace.dumps.found import Found, Space
 from ctrace.dumps.host.context import Context
 from ctrace.record import PROTO_NUMBERS
@@ -329,8 +330,7 @@ def _other(line: str, about: Context, found: Found, space: Space, at: Optional[f
 
 def _named(found: Found, name: str) -> None:
     found.host = name
-    if len(found.named) < 100:
-        found.named.add(name.lower().partition(".")[0])
+    found.belongs(whose.NAMES, whose.short(name))
 
 
 _Fact = Callable[[str, Context, Found, Space, Optional[float]], bool]

@@ -71,11 +71,16 @@ def _moment_of(said: object) -> Moment:
 
 
 def redacted(facts: Mapping[str, str]) -> dict[str, str]:
-    """The fact without the names of files and commands, where there is one."""
+    """The fact without the names of files, commands and namespaces, where there is one."""
     data = parse(facts)
     if data is None:
         return {}
     kept = {name: v for name, v in data.items() if name not in _WHOSE}
     if isinstance(kept.get("log"), dict):
         kept["log"] = {name: v for name, v in kept["log"].items() if name != "hosts"}
+    if "rules" in kept:
+        kept["rules"] = {"": any(kept["rules"].values())}
+    kept["tables"] = [
+        {**one, "netns": f"namespace {at}"} for at, one in enumerate(kept.get("tables", ()), 1)
+    ]
     return {FACT: json.dumps(kept)}

@@ -34,6 +34,13 @@ _DUMP: Final = {
     "cut": bool,
     "apart": Maybe(float),
 }
+_TABLE: Final = {
+    "netns": str,
+    "entries": int,
+    "cut": bool,
+    "count": Maybe(int),
+    "max": Maybe(int),
+}
 _LOG: Final = {"full": int, "suppressed": int, "first": Maybe(_MOMENT), "last": Maybe(_MOMENT)}
 _LEFT: Final = {"kind": str, "entries": int, "left": (int, int, int)}
 _COUNTS: Final = Each(dict, int)
@@ -46,6 +53,7 @@ FORMS: Final[Mapping[str, Any]] = {
     "held_by": Each(list, str),
     "rules": Each(dict, bool),
     "rules_listed": Each(list, str),
+    "tables": Each(list, _TABLE),
     "max": Maybe(int),
     "count": Maybe(int),
     "refused_at_least": Maybe(int),

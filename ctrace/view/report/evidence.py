@@ -29,7 +29,7 @@ def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
     found: list[tuple[str, Optional[str]]] = [
         ("Full", _full(data)),
         ("Kernel", _kernel(data)),
-        ("Table", _table(data)),
+        *(("Table", text) for text in _tables(data)),
         ("Read", _when(data)),
         ("Holds", _holds(data)),
         ("States", _states(data)),
@@ -111,6 +111,14 @@ def _kernel(data: dict[str, Any]) -> Optional[str]:
         apart = f", {seconds:g} s apart" if seconds else ""
         text += f"; from the first reading to the last{apart}: {', '.join(up) or 'none of them'}"
     return text
+
+
+def _tables(data: dict[str, Any]) -> Iterator[Optional[str]]:
+    tables = data.get("tables") or []
+    if not tables:
+        yield _table(data)
+    for one in tables:
+        yield f"{one['netns']}: {_table({**one, 'dumps': [one] if one['entries'] else []})}"
 
 
 def _table(data: dict[str, Any]) -> Optional[str]:
@@ -289,12 +297,16 @@ def _helps(data: dict[str, Any]) -> Iterator[str]:
 
 def _was_short(data: dict[str, Any]) -> bool:
     """Whether anything tells that the table was full, or nearly."""
-    counted, held = data.get("kernel_counted") or {}, data.get("count") or data.get("entries") or 0
+    counted = data.get("kernel_counted") or {}
+    tables = data.get("tables") or [data]
     return bool(
         data.get("full_seen")
         or counted.get("drop")
         or counted.get("early_drop")
-        or (data.get("max") and held >= HIGH * data["max"])
+        or any(
+            one.get("max") and (one.get("count") or one.get("entries") or 0) >= HIGH * one["max"]
+            for one in tables
+        )
     )
 
 
