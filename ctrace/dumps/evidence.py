@@ -89,17 +89,17 @@ def to_text(data: dict[str, Any]) -> str:
 
 def _tables(told: Told) -> list[dict[str, Any]]:
     """Each namespace's own, where something is told of several."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in told.netns:
         last, counts = last_looks(told, name), told.found.space(name).counts
         if last or counts:
-            found.append({
+            row: dict[str, Any] = {
                 "netns": name or "the host",
-                "entries": sum(len(one.rows) for one in last),
                 "cut": any(one.dump.cut for one in last),
-                "count": counts[-1] if counts else None,
-                "max": told.limit(name),
-            })  # fmt: skip
+            }
+            row["entries"] = sum(len(one.rows) for one in last)
+            row["count"], row["max"] = counts[-1] if counts else None, told.limit(name)
+            found.append(row)
     return found[:20] if len(found) > 1 else []
 
 

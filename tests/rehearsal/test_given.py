@@ -148,7 +148,7 @@ def given(text: str) -> Given:
 
 
 def things(snapshot: Snapshot) -> list[Any]:
-    """nftables, without counters, numbers of rules and the order of a set's elements."""
+    """nftables, without what was counted, numbers of rules and the order of a set's elements."""
     out = []
     for kind, family, body in snapshot.nft:
         left_out = {nft_copy.RULE: (3, 6, 7), nft_copy.CHAIN: (8,)}.get(kind, ())
@@ -158,10 +158,13 @@ def things(snapshot: Snapshot) -> list[Any]:
             timed = (4, 5)  # the time left, and the timeout
             of[-1] = sorted([(k, v) for k, v in split(e) if k not in timed] for _, e in
                             split(of[-1][1]))  # fmt: skip
-        counted = rb"(counter\0.{4}).{8}.{4}.{8}"
-        out.append((kind, family, [(k, re.sub(counted, rb"\1", d, flags=re.S)) if kind ==
-                                   nft_copy.RULE else (k, d) for k, d in of]
-                    if kind != nft_copy.ELEMENT else of))  # fmt: skip
+        counted = {
+            nft_copy.RULE: rb"(counter\0.{4}).{8}.{4}.{8}",
+            nft_copy.OBJECT: rb"(\x0c\0\x04\0).{8}",
+        }.get(kind)  # a quota's used bytes
+        if counted:
+            of = [(k, re.sub(counted, rb"\1", d, flags=re.S)) for k, d in of]
+        out.append((kind, family, of))
     return sorted(out, key=repr)
 
 

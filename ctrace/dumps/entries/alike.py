@@ -72,7 +72,7 @@ class _Form:
 class Alike:
     """Reads whole chunks of lines; remembers the forms that it has seen."""
 
-    def __init__(self, read: Callable[[bytes], None]) -> None:
+    def __init__(self, read: Callable[[bytes], object]) -> None:
         """``read`` is told one line of each form."""
         self._told = read
         self._forms: dict[int, Optional[_Form]] = {}

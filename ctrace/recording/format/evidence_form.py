@@ -34,13 +34,7 @@ _DUMP: Final = {
     "cut": bool,
     "apart": Maybe(float),
 }
-_TABLE: Final = {
-    "netns": str,
-    "entries": int,
-    "cut": bool,
-    "count": Maybe(int),
-    "max": Maybe(int),
-}
+_TABLE: Final = {"netns": str, "entries": int, "cut": bool, "count": Maybe(int), "max": Maybe(int)}
 _LOG: Final = {"full": int, "suppressed": int, "first": Maybe(_MOMENT), "last": Maybe(_MOMENT)}
 _LEFT: Final = {"kind": str, "entries": int, "left": (int, int, int)}
 _COUNTS: Final = Each(dict, int)
