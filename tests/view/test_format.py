@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kit.loads import snapshots
 from rich.cells import cell_len
+from rich.console import Console, Group
 
 from ctrace.view import format as fmt
+from ctrace.view.prose import prose
 
 finite = st.floats(0, 1e12, allow_nan=False)
 names = st.text(max_size=60) | st.sampled_from(snapshots.HOSTILE)
@@ -178,3 +181,17 @@ def test_a_bar_is_as_long_as_its_share(part: float, width: int) -> None:
 )
 def test_which_terminals_get_ascii(environ: dict[str, str], ascii_wanted: bool) -> None:
     assert fmt.wants_ascii(environ) is ascii_wanted
+
+
+@given(
+    words=st.lists(st.sampled_from(("entries", "of", "which")) | st.integers(0, 10**9), min_size=1),
+    width=st.integers(16, 60),
+)
+def test_a_number_is_not_broken_between_its_thousands(words: list[object], width: int) -> None:
+    said = " ".join(f"{word:,}" if isinstance(word, int) else str(word) for word in words)
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False, markup=False).print(Group(prose(said)))
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    whole = [word for line in lines for word in line.split(" ") if word]
+    assert whole == [word.replace(",", fmt.THIN) for word in said.split(" ")]

@@ -15,6 +15,7 @@ from ctrace.change.steps import block
 from ctrace.model.snapshot import Remedy as Helps
 from ctrace.plan.plan import CtTimeout, Lever, alone
 from ctrace.view import format as fmt
+from ctrace.view.prose import prose
 from ctrace.view.report.whatif_text import rising_text
 from ctrace.view.screen.advice import Remedy
 
@@ -124,9 +125,9 @@ def render(
     parts += _in_place(advice)
     if advice.persist:
         parts.append(Text("To keep the rules over reloads and reboots", style="bold"))
-        parts += [_item(Text(fmt.prose(hint))) for hint in advice.persist]
+        parts += [_item(prose(hint)) for hint in advice.persist]
         parts.append(Text(""))
-    parts += [Text(f"Note: {fmt.prose(note)}", style="dim") for note in advice.notes]
+    parts += [prose(f"Note: {note}", "dim") for note in advice.notes]
     if advice.plans and how:
         parts.append(Text("Apply it, watched, reverting by itself unless confirmed:"))
         for plan in advice.plans:
@@ -152,9 +153,9 @@ def _asked(advice: Advice, full: bool, folded: bool) -> list[RenderableType]:
         return []
     lines: list[RenderableType] = [Text("Asked for: dropped before tracking", style="bold")]
     for asked in advice.asked:
-        lines.append(_item(Text(fmt.prose(f"{asked.drop}: {asked.drop.effect}"))))
+        lines.append(_item(prose(f"{asked.drop}: {asked.drop.effect}")))
         if not folded:
-            lines.append(Text(f"    {fmt.prose(asked.text)}"))
+            lines.append(prose(f"    {asked.text}"))
     if full:
         levers = tuple(asked.drop for asked in advice.asked)
         lines.append(Text(block(alone(*levers)), no_wrap=True, overflow="ignore"))
@@ -275,9 +276,7 @@ def _reasons(candidate: Candidate) -> list[RenderableType]:
     reasons = [*candidate.reasons]
     if candidate.rising:
         reasons.append(f"without it the table is {rising_text(candidate.rising)}")
-    lines += [
-        Padding(Text(f"- {fmt.prose(reason)}"), (0, 0, 0, 2), expand=False) for reason in reasons
-    ]
+    lines += [Padding(prose(f"- {reason}"), (0, 0, 0, 2), expand=False) for reason in reasons]
     return lines
 
 
@@ -308,7 +307,7 @@ def _flush(candidate: Candidate) -> list[RenderableType]:
 
 
 def _alternative(alternative: Helps, where: str, full: bool) -> list[RenderableType]:
-    text = Text(f"{where}{': ' if where else ''}{fmt.prose(alternative.text)}")
+    text = prose(f"{where}{': ' if where else ''}{alternative.text}")
     if alternative.detail:
         text.append(f": {fmt.prose(alternative.detail)}")
     if alternative.frees and alternative.frees[1] and not alternative.now:

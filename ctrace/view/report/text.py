@@ -15,6 +15,7 @@ from ctrace.recording.format.evidence import parse
 from ctrace.recording.format.meta import Header
 from ctrace.recording.review import Review, beyond
 from ctrace.view import format as fmt
+from ctrace.view.prose import Prose, prose
 from ctrace.view.report import cost as cost_text
 from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import at, headline, losing, period, story
@@ -92,7 +93,7 @@ def _story(review: Review) -> Iterator[RenderableType]:
     """The moments, each with its time, wrapped under itself."""
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for one in story(review):
-        grid.add_row(Text(one.letter, style="bold"), one.time, Text(one.text))
+        grid.add_row(Text(one.letter, style="bold"), one.time, Prose(one.text))
     yield grid
 
 
@@ -100,7 +101,7 @@ def _said(data: dict[str, Any]) -> Grid:
     """What dumps and logs show besides entries."""
     grid = Grid.grid(padding=(0, 2))
     for head, text in sentences(data):
-        grid.add_row(Text(head, style="dim"), Text(text))
+        grid.add_row(Text(head, style="dim"), Prose(text))
     return grid
 
 
@@ -136,11 +137,11 @@ def _why(review: Review) -> Group:
     for label, holders in (("WHO", worst.who), ("REFUSED", worst.who_refused)):
         if holders:
             parts = [f"{fmt.share(one.share)} {fmt.prose(one.text)}" for one in holders]
-            grid.add_row(Text(label, "bold"), Text("; ".join(parts)))
+            grid.add_row(Text(label, "bold"), Prose("; ".join(parts)))
     for cause in worst.why[:3]:
-        grid.add_row(Text("WHY", "bold"), Text(fmt.prose(cause.text)))
+        grid.add_row(Text("WHY", "bold"), prose(cause.text))
         if cause.remedy:
-            grid.add_row(Text("HELPS", "bold"), Text(fmt.prose(cause.remedy)))
+            grid.add_row(Text("HELPS", "bold"), prose(cause.remedy))
     if review.first_drop is not None:
         bursts = fmt.plural(len(review.drops), "burst")
         lines.append(
@@ -317,11 +318,11 @@ def _about(review: Review) -> Iterator[Text]:
     for sentence in blind(header.hooks, review.final.unseen):
         yield Text("Not seen: " + fmt.clean(sentence), style="dim")
     if recording.missing:
-        yield Text(f"Incomplete: {fmt.prose(str(recording.missing))}", style="yellow")
+        yield prose(f"Incomplete: {recording.missing}", "yellow")
     elif recording.ended is None:
         yield Text("It is still being written.", style="yellow")
     for note in recording.notes():
-        yield Text("Note: " + fmt.prose(note))
+        yield prose(f"Note: {note}")
 
 
 def _setting(text: str) -> str:
