@@ -248,7 +248,7 @@ class Tables:
         for state in self._states.values():
             now = counted(state.totals())
             if state.at_first is None and state.counted_at:
-                idle = until - state.counted_at > UNFOUND_NS and now.insert <= now.destroy
+                idle = until - state.counted_at > UNFOUND_NS and 0 < now.insert <= now.destroy
                 state.gone_at = state.counted_at if idle else 0
             state.rates = per_second(now, state.tick, seconds)
             refused = now.drop > state.tick.drop or now.early_drop > state.tick.early_drop
