@@ -145,6 +145,7 @@ def _told(table: Table, choice: Choice, services: Snapshot, target: float) -> Ta
         choice.fill_after,
         choice.reached and bool(table.max),
         choice.rising,
+        table.read,
     )
 
 
@@ -189,9 +190,7 @@ def _persist(known: Mapping[int, Facts], candidates: list[Candidate]) -> tuple[s
 def _notes(snapshot: Snapshot) -> list[str]:
     notes = []
     if snapshot.lost:
-        notes.append(
-            f"{snapshot.lost} events were lost: the numbers of each service may be too low"
-        )
+        notes.append("events were lost: the numbers of each service may be too low")
     if (log := snapshot.logged) is not None:
         other = "" if log.netns else ": it held more then than when it was read"
         notes.append(

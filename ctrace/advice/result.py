@@ -80,6 +80,8 @@ class TableAdvice:
     """Whether the table is below the target then, and stays so."""
     rising: Optional[Rising] = None
     """With the levers; None: it does not go on rising."""
+    read: bool = True
+    """Whether ``count`` is what it held; otherwise it held at least so many."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def evidence(told: Told) -> dict[str, Any]:
         "max": told.limit(next(iter(told.netns))),
         "count": next((one.counts[-1] for one in found.spaces.values() if one.counts), None),
         "tables": _tables(told),
+        "counts": _counts(told),
+        "entry_bytes": found.slab,
         "kernel_counted": _kernel(found.spaces),
         "counted_between": _between(found.spaces),
     }
@@ -101,6 +103,14 @@ def _tables(told: Told) -> list[dict[str, Any]]:
             row["count"], row["max"] = counts[-1] if counts else None, told.limit(name)
             found.append(row)
     return found[:20] if len(found) > 1 else []
+
+
+def _counts(told: Told) -> Optional[list[int]]:
+    """(how many readings of a table's count, the least, the most) where they differ."""
+    for space in told.found.spaces.values():
+        if len(set(space.counts)) > 1:
+            return [len(space.counts), min(space.counts), max(space.counts)]
+    return None
 
 
 # -- entries --------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def _any(found: Found) -> bool:
         found.dumps
         or found.log.full
         or found.modules
+        or found.slab
         or any(
             one.sysctls or one.counts or one.has_rules or one.counters or one.expectations
             for one in found.spaces.values()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ctrace.batch import DUMP
+from ctrace.batch import DUMP, HookInfo
 from ctrace.model.causes.room import HIGH, filling, rising
 from ctrace.model.causes.words import moment, where
 from ctrace.model.snapshot import Counted, Snapshot, Table
@@ -77,7 +77,11 @@ def verdict(snapshot: Snapshot, table: Optional[Table] = None) -> Verdict:
     if not table.max:
         fill = fmt.plural(table.count, "entry", "entries")
     if only_read(snapshot, table):
-        read = f"{fill}, as it was read" if counted(table) else "nothing tells how many entries"
+        read = (
+            f"{fill}, as it was read"
+            if counted(snapshot.hooks, table)
+            else "nothing tells how many entries"
+        )
         return as_read(snapshot, read)
     if table.rates.drop or table.rates.insert_failed:
         lost = table.rates.drop + table.rates.insert_failed
@@ -101,9 +105,10 @@ def only_read(snapshot: Snapshot, table: Table) -> bool:
     return not snapshot.hooks.changes or (snapshot.hooks.family == DUMP and not table.max_known)
 
 
-def counted(table: Table) -> bool:
-    """Whether anything shows how many entries it holds."""
-    return table.read or table.count > 0
+def counted(hooks: HookInfo, table: Table) -> bool:
+    """Whether anything shows how many entries it holds: in texts neither events nor a part of the
+    table do."""
+    return table.read or (table.count > 0 and hooks.family != DUMP)
 
 
 def as_read(snapshot: Snapshot, read: str) -> Verdict:

@@ -28,9 +28,9 @@ class Outcome:
 
     mean: float
     peak: float
-    drops: int
-    """New flows' packets refused."""
-    evictions: int
+    drops: Optional[int]
+    """New flows' packets refused; None, as evictions: texts do not tell."""
+    evictions: Optional[int]
     full_s: float
     """Seconds at 99 % full or above."""
     mean_range: tuple[float, float] = (math.nan, math.nan)

@@ -155,6 +155,8 @@ class Recorded:
     """Events at the beginning that were left out."""
     names: dict[int, str]
     """Namespaces, as the recording names them."""
+    texts: bool = False
+    """Whether it was made of texts, which count no refusals and no evictions."""
     half_s: float = 0.0
     first: Optional[Flows] = None
     """The flows as they were known ``half_s`` seconds after the start: what a prediction of

@@ -83,8 +83,7 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
     expired = events["reason"] == Reason.EXPIRED
     lag = events["overdue"][expired] / 1e3
     evicted = np.isin(events["reason"], [Reason.EVICTED, Reason.GC_PRESSURE])
-    refused = events["kind"] == Kind.DROP
-    half = seconds / 2
+    refused, half = events["kind"] == Kind.DROP, seconds / 2
     early = int(np.searchsorted(at, half, "right"))
     return Recorded(
         flows=_flows(events, at, seconds, texts),
@@ -102,6 +101,7 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
         lost=lost,
         cut=cut,
         names=names,
+        texts=texts,
         half_s=half,
         first=_flows(events[:early], at[:early], half, texts) if early else None,
     )

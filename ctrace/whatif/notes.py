@@ -66,7 +66,8 @@ def notes(recorded: Recorded, levers: Levers, extra: dict[int, int]) -> Iterator
 def _of_the_recording(recorded: Recorded, levers: Levers) -> Iterator[str]:
     """What it lacks, whatever the levers."""
     if recorded.lost:
-        yield f"{recorded.lost:,} events were lost while recording: flows are missing here."
+        were = "event was" if recorded.lost == 1 else "events were"
+        yield f"at least {recorded.lost:,} {were} lost while recording: flows are missing here."
     if recorded.cut:
         yield f"the first {recorded.cut:,} events were left out: the recording is very long."
     if not len(recorded.readings.ts):

@@ -71,7 +71,7 @@ def of_recording(recorded: Recorded, levers: Levers, *, offset: int = 0) -> What
     """The same for a recording gathered before, so that several levers can be tried on it."""
     if not len(recorded.flows) or recorded.seconds <= 0:
         raise CtraceError(
-            "no entry came or went in the recording, so there is nothing to model: from texts it "
+            "nothing tells when entries came or went, so there is nothing to model: from texts it "
             "takes two dumps some seconds apart, or conntrack -E -o timestamp"
         )
     if not recorded.readings.timed:
@@ -224,8 +224,8 @@ def _place(case: _Case, i: int, missed: Optional[Miss], base: float) -> Place:
     was = Outcome(
         mean=float(real.mean()) if len(real) else math.nan,
         peak=float(real.max()) if len(real) else math.nan,
-        drops=recorded.drops.get(inum, 0),
-        evictions=recorded.evictions.get(inum, 0),
+        drops=None if recorded.texts else recorded.drops.get(inum, 0),
+        evictions=None if recorded.texts else recorded.evictions.get(inum, 0),
         full_s=float(full * recorded.seconds),
     )
     span = (float(at.min()), float(at.max())) if len(at) > 1 else (0.0, recorded.seconds)

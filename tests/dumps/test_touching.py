@@ -191,6 +191,31 @@ def test_a_count_that_nothing_tells_is_null() -> None:
     assert (told["tables"][0]["count"], told["held_total"]) == (4711, 0)
 
 
+def test_events_alone_tell_neither_the_table_nor_refusals() -> None:
+    """What was there before them is unknown, and how many conntrack lost."""
+    event = line(1, 90).decode().partition("tcp")[2]
+    text = (
+        f"[1722250923.5]\t[DESTROY] tcp{event}[1722250924.5]\t    [NEW] tcp{event}"
+        "WARNING: We have hit ENOBUFS! We are losing events.\n"
+    )
+
+    def run(*verb: str) -> str:
+        done = CliRunner().invoke(cli, [*verb, "-"], input=text)
+        assert done.exit_code == 0, done.exception
+        return " ".join(done.stdout.split())
+
+    (table,) = json.loads(run("replay", "--once", "--format", "json"))["tables"]
+    assert (table["count"], table["totals"]["insert"]) == (None, 1)
+    shown = run("report")
+    assert "READ nothing tells how many entries" in shown
+    assert "events, at least 1 lost" in shown
+    assert "namespace inserted destroyed dump 1 1" in shown
+    assert "at least 1 entry" in run("advise")
+    assert "then, as counted - - - - -" in run("whatif", "--max", "9")
+    samples = [one.rpartition(" ") for one in run("export", "--to", "openmetrics").split("\n")]
+    assert len(samples) == len(set(samples))
+
+
 def test_what_was_not_counted_is_not_nought() -> None:
     said = run("report", "-", text=MAX)
     assert "at most 65 536 entries; how many it held is not in the texts" in said

@@ -251,6 +251,8 @@ def _nothing(facts: Facts) -> Cause:
     if held:
         some = f"{entries(held)} {'is' if held == 1 else 'are'} held"
         return Cause(id="unknown", text=f"{some}, and too little was seen to say why")
+    if not all(table.read for table in facts.tables):
+        return Cause(id="unknown", text="nothing that came is left; what was there is not known")
     return Cause(id="unknown", text="nothing is held: what came has gone, or was refused")
 
 
@@ -258,7 +260,10 @@ def _most(first: Service, facts: Facts) -> str:
     """What most of the table is, or was while it held something; empty where nothing is held."""
     if first.share >= SHARE and not facts.by_held:
         now = entries(first.table.count) if first.table and first.table.count else "nothing"
-        return f"{now} held now, most of what was is {first.of}"
+        held = (
+            "held now" if first.table is None or first.table.read else "of those that came is left"
+        )
+        return f"{now} {held}, most of what was is {first.of}"
     if first.share >= SHARE:
         return f"most is {first.of}: {first.part}"
     most = _protocol(facts, first.c.netns)

@@ -48,6 +48,8 @@ FORMS: Final[Mapping[str, Any]] = {
     "rules": Each(dict, bool),
     "rules_listed": Each(list, str),
     "tables": Each(list, _TABLE),
+    "counts": Maybe((int, int, int)),
+    "entry_bytes": Maybe(int),
     "max": Maybe(int),
     "count": Maybe(int),
     "refused_at_least": Maybe(int),

@@ -36,10 +36,10 @@ def to_openmetrics(recording: Recorded, out: TextIO, show: Show) -> int:
         out.write(f"# TYPE {measure.name} {measure.kind}\n# HELP {measure.name} {measure.text}\n")
         suffix = "_total" if measure.kind == "counter" else ""
         for labels, points in series.items():
-            for until, value in points:
-                moment = recording.clock.utc(until) / 1e9
-                out.write(f"{measure.name}{suffix}{{{labels}}} {value} {moment:.3f}\n")
-                total += 1
+            told = {f"{recording.clock.utc(until) / 1e9:.3f}": value for until, value in points}
+            for moment, value in told.items():  # a moment has one sample, its last
+                out.write(f"{measure.name}{suffix}{{{labels}}} {value} {moment}\n")
+            total += len(told)
     out.write("# EOF\n")
     return total
 

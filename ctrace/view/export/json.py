@@ -20,7 +20,6 @@ from ctrace.batch import DUMP
 from ctrace.model.snapshot import Cause, Percentiles, Snapshot, Table, Tuple5
 from ctrace.record import Status
 from ctrace.view.unseen import CHANGES, REFUSALS, told, trusted, unseen
-from ctrace.view.verdict import counted
 
 SCHEMA: Final = 1
 """Rises when a field changes its meaning or goes; not when one is added."""
@@ -43,7 +42,7 @@ def snapshot_json(snapshot: Snapshot) -> dict[str, Any]:
     """The snapshot as an object that ``json.dumps`` takes as it is."""
     absent = unseen(snapshot.hooks)
     texts = snapshot.hooks.family == DUMP
-    nothing = texts and not any(counted(table) for table in snapshot.tables)
+    nothing = texts and not any(table.read or table.count for table in snapshot.tables)
     by_row = absent if snapshot.held_total_error is None else absent | CHANGES | REFUSALS
     data = {"schema": SCHEMA, "exact": _exact(snapshot)} | _object(snapshot)
     data |= {
@@ -84,7 +83,7 @@ def utc_seconds(seconds: Optional[float]) -> Optional[str]:
 def _table(table: Table, absent: frozenset[str], texts: bool) -> dict[str, Any]:
     """``texts``: it comes from texts, which may all lack its number of entries."""
     data = _object(table) | {"fill": _plain(table.fill), "load": _plain(table.load)}
-    if texts and not counted(table):
+    if texts and not table.read:
         data["count"] = None
     if not table.max_known:
         data |= {"max": None, "fill": None}

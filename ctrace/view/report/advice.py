@@ -105,7 +105,7 @@ def render(
         mine = [c for c in advice.candidates if c.netns == table.netns]
         parts += [_table(table, advice.target, mine), Text("")]
     if not advice.tables:
-        parts += [Text("No service holds entries here: there is nothing to advise."), Text("")]
+        parts += [Text("No service's entries were seen: there is nothing to advise."), Text("")]
     shown = advice.candidates[:SHOWN]
     if shown:
         parts += [Text("NOTRACK, by entries freed", style="bold"), _candidates(shown), Text("")]
@@ -189,7 +189,7 @@ def _in_place(advice: Advice) -> list[RenderableType]:
 
 def _table(table: TableAdvice, target: float, candidates: Sequence[Candidate]) -> Text:
     text = Text(no_wrap=True, overflow="ignore")
-    held = fmt.plural(table.count, "entry", "entries")
+    held = ("" if table.read else "at least ") + fmt.plural(table.count, "entry", "entries")
     if table.max:
         held = f"{fmt.count(table.count)} of {fmt.count(table.max)} entries"
     text.append(f"{_name(table)}: {held}", "bold")

@@ -30,6 +30,7 @@ def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
         ("Full", _full(data)),
         ("Kernel", _kernel(data)),
         *(("Table", text) for text in _tables(data)),
+        ("Memory", _memory(data)),
         ("Read", _when(data)),
         ("Holds", _holds(data)),
         ("States", _states(data)),
@@ -141,6 +142,9 @@ def _table(data: dict[str, Any]) -> Optional[str]:
         text += "; the maximum is not in the texts, so neither is the fill"
     else:
         text += "; no maximum is set"
+    if data.get("counts"):
+        n, least, most = data["counts"]
+        text += f"; {n} readings of its count, from {fmt.count(least)} to {fmt.count(most)}"
     if entries is None:
         text += "; none of them is listed in the texts" if held else ""
     elif entries < 0.9 * held:
@@ -148,6 +152,14 @@ def _table(data: dict[str, Any]) -> Optional[str]:
     elif entries > 1.1 * held:
         text += f"; the dump, of another moment, shows {fmt.count(entries)}"
     return text
+
+
+def _memory(data: dict[str, Any]) -> Optional[str]:
+    size, limit = data.get("entry_bytes"), data.get("max")
+    if not size:
+        return None
+    text = f"an entry takes {fmt.plural(size, 'byte')} there, by slabinfo"
+    return text + (f": a full table {fmt.count(size * limit >> 20)} MiB" if limit else "")
 
 
 def _when(data: dict[str, Any]) -> Optional[str]:
@@ -303,11 +315,13 @@ def _was_short(data: dict[str, Any]) -> bool:
         data.get("full_seen")
         or counted.get("drop")
         or counted.get("early_drop")
-        or any(
-            one.get("max") and (one.get("count") or one.get("entries") or 0) >= HIGH * one["max"]
-            for one in tables
-        )
+        or any(one.get("max") and max(_held(one)) >= HIGH * one["max"] for one in tables)
     )
+
+
+def _held(one: dict[str, Any]) -> list[int]:
+    """Every number of entries that a table is told to have held."""
+    return [one.get("count") or one.get("entries") or 0, *(one.get("counts") or ())[2:]]
 
 
 def _unread(data: dict[str, Any]) -> Optional[str]:

@@ -20,7 +20,15 @@ from ctrace.view.report.cost_html import perf_html
 from ctrace.view.report.evidence import sentences
 from ctrace.view.report.story import Moment, at, headline, period, story
 from ctrace.view.report.svg import quoted
-from ctrace.view.report.text import limit, made_by, moment_told, peak_fills, telling, used_tables
+from ctrace.view.report.text import (
+    entries,
+    limit,
+    made_by,
+    moment_told,
+    peak_fills,
+    telling,
+    used_tables,
+)
 from ctrace.view.report.whatif_html import whatif_html
 from ctrace.view.unseen import blind, nobody, number, rate
 from ctrace.whatif.answer import WhatIf
@@ -290,7 +298,7 @@ def _tables(review: Review) -> str:
         ("namespace", ">at end", ">max", ">buckets", ">fullest", ">inserted", ">destroyed",
          ">refused", ">evicted", ">failed", ">differs from kernel by"),
         (
-            [quoted(t.name), fmt.count(t.count), limit(t),
+            [quoted(t.name), entries(hooks, t), limit(t),
              fmt.count(t.buckets) if t.buckets else fmt.UNKNOWN, fmt.share(peaks.get(str(t.netns))),
              number(hooks, "insert", t.totals.insert),
              number(hooks, "destroy", t.totals.destroy),

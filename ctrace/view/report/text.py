@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from ctrace.batch import DUMP
+from ctrace.batch import DUMP, HookInfo
 from ctrace.model.snapshot import Culprit, Snapshot, Table, Victim
 from ctrace.recording.format.evidence import parse
 from ctrace.recording.format.meta import Header
@@ -71,8 +71,9 @@ def _head(review: Review) -> Text:
     header = review.recording.header
     when = period(review)
     if " to " in when:
-        when += f" ({fmt.span(review.end - review.start)}), {fmt.count(review.events)} events, "
-        lost = f"{fmt.count(review.final.lost)} lost"
+        when += f" ({fmt.span(review.end - review.start)}), {fmt.plural(review.events, 'event')}, "
+        some = "at least " if review.final.hooks.family == DUMP and review.final.lost else ""
+        lost = f"{some}{fmt.count(review.final.lost)} lost"
     else:
         lost = ", one moment"
     return Text.assemble(
@@ -167,7 +168,7 @@ def used_tables(review: Review) -> tuple[list[Table], int]:
         if t.count or peaks.get(str(t.netns)) or t.totals.insert or t.totals.drop
     ]
     order = sorted(used, key=lambda t: (-(peaks.get(str(t.netns)) or 0), -t.count))
-    return order, sum(counted(t) for t in review.final.tables) - sum(map(counted, used))
+    return order, sum(t.read or t.count > 0 for t in review.final.tables if t not in used)
 
 
 def _tables(review: Review) -> Grid:
@@ -178,7 +179,7 @@ def _tables(review: Review) -> Grid:
         totals = table.totals
         return [
             fmt.cut(fmt.clean(table.name), 22),
-            fmt.count(table.count),
+            entries(hooks, table),
             limit(table),
             fmt.share(peaks.get(str(table.netns))),
             number(hooks, "insert", totals.insert),
@@ -198,6 +199,11 @@ def _tables(review: Review) -> Grid:
     if idle:
         grid.add_row(f"{fmt.count(idle)} held nothing")
     return grid
+
+
+def entries(hooks: HookInfo, table: Table) -> str:
+    """How many it held, as far as that is known."""
+    return fmt.count(table.count) if counted(hooks, table) else fmt.UNKNOWN
 
 
 def limit(table: Table) -> str:

@@ -49,7 +49,10 @@ def _numbers(outcome: Outcome, limit: int) -> list[str]:
     mean, peak = (
         "-" if math.isnan(value) else fmt.count(value) for value in (outcome.mean, outcome.peak)
     )
-    return [mean, peak, fill, fmt.count(outcome.drops), fmt.count(outcome.evictions)]
+    refused, evicted = (
+        "-" if value is None else fmt.count(value) for value in (outcome.drops, outcome.evictions)
+    )
+    return [mean, peak, fill, refused, evicted]
 
 
 def _place(place: Place) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Optional
 
 from ctrace.model.snapshot import Rising
 from ctrace.view import format as fmt
@@ -34,7 +35,7 @@ def _render(answer: WhatIf) -> Iterator[str]:
             )
             yield (
                 f"  {label:24}{_whole(outcome.mean):>10}{_whole(outcome.peak):>10}{fill:>9}"
-                f"{outcome.drops:>10,}{outcome.evictions:>10,}"
+                f"{_number(outcome.drops):>10}{_number(outcome.evictions):>10}"
             )
         low, high = would.mean_range
         if high >= 1:
@@ -107,6 +108,10 @@ def _between(low: str, high: str) -> str:
 
 def _percent(part: float) -> str:
     return f"{100 * part:.1f} %".replace(".0 %", " %")
+
+
+def _number(value: Optional[int]) -> str:
+    return fmt.UNKNOWN if value is None else f"{value:,}"
 
 
 def _whole(value: float) -> str:

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
+from ctrace.batch import DUMP
 from ctrace.live.protocol import Phase
 from ctrace.model.snapshot import Snapshot, Table
 from ctrace.view import format as fmt
@@ -117,11 +118,12 @@ def _trust(snapshot: Snapshot, width: int, palette: Palette) -> list[Piece]:
     if snapshot.memory.pruned:
         bounded = "keys bounded" if width < 100 else "totals exact, keys bounded"
         return [(bounded, palette.warn)]
+    exact = "lower bounds" if snapshot.hooks.family == DUMP else "totals exact"
     if any(table.stale for table in snapshot.tables):
-        words = "keys stale" if width < 100 else "totals exact, keys stale"
+        words = "keys stale" if width < 100 else f"{exact}, keys stale"
         return [(words, palette.warn)]
     if snapshot.unseen or snapshot.lost:
-        return [("inserts unseen" if snapshot.unseen else "totals exact", palette.warn)]
+        return [("inserts unseen" if snapshot.unseen else exact, palette.warn)]
     sampled = "keys by a sample" if snapshot.held_total_error is not None else None
     if read := trusted(snapshot.hooks) or sampled:
         return [(read, palette.text)]
@@ -138,9 +140,11 @@ def table_lines(snapshot: Snapshot, width: int, palette: Palette) -> list[Text]:
             line([(fmt.fit(said.word, LABEL), p.dim), (said.text, p.warn)], width),
             blank(width),
         ]
+    held = fmt.count(table.count) if counted(snapshot.hooks, table) else fmt.UNKNOWN
+    unit = "entry" if held == "1" else "entries"
     numbers: list[Piece] = [
-        (f" {fmt.count(table.count) if counted(table) else fmt.UNKNOWN}", p.strong),
-        (f" of {fmt.count(table.max)}" if table.max else f" entries, {no_limit(table)}", p.text),
+        (f" {held}", p.strong),
+        (f" of {fmt.count(table.max)}" if table.max else f" {unit}, {no_limit(table)}", p.text),
         (f"  {fmt.share(table.fill):>5} " if table.max else " ", _fill_style(table, p)),
     ]
     label = fmt.fit("TABLE" if len(snapshot.tables) < 2 else fmt.clean(table.name), LABEL - 1)
