@@ -50,6 +50,9 @@ class Churn:
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
         """Nothing to do."""
 
+    def set_rows(self, rows: int) -> None:
+        """Nothing to do."""
+
     def close(self) -> None:
         """Nothing to do."""
 

@@ -51,6 +51,7 @@ class LiveFeed(Progress):
         self._open = open_source
         self._interval = interval
         self._view = asked or View()
+        self._most = self._view.limit
         self._memory = memory
         self._early = early
         self._shown_filter = shown_filter
@@ -92,6 +93,13 @@ class LiveFeed(Progress):
         check(group, filter_text)
         self._view = self._view._replace(group=group, sort=sort, text=filter_text)
         self._again.set()
+
+    def set_rows(self, rows: int) -> None:
+        """Rows that the screen can show; a snapshot follows at once when these are more."""
+        before, limit = self._view.limit, min(rows, self._most)
+        self._view = self._view._replace(limit=limit)
+        if limit > before:
+            self._again.set()
 
     def read_beside(self, reader: Reader) -> None:
         """From now on, read what the rules say about the same tables, too."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from ctrace.errors import UsageError, nearest
 from ctrace.filters import Network, parse_network, parse_proto
+from ctrace.live.protocol import MOST_ROWS
 from ctrace.model import by_status
 from ctrace.model.scope import Scope
 from ctrace.model.snapshot import Culprit, Snapshot, Victim
@@ -116,8 +117,8 @@ class View(NamedTuple):
     sort: str = "held"
     text: str = ""
     """The filter."""
-    limit: int = 200
-    """Culprits: more than any screen shows without scrolling far."""
+    limit: int = MOST_ROWS
+    """Culprits."""
 
 
 def view(model: Model, asked: View, flow_filter: str = "", whole: str = "") -> Snapshot:
@@ -127,10 +128,11 @@ def view(model: Model, asked: View, flow_filter: str = "", whole: str = "") -> S
     """
     group, sort, text, limit = asked
     scope = scope_of(text, model.netns)
+    of_rows = any(name not in FLOWS for name, _ in parse(text))
     snapshot = model.snapshot(
         group=group,
         sort=sort,
-        limit=SEARCHED if text else limit,
+        limit=SEARCHED if of_rows else limit,
         filter_text=flow_filter,
         scope=scope,
     )

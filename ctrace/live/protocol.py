@@ -16,6 +16,10 @@ SLOWEST: Final = 1 / 64
 FASTEST: Final = 1024.0
 """How many times as fast as it happened a replay can be."""
 
+MOST_ROWS: Final = 200
+"""Rows of a snapshot unless others are asked for. Each takes a millisecond of every
+interval."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -91,6 +95,10 @@ class Feed(Protocol):
         leading ``-`` for the other end first; the filter is the text that was typed. A
         new snapshot with the new view should follow at once, not after the interval.
         """
+
+    def set_rows(self, rows: int) -> None:
+        """Set how many rows the next snapshots need; when these are more than before, one follows
+        at once."""
 
     def close(self) -> None:
         """Stop the thread and close everything; safe to call twice."""

@@ -12,7 +12,7 @@ from typing import Optional
 from ctrace.batch import Batch
 from ctrace.errors import CtraceError
 from ctrace.live.filtering import View, check, view
-from ctrace.live.protocol import Phase, Position, Progress
+from ctrace.live.protocol import MOST_ROWS, Phase, Position, Progress
 from ctrace.model.model import Model
 from ctrace.model.snapshot import Snapshot
 from ctrace.record import REASONS_OF, Kind
@@ -83,9 +83,18 @@ class ReplayFeed(Progress):
         """Change grouping, sort and filter; a snapshot follows at once. Raises UsageError."""
         check(group, filter_text)
         with self._wake:
-            self._view = View(group, sort, filter_text)
+            self._view = View(group, sort, filter_text, self._view.limit)
             self._wanted += 1
             self._wake.notify_all()
+
+    def set_rows(self, rows: int) -> None:
+        """Rows that the screen can show; a snapshot follows at once when these are more."""
+        with self._wake:
+            before, limit = self._view.limit, min(rows, MOST_ROWS)
+            self._view = self._view._replace(limit=limit)
+            if limit > before:
+                self._wanted += 1
+                self._wake.notify_all()
 
     def at(self, group: str, limit: int) -> Snapshot:
         """This moment by another grouping, for advice."""

@@ -17,6 +17,7 @@ class FixedFeed:
         self.at = 0
         self.phase = Phase(phase, "attaching to the kernel: netfilter hooks")
         self.views: list[tuple[str, str, str]] = []
+        self.rows = 0
         self.closed = False
 
     def latest(self) -> Optional[Snapshot]:
@@ -24,6 +25,9 @@ class FixedFeed:
 
     def set_view(self, group: str, sort: str, filter_text: str) -> None:
         self.views.append((group, sort, filter_text))
+
+    def set_rows(self, rows: int) -> None:
+        self.rows = rows
 
     def close(self) -> None:
         self.closed = True

@@ -228,6 +228,25 @@ def test_a_paused_screen_stands_still() -> None:
     drive(keys, feed)
 
 
+def test_no_more_rows_are_asked_for_than_the_screen_can_show() -> None:
+    many = snapshots.churning(200, 0)
+    feed = FixedFeed([replace(many, culprits=many.culprits[:20]), many])
+
+    async def keys(app: TopApp, pilot: Pilot[None]) -> None:
+        assert 20 <= feed.rows <= 40
+        await pilot.press("space", "end")  # a screen that stands still is scrolled as any other
+        assert feed.rows > 200
+        feed.at = 1
+        await appears(app, pilot, many.culprits[-1].key.split()[0])
+        assert app.state.cursor == 199
+        feed.snapshots.append(samples.incident())  # nothing that was asked for
+        feed.at = 2
+        await pilot.pause(0.3)
+        assert app.snapshot is many
+
+    drive(keys, feed, size=(120, 40))
+
+
 def test_namespaces_victims_and_panes() -> None:
     async def keys(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("n")

@@ -56,6 +56,7 @@ from ctrace.view.screen.app import TopApp
 class Feed:
     phase, looks = Phase(), 0
     def set_view(self, *view): pass
+    def set_rows(self, rows): pass
     def latest(self):
         self.looks += 1
         if self.looks == 3:
@@ -70,6 +71,35 @@ def test_a_signal_that_ends_the_loop_ends_the_process() -> None:
     with terminal(program=[sys.executable, "-c", ENDED_BY_A_SIGNAL]) as one:
         assert one.end() == 129
         assert one.settings() == one.before
+
+
+WRITES_TO_NO_TERMINAL = """
+import os
+from ctrace.live.protocol import Phase
+from ctrace.view.screen.app import TopApp
+
+class Feed:
+    phase, looks = Phase(), 0
+    def set_view(self, *view): pass
+    def set_rows(self, rows): pass
+    def latest(self):
+        self.looks += 1
+        if self.looks == 3:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 2)  # refuses, as a terminal that is gone
+        if self.looks > 3:
+            for _ in range(40):  # more than the library's queue takes
+                app._driver.write("x")
+            app.exit()
+
+app = TopApp(Feed())
+app.run()
+"""
+
+
+def test_a_terminal_that_went_holds_nothing_up() -> None:
+    """The library's thread of output ended, and the screen waited for it for ever."""
+    with terminal(program=[sys.executable, "-c", WRITES_TO_NO_TERMINAL]) as one:
+        assert one.end() == 0
 
 
 def test_a_screen_of_a_terminal_without_colours_or_unicode() -> None:

@@ -14,6 +14,7 @@ from ctrace.live.protocol import Records, Travels
 from ctrace.model.snapshot import SORTS, Culprit, Table
 from ctrace.view import format as fmt
 from ctrace.view.palette import PALETTES
+from ctrace.view.screen.asked import END
 from ctrace.view.screen.canvas import Spot, identity
 from ctrace.view.screen.frame import culprits_of, tables_of
 from ctrace.view.screen.state import State
@@ -187,7 +188,7 @@ class TopApp(TravelKeys):
 
     def action_edge(self, step: int) -> None:
         """To the first or the last."""
-        self._scroll(step * 1_000_000)
+        self._scroll(step * END)
 
     def _scroll(self, step: int) -> None:
         state = self.state
@@ -195,7 +196,7 @@ class TopApp(TravelKeys):
             self.change(replace(state, scroll=max(0, state.scroll + step)))
             end = "the page ends here" if step > 0 else "the page begins here"
         else:
-            self.change(replace(state, cursor=max(0, state.cursor + step), held=("", 0)))
+            self.change(replace(state, cursor=min(END, max(0, state.cursor + step)), held=("", 0)))
             end = f"this is the {'last' if step > 0 else 'first'} row"
             end = end if self._rows() else "no row to move to"
         if (state.scroll, state.cursor) == (self.state.scroll, self.state.cursor):

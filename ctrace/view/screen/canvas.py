@@ -107,15 +107,17 @@ class Screen:
         self.lines[y + 1 :] = parts.pad(self.lines[y + 1 :], width, room)
         hidden = len(rows) - first - len(shown)
         if hidden and has_cursor:
-            self._more(y, hidden, width)
+            snapshot = self.snapshot
+            more = pane == "culprits" and snapshot.culprits_total > len(snapshot.culprits)
+            self._more(y, f"{fmt.count(hidden)}{'+' * more}", width)
         if has_cursor:
             held = identity(rows[cursor]) if rows and cursor else ("", 0)
             self.state = replace(state, cursor=cursor, held=held)
 
-    def _more(self, y: int, hidden: int, width: int) -> None:
+    def _more(self, y: int, hidden: str, width: int) -> None:
         """How many rows are below the last shown, in the head where it has room."""
         head = self.lines[y]
-        note = f" {fmt.count(hidden)} more ↓"
+        note = f" {hidden} more ↓"
         plain = head.plain
         start = plain.find("   ", len(plain.split("  ")[0]) + 2)
         run = len(plain[start:]) - len(plain[start:].lstrip(" ")) if start >= 0 else 0

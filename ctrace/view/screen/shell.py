@@ -32,12 +32,12 @@ from ctrace.view import format as fmt
 from ctrace.view.palette import PALETTES, Palette
 from ctrace.view.screen import curves, parts
 from ctrace.view.screen.advice import AdvicePane
+from ctrace.view.screen.asked import END, Asked, Rates, row_of
 from ctrace.view.screen.canvas import Painted, Spot
 from ctrace.view.screen.detail import detail_lines
 from ctrace.view.screen.frame import compose
 from ctrace.view.screen.keys import KEYS, NARROWED, footer, help_lines
-from ctrace.view.screen.rates import Rates, row_of
-from ctrace.view.screen.stage import AsciiFilter, Prompt, Stage, bindings
+from ctrace.view.screen.stage import AsciiFilter, Prompt, Stage, Terminal, bindings
 from ctrace.view.screen.state import State
 from ctrace.view.screen.theme import NAMES, themes
 
@@ -82,7 +82,7 @@ class Shell(App[None]):
         count: Optional[int] = None,
     ) -> None:
         _believe_the_terminal()
-        super().__init__(ansi_color=palette.background == "default")
+        super().__init__(ansi_color=palette.background == "default", driver_class=Terminal)
         self.feed = feed
         self.palette = palette
         self.state = state or State()
@@ -97,6 +97,7 @@ class Shell(App[None]):
         self._ascii = AsciiFilter(enabled=ascii_only)
         self.painted = Painted([])
         self.snapshot: Optional[Snapshot] = None
+        self._asked = Asked(feed)
         self._frozen = False
         self._subject: Optional[Culprit] = None
         self.rates = Rates()
@@ -166,9 +167,12 @@ class Shell(App[None]):
 
     def look(self) -> None:
         """Take the newest snapshot, if there is a newer one."""
-        snapshot = None if self._frozen else self.feed.latest()
+        snapshot = self.feed.latest()
         changed = snapshot is not None and snapshot is not self._seen
-        if changed and snapshot is not None:
+        if snapshot is not None and changed:
+            changed = self._asked.answered(snapshot, self.state) or not self._frozen
+        if snapshot is not None and changed:
+            self.state = self._asked.placed(self.state, self._seen, snapshot)
             self._seen = snapshot
             self.rates.take(snapshot)
             for table in snapshot.tables:
@@ -200,16 +204,16 @@ class Shell(App[None]):
     _phase = Phase()
 
     def _expired(self) -> bool:
-        if self._message[0] and time.monotonic() > self._message[1]:
-            self._message = ("", 0.0)
-            return True
-        return False
+        over = bool(self._message[0]) and time.monotonic() > self._message[1]
+        self._message = ("", 0.0) if over else self._message
+        return over
 
     def paint(self) -> None:
         """Compose the screen and show it."""
         width, height = self.size.width, self.size.height
         if width < 1 or height < 1:
             return
+        self._asked.rows(self.state, height)
         lines: list[Text] = []
         spots: list[Spot] = []
         bottom = self._bottom(width, spots, height)
@@ -338,8 +342,9 @@ class Shell(App[None]):
         """Take on a new state; the feed is told when its view has changed."""
         old, self.state = self.state, state
         self._answered()
+        self._asked.to_end = state.cursor == END
         if (old.group, old.order, old.filter) != (state.group, state.order, state.filter):
-            self.feed.set_view(state.group, state.order, state.filter)
+            self._asked.view(state, self.size.height)
             if self._seen is not None and old.filter != state.filter:
                 self.snapshot = filtered(self._seen, state.filter)
         self.paint()

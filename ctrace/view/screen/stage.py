@@ -1,13 +1,15 @@
-"""The widgets of the live screen: lines that repaint where they changed, and one prompt."""
+"""What the live screen is made of: lines that repaint where they changed, one prompt, and the
+terminal, which may go away first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from rich.segment import Segment
 from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Key
 from textual.filter import LineFilter
 from textual.geometry import Region
@@ -98,3 +100,37 @@ def bindings() -> list[BindingType]:
                 action = "leave"
             out.append(Binding(name, action, key.text, show=False, priority=True))
     return out
+
+
+class _Lasting:
+    """Takes what a terminal no longer does, from the first write that it refuses."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._gone = False
+        self.fileno = file.fileno
+
+    def write(self, text: str) -> None:
+        """Write it, if there is still a terminal."""
+        if not self._gone:
+            self._try(self._file.write, text)
+
+    def flush(self) -> None:
+        """Send what is left, if there is still a terminal."""
+        if not self._gone:
+            self._try(self._file.flush)
+
+    def _try(self, call: Any, *text: str) -> None:
+        try:
+            call(*text)
+        except OSError:
+            self._gone = True
+
+
+class Terminal(LinuxDriver):
+    """The library's own, but for its thread of output: that would end with the terminal, and who
+    fills its queue then, as the end of the screen does, would wait for ever."""
+
+    def __init__(self, *where: Any, **options: Any) -> None:
+        super().__init__(*where, **options)
+        self._file: Any = _Lasting(self._file)
