@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
@@ -193,6 +194,11 @@ WORDS: Final = 15
 
 PART: Final = 16
 _PART_MASK: Final = np.uint64((PART - 1) << 9)
+
+
+def boot_ns() -> int:
+    """Now, as events are stamped: ns of CLOCK_BOOTTIME."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def in_part(ct: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

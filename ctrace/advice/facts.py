@@ -17,7 +17,7 @@ from ctrace.given import to_line as to_given
 from ctrace.host import commands, sock_diag
 from ctrace.host.ctnetlink import dump as dump_entries
 from ctrace.host.memory import unswept
-from ctrace.host.netns import Namespace, enter, local_addresses
+from ctrace.host.netns import Namespace, enter, here, local_addresses
 from ctrace.model.remedies import ENTRY_BYTES, TIMEOUTS
 from ctrace.names import clean
 from ctrace.plan import plan as plans
@@ -89,8 +89,8 @@ def facts(netns_path: str) -> Facts:
     entries = dump_entries(netns_path)
     found = replace(found, entries=entries, left=leftovers(netns_path, rules, entries))
     with enter(netns_path):
-        here = os.stat("/proc/thread-self/ns/net").st_ino
-    note = notes.read(here) if found.ruleset and found.ruleset.ours else None
+        inum = here()
+    note = notes.read(inum) if found.ruleset and found.ruleset.ours else None
     if note is None or note.over:
         return found
     return replace(found, applied=plans.from_json(note.plan).levers)
@@ -156,7 +156,7 @@ def _collect(netns_path: str) -> dict[str, Any]:
             name: int(_sys(f"net/netfilter/nf_conntrack_{name}", str(default)))
             for name, default in TIMEOUTS.items()
         }
-        here = os.stat("/proc/thread-self/ns/net").st_ino
+        inum = here()
         reserved = _sys("net/ipv4/ip_local_reserved_ports", "")
         try:
             listening = sock_diag.listening()
@@ -170,10 +170,10 @@ def _collect(netns_path: str) -> dict[str, Any]:
         "timeouts": timeouts,
         "entry_bytes": entry_bytes(),
         "has_nft": commands.have("nft"),
-        "enter": list(commands.prefix(Namespace(here, "", netns_path))),
+        "enter": list(commands.prefix(Namespace(inum, "", netns_path))),
         "reserved": reserved,
         "listening": sorted(listening),
-        "initial": _is_initial(here),
+        "initial": _is_initial(inum),
     }
 
 

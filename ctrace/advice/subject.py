@@ -21,12 +21,8 @@ class Subject:
     """Far ends seen: clients of a server, servers of a client, servers behind a router."""
     only_peers: bool = False
     """Whether rules are wanted for these far ends alone."""
-    clients: tuple[str, ...] = ()
-    """For the forward role: where the connections came from."""
     nat: str = ""
     """``no``, or what was seen on its entries: ``src``, ``dst``; empty: nothing seen."""
-    reply_ports: tuple[int, ...] = ()
-    """Ports from which translated entries of the namespace answer."""
     ephemeral: tuple[int, int] = (32768, 60999)
     picked: bool = True
     """Whether the kernel may pick ``port`` as a source port: neither reserved nor listened on."""

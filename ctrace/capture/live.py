@@ -28,7 +28,7 @@ from ctrace.host.kernel import Module
 from ctrace.host.netns import Namespace
 from ctrace.host.tables import TableReader, held_now
 from ctrace.kernel import bpf
-from ctrace.record import Events, Reason, by_time, join
+from ctrace.record import Events, Reason, boot_ns, by_time, join
 
 NEAR: Final = 0.05
 """Seconds by which a look may come early when a batch is due at that time."""
@@ -166,9 +166,9 @@ class LiveSource:
         """Entries that were already in the tables of namespaces found after the start: nobody saw
         them inserted."""
         self._cost = CostMeter(capture)
-        self.clock = Clock(time.time_ns() - _boot())
+        self.clock = Clock(time.time_ns() - boot_ns())
         self._follow()
-        self.started = _boot()
+        self.started = boot_ns()
         self._told_until = self.started
         """Boot clock, ns: later events have not been reported yet."""
         self._seedings: list[Older] = []
@@ -275,7 +275,7 @@ class LiveSource:
         found = {one.inum: one for one in self._every if only is None or one.inum == only}
         fresh = [space for inum, space in found.items() if inum not in self._namespaces]
         gone = self._namespaces.keys() - found.keys()
-        self._ended += self._lives.left(gone, _boot())
+        self._ended += self._lives.left(gone, boot_ns())
         self._lives.came(fresh, self._capture.counts() if self._namespaces else {})
         self._names.came(fresh)
         self._namespaces = found
@@ -286,11 +286,11 @@ class LiveSource:
         """A final reading of each life that has ended; its number may be in use again."""
         died = self._tables.died & self._namespaces.keys()
         self._tables.died.clear()
-        self._ended += self._lives.left(died, _boot())
+        self._ended += self._lives.left(died, boot_ns())
         for inum in died:
             del self._namespaces[inum]
         ended, self._ended = self._ended, []
-        return tuple(TableReading(one, 0, 0, 0, at=_boot(), gone=True) for one in ended)
+        return tuple(TableReading(one, 0, 0, 0, at=boot_ns(), gone=True) for one in ended)
 
     def _counts(self) -> Mapping[int, Counts]:
         """Exact counters of the namespaces asked for; the hooks count the others too."""
@@ -389,7 +389,3 @@ def _ring_bytes() -> int:
     """
     cpus = len(bpf.online_cpus())
     return max(1 << 16, min(1 << 22, max((1 << 23) // cpus, min(1 << 19, (1 << 25) // cpus))))
-
-
-def _boot() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

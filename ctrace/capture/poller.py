@@ -17,7 +17,7 @@ from ctrace.capture.table.assured import Survey
 from ctrace.capture.table.young import Sampler
 from ctrace.host.netns import Mounts
 from ctrace.kernel.rings import one_piece
-from ctrace.record import Events, by_time, join
+from ctrace.record import Events, boot_ns, by_time, join
 
 LOOK: Final = 1.0
 """Seconds between two checks of which namespaces exist."""
@@ -161,7 +161,7 @@ class Poller:
                     if now - looked >= LOOK:
                         looked = now
                         if self._sampler:
-                            self._sampler.look(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+                            self._sampler.look(boot_ns())
         except BaseException as error:
             self._error = error
             self._wake.set()
@@ -169,7 +169,7 @@ class Poller:
             mounts.close()
 
     def _step(self) -> None:
-        self._taken.until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._hold
+        self._taken.until = boot_ns() - self._hold
         events, lost = self._capture.poll()
         self._taken.lost += lost
         if self._sampler:

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, Optional
 
 import numpy as np
 import numpy.typing as npt
 
 from ctrace.capture.hooks import kprobe
-from ctrace.capture.hooks.function_hooks import Hook, fits
+from ctrace.capture.hooks.function_hooks import MODULE, Hook, fits
 from ctrace.cost.objects import EARLY_DROP, NETFILTER, PORTED, RECENT, SERVICES, Objects
 from ctrace.cost.result import BINS, POINTS, PROTOCOLS, Times
 from ctrace.errors import CtraceError, UsageError
-from ctrace.host.netns import Namespace, enter
+from ctrace.host.netns import Namespace, at, enter
 from ctrace.kernel import bpf, btf
 from ctrace.kernel.symbols import Symbols
 
@@ -183,10 +184,7 @@ class Timing:
         for priorities in PRIORITIES:
             links: list[int] = []
             try:
-                with enter(namespace.path):
-                    # the path may by now open another one: processes come and go
-                    if os.stat("/proc/thread-self/ns/net").st_ino != namespace.inum:
-                        raise CtraceError(f"{namespace.name} has gone")
+                with at(namespace):
                     for family in (2, 10):
                         for hook in (0, 3):  # PRE_ROUTING, LOCAL_OUT
                             for prog, priority in zip(self._programs, priorities):
@@ -247,25 +245,19 @@ class Timing:
         return entries
 
 
-class function_btf:
-    """A function's BTF id, and the descriptor of its module's BTF while it is needed (or 0)."""
+@contextmanager
+def function_btf(function: str) -> Iterator[tuple[int, int]]:
+    """A function's BTF id, and the descriptor of its module's BTF while it is needed (or 0).
 
-    def __init__(self, function: str) -> None:
-        """Raises CtraceError when no BTF knows the function."""
-        kernel, module = btf.kernel(), btf.kernel("nf_conntrack")
-        in_module = module.func(function) if module is not None else None
-        target = in_module or (kernel.func(function) if kernel is not None else None)
-        if target is None:
-            raise CtraceError(f"no function {function} in BTF")
-        self._target = target
-        self._fd = btf.open_object("nf_conntrack") if in_module else None
-
-    def __enter__(self) -> tuple[int, int]:
-        return self._target, self._fd or 0
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
+    Raises CtraceError when no BTF knows the function.
+    """
+    module, kernel = btf.kernel(MODULE), btf.kernel()
+    in_module = module.func(function) if module is not None else None
+    target = in_module or (kernel.func(function) if kernel is not None else None)
+    if target is None:
+        raise CtraceError(f"no function {function} in BTF")
+    with btf.opened(MODULE if in_module else "") as fd:
+        yield target, fd
 
 
 def _run_nothing() -> None:

@@ -34,13 +34,19 @@ def marked() -> bool:
     namespace: nobody else can hide behind the mark. Raises OSError."""
     if not _made_here():
         return False
-    link, at = _ask(RTM_GETLINK, 0, _LO), len(_LO)
-    while at + 4 <= len(link):
-        size, kind = struct.unpack_from("=HH", link, at)
-        if kind == IFLA_IFALIAS:
-            return link[at + 4 : at + size] == ALIAS
-        at += max(4, (size + 3) & ~3)
-    return False
+    return attributes(_ask(RTM_GETLINK, 0, _LO), len(_LO)).get(IFLA_IFALIAS) == ALIAS
+
+
+def attributes(message: bytes, at: int) -> dict[int, bytes]:
+    """Those of a netlink message from a place on, by their type."""
+    found = {}
+    while at + 4 <= len(message):
+        size, kind = struct.unpack_from("=HH", message, at)
+        if size < 4:
+            break
+        found[kind] = message[at + 4 : at + size]
+        at += (size + 3) & ~3
+    return found
 
 
 def _made_here() -> bool:

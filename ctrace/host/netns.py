@@ -202,6 +202,21 @@ def resolve(text: str) -> int:
     )
 
 
+def here() -> int:
+    """Inode of the namespace that this thread is in."""
+    return int(os.readlink("/proc/thread-self/ns/net")[5:-1])
+
+
+@contextmanager
+def at(space: Namespace) -> Iterator[None]:
+    """As :func:`enter`. Raises CtraceError also where the path leads to another namespace by now:
+    processes come and go."""
+    with enter(space.path):
+        if here() != space.inum:
+            raise CtraceError(f"namespace {space.name} is no longer at {space.path}")
+        yield
+
+
 @contextmanager
 def enter(path: str) -> Iterator[str]:
     """Run the block with this thread, and only it, inside the namespace at ``path``.
@@ -285,14 +300,9 @@ def move(path: str) -> None:
 
 def cookie(space: Namespace) -> int:
     """What no other namespace of this boot has (SO_NETNS_COOKIE, 5.14); 0 where not known."""
-    try:
-        with enter(space.path), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            if os.readlink("/proc/thread-self/ns/net") != f"net:[{space.inum}]":
-                return 0  # the path leads elsewhere by now
-            raw = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
-            return int.from_bytes(raw, sys.byteorder)
-    except (OSError, CtraceError):
-        return 0
+    with suppress(OSError, CtraceError), at(space), socket.socket(socket.AF_UNIX) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+    return 0
 
 
 def local_addresses(path: str) -> tuple[str, ...]:
@@ -317,17 +327,10 @@ def local_addresses(path: str) -> tuple[str, ...]:
 
 def _address(message: bytes) -> str:
     """The local address in one RTM_NEWADDR: IFA_LOCAL, or where absent IFA_ADDRESS."""
-    given, at = {}, 8
-    while at + 4 <= len(message):
-        size, kind = struct.unpack_from("=HH", message, at)
-        if size < 4:
-            break
-        given[kind] = message[at + 4 : at + size]
-        at += (size + 3) & ~3
+    given = marker.attributes(message, 8)
     raw = given.get(2) or given.get(1) or b""
-    if len(raw) not in (4, 16):
-        return ""
-    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+    family = {4: socket.AF_INET, 16: socket.AF_INET6}.get(len(raw))
+    return socket.inet_ntop(family, raw) if family else ""
 
 
 def _rehearsal(inum: int, path: str, known: bool) -> bool:
@@ -336,7 +339,7 @@ def _rehearsal(inum: int, path: str, known: bool) -> bool:
     Yes as well where nobody ``known`` before is seen once, by a process that has left it again.
     """
     with suppress(OSError, CtraceError), enter(path):
-        if _inode("/proc/thread-self/ns/net") == inum:
+        if here() == inum:
             return marker.marked()
     return not known and _inode(path) != inum
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Optional
@@ -14,7 +13,8 @@ import numpy.typing as npt
 
 from ctrace.batch import TableReading
 from ctrace.errors import CtraceError
-from ctrace.host.netns import Namespace, enter
+from ctrace.host.netns import Namespace, at
+from ctrace.record import boot_ns
 
 SETTINGS: Final = "/proc/sys/net/netfilter/nf_conntrack_"
 COLUMNS: Final = {
@@ -98,7 +98,7 @@ class TableReader:
                 continue
             try:
                 count = int(os.pread(table.count, 32, 0))
-                at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                at = boot_ns()
             except OSError:  # ENOENT: the namespace has gone; another may have its number
                 self._forget(space.inum)
                 self.died.add(space.inum)
@@ -120,10 +120,7 @@ class TableReader:
 
     def _open(self, space: Namespace) -> Optional[_Table]:
         try:
-            with enter(space.path):
-                # The path may by now open another namespace: processes come and go.
-                if os.readlink("/proc/thread-self/ns/net") != f"net:[{space.inum}]":
-                    return None
+            with at(space):
                 fd = os.open(SETTINGS + "count", os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, CtraceError):
             return None
@@ -173,17 +170,16 @@ def held_now(namespaces: Sequence[Namespace]) -> dict[int, int]:
 
 def _stat_file(space: Namespace) -> str:
     """The text of a namespace's /proc/net/stat/nf_conntrack. Raises OSError, CtraceError."""
-    path, here = space.path, f"net:[{space.inum}]"
+    path = space.path
     if path.startswith("/proc/") and path.endswith("/ns/net"):
         try:
             with open(path[: -len("ns/net")] + "net/stat/nf_conntrack") as file:
                 text = file.read()
-            if os.readlink(path) == here:  # else the process has moved, or is another
+            if (
+                os.readlink(path) == f"net:[{space.inum}]"
+            ):  # else the process has moved, or is another
                 return text
         except OSError:
             pass
-    with enter(path):
-        if os.readlink("/proc/thread-self/ns/net") != here:
-            raise CtraceError(f"namespace {space.name} is no longer at {path}")
-        with open("/proc/thread-self/net/stat/nf_conntrack") as file:
-            return file.read()
+    with at(space), open("/proc/thread-self/net/stat/nf_conntrack") as file:
+        return file.read()

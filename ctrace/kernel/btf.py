@@ -13,6 +13,7 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -291,3 +292,19 @@ def open_object(name: str) -> Optional[int]:
         if text.value.decode(errors="replace") == name:
             return fd
         os.close(fd)
+
+
+@contextmanager
+def opened(module: str) -> Iterator[int]:
+    """The descriptor of a module's BTF while a program is loaded; 0, the kernel's own, for no name.
+
+    Raises CtraceError where the module has gone.
+    """
+    fd = open_object(module) if module else 0
+    if fd is None:
+        raise CtraceError(f"{module} was unloaded: load it again (modprobe {module})")
+    try:
+        yield fd
+    finally:
+        if module:
+            os.close(fd)

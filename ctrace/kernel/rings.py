@@ -15,7 +15,6 @@ import mmap
 import os
 import platform
 import sys as python
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Final, Optional, Protocol
@@ -25,7 +24,7 @@ import numpy.typing as npt
 
 from ctrace.errors import CtraceError
 from ctrace.kernel import bpf
-from ctrace.record import RECORD, ROW, Events, Rows, by_time, empty
+from ctrace.record import RECORD, ROW, Events, Rows, boot_ns, by_time, empty
 
 PAGE: Final = mmap.PAGESIZE
 SLOT: Final = 8 + RECORD.itemsize
@@ -255,7 +254,7 @@ class Rings:
         self._calm: Final = min(max(self.size // SLOT / BURST, OFTEN), SELDOM)
         self.interval = self._calm
         """Seconds that may pass until the next reading."""
-        self._read_at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._read_at = boot_ns()
         self._fds: list[int] = []
         self.rings: list[Ring] = []
         self._room: Rows = np.empty(0, ROW)
@@ -318,7 +317,7 @@ class Rings:
         What successive calls return lies side by side (see :func:`one_piece`), as long as
         there is room; one that keeps a few of the rows should copy them.
         """
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = boot_ns()
         passed, self._read_at = (now - self._read_at) / 1e9, now
         limit = now - int(hold * 1e9)
         pending = [ring.pending for ring in self.rings]

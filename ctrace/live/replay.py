@@ -18,7 +18,7 @@ from ctrace.model.snapshot import Snapshot
 from ctrace.record import REASONS_OF, Kind
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
-from ctrace.recording.format.evidence import logged
+from ctrace.recording.modelled import model_of
 
 CHECKPOINTS = 6
 """Copies of the model kept along the way, so that going back need not start from the beginning."""
@@ -69,7 +69,7 @@ class ReplayFeed(Progress):
         self._closing = False
         self._wake = threading.Condition()
         self._now = self._start
-        self._model = self._new_model()
+        self._model = model_of(self._of, self._memory)
         self._batches: Iterator[Batch] = iter(())
         self._next: Optional[Batch] = None
         self._saved: list[tuple[int, Model]] = []
@@ -298,20 +298,10 @@ class ReplayFeed(Progress):
             self._model = copy.deepcopy(model)
             self._of.seek(self._clock.utc(self._now + 1))
         else:
-            self._now, self._model = self._start, self._new_model()
+            self._now, self._model = self._start, model_of(self._of, self._memory)
             self._of.seek(self._clock.utc(0))
         self._batches = self._of.batches()
         self._next = next(self._batches, None)
-
-    def _new_model(self) -> Model:
-        return Model(
-            self._of.hooks,
-            self._clock,
-            self._start,
-            host=self._of.header.host,
-            memory=self._memory,
-            logged=logged(self._of.header.facts),
-        )
 
     @property
     def _fresh(self) -> bool:

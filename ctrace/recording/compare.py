@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from ctrace.errors import CtraceError
-from ctrace.model.model import Model
 from ctrace.model.snapshot import OVER_TIME, Culprit, Snapshot
 from ctrace.recording.derived import Recorded
-from ctrace.recording.format.evidence import logged
+from ctrace.recording.modelled import model_of
 
 KEYS = 5000
 """Keys of each recording that are compared, the costliest first."""
@@ -99,14 +98,7 @@ def compare(before: Recorded, after: Recorded, group: str) -> Comparison:
 
 
 def _final(recording: Recorded, group: str) -> Snapshot:
-    model = Model(
-        recording.hooks,
-        recording.clock,
-        recording.started,
-        host=recording.header.host,
-        memory=64 << 20,
-        logged=logged(recording.header.facts),
-    )
+    model = model_of(recording)
     seen = False
     for batch in recording.batches():
         model.update(batch)

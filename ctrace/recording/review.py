@@ -16,7 +16,7 @@ from ctrace.model.snapshot import OVER_TIME, Snapshot
 from ctrace.record import REASONS_OF, Events, Kind, Reason, address_text, proto_name
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
-from ctrace.recording.format.evidence import logged
+from ctrace.recording.modelled import model_of
 
 POINTS = 600
 """Points of the time line, at most."""
@@ -116,14 +116,7 @@ def review(
     Raises CtraceError when nothing was recorded.
     """
     clock = recording.clock
-    model = Model(
-        recording.hooks,
-        clock,
-        recording.started,
-        host=recording.header.host,
-        memory=memory,
-        logged=logged(recording.header.facts),
-    )
+    model = model_of(recording, memory)
     pass_ = _Pass(recording, model, group)
     events = 0
     for batch in recording.batches():

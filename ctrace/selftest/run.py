@@ -26,7 +26,17 @@ from ctrace.filters import Filter
 from ctrace.host import ctnetlink, kernel, process
 from ctrace.host.netns import Namespace
 from ctrace.lab import Lab, Node
-from ctrace.record import STATE_UNKNOWN, Direction, Events, Kind, Reason, Status, address_text, join
+from ctrace.record import (
+    STATE_UNKNOWN,
+    Direction,
+    Events,
+    Kind,
+    Reason,
+    Status,
+    address_text,
+    boot_ns,
+    join,
+)
 from ctrace.selftest.report import FAILED, OK, SKIPPED, Check, Report
 from ctrace.selftest.traffic import (
     EXPIRES,
@@ -34,7 +44,6 @@ from ctrace.selftest.traffic import (
     PORT,
     Flow,
     mark_and_translate,
-    now,
     refused,
     traffic,
 )
@@ -122,9 +131,9 @@ class _SelfTest:
         time.sleep(EXPIRES + 0.4)
         for node in (client, server):
             # A dump drops the entries that it finds expired: one here is left to that.
-            before = now()
+            before = boot_ns()
             table = ctnetlink.read_table(node.path)
-            dumped = now()
+            dumped = boot_ns()
             rows = {
                 (
                     int(row["proto"]),
@@ -142,9 +151,9 @@ class _SelfTest:
                     self._expiry(flow, (before, dumped))
                     continue
                 row, left, mark = table.events[at], int(table.left[at]), int(table.mark[at])
-                began = now()
+                began = boot_ns()
                 ctnetlink.delete(node.path, row)
-                self._deletion(flow, row, left, mark, (before, dumped), (began, now()), node)
+                self._deletion(flow, row, left, mark, (before, dumped), (began, boot_ns()), node)
 
     def _deletion(
         self,

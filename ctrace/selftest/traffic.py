@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Final, Optional
 
 from ctrace.errors import CtraceError
 from ctrace.lab import Node
-from ctrace.record import Direction, Status, proto_name
+from ctrace.record import Direction, Status, boot_ns, proto_name
 
 PORT: Final = 2048
 """One destination port for all flows, so that a filter keeps the host's own traffic out.
@@ -180,7 +179,7 @@ def refused(full: Node) -> Iterator[Flow]:
                 sock.bind((host, 41000))
                 sock.setblocking(False)
                 flow = Flow(proto_name(proto), proto, host, 41000, host)
-                began = now()
+                began = boot_ns()
                 try:
                     # TCP says only EINPROGRESS: its SYN is lost, and would be sent again in 1 s.
                     sock.connect((host, PORT))
@@ -191,7 +190,7 @@ def refused(full: Node) -> Iterator[Flow]:
                     refused = True
                 except BlockingIOError:
                     refused = kind == socket.SOCK_STREAM
-                flow.made = began, now()
+                flow.made = began, boot_ns()
                 flow.netns = full.inum if refused else 0
                 flow.name += f" {_ends_text(flow)}"
                 yield flow
@@ -222,9 +221,9 @@ def _both_ends(flow: Flow, act: Callable[[], None], client: Node, server: Node) 
 
 
 def _send(flow: Flow, act: Callable[[], None], node: Node, direction: Direction) -> Flow:
-    began = now()
+    began = boot_ns()
     act()
-    flow.made = flow.idle_since = began, now()
+    flow.made = flow.idle_since = began, boot_ns()
     flow.netns, flow.direction = node.inum, direction
     flow.name += f" {_ends_text(flow)} in {node.name}"
     return flow
@@ -235,8 +234,3 @@ def _ends_text(flow: Flow) -> str:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     return f"{end(flow.src, flow.sport)} -> {end(flow.dst, flow.dport)}"
-
-
-def now() -> int:
-    """Boot clock, ns: the clock of records' times."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

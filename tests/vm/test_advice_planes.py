@@ -70,7 +70,6 @@ class Three:
         about = Subject(
             "tcp", PORT, (role,), local_addresses(self.h.path),
             peers=(self.s.addresses["h"] if role == "forward" else self.c.addresses["h"])[:1],
-            clients=self.c.addresses["h"][:1],
             nat="src,dst" if status & (Status.SRC_NAT | Status.DST_NAT) else "no",
             status=status,
         )  # fmt: skip

@@ -54,7 +54,7 @@ class FentryCapture(FunctionCapture[Function]):
 
     def attach(self, name: str, code: bytes, target: Function, *, exit_: bool) -> int:
         """Load for the function, to which a TRACING program is bound, and attach."""
-        with _ModuleBtf(target) as module:
+        with btf.opened(MODULE if target.in_module else "") as module:
             program = self._objects.load(
                 name,
                 code,
@@ -74,22 +74,6 @@ def context_constants(counts: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-class _ModuleBtf:
-    """The descriptor of the module's BTF while a program is loaded; 0 for the kernel's."""
-
-    def __init__(self, target: Function) -> None:
-        self._fd = btf.open_object(MODULE) if target.in_module else None
-        if target.in_module and self._fd is None:
-            raise CtraceError(f"{MODULE} was unloaded: load it again (modprobe {MODULE})")
-
-    def __enter__(self) -> int:
-        return self._fd or 0
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-
-
 def _find(function: str) -> Optional[Function]:
     types = type_information()
     found = types.func(function) if types is not None else None
@@ -105,7 +89,7 @@ def probe() -> None:
             "no BTF describes nf_conntrack's functions: it is not loaded (modprobe nf_conntrack), "
             "or is a module of a kernel before 5.11"
         )
-    with _ModuleBtf(target) as module:
+    with btf.opened(MODULE if target.in_module else "") as module:
         try:
             program = bpf.prog_load(
                 _RETURN_ZERO,

@@ -157,7 +157,7 @@ class NetfilterCapture(BpfCapture):
     def _attach(self, namespace: Namespace) -> None:
         with netns.enter(namespace.path):
             # the path may by now open another namespace: processes come and go
-            if os.stat("/proc/thread-self/ns/net").st_ino == namespace.inum:
+            if netns.here() == namespace.inum:
                 learned = self._baseline()
                 self._links[namespace.inum] = self._link_hooks(namespace)
                 self._learned[namespace.inum] = learned

@@ -15,7 +15,7 @@ import numpy as np
 from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
-from ctrace.record import Events, Kind, Reason, empty
+from ctrace.record import Events, Kind, Reason, boot_ns, empty
 
 SOONEST: Final = 5.0
 """Seconds between two readings of a small table."""
@@ -64,7 +64,7 @@ class OlderEntries:
         gone = np.isin(self._rows["ct"], missing["ct"])
         rows: Events = self._rows[gone]
         self._rows = self._rows[~gone]
-        rows["ts"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        rows["ts"] = boot_ns()
         rows["kind"], rows["reason"] = Kind.DESTROY, Reason.GONE
         rows["idle_ms"] = -1
         return rows

@@ -11,7 +11,6 @@ import os
 import select
 import socket
 import struct
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,9 +27,9 @@ from ctrace.errors import CtraceError
 from ctrace.host import ctnetlink
 from ctrace.host.ctnetlink.message import Decoder
 from ctrace.host.kernel import Module
-from ctrace.host.netns import Namespace, enter
+from ctrace.host.netns import Namespace, enter, here
 from ctrace.host.tables import TableReader
-from ctrace.record import N_REASONS, Events, Kind, Reason, empty, join
+from ctrace.record import N_REASONS, Events, Kind, Reason, boot_ns, empty, join
 
 GROUPS: Final = (1, 3)
 """NFNLGRP_CONNTRACK_NEW and _DESTROY."""
@@ -155,7 +154,7 @@ class NetlinkCapture(Capture):
         self._gap = False
         """and whether that ever happened."""
         try:
-            self._listen(Namespace(_own(), "self", "/proc/thread-self/ns/net"))
+            self._listen(Namespace(here(), "self", "/proc/thread-self/ns/net"))
         except CtraceError:
             self.close()
             raise
@@ -295,7 +294,7 @@ class NetlinkCapture(Capture):
             return empty(), False, 0
         except OSError:  # ENOBUFS
             return empty(), True, 0 if _drops(listener.sock) is not None else 1
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = boot_ns()
         starts = np.arange(len(lengths), dtype=np.int64) * receiver.slot
         whole = lengths <= receiver.slot
         said = self._decoder.decode(receiver.data, starts[whole], lengths[whole])
@@ -377,10 +376,6 @@ def _setting(name: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
-
-
-def _own() -> int:
-    return int(os.readlink("/proc/thread-self/ns/net")[5:-1])
 
 
 def _release() -> tuple[int, ...]:

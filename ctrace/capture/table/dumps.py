@@ -18,7 +18,7 @@ from ctrace.batch import TableReading
 from ctrace.errors import for_later
 from ctrace.host import ctnetlink, netns
 from ctrace.host.netns import Namespace
-from ctrace.record import TCP, TCP_STATES, Events, Kind, empty, join
+from ctrace.record import TCP, TCP_STATES, Events, Kind, boot_ns, empty, join
 
 EVERY: Final = 5.0
 """Seconds between two readings, or more:"""
@@ -87,7 +87,7 @@ class Dumps:
                     if table.netns != space.inum:
                         break
                     parts.append(_met(table, slice(first, None, step), established))
-                    parts[-1]["ts"] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                    parts[-1]["ts"] = boot_ns()
                     first = (first - len(table.events)) % step
         found = join(parts)
         if not self._left:

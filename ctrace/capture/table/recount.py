@@ -28,7 +28,7 @@ from ctrace.filters import Filter
 from ctrace.host import ctnetlink
 from ctrace.host.netns import Namespace
 from ctrace.losses import Losses
-from ctrace.record import Events, Kind, Reason, empty, identity, join, words
+from ctrace.record import Events, Kind, Reason, boot_ns, empty, identity, join, words
 
 QUIET: Final = 1.0
 """Seconds without a loss before a reading begins: during a flood it would be in vain."""
@@ -100,7 +100,7 @@ class Recount:
         whose = self._losses.of(lost, counts, spaces).keys() & set(spaces)
         if self._reading and self._reading.space.inum in whose:
             self._stop()
-        told = time.monotonic(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        told = time.monotonic(), boot_ns()
         self._doubtful.update(dict.fromkeys(whose, told))
 
     def take(self, events: Events, until: int, spaces: Sequence[Namespace], look: bool) -> Events:
@@ -180,7 +180,7 @@ class Recount:
                 break
             count += len(piece)
             reading.waiting.append(piece[self._wanted.mask(piece)])
-        reading.read_at = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        reading.read_at = boot_ns()
 
     def _found(self, reading: _Reading, parts: Sequence[Events]) -> Events:
         found = join(parts)

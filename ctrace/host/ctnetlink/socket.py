@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from ctrace.errors import CtraceError
-from ctrace.host.netns import enter
+from ctrace.host.netns import enter, here
 
 NETLINK_NETFILTER: Final = 12
 CTNETLINK: Final = 1 << 8
@@ -94,11 +94,6 @@ def open_socket(path: str, groups: int = 0) -> tuple[socket.socket, int]:
             f"cannot listen to ctnetlink: {error.strerror} (CAP_NET_ADMIN?)"
         ) from error
     return sock, inum
-
-
-def here() -> int:
-    """Inode of the namespace that this thread is in."""
-    return int(os.readlink("/proc/thread-self/ns/net")[5:-1])
 
 
 def errors(sock: socket.socket) -> Counter[int]:

@@ -31,14 +31,13 @@ from ctrace.host.ctnetlink.socket import (
     check,
     flow_tuple,
     header,
-    here,
     nest,
     open_socket,
     opened,
 )
-from ctrace.host.netns import enter
+from ctrace.host.netns import enter, here
 from ctrace.host.tables import ICMP_APART
-from ctrace.record import Events, Kind, join
+from ctrace.record import Events, Kind, boot_ns, join
 
 CHUNK: Final = 1 << 20
 """Bytes of a dump that are decoded together. They are all the memory a dump needs besides its
@@ -93,7 +92,7 @@ def slices(path: str) -> Iterator[Table]:
 
     The kernel walks on when the next part is asked for. Raises CtraceError.
     """
-    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    now = boot_ns()
     decoder = Decoder()
     parts: list[Decoded] = []
     with opened(path) as (sock, inum):

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from ctrace.model.causes.words import plural
 from ctrace.model.keys.columns import has_port
 from ctrace.model.snapshot import Holder
 from ctrace.model.who.lattice import SAMPLED, Key, Parts
@@ -50,7 +51,7 @@ class Names:
     def text(self, key: Key, parts: Parts) -> str:
         """A key with the number of its scattered parts: ``tcp/443 from 1,204 sources``."""
         label, kind = self.label(key), key.kind
-        to = ("more than " if parts.more else "") + _many(parts.services, "service")
+        to = ("more than " if parts.more else "") + plural(parts.services, "service")
         if kind == "pair":
             return f"{service(key.value[2])} from {self._whose(*key.value[:2])}"
         if kind in ("dst", "dst-prefix"):
@@ -59,9 +60,9 @@ class Names:
         if kind in ("service", "ports") and sources:
             # what each port of a range has is estimated, not what all have together
             least = "more than " if kind == "ports" and sources > parts.sources else ""
-            return f"{label} from {least}{_many(sources, 'source')}"
+            return f"{label} from {least}{plural(sources, 'source')}"
         if kind in ("prefix", "net"):
-            return f"{label} ({_many(sources, 'source')}) to {to}"
+            return f"{label} ({plural(sources, 'source')}) to {to}"
         if kind in ("process", "unit") and parts.only:
             alone = parts.services == 1 and not parts.more
             label += f"{'' if alone else ' mostly'} on {service(parts.only)}"
@@ -121,7 +122,3 @@ def service(meta: int) -> str:
 
 def _address(high: int, low: int) -> str:
     return address_text(np.array([high, low], np.uint64).tobytes())
-
-
-def _many(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from ctrace.batch import Batch, Names, Source
 from ctrace.errors import for_later
-from ctrace.record import Events, by_time, join
+from ctrace.record import Events, boot_ns, by_time, join
 from ctrace.recording.recorder import host_facts
 from ctrace.recording.recorder.run import RulesetReader
 from ctrace.recording.recorder.told_once import Known
@@ -99,7 +99,7 @@ class LateRecording:
         """Take a batch. Raises CtraceError when the disk refuses."""
         if self._older is not None:
             # What it has was captured by its own time, which is boot clock.
-            lag = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - batch.until
+            lag = boot_ns() - batch.until
             rows = self._older.with_events(batch.events, time.monotonic() - lag / 1e9, self._until)
             if len(rows):
                 batch = replace(batch, events=by_time(join([rows, batch.events])))

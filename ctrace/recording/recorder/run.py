@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -18,6 +17,7 @@ from ctrace import files
 from ctrace.batch import Batch, Source
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError, for_later
+from ctrace.record import boot_ns
 from ctrace.recording.format.layout import SIGNATURE
 
 LAST: Final = 5_000_000_000
@@ -183,7 +183,7 @@ class _Over:
         ended = child is not None and child.poll() is not None
         if not ended and not self._stop.is_set():
             return ""
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = boot_ns()
         if self._asked is None:
             self._asked = now
         # a source that reports another time than now is not waited for
