@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any, Final, Optional, Protocol, cast
 
-from ctrace.dumps.packed import Unreadable, unpacker
+from ctrace.dumps.packed import OTHERS, Unreadable, unpacker
 from ctrace.errors import CtraceError
 
 UNFOLDED: Final = 16 << 30
@@ -246,6 +246,9 @@ def _unfold(text: Text, budget: _Budget, depth: int) -> Iterator[Text]:
         head = stream.peek(512)
     except (OSError, lzma.LZMAError, EOFError) as error:
         raise Unreadable(f"cannot read {name}: {error}") from None
+    other = next((kind for first, kind in OTHERS.items() if head.startswith(first)), "")
+    if other and text.asked:
+        raise CtraceError(f"{name} is {other}: give what is in it, as files or as text")
     packed = _Told(stream)
     opened = unpacker(name, head, cast(IO[bytes], packed))
     if opened is not None:

@@ -53,6 +53,7 @@ def _any(found: Found) -> bool:
     return bool(
         found.dumps
         or found.log.full
+        or found.log.sizes
         or found.modules
         or found.slab
         or any(

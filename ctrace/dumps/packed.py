@@ -9,6 +9,16 @@ from typing import IO, Final, Optional, cast
 
 from ctrace.errors import CtraceError
 
+OTHERS: Final = {
+    b"PK\x03\x04": "a zip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"\x04\x22\x4d\x18": "packed with lz4",
+    b"%PDF": "a PDF file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+}
+"""What people also send, by its first bytes."""
 XZ_MEMORY: Final = 256 << 20
 
 

@@ -182,6 +182,18 @@ def test_what_is_not_read_has_its_reason(line: str, why: str, tmp_path: Path) ->
     assert why in said["unread"][0][2]
 
 
+@pytest.mark.parametrize(
+    ("first", "kind"), [(b"PK\x03\x04", "a zip archive"), (b"%PDF-1.4", "a PDF file")]
+)
+def test_what_is_no_text_is_told_by_what_it_is(first: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "given"
+    path.write_bytes(first + bytes(99))
+    with pytest.raises(CtraceError, match=f"is {kind}: give what is in it"):
+        told(path)
+    (tmp_path / "nf_conntrack").write_bytes(ENTRY.encode())
+    assert told(tmp_path)["not_understood"] == 0  # beside others it is passed over
+
+
 @pytest.mark.parametrize("between", [
     "Mon Jul 29 11:02:0{} CEST 2024", "Mon 29 Jul 2024 11:02:0{} AM CEST", "2024-07-29 11:02:0{}",
 ])  # fmt: skip
