@@ -202,7 +202,8 @@ class Model(Intake):
                     insert_failed=s["failed"], early_drop=s["evicted"], expired=s["expired"],
                     deleted=s["deleted"],
                 ),
-                Rates(insert=float(group.rate[at]), drop=float(group.drop_rate[at])),
+                Rates(insert=float(group.rate[at]), drop=float(group.drop_rate[at]),
+                      destroy=self._event_rates.destroy if group.n == 1 else 0.0),
                 group.composition(at),
                 partial(group.staying, at),
             )  # fmt: skip

@@ -308,6 +308,10 @@ class Tables:
         totals, rates = counted(state.totals()), state.rates
         if not state.totals().any():
             totals, rates = events[1], events[2]
+            if len(state.readings) > 1:
+                before, last = state.readings[-2], state.readings[-1]
+                more = (last.count - before.count) / max(last.at - before.at, 1e-9)
+                rates = replace(rates, destroy=max(0.0, rates.insert - more))
         count = state.count() if reading else events[0]
         limit = reading.max if reading else 0
         ahead = forecast(list(state.readings), limit, events[4])

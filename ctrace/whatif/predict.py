@@ -263,7 +263,10 @@ class Outlook:
         found = NONE
         for timeout, one in zip(new, self.streams):
             found += one.freed(timeout, before, after)
-        return found
+        if not self.max:
+            return found
+        most = max(self.max, self._now.count)  # what the table can hold
+        return Range(min(found.low, most), min(found.high, most))
 
     def rising(self, levers: Levers = AS_IT_IS) -> Optional[Rising]:
         """How it then keeps rising; None where it may just as well not."""

@@ -216,6 +216,17 @@ def test_events_alone_tell_neither_the_table_nor_refusals() -> None:
     assert len(samples) == len(set(samples))
 
 
+def test_a_table_that_stays_level_is_not_rising() -> None:
+    """As many go as come, between dumps as well."""
+    text = b"net.netfilter.nf_conntrack_max = 110\n"
+    for look in range(4):
+        text += b"Mon Jul 29 11:02:%02d UTC 2024\n" % (look * 5)
+        text += b"".join(line(port, 90 - look * 5) for port in range(10 * look, 10 * look + 100))
+    assert "RISING" not in run("replay", "--once", "-", text=text)
+    (table,) = json.loads(run("replay", "--once", "-o", "json", "-", text=text))["tables"]
+    assert (table["rates_per_s"]["insert"], table["rates_per_s"]["destroy"]) == (2.0, 2.0)
+
+
 def test_what_was_not_counted_is_not_nought() -> None:
     said = run("report", "-", text=MAX)
     assert "at most 65 536 entries; how many it held is not in the texts" in said

@@ -220,7 +220,7 @@ def _table(table: TableAdvice, target: float, candidates: Sequence[Candidate]) -
             "-> what is safe to untrack is not proposed: see why, and what else helps", "yellow"
         )
     else:
-        text.append("-> nothing here is safe to untrack: see what else helps", "yellow")
+        text.append("-> nothing here is known to be safe to untrack: see what else helps", "yellow")
     return text
 
 
