@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from ipaddress import ip_address
 from itertools import zip_longest
 from typing import Final, Optional
 
 from ctrace.host import ctnetlink
 from ctrace.plan.plan import Notrack
-from ctrace.record import MAPPED_PREFIX, PROTO_NUMBERS, Events, Status
-from ctrace.rehearsal import compare, talks
+from ctrace.record import PROTO_NUMBERS, Events, Status
+from ctrace.rehearsal import compare, entries, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
 from ctrace.rehearsal.constants import evenly
 from ctrace.rehearsal.flows import of_table, some
@@ -100,21 +101,35 @@ class Service:
         kin = [talk.kin for talk in self.talks if talk.known]
         return len(kin) + sum(kin), sum(kin)
 
+    @cached_property
+    def usual(self) -> Setting:
+        """The first setting, or another in which more of its conversations pass: where a limit
+        drops what is over it, none do while every limit is over."""
+
+        def mine(setting: Setting) -> list[Run]:
+            return [run for run in self.tracked(setting).runs if run.talk.dport == self.port]
+
+        settings = self.room.settings()
+        runs = mine(settings[0])
+        if any(run.first for run in runs) and all(run.first for run in runs if run.talk.known):
+            return settings[0]
+        return max(settings, key=lambda one: sum(run.first is not None for run in mine(one)))
+
     def tracked(self, setting: Setting) -> Tracked:
         """How all conversations fare without our rules; twice, where something is random."""
         if setting not in self._tracked:
             turns = setting.later is not None
             with self.room.stage(setting) as stage:
                 runs = self.played(stage, setting, None)
-                entries = self._entries(stage)
-                served = (entries["dport"] == self.port) | (entries["reply_sport"] == self.port)
-                self.helped |= bool((entries["status"][served] & Status.HELPER).any())
+                left = self._entries(stage)
+                served = (left["dport"] == self.port) | (left["reply_sport"] == self.port)
+                self.helped |= bool((left["status"][served] & Status.HELPER).any())
                 strays = [end for end, _ in throw(stage, [] if turns else self.strays)]
             again: list[Run] = []
             if not turns and (self.room.names.nat or self.room.settings() != [Setting()]):
                 with self.room.stage(setting) as stage:
                     again = play(stage, self.talks, self.room.whole)
-            self._tracked[setting] = Tracked(runs, again, strays, entries)
+            self._tracked[setting] = Tracked(runs, again, strays, left)
         return self._tracked[setting]
 
     def played(
@@ -142,13 +157,13 @@ class Service:
                 thrown = self.strays if setting.later is None else []
                 with self.room.stage(setting, rules) as stage:
                     after = self.played(stage, setting, rules)
-                    if setting == Setting():
+                    if setting == self.usual:
                         found.entries = (
-                            self._count(before.entries, lever),
-                            self._count(self._entries(stage), lever),
+                            entries.count(before.entries, self.talks, lever),
+                            entries.count(self._entries(stage), self.talks, lever),
                         )
                     ends = [end for end, _ in throw(stage, thrown)]
-                if setting == Setting():
+                if setting == self.usual:
                     found.unlearned = self._unlearned(lever, rules)
                 if lever.shared:  # what others' connections taught the rules is not for ours
                     after = self._apart(setting, rules, after)
@@ -185,22 +200,22 @@ class Service:
 
     def _leaves(self, roles: Collection[str], rules: Optional[Ours]) -> Learned:
         mine = [t for t in self.talks if t.dport == self.port != t.sport and t.role in roles]
-        with self.room.stage(Setting(), rules) as stage:
-            self.played(stage, Setting(), rules, mine)
+        with self.room.stage(self.usual, rules) as stage:
+            self.played(stage, self.usual, rules, mine)
             return self.room.learned(stage)
 
     def loses_path_mtu(self, lever: Notrack, backend: str) -> bool:
         """Whether errors of routers about packets of the service no longer arrive: tried with one
         conversation of each role, family and way."""
         kinds: dict[tuple[object, ...], Run] = {}
-        for run in self.tracked(Setting()).runs:
+        for run in self.tracked(self.usual).runs:
             talk = run.talk
             if talk.role in lever.roles and talk.dport == self.port and _errors(run):
                 key = talk.role, len(talk.client), talk.client_at, talk.server_at
                 kinds.setdefault(key, run)
         before = list(kinds.values())
         rules = ours(lever, backend)
-        with on_one_processor(), self.room.stage(Setting(), rules) as stage:
+        with on_one_processor(), self.room.stage(self.usual, rules) as stage:
             after = play(stage, [run.talk for run in before], self.room.whole)
         return compare.lost(before, after, "path MTU error")
 
@@ -250,7 +265,7 @@ class Service:
         """Other hosts that flows in the table reach under their own address, in these roles."""
         return {
             run.talk.server
-            for run in self.tracked(Setting()).runs
+            for run in self.tracked(self.usual).runs
             if run.talk.known
             and run.talk.role in roles
             and run.talk.role in ("client", "forward")
@@ -262,14 +277,14 @@ class Service:
         """Whether any of the table's flows is translated in the rehearsal."""
         return any(
             run.talk.known and run.first is not None and not run.untranslated
-            for run in self.tracked(Setting()).runs
+            for run in self.tracked(self.usual).runs
         )
 
     def moved(self) -> set[Talk]:
         """Conversations that a translation leads to this host, though it has not the address."""
         return {
             run.talk
-            for run in self.tracked(Setting()).runs
+            for run in self.tracked(self.usual).runs
             if run.first is not None and run.first.way == "in" and run.first.dst != run.talk.server
         }
 
@@ -285,55 +300,13 @@ class Service:
         )
 
     def _entries(self, stage: Stage) -> Events:
-        events = ctnetlink.dump(stage.space.path)
-        number = PROTO_NUMBERS[self.proto]
-        mine = (events["dport"] == self.port) | (events["sport"] == self.port)
-        found: Events = events[(events["proto"] == number) & mine]
-        return found
-
-    def _count(self, entries: Events, lever: Notrack) -> int:
-        """Entries of the conversations that the lever's rules are for."""
-        peers = {ip_address(peer).packed for peer in lever.peers}
-        every = (0, 65535)
-        mine = {
-            (_wide(t.client), t.sport)
-            for t in self.talks
-            if t.role in lever.roles
-            and t.dport == self.port
-            and t.sport in range(*_span(far_ports(lever, t.role) or every))
-            and (t.role not in ("client", "forward") or not peers or t.server in peers)
-        }
-        return sum(
-            (bytes(e["src"]), int(e["sport"])) in mine or (bytes(e["dst"]), int(e["dport"])) in mine
-            for e in entries
-        )
+        return entries.of_service(stage.space.path, PROTO_NUMBERS[self.proto], self.port)
 
     def entries_by_role(self) -> dict[str, str]:
-        """What each role's conversations leave in the table without rules of ours: ``none``,
-        ``half`` (only entries that saw one direction), ``some``; of the two families the
-        one that leaves less. Raises CtraceError."""
+        """What each role leaves without rules of ours (entries.by_role). Raises CtraceError."""
         with on_one_processor():
-            tracked = self.tracked(Setting())
-        entries = tracked.entries
-        ends: dict[tuple[bytes, int], bool] = {}
-        for e in entries:
-            both = bool(e["status"] & Status.SEEN_REPLY)
-            for side, port in (("src", "sport"), ("dst", "dport")):
-                end = bytes(e[side]), int(e[port])
-                ends[end] = ends.get(end, False) or both
-        marks: dict[tuple[str, int], set[str]] = {}
-        for run in tracked.runs:
-            talk = run.talk
-            if talk.dport == self.port and run.first is not None:
-                end = _wide(talk.client), talk.sport
-                made = "none" if end not in ends else "some" if ends[end] else "half"
-                marks.setdefault((talk.role, len(talk.client)), set()).add(made)
-        found: dict[str, str] = {}
-        for (role, _), of in marks.items():
-            # Rules may be for one family only.
-            word = "some" if "some" in of else min(of)
-            found[role] = min(found.get(role, word), word, key=("none", "half", "some").index)
-        return found
+            tracked = self.tracked(self.usual)
+        return entries.by_role(tracked.runs, tracked.entries, self.port)
 
     def coming_and_going(self, lever: Notrack, backend: str, found: Found) -> None:
         """What the rules do to conversations that are open when they come, and when they go.
@@ -351,12 +324,12 @@ class Service:
         ]
         with on_one_processor():
             works = some(
-                [r.talk for r in self.tracked(Setting()).runs if len(r.outcomes) > 3 and r.whole]
+                [r.talk for r in self.tracked(self.usual).runs if len(r.outcomes) > 3 and r.whole]
             )
             for rest in (dict(REST), dict(SERVER_NEXT)):
                 found.cut += self._changed(works, rules, rest)
                 found.resets += self._changed(works, rules, rest, own)
-        plain = {r.talk for r in self.tracked(Setting()).runs if r.untranslated}
+        plain = {r.talk for r in self.tracked(self.usual).runs if r.untranslated}
         found.cut = [t for t in found.cut if not self._imagined(t, plain)]
         if lever.shared:
             found.cut = [t for t in found.cut if t.known or t.sport != self.port]
@@ -371,7 +344,7 @@ class Service:
         """Conversations that are lost when the rules come; with ``carried``, the entries that are
         made before, when they go."""
         go = carried is not None
-        with self.room.stage(Setting(), rules, untracked=go) as stage:
+        with self.room.stage(self.usual, rules, untracked=go) as stage:
 
             def change() -> None:
                 if carried:
@@ -382,17 +355,9 @@ class Service:
         return [run.talk for run in runs if not run.whole]
 
 
-def _span(ports: tuple[int, int]) -> tuple[int, int]:
-    return ports[0], ports[1] + 1
-
-
 def _errors(run: Run) -> bool:
     """Whether an error of a router arrived in it."""
     return any(
         step.who in "CS" and isinstance(end, Outcome)
         for step, end in zip_longest(run.steps, run.outcomes)
     )
-
-
-def _wide(address: bytes) -> bytes:
-    return MAPPED_PREFIX + address if len(address) == 4 else address

@@ -144,6 +144,7 @@ def test_verdict_and_reality(rows: Callable[[Case], Row], case: Case) -> None:
     assert row.worked, "the service did not work in the first place: the case proves nothing"
     assert row.judgement.verdict == case.verdict, said
     assert case.reason in said
+    assert "untracked already" not in said
     assert bool(row.bare) == case.breaks, f"bare NOTRACK: {row.bare}\n{said}"
     assert row.kept or not case.stays, "NOTRACK took effect"
     assert not row.harm, said

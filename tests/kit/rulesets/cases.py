@@ -191,7 +191,8 @@ CASES: tuple[Case, ...] = (
                   "drop")),
          UNSAFE, True, reason="gets through"),
     Case("nft: stateless, one source", "server",
-         fw(chain("input", EST + LO + PING + "ip saddr 10.77.1.1 tcp dport 8063 accept\n"
+         fw(chain("input", "tcp flags syn tcp dport 8063 limit rate over 400000/second drop\n" + EST
+                  + LO + PING + "ip saddr 10.77.1.1 tcp dport 8063 accept\n"
                   "ip6 saddr fd77:1::1 tcp dport 8063 accept", "drop")),
          SAFE, False),
     Case("nft: rate limit on new", "server",
