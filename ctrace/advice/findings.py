@@ -198,7 +198,7 @@ def _of_rules(subject: Subject, service: Service, settled: Settled) -> Iterator[
 def _of_others(subject: Subject, service: Service, settled: Settled) -> Iterator[Finding]:
     """Whom it leaves out."""
     lever = settled.lever
-    if lever.peers and "forward" in lever.roles:
+    if lever.peers and ("forward" in lever.roles or lever.proto == "tcp"):
         more = {
             "tcp": "for all would meet connections that they must not touch",
             "udp": "for all would open more; these could then send to any port from 1024 on",

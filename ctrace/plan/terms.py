@@ -10,13 +10,17 @@ from typing import Final
 MAX_VALUES: Final = 256
 MAX_TERMS: Final = 16
 
+_KEY: Final = r"(ip6? [sd]addr|(tcp|udp|th) [sd]port|meta (l4proto|mark)|[io]ifname|ether saddr)"
+_SIDE: Final = "(src|dst)"
 _PATTERNS: Final = {
     "saddr": re.compile(r"[0-9a-f.:]{2,45}(/\d{1,3})?\Z"),
     "daddr": re.compile(r"[0-9a-f.:]{2,45}(/\d{1,3})?\Z"),
     "iif": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}\*?\Z"),
     "oif": re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}\*?\Z"),
-    "saddr-set": re.compile(r"(ip|ip6) [A-Za-z_][A-Za-z0-9_.-]{0,30}\Z"),
-    "daddr-set": re.compile(r"(ip|ip6) [A-Za-z_][A-Za-z0-9_.-]{0,30}\Z"),
+    "set": re.compile(
+        rf"({_KEY}( \. {_KEY}){{0,4}}|{_SIDE}(,{_SIDE}){{0,2}}) @[A-Za-z_][\w.-]{{0,30}}\Z",
+        re.ASCII,
+    ),
     "uid": re.compile(r"\d{1,10}(-\d{1,10})?\Z"),
     "gid": re.compile(r"\d{1,10}(-\d{1,10})?\Z"),
     "mark": re.compile(r"0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}\Z"),
@@ -40,7 +44,7 @@ class Term:
 
     field: str
     """``saddr``, ``daddr`` (prefixes); ``iif``, ``oif`` (names, ``*`` at the end for any rest);
-    ``saddr-set``, ``daddr-set`` (``ip NAME`` or ``ip6 NAME``); ``uid``, ``gid`` (``N`` or
+    ``set`` (``ip saddr . tcp dport @NAME``; ``src,dst @NAME`` of ipset); ``uid``, ``gid`` (``N`` or
     ``LOW-HIGH``); ``mark`` (``0xVALUE/0xMASK``); ``sport``, ``dport`` (``LOW-HIGH``); ``type``
     (``daddr local``); ``family``; ``later`` (``tcp``: no packet that opens a connection)."""
     values: tuple[str, ...]

@@ -113,17 +113,17 @@ class Mender:
         wrong = [*found.of(OPENS), *found.of(BREAKS)]
         if lever.icmp and any(d.name in ERRORS and d.how == "translated" for d in wrong):
             return replace(lever, icmp=False)  # it is about somebody else's, translated flow
-        if "forward" not in lever.roles or lever.peers:
+        if lever.peers or not {"client", "forward"} & set(lever.roles):
             return None
         servers = self._service.servers(lever.roles)
         mine = {address for address, _ in self._service.cast.local}
         for one in wrong:
             what = one.what
-            to, of_ours = (
-                (what.server, what.role == "forward")
-                if isinstance(what, Talk)
-                else (what.dst, what.dst not in mine)
-            )
+            if isinstance(what, Talk):  # accepts may mend calls of its own that are only refused
+                to, own = what.server, what.role == "client" and one.kind == OPENS
+                of_ours = own or what.role == "forward"
+            else:
+                to, of_ours = what.dst, what.dst not in mine
             if of_ours and (to not in servers or what.sport == self._service.port):
                 peers = tuple(sorted(str(ip_address(server)) for server in servers))
                 return replace(lever, peers=peers) if 0 < len(peers) <= MAX_PEERS else None

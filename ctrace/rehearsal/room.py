@@ -183,10 +183,7 @@ class Room:
     ) -> None:
         """Such conditions say from now on what they say later; entries stay. Raises CtraceError."""
         apart = self._apart and rules is not None
-        made = nft_copy.instead(self._rules(setting, apart, late=True))
-        refused = nft_copy.write(stage.space.path, made)
-        if refused:
-            raise CtraceError(f"its rules cannot be copied: {refused[0]}")
+        stage.turn(self._rules(setting, apart, late=True))
         if setting.expired and self._leaving:
             stage.space.run(["ipset", "restore"], self._leaving)
         surroundings.legacy(self._as(setting, apart, late=True), stage.space, silent)

@@ -173,6 +173,15 @@ class Stage:
         moves.append((where, before))
         return f"add rule {found[1]} {found[2]} {found[3]} {found[5]}" if before else found[0]
 
+    def turn(self, made: nft_copy.Batch) -> None:
+        """Load these rules in place of the tables of these names. Raises CtraceError."""
+        self._news.sock.setsockopt(270, 2, _NFTABLES_GROUP)  # NETLINK_DROP_MEMBERSHIP
+        refused = nft_copy.write(self.space.path, nft_copy.instead(made))
+        self._news.sock.setsockopt(270, 1, _NFTABLES_GROUP)
+        if refused:
+            raise CtraceError(f"its rules cannot be copied: {refused[0]}")
+        self.added = {one for one in self.added if one[0][1] == OURS}
+
     def positions(self, where: Place) -> dict[int, int]:
         """The place of each of a chain's rules, by handle, without what was added here."""
         if where not in self._positions:

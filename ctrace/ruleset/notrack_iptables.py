@@ -167,9 +167,9 @@ def _terms(
         elif term.field in ("iif", "oif"):
             option = "-i" if term.field == "iif" else "-o"
             choices = [(*word, option, v.replace("*", "+")) for v in values]
-        elif term.field in ("saddr-set", "daddr-set"):
-            side = "src" if term.field == "saddr-set" else "dst"
-            choices = [("-m", "set", *word, "--match-set", values[0].split(" ")[1], side)]
+        elif term.field == "set":
+            sides, name = values[0].split(" @")
+            choices = [("-m", "set", *word, "--match-set", name, sides)] if " " not in sides else []
         elif term.field == "family":
             choices = [()] if (values[0] == family) != term.negate else []
         elif term.field == "type":

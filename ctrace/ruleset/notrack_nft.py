@@ -163,7 +163,7 @@ def accept_rules(lever: Notrack, accept: Accept) -> list[str]:
 
 def _anchor(accept: Accept, family: str, match: str) -> str:
     """Holds a rule of an inet table to one family, where its terms are of one but don't say so."""
-    bound = any("addr" in t.field or t.field == "family" for t in accept.terms)
+    bound = any("addr" in t.field or t.field in ("family", "set") for t in accept.terms)
     if accept.family != "inet" or not bound or f"{family} " in match:
         return ""
     return f"meta nfproto {'ipv4' if family == 'ip' else 'ipv6'} "
@@ -182,12 +182,12 @@ def _terms(terms: Iterable[Term], family: str, proto: str) -> Optional[str]:  # 
                 return None
             if values:
                 out += f"{family} {term.field} {unequal}{{ {', '.join(values)} }} "
-        elif term.field in ("saddr-set", "daddr-set"):
-            kind, name = values[0].split(" ")
-            if kind != family and not term.negate:
+        elif term.field == "set":
+            keys, name = values[0].split("@")
+            other = bool({"ip", "ip6", "src", "dst"} & {*re.split("[ ,]", keys)} - {family})
+            if other and not term.negate:
                 return None
-            if kind == family:
-                out += f"{family} {term.field[:5]} {unequal}@{name} "
+            out += "" if other else f"{keys}{unequal}@{name} "
         elif term.field in ("iif", "oif"):
             names = ", ".join(f'"{name}"' for name in values)
             out += f"{term.field}name {unequal}{names if len(values) == 1 else f'{{ {names} }}'} "

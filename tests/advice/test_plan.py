@@ -52,8 +52,9 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "daddr": prefixes,
     "iif": st.sampled_from(["eth0", "br-lan", "wg0.7"]),
     "oif": st.sampled_from(["eth0", "veth*"]),
-    "saddr-set": st.sampled_from(["ip friends", "ip6 friends6"]),
-    "daddr-set": st.sampled_from(["ip targets"]),
+    "set": st.sampled_from(
+        ["ip saddr @friends", "ip6 saddr . th dport @friends6", "src,dst @both"]
+    ),
     "uid": st.integers(0, 2**32 - 1).map(str),
     "gid": st.integers(0, 2**32 - 1).map(lambda n: f"{n}-{2**32 - 1}"),
     "mark": st.integers(0, 2**32 - 1).map(lambda n: f"{n:#x}/0xffffffff"),

@@ -24,8 +24,8 @@ NF_DROP, NF_ACCEPT, NF_STOLEN = 0, 1, 2
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
 DEVICE_HOOKS: Final = ("ingress", "egress")
 _FAMILIES: Final = {1: "inet", 2: "ip", 5: "netdev", 10: "ip6"}
-_SET: Final = re.compile(r"(ip6?) ([sd]addr) (?:!= )?@([\w.-]+)\Z")
-_IPSET: Final = re.compile(r"(?:! )?--match-set ([\w.-]+) (src|dst)\Z")
+_SET: Final = re.compile(r"(\S.*?) (!= )?(@[\w.-]+)\Z")
+_IPSET: Final = re.compile(r"(?:! )?--match-set ([\w.-]+) ([srcdt,]+)\Z")
 _OWNER: Final = re.compile(
     r"(?:meta sk|(?:! )?--)([ug]id)(?:-owner)? (?:!= )?(?:\{ )?(\d[\d, -]*?)(?: \})?\Z"
 )
@@ -284,10 +284,9 @@ def _term(match: Match) -> Optional[Term]:  # noqa: PLR0911
     for pattern in (_SET, _IPSET, _OWNER):
         hit = pattern.search(text)
         if hit and pattern is _SET:
-            return Term(f"{hit[2]}-set", (f"{hit[1]} {hit[3]}",), "!=" in text)
+            return Term("set", (f"{hit[1]} {hit[3]}",), bool(hit[2]))
         if hit and pattern is _IPSET:
-            side = "saddr-set" if hit[2] == "src" else "daddr-set"
-            return Term(side, (f"ip {hit[1]}",), text.startswith("!"))
+            return Term("set", (f"{hit[2]} @{hit[1]}",), text.startswith("!"))
         if hit:
             return Term(hit[1], tuple(hit[2].split(", ")), "!" in text)
     values = match.values

@@ -127,7 +127,7 @@ XT_FEW = f"{XT_EST}{XT_LO}{XT_ICMP}-A INPUT -p tcp --dport 8063"
 NO_V6 = "*filter\nCOMMIT\n"
 FEW = {
     "nft limit": fw(chain("input", EST + LO + PING + f"tcp dport 8063 limit rate {SCARCE} burst 5 "
-                          "packets accept", "drop")),
+                          "packets accept\ndrop")),
     "nft quota": fw(chain("input", EST + LO + PING + "tcp dport 8063 quota until 9 kbytes accept",
                           "drop")),
     "iptables-nft limit": xt("nft", xt_filter(f"{XT_FEW} -m limit --limit {SCARCE} --limit-burst "
