@@ -10,7 +10,7 @@ Constants: include/uapi/linux/netfilter/nf_tables.h and x_tables' structs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final, Optional
 
 from ctrace.host.rawlink import NESTED, attr, be32, nested, number, split, text, word
@@ -56,7 +56,7 @@ _XT_TARGETS: Final = {
     "TCPOPTSTRIP", "ERROR", "HMARK", "RATEEST", "DNPT", "SNPT",
 }  # fmt: skip
 _OF_A_HEADER: Final = {"tos", "dscp", "ttl", "hl", "tcpmss", "mac"}
-XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm", "osf"}
+XT_KEPT: Final = _OF_A_HEADER | {"socket", "cgroup", "policy", "realm", "osf", "ipv4options"}
 _META_VARIES: Final = {0, 20, 24, 30, 31, 32}
 """Length, processor, random number, time, day, hour."""
 _META_CHANCE: Final = _META_VARIES - {0}
@@ -76,7 +76,6 @@ _EVAL: Final = 0x20
 """NFT_SET_EVAL: packets may fill it, and its elements measure."""
 _RANDOM: Final = 0x04 | 0x10
 """NF_NAT_RANGE_PROTO_RANDOM, _FULLY."""
-
 
 _NONE: Final[Mapping[bytes, str]] = {}
 
@@ -120,8 +119,8 @@ def change(
                 (last if says else out).extend([_BREAK, (name, attributes)])
                 continue
             meter = name in ("lookup", "dynset") and meters.get(dict(attributes)[1])
-            if meter and not (untracked and meter == "within"):
-                out += [_BREAK] if not says or (untracked and meter == "over") else []
+            if meter:
+                out += _measured(meter, bool(says), untracked)
             out += _one(name, attributes, tainted, says, untracked=untracked, draw=draw)
         out += last
         return out if out != rule else None
@@ -148,6 +147,8 @@ def _is_kept(name: str, attributes: list[tuple[int, bytes]]) -> bool:
         return number(of[2]) == 0 or (
             number(of[2]) == 1 and number(of[3]) in (1, 7, 8) and number(of[4]) < 4
         )
+    if name == "exthdr":  # of IPv6, and options of IPv4 (NFT_EXTHDR_OP_*)
+        return 1 in of and number(of.get(6, b"")) in (0, 2)
     return name in ("socket", "osf", "xfrm")
 
 
@@ -204,10 +205,7 @@ def _one(  # noqa: PLR0911
     if name in ("match", "target"):
         return _xt(name, attributes, answer, untracked=untracked, draw=draw)
     if name == "connlimit":
-        over = bool(number(of.get(2, b"")) & 1)  # NFT_CONNLIMIT_F_INV: more than so many
-        if untracked:
-            return [_BREAK, *same] if over else []
-        return same if answer is None else [] if answer else [_BREAK, *same]
+        return same if answer is None else _measured(_meter({name: of}), answer, untracked, same)
     if name == "flow_offload":
         return []  # a short cut past our ends; packets without it go the whole way
     if name == "queue":  # a listener lets everything pass, or nothing
@@ -221,10 +219,9 @@ def _one(  # noqa: PLR0911
     if name == "dynset" and (7 in of or 10 in of):
         inner = _inside(of)
         if _meter(inner):
-            if not answer or (untracked and set(inner) == {"connlimit"}):
-                return [_BREAK, *same]
             # Elements still come into the set; they count instead of measuring.
-            return [(name, [(k, _COUNTS.get(k, d)) for k, d in attributes])]
+            counting = [(k, _COUNTS.get(k, d)) for k, d in attributes]
+            return [*_measured(_meter(inner), answer, untracked), (name, counting)]
     measured = name == "objref" and number(of.get(1, b"")) in MEASURES
     if measured or name in ("limit", "quota", "last"):
         return [] if answer else [_BREAK, *same]
@@ -248,6 +245,28 @@ def _meter(inner: dict[str, dict[int, bytes]]) -> str:
     if "connlimit" not in inner:
         return ""
     return "over" if number(inner["connlimit"].get(2, b"")) & 1 else "within"
+
+
+def _measured(
+    meter: str, answer: bool, untracked: bool, same: Sequence[Expression] = ()
+) -> list[Expression]:
+    """What a condition comes to that says ``answer`` and is a ``meter``, as :func:`_meter` says:
+    a limit on tracked connections counts no untracked packet, and others as before. ``same``: the
+    condition itself, never asked: rules with it turn tracking on."""
+    if not untracked or meter == "packets" or answer == (meter == "within"):
+        return [] if answer else [_BREAK, *same]
+    return _of_tracked(meter == "over")
+
+
+def _of_tracked(yes: bool) -> list[Expression]:
+    """Whether a packet is tracked (or not): by its state (NFT_CT_STATE, NF_CT_STATE_UNTRACKED), in
+    the last register, which no condition before needs."""
+    bit, none, last = struct.pack("=I", 0x40), attr(1, bytes(4)), be32(23)
+    return [
+        ("ct", [(1, last), (2, be32(0))]),
+        ("bitwise", [(1, last), (2, last), (3, be32(4)), (4, attr(1, bit)), (5, none)]),
+        ("cmp", [(1, last), (2, be32(0)), (3, none if yes else attr(1, bit))]),
+    ]
 
 
 def unmetered(things: Iterable[Thing]) -> tuple[tuple[Thing, ...], dict[bytes, str]]:
@@ -364,13 +383,11 @@ def _xt(  # noqa: PLR0911
         if answer is not None and what not in _XT_TARGETS:
             return [] if answer else [_BREAK, *same]
         return same
-    if what == COUNTED and untracked:
-        return [_BREAK, *same]  # without an entry it is never true
-    if what == "connlimit":
-        inverted = bool(struct.unpack_from("=I", of[3], 20)[0] & 1)  # XT_CONNLIMIT_INVERT: at most
-        if untracked:
-            return [] if inverted else [_BREAK, *same]
-        return same if answer is None else [] if answer else [_BREAK, *same]
+    if what == "connlimit" and answer is not None:
+        within = struct.unpack_from("=I", of[3], 20)[0] & 1  # XT_CONNLIMIT_INVERT: at most
+        return _measured("within" if within else "over", answer, untracked, same)
+    if what == COUNTED and untracked and answer:
+        return _of_tracked(True)  # without an entry it is never true
     if answer is None or what in XT_PLAIN or (what == recent.MATCH and recent.fills(of[3])):
         return same
     return [] if answer else [_BREAK, *same]

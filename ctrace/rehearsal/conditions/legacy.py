@@ -34,7 +34,9 @@ def loaded(
             out.append(line)
             continue
         changed = _line(line, answer, kept, packet, untracked=untracked, draw=draw)
-        out.append(_HEAD.sub(_NEVER, line) if changed is None else changed)
+        if changed is None:  # what turns tracking on still does
+            changed = _HEAD.sub(_NEVER, line) + (_TRACKS if " -m connlimit " in line else "")
+        out.append(changed)
     return "\n".join(out) + "\n"
 
 
@@ -107,6 +109,7 @@ _STATISTIC: Final = re.compile(r" -m statistic(?: (?!-m |-j |-g )\S+)*")
 _HEAD: Final = re.compile(r"^((?:\[\d+:\d+\] )?-A \S+).*")
 _NEVER: Final = r"\1 -p 254"
 """A protocol number for experiments (RFC 3692), which no packet here has."""
+_TRACKS: Final = " -m conntrack --ctstate INVALID"
 _MATCH: Final = re.compile(r" -m (\S+)((?: (?!-m |-j |-g )(?:\"(?:[^\"\\]|\\.)*\"|\S+))*)")
 
 
@@ -124,18 +127,19 @@ def _line(
         module = SET_COUNTED if re.search(_ASKS_COUNTERS, options) else match[1]
         if module in XT_PLAIN:
             continue
-        if module == COUNTED and kept is None and not untracked:
+        if module == COUNTED and kept is None:
             continue
         if module == recent.MATCH and " --set" in options:
             continue
         said = _says(module, answer, kept, packet)
-        if module == COUNTED and untracked:
-            said = False
-        if module == "connlimit" and untracked:
-            said = "--connlimit-upto" in options
-        if not said:
+        instead = ""
+        if untracked and module in ("connlimit", COUNTED):  # they count no untracked packet
+            within = "--connlimit-upto" in options
+            if said != within:
+                instead = f" -m conntrack {'! ' if said else ''}--ctstate UNTRACKED"
+        if not said and not instead:
             return None
-        line = line.replace(match[0], "", 1)
+        line = line.replace(match[0], instead, 1)
     target = re.search(r" -j (\S+)", line)
     if target and target[1] in SHARED:
         return None

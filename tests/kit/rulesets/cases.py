@@ -138,8 +138,8 @@ CASES: tuple[Case, ...] = (
              "drop")),
          RULES, True),
     Case("nft: invalid drop, then icmp", "server",
-         fw(chain("input", EST + LO + "ct state invalid drop\n" + PING + "tcp dport 8063 accept",
-                  "drop")),
+         fw(chain("input", "tcp dport 22 ct state new ct count over 900 drop\n" + EST + LO
+                  + "ct state invalid drop\n" + PING + "tcp dport 8063 accept", "drop")),
          SAFE, True, reason="path MTU"),
     Case("nft: related only, no icmp accept", "server",
          fw(chain("input", EST + LO + ND + "tcp dport 8063 accept", "drop")), RULES, True),
@@ -153,10 +153,10 @@ CASES: tuple[Case, ...] = (
              "chain services { ct state new tcp dport { 22, 8063 } jump allow\n }\n"
              "chain allow { counter accept\n }\n")),
          RULES, True),
-    Case("nft: named port set", "server",
-         fw(chain("input", EST + LO + PING + "ct state new tcp dport @open accept", "drop"),
-            extra="set open { type inet_service; flags interval; "
-                  "elements = { 8000-8099 } }\n"),
+    Case("nft: named set of devices and ports", "server",
+         fw(chain("input", EST + LO + PING + "ct state new iifname . tcp dport @open accept",
+                  "drop"),
+            extra='set open { type ifname . inet_service; elements = { "to-r2" . 8063 } }\n'),
          RULES, True),
     Case("nft: two tables, both decide", "server",
          nft("table inet a { chain input { type filter hook input priority -10; policy drop;\n"
@@ -295,8 +295,10 @@ CASES: tuple[Case, ...] = (
     Case("kube-proxy: node port", "server", kube(8063), UNSAFE, True, reason="translate"),
     Case("kube-proxy: other node port", "server", kube(30063, 80, 8080), SAFE, False),
     # ---- client ------------------------------------------------------------------
-    Case("client: no decision", "client",
-         fw(chain("input", "ct state invalid counter"), chain("output", "")), SAFE, False),
+    Case("client: calls to others are dropped while new", "client",
+         fw(chain("output", "ct state new tcp dport 8063 ip daddr != 10.77.0.0/16 drop"),
+            chain("forward", "ct state invalid counter")),
+         SAFE, False, reason="servers seen"),
     Case("client: established only (nft)", "client",
          fw(chain("input", EST + LO + PING, "drop")), RULES, True),
     Case("client: established only, invalid drop", "client",
