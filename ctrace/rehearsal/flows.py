@@ -1,4 +1,5 @@
-"""Flows of the host's own table, as conversations to play: one of a kind each."""
+"""Flows of the host's own table, as conversations to play, one of a kind each; and the entries that
+those of a service leave on a stage."""
 
 from __future__ import annotations
 
@@ -8,9 +9,13 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final
 
+from ctrace.host import ctnetlink
+from ctrace.plan.plan import Notrack
+from ctrace.record import MAPPED_PREFIX, Events, Status
 from ctrace.rehearsal.constants import Named, evenly
-from ctrace.rehearsal.play import Talk
+from ctrace.rehearsal.play import Run, Talk
 from ctrace.rehearsal.talks import Cast
+from ctrace.ruleset.notrack import far_ports
 
 MOST_KINDS: Final = 2000
 """Of the table, each played; beyond that, some of those that no rule tells apart."""
@@ -91,3 +96,57 @@ def represented(talks: Sequence[Talk], who: Cast, names: Named) -> list[Talk]:
         left -= sum(1 + talk.kin for talk in kept)
         out += [replace(kept[0], kin=kept[0].kin + left), *kept[1:]]
     return out
+
+
+# ---- what they leave ------------------------------------------------------------------
+
+
+def entries(path: str, number: int, port: int) -> Events:
+    """Those of a protocol's port in the table at ``path``."""
+    events = ctnetlink.dump(path)
+    mine = (events["dport"] == port) | (events["sport"] == port)
+    found: Events = events[(events["proto"] == number) & mine]
+    return found
+
+
+def counted(entries: Events, talks: Iterable[Talk], lever: Notrack) -> int:
+    """How many belong to the conversations that the lever's rules are for."""
+    peers = {ip_address(peer).packed for peer in lever.peers}
+    mine = set()
+    for talk in talks:
+        low, high = far_ports(lever, talk.role) or (0, 65535)
+        named = talk.role not in ("client", "forward") or not peers or talk.server in peers
+        if talk.role in lever.roles and talk.dport == lever.port and low <= talk.sport <= high:
+            mine |= {(_wide(talk.client), talk.sport)} if named else set()
+    return sum(
+        (bytes(e["src"]), int(e["sport"])) in mine or (bytes(e["dst"]), int(e["dport"])) in mine
+        for e in entries
+    )
+
+
+def by_role(runs: Iterable[Run], entries: Events, port: int) -> dict[str, str]:
+    """What each role's conversations left: ``none``, ``half`` (only entries that saw one
+    direction), ``some``; of the two families the one that left less."""
+    ends: dict[tuple[bytes, int], bool] = {}
+    for e in entries:
+        both = bool(e["status"] & Status.SEEN_REPLY)
+        for side, at in (("src", "sport"), ("dst", "dport")):
+            end = bytes(e[side]), int(e[at])
+            ends[end] = ends.get(end, False) or both
+    marks: dict[tuple[str, int], set[str]] = {}
+    for run in runs:
+        talk = run.talk
+        if talk.dport == port and run.first is not None:
+            end = _wide(talk.client), talk.sport
+            made = "none" if end not in ends else "some" if ends[end] else "half"
+            marks.setdefault((talk.role, len(talk.client)), set()).add(made)
+    found: dict[str, str] = {}
+    for (role, _), of in marks.items():
+        # Rules may be for one family only.
+        word = "some" if "some" in of else min(of)
+        found[role] = min(found.get(role, word), word, key=("none", "half", "some").index)
+    return found
+
+
+def _wide(address: bytes) -> bytes:
+    return MAPPED_PREFIX + address if len(address) == 4 else address

@@ -12,10 +12,10 @@ from typing import Final, Optional
 from ctrace.host import ctnetlink
 from ctrace.plan.plan import Notrack
 from ctrace.record import PROTO_NUMBERS, Events, Status
-from ctrace.rehearsal import compare, entries, talks
+from ctrace.rehearsal import compare, talks
 from ctrace.rehearsal.compare import BREAKS, OPENS, OWN, Difference
 from ctrace.rehearsal.constants import evenly
-from ctrace.rehearsal.flows import of_table, some
+from ctrace.rehearsal.flows import by_role, counted, entries, of_table, some
 from ctrace.rehearsal.play import REST, SERVER_NEXT, Run, Steps, Talk, by_their_users, play, throw
 from ctrace.rehearsal.room import Learned, Ours, Room, Setting, ours
 from ctrace.rehearsal.stage import Outcome, Stage, on_one_processor
@@ -159,8 +159,8 @@ class Service:
                     after = self.played(stage, setting, rules)
                     if setting == self.usual:
                         found.entries = (
-                            entries.count(before.entries, self.talks, lever),
-                            entries.count(self._entries(stage), self.talks, lever),
+                            counted(before.entries, self.talks, lever),
+                            counted(self._entries(stage), self.talks, lever),
                         )
                     ends = [end for end, _ in throw(stage, thrown)]
                 if setting == self.usual:
@@ -300,13 +300,13 @@ class Service:
         )
 
     def _entries(self, stage: Stage) -> Events:
-        return entries.of_service(stage.space.path, PROTO_NUMBERS[self.proto], self.port)
+        return entries(stage.space.path, PROTO_NUMBERS[self.proto], self.port)
 
     def entries_by_role(self) -> dict[str, str]:
-        """What each role leaves without rules of ours (entries.by_role). Raises CtraceError."""
+        """What each role leaves without rules of ours (flows.by_role). Raises CtraceError."""
         with on_one_processor():
             tracked = self.tracked(self.usual)
-        return entries.by_role(tracked.runs, tracked.entries, self.port)
+        return by_role(tracked.runs, tracked.entries, self.port)
 
     def coming_and_going(self, lever: Notrack, backend: str, found: Found) -> None:
         """What the rules do to conversations that are open when they come, and when they go.
