@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 from typing import Final, Optional
 
-_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS: Final = {
+    **{"": 1.0, "ms": 0.001},
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+}
+_PART: Final = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*([a-z]{0,7})"
 
 
 def seconds(text: str) -> Optional[float]:
-    """``30``, ``500ms``, ``5m``, ``2h``, ``1d`` in seconds; None when it is no time."""
-    match = re.fullmatch(
-        r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d|)", text.strip().lower()
-    )
-    return (float(match[1]) * _UNITS[match[2]] or None) if match else None
+    """``30``, ``500ms``, ``5m``, ``2 hours``, ``1h30m`` in seconds; None when it is no time."""
+    text = text.strip().lower()
+    parts = re.findall(_PART, text)
+    if not re.fullmatch(rf"(?:{_PART}\s*){{1,4}}", text) or any(
+        unit not in _UNITS or (not unit and len(parts) > 1) for _, unit in parts
+    ):
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts) or None
 
 
 _DURATIONS: Final = (

@@ -13,36 +13,43 @@ from ctrace.plan.plan import MAX_BYTES, Plan, from_json
 
 
 def read(path: str, *, unasked: bool = False) -> Plan:
-    """The plan in a file, or on standard input for ``-``. Raises UsageError
-    in one line, CtraceError where there is no such file.
+    """The plan in a file, or on standard input for ``-``. Raises CtraceError in one line.
 
     ``unasked``: nobody will look at it before it is applied, so it must not be one
-    that another user could have put there (:func:`_theirs`).
+    that another user could have put there (:func:`_refuse_theirs`, a UsageError).
     """
+    text = _text(path, unasked)
+    try:
+        return from_json(text)
+    except UsageError as error:  # of the file, not of the words that named it
+        raise CtraceError(str(error)) from None
+
+
+def _text(path: str, unasked: bool) -> str:
     if path == "-":
         try:
-            return from_json(sys.stdin.read(MAX_BYTES + 1))
+            return sys.stdin.read(MAX_BYTES + 1)
         except UnicodeDecodeError:
-            raise UsageError("standard input is not a plan: it is not text") from None
+            raise CtraceError("standard input is not a plan: it is not text") from None
     try:
         # A pipe that nobody writes to would hold up open itself.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
-                raise UsageError(
+                raise CtraceError(
                     f"{path} is not a regular file: give the file that advise --plan wrote, or - "
                     "to read a plan from standard input"
                 )
             if unasked:
                 _refuse_theirs(path, found)
-            return from_json(files.taken(fd, MAX_BYTES + 1).decode())
+            return files.taken(fd, MAX_BYTES + 1).decode()
         finally:
             os.close(fd)
     except OSError as error:
         raise CtraceError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a plan: it is not text") from None
+        raise CtraceError(f"{path} is not a plan: it is not text") from None
 
 
 def _refuse_theirs(path: str, found: os.stat_result) -> None:

@@ -216,9 +216,44 @@ def _is_bounded() -> bool:
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
+_CALLED = {
+    **{f"--{one}": f"--format {one}" for one in ("csv", "html", "json", "jsonl", "parquet")},
+    **dict.fromkeys(("--out", "--outfile", "--file"), "--output FILE"),
+    **dict.fromkeys(("--time", "--seconds", "--timeout", "-t"), "--duration TIME"),
+    **dict.fromkeys(("--ns", "--namespace"), "--netns NAME"),
+    **dict.fromkeys(("--lines", "--rows", "--number", "--top"), "--limit N"),
+    **{"--events": "--stop-after N", "--start": "--at MOMENT"},
+}
+"""What other tools call our options."""
+
+
+def _unknown(error: click.NoSuchOption) -> str:
+    """That there is no such option, with the one that was meant where that is plain."""
+    from difflib import get_close_matches
+
+    name, command = error.option_name, error.ctx.command if error.ctx else cli
+    known = [
+        (one, option)
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden
+        for one in option.opts
+    ]
+    called = _CALLED.get(name, "").split()
+    for one, option in known:
+        if called and one == called[0]:
+            kinds = getattr(option.type, "choices", called[1:])
+            if one != "--format" or called[1] in kinds:
+                return f"No such option {name!r}; it is called {' '.join(called)} here"
+    if any(isinstance(one, click.Argument) and one.name == name[2:] for one in command.params):
+        return f"No such option {name!r}; give its value without it"
+    near = get_close_matches(name.lstrip("-"), [one.lstrip("-") for one, _ in known], 1, 0.75)
+    return f"No such option {name[:40]!r}{f'; the nearest is --{near[0]}' if near else ''}"
+
+
 def _wrong(error: click.UsageError) -> int:
     """One line on wrong arguments, and where help is; without any, the help itself."""
-    words = " ".join(error.format_message().split()).rstrip(".")
+    said = _unknown(error) if isinstance(error, click.NoSuchOption) else error.format_message()
+    words = " ".join(said.split()).rstrip(".")
     words += "" if words.endswith(("?", "?)")) else "."
     if len(sys.argv) == 1:
         error.show()

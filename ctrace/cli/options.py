@@ -216,7 +216,9 @@ def _into(path: str, force: bool, stream: bool, answer: Callable[[], None]) -> N
                 raise
             left = leaving
     if not stream:
-        click.echo(f"ctrace: {path}: {number(os.path.getsize(path) >> 10)} KiB", err=True)
+        size = os.path.getsize(path)
+        told = f"{number(size >> 10)} KiB" if size >= 1024 else f"{size} bytes"
+        click.echo(f"ctrace: {path}: {told}", err=True)
     if left is not None:
         raise left
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctrace.change import plan_file
-from ctrace.errors import UsageError
+from ctrace.errors import CtraceError, UsageError
 from ctrace.plan import plan as plans
 from ctrace.plan.plan import Notrack, Plan
 
@@ -43,7 +43,7 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, tmp_path, Path("/dev/null")):
-        with pytest.raises(UsageError, match="not a regular file"):
+        with pytest.raises(CtraceError, match="not a regular file"):
             plan_file.read(str(path))
 
 

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from ctrace.cli import VERBS, LazyGroup, cli
 from ctrace.cli.kinds import Size, Time
 
-UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+UNITS = {
+    **{"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0},
+    **{" secs": 1.0, "mins": 60.0, " hours": 3600.0, "hrs": 3600.0, " day": 86400.0},
+}
 
 
 @given(st.integers(1, 10**9), st.sampled_from(sorted(UNITS)))
@@ -21,8 +24,16 @@ def test_a_time_is_its_number_times_its_unit(number: int, unit: str) -> None:
     assert Time().convert(f"{number}{unit}", None, None) == pytest.approx(number * UNITS[unit])
 
 
+def test_times_of_several_units_are_their_sum() -> None:
+    for text in ("1h30m", "1 h 30 min", "90m"):
+        assert Time().convert(text, None, None) == 5400
+
+
 @given(st.text(max_size=12))
 @example("1\u0661m")
+@example("1h30")
+@example("5 5")
+@example("5min5")
 @example("1e5")
 @example("0")
 @example("9" * 400)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", required=False, type=click.Path(), metavar="[FILE]")
+@click.argument("file", required=False, type=click.Path(readable=False), metavar="[FILE]")
 @click.option(
     "--duration",
     default="10s",

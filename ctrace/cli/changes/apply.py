@@ -16,7 +16,7 @@ from ctrace.interpreter import called
 
 
 @click.command()
-@click.argument("plan", type=click.Path(dir_okay=False), metavar="PLAN")
+@click.argument("plan", type=click.Path(readable=False), metavar="PLAN")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask; keep it later with ctrace confirm.")
 @click.option(
     "--confirm-within",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("plan", required=False, type=click.Path(dir_okay=False), metavar="[PLAN]")
+@click.argument("plan", required=False, type=click.Path(readable=False), metavar="[PLAN]")
 @netns_option("Which namespace's trial")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(), metavar="[FILE]", default="ctrace.data")
+@click.argument("file", type=click.Path(readable=False), metavar="[FILE]", default="ctrace.data")
 @click.option("--notrack", multiple=True, metavar="PROTO/PORT", help="Untrack a service: tcp/8063.")
 @click.option(
     "--timeout",

@@ -43,7 +43,7 @@ from ctrace.files import check_free, new_text
 )
 @click.option(
     "--against",
-    type=click.Path(dir_okay=False),
+    type=click.Path(readable=False),
     metavar="FILE",
     help="Compare with an earlier answer (--format json) from before a change.",
 )

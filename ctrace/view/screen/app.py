@@ -60,7 +60,7 @@ class TopApp(TravelKeys):
         if undone:
             self.say("given up: what was being applied is not put in place, or is taken back")
         elif ended:
-            self.say("advice was stopped: a asks for it again")
+            self.say("the advice in the making was given up: a asks for it again")
 
     def action_pause(self) -> None:
         """Stand still or go on. A live feed goes on counting behind a standing screen."""
