@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from ctrace.batch import DUMP
 from ctrace.errors import CtraceError
 from ctrace.model.snapshot import OVER_TIME, Culprit, Snapshot
 from ctrace.recording.derived import Recorded
 from ctrace.recording.modelled import model_of
 
+LISTED = 0.9
+"""Share of what a table held, from which on texts list all of it: they are of two moments."""
 KEYS = 5000
 """Keys of each recording that are compared, the costliest first."""
 
@@ -25,7 +28,7 @@ class Side:
     """Inserts that failed for another reason than a full table; of everything only."""
     held: Optional[float] = 0.0
     """Entries held on average: table-seconds per second. None, as all else, of a key that is not
-    among the :data:`KEYS` of a recording that has more."""
+    among the :data:`KEYS` of a recording that has more; None where texts show a part."""
     share: Optional[float] = 0.0
     """Of all table-seconds."""
     life: Optional[float] = None
@@ -118,7 +121,23 @@ def _absent(snapshot: Snapshot) -> Side:
     """A key that a recording does not list: it was not there, unless the list is cut off."""
     if _cut(snapshot):
         return Side(None, None, held=None, share=None)
-    return Side(0.0 if snapshot.hooks.changes else None, 0.0 if snapshot.hooks.refusals else None)
+    return Side(
+        0.0 if snapshot.hooks.changes else None,
+        0.0 if snapshot.hooks.refusals else None,
+        held=0.0 if _listed(snapshot) else None,
+    )
+
+
+def _listed(snapshot: Snapshot) -> bool:
+    """Whether all that the tables held is listed: texts may show a part, or events alone."""
+    if snapshot.hooks.family != DUMP:
+        return True
+    held = sum(table.count for table in snapshot.tables)
+    return _read(snapshot) and snapshot.held_total >= LISTED * held
+
+
+def _read(snapshot: Snapshot) -> bool:
+    return bool(snapshot.tables) and all(table.read for table in snapshot.tables)
 
 
 def _sides(snapshot: Snapshot, several: bool) -> dict[str, Side]:
@@ -136,11 +155,12 @@ def _side(culprit: Culprit, snapshot: Snapshot, whole: float) -> Side:
     held, share = culprit.table_seconds / seconds, culprit.table_seconds / whole
     if not hooks.changes:  # a single moment has no average
         held, share = float(culprit.held), culprit.share
+    listed = _listed(snapshot)
     return Side(
         culprit.inserts / seconds if hooks.changes else None,
         culprit.drops / seconds if hooks.refusals else None,
         None,
-        held,
+        held if listed else None,
         share,
         culprit.life.p50,
         culprit.residence.p50,
@@ -149,11 +169,15 @@ def _side(culprit: Culprit, snapshot: Snapshot, whole: float) -> Side:
 
 def _whole(snapshot: Snapshot) -> Side:
     hooks, seconds = snapshot.hooks, max(snapshot.uptime_s, 1e-9)
-    held = snapshot.table_seconds_total / seconds
+    held: Optional[float] = snapshot.table_seconds_total / seconds
+    if not hooks.changes:
+        held = float(snapshot.held_total)
+    if not _listed(snapshot):
+        held = float(sum(table.count for table in snapshot.tables)) if _read(snapshot) else None
     return Side(
         snapshot.totals.insert / seconds if hooks.changes else None,
         snapshot.totals.drop / seconds if hooks.refusals else None,
         snapshot.totals.insert_failed / seconds if hooks.refusals else None,
-        held if hooks.changes else float(snapshot.held_total),
+        held,
         1.0,
     )

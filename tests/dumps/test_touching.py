@@ -227,6 +227,20 @@ def test_a_table_that_stays_level_is_not_rising() -> None:
     assert (table["rates_per_s"]["insert"], table["rates_per_s"]["destroy"]) == (2.0, 2.0)
 
 
+def test_a_difference_knows_what_texts_do_not_list(tmp_path: Path) -> None:
+    """Of a part of a table neither the sum nor a key's entries; and nobody opened its entries."""
+    part, whole, log = (tmp_path / name for name in ("part", "whole", "log"))
+    part.write_bytes(line(1, 90) + COUNT)
+    whole.write_bytes(line(1, 90) + line(2, 80))
+    log.write_bytes(b"[1.5] nf_conntrack: table full, dropping packet\n")
+    for before, held, key in ((part, 4711, None), (log, None, None), (whole, 2, 2)):
+        data = json.loads(run("diff", str(before), str(whole), "-o", "json", text=b""))
+        assert (data["before"]["held"], data["after"]["held"]) == (held, 2)
+        assert [one["before"]["held"] for one in data["changes"]] == [key]
+    rows = run("export", "--to", "jsonl", str(whole), text=b"").split("} {")
+    assert len(rows) == sum('"pid": 0' in row for row in rows)
+
+
 def test_what_was_not_counted_is_not_nought() -> None:
     said = run("report", "-", text=MAX)
     assert "at most 65 536 entries; how many it held is not in the texts" in said

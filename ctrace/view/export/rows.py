@@ -94,7 +94,7 @@ class Rows:
     def columns(self, events: Events) -> dict[str, Any]:
         """The columns of these events."""
         is_destroy = events["kind"] == Kind.DESTROY
-        packets = ~is_destroy & (events["kind"] != Kind.EXISTING)
+        packets = np.isin(events["kind"], (Kind.INSERT, Kind.DROP, Kind.INSERT_FAILED))
         owner = np.where(packets, events["owner"], 0).astype(np.uint64)
         group = np.where(packets, events["cgroup"], 0).astype(np.uint64)
         host = self._of.header.host
