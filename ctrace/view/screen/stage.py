@@ -105,8 +105,10 @@ def bindings() -> list[BindingType]:
 class _Lasting:
     """Takes what a terminal no longer does, from the first write that it refuses."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, told: Callable[[], object]) -> None:
+        """``told`` is called at that write."""
         self._file = file
+        self._told = told
         self._gone = False
         self.fileno = file.fileno
 
@@ -125,12 +127,14 @@ class _Lasting:
             call(*text)
         except OSError:
             self._gone = True
+            self._told()
 
 
 class Terminal(LinuxDriver):
     """The library's own, but for its thread of output: that would end with the terminal, and who
-    fills its queue then, as the end of the screen does, would wait for ever."""
+    fills its queue then, as the end of the screen does, would wait for ever. The screen ends with
+    its terminal, also where no signal tells that it has gone."""
 
     def __init__(self, *where: Any, **options: Any) -> None:
         super().__init__(*where, **options)
-        self._file: Any = _Lasting(self._file)
+        self._file: Any = _Lasting(self._file, lambda: self._app.call_later(self._app.exit))
