@@ -42,6 +42,8 @@ _INVISIBLE: Final = (codecs.BOM_UTF8, "\N{ZERO WIDTH SPACE}".encode())
 """What stands where one text was put behind another, and in what pages show."""
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}".encode()
 """What pages have in place of several spaces."""
+_NO_BREAK_LATIN: Final = re.compile(rb"(?<=[ -~])\xa0+")
+"""The same in Latin-1: not within a character of UTF-8."""
 
 
 def chunks(stream: IO[bytes], name: str) -> Iterator[bytes]:
@@ -109,6 +111,8 @@ def _plain(data: bytes) -> bytes:
         data = _NULS.sub(b"\n", data)
     if _NO_BREAK in data and b"src=" in data:  # rules may have one in a comment, and keep it
         data = data.replace(_NO_BREAK, b" ")
+    elif b"\xa0 " in data and b"src=" in data:
+        data = _NO_BREAK_LATIN.sub(b" ", data)
     return data
 
 

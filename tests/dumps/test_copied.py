@@ -43,6 +43,9 @@ READ: dict[str, tuple[bytes, dict[str, Any]]] = {
         (ENTRY + OTHER).replace("\n", "\r\n").encode("utf-16"), {"entries": 2, "lines": 2},
     ),
     "a byte order mark": (("\ufeff" + ENTRY).encode(), {"entries": 1}),
+    "a page's spaces in Latin-1": (
+        ENTRY.replace("  ", "\xa0 ").encode("latin-1"), {"entries": 1, "assured": 1},
+    ),
     "a page's entities": (
         ENTRY.replace("[", "&#91;").replace("]", "&#93;").replace("     ", "&nbsp; ").encode(),
         {"entries": 1, "assured": 1},
@@ -171,6 +174,7 @@ def test_it_is_read_as_if_it_had_not_been_copied(form: str, tmp_path: Path) -> N
         (BARE.replace("198.51.100.7", "x.x.x.x"), "an address that is none"),
         (BARE[:75], "cut off before the reply's addresses"),
         (BARE[:90], "a direction without its destination"),
+        ("-" + ENTRY, "a line that a diff takes away"),
         ("   1500 TIME_WAIT", "an unknown line"),
     ],
 )  # fmt: skip

@@ -25,6 +25,7 @@ _HEAD: Final = re.compile(
     rb"(?:^|(?<=[\s:\]|,]))(?:(ipv4|ipv6)\s+\d+\s+)?([a-z][\w-]*)\s+(\d{1,3})\s+(?:(-?\d+)\s+)?"
     rb"(?:([A-Z][A-Z0-9_]*)\s+)?(?=(?:[^\s=]+=\S*\s+|\[[^\]]*\]\s+){0,4}src=)"
 )
+_TAKEN: Final = re.compile(rb"-[a-z]")
 _TIME: Final = re.compile(rb"\[\s*(\d+(?:\.\d+)?)\]")
 _TAG: Final = re.compile(rb"\[(NEW|UPDATE|DESTROY)\]")
 _EXPECTED: Final = re.compile(
@@ -76,6 +77,8 @@ def row(line: bytes) -> Row:
 
 def named_row(line: bytes) -> tuple[Row, bytes]:
     """The same whatever the number, and the protocol's name. Raises Bad."""
+    if _TAKEN.match(line):
+        raise Bad("a line that a diff takes away")
     head = _HEAD.search(line)
     if head is None:
         raise Bad("no protocol and number before the addresses")
