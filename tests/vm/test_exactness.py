@@ -182,8 +182,9 @@ def empty(net: Net) -> None:
 # -- clashes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("proto", ["udp", "tcp"])
-@pytest.mark.parametrize("where", ["filter OUTPUT", "mangle POSTROUTING"])
+@pytest.mark.parametrize(
+    ("where", "proto"), [("filter OUTPUT", "udp"), ("mangle POSTROUTING", "tcp")]
+)
 @pytest.mark.usefixtures("empty")
 def test_two_packets_of_one_tuple(
     where: str, proto: str, family: str, net: Net, capture: Capture, seen: Seen
