@@ -16,7 +16,6 @@ from ipaddress import ip_address, ip_network
 from typing import Final, Optional, TypeVar
 
 from ctrace.host.rawlink import Attributes, number, split, word
-from ctrace.rehearsal.conditions.forced import MEASURES
 from ctrace.rehearsal.conditions.needs import Needs
 from ctrace.rehearsal.nft_copy import ELEMENT, RULE, SET, Expression, expressions
 from ctrace.rehearsal.snapshot import Snapshot
@@ -176,10 +175,10 @@ def named(snapshot: Snapshot, ruleset: Optional[Ruleset], needs: Needs) -> Named
             flags = number(of.get(3, b""))
             fields = _types(number(of.get(4, b""))), _types(number(of.get(6, b"")))
             types[family, of[1], of[2]] = (*fields, bool(flags & 4))
-            if number(of.get(15, b"")) in MEASURES:
-                needs.maps.add(of[2])
+            needs.see_set(family, of)
         elif kind == ELEMENT:
             about = types.get((family, of[1], of[2]))
+            needs.see_elements(family, of)
             if about:
                 _listed(found, of[3], about, (family, of[1], of[2]))
         elif kind == RULE and 4 in of:

@@ -75,6 +75,7 @@ CHANGES = {
     "what elements measure": ("ip saddr @full accept", FULL),
     "a limit before more than logs": (f"{LIMIT} jump few", "chain few {\nlog\ndrop\n}"),
     "a limit before the end of a chain": (f"{LIMIT} goto few\ndrop", "chain few {\nlog\n}"),
+    "a ping among others": ("icmpv6 type { 128, 135 } ip6 hoplimit 255 drop", ""),
     "a ping's hop limit": ("icmpv6 type echo-request ip6 hoplimit 255 drop", ""),
 }
 
@@ -88,6 +89,7 @@ def test_what_may_change_while_a_connection_is_open(host: Node, name: str) -> No
 LASTING = {
     "a limit before logs": (f"{LIMIT} jump few", LOGGED),
     "messages that nobody sends": ("icmpv6 type 133 ip6 hoplimit 255 drop", ""),
+    "some of these": (f"icmpv6 type {{ 133, 135 }} {LIMIT} drop", ""),
     "another protocol": (f"meta l4proto sctp {LIMIT} drop", ""),
     "a label": ("tcp dport 7 ct label 5 accept", ""),
     "a user": ("meta skuid 33 accept", ""),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 
-from ctrace.host.rawlink import first, number, word
+from ctrace.host.rawlink import first, number, split, word
 from ctrace.rehearsal.conditions import recent
-from ctrace.rehearsal.conditions.forced import KEEPING, change, is_lot, odd
+from ctrace.rehearsal.conditions.forced import KEEPING, MEASURES, change, is_lot, odd
 from ctrace.rehearsal.conditions.quiet import Chain, Does, Quiet, decides, does, unheard
 from ctrace.rehearsal.nft_copy import Expression
 from ctrace.rehearsal.packets import SYN
@@ -40,6 +41,8 @@ class Needs:
         """Names of maps to limits and quotas."""
         self.meters: dict[bytes, str] = {}
         """By name of a set or a map what its elements measure by themselves, whoever asks."""
+        self._listed: dict[tuple[int, bytes, bytes], set[int]] = {}
+        """Elements of one byte each, by (family, table, name) of their set."""
         self.recent = recent.Lists()
         self.classes = False
         """Whether rules give packets a priority."""
@@ -56,6 +59,20 @@ class Needs:
             with_these(False, untracked=False, kept=True),
             with_these(True, untracked=False, packet=False),
         )
+
+    def see_set(self, family: int, of: Mapping[int, bytes]) -> None:
+        """One set or map of nftables, as its attributes."""
+        if number(of.get(5, b"")) == 1 and not number(of.get(3, b"")) & 4:  # without ranges
+            self._listed[family, of[1], of[2]] = set()
+        if number(of.get(15, b"")) in MEASURES:
+            self.maps.add(of[2])
+
+    def see_elements(self, family: int, of: Mapping[int, bytes]) -> None:
+        """Some elements of a set that was seen."""
+        found = self._listed.get((family, of[1], of[2]))
+        if found is not None:
+            for _, one in split(of[3]):
+                found.update(first(first(one, 1), 1) or range(256))
 
     def see(self, family: int, body: bytes, rule: list[Expression]) -> None:
         """One rule of nftables, as its attributes and their expressions."""
@@ -75,7 +92,9 @@ class Needs:
         turns = self._ways[0](plain) != self._ways[4](plain)
         if turns or any(said is not None for said in (yes, no, kept, apart)):
             self.changed.add(body)
-        if (turns or yes != no) and not unheard(rule):
+        if (turns or yes != no) and not unheard(
+            rule, lambda name: self._listed.get((*chain[:2], name), set())
+        ):
             split = self._ways[5](rule)
             groups = split != yes, split != no
             self._conditional.append((chain, what or does(rule, chain), yes != no, turns, groups))

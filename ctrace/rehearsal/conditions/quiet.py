@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Sequence, Set
 from typing import Final, Generic, Optional, TypeVar
 
 from ctrace.host.rawlink import first, number, split, word
@@ -92,8 +92,13 @@ def _asks(name: str, of: dict[int, bytes]) -> bool:
     return name == "immediate" or (name in ("payload", "meta", "ct", "exthdr") and 1 in of)
 
 
-def unheard(rule: list[Expression]) -> bool:
-    """Whether it asks for another protocol, or another message of ICMP, than any that is sent."""
+_EQUAL: Final = {"cmp": 2, "lookup": 5}
+"""Conditions, and the attribute that is zero where they ask for equal values."""
+
+
+def unheard(rule: list[Expression], listed: Callable[[bytes], Set[int]]) -> bool:
+    """Whether it asks for another protocol, or another message of ICMP, than any that is sent;
+    ``listed``: the first bytes of the elements of a set, by its name."""
     asked, kinds = 0, set[int]()
     for name, attributes in rule:
         of = dict(attributes)
@@ -101,11 +106,11 @@ def unheard(rule: list[Expression]) -> bool:
             kind, inverted = of[3][0], of[3][3] & 1  # struct ipt_icmp, ip6t_icmp; 255: any
             if not inverted and kind not in (255, *(SENT[1] | SENT[58])):
                 return True
-        elif name == "cmp" and asked and not number(of[2]):
-            value = first(of[3], 1)[0]
-            if value not in (SENT if asked == 1 else kinds or (value,)):
+        elif asked and name in _EQUAL and not number(of.get(_EQUAL[name], b"")):
+            values = listed(of[1]) if name == "lookup" else {first(of[3], 1)[0]}
+            if values and values.isdisjoint(SENT if asked == 1 else kinds or values):
                 return True
-            kinds = SENT[value] if asked == 1 else kinds
+            kinds = SENT[min(values)] if asked == 1 and len(values) == 1 else kinds
         asked = 0
         if name == "meta" and 1 in of and number(of[2]) == 16:  # NFT_META_L4PROTO
             asked = 1
