@@ -167,9 +167,8 @@ def _of_rules(subject: Subject, service: Service, settled: Settled) -> Iterator[
             "unsafe",
             "own-port",
             "a translation gives connections of this host other "
-            f"ports by lot: one with port {subject.port} would lose its replies, which "
-            "rules of nftables can spare, and iptables' cannot: install "
-            "nft",
+            f"ports by lot: one with port {subject.port} would lose its replies"
+            + ("" if settled.lacks_nft else ", and rules that spare it would break something else"),
         )
     if settled.path_mtu:
         yield Finding(

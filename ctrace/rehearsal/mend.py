@@ -90,9 +90,12 @@ class Mender:
     def _sparing(self, lever: Notrack, found: Found) -> tuple[Notrack, Found]:
         """The lever that leaves calls from the service's port tracked: those of others, and those
         of this host to which a translation gives random ports."""
-        if lever.shared or self._backend != "nft" or found.of(OPENS) or found.of(BREAKS):
+        if lever.shared or found.of(OPENS) or found.of(BREAKS):
             return lever, found
         lot = "server" in lever.roles and self._service.own_ports()
+        if self._backend != "nft":
+            self._lacks_nft |= lot
+            return lever, found
         if not lot and (lever.proto != "tcp" or not found.of(OWN)):
             return lever, found
         for icmp in dict.fromkeys((lever.icmp and not lot, False)):
