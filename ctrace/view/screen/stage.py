@@ -3,6 +3,7 @@ terminal, which may go away first."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar, TextIO
 
@@ -109,24 +110,24 @@ class _Lasting:
         """``told`` is called at that write."""
         self._file = file
         self._told = told
-        self._gone = False
         self.fileno = file.fileno
 
     def write(self, text: str) -> None:
         """Write it, if there is still a terminal."""
-        if not self._gone:
-            self._try(self._file.write, text)
+        self._try(self._file.write, text)
 
     def flush(self) -> None:
         """Send what is left, if there is still a terminal."""
-        if not self._gone:
-            self._try(self._file.flush)
+        self._try(self._file.flush)
 
     def _try(self, call: Any, *text: str) -> None:
         try:
             call(*text)
         except OSError:
-            self._gone = True
+            # What is kept of it is refused again as the interpreter ends, which then fails.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
             self._told()
 
 
