@@ -223,10 +223,10 @@ def model() -> Model:
     return Model(head.hooks, head.clock, head.started, host=head.host)
 
 
-def at(truth: list[Batch], until: int) -> Snapshot:
-    """What a live screen would have shown then."""
+def at(truth: list[Batch], until: int, rows: int = 200) -> Snapshot:
+    """What a live screen with so many rows would have shown then."""
     live = model()
     for batch in truth:
         if batch.until <= until:
             live.update(batch)
-    return live.snapshot(limit=200)
+    return live.snapshot(limit=rows)
