@@ -32,6 +32,8 @@ if sys.version_info < (3, 10):
     _plain_zip = builtins.zip
     builtins.zip = _zip  # type: ignore[assignment,misc]
 
+os.environ.setdefault("LANG", "C.UTF-8")  # else views are plain ASCII
+
 if "CTRACE_VM" not in os.environ:  # whose tests have none, and starting takes long in there
     from hypothesis import settings
 

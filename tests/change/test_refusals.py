@@ -98,7 +98,8 @@ def test_any_file_gets_one_line(tmp_path_factory: pytest.TempPathFactory, conten
     file = tmp_path_factory.mktemp("plan") / "plan.json"
     file.write_bytes(content)
     result = CliRunner().invoke(apply_command, [str(file), "--yes"])
-    assert isinstance(result.exception, UsageError)
+    assert isinstance(result.exception, CtraceError)
+    assert result.exception.exit_code == 1  # as for any file that can't be read
     assert len(str(result.exception).splitlines()) == 1
 
 

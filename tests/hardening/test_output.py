@@ -178,7 +178,7 @@ def test_a_size_that_no_screen_has_is_none(
 
 def test_a_closed_input_is_an_empty_one() -> None:
     status, said = run(["apply", "-"], "<&-")
-    assert status == 2
+    assert status == 1
     assert len(said.splitlines()) == 1
 
 
