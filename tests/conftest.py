@@ -162,10 +162,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in reports
         if getattr(report, "when", "") == "teardown"
         for name, seconds in report.user_properties
-        if name == "processor" and seconds >= 1
+        if name == "processor"
     ]
-    if used:
-        terminalreporter.section(f"most processor time ({_SHOWN})")
+    if any(seconds >= 1 for seconds, _ in used):
+        total = sum(seconds for seconds, _ in used)
+        terminalreporter.section(f"most processor time ({_SHOWN}), of {total:.0f} s in all")
         for seconds, test in sorted(used, reverse=True)[:_SHOWN]:
             terminalreporter.write_line(f"{seconds:.1f} s  {test}")
 

@@ -292,42 +292,28 @@ def test_a_demo_that_is_broken_off_leaves_nothing(how: str) -> None:
 @pytest.mark.machine
 @pytest.mark.timeout(900)  # it takes its own time, and the longer the busier the host
 @pytest.mark.usefixtures("few_places")
-def test_the_demo_plays_itself_through() -> None:
-    """The table fills, ctrace names who, its advice is applied, the fill falls, all recover."""
-    with nothing_left():
-        done = subprocess.run(
+def test_two_demos_play_themselves_through(tmp_path: Path) -> None:
+    """The table fills, ctrace names who, its advice is applied, the fill falls, all recover: in
+    plain text and, beside it, page for page on the screen."""
+    said = tmp_path / "said"
+    with nothing_left(), said.open("w") as out:
+        plain = subprocess.Popen(
             [*HASTY, "demo", "--auto", "--plain", "--ascii"],
-            capture_output=True, text=True, env=environment(), timeout=840, check=False,
+            stdout=out, stderr=subprocess.STDOUT, env=environment(),
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    turns = [part.split("\n", 1) for part in done.stdout.split("\n== ")[1:]]
-    told = [turn[0] for turn in turns]
-    order = [
-        "A new host", "Traffic is switched over", "The table is full", "What helps?",
-        "Applied in the demo's namespace", "Fill ", "Everything of this demo is gone",
-    ]  # fmt: skip
-    at = [next(i for i, text in enumerate(told) if text.startswith(begin)) for begin in order]
-    assert at == sorted(at)
-    refused = re.search(r"(\d+)x 'sendto: operation not permitted'", done.stdout)
-    assert refused
-    assert int(refused[1]) > 0
-    full = next(turn[1] for turn in turns if turn[0].startswith("The table is full") and turn[1])
-    assert "FULL" in full
-    assert "tcp/8063" in full.split("CULPRITS")[1].splitlines()[1]
-    assert "tcp/8063" in full.split("WHY")[1].splitlines()[0]
-    recovered = re.search(r"Fill (\S+) %, (\d+) refusals last second, (\d+) conn", told[at[5]])
-    assert recovered, told[at[5]]
-    assert float(recovered[1]) < 50
-    assert int(recovered[2]) == 0
-    assert int(recovered[3]) > 50
+        try:
+            _demo_on_the_screen()
+            status = plain.wait(timeout=600)
+        finally:
+            if plain.poll() is None:
+                plain.terminate()
+                plain.wait(timeout=60)
+        assert status == 0, said.read_text()
+    _check_what_a_demo_told(said.read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.machine
-@pytest.mark.timeout(900)
-@pytest.mark.usefixtures("few_places")
-def test_the_demo_turns_the_pages_of_the_screen() -> None:
-    with nothing_left(), terminal("demo", "--auto", program=HASTY, size=(120, 40)) as one:
+def _demo_on_the_screen() -> None:
+    with terminal("demo", "--auto", program=HASTY, size=(120, 40)) as one:
         one.until(b"Traffic is switched over", 300)
         one.until(b"FULL", 300)
         one.until(b"VERDICT", 300)
@@ -340,6 +326,29 @@ def test_the_demo_turns_the_pages_of_the_screen() -> None:
         left = one.said[one.said.rindex(b"\x1b[?1049l") :]  # what is read when the screen has gone
         for told in (b"The table is full", b"Applied in the demo", b"Fill ", b"Everything of"):
             assert told in left
+
+
+def _check_what_a_demo_told(text: str) -> None:
+    turns = [part.split("\n", 1) for part in text.split("\n== ")[1:]]
+    told = [turn[0] for turn in turns]
+    order = [
+        "A new host", "Traffic is switched over", "The table is full", "What helps?",
+        "Applied in the demo's namespace", "Fill ", "Everything of this demo is gone",
+    ]  # fmt: skip
+    at = [next(i for i, text in enumerate(told) if text.startswith(begin)) for begin in order]
+    assert at == sorted(at)
+    refused = re.search(r"(\d+)x 'sendto: operation not permitted'", text)
+    assert refused
+    assert int(refused[1]) > 0
+    full = next(turn[1] for turn in turns if turn[0].startswith("The table is full") and turn[1])
+    assert "FULL" in full
+    assert "tcp/8063" in full.split("CULPRITS")[1].splitlines()[1]
+    assert "tcp/8063" in full.split("WHY")[1].splitlines()[0]
+    recovered = re.search(r"Fill (\S+) %, (\d+) refusals last second, (\d+) conn", told[at[5]])
+    assert recovered, told[at[5]]
+    assert float(recovered[1]) < 50
+    assert int(recovered[2]) == 0
+    assert int(recovered[3]) > 50
 
 
 def test_what_is_typed_at_once_goes_where_it_was_meant(tmp_path: Path) -> None:
