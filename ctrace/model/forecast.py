@@ -74,17 +74,16 @@ class Forecast:
 def forecast(  # noqa: PLR0911 - each way of not knowing by itself
     readings: list[Reading], limit: int, stays: Callable[[], Optional[Staying]]
 ) -> Forecast:
-    """The forecast from readings about a second apart, oldest first; none where they do not rise.
+    """The forecast from readings about a second apart, oldest first; none where they do not rise,
+    or where the table is at its limit already, or above a limit that was lowered.
 
     ``stays`` is called only where they do: most of many tables stand still.
     """
     if not limit or len(readings) < LEAST:
         return Forecast()
     counts = [reading.count for reading in readings[-LEAST:]]
-    if counts[-1] < counts[-2] or counts[-1] <= counts[0]:
+    if counts[-1] < counts[-2] or counts[-1] <= counts[0] or counts[-1] >= limit:
         return Forecast()
-    if counts[-1] >= limit:
-        return Forecast(0.0, 0.0)
     rates = _rates(readings)
     if len(rates) < LEAST - 1:  # a host that stood still for long
         return Forecast()

@@ -12,7 +12,7 @@ from ctrace.batch import Batch, Counts
 from ctrace.cost.result import Perf
 from ctrace.errors import CtraceError
 from ctrace.model.model import Model
-from ctrace.model.snapshot import OVER_TIME, Snapshot
+from ctrace.model.snapshot import OVER_TIME, Snapshot, Table
 from ctrace.record import REASONS_OF, Events, Kind, Reason, address_text, proto_name
 from ctrace.recording.counters import Counted
 from ctrace.recording.derived import Recorded
@@ -127,11 +127,11 @@ def review(
         show(pass_.done)
     if not pass_.until:
         raise CtraceError(f"{recording.path}: nothing was recorded; {recording.missing}")
-    pass_.finish()
     flows = recording.header.flow_filter
     # A single dump tells what is held now, and nothing over time.
     sort = OVER_TIME if recording.hooks.changes else "held"
     final = model.snapshot(group, sort, RANKED, flows)
+    pass_.finish(final.tables)
     others = {
         name: model.snapshot(name, sort, RANKED, flows)
         for name in ("service", "src", "process", "container", "netns")
@@ -245,10 +245,18 @@ class _Pass:
             self._share_due = batch.until + self._share_step
             self._share()
 
-    def finish(self) -> None:
-        """The last, shorter point."""
+    def finish(self, tables: tuple[Table, ...]) -> None:
+        """The last, shorter point, and what the tables hold at the end: counted since the last
+        reading, so it may be the most of all."""
+        for table in tables:
+            if table.read and table.max:
+                self._see_fill(table.netns, table.fill)
         if self.until > self._at:
             self._point()
+        else:
+            for name, fill in self._fill.items():
+                values = self.timeline.fill.setdefault(name, [None] * len(self.timeline.ts))
+                values[-1] = max(fill, values[-1] or 0.0)
         if self.peak_fill > self._seen_at * RISEN:
             self._look_at_peak()
         last = self.shares[self._group].ts
@@ -304,12 +312,13 @@ class _Pass:
 
     def _read_tables(self, batch: Batch) -> None:
         for table in batch.tables:
-            if not table.max:
-                continue
-            name, fill = str(table.netns), table.count / table.max
-            self._fill[name] = max(self._fill.get(name, 0.0), fill)
-            if fill > self.peak_fill:
-                self.peak_fill, self._fullest = fill, table.netns
+            if table.max:
+                self._see_fill(table.netns, table.count / table.max)
+
+    def _see_fill(self, netns: int, fill: float) -> None:
+        self._fill[str(netns)] = max(self._fill.get(str(netns), 0.0), fill)
+        if fill > self.peak_fill:
+            self.peak_fill, self._fullest = fill, netns
 
     def _point(self) -> None:
         line, seconds = self.timeline, (self.until - self._at) / 1e9

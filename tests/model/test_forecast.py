@@ -135,6 +135,12 @@ def test_a_host_that_stood_still_forecasts_nothing() -> None:
     assert forecast(readings, 1000, lambda: pytest.fail("asked")) == Forecast()
 
 
+@pytest.mark.parametrize("limit", [60, 40])
+def test_a_table_at_its_limit_or_above_a_lowered_one_is_not_still_filling(limit: int) -> None:
+    readings = [Reading(float(n), 10 * n, 10 * n) for n in range(7)]
+    assert forecast(readings, limit, lambda: pytest.fail("asked")) == Forecast()
+
+
 def test_a_table_that_falls_is_not_filling() -> None:
     trace = Trace()
     trace.flows(np.linspace(0, 1, 400), np.linspace(2, 20, 400), 0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.synthetic import NETNS
+from kit.synthetic import NETNS, write
 
 from ctrace.batch import Batch
 from ctrace.dumps.opened import open_any
@@ -84,3 +84,19 @@ def test_what_is_held_over_time_is_what_was_made_and_has_not_gone(
         end += int((batch.events["kind"] == int(Kind.INSERT)).sum())
         end -= int((batch.events["kind"] == int(Kind.DESTROY)).sum())
     assert sum(moments.held[-1].values()) == end
+
+
+@pytest.mark.parametrize("batches", [7, 8])
+def test_no_table_ends_fuller_than_it_ever_was(
+    truth: list[Batch], tmp_path: Path, batches: int
+) -> None:
+    """A rising table is read each second; the recording ends between two readings, or at one."""
+    held = sum(
+        int((b.events["kind"] == int(Kind.INSERT)).sum())
+        - int((b.events["kind"] == int(Kind.DESTROY)).sum())
+        for b in truth[:batches]
+    )
+    with closing(open_any([str(write(tmp_path / "rising.data", truth[:batches]))])) as source:
+        found = review(source)
+    assert found.final.tables[0].count == held
+    assert found.peak_fill == held / 65536 == max(v or 0 for v in found.timeline.fill[str(NETNS)])

@@ -41,8 +41,8 @@ class Table:
     rates: Rates = Rates()
     """per s: as ``rates_per_s`` of the whole, of this namespace."""
     seconds_to_full: Optional[float] = None
-    """s: until it is full, from the rate of new entries and how long they stay; None when it does
-    not rise, or may never fill."""
+    """s: until it is full, from the rate of new entries and how long they stay; None when it is
+    full, does not rise, or may never fill."""
     seconds_to_full_error: Optional[float] = None
     """s: what that may be off by, either way."""
     levels_off: Optional[float] = None

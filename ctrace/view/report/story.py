@@ -162,7 +162,7 @@ def _moments(review: Review) -> Iterator[tuple[float, str]]:
     last = last_refusal(review)
     if last is not None and last > (review.first_drop or 0):
         yield last, f"last refusal; {fmt.plural(review.final.totals.drop, 'packet')} in all"
-    fills = [min(table.fill, review.peak_fill) for table in review.final.tables if table.max]
+    fills = [table.fill for table in review.final.tables if table.max]
     if not review.final.hooks.changes:
         return  # one moment, and it is told
     ended = "the texts end" if review.final.hooks.family == DUMP else "the recording ends"
