@@ -4,7 +4,7 @@ Programs under test can be interrupted, no example is timed, and what the whole 
 is changed by one test at a time, with no kernel test beside it. Several workers (``-n 6 --dist
 loadgroup``) share the tests out one by one, for most of them wait; those that share a fixture
 stay together. Those that run by themselves begin, one after the other by one worker; beside them
-the longest of those that wait for nobody.
+those that wait for nobody, the longest first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import resource
 import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from kit.turns import lowered, turn
+from kit.turns import lowered, preferred, turn
 
 if sys.version_info < (3, 10):
     # The tests compare lengths by it; the product must do without (tests/house/test_floor.py).
@@ -81,11 +82,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = item.get_closest_marker("slow") is not None
         if _alone(item):
             return 0  # before there is anything that it would wait for
-        if slow and item.get_closest_marker("kernel") is None:
-            return 1  # which waits for none of these
+        if item.get_closest_marker("kernel") is None:
+            return 1 if slow else 2  # which wait for none of these
         if _group(item.nodeid):
-            return 2 if item.path in longest else 3
-        return 2 if slow else 4
+            return 3 if item.path in longest else 4
+        return 3 if slow else 5
 
     items.sort(key=turn)
 
@@ -174,9 +175,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Kernel tests run beside each other, one marked ``machine`` or ``clocks`` by itself: with what
-    it shares with others, whose making and end are part of a test's turn, too."""
+    it shares with others, whose making and end are part of a test's turn, too. All others wait for
+    those by themselves, so what computes beside them gives way."""
     alone = _alone(item)
     if not alone and item.get_closest_marker("kernel") is None:
         return (yield)
-    with turn(alone=alone):
+    with turn(alone=alone), preferred() if alone else nullcontext():
         return (yield)
