@@ -57,6 +57,19 @@ def counted(counts: npt.NDArray[np.generic]) -> Counted:
     )
 
 
+def _looked_at(events: Known, count: int) -> Optional[tuple[float, float]]:
+    """The share of ASSURED entries and its standard error, by looks; None where they do not tell,
+    or stand for flows of a filter only.
+
+    Unlike what walks met, looks know what has changed since: an entry counts as it was last seen,
+    and how young it was then.
+    """
+    made_of, apart = events[3], abs(count - events[0])
+    if made_of.assured is None or made_of.assured_error is None or apart > 0.1 * count:
+        return None
+    return made_of.assured, min(1.0, made_of.assured_error / 2 + apart / max(count, 1))
+
+
 def add(one: Counted, other: Counted) -> Counted:
     """The sum of two."""
     return Counted(*(a + b for a, b in zip(_values(one), _values(other))))
@@ -316,6 +329,7 @@ class Tables:
         limit = reading.max if reading else 0
         ahead = forecast(list(state.readings), limit, events[4])
         full, met = state.full_since, state.met.share()
+        met = met and (_looked_at(events, count) or met)
         chains = state.stats.get("chaintoolong", Rising()).total
         return Table(
             netns=netns,

@@ -148,8 +148,7 @@ class Recorded:
     lag_s: float
     """Mean time between an entry's timeout and its collection, as recorded; NaN: none seen."""
     collections: F64
-    """When gc_worker passed: the ends of bursts of expired entries going, and the first
-    time that one went."""
+    """When gc_worker passed, as far as bursts of expired entries going show it."""
     lost: int
     cut: int
     """Events at the beginning that were left out."""

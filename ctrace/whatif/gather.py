@@ -69,8 +69,7 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
             timed &= table.at > 0
             read_at = table.at or batch.until
             rows.append((read_at, table.netns, table.count, table.max, table.buckets))
-        if first is None:
-            first = int(slim["ts"][0]) if len(slim) else batch.until
+        first = first or (int(slim["ts"][0]) if len(slim) else batch.until)
     events = np.concatenate(parts) if parts else np.zeros(0, SLIM)
     if (events["ts"][1:] < events["ts"][:-1]).any():
         events = events[np.argsort(events["ts"], kind="stable")]
@@ -85,8 +84,9 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
     evicted = np.isin(events["reason"], [Reason.EVICTED, Reason.GC_PRESSURE])
     refused, half = events["kind"] == Kind.DROP, seconds / 2
     early = int(np.searchsorted(at, half, "right"))
+    flows = _flows(events, at, seconds, texts)
     return Recorded(
-        flows=_flows(events, at, seconds, texts),
+        flows=flows,
         readings=readings,
         seconds=seconds,
         started=start,
@@ -97,7 +97,7 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
             for inum in np.unique(events["netns"][refused])
         },
         lag_s=float(lag.mean()) if len(lag) >= 20 else float("nan"),
-        collections=np.unique(np.append(at[expired][:1], _bursts(at[expired]))),
+        collections=_passes(at[expired], flows),
         lost=lost,
         cut=cut,
         names=names,
@@ -107,17 +107,24 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
     )
 
 
-def _bursts(at: F64) -> F64:
-    """The end of each cluster of times. Clusters far smaller than the largest are left out.
+def _passes(at: F64, flows: Flows) -> F64:
+    """When gc_worker passed: the ends of bursts of expired entries going, at ``at``.
 
-    Single expired entries also go when a lookup meets them.
+    Single expired entries also go when a lookup meets them. So bursts far smaller than the largest
+    do not count, but for the first; nor does one that left more behind than it took.
     """
     if not len(at):
         return at
     last = np.flatnonzero(np.append(np.diff(at) > SAME_PASS_S, True))
-    sizes = np.diff(np.append(-1, last))
-    ends: F64 = at[last[sizes >= 0.2 * sizes.max()]]
-    return ends
+    ends, sizes = at[last], np.diff(np.append(-1, last))
+    known = flows.sure & np.isin(flows.basis, [Basis.SEEN, Basis.LOOKED]) & ~np.isnan(flows.leave)
+    over = flows.expire[known] + SAME_PASS_S
+    gone = np.maximum(np.minimum(flows.leave, flows.end)[known], over)
+    behind = (np.searchsorted(np.sort(one), ends, "right") for one in (over, gone))
+    whole = sizes >= 0.2 * sizes.max()
+    whole[0] = True
+    passes: F64 = ends[whole & (next(behind) - next(behind) <= sizes)]
+    return passes
 
 
 def _slim(events: Events) -> npt.NDArray[Any]:

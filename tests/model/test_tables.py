@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.shapes import NETNS, SECOND, START, Trace, steady
+from kit.shapes import NETNS, SECOND, SEEN_REPLY, START, Trace, steady
 
 from ctrace.batch import Batch, Clock, HookInfo, Names, Netns, TableReading
 from ctrace.model.model import Model
 from ctrace.model.sample import ENOUGH, FEW, WALKS, Dumped, PinnedSample
 from ctrace.model.snapshot import Reconciliation, Table
 from ctrace.model.tables import Rising
-from ctrace.record import N_REASONS, Reason, empty
+from ctrace.record import N_REASONS, Kind, Reason, empty
 
 OFFSET = 1_700_000_000 * SECOND
 
@@ -248,10 +248,23 @@ def test_what_walks_met_is_preferred() -> None:
     m.update(Batch(trace.events(), at(1), tables=(replace(reading(400), met=50, met_assured=50),)))
     assert table(m).pinned == pytest.approx(1.0)
     assert table(m).pinned_error is None
+    met = trace.events()
+    met["kind"], met["ts"], met["status"][100:] = int(Kind.MET), at(1.9), SEEN_REPLY
+    # walks met some of them before they lost what pins them: each counts as it was last seen
+    later = replace(reading(400), met=850, met_assured=350)
+    m.update(Batch(met, at(2), tables=(later,)))
+    assert table(m).pinned == pytest.approx(0.25, abs=0.01)
+    assert table(m).pinned_error == pytest.approx((0.25 * 0.75 / 400) ** 0.5, rel=0.02)
+
+
+def test_what_walks_met_counts_where_looks_are_of_chosen_flows_only() -> None:
+    trace = Trace()
+    trace.existing(100)
+    m = model()
+    m.update(Batch(trace.events(), at(1), tables=(replace(reading(400), met=50, met_assured=50),)))
     later = replace(reading(400), met=450, met_assured=150)
     m.update(Batch(empty(), at(2), tables=(later,)))
     assert table(m).pinned == pytest.approx(0.25)
-    assert table(m).pinned_error == pytest.approx((0.25 * 0.75 / 400) ** 0.5, rel=0.02)
 
 
 def test_names_and_unknown_namespaces() -> None:

@@ -13,6 +13,7 @@ from kit.loads.packets import (
     SECONDS,
     SETTINGS,
     Random,
+    call,
     closes_and_resets,
     echoes,
     half_closed,
@@ -91,3 +92,26 @@ def test_the_truth_is_inside_the_ranges_and_wide_ones_say_so() -> None:
     wide = [one[:3] for one in told if one[4]]
     assert len(outside) <= 0.05 * len(told), outside
     assert len(wide) <= 0.02 * len(told), wide
+
+
+@pytest.mark.parametrize("first_pass", [58.0, 28.8])
+def test_what_a_lookup_collects_is_no_pass_of_the_collector(first_pass: float) -> None:
+    """Some ports are used again when their entries have expired, so lookups collect these; hundreds
+    of others wait on."""
+
+    def load() -> Iterator[Packet]:
+        for n in range(580):
+            yield from call(n / 20, n, 0.0, reset=n % 2 == 0)
+        for n in range(0, 24, 2):
+            yield from call(12 + n / 4, n, 0.0, reset=True)
+
+    tables = [
+        Table({**SETTINGS, "tcp_time_wait": wait}, 30, looks=100, first_pass=first_pass)
+        for wait in (40.0, 5.0)
+    ]
+    batches, _ = (table.run(load()) for table in tables)
+    recorded = gather(batches)
+    assert recorded.collections.round(1).tolist() == [at for at in (28.8,) if at == first_pass]
+    (place,) = of_recording(recorded, parse_levers(timeout=["tcp_time_wait=5"])).places
+    low, high = place.changed.peak_range
+    assert low <= max(tables[1].counts) <= high

@@ -35,7 +35,8 @@ class Table:
     entries, else of those that were there at the start while these are nearly all; None when
     neither tells."""
     pinned_error: Optional[float] = None
-    """share: standard error of that; None where the table was not sampled."""
+    """share: standard error of that, and what changed since; None where the table was not
+    sampled."""
     totals: Counted = Counted()
     """events: as ``totals`` of the whole, of this namespace."""
     rates: Rates = Rates()
