@@ -26,6 +26,10 @@ from ctrace.whatif.settings import parse_levers
 pytestmark = pytest.mark.slow
 LIMIT = 5000
 LOAD = Kernel(rate=40, time_wait=40, seconds=900, udp_rate=20, udp_timeout=30, limit=LIMIT)
+SET = {
+    name: int(packets.SETTINGS.get(name.replace("_timeout", ""), default))
+    for name, default in TIMEOUTS.items()
+}
 ABOUT = Facts(timeouts={**TIMEOUTS, "tcp_timeout_time_wait": 40, "udp_timeout": 30})
 
 
@@ -95,14 +99,42 @@ def test_a_lever_and_a_what_if_tell_the_same_of_a_settled_load(
     for batch in batches:
         model.update(batch)
     shown = model.snapshot("service", limit=10)
-    settings = {
-        name: int(packets.SETTINGS.get(name.replace("_timeout", ""), default))
-        for name, default in TIMEOUTS.items()
-    }
-    outlook = Outlook(shown.tables[0], shown.culprits, settings, shown.uptime_s)
+    outlook = Outlook(shown.tables[0], shown.culprits, SET, shown.uptime_s)
     lever = parse_levers(timeout=[f"{timeout}={seconds}"])
     freed = outlook.frees(lever)
     (place,) = of_recording(gather(batches), lever).places
     low, high = (place.modelled.mean - mean for mean in reversed(place.changed.mean_range))
     assert low <= freed.middle <= high
     assert freed.low - 1 <= place.modelled.mean - place.changed.mean <= freed.high + 1
+
+
+@pytest.mark.parametrize(
+    ("load", "timeout", "seconds"),
+    [
+        (packets.closes_and_resets, "tcp_time_wait", 5),
+        (packets.half_closed, "tcp_close_wait", 10),
+        (packets.echoes, "icmp", 6),
+        (packets.unanswered, "tcp_syn_sent", 5),
+    ],
+)
+def test_a_lever_and_a_what_if_do_not_exclude_each_other_in_the_first_minute(
+    load: Callable[[packets.Random], Iterator[Packet]], timeout: str, seconds: int
+) -> None:
+    """Nothing has settled, so a lever tells of what will be and a what-if of what was: the ranges
+    of what is freed overlap."""
+    table = Table(packets.SETTINGS, 45, looks=100, first_pass=28.0)
+    batches = table.run(load(np.random.default_rng(3)))
+    model, lever = (
+        Model(HookInfo("fentry"), Clock(0), 0),
+        parse_levers([], [f"{timeout}={seconds}"]),
+    )
+    for second, batch in enumerate(batches[:-1], 1):
+        model.update(batch)
+        if second not in (15, 30, 44):
+            continue
+        shown = model.snapshot("service", limit=10)
+        freed = Outlook(shown.tables[0], shown.culprits, SET, shown.uptime_s).frees(lever)
+        (place,) = of_recording(gather(batches[:second]), lever).places
+        low, high = (place.modelled.peak - peak for peak in reversed(place.changed.peak_range))
+        assert freed.low - 1 <= high
+        assert max(low, 0.0) <= freed.high + 1
