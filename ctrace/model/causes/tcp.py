@@ -221,11 +221,9 @@ def idle_established(s: Service) -> Optional[Cause]:
         return None  # something else, or they are in use
     if not s.changes:
         return _established(s)
-    if not state and not expired_open:
-        return None  # nothing shows what they are
     leaving = c.destroys / max(1.0, s.uptime) * 60 / c.held
-    if leaving > 0.02:  # more than 2 % of them go per minute: they do end
-        return None
+    if leaving > 0.02 or not (state or expired_open):
+        return None  # more than 2 % of them go per minute, or nothing shows that they are open
     old = c.older >= 0.5 * c.held
     if not old and expired_open < max(5, 0.5 * c.destroys):
         return None
