@@ -138,7 +138,7 @@ class Sample:
         each entry once.
 
         ``since``: by namespace, from when on they do (ns), where a collection has emptied its
-        table.
+        table; while they are few, also earlier ones of entries that are known to live.
         """
         n = min(self._at, len(self._rows))
         order = (self._at - 1 - np.arange(n)) % len(self._rows)
@@ -146,8 +146,11 @@ class Sample:
         ts, older = self._rows["ts"][order], self._rows["older"][order]
         wanted = (ts >= int(ts.max(initial=0)) - RECENT_NS) | older
         for netns, at in since.items():
-            here = self._rows["meta"][order] >> np.uint64(32) == np.uint64(netns)
-            wanted &= ~here | (ts >= at)
+            late, here = ts < at, self._rows["meta"][order] >> np.uint64(32) == np.uint64(netns)
+            if np.count_nonzero(here & ~late) < 4 * FEW:
+                # too few: of those whose birth was seen it is known whether they are still there
+                late &= np.isnan(self._rows["age"][order])
+            wanted &= ~(here & late)
         order, older = order[wanted], older[wanted]
         walks = self._rows["walk"][order]
         _, first = np.unique(self._rows["ident"][order], return_index=True)

@@ -139,6 +139,27 @@ def test_shares_after_a_collection_are_of_what_it_left() -> None:
         assert made_of.closed == pytest.approx(truth, abs=made_of.closed_error)
 
 
+def test_what_is_known_of_a_key_outlives_a_collection_of_others() -> None:
+    """Closed connections stay, more datagrams than these expire at once: few looks came since."""
+    packets = [
+        entries.Packet(at, proto, 1024 + n, port, state, entries.ASSURED, timeout)
+        for many, proto, port, state, timeout in (
+            (100, 6, 8063, entries.TIME_WAIT, "tcp_time_wait"),
+            (150, 17, 53, entries.ANY, "udp"),
+        )
+        for n, at in enumerate(np.linspace(0, 5, many).tolist())
+    ]
+    table = entries.Table({"tcp_time_wait": 120.0, "udp": 15.0}, 32, looks=15, first_pass=25.5)
+    model = Model(HookInfo("fentry"), Clock(0), 0)
+    for batch in table.run(packets)[:27]:
+        model.update(batch)
+    (row,) = (one for one in model.snapshot("service").culprits if one.held)
+    assert row.held == 100
+    assert row.residence.p50 == pytest.approx(120, rel=0.05)
+    assert row.closed == pytest.approx(1.0, abs=row.composition.closed_error)
+    assert row.composition.n >= 30
+
+
 @pytest.mark.parametrize("streams", [200, 0])
 def test_the_few_short_ones_that_ended_do_not_tell_how_long_streams_live(streams: int) -> None:
     """Probes without an answer expire after 10 s; streams go on: none of them can have ended."""
