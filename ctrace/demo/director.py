@@ -17,9 +17,10 @@ from ctrace.view import format as fmt
 
 RATE: Final = 400.0
 """Connections a second once the traffic is switched over."""
-ATTACHED, CALM, FULL, SHOWN, ADVISED, EMPTIED = 60.0, 7.0, 40.0, 11.0, 12.0, 75.0
-"""Seconds: at most until it is watched; of calm; at most until full; to look at it; at the advice;
-at most to recover: the kernel collects what has expired once a minute at least."""
+ATTACHED, CALM, FULL, SHOWN, ADVISED, EMPTIED = 60.0, 7.0, 240.0, 11.0, 12.0, 75.0
+"""Seconds: at most until it is watched; of calm; at most until full, which a busy host is slow to
+make it; to look at it; at the advice; at most to recover: the kernel collects what has expired once
+a minute at least."""
 LOGGED: Final = 5.0
 """Seconds, at most, until the service's log has the first refusals: it writes once a second."""
 PACE: Final = 1.0
@@ -99,7 +100,8 @@ class Director:
             f"Traffic is switched over: {RATE:.0f} connections a second to port 8063, each "
             "a few milliseconds long. Watch TABLE fill up all the same.",
         )
-        self._until(lambda seen: seen.totals.drop > 5, FULL)
+        if not self._until(lambda seen: seen.totals.drop > 5, FULL):
+            raise CtraceError("the table did not fill: this host is too busy for the demo")
         self._until(lambda _: any(self._refused()), LOGGED)
         yield Beat("full", self._refusals())
         self._breathe(SHOWN / 2)
@@ -184,14 +186,16 @@ class Director:
     def _breathe(self, seconds: float) -> None:
         self._stop.wait(seconds * PACE)
 
-    def _until(self, enough: Callable[[Snapshot], bool], most: float) -> None:
+    def _until(self, enough: Callable[[Snapshot], bool], most: float) -> bool:
+        """Wait for such a snapshot so many seconds at most: whether it came, or the play ends."""
         deadline = time.monotonic() + most
         while not self._stop.wait(0.2) and time.monotonic() < deadline:
             if self.feed.error is not None:
                 raise CtraceError(f"capture ended: {self.feed.error}")
             snapshot = self.feed.latest()
             if snapshot is not None and enough(snapshot):
-                return
+                return True
+        return self._stop.is_set()
 
 
 class SmallAdviser(LiveAdviser):
