@@ -95,6 +95,13 @@ def test_json_of_replay_and_report_is_the_snapshot(file: str, end: Snapshot) -> 
                 assert of[c.key][name] == known, (verb, c.key, name)
 
 
+@pytest.mark.parametrize("verb", [("report",), ("replay", "--once"), ("advise",)])
+def test_lines_of_a_file_end_with_their_text(file: str, verb: tuple[str, ...]) -> None:
+    lines = run(*verb, file).splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_the_screen_has_the_same_rows_and_sentences(file: str, end: Snapshot) -> None:
     text = run("replay", "--once", file, "--group", "service")
     (table,) = end.tables

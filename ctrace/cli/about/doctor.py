@@ -256,13 +256,13 @@ def _about_changes() -> list[Finding]:
 
 
 def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from ctrace.view import format as fmt
+    from ctrace.view.paper import Paper
 
-    console = Console(highlight=False)
+    console = Paper(highlight=False)
     colour = {GOOD: "green", WARN: "yellow", BAD: "red"}
     grid = Table.grid(padding=(0, 2))
     for finding in findings:
@@ -271,10 +271,10 @@ def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
             said.append(f"\n{finding.remedy}", style="bold")
         level = Text(finding.level, style=colour[finding.level])
         grid.add_row(level, Text(finding.subject), said)
-    console.print(grid)
+    console.put(grid)
     spaces = sorted(report["namespaces"], key=lambda one: -one["count"])
     if spaces:
-        console.print()
+        console.put()
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in ("namespace", "netns", "count", "max", "full", "drop", "early_drop"):
             table.add_column(column, justify="left" if column == "namespace" else "right")
@@ -288,9 +288,9 @@ def _print(report: dict[str, Any], findings: Sequence[Finding]) -> None:
             )
             counted = (stats.get("drop", "-"), stats.get("early_drop", "-"))
             table.add_row(Text(one["name"]), *map(str, (*row, *counted)))
-        console.print(table)
+        console.put(table)
         if len(spaces) > 20:
-            console.print(f"and {len(spaces) - 20} more, less full")
+            console.put(f"and {len(spaces) - 20} more, less full")
 
 
 def _why(output: str) -> int:

@@ -108,15 +108,14 @@ def command(
     if format == "json":
         click.echo(json.dumps(advice.to_json(), indent=2))
     else:
-        from rich.console import Console
-
+        from ctrace.view.paper import Paper
         from ctrace.view.report.advice import render
 
         # In a file or a pipe lines may be longer than in a narrow terminal.
         width = None if sys.stdout.isatty() else 120
-        console = Console(highlight=False, markup=False, width=width)
+        console = Paper(highlight=False, markup=False, width=width)
         how = "" if plan else _again(file, given, str(filters["netns"] or ""), target)
-        console.print(render(advice, full=full, how=how), crop=False)
+        console.put(render(advice, full=full, how=how), crop=False)
     if plan:
         _write(advice, plan, wanted.netns, force)
 

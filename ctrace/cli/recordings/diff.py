@@ -42,9 +42,8 @@ def command(before: str, after: str, group: str, limit: int, format: str) -> Non
     if format == "json":
         click.echo(json.dumps(found.to_json(limit), indent=2))
         return
-    from rich.console import Console
-
+    from ctrace.view.paper import Paper
     from ctrace.view.report.diff import diff_text
 
     wide = None if sys.stdout.isatty() else 140
-    Console(highlight=False, width=wide, markup=False).print(diff_text(found, limit))
+    Paper(highlight=False, width=wide, markup=False).put(diff_text(found, limit))

@@ -68,10 +68,9 @@ def command(
 
             click.echo(json.dumps(report_json(found, limit), indent=2))
         else:
-            from rich.console import Console
-
+            from ctrace.view.paper import Paper
             from ctrace.view.report.text import WIDTH, report_text
 
             wide = min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
-            console = Console(highlight=False, markup=False, width=wide)
-            console.print(report_text(found, limit))
+            console = Paper(highlight=False, markup=False, width=wide)
+            console.put(report_text(found, limit))

@@ -98,8 +98,8 @@ def command(
             document["changes"] = changes_json(before, perf)
         click.echo(json.dumps(document, indent=2))
     else:
-        from rich.console import Console
+        from ctrace.view.paper import Paper
 
-        Console().print(render(perf))
+        Paper().put(render(perf))
         if before is not None:
-            Console().print(render_changes(before, perf))
+            Paper().put(render_changes(before, perf))

@@ -226,16 +226,15 @@ def print_frame(snapshot: Snapshot, *, ascii_only: bool, theme: str) -> None:
     """One plain frame; colours only where the output is a terminal that has them."""
     import shutil
 
-    from rich.console import Console
-
     from ctrace.view.palette import PALETTES, TERMINAL
+    from ctrace.view.paper import Paper
     from ctrace.view.screen.frame import frame
 
     columns, rows = shutil.get_terminal_size(PLAIN_SIZE)
-    console = Console(width=max(40, columns), highlight=False, legacy_windows=False)
+    console = Paper(width=max(40, columns), highlight=False, legacy_windows=False)
     height = max(12, rows - 1) if sys.stdout.isatty() else None
     palette = PALETTES.get(theme, TERMINAL)
-    console.print(
+    console.put(
         frame(snapshot, max(40, columns), height, palette=palette, ascii_only=ascii_only), end="\n"
     )
     with contextlib.suppress(ValueError):
