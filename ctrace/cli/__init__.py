@@ -246,8 +246,9 @@ def _unknown(error: click.NoSuchOption) -> str:
                 return f"No such option {name!r}; it is called {' '.join(called)} here"
     if any(isinstance(one, click.Argument) and one.name == name[2:] for one in command.params):
         return f"No such option {name!r}; give its value without it"
-    near = get_close_matches(name.lstrip("-"), [one.lstrip("-") for one, _ in known], 1, 0.75)
-    return f"No such option {name[:40]!r}{f'; the nearest is --{near[0]}' if near else ''}"
+    spelled = {one.lstrip("-"): one for one, _ in known}
+    near = get_close_matches(name.lstrip("-"), list(spelled), 1, 0.75)
+    return f"No such option {name[:40]!r}{f'; the nearest is {spelled[near[0]]}' if near else ''}"
 
 
 def _wrong(error: click.UsageError) -> int:

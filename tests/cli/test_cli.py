@@ -71,6 +71,7 @@ def test_help_explains_every_option(verb: str) -> None:
         (["report", "--limt", "3"], "; the nearest is --limit. See ctrace report --help"),
         (["report", "--json"], "'--json'; it is called --format json here. See"),
         (["import", "--format", "json", "x"], "No such option '--format'. See ctrace import"),
+        (["top", "--n", "x"], "No such option '--n'; the nearest is -n. See ctrace top"),
         (["top", "--interval", "5"], "'--interval'; give its value without it. See"),
         (["undo", "--all", "--netns", "init"], "give one of the two"),
         (["trace", "--netns", "no-such-namespace"], "no-such-namespace"),
