@@ -216,17 +216,17 @@ def idle_established(s: Service) -> Optional[Cause]:
     state, count, share = most_held_state(s)
     if c.proto != "tcp" or c.held < FEW or (c.assured or 0.0) < MOSTLY or (c.closed or 0.0) >= 0.5:
         return None
-    expired_open = sum(n for state, n in c.ended_states if state == "ESTABLISHED")
     if (state and (state != "ESTABLISHED" or share < MOSTLY)) or not _idle(s):
         return None  # something else, or they are in use
     if not s.changes:
         return _established(s)
     leaving = c.destroys / max(1.0, s.uptime) * 60 / c.held
-    if leaving > 0.02 or not (state or expired_open):
-        return None  # more than 2 % of them go per minute, or nothing shows that they are open
-    old = c.older >= 0.5 * c.held
-    if not old and expired_open < max(5, 0.5 * c.destroys):
+    if leaving > 0.02:  # more than 2 % of them go per minute: they do end
         return None
+    expired_open = sum(n for state, n in c.ended_states if state == "ESTABLISHED")
+    old = bool(state) and c.older >= 0.5 * c.held
+    if not old and expired_open < max(5, 0.5 * c.destroys):
+        return None  # nothing shows that they are open, or for how long
     middle = _middle(s)
     quiet = "" if middle is None else f"half had no packet for {duration(middle)}, "
     return s.cause(
