@@ -101,7 +101,7 @@ class Director:
             "a few milliseconds long. Watch TABLE fill up all the same.",
         )
         if not self._until(lambda seen: seen.totals.drop > 5, FULL):
-            raise CtraceError("the table did not fill: this host is too busy for the demo")
+            raise CtraceError(f"the table did not fill in {FULL:.0f} s: try on a host less busy")
         self._until(lambda _: any(self._refused()), LOGGED)
         yield Beat("full", self._refusals())
         self._breathe(SHOWN / 2)
@@ -187,7 +187,7 @@ class Director:
         self._stop.wait(seconds * PACE)
 
     def _until(self, enough: Callable[[Snapshot], bool], most: float) -> bool:
-        """Wait for such a snapshot so many seconds at most: whether it came, or the play ends."""
+        """Wait ``most`` seconds for a snapshot that is enough. False: none came in that time."""
         deadline = time.monotonic() + most
         while not self._stop.wait(0.2) and time.monotonic() < deadline:
             if self.feed.error is not None:

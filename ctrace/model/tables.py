@@ -328,8 +328,9 @@ class Tables:
         count = state.count() if reading else events[0]
         limit = reading.max if reading else 0
         ahead = forecast(list(state.readings), limit, events[4])
-        full, met = state.full_since, state.met.share()
-        met = met and (_looked_at(events, count) or met)
+        full, sampled = state.full_since, state.met.share()
+        if sampled:
+            sampled = _looked_at(events, count) or sampled
         chains = state.stats.get("chaintoolong", Rising()).total
         return Table(
             netns=netns,
@@ -339,8 +340,8 @@ class Tables:
             buckets=reading.buckets if reading else 0,
             active=known.active if known else True,
             read=reading is not None,
-            pinned=met[0] if met else state.dumped.share(count),
-            pinned_error=met[1] if met else None,
+            pinned=sampled[0] if sampled else state.dumped.share(count),
+            pinned_error=sampled[1] if sampled else None,
             totals=totals,
             rates=rates,
             seconds_to_full=ahead.full,

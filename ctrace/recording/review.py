@@ -254,9 +254,7 @@ class _Pass:
         if self.until > self._at:
             self._point()
         else:
-            for name, fill in self._fill.items():
-                values = self.timeline.fill.setdefault(name, [None] * len(self.timeline.ts))
-                values[-1] = max(fill, values[-1] or 0.0)
+            self._put_fills()
         if self.peak_fill > self._seen_at * RISEN:
             self._look_at_peak()
         last = self.shares[self._group].ts
@@ -320,6 +318,14 @@ class _Pass:
         if fill > self.peak_fill:
             self.peak_fill, self._fullest = fill, netns
 
+    def _put_fills(self) -> None:
+        """Add the fills seen since to the last point, which may have some already."""
+        line = self.timeline
+        for name, fill in self._fill.items():
+            values = line.fill.setdefault(name, [None] * len(line.ts))
+            values[-1] = max(fill, values[-1] or 0.0)
+        self._fill = {}
+
     def _point(self) -> None:
         line, seconds = self.timeline, (self.until - self._at) / 1e9
         line.ts.append(self._clock.utc(self.until) / 1e9)
@@ -328,11 +334,10 @@ class _Pass:
         line.drop.append(float(self._sums[_DROPS].sum()) / seconds)
         line.early_drop.append(float(self._sums[Reason.EVICTED]) / seconds)
         line.lost.append(self._lost)
-        for name in self._fill:
-            line.fill.setdefault(name, [None] * (len(line.ts) - 1))
-        for name, values in line.fill.items():
-            values.append(self._fill.get(name))
-        self._fill, self._lost = {}, 0
+        for values in line.fill.values():
+            values.append(None)
+        self._put_fills()
+        self._lost = 0
         self._sums[:] = 0
         self._at = self.until
         self._due = self.until + self._step

@@ -69,7 +69,7 @@ def gather(batches: Iterable[Batch], *, texts: bool = False) -> Recorded:
             timed &= table.at > 0
             read_at = table.at or batch.until
             rows.append((read_at, table.netns, table.count, table.max, table.buckets))
-        first = first or (int(slim["ts"][0]) if len(slim) else batch.until)
+        first = batch.until if first is None else first
     events = np.concatenate(parts) if parts else np.zeros(0, SLIM)
     if (events["ts"][1:] < events["ts"][:-1]).any():
         events = events[np.argsort(events["ts"], kind="stable")]
@@ -120,11 +120,16 @@ def _passes(at: F64, flows: Flows) -> F64:
     known = flows.sure & np.isin(flows.basis, [Basis.SEEN, Basis.LOOKED]) & ~np.isnan(flows.leave)
     over = flows.expire[known] + SAME_PASS_S
     gone = np.maximum(np.minimum(flows.leave, flows.end)[known], over)
-    behind = (np.searchsorted(np.sort(one), ends, "right") for one in (over, gone))
-    whole = sizes >= 0.2 * sizes.max()
-    whole[0] = True
-    passes: F64 = ends[whole & (next(behind) - next(behind) <= sizes)]
+    left_behind = _by(over, ends) - _by(gone, ends)
+    large = sizes >= 0.2 * sizes.max()
+    large[0] = True
+    passes: F64 = ends[large & (left_behind <= sizes)]
     return passes
+
+
+def _by(times: F64, moments: F64) -> npt.NDArray[np.intp]:
+    """How many of the times are over at each of the moments."""
+    return np.searchsorted(np.sort(times), moments, "right")
 
 
 def _slim(events: Events) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DOOR, _ROOM = (Path(tempfile.gettempdir()) / f"ctrace-tests-{name}" for name in ("door", "room"))
@@ -30,11 +30,8 @@ def turn(*, alone: bool) -> Iterator[None]:
 def preferred() -> Iterator[None]:
     """Served before others by the scheduler, as is whatever it starts; where that is allowed."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    try:
+    with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, usual - 10)
-    except PermissionError:
-        yield
-        return
     try:
         yield
     finally:

@@ -145,12 +145,11 @@ def test_a_pair_of_function_hooks_and_the_bracket_agree() -> None:
     packets = around[0] - first_around[0]
     assert packets == pytest.approx(inside[0] - first_inside[0], rel=0.02)
     # The bracket also holds the walk from hook to hook, and here the pair's own programs.
-    # An emulated machine takes its time for these.
     ratios = [
         (outer_now[1] - outer_before[1]) / (inner_now[1] - inner_before[1])
         for (outer_before, inner_before), (outer_now, inner_now) in zip(read, read[1:])
     ]
-    assert 1 < sorted(ratios)[ROUNDS // 2] < (1.5 if KERNEL else 1.25)
+    assert 1 < sorted(ratios)[ROUNDS // 2] < 1.25
 
 
 @pytest.mark.clocks

@@ -79,6 +79,12 @@ def test_nothing_done_is_the_table_as_it_is(both: tuple[Recorded, Snapshot, Advi
     assert outlook.expected() * LIMIT == pytest.approx(settled, rel=0.05)
 
 
+def outlook(model: Model) -> Outlook:
+    """What levers would free of what the model shows now."""
+    shown = model.snapshot("service", limit=10)
+    return Outlook(shown.tables[0], shown.culprits, SET, shown.uptime_s)
+
+
 @pytest.mark.parametrize(
     ("load", "timeout", "seconds"),
     [
@@ -98,10 +104,8 @@ def test_a_lever_and_a_what_if_tell_the_same_of_a_settled_load(
     model = Model(HookInfo("fentry"), Clock(0), 60 * 10**9)
     for batch in batches:
         model.update(batch)
-    shown = model.snapshot("service", limit=10)
-    outlook = Outlook(shown.tables[0], shown.culprits, SET, shown.uptime_s)
     lever = parse_levers(timeout=[f"{timeout}={seconds}"])
-    freed = outlook.frees(lever)
+    freed = outlook(model).frees(lever)
     (place,) = of_recording(gather(batches), lever).places
     low, high = (place.modelled.mean - mean for mean in reversed(place.changed.mean_range))
     assert low <= freed.middle <= high
@@ -124,16 +128,13 @@ def test_a_lever_and_a_what_if_do_not_exclude_each_other_in_the_first_minute(
     of what is freed overlap."""
     table = Table(packets.SETTINGS, 45, looks=100, first_pass=28.0)
     batches = table.run(load(np.random.default_rng(3)))
-    model, lever = (
-        Model(HookInfo("fentry"), Clock(0), 0),
-        parse_levers([], [f"{timeout}={seconds}"]),
-    )
+    model = Model(HookInfo("fentry"), Clock(0), 0)
+    lever = parse_levers(timeout=[f"{timeout}={seconds}"])
     for second, batch in enumerate(batches[:-1], 1):
         model.update(batch)
         if second not in (15, 30, 44):
             continue
-        shown = model.snapshot("service", limit=10)
-        freed = Outlook(shown.tables[0], shown.culprits, SET, shown.uptime_s).frees(lever)
+        freed = outlook(model).frees(lever)
         (place,) = of_recording(gather(batches[:second]), lever).places
         low, high = (place.modelled.peak - peak for peak in reversed(place.changed.peak_range))
         assert freed.low - 1 <= high

@@ -124,7 +124,7 @@ class _Lasting:
         try:
             call(*text)
         except OSError:
-            # What is kept of it is refused again as the interpreter ends, which then fails.
+            # Python keeps the refused text and writes it again at exit, which would fail then.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
